@@ -43,8 +43,8 @@ def said(result: Result) -> tuple[int, str]:
 
 
 def test_a_queue_is_declared_purged_and_deleted(admin: Shell, broker: TestBroker) -> None:
-    """Declaring a queue again changes nothing; with other arguments it exits with 78. A missing queue is an error
-    unless --if-exists is given.
+    """`queue declare` of an existing queue changes nothing, and exits with 78 if the arguments differ. `purge` and
+    `delete` need --yes, and fail for a missing queue unless --if-exists is given.
     """
     queue = ("mqtool", "queue")
     assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "declared queue 'jobs'")
@@ -85,8 +85,8 @@ def test_a_queue_is_declared_purged_and_deleted(admin: Shell, broker: TestBroker
 def test_the_hint_for_a_missing_queue_names_the_most_similar_one(
     admin: Shell, connection: Connection, command: str
 ) -> None:
-    """A command on a queue or exchange that does not exist exits with 69 and asks "did you mean", also for dead
-    letters.
+    """A command that names a queue or exchange that does not exist exits with 69, and its hint asks "did you mean" with
+    the most similar name.
     """
     channel = connection.channel()
     for name in ("jobs", "jobs.dlq", "other"):
@@ -107,7 +107,7 @@ def test_a_name_with_a_line_break_is_refused(admin: Shell) -> None:
 
 
 def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
-    """After `queue declare`, `send --strict` finds the queue that it would have declared itself."""
+    """`queue declare` gives a queue the same arguments as `send`, so a later `send --strict` accepts the queue."""
     admin.run("mqtool", "queue", "declare", "jobs")
     assert admin.run("mqtool", "send", "-q", "jobs", "--strict", "x").code == 0
 
@@ -130,7 +130,9 @@ def test_a_command_on_several_names_that_fails_in_the_middle_says_what_is_left(a
 
 
 def test_a_classic_queue_is_deleted_only_if_empty_and_unused(admin: Shell, broker: TestBroker) -> None:
-    """With --if-empty and --if-unused, `queue delete` exits with 1 and keeps a queue that has messages."""
+    """`queue delete --if-empty --if-unused` keeps a queue that has messages and exits with 1; it deletes the queue once
+    it is empty.
+    """
     admin.run("mqtool", "send", "-q", "old", "--queue-type", "classic", "x")
     kept = admin.run("mqtool", "queue", "delete", "old", "--if-empty", "--if-unused")
     assert kept.code == 1
@@ -141,7 +143,9 @@ def test_a_classic_queue_is_deleted_only_if_empty_and_unused(admin: Shell, broke
 
 
 def test_exchanges_and_bindings_are_made_and_removed(admin: Shell, broker: TestBroker) -> None:
-    """A message is routed through two bound exchanges to the queue, and no longer once the binding is removed."""
+    """`exchange bind` routes a message through two exchanges to a queue, and `exchange unbind` ends that. `exchange
+    delete` needs --yes, and exits with 69 if the exchange does not exist.
+    """
     assert admin.run("mqtool", "exchange", "declare", "in", "topic").code == 0
     assert admin.run("mqtool", "exchange", "declare", "in", "fanout").code == 78
     assert admin.run("mqtool", "exchange", "declare", "by-header", "headers").code == 0
@@ -171,7 +175,7 @@ def test_exchanges_and_bindings_are_made_and_removed(admin: Shell, broker: TestB
 
 
 def test_a_user_can_do_what_the_patterns_allow_and_nothing_else(admin: Shell, ann: str) -> None:
-    """After `permission set`, the user can configure, write and read what matches the patterns; everything else exits
+    """After `permission set`, a user can configure, write and read what matches the patterns; any other operation exits
     with 77.
     """
 
@@ -209,8 +213,8 @@ def test_a_user_can_do_what_the_patterns_allow_and_nothing_else(admin: Shell, an
 
 
 def test_a_user_is_added_changed_and_deleted(admin: Shell, ann: str) -> None:
-    """Changing the password keeps the tags, and the reverse. --if-not-exists and --if-exists make the commands
-    idempotent.
+    """`user password` keeps a user's tags, and `user tags` keeps the password. Adding an existing user or deleting a
+    missing one fails, unless --if-not-exists or --if-exists is given.
     """
     assert said(admin.run("mqtool", "user", "add", ann, "--password-file", "secret"))[0] == 1
     assert admin.run("mqtool", "user", "add", ann, "--if-not-exists").code == 0
@@ -235,8 +239,8 @@ def test_a_user_is_added_changed_and_deleted(admin: Shell, ann: str) -> None:
 
 @on_any_broker
 def test_invalid_user_and_permission_commands_are_usage_errors(admin: Shell, ann: str) -> None:
-    """A missing or empty password, a missing or invalid pattern, or a missing name exits with 2 and
-    says what is wrong.
+    """`user add` without a usable password, and `permission set` without a valid pattern, exit with 2 and say what is
+    wrong.
     """
     (admin.directory / "empty").write_text("\n")
     for words, sentence in {
@@ -254,7 +258,9 @@ def test_invalid_user_and_permission_commands_are_usage_errors(admin: Shell, ann
 
 @on_any_broker
 def test_user_password_never_prints_the_password(admin: Shell, ann: str) -> None:
-    """`user password` does not print it, even with --debug, and no option takes a password on the command line."""
+    """`user password` does not print the new password, even with --debug, and `user add` has no option that takes a
+    password on the command line.
+    """
     result = admin.run("mqtool", "user", "password", ann, "--password-file", "secret", "--debug")
     assert result.code == 0
     assert SECRET not in result.stdout + result.stderr
@@ -277,8 +283,8 @@ def test_a_password_is_asked_for_twice_on_a_terminal(admin: Shell, ann: str) -> 
 
 
 def test_a_virtual_host_is_added_used_and_deleted(admin: Shell, broker: TestBroker) -> None:
-    """`vhost add` fails if the virtual host exists; `vhost delete` deletes its queues too, and fails if it does not
-    exist.
+    """`vhost add` fails if the virtual host exists. `vhost delete` needs --yes, and fails if the virtual host does not
+    exist; messages can be sent to it only in between.
     """
     name = f"stage-{uuid.uuid4().hex[:8]}"
     vhost = ("mqtool", "vhost")
@@ -296,8 +302,8 @@ def test_a_virtual_host_is_added_used_and_deleted(admin: Shell, broker: TestBrok
 
 
 def test_plugins_of_the_embedded_broker_cannot_be_disabled(lonely_shell: Shell) -> None:
-    """The embedded broker lists its built-in plugins; without a broker that mqtool started, `plugin enable` exits with
-    69.
+    """`plugin disable` exits with 2 on the embedded broker, and so does enabling a plugin it lacks. If `broker up` has
+    started no broker, `plugin enable` exits with 69.
     """
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").code == 69
@@ -315,7 +321,9 @@ def test_plugins_of_the_embedded_broker_cannot_be_disabled(lonely_shell: Shell) 
 
 
 def test_an_enabled_plugin_is_listed_at_once_and_after_a_restart(lonely_shell: Shell) -> None:
-    """`plugin ls` shows a plugin as soon as `plugin enable` has returned, and after a restart of the broker."""
+    """`list plugins` shows a plugin as running as soon as `plugin enable` has returned, and again after `broker
+    restart`.
+    """
     own_broker(BrokerKind.NODE)
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     lonely_shell.run("mqtool", "broker", "up", "--kind", "node", "--port", str(_free_port()))
@@ -359,7 +367,9 @@ def test_nothing_is_destroyed_when_the_answer_is_no(admin: Shell, broker: TestBr
 
 @on_any_broker
 def test_deleting_ones_own_user_or_the_default_vhost_needs_a_flag(shell: Shell, broker: TestBroker) -> None:
-    """--yes is not enough to delete the user that is logged in, or the virtual host /: the command exits with 2."""
+    """`user delete` of one's own user and `vhost delete` of / exit with 2 in spite of --yes, and name the flag that
+    deletes it.
+    """
     management = ("--yes", "--management", broker.management)
     for words, flag in ((("user", "delete", "guest"), "--myself"), (("vhost", "delete", "/"), "--default-vhost")):
         refused = shell.run("mqtool", *words, *management)

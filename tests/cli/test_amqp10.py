@@ -45,7 +45,9 @@ def skip_before_4_2(broker: TestBroker, what: str) -> None:
 
 
 def test_a_message_goes_from_send_to_receive(shell: Shell) -> None:
-    """Over AMQP 1.0, `send` and `receive` print the same lines as over AMQP 0-9-1, by option or by MQTOOL_PROTOCOL."""
+    """`send` and `receive` over AMQP 1.0, chosen by --protocol or MQTOOL_PROTOCOL, print the same lines as over AMQP
+    0-9-1.
+    """
     sent = shell.run("mqtool", "send", *OVER_1_0)
     received = shell.run("mqtool", "receive", "-c", "1")
     assert (sent.stdout, sent.stderr, sent.code) == ("", " [x] Sent 'Hello World!'\n", 0)
@@ -74,7 +76,9 @@ def test_properties_and_headers_are_the_same_over_both_protocols(
 
 
 def test_a_large_binary_body_arrives_unchanged(shell: Shell, tmp_path: Path) -> None:
-    """A body of 500 KB, which takes many frames and is not text, is received byte for byte."""
+    """Over AMQP 1.0, `receive --raw` prints a binary body of 500 KB, which takes many frames, byte for byte as `send
+    -f` read it.
+    """
     body = bytes(range(256)) * 2000
     (tmp_path / "body").write_bytes(body)
     assert shell.run("mqtool", "send", "-f", str(tmp_path / "body")).code == 0
@@ -84,14 +88,16 @@ def test_a_large_binary_body_arrives_unchanged(shell: Shell, tmp_path: Path) -> 
 @pytest.mark.parametrize("prefetch", [[], ["--prefetch", "1"], ["--prefetch", "0"], ["--auto-ack"]])
 @pytest.mark.sampled(1)
 def test_lines_are_received_once_and_in_order(shell: Shell, prefetch: list[str]) -> None:
-    """`send -l` sends 1,500 lines; `receive` prints each once and in order, whatever --prefetch and --auto-ack are."""
+    """Over AMQP 1.0, `receive` prints each of 1,500 lines once and in order, with any --prefetch and --auto-ack."""
     lines = "".join(f"{number}\n" for number in range(1500))
     assert shell.run("mqtool", "send", "-l", stdin=lines).code == 0
     assert shell.run("mqtool", "receive", "--raw", "-c", "1500", *prefetch).stdout == lines
 
 
 def test_receive_leaves_messages_beyond_the_count_or_condition(shell: Shell, broker: TestBroker) -> None:
-    """`receive -c 1` takes exactly one message; messages that do not match --where are back in the queue at the end."""
+    """Over AMQP 1.0, `receive -c 1` takes exactly one message, and messages that do not match --where are back in the
+    queue when it ends.
+    """
     shell.run("mqtool", "send", "-l", stdin="1\n2\n3\n4\n")
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "1\n"
     assert shell.run("mqtool", "receive", "-c", "1", "--raw", "--where", "body == '3'").stdout == "3\n"
@@ -102,8 +108,8 @@ def test_receive_leaves_messages_beyond_the_count_or_condition(shell: Shell, bro
 
 
 def test_rejected_and_released_messages_are_reported(shell: Shell) -> None:
-    """`send` reports a rejected message as nacked and a released one as returned, with the reason, and
-    exits with 75.
+    """Over AMQP 1.0, `send` reports a rejected message as nacked and, with --mandatory, a released one as returned; it
+    gives the reason and exits with 75.
     """
     shell.run("mqtool", "queue", "declare", "full", "--max-length", "1", "--argument", "x-overflow=reject-publish",
               "--queue-type", "quorum")  # fmt: skip
@@ -145,8 +151,8 @@ def test_rejected_and_released_messages_are_reported(shell: Shell) -> None:
 def test_what_amqp_10_cannot_do_is_an_error_in_one_sentence(
     shell: Shell, broker: TestBroker, command: list[str], code: int, says: str
 ) -> None:
-    """An option or header that AMQP 1.0 does not have, or a refused login, is one error with the
-    documented exit code.
+    """Over AMQP 1.0, an option or header that the protocol does not support, a missing queue or exchange, and a refused
+    login each print one error and exit with the documented code.
     """
     management = broker.management.replace("http:", "amqp:")
     told = shell.run("mqtool", *(each.format(management=management) for each in command))
@@ -216,14 +222,16 @@ def test_rpc_client_and_server_may_use_different_protocols(
 
 
 def test_rpc_client_uses_direct_reply_to(shell: Shell, broker: TestBroker) -> None:
-    """Over AMQP 1.0, `rpc-client --direct-reply-to` gets its reply."""
+    """Over AMQP 1.0, `rpc-client --direct-reply-to` prints the reply to its request."""
     skip_before_4_2(broker, "direct replies work over AMQP 1.0")
     shell.start("mqtool", "rpc-server", "-c", "1").wait_until_ready()
     assert shell.run("mqtool", "rpc-client", "10", "--direct-reply-to", "--raw").stdout == "55\n"
 
 
 def test_rpc_client_without_a_server_exits_with_69(shell: Shell) -> None:
-    """Over AMQP 1.0, `rpc-client` exits with 69 and says that the queue of requests does not exist."""
+    """Over AMQP 1.0, `rpc-client` exits with 69 and says that the request queue does not exist if no server has
+    declared it.
+    """
     asked = shell.run("mqtool", "rpc-client", "1", "--timeout", "5s")
     assert (asked.code, "queue 'rpc_queue' does not exist" in asked.stderr) == (69, True)
 
@@ -256,8 +264,8 @@ def test_receive_reads_a_stream_from_an_offset(shell: Shell, offset: str, expect
 
 
 def test_the_broker_filters_a_stream_for_receive(shell: Shell, broker: TestBroker) -> None:
-    """Over AMQP 1.0, `receive` gets only the messages with a filter value, and from 4.2 on those that match an SQL
-    filter.
+    """Over AMQP 1.0, `receive --filter` gets only the messages of a stream with that filter value. With --sql, RabbitMQ
+    4.2 and later sends only those that match the SQL filter.
     """
     shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
     for country, level in (("NL", 1), ("NL", 5), ("BE", 7)):
@@ -275,7 +283,9 @@ def test_the_broker_filters_a_stream_for_receive(shell: Shell, broker: TestBroke
 
 
 def test_sender_and_receiver_resume_after_a_lost_connection(shell: Shell, broker: TestBroker, proxy: Proxy) -> None:
-    """After a cut, `send` republishes messages without an outcome, and `receive` gets each message at least once."""
+    """Over AMQP 1.0, `send` and `receive` reconnect each time the connection is cut, and every message is received at
+    least once.
+    """
     url = through(proxy, broker)
     receiver = shell.start("mqtool", "receive", "--raw", "-u", url).wait_until_ready()
     sender = shell.start("mqtool", "send", "-l", "-u", url, stdin=PIPE)
@@ -294,7 +304,9 @@ def test_sender_and_receiver_resume_after_a_lost_connection(shell: Shell, broker
 
 
 def test_no_confirmed_message_is_lost_when_a_command_is_killed(shell: Shell) -> None:
-    """After kill -9 of `send` and of `receive`, every confirmed message has been printed or is still in the queue."""
+    """After kill -9 of `send` and of `receive` over AMQP 1.0, every confirmed message has been printed or is still in
+    the queue.
+    """
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"".join(b"%d\n" % number for number in range(3000)))
@@ -313,8 +325,8 @@ def test_no_confirmed_message_is_lost_when_a_command_is_killed(shell: Shell) -> 
 
 
 def test_a_context_names_the_protocol(shell: Shell, broker: TestBroker) -> None:
-    """`context add --protocol amqp1.0` makes commands with that context use AMQP 1.0, unless --protocol
-    says otherwise.
+    """Commands that use a context added with `context add --protocol amqp1.0` speak AMQP 1.0, unless --protocol says
+    otherwise.
     """
     shell.environment.pop("MQTOOL_PROTOCOL")
     shell.environment.pop("MQTOOL_URL")
@@ -328,8 +340,8 @@ def test_a_context_names_the_protocol(shell: Shell, broker: TestBroker) -> None:
 @pytest.mark.parametrize("tutorial", ["hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc"])
 @pytest.mark.sampled(2)
 def test_plain_scripts_talk_with_the_commands(shell: Shell, broker: TestBroker, tutorial: str) -> None:
-    """The AMQP 1.0 scripts that `tutorial show --plain` prints run unchanged, and exchange messages
-    with the commands.
+    """The AMQP 1.0 scripts printed by `tutorial show --plain` run unchanged, and receive both their own messages and
+    those of the matching mqtool command.
     """
     shell.environment |= {"AMQP_URL": broker.url, "PYTHONUNBUFFERED": "1"}
     (shell.directory / "script.py").write_bytes(

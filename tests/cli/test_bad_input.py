@@ -1,4 +1,4 @@
-"""Wrong command lines and input: one sentence, perhaps a hint, and the documented exit code."""
+"""Wrong command lines and input: one error in one sentence, at most one hint, and the documented exit code."""
 
 import re
 import socket
@@ -320,14 +320,18 @@ def places() -> Iterator[dict[str, str]]:
 @pytest.mark.parametrize("case", NO_BROKER, ids=str)
 @pytest.mark.sampled(5)
 def test_without_a_broker_the_error_says_what_answered(lonely_shell: Shell, places: dict[str, str], case: Case) -> None:
-    """If no broker is at the address, the command says at once what it found there instead."""
+    """If no AMQP broker answers at the address, the command says what is wrong there, such as a closed port, a web
+    server or no TLS.
+    """
     run(case, lonely_shell, places)
 
 
 @on_any_broker
 @pytest.mark.parametrize("case", UNSAYABLE, ids=str)
 def test_values_that_amqp_cannot_carry_are_refused_by_mqtool(shell: Shell, broker: TestBroker, case: Case) -> None:
-    """A name or header that AMQP cannot carry is an error of mqtool, before anything is sent."""
+    """A name or header that AMQP cannot carry, such as one of 256 bytes, is refused by mqtool itself with one sentence
+    that gives the reason.
+    """
     run(case, shell, {"host": f"localhost:{broker.port}"})
 
 
@@ -350,8 +354,8 @@ def test_a_refusal_by_the_broker_is_one_sentence(
 @on_any_broker
 @pytest.mark.parametrize("case", NDJSON, ids=lambda case: case.stdin[:40])
 def test_a_bad_line_of_ndjson_is_named_and_ends_the_input(shell: Shell, case: Case) -> None:
-    """`send --json` names the bad line; the messages before it are delivered and counted, those after
-    it are not sent.
+    """`send --json` reports the number of an invalid line and exits with 65; the messages before that line are
+    delivered, and those after it are not sent.
     """
     sent = shell.run("mqtool", *case.arguments, stdin=f"{GOOD}{case.stdin}\n" + '{"body": "after"}\n', timeout=AT_ONCE)
     received = shell.run("mqtool", "receive", "--raw", "-c", "2", "--timeout", "5s")
@@ -361,7 +365,9 @@ def test_a_bad_line_of_ndjson_is_named_and_ends_the_input(shell: Shell, case: Ca
 
 
 def test_ten_unroutable_messages_are_named_and_the_rest_counted(shell: Shell) -> None:
-    """If none of 12 messages is routable, `send --mandatory` names ten, counts the others, and exits with 75."""
+    """If none of 12 lines is routable, `send --mandatory` prints a warning for each of the first ten, counts all 12 in
+    its total, and exits with 75.
+    """
     stdin = "".join(f"line {number}\n" for number in range(12))
 
     result = shell.run("mqtool", "send", "-l", "-e", "amq.direct", "-r", "nobody", "--mandatory", stdin=stdin)
@@ -375,7 +381,7 @@ def test_ten_unroutable_messages_are_named_and_the_rest_counted(shell: Shell) ->
 
 
 def test_exit_code_3_if_some_messages_are_unroutable(shell: Shell) -> None:
-    """If one of two messages is returned, `send --mandatory` says "1 of 2 messages failed" and exits with 3."""
+    """If the broker returns one of two messages, `send --mandatory` says "1 of 2 messages failed" and exits with 3."""
     stdin = '{"body": "lost", "routing_key": "nobody"}\n{"body": "kept"}\n'
 
     result = shell.run("mqtool", "send", "--json", "--mandatory", stdin=stdin)
@@ -386,7 +392,7 @@ def test_exit_code_3_if_some_messages_are_unroutable(shell: Shell) -> None:
 
 
 def test_debug_output_does_not_contain_the_password(shell: Shell, broker: TestBroker) -> None:
-    """`send --debug` with a wrong password logs what pika does, but never the password."""
+    """`send --debug` with a wrong password prints pika's log, but never the password."""
     result = shell.run("mqtool", "send", "--debug", "-u", f"amqp://guest:{SECRET}@localhost:{broker.port}", "x")
 
     assert result.code == 77
@@ -395,8 +401,8 @@ def test_debug_output_does_not_contain_the_password(shell: Shell, broker: TestBr
 
 
 def test_a_port_that_does_not_answer_is_named_after_a_second(lonely_shell: Shell) -> None:
-    """On a terminal, a command that waits for an answer names the address before it fails, so a mistyped port is
-    noticed.
+    """If a port accepts the connection but does not answer, `send` on a terminal says which address it is waiting for
+    before it fails.
     """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         at = f"127.0.0.1:{silent.getsockname()[1]}"

@@ -1,4 +1,6 @@
-"""`bench`: totals that agree with the broker's, latencies from the intended time, and every loss reported."""
+"""`bench`: totals that agree with the broker's, latencies counted from the time a message was due, and every loss
+reported.
+"""
 
 import contextlib
 import json
@@ -47,8 +49,8 @@ def _result(shell: Shell, *options: str, code: int = 0) -> dict[str, Any]:
 @pytest.mark.own_vhost("the totals are those of its vhost")
 @pytest.mark.sampled(1)
 def test_the_totals_agree_with_the_management_api(shell: Shell, broker: TestBroker, queue_type: str) -> None:
-    """Every message is confirmed and received once, as the management API counts them; the queue is
-    deleted afterwards.
+    """`bench` reports each message as published, confirmed and received once, the management API counts the same, and
+    the queue is deleted afterwards.
     """
     options = ("--protocol", "stream") if queue_type.endswith("protocol") else ("--queue-type", queue_type)
     found = _result(shell, "-c", "500", "--publishers", "2", *options)
@@ -75,7 +77,7 @@ def _counted_by(broker: TestBroker, names: Sequence[str]) -> list[int]:
 @on_any_broker
 @large
 def test_the_report_fits_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """The report has a table, a histogram and a summary line, and fits into 80 columns."""
+    """The report of `bench` has a histogram, a line of losses and a summary line, and fits into 80 columns."""
     done = shell.run(
         *BENCH, "--rate", "500", "-c", "300", "--consumers", "2", "--exchange", "topic", "--size", "50-2KiB"
     )
@@ -89,7 +91,7 @@ def test_the_report_fits_a_terminal(shell: Shell, broker: TestBroker) -> None:
 
 
 def test_a_broker_that_mqtool_did_not_start_needs_a_confirmation(tester: Shell, own: EmbeddedBroker) -> None:
-    """Without a terminal or --yes, `bench` exits with 2 instead of putting load on such a broker."""
+    """On a broker that mqtool did not start, `bench` without a terminal or --yes exits with 2."""
     done = tester.run("mqtool", "bench", "-c", "1")
     assert (done.code, "this would put load on" in done.stderr) == (2, True), done.stderr
 
@@ -129,8 +131,8 @@ def test_a_run_without_any_confirm_for_10_s_ends(tester: Shell, own: EmbeddedBro
 
 @large
 def test_a_stall_is_in_the_percentiles_of_an_open_loop(tester: Shell, own: EmbeddedBroker) -> None:
-    """With a fixed rate, messages that become due while the broker stalls count as late; without a rate, only one to
-    three do.
+    """With `bench --rate`, all messages that fall due while the broker stalls for a second count as late; without a
+    rate, only the one to three in flight do.
     """
 
     def stall() -> None:
@@ -154,10 +156,9 @@ def test_a_stall_is_in_the_percentiles_of_an_open_loop(tester: Shell, own: Embed
 def test_messages_that_confirms_hold_back_are_late_by_the_time_since_they_were_due(
     tester: Shell, own: EmbeddedBroker, protocol: str
 ) -> None:
-    """With `--rate` and `--confirms 20`, a broker that stalls for a second holds the publisher back after 20 messages.
-
-    The messages due during the stall are sent after it. Their latencies still count from the times at which they were
-    due, so hundreds of them are more than half a second late, not just the 20 that were in flight.
+    """With `bench --rate --confirms 20`, a broker that stalls for a second holds the publisher back after 20 messages.
+    Latencies of the messages it sends afterwards count from when they were due, so hundreds of them are late, not just
+    20.
     """
     load = ("--rate", "1000", "--duration", "3s", "--confirms", "20", "--protocol", protocol)
     found = _once_it_runs(tester, own, *load, then=lambda: own.faults.go_silent(1.0))
@@ -170,8 +171,8 @@ def test_messages_that_confirms_hold_back_are_late_by_the_time_since_they_were_d
 
 @on_any_broker
 def test_commands_run_at_a_time_or_during_the_run(shell: Shell, broker: TestBroker) -> None:
-    """--at and --during run shell commands, whose output does not mix with the result; one that is too late is
-    reported.
+    """`bench` runs the shell commands of --at and --during while it measures, keeps their output out of the result, and
+    names a command whose time came too late to run.
     """
     begun = ("--at", "0s", "touch begun; echo done", "--at", "1h", "touch late")
     found = shell.run(*BENCH, "--json", "--duration", "1s", "--rate", "50", *begun, "--during", "touch third")
@@ -182,7 +183,7 @@ def test_commands_run_at_a_time_or_during_the_run(shell: Shell, broker: TestBrok
 
 @on_any_broker
 def test_a_command_that_fails_during_a_run_is_named_at_its_end(shell: Shell) -> None:
-    """If a command of --at fails, `bench` still prints the result, names the command, and exits with 3."""
+    """If a command given to `bench --at` fails, `bench` still prints the result, names it, and exits with 3."""
     found = shell.run(*BENCH, "--json", "--duration", "1s", "--rate", "50", "--at", "0s", "exit 69")
     assert (found.code, json.loads(found.stdout)["confirmed"]) == (3, 50), found.stderr
     assert "a command failed during the run: exit 69" in found.stderr
@@ -205,9 +206,7 @@ def test_a_command_that_fails_during_a_run_is_named_at_its_end(shell: Shell) -> 
 def test_each_kind_of_load_is_measured_without_a_loss(
     shell: Shell, broker: TestBroker, options: str, totals: tuple[int, int]
 ) -> None:
-    """For requests, delayed messages, acknowledgement modes and --churn, `bench` reports no loss, and leaves no queue
-    behind.
-    """
+    """`bench` with --rpc, --delay, --ack or --churn reports that no message was lost, and leaves no queue behind."""
     (shell.directory / "bodies").write_text("short\n" + "long" * 40_000 + "\n")
     found = _result(shell, "-c", "200", *options.split())
     assert (found["confirmed"], found["received"], found["lost"]) == (*totals, 0)
@@ -219,7 +218,9 @@ def test_each_kind_of_load_is_measured_without_a_loss(
 @on_any_broker
 @large
 def test_vary_and_compare_report_several_runs(shell: Shell, broker: TestBroker) -> None:
-    """--vary prints a row for each value, and `bench compare` a verdict for each measure, also for files of results."""
+    """`bench --vary` prints a row for each value. `bench compare` compares the measures of two queue types, or of two
+    files of results.
+    """
     varied = shell.run(*BENCH, "--vary", "size=50,1KiB", "-c", "100", "--csv")
     assert (varied.code, len(varied.stdout.splitlines())) == (0, 3), varied.stderr
     stepped = shell.run(*BENCH, "--vary", "rate=500,1000", "-c", "100", "--plot", "chart.html")
@@ -264,13 +265,13 @@ def test_vary_and_compare_report_several_runs(shell: Shell, broker: TestBroker) 
 )
 @pytest.mark.sampled(8)
 def test_an_invalid_bench_command_is_a_usage_error(tester: Shell, words: list[str], said: str) -> None:
-    """`bench` says what is wrong with its options, and exits with 2 before it declares anything."""
+    """`bench` with an invalid option or combination of options says what is wrong and exits with 2."""
     done = tester.run(*BENCH, *words)
     assert (done.code, said in done.stderr) == (2, True), done.stderr
 
 
 def test_a_failed_start_leaves_no_queue_behind(tester: Shell, own: EmbeddedBroker) -> None:
-    """If --stream-port is not the stream port, `bench` deletes the stream that it has declared, and exits with 69."""
+    """If --stream-port does not lead to the stream protocol, `bench` exits with 69 and leaves no stream behind."""
     done = tester.run(*BENCH, "--protocol", "stream", "--stream-port", str(own.port))
     assert (done.code, "does not speak RabbitMQ's stream protocol" in done.stderr) == (69, True), done.stderr
     assert tester.run("mqtool", "list", "queues").stdout == ""
@@ -331,7 +332,9 @@ def test_messages_that_a_proxy_drops_doubles_and_swaps_are_counted(tester: Shell
 )
 @pytest.mark.sampled(1)
 def test_bench_resumes_after_a_cut_connection(tester: Shell, own: EmbeddedBroker, options: str) -> None:
-    """Publisher and consumer reconnect, and no confirmed message is lost; on a stream, none is received twice."""
+    """After a cut connection, the publisher and the consumer of `bench` reconnect and no confirmed message is lost; on
+    a stream, none is received twice.
+    """
     load = ("--rate", "300", "-c", "1800", *options.split())  # a count, so that a busy machine only takes longer
     name, port = ("STREAM_PORT", own.stream_port) if "protocol stream" in options else ("URL", own.port)
     with Proxy(port or 0) as proxy:
@@ -343,7 +346,7 @@ def test_bench_resumes_after_a_cut_connection(tester: Shell, own: EmbeddedBroker
 
 
 def test_ctrl_c_prints_the_result_so_far(tester: Shell, own: EmbeddedBroker) -> None:
-    """Ctrl-C ends `bench` with the result so far and exit code 130; its queue is deleted."""
+    """Ctrl-C ends `bench`, which prints the result so far, deletes its queue and exits with 130."""
     bench = tester.start(*BENCH, "--rate", "500", "--duration", "1h")
     _wait_for_messages(own, 1)
     done = bench.interrupt().wait()
@@ -362,8 +365,8 @@ def test_ctrl_c_prints_the_result_so_far(tester: Shell, own: EmbeddedBroker) -> 
 def test_a_bench_that_is_killed_leaves_nothing_behind(
     tester: Shell, own: EmbeddedBroker, options: str, numbers: Sequence[int]
 ) -> None:
-    """After a second signal or kill -9 of `bench`, its first consumer process deletes the queues and exchanges of the
-    run.
+    """If `bench` is killed with SIGKILL or gets a second signal, the queues and exchanges of the run are deleted all
+    the same.
     """
 
     def declared() -> str:

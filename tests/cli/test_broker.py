@@ -1,4 +1,4 @@
-"""`broker up` and its companions: start, find, change, stop and remove a broker."""
+"""`broker up` and the other broker commands: start, find, change, stop and remove a broker."""
 
 import json
 import os
@@ -37,8 +37,8 @@ def at_port() -> str:
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_broker_is_started_used_and_stopped(home: Shell, kind: BrokerKind) -> None:
-    """`broker up`, `status`, `env`, `logs` and `down` work, also when repeated; persistent messages are there after the
-    next `up`.
+    """`broker up` starts a broker, `status`, `env`, `logs` and `restart` find it, and `down` stops it. Its log and its
+    persistent messages survive `down` and the next `up`.
     """
     own_broker(kind)
     port = str(free_port())
@@ -77,7 +77,9 @@ def test_a_broker_is_started_used_and_stopped(home: Shell, kind: BrokerKind) -> 
 
 
 def test_definitions_are_loaded_at_each_start(home: Shell, at_port: str) -> None:
-    """`broker up --definitions` loads the file at each start; if the broker cannot load it, no broker keeps running."""
+    """`broker up --definitions` loads the file at each start of the broker; if the broker refuses the file, the command
+    exits with 2 and no broker keeps running.
+    """
     exported = {kind: value for kind, value in ORDERS.items() if kind != "vhost"}
     (home.directory / "topology.json").write_text(json.dumps({"queues": [exported]}))
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", "--name=mine", at_port)
@@ -102,8 +104,8 @@ def management_of(status: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_broker_listens_for_other_machines(home: Shell, kind: BrokerKind, at_port: str) -> None:
-    """With --listen, the broker has a user with a generated password, which is printed at the start and still valid
-    after a restart.
+    """`broker up --listen` creates a user with a generated password, which it prints and which is still valid after a
+    restart. Only the owner can read the file that stores it.
     """
     own_broker(kind)
     up = home.run("mqtool", "broker", "up", f"--kind={kind}", "--name=mine", "--listen=127.0.0.2", at_port)
@@ -128,8 +130,8 @@ def test_a_broker_listens_for_other_machines(home: Shell, kind: BrokerKind, at_p
 
 
 def test_a_broker_with_tls_asks_for_certificates(home: Shell, amqp_tls: Authority, at_port: str) -> None:
-    """`broker status` shows the TLS address; clients must trust the authority, and need a certificate with
-    --tls-client-ca.
+    """`broker up` with certificates starts a broker whose TLS address `broker status` shows; with --tls-client-ca, a
+    client without a certificate is refused.
     """
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", "--name=mine", at_port)
     files = ("--tls-cert", str(amqp_tls.cert), "--tls-key", str(amqp_tls.key), "--tls-client-ca", str(amqp_tls.ca))
@@ -151,9 +153,7 @@ def test_a_broker_with_tls_asks_for_certificates(home: Shell, amqp_tls: Authorit
 
 
 def test_broker_up_refuses_options_that_the_running_broker_was_not_started_with(home: Shell, at_port: str) -> None:
-    """`broker up` with another option than at the start exits with 2 and names it; so does an address that no machine
-    has.
-    """
+    """`broker up` with an option that the running broker was not started with exits with 2 and names the option."""
     embedded = ("mqtool", "broker", "up", "--kind=embedded", "--name=mine")
     home.run(*embedded, "--in-memory", "--like=4.0", at_port)
     assert re.search(r"like +4\.0\n", home.run("mqtool", "broker", "status", "--name=mine").stdout)
@@ -171,7 +171,9 @@ def test_broker_up_refuses_options_that_the_running_broker_was_not_started_with(
 
 
 def test_brokers_are_listed_and_removed(home: Shell) -> None:
-    """`broker ls` lists stopped brokers too. `broker rm` keeps the messages, unless --purge is given and confirmed."""
+    """`broker ls` lists running and stopped brokers. `broker rm` removes a stopped one from the list but keeps its
+    messages; they are deleted only with --purge, which needs --yes.
+    """
     up, down = (("mqtool", "broker", word, "--name", "mine") for word in ("up", "down"))
     rm = ("mqtool", "broker", "rm", "--name", "mine")
     url = f"amqp://127.0.0.1:{(port := str(free_port()))}"
@@ -196,8 +198,8 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
 
 
 def test_status_says_which_broker_commands_use_and_why(home: Shell) -> None:
-    """`broker status` says which broker commands use, and why; `broker up` says so only if that is not the broker it
-    has started.
+    """`broker status` says which broker commands use, and why. `broker up` says so only if that is another broker than
+    the one it started.
     """
     assert home.run("mqtool", "broker", "status").stdout == "commands use amqp://guest@localhost:5672, the default\n"
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(port := free_port()))
@@ -212,7 +214,7 @@ def test_status_says_which_broker_commands_use_and_why(home: Shell) -> None:
 
 
 def test_commands_find_the_broker_that_was_started(home: Shell, at_port: str) -> None:
-    """Without a URL, commands use the broker that `broker up` started, not port 5672 of localhost."""
+    """Without a URL, `send` and `receive` use the broker that `broker up` started, whatever its port."""
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     home.run("mqtool", "send", "here")
     assert home.run("mqtool", "receive", "-c", "1").stdout == " [x] Received here\n"
@@ -228,8 +230,8 @@ def test_ctrl_c_stops_a_broker_in_the_foreground(home: Shell, at_port: str) -> N
 
 
 def test_damaged_data_is_reported_at_the_start(home: Shell, at_port: str) -> None:
-    """If the database was truncated, `broker up` starts, warns that messages were lost, and says where the damaged
-    files are.
+    """If its database was truncated, the embedded broker still starts; `broker up` warns that some messages could not
+    be read and names the damaged files.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", at_port)
     home.run("mqtool", "new-task", *["x" * 50_000] * 10)
@@ -247,7 +249,7 @@ def test_damaged_data_is_reported_at_the_start(home: Shell, at_port: str) -> Non
 def test_a_foreground_killed_while_it_starts_leaves_no_broker(
     home: Shell, kind: BrokerKind, moment: str, at_port: str
 ) -> None:
-    """After kill -9 of `broker up --foreground` while the broker starts, the broker ends, too."""
+    """After kill -9 of `broker up --foreground` while the broker starts, the broker's processes end as well."""
     own_broker(kind)
     foreground = home.start("mqtool", "broker", "up", "--kind", kind, "--foreground", at_port)
     foreground.wait_for_stderr("starting ")
@@ -274,7 +276,9 @@ def test_the_embedded_broker_in_the_foreground_is_one_process(home: Shell, at_po
 
 
 def test_a_reused_process_id_is_not_taken_for_the_broker(home: Shell) -> None:
-    """If another broker now has the process id of a dead one, `status` and `down` of the dead one leave it alone."""
+    """If a broker has died and its process id now belongs to another broker, `broker status` says the first is not
+    running, and `broker down` does not stop the second.
+    """
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(free_port()))
     home.run(*up, "--name", "a")
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(free_port()), "--name", "b")
@@ -289,7 +293,9 @@ def test_a_reused_process_id_is_not_taken_for_the_broker(home: Shell) -> None:
 
 
 def test_two_commands_at_once_start_one_broker(home: Shell, at_port: str) -> None:
-    """Of two `broker up` at the same time, one starts the broker, and the other reports that it is already running."""
+    """If `broker up` is run twice at the same time, one starts the broker, and the other reports that it is already
+    running.
+    """
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     both = [home.start(*up), home.start(*up)]
     said = sorted(each.wait().stdout.partition(" at ")[0] for each in both)
@@ -305,8 +311,8 @@ def waiting_for_a_lock() -> set[int]:
 def test_commands_that_change_a_broker_wait_for_each_other(
     home: Shell, at_port: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two `restart`, `down` or `rm` at the same time, the second waits for the first, then reports what is left to
-    do.
+    """If `broker restart`, `down` or `rm` is run twice at the same time, the second waits for the first, then acts on
+    what the first has left.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     if command == "rm":
@@ -323,7 +329,9 @@ def test_commands_that_change_a_broker_wait_for_each_other(
 
 @pytest.mark.parametrize("ended", ["stopped", "killed"])
 def test_a_broker_comes_back_with_its_kind_port_and_messages(home: Shell, at_port: str, ended: str) -> None:
-    """`broker up --name X` starts a broker of the kind that X was, at its port, after `broker down` or a kill."""
+    """`broker up --name X` starts X again with its former kind, port and persistent messages, after `broker down` and
+    after kill -9.
+    """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--name", "mine", at_port)
     url = f"localhost:{at_port.partition('=')[2]}"
     home.run("mqtool", "send", "-u", url, "--persistent", "kept")
@@ -366,7 +374,7 @@ def test_ports_stay_the_same_after_down_and_up(home: Shell, at_port: str) -> Non
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_killed_foreground_leaves_no_broker(home: Shell, kind: BrokerKind, at_port: str) -> None:
-    """After kill -9 of `broker up --foreground`, the broker ends, and `broker status` exits with 69."""
+    """After kill -9 of `broker up --foreground`, the broker ends as well, and `broker status` exits with 69."""
     own_broker(kind)
     foreground = home.start("mqtool", "broker", "up", "--kind", kind, "--foreground", at_port)
     foreground.wait_for_stdout(" is up at ")
@@ -378,7 +386,7 @@ def test_a_killed_foreground_leaves_no_broker(home: Shell, kind: BrokerKind, at_
 
 
 def test_a_port_that_is_in_use_is_an_error_at_once(home: Shell) -> None:
-    """`broker up` names the port that is in use and suggests --port; it exits with 69, and starts nothing."""
+    """If the port is in use, `broker up` names it, suggests --port, and exits with 69."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = home.run("mqtool", "broker", "up", "--kind", "embedded", "--port", str(port))
@@ -388,7 +396,9 @@ def test_a_port_that_is_in_use_is_an_error_at_once(home: Shell) -> None:
 
 
 def test_a_broker_with_tls_needs_the_ports_below_too(home: Shell, amqp_tls: Authority, at_port: str) -> None:
-    """`broker up` with TLS names a port in use below one that was asked for; a usual port is passed over for it."""
+    """With TLS, a broker also uses the port below each plain one. If that port is in use below a given --port, `broker
+    up` exits with 69; a default management port is replaced by another.
+    """
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", f"--tls-cert={amqp_tls.cert}")
     port = free_port()
     with socket.create_server(("127.0.0.1", port - 1)):
@@ -403,7 +413,7 @@ def test_a_broker_with_tls_needs_the_ports_below_too(home: Shell, amqp_tls: Auth
 
 def test_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> None:
     """If MQTOOL_URL names a broker that does not answer, `broker up` exits with 69, since commands would not use the
-    new one.
+    new broker.
     """
     result = home.run("mqtool", "broker", "up", environment={"MQTOOL_URL": "amqp://127.0.0.1:1"})
     assert result.code == 69

@@ -43,7 +43,9 @@ def tls_server(context: ssl.SSLContext) -> Iterator[str]:
 def test_a_broker_that_requires_a_client_certificate(
     lonely_shell: Shell, amqp_tls: Authority, protocol: str, version: ssl.TLSVersion
 ) -> None:
-    """`send` without a certificate says that the broker does not accept it, and names --tls-cert; with TLS 1.3, too."""
+    """If the broker does not accept the client's certificate, `send` says so, names --tls-cert and exits with 77, with
+    TLS 1.2 and 1.3.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(amqp_tls.cert, amqp_tls.key)
     context.load_verify_locations(amqp_tls.client_cert)  # which did not sign the certificate
@@ -60,7 +62,9 @@ def test_a_broker_that_requires_a_client_certificate(
 def test_a_certificate_without_a_subject_alternative_name_is_not_trusted(
     lonely_shell: Shell, amqp_tls: Authority, tmp_path: Path
 ) -> None:
-    """If a broker's certificate has the host name only as its common name, `send` exits with 69."""
+    """If a broker's certificate gives the host name only as its common name, `send` says that it cannot be trusted and
+    exits with 69.
+    """
     new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "key"]
     signed = ["-CA", str(amqp_tls.ca), "-CAkey", str(amqp_tls.ca.with_suffix(".key")), "-CAcreateserial"]
     for command in (

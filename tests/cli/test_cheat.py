@@ -1,4 +1,4 @@
-"""`cheat`: recipes that work as they are printed."""
+"""`cheat`: recipes whose commands succeed exactly as they are printed."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.cli.shell import Shell
 @pytest.mark.parametrize("topic", recipes())
 @pytest.mark.sampled(3)
 def test_recipes_work_and_fit_on_a_screen(shell: Shell, broker: TestBroker, topic: str) -> None:
-    """Each command that `cheat TOPIC` prints succeeds when run in order; a topic has at most 24 lines of 80 columns."""
+    """The commands that `cheat TOPIC` prints succeed when run in order, and fit into 24 lines of 80 columns."""
     shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_CONFIG_HOME": str(shell.directory)}
     printed = shell.run("mqtool", "cheat", topic).stdout
     assert len(printed.splitlines()) <= 24

@@ -1,4 +1,6 @@
-"""What a user has written is a claim: an administrator's command acts on none that the broker does not confirm."""
+"""Arguments and headers that any user can forge: an administrator's command acts on none that the broker does not
+confirm.
+"""
 
 import json
 import os
@@ -24,9 +26,9 @@ EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "20"))
 
 @pytest.mark.timeout(1200)
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
-    """Mallory, who has rights on "^mallory" only, forges arguments and headers; an administrator then types a command.
-    Afterwards all queues, exchanges, bindings and messages of others are unchanged, Mallory could have read none of
-    these messages, and nothing of hers leads to an exchange that she may not write to.
+    """Mallory, who has permissions on "^mallory" only, forges arguments and headers; an administrator then runs a
+    command. Others' queues, exchanges, bindings and messages stay unchanged, and Mallory can read none of those
+    messages.
     """
     seen: Counter[str] = Counter()
 
@@ -120,8 +122,8 @@ def test_resume_ignores_forged_conversion_plans(shell: Shell, broker: TestBroker
 
 @on_any_broker
 def test_a_resumed_conversion_asks_and_shows_the_definition(shell: Shell, broker: TestBroker) -> None:
-    """`queue convert --resume` needs a terminal or --yes; if dead-letter settings change, the queue must be named as
-    well.
+    """`queue convert --resume` shows the new definition and needs --yes; if dead-letter arguments change, the queue
+    must be named as well.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "mallory")
@@ -147,7 +149,9 @@ def publish(broker: TestBroker, exchange: str, key: str, body: str = "forged", *
 
 
 def test_a_forged_x_death_moves_no_message_into_another_queue(shell: Shell, broker: TestBroker) -> None:
-    """If x-death names a queue that does not dead-letter here, `dlq redrive` leaves the message and counts it."""
+    """If the x-death header names a queue that does not dead-letter to this one, `dlq redrive` leaves the message where
+    it is, counts it, and exits with 3.
+    """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "mallory", "mallory.dlq"):
         declare(broker, queue)
@@ -175,8 +179,8 @@ def is_governed(broker: TestBroker, queue: str) -> bool:
 def test_dead_letters_of_an_exchange_return_if_the_broker_published_them_there(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive` returns dead letters to queues that dead-letter by an argument or a policy, but not where a
-    publisher claims.
+    """`dlq redrive` returns dead letters to queues that dead-letter there by an argument or a policy, and leaves
+    messages whose x-death header a publisher has forged.
     """
     vhost = broker.vhost
     broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})
@@ -209,8 +213,8 @@ def test_dead_letters_of_an_exchange_return_if_the_broker_published_them_there(
 
 @pytest.mark.parametrize("command", ["now", "cancel"])
 def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, broker: TestBroker, command: str) -> None:
-    """If a queue's arguments or a message's CC name another destination, `delayed now` and `delayed cancel` publish
-    nothing there.
+    """If forged queue arguments or a message's CC header name another destination, `delayed now` and `delayed cancel`
+    publish nothing to that queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "mallory"):
@@ -244,8 +248,8 @@ def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, bro
 
 
 def test_a_program_gets_the_routing_key_that_the_broker_checked(shell: Shell, broker: TestBroker) -> None:
-    """A publisher's headers cannot change MQ_ROUTING_KEY or MQ_EXCHANGE, nor the original ones that a
-    retry is given.
+    """A publisher's headers cannot change the exchange and routing key that `worker` passes to its program, neither the
+    current nor, in a retry, the original ones.
     """
     shell.run("mqtool", "exchange", "declare", "logs", "topic")
     shell.run("mqtool", "queue", "declare", "jobs")

@@ -49,7 +49,7 @@ def test_a_publisher_moves_to_the_next_node(shell: Shell, nodes: list[Restartabl
 
 
 def test_consumers_move_to_the_next_node(shell: Shell, nodes: list[Restartable]) -> None:
-    """If their node is killed, `receive` and `worker` get the messages that are published on the next node."""
+    """If their node is killed, `receive` and `worker` connect to the next node and get the messages published there."""
     receiver = shell.start("mqtool", "receive", "--declare", "--raw", "-q", "lines").wait_until_ready()
     worker = shell.start(
         "mqtool", "worker", "--declare", "--shell", "--exec", "cat >> done", "-q", "tasks"
@@ -83,8 +83,8 @@ def home(tmp_path: Path) -> Iterator[Shell]:
 
 
 def test_a_cluster_of_private_nodes_is_started_used_and_stopped(home: Shell, tmp_path: Path) -> None:
-    """`broker up --cluster` prints three URLs; `status` reports a killed node, `up` starts it again, and messages are
-    kept.
+    """`broker up --cluster` starts three nodes. If one is killed, `broker status` says "2 of 3 nodes running",
+    persistent messages are kept, and `broker up` starts the node again.
     """
     own_broker(BrokerKind.NODE)
     up = home.run("mqtool", "broker", "up", "--kind", "node", "--cluster", timeout=300)

@@ -100,7 +100,9 @@ def declare(broker: TestBroker, *queues: str) -> None:
 @on_any_broker
 @pytest.mark.sampled(1)
 def test_tab_completes_commands_options_and_names(broker: TestBroker, terminal: Terminal, shell: Shell) -> None:
-    """Any name on the broker completes to one quoted word, and nothing in a name is executed by the shell."""
+    """Tab completes commands and names of queues; a name with spaces, quotes or shell syntax becomes one quoted word,
+    and the shell executes nothing in it.
+    """
     declare(broker, "jobs", *HOSTILE)
     assert terminal.complete("mqtool topo") == ["topology"]
     assert terminal.complete("mqtool send -q jo") == ["send", "-q", "jobs"]
@@ -117,7 +119,7 @@ def test_tab_completes_commands_options_and_names(broker: TestBroker, terminal: 
 @on_any_broker
 @pytest.mark.sampled(1)
 def test_tab_keeps_what_was_typed_if_nothing_matches(terminal: Terminal, shell: Shell) -> None:
-    """Where mqtool proposes nothing, Tab leaves the word as it is, or completes names of files."""
+    """Where mqtool proposes nothing, Tab leaves the word unchanged, or completes a file name."""
     (shell.directory / "messages.ndjson").touch()
     assert terminal.complete("mqtool send -f mess") == ["send", "-f", "messages.ndjson"]
     assert terminal.complete("mqtool send -q no-such-") == ["send", "-q", "no-such-"]
@@ -155,7 +157,9 @@ def test_commands_options_and_values_complete_without_a_broker(lonely_shell: She
 
 @pytest.mark.parametrize("line", ["mqtool send -q ", "mqtool route ", "mqtool send --vhost ", "mqtool dlq show j"])
 def test_completion_without_a_broker_prints_nothing(lonely_shell: Shell, line: str) -> None:
-    """If nothing listens, or a server does not answer, completion of a name proposes nothing and prints no error."""
+    """If no broker answers, or the URL is invalid, completion of a name on the broker proposes nothing and prints no
+    error.
+    """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         for variables in (
@@ -168,7 +172,7 @@ def test_completion_without_a_broker_prints_nothing(lonely_shell: Shell, line: s
 
 
 def test_names_come_from_the_broker_that_the_line_names(broker: TestBroker, lonely_shell: Shell) -> None:
-    """Completion uses --url, --vhost and --user from the command line being typed."""
+    """Completion takes names from the broker that --url, --vhost and --user on the unfinished command line select."""
     declare(broker, "jobs", "jo\x1b[31mbs")
     lonely_shell.environment["MQTOOL_COMPLETION_TIMEOUT"] = "20s"
     url, _, vhost = broker.url.rpartition("/")
@@ -182,7 +186,7 @@ def test_names_come_from_the_broker_that_the_line_names(broker: TestBroker, lone
 
 
 def test_users_policies_and_started_brokers_complete(broker: TestBroker, lonely_shell: Shell) -> None:
-    """Names of users and policies come from the broker, and those of `broker --name` from the state directory."""
+    """Completion proposes users and policies from the broker, and for `broker rm --name` the brokers started here."""
     lonely_shell.environment |= {"MQTOOL_COMPLETION_TIMEOUT": "20s", "MQTOOL_MANAGEMENT_URL": broker.management}
     lonely_shell.environment["MQTOOL_URL"] = broker.url
     limits = ("--pattern", "^jobs", "--definition", '{"max-length": 9}')

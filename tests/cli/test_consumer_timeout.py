@@ -36,8 +36,8 @@ def impatient(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.keeps_messages
 def test_worker_names_the_consumer_timeout_and_continues(impatient: str, lonely_shell: Shell) -> None:
-    """`worker` names the consumer timeout, reopens the channel, and handles the message again when it
-    is redelivered.
+    """If its program runs longer than the broker's consumer timeout, `worker` says so, reopens the channel, and handles
+    the message again when it is redelivered.
     """
     shell = lonely_shell
     shell.environment["MQTOOL_URL"] = impatient

@@ -87,7 +87,7 @@ def test_options_win_over_the_environment_and_the_context(home: Shell, strongest
 
 @on_any_broker
 def test_broker_status_says_whether_a_broker_not_started_here_answers(shell: Shell) -> None:
-    """`broker status` exits with 0 if the broker named by MQTOOL_URL accepts connections; it exits with 69 if nothing
+    """`broker status` exits with 0 if the broker that MQTOOL_URL names accepts connections, and with 69 if nothing
     listens at the URL given with -u.
     """
     shell.environment["XDG_STATE_HOME"] = str(shell.directory)
@@ -107,7 +107,9 @@ def test_a_context_may_come_before_the_command(home: Shell) -> None:
 
 
 def test_a_context_applies_to_amqp_the_management_api_and_completion(staging: Shell, broker: TestBroker) -> None:
-    """A context's management URL wins over MQTOOL_MANAGEMENT_URL, which belongs to another broker."""
+    """Commands and completion use a context's broker and its management URL, even if MQTOOL_MANAGEMENT_URL names
+    another.
+    """
     staging.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_COMPLETION_TIMEOUT": "20s"}
     assert staging.run("mqtool", "send", "-q", "jobs", "--declare", "x").code == 0
     assert staging.run("mqtool", "-C", "staging", "list", "queues", "name").stdout == "jobs\n"
@@ -162,7 +164,9 @@ def test_the_contexts_file_is_private_and_keeps_its_comments(home: Shell) -> Non
     ],
 )  # fmt: skip
 def test_an_error_in_the_contexts_file_is_reported_with_its_line(home: Shell, text: str, said: str) -> None:
-    """Every command that reads the file says what is wrong and in which line; a command with a URL does not read it."""
+    """If the contexts file is invalid, `send` says what is wrong in which line and exits with 2; with --url, the error
+    does not matter.
+    """
     write_config(home, text)
     result = home.run("mqtool", "send", "x")
     assert result.code == 2
@@ -173,7 +177,7 @@ def test_an_error_in_the_contexts_file_is_reported_with_its_line(home: Shell, te
 
 
 def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
-    """A mistyped or misplaced context exits with 2 and a hint that says what to do."""
+    """A command with an unknown, invalid or misplaced context exits with 2 and says what is wrong."""
     assert home.run("mqtool", "context", "add", "staging", "-u", "amqp://a").code == 0
     for words, said in {
         "send x -C stagin": "unknown context 'stagin'\nhint: did you mean 'staging'?",
@@ -195,7 +199,9 @@ def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
 
 
 def test_context_edit_saves_only_a_valid_file(home: Shell) -> None:
-    """If the edited file is invalid or the editor fails, `context edit` changes nothing and keeps the edited text."""
+    """If the edited file is invalid, `context edit` leaves the contexts file unchanged and keeps the text in another
+    file. If the editor fails, nothing changes either.
+    """
     editor = home.directory / "editor"
     editor.write_text('#!/bin/sh\necho "$TEXT" >> "$2"\nexit "$CODE"\n')
     editor.chmod(0o755)
@@ -223,8 +229,8 @@ def test_context_edit_saves_only_a_valid_file(home: Shell) -> None:
 
 @on_any_broker
 def test_the_password_is_the_first_line_of_the_password_command(shell: Shell, broker: TestBroker) -> None:
-    """A command of shell syntax runs in a shell, others directly; an error does not show its output. Completion never
-    runs it.
+    """A context's password command may be a program or a shell pipeline; the first line of its output is the password.
+    Errors never show that output, and completion never runs the command.
     """
     del shell.environment["MQTOOL_URL"]
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
@@ -267,7 +273,7 @@ def test_every_command_declares_its_effect_on_a_broker() -> None:
 def test_a_typed_url_wins_over_the_context_in_use(
     staging: Shell, broker: TestBroker, embedded: TestBroker, request: pytest.FixtureRequest
 ) -> None:
-    """A command with --url uses that broker, even if a context is in use and AMQP_URL has the same URL."""
+    """A command with --url uses that broker even if a context is in use, also if AMQP_URL has the same URL."""
     other = embedded.with_fresh_vhost(f"other-{time.monotonic_ns()}")
     request.addfinalizer(other.drop_vhost)
     for each in (broker, other):
@@ -282,7 +288,9 @@ def test_a_typed_url_wins_over_the_context_in_use(
     "words", ["-C staging queue purge jobs --yes --url URL", "queue purge jobs --yes --url URL -C staging"]
 )
 def test_a_url_beside_a_protected_context_is_refused(staging: Shell, broker: TestBroker, words: str) -> None:
-    """A URL would take away the protection of the context that -C names, so a command with both changes nothing."""
+    """A command with both --url and a protected context given with -C exits with 2 and changes nothing, since the URL
+    would bypass the protection.
+    """
     staging.run("mqtool", "send", "-q", "jobs", "--declare", "x")
     refused = staging.run("mqtool", *words.replace("URL", broker.url).split())
     assert (refused.code, "--url cannot be combined with the protected context 'staging'" in refused.stderr) == (
@@ -308,8 +316,8 @@ def test_an_unknown_context_beside_a_url_is_refused(staging: Shell, broker: Test
 
 @on_any_broker
 def test_a_protected_context_asks_before_each_change(staging: Shell, broker: TestBroker) -> None:
-    """Every command that changes the broker asks first; --yes is not enough, and --confirm must give the context's
-    name.
+    """In a protected context, every command that changes the broker asks first. --yes is not enough: without a
+    terminal, --confirm must give the context's name.
     """
     staging.run("mqtool", "send", "-q", "jobs", "--declare", "x")
     staging.run("mqtool", "exchange", "declare", "logs", "fanout", "--confirm", "staging")
@@ -376,9 +384,7 @@ def test_a_protected_context_asks_before_each_change(staging: Shell, broker: Tes
 
 @on_any_broker
 def test_a_confirmation_is_for_that_context_only(shell: Shell, broker: TestBroker) -> None:
-    """If the broker in use is not that of the protected context `prod`, `--confirm prod` exits with 2, and changes
-    nothing.
-    """
+    """`--confirm prod` exits with 2 and changes nothing if the command does not use the protected context `prod`."""
     shell.run("mqtool", "send", "-q", "jobs", "x")
     result = shell.run("mqtool", "queue", "purge", "jobs", "--confirm", "prod")
     assert (result.code, depth(broker, "jobs")) == (2, 1)
@@ -389,7 +395,7 @@ def test_a_confirmation_is_for_that_context_only(shell: Shell, broker: TestBroke
 
 
 def test_broker_env_prints_the_urls_of_a_context(home: Shell) -> None:
-    """`broker env` prints the URLs of the context named before or after the command."""
+    """`broker env` prints the URLs of the context given with -C, before or after the command's name."""
     add = ("mqtool", "context", "add", "dev", "-u", "amqp://ann@dev/shop", "--management", "http://dev:8080")
     assert home.run(*add).code == 0
     urls = ("export AMQP_URL=amqp://ann@dev/shop", "export MQTOOL_URL=amqp://ann@dev/shop")
@@ -418,7 +424,9 @@ def test_broker_env_replaces_variables_of_another_broker(home: Shell) -> None:
 def test_a_directory_that_cannot_be_written_is_named(
     lonely_shell: Shell, command: tuple[str, ...], variable: str
 ) -> None:
-    """The error names the directory, and the hint names the variable that selects another one."""
+    """If the state or configuration directory cannot be written, the error names it, and the hint names the variable
+    that selects another.
+    """
     result = lonely_shell.run("mqtool", *command, environment={variable: "/proc/home"})
     assert "/proc/home" in result.stderr
     assert f"hint: set {variable} to a directory that you can write to" in result.stderr

@@ -1,6 +1,4 @@
-"""`queue convert` gives a queue another type and keeps its name, bindings and messages, however
-often mqtool is killed.
-"""
+"""`queue convert` gives a queue another type and keeps its name, bindings and messages, even if mqtool is killed."""
 
 import contextlib
 import dataclasses
@@ -241,8 +239,8 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("trusting")
 @large
 def test_convert_loses_nothing_however_often_it_is_killed(broker: TestBroker, before: str, after: str) -> None:
-    """`queue convert` is killed one frame or request later in each run, until a run completes: all
-    messages are there.
+    """`queue convert` is killed again and again, each time one frame or request later, and resumed until it completes:
+    all messages and bindings are there.
     """
     fill(broker, before)
     kill_at = 1
@@ -255,8 +253,8 @@ def test_convert_loses_nothing_however_often_it_is_killed(broker: TestBroker, be
 @pytest.mark.usefixtures("trusting")
 @large
 def test_convert_loses_no_batch_however_often_it_is_killed(broker: TestBroker) -> None:
-    """With 300 messages in batches, runs are killed at many of their frames, until one completes: all messages are
-    there.
+    """`queue convert` of 300 messages in batches is killed again and again, each time some frames later, and resumed
+    until it completes: all messages are there.
     """
     count = 300
     fill(broker, count=count)
@@ -269,7 +267,7 @@ def test_convert_loses_no_batch_however_often_it_is_killed(broker: TestBroker) -
 @pytest.mark.parametrize("kill_at", range(20, 260, 40))
 @pytest.mark.sampled(2)
 def test_a_conversion_that_was_killed_is_completed_by_the_next_run(broker: TestBroker, kill_at: int) -> None:
-    """A conversion that was killed at some frame is completed by the second run, and no message is lost."""
+    """A second run of `queue convert` completes a conversion that was killed, and no message is lost."""
     fill(broker)
     if convert(broker, kill_at) is None:
         assert convert(broker) is not None
@@ -293,7 +291,9 @@ def test_the_progress_bar_is_not_full_before_the_end(monkeypatch: pytest.MonkeyP
 
 @on_any_broker
 def test_convert_stops_if_the_holding_queue_has_no_leader(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the new holding queue does not answer basic.get, no message is moved, and the hint says how to start again."""
+    """If the new holding queue does not answer basic.get, `queue convert` moves no message, and the hint says how to
+    start again.
+    """
     fill(broker)
     monkeypatch.setattr(held_messages, "_LEADER", 0.3)
     with Killer(broker.port, None) as killer:
@@ -311,8 +311,8 @@ def test_convert_stops_if_the_holding_queue_has_no_leader(broker: TestBroker, mo
 def test_convert_waits_for_messages_that_a_client_has_not_acknowledged(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a client holds an unacknowledged message, the queue is not deleted; a later run converts it
-    with that message.
+    """While a client holds an unacknowledged message, `queue convert` fails and says so; a later run converts the queue
+    with all its messages.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)
@@ -330,8 +330,8 @@ def test_convert_waits_for_messages_that_a_client_has_not_acknowledged(
 def test_a_killed_conversion_loses_nothing_to_what_others_do_before_it_is_resumed(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, kill_at: int, what: str
 ) -> None:
-    """A client takes messages of the queue and keeps them, alone or not, or a policy limits the queue: the conversion
-    waits, stops or goes on. Once the client has ended, it can be completed with all messages.
+    """After `queue convert` was killed, a client consumes exclusively or gets a message, or a policy is set on the
+    queue. Once the client has disconnected, the conversion can be completed with all messages.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)
@@ -362,9 +362,7 @@ def test_a_killed_conversion_loses_nothing_to_what_others_do_before_it_is_resume
 
 
 def test_a_queue_with_an_exclusive_consumer_is_not_converted(managed: Shell, broker: TestBroker) -> None:
-    """`queue convert` exits with 77 and changes nothing, even with --force, since nobody else can
-    consume the messages.
-    """
+    """If a queue has an exclusive consumer, `queue convert` exits with 2 and changes nothing, even with --force."""
     fill(broker)
     client = pika.BlockingConnection(pika.URLParameters(broker.url))
     client.channel().basic_consume("jobs", lambda *_: None, exclusive=True)
@@ -382,7 +380,9 @@ def test_a_queue_with_an_exclusive_consumer_is_not_converted(managed: Shell, bro
 @pytest.mark.parametrize("kill_at", range(30, 260, 60))
 @pytest.mark.sampled(2)
 def test_a_killed_conversion_can_be_undone(broker: TestBroker, kill_at: int) -> None:
-    """`queue convert --undo` after a kill restores the queue, even if the undo itself is killed."""
+    """After `queue convert` was killed, an undo restores the queue with its type, messages and bindings, even if the
+    undo is killed as well.
+    """
     fill(broker)
     if convert(broker, kill_at) is None and "jobs.mqtool-convert" in definitions(broker)[0]:
         with Connection(parse_addresses(broker.url)) as connection:
@@ -403,7 +403,9 @@ def test_a_killed_conversion_can_be_undone(broker: TestBroker, kill_at: int) -> 
 
 @pytest.mark.keeps_messages
 def test_messages_published_during_a_conversion_arrive_once(broker: TestBroker) -> None:
-    """Messages published to an exchange during the conversion arrive once each, and none is returned."""
+    """Each message published to an exchange during `queue convert` arrives in the queue once, and none is returned as
+    unroutable.
+    """
     fill(broker, count=COUNT)
     stop, published = threading.Event(), COUNT
 
@@ -433,8 +435,8 @@ def test_messages_published_during_a_conversion_arrive_once(broker: TestBroker) 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_moving_a_queue_to_which_clients_publish_gives_no_messages_back(broker: TestBroker, kind: str) -> None:
-    """While clients publish half as fast as messages are moved, all messages are moved in order once the flow is
-    stopped; the broker requeues none, since those might end up behind newer ones.
+    """While clients publish half as fast as messages are moved, all messages are moved once and in order; at most 50 of
+    them are moved after the broker has stopped the deliveries.
     """
     published = 300
 
@@ -460,7 +462,9 @@ def test_moving_a_queue_to_which_clients_publish_gives_no_messages_back(broker: 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
 def test_a_conversion_says_how_many_messages_are_behind_newer_ones(broker: TestBroker, before: str, after: str) -> None:
-    """Messages published while a queue is converted stay in order, except a few of the last ones, which are counted."""
+    """Messages published during `queue convert` stay in order, except for at most 50 of the last ones, which the
+    conversion counts.
+    """
     fill(broker, before, count := 300)
     api = Management(broker.management, "guest", "guest")
     with Connection(parse_addresses(broker.url)) as connection:
@@ -483,8 +487,8 @@ def test_a_conversion_says_how_many_messages_are_behind_newer_ones(broker: TestB
 def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answer(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RabbitMQ reports a depth of 0 for a quorum queue that does not answer within 250 ms. If that happens to the queue
-    of the messages published meanwhile, the conversion stops instead of deleting them, and can be resumed.
+    """RabbitMQ reports a depth of 0 for a quorum queue that is slow to answer. If it does so for the queue that holds
+    newly published messages, `queue convert` stops instead of deleting it, and can be resumed.
     """
     fill(broker, "quorum")
     depth = administration.depth
@@ -520,8 +524,8 @@ def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answ
 def test_messages_that_do_not_fit_into_a_queue_that_rejects_them_are_kept(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, before: str, after: str, by_policy: bool
 ) -> None:
-    """If publishers fill a queue with overflow reject-publish during its conversion, the conversion stops, keeps every
-    confirmed message, and can be resumed once messages have been consumed.
+    """If publishers fill a queue with overflow reject-publish during its conversion, `queue convert` stops and keeps
+    every confirmed message. It can be resumed once messages have been consumed.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
     limits = {"max-length": COUNT + 5, "overflow": "reject-publish"}
@@ -600,8 +604,8 @@ class DirectPublisher:
 def test_a_queue_is_not_replaced_while_clients_publish_to_it_by_its_name(
     broker: TestBroker, before: str, after: str
 ) -> None:
-    """While clients publish through the default exchange, the conversion stops before it loses their messages; later it
-    can be resumed.
+    """While clients publish to a queue through the default exchange, `queue convert` stops before it replaces the
+    queue. Once they have stopped, it can be resumed, and no message is lost.
     """
     fill(broker, before)
     with DirectPublisher(broker) as publisher:
@@ -618,8 +622,8 @@ def test_a_queue_is_not_replaced_while_clients_publish_to_it_by_its_name(
 def test_the_plan_refuses_to_replace_a_queue_to_which_clients_publish_by_its_name(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`queue convert --dry-run` refuses such a queue; with bindings, RabbitMQ shows that rate only with rates_mode =
-    detailed.
+    """`queue convert --dry-run` refuses a queue to which clients publish through the default exchange. If the queue has
+    other bindings, that takes rates_mode = detailed; otherwise the plan says that it cannot know.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     plan = ("mqtool", "queue", "convert", "jobs", "--dry-run")
@@ -654,7 +658,9 @@ def managed(shell: Shell, broker: TestBroker) -> Shell:
 
 @on_any_broker
 def test_convert_takes_several_queues_and_changes_arguments(managed: Shell, broker: TestBroker) -> None:
-    """--where selects queues, -a sets an argument, and `-a NAME:=null` removes one. Messages keep their order."""
+    """`queue convert --where` converts each matching queue, `-a NAME=VALUE` sets an argument, and `-a NAME:=null`
+    removes one. Messages keep their order.
+    """
 
     def convert_queues(*words: str, code: int = 0) -> str:
         result = managed.run("mqtool", "queue", "convert", *words)
@@ -687,7 +693,7 @@ def test_convert_takes_several_queues_and_changes_arguments(managed: Shell, brok
 
 @on_any_broker
 def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Shell, broker: TestBroker) -> None:
-    """`queue convert` names each such queue, the reason, and what to do about it; nothing has changed."""
+    """If a queue cannot be converted, `queue convert` exits with 2, gives the reason, and changes nothing."""
     for name, words in (
         ("done", ("--queue-type", "quorum")),
         ("old", ("--queue-type", "classic", "--argument", "x-max-priority:=5")),
@@ -732,7 +738,9 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
 @pytest.mark.usefixtures("trusting")
 @large
 def test_an_undo_after_the_replacement_converts_the_queue_back(managed: Shell, broker: TestBroker) -> None:
-    """If the queue has already been replaced, `--undo` completes the conversion and then converts the queue back."""
+    """If a killed conversion has already replaced the queue, `queue convert --undo` converts it back to its former type
+    with all its messages.
+    """
     fill(broker)
 
     def is_replaced() -> bool:
@@ -756,7 +764,9 @@ def test_an_undo_after_the_replacement_converts_the_queue_back(managed: Shell, b
 def test_a_conversion_resumes_after_its_holding_queue_was_deleted(
     managed: Shell, broker: TestBroker, kill_at: int
 ) -> None:
-    """The messages in the holding queue are lost; --resume restores the bindings and the messages published later."""
+    """If the holding queue was deleted during a conversion, its messages are lost; `queue convert --resume` says so,
+    and restores the bindings and the other messages.
+    """
     fill(broker)
     assert convert(broker, kill_at) is None
     with Connection(parse_addresses(broker.url)) as connection:
@@ -777,10 +787,8 @@ def test_a_conversion_resumes_after_its_holding_queue_was_deleted(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_conversion_resumes_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
-    """The command fails with a hint; once the broker is back, --resume completes the conversion, and no message is
-    lost. In the embedded broker, at most one batch is in the queue twice. RabbitMQ's classic queues write
-    acknowledgements to disk some time after they were committed, so every message that was moved before may be in the
-    queue twice.
+    """If the broker is killed during `queue convert`, the command fails with a hint, and --resume later completes the
+    conversion without losing a message. On the embedded broker, at most one batch of messages is doubled.
     """
     own_broker(kind)
     restartable, count = Restartable(kind, f"convert-{uuid.uuid4().hex[:8]}"), 5_000

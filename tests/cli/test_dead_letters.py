@@ -1,4 +1,4 @@
-"""Dead letters are listed, shown, redriven and dropped; no other message moves."""
+"""Dead letters are listed, shown, moved back and dropped; no other message moves."""
 
 import json
 import re
@@ -28,8 +28,8 @@ def dead(shell: Shell) -> Shell:
 
 @pytest.mark.keeps_messages
 def test_dlq_show_leaves_the_messages_in_their_order(dead: Shell) -> None:
-    """`dlq show` prints the id, reason, attempts, error and body of each dead letter, oldest first, and the same when
-    repeated.
+    """`dlq show` prints id, reason, attempts, error and body of each dead letter, oldest first, and leaves them in
+    their order.
     """
     for _ in range(2):
         shown = dead.run("mqtool", "dlq", "show", "jobs").stdout
@@ -42,8 +42,8 @@ def test_dlq_show_leaves_the_messages_in_their_order(dead: Shell) -> None:
 
 
 def test_dlq_ls_lists_dead_letter_queues_with_reasons(dead: Shell, broker: TestBroker) -> None:
-    """`dlq ls` lists queues that a worker or a dead-letter exchange filled; without the management API, it exits with
-    69.
+    """`dlq ls` lists the dead-letter queues that a worker or a dead-letter exchange has filled, with the reasons;
+    without the management API, it exits with 69.
     """
     broker.api("PUT", f"exchanges/{broker.vhost}/graveyard", {"type": "fanout", "durable": True})
     broker.api("PUT", f"queues/{broker.vhost}/buried", {"durable": True})
@@ -80,7 +80,7 @@ def test_dlq_show_wraps_a_long_error_between_words(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroker) -> None:
-    """`dlq redrive --id` returns that message with its attempts reset; the other dead letters keep their order."""
+    """`dlq redrive --id` moves one dead letter back and resets its attempts; the others stay in their order."""
     result = dead.run("mqtool", "dlq", "redrive", "jobs", "--id", "m-two")
     assert "1 moved back from jobs.dlq" in result.stderr
     again = dead.run("mqtool", "worker", "-q", "jobs", "-c", "1", "--shell", "--exec", "cat; echo ,$MQ_ATTEMPT")
@@ -91,8 +91,8 @@ def test_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroker) -
 
 
 def test_redrive_ignores_headers_that_a_publisher_forged(shell: Shell, broker: TestBroker) -> None:
-    """If a publisher forges the headers that say where a dead letter came from, `dlq redrive` moves it to no other
-    queue.
+    """If a publisher forges the headers that name a dead letter's original queue, `dlq redrive` does not move the
+    message to that queue.
     """
     shell.run("mqtool", "receive", "-q", "payroll", "--declare", "--idle-timeout", "10ms")
     forged = ("-H", "mqtool-queue=payroll", "-H", "mqtool-reason=rejected")
@@ -110,8 +110,8 @@ def test_redrive_ignores_headers_that_a_publisher_forged(shell: Shell, broker: T
 
 @on_any_broker
 def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) -> None:
-    """Without a terminal and --yes, `dlq drop` exits with 2 and deletes nothing. The hint does not
-    ask for a selection if there is one.
+    """Without a terminal, `dlq drop` exits with 2 and deletes nothing unless --yes is given. Its hint also suggests
+    --id unless the command selects messages already.
     """
     refused = dead.run("mqtool", "dlq", "drop", "jobs")
     assert (refused.code, "hint: pass --yes, or select with --id" in refused.stderr) == (2, True)
@@ -124,7 +124,9 @@ def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) 
 
 @on_any_broker
 def test_dlq_commands_ask_about_messages_that_are_there(dead: Shell) -> None:
-    """The question of `dlq drop` agrees with the number of messages; without dead letters, it asks nothing."""
+    """Before it deletes, `dlq drop` says how many messages it would drop. Without dead letters, `dlq drop` and `dlq
+    redrive` on a terminal ask nothing.
+    """
     assert "this would drop all 3 messages of jobs.dlq for good\n" in dead.run("mqtool", "dlq", "drop", "jobs").stderr
     dead.run("mqtool", "dlq", "drop", "jobs", "--id", "m-one", "--id", "m-two", "--yes")
     assert "this would drop 1 message of jobs.dlq for good\n" in dead.run("mqtool", "dlq", "drop", "jobs").stderr
@@ -137,7 +139,9 @@ def test_dlq_commands_ask_about_messages_that_are_there(dead: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("verb", ["show", "redrive", "drop"])
 def test_dlq_commands_lead_from_the_dead_letter_queue_to_its_work_queue(dead: Shell, verb: str) -> None:
-    """Given the name that `dlq ls` prints, `dlq show`, `redrive` and `drop` fail and name the work queue."""
+    """Given the name of a dead-letter queue, `dlq show`, `redrive` and `drop` exit with 69 and name the queue whose
+    dead letters it holds.
+    """
     wrong = dead.run("mqtool", "dlq", verb, "jobs.dlq")
     assert (wrong.code, "hint: 'jobs.dlq' has the dead letters of 'jobs': mqtool dlq show jobs\n" in wrong.stderr) == (
         69,
@@ -147,7 +151,7 @@ def test_dlq_commands_lead_from_the_dead_letter_queue_to_its_work_queue(dead: Sh
 
 @pytest.mark.keeps_messages
 def test_dlq_drop_keeps_the_order_of_the_others(shell: Shell) -> None:
-    """`dlq drop --id` removes one of 300 messages; the others keep their order, also in a quorum queue."""
+    """`dlq drop --id` removes one of the 300 messages in a quorum queue; the others keep their order."""
     lines = "".join(json.dumps({"body": str(n), "properties": {"message_id": str(n)}}) + "\n" for n in range(300))
     shell.run("mqtool", "send", "-q", "jobs.dlq", "--queue-type", "quorum", "--json", stdin=lines)
     assert "1 dropped" in shell.run("mqtool", "dlq", "drop", "jobs", "--id", "7", "--yes").stderr
@@ -157,8 +161,8 @@ def test_dlq_drop_keeps_the_order_of_the_others(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_killed_redrive_loses_nothing(shell: Shell, broker: TestBroker) -> None:
-    """After kill -9 of `dlq redrive`, a second run moves the rest. At most 100 messages come twice,
-    with the same id.
+    """After kill -9 of `dlq redrive`, a second run moves the rest. At most 100 messages arrive twice, each with the
+    same id.
     """
     count = 3_000
     shell.run("mqtool", "send", "-q", "jobs", "x")
@@ -185,7 +189,9 @@ def test_a_killed_redrive_loses_nothing(shell: Shell, broker: TestBroker) -> Non
 
 @on_any_broker
 def test_reconcile_reports_missing_doubled_and_reordered_messages(shell: Shell) -> None:
-    """`recording reconcile` compares message ids, and exits with 3 if any is missing."""
+    """`recording reconcile` compares two recordings by message id, lists missing, doubled, unexpected and reordered
+    messages, and exits with 3 if any is missing.
+    """
 
     def lines(*ids: str) -> str:
         return "".join(json.dumps({"body": "", "properties": {"message_id": name}}) + "\n" for name in ids)
@@ -210,7 +216,7 @@ def test_reconcile_reports_missing_doubled_and_reordered_messages(shell: Shell) 
 
 
 def test_dlq_ls_does_not_use_the_management_api_of_another_broker(lonely_shell: Shell) -> None:
-    """`dlq ls` fails with 69 if it cannot find this broker's management API, even if another broker's is there."""
+    """`dlq ls` exits with 69 if the broker's management API is not at the usual port."""
     with EmbeddedBroker(management_port=0) as broker:  # at a port where no command looks
         listed = lonely_shell.run("mqtool", "dlq", "ls", "-u", broker.url)
     assert (listed.stdout, listed.code) == ("", 69)
@@ -220,7 +226,9 @@ def test_dlq_ls_does_not_use_the_management_api_of_another_broker(lonely_shell: 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 def test_expired_and_surplus_messages_are_dead_lettered(shell: Shell, queue_type: str) -> None:
-    """A queue that `send` declares with --ttl, --max-length and --dead-letter-exchange dead-letters such messages."""
+    """A queue that `send` declares with --ttl, --max-length and --dead-letter-exchange dead-letters expired messages
+    and those beyond its length.
+    """
     dead = shell.start("mqtool", "receive", "--declare", "-q", "q.dlq", "-c", "3", "-F", "%b").wait_until_ready()
     limits = ["--ttl", "1s", "--max-length", "2", "--dead-letter-exchange", ""]
     for body in ("first", "second", "third"):
@@ -237,8 +245,8 @@ def like(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
 
 @pytest.mark.sampled(1)
 def test_redrives_and_attempts_are_counted_without_x_death(like: Shell) -> None:
-    """`dlq show` counts redrives, and `worker` attempts, on every RabbitMQ version, though 4.0 ignores a published
-    x-death.
+    """`dlq show` counts redrives and `worker` counts attempts with every RabbitMQ version, although 4.0 ignores an
+    x-death header that a client publishes.
     """
     like.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic")
     like.run("mqtool", "queue", "declare", "jobs", "--dead-letter-exchange", "", "--ttl", "1ms")

@@ -69,7 +69,9 @@ def as_is(result: Result) -> str:
 
 
 def test_the_default_version_is_the_same_everywhere() -> None:
-    """Docker Compose, `broker up --kind docker`, the embedded broker and the documentation name the same version."""
+    """Docker Compose, `broker up --kind docker`, the embedded broker and the documentation name the same RabbitMQ
+    version.
+    """
     version = PROFILES[DEFAULT].version
     assert version.startswith(f"{DEFAULT}.")
     assert f"rabbitmq:{version}-management" == docker_daemon.DEFAULT_IMAGE
@@ -82,7 +84,7 @@ def test_the_default_version_is_the_same_everywhere() -> None:
 
 
 def test_every_tutorial_is_in_the_tables_of_this_file() -> None:
-    """A tutorial that is missing in PAIRS or STREAM_PAIRS would not be tested on the default broker."""
+    """Every tutorial is in the tables PAIRS and STREAM_PAIRS, so that it is tested on the default broker."""
     over_amqp10 = {name.removeprefix(pages.AMQP10) for name in pages.NAMES if name.startswith(pages.AMQP10)}
     assert {*PAIRS, *STREAM_PAIRS} == {name for name in pages.NAMES if not name.startswith(pages.AMQP10)}
     assert over_amqp10 < set(PAIRS)
@@ -90,8 +92,8 @@ def test_every_tutorial_is_in_the_tables_of_this_file() -> None:
 
 @pytest.mark.parametrize("dialect", Dialect)
 def test_every_tutorial_works_in_every_dialect(shell: Shell, dialect: Dialect) -> None:
-    """The receiver prints what mqtool's sender, and the dialect's own script, have sent; neither refuses the other's
-    queues.
+    """In each dialect, a tutorial's receiver prints what mqtool's sender and the dialect's own script have sent, and
+    neither redeclares the other's queues differently.
     """
     shell.environment["MQTOOL_DIALECT"] = dialect
     tutorials = list(PAIRS)
@@ -117,8 +119,8 @@ def test_every_tutorial_works_in_every_dialect(shell: Shell, dialect: Dialect) -
 
 @pytest.mark.parametrize("dialect", StreamDialect)
 def test_every_stream_tutorial_works_in_every_dialect(shell: Shell, dialect: StreamDialect) -> None:
-    """The reader prints the messages of the sender; in the second tutorial, it reaches the last message and stores its
-    offset.
+    """In each dialect, the reader of a stream tutorial prints the sender's messages; in the second tutorial, it reaches
+    the last offset.
     """
     printed = [
         as_is(shell.run("mqtool", *command.split(), "--dialect", dialect))
@@ -131,7 +133,9 @@ def test_every_stream_tutorial_works_in_every_dialect(shell: Shell, dialect: Str
 
 @pytest.mark.parametrize("name", [name for name in pages.NAMES if name.startswith(pages.AMQP10)])
 def test_amqp_1_0_tutorials_work_without_a_dialect(shell: Shell, name: str) -> None:
-    """With MQTOOL_PROTOCOL=amqp1.0 and no other option, the receiver of each tutorial prints what the sender sent."""
+    """With MQTOOL_PROTOCOL=amqp1.0 and no other option, the receiver of each AMQP 1.0 tutorial prints what the sender
+    sent.
+    """
     shell.environment["MQTOOL_PROTOCOL"] = "amqp1.0"
     receiver, sender = (command.split() for command in PAIRS[name.removeprefix(pages.AMQP10)])
     receiving = shell.start("mqtool", *receiver).wait_until_ready()

@@ -41,8 +41,8 @@ def actions(result: Result) -> set[tuple[str, str, str]]:
 
 
 def test_exported_definitions_can_be_imported(admin: Shell) -> None:
-    """`diff` lists what is missing and exits with 3; `import --dry-run` changes nothing; after `import`, nothing
-    differs.
+    """`definitions diff` lists what the broker lacks and exits with 3, and `import` adds exactly that; `import
+    --dry-run` only prints it.
     """
     assert run(admin, "diff file").code == 0
     for line in ("queue delete jobs --yes", "exchange delete logs --yes"):
@@ -63,8 +63,8 @@ def test_exported_definitions_can_be_imported(admin: Shell) -> None:
 
 
 def test_import_keeps_queues_that_differ(admin: Shell) -> None:
-    """A queue with other settings stays as it is, and `import` exits with 3; everything else in the
-    file is imported.
+    """If a queue's arguments differ from the file, `definitions import` leaves the queue unchanged and exits with 3,
+    but imports everything else.
     """
     file = admin.directory / "file"
     contents = json.loads(file.read_text())
@@ -84,7 +84,9 @@ def test_import_keeps_queues_that_differ(admin: Shell) -> None:
 
 
 def test_import_prints_the_reason_of_a_refusal_on_one_line(admin: Shell) -> None:
-    """If the broker refuses a policy in a reason of several lines, `import` warns on one line, without "\\n"."""
+    """If the broker refuses a policy with a reason of several lines, `definitions import` prints one warning line
+    without a literal backslash-n.
+    """
     file = admin.directory / "file"
     contents = json.loads(file.read_text())
     contents["policies"] = [{"name": "wrong", "pattern": "", "definition": {"max-length": -1}, "apply-to": "queues"}]
@@ -98,7 +100,9 @@ def test_import_prints_the_reason_of_a_refusal_on_one_line(admin: Shell) -> None
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_definitions_files_are_exchanged_with_rabbitmq(admin: Shell, broker: TestBroker) -> None:
-    """RabbitMQ loads a file of mqtool; mqtool reads RabbitMQ's file of one virtual host or of the whole broker."""
+    """RabbitMQ imports a file that `definitions export` wrote; mqtool reads RabbitMQ's export of one virtual host and
+    of the whole broker.
+    """
     policy = ("mqtool", "policy", "set", "p", "--pattern", "^jobs", "--definition")
     admin.run(*policy, '{"max-length": 5}')
     for name, path in (("one", f"definitions/{broker.vhost}"), ("all", "definitions")):
@@ -136,7 +140,7 @@ def test_definitions_files_are_exchanged_with_rabbitmq(admin: Shell, broker: Tes
 def test_an_invalid_definitions_file_is_named_before_a_broker_is_asked(
     lonely_shell: Shell, text: str, says: str
 ) -> None:
-    """`definitions diff` says in one sentence what is wrong with the file, and exits with 65."""
+    """`definitions diff` of an invalid file says what is wrong and exits with 65, without needing a broker."""
     wrong = lonely_shell.run("mqtool", "definitions", "diff", "-", stdin=text)
     assert wrong.code == 65
     assert says in wrong.stderr
@@ -202,8 +206,8 @@ def old(lonely_shell: Shell) -> Shell:
 def test_an_expensive_or_invalid_policy_pattern_blocks_no_command(
     lonely_shell: Shell, pattern: str, matches: bool
 ) -> None:
-    """`definitions convert` applies a pattern that would backtrack for ever in Python, and skips one
-    that is not valid.
+    """`definitions convert` does not hang on a policy pattern with exponential backtracking, and skips an invalid
+    pattern.
     """
     document = {
         "vhosts": [{"name": "/"}],
@@ -220,8 +224,8 @@ def test_an_expensive_or_invalid_policy_pattern_blocks_no_command(
 
 
 def test_convert_changes_what_rabbitmq_4_refuses(old: Shell) -> None:
-    """`definitions convert --to 4.3` changes what 4.3 refuses, names each change, leaves decisions to the user, and
-    keeps the rest.
+    """`definitions convert --to 4.3` changes what RabbitMQ 4.3 refuses, names each change, and keeps the rest. It exits
+    with 3 while decisions are left to the user.
     """
     converted = run(old, "convert old.json --to 4.3")
     assert converted.code == 3
@@ -260,8 +264,8 @@ def test_convert_changes_what_rabbitmq_4_refuses(old: Shell) -> None:
 
 
 def test_a_converted_delayed_exchange_works_with_a_relay(old: Shell, tmp_path: Path) -> None:
-    """After `convert --delayed relay`, a message with x-delay is delayed by `delayed relay` and follows the old
-    bindings.
+    """After `definitions convert --delayed relay`, `delayed relay` delays a message with x-delay and routes it by the
+    old exchange's bindings.
     """
     (old.directory / "shop.json").write_text(json.dumps(of_shop(OLD)))  # as for one virtual host, without its name
     (tmp_path / "new.json").write_text(run(old, "convert shop.json --to 4.3 --mirrored quorum --delayed relay").stdout)
@@ -275,8 +279,8 @@ def test_a_converted_delayed_exchange_works_with_a_relay(old: Shell, tmp_path: P
 
 @pytest.mark.parametrize("like", ["4.3", "4.3.5"])
 def test_a_broker_like_4_3_imports_converted_definitions(old: Shell, like: str) -> None:
-    """The embedded broker like 4.3 refuses the old file and loads the converted one, without losing a
-    queue or binding.
+    """The embedded broker, behaving like RabbitMQ 4.3, refuses definitions of 3.10, and imports the converted ones
+    without losing a queue.
     """
     converted = run(old, "convert old.json --to 4.3 --mirrored quorum --delayed plain")
     assert "mqtool: 2 open decisions\n" in converted.stderr  # a queue with priorities; a key that is too complex
@@ -295,7 +299,9 @@ def test_a_broker_like_4_3_imports_converted_definitions(old: Shell, like: str) 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_rabbitmq_imports_converted_definitions(old: Shell, broker: TestBroker) -> None:
-    """RabbitMQ 4.3 refuses the old file and loads the converted one: no queue is lost, and none gets another type."""
+    """RabbitMQ 4.3 refuses definitions of 3.10, and imports the converted ones; no queue is lost or changes its type
+    unexpectedly.
+    """
     if not broker.differs_since("4.3", "it refuses the old definitions"):
         pytest.skip("this RabbitMQ takes them as they are, or has the plugin for delays")
     with pytest.raises(OSError, match="HTTP Error 400"):
@@ -337,8 +343,8 @@ def api(broker: EmbeddedBroker, path: str, body: Any = None) -> Any:
 
 
 def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
-    """`doctor FILE --upgrade` needs no broker, names each problem with its line, and exits with 3; a converted file has
-    none.
+    """`doctor FILE --upgrade` needs no broker, reports each problem with its line, and exits with 3. In the converted
+    file, it finds only the changed default of the delivery limit.
     """
     old.environment["MQTOOL_MANAGEMENT_URL"] = old.environment["MQTOOL_URL"] = "amqp://127.0.0.1:1"
     lines = (old.directory / "old.json").read_text().splitlines()
@@ -379,8 +385,8 @@ def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("kind", ["queues", "exchanges"])
 def test_a_name_that_is_not_unicode_is_not_imported(admin: Shell, kind: str) -> None:
-    """JSON can contain half of a surrogate pair, UTF-8 cannot: `definitions import` warns, goes on, and
-    exits with 3.
+    """If a name in the file is half of a surrogate pair, which UTF-8 cannot encode, `definitions import` warns about it
+    and exits with 3.
     """
     each = {"name": "\ud800", "type": "direct", "durable": True, "auto_delete": False, "arguments": {}}
     (admin.directory / "bad.json").write_text(json.dumps({kind: [each]}))

@@ -40,7 +40,7 @@ def via(request: pytest.FixtureRequest, plugin: bool) -> str:
 
 
 def test_send_delayed_and_receive_delayed_print_the_tutorials_lines(shell: Shell, plugin: bool) -> None:
-    """`send-delayed` prints when the message is due, and `receive-delayed` how late it came."""
+    """`send-delayed` prints when the message is due, and `receive-delayed` prints how late it arrived."""
     receiver = shell.start("mqtool", "receive-delayed", "-c", "1").wait_until_ready()
     sent = shell.run("mqtool", "send-delayed", "--delay", "100ms", "Hello", "later")
     received = receiver.wait()
@@ -54,7 +54,9 @@ def test_send_delayed_and_receive_delayed_print_the_tutorials_lines(shell: Shell
 
 @on_any_broker
 def test_send_delayed_warns_if_no_queue_is_bound_by_its_key(shell: Shell, broker: TestBroker) -> None:
-    """`receive-delayed` prints its binding key; on a terminal, `send-delayed` says if no queue is bound by its own."""
+    """`receive-delayed` prints its binding key. On a terminal, `send-delayed` warns if no queue is bound by its routing
+    key.
+    """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     receiver = shell.start("mqtool", "receive-delayed", "-e", "reminders", "-c", "1").wait_until_ready()
     assert (
@@ -69,7 +71,7 @@ def test_send_delayed_warns_if_no_queue_is_bound_by_its_key(shell: Shell, broker
 
 
 def test_send_delayed_may_start_before_receive_delayed(shell: Shell, via: str) -> None:
-    """A delayed message that becomes due before the receiver starts waits in the queue."""
+    """A delayed message that `send-delayed` sends before `receive-delayed` has started waits in the queue for it."""
     sent = shell.run("mqtool", "send-delayed", "--delay", "20ms", "--via", via, "--quiet", "x")
     assert (sent.stderr, sent.code) == ("", 0)
     assert shell.run("mqtool", "receive-delayed", "-c", "1", "--raw").stdout == "x\n"
@@ -91,7 +93,7 @@ def test_send_delayed_may_start_before_receive_delayed(shell: Shell, via: str) -
 )
 @pytest.mark.sampled(4)
 def test_each_publishing_command_takes_a_delay(shell: Shell, via: str, receive: list[str], send: list[str]) -> None:
-    """With --delay, the receiver of each publishing command gets the message, and not before it is due."""
+    """With --delay, each publishing command's message reaches its receiver, and not before it is due."""
     receiver = shell.start("mqtool", *receive, "-c", "1", "-F", "%b %l").wait_until_ready()
     sent = shell.run("mqtool", *send, "later", "--delay", "150ms", "--via", via)
     body, late = receiver.wait().stdout.split()
@@ -116,8 +118,8 @@ def test_each_publishing_command_takes_a_delay(shell: Shell, via: str, receive: 
 def test_via_auto_chooses_the_plugin_or_wait_queues(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, with_plugin: str, without: str
 ) -> None:
-    """--via auto chooses as the table in docs/explanation/delays.md says: the plugin, or classic or
-    quorum wait queues.
+    """`send --via auto`, the default, chooses the plugin, or classic or quorum wait queues, depending on the
+    destination.
     """
     broker.api("PUT", f"queues/{broker.vhost}/theirs", {"durable": True})
     sent = shell.run("mqtool", *command.split(), "x", "--delay", "1h")
@@ -140,7 +142,9 @@ def test_declaring_a_delayed_exchange_without_the_plugin_names_what_to_use_inste
 
 
 def test_via_auto_prints_its_choice_and_the_reason(shell: Shell, broker: TestBroker, plugin: bool) -> None:
-    """`send --delay` prints one line with its choice and the broker's name; with --quiet or --via, it prints none."""
+    """`send --delay` prints one line about where messages wait, which names the broker; with --quiet or --via, it
+    prints none.
+    """
     classic = ["-q", "classic", "--queue-type", "classic", "--durable"]
     said = shell.run("mqtool", "send", "x", *classic, "--delay", "1h").stderr.splitlines()
     name = "the embedded broker" if broker.kind == "embedded" else "RabbitMQ"
@@ -155,15 +159,15 @@ def test_via_auto_prints_its_choice_and_the_reason(shell: Shell, broker: TestBro
     "command", ["send-delayed", "send", "send -q c --queue-type classic", "emit-log topic -e lasting --durable a.b"]
 )
 def test_where_messages_wait_is_said_once(shell: Shell, plugin: bool, command: str) -> None:
-    """In three runs of `send --delay 1h` or the like, only the first says where messages wait."""
+    """If a command with --delay is run three times, only the first run says where the messages wait."""
     said = [shell.run("mqtool", *command.split(), "x", "--delay", "1h").stderr.splitlines() for _ in range(3)]
     assert said[0][0].startswith("messages wait in ")
     assert [len(lines) for lines in said] == [2, 1, 1], said
 
 
 def test_via_auto_never_uses_the_plugin_for_a_quorum_queue(shell: Shell, plugin: bool) -> None:
-    """While RabbitMQ starts, the plugin loses messages for a quorum queue without a leader; --via
-    plugin warns of it.
+    """For a quorum queue, `send --delay` uses wait queues even if the broker has the plugin; with --via plugin, it
+    warns that messages may be lost.
     """
     said = shell.run("mqtool", "send", "x", "--delay", "1h").stderr.splitlines()
     assert said[0] == "messages wait in queues, which lose nothing on the way to a quorum queue"
@@ -183,7 +187,7 @@ def test_via_auto_never_uses_the_plugin_for_a_quorum_queue(shell: Shell, plugin:
 
 @large
 def test_a_warning_appears_once_for_10000_messages_in_wait_queues(shell: Shell) -> None:
-    """`send --via ttl` warns once when it has sent 10,000 messages, and never for a hundred."""
+    """`send --via ttl` warns once when it has sent 10,000 messages to wait queues, and not at all for 100 messages."""
     for count, said in ((100, 0), (10_001, 1)):
         sent = shell.run(
             "mqtool", "send", "-l", "--delay=1h", "--via=ttl", "--queue=c", "--queue-type=classic", stdin="x\n" * count
@@ -198,8 +202,8 @@ def test_a_warning_appears_once_for_10000_messages_in_wait_queues(shell: Shell) 
 def test_an_existing_quorum_queue_is_not_sent_to_by_the_plugin(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, queue: str
 ) -> None:
-    """If the queue exists as a quorum queue, --via auto uses wait queues, though the command would declare a classic
-    queue.
+    """If the destination already exists as a quorum queue, `send --delay` uses quorum wait queues, though it would have
+    declared a classic queue.
     """
     broker.api("PUT", f"queues/{broker.vhost}/{queue}", {"durable": True, "arguments": {"x-queue-type": "quorum"}})
     sent = shell.run("mqtool", *command.split(), "-l", "--delay", "1h", stdin="x\ny\n")
@@ -214,8 +218,8 @@ def test_an_existing_quorum_queue_is_not_sent_to_by_the_plugin(
 
 
 def test_an_exchange_without_the_plugins_type_is_used_as_it_is(shell: Shell, plugin: bool) -> None:
-    """If the exchange was declared without the plugin, --via auto uses it; --via plugin exits with 78 and says to
-    delete it.
+    """If the exchange exists without the plugin's type, `send-delayed` publishes to it through wait queues; with --via
+    plugin, it exits with 78 and says how to delete the exchange.
     """
     if not plugin:
         pytest.skip("this broker has no delayed message plugin")
@@ -232,8 +236,8 @@ def test_an_exchange_without_the_plugins_type_is_used_as_it_is(shell: Shell, plu
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("command", [["send", "x"], ["emit-log", "fanout", "x"], ["send-delayed", "x"]], ids=str)
 def test_via_plugin_without_the_plugin_says_what_to_install(shell: Shell, plugin: bool, command: list[str]) -> None:
-    """--via plugin exits with 78 and names the plugin's version for this broker, or says that there is none, and --via
-    ttl.
+    """If the broker lacks the plugin, --via plugin exits with 78 and suggests --via ttl. It also says how to enable the
+    plugin, unless there is none for this broker's version.
     """
     if plugin:
         pytest.skip("this broker has the delayed message plugin")
@@ -293,7 +297,9 @@ def test_messages_sent_with_at_arrive_at_that_time(shell: Shell, via: str) -> No
 
 
 def test_each_line_is_delayed_from_when_it_is_sent(shell: Shell, via: str) -> None:
-    """`send -l --delay` delays each line from the moment it is sent: the first arrives before the second is typed."""
+    """`send -l --delay` counts each line's delay from when that line is sent: the first arrives before the second is
+    typed.
+    """
     receiver = shell.start("mqtool", "receive", "-c", "2", "--raw").wait_until_ready()
     sender = shell.start("mqtool", "send", "-l", "--via", via, "--delay", "50ms", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -306,7 +312,9 @@ def test_each_line_is_delayed_from_when_it_is_sent(shell: Shell, via: str) -> No
 
 
 def test_ndjson_gives_each_message_its_own_delay(shell: Shell, via: str) -> None:
-    """`send --json` delays each line by its "delay" or until its "at", others not at all; --delay overrides both."""
+    """`send --json` delays each message by its "delay" or until its "at", and others not at all; --delay overrides
+    both.
+    """
     receiver = shell.start("mqtool", "receive", "-c", "3", "-F", "%b %l").wait_until_ready()
     lines = [
         {"body": "second", "delay": "1500ms"},
@@ -341,7 +349,7 @@ def test_ndjson_gives_each_message_its_own_delay(shell: Shell, via: str) -> None
     ],
 )
 def test_an_invalid_delay_in_ndjson_is_named_with_its_line(shell: Shell, line: str, says: str) -> None:
-    """`send --json` sends the lines before the bad one, names its number, and exits with 65."""
+    """If a line has an invalid delay, `send --json` sends the lines before it, names the error, and exits with 65."""
     refused = shell.run("mqtool", "send", "--json", stdin='{"body": "before"}\n' + line + "\n")
     assert says in refused.stderr
     assert refused.code == 65
@@ -349,7 +357,7 @@ def test_an_invalid_delay_in_ndjson_is_named_with_its_line(shell: Shell, line: s
 
 
 def test_send_delayed_uses_the_header_x_delay(shell: Shell, via: str) -> None:
-    """`send-delayed --json` delays a message by its x-delay in milliseconds; a negative value means no delay."""
+    """`send-delayed --json` delays a message by its x-delay header (milliseconds); if negative, it is not delayed."""
     shell.run("mqtool", "receive-delayed", "--idle-timeout", "1ms")
     given = '{"body": "x", "headers": {"x-delay": 30, "mine": 1}}\n{"body": "y", "headers": {"x-delay": 3600000}}\n'
     sent = shell.run("mqtool", "send-delayed", "--json", "--via", via, stdin=given)
@@ -362,7 +370,9 @@ def test_send_delayed_uses_the_header_x_delay(shell: Shell, via: str) -> None:
 
 
 def test_a_received_copy_is_not_delayed_again(shell: Shell, via: str) -> None:
-    """`receive-delayed --json | send-delayed --json` sends the copy at once, although its headers contain x-delay."""
+    """In `receive-delayed --json | send-delayed --json`, the copy is sent at once, although its headers contain
+    x-delay.
+    """
     shell.run("mqtool", "send-delayed", "--delay", "20ms", "--via", via, "x")
     line = shell.run("mqtool", "receive-delayed", "-c", "1", "--json").stdout
     shell.run("mqtool", "send-delayed", "--json", "--via", via, stdin=line)
@@ -378,8 +388,8 @@ def test_a_received_copy_is_not_delayed_again(shell: Shell, via: str) -> None:
 @pytest.mark.once_on_rabbitmq("via")
 @pytest.mark.parametrize("sign", [1, -1])
 def test_keep_delay_delays_a_copy_again(shell: Shell, via: str, sign: int) -> None:
-    """With --keep-delay, `send-delayed --json` delays a received copy by its x-delay again, unless the line has a
-    "delay".
+    """`send-delayed --json --keep-delay` delays a received copy again by its x-delay; a "delay" in the line overrides
+    it.
     """
     shell.run("mqtool", "receive-delayed", "--idle-timeout", "1ms")
     lines = [
@@ -404,7 +414,7 @@ def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
 
 
 def test_send_delayed_declares_the_tutorials_queue(shell: Shell, via: str) -> None:
-    """A message that is due before any receiver has started waits in the queue that `send-delayed` declared."""
+    """`send-delayed` declares the tutorial's queue, where a message that is due waits for the first receiver."""
     shell.run("mqtool", "send-delayed", "--delay", "1ms", "--via", via, "early")
     assert shell.run("mqtool", "receive-delayed", "-c", "1", "--raw", "--timeout", "30s").stdout == "early\n"
 
@@ -422,8 +432,8 @@ def test_mandatory_is_refused_for_a_line_with_a_delay(shell: Shell) -> None:
 
 
 def test_send_warns_once_that_expirations_are_lost(shell: Shell) -> None:
-    """With `--via ttl`, the delay replaces the expiration of messages; `send` warns once for all of them, and none
-    arrives early.
+    """With --via ttl, the delay replaces a message's expiration: `send` warns once for all messages, and none arrives
+    early.
     """
     shell.run("mqtool", "receive", "--idle-timeout", "1ms")
     sent = shell.run("mqtool", "send", "-l", "--delay", "200ms", "--via", "ttl", "--property", "expiration=10",
@@ -446,8 +456,8 @@ def test_a_delayed_message_for_a_missing_exchange_declares_nothing(shell: Shell,
 
 @pytest.mark.keeps_messages
 def test_failed_to_keeps_delayed_messages_for_a_missing_queue(shell: Shell, via: str) -> None:
-    """--failed-to keeps the message for a queue that does not exist and all later ones; a second run sends them in
-    time.
+    """If a line's queue does not exist, `send --failed-to` writes its message and all later ones to the file with their
+    delays, so that a second run can send them.
     """
     shell.run("mqtool", "receive", "--idle-timeout", "1ms")
     missing = {"body": "b", "exchange": "", "routing_key": "missing", "delay": "200ms"}
@@ -470,8 +480,8 @@ def test_failed_to_keeps_delayed_messages_for_a_missing_queue(shell: Shell, via:
 
 @on_any_broker
 def test_failed_to_keeps_the_delay_of_each_unread_line(shell: Shell) -> None:
-    """If a line cannot be delayed, --failed-to keeps it and the rest with the delays that the first run would have
-    used.
+    """If a line cannot be delayed, `send-delayed --failed-to` writes it and all later lines to the file, each with the
+    delay it would have had.
     """
     lines = [{"body": "x", "delay": "50d"}, {"body": "y"}, {"body": "z", "headers": {"x-delay": 70}}]
     (shell.directory / "given").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -485,8 +495,8 @@ def test_failed_to_keeps_the_delay_of_each_unread_line(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_wait_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If a wait queue exists without a TTL, `send` exits with 78 and publishes nothing; --failed-to
-    keeps the message.
+    """If a wait queue exists without a TTL, `send --delay` exits with 78 and publishes nothing to it; --failed-to keeps
+    the message.
     """
     broker.api("PUT", f"queues/{broker.vhost}/hello.delay.1m", {"durable": True})
     refused = shell.run("mqtool", "send", "-l", "--delay", "1m", "--via", "ttl", "--failed-to", "failed", stdin="x\n")
@@ -521,8 +531,8 @@ _LOGS = ["-e", "lasting", "--durable"]
 def test_delayed_messages_survive_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, via: str, send: list[str], receive: list[str]
 ) -> None:
-    """After a restart, all delayed messages for durable queues arrive, and none early. On RabbitMQ, a quorum queue may
-    not be ready for those that are due during the start; RabbitMQ tries again after three minutes.
+    """After a restart of the broker, all delayed messages for durable queues arrive, and none early. Some may arrive
+    twice.
     """
     shell = lonely_shell
     first = 20 if restartable.kind is BrokerKind.EMBEDDED else 20_000
@@ -551,7 +561,9 @@ def test_delayed_messages_survive_a_restart_of_the_broker(
 
 @large
 def test_thousands_of_delayed_messages_arrive_once_and_not_early(shell: Shell, broker: TestBroker, via: str) -> None:
-    """`send-delayed --json` sends thousands of messages with delays from 0 to 2 s: none is early, lost or doubled."""
+    """Of thousands of messages sent by `send-delayed --json` with delays from 0 to 2 s, each arrives once, and none
+    early.
+    """
     count = 4_000 if broker.kind == "embedded" else 2_000  # which take RabbitMQ two seconds of computing
     given = "".join(json.dumps({"body": f"{n}", "delay": f"{n * 7919 % 2000}ms"}) + "\n" for n in range(count))
     receiver = shell.start("mqtool", "receive-delayed", "-c", str(count), "-F", "%b %l").wait_until_ready()
@@ -564,7 +576,9 @@ def test_thousands_of_delayed_messages_arrive_once_and_not_early(shell: Shell, b
 
 
 def test_failed_to_keeps_a_message_that_cannot_be_delayed(shell: Shell) -> None:
-    """A message with CC cannot be delayed: `send` exits with 65, and --failed-to keeps it."""
+    """`send --delay` of a message with a CC header, which cannot be delayed, exits with 65, and --failed-to keeps the
+    message.
+    """
     copies = ("-H", 'CC:=["elsewhere"]')
     refused = shell.run("mqtool", "send", "-q", "q", "--delay", "5s", *copies, "--failed-to", "failed", "not me")
     assert refused.code == 65

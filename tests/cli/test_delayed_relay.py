@@ -1,4 +1,4 @@
-"""`delayed relay` delays the messages of any client without the plugin; none is lost when relays or the broker are
+"""`delayed relay` delays the messages of any client without the plugin; none is lost if a relay or the broker is
 killed.
 """
 
@@ -66,8 +66,8 @@ def received(shell: Shell, count: int, patience: float = PATIENCE) -> list[Any]:
 
 @pytest.mark.keeps_messages
 def test_relay_delays_the_messages_of_any_client(shell: Shell, broker: TestBroker) -> None:
-    """As with the plugin, x-delay may be any type of number or text; a message without a positive number is forwarded
-    at once. Messages are routed by their keys when due, never early, and keep their properties and headers.
+    """`delayed relay` routes a message by its key once its x-delay is over, never early, and keeps its properties and
+    headers. It forwards a message without a positive number in x-delay at once.
     """
     running = relay(shell, "--type", "topic")
     shell.run("mqtool", "send", "-e", "tasks", "-r", "nobody", "no queue is bound by this key")
@@ -95,7 +95,9 @@ def test_relay_delays_the_messages_of_any_client(shell: Shell, broker: TestBroke
 
 @on_any_broker
 def test_relay_by_timestamps_counts_the_delay_from_publishing(shell: Shell, broker: TestBroker) -> None:
-    """With --by-timestamps, a message that waited an hour for a relay is not delayed by another hour."""
+    """With `delayed relay --by-timestamps`, a message with a delay of one hour that was published an hour ago is
+    forwarded at once.
+    """
     running = relay(shell, "--type", "topic", "--by-timestamps")
     now = int(time.time() * 1000)
     headers: list[dict[str, Any]] = [
@@ -113,7 +115,9 @@ def test_relay_by_timestamps_counts_the_delay_from_publishing(shell: Shell, brok
 
 @pytest.mark.keeps_messages
 def test_a_killed_relay_loses_no_message(shell: Shell, broker: TestBroker) -> None:
-    """While several relays run, each is killed in turn, and another one continues: no message is lost."""
+    """If one of several running relays is killed, another continues its work: no message is lost, and only a few arrive
+    twice.
+    """
     count = 600
     first, second = relay(shell, "--type", "topic"), relay(shell)
     publish(broker.url, [25 * (number % 20) for number in range(count)])
@@ -132,9 +136,8 @@ def test_a_killed_relay_loses_no_message(shell: Shell, broker: TestBroker) -> No
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_relay_continues_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
-    """After kill -9 of the broker, confirmed messages arrive, and the relay continues by itself. RabbitMQ then has no
-    leader for a wait queue that it has just declared, and may never have one. A message that is due while RabbitMQ is
-    down or starting may be three minutes late for each of its wait queues.
+    """After kill -9 of the broker, `delayed relay` reconnects and continues by itself, and every confirmed message
+    arrives.
     """
     own_broker(kind)
     shell, delayed, at_once = lonely_shell, 200, 400
@@ -176,7 +179,9 @@ def has_saved_its_queues(node: Restartable) -> bool:
 
 @on_any_broker
 def test_relay_avoids_wait_queues_without_a_leader(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If wait queues have no leader, the relay uses others without waiting for each, and warns once for each queue."""
+    """If wait queues have no leader, `delayed relay` uses others instead, delivers every message, and warns once for
+    each such queue.
+    """
     dead = re.compile(r"delay\.(\d\d|1\d\d|200)ms$")
     known, warnings, counts, told = threading.Event(), list[str](), Counter[str](), set[str]()
 
@@ -213,7 +218,9 @@ def test_relay_avoids_wait_queues_without_a_leader(broker: TestBroker, monkeypat
 
 
 def test_delayed_commands_see_messages_that_a_relay_holds(shell: Shell, broker: TestBroker) -> None:
-    """`delayed ls`, `cancel` and `now` include messages that wait for their time or for a relay."""
+    """`delayed ls`, `show`, `cancel` and `now` include the messages that a relay delays, and those that wait for a
+    relay to run.
+    """
     running = relay(shell, "--type", "topic")
 
     def delayed(*words: str) -> str:
@@ -241,8 +248,8 @@ def test_delayed_commands_see_messages_that_a_relay_holds(shell: Shell, broker: 
 
 @on_any_broker
 def test_relay_publishes_due_messages_to_another_exchange(shell: Shell, broker: TestBroker) -> None:
-    """With --to, an existing exchange keeps its bindings; the relay warns of queues bound directly to
-    its own exchange.
+    """`delayed relay --to` publishes due messages to an existing exchange, and warns of queues that are bound directly
+    to the relay's own exchange.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     shell.run("mqtool", "exchange", "declare", "events", "topic")
@@ -266,8 +273,8 @@ def test_relay_publishes_due_messages_to_another_exchange(shell: Shell, broker: 
 
 @on_any_broker
 def test_relay_replaces_the_plugin_without_doubling_messages(shell: Shell, broker: TestBroker) -> None:
-    """The plugin delivers the messages that it holds, and the relay those published to its exchange:
-    each comes once.
+    """After `delayed migrate`, the plugin delivers the messages that it holds, and the relay those published to its
+    exchange: each arrives once.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old = Exchange("old", DELAYED, durable=True, arguments={"x-delayed-type": "topic"})

@@ -42,8 +42,8 @@ def waiting(shell: Shell, broker: TestBroker) -> Waiting:
 
 
 def test_delayed_ls_and_show_list_waiting_messages(waiting: Waiting) -> None:
-    """`delayed ls` counts waiting messages by destination, `show` prints each; both include retries and
-    take nothing.
+    """`delayed ls` counts the waiting messages of each destination, and `delayed show` prints them. Both include a
+    worker's retries and consume nothing.
     """
     waiting.shell.run("mqtool", "send", "-r", "jobs", "--property", "message-id=m-5", "fails")
     failing = ("mqtool", "worker", "-q", "jobs", "-c", "1", "--backoff", "2m", "--exec", "false")
@@ -74,7 +74,9 @@ def test_delayed_ls_and_show_list_waiting_messages(waiting: Waiting) -> None:
 
 
 def test_delayed_cancel_deletes_the_chosen_messages(waiting: Waiting) -> None:
-    """`delayed cancel` deletes by id or condition, only with --yes; the other messages keep waiting."""
+    """`delayed cancel --yes` deletes waiting messages by id or condition; the others keep waiting. Without --yes, it
+    exits with 2.
+    """
     waiting.run("cancel", "m-1", code=2)
     waiting.run("cancel", "--yes", code=2)
     assert "1 cancelled" in waiting.run("cancel", "m-1", "--yes").stderr
@@ -85,8 +87,8 @@ def test_delayed_cancel_deletes_the_chosen_messages(waiting: Waiting) -> None:
 
 
 def test_delayed_now_delivers_before_the_time(waiting: Waiting) -> None:
-    """`delayed now` publishes a message to its exchange with its key; it does not arrive a second time, and does not
-    expire.
+    """`delayed now` publishes a waiting message to its exchange with its routing key and without an expiration; it no
+    longer waits.
     """
     assert "2 delivered" in waiting.run("now", "m-4", "m-2").stderr
     assert sorted(waiting.shown()) == ["m-1", "m-3"]
@@ -99,7 +101,7 @@ def test_delayed_now_delivers_before_the_time(waiting: Waiting) -> None:
 
 
 def test_delayed_now_keeps_a_message_that_no_queue_takes(waiting: Waiting) -> None:
-    """If the queue no longer exists, `delayed now` exits with 75, and the message keeps waiting."""
+    """If the destination queue no longer exists, `delayed now` exits with 75 and the message keeps waiting."""
     waiting.shell.run("mqtool", "queue", "delete", "jobs", "--yes")
     assert "'jobs' did not take message m-1" in waiting.run("now", "m-1", code=75).stderr
     assert waiting.shown("jobs") == ["m-1", "m-2", "m-3"]
@@ -107,7 +109,9 @@ def test_delayed_now_keeps_a_message_that_no_queue_takes(waiting: Waiting) -> No
 
 @pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 def test_delayed_ls_only_counts_messages_in_the_plugin(shell: Shell, broker: TestBroker) -> None:
-    """The plugin reveals only the number of its messages: `delayed ls` prints it, and `delayed show` says so."""
+    """For messages that the plugin holds, `delayed ls` prints their number, and `delayed show` says that it cannot show
+    them.
+    """
     shell.run("mqtool", "send-delayed", "--delay", "1h", "later")
     found = shell.run("mqtool", "delayed", "ls", "--management", broker.management)
     assert found.stdout.split("\t")[1:4] == ["plugin", "", "1"]

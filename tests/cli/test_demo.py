@@ -26,8 +26,8 @@ def left_behind(broker: TestBroker) -> list[str]:
 
 @large
 def test_a_real_log_comes_out_whole_and_in_parts(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
-    """One receiver gets the whole log byte for byte, the others its parts, which add up; no queue is left on the
-    broker.
+    """In the log demonstration, one receiver gets the whole log byte for byte, and the others get parts that add up to
+    it; no queue is left on the broker.
     """
     log = tmp_path / "dpkg.log"
     actions = [f"{action} package{n}:all" for n in range(300) for action in ("install", "status unpacked", "configure")]
@@ -49,7 +49,7 @@ def test_a_real_log_comes_out_whole_and_in_parts(shell: Shell, broker: TestBroke
 @on_any_broker
 @large
 def test_the_incident_is_replayed_on_a_broker_of_its_own(shell: Shell, broker: TestBroker) -> None:
-    """The incident fails again from the recording and from a scrubbed one; no queue is left on the broker."""
+    """The tutorial `incident` passes all its checks, and leaves no queue on the broker."""
     result = shell.run(*TUTORIALS, "incident", timeout=PATIENCE)
 
     assert (result.code, result.stderr) == (0, "")
@@ -59,7 +59,7 @@ def test_the_incident_is_replayed_on_a_broker_of_its_own(shell: Shell, broker: T
 
 @on_any_broker
 def test_existing_messages_do_not_disturb_the_demo(shell: Shell) -> None:
-    """Messages in the tutorial's queue stay there, and those of an earlier demonstration are not shown."""
+    """A tutorial leaves a user's messages in their queue, and does not show messages left over from an earlier run."""
     shell.run("mqtool", "send", "mine")
     shell.run("mqtool", "send", "-q", "demo.hello", "stale")
 
@@ -73,7 +73,7 @@ def test_existing_messages_do_not_disturb_the_demo(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_missing_log_file_is_named_at_once(shell: Shell) -> None:
-    """If the log file does not exist, the demonstration names it and exits with 1 before it plays anything."""
+    """If the log file does not exist, the log demonstration names it, sends nothing, and exits with 1."""
     result = run_real_log(shell, "/no/such/log")
 
     assert result.code == 1
@@ -84,7 +84,9 @@ def test_a_missing_log_file_is_named_at_once(shell: Shell) -> None:
 @on_any_broker
 @large
 def test_the_demo_fails_if_the_log_changes(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
-    """If the log file changes during the demonstration, it exits with 1 and says what was expected and what came."""
+    """If the log file changes while the demonstration reads it, the demonstration says how many lines it expected and
+    how many were sent, and exits with 1.
+    """
     log = tmp_path / "app.log"
     log.write_text("INFO one\nWARN two\n")
     shell.environment["PYTHONPATH"] = str(ROOT)
@@ -100,7 +102,7 @@ def test_the_demo_fails_if_the_log_changes(shell: Shell, broker: TestBroker, tmp
 
 
 def test_the_demo_starts_no_broker_if_mqtool_url_names_one(lonely_shell: Shell) -> None:
-    """If MQTOOL_URL names a broker that does not answer, the demonstration exits with 69."""
+    """If MQTOOL_URL names a broker that does not answer, `tutorial run` exits with 69."""
     result = lonely_shell.run(*TUTORIALS, "hello-world", environment={"MQTOOL_URL": "amqp://127.0.0.1:1"})
 
     assert result.code == 69
@@ -109,7 +111,7 @@ def test_the_demo_starts_no_broker_if_mqtool_url_names_one(lonely_shell: Shell) 
 
 @on_any_broker
 def test_ctrl_c_ends_all_commands_of_the_demo(shell: Shell, broker: TestBroker) -> None:
-    """Ctrl-C during a long task exits with 130, ends every process, and leaves no queue behind."""
+    """Ctrl-C during `tutorial run` exits with 130, closes every connection, and leaves no queue behind."""
     running = shell.start(*TUTORIALS, "work-queues", ready=False).wait_for_stdout("Received long..")
 
     running.interrupt()

@@ -1,8 +1,6 @@
-"""What mqtool prints and sends in each dialect, where its scripts differ from today's Python ones.
-
-The lines are those of the scripts (those of Go without the time that its log package puts in front), written out here
-once more: read from dialects.py, a wrong one would be wrong on both sides. The dialects of articles are tested in
-test_older_tutorials.py.
+"""What mqtool prints and sends in each dialect, where its scripts differ from today's Python ones. The expected lines
+are those of the scripts, repeated here so that an error in dialects.py is noticed; Go's lack the time that its log
+package adds. The dialects of articles are tested in test_older_tutorials.py.
 """
 
 import pytest
@@ -68,7 +66,7 @@ RECEIVERS = {
 @pytest.mark.parametrize(("dialect", "command"), SPOKEN)
 @pytest.mark.sampled(12)
 def test_each_dialect_prints_the_lines_of_its_scripts(shell: Shell, dialect: str, command: str) -> None:
-    """With --dialect, each command prints the lines of that dialect's script: Go's on stderr, the others on stdout."""
+    """With --dialect, each command prints that dialect's lines, on stderr for Go and on stdout for the others."""
     sent, received = SPOKEN[dialect, command]
     [receive] = [whose for sender, whose in RECEIVERS.items() if command.startswith(sender)]
     receiver = shell.start("mqtool", *receive.split(), "--dialect", dialect, "-c", "1").wait_until_ready()
@@ -97,7 +95,9 @@ def of_script(result: Result, dialect: str) -> list[str]:
     [([], "nil.nil"), (["kern.critical", "A"], "nil.nil"), (["kern", "critical", "A"], "kern.critical")],
 )
 def test_go_article_makes_the_routing_key_of_two_words(shell: Shell, words: list[str], key: str) -> None:
-    """`emit-log topic --dialect go-article` joins the first two words as the routing key, if a third one follows."""
+    """`emit-log topic --dialect go-article` joins its first two words to make the routing key, if a third word follows;
+    otherwise the key is `nil.nil`.
+    """
     arguments = ("topic", "#", "--dialect", "go-article", "-c", "1", "-F", "%r")
     receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()
     assert shell.run("mqtool", "emit-log", "topic", *words, "--dialect", "go-article").code == 0
@@ -109,7 +109,7 @@ def test_go_article_makes_the_routing_key_of_two_words(shell: Shell, words: list
     ("words", "key"), [([], "info"), (["kern.critical", "disk", "full"], "kern.critical"), (["cron"], "cron")]
 )
 def test_go_article_2_takes_the_first_word_as_the_routing_key(shell: Shell, words: list[str], key: str) -> None:
-    """`emit-log topic --dialect go-article-2` uses the first word as the routing key, and `info` without any word."""
+    """`emit-log topic --dialect go-article-2` uses its first word as the routing key, or `info` if no word is given."""
     arguments = ("topic", "#", "--dialect", "go-article-2", "-c", "1", "-F", "%r %b")
     receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()
     assert shell.run("mqtool", "emit-log", "topic", *words, "--dialect", "go-article-2").code == 0
@@ -129,8 +129,8 @@ def test_go_article_2_takes_the_first_word_as_the_routing_key(shell: Shell, word
 )
 @on_any_broker
 def test_a_named_queue_has_the_settings_of_the_dialect(shell: Shell, command: str, settings: str) -> None:
-    """With --dialect, a command declares a queue name that the dialect's scripts use as durable or transient as they
-    do.
+    """With --dialect, a command declares a queue as durable or transient as the dialect's scripts do; --durable
+    overrides it.
     """
     assert shell.run("mqtool", *command.split()).code == 0
     name, durable = settings.split()
@@ -143,8 +143,8 @@ def test_a_named_queue_has_the_settings_of_the_dialect(shell: Shell, command: st
 
 @on_any_broker
 def test_a_dialect_says_that_a_new_queue_is_transient(shell: Shell) -> None:
-    """With a dialect, a new queue of another name is transient; on a terminal, `send` says so once and
-    names --durable.
+    """If --dialect makes a queue with a name of the user's own transient, `send` on a terminal says so once, and names
+    --durable.
     """
     send = ("mqtool", "send", "x", "--dialect", "go-classic", "-q")
     said = "it is transient, as in --dialect go-classic; for a durable queue, add --durable"
@@ -156,7 +156,9 @@ def test_a_dialect_says_that_a_new_queue_is_transient(shell: Shell) -> None:
 
 @on_any_broker
 def test_raw_and_output_win_over_a_dialect(shell: Shell) -> None:
-    """With --raw or -o, messages go to stdout or to the file, and the script's other lines go to stderr."""
+    """With --dialect, `receive --raw` prints only bodies on stdout and the script's other lines on stderr; `receive -o`
+    writes the messages to the file.
+    """
     shell.run("mqtool", "send", "-l", "--dialect", "go-classic", stdin="one\ntwo\n")
     raw = shell.run("mqtool", "receive", "--raw", "-c", "1", "--dialect", "go-classic")
     assert (raw.stdout, raw.stderr) == ("one\n", " [*] Waiting for messages. To exit press CTRL+C\n")
@@ -166,7 +168,7 @@ def test_raw_and_output_win_over_a_dialect(shell: Shell) -> None:
 
 @on_any_broker
 def test_without_a_dialect_only_messages_go_to_stdout(shell: Shell) -> None:
-    """Without --dialect, notices and errors go to stderr, so that a pipe or a file contains only messages."""
+    """Without --dialect, errors and notices of `receive-log` and `emit-log` go to stderr, and stdout stays empty."""
     missing = shell.run("mqtool", "receive-log", "direct")
     assert (missing.stdout, missing.code) == ("", 2)
     assert missing.stderr.startswith(
@@ -179,7 +181,7 @@ def test_without_a_dialect_only_messages_go_to_stdout(shell: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("dialect", ["python-classic", "go-article"])
 def test_a_dialect_does_not_change_raw_data(shell: Shell, dialect: str) -> None:
-    """--raw prints bodies as they are, and -l sends lines as they are, whatever the dialect."""
+    """With any --dialect, `receive-log --raw` prints bodies unchanged, and `emit-log -l` sends lines unchanged."""
     receiver = shell.start("mqtool", "receive-log", "topic", "#", "--raw", "-c", "2", "--dialect", dialect)
     receiver.wait_until_ready()
     sent = shell.run("mqtool", "emit-log", "topic", "a.b", "-l", "--dialect", dialect, stdin=b"one\n\xfftwo\n")
@@ -195,7 +197,9 @@ def test_a_dialect_does_not_change_raw_data(shell: Shell, dialect: str) -> None:
 )  # fmt: skip
 @pytest.mark.sampled(2)
 def test_a_tutorials_queue_is_declared_without_a_notice(shell: Shell, command: str, queue: str) -> None:
-    """On a terminal, the first line that a tutorial's command prints is the tutorial's own."""
+    """On a terminal, a tutorial's command declares its queue without a notice: the first line it prints is the
+    tutorial's own.
+    """
     shown = on_terminal(shell, "mqtool", *command.split()).stdout
     assert shown.startswith(" [")
     assert shell.run("mqtool", "list", "queues", "name").stdout == f"{queue}\n"
@@ -214,7 +218,9 @@ def test_a_tutorials_queue_is_declared_without_a_notice(shell: Shell, command: s
     ],
 )
 def test_the_notice_about_a_different_queue_names_the_dialect(shell: Shell, first: str, then: str, like: str) -> None:
-    """If an existing queue differs, the notice names the dialect that declares it like that, if there is one."""
+    """If an existing queue or exchange differs from what a command would declare, the command uses it and prints a
+    notice, which names the dialect that declares it like that, if any.
+    """
     assert shell.run("mqtool", *first.split()).code == 0
     adopted = shell.run("mqtool", *then.split())
     assert adopted.code == 0

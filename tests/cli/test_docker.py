@@ -1,4 +1,4 @@
-"""`broker up --kind docker`, and what can prevent it. The tests need a daemon and an image: see docker_image()."""
+"""`broker up --kind docker`, and what can prevent it. The tests need a Docker daemon and image: see docker_image()."""
 
 import os
 import re
@@ -47,8 +47,8 @@ def home(tmp_path: Path, name: str) -> Iterator[Shell]:
 
 
 def test_a_broker_in_docker_is_started_used_and_stopped(home: Shell, image: str, name: str) -> None:
-    """`broker up` returns when the container is healthy; `status` and `logs` work; messages are kept
-    for the next `up`.
+    """`broker up --kind docker` returns when the container is healthy. `status`, `logs`, `restart` and `down` find that
+    broker, and persistent messages survive until the next `up`.
     """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
     port, streams = str(ports.free_port()), str(ports.free_port())
@@ -81,8 +81,8 @@ def test_a_broker_in_docker_is_started_used_and_stopped(home: Shell, image: str,
 
 
 def test_a_broker_in_docker_has_the_user_that_was_asked_for(home: Shell, image: str, name: str) -> None:
-    """With --user, that user replaces guest; `broker env` prints the password, which stays the same after `down` and
-    `up`.
+    """With `broker up --kind docker --user`, `broker env` prints that user's URL; the generated password stays the same
+    after `down` and `up`.
     """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name, "--user", "ann")
     env = ("mqtool", "broker", "env", "--name", name)
@@ -97,7 +97,9 @@ def test_a_broker_in_docker_has_the_user_that_was_asked_for(home: Shell, image: 
 
 
 def test_docker_with_listen_needs_another_user(home: Shell, image: str, name: str) -> None:
-    """--listen with guest exits with 69: in a container, guest would be accepted from other machines."""
+    """`broker up --kind docker --listen` with the user guest exits with 69, since guest could log in from other
+    machines.
+    """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
     refused = home.run(*up, "--listen", "127.0.0.2")
     assert refused.code == 69
@@ -106,7 +108,9 @@ def test_docker_with_listen_needs_another_user(home: Shell, image: str, name: st
 
 @pytest.mark.timeout(500)
 def test_a_cluster_in_docker_works_without_one_node(home: Shell, image: str, name: str) -> None:
-    """After a node is killed, the other two work on; `status` reports the missing node, and `up` starts it again."""
+    """After one node of a Docker cluster is killed, messages can still be sent and received. `broker status` says "2 of
+    3 nodes running", and `broker up` starts the node again.
+    """
     up = home.run(
         "mqtool", "broker", "up", "--kind", "docker", "--image", image, "--cluster", "--name", name, timeout=300
     )
@@ -124,7 +128,9 @@ def test_a_cluster_in_docker_works_without_one_node(home: Shell, image: str, nam
 
 
 def test_docker_without_a_daemon_exits_with_69(home: Shell, image: str, name: str) -> None:
-    """If the Docker daemon does not answer, `broker up` says so and suggests --kind embedded."""
+    """If the Docker daemon does not answer, `broker up --kind docker` says so, suggests --kind embedded, and exits with
+    69.
+    """
     result = home.run("mqtool", "broker", "up", "--kind", "docker", environment={"DOCKER_HOST": "unix:///no/such.sock"})
     assert result.code == 69
     assert "the Docker daemon does not answer at /no/such.sock" in result.stderr
@@ -133,7 +139,7 @@ def test_docker_without_a_daemon_exits_with_69(home: Shell, image: str, name: st
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody without permission")
 def test_docker_without_permission_exits_with_77(image: str, tmp_path: Path) -> None:
-    """If the user may not use the Docker daemon's socket, the error message says so."""
+    """If the user may not use the Docker daemon's socket, `broker up --kind docker` says so and exits with 77."""
     nobody = ["setpriv", "--reuid", "65534", "--clear-groups"]
     if subprocess.run([*nobody, "mqtool", "--version"], capture_output=True, check=False).returncode:
         pytest.skip("this checkout is not for others to read")
@@ -144,8 +150,8 @@ def test_docker_without_permission_exits_with_77(image: str, tmp_path: Path) -> 
 
 
 def test_docker_names_and_ports_in_use_are_errors(home: Shell, image: str, name: str) -> None:
-    """If the container name or the port is in use, `broker up` exits with 69, removes nothing, and leaves nothing
-    behind.
+    """If the container's name or the port is in use, `broker up --kind docker` says so, exits with 69, and leaves no
+    broker behind.
     """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
     docker("create", "--name", f"mqtool-{name}", image, "true")
@@ -163,14 +169,14 @@ def test_docker_names_and_ports_in_use_are_errors(home: Shell, image: str, name:
 
 
 def test_an_image_that_cannot_be_pulled_is_named(home: Shell, image: str, name: str) -> None:
-    """If the image cannot be pulled, `broker up` names it and exits with 69."""
+    """If the Docker image cannot be pulled, `broker up` names the image and exits with 69."""
     result = home.run("mqtool", "broker", "up", "--kind", "docker", "--image", "127.0.0.1:1/none", "--name", name)
     assert result.code == 69
     assert "cannot pull 127.0.0.1:1/none" in result.stderr
 
 
 def test_the_image_admits_guest_only_from_loopback(image: str, home: Shell, name: str) -> None:
-    """If the image is started without mqtool, guest cannot log in from outside of the container."""
+    """If mqtool's Docker image is started without mqtool, guest cannot log in from outside the container."""
     home.run("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name, timeout=180)
     ours = docker("inspect", "-f", "{{.Config.Image}}", f"mqtool-{name}").strip()
     port = ports.free_port()
@@ -186,7 +192,7 @@ def test_the_image_admits_guest_only_from_loopback(image: str, home: Shell, name
 
 
 def test_the_image_build_verifies_the_plugin(image: str, tmp_path: Path) -> None:
-    """If the plugin's file has another checksum, the build of the image fails and says so."""
+    """If the plugin's file has another checksum than expected, the build of the Docker image fails and says so."""
     context = tmp_path / "image"
     shutil.copytree(IMAGE_FILES, context)
     (context / "plugin.ez").write_bytes(b"not the plugin")

@@ -1,4 +1,4 @@
-"""Command lines in the documents are valid, and each command is documented."""
+"""Command lines in the documentation are valid and print what is shown, and each command is documented."""
 
 import ast
 import functools
@@ -100,7 +100,7 @@ def parse(arguments: list[str]) -> None:
 
 
 def test_command_lines_in_the_documents_are_valid() -> None:
-    """Each command in the documents exists, with the options and values that are shown."""
+    """Each mqtool command line in the documentation and in the help parses: its command, options and values exist."""
     refused = {}
     for line in documented_lines():
         for arguments in invocations(line):
@@ -114,7 +114,7 @@ def test_command_lines_in_the_documents_are_valid() -> None:
 
 
 def test_benchmarks_run_commands_that_exist() -> None:
-    """Each `[MQTOOL, "send", …]` in the benchmarks begins with the words of a command."""
+    """Each command line of mqtool that a benchmark runs begins with the words of an existing command."""
     unknown = set()
     for path in (ROOT / "benchmarks").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -129,7 +129,7 @@ def test_benchmarks_run_commands_that_exist() -> None:
 
 
 def test_the_generated_reference_is_up_to_date() -> None:
-    """After a change of a command, `make docs` must write the reference and the man page again."""
+    """The reference pages and the man page are what `make docs` generates from the commands today."""
     assert {path: path.read_text() for path in REFERENCE} == reference()
     assert MANUAL.read_text() == manual()
     assert INDEX.read_text() == index()
@@ -140,7 +140,9 @@ def test_the_generated_reference_is_up_to_date() -> None:
 
 
 def test_the_index_of_commands_leads_to_each_command_and_topic() -> None:
-    """Each link of the index names a page and a heading that is there, and no page takes long to scroll through."""
+    """The index of commands links to each command, every link leads to an existing heading, and no reference page has
+    600 lines or more.
+    """
     links = re.findall(r"\]\(commands/(\S+)#(\S+)\): ", COMMANDS.read_text())
     headings = {
         (page.name, re.sub(r"\W+", "-", heading).strip("-"))
@@ -210,8 +212,8 @@ SECTIONS = [text for text in TUTORIALS.read_text().split("\n## ") if "\nRun this
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.partition("\n")[0])
 @pytest.mark.sampled(3)
 def test_the_commands_of_a_tutorial_work_in_terminals(shell: Shell, section: str) -> None:
-    """Each block of a tutorial runs in a terminal of its own, in order; the commands that run until Ctrl-C receive
-    messages.
+    """The commands of each tutorial, pasted into several terminals in order, succeed; those that run until Ctrl-C exit
+    with 0, and at least one of them receives a message.
     """
     type_in_terminals(shell, section)
 

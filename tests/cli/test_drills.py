@@ -1,4 +1,4 @@
-"""The drills: each ends with "lost 0", and reports what it has counted."""
+"""Drills: each ends with "lost 0" and reports what it has counted."""
 
 import re
 
@@ -26,7 +26,9 @@ def _drill(shell: Shell, broker: TestBroker, name: str) -> dict[str, int]:
 
 
 def test_drill_kill_worker_loses_nothing(lonely_shell: Shell, broker: TestBroker) -> None:
-    """The other worker handles the killed worker's messages, marked as redelivered, and none is handled twice."""
+    """In the drill `kill-worker`, all 200 messages are handled, those of the killed worker marked as redelivered, and
+    none is handled twice.
+    """
     verdict = _drill(lonely_shell, broker, "kill-worker")
     assert (verdict["sent"], verdict["done"]) == (200, 200)
     assert verdict["redelivered"] > 0
@@ -35,7 +37,7 @@ def test_drill_kill_worker_loses_nothing(lonely_shell: Shell, broker: TestBroker
 
 @large
 def test_drill_drop_connection_loses_nothing(lonely_shell: Shell, broker: TestBroker) -> None:
-    """With three cut connections, all of 10,000 messages are confirmed and handled."""
+    """In the drill `drop-connection`, all 10,000 messages are confirmed and handled although connections are cut."""
     verdict = _drill(lonely_shell, broker, "drop-connection")
     assert verdict["sent"] == verdict["confirmed"] == verdict["done"] == 10_000
     assert verdict["redelivered"] > 0
@@ -43,7 +45,9 @@ def test_drill_drop_connection_loses_nothing(lonely_shell: Shell, broker: TestBr
 
 @on_any_broker
 def test_drill_poison_dead_letters_only_bad_messages(lonely_shell: Shell, broker: TestBroker) -> None:
-    """A message that always fails and one that is invalid are dead-lettered; the other 198 are handled once."""
+    """In the drill `poison`, the two messages that can never be handled are dead-lettered, and the other 198 are
+    handled once.
+    """
     result = lonely_shell.run("mqtool", "drill", "poison", "-u", broker.url)
     verdict = _verdict(result)
     assert (verdict["done"], verdict["dead"], verdict["redelivered"]) == (198, 2, 0), result.stderr
@@ -61,7 +65,7 @@ def test_drill_quiet_prints_only_the_totals(lonely_shell: Shell, broker: TestBro
 
 @on_any_broker
 def test_drill_duplicate_handles_each_message_once(lonely_shell: Shell, broker: TestBroker) -> None:
-    """Twenty messages are sent twice; each of the 200 is handled once."""
+    """In the drill `duplicate`, 20 of 200 messages are sent twice, and each of the 200 is handled once."""
     verdict = _drill(lonely_shell, broker, "duplicate")
     assert (verdict["confirmed"], verdict["done"], verdict["suppressed"]) == (220, 200, 20)
     assert "twice" not in verdict
@@ -70,15 +74,15 @@ def test_drill_duplicate_handles_each_message_once(lonely_shell: Shell, broker: 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 @large
 def test_drill_restart_broker_loses_nothing(lonely_shell: Shell, kind: BrokerKind) -> None:
-    """The drill's own broker is stopped and started while 10,000 messages flow: all are confirmed and handled."""
+    """In the drill `restart-broker`, the broker restarts while 10,000 messages flow: all are confirmed and handled."""
     own_broker(kind)
     verdict = _verdict(lonely_shell.run("mqtool", "drill", "restart-broker", "--kind", kind, timeout=180))
     assert verdict["sent"] == verdict["confirmed"] == verdict["done"] == 10_000
 
 
 def test_drill_kill_node_loses_nothing(lonely_shell: Shell) -> None:
-    """A cluster of three loses the node that leads the queue, and gets it back: all messages are confirmed and handled.
-    Sender and receiver resume within ten seconds.
+    """In the drill `kill-node`, a cluster of three nodes loses the one that leads the queue: all messages are confirmed
+    and handled, and the longest pause is below ten seconds.
     """
     own_broker(BrokerKind.NODE)
     result = lonely_shell.run("mqtool", "drill", "kill-node", "--kind", "node", timeout=240)

@@ -1,4 +1,4 @@
-"""--deduplicate: a message that arrives twice is handled once."""
+"""`--deduplicate`: a message that arrives twice is handled once."""
 
 import json
 
@@ -15,8 +15,8 @@ def _message(message_id: str, body: str = "x") -> str:
 
 @on_any_broker
 def test_deduplicate_skips_an_id_that_was_handled_before(shell: Shell, broker: TestBroker) -> None:
-    """`worker --deduplicate` skips and acknowledges a duplicate and says so, even if another worker handled the first
-    one.
+    """`worker --deduplicate` acknowledges a message whose id was handled before, without handling it again, and says
+    so, even if an earlier run handled the first copy.
     """
     store = ["--deduplicate", "--dedup-store", "store"]
     program = ["--shell", "--exec", "echo did $MQ_MESSAGE_ID"]
@@ -33,7 +33,7 @@ def test_deduplicate_skips_an_id_that_was_handled_before(shell: Shell, broker: T
 
 @on_any_broker
 def test_the_same_id_on_another_vhost_is_another_message(shell: Shell, broker: TestBroker) -> None:
-    """The store is shared by all brokers of a user; the same id on another virtual host is not a duplicate."""
+    """`worker --deduplicate` handles a message even if one with the same id was handled on another virtual host."""
     worker = ("mqtool", "worker", "-c", "1", "--deduplicate", "--dedup-store", "store", "--exec", "echo did it")
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     assert shell.run(*worker).stdout == "did it\n"
@@ -49,8 +49,8 @@ def test_the_same_id_on_another_vhost_is_another_message(shell: Shell, broker: T
 
 @pytest.mark.keeps_messages
 def test_a_duplicate_of_a_dead_letter_is_skipped_but_not_a_redrive(shell: Shell, broker: TestBroker) -> None:
-    """A second copy of a dead-lettered message is skipped; a dead letter moved back by `dlq redrive` or `move` is
-    handled.
+    """`worker --deduplicate` skips a second copy of a dead-lettered message, but handles a dead letter that `dlq
+    redrive` or `move` has moved back.
     """
     worker = ("mqtool", "worker", "-q", "jobs", "--deduplicate", "--dedup-store", "store", "--retries", "0", "--shell")
     shell.run("mqtool", "send", "-q", "jobs", "--json", stdin=_message("a") * 2)
@@ -67,7 +67,7 @@ def test_a_duplicate_of_a_dead_letter_is_skipped_but_not_a_redrive(shell: Shell,
 
 @on_any_broker
 def test_a_failed_message_is_no_duplicate_of_itself(shell: Shell) -> None:
-    """Only messages that were handled are remembered, and only for --dedup-window; a retry is not skipped."""
+    """`worker --deduplicate` skips neither the retry of a failed message nor a copy received after --dedup-window."""
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     store = ["--deduplicate", "--dedup-store", "store", "--dedup-window", "1ms"]
     failing = shell.run("mqtool", "worker", *store, "-c", "2", "--backoff", "100ms", "--shell", "--exec",
@@ -80,7 +80,9 @@ def test_a_failed_message_is_no_duplicate_of_itself(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_the_message_of_a_killed_worker_is_handled_once(shell: Shell) -> None:
-    """After kill -9 of a worker and its program, the next worker handles the message, marked as redelivered."""
+    """After kill -9 of `worker --deduplicate` and its program, the next worker handles the redelivered message, and it
+    is handled once in all.
+    """
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     program = ["--deduplicate", "--dedup-store", "store", "--shell", "--exec",
                "touch started; until [ -e go ]; do sleep 0.05; done; echo $MQ_REDELIVERED >> effect"]  # fmt: skip
@@ -95,7 +97,7 @@ def test_the_message_of_a_killed_worker_is_handled_once(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_dedup_store_that_is_another_file_is_an_error(shell: Shell) -> None:
-    """If --dedup-store names a file that is not a store, `worker` exits with 2 before it takes a message."""
+    """If --dedup-store names a file that is not a deduplication store, `worker` says so and exits with 2."""
     (shell.directory / "notes").write_text("no database, but long enough to be looked at as if it were one" * 20)
     result = shell.run("mqtool", "worker", "--deduplicate", "--dedup-store", "notes", "--exec", "true")
     assert result.code == 2
@@ -104,7 +106,9 @@ def test_a_dedup_store_that_is_another_file_is_an_error(shell: Shell) -> None:
 
 @on_any_broker
 def test_rpc_server_exec_replies_with_the_programs_output(shell: Shell) -> None:
-    """`rpc-client` prints the program's stdout, reports its stderr, and exits with its exit status."""
+    """If `rpc-server --exec` runs a program, `rpc-client` prints its stdout, reports its stderr, and exits with its
+    exit status.
+    """
     server = shell.start("mqtool", "rpc-server", "--shell", "--exec", 'read -r x; echo "got $x"; echo hm >&2; exit $x')
     server.wait_until_ready()
     fine = shell.run("mqtool", "rpc-client", "0", "--raw")
@@ -119,7 +123,9 @@ def test_rpc_server_exec_replies_with_the_programs_output(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_request_that_comes_twice_gets_the_same_reply(shell: Shell) -> None:
-    """`rpc-server --deduplicate` runs the program once and sends the same reply, byte for byte, to the duplicate."""
+    """`rpc-server --deduplicate` runs the program once for a request that arrives twice, and sends the same reply to
+    both copies.
+    """
     request = json.dumps(
         {"body": "x", "properties": {"message_id": "r1", "correlation_id": "c", "reply_to": "answers"}}
     )
@@ -135,7 +141,7 @@ def test_a_request_that_comes_twice_gets_the_same_reply(shell: Shell) -> None:
 
 @on_any_broker
 def test_two_clients_with_the_same_request_id_get_a_reply_each(shell: Shell) -> None:
-    """`rpc-server --deduplicate` treats equal ids of different clients as different requests."""
+    """`rpc-server --deduplicate` treats equal message ids of two clients as different requests and replies to both."""
     requests = [
         {"body": client, "properties": {"message_id": "r1", "correlation_id": "c", "reply_to": client}}
         for client in ("alice", "bob")
