@@ -58,7 +58,7 @@ def test_a_learner_in_another_place_is_asked_once(broker: TestBroker) -> None:
 
 
 def test_a_learner_who_has_done_something_is_not_asked_where_they_work(broker: TestBroker) -> None:
-    """If a consumer is on the broker, `tutorial try` does not ask whether the learner's terminal uses another broker."""
+    """If the learner has started a consumer, `tutorial try` does not ask whether they use another broker."""
     with closing(Plain(broker.url)) as plain:
         plain.consume(plain.queue("hello"))
         listed = path("consumers", broker.vhost)

@@ -59,7 +59,7 @@ def test_a_seed_is_reproduced_bit_by_bit() -> None:
 
 
 def test_a_history_does_not_depend_on_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A simulation with a killed broker has the same history whether or not Python's garbage collector runs afterwards."""
+    """A simulation with a killed broker has the same history whether or not Python collects garbage afterwards."""
 
     class Collector:
         """Collects garbage after the broker was killed and started again, or does not."""

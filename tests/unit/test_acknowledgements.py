@@ -11,7 +11,7 @@ from mqtool.message import Delivery
 
 @pytest.mark.parametrize("seed", range(5))
 def test_exactly_the_handled_deliveries_are_acknowledged(seed: int) -> None:
-    """Each handled delivery is acknowledged once, and no other delivery, in whatever order they are handled."""
+    """In whatever order deliveries are handled, each of them is acknowledged once, and no unhandled delivery is."""
     chance, tags = random.Random(seed), AcknowledgedTags()
     unacknowledged, in_hand = set(range(1, 3000)), [*range(1, 3000)]
     stays = chance.choice(in_hand)

@@ -88,7 +88,7 @@ def test_a_message_missed_by_one_stream_consumer_is_lost() -> None:
 
 
 def test_counting_ten_million_messages_takes_less_than_a_megabyte() -> None:
-    """`bench` keeps the numbers of ten million received messages in less than a megabyte, and finds ten missing ones."""
+    """`bench` needs less than a megabyte for the numbers of ten million messages, and finds ten missing ones."""
     numbers = Numbers()
     for first in range(0, 10_000_000, 10_000):
         assert numbers.add(first, 9_999 if first % 1_000_000 == 0 else 10_000)

@@ -1,4 +1,4 @@
-"""A value that somebody has claimed cannot be used without a proof."""
+"""A queue name that a message only claims cannot be used before a check has proven it."""
 
 import pytest
 

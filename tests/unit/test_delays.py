@@ -60,7 +60,7 @@ def test_a_message_expires_when_it_is_due(delay: int) -> None:
 
 @given(delays)
 def test_a_delay_needs_at_most_two_wait_queues(delay: int) -> None:
-    """A delay needs at most two wait queues, the longer one first, and no wait queue expires while a message is in it."""
+    """A delay needs at most two wait queues, the longer one first, and neither expires while a message is in it."""
     waits = waits_for(delay)
     assert 1 <= len(waits) <= 2
     assert waits == sorted(waits, key=lambda wait: -wait.milliseconds)

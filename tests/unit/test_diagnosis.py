@@ -1,4 +1,4 @@
-"""What `doctor` and `top` report as a problem, and what not."""
+"""Which problems `doctor` and `top` report, and what they do not report."""
 
 from mqtool.cli.display import reports
 from mqtool.inspection.diagnosis import Paths, dropped, forgets_to_acknowledge, has_no_consumer, stands_still

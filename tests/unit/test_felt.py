@@ -1,4 +1,4 @@
-"""benchmarks/felt.py tells what has become slower, and CI fails on it."""
+"""benchmarks/felt.py reports which commands have become slower, so that CI fails."""
 
 import sys
 from pathlib import Path
@@ -112,6 +112,6 @@ def test_an_installation_is_a_checkout_or_an_interpreter(tmp_path: Path) -> None
 
 
 def test_the_bytecode_cache_is_on_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Benchmarks run mqtool without PYTHONDONTWRITEBYTECODE, so that they do not measure how long Python compiles it."""
+    """Benchmarks ignore PYTHONDONTWRITEBYTECODE, so that they do not measure how long Python compiles mqtool."""
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     assert "PYTHONDONTWRITEBYTECODE" not in Installation.at(Path(sys.executable)).environment

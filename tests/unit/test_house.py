@@ -1,4 +1,4 @@
-"""The source stays readable: few files, none too long, no circles of imports, no tricks, no phrases known as unclear.
+"""The source stays readable: unique names, short functions, no import cycles, no tricks, no phrases known as unclear.
 
 If a change needs a higher limit, raise it in a commit of its own, with the reason.
 """

@@ -122,7 +122,7 @@ def test_a_json_array_may_arrive_in_any_pieces(items: list[dict[str, Any]], size
 
 @pytest.mark.parametrize("data", [b"", b'{"error": 1}', b'[{"a": 1}', b'[{"a": '])
 def test_an_incomplete_json_array_is_an_error(data: bytes) -> None:
-    """JSON that is not an array, or an array that is cut short, raises ValueError instead of returning fewer objects."""
+    """JSON that is not an array, or is cut short, raises ValueError instead of returning fewer objects."""
     with pytest.raises(ValueError, match=r"not a list|cut short"):
         list(objects([data]))
 

@@ -36,7 +36,7 @@ def screen_of(columns: int, rows: int, terminals: int, charts: int = 0, lines: i
 @pytest.mark.parametrize("terminals", [1, 2, 3, 4])
 @pytest.mark.parametrize("charts", [0, 3])
 def test_panes_show_everything_at_once(columns: int, rows: int, terminals: int, charts: int) -> None:
-    """All panes of a play fit on the screen, with each terminal's command, each chart, the check and the explanation."""
+    """All panes of a play fit on the screen, with each terminal's command, each chart, the check and the text."""
     seen = screen_of(columns, rows, terminals, charts)
     text = "\n".join(seen)
     assert len(seen) == rows

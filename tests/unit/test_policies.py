@@ -22,7 +22,7 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_settings_choose_the_policy() -> None:
-    """The consuming policy depends on count, prefetch, acknowledgement mode, and whether the broker limits deliveries."""
+    """The consuming policy depends on count, prefetch, acknowledgements, and whether the broker limits deliveries."""
     assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
     assert type(policy_for(Receiving(), limits_deliveries=True)) is Cautious
     assert type(policy_for(Receiving(prefetch=10), limits_deliveries=True)) is Streaming

@@ -56,7 +56,7 @@ def publisher(wire: Wire) -> Iterator[Unconfirmed]:
 
 
 def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Unconfirmed) -> None:
-    """Receipts are returned in publishing order, so a confirm that arrives early waits for those of earlier messages."""
+    """Receipts are returned in publishing order: a confirm that arrives early waits for those before it."""
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(3, multiple=False)
     assert wire.collected() == []

@@ -32,7 +32,7 @@ def cut_input(draw: st.DrawFn) -> tuple[bytes, list[bytes | None], bytes]:
 
 @given(cut_input())
 def test_input_is_split_at_delimiters_however_it_arrives(given: tuple[bytes, list[bytes | None], bytes]) -> None:
-    """Input is split at each delimiter, however it arrives, and a delimiter at the end does not start an empty message."""
+    """Input is split at each delimiter, however it arrives, and a delimiter at the end starts no empty message."""
     data, chunks, delimiter = given
     expected = data.split(delimiter)
     if not expected[-1]:
@@ -162,7 +162,7 @@ def test_words_and_an_input_option_cannot_be_combined() -> None:
 
 
 def test_a_line_that_is_too_large_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An input line above the size limit raises BadData before it is read completely; lines before it are still read."""
+    """An input line above the size limit raises BadData before all of it is read; lines before it are yielded."""
     monkeypatch.setattr(source, "LARGEST", 1 << 20)
     pieces = delimited(iter([b"short\n", *[b"x" * 1000] * 2000]), b"\n")
     assert next(pieces) == b"short"

@@ -1,4 +1,4 @@
-"""Which queue names are taken for misspellings of existing ones, so that receivers do not declare them."""
+"""Which queue names count as misspellings of existing ones, so that receivers do not declare them."""
 
 import pytest
 

@@ -32,7 +32,7 @@ def test_a_full_buffer_drops_the_oldest_messages_and_counts_them() -> None:
 
 
 def test_an_exchange_that_divides_messages_cannot_be_tapped() -> None:
-    """Tapping a consistent-hash exchange raises UsageError, because the tap would take messages away from its queues."""
+    """Tapping a consistent-hash exchange raises UsageError, because the tap would take messages from its queues."""
 
     class Api:
         def get(self, _path: str) -> dict[str, Any]:

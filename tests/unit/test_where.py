@@ -184,7 +184,7 @@ def test_a_condition_tests_a_line_of_ndjson() -> None:
 
 
 def test_a_condition_tests_a_message_to_be_published() -> None:
-    """A `--where` condition selects messages before they are published, when they have no timestamp and no queue yet."""
+    """A `--where` condition can test a message before it is published, when it has no timestamp and no queue yet."""
     record = where.of_message(Message(b"x", "key", None, {"headers": {"n": 1}, "type": "t"}, "m-1"))
     assert where.parse("routing_key=key and message_id=m-1 and type=t and headers.n=1 and body=x").matches(record)
     assert not where.parse("timestamp or queue").matches(record)

@@ -147,7 +147,7 @@ def test_bytes_that_are_not_amqp_1_0_are_the_body() -> None:
 
 
 def test_deeply_nested_values_are_the_body() -> None:
-    """A stream entry of 100,000 nested values is delivered with all its bytes as the body, instead of raising an error."""
+    """A stream entry of 100,000 nested values is delivered with all its bytes as the body, and raises no error."""
     nested = b"\x00" * 100_000
 
     assert decode(nested).body == nested

@@ -1,4 +1,4 @@
-"""What the broker sends to an AMQP 1.0 client in one write."""
+"""Which frames the broker sends to an AMQP 1.0 client together, in one write."""
 
 import asyncio
 import struct

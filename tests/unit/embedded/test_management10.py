@@ -156,7 +156,7 @@ _NOT_EMPTY = ("PUT", "/queues/q", {})
 def test_each_management_request_gets_rabbitmqs_status_and_text(
     client: _Client, method: str, target: str, body: Any10, status: int, text: Any10
 ) -> None:
-    """Management requests over AMQP 1.0, most of them invalid, return the status code and the text of RabbitMQ 4.3.6."""
+    """Management requests over AMQP 1.0, most of them invalid, return the status and the text of RabbitMQ 4.3.6."""
     client(*_NOT_EMPTY)
     assert client(method, target, body) == (status, text)
 

@@ -1,4 +1,4 @@
-"""Lists of the management API, in pages."""
+"""Pagination of the lists in the management API."""
 
 import asyncio
 from types import SimpleNamespace

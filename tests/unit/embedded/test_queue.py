@@ -180,7 +180,7 @@ def test_messages_expire_by_a_timer(vhost: VirtualHost, clock: FakeClock) -> Non
 
 
 def test_a_message_that_is_requeued_late_expires(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A message's TTL continues while a consumer holds it, so a message that is requeued after its TTL expires at once."""
+    """A message's TTL continues while a consumer holds it, so a message that is requeued later expires at once."""
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message())
     entry = queue.get(no_ack=False)

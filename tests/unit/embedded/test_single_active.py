@@ -1,4 +1,4 @@
-"""A single active consumer of a stream that does not answer the broker."""
+"""A stream client with a single active consumer that does not answer the broker's consumer_update."""
 
 from types import SimpleNamespace
 from typing import Any, cast

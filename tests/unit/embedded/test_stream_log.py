@@ -1,4 +1,4 @@
-"""The log of a stream: entries are read again in order, from any offset, also after a crash."""
+"""The log of a stream: entries are read in order, from any offset, also after a crash."""
 
 import gzip
 from collections.abc import Callable
@@ -220,7 +220,7 @@ def test_an_incomplete_chunk_at_the_end_is_set_aside(on_disk: Bench, tmp_path: P
 
 
 def test_damage_in_the_middle_costs_one_chunk(on_disk: Bench, tmp_path: Path) -> None:
-    """If a chunk in an older segment of a stream is damaged, only that chunk is lost, and all later ones can be read."""
+    """If a chunk in an older segment of a stream is damaged, only that chunk is lost, and later ones can be read."""
     on_disk.open(segment_bytes=600)
     for body in (b"a", b"b" * 300, b"c" * 300, b"d"):
         on_disk.add(body)
