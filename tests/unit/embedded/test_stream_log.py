@@ -104,8 +104,8 @@ def batch(compression: int, plain: bytes, packed: bytes, *, records: int) -> byt
 
 
 def test_offsets_count_the_messages_of_batches(bench: Bench) -> None:
-    """Each message of a sub-entry batch takes an offset; a batch that cannot be unpacked, and the missing end of one,
-    are skipped.
+    """Each message of a sub-entry batch takes an offset. Compressed batches, and the missing end of a batch that is cut
+    off, are skipped.
     """
     plain = simple_entry(b"a") + simple_entry(b"b")
     bench.log.append(batch(0, plain, plain, records=2), records=2)
