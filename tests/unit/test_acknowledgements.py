@@ -52,7 +52,7 @@ class Loop:
 
 
 def test_acknowledgements_are_sent_together() -> None:
-    """Acknowledgements are collected until a batch ends, a timer fires or the connection is closed, and then sent
+    """Acknowledgements are collected until a batch ends, a timer fires or the connection is closed, and are then sent
     together.
     """
     loop, sent = Loop(), list[list[int]]()

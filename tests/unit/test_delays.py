@@ -27,7 +27,7 @@ def waited(delay: int) -> int:
 
 @given(delays)
 def test_a_wait_is_never_shorter_and_hardly_longer_than_the_delay(delay: int) -> None:
-    """A delayed message never waits less than its delay, and longer by less than 25 ms or a 300th of the delay,
+    """A delayed message waits at least as long as its delay, and longer by less than 25 ms or a 300th of the delay,
     whichever is more.
     """
     excess = waited(delay) - delay

@@ -12,7 +12,9 @@ SOURCES = {
 
 
 def test_no_two_modules_declare_the_same_name() -> None:
-    """No two JavaScript modules of `mqtool ui` declare the same name, because in one file they share a scope."""
+    """No two JavaScript modules of `mqtool ui` declare the same name, because a recording joins all modules into one
+    scope.
+    """
     declared = re.compile(
         r"^(?:export )?(?:async )?(?:function\*?|class|const|let|var) (\w+|\{[^}]*\}|\[[^\]]*\])", re.M
     )
