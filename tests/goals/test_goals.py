@@ -71,7 +71,7 @@ def learner(goal: Goal, broker: TestBroker, shell: Shell) -> Iterator[Learner]:
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("goal", "attempts"), EVERY_GOAL)
 def test_a_goal_is_reached_with_commands(attempts: Attempts, learner: Learner) -> None:
-    """Once mqtool commands have done what the goal asks, `try` says that it is reached."""
+    """When mqtool commands have done what a goal asks, `tutorial try` says that the goal is reached."""
     learner.make(attempts.commands)
     assert learner.wait_for("reached")
 
@@ -79,7 +79,9 @@ def test_a_goal_is_reached_with_commands(attempts: Attempts, learner: Learner) -
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("goal", "attempts"), EVERY_GOAL)
 def test_a_goal_is_reached_with_plain_pika(attempts: Attempts, learner: Learner) -> None:
-    """`try` watches only the broker, so a goal can also be reached with the learner's own program."""
+    """A goal of `tutorial try` can also be reached by a program of the learner's own, because only the broker is
+    watched.
+    """
     learner.make(attempts.plain)
     assert learner.wait_for("reached")
 
@@ -89,7 +91,7 @@ def test_a_goal_is_reached_with_plain_pika(attempts: Attempts, learner: Learner)
 def test_a_wrong_attempt_is_answered_and_does_not_reach_the_goal(
     wrong: Wrong, learner: Learner, broker: TestBroker
 ) -> None:
-    """After a wrong attempt, `try` says what is wrong or missing, and does not count the goal as reached."""
+    """After a wrong attempt, `tutorial try` says what is wrong or missing, and does not count the goal as reached."""
     learner.make(wrong.attempt)
     learner.wait_for("mistake", (broker.kind == "rabbitmq" and wrong.on_rabbitmq) or wrong.answer)
     assert [each for each in learner.findings if each.kind == "reached"] == []
@@ -129,8 +131,8 @@ _MISTAKES_IN_TURN = [
 def test_a_mistake_does_not_hide_the_next_one(
     first: tuple[Attempt, str], second: tuple[Attempt, str], learner: Learner
 ) -> None:
-    """`try` answers each wrong attempt once, even if what was wrong with the first is still to be seen; and again if it
-    is made again.
+    """`tutorial try` answers a second mistake while the first can still be seen on the broker, and answers the first
+    again only if it is made again.
     """
     for attempt, answer in (first, second):
         learner.make(attempt)
@@ -146,19 +148,25 @@ def test_a_mistake_does_not_hide_the_next_one(
 
 @pytest.mark.parametrize("goal", [GOALS["hello-world"][2]], ids=["no-queue"])
 def test_the_last_hint_reaches_the_goal_after_the_example_was_tried(goal: Goal, learner: Learner) -> None:
-    """The third hint of hello-world's last goal helps even if the goal's example, 'helo', is a queue meanwhile."""
+    """The commands in the third hint of hello-world's last goal reach it even if the learner has created its example
+    queue 'helo'.
+    """
     learner.make(f"mqtool send -q helo 'Hello?'; {goal.hints[2]}")
     assert learner.wait_for("reached")
 
 
 def test_the_goal_of_two_copies_says_that_files_are_not_seen() -> None:
-    """`try` does not ask for a file as if it could see one: the broker sees receivers only."""
+    """The goal "two-copies" of publish-subscribe says that the broker does not see the file in which a receiver saves
+    messages.
+    """
     (goal,) = (each for each in GOALS["publish-subscribe"] if each.name == "two-copies")
     assert "file, which the broker does not see" in goal.ask
 
 
 def test_every_goal_is_complete() -> None:
-    """Each goal has three hints, and at least three wrong attempts with different answers."""
+    """Each goal of `tutorial try` has hints, the first of them a question, and tests for at least three wrong attempts
+    with different answers.
+    """
     for name, goals in GOALS.items():
         assert [goal.name for goal in goals] == [*ATTEMPTS[name]]
         for goal in goals:
@@ -170,7 +178,7 @@ def test_every_goal_is_complete() -> None:
 
 
 def test_every_program_to_repair_has_a_goal() -> None:
-    """Each program of examples/repair is short, and a goal names it."""
+    """Each program of examples/repair has at most 30 lines, and a goal of `tutorial try repair` names it."""
     programs = {path.name: path.read_text() for path in PROGRAMS.glob("*.py")}
     assert programs.keys() == {goal.program for goal in GOALS["repair"]}
     assert max(text.count("\n") for text in programs.values()) <= 30

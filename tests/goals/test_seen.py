@@ -28,7 +28,7 @@ def _look(seen: Seen, *, unacked: int, acknowledged: int = 0, times: int = 1) ->
 
 
 def test_a_message_is_received_once_rabbitmq_counts_its_acknowledgement() -> None:
-    """If a queue's counter says that everything delivered was acknowledged, each message has been received."""
+    """`tutorial try` counts a message as received once RabbitMQ's queue counters show its acknowledgement."""
     seen = _seen()
     _look(seen, unacked=0)
     assert seen.messages[0].receivers == []
@@ -37,8 +37,8 @@ def test_a_message_is_received_once_rabbitmq_counts_its_acknowledgement() -> Non
 
 
 def test_a_message_whose_counters_rabbitmq_has_lost_is_received_if_its_queue_stays_empty() -> None:
-    """RabbitMQ may drop the counters of a program that ends at once; then the message counts as received after twelve
-    seconds in which its queue was empty.
+    """If RabbitMQ has dropped the counters of a consumer that ended at once, a message counts as received when
+    `tutorial try` has found its queue empty eight times.
     """
     seen = _seen()
     _look(seen, unacked=0, times=7)
@@ -48,14 +48,14 @@ def test_a_message_whose_counters_rabbitmq_has_lost_is_received_if_its_queue_sta
 
 
 def test_a_message_that_its_receiver_holds_is_not_received() -> None:
-    """However long a receiver keeps a message without an acknowledgement, it does not count as received."""
+    """A message that a consumer holds unacknowledged never counts as received, however long that takes."""
     seen = _seen()
     _look(seen, unacked=1, times=30)
     assert seen.messages[0].receivers == []
 
 
 def test_a_new_delivery_is_waited_for_as_long_as_the_first() -> None:
-    """What was seen of an empty queue before a delivery says nothing about that delivery: statistics come late."""
+    """After a redelivery, `tutorial try` waits for an empty queue anew, because RabbitMQ's statistics are late."""
     seen = _seen()
     _look(seen, unacked=0, times=7)
     _delivered(seen, redelivered=True)

@@ -26,7 +26,9 @@ def _depth(plain: Plain, queue: str) -> int:
 
 
 def test_a_goal_that_begins_again_finds_the_broker_as_before(broker: TestBroker) -> None:
-    """`r` deletes the queues and exchanges that the learner made for this goal, and empties those of earlier goals."""
+    """When a learner begins a goal again, `tutorial try` deletes the queues and exchanges made for it, and purges the
+    earlier queues.
+    """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker)) as trial:
         plain.queue("earlier")
         exchanges = _names(broker, "exchanges")
@@ -43,7 +45,9 @@ def test_a_goal_that_begins_again_finds_the_broker_as_before(broker: TestBroker)
 
 
 def test_a_learner_in_another_place_is_asked_once(broker: TestBroker) -> None:
-    """If no client does anything on the broker, `try` asks once for the command that leads there, not more often."""
+    """If no client does anything on the broker, `tutorial try` prints once which command leads the learner's terminal
+    to it.
+    """
     with Trial(watched(broker, "export AMQP_URL=amqp://there"), silence=0.5) as trial:
         trial.prepare(_WAITS)
         looks = trial.findings(_WAITS)
@@ -54,7 +58,7 @@ def test_a_learner_in_another_place_is_asked_once(broker: TestBroker) -> None:
 
 
 def test_a_learner_who_has_done_something_is_not_asked_where_they_work(broker: TestBroker) -> None:
-    """A receiver alone shows that the learner's terminals use the right broker."""
+    """If the learner has started a consumer, `tutorial try` does not ask whether they use another broker."""
     with closing(Plain(broker.url)) as plain:
         plain.consume(plain.queue("hello"))
         listed = path("consumers", broker.vhost)
@@ -66,7 +70,9 @@ def test_a_learner_who_has_done_something_is_not_asked_where_they_work(broker: T
 
 
 def test_trials_that_begin_at_the_same_time_all_see_messages(broker: TestBroker) -> None:
-    """RabbitMQ may forget a virtual host's firehose if another one is switched at the same moment; `try` asks again."""
+    """The firehoses of four virtual hosts can be switched at the same time, even though RabbitMQ may lose one of
+    simultaneous requests.
+    """
     api = watched(broker).find()
     with ExitStack() as ending, ThreadPoolExecutor() as threads:
         vhosts = [f"{broker.vhost}-{number}" for number in range(4)]
@@ -79,7 +85,7 @@ def test_trials_that_begin_at_the_same_time_all_see_messages(broker: TestBroker)
 
 
 def test_a_trial_goes_on_after_the_firehose_was_switched_off(broker: TestBroker) -> None:
-    """A restart of RabbitMQ switches its firehose off; `try` switches it on again."""
+    """If RabbitMQ's firehose is switched off, as by a restart, `tutorial try` switches it on again."""
     if broker.kind == "embedded":
         pytest.skip("the embedded broker reports events without the firehose")
     api = watched(broker).find()

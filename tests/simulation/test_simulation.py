@@ -41,7 +41,7 @@ def run(*options: str, hash_seed: str = "random") -> subprocess.CompletedProcess
 
 @pytest.mark.parametrize("first", range(0, _SEEDS, _PART))
 def test_the_broker_keeps_every_rule_of_the_model(first: int) -> None:
-    """Whatever clients and faults a seed draws, what clients see agrees with the model."""
+    """Whatever clients and faults a simulation draws from its seed, the embedded broker breaks no rule of the model."""
     for seed in range(first, first + _PART):
         plan = draw(seed)
         result = simulate(plan)
@@ -50,7 +50,7 @@ def test_the_broker_keeps_every_rule_of_the_model(first: int) -> None:
 
 
 def test_a_seed_is_reproduced_bit_by_bit() -> None:
-    """The same seed gives the same history in another process with another hash seed."""
+    """A simulation with the same seed has the same history in another process with another hash seed."""
     first, second = (run("--digests", "--seeds", "12", hash_seed=seed) for seed in ("1", "2"))
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stdout == second.stdout
@@ -59,7 +59,7 @@ def test_a_seed_is_reproduced_bit_by_bit() -> None:
 
 
 def test_a_history_does_not_depend_on_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a killed broker leaves does nothing, whenever Python collects it: after other tests, or in a new process."""
+    """A simulation with a killed broker has the same history whether or not Python collects garbage afterwards."""
 
     class Collector:
         """Collects garbage after the broker was killed and started again, or does not."""
@@ -100,7 +100,7 @@ def test_a_history_does_not_depend_on_the_garbage_collector(monkeypatch: pytest.
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
 @pytest.mark.timeout(3600)
 def test_a_planted_fault_is_found(mutation: Mutation) -> None:
-    """Each known fault, planted into the broker, is found by one of the first 1,000 seeds."""
+    """Each known fault that is planted into the broker is found by one of the first 1,000 seeds of the simulation."""
     found = run("--quick", "--seeds", str(_MOST_SEEDS), "--mutation", mutation.name)
     assert found.returncode == 1, f"not found: {found.stdout}{found.stderr}"
     assert found.stdout.startswith("seed "), found.stdout + found.stderr
@@ -115,8 +115,8 @@ def test_the_mutations_fit_the_code() -> None:
 
 
 def test_a_sender_beyond_its_credit_is_detached() -> None:
-    """While the disk does not sync, the broker gives no more credit, so a sender that exceeds its
-    credit is detached.
+    """A sender that exceeds its credit while the broker gives none, because its disk fails, is detached with
+    transfer-limit-exceeded.
     """
     actors = (
         Actor("faults", "Faults", 1, (Step(1, "eio", {"seconds": 30}),)),
@@ -128,7 +128,7 @@ def test_a_sender_beyond_its_credit_is_detached() -> None:
 
 
 def test_the_management_api_refuses_definitions_while_the_disk_is_full() -> None:
-    """While the disk is full, an administrator may be told 503; repeated later, the request succeeds."""
+    """While the disk is full, the management API answers a definition with 503; the same request succeeds later."""
     queues = {f"{number}-{'x' * 100}": "classic" for number in range(20)}
     limits = tuple(Step(2, "limit", {"queue": name}) for name in queues)
     actors = (
@@ -144,7 +144,9 @@ def test_the_management_api_refuses_definitions_while_the_disk_is_full() -> None
 
 @pytest.mark.parametrize("killed_after", [0.005, 5])
 def test_a_kill_may_bring_a_delayed_message_again(killed_after: float) -> None:
-    """A delayed message may come twice without `redelivered` only if the broker is killed just after the first time."""
+    """The model allows a delayed message to be delivered twice without `redelivered` only if the broker is killed right
+    after the first delivery.
+    """
     now = 10.0
     judge = Judge(lambda: now, {"q": Kind()})
     sent = judge.published("publisher", ["q"], delay=1.0)
@@ -158,7 +160,7 @@ def test_a_kill_may_bring_a_delayed_message_again(killed_after: float) -> None:
 
 
 def test_a_failing_seed_is_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a failing seed, only the clients and steps are printed that are needed to fail."""
+    """The printed history of a failing simulation contains only the clients and steps that are needed to fail."""
     from tests.simulation import shrinking
 
     def fails_with_a_publisher(plan: Plan) -> Result:

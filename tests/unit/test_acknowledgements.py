@@ -11,7 +11,7 @@ from mqtool.message import Delivery
 
 @pytest.mark.parametrize("seed", range(5))
 def test_exactly_the_handled_deliveries_are_acknowledged(seed: int) -> None:
-    """After any order of handling, the acknowledgements sent cover the handled tags, and no tag twice."""
+    """In whatever order deliveries are handled, each of them is acknowledged once, and no unhandled delivery is."""
     chance, tags = random.Random(seed), AcknowledgedTags()
     unacknowledged, in_hand = set(range(1, 3000)), [*range(1, 3000)]
     stays = chance.choice(in_hand)
@@ -27,7 +27,9 @@ def test_exactly_the_handled_deliveries_are_acknowledged(seed: int) -> None:
 
 
 def test_deliveries_handled_in_order_share_one_acknowledgement() -> None:
-    """Tags without a gap are acknowledged with `multiple`, and those after a gap one by one."""
+    """Deliveries handled without a gap share one acknowledgement with `multiple`; those after a gap are acknowledged
+    one by one.
+    """
     tags = AcknowledgedTags()
     assert [*tags.acknowledge([1])] == [(1, False)]
     assert [*tags.acknowledge([2, 3, 4])] == [(4, True)]
@@ -50,7 +52,9 @@ class Loop:
 
 
 def test_acknowledgements_are_sent_together() -> None:
-    """Acknowledgements wait for the end of a batch, but at most for a moment, or until the connection is closed."""
+    """Acknowledgements are collected until a batch ends, a timer fires or the connection is closed, and are then sent
+    together.
+    """
     loop, sent = Loop(), list[list[int]]()
 
     def send(deliveries: Sequence[Delivery]) -> None:

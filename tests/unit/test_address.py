@@ -48,7 +48,9 @@ from mqtool.errors import UsageError
     ],
 )
 def test_a_url_is_parsed_into_an_address(url: str, address: Address) -> None:
-    """No path, "/" and "/%2F" mean the virtual host "/"; missing parts have RabbitMQ's defaults."""
+    """A URL is parsed into host, port, virtual host, user, password and options; what is missing has RabbitMQ's
+    defaults.
+    """
     found = parse_address(url)
     assert found == address._replace(names_user="@" in url)
 
@@ -75,7 +77,7 @@ def test_commas_separate_the_nodes_of_a_cluster(urls: str, hosts: list[str]) -> 
      "amqp://localhost?connection_timeout=0", "amqp://localhost?colour=red"],
 )  # fmt: skip
 def test_an_invalid_url_is_a_usage_error(url: str) -> None:
-    """Any string that is not an AMQP URL raises UsageError and no other exception."""
+    """A URL that is not a valid AMQP URL raises UsageError."""
     with pytest.raises(UsageError):
         parse_addresses(url)
 
@@ -85,7 +87,7 @@ words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8
 
 @given(words, words, words)
 def test_percent_encoded_parts_are_decoded(user: str, password: str, vhost: str) -> None:
-    """User, password and virtual host may contain any characters, if they are percent-encoded."""
+    """User, password and virtual host of a URL may contain any characters if they are percent-encoded."""
     place = "/".join([f"{quote(user, safe='')}:{quote(password, safe='')}@localhost", quote(vhost, safe="")])
 
     address = parse_address(f"amqp://{place}")
@@ -96,7 +98,9 @@ def test_percent_encoded_parts_are_decoded(user: str, password: str, vhost: str)
 @example("", "://")
 @given(st.sampled_from(["amqp://", ""]), st.text("abc:/?#@[],.% 019", max_size=12))
 def test_a_password_is_never_shown(scheme: str, rest: str) -> None:
-    """Whatever the password does to the URL, neither the address nor the error contains it."""
+    """A password in a URL never appears in the printed address or in an error, even if it contains characters of URL
+    syntax.
+    """
     word = "WORD"
     try:
         address = parse_address(f"{scheme}me:{word}{rest}@localhost")
@@ -107,7 +111,7 @@ def test_a_password_is_never_shown(scheme: str, rest: str) -> None:
 
 
 def test_an_address_prints_as_the_url_without_its_password() -> None:
-    """str() of an address is a URL that can be used again."""
+    """An address is printed as an AMQP URL with percent-encoded parts and without the password."""
     assert str(Address("::1", 5673, "a/b", "m@e", "secret", tls=True)) == "amqps://m%40e@[::1]:5673/a%2Fb"
     assert str(parse_address("amqps://guest:guest@one")) == "amqps://guest@one:5671"
     assert str(parse_address("amqps://one")) == "amqps://one:5671"  # whoever the client's certificate is for
@@ -115,15 +119,15 @@ def test_an_address_prints_as_the_url_without_its_password() -> None:
 
 
 def test_a_tls_key_needs_its_certificate(tmp_path: Path) -> None:
-    """A key without a certificate raises UsageError, because the broker would refuse the client for no
-    visible reason.
-    """
+    """A TLS key without its certificate raises UsageError."""
     with pytest.raises(UsageError, match="needs its certificate"):
         TlsFiles(key=tmp_path / "key.pem").context()
 
 
 def test_a_certificate_logs_in_if_the_url_names_no_user() -> None:
-    """If the broker offers EXTERNAL, the certificate is the login; otherwise the user is guest or the named one."""
+    """With a client certificate and an amqps URL without a user, mqtool logs in by EXTERNAL if the broker offers it,
+    and otherwise as guest.
+    """
     files = TlsFiles(cert=Path("cert.pem"))
     assert files.logs_in(parse_address("amqps://host"))
     assert not files.logs_in(parse_address("amqps://ann@host"))
@@ -135,8 +139,8 @@ def test_a_certificate_logs_in_if_the_url_names_no_user() -> None:
 
 
 def test_the_hint_names_the_user_of_the_certificate() -> None:
-    """If the broker refuses a client with a certificate, the hint gives permissions to the user in the broker's reply,
-    not to guest.
+    """If the broker refuses a client that logged in by certificate, the hint's command names the user in the broker's
+    reply, not guest.
     """
     address = parse_address("amqps://host/shop")
     refused = ConnectionClosedByBroker(530, "NOT_ALLOWED - access to vhost 'shop' refused for user 'orders'")

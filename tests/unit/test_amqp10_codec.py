@@ -43,7 +43,7 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_a_value_is_decoded_as_it_was_encoded(value):
-    """Each value keeps its type, and is encoded to the same bytes again."""
+    """After encoding and decoding, an AMQP 1.0 value has the same type, and is encoded to the same bytes again."""
     encoded = encode(value)
     decoded, end = decode(encoded)
     assert (decoded, type(decoded), end) == (value, type(value), len(encoded))
@@ -51,7 +51,9 @@ def test_a_value_is_decoded_as_it_was_encoded(value):
 
 
 def test_damaged_values_raise_value_error_at_most():
-    """Decoding 20,000 randomly damaged values returns a value or raises ValueError."""
+    """Decoding each of 20,000 randomly damaged AMQP 1.0 values returns a value or raises ValueError, and no other
+    exception.
+    """
     chosen = random.Random(26)
     for _ in range(20_000):
         damaged = bytearray(encode(chosen.choice(VALUES)))
@@ -79,7 +81,7 @@ def test_damaged_values_raise_value_error_at_most():
     ],
 )
 def test_values_with_false_lengths_raise_value_error(data):
-    """Values that are cut off, nested deeply, or claim billions of elements raise ValueError."""
+    """Decoding AMQP 1.0 values that are cut off, nested deeply, or claim billions of elements raises ValueError."""
     with pytest.raises(ValueError, match=r"."):
         decode(data)
 
@@ -95,13 +97,15 @@ def map_of(*keys):
     ids=repr,
 )
 def test_map_keys_with_predictable_hashes_are_refused(key):
-    """With such keys, a publisher could make all entries of a map collide, and block the broker and its consumers."""
+    """An AMQP 1.0 map with a list, map, UUID, float, described value or null as a key raises ValueError, because a
+    publisher could choose such keys so that their hashes collide and block the broker.
+    """
     with pytest.raises(ValueError, match="a key of a map"):
         decode(map_of("x", key))
 
 
 def test_usual_map_keys_are_accepted():
-    """Text, symbols, integers and binary values are accepted as keys of a map."""
+    """An AMQP 1.0 map may have strings, symbols, integers and binary values as keys."""
     keys = ["text", Symbol("x-symbol"), ULong(7), Int64(1 << 40), Int32(-5), UInt8(9), b"binary"]
     assert list(decode(map_of(*keys))[0]) == keys
 
@@ -112,20 +116,22 @@ def nested(count):
 
 
 def test_a_value_with_too_many_values_is_refused():
-    """The limit applies to all levels together, because nested lists take as much time as long ones."""
+    """An AMQP 1.0 value that contains too many values raises ValueError, also if they are spread over nested lists."""
     assert len(decode(nested(MOST_VALUES // 20 * 20))[0]) == 20
     with pytest.raises(ValueError, match="too many values"):
         decode(nested(MOST_VALUES + 40))
 
 
 def test_a_message_body_has_no_limit_on_its_number_of_values():
-    """The body is kept as bytes, so the limit on the number of values does not apply to it."""
+    """The body of an AMQP 1.0 message may contain any number of values, because it is kept as bytes."""
     body = section(0x77, nested(2 * MOST_VALUES))
     assert Amqp10Message.decode(body).body == body
 
 
 def test_a_client_gets_the_bytes_of_a_message_that_it_cannot_decode():
-    """A client that receives an undecodable message gets its bytes as the body, instead of an error."""
+    """A client that receives an AMQP 1.0 message that it cannot decode gets the message's bytes as the body, instead of
+    an error.
+    """
     for code, value in [
         (0x72, map_of(Described(ULong(1), ULong(2)))),
         (0x74, nested(MOST_VALUES * 2)),
@@ -136,7 +142,7 @@ def test_a_client_gets_the_bytes_of_a_message_that_it_cannot_decode():
 
 
 def test_a_message_is_decoded_as_it_was_encoded():
-    """All sections of a message are the same after encoding and decoding."""
+    """After encoding and decoding, an AMQP 1.0 message has the same sections."""
     message = Amqp10Message(
         MessageHeader(durable=True, ttl=UInt32(5)),
         {Symbol("x-opt-d"): Int64(1)},

@@ -10,7 +10,9 @@ from mqtool.duration import Backoff
 
 @given(st.integers(0, 2**32), st.floats(0.01, 5), st.floats(1, 4), st.floats(5, 60))
 def test_delays_double_up_to_the_maximum(seed: int, first: float, factor: float, longest: float) -> None:
-    """Each delay is between half of the exponential value and all of it, and none exceeds the maximum."""
+    """Delays between reconnection attempts grow exponentially up to the maximum, each shortened at random by up to a
+    half.
+    """
     import random
 
     random.seed(seed)
@@ -21,7 +23,7 @@ def test_delays_double_up_to_the_maximum(seed: int, first: float, factor: float,
 
 
 def test_the_number_of_attempts_is_limited() -> None:
-    """A backoff of 4 attempts has 4 delays, and one of 0 attempts has none; without a limit, the delays never end."""
+    """A backoff of 4 attempts has 4 delays, and one of 0 attempts has none. Without a limit, the delays never end."""
     assert len(list(Backoff(attempts=4).delays())) == 4
     assert list(Backoff(attempts=0).delays()) == []
     assert len(list(islice(Backoff().delays(), 500))) == 500

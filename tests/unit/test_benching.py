@@ -25,7 +25,7 @@ def _receive(tally: Tally, numbers: list[int], *, consumer: int = 0, redelivered
 
 
 def test_lost_doubled_and_late_messages_are_counted_exactly() -> None:
-    """Of 50,000 messages, random losses, duplicates and late messages are counted, whatever the size of the batches."""
+    """`bench` counts each lost, duplicate and out-of-order message among 50,000, whatever the size of the batches."""
     chance = random.Random(28)
     count = 50_000
     lost = set(chance.sample(range(count), 300))
@@ -48,7 +48,7 @@ def test_lost_doubled_and_late_messages_are_counted_exactly() -> None:
 
 
 def test_unconfirmed_messages_do_not_count_as_lost() -> None:
-    """Only confirmed messages that did not arrive are lost."""
+    """`bench` counts a missing message as lost only if the broker had confirmed it."""
     tally = Tally()
     tally.confirm(0, [(0, 10), (20, 10)])
     _receive(tally, [*range(9), *range(12, 15), *range(20, 30)])
@@ -56,7 +56,9 @@ def test_unconfirmed_messages_do_not_count_as_lost() -> None:
 
 
 def test_competing_consumers_are_counted_together() -> None:
-    """A message that two consumers got is a duplicate; the order is checked for each consumer."""
+    """`bench` counts a message that two competing consumers got as a duplicate, and checks the order for each consumer
+    separately.
+    """
     tally = Tally()
     tally.confirm(0, [(0, 10_000)])
     _receive(tally, [*range(0, 10_000, 2)], consumer=0)
@@ -66,7 +68,9 @@ def test_competing_consumers_are_counted_together() -> None:
 
 
 def test_redelivered_messages_are_not_out_of_order() -> None:
-    """A redelivered message is counted as such, since the broker promises no order for it."""
+    """`bench` counts a redelivered message as redelivered, not as out of order, since the broker promises no order for
+    it.
+    """
     tally = Tally()
     _receive(tally, [0, 1, 5, 6])
     _receive(tally, [2, 3], redelivered=True)
@@ -75,7 +79,7 @@ def test_redelivered_messages_are_not_out_of_order() -> None:
 
 
 def test_a_message_missed_by_one_stream_consumer_is_lost() -> None:
-    """Each consumer of a stream must get all messages, whatever the others got."""
+    """`bench` counts a message of a stream as lost if one of the consumers did not get it, even if all others did."""
     tally = Tally(each_gets_all=True)
     tally.confirm(0, [(0, 100)])
     _receive(tally, [*range(100)], consumer=0)
@@ -84,7 +88,7 @@ def test_a_message_missed_by_one_stream_consumer_is_lost() -> None:
 
 
 def test_counting_ten_million_messages_takes_less_than_a_megabyte() -> None:
-    """The numbers of ten million messages take less than a megabyte, and a few missing ones are found."""
+    """`bench` needs less than a megabyte for the numbers of ten million messages, and finds ten missing ones."""
     numbers = Numbers()
     for first in range(0, 10_000_000, 10_000):
         assert numbers.add(first, 9_999 if first % 1_000_000 == 0 else 10_000)
@@ -95,7 +99,7 @@ def test_counting_ten_million_messages_takes_less_than_a_megabyte() -> None:
 
 
 def test_latencies_of_several_processes_are_merged() -> None:
-    """Two merged histograms have the percentiles of all values, with three digits."""
+    """Latency histograms of two processes are merged into the percentiles of all values, to three digits."""
     one, other = Latencies(), Latencies()
     one.record([1_000_000] * 99)
     other.record([2_000_000_000])
@@ -115,7 +119,7 @@ def test_latencies_of_several_processes_are_merged() -> None:
     ],
 )
 def test_the_brokers_cpu_time_may_be_unknown(nodes: list[Any], memory: int | None) -> None:
-    """Without statistics of the node, and in a cluster, no CPU time is reported."""
+    """`bench` reports no CPU time of the broker if a node has no statistics or there are several nodes."""
     api = Mock(Management)
     api.get.return_value = nodes
     use = BrokerUse(lambda: api)
@@ -143,7 +147,7 @@ def test_a_result_that_is_limited_by_the_clients_says_so(busiest: tuple[float, f
 
 
 def test_a_client_that_has_to_wait_for_a_cpu_knows_how_long() -> None:
-    """Of two busy processes on one CPU, each measures how long it waited while the other ran."""
+    """When two busy client processes of `bench` share a CPU, the time that a client waited for the CPU is measured."""
     if not Path("/proc/self/schedstat").exists():
         pytest.skip("this system does not tell")
     code = (
@@ -160,7 +164,7 @@ def test_a_client_that_has_to_wait_for_a_cpu_knows_how_long() -> None:
 
 
 def test_no_cpu_warning_for_a_client_whose_run_never_began() -> None:
-    """A client whose run never began has used none of the CPU time of the run, so there is no warning."""
+    """A `bench` client whose run never began is counted as using no CPU time, so there is no warning about it."""
     # `bench` once warned that it used 42,059,700% of a CPU.
     assert CpuTime(1.0, 0.0).fractions(CpuTime(1.5, 0.2), -3.0) == (0.0, 0.0)
     assert CpuTime(1.0, 0.0).fractions(CpuTime(1.5, 0.5), 2.0) == (0.25, 0.25)

@@ -1,4 +1,4 @@
-"""A value that somebody has claimed cannot be used without a proof."""
+"""A queue name that a message only claims cannot be used before a check has proven it."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def publish(key: Claimed[str]) -> Message:
 
 
 def test_a_claim_is_returned_only_if_it_is_proven() -> None:
-    """proven() returns the value if the check accepts it, and otherwise None."""
+    """A claimed value is returned by proven() if the check accepts it; otherwise None is returned."""
     claim = Claimed("payroll")
     assert claim.proven(lambda queue: queue == "payroll") == "payroll"
     assert claim.proven(lambda _: False) is None
@@ -23,7 +23,7 @@ def test_a_claim_is_returned_only_if_it_is_proven() -> None:
 
 
 def test_mypy_refuses_a_claim_as_a_routing_key() -> None:
-    """Using a claimed queue name as a routing key is a type error until it has been proven."""
+    """mypy reports a type error if a claimed queue name is used as a routing key before it has been proven."""
     api = pytest.importorskip("mypy.api")
     refused, _, code = api.run([*OPTIONS, "-c", USE.format("key")])
     assert code == 1

@@ -11,7 +11,9 @@ SAID = (
 
 
 def test_the_consumer_timeout_is_named_with_its_length() -> None:
-    """A channel closed by the consumer timeout is reported with its length and the setting, and can be reopened."""
+    """When the consumer timeout closes a channel, the error states the timeout, the hint names its setting, and the
+    channel can be reopened.
+    """
     error = failures.closed_by_broker(ChannelClosedByBroker(406, SAID))
     assert "not acknowledged within the broker's consumer timeout of 30m" in str(error)
     assert "consumer_timeout in rabbitmq.conf" in (error.hint or "")

@@ -27,7 +27,9 @@ def waited(delay: int) -> int:
 
 @given(delays)
 def test_a_wait_is_never_shorter_and_hardly_longer_than_the_delay(delay: int) -> None:
-    """It is longer by less than one step: 25 ms up to a minute, and beyond it at most a 300th of the delay."""
+    """A delayed message waits at least as long as its delay, and longer by less than 25 ms or a 300th of the delay,
+    whichever is more.
+    """
     excess = waited(delay) - delay
     assert 0 <= excess < step_of(delay)
     assert step_of(delay) <= max(SHORTEST_STEP, delay / 300)
@@ -45,7 +47,9 @@ class FakeChannel:
 
 @given(delays)
 def test_a_message_expires_when_it_is_due(delay: int) -> None:
-    """A message's own expiration ends its wait when it is due, although its queue's TTL is longer by up to a step."""
+    """A delayed message is due to the millisecond, because its own expiration ends the wait in a queue whose TTL is
+    rounded up.
+    """
     through = ThroughQueues(cast(Channel, FakeChannel()), Destination(to=Exchange("logs", durable=True)), print)
     place = through.place(Message(b"", "", "logs"), lambda: delay)
     first, *then = waits_for(delay)
@@ -56,7 +60,7 @@ def test_a_message_expires_when_it_is_due(delay: int) -> None:
 
 @given(delays)
 def test_a_delay_needs_at_most_two_wait_queues(delay: int) -> None:
-    """The first wait is the longer one, and each queue's x-expires is longer than its messages stay."""
+    """A delay needs at most two wait queues, the longer one first, and neither expires while a message is in it."""
     waits = waits_for(delay)
     assert 1 <= len(waits) <= 2
     assert waits == sorted(waits, key=lambda wait: -wait.milliseconds)
@@ -67,7 +71,7 @@ def test_a_delay_needs_at_most_two_wait_queues(delay: int) -> None:
     "delay", ["250ms", "1s", "59s", "1m", "90s", "2m", "5m", "30m", "1h", "2h", "12h", "1d", "30d"]
 )
 def test_a_round_delay_needs_one_wait_queue(delay: str) -> None:
-    """A delay such as 30m has a wait queue of exactly that TTL."""
+    """A round delay such as 30m needs only one wait queue, whose TTL is exactly the delay."""
     assert [wait.milliseconds for wait in waits_for(round(parse_duration(delay) * 1000))] == [
         round(parse_duration(delay) * 1000)
     ]
@@ -75,19 +79,19 @@ def test_a_round_delay_needs_one_wait_queue(delay: str) -> None:
 
 @given(delays, delays)
 def test_wait_queues_of_the_same_name_have_the_same_arguments(one: int, other: int) -> None:
-    """Two delays that share the name of a wait queue also share its arguments."""
+    """If two delays use a wait queue of the same name, they declare it with the same arguments."""
     waits = {wait.suffix: wait for wait in waits_for(one)}
     assert all(waits.get(wait.suffix, wait) == wait for wait in waits_for(other))
 
 
 @given(delays, delays)
 def test_a_longer_delay_never_has_a_shorter_wait(one: int, other: int) -> None:
-    """The waits are in the order of the delays."""
+    """A message with a longer delay never waits less than one with a shorter delay."""
     assert (one > other) <= (waited(one) >= waited(other))
 
 
 def test_the_number_of_wait_queues_is_small() -> None:
-    """All delays up to a minute, in steps of 5 ms, need 158 wait queues."""
+    """All delays up to a minute, in steps of 5 ms, need only 158 wait queues in total."""
     queues, expected = set(), {10_000: 58, 60_000: 158, 300_000: 293}
     for delay in range(5, max(expected) + 1, 5):
         queues.update(wait.suffix for wait in waits_for(delay))
@@ -96,7 +100,9 @@ def test_the_number_of_wait_queues_is_small() -> None:
 
 @pytest.mark.parametrize("version", ["3.10.8", "4.0.5", "4.2.7"])
 def test_the_hint_names_the_plugin_release_for_the_broker(version: str) -> None:
-    """For RabbitMQ up to 4.2, the hint names the plugin's release and the command that enables it."""
+    """If the delayed message plugin is missing, the hint names its release for the RabbitMQ version, up to 4.2, and the
+    command that enables it.
+    """
     error = PluginMissing(f"RabbitMQ {version}")
     assert "is not enabled there" in str(error)
     assert f"the release for {'.'.join(version.split('.')[:2])}," in (error.hint or "")
@@ -106,7 +112,9 @@ def test_the_hint_names_the_plugin_release_for_the_broker(version: str) -> None:
 
 @pytest.mark.parametrize("version", ["4.3.0", "4.10.1", "5.0.0"])
 def test_without_a_plugin_release_the_hint_names_via_ttl(version: str) -> None:
-    """RabbitMQ 4.3 and later cannot load the plugin: the hint names --via ttl and no command that would fail."""
+    """For RabbitMQ 4.3 and later, which cannot load the delayed message plugin, the hint names `--via ttl` and no
+    command that would fail.
+    """
     error = PluginMissing(f"RabbitMQ {version}")
     assert f"RabbitMQ {version} cannot have the delayed message plugin" in str(error)
     assert "4.2.0, is for RabbitMQ 4.2" in str(error)
@@ -116,7 +124,9 @@ def test_without_a_plugin_release_the_hint_names_via_ttl(version: str) -> None:
 
 @pytest.mark.parametrize("message", [Message(b"x", delay=5.25), Message(b"x", due=1893456000.125)])
 def test_a_delay_is_kept_to_the_millisecond_in_ndjson(message: Message) -> None:
-    """`send --json` reads the delay or time that --failed-to has written."""
+    """A delay or due time that is written as NDJSON and read back, as from --failed-to to `send --json`, is exact to
+    the millisecond.
+    """
     line = ndjson.from_message(message)
     again = ndjson.to_message(line, "line 1")
     assert (again.delay, again.due) == (message.delay, message.due)
@@ -124,6 +134,6 @@ def test_a_delay_is_kept_to_the_millisecond_in_ndjson(message: Message) -> None:
 
 
 def test_times_without_a_zone_are_local() -> None:
-    """ "at" without a time zone is local time, as on the command line."""
+    """A time in the NDJSON field "at" without a time zone is local time."""
     due = ndjson.to_message(b'{"body": "", "at": "2030-01-31T12:00"}', "line 1").due
     assert due == time.mktime((2030, 1, 31, 12, 0, 0, 0, 0, -1))

@@ -56,8 +56,8 @@ def frames_of(delivery: Delivery) -> list[bytes]:
 
 @given(st.lists(deliveries | confirms | st.sampled_from(OTHERS), max_size=8), st.lists(st.integers(0, 400), max_size=8))
 def test_other_frames_are_passed_to_pika_unchanged(sent: list[Delivery | Confirm | bytes], ends: list[int]) -> None:
-    """However the bytes are split, mqtool handles deliveries with one body frame and confirms, and passes all other
-    frames to pika in order.
+    """mqtool decodes confirms and deliveries with at most one body frame itself, and passes all other frames to pika
+    unchanged and in order, however the bytes are split.
     """
     got: list[Delivery | Confirm | bytes] = []
     reader = FrameReader(got.append)
@@ -87,14 +87,14 @@ def test_other_frames_are_passed_to_pika_unchanged(sent: list[Delivery | Confirm
 
 
 def test_a_protocol_header_is_passed_to_pika() -> None:
-    """The protocol header with which a broker refuses AMQP 0-9-1 is not a frame; pika gets it and reports the error."""
+    """If a broker refuses AMQP 0-9-1 by sending another protocol header, mqtool passes the header to pika."""
     got: list[bytes] = []
     assert FrameReader(got.append).receive(b"AMQP\0\1\0\0") == 0
     assert got == [b"AMQP\0\1\0\0"]
 
 
 def test_deliveries_after_a_cancellation_are_passed_to_pika() -> None:
-    """Messages that arrive after their consumer was cancelled are passed to pika, which requeues them."""
+    """A message that arrives after its consumer was cancelled is passed to pika."""
     got: list[Delivery | bytes] = []
     reader = FrameReader(got.append)
     reader.add(ConsumerFrames(1, "ours", "q", 7, got.extend))

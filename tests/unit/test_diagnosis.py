@@ -1,4 +1,4 @@
-"""What `doctor` and `top` report as a problem, and what not."""
+"""Which problems `doctor` and `top` report, and what they do not report."""
 
 from mqtool.cli.display import reports
 from mqtool.inspection.diagnosis import Paths, dropped, forgets_to_acknowledge, has_no_consumer, stands_still
@@ -20,7 +20,7 @@ def queue(ready: int = 0, unacked: int = 0, consumers: int = 0, **stats: int) ->
 
 
 def test_messages_without_a_consumer_are_reported() -> None:
-    """Dead-letter queues, wait queues and streams are not reported, since their messages are meant to wait."""
+    """A queue with messages and no consumer is reported, except for dead-letter queues, wait queues and streams."""
     assert has_no_consumer(queue(ready=1))
     assert not has_no_consumer(queue(ready=1, consumers=1))
     assert not has_no_consumer(queue())
@@ -32,7 +32,9 @@ def test_messages_without_a_consumer_are_reported() -> None:
 
 
 def test_consumers_that_never_acknowledge_are_reported() -> None:
-    """Many unacknowledged messages and no acknowledgement are reported; one long task for each consumer is not."""
+    """Consumers with several unacknowledged messages each and no acknowledgement are reported; consumers busy with one
+    message each are not.
+    """
     assert forgets_to_acknowledge(queue(unacked=5, consumers=1))
     assert not forgets_to_acknowledge(queue(unacked=2, consumers=2))
     assert not forgets_to_acknowledge(queue(unacked=5, consumers=1, ack=1))
@@ -52,7 +54,9 @@ def test_dropped_messages_are_counted() -> None:
 
 
 def test_a_queue_in_which_nothing_moves_is_reported() -> None:
-    """Messages wait, each consumer has one, and between two looks there was neither a delivery nor an ack."""
+    """A queue is reported if messages wait, each consumer holds one, and there was no delivery or acknowledgement
+    between two measurements.
+    """
     full = queue(ready=2, unacked=1, consumers=1, ack=7, deliver_get=8)
     assert stands_still(full, full)
     assert stands_still(queue(ready=2, unacked=1, consumers=1))
@@ -73,8 +77,8 @@ def expiring(name: str, exchange: str, key: str | None = None) -> Queue:
 
 
 def test_circles_of_expiring_queues_are_reported_once() -> None:
-    """Queues that dead-letter expired messages to each other, also through exchanges, are one finding, also if there
-    are thousands of queues.
+    """Queues that dead-letter expired messages to each other in a cycle, directly or through exchanges, are reported as
+    one problem, even among thousands of queues.
     """
 
     def circles(*queues: Queue, bindings: tuple[Binding, ...] = ()) -> list[str]:
@@ -96,7 +100,9 @@ def test_circles_of_expiring_queues_are_reported_once() -> None:
 
 
 def test_findings_are_sorted_by_severity_and_grouped() -> None:
-    """A memory alarm comes before a transient queue; more than three findings of a kind share a line."""
+    """Problems are sorted by severity, a memory alarm before a transient queue, and more than three of the same kind
+    share one line.
+    """
     transient = [Finding("transient", f"queue 'q{number}'", "", "", "/") for number in range(5)]
     mixed = [
         *transient[:2],
@@ -111,7 +117,7 @@ def test_findings_are_sorted_by_severity_and_grouped() -> None:
 
 
 def test_nagios_is_critical_only_for_blocked_publishers() -> None:
-    """With `--format nagios`, only blocked publishers are critical; findings that may lose messages are warnings."""
+    """With `--format nagios`, blocked publishers are critical, and problems that may lose messages are warnings."""
     lost, blocked = Finding("no-consumer", "queue 'a'", "", ""), Finding("alarm", "node a", "has a memory alarm", "")
     assert [reports.nagios_state(found) for found in ([], [lost], [blocked, lost])] == [0, 1, 2]
     assert next(reports.nagios([blocked, lost], "here")) == (

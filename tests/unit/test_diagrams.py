@@ -89,7 +89,7 @@ def test_graphviz_accepts_hostile_names() -> None:
 
 
 def test_parallel_bindings_are_one_arrow() -> None:
-    """Nine bindings between the same exchange and queue are one arrow with four keys and "5 more"."""
+    """In a diagram, nine bindings between the same exchange and queue are one arrow with four keys and "5 more"."""
     node = WiredNode(Exchange("x", "topic"))
     for number in range(9):
         node.add(Binding("x", "q", f"key{number}"), None)

@@ -21,7 +21,7 @@ from mqtool.duration import parse_duration
     ],
 )
 def test_a_duration_is_numbers_with_units(text: str, seconds: float) -> None:
-    """A duration is one or more numbers with a unit each, which are added."""
+    """A duration such as 1h30m is the sum of its numbers, each with a unit from milliseconds to days."""
     assert parse_duration(text) == pytest.approx(seconds)
 
 
@@ -29,15 +29,13 @@ def test_a_duration_is_numbers_with_units(text: str, seconds: float) -> None:
     "text", ["", " ", "5", "s", "-5s", "+5s", "5 s", "5s ", "5sec", "5S", ".5s", "5,5s", "1e3s", "5s,2m", "soon"]
 )
 def test_a_duration_without_a_unit_is_refused(text: str) -> None:
-    """Text that is not a duration raises ValueError, and so does a number without a unit, which could mean seconds or
-    milliseconds.
-    """
+    """Text that is not a duration, such as a number without a unit, raises ValueError, which shows valid examples."""
     with pytest.raises(ValueError, match="is not a duration such as 300ms, 5s, 2m or 1h30m"):
         parse_duration(text)
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from(["ms", "s", "m", "h", "d"])), min_size=1, max_size=5))
 def test_the_parts_of_a_duration_are_added(parts: list[tuple[int, str]]) -> None:
-    """The parts may be in any order and number, and a unit may occur twice."""
+    """The parts of a duration are added, in any order and number, even if a unit occurs twice."""
     together = parse_duration("".join(f"{number}{unit}" for number, unit in parts))
     assert together == pytest.approx(sum(parse_duration(f"{number}{unit}") for number, unit in parts))

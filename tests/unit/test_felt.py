@@ -1,4 +1,4 @@
-"""benchmarks/felt.py tells what has become slower, and CI fails on it."""
+"""benchmarks/felt.py reports which commands have become slower, so that CI fails."""
 
 import sys
 from pathlib import Path
@@ -24,15 +24,13 @@ class Figures:
 
 
 def test_a_row_that_takes_over_5_percent_more_has_grown() -> None:
-    """A benchmark's row has grown if it takes over 5 % more than on the base. The names of these rows only are
-    returned.
-    """
+    """Only benchmark rows that take over 5 % more than on the base are reported as grown."""
     base = {"send x": 100.0, "help": 100.0, "list queues": 100.0}
     assert grown(base, {"send x": 105.0, "help": 105.1, "list queues": 20.0}) == ["help"]
 
 
 def test_the_check_marks_a_row_that_has_grown() -> None:
-    """A row is counted again before it is said to have grown, and then it is marked."""
+    """A benchmark row that is above the tolerance in every repeated count is marked GREW."""
     figures = Figures([100.0], [110.0])
     (line,) = check({"send x": figures}, ONE, OTHER)
     assert line.startswith("send x")
@@ -41,7 +39,7 @@ def test_the_check_marks_a_row_that_has_grown() -> None:
 
 
 def test_the_check_does_not_mark_a_row_that_was_larger_by_chance() -> None:
-    """If a repeated count is within the tolerance, the row has not grown."""
+    """A benchmark row is not marked GREW if a repeated count is within the tolerance."""
     figures = Figures([100.0], [120.0, 101.0])
     (line,) = check({"send x": figures}, ONE, OTHER)
     assert not line.endswith("GREW")
@@ -49,14 +47,16 @@ def test_the_check_does_not_mark_a_row_that_was_larger_by_chance() -> None:
 
 
 def test_the_check_counts_a_row_once_that_has_not_grown() -> None:
-    """A row that has not grown is counted only once, so CI takes no longer than it must."""
+    """A benchmark row that is within the tolerance is counted only once, so that CI does not take longer than
+    necessary.
+    """
     figures = Figures([100.0], [99.0])
     assert len(list(check({"help": figures}, ONE, OTHER))) == 1
     assert sorted(figures.asked) == ["one", "other"]
 
 
 def test_the_comparison_alternates() -> None:
-    """Each pair of runs begins with the other installation, so that a drift of the machine favours neither."""
+    """Base and change alternate in being measured first, so that a drift of the machine favours neither."""
     figures = Figures([4.0, 2.0, 3.0], [6.0, 8.0, 4.0])
     (line,) = compare({"send x": figures}, ONE, OTHER, runs=3)
     assert figures.asked == ["other", "one", "one", "other", "other", "one"]
@@ -64,7 +64,9 @@ def test_the_comparison_alternates() -> None:
 
 
 def test_a_line_has_the_medians_the_minima_and_the_ratio_of_the_minima() -> None:
-    """The line of a row has the medians of base and change, then the minima of both, then the ratio of the minima."""
+    """A printed benchmark row has the medians of base and change, then the minima of both, then the ratio of the
+    minima.
+    """
     assert row_of("help", [10, 30, 20], [5, 5, 40]).split() == ["help", "20.0", "5.0", "10.0", "5.0", "0.50x"]
 
 
@@ -72,7 +74,7 @@ def test_a_line_has_the_medians_the_minima_and_the_ratio_of_the_minima() -> None
     ("later", "mark"), [pytest.param(6.0, GREW, id="slower each time"), pytest.param(5.1, "", id="slower by chance")]
 )
 def test_a_broker_that_seems_slower_is_measured_again(monkeypatch: pytest.MonkeyPatch, later: float, mark: str) -> None:
-    """The least of all rounds decides, so that a busy machine does not make a broker slow."""
+    """A broker that seems slower is measured again, and is marked GREW only if it is slower each time."""
     results = [6.0, later, later, 5.0, 5.0]
 
     def rounds(*_: object) -> dict[str, tuple[list[float], list[float]]]:
@@ -84,15 +86,17 @@ def test_a_broker_that_seems_slower_is_measured_again(monkeypatch: pytest.Monkey
 
 
 def test_a_report_of_valgrind_without_a_summary_is_an_error() -> None:
-    """A command that was not counted does not pass as one that takes nothing."""
+    """A valgrind report without a summary raises ValueError, so that a command that was not measured does not count as
+    0.
+    """
     assert instructions_in("events: Ir\nfn=main\n0 5\nsummary: 250000000\n") == 250.0
     with pytest.raises(ValueError, match="no summary"):
         instructions_in("events: Ir\n")
 
 
 def test_an_installation_is_a_checkout_or_an_interpreter(tmp_path: Path) -> None:
-    """The benchmark accepts a Python interpreter, or a checkout of mqtool. A checkout is run by its own .venv, or by
-    this Python if it has none; anything else is refused.
+    """The benchmark accepts a Python interpreter or a checkout of mqtool, and refuses anything else. A checkout is run
+    by its own .venv, or by the current Python if it has none.
     """
     with pytest.raises(SystemExit, match="neither a checkout"):
         Installation.at(tmp_path)
@@ -108,6 +112,6 @@ def test_an_installation_is_a_checkout_or_an_interpreter(tmp_path: Path) -> None
 
 
 def test_the_bytecode_cache_is_on_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Containers often turn it off; each start would then measure how long Python compiles mqtool."""
+    """Benchmarks ignore PYTHONDONTWRITEBYTECODE, so that they do not measure how long Python compiles mqtool."""
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     assert "PYTHONDONTWRITEBYTECODE" not in Installation.at(Path(sys.executable)).environment

@@ -1,4 +1,4 @@
-"""The source stays readable: few files, none too long, no circles of imports, no tricks, no phrases known as unclear.
+"""The source stays readable: unique names, short functions, no import cycles, no tricks, no phrases known as unclear.
 
 If a change needs a higher limit, raise it in a commit of its own, with the reason.
 """
@@ -71,7 +71,7 @@ def test_class_names_are_unique() -> None:
 
 
 def test_functions_and_classes_are_short() -> None:
-    """A function has fewer than 60 lines without its options, and a class at most 25 methods."""
+    """Each function has fewer than 60 lines, not counting its parameters, and each class at most 25 methods."""
     for path in SOURCES:
         for node in definitions(path):
             if isinstance(node, ast.ClassDef):
@@ -117,7 +117,7 @@ def imports(path: Path, modules: set[str]) -> set[str]:
 
 
 def test_there_are_no_import_cycles() -> None:
-    """Each file can be read before those that import it."""
+    """No modules of mqtool import each other in a cycle."""
     paths = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
     # A package's own face is imported by what it gathers, only to be found: that is no circle.
     graph = {name: imports(path, set(paths)) - {name} for name, path in paths.items()}
@@ -163,7 +163,9 @@ def changed_by(node: ast.AST) -> list[ast.expr]:
 
 
 def test_no_attribute_of_a_library_is_assigned() -> None:
-    """A program that loads mqtool has an unchanged pika, rstream, typer, rich and pamqp."""
+    """mqtool assigns no attribute of pika, rstream, typer, rich or pamqp, so a program that imports it has unchanged
+    libraries.
+    """
     for path in containing("|".join(LIBRARIES)):
         theirs = from_libraries(tree_of(path))
         changed = {dotted(each) for node in ast.walk(tree_of(path)) for each in changed_by(node)}
@@ -198,7 +200,7 @@ def test_no_interpreter_tricks_are_used() -> None:
 
 
 def test_no_unclear_phrases() -> None:
-    """Code, tests and documents contain none of the phrases that readers did not understand."""
+    """Code, tests and documents contain none of the phrases that readers have called unclear."""
     found = [
         f"{path}:{number}: {line.strip()}"
         for path in (*WRITTEN, *PROSE)

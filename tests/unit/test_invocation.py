@@ -7,7 +7,7 @@ from mqtool.cli.invocation import Invocation, current, running
 
 
 def test_a_quiet_run_prints_data_and_errors_only(capfd: pytest.CaptureFixture[str]) -> None:
-    """With quiet, notices and warnings are not printed; the setting ends with the run."""
+    """With --quiet, mqtool prints data and errors, and neither notices nor warnings."""
     with running(Invocation(quiet=True)):
         output.notice("a notice")
         output.warning("a warning")
@@ -18,7 +18,7 @@ def test_a_quiet_run_prints_data_and_errors_only(capfd: pytest.CaptureFixture[st
 
 
 def test_a_nested_run_has_its_own_settings() -> None:
-    """A run within another one starts with default settings, and the outer one keeps its own."""
+    """A command that runs within another one starts with default settings, and the outer one keeps its own."""
     with running(Invocation(output_name="outer")):
         with running(Invocation()) as inner:
             inner.signal = 15

@@ -5,7 +5,9 @@ from mqtool.topology import Binding, Exchange, Queue
 
 
 def test_declarations_are_repeated_in_their_order() -> None:
-    """A binding comes after the exchange and the queue that it binds."""
+    """After a reconnection, exchanges, queues and bindings are declared again in the order in which they were declared
+    first.
+    """
     journal = Journal()
     entries = [Exchange("logs"), Queue("q"), Binding("logs", "q")]
     for entry in entries:
@@ -15,8 +17,8 @@ def test_declarations_are_repeated_in_their_order() -> None:
 
 
 def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
-    """After a reconnection, a server-named queue has another name; bindings to an exchange of the old name are not
-    changed.
+    """If a server-named queue has another name after a reconnection, its bindings are declared for the new name;
+    bindings to an exchange of the old name are not changed.
     """
     journal = Journal()
     journal.renamed("amq.gen-1", "amq.gen-2")
@@ -28,7 +30,7 @@ def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
 
 
 def test_a_difference_is_remembered_until_it_is_gone() -> None:
-    """A queue that exists with other settings is remembered by kind and name, so that it is noticed once."""
+    """A queue that exists with other arguments is remembered by kind and name until the difference is gone."""
     journal = Journal()
     journal.set_differs(Queue("x"))
     assert journal.differs(Queue("x", durable=True))

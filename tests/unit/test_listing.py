@@ -33,7 +33,9 @@ class JustStarted(Management):
 
 
 def test_plugins_of_a_node_that_has_just_started_are_listed() -> None:
-    """A node's first report comes seconds after its start. Until then, `list plugins` waits: it never says "none"."""
+    """On a node that has just started, `list plugins` waits for the node's first report instead of printing an empty
+    list.
+    """
     api = JustStarted()
     assert [row["name"] for row in LISTINGS["plugins"].rows(api, None, ["name"])] == ["rabbitmq_web_dispatch"]
     assert api.asked == 3
@@ -58,13 +60,13 @@ def test_plugins_of_a_node_that_has_just_started_are_listed() -> None:
     ],
 )
 def test_a_condition_compares_columns(text: str, holds: bool) -> None:
-    """Numbers are compared as numbers; a value that the broker leaves out never matches."""
+    """A condition on a column compares numbers as numbers, and never matches a value that the broker leaves out."""
     assert parse(text, ROW.keys()).matches({name: each for name, each in ROW.items() if each is not None}) is holds
 
 
 def test_missing_values_are_sorted_last() -> None:
-    """Rows without a value are last in both directions; equal rows keep their order, so that a second
-    column decides.
+    """Rows without a value are sorted last in both directions. Rows with equal values are sorted by the next column, or
+    keep their order.
     """
     rows = [{"n": 2, "m": "b"}, {"n": None, "m": "x"}, {"n": 10, "m": "c"}, {"n": 2, "m": "a"}]
     assert [row["m"] for row in in_order(rows, ["n"])] == ["b", "a", "c", "x"]
@@ -94,7 +96,7 @@ def test_an_unknown_column_gets_the_nearest_name_or_all_names() -> None:
     ],
 )
 def test_values_are_printed_as_plain_text_or_json(value: Any, text: str) -> None:
-    """Booleans, numbers and lists of words are plain; tables are JSON with sorted keys."""
+    """In lists, booleans, numbers and lists of words are printed as plain text, and tables as JSON with sorted keys."""
     assert as_text(value) == text
 
 
@@ -111,22 +113,24 @@ def test_counted_numbers_agree_with_their_noun() -> None:
     st.sampled_from([None, 2]),
 )
 def test_a_json_array_may_arrive_in_any_pieces(items: list[dict[str, Any]], size: int, indent: int | None) -> None:
-    """The objects are the same, even if a piece ends in a string, an escape or a character."""
+    """A JSON array that arrives in pieces is decoded to the same objects, even if a piece ends within a string or a
+    character.
+    """
     data = json.dumps(items, ensure_ascii=False, indent=indent).encode("utf-8", "surrogatepass")
     assert list(objects(data[at : at + size] for at in range(0, len(data), size))) == items
 
 
 @pytest.mark.parametrize("data", [b"", b'{"error": 1}', b'[{"a": 1}', b'[{"a": '])
 def test_an_incomplete_json_array_is_an_error(data: bytes) -> None:
-    """Another value than an array, or one that is cut short, raises ValueError instead of returning fewer objects."""
+    """JSON that is not an array, or is cut short, raises ValueError instead of returning fewer objects."""
     with pytest.raises(ValueError, match=r"not a list|cut short"):
         list(objects([data]))
 
 
 @pytest.mark.parametrize("name", ["", ".", ".."])
 def test_a_management_path_refuses_empty_and_dot_names(name: str) -> None:
-    """Names such as ".." raise UsageError, because DELETE vhosts/.. would mean something else; others are
-    percent-encoded.
+    """An empty name, "." and ".." raise UsageError, because a management path with them would mean something else;
+    other names are percent-encoded.
     """
     with pytest.raises(UsageError):
         path("vhosts", name)

@@ -19,7 +19,9 @@ def shown(live: Live) -> str:
 
 
 def test_a_live_view_keeps_its_rows_while_the_broker_is_away() -> None:
-    """The last rows stay with their age and the reason, which disappears when the broker is back."""
+    """While the broker is unreachable, a live view shows the last rows, their age and the reason; the reason disappears
+    after the reconnection.
+    """
     answers = [Frame(Text("jobs 12")), Unavailable("no broker at localhost:5672"), Frame(Text("jobs 13"))]
     is_asked, may_answer, stop = threading.Event(), threading.Semaphore(0), threading.Event()
 
@@ -50,7 +52,9 @@ def test_a_live_view_keeps_its_rows_while_the_broker_is_away() -> None:
 
 
 def test_keys_of_a_live_view() -> None:
-    """Esc clears a filter without quitting, Ctrl-U empties it, Home, End and ? work, and q quits."""
+    """In a live view, Esc clears the filter, Ctrl-U empties its input, Home and End scroll, ? shows the keys, and q
+    quits.
+    """
     wanted: list[str] = []
 
     def fetch(_height: int, text: str) -> Frame:
@@ -78,7 +82,7 @@ def test_keys_of_a_live_view() -> None:
 
 
 def test_control_characters_of_names_are_escaped_in_a_live_view() -> None:
-    """Whatever a view shows of a broker is escaped."""
+    """A live view escapes control and invisible characters in what the broker returns."""
     live = Live(lambda _height, _wanted: Frame(Text("\x1b]0;owned \x9b \u202e")), 0.0)
     live._keep(live._fetch(10, ""))
     assert r"\x1b]0;owned \x9b \u202e" in shown(live)

@@ -54,7 +54,9 @@ deliveries = st.builds(
 
 @given(deliveries)
 def test_a_message_is_read_as_it_was_written(delivery: Delivery) -> None:
-    """Any body, header, property and routing key that `receive --json` prints is what `send --json` publishes."""
+    """Any body, headers, properties and routing key that `receive --json` prints are published unchanged by `send
+    --json`.
+    """
     message = ndjson.to_message(ndjson.from_delivery(delivery, NOW), "line 1")
 
     properties = {**message.properties, "message_id": message.message_id}
@@ -65,7 +67,9 @@ def test_a_message_is_read_as_it_was_written(delivery: Delivery) -> None:
 
 @given(deliveries)
 def test_a_message_is_one_line_of_json(delivery: Delivery) -> None:
-    """Newlines in body and headers are escaped, and any JSON parser can read the line."""
+    """A message is printed as one line of JSON that any JSON parser can read, with newlines in its body and headers
+    escaped.
+    """
     line = ndjson.from_delivery(delivery, NOW)
 
     assert line.endswith(b"\n")
@@ -76,7 +80,7 @@ def test_a_message_is_one_line_of_json(delivery: Delivery) -> None:
 
 
 def test_a_line_has_the_documented_keys() -> None:
-    """The keys are in the documented order, and headers are null if there are none."""
+    """A line of NDJSON has the documented keys in their order, and "headers" is null if the message has none."""
     delivery = Delivery("é".encode(), "e", "k", "q", False, {"priority": 5, "type": None}, 1)
 
     assert ndjson.from_delivery(delivery, NOW).decode() == (
@@ -103,7 +107,9 @@ def test_a_line_has_the_documented_keys() -> None:
     ],
 )
 def test_values_without_a_json_type_are_marked(value: object, shown: object) -> None:
-    """Bytes, decimals, times and so on become an object with one $name; a table that looks like one is wrapped."""
+    """Header values without a JSON type, such as bytes and decimals, become an object with a key such as $bytes; a
+    table that looks like one is wrapped in $table.
+    """
     line = ndjson.from_delivery(Delivery(b"", "", "", "", False, {"headers": {"h": value}}, 1), NOW)
 
     assert json.loads(line)["headers"] == {"h": shown}
@@ -111,7 +117,9 @@ def test_values_without_a_json_type_are_marked(value: object, shown: object) -> 
 
 
 def test_nan_and_bytes_that_are_not_utf_8_are_valid_json() -> None:
-    """NaN, and bytes that are not UTF-8, are escaped in names, values and properties, and read back unchanged."""
+    """NaN, and bytes that are not UTF-8, are written as valid JSON in headers, routing keys and properties, and read
+    back unchanged.
+    """
     properties = {"headers": {"\udcff": [float("nan")]}, "message_id": "\udc80"}
     line = ndjson.from_delivery(Delivery(b"", "", "\udcfe", "", False, properties, 1), NOW)
 
@@ -123,7 +131,7 @@ def test_nan_and_bytes_that_are_not_utf_8_are_valid_json() -> None:
 
 
 def test_only_a_body_is_needed() -> None:
-    """A line with only a body is valid; exchange and key are left to the command line."""
+    """A line of NDJSON with only a body is valid, and sets neither exchange, routing key nor properties."""
     message = ndjson.to_message(b'{"body": ""}', "line 1")
 
     assert message.body == b""
@@ -170,7 +178,7 @@ def test_only_a_body_is_needed() -> None:
     ],
 )
 def test_an_invalid_line_is_bad_data(line: str | bytes, says: str) -> None:
-    """Each invalid line raises BadData, which says what is wrong in which line."""
+    """An invalid line of NDJSON raises BadData, which says what is wrong in which line."""
     with pytest.raises(BadData) as caught:
         ndjson.to_message(line.encode() if isinstance(line, str) else line, "line 7")
     assert "line 7" in str(caught.value)
@@ -187,6 +195,6 @@ json_values = st.recursive(
 
 @given(st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_any_line_is_a_message_or_bad_data(line: bytes) -> None:
-    """Random bytes and JSON values give a message or BadData, and no other exception."""
+    """Random bytes and JSON values are read as a message or raise BadData, and no other exception."""
     with suppress(BadData):
         ndjson.to_message(line, "line 1")

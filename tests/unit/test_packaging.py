@@ -50,7 +50,9 @@ def test_the_test_broker_has_all_that_it_imports() -> None:
 
 
 def test_workflows_name_actions_by_commit() -> None:
-    """Each action is named by a commit, since a tag or branch can be moved; a comment names its release."""
+    """Each GitHub action in CI is pinned by its commit, since a tag or branch can be moved, and a comment names its
+    release.
+    """
     used = [
         line.partition("uses:")[2].strip()
         for workflow in (ROOT / ".github/workflows").glob("*.yml")
@@ -63,8 +65,8 @@ def test_workflows_name_actions_by_commit() -> None:
 
 
 def test_the_test_broker_has_mqtools_metadata() -> None:
-    """The test broker has mqtool's licence, authors, Python version and plugin, and no dependency that mqtool does not
-    have.
+    """The distribution mqtool-broker has mqtool's licence, authors, Python version and pytest plugin, and no dependency
+    that mqtool does not have.
     """
     theirs = BROKER["project"]
     assert (ROOT / "packaging/broker/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
@@ -75,7 +77,9 @@ def test_the_test_broker_has_mqtools_metadata() -> None:
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python 3.14 writes the types of signatures differently")
 def test_the_public_interface_changes_only_with_the_changelog() -> None:
-    """A new, removed or different public name needs a line in CHANGELOG.md with the interface's checksum."""
+    """After a change to the public Python interface, the newest section of CHANGELOG.md must contain the interface's
+    new checksum.
+    """
     top = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1]
     assert f"interface `{checksum()}`" in top, (
         f"the public interface has changed: say how in CHANGELOG.md, with 'interface `{checksum()}`'"
@@ -93,7 +97,7 @@ def test_the_public_interface_changes_only_with_the_changelog() -> None:
 )
 @pytest.mark.sampled(1)
 def test_windows_is_refused_in_a_sentence(program: str, refusal: str) -> None:
-    """On Windows, the command line and the broker say that they do not run there; pytest with the plugin does run."""
+    """On Windows, mqtool and the embedded broker say that they do not run there; the pytest plugin can be imported."""
     # The standard library is imported as on this system.
     imports = "import argparse, asyncio, logging, pathlib, pytest, runpy, subprocess, sys, threading"
     typed = [sys.executable, "-c", f"{imports}; sys.platform = 'win32'; {program}"]
@@ -154,7 +158,7 @@ def test_the_pinned_versions_install_on_the_oldest_python_that_mqtool_supports()
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_a_failed_installation_names_the_library(tmp_path: Path) -> None:
-    """`make setup` prints pip's error if the installation fails, and nothing otherwise."""
+    """If the installation fails, `make setup` prints pip's error."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "constraints.txt").touch()
@@ -167,7 +171,7 @@ def test_a_failed_installation_names_the_library(tmp_path: Path) -> None:
 
 
 def test_what_ci_installs_has_hashes() -> None:
-    """.ci/requirements has hashes for each library of constraints.txt and pyproject.toml, and names no index."""
+    """The files in .ci/requirements pin every library of constraints.txt with its hash, and name no index."""
     files = [ROOT / ".ci" / "requirements" / f"{name}.txt" for name in ("test", "dev", "release")]
     found: dict[str, str] = {}
     for path in files:
@@ -211,8 +215,8 @@ def test_the_image_of_mqtool_is_made_of_files_with_hashes() -> None:
 def test_an_audit_fails_only_if_a_vulnerability_is_known(
     tmp_path: Path, found: list[object] | None, code: int, said: str
 ) -> None:
-    """The audit fails if a known vulnerability is found. If the index does not answer, it warns of what is not
-    audited.
+    """CI's audit fails if a library has a known vulnerability. If the index does not answer, it prints a warning about
+    what was not audited.
     """
     if found is not None:
         (tmp_path / "found.json").write_text(json.dumps({"dependencies": found}))

@@ -12,7 +12,9 @@ SOURCES = {
 
 
 def test_no_two_modules_declare_the_same_name() -> None:
-    """In one file, all modules share a scope, where a second declaration of a name would be an error."""
+    """No two JavaScript modules of `mqtool ui` declare the same name, because a recording joins all modules into one
+    scope.
+    """
     declared = re.compile(
         r"^(?:export )?(?:async )?(?:function\*?|class|const|let|var) (\w+|\{[^}]*\}|\[[^\]]*\])", re.M
     )
@@ -22,7 +24,9 @@ def test_no_two_modules_declare_the_same_name() -> None:
 
 
 def test_imports_can_be_removed_when_joining_modules() -> None:
-    """Each import is one line without renaming, and each module comes after those that it imports."""
+    """In the JavaScript of `mqtool ui`, each import is one line without renaming, and each module comes after those
+    that it imports.
+    """
     order = page_server._MODULES  # what the joined file is made of
     assert sorted(order) == sorted(SOURCES)
     for name, source in SOURCES.items():
@@ -36,7 +40,7 @@ def test_imports_can_be_removed_when_joining_modules() -> None:
 
 
 def test_a_recording_is_one_file() -> None:
-    """A recording contains its style and code, forbids everything else by its policy, and refers to no other file."""
+    """A recording is one HTML file: it contains its style and code, and refers to no other file."""
     page = page_server.single_file([{"kind": "about", "t": 0, "title": "</script><link>"}]).decode()
     assert re.findall(r'(?:src|href)="([^"]*)"', page) == ["data:,"]
     assert page.count("http-equiv") == page.count("<style>") == 1

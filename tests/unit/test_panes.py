@@ -36,9 +36,7 @@ def screen_of(columns: int, rows: int, terminals: int, charts: int = 0, lines: i
 @pytest.mark.parametrize("terminals", [1, 2, 3, 4])
 @pytest.mark.parametrize("charts", [0, 3])
 def test_panes_show_everything_at_once(columns: int, rows: int, terminals: int, charts: int) -> None:
-    """Each terminal's command and last line, each chart, the check and the explanation are visible,
-    within the screen.
-    """
+    """All panes of a play fit on the screen, with each terminal's command, each chart, the check and the text."""
     seen = screen_of(columns, rows, terminals, charts)
     text = "\n".join(seen)
     assert len(seen) == rows
@@ -56,7 +54,7 @@ def test_panes_show_everything_at_once(columns: int, rows: int, terminals: int, 
 
 @pytest.mark.parametrize("printed", range(1, 30))
 def test_a_pane_shows_its_newest_command(printed: int) -> None:
-    """The newest command stays visible above its output, however long that is."""
+    """A pane of a play shows its newest command and the last line of its output, however long the output is."""
     console = Console(width=80, height=24, file=io.StringIO(), force_terminal=True, color_system=None)
     panes = Panes(TypingPace(auto=True, watched=False), screen=console)
     panes.begin("Title", (2, 9))
@@ -75,7 +73,7 @@ def test_a_pane_shows_its_newest_command(printed: int) -> None:
 @example(columns=12, rows=20, terminals=1, charts=3)
 @given(st.integers(10, 250), st.integers(5, 80), st.integers(1, 7), st.integers(0, 3))
 def test_panes_fit_any_terminal_size(columns: int, rows: int, terminals: int, charts: int) -> None:
-    """On a terminal of any size, the panes take no more lines than the terminal has, and raise no error."""
+    """The panes of a play never take more lines than the terminal has, whatever its size."""
     assert len(screen_of(columns, rows, terminals, charts, lines=5)) <= rows
 
 
@@ -84,7 +82,9 @@ values = st.lists(st.floats(0, 1e6), min_size=1, max_size=300)
 
 @given(values, st.integers(1, 120), st.integers(1, 8))
 def test_a_chart_shows_its_maximum_and_every_value(values: list[float], width: int, height: int) -> None:
-    """The maximum reaches the top, each value above 0 is visible, and the chart is not wider than asked."""
+    """In a chart, the maximum reaches the top, each value above 0 is visible, and there are not more columns than
+    requested.
+    """
     rows = chart(values, width, height)
     columns = ["".join(column) for column in zip(*rows, strict=True)]
     assert len(rows) == height
@@ -97,7 +97,9 @@ def test_a_chart_shows_its_maximum_and_every_value(values: list[float], width: i
 
 
 def test_figures_are_rounded_for_people() -> None:
-    """The latest and the greatest value are shown; counts have no unit, and small times have a decimal."""
+    """A chart's label shows the latest and the greatest value, rounded: counts have no unit, and small times have one
+    decimal.
+    """
     assert figures(Chart("", "", [3.0, 40.0, 0.0])) == ("0", "40")
     assert figures(Chart("", "ms", [1234.4, 1.26])) == ("1.3 ms", "1,234 ms")
     assert figures(Chart("", "ms", [])) == ("0 ms", "0 ms")
@@ -120,7 +122,9 @@ def drawn(panes: Panes, console: Console) -> list[str]:
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
 def test_the_queue_is_drawn_between_the_panes(columns: int, rows: int) -> None:
-    """Between sender and receiver, or between rows of panes, each message in the queue is a block."""
+    """Each message in a queue is drawn as a block between the panes of sender and receiver, or between two rows of
+    panes.
+    """
     panes, console = playing(columns, rows, "sender", "receiver")
     panes.counted([QueueDepth("hello", 2, 1)])
     (line,) = (line for line in drawn(panes, console) if "■■□" in line)
@@ -135,7 +139,9 @@ def test_the_queue_is_drawn_between_the_panes(columns: int, rows: int) -> None:
 
 
 def test_busy_panes_get_the_lines_of_quiet_ones() -> None:
-    """At 80 by 24, a sender with two lines leaves room for all five tasks of a worker."""
+    """On a terminal of 80 by 24, a worker's pane shows all five tasks, because the sender's pane takes only the lines
+    that it needs.
+    """
     panes, console = playing(80, 24, "boss", "worker 1", "worker 2")
     panes.narrate("Three lines of text. " * 10)
     panes.typed("boss", "mqtool new-task")

@@ -33,7 +33,9 @@ _OWN_NAMES = {"tutorial", "drill", "help", "cheat", "list"}
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_printed_command_line_has_the_name_as_one_word(name: str) -> None:
-    """Pasted into bash, the line runs one command with the name as one argument, which is not taken for an option."""
+    """A name in a printed command line is quoted, so that bash passes it to mqtool as one argument and not as an
+    option.
+    """
     script = f"mqtool() {{ printf '%s\\0' \"$@\"; }}; {pasteable('queue delete', name)}"
     words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")[:-1]
     assert words == [
@@ -48,7 +50,7 @@ def test_a_printed_command_line_has_the_name_as_one_word(name: str) -> None:
 
 
 def test_every_printed_command_line_is_quoted() -> None:
-    """No f-string puts a value into a command line of mqtool unquoted, except mqtool's own names."""
+    """Every name in a command line that mqtool prints is quoted for the shell, except mqtool's own names."""
     found = []
     for path in SOURCES:
         if {"plays", "drills", "plain_pika", "plain_rstream", "plain_amqp10"} & set(path.parts):
@@ -73,7 +75,9 @@ def test_commands_print_through_escaping_functions() -> None:
     "character", ["\x1b", "\x9b", "\u200b", "\ufeff", "\u202e", "\u2066", "\U000e0041", "\u00ad", "\udcff"]
 )
 def test_control_and_invisible_characters_are_escaped(character: str) -> None:
-    """Control characters and invisible characters are escaped in text, and in JSON, which stays equal."""
+    """Control characters and invisible characters are escaped in printed text and in printed JSON, whose value stays
+    the same.
+    """
     assert output.visible(f"a{character}b") == f"a{character.encode('unicode_escape').decode()}b"
     import json
 

@@ -11,7 +11,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_a_message_is_shown_as_sent_before_it_is_shown_as_received(capsys: pytest.CaptureFixture[str]) -> None:
-    """Lines of other terminals wait until the sender's command has ended, however busy the machine is."""
+    """In a play, lines of other terminals are printed only once the sender's command has ended."""
     lines = PlayLines(TypingPace(auto=True, watched=False))
     lines.opened(["sender", "receiver"])
     lines.put_first("sender")
@@ -25,7 +25,7 @@ def test_a_message_is_shown_as_sent_before_it_is_shown_as_received(capsys: pytes
 
 
 def test_client_and_server_lines_are_shown_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
-    """If a client and its server wait for each other, their lines are shown in the order in which they were printed."""
+    """In a play, the lines of an RPC client and its server are shown in the order in which they were printed."""
     lines = PlayLines(TypingPace(auto=True, watched=False))
     lines.opened(["client", "server"])
     lines.put_first(None)

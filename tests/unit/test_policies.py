@@ -22,7 +22,7 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_settings_choose_the_policy() -> None:
-    """The count, prefetch and acknowledgement mode choose the policy, and so does a delivery limit of the broker."""
+    """The consuming policy depends on count, prefetch, acknowledgements, and whether the broker limits deliveries."""
     assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
     assert type(policy_for(Receiving(), limits_deliveries=True)) is Cautious
     assert type(policy_for(Receiving(prefetch=10), limits_deliveries=True)) is Streaming
@@ -32,8 +32,8 @@ def test_the_settings_choose_the_policy() -> None:
 
 
 def test_automatic_acknowledgement_is_left_to_the_broker_unless_there_is_a_count() -> None:
-    """With a count, deliveries are acknowledged one by one, because a prefetch does not limit automatic
-    acknowledgement.
+    """Automatic acknowledgement is left to the broker, except with a count: a prefetch would not limit it, so mqtool
+    acknowledges each message itself.
     """
     for receiving, auto_ack in (
         (Receiving(auto_ack=True), True),
@@ -45,8 +45,8 @@ def test_automatic_acknowledgement_is_left_to_the_broker_unless_there_is_a_count
 
 
 def test_streaming_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
-    """A streaming consumer acknowledges after a quarter of the prefetch, or earlier if the last acknowledgement was a
-    while ago.
+    """A consumer without a count acknowledges after each quarter of its prefetch, or earlier if its last
+    acknowledgement was some time ago.
     """
     policy = Streaming(40)
     assert handle(policy, range(1, 26)) == [10, 20]
@@ -56,12 +56,14 @@ def test_streaming_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
 
 
 def test_streaming_with_a_prefetch_of_one_acknowledges_each() -> None:
-    """With a prefetch of 1, each delivery is acknowledged, since that makes room for the next."""
+    """A consumer with a prefetch of 1 acknowledges each delivery, since the next one arrives only then."""
     assert handle(Streaming(1), range(1, 4)) == [1, 2, 3]
 
 
 def test_often_returned_messages_are_taken_one_by_one() -> None:
-    """The full prefetch is used from the first delivery on that was not returned often."""
+    """Messages that were returned 15 times or more are prefetched one by one; from the first other message on, the full
+    prefetch is used.
+    """
     policy = Cautious()
     assert (policy.prefetch, policy.taken(delivery(1, times=15)), policy.prefetch) == (1, Step.GO_ON, 1)
     assert (policy.taken(delivery(2, times=14)), policy.prefetch) == (Step.RESUBSCRIBE, PREFETCH)
@@ -69,7 +71,9 @@ def test_often_returned_messages_are_taken_one_by_one() -> None:
 
 
 def test_a_small_count_is_taken_one_by_one() -> None:
-    """The consumer is cancelled before the acknowledgement of the last delivery makes room for another."""
+    """With a small count, messages are prefetched one by one, and the consumer is cancelled before the last one is
+    acknowledged, so no further message is delivered.
+    """
     policy = ExactCount(3)
     assert policy.prefetch == 1
     assert handle(policy, range(1, 3)) == [1, 2]
@@ -77,7 +81,9 @@ def test_a_small_count_is_taken_one_by_one() -> None:
 
 
 def test_a_large_count_withholds_the_acknowledgements_that_would_bring_too_many() -> None:
-    """Of 300 messages, 250 are prefetched, and 50 acknowledgements bring the rest; the others are sent at the end."""
+    """With a count of 300 and a prefetch of 250, 50 messages are acknowledged so that the rest is delivered; the other
+    acknowledgements are withheld until the end.
+    """
     policy = ExactCount(300)
     assert policy.prefetch == 250
     assert handle(policy, range(1, 300))[-1] == 50
@@ -89,7 +95,9 @@ def test_a_large_count_withholds_the_acknowledgements_that_would_bring_too_many(
 
 
 def test_an_empty_queue_releases_withheld_acknowledgements() -> None:
-    """If no message arrives, withheld acknowledgements are sent, and later messages are taken one by one."""
+    """If the queue is empty before the count is reached, withheld acknowledgements are sent, and later messages are
+    prefetched one by one.
+    """
     policy = ExactCount(300)
     handle(policy, range(1, 101))
     assert policy.silence() is Step.RESUBSCRIBE
@@ -112,9 +120,7 @@ def acknowledge(policy: CallerSettles, *received: int, first: int = 1) -> list[S
 
 
 def test_a_caller_who_acknowledges_never_gets_more_than_the_count() -> None:
-    """With a count of five and a prefetch of two, the fifth message is delivered only after the third
-    acknowledgement.
-    """
+    """A caller who acknowledges messages never gets more than the count, whenever the acknowledgements are made."""
     policy = CallerSettles(Receiving(count=5, prefetch=2, acknowledge=False))
     assert policy.prefetch == 2
     assert acknowledge(policy, 3, 4, 5) == [Step.GO_ON, Step.GO_ON, Step.CANCEL]
@@ -127,7 +133,9 @@ def test_a_caller_who_acknowledges_never_gets_more_than_the_count() -> None:
 
 
 def test_the_last_missing_messages_are_prefetched_together() -> None:
-    """When less than the prefetch is missing, the consumer subscribes again with half of what is missing."""
+    """When fewer messages than the prefetch are missing for the count, the consumer subscribes again with a prefetch of
+    half that number.
+    """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 20)) == [Step.GO_ON] * 12
     assert acknowledge(policy, 12, first=13) == [Step.RESUBSCRIBE]
@@ -142,7 +150,9 @@ def test_the_last_missing_messages_are_prefetched_together() -> None:
 
 
 def test_after_a_lost_channel_unacknowledged_messages_count_again() -> None:
-    """Acknowledged messages count towards the count; an acknowledgement for the lost channel does not."""
+    """After a channel is lost, only acknowledged messages count towards the count; a late acknowledgement for the old
+    channel does not.
+    """
     policy = CallerSettles(Receiving(count=3, prefetch=1, acknowledge=False))
     policy.acknowledged(1, 1, is_current=True)
     policy.opened()
@@ -152,8 +162,8 @@ def test_after_a_lost_channel_unacknowledged_messages_count_again() -> None:
 
 
 def test_without_a_count_consuming_continues_after_each_acknowledgement() -> None:
-    """If the caller acknowledges and there is no count, the policy neither ends the consumer nor acknowledges anything
-    itself.
+    """If the caller acknowledges and there is no count, the consumer never ends by itself, and mqtool acknowledges
+    nothing.
     """
     policy = CallerSettles(Receiving(prefetch=0, acknowledge=False))
     assert (policy.prefetch, policy.acknowledges) == (0, False)

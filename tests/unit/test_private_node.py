@@ -29,7 +29,7 @@ class Launch:
 
 
 def test_a_node_listens_for_streams_if_asked_to(conf: Launch) -> None:
-    """With a stream port, the node listens on it and advertises it."""
+    """A private RabbitMQ node with a stream port listens on it and advertises it to clients."""
     assert conf(None) == []
     assert conf(6000) == [
         "stream.listeners.tcp.0 = 127.0.0.1:6000",
@@ -39,12 +39,16 @@ def test_a_node_listens_for_streams_if_asked_to(conf: Launch) -> None:
 
 
 def test_a_node_for_other_machines_advertises_its_address(conf: Launch) -> None:
-    """stream.advertised_host is the address that clients on other machines use."""
+    """A private RabbitMQ node for clients on other machines advertises the address that they use, in
+    stream.advertised_host.
+    """
     assert "stream.advertised_host = 192.0.2.7" in conf(6000, "192.0.2.7")
 
 
 def test_the_stream_plugin_listens_only_on_loopback(conf: Launch) -> None:
-    """If the plugin is still enabled from an earlier start, it listens on loopback."""
+    """If a private RabbitMQ node is started without a stream port while its stream plugin is still enabled, the plugin
+    listens on loopback only.
+    """
     conf(6000)
 
     assert "stream.listeners.tcp.0 = 127.0.0.1:5552" in conf(None)

@@ -56,7 +56,7 @@ def publisher(wire: Wire) -> Iterator[Unconfirmed]:
 
 
 def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Unconfirmed) -> None:
-    """A confirm that arrives early waits for those of earlier messages."""
+    """Receipts are returned in publishing order: a confirm that arrives early waits for those before it."""
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(3, multiple=False)
     assert wire.collected() == []
@@ -68,9 +68,7 @@ def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Unconfi
 
 
 def test_a_multiple_nack_applies_to_messages_without_a_confirm(wire: Wire, publisher: Unconfirmed) -> None:
-    """basic.nack with `multiple` does not apply to messages that were confirmed before; a receipt names exchange, key
-    and number.
-    """
+    """basic.nack with `multiple` applies to all earlier messages, except those that were already confirmed."""
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=False)
     publisher.on_nack(3, multiple=True)
@@ -81,7 +79,9 @@ def test_a_multiple_nack_applies_to_messages_without_a_confirm(wire: Wire, publi
 
 
 def test_a_returned_message_is_found_by_its_content(wire: Wire, publisher: Unconfirmed) -> None:
-    """basic.return has no number; of equal messages, each return counts for one."""
+    """A basic.return, which has no delivery tag, is matched to a published message by its content; of equal messages,
+    each return counts for one.
+    """
     wire.publish(b"1", b"same", b"same")
     for _ in range(2):
         publisher.on_return(None, "info", b"same", "NO_ROUTE (312)")
@@ -90,7 +90,7 @@ def test_a_returned_message_is_found_by_its_content(wire: Wire, publisher: Uncon
 
 
 def test_only_unconfirmed_messages_are_republished(wire: Wire, publisher: Unconfirmed) -> None:
-    """On the new channel, numbers start at 1 again, and receipts from before are not lost."""
+    """After a reconnection, only unconfirmed messages are republished, and receipts from before are still returned."""
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(1, multiple=False)
     wire.open(connection_is_new=True)
@@ -116,7 +116,9 @@ def test_a_nack_right_after_a_reconnection_is_retried_on_another_channel(wire: W
 
 
 def test_a_missing_confirm_raises_not_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """The error says how many messages are unconfirmed, and they stay in the list."""
+    """If confirms do not arrive within the timeout, NotConfirmed says how many messages are unconfirmed, and none of
+    them is forgotten.
+    """
     wire.publish(b"1", b"2")
     with pytest.raises(NotConfirmed, match="did not confirm 2 messages"):
         publisher.wait(1, confirm_timeout=0.01)
@@ -124,7 +126,7 @@ def test_a_missing_confirm_raises_not_confirmed(wire: Wire, publisher: Unconfirm
 
 
 def test_the_confirm_timeout_pauses_without_a_connection(wire: Wire, publisher: Unconfirmed) -> None:
-    """Time without a connection, or while the broker blocks publishers, does not count."""
+    """The confirm timeout does not count the time without a connection."""
     wire.publish(b"1")
     publisher.pause()
     publisher.wait(1, confirm_timeout=0.01, at_most=0.05)
@@ -134,7 +136,9 @@ def test_the_confirm_timeout_pauses_without_a_connection(wire: Wire, publisher: 
 
 
 def test_a_failure_ends_waiting_but_keeps_receipts(wire: Wire, publisher: Unconfirmed) -> None:
-    """After a failure, waiting raises the error, and confirms that arrived before can be collected."""
+    """When a connection fails, waiting for confirms raises its error, and confirms that arrived before can still be
+    collected.
+    """
     wire.publish(b"1", b"2")
     publisher.on_ack(1, multiple=False)
     publisher.fail(Unavailable("gone"))
@@ -144,7 +148,7 @@ def test_a_failure_ends_waiting_but_keeps_receipts(wire: Wire, publisher: Unconf
 
 
 def test_a_window_is_full_by_number_or_by_bytes(wire: Wire, publisher: Unconfirmed) -> None:
-    """The publisher waits for confirms after that many messages, or after 16 MiB."""
+    """The window of unconfirmed messages is full when the given number is reached, or 16 MiB."""
     wire.publish(b"1")
     assert publisher.is_full(1)
     assert not publisher.is_full(2)

@@ -38,7 +38,7 @@ def dues(pace: ReplayPace, messages: list[RecordedMessage]) -> list[float]:
 
 
 def test_a_replay_keeps_the_recorded_gaps() -> None:
-    """The first message is due at once, the others after their recorded distance divided by the speed."""
+    """A replayed message is due as long after the first one as in the recording, divided by the speed."""
     messages = read(line(5), line(5.25), line(9))
     assert dues(ReplayPace(clock=Clock()), messages) == [0, 0.25, 4]
     assert dues(ReplayPace(2, clock=Clock()), messages) == [0, 0.125, 2]
@@ -46,7 +46,7 @@ def test_a_replay_keeps_the_recorded_gaps() -> None:
 
 
 def test_a_late_message_does_not_delay_the_next() -> None:
-    """Each message is due relative to the first one, not to the one before."""
+    """If a replayed message is late, the next ones are still due at their recorded distance from the first."""
     clock = Clock()
     pace = ReplayPace(clock=clock)
     first, second, third = read(line(0), line(1), line(2))
@@ -57,8 +57,8 @@ def test_a_late_message_does_not_delay_the_next() -> None:
 
 
 def test_a_time_that_goes_back_starts_a_new_recording() -> None:
-    """A message out of order by less than a second is due at once; otherwise, and with a new file, a new recording
-    begins.
+    """A message whose timestamp is earlier than the one before is due at once. If it is earlier by more than a second,
+    or begins a file, the following gaps count from it.
     """
     assert dues(ReplayPace(clock=Clock()), read(line(3), line(4), line(3.5), line(5))) == [0, 1, 1, 2]
     assert dues(ReplayPace(clock=Clock()), read(line(8), line(9), line(2), line(3))) == [0, 1, 1, 2]
@@ -72,7 +72,7 @@ def test_a_line_without_a_time_is_due_with_the_one_before() -> None:
 
 
 def test_an_even_rate_has_no_burst_after_a_pause() -> None:
-    """At 500/s, messages are 2 ms apart; time in which the broker blocked is not caught up."""
+    """At 500/s, messages are 2 ms apart, and after a pause of a minute there is no burst to catch up."""
     clock = Clock()
     pace, messages = ReplayPace(rate=500, clock=clock), read(*[line(0)] * 5)
     assert dues(pace, messages[:3]) == [0, 0.002, 0.004]
@@ -81,7 +81,9 @@ def test_an_even_rate_has_no_burst_after_a_pause() -> None:
 
 
 def test_since_and_until_select_messages() -> None:
-    """--since and --until take a time, or a duration after the first message; --until is exclusive."""
+    """--since and --until select recorded messages by a time, or by a duration after the first message; --until is
+    exclusive.
+    """
     lines = [line(second, body=str(second)) for second in range(5)]
     for since, until in (
         ("1s", "3s"),
@@ -94,7 +96,9 @@ def test_since_and_until_select_messages() -> None:
 
 
 def test_a_message_goes_to_its_exchange_or_queue_or_the_given_one() -> None:
-    """A message without an exchange goes to its queue; one with neither raises BadData unless an option names one."""
+    """A replayed message goes to its recorded exchange, else to its recorded queue, unless another one is given. A
+    message with neither raises BadData.
+    """
 
     def place(*lines: bytes, changes: Changes | None = None) -> tuple[str | None, str | None]:
         [message] = read(*lines, changes=changes)
@@ -111,7 +115,7 @@ def test_a_message_goes_to_its_exchange_or_queue_or_the_given_one() -> None:
 
 
 def test_headers_are_dropped_and_set() -> None:
-    """Headers are dropped first, then set; the others keep their values and types."""
+    """In a replay, the given headers are dropped, then others are set; the rest keep their values and types."""
     given = line(headers={"x-death": [], "n": 1, "raw": {"$bytes": "AA=="}}, properties={"type": "t", "user_id": "app"})
     [message] = read(given, changes=Changes(dropped_headers=["x-death", "none"], headers={"n": 2, "replayed": True}))
     assert message.properties == {"type": "t", "headers": {"n": 2, "raw": b"\0", "replayed": True}}
@@ -119,6 +123,6 @@ def test_headers_are_dropped_and_set() -> None:
 
 @pytest.mark.parametrize("bad", ["yesterday", 5, "2026-13-01T00:00:00Z"])
 def test_a_bad_time_names_its_line(bad: object) -> None:
-    """An invalid timestamp raises BadData with the number of its line."""
+    """An invalid timestamp in a recording raises BadData with the number of its line."""
     with pytest.raises(BadData, match='line 2 has a "timestamp" that is not a time'):
         read(line(1), line(timestamp=bad))

@@ -38,7 +38,7 @@ def retrying(channel: FakeChannel, retries: int = 1) -> Retrying:
 
 
 def test_retry_returns_whether_there_is_another_attempt() -> None:
-    """A message goes to the wait queue, and after the last attempt to the dead-letter queue."""
+    """A failed message is published to the wait queue, and after the last attempt to the dead-letter queue."""
     channel = FakeChannel(Confirmation.CONFIRMED, Confirmation.CONFIRMED)
     assert retrying(channel, retries=1).retry(JOB, "failed")
     assert not retrying(channel, retries=0).retry(JOB, "failed")
@@ -46,7 +46,9 @@ def test_retry_returns_whether_there_is_another_attempt() -> None:
 
 
 def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
-    """If the broker returns the message, the wait queue is declared again; after three times, it is an error."""
+    """If the broker returns a message because its wait queue has expired, the queue is declared again; after three
+    returns, NotConfirmed is raised.
+    """
     channel = FakeChannel(Confirmation.RETURNED, Confirmation.CONFIRMED)
     assert retrying(channel).retry(JOB, "failed")
     assert channel.declared == ["jobs.wait.1s"] * 2
@@ -55,7 +57,9 @@ def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
 
 
 def test_after_a_missing_confirm_nothing_more_is_published() -> None:
-    """A late confirm would be taken for that of the next message, so each later retry fails as well."""
+    """After a missing confirm, each further retry fails without publishing, because a late confirm would be taken for
+    that of the next message.
+    """
     channel = FakeChannel(NotConfirmed("no answer"), Confirmation.CONFIRMED)
     ours = retrying(channel)
     for _ in range(2):

@@ -48,7 +48,7 @@ def maze(bound: list[Binding], others: dict[str, str | None]) -> Definitions:
 def test_routes_are_complete_and_correct(
     bound: list[Binding], others: dict[str, str | None], start: str, key: str
 ) -> None:
-    """`route` finds the same queues as an exhaustive search, and each hop follows a matching binding."""
+    """`route` finds the same queues as an exhaustive search, and each hop of a path follows a matching binding."""
     definitions = maze(bound, others)
     route = Router(definitions).route(start, key, near_misses=100)
     for queue, ways in route.queues.items():
@@ -92,20 +92,22 @@ def topic_route(key: str, *patterns: str) -> QueueRoute:
     ],
 )
 def test_a_near_miss_says_which_word_differs(pattern: str, key: str, reason: str) -> None:
-    """For a topic binding that nearly matches, the reason names the differing word and its place."""
+    """For a topic binding that nearly matches, `route` says which word of the routing key differs."""
     [miss] = topic_route(key, pattern).near_misses
     assert miss.reason == reason
 
 
 def test_near_misses_are_sorted_by_similarity() -> None:
-    """A misspelt word comes before a different one, and bindings without a common word are left out."""
+    """`route` lists a binding with a misspelt word before one with another word, and leaves out bindings without a
+    common word.
+    """
     route = topic_route("kern.critcal", "kern.info", "kern.critical", "audit.login.eu")
     assert [miss.binding.routing_key for miss in route.near_misses] == ["kern.critical", "kern.info"]
 
 
 @given(pattern=keys, key=keys)
 def test_every_near_miss_has_a_reason(pattern: str, key: str) -> None:
-    """Each near miss names a difference; a binding that matches is never listed as a near miss."""
+    """Each binding that `route` lists as a near miss has a reason."""
     route = topic_route(key, pattern)
     assert bool(route.queues) or all(miss.reason for miss in route.near_misses)
 
@@ -119,7 +121,7 @@ def test_every_near_miss_has_a_reason(pattern: str, key: str) -> None:
     ],
 )
 def test_a_near_miss_says_which_header_differs(arguments: dict[str, Any], headers: dict[str, Any], reason: str) -> None:
-    """If headers keep a binding from matching, the reason names each of them: it is missing, or has another value or
+    """For a headers binding that does not match, `route` names each header that is missing, or has another value or
     type.
     """
     bound = [Binding("h", "q", "", arguments)]
@@ -128,20 +130,20 @@ def test_a_near_miss_says_which_header_differs(arguments: dict[str, Any], header
 
 
 def test_a_misspelt_direct_key_is_a_near_miss() -> None:
-    """For a direct exchange, the nearest key is named."""
+    """For a direct exchange, `route` names the binding key that is nearest to a key that matches none."""
     bound = [Binding("d", "q", key) for key in ("warning", "error", "info")]
     route = Router(Definitions.of([Exchange("d", "direct")], [Queue("q")], bound)).route("d", "warn")
     assert [miss.reason for miss in route.near_misses] == ["the key is 'warn', not 'warning'"]
 
 
 def test_a_misspelt_queue_is_a_near_miss() -> None:
-    """For the default exchange, the nearest queue is named."""
+    """For the default exchange, `route` names the queue that is nearest to a name that does not exist."""
     route = Router(Definitions.of([], [Queue("work"), Queue("logs")], [])).route("", "wrok")
     assert [miss.reason for miss in route.near_misses] == ["the key is 'wrok', not 'work'"]
 
 
 def test_dead_letters_in_a_circle_are_followed_once() -> None:
-    """`route` follows dead letters in a circle once, and marks them as circular."""
+    """`route` follows a cycle of dead-letter queues once, and marks them as circular."""
     queues = [
         Queue("work", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "wait"}),
         Queue("wait", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "work"}),
@@ -154,14 +156,14 @@ def test_dead_letters_in_a_circle_are_followed_once() -> None:
 
 
 def test_arguments_override_policies_in_routes() -> None:
-    """Dead-letter settings have an `x-` in arguments and none in policies; alternate-exchange has none in either."""
+    """A queue's own argument overrides the same setting of a policy; other settings of the policy apply."""
     assert management.with_policy(
         {"x-dead-letter-exchange": "mine"}, {"dead-letter-exchange": "theirs", "alternate-exchange": "rest"}
     ) == {"x-dead-letter-exchange": "mine", "alternate-exchange": "rest"}
 
 
 def test_an_unknown_exchange_type_is_named() -> None:
-    """For an exchange type of a plugin, `route` names the exchange and claims no queue."""
+    """For an exchange whose type `route` does not know, it names the exchange and lists no queue."""
     bound = [Binding("h", "q", "1")]
     route = Router(Definitions.of([Exchange("h", "x-consistent-hash")], [Queue("q")], bound)).route("h", "k")
     assert (dict(route.queues), route.unknown) == ({}, ["h"])

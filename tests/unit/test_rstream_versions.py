@@ -25,8 +25,8 @@ def _connect() -> None:
 
 @pytest.mark.parametrize("name", rstream_private._METHODS)
 def test_a_changed_method_of_rstream_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If rstream's Client lacks a method or takes other arguments, the error names it, and the hint the versions to
-    install.
+    """If a method of rstream's Client is missing or has other parameters, the error names it, and the hint contains the
+    versions to install.
     """
     _connect()
     rstream_private.check_rstream.cache_clear()
@@ -45,7 +45,7 @@ def test_a_changed_method_of_rstream_is_named(name: str, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", rstream_private._ATTRIBUTES)
 def test_a_missing_attribute_of_rstream_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If rstream's Client lacks an attribute, the error names it, and the hint the versions to install."""
+    """If an attribute of rstream's Client is missing, the error names it."""
     initialize = BaseClient.__init__
 
     def without(client: BaseClient, *arguments: object, **options: object) -> None:

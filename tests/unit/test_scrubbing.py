@@ -45,7 +45,7 @@ def same_shape(before: str, after: str) -> bool:
 
 @given(st.lists(words, min_size=1, max_size=4))
 def test_a_word_is_replaced_by_another_of_its_shape(parts: list[str]) -> None:
-    """A word is replaced by another of its shape: always by the same one, and never by itself."""
+    """`scrub` replaces a word by another of the same shape: always by the same one, and never by itself."""
     text = "-_.@ "[len(parts)].join(parts)
     after = PSEUDONYMS.text(text)
     assert same_shape(text, after)
@@ -57,7 +57,7 @@ def test_a_word_is_replaced_by_another_of_its_shape(parts: list[str]) -> None:
 @pytest.mark.parametrize("alphabet", ["0123456789", "abcdefghijklmnopqrstuvwxyz", "äöüßéèñ"])
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_different_words_have_different_replacements(alphabet: str, length: int) -> None:
-    """The replacement is a permutation, also for short words, where hashes would collide."""
+    """`scrub` replaces different words by different ones, even if they are short."""
     every = [""]
     for _ in range(length):
         every = [word + letter for word in every for letter in alphabet]
@@ -69,7 +69,7 @@ def test_different_words_have_different_replacements(alphabet: str, length: int)
 
 @given(st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False))
 def test_a_number_is_replaced_by_one_of_as_many_digits(number: float) -> None:
-    """A number, also in text, is replaced by one of as many digits; an integer that fits into 64 bits still does."""
+    """`scrub` replaces a number by one with as many digits; an integer that fits into 64 bits still does."""
     text = json.dumps(number)
     after = PSEUDONYMS.number(text)
     assert type(json.loads(after)) is type(number)
@@ -81,7 +81,7 @@ def test_a_number_is_replaced_by_one_of_as_many_digits(number: float) -> None:
 
 @given(st.uuids(version=4))
 def test_a_uuid_is_replaced_by_a_uuid(given: uuid.UUID) -> None:
-    """A UUID is replaced by another one of the same version."""
+    """`scrub` replaces a UUID by another one of the same version."""
     after = uuid.UUID(PSEUDONYMS.text(f"id={given};")[3:-1])
     assert (after.version, after.variant) == (given.version, given.variant)
     assert after != given
@@ -89,7 +89,7 @@ def test_a_uuid_is_replaced_by_a_uuid(given: uuid.UUID) -> None:
 
 @given(st.datetimes(datetime(1900, 1, 1), datetime(2099, 12, 31)))
 def test_a_time_is_replaced_by_another_in_the_same_notation(moment: datetime) -> None:
-    """A time is replaced by another valid one with the same zone and length."""
+    """`scrub` replaces a time by another valid one with the same time zone and length."""
     for text in (moment.isoformat(), moment.isoformat(" ", "minutes"), f"{moment.isoformat()}+02:00"):
         after = PSEUDONYMS.text(text)
         assert datetime.fromisoformat(after) != datetime.fromisoformat(text)
@@ -100,7 +100,7 @@ def test_a_time_is_replaced_by_another_in_the_same_notation(moment: datetime) ->
 
 @given(st.binary(max_size=60).filter(lambda data: data))
 def test_bytes_are_replaced_by_as_many_bytes(data: bytes) -> None:
-    """A body that is not text is replaced by other bytes, as many as there were."""
+    """`scrub` replaces a body that is not text by as many other bytes."""
     line = ndjson.to_object(ndjson.from_message(Message(data)), "")
     after = ndjson.message_of(scrubbed(line), "")
     assert len(after.body) == len(data)
@@ -128,7 +128,9 @@ def shape(value: Any) -> Any:
 @settings(max_examples=50)
 @given(st.dictionaries(st.text(max_size=5), values, max_size=4), values, words)
 def test_no_value_survives_scrubbing(headers: dict[str, Any], body: Any, key: str) -> None:
-    """Words of headers, ids and bodies are gone, in the same structure, and AMQP can carry the result."""
+    """No word of the headers, ids and body is left after `scrub`, while structure, types, timestamp, exchange and queue
+    stay.
+    """
     line = {
         "timestamp": "2026-01-31T12:00:00.000Z", "exchange": "logs", "routing_key": key, "queue": "q",
         "redelivered": True, "headers": headers, "properties": {"message_id": key, "priority": 3},
@@ -149,7 +151,7 @@ def test_no_value_survives_scrubbing(headers: dict[str, Any], body: Any, key: st
 
 
 def test_equal_values_have_equal_replacements() -> None:
-    """The same value has the same replacement in all fields and lines, and in all runs with the same seed."""
+    """`scrub` replaces equal values by equal ones in all fields, and in each run with the same seed."""
     line = {"exchange": "", "routing_key": "q", "headers": {"user": "alice", "id": 1742}, "body": "alice bought 1742"}
     after = scrubbed(line)
     assert after["body"].split()[0] == after["headers"]["user"]
@@ -159,8 +161,8 @@ def test_equal_values_have_equal_replacements() -> None:
 
 
 def test_keep_and_field_choose_what_is_replaced() -> None:
-    """--keep leaves the named fields, and --field replaces only those. Routing keys that are queue
-    names always stay.
+    """With --keep, `scrub` leaves the named fields unchanged; with --field, it replaces only those. A routing key that
+    is a queue name always stays.
     """
     body = '{"customer": {"email": "ann@example.com", "name": "Ann"}, "items": [{"sku": "AB-1234"}]}'
     death = [{"queue": "jobs", "reason": "rejected", "count": 2, "routing-keys": ["customer.ann"]}]
@@ -189,9 +191,7 @@ def test_keep_and_field_choose_what_is_replaced() -> None:
 
 
 def test_scrubbed_values_keep_their_amqp_types() -> None:
-    """Bytes, decimals and times keep their types; an encoded value becomes bytes, because its encoding
-    would be wrong.
-    """
+    """After `scrub`, headers of every AMQP type are valid; one that mqtool cannot decode becomes bytes."""
     headers = {
         "raw": {"$bytes": "AAECAw=="}, "price": {"$decimal": "2147483647"}, "when": {"$timestamp": 1767225600},
         "nan": {"$double": "NaN"}, "deep": {"$encoded": "U0dWc2JHOD0="}, "table": {"$table": {"$bytes": "text"}},
@@ -205,13 +205,15 @@ def test_scrubbed_values_keep_their_amqp_types() -> None:
 
 @pytest.mark.parametrize("bad", [b"{", b"[]", b'{"body": \xff}', b'{"body_base64": "?"}'])
 def test_an_invalid_line_raises_bad_data(bad: bytes) -> None:
-    """A line that is not a valid message raises BadData and no other exception."""
+    """`scrub` raises BadData for a line that is not a valid message."""
     with pytest.raises(BadData):
         Scrubber(PSEUDONYMS).line(bad, "line 1")
 
 
 def test_headers_that_repeat_x_death_are_replaced() -> None:
-    """A publisher can write anything into x-first-death-queue and the like, so they are replaced."""
+    """`scrub` replaces the values of headers such as x-first-death-queue, because a publisher can write anything into
+    them.
+    """
     headers = {f"x-{which}-death-{what}": "Secret1" for which in ("first", "last") for what in ("queue", "reason")}
     line = scrubbed({"version": 1, "body": "", "headers": headers})
     assert "Secret1" not in json.dumps(line)

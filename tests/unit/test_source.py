@@ -32,7 +32,7 @@ def cut_input(draw: st.DrawFn) -> tuple[bytes, list[bytes | None], bytes]:
 
 @given(cut_input())
 def test_input_is_split_at_delimiters_however_it_arrives(given: tuple[bytes, list[bytes | None], bytes]) -> None:
-    """The pieces are those of bytes.split(); a delimiter at the end does not start another piece."""
+    """Input is split at each delimiter, however it arrives, and a delimiter at the end starts no empty message."""
     data, chunks, delimiter = given
     expected = data.split(delimiter)
     if not expected[-1]:
@@ -43,13 +43,13 @@ def test_input_is_split_at_delimiters_however_it_arrives(given: tuple[bytes, lis
 
 @given(cut_input())
 def test_pauses_of_the_input_are_reported(given: tuple[bytes, list[bytes | None], bytes]) -> None:
-    """A pause of the input yields None, so that the publisher can look after confirms."""
+    """Each pause of the input is passed on as None, so that the publisher can process confirms meanwhile."""
     _, chunks, delimiter = given
     assert list(delimited(iter(chunks), delimiter)).count(None) == chunks.count(None)
 
 
 def test_a_line_is_yielded_as_soon_as_it_is_complete() -> None:
-    """A line of `tail -f` is not held back until the next one."""
+    """A complete input line, such as one of `tail -f`, is passed on at once, without waiting for the next one."""
     pieces = delimited(iter([b"one\ntw", None, b"o\n"]), b"\n")
     assert next(pieces) == b"one"
     assert next(pieces) is None
@@ -71,7 +71,7 @@ def test_a_line_is_yielded_as_soon_as_it_is_complete() -> None:
     ],
 )
 def test_headers_are_text_or_json(text: str, key_and_value: tuple[str, object]) -> None:
-    """-H key=text is text, and -H key:=json has the type of the JSON value."""
+    """-H key=text sets a header to text, and -H key:=json sets it to a value of the JSON type."""
     assert header(text) == key_and_value
 
 
@@ -86,13 +86,17 @@ def only(words: list[str], options: MessageOptions, addressing: Addressing | Non
 
 
 def test_words_are_joined_to_one_message() -> None:
-    """The words on the command line are joined by spaces to one message; bytes that are not UTF-8 are kept."""
+    """Words on the command line are joined by spaces into one message, and their bytes are kept even if they are not
+    UTF-8.
+    """
     assert only(["Hello", "there"], MessageOptions()).body == b"Hello there"
     assert only([os.fsdecode(b"caf\xe9")], MessageOptions()).body == b"caf\xe9"
 
 
 def test_options_set_headers_properties_and_persistence() -> None:
-    """--persistent, -H and --property are in the message; a given message id is kept."""
+    """A message has the headers of -H, the properties of --property, including a message id, and with --persistent
+    delivery mode 2.
+    """
     options = MessageOptions(
         headers=[("a", 1), ("b", "x")], properties=[("message_id", "mine"), ("type", "t")], persistent=True
     )
@@ -103,8 +107,8 @@ def test_options_set_headers_properties_and_persistence() -> None:
 
 
 def test_the_rest_of_a_batch_comes_before_unread_lines(tmp_path: Path) -> None:
-    """A publisher removes confirmed messages from its batch; --failed-to gets those left in it, then
-    the unread lines.
+    """If publishing fails, --failed-to gets the messages that were not confirmed, and after them the lines not yet
+    read.
     """
     lines = tmp_path / "lines"
     lines.write_bytes(b"".join(b"%d\n" % number for number in range(600)))
@@ -120,7 +124,7 @@ def test_the_rest_of_a_batch_comes_before_unread_lines(tmp_path: Path) -> None:
 
 
 def test_each_message_has_its_own_id() -> None:
-    """Each message gets a unique message id, so that a duplicate after a reconnection can be recognized."""
+    """Each message gets a message id of its own, so that a duplicate after a reconnection can be recognized."""
     ids = {only(["x"], MessageOptions()).message_id for _ in range(100)}
     assert len(ids) == 100
 
@@ -134,7 +138,7 @@ def test_each_message_has_its_own_id() -> None:
     ],
 )
 def test_key_pattern_fills_the_routing_key(line: str, key: str) -> None:
-    """Groups of the pattern fill the routing key; what does not match is 'unknown'."""
+    """Groups of --key-pattern fill the routing key, and a group that does not match becomes 'unknown'."""
     import re
 
     options = MessageOptions(key_pattern=re.compile(r"(?P<app>\w+)\[\d+\]: (?:(?P<level>\w+):)?"))
@@ -143,7 +147,7 @@ def test_key_pattern_fills_the_routing_key(line: str, key: str) -> None:
 
 
 def test_a_key_from_a_pattern_is_cut_to_255_bytes() -> None:
-    """A key that is too long is cut, never in the middle of a character."""
+    """A routing key from --key-pattern that is over 255 bytes is cut between two characters."""
     import re
 
     options = MessageOptions(key_pattern=re.compile("(?P<all>.*)"))
@@ -158,7 +162,7 @@ def test_words_and_an_input_option_cannot_be_combined() -> None:
 
 
 def test_a_line_that_is_too_large_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line above the limit raises BadData before the memory is full; lines before it are yielded."""
+    """An input line above the size limit raises BadData before all of it is read; lines before it are yielded."""
     monkeypatch.setattr(source, "LARGEST", 1 << 20)
     pieces = delimited(iter([b"short\n", *[b"x" * 1000] * 2000]), b"\n")
     assert next(pieces) == b"short"

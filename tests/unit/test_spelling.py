@@ -1,4 +1,4 @@
-"""Which queue names are taken for misspellings of existing ones, so that receivers do not declare them."""
+"""Which queue names count as misspellings of existing ones, so that receivers do not declare them."""
 
 import pytest
 
@@ -7,8 +7,8 @@ from mqtool.spelling import mistyped
 
 @pytest.mark.parametrize("word", ["invoicse", "invoice", "invoicess", "imvoices", "Invoices", "in-voices"])
 def test_a_name_with_one_slip_is_a_misspelling(word: str) -> None:
-    """A name is a misspelling if one letter is added, missing or changed, two are swapped, or case or separators
-    differ.
+    """A queue name counts as a misspelling of an existing one if one letter is added, missing or changed, two are
+    swapped, or case or separators differ.
     """
     assert mistyped(word, ["audit", "invoices"]) == "invoices"
 
@@ -19,5 +19,7 @@ def test_a_name_with_one_slip_is_a_misspelling(word: str) -> None:
      ("task", "task_queue"), ("a", "b"), ("in", "on"), ("eu-orders", "us-orders"), ("..", "...")],
 )  # fmt: skip
 def test_a_name_with_another_number_or_word_is_not_a_misspelling(word: str, name: str) -> None:
-    """Names that differ in a number, a single letter or a whole word, and short names, are different queues."""
+    """Queue names that differ in a number, a one-letter word or a whole word, and short names, do not count as
+    misspellings.
+    """
     assert mistyped(word, [name]) is None

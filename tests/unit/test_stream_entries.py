@@ -37,7 +37,7 @@ PROPERTIES = st.fixed_dictionaries(
 
 @given(st.binary(max_size=1000), PROPERTIES, st.none() | TEXT)
 def test_an_entry_is_decoded_as_it_was_encoded(body: bytes, properties: dict[str, Any], message_id: str | None) -> None:
-    """Body, properties, headers and message id are the same, whatever their length."""
+    """After encoding and decoding, a stream message has the same body, properties, headers and message id."""
     entry = entries.decode(entries.encode(Message(body, properties=properties, message_id=message_id)))
     expected = properties if message_id is None else {**properties, "message_id": message_id}
     assert (entry.body, entry.properties) == (body, expected)
@@ -47,15 +47,17 @@ def test_an_entry_is_decoded_as_it_was_encoded(body: bytes, properties: dict[str
 @given(st.binary(max_size=200))
 @example(b"\x00Su\xa0")
 def test_an_entry_that_is_not_amqp_1_0_is_the_body(data: bytes) -> None:
-    """Python's tutorial stores bare bytes, which are returned unchanged."""
+    """A stream entry that is not AMQP 1.0, such as the bare bytes that RabbitMQ's Python tutorial stores, is returned
+    unchanged as the body.
+    """
     entry = entries.decode(data)
     if entry.body != data:  # by chance, sections
         assert data[:2] == b"\x00\x53"
 
 
 def test_an_entry_published_over_amqp_has_its_exchange_and_key() -> None:
-    """The annotations of RabbitMQ for an entry published over AMQP are read as exchange and routing key. Headers that
-    are tables or arrays are not stored.
+    """A stream entry published over AMQP has the exchange and routing key from RabbitMQ's annotations. Headers that are
+    tables are not stored.
     """
     annotations = {"x-exchange": "logs", "x-routing-key": "kern.error"}
     stored = section(0x72, entries._map(annotations, key=0xA3)) + entries.encode(Message(b"body"))
@@ -93,14 +95,14 @@ def compressed(kind: int, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("compression", range(5))
 def test_a_batch_is_read_as_its_messages(compression: int) -> None:
-    """Sub-entry batches of other clients are unpacked, with each compression."""
+    """A sub-entry batch of another stream client is read as its messages, with each type of compression."""
     chunk = batch_of(compressed(compression, PLAIN), compression)
     assert (chunk.first_offset, chunk.records, [*entries.chunk_entries(chunk)]) == (42, 2, [b"one", b"two"])
 
 
 @pytest.mark.parametrize("compression", range(5))
 def test_a_batch_larger_than_it_claims_is_skipped(compression: int) -> None:
-    """Unpacking stops at the claimed size, since 100 bytes could unpack to gigabytes."""
+    """A sub-entry batch that is larger than it claims is skipped, since 100 compressed bytes could become gigabytes."""
     chunk = batch_of(compressed(compression, bytes(1_000_000)), compression, size=100)
     assert [*entries.chunk_entries(chunk)] == [
         entries.Skipped(2, "the batch has more or less than the 100 bytes that it says")
@@ -118,21 +120,25 @@ def test_a_batch_larger_than_it_claims_is_skipped(compression: int) -> None:
     ],
 )
 def test_an_unreadable_batch_is_skipped_with_its_offsets(chunk: entries.Chunk, reason: str) -> None:
-    """The messages after a damaged or unknown batch keep their offsets, and the reason is reported."""
+    """A sub-entry batch that is damaged, or has an unknown compression, is skipped with all its offsets, and the reason
+    is reported.
+    """
     [skipped] = entries.chunk_entries(chunk)
     assert isinstance(skipped, entries.Skipped)
     assert (skipped.messages, reason in skipped.reason) == (chunk.records, True)
 
 
 def test_a_damaged_chunk_is_an_error() -> None:
-    """A chunk with a wrong checksum raises BadData instead of returning messages."""
+    """A chunk of a stream with a wrong checksum raises BadData instead of returning messages."""
     assert [*entries.chunk_entries(entries.parse_chunk(chunk_of(b"one", b"two")))] == [b"one", b"two"]
     with pytest.raises(BadData, match="checksum"):
         entries.parse_chunk(chunk_of(b"one", damaged=True))
 
 
 def test_offsets_can_be_names_numbers_times_and_ages() -> None:
-    """first, 42, a time, and 5m are offsets; anything else raises ValueError."""
+    """A stream offset can be a name such as first, a number, a time, or an age such as 5m; anything else raises
+    ValueError.
+    """
     assert parse_offset("first") == FIRST
     assert parse_offset("42") == Offset(Start.OFFSET, 42)
     assert parse_offset("2026-01-31T12:00Z") == Offset(Start.TIMESTAMP, 1_769_860_800_000)
@@ -146,13 +152,13 @@ def test_offsets_can_be_names_numbers_times_and_ages() -> None:
 
 
 def test_a_key_selects_the_partition_that_other_clients_select() -> None:
-    """The partitions of these keys are those in the tests of RabbitMQ's clients."""
+    """A routing key selects the same partition of a super stream as in RabbitMQ's own clients."""
     places = {2: 0, 5: 0, 7: 0, 9: 0, 1: 1, 3: 1, 8: 1, 88: 1, 4: 2, 6: 2, 10: 2}
     assert {number: partition_of(f"hello{number}", 3) for number in places} == places
 
 
 def test_a_super_stream_is_recognized_by_its_names() -> None:
-    """An exchange bound to streams is a super stream only if they are named after it."""
+    """An exchange counts as a super stream only if all streams bound to it are named after it."""
     assert is_super_stream("orders", ["orders-0", "orders-1"])
     assert not is_super_stream("logs", ["kept", "logs-0"])
     assert not is_super_stream("orders", [])

@@ -28,7 +28,7 @@ from mqtool.inspection.queue_details import ReaderOffsets, reader_findings
 def test_readers_that_fall_behind_or_miss_messages_are_reported(
     before: ReaderOffsets, now: ReaderOffsets, found: str | None
 ) -> None:
-    """A reader is reported if it falls far behind, or if retention has deleted messages that it had not read."""
+    """`doctor` reports a stream consumer that falls far behind, or whose unread messages were deleted by retention."""
     reported = [finding.what for finding in reader_findings({("/", "s"): before}, {("/", "s"): now})]
     assert len(reported) == (found is not None)
     assert all(what.startswith(str(found)) for what in reported)

@@ -32,7 +32,7 @@ values = some.recursive(scalars, lambda inner: some.lists(inner) | some.dictiona
 @settings(max_examples=40, deadline=None)
 @given(some.dictionaries(names, values, max_size=5))
 def test_a_table_is_decoded_as_it_was_encoded(table: dict[str, object]) -> None:
-    """Every AMQP type, nested in any way, is the same after encoding and decoding."""
+    """After encoding and decoding, a field table is the same, with AMQP types nested in any way."""
     encoded = CLIENT.encode_table(table)
 
     assert CLIENT.decode_table(encoded) == (table, len(encoded))
@@ -44,7 +44,7 @@ DEEP = [nested(MAX_DEPTH + 1), nested(20_000), nested(450, b"A")]
 
 @pytest.mark.parametrize("value", [*AS_THEY_ARE, *DEEP, b"F" + sized(b"?")], ids=lambda value: value[:9].hex())
 def test_a_received_value_is_encoded_to_the_same_bytes(value: bytes) -> None:
-    """Types of numbers, text that is not UTF-8, deeply nested and damaged values are sent on byte for byte."""
+    """A received header value is sent on byte for byte, also if it is not UTF-8, deeply nested or damaged."""
     table = sized(headers_of((b"h\xff", value), (b"after", b"V")))
     decoded, end = CLIENT.decode_table(table)
 
@@ -53,7 +53,9 @@ def test_a_received_value_is_encoded_to_the_same_bytes(value: bytes) -> None:
 
 
 def test_a_value_beyond_python_types_keeps_its_own() -> None:
-    """A timestamp in milliseconds, a common mistake, stays a Timestamp; values nested too deeply stay encoded."""
+    """A timestamp beyond Python's datetime, such as one in milliseconds by mistake, stays a Timestamp, and values
+    nested too deeply stay encoded.
+    """
     table = headers_of((b"ms", b"T" + pack(">q", 1_700_000_000_000_000)), (b"deep", b"A" + sized(nested(MAX_DEPTH))))
     decoded = CLIENT.decode_table(sized(table))[0]
 
@@ -67,7 +69,9 @@ def test_a_value_beyond_python_types_keeps_its_own() -> None:
 
 @given(some.binary(max_size=60))
 def test_random_bytes_never_break_decoding(octets: bytes) -> None:
-    """Any bytes decode to a table or properties that say what could not be read, and what follows is read."""
+    """Any bytes are decoded as a field table or properties without an error, and the field after a damaged table is
+    still read.
+    """
     assert isinstance(CLIENT.decode_table(octets)[0], dict)
     _, end = CLIENT.decode_table(sized(octets) + short(b"next"))
     assert decode_short_string(sized(octets) + short(b"next"), end)[0] == "next"
@@ -75,7 +79,7 @@ def test_random_bytes_never_break_decoding(octets: bytes) -> None:
 
 
 def test_unreadable_properties_become_one_header() -> None:
-    """Properties that cannot be read become one header with their bytes, and there are no other properties."""
+    """If a message's properties cannot be decoded, they become one header that contains their bytes."""
     octets = b"\x80\x80" + short(b"text/plain") + b"\xffcut"
     assert decode_properties(octets) == {"headers": {UNREADABLE: octets}}
     damaged = b"\x20\x40" + sized(b"?") + b"\7"
@@ -83,7 +87,7 @@ def test_unreadable_properties_become_one_header() -> None:
 
 
 def test_a_value_without_an_amqp_type_is_an_error() -> None:
-    """An endless list raises ValueError, and an unknown type NoFieldType."""
+    """Encoding a list that contains itself raises ValueError, and a value without an AMQP type NoFieldType."""
     endless: list[object] = []
     endless.append(endless)
     for value, error in ((endless, ValueError), (object(), NoFieldType)):
@@ -93,7 +97,7 @@ def test_a_value_without_an_amqp_type_is_an_error() -> None:
 
 @pytest.mark.parametrize("text", ["1e999999999", "1e-999999999", "9" * 5000, "0." + "1" * 5000, "3e9"])
 def test_a_decimal_that_is_too_large_is_an_error(text: str) -> None:
-    """A decimal that AMQP cannot carry raises an error at once, instead of an endless computation."""
+    """Encoding a decimal that AMQP cannot carry raises an error at once, instead of computing endlessly."""
     with pytest.raises((OverflowError, StructError)):
         CLIENT.encode_table({"h": Decimal(text)})
 

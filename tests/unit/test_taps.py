@@ -15,7 +15,9 @@ def lot(*bodies: str) -> list[Delivery]:
 
 
 def test_a_full_buffer_drops_the_oldest_messages_and_counts_them() -> None:
-    """Messages already taken do not count towards the limit; a batch larger than the limit is kept whole."""
+    """The full buffer of a tap drops the oldest waiting messages and counts them; a batch larger than the buffer is
+    kept whole.
+    """
     buffer = Buffer(3)
     buffer.put(lot("1", "2"))
     assert buffer.get_nowait() == lot("1", "2")
@@ -30,7 +32,7 @@ def test_a_full_buffer_drops_the_oldest_messages_and_counts_them() -> None:
 
 
 def test_an_exchange_that_divides_messages_cannot_be_tapped() -> None:
-    """A tap of a consistent-hash exchange would take messages from its queues, so it raises UsageError."""
+    """Tapping a consistent-hash exchange raises UsageError, because the tap would take messages from its queues."""
 
     class Api:
         def get(self, _path: str) -> dict[str, Any]:

@@ -43,18 +43,22 @@ def render(template: str) -> bytes:
     ],
 )
 def test_placeholders_are_filled_once(template: str, text: bytes) -> None:
-    """A placeholder in a body is not filled, and bodies are not decoded."""
+    """The placeholders and escapes of --format are replaced once: a body that contains a placeholder is printed
+    unchanged, byte for byte.
+    """
     assert render(template) == text
 
 
 def test_headers_in_a_template_are_json() -> None:
-    """%h prints the headers as a JSON object, for jq."""
+    """The placeholder %h of --format prints the headers as a JSON object."""
     assert json.loads(render("%h")) == {"a": "é", "n": 5}
 
 
 @pytest.mark.parametrize("template", ["%", "100%", "%z", "%é", "%B", "% b", "%\n"])
 def test_an_unknown_placeholder_is_a_usage_error(template: str) -> None:
-    """The error names it, and the hint names the topic that lists all placeholders."""
+    """An unknown placeholder in --format raises UsageError, and the hint names the help topic that lists all
+    placeholders.
+    """
     with pytest.raises(UsageError, match="unknown place") as caught:
         parse_template(template)
     assert caught.value.hint == "'mqtool help output' lists them"

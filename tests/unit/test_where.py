@@ -94,7 +94,7 @@ RECORD = where.of_delivery(DELIVERY)
     ],
 )
 def test_conditions_that_match(text: str) -> None:
-    """Each of these `--where` conditions on fields, headers, properties or the body selects the record."""
+    """Each of these `--where` conditions on fields, headers, properties or the body selects the test message."""
     assert where.parse(text).matches(RECORD)
 
 
@@ -129,7 +129,9 @@ def test_conditions_that_match(text: str) -> None:
     ],
 )
 def test_conditions_that_do_not_match(text: str) -> None:
-    """A condition on a value that is missing, or of another type, does not match."""
+    """Each of these `--where` conditions, most of them on a missing value or one of another type, does not select the
+    test message.
+    """
     assert not where.parse(text).matches(RECORD)
 
 
@@ -155,7 +157,7 @@ def test_conditions_that_do_not_match(text: str) -> None:
     ],
 )
 def test_an_invalid_condition_is_reported_with_its_column(text: str, column: int, what: str) -> None:
-    """An invalid condition raises BadExpression with the column of the mistake, and a hint."""
+    """An invalid `--where` condition raises BadExpression with the column of the mistake and a hint."""
     with pytest.raises(BadExpression, match=re.escape(what)) as error:
         where.parse(text)
     assert error.value.column == column
@@ -163,8 +165,8 @@ def test_an_invalid_condition_is_reported_with_its_column(text: str, column: int
 
 
 def test_a_condition_tests_a_line_of_ndjson() -> None:
-    """Conditions work on recorded messages, also with a body in base64, and on headers with types that JSON does not
-    have.
+    """A `--where` condition selects recorded messages, also by a body in base64 and by headers of types that JSON does
+    not have.
     """
     line = {
         "timestamp": "2026-01-31T12:00:00.000Z",
@@ -182,14 +184,16 @@ def test_a_condition_tests_a_line_of_ndjson() -> None:
 
 
 def test_a_condition_tests_a_message_to_be_published() -> None:
-    """Conditions work on a message before it is published, which has no timestamp and no queue yet."""
+    """A `--where` condition can test a message before it is published, when it has no timestamp and no queue yet."""
     record = where.of_message(Message(b"x", "key", None, {"headers": {"n": 1}, "type": "t"}, "m-1"))
     assert where.parse("routing_key=key and message_id=m-1 and type=t and headers.n=1 and body=x").matches(record)
     assert not where.parse("timestamp or queue").matches(record)
 
 
 def test_a_condition_on_a_list_may_name_only_its_columns() -> None:
-    """A field that is not a column raises BadExpression; if no columns are given, any field is allowed."""
+    """A condition on a list raises BadExpression if it names a field that is not a column; if the columns are unknown,
+    it may name any field.
+    """
     columns = frozenset({"name", "messages_ready"})
     assert where.parse("messages-ready>0", columns).matches({"name": "q", "messages_ready": 1})
     assert where.parse("whatever.else=1", None).matches({"whatever": {"else": 1}})
@@ -205,7 +209,7 @@ _HOSTILE = [
 
 @pytest.mark.parametrize("body", _HOSTILE, ids=range(len(_HOSTILE)))
 def test_a_condition_never_fails_on_a_hostile_body(body: bytes) -> None:
-    """A hostile body, such as deeply nested JSON, does not match, and is tested quickly."""
+    """A hostile body, such as deeply nested JSON, does not match a `--where` condition and raises no error."""
     record = {**RECORD, "body": body}
     for text in ("body.user.id=17", "body.user.id>17", "body.user.id~x", "body.0.0.0.0", "body.user.id<a", "body~Ann"):
         assert not where.parse(text).matches(record)
@@ -225,14 +229,14 @@ _TESTS = [
 
 @given(_VALUES)
 def test_a_condition_never_fails_on_a_value(value: Any) -> None:
-    """Whatever a header, property or body contains, a condition matches or not."""
+    """Whatever a header, property or body contains, testing a `--where` condition raises no error."""
     for test in _TESTS:
         test.matches({"headers": {"h": value}, "body": value, "properties": {"message_id": value}, "timestamp": value})
 
 
 @given(st.text(alphabet="abz()'\".=~!<> \n\0é1") | st.text())
 def test_any_text_is_a_condition_or_an_error_with_a_column(text: str) -> None:
-    """Random text is a valid condition or raises BadExpression, and no other exception."""
+    """Random text is either a valid `--where` condition or raises BadExpression with a column of the text."""
     columns = [1]
     try:
         where.parse(text).matches(RECORD)
@@ -254,6 +258,6 @@ def _grown(inner: st.SearchStrategy[tuple[str, bool]]) -> st.SearchStrategy[tupl
 
 @given(st.recursive(_LEAVES, _grown, max_leaves=8))
 def test_and_or_and_not_combine_conditions(grown: tuple[str, bool]) -> None:
-    """Random combinations give the result of the same combination in Python."""
+    """`--where` conditions combined at random by and, or, not and parentheses give the same result as in Python."""
     text, holds = grown
     assert where.parse(text).matches(RECORD) is holds

@@ -72,12 +72,14 @@ _STORED = (
 
 
 def test_a_message_is_stored_as_rabbitmq_stores_it() -> None:
-    """A message published over AMQP 0-9-1 is stored with the same bytes as by RabbitMQ 3.10.8."""
+    """A message published to a stream over AMQP 0-9-1 is stored as the same bytes as by RabbitMQ 3.10.8."""
     assert encode(MessageProperties.of(_FIELDS), b"hello", "", "s1") == _STORED
 
 
 def test_a_stored_message_is_decoded_with_all_its_properties() -> None:
-    """Body, exchange, routing key and properties of a stored message are those that were published."""
+    """A message that is read from a stream has the body, exchange, routing key and properties with which it was
+    published.
+    """
     found = decode(_STORED)
 
     assert (found.body, found.exchange, found.routing_key) == (b"hello", "", "s1")
@@ -102,7 +104,9 @@ def test_tables_and_arrays_are_dropped_from_the_headers_as_rabbitmq_does() -> No
     ],
 )
 def test_an_id_that_is_not_a_string_has_its_type_in_a_header(identifier: bytes, message_id: str, kind: str) -> None:
-    """A message id of type uuid, ulong or binary becomes text, with the type in x-message-id-type."""
+    """A message id of type uuid, ulong or binary is delivered over AMQP 0-9-1 as text, with its type in the header
+    x-message-id-type.
+    """
     found = decode(b"\x00Ss\xc0" + bytes((len(identifier) + 1, 1)) + identifier + b"\x00Su\xa0\x01x")
 
     assert found.properties.fields()["message_id"] == encode_short(message_id.encode())
@@ -110,7 +114,9 @@ def test_an_id_that_is_not_a_string_has_its_type_in_a_header(identifier: bytes, 
 
 
 def test_an_amqp_1_0_header_becomes_delivery_mode_priority_and_expiration() -> None:
-    """durable, priority and ttl of a stored message are read as properties of AMQP 0-9-1."""
+    """The fields durable, priority and ttl of an AMQP 1.0 header become delivery mode, priority and expiration over
+    AMQP 0-9-1.
+    """
     found = decode(b"\x00Sp\xc0\x06\x03AP\x05R\x64" + b"\x00Su\xa0\x01x")
 
     properties = found.properties
@@ -118,12 +124,12 @@ def test_an_amqp_1_0_header_becomes_delivery_mode_priority_and_expiration() -> N
 
 
 def test_several_data_sections_are_joined_to_one_body() -> None:
-    """A message with two data sections has the body of both."""
+    """The two data sections of an AMQP 1.0 message become one body over AMQP 0-9-1."""
     assert decode(b"\x00Su\xa0\x01a\x00Su\xa0\x01b").body == b"ab"
 
 
 def test_a_value_body_stays_encoded() -> None:
-    """A body that is an AMQP 1.0 value is delivered encoded, with the type amqp-1.0."""
+    """A body that is an AMQP 1.0 value is delivered over AMQP 0-9-1 in its encoding, with the message type amqp-1.0."""
     found = decode(b"\x00Sw\xa1\x02hi")
 
     assert (found.body, found.properties.fields()["type"]) == (b"\x00Sw\xa1\x02hi", encode_short(b"amqp-1.0"))
@@ -131,17 +137,17 @@ def test_a_value_body_stays_encoded() -> None:
 
 @given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda data: b"\x00Ss\xc0" + data))
 def test_any_bytes_are_decoded_to_a_message(data: bytes) -> None:
-    """Any bytes that a client stores are decoded without an error."""
+    """Whatever bytes a client stores in a stream, reading them returns a message and raises no error."""
     assert isinstance(decode(data).body, bytes)
 
 
 def test_bytes_that_are_not_amqp_1_0_are_the_body() -> None:
-    """An entry that is not AMQP 1.0 is delivered whole as the body."""
+    """A stream entry that is not AMQP 1.0 is delivered with all its bytes as the body."""
     assert decode(b"Hello, World!").body == b"Hello, World!"
 
 
 def test_deeply_nested_values_are_the_body() -> None:
-    """100,000 nested values raise no error: the entry is delivered as the body."""
+    """A stream entry of 100,000 nested values is delivered with all its bytes as the body, and raises no error."""
     nested = b"\x00" * 100_000
 
     assert decode(nested).body == nested

@@ -1,4 +1,4 @@
-"""What the broker sends to an AMQP 1.0 client in one write."""
+"""Which frames the broker sends to an AMQP 1.0 client together, in one write."""
 
 import asyncio
 import struct
@@ -87,9 +87,10 @@ def _frame(code: int, *fields: object, kind: int = 0) -> bytes:
 
 
 def test_messages_come_after_the_write_with_the_answer_to_attach() -> None:
-    """A client that sends its attach frame with the first credit gets the answer first, and the messages after it.
+    """A client that sends attach and its first credit in one write gets the reply to attach first, and the messages in
+    the next write.
 
-    The session of RabbitMQ, rabbit_amqp_session, gets messages from the queue's process after it has sent its answer.
+    In RabbitMQ, too, rabbit_amqp_session gets messages from the queue's process only after it has sent its reply.
     """
 
     async def writes() -> list[list[int]]:

@@ -19,5 +19,7 @@ from mqtool.broker.embedded.amqp10.amqp10_socket import escape_name
     ],
 )
 def test_special_characters_in_a_subject_are_escaped(value: str, escaped: str) -> None:
-    """As in RabbitMQ, a CN with a comma is escaped, so that it cannot pass for another user's subject."""
+    """As in RabbitMQ, special characters in a certificate's CN are escaped, so that a CN with a comma cannot pass for
+    another user's subject.
+    """
     assert escape_name(value) == escaped

@@ -21,9 +21,7 @@ def settle(data: bytes, open_ones: dict[int, bool]) -> None:
 
 @given(steps=st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans(), st.integers(0, 3)), max_size=50))
 def test_each_publish_gets_one_ack_or_nack(steps: list[tuple[bool, bool, bool, int]]) -> None:
-    """Whether accepted or refused, stored or not, and whenever the disk syncs, a publish is settled
-    once and correctly.
-    """
+    """Each accepted publish gets exactly one ack and each refused one exactly one nack, whenever the disk syncs."""
     confirms = Confirms()
     open_ones: dict[int, bool] = {}
     on_their_way, group = 0, 1

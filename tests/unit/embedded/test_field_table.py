@@ -48,7 +48,7 @@ def typed(value: ft.Value) -> object:
 
 @given(table=st.dictionaries(st.text(max_size=20), values, max_size=6))
 def test_a_table_is_decoded_as_it_was_encoded(table: ft.Table) -> None:
-    """Values and their types are the same after encoding and decoding."""
+    """After encoding and decoding, a field table has the same values of the same types."""
     data = ft.encode_table(table)
     again, end = ft.decode_table(data)
     assert end == len(data)
@@ -57,7 +57,7 @@ def test_a_table_is_decoded_as_it_was_encoded(table: ft.Table) -> None:
 
 @given(data=st.binary(max_size=60))
 def test_random_bytes_are_a_table_or_a_value_error(data: bytes) -> None:
-    """Decoding random bytes returns a table or raises ValueError."""
+    """Decoding random bytes as a field table returns a table or raises ValueError."""
     try:
         table, end = ft.decode_table(len(data).to_bytes(4) + data)
     except ValueError:
@@ -67,7 +67,7 @@ def test_random_bytes_are_a_table_or_a_value_error(data: bytes) -> None:
 
 
 def test_a_deeply_nested_table_is_refused() -> None:
-    """1,000 nested tables raise ValueError instead of a RecursionError."""
+    """Decoding 1,000 nested field tables raises ValueError instead of RecursionError."""
     data = b""
     for _ in range(1000):
         data = b"\x01aF" + len(data).to_bytes(4) + data
@@ -77,14 +77,14 @@ def test_a_deeply_nested_table_is_refused() -> None:
 
 @given(exchange=st.text(max_size=60), key=st.text(max_size=60))
 def test_an_address_is_parsed_as_it_was_encoded(exchange: str, key: str) -> None:
-    """Exchange and routing key are the same after encoding and parsing."""
+    """After encoding and parsing, a message's exchange and routing key are the same."""
     address = encode_address(exchange, key)
     assert parse_address(address) == (address, exchange, key)
 
 
 @given(data=st.binary(max_size=60))
 def test_random_bytes_are_a_content_header_or_a_value_error(data: bytes) -> None:
-    """Properties decoded from random bytes are encoded to the same bytes, or decoding raises ValueError."""
+    """Random bytes either raise ValueError or are properties that are encoded to the same bytes again."""
     try:
         properties = MessageProperties(data)
     except ValueError:
@@ -93,7 +93,7 @@ def test_random_bytes_are_a_content_header_or_a_value_error(data: bytes) -> None
 
 
 def test_replacing_one_property_keeps_the_bytes_of_the_others() -> None:
-    """After headers are replaced and replaced back, the encoded properties are the same."""
+    """Replacing a message's headers leaves its other properties unchanged, byte for byte."""
     header = ContentHeader(bytes.fromhex("003c0000 0000000000000005 f800") + b"\x04text\x03utf\0\0\0\0\x02\x07")
     edited = header.properties.replace(headers={"a": ft.Int64(1)})
     assert edited.headers == {"a": 1}
@@ -110,7 +110,7 @@ def test_replacing_one_property_keeps_the_bytes_of_the_others() -> None:
     )
 )
 def test_similar_content_headers_are_not_confused(sent: list[dict[str, bytes]]) -> None:
-    """The reader caches the last content header, and returns each message's own properties."""
+    """Messages with similar properties each get their own, although the broker caches the last content header."""
     reader = HeaderReader()
     for fields in sent:
         properties = reader.read(ContentHeader.of(MessageProperties.of(fields), 5).raw).properties

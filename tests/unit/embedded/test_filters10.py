@@ -53,7 +53,7 @@ _MESSAGE = parse(
     ],
 )  # fmt: skip
 def test_sql_expressions_that_match(expression: str) -> None:
-    """Each of these SQL expressions selects the message, as in RabbitMQ 4.3."""
+    """Each of these SQL filter expressions selects the test message, as in RabbitMQ 4.3."""
     assert compile_sql(expression)(FilteredMessage(_MESSAGE))
 
 
@@ -67,7 +67,7 @@ def test_sql_expressions_that_match(expression: str) -> None:
     ],
 )  # fmt: skip
 def test_sql_expressions_that_do_not_match(expression: str) -> None:
-    """Each of these SQL expressions is false or unknown for the message, so it is not selected."""
+    """Each of these SQL filter expressions is false or unknown for the test message, so the message is not selected."""
     assert not compile_sql(expression)(FilteredMessage(_MESSAGE))
 
 
@@ -82,7 +82,7 @@ def test_sql_expressions_that_do_not_match(expression: str) -> None:
     ],
 )  # fmt: skip
 def test_invalid_sql_expressions_are_refused(expression: str) -> None:
-    """Each of these SQL expressions raises ValueError when it is compiled."""
+    """Each of these invalid SQL filter expressions raises ValueError."""
     with pytest.raises(ValueError):  # noqa: PT011 - the texts are for logs
         compile_sql(expression)
 
@@ -113,7 +113,7 @@ def _parsed(wanted: Map, like: Like = Like.V4_3) -> LinkFilters:
     ],
 )
 def test_property_filters_select_messages(descriptor: Any10, wanted: Map, chosen: bool) -> None:
-    """Each filter on properties or application properties selects the message or not, as in RabbitMQ 4.3."""
+    """A filter on properties or application properties selects the same messages as in RabbitMQ 4.3."""
     filters = _parsed({Symbol("any"): Described(descriptor, wanted)})
     assert filters.effective == {"any": Described(descriptor, wanted)}
     assert filters.selector(_MESSAGE) is chosen
@@ -137,13 +137,15 @@ def test_property_filters_select_messages(descriptor: Any10, wanted: Map, chosen
     ],
 )
 def test_invalid_filters_are_ignored(filter_: Any10) -> None:
-    """An invalid or unknown filter is left out of the attach reply, and selects every message."""
+    """An invalid or unknown filter is left out of the broker's attach reply, and every message is delivered."""
     filters = _parsed({Symbol("any"): filter_, Symbol("sql-filter"): Described(Symbol("amqp:sql-filter"), "oops =")})
     assert (filters.effective, filters.arguments, filters.selector(_MESSAGE)) == ({}, {}, True)
 
 
 def test_stream_filters_become_consumer_arguments() -> None:
-    """RabbitMQ's filters for offset, filter values and unfiltered messages become x-stream arguments."""
+    """RabbitMQ's filters for a stream's offset and filter values become the consumer arguments x-stream-offset,
+    x-stream-filter and x-stream-match-unfiltered.
+    """
     wanted: Map = {
         Symbol("a"): Described(Symbol("rabbitmq:stream-offset-spec"), Milliseconds(5_999)),
         Symbol("b"): Described(Symbol("rabbitmq:stream-filter"), ["x", "y", Symbol("not a text")]),
@@ -168,7 +170,7 @@ def test_sql_and_property_filters_exclude_each_other() -> None:
 
 
 def test_a_broker_like_4_0_has_only_stream_filters() -> None:
-    """Like RabbitMQ 4.0, the broker ignores SQL and property filters."""
+    """With `--like 4.0`, as in RabbitMQ 4.0, the broker applies stream filters and ignores SQL and property filters."""
     wanted: Map = {
         Symbol("sql-filter"): Described(Symbol("amqp:sql-filter"), "FALSE"),
         Symbol("o"): Described(Symbol("rabbitmq:stream-offset-spec"), "first"),
@@ -178,7 +180,7 @@ def test_a_broker_like_4_0_has_only_stream_filters() -> None:
 
 
 def test_like_matches_like_the_equivalent_regular_expression() -> None:
-    """20,000 random patterns of LIKE give the same result as the regular expressions that they stand for."""
+    """20,000 random LIKE patterns match the same texts as the equivalent regular expressions."""
     chosen = random.Random(41)
     for _ in range(20_000):
         pattern = "".join(chosen.choices("ab%_!", weights=(3, 3, 3, 2, 1), k=chosen.randrange(9)))
@@ -202,12 +204,12 @@ def work_of(pattern: str, text: str) -> int:
 
 @pytest.mark.parametrize("pattern", ["%a" * 2000 + "%", "%" * 4000, "%ab" * 1300, "a" * 4000, "%" + "a" * 3900 + "b%"])
 def test_like_matches_in_one_pass(pattern: str) -> None:
-    """LIKE compares a pattern of 4,000 characters with a text of 900,000 in less than a million steps."""
+    """Comparing a LIKE pattern of 4,000 characters with a text of 900,000 takes less than a million steps."""
     assert work_of(pattern, "a" * 900_000) < MOST_WORK
 
 
 def test_a_pattern_that_takes_too_long_for_a_message_is_an_error() -> None:
-    """A pattern with many `_`, or many patterns, raise TooMuchWork for a large message."""
+    """A filter whose LIKE patterns take too many steps for a large message raises TooMuchWork."""
     message = parse(Amqp10Message(application_properties={"a": "a" * 900_000}, body=data_section(b"")).encode())
     with pytest.raises(TooMuchWork):
         compile_sql(f"a LIKE '%{'a_' * 1900}b%'")(FilteredMessage(message))

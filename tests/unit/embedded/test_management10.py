@@ -65,7 +65,9 @@ _QUEUE = {
 
 
 def test_a_queue_is_declared_read_purged_and_deleted_over_amqp_1_0(client: _Client) -> None:
-    """Each request gets RabbitMQ's status: 201 for a new queue, 200 for the same again, 404 for a missing one."""
+    """Declaring a queue over AMQP 1.0 returns 201, and 200 if it exists; reading, purging and deleting it return 200,
+    and reading or purging a missing queue returns 404.
+    """
     assert client("PUT", "/queues/q", {}) == (201, _QUEUE)
     assert client("PUT", "/queues/q", {"durable": True, "arguments": {}}) == (200, _QUEUE)
     assert client("GET", "/queues/q") == (200, _QUEUE)
@@ -77,7 +79,7 @@ def test_a_queue_is_declared_read_purged_and_deleted_over_amqp_1_0(client: _Clie
 
 
 def test_the_type_and_the_arguments_of_a_queue_are_kept(client: _Client) -> None:
-    """A queue declared over AMQP 1.0 has its decoded name, its type and its arguments with their types."""
+    """A queue declared over AMQP 1.0 has the decoded name, the queue type, and the arguments with their AMQP types."""
     arguments = {"x-queue-type": "quorum", Symbol("x-max-length"): UInt32(5)}
     _, queue = client("PUT", "/queues/a%2Fb%20%C3%A9", {"arguments": arguments})
     assert (queue["name"], queue["type"]) == ("a/b é", "quorum")
@@ -86,7 +88,7 @@ def test_the_type_and_the_arguments_of_a_queue_are_kept(client: _Client) -> None
 
 
 def test_an_exclusive_queue_belongs_to_the_connection(client: _Client) -> None:
-    """Requests from another connection for an exclusive queue get 400 and RabbitMQ's text."""
+    """Declaring, purging, binding or deleting another connection's exclusive queue returns 400 and RabbitMQ's text."""
     other = _Client(client.broker, client.vhost, client.rights)
     assert client("PUT", "/queues/q", {"exclusive": True})[1]["exclusive"]
     assert {queue.name for queue in client.exclusive_queues} == {"q"}
@@ -154,7 +156,7 @@ _NOT_EMPTY = ("PUT", "/queues/q", {})
 def test_each_management_request_gets_rabbitmqs_status_and_text(
     client: _Client, method: str, target: str, body: Any10, status: int, text: Any10
 ) -> None:
-    """Invalid declarations, bindings and names get the status code and the text of RabbitMQ 4.3.6."""
+    """Management requests over AMQP 1.0, most of them invalid, return the status and the text of RabbitMQ 4.3.6."""
     client(*_NOT_EMPTY)
     assert client(method, target, body) == (status, text)
 
@@ -176,7 +178,7 @@ def test_each_management_request_gets_rabbitmqs_status_and_text(
 def test_names_that_amqp_0_9_1_cannot_carry_are_refused(
     client: _Client, method: str, target: str, body: Any10, wrong: str
 ) -> None:
-    """A name or key over 255 bytes or not in UTF-8 gets 400, and nothing is declared."""
+    """A request with a name or binding key over 255 bytes or not in UTF-8 returns 400, and declares nothing."""
     client("PUT", "/queues/q", {})
     before = {*client.vhost.queues}, {*client.vhost.exchanges}, len(list(client.vhost.bindings()))
     assert client(method, target, body) == (400, wrong)
@@ -184,19 +186,19 @@ def test_names_that_amqp_0_9_1_cannot_carry_are_refused(
 
 
 def test_a_name_may_have_255_bytes_and_a_nul(client: _Client) -> None:
-    """Queues with a name of 255 bytes, or with a NUL, can be declared."""
+    """A queue whose name has 255 bytes, or contains a NUL, can be declared over AMQP 1.0."""
     for name in ("x" * 255, "a%00b"):
         assert client("PUT", f"/queues/{name}", {})[0] == 201
 
 
 def test_a_stream_cannot_be_purged(client: _Client) -> None:
-    """DELETE on the messages of a stream gets 400."""
+    """Purging a stream over AMQP 1.0 returns 400 with RabbitMQ's text."""
     client("PUT", "/queues/s", {"arguments": {"x-queue-type": "stream"}})
     assert client("DELETE", "/queues/s/messages") == (400, "purge not supported by queue 's' in vhost '/'")
 
 
 def test_the_queue_limit_of_a_virtual_host_applies(client: _Client) -> None:
-    """With max-queues 0, declaring a queue gets 403."""
+    """Declaring a queue over AMQP 1.0 in a virtual host with max-queues 0 returns 403."""
     client.broker.limit_vhost(client.vhost, {"max-queues": 0})
     assert client("PUT", "/queues/q", {}) == (
         403, "cannot declare queue 'q': queue limit in vhost '/' (0) is reached",
@@ -204,7 +206,9 @@ def test_the_queue_limit_of_a_virtual_host_applies(client: _Client) -> None:
 
 
 def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) -> None:
-    """Bindings to queues and exchanges are listed with a location, and DELETE on that location removes them."""
+    """Bindings to queues and exchanges are listed with a location each, and a DELETE request for that location removes
+    the binding.
+    """
     client("PUT", "/queues/q", {})
     assert client("PUT", "/exchanges/x%2F", {"type": "headers"}) == (204, None)
     binding = {"source": "x/", "destination_queue": "q", "binding_key": "k y", "arguments": {}}
@@ -232,7 +236,9 @@ def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) ->
     ],
 )
 def test_an_invalid_binding_is_refused(client: _Client, change: Any10, status: int, text: str) -> None:
-    """A missing source or destination, the default exchange, or an unknown field is refused with RabbitMQ's text."""
+    """A binding request with a missing queue or exchange, the default exchange, or an unknown field is refused with
+    RabbitMQ's text.
+    """
     client(*_NOT_EMPTY)
     binding = {"source": "amq.topic", "destination_queue": "q", "binding_key": "k", "arguments": {}}
     assert client("POST", "/bindings", binding | change) == (status, text)
@@ -254,7 +260,9 @@ def test_an_invalid_binding_is_refused(client: _Client, change: Any10, status: i
     ],
 )
 def test_unknown_management_requests_end_the_session(client: _Client, method: str, target: str, body: Any10) -> None:
-    """A request with an unknown path, method or body raises UnknownRequest, which ends the session."""
+    """A management request with an unknown path, method or body raises UnknownRequest, for which the broker ends the
+    session.
+    """
     with pytest.raises(UnknownRequest):
         client(method, target, body)
 
@@ -278,8 +286,8 @@ def test_unknown_management_requests_end_the_session(client: _Client, method: st
 def test_a_missing_permission_ends_the_session(
     client: _Client, allowed: Permissions, request_: tuple[Any10, ...], missing: str
 ) -> None:
-    """A request without its permission ends the session with RabbitMQ's error, which names the permission and the
-    object.
+    """A management request without the necessary permission raises the channel error 403 of RabbitMQ, which names the
+    permission and the queue or exchange.
     """
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", allowed)
@@ -289,14 +297,16 @@ def test_a_missing_permission_ends_the_session(
 
 
 def test_a_user_with_any_permission_can_read_a_queue(client: _Client) -> None:
-    """GET on a queue needs one of configure, write and read."""
+    """A user with any one of the permissions configure, write and read on a queue can get its description over AMQP
+    1.0.
+    """
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", Permissions("^$", "^$", "q"))
     assert client("GET", "/queues/q")[0] == 200
 
 
 def test_a_broker_like_4_0_shows_queues_without_permission(loop: asyncio.AbstractEventLoop) -> None:
-    """Like RabbitMQ 4.0, GET on a queue needs no permission."""
+    """With `--like 4.0`, a user without any permission can get a queue's description, as in RabbitMQ 4.0."""
     client = loop.run_until_complete(_client(Like.V4_0))
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", Permissions("^$", "^$", "^$"))

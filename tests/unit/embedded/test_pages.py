@@ -1,4 +1,4 @@
-"""Lists of the management API, in pages."""
+"""Pagination of the lists in the management API."""
 
 import asyncio
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ from mqtool.broker.embedded.http.route_table import Listed
 
 
 def test_only_the_requested_page_is_described() -> None:
-    """A request for three of 1,000 queues describes only those three."""
+    """A request to the management API for a page of three of 1,000 queues collects the data of those three only."""
     queues = [SimpleNamespace(vhost="/", name=f"q{number:03}") for number in reversed(range(1000))]
     described: list[str] = []
 

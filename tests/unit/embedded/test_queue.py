@@ -125,7 +125,9 @@ def bodies(queue: BrokerQueue) -> list[bytes]:
 
 @given(actions=st.lists(st.sampled_from(["publish", "take", "return newest", "return oldest", "ack"]), max_size=60))
 def test_requeued_messages_take_their_old_place(actions: list[str]) -> None:
-    """After any sequence of publish, get, requeue and ack, the ready messages are in the order of publishing."""
+    """Requeued messages return to their original position: after any sequence of publish, get, requeue and ack, the
+    ready messages are in publishing order.
+    """
     queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[DEFAULT]))
     taken: list[BacklogEntry] = []
     for number, action in enumerate(actions):
@@ -149,7 +151,9 @@ def test_requeued_messages_take_their_old_place(actions: list[str]) -> None:
 
 
 def test_memory_is_freed_however_messages_leave(vhost: VirtualHost, ledger: Ledger) -> None:
-    """After expiry, limits, purge, ack, deletion and requeue, the broker counts 0 bytes."""
+    """The broker counts 0 bytes of memory once all messages were dropped by max-length, acknowledged, deleted with
+    their queue, or requeued to a deleted queue.
+    """
     queue = add_queue(vhost, x_max_length=Int32(3))
     for _ in range(5):
         queue.publish(message(b"12345"))
@@ -164,7 +168,7 @@ def test_memory_is_freed_however_messages_leave(vhost: VirtualHost, ledger: Ledg
 
 
 def test_messages_expire_by_a_timer(vhost: VirtualHost, clock: FakeClock) -> None:
-    """Messages with a TTL leave the queue in time, without anybody asking for them."""
+    """Messages leave the queue when their TTL has passed, even if no client uses the queue."""
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message(b"1"))
     clock.pass_by(500)
@@ -176,7 +180,7 @@ def test_messages_expire_by_a_timer(vhost: VirtualHost, clock: FakeClock) -> Non
 
 
 def test_a_message_that_is_requeued_late_expires(vhost: VirtualHost, clock: FakeClock) -> None:
-    """The TTL of a message continues while a consumer has it, so a message that is requeued late expires."""
+    """A message's TTL continues while a consumer holds it, so a message that is requeued later expires at once."""
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message())
     entry = queue.get(no_ack=False)
@@ -187,7 +191,7 @@ def test_a_message_that_is_requeued_late_expires(vhost: VirtualHost, clock: Fake
 
 
 def test_x_expires_counts_from_the_last_use(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A queue with x-expires is deleted that long after its last use, and not while it has a consumer."""
+    """A queue with x-expires is deleted when it has been unused for that time, and never while it has a consumer."""
     queue = add_queue(vhost, x_expires=Int32(1000))
     clock.pass_by(900)
     queue.get(no_ack=True)
@@ -204,7 +208,7 @@ def test_x_expires_counts_from_the_last_use(vhost: VirtualHost, clock: FakeClock
 
 
 def test_a_chain_of_250_dead_letter_queues_works(vhost: VirtualHost) -> None:
-    """A message passes 250 queues by dead-lettering, and has 250 entries in x-death."""
+    """A message that is dead-lettered through 250 queues arrives in the last one with 250 entries in x-death."""
     for number in range(250):
         add_queue(
             vhost,
@@ -222,7 +226,9 @@ def test_a_chain_of_250_dead_letter_queues_works(vhost: VirtualHost) -> None:
 
 
 def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
-    """Consumers of the higher priority get messages in turn, and lower ones when those have no room."""
+    """Consumers of the highest priority get messages in turn; a consumer of lower priority gets one when their prefetch
+    is used up.
+    """
     queue = add_queue(vhost)
     low, high, other = FakeConsumer(), FakeConsumer(room=2, priority=5), FakeConsumer(room=1, priority=5)
     for consumer in (low, high, other):
@@ -235,7 +241,7 @@ def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
 
 
 def test_deleting_a_queue_cancels_consumers_and_removes_bindings(vhost: VirtualHost) -> None:
-    """When a queue is deleted, its consumers are cancelled, and an auto-delete exchange that only it was bound to is
+    """When a queue is deleted, its consumers are cancelled, and an auto-delete exchange that was bound only to it is
     deleted.
     """
     queue = add_queue(vhost)
@@ -250,8 +256,8 @@ def test_deleting_a_queue_cancels_consumers_and_removes_bindings(vhost: VirtualH
 
 
 def test_a_delayed_exchange_releases_messages_in_time(vhost: VirtualHost, clock: FakeClock) -> None:
-    """An earlier message moves the timer forward; messages of a deleted exchange are released to one of
-    the same name.
+    """A delayed exchange releases each message when its own delay has passed, and deleting the exchange discards the
+    messages that still wait.
     """
     queue = add_queue(vhost)
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
@@ -273,7 +279,9 @@ def test_a_delayed_exchange_releases_messages_in_time(vhost: VirtualHost, clock:
 def test_with_at_least_once_a_dead_letter_waits_for_its_queue(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """A dead letter that no queue accepts is kept and retried until one does."""
+    """With the at-least-once strategy, a dead letter whose target queue is missing or full is kept and retried until a
+    queue accepts it.
+    """
     source = add_queue(
         vhost,
         x_queue_type="quorum",

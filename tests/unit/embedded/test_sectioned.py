@@ -79,7 +79,7 @@ def _from_091(fields: dict[str, bytes], body: bytes = b"body") -> BrokerMessage:
 
 
 def test_amqp_1_0_properties_become_0_9_1_properties() -> None:
-    """Header and properties of AMQP 1.0 become the properties that RabbitMQ makes of them."""
+    """The header and properties of an AMQP 1.0 message become the same AMQP 0-9-1 properties as in RabbitMQ."""
     message = _published(
         Amqp10Message(MessageHeader(True, UInt8(5), UInt32(100000)), properties=_WIDE, body=data_section(b"body"))
     )
@@ -110,7 +110,9 @@ def test_amqp_1_0_properties_become_0_9_1_properties() -> None:
     ],
 )
 def test_amqp_1_0_ids_of_every_type_are_converted(sent: Any10, property_: str | None, header: object) -> None:
-    """A message or correlation id of any type becomes a property if it fits, and otherwise a header."""
+    """A message or correlation id of AMQP 1.0 becomes a property of AMQP 0-9-1 if it is text of at most 255 bytes or
+    can be written as such, and otherwise a header.
+    """
     message = _published(Amqp10Message(properties=BareProperties(sent, correlation_id=sent), body=data_section(b"")))
     for name in ("message_id", "correlation_id"):
         assert message.properties.named().get(name) == property_
@@ -118,7 +120,9 @@ def test_amqp_1_0_ids_of_every_type_are_converted(sent: Any10, property_: str | 
 
 
 def test_application_properties_become_headers_of_the_same_type() -> None:
-    """Each type of application property becomes a header with the corresponding type."""
+    """Each application property of AMQP 1.0 becomes an AMQP 0-9-1 header of the corresponding type, and one with a name
+    over 255 bytes is dropped.
+    """
     application: Map = {
         "text": "é", "symbol": Symbol("s"), "null": None, "true": True, "ubyte": UInt8(1), "ushort": UInt16(2),
         "uint": UInt32(3), "ulong": ULong(2**63 + 5), "byte": Int8(-1), "short": Int16(-2), "int": Int32(-3),
@@ -138,7 +142,9 @@ def test_application_properties_become_headers_of_the_same_type() -> None:
 
 
 def test_annotations_become_headers_except_those_of_the_broker() -> None:
-    """Annotations with x- become headers, and forged x-exchange and x-routing-key are replaced."""
+    """Message annotations that begin with x- become AMQP 0-9-1 headers; x-exchange and x-routing-key are always set by
+    the broker, whatever the publisher wrote.
+    """
     annotations: Map = {
         Symbol("x-text"): "v", Symbol("x-list"): [Int64(1), "two", Symbol("3"), None, True],
         Symbol("x-map"): {"a": UInt32(1), Symbol("b"): b"z"}, Symbol("x-array"): Array(["p", "q"]),
@@ -171,7 +177,7 @@ def test_annotations_become_headers_except_those_of_the_broker() -> None:
     ],
 )
 def test_every_kind_of_body_arrives_unchanged_over_amqp_10(body: bytes, body_091: bytes | None, footer: Map) -> None:
-    """Data, value and sequence bodies, and the footer, are delivered unchanged over AMQP 1.0."""
+    """A body of data, value or sequence sections, and the footer, are delivered unchanged over AMQP 1.0."""
     sent = Amqp10Message(
         MessageHeader(True, UInt8(9), UInt32(5)), {Symbol("x-hop"): 1}, {}, _WIDE, {"uuid": _ID}, body, footer
     )
@@ -187,14 +193,16 @@ def test_every_kind_of_body_arrives_unchanged_over_amqp_10(body: bytes, body_091
 
 
 def test_a_value_body_survives_a_copy_over_amqp_0_9_1() -> None:
-    """A value body that is sent back over AMQP 0-9-1 is a value again over AMQP 1.0."""
+    """An AMQP 1.0 value body that a client receives and republishes over AMQP 0-9-1 is delivered as a value over AMQP
+    1.0 again.
+    """
     message = _published(Amqp10Message(body=value_section(["a", None])))
     back = _delivered(_from_091(message.properties.fields(), message.body))
     assert back.body == value_section(["a", None])
 
 
 def test_amqp_0_9_1_properties_become_1_0_sections() -> None:
-    """Properties and headers of AMQP 0-9-1 become the sections that RabbitMQ makes of them."""
+    """The properties and headers of an AMQP 0-9-1 message become the same AMQP 1.0 sections as in RabbitMQ."""
     headers: Table = {
         "text": "é", "long text": "l" * 5000, "nul": "a\0b", "bytes": ByteArray(b"b"), "u8": UInt8(1), "i": Int32(2),
         "l": Int64(3), "f": Float32(1.5), "d": 2.5, "t": Timestamp(1700000000), "true": True, "void": None,
@@ -236,7 +244,9 @@ def test_amqp_0_9_1_properties_become_1_0_sections() -> None:
 
 
 def test_reply_to_is_an_address_only_from_4_2() -> None:
-    """From 4.2 on, reply-to is converted between a queue name and an AMQP 1.0 address; 4.0 leaves it unchanged."""
+    """Before RabbitMQ 4.2, reply-to is delivered unchanged between the protocols, not converted between a queue name
+    and an AMQP 1.0 address.
+    """
     old = PROFILES[Like.V4_0]
     sent = Amqp10Message(properties=BareProperties(reply_to="/queues/q"), body=data_section(b""))
     assert parse(sent.encode()).to("", "q", old).properties.reply_to == "/queues/q"
@@ -245,8 +255,8 @@ def test_reply_to_is_an_address_only_from_4_2() -> None:
 
 
 def test_from_4_4_on_streams_written_by_rabbitmq_3_lose_their_properties() -> None:
-    """RabbitMQ 3 stored priority, delivery mode and expiration as annotations. Up to 4.3 they become properties again
-    when the message is read; 4.4 drops them.
+    """Priority, delivery mode and expiration that RabbitMQ 3 stored in a stream as annotations are properties when read
+    with `--like 4.3`, and are dropped with `--like 4.4`.
     """
     stored = {"x-basic-priority": UInt8(7), "x-basic-delivery-mode": UInt8(2), "x-basic-expiration": "60000"}
     annotations: Map = {Symbol(name): value for name, value in stored.items()}
@@ -262,7 +272,9 @@ def test_from_4_4_on_streams_written_by_rabbitmq_3_lose_their_properties() -> No
 
 @pytest.mark.parametrize("is_native", [True, False])
 def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
-    """A dead letter delivered over AMQP 1.0 has x-opt-deaths and the first and last death as annotations."""
+    """A dead letter delivered over AMQP 1.0 has the annotation x-opt-deaths and annotations for its first and last
+    death.
+    """
     annotations: Map = {Symbol("x-a"): Symbol("b")}
     message = (
         _published(Amqp10Message(MessageHeader(ttl=UInt32(5)), {}, annotations, body=data_section(b"d")))
@@ -287,8 +299,8 @@ def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
 
 @pytest.mark.parametrize("is_native", [True, False])
 def test_a_repeated_death_has_its_first_and_last_time_in_milliseconds(is_native: bool) -> None:
-    """Over AMQP 1.0, a message that died twice has both times in milliseconds; over AMQP 0-9-1, the first in
-    seconds.
+    """A message that was dead-lettered twice has the times of both deaths in milliseconds over AMQP 1.0, and that of
+    the first in seconds over AMQP 0-9-1.
     """
     # As in the module mc of RabbitMQ 4.3.5.
     dead = _published(Amqp10Message(body=data_section(b"d"))) if is_native else _from_091({}, b"d")
@@ -302,7 +314,7 @@ def test_a_repeated_death_has_its_first_and_last_time_in_milliseconds(is_native:
 
 
 def test_a_stored_message_is_the_same_when_read_back() -> None:
-    """After it is stored and read back, a message is encoded with the same sections."""
+    """A message that was stored and read back has the same address, properties, annotations and body as before."""
     sent = Amqp10Message(
         MessageHeader(True), {}, {Symbol("x-a"): Symbol("b")}, _WIDE, {"u": _ID}, value_section("v"), {Symbol("x-f"): 1}
     )
@@ -339,14 +351,14 @@ def test_a_stored_message_is_the_same_when_read_back() -> None:
     ],
 )  # fmt: skip
 def test_a_malformed_message_is_refused(payload: bytes, reason: str) -> None:
-    """Wrong sections, reserved annotations or a missing body raise NotAMessage with RabbitMQ's reason."""
+    """An AMQP 1.0 message with sections in the wrong order, reserved annotations or no body raises NotAMessage."""
     with pytest.raises(NotAMessage) as refused:
         parse(payload).to("", "q", _LIKE)
     assert reason in str(refused.value)
 
 
 def test_x_cc_must_be_a_list_of_strings() -> None:
-    """Any other value of the annotation x-cc is refused with RabbitMQ's text."""
+    """A message whose annotation x-cc is not a list of strings is refused with RabbitMQ's text."""
     sections = parse(
         Amqp10Message(message_annotations={Symbol("x-cc"): [Symbol("a")]}, body=data_section(b"")).encode()
     )
@@ -363,7 +375,9 @@ def _stream(like: Profile = _LIKE) -> tuple[StreamQueue, HandClock]:
 
 
 def test_a_stream_converts_messages_between_both_protocols() -> None:
-    """A message of either protocol in a stream can be read over both, with its properties and annotations."""
+    """A message published to a stream over AMQP 1.0 or AMQP 0-9-1 can be read over both, with its properties and
+    annotations.
+    """
     stream, clock = _stream()
     sent = Amqp10Message(MessageHeader(True, UInt8(3)), {}, {Symbol("x-a"): 1}, _WIDE, {"u": _ID}, data_section(b"10"))
     fields = {"message_id": encode_short(_ID.urn.encode()), "headers": encode_table({"h": Int32(5), "x-h": "a"})}
@@ -398,7 +412,9 @@ def test_a_stream_converts_messages_between_both_protocols() -> None:
 
 @pytest.mark.parametrize("entry", [b"hello", b"\x00Sp\xc0\x03\x01\xa1\x00" + data_section(b"a"), b"\x00Su\xa0\xff"])
 def test_a_stream_entry_that_is_not_a_message_is_delivered_as_a_body(entry: bytes) -> None:
-    """Bytes that are not AMQP 1.0 are delivered as the body over both protocols."""
+    """A stream entry that is not a valid AMQP 1.0 message is delivered over both protocols with all its bytes as the
+    body.
+    """
     stream, clock = _stream()
     stream.log.append(simple_entry(entry))
     clock.turn()
@@ -411,7 +427,9 @@ def test_a_stream_entry_that_is_not_a_message_is_delivered_as_a_body(entry: byte
 
 @pytest.mark.parametrize("seconds", [-1, 60])
 def test_a_filter_that_skips_many_messages_lets_others_work(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """After skipping for some time, the reader of a stream gives others their turn before it continues."""
+    """A stream consumer whose filter skips messages for too long yields to other clients, and then continues where it
+    stopped.
+    """
     monkeypatch.setattr(stream_queue, "_PASSING_SECONDS", seconds)
     stream, clock = _stream()
     for _ in range(3):
@@ -425,7 +443,9 @@ def test_a_filter_that_skips_many_messages_lets_others_work(monkeypatch: pytest.
 
 
 def test_chunks_are_filtered_by_their_filter_values() -> None:
-    """A reader with x-stream-filter gets chunks with one of the values, and others only with match-unfiltered."""
+    """A consumer with x-stream-filter gets the chunks that have one of its values, and chunks without a value only with
+    x-stream-match-unfiltered.
+    """
     stream, clock = _stream()
     for value in ("a", "b", None):
         annotations: Map = {} if value is None else {Symbol("x-stream-filter-value"): value}
@@ -444,7 +464,7 @@ def test_chunks_are_filtered_by_their_filter_values() -> None:
 
 
 def test_the_sections_are_encoded_as_rabbitmq_encodes_them() -> None:
-    """A delivered message has the same bytes as from RabbitMQ."""
+    """A message delivered over AMQP 1.0 is encoded to the same bytes as by RabbitMQ."""
     message = _published(Amqp10Message(properties=BareProperties("x"), body=data_section(b"hi")))
     assert encode(message, _LIKE) == (
         b"\x00Sp\xc0\x06\x05B@@AC\x00Sr\xc1'\x04\xa3\rx-routing-key\xa1\x03key\xa3\nx-exchange\xa1\x04logs"

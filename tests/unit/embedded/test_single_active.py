@@ -1,4 +1,4 @@
-"""A single active consumer of a stream that does not answer the broker."""
+"""A stream client with a single active consumer that does not answer the broker's consumer_update."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -31,9 +31,7 @@ class FakeSession:
 
 @pytest.mark.parametrize("answers", [True, False])
 def test_a_client_that_does_not_answer_consumer_update_is_closed(*, answers: bool) -> None:
-    """As in RabbitMQ, its connection is closed after 60 seconds, so that the next consumer of the group
-    becomes active.
-    """
+    """A stream client that does not answer consumer_update within 60 seconds is disconnected, as in RabbitMQ."""
     clock, ledger = FakeClock(), Ledger()
     log = StreamLog(ledger.segments(0), clock, ledger, Retention())
     session = FakeSession(clock)

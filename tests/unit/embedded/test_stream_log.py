@@ -1,4 +1,4 @@
-"""The log of a stream: entries are read again in order, from any offset, also after a crash."""
+"""The log of a stream: entries are read in order, from any offset, also after a crash."""
 
 import gzip
 from collections.abc import Callable
@@ -87,7 +87,7 @@ def segment_files(path: Path) -> list[Path]:
 
 
 def test_a_log_is_read_from_any_offset(bench: Bench) -> None:
-    """Reading starts with the whole chunk that contains the offset; nothing is skipped or read twice."""
+    """Reading a stream from an offset returns the whole chunk that contains it and every later message once."""
     bench.add(b"a", b"b", b"c")
     bench.add(b"d")
     everything = [(0, b"a"), (1, b"b"), (2, b"c"), (3, b"d")]
@@ -104,7 +104,9 @@ def batch(compression: int, plain: bytes, packed: bytes, *, records: int) -> byt
 
 
 def test_offsets_count_the_messages_of_batches(bench: Bench) -> None:
-    """Each message of a batch has an offset; compressed batches and the missing end of a batch are skipped."""
+    """Each message of a sub-entry batch takes an offset. Compressed batches, and the missing end of a batch that is cut
+    off, are skipped.
+    """
     plain = simple_entry(b"a") + simple_entry(b"b")
     bench.log.append(batch(0, plain, plain, records=2), records=2)
     bench.log.append(batch(1, plain, gzip.compress(plain), records=2), records=2)
@@ -116,7 +118,7 @@ def test_offsets_count_the_messages_of_batches(bench: Bench) -> None:
 
 
 def test_unwritten_entries_cannot_be_read(bench: Bench) -> None:
-    """An appended entry is readable once it is written, and readers are told then."""
+    """An entry appended to a stream can be read only once it has been written, and its readers are notified then."""
     reader, told = StreamQueueReader(bench.log, 0), []
     bench.log.watch(lambda: told.append(bench.log.end))
     assert bench.log.append(simple_entry(b"a")) == 0
@@ -126,7 +128,7 @@ def test_unwritten_entries_cannot_be_read(bench: Bench) -> None:
 
 
 def test_chunks_have_the_current_time_after_the_clock_was_ahead(bench: Bench) -> None:
-    """After the clock was ahead, new chunks have the right time again, as in RabbitMQ."""
+    """After the system clock was set back, new chunks of a stream have the current time, as in RabbitMQ."""
     for time in (9_000_000, 1_000):
         bench.clock.time = time
         bench.add(b"a")
@@ -135,7 +137,7 @@ def test_chunks_have_the_current_time_after_the_clock_was_ahead(bench: Bench) ->
 
 
 def test_a_timestamp_finds_the_first_chunk_that_is_not_older(bench: Bench) -> None:
-    """offset_at() returns the first offset of the first chunk that is not older than the timestamp, or the end."""
+    """Reading a stream from a timestamp starts at the first chunk that is not older, or at the end if there is none."""
     for time in (1_000, 2_000, 3_000):
         bench.clock.time = time
         bench.add(b"a", b"b")
@@ -143,7 +145,9 @@ def test_a_timestamp_finds_the_first_chunk_that_is_not_older(bench: Bench) -> No
 
 
 def test_offsets_by_time_after_the_clock_was_ahead(bench: Bench) -> None:
-    """As in RabbitMQ, a time after the last chunk means the end, even if earlier chunks are from the future."""
+    """As in RabbitMQ, a timestamp later than the last chunk means the end of the stream, even if earlier chunks have
+    later timestamps.
+    """
     for time in (9_000, 1_000, 2_000):
         bench.clock.time = time
         bench.add(b"a", b"b")
@@ -151,7 +155,9 @@ def test_offsets_by_time_after_the_clock_was_ahead(bench: Bench) -> None:
 
 
 def test_offsets_by_time_in_segments_that_are_out_of_order(bench: Bench) -> None:
-    """The search starts in the last segment that begins before the time. Its first chunk that is not older is found."""
+    """If the clock was set back, a timestamp is looked up in the last segment that begins before it, and the first
+    chunk there that is not older is returned.
+    """
     bench.open(segment_bytes=70_000)
     for time in (1_000, 9_000, 2_000, 3_000, 8_000, 4_000):
         bench.clock.time = time
@@ -161,7 +167,7 @@ def test_offsets_by_time_in_segments_that_are_out_of_order(bench: Bench) -> None
 
 
 def test_old_segments_are_deleted_by_size_and_age(bench: Bench) -> None:
-    """Whole segments are deleted, never the last one, and a reader continues after them."""
+    """Retention by size and by age deletes whole old segments of a stream, and a reader continues after them."""
     log = bench.open(segment_bytes=1_000, max_bytes=2_500)
     bench.add(b"first")
     reader = StreamQueueReader(log, 0)
@@ -179,8 +185,8 @@ def test_old_segments_are_deleted_by_size_and_age(bench: Bench) -> None:
 
 
 def test_publishing_ids_and_stored_offsets_are_kept(on_disk: Bench) -> None:
-    """Publishing ids and stored offsets survive a restart and the deletion of their segments. As in RabbitMQ, an offset
-    before the first message is forgotten with the segment in which it was written.
+    """A stream's publishing ids and stored offsets survive a restart and the deletion of the segment in which they were
+    written. As in RabbitMQ, a stored offset that is before the first message is deleted with its segment.
     """
     log = on_disk.open(segment_bytes=500, max_bytes=500)
     log.append(simple_entry(b"a"), producer="p", publishing_id=7)
@@ -195,8 +201,8 @@ def test_publishing_ids_and_stored_offsets_are_kept(on_disk: Bench) -> None:
 
 
 def test_an_incomplete_chunk_at_the_end_is_set_aside(on_disk: Bench, tmp_path: Path) -> None:
-    """A chunk that was being written when the broker died is kept in another file, and the next chunk
-    takes its place.
+    """A chunk that is incomplete because the broker was killed is moved to another file, and the next chunk takes its
+    place.
     """
     on_disk.add(b"a", b"b")
     sound = segment_files(tmp_path)[0].stat().st_size
@@ -214,7 +220,7 @@ def test_an_incomplete_chunk_at_the_end_is_set_aside(on_disk: Bench, tmp_path: P
 
 
 def test_damage_in_the_middle_costs_one_chunk(on_disk: Bench, tmp_path: Path) -> None:
-    """In a segment that is not the last, the chunks after a damaged one are still read."""
+    """If a chunk in an older segment of a stream is damaged, only that chunk is lost, and later ones can be read."""
     on_disk.open(segment_bytes=600)
     for body in (b"a", b"b" * 300, b"c" * 300, b"d"):
         on_disk.add(body)
@@ -225,7 +231,7 @@ def test_damage_in_the_middle_costs_one_chunk(on_disk: Bench, tmp_path: Path) ->
 
 
 def test_a_failed_write_is_repeated_in_order(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An entry that could not be written is written before later ones."""
+    """Stream entries whose write failed are written again, before later entries."""
     log = bench.log
     log.append(simple_entry(b"a"))
     log.prepare()
@@ -238,7 +244,7 @@ def test_a_failed_write_is_repeated_in_order(bench: Bench, monkeypatch: pytest.M
 
 
 def test_deleting_a_log_tells_its_readers(bench: Bench, tmp_path: Path) -> None:
-    """When a stream's log is deleted, its readers are told, and no file is left."""
+    """When a stream is deleted, its readers are notified, and no file of it is left."""
     bench.add(b"a")
     told: list[bool] = []
     bench.log.watch(lambda: told.append(bench.log.deleted))

@@ -50,7 +50,9 @@ def new_stream() -> tuple[StreamQueue, HandClock]:
 def test_a_stream_returns_each_message_unchanged(
     messages: list[tuple[bytes | None, bytes | None, dict[str, object], str, bytes]],
 ) -> None:
-    """Whatever message was before it, each one has its own properties, id, routing key, and offset header."""
+    """Each message read from a stream has its own properties, id and routing key, and its offset in x-stream-offset,
+    whatever message came before it.
+    """
     stream, clock = new_stream()
     for message_id, content_type, headers, key, body in messages:
         properties = published(message_id, content_type, headers)
@@ -72,7 +74,9 @@ def test_a_stream_returns_each_message_unchanged(
 def test_truncated_entries_of_stream_clients_are_delivered(
     entries: list[tuple[bytes | None, str, bytes, bytes]],
 ) -> None:
-    """Entries of stream clients may be cut off or have more bytes behind the body; they are delivered all the same."""
+    """Stream entries that are cut off, or have additional bytes after the body, are delivered instead of raising an
+    error.
+    """
     stream, clock = new_stream()
     encoded = [encode(published(mid, None, None), body, "x", key) + more for mid, key, body, more in entries]
     encoded += [data[:-1] for data in encoded]

@@ -11,7 +11,7 @@ from mqtool.broker.embedded.model.users import Permissions, User
 
 
 def test_the_cache_of_permissions_is_bounded() -> None:
-    """A client that uses new names all the time does not fill the memory."""
+    """A client that uses 3,000 different names leaves at most 1,000 of them in the broker's cache of permissions."""
 
     async def known() -> int:
         broker = Broker(Ledger())
@@ -46,13 +46,13 @@ def authenticate(name: str, password: str, from_loopback: bool) -> bool:
     ],
 )
 def test_guest_may_log_in_only_from_loopback(name: str, password: str, from_loopback: bool, allowed: bool) -> None:
-    """guest is refused from other machines, and everybody with a wrong or empty password."""
+    """The user guest may log in only from loopback, and nobody with a wrong or empty password."""
     assert authenticate(name, password, from_loopback) is allowed
 
 
 def test_permission_patterns_are_regular_expressions() -> None:
-    """A permission is granted if its pattern is found anywhere in the name. An empty pattern grants nothing. For the
-    default exchange, the name is `amq.default`.
+    """A permission is granted if its regular expression is found anywhere in the name, which is `amq.default` for the
+    default exchange. An empty pattern grants nothing.
     """
     permissions = Permissions(configure="^a$", write="default", read="")
     assert permissions.allow("configure", "a")
