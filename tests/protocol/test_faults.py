@@ -247,8 +247,8 @@ def test_close_channels_and_connections_send_the_given_code(vhost: Vhost, raw: R
 def test_restart_keeps_what_is_durable(
     vhost: Vhost, connect: Callable[..., BlockingChannel], keep_transient: bool
 ) -> None:
-    """After the fault restart, durable queues and quorum queues are there at the same port; transient objects and
-    messages are kept only with keep_transient.
+    """After the fault restart, durable queues are there at the same port; transient queues and exchanges are kept only
+    with keep_transient.
     """
     channel = connect()
     channel.queue_declare("durable", durable=True)

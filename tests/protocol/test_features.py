@@ -271,7 +271,9 @@ REFUSED: dict[str, Callable[[RawClient], None]] = {
 
 
 def test_methods_that_are_not_implemented_close_the_connection(api: Api, vhost: str, amqp_url: str) -> None:
-    """Each method that the reference's table calls unsupported closes the connection with 540 NOT_IMPLEMENTED."""
+    """Each method, flag or value that the reference's table calls unsupported closes the connection with 540
+    NOT_IMPLEMENTED.
+    """
     for kind in ("quorum", "stream"):
         api("PUT", f"queues/{vhost}/{kind}", {"durable": True, "arguments": {"x-queue-type": kind}})
     rows = table("Methods of AMQP 0-9-1", 1)
