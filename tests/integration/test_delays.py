@@ -76,7 +76,7 @@ def test_no_delayed_message_is_early_or_lost(channel: Channel, publish: Publish,
 
 
 def test_messages_arrive_in_the_order_of_their_due_times(channel: Channel, publish: Publish) -> None:
-    """Three messages arrive in the order in which they are due, not in the order in which they were sent."""
+    """Three delayed messages arrive in the order in which they are due, not in the order in which they were sent."""
     queue = channel.declare(CLASSIC)
     publish([Message(b"third", delay=4), Message(b"second", delay=2), Message(b"first", delay=0.01)], queue)
     assert [delivery.body for delivery in received(channel, queue, 3)] == [b"first", b"second", b"third"]

@@ -52,7 +52,9 @@ EVERY_PROPERTY: dict[str, Any] = {
 def test_messages_encoded_by_mqtool_equal_those_of_pika(
     broker: TestBroker, size: int, properties: dict[str, Any]
 ) -> None:
-    """A message arrives with the same body, properties, headers and types as one published through pika."""
+    """A message published by mqtool arrives with the same body, properties, headers and types as one
+    published by pika.
+    """
     body = bytes(number % 251 for number in range(size))
     bare = pika.BlockingConnection(pika.URLParameters(broker.url))
     channel = bare.channel()
@@ -136,7 +138,7 @@ def test_pika_does_not_write_messages_or_decode_confirms(broker: TestBroker, mon
 
 
 def test_mandatory_reports_exactly_the_unroutable_messages(connection: Connection) -> None:
-    """Between routable messages, each unroutable one is reported as returned, with the broker's reason."""
+    """Among mandatory messages, exactly the unroutable ones are reported as returned, with the broker's reason."""
     channel = connection.channel(mandatory=True)
     channel.declare(QUEUE)
     messages = [Message(b"%d" % number, QUEUE.name if number % 3 else "nowhere") for number in range(9)]

@@ -157,8 +157,8 @@ def test_a_consumer_survives_cut_connections(proxy: Proxy, channel: Channel) -> 
 
 
 def test_an_rpc_server_survives_cut_connections(broker: TestBroker, proxy: Proxy, channel: Channel) -> None:
-    """An RPC server publishes the reply before it acknowledges the request, so each request is answered in spite of
-    cuts.
+    """An RPC server publishes the reply before it acknowledges the request, so each request is answered even if the
+    connection is cut.
     """
     queue = channel.declare(Queue("requests", durable=True))
     bodies = [b"%d" % number for number in range(1_000)]

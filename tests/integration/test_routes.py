@@ -128,7 +128,9 @@ def test_route_agrees_with_the_broker(broker: TestBroker, channel: BlockingChann
 
 
 def test_dead_letters_go_where_route_says(broker: TestBroker, channel: BlockingChannel) -> None:
-    """`route` follows dead letters from queue to queue, with their own or a new routing key, until they are lost."""
+    """`route` names the queues in which a message's dead letters arrive, with their own or a new routing key, and says
+    where they are lost.
+    """
     to_dlx = {"x-dead-letter-exchange": "dlx"}
     channel.exchange_declare("x", "topic")
     channel.exchange_declare("dlx", "direct")

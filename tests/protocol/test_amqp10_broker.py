@@ -68,7 +68,9 @@ def test_a_broker_like_3_10_answers_amqp_1_0_with_its_own_header() -> None:
 
 
 def test_accepted_messages_survive_a_crash(tmp_path: Path) -> None:
-    """After kill -9 while a client publishes over AMQP 1.0, every accepted message is in the queue."""
+    """If the broker is killed while a client publishes over AMQP 1.0, every accepted message is in the queue after a
+    restart.
+    """
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--like", "4.3") as process:
         with contextlib.closing(pika.BlockingConnection(pika.URLParameters(process.url))) as connection:
             connection.channel().queue_declare("q", durable=True, arguments={"x-queue-type": "quorum"})
@@ -114,8 +116,8 @@ def test_an_alarm_closes_the_window_but_not_the_connection(broker: EmbeddedBroke
 
 
 def test_more_than_a_window_during_an_alarm_ends_the_session(broker: EmbeddedBroker, queue: str) -> None:
-    """During a resource alarm, a client that sends more transfers than its session's window allows has the session
-    ended.
+    """During a resource alarm, the broker ends the session of a client that sends more transfers than the session's
+    window allows.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue, handle=0)
@@ -147,7 +149,9 @@ def test_faults_apply_to_amqp_1_0_connections(broker: EmbeddedBroker, queue: str
 
 
 def test_the_fault_lose_acks_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: str) -> None:
-    """With the fault lose_acks, a settlement is ignored and the message is delivered again."""
+    """With the embedded broker's fault lose_acks, a receiver's settlement is ignored and the message is delivered
+    again.
+    """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue, handle=1)
     assert client.published(0, handle=1).descriptor == ACCEPTED
@@ -193,7 +197,7 @@ def test_the_management_api_closes_an_amqp_1_0_connection(broker: EmbeddedBroker
 
 
 def test_an_aborted_transfer_is_discarded(broker: EmbeddedBroker, queue: str) -> None:
-    """After a sender aborts a transfer, the broker accepts its next message."""
+    """An aborted transfer leaves its link usable: the broker accepts the sender's next message."""
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
     client.publish(0, bytes(50_000), more=True)

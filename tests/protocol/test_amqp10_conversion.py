@@ -370,7 +370,9 @@ def test_a_stream_is_filtered_by_sql_and_properties(
 def test_the_management_api_lists_amqp_1_0_connections(
     broker: TestBroker, api: Api, channel: BlockingChannel, take: Take, client: RawAmqp10
 ) -> None:
-    """Connections, sessions and consumers of AMQP 1.0 have the fields that RabbitMQ gives them."""
+    """The management API lists connections, sessions and consumers of AMQP 1.0 with the fields that RabbitMQ gives
+    them.
+    """
     channel.queue_declare("q", durable=True)
     client.attach_sender("/queues/q", handle=5)
     client.attach_receiver("/queues/q", handle=6, credit=3)

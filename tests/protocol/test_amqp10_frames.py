@@ -192,7 +192,7 @@ def test_a_refused_open_closes_the_connection(amqp_url: str, fields: tuple[Any, 
 
 
 def test_a_user_without_access_to_the_vhost_is_refused(broker: TestBroker, ann: str) -> None:
-    """If the user has no permissions in the virtual host, open closes the connection."""
+    """An AMQP 1.0 client whose user has no permissions in the virtual host is disconnected when it sends open."""
     parts = broker.url.split("@")[-1]
     client = RawAmqp10(f"amqp://{ann}:secret@{parts}", opened=False)
     client.log_in()
@@ -270,7 +270,7 @@ def test_an_unknown_performative_closes_the_connection(amqp_url: str, body: byte
 def test_invalid_handles_end_the_session(
     broker: TestBroker, client: RawAmqp10, frame: tuple[Any, ...], error: tuple[str, str]
 ) -> None:
-    """A frame with an unknown or excessive link handle ends the session with RabbitMQ's error."""
+    """A frame with a link handle that is unknown or above the maximum ends the session with RabbitMQ's error."""
     client.send(*frame)
     assert client.ended() == error
     if broker.kind != "rabbitmq" or broker.differs_since("4.2", "until then, its channel may not be free yet"):
@@ -374,7 +374,9 @@ V1 = ["q", "/queue/q", "/topic/t", "/amq/queue/q"]
 def test_addresses_of_version_1_are_refused(
     request: pytest.FixtureRequest, broker: TestBroker, client: RawAmqp10, address: str, role: bool
 ) -> None:
-    """Addresses in RabbitMQ's old format are refused, as in RabbitMQ 4.3; earlier releases permit them by default."""
+    """AMQP 1.0 addresses in RabbitMQ's old format (version 1) are refused, as in RabbitMQ 4.3; earlier releases permit
+    them by default.
+    """
     if broker.kind == "rabbitmq" and not broker.differs_since("4.3", ""):
         pytest.skip("permitted here")
     client.attach(role, address)
@@ -396,7 +398,9 @@ UNSUPPORTED = {
 
 @pytest.mark.parametrize("case", UNSUPPORTED)
 def test_unsupported_link_settings_are_refused(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
-    """Settle modes, outcomes and targets that RabbitMQ does not have are refused with amqp:not-implemented."""
+    """A link with a settle mode, outcome or target that RabbitMQ does not support is refused with
+    amqp:not-implemented.
+    """
     (sending, receiving), given, text = UNSUPPORTED[case]
     source = described(SOURCE, *[None] * 9, given["outcomes"]) if "outcomes" in given else described(SOURCE)
     target = given.get("target", described(TARGET, queue))
@@ -538,7 +542,7 @@ LINK_ERRORS: dict[str, tuple[UInt8 | None, list[tuple[Any, ...]], str, str]] = {
 
 @pytest.mark.parametrize("case", LINK_ERRORS)
 def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
-    """Transfers with a missing or changed delivery id or settlement detach the link with RabbitMQ's error."""
+    """A transfer with a missing or changed delivery id or settlement detaches its link with RabbitMQ's error."""
     mode, transfers, condition, text = LINK_ERRORS[case]
     client.attach_sender(queue, mode=mode)
     for fields in transfers:
@@ -659,7 +663,9 @@ def test_a_receiver_gets_as_many_messages_as_its_credit(
 def test_a_receiver_can_ask_for_settled_messages(
     client: RawAmqp10, queue: str, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
-    """With settle mode "settled", a delivered message is removed from the queue at once."""
+    """If a receiver attaches with the snd-settle-mode settled, a delivered message is removed from the
+    queue at once.
+    """
     channel.basic_publish("", "q", b"1")
     assert client.attach_receiver(queue, mode=SETTLED).field(3) == SETTLED
     got = client.expect(TRANSFER)
@@ -680,7 +686,7 @@ def test_an_unsettled_disposition_is_settled_by_the_broker(
 
 
 def test_a_released_message_is_delivered_again(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """After the outcome released, the message is delivered again with first-acquirer false."""
+    """A message that a receiver releases is delivered again with first-acquirer false."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     first = client.expect(TRANSFER).message.header
@@ -812,7 +818,9 @@ def test_annotations_of_modified_that_are_not_valid_lose_no_message(
 
 
 def test_drain_uses_up_the_credit(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """With drain, the broker sends the messages it has and a flow with credit 0; new credit works as usual."""
+    """With drain, the broker sends the messages that it has and a flow with credit 0; after new credit, it sends later
+    messages.
+    """
     channel.confirm_delivery()
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue, credit=0)
@@ -861,9 +869,7 @@ def test_the_session_window_holds_deliveries_back(amqp_url: str, queue: str, cha
 def test_a_message_larger_than_the_clients_maximum_ends_the_session(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """A message larger than the client's maximum ends the session with an error that names the link's maximum message
-    size.
-    """
+    """A message larger than the receiver's max-message-size ends the session with amqp:link:message-size-exceeded."""
     channel.basic_publish("", "q", b"x" * 1000)
     client.attach_receiver(queue, rest=(ULong(500),))
     condition, text = client.ended() or ("", "")
@@ -896,7 +902,9 @@ def test_unsettled_messages_are_requeued_when_the_link_is_detached(
 def test_unsettled_messages_are_requeued_when_the_client_leaves(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, how: str
 ) -> None:
-    """After end, close or a cut connection, the unsettled messages of a receiver are delivered to others."""
+    """If a receiver's session or connection is closed, or its connection is cut, its unsettled messages are delivered
+    to others.
+    """
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     client.expect(TRANSFER)

@@ -113,7 +113,9 @@ def channel_properties() -> object:
 def test_single_active_receivers_are_told_which_one_is_active(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """Flow properties say which receiver of a single-active-consumer queue is active, and when that changes."""
+    """The receivers of a single-active-consumer queue get flows whose property rabbitmq:active says whether they are
+    active, also when that changes.
+    """
     if not broker.differs_since("4.3", "consumers of quorum queues are told"):
         pytest.skip("from 4.3 on")
     channel.queue_declare("sac", durable=True, arguments={"x-queue-type": "quorum", "x-single-active-consumer": True})
@@ -192,7 +194,7 @@ def test_dispositions_of_unknown_deliveries_are_ignored(
 def test_the_delivery_count_of_a_message_that_failed(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel, kind: str
 ) -> None:
-    """A message released with `modified` and delivery-failed counts a delivery in quorum queues, from 4.3 on also in
+    """The outcome modified with delivery-failed raises a message's delivery count in quorum queues, from 4.3 on also in
     classic ones.
     """
     channel.queue_declare("failing", durable=True, arguments={"x-queue-type": kind})

@@ -77,7 +77,7 @@ def test_a_message_that_cannot_be_dead_lettered_is_kept(
 
 
 def test_a_delayed_message_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a delayed message cannot be published, the others are delivered when they are due."""
+    """If publishing a delayed message fails inside the broker, the other ones are still delivered when they are due."""
     enqueue = VirtualHost.enqueue
 
     def fail(vhost: VirtualHost, routing: Routing) -> Any:

@@ -92,8 +92,8 @@ def test_consumers_take_turns(channel: BlockingChannel, take: Take) -> None:
 
 
 def test_the_consumer_with_the_higher_priority_is_served_first(channel: BlockingChannel, take: Take) -> None:
-    """The consumer with the higher priority gets messages up to its prefetch; another one gets only the messages beyond
-    it.
+    """The consumer with the highest x-priority gets messages up to its prefetch; another one gets only the messages
+    beyond that.
     """
     channel.queue_declare("q")
     channel.basic_qos(prefetch_count=2)

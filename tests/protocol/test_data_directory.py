@@ -94,8 +94,8 @@ def test_deleting_a_vhost_deletes_its_bindings_and_policies(process: BrokerProce
 
 
 def test_names_are_stored_as_bytes(tmp_path: Path) -> None:
-    """Names that are not UTF-8, their escaped forms, and names with NUL stay different queues and bindings after a
-    restart.
+    """Queues and bindings whose names are not UTF-8, look like an escaped form of such a name, or contain NUL stay
+    distinct after a restart.
     """
     names = ("q\udcff", "q\\udcff", "q\\xff")
     bindings = [("d", "k\0x"), ("d\0k", "x")]

@@ -150,7 +150,7 @@ def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: Blockin
 
 
 def test_messages_deleted_by_reset_do_not_return_after_a_restart(tmp_path: Path) -> None:
-    """After reset() and a restart, the stream continues at the next offset with new messages only."""
+    """After reset() and a restart, a stream continues at the next offset with new messages only."""
 
     def publish(broker: EmbeddedBroker, body: bytes) -> None:
         with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:

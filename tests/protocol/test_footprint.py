@@ -44,7 +44,9 @@ def memory(broker: EmbeddedBroker) -> int:
 
 
 def test_headers_of_messages_count_as_memory(broker: EmbeddedBroker, channel: Any) -> None:
-    """Headers of AMQP 0-9-1 and annotations of AMQP 1.0 count as memory until their messages are removed."""
+    """Headers of AMQP 0-9-1 messages and application properties of AMQP 1.0 messages count as the broker's memory until
+    the messages are removed.
+    """
     channel.queue_declare("q", durable=True)
     before = memory(broker)
     for _ in range(50):
@@ -81,7 +83,7 @@ def annotated(size: int, name: str = "x-opt-a") -> Any:
 
 
 def test_annotations_of_modified_count_as_memory(broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any) -> None:
-    """Annotations that a receiver adds with modified count as memory until the messages are removed."""
+    """Annotations that a receiver adds with modified count as the broker's memory until the messages are removed."""
     before = memory(broker)
     quorum.settle(0, annotated(20_000), 49, settled=False)
     while quorum.receive().code == FLOW:

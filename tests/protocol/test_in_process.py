@@ -63,7 +63,9 @@ def test_importing_the_broker_loads_no_heavy_library() -> None:
 
 
 def test_published_finds_messages_by_exchange_key_and_queue(vhost: Vhost, channel: BlockingChannel) -> None:
-    """vhost.published() returns messages with all their properties, and vhost.unrouted those that no queue got."""
+    """vhost.published() finds messages by exchange, routing key or queue, with all their properties; vhost.unrouted
+    lists those that no queue got.
+    """
     channel.queue_bind("jobs", "amq.topic", "order.*")
     properties = BasicProperties(content_type="application/json", headers={"try": 1}, message_id="m1", priority=3)
     channel.basic_publish("amq.topic", "order.new", json.dumps({"id": 7}), properties)

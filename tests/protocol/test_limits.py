@@ -126,7 +126,9 @@ def test_global_parameters_store_any_value(api: Api) -> None:
 
 
 def test_a_user_may_close_only_its_own_connections(api: Api, vhost: str, ann: str, connect: Connect) -> None:
-    """An administrator can close all connections of a user over HTTP; another user without that tag cannot."""
+    """A user without the tag administrator cannot close another user's connections over HTTP; an administrator can
+    close all of them.
+    """
     bob = f"bob-{uuid.uuid4().hex[:8]}"
     api("PUT", f"users/{bob}", {"password": "secret", "tags": "management"})
     name, connection = urlsplit(ann).username, connect(ann)

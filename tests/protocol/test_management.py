@@ -35,7 +35,9 @@ def eventually(api: Api, path: str, **wanted: Any) -> dict[str, Any]:
 
 
 def test_a_stream_reader_is_listed_as_a_consumer(api: Api, vhost: str, client: RawStream, stream: str) -> None:
-    """A reader over the stream protocol is listed with its properties, such as the name for its stored offset."""
+    """The management API lists a reader over the stream protocol as a consumer, with its properties,
+    such as its name.
+    """
     client.subscribe(7, stream, name="me")
     where = f"queues/{vhost}/{stream}"
 

@@ -107,7 +107,7 @@ def test_events_name_a_consumer_as_the_management_api_does(broker: EmbeddedBroke
 
 
 def test_events_name_the_exchanges_that_a_message_passes(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event published lists each path through bound exchanges, and through an alternate exchange."""
+    """The event published lists each path that a message takes through bound exchanges or an alternate exchange."""
     channel.exchange_declare("rest", "fanout")
     channel.exchange_declare("first", "direct", arguments={"alternate-exchange": "rest"})
     channel.exchange_declare("second", "fanout")

@@ -166,8 +166,8 @@ def test_a_transaction_publishes_when_it_is_committed(channel: BlockingChannel, 
 def test_messages_of_a_transaction_are_routed_when_published(
     channel: BlockingChannel, connection: pika.BlockingConnection
 ) -> None:
-    """A message in a transaction is routed by the bindings at the time of publishing: a queue bound before the commit
-    does not get it, and one deleted before the commit does not matter.
+    """A message in a transaction is routed when it is published: a queue bound before the commit does not get it, and
+    one deleted before the commit does not keep the others from getting it.
     """
     for queue in ("early", "late", "deleted"):
         channel.queue_declare(queue)

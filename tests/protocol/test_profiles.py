@@ -127,8 +127,8 @@ def test_delivery_counts_depend_on_the_version(
 def test_a_delivery_limit_of_minus_1_is_unlimited(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """In a quorum queue without a delivery limit, a returned message is requeued behind the others up to 4.2, and
-    before them from 4.3 on.
+    """A quorum queue with an x-delivery-limit of -1, which means no limit, requeues a returned message behind the
+    others up to 4.2, and before them from 4.3 on.
     """
     limit = {"x-delivery-limit": -1} if broker.differs_since("4.0", "there is a limit") else {}
     queue = quorum(body=b"1", **limit)
@@ -170,8 +170,8 @@ def test_a_quorum_queue_with_x_max_priority_is_refused(broker: TestBroker, chann
 def test_an_x_death_of_a_publisher_counts_only_before_4_0(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
-    """Up to 3.13, an x-death header set by a publisher is counted further. From 4.0 on it is not, and dead letters have
-    x-last-death headers.
+    """Up to 3.13, the broker continues the count in an x-death header that a publisher sets. From 4.0 on, it starts at
+    1, and dead letters have x-last-death headers.
     """
     channel.queue_declare("dead", durable=True)
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
@@ -283,7 +283,9 @@ def test_policy_keys_depend_on_the_version(broker: TestBroker, api: Api, vhost: 
 def test_refusals_name_the_permission_from_4_0_on(
     broker: TestBroker, connect: Callable[..., pika.BlockingConnection], api: Api, vhost: str, amqp_url: str
 ) -> None:
-    """From 4.0 on, a refusal says which permission is missing; from 4.3 on, a passive declaration needs one, too."""
+    """From 4.0 on, the error of a refused operation names the missing permission; from 4.3 on, a passive queue.declare
+    needs the configure permission.
+    """
     user = f"ann-{vhost}"
     api("PUT", f"users/{user}", {"password": "secret", "tags": ""})
     api("PUT", f"permissions/{vhost}/{user}", {"configure": "", "write": "", "read": ""})

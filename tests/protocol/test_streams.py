@@ -52,8 +52,8 @@ class Reader:
 
 
 def test_each_stream_reader_gets_every_message(channel: BlockingChannel, take: Take) -> None:
-    """Each reader gets all messages in order, with x-stream-offset among the headers and the properties
-    as published.
+    """Each reader of a stream gets all messages in order, with the properties as published and x-stream-offset among
+    the headers.
     """
     channel.queue_bind("s", "amq.topic", "a.#")
     properties = BasicProperties(
