@@ -21,8 +21,8 @@ FULL = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-max-leng
 def test_a_message_rejected_right_after_a_reconnection_is_republished(
     monkeypatch: pytest.MonkeyPatch, reason: str, *, again: bool
 ) -> None:
-    """After a reconnection, a rejection because the queue is unavailable is retried; one because it is
-    full is final.
+    """Over AMQP 1.0, a message rejected right after a reconnection is republished if the queue was unavailable, but not
+    if it was full.
     """
     rejected, notices = 0, list[str]()
 

@@ -44,7 +44,9 @@ COUNTS = [
 @pytest.mark.parametrize(("count", "settings"), COUNTS, ids=str)
 @pytest.mark.sampled(6)
 def test_a_count_takes_exactly_that_many(broker: TestBroker, count: int, settings: dict[str, int]) -> None:
-    """With a count, no further message is even delivered: the others are not marked as redelivered."""
+    """A consumer with a count of N receives the first N messages; the others stay in the queue and are not marked as
+    redelivered.
+    """
     bodies = fill(broker, 700)
 
     with Connection(parse_addresses(broker.url)) as connection:
@@ -56,7 +58,9 @@ def test_a_count_takes_exactly_that_many(broker: TestBroker, count: int, setting
 
 
 def test_a_count_larger_than_the_queue_acknowledges_what_it_has_taken(broker: TestBroker) -> None:
-    """If the queue has fewer messages than the count, those that were taken are acknowledged while it waits."""
+    """If a queue has fewer messages than the consumer's count, the consumer times out, and all messages that it
+    received are acknowledged.
+    """
     fill(broker, 400)
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
@@ -67,7 +71,9 @@ def test_a_count_larger_than_the_queue_acknowledges_what_it_has_taken(broker: Te
 
 
 def test_a_delivery_is_acknowledged_when_the_next_is_asked_for(broker: TestBroker) -> None:
-    """A caller that stops iterating returns its last delivery and all later ones to the queue, in order."""
+    """A delivery is acknowledged when the caller asks for the next one. A caller that stops iterating requeues its last
+    delivery and all later ones, in order.
+    """
     bodies = fill(broker, 10)
     with Connection(parse_addresses(broker.url)) as connection:
         for delivery in connection.channel().consume(QUORUM):
@@ -89,7 +95,9 @@ def test_a_deleted_queue_ends_consuming_with_an_error_that_names_it(broker: Test
 
 
 def test_timeouts_end_consuming(broker: TestBroker) -> None:
-    """A timeout raises TimedOut; an idle timeout without a count ends the iteration normally."""
+    """Consuming raises TimedOut after its total timeout, and ends without an error after its idle timeout if no count
+    was given.
+    """
     fill(broker, 1)
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
@@ -99,8 +107,8 @@ def test_timeouts_end_consuming(broker: TestBroker) -> None:
 
 
 def test_repeated_receive_into_head_does_not_reach_the_delivery_limit(broker: TestBroker) -> None:
-    """`receive | head -n 1`, thirty times: prefetched messages are returned without being dropped at
-    the limit of 20.
+    """Thirty consumers that take one message each, like `receive | head -n 1`, get all thirty: no prefetched message is
+    dropped by the queue's delivery limit of 20.
     """
     queue = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 20})
     bodies = fill(broker, 30, queue)
@@ -116,7 +124,9 @@ def test_repeated_receive_into_head_does_not_reach_the_delivery_limit(broker: Te
 
 @fast_path
 def test_deliveries_are_read_in_large_pieces(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, pika has changed beneath pika_private.py: receiving still works, but is slow."""
+    """A consumer reads more than 4096 bytes at a time, and mqtool decodes the deliveries instead of pika. If not, pika
+    has changed, and receiving is slow.
+    """
     pieces, receive = [], FrameReader.receive
     monkeypatch.setattr(
         FrameReader, "receive", lambda reader, data: (pieces.append(len(data)), receive(reader, data))[1]
@@ -133,7 +143,7 @@ def test_deliveries_are_read_in_large_pieces(broker: TestBroker, monkeypatch: py
 
 
 def test_heartbeats_count_as_received_bytes(broker: TestBroker) -> None:
-    """pika drops a connection on which it counts no bytes, so an idle consumer must count the broker's heartbeats."""
+    """The broker's heartbeats count as received bytes, so that pika does not close an idle connection."""
     with Connection(parse_addresses(f"{broker.url}?heartbeat=1")) as connection:
         pika = connection._pika
         assert pika is not None

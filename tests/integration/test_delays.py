@@ -76,7 +76,7 @@ def test_no_delayed_message_is_early_or_lost(channel: Channel, publish: Publish,
 
 
 def test_messages_arrive_in_the_order_of_their_due_times(channel: Channel, publish: Publish) -> None:
-    """Three messages arrive in the order in which they are due, not in the order in which they were sent."""
+    """Three delayed messages arrive in the order in which they are due, not in the order in which they were sent."""
     queue = channel.declare(CLASSIC)
     publish([Message(b"third", delay=4), Message(b"second", delay=2), Message(b"first", delay=0.01)], queue)
     assert [delivery.body for delivery in received(channel, queue, 3)] == [b"first", b"second", b"third"]
@@ -105,7 +105,9 @@ def test_a_message_with_a_due_time_arrives_then(channel: Channel, publish: Publi
 
 
 def test_delayed_messages_keep_body_id_properties_and_headers(channel: Channel, publish: Publish) -> None:
-    """A delayed message arrives as it was sent, except that it is persistent, since it may wait for long."""
+    """A delayed message keeps its body, message id, properties and headers, except that it becomes persistent, since it
+    may wait for a long time.
+    """
     queue = channel.declare(CLASSIC)
     headers = {"n": 1, "nested": {"x": [1, 2]}}
     properties = {"content_type": "text/plain", "priority": 3, "correlation_id": "c", "headers": headers}
@@ -162,7 +164,7 @@ def test_delayed_messages_are_routed_as_usual_when_due(
 
 
 def test_a_delayed_messages_own_exchange_and_key_win(channel: Channel, publish: Publish) -> None:
-    """The exchange and routing key of a message override those of the command."""
+    """The exchange and routing key that a delayed message names override the publisher's defaults."""
     channel.declare(Exchange("other", "direct"))
     queue = channel.declare(CLASSIC)
     elsewhere = channel.declare(Queue("elsewhere", durable=True))
@@ -184,7 +186,9 @@ def test_a_delayed_messages_own_exchange_and_key_win(channel: Channel, publish: 
 def test_delayed_messages_without_a_queue_are_dropped_when_due(
     channel: Channel, publish: Publish, durable: bool
 ) -> None:
-    """As without a delay, a message is dropped if no queue is bound when it is due; later messages are not blocked."""
+    """A delayed message is dropped if no queue is bound to its exchange when it is due; later messages are still
+    delivered.
+    """
     logs = channel.declare(Exchange("logs", "fanout", durable=durable))
     marker = channel.declare(CLASSIC)
     publish([*(Message(b"before", delay=0.02) for _ in range(100)), Message(b"", "c", "", delay=0.5)], logs)
@@ -228,13 +232,15 @@ def test_a_message_that_has_been_delayed_before_can_be_delayed_again(channel: Ch
 
 @pytest.mark.parametrize("copies", ["CC", "BCC"])
 def test_delayed_messages_with_cc_or_bcc_are_refused(channel: Channel, publish: Publish, copies: str) -> None:
-    """Copies would not be delayed or would be lost, so publishing raises BadData."""
+    """Publishing a delayed message with a CC or BCC header raises BadData, because its copies would not be delayed or
+    would be lost.
+    """
     with pytest.raises(BadData, match="CC"):
         publish([Message(b"", properties={"headers": {copies: ["c"]}}, delay=1)], channel.declare(CLASSIC))
 
 
 def test_a_receipt_of_a_delayed_message_names_the_original(channel: Channel, publish: Publish) -> None:
-    """The receipt has the message as the caller passed it, with the time at which it is due."""
+    """The receipt of a delayed message identifies the message that the caller passed, and says when it is due."""
     [receipt] = publish([Message(b"x", message_id="m", delay=HOUR)], channel.declare(CLASSIC))
     seen = original(receipt.message)
     assert (seen.body, seen.message_id, seen.routing_key, seen.exchange) == (b"x", "m", None, None)
@@ -242,8 +248,8 @@ def test_a_receipt_of_a_delayed_message_names_the_original(channel: Channel, pub
 
 
 def test_wait_queues_do_not_expire_before_their_messages(broker: TestBroker, connection: Connection) -> None:
-    """The x-expires of a wait queue is longer than its TTL, and its exchange is deleted with it. A wait queue is a
-    quorum queue if its messages can reach one.
+    """A wait queue for delayed messages has an x-expires longer than its x-message-ttl, and its exchange is
+    auto-delete. The queue is a quorum queue if its messages can reach a quorum queue.
     """
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]

@@ -18,7 +18,9 @@ QUEUE = Queue("lessons", durable=True)
 
 
 def test_the_delayed_exchange_of_the_tutorial_delays_by_x_delay(connection: Connection) -> None:
-    """Messages with shorter delays arrive first; one without a delay arrives at once."""
+    """Through the tutorial's x-delayed-message exchange, messages arrive in the order of their delays, and one without
+    a delay arrives first.
+    """
     channel = connection.channel()
     if not has_plugin(channel, DELAY_EXCHANGE):
         pytest.skip("this broker has no delayed message plugin")
@@ -44,7 +46,9 @@ def test_the_tutorial_delays_messages_without_the_plugin(connection: Connection)
 
 
 def test_asynchronous_confirms_are_matched_to_their_messages(connection: Connection) -> None:
-    """Sequence numbers count from 1, and the messages that a full queue rejects are found by their numbers."""
+    """The tutorial's asynchronous publisher numbers messages from 1, and finds those that a full queue rejected by
+    their numbers.
+    """
     channel = connection.channel()
     full = channel.declare(Queue(exclusive=True, arguments={"x-max-length": 5, "x-overflow": "reject-publish"}))
     refused: list[Message] = []
@@ -57,7 +61,9 @@ def test_asynchronous_confirms_are_matched_to_their_messages(connection: Connect
 
 @pytest.mark.parametrize("reply_queue", [PRIVATE_QUEUE, rpc.DIRECT_REPLY_TO], ids=["queue", "direct"])
 def test_replies_are_matched_to_their_requests(connection: Connection, reply_queue: Queue) -> None:
-    """Replies are matched in whatever order they arrive, unknown ones are ignored, and in_order() sorts them."""
+    """An RPC client matches replies to requests in whatever order they arrive, and ignores unknown replies. in_order()
+    returns the replies in the order of the requests.
+    """
     channel = connection.channel()
     queue = channel.declare(Queue("requests", durable=True))
     with ThreadPoolExecutor() as pool, connection.beside() as beside:
@@ -83,7 +89,7 @@ def test_replies_are_matched_to_their_requests(connection: Connection, reply_que
 def test_a_reply_larger_than_the_publishers_window_is_sent(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An RPC server sends a reply that exceeds the window of unconfirmed bytes, and then the next one."""
+    """An RPC server sends a reply larger than the publisher's limit of unconfirmed bytes, and then the next one."""
     monkeypatch.setattr(unconfirmed, "WINDOW_BYTES", 10)
     queue = connection.channel().declare(Queue("requests", durable=True))
     with ThreadPoolExecutor() as pool, connection.beside() as beside:
@@ -97,7 +103,9 @@ def test_a_reply_larger_than_the_publishers_window_is_sent(
 
 
 def test_a_missing_reply_is_a_missing_server_only_if_nobody_consumes(connection: Connection) -> None:
-    """If no reply arrives, the error says that no server consumes only if the request is still in the queue."""
+    """If no reply arrives, the RPC client's error says that no server consumes from the queue if a request is still in
+    it; otherwise it counts the missing replies.
+    """
 
     def no_replies() -> Iterator[tuple[int, Delivery]]:
         raise TimedOut("no message within 1 s")

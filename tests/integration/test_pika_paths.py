@@ -81,7 +81,7 @@ def run(*parts: str) -> str:
 
 
 def test_libraries_are_unchanged_after_mqtool_was_used() -> None:
-    """After a program used mqtool, or only called replay(), pika still behaves as without mqtool."""
+    """A program that has used mqtool, or only replay(), finds pika, rstream and typer unchanged."""
     assert run(LOOK, USE, COMPARE) == "rejected\n"
 
 
@@ -100,7 +100,9 @@ def test_a_missing_private_method_is_noticed(name: str, monkeypatch: pytest.Monk
 
 
 def test_another_pika_is_used_by_its_public_methods() -> None:
-    """With a pika whose private names differ, mqtool works. MQTOOL_PIKA=public runs all of these tests that way."""
+    """With a pika whose private names differ, mqtool publishes and consumes through pika's public methods alone.
+    MQTOOL_PIKA=public runs all tests in this directory that way.
+    """
     rename = """
     from pika.adapters.utils import io_services_utils
     from pika.connection import Connection

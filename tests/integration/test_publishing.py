@@ -52,7 +52,9 @@ EVERY_PROPERTY: dict[str, Any] = {
 def test_messages_encoded_by_mqtool_equal_those_of_pika(
     broker: TestBroker, size: int, properties: dict[str, Any]
 ) -> None:
-    """A message arrives with the same body, properties, headers and types as one published through pika."""
+    """A message published by mqtool arrives with the same body, properties, headers and types as one
+    published by pika.
+    """
     body = bytes(number % 251 for number in range(size))
     bare = pika.BlockingConnection(pika.URLParameters(broker.url))
     channel = bare.channel()
@@ -85,7 +87,7 @@ def test_a_floating_point_header_arrives(connection: Connection) -> None:
 
 
 def test_receipts_come_in_the_order_of_publishing(connection: Connection) -> None:
-    """With ten thousand messages in flight, each gets one receipt, in the order of publishing."""
+    """Each of ten thousand messages in flight gets one receipt, in the order of publishing."""
     channel = connection.channel()
     channel.declare(QUEUE)
     messages = [Message(str(number).encode()) for number in range(10_000)]
@@ -97,7 +99,9 @@ def test_receipts_come_in_the_order_of_publishing(connection: Connection) -> Non
 
 
 def test_publishing_goes_on_while_confirms_are_awaited(connection: Connection) -> None:
-    """While messages are not confirmed yet, the publisher sends the next ones, with or without a window."""
+    """A publisher sends further messages while earlier ones are unconfirmed, with the default window and with one of
+    1000 messages.
+    """
     channel = connection.channel()
     channel.declare(QUEUE)
     in_flight = []
@@ -120,7 +124,9 @@ def test_publishing_goes_on_while_confirms_are_awaited(connection: Connection) -
 
 @fast_path
 def test_pika_does_not_write_messages_or_decode_confirms(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, pika has changed beneath pika_private.py: publishing still works, but is slow."""
+    """mqtool itself, not pika, writes messages to the socket and decodes publisher confirms. If not, pika has changed,
+    and publishing is slow.
+    """
     done_by_pika = []
     for kind, name in ((_AsyncPlaintextTransport, "_on_socket_writable"), (pika.spec.Basic.Ack, "decode")):
         monkeypatch.setattr(kind, name, lambda *_, name=name: done_by_pika.append(name))
@@ -132,7 +138,7 @@ def test_pika_does_not_write_messages_or_decode_confirms(broker: TestBroker, mon
 
 
 def test_mandatory_reports_exactly_the_unroutable_messages(connection: Connection) -> None:
-    """Between routable messages, each unroutable one is reported as returned, with the broker's reason."""
+    """Among mandatory messages, exactly the unroutable ones are reported as returned, with the broker's reason."""
     channel = connection.channel(mandatory=True)
     channel.declare(QUEUE)
     messages = [Message(b"%d" % number, QUEUE.name if number % 3 else "nowhere") for number in range(9)]
@@ -145,7 +151,9 @@ def test_mandatory_reports_exactly_the_unroutable_messages(connection: Connectio
 
 
 def test_messages_that_a_full_queue_rejects_are_nacked(connection: Connection) -> None:
-    """A queue with reject-publish confirms what fits; all others are reported as nacked."""
+    """A queue with x-overflow reject-publish confirms the messages that fit into it; the publisher reports all others
+    as nacked.
+    """
     channel = connection.channel()
     full = channel.declare(Queue("full", durable=True, arguments={"x-max-length": 3, "x-overflow": "reject-publish"}))
 
@@ -161,7 +169,9 @@ def test_messages_that_a_full_queue_rejects_are_nacked(connection: Connection) -
 
 
 def test_bad_input_ends_publishing_after_what_came_before_is_confirmed(connection: Connection) -> None:
-    """If the input raises an error, the messages read before it are confirmed first."""
+    """If the input raises an error, publishing first confirms the messages read before it, and then
+    raises that error.
+    """
     channel = connection.channel()
     channel.declare(QUEUE)
 
@@ -177,8 +187,8 @@ def test_bad_input_ends_publishing_after_what_came_before_is_confirmed(connectio
 
 
 def test_a_batch_is_published_up_to_an_invalid_message(connection: Connection) -> None:
-    """Messages before the invalid one are confirmed and removed from the batch; the rest stays in it
-    for --failed-to.
+    """If a batch contains an invalid message, those before it are confirmed and publishing raises UsageError. The
+    invalid message and all later ones stay in the batch, for `--failed-to`.
     """
     channel = connection.channel()
     channel.declare(QUEUE)

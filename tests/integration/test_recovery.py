@@ -45,7 +45,9 @@ def notices() -> list[str]:
 def test_a_publisher_survives_cut_connections(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """With three cuts under full load, every message is confirmed and in the queue; duplicates have the same id."""
+    """If a publisher's connection is cut three times during 30,000 messages, every message is confirmed and is in the
+    queue; duplicates have the same message id.
+    """
     channel.declare(QUORUM)
 
     def source() -> Iterator[Message]:
@@ -102,8 +104,8 @@ def test_replay_into_a_test_survives_cut_connections(broker: TestBroker, proxy: 
 def test_a_message_nacked_right_after_a_reconnection_is_republished(
     broker: TestBroker, proxy: Proxy, channel: Channel
 ) -> None:
-    """A queue without a leader nacks, so a nack shortly after a reconnection is retried; any other nack is final. The
-    test uses a full queue, which nacks as well.
+    """A message nacked right after a reconnection is republished, because its queue may have had no leader yet; any
+    other nack is final. Here a full queue nacks.
     """
     full = Queue("full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
     channel.declare(full)
@@ -133,7 +135,9 @@ def test_a_message_nacked_right_after_a_reconnection_is_republished(
 
 
 def test_a_consumer_survives_cut_connections(proxy: Proxy, channel: Channel) -> None:
-    """After each cut, unacknowledged messages are redelivered and marked so; none is missing."""
+    """A consumer whose connection is cut twice receives every message; messages that it gets again are marked as
+    redelivered.
+    """
     channel.declare(QUORUM)
     for _ in channel.publish([Message(b"%d" % number) for number in range(5_000)], routing_key="q"):
         pass
@@ -153,8 +157,8 @@ def test_a_consumer_survives_cut_connections(proxy: Proxy, channel: Channel) -> 
 
 
 def test_an_rpc_server_survives_cut_connections(broker: TestBroker, proxy: Proxy, channel: Channel) -> None:
-    """An RPC server publishes the reply before it acknowledges the request, so each request is answered in spite of
-    cuts.
+    """An RPC server publishes the reply before it acknowledges the request, so each request is answered even if the
+    connection is cut.
     """
     queue = channel.declare(Queue("requests", durable=True))
     bodies = [b"%d" % number for number in range(1_000)]
@@ -186,8 +190,8 @@ def test_an_rpc_server_survives_cut_connections(broker: TestBroker, proxy: Proxy
 def test_an_rpc_client_whose_connection_is_lost_gets_its_replies(
     broker: TestBroker, proxy: Proxy, channel: Channel, reply_to: Queue
 ) -> None:
-    """The client's reply queue is deleted with its connection, so it sends its requests again, with a
-    new reply queue.
+    """An RPC client whose connection is cut loses its reply queue, so it sends its requests again with a new reply
+    queue and gets all replies.
     """
 
     def answer(request: Message) -> Message:
@@ -211,7 +215,7 @@ def test_an_rpc_client_whose_connection_is_lost_gets_its_replies(
 
 @on_any_broker
 def test_a_consumer_that_is_started_after_a_signal_ends(channel: Channel) -> None:
-    """If Ctrl-C arrives while the queue is being declared, consuming ends at once instead of waiting for messages."""
+    """If Ctrl-C stops a channel before consuming starts, consuming ends at once instead of waiting for messages."""
     queue = channel.declare(Queue("q", durable=True))
     channel.stop()
     assert list(channel.consume(queue, Receiving(timeout=30))) == []
@@ -220,8 +224,8 @@ def test_a_consumer_that_is_started_after_a_signal_ends(channel: Channel) -> Non
 def test_a_connection_closed_during_a_later_login_is_retried(
     proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """After a successful login, a connection that is closed during the handshake is retried, and does not count as
-    refused.
+    """Once a login has succeeded, the client retries a reconnection that is closed during the handshake, instead of
+    reporting a refused login.
     """
     channel.declare(QUORUM)
     proxy.break_early = 2
@@ -231,7 +235,9 @@ def test_a_connection_closed_during_a_later_login_is_retried(
 
 
 def test_a_private_queue_is_declared_and_bound_again(broker: TestBroker, proxy: Proxy, channel: Channel) -> None:
-    """A log receiver's private queue is deleted with its connection; the new one has the same bindings."""
+    """After a reconnection, a log receiver's private queue is declared again with the same bindings, and receives later
+    messages.
+    """
     logs = channel.declare(Exchange("logs", "direct"))
     queue = channel.declare(PRIVATE_QUEUE)
     channel.bind(queue, logs, "info")
@@ -258,7 +264,9 @@ def _bound_keys(broker: TestBroker) -> set[str]:
     ("reset", "said"), [(True, "connection reset by peer"), (False, "closed by the other end")], ids=["RST", "FIN"]
 )
 def test_without_reconnection_a_cut_is_an_error_at_once(amqp_vhost: Vhost, *, reset: bool, said: str) -> None:
-    """Without reconnection, a cut raises Unavailable, which says whether the connection was reset or closed."""
+    """If reconnection is disabled, a lost connection raises Unavailable, and the error says whether the connection was
+    reset or closed.
+    """
     with Connection(parse_addresses(amqp_vhost.url)) as connection:
         channel = connection.channel()
         queue = channel.declare(PRIVATE_QUEUE)
@@ -271,8 +279,8 @@ def test_without_reconnection_a_cut_is_an_error_at_once(amqp_vhost: Vhost, *, re
 def test_queues_and_exchanges_that_differ_are_noticed_once(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """An exchange and queues that exist with other settings are used, and noticed once, not again after
-    a reconnection.
+    """A queue or exchange that exists with other settings is used as it is. The client reports the difference once, and
+    not again after a reconnection.
     """
     others = [Queue("a", durable=True, arguments={"x-max-length": 9}), Queue("b", durable=True)]
     with Connection(parse_addresses(broker.url)) as connection:
@@ -291,7 +299,9 @@ def test_queues_and_exchanges_that_differ_are_noticed_once(
 
 
 def test_close_during_a_reconnection_ends_all_waiting_threads(amqp_vhost: Vhost) -> None:
-    """If a connection is closed while it is being reopened, the reopening thread and waiting callers end."""
+    """If a connection is closed while it is being reopened, a thread that waits for it gets the error "the connection
+    is closed".
+    """
     for cuts, pause in ((1, 0.0), (1, 0.01), (2, 0.005), (2, 0.02)):
         connection = Connection(parse_addresses(amqp_vhost.url), backoff=EAGER)
         channel = connection.channel()
@@ -316,7 +326,7 @@ def _ask_until_it_fails(channel: Channel, ended: list[MqtoolError]) -> None:
 
 
 def test_a_channel_opened_during_a_reconnection_waits_for_it(proxy: Proxy, channel: Channel) -> None:
-    """channel() during a loss returns a working channel once the connection is open again."""
+    """channel(), called while the connection is lost, returns a usable channel once the connection is open again."""
     channel.declare(QUORUM)
     proxy.cut()
     assert channel.connection.channel().depth_of("q") == 0
@@ -325,7 +335,9 @@ def test_a_channel_opened_during_a_reconnection_waits_for_it(proxy: Proxy, chann
 def test_a_queue_that_is_missing_after_a_reconnection_is_waited_for(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """Since the queue's node may come back, the client retries, says what is missing, and leaves no connection open."""
+    """If a queue is missing after a reconnection, its consumer says so and retries, leaving no connection open, and
+    receives messages again once the queue is back.
+    """
     with Connection(parse_addresses(broker.url)) as connection:
         other = connection.channel()
         other.declare(QUORUM)

@@ -106,7 +106,9 @@ def what_queues_hold(channel: BlockingChannel) -> dict[int, set[str]]:
 
 @pytest.mark.differs_since("4.0", "a headers exchange tells kinds of numbers apart")
 def test_route_agrees_with_the_broker(broker: TestBroker, channel: BlockingChannel) -> None:
-    """Each of thousands of messages through random exchanges is in the queues that `route` names, or is returned."""
+    """Each of thousands of messages published to random exchanges arrives in exactly the queues that `route` names, or
+    is returned if `route` names none.
+    """
     chance = random.Random(20261120)
     with Connection(parse_addresses(broker.url)) as connection:
         declare_a_maze(channel, connection.channel(), chance)
@@ -126,7 +128,9 @@ def test_route_agrees_with_the_broker(broker: TestBroker, channel: BlockingChann
 
 
 def test_dead_letters_go_where_route_says(broker: TestBroker, channel: BlockingChannel) -> None:
-    """`route` follows dead letters from queue to queue, with their own or a new routing key, until they are lost."""
+    """`route` names the queues in which a message's dead letters arrive, with their own or a new routing key, and says
+    where they are lost.
+    """
     to_dlx = {"x-dead-letter-exchange": "dlx"}
     channel.exchange_declare("x", "topic")
     channel.exchange_declare("dlx", "direct")
@@ -176,7 +180,7 @@ def test_route_considers_policies(broker: TestBroker, channel: BlockingChannel) 
 
 
 def test_route_sees_policies_without_the_policymaker_tag(broker: TestBroker, channel: BlockingChannel) -> None:
-    """A user who may read a queue, but no policies, still sees where `route` sends its dead letters."""
+    """`route` knows the dead-letter exchange that a policy sets for a queue even if the user may not list policies."""
     channel.queue_declare("q")
     applied = {"pattern": "^q$", "definition": {"dead-letter-exchange": "amq.direct"}}
     broker.api("PUT", f"policies/{broker.vhost}/q", applied)

@@ -57,8 +57,8 @@ def queue(broker: EmbeddedBroker) -> str:
 
 
 def test_a_broker_like_3_10_answers_amqp_1_0_with_its_own_header() -> None:
-    """The embedded broker like 3.10 does not have AMQP 1.0: it sends the header of AMQP 0-9-1 and closes the
-    connection.
+    """An embedded broker that behaves like RabbitMQ 3.10 answers an AMQP 1.0 client with the protocol header of AMQP
+    0-9-1 and closes the connection.
     """
     with EmbeddedBroker(like="3.10") as broker:
         client = RawAmqp10(broker.url, opened=False)
@@ -68,7 +68,9 @@ def test_a_broker_like_3_10_answers_amqp_1_0_with_its_own_header() -> None:
 
 
 def test_accepted_messages_survive_a_crash(tmp_path: Path) -> None:
-    """After kill -9 while a client publishes over AMQP 1.0, every accepted message is in the queue."""
+    """If the broker is killed while a client publishes over AMQP 1.0, every accepted message is in the queue after a
+    restart.
+    """
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--like", "4.3") as process:
         with contextlib.closing(pika.BlockingConnection(pika.URLParameters(process.url))) as connection:
             connection.channel().queue_declare("q", durable=True, arguments={"x-queue-type": "quorum"})
@@ -98,8 +100,8 @@ def test_accepted_messages_survive_a_crash(tmp_path: Path) -> None:
 
 
 def test_an_alarm_closes_the_window_but_not_the_connection(broker: EmbeddedBroker, queue: str) -> None:
-    """During an alarm, the broker sets the incoming window to 0, and links still receive; afterwards the window opens
-    again.
+    """During a resource alarm, the broker sets a session's incoming window to 0, but its receivers still get messages;
+    afterwards the window opens again.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
@@ -114,7 +116,9 @@ def test_an_alarm_closes_the_window_but_not_the_connection(broker: EmbeddedBroke
 
 
 def test_more_than_a_window_during_an_alarm_ends_the_session(broker: EmbeddedBroker, queue: str) -> None:
-    """A client that sends more transfers than the window allows during an alarm has its session ended."""
+    """During a resource alarm, the broker ends the session of a client that sends more transfers than the session's
+    window allows.
+    """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue, handle=0)
     with broker.faults.block_publishers():
@@ -127,7 +131,9 @@ def test_more_than_a_window_during_an_alarm_ends_the_session(broker: EmbeddedBro
 
 
 def test_faults_apply_to_amqp_1_0_connections(broker: EmbeddedBroker, queue: str) -> None:
-    """close_connections, close_channels and cut_connections end connections and sessions of AMQP 1.0, too."""
+    """The embedded broker's faults close_connections, close_channels and cut_connections also end connections and
+    sessions of AMQP 1.0.
+    """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
     broker.faults.close_connections()
@@ -143,7 +149,9 @@ def test_faults_apply_to_amqp_1_0_connections(broker: EmbeddedBroker, queue: str
 
 
 def test_the_fault_lose_acks_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: str) -> None:
-    """With the fault lose_acks, a settlement is ignored and the message is delivered again."""
+    """With the embedded broker's fault lose_acks, a receiver's settlement is ignored and the message is delivered
+    again.
+    """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue, handle=1)
     assert client.published(0, handle=1).descriptor == ACCEPTED
@@ -156,7 +164,9 @@ def test_the_fault_lose_acks_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: 
 
 
 def test_the_consumer_timeout_releases_unsettled_messages() -> None:
-    """After the consumer timeout, unsettled messages are released; a later settlement of them is ignored."""
+    """After the consumer timeout, the broker releases a receiver's unsettled message, ignores its late settlement, and
+    delivers it again.
+    """
     with EmbeddedBroker(like="4.3", consumer_timeout=0.3) as broker:
         with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
             connection.channel().queue_declare("qq", durable=True, arguments={"x-queue-type": "quorum"})
@@ -175,7 +185,9 @@ def test_the_consumer_timeout_releases_unsettled_messages() -> None:
 
 
 def test_the_management_api_closes_an_amqp_1_0_connection(broker: EmbeddedBroker, queue: str) -> None:
-    """DELETE on the connection sends the client a close with RabbitMQ's reason."""
+    """Deleting an AMQP 1.0 connection through the management API sends its client a close frame with
+    RabbitMQ's reason.
+    """
     client = RawAmqp10(broker.url)
     api = Api(str(broker.management_url))
     (found,) = api("GET", "connections")[1]
@@ -185,7 +197,7 @@ def test_the_management_api_closes_an_amqp_1_0_connection(broker: EmbeddedBroker
 
 
 def test_an_aborted_transfer_is_discarded(broker: EmbeddedBroker, queue: str) -> None:
-    """A message whose transfer is aborted is not delivered, and the next one is accepted."""
+    """An aborted transfer leaves its link usable: the broker accepts the sender's next message."""
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
     client.publish(0, bytes(50_000), more=True)
@@ -205,8 +217,8 @@ def anonymous(url: str) -> tuple[RawAmqp10, int]:
 
 @pytest.mark.parametrize("change", ["another password", "no password", "no user"])
 def test_anonymous_is_refused_once_guest_has_another_password(broker: EmbeddedBroker, change: str) -> None:
-    """As in RabbitMQ, ANONYMOUS logs in as guest with the default password, so it fails once that
-    password has changed.
+    """The SASL mechanism ANONYMOUS logs in as guest with the default password, so the login is refused once guest has
+    another password or none, or is deleted.
     """
     api = Api(str(broker.management_url))
     if change == "no user":
@@ -221,7 +233,9 @@ def test_anonymous_is_refused_once_guest_has_another_password(broker: EmbeddedBr
 
 @pytest.mark.parametrize("options", [(), ("--guest-from-anywhere",)], ids=["by default", "guest from anywhere"])
 def test_anonymous_from_another_machine_is_refused_like_guest(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """ANONYMOUS from another machine is refused, unless guest may log in from anywhere."""
+    """A client on another machine cannot connect with the SASL mechanism ANONYMOUS, unless guest may log in from
+    anywhere.
+    """
     here = other_address()
     if here is None:
         pytest.skip("this machine has only a loopback address")
@@ -239,7 +253,9 @@ def test_anonymous_from_another_machine_is_refused_like_guest(tmp_path: Path, op
 
 @pytest.mark.parametrize("user", ["CN=client", "CN=somebody"])
 def test_a_client_certificate_logs_in_over_amqp_1_0(amqp_tls: Authority, user: str) -> None:
-    """EXTERNAL logs in as the subject of the client's certificate, as RabbitMQ's plugin does by default."""
+    """Over AMQP 1.0, the SASL mechanism EXTERNAL logs in as the subject of the client's certificate, and is refused if
+    there is no user of that name.
+    """
     with EmbeddedBroker(like="4.3", management_port=0, tls=amqp_tls.tls(client_certificates=True)) as broker:
         api = Api(str(broker.management_url))
         api("PUT", f"users/{quote(user)}", {"password": "secret", "tags": ""})
@@ -271,7 +287,7 @@ def test_a_client_certificate_logs_in_over_amqp_1_0(amqp_tls: Authority, user: s
 
 
 def test_unsettled_messages_of_a_deleted_queue_do_not_count_as_memory(broker: EmbeddedBroker, queue: str) -> None:
-    """After a queue is deleted while a receiver has not settled its messages, they no longer count as memory."""
+    """Messages that a receiver has not settled no longer count as the broker's memory once their queue is deleted."""
     api = Api(str(broker.management_url))
     with (
         contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection,
@@ -290,7 +306,9 @@ def test_unsettled_messages_of_a_deleted_queue_do_not_count_as_memory(broker: Em
 
 
 def test_long_names_of_links_count_as_memory() -> None:
-    """Names of attached links count as memory until they are detached; a client with too many is closed."""
+    """Names of attached AMQP 1.0 links count as the broker's memory until the links are detached; a client that
+    attaches too many long ones is closed.
+    """
     with (
         EmbeddedBroker(like="4.3", management_port=0, memory_limit=1_000_000) as broker,
         RawAmqp10(broker.url) as client,
@@ -311,7 +329,7 @@ def test_long_names_of_links_count_as_memory() -> None:
 
 
 def test_the_firehose_copies_amqp_1_0_messages(broker: EmbeddedBroker, queue: str) -> None:
-    """Messages published and delivered over AMQP 1.0 are copied to amq.rabbitmq.trace."""
+    """With tracing on, messages published and delivered over AMQP 1.0 are copied to the exchange amq.rabbitmq.trace."""
     Api(str(broker.management_url))("PUT", "vhosts/%2F", {"tracing": True})
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         channel = connection.channel()
@@ -328,7 +346,9 @@ def test_the_firehose_copies_amqp_1_0_messages(broker: EmbeddedBroker, queue: st
 
 
 def test_an_expensive_filter_detaches_only_its_link(broker: EmbeddedBroker) -> None:
-    """A filter that takes too long detaches its link; other links and other clients are served meanwhile."""
+    """A receiver's SQL filter that takes too long detaches its link with resource-limit-exceeded; another link of the
+    session stays usable.
+    """
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         connection.channel().queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     client = RawAmqp10(broker.url)

@@ -208,7 +208,9 @@ def test_a_message_keeps_its_properties_across_protocols(
     kind: str,
     reader: str,
 ) -> None:
-    """A message sent by one protocol and read by another has the converted properties, headers and body of RabbitMQ."""
+    """A message sent over AMQP 0-9-1, AMQP 1.0 or the stream protocol keeps its properties, headers, annotations and
+    body when it is read over another one.
+    """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     match sender:
         case "0-9-1":
@@ -243,7 +245,9 @@ def test_a_message_keeps_its_properties_across_protocols(
 def test_amqp_1_0_keeps_sections_that_0_9_1_does_not_have(
     channel: BlockingChannel, client: RawAmqp10, kind: str, body: bytes
 ) -> None:
-    """Sent and received over AMQP 1.0, every kind of body, the properties and the footer are unchanged."""
+    """A message sent and received over AMQP 1.0 keeps its properties, application properties and footer, and a body of
+    any kind.
+    """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     sent = Amqp10Message(
         MessageHeader(True),
@@ -262,7 +266,9 @@ def test_amqp_1_0_keeps_sections_that_0_9_1_does_not_have(
 
 
 def test_a_value_body_arrives_encoded_over_amqp_0_9_1(channel: BlockingChannel, take: Take, client: RawAmqp10) -> None:
-    """Over AMQP 0-9-1, a value body arrives encoded with the type amqp-1.0, and as a value again when sent back."""
+    """A value body sent over AMQP 1.0 arrives encoded over AMQP 0-9-1, with the type amqp-1.0, and becomes a value
+    again when it is sent back.
+    """
     channel.queue_declare("q", durable=True)
     _publish_10(client, "q", Amqp10Message(body=value_section(["a", True])))
     _, properties, body = take.one("q")
@@ -308,7 +314,9 @@ def test_a_dead_letter_has_its_history_in_each_protocol(
 def test_cc_is_converted_between_protocols(
     broker: TestBroker, channel: BlockingChannel, take: Take, client: RawAmqp10
 ) -> None:
-    """The annotation x-cc of AMQP 1.0 and the header CC of 0-9-1 route to the same queues and are converted."""
+    """The annotation x-cc of AMQP 1.0 and the header CC of AMQP 0-9-1 route copies to the same queues, and each is
+    converted into the other.
+    """
     if not broker.differs_since("4.2", "x-cc is a list of routing keys"):
         pytest.skip("RabbitMQ 4.0 does not route by x-cc")
     for queue in ("q", "copy"):
@@ -362,7 +370,9 @@ def test_a_stream_is_filtered_by_sql_and_properties(
 def test_the_management_api_lists_amqp_1_0_connections(
     broker: TestBroker, api: Api, channel: BlockingChannel, take: Take, client: RawAmqp10
 ) -> None:
-    """Connections, sessions and consumers of AMQP 1.0 have the fields that RabbitMQ gives them."""
+    """The management API lists connections, sessions and consumers of AMQP 1.0 with the fields that RabbitMQ gives
+    them.
+    """
     channel.queue_declare("q", durable=True)
     client.attach_sender("/queues/q", handle=5)
     client.attach_receiver("/queues/q", handle=6, credit=3)
@@ -419,7 +429,9 @@ def test_the_management_api_lists_amqp_1_0_connections(
 
 
 def test_amqp_1_0_sections_survive_a_crash(tmp_path: Path) -> None:
-    """After kill -9, a stored message has the same header, annotations, properties, body and footer."""
+    """After the broker is killed and restarted, a stored AMQP 1.0 message has the same header, annotations, properties,
+    body and footer.
+    """
     sent = Amqp10Message(
         MessageHeader(True, UInt8(3)),
         message_annotations={Symbol("x-a"): Symbol("b")},

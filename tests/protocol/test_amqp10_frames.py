@@ -111,7 +111,9 @@ def quorum(channel: BlockingChannel) -> str:
 
 
 def test_a_connection_is_opened_and_closed(amqp_url: str) -> None:
-    """SASL, open, begin, end and close are answered like in RabbitMQ."""
+    """The broker answers an AMQP 1.0 client's SASL login, open, begin, end and close with the same
+    values as RabbitMQ.
+    """
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
     assert {"PLAIN", "ANONYMOUS"} <= set(client.mechanisms)
@@ -130,7 +132,7 @@ def test_a_connection_is_opened_and_closed(amqp_url: str) -> None:
 
 @pytest.mark.parametrize("header", [AMQP_HEADER, b"AMQP\x02\x01\x00\x00", b"AMQP\x00\x02\x00\x00"])
 def test_an_unknown_protocol_header_is_answered_with_sasl(amqp_url: str, header: bytes) -> None:
-    """The broker answers a header without SASL with the SASL header, and closes the connection."""
+    """A connection that does not begin with the SASL header is answered with the SASL header and closed."""
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(header)
     assert client.read(8) == SASL_HEADER
@@ -138,7 +140,7 @@ def test_an_unknown_protocol_header_is_answered_with_sasl(amqp_url: str, header:
 
 
 def test_anonymous_logs_in_as_guest(amqp_url: str, vhost: str) -> None:
-    """A client may log in with the mechanism ANONYMOUS, and is guest."""
+    """A client that logs in with the SASL mechanism ANONYMOUS can open a virtual host to which guest has access."""
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(SASL_HEADER)
     client.read(8)
@@ -167,7 +169,7 @@ def test_a_wrong_password_is_refused(amqp_url: str, mechanism: str, response: by
     ("mechanism", "response"), [("PLAIN", b"guest"), ("PLAIN", b""), ("CRAM-MD5", b"x"), ("", b"")]
 )
 def test_a_malformed_login_closes_the_connection(amqp_url: str, mechanism: str, response: bytes) -> None:
-    """A malformed response or an unknown mechanism closes the connection."""
+    """A malformed SASL response or an unknown SASL mechanism closes the connection."""
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(SASL_HEADER)
     client.read(8)
@@ -190,7 +192,7 @@ def test_a_refused_open_closes_the_connection(amqp_url: str, fields: tuple[Any, 
 
 
 def test_a_user_without_access_to_the_vhost_is_refused(broker: TestBroker, ann: str) -> None:
-    """If the user has no permissions in the virtual host, open closes the connection."""
+    """An AMQP 1.0 client whose user has no permissions in the virtual host is disconnected when it sends open."""
     parts = broker.url.split("@")[-1]
     client = RawAmqp10(f"amqp://{ann}:secret@{parts}", opened=False)
     client.log_in()
@@ -210,7 +212,7 @@ def test_the_clients_channel_limit_is_kept(amqp_url: str) -> None:
 
 
 def test_a_client_that_wants_heartbeats_gets_them(amqp_url: str) -> None:
-    """If the client's open has an idle time-out, the broker sends empty frames."""
+    """If the client's open frame has an idle time-out, the broker sends empty frames as heartbeats."""
     client = RawAmqp10(amqp_url, opening=(None, None, UInt32(1000)))
     assert client.read(8) == b"\0\0\0\x08\x02\0\0\0"
 
@@ -229,7 +231,9 @@ FRAMES = {
 
 @pytest.mark.parametrize("case", FRAMES)
 def test_a_malformed_frame_closes_the_connection(broker: TestBroker, client: RawAmqp10, case: str) -> None:
-    """The close has RabbitMQ's framing error. Up to 4.1, RabbitMQ closes most such sockets without it."""
+    """A malformed frame closes the connection with the error amqp:connection:framing-error, which says what is wrong
+    with the frame.
+    """
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "the error is sent"):
         pytest.skip("closes the socket")
     data, text = FRAMES[case]
@@ -266,7 +270,7 @@ def test_an_unknown_performative_closes_the_connection(amqp_url: str, body: byte
 def test_invalid_handles_end_the_session(
     broker: TestBroker, client: RawAmqp10, frame: tuple[Any, ...], error: tuple[str, str]
 ) -> None:
-    """A frame with an unknown or excessive link handle ends the session with RabbitMQ's error."""
+    """A frame with a link handle that is unknown or above the maximum ends the session with RabbitMQ's error."""
     client.send(*frame)
     assert client.ended() == error
     if broker.kind != "rabbitmq" or broker.differs_since("4.2", "until then, its channel may not be free yet"):
@@ -274,13 +278,15 @@ def test_invalid_handles_end_the_session(
 
 
 def test_a_flow_beyond_the_sent_transfers_ends_the_session(client: RawAmqp10) -> None:
-    """A flow that acknowledges transfers that were never sent is a window violation."""
+    """A flow that acknowledges transfers that were never sent ends the session with amqp:session:window-violation."""
     client.flow(seen=1)
     assert (client.ended() or ("",))[0] == "amqp:session:window-violation"
 
 
 def test_attaching_a_handle_that_is_in_use_ends_the_session(broker: TestBroker, client: RawAmqp10, queue: str) -> None:
-    """A second attach with the same handle and another name is refused."""
+    """Attaching a link with another name to a handle that is in use ends the session with
+    amqp:session:handle-in-use.
+    """
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "it is checked"):
         pytest.skip("replaces the link")
     client.attach_sender(queue)
@@ -289,7 +295,9 @@ def test_attaching_a_handle_that_is_in_use_ends_the_session(broker: TestBroker, 
 
 
 def test_the_incoming_window_opens_again_after_half_of_it(client: RawAmqp10, queue: str) -> None:
-    """The broker sends a flow with a full window after 200 transfers of 400, and one with new link credit."""
+    """After 200 transfers, half of the incoming window of 400, the broker opens the full window again. It also sends a
+    flow with new link credit.
+    """
     client.attach_sender(queue)
     for number in range(200):
         client.publish(number, settled=True)
@@ -336,7 +344,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_link_is_detached_with_an_error(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
-    """The broker answers with an attach without a terminus and a detach with the error; the session continues."""
+    """A link that the broker refuses, such as one to a missing queue, is attached without a terminus and detached with
+    the error; the session continues. Before 4.2, the error ends the session.
+    """
     role, address, condition, text = REFUSED[case]
     client.attach(role, address)
     if ends_session(broker):
@@ -364,7 +374,9 @@ V1 = ["q", "/queue/q", "/topic/t", "/amq/queue/q"]
 def test_addresses_of_version_1_are_refused(
     request: pytest.FixtureRequest, broker: TestBroker, client: RawAmqp10, address: str, role: bool
 ) -> None:
-    """Addresses in RabbitMQ's old format are refused, as in RabbitMQ 4.3; earlier releases permit them by default."""
+    """AMQP 1.0 addresses in RabbitMQ's old format (version 1) are refused, as in RabbitMQ 4.3; earlier releases permit
+    them by default.
+    """
     if broker.kind == "rabbitmq" and not broker.differs_since("4.3", ""):
         pytest.skip("permitted here")
     client.attach(role, address)
@@ -386,7 +398,9 @@ UNSUPPORTED = {
 
 @pytest.mark.parametrize("case", UNSUPPORTED)
 def test_unsupported_link_settings_are_refused(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
-    """Settle modes, outcomes and targets that RabbitMQ does not have are refused with amqp:not-implemented."""
+    """A link with a settle mode, outcome or target that RabbitMQ does not support is refused with
+    amqp:not-implemented.
+    """
     (sending, receiving), given, text = UNSUPPORTED[case]
     source = described(SOURCE, *[None] * 9, given["outcomes"]) if "outcomes" in given else described(SOURCE)
     target = given.get("target", described(TARGET, queue))
@@ -409,7 +423,7 @@ def test_a_link_may_be_detached_and_attached_again(client: RawAmqp10, queue: str
 
 
 def test_a_published_message_is_accepted(client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any) -> None:
-    """A sender gets 170 credits, and the outcome accepted for its message, which is in the queue."""
+    """An AMQP 1.0 sender gets a credit of 170; its message arrives in the queue and gets the outcome accepted."""
     flow = client.attach_sender(queue)
     assert (flow.field(5), flow.field(6)) == (0, 170)
     assert client.published(0) == ACCEPT
@@ -431,7 +445,7 @@ def test_many_messages_are_accepted_in_ranges(client: RawAmqp10, queue: str) -> 
 
 
 def test_each_message_gets_its_own_outcome(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """Of routable and unroutable messages sent at once in turn, each has its own outcome, accepted or released."""
+    """Of twenty messages sent at once, each routable one gets the outcome accepted and each unroutable one released."""
     client.attach_sender(None)
     frames = []
     for number in range(20):
@@ -455,7 +469,9 @@ def test_an_unroutable_message_is_released(client: RawAmqp10) -> None:
 
 
 def test_a_full_queue_rejects_a_message(client: RawAmqp10, channel: BlockingChannel) -> None:
-    """A queue with reject-publish that is full gives the outcome rejected, from 4.2 with the queue and the reason."""
+    """A message to a full queue with x-overflow reject-publish gets the outcome rejected, from 4.2 on with the queue
+    and the reason.
+    """
     channel.queue_declare("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}, durable=True)
     client.attach_sender("/queues/full")
     assert client.published(0) == ACCEPT
@@ -526,7 +542,7 @@ LINK_ERRORS: dict[str, tuple[UInt8 | None, list[tuple[Any, ...]], str, str]] = {
 
 @pytest.mark.parametrize("case", LINK_ERRORS)
 def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
-    """Transfers with a missing or changed delivery id or settlement detach the link with RabbitMQ's error."""
+    """A transfer with a missing or changed delivery id or settlement detaches its link with RabbitMQ's error."""
     mode, transfers, condition, text = LINK_ERRORS[case]
     client.attach_sender(queue, mode=mode)
     for fields in transfers:
@@ -575,7 +591,9 @@ def test_a_malformed_message_detaches_the_link(client: RawAmqp10, queue: str, pa
 def test_a_sender_without_a_target_addresses_each_message(
     client: RawAmqp10, queue: str, channel: BlockingChannel, vhost: str
 ) -> None:
-    """The property `to` routes each message; a bad address gets rejected, and the link stays attached."""
+    """On a link without a target, the property `to` routes each message. A message with a missing or bad address is
+    rejected, and the link stays attached.
+    """
     channel.queue_bind("q", "amq.direct", "a/b ä")
     client.attach_sender(None)
     key = quote("a/b ä", safe="")
@@ -603,7 +621,9 @@ def test_a_settled_message_with_a_bad_address_detaches_the_link(client: RawAmqp1
 
 
 def test_deleting_the_exchange_detaches_its_senders(client: RawAmqp10, channel: BlockingChannel, vhost: str) -> None:
-    """After the exchange is deleted, the next message is released, and the link is detached with not-found."""
+    """After an exchange is deleted, its sender's next message gets the outcome released, and the link is detached with
+    not-found.
+    """
     channel.exchange_declare("x", "fanout")
     client.attach_sender("/exchanges/x")
     channel.exchange_delete("x")
@@ -618,7 +638,9 @@ def test_deleting_the_exchange_detaches_its_senders(client: RawAmqp10, channel: 
 def test_a_receiver_gets_as_many_messages_as_its_credit(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """With credit 2, two of three messages are delivered; the third follows after settlement and new credit."""
+    """A receiver with a link credit of 2 gets two of three messages; the third follows after settlement
+    and new credit.
+    """
     for body in (b"1", b"2", b"3"):
         channel.basic_publish("", "q", body)
     answer = client.attach_receiver(queue, credit=2)
@@ -641,7 +663,9 @@ def test_a_receiver_gets_as_many_messages_as_its_credit(
 def test_a_receiver_can_ask_for_settled_messages(
     client: RawAmqp10, queue: str, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
-    """With settle mode "settled", a delivered message is removed from the queue at once."""
+    """If a receiver attaches with the snd-settle-mode settled, a delivered message is removed from the
+    queue at once.
+    """
     channel.basic_publish("", "q", b"1")
     assert client.attach_receiver(queue, mode=SETTLED).field(3) == SETTLED
     got = client.expect(TRANSFER)
@@ -662,7 +686,7 @@ def test_an_unsettled_disposition_is_settled_by_the_broker(
 
 
 def test_a_released_message_is_delivered_again(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """After the outcome released, the message is delivered again with first-acquirer false."""
+    """A message that a receiver releases is delivered again with first-acquirer false."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     first = client.expect(TRANSFER).message.header
@@ -685,7 +709,9 @@ def test_a_released_message_is_delivered_again(client: RawAmqp10, queue: str, ch
 def test_rejected_messages_are_dead_lettered_and_others_requeued(
     client: RawAmqp10, quorum: str, state: Any, dead: bool
 ) -> None:
-    """Rejected, and modified with undeliverable-here, dead-letters the message; released and modified requeue it."""
+    """The outcomes rejected, and modified with undeliverable-here, dead-letter a message; released, and modified
+    without it, requeue the message.
+    """
     client.attach_sender(quorum, handle=1)
     assert client.published(0, handle=1) == ACCEPT
     client.attach_receiver(quorum, credit=1)
@@ -713,7 +739,9 @@ def counts(client: RawAmqp10, quorum: str, state: Any) -> list[Any]:
 
 @pytest.mark.parametrize("case", ["released", "failed", "not failed"])
 def test_only_failed_deliveries_are_counted(client: RawAmqp10, quorum: str, case: str) -> None:
-    """The delivery count rises with modified and delivery-failed, not with released or plain modified."""
+    """A message's delivery count rises after the outcome modified with delivery-failed, but not after released or
+    modified without it.
+    """
     state = {"released": RELEASE, "failed": described(MODIFIED, True), "not failed": described(MODIFIED, False)}[case]
     expected = [(0, True), (1, False), (2, False)] if case == "failed" else [(0, True), (0, False), (0, False)]
     assert counts(client, quorum, state) == expected
@@ -741,7 +769,9 @@ NOT_OUTCOMES = {
 def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_its_deliveries(
     broker: TestBroker, client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, state: Any
 ) -> None:
-    """A disposition of five deliveries with an unknown state requeues all of them in order."""
+    """A disposition of five deliveries whose state is not an outcome ends the session or the connection, and requeues
+    all five in order.
+    """
     for number in range(5):
         channel.basic_publish("", "q", b"%d" % number)
     client.attach_receiver(queue)
@@ -769,7 +799,9 @@ BAD_ANNOTATIONS = {
 def test_annotations_of_modified_that_are_not_valid_lose_no_message(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel, quorum: str, take: Any, annotations: Any
 ) -> None:
-    """The broker ends the session or connection, and requeues the deliveries that the disposition names."""
+    """If a receiver settles deliveries as modified with invalid annotations, the broker ends the session or connection
+    and requeues all of them.
+    """
     if broker.kind != "embedded":
         pytest.skip("RabbitMQ keeps values that AMQP 0-9-1 does not have")
     client.attach_sender(quorum, handle=1)
@@ -786,7 +818,9 @@ def test_annotations_of_modified_that_are_not_valid_lose_no_message(
 
 
 def test_drain_uses_up_the_credit(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """With drain, the broker sends the messages it has and a flow with credit 0; new credit works as usual."""
+    """With drain, the broker sends the messages that it has and a flow with credit 0; after new credit, it sends later
+    messages.
+    """
     channel.confirm_delivery()
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue, credit=0)
@@ -808,7 +842,9 @@ def test_a_flow_with_echo_is_answered(client: RawAmqp10, queue: str) -> None:
 
 
 def test_the_session_window_holds_deliveries_back(amqp_url: str, queue: str, channel: BlockingChannel) -> None:
-    """With an incoming window of 2, the broker sends two transfers and continues when the client opens the window."""
+    """If the client's incoming window is 2, the broker sends two transfers, and continues when the client opens the
+    window.
+    """
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
     client.send(OPEN, "me", f"vhost:{client.vhost}", UInt32(600))
@@ -833,9 +869,7 @@ def test_the_session_window_holds_deliveries_back(amqp_url: str, queue: str, cha
 def test_a_message_larger_than_the_clients_maximum_ends_the_session(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """A message larger than the client's maximum ends the session with an error that names the link's maximum message
-    size.
-    """
+    """A message larger than the receiver's max-message-size ends the session with amqp:link:message-size-exceeded."""
     channel.basic_publish("", "q", b"x" * 1000)
     client.attach_receiver(queue, rest=(ULong(500),))
     condition, text = client.ended() or ("", "")
@@ -868,7 +902,9 @@ def test_unsettled_messages_are_requeued_when_the_link_is_detached(
 def test_unsettled_messages_are_requeued_when_the_client_leaves(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, how: str
 ) -> None:
-    """After end, close or a cut connection, the unsettled messages of a receiver are delivered to others."""
+    """If a receiver's session or connection is closed, or its connection is cut, its unsettled messages are delivered
+    to others.
+    """
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     client.expect(TRANSFER)
@@ -885,7 +921,7 @@ def test_unsettled_messages_are_requeued_when_the_client_leaves(
 def test_a_receiver_with_a_higher_priority_is_served_first(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """A link with the property rabbitmq:priority gets the messages as long as it has credit."""
+    """A receiver whose link has a higher rabbitmq:priority gets all messages as long as it has credit."""
     client.attach_receiver(queue)
     client.attach_receiver(queue, handle=1, rest=(None, None, None, {Symbol("rabbitmq:priority"): Int32(5)}))
     client.flow(1, 100, echo=True)
@@ -919,7 +955,9 @@ def restricted(broker: TestBroker, api: Api, ann: str) -> Iterator[RawAmqp10]:
 def test_permissions_are_checked_when_a_link_is_attached(
     restricted: RawAmqp10, queue: str, vhost: str, ann: str, role: bool, address: str, text: str
 ) -> None:
-    """Attaching without write or read permission ends the session with RabbitMQ's text."""
+    """Attaching a link without write or read permission ends the session with amqp:unauthorized-access and RabbitMQ's
+    text.
+    """
     restricted.attach(role, address)
     refused = f"{text} in vhost '{vhost}' refused for user '{ann}'"
     assert restricted.ended() == ("amqp:unauthorized-access", refused)

@@ -51,7 +51,9 @@ def _is_there(broker: TestBroker) -> None:
 
 
 def test_a_temporary_queue_lives_as_long_as_its_link(client: RawAmqp10) -> None:
-    """A dynamic source declares a queue that others can send to, and that is deleted with the link."""
+    """A receiver with a dynamic source gets a temporary queue, to which messages can be sent, and which is deleted when
+    the link is detached.
+    """
     source = attach_dynamic(client, "temporary-queue").field(5).value
     address = source[0]
     assert address.startswith("/queues/amq.dyn-raw-dynamic-0")
@@ -72,7 +74,9 @@ def test_a_temporary_queue_lives_as_long_as_its_link(client: RawAmqp10) -> None:
 
 
 def test_direct_replies_work_over_amqp_1_0(amqp_url: str, client: RawAmqp10) -> None:
-    """A volatile dynamic source has an address to which another client's reply is delivered."""
+    """A receiver with a volatile dynamic source (direct reply-to) gets an address, and the reply that another client
+    sends to it.
+    """
     source = attach_dynamic(client, "rabbitmq:volatile-queue").field(5).value
     address = source[0]
     assert address.startswith("/queues/amq.rabbitmq.reply-to.")
@@ -109,7 +113,9 @@ def channel_properties() -> object:
 def test_single_active_receivers_are_told_which_one_is_active(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """Flow properties say which receiver of a single-active-consumer queue is active, and when that changes."""
+    """The receivers of a single-active-consumer queue get flows whose property rabbitmq:active says whether they are
+    active, also when that changes.
+    """
     if not broker.differs_since("4.3", "consumers of quorum queues are told"):
         pytest.skip("from 4.3 on")
     channel.queue_declare("sac", durable=True, arguments={"x-queue-type": "quorum", "x-single-active-consumer": True})
@@ -152,7 +158,9 @@ def test_the_reply_to_a_deletion_comes_before_the_end_of_the_links(client: RawAm
 
 
 def test_a_rejected_message_is_dead_lettered_with_its_history(client: RawAmqp10, quorum: str) -> None:
-    """The dead letter has x-opt-deaths with queue, reason and count."""
+    """A message that a receiver rejects is dead-lettered with the annotation x-opt-deaths, which has the queue, the
+    reason and the count.
+    """
     client.attach_sender(quorum, handle=1)
     client.published(0, handle=1)
     client.attach_receiver(quorum)
@@ -186,7 +194,7 @@ def test_dispositions_of_unknown_deliveries_are_ignored(
 def test_the_delivery_count_of_a_message_that_failed(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel, kind: str
 ) -> None:
-    """A message released with `modified` and delivery-failed counts a delivery in quorum queues, from 4.3 on also in
+    """The outcome modified with delivery-failed raises a message's delivery count in quorum queues, from 4.3 on also in
     classic ones.
     """
     channel.queue_declare("failing", durable=True, arguments={"x-queue-type": kind})
@@ -204,7 +212,9 @@ def test_the_delivery_count_of_a_message_that_failed(
 def test_a_modified_message_is_delivered_at_its_x_opt_delivery_time(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From 4.3 on, a quorum queue holds a message back until the annotation's time, in milliseconds since 1970."""
+    """From 4.3 on, a quorum queue holds a message modified with x-opt-delivery-time back until that time, in
+    milliseconds since 1970.
+    """
     # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5, and its test modified_quorum_queue_delivery_time.
     channel.queue_declare("later", durable=True, arguments={"x-queue-type": "quorum"})
     channel.basic_publish("", "later", b"1")
@@ -242,9 +252,7 @@ def test_x_opt_delivery_time_takes_precedence_over_the_delayed_retry_of_the_queu
 
 
 def test_classic_queues_accept_x_queue_leader_locator(client: RawAmqp10, channel: BlockingChannel) -> None:
-    """RabbitMQ 4 accepts a valid `x-queue-leader-locator` for queues of every type; for classic ones it
-    has no effect.
-    """
+    """A classic queue can be declared with a valid `x-queue-leader-locator`; an invalid one is refused."""
     locator = {"x-queue-type": "classic", "x-queue-leader-locator": "balanced"}
     channel.queue_declare("located", durable=True, arguments=locator)
     with pytest.raises(ChannelClosedByBroker, match="invalid_queue_locator_arg"):

@@ -77,7 +77,7 @@ def test_a_message_that_cannot_be_dead_lettered_is_kept(
 
 
 def test_a_delayed_message_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a delayed message cannot be published, the others are delivered when they are due."""
+    """If publishing a delayed message fails inside the broker, the other ones are still delivered when they are due."""
     enqueue = VirtualHost.enqueue
 
     def fail(vhost: VirtualHost, routing: Routing) -> Any:
@@ -118,7 +118,9 @@ def test_setting_the_clock_affects_neither_ttl_nor_delays(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("step", [-3600, 3600])
 def test_the_uptime_of_a_broker_whose_clock_is_set(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """The API's `uptime` is the time since the broker started: never negative, and without an hour that never was."""
+    """The `uptime` in the management API stays the time since the broker started when the system clock is set forward
+    or back by an hour.
+    """
     now, now_ns = time.time, time.time_ns
     with EmbeddedBroker(management_port=0) as broker, monkeypatch.context() as patched:
         patched.setattr(time, "time", lambda: now() + step)

@@ -67,7 +67,7 @@ def test_publishers_wait_while_memory_is_short(small: EmbeddedBroker) -> None:
 
 
 def test_consumers_are_served_while_memory_is_short(small: EmbeddedBroker) -> None:
-    """A connection that does not publish is not blocked, and new ones can be opened."""
+    """While a publisher is blocked because memory is short, a new connection can be opened and receives messages."""
     flood = RawClient(small.url)
     flood.send(commands.Queue.Declare(queue="q"))
     flood.expect(commands.Queue.DeclareOk)
@@ -108,7 +108,9 @@ def test_a_client_that_does_not_read_leaves_the_queue_to_others(small: EmbeddedB
 
 
 def test_the_consumer_timeout_closes_the_channel() -> None:
-    """If a delivery is not acknowledged in time, the channel is closed and the message is requeued."""
+    """If a delivery is not acknowledged within the consumer timeout, its channel is closed and the
+    message is requeued.
+    """
     with EmbeddedBroker(consumer_timeout=0.2) as broker, RawClient(broker.url) as client:
         client.send(commands.Queue.Declare(queue="q"))
         client.expect(commands.Queue.DeclareOk)
@@ -155,7 +157,7 @@ def test_closed_connections_leave_nothing_behind(
 
 
 def test_without_file_descriptors_new_clients_wait(tmp_path: Path) -> None:
-    """If the process has no file descriptors left, new clients wait until others leave, and the log says so once."""
+    """If the broker has no file descriptors left, new clients wait until others leave, and the log says so once."""
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32)); "
     program = limited + "from mqtool.broker.embedded.__main__ import main; main()"
     command = [sys.executable, "-c", program, "--port", "0", "--print-url", "--log-file", str(tmp_path / "log")]
@@ -178,7 +180,9 @@ def test_without_file_descriptors_new_clients_wait(tmp_path: Path) -> None:
 
 
 def test_without_file_descriptors_streams_can_be_read(tmp_path: Path) -> None:
-    """A connected reader of a stream still gets old segments."""
+    """If the broker has no file descriptors left, a client that is already connected can still read a stream from its
+    first segment.
+    """
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); "
     program = limited + "from mqtool.broker.embedded.__main__ import main; main()"
     command = [sys.executable, "-c", program, "--port", "0", "--stream-port", "0", "--print-url"]
@@ -208,6 +212,6 @@ def test_without_file_descriptors_streams_can_be_read(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_in_use_raises_an_error() -> None:
-    """EmbeddedBroker.start() raises OSError in the caller's thread."""
+    """If the port is in use, EmbeddedBroker.start() raises OSError in the caller's thread."""
     with EmbeddedBroker() as broker, pytest.raises(OSError, match="in use"):
         EmbeddedBroker(port=broker.port).start()

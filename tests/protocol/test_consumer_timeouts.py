@@ -74,7 +74,9 @@ def declare(url: str, **arguments: object) -> None:
 
 
 def test_the_shorter_timeout_of_queue_argument_and_policy_applies(started: EmbeddedBroker, like: str) -> None:
-    """If both set a consumer timeout, the shorter one closes the channel, or from 4.3 on cancels the consumer."""
+    """If a queue argument and a policy both set a consumer timeout, the shorter one closes the channel, or from 4.3 on
+    cancels the consumer.
+    """
     declare(started.url, **{"x-consumer-timeout": LONG})
     Api(str(started.management_url))(
         "PUT", "policies/%2F/short", {"pattern": "^q$", "definition": {"consumer-timeout": SHORT}}
@@ -101,7 +103,9 @@ def test_a_queues_timeout_can_be_longer_than_the_brokers(like: str) -> None:
 
 
 def test_from_4_3_on_a_consumers_own_timeout_wins() -> None:
-    """The broker cancels the consumer and delivers its message to another one; a late acknowledgement has no effect."""
+    """From 4.3 on, a consumer's own timeout replaces those of the queue and the broker. After it, the consumer is
+    cancelled, and its message is delivered to another one.
+    """
     with EmbeddedBroker(like="4.3", consumer_timeout=LONG / 1000) as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})
         with consume(broker.url, "q", **{"x-consumer-timeout": SHORT}) as client:
@@ -115,7 +119,7 @@ def test_from_4_3_on_a_consumers_own_timeout_wins() -> None:
 
 
 def test_up_to_4_2_a_consumers_argument_has_no_effect() -> None:
-    """Up to 4.2, the queue's timeout closes the channel, although the consumer's argument is longer."""
+    """Up to 4.2, a consumer's x-consumer-timeout has no effect: the queue's shorter timeout closes the channel."""
     with EmbeddedBroker(like="4.2") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})
         with consume(broker.url, "q", **{"x-consumer-timeout": LONG}) as client:
@@ -123,7 +127,7 @@ def test_up_to_4_2_a_consumers_argument_has_no_effect() -> None:
 
 
 def test_from_4_3_on_a_timeout_without_a_cancellable_consumer_closes_the_channel() -> None:
-    """A message that is not acknowledged in time closes the channel if it came from basic.get, or if the client does
+    """From 4.3 on, the consumer timeout closes the channel if the message came from basic.get, or if the client does
     not support basic.cancel.
     """
     with EmbeddedBroker(like="4.3") as broker:
@@ -144,7 +148,9 @@ def test_from_4_3_on_a_timeout_without_a_cancellable_consumer_closes_the_channel
 
 
 def test_from_4_3_on_classic_queues_have_no_timeout() -> None:
-    """An unacknowledged message of a classic queue stays with its consumer, while one of a quorum queue times out."""
+    """From 4.3 on, an unacknowledged message of a classic queue stays with its consumer, while one of a quorum queue
+    times out.
+    """
     with EmbeddedBroker(like="4.3", consumer_timeout=SHORT / 1000) as broker, channel_at(broker.url) as channel:
         channel.queue_declare("classic", durable=True)
         channel.basic_publish("", "classic", b"x")
@@ -156,8 +162,8 @@ def test_from_4_3_on_classic_queues_have_no_timeout() -> None:
 
 
 def test_the_timeout_of_an_amqp_1_0_link_releases_the_delivery() -> None:
-    """The link property `rabbitmq:consumer-timeout` replaces the queue's argument; after it, the
-    delivery is released.
+    """The link property `rabbitmq:consumer-timeout` replaces the queue's timeout; when it expires, the broker releases
+    the delivery.
     """
     with EmbeddedBroker(like="4.3") as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})

@@ -71,7 +71,7 @@ def test_global_prefetch_limits_the_channel(channel: BlockingChannel, take: Take
 
 
 def test_prefetch_does_not_limit_automatic_acknowledgement(channel: BlockingChannel, take: Take) -> None:
-    """A consumer without acknowledgements gets all messages, whatever the prefetch."""
+    """A consumer with automatic acknowledgement gets all messages, whatever its prefetch."""
     channel.queue_declare("q")
     publish(channel, 5)
     channel.basic_qos(prefetch_count=1)
@@ -92,8 +92,8 @@ def test_consumers_take_turns(channel: BlockingChannel, take: Take) -> None:
 
 
 def test_the_consumer_with_the_higher_priority_is_served_first(channel: BlockingChannel, take: Take) -> None:
-    """The consumer with the higher priority gets messages up to its prefetch; another one gets only the messages beyond
-    it.
+    """The consumer with the highest x-priority gets messages up to its prefetch; another one gets only the messages
+    beyond that.
     """
     channel.queue_declare("q")
     channel.basic_qos(prefetch_count=2)
@@ -110,7 +110,9 @@ def test_the_consumer_with_the_higher_priority_is_served_first(channel: Blocking
 def test_only_one_consumer_of_a_single_active_queue_gets_messages(
     channel: BlockingChannel, take: Take, kind: dict[str, Any]
 ) -> None:
-    """The first consumer gets all messages; after it is cancelled, the next one gets them."""
+    """The first consumer of a queue with x-single-active-consumer gets all messages; after it is cancelled, the second
+    one gets them.
+    """
     channel.queue_declare("q", durable=True, arguments={**kind, "x-single-active-consumer": True})
     first, second = Recorder(), Recorder()
     tag = channel.basic_consume("q", first, auto_ack=True)
@@ -124,7 +126,7 @@ def test_only_one_consumer_of_a_single_active_queue_gets_messages(
 
 
 def test_a_cancelled_consumer_can_still_acknowledge(channel: BlockingChannel, take: Take) -> None:
-    """Deliveries made before basic.cancel can be acknowledged on the channel."""
+    """After basic.cancel, messages delivered before can still be acknowledged on the channel."""
     channel.queue_declare("q")
     publish(channel, 1)
     consumer = Recorder()

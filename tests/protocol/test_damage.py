@@ -48,7 +48,9 @@ def kept(process: BrokerProcess) -> Path:
 
 
 def test_an_undamaged_directory_is_opened_without_a_warning(process: BrokerProcess) -> None:
-    """After a kill and after a clean stop, all messages are there, and nothing is logged or set aside."""
+    """After the broker is killed, and after it is stopped, it starts again with all messages, logs no damage and sets
+    no file aside.
+    """
     for end in (process.kill, process.stop):
         end()
         process.start()
@@ -60,7 +62,9 @@ def test_an_undamaged_directory_is_opened_without_a_warning(process: BrokerProce
 
 @pytest.mark.parametrize("where", [0.5, 0.0], ids=["in the middle", "in its header"])
 def test_a_flipped_bit_in_the_log_is_reported(process: BrokerProcess, where: float) -> None:
-    """The broker recovers what comes before the damage, warns, and keeps a copy of the log."""
+    """If a bit of the write-ahead log is flipped, the broker warns, keeps a copy of the log, and recovers what comes
+    before the damage.
+    """
     process.kill()
     _, log = files(process)
     size = log.stat().st_size
@@ -74,8 +78,8 @@ def test_a_flipped_bit_in_the_log_is_reported(process: BrokerProcess, where: flo
 
 
 def test_a_torn_page_at_the_end_of_the_log_is_reported(process: BrokerProcess) -> None:
-    """The last group of changes is lost; the broker warns and keeps a copy, because it cannot tell a torn write from
-    damage.
+    """If the end of the write-ahead log is damaged, only the last group of changes is lost; the broker warns and keeps
+    a copy of the log.
     """
     process.kill()
     _, log = files(process)
@@ -87,7 +91,9 @@ def test_a_torn_page_at_the_end_of_the_log_is_reported(process: BrokerProcess) -
 
 
 def test_an_empty_database_beside_its_log_stops_the_start(process: BrokerProcess) -> None:
-    """The broker does not start, because SQLite would delete the log, and changes nothing."""
+    """If the database is empty but its write-ahead log is not, the broker does not start, because SQLite would delete
+    the log.
+    """
     process.kill()
     database, log = files(process)
     before = log.read_bytes()
@@ -98,7 +104,9 @@ def test_an_empty_database_beside_its_log_stops_the_start(process: BrokerProcess
 
 
 def test_an_empty_database_without_a_log_is_a_new_broker(process: BrokerProcess) -> None:
-    """The broker starts without definitions and messages, and says so once."""
+    """If the database is empty and has no write-ahead log, the broker starts like a new one, and says so at the first
+    start only.
+    """
     process.stop()
     files(process)[0].write_bytes(b"")
     process.start()
@@ -110,7 +118,9 @@ def test_an_empty_database_without_a_log_is_a_new_broker(process: BrokerProcess)
 
 
 def test_a_truncated_database_is_read_up_to_its_end(process: BrokerProcess) -> None:
-    """The broker recovers the definitions and messages that are left, warns once, and keeps the truncated file."""
+    """If the database is cut off in the middle, the broker recovers the messages that are left, warns once, and keeps
+    the truncated file.
+    """
     process.stop()
     database, _ = files(process)
     data = database.read_bytes()
@@ -125,7 +135,9 @@ def test_a_truncated_database_is_read_up_to_its_end(process: BrokerProcess) -> N
 
 
 def test_a_damaged_page_loses_only_its_messages(process: BrokerProcess) -> None:
-    """The broker warns, and recovers the messages before and after the page."""
+    """If one page in the middle of the database is overwritten, the broker warns and still recovers more than half of
+    the messages.
+    """
     process.stop()
     database, _ = files(process)
     data = database.read_bytes()
@@ -137,7 +149,9 @@ def test_a_damaged_page_loses_only_its_messages(process: BrokerProcess) -> None:
 
 
 def test_a_file_that_is_not_a_database_stops_the_start(process: BrokerProcess) -> None:
-    """The broker says that nothing can be read, does not start, and leaves the file alone."""
+    """If the database file is not a database, the broker says that nothing in it can be read, does not start, and
+    leaves the file alone.
+    """
     process.stop()
     database, _ = files(process)
     database.write_bytes(b"x" * 8192)
@@ -147,7 +161,7 @@ def test_a_file_that_is_not_a_database_stops_the_start(process: BrokerProcess) -
 
 
 def test_a_data_directory_is_private(tmp_path: Path) -> None:
-    """The directory and its files can be read only by their owner, whatever the umask is."""
+    """A new data directory and its files are accessible to their owner only, whatever the umask is."""
     mask = os.umask(0)
     try:
         with BrokerProcess(tmp_path) as process:

@@ -94,8 +94,8 @@ def test_deleting_a_vhost_deletes_its_bindings_and_policies(process: BrokerProce
 
 
 def test_names_are_stored_as_bytes(tmp_path: Path) -> None:
-    """Names that are not UTF-8, their escaped forms, and names with NUL stay different queues and bindings after a
-    restart.
+    """Queues and bindings whose names are not UTF-8, look like an escaped form of such a name, or contain NUL stay
+    distinct after a restart.
     """
     names = ("q\udcff", "q\\udcff", "q\\xff")
     bindings = [("d", "k\0x"), ("d\0k", "x")]
@@ -116,7 +116,9 @@ def test_names_are_stored_as_bytes(tmp_path: Path) -> None:
 
 
 def test_a_definition_that_cannot_be_read_is_skipped(process: BrokerProcess) -> None:
-    """The broker reports it and starts with everything else; once it is repaired, its messages are there."""
+    """If a queue's stored definition cannot be read, the broker reports it and starts with everything else. Once the
+    definition is repaired, the queue has its messages again.
+    """
     channel = connect(process).channel()
     channel.confirm_delivery()
     for queue in ("bad", "good"):
@@ -167,7 +169,9 @@ def test_unknown_files_are_ignored(process: BrokerProcess) -> None:
 
 
 def test_a_full_disk_at_the_start_is_reported(process: BrokerProcess) -> None:
-    """The broker says how much room it needs and does not start; nothing is lost or reported as damaged."""
+    """If the disk is too full to start, the broker says how much space it needs and exits; nothing is lost or reported
+    as damaged.
+    """
     channel = connect(process).channel()
     channel.queue_declare("q", durable=True)
     channel.confirm_delivery()
@@ -193,7 +197,7 @@ def test_a_full_disk_at_the_start_is_reported(process: BrokerProcess) -> None:
 
 
 def test_deleted_defaults_are_not_created_again(process: BrokerProcess) -> None:
-    """After guest and all virtual hosts were deleted, a restart does not create them again."""
+    """After guest and the virtual host `/` were deleted, a restarted broker does not create guest again."""
     api = Api(process.management_url)
     api("PUT", "users/boss", {"password": "secret", "tags": "administrator"})
     assert api("DELETE", "users/guest")[0] == 204
@@ -206,7 +210,9 @@ def test_deleted_defaults_are_not_created_again(process: BrokerProcess) -> None:
 
 @large
 def test_a_slow_disk_delays_only_replies_that_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replies about durable things wait for the disk; other connections are served at once."""
+    """While the disk is slow, only replies about durable queues wait for it; clients of other connections are served at
+    once.
+    """
     slow, syncing, done = threading.Event(), threading.Event(), threading.Event()
     sync = Database.sync
 
@@ -355,7 +361,7 @@ def reopened(directory: Path, change: Callable[[Broker], object] = lambda _: Non
 def test_any_accepted_definition_survives_a_restart(
     operations: list[tuple[str, str, str, str, dict[str, Any]]],
 ) -> None:
-    """Random definitions that were accepted are the same after a restart; others were refused."""
+    """Random definitions that the broker accepts are the same after a restart."""
 
     def change(broker: Broker) -> None:
         for operation in operations:
@@ -372,7 +378,7 @@ def test_any_accepted_definition_survives_a_restart(
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_changed_row_never_prevents_a_start(data: st.DataObject) -> None:
-    """Definitions that were changed at random on disk do not keep the broker from starting."""
+    """If a stored definition was changed at random on disk, the broker still starts, and accepts new definitions."""
     with TemporaryDirectory() as name:
         directory = Path(name)
 
@@ -413,7 +419,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_damage_is_survived_or_explained(killed: Path, data: st.DataObject) -> None:
-    """With changed, missing or additional bytes in any file, the broker starts, or says why it cannot."""
+    """If bytes of any file in the data directory are changed, missing or added, the broker starts, or says why it
+    cannot.
+    """
     with TemporaryDirectory() as name:
         directory = Path(name) / "data"
         shutil.copytree(killed, directory)

@@ -90,7 +90,9 @@ def has(exported: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def test_imported_definitions_are_exported(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """An export contains what was imported, but no exclusive queue; an import does not change an existing queue."""
+    """Exported definitions contain what was imported, but no exclusive queue. An import does not change an existing
+    queue.
+    """
     channel.queue_declare("mine", exclusive=True)
     channel.queue_bind("mine", "amq.fanout")
     wanted = {**TOPOLOGY, **policies(vhost)}
@@ -109,8 +111,8 @@ def test_imported_definitions_are_exported(api: Api, vhost: str, channel: Blocki
 
 
 def test_definitions_of_the_whole_broker_contain_users_and_permissions(api: Api, vhost: str) -> None:
-    """The definitions of the whole broker contain users, permissions, and a virtual host for each object; only
-    administrators may read and load them.
+    """The definitions of the whole broker contain users, permissions, and a virtual host for each object. Only
+    administrators may export and import them.
     """
     user, topology = {**ANN, "name": f"ann-{vhost}"}, by_name(TOPOLOGY)
     document = {
@@ -134,7 +136,7 @@ def test_definitions_of_the_whole_broker_contain_users_and_permissions(api: Api,
 
 
 def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
-    """An import without a valid virtual host, type or name returns 400, and creates nothing."""
+    """Importing definitions with an invalid virtual host, type, user or policy is refused, and creates no queue."""
     queue = {"name": "q", "durable": True, "auto_delete": False, "arguments": {}}
     for document in (
         {"queues": [queue]},
@@ -154,13 +156,15 @@ def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
 def test_definitions_of_another_shape_are_refused(
     document: dict[str, Any], api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """An import whose sections are not lists of objects returns 400."""
+    """Importing definitions whose sections are not lists of valid objects gets 400."""
     with EmbeddedBroker(management_port=0) as broker:
         assert api_of(broker)("POST", "definitions", document)[0] == 400
 
 
 def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """Users of the file can log in, objects without a virtual host go to /, and a data directory may exist already."""
+    """A broker started with a definitions file, even twice on one data directory, has its users and topic permissions;
+    objects without a virtual host are created in `/`.
+    """
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     rights = {"user": "ann", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
     topics = [{"user": "ann", "vhost": "/", "exchange": "logs", "write": "critical$", "read": ""}]
@@ -180,8 +184,8 @@ def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callabl
 
 
 def test_after_a_failed_import_the_data_directory_can_be_used(tmp_path: Path) -> None:
-    """If the definitions file is invalid, start() raises, and a second start() with a valid file works in the same
-    process.
+    """If the definitions file is invalid, EmbeddedBroker.start() raises OSError; with a valid file, a broker then
+    starts on the same data directory.
     """
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     file.write_text('{"queues": [{}]}')
@@ -193,7 +197,9 @@ def test_after_a_failed_import_the_data_directory_can_be_used(tmp_path: Path) ->
 
 
 def test_definitions_that_are_left_out_are_named(tmp_path: Path) -> None:
-    """The broker names a shovel in the file on stderr and starts; with an unreadable file, it does not start."""
+    """A broker whose definitions file contains a shovel starts and names it on stderr as left out. If the file is not
+    an object, the broker exits with 1.
+    """
     file, ready = tmp_path / "definitions.json", tmp_path / "ready"
     shovel = {"component": "shovel", "vhost": "/", "name": "away", "value": {}}
     file.write_text(json.dumps({**TOPOLOGY, "parameters": [shovel]}))

@@ -35,7 +35,9 @@ def delay(milliseconds: object) -> BasicProperties:
 
 @pytest.mark.usefixtures("delayed")
 def test_delayed_messages_arrive_when_due(channel: BlockingChannel, take: Take) -> None:
-    """Three messages arrive in the order of their delays, none early, with their header unchanged."""
+    """Messages published to an x-delayed-message exchange arrive in the order of their delays, none early, with x-delay
+    unchanged.
+    """
     started = time.monotonic()
     for milliseconds in (150, 50, 100):
         channel.basic_publish("x", "k", str(milliseconds).encode(), delay(milliseconds))
@@ -49,7 +51,7 @@ def test_delayed_messages_arrive_when_due(channel: BlockingChannel, take: Take) 
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("milliseconds", ["250", "+250", "0250", 250.9], ids=repr)
 def test_x_delay_may_be_a_number_or_digits(channel: BlockingChannel, take: Take, milliseconds: object) -> None:
-    """x-delay may be any type of number, or text with digits."""
+    """The header x-delay may be an integer or a float, or text of digits with or without a plus sign."""
     started = time.monotonic()
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
     take.one("q")
@@ -63,7 +65,9 @@ def test_x_delay_may_be_a_number_or_digits(channel: BlockingChannel, take: Take,
     ids=repr,
 )
 def test_an_invalid_x_delay_closes_the_connection(connection: pika.BlockingConnection, milliseconds: object) -> None:
-    """Text that is not a number, NaN and the like close the connection with 541, as RabbitMQ's plugin does."""
+    """An x-delay that is NaN, infinite, a decimal, or text that is not a number closes the connection with 541, as in
+    RabbitMQ's plugin.
+    """
     channel = connection.channel()
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
     with pytest.raises(ConnectionClosedByBroker) as closed:
@@ -80,7 +84,9 @@ def test_an_invalid_x_delay_closes_the_connection(connection: pika.BlockingConne
 def test_messages_without_a_positive_x_delay_are_routed_at_once(
     channel: BlockingChannel, take: Take, milliseconds: object
 ) -> None:
-    """0, negative and too large numbers, and values that are not numbers, do not delay a message."""
+    """A message is not delayed if its x-delay is zero, negative, too large, or of a type that is neither a number nor
+    text.
+    """
     channel.basic_publish("x", "k", b"later", delay(3_600_000))
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
     assert take.one("q")[2] == b"x"
@@ -88,7 +94,7 @@ def test_messages_without_a_positive_x_delay_are_routed_at_once(
 
 @pytest.mark.usefixtures("delayed")
 def test_delayed_messages_are_routed_by_the_bindings_when_due(channel: BlockingChannel, take: Take) -> None:
-    """A binding that is made after publishing counts, if it exists when the message is due."""
+    """A delayed message is routed by the bindings that exist when it is due, even those made after it was published."""
     channel.basic_publish("x", "later", b"x", delay(50))
     channel.queue_bind("q", "x", "later")
     assert take.one("q")[2] == b"x"
@@ -96,7 +102,9 @@ def test_delayed_messages_are_routed_by_the_bindings_when_due(channel: BlockingC
 
 @pytest.mark.usefixtures("delayed")
 def test_a_mandatory_delayed_message_is_returned_and_still_delivered(channel: BlockingChannel, take: Take) -> None:
-    """A delayed message counts as unroutable when published, and is delivered when due all the same."""
+    """A mandatory delayed message is returned as unroutable when it is published, and is still delivered when it is
+    due.
+    """
     channel.exchange_declare("before", "fanout")
     channel.exchange_bind("x", "before")
     channel.confirm_delivery()
@@ -108,7 +116,9 @@ def test_a_mandatory_delayed_message_is_returned_and_still_delivered(channel: Bl
 
 @pytest.mark.usefixtures("delayed")
 def test_a_delayed_exchange_behind_another(channel: BlockingChannel, take: Take) -> None:
-    """A delayed exchange bound to another one delays its copy once; queues of the other exchange get theirs at once."""
+    """A delayed exchange that is bound to a fanout exchange delays its copy once; queues of the fanout exchange get
+    theirs at once.
+    """
     channel.exchange_declare("before", "fanout")
     channel.queue_declare("beside")
     channel.queue_bind("beside", "before")
@@ -140,7 +150,9 @@ def test_two_delayed_exchanges_deliver_twice(channel: BlockingChannel, take: Tak
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("is_bound", [True, False])
 def test_the_alternate_exchange_gets_a_copy_at_once(channel: BlockingChannel, take: Take, *, is_bound: bool) -> None:
-    """A delayed message goes to the alternate exchange when published, and is routed again when due."""
+    """A message for a delayed exchange goes to its alternate exchange when it is published, and is routed again when it
+    is due.
+    """
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "direct", "alternate-exchange": "amq.fanout"})
     channel.queue_declare("spare")
     channel.queue_bind("spare", "amq.fanout")
@@ -157,7 +169,7 @@ def test_the_alternate_exchange_gets_a_copy_at_once(channel: BlockingChannel, ta
 def test_a_transaction_does_not_hold_a_delayed_message(
     channel: BlockingChannel, connection: pika.BlockingConnection, take: Take, end: str
 ) -> None:
-    """A delayed message of a transaction is delivered even if the transaction is rolled back."""
+    """A delayed message published in a transaction is delivered even if the transaction is rolled back."""
     other = connection.channel()
     other.tx_select()
     other.basic_publish("x", "k", b"x", delay(100))
@@ -168,7 +180,9 @@ def test_a_transaction_does_not_hold_a_delayed_message(
 
 @pytest.mark.usefixtures("delayed")
 def test_cc_and_bcc_of_delayed_messages_are_delivered(channel: BlockingChannel, take: Take) -> None:
-    """Copies are delayed, too. With BCC, which is removed, x-delay is negative afterwards; with CC, it is unchanged."""
+    """Copies of a delayed message for CC and BCC are delivered with it. With CC, x-delay is unchanged; with BCC, which
+    is removed, it is negative.
+    """
     channel.queue_declare("copy")
     channel.queue_bind("copy", "x", "c")
     for name, expected in (("CC", {"x-delay": 50, "CC": ["c"]}), ("BCC", {"x-delay": -50})):
@@ -179,7 +193,7 @@ def test_cc_and_bcc_of_delayed_messages_are_delivered(channel: BlockingChannel, 
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("milliseconds", [50, "50", 50.5])
 def test_x_delay_is_negative_after_dead_lettering(channel: BlockingChannel, take: Take, milliseconds: object) -> None:
-    """A dead letter that was delayed has its x-delay as a negative integer."""
+    """A message that is dead-lettered through a delayed exchange arrives with its x-delay as a negative integer."""
     arguments = {"x-dead-letter-exchange": "x", "x-dead-letter-routing-key": "k"}
     channel.queue_declare("dying", arguments=arguments)
     channel.basic_publish("", "dying", b"x", AnyHeaders(headers={"x-delay": milliseconds}, expiration="0"))
@@ -189,7 +203,9 @@ def test_x_delay_is_negative_after_dead_lettering(channel: BlockingChannel, take
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("kind", [DELAYED, "direct"])
 def test_delayed_messages_outlive_their_exchange(channel: BlockingChannel, take: Take, kind: str) -> None:
-    """If the exchange is deleted and declared again, with any type, it gets the delayed messages when due."""
+    """If a delayed exchange is deleted and declared again, with any type, its delayed messages are still routed when
+    due.
+    """
     channel.basic_publish("x", "k", b"old", delay(400))
     channel.exchange_delete("x")
     channel.exchange_declare("x", kind, durable=True, arguments={"x-delayed-type": "direct"})
@@ -199,7 +215,7 @@ def test_delayed_messages_outlive_their_exchange(channel: BlockingChannel, take:
 
 @pytest.mark.usefixtures("delayed")
 def test_bindings_of_a_delayed_exchange_are_checked_by_its_inner_type(connection: pika.BlockingConnection) -> None:
-    """A binding with an invalid x-match is refused if the inner type is headers."""
+    """If x-delayed-type is headers, a binding with an invalid x-match is refused with 406."""
     channel = connection.channel()
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "headers"})
     with pytest.raises(ChannelClosedByBroker) as closed:
@@ -209,7 +225,7 @@ def test_bindings_of_a_delayed_exchange_are_checked_by_its_inner_type(connection
 
 @pytest.mark.usefixtures("delayed")
 def test_x_delayed_type_must_be_an_exchange_type(connection: pika.BlockingConnection) -> None:
-    """Declaring a delayed exchange without a valid x-delayed-type is refused with RabbitMQ's text."""
+    """Declaring an x-delayed-message exchange without a valid x-delayed-type is refused with RabbitMQ's text."""
     for arguments, text in (
         ({}, "Invalid argument, 'x-delayed-type' must be an existing exchange type"),
         ({"x-delayed-type": DELAYED}, "Invalid argument, 'x-delayed-message' can't be used for 'x-delayed-type'"),
@@ -221,7 +237,7 @@ def test_x_delayed_type_must_be_an_exchange_type(connection: pika.BlockingConnec
 
 @pytest.mark.usefixtures("delayed")
 def test_many_delayed_messages_arrive_once_each(channel: BlockingChannel, take: Take) -> None:
-    """500 messages, most of them due earlier than the one before, arrive once each."""
+    """Each of 500 delayed messages, later ones due earlier, arrives exactly once."""
     for number in range(500):
         channel.basic_publish("x", "k", str(number).encode(), delay(300 - number // 2))
     got = [int(body) for body in take.bodies("q", 500)]
@@ -230,7 +246,9 @@ def test_many_delayed_messages_arrive_once_each(channel: BlockingChannel, take: 
 
 
 def test_delayed_messages_survive_a_restart(tmp_path: Path) -> None:
-    """After kill -9, messages of a durable delayed exchange arrive, overdue ones at once, also transient ones."""
+    """After the broker is killed and restarted, delayed messages of a durable exchange arrive in order, whether overdue
+    or not, persistent or transient.
+    """
     with BrokerProcess(tmp_path) as process:
         channel = pika.BlockingConnection(pika.URLParameters(process.url)).channel()
         channel.exchange_declare("x", DELAYED, durable=True, arguments={"x-delayed-type": "fanout"})

@@ -315,15 +315,17 @@ SETTINGS = settings(max_examples=25 if IN_CI else 10, deadline=None, suppress_he
 @SETTINGS
 @given(sequence=operations(CLASSIC_ARGUMENTS, *CONSUMING))
 def test_classic_queues_behave_alike_on_both_brokers(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
-    """Both brokers give the same replies, errors, deliveries, order, headers and counts for random operations."""
+    """For random operations on classic queues, RabbitMQ and the embedded broker give the same replies, errors,
+    deliveries and message counts.
+    """
     compare(sides, [*CLASSIC_START, ("consume", "a", 1, False, {}), *sequence])
 
 
 @SETTINGS
 @given(sequence=operations([*CLASSIC_ARGUMENTS, *QUORUM_ARGUMENTS]))
 def test_quorum_queues_behave_alike_on_both_brokers(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
-    """Random operations on quorum queues have the same results on RabbitMQ and the embedded broker. They include no
-    consumers, because RabbitMQ 3.10 sometimes delivers more than the prefetch.
+    """Random operations on quorum queues, without consumers, have the same results on RabbitMQ and the embedded broker.
+    Consumers are left out because RabbitMQ 3.10 sometimes exceeds their prefetch.
     """
     compare(sides, [*QUORUM_START, *sequence])
 
@@ -331,7 +333,9 @@ def test_quorum_queues_behave_alike_on_both_brokers(sides: tuple[Side, Side], se
 @settings(SETTINGS, max_examples=10 if IN_CI else 5)
 @given(sequence=STREAMING)
 def test_streams_behave_alike_on_both_brokers(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
-    """Readers at any offset get the same messages from both brokers, and the same operations are refused."""
+    """Readers of a stream at any offset get the same messages from RabbitMQ and the embedded broker, and the same
+    operations are refused.
+    """
     compare(
         sides, [("declare queue", "a", True, STREAM_ARGUMENTS[0]), *TOPIC[1:], *PUBLISHES, *sequence], with_counts=False
     )

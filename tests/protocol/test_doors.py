@@ -92,7 +92,7 @@ def test_guest_from_another_machine_needs_an_option(tmp_path: Path, options: tup
     ],
 )
 def test_requests_with_another_host_name_are_refused(broker: EmbeddedBroker, host: str, status: int) -> None:
-    """Against DNS rebinding, a request whose Host header is not a name of this machine gets 421."""
+    """A request to the management API whose Host header is a foreign name, as in DNS rebinding, gets 421."""
     assert ask(broker, f"host: {host}", LOGIN)[0] == status
 
 
@@ -101,18 +101,20 @@ def test_requests_with_another_host_name_are_refused(broker: EmbeddedBroker, hos
     [("http://127.0.0.1:15672", 200), ("http://evil.example", 403), ("null", 403), ("http://127.0.0.1:80", 403)],
 )
 def test_requests_from_pages_of_another_site_are_refused(broker: EmbeddedBroker, origin: str, status: int) -> None:
-    """A request with another Origin gets 403, even with valid credentials."""
+    """A request to the management API with the Origin of another site gets 403, even with valid credentials."""
     assert ask(broker, "host: 127.0.0.1:15672", LOGIN, f"origin: {origin}")[0] == status
 
 
 def test_a_large_body_is_not_read_before_the_login(broker: EmbeddedBroker) -> None:
-    """A request with a large body is answered before the body arrives: 401 without a login, 413 with one."""
+    """The management API answers a request before its large body arrives: with 401 without a login, and with 413 with
+    one.
+    """
     assert ask(broker, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 401
     assert ask(broker, LOGIN, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 413
 
 
 def test_the_connection_stays_open_after_a_401(broker: EmbeddedBroker) -> None:
-    """After a 401 for a request with a small body, the same connection can be used with valid credentials."""
+    """After a 401, the next request on the same HTTP connection succeeds if it has valid credentials."""
     with socket.create_connection(address(broker), timeout=60) as connection:
         connection.sendall(b"PUT /api/queues/%2F/q HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}")
         assert connection.recv(65536).startswith(b"HTTP/1.1 401")
@@ -130,14 +132,16 @@ def test_the_connection_stays_open_after_a_401(broker: EmbeddedBroker) -> None:
     ],
 )
 def test_malformed_requests_are_refused(broker: EmbeddedBroker, header: str, status: int) -> None:
-    """Each malformed header gets its error status, and the next request is answered."""
+    """An HTTP request with a malformed or too long header is refused with 400, 411 or 431, and the next request is
+    answered.
+    """
     assert ask(broker, LOGIN, header)[0] == status
     assert ask(broker, LOGIN)[0] == 200
 
 
 @pytest.mark.parametrize("sent", ["", "GET /api/whoami HTTP/1.1\r\n\r\n"])
 def test_connections_without_a_login_make_room_for_others(broker: EmbeddedBroker, sent: str) -> None:
-    """If all connections are taken by clients without a login, the oldest of them is closed for a new one."""
+    """If clients without a login hold all HTTP connections, requests of other clients are still answered."""
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
     for connection in crowd:
         connection.sendall(sent.encode())
@@ -151,7 +155,9 @@ def test_connections_without_a_login_make_room_for_others(broker: EmbeddedBroker
 def test_connections_from_one_address_do_not_displace_others(
     broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Too many connections from one address replace only each other; the log has one line per second about it."""
+    """Too many HTTP connections without a login from one address do not displace one from another address, and are
+    logged at most once a second.
+    """
     caplog.set_level(logging.WARNING)
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
     with socket.create_connection(address(broker), timeout=60, source_address=("127.0.0.2", 0)) as other:
@@ -175,7 +181,9 @@ def test_connections_from_one_address_do_not_displace_others(
 
 
 def test_logged_in_connections_are_limited(broker: EmbeddedBroker) -> None:
-    """Beyond the limit, a new connection is refused; once the others are closed, connections are accepted again."""
+    """If logged-in clients hold all HTTP connections, a further one is refused; once they are closed, requests are
+    answered again.
+    """
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
     for connection in crowd:
         connection.sendall(f"GET /api/whoami HTTP/1.1\r\n{LOGIN}\r\n\r\n".encode())
@@ -198,7 +206,7 @@ def test_logged_in_connections_are_limited(broker: EmbeddedBroker) -> None:
 def test_a_connection_with_an_incomplete_request_is_closed(
     broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, sent: str
 ) -> None:
-    """If the headers or the body of a request are not complete in time, the broker closes the connection."""
+    """If the headers or the body of an HTTP request do not arrive in time, the broker closes the connection."""
     monkeypatch.setattr(http_server, "_FIRST_SECONDS", 0.2)
     monkeypatch.setattr(http_server, "_BODY_SECONDS", 0.2)
     with socket.create_connection(address(broker), timeout=60) as connection:
@@ -220,7 +228,9 @@ def test_a_connection_with_an_incomplete_request_is_closed(
     ids=["a large integer", "a lone surrogate", "a long name", "deeply nested", "very deeply nested", "no object"],
 )
 def test_arguments_that_cannot_be_stored_are_refused(broker: EmbeddedBroker, api: Api, arguments: str) -> None:
-    """Arguments that cannot be stored get 400, and no queue, exchange or binding is created."""
+    """Declaring a queue, exchange or binding over HTTP with arguments that cannot be stored gets 400, and creates
+    nothing.
+    """
     body = f'{{"arguments": {arguments}}}'.encode()
     headers = (LOGIN, f"content-length: {len(body)}")
     for method, path in (
@@ -236,7 +246,9 @@ def test_arguments_that_cannot_be_stored_are_refused(broker: EmbeddedBroker, api
 
 
 def test_an_expensive_regular_expression_does_not_block_the_broker(broker: EmbeddedBroker, api: Api) -> None:
-    """A pattern that would backtrack for ever in Python is answered at once, in a filter and in a permission."""
+    """A regular expression that takes forever by backtracking is evaluated at once, as a queue filter and as a
+    permission.
+    """
     evil = "(a|a)*(a+)+$"
     api("PUT", "queues/%2F/" + "a" * 200 + "b")
     assert api("GET", f"queues?page=1&name={quote(evil)}&use_regex=true")[1]["filtered_count"] == 0
@@ -248,7 +260,7 @@ def test_an_expensive_regular_expression_does_not_block_the_broker(broker: Embed
 
 @pytest.mark.parametrize("pattern", ["(", r"(a)\1", "^(?!amq)"])
 def test_a_pattern_that_is_not_supported_is_refused(api: Api, pattern: str) -> None:
-    """A permission or a filter with an unsupported regular expression gets 400 with the reason."""
+    """An invalid or unsupported regular expression gets 400, as a permission with the reason, and as a filter."""
     status, error = api("PUT", "permissions/%2F/guest", {"configure": pattern, "write": "", "read": ""})
     assert status == 400
     assert "invalid regular expression" in error["reason"]
@@ -258,7 +270,7 @@ def test_a_pattern_that_is_not_supported_is_refused(api: Api, pattern: str) -> N
 
 @large
 def test_a_long_list_does_not_stall_other_clients(tmp_path: Path) -> None:
-    """While 5,000 queues are listed, requests on another connection are answered."""
+    """While the management API lists 5,000 queues, requests on another connection are answered."""
     with BrokerProcess(tmp_path, "--management-port", "0") as broker, ThreadPoolExecutor() as pool:
         queues = [{"name": f"queue-{number}", "vhost": "/", "durable": False} for number in range(5_000)]
         assert Api(broker.management_url)("POST", "definitions", {"queues": queues})[0] == 204
@@ -278,7 +290,9 @@ def test_a_long_list_does_not_stall_other_clients(tmp_path: Path) -> None:
 def test_repeated_internal_errors_are_logged_once_a_second(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A client that repeats a failing request cannot fill the log: the lines have a count."""
+    """Repeated internal errors of the management API are logged about once a second, with the number of errors left
+    out.
+    """
     caplog.set_level(logging.WARNING)
 
     def fail(call: object) -> None:

@@ -33,7 +33,9 @@ def restart(process: BrokerProcess, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_durable_objects_and_persistent_messages_survive_a_restart(process: BrokerProcess, how: str) -> None:
-    """Durable exchanges, queues, their bindings and persistent messages are there after a restart, and nothing else."""
+    """After a restart, durable exchanges and queues, their bindings and persistent messages are there; transient ones
+    are gone.
+    """
     channel = connect(process).channel()
     channel.exchange_declare("x", "topic", durable=True, arguments={"alternate-exchange": "amq.fanout"})
     channel.exchange_declare("y", "fanout", durable=True)
@@ -66,7 +68,9 @@ def test_durable_objects_and_persistent_messages_survive_a_restart(process: Brok
 
 
 def test_a_clean_restart_keeps_the_counts_of_a_quorum_queue(tmp_path: Path) -> None:
-    """As in RabbitMQ 4.3, x-acquired-count and x-delivery-count are the same after a restart."""
+    """After a clean restart, a message of a quorum queue has the same x-acquired-count and x-delivery-count, as in
+    RabbitMQ 4.3.
+    """
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--like", "4.3") as process:
         channel = connect(process).channel()
         channel.queue_declare("q", durable=True, arguments={"x-queue-type": "quorum"})
@@ -83,7 +87,9 @@ def test_a_clean_restart_keeps_the_counts_of_a_quorum_queue(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_a_restarted_queue_keeps_its_maximum_length(process: BrokerProcess, how: str) -> None:
-    """Unacknowledged messages are ready again after a restart, and the oldest beyond x-max-length are dead-lettered."""
+    """After a restart, unacknowledged messages are ready again, and the oldest messages beyond x-max-length are
+    dead-lettered.
+    """
     channel = connect(process).channel()
     channel.queue_declare("dead", durable=True)
     arguments = {"x-max-length": 2, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
@@ -104,8 +110,8 @@ def test_a_restarted_queue_keeps_its_maximum_length(process: BrokerProcess, how:
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_unacknowledged_messages_are_redelivered_after_a_restart(process: BrokerProcess, how: str) -> None:
-    """After a restart, unacknowledged messages are delivered in their old places, marked as redelivered; acknowledged
-    ones are gone.
+    """After a restart, a queue has its unacknowledged messages in their original order, marked as redelivered;
+    acknowledged ones are gone.
     """
     channel = connect(process).channel()
     channel.queue_declare("q", durable=True)
@@ -128,7 +134,7 @@ def test_unacknowledged_messages_are_redelivered_after_a_restart(process: Broker
 
 
 def test_names_that_are_not_utf_8_survive_a_restart(process: BrokerProcess) -> None:
-    """Exchanges, queues and routing keys keep their bytes."""
+    """After a restart, a queue, exchange and binding whose names are not UTF-8 still route a message."""
 
     def method(index: bytes, *names: bytes, bits: bytes) -> bytes:
         return raw_frame(1, 1, index + b"\0\0" + b"".join(bytes([len(name)]) + name for name in names) + bits)
@@ -152,7 +158,7 @@ def test_names_that_are_not_utf_8_survive_a_restart(process: BrokerProcess) -> N
 
 
 def test_users_permissions_and_virtual_hosts_survive_a_restart(tmp_path: Path) -> None:
-    """A user can log in after a restart, and has the same permissions."""
+    """After a restart, a user can log in to the same virtual host, with the same permissions."""
     from tests.protocol.conftest import Api
 
     options = ("--data-dir", str(tmp_path / "data"), "--management-port", "0")
@@ -170,7 +176,7 @@ def test_users_permissions_and_virtual_hosts_survive_a_restart(tmp_path: Path) -
 
 
 def test_names_cannot_forge_the_log(process: BrokerProcess) -> None:
-    """Line breaks and control characters of a name are escaped in the log."""
+    """Line breaks and control characters in a client's virtual host name are escaped in the broker's log."""
     parameters = pika.URLParameters(process.url)
     parameters.virtual_host = "no\n2026-01-01 \x1b[31mforged"
     with pytest.raises(AMQPError):
@@ -225,7 +231,9 @@ class Consumer(threading.Thread):
 
 
 def test_no_confirmed_message_is_lost_by_twenty_kills(process: BrokerProcess) -> None:
-    """After each of twenty kills, all confirmed messages are there, and duplicates are marked as redelivered."""
+    """After the broker is killed twenty times, no confirmed message is lost, and messages delivered twice are marked as
+    redelivered.
+    """
     seed = random.Random(20)
     connect(process).channel().queue_declare("q", durable=True)
     confirmed: set[int] = set()
@@ -262,7 +270,7 @@ def test_no_confirmed_message_is_lost_by_twenty_kills(process: BrokerProcess) ->
 
 
 def test_two_brokers_cannot_share_a_directory(process: BrokerProcess) -> None:
-    """A second broker in the same data directory says why and exits; the first one works on."""
+    """A second broker in the same data directory exits with 1, and the first one stays usable."""
     second = BrokerProcess(process.directory)
     second.ready_file = process.directory / "second"
     with pytest.raises(AssertionError):

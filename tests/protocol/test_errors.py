@@ -198,7 +198,7 @@ CASES: list[Any] = [
 def test_a_refusal_has_rabbitmqs_code_and_text(
     connection: pika.BlockingConnection, vhost: str, action: Callable[[BlockingChannel], object], expected: str
 ) -> None:
-    """Each invalid operation is refused with the code and the text of RabbitMQ."""
+    """The broker refuses an invalid operation with the reply code and text of RabbitMQ."""
     channel = connection.channel()
     assert refused(lambda: action(channel)) == expected.format(vhost=vhost)
 
@@ -240,7 +240,7 @@ def test_a_quorum_queue_with_an_initial_group_size_of_0_is_refused(channel: Bloc
 def test_an_invalid_argument_is_named(
     channel: BlockingChannel, vhost: str, name: str, value: object, wrong: str
 ) -> None:
-    """An invalid argument of queue.declare is named, with the reason as Erlang prints it."""
+    """If queue.declare has an invalid argument, the error names it and gives the reason as RabbitMQ prints it."""
     reply = refused(lambda: channel.queue_declare("new", arguments={name: value}))
     assert reply == f"406 PRECONDITION_FAILED - invalid arg '{name}' for queue 'new' in vhost '{vhost}': {wrong}"
 
@@ -256,7 +256,7 @@ def test_an_invalid_argument_is_named(
     ],
 )
 def test_an_invalid_expiration_is_refused(channel: BlockingChannel, expiration: str, wrong: str) -> None:
-    """An expiration that is not text with a number of milliseconds is refused with 406."""
+    """Publishing a message whose expiration is not a valid number of milliseconds is refused with 406."""
     reply = refused(lambda: publish(channel, "", "q", BasicProperties(expiration=expiration)))
     assert reply == f"406 PRECONDITION_FAILED - invalid expiration '{expiration}': {wrong}"
 
@@ -274,7 +274,7 @@ def test_a_consumer_tag_cannot_be_used_twice(channel: BlockingChannel) -> None:
 
 
 def test_immediate_is_not_implemented(channel: BlockingChannel) -> None:
-    """basic.publish with `immediate`, which RabbitMQ dropped in 3.0, closes the connection with 540."""
+    """basic.publish with the flag `immediate` closes the connection with 540, as in RabbitMQ since 3.0."""
 
     def publish_immediately() -> None:
         method = spec.Basic.Publish(exchange="", routing_key="q", immediate=True)

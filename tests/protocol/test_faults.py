@@ -60,7 +60,7 @@ def channel(connect: Callable[..., BlockingChannel]) -> BlockingChannel:
 
 
 def test_cut_connections_resets_or_closes_the_socket(vhost: Vhost) -> None:
-    """A client gets ECONNRESET, or with reset=False the end of the stream."""
+    """The fault cut_connections resets a client's connection (ECONNRESET), or closes it with reset=False."""
     with RawClient(vhost.url) as client:
         assert vhost.faults.cut_connections() == 1
         with pytest.raises(ConnectionResetError):
@@ -82,7 +82,9 @@ def stream(whole: EmbeddedBroker, vhost: Vhost) -> Iterator[RawStream]:
 
 
 def test_faults_apply_to_stream_connections(vhost: Vhost, stream: RawStream) -> None:
-    """slow_down, refuse_connections and close_connections apply to the stream protocol, too."""
+    """The faults slow_down, go_silent, refuse_connections and close_connections apply to connections of the stream
+    protocol, too.
+    """
     assert stream.create("s") == 1
     with vhost.faults.slow_down(0.1):
         began = time.monotonic()
@@ -104,21 +106,23 @@ def test_faults_apply_to_stream_connections(vhost: Vhost, stream: RawStream) -> 
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_cut_connections_cuts_stream_connections(vhost: Vhost, stream: RawStream, reset: bool) -> None:
-    """A client of the stream protocol gets ECONNRESET, or with reset=False the end of the stream."""
+    """The fault cut_connections resets a connection of the stream protocol (ECONNRESET), or closes it
+    with reset=False.
+    """
     assert vhost.faults.cut_connections(reset=reset) == 1
     with pytest.raises(ConnectionResetError if reset else EOFError):
         stream.next()
 
 
 def test_a_restart_closes_stream_connections(vhost: Vhost, stream: RawStream) -> None:
-    """restart() closes connections of the stream protocol, and new ones can log in afterwards."""
+    """The fault restart closes connections of the stream protocol, and new ones can log in afterwards."""
     vhost.faults.restart()
     assert stream.at_end()
     RawStream(*stream.socket.getpeername()).log_in()
 
 
 def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: BlockingChannel) -> None:
-    """reset() empties streams; readers stay and get later messages, and publishers may use their ids again."""
+    """reset() empties streams. Readers stay and get later messages, and publishers may reuse their publishing ids."""
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s", "me") == 1
     stream.publish(1, 1, b"\x00Su\xa0\x01a", b"\x00Su\xa0\x01b")
@@ -146,7 +150,7 @@ def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: Blockin
 
 
 def test_messages_deleted_by_reset_do_not_return_after_a_restart(tmp_path: Path) -> None:
-    """After reset() and a restart, the stream continues at the next offset with new messages only."""
+    """After reset() and a restart, a stream continues at the next offset with new messages only."""
 
     def publish(broker: EmbeddedBroker, body: bytes) -> None:
         with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
@@ -177,7 +181,9 @@ def test_cut_connections_selects_by_connection_name(vhost: Vhost, connect: Calla
 
 
 def test_refuse_connections_keeps_open_connections(vhost: Vhost, raw: RawClient) -> None:
-    """New connections are refused while the fault lasts; open ones work on, and the port stays the same."""
+    """While the fault refuse_connections lasts, new connections are refused and open ones stay usable; afterwards
+    clients can connect to the same port.
+    """
     with vhost.faults.refuse_connections(), pytest.raises(ConnectionRefusedError):
         RawClient(vhost.url)
     raw.send(commands.Basic.Qos())
@@ -186,7 +192,9 @@ def test_refuse_connections_keeps_open_connections(vhost: Vhost, raw: RawClient)
 
 
 def test_go_silent_stops_all_output(vhost: Vhost) -> None:
-    """While the fault lasts, neither replies nor heartbeats are sent, also to new clients; afterwards all of it is."""
+    """While the fault go_silent lasts, neither old nor new clients get replies or heartbeats; afterwards they get them
+    all.
+    """
     with RawClient(vhost.url, heartbeat=1) as client:
         client.socket.settimeout(1.2)
         with vhost.faults.go_silent():
@@ -213,7 +221,9 @@ def test_slow_down_delays_replies(vhost: Vhost, raw: RawClient) -> None:
 
 
 def test_block_publishers_sends_blocked_and_unblocked(vhost: Vhost, raw: RawClient) -> None:
-    """A publisher gets connection.blocked with the reason, and connection.unblocked when the fault ends."""
+    """The fault block_publishers sends a publisher connection.blocked with the reason, and connection.unblocked when it
+    ends.
+    """
     with vhost.faults.block_publishers("low on patience"):
         raw.send(commands.Basic.Publish(exchange="", routing_key="q"))
         assert raw.expect(commands.Connection.Blocked).reason == "low on patience"
@@ -221,8 +231,8 @@ def test_block_publishers_sends_blocked_and_unblocked(vhost: Vhost, raw: RawClie
 
 
 def test_close_channels_and_connections_send_the_given_code(vhost: Vhost, raw: RawClient) -> None:
-    """When channels or connections are closed as a fault, the client gets the given code and text; a code that AMQP
-    does not have raises ValueError.
+    """The faults close_channels and close_connections send the given code and text; a code that AMQP does not have
+    raises ValueError.
     """
     assert vhost.faults.close_channels(404, "NOT_FOUND - it was here") == 1
     close = raw.expect(commands.Channel.Close)
@@ -237,7 +247,9 @@ def test_close_channels_and_connections_send_the_given_code(vhost: Vhost, raw: R
 def test_restart_keeps_what_is_durable(
     vhost: Vhost, connect: Callable[..., BlockingChannel], keep_transient: bool
 ) -> None:
-    """After restart(), durable objects and quorum queues are there at the same port, transient ones only on request."""
+    """After the fault restart, durable queues are there at the same port; transient queues and exchanges are kept only
+    with keep_transient.
+    """
     channel = connect()
     channel.queue_declare("durable", durable=True)
     channel.queue_declare("quorum", durable=True, arguments={"x-queue-type": "quorum"})
@@ -263,7 +275,7 @@ def test_restart_keeps_what_is_durable(
 
 
 def test_nack_publishes_nacks_the_given_number(vhost: Vhost, channel: BlockingChannel) -> None:
-    """nack_publishes("jobs", 2) nacks two messages for that queue only, which do not get into it."""
+    """nack_publishes("jobs", 2) nacks the next two messages for that queue only, and the queue does not get them."""
     channel.confirm_delivery()
     for queue in ("jobs", "mail"):
         channel.queue_declare(queue)
@@ -290,14 +302,14 @@ def test_nack_publishes_nacks_the_given_number(vhost: Vhost, channel: BlockingCh
 def test_a_fault_with_an_argument_out_of_range_is_refused(
     vhost: Vhost, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """A fault in Python refuses the same arguments as over HTTP, with the same message, and does not begin."""
+    """Calling a fault with an argument out of range raises ValueError with the reason, and the fault does not begin."""
     with pytest.raises(ValueError, match=f"^{message}$"):
         begin(vhost.faults)
     assert vhost.faults.in_force() == []
 
 
 def test_return_unroutable_returns_the_next_message(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The next mandatory message is returned, and the one after it is routed."""
+    """After return_unroutable(), the next mandatory message is returned, and the one after it is routed."""
     channel.confirm_delivery()
     channel.queue_declare("jobs")
     vhost.faults.return_unroutable()
@@ -308,7 +320,9 @@ def test_return_unroutable_returns_the_next_message(vhost: Vhost, channel: Block
 
 
 def test_delay_confirms_delays_confirms(vhost: Vhost, raw: RawClient) -> None:
-    """Confirms arrive after the given time, or without a time when the fault ends."""
+    """With the fault delay_confirms, publisher confirms arrive after the given time, or if no time is given, when the
+    fault ends.
+    """
     raw.send(commands.Confirm.Select())
     raw.expect(commands.Confirm.SelectOk)
     publish = header.ContentHeader(body_size=0, properties=commands.Basic.Properties())
@@ -331,7 +345,7 @@ def test_delay_confirms_delays_confirms(vhost: Vhost, raw: RawClient) -> None:
 
 
 def test_lose_acks_redelivers_the_message(vhost: Vhost, channel: BlockingChannel) -> None:
-    """An acknowledgement that is lost leaves the message in the queue: it is redelivered and marked so."""
+    """After lose_acks(), the next acknowledgement is lost: its message is redelivered and marked as redelivered."""
     channel.queue_declare("jobs")
     channel.basic_publish("", "jobs", b"1")
     vhost.faults.lose_acks()
@@ -346,7 +360,7 @@ def test_lose_acks_redelivers_the_message(vhost: Vhost, channel: BlockingChannel
 
 
 def test_cancel_consumers_sends_basic_cancel(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The consumers of the queue get basic.cancel with their tags."""
+    """cancel_consumers("jobs") sends the consumers of that queue basic.cancel with their consumer tags."""
     channel.queue_declare("jobs")
     channel.basic_consume("jobs", lambda *_: None, consumer_tag="mine")
     cancelled = []
@@ -357,7 +371,7 @@ def test_cancel_consumers_sends_basic_cancel(vhost: Vhost, channel: BlockingChan
 
 
 def test_faults_end_with_their_vhost_or_time(whole: EmbeddedBroker) -> None:
-    """Faults of a test's virtual host end when it is deleted, those with a time when it is over."""
+    """A fault of a virtual host ends when the virtual host is deleted, and a fault with a duration ends after it."""
     with whole.fresh_vhost() as vhost:
         vhost.faults.refuse_connections()
         vhost.faults.block_publishers()

@@ -86,7 +86,9 @@ def declare_with_everything(api: Api, vhost: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_table_of_queue_arguments_is_true(api: Api, vhost: str, kind: str) -> None:
-    """Each type of queue accepts exactly the arguments that the table says, and refuses the others by name."""
+    """Each type of queue accepts the arguments that the reference's table lists for it, and refuses each other one by
+    name.
+    """
     rows = table("Arguments of queues")
     assert {row[0] for row in rows} == set(QUEUE_ARGUMENTS)
     declare_with_everything(api, vhost, kind)
@@ -100,7 +102,7 @@ def test_the_table_of_queue_arguments_is_true(api: Api, vhost: str, kind: str) -
 
 
 def test_the_table_of_consumer_arguments_is_true(api: Api, vhost: str, connection: pika.BlockingConnection) -> None:
-    """Consumers of each type of queue accept exactly the arguments that the table says."""
+    """Consumers of each type of queue accept exactly the arguments that the reference's table lists for it."""
     rows = table("Arguments of consumers")
     assert {row[0] for row in rows} == {*CONSUMER_ARGUMENTS, OFFSET}
     values = {"x-priority": 1, "x-cancel-on-ha-failover": True, OFFSET: "first"}
@@ -119,7 +121,7 @@ def test_the_table_of_consumer_arguments_is_true(api: Api, vhost: str, connectio
 
 
 def test_every_supported_argument_has_another_test() -> None:
-    """Each argument whose effect the table claims appears in another test of the broker."""
+    """Each argument that the reference's tables call supported appears in another test of the broker."""
     here = Path(__file__)
     texts = [path.read_text() for path in here.parent.glob("test_*.py") if path != here]
     for heading in ("Arguments of queues", "Arguments of consumers"):
@@ -128,7 +130,9 @@ def test_every_supported_argument_has_another_test() -> None:
 
 
 def test_the_table_of_exchanges_is_true(broker: TestBroker, api: Api, vhost: str) -> None:
-    """Exchange types and arguments are accepted with a valid value, and refused with another."""
+    """The exchange types and arguments in the reference's tables are accepted with valid values, and refused with
+    invalid ones.
+    """
     known = set()
     for names, here in table("Exchanges"):
         for kind in names.split(", "):
@@ -240,7 +244,9 @@ def play(url: str, seen: set[str]) -> None:
 
 @pytest.mark.filterwarnings("ignore:This command is deprecated")
 def test_the_table_of_amqp_methods_is_true(amqp_url: str, connection: pika.BlockingConnection) -> None:
-    """The table lists all methods of AMQP 0-9-1, and each one it claims works over a connection."""
+    """The reference's table lists all methods of AMQP 0-9-1, and exactly those it calls supported are answered by the
+    broker.
+    """
     seen: set[str] = set()
     play(amqp_url, seen)
     # An alarm would block the publishers of all other tests.
@@ -265,7 +271,9 @@ REFUSED: dict[str, Callable[[RawClient], None]] = {
 
 
 def test_methods_that_are_not_implemented_close_the_connection(api: Api, vhost: str, amqp_url: str) -> None:
-    """Each method that the table calls unsupported closes the connection with 540."""
+    """Each method, flag or value that the reference's table calls unsupported closes the connection with 540
+    NOT_IMPLEMENTED.
+    """
     for kind in ("quorum", "stream"):
         api("PUT", f"queues/{vhost}/{kind}", {"durable": True, "arguments": {"x-queue-type": kind}})
     rows = table("Methods of AMQP 0-9-1", 1)
@@ -386,7 +394,7 @@ def filled(path: str, names: dict[str, str]) -> str:
 
 
 def test_the_table_of_management_paths_is_complete(broker: TestBroker, names: dict[str, str]) -> None:
-    """The table lists every path of the management API with its methods."""
+    """The reference's table lists every path of the management API with the HTTP methods that the broker allows."""
     rows = table("Paths of the management API", -1)
     there = {path: methods.split(", ") for path, methods, here in rows if here != "missing"}
     assert there == {
@@ -410,7 +418,7 @@ def test_the_table_of_management_paths_is_complete(broker: TestBroker, names: di
 def test_every_request_in_the_table_of_management_paths_succeeds(
     broker: TestBroker, api: Api, names: dict[str, str]
 ) -> None:
-    """Each path and method that docs/reference/embedded-broker.md lists works on both brokers."""
+    """Each management path and method in docs/reference/embedded-broker.md gets 200, 201 or 204 from both brokers."""
     rows = [row for row in table("Paths of the management API", -1) if row[2] != "missing"]
     changes = [f"{method} {path}" for path, methods, _ in rows for method in methods.split(", ") if method != "GET"]
     assert {each for each in changes if not each.startswith("DELETE")} == set(BODIES)

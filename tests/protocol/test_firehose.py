@@ -43,8 +43,8 @@ def trace(api: Api, vhost: str, channel: BlockingChannel) -> Iterator[Trace]:
 
 
 def test_the_firehose_copies_a_published_message(trace: Trace, connect: Opener, vhost: str) -> None:
-    """The copy's routing key names the exchange; its headers contain the routed queues, the properties and the
-    connection.
+    """The firehose's copy of a published message has a routing key that names the exchange, and headers with the routed
+    queues and properties.
     """
     client = connect().channel()
     client.queue_declare("jobs", exclusive=True)
@@ -74,7 +74,9 @@ def test_the_firehose_copies_a_published_message(trace: Trace, connect: Opener, 
 
 
 def test_the_copy_lists_cc_and_bcc_keys(trace: Trace, connect: Opener) -> None:
-    """A copy lists all routing keys, also those in BCC; that of a transaction comes before its commit."""
+    """The firehose's copy of a published message lists all its routing keys, including BCC, and arrives before its
+    transaction is committed.
+    """
     client = connect().channel()
     client.tx_select()
     headers = {"CC": ["second"], "BCC": ["a-third"]}
@@ -86,7 +88,7 @@ def test_the_copy_lists_cc_and_bcc_keys(trace: Trace, connect: Opener) -> None:
 
 
 def test_a_delivered_message_is_copied(trace: Trace, connect: Opener, vhost: str) -> None:
-    """Each delivery to a consumer or by basic.get is copied, except those of the copies themselves."""
+    """The firehose copies each delivery to a consumer or by basic.get, except deliveries of its own copies."""
     client = connect().channel()
     client.queue_declare("jobs", exclusive=True)
     client.basic_publish("", "jobs", b"job", pika.BasicProperties(headers={"n": 1}))
@@ -103,7 +105,9 @@ def test_a_delivered_message_is_copied(trace: Trace, connect: Opener, vhost: str
 
 
 def test_tracing_is_switched_on_and_off(api: Api, vhost: str, channel: BlockingChannel, connect: Opener) -> None:
-    """`tracing` of a virtual host must be a boolean; a request without it leaves it unchanged."""
+    """Setting a virtual host's `tracing` over HTTP starts or stops the firehose; a request without `tracing` leaves it
+    unchanged, and a number gets 400.
+    """
     trace, client = Trace(channel), connect().channel()
     for body, is_on in (({"tracing": True}, True), ({}, True), ({"tracing": "false"}, False)):
         assert api("PUT", f"vhosts/{vhost}", body)[0] == 204

@@ -44,7 +44,9 @@ def memory(broker: EmbeddedBroker) -> int:
 
 
 def test_headers_of_messages_count_as_memory(broker: EmbeddedBroker, channel: Any) -> None:
-    """Headers of AMQP 0-9-1 and annotations of AMQP 1.0 count as memory until their messages are removed."""
+    """Headers of AMQP 0-9-1 messages and application properties of AMQP 1.0 messages count as the broker's memory until
+    the messages are removed.
+    """
     channel.queue_declare("q", durable=True)
     before = memory(broker)
     for _ in range(50):
@@ -81,7 +83,7 @@ def annotated(size: int, name: str = "x-opt-a") -> Any:
 
 
 def test_annotations_of_modified_count_as_memory(broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any) -> None:
-    """Annotations that a receiver adds with modified count as memory until the messages are removed."""
+    """Annotations that a receiver adds with modified count as the broker's memory until the messages are removed."""
     before = memory(broker)
     quorum.settle(0, annotated(20_000), 49, settled=False)
     while quorum.receive().code == FLOW:
@@ -98,7 +100,9 @@ def test_annotations_of_modified_count_as_memory(broker: EmbeddedBroker, quorum:
 def test_annotations_of_modified_have_a_limit(
     broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any, case: str
 ) -> None:
-    """Beyond the limit, the session ends, its deliveries are requeued, and the broker keeps no annotations."""
+    """If annotations added with modified exceed a connection's limit, or come during a memory alarm, the session ends
+    with resource-limit-exceeded and its deliveries are requeued.
+    """
     if case == "during an alarm":
         channel.queue_declare("large")
         while memory(broker) < LIMIT:
@@ -151,7 +155,7 @@ def read_by_amqp_091(broker: EmbeddedBroker) -> str:
 def test_a_connection_with_too_many_unacknowledged_deliveries_is_closed(
     broker: EmbeddedBroker, channel: Any, read: Callable[[EmbeddedBroker], str]
 ) -> None:
-    """Unacknowledged deliveries of a stream take memory, so a connection with too many is closed."""
+    """A connection with too many unacknowledged deliveries of a stream is closed, because they take memory."""
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     publishing = channel.connection.channel()
     for _ in range(8_000):
@@ -162,7 +166,7 @@ def test_a_connection_with_too_many_unacknowledged_deliveries_is_closed(
 
 
 def test_consumers_with_large_arguments_count_as_memory(broker: EmbeddedBroker, channel: Any) -> None:
-    """A client that declares consumers with too large arguments is closed, and their memory is free again."""
+    """A client whose consumers have too many large arguments is closed, and the broker frees their memory."""
     channel.queue_declare("q")
     with RawClient(broker.url) as client:
         for number in range(60):

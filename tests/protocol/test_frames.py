@@ -88,7 +88,7 @@ SINCE = {"body too long": pytest.mark.differs_since("4.2", "a body that is too l
 def test_malformed_frames_close_only_their_connection(
     amqp_url: str, channel: BlockingChannel, octets: bytes, reply: str
 ) -> None:
-    """A malformed frame closes its connection with RabbitMQ's code and text, and other connections work on."""
+    """A malformed frame closes its connection with RabbitMQ's code and text; other connections stay usable."""
     with RawClient(amqp_url) as client:
         client.socket.sendall(octets)
         assert client.closed_with() == reply
@@ -110,7 +110,9 @@ def test_an_unknown_protocol_gets_the_header_of_amqp(amqp_url: str, octets: byte
 
 
 def test_frames_may_arrive_byte_by_byte(amqp_url: str) -> None:
-    """Frames that arrive in pieces of one byte, and a body in several frames, are handled like whole ones."""
+    """A message is stored and delivered even if its frames arrive byte by byte and its body is split into several
+    frames.
+    """
     with RawClient(amqp_url) as client:
         client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         data = frame.marshal(commands.Queue.Declare(queue="q", exclusive=True), 1)
@@ -124,7 +126,9 @@ def test_frames_may_arrive_byte_by_byte(amqp_url: str) -> None:
 
 
 def test_publishes_and_bindings_in_one_write(amqp_url: str) -> None:
-    """Of publishes, a bind and an unbind in one write, each message is routed by the bindings at its turn."""
+    """If one write contains publishes, a bind and an unbind, each message is routed by the bindings at its place in
+    that order.
+    """
     queue, exchange = "q", "amq.fanout"
     publish = frame.marshal(commands.Basic.Publish(exchange=exchange), 1) + HEADER + raw_frame(3, 1, b"hello")
     bind = frame.marshal(commands.Queue.Bind(queue=queue, exchange=exchange, nowait=True), 1)
@@ -140,7 +144,7 @@ def test_publishes_and_bindings_in_one_write(amqp_url: str) -> None:
 
 
 def test_a_payload_may_be_as_long_as_frame_max(amqp_url: str) -> None:
-    """A payload of frame_max bytes is accepted, as RabbitMQ does; one byte more closes the connection."""
+    """A frame with a payload of frame_max bytes is accepted, as in RabbitMQ; one byte more closes the connection."""
     body = b"x" * 8192
     longest = frame.marshal(header.ContentHeader(body_size=8192, properties=commands.Basic.Properties()), 1)
     with RawClient(amqp_url, frame_max=8192) as client:
@@ -157,7 +161,9 @@ def test_a_payload_may_be_as_long_as_frame_max(amqp_url: str) -> None:
 
 @pytest.mark.parametrize("pieces", [[b"hello"], [b"hel", b"lo"]])
 def test_immediate_is_refused_as_a_publish(amqp_url: str, pieces: list[bytes]) -> None:
-    """The error for `immediate` names the method basic.publish, even though the message's body has followed."""
+    """The 540 error for the flag `immediate` names the method basic.publish, even though the message's body has
+    followed.
+    """
     with RawClient(amqp_url) as client:
         client.send(commands.Basic.Publish(exchange="", routing_key="q", immediate=True))
         client.socket.sendall(HEADER + b"".join(raw_frame(3, 1, piece) for piece in pieces))
@@ -187,7 +193,9 @@ def test_long_integers_of_type_capital_l_are_read(amqp_url: str) -> None:
 
 
 def test_frames_for_a_closing_channel_are_ignored(amqp_url: str) -> None:
-    """After channel.close, frames already under way are ignored until close-ok; then the channel can be reopened."""
+    """Frames that a client has sent before it sees channel.close are ignored; after channel.close-ok, it can open the
+    channel again.
+    """
     with RawClient(amqp_url) as client:
         client.send(commands.Queue.Declare(queue="no", passive=True))
         client.socket.sendall(PUBLISH + HEADER + raw_frame(3, 1, b"hello") + QOS)
@@ -198,7 +206,7 @@ def test_frames_for_a_closing_channel_are_ignored(amqp_url: str) -> None:
 
 
 def test_the_client_closes_the_socket(amqp_url: str) -> None:
-    """After connection.close-ok, the broker leaves it to the client to close the socket."""
+    """After connection.close-ok, the broker keeps the socket open until the client closes it."""
     with RawClient(amqp_url) as client:
         client.send(commands.Connection.Close(reply_code=200, class_id=0, method_id=0), 0)
         client.expect(commands.Connection.CloseOk)
@@ -208,7 +216,7 @@ def test_the_client_closes_the_socket(amqp_url: str) -> None:
 
 
 def test_a_client_can_log_in_with_amqplain(amqp_url: str) -> None:
-    """The mechanism AMQPLAIN, a table without its length, is accepted."""
+    """A client can log in with the SASL mechanism AMQPLAIN."""
     with RawClient(amqp_url, opened=False) as client:
         client.socket.sendall(b"AMQP\x00\x00\x09\x01")
         client.expect(commands.Connection.Start)
@@ -218,7 +226,7 @@ def test_a_client_can_log_in_with_amqplain(amqp_url: str) -> None:
 
 
 def test_the_server_properties_are_rabbitmqs(connection: pika.BlockingConnection) -> None:
-    """Product and capabilities, by which clients choose what to use, are those of RabbitMQ."""
+    """The server properties name RabbitMQ as the product, with the capabilities by which clients choose what to use."""
     properties = connection._impl.server_properties
     assert properties["product"] == "RabbitMQ"
     assert all(
@@ -238,7 +246,9 @@ def test_the_server_properties_are_rabbitmqs(connection: pika.BlockingConnection
 
 
 def test_a_wrong_password_is_refused_with_403(amqp_url: str) -> None:
-    """A client with the capability gets ACCESS_REFUSED, which does not say what was wrong."""
+    """A wrong password gets 403 ACCESS_REFUSED, without the reason, if the client has the capability
+    authentication_failure_close.
+    """
     with RawClient(amqp_url.replace("guest:guest", "guest:wrong"), opened=False) as client:
         client.socket.sendall(b"AMQP\x00\x00\x09\x01")
         client.expect(commands.Connection.Start)
@@ -250,7 +260,9 @@ def test_a_wrong_password_is_refused_with_403(amqp_url: str) -> None:
 
 
 def test_a_reset_connection_requeues_its_messages(amqp_url: str, channel: BlockingChannel, take: Take) -> None:
-    """Unacknowledged messages of a reset connection are redelivered and marked so."""
+    """If a client's connection is reset, its unacknowledged messages are requeued in order and marked
+    as redelivered.
+    """
     channel.queue_declare("q")
     for body in (b"1", b"2"):
         channel.basic_publish("", "q", body)
@@ -269,7 +281,7 @@ def test_a_reset_connection_requeues_its_messages(amqp_url: str, channel: Blocki
 
 
 def test_a_client_without_heartbeats_is_disconnected(amqp_url: str) -> None:
-    """The broker sends heartbeats, and closes a connection that has sent none for two intervals."""
+    """The broker sends heartbeats, and closes the connection of a client that sends none."""
     with RawClient(amqp_url, heartbeat=1) as client:
         assert client.read(8) == b"\x08\x00\x00\x00\x00\x00\x00\xce"
         with pytest.raises((EOFError, ConnectionResetError)):

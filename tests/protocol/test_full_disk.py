@@ -87,7 +87,9 @@ def depth(process: BrokerProcess, kind: str = "classic") -> int:
 
 @pytest.mark.parametrize("kind", ["classic", "stream"])
 def test_publishers_wait_until_there_is_room(process: BrokerProcess, kind: str) -> None:
-    """While the disk is full, no connection is closed; afterwards each message is in the queue once."""
+    """While the disk is full, publishers wait for their confirms; once there is room, each message is in the queue
+    exactly once.
+    """
     open_channel(process, kind)
     fill_disk(process, 300_000)
     publishing = Publishing(process, 100, kind)
@@ -104,7 +106,9 @@ def test_publishers_wait_until_there_is_room(process: BrokerProcess, kind: str) 
 
 
 def test_publishers_are_blocked_below_the_disk_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Below disk_free_limit, publishers get "low on disk", and their confirms once there is room again."""
+    """If free disk space falls below disk_free_limit, a publisher is blocked with "low on disk"; it gets its confirm
+    once there is room again.
+    """
     free = [2_000_000]
     monkeypatch.setattr(Storage, "disk_free", lambda _: free[0])
     with (
@@ -132,7 +136,9 @@ def test_publishers_are_blocked_below_the_disk_limit(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize(("reason", "shown"), [("low on memory", "mem_alarm"), ("low on disk", "disk_free_alarm")])
 def test_a_fault_is_shown_as_the_alarm_of_its_reason(reason: str, shown: str) -> None:
-    """/api/nodes shows mem_alarm or disk_free_alarm for as long as the fault block_publishers lasts."""
+    """/api/nodes shows mem_alarm or disk_free_alarm while the fault block_publishers lasts, depending on the fault's
+    reason.
+    """
     with EmbeddedBroker(management_port=0) as broker:
         assert broker.management_url is not None
         api = Api(broker.management_url)
@@ -143,7 +149,7 @@ def test_a_fault_is_shown_as_the_alarm_of_its_reason(reason: str, shown: str) ->
 
 
 def test_a_kill_during_a_full_disk_loses_no_confirmed_message(process: BrokerProcess) -> None:
-    """After kill -9 on a full disk, the queue has exactly the confirmed messages."""
+    """If the broker is killed while its disk is full, the queue afterwards has as many messages as were confirmed."""
     open_channel(process)
     fill_disk(process, 300_000)
     publishing = Publishing(process, 100)
@@ -172,7 +178,9 @@ def test_acknowledgements_during_a_full_disk_are_kept(process: BrokerProcess) ->
 
 
 def test_a_declaration_that_cannot_be_stored_leaves_nothing(process: BrokerProcess) -> None:
-    """The connection is closed with 506, and no queue, exchange or binding exists."""
+    """If a declaration cannot be stored on a full disk, the connection is closed with RESOURCE_ERROR and nothing is
+    created. Over HTTP, it gets 503.
+    """
     open_channel(process)
     fill_disk(process, 0)
     many = {f"argument-{number}": "x" * 1000 for number in range(100)}

@@ -95,7 +95,9 @@ def serves(url: str) -> bool:
 
 
 def test_unread_replies_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """Small requests with large replies grow the process little; all replies arrive once the client reads."""
+    """If a client requests 400 MB of replies and does not read them, the broker grows by less than 120 MB; all replies
+    arrive once the client reads.
+    """
     client = RawClient(measured.url)
     client.socket.settimeout(60)
     declare_q(client)
@@ -134,8 +136,8 @@ def test_incomplete_messages_count_as_memory(measured: MeasuredBroker) -> None:
 
 
 def test_uncommitted_messages_count_as_memory(measured: MeasuredBroker) -> None:
-    """Uncommitted messages count as memory: publishers of them are blocked near the limit, and other clients are
-    served.
+    """Messages in uncommitted transactions count as memory: the broker stays near its limit and serves
+    other clients.
     """
     with ExitStack() as stack:
         for _ in range(4):
@@ -149,7 +151,9 @@ def test_uncommitted_messages_count_as_memory(measured: MeasuredBroker) -> None:
 
 
 def test_incomplete_stream_frames_do_not_exceed_the_limit(measured: MeasuredBroker) -> None:
-    """Half of a large frame of the stream protocol counts as memory, and other clients are served."""
+    """If ten stream clients each send half of a large frame, the broker's memory stays near its limit, and other
+    clients are served.
+    """
     with ExitStack() as stack:
         for _ in range(10):
             client = log_in(measured.stream_port)
@@ -160,7 +164,7 @@ def test_incomplete_stream_frames_do_not_exceed_the_limit(measured: MeasuredBrok
 
 
 def test_unacknowledged_messages_of_a_stream_stay_on_disk(measured: MeasuredBroker) -> None:
-    """A consumer's unacknowledged messages of a stream are not kept in memory."""
+    """A stream's messages that an AMQP 0-9-1 consumer has not acknowledged are not kept in memory."""
     publisher = log_in(measured.stream_port)
     assert publisher.create("large") == 1
     publisher.declare_publisher(1, "large")
@@ -190,7 +194,7 @@ def log_in(port: int) -> RawStream:
 
 
 def test_channels_count_as_memory() -> None:
-    """The channels that clients have open count as memory, a thousand bytes each, until they are closed."""
+    """Each open channel counts as about 1,000 bytes of the broker's memory until it is closed."""
     with EmbeddedBroker() as embedded:
         broker = embedded._server.broker  # type: ignore[attr-defined]
         with RawClient(embedded.url) as client:
@@ -204,7 +208,9 @@ def test_channels_count_as_memory() -> None:
 
 
 def test_memory_held_for_clients_is_freed_when_they_leave() -> None:
-    """Whatever clients had under way when they left, the broker counts 0 bytes afterwards."""
+    """After clients disconnect during a transaction, a publish or a stream frame, the broker counts 0 bytes held for
+    clients.
+    """
     with EmbeddedBroker(stream_port=0, memory_limit=LIMIT) as embedded:
         broker = embedded._server.broker  # type: ignore[attr-defined]
         assert embedded.stream_port is not None
@@ -236,7 +242,9 @@ def http(method: str, path: str, body: dict[str, Any]) -> bytes:
 
 
 def test_large_responses_that_management_clients_do_not_read_are_bounded(measured: MeasuredBroker) -> None:
-    """If eighty HTTP clients each get 4 MB of messages and do not read them, the broker closes connections."""
+    """If eighty HTTP clients each request 4 MB of messages and do not read them, the broker's memory stays bounded, and
+    other clients are served.
+    """
     with pika.BlockingConnection(pika.URLParameters(measured.url)) as connection:
         channel = connection.channel()
         channel.queue_declare("q")

@@ -120,7 +120,7 @@ def test_hostile_headers_are_routed_and_dead_lettered(client: RawClient, headers
 
 @pytest.mark.parametrize("key", NAMES)
 def test_hostile_routing_keys_are_kept_in_x_death(client: RawClient, key: bytes) -> None:
-    """Any bytes of a routing key are in `routing-keys` and in the rest of a dead letter's history."""
+    """A dead letter's x-death header keeps the message's routing key, whatever bytes it has."""
     publish(client, b"amq.fanout", key, b"")
     found = b"".join(buried(client) for _ in range(2))
     assert found.count(key) >= 2
@@ -129,7 +129,9 @@ def test_hostile_routing_keys_are_kept_in_x_death(client: RawClient, key: bytes)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_hostile_properties_are_delivered_unchanged(client: RawClient, name: bytes) -> None:
-    """Correlation id, reply-to, message id, type and application id have the same bytes on delivery."""
+    """A message's correlation id, reply-to, message id, type and application id are delivered with the same bytes, even
+    if they are not UTF-8.
+    """
     publish(client, b"amq.fanout", b"k", b"", short(name) * 5, flags=0x0400 | 0x0200 | 0x0080 | 0x0020 | 0x0008)
     for _ in range(2):
         assert short(name) * 5 in buried(client)
@@ -140,7 +142,9 @@ def test_hostile_properties_are_delivered_unchanged(client: RawClient, name: byt
 def test_hostile_headers_do_not_disturb_tracing(
     name: bytes, depth: int, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """Publishers and consumers work on, whether or not the firehose can copy the headers."""
+    """With tracing on, messages with deeply nested headers are published, delivered and requeued as usual, and each
+    step is copied.
+    """
     value = nested(depth) if name == b"h" else b"A" + sized(nested(depth - 1))
     with EmbeddedBroker(management_port=0) as broker:
         assert api_of(broker)("PUT", "vhosts/%2F", {"tracing": True})[0] == 204

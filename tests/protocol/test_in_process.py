@@ -1,4 +1,4 @@
-"""The embedded broker in other people's tests: in their process and on their event loop."""
+"""The embedded broker in users' tests: in their process and on their event loop."""
 
 import asyncio
 import inspect
@@ -38,7 +38,7 @@ def channel(vhost: Vhost) -> Iterator[BlockingChannel]:
 
 
 def test_the_broker_runs_on_the_running_loop_without_a_thread() -> None:
-    """`async with EmbeddedBroker()` starts no thread, and leaves nothing behind."""
+    """`async with EmbeddedBroker()` runs the broker on the caller's event loop, without a thread."""
 
     async def greeted() -> bytes:
         async with EmbeddedBroker() as broker:
@@ -54,7 +54,7 @@ def test_the_broker_runs_on_the_running_loop_without_a_thread() -> None:
 
 
 def test_importing_the_broker_loads_no_heavy_library() -> None:
-    """`from mqtool.broker.embedded import EmbeddedBroker` loads no client, command line or Docker library."""
+    """`from mqtool.broker.embedded import EmbeddedBroker` imports no client, command-line or Docker library."""
     heavy = ("pika", "typer", "rich", "docker", "requests", "sqlite3", "pytest")
     program = "import sys; from mqtool.broker.embedded import EmbeddedBroker; "
     program += f"print([each for each in {heavy} if each in sys.modules])"
@@ -63,7 +63,9 @@ def test_importing_the_broker_loads_no_heavy_library() -> None:
 
 
 def test_published_finds_messages_by_exchange_key_and_queue(vhost: Vhost, channel: BlockingChannel) -> None:
-    """vhost.published() returns messages with all their properties, and vhost.unrouted those that no queue got."""
+    """vhost.published() finds messages by exchange, routing key or queue, with all their properties; vhost.unrouted
+    lists those that no queue got.
+    """
     channel.queue_bind("jobs", "amq.topic", "order.*")
     properties = BasicProperties(content_type="application/json", headers={"try": 1}, message_id="m1", priority=3)
     channel.basic_publish("amq.topic", "order.new", json.dumps({"id": 7}), properties)
@@ -79,7 +81,9 @@ def test_published_finds_messages_by_exchange_key_and_queue(vhost: Vhost, channe
 
 
 def test_one_returns_the_only_message_or_names_the_others(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If there is not exactly one message, one() raises AssertionError with what was published instead."""
+    """one() returns the only message. If there are none or several, it raises AssertionError with what was published
+    instead.
+    """
     channel.basic_publish("amq.topic", "order.new", b"7")
     assert vhost.published(exchange="amq.topic").one().body == b"7"
     with pytest.raises(AssertionError, match=r"^0 messages instead of one: \[\] \(what happened: .*'order.new'.*b'7'"):
@@ -109,7 +113,9 @@ def test_without_a_broker():
 
 
 def test_the_report_of_a_failed_test_says_what_was_published(tmp_path: Path) -> None:
-    """Whatever the test does with the messages, such as unpacking an empty list, its report shows what there was."""
+    """pytest's report of a failed test that used the fixture amqp_vhost shows what was published, whatever made the
+    test fail.
+    """
     (tmp_path / "test_app.py").write_text(FAILING)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", "."]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -124,7 +130,9 @@ def test_the_report_of_a_failed_test_says_what_was_published(tmp_path: Path) -> 
 def test_a_channel_that_the_broker_closed_is_reported(
     vhost: Vhost, channel: BlockingChannel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A declaration of a missing queue (passive), or with other arguments, is in the report and in the log."""
+    """If the broker closes a channel because of an invalid declaration, its reason is in the recorded events and in the
+    log.
+    """
     caplog.set_level(logging.INFO, "mqtool.broker.embedded")
     first, second = channel.connection.channel(), channel.connection.channel()
     with pytest.raises(ChannelClosedByBroker):
@@ -138,7 +146,9 @@ def test_a_channel_that_the_broker_closed_is_reported(
 
 
 def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: BlockingChannel) -> None:
-    """A message that the broker nacked, and its retry, are two publishes, and none of them is unrouted."""
+    """A message that the fault nack_publishes nacks, and its retry, are recorded as two publishes, and neither is
+    listed as unrouted.
+    """
     channel.confirm_delivery()
     vhost.faults.nack_publishes("jobs")
     with pytest.raises(NackError):
@@ -170,7 +180,7 @@ def test_a_queue_object_lists_acknowledged_and_rejected_messages(vhost: Vhost, c
 
 
 def test_published_waits_for_messages(vhost: Vhost, channel: BlockingChannel) -> None:
-    """published() waits for a message; if none comes in time, the result says what was published instead."""
+    """published() waits for a message. If none comes in time, the result says what was published instead."""
     timer = threading.Timer(0.05, lambda: channel.basic_publish("", "jobs", b"late"))
     timer.start()
     assert vhost.published().bodies == [b"late"]
@@ -184,7 +194,9 @@ def test_published_waits_for_messages(vhost: Vhost, channel: BlockingChannel) ->
 
 
 def test_published_does_not_block_an_event_loop() -> None:
-    """Called on an event loop, published() returns at once, and `await until()` waits without blocking the loop."""
+    """On an event loop, published() returns at once, wait_for() raises RuntimeError, and `await until()` waits without
+    blocking the loop.
+    """
 
     async def ask() -> None:
         async with EmbeddedBroker(recording=True) as broker:
@@ -266,7 +278,7 @@ def test_a_query_over_http_for_what_does_not_exist_is_refused(api_of: Callable[[
 
 
 def test_a_query_over_http_waits_for_a_queue_to_be_declared(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A request with a count waits even if the program under test has not declared the queue yet."""
+    """An HTTP query for messages of a queue, with a count, waits even if the queue has not been declared yet."""
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(api_of(broker), "GET", "mqtool/queues/%2F/jobs/messages?count=1&timeout=30")
         with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
@@ -276,7 +288,9 @@ def test_a_query_over_http_waits_for_a_queue_to_be_declared(api_of: Callable[[Em
 
 
 def test_a_query_over_http_waits_for_the_count(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A request with count and timeout is answered as soon as that many messages were published."""
+    """An HTTP query for published messages with a count and a timeout is answered once that many messages were
+    published, or after the timeout.
+    """
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
         api = api_of(broker)
         asked = pool.submit(api, "GET", "mqtool/published/%2F?routing_key=jobs&count=2&timeout=30")
@@ -295,7 +309,7 @@ def test_nothing_is_recorded_unless_asked_for() -> None:
 
 
 def test_a_query_after_the_broker_was_stopped_says_so() -> None:
-    """After the with block, a query fails with a message as clear as the one before the start."""
+    """published(), called after the broker was stopped, raises AssertionError with "the broker has been stopped"."""
     with EmbeddedBroker(recording=True) as broker:
         pass
     with pytest.raises(AssertionError, match="the broker has been stopped"):
@@ -303,7 +317,7 @@ def test_a_query_after_the_broker_was_stopped_says_so() -> None:
 
 
 def test_a_version_that_is_a_number_is_refused() -> None:
-    """EmbeddedBroker(like=4.3) says that the version must be a string."""
+    """EmbeddedBroker(like=4.3) raises ValueError, which says that the version must be a string."""
     with pytest.raises(ValueError, match=r'like must be a string, such as "4\.3", not 4\.3'):
         EmbeddedBroker(like=4.3)
 
@@ -312,7 +326,9 @@ def test_a_version_that_is_a_number_is_refused() -> None:
     "written", ["[tool.pytest]\namqp_broker_like = 4.3", "[tool.pytest.ini_options]\namqp_broker_like = 3.10"]
 )
 def test_a_version_without_quotes_in_pyproject_is_explained(tmp_path: Path, written: str) -> None:
-    """A number in pyproject.toml fails the tests with an error that names the setting and asks for quotes."""
+    """If amqp_broker_like in pyproject.toml is a number, tests fail with an error that names the setting and asks for
+    quotes.
+    """
     if "ini_options" not in written and pytest.version_tuple < (9, 0):
         pytest.skip("pytest reads [tool.pytest] from version 9 on")
     (tmp_path / "test_mine.py").write_text("def test_one(amqp_vhost): pass")
@@ -350,8 +366,8 @@ OVER_VERSIONS = inspect.cleandoc("""
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_amqp_like_runs_tests_for_each_version_and_lists_which_depend_on_it(tmp_path: Path, workers: str) -> None:
-    """`pytest --amqp-like 3.10,4.3.5,4.3` runs tests that use the broker with each version; those that fail only with
-    some are listed with their line and the broker's reason. A version that is not known is refused.
+    """`pytest --amqp-like 3.10,4.3.5,4.3` runs each test that uses the broker once per version, and lists those that
+    fail with some versions only, with the line and the broker's reason. An unknown version is refused.
     """
     (tmp_path / "test_mine.py").write_text(OVER_VERSIONS)
     pytest_like = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", workers, "--amqp-like"]
@@ -396,8 +412,8 @@ FIXTURES = inspect.cleandoc("""
 
 
 def test_the_pytest_fixtures_isolate_tests(tmp_path: Path) -> None:
-    """Each test has its own virtual host, and its faults end with it, also under xdist. A test run that uses no fixture
-    imports nothing of the broker.
+    """Each test that uses the pytest fixtures has its own virtual host, and its faults end with it. Tests that use no
+    fixture do not import the broker.
     """
     (tmp_path / "test_mine.py").write_text(FIXTURES)
     (tmp_path / "pytest.ini").write_text("[pytest]\namqp_broker_like = 4.3\n")

@@ -47,7 +47,7 @@ def orders(client: RawStream) -> list[str]:
 
 
 def test_partitions_and_routes_of_a_super_stream_can_be_asked_for(client: RawStream, orders: list[str]) -> None:
-    """The commands partitions and route return the partitions of a super stream, all or for a key."""
+    """The stream command `partitions` returns all partitions of a super stream, and `route` those for a routing key."""
     assert client.request(PARTITIONS, string("orders")) == (OK, strings(*orders))
     assert client.request(ROUTE, string("us") + string("orders")) == (OK, strings("orders-1"))
     assert client.request(ROUTE, string("asia") + string("orders")) == (OK, strings())
@@ -56,7 +56,9 @@ def test_partitions_and_routes_of_a_super_stream_can_be_asked_for(client: RawStr
 
 
 def test_a_super_stream_is_created_in_full_or_not_at_all(client: RawStream, orders: list[str]) -> None:
-    """If one partition exists already, or the lists differ in length, no partition is created."""
+    """If a partition of a new super stream already exists, or its lists differ in length, creating it fails and no
+    partition is created.
+    """
     again = string("more") + strings("more-0", orders[0]) + strings("a", "b") + table({})
     assert client.request(CREATE_SUPER_STREAM, again).code == EXISTS
     assert client.request(PARTITIONS, string("more")).code == NO_STREAM
@@ -66,7 +68,7 @@ def test_a_super_stream_is_created_in_full_or_not_at_all(client: RawStream, orde
 
 
 def test_a_super_stream_is_deleted_with_its_partitions(client: RawStream, orders: list[str]) -> None:
-    """Deleting a super stream deletes its partitions and tells their readers."""
+    """Deleting a super stream deletes its partitions and sends their readers metadata-update."""
     client.subscribe(1, orders[0])
 
     assert client.request(DELETE_SUPER_STREAM, string("orders")).code == OK
@@ -98,7 +100,9 @@ def answer(client: RawStream, correlation: int, place: bytes = struct.pack(">H",
 def test_one_consumer_of_a_group_is_active_and_then_the_next(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
-    """When the active consumer of a group leaves, the next one becomes active and continues at its offset."""
+    """When the active consumer of a single-active-consumer group leaves, the next one becomes active and starts at the
+    offset it chooses.
+    """
     client.declare_publisher(1, stream)
     for number in range(2):
         client.publish(1, number, b"%d" % number)
@@ -123,7 +127,9 @@ def test_one_consumer_of_a_group_is_active_and_then_the_next(
 def test_consumers_share_the_partitions_of_a_super_stream(
     open_stream: Opener, client: RawStream, orders: list[str]
 ) -> None:
-    """Each of two consumers is active on some partitions; when one leaves a partition, the other gets it."""
+    """Two consumers of a super stream share its partitions; when one leaves a partition, the other becomes active on
+    it.
+    """
     first, second = open_stream(), open_stream()
     for number, partition in enumerate(orders):
         subscribe(first, number, partition, **{"super-stream": "orders"})
@@ -143,7 +149,7 @@ def test_consumers_share_the_partitions_of_a_super_stream(
 
 
 def test_a_single_active_consumer_needs_a_name(client: RawStream, stream: str) -> None:
-    """A subscription with single-active-consumer but without a name is refused."""
+    """A stream subscription with single-active-consumer but without a name is refused with precondition-failed."""
     assert client.subscribe(1, stream, **{"single-active-consumer": "true"}) == PRECONDITION_FAILED
 
 
@@ -151,7 +157,9 @@ def test_a_single_active_consumer_needs_a_name(client: RawStream, stream: str) -
 
 
 def test_a_client_that_takes_the_second_version_of_deliver_gets_it(client: RawStream, stream: str) -> None:
-    """A client that accepts version 2 of deliver gets the id of the last committed chunk with each chunk."""
+    """A client that accepts version 2 of the stream command `deliver` gets the id of the last committed chunk with each
+    chunk.
+    """
     versions = client.request(EXCHANGE_COMMAND_VERSIONS, struct.pack(">IHHH", 1, DELIVER, 1, 2))
     assert versions.code == OK
     assert struct.pack(">HHH", PUBLISH, 1, 2) in versions.rest
@@ -169,7 +177,9 @@ def test_a_client_that_takes_the_second_version_of_deliver_gets_it(client: RawSt
 
 
 def test_a_filter_skips_chunks_without_its_values(client: RawStream, stream: str) -> None:
-    """A subscription with filters gets all messages of chunks that contain one of its values, and no other chunk."""
+    """A stream subscription with filters gets all messages of the chunks that contain one of its values, and no other
+    chunk.
+    """
     client.declare_publisher(1, stream)
 
     def publish(number: int, *values: bytes) -> None:
@@ -190,7 +200,9 @@ def test_a_filter_skips_chunks_without_its_values(client: RawStream, stream: str
 
 
 def test_stream_stats_returns_the_first_and_last_chunk(client: RawStream, stream: str) -> None:
-    """stream_stats of a stream that does not exist is refused."""
+    """stream_stats returns the ids of a stream's first chunk and its last committed chunk, and is refused for a missing
+    stream.
+    """
 
     def statistics() -> dict[str, int]:
         rest = client.request(STREAM_STATS, string(stream)).rest
@@ -210,7 +222,7 @@ def test_stream_stats_returns_the_first_and_last_chunk(client: RawStream, stream
 
 
 def test_stream_connections_are_listed_and_can_be_closed(client: RawStream, api: Api, vhost: str) -> None:
-    """The management API lists connections of the stream protocol, and DELETE closes them."""
+    """The management API lists connections of the stream protocol, and deleting one closes it."""
     (found,) = api("GET", f"vhosts/{vhost}/connections")[1]
     assert (found["protocol"], found["user"], found["channels"]) == ("stream", "guest", 0)
     assert found["client_properties"] == {"product": "raw"}
@@ -225,7 +237,7 @@ def test_stream_connections_are_listed_and_can_be_closed(client: RawStream, api:
 
 
 def test_a_frame_that_is_too_large_closes_the_connection(client: RawStream) -> None:
-    """A frame above the agreed maximum closes the connection with "frame too large"."""
+    """A frame of the stream protocol above the agreed maximum closes the connection with "frame too large"."""
     client.socket.sendall(struct.pack(">I", 1 << 30))
     client.socket.sendall(struct.pack(">HH", PUBLISH, 1))
 
@@ -251,7 +263,7 @@ def test_a_publish_of_70000_messages_is_split_into_chunks(client: RawStream, str
 
 
 def test_rstream_works_with_the_embedded_broker(broker: TestBroker) -> None:
-    """Confirms, batches and offsets of the Python library rstream work."""
+    """The Python library rstream can publish with confirms, in batches and compressed, consume, and store an offset."""
     rstream = pytest.importorskip("rstream")
     port = int(broker.streams.rpartition(":")[2])
     where: dict[str, Any] = {"host": "127.0.0.1", "port": port, "username": "guest", "password": "guest"}

@@ -36,7 +36,7 @@ def ann(api: Api, vhost: str, amqp_url: str, ann: str) -> str:
 
 
 def test_limits_of_a_virtual_host_take_effect_at_once(api: Api, vhost: str, connect: Connect) -> None:
-    """max-connections and max-queues apply as soon as they are set, until they are deleted."""
+    """A virtual host's max-connections and max-queues apply as soon as they are set, until they are deleted."""
     for name in ("max-connections", "max-queues"):
         assert api("PUT", f"vhost-limits/{vhost}/{name}", {"value": 1})[0] in (201, 204)
     limits = {"max-connections": 1, "max-queues": 1}
@@ -91,7 +91,7 @@ def test_an_invalid_limit_is_refused(api: Api, vhost: str, ann: str, of: str, wr
 
 
 def test_runtime_parameters_are_stored_by_component(api: Api, vhost: str) -> None:
-    """The limits of a virtual host are a parameter; an unknown component gets 400."""
+    """A virtual host's limits can be set, read and deleted as a runtime parameter; an unknown component gets 400."""
     value = {"max-queues": 7}
     path = f"parameters/vhost-limits/{vhost}"
     assert api("PUT", f"{path}/limits", {"value": value})[0] == 201
@@ -126,8 +126,8 @@ def test_global_parameters_store_any_value(api: Api) -> None:
 
 
 def test_a_user_may_close_only_its_own_connections(api: Api, vhost: str, ann: str, connect: Connect) -> None:
-    """A user can close its own connections, by name or all of them; other users get 401 unless they are
-    administrators.
+    """A user without the tag administrator cannot close another user's connections over HTTP; an administrator can
+    close all of them.
     """
     bob = f"bob-{uuid.uuid4().hex[:8]}"
     api("PUT", f"users/{bob}", {"password": "secret", "tags": "management"})
@@ -148,7 +148,7 @@ def test_a_user_may_close_only_its_own_connections(api: Api, vhost: str, ann: st
 def test_limits_and_global_parameters_survive_a_restart(
     tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """Limits and global parameters are the same after a restart, and on another broker that loads the exported
+    """Limits and global parameters are the same after a restart, and on another broker that imports the exported
     definitions.
     """
     with EmbeddedBroker(data_dir=tmp_path / "a", management_port=0) as broker:

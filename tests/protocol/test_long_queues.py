@@ -74,7 +74,9 @@ def numbers(taken: list[tuple[int, bool]]) -> list[int]:
 
 @pytest.mark.parametrize("arguments", KINDS)
 def test_paged_out_messages_keep_their_order(channel: BlockingChannel, arguments: dict[str, Any]) -> None:
-    """1,200 messages are delivered in order, also after some were requeued and the consumer has gone."""
+    """1,200 messages that were paged out to disk are delivered in order, even after some were requeued because their
+    channel was closed.
+    """
     channel.queue_declare("q", durable=True, arguments=arguments)
     publish(channel)
     tags = [channel.basic_get("q")[0].delivery_tag for _ in range(700)]
@@ -97,7 +99,7 @@ def test_transient_and_persistent_messages_keep_their_order(channel: BlockingCha
 
 
 def test_paged_out_messages_are_delivered_by_priority(channel: BlockingChannel) -> None:
-    """Of 1,200 messages, those with the higher priority are delivered first."""
+    """Of 1,200 messages paged out to disk, those with the higher priority are delivered first."""
     channel.queue_declare("q", durable=True, arguments={"x-max-priority": 2})
     publish(channel, range(600))
     publish(channel, range(600, MANY), priority=1)
@@ -105,7 +107,7 @@ def test_paged_out_messages_are_delivered_by_priority(channel: BlockingChannel) 
 
 
 def test_paged_out_messages_expire_in_order(channel: BlockingChannel) -> None:
-    """Messages on disk expire and are dead-lettered in order."""
+    """Messages that were paged out to disk expire and are dead-lettered in order."""
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     channel.queue_declare("q", durable=True, arguments=arguments)
     channel.queue_declare("dead", durable=True)
@@ -117,7 +119,7 @@ def test_paged_out_messages_expire_in_order(channel: BlockingChannel) -> None:
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_full_long_queue_dead_letters_its_head(channel: BlockingChannel, kind: str) -> None:
-    """With x-max-length 700, the oldest 500 of 1,200 messages are dead-lettered in order."""
+    """A queue with x-max-length 700 that gets 1,200 messages dead-letters the oldest 500 in order."""
     arguments = {"x-queue-type": kind, "x-max-length": 700}
     dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     channel.queue_declare("q", durable=True, arguments=arguments | dead)
@@ -134,8 +136,8 @@ def test_a_full_long_queue_dead_letters_its_head(channel: BlockingChannel, kind:
 def test_paged_out_messages_survive_a_restart(
     process: BrokerProcess, channel: BlockingChannel, arguments: dict[str, Any], how: str
 ) -> None:
-    """All messages are there in order; after a kill, they are marked as redelivered, since they may have been
-    delivered.
+    """After a restart, all messages paged out to disk are there in order. After a kill, they are marked as redelivered,
+    since they may have been delivered.
     """
     channel.queue_declare("q", durable=True, arguments=arguments)
     publish(channel)
@@ -158,7 +160,9 @@ def test_paged_out_messages_survive_a_restart(
 def test_purged_messages_do_not_return_after_a_kill(
     process: BrokerProcess, channel: BlockingChannel, arguments: dict[str, Any]
 ) -> None:
-    """After a purge of a long queue and kill -9, only messages published later are there."""
+    """If a queue of 1,200 messages is purged and the broker then killed, the queue afterwards has only the message
+    published after the purge.
+    """
     channel.queue_declare("q", durable=True, arguments=arguments)
     publish(channel)
     assert channel.queue_purge("q").method.message_count == MANY
@@ -171,7 +175,7 @@ def test_purged_messages_do_not_return_after_a_kill(
 
 
 def test_sixty_thousand_waiting_messages_take_less_than_60_mb(process: BrokerProcess) -> None:
-    """60,000 messages of 1,000 bytes take less than 60 MB, also after a restart."""
+    """60,000 waiting messages of 1,000 bytes take less than 60 MB of memory, also after a restart."""
     nothing = resident(process)
     with RawClient(process.url) as client:
         client.send(commands.Queue.Declare(queue="q", durable=True))
@@ -190,7 +194,7 @@ def test_sixty_thousand_waiting_messages_take_less_than_60_mb(process: BrokerPro
 
 
 def test_the_memory_of_an_emptied_queue_is_freed(process: BrokerProcess) -> None:
-    """Some seconds after 100 MB of messages were purged, the process is small again."""
+    """After 100 MB of messages are purged, the broker's process gives memory back to the system."""
     nothing = resident(process)
     channel = connect(process)
     channel.queue_declare("q")

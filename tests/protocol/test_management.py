@@ -1,4 +1,4 @@
-"""The management API: the same paths, statuses and field names."""
+"""The management API of the embedded broker has the same paths, status codes and field names as RabbitMQ's."""
 
 import os
 import re
@@ -35,7 +35,9 @@ def eventually(api: Api, path: str, **wanted: Any) -> dict[str, Any]:
 
 
 def test_a_stream_reader_is_listed_as_a_consumer(api: Api, vhost: str, client: RawStream, stream: str) -> None:
-    """A reader over the stream protocol is listed with its properties, such as the name for its stored offset."""
+    """The management API lists a reader over the stream protocol as a consumer, with its properties,
+    such as its name.
+    """
     client.subscribe(7, stream, name="me")
     where = f"queues/{vhost}/{stream}"
 
@@ -59,7 +61,9 @@ def test_a_stream_reader_is_listed_as_a_consumer(api: Api, vhost: str, client: R
 
 
 def test_declarations_have_the_usual_status_codes(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """201 for a new object, 204 for the same again, 400 for other settings, 404 if it does not exist."""
+    """Declaring over HTTP gets 201 for a new object, 204 for the same again, and 400 for other settings; a missing
+    object gets 404.
+    """
     queue = {"durable": True, "arguments": {"x-message-ttl": 1000}}
     assert api("PUT", f"queues/{vhost}/q", queue)[0] == 201
     assert api("PUT", f"queues/{vhost}/q", queue)[0] == 204
@@ -79,7 +83,9 @@ def test_declarations_have_the_usual_status_codes(api: Api, vhost: str, channel:
 
 
 def test_booleans_may_be_sent_as_text(api: Api, vhost: str) -> None:
-    """ "true" and "false", which rabbitmqadmin sends, are accepted; other values get 400."""
+    """The management API accepts the texts "true" and "false" as booleans, as rabbitmqadmin sends them; other values
+    get 400.
+    """
     flags = ("durable", "auto_delete", "internal")
     for name, wanted in (("d", (True, False, False)), ("i", (True, True, True))):
         sent = {flag: str(value).lower() for flag, value in zip(flags, wanted, strict=True)}
@@ -93,7 +99,7 @@ def test_booleans_may_be_sent_as_text(api: Api, vhost: str) -> None:
 
 
 def test_health_checks_return_503_for_a_missing_listener(api: Api) -> None:
-    """A port or protocol without a listener gets 503 with a list of those that exist."""
+    """A health check for a port or protocol without a listener gets 503 with a list of the existing ones."""
     assert api("GET", "health/checks/alarms")[0] == 200
     status, answer = api("GET", "health/checks/protocol-listener/amqp091")
     assert (status, answer["status"]) == (200, "ok")
@@ -107,7 +113,9 @@ def test_health_checks_return_503_for_a_missing_listener(api: Api) -> None:
 
 
 def test_a_missing_policy_or_parameter_gets_404(api: Api, vhost: str) -> None:
-    """An empty list of policies is 200, but a missing one by name is 404; names with "amq." are refused."""
+    """A missing policy or global parameter gets 404, but an empty list of policies gets 200. Declaring a queue named
+    `amq.…` is refused.
+    """
     assert api("GET", f"policies/{vhost}") == (200, [])
     for path in (f"policies/{vhost}/none", f"operator-policies/{vhost}/none", "global-parameters/none"):
         assert api("GET", path)[0] == 404
@@ -115,7 +123,7 @@ def test_a_missing_policy_or_parameter_gets_404(api: Api, vhost: str) -> None:
 
 
 def test_the_connection_name_is_listed(api: Api, vhost: str, amqp_url: str) -> None:
-    """connection_name of the client properties is listed as user_provided_name."""
+    """The management API lists a client's connection_name as user_provided_name."""
     settings = pika.URLParameters(amqp_url)
     settings.client_properties = {"connection_name": "orders-1"}
     with pika.BlockingConnection(settings):
@@ -126,7 +134,9 @@ def test_the_connection_name_is_listed(api: Api, vhost: str, amqp_url: str) -> N
 
 
 def test_a_dead_letter_that_no_queue_takes_is_kept(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """A quorum queue that dead-letters at least once counts such a message in messages_dlx."""
+    """A quorum queue with at-least-once dead-lettering keeps a dead letter that no queue takes, and counts it in
+    messages_dlx.
+    """
     strategy = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
     arguments = {"x-queue-type": "quorum", "x-dead-letter-exchange": "amq.fanout", **strategy}
     channel.queue_declare("q", durable=True, arguments=arguments)
@@ -143,7 +153,9 @@ GET = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto"}
 
 
 def test_messages_can_be_published_and_got(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """Messages are published and got with properties, as text or base64, and requeued or removed as asked."""
+    """Over HTTP, messages are published and read with their properties, as text or base64, and requeued or removed as
+    requested.
+    """
     channel.queue_declare("q", durable=True)
     publish, get = f"exchanges/{vhost}/amq.default/publish", f"queues/{vhost}/q/get"
     properties = {"headers": {"a": 1}, "delivery_mode": 2, "content_type": "text/plain"}
@@ -181,7 +193,7 @@ def test_messages_can_be_published_and_got(api: Api, vhost: str, channel: Blocki
     ],
 )
 def test_an_invalid_message_gets_400(api: Api, vhost: str, channel: BlockingChannel, wrong: dict[str, Any]) -> None:
-    """Publishing with an invalid encoding or property, or a missing field, gets 400."""
+    """Publishing over HTTP with an invalid encoding or property, or without a required field, gets 400."""
     channel.queue_declare("q", durable=True)
     assert api("POST", f"exchanges/{vhost}/amq.default/publish", {**MESSAGE, **wrong})[0] == 400
     for missing in MESSAGE:
@@ -190,7 +202,7 @@ def test_an_invalid_message_gets_400(api: Api, vhost: str, channel: BlockingChan
 
 
 def test_a_binding_is_read_by_its_properties_key(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """GET on a binding's path returns it, and 404 for another key."""
+    """GET on a binding's path with its properties key returns the binding; another key gets 404."""
     channel.queue_declare("q", durable=True)
     path = f"bindings/{vhost}/e/amq.topic/q/q"
     assert api("POST", path, {"routing_key": "a.b", "arguments": {}})[0] == 201
@@ -199,7 +211,7 @@ def test_a_binding_is_read_by_its_properties_key(api: Api, vhost: str, channel: 
 
 
 def test_bindings_are_listed_with_the_default_one(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """Lists of bindings include that of the default exchange, and DELETE removes one by its properties key."""
+    """Lists of bindings include those of the default exchange, and DELETE removes a binding by its properties key."""
     channel.queue_declare("q")
     channel.exchange_declare("x", "topic")
     channel.queue_bind("q", "x", "a.#")
@@ -221,7 +233,9 @@ def test_bindings_are_listed_with_the_default_one(api: Api, vhost: str, channel:
 def test_a_queue_is_shown_with_its_counts_and_arguments(
     broker: TestBroker, api: Api, vhost: str, channel: BlockingChannel, take: Take
 ) -> None:
-    """A queue shows ready and unacknowledged messages, bytes, arguments and consumers."""
+    """The management API shows a queue's ready and unacknowledged messages, bytes, type, arguments and number of
+    consumers.
+    """
     channel.queue_declare("q", durable=True, arguments={"x-max-priority": 3})
     channel.confirm_delivery()
     for _ in range(3):
@@ -242,7 +256,9 @@ def test_a_queue_is_shown_with_its_counts_and_arguments(
 
 
 def test_consumers_are_listed_with_queue_and_prefetch(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """A consumer shows its queue, tag, acknowledgement mode, prefetch, arguments and channel."""
+    """The management API lists a consumer with its queue, tag, acknowledgement mode, prefetch,
+    arguments and channel.
+    """
     channel.queue_declare("q")
     channel.basic_qos(prefetch_count=7)
     channel.basic_consume("q", print, consumer_tag="t", arguments={"x-priority": 2})
@@ -259,7 +275,7 @@ def test_consumers_are_listed_with_queue_and_prefetch(api: Api, vhost: str, chan
 
 @pytest.mark.parametrize("query", ["page=1&page_size=2", "page=2&page_size=2", "page=1&page_size=100&name=q"])
 def test_lists_can_be_read_in_pages(api: Api, vhost: str, channel: BlockingChannel, query: str) -> None:
-    """A page of a list has its items, and the total and filtered numbers."""
+    """A page of a list in the management API contains its items, and the total and filtered counts."""
     for number in range(3):
         channel.queue_declare(f"q{number}")
     status, page = api("GET", f"queues/{vhost}?{query}")
@@ -269,7 +285,7 @@ def test_lists_can_be_read_in_pages(api: Api, vhost: str, channel: BlockingChann
 
 
 def test_a_new_vhost_has_the_predeclared_exchanges(api: Api, vhost: str) -> None:
-    """A new virtual host has the default exchange and those with "amq."."""
+    """A new virtual host has the default exchange and the predeclared exchanges, such as amq.direct and amq.topic."""
     exchanges = {view["name"]: view for view in api("GET", f"exchanges/{vhost}")[1]}
     assert set(exchanges) == {
         "",
@@ -285,8 +301,8 @@ def test_a_new_vhost_has_the_predeclared_exchanges(api: Api, vhost: str) -> None
 
 
 def test_users_are_added_changed_and_deleted(api: Api, vhost: str) -> None:
-    """A user gets password and tags, and permissions; with a wrong password or after its deletion it
-    gets 401 or 404.
+    """A user can be added with a password, tags and permissions. A wrong password gets 401, and after its deletion the
+    user gets 404.
     """
     name = f"ann-{uuid.uuid4().hex[:8]}"
     assert api("PUT", f"users/{name}", {"password": "secret", "tags": "monitoring"})[0] == 201
@@ -318,7 +334,9 @@ def test_overview_and_nodes_have_what_tools_read(api: Api) -> None:
 
 
 def test_the_memory_of_a_node_is_listed_by_use(api: Api) -> None:
-    """The memory of a node is in bytes, in percent of the whole, and with memory=true a part of the node's fields."""
+    """The management API shows a node's memory by use, in bytes and in percent; with memory=true, it is part of the
+    node.
+    """
     name = api("GET", "nodes")[1][0]["name"]
     memory = api("GET", f"nodes/{name}/memory")[1]["memory"]
     assert memory["total"]["rss"] > 1_000_000
@@ -333,7 +351,7 @@ def test_the_memory_of_a_node_is_listed_by_use(api: Api) -> None:
 
 
 def test_logins_are_counted_by_protocol(api: Api, broker: TestBroker) -> None:
-    """Successful and failed logins are counted by protocol, and can be counted from zero."""
+    """The management API counts successful and failed logins by protocol, and the counts can be reset."""
     name = api("GET", "nodes")[1][0]["name"]
 
     def counts(protocol: str) -> tuple[int, int, int]:
@@ -366,7 +384,7 @@ def test_a_missing_vhost_gets_404(api: Api, vhost: str) -> None:
 
 
 def test_a_vhost_can_be_deleted_during_another_handshake(api: Api, amqp_url: str) -> None:
-    """A connection in its handshake belongs to no virtual host yet, so deleting one succeeds."""
+    """A virtual host can be deleted while another client's connection is in its handshake."""
     parts = urlsplit(amqp_url)
     with socket.create_connection((parts.hostname or "", parts.port or 5672)) as connecting:
         connecting.sendall(b"AMQP\x00\x00\x09\x01")
@@ -384,7 +402,9 @@ def ann(api: Api, ann: str) -> str:
 
 @pytest.mark.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")
 def test_tags_and_permissions_are_checked(api: Api, vhost: str, ann: str) -> None:
-    """The tag admits a user to the API; permissions decide what it may change in a virtual host, as over AMQP."""
+    """A user's tag admits it to the management API; its permissions decide what it may declare or delete there, as over
+    AMQP.
+    """
 
     def as_ann(method: str, path: str, body: object = None) -> int:
         return int(api(method, path, body, user=ann, password="secret")[0])
@@ -404,7 +424,7 @@ def test_tags_and_permissions_are_checked(api: Api, vhost: str, ann: str) -> Non
 
 
 def test_the_creator_of_a_vhost_gets_full_permissions(api: Api) -> None:
-    """A new virtual host has its description, and full permissions for the user who created it."""
+    """The user who creates a virtual host over HTTP gets full permissions for it."""
     name = f"made-{uuid.uuid4().hex[:8]}"
     assert api("PUT", f"vhosts/{name}", {"description": "to try"})[0] == 201
     assert api("GET", f"vhosts/{name}")[1]["description"] == "to try"
@@ -414,7 +434,7 @@ def test_the_creator_of_a_vhost_gets_full_permissions(api: Api) -> None:
 
 
 def test_lists_are_sorted_by_name_or_column(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """Lists are sorted by name, or by the column of the parameter sort, such as a count."""
+    """Lists in the management API are sorted by name, or by the column that the parameter `sort` names."""
     for number, name in enumerate("cab"):
         channel.queue_declare(name)
         for _ in range(number):
@@ -430,7 +450,9 @@ def test_lists_are_sorted_by_name_or_column(api: Api, vhost: str, channel: Block
 
 
 def test_counters_have_rates(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """Each way to get a message has its own counter with a rate, also if nobody has asked before."""
+    """Deliveries by basic.get with and without acknowledgement are counted separately, and publishes
+    also have a rate.
+    """
     channel.queue_declare("q")
     for _ in range(2):
         channel.basic_publish("", "q", b"")
@@ -452,7 +474,7 @@ def test_counters_have_rates(api: Api, vhost: str, channel: BlockingChannel, tak
 
 
 def test_the_overview_lists_the_amqp_port(api: Api, amqp_url: str) -> None:
-    """A tool can tell from the listeners which broker an API belongs to."""
+    """The overview lists the port of the AMQP listener, by which a tool can tell which broker the API belongs to."""
     ports = {listener["port"] for listener in api("GET", "overview")[1]["listeners"]}
     # A broker in a container knows its own port, not the one that Docker publishes.
     assert ports & {urlsplit(amqp_url).port, 5672 if "MQTOOL_TEST_IMAGE" in os.environ else None}
@@ -471,9 +493,7 @@ def test_the_overview_lists_the_management_api(api: Api) -> None:
 
 
 def test_deleting_a_virtual_host_closes_its_connections(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """The embedded broker sends connection.close to clients of a deleted virtual host; RabbitMQ may only close the
-    socket.
-    """
+    """If a virtual host is deleted, the embedded broker sends connection.close to its clients, with the reason."""
     with EmbeddedBroker(management_port=0) as broker:
         api = api_of(broker)
         api("PUT", "vhosts/gone", {})

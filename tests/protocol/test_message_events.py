@@ -1,4 +1,4 @@
-"""GET /api/mqtool/events: each thing that can happen to a message, as `mqtool ui` draws it."""
+"""GET /api/mqtool/events reports each thing that can happen to a message, for the page of `mqtool ui`."""
 
 import base64
 import json
@@ -68,7 +68,9 @@ def channel(broker: EmbeddedBroker) -> Iterator[BlockingChannel]:
 
 
 def test_events_follow_a_message_from_publish_to_ack(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The events published, ready, delivered and acknowledged name the same copy, and contain properties and body."""
+    """The events published, ready, delivered, requeued and acknowledged of a message name the same copy; `published`
+    contains its properties and body.
+    """
     channel.queue_declare("q")
     events = Events(broker)
     channel.basic_publish("", "q", b"hello", pika.BasicProperties(message_id="m1", headers={"n": 1}))
@@ -94,7 +96,7 @@ def test_events_follow_a_message_from_publish_to_ack(broker: EmbeddedBroker, cha
 
 
 def test_events_name_a_consumer_as_the_management_api_does(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event delivered names channel and consumer tag, so that the page draws it at the right consumer."""
+    """The event delivered names the consumer by its channel and consumer tag."""
     channel.queue_declare("q")
     events = Events(broker)
     channel.basic_consume("q", lambda *_: None, auto_ack=True, consumer_tag="me")
@@ -105,7 +107,7 @@ def test_events_name_a_consumer_as_the_management_api_does(broker: EmbeddedBroke
 
 
 def test_events_name_the_exchanges_that_a_message_passes(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event published lists each path through bound exchanges, and through an alternate exchange."""
+    """The event published lists each path that a message takes through bound exchanges or an alternate exchange."""
     channel.exchange_declare("rest", "fanout")
     channel.exchange_declare("first", "direct", arguments={"alternate-exchange": "rest"})
     channel.exchange_declare("second", "fanout")
@@ -123,7 +125,9 @@ def test_events_name_the_exchanges_that_a_message_passes(broker: EmbeddedBroker,
 
 
 def test_events_report_returned_dropped_and_rejected_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """An unroutable message is returned or dropped, and one that a full queue rejects is refused."""
+    """An unroutable message causes the event dropped, or returned if it is mandatory; one that a full queue rejects
+    causes the event refused.
+    """
     channel.queue_declare("full", arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
     events = Events(broker)
     channel.basic_publish("", "nowhere", b"x")
@@ -135,7 +139,9 @@ def test_events_report_returned_dropped_and_rejected_messages(broker: EmbeddedBr
 
 
 def test_a_message_sent_settled_over_amqp_1_0_is_dropped_if_no_queue_gets_it(broker: EmbeddedBroker) -> None:
-    """Over AMQP 1.0, only the publisher of an unsettled message is told that no queue gets it."""
+    """Over AMQP 1.0, an unroutable message causes the event returned if it was sent unsettled, and dropped if it was
+    sent settled.
+    """
     events = Events(broker)
     with RawAmqp10(broker.url) as client:
         client.attach_sender("/exchanges/amq.direct/nobody")
@@ -146,7 +152,9 @@ def test_a_message_sent_settled_over_amqp_1_0_is_dropped_if_no_queue_gets_it(bro
 
 
 def test_events_name_the_protocol_of_publishers_and_consumers(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """`from` and `to` contain the protocol, and the connection that the management API lists."""
+    """The event published names the publisher's protocol in `from`; the event delivered names the consumer's protocol
+    and connection in `to`.
+    """
     channel.queue_declare("q", durable=True)
     events = Events(broker)
     with RawAmqp10(broker.url) as client:
@@ -163,8 +171,8 @@ def test_events_name_the_protocol_of_publishers_and_consumers(broker: EmbeddedBr
 def test_events_follow_a_dead_letter_to_its_queue(
     broker: EmbeddedBroker, channel: BlockingChannel, arguments: dict[str, int], reason: str
 ) -> None:
-    """The event dead-lettered has the reason and the exchange; the next published event names the queue
-    it came from.
+    """The event dead-lettered has the reason and the exchange; the event published that follows names the queue that
+    the message came from.
     """
     channel.queue_declare("dead")
     to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
@@ -178,8 +186,8 @@ def test_events_follow_a_dead_letter_to_its_queue(
 
 
 def test_events_report_discarded_and_purged_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """If a queue has no dead-letter exchange, a rejected message has the event discarded; a purge has an event with the
-    queue.
+    """A message rejected from a queue without a dead-letter exchange causes the event discarded; a purge causes one
+    event with the queue.
     """
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x")
@@ -200,7 +208,9 @@ def test_events_report_discarded_and_purged_messages(broker: EmbeddedBroker, cha
 
 
 def test_events_report_until_when_a_message_is_delayed(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event and the snapshot of a delayed message say until when it waits at its exchange."""
+    """The event of a delayed message says until when it is delayed, and the snapshot of waiting messages lists it with
+    its exchange.
+    """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")
     channel.queue_bind("q", "late")
@@ -214,8 +224,8 @@ def test_events_report_until_when_a_message_is_delayed(broker: EmbeddedBroker, c
 
 
 def test_events_report_appended_and_read_messages_of_a_stream(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """When a stream takes and delivers a message, the events `appended` and `read` name its offset; an acknowledgement
-    causes no event.
+    """When a message is appended to a stream and delivered, the events appended and read name its offset; acknowledging
+    it causes no event.
     """
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     channel.basic_qos(prefetch_count=10)
@@ -232,7 +242,9 @@ def test_events_report_appended_and_read_messages_of_a_stream(broker: EmbeddedBr
 
 
 def test_events_of_the_stream_protocol_name_no_exchange(broker: EmbeddedBroker) -> None:
-    """Messages from the stream protocol go straight into the stream, and are counted for each reader."""
+    """The events of messages published over the stream protocol have a path without an exchange, and reads are counted
+    for each reader.
+    """
     address = urllib.parse.urlsplit(broker.urls["stream"])
     with closing(RawStream(address.hostname or "", address.port or 0)) as client:
         client.log_in()
@@ -264,7 +276,9 @@ def test_events_of_the_stream_protocol_name_no_exchange(broker: EmbeddedBroker) 
 
 
 def test_many_messages_are_counted_and_only_some_reported(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """Of thousands of messages, all are counted and some followed to their end; a slow page has to start again."""
+    """Of 3,000 messages, all are counted but only some are reported as events; a client that asks for events too late
+    is told that some are lost.
+    """
     channel.queue_declare("q")
     events = Events(broker)
     number, shown, found = events.snapshot["number"], 0, {}
@@ -281,7 +295,7 @@ def test_many_messages_are_counted_and_only_some_reported(broker: EmbeddedBroker
 
 
 def test_deleting_a_queue_ends_the_events_of_its_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """After a queue is deleted, neither its ready nor its unacknowledged messages are followed."""
+    """After a queue is deleted, the broker no longer tracks its ready and unacknowledged messages for events."""
     channel.queue_declare("q")
     events = Events(broker)
     for body in (b"x", b"y"):
@@ -301,7 +315,7 @@ def watcher_of(broker: EmbeddedBroker) -> Any:
 
 
 def test_without_a_page_the_broker_stops_recording_events(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """Some time after the last request for events, the broker records none."""
+    """Some time after the last request for events, the broker stops recording them."""
     assert channel.is_open
     assert watcher_of(broker) is None
     Events(broker)
@@ -310,7 +324,7 @@ def test_without_a_page_the_broker_stops_recording_events(broker: EmbeddedBroker
 
 
 def test_only_administrators_may_read_events(broker: EmbeddedBroker) -> None:
-    """Events contain bodies, so a user with another tag gets 401."""
+    """A user with the tag monitoring gets 401 for GET /api/mqtool/events, because events contain message bodies."""
     api = f"{broker.urls['http']}/api/users/looker"
     body = json.dumps({"password": "x", "tags": "monitoring"}).encode()
     login = {"Authorization": "Basic " + base64.b64encode(b"guest:guest").decode()}

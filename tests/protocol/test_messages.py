@@ -44,21 +44,23 @@ ALL_PROPERTIES = BasicProperties(
     "body", [b"", b"\x00\xff\xce", "grüße".encode(), b"x" * 131_064, b"x" * 131_065, b"y" * 400_000]
 )
 def test_a_body_is_delivered_unchanged(channel: BlockingChannel, take: Take, body: bytes) -> None:
-    """Empty and binary bodies, and bodies of exactly one frame, one byte more, or several frames arrive unchanged."""
+    """A body arrives unchanged, whether it is empty, binary, exactly one frame long, one byte more, or several frames
+    long.
+    """
     channel.queue_declare("q")
     channel.basic_publish("", "q", body)
     assert take.one("q")[2] == body
 
 
 def test_properties_are_delivered_unchanged(channel: BlockingChannel, take: Take) -> None:
-    """All fourteen properties, and headers of every type, arrive unchanged."""
+    """A message arrives with all its properties, and headers of many types, unchanged."""
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x", ALL_PROPERTIES)
     assert take.one("q")[1] == ALL_PROPERTIES
 
 
 def test_messages_are_delivered_in_order_with_rising_tags(channel: BlockingChannel, take: Take) -> None:
-    """Messages arrive first in, first out, and delivery tags count from 1."""
+    """Messages are delivered in the order of publishing, with delivery tags that count from 1."""
     channel.queue_declare("q")
     for number in range(10):
         channel.basic_publish("", "q", str(number).encode())
@@ -87,7 +89,7 @@ def test_requeued_messages_take_their_old_place_and_are_marked(channel: Blocking
 
 
 def test_nack_with_multiple_requeues_all_up_to_the_tag(channel: BlockingChannel, take: Take) -> None:
-    """basic.nack with `multiple` requeues that message and all before it."""
+    """basic.nack with `multiple` requeues all unacknowledged messages up to and including the delivery tag."""
     channel.queue_declare("q")
     for number in range(5):
         channel.basic_publish("", "q", str(number).encode())
@@ -110,7 +112,7 @@ def test_recover_requeues_unacknowledged_messages(channel: BlockingChannel, take
 def test_closing_a_channel_requeues_its_messages(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """Unacknowledged messages of a closed channel are redelivered."""
+    """When a channel is closed, its unacknowledged message is requeued and marked as redelivered."""
     channel.queue_declare("q")
     other = connection.channel()
     channel.basic_publish("", "q", b"x")
@@ -121,7 +123,7 @@ def test_closing_a_channel_requeues_its_messages(
 
 
 def test_an_unroutable_mandatory_message_is_returned(channel: BlockingChannel) -> None:
-    """The publisher gets basic.return with 312 NO_ROUTE and the whole message, before the confirm."""
+    """The publisher of an unroutable mandatory message gets basic.return with 312 NO_ROUTE and the whole message."""
     channel.confirm_delivery()
     with pytest.raises(UnroutableError) as unroutable:
         channel.basic_publish("amq.direct", "nobody", b"x", ALL_PROPERTIES, mandatory=True)
@@ -139,7 +141,7 @@ def test_an_unroutable_message_that_is_not_mandatory_is_confirmed(channel: Block
 
 @pytest.mark.parametrize("arguments", [{}, {"x-queue-type": "quorum"}])
 def test_each_persistent_message_is_confirmed(channel: BlockingChannel, arguments: dict[str, Any]) -> None:
-    """Persistent messages to a durable classic or quorum queue are confirmed one by one."""
+    """Each persistent message published to a durable classic or quorum queue is confirmed."""
     channel.queue_declare("q", durable=True, arguments=arguments)
     channel.confirm_delivery()
     for number in range(20):
@@ -164,8 +166,8 @@ def test_a_transaction_publishes_when_it_is_committed(channel: BlockingChannel, 
 def test_messages_of_a_transaction_are_routed_when_published(
     channel: BlockingChannel, connection: pika.BlockingConnection
 ) -> None:
-    """Bindings made before the commit come too late, and a queue deleted before it does not prevent the others from
-    getting the message.
+    """A message in a transaction is routed when it is published: a queue bound before the commit does not get it, and
+    one deleted before the commit does not keep the others from getting it.
     """
     for queue in ("early", "late", "deleted"):
         channel.queue_declare(queue)
@@ -185,7 +187,9 @@ def test_messages_of_a_transaction_are_routed_when_published(
 def test_a_transaction_acknowledges_when_it_is_committed(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """After tx.rollback, acknowledged deliveries are unacknowledged again, and can be acknowledged later."""
+    """After tx.rollback, a delivery acknowledged in the transaction is unacknowledged again, and can be acknowledged by
+    a later commit.
+    """
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"1")
     channel.basic_publish("", "q", b"2")
@@ -203,8 +207,8 @@ def test_a_transaction_acknowledges_when_it_is_committed(
 
 @pytest.mark.parametrize("overflow", ["reject-publish", "reject-publish-dlx"])
 def test_a_full_queue_nacks_the_publish(channel: BlockingChannel, take: Take, overflow: str) -> None:
-    """With reject-publish, the publisher gets basic.nack; with reject-publish-dlx, the message is dead-lettered as
-    well.
+    """A full queue with x-overflow reject-publish nacks a message; with reject-publish-dlx, it dead-letters the message
+    as well.
     """
     channel.queue_declare("dead")
     channel.queue_declare(
@@ -228,7 +232,9 @@ def test_a_full_queue_nacks_the_publish(channel: BlockingChannel, take: Take, ov
 def test_direct_reply_to_delivers_a_reply_without_a_queue(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """The reply-to of a request is an address to which a server can publish the reply."""
+    """With direct reply-to, a request's reply_to is an address to which a server publishes, and the client gets the
+    reply.
+    """
     replies: list[tuple[str, bytes]] = []
     channel.queue_declare("requests")
     channel.basic_consume(
@@ -249,7 +255,9 @@ def test_direct_reply_to_delivers_a_reply_without_a_queue(
 def test_a_reply_to_a_closed_client_is_returned(
     connect: Callable[..., pika.BlockingConnection], channel: BlockingChannel
 ) -> None:
-    """Once the requester has closed its connection, a mandatory reply is unroutable."""
+    """Once an RPC client has closed its connection, a mandatory reply to its direct reply-to address is returned as
+    unroutable.
+    """
     channel.queue_declare("requests")
     client = connect()
     asking = client.channel()

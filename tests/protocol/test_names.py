@@ -30,7 +30,7 @@ def native(like: str) -> Iterator[EmbeddedBroker]:
 
 @pytest.mark.parametrize("address", [f"/queues/{LONG}", f"/exchanges/amq.topic/{LONG}", f"/exchanges/{LONG}/k"])
 def test_a_target_with_a_name_that_is_too_long_is_refused(native: EmbeddedBroker, like: str, address: str) -> None:
-    """An AMQP 1.0 sender to an address whose name is too long gets amqp:invalid-field instead of an internal error."""
+    """An AMQP 1.0 sender to an address with a name longer than 255 bytes is refused with amqp:invalid-field."""
     with RawAmqp10(native.url) as client:
         client.attach(SENDER, address)
         error = client.ended() if like == "4.0" else (client.receive(), client.detached())[1]
@@ -39,7 +39,7 @@ def test_a_target_with_a_name_that_is_too_long_is_refused(native: EmbeddedBroker
 
 
 def test_a_message_to_an_address_that_is_too_long_is_rejected(native: EmbeddedBroker) -> None:
-    """A message of AMQP 1.0 whose property `to` is too long gets the outcome rejected."""
+    """An AMQP 1.0 message whose property `to` contains a name longer than 255 bytes gets the outcome rejected."""
     with RawAmqp10(native.url) as client:
         client.attach_sender(None)
         assert client.published(0, message(to=f"/queues/{LONG}")).descriptor == REJECTED
@@ -47,7 +47,7 @@ def test_a_message_to_an_address_that_is_too_long_is_rejected(native: EmbeddedBr
 
 
 def test_a_queue_with_a_nul_in_its_name_works(native: EmbeddedBroker) -> None:
-    """As in RabbitMQ, a name may contain any character, also in dead-lettering and over AMQP 1.0."""
+    """A queue whose name contains a NUL character gets dead letters and can be consumed over AMQP 1.0."""
     connection = pika.BlockingConnection(pika.URLParameters(native.url))
     arguments = {"x-queue-type": "quorum", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": NUL}
     connection.channel().queue_declare(NUL, durable=True)
@@ -87,8 +87,8 @@ def test_a_dead_letter_routing_key_that_is_too_long_is_refused(
 def test_a_dead_letter_exchange_whose_name_is_too_long_drops_messages(
     channel: BlockingChannel, take: Take, vhost: str, api: Api
 ) -> None:
-    """No exchange can have the name of a dead-letter exchange that is too long, so dead letters are dropped, and the
-    queue works on.
+    """If the name of a dead-letter exchange is longer than 255 bytes, dead letters are dropped, and the queue still
+    delivers later messages.
     """
     channel.queue_declare("q", durable=True, arguments={"x-dead-letter-exchange": LONG})
     channel.basic_publish("", "q", b"dies")

@@ -35,7 +35,9 @@ TOPICS: list[tuple[Callable[[BlockingChannel], object], str | None]] = [
 def test_topic_permissions_apply_to_publishing_and_binding(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """Topic permissions limit the routing keys of a topic exchange; other exchanges are not affected."""
+    """Topic permissions limit the routing keys with which a user may publish to a topic exchange and bind to it; other
+    exchanges are not affected.
+    """
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
     path = f"topic-permissions/{vhost}/{ann}"
     rights = {"exchange": "amq.topic", "write": "^({username}|ann)\\.", "read": "^news"}
@@ -71,7 +73,9 @@ def test_topic_permissions_apply_to_copies_since_4_0(
     broker: TestBroker,
     header: str,
 ) -> None:
-    """RabbitMQ 3.10 checks only a message's routing key; from 4.0.3 on, the keys in CC and BCC are checked as well."""
+    """From 4.0.3 on, topic permissions are also checked for the routing keys in CC and BCC; RabbitMQ 3.10 checks only
+    the message's own routing key.
+    """
     api("PUT", f"users/{ann}", {"password": "secret", "tags": "management"})
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
     api("PUT", f"topic-permissions/{vhost}/{ann}", {"exchange": "amq.topic", "write": "^ann", "read": ".*"})
@@ -135,7 +139,7 @@ def test_what_is_not_allowed_is_refused(
     action: Callable[[BlockingChannel], object],
     what: str,
 ) -> None:
-    """Each operation without its configure, write or read permission is refused with RabbitMQ's text."""
+    """An AMQP 0-9-1 operation without its configure, write or read permission is refused with RabbitMQ's text."""
     rights = {"configure": "^mine", "write": "^mine", "read": "^(mine|amq|hers)"}
     api("PUT", f"permissions/{vhost}/{ann}", rights)
     channel = connect(amqp_url.replace("guest:guest", f"{ann}:secret")).channel()
@@ -151,7 +155,9 @@ def test_what_is_not_allowed_is_refused(
 def test_a_permission_allows_only_matching_names(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """A user can declare and publish to what the patterns match; an empty pattern allows nothing."""
+    """A user may declare and publish to a queue whose name matches the permission's patterns; an empty pattern allows
+    nothing.
+    """
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": "^mine$", "write": ".*", "read": ""})
     connection = connect(amqp_url.replace("guest:guest", f"{ann}:secret"))
     channel = connection.channel()

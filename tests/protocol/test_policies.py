@@ -36,8 +36,8 @@ def depth(channel: BlockingChannel, queue: str) -> int:
 def test_a_smaller_limit_by_policy_dead_letters_at_once(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str, kind: str
 ) -> None:
-    """Surplus messages go to the policy's dead-letter exchange at once; without the policy, the queue's own limit
-    applies again.
+    """A policy with a smaller max-length dead-letters surplus messages at once; after the policy is deleted, the
+    queue's own limit applies again.
     """
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": kind, "x-max-length": 5})
     channel.queue_declare("dead")
@@ -61,7 +61,7 @@ def test_a_smaller_limit_by_policy_dead_letters_at_once(
 def test_the_smaller_of_both_policies_limits_applies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """Of a policy and an operator policy, the smaller limit applies, whichever of them sets it."""
+    """If a policy and an operator policy both set max-length for a queue, the smaller one applies."""
     channel.queue_declare("a")
     channel.queue_declare("b")
     set_policy("a", {"max-length": 2})
@@ -80,7 +80,7 @@ def test_the_smaller_of_both_policies_limits_applies(
 def test_arguments_override_a_policy_except_for_limits(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """A queue's own dead-letter arguments win over those of a policy; for limits, the smaller one applies."""
+    """A queue's own dead-letter arguments override those of a policy, while the policy's max-length applies."""
     channel.queue_declare("dead")
     channel.queue_declare("other")
     set_policy("jobs", {"dead-letter-exchange": "amq.fanout", "dead-letter-routing-key": "other", "max-length": 1})
@@ -96,7 +96,9 @@ def test_arguments_override_a_policy_except_for_limits(
 def test_only_the_policy_with_the_highest_priority_applies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """The queue gets no setting from other matching policies, or from policies for exchanges or other queue types."""
+    """A queue gets only the settings of the matching policy with the highest priority; policies for exchanges or other
+    queue types do not count.
+    """
     set_policy("jo", {"max-length": 1}, priority=1)
     set_policy("job", {"max-length-bytes": 4}, priority=2)
     set_policy("jobs", {"max-length": 1}, priority=3, **{"apply-to": "exchanges"})
@@ -111,7 +113,9 @@ def test_only_the_policy_with_the_highest_priority_applies(
 def test_overflow_ttl_and_expires_apply_by_policy(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, amqp_url: str
 ) -> None:
-    """A full queue rejects messages, messages expire, and an unused queue is deleted, as a policy says."""
+    """By policy, a full queue rejects messages (overflow), messages expire (message-ttl), and an unused queue is
+    deleted (expires).
+    """
     set_policy("full", {"max-length": 0, "overflow": "reject-publish"})
     set_policy("brief", {"message-ttl": 0})
     set_policy("unused", {"expires": 50})
@@ -169,7 +173,9 @@ def test_an_alternate_exchange_applies_by_policy(
 def test_queues_show_their_policies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str
 ) -> None:
-    """A queue shows the names of both policies and their combined definition; the API lists and reads policies."""
+    """The management API shows a queue's policy, its operator policy and their combined definition, and
+    lists policies.
+    """
     set_policy("jobs", {"max-length": 7, "dead-letter-exchange": "x"}, priority=3)
     set_policy("job", {"max-length": 5, "expires": 100_000}, "operator-policies", **{"apply-to": "queues"})
     channel.queue_declare("jobs")
@@ -261,7 +267,9 @@ def test_an_invalid_policy_is_refused(api: Api, vhost: str) -> None:
 @pytest.mark.parametrize(("tag", "changes"), [("management", 401), ("policymaker", 201)])
 @pytest.mark.differs_since("4.3", "404 in place of 401, for a virtual host that one has no permissions in")
 def test_only_policymakers_may_change_policies(api: Api, vhost: str, tag: str, changes: int) -> None:
-    """A user with the tag policymaker may set policies; operator policies need an administrator."""
+    """A user with the tag policymaker may set policies, but not operator policies; one with the tag management may only
+    list them.
+    """
     user, body = f"{tag}-{vhost}", {"pattern": "a", "definition": {"max-length": 3}}
     api("PUT", f"users/{user}", {"password": "secret", "tags": tag})
     try:
@@ -276,7 +284,7 @@ def test_only_policymakers_may_change_policies(api: Api, vhost: str, tag: str, c
 
 
 def test_policies_survive_a_restart(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """After a restart, policies apply to recovered queues; deleting a virtual host deletes its policies."""
+    """After a restart, a durable queue has its policies. The policies of a deleted virtual host are gone."""
     with EmbeddedBroker(data_dir=tmp_path, management_port=0) as broker:
         api = api_of(broker)
         for vhost in ("%2F", "v"):

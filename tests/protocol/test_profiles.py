@@ -1,4 +1,6 @@
-"""`--like`: each profile beside the RabbitMQ version that it imitates, if that is available."""
+"""`--like`: each version that the embedded broker imitates, tested beside that version of RabbitMQ
+if it is available.
+"""
 
 import re
 import time
@@ -75,7 +77,9 @@ def closed(what: Callable[[], object]) -> tuple[int, str]:
 
 
 def test_the_version_is_that_of_the_profile(broker: TestBroker, connection: pika.BlockingConnection, api: Api) -> None:
-    """AMQP and the management API report the version of the profile."""
+    """An embedded broker that imitates a version of RabbitMQ reports that version over AMQP and in the
+    management API.
+    """
     version = connection._impl.server_properties["version"]
     overview = api("GET", "overview")[1]
     assert version == overview["rabbitmq_version"] == overview["product_version"] == broker.version
@@ -84,8 +88,8 @@ def test_the_version_is_that_of_the_profile(broker: TestBroker, connection: pika
 def test_the_default_delivery_limit_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """Up to 3.13 there is none; from 4.0 on a message is dropped after 20 returns, and from 4.3 on
-    after 20 rejections.
+    """Up to 3.13, a quorum queue has no default delivery limit; from 4.0 on, a message is dropped after 20 returns, and
+    from 4.3 on after 20 rejections.
     """
     queue = quorum()
     give_back = channel.basic_reject if broker.differs_since("4.3", "a nack does not count") else channel.basic_nack
@@ -100,7 +104,9 @@ def test_the_default_delivery_limit_depends_on_the_version(
 def test_delivery_counts_depend_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """After basic.nack, basic.reject and a closed channel, the headers count deliveries as that version does."""
+    """In a quorum queue up to 4.2, x-delivery-count counts basic.nack, basic.reject and closed channels. From 4.3 on,
+    x-acquired-count counts them all, and x-delivery-count all but basic.nack.
+    """
     queue, seen = quorum(), []
     for give_back in (channel.basic_nack, channel.basic_reject, channel.basic_recover):
         method, properties, _ = take.one(queue, auto_ack=False)
@@ -121,7 +127,9 @@ def test_delivery_counts_depend_on_the_version(
 def test_a_delivery_limit_of_minus_1_is_unlimited(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """With a limit of -1, a returned message is requeued behind the others up to 4.2, and before them from 4.3 on."""
+    """A quorum queue with an x-delivery-limit of -1, which means no limit, requeues a returned message behind the
+    others up to 4.2, and before them from 4.3 on.
+    """
     limit = {"x-delivery-limit": -1} if broker.differs_since("4.0", "there is a limit") else {}
     queue = quorum(body=b"1", **limit)
     channel.basic_publish("", queue, b"2")
@@ -134,7 +142,9 @@ def test_a_delivery_limit_of_minus_1_is_unlimited(
 def test_priorities_of_quorum_queues_depend_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
-    """3.10 ignores priorities, 4.0 has two, of which the higher gets two of three turns, and 4.3 has 32."""
+    """Quorum queues ignore priorities in 3.10, have two from 4.0 on, of which the higher gets two of three turns, and
+    32 from 4.3 on.
+    """
     channel.queue_declare("q", durable=True, arguments=QUORUM)
     for body, priority in ((b"a", None), (b"b", 1), (b"c", 5), (b"d", 9), (b"e", 7), (b"f", 200)):
         channel.basic_publish("", "q", body, BasicProperties(priority=priority))
@@ -160,7 +170,9 @@ def test_a_quorum_queue_with_x_max_priority_is_refused(broker: TestBroker, chann
 def test_an_x_death_of_a_publisher_counts_only_before_4_0(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
-    """From 4.0 on, only deaths recorded by the broker count, and dead letters have x-last-death headers."""
+    """Up to 3.13, the broker continues the count in an x-death header that a publisher sets. From 4.0 on, it starts at
+    1, and dead letters have x-last-death headers.
+    """
     channel.queue_declare("dead", durable=True)
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     channel.queue_declare("q", durable=True, arguments=arguments)
@@ -198,7 +210,9 @@ def test_x_death_counts_rise_in_a_circle_in_every_version(
 def test_the_default_queue_type_is_listed_from_4_0_on(
     broker: TestBroker, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
-    """From 4.0 on, a queue declared without a type lists x-queue-type, and is compared by it."""
+    """From 4.0 on, a queue declared without a type is listed with x-queue-type classic; declaring it as a quorum queue
+    is refused.
+    """
     channel.queue_declare("q", durable=True)
     listed = {"x-queue-type": "classic"} if broker.differs_since("4.0", "it is listed") else {}
     assert api("GET", f"queues/{vhost}/q")[1]["arguments"] == listed
@@ -211,7 +225,9 @@ def test_the_default_queue_type_is_listed_from_4_0_on(
 def test_arguments_of_classic_queues_depend_on_the_version(
     broker: TestBroker, connection: pika.BlockingConnection, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """4.3 ignores x-queue-mode, and refuses x-queue-version 1 and x-queue-master-locator."""
+    """For classic queues, 4.3 ignores an invalid x-queue-mode, and refuses x-queue-version 1 and
+    x-queue-master-locator; earlier versions do the opposite.
+    """
     has_gone = broker.differs_since("4.3", "they are gone")
 
     def declare(argument: str, value: object, connection: pika.BlockingConnection = connection) -> None:
@@ -231,7 +247,7 @@ def test_arguments_of_classic_queues_depend_on_the_version(
 def test_transient_queues_are_refused_from_4_3_0_to_4_3_5(
     broker: TestBroker, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """In RabbitMQ 4.3.0 to 4.3.5, a queue must be durable or exclusive."""
+    """From 4.3.0 to 4.3.5, a queue that is neither durable nor exclusive is refused with 541."""
     connect().channel().queue_declare("mine", exclusive=True)
 
     def declare() -> None:
@@ -248,7 +264,9 @@ def test_transient_queues_are_refused_from_4_3_0_to_4_3_5(
 
 
 def test_policy_keys_depend_on_the_version(broker: TestBroker, api: Api, vhost: str) -> None:
-    """4.0 dropped mirrored queues and added a delivery limit of -1; 4.3 added delayed retries."""
+    """From 4.0 on, policies refuse ha-mode and accept a delivery-limit of -1; from 4.3 on, they refuse
+    queue-master-locator and accept delayed retries.
+    """
 
     def put(definition: dict[str, object]) -> bool:
         return api("PUT", f"policies/{vhost}/p", {"pattern": "^none$", "definition": definition})[0] in (201, 204)
@@ -265,7 +283,9 @@ def test_policy_keys_depend_on_the_version(broker: TestBroker, api: Api, vhost: 
 def test_refusals_name_the_permission_from_4_0_on(
     broker: TestBroker, connect: Callable[..., pika.BlockingConnection], api: Api, vhost: str, amqp_url: str
 ) -> None:
-    """From 4.0 on, a refusal says which permission is missing; from 4.3 on, a passive declaration needs one, too."""
+    """From 4.0 on, the error of a refused operation names the missing permission; from 4.3 on, a passive queue.declare
+    needs the configure permission.
+    """
     user = f"ann-{vhost}"
     api("PUT", f"users/{user}", {"password": "secret", "tags": ""})
     api("PUT", f"permissions/{vhost}/{user}", {"configure": "", "write": "", "read": ""})
@@ -284,7 +304,9 @@ def test_refusals_name_the_permission_from_4_0_on(
 def test_a_commit_to_a_deleted_queue_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """tx.commit succeeds up to 3.13, closes the channel in 4.0, and closes the connection from 4.2 on."""
+    """If the queue of a transaction's message is deleted, tx.commit succeeds up to 3.13, closes the channel in 4.0, and
+    closes the connection from 4.2 on.
+    """
     channel.queue_declare("q", durable=True)
     other = connect().channel()
     other.tx_select()
@@ -304,7 +326,7 @@ def test_a_commit_to_a_deleted_queue_depends_on_the_version(
 
 
 def test_an_unknown_profile_is_an_error() -> None:
-    """EmbeddedBroker(like="4") raises ValueError with the known versions."""
+    """EmbeddedBroker(like="4") raises ValueError with the versions that it can imitate."""
     with pytest.raises(ValueError, match=r"cannot behave like RabbitMQ 4, only like 3\.10, 4\.0, 4\.2"):
         EmbeddedBroker(like="4")
 
@@ -329,7 +351,9 @@ def test_delayed_retries_hold_back_returned_messages(
     give_back: str,
     is_held: bool,
 ) -> None:
-    """From 4.3 on, delayed-retry-type decides whether returned, rejected or all messages are delayed."""
+    """From 4.3 on, x-delayed-retry-type decides whether returned messages, rejected ones or both are delayed before
+    they are redelivered.
+    """
     queue = quorum(body=b"1", **{"x-delayed-retry-type": which, "x-delayed-retry-min": 60_000})
     getattr(channel, give_back)(take.one(queue, auto_ack=False)[0].delivery_tag)
     channel.basic_publish("", queue, b"2")
@@ -342,7 +366,9 @@ def test_delayed_retries_hold_back_returned_messages(
 def test_a_delayed_retry_is_delivered_with_growing_delays(
     broker: TestBroker, channel: BlockingChannel, take: Take, api: Api, vhost: str
 ) -> None:
-    """A rejected message is redelivered after a delay that grows up to the policy's maximum."""
+    """From 4.3 on, a rejected message is redelivered after a delay that grows with each rejection, up to the policy's
+    delayed-retry-max.
+    """
     if not broker.differs_since("4.3", "it is held back"):
         return
     definition = {"delayed-retry-type": "failed", "delayed-retry-min": 100, "delayed-retry-max": 150}
@@ -376,9 +402,7 @@ def test_delayed_exchanges_exist_up_to_4_2(broker: TestBroker, channel: Blocking
 def test_a_local_random_exchange_sends_each_message_to_one_queue(
     broker: TestBroker, channel: BlockingChannel, api: Api
 ) -> None:
-    """From 4.0 on, an x-local-random exchange sends each message to one of its queues, whatever its routing
-    keys are.
-    """
+    """From 4.0 on, an x-local-random exchange sends each message to one of its queues, whatever the routing key is."""
     # As in rabbit_exchange_type_local_random of RabbitMQ 4.0.5 and 4.3.5.
     is_listed = any(each["name"] == "x-local-random" for each in api("GET", "overview")[1]["exchange_types"])
     assert is_listed == broker.differs_since("4.0", "it is new there")
@@ -430,6 +454,6 @@ def test_a_local_random_exchange_takes_classic_queues_without_a_key(
 
 
 def test_a_long_reply_text_is_cut(broker: TestBroker, channel: BlockingChannel) -> None:
-    """A reply text has at most 255 bytes, and ends with "..." if it was cut."""
+    """A reply text longer than 255 bytes is cut to 255 bytes and ends with "..."."""
     _, text = closed(lambda: channel.queue_declare("x" * 250, passive=True))
     assert (len(text), text[-5:]) == (255, "xx...")

@@ -41,7 +41,9 @@ def deaths(properties: BasicProperties) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", [{}, QUORUM])
 def test_a_queues_ttl_dead_letters_expired_messages(channel: BlockingChannel, take: Take, kind: dict[str, Any]) -> None:
-    """An expired message is dead-lettered with queue, reason, time and original exchange in x-death."""
+    """A message that expires by x-message-ttl is dead-lettered with queue, reason, time and original exchange in
+    x-death.
+    """
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**kind, **dead_lettering(x_message_ttl=50)})
     channel.queue_bind("q", "amq.direct", "k")
@@ -63,7 +65,7 @@ def test_a_queues_ttl_dead_letters_expired_messages(channel: BlockingChannel, ta
 
 
 def test_a_messages_own_expiration_is_removed_when_dead_lettered(channel: BlockingChannel, take: Take) -> None:
-    """A dead letter has no expiration; x-death keeps the original one."""
+    """A dead letter no longer has its expiration property; x-death contains it as original-expiration."""
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_message_ttl=60_000))
     channel.basic_publish("", "q", b"x", BasicProperties(expiration="30"))
@@ -73,7 +75,7 @@ def test_a_messages_own_expiration_is_removed_when_dead_lettered(channel: Blocki
 
 
 def test_a_message_expires_only_at_the_head(channel: BlockingChannel, take: Take) -> None:
-    """A message whose time is over is dead-lettered when the messages before it have been taken."""
+    """A classic queue dead-letters an expired message only once the messages before it have been consumed."""
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering())
     channel.basic_publish("", "q", b"long")
@@ -96,7 +98,7 @@ def test_an_expiration_of_0_needs_a_waiting_consumer(channel: BlockingChannel, t
 
 
 def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.BlockingConnection, take: Take) -> None:
-    """x-expires deletes a queue that had no consumer, declaration or basic.get for that time."""
+    """A queue with x-expires is deleted after it has been unused for that time."""
     channel.queue_declare("q", arguments={"x-expires": 1000})
 
     def gone() -> bool:
@@ -118,7 +120,7 @@ def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.Bloc
 
 @pytest.mark.parametrize("kind", [{}, QUORUM])
 def test_a_full_queue_dead_letters_its_head(channel: BlockingChannel, take: Take, kind: dict[str, Any]) -> None:
-    """With x-max-length, the oldest message is dead-lettered with the reason maxlen."""
+    """A full queue with x-max-length dead-letters its oldest message with the reason maxlen."""
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**kind, **dead_lettering(x_max_length=2)})
     for body in (b"1", b"2", b"3"):
@@ -129,7 +131,9 @@ def test_a_full_queue_dead_letters_its_head(channel: BlockingChannel, take: Take
 
 
 def test_a_queue_full_of_bytes_drops_its_head(channel: BlockingChannel, take: Take) -> None:
-    """x-max-length-bytes counts bodies without headers; a message larger than the limit is dropped at once."""
+    """A queue with x-max-length-bytes drops its oldest messages once their bodies exceed the limit, and a message
+    larger than the limit at once.
+    """
     channel.queue_declare("q", arguments={"x-max-length-bytes": 10})
     for body in (b"1234567", b"123", b"1"):
         channel.basic_publish("", "q", body)
@@ -139,7 +143,7 @@ def test_a_queue_full_of_bytes_drops_its_head(channel: BlockingChannel, take: Ta
 
 
 def test_a_rejected_message_is_dead_lettered_with_its_routing_keys(channel: BlockingChannel, take: Take) -> None:
-    """Without x-dead-letter-routing-key, a dead letter keeps its routing key and CC."""
+    """Without x-dead-letter-routing-key, a dead letter keeps its routing key and its CC header."""
     channel.exchange_declare("dlx", "fanout")
     channel.queue_declare("dead")
     channel.queue_bind("dead", "dlx")
@@ -170,7 +174,7 @@ def test_x_death_counts_repeated_deaths(channel: BlockingChannel, take: Take) ->
 
 
 def test_an_expiry_cycle_drops_the_message(channel: BlockingChannel, take: Take) -> None:
-    """A message that would expire for ever from a queue into itself is dropped."""
+    """A message that expires from a queue back into the same queue is dropped instead of circulating forever."""
     channel.queue_declare(
         "q", arguments={"x-message-ttl": 20, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"}
     )
@@ -179,7 +183,7 @@ def test_an_expiry_cycle_drops_the_message(channel: BlockingChannel, take: Take)
 
 
 def test_dead_letters_to_a_missing_exchange_are_dropped(channel: BlockingChannel) -> None:
-    """A dead-letter exchange that does not exist is not an error."""
+    """If a queue's dead-letter exchange does not exist, its dead letters are dropped without an error."""
     channel.queue_declare("q", arguments={"x-dead-letter-exchange": "none"})
     channel.basic_publish("", "q", b"x", BasicProperties(expiration="0"))
     assert count(channel, "q") == 0
@@ -187,8 +191,8 @@ def test_dead_letters_to_a_missing_exchange_are_dropped(channel: BlockingChannel
 
 
 def test_a_classic_queue_delivers_by_priority(channel: BlockingChannel, take: Take) -> None:
-    """Higher priorities first, those above the maximum like the maximum, without priority last, and in order within
-    one.
+    """A classic queue delivers higher priorities first, and equal ones in order. Priorities above x-max-priority count
+    as the maximum, and none counts as 0.
     """
     channel.queue_declare("q", arguments={"x-max-priority": 5})
     for body, priority in ((b"a", None), (b"b", 1), (b"c", 5), (b"d", 9), (b"e", 1), (b"f", 0)):
@@ -198,7 +202,9 @@ def test_a_classic_queue_delivers_by_priority(channel: BlockingChannel, take: Ta
 
 @pytest.mark.differs_since("4.0", "basic.get of a message that never came back has no x-delivery-count")
 def test_a_quorum_queue_counts_deliveries(channel: BlockingChannel, take: Take) -> None:
-    """x-delivery-count rises with each return; above x-delivery-limit the message is dead-lettered."""
+    """In a quorum queue, x-delivery-count rises with each return; above x-delivery-limit, the message
+    is dead-lettered.
+    """
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **dead_lettering(x_delivery_limit=2)})
     channel.basic_publish("", "q", b"x")
@@ -215,7 +221,9 @@ def test_a_quorum_queue_counts_deliveries(channel: BlockingChannel, take: Take) 
 
 @pytest.mark.differs_since("4.3", "what was given back with a nack is counted as x-acquired-count, and not limited")
 def test_consumers_see_the_delivery_count_of_a_returned_message(channel: BlockingChannel, take: Take) -> None:
-    """A first delivery has no x-delivery-count, and the next one has 1."""
+    """A consumer of a quorum queue gets a message first without x-delivery-count, and with count 1 after it was
+    returned.
+    """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, "x-delivery-limit": 5})
     channel.basic_publish("", "q", b"x")
     seen: list[Any] = []
@@ -240,8 +248,8 @@ def test_consumers_see_the_delivery_count_of_a_returned_message(channel: Blockin
 def test_returned_messages_of_a_quorum_queue_have_a_defined_place(
     channel: BlockingChannel, take: Take, limit: dict[str, int], expected: bytes
 ) -> None:
-    """In a queue with a delivery limit, returned messages come before new ones; otherwise behind them, in the order of
-    their return.
+    """A quorum queue with a delivery limit requeues returned messages before new ones; without one, behind them in the
+    order of their return.
     """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **limit})
     for number in b"1234":
@@ -270,7 +278,7 @@ def test_messages_of_a_closed_channel_come_first(
 
 
 def test_an_auto_delete_queue_is_deleted_with_its_last_consumer(channel: BlockingChannel) -> None:
-    """An auto-delete queue exists as long as it has a consumer, and is deleted when its last one is cancelled."""
+    """An auto-delete queue exists until its last consumer is cancelled."""
     channel.queue_declare("q", auto_delete=True)
     tags = [channel.basic_consume("q", print) for _ in range(2)]
     channel.basic_cancel(tags[0])
@@ -312,7 +320,7 @@ def test_purge_and_delete_return_the_number_of_ready_messages(channel: BlockingC
 
 
 def test_x_death_can_be_encoded_as_json(channel: BlockingChannel, take: Take) -> None:
-    """A client can encode the x-death header as JSON, except the time: all its other values are plain types."""
+    """A client can encode the x-death header as JSON, except for its time."""
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_max_length=0))
     channel.basic_publish("", "q", b"x")

@@ -1,4 +1,4 @@
-"""Replaying a recording in a test: it is published once the program under test is ready."""
+"""Replaying a recording in a user's test: messages are published once the program under test is ready."""
 
 import json
 import subprocess
@@ -53,7 +53,9 @@ def recording(tmp_path: Path) -> Path:
 
 
 def test_replay_waits_until_queues_and_bindings_exist(vhost: Vhost, channel: BlockingChannel, recording: Path) -> None:
-    """Exchange, queue and bindings may be declared during the replay: all messages arrive, in order."""
+    """If the exchange, the queue and the bindings are declared only during a replay, all its messages still arrive, in
+    order.
+    """
     with replaying(vhost, recording):
         channel.exchange_declare("logs", "direct")
         vhost.wait_for(lambda: len(vhost.unrouted))  # the first message has come too early
@@ -70,7 +72,9 @@ def test_replay_waits_until_queues_and_bindings_exist(vhost: Vhost, channel: Blo
 
 
 def test_replay_names_an_unroutable_message(vhost: Vhost, channel: BlockingChannel, recording: Path) -> None:
-    """After its patience, replay() raises Unavailable with the missing exchange or the unbound key."""
+    """If a recorded message stays unroutable, replay() raises Unavailable with the missing exchange or the unbound
+    routing key.
+    """
     with pytest.raises(Unavailable, match=r"incident.ndjson went nowhere: exchange 'logs' does not exist"):
         replay(vhost, recording, patience=0)
     channel.exchange_declare("logs", "direct")
@@ -116,7 +120,9 @@ def test_without_a_path(amqp_vhost): pass
 
 
 def test_the_marker_amqp_recording_replays_in_a_users_test(tmp_path: Path, recording: Path) -> None:
-    """In another project's tests, the marker is registered, replays its file, and explains errors in one sentence."""
+    """In another project's tests, the pytest marker amqp_recording replays its file, and explains a wrong use in one
+    sentence.
+    """
     assert recording.parent == tmp_path
     (tmp_path / "test_app.py").write_text(TESTS)
     command = [sys.executable, "-m", "pytest", "-q", "--strict-markers", "-p", "no:cacheprovider", "--rootdir", "."]

@@ -353,7 +353,9 @@ def native(request: pytest.FixtureRequest) -> Iterator[tuple[World, str]]:
 def test_operations_over_amqp_0_9_1_need_exactly_these_permissions(
     world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, row: Row
 ) -> None:
-    """Each operation of MATRIX succeeds with the permissions in its row, and is refused without one of them."""
+    """Over AMQP 0-9-1, each operation succeeds with exactly the permissions that it needs, and is refused if one of
+    them is missing.
+    """
     assert row.channel is not None
     for granted, enough in cases(row.needs):
         world.reset(granted)
@@ -370,7 +372,9 @@ def test_operations_over_amqp_0_9_1_need_exactly_these_permissions(
 @rows("links")
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
 def test_operations_over_amqp_1_0_need_exactly_these_permissions(native: "tuple[World, str]", row: Row) -> None:
-    """Each operation of MATRIX succeeds with the permissions in its row, and is refused without one of them."""
+    """Over AMQP 1.0, each operation succeeds with exactly the permissions that it needs, and is refused if one of them
+    is missing.
+    """
     world, url = native
     assert row.links is not None
     for granted, enough in cases(row.needs):
@@ -382,7 +386,9 @@ def test_operations_over_amqp_1_0_need_exactly_these_permissions(native: "tuple[
 
 @rows("http")
 def test_operations_of_the_management_api_need_exactly_these_permissions(world: World, row: Row) -> None:
-    """Each operation of MATRIX succeeds with the permissions in its row, and is refused without one of them."""
+    """In the management API, each operation succeeds with exactly the permissions that it needs, and is refused if one
+    of them is missing.
+    """
     asked = row.http
     assert asked is not None
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
@@ -399,7 +405,9 @@ def test_operations_of_the_management_api_need_exactly_these_permissions(world: 
 def test_operations_of_the_stream_protocol_need_exactly_these_permissions(
     world: World, open_stream: Opener, row: Row
 ) -> None:
-    """Each operation of MATRIX succeeds with the permissions in its row, and is refused without one of them."""
+    """In the stream protocol, each operation succeeds with exactly the permissions that it needs, and is refused if one
+    of them is missing.
+    """
     assert row.stream is not None
     for granted, enough in cases(row.needs):
         world.reset(granted)
@@ -410,7 +418,9 @@ def test_operations_of_the_stream_protocol_need_exactly_these_permissions(
 def test_storing_an_offset_needs_write_permission_before_3_13(
     broker: TestBroker, world: World, open_stream: Opener
 ) -> None:
-    """Up to RabbitMQ 3.12, storing an offset needs the permission to write; since 3.13, the permission to read."""
+    """Storing an offset in a stream needs the write permission up to RabbitMQ 3.12, and the read permission from 3.13
+    on.
+    """
     needed = "read" if broker.differs_since("4.0", "whoever may read a stream may store offsets") else "write"
     for granted, enough in cases([(needed, "s")]):
         world.reset(granted)
@@ -421,7 +431,9 @@ def test_storing_an_offset_needs_write_permission_before_3_13(
 def test_refused_offsets_do_not_fill_the_log(
     streams: "tuple[World, Callable[[str, str], RawStream]]", caplog: pytest.LogCaptureFixture
 ) -> None:
-    """StoreOffset has no response, so the broker logs that it refuses one, but not for each of a thousand."""
+    """If a client without permission stores offsets a thousand times, the broker logs some of the refusals, but fewer
+    than a hundred.
+    """
     world, log_in = streams
     world.reset([])
     caplog.set_level(logging.WARNING)
@@ -512,7 +524,9 @@ LOOKUPS: list[tuple[str, list[Need], bool]] = [
 def test_lookups_of_streams_need_permissions(
     streams: "tuple[World, Callable[[str, str], RawStream]]", request: pytest.FixtureRequest
 ) -> None:
-    """A user without permissions does not learn which streams exist, and which partitions a super stream has."""
+    """From 4.2 on, a user without permissions does not learn which streams exist, or which partitions a super stream
+    has.
+    """
     world, log_in = streams
     is_checked = "4.0" not in request.node.name
     perform: dict[str, Callable[[RawStream], int]] = {
@@ -601,7 +615,9 @@ def grant_topics(world: World) -> None:
 def test_topic_permissions_apply_over_amqp_0_9_1(
     broker: TestBroker, world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, topic: Topic
 ) -> None:
-    """A routing key that the user's topic permission does not match is refused; since 4.0.3, also one in CC or BCC."""
+    """Over AMQP 0-9-1, a routing key that the user's topic permission does not match is refused; from 4.0.3 on, also
+    one in CC or BCC.
+    """
     grant_topics(world)
     assert topic.channel is not None
     channel = connect(amqp_url.replace("guest:guest", f"{world.user}:secret")).channel()
@@ -617,7 +633,9 @@ def test_topic_permissions_apply_over_amqp_0_9_1(
 
 @of_topics
 def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world: World, topic: Topic) -> None:
-    """Publishing and binding with a key that the topic permission does not match is refused."""
+    """In the management API, publishing or binding with a routing key that the user's topic permission does not match
+    is refused.
+    """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
     grant_topics(world)
     assert topic.http is not None
@@ -633,7 +651,7 @@ def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world
 @of_topics
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
 def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topic: Topic) -> None:
-    """Over AMQP 1.0, topic permissions are checked for every routing key of a message or binding, also those in
+    """Over AMQP 1.0, topic permissions are checked for every routing key of a message or binding, including those in
     x-cc.
     """
     if topic.links is None:
@@ -647,8 +665,8 @@ def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topi
 
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
 def test_topic_permissions_of_copies_depend_on_the_release(native: "tuple[World, str]") -> None:
-    """Over AMQP 0-9-1 and the management API, the embedded broker checks CC and BCC like the release
-    that it imitates.
+    """An embedded broker that imitates 4.0 or 4.3 checks topic permissions for keys in CC and BCC, over AMQP 0-9-1 and
+    the management API.
     """
     world, url = native
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
@@ -689,7 +707,9 @@ TAGS = [
     ("tags", "asked", "status"), TAGS, ids=[f"{tags or 'none'} {a.method} {a.path}" for tags, a, _ in TAGS]
 )
 def test_a_users_tags_decide_on_management_requests(world: World, tags: str, asked: Asked, status: int) -> None:
-    """Each management request in the table TAGS gets the status in its row for a user with those tags."""
+    """A user's tags decide whether listing queues, setting a policy, listing nodes and changing a user over HTTP is
+    allowed or gets 401.
+    """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": tags})
     world.reset([])
     path = asked.path.replace("VHOST", world.vhost).replace("USER", world.user)
@@ -698,7 +718,7 @@ def test_a_users_tags_decide_on_management_requests(world: World, tags: str, ask
 
 @pytest.mark.parametrize("native", ["4.3"], indirect=True)
 def test_an_administrator_still_needs_permissions(native: "tuple[World, str]") -> None:
-    """An administrator without permissions can do nothing with queues and exchanges over any protocol."""
+    """Over AMQP 0-9-1 and AMQP 1.0, an administrator without permissions cannot use queues or exchanges."""
     world, url = native
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "administrator"})
     world.reset([])
@@ -713,7 +733,9 @@ def test_an_administrator_still_needs_permissions(native: "tuple[World, str]") -
 
 
 def test_the_management_api_cannot_use_an_exclusive_queue(world: World, connection: pika.BlockingConnection) -> None:
-    """The management API is another connection than the owner's, so even an administrator gets 400."""
+    """Even an administrator gets 400 for a request to the management API that uses an exclusive queue
+    of a connection.
+    """
     world.reset([])
     connection.channel().queue_declare("theirs", exclusive=True)
     asked = [
@@ -731,8 +753,8 @@ def test_the_management_api_cannot_use_an_exclusive_queue(world: World, connecti
 def test_a_policy_needs_no_rights_to_the_exchange_that_it_names(
     world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, kind: str
 ) -> None:
-    """As in RabbitMQ, a policymaker needs the tag and any permission in the virtual host. Declaring what the policy
-    matches needs no permission for that exchange either.
+    """A policymaker may name any exchange in a policy. Declaring a queue or exchange that the policy matches needs no
+    permission for that exchange either.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "policymaker"})
     world.reset([("configure", "new")])

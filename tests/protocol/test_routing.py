@@ -52,7 +52,7 @@ def count(channel: BlockingChannel, queue: str) -> int:
 def test_topic_patterns_match_words_star_and_hash(
     channel: BlockingChannel, pattern: str, key: str, matches: bool
 ) -> None:
-    """Each binding pattern of a topic exchange matches a routing key or not, as in RabbitMQ."""
+    """A binding key of a topic exchange matches a routing key by its words, `*` and `#`, as in RabbitMQ."""
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.topic", pattern)
     channel.basic_publish("amq.topic", key, b"x")
@@ -95,7 +95,7 @@ _KINDS_OF_NUMBERS = pytest.mark.differs_since("4.0", "a headers exchange tells k
 def test_headers_bindings_match_all_or_any(
     channel: BlockingChannel, arguments: dict[str, Any], headers: dict[str, Any], matches: bool
 ) -> None:
-    """Each binding of a headers exchange matches headers or not, by x-match and by types, as in RabbitMQ."""
+    """A binding of a headers exchange matches a message's headers by x-match, values and types, as in RabbitMQ."""
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.headers", "", arguments=arguments)
     properties = AnyHeaders if float in map(type, headers.values()) else BasicProperties
@@ -104,7 +104,7 @@ def test_headers_bindings_match_all_or_any(
 
 
 def test_a_queue_gets_a_message_once(channel: BlockingChannel) -> None:
-    """A queue gets one copy of a message, however many bindings match."""
+    """A queue gets a message once, however many bindings lead to it."""
     channel.queue_declare("q")
     channel.exchange_declare("next", "fanout")
     channel.queue_bind("q", "next")
@@ -116,7 +116,7 @@ def test_a_queue_gets_a_message_once(channel: BlockingChannel) -> None:
 
 
 def test_exchanges_bound_in_a_circle_route_a_message_once(channel: BlockingChannel) -> None:
-    """A message that passes a circle of exchanges gets into each queue once."""
+    """If exchanges are bound in a circle, a queue gets a message once."""
     channel.queue_declare("q")
     for name in ("one", "two"):
         channel.exchange_declare(name, "fanout")
@@ -128,7 +128,7 @@ def test_exchanges_bound_in_a_circle_route_a_message_once(channel: BlockingChann
 
 
 def test_unbind_removes_only_the_binding_with_the_same_arguments(channel: BlockingChannel) -> None:
-    """queue.unbind needs the same key and arguments as the binding."""
+    """queue.unbind removes only the binding with the same routing key and arguments."""
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.direct", "k", arguments={"a": 1})
     channel.queue_bind("q", "amq.direct", "k")
@@ -141,8 +141,8 @@ def test_unbind_removes_only_the_binding_with_the_same_arguments(channel: Blocki
 
 
 def test_an_alternate_exchange_gets_unmatched_messages(channel: BlockingChannel, take: Take) -> None:
-    """A message without a matching binding goes to the alternate exchange, and is unroutable only if that has no
-    binding.
+    """A message without a matching binding goes to the alternate exchange, and is returned as unroutable only if no
+    queue is bound there either.
     """
     channel.exchange_declare("rest", "fanout")
     channel.exchange_declare("x", "direct", arguments={"alternate-exchange": "rest"})
@@ -160,7 +160,7 @@ def test_an_alternate_exchange_gets_unmatched_messages(channel: BlockingChannel,
 
 
 def test_cc_and_bcc_are_additional_routing_keys(channel: BlockingChannel, take: Take) -> None:
-    """Queues named in CC and BCC get the message once; BCC is removed from its headers, CC is not."""
+    """Queues named in CC and BCC get a message once each; the BCC header is removed, and CC is kept."""
     for queue in ("to", "cc", "bcc"):
         channel.queue_declare(queue)
     channel.basic_publish("", "to", b"x", BasicProperties(headers={"CC": ["cc", "to"], "BCC": ["bcc"]}))
@@ -183,7 +183,7 @@ def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(channel: Block
 
 
 def test_deleting_an_exchange_deletes_its_bindings(channel: BlockingChannel) -> None:
-    """An exchange declared again under the same name has no bindings."""
+    """Deleting an exchange deletes its bindings: an exchange declared again under the same name has none."""
     channel.exchange_declare("x", "fanout")
     channel.queue_declare("q")
     channel.queue_bind("q", "x")

@@ -15,7 +15,9 @@ _UNDECODABLE = b"AMQP\x00\x00\x09\x01" + raw_frame(1, 0, b"\x00\x0a\x00\x0b" + b
 
 
 def test_clients_without_a_login_cannot_fill_the_log(tmp_path: Path) -> None:
-    """Undecodable logins of 120 kB are logged as at most one short line per second, with a count."""
+    """If clients without a login send frames that cannot be decoded, the broker logs at most one short line per second,
+    with a count.
+    """
     with BrokerProcess(tmp_path, "--in-memory") as broker:
         port = int(broker.url.rpartition(":")[2].partition("/")[0])
         started = time.monotonic()
@@ -41,7 +43,9 @@ def test_clients_without_a_login_cannot_fill_the_log(tmp_path: Path) -> None:
 
 
 def test_connections_without_a_login_are_limited_per_address(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """Beyond the limit, the oldest connection without a login is closed; logged-in ones stay open."""
+    """Beyond the limit for an address, the oldest connections without a login are closed; a logged-in
+    one stays open.
+    """
     monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker() as broker, RawClient(broker.url) as friend:
         clients = [socket.create_connection(("127.0.0.1", broker.port), timeout=60) for _ in range(30)]

@@ -66,7 +66,9 @@ def port() -> Iterator[int]:
 def test_random_stream_frames_cause_no_internal_error(
     port: int, caplog: pytest.LogCaptureFixture, frames: list[tuple[int, int, bytes]], is_logged_in: bool
 ) -> None:
-    """Random frames, before and after the login, close at most their own connection, and log no error."""
+    """Random frames on the stream port, before or after the login, cause no error in the log, and other clients can
+    still log in.
+    """
     caplog.set_level(logging.ERROR)
     client = RawStream("127.0.0.1", port)
     if is_logged_in:
@@ -87,7 +89,9 @@ def test_random_stream_frames_cause_no_internal_error(
 
 
 def test_stream_publishers_wait_while_memory_is_short() -> None:
-    """During a memory alarm, no publisher can be declared, and published messages are confirmed after it."""
+    """During a memory alarm, stream clients cannot declare publishers; messages published meanwhile are confirmed when
+    the alarm ends.
+    """
     with EmbeddedBroker(stream_port=0, memory_limit=1_000_000) as broker:
         assert broker.stream_port is not None
         client, publisher = (_connect(broker.stream_port) for _ in range(2))
@@ -112,7 +116,7 @@ def test_stream_publishers_wait_while_memory_is_short() -> None:
 
 
 def test_properties_of_subscriptions_count_as_memory(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """Properties of a subscription count as memory until it ends."""
+    """The properties of a stream subscription count as the broker's memory until the subscription ends."""
     with EmbeddedBroker(stream_port=0, management_port=0, memory_limit=10_000_000) as broker:
         assert broker.stream_port is not None
         client, api = _connect(broker.stream_port), api_of(broker)
@@ -135,7 +139,9 @@ def _connect(port: int) -> RawStream:
 
 
 def test_stored_offsets_are_not_rewritten_with_each_segment() -> None:
-    """With many stored offsets and tiny segments, a short message does not write all offsets to the log again."""
+    """In a stream with 5,000 stored offsets and tiny segments, the broker does not write all offsets again with each
+    new segment.
+    """
     with EmbeddedBroker(stream_port=0) as embedded:
         client = _client(embedded)
         client.create("s", stream_max_segment_size_bytes="1")
@@ -154,7 +160,7 @@ def test_stored_offsets_are_not_rewritten_with_each_segment() -> None:
 
 
 def test_stored_offsets_count_as_memory(caplog: pytest.LogCaptureFixture) -> None:
-    """Many stored offsets raise the memory alarm, and deleting the stream clears it."""
+    """Many stored offsets of a stream raise the memory alarm, and deleting the stream clears it."""
     caplog.set_level(logging.WARNING)
     with EmbeddedBroker(stream_port=0, memory_limit=400_000) as embedded:
         client = _client(embedded)

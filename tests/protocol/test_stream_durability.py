@@ -21,7 +21,9 @@ def connect(process: BrokerProcess) -> RawStream:
 
 
 def test_confirmed_stream_messages_survive_a_kill(tmp_path: Path) -> None:
-    """All confirmed messages are there in order; a producer that continues at its last id publishes nothing twice."""
+    """After the broker is killed, a stream has all its confirmed messages in order, and a named producer that continues
+    at its last publishing id publishes nothing twice.
+    """
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--stream-port", "0") as process:
         client = connect(process)
         client.create("s")

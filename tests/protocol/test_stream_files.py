@@ -44,9 +44,7 @@ def read_all(process: BrokerProcess, count: int) -> list[tuple[int, bytes]]:
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_stream_messages_survive_a_restart(tmp_path: Path, how: str) -> None:
-    """Persistent and transient messages of a stream are there after a restart; deleting the stream
-    deletes its files.
-    """
+    """After a restart, a stream has its persistent and transient messages; deleting the stream deletes its files."""
     with BrokerProcess(tmp_path) as process:
         channel = declare(connect(process))
         for number in range(20):
@@ -63,7 +61,9 @@ def test_stream_messages_survive_a_restart(tmp_path: Path, how: str) -> None:
 
 
 def test_an_interrupted_write_to_a_stream_is_cut_off(tmp_path: Path) -> None:
-    """An incomplete chunk at the end is removed and reported; all confirmed messages are there."""
+    """If a stream's file ends with an incomplete chunk, the broker starts, reports the lost bytes, and has all
+    confirmed messages.
+    """
     with BrokerProcess(tmp_path) as process:
         channel = declare(connect(process))
         for body in (b"a", b"b", b"c"):

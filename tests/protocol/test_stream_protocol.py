@@ -54,7 +54,9 @@ ACCESS_REFUSED, PRECONDITION_FAILED, NO_PUBLISHER, NO_OFFSET = range(16, 20)
 def test_a_login_that_fails_ends_the_connection(
     connect_stream: Opener, mechanism: str, secret: bytes, code: int
 ) -> None:
-    """An unknown mechanism, a wrong password or a malformed login gets its error code, and the connection is closed."""
+    """Over the stream protocol, an unknown mechanism, a wrong password or a malformed login gets its error code, and
+    the connection is closed.
+    """
     client = connect_stream()
     client.request(PEER_PROPERTIES, table({}))
     client.request(SASL_HANDSHAKE)
@@ -66,7 +68,7 @@ def test_a_login_that_fails_ends_the_connection(
 
 
 def test_a_missing_virtual_host_ends_the_connection(connect_stream: Opener) -> None:
-    """open with an unknown virtual host gets code 12, and the connection is closed."""
+    """The stream command `open` with an unknown virtual host gets code 12, and the connection is closed."""
     client = connect_stream()
     client.log_in()
 
@@ -75,7 +77,7 @@ def test_a_missing_virtual_host_ends_the_connection(connect_stream: Opener) -> N
 
 
 def test_a_command_before_the_login_ends_the_connection(connect_stream: Opener) -> None:
-    """A client that sends create before it has logged in is disconnected."""
+    """A stream client that sends `create` before it has logged in is disconnected."""
     client = connect_stream()
     client.send(CREATE, struct.pack(">I", 1) + string("s") + table({}))
 
@@ -93,7 +95,9 @@ def test_a_command_before_the_login_ends_the_connection(connect_stream: Opener) 
     ids=["unknown", "too short", "too long", "of another version"],
 )
 def test_an_invalid_frame_closes_the_connection(client: RawStream, key: int, body: bytes, version: int) -> None:
-    """A frame with an unknown key, a wrong length or another version gets close with "unknown frame"."""
+    """A frame of the stream protocol with an unknown key, a wrong length or another version closes the connection with
+    "unknown frame".
+    """
     client.send(key, body, version)
 
     assert client.expect(CLOSE) == struct.pack(">IH", 1, 13) + string("unknown frame")
@@ -103,14 +107,14 @@ def test_an_invalid_frame_closes_the_connection(client: RawStream, key: int, bod
 
 @on_any_broker
 def test_heartbeats_are_sent_as_agreed(open_stream: Opener) -> None:
-    """A client that has agreed on a heartbeat of 1 s gets heartbeats."""
+    """The broker sends heartbeats to a stream client that has agreed on a heartbeat of 1 s."""
     client = open_stream(heartbeat=1)
 
     assert client.expect(HEARTBEAT) == b""
 
 
 def test_close_is_answered(client: RawStream) -> None:
-    """The broker answers close with OK and closes the connection."""
+    """The broker answers the stream command `close` with OK and closes the connection."""
     assert client.request(CLOSE, struct.pack(">H", OK) + string("bye")).code == OK
     assert client.at_end()
 
@@ -119,7 +123,9 @@ def test_close_is_answered(client: RawStream) -> None:
 
 
 def test_creating_an_existing_stream_is_refused(client: RawStream) -> None:
-    """create of a stream that exists is refused, with another code if its arguments differ."""
+    """Creating a stream that exists is refused, with precondition-failed instead of already-exists if its arguments
+    differ.
+    """
     assert client.create("s", max_length_bytes="5000000000", max_age="1h") == OK
     assert client.create("s", max_length_bytes="5000000000", max_age="1h") == EXISTS
     assert client.create("s", max_length_bytes="1000") == PRECONDITION_FAILED
@@ -130,12 +136,14 @@ def test_creating_an_existing_stream_is_refused(client: RawStream) -> None:
     [("", {}), ("amq.s", {}), ("s", {"queue_leader_locator": "nowhere"}), ("s", {"initial_cluster_size": "0"})],
 )
 def test_an_invalid_stream_name_or_argument_is_refused(client: RawStream, name: str, arguments: dict[str, str]) -> None:
-    """create with a reserved or empty name, or with an invalid argument, gets PRECONDITION_FAILED."""
+    """Creating a stream with an empty or reserved name, or an invalid argument, is refused with precondition-failed."""
     assert client.create(name, **arguments) == PRECONDITION_FAILED
 
 
 def test_a_stream_is_a_queue_of_amqp(client: RawStream, stream: str, channel: BlockingChannel) -> None:
-    """A stream created over either protocol exists in the other one."""
+    """A stream created over the stream protocol exists over AMQP as a queue, and a stream declared over AMQP exists in
+    the stream protocol.
+    """
     arguments = {"x-queue-type": "stream"}
 
     channel.queue_declare(stream, durable=True, arguments=arguments)
@@ -144,7 +152,9 @@ def test_a_stream_is_a_queue_of_amqp(client: RawStream, stream: str, channel: Bl
 
 
 def test_metadata_names_the_node_of_each_stream(client: RawStream, stream: str) -> None:
-    """metadata has the leader of an existing stream, and NO_STREAM for a missing one."""
+    """The stream command `metadata` returns the leader of an existing stream, and stream-does-not-exist for a missing
+    one.
+    """
     client.send(METADATA, struct.pack(">II", 7, 2) + string(stream) + string("none"))
 
     answer = client.expect(METADATA | 0x8000)
@@ -156,8 +166,8 @@ def test_metadata_names_the_node_of_each_stream(client: RawStream, stream: str) 
 def test_publishers_and_readers_are_told_that_their_stream_was_deleted(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
-    """After a stream is deleted, its publishers and readers get metadata_update, and their publisher and subscription
-    ids are unknown.
+    """When a stream is deleted, its publishers and readers get metadata-update, and their publisher and subscription
+    ids are no longer valid.
     """
     reader = open_stream()
     reader.subscribe(1, stream)
@@ -178,7 +188,7 @@ def test_publishers_and_readers_are_told_that_their_stream_was_deleted(
 
 
 def test_publisher_ids_and_names_are_unique(client: RawStream, stream: str) -> None:
-    """A publisher id is unique on its connection and a name on its stream, until the publisher is deleted."""
+    """A stream publisher's id is unique on its connection, and its name is unique on its stream until it is deleted."""
     assert client.declare_publisher(1, "none") == NO_STREAM
     assert client.declare_publisher(1, stream) == OK
     assert client.declare_publisher(1, stream) == PRECONDITION_FAILED
@@ -206,7 +216,9 @@ def test_an_id_published_before_is_confirmed_and_not_stored_again(client: RawStr
 
 
 def test_batches_are_stored_unchanged(client: RawStream, stream: str) -> None:
-    """A sub-entry batch with any compression is delivered as it was sent, and counts as its number of messages."""
+    """A sub-entry batch is stored and delivered unchanged, whatever its compression, and its messages count towards the
+    offset.
+    """
     batch = struct.pack(">BHII", 0xC0, 3, 100, 7) + b"packed!"
     client.declare_publisher(1, stream, "ann")
     client.send(PUBLISH, struct.pack(">BIQ", 1, 1, 9) + batch)
@@ -227,8 +239,8 @@ def test_batches_are_stored_unchanged(client: RawStream, stream: str) -> None:
 
 @pytest.mark.differs_since("4.3", "a publish frame above the negotiated size closes the connection")
 def test_a_publish_above_the_negotiated_frame_size_is_accepted(client: RawStream, stream: str) -> None:
-    """A publish frame larger than the negotiated maximum is accepted, as up to RabbitMQ 4.2, since clients with large
-    batches rely on it.
+    """Up to 4.2, a stream client's publish frame larger than the negotiated maximum is accepted, since clients with
+    large batches rely on that.
     """
     client.declare_publisher(1, stream)
     client.publish(1, 0, *[bytes(500_000)] * 40)
@@ -238,12 +250,12 @@ def test_a_publish_above_the_negotiated_frame_size_is_accepted(client: RawStream
 
 
 def test_a_max_age_of_5000_digits_is_accepted(client: RawStream) -> None:
-    """create with an enormous max-age succeeds."""
+    """A stream can be created with a max-age of 5,000 digits."""
     assert client.create("old", **{"max-age": "9" * 5000 + "D"}) == OK
 
 
 def test_publishing_without_a_declared_publisher_is_an_error(client: RawStream) -> None:
-    """Each message gets NO_PUBLISHER with its publishing id."""
+    """Each message published to a stream with an undeclared publisher id is refused with publisher-does-not-exist."""
     client.publish(9, 5, b"a", b"b")
 
     refused = struct.pack(">BI", 9, 2) + struct.pack(">QHQH", 5, NO_PUBLISHER, 6, NO_PUBLISHER)
@@ -264,7 +276,7 @@ def three(client: RawStream, stream: str) -> str:
 
 
 def test_a_client_gets_a_chunk_for_each_credit(client: RawStream, three: str) -> None:
-    """A subscription gets one chunk for each credit, with a valid checksum."""
+    """A stream subscription gets one chunk for each credit, with a valid checksum."""
     # Of two credits at the start, RabbitMQ 4.0 keeps one until it has another.
     assert client.subscribe(1, three, credit=1) == OK
     for offset in range(3):
@@ -282,7 +294,7 @@ def test_a_client_gets_a_chunk_for_each_credit(client: RawStream, three: str) ->
     ids=["first", "last", "next", "an offset", "beyond the end", "long ago", "in the future"],
 )
 def test_a_subscription_starts_at_the_given_offset(client: RawStream, three: str, offset: bytes, first: int) -> None:
-    """A subscription starts at first, last, next, an offset or a time."""
+    """A stream subscription starts at first, last, next, an offset or a time, as requested."""
     client.subscribe(1, three, offset)
     client.publish(1, 3, b"3")
     client.confirmed(1)
@@ -291,7 +303,7 @@ def test_a_subscription_starts_at_the_given_offset(client: RawStream, three: str
 
 
 def test_an_ended_subscription_gets_no_messages(client: RawStream, three: str) -> None:
-    """After unsubscribe, no chunk is delivered; an unknown subscription id is refused."""
+    """After `unsubscribe`, a stream client gets no more chunks; an unknown subscription id is refused."""
     assert client.subscribe(1, "none") == NO_STREAM
     assert client.request(UNSUBSCRIBE, b"\1").code == NOT_SUBSCRIBED
     client.subscribe(1, three, NEXT)
@@ -302,7 +314,7 @@ def test_an_ended_subscription_gets_no_messages(client: RawStream, three: str) -
 
 
 def test_a_stored_offset_can_be_queried(client: RawStream, stream: str) -> None:
-    """query_offset returns what store_offset has stored, and NO_OFFSET before."""
+    """query_offset returns the offset that store_offset has stored for a reader, and no-offset before that."""
     asked = string("reader") + string(stream)
     assert client.request(QUERY_OFFSET, asked) == (NO_OFFSET, struct.pack(">Q", 0))
     assert client.request(QUERY_OFFSET, string("reader") + string("none")).code == NO_STREAM
@@ -315,7 +327,7 @@ def test_a_stored_offset_can_be_queried(client: RawStream, stream: str) -> None:
 
 
 def test_offsets_of_deleted_messages_are_forgotten(client: RawStream) -> None:
-    """A stored offset is gone once its message and all later ones of its segment have been deleted."""
+    """A reader's stored offset is deleted with the segment that contains its message."""
     client.create("short", max_length_bytes="2000", stream_max_segment_size_bytes="1000")
     client.declare_publisher(1, "short")
     asked = string("reader") + string("short")
@@ -352,7 +364,9 @@ _PROPERTIES = pika.BasicProperties(
 def test_a_message_keeps_its_properties_from_amqp_to_streams_and_back(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
-    """A message published over AMQP, and its copy written by a stream client, both have all properties over AMQP."""
+    """A message published over AMQP 0-9-1, read by a stream client and published again, keeps its properties over AMQP
+    0-9-1.
+    """
     channel.confirm_delivery()
     channel.queue_bind(stream, "amq.topic", "a.*")
     channel.basic_publish("amq.topic", "a.b", b"body", _PROPERTIES)
@@ -373,7 +387,7 @@ def test_a_message_keeps_its_properties_from_amqp_to_streams_and_back(
 def test_a_message_of_a_stream_client_is_delivered_over_amqp(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
-    """The body and application properties that a stream client publishes arrive over AMQP as body and headers."""
+    """The body and application properties that a stream client publishes arrive over AMQP 0-9-1 as body and headers."""
     client.declare_publisher(1, stream)
     client.publish(1, 0, b"\x00St\xc1\x07\x02\xa1\x01k\xa1\x01v" + b"\x00Su\xa0\x04body")
     client.confirmed(1)
@@ -398,7 +412,9 @@ def ann(api: Api, vhost: str, ann: str) -> str:
 def test_stream_commands_without_permission_are_refused(
     open_stream: Opener, client: RawStream, stream: str, ann: str
 ) -> None:
-    """Each command on a stream without permission gets ACCESS_REFUSED; with permission, it works."""
+    """Without permission, creating, deleting, publishing to, subscribing to or querying a stream gets
+    access-refused.
+    """
     client.create("hers")
     hers = open_stream(ann, "secret")
 
@@ -419,7 +435,9 @@ def test_stream_commands_without_permission_are_refused(
 def test_permission_is_checked_when_subscribing(
     open_stream: Opener, client: RawStream, api: Api, vhost: str, ann: str
 ) -> None:
-    """A subscription continues to get messages after its user has lost the read permission."""
+    """A stream subscription continues to get messages after its user has lost the read permission, which is checked
+    only when subscribing.
+    """
     client.create("hers")
     client.declare_publisher(1, "hers")
     hers = open_stream(ann, "secret")

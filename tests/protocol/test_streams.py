@@ -52,8 +52,8 @@ class Reader:
 
 
 def test_each_stream_reader_gets_every_message(channel: BlockingChannel, take: Take) -> None:
-    """Each reader gets all messages in order, with x-stream-offset among the headers and the properties
-    as published.
+    """Each reader of a stream gets all messages in order, with the properties as published and x-stream-offset among
+    the headers.
     """
     channel.queue_bind("s", "amq.topic", "a.#")
     properties = BasicProperties(
@@ -90,7 +90,9 @@ def test_each_stream_reader_gets_every_message(channel: BlockingChannel, take: T
 def test_a_stream_reader_starts_at_x_stream_offset(
     channel: BlockingChannel, take: Take, offset: object, expected: list[int]
 ) -> None:
-    """x-stream-offset is first, last, next, an offset or a time; without it, a reader starts at the next message."""
+    """A stream's reader starts at the x-stream-offset first, last, next, an offset or a time; without one, it starts at
+    the next message.
+    """
     publish(channel, *"abcde")
     reader = Reader(channel.connection, **({} if offset is None else {"offset": offset}))
     publish(channel, "f")
@@ -99,7 +101,7 @@ def test_a_stream_reader_starts_at_x_stream_offset(
 
 
 def test_a_stream_offset_beyond_the_end_waits_for_that_message(channel: BlockingChannel, take: Take) -> None:
-    """A reader with an offset that does not exist yet gets no message before it."""
+    """A reader whose x-stream-offset is beyond the end of the stream gets no message before that offset."""
     publish(channel, "a")
     reader = Reader(channel.connection, offset=3)
     publish(channel, *"bcde")
@@ -108,7 +110,7 @@ def test_a_stream_offset_beyond_the_end_waits_for_that_message(channel: Blocking
 
 
 def test_acknowledging_makes_room_for_the_next_stream_messages(channel: BlockingChannel, take: Take) -> None:
-    """A stream reader gets as many messages as its prefetch, and for each one that it acknowledges, one more."""
+    """A stream's reader gets as many messages as its prefetch, and one more for each message that it acknowledges."""
     publish(channel, *"abcdef")
     reader = Reader(channel.connection, prefetch=2, offset="first")
     take.until(lambda: len(reader.got) == 2)
@@ -122,7 +124,7 @@ def test_acknowledging_makes_room_for_the_next_stream_messages(channel: Blocking
 def test_unacknowledged_messages_of_a_stream_are_not_redelivered(
     channel: BlockingChannel, connect: Connect, take: Take
 ) -> None:
-    """When a reader leaves, other readers get nothing from it, since each has its own offset."""
+    """When a reader of a stream disconnects, its unacknowledged messages are not redelivered to other readers."""
     publish(channel, *"abc")
     gone = Reader(connect(), offset="first")
     stays = Reader(channel.connection, offset="first")
@@ -152,7 +154,7 @@ def test_deleting_a_stream_cancels_its_readers(channel: BlockingChannel, take: T
 
 
 def test_a_stream_is_deleted_in_spite_of_if_empty_and_if_unused(channel: BlockingChannel) -> None:
-    """As in RabbitMQ, queue.delete of a stream ignores if-empty and if-unused."""
+    """queue.delete of a stream ignores if-empty and if-unused, as in RabbitMQ."""
     publish(channel, "a")
     Reader(channel.connection)
     channel.queue_delete("s", if_unused=True, if_empty=True)
@@ -160,7 +162,7 @@ def test_a_stream_is_deleted_in_spite_of_if_empty_and_if_unused(channel: Blockin
 
 
 def test_the_oldest_segments_of_a_full_stream_are_deleted(channel: BlockingChannel, take: Take) -> None:
-    """Beyond x-max-length-bytes, the oldest messages are deleted, one whole segment at a time."""
+    """If a stream exceeds x-max-length-bytes, its oldest messages are deleted."""
     channel.queue_delete("s")
     limits = {"x-max-length-bytes": 20_000, "x-stream-max-segment-size-bytes": 5_000}
     channel.queue_declare("s", durable=True, arguments={**STREAM, **limits})
@@ -199,7 +201,7 @@ def test_basic_get_and_purge_of_a_stream_are_refused(
 @pytest.mark.parametrize("requeue", [True, False])
 @pytest.mark.differs_since("4.0", "it is taken, and the reader gets no credit for it")
 def test_nack_and_reject_on_a_stream_are_refused(channel: BlockingChannel, take: Take, *, requeue: bool) -> None:
-    """basic.nack closes the connection, because a message cannot be returned to a stream."""
+    """basic.nack of a stream's message closes the connection, because a message cannot be returned to a stream."""
     publish(channel, "a")
     reader = Reader(channel.connection, offset="first")
     take.until(lambda: reader.got)
@@ -222,7 +224,9 @@ def test_nack_and_reject_on_a_stream_are_refused(channel: BlockingChannel, take:
 def test_a_stream_consumer_needs_prefetch_and_acknowledgements(
     channel: BlockingChannel, prefetch: int, options: dict[str, Any], code: int, words: str
 ) -> None:
-    """Without a prefetch, with automatic acknowledgement, a priority or an invalid offset, basic.consume is refused."""
+    """basic.consume on a stream is refused without a prefetch, with automatic acknowledgement, with a priority or with
+    an invalid offset.
+    """
     channel.basic_qos(prefetch_count=prefetch)
     with pytest.raises((ChannelClosedByBroker, ConnectionClosedByBroker)) as caught:
         channel.basic_consume("s", lambda *_: None, **options)
@@ -265,7 +269,7 @@ def test_an_invalid_stream_declaration_is_refused(
 def test_declaring_a_stream_with_other_arguments_is_refused(
     channel: BlockingChannel, arguments: dict[str, Any]
 ) -> None:
-    """Declaring an existing stream with another type or limit is refused as an inequivalent argument."""
+    """Declaring an existing stream again with another type or limit is refused with "inequivalent arg"."""
     channel.queue_declare("s", durable=True, arguments=STREAM)
     with pytest.raises(
         ChannelClosedByBroker, match=r"inequivalent arg 'x-(queue-type|max-age)' for queue 's' in vhost"
@@ -276,7 +280,7 @@ def test_declaring_a_stream_with_other_arguments_is_refused(
 def test_the_management_api_lists_a_stream_with_its_messages(
     channel: BlockingChannel, take: Take, api: Api, vhost: str
 ) -> None:
-    """All messages of a stream count as ready, whoever has read them."""
+    """The management API counts all messages of a stream as ready, even after a reader has got them."""
     publish(channel, *"abc")
     reader = Reader(channel.connection, offset="first")
     take.until(lambda: len(reader.got) == 3)
@@ -290,7 +294,9 @@ def test_the_management_api_lists_a_stream_with_its_messages(
 
 
 def test_a_stream_age_or_offset_of_5000_digits_is_accepted(channel: BlockingChannel, take: Take) -> None:
-    """An enormous x-max-age or x-stream-offset means for ever, and causes no internal error."""
+    """A stream with an x-max-age of 5,000 digits keeps its messages, and a reader with such an x-stream-offset gets
+    them all.
+    """
     for_ever = "9" * 5000 + "D"
     channel.queue_declare("old", durable=True, arguments={**STREAM, "x-max-age": for_ever})
     channel.basic_publish("", "old", b"x")

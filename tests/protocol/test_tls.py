@@ -46,7 +46,9 @@ def port_of(broker: EmbeddedBroker, protocol: str) -> tuple[str, int]:
 
 
 def test_every_protocol_works_over_tls(broker: EmbeddedBroker, amqp_tls: Authority) -> None:
-    """AMQP, the management API and streams work over TLS, with messages larger than a TLS record."""
+    """Over TLS, clients can log in to AMQP, the management API and the stream port, and get a message larger than a TLS
+    record.
+    """
     api = Management(broker.urls["https"], "guest", "guest", ca=str(amqp_tls.ca))
     with connection(broker, amqp_tls) as opened:
         channel = opened.channel()
@@ -70,7 +72,9 @@ def test_every_protocol_works_over_tls(broker: EmbeddedBroker, amqp_tls: Authori
 def test_a_failed_tls_handshake_is_one_line_in_the_log(
     broker: EmbeddedBroker, amqp_tls: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A client that does not speak TLS, or does not trust the certificate, is closed; others are not disturbed."""
+    """A client that does not speak TLS, or does not trust the certificate, causes one line in the log; other clients
+    can connect.
+    """
     with caplog.at_level(logging.WARNING), socket.create_connection(port_of(broker, "amqp/ssl"), timeout=60) as plain:
         plain.sendall(b"AMQP\x00\x00\x09\x01")
         assert plain.recv(1) == b""
@@ -89,7 +93,9 @@ def test_a_failed_tls_handshake_is_one_line_in_the_log(
 def test_unfinished_tls_handshakes_are_limited_per_address(
     amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond the limit, the oldest connection without a finished handshake is closed; others are served."""
+    """Beyond the limit for an address, the oldest connections without a finished TLS handshake are closed; others are
+    served.
+    """
     monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker(tls=amqp_tls.tls()) as broker, ExitStack() as stack:
         clients = [
@@ -114,7 +120,9 @@ def test_a_tls_handshake_has_a_time_limit(amqp_tls: Authority, monkeypatch: pyte
 
 
 def test_a_client_certificate_can_be_required(amqp_tls: Authority) -> None:
-    """A client without a certificate is refused; when the broker stops, clients get connection.close."""
+    """If client certificates are required, a client without one is refused; one with a certificate gets
+    connection.close when the broker stops.
+    """
     with EmbeddedBroker(tls=amqp_tls.tls(client_certificates=True)) as broker:
         with pytest.raises(AMQPError), connection(broker, amqp_tls):
             pass
@@ -136,13 +144,13 @@ def test_a_client_certificate_can_be_required(amqp_tls: Authority) -> None:
     ],
 )
 def test_invalid_tls_files_are_named(amqp_tls: Authority, cert: str, key: str, why: str) -> None:
-    """start() raises OSError with the file that is missing, does not match, or is not PEM."""
+    """If a TLS file is missing, does not match or is not PEM, EmbeddedBroker.start() raises OSError with the reason."""
     with pytest.raises(OSError, match=why):
         EmbeddedBroker(tls=Tls(amqp_tls.ca.parent / cert, amqp_tls.ca.parent / key)).start()
 
 
 def test_an_encrypted_tls_key_is_refused(amqp_tls: Authority, tmp_path: Path) -> None:
-    """start() raises OSError instead of asking for a passphrase."""
+    """If the TLS key is encrypted, EmbeddedBroker.start() raises OSError instead of asking for a passphrase."""
     encrypted = tmp_path / "key"
     encrypted.write_bytes(amqp_tls.key.read_bytes().replace(b"PRIVATE KEY", b"ENCRYPTED PRIVATE KEY"))
     with pytest.raises(OSError, match="is encrypted"):
@@ -160,7 +168,9 @@ def ipv6() -> bool:
 
 @pytest.mark.parametrize("host", ["::", "localhost"])
 def test_one_port_serves_ipv4_and_ipv6(host: str) -> None:
-    """The broker listens on one free port for both; if the port is in use in one of them, start() raises OSError."""
+    """A broker on `::` or `localhost` listens on one port for IPv4 and IPv6; if the port is in use for one of them,
+    start() raises OSError.
+    """
     names = {address[0] for _, _, _, _, address in socket.getaddrinfo("localhost", 1)}
     if not ipv6() or (host == "localhost" and "::1" not in names):
         pytest.skip("there is no IPv6 here")

@@ -93,7 +93,7 @@ def publish_batches(client: RawStream, count: int, encoded: bytes) -> None:
 def test_a_consumer_of_millions_of_empty_messages_lets_others_work(
     broker: EmbeddedBroker, client: RawStream, watch: LoopWatch, offset: str, *, is_packed: bool
 ) -> None:
-    """basic.consume on a stream of sub-entry batches with millions of empty messages does not hold up other clients."""
+    """basic.consume on a stream with millions of empty messages in sub-entry batches does not hold up other clients."""
     client.create("s")
     client.declare_publisher(1, "s")
     count = 60 if is_packed else 3
@@ -111,8 +111,8 @@ def test_a_consumer_of_millions_of_empty_messages_lets_others_work(
 
 
 def test_comparing_a_large_header_with_many_bindings_lets_others_work(broker: EmbeddedBroker, watch: LoopWatch) -> None:
-    """A message with a large list in its headers is compared with a thousand bindings without a long
-    wait for others.
+    """Routing a message with a large list in its headers by a thousand headers bindings does not hold
+    up other clients.
     """
     with RawClient(broker.url) as client:
         client.send(commands.Exchange.Declare(exchange="h", exchange_type="headers"))
@@ -135,7 +135,7 @@ def test_comparing_a_large_header_with_many_bindings_lets_others_work(broker: Em
 
 
 def test_a_subscription_with_many_filters_lets_others_work(client: RawStream, watch: LoopWatch) -> None:
-    """45,000 filter values that match no chunk of a long stream do not hold up other clients."""
+    """A stream subscription with 45,000 filter values does not hold up other clients."""
     client.create("s")
     client.declare_publisher(1, "s")
     for number in range(1500):
@@ -180,7 +180,7 @@ def test_creating_a_large_super_stream_lets_others_work(client: RawStream, watch
 
 
 def test_metadata_of_many_streams_lets_others_work(client: RawStream, watch: LoopWatch) -> None:
-    """A metadata request with 50,000 names is answered without a long wait for others."""
+    """Answering a stream client's metadata request with 50,000 names does not hold up other clients."""
     names = [f"p{number}" for number in range(3000)]
     assert client.request(CREATE_SUPER_STREAM, string("x") + strings(*names) * 2 + table({})).code == 1
     watch.longest = 0.0
@@ -189,7 +189,7 @@ def test_metadata_of_many_streams_lets_others_work(client: RawStream, watch: Loo
 
 
 def test_a_publish_of_a_million_messages_lets_others_work() -> None:
-    """A publish frame with a million empty messages does not hold up other clients."""
+    """A stream client's publish frame with a million empty messages does not hold up other clients."""
     count = 1_000_000
     with EmbeddedBroker(stream_port=0, like="4.2") as broker:
         client, watch = _connect(broker), LoopWatch(broker)
@@ -220,7 +220,9 @@ def test_unpacking_large_batches_lets_others_work(broker: EmbeddedBroker, client
 
 
 def test_committing_a_large_transaction_lets_others_work(broker: EmbeddedBroker, watch: LoopWatch) -> None:
-    """Other clients are served while 100,000 messages are committed; tx.commit-ok comes after all of them."""
+    """Committing a transaction of 100,000 messages does not hold up other clients; tx.commit-ok comes after all are in
+    the queue.
+    """
     count = 100_000
     with RawClient(broker.url) as client:
         client.send(commands.Queue.Declare(queue="q", durable=True))
@@ -237,7 +239,7 @@ def test_committing_a_large_transaction_lets_others_work(broker: EmbeddedBroker,
 
 
 def test_amqp_consumers_skip_compressed_batches(broker: EmbeddedBroker, client: RawStream) -> None:
-    """As in RabbitMQ 4, an AMQP consumer of a stream gets the messages of plain batches only."""
+    """An AMQP 0-9-1 consumer of a stream gets the messages of uncompressed batches only, as in RabbitMQ 4."""
     plain = b"".join(simple_entry(b"\x00\x53\x75\xa0\x01" + body) for body in (b"a", b"b"))
     client.create("s")
     client.declare_publisher(1, "s")
@@ -253,8 +255,8 @@ def test_amqp_consumers_skip_compressed_batches(broker: EmbeddedBroker, client: 
 
 
 def test_routing_many_copies_lets_others_work(broker: EmbeddedBroker, watch: LoopWatch) -> None:
-    """A message with 10,000 keys in CC to a fanout exchange with 500 bindings is routed once to each queue, without a
-    long wait.
+    """Routing a message with 10,000 keys in CC to 500 queues does not hold up other clients, and each queue gets it
+    once.
     """
     with RawClient(broker.url) as client:
         for number in range(500):
@@ -275,8 +277,8 @@ def test_routing_many_copies_lets_others_work(broker: EmbeddedBroker, watch: Loo
 
 @pytest.mark.parametrize("how", ["rejected", "policy"])
 def test_dead_lettering_many_messages_lets_others_work(broker: EmbeddedBroker, watch: LoopWatch, how: str) -> None:
-    """Other clients are served while 2,000 messages are dead-lettered to 50 queues, after a rejection
-    or a new limit.
+    """Dead-lettering 2,000 messages to 50 queues, after a rejection or by a new policy, does not hold
+    up other clients.
     """
     count = 2000
     with RawClient(broker.url) as client:
@@ -307,7 +309,7 @@ def test_dead_lettering_many_messages_lets_others_work(broker: EmbeddedBroker, w
 
 
 def test_adding_many_policies_lets_others_work(broker: EmbeddedBroker, watch: LoopWatch) -> None:
-    """Other clients are served while a thousand policies are added to a broker with 500 queues."""
+    """Adding a thousand policies to a broker with 500 queues does not hold up other clients."""
     with RawClient(broker.url) as client:
         for number in range(500):
             client.send(commands.Queue.Declare(queue=f"q{number}", nowait=True))
@@ -341,8 +343,8 @@ def many_files() -> Iterator[None]:
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("kind", ["amqp", "amqp/ssl", "stream/ssl", "https"])
 def test_a_thousand_handshakes_let_others_work(amqp_tls: Authority, kind: str) -> None:
-    """Other clients are served while a thousand clients connect at once and none completes its TLS
-    handshake or login.
+    """A thousand clients that connect at once and complete neither the TLS handshake nor the login do not hold up other
+    clients.
     """
     with EmbeddedBroker(stream_port=0, management_port=0, tls=amqp_tls.tls()) as broker, ExitStack() as stack:
         address = urlsplit(broker.urls[kind])
@@ -359,7 +361,9 @@ def test_a_thousand_handshakes_let_others_work(amqp_tls: Authority, kind: str) -
 
 @pytest.mark.parametrize(("path", "password"), [("/", ""), ("/api/whoami", "wrong"), ("/api/overview", "guest")])
 def test_many_requests_in_one_write(path: str, password: str) -> None:
-    """Other clients work while the management API answers 7,000 requests of one client, even without a login."""
+    """Answering 7,000 requests that one client sends to the management API at once, even without a login, does not hold
+    up other clients.
+    """
     credentials = base64.b64encode(f"guest:{password}".encode()).decode()
     request = f"GET {path} HTTP/1.1\r\n" + (f"authorization: Basic {credentials}\r\n" if password else "")
     with EmbeddedBroker(management_port=0) as broker:
@@ -409,7 +413,7 @@ def test_a_user_or_virtual_host_has_a_bounded_number_of_tags(
 
 @pytest.mark.parametrize("kind", ["permissions", "topic_permissions", "users", "bindings"])
 def test_an_import_of_thousands_of_definitions_lets_others_work(managed: EmbeddedBroker, kind: str) -> None:
-    """The embedded broker serves other clients while it imports a definitions file with thousands of definitions."""
+    """Importing a file with thousands of definitions does not hold up other clients."""
     rights = {"user": "guest", "vhost": "/", "write": ".*", "read": ".*"}
     bound = {"source": "amq.topic", "vhost": "/", "destination": "amq.fanout", "destination_type": "exchange"}
     items: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -424,7 +428,9 @@ def test_an_import_of_thousands_of_definitions_lets_others_work(managed: Embedde
 
 
 def test_one_get_request_returns_a_bounded_number_of_messages(managed: EmbeddedBroker) -> None:
-    """`POST /api/queues/…/get` with a huge count returns no more than 10,000 messages, and leaves the others."""
+    """`POST /api/queues/…/get` with a huge count returns at most 10,000 messages, and leaves the others
+    in the queue.
+    """
     with closing(pika.BlockingConnection(pika.URLParameters(managed.url))) as connection:
         channel = connection.channel()
         channel.queue_declare("q")
@@ -436,7 +442,9 @@ def test_one_get_request_returns_a_bounded_number_of_messages(managed: EmbeddedB
 
 
 def test_one_get_request_returns_a_bounded_number_of_bytes(managed: EmbeddedBroker) -> None:
-    """`POST /api/queues/…/get` with a huge count stops after the message that exceeds 16 MiB; others stay ready."""
+    """`POST /api/queues/…/get` with a huge count stops after the message that exceeds 16 MiB, and leaves the others in
+    the queue.
+    """
     with closing(pika.BlockingConnection(pika.URLParameters(managed.url))) as connection:
         channel = connection.channel()
         channel.queue_declare("q")

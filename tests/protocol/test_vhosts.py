@@ -21,7 +21,9 @@ def _since_4_0(broker: TestBroker) -> None:
 
 
 def test_tags_and_the_default_queue_type_are_kept(broker: TestBroker, api: Api, vhost: str) -> None:
-    """PUT of a virtual host stores its tags and default queue type, and GET returns them; another type is refused."""
+    """A virtual host keeps the description, tags and default queue type set over HTTP; an invalid queue type is refused
+    with 400.
+    """
     about = {"description": "d", "tags": ["a", "b"], "default_queue_type": "quorum"}
     assert api("PUT", f"vhosts/{vhost}", about)[0] in (201, 204)
     found = api("GET", f"vhosts/{vhost}")[1]
@@ -34,8 +36,8 @@ def test_tags_and_the_default_queue_type_are_kept(broker: TestBroker, api: Api, 
 
 
 def test_a_queue_without_a_type_gets_the_default_one(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """A queue declared without a type gets its virtual host's default type, over AMQP and HTTP; exclusive queues stay
-    classic, and a declared type takes precedence.
+    """A queue declared without a type, over AMQP or HTTP, gets its virtual host's default queue type. Exclusive queues
+    stay classic, and a declared type takes precedence.
     """
     api("PUT", f"vhosts/{vhost}", {"default_queue_type": "quorum"})
     for _ in range(2):
@@ -48,7 +50,9 @@ def test_a_queue_without_a_type_gets_the_default_one(api: Api, vhost: str, chann
 
 
 def test_a_protected_virtual_host_is_not_deleted(broker: TestBroker, api: Api, vhost: str) -> None:
-    """DELETE on a protected virtual host is refused with 412 and RabbitMQ's reason; the protection can be removed."""
+    """Deleting a virtual host that is protected from deletion gets 412 with RabbitMQ's reason; the protection can be
+    removed.
+    """
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "virtual hosts can be protected"):
         pytest.skip("from 4.1 on")
     assert api("POST", f"vhosts/{vhost}/deletion/protection")[0] == 204
@@ -60,7 +64,7 @@ def test_a_protected_virtual_host_is_not_deleted(broker: TestBroker, api: Api, v
 
 
 def test_a_node_has_the_figures_that_clients_expect(api: Api) -> None:
-    """rabbitmqadmin 2 needs these, with these types."""
+    """The management API lists a node with the fields that rabbitmqadmin 2 needs, in the types that it expects."""
     wait_until(lambda: "run_queue" in api("GET", "nodes")[1][0], "a node that has just started counts")
     (node,) = api("GET", "nodes")[1]
     numbers = (
@@ -79,7 +83,9 @@ def test_a_node_has_the_figures_that_clients_expect(api: Api) -> None:
 
 
 def test_what_the_broker_does_not_have_is_an_empty_list(broker: TestBroker, api: Api) -> None:
-    """Clients list it without an error. RabbitMQ lists what other tests use, and has shovels in a plugin."""
+    """The embedded broker lists deprecated features in use, shovels and federation links as empty lists, instead of an
+    error.
+    """
     if broker.kind == "rabbitmq":
         status, used = api("GET", "deprecated-features/used")
         assert (status, type(used)) == (200, list)
@@ -89,8 +95,8 @@ def test_what_the_broker_does_not_have_is_an_empty_list(broker: TestBroker, api:
 
 
 def test_settings_of_a_virtual_host_survive_a_restart(tmp_path: Path) -> None:
-    """Description, tags, default queue type and deletion protection are the same after a restart; all but the
-    protection are exported with the definitions.
+    """A virtual host's description, tags, default queue type and deletion protection are the same after a restart;
+    exported definitions contain all but the protection.
     """
     about = {"description": "d", "tags": ["a"], "default_queue_type": "quorum"}
     with EmbeddedBroker(data_dir=tmp_path, management_port=0) as broker:
