@@ -114,8 +114,8 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 
 @pytest.mark.parametrize("command", ["queue delete", "queue purge", "exchange delete"])
 def test_a_command_on_several_names_that_fails_in_the_middle_says_what_is_left(admin: Shell, command: str) -> None:
-    """If one of several queues or exchanges does not exist, the command exits with 3 after the first ones, and says how
-    many are done and which are not; if it is the first one, with 69.
+    """If one of several queues or exchanges does not exist, the command exits with 3 after those before it, and says
+    how many are done and which are not. If the first one does not exist, it exits with 69.
     """
     kind, verb = command.split()
     for name in ("one", "two"):

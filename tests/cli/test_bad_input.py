@@ -281,7 +281,9 @@ def run(case: Case, shell: Shell, places: dict[str, str]) -> None:
 @pytest.mark.parametrize("case", COMMAND_LINE, ids=str)
 @pytest.mark.sampled(30)
 def test_a_wrong_command_line_is_a_usage_error(lonely_shell: Shell, case: Case) -> None:
-    """A wrong option or value is reported in one sentence, with exit code 2, before any broker is asked."""
+    """A wrong option or value on the command line is reported in one sentence, with exit code 2, before any broker is
+    asked.
+    """
     run(case, lonely_shell, {})
 
 

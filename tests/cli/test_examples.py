@@ -1,4 +1,4 @@
-"""The examples of --help, typed on a terminal, each in an empty directory and vhost of one broker."""
+"""The examples of --help, typed on a terminal, each in an empty directory and virtual host of one broker."""
 
 import contextlib
 import os
@@ -235,7 +235,9 @@ class Terminal:
 @large
 @pytest.mark.timeout(1500)
 def test_the_examples_of_help_can_be_typed(tmp_path: Path) -> None:
-    """Each example of --help ends with exit code 0, or the one that the table names, and without a traceback."""
+    """Each example of --help can be typed as printed: it ends with exit code 0, or with a code that the table in this
+    file gives, and without a traceback.
+    """
     failed = {}
     (tmp_path / "broker").mkdir()
     with BrokerProcess(tmp_path / "broker", "--in-memory", "--management-port=0", "--stream-port=0") as process:
@@ -263,7 +265,7 @@ def test_the_examples_of_help_can_be_typed(tmp_path: Path) -> None:
 
 
 def test_the_table_of_examples_is_up_to_date() -> None:
-    """The table of examples that the tests type names only examples and commands that exist."""
+    """The table of examples in this file names only examples and commands that exist in --help."""
     found = examples()
     assert [name for name in TYPED if not any(is_of(each, name) for each in found)] == []
     assert [name for name in NOT_TYPED if name not in found] == []

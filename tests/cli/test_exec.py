@@ -1,4 +1,4 @@
-"""`worker --exec`: what a program is given, and what its exit status does to the message."""
+"""`worker --exec`: what a program is given, and what its exit status means for the message."""
 
 import json
 import os
@@ -22,8 +22,8 @@ def depth(broker: TestBroker, queue: str) -> int:
 
 @on_any_broker
 def test_a_program_gets_the_body_on_stdin_and_the_rest_in_its_environment(shell: Shell) -> None:
-    """Properties, headers and the attempt are MQ_* variables; placeholders in the command are filled
-    without a shell.
+    """`worker --exec` passes the body on stdin, and properties, headers and the attempt in MQ_* variables; placeholders
+    in the command are filled in without a shell.
     """
     shell.run("mqtool", "new-task", "-H", "tenant-id=a b", "-H", "n:=[1,2]", "--property", "message-id=m1", "ünï;$x")
     result = shell.run(
@@ -40,8 +40,8 @@ def test_a_program_gets_the_body_on_stdin_and_the_rest_in_its_environment(shell:
 
 @on_any_broker
 def test_a_large_body_reaches_a_program_even_if_it_is_not_read(shell: Shell) -> None:
-    """A body of 1 MB arrives whole on stdin; a program that does not read it still ends, and its message is
-    acknowledged.
+    """`worker --exec` passes a body of 1 MB whole on stdin. A program that does not read it still ends, and its message
+    is acknowledged.
     """
     for _ in range(2):
         shell.run("mqtool", "new-task", stdin=b"x" * 1_000_000)
@@ -51,7 +51,9 @@ def test_a_large_body_reaches_a_program_even_if_it_is_not_read(shell: Shell) -> 
 
 @pytest.mark.keeps_messages
 def test_concurrent_programs_are_acknowledged_separately(shell: Shell, broker: TestBroker) -> None:
-    """With --concurrency 3, a slow program does not delay the acknowledgements of the quick ones."""
+    """With `worker --concurrency 3`, a slow program does not keep quick ones from running, and all messages are
+    acknowledged in the end.
+    """
     shell.run("mqtool", "new-task", "-l", stdin="slow\n" + "quick\n" * 5)
     worker = shell.start(
         "mqtool", "worker", "--concurrency", "3", "--shell", "--exec",
@@ -79,8 +81,8 @@ def test_a_count_is_exact_with_concurrent_programs(shell: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("status", [126, 127])
 def test_a_broken_command_stops_the_worker_and_keeps_the_message(shell: Shell, status: int) -> None:
-    """Exit status 126 or 127 means that the command cannot run: `worker` exits with 1, and the message stays in the
-    queue.
+    """If the program cannot be run (exit status 126 or 127), `worker` exits with 1 and keeps the message in the queue
+    for another worker.
     """
     shell.run("mqtool", "new-task", "precious")
     result = shell.run("mqtool", "worker", "--shell", "--exec", f"exit {status}")
@@ -91,7 +93,9 @@ def test_a_broken_command_stops_the_worker_and_keeps_the_message(shell: Shell, s
 
 @on_any_broker
 def test_an_invalid_command_is_refused_before_a_message_is_taken(shell: Shell) -> None:
-    """A missing program, an unknown placeholder, or a placeholder that a shell would read as code exits with 2."""
+    """`worker --exec` with a missing program, an unknown placeholder, or shell syntax without --shell says what is
+    wrong and exits with 2.
+    """
     (shell.directory / "script").touch()
     for options, said in (
         (["--exec", "no-such-program"], "program 'no-such-program' not found"),
@@ -111,14 +115,14 @@ def test_an_invalid_command_is_refused_before_a_message_is_taken(shell: Shell) -
 
 @pytest.mark.parametrize("command", ["sh -c 'echo $MQ_QUEUE'", 'sh -c "echo $MQ_QUEUE"', r"echo \$HOME $1 a$ $"])
 def test_a_dollar_sign_in_quotes_is_for_the_program(command: str) -> None:
-    """--exec accepts a `$` in a quoted script or after a backslash, and one that starts no variable's name."""
+    """`--exec` accepts a `$` in a quoted script, after a backslash, or if it starts no variable name."""
     ExecCommand(command)
 
 
 @on_any_broker
 def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
-    """After --timeout, the program and the processes that it started are killed, and the message is retried or
-    dead-lettered.
+    """After `worker --timeout`, the program and the processes that it started are killed; without retries left, its
+    message is dead-lettered.
     """
     shell.run("mqtool", "new-task")
     result = shell.run(
@@ -132,7 +136,7 @@ def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_stderr_that_nobody_reads_does_not_disable_the_timeout(shell: Shell) -> None:
-    """If stderr is a full pipe, --timeout still ends the program, and kill -9 of the worker still ends it, too."""
+    """If nobody reads the stderr of `worker`, --timeout still ends its program, and so does kill -9 of the worker."""
     os.mkfifo(shell.directory / "log")
     reader = os.open(shell.directory / "log", os.O_RDONLY | os.O_NONBLOCK)
     talk = "echo $$ >> pids; exec yes >&2"
@@ -159,7 +163,9 @@ def test_a_stderr_that_nobody_reads_does_not_disable_the_timeout(shell: Shell) -
 
 @on_any_broker
 def test_rpc_client_raw_prints_each_reply_on_its_own_line(shell: Shell) -> None:
-    """Whether or not the server's program ends its output with a newline, each reply is one line."""
+    """`rpc-client --raw` prints each reply on one line, whether or not the server's program ends its output with a
+    newline.
+    """
     server = shell.start("mqtool", "rpc-server", "--exec", "tr a-z A-Z", "-c", "3").wait_until_ready()
     assert shell.run("mqtool", "rpc-client", "--raw", "--text", "one", "two", "three\n").stdout == "ONE\nTWO\nTHREE\n"
     assert server.wait().code == 0
@@ -167,7 +173,9 @@ def test_rpc_client_raw_prints_each_reply_on_its_own_line(shell: Shell) -> None:
 
 @on_any_broker
 def test_an_rpc_program_that_prints_too_much_is_killed(shell: Shell) -> None:
-    """A program that prints more than --max-output is killed; the client exits with 65, and the server continues."""
+    """If a program prints more than `rpc-server --max-output`, it is killed and the client exits with 65; the server
+    continues.
+    """
     program = 'read body; [ "$body" = yes ] && exec yes; head -c $body /dev/zero'
     options = ("--shell", "--exec", program, "--max-output", "1MiB", "-c", "3")
     server = shell.start("mqtool", "rpc-server", *options).wait_until_ready()
@@ -181,7 +189,7 @@ def test_an_rpc_program_that_prints_too_much_is_killed(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_background_process_does_not_delay_the_acknowledgement(shell: Shell) -> None:
-    """Once the program has ended, its message is acknowledged, even if a process that it started still writes to
+    """`worker` acknowledges a message once its program has ended, even if a process that it started still writes to
     stderr.
     """
     shell.run("mqtool", "new-task")
@@ -191,7 +199,7 @@ def test_a_background_process_does_not_delay_the_acknowledgement(shell: Shell) -
 
 @on_any_broker
 def test_all_of_a_programs_stderr_is_forwarded(shell: Shell) -> None:
-    """The worker forwards all lines that a program wrote to stderr, even to a slow reader."""
+    """`worker` forwards every line that its program writes to stderr, even to a slow reader."""
     shell.run("mqtool", "new-task")
     command = "mqtool worker -c 1 --shell --exec 'seq 40000 >&2' 2>&1 >/dev/null | (sleep 1; cat) | grep -c '^[0-9]*$'"
     assert shell.run("bash", "-c", command).stdout == "40000\n"
@@ -199,7 +207,9 @@ def test_all_of_a_programs_stderr_is_forwarded(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_quick_programs_are_acknowledged_before_a_slow_one_ends(shell: Shell, broker: TestBroker) -> None:
-    """Each message is acknowledged when its program ends, not when a slow one or the worker ends."""
+    """`worker` acknowledges each message when its own program ends; the quick ones do not wait for a slow one that runs
+    after them.
+    """
     shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" + "quick\n" * 20)
     program = "read body; echo $body; if [ $body = slow ]; then while ! [ -e go ]; do sleep 0.1; done; fi"
     worker = shell.start("mqtool", "worker", "--shell", "--exec", program).wait_until_ready()
@@ -238,8 +248,8 @@ def test_quick_programs_run_beside_slow_ones(shell: Shell, broker: TestBroker) -
 def test_a_worker_holds_one_message_for_each_program_or_as_many_as_prefetch_says(
     shell: Shell, broker: TestBroker, options: tuple[str, ...], left: int
 ) -> None:
-    """A worker holds only the messages of its programs, or as many as --prefetch says; all others stay in the queue for
-    other workers, also with --count.
+    """`worker` holds only the messages of its running programs, or as many as --prefetch says; the others stay in the
+    queue for other workers, even with --count.
     """
     shell.run("mqtool", "new-task", "-l", stdin="task\n" * 6)
     program = "echo started; while ! [ -e go ]; do sleep 0.1; done"
@@ -254,7 +264,9 @@ def test_a_worker_holds_one_message_for_each_program_or_as_many_as_prefetch_says
 
 @pytest.mark.keeps_messages
 def test_after_a_broken_command_the_remaining_messages_stay(shell: Shell) -> None:
-    """When a program exits with 127, the worker runs no more, and only the messages handled before are acknowledged."""
+    """When a program exits with 127, `worker` starts no more programs, and only the messages handled before are
+    acknowledged.
+    """
     shell.run("mqtool", "new-task", "-l", stdin="good\n" * 70 + "bad\n" + "good\n" * 9)
     program = "read body; echo $body; if [ $body = bad ]; then exit 127; fi"
     result = shell.run("mqtool", "worker", "--shell", "--exec", program)
@@ -276,7 +288,7 @@ def test_a_count_beyond_the_prefetch_is_exact(shell: Shell, broker: TestBroker) 
 
 @pytest.mark.keeps_messages
 def test_the_program_of_a_killed_worker_ends(shell: Shell) -> None:
-    """After kill -9 of the worker, its program ends, too; the message is redelivered to another worker."""
+    """After kill -9 of `worker`, its program ends as well, and the message is redelivered to another worker."""
     shell.run("mqtool", "new-task")
     worker = shell.start("mqtool", "worker", "--shell", "--exec", "echo $$ > pid; exec sleep 1000").wait_until_ready()
     wait_until(lambda: (shell.directory / "pid").exists() and (shell.directory / "pid").read_text(), "its program")
@@ -289,7 +301,9 @@ def test_the_program_of_a_killed_worker_ends(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_term_lets_running_programs_finish(shell: Shell) -> None:
-    """After SIGTERM, running programs finish and are acknowledged; the other messages are left for another worker."""
+    """After SIGTERM, `worker` lets the running programs finish and acknowledges their messages; the other messages stay
+    in the queue.
+    """
     for body in "abcd":
         shell.run("mqtool", "send", "-q", "jobs", body)
     worker = shell.start(
@@ -317,7 +331,7 @@ def test_term_lets_running_programs_finish(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_worker_stops_when_the_reader_of_its_output_has_gone(shell: Shell) -> None:
-    """`worker --exec … | head -1` exits with 141; messages whose output could not be printed stay in the queue."""
+    """`worker --exec … | head -1` exits with 141, and messages whose output could not be printed stay queued."""
     shell.run("sh", "-c", "seq 5 | mqtool send -l -q jobs")
     result = shell.run("bash", "-c", "mqtool worker -q jobs --shell --exec 'cat; echo; sleep 0.3' | head -1; "
                        "echo ${PIPESTATUS[0]}")  # fmt: skip
@@ -329,8 +343,8 @@ def test_a_worker_stops_when_the_reader_of_its_output_has_gone(shell: Shell) -> 
 
 @on_any_broker
 def test_a_killed_runner_ends_the_worker_and_keeps_the_message(shell: Shell) -> None:
-    """If mqtool's process that starts programs is killed, the worker exits with 1, and the message
-    stays in the queue.
+    """If the child process of `worker` that starts programs is killed, the worker exits with 1 and the message stays in
+    the queue.
     """
     worker = shell.start("mqtool", "worker", "--declare", "-q", "jobs", "--exec", "true").wait_until_ready()
     pid = worker.process.pid
@@ -345,7 +359,9 @@ def test_a_killed_runner_ends_the_worker_and_keeps_the_message(shell: Shell) -> 
 
 @pytest.mark.keeps_messages
 def test_after_a_killed_runner_at_most_one_message_is_handled_twice(shell: Shell) -> None:
-    """Messages that were handled before are acknowledged, so only the killed runner's message is handled again."""
+    """If the child process of `worker` that starts programs is killed, another worker handles the rest of the messages,
+    and at most one of them twice.
+    """
     shell.run("sh", "-c", "seq 200 | mqtool send -l -q jobs")
     program = ("--shell", "--exec", 'echo "$(cat)" >> done; sleep 0.01', "--concurrency", "2")
     worker = shell.start("mqtool", "worker", "--declare", "-q", "jobs", *program).wait_until_ready()
@@ -364,8 +380,8 @@ def test_after_a_killed_runner_at_most_one_message_is_handled_twice(shell: Shell
 
 
 def test_heartbeats_go_on_while_a_program_runs(shell: Shell, broker: TestBroker) -> None:
-    """A program may run longer than several heartbeat intervals: the connection stays open, and its message is
-    acknowledged.
+    """While a program runs longer than several heartbeat intervals, the connection of `worker` stays open, and the
+    message is acknowledged.
     """
     shell.environment["MQTOOL_URL"] = f"{broker.url}?heartbeat=2"
     shell.run("mqtool", "new-task")
@@ -385,8 +401,8 @@ def _is_alive(pid: int) -> bool:
 
 @pytest.mark.keeps_messages
 def test_a_failing_message_is_retried_with_backoff_then_dead_lettered(shell: Shell, broker: TestBroker) -> None:
-    """After 1 + --retries attempts with doubling delays, it is a dead letter with the reason, the attempts and its
-    queue.
+    """`worker` retries a failing message up to --retries times, with doubling delays, and then dead-letters it with
+    headers that give the reason, the attempts and the queue.
     """
     shell.run("mqtool", "send", "-q", "jobs", "--property", "message-id=m1", "-H", "k=v", "-H", "CC:=[]", "bad")
     result = shell.run(
@@ -419,7 +435,9 @@ def test_a_failing_message_is_retried_with_backoff_then_dead_lettered(shell: She
 
 @pytest.mark.keeps_messages
 def test_exit_status_65_dead_letters_and_others_retry(shell: Shell, broker: TestBroker) -> None:
-    """Status 65 dead-letters a message at once, 75 and others retry it; one that succeeds the second time is done."""
+    """A program's exit status 65 dead-letters its message at once, and any other failure retries it; a message whose
+    second attempt succeeds is done.
+    """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="65\n75\n9\n0\n")
     result = shell.run(
         "mqtool", "worker", "-q", "jobs", "-c", "6", "--backoff", "200ms", "--shell", "--exec",
@@ -447,7 +465,7 @@ def test_a_worker_whose_programs_all_failed_exits_with_1(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_long_retry_delay_does_not_hold_up_a_short_one(shell: Shell) -> None:
-    """Each retry delay has its own wait queue, so a message that waits an hour does not block one that waits 200 ms."""
+    """A message that waits an hour for its retry does not delay one that waits 200 ms."""
     shell.run("mqtool", "send", "-q", "jobs", "first")
     first = shell.run("mqtool", "worker", "-q", "jobs", "-c", "1", "--backoff", "1h", "--backoff-max", "2h",
                       "--exec", "false")  # fmt: skip
@@ -460,7 +478,7 @@ def test_a_long_retry_delay_does_not_hold_up_a_short_one(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_retry_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If the wait queue exists without a TTL, `worker` exits with 78, and the message stays in its queue."""
+    """If the wait queue for retries exists without a TTL, `worker` exits with 78 and the message stays in its queue."""
     broker.api("PUT", f"queues/{broker.vhost}/jobs.wait.1s", {"durable": True})
     shell.run("mqtool", "new-task", "-q", "jobs", "one")
     stopped = shell.run("mqtool", "worker", "-q", "jobs", "--exec", "false", "-c", "1")
@@ -471,7 +489,9 @@ def test_a_retry_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestB
 
 @on_any_broker
 def test_a_queue_with_the_longest_name_can_have_retries(shell: Shell, broker: TestBroker) -> None:
-    """The names of wait and dead-letter queues are cut to AMQP's 255 bytes, and `dlq redrive` finds them."""
+    """For a queue whose name has 255 bytes, `worker` can still retry and dead-letter messages, and `dlq redrive` moves
+    them back.
+    """
     queue = "ü" * 126 + "xyz"
     shell.run("mqtool", "send", "-q", queue, "poison")
     result = shell.run("mqtool", "worker", "-q", queue, "-c", "2", "--retries", "1", "--backoff", "100ms", "--exec",

@@ -1,4 +1,4 @@
-"""`broker fault` and `broker serve`."""
+"""`broker fault` and `broker serve` of the embedded broker."""
 
 import json
 from collections.abc import Iterator
@@ -27,7 +27,9 @@ def tester(lonely_shell: Shell, own: EmbeddedBroker) -> Shell:
 
 
 def test_faults_can_be_started_listed_and_ended(tester: Shell, own: EmbeddedBroker) -> None:
-    """`broker fault` cuts connections or silences the broker; `broker fault clear` ends the faults in force."""
+    """`broker fault` cuts connections, rejects publishes or silences the embedded broker; `broker fault ls` lists the
+    active faults, and `broker fault clear` ends them.
+    """
     worker = tester.start("mqtool", "receive", "--declare", "-q", "jobs", ready=True).wait_until_ready()
     assert tester.run("mqtool", "broker", "fault", "cut-connections").stderr == "cut-connections: 1 affected\n"
     worker.wait_for_stderr("connected again")
@@ -59,14 +61,14 @@ def test_faults_can_be_started_listed_and_ended(tester: Shell, own: EmbeddedBrok
     ],
 )
 def test_an_unknown_fault_or_argument_is_a_usage_error(tester: Shell, words: list[str], said: str) -> None:
-    """`broker fault` names the valid faults or arguments, and exits with 2."""
+    """`broker fault` with an unknown fault or argument says which are valid and exits with 2."""
     refused = tester.run("mqtool", "broker", "fault", *words)
     assert (refused.code, said in refused.stderr) == (2, True), refused.stderr
 
 
 def test_send_stream_exits_with_69_during_an_alarm(tester: Shell, own: EmbeddedBroker) -> None:
-    """While the broker blocks publishers, `send-stream` says that it may be low on memory or disk; later it works
-    again.
+    """While the broker blocks publishers, `send-stream` says that it may be low on memory or disk and exits with 69;
+    once the alarm has ended, it exits with 0.
     """
     streams = ("send-stream", "--stream-port", str(own.stream_port), "x")
     tester.run("mqtool", "broker", "fault", "block-publishers")
@@ -85,9 +87,7 @@ def test_rabbitmq_does_not_support_faults(shell: Shell, broker: TestBroker) -> N
 
 
 def test_broker_serve_runs_a_broker_in_memory(lonely_shell: Shell, tmp_path: Path) -> None:
-    """`broker serve --port 0` prints its URLs, writes the ready file, and removes it at the end; it
-    keeps no messages.
-    """
+    """`broker serve --port 0` prints its URLs and writes them to the ready file, which it removes when it ends."""
     command = ("mqtool", "broker", "serve", "--port", "0", "--management-port", "0", "--print-url", "--recording")
     broker = lonely_shell.start(*command, "--ready-file", "ready", "--like", "4.3").wait_for_stdout("http://")
     url, api = broker.stdout.split()

@@ -1,4 +1,4 @@
-"""`tap --firehose`: messages that no binding shows; afterwards the broker's tracing is as it was before."""
+"""`tap --firehose`: messages that no binding could show. Afterwards, tracing on the broker is as it was before."""
 
 import json
 import signal
@@ -35,7 +35,9 @@ def tapping(shell: Shell, *words: str) -> Running:
 
 
 def test_the_firehose_shows_every_published_message(shell: Shell, broker: TestBroker) -> None:
-    """`tap --all --json` prints each message as it was published, and `send --json` publishes the line unchanged."""
+    """`tap --all --firehose --json` prints each message as it was published, and `send --json` can publish that line
+    again unchanged.
+    """
     tap = tapping(shell, "--all", "--json", "-c", "2")
     sent = {
         "exchange": "amq.headers", "routing_key": "report", "headers": {"n": 1, "at": {"$timestamp": 1_700_000_000}},
@@ -58,7 +60,9 @@ def test_the_firehose_shows_every_published_message(shell: Shell, broker: TestBr
 def test_taps_of_the_default_exchange_and_of_deliveries_share_the_firehose(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """One tap shows what is published, another what a queue delivers; the firehose is off when both have ended."""
+    """With --firehose, one `tap` shows what is published to the default exchange, and another what a queue delivers.
+    Tracing is switched off when both have ended.
+    """
     connection.channel().declare(Queue("jobs", durable=True))
     default, queue = tapping(shell, "", "-c", "1"), tapping(shell, "-q", "jobs", "-F", "%q %r %R %b", "-c", "1")
     publish(broker, "amq.topic", "jobs")
@@ -75,7 +79,7 @@ def test_taps_of_the_default_exchange_and_of_deliveries_share_the_firehose(
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_firehose_is_switched_off_at_the_end(shell: Shell, broker: TestBroker, end: signal.Signals) -> None:
-    """After Ctrl-C, SIGTERM or the end of the terminal, `tap --all` switches the firehose off again."""
+    """After SIGINT, SIGTERM or SIGHUP, `tap --all --firehose` exits with 0 and switches the firehose off again."""
     tap = tapping(shell, "--all")
     assert is_on(broker)
     tap.process.send_signal(end)
@@ -85,7 +89,9 @@ def test_the_firehose_is_switched_off_at_the_end(shell: Shell, broker: TestBroke
 
 
 def test_a_firehose_that_was_on_stays_on(shell: Shell, broker: TestBroker) -> None:
-    """If the firehose was on before, `tap --all` leaves it on and says so."""
+    """If the firehose was on before, `tap --all --firehose` leaves it on and says so; `tap --firehose-off` switches it
+    off.
+    """
     broker.api("PUT", f"vhosts/{broker.vhost}", {"tracing": True})
     tap = tapping(shell, "--all").interrupt()
     assert tap.wait().code == 0
@@ -96,7 +102,7 @@ def test_a_firehose_that_was_on_stays_on(shell: Shell, broker: TestBroker) -> No
 
 
 def test_a_killed_tap_is_reported_by_the_next_one(shell: Shell, broker: TestBroker) -> None:
-    """After kill -9 the firehose is on; the next tap and `doctor` report it, and `tap --firehose-off`
+    """After kill -9, `tap` leaves the firehose on. The next `tap` and `doctor` report it, and `tap --firehose-off`
     switches it off.
     """
     tap = tapping(shell, "--all")
@@ -116,7 +122,7 @@ def test_a_killed_tap_is_reported_by_the_next_one(shell: Shell, broker: TestBrok
 
 
 def test_the_next_tap_switches_off_what_a_killed_one_left_on(shell: Shell, broker: TestBroker) -> None:
-    """A tap that ends normally switches off the firehose that a killed tap left on."""
+    """If a killed `tap` left the firehose on, the next `tap --firehose` that ends normally switches it off."""
     killed = tapping(shell, "--all")
     killed.process.send_signal(signal.SIGKILL)
     killed.wait()
@@ -126,8 +132,8 @@ def test_the_next_tap_switches_off_what_a_killed_one_left_on(shell: Shell, broke
 
 @on_any_broker
 def test_the_firehose_needs_an_option(shell: Shell) -> None:
-    """`tap` never switches on the firehose unless --firehose is given, because it costs the broker time; it exits with
-    2.
+    """`tap` of all messages or of the default exchange exits with 2 unless --firehose is given, since the firehose
+    costs the broker time.
     """
     for words, said in (
         (["--all"], "only the broker's firehose shows --all"),
@@ -141,7 +147,9 @@ def test_the_firehose_needs_an_option(shell: Shell) -> None:
 
 
 def test_tap_names_the_permission_that_is_missing(shell: Shell, broker: TestBroker) -> None:
-    """A tap needs the permission to read the exchange and to declare a queue; the firehose needs an administrator."""
+    """`tap` without the permission to declare its queue or to read the exchange exits with 77 and names it; --firehose
+    needs an administrator.
+    """
     user = f"tapper-{uuid.uuid4().hex[:8]}"
     broker.api("PUT", f"users/{user}", {"password": "secret", "tags": "management"})
     try:

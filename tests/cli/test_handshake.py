@@ -36,7 +36,9 @@ def send_to_server_that_answers(shell: Shell, answer: bytes, *options: str) -> R
 def test_a_connection_closed_during_the_handshake_is_explained(
     lonely_shell: Shell, protocol: str, answer: bytes
 ) -> None:
-    """The error says that the broker may be starting or stopping, and does not blame the port or the password."""
+    """If the server closes the connection during the handshake, `send` says that the broker may be starting or
+    stopping, and exits with 69.
+    """
     sent = send_to_server_that_answers(lonely_shell, answer, "--protocol", protocol)
     assert (sent.code, "closed the connection during the handshake" in sent.stderr) == (69, True), sent.stderr
     assert "the broker may be starting or stopping" in sent.stderr
@@ -46,7 +48,9 @@ def test_a_connection_closed_during_the_handshake_is_explained(
     "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x03\x00\x02\x02\x46"], ids=["HTTP", "TLS"]
 )
 def test_a_server_that_answers_in_another_protocol_is_the_wrong_port(lonely_shell: Shell, answer: bytes) -> None:
-    """If a server answers in HTTP or TLS, the error says that it is not an AMQP broker, and names AMQP's ports."""
+    """If a server answers in HTTP or TLS, `send` says that it is not an AMQP broker, names AMQP's port, and exits with
+    69.
+    """
     sent = send_to_server_that_answers(lonely_shell, answer)
     assert (sent.code, "is not an AMQP 0-9-1 broker" in sent.stderr) == (69, True), sent.stderr
     assert "AMQP's is 5672" in sent.stderr

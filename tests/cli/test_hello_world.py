@@ -20,7 +20,9 @@ def test_a_message_goes_from_send_to_receive(shell: Shell) -> None:
 
 @on_any_broker
 def test_aliases_and_options_of_other_tools_work(shell: Shell, broker: TestBroker) -> None:
-    """`publish`, `sub`, -n, a URL without a scheme, and a number of seconds without a unit are accepted."""
+    """The aliases `publish`, `sub` and `queue ls`, the option -n, a URL without a scheme, and a duration in plain
+    seconds are accepted.
+    """
     assert shell.run("mqtool", "publish", "-u", broker.url.removeprefix("amqp://"), "hi").code == 0
     received = shell.run("mqtool", "sub", "-n", "1", "--timeout", "60", "--raw")
     assert (received.stdout, received.code) == ("hi\n", 0)
@@ -48,7 +50,9 @@ _RECEIVERS = ["receive", "worker", "worker --exec true", "rpc-server", "receive-
 @pytest.mark.parametrize("command", _RECEIVERS)
 @pytest.mark.sampled(3)
 def test_a_receiver_declares_its_queue(shell: Shell, command: str) -> None:
-    """A receiver may start before the publisher; on a terminal, one line says that the queue is new."""
+    """If its queue does not exist, a receiver declares it, and says on a terminal that the queue is new; with
+    --no-declare, it exits with 69.
+    """
     receive = ("mqtool", *command.split(), "--idle-timeout", "10ms", "-q")
     refused = shell.run(*receive, "task", "--no-declare")
     assert (refused.code, "hint: --declare declares it" in refused.stderr) == (69, True)
@@ -62,7 +66,7 @@ def test_a_receiver_declares_its_queue(shell: Shell, command: str) -> None:
 
 @on_any_broker
 def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker) -> None:
-    """In a protected context, a receiver of a missing queue exits with 69, unless --declare is given."""
+    """In a protected context, `receive-log` of a missing queue exits with 69, unless --declare is given."""
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected")
     receive = ("mqtool", "receive-log", "fanout", "-C", "prod", "--idle-timeout", "10ms", "-q", "audit")
@@ -74,8 +78,8 @@ def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broke
 @on_any_broker
 @pytest.mark.parametrize("command", ["send", "new-task"])
 def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker, command: str) -> None:
-    """In a protected context, a publisher that names a missing queue exits with 69 and names the queue that was
-    probably meant; --declare declares it. A tutorial's own queue is declared as elsewhere.
+    """In a protected context, a publisher that names a missing queue exits with 69 and suggests a similar name;
+    --declare declares the queue. A tutorial's own queue is declared as elsewhere.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     management = ("--management", broker.management)
@@ -103,8 +107,8 @@ def test_a_receiver_that_names_an_offset_declares_a_stream(shell: Shell) -> None
 @pytest.mark.parametrize("command", ["receive -c 1", "worker -c 1", "worker -c 1 --exec true", "receive-delayed -c 1"])
 @pytest.mark.sampled(1)
 def test_receiving_creates_no_queue_by_a_mistyped_name(shell: Shell, broker: TestBroker, command: str) -> None:
-    """If the name resembles that of an existing queue, a receiver asks "did you mean", unless --declare or a setting is
-    given.
+    """If the name of a missing queue resembles an existing one, a receiver exits with 69 and asks "did you mean",
+    unless --declare or a queue argument is given.
     """
     assert shell.run("mqtool", "send", "-q", "invoices", "x").code == 0
     name, *rest = command.split()
@@ -121,7 +125,9 @@ def test_receiving_creates_no_queue_by_a_mistyped_name(shell: Shell, broker: Tes
 
 @on_any_broker
 def test_an_existing_queue_with_other_settings_is_used(shell: Shell, broker: TestBroker) -> None:
-    """No notice appears, unless the command asked for a setting that differs; then one line names the difference."""
+    """`send` and `receive` use an existing queue whose arguments differ from their defaults. Only if an option asks for
+    another value does a notice name the difference.
+    """
     shell.run("mqtool", "queue", "declare", "events", "--queue-type", "classic", "--max-length", "9")
     assert shell.run("mqtool", "send", "-q", "events", "x").stderr == " [x] Sent 'x'\n"
     received = shell.run("mqtool", "receive", "-q", "events", "-c", "1")

@@ -53,7 +53,9 @@ def topic_page(name: str, columns: int) -> str:
 
 @pytest.mark.parametrize("columns", LINES)
 def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
-    """`COMMAND --help` has a bounded number of lines, none wider than the terminal, and no ellipsis."""
+    """`COMMAND --help` has at most 60 lines on a terminal of 80 columns and 90 lines on one of 50, none wider than the
+    terminal, and no text is cut.
+    """
     for command in every(described())[1:]:
         page = page_of(command, columns)
         assert len(page.splitlines()) <= LINES[columns], command.words
@@ -64,7 +66,9 @@ def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
 
 
 def test_option_texts_are_short_phrases() -> None:
-    """An option's text has at most 60 characters and no full stop; every command has a sentence and examples."""
+    """In the help, an option's text has at most 60 characters and no full stop, and every command has a sentence and
+    examples.
+    """
     for command in every(described()):
         assert command.sentence, command.words
         assert len(command.sentence) <= 64
@@ -77,7 +81,7 @@ def test_option_texts_are_short_phrases() -> None:
 
 
 def test_help_all_shows_every_option() -> None:
-    """--help-all shows all options; --help names the topic of each option that it leaves out."""
+    """`COMMAND --help-all` shows all options; --help names the help topic of each option that it leaves out."""
     topics = {name: topic_page(name, 80) for name in TOPICS}
     for command in leaves(described()):
         everything, page = page_of(command, everything=True), page_of(command)
@@ -115,7 +119,9 @@ def test_mqtool_alone_says_how_to_start(lonely_shell: Shell) -> None:
 
 
 def test_mqtool_help_prints_the_help_of_a_command_or_topic(lonely_shell: Shell) -> None:
-    """`mqtool help X` prints what `mqtool X --help` prints, or a topic; without X, it prints `mqtool --help`."""
+    """`mqtool help X` prints the same as `mqtool X --help`, or a help topic; without X, it prints the same as `mqtool
+    --help`.
+    """
     assert lonely_shell.run("mqtool", "help").stdout == lonely_shell.run("mqtool", "--help").stdout
     assert (
         lonely_shell.run("mqtool", "help", "queue", "declare").stdout
@@ -126,7 +132,9 @@ def test_mqtool_help_prints_the_help_of_a_command_or_topic(lonely_shell: Shell) 
 
 
 def test_help_finds_a_command_by_its_alias(lonely_shell: Shell) -> None:
-    """`mqtool help pub` prints the help of `send`; the overview does not list aliases."""
+    """`mqtool help ALIAS` and `mqtool ALIAS --help` print the help of the command itself; the overview lists no
+    aliases.
+    """
     for typed, meant in (
         ("pub", "send"),
         ("consume", "receive"),
@@ -141,7 +149,7 @@ def test_help_finds_a_command_by_its_alias(lonely_shell: Shell) -> None:
 
 
 def test_help_can_be_piped_into_head(lonely_shell: Shell) -> None:
-    """If the reader of `--help-all` leaves early, nothing is printed on stderr."""
+    """If the reader of `--help-all` leaves early, as `head` does, nothing is printed on stderr."""
     result = lonely_shell.script("mqtool worker --help-all | head -n 1; echo ${PIPESTATUS[0]}")
     first, code = result.stdout.splitlines()
     assert first == "Usage: mqtool worker [OPTIONS]"
@@ -186,15 +194,15 @@ def test_a_mistyped_word_gets_the_nearest_name_as_a_hint(lonely_shell: Shell, ty
     ],
 )
 def test_an_option_of_another_tool_gets_mqtools_option_as_a_hint(lonely_shell: Shell, typed: str, hint: str) -> None:
-    """`send --host other` exits with 2, and the hint names --url."""
+    """An option that other tools have, such as --host, exits with 2, and the hint names mqtool's option for it."""
     result = lonely_shell.run("mqtool", *typed.split())
     assert (result.code, result.stdout) == (2, "")
     assert f"hint: {hint}" in result.stderr
 
 
 def test_hints_about_options_name_the_command() -> None:
-    """For each option of each command, the hint about a missing value, an unneeded value or an unknown option names the
-    command. Outside CI, an option that several commands have is tried in one of them.
+    """If an option lacks its value, has a value it does not take, or is unknown, the hint names the command. Outside
+    CI, an option that several commands have is tried with one of them.
     """
     tried = set()
     for command in leaves(described()):
@@ -230,7 +238,7 @@ def test_tutorial_options_are_shown_only_for_tutorial_commands() -> None:
 
 
 def test_a_group_alone_shows_its_help(lonely_shell: Shell) -> None:
-    """`mqtool queue` without a command prints its help once, with exit code 0."""
+    """A group of commands alone, such as `mqtool queue`, prints its help once and exits with 0."""
     for group in (each.words for each in every(described())[1:] if each.commands):
         alone = lonely_shell.run("mqtool", *group)
         assert alone == lonely_shell.run("mqtool", *group, "--help")
@@ -258,8 +266,8 @@ def test_all_commands_fit_on_one_screen() -> None:
     ],
 )
 def test_a_command_of_rabbitmqctl_gets_mqtools_command_as_a_hint(lonely_shell: Shell, typed: str, line: str) -> None:
-    """`mqtool list_queues` exits with 2; the hint is the full command, which `mqtool help rabbitmqctl`
-    lists as well.
+    """A command of rabbitmqctl, such as `mqtool list_queues`, exits with 2; the hint is mqtool's command, which `mqtool
+    help rabbitmqctl` lists as well.
     """
     result = lonely_shell.run("mqtool", *typed.split())
     assert (result.code, result.stderr.splitlines()[1]) == (2, f"hint: {line}")
@@ -268,7 +276,7 @@ def test_a_command_of_rabbitmqctl_gets_mqtools_command_as_a_hint(lonely_shell: S
 
 @pytest.mark.parametrize("row", re.findall(r"(?m)^  \S+  mqtool (.*)", topic_text("rabbitmqctl")[1]))
 def test_commands_in_the_rabbitmqctl_topic_exist(row: str) -> None:
-    """Each line of `mqtool help rabbitmqctl` has an existing command with existing options."""
+    """Each line of `mqtool help rabbitmqctl` shows an existing command with existing options."""
     words = row.split()
     if words != ["--version"]:
         command = next(each for each in leaves(described()) if tuple(words[: len(each.words)]) == each.words)
@@ -285,7 +293,9 @@ def test_commands_in_the_rabbitmqctl_topic_exist(row: str) -> None:
     ],
 )
 def test_a_usage_error_shows_the_right_form(lonely_shell: Shell, typed: str, said: str) -> None:
-    """The hint shows a correct option or an example; a password that was typed as an argument is not printed."""
+    """The hint of a usage error shows a correct option or an example, and a password typed as an argument is not
+    printed.
+    """
     result = lonely_shell.run("mqtool", *typed.split())
     assert result.code == 2
     assert said in result.stderr
@@ -293,6 +303,6 @@ def test_a_usage_error_shows_the_right_form(lonely_shell: Shell, typed: str, sai
 
 
 def test_an_option_is_typed_in_lower_case_with_every_typer() -> None:
-    """No release of typer that mqtool accepts makes --RATE of the option --rate, whose value is shown as RATE."""
+    """The help shows every long option in lower case, such as --rate, with each supported release of typer."""
     flags = [flag for command in every(described()) for option in command.options for flag in option.flags]
     assert [flag for flag in flags if flag.startswith("--") and flag != flag.lower()] == []

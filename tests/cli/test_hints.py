@@ -1,4 +1,4 @@
-"""Hints that lead to a command that works."""
+"""Hints about usage errors: each leads to a command that exists."""
 
 import pytest
 
@@ -22,13 +22,15 @@ from tests.cli.shell import Shell
     ],
 )
 def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, command: list[str], hint: str) -> None:
-    """For a mistyped command, the hint names the similar command, its plural form, its group, or the missing quotes."""
+    """If a command is mistyped, the hint names what was probably meant: a similar command, its group, or missing
+    quotes.
+    """
     refused = lonely_shell.run("mqtool", *command)
     assert (refused.code, hint in refused.stderr) == (2, True), refused.stderr
 
 
 def test_a_tutorial_can_be_named_like_its_file(lonely_shell: Shell) -> None:
-    """`tutorial show hello_world` works like `tutorial show hello-world`."""
+    """`tutorial show hello_world`, with an underscore as in the script's file name, shows `hello-world`."""
     shown = lonely_shell.run("mqtool", "tutorial", "show", "hello_world")
     assert (shown.code, "mqtool send" in shown.stdout) == (0, True)
 
@@ -37,7 +39,7 @@ def test_a_tutorial_can_be_named_like_its_file(lonely_shell: Shell) -> None:
     ("typed", "name"), [("pubsub", "publish_subscribe"), ("streams", "stream_hello_world"), ("7", "publisher_confirms")]
 )
 def test_a_tutorial_can_be_named_by_a_usual_short_form(lonely_shell: Shell, typed: str, name: str) -> None:
-    """`tutorial show pubsub` and `streams` show the tutorials that learners call so."""
+    """`tutorial show` also accepts a tutorial's number or a usual short name, such as `pubsub` or `streams`."""
     assert f"{name}.py" in lonely_shell.run("mqtool", "tutorial", "show", typed).stdout
 
 
@@ -45,7 +47,7 @@ def test_a_tutorial_can_be_named_by_a_usual_short_form(lonely_shell: Shell, type
 def test_a_number_without_a_tutorial_is_refused_with_the_numbers_that_there_are(
     lonely_shell: Shell, command: str
 ) -> None:
-    """RabbitMQ numbers seven tutorials; for `tutorial show 8`, the error says so and the hint names the list."""
+    """`tutorial show 8`, `run 8` and `try 8` exit with 2 and say that RabbitMQ's tutorials are numbered 1 to 7."""
     refused = lonely_shell.run("mqtool", "tutorial", command, "8")
     assert (refused.code, refused.stderr.splitlines()) == (
         2,
@@ -67,7 +69,9 @@ def test_broker_up_says_how_to_start_a_broker_at_the_port_of_a_variable(lonely_s
 
 @on_any_broker
 def test_unquoted_patterns_that_became_file_names_are_noticed(shell: Shell) -> None:
-    """If every pattern of `receive-log topic` is the name of a file here, it warns that `*` was probably not quoted."""
+    """If every pattern of `receive-log topic` is the name of a file in the directory, the command warns that `*` was
+    probably not quoted.
+    """
     for name in ("notes.txt", "todo"):
         (shell.directory / name).touch()
     receive = ("mqtool", "receive-log", "topic", "--idle-timeout", "10ms")
@@ -80,7 +84,9 @@ def test_unquoted_patterns_that_became_file_names_are_noticed(shell: Shell) -> N
 
 @on_any_broker
 def test_an_unquoted_star_as_a_routing_key_is_noticed(shell: Shell) -> None:
-    """If the arguments of `emit-log topic` begin with the names of all files here, it asks whether a `*` was meant."""
+    """If the arguments of `emit-log topic` begin with the names of all files in the directory, the command asks whether
+    it was a `*` without quotes.
+    """
     for name in ("notes.txt", "todo"):
         (shell.directory / name).touch()
     asked = "was it a * without quotes?"
@@ -89,13 +95,15 @@ def test_an_unquoted_star_as_a_routing_key_is_noticed(shell: Shell) -> None:
 
 
 def test_an_option_before_the_command_is_told_to_follow_it(lonely_shell: Shell) -> None:
-    """`mqtool -u URL receive` is refused with the hint that options follow the command."""
+    """An option before the command, as in `mqtool -u URL receive`, exits with 2, and the hint says that options follow
+    the command.
+    """
     refused = lonely_shell.run("mqtool", "-u", "localhost", "receive")
     assert (refused.code, "hint: options follow the command: mqtool COMMAND -u …\n" in refused.stderr) == (2, True)
 
 
 def test_a_queue_given_as_an_option_is_told_to_be_an_argument(lonely_shell: Shell) -> None:
-    """`peek -q hello` is refused with the hint that the queue is an argument of `peek`."""
+    """`peek -q hello` exits with 2, and the hint says that the queue is an argument of `peek`."""
     refused = lonely_shell.run("mqtool", "peek", "-q", "hello")
     assert (refused.code, "hint: it is an argument: mqtool peek" in refused.stderr) == (2, True)
 
@@ -110,5 +118,7 @@ def test_a_queue_given_as_an_option_is_told_to_be_an_argument(lonely_shell: Shel
     ],
 )
 def test_a_help_topic_says_what_scripts_rely_on(lonely_shell: Shell, topic: str, says: str) -> None:
-    """`mqtool help` names the exit codes of a worker, and which input is sent or kept."""
+    """`mqtool help programs` and `mqtool help messages` give the exit codes of a worker, and say which input is sent or
+    kept.
+    """
     assert says in " ".join(lonely_shell.run("mqtool", "help", topic).stdout.split())

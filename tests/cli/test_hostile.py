@@ -1,6 +1,6 @@
-"""No message stops a command: it handles a batch of hostile messages up to the last one, which is a plain one.
-
-RabbitMQ 4.3 delivers by priority, also from quorum queues, so that others may come behind it there.
+"""Messages with hostile bodies, keys and headers: no command crashes on them or prints lines that they forge. Each
+batch ends with a plain message; RabbitMQ 4.3 delivers by priority, also from quorum queues, so others may follow it
+there.
 """
 
 import json
@@ -56,9 +56,7 @@ LIMITS = ("--timeout", "30s")
 
 
 def test_receive_handles_hostile_messages(shell: Shell, play: Any) -> None:
-    """`receive` prints hostile messages in each format; its NDJSON is valid and can be sent and received again
-    unchanged.
-    """
+    """`receive` prints every hostile message in each format, and its NDJSON is valid input for `send --json`."""
     formats = {"text": [], "raw": ["--raw"], "json": ["--json"], "places": ["-F", "%r %e %i %c %l %h %s %b"]}
     count = play(*formats)
     results = {
@@ -79,7 +77,9 @@ def test_receive_handles_hostile_messages(shell: Shell, play: Any) -> None:
 
 @on_any_broker
 def test_reconcile_handles_hostile_messages(shell: Shell, play: Any) -> None:
-    """`recording reconcile` counts messages without an id instead of comparing them."""
+    """`recording reconcile` finds the one message it looks for among hostile ones, and says how many have no message
+    id.
+    """
     count = play("q")
     received = shell.run("mqtool", "receive", "-q", "q", "--durable", "-c", str(count), *LIMITS, "--json")
     (shell.directory / "got").write_bytes(received.stdout_bytes)
@@ -93,7 +93,7 @@ def test_reconcile_handles_hostile_messages(shell: Shell, play: Any) -> None:
 
 @on_any_broker
 def test_receive_log_and_receive_delayed_handle_hostile_messages(shell: Shell, play: Any) -> None:
-    """`receive-log` and `receive-delayed` receive a batch of hostile messages and then the plain one."""
+    """`receive-log` and `receive-delayed` print a whole batch of hostile messages up to the plain one at its end."""
     count = play("logs", "late")
     limits = ("--durable", "-c", str(count), *LIMITS)
     logs = survived(shell.run("mqtool", "receive-log", "topic", "#", "-q", "logs", *limits))
@@ -104,7 +104,7 @@ def test_receive_log_and_receive_delayed_handle_hostile_messages(shell: Shell, p
 
 @on_any_broker
 def test_worker_handles_hostile_messages(shell: Shell, play: Any) -> None:
-    """`worker` without a program receives a batch of hostile messages and then the plain one."""
+    """`worker` without a program handles a whole batch of hostile messages up to the plain one at its end."""
     result = survived(shell.run("mqtool", "worker", "-q", "q", "-c", str(play("q")), *LIMITS))
     assert b"Received last\n" in result.stdout_bytes
 
@@ -113,7 +113,9 @@ def test_worker_handles_hostile_messages(shell: Shell, play: Any) -> None:
 @pytest.mark.parametrize("how", ["exec", "shell", "deduplicate"])
 @pytest.mark.sampled(1)
 def test_worker_passes_hostile_messages_to_programs(shell: Shell, play: Any, how: str) -> None:
-    """Placeholders, arguments and environment variables of a program are filled from any message."""
+    """`worker` fills a program's arguments and environment variables from any hostile message; each message is handled
+    and none is retried.
+    """
     count = play("q")
     options = {
         "exec": ["--exec", "echo '{routing_key}{message_id}{attempt}'"],
@@ -128,8 +130,8 @@ def test_worker_passes_hostile_messages_to_programs(shell: Shell, play: Any, how
 
 @on_any_broker
 def test_a_message_that_names_a_missing_program_is_dead_lettered(shell: Shell) -> None:
-    """With `worker --exec '{message_id}'`, a message whose id is no program is dead-lettered, and the
-    worker continues.
+    """With `worker --exec '{message_id}'`, a message whose id names no program is dead-lettered, and the worker
+    continues.
     """
     shell.run("mqtool", "new-task", "--json", stdin=b'{"body":"","properties":{"message_id":"no such program"}}\n')
     shell.run("mqtool", "new-task", "--json", stdin=b'{"body":"","properties":{"message_id":"true"}}\n')
@@ -139,7 +141,9 @@ def test_a_message_that_names_a_missing_program_is_dead_lettered(shell: Shell) -
 
 @on_any_broker
 def test_control_characters_are_escaped_on_a_terminal(shell: Shell) -> None:
-    """Control characters in keys, ids and bodies are printed as escapes; only a body may have several lines."""
+    """On a terminal, `receive` and `receive-log` print control characters in keys, ids and bodies as escapes; only a
+    body may have several lines.
+    """
     line = {"body": "a\nb\x1b[31m", "routing_key": "k\nmqtool: \u202e", "properties": {"message_id": "\x9b\n"}}
     shell.run("mqtool", "queue", "declare", "q", "--durable")
     assert shell.run("mqtool", "exchange", "bind", "amq.topic", "q", "#").code == 0
@@ -157,7 +161,9 @@ def test_control_characters_are_escaped_on_a_terminal(shell: Shell) -> None:
 
 @large
 def test_hostile_messages_are_retried_dead_lettered_and_redriven(shell: Shell, play: Any) -> None:
-    """Hostile messages whose program fails are retried, dead-lettered, redriven and dropped like all others."""
+    """Hostile messages whose program fails are all retried and dead-lettered by `worker`, and moved back by `dlq
+    redrive`.
+    """
     count = left = play("q")
     worker = ("mqtool", "worker", "-q", "q", *LIMITS, "--exec", "false", "--backoff", "1ms", "--retries", "1")
     store, said = ["--deduplicate", "--dedup-store", "store"], ""
@@ -173,8 +179,8 @@ def test_hostile_messages_are_retried_dead_lettered_and_redriven(shell: Shell, p
 
 
 def test_dlq_commands_handle_forged_histories(shell: Shell, play: Any, broker: TestBroker) -> None:
-    """Whatever history dead letters claim, `dlq redrive` leaves those that it cannot move, and
-    continues with the rest.
+    """If the headers of dead letters are forged, `dlq ls`, `show` and `drop` succeed, and `dlq redrive` leaves those
+    messages where they are.
     """
     count = play("q.dlq")
     survived(shell.run("mqtool", "dlq", "ls", "--management", broker.management))
@@ -190,7 +196,7 @@ def test_dlq_commands_handle_forged_histories(shell: Shell, play: Any, broker: T
 
 @on_any_broker
 def test_rpc_server_answers_hostile_requests(shell: Shell, play: Any) -> None:
-    """`rpc-server` answers each request, if only with an error."""
+    """`rpc-server` handles every request of a hostile batch and exits with 0; its queue is empty afterwards."""
     count = play("fib", "add", "cat")
     limits = ("-c", str(count), *LIMITS)
     for queue, options in (("fib", []), ("add", ["--function", "fib", "--json"]), ("cat", ["--exec", "cat"])):
@@ -200,7 +206,7 @@ def test_rpc_server_answers_hostile_requests(shell: Shell, play: Any) -> None:
 
 @on_any_broker
 def test_rpc_client_handles_hostile_replies(shell: Shell, broker: TestBroker) -> None:
-    """`rpc-client` ignores replies that belong to no request, and prints the others, whatever they contain."""
+    """`rpc-client` survives any reply: it prints no traceback and no escape sequence, whatever the reply contains."""
     replies = [message for message in batch() if len(message.body) < 10_000]
     shell.run("mqtool", "queue", "declare", "rpc", "--durable")
     for options in ([], ["--raw"]):
@@ -213,7 +219,9 @@ def test_rpc_client_handles_hostile_replies(shell: Shell, broker: TestBroker) ->
 
 @pytest.mark.own_vhost("some of these names cannot be deleted by the management API")
 def test_listing_commands_handle_hostile_names(shell: Shell, broker: TestBroker) -> None:
-    """Commands that list queues, exchanges and bindings escape any name and argument."""
+    """Commands that list queues, exchanges and bindings succeed whatever the names and arguments contain, and no name
+    forges a line of output.
+    """
     hostile.name_everything(broker.url)
     api = ("--management", broker.management)
     for command in (
@@ -229,8 +237,8 @@ def test_listing_commands_handle_hostile_names(shell: Shell, broker: TestBroker)
 
 
 def test_a_body_of_100_mb_is_handled_by_every_command(shell: Shell, broker: TestBroker) -> None:
-    """A body of 100 MB is received, passed to a program, dead-lettered, redriven, and returned by `rpc-server`,
-    unchanged.
+    """A body of 100 MB is passed to a program, dead-lettered, moved back and received in full, and `rpc-server` can
+    return one.
     """
     only_in_ci("it moves a gigabyte")
     # A container has too little memory for that many copies, and RabbitMQ 4.0 takes 16 MiB at most.

@@ -1,7 +1,6 @@
-"""mqtool beside the tutorials' own programs: every tutorial, every dialect, whichever side starts first.
-
-Both sides print their lines in full on purpose: had mqtool declared anything otherwise than its neighbour, the plain
-pika program would have died of a 406, and mqtool would have said so in a line more on stderr.
+"""mqtool beside the tutorials' own programs: every tutorial, every dialect, whichever side starts first. The tests
+compare all lines of both sides: if mqtool declared anything differently, the pika program would end with a 406, and
+mqtool would print one more line on stderr.
 """
 
 import pytest
@@ -94,7 +93,7 @@ def leave(running: Running) -> None:
 @whoever_is_first
 @pytest.mark.sampled(3)
 def test_send_and_receive_work_with_the_tutorials_scripts(room: Room, first: str) -> None:
-    """Tutorial 1: each side receives what the other side has sent, whichever starts first."""
+    """Tutorial 1: mqtool and the tutorial's script each receive what the other has sent, whichever starts first."""
 
     def mqtool_sends() -> None:
         sent = room.mqtool("send")
@@ -126,7 +125,9 @@ def test_send_and_receive_work_with_the_tutorials_scripts(room: Room, first: str
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_new_task_and_worker_work_with_the_tutorials_scripts(room: Room, first: str) -> None:
-    """Tutorial 2: persistent tasks of each side are handled by a worker of the other side."""
+    """Tutorial 2: the worker of mqtool handles the tasks of the tutorial's script, and the script's worker those of
+    mqtool.
+    """
 
     def mqtool_asks() -> None:
         sent = room.mqtool("new-task", "A", "task")
@@ -164,8 +165,8 @@ def test_new_task_and_worker_work_with_the_tutorials_scripts(room: Room, first: 
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_fanout_logs_reach_receivers_of_both_sides(room: Room, first: str) -> None:
-    """Tutorial 3: every receiver gets the logs of both sides; a log that was sent before any receiver
-    started is lost.
+    """Tutorial 3: the receivers of mqtool and of the tutorial's script both get the logs of both; a log sent before any
+    receiver has started is lost.
     """
     emit = {"mqtool": lambda: room.mqtool("emit-log", "fanout"), "script": lambda: room.script("emit-fanout", "mine")}
     emit[first]()
@@ -188,7 +189,9 @@ def test_fanout_logs_reach_receivers_of_both_sides(room: Room, first: str) -> No
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_direct_logs_reach_receivers_of_both_sides(room: Room, first: str) -> None:
-    """Tutorial 4: each receiver gets logs of the severities that it named, from both sides, and no others."""
+    """Tutorial 4: the receivers of mqtool and of the tutorial's script get the logs of both with the severities they
+    name, and no others.
+    """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "direct", "error", "Run. Run.", "Or it will explode."),
         "script": lambda: room.script("emit-direct", "warning", "Hot"),
@@ -218,7 +221,9 @@ def test_direct_logs_reach_receivers_of_both_sides(room: Room, first: str) -> No
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_topic_logs_reach_receivers_of_both_sides(room: Room, first: str) -> None:
-    """Tutorial 5: each receiver gets the logs that match its patterns once, from both sides, and no others."""
+    """Tutorial 5: the receivers of mqtool and of the tutorial's script get each log that matches their patterns once,
+    and no others.
+    """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "topic", "kern.critical", "A critical kernel error"),
         "script": lambda: room.script("emit-topic", "cron.critical", "Late"),
@@ -247,7 +252,9 @@ def test_topic_logs_reach_receivers_of_both_sides(room: Room, first: str) -> Non
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_rpc_works_with_the_tutorials_scripts(room: Room, first: str) -> None:
-    """Tutorial 6: a server of each side answers the client of the other, whichever side declared the queue."""
+    """Tutorial 6: the servers of mqtool and of the tutorial's script answer each other's clients, whichever has
+    declared the queue.
+    """
 
     def mqtool_asks_script() -> None:
         server = room.start_script("rpc-server")
@@ -286,9 +293,7 @@ HELLO = {
 def test_a_queue_that_differs_is_used_as_it_is(
     shell: Shell, connection: Connection, broker: TestBroker, difference: str
 ) -> None:
-    """If the queue exists with other settings, `send` and `receive` use it, print one notice each, and do not change
-    it.
-    """
+    """If the queue exists with other arguments, `send` and `receive` print one notice each and use it unchanged."""
     existing = HELLO[difference]
     keep = connection.channel(strict=True)
     keep.declare(existing)
@@ -310,7 +315,7 @@ def test_a_queue_that_differs_is_used_as_it_is(
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("difference", HELLO)
 def test_strict_refuses_a_queue_that_differs(shell: Shell, connection: Connection, difference: str) -> None:
-    """With --strict, `send` and `receive` exit with 78 if the queue has other settings; nothing is sent, received or
+    """With --strict, `send` and `receive` exit with 78 if the queue exists with other arguments, and the queue is not
     changed.
     """
     existing = HELLO[difference]
@@ -330,7 +335,7 @@ def test_strict_refuses_a_queue_that_differs(shell: Shell, connection: Connectio
 
 
 def test_strict_leaves_the_messages_of_a_queue_that_differs(shell: Shell) -> None:
-    """After `send --strict` and `receive --strict` were refused, the queue contains only the message that it had."""
+    """If `send --strict` and `receive --strict` are refused, the queue keeps exactly the message that it had."""
     shell.run("mqtool", "send", "theirs", "--dialect", "python-classic")
 
     shell.run("mqtool", "send", "ours", "--strict")
@@ -365,7 +370,9 @@ LOGS = {
 
 @pytest.mark.parametrize("difference", LOGS)
 def test_an_exchange_that_differs_is_used_as_it_is(shell: Shell, connection: Connection, difference: str) -> None:
-    """If the exchange exists with other settings, `emit-log` and `receive-log` use it, and print one notice each."""
+    """If the exchange exists with other arguments, `emit-log` and `receive-log` print one notice each and use it
+    unchanged.
+    """
     keep = connection.channel(strict=True)
     keep.declare(LOGS[difference])
 
@@ -384,7 +391,9 @@ def test_an_exchange_that_differs_is_used_as_it_is(shell: Shell, connection: Con
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("difference", LOGS)
 def test_strict_refuses_an_exchange_that_differs(shell: Shell, connection: Connection, difference: str) -> None:
-    """With --strict, an exchange with other settings is exit code 78, and stays as it was."""
+    """With --strict, `emit-log` and `receive-log` exit with 78 if the exchange exists with other arguments, and the
+    exchange is not changed.
+    """
     keep = connection.channel(strict=True)
     keep.declare(LOGS[difference])
 
@@ -402,7 +411,9 @@ def test_strict_refuses_an_exchange_that_differs(shell: Shell, connection: Conne
 def test_an_exchange_of_another_type_is_never_used(
     shell: Shell, connection: Connection, command: list[str], strict: list[str]
 ) -> None:
-    """An exchange of another type would route differently: exit code 78 with a hint, with or without --strict."""
+    """If the exchange exists with another type, `emit-log` and `receive-log` exit with 78 and a hint, with or without
+    --strict.
+    """
     existing = Exchange("direct_logs", "topic")
     keep = connection.channel(strict=True)
     keep.declare(existing)
@@ -421,7 +432,9 @@ def test_an_exchange_of_another_type_is_never_used(
 def test_an_exclusive_queue_of_another_connection_is_never_used(
     shell: Shell, connection: Connection, command: list[str]
 ) -> None:
-    """Commands on an exclusive queue of another connection exit with 78 and a hint, and the owner keeps its queue."""
+    """Commands on a queue that is exclusive to another connection exit with 78 and a hint, and the owner keeps its
+    queue.
+    """
     owner = connection.channel(strict=True)
     theirs = owner.declare(Queue("theirs", exclusive=True))
 
@@ -435,7 +448,7 @@ def test_an_exclusive_queue_of_another_connection_is_never_used(
 
 
 def test_send_declares_a_queue_exactly_as_its_options_say(shell: Shell, connection: Connection) -> None:
-    """Options win over the dialect: a queue is declared with these arguments and no others."""
+    """`send` declares a queue with exactly the arguments that its options give, and not with the dialect's."""
     result = shell.run("mqtool", "send", "-q", "odd", "--transient", "--argument", "x-max-length=7", "x")
 
     assert (result.stderr, result.code) == (" [x] Sent 'x'\n", 0)
@@ -448,7 +461,9 @@ def test_send_declares_a_queue_exactly_as_its_options_say(shell: Shell, connecti
 @pytest.mark.parametrize("dialect", [Dialect.PYTHON])
 @whoever_is_first
 def test_delayed_messages_work_with_the_tutorials_scripts(room: Room, connection: Connection, first: str) -> None:
-    """With the plugin, each side delivers what the other side delayed, by the header x-delay."""
+    """With the delayed message plugin, mqtool and the tutorial's script each receive what the other has delayed by the
+    header x-delay.
+    """
     if not has_plugin(connection.channel(), DELAY_EXCHANGE):
         pytest.skip("this broker has no delayed message plugin")
 

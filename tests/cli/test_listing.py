@@ -1,4 +1,4 @@
-"""`list`: the rows of rabbitmqctl, from any machine."""
+"""`list`: the rows that rabbitmqctl prints, from any machine."""
 
 import json
 import re
@@ -46,7 +46,9 @@ def busy(shell: Shell, listing: object) -> Iterator[Running]:
 
 
 def test_each_kind_is_listed(busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker) -> None:
-    """`list` shows queues, connections, channels, consumers and so on with their usual columns."""
+    """`list` shows queues, connections, channels, consumers, bindings, exchanges, users, permissions and plugins with
+    their usual columns.
+    """
     mine = ("--where", f"vhost={broker.vhost}")
     counts = {"name": "task_queue", "messages_unacknowledged": 2, "messages_ready": 1}
     wait_until(lambda: counts in listing("queues", *counts), "the queue's counts")
@@ -62,7 +64,9 @@ def test_each_kind_is_listed(busy: Running, listing: Callable[..., list[dict[str
 
 
 def test_list_queues_shows_current_counts(shell: Shell, listing: object) -> None:
-    """Ready messages and consumers are current, since AMQP gives them; a note says if other counts may be 5 s old."""
+    """`list queues` shows current counts of ready messages and consumers; a note says if counts of unacknowledged
+    messages are up to 5 s old.
+    """
     shell.run("mqtool", "new-task", "-l", stdin="one\ntwo\nthree\n")
     listed = shell.run("mqtool", "list", "queues")
     assert (listed.stdout, listed.code) == ("task_queue\t3\n", 0)
@@ -80,7 +84,7 @@ def test_list_queues_shows_current_counts(shell: Shell, listing: object) -> None
 def test_exclusive_queues_and_streams_are_listed_with_counts_of_the_api(
     shell: Shell, broker: TestBroker, connection: Connection, listing: object
 ) -> None:
-    """`list queues` shows the management API's counts of queues that AMQP cannot count."""
+    """For exclusive queues and streams, `list queues` shows the management API's counts, since AMQP gives none."""
     channel = connection.channel()
     channel.declare(Queue("mine", exclusive=True))
     expected = "mine\t1\n"
@@ -114,7 +118,7 @@ _OF_VHOST = ("list_queues", "list_exchanges", "list_bindings", "list_consumers",
 def test_list_prints_the_rows_of_rabbitmqctl(
     busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker
 ) -> None:
-    """On the same RabbitMQ, each kind of list has the same rows as the corresponding rabbitmqctl command."""
+    """On the same RabbitMQ, each kind of `list` prints the same rows as the corresponding rabbitmqctl command."""
     started = state.load("suite-node")
     if started is None:
         pytest.skip("rabbitmqctl reaches no node but our own")
@@ -146,7 +150,9 @@ def same(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> bool:
 
 @on_any_broker
 def test_rows_in_a_pipe_are_separated_by_tabs(shell: Shell, listing: object) -> None:
-    """In a pipe, each row is one line with the chosen columns; tabs and newlines in names are escaped."""
+    """In a pipe, `list queues` prints one line per queue with the chosen columns, separated by tabs; tabs in names are
+    escaped.
+    """
     shell.run("mqtool", "queue", "declare", "a\tb\\c", "--queue-type", "classic")
     shell.run("mqtool", "queue", "declare", "[/red]", "--queue-type", "classic")
     listed = shell.run("mqtool", "list", "queues", "durable", "name", "--sort", "name")
@@ -157,7 +163,9 @@ def test_rows_in_a_pipe_are_separated_by_tabs(shell: Shell, listing: object) -> 
 def test_more_queues_than_one_page_are_listed_once_each(
     connection: Connection, listing: Callable[..., list[dict[str, Any]]], shell: Shell
 ) -> None:
-    """With 1,100 queues, `list queues` prints each once, sorted and filtered as asked."""
+    """With 1,100 queues, more than a page of the management API, `list queues` prints each once, and --where and --sort
+    apply to all.
+    """
     channel = connection.channel()
     for number in range(1_100):
         channel.declare(Queue(f"q{number:04}", exclusive=True))
@@ -178,7 +186,7 @@ def test_more_queues_than_one_page_are_listed_once_each(
 
 @on_any_broker
 def test_where_tests_columns_that_are_not_shown(shell: Shell, listing: Callable[..., list[dict[str, Any]]]) -> None:
-    """--where may use any column, and keys of the arguments."""
+    """`list queues --where` may test any column, shown or not, and keys of the queue's arguments."""
     shell.run("mqtool", "queue", "declare", "a", "--queue-type", "quorum")
     shell.run("mqtool", "queue", "declare", "b", "--queue-type", "classic")
     shell.run("mqtool", "send", "-r", "b", "one")
@@ -192,7 +200,9 @@ def test_where_tests_columns_that_are_not_shown(shell: Shell, listing: Callable[
 
 @on_any_broker
 def test_a_table_on_a_terminal_escapes_names(shell: Shell, listing: object) -> None:
-    """Names with markup or control characters are shown as text, and the table fits into 80 columns."""
+    """On a terminal, `list queues` shows markup and control characters in names as text, and its table fits into 80
+    columns.
+    """
     names = ["[/red]", "a\x1b[31mb", "q" * 60]
     for name in names:
         shell.run("mqtool", "queue", "declare", name, "--queue-type", "classic")
@@ -208,7 +218,9 @@ def test_a_table_on_a_terminal_escapes_names(shell: Shell, listing: object) -> N
 
 @on_any_broker
 def test_a_wrong_column_names_the_nearest(shell: Shell, listing: object) -> None:
-    """A mistyped column exits with 2 and "did you mean", before the broker is asked."""
+    """If a column of `list queues` is mistyped, the command exits with 2 and asks "did you mean" with the nearest
+    column.
+    """
     for words in (
         ["mesages_ready"],
         ["--sort", "-mesages_ready"],
@@ -222,14 +234,16 @@ def test_a_wrong_column_names_the_nearest(shell: Shell, listing: object) -> None
 
 @on_any_broker
 def test_an_empty_list_says_so(shell: Shell, listing: object, broker: TestBroker) -> None:
-    """`list queues` says on stderr that there are none; stdout stays empty."""
+    """If there are no queues, `list queues` says so on stderr and prints nothing on stdout."""
     empty = shell.run("mqtool", "list", "queues")
     assert (empty.stdout, empty.stderr, empty.code) == ("", f"no queues in vhost '{broker.vhost}'\n", 0)
 
 
 @on_any_broker
 def test_a_list_that_could_not_be_fetched_is_not_called_empty(shell: Shell) -> None:
-    """If the management API does not answer, `list queues` does not say that there are no queues."""
+    """If the management API does not answer, `list queues` and `list exchanges` say so and exit with 3, and do not
+    claim that there are none.
+    """
     for things in ("queues", "exchanges"):
         unknown = shell.run("mqtool", "list", things, *NOWHERE)
         assert (unknown.code, "no management API answers" in unknown.stderr) == (3, True), unknown.stderr
@@ -250,8 +264,8 @@ def test_watch_prints_the_list_again_until_ctrl_c(shell: Shell, listing: object)
 
 @on_any_broker
 def test_list_watch_on_a_terminal_reacts_to_keys(shell: Shell, broker: TestBroker) -> None:
-    """In `list --watch`, `/` filters, digits sort, arrows scroll and q quits; lines that do not fit are counted. A dumb
-    terminal gets lists without escape sequences.
+    """In `list --watch` on a terminal, / filters, digits sort, arrows scroll, q quits, and rows that do not fit are
+    counted. A dumb terminal gets lists without escape sequences.
     """
     for number in range(30):
         shell.run("mqtool", "queue", "declare", f"{'even' if number % 2 else 'odd'}-{number:02}")
@@ -274,7 +288,9 @@ def test_list_watch_on_a_terminal_reacts_to_keys(shell: Shell, broker: TestBroke
 
 @on_any_broker
 def test_bindings_of_the_default_exchange_are_hidden_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """A terminal shows them only if --where asks for them; a pipe gets all, as rabbitmqctl prints them."""
+    """On a terminal, `list bindings` hides the default exchange's bindings unless --where asks for them; in a pipe, it
+    prints all.
+    """
     shell.run("mqtool", "queue", "declare", "jobs")
     shell.run("mqtool", "exchange", "bind", "amq.topic", "jobs", "a.*")
     command = ("mqtool", "list", "bindings", "routing_key", "--management", broker.management)
@@ -284,8 +300,8 @@ def test_bindings_of_the_default_exchange_are_hidden_on_a_terminal(shell: Shell,
 
 
 def test_list_queues_without_the_management_api_uses_amqp(shell: Shell) -> None:
-    """For queues named by -q, it prints ready messages and consumers; anything else exits with 69 and says what is
-    needed.
+    """Without the management API, `list queues` prints the ready messages and consumers of queues named by -q, or of
+    the tutorials' queues; `list bindings` exits with 69.
     """
     shell.run("mqtool", "send", "one")
     shell.run("mqtool", "send", "-q", "jobs", "two")
@@ -309,7 +325,9 @@ def test_list_queues_without_the_management_api_uses_amqp(shell: Shell) -> None:
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_wrong_password_exits_with_77(kind: str, shell: Shell, listing: object) -> None:
-    """Each kind of list says that the broker refuses the password, without printing it."""
+    """With a wrong password, each kind of `list` exits with 77 and says that the user is refused, without printing the
+    password.
+    """
     (shell.directory / "password").write_text("very-wrong\n")
     refused = shell.run("mqtool", "list", kind, "--password-file", "password")
     assert (refused.stdout, refused.code) == ("", 77)
@@ -345,7 +363,9 @@ def test_a_password_from_stdin_is_read_once(command: str, shell: Shell, broker: 
 
 @on_any_broker
 def test_wait_queues_are_one_line_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, wait queues of mqtool are one line with their sum; --all and a pipe list each of them."""
+    """On a terminal, `list queues` shows mqtool's wait queues as one line with their total; with --all and in a pipe,
+    it lists each of them.
+    """
     shell.run("mqtool", "send", "-q", "jobs", "x")
     shell.run("mqtool", "send", "-q", "jobs", "--via", "ttl", "--delay", "1h", "y")
     shell.run("mqtool", "send", "-q", "jobs", "--via", "ttl", "--delay", "2h", "z")
@@ -359,7 +379,7 @@ def test_wait_queues_are_one_line_on_a_terminal(shell: Shell, broker: TestBroker
 
 @on_any_broker
 def test_bindings_fit_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, each binding is one line of at most 80 columns, with no name cut."""
+    """On a terminal, `list bindings` fits into 80 columns and cuts no name: a long one goes on the next line."""
     name = "invoices-of-the-european-branch-that-wait-to-be-paid"
     shell.run("mqtool", "queue", "declare", name)
     shell.run("mqtool", "exchange", "bind", "amq.topic", name, "orders.europe.invoices.#")

@@ -56,7 +56,9 @@ class View:
 
 @pytest.mark.sampled(1)
 def test_live_views_continue_after_a_restart(restartable: Restartable, lonely_shell: Shell) -> None:
-    """While the broker is down, each view shows its last rows, their age and the reason; q ends it with exit code 0."""
+    """While the broker is down, `top`, `list --watch` and `topology --live` show their last rows and the rows' age;
+    once it is back, they continue.
+    """
     shell = lonely_shell
     shell.environment |= {"MQTOOL_URL": restartable.url, "TERM": "xterm"}
     for queue in QUEUES:

@@ -29,7 +29,7 @@ def peak(report: Path) -> int:
 
 @on_any_broker
 def test_a_long_input_takes_less_than_80_mib(shell: Shell) -> None:
-    """`send -l` and `receive` each need less than 80 MiB for a long input, which arrives unchanged."""
+    """`send -l` and `receive` each need less than 80 MiB of memory for 80,000 lines, which arrive unchanged."""
     lines = b"".join(b"%08d %s\n" % (number, b"x" * 90) for number in range(LINES))
     (shell.directory / "in").write_bytes(lines)
     (shell.directory / "measure.py").write_text(MEASURE)
@@ -47,7 +47,9 @@ def test_a_long_input_takes_less_than_80_mib(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_large_file_is_sent_in_little_more_memory_than_three_times_its_size(shell: Shell) -> None:
-    """`send -f` needs memory for the body, its frames and the socket's buffer; it prints only the first line."""
+    """`send -f` of a 64 MiB file needs at most 80 MiB more memory than three times its size, and prints only the body's
+    first line.
+    """
     size = 64 << 20
     (shell.directory / "in").write_bytes(b"first line\n" + b"x" * size)
     (shell.directory / "measure.py").write_text(MEASURE)

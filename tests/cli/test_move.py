@@ -1,4 +1,4 @@
-"""`move`: messages get to another queue or broker unchanged and at least once."""
+"""`move`: messages reach another queue or broker unchanged and at least once."""
 
 import signal
 import time
@@ -51,7 +51,9 @@ def bodies(deliveries: list[Delivery]) -> list[int]:
 
 
 def test_move_keeps_bodies_properties_and_headers(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """Messages arrive on another broker in order; only x-delivery-count, CC and the like are removed."""
+    """`move` to another broker keeps order, bodies, properties and headers, except for headers such as x-delivery-count
+    and CC.
+    """
     death = [{"queue": "gone", "reason": "expired", "count": 1}]
     headers: dict[str, Any] = {"tenant": "acme", "n": 3, "x-death": death, "x-delivery-count": 4, "CC": ["b"]}
     properties = {
@@ -86,7 +88,7 @@ def test_move_keeps_bodies_properties_and_headers(shell: Shell, broker: TestBrok
 def test_move_where_leaves_other_messages_in_order(
     shell: Shell, broker: TestBroker, queue_type: str, count: int
 ) -> None:
-    """Messages that do not match --where stay in the queue in their order, even thousands of them."""
+    """`move --where` leaves the messages that do not match in the queue and in their order, even thousands of them."""
     source = Queue("a", durable=True, arguments={"x-queue-type": queue_type})
     fill(broker, source, numbered(count), Queue("b", durable=True))
 
@@ -101,8 +103,8 @@ def test_move_where_leaves_other_messages_in_order(
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 def test_a_move_with_a_count_leaves_the_others_in_order(shell: Shell, broker: TestBroker, queue_type: str) -> None:
-    """If `move --where … -c 1` ends early, all other messages are in their order, also those that were
-    requeued before.
+    """If `move --where … -c 1` ends early, the other messages are in the queue in their order, even those that it had
+    requeued.
     """
     source = Queue("a", durable=True, arguments={"x-queue-type": queue_type})
     fill(broker, source, numbered(450), Queue("b", durable=True))
@@ -115,7 +117,7 @@ def test_a_move_with_a_count_leaves_the_others_in_order(shell: Shell, broker: Te
 
 @pytest.mark.keeps_messages
 def test_move_does_not_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """On a quorum queue with a delivery limit, `move --where` exits with 1 before messages would be dropped."""
+    """If requeueing would reach a quorum queue's delivery limit, `move --where` exits with 1; no message is dropped."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     limited = Queue("a", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 6})
     fill(broker, limited, numbered(3), Queue("b", durable=True))
@@ -127,7 +129,7 @@ def test_move_does_not_exceed_the_delivery_limit(shell: Shell, broker: TestBroke
 
 
 def test_a_count_moves_exactly_that_many(shell: Shell, broker: TestBroker) -> None:
-    """`move -c 2` moves two messages; the others are not even delivered."""
+    """`move -c 2` moves the first two messages; the others stay in order and are not marked as redelivered."""
     fill(broker, Queue("a"), numbered(5), Queue("b"))
     assert shell.run("mqtool", "move", "a", "--to", "b", "-c", "2").stderr == "2 moved from a to b\n"
     assert bodies(taken(broker, "b")) == [0, 1]
@@ -138,7 +140,9 @@ def test_a_count_moves_exactly_that_many(shell: Shell, broker: TestBroker) -> No
 
 @pytest.mark.keeps_messages
 def test_a_killed_move_loses_nothing(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """After three kills and a complete run, every message has arrived; each kill doubles 100 at most."""
+    """If `move` is killed three times and then run again, every message has arrived; each kill doubles at most 100
+    messages.
+    """
     count, kills = 3_000, 3
     fill(broker, Queue("a", durable=True), numbered(count))
     fill(other, Queue("b", durable=True), [])
@@ -161,8 +165,8 @@ def test_a_killed_move_loses_nothing(shell: Shell, broker: TestBroker, other: Te
 
 @pytest.mark.keeps_messages
 def test_messages_that_the_target_queue_rejects_stay(shell: Shell, broker: TestBroker) -> None:
-    """If the target is full, `move` moves what fits and exits with 3, or with 75 if nothing fits; the rest keeps its
-    order.
+    """If the target queue is full, `move` moves what fits and exits with 3, or with 75 if nothing fits; the other
+    messages stay.
     """
     full = Queue("b", arguments={"x-max-length": 3, "x-overflow": "reject-publish"})
     fill(broker, Queue("a"), numbered(300), full)
@@ -181,7 +185,9 @@ def test_messages_that_the_target_queue_rejects_stay(shell: Shell, broker: TestB
 
 
 def test_move_checks_the_target_before_it_takes_messages(shell: Shell, broker: TestBroker) -> None:
-    """If the target does not exist (69) or is the same queue (2), no message is even delivered."""
+    """If the target does not exist, `move` exits with 69; if it is the same queue, with 2. In both cases, no message is
+    even delivered.
+    """
     fill(broker, Queue("a"), numbered(1))
     missing = shell.run("mqtool", "move", "a", "--to", "b")
     assert missing.code == 69
@@ -209,7 +215,9 @@ def test_move_waits_for_more_with_idle_timeout(shell: Shell, broker: TestBroker)
 
 @on_any_broker
 def test_move_keeps_to_its_rate_and_stops_at_ctrl_c(shell: Shell, broker: TestBroker) -> None:
-    """`move --rate` takes the time that the rate needs; after Ctrl-C it exits with 130, and the other messages stay."""
+    """`move --rate` moves no faster than the rate. After Ctrl-C, it exits with 130, and the messages not yet moved
+    stay.
+    """
     fill(broker, Queue("a"), numbered(500), Queue("b"))
     started = time.monotonic()
     assert shell.run("mqtool", "move", "a", "--to", "b", "--rate", "50/s", "-c", "20").code == 0
@@ -222,7 +230,7 @@ def test_move_keeps_to_its_rate_and_stops_at_ctrl_c(shell: Shell, broker: TestBr
 
 @on_any_broker
 def test_a_lost_connection_ends_a_move(shell: Shell, broker: TestBroker) -> None:
-    """`move` exits with 69 and says to run it again; the second run moves the rest."""
+    """If the connection is closed, `move` exits with 69 and says to run it again; the second run moves the rest."""
     fill(broker, Queue("a", durable=True), numbered(300), Queue("b", durable=True))
     running = shell.start("mqtool", "move", "a", "--to", "b", "--rate", "20/s", "-v").wait_for_stderr("Moved")
     connections: Any = broker.api("GET", f"vhosts/{broker.vhost}/connections")

@@ -1,4 +1,4 @@
-"""What publishing commands do if no message was typed or piped in."""
+"""What publishing commands do if no message was typed or piped."""
 
 import pytest
 
@@ -25,7 +25,7 @@ _NAMED = [
 @pytest.mark.parametrize("command", _NAMED)
 @pytest.mark.sampled(3)
 def test_without_a_message_nothing_is_sent_to_a_queue_that_was_named(shell: Shell, command: str) -> None:
-    """`send -q jobs` without a message is a usage error instead of sending the tutorial's text, and
+    """A publishing command that names a queue or exchange but no message exits with 2; it sends no default text and
     declares nothing.
     """
     unattended = shell.run("mqtool", *command.split())
@@ -36,7 +36,9 @@ def test_without_a_message_nothing_is_sent_to_a_queue_that_was_named(shell: Shel
 
 @on_any_broker
 def test_an_empty_pipe_publishes_nothing_and_says_so(shell: Shell) -> None:
-    """`send` from an empty stdin or file sends nothing and says so; with '' or -, it sends an empty message."""
+    """`send` with an empty stdin or file sends nothing and says so; with the argument '' or -, it sends an empty
+    message.
+    """
     shell.run("mqtool", "queue", "declare", "jobs")
     for command in (["send"], ["send", "-q", "jobs"], ["new-task"]):
         empty = shell.run("mqtool", *command, stdin="")

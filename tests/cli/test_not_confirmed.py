@@ -1,4 +1,4 @@
-"""Messages that the broker does not confirm are counted, reported, and kept so that a second run can send them."""
+"""Messages that the broker does not confirm are counted and reported, and kept so that a second run can send them."""
 
 import fcntl
 import json
@@ -30,8 +30,8 @@ def _numbers(count: int) -> str:
 
 @pytest.mark.keeps_messages
 def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) -> None:
-    """`send --mandatory --failed-to` exits with 75 and keeps unroutable messages; once the queue exists, a second run
-    sends them.
+    """`send --mandatory --failed-to` exits with 75 and keeps unroutable messages in the file; once the queue exists, a
+    second run sends them from it.
     """
     first = shell.run("mqtool", "send", "-r", "later", "-e", "", "--mandatory", "-l", "--failed-to", "failed",
                       "-H", "k:=1.5", stdin="a\nb\n")  # fmt: skip
@@ -63,8 +63,8 @@ def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) 
     ],
 )
 def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str, line: str) -> None:
-    """To an exchange, `send` and `emit-log` say that no queue received the message, or how many lines,
-    and exit with 0.
+    """If no queue receives a message published to an exchange, `send` and `emit-log` say so and exit with 0; for lines,
+    they say how many.
     """
     sent = shell.run("mqtool", *command.split())
     assert (sent.stdout, sent.stderr, sent.code) == ("", line, 0)
@@ -77,8 +77,8 @@ def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str
 @pytest.mark.parametrize("command", ["send -q gone", "new-task -q gone", "send -e  -r gone"])
 @pytest.mark.sampled(2)
 def test_a_queue_that_is_deleted_while_lines_are_sent(shell: Shell, broker: TestBroker, command: str) -> None:
-    """Lines sent to a queue after its deletion count as failed and are kept by --failed-to, unless --no-mandatory is
-    given.
+    """If its queue is deleted while `send -l` runs, the lines sent afterwards count as returned and are kept by
+    --failed-to. With --no-mandatory, they count as sent.
     """
     shell.run("mqtool", "queue", "declare", "gone")
     sender = shell.start("mqtool", *command.split(" "), "-l", "-v", "--failed-to", "failed", stdin=PIPE)
@@ -103,7 +103,9 @@ def test_a_queue_that_is_deleted_while_lines_are_sent(shell: Shell, broker: Test
 
 
 def test_a_hint_names_a_similar_exchange_that_has_bindings(shell: Shell, broker: TestBroker) -> None:
-    """If no queue received a typed message, and an exchange of a similar name has bindings, `emit-log` names it."""
+    """On a terminal, if no queue received a message and an exchange of a similar name has bindings, `emit-log` names
+    that exchange.
+    """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     send = ("mqtool", "emit-log", "direct", "error", "x", "--no-color")
     assert on_terminal(shell, *send).stdout == " [x] Sent error:x, no queue received it\r\n"
@@ -119,8 +121,8 @@ def test_a_hint_names_a_similar_exchange_that_has_bindings(shell: Shell, broker:
 
 @pytest.mark.keeps_messages
 def test_messages_that_a_full_queue_rejects_are_kept(shell: Shell, broker: TestBroker) -> None:
-    """If a queue with reject-publish becomes full, `send` exits with 3, and --failed-to has exactly the rejected
-    messages.
+    """If a queue with overflow reject-publish becomes full, `send --failed-to` exits with 3 and keeps exactly the
+    rejected messages in the file.
     """
     full = ["-q", "full", "--queue-type", "classic", "--max-length", "5", "--argument", "x-overflow=reject-publish"]
     result = shell.run("mqtool", "send", *full, "-l", "--failed-to", "failed", stdin=_numbers(200))
@@ -133,8 +135,8 @@ def test_messages_that_a_full_queue_rejects_are_kept(shell: Shell, broker: TestB
 
 @pytest.mark.keeps_messages
 def test_an_exchange_that_is_deleted_while_lines_are_sent(shell: Shell, broker: TestBroker) -> None:
-    """`send -l` exits with 3 and the broker's reason; confirmed lines have arrived, all others are
-    kept, read or not.
+    """If its exchange is deleted while `send -l` runs, the command gives the broker's reason and exits with 3;
+    --failed-to keeps all lines that were not confirmed.
     """
     broker.api("PUT", f"exchanges/{broker.vhost}/fleeting", {"type": "fanout"})
     broker.api("PUT", f"queues/{broker.vhost}/q", {"durable": True})
@@ -165,7 +167,7 @@ def own_shell(lonely_shell: Shell, amqp_vhost: Vhost) -> Shell:
 
 @large
 def test_after_ctrl_c_confirmed_and_kept_lines_are_the_whole_file(shell: Shell, broker: TestBroker) -> None:
-    """After Ctrl-C on `send -l -f FILE --failed-to`, the confirmed and the kept lines together are the whole file."""
+    """After Ctrl-C on `send -l -f FILE --failed-to`, every line of the file was either confirmed or kept."""
     (shell.directory / "lines").write_text(_numbers(100_000))
     sender = shell.start("mqtool", "send", "-l", "-f", "lines", "--failed-to", "failed")
     shell.run("mqtool", "wait")
@@ -185,7 +187,9 @@ def _declared(broker: TestBroker, queue: str) -> bool:
 
 
 def test_max_reconnects_limits_the_attempts(own_shell: Shell, amqp_vhost: Vhost) -> None:
-    """With --max-reconnects 2, `send` reports two failed attempts and exits with 69; unsent lines are kept."""
+    """With --max-reconnects 2, `send` gives up after two failed attempts to reconnect and exits with 69; --failed-to
+    keeps the unsent lines.
+    """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", "--failed-to", "failed", stdin=PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"first\n")
@@ -205,7 +209,9 @@ def test_max_reconnects_limits_the_attempts(own_shell: Shell, amqp_vhost: Vhost)
 def test_max_reconnects_counts_the_attempts_since_the_last_confirm(
     own_shell: Shell, amqp_vhost: Vhost, *, progress: bool
 ) -> None:
-    """A connection that is cut again before a confirm counts as a failed attempt; a confirm resets the count."""
+    """For --max-reconnects, a connection that is cut again before a confirm counts as a failed attempt, and a confirm
+    resets the count.
+    """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", stdin=PIPE)
     assert sender.process.stdin is not None
     for number in range(3):
@@ -245,8 +251,8 @@ def _block(vhost: Vhost) -> None:
 def test_term_stops_a_publisher_that_waits_for_the_broker(
     own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None]
 ) -> None:
-    """If the broker blocks publishers or is gone, SIGTERM ends `send` with 75, and --failed-to has what is not
-    confirmed.
+    """If the broker blocks publishers or is down, SIGTERM ends `send` with 75, and --failed-to keeps the unconfirmed
+    lines.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--failed-to", "failed", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -272,7 +278,9 @@ def test_term_stops_a_publisher_that_waits_for_the_broker(
 def test_term_stops_a_worker_that_cannot_publish_a_retry(
     own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None]
 ) -> None:
-    """If the broker blocks publishers or is gone, SIGTERM ends `worker`, and the message is still in its queue."""
+    """If `worker` cannot publish a retry because the broker blocks publishers or is down, SIGTERM ends it, and the
+    message stays in its queue.
+    """
     own_shell.run("mqtool", "new-task", "task")
     worker = own_shell.start(
         "mqtool", "worker", "--exec", "sh -c 'touch began; until test -e go; do sleep 0.02; done; exit 1'"
@@ -294,9 +302,7 @@ def test_term_stops_a_worker_that_cannot_publish_a_retry(
 
 @pytest.mark.keeps_messages
 def test_a_deleted_exchange_of_the_tutorial_is_declared_again(shell: Shell, broker: TestBroker) -> None:
-    """If the exchange is deleted while `emit-log` runs, it reopens its channel, declares the exchange, and all is
-    confirmed.
-    """
+    """If its exchange is deleted while `emit-log` runs, the command declares it again; every message is confirmed."""
     sender = shell.start("mqtool", "emit-log", "fanout", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"before\n")
@@ -314,7 +320,9 @@ def test_a_deleted_exchange_of_the_tutorial_is_declared_again(shell: Shell, brok
 
 
 def test_a_timeout_longer_than_the_consumer_timeout_is_warned_of(shell: Shell) -> None:
-    """`worker --timeout` warns if it is longer than the queue's consumer timeout, or than RabbitMQ's default."""
+    """`worker --timeout 31m` warns that it is longer than the broker's consumer timeout of 30 minutes; --timeout 29m
+    does not.
+    """
     shell.run("mqtool", "new-task", "-l", stdin="1\n2\n")
     result = shell.run("mqtool", "worker", "--exec", "true", "--timeout", "31m", "-c", "1")
     assert "--timeout of 31m is longer than the consumer timeout" in result.stderr
@@ -324,7 +332,7 @@ def test_a_timeout_longer_than_the_consumer_timeout_is_warned_of(shell: Shell) -
 
 
 def test_rpc_client_says_at_once_that_no_server_consumes(shell: Shell) -> None:
-    """`rpc-client` says that the queue has no consumer and waits; the reply arrives once a server starts."""
+    """If its queue has no consumer, `rpc-client` says so and waits; it prints the reply once a server has started."""
     shell.run("mqtool", "queue", "declare", "numbers")
     client = shell.start("mqtool", "rpc-client", "6", "-q", "numbers")
     client.wait_for_stderr(
@@ -337,8 +345,8 @@ def test_rpc_client_says_at_once_that_no_server_consumes(shell: Shell) -> None:
 
 @on_any_broker
 def test_rpc_server_declares_no_queue_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
-    """If the name resembles an existing queue's, `rpc-server` exits with 69 and names that queue; --declare declares
-    it.
+    """If the name of a missing queue resembles an existing one, `rpc-server` exits with 69 and suggests that one; with
+    --declare, it declares the queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "numbers")
@@ -348,7 +356,9 @@ def test_rpc_server_declares_no_queue_with_a_mistyped_name(shell: Shell, broker:
 
 
 def test_similar_names_are_looked_up_at_mqtool_management_url(lonely_shell: Shell) -> None:
-    """Receivers find the queue that was meant at the management API that MQTOOL_MANAGEMENT_URL names."""
+    """If a queue's name is mistyped, receivers find the similar name through the management API that
+    MQTOOL_MANAGEMENT_URL names.
+    """
     with EmbeddedBroker(management_port=0) as broker:
         lonely_shell.environment |= {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": str(broker.management_url)}
         lonely_shell.run("mqtool", "queue", "declare", "jobs")
@@ -358,8 +368,8 @@ def test_similar_names_are_looked_up_at_mqtool_management_url(lonely_shell: Shel
 
 
 def test_receive_log_declares_no_queue_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
-    """If the name resembles an existing queue's, `receive-log -q` exits with 69 and names that queue; --declare
-    declares it.
+    """If the name of a missing queue resembles an existing one, `receive-log -q` exits with 69 and suggests that one;
+    with --declare, it declares the queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "audit")
@@ -374,8 +384,8 @@ def test_receive_log_declares_no_queue_with_a_mistyped_name(shell: Shell, broker
 
 
 def test_receive_stream_declares_no_stream_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
-    """If the name resembles an existing stream's, `receive-stream` exits with 69, unless --declare or a setting is
-    given.
+    """If the name of a missing stream resembles an existing one, `receive-stream` exits with 69, unless --declare or a
+    stream argument is given.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "send-stream", "-q", "events", "x")
@@ -400,9 +410,7 @@ def test_receive_stream_declares_no_stream_with_a_mistyped_name(shell: Shell, br
 
 
 def test_publisher_confirms_explains_its_figures(shell: Shell) -> None:
-    """The last line of `publisher-confirms` says whether publishing without waiting was faster than waiting for each
-    batch.
-    """
+    """The last line of `publisher-confirms` says how often `batch` waited, and whether `async` took about as long."""
     shown = shell.run("mqtool", "publisher-confirms", "all", "-c", "500", "--batch-size", "10")
     batch, unwaited = (int(line.rpartition(" in ")[2][:-3].replace(",", "")) for line in shown.stdout.splitlines()[1:])
     said = shown.stderr.splitlines()[-1]
@@ -413,7 +421,9 @@ def test_publisher_confirms_explains_its_figures(shell: Shell) -> None:
 
 @on_any_broker
 def test_publisher_confirms_say_in_advance_what_each_way_waits_for(shell: Shell) -> None:
-    """Nobody sits before a silent terminal while the slowest of the three ways publishes."""
+    """Before each of its three ways of publishing, `publisher-confirms` prints how many messages it publishes and what
+    it waits for.
+    """
     lines = shell.script("mqtool publisher-confirms all -c 50 --batch-size 10 2>&1").stdout.splitlines()[:6]
     assert lines[::2] == [
         "individual: publishing 50 messages, waiting for each confirm …",

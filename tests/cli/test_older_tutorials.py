@@ -28,8 +28,8 @@ def _check(row: Row, result: Result) -> None:
 )
 @pytest.mark.sampled(6)
 def test_a_dialect_prints_what_its_scripts_print(shell: Shell, scene: Scene) -> None:
-    """Each command prints its script's lines on the same stream and exits with the same code, except for documented
-    differences.
+    """With an article's --dialect, each command prints its script's lines on the same stream and exits with the same
+    code, except for documented differences.
     """
     receivers = []
     for row in scene.rows:
@@ -45,7 +45,7 @@ def test_a_dialect_prints_what_its_scripts_print(shell: Shell, scene: Scene) -> 
 
 @on_any_broker
 def test_the_other_commands_of_the_articles_succeed(shell: Shell) -> None:
-    """mqtool's counterparts of the articles' other commands succeed, in the articles' order."""
+    """mqtool's counterparts of the other commands in the articles succeed in the articles' order."""
     (shell.directory / "secret").write_text("a long password\n")
     for task in TASKS:
         if task.runs:
@@ -54,7 +54,7 @@ def test_the_other_commands_of_the_articles_succeed(shell: Shell) -> None:
 
 
 def test_the_page_of_older_tutorials_is_up_to_date() -> None:
-    """docs/how-to/older-tutorials.md has the table of the comparisons, which `make docs` writes."""
+    """The page docs/how-to/older-tutorials.md contains the comparison table that `make docs` generates."""
     text = Path("docs/how-to/older-tutorials.md").read_text()
     assert text == page(text)
     assert table() in text

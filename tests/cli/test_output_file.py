@@ -1,4 +1,4 @@
-"""`receive -o FILE`: the file may be renamed by logrotate while messages arrive."""
+"""`receive -o FILE`: logrotate may rename the file while messages arrive."""
 
 import os
 import signal
@@ -19,7 +19,9 @@ def lines_of(path: Path) -> list[str]:
 @pytest.mark.parametrize("signals", ["", "trap '' HUP; "], ids=["plain", "under nohup"])
 @pytest.mark.sampled(1)
 def test_hup_reopens_the_file_after_logrotate(shell: Shell, broker: TestBroker, signals: str) -> None:
-    """After a rename and SIGHUP, `receive -o` creates a new file at once; the old one ends with a whole line."""
+    """After its file is renamed and SIGHUP is sent, `receive -o` creates a new file at once; the old file ends with a
+    whole line.
+    """
     log, old = shell.directory / "app.log", shell.directory / "app.log.1"
     log.write_text("from before\n")
     shell.start_cold()  # which signals it ignores, it has from its caller
@@ -39,7 +41,7 @@ def test_hup_reopens_the_file_after_logrotate(shell: Shell, broker: TestBroker, 
 
 
 def test_a_fragment_of_a_killed_run_is_cut_off(shell: Shell) -> None:
-    """`receive -o` removes the incomplete last line that a killed run left; its message is delivered again."""
+    """`receive -o` removes a long incomplete last line, as a killed run leaves it, from the file and says so."""
     log = shell.directory / "app.log"
     log.write_bytes(b"whole\n" + b"half" * 50_000)
     shell.run("mqtool", "send", "again")
@@ -49,7 +51,7 @@ def test_a_fragment_of_a_killed_run_is_cut_off(shell: Shell) -> None:
 
 
 def test_a_short_file_without_a_newline_is_kept(shell: Shell) -> None:
-    """`receive -o` keeps a file that mqtool may not have written, and starts on a new line."""
+    """`receive -o` keeps a short file that does not end with a newline, and starts on a new line."""
     log = shell.directory / "app.log"
     log.write_text("header")
     shell.run("mqtool", "send", "body")
@@ -58,7 +60,7 @@ def test_a_short_file_without_a_newline_is_kept(shell: Shell) -> None:
 
 
 def test_appending_with_the_shell_starts_on_a_new_line(shell: Shell) -> None:
-    """`receive >> FILE` keeps an incomplete last line, and starts on a new line."""
+    """`receive >> FILE` keeps an incomplete last line of the file, and starts on a new line."""
     log = shell.directory / "app.log"
     log.write_text("whole\nhalf")
     shell.run("mqtool", "send", "again")
@@ -69,7 +71,9 @@ def test_appending_with_the_shell_starts_on_a_new_line(shell: Shell) -> None:
 
 @on_any_broker
 def test_repeated_rotation_loses_no_line(shell: Shell) -> None:
-    """While the file is rotated again and again, each message is one whole line in one of the files, in order."""
+    """While the file of `receive-log -o` is rotated again and again, each message is one whole line in one of the
+    files, in order.
+    """
     log, count = shell.directory / "app.log", 20_000
     running = shell.start("mqtool", "receive-log", "fanout", "--raw", "-o", "app.log").wait_until_ready()
     emitting = shell.start("sh", "-c", f"seq {count} | mqtool emit-log fanout -l")
@@ -92,8 +96,8 @@ def test_repeated_rotation_loses_no_line(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_file_that_cannot_be_written_is_an_error(shell: Shell, broker: TestBroker) -> None:
-    """`receive -o` exits with 2 if it cannot create the file; if it cannot reopen it, it warns and
-    keeps the old one.
+    """`receive -o` exits with 2 if it cannot create its file; if it cannot reopen the file after SIGHUP, it warns and
+    keeps writing to the old one.
     """
     refused = shell.run("mqtool", "receive", "-o", "no/such/app.log")
     assert refused.code == 2
@@ -110,7 +114,7 @@ def test_a_file_that_cannot_be_written_is_an_error(shell: Shell, broker: TestBro
 
 @on_any_broker
 def test_a_closed_terminal_ends_receive_with_a_file(shell: Shell, broker: TestBroker) -> None:
-    """SIGHUP from a closed terminal ends `receive -o` instead of reopening the file."""
+    """SIGHUP from a closed terminal ends `receive -o` with exit code 0 instead of reopening its file."""
     pid, terminal = os.forkpty()
     if not pid:
         os.chdir(shell.directory)

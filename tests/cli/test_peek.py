@@ -1,4 +1,4 @@
-"""`peek`: shows messages of a queue, which stay in their order; it says what that costs."""
+"""`peek`: shows messages of a queue, which stay there in their order, and says what that costs."""
 
 import json
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ QUEUES = {
 @pytest.mark.parametrize("kind", QUEUES)
 @pytest.mark.sampled(1)
 def test_peek_keeps_the_order_of_a_deep_queue(shell: Shell, broker: TestBroker, kind: str) -> None:
-    """After peeking several times, at all messages, at some, or by a condition, all messages are in the
-    queue in order.
+    """`peek` leaves all messages of a queue in their order, even if it is run several times on all, some or matching
+    messages.
     """
     ids = filled(shell, 4_000 if kind == "quorum" else 700, *QUEUES[kind])
     assert peeked(shell, broker, "-c", "3") == ids[:3]
@@ -57,7 +57,9 @@ def test_peek_keeps_the_order_of_a_deep_queue(shell: Shell, broker: TestBroker, 
 
 @pytest.mark.keeps_messages
 def test_peek_works_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
-    """Over AMQP alone, `peek` keeps the order, and does not delete an auto-delete queue."""
+    """Without the management API, `peek` shows messages and leaves them in order, and does not make the broker delete
+    an auto-delete queue.
+    """
     for settings in QUEUES["quorum"], QUEUES["auto-delete"]:
         ids = filled(shell, 300, *settings)
         nowhere = ("--management", "http://localhost:1")
@@ -70,8 +72,8 @@ def test_peek_works_without_the_management_api(shell: Shell, broker: TestBroker)
 
 @on_any_broker
 def test_peek_prints_messages_and_says_that_they_stay(shell: Shell, broker: TestBroker) -> None:
-    """`peek` prints messages as lines, by a template or into a file, and says that they are now marked
-    as redelivered.
+    """`peek` prints messages as lines, by a template or into a file, and says that they stay in the queue, marked as
+    redelivered.
     """
     filled(shell, 2)
     shown = shell.run("mqtool", "peek", "jobs")
@@ -98,7 +100,9 @@ def test_peek_prints_messages_and_says_that_they_stay(shell: Shell, broker: Test
 @on_any_broker
 @pytest.mark.parametrize("command", ["peek jobs", "move jobs --to other", "dlq show jobs"])
 def test_a_condition_on_when_a_waiting_message_was_received_is_refused(shell: Shell, command: str) -> None:
-    """`--where timestamp<…` on messages in a queue exits with 2, and the hint names properties.timestamp."""
+    """In `peek`, `move` and `dlq show`, a condition `--where timestamp<…` exits with 2, and the hint names
+    properties.timestamp.
+    """
     refused = shell.run("mqtool", *command.split(), "--where", "timestamp<2026-01-31")
     assert refused.code == 2
     assert "messages in a queue have no 'timestamp', which is when a message was received\n" in refused.stderr
@@ -110,7 +114,9 @@ def test_a_condition_on_when_a_waiting_message_was_received_is_refused(shell: Sh
 
 @pytest.mark.keeps_messages
 def test_peek_does_not_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """`peek` warns, then refuses before a quorum queue would drop a message for too many deliveries."""
+    """`peek` on a quorum queue warns, and then exits with 1, before the queue would drop messages for too many
+    deliveries.
+    """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
     command = ("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
     for times in 1, 2:
@@ -128,7 +134,9 @@ def test_peek_does_not_exceed_the_delivery_limit(shell: Shell, broker: TestBroke
 def test_peek_says_that_a_single_active_consumer_has_the_messages(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """If the queue delivers only to its single active consumer, `peek` exits with 69 instead of waiting."""
+    """If the broker delivers only to the queue's single active consumer, `peek` says so and exits with 69 instead of
+    waiting.
+    """
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-single-active-consumer:=true")
     active = connection.channel().consume(Queue("jobs"), Receiving(prefetch=1, acknowledge=False))
     next(active)
@@ -153,7 +161,9 @@ def test_peek_reads_a_stream_from_any_offset(shell: Shell, broker: TestBroker) -
 
 @on_any_broker
 def test_peek_shows_ten_messages_on_a_terminal_and_says_how_many_more_there_are(shell: Shell) -> None:
-    """On a terminal, `peek` shows ten messages, or as many as -c says; in a pipe, all of them."""
+    """On a terminal, `peek` shows ten messages and says how many more there are, or shows as many as -c says; in a
+    pipe, it shows all.
+    """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="".join(f"m{number}\n" for number in range(1012)))
     shown = on_terminal(shell, "mqtool", "peek", "jobs").stdout
     assert (shown.count("jobs: m"), "1,002 more: -c N" in shown) == (10, True)
@@ -163,7 +173,7 @@ def test_peek_shows_ten_messages_on_a_terminal_and_says_how_many_more_there_are(
 
 @on_any_broker
 def test_peek_stops_when_the_reader_of_its_output_has_gone(shell: Shell, broker: TestBroker) -> None:
-    """`peek | head -3` takes few of 30,000 messages, and requeues them."""
+    """`peek | head -3` has at most 12,000 of 30,000 messages delivered, and all of them stay in the queue."""
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="x\n" * 30_000)
     taken_before = "mqtool receive -q jobs --json --idle-timeout 1s | grep -c '\"redelivered\":true'"
     script = f"mqtool peek jobs | head -3; {taken_before}"

@@ -1,4 +1,4 @@
-"""The picture of `mqtool ui` and of tutorials: what is drawn and what is written always say the same."""
+"""The picture of `mqtool ui` and of tutorials: the messages drawn and the counts written beside them always agree."""
 
 import itertools
 import os
@@ -82,8 +82,8 @@ _SHOWN = [each for each in plays.PLAYS if each != "publisher-confirms"]
 
 @pytest.mark.parametrize("name", [pytest.param(each, marks=[] if each == "hello-world" else large) for each in _SHOWN])
 def test_the_picture_says_what_it_shows(lonely_shell: Shell, chromium: Any, name: str) -> None:
-    """While a tutorial runs, and at twenty random moments when it is shown again, each queue's counters are the numbers
-    of the messages that are drawn. Clients have the names of their terminals, and no name is generated.
+    """In the picture of a tutorial, live and replayed, each queue's counts equal the number of messages drawn. Clients
+    have the names of their terminals, and no generated name is shown.
     """
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     command = lonely_shell.start("mqtool", "tutorial", "run", name, "--ui", ready=False).wait_for_stdout("\n")
@@ -177,7 +177,7 @@ def places(page: Page, fate: str) -> list[tuple[float, float]]:
 
 
 def test_messages_that_are_sent_together_are_seen_apart(chromium: Any, tmp_path: Path) -> None:
-    """Six messages that are published in the same millisecond move one after another, and wait in a row."""
+    """In the picture, six messages published in the same millisecond move one after another, and wait in a row."""
     sent = [event for number in range(6) for event in published(1000, number)]
     page = recorded(chromium, tmp_path, [*jobs(), *sent, {"kind": "now", "t": 8000}])
     seen = 0
@@ -194,7 +194,7 @@ def test_messages_that_are_sent_together_are_seen_apart(chromium: Any, tmp_path:
 
 
 def test_a_queue_shows_ten_messages_and_the_number_of_the_others(chromium: Any, tmp_path: Path) -> None:
-    """Of 5,000 waiting messages, ten are drawn, beside the number of the others, even if no message is known."""
+    """Of 5,000 waiting messages, the picture draws ten and prints the number of the others beside them."""
     page = recorded(chromium, tmp_path, jobs(ready=5_000))
     page.until(lambda: page.find(".node.q .more")[0].text == "+4,990", "the number")
     assert page.dots() == [("ready", "q:jobs")] * 10
@@ -202,7 +202,7 @@ def test_a_queue_shows_ten_messages_and_the_number_of_the_others(chromium: Any, 
 
 
 def test_a_worker_with_prefetch_1_is_never_seen_with_two_messages(chromium: Any, tmp_path: Path) -> None:
-    """A worker that acknowledges at once is seen to get its next message after it has acknowledged the last one."""
+    """The picture never draws two messages at a consumer with prefetch 1, even if it acknowledges at once."""
     records = [*jobs([{"name": "one/tag", "label": "worker 1"}])]
     records += [event for number in range(4) for event in published(1000, number)]
     for number in range(4):
@@ -218,7 +218,7 @@ def test_a_worker_with_prefetch_1_is_never_seen_with_two_messages(chromium: Any,
 
 
 def test_a_redelivered_message_is_seen_to_go_back(chromium: Any, tmp_path: Path) -> None:
-    """The message of a killed worker goes back to its queue, and only then to the next worker."""
+    """In the picture, the message of a worker that was killed goes back to its queue, and then to the next worker."""
     workers = [{"name": f"{each}/tag", "label": f"worker {each}"} for each in ("1", "2")]
     to = {"no_ack": False, "to": None}
     records = [
@@ -242,7 +242,7 @@ def test_a_redelivered_message_is_seen_to_go_back(chromium: Any, tmp_path: Path)
 
 
 def test_a_message_that_a_restart_loses_is_drawn_no_longer(chromium: Any, tmp_path: Path) -> None:
-    """If the broker counts fewer messages than it has reported, those that were not persistent are gone."""
+    """If the broker counts fewer messages after a restart, the picture removes the message that was not persistent."""
     records = [*jobs(), *published(1000, 0, "in ink"), *published(1001, 1, "in pencil")]
     records[-4]["details"]["properties"]["delivery_mode"] = 2
     records.append({"kind": "moved", "t": 4000, "queues": {"jobs": [1, 0, 2]}, "taken": [], "published": []})
@@ -256,7 +256,9 @@ def test_a_message_that_a_restart_loses_is_drawn_no_longer(chromium: Any, tmp_pa
 
 
 def test_prefetch_0_says_that_there_is_no_limit(chromium: Any, tmp_path: Path) -> None:
-    """A consumer's box says its prefetch limit, "no limit" for 0, and "auto-ack" if it needs not acknowledge."""
+    """In the picture, a consumer's box shows its prefetch limit, "no limit" for 0, or "auto-ack" without
+    acknowledgements.
+    """
     consumers = [
         {"name": "a/1", "label": "worker 1"},
         {"name": "b/2", "label": "worker 2", "prefetch": 0},
@@ -270,7 +272,9 @@ def test_prefetch_0_says_that_there_is_no_limit(chromium: Any, tmp_path: Path) -
 
 
 def test_no_generated_name_is_shown(chromium: Any, tmp_path: Path) -> None:
-    """A consumer that no topology has yet is called as its client, and its queue with a generated name after it."""
+    """The picture shows no generated name: a consumer has the name of its client, and its queue is called "screen's
+    queue" after the client `screen`, or "temporary queue".
+    """
     to = {"client": "screen", "connection": "10.0.0.7:50001 -> 10.0.0.1:5672", "protocol": "AMQP 0-9-1"}
     consumer = "10.0.0.7:50001 -> 10.0.0.1:5672 (1)/ctag1.38a78d6f44a14a9b8d6d1f7b0e1a2c3d"
     records = [*jobs(), *published(1000, 0)]
@@ -289,7 +293,9 @@ def test_no_generated_name_is_shown(chromium: Any, tmp_path: Path) -> None:
 
 @on_any_broker
 def test_parties_without_a_name_are_called_after_their_program(shell: Shell, broker: TestBroker, chromium: Any) -> None:
-    """A consumer whose connection has no name is called by its program, not by its consumer tag."""
+    """If a consumer's connection has no name, `mqtool ui` shows the name of its client library instead of the consumer
+    tag.
+    """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     ui = shell.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
     page = Page(chromium, ui.stdout.strip())
@@ -304,7 +310,9 @@ def test_parties_without_a_name_are_called_after_their_program(shell: Shell, bro
 
 @on_any_broker
 def test_an_empty_page_proposes_a_command_for_its_own_broker(shell: Shell, broker: TestBroker, chromium: Any) -> None:
-    """If nothing is declared, the page shows a command with its own URL, without the password, that works."""
+    """If nothing is declared on the broker, `mqtool ui` proposes a command with this broker's URL, without the
+    password. The command exits with 0, and its queue appears.
+    """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     ui = shell.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
     page = Page(chromium, ui.stdout.strip())
@@ -321,7 +329,9 @@ def test_an_empty_page_proposes_a_command_for_its_own_broker(shell: Shell, broke
 @pytest.mark.own_vhost("a consumer that RabbitMQ has just cancelled in this vhost may still be shown")
 @large
 def test_a_tutorial_on_rabbitmq_taps_its_own_exchanges(shell: Shell, broker: TestBroker, chromium: Any) -> None:
-    """On RabbitMQ, the messages of a tutorial's exchanges are drawn without any option, and those of others are not."""
+    """On RabbitMQ, the page of `tutorial run --ui` shows the messages of the tutorial's exchanges without any option,
+    and those of no other exchange.
+    """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for command in (["queue", "declare", "private"], ["exchange", "declare", "others", "fanout"]):
         assert shell.run("mqtool", *command).code == 0
@@ -398,8 +408,8 @@ def of_one_row(page: Page, selector: str) -> bool:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_picture_takes_the_room_that_there_is(chromium: Any, tmp_path: Path, scheme: str) -> None:
-    """At 1280×800, text, picture, terminals and controls are in the window without scrolling, and the picture takes its
-    whole width. At 390×844, the whole picture is on the first screen, and the buttons are in one row.
+    """At 1280×800, the page of a tutorial fits into the window without scrolling, and the picture takes most of the
+    width. At 390×844, the whole picture is on the first screen, and the buttons are in one row.
     """
     page = recorded(chromium, tmp_path, play())
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -433,7 +443,7 @@ def test_the_picture_takes_the_room_that_there_is(chromium: Any, tmp_path: Path,
 
 
 def test_a_recording_ends_with_the_last_state_that_meant_something(chromium: Any, tmp_path: Path) -> None:
-    """When a recorded play is over, its publisher, queue and consumer are still there, joined by arrows."""
+    """At the end of a recorded tutorial, the picture still shows publisher, queue and consumer, joined by arrows."""
     page = recorded(chromium, tmp_path, play())
     seek(page, 1)
     page.until(lambda: "1 check passed" in page.text("#narration"), "the end")
@@ -444,7 +454,9 @@ def test_a_recording_ends_with_the_last_state_that_meant_something(chromium: Any
 
 
 def test_the_time_bar_of_a_recording_has_the_scenes(chromium: Any, tmp_path: Path) -> None:
-    """Each scene has a mark on the time bar that leads to it, and an address may name a scene."""
+    """In a recorded tutorial, each scene has a mark on the time bar that leads to it, and the page's address may name a
+    scene.
+    """
     page = recorded(chromium, tmp_path, play())
     page.until(lambda: len(page.find("#chapters button")) == 2, "the marks")
     page.ask("document.querySelectorAll('#chapters button')[1].click()")
@@ -456,7 +468,9 @@ def test_the_time_bar_of_a_recording_has_the_scenes(chromium: Any, tmp_path: Pat
 
 
 def test_what_moves_is_told(chromium: Any, tmp_path: Path) -> None:
-    """A live region says who has done what with which message, in the names of the picture."""
+    """For screen readers, a live region of the page says which client has published, received or acknowledged which
+    message.
+    """
     page = recorded(chromium, tmp_path, play())
     seen: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""What `make pictures` has drawn is in the repository, up to date, and fetches nothing from elsewhere."""
+"""Diagrams and pictures in the documentation are up to date, and need no other file."""
 
 import html
 import re
@@ -15,13 +15,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_of_the_tutorials_is_up_to_date() -> None:
-    """docs/tutorials.md has the commands and links of `tutorial show`."""
+    """The page docs/tutorials.md is what `make pictures` generates today from the commands and links of `tutorial
+    show`.
+    """
     assert (ROOT / pictures.PAGE).read_text() == diagrams.document(), "make pictures writes it"
 
 
 @pytest.mark.parametrize("name", pages.NAMES)
 def test_a_diagram_names_what_the_tutorial_declares(name: str) -> None:
-    """Exchanges, types and queues in a diagram are those that the default dialect declares."""
+    """Every exchange and queue in a tutorial's diagram has the name and type that the tutorial's commands declare."""
     labels = {
         f"{thing.name}, {thing.type}" if hasattr(thing, "type") else thing.name for thing in NAMES[Dialect.PYTHON]
     }
@@ -33,7 +35,9 @@ def test_a_diagram_names_what_the_tutorial_declares(name: str) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / pictures.DIRECTORY).glob("*.svg")), ids=lambda path: path.stem)
 def test_a_picture_needs_no_other_file(path: Path) -> None:
-    """Each SVG is small, has a light and a dark scheme, and fetches neither fonts nor images."""
+    """Each SVG picture in the documentation is small, has a light and a dark colour scheme, and fetches neither fonts
+    nor images.
+    """
     svg = path.read_text()
     assert len(svg) < (80_000 if "@keyframes" in svg else 30_000)
     assert ("@keyframes" in svg) == ("prefers-reduced-motion" in svg)
@@ -50,7 +54,7 @@ def test_the_recording_shows_its_script() -> None:
 
 
 def test_every_image_in_the_documents_exists() -> None:
-    """Every image that a document shows is a file, and every picture is in a document."""
+    """Every image that the README or a page of the documentation shows exists, and every picture is shown somewhere."""
     shown = {
         document.parent.joinpath(image).resolve()
         for document in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
@@ -60,7 +64,9 @@ def test_every_image_in_the_documents_exists() -> None:
 
 
 def test_links_of_the_readme_lead_to_files_in_the_repository() -> None:
-    """No link of the README leads to a recording, which only `make docs` creates."""
+    """Every relative link of the README leads to a file in the repository, and none to an HTML page that only `make
+    docs` creates.
+    """
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text())
     files = [ROOT / link for link in links if "://" not in link]
     assert files

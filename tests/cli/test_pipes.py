@@ -40,7 +40,9 @@ def test_a_reader_that_leaves_is_noticed_without_another_message(shell: Shell) -
 @pytest.mark.parametrize("redirect", [">", ">>", "-o"])
 @pytest.mark.sampled(1)
 def test_a_full_disk_leaves_no_fragment(shell: Shell, redirect: str) -> None:
-    """If the disk is full, the incomplete line is cut off and its message stays; a later run appends it."""
+    """If the disk becomes full, `receive` removes the incomplete line from the file and leaves its message in the
+    queue; a later run appends it.
+    """
     lines = [letter * 400 for letter in "abc"]
     shell.run("mqtool", "send", "-l", stdin="\n".join(lines) + "\n")
 
@@ -79,7 +81,9 @@ def log_lines() -> bytes:
 
 @pytest.mark.keeps_messages
 def test_ten_thousand_unusual_lines_arrive_byte_for_byte(shell: Shell) -> None:
-    """Bytes that are not UTF-8, empty lines, a line of 1 MB, markup and escapes are received as they were sent."""
+    """`receive-log --raw` prints 10,000 lines sent by `emit-log -l` byte for byte: binary and empty ones, one of 1 MB,
+    markup and escapes.
+    """
     lines = log_lines()
     (shell.directory / "in.log").write_bytes(lines)
     receiver = shell.start("mqtool", "receive-log", "fanout", "--raw", "-c", "10000").wait_until_ready()
@@ -94,7 +98,7 @@ def test_ten_thousand_unusual_lines_arrive_byte_for_byte(shell: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize(("option", "end"), [(["-0"], b"\0"), (["-D", "::"], b"::"), (["-D", r"\t"], b"\t")])
 def test_messages_may_be_separated_by_other_delimiters(shell: Shell, option: list[str], end: bytes) -> None:
-    """With -0 or -D, messages may contain newlines; the last one needs no delimiter."""
+    """With `send -0` or `-D`, messages may contain newlines, and the last one needs no delimiter."""
     shell.run("mqtool", "send", *option, stdin=b"one\ntwo" + end + b"" + end + b"three")
     result = shell.run("mqtool", "receive", "-c", "3", "--format", r"<%b>")
     assert result.stdout == "<one\ntwo>\n<>\n<three>\n"
@@ -102,7 +106,7 @@ def test_messages_may_be_separated_by_other_delimiters(shell: Shell, option: lis
 
 @on_any_broker
 def test_stdin_without_words_is_one_message(shell: Shell) -> None:
-    """`send` sends the whole of stdin as one message; with words on the command line, it does not read stdin."""
+    """`send` without words sends all of stdin as one message; with words, it does not read stdin."""
     shell.run("mqtool", "send", stdin="two\nlines\n")
     shell.run("mqtool", "send", "-", stdin="dash")
     shell.run("mqtool", "send", "words", "win", stdin="not read")
@@ -112,7 +116,7 @@ def test_stdin_without_words_is_one_message(shell: Shell) -> None:
 
 @on_any_broker
 def test_lines_are_sent_as_they_arrive(shell: Shell) -> None:
-    """With `tail -f app.log | send -l`, a line is received before the next one is written."""
+    """`send -l` sends each line from a pipe as soon as it arrives, before the next one is written."""
     receiver = shell.start("mqtool", "receive", "--raw").wait_until_ready()
     sender = shell.start("mqtool", "send", "-l", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -129,7 +133,7 @@ def test_lines_are_sent_as_they_arrive(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_json_copies_a_queue_exactly(shell: Shell) -> None:
-    """`receive --json | send --json` copies bodies, properties, and headers with their types."""
+    """`receive --json | send --json` copies bodies and properties unchanged, and headers with their types."""
     # The first has a priority above 4, that of messages without one: since 4.3, quorum queues deliver by priority.
     shell.run("mqtool", "send", "-q", "a", "-H", "n:=1.5", "-H", 'deep:={"list":[1,null,true,"x"]}', "-H", "text=1",
               "--property", "priority=9", "--property", "content-type=text/plain", "--property", "delivery-mode=2",
@@ -158,7 +162,9 @@ def _without_place(path: Path) -> list[dict[str, object]]:
 
 @on_any_broker
 def test_a_long_body_is_shortened_on_a_terminal(shell: Shell) -> None:
-    """A terminal shows the first 200 characters and the size; pipes, files and --raw show the whole body."""
+    """On a terminal, `send` and `receive` show the first 200 characters of a long body and its size; in a pipe and with
+    --raw, they print all of it.
+    """
     (shell.directory / "body").write_text("é" * 300)
     start = "é" * 200
     assert f" [x] Sent '{start}'… (600 bytes)\r\n" in on_terminal(shell, "mqtool", "send", "-f", "body").stdout
@@ -179,7 +185,9 @@ def test_a_long_body_is_shortened_on_a_terminal(shell: Shell) -> None:
 def test_a_terminal_is_told_that_confirmed_messages_are_not_persistent(
     shell: Shell, words: tuple[str, ...], said: bool
 ) -> None:
-    """On a terminal, `send -l` to a classic queue says that transient messages are lost when the broker stops."""
+    """On a terminal, `send -l` to a classic queue without --persistent says that the messages are lost when the broker
+    stops.
+    """
     (shell.directory / "lines").write_text("1\n2\n3\n")
     sent = on_terminal(shell, "mqtool", "send", "-q", "jobs", "-l", "-f", "lines", *words)
     assert (sent.code, "3 confirmed" in sent.stdout) == (0, True), sent.stdout
@@ -189,7 +197,9 @@ def test_a_terminal_is_told_that_confirmed_messages_are_not_persistent(
 @on_any_broker
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_the_notice_about_transient_messages_depends_on_the_existing_queue(shell: Shell, kind: str) -> None:
-    """The type of the existing queue counts, not the one that `send` would declare."""
+    """On a terminal, `send -l` says that messages are not persistent if the existing queue is classic, and not if it is
+    a quorum queue, whatever type `send` would declare.
+    """
     (shell.directory / "lines").write_text("1\n2\n3\n")
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", kind)
     sent = on_terminal(shell, "mqtool", "send", "-q", "jobs", "-l", "-f", "lines")
@@ -199,7 +209,7 @@ def test_the_notice_about_transient_messages_depends_on_the_existing_queue(shell
 
 @on_any_broker
 def test_logs_are_coloured_by_severity_on_a_terminal(shell: Shell) -> None:
-    """`receive-log` colours critical, error and warning logs on a terminal, and nowhere else."""
+    """On a terminal, `receive-log` colours critical, error and warning logs, unless --no-color is given."""
     keys = ["kern.critical", "app.error", "web.warning.slow", "db.info"]
     for command, shown in (
         (["-c", "4"], ["\x1b[1;31m [x] kern.critical:x\x1b[0m", "\x1b[31m [x] app.error:x\x1b[0m",
@@ -229,7 +239,9 @@ def test_pretty_indents_json_bodies(shell: Shell) -> None:
 
 @on_any_broker
 def test_messages_written_to_a_file_are_counted_on_the_terminal(shell: Shell) -> None:
-    """If stdout is a file, `receive` counts messages on the terminal; without a terminal, it prints no count."""
+    """If stdout is a file and stderr a terminal, `receive` shows how many messages it has received; without a terminal,
+    it does not.
+    """
     shell.run("mqtool", "send", "-l", stdin="1\n2\n3\n")
     seen = on_terminal(shell, "sh", "-c", "mqtool receive -c 3 --raw > out")
     assert "3 received in " in seen.stdout.splitlines()[-1]
@@ -240,7 +252,7 @@ def test_messages_written_to_a_file_are_counted_on_the_terminal(shell: Shell) ->
 
 @on_any_broker
 def test_progress_shows_percent_and_rate(shell: Shell) -> None:
-    """If the end is known, the progress line shows percent, the count, the time and the rate."""
+    """If the total is known, a progress line shows the percentage, the count, the time and the rate."""
     script = """
 from mqtool.cli.display.progress import Progress
 progress = Progress("confirmed", patience=0, fraction=lambda: 0.5)
@@ -253,7 +265,7 @@ progress.stop()
 
 
 def test_publisher_confirms_shows_progress_on_a_terminal(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
-    """On a terminal, `publisher-confirms` shows its progress if it takes long, and then the tutorial's line."""
+    """On a terminal, a slow `publisher-confirms` shows its progress before it prints the tutorial's line."""
     lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
     amqp_vhost.faults.delay_confirms(0.25)
     watched = on_terminal(lonely_shell, "mqtool", "publisher-confirms", "individual", "-c", "8")
@@ -263,7 +275,9 @@ def test_publisher_confirms_shows_progress_on_a_terminal(lonely_shell: Shell, am
 
 @on_any_broker
 def test_control_characters_are_escaped_only_on_a_terminal(shell: Shell) -> None:
-    """A terminal gets control characters of a body as escapes; a pipe gets the body unchanged."""
+    """On a terminal, `receive --raw` prints control characters of a body as escapes; in a pipe, it prints the body
+    unchanged.
+    """
     body = b"\x1b[2J[/red]\x07"
     for _ in range(2):
         shell.run("mqtool", "send", stdin=body)
@@ -278,8 +292,8 @@ def test_control_characters_are_escaped_only_on_a_terminal(shell: Shell) -> None
 
 @on_any_broker
 def test_key_pattern_takes_the_routing_key_from_each_line(shell: Shell) -> None:
-    """`emit-log --key-pattern` fills the routing key from each line; a line that does not match is sent
-    as 'unknown'.
+    """`emit-log --key-pattern` takes each line's routing key from the line itself; if the line does not match, the
+    placeholders become 'unknown'.
     """
     all_lines = shell.start("mqtool", "receive-log", "topic", "#", "-c", "3").wait_until_ready()
     errors = shell.start("mqtool", "receive-log", "topic", "*.error", "-c", "1").wait_until_ready()
@@ -312,7 +326,9 @@ def test_a_full_disk_is_an_error_and_the_message_stays(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_receivers_that_share_a_queue_lose_nothing_when_some_are_killed(shell: Shell) -> None:
-    """After kill -9 of one of three receivers, the others print its messages: every line is there at least once."""
+    """If one of three `receive` on a queue is killed with kill -9, the others get its unacknowledged messages: every
+    line is printed at least once.
+    """
     receivers = [shell.start("mqtool", "receive", "--raw", "--prefetch", "20").wait_until_ready() for _ in range(3)]
     sender = shell.start("mqtool", "send", "-l", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -334,8 +350,8 @@ def test_receivers_that_share_a_queue_lose_nothing_when_some_are_killed(shell: S
 
 @on_any_broker
 def test_closed_standard_streams_are_handled(shell: Shell) -> None:
-    """A closed stdin is the end of the input, a closed stdout an error that keeps the message; a closed stderr is
-    ignored.
+    """With a closed stdin, `send -l` exits with 0. With a closed stdout, `receive` exits with 1 and the message stays
+    in the queue; a closed stderr is ignored.
     """
     shell.start_cold()
     assert shell.script("mqtool send -l <&-", timeout=30).code == 0

@@ -61,7 +61,9 @@ def ends_well(script: Running) -> None:
 
 @pytest.mark.parametrize("first", ["mqtool", "script"])
 def test_the_script_of_hello_world_works_with_send_and_receive(room: Room, first: str) -> None:
-    """Each side receives what the other sends, whichever side declared the queue."""
+    """The plain script of tutorial 1 and mqtool's `send` and `receive` get each other's messages, whichever side
+    declared the queue.
+    """
     room.printed("hello-world")
     send = {"mqtool": lambda: room.mqtool("send"), "script": lambda: room.script("send", "Good", "morning!")}
     send[first]()
@@ -76,7 +78,7 @@ def test_the_script_of_hello_world_works_with_send_and_receive(room: Room, first
 
 @pytest.mark.parametrize("first", ["mqtool", "script"])
 def test_the_script_of_work_queues_works_with_new_task_and_worker(room: Room, first: str) -> None:
-    """A worker of each side handles and acknowledges tasks of the other side."""
+    """The plain script of tutorial 2 and mqtool's `new-task` and `worker` handle each other's tasks."""
     room.printed("work-queues")
     if first == "script":
         assert room.script("new-task", "A", "task").stdout == " [x] Sent A task\n"
@@ -114,7 +116,9 @@ assert Services.set_writer is set_writer, "nothing was interrupted"
 
 @on_any_broker
 def test_the_worker_script_ends_at_ctrl_c_during_an_acknowledgement(room: Room) -> None:
-    """The script does not wait for ever for pika to close a connection that pika no longer writes to."""
+    """After Ctrl-C during an acknowledgement, the plain worker script exits with 0 and does not hang in closing its
+    connection.
+    """
     room.printed("work-queues")
     room.script("new-task", "A task")
     (room.shell.directory / "interrupted.py").write_text(INTERRUPTED)
@@ -153,7 +157,7 @@ LOGS = {
 
 @pytest.mark.parametrize("tutorial", LOGS)
 def test_the_scripts_of_logs_work_with_emit_log_and_receive_log(room: Room, tutorial: str) -> None:
-    """A receiver of each side gets the logs of both sides, and both declare the same exchange."""
+    """The receivers of a plain script and of mqtool's `receive-log` both get the logs of both sides."""
     kind, takes, script_takes, emits, script_emits, key = LOGS[tutorial]
     room.printed(tutorial)
 
@@ -171,7 +175,7 @@ def test_the_scripts_of_logs_work_with_emit_log_and_receive_log(room: Room, tuto
 
 
 def test_the_topics_script_receives_only_what_its_patterns_match(room: Room) -> None:
-    """The script's receiver prints the logs that match its binding keys, and no others."""
+    """The receiver of the plain topics script prints the logs that match its binding keys, and no others."""
     room.printed("topics")
     receiver = room.start_script("receive", "kern.*", "*.critical")
     for key in ("cron.info", "kern.a.b", "kern.critical"):
@@ -181,7 +185,9 @@ def test_the_topics_script_receives_only_what_its_patterns_match(room: Room) -> 
 
 
 def test_the_script_of_rpc_works_with_rpc_client_and_server(room: Room) -> None:
-    """A server of each side answers a client of the other side, also a request that is not valid."""
+    """The plain script of tutorial 6 and mqtool's `rpc-client` and `rpc-server` answer each other; the script also
+    answers an invalid request, with an error.
+    """
     room.printed("rpc")
     server = room.start_script("server")
     assert room.mqtool("rpc-client", "30").stdout == " [.] Got 832040\n"
@@ -196,7 +202,9 @@ def test_the_script_of_rpc_works_with_rpc_client_and_server(room: Room) -> None:
 
 
 def test_the_script_of_publisher_confirms_prints_the_commands_lines(room: Room) -> None:
-    """The script prints the lines of `publisher-confirms all`, with the same numbers of messages."""
+    """The plain script of publisher confirms prints the same lines and numbers of messages as `publisher-confirms all`,
+    apart from the times.
+    """
     room.printed("publisher-confirms")
 
     def ways(result: Result) -> list[str]:
@@ -206,7 +214,9 @@ def test_the_script_of_publisher_confirms_prints_the_commands_lines(room: Room) 
 
 
 def test_the_script_of_delayed_messages_works_with_the_commands(room: Room) -> None:
-    """Delayed messages of each side reach the other in the order of their times, with and without the plugin."""
+    """The plain script of delayed messages and mqtool's commands receive each other's messages, in the order in which
+    they are due.
+    """
     room.printed("delayed-messages")
     room.script("send", "4000", "second")
     assert room.script("send", "300", "first").stdout == " [x] Sent 'first'\n"
@@ -228,7 +238,7 @@ def streams(room: Room, broker: TestBroker) -> Room:
 
 
 def test_the_script_of_streams_works_with_send_stream_and_receive_stream(streams: Room) -> None:
-    """Each side reads the messages that both sides have sent."""
+    """The plain script of the first stream tutorial and mqtool each read the messages that both have sent."""
     streams.printed("stream-hello-world")
     assert streams.script("send").stdout == " [x] Hello, World! message sent\n"
     reader = streams.start_script("receive").wait_for_stdout("Hello, World!")
@@ -241,7 +251,7 @@ def test_the_script_of_streams_works_with_send_stream_and_receive_stream(streams
 
 
 def test_the_script_of_offset_tracking_works_with_offset(streams: Room) -> None:
-    """Each side resumes at the offset that the other side has stored."""
+    """The plain script of offset tracking and mqtool's `offset` each resume at the offset that the other has stored."""
     streams.printed("stream-offset-tracking")
     streams.script("send")
     assert "Done consuming first_offset: 0 last_offset 99 \n" in streams.mqtool("offset", "receive").stdout
@@ -254,7 +264,7 @@ def test_the_script_of_offset_tracking_works_with_offset(streams: Room) -> None:
 
 @pytest.mark.parametrize("tutorial", pages.NAMES)
 def test_a_plain_script_imports_only_one_library(tutorial: str) -> None:
-    """A copied script needs its client library, and neither mqtool nor another package."""
+    """A plain script imports its client library and Python's standard library, and nothing else."""
     nodes = list(ast.walk(ast.parse(pages.page(tutorial).plain)))
     modules = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
     modules += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]

@@ -1,4 +1,4 @@
-"""`tutorial run --ui` and `drill --ui`: the page shows each step, and keys control it."""
+"""`tutorial run --ui`, `tutorial try --ui` and `drill --ui`: the page shows each step, and keys control it."""
 
 import os
 import re
@@ -50,8 +50,8 @@ def go_on(page: Page, narration: str) -> None:
 
 @pytest.mark.parametrize("playing", [("tutorial", "run")], indirect=True)
 def test_a_tutorial_plays_to_its_checks_and_back(playing: tuple[Running, Page], tmp_path: Path) -> None:
-    """With keys alone, a learner chooses a tutorial, steps through its scenes and back. A saved file
-    plays them, too.
+    """With keys alone, a learner chooses a tutorial on its page and steps through its scenes, forward and back; a saved
+    file replays them without mqtool.
     """
     command, page = playing
     page.until(lambda: "Start: Hello World" in shown(page, "#next"), "the list, with the first one proposed")
@@ -96,8 +96,8 @@ def test_a_tutorial_plays_to_its_checks_and_back(playing: tuple[Running, Page], 
 
 @pytest.mark.parametrize("playing", [("drill", "duplicate", "-c", "20")], indirect=True)
 def test_a_drill_shows_its_fault_and_its_totals(playing: tuple[Running, Page]) -> None:
-    """The page waits before the fault, then shows it, what was redelivered, and what was lost; it fits
-    a narrow screen.
+    """The page of `drill --ui` waits before the fault, then shows the totals, including how many messages were lost,
+    and fits a narrow screen.
     """
     command, page = playing
     page.resize(390)
@@ -113,8 +113,8 @@ def test_a_drill_shows_its_fault_and_its_totals(playing: tuple[Running, Page]) -
 
 @pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], indirect=True)
 def test_a_closed_page_does_not_end_a_tutorial(playing: tuple[Running, Page], chromium: Any) -> None:
-    """If the page is closed, the terminal says what it waits for; reopened, the page shows the same scene. Ctrl-C ends
-    all.
+    """If the page of `tutorial run --ui` is closed, the terminal says so, and the page shows the same scene when it is
+    opened again. Ctrl-C stops everything.
     """
     command, page = playing
     go_on(page, "Send a message anyway")
@@ -133,7 +133,9 @@ def test_a_closed_page_does_not_end_a_tutorial(playing: tuple[Running, Page], ch
 def test_the_page_shows_a_goal_and_what_the_learner_does(
     playing: tuple[Running, Page], lonely_shell: Shell, tmp_path: Path
 ) -> None:
-    """With `try --ui`, the goal stands in the page, the picture shows the learner's messages, and the proof follows."""
+    """The page of `tutorial try --ui` shows the goal and the learner's messages, and then says how the goal was
+    reached.
+    """
     command, page = playing
     page.until(lambda: "while nobody receives" in shown(page, "#narration"), "the goal")
     command.wait_for_stdout("Goal 1 of 3")

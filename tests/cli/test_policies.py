@@ -20,7 +20,9 @@ def admin(shell: Shell, broker: TestBroker) -> Shell:
 @pytest.mark.own_vhost("policies stay in it")
 @pytest.mark.parametrize("kind", [[], ["--operator"]], ids=["user", "operator"])
 def test_a_policy_is_set_changed_listed_and_cleared(admin: Shell, kind: list[str]) -> None:
-    """`policy set` takes effect at once on the queues that it matches, and `policy clear` undoes it."""
+    """`policy set` limits the queues that its pattern matches at once and changes an existing policy; `policy ls` lists
+    it, and `policy clear` removes it.
+    """
     admin.run("mqtool", "queue", "declare", "jobs")
     assert admin.run(*SET, "--apply-to", "queues", *kind).stderr.startswith("set ")
     assert admin.run(*SET, "--apply-to", "queues", *kind, "--priority", "7").stderr.startswith("changed ")
@@ -56,7 +58,7 @@ def test_a_refused_policy_is_reported_with_the_reason(admin: Shell) -> None:
 
 @pytest.mark.parametrize("text", ["[]", "{}", "max-length=3", "3"])
 def test_a_policy_definition_must_be_a_json_object(lonely_shell: Shell, text: str) -> None:
-    """`policy set --definition` with anything else is a usage error before the broker is asked."""
+    """`policy set --definition` with anything but a non-empty JSON object exits with 2."""
     wrong = lonely_shell.run(*SET[:-1], text)
     assert wrong.code == 2
     assert "is not" in wrong.stderr

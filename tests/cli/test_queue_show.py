@@ -31,8 +31,8 @@ def admin(shell: Shell, broker: TestBroker) -> Shell:
 
 
 def test_queue_show_fits_on_one_screen(admin: Shell) -> None:
-    """Settings, counts, consumers, bindings and dead letters fit into 24 lines on a terminal, however many bindings
-    there are.
+    """On a terminal, `queue show` prints arguments, counts, consumers, bindings and dead letters in at most 24 lines,
+    however many bindings there are.
     """
     admin.run("mqtool", "exchange", "bind", "in", "jobs", *map(str, range(30)))
     admin.start("mqtool", "receive", "--declare", "-q", "jobs", *SETTINGS).wait_until_ready()
@@ -58,7 +58,9 @@ def test_queue_show_fits_on_one_screen(admin: Shell) -> None:
 
 
 def test_queue_show_json_prints_one_object(admin: Shell) -> None:
-    """`queue show --json` has the columns of `list queues`, and consumers, bindings and dead letters."""
+    """`queue show --json` prints one object with the columns of `list queues` and the queue's consumers, bindings and
+    dead letters.
+    """
     admin.run("mqtool", "send", "-q", "jobs", *SETTINGS, "x")
     found = json.loads(admin.run("mqtool", "queue", "show", "jobs", "--json").stdout)
     assert (found["messages_ready"], found["type"], found["consumers"]) == (1, "quorum", [])
@@ -77,7 +79,9 @@ def test_queue_show_json_prints_one_object(admin: Shell) -> None:
     ],
 )
 def test_queue_show_says_where_dead_letters_go(admin: Shell, settings: str, goes: str) -> None:
-    """`queue show` follows the dead-letter exchange and routing key, and says if dead letters would be lost."""
+    """`queue show` names the queue to which the dead-letter exchange and routing key lead, and says if dead letters
+    would be lost.
+    """
     starts = ("--dead-letter-exchange=", "--argument=x-dead-letter-routing-key=")
     options = [f"{start}{value}" for start, value in zip(starts, settings.split(), strict=False)]
     assert admin.run("mqtool", "queue", "declare", "other", *options).code == 0
@@ -85,8 +89,8 @@ def test_queue_show_says_where_dead_letters_go(admin: Shell, settings: str, goes
 
 
 def test_queue_show_lists_the_offsets_and_lag_of_stream_readers(shell: Shell, broker: TestBroker) -> None:
-    """For a stream, `queue show` prints the lag of each named reader; without the stream port, it says
-    why it cannot.
+    """For a stream, `queue show` prints the stored offset and the lag of each named consumer; if the stream port does
+    not answer, it says so.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
@@ -125,14 +129,16 @@ def test_queue_show_of_a_missing_queue_exits_with_69(admin: Shell) -> None:
 
 
 def test_queue_show_of_a_missing_name_that_is_not_utf_8_exits_with_69(admin: Shell) -> None:
-    """A name that is not UTF-8 is looked up by its bytes; it is no unexpected error."""
+    """`queue show` with a name that is not UTF-8 and does not exist exits with 69, without an unexpected error."""
     shown = admin.script("mqtool queue show \"$(printf 'q\\377')\"")
     assert shown.code == 69, shown.stderr
     assert "unexpected" not in shown.stderr
 
 
 def test_queue_show_of_a_queue_whose_name_is_not_utf_8(admin: Shell, broker: TestBroker) -> None:
-    """`queue show` prints such a queue of the embedded broker; RabbitMQ refuses to declare one."""
+    """`queue show` prints a queue of the embedded broker whose name is not UTF-8; on RabbitMQ, which refuses to declare
+    such a queue, it exits with 69.
+    """
     with RawClient(broker.url) as client:
         client.socket.sendall(raw_frame(1, 1, b"\x00\x32\x00\x0a\0\0\x02q\xff\0\0\0\0\0"))
         client.read(1)

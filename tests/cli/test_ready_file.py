@@ -17,7 +17,7 @@ NOBODY = "amqp://localhost:1"
 @on_any_broker
 @pytest.mark.parametrize("command", ["receive", "worker", "tap amq.topic", "rpc-server", "delayed relay later"])
 def test_a_ready_file_of_an_earlier_run_is_removed_when_the_command_starts(shell: Shell, command: str) -> None:
-    """A script that waits for the file must not take an old one as the sign that the new command consumes."""
+    """A command with --ready-file removes the file of an earlier run when it starts, even without a broker."""
     (shell.directory / "ready").touch()
     result = shell.run("mqtool", *command.split(), "-u", NOBODY, "--ready-file", "ready")
     assert result.code == 69
@@ -26,7 +26,7 @@ def test_a_ready_file_of_an_earlier_run_is_removed_when_the_command_starts(shell
 
 @on_any_broker
 def test_a_file_with_content_is_not_replaced_by_a_ready_file(shell: Shell) -> None:
-    """`--ready-file notes.txt` exits with 2 before anything is consumed, and the file keeps its content."""
+    """If the --ready-file exists and is not empty, `receive` exits with 2, and the file keeps its content."""
     (shell.directory / "notes.txt").write_text("mine")
     result = shell.run("mqtool", "receive", "--ready-file", "notes.txt")
     assert result.code == 2
@@ -35,7 +35,9 @@ def test_a_file_with_content_is_not_replaced_by_a_ready_file(shell: Shell) -> No
 
 
 def test_the_urls_of_a_killed_broker_are_removed_before_the_next_one_listens(tmp_path: Path) -> None:
-    """`broker serve --ready-file` removes an old file first, so a script never reads the URLs of a dead broker."""
+    """`broker serve --ready-file` removes an old file before it listens, so that a script never reads the URLs of a
+    dead broker.
+    """
     urls, definitions = tmp_path / "urls", tmp_path / "definitions"
     urls.write_text("amqp://guest:guest@127.0.0.1:1/%2F\n")
     os.mkfifo(definitions)

@@ -45,7 +45,9 @@ def received(shell: Shell, *options: str) -> list[dict[str, object]]:
 
 @pytest.mark.keeps_messages
 def test_replay_publishes_what_was_recorded(shell: Shell, connection: Connection) -> None:
-    """Messages go to their own exchanges with their keys, in order, with the same bodies, headers and properties."""
+    """`recording replay` publishes the messages to their own exchanges with their keys, in order, with the same bodies,
+    headers and properties.
+    """
     channel = connection.channel()
     queue = channel.declare(Queue("jobs", durable=True, arguments={"x-queue-type": "quorum"}))
     exchange = channel.declare(Exchange("logs", "topic", durable=True))
@@ -71,7 +73,9 @@ UNVERSIONED = Path(__file__).parents[1] / "recordings" / "unversioned.ndjson"
 
 
 def test_a_recording_without_a_version_is_replayed(shell: Shell, connection: Connection) -> None:
-    """A recording of an early mqtool is replayed, scrubbed and sent with its bodies, headers and properties."""
+    """A recording of an early mqtool, without a version, is replayed, scrubbed and sent with its bodies, headers and
+    properties.
+    """
     channel = connection.channel()
     queue = channel.declare(Queue("jobs"))
     channel.bind(queue, channel.declare(Exchange("shop", "topic", durable=True)), "#")
@@ -102,8 +106,8 @@ def test_a_recording_without_a_version_is_replayed(shell: Shell, connection: Con
 )
 @on_any_broker
 def test_a_newer_format_is_refused(shell: Shell, command: str) -> None:
-    """A recording in a newer version of the format exits with 65 before anything is sent, and the hint
-    says to upgrade.
+    """Every command that reads a recording in a newer version of the format exits with 65, and the hint says to upgrade
+    mqtool.
     """
     (shell.directory / "newer.ndjson").write_text('{"version": 2, "content": ["Hello"], "route": "jobs"}\n')
     result = shell.script(command)
@@ -114,7 +118,9 @@ def test_a_newer_format_is_refused(shell: Shell, command: str) -> None:
 
 @pytest.mark.keeps_messages
 def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
-    """`replay` exits with 3 if a message is unroutable, and --failed-to keeps it; a missing exchange is named."""
+    """If a message is unroutable, `recording replay` exits with 3 and --failed-to keeps it; if its exchange does not
+    exist, the error names the exchange.
+    """
     name = recording(shell, {}, {"routing_key": "nobody"}, {})
     shell.run("mqtool", "queue", "declare", "jobs")
 
@@ -131,8 +137,8 @@ def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
 
 @on_any_broker
 def test_replay_selects_messages_and_keeps_their_gaps(shell: Shell, connection: Connection) -> None:
-    """--since, --until and --where select messages; the gaps between them are kept, and options change headers and
-    queue.
+    """`recording replay` sends the messages that --since, --until and --where select, with the gaps between them; other
+    options change their headers and queue.
     """
     connection.channel().declare(Queue("jobs", durable=True))
     name = recording(shell, *[{"routing_key": "elsewhere"}] * 9)
@@ -153,7 +159,9 @@ def test_replay_selects_messages_and_keeps_their_gaps(shell: Shell, connection: 
 
 @on_any_broker
 def test_an_interrupted_replay_keeps_the_rest(shell: Shell, connection: Connection) -> None:
-    """After Ctrl-C in a gap, `replay` says how many messages were confirmed, and --failed-to has all others."""
+    """After Ctrl-C, `recording replay` says how many messages were confirmed, exits with 130, and --failed-to keeps all
+    others.
+    """
     connection.channel().declare(Queue("jobs", durable=True))
     name = recording(shell, {}, {"timestamp": "2026-01-31T18:00:00Z"}, {"timestamp": "2026-01-31T18:00:01Z"})
 
@@ -168,7 +176,7 @@ def test_an_interrupted_replay_keeps_the_rest(shell: Shell, connection: Connecti
 
 @on_any_broker
 def test_a_pipe_is_replayed_as_it_arrives(shell: Shell, broker: TestBroker, connection: Connection) -> None:
-    """Each line from a pipe is sent when it arrives, while the pipe is still open."""
+    """`recording replay` sends each line from a pipe when it arrives, while the pipe is still open."""
     connection.channel().declare(Queue("jobs", durable=True))
     lines = (shell.directory / recording(shell, {}, {})).read_bytes().splitlines(keepends=True)
     running = shell.start("mqtool", "recording", "replay", stdin=PIPE)
@@ -182,7 +190,7 @@ def test_a_pipe_is_replayed_as_it_arrives(shell: Shell, broker: TestBroker, conn
 
 
 def test_a_dry_run_prints_times_and_destinations(lonely_shell: Shell) -> None:
-    """`replay --dry-run` connects to no broker, and prints when and where each message would be sent."""
+    """`recording replay --dry-run` needs no broker, and prints when and where each message would be sent."""
     first = recording(lonely_shell, {}, {"exchange": "logs", "routing_key": "a\tb"}, name="first")
     second = recording(lonely_shell, {"timestamp": "2026-01-31T12:00:05Z"}, name="second")
     result = lonely_shell.run("mqtool", "recording", "replay", first, second, "--dry-run", "--speed", "2")
@@ -193,7 +201,9 @@ def test_a_dry_run_prints_times_and_destinations(lonely_shell: Shell) -> None:
 
 
 def test_an_invalid_recording_or_option_is_named(lonely_shell: Shell) -> None:
-    """A bad line is named with its number, and contradictory options are refused, before anything is sent."""
+    """`recording replay` names the number of an invalid line and exits with 65; options that contradict each other exit
+    with 2.
+    """
     good = recording(lonely_shell, {})
     (lonely_shell.directory / "bad").write_text('{"exchange": "", "body": "x"}\n')
     for words, code, said in (

@@ -12,7 +12,9 @@ LINES = "".join(
 
 
 def test_a_scrubbed_recording_can_be_replayed(lonely_shell: Shell) -> None:
-    """Scrubbed messages go to the same queue; the same seed gives the same replacements, and no seed different ones."""
+    """A recording from `recording scrub` can be replayed to the same queue. Two runs with the same --seed give the same
+    replacements.
+    """
     (lonely_shell.directory / "recording").write_text(LINES)
     result = lonely_shell.script("mqtool recording scrub recording | tee scrubbed | mqtool recording replay --dry-run")
     assert result.stdout == "0.000s\tqueue jobs\t8 bytes\n" * 2, result.stderr
@@ -27,7 +29,7 @@ def test_a_scrubbed_recording_can_be_replayed(lonely_shell: Shell) -> None:
 
 
 def test_scrub_passes_lines_on_as_they_arrive(lonely_shell: Shell) -> None:
-    """Each line is printed while the pipe is still open; Ctrl-C on the pipeline loses no line already written."""
+    """`recording scrub` prints each line while the pipe is still open, and Ctrl-C on the pipeline loses no line."""
     running = lonely_shell.start("mqtool", "recording", "scrub", "--field", "headers", stdin=PIPE)
     assert running.process.stdin is not None
     first, second = LINES.splitlines(keepends=True)
@@ -42,8 +44,8 @@ def test_scrub_passes_lines_on_as_they_arrive(lonely_shell: Shell) -> None:
 
 
 def test_scrub_names_a_bad_line(lonely_shell: Shell) -> None:
-    """`scrub` prints the lines before the bad one, names its number, and exits with 65; an unknown field is a usage
-    error.
+    """`recording scrub` prints the lines before an invalid one, names its number, and exits with 65; an unknown field
+    exits with 2.
     """
     result = lonely_shell.run("mqtool", "recording", "scrub", stdin=f"{LINES}\nnot JSON\n{LINES}")
     assert (result.code, len(result.stdout.splitlines())) == (65, 2)

@@ -34,7 +34,7 @@ COMMANDS = (
 @pytest.mark.parametrize("url", URLS)
 @pytest.mark.sampled(3)
 def test_no_error_shows_a_password(lonely_shell: Shell, url: str) -> None:
-    """Whatever is wrong with a URL or its broker, no command prints the URL's password."""
+    """Whatever is wrong with a URL or its broker, no command prints the password in the URL."""
     for command in COMMANDS:
         for environment in ({"MQTOOL_URL": url}, {"MQTOOL_URL": "amqp://localhost:1", "MQTOOL_MANAGEMENT_URL": url}):
             result = lonely_shell.run("mqtool", *command, "--verbose", environment=environment)
@@ -45,7 +45,7 @@ def test_no_error_shows_a_password(lonely_shell: Shell, url: str) -> None:
 
 
 def test_credentials_in_the_management_url_are_used_and_not_shown(shell: Shell, broker: TestBroker) -> None:
-    """The management API is asked with the credentials in its URL; an error does not print them."""
+    """`list queues --management` logs in with the credentials in the URL, and does not print a refused password."""
     host = urlsplit(broker.management).netloc
     assert shell.run("mqtool", "list", "queues", "--management", f"http://guest:guest@{host}").code == 0
     refused = shell.run("mqtool", "list", "queues", "--management", f"http://guest:{ESCAPED}@{host}")
@@ -76,7 +76,7 @@ def test_a_program_gets_urls_without_their_passwords(shell: Shell, how: str) -> 
 
 @on_any_broker
 def test_a_ready_file_is_not_created_through_a_symbolic_link(shell: Shell) -> None:
-    """If the ready file is a symbolic link, which somebody else may have made, the command exits with 2."""
+    """If the --ready-file is a symbolic link, `receive` exits with 2 and does not create the link's target."""
     (shell.directory / "ready").symlink_to("target")
     result = shell.run("mqtool", "receive", "--ready-file", "ready", "--idle-timeout", "10ms")
     assert result.code == 2

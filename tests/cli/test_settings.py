@@ -1,4 +1,4 @@
-"""RabbitMQ as it is installed, and as `mqtool broker up` starts it, with statistics that are detailed and recent."""
+"""RabbitMQ with its default settings, and as `mqtool broker up` starts it, with detailed and recent statistics."""
 
 import re
 import uuid
@@ -63,7 +63,9 @@ def is_detailed(request: pytest.FixtureRequest) -> bool:
 def test_topology_shows_the_exchange_of_a_publisher_only_with_detailed_rates(
     shell: Shell, channel: Any, request: pytest.FixtureRequest
 ) -> None:
-    """Without them, it lists the publisher by itself, and says which setting is missing."""
+    """With rates_mode = detailed, `topology` shows a publisher below its exchange; without it, under "publishers", with
+    the name of the missing setting.
+    """
     channel.exchange_declare("logs", "fanout")
     channel.queue_declare("lines", durable=True)
     channel.queue_bind("lines", "logs")
@@ -79,7 +81,9 @@ def test_topology_shows_the_exchange_of_a_publisher_only_with_detailed_rates(
 
 
 def test_a_conversion_does_not_delete_deliveries_that_were_made_a_moment_ago(shell: Shell, channel: Any) -> None:
-    """The count of unacknowledged messages can be five seconds old: `queue convert` waits for a new one."""
+    """`queue convert` refuses a queue whose messages were delivered a moment ago and are unacknowledged, although the
+    API's count of them is up to 5 s old.
+    """
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "classic"})
     channel.confirm_delivery()
     for _ in range(10):
@@ -101,7 +105,7 @@ def test_a_conversion_does_not_delete_deliveries_that_were_made_a_moment_ago(she
 
 
 def test_counts_of_ready_messages_are_current(shell: Shell, channel: Any) -> None:
-    """`list queues` asks each classic and quorum queue, so a message is counted as soon as it is confirmed."""
+    """`list queues` counts a message in a classic or quorum queue as soon as the publisher has its confirm."""
     channel.confirm_delivery()
     for kind in ("classic", "quorum"):
         channel.queue_declare(kind, durable=True, arguments={"x-queue-type": kind})
@@ -112,9 +116,7 @@ def test_counts_of_ready_messages_are_current(shell: Shell, channel: Any) -> Non
 
 
 def test_every_setting_that_differs_is_in_the_documentation() -> None:
-    """The documentation lists, with a reason, each setting that mqtool changes for private nodes and
-    its Docker image.
-    """
+    """The documentation names each setting that mqtool changes for private nodes and for its Docker image."""
     node = (ROOT / "mqtool" / "broker" / "node.py").read_text()
     image = (ROOT / "mqtool" / "broker" / "image" / "rabbitmq.conf").read_text()
     start = (ROOT / "mqtool" / "broker" / "image" / "start").read_text()

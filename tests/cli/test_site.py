@@ -26,9 +26,8 @@ def site() -> list[Path]:
 @large
 @pytest.mark.timeout(1500)
 def test_the_site_can_be_typed_twice_on_one_broker(lonely_shell: Shell, tmp_path: Path) -> None:
-    """A reader who types every block of every page in one directory sees what the pages show, also the second time.
-    Each page is typed in a new terminal, as after `broker env`. The README's list contains all queues of the broker, so
-    its output is compared the first time only.
+    """A reader who types every block of every page in one directory sees what the pages show, also the second time;
+    only the README's output, which lists all queues, is not compared again.
     """
     (tmp_path / "broker").mkdir()
     (tmp_path / "typed").mkdir()

@@ -46,7 +46,9 @@ print(json.dumps(shown))
     "command", [["send", "-q", "q", "hello"], ["receive", "-q", "q", "-c", "1"]], ids=lambda words: words[0]
 )
 def test_send_and_receive_load_no_heavy_module(shell: Shell, command: list[str]) -> None:
-    """`send` and `receive` load none of the modules that take longer to import than a message takes to send."""
+    """`send` and `receive` load no module that is slow to import and that they do not need, such as `rich` or
+    `requests`.
+    """
     shell.run("mqtool", "send", "-q", "q", "waiting")
     result = shell.run(sys.executable, "-X", "importtime", "-m", "mqtool", *command)
     assert result.code == 0
@@ -60,9 +62,7 @@ def test_send_and_receive_load_no_heavy_module(shell: Shell, command: list[str])
 
 @large
 def test_each_command_can_be_imported_alone(lonely_shell: Shell) -> None:
-    """Each command prints its help in a new process, so that no import works only because another
-    command ran before.
-    """
+    """Each command prints its help in a process of its own, so no import depends on another command."""
     told = lonely_shell.run(sys.executable, "-c", _EACH_BY_ITSELF, *SENTENCES)
     assert told.code == 0, told.stderr
     shown = json.loads(told.stdout)
@@ -73,7 +73,9 @@ def test_each_command_can_be_imported_alone(lonely_shell: Shell) -> None:
 
 
 def test_ctrl_c_while_python_imports_mqtool(lonely_shell: Shell) -> None:
-    """The command exits with 130 and prints no traceback; under nohup and in background jobs it is not interrupted."""
+    """Ctrl-C while mqtool's modules are still being imported exits with 130 and prints no traceback; a process that
+    ignores SIGINT continues.
+    """
     stand_in = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('it went on')\n"
     (lonely_shell.directory / "typer.py").write_text(stand_in)
     lonely_shell.start_cold()
@@ -86,7 +88,9 @@ def test_ctrl_c_while_python_imports_mqtool(lonely_shell: Shell) -> None:
 
 @large
 def test_a_new_process_verifies_the_certificate(lonely_shell: Shell, amqp_tls: Authority, tmp_path: Path) -> None:
-    """`send` over TLS verifies the broker's certificate, with only the modules that a new process has loaded."""
+    """In a new process, `send` over TLS accepts a broker's certificate only if --tls-ca names the authority that signed
+    it; otherwise it exits with 69.
+    """
     other = new_authority(tmp_path)
     shell = lonely_shell
     with EmbeddedBroker(tls=amqp_tls.tls()) as broker:
