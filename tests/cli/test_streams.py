@@ -1,4 +1,4 @@
-"""Streams: `send-stream` appends, `receive-stream` reads from any offset, and --track resumes after the last message."""
+"""Streams: `send-stream` appends, `receive-stream` reads from any offset, and --track resumes where it stopped."""
 
 import contextlib
 import gzip
@@ -112,7 +112,9 @@ def test_receive_says_that_it_reads_a_stream_from_now_on(shell: Shell, broker: T
 
 
 def test_receive_reads_a_stream_from_an_offset(shell: Shell) -> None:
-    """`receive --offset` on a stream starts at that offset, and prints what `receive-stream` prints."""
+    """`receive --offset` on a stream starts at that message, offset or age, and prints each message's stream offset as
+    a header.
+    """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", "-H", "who=ann", stdin=numbers(0, 499))
     read = ("mqtool", "receive", "-q", "s", "--queue-type", "stream", "--offset")
     assert shell.run(*read, "first", "--raw", "-c", "500").stdout == numbers(0, 499)

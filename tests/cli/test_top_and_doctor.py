@@ -371,7 +371,7 @@ def test_top_on_a_terminal_sorts_by_keys_and_ends_with_q(watcher: Shell) -> None
 def test_doctor_reports_a_guest_that_can_log_in_over_tls(
     amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`doctor` reports that guest can log in over TLS from other hosts. Without the TLS files that it needs to try, it
+    """`doctor` tries to log in as guest over TLS and reports if that succeeds; without the TLS files that it needs, it
     says what it could not check.
     """
     monkeypatch.setattr(doctor, "_LOOPBACK", ())  # a certificate for this machine's own name would need a name server
