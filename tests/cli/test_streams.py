@@ -146,8 +146,8 @@ def test_a_tracked_reader_resumes_where_it_stopped(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_killed_reader_skips_no_message(shell: Shell, broker: TestBroker) -> None:
-    """After kill -9, `receive-stream --track` skips no message, and repeats only those whose offset was not stored yet:
-    about a thousand at most, more only on RabbitMQ.
+    """After kill -9 of `receive-stream --track`, the next run skips no message, and repeats only those whose offset was
+    not stored yet: about a thousand at most, or more on RabbitMQ.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(1, 20_000))
     output = shell.directory / "out"

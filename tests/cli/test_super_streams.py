@@ -36,8 +36,8 @@ def by_partition(ndjson: str) -> dict[str, list[str]]:
 
 @pytest.mark.keeps_messages
 def test_a_key_always_selects_the_same_partition(shell: Shell, broker: TestBroker) -> None:
-    """`send-stream -r` sends a routing key to the same partition as other clients do, and `receive-stream --json`
-    prints partition and key.
+    """`send-stream -r` sends messages with the same routing key to the same partition, the one that other clients
+    choose; `receive-stream --json` prints partition and key.
     """
     lines = "".join(f"hello{number} {each}\n" for each in ("a", "b") for number in range(1, 7))
     send = ("mqtool", "send-stream", *CREATED, "-l", "--key-pattern", r"(?P<who>\w+)", "-r", "{who}")

@@ -133,8 +133,8 @@ def test_try_on_an_existing_broker_uses_a_new_virtual_host(shell: Shell, broker:
 
 
 def test_goals_over_amqp_1_0_are_skipped_on_a_broker_that_does_not_speak_it(lonely_shell: Shell) -> None:
-    """If the broker of --url does not speak AMQP 1.0, `tutorial try` skips such goals, says why, and does not count
-    them as reached.
+    """If the broker of --url does not speak AMQP 1.0, `tutorial try` skips the goals over AMQP 1.0, says why, and does
+    not count them as reached.
     """
     with EmbeddedBroker(like="3.10", management_port=0) as old:
         lonely_shell.environment["MQTOOL_MANAGEMENT_URL"] = str(old.management_url)

@@ -308,8 +308,8 @@ def test_q_ends_the_panes(lonely_shell: Shell) -> None:
 
 
 def test_a_narrow_terminal_shows_lines_instead_of_panes(lonely_shell: Shell) -> None:
-    """On a terminal too narrow for panes, `tutorial run` prints lines that start with the name of the learner's
-    terminal.
+    """On a terminal too narrow for panes, `tutorial run` prints lines that begin with a name such as `sender` or
+    `receiver`.
     """
     watched = Watched(lonely_shell, 50, 24, "mqtool", "tutorial", "run", "hello-world")
     watched.wait_for("Enter: continue")
