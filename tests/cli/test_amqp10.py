@@ -162,7 +162,7 @@ def test_what_amqp_10_cannot_do_is_an_error_in_one_sentence(
 
 
 def test_a_delay_in_ndjson_input_is_refused(shell: Shell) -> None:
-    """`send --json` over AMQP 1.0 sends the lines before the one with a delay, then exits with 2."""
+    """Over AMQP 1.0, `send --json` sends the lines before the first one with a delay, then exits with 2."""
     sent = shell.run("mqtool", "send", "--json", stdin='{"body":"a"}\n{"body":"b","delay":"5s"}\n')
     assert (sent.code, "cannot delay messages over AMQP 1.0" in sent.stderr) == (2, True)
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "a\n"
@@ -239,7 +239,7 @@ def test_rpc_client_without_a_server_exits_with_69(shell: Shell) -> None:
 @pytest.mark.parametrize("options", ["", "--queue-type stream", "--size 100-200KiB --exchange topic --ack auto"])
 @pytest.mark.sampled(1)
 def test_bench_receives_each_message_once(shell: Shell, options: str) -> None:
-    """Over AMQP 1.0, `bench` confirms and receives every message once, and deletes its queue."""
+    """Over AMQP 1.0, `bench` gets every message confirmed, receives it once, and deletes its queue."""
     bench = ("mqtool", "bench", "--yes", "--json", "-c", "300", *options.split())
     done = shell.run(*bench, "--protocol", "amqp1.0")
     assert done.code == 0, done.stderr
@@ -256,7 +256,7 @@ def test_publisher_confirms_runs_all_three_ways(shell: Shell) -> None:
 
 @pytest.mark.parametrize(("offset", "expected"), [("first", "1\n2\n3\n"), ("2", "3\n4\n5\n"), ("1h", "1\n2\n3\n")])
 def test_receive_reads_a_stream_from_an_offset(shell: Shell, offset: str, expected: str) -> None:
-    """Over AMQP 1.0, `receive --offset` starts at the first message, at a number, or at a time."""
+    """Over AMQP 1.0, `receive --offset` on a stream starts at the first message, at an offset, or at an age."""
     shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
     assert shell.run("mqtool", "send", "-q", "log", "-l", stdin="1\n2\n3\n4\n5\n").code == 0
     read = shell.run("mqtool", "receive", "-q", "log", "--offset", offset, "-c", "3", "--raw")

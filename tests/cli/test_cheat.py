@@ -28,7 +28,7 @@ def test_recipes_work_and_fit_on_a_screen(shell: Shell, broker: TestBroker, topi
 
 
 def test_topics_are_listed_and_found(lonely_shell: Shell) -> None:
-    """`cheat` lists all topics; a mistyped topic is a usage error that names the nearest one."""
+    """`cheat` lists all topics; with a mistyped topic, it exits with 2 and names the nearest one."""
     listed = lonely_shell.run("mqtool", "cheat").stdout
     assert [line.split()[2] for line in listed.splitlines()] == [*recipes()]
     wrong = lonely_shell.run("mqtool", "cheat", "worker")

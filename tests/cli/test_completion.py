@@ -150,7 +150,7 @@ def ask(shell: Shell, line: str) -> tuple[str, str, int]:
     ],
 )
 def test_commands_options_and_values_complete_without_a_broker(lonely_shell: Shell, line: str, word: str) -> None:
-    """Names of commands, options and their values are proposed even if no broker is running."""
+    """Completion proposes commands, options and their values even if no broker is running."""
     proposed = [proposal.partition("\t")[0] for proposal in ask(lonely_shell, line)[0].splitlines()]
     assert word in proposed
 
@@ -204,7 +204,7 @@ LIVE = {"--context", "--queue", "--exchange", "--vhost", "--dead-letter-exchange
 
 
 def test_every_option_and_argument_for_a_name_on_the_broker_completes_it() -> None:
-    """Wherever a command takes a queue, stream, exchange, virtual host or context, the shell proposes names."""
+    """Completion proposes names wherever a command takes a queue, stream, exchange, virtual host or context."""
 
     def leaves(group: Any) -> Iterator[Any]:
         for command in group.commands.values():
@@ -230,5 +230,5 @@ def test_every_option_and_argument_for_a_name_on_the_broker_completes_it() -> No
     ],
 )
 def test_descriptions_of_proposals_are_not_cut(lonely_shell: Shell, line: str, proposal: str) -> None:
-    """The description that a shell shows beside a command or an option is a whole sentence."""
+    """In completion, the description beside a command or an option is not cut off."""
     assert proposal in ask(lonely_shell, line)[0].splitlines()

@@ -61,8 +61,8 @@ def staging(shell: Shell, broker: TestBroker) -> Shell:
 
 @pytest.mark.parametrize("strongest", PRECEDENCE)
 def test_options_win_over_the_environment_and_the_context(home: Shell, strongest: str) -> None:
-    """A command uses the first of: option, environment, context in use, `broker up`, localhost. `broker status` says
-    which and why.
+    """A command uses the broker of the first of these: option, environment variable, context in use, `broker up`,
+    localhost. `broker status` says which one and why.
     """
     words, environment = [], {}
     rows = list(PRECEDENCE)
@@ -98,7 +98,7 @@ def test_broker_status_says_whether_a_broker_not_started_here_answers(shell: She
 
 
 def test_a_context_may_come_before_the_command(home: Shell) -> None:
-    """`mqtool -C NAME send` uses that context, even if MQTOOL_CONTEXT names another one."""
+    """`mqtool -C NAME send` uses the context NAME, even if MQTOOL_CONTEXT names another one."""
     write_config(home, '[contexts.one]\nurl = "amqp://one.invalid"\n[contexts.two]\nurl = "amqp://two.invalid"\n')
     environment = {"MQTOOL_CONTEXT": "two"}
     assert "'two.invalid'" in home.run("mqtool", "send", "x", environment=environment).stderr
@@ -119,8 +119,8 @@ def test_a_context_applies_to_amqp_the_management_api_and_completion(staging: Sh
 
 
 def test_the_contexts_file_is_private_and_keeps_its_comments(home: Shell) -> None:
-    """Only the owner can read the contexts file; changes keep comments and symbolic links; passwords
-    are not printed.
+    """Only the owner can read the contexts file, and changes keep its comments and a symbolic link. `context show` and
+    `context ls` print no passwords.
     """
     config(home).parent.mkdir()
     config(home).symlink_to(home.directory / "dotfile")
@@ -303,8 +303,8 @@ def test_a_url_beside_a_protected_context_is_refused(staging: Shell, broker: Tes
 @on_any_broker
 @pytest.mark.parametrize("words", ["-C prod send -q jobs x --url URL", "send -q jobs x --url URL -C prod"])
 def test_an_unknown_context_beside_a_url_is_refused(staging: Shell, broker: TestBroker, words: str) -> None:
-    """A mistyped context is a usage error even if --url names the broker: the hint names the contexts that exist, and
-    nothing is sent.
+    """A mistyped context exits with 2 even if --url names the broker; the hint names the existing contexts, and nothing
+    is sent.
     """
     refused = staging.run("mqtool", *words.replace("URL", broker.url).split())
     assert (refused.code, refused.stderr) == (

@@ -216,8 +216,8 @@ def as_published(delivery: Delivery) -> dict[str, Any]:
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic"), ("classic", "stream")])
 def test_convert_keeps_the_messages_and_their_order(broker: TestBroker, before: str, after: str) -> None:
-    """After a conversion, the queue has the new type and all its messages in order, with their
-    properties and headers.
+    """After `queue convert`, the queue has the new type and all its messages in order, with their properties and
+    headers.
     """
     fill(broker, before)
     tally = convert(broker, to=after)
@@ -276,7 +276,7 @@ def test_a_conversion_that_was_killed_is_completed_by_the_next_run(broker: TestB
 
 
 def test_the_progress_bar_is_not_full_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The progress bar stays below 100 % until the end, even if messages are published during the conversion."""
+    """The progress bar of `queue convert` stays below 100 % until the end, even if messages are published meanwhile."""
     shown = list[float]()
 
     class Bar:

@@ -68,7 +68,7 @@ def test_dlq_ls_lists_dead_letter_queues_with_reasons(dead: Shell, broker: TestB
 
 
 def test_dlq_show_wraps_a_long_error_between_words(shell: Shell) -> None:
-    """On a terminal, `dlq show` wraps an error within 80 columns; in a pipe, it prints one line."""
+    """On a terminal, `dlq show` wraps a long error between words at 80 columns; in a pipe, it prints it on one line."""
     shell.run("mqtool", "send", "-q", "jobs", "x")
     error = " ".join(["unreasonable"] * 12)
     shell.run("mqtool", "worker", "-q", "jobs", "-c", "1", "--shell", "--exec", f"echo {error} >&2; exit 65")

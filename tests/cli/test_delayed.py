@@ -118,7 +118,7 @@ def test_each_publishing_command_takes_a_delay(shell: Shell, via: str, receive: 
 def test_via_auto_chooses_the_plugin_or_wait_queues(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, with_plugin: str, without: str
 ) -> None:
-    """`send --via auto`, the default, chooses the plugin, or classic or quorum wait queues, depending on the
+    """Without --via, a command with --delay chooses the plugin, or classic or quorum wait queues, depending on the
     destination.
     """
     broker.api("PUT", f"queues/{broker.vhost}/theirs", {"durable": True})
@@ -277,7 +277,7 @@ def test_an_invalid_delay_or_time_is_a_usage_error(lonely_shell: Shell, options:
 
 
 def test_delay_and_at_cannot_be_combined(lonely_shell: Shell) -> None:
-    """`send --delay 5s --at TIME` is a usage error."""
+    """`send --delay 5s --at TIME` exits with 2 and says that the two options cannot be combined."""
     soon = f"{datetime.now() + timedelta(hours=1):%Y-%m-%dT%H:%M}"
     refused = lonely_shell.run("mqtool", "send", "x", "--delay", "5s", "--at", soon, "-u", "amqp://127.0.0.1:1")
     assert "--delay and --at cannot be combined" in refused.stderr
@@ -407,7 +407,7 @@ def test_keep_delay_delays_a_copy_again(shell: Shell, via: str, sign: int) -> No
 
 @pytest.mark.parametrize("options", [["x"], ["--json", "--delay", "1s"]], ids=str)
 def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
-    """`send-delayed --keep-delay` without --json, or with --delay, is a usage error."""
+    """`send-delayed --keep-delay` without --json, or with --delay, exits with 2."""
     refused = lonely_shell.run("mqtool", "send-delayed", "--keep-delay", *options, "-u", "amqp://127.0.0.1:1")
     assert "--keep-delay needs --json" in refused.stderr
     assert refused.code == 2

@@ -230,7 +230,7 @@ def test_quick_programs_are_acknowledged_before_a_slow_one_ends(shell: Shell, br
 
 @on_any_broker
 def test_quick_programs_run_beside_slow_ones(shell: Shell, broker: TestBroker) -> None:
-    """With --concurrency 4, three slow programs do not stop quick ones from running in the fourth thread."""
+    """With `worker --concurrency 4`, three slow programs do not keep quick ones from running in the fourth thread."""
     shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" * 3 + "quick\n" * 40)
     program = "read body; if [ $body = slow ]; then while ! [ -e go ]; do sleep 0.1; done; fi; echo $body"
     options = ("--concurrency", "4", "--shell", "--exec", program)

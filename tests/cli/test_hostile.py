@@ -113,8 +113,8 @@ def test_worker_handles_hostile_messages(shell: Shell, play: Any) -> None:
 @pytest.mark.parametrize("how", ["exec", "shell", "deduplicate"])
 @pytest.mark.sampled(1)
 def test_worker_passes_hostile_messages_to_programs(shell: Shell, play: Any, how: str) -> None:
-    """`worker` fills a program's arguments and environment variables from any hostile message; each message is handled
-    and none is retried.
+    """`worker` fills a program's arguments and environment variables from any hostile message, and retries or
+    dead-letters none.
     """
     count = play("q")
     options = {

@@ -245,7 +245,9 @@ def test_a_lost_connection_ends_a_move(shell: Shell, broker: TestBroker) -> None
 
 @on_any_broker
 def test_move_asks_in_a_protected_context(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """If either broker is a protected context, `move` asks first; --confirm NAME answers for a script."""
+    """If the target broker is a protected context, `move` without a terminal exits with 2, unless --confirm gives the
+    context's name.
+    """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     assert shell.run("mqtool", "context", "add", "prod", "--url", other.url, "--protected").code == 0
     fill(broker, Queue("a"), numbered(1))

@@ -173,7 +173,7 @@ def test_peek_shows_ten_messages_on_a_terminal_and_says_how_many_more_there_are(
 
 @on_any_broker
 def test_peek_stops_when_the_reader_of_its_output_has_gone(shell: Shell, broker: TestBroker) -> None:
-    """`peek | head -3` has at most 12,000 of 30,000 messages delivered, and all of them stay in the queue."""
+    """`peek | head -3` prints three messages, takes at most 12,000 of 30,000 from the queue, and requeues them."""
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="x\n" * 30_000)
     taken_before = "mqtool receive -q jobs --json --idle-timeout 1s | grep -c '\"redelivered\":true'"
     script = f"mqtool peek jobs | head -3; {taken_before}"

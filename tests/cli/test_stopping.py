@@ -30,7 +30,7 @@ def test_the_first_signal_stops_a_receiver_cleanly(shell: Shell, number: int) ->
 
 @on_any_broker
 def test_a_signal_to_any_thread_stops_the_command(shell: Shell) -> None:
-    """A signal that another thread receives, or that arrives just before a wait, also stops `receive`."""
+    """A SIGTERM that another thread of the process receives also stops `receive`, which exits with 0."""
     receiver = shell.start("mqtool", "receive").wait_until_ready()
     pid = receiver.process.pid
     [other, *_] = {int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()} - {pid}
@@ -40,7 +40,7 @@ def test_a_signal_to_any_thread_stops_the_command(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_ctrl_c_lets_a_worker_finish_its_task(shell: Shell) -> None:
-    """After Ctrl-C, `worker` finishes and acknowledges its task; the next ones stay in the queue."""
+    """After Ctrl-C, `worker` finishes and acknowledges its task; the next task stays in the queue."""
     for task in ("first.", "second."):
         shell.run("mqtool", "new-task", task)
     worker = shell.start("mqtool", "worker").wait_until_ready()
@@ -54,7 +54,7 @@ def test_ctrl_c_lets_a_worker_finish_its_task(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_second_signal_ends_a_worker_at_once(shell: Shell) -> None:
-    """A second Ctrl-C ends `worker` with 130 during its task; the task is redelivered to the next worker."""
+    """A second Ctrl-C ends `worker` with 130 during its task, which the broker then redelivers to the next consumer."""
     shell.run("mqtool", "new-task", "long" + "." * 600)
     worker = shell.start("mqtool", "worker").wait_until_ready()
     worker.wait_for_stdout("long").interrupt()
@@ -84,7 +84,7 @@ app.run()
 
 
 def test_a_command_that_cannot_clean_up_after_ctrl_c_exits_with_130() -> None:
-    """If the clean-up after Ctrl-C fails, the error is printed, and the exit code is still 130."""
+    """If a command cannot clean up after Ctrl-C, it prints the error, and its exit code is still 130."""
     done = run((sys.executable, "-c", FAILS_TO_CLEAN_UP), capture_output=True, check=False, text=True)
     assert (done.returncode, done.stderr) == (130, "mqtool: the queue could not be deleted\n")
 
@@ -98,7 +98,7 @@ app.run()
 
 
 def test_a_signal_while_a_command_is_being_loaded_ends_it_without_a_traceback() -> None:
-    """SIGTERM during the import of a command exits with 143 and prints nothing."""
+    """SIGTERM while a command is still being imported exits with 143 and prints nothing on stderr."""
     done = run((sys.executable, "-c", ENDS_WHILE_IT_LOADS), capture_output=True, check=False, text=True)
     assert (done.returncode, done.stderr) == (143, "")
 
@@ -117,7 +117,9 @@ app.run()
 
 @pytest.mark.parametrize(("debug", "hint"), [("None", "it is at <string>:7"), ("False", "--debug shows where")])
 def test_an_unexpected_error_says_where_the_bug_is(debug: str, hint: str) -> None:
-    """The hint names the line, or --debug if the command has that option."""
+    """If a bug in mqtool raises an exception, the command exits with 1, and the hint names the line, or --debug if the
+    command has that option.
+    """
     done = run((sys.executable, "-c", HAS_A_BUG, debug), capture_output=True, check=False, text=True)
     assert done.returncode == 1
     assert done.stderr == (
@@ -136,14 +138,14 @@ with stopping.calling(lambda: print("stopping")):
 
 
 def test_a_signal_that_is_sent_twice_at_once_counts_as_one() -> None:
-    """Two signals at the same moment stop a command cleanly, like one."""
+    """Two SIGTERMs at the same moment count as one: the command stops cleanly."""
     result = run([sys.executable, "-c", TWO_SIGNALS], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr, result.returncode) == ("stopping\n", "", 0)
 
 
 @on_any_broker
 def test_timeout_stops_a_command_as_ctrl_c_does(shell: Shell) -> None:
-    """GNU timeout signals the command and its process group: `worker` still finishes its task."""
+    """When GNU `timeout` stops `worker`, the worker still finishes its task."""
     shell.run("mqtool", "new-task", "a.")
     worker = shell.start("timeout", "600", "mqtool", "worker").wait_for_stdout("a.")
     worker.process.send_signal(signal.SIGALRM)  # its time is up
@@ -155,8 +157,8 @@ def test_timeout_stops_a_command_as_ctrl_c_does(shell: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("doing", [(), ("--exec", "sh -c 'echo $$ > pid; exec sleep 600'")], ids=["task", "program"])
 def test_a_busy_worker_says_what_it_waits_for(shell: Shell, doing: tuple[str, ...]) -> None:
-    """After the first Ctrl-C, `worker` says that it waits for its task; the second one ends it and its
-    program at once.
+    """After the first Ctrl-C, `worker` says that it finishes its task; the second one ends the worker and its program
+    at once, with exit code 130.
     """
     shell.run("mqtool", "new-task", "long" + "." * 600)
     worker = shell.start("mqtool", "worker", *doing).wait_until_ready()
@@ -198,7 +200,7 @@ def test_publisher_confirms_stop_at_the_first_signal(shell: Shell, way: str) -> 
 
 @pytest.mark.parametrize("options", ["--raw", "--raw --auto-ack"], ids=["one at a time", "in batches"])
 def test_term_ends_a_receiver_that_is_blocked_by_a_full_pipe(shell: Shell, broker: TestBroker, options: str) -> None:
-    """If nobody reads the pipe, the first SIGTERM ends `receive`; messages that were not read are not acknowledged."""
+    """If `receive` is blocked because nobody reads its pipe, the first SIGTERM ends it with 143."""
     shell.run("mqtool", "send", "-l", stdin=("x" * 10_000 + "\n") * 100)
     shell.start_cold()
     receiver = f"mqtool receive {options} --ready-file ready"
@@ -224,7 +226,7 @@ def _unread(pid: int) -> int:
 
 @pytest.mark.keeps_messages
 def test_a_killed_worker_loses_no_task(shell: Shell) -> None:
-    """After kill -9 of `worker` during a task, the task is redelivered to another worker."""
+    """After kill -9 of `worker` during a task, the broker redelivers the task."""
     shell.run("mqtool", "new-task", "precious" + "." * 600)
     worker = shell.start("mqtool", "worker").wait_until_ready()
     worker.wait_for_stdout("precious")
@@ -252,7 +254,7 @@ def test_wait_returns_when_a_connection_can_be_made(shell: Shell, lonely_shell: 
 
 
 def test_forget_ack_redelivers_every_task_to_the_next_worker(shell: Shell) -> None:
-    """`worker --forget-ack` handles all tasks and acknowledges none; the next worker gets each one again."""
+    """`worker --forget-ack` handles all tasks and acknowledges none; the broker redelivers each to the next worker."""
     for number in range(3):
         shell.run("mqtool", "new-task", str(number))
     worker = shell.start("mqtool", "worker", "--forget-ack", "--prefetch", "0").wait_until_ready()

@@ -53,8 +53,8 @@ def encrypted(request: pytest.FixtureRequest, amqp_tls: Authority, tmp_path: Pat
 def test_streams_over_tls_verify_the_certificate(
     lonely_shell: Shell, encrypted: Encrypted, amqp_tls: Authority
 ) -> None:
-    """`send-stream` and `receive-stream` work over TLS, refuse an unknown certificate, and never fall back to plain
-    TCP.
+    """`send-stream` and `receive-stream` over TLS exchange messages if they trust the broker's certificate; otherwise
+    `send-stream` exits with 69. With TLS files, a URL without TLS is refused.
     """
     trusted = ("-u", encrypted.url, "--tls-ca", str(amqp_tls.ca), *encrypted.port)
     sent = lonely_shell.run("mqtool", "send-stream", "-q", "s", "-l", *trusted, stdin="one\ntwo\n")

@@ -1,6 +1,4 @@
-"""Streams: `send-stream` appends, `receive-stream` reads from any offset, and --track resumes where
-a reader stopped.
-"""
+"""Streams: `send-stream` appends, `receive-stream` reads from any offset, and --track resumes where it stopped."""
 
 import contextlib
 import gzip
@@ -37,7 +35,9 @@ def numbers(first: int, last: int) -> str:
 
 
 def test_send_stream_and_receive_stream_print_the_tutorials_lines(shell: Shell) -> None:
-    """Messages sent before a reader starts are read, and stay in the stream for the next reader."""
+    """`send-stream` and `receive-stream` print the tutorial's lines. Messages sent before a reader starts are read, and
+    stay in the stream for the next reader.
+    """
     sent = shell.run("mqtool", "send-stream")
     assert (sent.stdout, sent.stderr, sent.code) == ("", " [x] Hello, World! message sent\n", 0)
     shell.run("mqtool", "send-stream", "Good", "morning!")
@@ -54,8 +54,8 @@ def test_send_stream_and_receive_stream_print_the_tutorials_lines(shell: Shell) 
 
 
 def test_lines_are_confirmed_in_order_and_read_from_any_offset(shell: Shell) -> None:
-    """`send-stream -l` confirms 5,000 lines; `receive-stream` reads them from a number, an age, a time or the first
-    message.
+    """`send-stream -l` gets 5,000 lines confirmed, and `receive-stream` reads them in order from the first message, a
+    number, an age or a time.
     """
     sent = shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 4999))
     assert "5,000 confirmed in" in sent.stderr
@@ -68,8 +68,8 @@ def test_lines_are_confirmed_in_order_and_read_from_any_offset(shell: Shell) -> 
 
 
 def test_streams_keep_headers_and_properties(shell: Shell) -> None:
-    """Headers and properties are the same when read over the stream protocol, sent on as NDJSON, or sent over AMQP
-    0-9-1.
+    """Headers and properties of a message in a stream are kept over the stream protocol, in a copy sent on as NDJSON,
+    and from a sender over AMQP 0-9-1.
     """
     send = (
         "mqtool",
@@ -96,8 +96,8 @@ def test_streams_keep_headers_and_properties(shell: Shell) -> None:
 
 
 def test_receive_says_that_it_reads_a_stream_from_now_on(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `receive` from a stream without --offset says that it waits for new messages, and how to read
-    all. With --offset, it says nothing, as from other queues.
+    """On a terminal, `receive` from a stream without --offset says that it receives only new messages, and how to
+    receive all; with --offset, it does not.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "send-stream", "-q", "s", "old")
@@ -112,7 +112,9 @@ def test_receive_says_that_it_reads_a_stream_from_now_on(shell: Shell, broker: T
 
 
 def test_receive_reads_a_stream_from_an_offset(shell: Shell) -> None:
-    """`receive --offset` on a stream starts at that offset, and prints what `receive-stream` prints."""
+    """`receive --offset` on a stream starts at that message, offset or age, and prints each message's stream offset as
+    a header.
+    """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", "-H", "who=ann", stdin=numbers(0, 499))
     read = ("mqtool", "receive", "-q", "s", "--queue-type", "stream", "--offset")
     assert shell.run(*read, "first", "--raw", "-c", "500").stdout == numbers(0, 499)
@@ -124,8 +126,8 @@ def test_receive_reads_a_stream_from_an_offset(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_tracked_reader_resumes_where_it_stopped(shell: Shell) -> None:
-    """After a count, Ctrl-C or `head`, `receive-stream --track` continues with the next message: none is skipped or
-    doubled.
+    """After a count, Ctrl-C or `head`, `receive-stream --track` resumes after the last message it printed: none is
+    skipped or repeated.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 2999))
     read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me")
@@ -144,9 +146,8 @@ def test_a_tracked_reader_resumes_where_it_stopped(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_killed_reader_skips_no_message(shell: Shell, broker: TestBroker) -> None:
-    """After kill -9, `receive-stream --track` repeats only messages whose offset was not stored: about a thousand at
-    most. RabbitMQ discards stored offsets that a killed reader has sent and it has not read yet, so there may be more
-    on a busy machine.
+    """After kill -9 of `receive-stream --track`, the next run skips no message, and repeats only those whose offset was
+    not stored yet: about a thousand at most, or more on RabbitMQ.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(1, 20_000))
     output = shell.directory / "out"
@@ -173,7 +174,9 @@ def test_a_killed_reader_skips_no_message(shell: Shell, broker: TestBroker) -> N
 
 
 def test_filters_select_messages_at_the_broker(shell: Shell, broker: TestBroker) -> None:
-    """`receive-stream --filter` gets only messages with that value; a RabbitMQ without filters is an error."""
+    """`receive-stream --filter` gets only the messages sent with that filter value; on a RabbitMQ without stream
+    filters, `send-stream --filter` exits with 2.
+    """
     send = ("mqtool", "send-stream", "-q", "s")
     sent = shell.run(*send, "--filter", "eu", "one")
     if broker.kind == "rabbitmq" and not broker.differs_since("3.13", "it has filters"):
@@ -188,9 +191,7 @@ def test_filters_select_messages_at_the_broker(shell: Shell, broker: TestBroker)
 
 @pytest.mark.parametrize("command", ["offset set NAME me 17", "offset reset NAME me"])
 def test_an_offset_is_stored_only_in_a_stream(shell: Shell, command: str) -> None:
-    """If the stream does not exist, or the name is a queue's, `offset set` and `offset reset` exit with 69 and store
-    nothing.
-    """
+    """If the stream does not exist, or the name is that of a queue, `offset set` and `offset reset` exit with 69."""
     shell.run("mqtool", "queue", "declare", "jobs")
     for name in ("nothing", "jobs"):
         refused = shell.run("mqtool", *command.replace("NAME", name).split())
@@ -198,7 +199,7 @@ def test_an_offset_is_stored_only_in_a_stream(shell: Shell, command: str) -> Non
 
 
 def test_the_stream_port_is_looked_up_at_the_management_api(shell: Shell, broker: TestBroker) -> None:
-    """Without --stream-port, commands and tutorials use the stream port of the node that they are connected to."""
+    """Without --stream-port, `send-stream` and `tutorial run` look up the stream port at the management API."""
     listeners = Management(broker.management, "guest", "guest").get("overview")["listeners"]
     if urlsplit(broker.streams).port not in [each["port"] for each in listeners if each["protocol"] == "stream"]:
         pytest.skip("Docker maps the stream port to another one, which RabbitMQ does not know")
@@ -245,7 +246,9 @@ def test_stream_dialects_print_the_lines_of_their_scripts(shell: Shell, dialect:
 
 @on_any_broker
 def test_the_elixir_dialect_stores_bodies_without_amqp_1_0(shell: Shell, broker: TestBroker) -> None:
-    """The Elixir scripts store bare bodies, so `--dialect elixir` does, too, also with offset tracking."""
+    """With `--dialect elixir`, `send-stream` and `offset send` store bare bodies without AMQP 1.0 encoding, as the
+    Elixir scripts do.
+    """
     dialect = "--dialect", "elixir"
     sent = shell.run("mqtool", "offset", "send", *dialect)
     assert sent.stderr == "Publishing 100 messages...\nMessages confirmed.\n"
@@ -266,7 +269,9 @@ def test_the_elixir_dialect_stores_bodies_without_amqp_1_0(shell: Shell, broker:
 
 
 def test_errors_of_stream_commands_name_the_problem(shell: Shell, broker: TestBroker) -> None:
-    """A wrong port, stream, setting or offset is named, with a hint and the documented exit code."""
+    """If the stream port, the stream, an argument or an offset is wrong, a stream command says so and exits with the
+    documented code.
+    """
 
     def fails(code: int, *command: str) -> str:
         result = shell.run("mqtool", *command)
@@ -303,7 +308,9 @@ class OtherNode(Proxy):
 
 @on_any_broker
 def test_a_stream_on_an_unreachable_node_names_the_setting(shell: Shell, broker: TestBroker) -> None:
-    """If the broker names a node that cannot be reached, as in Docker, the error names stream.advertised_host."""
+    """If the broker names a node for the stream that cannot be reached, as in Docker, stream commands exit with 69 and
+    name stream.advertised_host.
+    """
     shell.run("mqtool", "send-stream", "-q", "s", "x")
     with OtherNode(urlsplit(broker.streams).port or 0) as proxy:
         for command in (("send-stream", "-q", "s", "x"), ("receive-stream", "-q", "s", "-c", "1")):
@@ -315,8 +322,8 @@ def test_a_stream_on_an_unreachable_node_names_the_setting(shell: Shell, broker:
 
 @pytest.mark.keeps_messages
 def test_a_message_that_is_too_large_is_kept(shell: Shell) -> None:
-    """`send-stream` rejects a message larger than a frame, --failed-to keeps it, and the other messages
-    are confirmed.
+    """If a line is larger than a frame, `send-stream --failed-to` exits with 3 and keeps it in the file; the other
+    lines are confirmed.
     """
     large = "x" * (2 << 20)
     sent = shell.run("mqtool", "send-stream", "-l", "-q", "s", "--failed-to", "failed", stdin=f"one\n{large}\nthree\n")
@@ -328,7 +335,9 @@ def test_a_message_that_is_too_large_is_kept(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_stream_reader_and_sender_resume_after_a_lost_connection(shell: Shell, broker: TestBroker) -> None:
-    """The reader continues after its last message, and the sender republishes what was not confirmed."""
+    """After a lost connection, `receive-stream --track` and `send-stream` reconnect, and every message arrives in
+    order.
+    """
     target = urlsplit(broker.streams)
     with Proxy(target.port or 0) as proxy:
         shell.environment["MQTOOL_STREAM_PORT"] = str(proxy.port)
@@ -354,7 +363,7 @@ def test_stream_reader_and_sender_resume_after_a_lost_connection(shell: Shell, b
 
 @on_any_broker
 def test_offsets_of_unwritten_messages_are_not_stored(shell: Shell) -> None:
-    """If stdout is full, `receive-stream --track` exits with 1 and stores no offset."""
+    """If stdout cannot be written, `receive-stream --track` exits with 1 and stores no offset."""
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 9))
@@ -365,7 +374,9 @@ def test_offsets_of_unwritten_messages_are_not_stored(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_receive_resumes_a_stream_after_a_lost_connection(shell: Shell, broker: TestBroker) -> None:
-    """`receive` on a stream continues after the last printed message: none is missing or doubled."""
+    """After a lost connection, `receive` on a stream continues after the last printed message: none is missing or
+    repeated.
+    """
     sent = ("mqtool", "send-stream", "-l", "-q", "s")
     shell.run(*sent, stdin=numbers(0, 4))
     with Proxy(broker.port) as proxy:
@@ -401,8 +412,8 @@ def test_a_deleted_stream_ends_its_readers_and_senders(shell: Shell) -> None:
 
 
 def test_queue_delete_if_empty_refuses_a_stream(shell: Shell, broker: TestBroker) -> None:
-    """RabbitMQ deletes a stream whatever the conditions are, so `queue delete` with --if-empty or --if-unused refuses
-    it.
+    """`queue delete --if-empty` and `--if-unused` exit with 1 for a stream, since RabbitMQ deletes a stream without
+    checking these conditions.
     """
     shell.run("mqtool", "send-stream", "-q", "s", "x")
     delete = ("mqtool", "queue", "delete", "s", "--yes")
@@ -419,7 +430,9 @@ def test_queue_delete_if_empty_refuses_a_stream(shell: Shell, broker: TestBroker
 
 @on_any_broker
 def test_a_damaged_batch_is_skipped_with_a_warning(shell: Shell, broker: TestBroker) -> None:
-    """`receive-stream --track` names the offset and the reason, and reads the messages after the batch."""
+    """`receive-stream --track` skips a damaged batch, warns with its offset and the reason, and reads the messages
+    after it.
+    """
     shell.run("mqtool", "send-stream", "-q", "s", "before")
     place = urlsplit(broker.streams)
     client = RawStream(place.hostname or "", place.port or 0)
@@ -438,8 +451,8 @@ def test_a_damaged_batch_is_skipped_with_a_warning(shell: Shell, broker: TestBro
 
 @on_any_broker
 def test_batches_that_unpack_to_millions_of_messages_need_little_memory(shell: Shell, broker: TestBroker) -> None:
-    """`receive-stream` unpacks compressed batches one at a time, so 70,000 large messages fit into 600 MB of address
-    space.
+    """`receive-stream` unpacks compressed batches one at a time, and so reads 70,000 large messages in 600 MB of
+    address space.
     """
     place = urlsplit(broker.streams)
     client = RawStream(place.hostname or "", place.port or 0)
@@ -459,7 +472,9 @@ def test_batches_that_unpack_to_millions_of_messages_need_little_memory(shell: S
 
 
 def test_bare_bytes_that_amqp_cannot_deliver_name_receive_stream(shell: Shell, broker: TestBroker) -> None:
-    """If RabbitMQ cannot deliver bare bodies over AMQP 0-9-1, `receive` exits with 69 and names `receive-stream`."""
+    """If RabbitMQ cannot deliver a stream's bare bodies over AMQP 0-9-1, `receive` and `peek` exit with 69 and name
+    `receive-stream`; the embedded broker delivers them.
+    """
     shell.run("mqtool", "send-stream", "-q", "s", "first")
     place = urlsplit(broker.streams)
     client = RawStream(place.hostname or "", place.port or 0)
@@ -480,8 +495,8 @@ def test_bare_bytes_that_amqp_cannot_deliver_name_receive_stream(shell: Shell, b
 
 @on_any_broker
 def test_an_existing_stream_with_other_settings_is_used(shell: Shell) -> None:
-    """Commands use an existing stream with other settings, with no notice unless they asked for a setting that
-    differs.
+    """`send-stream` uses an existing stream whose arguments differ. Only if an option asks for another value does it
+    print a notice.
     """
     assert shell.run("mqtool", "send-stream", "-q", "s", "--argument", "max-age=1D", "x").code == 0
     assert shell.run("mqtool", "send-stream", "-q", "s", "y").stderr == " [x] y message sent\n"

@@ -1,4 +1,4 @@
-"""Super streams: partitions, and single active readers."""
+"""Super streams: partitions, and single active consumers."""
 
 import json
 import signal
@@ -36,8 +36,8 @@ def by_partition(ndjson: str) -> dict[str, list[str]]:
 
 @pytest.mark.keeps_messages
 def test_a_key_always_selects_the_same_partition(shell: Shell, broker: TestBroker) -> None:
-    """`send-stream -r` chooses the partition that other clients choose; `receive-stream --json` prints partition and
-    key.
+    """`send-stream -r` sends messages with the same routing key to the same partition, the one that other clients
+    choose; `receive-stream --json` prints partition and key.
     """
     lines = "".join(f"hello{number} {each}\n" for each in ("a", "b") for number in range(1, 7))
     send = ("mqtool", "send-stream", *CREATED, "-l", "--key-pattern", r"(?P<who>\w+)", "-r", "{who}")
@@ -57,7 +57,9 @@ def test_a_key_always_selects_the_same_partition(shell: Shell, broker: TestBroke
 
 
 def test_without_a_key_partitions_take_turns(shell: Shell) -> None:
-    """Messages go to the partitions in turn; a tracked reader resumes in each of them, even after kill -9."""
+    """Without a routing key, `send-stream` sends messages to the partitions in turn; `receive-stream --track` resumes
+    in each of them.
+    """
     shell.run("mqtool", "send-stream", *CREATED, "-l", stdin="".join(f"{number}\n" for number in range(1, 10)))
     assert by_partition(shell.run(*READ, "--json").stdout) == {
         "orders-0": ["3", "6", "9"],
@@ -80,7 +82,9 @@ def test_without_a_key_partitions_take_turns(shell: Shell) -> None:
 
 @on_any_broker
 def test_an_existing_super_stream_is_used_with_its_partitions(shell: Shell) -> None:
-    """With another --partitions, the existing partitions are used; --strict exits with 78."""
+    """If a super stream exists with another number of partitions, `receive-stream` uses those that exist; with
+    --strict, it exits with 78.
+    """
     shell.run("mqtool", "send-stream", *CREATED, "-r", "hello1", "x")
     other = ("mqtool", "receive-stream", "-q", "orders", "--partitions", "5", "-c", "1", "--raw")
     read = shell.run(*other)
@@ -97,7 +101,9 @@ def test_an_existing_super_stream_is_used_with_its_partitions(shell: Shell) -> N
 
 @on_any_broker
 def test_a_super_stream_resumes_after_a_lost_connection(shell: Shell, broker: TestBroker) -> None:
-    """The reader continues in each partition, and the sender republishes what was not confirmed."""
+    """After a lost connection, `send-stream` and `receive-stream` of a super stream reconnect, and every message
+    arrives.
+    """
     with Proxy(urlsplit(broker.streams).port or 0) as proxy:
         shell.environment["MQTOOL_STREAM_PORT"] = str(proxy.port)
         sender = shell.start("mqtool", "send-stream", *CREATED, "-l", stdin=subprocess.PIPE)
@@ -118,7 +124,9 @@ def test_a_super_stream_resumes_after_a_lost_connection(shell: Shell, broker: Te
 
 @pytest.mark.keeps_messages
 def test_the_next_single_active_reader_takes_over(shell: Shell, broker: TestBroker) -> None:
-    """After kill -9 of the active reader, the waiting one continues at its stored offset."""
+    """After kill -9 of the active `receive-stream --single-active`, the waiting one becomes active and continues at the
+    stored offset.
+    """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin="1\n2\n")
     one = ("mqtool", "receive-stream", "-q", "s", "--single-active", "--raw", "--track", "me")
     if broker.kind == "rabbitmq" and broker.version.startswith("3.10"):
@@ -140,7 +148,9 @@ def test_the_next_single_active_reader_takes_over(shell: Shell, broker: TestBrok
 
 @pytest.mark.keeps_messages
 def test_single_active_readers_share_the_partitions(shell: Shell, broker: TestBroker) -> None:
-    """Each message goes to one of two readers; when one ends, the other reads all partitions."""
+    """Two `receive-stream --single-active` of a super stream share its partitions, so each message goes to one of them.
+    When one ends, the other reads all partitions.
+    """
     if broker.kind == "rabbitmq" and broker.version.startswith("3.10"):
         pytest.skip("RabbitMQ has single active consumers since 3.11")
     shell.run("mqtool", "send-stream", *CREATED, "-l", stdin="1\n2\n3\n")

@@ -1,4 +1,4 @@
-"""`tap`: copies of the messages that pass; the queues keep theirs."""
+"""`tap`: copies of passing messages; the queues keep theirs."""
 
 import json
 import signal
@@ -40,8 +40,8 @@ def publish(
 def test_tap_prints_what_passes_through_an_exchange(
     shell: Shell, broker: TestBroker, connection: Connection, kind: str
 ) -> None:
-    """`tap EXCHANGE` prints each message, whatever the exchange's type; bound queues get the same
-    messages as before.
+    """`tap EXCHANGE` prints each message published to an exchange of any type, and the bound queues still get every
+    message.
     """
     channel, exchange = connection.channel(), Exchange("orders", kind, auto_delete=True)
     channel.declare(exchange)
@@ -59,7 +59,7 @@ def test_tap_prints_what_passes_through_an_exchange(
 
 @pytest.mark.usefixtures("api")
 def test_tap_selects_by_keys_and_headers(shell: Shell, broker: TestBroker) -> None:
-    """`tap` takes binding keys for several exchanges, or headers to match."""
+    """`tap` prints only the messages that match its binding keys, for one or several exchanges, or its headers."""
     by_key = shell.start("mqtool", "tap", "amq.topic", "kern.*", "-e", "amq.direct", "-c", "2").wait_until_ready()
     by_header = shell.start(
         "mqtool", "tap", "amq.headers", "-H", "format=pdf", "-H", "type=log", "--match", "any", "-c", "1"
@@ -76,7 +76,9 @@ def test_tap_selects_by_keys_and_headers(shell: Shell, broker: TestBroker) -> No
 
 @pytest.mark.usefixtures("api")
 def test_tap_of_a_queue_binds_a_private_queue_like_it(shell: Shell, broker: TestBroker, connection: Connection) -> None:
-    """`tap -q` shows what the queue's bindings bring; messages of the default exchange need --firehose."""
+    """`tap -q` prints the messages that the queue's bindings bring to it; for messages of the default exchange, it says
+    that they are not shown.
+    """
     channel = connection.channel()
     jobs = channel.declare(Queue("jobs", durable=True))
     channel.bind(jobs, Exchange("amq.topic"), "order.*")
@@ -98,7 +100,9 @@ def test_tap_of_a_queue_binds_a_private_queue_like_it(shell: Shell, broker: Test
 
 @pytest.mark.usefixtures("api")
 def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> None:
-    """A missing exchange or queue exits with 69; an exchange without bindings needs keys, and exits with 2."""
+    """`tap` of a missing exchange or queue exits with 69; for a direct exchange without bindings, or without a name, it
+    exits with 2.
+    """
     for words, code, said in (
         (["nowhere", "key"], 69, "exchange 'nowhere' or vhost "),
         (["-q", "nowhere"], 69, "queue 'nowhere' or vhost "),
@@ -117,7 +121,7 @@ def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> Non
 @on_any_broker
 @pytest.mark.usefixtures("api")
 def test_tap_json_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
-    """`send --json` accepts the lines of `tap --json`, which name the broker only if several are tapped."""
+    """`send --json` accepts the lines of `tap --json`. A line names its broker only if several brokers are tapped."""
     tap = shell.start("mqtool", "tap", "amq.topic", "--json", "-c", "1").wait_until_ready()
     other = f"{broker.url.partition('//')[0]}//{broker.url.partition('@')[2]}"
     both = shell.start("mqtool", "tap", "amq.topic", "-u", broker.url, "-u", other, "--json", "-c", "2")
@@ -141,7 +145,9 @@ def test_tap_json_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
 
 @pytest.mark.usefixtures("api")
 def test_tap_counts_what_a_slow_reader_misses(shell: Shell, broker: TestBroker) -> None:
-    """If the reader of stdout is slow, `tap` drops copies and prints how many; printed and dropped copies add up."""
+    """If the reader of its output is slow, `tap` drops copies and says how many; printed and dropped copies add up to
+    all messages.
+    """
     count, body = 6_000, "x" * 500
     tap = "mqtool tap amq.fanout --raw --buffer 50 --idle-timeout 3s --ready-file ready 2> said"
     slow = shell.start("bash", "-c", f"{tap} | {{ while [ ! -e go ]; do sleep 0.1; done; cat; }}")
@@ -160,7 +166,7 @@ def test_tap_counts_what_a_slow_reader_misses(shell: Shell, broker: TestBroker) 
 
 @on_any_broker
 def test_a_tap_that_was_stopped_warns_of_missing_copies(shell: Shell) -> None:
-    """After SIGSTOP and SIGCONT, `tap` warns that the broker may have dropped copies."""
+    """After SIGSTOP and SIGCONT, `tap` warns that it was too slow and that the broker may have dropped copies."""
     tap = shell.start("mqtool", "tap", "amq.fanout", "#").wait_until_ready()
     tap.process.send_signal(signal.SIGSTOP)
     stopped = time.monotonic()
@@ -170,7 +176,7 @@ def test_a_tap_that_was_stopped_warns_of_missing_copies(shell: Shell) -> None:
 
 
 def test_the_firehose_is_switched_on_again_after_a_restart(lonely_shell: Shell) -> None:
-    """After a restart of the broker, `tap --firehose` switches the firehose on again and shows messages."""
+    """After a restart of the broker, a running `tap --firehose` switches the firehose on again and prints messages."""
     broker, shell = Restartable(BrokerKind.EMBEDDED, f"tap-{uuid.uuid4().hex[:8]}"), lonely_shell
     try:
         shell.environment["MQTOOL_URL"] = broker.url

@@ -21,7 +21,9 @@ def shown(shell: Shell, sentence: str) -> list[str]:
 
 
 def test_a_notice_is_broken_between_words(lonely_shell: Shell) -> None:
-    """No word is broken where the terminal ends, and no word is lost; a line that fits stays as it is."""
+    """On a terminal, a notice is wrapped between words at 80 columns and loses no word; one that fits stays on one
+    line.
+    """
     sentence = "word " * 15 + "longer-than-that is what follows here, and 'quoted words' may be broken"
     lines = shown(lonely_shell, sentence)
     assert max(map(len, lines)) <= 80
@@ -32,7 +34,7 @@ def test_a_notice_is_broken_between_words(lonely_shell: Shell) -> None:
 
 
 def test_a_command_in_a_notice_can_be_copied(lonely_shell: Shell) -> None:
-    """mqtool prints a command within a notice on one line, so that it can be copied whole."""
+    """A command within a notice is printed on one line of its terminal, so that it can be copied whole."""
     commands = [
         "'mqtool receive-log topic --exchange orders --queue everything --declare'",
         'eval "$(mqtool broker env --name another-broker)"',
@@ -45,7 +47,7 @@ def test_a_command_in_a_notice_can_be_copied(lonely_shell: Shell) -> None:
 
 
 def test_an_error_is_broken_between_words(lonely_shell: Shell) -> None:
-    """An error, with its prefix and its hint, is broken between words to fit into 80 columns."""
+    """On a terminal, an error and its hint are wrapped between words to fit into 80 columns."""
     lonely_shell.environment["MQTOOL_URL"] = "amqp://127.0.0.1:1/" + "v" * 20
     words = ["mqtool", "tutorial", "show", "incident"], ["mqtool", "send", "--timeout", "x" * 30, "y"]
     for command in words:
@@ -55,7 +57,7 @@ def test_an_error_is_broken_between_words(lonely_shell: Shell) -> None:
 
 
 def test_a_terminal_of_the_locale_c_gets_ascii(lonely_shell: Shell) -> None:
-    """Under LC_ALL=C, boxes, lines and marks on stdout and stderr are ASCII characters, with and without rich."""
+    """Under LC_ALL=C, mqtool draws diagrams and marks on a terminal with ASCII characters only."""
     lonely_shell.environment["LC_ALL"] = "C"
     page = seen(lonely_shell, "mqtool", "tutorial", "show", "routing")
     assert "emit-log --> (direct_logs)+" in page
@@ -69,14 +71,18 @@ def test_a_terminal_of_the_locale_c_gets_ascii(lonely_shell: Shell) -> None:
 
 
 def test_received_data_stays_as_it_is_under_the_locale_c(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
-    """Under LC_ALL=C, only mqtool's own drawings become ASCII; a received body goes to the terminal byte for byte."""
+    """Under LC_ALL=C, `receive --raw` still prints a body on a terminal byte for byte; only mqtool's own drawings
+    become ASCII.
+    """
     lonely_shell.environment |= {"LC_ALL": "C", "MQTOOL_URL": amqp_vhost.url}
     assert lonely_shell.run("mqtool", "send", "grün ─").code == 0
     assert "grün ─" in seen(lonely_shell, "mqtool", "receive", "-c", "1", "--raw")
 
 
 def test_the_shells_prompt_is_not_on_the_line_of_ctrl_c(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
-    """After Ctrl-C on a terminal, a receiver ends the line on which the terminal shows ^C."""
+    """After Ctrl-C on a terminal, `receive` ends the line that shows ^C, so that the shell's prompt starts on a new
+    one.
+    """
     lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
     command = "trap : INT; mqtool receive; echo prompt"
     shown = on_terminal(lonely_shell, "sh", "-c", command, keys=["\x03"], cue="CTRL+C").stdout

@@ -51,7 +51,7 @@ def test_doctor_reports_no_problem_on_a_healthy_broker(watcher: Shell, broker: T
 
 
 def test_doctor_reports_each_kind_of_problem(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` finds queues without consumers, transient queues, wrong dead-letter exchanges and missing
+    """`doctor` finds, among others, queues without consumers, transient queues, wrong dead-letter exchanges and missing
     acknowledgements.
     """
     watcher.run("mqtool", "send", "-q", "left", "x")
@@ -85,9 +85,7 @@ def test_doctor_reports_each_kind_of_problem(watcher: Shell, broker: TestBroker)
 
 
 def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broker: TestBroker) -> None:
-    """With `worker --forget-ack`, one message is in flight and the others wait: both commands say that
-    nothing moves.
-    """
+    """If a consumer never acknowledges its message while others wait, `doctor` and `top` say that nothing moves."""
     watcher.run("mqtool", "new-task", "-l", stdin="1\n2\n3\n")
     watcher.start("mqtool", "worker", "--forget-ack").wait_until_ready().wait_for_stdout("Received 1")
     wait_until(lambda: "stands-still" in findings(watcher, broker), f"found: {findings(watcher, broker)}")
@@ -99,8 +97,8 @@ def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broke
 
 
 def test_doctor_reports_circles_and_dead_ends(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` finds queues that dead-letter in a circle, exchanges bound in a circle, and alternate exchanges without
-    bindings.
+    """`doctor` finds a queue that dead-letters to itself, exchanges bound in a circle, and alternate exchanges that
+    have no bindings or do not exist.
     """
     to, key, ttl = "x-dead-letter-exchange", "x-dead-letter-routing-key", "x-message-ttl"
     for name, arguments in {
@@ -130,8 +128,8 @@ def test_doctor_reports_circles_and_dead_ends(watcher: Shell, broker: TestBroker
 
 
 def test_a_queue_whose_dead_letters_are_lost_is_noticed(watcher: Shell, broker: TestBroker) -> None:
-    """If a queue's dead letters go to a queue that does not exist, `queue declare` and `doctor` say so, and how to
-    declare it.
+    """If a queue dead-letters to a queue that does not exist, `queue declare` and `doctor` say so and print the command
+    that declares it.
     """
     declare = ("mqtool", "queue", "declare", "orders", "--dead-letter-exchange", "")
     said = " ".join(watcher.run(*declare).stderr.split())
@@ -147,8 +145,8 @@ def test_a_queue_whose_dead_letters_are_lost_is_noticed(watcher: Shell, broker: 
 
 @on_any_broker
 def test_doctor_reports_streams_without_limits_and_readers_that_fall_behind(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` names a stream that never drops messages, a reader that missed some, and a queue that a killed bench
-    left.
+    """`doctor` finds a stream without a limit, a stream reader that has missed messages, and a queue left over from a
+    killed `bench`.
     """
     for name in ("endless", "mqtool-bench-1"):
         watcher.run("mqtool", "queue", "declare", name, "--queue-type", "stream")
@@ -170,7 +168,9 @@ def test_doctor_reports_streams_without_limits_and_readers_that_fall_behind(watc
 
 @on_any_broker
 def test_doctor_groups_equal_findings(watcher: Shell, broker: TestBroker) -> None:
-    """Forty queues with the same problem are one line with twenty names; --json prints each."""
+    """`doctor` prints 40 queues with the same problem as one finding with 21 of their names; --json prints each by
+    itself.
+    """
     many = [f"q{number:02}" for number in range(40)]
     for name in many:
         broker.api("PUT", f"queues/{broker.vhost}/{name}", {"durable": False})
@@ -187,7 +187,7 @@ def test_doctor_groups_equal_findings(watcher: Shell, broker: TestBroker) -> Non
 
 
 def test_doctor_reports_policies_for_mirrored_queues(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` names policies with ha-mode, which RabbitMQ 4.0 no longer has."""
+    """`doctor` finds policies with ha-mode, which RabbitMQ 4.0 no longer supports."""
     policy = {"pattern": "^ha-", "definition": {"ha-mode": "all"}, "apply-to": "queues"}
     try:
         broker.api("PUT", f"policies/{broker.vhost}/mirror", policy)
@@ -198,8 +198,8 @@ def test_doctor_reports_policies_for_mirrored_queues(watcher: Shell, broker: Tes
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor --upgrade 4.3` names each part of the topology and each client that 4.3 refuses; 4.0, only what 4.0
-    refuses.
+    """`doctor --upgrade 4.3` names each queue, exchange and client that RabbitMQ 4.3 refuses or treats differently;
+    `--upgrade 4.0`, only those of 4.0.
     """
     queues: dict[str, Any] = {
         "old": {"durable": False},
@@ -252,8 +252,8 @@ def held_connection(broker: TestBroker) -> Iterator[BlockingChannel]:
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_peek_checks_the_messages(watcher: Shell, broker: TestBroker) -> None:
-    """With --peek, `doctor` reports messages that RabbitMQ 4 counts differently, and leaves them; without it, it takes
-    none.
+    """`doctor --upgrade --peek` reports messages with an x-death count that RabbitMQ 4 treats differently, and leaves
+    them in the queue; without --peek, it reports none.
     """
     death = json.dumps([{"count": 57, "queue": "jobs", "reason": "rejected", "exchange": ""}])
     watcher.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
@@ -267,7 +267,9 @@ def test_doctor_upgrade_peek_checks_the_messages(watcher: Shell, broker: TestBro
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_finds_messages_near_the_delivery_limit(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor --upgrade` reports messages returned nearly 20 times, since 4.0 drops them then unless a limit is set."""
+    """`doctor --upgrade --peek` reports a message returned 15 times to a quorum queue, since RabbitMQ 4.0 limits
+    deliveries by default.
+    """
     watcher.run("mqtool", "send", "-q", "jobs", "--queue-type", "quorum", "--durable", "x")
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()
@@ -285,7 +287,7 @@ def test_doctor_upgrade_finds_messages_near_the_delivery_limit(watcher: Shell, b
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_needs_a_newer_version(watcher: Shell) -> None:
-    """If the broker already runs that version, or the version is not valid, `doctor --upgrade` exits with 2."""
+    """`doctor --upgrade` exits with 2 if the broker is already newer than that version, or the version is invalid."""
     told = watcher.run("mqtool", "doctor", "--upgrade", "3.9")
     assert told.code == 2
     assert "the broker is RabbitMQ 3." in told.stderr
@@ -294,8 +296,8 @@ def test_doctor_upgrade_needs_a_newer_version(watcher: Shell) -> None:
 
 @on_any_broker
 def test_doctor_works_as_a_nagios_check(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor --format nagios` prints one summary line and uses Nagios' exit codes; a broker that does not answer, on
-    AMQP's port or the management API's, is critical.
+    """`doctor --format nagios` prints a summary line and uses Nagios' exit codes; a broker or management API that does
+    not answer is critical.
     """
     check = ("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms", "--format", "nagios")
     fine = watcher.run(*check)
@@ -322,8 +324,8 @@ def test_doctor_works_as_a_nagios_check(watcher: Shell, broker: TestBroker) -> N
 
 @on_any_broker
 def test_doctor_prints_prometheus_metrics(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor --format prometheus` prints the number of findings of each check, and exits with 0 even if there are
-    some.
+    """`doctor --format prometheus` prints the number of findings for each check, and exits with 0 even if there are
+    findings.
     """
     for name in ("a", "b"):
         broker.api("PUT", f"queues/{broker.vhost}/{name}", {"durable": False})
@@ -335,7 +337,7 @@ def test_doctor_prints_prometheus_metrics(watcher: Shell, broker: TestBroker) ->
 
 
 def test_top_prints_once_in_a_pipe(watcher: Shell, broker: TestBroker) -> None:
-    """In a pipe, `top` prints all queues once, sorted, with warnings; streams have no rates."""
+    """In a pipe, `top` prints all queues once, sorted, with warnings; streams have no message rates."""
     broker.api("PUT", f"queues/{broker.vhost}/a", {"durable": True, "arguments": {"x-queue-type": "stream"}})
     watcher.run("mqtool", "send", "-q", "few", "x")
     watcher.run("mqtool", "send", "-q", "many", "-l", stdin="x\n" * 20)
@@ -354,7 +356,9 @@ def test_top_prints_once_in_a_pipe(watcher: Shell, broker: TestBroker) -> None:
 
 @on_any_broker
 def test_top_on_a_terminal_sorts_by_keys_and_ends_with_q(watcher: Shell) -> None:
-    """On a terminal, keys change the order, unknown keys do nothing, and q restores the screen."""
+    """In `top` on a terminal, keys change the order, unknown keys do nothing, and q exits with 0 and restores the
+    screen.
+    """
     watcher.run("mqtool", "send", "-q", "few", "x")
     keys = ["u", "n", "\x1b[A", "x", "q"]
     played = on_terminal(watcher, "mqtool", "top", "--interval", "100ms", keys=keys, cue="sorted by")
@@ -367,7 +371,9 @@ def test_top_on_a_terminal_sorts_by_keys_and_ends_with_q(watcher: Shell) -> None
 def test_doctor_reports_a_guest_that_can_log_in_over_tls(
     amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`doctor` tries guest's login with the given TLS files; without them, it says what it could not check."""
+    """`doctor` tries to log in as guest over TLS and reports if that succeeds; without the TLS files that it needs, it
+    says what it could not check.
+    """
     monkeypatch.setattr(doctor, "_LOOPBACK", ())  # a certificate for this machine's own name would need a name server
     with EmbeddedBroker(management_port=0, tls=amqp_tls.tls()) as broker:
         assert broker.tls_url is not None

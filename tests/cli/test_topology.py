@@ -1,4 +1,4 @@
-"""`topology` and `route`."""
+"""`topology` and `route`: where messages go, and why."""
 
 import json
 import re
@@ -44,7 +44,9 @@ def channel(broker: TestBroker) -> Iterator[BlockingChannel]:
 def test_topology_shows_publishers_bindings_and_consumers(
     shell: Shell, broker: TestBroker, channel: BlockingChannel
 ) -> None:
-    """Each queue is one line with its keys and consumers; control characters in names are escaped."""
+    """`topology` prints each exchange with its publishers and bindings, and each queue with its consumers; control
+    characters in names are escaped.
+    """
     channel.basic_consume("kern", lambda *_: None, auto_ack=True, consumer_tag="eater")
     channel.basic_publish("logs", "kern.info", b"")
     channel.connection.process_data_events(0)
@@ -74,7 +76,7 @@ def test_topology_shows_publishers_bindings_and_consumers(
 
 @on_any_broker
 def test_topology_shows_ten_bindings_and_counts_the_rest(shell: Shell, channel: BlockingChannel) -> None:
-    """`topology` prints ten bindings of an exchange and "… and 4 more"; --limit 0 prints all."""
+    """`topology EXCHANGE` prints ten of 14 bindings and "… and 4 more bindings"; with --limit 0, it prints all."""
     for number in range(14):
         channel.queue_declare(f"many{number}")
         channel.queue_bind(f"many{number}", "idle", "k")
@@ -85,7 +87,9 @@ def test_topology_shows_ten_bindings_and_counts_the_rest(shell: Shell, channel: 
 
 
 def test_topology_of_an_exchange_shows_what_it_leads_to(shell: Shell, channel: BlockingChannel) -> None:
-    """`topology EXCHANGE` follows bindings and alternate exchanges; a missing exchange exits with 69."""
+    """`topology EXCHANGE` shows only what the exchange leads to, including its alternate exchange; if it does not
+    exist, the command exits with 69.
+    """
     tree = shell.run("mqtool", "topology", "logs").stdout
     assert "rest  fanout" in tree
     assert "idle" not in tree
@@ -96,7 +100,9 @@ def test_topology_of_an_exchange_shows_what_it_leads_to(shell: Shell, channel: B
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("form", ["mermaid", "dot", "json"])
 def test_topology_formats_contain_every_bound_queue(shell: Shell, channel: BlockingChannel, form: str) -> None:
-    """mermaid, dot and JSON contain each bound queue and binding once."""
+    """`topology --format` mermaid, dot and json contain the queues and exchanges of the virtual host; json also
+    contains each binding.
+    """
     text = shell.run("mqtool", "topology", "--format", form).stdout
     for name in ("kern", "audit", "other", "idle"):
         assert name in text
@@ -110,13 +116,13 @@ def test_topology_formats_contain_every_bound_queue(shell: Shell, channel: Block
 
 @on_any_broker
 def test_topology_live_needs_a_terminal(shell: Shell) -> None:
-    """`topology --live` into a pipe is a usage error."""
+    """`topology --live` into a pipe exits with 2 and prints nothing on stdout."""
     refused = shell.run("mqtool", "topology", "--live")
     assert (refused.code, refused.stdout) == (2, "")
 
 
 def test_route_names_the_queues_and_the_near_misses(shell: Shell, channel: BlockingChannel) -> None:
-    """`route` prints the queues that get a message, and which word of a near miss differs."""
+    """`route` prints the queues that a message would reach and, if a binding key nearly matches, which word differs."""
     told = shell.run("mqtool", "route", "logs", "kern.critical")
     assert told.stdout.splitlines()[:3] == [
         "logs  'kern.critical': 2 queues",
@@ -132,8 +138,8 @@ def test_route_names_the_queues_and_the_near_misses(shell: Shell, channel: Block
 
 
 def test_route_tests_a_table_of_keys(shell: Shell, channel: BlockingChannel) -> None:
-    """`route --test FILE` exits with 0 if each key reaches the expected queues, and otherwise with 3 and the
-    differences.
+    """`route --test FILE` exits with 0 if each routing key reaches the expected queues; otherwise it prints the
+    differences and exits with 3.
     """
     table = shell.directory / "routes.txt"
     table.write_text(
@@ -161,7 +167,9 @@ def test_route_of_a_missing_exchange_exits_with_69(shell: Shell, channel: Blocki
 
 @on_any_broker
 def test_long_names_are_cut_in_the_middle_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """`topology` and `route` cut long names to fit 80 columns on a terminal; in a pipe, they print whole names."""
+    """On a terminal, `topology` and `route` shorten long names in the middle to fit 80 columns; in a pipe, they print
+    whole names.
+    """
     exchange, queue = "exchange-" + "e" * 60 + "-end", "queue-" + "q" * 80 + "-last"
     connection = pika.BlockingConnection(pika.URLParameters(broker.url))
     channel = connection.channel()

@@ -1,4 +1,4 @@
-"""mqtool tutorial try, as a learner meets it."""
+"""`tutorial try`: goals that a learner reaches by typing commands."""
 
 import os
 import re
@@ -36,8 +36,8 @@ def reach_first(shell: Shell) -> None:
 
 
 def test_goals_are_tried_and_remembered(lonely_shell: Shell) -> None:
-    """`try` starts a broker, prints its address, and notices when a goal is reached there; the list shows it as
-    reached.
+    """`tutorial try` starts a broker, prints its address, and notices when a goal is reached there. The list then marks
+    that goal, and the next run begins with the one after it.
     """
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
     running.wait_for_stdout("Goal 1 of 3")
@@ -63,7 +63,9 @@ def test_goals_are_tried_and_remembered(lonely_shell: Shell) -> None:
 
 
 def test_hints_come_in_three_steps(lonely_shell: Shell) -> None:
-    """Each Enter gives the next hint: a question, the concept, the command. `s` skips a goal, and `q` quits."""
+    """In `tutorial try`, each Enter prints the next hint: a question, the concept, the command. The key s skips a goal,
+    and q quits.
+    """
     watched = Watched(lonely_shell, 80, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
     watched.wait_for("Goal 1 of 3")
     for name, hint in zip(("think", "concept", "command"), GOALS["hello-world"][0].hints, strict=True):
@@ -77,7 +79,7 @@ def test_hints_come_in_three_steps(lonely_shell: Shell) -> None:
 
 
 def test_r_begins_a_goal_again_without_what_was_made(lonely_shell: Shell) -> None:
-    """After `r`, the queue that the learner made is gone, and the goal can be reached as if it were new."""
+    """In `tutorial try`, the key r deletes the queue that the learner has made and begins the goal again."""
     watched = Watched(lonely_shell, 120, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
     watched.wait_for("Goal 1 of 3")
     follow(lonely_shell, watched.seen)
@@ -94,7 +96,7 @@ def test_r_begins_a_goal_again_without_what_was_made(lonely_shell: Shell) -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_try_ends_its_broker_on_every_signal(lonely_shell: Shell, number: signal.Signals) -> None:
-    """After SIGINT, SIGTERM or SIGKILL, none of the processes that `try` started is left, including its broker."""
+    """After SIGINT, SIGTERM or SIGKILL, no process that `tutorial try` started is left, including its broker."""
     lonely_shell.start_cold()
     lonely_shell.environment["TRY_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
@@ -105,8 +107,8 @@ def test_try_ends_its_broker_on_every_signal(lonely_shell: Shell, number: signal
 
 
 def test_try_on_an_existing_broker_uses_a_new_virtual_host(shell: Shell, broker: TestBroker) -> None:
-    """With --url, `try` neither sees nor changes existing queues; Ctrl-C deletes the new virtual host
-    with its queues.
+    """With --url, `tutorial try` uses a new virtual host and ignores messages outside it; Ctrl-C deletes the virtual
+    host.
     """
 
     def vhosts() -> set[str]:
@@ -131,7 +133,9 @@ def test_try_on_an_existing_broker_uses_a_new_virtual_host(shell: Shell, broker:
 
 
 def test_goals_over_amqp_1_0_are_skipped_on_a_broker_that_does_not_speak_it(lonely_shell: Shell) -> None:
-    """`try` says why it skips a goal that cannot be tried on the broker of --url, and does not count it as reached."""
+    """If the broker of --url does not speak AMQP 1.0, `tutorial try` skips the goals over AMQP 1.0, says why, and does
+    not count them as reached.
+    """
     with EmbeddedBroker(like="3.10", management_port=0) as old:
         lonely_shell.environment["MQTOOL_MANAGEMENT_URL"] = str(old.management_url)
         ended = lonely_shell.run("mqtool", "tutorial", "try", "amqp10-hello-world", "--url", old.url)
@@ -141,19 +145,19 @@ def test_goals_over_amqp_1_0_are_skipped_on_a_broker_that_does_not_speak_it(lone
 
 
 def test_try_of_an_unknown_tutorial_is_a_usage_error(lonely_shell: Shell) -> None:
-    """`tutorial try` with an unknown name exits with 2, and the hint is the most similar name."""
+    """`tutorial try` with an unknown name exits with 2, and the hint asks "did you mean" with the most similar name."""
     refused = lonely_shell.run("mqtool", "tutorial", "try", "helo-world")
     assert (refused.code, refused.stderr.splitlines()[-1]) == (2, "hint: did you mean 'hello-world'?")
 
 
 def test_every_goal_belongs_to_a_tutorial() -> None:
-    """Each set of goals has the name of a tutorial, because `tutorial run` ends by naming the command `try` for it."""
+    """Each set of goals except `repair` has the name of a tutorial that `tutorial run` plays."""
     assert GOALS.keys() - {"repair"} <= PLAYS.keys()
 
 
 @on_any_broker
 def test_tutorial_run_ends_by_naming_try(shell: Shell, broker: TestBroker) -> None:
-    """After a tutorial with goals, `tutorial run` prints the command for trying it oneself."""
+    """After a tutorial that has goals, `tutorial run` prints the command `tutorial try` for it."""
     watched = Watched(shell, 80, 24, "mqtool", "tutorial", "run", "hello-world", "--auto", "--lines")
     watched.wait_for("mqtool tutorial try hello-world")
     assert watched.end() == 0

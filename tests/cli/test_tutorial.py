@@ -89,7 +89,7 @@ class Watched:
 
 
 def test_tutorial_list_names_every_tutorial(lonely_shell: Shell) -> None:
-    """`tutorial list` prints each name with a summary, and with --json one object per line."""
+    """`tutorial list` prints each tutorial's name and summary; with --json, it prints one object per line."""
     listed = lonely_shell.run("mqtool", "tutorial", "list").stdout.splitlines()
     assert [line.split("\t")[0] for line in listed] == ["why-queues", *pages.NAMES, "incident"]
     as_json = [
@@ -115,9 +115,7 @@ def test_tutorial_show_prints_diagram_explanation_commands_and_source(lonely_she
 
 
 def test_tutorial_show_is_coloured_on_a_terminal(lonely_shell: Shell) -> None:
-    """On a terminal of 80 columns, `tutorial show` colours the source, and no line before it is longer than the
-    terminal.
-    """
+    """On a terminal, `tutorial show` colours the source, and its lines above the source fit into 80 columns."""
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "routing")
     assert watched.end() == 0
     assert "\x1b[" in watched.seen
@@ -129,8 +127,8 @@ def test_tutorial_show_is_coloured_on_a_terminal(lonely_shell: Shell) -> None:
 
 
 def test_a_page_that_is_longer_than_the_terminal_is_told_with_a_pager(lonely_shell: Shell) -> None:
-    """On a terminal of 24 lines, `tutorial show` ends with the command that shows the page from its top; in a pipe,
-    nothing is added.
+    """If the page of `tutorial show` is longer than the terminal, its last line is a command that shows it in a pager;
+    in a pipe or on a tall terminal, nothing is added.
     """
     told = "To read it page by page: mqtool tutorial show routing | less"
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "4", "--no-color")
@@ -144,7 +142,7 @@ def test_a_page_that_is_longer_than_the_terminal_is_told_with_a_pager(lonely_she
 
 
 def test_tutorial_show_plain_prints_the_same_script_on_a_terminal(lonely_shell: Shell) -> None:
-    """Apart from colours, a terminal gets the same lines as a pipe, so that a copied script runs."""
+    """`tutorial show --plain` on a terminal prints the same script as in a pipe, with colours."""
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "rpc", "--plain")
     assert watched.end() == 0
     plain = re.sub(r"\x1b\[[0-9;]*m", "", watched.seen).replace("\r\n", "\n")
@@ -152,7 +150,9 @@ def test_tutorial_show_plain_prints_the_same_script_on_a_terminal(lonely_shell: 
 
 
 def test_tutorials_can_be_named_by_rabbitmqs_numbers(lonely_shell: Shell) -> None:
-    """`tutorial show 3` shows publish/subscribe, and `tutorial list` on a terminal prints the numbers."""
+    """`tutorial show 3` shows the tutorial publish-subscribe by RabbitMQ's number for it; `tutorial list` on a terminal
+    prints these numbers.
+    """
     assert "publish_subscribe.py" in lonely_shell.run("mqtool", "tutorial", "show", "3").stdout
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "list", "--no-color")
     assert watched.end() == 0
@@ -161,7 +161,9 @@ def test_tutorials_can_be_named_by_rabbitmqs_numbers(lonely_shell: Shell) -> Non
 
 
 def test_an_unknown_tutorial_is_a_usage_error_with_the_nearest_name(lonely_shell: Shell) -> None:
-    """`tutorial show` and `tutorial run` ask "did you mean" and exit with 2."""
+    """`tutorial show` and `tutorial run` with an unknown name exit with 2, and the hint asks "did you mean" with the
+    nearest name.
+    """
     for command in ("show", "run"):
         refused = lonely_shell.run("mqtool", "tutorial", command, "heloworld")
         assert refused.code == 2
@@ -169,7 +171,9 @@ def test_an_unknown_tutorial_is_a_usage_error_with_the_nearest_name(lonely_shell
 
 
 def test_tutorial_run_starts_and_ends_its_own_broker(lonely_shell: Shell) -> None:
-    """`tutorial run` prints the tutorial's commands and leaves no process or file behind."""
+    """`tutorial run` without a broker starts one, plays the tutorial's commands on it, and leaves no process or file
+    behind.
+    """
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     played = lonely_shell.run("mqtool", "tutorial", "run", "hello-world", "rpc", "--auto", timeout=PLAYING)
     assert (played.stderr, played.code) == ("", 0)
@@ -208,7 +212,9 @@ def test_every_tutorial_runs_on_an_existing_broker(shell: Shell, broker: TestBro
 
 
 def test_why_queues_measures_that_queues_decouple(shell: Shell, broker: TestBroker) -> None:
-    """While the mail consumer is stopped, its orders wait and the others continue; a burst waits in the queue."""
+    """In the tutorial `why-queues`, orders wait in the queue while the mail consumer is stopped, and a burst of orders
+    waits instead of slowing the sender.
+    """
     only_in_ci("it takes half a minute")
     played = shell.run("mqtool", "tutorial", "run", "why-queues", "--auto", timeout=PLAYING)
     assert (played.stderr, played.code) == ("", 0)
@@ -224,7 +230,7 @@ def test_why_queues_measures_that_queues_decouple(shell: Shell, broker: TestBrok
 
 
 def test_tutorial_run_works_as_a_background_job(lonely_shell: Shell) -> None:
-    """If the shell makes background jobs ignore Ctrl-C, `tutorial run` still ends its receivers."""
+    """As a background job, which ignores Ctrl-C, `tutorial run` still stops its receivers and exits with 0."""
     played = lonely_shell.script("mqtool tutorial run hello-world --auto & wait $!", timeout=PLAYING)
     assert (played.stderr, played.code) == ("", 0)
     assert "✓ the receiver got both messages" in played.stdout
@@ -240,7 +246,9 @@ def test_tutorial_run_starts_no_broker_if_one_is_named(lonely_shell: Shell) -> N
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 @pytest.mark.sampled(1)
 def test_tutorial_run_leaves_no_process_after_a_signal(lonely_shell: Shell, number: signal.Signals) -> None:
-    """After SIGINT, SIGTERM, SIGHUP or kill -9 during a long task, its commands and its broker end, too."""
+    """After SIGINT, SIGTERM, SIGHUP or kill -9 of `tutorial run`, the commands and the broker that it started end as
+    well.
+    """
     lonely_shell.start_cold()  # what is preloaded has the environment of its server
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     running = lonely_shell.start("mqtool", "tutorial", "run", "work-queues", "--auto", ready=False)
@@ -257,7 +265,7 @@ def test_tutorial_run_leaves_no_process_after_a_signal(lonely_shell: Shell, numb
 
 
 def test_an_interrupted_tutorial_deletes_its_queues_and_exchanges(shell: Shell, broker: TestBroker) -> None:
-    """After Ctrl-C, `tutorial run` on an existing broker deletes what it declared."""
+    """After Ctrl-C, `tutorial run` on an existing broker deletes the queues and exchanges that it declared."""
     running = shell.start("mqtool", "tutorial", "run", "work-queues", "--auto", ready=False)
     running.wait_for_stdout("Received long..")
     assert running.interrupt().wait().code == 130
@@ -267,7 +275,7 @@ def test_an_interrupted_tutorial_deletes_its_queues_and_exchanges(shell: Shell, 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
 @pytest.mark.sampled(1)
 def test_panes_wait_for_enter(lonely_shell: Shell, columns: int, rows: int) -> None:
-    """On a terminal, `tutorial run` types no command before Enter; at the end it restores the screen and prints the
+    """On a terminal, `tutorial run` waits for Enter before each step; at the end, it restores the screen and prints the
     checks.
     """
     watched = Watched(lonely_shell, columns, rows, "mqtool", "tutorial", "run", "hello-world")
@@ -289,7 +297,7 @@ def test_panes_wait_for_enter(lonely_shell: Shell, columns: int, rows: int) -> N
 
 
 def test_q_ends_the_panes(lonely_shell: Shell) -> None:
-    """q ends `tutorial run` at once with exit code 0, and restores the terminal's settings."""
+    """On a terminal, the key q ends `tutorial run` with exit code 0 and restores the terminal's settings."""
     watched = Watched(lonely_shell, 100, 30, "mqtool", "tutorial", "run", "hello-world")
     watched.wait_for("Enter: continue")
     watched.press("q")
@@ -300,7 +308,9 @@ def test_q_ends_the_panes(lonely_shell: Shell) -> None:
 
 
 def test_a_narrow_terminal_shows_lines_instead_of_panes(lonely_shell: Shell) -> None:
-    """On a terminal too narrow for panes, each line starts with the name of its terminal."""
+    """On a terminal too narrow for panes, `tutorial run` prints lines that begin with a name such as `sender` or
+    `receiver`.
+    """
     watched = Watched(lonely_shell, 50, 24, "mqtool", "tutorial", "run", "hello-world")
     watched.wait_for("Enter: continue")
     watched.press("\n")
@@ -311,7 +321,9 @@ def test_a_narrow_terminal_shows_lines_instead_of_panes(lonely_shell: Shell) -> 
 
 
 def test_a_work_queue_gives_a_killed_workers_task_to_another(lonely_shell: Shell) -> None:
-    """`tutorial run work-queues` kills a worker during its task, and the other worker gets the task, redelivered."""
+    """In `tutorial run work-queues`, a worker is killed during its task, and the broker redelivers the task to the
+    other worker.
+    """
     played = lonely_shell.run("mqtool", "tutorial", "run", "work-queues", "--auto", timeout=PLAYING)
     assert played.code == 0
     assert "the killed worker's task was not lost: worker 2 did it, redelivered" in played.stdout + played.stderr
@@ -343,7 +355,9 @@ def test_a_work_queue_gives_a_killed_workers_task_to_another(lonely_shell: Shell
 )
 @pytest.mark.sampled(2)
 def test_a_tutorial_takes_the_steps_of_the_official_page(lonely_shell: Shell, name: str, checks: list[str]) -> None:
-    """`tutorial run` lists the bindings, shows that temporary queues vanish, and solves the puzzles of the pages."""
+    """`tutorial run` of publish-subscribe, routing and topics checks what RabbitMQ's tutorial pages explain: bindings,
+    temporary queues, and the puzzles about topics.
+    """
     played = lonely_shell.run("mqtool", "tutorial", "run", name, "--auto", timeout=PLAYING)
     assert played.code == 0
     for check in checks:
@@ -351,7 +365,9 @@ def test_a_tutorial_takes_the_steps_of_the_official_page(lonely_shell: Shell, na
 
 
 def test_names_of_tutorials_are_completed(lonely_shell: Shell) -> None:
-    """The shell completes all names for `tutorial run`, and for `tutorial show` those that have a page."""
+    """The shell completes the names of all tutorials for `tutorial run`, and for `tutorial show` those that have a
+    page.
+    """
 
     def completed(words: str) -> list[str]:
         return lonely_shell.run("mqtool", environment={"_MQTOOL_COMPLETE": words}).stdout.split()

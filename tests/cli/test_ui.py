@@ -1,4 +1,4 @@
-"""`mqtool ui`: what the page shows in a browser, and what pages of other sites cannot get."""
+"""`mqtool ui`: what its page shows in a browser, and what pages of other sites cannot get."""
 
 import json
 import os
@@ -140,8 +140,8 @@ def page(ui: Running, chromium: Any, request: pytest.FixtureRequest) -> Iterator
 
 @on_any_broker
 def test_a_message_is_a_dot_in_its_queue_and_at_its_consumer(shell: Shell, broker: TestBroker, page: Page) -> None:
-    """The page draws a ready message in its queue, an unacknowledged one at its consumer, and a rejected one in the
-    dead-letter queue.
+    """The page of `mqtool ui` draws a ready message in its queue, an unacknowledged one at its consumer, and a rejected
+    one in the dead-letter queue.
     """
     do(shell, "queue declare dead")
     do(shell, "queue declare jobs --dead-letter-exchange '' --argument x-dead-letter-routing-key=dead")
@@ -166,7 +166,9 @@ def test_a_message_is_a_dot_in_its_queue_and_at_its_consumer(shell: Shell, broke
 @on_any_broker
 @large
 def test_each_state_of_a_message_has_its_own_shape(shell: Shell, page: Page) -> None:
-    """Returned, delayed and stream messages have shapes of their own, and the legend lists every shape."""
+    """The page of `mqtool ui` shows returned and delayed messages and those in streams, and its legend has a different
+    shape for each state.
+    """
     shapes = page.ask("return [...document.querySelectorAll('#legend path')].map(e => e.getAttribute('d'))")
     assert len(shapes) == len(set(shapes)) > 8
     assert shell.run("mqtool", "send", "-e", "amq.direct", "-r", "nowhere", "--mandatory", "x").code == 75
@@ -187,7 +189,9 @@ def test_each_state_of_a_message_has_its_own_shape(shell: Shell, page: Page) -> 
 @on_any_broker
 @large
 def test_a_paused_page_can_be_stepped_forward_and_back(shell: Shell, page: Page) -> None:
-    """While the page is paused, new events wait; keys step through them, back to earlier ones, and to live again."""
+    """While the page of `mqtool ui` is paused, new events wait; keys step forward and back through them, and return to
+    the live view.
+    """
     do(shell, "send -q jobs one")
     page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
     page.press(" ")
@@ -210,8 +214,8 @@ def test_a_paused_page_can_be_stepped_forward_and_back(shell: Shell, page: Page)
 @on_any_broker
 @large
 def test_the_page_can_be_used_by_keyboard(shell: Shell, page: Page) -> None:
-    """Tab reaches boxes and messages, Enter shows details, Escape closes them; tables show the same, and names can be
-    searched.
+    """On the page of `mqtool ui`, Tab reaches every box, Enter shows details and Escape closes them. Tables show the
+    same data, and names can be searched.
     """
     do(shell, "emit-log topic kern.critical 'A critical kernel error'")
     receiver = shell.start("mqtool", "receive-log", "topic", "kern.*").wait_until_ready()
@@ -251,7 +255,7 @@ def test_the_page_can_be_used_by_keyboard(shell: Shell, page: Page) -> None:
 @on_any_broker
 @large
 def test_hostile_names_and_bodies_are_shown_as_text(shell: Shell, broker: TestBroker, page: Page) -> None:
-    """Markup and scripts in names, keys, headers and bodies are shown as text, and nothing is executed."""
+    """The page of `mqtool ui` shows markup and scripts in names, headers and bodies as text, and executes nothing."""
     markup = "<img src=x onerror=alert(1)><script>alert(2)</script>"
     hostile.name_everything(broker.url)
     sent = shell.run("mqtool", "send", "-q", markup, "-H", f"{markup}={markup}", "--property", f"type={markup}", markup)
@@ -272,7 +276,9 @@ def test_hostile_names_and_bodies_are_shown_as_text(shell: Shell, broker: TestBr
 @on_any_broker
 @large
 def test_the_page_fits_small_and_dark_screens(shell: Shell, page: Page) -> None:
-    """At 390 pixels only the diagram scrolls; text and dots have enough contrast in the light and the dark scheme."""
+    """The page of `mqtool ui` fits a window of 390 pixels without scrolling sideways, and its text and messages have
+    enough contrast in light and dark.
+    """
     do(shell, "send -q jobs one")
     page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
     for width in (1280, 390):
@@ -307,8 +313,8 @@ def contrast(one: str, other: str) -> float:
 @on_any_broker
 @large
 def test_actions_of_the_page_run_commands(shell: Shell, page: Page) -> None:
-    """Each action shows the command that it runs; a consumer runs until it is stopped; a message's details say how it
-    got there.
+    """An action on the page of `mqtool ui` shows the command that it runs; a consumer started there runs until it is
+    stopped. A message's details say by which binding it reached its queue.
     """
     do(shell, "exchange declare orders topic")
     do(shell, "queue declare jobs")
@@ -331,8 +337,8 @@ def test_actions_of_the_page_run_commands(shell: Shell, page: Page) -> None:
 
 @large
 def test_the_page_says_that_rabbitmq_shows_no_single_messages(shell: Shell, broker: TestBroker, page: Page) -> None:
-    """Every broker's topology is drawn; on RabbitMQ, the page shows counts and says that single
-    messages are missing.
+    """The page of `mqtool ui` draws the topology and counts of any broker; on RabbitMQ, it says that it cannot show
+    single messages.
     """
     do(shell, "emit-log fanout lost")
     do(shell, "queue declare kept")
@@ -351,8 +357,8 @@ def test_the_page_says_that_rabbitmq_shows_no_single_messages(shell: Shell, brok
 def test_tap_and_firehose_show_single_messages_of_rabbitmq(
     shell: Shell, broker: TestBroker, chromium: Any, how: str
 ) -> None:
-    """With --tap or --firehose, the page of `mqtool ui` draws a message, and hides mqtool's private queues; afterwards
-    these are deleted, and the firehose is off.
+    """With --tap or --firehose, `mqtool ui` shows single messages of RabbitMQ and hides its private queues. When it
+    ends, these queues are deleted and the firehose is off.
     """
     do(shell, "queue declare kept")
     do(shell, "emit-log fanout before")
@@ -385,7 +391,9 @@ def fetch(url: str, data: bytes | None = None, **headers: str) -> tuple[int, dic
 
 @on_any_broker
 def test_other_sites_cannot_read_or_run_anything(ui: Running, broker: TestBroker) -> None:
-    """Events and actions need the secret; a page of another site, or with another host name, gets no file."""
+    """The page of `mqtool ui` gives events and runs actions only with the secret in its address; requests from another
+    site or host name get nothing.
+    """
     url, _, secret = ui.stdout.strip().partition("#")
     assert url.startswith("http://127.0.0.1:")
     status, headers, _ = fetch(url)
@@ -422,7 +430,7 @@ def test_other_sites_cannot_read_or_run_anything(ui: Running, broker: TestBroker
 
 
 def test_the_page_works_in_the_default_vhost(shell: Shell, broker: TestBroker) -> None:
-    """In the virtual host /, the page works; on a broker that mqtool did not start, it offers only
+    """`mqtool ui --vhost /` shows the default virtual host; on a broker that mqtool did not start, it offers only
     actions that read.
     """
     shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_STATE_HOME": str(shell.directory / "none")}
@@ -450,7 +458,9 @@ def test_ui_ends_with_ctrl_c_and_names_its_errors(shell: Shell, ui: Running) -> 
 @on_any_broker
 @large
 def test_a_recorded_page_plays_in_a_browser_alone(shell: Shell, chromium: Any) -> None:
-    """`ui --record` writes one file that a browser plays from the disk, without loading anything else."""
+    """`mqtool ui --record`, and the page's key for saving, write one file that a browser plays from the disk without
+    loading anything else.
+    """
     do(shell, "send -q jobs before")
     ui = shell.start("mqtool", "ui", "--record", "seen <1>.html", ready=False).wait_for_stdout("\n")
     page = Page(chromium, ui.stdout.strip())
@@ -477,7 +487,9 @@ def test_a_recorded_page_plays_in_a_browser_alone(shell: Shell, chromium: Any) -
 @on_any_broker
 @pytest.mark.parametrize("command", [("ui",), ("tutorial", "run", "hello-world", "--ui")])
 def test_the_secret_is_not_on_the_command_line_of_the_browser(shell: Shell, command: tuple[str, ...]) -> None:
-    """--open starts the browser with a private file that leads to the page and is deleted later."""
+    """With --open, `mqtool ui` and `tutorial run --ui` start the browser with a private file that contains the page's
+    address, and delete the file when they end.
+    """
     browser = shell.directory / "browser"
     browser.write_text('#!/bin/sh\necho "$1" > argument; p=${1#file://}; stat -c %a "$p" > mode; cat "$p" > seen\n')
     browser.chmod(0o755)
@@ -497,7 +509,7 @@ def test_the_secret_is_not_on_the_command_line_of_the_browser(shell: Shell, comm
 
 @on_any_broker
 def test_a_recording_of_the_page_replaces_no_file(shell: Shell) -> None:
-    """--record refuses a file that exists; the new file can be read only by its owner, because it contains messages."""
+    """`mqtool ui --record` exits with 2 if the file exists; only the owner can read the file that it creates."""
     kept = shell.directory / "kept.html"
     kept.write_text("mine")
     refused = shell.run("mqtool", "ui", "--record", "kept.html")

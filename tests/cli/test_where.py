@@ -1,4 +1,4 @@
-"""--where of receiving commands: messages that do not match are not lost."""
+"""`--where` of receiving commands: messages that do not match are not lost."""
 
 import json
 
@@ -18,7 +18,9 @@ def sent(shell: Shell, count: int) -> None:
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 def test_receive_where_leaves_other_messages_in_order(shell: Shell, broker: TestBroker, queue_type: str) -> None:
-    """`receive --where` counts only matching messages; all others are back in the queue in their order at the end."""
+    """`receive --where` prints and counts only matching messages; when it ends, the others are in the queue in their
+    order.
+    """
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", queue_type)
     sent(shell, 200)
     receive = ("mqtool", "receive", "-q", "jobs", "--queue-type", queue_type, "--raw", "--where")
@@ -35,7 +37,9 @@ def test_receive_where_leaves_other_messages_in_order(shell: Shell, broker: Test
 
 @on_any_broker
 def test_receive_where_into_head_leaves_the_rest(shell: Shell, broker: TestBroker) -> None:
-    """`receive --where … | head -n 2` acknowledges two messages; --auto-ack with --where is a usage error."""
+    """`receive --where … | head -n 2` takes two messages, and the others stay in the queue. `--where` with --auto-ack
+    exits with 2.
+    """
     shell.run("mqtool", "queue", "declare", "jobs")
     sent(shell, 20)
     shell.run("bash", "-c", "mqtool receive -q jobs --raw --where 'headers.n>=5' | head -n 2")
@@ -46,7 +50,7 @@ def test_receive_where_into_head_leaves_the_rest(shell: Shell, broker: TestBroke
 
 @on_any_broker
 def test_receive_log_where_discards_other_logs(shell: Shell) -> None:
-    """`receive-log --where` prints matching logs only; its private queue needs no others."""
+    """`receive-log --where` prints only the logs that match its condition, and --count counts only these."""
     receiver = shell.start("mqtool", "receive-log", "fanout", "--raw", "-c", "2", "--where", "body~error")
     receiver.wait_until_ready()
     for text in "an error", "all is well", "error 2":
