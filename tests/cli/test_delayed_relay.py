@@ -115,8 +115,8 @@ def test_relay_by_timestamps_counts_the_delay_from_publishing(shell: Shell, brok
 
 @pytest.mark.keeps_messages
 def test_a_killed_relay_loses_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If one of several running relays is killed, another continues its work: no message is lost, and only a few arrive
-    twice.
+    """If running relays are killed one after the other, another continues their work: no message is lost, but some may
+    arrive twice.
     """
     count = 600
     first, second = relay(shell, "--type", "topic"), relay(shell)
