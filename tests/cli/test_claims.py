@@ -27,8 +27,8 @@ EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "20"))
 @pytest.mark.timeout(1200)
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
     """Mallory, who has permissions on "^mallory" only, forges arguments and headers; an administrator then runs a
-    command. Others' queues, exchanges, bindings and messages stay unchanged, and Mallory can read none of those
-    messages.
+    command. Others' queues, exchanges, bindings and messages stay unchanged, Mallory can read none of those messages,
+    and nothing of hers routes to an exchange that she may not write to.
     """
     seen: Counter[str] = Counter()
 
