@@ -1,6 +1,6 @@
-"""Lines of 100 bytes over AMQP 1.0, and RPC, beside loops of bare rabbitmq-amqp-python-client: speed, and memory.
+"""Speed and memory of messages and RPC over AMQP 1.0, compared with loops of bare rabbitmq-amqp-python-client.
 
-On the broker of MQTOOL_URL, RabbitMQ 4 or the embedded broker with --like 4.3. The library can
+Uses the broker of MQTOOL_URL: RabbitMQ 4, or the embedded broker with --like 4.3. The library can
 only publish one message at a time and wait for its outcome. python -m benchmarks.amqp10 [COUNT [PAIRS]]
 """
 

@@ -1,4 +1,4 @@
-"""The embedded broker beside RabbitMQ's durable classic queue: speed, memory for each waiting message, and start-up.
+"""The embedded broker compared with RabbitMQ's durable classic queue: speed, memory per message, and start-up.
 
     python -m benchmarks.embedded_peer
 

@@ -1,4 +1,4 @@
-"""`worker --exec true` beside `xargs -n1 -P`: programs started a second, with the same concurrency."""
+"""Programs started per second by `worker --exec true` and by `xargs -n1 -P`, with the same concurrency."""
 
 import tempfile
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What people feel, of two installations side by side: the start-up of commands, and the embedded broker's throughput.
+"""Compares what users notice of two installations: the start-up time of commands, and the embedded broker's speed.
 
     python -m benchmarks.felt BASE [CHANGE] [--instructions] [--rows WORD] [--runs N]
 
@@ -73,7 +73,7 @@ class Installation:
 
 
 def grown(base: Mapping[str, float], change: Mapping[str, float], tolerance: float = TOLERANCE) -> list[str]:
-    """Return the names of the rows that take more than `tolerance` times what they took in `base`."""
+    """Return the names of the rows that take more than `tolerance` times as much as in `base`."""
     return [name for name, before in base.items() if change[name] > before * tolerance]
 
 
@@ -112,7 +112,7 @@ def _counting(command: Sequence[str]) -> Iterator[tuple[list[str], Callable[[], 
 
 @dataclass(frozen=True)
 class CommandRow:
-    """What an mqtool command takes, from its start to its end.
+    """A row of the table: what an mqtool command takes from its start to its end.
 
     Attributes:
         words: the command line.

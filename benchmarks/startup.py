@@ -1,4 +1,4 @@
-"""How long `mqtool send` takes as a whole process, beside a bare pika script that does the same.
+"""How long the whole process of `mqtool send` takes, compared with a bare pika script that does the same.
 
 Aims and results of all benchmarks: docs/explanation/performance.md.
 """

@@ -1,4 +1,4 @@
-"""Lines of 100 bytes to a stream and from it, beside loops of bare rstream: speed, and memory.
+"""Speed and memory of publishing to a stream and reading from it, compared with loops of bare rstream.
 
 Uses the broker of MQTOOL_URL, with its stream port in MQTOOL_STREAM_PORT. rstream publishes in batches of 500, which is
 its fastest way, and waits for all confirms. python -m benchmarks.streams [COUNT [PAIRS]]

@@ -1,4 +1,4 @@
-"""`topology` and `route` with 5,000 queues and 20,000 bindings: time and memory, beside a small virtual host.
+"""Time and memory of `topology` and `route` with 5,000 queues and 20,000 bindings, and with a small virtual host.
 
     python -m benchmarks.topology
 

@@ -1,4 +1,4 @@
-"""The embedded broker without and with a page of `mqtool ui` open: python -m benchmarks.ui
+"""Speed of the embedded broker without and with a page of `mqtool ui` open: python -m benchmarks.ui
 
 Messages are published and consumed as fast as the broker can. The reader in place of the page also
 runs on this machine, and slows the broker down if no core is free, so the broker's processor time is printed, too.
@@ -47,7 +47,7 @@ def main() -> None:
         without, with_page = map(statistics.median, rates)
         print(f"{word}: {without:,.0f}/s; with a page open {with_page:,.0f}/s: {ratio:.0%}")
     costs = [statistics.median(each[1] for each in side) for side in zip(*found, strict=True)]
-    print(f"the broker computes {costs[0]:.1f} µs for a message; with a page open {costs[1]:.1f} µs")
+    print(f"the broker uses {costs[0]:.1f} µs of CPU time per message; with a page open {costs[1]:.1f} µs")
 
 
 if __name__ == "__main__":

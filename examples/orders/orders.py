@@ -44,9 +44,9 @@ class Orders:
         """Announce an order.
 
         Raises:
-            OrderFailed: the broker refuses it, has no place for it, or cannot be reached.
+            OrderFailed: the broker refuses the order, cannot route it, or cannot be reached.
         """
-        # The same id each time: billing sees that it is the same order.
+        # Each attempt has the same message ID, so that billing recognizes a duplicate.
         properties = pika.BasicProperties("application/json", delivery_mode=2, message_id=str(uuid.uuid4()))
         body = json.dumps(order).encode()
         for attempt in range(1, ATTEMPTS + 1):

@@ -66,7 +66,7 @@ def _fair_dispatch(stage: Stage, boss: Terminal, workers: list[Terminal]) -> Non
 
 def _round_robin(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
     stage.say(
-        "The same with no limit, --prefetch 0: the broker deals out all tasks in turn at once, however long each takes."
+        "Now without a limit (--prefetch 0): the broker delivers all tasks at once, in turn, however long each takes."
     )
     busy, other = _share(stage, boss, workers, f"mqtool worker{stage.declared_queue('task_queue')} --prefetch 0")
     stage.expect(
@@ -147,7 +147,7 @@ def _restarted_broker(stage: Stage, boss: Terminal, worker: Terminal, reader: Te
     worker.interrupt()
     reader.run("mqtool receive -q notes --idle-timeout 1s")
     stage.expect("the task has survived the restart", _tasks_of(worker), ["a task"])
-    stage.expect("of the two notes, the persistent one", reader.after("[x] Received "), ["in ink"])
+    stage.expect("of the two notes, only the persistent one has survived", reader.after("[x] Received "), ["in ink"])
 
 
 def _tasks_of(worker: Terminal) -> list[str]:

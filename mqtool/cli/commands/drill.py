@@ -99,7 +99,7 @@ _add(
     "restart-broker",
     drills.restart_broker,
     drills.STREAM_MESSAGES,
-    "Restart the broker in mid-stream; both sides reconnect.",
+    "Restart the broker while messages flow.",
     restarts_it=True,
 )
 
@@ -108,7 +108,7 @@ _add(
     "kill-node",
     drills.kill_node,
     drills.NODE_MESSAGES,
-    "Kill a node of a cluster in mid-stream, and start it again.",
+    "Kill a cluster node while messages flow, and restart it.",
     on_cluster=True,
 )
 
@@ -117,7 +117,7 @@ _add(
     "drop-connection",
     drills.drop_connection,
     drills.STREAM_MESSAGES,
-    "Cut both sides' connections three times in mid-stream.",
+    "Cut both connections three times while messages flow.",
 )
 
 
