@@ -14,7 +14,7 @@ TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rp
 	amqp10-hello-world amqp10-work-queues amqp10-publish-subscribe amqp10-routing amqp10-topics amqp10-rpc \
 	incident
 
-.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-embedded test-rabbitmq soak siege simulate lint lint-page docs site bench \
+.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-embedded test-rabbitmq soak siege simulate mutants lint lint-page docs site bench \
 	pictures up down clean
 .DEFAULT_GOAL := help
 
@@ -87,6 +87,10 @@ node_modules/.installed: package.json
 	@$(call install,'.[docs]')
 	@touch $@
 
+.venv/installed-mutants: .venv/installed-dev
+	@$(call install,'.[mutants]')
+	@touch $@
+
 .venv/installed-release: .venv/installed
 	@$(call install,'.[release]')
 	@touch $@
@@ -136,6 +140,9 @@ siege: .venv/installed-dev  ## for hours, a user with few rights forges what an 
 
 simulate: .venv/installed-dev  ## the embedded broker on a virtual clock, network and disk (SEEDS=1000 FIRST=0, or SEED=7 for its history)
 	$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0) $(if $(SEED),--seed $(SEED))
+
+mutants: .venv/installed-mutants  ## falsify MODULE=mqtool/routing.py in many small ways, and show the changes that its tests do not notice
+	$(BIN)/python -m tests.mutants $(MODULE)
 
 pictures: .venv/installed  ## make the pictures of the README and docs/, from real runs
 	@$(BIN)/python -m demo.pictures

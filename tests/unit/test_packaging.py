@@ -172,7 +172,7 @@ def test_a_failed_installation_names_the_library(tmp_path: Path) -> None:
 
 def test_what_ci_installs_has_hashes() -> None:
     """The files in .ci/requirements pin every library of constraints.txt with its hash, and name no index."""
-    files = [ROOT / ".ci" / "requirements" / f"{name}.txt" for name in ("test", "dev", "release")]
+    files = [ROOT / ".ci" / "requirements" / f"{name}.txt" for name in ("test", "dev", "release", "mutants")]
     found: dict[str, str] = {}
     for path in files:
         text = path.read_text()

@@ -2,7 +2,7 @@
 
 import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
@@ -162,6 +162,149 @@ def test_an_invalid_condition_is_reported_with_its_column(text: str, column: int
         where.parse(text)
     assert error.value.column == column
     assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("", "expected a field", "such as routing_key, headers.x-retry or body.user.id"),
+        ("headers.", "expected a name after the dot", "such as routing_key, headers.x-retry or body.user.id"),
+        ("queue=a b", "expected 'and' or 'or'", "put a value with spaces in quotes"),
+        ("queue=", "expected a value", "a value may be empty in quotes: ''"),
+        ("queue=~x", "unknown operator", "operators: = != ~ !~ < <= > >=; or quote the value"),
+        ("queue='x", "this quote is not closed", "'mqtool help where' shows how to write it"),
+        ("(queue", "this parenthesis is not closed", "'mqtool help where' shows how to write it"),
+        ("(queue=a b)", "expected 'and', 'or' or ')'", "'mqtool help where' shows how to write it"),
+        ("(" * 50, "this is nested too deeply", "up to 40 levels"),
+        ("properties", "expected a property", "such as properties.message_id"),
+        ("queu=x", "unknown field 'queu'", "did you mean 'queue'?"),
+        ("queue~'('", "not a valid regular expression: ", "put it in quotes"),
+    ],
+)
+def test_an_invalid_condition_is_explained(text: str, message: str, hint: str) -> None:
+    """The error names the mistake and the condition, and the hint says what to write instead."""
+    with pytest.raises(BadExpression) as error:
+        where.parse(text)
+    assert str(error.value).startswith(message)
+    assert (error.value.text, error.value.hint) == (text, hint)
+
+
+def test_the_error_about_a_word_between_parentheses_is_at_that_word() -> None:
+    """A missing `and` is reported where it is missing, not at the parenthesis before it."""
+    with pytest.raises(BadExpression) as error:
+        where.parse("(queue=a b)")
+    assert error.value.column == 10
+
+
+def test_an_unknown_field_lists_the_fields_that_exist() -> None:
+    """If no field has a similar name, the hint lists all fields, sorted."""
+    with pytest.raises(BadExpression) as error:
+        where.parse("whatever=1", frozenset({"name", "state", "messages"}))
+    assert error.value.hint == "one of messages, name, state"
+
+
+@pytest.mark.parametrize(
+    ("size", "bytes_"),
+    [
+        ("7B", 7),
+        ("1kB", 1000),
+        ("1KB", 1000),
+        ("1KiB", 1024),
+        ("1.5MB", 1_500_000),
+        ("2MiB", 2 * 1024**2),
+        ("1GB", 1000**3),
+        ("1GiB", 1024**3),
+        ("1TB", 1000**4),
+        ("1TiB", 1024**4),
+    ],
+)
+def test_a_size_is_a_number_of_bytes(size: str, bytes_: int) -> None:
+    """1 kB is 1,000 bytes and 1 KiB is 1,024; a value of exactly this size is equal, one byte less or more is not."""
+    condition = where.parse(f"size={size}")
+    assert [condition.matches({"size": bytes_ + off}) for off in (-1, 0, 1)] == [False, True, False]
+
+
+def test_a_duration_is_compared_in_seconds() -> None:
+    """`headers.age>5s` compares a number of seconds."""
+    assert where.parse("headers.age=5s").matches({"headers": {"age": 5}})
+    assert where.parse("headers.age>=2m").matches({"headers": {"age": 120}})
+    assert not where.parse("headers.age>=2m").matches({"headers": {"age": 119}})
+
+
+@pytest.mark.parametrize("value", ["5s", "1kB", "2026-01-31", "3"])
+def test_a_value_that_looks_like_a_number_also_equals_its_text(value: str) -> None:
+    """A header with the text of a size, a duration, a time or a number is equal to it."""
+    assert where.parse(f"headers.h={value}").matches({"headers": {"h": value}})
+
+
+def test_large_integers_are_compared_exactly() -> None:
+    """Two integers beyond the precision of a float are different."""
+    condition = where.parse("headers.id=9007199254740993")
+    assert condition.matches({"headers": {"id": 9007199254740993}})
+    assert not condition.matches({"headers": {"id": 9007199254740992}})
+
+
+def test_a_timestamp_without_a_zone_is_in_utc() -> None:
+    """A header's time without a zone is in UTC; one with a zone keeps it."""
+    condition = where.parse("headers.when=2026-01-31T12:00Z")
+    zone = timezone(timedelta(hours=5))
+    assert condition.matches({"headers": {"when": datetime(2026, 1, 31, 12)}})
+    assert condition.matches({"headers": {"when": datetime(2026, 1, 31, 17, tzinfo=zone)}})
+    assert not condition.matches({"headers": {"when": datetime(2026, 1, 31, 12, tzinfo=zone)}})
+
+
+def test_each_attribute_of_a_delivery_can_be_tested() -> None:
+    """A condition may name a delivery's exchange, routing key, queue, redelivery, headers, properties, body and the
+    time at which it arrived, in UTC.
+    """
+    delivery = Delivery(
+        b"b", "ex", "rk", "q", redelivered=True, properties={"headers": {"h": 1}, "type": "t"}, delivery_tag=1
+    )
+    before = datetime.now(UTC)
+    record = where.of_delivery(delivery)
+    assert before <= record["timestamp"] <= datetime.now(UTC)
+    assert {name: value for name, value in record.items() if name != "timestamp"} == {
+        "exchange": "ex",
+        "routing_key": "rk",
+        "queue": "q",
+        "redelivered": True,
+        "headers": {"h": 1},
+        "properties": {"headers": {"h": 1}, "type": "t"},
+        "body": b"b",
+    }
+
+
+def test_a_message_without_an_address_has_empty_names() -> None:
+    """Before it is published, a message without an exchange, routing key or headers has empty ones."""
+    assert where.of_message(Message(b"x", None, None, {}, "m-1")) == {
+        "exchange": "",
+        "routing_key": "",
+        "headers": {},
+        "properties": {"message_id": "m-1"},
+        "body": b"x",
+    }
+    addressed = where.of_message(Message(b"x", "key", "logs", {"headers": {"h": 1}}, "m-1"))
+    assert (addressed["exchange"], addressed["routing_key"], addressed["headers"]) == ("logs", "key", {"h": 1})
+
+
+def test_a_condition_knows_its_text_and_its_fields() -> None:
+    """A parsed condition has its text, and the first name of each field, so callers fetch only what it needs."""
+    condition = where.parse("headers.x=1 and (queue=a or not message-id)")
+    assert condition.text == "headers.x=1 and (queue=a or not message-id)"
+    assert condition.fields == {"headers", "queue", "message_id"}
+    assert not where.parse("headers.y=1").fields - {"headers"}
+
+
+@pytest.mark.parametrize("value", ["'X'", "X-1", '"a" or queue="X"'])
+def test_values_may_be_quoted_several_times(value: str) -> None:
+    """Each quote ends at the next one of its kind, and any letter may begin a value."""
+    record = {"queue": "X-1" if value == "X-1" else "X"}
+    assert where.parse(f"queue={value}").matches(record)
+
+
+def test_a_decimal_is_searched_as_it_is_written() -> None:
+    """A regular expression sees the digits of a decimal header."""
+    assert where.parse("headers.price~'^1[.]50$'").matches({"headers": {"price": Decimal("1.50")}})
 
 
 def test_a_condition_tests_a_line_of_ndjson() -> None:

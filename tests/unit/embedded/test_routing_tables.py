@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.codecs.field_tables import Int32, Int64
-from mqtool.routing import DirectTable, FanoutTable, HeadersTable, TopicTable, header_matches
+from mqtool.codecs.field_tables import Decimal, Int32, Int64, Timestamp, Value
+from mqtool.routing import MAX_DELAY, DirectTable, FanoutTable, HeadersTable, TopicTable, delay_of, header_matches
 
 words = st.sampled_from(["a", "b", "", "*", "#", "ü"])
 keys = st.lists(words, max_size=6).map(".".join)
@@ -81,6 +81,175 @@ def test_a_fanout_table_returns_each_queue_once() -> None:
     assert list(table.match("whatever", {})) == ["q"]
     table.remove("a", {}, "q")
     assert list(table.match("whatever", {})) == []
+
+
+def test_a_direct_table_returns_the_queues_bound_with_the_routing_key() -> None:
+    """A message goes to each queue bound with its routing key, until all of its bindings with it are removed."""
+    table: DirectTable[str] = DirectTable()
+    for key, queue in (("a", "q1"), ("a", "q2"), ("a", "q2"), ("b", "q3")):
+        table.add(key, {}, queue)
+    assert (set(table.match("a", {})), set(table.match("b", {}))) == ({"q1", "q2"}, {"q3"})
+    assert list(table.match("c", {})) == []
+    table.remove("a", {}, "q2")
+    assert set(table.match("a", {})) == {"q1", "q2"}
+    table.remove("a", {}, "q1")
+    assert (list(table.match("a", {})), list(table.match("b", {}))) == (["q2"], ["q3"])
+    table.remove("a", {}, "q2")
+    assert list(table.match("a", {})) == []
+    with pytest.raises(KeyError):
+        table.remove("a", {}, "q2")
+
+
+@pytest.mark.parametrize(
+    ("x_match", "headers", "matches"),
+    [
+        (None, {"a": 1, "b": "two", "c": 3}, True),
+        (None, {"a": 1}, False),
+        ("all", {"a": 1, "b": "two"}, True),
+        ("all", {"a": 1, "b": "three"}, False),
+        ("all", {"a": 1, "x-c": 3}, False),
+        ("any", {"a": 1}, True),
+        ("any", {"b": "two", "a": 2}, True),
+        ("any", {"a": 2, "b": "three"}, False),
+        ("any", {"x-c": 3}, False),
+        ("any", {"x-match": "any"}, False),
+        ("any", {}, False),
+        ("all-with-x", {"a": 1, "b": "two", "x-c": 3}, True),
+        ("all-with-x", {"a": 1, "b": "two"}, False),
+        ("any-with-x", {"x-c": 3}, True),
+        ("any-with-x", {"x-c": 4}, False),
+        ("any-with-x", {"x-match": "any-with-x"}, False),
+        ("ALL-WITH-X", {"a": 1, "b": "two"}, True),
+    ],
+)
+def test_a_headers_binding_requires_what_its_x_match_says(
+    x_match: str | None, headers: dict[str, Value], matches: bool
+) -> None:
+    """`all` requires each header, `any` one of them; both ignore arguments that start with `x-`, unless the value of
+    `x-match` ends with `-with-x`.
+    """
+    table: HeadersTable[str] = HeadersTable()
+    arguments: dict[str, Value] = {"a": 1, "b": "two", "x-c": 3}
+    table.add("", arguments if x_match is None else {**arguments, "x-match": x_match}, "q")
+    assert list(table.match("", headers)) == ["q"] * matches
+
+
+@pytest.mark.parametrize("x_match", ["all", "any"])
+def test_a_headers_binding_without_a_value_requires_only_the_header(x_match: str) -> None:
+    """A header with any value matches an argument that has no value; another header does not."""
+    table: HeadersTable[str] = HeadersTable()
+    table.add("", {"a": None, "x-match": x_match}, "q")
+    assert list(table.match("", {"a": "anything"})) == ["q"]
+    assert list(table.match("", {"a": None})) == ["q"]
+    assert list(table.match("", {"b": "anything"})) == []
+
+
+def test_a_headers_binding_with_two_requirements_without_value_needs_both() -> None:
+    """With `x-match: all`, a header that must exist and one that must have a value are both required."""
+    table: HeadersTable[str] = HeadersTable()
+    table.add("", {"a": None, "b": 1}, "q")
+    assert list(table.match("", {"a": "anything", "b": 1, "c": 2})) == ["q"]
+    assert list(table.match("", {"a": "anything", "b": 2})) == []
+    assert list(table.match("", {"b": 1})) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "until_3_13", "since_4_0"),
+    [
+        (Int32(1), Int64(1), True, True),
+        (1, 1.0, True, False),
+        (1.5, 1.5, True, True),
+        (Timestamp(1), 1, True, False),
+        (Timestamp(1), Timestamp(1), True, True),
+        (Timestamp(1), 1.0, True, False),
+        (1, 2, False, False),
+        (1, True, False, False),
+        (None, False, False, False),
+        ("é", "é".encode(), True, True),
+        ("\udc80", b"\xed\xb2\x80", True, True),
+        ("a", "a", True, True),
+        ("a", "b", False, False),
+        (b"a", "a", True, True),
+        (b"a", b"b", False, False),
+        ("1", 1, False, False),
+        ({"b": Int32(1)}, {"b": Int32(1)}, True, True),
+        ({"b": Int32(1)}, {"b": Int64(1)}, False, False),
+        ("anything", None, True, True),
+    ],
+)
+def test_header_values_are_compared_as_by_rabbitmq(
+    value: Value, wanted: Value, until_3_13: bool, since_4_0: bool
+) -> None:
+    """Strings equal their UTF-8 bytes. Numbers are equal by value; since RabbitMQ 4.0, only integers to integers,
+    decimals to decimals and timestamps to timestamps. A headers exchange decides as `header_matches()` does.
+    """
+    assert header_matches({"a": value}, "a", wanted) == until_3_13
+    assert not header_matches({"b": value}, "a", wanted)
+    for strict, matches in ((False, until_3_13), (True, since_4_0)):
+        assert header_matches({"a": value}, "a", wanted, strict_numbers=strict) == matches
+        table: HeadersTable[str] = HeadersTable()
+        table.add("", {"a": wanted}, "q")
+        table.strict_numbers = strict
+        assert list(table.match("", {"a": value})) == ["q"] * matches
+
+
+def test_a_headers_table_follows_a_change_of_version() -> None:
+    """If numbers become strict after messages were routed, the bindings that exist compare strictly as well."""
+    table: HeadersTable[str] = HeadersTable()
+    table.add("", {"a": 1}, "q")
+    assert list(table.match("", {"a": 1.0})) == ["q"]
+    table.strict_numbers = True
+    assert list(table.match("", {"a": 1.0})) == []
+    assert list(table.match("", {"a": 1})) == ["q"]
+
+
+def test_a_queue_stays_bound_until_each_headers_binding_is_removed() -> None:
+    """A queue that was bound twice with the same arguments still gets messages after one of the two is removed."""
+    table: HeadersTable[str] = HeadersTable()
+    for queue in ("q", "q", "other"):
+        table.add("", {"a": 1}, queue)
+    table.remove("", {"a": 1}, "q")
+    assert set(table.match("", {"a": 1})) == {"q", "other"}
+    table.remove("", {"a": 1}, "q")
+    assert list(table.match("", {"a": 1})) == ["other"]
+    table.remove("", {"a": 1}, "other")
+    assert list(table.match("", {"a": 1})) == []
+    with pytest.raises(KeyError):
+        table.remove("", {"a": 1}, "other")
+
+
+@pytest.mark.parametrize(
+    ("value", "delay"),
+    [
+        (1, 1),
+        (Int64(1500), 1500),
+        (MAX_DELAY, MAX_DELAY),
+        (MAX_DELAY + 1, 0),
+        (0, 0),
+        (-5, 0),
+        (2.9, 2),
+        (0.5, 0),
+        ("250", 250),
+        ("+250", 250),
+        ("-250", 0),
+        ("9" * 5000, 0),
+        (None, 0),
+        (True, 0),
+        ([1], 0),
+        (Timestamp(5), 0),
+    ],
+)
+def test_x_delay_is_a_number_of_milliseconds(value: Value, delay: int) -> None:
+    """A number, or a string of digits, is a delay in milliseconds if the plugin can wait that long; otherwise none."""
+    assert delay_of(value) == delay
+
+
+@pytest.mark.parametrize("value", ["", "1.5", "1s", "soon", b"5", b"\xff", Decimal(1, 5), float("inf"), float("nan")])
+def test_an_x_delay_that_the_plugin_cannot_read_is_refused(value: Value) -> None:
+    """Text that is not a whole number, a decimal or an infinite float raises ValueError with the value."""
+    with pytest.raises(ValueError, match="x-delay is not a number of milliseconds: ") as caught:
+        delay_of(value)
+    assert str(caught.value).endswith(repr(value))
 
 
 def test_headers_match_numbers_by_value_and_lists_by_type() -> None:

@@ -1,0 +1,119 @@
+"""Mutation testing with mutmut: which changes to a module does no test notice?
+
+    make mutants MODULE=mqtool/routing.py
+    python -m tests.mutants --list            # all modules, as JSON
+
+mutmut runs in a copy of the source, `build/mutants/MODULE`, and the tests that judge a module run there. mutmut learns
+from one run which test calls which function, so these tests must call the module in pytest's own process: unit tests,
+the simulation, and for the clients the integration tests. See docs/explanation/mutation-testing.md.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+MUTMUT = Path(sys.executable).with_name("mutmut")
+_BROKER = "mqtool/broker/embedded"
+_EMBEDDED = "tests/unit/embedded"
+#: One part of the simulation: fifty seeds.
+_SIMULATION = "tests/simulation/test_simulation.py::test_the_broker_keeps_every_rule_of_the_model[0]"
+_CLIENT = ("tests/integration", "-k", "embedded")
+
+#: The packages and modules whose errors lose or misroute messages, falsify a figure or grant too much, each with the
+#: tests that judge it. A module that is named itself is judged by its own tests, not by those of its package.
+JUDGES: Mapping[str, tuple[str, ...]] = {
+    "mqtool/routing.py": (f"{_EMBEDDED}/test_routing_tables.py",),
+    "mqtool/where.py": ("tests/unit/test_where.py",),
+    "mqtool/amqp": (
+        "tests/unit/test_acknowledgements.py",
+        "tests/unit/test_address.py",
+        "tests/unit/test_deliveries.py",
+        "tests/unit/test_journal.py",
+        "tests/unit/test_policies.py",
+        "tests/unit/test_publisher.py",
+        "tests/unit/test_taps.py",
+        *_CLIENT,
+    ),
+    "mqtool/amqp/address.py": ("tests/unit/test_address.py",),
+    "mqtool/amqp/basic_frames.py": ("tests/unit/test_deliveries.py",),
+    "mqtool/amqp/consume_policies.py": ("tests/unit/test_policies.py",),
+    "mqtool/amqp/unconfirmed.py": ("tests/unit/test_publisher.py",),
+    "mqtool/amqp10": ("tests/unit/test_amqp10_codec.py", *_CLIENT),
+    "mqtool/delays": ("tests/unit/test_delays.py", *_CLIENT),
+    "mqtool/work": ("tests/unit/test_retrying.py", *_CLIENT),
+    "mqtool/work/retry_or_dead_letter.py": ("tests/unit/test_retrying.py",),
+    "mqtool/benching": ("tests/unit/test_benching.py",),
+    f"{_BROKER}/amqp10": (_EMBEDDED, _SIMULATION),
+    f"{_BROKER}/amqp10/like_pattern.py": (f"{_EMBEDDED}/test_filters10.py",),
+    f"{_BROKER}/amqp10/sql_filter.py": (f"{_EMBEDDED}/test_filters10.py",),
+    f"{_BROKER}/model": (_EMBEDDED, _SIMULATION),
+    f"{_BROKER}/model/sectioned.py": (f"{_EMBEDDED}/test_sectioned.py",),
+    f"{_BROKER}/store": (_EMBEDDED, _SIMULATION),
+}
+
+
+def modules() -> Iterator[str]:
+    """All modules that are mutated, as paths from the root of the repository."""
+    for judged in sorted(JUDGES):
+        path = ROOT / judged
+        found = sorted(path.glob("*.py")) if path.is_dir() else [path]
+        for module in (each.relative_to(ROOT).as_posix() for each in found):
+            if judged == module or module not in JUDGES:
+                yield module
+
+
+def judges_of(module: str) -> tuple[str, ...]:
+    """The arguments of pytest that select the tests of a module. Raises KeyError if the module is not in the table."""
+    return JUDGES[module] if module in JUDGES else JUDGES[str(Path(module).parent)]
+
+
+def copy_of_the_source(module: str) -> Path:
+    """Copy mqtool and its tests, and let mutmut mutate one module there. An earlier run's results are kept."""
+    directory = ROOT / "build" / "mutants" / module.removesuffix(".py").replace("/", ".")
+    for name in ("mqtool", "tests", "docs", "examples"):
+        shutil.rmtree(directory / name, ignore_errors=True)
+        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__", "_build"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, directory)
+    settings = {
+        "source_paths": ["mqtool"],
+        "only_mutate": [module],
+        "also_copy": ["README.md", "docs", "examples"],
+        "pytest_add_cli_args": ["-p", "no:cacheprovider"],
+        "pytest_add_cli_args_test_selection": judges_of(module),
+    }
+    with (directory / "pyproject.toml").open("a") as file:
+        file.write("\n[tool.mutmut]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+    return directory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants")
+    parser.add_argument("module", nargs="?", help="such as mqtool/routing.py")
+    parser.add_argument("--list", action="store_true", help="print all modules")
+    options = parser.parse_args()
+    if options.list:
+        print(json.dumps([*modules()]))
+        return
+    if options.module not in {*modules()}:
+        parser.error("MODULE must be one of:\n" + "\n".join(modules()))
+    directory = copy_of_the_source(options.module)
+    subprocess.run([MUTMUT, "run", "--max-children", "1"], cwd=directory, check=True)
+    results = subprocess.run([MUTMUT, "results"], cwd=directory, check=True, capture_output=True, text=True).stdout
+    for mutant, _, what in (line.strip().partition(": ") for line in results.splitlines()):
+        if what in ("survived", "no tests"):
+            print(f"\n{mutant}: {what}")
+            subprocess.run([MUTMUT, "show", mutant], cwd=directory, check=True)
+    subprocess.run([MUTMUT, "export-cicd-stats"], cwd=directory, check=True, stdout=subprocess.DEVNULL)
+    stats = json.loads((directory / "mutants" / "mutmut-cicd-stats.json").read_text())
+    total, killed = stats["total"], stats["killed"] + stats["timeout"]
+    print(f"\n{options.module}: {killed} of {total} mutants killed ({killed / total:.0%}); the others are above")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The configuration of `make mutants`."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.mutants import JUDGES, judges_of, modules
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_mutated_module_and_its_tests_exist() -> None:
+    """Each entry is a module or a package of mqtool, and the tests that judge it are files, directories or test
+    functions of the suite.
+    """
+    for judged, selection in JUDGES.items():
+        assert (ROOT / judged).exists(), judged
+        options = [each for each in selection if each.startswith("-")]
+        assert options in ([], ["-k"]), selection
+        tests = selection[: selection.index("-k")] if options else selection
+        assert tests
+        for test in tests:
+            file, _, name = test.partition("::")
+            assert (ROOT / file).exists(), test
+            assert f"def {name.partition('[')[0]}(" in (ROOT / file).read_text() if name else True, test
+
+
+def test_every_module_is_mutated_once() -> None:
+    """The list of modules has each module of each package once, and every one has tests."""
+    listed = [*modules()]
+    assert len(listed) == len(set(listed)) > 80
+    assert {"mqtool/routing.py", "mqtool/amqp/channel.py", "mqtool/broker/embedded/model/queue.py"} <= set(listed)
+    assert all(judges_of(module) for module in listed)
+
+
+@pytest.mark.parametrize("page", ["docs/explanation/mutation-testing.md", "CONTRIBUTING.md", "Makefile"])
+def test_the_documentation_names_modules_that_are_mutated(page: str) -> None:
+    """A page names only modules, in `MODULE=…` or in the first column of a table, that `make mutants` accepts."""
+    found = re.findall(r"(?:MODULE=|^\| `)(mqtool/[\w/]+\.py)", (ROOT / page).read_text(), re.MULTILINE)
+    assert found
+    assert set(found) <= {*modules()}
