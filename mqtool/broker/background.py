@@ -37,7 +37,7 @@ def birth(pid: int) -> str:
     """Return when a process was started, in the operating system's notation; "" if it is not running."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # reap it if it is our child and has ended
-    if not _PROC.exists():
+    if not (_PROC / "self").exists():
         return subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
     try:
         # The second field is the name in parentheses, which may contain spaces; split the fields after it.
