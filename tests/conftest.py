@@ -103,7 +103,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if not os.environ.get("PYTEST_XDIST_WORKER"):
         state_home = Path(os.environ.get("TMPDIR", "/tmp")) / f"mqtool-suite-{os.getpid()}"
         os.environ["MQTOOL_SUITE_STATE"] = str(state_home)
-        config.stash[_SERVER] = preloaded.start_server()
+        state_home.mkdir(parents=True)
+        if preloaded.IS_POSSIBLE:
+            config.stash[_SERVER] = preloaded.start_server()
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started is stopped
     # What the suite starts is kept apart from what its user has started.
     os.environ["XDG_STATE_HOME"] = os.environ["MQTOOL_SUITE_STATE"]
@@ -199,7 +201,8 @@ def pytest_runtest_teardown() -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not os.environ.get("PYTEST_XDIST_WORKER"):
-        config.stash[_SERVER].communicate()
+        if _SERVER in config.stash:
+            config.stash[_SERVER].communicate()
         for started in state.load_all():
             starter = starter_of(started)
             if started.kind == BrokerKind.NODE and starter.is_running(started):

@@ -37,8 +37,15 @@ def birth(pid: int) -> str:
     """Return when a process was started, in the operating system's notation; "" if it is not running."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # reap it if it is our child and has ended
-    if not _PROC.exists():
-        return subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    if not (_PROC / "self").exists():
+        told = subprocess.run(
+            ["ps", "-o", "stat=,lstart=", "-p", str(pid)],
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"},  # the same in all terminals
+            capture_output=True,
+            text=True,
+        )
+        state, _, born = told.stdout.strip().partition(" ")
+        return "" if state.startswith("Z") else born.strip()
     try:
         # The second field is the name in parentheses, which may contain spaces; split the fields after it.
         fields = Path(f"{_PROC}/{pid}/stat").read_text().rpartition(")")[2].split()

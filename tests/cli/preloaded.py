@@ -5,6 +5,8 @@ A run of the suite has one server, which forks a child for each command that a `
 and ends as the command ends. If whoever asked is killed, so is the command. The server ends with pytest, since that
 holds its standard input, and kills what still runs. What else a process inherits (ignored signals, limits) comes from
 the server: tests of that use `Shell.start_cold()`. What a preloaded command starts is preloaded, too.
+
+The server needs Linux. Elsewhere, each command starts as it is installed.
 """
 
 import atexit
@@ -25,6 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, NoReturn
 
+#: True on Linux: the server waits for the end of a process by pidfd_open().
+IS_POSSIBLE = hasattr(os, "pidfd_open") and hasattr(socket, "SOCK_SEQPACKET")
 #: Bytes of a request; a longer one is refused, and the command starts as it is installed.
 _MOST = 200_000
 #: The commands and what they run; "script" runs the Python file that is its first argument.
@@ -71,7 +75,7 @@ def where() -> Path:
 def start_server() -> "subprocess.Popen[bytes]":
     """Start the server; it ends once its standard input is closed."""
     directory = where()
-    directory.mkdir(parents=True)
+    directory.mkdir()
     mqtool = str(Path(sys.executable).with_name("mqtool"))
     client = directory / "mqtool"
     client.write_text(_CLIENT.format(python=sys.executable, most=_MOST, mqtool=mqtool, door=str(directory / "door")))
@@ -87,7 +91,17 @@ def start_server() -> "subprocess.Popen[bytes]":
 
 def takes(command: Sequence[str | bytes]) -> bool:
     """True if the server has this command, and its arguments are not too long."""
-    return command[0] in _MODULES and sum(map(len, command)) < _MOST // 2
+    return IS_POSSIBLE and command[0] in _MODULES and sum(map(len, command)) < _MOST // 2
+
+
+def as_installed(command: Sequence[str | bytes]) -> list[str | bytes]:
+    """Return a command line of the server's as one that starts without it."""
+    match command[0]:
+        case "embedded-broker":
+            return [sys.executable, "-m", "mqtool.broker.embedded", *command[1:]]
+        case "script":
+            return [sys.executable, *command[1:]]
+    return [*command]
 
 
 class Process:

@@ -142,7 +142,7 @@ class Shell:
         if not self._is_cold and preloaded.takes(command):
             return self._run_preloaded(command, written, timeout, {**self.environment, **(environment or {})})
         done = subprocess.run(
-            command,
+            preloaded.as_installed(command),
             input=written,
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
@@ -192,7 +192,8 @@ class Shell:
             if not self._is_cold and preloaded.takes(arguments):
                 process = preloaded.Process(arguments, stdin=stdin, stdout=out.fileno(), stderr=err.fileno(), **places)
             else:
-                process = subprocess.Popen(arguments, stdin=stdin, stdout=out, stderr=err, **places)
+                words = preloaded.as_installed(arguments)
+                process = subprocess.Popen(words, stdin=stdin, stdout=out, stderr=err, **places)
         running = Running(process, stdout, stderr, ready_file)
         self._started.append(running)
         return running

@@ -16,6 +16,7 @@ from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.broker.ports import free_port, is_free
 from tests.brokers import own_broker
 from tests.cli.shell import Shell, wait_until
+from tests.processes import children_of, is_alive, only_on_linux
 
 ORDERS = {"name": "orders", "vhost": "/", "durable": True, "auto_delete": False, "arguments": {}}
 
@@ -257,11 +258,11 @@ def test_a_foreground_killed_while_it_starts_leaves_no_broker(
         wait_until(lambda: list(home.directory.glob("state/**/log")), "the broker's log has begun")
     pid = foreground.process.pid
     foreground.process.send_signal(signal.SIGSTOP)  # so that it starts no further process
-    started = [Path(f"/proc/{child}") for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    started = children_of(pid)
     foreground.process.send_signal(signal.SIGKILL)
     foreground.process.wait()
     port = int(at_port.partition("=")[2])
-    wait_until(lambda: not any(path.exists() for path in started), "the processes that it started have ended")
+    wait_until(lambda: not any(map(is_alive, started)), "the processes that it started have ended")
     wait_until(lambda: is_free(port) and home.run("mqtool", "broker", "status").code == 69, "the broker has ended")
 
 
@@ -270,7 +271,7 @@ def test_the_embedded_broker_in_the_foreground_is_one_process(home: Shell, at_po
     foreground = home.start("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--foreground", at_port)
     foreground.wait_for_stdout(" is up at ")
     pid = int(re.findall(r"process +(\d+)", home.run("mqtool", "broker", "status").stdout)[0])
-    assert not Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    assert not children_of(pid)
     assert home.run("mqtool", "broker", "down").code == 0
     assert foreground.wait().code == 0
 
@@ -307,6 +308,7 @@ def waiting_for_a_lock() -> set[int]:
     return {int(pid) for pid in re.findall(r"-> FLOCK +ADVISORY +WRITE (\d+)", Path("/proc/locks").read_text())}
 
 
+@only_on_linux
 @pytest.mark.parametrize("command", ["restart", "down", "rm"])
 def test_commands_that_change_a_broker_wait_for_each_other(
     home: Shell, at_port: str, command: str, monkeypatch: pytest.MonkeyPatch
@@ -341,7 +343,7 @@ def test_a_broker_comes_back_with_its_kind_port_and_messages(home: Shell, at_por
         (saved,) = home.directory.glob("state/**/mine/broker.json")
         pid = json.loads(saved.read_text())["pid"]
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the broker's process is gone")
+        wait_until(lambda: not is_alive(pid), "the broker's process is gone")
     assert "the embedded broker" in home.run("mqtool", "broker", "up", "--name", "mine").stdout
     assert home.run("mqtool", "receive", "-u", url, "-c", "1").stdout == " [x] Received kept\n"
     home.run("mqtool", "broker", "down", "--name", "mine")
@@ -381,7 +383,7 @@ def test_a_killed_foreground_leaves_no_broker(home: Shell, kind: BrokerKind, at_
     pid = int(re.findall(r"process +(\d+)", home.run("mqtool", "broker", "status").stdout)[0])
     foreground.process.send_signal(signal.SIGKILL)
     foreground.process.wait()
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the broker has ended")
+    wait_until(lambda: not is_alive(pid), "the broker has ended")
     wait_until(lambda: home.run("mqtool", "broker", "status").code == 69, "it is forgotten")
 
 

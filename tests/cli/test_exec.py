@@ -4,13 +4,13 @@ import json
 import os
 import signal
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
 from mqtool.work.exec_command import ExecCommand
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
+from tests.processes import children_of, is_alive
 
 
 def depth(broker: TestBroker, queue: str) -> int:
@@ -131,7 +131,7 @@ def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
     )  # fmt: skip
     assert "timed out after 0.3 s; dead after 1 attempt, now in task_queue.dlq" in result.stderr
     child = int((shell.directory / "child").read_text())
-    wait_until(lambda: not _is_alive(child), "the end of the program's child")
+    wait_until(lambda: not is_alive(child), "the end of the program's child")
 
 
 @on_any_broker
@@ -148,7 +148,7 @@ def test_a_stderr_that_nobody_reads_does_not_disable_the_timeout(shell: Shell) -
 
     command = f"exec mqtool worker -c 2 --timeout 300ms --retries 0 --shell --exec '{talk}' 2> log"
     worker = shell.start("bash", "-c", command, ready=False)
-    wait_until(lambda: pids() and not _is_alive(pids()[0]), "the time limit")
+    wait_until(lambda: pids() and not is_alive(pids()[0]), "the time limit")
     os.close(reader)
     worker.wait()
     shell.run("mqtool", "new-task", "three")
@@ -157,7 +157,7 @@ def test_a_stderr_that_nobody_reads_does_not_disable_the_timeout(shell: Shell) -
     worker = shell.start("bash", "-c", command.replace("300ms", "1h"), ready=False)
     wait_until(lambda: len(pids()) > before, "its program")
     worker.process.kill()
-    wait_until(lambda: not _is_alive(pids()[-1]), "the end of the program")
+    wait_until(lambda: not is_alive(pids()[-1]), "the end of the program")
     os.close(reader)
 
 
@@ -294,7 +294,7 @@ def test_the_program_of_a_killed_worker_ends(shell: Shell) -> None:
     wait_until(lambda: (shell.directory / "pid").exists() and (shell.directory / "pid").read_text(), "its program")
     worker.process.kill()
     program = int((shell.directory / "pid").read_text())
-    wait_until(lambda: not _is_alive(program), "the end of the program")
+    wait_until(lambda: not is_alive(program), "the end of the program")
     again = shell.run("mqtool", "worker", "-c", "1", "--shell", "--exec", "echo $MQ_REDELIVERED")
     assert again.stdout == "1\n"
 
@@ -348,8 +348,7 @@ def test_a_killed_runner_ends_the_worker_and_keeps_the_message(shell: Shell) -> 
     """
     worker = shell.start("mqtool", "worker", "--declare", "-q", "jobs", "--exec", "true").wait_until_ready()
     pid = worker.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+    os.kill(children_of(pid)[0], signal.SIGKILL)
     shell.run("mqtool", "send", "-q", "jobs", "kept")
     result = worker.wait()
     assert result.code == 1
@@ -368,8 +367,7 @@ def test_after_a_killed_runner_at_most_one_message_is_handled_twice(shell: Shell
     finished = shell.directory / "done"
     wait_until(lambda: finished.exists() and len(finished.read_text().split()) > 20, "some programs")
     pid = worker.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+    os.kill(children_of(pid)[0], signal.SIGKILL)
     assert worker.wait().code == 1
     other = shell.start("mqtool", "worker", "-q", "jobs", *program)
     wait_until(lambda: len(set(finished.read_text().split())) == 200, "the other programs")
@@ -389,14 +387,6 @@ def test_heartbeats_go_on_while_a_program_runs(shell: Shell, broker: TestBroker)
     assert (result.code, "1 done" in result.stderr) == (0, True)
     assert "lost the connection" not in result.stderr
     assert depth(broker, "task_queue") == 0
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 @pytest.mark.keeps_messages

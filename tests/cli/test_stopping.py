@@ -15,6 +15,7 @@ import pytest
 
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Running, Shell, wait_until
+from tests.processes import is_alive, only_on_linux
 
 
 @on_any_broker
@@ -28,6 +29,7 @@ def test_the_first_signal_stops_a_receiver_cleanly(shell: Shell, number: int) ->
     assert result.stderr == " [*] Waiting for messages. To exit press CTRL+C\n"
 
 
+@only_on_linux
 @on_any_broker
 def test_a_signal_to_any_thread_stops_the_command(shell: Shell) -> None:
     """A SIGTERM that another thread of the process receives also stops `receive`, which exits with 0."""
@@ -168,7 +170,7 @@ def test_a_busy_worker_says_what_it_waits_for(shell: Shell, doing: tuple[str, ..
     interrupt_until_it_ends(worker)
     assert worker.wait().code == 130
     if doing:
-        wait_until(lambda: not Path(f"/proc/{int(pid.read_text())}").exists(), "the program ends with its worker")
+        wait_until(lambda: not is_alive(int(pid.read_text())), "the program ends with its worker")
     assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-F", "%R").stdout == "1\n"
 
 

@@ -20,11 +20,12 @@ from pamqp import commands, frame, header
 
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import large
+from tests.processes import only_on_linux
 from tests.protocol.raw_client import RawClient, raw_frame
 from tests.protocol.raw_stream import OPEN, RawStream, string
 
 LIMIT = 60_000_000
-pytestmark = large
+pytestmark = [large, only_on_linux]
 
 
 class MeasuredBroker:

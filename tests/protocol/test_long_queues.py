@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from pathlib import Path
 from typing import Any
 
 import pika
@@ -13,6 +12,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from tests.brokers import large
 from tests.cli.shell import wait_until
+from tests.processes import resident
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Take
 from tests.protocol.raw_client import RawClient, raw_frame
@@ -176,7 +176,7 @@ def test_purged_messages_do_not_return_after_a_kill(
 
 def test_sixty_thousand_waiting_messages_take_less_than_60_mb(process: BrokerProcess) -> None:
     """60,000 waiting messages of 1,000 bytes take less than 60 MB of memory, also after a restart."""
-    nothing = resident(process)
+    nothing = resident(process.pid)
     with RawClient(process.url) as client:
         client.send(commands.Queue.Declare(queue="q", durable=True))
         client.expect(commands.Queue.DeclareOk)
@@ -186,31 +186,24 @@ def test_sixty_thousand_waiting_messages_take_less_than_60_mb(process: BrokerPro
         client.socket.sendall((method + raw_frame(2, 1, header) + raw_frame(3, 1, bytes(1000))) * 60_000)
         client.send(commands.Queue.Declare(queue="q", passive=True))
         assert client.expect(commands.Queue.DeclareOk).message_count == 60_000
-    wait_until(lambda: resident(process) - nothing < 60_000_000, "the disk, which may be behind")
+    wait_until(lambda: resident(process.pid) - nothing < 60_000_000, "the disk, which may be behind")
     assert process.stop() == 0
     process.start()
-    assert resident(process) - nothing < 60_000_000
+    assert resident(process.pid) - nothing < 60_000_000
     assert connect(process).queue_purge("q").method.message_count == 60_000
 
 
 def test_the_memory_of_an_emptied_queue_is_freed(process: BrokerProcess) -> None:
     """After 100 MB of messages are purged, the broker's process gives memory back to the system."""
-    nothing = resident(process)
+    nothing = resident(process.pid)
     channel = connect(process)
     channel.queue_declare("q")
     for _ in range(5000):
         channel.basic_publish("", "q", bytes(20_000))
     assert depth(channel) == 5000
-    assert resident(process) - nothing > 90_000_000
+    assert resident(process.pid) - nothing > 90_000_000
     channel.queue_purge("q")
     deadline = time.monotonic() + 60
-    while resident(process) - nothing > 70_000_000:
+    while resident(process.pid) - nothing > 70_000_000:
         assert time.monotonic() < deadline
         channel.connection.process_data_events(0.1)
-
-
-def resident(process: BrokerProcess) -> int:
-    """Return the process's resident memory in bytes."""
-    assert process.process is not None
-    status = Path(f"/proc/{process.process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))

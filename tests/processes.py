@@ -1,0 +1,29 @@
+"""Processes of this machine, as `ps` reports them on Linux and macOS."""
+
+import subprocess
+import sys
+
+import pytest
+
+only_on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the test looks into /proc")
+
+
+def is_alive(pid: int) -> bool:
+    """True if the process runs. One that has ended, but that its parent has not waited for, does not."""
+    state = _ps("-o", "stat=", "-p", str(pid)).strip()
+    return bool(state) and not state.startswith("Z")
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the ids of the running processes that a process started itself, oldest first."""
+    pairs = [tuple(map(int, line.split())) for line in _ps("-A", "-o", "pid=,ppid=").splitlines()]
+    return sorted(child for child, parent in pairs if parent == pid and is_alive(child))
+
+
+def resident(pid: int) -> int:
+    """Return the memory that a process has, in bytes."""
+    return int(_ps("-o", "rss=", "-p", str(pid))) * 1024
+
+
+def _ps(*arguments: str) -> str:
+    return subprocess.run(["ps", *arguments], capture_output=True, text=True, check=False).stdout
