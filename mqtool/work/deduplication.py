@@ -95,6 +95,7 @@ class HandledMessages:
             self._store = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
             self._store.execute("PRAGMA journal_mode = WAL")
             self._store.execute("PRAGMA synchronous = FULL")  # a message must be stored even after a power cut
+            self._store.execute("PRAGMA fullfsync = 1")  # macOS: the drive writes what it holds, too
             self._store.execute(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise UsageError(f"cannot use the store {path}: {error}", "--dedup-store names another file") from error

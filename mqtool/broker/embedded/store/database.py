@@ -160,7 +160,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     db.text_factory = bytes
     try:
         # In this mode SQLite itself syncs only at checkpoints: see Database.sync().
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "wal_autocheckpoint=0"):
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "fullfsync=1", "wal_autocheckpoint=0"):
             db.execute(f"PRAGMA {pragma}")
         db.executescript(SCHEMA)
     except sqlite3.Error:
