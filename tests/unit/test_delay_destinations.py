@@ -39,7 +39,7 @@ def test_a_delayed_message_goes_where_it_would_go_without_a_delay(
 def test_a_delayed_message_to_several_queues_is_refused(header: str) -> None:
     """A message to a queue with a header CC or BCC raises BadData, because it would reach only one of its queues."""
     message = Message(b"", None, None, {"headers": {header: ["a", "b"], "x": 1}})
-    with pytest.raises(BadData, match=r"^a message to a queue cannot be delayed if it has a header CC or BCC$") as error:
+    with pytest.raises(BadData, match="if it has a header CC or BCC") as error:
         Destination(_HELLO).of(message)
     assert error.value.hint == "send it to each queue separately"
     assert Destination(_LOGS).of(message) == _LOGS
