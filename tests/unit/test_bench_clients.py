@@ -4,6 +4,7 @@ Times are given to them here, so a broker or a machine that is slow for a moment
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 
 from mqtool.amqp import TlsFiles
-from mqtool.benching.client_process import SECOND, Orders
-from mqtool.benching.clients import BenchConsumer, BenchPublisher
+from mqtool.benching import clients, declared
+from mqtool.benching.client_process import SECOND, BenchClient, CommandEnded, Orders
+from mqtool.benching.clients import BenchConsumer, BenchPublisher, Churner
 from mqtool.benching.plan import STAMP, BenchPlan, Job
-from mqtool.benching.wire import Take, Wire, ignore
+from mqtool.benching.wire import AmqpWire, Take, Wire, ignore
+from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import Delivery, Message
 
 MS = SECOND // 1000
@@ -79,6 +82,46 @@ class Recorded(Wire):
     def due(self) -> list[int]:
         """When each published message was due, in milliseconds after the start."""
         return [(intended - START) // MS for *_, intended in self.published]
+
+
+class Clock:
+    """A monotonic clock that only goes on when something is done."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> int:
+        return self.now
+
+
+class Asked(Recorded, AmqpWire):
+    """A connection of AMQP 0-9-1 that takes 3 ms for each request."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.requests: list[tuple[str, str]] = []
+        self.replies: list[Message] = []
+
+    def __getattr__(self, method: str) -> Callable[..., None]:
+        if method.startswith("_"):
+            raise AttributeError(method)
+        return lambda *names, **named: self.requests.append((method, str(names[0] if names else named["queue"])))
+
+    def ask(self, request: Any) -> None:
+        request(self, lambda *_: None)
+        self.clock.now += 3 * MS
+
+    def open_and_close_channel(self, opened: Callable[[], None]) -> None:
+        self.clock.now += 3 * MS
+        opened()
+        self.clock.now += 3 * MS
+
+    def close(self) -> None:
+        self.clock.now += 3 * MS
+
+    def reply(self, messages: list[Message]) -> None:
+        self.replies += messages
 
 
 @pytest.fixture(autouse=True)
@@ -381,3 +424,213 @@ def test_the_longest_gap_between_two_confirms_is_kept() -> None:
         wire.now = START + at * MS
         wire.on_confirm([tag])
     assert client._gap == (7 * MS, START + 2 * MS)
+
+
+def test_counts_of_a_publisher_add_up() -> None:
+    """Messages that were sent or refused at different times are counted together; no more are sent than asked for."""
+    client, wire = publisher(rate=1000, messages=5, duration=None)
+    client.work(wire, START + 2 * MS)
+    wire.on_nack([1])
+    client.work(wire, START + 9 * MS)
+    client.work(wire, START + 9 * MS)
+    wire.on_nack([2, 3])
+    report = client.report()
+    assert (report["published"], report["sent"], report["nacked"]) == (5, 5, 3)
+
+
+def test_a_publisher_with_a_rate_keeps_within_its_window() -> None:
+    """If more messages are due than may be unconfirmed, only as many are sent as the window allows."""
+    client, wire = publisher(rate=1000, in_flight=3)
+    client.work(wire, START + 9 * MS)
+    assert wire.numbers == [0, 1, 2]
+
+
+def test_a_process_without_work_sleeps() -> None:
+    """A publisher that is over, or has a full window, and a consumer have nothing to do for a second."""
+    client, wire = publisher(duration=1.0, in_flight=1)
+    client.work(wire, START)
+    assert client.work(wire, START + 5) == START + 5 + SECOND
+    assert client.work(wire, START + SECOND) == START + 2 * SECOND
+    waiting, wire = consumer()
+    assert waiting.work(wire, START) == START + SECOND
+
+
+def test_a_consumer_of_requests_replies_to_each() -> None:
+    """With `--rpc`, the consumer sends each body back to the queue that the message names."""
+    wire = Asked(Clock())
+    client = BenchConsumer(job("consumer", rpc=True), Orders())
+    client.open(wire)
+    body = STAMP.pack(0, 7, START)
+    request = Delivery(body, "", "q", "q", redelivered=False, properties={"reply_to": "answers"}, delivery_tag=1)
+    wire.take([request])
+    (reply,) = wire.replies
+    assert (reply.body, reply.routing_key, reply.properties) == (request.body, "answers", {})
+
+
+def test_a_consumer_leaves_although_its_connection_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the connection is lost at the end of the run, the consumer ends without an error."""
+
+    def lost(tags: object) -> None:
+        raise ConnectionError
+
+    client, wire = consumer(acknowledge=10)
+    wire.take([delivery(1, 0, START)])
+    monkeypatch.setattr(wire, "acknowledge", lost)
+    client.leave(wire)
+    assert wire.is_closed
+
+
+def test_a_consumer_goes_on_counting_after_a_report() -> None:
+    """What arrives after a report is in the next one."""
+    client, wire = consumer()
+    wire.take([delivery(1, 0, START)])
+    client.report()
+    wire.take([delivery(2, 1, START)])
+    assert client.report()["runs"] == [(0, [[1, 1, False]])]
+
+
+@pytest.mark.parametrize(
+    ("churn", "requests"),
+    [
+        ("queues", [("queue_declare", "q-3"), ("queue_delete", "q-3")]),
+        ("bindings", [("queue_bind", "q-3"), ("queue_unbind", "q-3")]),
+        ("channels", []),
+        ("connections", []),
+    ],
+)
+def test_churn_measures_each_creation_and_each_removal(
+    churn: str, requests: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `--churn`, a creation is measured from the time at which it was due, and a removal from the creation."""
+    clock = Clock()
+    monkeypatch.setattr("time.monotonic_ns", clock)
+    client, wire = (
+        Churner(job("publisher", 3, churn=churn, rate=100, publishers=4, warm_up=0.02), Orders()),
+        Asked(clock),
+    )
+
+    def connected() -> Wire:
+        clock.now += 3 * MS
+        return Asked(clock)
+
+    monkeypatch.setattr(client, "connected", connected)
+    client.open(wire)
+    assert wire.requests == [("queue_declare", "q-3")] * (churn == "bindings")
+    wire.requests.clear()
+    client.start = client.last_event = START
+    client.measured_from = START + 20 * MS
+    assert client.work(wire, START) == START + 30 * MS  # the turn of the fourth publisher
+    clock.now = START + 31 * MS
+    assert client.work(wire, clock.now) == START + 70 * MS
+    assert wire.requests == requests
+    assert client.report() == {
+        "published": 1,
+        "confirmed": [[0, 1]],
+        "nacked": 0,
+        "sent": 1,
+        "sent_at": START + 31 * MS,
+        "measured": 1,
+        "measured_at": START + 34 * MS,
+        "removed": [(3001, 1)],
+    }
+    assert [(at, count) for at, count in client.latencies.pairs()] == [(4001, 1)]
+    assert not client.is_done(START)
+    assert client.is_done(START + 12 * SECOND)
+
+
+def test_churn_without_a_rate_goes_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a rate, `--churn` begins at the start of the run, and creates the next as soon as one is removed; nothing
+    is measured during the warm-up.
+    """
+    clock = Clock()
+    monkeypatch.setattr("time.monotonic_ns", clock)
+    client, wire = Churner(job("publisher", churn="channels", warm_up=0.008), Orders()), Asked(clock)
+    client.open(wire)
+    client.start, client.measured_from = START, START + 8 * MS
+    assert client.work(wire, START - 1) == START
+    for _ in range(3):
+        assert client.work(wire, clock.now) <= clock.now
+    report = client.report()
+    assert (report["confirmed"], report["published"], report["measured"]) == ([[0, 1], [1, 1], [2, 1]], 3, 1)
+    assert sum(count for _, count in report["removed"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("role", "settings", "kind"),
+    [
+        ("publisher", {}, BenchPublisher),
+        ("publisher", {"churn": "queues"}, Churner),
+        ("consumer", {}, BenchConsumer),
+        ("consumer", {"churn": "queues"}, BenchConsumer),
+    ],
+)
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (None, []),
+        (Unavailable("no broker", "start one"), [{"failed": "no broker", "hint": "start one", "exit_code": 69}]),
+        (ConnectionError("gone"), [{"failed": "gone", "hint": None, "exit_code": 69}]),
+    ],
+)
+def test_a_process_does_its_job_or_reports_the_error(
+    role: str,
+    settings: dict[str, Any],
+    kind: type[BenchClient],
+    error: Exception | None,
+    told: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The role and the plan decide what a process does. If it fails, the command gets the error, hint and exit code."""
+    ran, reports = _run_main(monkeypatch, job(role, 0, **settings), error)
+    assert (ran, reports) == ([kind], told)
+
+
+@pytest.mark.parametrize(
+    ("role", "number", "deletes"), [("consumer", 0, True), ("consumer", 1, False), ("publisher", 0, False)]
+)
+@pytest.mark.parametrize("failure", [None, Unavailable("no broker")])
+def test_if_the_command_is_killed_one_process_deletes_what_it_declared(
+    role: str, number: int, deletes: bool, failure: MqtoolError | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If `bench` was killed, its first consumer deletes the queue, if the broker still runs."""
+    deleted: list[object] = []
+
+    def delete(*what: object) -> None:
+        deleted.append(what)
+        if failure is not None:
+            raise failure
+
+    monkeypatch.setattr(declared, "delete_declared", delete)
+    told = job(role, number)
+    _run_main(monkeypatch, told, CommandEnded())
+    assert deleted == [(told.amqp_addresses, told.tls, told.declared)] * deletes
+
+
+def _run_main(
+    monkeypatch: pytest.MonkeyPatch, given: Job, error: BaseException | None
+) -> tuple[list[type], list[dict[str, Any]]]:
+    """Run a process's main() with a job whose run() raises an error; return the classes that ran, and the reports."""
+    ran: list[type] = []
+    reports: list[dict[str, Any]] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    class Given(Orders):
+        def next(self) -> Any:
+            return given.as_told()
+
+    def run(client: BenchClient) -> None:
+        assert isinstance(client.orders, Given)
+        assert client.job == given
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        ran.append(type(client))
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(clients, "Orders", Given)
+    monkeypatch.setattr(clients, "tell", lambda **values: reports.append(values))
+    monkeypatch.setattr(BenchClient, "run", run)
+    try:
+        clients.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return ran, reports

@@ -98,6 +98,73 @@ def test_counting_ten_million_messages_takes_less_than_a_megabyte() -> None:
     assert everything.missing_from(numbers) == 10
 
 
+def test_percentiles_are_those_of_the_recorded_latencies() -> None:
+    """A percentile is the smallest latency that this part of all messages do not exceed; without messages it is 0."""
+    latencies = Latencies()
+    assert latencies.at(50) == 0.0
+    latencies.record([1_500_000])
+    assert [latencies.at(percentile) for percentile in (0, 50, 100)] == [0.0015] * 3
+    latencies.record([1_000_000, 1_250_000, 2_000_000])
+    assert [latencies.at(percentile) for percentile in (25, 50, 75, 76, 100)] == [0.001, 0.00125, 0.0015, 0.002, 0.002]
+
+
+def test_latencies_keep_three_significant_digits() -> None:
+    """Latencies up to 2 ms are kept to the microsecond, and longer ones to a thousandth."""
+    latencies = Latencies()
+    latencies.record([1000, 1999, 2_047_000, 2_048_000, 2_049_000, 1_000_000_000])
+    assert latencies.pairs() == [(1, 2), (2047, 1), (2049, 2), (1_000_447, 1)]
+
+
+def test_a_curve_of_latencies_ends_at_all_of_them() -> None:
+    """Each point of the curve is a latency and the percentage of messages that were not slower."""
+    latencies = Latencies()
+    assert latencies.curve() == []
+    latencies.record([1_000_000, 1_000_000, 1_500_000, 2_000_000])
+    assert latencies.curve() == [(50.0, 0.001), (75.0, 0.0015), (100.0, 0.002)]
+    one = Latencies()
+    one.record([1_000_000])
+    assert one.curve() == [(100.0, 0.001)]
+
+
+def test_bars_count_the_latencies_between_their_edges() -> None:
+    """A latency at an edge belongs to the bar that begins there."""
+    latencies = Latencies()
+    latencies.record([each * 1000 for each in (999, 1000, 1000, 1500, 2000)])
+    assert latencies.bars([0.0, 0.001, 0.002, 0.003]) == [1, 3, 1]
+
+
+def test_equal_latencies_of_two_histograms_are_added() -> None:
+    """Latencies that were sent in several reports are counted together."""
+    latencies = Latencies([(5, 2)])
+    latencies.merge([(5, 3)])
+    latencies.record([5000])
+    assert (latencies.pairs(), latencies.count) == ([(5, 6)], 6)
+
+
+def test_redelivered_messages_of_several_reports_are_added() -> None:
+    """The number of redelivered messages is that of the whole run."""
+    tally = Tally()
+    for number in (0, 1):
+        _receive(tally, [number], redelivered=True)
+    assert (tally.redelivered, tally.received) == (2, 2)
+
+
+def test_a_message_that_arrives_just_after_the_next_one_is_out_of_order() -> None:
+    """Two messages that arrive in exchanged places count as one that is out of order."""
+    tally = Tally()
+    _receive(tally, [1])
+    _receive(tally, [0])
+    assert (tally.out_of_order, tally.received) == (1, 2)
+
+
+def test_all_messages_after_the_last_that_arrived_are_lost() -> None:
+    """Confirmed messages are missed although no later message arrived, also those far behind the last."""
+    tally = Tally()
+    tally.confirm(0, [(0, 20_000)])
+    _receive(tally, [*range(5000)])
+    assert tally.lost(1) == 15_000
+
+
 def test_latencies_of_several_processes_are_merged() -> None:
     """Latency histograms of two processes are merged into the percentiles of all values, to three digits."""
     one, other = Latencies(), Latencies()

@@ -70,6 +70,7 @@ RECORD = where.of_delivery(DELIVERY)
         "timestamp>2026-01-31",
         "message_id=m-1",
         "message-id=m-1",
+        "properties.headers.x-retry=3",
         "properties.message-id=m-1",
         "priority>4",
         "not reply_to",
@@ -231,7 +232,7 @@ def test_a_duration_is_compared_in_seconds() -> None:
     assert not where.parse("headers.age>=2m").matches({"headers": {"age": 119}})
 
 
-@pytest.mark.parametrize("value", ["5s", "1kB", "2026-01-31", "3"])
+@pytest.mark.parametrize("value", ["5s", "1kB", "2026-01-31", "2026-13-45", "3"])
 def test_a_value_that_looks_like_a_number_also_equals_its_text(value: str) -> None:
     """A header with the text of a size, a duration, a time or a number is equal to it."""
     assert where.parse(f"headers.h={value}").matches({"headers": {"h": value}})

@@ -23,7 +23,7 @@ _PROPERTIES = BareProperties(
 )  # fmt: skip
 _APPLICATION: Map = {
     "colour": "red", "size": Int32(5), "price": 2.5, "urgent": True, "nothing": None, "id": _ID, "raw": b"\xff",
-    "a b": "spaced", "list": [1], "at": Milliseconds(1_000), "é": "ü",
+    "a b": "spaced", "list": [1], "at": Milliseconds(1_000), "é": "ü", "a[b]c": 1,
 }  # fmt: skip
 _MESSAGE = parse(
     Amqp10Message(
@@ -50,6 +50,9 @@ _MESSAGE = parse(
         "header.priority > 4", "p.user_id = 'guest'", "p.correlation_id = 0x00112233445566778899AABBCCDDEEFF",
         "a.size = 5", "application_properties.colour = 'red'", "raw = 0xFF", "at = 1000", "p.creation_time < UTC()",
         "at <> 1001", "colour <> 5", "FALSE OR TRUE AND TRUE", "'a' < 'b'",
+        "+size = 5", "-size < 0", "-size + 5 = 0", "+size > 0", "5 = size", "size > price", "size + price = 7.5",
+        "price + size = 7.5", "colour IN (colour, 'x')", "0 % 3 = 0", "-4 % 3 < 0", "size - 6 % 4 = 3", "[a[[b]]c] = 1",
+        "UTC() % 1 = 0", "UTC() > 1700000000000",
     ],
 )  # fmt: skip
 def test_sql_expressions_that_match(expression: str) -> None:
@@ -63,7 +66,8 @@ def test_sql_expressions_that_match(expression: str) -> None:
         "colour = 'blue'", "missing = 1", "NOT missing = 1", "missing <> 1", "missing LIKE 'a%'", "missing IN (1)",
         "NOT (missing IN (1))", "colour > 5", "colour = 5", "urgent = 1", "size", "colour", "size / 0 = 1",
         "size % 2.5 = 0", "colour + 1 = 2", "raw LIKE '%'", "raw NOT LIKE 'a%'", "size LIKE '5'", "price % 1 = 0",
-        "missing AND TRUE", "missing OR FALSE", "urgent > FALSE",
+        "missing AND TRUE", "missing OR FALSE", "urgent > FALSE", "size + colour = 5", "colour * size = 5",
+        "size + missing = 5", "-colour = 5", "colour < colour", "colour NOT IN (colour)",
     ],
 )  # fmt: skip
 def test_sql_expressions_that_do_not_match(expression: str) -> None:
@@ -78,7 +82,7 @@ def test_sql_expressions_that_do_not_match(expression: str) -> None:
         "colour LIKE 'a!' ESCAPE '!'", "IS NULL", "5 IS NULL", "(size) IS NULL", "size NOT 5", "size IN ()", "UTC",
         "lower(colour) = 'red'", "p.nothing = 1", "h.durable = TRUE", "x.colour = 1", "size = 5;", "'open", "[open",
         "- - 5 = 5", "(size = 5", "size = 5)", "5.", "colour LIKE 'a\tb'", "a" * 4097, " OR ".join(["TRUE"] * 150),
-        "(" * 150 + "TRUE" + ")" * 150, "size = 0xabc",
+        "(" * 150 + "TRUE" + ")" * 150, "size = 0xabc", "exists", "NaN = 1", "[a\tb] = 1",
     ],
 )  # fmt: skip
 def test_invalid_sql_expressions_are_refused(expression: str) -> None:
@@ -193,6 +197,21 @@ def test_like_matches_like_the_equivalent_regular_expression() -> None:
         wanted = "".join({"%": ".*", "_": "."}.get(part) or re.escape(part[-1]) for part in parts)
         is_match = re.fullmatch(wanted, text, re.DOTALL) is not None
         assert LikePattern(pattern, "!").matches(text, lambda _: None) is is_match, (pattern, text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [("%a_b%", "aaxb"), ("%a_b", "aaaxb"), ("a%bb%c", "abbc"), ("%_%", "x"), ("%_a%_b%", "xaxb"), ("_%_", "ab")],
+)
+def test_like_finds_a_part_at_the_next_place_that_fits(pattern: str, text: str) -> None:
+    """If a part of a pattern does not fit where its first letters are, it is looked for from the next character on."""
+    assert LikePattern(pattern).matches(text, lambda _: None)
+
+
+@pytest.mark.parametrize(("pattern", "text"), [("a%bb%c", "abc"), ("ab%ba", "aba"), ("%__%", "x"), ("a%b%a", "aa")])
+def test_the_parts_of_a_like_pattern_do_not_overlap(pattern: str, text: str) -> None:
+    """Each character of the text belongs to one part of the pattern."""
+    assert not LikePattern(pattern).matches(text, lambda _: None)
 
 
 def work_of(pattern: str, text: str) -> int:
