@@ -69,7 +69,7 @@ ATTEMPTS = {
         _three_at_once,
         (
             Wrong("had to wait", "mqtool send; mqtool send; mqtool send; pause; mqtool receive -c 3"),
-            Wrong("2 receivers share", _three_to_two),
+            Wrong("2 receivers shared", _three_to_two),
             Wrong("got 1 of 3 messages", "start mqtool receive; mqtool send"),
             Wrong("went to the queue 'hallo'", "start mqtool receive; mqtool send -q hallo a"),
         ),

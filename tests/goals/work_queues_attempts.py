@@ -25,6 +25,15 @@ def _alone(plain: Plain) -> None:
     plain.receive(queue, 6)
 
 
+def _in_turn(plain: Plain) -> None:
+    """Two workers that are never there at the same time."""
+    queue = plain.queue("task_queue")
+    for _ in range(2):
+        for number in range(3):
+            plain.send(queue, str(number))
+        plain.receive(queue, 3)
+
+
 def _fair(plain: Plain) -> None:
     queue = plain.queue("task_queue")
     busy, other = plain.consume(queue, prefetch=1), plain.consume(queue, prefetch=1)
@@ -62,6 +71,16 @@ def _die(plain: Plain) -> None:
     plain.send(queue, "long")
     worker = plain.consume(queue)
     worker.next()
+    worker.die()
+    plain.receive(queue)
+
+
+def _leave(plain: Plain) -> None:
+    """The worker closes its connection in the middle of a task."""
+    queue = plain.queue("task_queue")
+    plain.send(queue, "long")
+    worker = plain.consume(queue)
+    worker.next()
     worker.close()
     plain.receive(queue)
 
@@ -81,7 +100,7 @@ def _die_alone(plain: Plain) -> None:
     plain.send(queue, "long")
     worker = plain.consume(queue)
     worker.next()
-    worker.close()
+    worker.die()
 
 
 def _die_and_purge(plain: Plain) -> None:
@@ -100,14 +119,27 @@ def _die_with_nothing(plain: Plain) -> None:
     plain.receive(queue, auto_ack=True)
 
 
-def _two_kinds(plain: Plain) -> None:
+def _two_kinds(plain: Plain, *, receives: bool = True) -> None:
     channel = plain.channel()
     for body, mode in (("kept", 2), ("lost", 1)):
         channel.basic_publish("", "tasks", body.encode(), pika.BasicProperties(delivery_mode=mode))
     with contextlib.suppress(pika.exceptions.AMQPConnectionError):
         while True:  # until the broker is restarted
             channel.connection.process_data_events(0.1)
+    if receives:
+        plain.receive("tasks")
+
+
+def received_before_the_restart(plain: Plain) -> None:
+    """A persistent message is received before the restart, and another one after it."""
+    plain.send("tasks", "early", delivery_mode=2)
     plain.receive("tasks")
+    _two_kinds(plain)
+
+
+def _purge_after_restart(plain: Plain) -> None:
+    _two_kinds(plain, receives=False)
+    plain.channel().queue_purge("tasks")
 
 
 def _redrive(plain: Plain) -> None:
@@ -135,6 +167,21 @@ def _requeue(plain: Plain) -> None:
     _reject(plain, requeue=True)
 
 
+def _do_another(plain: Plain) -> None:
+    """Another job with the same text is done, and the dead letter is only taken away."""
+    _reject_only(plain)
+    plain.send("jobs", "x")
+    plain.receive("jobs")
+    plain.receive("jobs.dlq")
+
+
+#: The dead letter comes back behind another job with the same text, and only that one is done.
+_ANOTHER_FIRST = (
+    "mqtool send -q jobs x; mqtool worker -q jobs --retries 0 --exec false -c 1; mqtool send -q jobs x;"
+    "mqtool dlq redrive jobs --yes; mqtool receive -q jobs -c 1"
+)
+
+
 def _pretend(plain: Plain) -> None:
     """The same messages in the same queues, but no dead letter."""
     plain.send("jobs.dlq", "x")
@@ -149,6 +196,7 @@ ATTEMPTS = {
         _share,
         (
             Wrong("did all 6 tasks alone", _alone),
+            Wrong("before receiver 2 got its first", _in_turn),
             Wrong("There were 2 of 6 tasks", "start mqtool worker; start mqtool worker; seq 2 | mqtool new-task -l"),
             Wrong("nobody receives from that queue", "seq 6 | mqtool new-task -l"),
             Wrong("went to the queue 'jobs'", "mqtool send -q jobs x"),
@@ -168,6 +216,7 @@ ATTEMPTS = {
         _die,
         (
             Wrong("gave 'long' back itself", _nack),
+            Wrong("closed its channel or connection itself", _leave),
             Wrong("Now another worker must do it", _die_alone),
             Wrong("automatic acknowledgement", _die_with_nothing),
             Wrong("was done before its worker ended", "mqtool new-task quick; mqtool worker -c 1"),
@@ -182,6 +231,7 @@ ATTEMPTS = {
             Wrong("Send one that would not", "mqtool send -q tasks --persistent a"),
             Wrong("Send one that survives", "mqtool send -q tasks a"),
             Wrong("was received before the restart", "mqtool send -q tasks a; mqtool receive -q tasks -c 1"),
+            Wrong("Press r to begin this goal again", _purge_after_restart),
             Wrong("Now receive what is left", "mqtool send -q tasks --persistent a; mqtool send -q tasks b"),
         ),
     ),
@@ -192,6 +242,8 @@ ATTEMPTS = {
         (
             Wrong("is in 'jobs.dlq': its worker rejected it", _reject_only),
             Wrong("was put back into 'jobs'", _requeue),
+            Wrong("has not come back to 'jobs'", _do_another),
+            Wrong("is back in 'jobs'", _ANOTHER_FIRST),
             Wrong("it is not a dead letter of 'jobs'", _pretend),
             Wrong("published it again, to 'jobs.wait.1s'", f"mqtool send -q jobs x; {_FAILS} -q jobs"),
             Wrong("let the worker reject it", "mqtool send -q jobs x; mqtool receive -q jobs -c 1"),
