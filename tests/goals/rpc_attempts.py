@@ -75,7 +75,7 @@ ATTEMPTS = {
         ),
     ),
     "late-server": Attempts(
-        "start mqtool rpc-server; kill -INT %1; wait %1; mqtool rpc-client 6 & pause; pause; pause; start mqtool "
+        "start mqtool rpc-server; kill -INT %1; wait %1; mqtool rpc-client 6 & sleep 4; start mqtool "
         "rpc-server; sleep 2",
         _late,
         (

@@ -47,6 +47,21 @@ def _fair(plain: Plain) -> None:
     time.sleep(0.2)
 
 
+def _too_late(plain: Plain) -> None:
+    """A long task, but the quick ones are sent after it is done."""
+    queue = plain.queue("task_queue")
+    workers = [plain.consume(queue, prefetch=1) for _ in range(2)]
+    plain.send(queue, "long")
+    workers[0].wait(1)
+    time.sleep(1.2)  # it takes that long
+    workers[0].ack()
+    for number, body in enumerate("abcd"):
+        worker, count = workers[(number + 1) % 2], 1 + (number + 1) // 2
+        plain.send(queue, body)
+        worker.wait(count)
+        worker.ack()
+
+
 def _hoard(plain: Plain) -> None:
     queue = plain.queue("task_queue")
     busy, other = plain.consume(queue), plain.consume(queue)
@@ -119,8 +134,12 @@ def _die_with_nothing(plain: Plain) -> None:
     plain.receive(queue, auto_ack=True)
 
 
-def _two_kinds(plain: Plain, *, receives: bool = True) -> None:
+def _two_kinds(plain: Plain, *, early: str = "", receives: bool = True) -> None:
+    """Send a message of each kind, and receive what survives; before, send and receive an early message, if any."""
     channel = plain.channel()
+    if early:
+        channel.basic_publish("", "tasks", early.encode(), pika.BasicProperties(delivery_mode=2))
+        channel.basic_get("tasks", auto_ack=True)
     for body, mode in (("kept", 2), ("lost", 1)):
         channel.basic_publish("", "tasks", body.encode(), pika.BasicProperties(delivery_mode=mode))
     with contextlib.suppress(pika.exceptions.AMQPConnectionError):
@@ -132,9 +151,7 @@ def _two_kinds(plain: Plain, *, receives: bool = True) -> None:
 
 def received_before_the_restart(plain: Plain) -> None:
     """A persistent message is received before the restart, and another one after it."""
-    plain.send("tasks", "early", delivery_mode=2)
-    plain.receive("tasks")
-    _two_kinds(plain)
+    _two_kinds(plain, early="early")
 
 
 def _purge_after_restart(plain: Plain) -> None:
@@ -208,6 +225,7 @@ ATTEMPTS = {
         (
             Wrong("more while it had not acknowledged", _hoard),
             Wrong("automatic acknowledgement", _automatic),
+            Wrong("Send at least three quick tasks right after", _too_late),
             Wrong("No worker was busy", "start mqtool worker; seq 4 | mqtool new-task -l"),
         ),
     ),

@@ -266,6 +266,15 @@ class Seen:
         """The messages that clients published since the goal began, oldest first."""
         return [each for each in self._all if each.at > self.begun and not each.origin]
 
+    @property
+    def held(self) -> list[SeenMessage]:
+        """The messages that exchanges hold back now, since their delay is not over."""
+        return [
+            message
+            for (exchange, _), message in self._held.items()
+            if message.at > self.begun and exchange in self.exchanges
+        ]
+
     def lost(self, how: str) -> list[SeenMessage]:
         """The messages published since the goal began that were lost so: "dropped", "returned" or "refused"."""
         return [each for each in self.messages if each.lost == how]

@@ -6,9 +6,12 @@ from itertools import pairwise
 from mqtool.plays.goals import mistakes
 from mqtool.plays.goals.goal import Goal, TrialFault
 from mqtool.plays.goals.seen import Seen, SeenCopy, SeenDelivery, SeenMessage, at_once
+from mqtool.spelling import counted
 
 _TASKS = "task_queue"
 _MANY = 6
+#: A task that takes at least this many milliseconds is a long one.
+_LONG = 1000
 
 
 def _done_copies(seen: Seen) -> list[SeenCopy]:
@@ -124,10 +127,18 @@ def _automatic(seen: Seen) -> str:
 
 
 def _too_quick(seen: Seen) -> str:
-    done = _done(seen)
-    if done.total() < 4:
+    done = _done_copies(seen)
+    if len(done) < 4:
         return ""
-    return "No worker was busy while another one did three tasks. Send a long task first, such as 'long.....'."
+    task = max(done, key=lambda copy: copy.deliveries[-1].held_milliseconds)
+    longest = task.deliveries[-1]
+    if longest.held_milliseconds < _LONG:
+        return "No worker was busy while another one did three tasks. Send a long task first, such as 'long.....'."
+    meanwhile = len(_meanwhile(seen, longest))
+    return (
+        f"While {seen.called(longest.receiver)} worked on {task.message}, {counted(meanwhile, 'other task')} reached a "
+        "worker. Send at least three quick tasks right after the long one, while two workers run."
+    )
 
 
 _FAIR = Goal(
