@@ -118,6 +118,11 @@ def _die_alone(plain: Plain) -> None:
     worker.die()
 
 
+def _misspelt(plain: Plain) -> None:
+    plain.consume(plain.queue("task_queues"))
+    plain.send(plain.queue("task_queue"), "long")
+
+
 def _die_and_purge(plain: Plain) -> None:
     _die_alone(plain)
     time.sleep(0.3)  # the broker requeues it once it notices
@@ -240,6 +245,7 @@ ATTEMPTS = {
             Wrong("was done before its worker ended", "mqtool new-task quick; mqtool worker -c 1"),
             Wrong("receiver 1 published it again, to 'task_queue.wait.1s'", f"mqtool new-task x; {_FAILS}"),
             Wrong("'task_queue' was purged", _die_and_purge),
+            Wrong("A receiver waits for messages from 'task_queues', which is empty", _misspelt),
         ),
     ),
     "restart": Attempts(

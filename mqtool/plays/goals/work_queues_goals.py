@@ -209,6 +209,7 @@ _KILLED = Goal(
         _needs_another,
         _was_done,
         mistakes.not_sent_to(_TASKS),
+        mistakes.nobody_receives(_TASKS),
     ),
     (
         "What does the broker know of a task whose worker has died?",
