@@ -68,9 +68,9 @@ def _several_receivers(seen: Seen) -> str:
 def _too_few(seen: Seen) -> str:
     if not (received := _received(seen)):
         return ""
-    receiver = received[-1].receiver
-    got = sum(copy.receiver == receiver for copy in received)
-    return f"{seen.called(receiver)} got {got} of 3 messages. Let it run, and send more." if got < 3 else ""
+    receivers = [seen.called(copy.receiver) for copy in received]
+    got = receivers.count(receivers[-1])
+    return f"{receivers[-1]} got {got} of 3 messages. Let it run, and send more." if got < 3 else ""
 
 
 _AT_ONCE = Goal(
