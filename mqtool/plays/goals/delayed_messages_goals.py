@@ -22,7 +22,8 @@ def _arrived(seen: Seen) -> Iterator[tuple[SeenMessage, SeenCopy]]:
 def _is_pending(seen: Seen) -> bool:
     """True if an exchange or a wait queue still holds a message back, so that nothing can be said yet."""
     waits = {name for name, queue in seen.queues.items() if "x-dead-letter-exchange" in queue["arguments"]}
-    return bool(seen.held) or any(not copy.end for queue in waits for copy in seen.copies_in(queue))
+    is_held = any(each.held_by and each.held_by in seen.exchanges for each in seen.messages)
+    return is_held or any(not copy.end for queue in waits for copy in seen.copies_in(queue))
 
 
 def _overtaken(seen: Seen) -> str:

@@ -131,6 +131,7 @@ class SeenMessage:
         protocol: of that connection; empty on RabbitMQ and for the management API.
         confirms: True if it was published on a channel with publisher confirms; False on RabbitMQ.
         origin, reason: the queue that dead-lettered it, and why, if one did.
+        held_by: the exchange that holds it back until its delay is over; empty before and afterwards.
         was_held: True if an exchange has held it back, as its delay asked for.
         reply_to: for a direct reply, the connection that gets it.
         lost: "dropped" or "returned" if no queue got it, "refused" if a full queue refused it.
@@ -148,6 +149,7 @@ class SeenMessage:
     copies: list[SeenCopy] = field(default_factory=list)
     lost: str = ""
     reason: str = ""
+    held_by: str = ""
     was_held: bool = False
     reply_to: str = ""
     protocol: str = ""
@@ -255,25 +257,10 @@ class Seen:
         self.now += 1
         self.acted, self.note = self.now, note
 
-    def since(self, moment: int) -> "Seen":
-        """Return the same history with a later begin, so that `messages` contains only what is new since a moment."""
-        later = shallow_copy(self)
-        later.begun = moment
-        return later
-
     @property
     def messages(self) -> list[SeenMessage]:
         """The messages that clients published since the goal began, oldest first."""
         return [each for each in self._all if each.at > self.begun and not each.origin]
-
-    @property
-    def held(self) -> list[SeenMessage]:
-        """The messages that exchanges hold back now, since their delay is not over."""
-        return [
-            message
-            for (exchange, _), message in self._held.items()
-            if message.at > self.begun and exchange in self.exchanges
-        ]
 
     def lost(self, how: str) -> list[SeenMessage]:
         """The messages published since the goal began that were lost so: "dropped", "returned" or "refused"."""
@@ -367,7 +354,9 @@ class Seen:
             case "returned" | "dropped" | "refused" as end:
                 self._published[record["message"]].lost = end
             case "delayed":
-                self._held[record["exchange"], record["copy"]] = self._published[record["message"]]
+                message = self._published[record["message"]]
+                self._held[record["exchange"], record["copy"]] = message
+                message.held_by = record["exchange"]
             case _:
                 self._take_event_in_queue(record)
 
@@ -388,7 +377,7 @@ class Seen:
     def _take_published(self, record: Json) -> SeenMessage:
         source = record["from"]
         if "copy" in source and (held := self._held.pop((source["exchange"], source["copy"]), None)) is not None:
-            held.was_held = True
+            held.was_held, held.held_by = True, ""
             return held
         origin = source.get("queue", "")
         message = self._message(record, "" if origin else source.get("connection") or source.get("client", ""), origin)
@@ -466,3 +455,10 @@ class Seen:
             for copy in copies:
                 if not copy.end:
                     copy.finish({"what": end}, self.now)
+
+
+def since(seen: Seen, moment: int) -> Seen:
+    """Return the same history with a later begin, so that `messages` contains only what is new since a moment."""
+    later = shallow_copy(seen)
+    later.begun = moment
+    return later
