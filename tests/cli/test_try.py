@@ -78,6 +78,32 @@ def test_hints_come_in_three_steps(lonely_shell: Shell) -> None:
     assert watched.end() == 0
 
 
+def test_the_broker_stops_only_after_enter(lonely_shell: Shell) -> None:
+    """After the last goal, `try` asks for the end of the other commands, and stops its broker once Enter is pressed."""
+    watched = Watched(lonely_shell, 200, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
+    for number in range(1, 4):
+        watched.wait_for(f"Goal {number} of 3")
+        watched.press("s")
+    watched.wait_for("and press Enter here: the broker stops.")
+    follow(lonely_shell, watched.seen)
+    assert lonely_shell.run("mqtool", "send", "Hello World!").code == 0
+    watched.press("\n")
+    assert watched.end() == 0
+
+
+def test_the_way_to_the_broker_holds_in_a_terminal_that_used_another_one(lonely_shell: Shell) -> None:
+    """The command that `try` prints leads to its broker even where MQTOOL_URL, which takes precedence, is set."""
+    with EmbeddedBroker(management_port=0) as other:
+        lonely_shell.environment["MQTOOL_MANAGEMENT_URL"] = str(other.management_url)
+        running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world", "--url", other.url)
+        running.wait_for_stdout("Goal 1 of 3")
+        (way,) = re.findall(r"unset MQTOOL_URL.*", running.stdout)
+        lonely_shell.environment["MQTOOL_URL"] = other.url
+        assert lonely_shell.script(f"{way}; mqtool send 'Hello World!'").code == 0
+        running.wait_for_stdout("nobody receives from that queue")
+        running.interrupt().wait()
+
+
 def test_r_begins_a_goal_again_without_what_was_made(lonely_shell: Shell) -> None:
     """In `tutorial try`, the key r deletes the queue that the learner has made and begins the goal again."""
     watched = Watched(lonely_shell, 120, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")

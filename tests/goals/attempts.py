@@ -1,8 +1,9 @@
 """Attempts at goals: with commands, with plain pika, and wrong ones; and the learner who makes them."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,6 +109,14 @@ class PlainConsumer:
 
     def close(self) -> None:
         self.channel.connection.close()
+
+    def die(self) -> None:
+        """End the TCP connection without closing the AMQP connection first, as when the program is killed."""
+        connection: Any = self.channel.connection
+        connection._impl._transport._sock.shutdown(socket.SHUT_RDWR)
+        with suppress(pika.exceptions.AMQPConnectionError):
+            while True:
+                connection.process_data_events(0.1)
 
 
 def watched(broker: TestBroker, way: str = "") -> TrialBroker:

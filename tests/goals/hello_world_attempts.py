@@ -11,6 +11,11 @@ def _waits(plain: Plain) -> None:
     plain.receive("hello")
 
 
+def _misspelt(plain: Plain) -> None:
+    plain.consume(plain.queue("hallo"))
+    plain.send(plain.queue("hello"), "Hello World!")
+
+
 def _gives_back(plain: Plain) -> None:
     plain.send(plain.queue("hello"), "Hello World!")
     consumer = plain.consume("hello")
@@ -40,6 +45,18 @@ def _three_to_two(plain: Plain) -> None:
         consumer.wait(2)
 
 
+def _another(plain: Plain) -> None:
+    """A receiver gets two messages and ends; then another one gets one."""
+    queue = plain.queue("hello")
+    for bodies in ("ab", "c"):
+        consumer = plain.consume(queue, auto_ack=True)
+        for body in bodies:
+            plain.send(queue, body)
+        consumer.wait(len(bodies))
+        if bodies == "ab":
+            consumer.close()
+
+
 def _lost(plain: Plain) -> None:
     plain.send("helo", "Hello?")
 
@@ -58,6 +75,7 @@ ATTEMPTS = {
             Wrong("a receiver was there already", "start mqtool receive; mqtool send"),
             Wrong("went to the queue 'hallo', not to 'hello'", "mqtool send -q hallo 'Hello World!'"),
             Wrong("nobody receives from that queue", "mqtool send 'Hello World!'"),
+            Wrong("A receiver waits for messages from 'hallo', which is empty", _misspelt),
             Wrong("it is in 'hello' again", _gives_back, "has not been acknowledged yet"),
             Wrong("was purged", "mqtool send; mqtool queue purge hello --yes", "nobody receives"),
             Wrong("was deleted", "mqtool send; mqtool queue delete hello --yes --if-exists"),
@@ -69,8 +87,9 @@ ATTEMPTS = {
         _three_at_once,
         (
             Wrong("had to wait", "mqtool send; mqtool send; mqtool send; pause; mqtool receive -c 3"),
-            Wrong("2 receivers share", _three_to_two),
-            Wrong("got 1 of 3 messages", "start mqtool receive; mqtool send"),
+            Wrong("2 receivers shared", _three_to_two),
+            Wrong("receiver 1 got 1 of 3 messages", "start mqtool receive; mqtool send"),
+            Wrong("receiver 2 got 1 of 3 messages", _another),
             Wrong("went to the queue 'hallo'", "start mqtool receive; mqtool send -q hallo a"),
         ),
     ),

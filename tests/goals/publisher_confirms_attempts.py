@@ -17,9 +17,25 @@ def _mandatory(plain: Plain) -> None:
     raise AssertionError("it was not returned")
 
 
+def _unconfirmed(plain: Plain) -> None:
+    channel = plain.channel()
+    channel.basic_publish("", "helo", b"Hello?", mandatory=True)
+    channel.connection.process_data_events(0.2)
+
+
 def _full(plain: Plain) -> None:
     plain.queue("full", **{"x-max-length": 0, "x-overflow": "reject-publish"})
     plain.send("full", "x")
+
+
+def _twice_unconfirmed(plain: Plain) -> None:
+    channel = plain.channel()
+    for body in (b"one", b"two"):
+        channel.basic_publish("", "orders", body)
+    channel.queue_declare("orders", passive=True)  # the broker has them now
+    plain.receive("orders")
+    channel.basic_publish("", "orders", b"two")
+    channel.queue_declare("orders", passive=True)
 
 
 def _twice(plain: Plain) -> None:
@@ -37,6 +53,7 @@ ATTEMPTS = {
         "mqtool send -e '' -r helo 'Hello?'",
         _mandatory,
         (
+            Wrong("without publisher confirms", _unconfirmed),
             Wrong("nobody was told", "mqtool send -e '' -r helo --no-mandatory 'Hello?'"),
             Wrong("reached the queue 'helo'", "mqtool send -q helo 'Hello?'"),
             Wrong("was refused by its queue", _full),
@@ -47,6 +64,7 @@ ATTEMPTS = {
         "two",
         _twice,
         (
+            Wrong("its publisher was not told", _twice_unconfirmed),
             Wrong("Receive what is there first", "mqtool send -q orders one; mqtool send -q orders two"),
             Wrong(
                 "publish it again",

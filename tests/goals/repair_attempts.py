@@ -8,8 +8,11 @@ import pika
 from tests.goals.attempts import Attempts, Plain, Wrong
 
 _EARLY = (
-    "copy early_ack -e 's/, auto_ack=True//' -e 's/    print(f\"took/    channel.basic_ack(method.delivery_tag)\\n&/' "
-    "-e 's/sleep(2)/sleep(1)/';"
+    "copy early_ack -e 's/, auto_ack=True//' -e 's/    print(f\"took/    channel.basic_ack(method.delivery_tag)\\n&/';"
+)
+_ACK_FIRST = (
+    "copy early_ack -e 's/, auto_ack=True//' "
+    "-e 's/    print(f\"taking/    channel.basic_ack(method.delivery_tag)\\n&/';"
 )
 _PAY = "printf '%s\\n' a b c | mqtool send -l -q payments;"
 _RENDER = "python no_prefetch.py & python no_prefetch.py & consumers pictures 2; seq 6 | mqtool send -l -q pictures"
@@ -26,7 +29,11 @@ def _cut(plain: Plain) -> None:
     with contextlib.suppress(pika.exceptions.AMQPConnectionError):
         while True:  # until the connection is cut
             worker.channel.connection.process_data_events(0.1)
-    plain.receive("payments", 3)
+    worker = plain.consume("payments", prefetch=1)
+    for _ in range(3):
+        worker.next()
+        time.sleep(2)  # a payment takes that long
+        worker.ack()
 
 
 def _render(plain: Plain) -> None:
@@ -39,15 +46,27 @@ def _render(plain: Plain) -> None:
             worker.ack()
 
 
+def _one_by_one(plain: Plain) -> None:
+    """Without a prefetch count, but each picture is sent only once the one before is done."""
+    workers = [plain.consume("pictures") for _ in range(2)]
+    for number in range(1, 4):
+        for worker in workers:
+            plain.send("pictures", str(number))
+            worker.wait(number)
+            worker.ack()
+            worker.channel.queue_declare("pictures", passive=True)  # the broker has the acknowledgement now
+
+
 def _automatic(plain: Plain) -> None:
     plain.send("pictures", "a")
     plain.receive("pictures", auto_ack=True)
 
 
 def _two_payments(plain: Plain) -> None:
+    worker = plain.consume("payments")
     for body in "ab":
         plain.send("payments", body)
-        plain.receive("payments")
+    worker.wait(2)
 
 
 def _publish(plain: Plain) -> None:
@@ -58,6 +77,15 @@ def _publish(plain: Plain) -> None:
             channel.basic_publish("", "orders", b"%d" % number)
         except pika.exceptions.NackError:
             plain.receive("orders", 2)
+            channel.basic_publish("", "orders", b"%d" % number)
+
+
+def _publish_once(plain: Plain) -> None:
+    """With confirms, but what is refused is not published again."""
+    channel = plain.channel()
+    channel.confirm_delivery()
+    for number in range(6):
+        with contextlib.suppress(pika.exceptions.NackError):
             channel.basic_publish("", "orders", b"%d" % number)
 
 
@@ -111,6 +139,7 @@ ATTEMPTS = {
         _cut,
         (
             Wrong("was acknowledged by its delivery", "copy early_ack;" + _PAY + "python early_ack.py"),
+            Wrong("which takes two seconds", _ACK_FIRST + _PAY + "python early_ack.py; python early_ack.py &"),
             Wrong("Run the program again", _EARLY + _PAY + "python early_ack.py"),
             Wrong("nobody receives", _PAY),
             Wrong("There were 2 of 3 payments", _two_payments),
@@ -121,6 +150,7 @@ ATTEMPTS = {
         _render,
         (
             Wrong("A worker held", "copy no_prefetch;" + _RENDER),
+            Wrong("No picture had to wait", _one_by_one),
             Wrong("Run a second one", "seq 6 | mqtool send -l -q pictures; mqtool worker -q pictures -c 6"),
             Wrong("acknowledged when they are delivered", _automatic),
             Wrong("nobody receives", "mqtool send -q pictures a"),
@@ -132,7 +162,11 @@ ATTEMPTS = {
         "            time.sleep(0.1)/'; python unconfirmed.py & sleep 2; start mqtool receive -q orders",
         _publish,
         (
-            Wrong("nobody has published it again", "copy unconfirmed; python unconfirmed.py"),
+            Wrong("its program has not published it again", _publish_once),
+            Wrong(
+                "its program was not told",
+                "copy unconfirmed; python unconfirmed.py; start mqtool receive -q orders; python unconfirmed.py",
+            ),
             Wrong("No order was refused", "mqtool send -q orders one"),
             Wrong("not to 'orders'", "mqtool send -q order one"),
         ),

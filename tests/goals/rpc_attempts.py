@@ -8,14 +8,14 @@ from tests.goals.attempts import Attempts, Plain, PlainConsumer, Wrong
 def _ask(plain: Plain, count: int) -> PlainConsumer:
     """Send requests; return the consumer of the replies."""
     channel = plain.channel()
-    replies = str(channel.queue_declare("", exclusive=False).method.queue)
-    asking = plain.channel()
+    replies = str(channel.queue_declare("", exclusive=True).method.queue)
+    consumer = PlainConsumer(channel, replies, 0, auto_ack=True, arguments={})
     for number in range(count):
-        asking.basic_publish(
+        channel.basic_publish(
             "", "rpc_queue", b"%d" % number, _properties(reply_to=replies, correlation_id=f"id {number}")
         )
-    asking.connection.process_data_events(0)
-    return plain.consume(replies, auto_ack=True)
+    channel.connection.process_data_events(0)
+    return consumer
 
 
 def _properties(**properties: object) -> object:
@@ -67,17 +67,24 @@ ATTEMPTS = {
         _three,
         (
             Wrong("does not have the correlation ID", _nameless),
-            Wrong("1 so far got an answer", "start mqtool rpc-server; mqtool rpc-client 6"),
+            Wrong(
+                "no client got more than 1 so far", "start mqtool rpc-server; mqtool rpc-client 6; mqtool rpc-client 7"
+            ),
             Wrong("where the reply should go", "mqtool send -q rpc_queue 6"),
             Wrong("Nobody has answered", lambda plain: (plain.queue("rpc_queue"), _ask(plain, 3))),
         ),
     ),
     "late-server": Attempts(
-        "start mqtool rpc-server; kill -INT %1; wait %1; mqtool rpc-client 6 & pause; pause; pause; start mqtool "
+        "start mqtool rpc-server; kill -INT %1; wait %1; mqtool rpc-client 6 & sleep 4; start mqtool "
         "rpc-server; sleep 2",
         _late,
         (
             Wrong("was answered at once", "start mqtool rpc-server; mqtool rpc-client 6"),
+            Wrong(
+                "had given up",
+                "start mqtool rpc-server; kill -INT %1; wait %1; mqtool rpc-client 6 --timeout 1s; "
+                "start mqtool rpc-server",
+            ),
             Wrong("Nobody has answered", lambda plain: (plain.queue("rpc_queue"), _ask(plain, 1))),
             Wrong("where the reply should go", "mqtool send -q rpc_queue 6"),
         ),

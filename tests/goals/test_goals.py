@@ -155,6 +155,22 @@ def test_the_last_hint_reaches_the_goal_after_the_example_was_tried(goal: Goal, 
     assert learner.wait_for("reached")
 
 
+@pytest.mark.parametrize("goal", [GOALS["work-queues"][3]], ids=["restart"])
+def test_the_proof_of_a_restart_names_what_was_received_after_it(goal: Goal, learner: Learner) -> None:
+    """A persistent message that was received before the restart proves nothing, so `try` names another one."""
+    learner.make(work_queues_attempts.received_before_the_restart)
+    assert "'kept' is persistent" in learner.wait_for("reached")
+
+
+@pytest.mark.parametrize("goal", [GOALS["delayed-messages"][0]], ids=["overtaken"])
+@pytest.mark.parametrize("way", ["commands", "plain"])
+def test_nothing_is_said_while_a_delayed_message_is_not_due(goal: Goal, way: str, learner: Learner) -> None:
+    """`try` does not call a delay wrong before the message with the longer delay has arrived."""
+    learner.make(getattr(delayed_messages_attempts.ATTEMPTS[goal.name], way))
+    learner.wait_for("reached")
+    assert [each.text for each in learner.findings if each.kind == "mistake"] == []
+
+
 def test_the_goal_of_two_copies_says_that_files_are_not_seen() -> None:
     """The goal "two-copies" of publish-subscribe says that the broker does not see the file in which a receiver saves
     messages.

@@ -49,6 +49,7 @@ ATTEMPTS = {
         (
             Wrong("'kern.#' matches 'kern' as well", "start mqtool receive-log topic 'kern.#';" + _PUBLISH),
             Wrong("'#' matches 'kern' as well", _too_late),
+            Wrong("'*.disk' matches 'cron.disk' as well", lambda plain: _receive(plain, "*.disk")),
             Wrong("it is no pattern", lambda plain: _receive(plain, "kern.disk")),
             Wrong(
                 "with the key 'kern' yet", "start mqtool receive-log topic 'kern.*'; mqtool emit-log topic kern.disk x"

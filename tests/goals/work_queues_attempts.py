@@ -25,6 +25,15 @@ def _alone(plain: Plain) -> None:
     plain.receive(queue, 6)
 
 
+def _in_turn(plain: Plain) -> None:
+    """Two workers that are never there at the same time."""
+    queue = plain.queue("task_queue")
+    for _ in range(2):
+        for number in range(3):
+            plain.send(queue, str(number))
+        plain.receive(queue, 3)
+
+
 def _fair(plain: Plain) -> None:
     queue = plain.queue("task_queue")
     busy, other = plain.consume(queue, prefetch=1), plain.consume(queue, prefetch=1)
@@ -36,6 +45,21 @@ def _fair(plain: Plain) -> None:
         other.ack()
     busy.ack()
     time.sleep(0.2)
+
+
+def _too_late(plain: Plain) -> None:
+    """A long task, but the quick ones are sent after it is done."""
+    queue = plain.queue("task_queue")
+    workers = [plain.consume(queue, prefetch=1) for _ in range(2)]
+    plain.send(queue, "long")
+    workers[0].wait(1)
+    time.sleep(1.2)  # it takes that long
+    workers[0].ack()
+    for number, body in enumerate("abcd"):
+        worker, count = workers[(number + 1) % 2], 1 + (number + 1) // 2
+        plain.send(queue, body)
+        worker.wait(count)
+        worker.ack()
 
 
 def _hoard(plain: Plain) -> None:
@@ -62,6 +86,16 @@ def _die(plain: Plain) -> None:
     plain.send(queue, "long")
     worker = plain.consume(queue)
     worker.next()
+    worker.die()
+    plain.receive(queue)
+
+
+def _leave(plain: Plain) -> None:
+    """The worker closes its connection in the middle of a task."""
+    queue = plain.queue("task_queue")
+    plain.send(queue, "long")
+    worker = plain.consume(queue)
+    worker.next()
     worker.close()
     plain.receive(queue)
 
@@ -81,7 +115,12 @@ def _die_alone(plain: Plain) -> None:
     plain.send(queue, "long")
     worker = plain.consume(queue)
     worker.next()
-    worker.close()
+    worker.die()
+
+
+def _misspelt(plain: Plain) -> None:
+    plain.consume(plain.queue("task_queues"))
+    plain.send(plain.queue("task_queue"), "long")
 
 
 def _die_and_purge(plain: Plain) -> None:
@@ -100,14 +139,29 @@ def _die_with_nothing(plain: Plain) -> None:
     plain.receive(queue, auto_ack=True)
 
 
-def _two_kinds(plain: Plain) -> None:
+def _two_kinds(plain: Plain, *, early: str = "", receives: bool = True) -> None:
+    """Send a message of each kind, and receive what survives; before, send and receive an early message, if any."""
     channel = plain.channel()
+    if early:
+        channel.basic_publish("", "tasks", early.encode(), pika.BasicProperties(delivery_mode=2))
+        channel.basic_get("tasks", auto_ack=True)
     for body, mode in (("kept", 2), ("lost", 1)):
         channel.basic_publish("", "tasks", body.encode(), pika.BasicProperties(delivery_mode=mode))
     with contextlib.suppress(pika.exceptions.AMQPConnectionError):
         while True:  # until the broker is restarted
             channel.connection.process_data_events(0.1)
-    plain.receive("tasks")
+    if receives:
+        plain.receive("tasks")
+
+
+def received_before_the_restart(plain: Plain) -> None:
+    """A persistent message is received before the restart, and another one after it."""
+    _two_kinds(plain, early="early")
+
+
+def _purge_after_restart(plain: Plain) -> None:
+    _two_kinds(plain, receives=False)
+    plain.channel().queue_purge("tasks")
 
 
 def _redrive(plain: Plain) -> None:
@@ -135,6 +189,21 @@ def _requeue(plain: Plain) -> None:
     _reject(plain, requeue=True)
 
 
+def _do_another(plain: Plain) -> None:
+    """Another job with the same text is done, and the dead letter is only taken away."""
+    _reject_only(plain)
+    plain.send("jobs", "x")
+    plain.receive("jobs")
+    plain.receive("jobs.dlq")
+
+
+#: The dead letter comes back behind another job with the same text, and only that one is done.
+_ANOTHER_FIRST = (
+    "mqtool send -q jobs x; mqtool worker -q jobs --retries 0 --exec false -c 1; mqtool send -q jobs x;"
+    "mqtool dlq redrive jobs --yes; mqtool receive -q jobs -c 1"
+)
+
+
 def _pretend(plain: Plain) -> None:
     """The same messages in the same queues, but no dead letter."""
     plain.send("jobs.dlq", "x")
@@ -149,6 +218,7 @@ ATTEMPTS = {
         _share,
         (
             Wrong("did all 6 tasks alone", _alone),
+            Wrong("before receiver 2 got its first", _in_turn),
             Wrong("There were 2 of 6 tasks", "start mqtool worker; start mqtool worker; seq 2 | mqtool new-task -l"),
             Wrong("nobody receives from that queue", "seq 6 | mqtool new-task -l"),
             Wrong("went to the queue 'jobs'", "mqtool send -q jobs x"),
@@ -160,6 +230,7 @@ ATTEMPTS = {
         (
             Wrong("more while it had not acknowledged", _hoard),
             Wrong("automatic acknowledgement", _automatic),
+            Wrong("Send at least three quick tasks right after", _too_late),
             Wrong("No worker was busy", "start mqtool worker; seq 4 | mqtool new-task -l"),
         ),
     ),
@@ -168,11 +239,13 @@ ATTEMPTS = {
         _die,
         (
             Wrong("gave 'long' back itself", _nack),
+            Wrong("closed its channel or connection itself", _leave),
             Wrong("Now another worker must do it", _die_alone),
             Wrong("automatic acknowledgement", _die_with_nothing),
             Wrong("was done before its worker ended", "mqtool new-task quick; mqtool worker -c 1"),
             Wrong("receiver 1 published it again, to 'task_queue.wait.1s'", f"mqtool new-task x; {_FAILS}"),
             Wrong("'task_queue' was purged", _die_and_purge),
+            Wrong("A receiver waits for messages from 'task_queues', which is empty", _misspelt),
         ),
     ),
     "restart": Attempts(
@@ -182,6 +255,7 @@ ATTEMPTS = {
             Wrong("Send one that would not", "mqtool send -q tasks --persistent a"),
             Wrong("Send one that survives", "mqtool send -q tasks a"),
             Wrong("was received before the restart", "mqtool send -q tasks a; mqtool receive -q tasks -c 1"),
+            Wrong("Press r to begin this goal again", _purge_after_restart),
             Wrong("Now receive what is left", "mqtool send -q tasks --persistent a; mqtool send -q tasks b"),
         ),
     ),
@@ -192,6 +266,8 @@ ATTEMPTS = {
         (
             Wrong("is in 'jobs.dlq': its worker rejected it", _reject_only),
             Wrong("was put back into 'jobs'", _requeue),
+            Wrong("has not come back to 'jobs'", _do_another),
+            Wrong("is back in 'jobs'", _ANOTHER_FIRST),
             Wrong("it is not a dead letter of 'jobs'", _pretend),
             Wrong("published it again, to 'jobs.wait.1s'", f"mqtool send -q jobs x; {_FAILS} -q jobs"),
             Wrong("let the worker reject it", "mqtool send -q jobs x; mqtool receive -q jobs -c 1"),

@@ -16,7 +16,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.codecs.amqp10_message import data_section
 from tests.cli.shell import wait_until
-from tests.protocol.raw_amqp10 import RawAmqp10
+from tests.protocol.raw_amqp10 import CLOSE, TRANSFER, RawAmqp10
 from tests.protocol.raw_stream import OPEN, RawStream, at, string
 
 Event = dict[str, Any]
@@ -136,6 +136,42 @@ def test_events_report_returned_dropped_and_rejected_messages(broker: EmbeddedBr
     events.until("published", "returned")
     channel.basic_publish("", "full", b"x")
     events.until("published", "refused")
+
+
+def test_events_say_whether_a_consumer_closed_its_connection_or_was_lost(broker: EmbeddedBroker) -> None:
+    """A message comes back as `closed` if its client closed the channel or the connection, and as `lost` if the
+    connection ended without that, or by an operator.
+    """
+    with RawAmqp10(broker.url) as client, pika.BlockingConnection(pika.URLParameters(broker.url)) as publisher:
+        publisher.channel().queue_declare("q", durable=True)
+        events = Events(broker)
+        publisher.channel().basic_publish("", "q", b"x")
+        events.until("published", "ready")
+        for number, (end, why) in enumerate(
+            (
+                (lambda channel: channel.close(), "closed"),
+                (lambda channel: channel.connection.close(), "closed"),
+                (lambda channel: channel.connection._impl._transport._sock.shutdown(2), "lost"),
+            )
+        ):
+            opened = pika.BlockingConnection(pika.URLParameters(broker.url)).channel()
+            assert opened.basic_get("q")[0] is not None
+            end(opened)
+            assert events.until("delivered", "requeued")[1]["why"] == why, number
+        client.attach_receiver("/queues/q", credit=1)
+        client.expect(TRANSFER)
+        client.send(CLOSE)
+        assert events.until("delivered", "requeued")[1]["why"] == "closed"
+
+
+def test_events_say_whether_a_publisher_uses_confirms(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """The event published tells whether the publisher of an AMQP 0-9-1 message is told what becomes of it."""
+    events = Events(broker)
+    channel.basic_publish("", "nowhere", b"x")
+    assert events.until("published", "dropped")[0]["from"]["confirms"] is False
+    channel.confirm_delivery()
+    channel.basic_publish("", "nowhere", b"x")
+    assert events.until("published", "dropped")[0]["from"]["confirms"] is True
 
 
 def test_a_message_sent_settled_over_amqp_1_0_is_dropped_if_no_queue_gets_it(broker: EmbeddedBroker) -> None:

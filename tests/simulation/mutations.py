@@ -97,8 +97,8 @@ MUTATIONS = (
     Mutation(
         "loses the unacknowledged messages of a closed channel",
         "wire/deliveries.py",
-        "            queue.requeue(entries, Why.LOST)",
-        "            queue.requeue(entries[1:], Why.LOST)",
+        "            queue.requeue(entries, why)\n\n\ndef",
+        "            queue.requeue(entries[1:], why)\n\n\ndef",
     ),
     Mutation(
         "acknowledges one delivery too many with multiple",

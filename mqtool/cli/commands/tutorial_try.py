@@ -108,11 +108,19 @@ def try_(
 
 
 class _Place(NamedTuple):
-    """Where the learner works: the broker, what to type in each terminal first ("" for nothing), and its title."""
+    """Where the learner works.
+
+    Attributes:
+        first: what to type in each terminal first; "" if mqtool finds the broker without it.
+        address: the broker's URL, for a learner who need not type anything.
+        end: what happens to the broker after the last goal, as a clause.
+    """
 
     broker: TrialBroker
     first: str
+    address: str
     title: str
+    end: str
 
 
 def _list() -> None:
@@ -140,17 +148,25 @@ def _try(tutorial: str, left: list[Goal], place: _Place, page: PlayPage | None) 
     ):
         if place.first:
             lines.note(f"In each of your other terminals, type first:\n  {place.first}")
-        reached = 0
+        else:
+            lines.note(
+                f"The broker is at {place.address}, where mqtool looks by default. In a terminal where MQTOOL_URL or "
+                f"AMQP_URL is set, type first:\n  unset MQTOOL_URL AMQP_URL"
+            )
+        reached, is_tried = 0, False
         for goal in left:
             if why := why_not(goal, place.broker):
                 lines.note(f"Not on this broker: {goal.ask} ({why}.)")
                 continue
+            is_tried = True
             trial.prepare(goal)  # before it is printed: from then on, the learner may do something
             lines.begin(goal, goals.index(goal) + 1, len(goals))
             if _is_reached(goal, trial, lines):
                 reached_goals.add(tutorial, goal)
                 reached += 1
         lines.note(f"{counted(reached, 'goal')} reached. {_next(tutorial)}")
+        if is_tried:
+            lines.end(place.end)
 
 
 def _is_reached(goal: Goal, trial: Trial, lines: GoalLines) -> bool:
@@ -199,9 +215,10 @@ def _own_broker(guard: Guard) -> Iterator[_Place]:
         access = Access(parse_addresses(url), TlsFiles(), management)
         found = choose().addresses()[0]
         is_found = is_same_node(found, access.address) and found.virtual_host == "/"
-        first = "" if is_found else f"export AMQP_URL=amqp://{ports.HOST}:{port}"
+        shown = f"amqp://{ports.HOST}:{port}"
+        first = "" if is_found else _way(shown)
         broker = TrialBroker(api_of(management), "/", access.connect, is_embedded=True, way=first)
-        yield _Place(broker, first, "a broker started by mqtool")
+        yield _Place(broker, first, shown, "a broker started by mqtool", "the broker stops")
 
 
 @contextmanager
@@ -213,6 +230,11 @@ def _vhost_at(url: str) -> Iterator[_Place]:
     access = Access([each._replace(virtual_host=name) for each in addresses], TlsFiles())
     shown = urlsplit(without_passwords(url.partition(",")[0]))._replace(path=f"/{name}").geturl()
     with own_vhost(api, name, access.user):
-        first = f"export AMQP_URL={shown}"
+        first = _way(shown)
         broker = TrialBroker(given.management, name, access.connect, is_embedded(api), way=first)
-        yield _Place(broker, first, access.title)
+        yield _Place(broker, first, shown, access.title, f"the virtual host {name!r} is deleted")
+
+
+def _way(url: str) -> str:
+    """Return the command that leads a terminal to a broker. MQTOOL_URL would take precedence over AMQP_URL."""
+    return f"unset MQTOOL_URL; export AMQP_URL={url}"

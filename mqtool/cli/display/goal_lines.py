@@ -1,6 +1,6 @@
 """Shows the goals of `tutorial try` line by line, and on the page of `--ui` if there is one."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING
 
 from mqtool.cli.display import output
@@ -59,6 +59,16 @@ class GoalLines:
     def note(self, text: str) -> None:
         """Print a note."""
         self._lines.note(text)
+
+    def end(self, what: str) -> None:
+        """Say what ends after the last goal, under commands that may still run; on a terminal, wait for Enter first."""
+        if not self._pace.asks:
+            self._lines.note(f"Commands in your other terminals lose their connection now: {what}.")
+            return
+        self._pace.forget_keys()
+        self._lines.note(f"End the commands in your other terminals (Ctrl-C), and press Enter here: {what}.")
+        with suppress(KeyboardInterrupt):
+            self._pace.wait(what)
 
     def key(self) -> str:
         """Return the key that was pressed since the last call; "" if none. Raises Exit on q."""

@@ -205,7 +205,7 @@ def _not_released(seen: Seen) -> str:
         return ""
     if job.acknowledged:
         return f"{job.message} was accepted, and is gone. Send another one: first release it, then reject it."
-    if "requeued: detached" in ends or "requeued: lost" in ends:
+    if {"requeued: detached", "requeued: closed", "requeued: lost"} & {*ends}:
         return f"{job.message} comes again because its receiver went away, not because it was released."
     if "dead-lettered: rejected" in ends:
         return f"{job.message} was rejected, and is a dead letter. It could not come again: release another one first."

@@ -19,6 +19,13 @@ def _arrived(seen: Seen) -> Iterator[tuple[SeenMessage, SeenCopy]]:
             yield from ((sent[0], copy) for copy in dead.copies[:1] if sent and copy.deliveries)
 
 
+def _is_pending(seen: Seen) -> bool:
+    """True if an exchange or a wait queue still holds a message back, so that nothing can be said yet."""
+    waits = {name for name, queue in seen.queues.items() if "x-dead-letter-exchange" in queue["arguments"]}
+    is_held = any(each.held_by and each.held_by in seen.exchanges for each in seen.messages)
+    return is_held or any(not copy.end for queue in waits for copy in seen.copies_in(queue))
+
+
 def _overtaken(seen: Seen) -> str:
     arrived = [*_arrived(seen)]
     for first, late in arrived:
@@ -36,19 +43,21 @@ def _not_delayed(seen: Seen) -> str:
 
 def _in_order(seen: Seen) -> str:
     arrived = [*_arrived(seen)]
-    if len(arrived) < 2:
+    if len(arrived) < 2 or _is_pending(seen):
         return ""
     return f"{arrived[-1][0]} arrived last, and was sent last. Give the first message the longer delay."
 
 
 def _one(seen: Seen) -> str:
     arrived = [*_arrived(seen)]
-    return f"{arrived[0][0]} arrived after its delay. Now send two, the first with the longer delay." if arrived else ""
+    if not arrived or _is_pending(seen):
+        return ""
+    return f"{arrived[-1][0]} arrived after its delay. Now send two, the first with the longer delay."
 
 
 def _nobody(seen: Seen) -> str:
     sent = [each for each in seen.messages if not each.receivers]
-    return f"{sent[-1]} was sent. Nobody has received it yet." if sent else ""
+    return f"{sent[-1]} was sent. Nobody has received it yet." if sent and not _is_pending(seen) else ""
 
 
 _OVERTAKEN = Goal(

@@ -2,7 +2,7 @@
 
 from mqtool.plays.goals import mistakes
 from mqtool.plays.goals.goal import Goal
-from mqtool.plays.goals.seen import Seen
+from mqtool.plays.goals.seen import Seen, SeenCopy, at_once
 
 _HELLO = "hello"
 
@@ -56,14 +56,21 @@ def _some_waited(seen: Seen) -> str:
     return f"{waited[-1]} had to wait. This time, start the receiver first, and let it run." if waited else ""
 
 
+def _received(seen: Seen) -> list[SeenCopy]:
+    return [copy for copy in seen.copies_in(_HELLO) if copy.received and copy.deliveries]
+
+
 def _several_receivers(seen: Seen) -> str:
-    receivers = {copy.receiver for copy in seen.copies_in(_HELLO) if copy.received}
-    return f"{len(receivers)} receivers share the messages of 'hello'. Let only one run." if len(receivers) > 1 else ""
+    receivers = at_once(_received(seen))
+    return f"{len(receivers)} receivers shared the messages of 'hello'. Let only one run." if receivers else ""
 
 
 def _too_few(seen: Seen) -> str:
-    got = sum(copy.received for copy in seen.copies_in(_HELLO))
-    return f"The receiver got {got} of 3 messages. Let it run, and send more." if 0 < got < 3 else ""
+    if not (received := _received(seen)):
+        return ""
+    receivers = [seen.called(copy.receiver) for copy in received]
+    got = receivers.count(receivers[-1])
+    return f"{receivers[-1]} got {got} of 3 messages. Let it run, and send more." if got < 3 else ""
 
 
 _AT_ONCE = Goal(

@@ -47,7 +47,9 @@ def nobody_receives(queue: str) -> Said:
         waiting = [copy for copy in seen.copies_in(queue) if not copy.end and not copy.is_held]
         if not waiting or any(each.queue == queue for each in seen.consumers):
             return ""
-        return f"{waiting[0].message} waits in {queue!r}: nobody receives from that queue."
+        others = sorted({each.queue for each in seen.consumers if not seen.depth(each.queue)})
+        elsewhere = f" A receiver waits for messages from {others[0]!r}, which is empty." if others else ""
+        return f"{waiting[0].message} waits in {queue!r}: nobody receives from that queue.{elsewhere}"
 
     return said
 

@@ -2,14 +2,28 @@
 
 from mqtool.plays.goals import mistakes
 from mqtool.plays.goals.goal import Goal
-from mqtool.plays.goals.seen import Seen
+from mqtool.plays.goals.seen import AMQP_1_0, Seen
 
 _ORDERS = "orders"
 
 
 def _returned(seen: Seen) -> str:
+    for message in seen.lost("returned"):
+        if message.confirms:
+            return f"No queue got {message}: the broker returned it (basic.return), and then confirmed it (basic.ack)."
+        if message.protocol == AMQP_1_0:
+            return f"No queue got {message}: its publisher was told the outcome 'released'."
+    return ""
+
+
+def _unconfirmed(seen: Seen) -> str:
     returned = seen.lost("returned")
-    return f"No queue got {returned[0]}, and the broker returned it: its publisher knows." if returned else ""
+    if not returned:
+        return ""
+    return (
+        f"{returned[-1]} was returned, but published without publisher confirms: its publisher cannot tell how long to "
+        "wait for the return."
+    )
 
 
 def _dropped(seen: Seen) -> str:
@@ -35,9 +49,10 @@ def _full(seen: Seen) -> str:
 
 _RETURNED = Goal(
     "returned",
-    "Publish a message that no queue gets, so that its publisher notices.",
+    "Publish a message that no queue gets, with publisher confirms, and so that the broker returns it: its publisher "
+    "can notice.",
     _returned,
-    (_full, _dropped, _routed),
+    (_full, _unconfirmed, _dropped, _routed),
     (
         "The broker confirms a message that it could not route to any queue. How could it say more?",
         "The flag mandatory: the broker returns (basic.return) what no queue gets, and then confirms it.",
@@ -48,12 +63,20 @@ _RETURNED = Goal(
 
 
 def _again(seen: Seen) -> str:
-    refused = {each.body: each for each in seen.lost("refused")}
-    for copy in seen.copies_in(_ORDERS):
-        first = refused.get(copy.message.body)
-        if first is not None and first.at < copy.at:
-            return f"The broker refused {first} (basic.nack); it was published again, and is in 'orders'."
+    for first in seen.lost("refused"):
+        again = [copy for copy in seen.copies_in(_ORDERS) if copy.message.body == first.body and copy.at > first.at]
+        if first.confirms and again:
+            return f"The broker refused {first} (basic.nack); it was published again, and reached 'orders'."
     return ""
+
+
+def _not_told(seen: Seen) -> str:
+    refused = seen.lost("refused")
+    if not refused or refused[-1].confirms:
+        return ""
+    if refused[-1].protocol == AMQP_1_0:
+        return f"The broker refused {refused[-1]} over AMQP 1.0, which has no basic.nack. Use AMQP 0-9-1."
+    return f"The broker refused {refused[-1]}, and its publisher was not told: it does not use publisher confirms."
 
 
 def _gave_up(seen: Seen) -> str:
@@ -76,7 +99,7 @@ _NACKED = Goal(
     "refused, "
     "receive the first, and publish the second again.",
     _again,
-    (_gave_up, mistakes.not_sent_to(_ORDERS), _room),
+    (_not_told, _gave_up, mistakes.not_sent_to(_ORDERS), _room),
     (
         "If publishing a message ends without an error, where is the message?",
         "Negative acknowledgement (basic.nack): the broker could not take the message. The publisher has to send it "

@@ -5,6 +5,9 @@ from mqtool.plays.goals.goal import Goal, TrialFault
 from mqtool.plays.goals.seen import Seen, SeenCopy, SeenMessage
 
 _PAYMENTS = "payments"
+#: The program works on a payment for two seconds. If it is acknowledged after fewer milliseconds than this, it was too
+#: early.
+_TAKING = 1500
 
 
 def _working(seen: Seen) -> list[SeenCopy]:
@@ -22,7 +25,28 @@ def _none_lost(seen: Seen) -> str:
     cut = [copy for copy in copies if any(each.end == "requeued: lost" for each in copy.deliveries)]
     if not seen.acted or not cut or not all(copy.acknowledged and not copy.is_early for copy in copies):
         return ""
-    return f"{cut[0].message} was lost with its connection and came again; all {len(copies)} payments are acknowledged."
+    if any(_is_hasty(copy) for copy in copies):
+        return ""
+    return (
+        f"{cut[0].message} was lost with its connection and came again. All {len(copies)} payments are acknowledged, "
+        "none of them before there was time to take it."
+    )
+
+
+def _is_hasty(copy: SeenCopy) -> bool:
+    """True if it was acknowledged before it can have been taken. The broker cannot see the work, only the time."""
+    return copy.acknowledged and copy.deliveries[-1].held_milliseconds < _TAKING
+
+
+def _acknowledged_first(seen: Seen) -> str:
+    hasty = [copy for copy in seen.copies_in(_PAYMENTS) if _is_hasty(copy)]
+    if not hasty:
+        return ""
+    seconds = hasty[0].deliveries[-1].held_milliseconds / 1000
+    return (
+        f"{hasty[0].message} was acknowledged {seconds:.1f} s after its delivery, before the work on it, which takes "
+        "two seconds: it is lost if the worker ends in between. Mend the program, and press r to begin this goal again."
+    )
 
 
 def _lost(seen: Seen) -> str:
@@ -51,7 +75,14 @@ _EARLY_ACK = Goal(
     "examples/repair/early_ack.py loses payments if it ends in the middle. Mend it, run it, and send it three payments "
     "('mqtool send -q payments'). Its connection will be cut while it works. Run it again: no payment may be lost.",
     _none_lost,
-    (_lost, mistakes.not_sent_to(_PAYMENTS), _run_again, mistakes.nobody_receives(_PAYMENTS), _send_three),
+    (
+        _lost,
+        _acknowledged_first,
+        mistakes.not_sent_to(_PAYMENTS),
+        _run_again,
+        mistakes.nobody_receives(_PAYMENTS),
+        _send_three,
+    ),
     (
         "At which moment does the broker forget a payment: when it is delivered, or when it is taken?",
         "Message acknowledgment: with auto_ack, a message counts as done as soon as it is sent to the consumer.",
@@ -81,12 +112,33 @@ def _at_a_time(seen: Seen) -> tuple[int, str]:
     return most, which
 
 
+def _limited(seen: Seen) -> set[str]:
+    """The workers that got no other picture while they had one, although one was waiting."""
+    copies = seen.copies_in(_PICTURES)
+    return {
+        held.receiver
+        for held in (each for copy in copies for each in copy.deliveries)
+        for copy in copies
+        if held.ended_at and copy.deliveries and copy.at < held.ended_at < copy.deliveries[0].at
+    } - {""}
+
+
 def _one_at_a_time(seen: Seen) -> str:
     done = [copy for copy in seen.copies_in(_PICTURES) if copy.acknowledged]
-    workers = {copy.receiver for copy in done}
+    workers = {copy.receiver for copy in done} & _limited(seen)
     if len(done) < 6 or len(workers) < 2 or _at_a_time(seen)[0] > 1 or any(copy.is_early for copy in done):
         return ""
-    return f"{len(workers)} workers rendered {len(done)} pictures, and none had more than one at a time."
+    return (
+        f"{len(workers)} workers rendered {len(done)} pictures. None had more than one at a time, although others were "
+        "waiting in the queue."
+    )
+
+
+def _none_waited(seen: Seen) -> str:
+    done = [copy for copy in seen.copies_in(_PICTURES) if copy.acknowledged]
+    if len(done) < 6 or len({copy.receiver for copy in done} & _limited(seen)) > 1:
+        return ""
+    return "No picture had to wait until both workers were done with theirs. Send all six at once, while both run."
 
 
 def _hoards(seen: Seen) -> str:
@@ -111,7 +163,14 @@ _NO_PREFETCH = Goal(
     "examples/repair/no_prefetch.py takes all pictures for itself, so that others have nothing to do. Mend it, run it "
     "twice, and send it six pictures ('seq 6 | mqtool send -l -q pictures').",
     _one_at_a_time,
-    (_early_pictures, _hoards, mistakes.not_sent_to(_PICTURES), mistakes.nobody_receives(_PICTURES), _one_renders),
+    (
+        _early_pictures,
+        _hoards,
+        mistakes.not_sent_to(_PICTURES),
+        mistakes.nobody_receives(_PICTURES),
+        _one_renders,
+        _none_waited,
+    ),
     (
         "How many messages may the broker send to a worker that has not said when it has enough?",
         "Consumer prefetch (basic.qos): the number of deliveries that a consumer may hold unacknowledged.",
@@ -130,25 +189,40 @@ def _refused(seen: Seen) -> list[SeenMessage]:
 
 
 def _missing(seen: Seen) -> list[SeenMessage]:
-    """The orders that were refused, and did not come later."""
+    """The orders that were refused, and that the same run of the program has not published again."""
     return [
         each
         for each in _refused(seen)
-        if not any(copy.message.body == each.body and copy.at > each.at for copy in seen.copies_in(_ORDERS))
+        if not any(
+            copy.message.body == each.body and copy.message.connection == each.connection and copy.at > each.at
+            for copy in seen.copies_in(_ORDERS)
+        )
     ]
 
 
 def _all_came(seen: Seen) -> str:
-    bodies = {copy.message.body for copy in seen.copies_in(_ORDERS)}
-    if len(bodies) < 6 or not _refused(seen) or _missing(seen):
+    missing = {each.connection for each in _missing(seen)}
+    for first in _refused(seen):
+        run = [copy.message for copy in seen.copies_in(_ORDERS) if copy.message.connection == first.connection]
+        bodies = {each.body for each in run}
+        if first.connection not in missing and len(bodies) >= 6 and all(each.confirms for each in (first, *run)):
+            return (
+                f"{first} was refused (basic.nack), and its program published it again: all {len(bodies)} orders came."
+            )
+    return ""
+
+
+def _not_told(seen: Seen) -> str:
+    untold = [each for each in _refused(seen) if not each.confirms]
+    if not untold:
         return ""
-    return f"{_refused(seen)[0]} was refused, and published again. All {len(bodies)} orders came."
+    return f"{untold[-1]} was refused. It was published without confirms, so its program was not told."
 
 
 def _never_again(seen: Seen) -> str:
     if not (missing := _missing(seen)):
         return ""
-    return f"{missing[0]} was refused (basic.nack), and nobody has published it again."
+    return f"{missing[-1]} was refused (basic.nack), and its program has not published it again."
 
 
 def _none_refused(seen: Seen) -> str:
@@ -163,7 +237,7 @@ _UNCONFIRMED = Goal(
     "has "
     "room for two. Mend it. Then run it, and some seconds later 'mqtool receive -q orders': all six have to come.",
     _all_came,
-    (_never_again, _none_refused, mistakes.not_sent_to(_ORDERS)),
+    (_not_told, _never_again, _none_refused, mistakes.not_sent_to(_ORDERS)),
     (
         "The program goes on after basic_publish(). What does it know about the message then?",
         "Publisher confirms: the broker says of each message whether it took it (basic.ack) or not (basic.nack).",

@@ -1,5 +1,7 @@
 """Goals of the tutorial rpc."""
 
+from collections import Counter
+
 from mqtool.plays.goals import mistakes
 from mqtool.plays.goals.goal import Goal
 from mqtool.plays.goals.seen import Seen, SeenMessage
@@ -29,8 +31,28 @@ def _answer(seen: Seen, request: SeenMessage) -> SeenMessage | None:
     return next(found, None) if identity else None
 
 
+def _received(seen: Seen, request: SeenMessage) -> SeenMessage | None:
+    """The reply with the request's correlation ID, if the connection that sent the request got it."""
+    answer = _answer(seen, request)
+    if answer is None or answer.reply_to == request.connection:
+        return answer
+    receivers = (each.receiver for copy in answer.copies for each in copy.deliveries)
+    return answer if any(each.startswith(request.connection) for each in receivers) else None
+
+
+def _gave_up(seen: Seen) -> str:
+    for request in reversed(_requests(seen)):
+        answer = _answer(seen, request)
+        if answer is not None and _received(seen, request) is None:
+            return (
+                f"The server replied to {request}, but the connection that had sent it did not get the reply: perhaps "
+                "the client had given up."
+            )
+    return ""
+
+
 def _three_answers(seen: Seen) -> str:
-    pairs = [(each, answer) for each in _requests(seen) if (answer := _answer(seen, each)) is not None]
+    pairs = [(each, answer) for each in _requests(seen) if (answer := _received(seen, each)) is not None]
     for request, _ in pairs:
         alike = [pair for pair in pairs if pair[0].connection == request.connection]
         if len({pair[0].properties["correlation_id"] for pair in alike}) >= 3:
@@ -55,8 +77,10 @@ def _no_reply_to(seen: Seen) -> str:
 
 
 def _few(seen: Seen) -> str:
-    answered = [each for each in _requests(seen) if _answer(seen, each)]
-    return f"One client has to ask three times; {len(answered)} so far got an answer." if answered else ""
+    answered = Counter(each.connection for each in _requests(seen) if _received(seen, each))
+    if not answered:
+        return ""
+    return f"One client has to get three replies; no client got more than {max(answered.values())} so far."
 
 
 def _no_server(seen: Seen) -> str:
@@ -70,7 +94,7 @@ _ANSWERED = Goal(
     "correlation ID of "
     "its request.",
     _three_answers,
-    (mistakes.not_sent_to(_RPC), _no_reply_to, _unlike, _no_server, _few),
+    (mistakes.not_sent_to(_RPC), _no_reply_to, _unlike, _gave_up, _no_server, _few),
     (
         "Three replies come back over one queue. How does the client know which is which?",
         "Correlation ID: the client sets it to a unique value for every request, and the server copies it to the "
@@ -82,16 +106,16 @@ _ANSWERED = Goal(
 
 def _late(seen: Seen) -> str:
     for copy in seen.copies_in(_RPC):
-        answer = _answer(seen, copy.message)
-        if answer is not None and copy.waited:
+        if copy.waited and _received(seen, copy.message) is not None:
             return (
-                f"The request {copy.message} waited in 'rpc_queue' until {seen.called(copy.receiver)} came and replied."
+                f"The request {copy.message} waited in 'rpc_queue' until {seen.called(copy.receiver)} came, and its "
+                "client got the reply."
             )
     return ""
 
 
 def _was_there(seen: Seen) -> str:
-    answered = [copy for copy in seen.copies_in(_RPC) if _answer(seen, copy.message)]
+    answered = [copy for copy in seen.copies_in(_RPC) if not copy.waited and _received(seen, copy.message)]
     return f"{answered[-1].message} was answered at once. Stop the server, and ask again." if answered else ""
 
 
@@ -100,7 +124,7 @@ _LATE = Goal(
     "Send a request to 'rpc_queue' while no server is running. Start the server before the client gives up: it "
     "replies.",
     _late,
-    (mistakes.not_sent_to(_RPC), _no_reply_to, _unlike, _was_there, _no_server),
+    (mistakes.not_sent_to(_RPC), _no_reply_to, _unlike, _gave_up, _was_there, _no_server),
     (
         "Is a request over a queue lost if the server is not there?",
         "The request waits in the queue like any message. How long a client waits for the reply is up to the client.",

@@ -10,7 +10,8 @@ receiver ends at once, RabbitMQ may drop its part of the counters; then the queu
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from copy import copy as shallow_copy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ class SeenDelivery:
         receiver: identifies the consumer (on RabbitMQ, its connection); empty for basic.get.
         protocol: of the consumer; empty on RabbitMQ and for basic.get.
         at, ended_at: the moment of the delivery, and of its end; 0 if it has not ended.
-        milliseconds: the broker's time of the delivery, since 1970.
+        milliseconds, ended_milliseconds: the broker's time of the delivery, and of its end, since 1970; 0 if unknown.
         end: "acknowledged", "requeued: " and why, "dead-lettered: " or "discarded: " and the reason; "gone" if RabbitMQ
             does not tell which of these, but the message is not in its queue any more; or empty.
         no_ack: True if the receiver consumes with automatic acknowledgement.
@@ -49,7 +50,13 @@ class SeenDelivery:
     protocol: str = ""
     end: str = ""
     ended_at: int = 0
+    ended_milliseconds: int = 0
     republished: "SeenMessage | None" = None
+
+    @property
+    def held_milliseconds(self) -> int:
+        """How long the receiver had it before it was acknowledged or given back; 0 if that is not known."""
+        return max(0, self.ended_milliseconds - self.milliseconds)
 
 
 @dataclass
@@ -73,7 +80,8 @@ class SeenCopy:
         why = record.get("why") or record.get("reason")
         end = f"{record['what']}: {why}" if why else str(record["what"])
         if self.deliveries and not self.deliveries[-1].end:
-            self.deliveries[-1].end, self.deliveries[-1].ended_at = end, now
+            last = self.deliveries[-1]
+            last.end, last.ended_at, last.ended_milliseconds = end, now, record.get("t", 0)
         if record["what"] != "requeued":
             self.end = end
 
@@ -121,7 +129,9 @@ class SeenMessage:
         milliseconds: the broker's time then, since 1970.
         connection: the publisher's connection; empty if a queue dead-lettered the message, or it was found in a queue.
         protocol: of that connection; empty on RabbitMQ and for the management API.
+        confirms: True if it was published on a channel with publisher confirms; False on RabbitMQ.
         origin, reason: the queue that dead-lettered it, and why, if one did.
+        held_by: the exchange that holds it back until its delay is over; empty before and afterwards.
         was_held: True if an exchange has held it back, as its delay asked for.
         reply_to: for a direct reply, the connection that gets it.
         lost: "dropped" or "returned" if no queue got it, "refused" if a full queue refused it.
@@ -139,9 +149,11 @@ class SeenMessage:
     copies: list[SeenCopy] = field(default_factory=list)
     lost: str = ""
     reason: str = ""
+    held_by: str = ""
     was_held: bool = False
     reply_to: str = ""
     protocol: str = ""
+    confirms: bool = False
 
     def __str__(self) -> str:
         return repr(self.body if len(self.body) <= _SHOWN else f"{self.body[:_SHOWN]}…")
@@ -164,7 +176,10 @@ class SeenMessage:
 
 
 class SeenBinding(NamedTuple):
-    """A binding; `key` is the routing key, or the arguments as "name=value" words."""
+    """A binding; `key` is the routing key, or the arguments as "name=value" words.
+
+    Of many bindings to one destination, only the first few are known; "…" is the key of the others.
+    """
 
     exchange: str
     destination: str
@@ -177,6 +192,25 @@ class SeenConsumer(NamedTuple):
     name: str
     queue: str
     prefetch: int
+
+
+def at_once(copies: Iterable[SeenCopy], fewest: int = 1) -> dict[str, int]:
+    """Return the receivers that were there at the same time as another one, and how many copies each of them got.
+
+    Args:
+        copies: copies that were received.
+        fewest: leave out receivers that got fewer copies than this.
+    """
+    moments: dict[str, list[int]] = {}
+    for copy in copies:
+        if copy.receiver:
+            moments.setdefault(copy.receiver, []).append(copy.deliveries[-1].at)
+    moments = {receiver: each for receiver, each in moments.items() if len(each) >= fewest}
+    return {
+        one: len(its)
+        for one, its in moments.items()
+        if any(one != other and min(its) < max(each) and min(each) < max(its) for other, each in moments.items())
+    }
 
 
 class Seen:
@@ -297,7 +331,9 @@ class Seen:
         self.queues = {each["name"]: each for each in record["queues"]}
         self.exchanges = {each["name"]: each["type"] for each in record["exchanges"]}
         self.bindings = [
-            SeenBinding(link["from"], link["to"], key) for link in record["links"] for key in link["keys"] or [""]
+            SeenBinding(link["from"], link["to"], key)
+            for link in record["links"]
+            for key in [*(link["keys"] or [""]), *(["…"] if link["more"] else [])]
         ]
         self.consumers = [SeenConsumer(each["name"], each["queue"], each["prefetch"]) for each in record["consumers"]]
 
@@ -318,7 +354,9 @@ class Seen:
             case "returned" | "dropped" | "refused" as end:
                 self._published[record["message"]].lost = end
             case "delayed":
-                self._held[record["exchange"], record["copy"]] = self._published[record["message"]]
+                message = self._published[record["message"]]
+                self._held[record["exchange"], record["copy"]] = message
+                message.held_by = record["exchange"]
             case _:
                 self._take_event_in_queue(record)
 
@@ -339,11 +377,12 @@ class Seen:
     def _take_published(self, record: Json) -> SeenMessage:
         source = record["from"]
         if "copy" in source and (held := self._held.pop((source["exchange"], source["copy"]), None)) is not None:
-            held.was_held = True
+            held.was_held, held.held_by = True, ""
             return held
         origin = source.get("queue", "")
         message = self._message(record, "" if origin else source.get("connection") or source.get("client", ""), origin)
         message.reason, message.protocol = source.get("reason", ""), source.get("protocol", "")
+        message.confirms = bool(source.get("confirms"))
         for receiver, bodies in self._delivered.items() if message.connection else ():
             for copy in bodies.get(message.body, ()) if receiver.startswith(message.connection) else ():
                 if copy.is_held and copy.receiver == receiver:
@@ -416,3 +455,10 @@ class Seen:
             for copy in copies:
                 if not copy.end:
                     copy.finish({"what": end}, self.now)
+
+
+def since(seen: Seen, moment: int) -> Seen:
+    """Return the same history with a later begin, so that `messages` contains only what is new since a moment."""
+    later = shallow_copy(seen)
+    later.begun = moment
+    return later

@@ -8,11 +8,10 @@ from mqtool.routing import TopicTable
 _LOGS = "topic_logs"
 
 
-def _matches(seen: Seen, queue: str, key: str) -> bool:
-    """True if one of the queue's bindings matches the key."""
+def _match(pattern: str, key: str) -> bool:
+    """Return True if a binding with this pattern matches the key."""
     table = TopicTable[str]()
-    for pattern in seen.keys_of(queue, _LOGS):
-        table.add(pattern, {}, queue)
+    table.add(pattern, {}, pattern)
     return bool(table.match(key, {}))
 
 
@@ -23,30 +22,48 @@ def _queues(seen: Seen, key: str) -> set[str]:
 
 
 _TWO_WORDS, _OTHERS = "kern.disk", ("kern", "kern.disk.full")
+_PATTERN = "kern.*"
+
+
+def _is_narrow(pattern: str) -> bool:
+    """True if it matches nothing but keys of two words that begin with 'kern'."""
+    first, _, second = pattern.partition(".")
+    return first == "kern" and bool(second) and "." not in second and second != "#"
 
 
 def _star(seen: Seen) -> str:
     if not all(seen.published_to(_LOGS, key) for key in (_TWO_WORDS, *_OTHERS)):
         return ""
+    latest = {key: seen.published_to(_LOGS, key)[-1].queues for key in _OTHERS}
     for queue in _queues(seen, _TWO_WORDS):
-        pattern = sorted(seen.keys_of(queue, _LOGS))[0]
-        if not any(_matches(seen, queue, key) for key in _OTHERS) and pattern != _TWO_WORDS:
-            return f"{pattern!r} matches 'kern.disk', and neither 'kern' nor 'kern.disk.full'."
+        patterns = seen.keys_of(queue, _LOGS)
+        if _PATTERN in patterns and all(map(_is_narrow, patterns)) and not any(queue in got for got in latest.values()):
+            return f"{_PATTERN!r} matches 'kern.disk', and neither 'kern' nor 'kern.disk.full'."
     return ""
 
 
 def _too_wide(seen: Seen) -> str:
     for queue in _queues(seen, _TWO_WORDS):
+        for pattern in sorted(each for each in seen.keys_of(queue, _LOGS) if not _is_narrow(each)):
+            matched = next((key for key in (*_OTHERS, "cron.disk") if _match(pattern, key)), None)
+            if matched is not None:
+                return f"{pattern!r} matches {matched!r} as well."
+            return f"The receiver is also bound with {pattern!r}. Give it one pattern only."
+    return ""
+
+
+def _was_wide(seen: Seen) -> str:
+    for queue in _queues(seen, _TWO_WORDS):
         for key in _OTHERS:
-            if _matches(seen, queue, key):
-                return f"{sorted(seen.keys_of(queue, _LOGS))[0]!r} matches {key!r} as well."
+            if (published := seen.published_to(_LOGS, key)) and queue in published[-1].queues:
+                return f"The receiver got {key!r} as well. Now publish all three keys again."
     return ""
 
 
 def _no_pattern(seen: Seen) -> str:
     for queue in _queues(seen, _TWO_WORDS):
-        if seen.keys_of(queue, _LOGS) == {_TWO_WORDS}:
-            return "'kern.disk' matches, but it is no pattern: 'kern.net' should match, too."
+        if _PATTERN not in (patterns := seen.keys_of(queue, _LOGS)):
+            return f"{sorted(patterns)[0]!r} matches, but it is no pattern: 'kern.net' should match, too."
     return ""
 
 
@@ -57,8 +74,10 @@ def _key_missing(seen: Seen) -> str:
 
 
 def _gone(seen: Seen) -> str:
-    got = [each for each in seen.published_to(_LOGS, _TWO_WORDS) if each.receivers]
-    return "The receiver has gone. Let it run until all three are published." if got else ""
+    got = {copy.queue for each in seen.published_to(_LOGS, _TWO_WORDS) for copy in each.copies if copy.received}
+    if not got or got & seen.queues.keys():
+        return ""
+    return "The receiver has gone. Let it run until all three are published."
 
 
 _STAR = Goal(
@@ -66,7 +85,15 @@ _STAR = Goal(
     "A receiver of 'topic_logs' with a pattern that matches keys of two words that begin with 'kern'. Publish with the "
     "keys 'kern', 'kern.disk' and 'kern.disk.full' while it runs: it gets only 'kern.disk'.",
     _star,
-    (mistakes.not_published_to(_LOGS), _no_pattern, _too_wide, _key_missing, mistakes.nothing_bound(_LOGS), _gone),
+    (
+        mistakes.not_published_to(_LOGS),
+        _too_wide,
+        _no_pattern,
+        _key_missing,
+        _was_wide,
+        mistakes.nothing_bound(_LOGS),
+        _gone,
+    ),
     (
         "Which sign stands for exactly one word, and which one for any number of words?",
         "Topic exchange: * (star) can substitute for exactly one word, # (hash) for zero or more words.",

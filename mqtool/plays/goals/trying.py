@@ -16,7 +16,7 @@ from mqtool.errors import NotFound, Unavailable, UsageError
 from mqtool.inspection.upgrade import Version, running
 from mqtool.management import Management, exchange_path, path
 from mqtool.plays.goals.goal import Goal, Said, TrialFault
-from mqtool.plays.goals.seen import Json, Seen
+from mqtool.plays.goals.seen import Json, Seen, since
 from mqtool.stage.stage import undisturbed
 from mqtool.taps import firehose_is_on, switch_firehose
 from mqtool.ui.copies import Copies
@@ -243,12 +243,8 @@ class Trial:
 
     def _made_since(self, moment: int, mistakes: Iterable[Said]) -> set[Said]:
         """Return the mistakes that can be seen from the messages since a moment; none if there are no messages."""
-        seen = self.seen
-        begun, seen.begun = seen.begun, moment
-        try:
-            return {each for each in mistakes if each(seen)} if seen.messages else set()
-        finally:
-            seen.begun = begun
+        later = since(self.seen, moment)
+        return {each for each in mistakes if each(later)} if later.messages else set()
 
     def _is_untouched(self, goal: Goal) -> bool:
         """True if no client has done anything on the broker yet."""

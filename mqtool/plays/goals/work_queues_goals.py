@@ -5,21 +5,29 @@ from itertools import pairwise
 
 from mqtool.plays.goals import mistakes
 from mqtool.plays.goals.goal import Goal, TrialFault
-from mqtool.plays.goals.seen import Seen, SeenCopy, SeenDelivery, SeenMessage
+from mqtool.plays.goals.seen import Seen, SeenCopy, SeenDelivery, SeenMessage, at_once
+from mqtool.spelling import counted
 
 _TASKS = "task_queue"
 _MANY = 6
+#: A task that takes at least this many milliseconds is a long one.
+_LONG = 1000
+
+
+def _done_copies(seen: Seen) -> list[SeenCopy]:
+    """The tasks that were done, by a worker that was waiting for them or by basic.get."""
+    copies = seen.copies_in(_TASKS)
+    return [copy for copy in copies if copy.received and copy.deliveries and copy.republished is None]
 
 
 def _done(seen: Seen) -> Counter[str]:
     """How many tasks each worker has done."""
-    copies = seen.copies_in(_TASKS)
-    return Counter(copy.receiver for copy in copies if copy.received and copy.republished is None)
+    return Counter(copy.receiver for copy in _done_copies(seen))
 
 
 def _shared(seen: Seen) -> str:
-    done = _done(seen)
-    if done.total() < _MANY or len(done) < 2 or min(done.values()) < 2:
+    done = at_once(_done_copies(seen), fewest=2)
+    if sum(done.values()) < _MANY:
         return ""
     return "; ".join(f"{seen.called(worker)} did {count} tasks" for worker, count in done.items()) + "."
 
@@ -31,9 +39,24 @@ def _one_worker(seen: Seen) -> str:
     return f"{seen.called(next(iter(done)))} did all {done.total()} tasks alone. Start a second one, and send again."
 
 
+def _in_turn(seen: Seen) -> str:
+    tasks = _done_copies(seen)
+    if len(tasks) < _MANY or len(_done(seen)) < 2 or at_once(tasks):
+        return ""
+    last = max(tasks, key=lambda copy: copy.deliveries[-1].at)
+    other = next(copy for copy in tasks if copy.receiver != last.receiver)
+    return (
+        f"{seen.called(other.receiver)} got its last task before {seen.called(last.receiver)} got its first. "
+        "Let both run at the same time, and send six tasks."
+    )
+
+
 def _uneven(seen: Seen) -> str:
     done = _done(seen)
-    return "One of the workers did nearly everything." if done.total() >= _MANY and len(done) > 1 else ""
+    if done.total() < _MANY or len(done) < 2:
+        return ""
+    worker, most = done.most_common(1)[0]
+    return f"{seen.called(worker)} did {most} of {done.total()} tasks. Let two workers run, and send six more."
 
 
 def _few_tasks(seen: Seen) -> str:
@@ -52,6 +75,7 @@ _SHARED = Goal(
         mistakes.not_done(_TASKS),
         _few_tasks,
         _one_worker,
+        _in_turn,
         _uneven,
     ),
     (
@@ -103,10 +127,18 @@ def _automatic(seen: Seen) -> str:
 
 
 def _too_quick(seen: Seen) -> str:
-    done = _done(seen)
-    if done.total() < 4:
+    done = _done_copies(seen)
+    if len(done) < 4:
         return ""
-    return "No worker was busy while another one did three tasks. Send a long task first, such as 'long.....'."
+    task = max(done, key=lambda copy: copy.deliveries[-1].held_milliseconds)
+    longest = task.deliveries[-1]
+    if longest.held_milliseconds < _LONG:
+        return "No worker was busy while another one did three tasks. Send a long task first, such as 'long.....'."
+    meanwhile = len(_meanwhile(seen, longest))
+    return (
+        f"While {seen.called(longest.receiver)} worked on {task.message}, {counted(meanwhile, 'other task')} reached a "
+        "worker. Send at least three quick tasks right after the long one, while two workers run."
+    )
 
 
 _FAIR = Goal(
@@ -138,6 +170,11 @@ def _survived(seen: Seen) -> str:
 def _given_back(seen: Seen) -> str:
     for copy in seen.copies_in(_TASKS):
         for each in copy.deliveries:
+            if each.end == "requeued: closed":
+                return (
+                    f"{seen.called(each.receiver)} closed its channel or connection itself, and so gave {copy.message} "
+                    "back. Kill it while it works (kill -9)."
+                )
             if each.end.startswith("requeued") and each.end != "requeued: lost":
                 return f"{seen.called(each.receiver)} gave {copy.message} back itself. Kill it while it works."
     return ""
@@ -161,7 +198,8 @@ def _was_done(seen: Seen) -> str:
 
 _KILLED = Goal(
     "killed",
-    "Kill a worker in the middle of a task (kill -9, or close its terminal). Another worker does the task.",
+    "Kill a worker in the middle of a task (kill -9), so that it cannot even close its connection. Another worker does "
+    "the task.",
     _survived,
     (
         _automatic,
@@ -171,6 +209,7 @@ _KILLED = Goal(
         _needs_another,
         _was_done,
         mistakes.not_sent_to(_TASKS),
+        mistakes.nobody_receives(_TASKS),
     ),
     (
         "What does the broker know of a task whose worker has died?",
@@ -190,11 +229,23 @@ def _two_kinds(seen: Seen) -> bool:
     return len({*waiting}) == 2
 
 
+def _is_received_after(copy: SeenCopy, moment: int) -> bool:
+    return copy.received and bool(copy.deliveries) and copy.deliveries[-1].at > moment
+
+
+def _gone_after(seen: Seen) -> str:
+    if not seen.acted or any(not copy.end for copy in seen.copies_in(_KEPT) if copy.message.persistent):
+        return ""
+    if any(_is_received_after(copy, seen.acted) for copy in seen.copies_in(_KEPT) if copy.at < seen.acted):
+        return ""
+    return "What had survived the restart is gone, and nobody has received it. Press r to begin this goal again."
+
+
 def _kept_and_lost(seen: Seen) -> str:
     before = [copy for copy in seen.copies_in(_KEPT) if copy.at < seen.acted]
-    kept = [copy for copy in before if copy.message.persistent and copy.received]
-    lost = [copy for copy in before if not copy.message.persistent and not copy.deliveries]
-    if not kept or not lost or seen.depth(_KEPT):
+    kept = [copy for copy in before if copy.message.persistent and _is_received_after(copy, seen.acted)]
+    lost = [copy for copy in before if not copy.message.persistent and not copy.deliveries and not copy.end]
+    if not seen.acted or not kept or not lost or seen.depth(_KEPT):
         return ""
     return f"{kept[0].message} is persistent, and was there after the restart; {lost[0].message} was not."
 
@@ -221,7 +272,7 @@ _RESTART = Goal(
     "There is a durable classic queue 'tasks'. Send it two messages: one that survives a restart of the broker, and "
     "one that does not. When both are there, the broker is restarted. Then receive what is left.",
     _kept_and_lost,
-    (mistakes.thrown_away(_KEPT), _taken_before, mistakes.not_sent_to(_KEPT), _kind_missing),
+    (_gone_after, mistakes.thrown_away(_KEPT), _taken_before, mistakes.not_sent_to(_KEPT), _kind_missing),
     (
         "The queue is durable. Is that enough for its messages?",
         "Message durability: a durable queue survives, and the messages in it that are marked as persistent.",
@@ -242,17 +293,40 @@ def _dead(seen: Seen) -> list[SeenMessage]:
         dead
         for dead in seen.published_to("", _DEAD)
         for body, job in jobs
-        if body == dead.body and job.receiver.startswith(dead.connection) and job.at < dead.at < job.ended_at
+        if dead.connection and job.receiver.startswith(dead.connection)
+        if body == dead.body and job.at < dead.at < job.ended_at
     ]
     return [each for each in seen.dead_letters if each.origin == _JOBS] + by_workers
 
 
+def _returned(seen: Seen, dead: SeenMessage) -> list[SeenCopy]:
+    """The jobs that may be this dead letter: those with its body that were published after somebody had got it.
+
+    A program that publishes it while it holds it is sure; otherwise, any of them may be.
+    """
+    taken = dead.copy_in(_DEAD)
+    if taken is None or not taken.deliveries:
+        return []
+    if (republished := taken.republished) is not None and (copy := republished.copy_in(_JOBS)) is not None:
+        return [copy]
+    since = taken.deliveries[-1].at
+    return [copy for copy in seen.copies_in(_JOBS) if copy.message.body == dead.body and copy.at > since]
+
+
 def _redriven(seen: Seen) -> str:
     for dead in _dead(seen):
-        if all(copy.end for copy in dead.copies):
-            for copy in seen.copies_in(_JOBS):
-                if copy.message.body == dead.body and copy.at > dead.at and copy.acknowledged:
-                    return f"{dead} was rejected, lay in 'jobs.dlq', came back to 'jobs', and was done."
+        taken, jobs = dead.copy_in(_DEAD), _returned(seen, dead)
+        is_taken = taken is not None and taken.received
+        if is_taken and jobs and all(copy.acknowledged and copy.republished is None for copy in jobs):
+            return f"{dead} was rejected, lay in 'jobs.dlq', was published to 'jobs' again, and was done."
+    return ""
+
+
+def _not_back(seen: Seen) -> str:
+    for dead in _dead(seen):
+        taken = dead.copy_in(_DEAD)
+        if taken is not None and taken.received and not _returned(seen, dead):
+            return f"{dead} was taken out of 'jobs.dlq', and has not come back to 'jobs'."
     return ""
 
 
@@ -265,9 +339,8 @@ def _still_dead(seen: Seen) -> str:
 
 def _back(seen: Seen) -> str:
     for dead in _dead(seen):
-        for copy in seen.copies_in(_JOBS):
-            if copy.message.body == dead.body and copy.at > dead.at and not copy.end:
-                return f"{dead} is back in 'jobs'. Now a worker must do it."
+        if any(not copy.end for copy in _returned(seen, dead)):
+            return f"{dead} is back in 'jobs'. Now a worker must do it."
     return ""
 
 
@@ -296,6 +369,7 @@ _DEAD_LETTER = Goal(
     (
         _still_dead,
         _back,
+        _not_back,
         _requeued,
         _thrown_into,
         mistakes.not_sent_to(_JOBS),

@@ -24,6 +24,7 @@ from mqtool.broker.embedded.model.broker import NODE, Broker, check_connections
 from mqtool.broker.embedded.model.footprint import DELIVERY
 from mqtool.broker.embedded.model.profile import identity
 from mqtool.broker.embedded.model.protocol_conversion import table_to_091
+from mqtool.broker.embedded.model.queue import Why
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.codecs.amqp10_frames import (
@@ -279,16 +280,16 @@ class Connection10(Amqp10Socket):
 
     def _close_received(self) -> None:
         if self.state != "closing":
-            self.shut()
+            self.shut(Why.CLOSED)
             self.send(0, Close())
         self.hang_up()
 
-    def shut(self) -> None:
+    def shut(self, why: Why = Why.LOST) -> None:
         """End the sessions and delete the exclusive queues."""
         self.stop_heartbeats()
         sessions, self.sessions = list(self.sessions.values()), {}
         for session in sessions:
-            session.shut()
+            session.shut(why)
         queues, self.exclusive_queues = self.exclusive_queues, set()
         for queue in queues:
             self.vhost.delete_queue(queue)

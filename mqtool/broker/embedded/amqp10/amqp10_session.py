@@ -197,7 +197,7 @@ class Amqp10Session(SessionState):
         hooks = self.connection.broker.hooks
         returned: dict[BrokerQueue, list[BacklogEntry]] = {}
         for each in deliveries:
-            if hooks is not None and why is not Why.LOST:
+            if hooks is not None and not why.is_end:
                 hooks.rejected(each.queue, each.entry, requeue=True)
             if each.queue.kind != "stream":
                 returned.setdefault(each.queue, []).append(each.entry)
@@ -325,7 +325,7 @@ class Amqp10Session(SessionState):
             self.send(End(error))
             self.connection.forget_session(self.number)
 
-    def shut(self) -> None:
+    def shut(self, why: Why = Why.CLOSED) -> None:
         """End all links and requeue the unsettled deliveries."""
         self.is_open = False
         outgoing, self.outgoing = list(self.outgoing.values()), {}
@@ -335,7 +335,7 @@ class Amqp10Session(SessionState):
             link.stop()
         self.incoming.clear()
         deliveries, self.unsettled = self.unsettled, {}
-        self._requeue(deliveries.values(), Why.LOST)
+        self._requeue(deliveries.values(), why)
         self.connection.add_held_bytes(-sum(map(len, self.backlog)) - sum(self._sizes.values()))
         self.backlog.clear()
         self._sizes.clear()

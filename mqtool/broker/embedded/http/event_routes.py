@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from itertools import islice
+from typing import Any
 
 from mqtool import ndjson
 from mqtool.broker.embedded.http.http_server import HttpAnswer, bad_request
@@ -48,11 +49,12 @@ def _client(connection: ClientSocket) -> str:
     return str(properties.get("connection_name") or properties.get("product") or connection.name.partition(" -> ")[0])
 
 
-def _client_of(source: object) -> dict[str, str]:
+def _client_of(source: object) -> dict[str, Any]:
     """Describe the client that a message comes from or goes to."""
     session = source.session if isinstance(source, BrokerChannel) else source
     if isinstance(session, ClientSocket):
-        return {"client": _client(session), "connection": session.name, "protocol": session.protocol}
+        named = {"client": _client(session), "connection": session.name, "protocol": session.protocol}
+        return {**named, "confirms": source.confirms is not None} if isinstance(source, BrokerChannel) else named
     return {"client": "management API", "connection": "", "protocol": ""}
 
 

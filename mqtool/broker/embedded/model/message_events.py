@@ -59,7 +59,7 @@ class MessageEvents:
     def __init__(
         self,
         vhost: VirtualHost,
-        client_of: Callable[[object], dict[str, str]],
+        client_of: Callable[[object], Fields],
         name_of: Callable[[QueueConsumer | None, BrokerQueue], str | None],
     ) -> None:
         self.number = time.monotonic_ns() // 1000

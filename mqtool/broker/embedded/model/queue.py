@@ -28,11 +28,17 @@ class Why(Enum):
     """The reason for requeueing a message.
 
     RETURNED: basic.nack or basic.recover. REJECTED: basic.reject. FAILED: a failed delivery in AMQP 1.0, which classic
-    queues count too in some versions. LOST: the end of a channel or session, or a delivery not settled in time.
-    RELEASED: an AMQP 1.0 release. DETACHED: the end of an AMQP 1.0 link.
+    queues count too in some versions. CLOSED: the end of a channel or session, or of a connection that its client has
+    closed. LOST: the end of a connection otherwise, or a delivery not settled in time. RELEASED: an AMQP 1.0 release.
+    DETACHED: the end of an AMQP 1.0 link.
     """
 
-    RETURNED, REJECTED, FAILED, LOST, RELEASED, DETACHED = range(6)
+    RETURNED, REJECTED, FAILED, CLOSED, LOST, RELEASED, DETACHED = range(7)
+
+    @property
+    def is_end(self) -> bool:
+        """True if the client did not ask for it: its channel or session has ended, or its time was over."""
+        return self in (Why.CLOSED, Why.LOST)
 
 
 class Outcome(Enum):
@@ -332,14 +338,14 @@ class BrokerQueue:
     def _requeue_in_quorum(self, entry: BacklogEntry, why: Why, not_before: int | None) -> None:
         """Requeue a message, immediately or after a delay, or dead-letter it if it has exceeded the delivery limit."""
         entry.acquired_count += 1
-        failed = why in (Why.REJECTED, Why.FAILED, Why.LOST) or (why is Why.RETURNED and self.profile.nack_counts)
+        failed = why.is_end or why in (Why.REJECTED, Why.FAILED) or (why is Why.RETURNED and self.profile.nack_counts)
         entry.delivery_count += failed
         limit = self.options.delivery_limit
         if limit is not None and entry.delivery_count > limit:
             self._dead_letter(entry, "delivery_limit")
         elif (delay := _delay(self, entry, not_before, failed=failed)) is not None:
             self._retries.add(self.clock.now() + delay, entry)
-        elif limit is None and why is not Why.LOST and self.profile.unlimited_last:
+        elif limit is None and not why.is_end and self.profile.unlimited_last:
             # Without a delivery limit, RabbitMQ up to 4.2 puts messages that a client requeues behind all others.
             self.backlog.append(entry)
         else:

@@ -229,7 +229,7 @@ class StreamQueue(BrokerQueue):
 
     def requeue(self, entries: Iterable[BacklogEntry], why: Why = Why.RETURNED, not_before: int | None = None) -> None:  # noqa: ARG002
         """Raise ConnectionException 540: a stream does not support requeueing. Do nothing if a channel has ended."""
-        if why is not Why.LOST:
+        if not why.is_end:
             for entry in entries:
                 self.reject(entry)
 

@@ -12,7 +12,7 @@ from mqtool.broker.embedded.model.amqp_errors import ChannelException
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.broker.embedded.model.footprint import of_message
-from mqtool.broker.embedded.model.queue import BrokerQueue
+from mqtool.broker.embedded.model.queue import BrokerQueue, Why
 from mqtool.broker.embedded.model.topology_operations import check_owner, exchange_of, queue_of
 from mqtool.broker.embedded.model.virtual_host import Routing, VirtualHost
 from mqtool.broker.embedded.wire import amqp_frames as frames
@@ -156,7 +156,7 @@ class BrokerChannel:
             self.session.broker.reply_consumers.pop(self.replies.token, None)
             self.replies = None
 
-    def shut(self) -> None:
+    def shut(self, why: Why = Why.CLOSED) -> None:
         """Close the channel on the broker's side: end its consumers and requeue its unacknowledged messages."""
         self.state = "closed"
         self.stop_replies()
@@ -165,7 +165,7 @@ class BrokerChannel:
         if self.transaction is not None:
             self.session.add_held_bytes(-self.transaction.held_bytes)
             uncommitted = self.transaction.deliveries().values()
-        self.deliveries.shut(uncommitted)
+        self.deliveries.shut(uncommitted, why)
 
     def close(self, error: ChannelException, index: int) -> None:
         """Send channel.close, and ignore further frames until the client sends channel.close-ok.

@@ -22,6 +22,7 @@ from mqtool.broker.embedded.model.amqp_errors import (
 )
 from mqtool.broker.embedded.model.broker import Broker, check_channels
 from mqtool.broker.embedded.model.footprint import CHANNEL, DELIVERY
+from mqtool.broker.embedded.model.queue import Why
 from mqtool.broker.embedded.sockets.client_socket import UNSENT_LIMIT, ClientSocket
 from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.broker.embedded.wire import amqp_frames as frames
@@ -274,7 +275,7 @@ class BrokerConnection(AmqpSession):
 
     def _close_received(self) -> None:
         """Send connection.close-ok. Let the client close the socket: otherwise, some clients report a failure."""
-        self.shut()
+        self.shut(Why.CLOSED)
         self.send(commands.Connection.CloseOk)
         self.state = "closed"
         self.set_deadline(_CLOSED_SECONDS)
@@ -304,12 +305,12 @@ class BrokerConnection(AmqpSession):
         )
         self.set_deadline(_CLOSING_SECONDS)
 
-    def shut(self) -> None:
+    def shut(self, why: Why = Why.LOST) -> None:
         """Close the channels and delete the exclusive queues."""
         channels, self.channels = list(self.channels.values()), {}
         for channel in channels:
             if channel.state == "open":
-                channel.shut()
+                channel.shut(why)
         queues, self.exclusive_queues = self.exclusive_queues, set()
         for queue in queues:
             self.vhost.delete_queue(queue)

@@ -328,7 +328,7 @@ class Deliveries:
         for tag in late:
             del self.unacked[tag]
         self._timed_out |= late.keys()
-        self._requeue(late.values())
+        self._requeue(late.values(), Why.LOST)
         return None
 
     def _late(self, default: float, now: float) -> dict[int, ChannelDelivery]:
@@ -344,7 +344,7 @@ class Deliveries:
                 late[tag] = each
         return late
 
-    def shut(self, uncommitted: Iterable[ChannelDelivery]) -> None:
+    def shut(self, uncommitted: Iterable[ChannelDelivery], why: Why) -> None:
         """End the consumers, and requeue the unacknowledged and the `uncommitted` deliveries."""
         for subscription in list(self.subscriptions.values()):
             subscription.stop()
@@ -352,15 +352,15 @@ class Deliveries:
         self.session.add_held_bytes(-self._consumer_bytes)
         self._consumer_bytes = 0
         unacked, self.unacked = self.unacked, {}
-        self._requeue([*uncommitted, *unacked.values()])
+        self._requeue([*uncommitted, *unacked.values()], why)
 
-    def _requeue(self, deliveries: Iterable[ChannelDelivery]) -> None:
+    def _requeue(self, deliveries: Iterable[ChannelDelivery], why: Why) -> None:
         """Requeue deliveries whose consumer is gone."""
         returned: dict[BrokerQueue, list[BacklogEntry]] = {}
         for delivery in deliveries:
             returned.setdefault(delivery.queue, []).append(delivery.entry)
         for queue, entries in returned.items():
-            queue.requeue(entries, Why.LOST)
+            queue.requeue(entries, why)
 
 
 def _counted(entry: BacklogEntry, session: AmqpSession) -> BrokerMessage:
