@@ -7,7 +7,7 @@ from mqtool.errors import BadData
 from mqtool.message import Message
 from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
 
-_LOGS, _HELLO = Exchange("logs", "fanout"), Queue("hello")
+_LOGS, _HELLO = Exchange("logs", "fanout"), Queue("hello", arguments={"x-queue-type": "quorum"})
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,7 @@ _LOGS, _HELLO = Exchange("logs", "fanout"), Queue("hello")
         (_LOGS, "logs", "key", _LOGS),
         (_LOGS, "audit", "key", Exchange("audit", durable=True)),
         (_LOGS, "", "hello", Queue("hello")),
+        (_LOGS, "", None, Queue("")),
         (DEFAULT_EXCHANGE, None, "hello", Queue("hello")),
         (DEFAULT_EXCHANGE, None, None, Queue("")),
     ],
@@ -39,8 +40,9 @@ def test_a_delayed_message_goes_where_it_would_go_without_a_delay(
 def test_a_delayed_message_to_several_queues_is_refused(header: str) -> None:
     """A message to a queue with a header CC or BCC raises BadData, because it would reach only one of its queues."""
     message = Message(b"", None, None, {"headers": {header: ["a", "b"], "x": 1}})
-    with pytest.raises(BadData, match="if it has a header CC or BCC") as error:
+    with pytest.raises(BadData, match="CC or BCC") as error:
         Destination(_HELLO).of(message)
+    assert str(error.value) == "a message to a queue cannot be delayed if it has a header CC or BCC"
     assert error.value.hint == "send it to each queue separately"
     assert Destination(_LOGS).of(message) == _LOGS
     assert Destination(_HELLO).of(Message(b"", None, None, {"headers": {"x": 1}})) == _HELLO
@@ -94,3 +96,14 @@ def test_a_long_name_is_cut_to_what_amqp_allows(letter: str) -> None:
         assert "~" in name
         assert 255 - size < len(name.encode()) <= 255
         assert longest.startswith(name.partition("~")[0])
+
+
+def test_a_derived_name_is_the_same_in_each_version() -> None:
+    """Wait queues outlive the command that declared them, so the next version of mqtool must find them by name."""
+    assert derived_name("a" * 300, "delay") == "a" * 232 + "~8b397aa4c75429a2.delay"
+
+
+def test_a_name_that_is_not_utf_8_can_be_derived_from() -> None:
+    """A name with any bytes, as a shell passes them, is cut like others."""
+    assert derived_name("a\udcff", "delay") == "a\udcff.delay"
+    assert derived_name("a\udcff" * 200, "delay").startswith("aaa")

@@ -67,6 +67,7 @@ def test_sql_expressions_that_match(expression: str) -> None:
         "NOT (missing IN (1))", "colour > 5", "colour = 5", "urgent = 1", "size", "colour", "size / 0 = 1",
         "size % 2.5 = 0", "colour + 1 = 2", "raw LIKE '%'", "raw NOT LIKE 'a%'", "size LIKE '5'", "price % 1 = 0",
         "missing AND TRUE", "missing OR FALSE", "urgent > FALSE", "size + colour = 5", "colour * size = 5",
+        "colour * 2 = 'redred'",
         "size + missing = 5", "-colour = 5", "colour < colour", "colour NOT IN (colour)",
     ],
 )  # fmt: skip

@@ -58,4 +58,5 @@ def test_permission_patterns_are_regular_expressions() -> None:
     assert permissions.allow("configure", "a")
     assert not permissions.allow("configure", "ab")
     assert permissions.allow("write", "")
+    assert Permissions(write="^amq[.]default$").allow("write", "")
     assert not permissions.allow("read", "anything")

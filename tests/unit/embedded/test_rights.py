@@ -1,0 +1,238 @@
+"""What a user without all permissions may do in the embedded broker, and what is refused."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mqtool.broker.embedded.model.amqp_errors import ChannelException
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.exchange import BrokerExchange
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.profile import PROFILES, Like
+from mqtool.broker.embedded.model.rights import Rights
+from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
+
+_TOPIC, _FANOUT = BrokerExchange("logs", "topic"), BrokerExchange("logs", "fanout")
+
+
+def refusal(
+    ask: Callable[[Rights], object],
+    permissions: Permissions | None = None,
+    topics: TopicPermissions | None = None,
+    like: Like = Like.V4_3,
+) -> str:
+    """What the broker answers with error 403 to ann, who has these permissions; "" if she may do it."""
+
+    async def answer() -> str:
+        broker = Broker(Ledger(), profile=PROFILES[like])
+        broker.create_defaults()
+        broker.vhosts["/"].exchanges["logs"] = _TOPIC
+        ann = User.with_password("ann", "secret", [])
+        if permissions is not None:
+            ann.permissions["/"] = permissions
+        if topics is not None:
+            ann.topic_permissions["/", "logs"] = topics
+        broker.save_user(ann)
+        try:
+            ask(Rights(broker, "ann", "/"))
+        except ChannelException as error:
+            return f"{error.code} {error.what}"
+        return ""
+
+    code, _, said = asyncio.run(answer()).partition(" ")
+    assert code in ("403", "")
+    return said
+
+
+@pytest.mark.parametrize("what", ["configure", "write", "read"])
+@pytest.mark.parametrize("kind", ["queue", "exchange"])
+def test_a_permission_is_for_one_kind_of_access(what: str, kind: str) -> None:
+    """Permissions to configure, write and read are independent, and the refusal names the one that is missing."""
+    granted = Permissions(**{"configure": "", "write": "", "read": "", what: "^mine"})
+    assert refusal(lambda rights: rights.check(what, kind, "mine"), granted) == ""
+    said = f"{what} access to {kind} 'yours' in vhost '/' refused for user 'ann'"
+    assert refusal(lambda rights: rights.check(what, kind, "yours"), granted) == said
+    for other in {"configure", "write", "read"} - {what}:
+        assert refusal(lambda rights, other=other: rights.check(other, kind, "mine"), granted)
+
+
+def test_rabbitmq_3_10_does_not_name_the_permission() -> None:
+    """Like RabbitMQ 3.10, the broker says only that access was refused."""
+    said = "access to exchange 'amq.default' in vhost '/' refused for user 'ann'"
+    denied = Permissions("", "", "")
+    assert refusal(lambda rights: rights.check("write", "exchange", ""), denied, like=Like.V3_10) == said
+
+
+@pytest.mark.parametrize("what", ["configure", "write", "read"])
+def test_a_user_without_permissions_in_a_virtual_host_may_do_nothing_there(what: str) -> None:
+    """A user who has no permissions in the virtual host is refused everything."""
+    assert refusal(lambda rights: rights.check(what, "queue", "q"))
+
+
+def test_a_deleted_user_may_do_nothing() -> None:
+    """A connection of a user who was deleted is refused everything, also what was allowed before."""
+
+    def ask(rights: Rights) -> None:
+        rights.check("read", "queue", "q")
+        del rights._broker.users["ann"]
+        rights._broker.permissions_version += 1
+        rights.check_topic("write", _TOPIC, "key")
+        rights.check("read", "queue", "q")
+
+    assert refusal(ask, Permissions()) == "read access to queue 'q' in vhost '/' refused for user 'ann'"
+
+
+def test_changed_permissions_apply_at_once() -> None:
+    """What was allowed, and what was refused, is decided anew after the user was changed."""
+
+    def ask(rights: Rights) -> None:
+        rights.check("read", "queue", "q")
+        rights.check("read", "queue", "q")
+        assert not rights.has_topics
+        rights._broker.users["ann"].topic_permissions["/", "logs"] = TopicPermissions()
+        rights._broker.set_permissions("ann", "/", Permissions(read="^other$"))
+        rights.check("read", "queue", "other")
+        assert rights.has_topics
+        rights.check("read", "queue", "q")
+
+    assert refusal(ask, Permissions()) == "read access to queue 'q' in vhost '/' refused for user 'ann'"
+
+
+_KEYS = TopicPermissions(write=r"^{username}\.", read="^all$")
+
+
+@pytest.mark.parametrize(
+    ("what", "exchange", "key", "topics", "said"),
+    [
+        ("write", _TOPIC, "ann.x", _KEYS, ""),
+        ("write", _TOPIC, "bob.x", _KEYS, "write access to topic 'bob.x' in exchange 'logs' in vhost '/'"),
+        ("read", _TOPIC, "all", _KEYS, ""),
+        ("read", _TOPIC, "ann.x", _KEYS, "read access to topic 'ann.x' in exchange 'logs' in vhost '/'"),
+        ("write", _FANOUT, "bob.x", _KEYS, ""),
+        ("write", None, "bob.x", _KEYS, ""),
+        ("write", BrokerExchange("other", "topic"), "bob.x", _KEYS, ""),
+        ("write", _TOPIC, "bob.x", None, ""),
+        (
+            "write",
+            _TOPIC,
+            "any",
+            TopicPermissions(write=""),
+            "write access to topic 'any' in exchange 'logs' in vhost '/'",
+        ),
+        ("write", _TOPIC, "", TopicPermissions(write=""), ""),
+        ("write", _TOPIC, "at / home", TopicPermissions(write="^at {vhost} "), ""),
+    ],
+)
+def test_topic_permissions_are_for_the_routing_keys_of_a_topic_exchange(
+    what: str, exchange: BrokerExchange | None, key: str, topics: TopicPermissions | None, said: str
+) -> None:
+    """A user with topic permissions for an exchange may use only the routing keys that they match; exchanges of other
+    types, or without such an entry, are free.
+    """
+    answer = refusal(lambda rights: rights.check_topic(what, exchange, key), Permissions(), topics)
+    assert answer == (f"{said} refused for user 'ann'" if said else "")
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_refused"),
+    [
+        ({}, False),
+        ({"CC": ["ann.x"]}, False),
+        ({"CC": ["ann.x", "bob.x"]}, True),
+        ({"BCC": ["bob.x"]}, True),
+        ({"CC": ["ann.x"], "BCC": ["bob.x"]}, True),
+        ({"cc": ["bob.x"]}, False),
+    ],
+)
+def test_carbon_copies_need_topic_permissions_too(headers: dict[str, Any], is_refused: bool) -> None:
+    """Like RabbitMQ since 4.0.3, the broker checks the routing keys in CC and BCC; like 3.10, it does not."""
+
+    def ask(rights: Rights) -> None:
+        rights.check_copies(_TOPIC, headers)
+
+    said = "write access to topic 'bob.x' in exchange 'logs' in vhost '/' refused for user 'ann'"
+    assert refusal(ask, Permissions(), _KEYS) == (said if is_refused else "")
+    assert refusal(ask, Permissions(), _KEYS, Like.V3_10) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "argument"), [("queue", "x-dead-letter-exchange"), ("exchange", "alternate-exchange")]
+)
+@pytest.mark.parametrize(
+    ("permissions", "leads_to", "exists", "missing"),
+    [
+        (Permissions("^new$", "^dlx$", "^new$"), "dlx", False, None),
+        (Permissions("", ".*", ".*"), "dlx", False, ("configure", "new")),
+        (Permissions("^new$", "^dlx$", ""), "dlx", False, ("read", "new")),
+        (Permissions("^new$", "^new$", "^new$"), "dlx", False, ("write", "dlx")),
+        (Permissions("^new$", "", ""), "dlx", True, None),
+        (Permissions("", "", ""), None, True, ("configure", "new")),
+        (Permissions("^new$", "", ""), None, False, None),
+        (Permissions("^new$", "", ""), 5, False, None),
+    ],
+)
+def test_a_declaration_needs_permissions_for_where_its_messages_go(
+    kind: str, argument: str, permissions: Permissions, leads_to: Any, exists: bool, missing: tuple[str, str] | None
+) -> None:
+    """To declare a new queue with a dead-letter exchange, or a new exchange with an alternate exchange, a user must
+    also be allowed to read it and to write to that exchange. To declare what exists, `configure` is enough.
+    """
+
+    def ask(rights: Rights) -> None:
+        check = rights.check_queue_declaration if kind == "queue" else rights.check_exchange_declaration
+        check("new", {argument: leads_to, "x-other": "other"}, exists=exists)
+
+    said = ""
+    if missing is not None:
+        what, name = missing
+        said = f"{what} access to {kind if name == 'new' else 'exchange'} '{name}' in vhost '/' refused for user 'ann'"
+    assert refusal(ask, permissions) == said
+
+
+@pytest.mark.parametrize("kind", ["queue", "exchange"])
+@pytest.mark.parametrize(
+    ("permissions", "key", "missing"),
+    [
+        (Permissions("", "^mine$", "^logs$"), "all", None),
+        (Permissions(".*", "", ".*"), "all", ("write", "mine")),
+        (Permissions(".*", ".*", ""), "all", ("read", "logs")),
+        (Permissions(), "ann.x", ("topic", "ann.x")),
+        (Permissions(), None, None),
+    ],
+)
+def test_a_binding_needs_write_to_its_destination_and_read_from_its_source(
+    kind: str, permissions: Permissions, key: str | None, missing: tuple[str, str] | None
+) -> None:
+    """To bind, a user must be allowed to write to the destination, to read from the source, and to read its topic."""
+    answer = refusal(lambda rights: rights.check_binding(kind, "mine", "logs", key), permissions, _KEYS)
+    match missing:
+        case None:
+            assert answer == ""
+        case "topic", topic:
+            assert answer == f"read access to topic '{topic}' in exchange 'logs' in vhost '/' refused for user 'ann'"
+        case what, name:
+            of = kind if name == "mine" else "exchange"
+            assert answer == f"{what} access to {of} '{name}' in vhost '/' refused for user 'ann'"
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["rabbit_password_hashing_sha256", "rabbit_password_hashing_sha512", "rabbit_password_hashing_md5"]
+)
+def test_a_password_is_checked_by_the_algorithm_of_its_user(algorithm: str) -> None:
+    """A password hash that was made by another of RabbitMQ's algorithms does not let anybody in."""
+    user = User.with_password("ann", "secret é\udcff", ["monitoring"])
+    assert (user.tags, user.permissions) == (["monitoring"], {})
+    user.algorithm = algorithm
+    assert user.authenticates("secret é\udcff") is (algorithm == "rabbit_password_hashing_sha256")
+    assert not user.authenticates("other")
+    assert not User("bob", None).authenticates("")
+    assert not User("bob", None).authenticates("None")
+
+
+def test_two_users_with_the_same_password_have_different_hashes() -> None:
+    """A password is stored with a salt of four bytes, so equal passwords do not show."""
+    one, other = (User.with_password(name, "secret", []).password_hash or b"" for name in ("ann", "bob"))
+    assert len(one) == len(other) == 4 + 32
+    assert one[4:] != other[4:]
