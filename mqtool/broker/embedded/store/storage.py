@@ -4,11 +4,15 @@ Changes are written in groups. The event loop writes each group to SQLite's log 
 writer thread syncs the log and the files of streams. One fsync covers all messages that arrived during the previous
 one. A message that is consumed before its group is written is never written at all. Confirms and other replies about
 durable data are sent after the fsync.
+
+A dead letter or a delayed message may go from its row to a stream. So if a group deletes rows and has data of streams,
+that data is on disk before its rows are written: a broker that is killed in between has the message in both places.
 """
 
 import asyncio
 import logging
 import sqlite3
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -228,12 +232,13 @@ class Storage(Ledger):
         self._schedule()
 
     def read(self, rows: Sequence[int]) -> list[BacklogEntry]:
-        written = [row for row in rows if row not in self._next.added]
+        kept = ChainMap(self._next.added, self._syncing.added)
+        written = [row for row in rows if row not in kept]
         if written:
-            due = self._next.due
+            due = ChainMap(self._next.due, self._syncing.due)
             found = (stored._replace(due=due.get(stored.row, stored.due)) for stored in entries_in(self._db, written))
             return [self._marked(stored).entry(self._headers) for stored in found]
-        return [StoredEntry._make(self._next.added[row]).entry(self._headers) for row in rows]
+        return [StoredEntry._make(kept[row]).entry(self._headers) for row in rows]
 
     def segments(self, holder: int) -> Segments:
         from mqtool.broker.embedded.store.segment_files import SegmentDirectory
@@ -271,25 +276,50 @@ class Storage(Ledger):
             self._scheduled = self._loop.call_later(_UNHURRIED_SECONDS, self._write)
 
     def _write(self) -> None:
-        """Write the next group to SQLite's log, and have the writer thread sync it."""
+        """Write the next group: its streams on the writer thread, its rows to SQLite's log, which is then synced."""
         self._scheduled = None
+        if self._in_flight is not None:  # this is another attempt after a failure; _synced() schedules the next one
+            return
         self._hurried = False
         group, self._next = self._next, ChangeGroup()
         self.group += 1
+        for stream in group.logs:
+            stream.prepare()
+        if group.logs and group.removed:
+            # All of its rows wait: a message may also go to a queue, and a kill must not find it there twice.
+            self._on_writer(group, lambda: _write_streams(group.logs), lambda: self._write_rows(group, ()))
+        else:
+            self._write_rows(group, group.logs)
+
+    def _write_rows(self, group: ChangeGroup, logs: Iterable[Log]) -> None:
+        """Write a group's rows to SQLite's log, then write the streams in `logs`, and sync all to disk."""
         try:
             self._commit(group)
         except sqlite3.Error as error:
             self._keep(group, error)
             return
-        for stream in group.logs:
-            stream.prepare()
-        self._syncing = group.unsynced()
+        group = group.unsynced()
         # A failed fsync may have lost pages of the log, so a checkpoint then writes them to the database file.
         checkpoint = self._failing or self._log_bytes > _CHECKPOINT_BYTES
         if checkpoint:
             self._log_bytes = 0
-        self._in_flight = future = self._writer.submit(self._sync, self._syncing, checkpoint=checkpoint)
-        future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._synced, future))
+        self._on_writer(group, lambda: self._sync(group, logs, checkpoint=checkpoint), lambda: self._synced(group))
+
+    def _on_writer(self, group: ChangeGroup, work: Callable[[], None], then: Callable[[], None]) -> None:
+        """Do work for a group on the writer thread, then call `then`; if the work fails, keep the group."""
+        self._syncing = group
+        self._in_flight = future = self._writer.submit(work)
+        future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._worked, future, then))
+
+    def _worked(self, future: "Future[None]", then: Callable[[], None]) -> None:
+        if self._in_flight is not future:
+            return
+        group, self._syncing, self._in_flight = self._syncing, ChangeGroup(), None
+        error = future.exception()
+        if error is not None:
+            self._keep(group, error)
+        else:
+            then()
 
     def _commit(self, group: ChangeGroup) -> None:
         """Write a group to SQLite's log, in one transaction."""
@@ -302,24 +332,16 @@ class Storage(Ledger):
             write_entries(self._db, group.added.values(), group.removed, group.due)
             write_definitions(self._db, group.definitions)
 
-    def _sync(self, group: ChangeGroup, *, checkpoint: bool) -> None:
-        """Write stream data and sync the group to disk. Runs on the writer thread."""
-        for stream in group.logs:
-            stream.write()
+    def _sync(self, group: ChangeGroup, logs: Iterable[Log], *, checkpoint: bool) -> None:
+        """Write the streams in `logs` and sync the group to disk. Runs on the writer thread."""
+        _write_streams(logs)
         for stream in group.discarded:
             stream.delete_files()
         self.database.sync()
         if checkpoint:
             self.database.checkpoint()
 
-    def _synced(self, future: "Future[None]") -> None:
-        if self._in_flight is not future:
-            return
-        group, self._syncing, self._in_flight = self._syncing, ChangeGroup(), None
-        error = future.exception()
-        if error is not None:
-            self._keep(group, error)
-            return
+    def _synced(self, group: ChangeGroup) -> None:
         if self._failing:
             self._failing = False
             self.when_recovered()
@@ -346,22 +368,29 @@ class Storage(Ledger):
         self._writer.shutdown()  # waits for a sync in flight
         group = self._next
         if self._in_flight is not None:
-            group = self._syncing.then(self._next) if self._in_flight.exception() else self._next
+            is_written = self._in_flight.exception() is None and not self._syncing.has_rows
+            group = self._next if is_written else self._syncing.then(self._next)
             self._in_flight = None
         try:
+            for stream in group.logs:
+                stream.prepare()
+            _write_streams(group.logs)
             self._commit(group)
             with self._db:
                 self._db.execute("BEGIN")
                 note_redeliveries(self._db, returned, self._seen, self._last_recovered)
-            for stream in group.logs:
-                stream.prepare()
-            self._sync(group, checkpoint=False)
-            _finish(group.unsynced())
+            self._sync(group, (), checkpoint=False)
+            _finish(group)
         except (sqlite3.Error, OSError) as error:
             log.error(
                 "cannot write to the data directory: %s; %d unconfirmed messages are lost", error, len(group.added)
             )
         self.database.close()
+
+
+def _write_streams(logs: Iterable[Log]) -> None:
+    for stream in logs:
+        stream.write()
 
 
 def _finish(group: ChangeGroup) -> None:
