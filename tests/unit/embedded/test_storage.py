@@ -12,6 +12,7 @@ from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHead
 from mqtool.broker.embedded.model.clock import LoopClock
 from mqtool.broker.embedded.model.stream_log import Retention, StreamLog
 from mqtool.broker.embedded.store import storage as store
+from mqtool.broker.embedded.store.database import definitions_of
 from mqtool.broker.embedded.store.disk import Disk
 from mqtool.broker.embedded.store.storage import Storage
 
@@ -36,6 +37,10 @@ class WaitingDisk(Disk):
     def sync(self, file: int, path: Path) -> None:
         self.may_go_on.wait(_PATIENCE_SECONDS)
         super().sync(file, path)
+
+
+def fail(db: sqlite3.Connection, definitions: Mapping[tuple[str, bytes], bytes | None]) -> None:
+    raise sqlite3.OperationalError("database or disk is full")
 
 
 async def turns(count: int = 10) -> None:
@@ -71,12 +76,40 @@ def test_a_message_can_be_read_back_while_streams_are_written(tmp_path: Path) ->
     asyncio.run(run())
 
 
+def test_a_definition_outlives_the_delayed_deletion_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the deletion of a definition waits for a stream as the definition is saved again, the new one stays."""
+    monkeypatch.setattr(store, "_RETRY_SECONDS", 0)
+
+    async def run() -> None:
+        disk = WaitingDisk()
+        storage = Storage(tmp_path, disk)
+        storage.save("queue", ("/", "q"), {"number": 1})
+        entry = storage.enter(message(b"x"), None)
+        storage.added(1, entry)
+        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+
+        disk.may_go_on.clear()
+        log = StreamLog(storage.segments(2), LoopClock(), storage, Retention())
+        log.append(b"\0\0\0\1x")
+        storage.removed(entry.row)
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "write_definitions", fail)
+            storage.forget("queue", ("/", "q"))
+        await turns()
+        storage.save("queue", ("/", "q"), {"number": 2})
+        disk.may_go_on.set()
+        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+        assert [value for _, value in definitions_of(storage.database.db, "queue")] == [{"number": 2}]
+        storage.close()
+
+    asyncio.run(run())
+
+
 def test_a_write_that_fails_during_a_sync_leaves_its_confirms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a definition cannot be written while the disk syncs messages, the messages are confirmed after their sync."""
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0)
-
-    def fail(db: sqlite3.Connection, definitions: Mapping[tuple[str, bytes], bytes | None]) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
 
     async def run() -> None:
         disk = WaitingDisk()

@@ -173,7 +173,8 @@ class Storage(Ledger):
             write_definitions(self._db, {(kind, key): value})
         except sqlite3.Error as error:
             raise storage_failed(error) from error
-        self._next.definitions.pop((kind, key), None)
+        for group in (self._syncing, self._next):  # an earlier deletion may still wait
+            group.definitions.pop((kind, key), None)
         self._definitions_written()
 
     def forget(self, kind: str, names: Sequence[str | bytes]) -> None:
