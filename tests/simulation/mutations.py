@@ -47,16 +47,16 @@ MUTATIONS = (
     Mutation(
         "confirms before the sync",
         "store/storage.py",
-        "        group = group.unsynced()\n",
-        "        group = group.unsynced()\n"
+        "        self._syncing = group = group.unsynced()\n",
+        "        self._syncing = group = group.unsynced()\n"
         "        any(self._loop.call_soon(what) is None for what in group.waiting)\n"
         "        group.waiting = []\n",
     ),
     Mutation(
         "confirms although the sync failed",
         "store/storage.py",
-        "            self._keep(group, error)\n        else:\n            then()\n",
-        "            pass\n        then()\n",
+        "            self._keep(group, error)\n            return\n        self._syncing = ChangeGroup()",
+        "            pass\n        self._syncing = ChangeGroup()",
     ),
     Mutation(
         "forgets a binding when it restarts",
