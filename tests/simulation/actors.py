@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import sqlite3
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -556,14 +558,15 @@ class Faults:
         """Let syncs fail for a while."""
         if self.world.server is None:
             return
-        faults = self.world.judge.disk_faults
-        faults.append([self.world.loop.time()])
+        fault = [self.world.loop.time()]
+        self.world.judge.disk_faults.append(fault)
         disk = self.world.disk
         disk.is_failing = True
         self.world.fault_until(self.world.loop.time() + seconds + 1)
         await asyncio.sleep(seconds)
         disk.is_failing = False
-        faults[-1].append(self.world.loop.time())
+        if len(fault) == 1:
+            fault.append(self.world.loop.time())
 
     async def full(self, seconds: float) -> None:
         """Let the disk be full for a while: neither the database nor streams can grow."""
@@ -579,7 +582,8 @@ class Faults:
         self.world.fault_until(self.world.loop.time() + seconds + 1)
         await asyncio.sleep(seconds)
         disk.is_full = False
-        database.execute("PRAGMA max_page_count = 1000000")
+        with suppress(sqlite3.ProgrammingError):  # the broker was stopped meanwhile
+            database.execute("PRAGMA max_page_count = 1000000")
 
     async def kill(self, seconds: float) -> None:
         """Kill the broker, and start it again later."""

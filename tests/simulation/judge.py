@@ -1,6 +1,7 @@
 """The model: what each message's publisher was told, what each consumer got, and what must therefore be true."""
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -67,6 +68,7 @@ class Sent:
         publisher: the connection on which it was published.
         queues: the queues that it is routed to.
         outcome: `confirmed`, `refused`, `returned`, or None if the publisher does not know.
+        known_at: when the publisher was told.
         delay: for how many seconds an x-delayed-message exchange holds it back.
     """
 
@@ -77,6 +79,7 @@ class Sent:
     persistent: bool = True
     priority: int = 0
     outcome: str | None = None
+    known_at: float | None = None
     delay: float = 0.0
 
 
@@ -113,6 +116,7 @@ class Judge:
         sent: the published messages by number.
         copies: what happened to each message in each queue.
         kills, restarts: when the broker was killed, and whether by a power cut; when it was killed or stopped.
+        starts: when the broker was up.
         disk_faults: when syncs began to fail and, if they have ended, when that was.
         unsure: the queues with consumers that acknowledge automatically, so that messages may be lost on the way.
         emptied: the queues that an administrator has purged, deleted or limited.
@@ -131,6 +135,7 @@ class Judge:
         self._last: dict[tuple[str, str, str], int] = {}
         self.kills: list[tuple[float, bool]] = []
         self.restarts: list[float] = []
+        self.starts: list[float] = []
         self.disk_faults: list[list[float]] = []
         self.unsure: set[str] = set()
         self.emptied: set[str] = set()
@@ -155,6 +160,12 @@ class Judge:
             self.failed = Violation(rule, what)
         raise self.failed
 
+    def started(self) -> None:
+        """Note that the broker is up, with a disk that works."""
+        self.starts.append(self._now())
+        for fault in self.disk_faults:
+            fault[1:] = [min([self._now(), *fault[1:]])]
+
     # -- publishers
 
     def published(self, publisher: str, queues: Iterable[str], **given: Any) -> Sent:
@@ -172,9 +183,9 @@ class Judge:
             self.fail("only full queues refuse messages", f"message {sent.number} for {sent.queues}")
         if outcome == "confirmed" and sent.outcome == "returned":
             return
-        sent.outcome = outcome
-        if self.disk_faults and outcome == "confirmed" and len(self.disk_faults[-1]) == 1 and self._is_stored(sent):
-            started = self.disk_faults[-1][0]
+        sent.outcome, sent.known_at = outcome, self._now()
+        if outcome == "confirmed" and self._is_stored(sent):
+            started = min((fault[0] for fault in self.disk_faults if len(fault) == 1), default=math.inf)
             if sent.at > started:
                 self.fail(
                     "nothing is confirmed before it is on disk",
@@ -324,8 +335,12 @@ class Judge:
             if name == "dead" or name not in left:
                 continue
             numbers = [number for number, _, _ in left[name]]
-            if len(set(numbers)) < len(numbers):
-                twice = sorted({number for number in numbers if numbers.count(number) > 1})
+            twice = sorted(
+                number
+                for number, count in Counter(numbers).items()
+                if count > 1 + (self._cut_releases(self.sent[number]) if kind.stream else 0)
+            )
+            if twice:
                 self.fail("nothing is in a queue twice", f"queue {name}: messages {twice}")
             if kind.max_length is not None and len(numbers) > kind.max_length:
                 self.fail("a queue keeps its limits", f"queue {name} has {len(numbers)} messages")
@@ -338,6 +353,25 @@ class Judge:
                         self._check_in_stream(name, kind, sent, numbers, present)
                     else:
                         self._check_copy(name, kind, sent, present, dead)
+
+    def _cut_releases(self, sent: Sent) -> int:
+        """Return how many times the broker may have been killed as it released a delayed message to a stream.
+
+        Each of them may have left the message in the stream, and in the exchange, which then releases it again.
+        """
+        if not sent.delay:
+            return 0
+        first, last = sent.at + sent.delay, math.inf if sent.known_at is None else sent.known_at + sent.delay
+        cut = 0
+        for at, _ in self.kills:
+            # A release ends when it is on disk. Groups wait for each other while the disk fails.
+            since = at - _UNHURRIED_SECONDS
+            for begun, *ended in reversed(self.disk_faults):
+                if begun <= at and (not ended or ended[0] >= since):
+                    since = min(since, begun - _UNHURRIED_SECONDS)
+            again = (start for start in self.starts if start >= first)
+            cut += (first <= at and last >= since) or any(since <= start <= at for start in again)
+        return cut
 
     def _dead_letters(self, messages: list[tuple[int, Table, bool]]) -> dict[tuple[str, int], str]:
         found: dict[tuple[str, int], str] = {}

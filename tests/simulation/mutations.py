@@ -47,16 +47,16 @@ MUTATIONS = (
     Mutation(
         "confirms before the sync",
         "store/storage.py",
-        "        self._syncing = group.unsynced()\n",
-        "        self._syncing = group.unsynced()\n"
+        "        self._syncing = group = group.unsynced()\n",
+        "        self._syncing = group = group.unsynced()\n"
         "        any(self._loop.call_soon(what) is None for what in group.waiting)\n"
-        "        self._syncing.waiting = []\n",
+        "        group.waiting = []\n",
     ),
     Mutation(
         "confirms although the sync failed",
         "store/storage.py",
-        "            self._keep(group, error)\n            return\n        if self._failing:",
-        "            pass\n        if self._failing:",
+        "            self._keep(group, error)\n            return\n        self._syncing = ChangeGroup()",
+        "            pass\n        self._syncing = ChangeGroup()",
     ),
     Mutation(
         "forgets a binding when it restarts",
@@ -209,11 +209,28 @@ MUTATIONS = (
     Mutation(
         "lets stream readers see what is not on disk",
         "store/storage.py",
-        "        for stream in group.logs:\n            stream.prepare()\n        self._syncing",
+        "        for stream in group.logs:\n            stream.prepare()\n        if group.logs",
         "        for stream in group.logs:\n"
         "            stream.prepare()\n"
         "            stream.write = stream.commit if self._failing else stream.write\n"
-        "        self._syncing",
+        "        if group.logs",
+    ),
+    Mutation(
+        "deletes a released message before a stream has it on disk",
+        "store/storage.py",
+        "        if group.logs and group.removed:\n",
+        "        if False:\n",
+    ),
+    Mutation(
+        "writes a released message to queues before a stream has it on disk",
+        "store/storage.py",
+        "        if group.logs and group.removed:\n",
+        "        if group.logs and group.removed:\n"
+        "            try:\n"
+        "                self._commit(ChangeGroup(group.added))\n"
+        "            except sqlite3.Error as error:\n"
+        "                return self._keep(group, error)\n"
+        "            group.added = {}\n",
     ),
     Mutation(
         "reuses the offsets of a stream after a restart",

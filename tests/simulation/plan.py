@@ -1,6 +1,6 @@
 """What happens in a simulation: queues, clients and faults, drawn from a seed. A plan can be made shorter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
@@ -163,6 +163,8 @@ def draw(seed: int) -> Plan:  # noqa: C901 - one role after another
         add("Administrator", lambda r: _administering(r, plain or everywhere))
     if random.random() < 0.8:
         add("Faults", lambda r: _faults(r, on_disk=on_disk))
+    if on_disk and streams:
+        actors += _full_at_a_release(Random(f"full {seed}"), actors)
     room = random.choice([_MUCH_ROOM, _MUCH_ROOM, 2000, 10_000])
     return Plan(seed, queues, tuple(actors), like, on_disk, room)
 
@@ -279,6 +281,17 @@ def _administering(random: Random, queues: list[str]) -> list[Step]:
 
 _NETWORK_FAULTS = ["reset", "stall", "half_open", "jump"]
 _DISK_FAULTS = ["kill", "power", "stop", "eio", "full"]
+
+
+def _full_at_a_release(random: Random, actors: list[Actor]) -> Iterator[Actor]:
+    """Yield a disk that is full as a delayed message is released, and a kill meanwhile, in some of the plans."""
+    delayed = [step.at for actor in actors for step in actor.steps if step.given.get("delays")]
+    if not delayed or random.random() < 0.5:
+        return
+    full = random.choice(delayed) + round(random.uniform(0, 2), 2)
+    kill = full + round(random.uniform(0, 5), 2)
+    yield Actor("full", "Faults", random.getrandbits(32), (Step(full, "full", {"seconds": 5.0}),))
+    yield Actor("kill", "Faults", random.getrandbits(32), (Step(kill, "kill", {"seconds": 0.5}),))
 
 
 def _faults(random: Random, *, on_disk: bool) -> list[Step]:

@@ -13,7 +13,7 @@ import pytest
 from tests.simulation import actors as roles
 from tests.simulation.judge import Judge, Kind, Violation
 from tests.simulation.mutations import MUTATIONS, Mutation, planted_in
-from tests.simulation.plan import Actor, Plan, Step, draw
+from tests.simulation.plan import KINDS, Actor, Plan, Step, draw
 from tests.simulation.shrinking import shrink, story
 from tests.simulation.world import Result, simulate
 
@@ -157,6 +157,40 @@ def test_a_kill_may_bring_a_delayed_message_again(killed_after: float) -> None:
     now += 2
     with nullcontext() if killed_after < 1 else pytest.raises(Violation, match="nothing comes twice"):
         judge.delivered("q", sent.number, "consumer", redelivered=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault", "killed_at", "is_allowed"),
+    [
+        ("stream", None, 11.5, True),
+        ("stream", None, 10.9, False),
+        ("stream", None, 15, False),
+        ("stream", [9, 15], 14, True),
+        ("stream", [9, 12], 15, False),
+        ("stream", [13, 15], 14, False),
+        ("classic", [9, 15], 14, False),
+    ],
+)
+def test_a_kill_may_put_a_delayed_message_into_a_stream_again(
+    kind: str, fault: list[float] | None, killed_at: float, is_allowed: bool
+) -> None:
+    """A delayed message may be twice in a stream only if the broker is killed just after its release, or while the
+    disk has failed since then.
+    """
+    now = 10.0
+    judge = Judge(lambda: now, {"q": KINDS[kind]})
+    judge.started()
+    judge.disk_faults += [fault] if fault else []
+    sent = judge.published("publisher", ["q"], delay=1.0)
+    now = 10.1
+    judge.outcome(sent, "confirmed")
+    judge.kills.append((killed_at, False))
+    now = 30.0
+    judge.starts.append(now)
+    with nullcontext() if is_allowed else pytest.raises(Violation, match="nothing is in a queue twice"):
+        judge.check({"q": [(sent.number, {}, False)] * 2})
+    with pytest.raises(Violation, match="nothing is in a queue twice"):
+        judge.check({"q": [(sent.number, {}, False)] * 3})
 
 
 def test_a_failing_seed_is_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:

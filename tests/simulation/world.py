@@ -148,6 +148,7 @@ class World:
         )
         await self.loop.create_task(server.start(), context=context_of(run))
         self.server = server
+        self.judge.started()
         self.up.set()
         self.judge.note("BROKER", "up")
 

@@ -1,6 +1,8 @@
 """Queues with a clock of the test's own, without an event loop, sockets or waiting."""
 
 import asyncio
+import errno
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -21,6 +23,7 @@ from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES
 from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.store.disk import Disk
 from mqtool.broker.embedded.store.recovery import recover
 from mqtool.broker.embedded.store.storage import Storage
 from mqtool.codecs.field_tables import Int32, Table
@@ -345,6 +348,67 @@ def test_a_paged_out_message_from_the_future_expires_after_its_ttl(tmp_path: Pat
             clock.pass_by(milliseconds)
             assert len(vhost.queues["q"]) == left
             storage.close()
+
+    asyncio.run(run())
+
+
+class DiskWithoutSpace(Disk):
+    """A disk that may be full for the files of streams."""
+
+    is_full = False
+
+    def write(self, file: int, path: Path, data: memoryview, position: int) -> int:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        return super().write(file, path, data, position)
+
+
+def started_in(directory: Path, clock: FakeClock, disk: Disk) -> tuple[Storage, VirtualHost]:
+    storage = Storage(directory, disk)
+    broker = Broker(storage, clock=clock)
+    recover(broker, storage)
+    return storage, broker.vhosts["/"]
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_a_dead_letter_for_a_stream_survives_a_restart_while_the_disk_is_full(tmp_path: Path, end: str) -> None:
+    """If the disk is full as a message is dead-lettered to a stream and a queue, and the broker is killed or stopped,
+    the message is in its old queue only; once there is space again, it is in the stream and the other queue only.
+    """
+    directory, copy = tmp_path / "data", tmp_path / "copy"
+
+    async def run() -> None:
+        clock, disk = FakeClock(), DiskWithoutSpace()
+        storage, vhost = started_in(directory, clock, disk)
+        dead_letters = {"x_dead_letter_exchange": "amq.fanout"}
+        queue = add_queue(vhost, durable=True, x_queue_type="quorum", x_message_ttl=Int32(1000), **dead_letters)
+        for name, kind in (("stream", "stream"), ("other", "quorum")):
+            target = add_queue(vhost, name, durable=True, x_queue_type=kind)
+            vhost.bind(vhost.exchanges["amq.fanout"], target, "", {})
+        queue.publish(message())
+        await asyncio.wait_for(storage.stored(), 60)
+
+        failed = asyncio.Event()
+        storage.when_failed = lambda _: failed.set()
+        disk.is_full = True
+        clock.pass_by(1000)
+        assert len(queue) == 0
+        if end == "kill":
+            await asyncio.wait_for(failed.wait(), 60)
+            shutil.copytree(directory, copy)
+        storage.close()
+        if end == "stop":
+            shutil.copytree(directory, copy)
+
+        clock = FakeClock()
+        storage, vhost = started_in(copy, clock, Disk())
+        assert {name: len(queue) for name, queue in vhost.queues.items()} == {"q": 1, "stream": 0, "other": 0}
+        clock.pass_by(1000)
+        await asyncio.wait_for(storage.stored(), 60)
+        storage.close()
+        storage, vhost = started_in(copy, FakeClock(), Disk())
+        assert {name: len(queue) for name, queue in vhost.queues.items()} == {"q": 0, "stream": 1, "other": 1}
+        storage.close()
 
     asyncio.run(run())
 

@@ -4,13 +4,16 @@ Changes are written in groups. The event loop writes each group to SQLite's log 
 writer thread syncs the log and the files of streams. One fsync covers all messages that arrived during the previous
 one. A message that is consumed before its group is written is never written at all. Confirms and other replies about
 durable data are sent after the fsync.
+
+A dead letter or a delayed message may go from its row to a stream. So if a group deletes rows and has data of streams,
+that data is on disk before its rows are written: a broker that is killed in between has the message in both places.
 """
 
 import asyncio
 import logging
 import sqlite3
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from mqtool.broker.embedded.model.amqp_message import DEEPEST, HeaderReader
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.ledger import Ledger, Log, Segments, definition_key
 from mqtool.broker.embedded.store.database import (
+    Database,
     StoredEntry,
     all_entries,
     definitions_of,
@@ -30,6 +34,7 @@ from mqtool.broker.embedded.store.database import (
     write_entries,
 )
 from mqtool.broker.embedded.store.disk import DISK, Disk
+from mqtool.broker.embedded.store.writer import Writer
 from mqtool.codecs.field_tables import encode_table
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -130,10 +135,9 @@ class Storage(Ledger):
         self.when_recovered: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
         self._disk = disk
-        self._writer = disk.writer()
+        self._writer = Writer(disk.writer())
         self._next = ChangeGroup()
         self._syncing = ChangeGroup()
-        self._in_flight: Future[None] | None = None
         self._scheduled: asyncio.Handle | None = None
         self._hurried = self._failing = False
         self._log_bytes = 0
@@ -169,7 +173,8 @@ class Storage(Ledger):
             write_definitions(self._db, {(kind, key): value})
         except sqlite3.Error as error:
             raise storage_failed(error) from error
-        self._next.definitions.pop((kind, key), None)
+        for group in (self._syncing, self._next):  # an earlier deletion may still wait
+            group.definitions.pop((kind, key), None)
         self._definitions_written()
 
     def forget(self, kind: str, names: Sequence[str | bytes]) -> None:
@@ -228,12 +233,13 @@ class Storage(Ledger):
         self._schedule()
 
     def read(self, rows: Sequence[int]) -> list[BacklogEntry]:
-        written = [row for row in rows if row not in self._next.added]
+        kept = ChainMap(self._next.added, self._syncing.added)
+        written = [row for row in rows if row not in kept]
         if written:
-            due = self._next.due
+            due = ChainMap(self._next.due, self._syncing.due)
             found = (stored._replace(due=due.get(stored.row, stored.due)) for stored in entries_in(self._db, written))
             return [self._marked(stored).entry(self._headers) for stored in found]
-        return [StoredEntry._make(self._next.added[row]).entry(self._headers) for row in rows]
+        return [StoredEntry._make(kept[row]).entry(self._headers) for row in rows]
 
     def segments(self, holder: int) -> Segments:
         from mqtool.broker.embedded.store.segment_files import SegmentDirectory
@@ -263,7 +269,7 @@ class Storage(Ledger):
 
     def _schedule(self) -> None:
         """Schedule the write of the next group, unless a group is already scheduled or being synced."""
-        if self._in_flight is not None or self._scheduled is not None:
+        if self._writer.is_busy or self._scheduled is not None:
             return
         if self._hurried:
             self._scheduled = self._loop.call_soon(self._write)
@@ -271,25 +277,46 @@ class Storage(Ledger):
             self._scheduled = self._loop.call_later(_UNHURRIED_SECONDS, self._write)
 
     def _write(self) -> None:
-        """Write the next group to SQLite's log, and have the writer thread sync it."""
+        """Write the next group: its streams on the writer thread, its rows to SQLite's log, which is then synced."""
         self._scheduled = None
+        if self._writer.is_busy:  # this is another attempt after a failure; _synced() schedules the next one
+            return
         self._hurried = False
         group, self._next = self._next, ChangeGroup()
         self.group += 1
-        try:
-            self._commit(group)
-        except sqlite3.Error as error:
-            self._keep(group, error)
-            return
         for stream in group.logs:
             stream.prepare()
-        self._syncing = group.unsynced()
+        if group.logs and group.removed:
+            # All of its rows wait: a message may also go to a queue, and a kill must not find it there twice.
+            self._syncing = group
+            self._writer.submit(lambda: _write_streams(group.logs), lambda error: self._write_rows(group, (), error))
+        else:
+            self._write_rows(group, group.logs)
+
+    def _write_rows(self, group: ChangeGroup, logs: Iterable[Log], error: BaseException | None = None) -> None:
+        """Write a group's rows to SQLite's log, then write the streams in `logs`, and sync all to disk.
+
+        Args:
+            group: the group.
+            logs: the streams that are not on disk yet.
+            error: the error with which other streams could not be written, if any.
+        """
+        try:
+            if error is None:
+                self._commit(group)
+        except sqlite3.Error as failure:
+            error = failure
+        if error is not None:
+            self._keep(group, error)
+            return
+        self._syncing = group = group.unsynced()
         # A failed fsync may have lost pages of the log, so a checkpoint then writes them to the database file.
         checkpoint = self._failing or self._log_bytes > _CHECKPOINT_BYTES
         if checkpoint:
             self._log_bytes = 0
-        self._in_flight = future = self._writer.submit(self._sync, self._syncing, checkpoint=checkpoint)
-        future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._synced, future))
+        self._writer.submit(
+            lambda: _sync(self.database, group, logs, checkpoint=checkpoint), lambda error: self._synced(group, error)
+        )
 
     def _commit(self, group: ChangeGroup) -> None:
         """Write a group to SQLite's log, in one transaction."""
@@ -302,24 +329,11 @@ class Storage(Ledger):
             write_entries(self._db, group.added.values(), group.removed, group.due)
             write_definitions(self._db, group.definitions)
 
-    def _sync(self, group: ChangeGroup, *, checkpoint: bool) -> None:
-        """Write stream data and sync the group to disk. Runs on the writer thread."""
-        for stream in group.logs:
-            stream.write()
-        for stream in group.discarded:
-            stream.delete_files()
-        self.database.sync()
-        if checkpoint:
-            self.database.checkpoint()
-
-    def _synced(self, future: "Future[None]") -> None:
-        if self._in_flight is not future:
-            return
-        group, self._syncing, self._in_flight = self._syncing, ChangeGroup(), None
-        error = future.exception()
+    def _synced(self, group: ChangeGroup, error: BaseException | None) -> None:
         if error is not None:
             self._keep(group, error)
             return
+        self._syncing = ChangeGroup()
         if self._failing:
             self._failing = False
             self.when_recovered()
@@ -329,7 +343,7 @@ class Storage(Ledger):
 
     def _keep(self, group: ChangeGroup, error: BaseException) -> None:
         """Merge a group that could not be written into the next one, report the error, and schedule another attempt."""
-        self._next = group.then(self._next)
+        self._next, self._syncing = group.then(self._next), ChangeGroup()
         self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
@@ -343,25 +357,39 @@ class Storage(Ledger):
         """Write all pending changes, mark the messages in `returned` as redelivered, and close the files."""
         if self._scheduled is not None:
             self._scheduled.cancel()
-        self._writer.shutdown()  # waits for a sync in flight
-        group = self._next
-        if self._in_flight is not None:
-            group = self._syncing.then(self._next) if self._in_flight.exception() else self._next
-            self._in_flight = None
+        error = self._writer.stop()
+        is_written = error is None and not self._syncing.has_rows
+        group = self._next if is_written else self._syncing.then(self._next)
         try:
+            for stream in group.logs:
+                stream.prepare()
+            _write_streams(group.logs)
             self._commit(group)
             with self._db:
                 self._db.execute("BEGIN")
                 note_redeliveries(self._db, returned, self._seen, self._last_recovered)
-            for stream in group.logs:
-                stream.prepare()
-            self._sync(group, checkpoint=False)
-            _finish(group.unsynced())
+            _sync(self.database, group, (), checkpoint=False)
+            _finish(group)
         except (sqlite3.Error, OSError) as error:
             log.error(
                 "cannot write to the data directory: %s; %d unconfirmed messages are lost", error, len(group.added)
             )
         self.database.close()
+
+
+def _write_streams(logs: Iterable[Log]) -> None:
+    for stream in logs:
+        stream.write()
+
+
+def _sync(database: Database, group: ChangeGroup, logs: Iterable[Log], *, checkpoint: bool) -> None:
+    """Write the streams in `logs` and sync the group to disk. Runs on the writer thread."""
+    _write_streams(logs)
+    for stream in group.discarded:
+        stream.delete_files()
+    database.sync()
+    if checkpoint:
+        database.checkpoint()
 
 
 def _finish(group: ChangeGroup) -> None:
