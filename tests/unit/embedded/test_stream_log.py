@@ -219,6 +219,24 @@ def test_an_incomplete_chunk_at_the_end_is_set_aside(on_disk: Bench, tmp_path: P
     assert all(whole[sound:].startswith(each) for each in kept)
 
 
+@pytest.mark.parametrize("written", [0, 30])
+def test_a_segment_without_its_first_chunk_costs_no_tracking_data(on_disk: Bench, tmp_path: Path, written: int) -> None:
+    """If the broker is killed as it begins a segment, the stream keeps its publishing ids and stored offsets."""
+    log = on_disk.open(segment_bytes=600)
+    log.append(simple_entry(b"a"), producer="p", publishing_id=7)
+    log.store_offset("c", 0)
+    on_disk.clock.turn()
+    on_disk.add(b"b" * 600)
+    on_disk.add(b"c")
+    last = segment_files(tmp_path)[-1]
+    last.write_bytes(last.read_bytes()[:written])
+    for body in (b"d", b"e"):
+        log = on_disk.open(segment_bytes=600)
+        assert (log.publishing_ids, log.offsets) == ({"p": 7}, {"c": 0})
+        on_disk.add(body)
+    assert on_disk.read() == [(0, b"a"), (1, b"b" * 600), (2, b"d"), (3, b"e")]
+
+
 def test_damage_in_the_middle_costs_one_chunk(on_disk: Bench, tmp_path: Path) -> None:
     """If a chunk in an older segment of a stream is damaged, only that chunk is lost, and later ones can be read."""
     on_disk.open(segment_bytes=600)

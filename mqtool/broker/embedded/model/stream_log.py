@@ -129,6 +129,13 @@ class StreamLog:
         if not self._segments:
             self._segments = [Segment(0, segments.new(0))]
         self.end = self._recover(self._segments[-1])
+        if len(self._segments) > 1 and not self._segments[-1].size:
+            # The broker was killed before it wrote the tracking data with which this segment begins.
+            empty = self._segments.pop()
+            if self._recover(self._segments[-1]) == empty.base:
+                empty.data.delete()
+            else:  # the end of the segment before is damaged, and its offsets must not be used again
+                self._segments.append(empty)
         self.next_offset = self.end
         found = (segment.last_messages() for segment in reversed(self._segments))
         self.last_chunk = next((offset for offset in found if offset is not None), self.end)
@@ -147,7 +154,7 @@ class StreamLog:
             for consumer, offset in tracking.offsets.items():
                 self.offsets.store(consumer, offset)
         if last.size < size:
-            self.lost = size - last.size
+            self.lost += size - last.size
             segment.data.cut(last.size)
         self._timestamp = last.last_timestamp
         return end
