@@ -53,8 +53,8 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     f"{_BROKER}/amqp10/sql_filter.py": (f"{_EMBEDDED}/test_filters10.py",),
     f"{_BROKER}/model": (_EMBEDDED, _SIMULATION),
     f"{_BROKER}/model/sectioned.py": (f"{_EMBEDDED}/test_sectioned.py",),
-    f"{_BROKER}/model/rights.py": (f"{_EMBEDDED}/test_rights.py", f"{_EMBEDDED}/test_users.py"),
-    f"{_BROKER}/model/users.py": (f"{_EMBEDDED}/test_rights.py", f"{_EMBEDDED}/test_users.py"),
+    f"{_BROKER}/model/rights.py": (f"{_EMBEDDED}/test_permission_checks.py", f"{_EMBEDDED}/test_users.py"),
+    f"{_BROKER}/model/users.py": (f"{_EMBEDDED}/test_permission_checks.py", f"{_EMBEDDED}/test_users.py"),
     f"{_BROKER}/store": (_EMBEDDED, _SIMULATION),
 }
 

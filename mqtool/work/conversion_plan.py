@@ -433,6 +433,8 @@ def _remarks(api: Management, vhost: str, plan: ConversionPlan, dropped: list[st
             yield f"{argument} is left out: {to} queues do not have it"
     if plan.target.durable != plan.source.durable:
         yield "it becomes durable"
+    if to == "classic" != plan.source.type:
+        yield f"a restart of the broker loses its messages that are not persistent: {plan.source.type} queues keep them"
     yield from _of_policy(api, vhost, plan)
     yield f"clients that declare {name!r} with the old type or arguments get 406 PRECONDITION_FAILED"
 

@@ -229,6 +229,19 @@ def test_convert_keeps_the_messages_and_their_order(broker: TestBroker, before: 
         check_all_is_there(broker)
 
 
+@pytest.mark.parametrize(("before", "after", "warned"), [("quorum", "classic", True), ("classic", "quorum", False)])
+def test_the_plan_says_which_messages_a_restart_will_lose(
+    broker: TestBroker, before: str, after: str, warned: bool
+) -> None:
+    """The plan to convert a quorum queue to a classic one says that a restart of the broker loses the messages that are
+    not persistent, which the quorum queue keeps.
+    """
+    fill(broker, before, 1)
+    api = Management(broker.management, "guest", "guest")
+    remarks = conversion_plan.prospect(api, broker.vhost, "jobs", after, {}).remarks
+    assert any("loses its messages that are not persistent" in remark for remark in remarks) is warned
+
+
 @pytest.fixture
 def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for RabbitMQ's count of unacknowledged messages: it takes seconds in each run."""

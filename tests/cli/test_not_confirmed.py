@@ -2,8 +2,10 @@
 
 import fcntl
 import json
+import os
 import re
 import signal
+import stat
 import termios
 from array import array
 from collections.abc import Callable
@@ -48,6 +50,42 @@ def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) 
         shell.run("mqtool", "receive", "-q", "later", "-c", "2", "-F", "%b %h").stdout == 'a {"k":1.5}\nb {"k":1.5}\n'
     )
     assert _bodies(shell, "failed") == []
+
+
+@on_any_broker
+def test_messages_are_kept_in_the_file_that_a_symbolic_link_names(shell: Shell) -> None:
+    """If the FILE of `send --failed-to` is a symbolic link, the link stays, and the file that it names is written."""
+    (shell.directory / "disk").mkdir()
+    (shell.directory / "failed").symlink_to("disk/failed")
+    assert shell.run("mqtool", "send", "-r", "nosuch", "-l", "--failed-to", "failed", stdin="a\n").code == 75
+    assert (shell.directory / "failed").is_symlink()
+    assert _bodies(shell, "disk/failed") == ["a"]
+
+
+@on_any_broker
+def test_failed_to_never_replaces_a_device_or_a_pipe(shell: Shell) -> None:
+    """If the FILE of `send --failed-to` is a device, a named pipe or a directory, `send` exits with 2 and leaves it as
+    it is; nothing is sent.
+    """
+    os.mkfifo(shell.directory / "pipe")
+    (shell.directory / "null").symlink_to(os.devnull)
+    for name in ("pipe", "null", "."):
+        refused = shell.run("mqtool", "send", "-q", "q", "-l", "--failed-to", name, stdin="a\n")
+        assert (refused.code, "not a regular file" in refused.stderr) == (2, True), refused.stderr
+    assert stat.S_ISFIFO((shell.directory / "pipe").stat().st_mode)
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)  # noqa: PTH116
+    assert shell.run("mqtool", "peek", "q").stdout == ""
+
+
+@on_any_broker
+def test_a_full_disk_under_failed_to_is_an_error_that_says_where_the_messages_are(shell: Shell) -> None:
+    """If the file of `send --failed-to` cannot grow, `send` exits with 1 and names the file that has the first ones."""
+    shell.start_cold()  # a limit is inherited
+    full = shell.script("ulimit -f 64; seq 5000 | mqtool send -r nosuch -l --quiet --failed-to failed")
+    assert full.code == 1, full.stderr
+    assert "failed.unfinished: File too large\nhint: it has the first of the messages" in full.stderr
+    first, *_ = (shell.directory / "failed.unfinished").read_text().splitlines()
+    assert json.loads(first)["body"] == "1"
 
 
 @pytest.mark.once_on_rabbitmq

@@ -52,6 +52,11 @@ class BrokerProcess:
             return
 
     @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
     def url(self) -> str:
         return self.ready_file.read_text().splitlines()[0]
 

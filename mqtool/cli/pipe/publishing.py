@@ -4,6 +4,7 @@ commands/X ── read_messages() ──> pipe/source ── messages ──> tu
     └── Outgoing.report() <── receipts, in order, as the broker confirms ────────────────────┘
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -246,7 +247,8 @@ class Outgoing:
 class FailedMessages:
     """The file given by --failed-to: unconfirmed or unpublished messages, saved so that they can be sent again.
 
-    The file has a temporary name until it is complete, since the input file may have the same name.
+    The file has a temporary name until it is complete, since the input file may have the same name. A symbolic link
+    stays, and the file that it names is written.
     """
 
     def __init__(self, path: Path, addressed: Callable[[Message], Message]) -> None:
@@ -255,8 +257,12 @@ class FailedMessages:
         self._encode = ndjson.from_message
         self._addressed = addressed
         self._path = path
-        self._unfinished = path.with_name(path.name + ".unfinished")
+        self._target = Path(os.path.realpath(path))
+        self._unfinished = self._target.with_name(self._target.name + ".unfinished")
         self._count = 0
+        self._is_broken = False
+        if self._target.exists() and not self._target.is_file():  # it would be replaced, which a device must not be
+            raise UsageError(f"cannot write {path}: it is not a regular file", "--failed-to needs the name of a file")
         try:
             self._file = self._unfinished.open("wb")
         except OSError as error:
@@ -264,17 +270,35 @@ class FailedMessages:
 
     def add(self, messages: Iterable[Message]) -> None:
         """Write messages as NDJSON, each with its exchange and routing key."""
-        for message in messages:
-            self._file.write(self._encode(self._addressed(message)))
-            self._count += 1
+        if self._is_broken:
+            return
+        with self._checked():
+            for message in messages:
+                self._file.write(self._encode(self._addressed(message)))
+                self._count += 1
 
     def finish(self) -> None:
         """Close the file and rename it to its final name."""
-        self._file.close()
-        self._unfinished.replace(self._path)
+        if self._is_broken:
+            return
+        with self._checked():
+            self._file.close()
+            self._unfinished.replace(self._target)
         if self._count:
             again = pasteable("send --json --file=", str(self._path))
             output.warning(f"{self._count:,} not confirmed, kept in {self._path}; to send them: {again}")
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._is_broken = True
+            self._file.raw.close()  # what is still in the buffer cannot be written either
+            raise MqtoolError(
+                f"cannot write to {self._unfinished}: {error.strerror}",
+                "it has the first of the messages that were not confirmed; do not delete the input",
+            ) from error
 
 
 def echo(line: str, message: Message, key: str | None = None) -> str:
