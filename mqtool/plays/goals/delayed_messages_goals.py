@@ -23,7 +23,9 @@ def _is_pending(seen: Seen) -> bool:
     """True if an exchange or a wait queue still holds a message back, so that nothing can be said yet."""
     waits = {name for name, queue in seen.queues.items() if "x-dead-letter-exchange" in queue["arguments"]}
     is_held = any(each.held_by and each.held_by in seen.exchanges for each in seen.messages)
-    return is_held or any(not copy.end for queue in waits for copy in seen.copies_in(queue))
+    in_queues = (copy for each in seen.messages for copy in each.copies if not copy.end)
+    # A queue that was declared just now is not known yet: it may be a wait queue.
+    return is_held or any(copy.queue in waits or copy.queue not in seen.queues for copy in in_queues)
 
 
 def _overtaken(seen: Seen) -> str:
