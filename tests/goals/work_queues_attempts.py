@@ -5,7 +5,7 @@ import time
 
 import pika
 
-from tests.goals.attempts import Attempts, Plain, Wrong
+from tests.goals.attempts import Attempts, Plain, PlainConsumer, Wrong
 
 
 def _share(plain: Plain) -> None:
@@ -81,40 +81,36 @@ def _automatic(plain: Plain) -> None:
     other.wait(2)
 
 
-def _die(plain: Plain) -> None:
-    queue = plain.queue("task_queue")
-    plain.send(queue, "long")
-    worker = plain.consume(queue)
+def _working(plain: Plain) -> PlainConsumer:
+    """Return a worker in the middle of the task "long"."""
+    plain.send(plain.queue("task_queue"), "long")
+    worker = plain.consume("task_queue")
     worker.next()
+    return worker
+
+
+def _die(plain: Plain) -> None:
+    worker = _working(plain)
     worker.die()
-    plain.receive(queue)
+    plain.receive("task_queue")
 
 
 def _leave(plain: Plain) -> None:
     """The worker closes its connection in the middle of a task."""
-    queue = plain.queue("task_queue")
-    plain.send(queue, "long")
-    worker = plain.consume(queue)
-    worker.next()
+    worker = _working(plain)
     worker.close()
-    plain.receive(queue)
+    plain.receive("task_queue")
 
 
 def _nack(plain: Plain) -> None:
-    queue = plain.queue("task_queue")
-    plain.send(queue, "long")
-    worker = plain.consume(queue)
-    worker.next()
+    worker = _working(plain)
     worker.channel.basic_cancel(worker.channel.consumer_tags[0])
     worker.channel.basic_nack(worker.got[0][0], requeue=True)
-    plain.receive(queue)
+    plain.receive("task_queue")
 
 
 def _die_alone(plain: Plain) -> None:
-    queue = plain.queue("task_queue")
-    plain.send(queue, "long")
-    worker = plain.consume(queue)
-    worker.next()
+    worker = _working(plain)
     worker.die()
 
 

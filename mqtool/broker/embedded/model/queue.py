@@ -37,7 +37,7 @@ class Why(Enum):
 
     @property
     def is_end(self) -> bool:
-        """True if the client did not ask for it: its channel or session has ended, or its time was over."""
+        """True if no client asked for the requeueing: a channel, session or connection ended, or the time was over."""
         return self in (Why.CLOSED, Why.LOST)
 
 
