@@ -54,6 +54,7 @@ class Connection:
         notice: called with a sentence for the user, for example when the connection is lost.
         io: the I/O thread.
         has_progressed: True if a message was confirmed or a delivery acknowledged since the connection was opened.
+        lacks_a_node: True if a node could not be reached when the connection was opened.
         cluster: identifies the broker and the virtual host.
         stopping: True if the command must stop, and must not wait for a broker that cannot reply.
 
@@ -86,6 +87,7 @@ class Connection:
         self._backoff = backoff
         self._attempts: Iterator[tuple[int, float]] = iter(())
         self.has_progressed = True
+        self.lacks_a_node = False
         self._opened_at = time.monotonic()
         self.stopping = False
         self.cluster = ""
@@ -222,6 +224,7 @@ class Connection:
             else:
                 self._addresses.remove(address)
                 self._addresses.insert(0, address)
+                self.lacks_a_node = failure is not None
                 return
         raise failure or Unavailable("no address to connect to")
 

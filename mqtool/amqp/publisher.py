@@ -63,7 +63,7 @@ class Publisher(ChannelListener):
     def _start(self) -> None:
         if self._confirming is None:
             self._channel.listen(self)
-            self._channel.retrying(lambda: self._confirm(connection_is_new=False))
+            self._channel.retrying(lambda: self._confirm(may_lack_leaders=self._connection.lacks_a_node))
 
     def _receipts(self, source: Iterator[list[Message]], route: Route, window: int) -> Generator[Receipt]:
         unconfirmed, bad_input, sequence = self.unconfirmed, None, 1
@@ -115,7 +115,7 @@ class Publisher(ChannelListener):
     # For the channel.
 
     def opened(self, *, connection_is_new: bool) -> None:
-        self._confirm(connection_is_new=connection_is_new)
+        self._confirm(may_lack_leaders=connection_is_new)
 
     def paused(self) -> None:
         self.unconfirmed.pause()
@@ -131,17 +131,17 @@ class Publisher(ChannelListener):
             self._writer, self._writes_on = pika_private.writer(pika, self._connection.frame_max), pika
         return self._writer
 
-    def _confirm(self, *, connection_is_new: bool) -> None:
+    def _confirm(self, *, may_lack_leaders: bool) -> None:
         """Put the channel into confirm mode, and publish again the messages unconfirmed on the previous channel."""
 
         def start(pika: PikaChannel, done: Callable[[None], None]) -> None:
-            self._select(pika, connection_is_new=connection_is_new)
+            self._select(pika, may_lack_leaders=may_lack_leaders)
             done(None)
 
         if self._confirming is None or self._confirming is not self._channel.requests.pika:
             self._channel.checked(start)
 
-    def _select(self, pika: PikaChannel, *, connection_is_new: bool) -> None:
+    def _select(self, pika: PikaChannel, *, may_lack_leaders: bool) -> None:
         def heard(answer: Callable[..., None], tag: int, *, multiple: bool) -> None:
             if self._channel.requests.pika is pika:  # not if it has been replaced in the meantime
                 self._channel.progress()
@@ -156,7 +156,7 @@ class Publisher(ChannelListener):
         pika.confirm_delivery(on_answer)  # without a callback, the broker sends no reply to wait for
         pika.add_on_return_callback(self._on_return)
         pika_private.take_confirms(pika, on_ack)
-        self.unconfirmed.restart(self._writer_of(pika), connection_is_new=connection_is_new)
+        self.unconfirmed.restart(self._writer_of(pika), may_lack_leaders=may_lack_leaders)
         self._confirming = pika
 
     def _on_return(

@@ -80,11 +80,13 @@ class ChannelConnection(Protocol):
 
     Attributes:
         has_progressed: True if a message was confirmed or a delivery acknowledged since the connection was opened.
+        lacks_a_node: True if a node could not be reached when the connection was opened.
         comes_back: True if the connection is reopened after a loss.
         hopeless: the reason if the command must stop without waiting for the broker; otherwise None.
     """
 
     has_progressed: bool
+    lacks_a_node: bool
 
     @property
     def io(self) -> IoThread: ...

@@ -18,9 +18,9 @@ from mqtool.message import Confirmation, Message, Receipt
 
 #: The most messages, and bytes of bodies, that may be unconfirmed.
 WINDOW, WINDOW_BYTES = 10_000, 16 * 1024 * 1024
-#: Seconds after a reconnection in which a nack may only mean that the queue has no leader yet, because the cluster has
-#: lost a node. Such messages are published again after a pause, on another channel: in RabbitMQ 3.10, a channel that
-#: has met a queue without a leader may nack everything from then on.
+#: Seconds after a reconnection, or after connecting to a cluster that lacks a node, in which a nack may only mean that
+#: the queue has no leader yet. Such messages are published again after a pause, on another channel: in RabbitMQ 3.10, a
+#: channel that has met a queue without a leader may nack everything from then on.
 LEADERLESS, _PAUSE = 20.0, 0.25
 #: Seconds between two checks whether to stop, while there is no connection or the broker blocks publishers.
 _CHECK_INTERVAL = 0.1
@@ -241,13 +241,17 @@ class Unconfirmed:
 
     # For the connection.
 
-    def restart(self, writer: MessageWriter, *, connection_is_new: bool = False) -> None:
-        """Publish the unconfirmed messages again, on a new channel in confirm mode. Call it on the I/O thread."""
+    def restart(self, writer: MessageWriter, *, may_lack_leaders: bool = False) -> None:
+        """Publish the unconfirmed messages again, on a new channel in confirm mode. Call it on the I/O thread.
+
+        Args:
+            may_lack_leaders: the cluster has just lost a node, so that some queues may have no leader yet.
+        """
         with self._changed:
             self._done += self._take_answered()
             self._outstanding.extendleft(reversed(self._later))
             self._later.clear()
-            if connection_is_new:
+            if may_lack_leaders:
                 self._leaderless_until = time.monotonic() + LEADERLESS
             self._is_reopening = False
             self._writer = writer

@@ -98,6 +98,8 @@ class LinkConnection(ReopeningTransport):
         self._has_begun = False
         self._last_outcome = time.monotonic()
         super().__init__(addresses, context, backoff, notice, threaded=threaded)
+        if self.lacks_a_node:
+            self._leaderless_until = self._last_outcome + LEADERLESS
 
     @property
     def hopeless(self) -> str | None:

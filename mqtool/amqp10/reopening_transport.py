@@ -44,6 +44,7 @@ class ReopeningTransport:
         stopping: True if the command must stop.
         is_lost: True until a lost connection is open again.
         has_progressed: True if an outcome was received or a delivery settled since the connection was opened.
+        lacks_a_node: True if a node could not be reached when the connection was opened.
         due_at: the time (`time.monotonic()`) at which to call taken() even if no frame has arrived; None for no time.
     """
 
@@ -61,6 +62,7 @@ class ReopeningTransport:
         self.failure: MqtoolError | None = None
         self.refused = self.stopping = self.is_lost = False
         self.has_progressed = True
+        self.lacks_a_node = False
         self.due_at: float | None = None
         self._addresses, self._context, self._backoff, self._notice = list(addresses), context, backoff, notice
         self._attempts: Iterator[tuple[int, float]] = iter(())
@@ -132,6 +134,7 @@ class ReopeningTransport:
                 raise too_old(version)
             self._addresses.remove(address)
             self._addresses.insert(0, address)
+            self.lacks_a_node = failure is not None
             return transport
         raise failure or Unavailable("no address to connect to")
 

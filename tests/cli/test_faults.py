@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.ports import free_port
 from tests.brokers import TestBroker
 from tests.cli.shell import Shell, wait_until
 
@@ -47,6 +48,18 @@ def test_faults_can_be_started_listed_and_ended(tester: Shell, own: EmbeddedBrok
     tester.run("mqtool", "broker", "fault", "go-silent", "seconds=1m")
     assert tester.run("mqtool", "broker", "fault", "clear").stderr == "ended 1 fault\n"
     assert own.faults.in_force() == []
+
+
+def test_a_nack_from_a_cluster_without_one_node_is_retried(tester: Shell, own: EmbeddedBroker) -> None:
+    """If a node of the cluster cannot be reached, `send` publishes a nacked message again, because its queue may not
+    have a leader yet. If all nodes answer, a nack is final.
+    """
+    send = ("mqtool", "send", "-q", "jobs", "Hello")
+    tester.run("mqtool", "queue", "declare", "jobs")
+    own.faults.nack_publishes("jobs")
+    assert tester.run(*send).code == 75
+    own.faults.nack_publishes("jobs")
+    assert tester.run(*send, environment={"MQTOOL_URL": f"amqp://127.0.0.1:{free_port()},{own.url}"}).code == 0
 
 
 @pytest.mark.parametrize(

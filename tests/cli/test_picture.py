@@ -217,6 +217,24 @@ def test_a_worker_with_prefetch_1_is_never_seen_with_two_messages(chromium: Any,
     assert most == 1
 
 
+def test_a_consumer_that_has_gone_is_drawn_until_its_last_message_has_been_seen(chromium: Any, tmp_path: Path) -> None:
+    """In the picture, a closed consumer stays until all its messages have been seen to arrive, so that the messages
+    counted as unacknowledged are always drawn.
+    """
+    consumers = [{"name": f"{each}/tag", "label": f"worker {each}"} for each in range(2)]
+    records = jobs(consumers)
+    for number in range(60):
+        to = {"consumer": f"{number % 2}/tag", "no_ack": False, "redelivered": False, "to": None}
+        records += [*published(1000, number), happens(1000, "delivered", number, **to)]
+        records.append(happens(1000, "acknowledged", number))
+    topology = next(each for each in records if each["kind"] == "topology")
+    records += [{**topology, "t": 1000, "consumers": []}, *published(9000, 60)]
+    page = recorded(chromium, tmp_path, records)
+    for step in range(120):
+        seek(page, step / 120)
+        assert differences(page) == [], step
+
+
 def test_a_redelivered_message_is_seen_to_go_back(chromium: Any, tmp_path: Path) -> None:
     """In the picture, the message of a worker that was killed goes back to its queue, and then to the next worker."""
     workers = [{"name": f"{each}/tag", "label": f"worker {each}"} for each in ("1", "2")]

@@ -8,6 +8,7 @@ from mqtool.amqp import Backoff, parse_addresses
 from mqtool.amqp10 import LinkSession, queue_address
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.amqp10.incoming_link import IncomingLink
+from mqtool.broker.ports import free_port
 from mqtool.codecs.amqp10_frames import Error, Rejected
 from mqtool.codecs.amqp10_values import Symbol
 from mqtool.message import Confirmation, Message
@@ -51,3 +52,27 @@ def test_a_message_rejected_right_after_a_reconnection_is_republished(
             session.purge("q")
         [receipt] = sending.result()
         assert receipt.confirmation is (Confirmation.CONFIRMED if again else Confirmation.NACKED)
+
+
+def test_a_message_rejected_by_a_cluster_without_one_node_is_republished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over AMQP 1.0, a message rejected right after connecting to a cluster that lacks a node is republished if its
+    queue was unavailable.
+    """
+    rejected: list[Rejected] = []
+
+    def reject(*_: object) -> Rejected:
+        info = {Symbol("queue"): "q", Symbol("reason"): Symbol("unavailable")}
+        rejected.append(Rejected(Error(Symbol("amqp:precondition-failed"), "queue 'q': unavailable", info)))
+        return rejected[-1]
+
+    monkeypatch.setattr(IncomingLink, "_rejected", reject)
+    with EmbeddedBroker(like="4.3") as broker, ThreadPoolExecutor() as pool:
+        cluster = parse_addresses(f"amqp://127.0.0.1:{free_port()},{broker.url}")
+        with LinkSession(cluster) as session:
+            session.declare(FULL)
+            sender = session.sender(queue_address("q"))
+            assert [each.confirmation for each in sender.send([Message(b"first")])] == [Confirmation.CONFIRMED]
+            sending = pool.submit(lambda: [*sender.send([Message(b"last")])])
+            wait_until(lambda: len(rejected) > 0, "the queue rejects the message")
+            session.purge("q")
+            assert [each.confirmation for each in sending.result()] == [Confirmation.CONFIRMED]

@@ -29,7 +29,7 @@ class Wire:
 
     def open(self, *, connection_is_new: bool = False) -> None:
         self.sent = []
-        self.publisher.restart(self, connection_is_new=connection_is_new)
+        self.publisher.restart(self, may_lack_leaders=connection_is_new)
 
     def encode(self, messages: Sequence[Message], route: Route) -> Encoded:  # noqa: ARG002
         return Encoded(messages[0].body, len(messages[0].body))

@@ -190,7 +190,10 @@ function prune(state) {
   dropGone(state, state.t);
 }
 
-/** Drop publishers and consumers that had gone a while before this time, or before the end of a play. */
+/**
+ * Drop publishers and consumers that had gone a while before this time, or before the end of a play. Messages may be seen
+ * to move seconds after they have moved: their publishers and consumers stay until then.
+ */
 export function dropGone(state, now) {
   const time = Math.min(now, state.rests);
   for (const nodes of [state.queues, state.exchanges]) {
@@ -198,9 +201,9 @@ export function dropGone(state, now) {
   }
   for (const nodes of [state.publishers, state.consumers]) {
     for (const [id, node] of nodes) {
-      if (!node.gone || holdsAny(state, id)) continue;
+      if (!node.gone || holdsAny(state, id) || hasMotion(state, id, time)) continue;
       // Without its queue, nothing shows what it was for.
-      const hasQueue = node.queue === undefined || state.queues.has(node.queue) || hasMotion(state, id, time);
+      const hasQueue = node.queue === undefined || state.queues.has(node.queue);
       // Of the consumers that are known to have gone, none stays at the end of a play.
       const since = node.queue === undefined || node.isUnknown ? time : now;
       if (node.gone >= since - LINGERS && hasQueue) continue;
