@@ -1,12 +1,13 @@
 """Faults on demand: what a client sees of each, and that nothing is left of it when it ends."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pika
 import pytest
-from pamqp import commands, header
+from pamqp import commands, frame, header
 from pika import BasicProperties, exceptions
 from pika.adapters.blocking_connection import BlockingChannel
 
@@ -102,6 +103,22 @@ def test_faults_apply_to_stream_connections(vhost: Vhost, stream: RawStream) -> 
         RawStream(*stream.socket.getpeername())
     assert vhost.faults.close_connections(text="not today") == 1
     assert stream.expect(CLOSE)[4:] == (320).to_bytes(2) + string("not today")
+
+
+def test_messages_of_the_stream_protocol_are_recorded(vhost: Vhost, stream: RawStream) -> None:
+    """published() returns messages that were published with the stream protocol. A query that finds
+    none says what was published instead.
+    """
+    assert stream.create("s") == 1
+    assert stream.declare_publisher(1, "s") == 1
+    stream.publish(1, 0, b"\x00Su\xa0\x01a", b"\x00Su\xa0\x01b")
+    messages = vhost.published(queue="s", count=2)
+    assert [(each.exchange, each.routing_key, each.queues, each.body) for each in messages] == [
+        ("", "s", ("s",), b"a"),
+        ("", "s", ("s",), b"b"),
+    ]
+    assert "what happened: <published 's' → s: b'a'>" in repr(vhost.published(queue="t", timeout=0))
+    assert not vhost.unrouted
 
 
 @pytest.mark.parametrize("reset", [True, False])
@@ -228,6 +245,44 @@ def test_block_publishers_sends_blocked_and_unblocked(vhost: Vhost, raw: RawClie
         raw.send(commands.Basic.Publish(exchange="", routing_key="q"))
         assert raw.expect(commands.Connection.Blocked).reason == "low on patience"
     raw.expect(commands.Connection.Unblocked)
+
+
+def test_a_blocked_publisher_publishes_nothing(vhost: Vhost, raw: RawClient) -> None:
+    """While block_publishers lasts, not even the first message of a connection is published, although all of its
+    frames have arrived. It is published once the fault ends.
+    """
+    publish = header.ContentHeader(body_size=1, properties=commands.Basic.Properties())
+    message = frame.marshal(commands.Basic.Publish(exchange="", routing_key="q"), 1)
+    message += frame.marshal(publish, 1) + b"\x03\x00\x01\x00\x00\x00\x01a\xce"
+    with vhost.faults.block_publishers():
+        raw.socket.sendall(message * 3)
+        raw.expect(commands.Connection.Blocked)
+        assert not vhost.published(timeout=0)
+    raw.expect(commands.Connection.Unblocked)
+    assert vhost.published(count=3).bodies == [b"a"] * 3
+
+
+@pytest.mark.parametrize(
+    ("begin", "message"),
+    [
+        (lambda faults: faults.nack_publishes("jbos"), "queue 'jbos' does not exist: did you mean 'jobs'?"),
+        (lambda faults: faults.lose_acks(queue="jobb"), "queue 'jobb' does not exist: did you mean 'jobs'?"),
+        (lambda faults: faults.cancel_consumers("jbos"), "queue 'jbos' does not exist: did you mean 'jobs'?"),
+        (lambda faults: faults.cancel_consumers("mail"), "queue 'mail' does not exist"),
+    ],
+)
+def test_a_fault_for_a_misspelled_queue_is_refused(
+    vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
+) -> None:
+    """A fault for a queue whose name looks like a misspelling raises ValueError with the right name. One for a queue
+    that is declared later begins, except cancel_consumers, which would affect nothing.
+    """
+    channel.queue_declare("jobs")
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        begin(vhost.faults)
+    assert vhost.faults.in_force() == []
+    vhost.faults.nack_publishes("billing")
+    assert len(vhost.faults.in_force()) == 1
 
 
 def test_close_channels_and_connections_send_the_given_code(vhost: Vhost, raw: RawClient) -> None:

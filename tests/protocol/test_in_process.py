@@ -302,6 +302,62 @@ def test_a_query_over_http_waits_for_the_count(api_of: Callable[[EmbeddedBroker]
         assert api("GET", "mqtool/published/%2F?count=many")[0] == 400
 
 
+def test_an_async_condition_is_refused() -> None:
+    """An async function given to until() or wait_for() raises TypeError, because its result would always be true."""
+
+    async def never() -> bool:
+        return False
+
+    async def ask() -> None:
+        async with EmbeddedBroker(recording=True) as broker:
+            with pytest.raises(TypeError, match="the condition is an async function"):
+                await broker.until(never)
+
+    asyncio.run(ask())
+    with EmbeddedBroker(recording=True) as broker, pytest.raises(TypeError, match="the condition is an async function"):
+        broker.wait_for(never)
+
+
+def test_a_failure_names_the_queue_whose_messages_were_not_acknowledged(vhost: Vhost, channel: BlockingChannel) -> None:
+    """If a consumer forgets to acknowledge, the failure says how many messages of which queue were delivered and not
+    acknowledged, and, once its channel is closed, that they are ready again.
+    """
+    channel.basic_publish("", "jobs", b"1")
+    assert channel.basic_get("jobs")[2] == b"1"
+    assert "queue 'jobs': 1 message delivered but not acknowledged" in repr(vhost.queue("jobs").acked)
+    channel.close()
+    with pytest.raises(
+        AssertionError, match=r"queue 'jobs': 1 message delivered before and ready again \(requeued, or"
+    ):
+        vhost.wait_for(lambda: vhost.queue("jobs").acked, timeout=0.01)
+
+
+def test_a_failure_names_the_fault_that_waits_for_a_queue_that_does_not_exist(vhost: Vhost) -> None:
+    """A fault for a queue that no client has declared yet is named in the failure of a test."""
+    vhost.faults.nack_publishes("shipping")
+    with pytest.raises(
+        AssertionError, match="fault nack_publishes: without effect so far, because queue 'shipping' does"
+    ):
+        vhost.wait_for(lambda: False, timeout=0.01)
+
+
+def test_a_stopped_broker_can_be_started_again() -> None:
+    """EmbeddedBroker.start() after stop() returns once the broker listens again; if its port is taken, it raises
+    OSError.
+    """
+    broker = EmbeddedBroker()
+    for _ in range(3):
+        with broker:
+            _publish(broker.url)
+    with broker:
+        taken = EmbeddedBroker(port=broker.port)
+        for _ in range(2):
+            with pytest.raises(OSError, match="in use"):
+                taken.start()
+    with taken:
+        _publish(taken.url)
+
+
 def test_nothing_is_recorded_unless_asked_for() -> None:
     """Without recording=True, published() raises LookupError, which names the option."""
     with EmbeddedBroker() as broker, pytest.raises(LookupError, match="recording=True"):
@@ -386,6 +442,64 @@ def test_amqp_like_runs_tests_for_each_version_and_lists_which_depend_on_it(tmp_
         ("test_mine.py::test_in_a_fixture: passes with 3.10, 4.3", "14", reason),
     ], listed
     assert "ERROR: --amqp-like: cannot behave like RabbitMQ 5.0, only like 3.10" in output("3.10,5.0")
+
+
+OVERRIDDEN = {
+    "conftest.py": inspect.cleandoc("""
+        import pytest
+        from mqtool.testing import EmbeddedBroker
+
+        @pytest.fixture(scope="session")
+        def amqp_broker():
+            with EmbeddedBroker(recording=True, like="4.3") as broker:
+                yield broker
+    """),
+    "ours/conftest.py": inspect.cleandoc("""
+        import pytest
+        from mqtool.testing import EmbeddedBroker
+
+        @pytest.fixture(scope="session")
+        def amqp_broker(request):
+            with EmbeddedBroker(recording=True, like=getattr(request, "param", "4.2")) as broker:
+                yield broker
+    """),
+    "test_mine.py": "def test_one(amqp_vhost): pass",
+    "ours/test_ours.py": "def test_two(amqp_vhost): pass",
+}
+
+
+def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path) -> None:
+    """If a project's own fixture amqp_broker ignores the version that --amqp-like asks for, the tests that use it fail
+    and name the version that they got; if it uses request.param, they pass.
+    """
+    (tmp_path / "ours").mkdir()
+    for name, text in OVERRIDDEN.items():
+        (tmp_path / name).write_text(text)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--amqp-like", "3.10,4.3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "1 failed, 3 passed" in done.stdout, done.stdout + done.stderr
+    assert re.search(
+        r"this test is to run with 3\.10, but the project's own fixture amqp_broker behaves like 4\.3: start it with "
+        r"EmbeddedBroker\(like=request\.param\)",
+        done.stdout,
+    ), done.stdout
+
+
+def test_amqp_like_fails_a_test_that_it_cannot_run_once_per_version(tmp_path: Path) -> None:
+    """With --amqp-like, a test that gets the broker by getfixturevalue() fails, and the error says how to name the
+    fixture; without the option it passes.
+    """
+    (tmp_path / "test_mine.py").write_text("def test_one(request): request.getfixturevalue('amqp_vhost')")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+
+    def output(*arguments: str) -> str:
+        done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    assert "1 passed" in output()
+    said = output("--amqp-like", "3.10,4.3")
+    assert "1 failed" in said, said
+    assert 'name amqp_broker or amqp_vhost in its arguments, or in @pytest.mark.usefixtures("amqp_broker")' in said
 
 
 FIXTURES = inspect.cleandoc("""

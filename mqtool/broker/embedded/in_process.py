@@ -50,6 +50,9 @@ class EmbeddedBroker(Questions):
 
     Queries such as `broker.published()` are about the virtual host `/`.
 
+    Attributes:
+        like: the RabbitMQ version that the broker behaves like.
+
     Args:
         port: the AMQP port, 0 for any free one.
         data_dir: a directory for durable queues and persistent messages; None keeps everything in memory.
@@ -66,7 +69,8 @@ class EmbeddedBroker(Questions):
         if not isinstance(settings.get("like", ""), str):
             raise ValueError(f'like must be a string, such as "4.3", not {settings["like"]!r}')
         self._settings = Settings(port=port, **settings)
-        profile(self._settings.like)  # raises here rather than in the thread
+        self.like = self._settings.like
+        profile(self.like)  # raises here rather than in the thread
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
@@ -152,6 +156,8 @@ class EmbeddedBroker(Questions):
             OSError: a port is in use, or the data directory cannot be used or is damaged.
             TimeoutError: the broker does not start within 30 seconds.
         """
+        self._ready.clear()  # it is set if the broker was stopped before
+        self._error = None
         self._thread = threading.Thread(target=self._run, name="embedded-broker", daemon=True)
         self._thread.start()
         if not self._ready.wait(_STARTING_SECONDS):

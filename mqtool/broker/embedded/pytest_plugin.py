@@ -42,7 +42,7 @@ class _AroundTests:
         report = (yield).get_result()
         vhost = getattr(item, "funcargs", {}).get("amqp_vhost")
         if call.when == "call" and report.failed and vhost is not None:
-            report.sections.append(("amqp_vhost", vhost.now(lambda broker, name: broker.recording.describe(name))))
+            report.sections.append(("amqp_vhost", vhost.now(lambda broker, name: broker.describe(name))))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_teardown(self) -> None:
@@ -56,6 +56,12 @@ def amqp_broker(request: pytest.FixtureRequest) -> "Iterator[EmbeddedBroker]":
     from mqtool.broker.embedded.in_process import EmbeddedBroker
     from mqtool.broker.embedded.model.profile import DEFAULT, profile
 
+    if request.config.getoption("--amqp-like") is not None and not hasattr(request, "param"):
+        pytest.fail(
+            "--amqp-like cannot run this test once per version, because it gets amqp_broker by getfixturevalue(): "
+            'name amqp_broker or amqp_vhost in its arguments, or in @pytest.mark.usefixtures("amqp_broker")',
+            pytrace=False,
+        )
     try:
         like = getattr(request, "param", None) or request.config.getini("amqp_broker_like") or DEFAULT
         profile(like)

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Protocol
 
@@ -339,6 +339,9 @@ class Hooks(Protocol):
 
     def enqueue(self, vhost: VirtualHost, routing: Routing) -> Publication:
         """Add a message to its queues, unless a test prevents it; return the outcome to report to the publisher."""
+
+    def streamed(self, vhost: VirtualHost, stream: str, messages: Iterator[tuple[int, BrokerMessage]]) -> None:
+        """Handle messages that were published with the stream protocol; `messages` yields them with their offsets."""
 
     def channel_closed(self, vhost: VirtualHost, why: str) -> None:
         """Handle a channel that the broker has closed because of an error; `why` is its code and text."""

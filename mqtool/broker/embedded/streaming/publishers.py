@@ -208,7 +208,7 @@ class Publishers:
         self._confirm_later(publisher, messages.ids)
 
     def _append(self, publisher: DeclaredPublisher, messages: _Messages) -> None:
-        watcher = self._session.vhost.watcher
+        vhost, hooks = self._session.vhost, self._session.broker.hooks
         ids, entries, records, filters = messages
         count = len(entries) - len(records) + sum(records.values())
         publisher.published += count
@@ -220,8 +220,10 @@ class Publishers:
             publishing_id=int.from_bytes(ids[-1]),
             filter_bits=reduce(or_, filters, 0) or UNFILTERED,
         )
-        if watcher is not None:
-            watcher.streamed(self._session, publisher.stream, self._decoded(publisher.stream, entries, offset))
+        if vhost.watcher is not None:
+            vhost.watcher.streamed(self._session, publisher.stream, self._decoded(publisher.stream, entries, offset))
+        if hooks is not None:
+            hooks.streamed(vhost, publisher.stream, self._decoded(publisher.stream, entries, offset))
 
     def _decoded(self, stream: str, entries: list[bytes], offset: int) -> Iterator[tuple[int, BrokerMessage]]:
         """Yield messages with their offsets, decoding each one lazily."""

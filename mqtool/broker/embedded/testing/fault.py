@@ -16,6 +16,7 @@ from mqtool.broker.embedded.model.virtual_host import Routing
 from mqtool.broker.embedded.sockets.listener import Listener
 from mqtool.broker.embedded.wire.amqp_connection import BrokerConnection
 from mqtool.duration import parse_duration
+from mqtool.spelling import mistyped
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
@@ -48,6 +49,13 @@ class FaultScene:
     @property
     def connections(self) -> list[Client]:
         return [connection for connections in self.by_protocol for connection in connections]
+
+    def check_spelling(self, queue: str) -> None:
+        """Raise ValueError if a queue does not exist, and its name looks like a misspelling of one that does."""
+        names = {name for vhost in self.broker.vhosts.values() for name in vhost.queues}
+        meant = None if queue in names else mistyped(queue, sorted(names))
+        if meant is not None:
+            raise ValueError(f"queue {queue!r} does not exist: did you mean {meant!r}?")
 
     def shut(self) -> None:
         """Refuse new connections."""
@@ -175,6 +183,10 @@ class NackPublishes(Fault):
     queue: str
     count: int = 1
 
+    def begin(self, scene: FaultScene) -> int:
+        scene.check_spelling(self.queue)
+        return 0
+
     def publishing(self, routing: Routing) -> bool:
         if self.used_up or all(queue.name != self.queue for queue in routing.queues):
             return False
@@ -232,6 +244,11 @@ class LoseAcks(Fault):
     count: int = 1
     queue: str | None = None
 
+    def begin(self, scene: FaultScene) -> int:
+        if self.queue is not None:
+            scene.check_spelling(self.queue)
+        return 0
+
     def acknowledging(self, queue: BrokerQueue) -> bool:
         if self.used_up or self.queue not in (None, queue.name):
             return False
@@ -249,6 +266,9 @@ class CancelConsumers(Fault):
 
     def begin(self, scene: FaultScene) -> int:
         queues = [vhost.queues[self.queue] for vhost in scene.broker.vhosts.values() if self.queue in vhost.queues]
+        if not queues:
+            scene.check_spelling(self.queue)
+            raise ValueError(f"queue {self.queue!r} does not exist")
         cancelled = [(queue, consumer) for queue in queues for consumer in list(queue.consumers)]
         for queue, consumer in cancelled:
             queue.remove_consumer(consumer)

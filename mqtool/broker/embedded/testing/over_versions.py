@@ -44,11 +44,28 @@ class OverVersions:
             metafunc.parametrize(_FIXTURE, self._versions, indirect=True, scope="session")
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
-        version = getattr(getattr(item, "callspec", None), "params", {}).get(_FIXTURE)
+        version = _version_of(item)
         if version is not None:
             test, _, case = item.nodeid.removesuffix("]").partition("[")
             others = "-".join(part for part in case.split("-") if part != version)
             item.user_properties += [(_VERSION, version), (_TEST, f"{test}[{others}]" if others else test)]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> None:
+        """Fail a test whose broker does not behave like the version in the test's id.
+
+        A project can override the fixture amqp_broker, and not use the version.
+        """
+        version = _version_of(item)
+        like = getattr(getattr(item, "funcargs", {}).get(_FIXTURE), "like", None)
+        if version in (None, like):
+            return
+        what = "has no attribute `like`, which names its version" if like is None else f"behaves like {like}"
+        pytest.fail(
+            f"--amqp-like: this test is to run with {version}, but the project's own fixture amqp_broker {what}: "
+            "start it with EmbeddedBroker(like=request.param)",
+            pytrace=False,
+        )
 
     def pytest_terminal_summary(self, terminalreporter: "TerminalReporter") -> None:
         reports = [each for how in ("passed", "failed", "error") for each in terminalreporter.getreports(how)]
@@ -73,6 +90,12 @@ class OverVersions:
                 for failure in dict.fromkeys(filter(None, of_test.values())):
                     failed = [version for version in self._versions if of_test.get(version) == failure]
                     yield f"  fails with {', '.join(failed)}: {failure}"
+
+
+def _version_of(item: pytest.Item) -> str | None:
+    """Return the version that a test is to run with; None if it does not use the broker."""
+    params: dict[str, str] = getattr(getattr(item, "callspec", None), "params", {})
+    return params.get(_FIXTURE)
 
 
 def _failure(report: pytest.TestReport) -> str:

@@ -1,6 +1,7 @@
 """The API for tests in Python: methods that query a broker's messages, and methods that inject faults."""
 
 import asyncio
+import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -52,7 +53,11 @@ class QueueQuestions:
         return self._questions.wait_for_count(lambda broker, vhost: broker.ready(vhost, self.name), count, timeout)
 
     def _happened(self, what: str) -> Messages:
-        return self._questions.now(lambda broker, vhost: broker.recording.find(what, vhost, queue=self.name))
+        def ask(broker: BrokerUnderTest, vhost: str) -> Messages:
+            found = broker.recording.find(what, vhost, queue=self.name)
+            return found or Messages([], broker.describe(vhost))
+
+        return self._questions.now(ask)
 
     @property
     def acked(self) -> Messages:
@@ -134,6 +139,7 @@ class Questions(ABC):
         Raises:
             AssertionError: the timeout expired; the error says what happened instead.
             RuntimeError: called on an event loop.
+            TypeError: the function is async.
         """
         if _on_event_loop():
             raise RuntimeError("wait_for() would hold up the event loop: await until() instead")
@@ -148,6 +154,7 @@ class Questions(ABC):
 
         Raises:
             AssertionError: the timeout expired; the error says what happened instead.
+            TypeError: the function is async.
         """
         deadline = time.monotonic() + timeout
         while not (result := self._asked(condition)):
@@ -158,13 +165,20 @@ class Questions(ABC):
     def _asked(self, condition: Callable[[], T]) -> T:
         self._waiting = True
         try:
-            return condition()
+            result = condition()
         finally:
             self._waiting = False
+        if inspect.iscoroutine(result):
+            result.close()  # otherwise Python warns that it was never awaited
+            raise TypeError(
+                "the condition is an async function, whose result is a coroutine, and that is always true: "
+                "pass a function without `async`, such as a lambda that asks the broker"
+            )
+        return result
 
     def _check(self, deadline: float, timeout: float) -> None:
         if time.monotonic() > deadline:
-            happened = self.now(lambda broker, vhost: broker.recording.describe(vhost))
+            happened = self.now(lambda broker, vhost: broker.describe(vhost))
             raise AssertionError(f"not within {timeout:g} s; {happened}")
 
     def reset(self) -> None:
@@ -280,7 +294,13 @@ class Faults:
         return self.begin(Restart(seconds, keep_transient))
 
     def nack_publishes(self, queue: str, count: int = 1) -> BegunFault:
-        """Reject the next `count` messages published to a queue, with a nack to the publisher."""
+        """Reject the next `count` messages published to a queue, with a nack to the publisher.
+
+        The queue may be declared later.
+
+        Raises:
+            ValueError: the queue does not exist, and its name looks like a misspelling of one that does.
+        """
         return self.begin(NackPublishes(queue, count))
 
     def return_unroutable(self, count: int = 1) -> BegunFault:
@@ -292,9 +312,19 @@ class Faults:
         return self.begin(DelayConfirms(seconds))
 
     def lose_acks(self, count: int = 1, queue: str | None = None) -> BegunFault:
-        """Lose the next `count` acknowledgements for a queue (None: any), so that the messages are redelivered."""
+        """Lose the next `count` acknowledgements for a queue (None: any), so that the messages are redelivered.
+
+        The queue may be declared later.
+
+        Raises:
+            ValueError: the queue does not exist, and its name looks like a misspelling of one that does.
+        """
         return self.begin(LoseAcks(count, queue))
 
     def cancel_consumers(self, queue: str) -> int:
-        """Cancel all consumers of a queue. Returns the number of consumers."""
+        """Cancel all consumers of a queue. Returns the number of consumers.
+
+        Raises:
+            ValueError: the queue does not exist.
+        """
         return self.begin(CancelConsumers(queue)).met

@@ -4,9 +4,10 @@ Everything in this module runs on the broker's event loop.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.queue import BrokerQueue
@@ -16,6 +17,7 @@ from mqtool.broker.embedded.sockets.listener import Listener
 from mqtool.broker.embedded.testing import connection_faults as connection_faults  # so that requests can name them
 from mqtool.broker.embedded.testing.fault import Client, Fault, FaultScene, arguments_of, name_of
 from mqtool.broker.embedded.testing.traffic import ClosedChannel, Messages, Recorded, TrafficRecording
+from mqtool.spelling import counted
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.model.stream_queue import StreamQueue
@@ -72,6 +74,12 @@ class _Hooks:
             nacked = not publication.accepted
             self.recording.add(Recorded("published", vhost.name, routing.message, names, nacked=nacked))
         return publication
+
+    def streamed(self, vhost: VirtualHost, stream: str, messages: Iterator[tuple[int, BrokerMessage]]) -> None:
+        """Record messages that were published with the stream protocol."""
+        if self.recording is not None:
+            for _, message in messages:
+                self.recording.add(Recorded("published", vhost.name, message, [stream]))
 
     def channel_closed(self, vhost: VirtualHost, why: str) -> None:
         """Record that the broker has closed a channel."""
@@ -174,6 +182,24 @@ class BrokerUnderTest:
         if self._hooks.recording is None:
             raise LookupError("nothing is being recorded: start the broker with recording=True")
         return self._hooks.recording
+
+    def describe(self, vhost: str) -> str:
+        """Describe for a failed test what happened, which deliveries are not acknowledged, and which faults wait."""
+        lines = [self.recording.describe(vhost)]
+        found = self._scene.broker.vhosts.get(vhost)
+        for name, queue in ({} if found is None else found.queues).items():
+            if queue.kind == "stream":
+                continue
+            if queue.unacked:
+                lines.append(f"queue {name!r}: {counted(queue.unacked)} delivered but not acknowledged")
+            if again := sum(entry.redelivered for entry in queue.backlog.in_memory()):
+                why = "requeued, or the channel closed without an acknowledgement"
+                lines.append(f"queue {name!r}: {counted(again)} delivered before and ready again ({why})")
+        for fault in self.faults():
+            missing = fault["arguments"].get("queue")
+            if missing is not None and not any(missing in each.queues for each in self._scene.broker.vhosts.values()):
+                lines.append(f"fault {fault['fault']}: without effect so far, because queue {missing!r} does not exist")
+        return "\n".join(lines)
 
     def ready(self, vhost: str, queue: str) -> Messages:
         """Return a queue's ready messages in order of arrival. After a requeue, the order of delivery may differ."""

@@ -100,6 +100,11 @@ class BrokerConnection(AmqpSession):
         self._need = _FRAME_HEAD
         return offset
 
+    @property
+    def must_pause(self) -> bool:
+        # Like RabbitMQ, which does not handle the rest of a publish either, even if all of it has arrived.
+        return self.blocked or super().must_pause
+
     def _take_protocol_header(self, data: bytes) -> int:
         """Start the handshake, or switch protocols. On an unknown header, send a supported one and close the socket.
 
