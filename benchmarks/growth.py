@@ -113,7 +113,7 @@ GROWTHS = (
 
 
 def costs(growth: Growth) -> Iterator[tuple[int, Cost]]:
-    """Measure the cost of each size."""
+    """Measure the time and memory that each size takes."""
     for size in growth.sizes:
         with Process("--data-dir", "{}/data") as broker, tempfile.TemporaryDirectory() as directory:
             before = _resident(broker)
@@ -130,7 +130,7 @@ def _resident(broker: Process) -> float:
 
 
 def show(growth: Growth, came: list[tuple[int, Cost]]) -> None:
-    """Print a table, with a chart of what one more unit costs."""
+    """Print a table, and a chart of what each additional queue, binding or message costs."""
     heads = f"{growth.unit + 's':>12} {'seconds':>9} {'our MiB':>8} {'broker MiB':>11}"
     print(f"\n{growth.what}\n{heads}   one more {growth.unit}")
     each = [

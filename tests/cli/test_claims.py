@@ -179,8 +179,8 @@ def is_governed(broker: TestBroker, queue: str) -> bool:
 def test_dead_letters_of_an_exchange_return_if_the_broker_published_them_there(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive` returns dead letters to queues that dead-letter there by an argument or a policy, and leaves
-    messages whose x-death header a publisher has forged.
+    """`dlq redrive` returns a dead letter to its queue only if that queue dead-letters to this exchange, by argument
+    or by policy; messages whose x-death header was forged by a publisher stay where they are.
     """
     vhost = broker.vhost
     broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})

@@ -273,7 +273,9 @@ def test_every_command_declares_its_effect_on_a_broker() -> None:
 def test_a_typed_url_wins_over_the_context_in_use(
     staging: Shell, broker: TestBroker, embedded: TestBroker, request: pytest.FixtureRequest
 ) -> None:
-    """A command with --url uses that broker even if a context is in use, also if AMQP_URL has the same URL."""
+    """A command with --url uses that URL and not the context in use, even if AMQP_URL happens to contain the same
+    URL.
+    """
     other = embedded.with_fresh_vhost(f"other-{time.monotonic_ns()}")
     request.addfinalizer(other.drop_vhost)
     for each in (broker, other):

@@ -801,8 +801,8 @@ def test_a_conversion_resumes_after_its_holding_queue_was_deleted(
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_conversion_resumes_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
     """If the broker is killed during `queue convert`, the command fails with a hint, and --resume later completes the
-    conversion without losing a message. On the embedded broker, at most one batch is doubled; on RabbitMQ, whose
-    classic queues write acknowledgements to disk later, every moved message may be.
+    conversion without losing a message. On the embedded broker, at most one batch is there twice; on RabbitMQ, any
+    moved message may be, because its classic queues write acknowledgements to disk later.
     """
     own_broker(kind)
     restartable, count = Restartable(kind, f"convert-{uuid.uuid4().hex[:8]}"), 5_000

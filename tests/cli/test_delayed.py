@@ -142,8 +142,8 @@ def test_declaring_a_delayed_exchange_without_the_plugin_names_what_to_use_inste
 
 
 def test_via_auto_prints_its_choice_and_the_reason(shell: Shell, broker: TestBroker, plugin: bool) -> None:
-    """`send --delay` prints one line about where messages wait, which names the broker; with --quiet or --via, it
-    prints none.
+    """`send --delay` prints one line that says where messages wait on this broker, and why; with --quiet, or if --via
+    names the way, it prints nothing.
     """
     classic = ["-q", "classic", "--queue-type", "classic", "--durable"]
     said = shell.run("mqtool", "send", "x", *classic, "--delay", "1h").stderr.splitlines()

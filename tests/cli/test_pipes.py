@@ -197,8 +197,8 @@ def test_a_terminal_is_told_that_confirmed_messages_are_not_persistent(
 @on_any_broker
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_the_notice_about_transient_messages_depends_on_the_existing_queue(shell: Shell, kind: str) -> None:
-    """On a terminal, `send -l` says that messages are not persistent if the existing queue is classic, and not if it is
-    a quorum queue, whatever type `send` would declare.
+    """On a terminal, `send -l` notes that messages are not persistent if the existing queue is classic, but not if it
+    is a quorum queue, whatever type `send` itself would declare.
     """
     (shell.directory / "lines").write_text("1\n2\n3\n")
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", kind)

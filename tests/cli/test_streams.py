@@ -68,8 +68,8 @@ def test_lines_are_confirmed_in_order_and_read_from_any_offset(shell: Shell) -> 
 
 
 def test_streams_keep_headers_and_properties(shell: Shell) -> None:
-    """Headers and properties of a message in a stream are kept over the stream protocol, in a copy sent on as NDJSON,
-    and from a sender over AMQP 0-9-1.
+    """A stream message keeps its headers and properties when it is read over the stream protocol, when it is copied
+    as NDJSON and sent again, and when it was published over AMQP 0-9-1.
     """
     send = (
         "mqtool",

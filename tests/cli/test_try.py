@@ -79,7 +79,9 @@ def test_hints_come_in_three_steps(lonely_shell: Shell) -> None:
 
 
 def test_the_broker_stops_only_after_enter(lonely_shell: Shell) -> None:
-    """After the last goal, `try` asks for the end of the other commands, and stops its broker once Enter is pressed."""
+    """After the last goal, `try` asks the user to end the other commands, and stops its broker only once Enter is
+    pressed.
+    """
     watched = Watched(lonely_shell, 200, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
     for number in range(1, 4):
         watched.wait_for(f"Goal {number} of 3")

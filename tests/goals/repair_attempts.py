@@ -152,7 +152,7 @@ ATTEMPTS = {
             Wrong("A worker held", "copy no_prefetch;" + _RENDER),
             Wrong("No picture had to wait", _one_by_one),
             Wrong("Run a second one", "seq 6 | mqtool send -l -q pictures; mqtool worker -q pictures -c 6"),
-            Wrong("acknowledged when they are delivered", _automatic),
+            Wrong("acknowledged as soon as they are delivered", _automatic),
             Wrong("nobody receives", "mqtool send -q pictures a"),
         ),
     ),

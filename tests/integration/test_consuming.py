@@ -124,8 +124,8 @@ def test_repeated_receive_into_head_does_not_reach_the_delivery_limit(broker: Te
 
 @fast_path
 def test_deliveries_are_read_in_large_pieces(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A consumer reads more than 4096 bytes at a time, and mqtool decodes the deliveries instead of pika. If not, pika
-    has changed, and receiving is slow.
+    """A consumer reads more than 4096 bytes from the socket at a time, and mqtool, not pika, decodes the deliveries.
+    If this fails, pika has changed, and receiving has become slow.
     """
     pieces, receive = [], FrameReader.receive
     monkeypatch.setattr(

@@ -100,8 +100,8 @@ def test_annotations_of_modified_count_as_memory(broker: EmbeddedBroker, quorum:
 def test_annotations_of_modified_have_a_limit(
     broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any, case: str
 ) -> None:
-    """If annotations added with modified exceed a connection's limit, or come during a memory alarm, the session ends
-    with resource-limit-exceeded and its deliveries are requeued.
+    """If the annotations that a client adds with the outcome modified exceed the connection's limit, or are sent
+    during a memory alarm, the session ends with resource-limit-exceeded and its deliveries are requeued.
     """
     if case == "during an alarm":
         channel.queue_declare("large")

@@ -188,8 +188,8 @@ def test_a_message_sent_settled_over_amqp_1_0_is_dropped_if_no_queue_gets_it(bro
 
 
 def test_events_name_the_protocol_of_publishers_and_consumers(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event published names the publisher's protocol in `from`; the event delivered names the consumer's protocol
-    and connection in `to`.
+    """The event `published` gives the publisher's protocol in `from`; the event `delivered` gives the consumer's
+    protocol and connection in `to`.
     """
     channel.queue_declare("q", durable=True)
     events = Events(broker)

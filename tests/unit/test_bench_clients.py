@@ -230,7 +230,9 @@ def test_a_publisher_is_done_when_its_share_is_confirmed() -> None:
 
 @pytest.mark.parametrize(("rate", "over_after"), [(None, 1000), (10.0, 3000)])
 def test_a_publisher_stops_after_the_duration(rate: float | None, over_after: int) -> None:
-    """After `--duration`, nothing is sent; with a rate, messages that were due before are still sent for 2 s."""
+    """After `--duration`, no new messages are sent; with a rate, messages that were already due are still sent for up
+    to 2 s.
+    """
     client, wire = publisher(duration=1.0, rate=rate, in_flight=1)
     client.work(wire, START)
     wire.on_confirm([1])
@@ -456,7 +458,9 @@ def test_a_process_without_work_sleeps() -> None:
 
 
 def test_a_consumer_of_requests_replies_to_each() -> None:
-    """With `--rpc`, the consumer sends each body back to the queue that the message names."""
+    """With `--rpc`, the consumer replies to each request by sending its body back to the queue in the request's
+    reply_to.
+    """
     wire = Asked(Clock())
     client = BenchConsumer(job("consumer", rpc=True), Orders())
     client.open(wire)

@@ -150,7 +150,7 @@ def test_redelivered_messages_of_several_reports_are_added() -> None:
 
 
 def test_a_message_that_arrives_just_after_the_next_one_is_out_of_order() -> None:
-    """Two messages that arrive in exchanged places count as one that is out of order."""
+    """If two messages arrive in swapped order, one message counts as out of order, not two."""
     tally = Tally()
     _receive(tally, [1])
     _receive(tally, [0])

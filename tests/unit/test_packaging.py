@@ -186,7 +186,9 @@ def test_what_ci_installs_has_hashes() -> None:
 
 
 def test_the_image_of_mqtool_is_made_of_files_with_hashes() -> None:
-    """.ci/requirements/image.txt pins what mqtool needs and what builds it; the Dockerfile installs nothing else."""
+    """.ci/requirements/image.txt pins, with hashes, the packages that mqtool needs and those that build it; the
+    Dockerfile installs nothing else.
+    """
     path = ROOT / ".ci" / "requirements" / "image.txt"
     text = path.read_text()
     assert "://" not in text

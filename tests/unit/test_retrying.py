@@ -38,7 +38,9 @@ def retrying(channel: FakeChannel, retries: int = 1) -> Retrying:
 
 
 def test_retry_returns_whether_there_is_another_attempt() -> None:
-    """A failed message is published to the wait queue, and after the last attempt to the dead-letter queue."""
+    """retry() publishes a failed message to the wait queue while attempts remain, and after the last attempt to the
+    dead-letter queue; it returns whether there is another attempt.
+    """
     channel = FakeChannel(Confirmation.CONFIRMED, Confirmation.CONFIRMED)
     assert retrying(channel, retries=1).retry(JOB, "failed")
     assert not retrying(channel, retries=0).retry(JOB, "failed")

@@ -9,7 +9,7 @@ _SECOND = 1000
 
 
 def _arrived(seen: Seen) -> Iterator[tuple[SeenMessage, SeenCopy]]:
-    """Yield messages that were delayed, and that a receiver has got: each as it was sent, and its last copy."""
+    """Yield each delayed message that a receiver has got: as it was sent, and its last copy."""
     for message in seen.messages:
         if message.was_held:
             yield from ((message, copy) for copy in message.copies if copy.deliveries)
@@ -20,7 +20,7 @@ def _arrived(seen: Seen) -> Iterator[tuple[SeenMessage, SeenCopy]]:
 
 
 def _is_pending(seen: Seen) -> bool:
-    """True if an exchange or a wait queue still holds a message back, so that nothing can be said yet."""
+    """True if an exchange or a wait queue still holds a message back, so it is too early to judge."""
     waits = {name for name, queue in seen.queues.items() if "x-dead-letter-exchange" in queue["arguments"]}
     is_held = any(each.held_by and each.held_by in seen.exchanges for each in seen.messages)
     in_queues = (copy for each in seen.messages for copy in each.copies if not copy.end)

@@ -109,7 +109,7 @@ def thrown_away(queue: str) -> Said:
 
 
 def _unheard(seen: Seen, exchange: str) -> SeenMessage | None:
-    """The latest message to an exchange, if no queue got it and no queue is bound for it meanwhile."""
+    """The latest message to an exchange, if no queue got it and none that would get it has been bound since."""
     published = seen.published_to(exchange)
     keys = {each.key for each in seen.bound(exchange)}
     if not published or not published[-1].lost or published[-1].routing_key in keys:

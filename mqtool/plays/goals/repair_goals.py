@@ -155,7 +155,7 @@ def _one_renders(seen: Seen) -> str:
 
 def _early_pictures(seen: Seen) -> str:
     early = any(copy.is_early for copy in seen.copies_in(_PICTURES))
-    return "Pictures are acknowledged when they are delivered: a worker that ends loses them." if early else ""
+    return "Pictures are acknowledged as soon as they are delivered: a worker that dies loses them." if early else ""
 
 
 _NO_PREFETCH = Goal(

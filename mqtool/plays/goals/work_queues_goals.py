@@ -114,7 +114,7 @@ def _hoards(seen: Seen) -> str:
         if more and not long.no_ack:
             return (
                 f"{seen.called(long.receiver)} got {more} more while it had not acknowledged {copy.message} yet: "
-                "the broker does not look whether a worker is busy, unless it is limited."
+                "without a prefetch limit, the broker does not care whether a worker is busy."
             )
     return ""
 
@@ -287,7 +287,7 @@ _JOBS, _DEAD = "jobs", "jobs.dlq"
 
 
 def _dead(seen: Seen) -> list[SeenMessage]:
-    """The dead letters of the jobs: of the broker, or of a worker that republished a job before acknowledging it."""
+    """The dead letters of the jobs, published by the broker, or by a worker before it acknowledged the job."""
     jobs = [(copy.message.body, each) for copy in seen.copies_in(_JOBS) for each in copy.deliveries]
     by_workers = [
         dead

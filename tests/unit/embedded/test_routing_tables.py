@@ -194,7 +194,9 @@ def test_header_values_are_compared_as_by_rabbitmq(
 
 
 def test_a_headers_table_follows_a_change_of_version() -> None:
-    """If numbers become strict after messages were routed, the bindings that exist compare strictly as well."""
+    """If the broker changes to a version that compares numeric headers strictly by type, existing bindings of headers
+    exchanges compare strictly too, even if they have already routed messages.
+    """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1}, "q")
     assert list(table.match("", {"a": 1.0})) == ["q"]
@@ -287,8 +289,8 @@ def test_a_large_topic_table_matches_as_specified() -> None:
 
 
 def test_hundreds_of_wildcard_patterns_do_not_block() -> None:
-    """Matching 500 routing keys of 120 words against 300 topic patterns of wildcards only takes less than 5 s of CPU
-    time.
+    """Matching 500 routing keys of 120 words each against 300 topic patterns made only of wildcards takes less than 5
+    s of CPU time.
     """
     some = random.Random(1)
     table: TopicTable[int] = TopicTable()
