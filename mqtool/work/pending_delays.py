@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from typing import NamedTuple
 
 from mqtool import management
@@ -11,7 +12,7 @@ from mqtool.errors import NotFound
 from mqtool.management import Management
 from mqtool.message import Delivery, Message
 from mqtool.topology import DELAYED
-from mqtool.work import peeking
+from mqtool.work import history, peeking
 from mqtool.work.transfer import move, name_of
 
 
@@ -53,14 +54,14 @@ class WaitingMessages:
         for queue in self._queues_for(to):
             with closing(peeking.peek(self._channel, queue.name, self._kind(queue))) as deliveries:
                 for delivery in deliveries:
-                    yield Waiting(queue, delivery, queue.original(delivery))
+                    yield _waiting(queue, delivery)
 
     def cancel(self, chosen: Choice) -> Generator[Waiting]:
         """Yield the chosen messages; delete them once all messages in their queue have been read."""
         for queue in self._queues_for(None):
             with peeking.looking(self._channel, queue.name, self._kind(queue)) as look:
                 for delivery in look.messages():
-                    waiting = Waiting(queue, delivery, queue.original(delivery))
+                    waiting = _waiting(queue, delivery)
                     if chosen(waiting):
                         look.remove(delivery)
                         yield waiting
@@ -92,3 +93,9 @@ class WaitingMessages:
 
     def _kind(self, queue: WaitQueue) -> peeking.PeekKind:
         return peeking.kind_of(self._channel, queue.name, self._api, self._vhost)
+
+
+def _waiting(queue: WaitQueue, delivery: Delivery) -> Waiting:
+    # Published to its queue, the message would prove any origin that its headers name.
+    proven = replace(delivery, properties={**delivery.properties, "headers": history.headers_with_origin(delivery)})
+    return Waiting(queue, delivery, queue.original(proven))

@@ -269,3 +269,60 @@ def test_a_program_gets_the_routing_key_that_the_broker_checked(shell: Shell, br
         "logs user.read logs user.read logs;user.read;logs;user.read",
         *["jobs logs user.read ;jobs;logs;user.read"] * 2,
     ]
+
+
+@pytest.mark.parametrize("command", ["move", "dlq redrive", "dlq redrive, broker", "delayed now"])
+def test_commands_that_move_a_message_do_not_prove_where_it_was_first_published(
+    shell: Shell, broker: TestBroker, command: str
+) -> None:
+    """`move`, `dlq redrive` and `delayed now` publish a message to its queue themselves. `worker` still does not
+    believe the headers with which the publisher claims another exchange and routing key.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    forged: dict[str, Any] = {"mqtool-exchange": "payments", "mqtool-routing-key": "refund.approved"}
+    waits = {"x_message_ttl": 300_000, "x_expires": 300_000 + GRACE, "x_dead_letter_exchange": ""}
+    places = {
+        "move": ("inbox", {}, "move inbox --to jobs --yes"),
+        "dlq redrive": ("jobs.dlq", {}, "dlq redrive jobs --to jobs --yes"),
+        "dlq redrive, broker": (
+            "inbox",
+            {"x_message_ttl": 1, "x_dead_letter_exchange": "", "x_dead_letter_routing_key": "jobs.dlq"},
+            "dlq redrive jobs --to jobs --yes",
+        ),
+        "delayed now": (
+            "jobs.delay.5m",
+            {**waits, "x_dead_letter_routing_key": "jobs"},
+            "delayed now --where 'size >= 0' --yes",
+        ),
+    }
+    queue, arguments, typed = places[command]
+    for name, given in {"jobs": {}, "jobs.dlq": {}, queue: arguments}.items():
+        declare(broker, name, **given)
+    broker.api("PUT", f"exchanges/{broker.vhost}/public", {"type": "fanout", "durable": True})
+    broker.api("POST", f"bindings/{broker.vhost}/e/public/q/{queue}", {})
+    publish(broker, "public", "k", **forged)
+    if command == "dlq redrive, broker":
+        wait_until(lambda: depth(broker, "jobs.dlq") == 1, "the dead letter")
+
+    assert shell.script(f"mqtool {typed}").code == 0
+    worker = ("-q", "jobs", "-c", "1", "--exec", "printenv MQ_ORIGINAL_EXCHANGE MQ_ORIGINAL_ROUTING_KEY")
+    lines = shell.run("mqtool", "worker", *worker).stdout.splitlines()
+
+    assert lines == (["", "jobs"] if command == "dlq redrive, broker" else ["public", "k"])
+
+
+def test_a_retry_keeps_its_origin_when_it_is_moved(shell: Shell, broker: TestBroker) -> None:
+    """A message that `worker` has dead-lettered keeps its original exchange and routing key through `move` and `dlq
+    redrive`.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    for name in ("jobs", "jobs.dlq", "aside"):
+        declare(broker, name)
+    broker.api("PUT", f"exchanges/{broker.vhost}/logs", {"type": "fanout", "durable": True})
+    broker.api("POST", f"bindings/{broker.vhost}/e/logs/q/jobs", {})
+    publish(broker, "logs", "kern.error")
+    shell.run("mqtool", "worker", "-q", "jobs", "-c", "2", "--retries", "1", "--backoff", "10ms", "--exec", "false")
+    for typed in ("move jobs.dlq --to aside", "move aside --to jobs.dlq", "dlq redrive jobs"):
+        assert shell.script(f"mqtool {typed} --yes").code == 0
+    worker = ("-q", "jobs", "-c", "1", "--exec", "printenv MQ_ORIGINAL_EXCHANGE MQ_ORIGINAL_ROUTING_KEY")
+    assert shell.run("mqtool", "worker", *worker).stdout.splitlines() == ["logs", "kern.error"]
