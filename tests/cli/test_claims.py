@@ -296,8 +296,8 @@ def test_commands_that_move_a_message_do_not_prove_where_it_was_first_published(
         ),
     }
     queue, arguments, typed = places[command]
-    for name, given in {"jobs": {}, "jobs.dlq": {}, queue: arguments}.items():
-        declare(broker, name, **given)
+    for name, its_arguments in {"jobs": {}, "jobs.dlq": {}, queue: arguments}.items():
+        declare(broker, name, **its_arguments)
     broker.api("PUT", f"exchanges/{broker.vhost}/public", {"type": "fanout", "durable": True})
     broker.api("POST", f"bindings/{broker.vhost}/e/public/q/{queue}", {})
     publish(broker, "public", "k", **forged)
