@@ -169,9 +169,13 @@ def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[Delivery]:
 
 
 def dead_letter_queues(api: Management, vhost: str) -> list[str]:
-    """Return the names of dead-letter queues: NAME.dlq, and queues to which an x-dead-letter-exchange routes."""
-    columns = ("name", "arguments", "effective_policy_definition")
-    listed = {queue["name"]: management.effective_arguments(queue) for queue in management.queues(api, vhost, columns)}
+    """Return the names of dead-letter queues: NAME.dlq, and queues to which an x-dead-letter-exchange routes.
+
+    Leaves out exclusive queues: only the client that has declared one can receive its messages.
+    """
+    columns = ("name", "arguments", "effective_policy_definition", "exclusive")
+    views = [queue for queue in management.queues(api, vhost, columns) if not queue.get("exclusive")]
+    listed = {queue["name"]: management.effective_arguments(queue) for queue in views}
     names = {dead_letter_queue(name).name for name in listed} | {name for name in listed if name.endswith(".dlq")}
     exchanges = set()
     for name, arguments in listed.items():

@@ -9,6 +9,7 @@ from collections import Counter
 from typing import Any
 from urllib.parse import quote
 
+import pika
 import pytest
 from hypothesis import HealthCheck, given, note, settings
 
@@ -269,6 +270,49 @@ def test_a_program_gets_the_routing_key_that_the_broker_checked(shell: Shell, br
         "logs user.read logs user.read logs;user.read;logs;user.read",
         *["jobs logs user.read ;jobs;logs;user.read"] * 2,
     ]
+
+
+def test_a_queue_that_only_its_owner_can_read_keeps_nobody_from_reading_others(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """An exclusive queue, or one with a single active consumer, that is named like a dead-letter queue or wait queue,
+    is skipped with a warning. `dlq ls`, `delayed ls`, `show`, `now` and `cancel` handle all other queues.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    single: dict[str, Any] = {"x_single_active_consumer": True}
+    waits = {"x_message_ttl": 300_000, "x_expires": 300_000 + GRACE, "x_dead_letter_exchange": ""}
+    declare(broker, "jobs")
+    declare(broker, "jobs.dlq")
+    declare(broker, "jobs.delay.5m", **waits, x_dead_letter_routing_key="jobs")
+    declare(broker, "mallory.s.dlq", **single)
+    declare(broker, "mallory.delay.1m", **single, **waits, x_dead_letter_routing_key="mallory")
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as hers:
+        channel = hers.channel()
+        exclusive = {name.replace("_", "-"): value for name, value in waits.items()}
+        channel.queue_declare("mallory.exchange.delay.5m", exclusive=True, durable=True, arguments=exclusive)
+        channel.queue_declare("mallory.dlq", exclusive=True)
+        channel.basic_qos(prefetch_count=1)
+        for queue in ("mallory.s.dlq", "mallory.delay.1m", "jobs.dlq", "jobs.delay.5m"):
+            if queue.startswith("mallory"):
+                channel.basic_consume(queue, lambda *_: None)
+            for _ in range(3):
+                publish(broker, "", queue)
+        wait_until(lambda: depth(broker, "mallory.delay.1m") == 2, "the delivery to her consumer")
+        wait_until(lambda: depth(broker, "mallory.s.dlq") == 2, "the delivery to her consumer")
+
+        listed = shell.run("mqtool", "dlq", "ls")
+        assert (listed.code, "jobs.dlq\t3\t3 unknown\n" in listed.stdout) == (3, True), listed.stderr
+        assert "warning: the reasons of the dead letters in 'mallory.s.dlq' are unknown: " in listed.stderr
+        for typed, code, said in (
+            ("ls", 0, "\t3\tjobs.delay.5m\n"),
+            ("show", 0, "to jobs: forged\n"),
+            ("cancel --where size>=0 --yes", 3, "3 cancelled"),
+            ("now --where size>=0 --yes", 3, "0 delivered"),
+        ):
+            result = shell.run("mqtool", "delayed", *typed.split())
+            assert (typed, result.code, said in result.stdout + result.stderr) == (typed, code, True), result.stderr
+            assert "warning: wait queue 'mallory.exchange.delay.5m' is skipped: it is exclusive" in result.stderr
+            assert ("wait queue 'mallory.delay.1m' is skipped" in result.stderr) is (code == 3)
 
 
 @pytest.mark.parametrize("command", ["move", "dlq redrive", "dlq redrive, broker", "delayed now"])
