@@ -16,6 +16,7 @@ from mqtool.management.api_lists import (
     exchanges,
     listens_on,
     nodes,
+    pattern_matches,
     permissions,
     policies,
     policy_matches,

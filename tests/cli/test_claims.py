@@ -19,7 +19,7 @@ from mqtool.message import Confirmation, Message
 from tests.brokers import IN_CI, TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
-from tests.mallory import OTHERS, Attack, Scene, attacks, untouched
+from tests.mallory import Attack, Scene, attacks, untouched
 
 #: In CI, and in long runs (MQTOOL_EXAMPLES), more attacks are tried. On RabbitMQ, each takes about a second.
 EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "20"))
@@ -27,9 +27,9 @@ EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "20"))
 
 @pytest.mark.timeout(1200)
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
-    """Mallory, who has permissions on "^mallory" only, forges arguments and headers; an administrator then runs a
-    command. Others' queues, exchanges, bindings and messages stay unchanged, Mallory can read none of those messages,
-    and nothing of hers routes to an exchange that she may not write to.
+    """Mallory, who has permissions on "^mallory" or "^mallory[.]" only, forges arguments and headers; an administrator
+    then runs a command, while she deletes queues. Others' queues, exchanges, bindings and messages stay unchanged, she
+    can read none of those messages, and nothing of hers routes to an exchange that she may not write to.
     """
     seen: Counter[str] = Counter()
 
@@ -45,7 +45,8 @@ def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: 
             seen["steps"] += scene.suffer(attack)
             before = scene.definitions()
             shell.environment |= {"MQTOOL_URL": scene.broker.url, "MQTOOL_MANAGEMENT_URL": broker.management}
-            result = shell.script(attack.command)
+            with scene.deleting(attack):
+                result = shell.script(attack.command)
             note(result.stderr)
             assert "unexpected error" not in result.stderr
             assert scene.definitions() == before
@@ -54,7 +55,7 @@ def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: 
                 _check_variables(attack, result.stdout)
             messages = scene.messages()
             for queue, bodies in messages.items():
-                if queue in OTHERS:
+                if queue in attack.others:
                     # Whoever may send requests names the queue of the reply: see docs/explanation/claims.md.
                     replies = result.stdout_bytes if "rpc-server" in attack.command else b""
                     found = [body for body in bodies if body not in replies]
@@ -169,6 +170,39 @@ def test_a_forged_x_death_moves_no_message_into_another_queue(shell: Shell, brok
         assert "says that it came from 'payroll', which does not dead-letter to 'mallory.dlq'" in result.stderr
         assert "says that it came from 'nowhere', which does not exist" in result.stderr
     assert (depth(broker, "payroll"), depth(broker, "mallory")) == (0, 1)
+
+
+def test_a_message_that_another_exchange_leads_to_the_dead_letter_queue_stays_there(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """`dlq redrive orders` leaves a message in orders.dlq that was published to an exchange to which orders does not
+    dead-letter: its publisher may have rights on names like `^orders[.]`, but not on orders. Dead letters of the broker
+    and of `worker` move back.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    for exchange in ("orders.x", "graveyard"):
+        broker.api("PUT", f"exchanges/{broker.vhost}/{exchange}", {"type": "fanout", "durable": True})
+    declare(broker, "orders.dlq")
+    declare(broker, "orders", x_dead_letter_exchange="graveyard")
+    for exchange in ("orders.x", "graveyard"):
+        broker.api("POST", f"bindings/{broker.vhost}/e/{exchange}/q/orders.dlq", {})
+    publish(broker, "orders.x", "", "evil", **{"mqtool-reason": "rejected", "mqtool-queue": "orders"})
+    publish(broker, "orders.x", "orders.dlq", "evil", **{"x-death": [{"queue": "orders", "reason": "rejected"}]})
+    publish(broker, "", "orders", "of worker")
+    shell.run("mqtool", "worker", "-q", "orders", "-c", "1", "--retries", "0", "--exec", "false")
+    publish(broker, "", "orders", "of the broker")
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        wait_until(lambda: channel.depth_of("orders") == 1, "the message")
+        delivery = channel.get("orders")
+        assert delivery is not None
+        channel.ask(lambda pika, done: (pika.basic_nack(delivery.delivery_tag, requeue=False), done(None)))
+    wait_until(lambda: depth(broker, "orders.dlq") == 4, "the dead letters")
+
+    result = shell.run("mqtool", "dlq", "redrive", "orders", "--yes")
+
+    assert (result.code, depth(broker, "orders.dlq"), depth(broker, "orders")) == (3, 2, 2), result.stderr
+    assert "which does not dead-letter to 'orders.dlq' through exchange 'orders.x'" in result.stderr
 
 
 def is_governed(broker: TestBroker, queue: str) -> bool:

@@ -212,8 +212,8 @@ def redrive(
 ) -> None:
     """Move dead letters back to where they came from.
 
-    The headers of a dead letter name its queue, but any publisher can set them. So a dead letter stays if nothing else
-    shows that it came from there: the name QUEUE.dlq, or that queue's dead-letter exchange and routing key.
+    The headers of a dead letter name its queue, but any publisher can set them. So a dead letter stays unless it was
+    delivered with that queue's dead-letter exchange and routing key, or to QUEUE.dlq through the default exchange.
 
     Each dead letter is removed once the broker has confirmed the moved message. If the command is killed, no message is
     lost, but up to 100 may be in both queues. Run it again to continue.
