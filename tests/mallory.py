@@ -242,7 +242,8 @@ steps: st.SearchStrategy[list[Step]] = st.one_of(
 
 def steps_before(command: str) -> st.SearchStrategy[list[Step]]:
     """What she does before a command: half of it is what that command reads."""
-    copied = st.fixed_dictionaries({}, optional={"CC": lists, "BCC": lists})
+    to_others = st.lists(st.sampled_from(OTHERS), min_size=1, max_size=2)
+    copied = st.fixed_dictionaries({}, optional={"CC": lists, "BCC": lists}) | st.builds(dict, CC=to_others)
     to_hers = st.builds(lambda copied: [Published("mallory", "mallory", copied)] * 5, copied)
     if "convert" in command:
         return steps | to_hers | st.builds(lambda name, plan: [Declared(name, {PLAN: plan})], hers, plans)
@@ -262,7 +263,9 @@ def steps_before(command: str) -> st.SearchStrategy[list[Step]]:
     if "redrive" in command:
         key = "mallory.dlq" if "--from" not in command else "mallory"
         origin = st.one_of(
-            st.sampled_from(OTHERS).map(lambda queue: {"x-death": [{"queue": queue, "reason": "rejected"}]}),
+            st.sampled_from((*OTHERS, *["mallory"] * 3)).map(
+                lambda queue: {"x-death": [{"queue": queue, "reason": "rejected"}]}
+            ),
             st.fixed_dictionaries({"x-death": deaths}),
             st.fixed_dictionaries({history.REASON: st.just(history.REJECTED), history.QUEUE: names}),
         )
@@ -282,7 +285,7 @@ rights = st.tuples(*[st.sampled_from((*["^mallory"] * 5, "^$"))] * 3)
 #: Permissions on names that begin with "mallory.", so that the queue "mallory" belongs to somebody else.
 DOTTED = (r"^mallory\.",) * 3
 #: What she deletes again and again while the command runs.
-deletions = st.lists(
+deletions = st.just(["mallory.mqtool-convert"]) | st.lists(
     st.sampled_from((*[each for each in HERS if "convert" in each], "mallory.dlq", "mallory.q", "mallory")),
     min_size=1,
     max_size=3,
@@ -349,7 +352,12 @@ COMMANDS = (
 likely = st.sampled_from(
     (
         *COMMANDS,
-        *[each for each in COMMANDS if re.search("resume --yes|redrive|delayed now|printenv", each) for _ in range(3)],
+        *[
+            each
+            for each in COMMANDS
+            if re.search("resume --yes|convert mallory|redrive|delayed now|printenv", each)
+            for _ in range(3)
+        ],
     )
 )
 #: Commands for Mallory with DOTTED permissions. A forged delay, or plan of a conversion, for the queue "mallory" would
@@ -387,6 +395,16 @@ attacks = dotted_attacks | likely.flatmap(
         st.just(()) | deletions,
     )
 )
+
+
+_OWNED = ("^mallory",) * 3
+#: Attacks that once succeeded: each is tried first.
+KNOWN = (
+    Attack(DOTTED, None, "", [Published("mallory", "mallory.dlq", {"x-death": [{"queue": "mallory"}]})],
+           "mqtool dlq redrive mallory --yes"),
+    Attack(_OWNED, None, "", [Published("mallory", "mallory", {"CC": [PAYROLL]})] * 1500,
+           "mqtool queue convert mallory --to quorum --yes", ["mallory.mqtool-convert"]),
+)  # fmt: skip
 
 
 class Scene:
@@ -476,12 +494,21 @@ class Scene:
 
     @contextlib.contextmanager
     def deleting(self, attack: Attack) -> Iterator[None]:
-        """Let Mallory delete queues and exchanges, again and again, until the context ends."""
+        """Let Mallory delete queues and exchanges, again and again, until the context ends.
+
+        She waits until a command consumes from a queue of hers, since it would not begin without what it has declared.
+        """
         stop = threading.Event()
 
         def delete() -> None:
-            with self._channel(self._user) as channel:
-                while not stop.wait(0.002):
+            with self._channel(self._user) as channel, self._channel() as watching:
+                while not any(
+                    watching.queue_declare(name, passive=True).method.consumer_count
+                    for name in ("mallory", "mallory.q")
+                ):
+                    if stop.wait(0.001):
+                        return
+                while not stop.wait(0.001):
                     for name in attack.deleted:
                         for method in ("queue_delete", "exchange_delete"):
                             try:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pika
 import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, example, given, note, settings
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.delays.wait_queues import GRACE
@@ -19,7 +19,7 @@ from mqtool.message import Confirmation, Message
 from tests.brokers import IN_CI, TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
-from tests.mallory import Attack, Scene, attacks, untouched
+from tests.mallory import KNOWN, Attack, Scene, attacks, untouched
 
 #: In CI, and in long runs (MQTOOL_EXAMPLES), more attacks are tried. On RabbitMQ, each takes about a second.
 EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "20"))
@@ -39,6 +39,8 @@ def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: 
         report_multiple_bugs=False,
     )
     @given(attacks)
+    @example(KNOWN[0])
+    @example(KNOWN[1])
     def attack(attack: Attack) -> None:
         with Scene(broker) as scene:
             seen["attacks"] += 1
