@@ -8,7 +8,7 @@ import re
 from typing import NamedTuple
 
 
-class Refusal(NamedTuple):
+class VersionRefusal(NamedTuple):
     """Something that RabbitMQ refuses from some version on.
 
     Attributes:
@@ -46,58 +46,58 @@ LARGE_MESSAGES = "messages of more than 16 MiB are refused unless max_message_si
 
 _OF_CLASSIC_QUEUE = "which RabbitMQ 4.3 refuses for a classic queue"
 
-TRANSIENT = Refusal(
+TRANSIENT = VersionRefusal(
     "declares a queue that is transient and not exclusive,",
     "which RabbitMQ 4.3.0 to 4.3.5 refuse",
     "Feature [`']transient_nonexcl_queues[`'] is deprecated",
 )
-MASTER_LOCATOR = Refusal(
+MASTER_LOCATOR = VersionRefusal(
     "declares a queue with the argument x-queue-master-locator,",
     _OF_CLASSIC_QUEUE,
     "Feature [`']queue_master_locator[`'] is deprecated",
 )
-CONSUMER_TIMEOUT = Refusal(
+CONSUMER_TIMEOUT = VersionRefusal(
     "uses the argument x-consumer-timeout,",
     _OF_CLASSIC_QUEUE,
     "invalid arg 'x-consumer-timeout' for queue .{1,600}? of queue type rabbit_classic_queue",
 )
-QUEUE_VERSION = Refusal(
+QUEUE_VERSION = VersionRefusal(
     "declares a queue with the argument x-queue-version={version},",
     _OF_CLASSIC_QUEUE,
     "unsupported queue version '(?P<version>1)'",
 )
-WILDCARDS = Refusal(
+WILDCARDS = VersionRefusal(
     "binds a queue or an exchange with {count} # in its key,",
     f"and RabbitMQ 4.3.5 allows {MOST_WILDCARDS}",
     "Topic binding key '.{0,255}' uses (?P<count>[0-9]+) '#' wildcards",
 )
-DELAYED_EXCHANGE = Refusal(
+DELAYED_EXCHANGE = VersionRefusal(
     "declares an x-delayed-message exchange, which needs",
     "the delayed message plugin, which has no release for RabbitMQ 4.3",
     "(?:unknown|invalid) exchange type '?x-delayed-message'?",
 )
-MIRRORED = Refusal(
+MIRRORED = VersionRefusal(
     "sets a policy that mirrors classic queues ({setting}),",
     "which RabbitMQ 4.0 no longer supports",
     r'<<"(?P<setting>ha-[a-z-]+)">>.{0,2000} are not recognised policy settings',
 )
-POLICY_LOCATOR = Refusal(
+POLICY_LOCATOR = VersionRefusal(
     "sets a policy with queue-master-locator,",
     "which RabbitMQ 4.3 refuses",
     "use of deprecated queue-master-locator argument is not permitted",
 )
-LARGE_MESSAGE = Refusal(
+LARGE_MESSAGE = VersionRefusal(
     "publishes a message of {size} bytes,",
     f"and from RabbitMQ 4.0 on, {LARGE_MESSAGES}",
     r"message size \(?(?P<size>[0-9]+)(?: bytes)?\)? (?:is larger than configured max size|> maximum message size) "
     r"\(?16777216\b",
 )
-SMALL_FRAMES = Refusal(
+SMALL_FRAMES = VersionRefusal(
     "asks for frames of {size} bytes,",
     f"and RabbitMQ 4.1 refuses less than {SMALLEST_FRAME:,}",
     rf"negotiated frame_max = (?P<size>[0-9]+) is lower than the minimum allowed value \({SMALLEST_FRAME}\)",
 )
-GLOBAL_PREFETCH = Refusal(
+GLOBAL_PREFETCH = VersionRefusal(
     "consumes from a quorum queue with one prefetch limit for the whole channel (global=true), which is refused;",
     "from RabbitMQ 4.3 on, each consumer gets this limit",
     "NOT_IMPLEMENTED - queue .{1,600}? does not support global qos",

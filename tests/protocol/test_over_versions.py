@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from mqtool import version_changes
-from mqtool.version_changes import Refusal
+from mqtool.version_changes import VersionRefusal
 
 SUITE = inspect.cleandoc("""
     import base64
@@ -145,7 +145,7 @@ def test_amqp_like_says_what_a_test_does_that_some_versions_refuse(tmp_path: Pat
 
 def test_every_known_refusal_is_tested() -> None:
     """Each sentence that explains a refusal is among those that the test above expects."""
-    refusals = [each for each in vars(version_changes).values() if isinstance(each, Refusal)]
+    refusals = [each for each in vars(version_changes).values() if isinstance(each, VersionRefusal)]
     assert len(refusals) > 10
     for each in refusals:
         sentence = re.sub(r"\\\{\w+\\\}", ".+", re.escape(f"{each.deed} {each.verdict}"))
