@@ -78,7 +78,9 @@ def channel_at(url: str) -> Iterator[BlockingChannel]:
 
 
 def server_version(channel: BlockingChannel) -> str:
-    return str(channel.connection._impl.server_properties["version"])
+    properties = channel.connection._impl.server_properties
+    assert properties is not None
+    return str(properties["version"])
 
 
 def declare(url: str, **arguments: object) -> None:
@@ -105,6 +107,7 @@ def test_in_3_10_only_the_brokers_timeout_counts(kind: str) -> None:
                 assert (closed.reply_code, closed.reply_text) == (406, text_of(SHORT))
                 assert (closed.class_id, closed.method_id) == (0, 0)
             method, _, _ = next(channel.consume(queue, auto_ack=True))
+            assert method is not None
             assert method.redelivered
             channel.cancel()
 
