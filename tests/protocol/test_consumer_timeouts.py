@@ -35,6 +35,11 @@ def started(like: str) -> Iterator[EmbeddedBroker]:
         yield broker
 
 
+def since_4_3(broker: TestBroker) -> None:
+    if not broker.differs_since("4.3", "queues look for late consumers themselves"):
+        pytest.skip("up to 4.2, RabbitMQ looks for late consumers once a minute")
+
+
 @contextlib.contextmanager
 def impatient_broker(kind: str) -> Iterator[str]:
     """The URL of a broker whose own consumer timeout is short: the embedded one, or the RabbitMQ that is installed."""
@@ -200,20 +205,20 @@ def test_from_4_3_on_classic_queues_have_no_timeout() -> None:
             assert patient.expect(commands.Queue.DeclareOk).consumer_count == 1
 
 
-def test_the_timeout_of_an_amqp_1_0_link_releases_the_delivery() -> None:
+def test_the_timeout_of_an_amqp_1_0_link_releases_the_delivery(broker: TestBroker) -> None:
     """The link property `rabbitmq:consumer-timeout` replaces the queue's timeout; when it expires, the broker releases
     the delivery.
     """
-    with EmbeddedBroker(like="4.3") as broker:
-        declare(broker.url, **{"x-consumer-timeout": LONG})
-        client = RawAmqp10(broker.url)
-        timeout = {Symbol("rabbitmq:consumer-timeout"): UInt32(SHORT)}
-        client.attach_receiver("/queues/q", credit=1, rest=(None, None, None, timeout))
-        client.expect(TRANSFER)
-        released = client.expect(DISPOSITION)
-        assert (released.field(0), released.field(1), released.field(3)) == (SENDER, 0, False)
-        assert released.field(4).descriptor == RELEASED
-        client.settle(0, described(ACCEPTED))
+    since_4_3(broker)
+    declare(broker.url, **{"x-consumer-timeout": LONG})
+    client = RawAmqp10(broker.url)
+    timeout = {Symbol("rabbitmq:consumer-timeout"): UInt32(SHORT)}
+    client.attach_receiver("/queues/q", credit=1, rest=(None, None, None, timeout))
+    client.expect(TRANSFER)
+    released = client.expect(DISPOSITION)
+    assert (released.field(0), released.field(1), released.field(3)) == (SENDER, 0, False)
+    assert released.field(4).descriptor == RELEASED
+    client.settle(0, described(ACCEPTED))
 
 
 @pytest.mark.parametrize(
@@ -261,11 +266,6 @@ def test_from_4_3_on_the_timeout_of_basic_get_closes_the_channel(broker: TestBro
         client.receive()
         closed = client.expect(commands.Channel.Close)
         assert (closed.reply_code, closed.reply_text) == (406, text_of(-1))
-
-
-def since_4_3(broker: TestBroker) -> None:
-    if not broker.differs_since("4.3", "queues look for late consumers themselves"):
-        pytest.skip("up to 4.2, RabbitMQ looks for late consumers once a minute")
 
 
 @pytest.mark.parametrize(
