@@ -49,12 +49,6 @@ def worker(url: str) -> Iterator[None]:
             running.kill()
 
 
-def test_a_worker_consumes_from_a_classic_queue(amqp_vhost):
-    declare(amqp_vhost.url, "classic")
-    with worker(amqp_vhost.url):
-        pass
-
-
 def test_a_worker_consumes_from_a_quorum_queue(amqp_vhost):
     """Operators made the queue a quorum queue; the worker's settings do not say so."""
     declare(amqp_vhost.url, "quorum")
@@ -65,8 +59,8 @@ def test_a_worker_consumes_from_a_quorum_queue(amqp_vhost):
 def test_a_caller_gets_the_result_of_a_task(amqp_vhost):
     declare(amqp_vhost.url, "classic")
     caller = Celery("caller", broker=amqp_vhost.url, backend="rpc://")
-    result = caller.send_task("add", (20, 22), queue=Queue("orders", no_declare=True))
     with worker(amqp_vhost.url):
+        result = caller.send_task("add", (20, 22), queue=Queue("orders", no_declare=True))
         assert result.get(timeout=10) == 42
 
 

@@ -15,7 +15,6 @@ PREFETCH = (
 BEFORE = {
     "test_a_buffer_is_read_back": {"4.3.5": TRANSIENT},
     "test_a_caller_gets_the_result_of_a_task": {"4.3.5": TRANSIENT},
-    "test_a_worker_consumes_from_a_classic_queue": {"4.3.5": TRANSIENT},
     "test_a_worker_consumes_from_a_quorum_queue": {"3.10, 4.2": PREFETCH, "4.3.5": TRANSIENT},
 }
 #: kombu 5.7 sets a limit for each consumer from RabbitMQ 4.0 on.
@@ -35,7 +34,7 @@ def start(python: str) -> subprocess.Popen:
 
 
 def listed(running: subprocess.Popen) -> dict[str, dict[str, str]]:
-    said, _ = running.communicate(timeout=50)
+    said, _ = running.communicate(timeout=55)
     print(said)
     found: dict[str, dict[str, str]] = {}
     for line in said.partition(" tests that depend on the version of RabbitMQ ")[2].splitlines():
