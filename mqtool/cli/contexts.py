@@ -17,10 +17,13 @@ import subprocess
 from collections.abc import Mapping
 from enum import Enum, StrEnum, auto
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mqtool.errors import MqtoolError, UsageError
 from mqtool.spelling import did_you_mean
+
+if TYPE_CHECKING:
+    import typer
 
 VARIABLE = "MQTOOL_CONTEXT"
 
@@ -162,6 +165,20 @@ def names() -> list[str]:
         return [*load().known]
     except MqtoolError:
         return []
+
+
+def use_context_before(context: "typer.Context", values: dict[str, Any]) -> frozenset[str]:
+    """Put -C given before the command (mqtool -C prod list queues) into `values`, as if it were given after it.
+
+    Returns:
+        The names of the parameters that were given on the command line.
+    """
+    typed = {name for name in values if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    first = context.find_root().params.get("context")
+    if first is not None and "context" in values and "context" not in typed:
+        values["context"] = first
+        typed.add("context")
+    return frozenset(typed)
 
 
 def parse(text: str) -> Contexts:

@@ -28,7 +28,7 @@ from mqtool.cli.options import BrokerOptions
 from mqtool.errors import Unavailable, UsageError
 from mqtool.spelling import pasteable
 
-app = typer.Typer()
+part = typer.Typer()
 
 _PAUSE = 0.2
 
@@ -41,7 +41,7 @@ def _port(about: str, lowest: int = 1) -> Any:
 
 
 @command(
-    app,
+    part,
     "mqtool broker up",
     "mqtool broker up --kind embedded --port 5673 --name second",
     effect=Effect.READS,
@@ -296,7 +296,7 @@ def known(name: str) -> Started:
 
 
 @command(
-    app,
+    part,
     "mqtool broker serve --port 0 --print-url",
     "mqtool broker serve --management-port 15672 --recording",
     effect=Effect.OWN,
@@ -344,7 +344,7 @@ def serve(
     raise typer.Exit(run(settings, ready_file=urls_file, print_url=print_url))
 
 
-@command(app, "mqtool broker restart", "mqtool broker restart --name second", effect=Effect.OWN)
+@command(part, "mqtool broker restart", "mqtool broker restart --name second", effect=Effect.OWN)
 def restart(name: Name = DEFAULT_NAME) -> None:
     """Restart the broker that 'broker up' started; messages are kept."""
     known(name)

@@ -12,8 +12,9 @@ from mqtool import where as conditions
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.command_line import command, group
 from mqtool.cli.commands import delayed_relay
+from mqtool.cli.completion import names_of
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
@@ -25,7 +26,7 @@ from mqtool.spelling import counted
 from mqtool.work.pending_delays import Choice, Waiting, WaitingMessages
 
 app = group("delayed", "Show, cancel, deliver or relay delayed messages.", heading="Messages")
-app.add_typer(delayed_relay.app)
+app.add_typer(delayed_relay.part)
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print NDJSON")]

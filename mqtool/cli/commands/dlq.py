@@ -17,7 +17,8 @@ from mqtool.amqp.administration import exists
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.command_line import command, group
+from mqtool.cli.completion import names_of
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
@@ -181,6 +182,7 @@ def _show(letter: Delivery) -> None:
     "mqtool dlq redrive jobs",
     "mqtool dlq redrive jobs --id 5f0c… --to jobs-by-hand",
     effect=Effect.CHANGES,
+    meant_by=("redrive",),
     instead={"verbose": ShownVerbose},
 )
 def redrive(

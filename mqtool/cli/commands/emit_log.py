@@ -25,7 +25,16 @@ from mqtool.tutorials import headers as headers_tutorial
 from mqtool.tutorials import publish_subscribe, routing, topics
 from mqtool.tutorials.dialects import NAMES, Dialect
 
-app = group("emit-log", "Publish logs to an exchange (tutorials 3, 4 and 5).", heading="Tutorials")
+app = group(
+    "emit-log",
+    "Publish logs to an exchange (tutorials 3, 4 and 5).",
+    heading="Tutorials",
+    meant_by=("send-log",),
+    hint={
+        "default": "to publish to the default exchange: mqtool send -q QUEUE",
+        "x-delayed-message": "to delay messages: mqtool send-delayed",
+    }.get,
+)
 
 
 #: Call emit() of a lesson, as taught for the channel's protocol.

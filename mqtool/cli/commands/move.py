@@ -10,7 +10,8 @@ from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import HINT_PATIENCE, Access
 from mqtool.cli.broker_access import access_to, access_to_destination
-from mqtool.cli.command_line import command, names_of
+from mqtool.cli.command_line import command
+from mqtool.cli.completion import names_of
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output

@@ -14,7 +14,8 @@ from mqtool import ndjson
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import set_up_printing
-from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.command_line import command, group
+from mqtool.cli.completion import names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import CONFIRM_TIMEOUT, RATE, ConfirmTimeout, DelayOptions, MessageOptions, Publishing

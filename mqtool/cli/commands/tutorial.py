@@ -28,8 +28,16 @@ from mqtool.stage.stage import APART
 from mqtool.stage.terminal import Guard
 from mqtool.tutorials import pages
 
-app = group("tutorial", "Learn RabbitMQ: read tutorials, see them run, and try it.", heading="Learn")
-app.add_typer(tutorial_try.app)
+
+def _hint(word: str) -> str | None:
+    """Return the hint for the number or the name of a tutorial without a command before it."""
+    if word.isdecimal() or word.replace("_", "-") in pages.NAMES:
+        return f"to read it: mqtool tutorial show {word}; to run it: mqtool tutorial run {word}"
+    return None
+
+
+app = group("tutorial", "Learn RabbitMQ: read tutorials, see them run, and try it.", heading="Learn", hint=_hint)
+app.add_typer(tutorial_try.part)
 
 
 @command(app, "mqtool tutorial list", "mqtool tutorial list --json", effect=Effect.NONE, name="list")

@@ -34,13 +34,13 @@ from mqtool.spelling import counted, did_you_mean
 from mqtool.stage.terminal import Guard
 from mqtool.tutorials import pages
 
-app = typer.Typer()
+part = typer.Typer()
 
 _HINT_KEYS, _AGAIN, _SKIP = ("\r", "\n", "h"), "r", "s"
 
 
 @command(
-    app,
+    part,
     "mqtool tutorial try",
     "mqtool tutorial try hello-world",
     "mqtool tutorial try routing --again",

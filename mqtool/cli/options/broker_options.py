@@ -9,7 +9,8 @@ import typer
 
 from mqtool.cli import contexts
 from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, URL_VARIABLES, Choice, choose
-from mqtool.cli.command_line import NOT_CALLED, Call, names_of
+from mqtool.cli.completion import names_of
+from mqtool.cli.invocation import NOT_CALLED, Call
 from mqtool.cli.values import DURATION
 from mqtool.tutorials.dialects import AMQP10_NAMES, LINES, NAMES, Dialect, DialectLines, DialectNames
 
