@@ -19,7 +19,8 @@ import typer
 from mqtool.amqp import TlsFiles
 from mqtool.cli import contexts
 from mqtool.cli.access import Access
-from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, choose, resolve_addresses
+from mqtool.cli.chosen_broker import choose, resolve_addresses
+from mqtool.cli.contexts import MANAGEMENT_VARIABLE
 from mqtool.duration import parse_duration
 from mqtool.errors import MqtoolError
 

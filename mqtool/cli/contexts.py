@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import typer
 
 VARIABLE = "MQTOOL_CONTEXT"
+URL_VARIABLES = ("MQTOOL_URL", "AMQP_URL")
+MANAGEMENT_VARIABLE = "MQTOOL_MANAGEMENT_URL"
 
 #: A password command with one of these characters is run by a shell.
 _FOR_A_SHELL = r"[|&;<>()$`*?~]"

@@ -12,7 +12,7 @@ import typer
 
 from mqtool.amqp import Channel, administration
 from mqtool.cli import stopping
-from mqtool.cli.broker_access import access_to
+from mqtool.cli.broker_access import access_to, dialect_names
 from mqtool.cli.command_line import command, group
 from mqtool.cli.completion import names_of
 from mqtool.cli.contexts import Effect
@@ -93,7 +93,7 @@ class View:
         self._channel = cache(lambda: stack.enter_context(self._access.connect()).channel())
         self._notice_once = cache(output.notice)
         self._only = frozenset(only or ())
-        self._usual = _usual(broker.options.names, listing.things)
+        self._usual = _usual(dialect_names(broker.options), listing.things)
         self._where: Where | None = None
         if choosing.where is not None:
             from mqtool.where import parse

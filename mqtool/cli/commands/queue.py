@@ -9,7 +9,7 @@ import typer
 
 from mqtool.amqp import Channel, administration
 from mqtool.cli.access import Access
-from mqtool.cli.broker_access import access_to
+from mqtool.cli.broker_access import access_to, dialect_names
 from mqtool.cli.command_line import command, group
 from mqtool.cli.commands import queue_convert
 from mqtool.cli.completion import names_of
@@ -57,7 +57,8 @@ def declare_queue(
     options: QueueOptions, broker: BrokerOptions, auto_delete: AutoDelete = False, if_not_exists: IfNotExists = False
 ) -> None:
     """Declare a queue; by default a durable quorum queue."""
-    default = Queue("", broker.names.hello.durable, arguments=broker.names.hello.arguments)
+    hello = dialect_names(broker).hello
+    default = Queue("", hello.durable, arguments=hello.arguments)
     if auto_delete and options.queue_type is None:
         default = Queue("", durable=True)  # quorum queues cannot be auto-delete
     declare_as(broker, options.of(default)._replace(auto_delete=auto_delete), if_not_exists=if_not_exists)

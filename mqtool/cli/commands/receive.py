@@ -8,6 +8,7 @@ import typer
 
 from mqtool.amqp import Channel
 from mqtool.cli.access import HINT_PATIENCE, Access
+from mqtool.cli.broker_access import dialect_names
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -65,7 +66,8 @@ def receive(
     reads_stream = offset is not None or filters or sql is not None
     opened = partial(Access.channel_or_session, values=filters or (), sql=sql)
     with receiving_channel(receiving, broker, broker.lines.received, opened=opened) as (channel, incoming):
-        target = queue.of(broker.names.queue(queue.queue, broker.names.hello))
+        names = dialect_names(broker)
+        target = queue.of(names.queue(queue.queue, names.hello))
         if reads_stream and queue.queue is not None and not queue.has_settings:
             target = target._replace(arguments={"x-queue-type": "stream"})
         target = checked(target, queue, channel, broker, incoming.access)

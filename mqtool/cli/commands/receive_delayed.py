@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import dialect_names
 from mqtool.cli.command_line import command
 from mqtool.cli.commands.send_delayed import RoutingKey, as_known
 from mqtool.cli.contexts import Effect
@@ -48,9 +49,10 @@ def receive_delayed(
     With --where, messages that do not match stay in the queue, as with 'mqtool receive'.
     """
     matching = Matching(receiving, where)
-    target = queue.of(broker.names.delay_queue)
-    delaying = ExchangeOptions(exchange=exchange).of(broker.names.delay_exchange)
-    key = broker.names.delay_queue.name if routing_key is None else routing_key
+    names = dialect_names(broker)
+    target = queue.of(names.delay_queue)
+    delaying = ExchangeOptions(exchange=exchange).of(names.delay_exchange)
+    key = names.delay_queue.name if routing_key is None else routing_key
 
     with receiving_channel(receiving, broker, _received, opened=Access.channel) as (channel, incoming):
         known = as_known(channel, delaying)

@@ -10,6 +10,7 @@ import typer
 from mqtool.amqp import Channel, administration
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli.access import Access, ChannelOrSession
+from mqtool.cli.broker_access import dialect_names
 from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -99,7 +100,7 @@ def _without_keys(logs: ReceivingLogs, argument: str, example: str, usage: str, 
 def receive_fanout(logs: ReceivingLogs) -> None:
     """Receive everything published from now on (tutorial 3)."""
     lines = logs.broker.lines
-    _receive(logs, logs.broker.names.fanout, _receive_all, lines.log, lines.waiting_log)
+    _receive(logs, dialect_names(logs.broker).fanout, _receive_all, lines.log, lines.waiting_log)
 
 
 def _receive_all(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
@@ -142,7 +143,9 @@ def receive_direct(
 
         return amqp10_routing.receive(channel, exchange, keys, queue, settings)
 
-    _receive(logs, logs.broker.names.direct, receive, lines.log_with_key, lines.waiting_log_with_key, lines.binding)
+    _receive(
+        logs, dialect_names(logs.broker).direct, receive, lines.log_with_key, lines.waiting_log_with_key, lines.binding
+    )
 
 
 @command(
@@ -183,7 +186,12 @@ def receive_topic(
             "each pattern is the name of a file here; put patterns in quotes, such as 'kern.*', or '#' for all topics"
         )
     _receive(
-        logs, logs.broker.names.topic, receive, lines.log_with_key, lines.waiting_log_with_key, lines.binding_topic
+        logs,
+        dialect_names(logs.broker).topic,
+        receive,
+        lines.log_with_key,
+        lines.waiting_log_with_key,
+        lines.binding_topic,
     )
 
 
@@ -213,4 +221,4 @@ def receive_headers(
     def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
         return headers_tutorial.receive(channel, exchange, headers, match, queue, settings)
 
-    _receive(logs, logs.broker.names.headers, receive, logs.broker.lines.log, logs.broker.lines.waiting_log)
+    _receive(logs, dialect_names(logs.broker).headers, receive, logs.broker.lines.log, logs.broker.lines.waiting_log)

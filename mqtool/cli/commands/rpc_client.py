@@ -11,7 +11,7 @@ from mqtool.amqp import CONFIRM_TIMEOUT, Channel, administration
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
 from mqtool.cli.access import ChannelOrSession
-from mqtool.cli.broker_access import access_to, print_as_script
+from mqtool.cli.broker_access import access_to, dialect_names, print_as_script
 from mqtool.cli.command_line import Command, command
 from mqtool.cli.commands.rpc_server import FunctionOption
 from mqtool.cli.contexts import Effect
@@ -76,17 +76,17 @@ def rpc_client(
     any_text: Annotated[bool, typer.Option("--text", help="Send any text, not only integers")] = False,
 ) -> None:
     """Send requests to the RPC server (tutorial 6)."""
-    lines, is_add100 = broker.lines, function == "add100"
+    lines, tutorials, is_add100 = broker.lines, dialect_names(broker).rpc_queue, function == "add100"
     asked = requests or _default(lines.number_add100 if is_add100 else lines.number, queue)
     failed = answered = status = 0
-    if not any_text and queue in (None, broker.names.rpc_queue.name):
+    if not any_text and queue in (None, tutorials.name):
         _check_integers(asked, takes_negatives=is_add100 or lines.fib_of_negatives)
     if not raw:
         print_as_script(broker, on_stderr=lines.on_stderr and not is_add100)
     with access_to(broker).channel_or_session(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
         _say(lines.requesting_add100 if is_add100 else lines.requesting, asked, replies_on_stderr=lines.on_stderr)
         bodies = [request.encode("utf-8", "surrogateescape") for request in asked]
-        target = broker.names.rpc_queue if queue is None else QueueOptions(queue=queue).of(broker.names.rpc_queue)
+        target = tutorials if queue is None else QueueOptions(queue=queue).of(tutorials)
         reply_queue = rpc.DIRECT_REPLY_TO if direct_reply_to else PRIVATE_QUEUE
         _tell_if_nobody_serves(channel, target, timeout)
         results = BatchedOutput()

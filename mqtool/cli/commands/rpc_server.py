@@ -10,7 +10,7 @@ from mqtool.amqp import Channel, administration
 from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli.access import ChannelOrSession
-from mqtool.cli.broker_access import access_to
+from mqtool.cli.broker_access import access_to, dialect_names
 from mqtool.cli.command_line import command
 from mqtool.cli.commands.worker import DedupOptions, ExecOptions
 from mqtool.cli.contexts import Effect
@@ -93,7 +93,8 @@ def rpc_server(
                 pass_url=programs.pass_url,
             )
         )
-    target = queue.of(broker.names.queue(queue.queue, broker.names.rpc_queue))
+    names = dialect_names(broker)
+    target = queue.of(names.queue(queue.queue, names.rpc_queue))
     handled = dedup.opened()
     answering = broker.lines.answering_add100 if name == "add100" else f" [.] {name}({{n}})"
 

@@ -10,10 +10,9 @@ from mqtool import plays
 from mqtool.amqp import TlsFiles, parse_addresses
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE
 from mqtool.cli.command_line import command, group
 from mqtool.cli.commands import tutorial_try
-from mqtool.cli.contexts import Effect
+from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Effect
 from mqtool.cli.display import layout, output, play_lines
 from mqtool.cli.display.play_lines import PlayLines, TypingPace
 from mqtool.cli.display.play_page import Left, PlayPage, ShownBroker

@@ -17,9 +17,9 @@ from mqtool.amqp.address import without_passwords
 from mqtool.broker import ports
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, choose, is_same_node
+from mqtool.cli.chosen_broker import choose, is_same_node
 from mqtool.cli.command_line import command
-from mqtool.cli.contexts import Effect
+from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.goal_lines import GoalLines
 from mqtool.cli.display.play_page import PlayPage, ShownBroker

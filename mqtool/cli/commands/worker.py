@@ -13,7 +13,7 @@ from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.channels import AmqpChannel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.broker_access import access_to
+from mqtool.cli.broker_access import access_to, dialect_names
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -196,9 +196,8 @@ def worker(
     done = redelivered = 0
     access = access_to(broker)
     with access.channel_or_session() as channel:
-        target = checked(
-            queue.of(broker.names.queue(queue.queue, broker.names.task_queue)), queue, channel, broker, access
-        )
+        names = dialect_names(broker)
+        target = checked(queue.of(names.queue(queue.queue, names.task_queue)), queue, channel, broker, access)
         if forget_ack:
             tasks = _work_and_forget(channel, target, do, settings)
         elif isinstance(channel, Channel):
@@ -251,7 +250,8 @@ def _work(
             "leave out --raw, --json, --format and --auto-ack",
         )
     concurrency = options.concurrency
-    queue = named.of(broker.names.queue(named.queue, broker.names.task_queue))
+    names = dialect_names(broker)
+    queue = named.of(names.queue(named.queue, names.task_queue))
     program = ExecCommand(
         command,
         shell=options.exec.shell,

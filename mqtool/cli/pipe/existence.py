@@ -5,6 +5,7 @@ from typing import Literal
 
 from mqtool.amqp import Channel, administration
 from mqtool.cli.access import HINT_PATIENCE, Access, ChannelOrSession
+from mqtool.cli.broker_access import dialect_names
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
 from mqtool.cli.options.broker_options import BrokerOptions
@@ -32,7 +33,7 @@ def checked(
         publishes: True for commands that publish to the queue. They declare it even if its name may be a typo, but not
             in a protected context; see check_new() for commands that receive.
     """
-    is_tutorials = queue.name in {each.name for each in broker.names}
+    is_tutorials = queue.name in {each.name for each in dialect_names(broker)}
     if not (is_tutorials or options.has_settings or broker.strict):
         channel.accept_settings(queue)
     declares = options.declare
