@@ -9,9 +9,10 @@ Code that needs more asks for the class: senders and receivers are a LinkSession
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from mqtool.amqp import STREAMING, Receiving
+from mqtool.field_values import FieldValue
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Exchange, Queue
 
@@ -59,7 +60,7 @@ class AmqpChannel(PublishingChannel, ConsumingChannel, Protocol):
         to: Queue | Exchange,
         exchange: Exchange,
         routing_key: str = "",
-        arguments: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, FieldValue] | None = None,
         *,
         remember: bool = True,
     ) -> None:

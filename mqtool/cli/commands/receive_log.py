@@ -66,7 +66,7 @@ def _receive(
         waiting=waiting,
         queue_is_private=is_private,
     ) as (channel, incoming):
-        if not (is_private or administration.exists(channel, queue)):
+        if not (is_private or administration.queue_exists(channel, queue)):
             check_new(queue.name, incoming.access, declares=asked.queue.declare)
         settings = incoming.printed(settings)
         deliveries = receive(channel, asked.exchange.of(exchange), queue, settings)

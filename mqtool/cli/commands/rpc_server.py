@@ -120,7 +120,7 @@ def rpc_server(
             (_MANY if is_quick else rpc.ONE_AT_A_TIME)._replace(before_acknowledging=write.flush)
         )
         known = checked(target, queue, channel, broker, access)
-        if broker.lines.purges_requests and administration.exists(channel, known):
+        if broker.lines.purges_requests and administration.queue_exists(channel, known):
             administration.purge(channel, known.name)
         waiting = broker.lines.awaiting_add100 if name == "add100" else broker.lines.awaiting_requests
         answers = _serve(channel, known, answer_visibly, settings)

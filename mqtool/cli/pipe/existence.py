@@ -42,7 +42,7 @@ def checked(
         declares = True
     if declares and (is_tutorials or not _tells_of_new()):
         return queue
-    if not administration.exists(channel, queue):
+    if not administration.queue_exists(channel, queue):
         check_new(queue.name, access, declares=declares)
         if broker.dialect and not queue.durable and options.options.durable is None and _tells_of_new():
             output.notice(f"it is transient, as in --dialect {broker.dialect}; for a durable queue, add --durable")
