@@ -27,9 +27,6 @@ from mqtool.topology import Binding, Exchange, Queue
 if TYPE_CHECKING:
     from mqtool.amqp.consumer import Consumer
 
-#: Seconds to wait for confirms. A cluster may need ten to detect a lost node and elect a new leader for a queue.
-CONFIRM_TIMEOUT = 20.0
-
 
 class ChannelOwner(ChannelConnection, Protocol):
     """The part of Connection that a channel uses."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pika import exceptions
 from pika.adapters.utils import connection_workflow
 
-from mqtool.amqp.address import Address
+from mqtool.address import Address
 from mqtool.codecs.field_tables import NameTooLong, NoFieldType
 from mqtool.duration import compact_duration
 from mqtool.errors import (

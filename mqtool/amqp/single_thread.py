@@ -15,8 +15,8 @@ from pika import exceptions
 from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel as PikaChannel
 
+from mqtool.address import Address, TlsFiles, connection_name
 from mqtool.amqp import pika_errors, pika_private
-from mqtool.amqp.address import Address, TlsFiles, connection_name
 from mqtool.amqp.administration import Reply, Request, delivery_from, prefetch_request
 from mqtool.amqp.basic_frames import ConsumerFrames, TakeBatch
 from mqtool.amqp.connection import parameters_for

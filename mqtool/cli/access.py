@@ -8,18 +8,18 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from mqtool.amqp import CONFIRM_TIMEOUT, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
-from mqtool.amqp.address import connection_name, without_passwords
-from mqtool.amqp.pika_errors import connecting
+from mqtool.address import Address, TlsFiles, connection_name, parse_addresses, without_passwords
 from mqtool.cli import stopping
 from mqtool.cli.chosen_broker import is_same_node
 from mqtool.cli.contexts import Protocol
 from mqtool.cli.display import output
+from mqtool.duration import Backoff
 from mqtool.errors import MqtoolError, Unavailable, UsageError
-from mqtool.message import Message
+from mqtool.message import CONFIRM_TIMEOUT, Message
 from mqtool.tutorials.dialects import declaring_like
 
 if TYPE_CHECKING:
+    from mqtool.amqp import Channel, Connection
     from mqtool.amqp10 import LinkSession
     from mqtool.management import Management
     from mqtool.streams import StreamChannel
@@ -93,7 +93,7 @@ class Access(NamedTuple):
         """The virtual host that the connections open."""
         return self.address.virtual_host
 
-    def connect(self) -> Connection:
+    def connect(self) -> "Connection":
         """Open a connection.
 
         Raises:
@@ -101,6 +101,8 @@ class Access(NamedTuple):
             AccessRefused: no node accepts the login.
             UsageError: TLS files are given, but the URL does not use TLS.
         """
+        from mqtool.amqp import Connection
+
         self._check_tls()
 
         def connect() -> Connection:
@@ -126,7 +128,7 @@ class Access(NamedTuple):
             return connect_within(self.wait, connect)
 
     @contextmanager
-    def channel(self, *, mandatory: bool = False, confirm_timeout: float = CONFIRM_TIMEOUT) -> Iterator[Channel]:
+    def channel(self, *, mandatory: bool = False, confirm_timeout: float = CONFIRM_TIMEOUT) -> "Iterator[Channel]":
         """Open an AMQP 0-9-1 connection and a channel for a `with` block. Ctrl-C and TERM stop its consumers."""
         with self.connect() as connection:
             channel = connection.channel(strict=self.strict, mandatory=mandatory, confirm_timeout=confirm_timeout)
@@ -134,7 +136,7 @@ class Access(NamedTuple):
                 yield channel
 
     @contextmanager
-    def channels(self) -> Iterator[tuple[Channel, Channel]]:
+    def channels(self) -> "Iterator[tuple[Channel, Channel]]":
         """Open a connection and two channels for a `with` block: one to consume, and one to publish."""
         with self.connect() as connection:
             channel = connection.channel(strict=self.strict)
@@ -328,6 +330,8 @@ class Access(NamedTuple):
         try:
             socket.create_connection((address.host, address.port), _LOOK).close()
         except OSError as error:
+            from mqtool.amqp.pika_errors import connecting
+
             raise connecting(error, address) from error
 
 

@@ -3,7 +3,7 @@
 import logging
 import os
 
-from mqtool.amqp import Backoff, TlsFiles
+from mqtool.address import TlsFiles
 from mqtool.cli import contexts
 from mqtool.cli.access import Access
 from mqtool.cli.chosen_broker import Choice, choose, is_same_node, resolve_addresses
@@ -12,6 +12,7 @@ from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Protocol
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
 from mqtool.cli.options.broker_options import BrokerOptions, DestinationOptions, ManagedBroker, WhichBroker
+from mqtool.duration import Backoff
 from mqtool.errors import UsageError
 from mqtool.tutorials.dialects import AMQP10_NAMES, NAMES, Dialect, DialectNames
 

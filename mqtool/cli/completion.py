@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import typer
 
-from mqtool.amqp import TlsFiles
+from mqtool.address import TlsFiles
 from mqtool.cli import contexts
 from mqtool.cli.access import Access
 from mqtool.cli.chosen_broker import choose, resolve_addresses

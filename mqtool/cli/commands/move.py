@@ -17,14 +17,14 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
-from mqtool.cli.options import CONFIRM_TIMEOUT, RATE, ConfirmTimeout, ManagedBroker, Yes
+from mqtool.cli.options import RATE, ConfirmTimeout, ManagedBroker, Yes
 from mqtool.cli.options.broker_options import DestinationOptions, ShownVerbose
 from mqtool.cli.options.receiving_options import WhereWaiting
 from mqtool.cli.pipe.existence import require
 from mqtool.cli.values import DURATION
 from mqtool.errors import NotConfirmed, SomeFailed, Unavailable, UsageError
 from mqtool.management import Management
-from mqtool.message import Delivery, Message
+from mqtool.message import CONFIRM_TIMEOUT, Delivery, Message
 from mqtool.spelling import pasteable
 from mqtool.where import of_delivery
 from mqtool.work import peeking

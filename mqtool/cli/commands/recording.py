@@ -18,14 +18,14 @@ from mqtool.cli.command_line import command, group
 from mqtool.cli.completion import names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
-from mqtool.cli.options import CONFIRM_TIMEOUT, RATE, ConfirmTimeout, DelayOptions, MessageOptions, Publishing
+from mqtool.cli.options import RATE, ConfirmTimeout, DelayOptions, MessageOptions, Publishing
 from mqtool.cli.options.broker_options import HiddenDialect, HiddenStrict, PublishingBroker
 from mqtool.cli.options.receiving_options import Where
 from mqtool.cli.pipe.publishing import publishing_channel
 from mqtool.cli.pipe.source import LOOK_UP, STDIN, Addressing, Input, chunks, delimited, opened, whole
 from mqtool.cli.values import header, parsed
 from mqtool.errors import BadData, MqtoolError, SomeFailed, UsageError
-from mqtool.message import Message
+from mqtool.message import CONFIRM_TIMEOUT, Message
 from mqtool.recordings.pseudonyms import Pseudonyms
 from mqtool.recordings.recording import (
     Changes,

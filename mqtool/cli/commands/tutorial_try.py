@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import typer
 
 from mqtool import plays
+from mqtool.address import without_passwords
 from mqtool.amqp import TlsFiles, parse_addresses
-from mqtool.amqp.address import without_passwords
 from mqtool.broker import ports
 from mqtool.cli import stopping
 from mqtool.cli.access import Access

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mqtool.address import without_passwords
 from mqtool.amqp import parse_addresses
-from mqtool.amqp.address import without_passwords
 from mqtool.broker import state
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
