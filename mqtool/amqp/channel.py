@@ -18,7 +18,7 @@ from mqtool.amqp import administration
 from mqtool.amqp.administration import Reply, Request, delivery_from
 from mqtool.amqp.publisher import AcknowledgedTags, Acknowledgements, Publisher
 from mqtool.amqp.receive_settings import STREAMING, Receiving
-from mqtool.amqp.reopening import ChannelConnection, ChannelListener, ReopeningChannel, Thing
+from mqtool.amqp.reopening_channel import ChannelConnection, ChannelListener, ReopeningChannel, Thing
 from mqtool.amqp.unconfirmed import WINDOW, Route, addressed
 from mqtool.field_values import FieldValue
 from mqtool.message import Delivery, Message, Receipt

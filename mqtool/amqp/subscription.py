@@ -11,7 +11,7 @@ from mqtool.amqp import pika_private
 from mqtool.amqp.administration import delivery_from, prefetch_request
 from mqtool.amqp.basic_frames import ConsumerFrames, TakeBatch
 from mqtool.amqp.io_thread import CONNECTION_LOST
-from mqtool.amqp.reopening import ReopeningChannel
+from mqtool.amqp.reopening_channel import ReopeningChannel
 from mqtool.message import Delivery
 from mqtool.offsets import Offset, Start
 from mqtool.topology import Queue

@@ -33,7 +33,7 @@ part = typer.Typer()
 _PAUSE = 0.2
 
 Name = Annotated[str, typer.Option(help="Name of the broker", autocompletion=lambda: state.names())]
-Definitions = Annotated[Path | None, typer.Option(metavar="FILE", resolve_path=True, help=help_of("definitions"))]
+DefinitionsOption = Annotated[Path | None, typer.Option(metavar="FILE", resolve_path=True, help=help_of("definitions"))]
 
 
 def _port(about: str, lowest: int = 1) -> Any:
@@ -82,7 +82,7 @@ def up(
         Path | None, typer.Option(help="Require client certificates of this authority (embedded)", metavar="FILE")
     ] = None,
     like: Annotated[Like | None, typer.Option(help="RabbitMQ version that the embedded broker behaves like")] = None,
-    definitions: Definitions = None,
+    definitions: DefinitionsOption = None,
 ) -> None:
     """Use a broker that is reachable, or start one."""
     # For kinds other than embedded, the TLS options are only used to check whether the broker is running.
@@ -307,7 +307,7 @@ def serve(
     management_port: Annotated[int | None, _port(help_of("management_port"), lowest=0)] = None,
     stream_port: Annotated[int | None, _port(help_of("stream_port"), lowest=0)] = None,
     data_dir: Annotated[Path | None, typer.Option(metavar="DIRECTORY", help=help_of("data_dir"))] = None,
-    definitions: Definitions = None,
+    definitions: DefinitionsOption = None,
     guest_from_anywhere: Annotated[
         bool, typer.Option("--guest-from-anywhere", help=help_of("guest_from_anywhere"))
     ] = False,

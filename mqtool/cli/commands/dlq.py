@@ -35,7 +35,7 @@ from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
 from mqtool.work import peeking, redriving
 from mqtool.work.history import death_of
-from mqtool.work.redriving import Choice
+from mqtool.work.redriving import LetterChoice
 from mqtool.work.retry_or_dead_letter import dead_letter_queue
 
 app = group("dlq", "Show dead letters, move them back, or drop them.", heading="Messages")
@@ -86,7 +86,7 @@ class Which:
         selected = ("all " if there > 1 else "") if self.is_all else "the chosen ones of "
         return f"{selected}{counted(there)} of {queue}"
 
-    def choice(self) -> Choice:
+    def choice(self) -> LetterChoice:
         """Return a function that returns True for the selected dead letters."""
         chosen, where = redriving.choice(self.ids or (), self.reason, self.error, self.older), self.where
         if where is None:

@@ -15,7 +15,7 @@ from mqtool.cli.display import output
 from mqtool.cli.invocation import current
 from mqtool.cli.options import TutorialBroker, UsedQueueOptions
 from mqtool.cli.options.queue_options import tutorials_queue
-from mqtool.cli.options.receiving_options import OFFSET, ReceivingOptions, Where
+from mqtool.cli.options.receiving_options import OFFSET, ReceivingOptions, WhereOption
 from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.errors import MqtoolError
@@ -55,7 +55,7 @@ def receive(
         str | None,
         typer.Option(metavar="CONDITION", help="SQL filter for a stream (RabbitMQ 4.2)", rich_help_panel="Receiving"),
     ] = None,
-    where: Where = None,
+    where: WhereOption = None,
 ) -> None:
     """Receive messages from a queue (tutorial 1).
 

@@ -12,7 +12,7 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import ExchangeOptions, TutorialBroker, UsedQueueOptions, exchange_option
 from mqtool.cli.options.queue_options import tutorials_exchange, tutorials_queue
-from mqtool.cli.options.receiving_options import ReceivingOptions, Where
+from mqtool.cli.options.receiving_options import ReceivingOptions, WhereOption
 from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.delays.delay_plugin import LOSES
@@ -42,7 +42,7 @@ def receive_delayed(
     broker: TutorialBroker,
     exchange: Annotated[str | None, exchange_option("Exchange")] = None,
     routing_key: RoutingKey = None,
-    where: Where = None,
+    where: WhereOption = None,
 ) -> None:
     """Receive delayed messages; show how late each one arrived.
 

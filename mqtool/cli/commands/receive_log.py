@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mqtool.amqp import Channel, administration
-from mqtool.amqp import Receiving as Settings
+from mqtool.amqp import Channel, Receiving, administration
 from mqtool.cli.access import Access, ChannelOrSession
 from mqtool.cli.broker_access import dialect_names
 from mqtool.cli.command_line import command, group
@@ -16,7 +15,7 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import ExchangeOptions, LogQueueOptions, TutorialBroker
 from mqtool.cli.options.queue_options import tutorials_exchange
-from mqtool.cli.options.receiving_options import Match, ReceivingOptions, Where
+from mqtool.cli.options.receiving_options import Match, ReceivingOptions, WhereOption
 from mqtool.cli.pipe.existence import check_new
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.cli.values import header, header_option, parsed
@@ -38,11 +37,11 @@ class ReceivingLogs:
     queue: LogQueueOptions
     receiving: ReceivingOptions
     broker: TutorialBroker
-    where: Where = None
+    where: WhereOption = None
 
 
 #: Calls receive() of a lesson, as taught for the channel's protocol.
-Receive = Callable[[ChannelOrSession, Exchange, Queue, Settings], Iterator[Delivery]]
+Receive = Callable[[ChannelOrSession, Exchange, Queue, Receiving], Iterator[Delivery]]
 
 
 def _receive(
@@ -103,7 +102,9 @@ def receive_fanout(logs: ReceivingLogs) -> None:
     _receive(logs, dialect_names(logs.broker).fanout, _receive_all, lines.log, lines.waiting_log)
 
 
-def _receive_all(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
+def _receive_all(
+    channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Receiving
+) -> Iterator[Delivery]:
     if isinstance(channel, Channel):
         return publish_subscribe.receive(channel, exchange, queue, settings)
     from mqtool.tutorials import amqp10_publish_subscribe
@@ -136,7 +137,7 @@ def receive_direct(
             lines.usage_code,
         )
 
-    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
+    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Receiving) -> Iterator[Delivery]:
         if isinstance(channel, Channel):
             return routing.receive(channel, exchange, keys, queue, settings)
         from mqtool.tutorials import amqp10_routing
@@ -174,7 +175,7 @@ def receive_topic(
             lines.usage_code_topic,
         )
 
-    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
+    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Receiving) -> Iterator[Delivery]:
         if isinstance(channel, Channel):
             return topics.receive(channel, exchange, keys, queue, settings)
         from mqtool.tutorials import amqp10_topics
@@ -218,7 +219,7 @@ def receive_headers(
     if not headers:
         raise UsageError("receive-log headers needs a header", "name one: mqtool receive-log headers format=pdf")
 
-    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
+    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Receiving) -> Iterator[Delivery]:
         return headers_tutorial.receive(channel, exchange, headers, match, queue, settings)
 
     _receive(logs, dialect_names(logs.broker).headers, receive, logs.broker.lines.log, logs.broker.lines.waiting_log)

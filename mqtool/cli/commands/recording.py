@@ -20,7 +20,7 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import RATE, ConfirmTimeout, DelayOptions, MessageOptions, Publishing
 from mqtool.cli.options.broker_options import HiddenDialect, HiddenStrict, PublishingBroker
-from mqtool.cli.options.receiving_options import Where
+from mqtool.cli.options.receiving_options import WhereOption
 from mqtool.cli.pipe.publishing import publishing_channel
 from mqtool.cli.pipe.source import LOOK_UP, STDIN, Addressing, Input, chunks, delimited, opened, whole
 from mqtool.cli.values import header, parsed
@@ -172,7 +172,7 @@ class Playing:
     ] = None
     since: Annotated[Any | None, typer.Option(help="Start at a time, or 5m into the recording", **_MOMENT)] = None
     until: Annotated[Any | None, typer.Option(help="Stop at a time, or 5m into the recording", **_MOMENT)] = None
-    where: Where = None
+    where: WhereOption = None
     loop: Annotated[int, typer.Option(min=1, metavar="N", help="Play everything N times")] = 1
 
     def pace(self) -> ReplayPace:

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mqtool.amqp import CONFIRM_TIMEOUT, Channel, administration
-from mqtool.amqp import Receiving as Settings
+from mqtool.amqp import CONFIRM_TIMEOUT, Channel, Receiving, administration
 from mqtool.cli import stopping
 from mqtool.cli.access import ChannelOrSession
 from mqtool.cli.broker_access import access_to, dialect_names, print_as_script
@@ -90,7 +89,7 @@ def rpc_client(
         reply_queue = rpc.DIRECT_REPLY_TO if direct_reply_to else PRIVATE_QUEUE
         _tell_if_nobody_serves(channel, target, timeout)
         results = BatchedOutput()
-        settings = Settings(timeout=timeout, before_acknowledging=results.flush)
+        settings = Receiving(timeout=timeout, before_acknowledging=results.flush)
         answers = _call(channel, target, bodies, settings, reply_queue)
         for reply in rpc_functions.in_order(answers, channel, target, len(bodies)):
             answered += 1
@@ -129,7 +128,7 @@ def _say(line: str, requests: list[str], *, replies_on_stderr: bool) -> None:
 
 
 def _call(
-    channel: ChannelOrSession, queue: Queue, requests: list[bytes], settings: Settings, reply_to: Queue
+    channel: ChannelOrSession, queue: Queue, requests: list[bytes], settings: Receiving, reply_to: Queue
 ) -> Iterator[tuple[int, Delivery]]:
     if isinstance(channel, Channel):
         return rpc.call(channel, queue, requests, settings, reply_to)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mqtool.amqp import Channel
-from mqtool.amqp import Receiving as ReceivingSettings
+from mqtool.amqp import Channel, Receiving
 from mqtool.channels import AmqpChannel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
@@ -223,7 +222,7 @@ def worker(
 
 
 def _work_and_forget(
-    channel: AmqpChannel, queue: Queue, do: Callable[[Delivery], None], receiving: ReceivingSettings
+    channel: AmqpChannel, queue: Queue, do: Callable[[Delivery], None], receiving: Receiving
 ) -> Iterator[Delivery]:
     """Work like the tutorial's worker, but without acknowledging."""
     tasks = channel.consume(channel.declare(queue), receiving._replace(acknowledge=False))
@@ -260,7 +259,7 @@ def _work(
         pass_url=options.exec.pass_url,
     )
     handled = options.dedup.opened()
-    settings = replace(receiving, timeout=None).settings(ReceivingSettings(prefetch=concurrency))
+    settings = replace(receiving, timeout=None).settings(Receiving(prefetch=concurrency))
     access = access_to(broker)
     with access.channels_or_session() as (channel, other):
         retrying = Retrying(other, options.retries.policy, output.notice)
