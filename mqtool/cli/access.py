@@ -1,6 +1,5 @@
 """How to reach a broker: addresses, credentials and management API, resolved once per command."""
 
-import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from mqtool.cli.chosen_broker import is_same_node
 from mqtool.cli.contexts import Protocol
 from mqtool.cli.display import output
 from mqtool.duration import Backoff
-from mqtool.errors import MqtoolError, Unavailable, UsageError
+from mqtool.errors import Difference, MqtoolError, Unavailable, UsageError
 from mqtool.message import CONFIRM_TIMEOUT, Message
 from mqtool.tutorials.dialects import declaring_like
 
@@ -32,12 +31,6 @@ _AMQP_PORT, _PORT, _TLS_PORT = 5672, 15672, 15671
 _STREAM, _STREAM_TLS = 5552, 5551
 #: The management port is usually this much higher than the AMQP port.
 _APART = _PORT - _AMQP_PORT
-#: RabbitMQ's error message for a queue or exchange that exists with different settings.
-_DIFFERS = (
-    r"inequivalent arg '(.*?)' for ((?:queue|exchange) '.*?') in vhost .*: "
-    r"received (?:the value )?'?([^']*?)'?(?: of type '\w+')? "
-    r"but current is (?:the value )?'?([^']*?)'?(?: of type '\w+')?$"
-)
 #: Seconds to wait for a connection to the management API, and for its response, when only a hint depends on it.
 HINT_PATIENCE = (0.3, 1.0)
 #: Seconds after which a terminal shows what is being waited for.
@@ -352,11 +345,12 @@ def _announced(what: str) -> Iterator[None]:
 
 def _notice(text: str) -> None:
     """Print a notice. If it reports a queue or exchange with other settings, suggest a --dialect that matches them."""
-    like = declaring_like(text)
-    if differs := re.search(_DIFFERS, text):
-        setting, thing, ours, theirs = differs.groups()
-        text = f"{thing} exists with {setting} {theirs} instead of {ours}, and is used as it is"
-    output.notice(f"{text}; --dialect {' or '.join(like)} declares it like that" if like else text)
+    if differs := Difference.reported_in(text):
+        setting, thing, name, ours, theirs = differs
+        text = f"{thing} '{name}' exists with {setting} {theirs} instead of {ours}, and is used as it is"
+        if like := declaring_like(differs):
+            text += f"; --dialect {' or '.join(like)} declares it like that"
+    output.notice(text)
 
 
 def _parsed(url: str) -> SplitResult:
