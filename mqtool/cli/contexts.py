@@ -13,6 +13,7 @@ change only the lines concerned and keep comments.
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Mapping
 from enum import Enum, StrEnum, auto
@@ -250,6 +251,4 @@ def _context(name: str, table: Mapping[str, Any]) -> Context:
 def _words(command: str) -> list[str]:
     if re.search(_FOR_A_SHELL, command):
         return ["/bin/sh", "-c", command]
-    import shlex
-
     return shlex.split(command)

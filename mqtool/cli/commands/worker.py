@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -29,12 +29,10 @@ from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
 from mqtool.tutorials import work_queues
 from mqtool.tutorials.dialects import NAMES, Dialect
+from mqtool.work.deduplication import HandledMessages
 from mqtool.work.exec_command import ExecCommand
 from mqtool.work.retry_or_dead_letter import Retrying, RetryPolicy
 from mqtool.work.worker import Worker
-
-if TYPE_CHECKING:  # this module imports SQLite
-    from mqtool.work.deduplication import HandledMessages
 
 app = typer.Typer()
 
@@ -117,7 +115,7 @@ class DedupOptions:
         ),
     ] = 86_400.0
 
-    def opened(self) -> "HandledMessages | None":
+    def opened(self) -> HandledMessages | None:
         """Open the store of handled messages; return None without --deduplicate.
 
         Raises:
@@ -128,7 +126,6 @@ class DedupOptions:
                 raise UsageError("--dedup-store has no effect without --deduplicate", "add --deduplicate")
             return None
         from mqtool.broker import state
-        from mqtool.work.deduplication import HandledMessages
 
         default: Path = state.directory().parents[1] / "handled.sqlite"
         return HandledMessages(self.store or default, self.window)
