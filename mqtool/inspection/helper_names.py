@@ -8,6 +8,7 @@ from mqtool.delays.destinations import derived_name
 from mqtool.inspection.findings import Finding
 from mqtool.management import Management
 from mqtool.management.api_client import Json
+from mqtool.management.policy_patterns import pattern_matches
 
 #: The words for each right.
 _VERBS = {"configure": "declare", "write": "write to"}
@@ -39,10 +40,10 @@ def findings(api: Management, vhost: str | None) -> Iterator[Finding]:
 def _example(pattern: str, queues: list[str]) -> tuple[str, str] | None:
     """Return a queue that a pattern does not match, and the name made from it that it does match."""
     for queue in queues:
-        if management.pattern_matches(pattern, queue):
+        if pattern_matches(pattern, queue):
             continue
         for helper in (derived_name(queue, end) for end in _ENDS):
-            if management.pattern_matches(pattern, helper):
+            if pattern_matches(pattern, helper):
                 return queue, helper
     return None
 
