@@ -219,7 +219,7 @@ def test_definitions_that_are_left_out_are_named(tmp_path: Path) -> None:
     assert (failed.returncode, b"cannot load definitions from" in failed.stderr) == (1, True)
 
 
-#: A server-named queue that is not exclusive, which RabbitMQ exports like any other, and exchanges that every broker has.
+#: A server-named queue that is not exclusive, which RabbitMQ exports like any other, and predeclared exchanges.
 RESERVED: dict[str, Any] = {
     "exchanges": [
         {"name": name, "type": "direct", "durable": True, "auto_delete": False, "internal": False, "arguments": {}}
@@ -264,8 +264,8 @@ def test_an_import_skips_the_bindings_of_reserved_names(api: Api, vhost: str) ->
 def test_the_version_says_which_bindings_of_missing_queues_are_skipped(
     like: str, reserved: int, other: int, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """Importing a binding of a queue that does not exist is refused from 4.0 on; 4.4 skips it if the queue's name begins
-    with `amq.`.
+    """From 4.0 on, importing a binding of a queue that does not exist is refused; 4.4 skips the binding if the queue's
+    name begins with `amq.`.
     """
     with EmbeddedBroker(management_port=0, like=like) as broker:
         api = api_of(broker)

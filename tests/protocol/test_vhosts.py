@@ -90,8 +90,11 @@ def test_what_the_broker_does_not_have_is_an_empty_list(broker: TestBroker, api:
         status, used = api("GET", "deprecated-features/used")
         assert (status, type(used)) == (200, list)
     else:
-        for path in ("deprecated-features/used", "shovels", "federation-links"):
+        for path in ("deprecated-features", "deprecated-features/used"):
             assert api("GET", path) == (200, [])
+        for path in ("shovels", "federation-links"):
+            assert api("GET", path) == api("GET", f"{path}/{broker.vhost}") == (200, [])
+            assert api("GET", f"{path}/none-such")[0] == 404
 
 
 def test_settings_of_a_virtual_host_survive_a_restart(tmp_path: Path) -> None:
