@@ -45,7 +45,7 @@ SCRIPTS = {
     "topics": "emit-topic kern.critical Hot",
     "rpc": "rpc-client 7",
 }
-#: The scripts of `tutorial show --plain`: the arguments of a tutorial's receiver and of its sender, and what one of them
+#: The scripts of `tutorial show --plain`: the arguments of the receiver and of the sender, and what one of the two
 #: prints. Tutorials over AMQP 1.0 have the same ones. A receiver of a stream starts after the sender.
 PLAIN = {
     "hello-world": ("receive", "send Hello", "Received Hello"),
