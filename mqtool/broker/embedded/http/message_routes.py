@@ -35,6 +35,7 @@ from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.broker import LOW_ON_MEMORY, NODE, Broker
 from mqtool.broker.embedded.model.footprint import of_message
 from mqtool.broker.embedded.model.queue import BrokerQueue
+from mqtool.broker.embedded.model.totals import AMQP091
 from mqtool.broker.embedded.testing.fault import fault_of
 from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
 from mqtool.broker.embedded.wire.amqp_session import AmqpSession
@@ -125,10 +126,14 @@ def publish(call: RouteCall, vhost_name: str, name: str) -> Json:
     except AmqpException as error:
         raise bad_request(f"{error.code} {error.text}") from error
     exchange.published_in += 1
+    totals = broker.totals.published[AMQP091]  # as in RabbitMQ, whose management API is a client of AMQP 0-9-1
+    totals.received += 1
     routing = vhost.route(exchange, message)
+    totals.routed += len(routing.queues)
     publication = vhost.enqueue(routing) if broker.hooks is None else broker.hooks.enqueue(vhost, routing)
     if not publication.routed:
         broker.dropped_unroutable += 1
+        totals.dropped += 1
         if vhost.watcher is not None:
             vhost.watcher.unroutable(message, returned=False)
     return {"routed": publication.routed and publication.accepted}

@@ -102,7 +102,10 @@ def overview(call: RouteCall) -> Json:
         "queue_totals": {"messages": ready + unacked, "messages_ready": ready, "messages_unacknowledged": unacked},
         "message_stats": {
             **rates.total(
-                [*(vhost.deleted_traffic for vhost in broker.vhosts.values()), *(each.traffic for each in queues)]
+                [
+                    *(each for vhost in broker.vhosts.values() for each in vhost.deleted_traffic.values()),
+                    *(each.traffic for each in queues),
+                ]
             ),
             "drop_unroutable": broker.dropped_unroutable,
         },
@@ -243,7 +246,7 @@ def relative_node_memory(call: RouteCall, name: str) -> Json:
 
 def _memory(broker: Broker) -> Json:
     """Return the memory of the process by RabbitMQ's names of uses. Messages are its binaries."""
-    whole = _resident_bytes()
+    whole = resident_bytes()
     uses = {"binary": broker.ledger.held_bytes - broker.held_for_clients, "connection_other": broker.held_for_clients}
     uses["other_proc"] = max(whole - sum(uses.values()), 0)
     total = dict.fromkeys(("erlang", "rss", "allocated"), whole)
@@ -291,7 +294,7 @@ def _node_view(broker: Broker) -> Json:
         "db_dir": "",
         "contexts": [],
         **dict.fromkeys(_UNCOUNTED, 0),
-        "fd_used": _open_descriptors(descriptors),
+        "fd_used": open_descriptors(descriptors),
         "fd_total": descriptors,
         "sockets_used": len(broker.clients()),
         "sockets_total": descriptors,
@@ -302,7 +305,7 @@ def _node_view(broker: Broker) -> Json:
     }
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
     """Return the memory of the process, in bytes; without /proc, the most that it has had."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -310,7 +313,8 @@ def _resident_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _open_descriptors(limit: int) -> int:
+def open_descriptors(limit: int) -> int:
+    """Return the number of open file descriptors of the process; `limit` if none are left to count them with."""
     try:
         return len(list(Path("/dev/fd").iterdir()))
     except OSError:

@@ -79,6 +79,7 @@ class Profile(NamedTuple):
         refuses_loose: the bindings in a definitions file that let its import fail because their queue or exchange does
             not exist: `none`, `all`, or `named` (all but those of queues whose names begin with `amq.`).
         initial_offsets: True if the argument `x-stream-initial-offset` sets the offset of a stream's first message.
+        names_endpoint: True if Prometheus metrics name their endpoint and the types of queues (from RabbitMQ 4.1 on).
         addresses_replies: True if reply-to is converted between the name of a queue and its AMQP 1.0 address.
     """
 
@@ -128,6 +129,7 @@ class Profile(NamedTuple):
     classic_locator: bool = False
     refuses_loose: Literal["none", "all", "named"] = "none"
     initial_offsets: bool = False
+    names_endpoint: bool = False
 
 
 # The stream listener supports the commands of 3.13, and clients choose commands by the server's version.
@@ -165,6 +167,7 @@ _4_2 = _4_0._replace(
     detaches_links=True,
     filters_messages=True,
     addresses_replies=True,
+    names_endpoint=True,
 )
 _4_3 = _4_2._replace(
     version="4.3.6",
