@@ -80,7 +80,7 @@ class Settings:
         default=False, metadata=_option("Record messages, for GET /api/mqtool/published/VHOST", bool)
     )
     prometheus_port: int | None = field(
-        default=None, metadata=_option("Port of Prometheus metrics, without a login; 0 for any free one", int)
+        default=None, metadata=_option("Port of metrics for Prometheus, no login; 0: any free one", int)
     )
 
     def arguments(self) -> Iterator[str]:
