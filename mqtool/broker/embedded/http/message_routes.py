@@ -34,7 +34,7 @@ from mqtool.broker.embedded.model.amqp_message import (
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.broker import LOW_ON_MEMORY, NODE, Broker
 from mqtool.broker.embedded.model.footprint import of_message
-from mqtool.broker.embedded.model.queue import BrokerQueue
+from mqtool.broker.embedded.model.queue import BrokerQueue, consumer_timeout
 from mqtool.broker.embedded.model.totals import AMQP091
 from mqtool.broker.embedded.testing.fault import fault_of
 from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
@@ -294,7 +294,14 @@ def _consumer_view(channel: BrokerChannel, subscription: ChannelSubscription) ->
         "active": active,
         "activity_status": "single_active" if queue.consumers.active is subscription else "up" if active else "waiting",
         "arguments": plain(subscription.arguments),
+        **timeout_of(queue, subscription.arguments, channel.session.broker),
     }
+
+
+def timeout_of(queue: BrokerQueue, arguments: Table, broker: Broker) -> Json:
+    """Return the field with the timeout of a consumer, in milliseconds; 0 if it has none."""
+    timeout = consumer_timeout(queue, arguments, broker.consumer_timeout)
+    return {"consumer_timeout": round((timeout or 0) * 1000)}
 
 
 def _stream_consumer_view(connection: AnyConnection, subscription: "StreamSubscription") -> Json:
@@ -309,6 +316,7 @@ def _stream_consumer_view(connection: AnyConnection, subscription: "StreamSubscr
         "active": not waits,
         "activity_status": "waiting" if waits else "up",
         "arguments": dict(subscription.properties),
+        "consumer_timeout": 0,
     }
 
 

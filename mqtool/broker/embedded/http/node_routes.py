@@ -47,14 +47,17 @@ _FEATURE_FLAGS = {
     "user_limits": "rabbit",
     "virtual_host_metadata": "rabbit",
 }
+_CHURN = (
+    *("connection_created", "connection_closed", "channel_created", "channel_closed"),
+    *("queue_declared", "queue_created", "queue_deleted"),
+)
 #: Figures of nodes that clients such as rabbitmqadmin expect, and that the embedded broker does not count.
 _UNCOUNTED = (
     *("io_read_bytes", "io_write_bytes", "io_sync_count", "io_seek_count", "io_reopen_count"),
     *("io_read_avg_time", "io_write_avg_time", "io_sync_avg_time", "io_seek_avg_time"),
     *("gc_num", "gc_bytes_reclaimed", "context_switches", "msg_store_read_count", "msg_store_write_count"),
     *("queue_index_read_count", "queue_index_write_count", "mnesia_ram_tx_count", "mnesia_disk_tx_count"),
-    *("connection_created", "connection_closed", "channel_created", "channel_closed"),
-    *("queue_declared", "queue_created", "queue_deleted"),
+    *_CHURN,
 )
 #: What else RabbitMQ lists of a node's memory: 0 here, because it is part of `other_proc` or does not exist.
 _ERLANG_USES = (
@@ -72,7 +75,6 @@ _OK = {"status": "ok"}
 def overview(call: RouteCall) -> Json:
     broker, rates = call.broker, call.api.rates
     queues = [queue for vhost in broker.vhosts.values() for queue in vhost.queues.values()]
-    ready, unacked = sum(map(len, queues)), sum(queue.unacked for queue in queues)
     return {
         "management_version": broker.profile.version,
         "rabbitmq_version": broker.profile.version,
@@ -81,6 +83,9 @@ def overview(call: RouteCall) -> Json:
         "cluster_name": broker.cluster_name,
         "node": NODE,
         "erlang_version": "",
+        "erlang_full_version": "",
+        "statistics_db_event_queue": 0,
+        "churn_rates": dict.fromkeys(_CHURN, 0),
         "rates_mode": "basic",
         "exchange_types": _exchange_types(broker),
         "listeners": [
@@ -99,7 +104,7 @@ def overview(call: RouteCall) -> Json:
             "exchanges": sum(len(vhost.exchanges) for vhost in broker.vhosts.values()),
             "queues": len(queues),
         },
-        "queue_totals": {"messages": ready + unacked, "messages_ready": ready, "messages_unacknowledged": unacked},
+        "queue_totals": rates.of(call.api.depths),
         "message_stats": {
             **rates.total(
                 [
@@ -247,10 +252,11 @@ def relative_node_memory(call: RouteCall, name: str) -> Json:
 def _memory(broker: Broker) -> Json:
     """Return the memory of the process by RabbitMQ's names of uses. Messages are its binaries."""
     whole = resident_bytes()
+    others = _ERLANG_USES if broker.profile.mirrors else (*_ERLANG_USES, "metadata_store", "metadata_store_ets")
     uses = {"binary": broker.ledger.held_bytes - broker.held_for_clients, "connection_other": broker.held_for_clients}
     uses["other_proc"] = max(whole - sum(uses.values()), 0)
     total = dict.fromkeys(("erlang", "rss", "allocated"), whole)
-    return {"memory": {**dict.fromkeys(_ERLANG_USES, 0), **uses, "strategy": "rss", "total": total}}
+    return {"memory": {**dict.fromkeys(others, 0), **uses, "strategy": "rss", "total": total}}
 
 
 def _node_view(broker: Broker) -> Json:
