@@ -106,8 +106,10 @@ def act(connection: pika.BlockingConnection) -> None:
         connection.process_data_events(0.01)
 
 
-#: Metrics whose values are those of the machine and the process.
+#: Metrics whose values depend on the machine, the process, or on how busy a consumer has been.
 OF_PROCESS = (
+    "queue_consumer_capacity",
+    "queue_consumer_utilisation",
     "process_",
     "disk_space_available_bytes",
     "resident_memory",
@@ -115,6 +117,7 @@ OF_PROCESS = (
     "auth_",
     "connection_",
     "identity_",
+    "build_",
 )
 
 

@@ -85,8 +85,8 @@ def test_a_node_has_the_figures_that_clients_expect(api: Api) -> None:
 
 
 RATE = {"rate": (int, float)}
-#: The fields, and their types, that rabbitmq_http_client 0.90, which rabbitmqadmin 2 uses, requires in answers. It cannot
-#: read an answer that lacks one of them.
+#: The fields that rabbitmq_http_client 0.90 (of rabbitmqadmin 2) requires in answers, and their types. It cannot read
+#: an answer that lacks one of them.
 REQUIRED: dict[str, dict[str, Any]] = {
     "overview": {
         **dict.fromkeys(("cluster_name", "node", "erlang_full_version", "erlang_version", "rabbitmq_version"), str),
