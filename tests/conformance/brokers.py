@@ -79,8 +79,11 @@ def _forwarded(url: str) -> Iterator[None]:
     host = there.hostname or "localhost"
     management = urlsplit(os.environ.get("MQTOOL_TEST_MANAGEMENT", f"http://{host}:{MANAGEMENT}"))
     streams = urlsplit(os.environ.get("MQTOOL_TEST_STREAMS", f"rabbitmq-stream://{host}:{STREAMS}"))
-    targets = {AMQP: (host, there.port or AMQP)}
-    targets |= {MANAGEMENT: (management.hostname, management.port), STREAMS: (streams.hostname, streams.port)}
+    targets = {
+        AMQP: (host, there.port or AMQP),
+        MANAGEMENT: (management.hostname or host, management.port or MANAGEMENT),
+        STREAMS: (streams.hostname or host, streams.port or STREAMS),
+    }
     with ExitStack() as stack:
         for port, target in targets.items():
             server = stack.enter_context(_Forwarder((ports.HOST, port), target))
@@ -94,13 +97,13 @@ class _Forwarder(socketserver.ThreadingTCPServer):
 
     allow_reuse_address = daemon_threads = True
 
-    def __init__(self, own: tuple[str, int], target: tuple[str | None, int | None]) -> None:
+    def __init__(self, own: tuple[str, int], target: tuple[str, int]) -> None:
         super().__init__(own, socketserver.BaseRequestHandler)
         self._target = target
 
     def finish_request(self, request: object, client_address: object) -> None:  # noqa: ARG002
         assert isinstance(request, socket.socket)
-        with socket.create_connection(self._target) as there:  # type: ignore[arg-type]
+        with socket.create_connection(self._target) as there:
             back = threading.Thread(target=_copy, args=(there, request), daemon=True)
             back.start()
             _copy(request, there)

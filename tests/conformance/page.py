@@ -12,8 +12,8 @@ _TOP = """\
 # Conformance
 
 Some client libraries for RabbitMQ publish their tests in their source archives. `make conformance` downloads these
-archives from the package index, checks their hashes, and runs the tests that need a broker: on the embedded broker, in its
-default profile, and on RabbitMQ. `make conformance` has written this page.
+archives from the package index, checks their hashes, and runs the tests that need a broker: on the embedded broker, in
+its default profile, and on RabbitMQ. `make conformance` wrote this page.
 
 """
 
@@ -30,8 +30,8 @@ _COLUMNS = (
 )
 
 _COUNTS = """
-Tests that a suite skips on the embedded broker are not counted. *Passed* and *Tests* are those of the embedded broker. A
-dash means that the suite needs a later RabbitMQ than the one that was available.
+*Tests* and *Passed* are counts on the embedded broker, without the tests that a suite skips there. A dash means that no
+RabbitMQ was available that is new enough for the suite.
 """
 
 _BOTTOM = """\

@@ -1,4 +1,4 @@
-"""The suites of suites.toml: downloads them, installs each into a virtual environment of its own, and runs its tests."""
+"""The suites of suites.toml: downloads each, installs it into a virtual environment of its own, and runs its tests."""
 
 import os
 import subprocess
@@ -82,12 +82,18 @@ class Suite:
         directory = self.directory(cache)
         report = directory / f"{broker}.xml"
         report.unlink(missing_ok=True)
-        python = directory / "venv" / "bin" / "python"
+        # The cache would carry something over to the next run.
+        python = [str(directory / "venv" / "bin" / "python"), "-m", "pytest", "-p", "no:cacheprovider"]
         with (directory / f"{broker}.log").open("wb") as log:
             subprocess.run(
-                # -p no:cacheprovider: a run leaves nothing behind that the next one could see.
-                [python, "-m", "pytest", *self.pytest, f"--timeout={_TEST_SECONDS}", f"--junit-xml={report}"]
-                + ["-p", "no:cacheprovider", "-o", "junit_family=xunit2"],
+                [
+                    *pytest,
+                    *self.pytest,
+                    f"--timeout={_TEST_SECONDS}",
+                    f"--junit-xml={report}",
+                    "-p",
+                    "no:cacheprovider",
+                ],
                 cwd=self.source(cache),
                 env={**os.environ, "PYTHONPATH": str(_PLUGINS), **self.environment},
                 stdin=subprocess.DEVNULL,
@@ -103,8 +109,8 @@ class Suite:
 
 def outcomes(report: str) -> dict[str, str]:
     """Return the outcome of each test in a JUnit report, by its module, class and name: "t.test_a::test_b[1]"."""
-    result = {}
-    for case in ET.fromstring(report).iter("testcase"):  # noqa: S314  written by pytest
+    result: dict[str, str] = {}
+    for case in ET.fromstring(report).iter("testcase"):
         test = f"{case.get('classname')}::{case.get('name')}"
         kinds = {element.tag for element in case}
         outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
