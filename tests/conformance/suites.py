@@ -82,18 +82,12 @@ class Suite:
         directory = self.directory(cache)
         report = directory / f"{broker}.xml"
         report.unlink(missing_ok=True)
-        # The cache would carry something over to the next run.
-        python = [str(directory / "venv" / "bin" / "python"), "-m", "pytest", "-p", "no:cacheprovider"]
+        # pytest's cache would carry something over to the next run.
+        command = [str(directory / "venv" / "bin" / "python"), "-m", "pytest", "-p", "no:cacheprovider"]
+        command += [f"--timeout={_TEST_SECONDS}", f"--junit-xml={report}", *self.pytest]
         with (directory / f"{broker}.log").open("wb") as log:
             subprocess.run(
-                [
-                    *pytest,
-                    *self.pytest,
-                    f"--timeout={_TEST_SECONDS}",
-                    f"--junit-xml={report}",
-                    "-p",
-                    "no:cacheprovider",
-                ],
+                command,
                 cwd=self.source(cache),
                 env={**os.environ, "PYTHONPATH": str(_PLUGINS), **self.environment},
                 stdin=subprocess.DEVNULL,
