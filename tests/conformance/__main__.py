@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import signal
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +13,8 @@ from tests.conformance import brokers
 from tests.conformance.page import PAGE, unexplained, written
 from tests.conformance.suites import TABLE, Suite, load
 
-_CACHE = Path("build/conformance").resolve()
+#: Outside of the repository, so that pytest does not find our pyproject.toml above a suite that has no settings.
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mqtool-conformance")
 
 
 def _run(suite: Suite, kind: str) -> None:
@@ -58,6 +61,7 @@ def main() -> int:
         parser.error(f"not in {TABLE.name}: {', '.join(sorted(unknown))}")
     chosen = [suite for suite in suites if suite.name in asked.names or not asked.names]
     kinds = [asked.on] if asked.on else ["embedded", *(["rabbitmq"] if brokers.has_rabbitmq() else [])]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the broker ends, too
     os.environ["XDG_STATE_HOME"] = str(_CACHE / "state")
     for suite in [] if asked.page else chosen:
         suite.prepare(_CACHE)

@@ -97,9 +97,9 @@ def unexplained(suites: Sequence[Suite], results: Mapping[str, Mapping[str, Mapp
 def reason(suite: Suite, test: str) -> str:
     """Return why a test fails only on the embedded broker; "" if the table does not say so.
 
-    A reason applies to all tests whose names begin with its key.
+    A reason applies to all tests whose names contain its key.
     """
-    return next((why for beginning, why in suite.differs.items() if test.startswith(beginning)), "")
+    return next((why for part, why in suite.differs.items() if part in test), "")
 
 
 def written(suites: Sequence[Suite], results: Mapping[str, Mapping[str, Mapping[str, object]]]) -> str:

@@ -30,7 +30,7 @@ class Suite:
         certificates: the files cert, key and ca of the archive with which the brokers listen on port 5671.
         needs: the oldest RabbitMQ on which the tests make sense.
         excluded: which tests of the archive do not run, and why.
-        differs: tests that fail only on the embedded broker, with the reason.
+        differs: why tests fail only on the embedded broker, by a part of their names.
     """
 
     name: str

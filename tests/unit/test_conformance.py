@@ -5,7 +5,7 @@ import re
 from tests.conformance.page import unexplained, written
 from tests.conformance.suites import TABLE, Suite, load, outcomes
 
-SUITE = Suite("x", "x", "1.0", "0" * 64, ["tests"], ["pytest==9.1.1"], differs={"t::expires": "no clock"})
+SUITE = Suite("x", "x", "1.0", "0" * 64, ["tests"], ["pytest==9.1.1"], differs={"::expires": "no clock"})
 REPORT = """<testsuites><testsuite>
 <testcase classname="t" name="sends[1]"/>
 <testcase classname="t" name="gets"><failure/></testcase>
