@@ -31,7 +31,8 @@ _COLUMNS = (
 
 _COUNTS = """
 *Tests* and *Passed* are counts on the embedded broker, without the tests that a suite skips there. A dash means that no
-RabbitMQ was available that is new enough for the suite.
+RabbitMQ was available that is new enough for the suite. If that RabbitMQ is older than the profile, some tests that
+fail only on the embedded broker depend on what RabbitMQ has changed since.
 """
 
 _BOTTOM = """\
