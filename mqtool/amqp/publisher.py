@@ -163,9 +163,13 @@ class Publisher(ChannelListener):
         self, _channel: PikaChannel, method: spec.Basic.Return, properties: spec.BasicProperties, body: bytes
     ) -> None:
         reason = f"{method.reply_text} ({method.reply_code})"
-        given = {name: getattr(properties, name) for name in PROPERTIES if name != "message_id"}
-        returned = Message(body, method.routing_key, method.exchange, given, properties.message_id)
-        self.unconfirmed.on_return(returned, reason)
+        self.unconfirmed.on_return(returned_message(method, properties, body), reason)
+
+
+def returned_message(method: spec.Basic.Return, properties: spec.BasicProperties, body: bytes) -> Message:
+    """Return the message that the broker has returned with basic.return."""
+    given = {name: getattr(properties, name) for name in PROPERTIES if name != "message_id"}
+    return Message(body, method.routing_key, method.exchange, given, properties.message_id)
 
 
 def _batches(messages: Iterable[Message | None], window: int) -> Iterator[list[Message]]:

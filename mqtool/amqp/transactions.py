@@ -13,15 +13,17 @@ queue. So if the client is killed, no message is lost, but those of one batch ma
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
+from pika import spec
 from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import pika_private
 from mqtool.amqp.channel import Channel
 from mqtool.amqp.consumer import Consumer
+from mqtool.amqp.publisher import returned_message
 from mqtool.amqp.receive_settings import Receiving
-from mqtool.amqp.unconfirmed import Route
+from mqtool.amqp.unconfirmed import Route, most_similar
 from mqtool.errors import NotConfirmed, Unavailable
 from mqtool.message import Confirmation, Delivery, Message
 from mqtool.spelling import counted
@@ -68,7 +70,7 @@ class InTransactions:
         self._channel = channel
         self._message_for = message_for
         self._restored = restored
-        self._returned: list[str] = []
+        self._returned: list[tuple[Message, str]] = []
         channel.ask(self._select)
         pika = channel.reopening.requests.pika
         if pika is None:
@@ -76,18 +78,33 @@ class InTransactions:
         self._writer = pika_private.writer(pika, channel.connection.frame_max)
 
     def move(self, batch: Sequence[Delivery]) -> list[Delivery]:
-        self._commit([self._message_for(delivery) for delivery in batch], batch[-1])
+        messages = [self._message_for(delivery) for delivery in batch]
+        self._commit(messages, batch[-1])
         if self._returned:
-            reason, self._returned = self._returned[0], []
-            self._commit([self._restored(delivery) for delivery in batch])
-            queue = batch[0].queue
+            (_, reason), queue = self._returned[0], batch[0].queue
+            left = [batch[number] for number in self._numbers_of_returned(messages)]
+            self._returned.clear()
+            self._commit([self._restored(delivery) for delivery in left])
             if self._returned:
-                raise NotConfirmed(f"{counted(len(batch))} of {queue!r} are lost: no queue takes them ({reason})")
+                raise NotConfirmed(f"{counted(len(left))} of {queue!r} lost: no queue takes them ({reason})")
             raise NotConfirmed(
                 f"no queue took messages from {queue!r}: {reason}",
-                f"{counted(len(batch))} went back to the end of {queue!r}",
+                f"{counted(len(left))} went back to the end of {queue!r}",
             )
         return []
+
+    def _numbers_of_returned(self, messages: Sequence[Message]) -> list[int]:
+        """Return the numbers of the returned messages in a batch; those of all if one cannot be found.
+
+        The others went to an alternate exchange. To put these back as well would double them.
+        """
+        left = dict(enumerate(messages))
+        for message, _ in self._returned:
+            found = most_similar(message, ((number, each, Route()) for number, each in left.items()))
+            if found is None:
+                return list(range(len(messages)))
+            del left[found]
+        return [number for number in range(len(messages)) if number not in left]
 
     def _commit(self, messages: Sequence[Message], through: Delivery | None = None) -> None:
         encoded = self._writer.encode(messages, Route(mandatory=True))
@@ -99,8 +116,10 @@ class InTransactions:
         self._channel.ask(commit)
 
     def _select(self, pika: PikaChannel, done: Callable[[object], None]) -> None:
-        def on_return(_channel: PikaChannel, method: Any, _properties: Any, _body: bytes) -> None:
-            self._returned.append(str(method.reply_text))
+        def on_return(
+            _channel: PikaChannel, method: spec.Basic.Return, properties: spec.BasicProperties, body: bytes
+        ) -> None:
+            self._returned.append((returned_message(method, properties, body), str(method.reply_text)))
 
         pika.add_on_return_callback(on_return)
         pika.tx_select(done)

@@ -357,7 +357,7 @@ class Unconfirmed:
                 for tag, (message, route, _) in enumerate(self._outstanding, self._collected + 1)
                 if tag > self._answered and tag not in self._refused
             )
-            if (tag := _most_similar(returned, waiting)) is not None:
+            if (tag := most_similar(returned, waiting)) is not None:
                 self._refuse(tag, Confirmation.RETURNED, reason)
 
     def _refuse(self, tag: int, confirmation: Confirmation, reason: str) -> None:
@@ -374,7 +374,7 @@ class Unconfirmed:
             writer.write(ready, acks)
 
 
-def _most_similar(returned: Message, published: Iterable[tuple[int, Message, Route]]) -> int | None:
+def most_similar(returned: Message, published: Iterable[tuple[int, Message, Route]]) -> int | None:
     """Return the tag of the published message that the broker has returned; None if it can be none of them.
 
     It has the same exchange, routing key, message id and body. Of several, it is the first one with the same properties

@@ -19,7 +19,7 @@ from mqtool.amqp import Connection, Receiving, administration, parse_addresses, 
 from mqtool.broker.choice import BrokerKind
 from mqtool.cli.commands import queue_convert as convert_command
 from mqtool.drills.scene import Proxy
-from mqtool.errors import MqtoolError, Unavailable
+from mqtool.errors import MqtoolError, NotConfirmed, Unavailable
 from mqtool.management import Management
 from mqtool.message import Confirmation, Delivery, Message
 from mqtool.topology import Exchange, Queue
@@ -665,6 +665,37 @@ def test_messages_keep_their_address_and_get_no_copies_if_the_holding_queue_is_d
     assert all(delivery.headers["CC"] == ["victim"] and delivery.properties["priority"] == 3 for delivery in found)
     assert all("mqtool-convert" not in delivery.headers for delivery in found)
     assert depth(broker, "victim") == 0
+
+
+@pytest.mark.keeps_messages
+def test_messages_go_back_to_the_holding_queue_if_the_queue_is_deleted(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the converted queue is deleted while its messages return to it, those on their way there are held again, each
+    once, and return when the conversion is resumed.
+    """
+    fill(broker)
+    api = Management(broker.management, "guest", "guest")
+    plan = dataclasses.replace(conversion_plan.prospect(api, broker.vhost, "jobs", "quorum", {}).plan, at_once=COUNT)
+    with Connection(parse_addresses(broker.url)) as connection, Connection(parse_addresses(broker.url)) as other:
+        conversion = Conversion(connection, api, broker.vhost, plan, user="guest", young=0.0, quiet=0.0)
+        returned = conversion.messages.returned
+
+        def delete_then_return(delivery: Delivery) -> Message:
+            administration.delete_queue(other.channel(), "jobs")
+            return returned(delivery)
+
+        monkeypatch.setattr(conversion.messages, "returned", delete_then_return)
+        conversion.begin()
+        with pytest.raises(NotConfirmed, match=r"no queue took messages from 'jobs\.mqtool-convert'"):
+            list(conversion.run())
+    assert depth(broker, "jobs.mqtool-convert") == COUNT
+    assert convert(broker) is not None
+    found = taken(broker, "jobs", COUNT)
+    assert sorted(int(delivery.body) for delivery in found) == list(range(COUNT))
+    assert {int(each.body): each.routing_key for each in found} == {
+        int(message.body): message.routing_key for message in messages()
+    }
 
 
 class DirectPublisher:
