@@ -19,7 +19,7 @@ from tests.brokers import TestBroker
 from tests.cli.shell import Running, Shell, wait_until
 from tests.protocol.raw_amqp10 import RawAmqp10
 
-PROGRAMS = Path(__file__).parents[2] / "examples" / "repair"
+PROGRAMS = Path(__file__).parents[2] / "mqtool" / "plays" / "repair"
 PlainChannel = pika.adapters.blocking_connection.BlockingChannel
 
 

@@ -23,6 +23,8 @@ _SHOWN = 40
 AMQP_0_9_1, AMQP_1_0 = "AMQP 0-9-1", "AMQP 1-0"
 #: A broker delivers to a waiting receiver within this many milliseconds; no program starts as quickly.
 _AT_ONCE = 100
+#: The topology may be this many milliseconds old.
+_TOPOLOGY_LATE = 2000
 #: RabbitMQ's statistics are some seconds old: a queue is empty once this many looks in a row have shown it so.
 _EMPTY_LOOKS = 8
 
@@ -64,7 +66,8 @@ class SeenCopy:
     """A message in one queue.
 
     Attributes:
-        end: how it left the queue, as in SeenDelivery, "purged", or "deleted"; empty if it has not.
+        end: how it left the queue, as in SeenDelivery, "purged", "deleted" or "lost in the restart"; empty if it has
+            not.
         look: how often the queues had been looked at before.
     """
 
@@ -186,6 +189,26 @@ class SeenBinding(NamedTuple):
     key: str
 
 
+class SeenBound(NamedTuple):
+    """How a queue is bound to an exchange, or was until it was unbound or deleted.
+
+    Attributes:
+        keys: the keys of its bindings.
+        since, until: the broker's times, in milliseconds since 1970, when the first binding was seen, and when it was
+            not seen any more; `until` is 0 for bindings that exist. The topology is read with pauses, so they are late.
+    """
+
+    keys: set[str]
+    since: int
+    until: int
+
+    def covers(self, message: "SeenMessage") -> bool:
+        """True if the queue was bound when a message was published."""
+        return self.since - _TOPOLOGY_LATE < message.milliseconds and (
+            not self.until or message.milliseconds < self.until
+        )
+
+
 class SeenConsumer(NamedTuple):
     """A consumer that is there now. A prefetch of 0 is unlimited."""
 
@@ -223,6 +246,8 @@ class Seen:
         is_complete: False until the first records have been taken.
         acted: the moment at which `try` did its part in the goal; 0 if it has not yet.
         note: what `try` did it to, for the sentences of the goal.
+        topologies: how often the topology has been taken.
+        milliseconds: the broker's time of the latest record, since 1970.
     """
 
     def __init__(self) -> None:
@@ -244,8 +269,9 @@ class Seen:
         self._depths: dict[str, int] = {}
         #: How often RabbitMQ's queues were empty, one look after the other.
         self._empty = Counter[str]()
+        self._bound: dict[tuple[str, str], SeenBound] = {}
         #: How often RabbitMQ's queues have been looked at; the embedded broker tells when they change.
-        self._looks = self._topologies = 0
+        self._looks = self.topologies = self.milliseconds = 0
 
     def begin(self) -> None:
         """Begin a goal: `messages` and `receivers` contain only what is new from now on."""
@@ -256,6 +282,14 @@ class Seen:
         """Remember that `try` has done its part in the goal, and what it did it to."""
         self.now += 1
         self.acted, self.note = self.now, note
+
+    def restart(self) -> None:
+        """Remember that the broker has been restarted: classic queues have lost their transient messages."""
+        for each in self._all:
+            for copy in each.copies:
+                kind = self.queues.get(copy.queue, {}).get("type")
+                if kind == "classic" and not copy.end and not each.persistent:
+                    copy.end = "lost in the restart"
 
     @property
     def messages(self) -> list[SeenMessage]:
@@ -290,9 +324,13 @@ class Seen:
         """Return the keys with which a queue is bound to an exchange now."""
         return {each.key for each in self.bindings if each.exchange == exchange and each.destination == queue}
 
+    def bound_queue(self, queue: str, exchange: str) -> SeenBound | None:
+        """Return how a queue is bound to an exchange, or was; None if it never was."""
+        return self._bound.get((queue, exchange))
+
     def is_without_queue(self, copy: SeenCopy) -> bool:
         """True if the copy's queue does not exist any more."""
-        is_current = self._looks > copy.look + 1 if self._looks else self._topologies > copy.look
+        is_current = self._looks > copy.look + 1 if self._looks else self.topologies > copy.look
         return not copy.end and copy.queue not in self.queues and is_current
 
     def called(self, receiver: str) -> str:
@@ -303,6 +341,7 @@ class Seen:
 
     def take(self, record: Json) -> bool:
         """Take a record; return True if it changed something."""
+        self.milliseconds = max(self.milliseconds, record.get("t", 0))
         match record["kind"]:
             case "topology":
                 self._take_topology(record)
@@ -324,7 +363,7 @@ class Seen:
         return True
 
     def _take_topology(self, record: Json) -> None:
-        self._topologies += 1
+        self.topologies += 1
         for queue in self.queues.keys() - {each["name"] for each in record["queues"]}:
             for copy in self._open(queue):
                 copy.end = "deleted"
@@ -336,6 +375,19 @@ class Seen:
             for key in [*(link["keys"] or [""]), *(["…"] if link["more"] else [])]
         ]
         self.consumers = [SeenConsumer(each["name"], each["queue"], each["prefetch"]) for each in record["consumers"]]
+        self._take_bound(record.get("t", 0))
+
+    def _take_bound(self, milliseconds: int) -> None:
+        """Remember which queues were bound to which exchanges, with which keys, and when."""
+        now: dict[tuple[str, str], set[str]] = {}
+        for each in self.bindings:
+            now.setdefault((each.destination, each.exchange), set()).add(each.key)
+        for ends, keys in now.items():
+            before = self._bound.get(ends)
+            self._bound[ends] = SeenBound(keys, before.since if before and not before.until else milliseconds, 0)
+        for ends, before in self._bound.items():
+            if ends not in now and not before.until:
+                self._bound[ends] = before._replace(until=milliseconds)
 
     def _take_snapshot(self, waiting: list[Json]) -> None:
         """Take the messages that are in queues: at the start, after a restart, or when events were lost."""
@@ -399,7 +451,7 @@ class Seen:
         return message
 
     def _enter(self, message: SeenMessage, queue: str, number: int | None) -> SeenCopy:
-        copy = SeenCopy(message, queue, self.now, self._looks or self._topologies)
+        copy = SeenCopy(message, queue, self.now, self._looks or self.topologies)
         message.copies.append(copy)
         self._empty[queue] = 0
         if number is not None:
