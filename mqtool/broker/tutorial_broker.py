@@ -14,7 +14,7 @@ _FILE = "tutorial.json"
 
 
 @dataclass(frozen=True)
-class TutorialBroker:
+class AnnouncedBroker:
     """The broker that `tutorial try` started last.
 
     Attributes:
@@ -37,23 +37,23 @@ class TutorialBroker:
         return f"a tutorial runs at amqp://127.0.0.1:{self.port}; to use it, type: {self.way}"
 
 
-def last() -> TutorialBroker | None:
+def last() -> AnnouncedBroker | None:
     """Return the broker of the `tutorial try` that ran last. An unreadable file counts as none."""
     try:
         known: dict[str, Any] = json.loads(_path().read_text())
-        return TutorialBroker(**known)
+        return AnnouncedBroker(**known)
     except (OSError, ValueError, TypeError):
         return None
 
 
-def running() -> TutorialBroker | None:
+def running() -> AnnouncedBroker | None:
     """Return the broker of the `tutorial try` that is running on this machine; None if there is none."""
     known = last()
     return known if known and background.is_running(background.Process(known.pid, known.born)) else None
 
 
 @contextmanager
-def announced(broker: TutorialBroker) -> Iterator[None]:
+def announced(broker: AnnouncedBroker) -> Iterator[None]:
     """Context manager: let other commands know that this process runs a tutorial on a broker."""
     try:
         _save(broker)
@@ -61,10 +61,10 @@ def announced(broker: TutorialBroker) -> Iterator[None]:
     finally:
         if last() == broker:
             with suppress(MqtoolError):  # the process ends anyway, and then counts as not running
-                _save(TutorialBroker(**{**asdict(broker), "pid": 0, "born": ""}))
+                _save(AnnouncedBroker(**{**asdict(broker), "pid": 0, "born": ""}))
 
 
-def _save(broker: TutorialBroker) -> None:
+def _save(broker: AnnouncedBroker) -> None:
     state.make(state.home())
     try:
         _path().write_text(json.dumps(asdict(broker)) + "\n")

@@ -19,7 +19,7 @@ _RENDER = "python no_prefetch.py & python no_prefetch.py & consumers pictures 2;
 _OWN = 's/^replies = .*/replies = channel.queue_declare("", exclusive=True).method.queue/; /queue_declare(replies)/d'
 _ASK = (
     "python shared_replies.py 6 & python shared_replies.py 7 & "
-    "until mqtool queue ls --json | grep -q '\"messages_ready\":2'; do sleep 0.2; done; start mqtool rpc-server"
+    "until mqtool list queues name messages_ready | grep -q 'rpc_queue.*2'; do sleep 0.2; done; start mqtool rpc-server"
 )
 _MAILS = "printf '%s\\n' ann@example.com nowhere | mqtool send -l -q mails; python requeue_loop.py &"
 _PASSIVE = "s/durable=False/passive=True/"
@@ -104,8 +104,7 @@ def _ask_at_once(plain: Plain, *names: str, questions: str = "67") -> None:
         channel.basic_publish("", "rpc_queue", question.encode(), properties)
         channel.connection.process_data_events(0)
         asked.append((channel, queue, got))
-    for _ in asked:
-        plain.receive("rpc_queue")
+    plain.receive("rpc_queue", len(asked))
     for number, (_, queue, _) in enumerate(asked):
         plain.send(queue, "8", correlation_id=str(number))
     for channel, _, got in asked if len({*names}) == len(names) or "" in names else ():

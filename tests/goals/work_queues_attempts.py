@@ -155,7 +155,7 @@ def received_before_the_restart(plain: Plain) -> None:
     _two_kinds(plain, early="early")
 
 
-def _purge_after_restart(plain: Plain) -> None:
+def purge_after_restart(plain: Plain) -> None:
     _two_kinds(plain, receives=False)
     plain.channel().queue_purge("tasks")
 
@@ -251,7 +251,7 @@ ATTEMPTS = {
             Wrong("Send one that would not", "mqtool send -q tasks --persistent a"),
             Wrong("Send one that survives", "mqtool send -q tasks a"),
             Wrong("was received before the restart", "mqtool send -q tasks a; mqtool receive -q tasks -c 1"),
-            Wrong("Press r to begin this goal again", _purge_after_restart),
+            Wrong("Press r to begin this goal again", purge_after_restart),
             Wrong(
                 "'tasks' is a quorum queue now",
                 "mqtool queue delete tasks --yes; mqtool queue declare tasks --queue-type quorum;"

@@ -16,7 +16,7 @@ from mqtool import plays
 from mqtool.amqp import TlsFiles, parse_addresses
 from mqtool.amqp.address import without_passwords
 from mqtool.broker import background, ports, tutorial_broker
-from mqtool.broker.tutorial_broker import TutorialBroker
+from mqtool.broker.tutorial_broker import AnnouncedBroker
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, choose, is_same_node
@@ -250,7 +250,7 @@ def _own_broker(guard: Guard) -> Iterator[_Place]:
     stream_port = ports.choose(None, [*([last.stream_port] if last else []), ports.STREAMS])
     shown = f"amqp://{ports.HOST}:{port}"
     own = background.started(os.getpid())
-    known = TutorialBroker(port, management_port, stream_port, _way(shown), own.pid, own.born)
+    known = AnnouncedBroker(port, management_port, stream_port, _way(shown), own.pid, own.born)
     with (
         tempfile.TemporaryDirectory(prefix="mqtool-try-") as scratch,
         embedded_broker(Path(scratch) / "broker", guard, stream_port, port=port, management_port=management_port) as (

@@ -41,5 +41,5 @@ SECTIONS = {
             | {"--vary"}
         ),
     ),
-    "Broker": Section("connection", frozenset({"--url", "--context"})),
+    "Broker": Section("connection", frozenset({"--url", "--context", "--protocol"})),
 }

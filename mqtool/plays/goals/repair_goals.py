@@ -486,7 +486,7 @@ def _as_declared(seen: Seen) -> bool:
 
 def _printed(seen: Seen) -> str:
     got = [copy for copy in seen.copies_in(_INVOICES) if copy.acknowledged]
-    if not got or not _as_declared(seen):
+    if not got or not _as_declared(seen) or not seen.is_known_since(got[0]):
         return ""
     return f"{got[0].message} was received, and the queue still has the settings that its owners gave it."
 

@@ -328,6 +328,11 @@ class Seen:
         """Return how a queue is bound to an exchange, or was; None if it never was."""
         return self._bound.get((queue, exchange))
 
+    def is_known_since(self, copy: SeenCopy) -> bool:
+        """True if the topology that is known is not older than the end of the copy's last delivery."""
+        ended = copy.deliveries[-1].ended_milliseconds if copy.deliveries else 0
+        return self.milliseconds - ended > _TOPOLOGY_LATE
+
     def is_without_queue(self, copy: SeenCopy) -> bool:
         """True if the copy's queue does not exist any more."""
         is_current = self._looks > copy.look + 1 if self._looks else self.topologies > copy.look
