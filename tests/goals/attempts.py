@@ -177,7 +177,7 @@ class Learner:
         self._over = threading.Event()
         self._staying = ExitStack()
         self._script: Running | None = None
-        self._trial: Trial | None = None
+        self.trial: Trial | None = None
         self._looks = 0
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -187,7 +187,7 @@ class Learner:
         try:
             with Trial(watched(self._broker)) as trial:
                 trial.prepare(self._goal)
-                self._trial = trial
+                self.trial = trial
                 self._ready.set()
                 for finding in trial.findings(self._goal):
                     self.findings += [finding] if finding else []
@@ -245,7 +245,7 @@ class Learner:
         """Wait until a message with this body has been published, and `try` has had the time to say something."""
 
         def has_come() -> bool:
-            trial = self._trial
+            trial = self.trial
             return trial is not None and any(each.body == body for each in trial.seen.messages)
 
         wait_until(has_come, f"the message {body!r}")

@@ -24,9 +24,10 @@ def _twice(plain: Plain) -> None:
 
 
 def _from_the_next(plain: Plain) -> None:
-    stream = _stream(plain, "hello-python-stream")
-    plain.send(stream, "hi")
-    plain.consume(stream, prefetch=10)
+    channel = plain.channel()
+    channel.confirm_delivery()
+    channel.basic_publish("", _stream(plain, "hello-python-stream"), b"hi")
+    plain.consume("hello-python-stream", prefetch=10)
 
 
 def _one_each(plain: Plain) -> None:

@@ -55,7 +55,7 @@ def test_a_learner_in_another_place_is_asked_once(broker: TestBroker) -> None:
         looks = trial.findings(_WAITS)
         found = next(each for each in looks if each is not None)
         assert "No message has reached this broker" in found.text
-        assert found.text.endswith("\n  export AMQP_URL=amqp://there")
+        assert "\n  export AMQP_URL=amqp://there\n" in found.text
         assert [next(looks) for _ in range(10)] == [None] * 10
         trial.prepare(_AT_ONCE)
         assert "No message has" in next(each for each in trial.findings(_AT_ONCE) if each is not None).text

@@ -246,10 +246,13 @@ class Trial:
         #: The mistakes that were told and are still true; the latest one; and the others that were true then.
         told, latest, beside = set[str](), "", set[str]()
         told_at = self.seen.begun
-        changed_at = mistaken_since = time.monotonic()
+        changed_at = happened_at = mistaken_since = time.monotonic()
+        what_was = self._what_is()
         while True:
             if self._take(_LOOK):
                 changed_at = time.monotonic()
+            if (what_is := self._what_is()) != what_was:
+                what_was, happened_at = what_is, time.monotonic()
             seen = self.seen
             if (fault := goal.fault) and (fault.is_repeated or not seen.acted) and fault.when(seen):
                 yield TrialFinding("fault", self._bring_about(fault))
@@ -258,7 +261,7 @@ class Trial:
                 return
             now = time.monotonic()
             is_quiet = now - changed_at > _SETTLES
-            is_calm = now - changed_at > _PATIENT
+            is_calm = now - happened_at > _PATIENT
             said = (each for each in goal.mistakes if is_calm or each not in goal.patient)
             true = {each: text for each in said if (text := each(seen))}
             if is_quiet:
@@ -272,11 +275,16 @@ class Trial:
             if mistake and (is_quiet or now - mistaken_since > _STANDS):
                 told, latest, beside, told_at = {*told, mistake}, mistake, {*true.values()}, seen.now
                 yield TrialFinding("mistake", mistake)
-            elif not self._has_asked_where and now - changed_at > self._silence and self._may_be_elsewhere(goal):
+            elif not self._has_asked_where and now - happened_at > self._silence and self._may_be_elsewhere(goal):
                 self._has_asked_where = True
                 yield TrialFinding("mistake", self._where())
             else:
                 yield None
+
+    def _what_is(self) -> tuple[int, ...]:
+        """Return numbers that change if anything happens. RabbitMQ's records also come if nothing does."""
+        seen = self.seen
+        return seen.now, len(seen.queues), len(seen.bindings), len(seen.consumers)
 
     def _made_since(self, moment: int, mistakes: Iterable[Said]) -> set[Said]:
         """Return the mistakes that can be seen from the messages since a moment; none if there are no messages.
@@ -301,9 +309,9 @@ class Trial:
             what = "Nothing new has" if self.seen.messages else "No message has"
             return (
                 f"{what} reached this broker for some time. Has the terminal that you send from had the export line?\n"
-                f"  {self._broker.way}"
+                f"  {self._broker.way}\nIf a command there has failed, see what it says: its exchange may not exist."
             )
-        said = "Nothing has reached this broker yet. "
+        said = "Nothing has reached this broker yet. If a command has failed, see what it says. "
         return f"{said}If your other terminals use another one, type there: unset MQTOOL_URL AMQP_URL"
 
     def _bring_about(self, fault: TrialFault) -> str:
