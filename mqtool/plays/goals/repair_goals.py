@@ -2,7 +2,7 @@
 
 from mqtool.plays.goals import mistakes
 from mqtool.plays.goals.goal import Goal, TrialFault
-from mqtool.plays.goals.seen import Seen, SeenCopy, SeenMessage
+from mqtool.plays.goals.seen import Seen, SeenCopy, SeenMessage, is_topology_known
 
 _PAYMENTS = "payments"
 #: The program works on a payment for two seconds. If it is acknowledged after fewer milliseconds than this, it was too
@@ -96,8 +96,9 @@ def _send_three(seen: Seen) -> str:
 
 _EARLY_ACK = Goal(
     "early-ack",
-    "early_ack.py loses payments if it ends in the middle. Mend it, run it, and send it three payments "
-    "('mqtool send -q payments'). Its connection will be cut while it works. Run it again: no payment may be lost.",
+    "early_ack.py loses payments if it ends in the middle. Mend it, run it, and send it three payments. "
+    "Its connection will be cut while it works. Run it again: no payment may be lost. To send a payment:\n"
+    "  mqtool send -q payments ann",
     _none_lost,
     (
         _lost,
@@ -198,7 +199,7 @@ def _early_pictures(seen: Seen) -> str:
 _NO_PREFETCH = Goal(
     "no-prefetch",
     "no_prefetch.py takes all pictures for itself, so that others have nothing to do. Mend it, run it "
-    "in two terminals, and send it six pictures ('seq 6 | mqtool send -l -q pictures').",
+    "in two terminals, and send it six pictures:\n  seq 6 | mqtool send -l -q pictures",
     _one_at_a_time,
     (
         _early_pictures,
@@ -285,7 +286,8 @@ def _none_refused(seen: Seen) -> str:
 _UNCONFIRMED = Goal(
     "unconfirmed",
     "unconfirmed.py says that it has sent six orders, and some of them are lost: the queue 'orders' has "
-    "room for two. Mend it. Then run it, and some seconds later 'mqtool receive -q orders': all six have to come.",
+    "room for two. Mend it and run it. Some seconds later, receive the orders: all six have to come. To receive:\n"
+    "  mqtool receive -q orders",
     _all_came,
     (_not_told, _never_again, _still_refused, _none_refused, mistakes.not_sent_to(_ORDERS)),
     (
@@ -386,7 +388,8 @@ def _nowhere(seen: Seen) -> str:
 _SHARED_REPLIES = Goal(
     "shared-replies",
     "If two people run shared_replies.py at once, one gets the other's reply, and drops it. Mend it. Run it in two "
-    "terminals ('shared_replies.py 7') while no server runs; then start 'mqtool rpc-server': both get their replies.",
+    "terminals, each with a number such as 7, while no server runs. Then start a server: both get their replies. The "
+    "server:\n  mqtool rpc-server",
     _own_replies,
     (
         mistakes.not_sent_to(_RPC),
@@ -455,7 +458,7 @@ def _only_good(seen: Seen) -> str:
 _REQUEUE_LOOP = Goal(
     "requeue-loop",
     "requeue_loop.py tries a mail without an @ for ever. Mend it, run it, and send it a good and a bad "
-    "address ('mqtool send -q mails ann@example.com'). The bad one has to end among the dead letters.",
+    "address. The bad one has to end among the dead letters. To send a mail:\n  mqtool send -q mails ann@example.com",
     _out_of_the_way,
     (
         _swallowed,
@@ -486,7 +489,7 @@ def _as_declared(seen: Seen) -> bool:
 
 def _printed(seen: Seen) -> str:
     got = [copy for copy in seen.copies_in(_INVOICES) if copy.acknowledged]
-    if not got or not _as_declared(seen) or not seen.is_known_since(got[0]):
+    if not got or not _as_declared(seen) or not is_topology_known(seen, got[0]):
         return ""
     return f"{got[0].message} was received, and the queue still has the settings that its owners gave it."
 
@@ -502,7 +505,8 @@ def _declared_anew(seen: Seen) -> str:
 _OTHER_SETTINGS = Goal(
     "other-settings",
     "other_settings.py ends with PRECONDITION_FAILED: the queue 'invoices' is there, with settings of its "
-    "owners. Mend the program, and not the queue. Run it, and send it an invoice ('mqtool send -q invoices').",
+    "owners. Mend the program, and not the queue. Run it, and send it an invoice:\n"
+    "  mqtool send -q invoices 42",
     _printed,
     (
         _declared_anew,

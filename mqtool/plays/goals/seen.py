@@ -209,6 +209,29 @@ class SeenBound(NamedTuple):
         )
 
 
+class BindingHistory:
+    """Which queues are bound to which exchanges, or were."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], SeenBound] = {}
+
+    def of(self, queue: str, exchange: str) -> SeenBound | None:
+        """Return how a queue is bound to an exchange, or was; None if it never was."""
+        return self._known.get((queue, exchange))
+
+    def take(self, bindings: Iterable[SeenBinding], milliseconds: int) -> None:
+        """Take the bindings that exist at a time."""
+        now: dict[tuple[str, str], set[str]] = {}
+        for each in bindings:
+            now.setdefault((each.destination, each.exchange), set()).add(each.key)
+        for ends, keys in now.items():
+            before = self._known.get(ends)
+            self._known[ends] = SeenBound(keys, before.since if before and not before.until else milliseconds, 0)
+        for ends, before in self._known.items():
+            if ends not in now and not before.until:
+                self._known[ends] = before._replace(until=milliseconds)
+
+
 class SeenConsumer(NamedTuple):
     """A consumer that is there now. A prefetch of 0 is unlimited."""
 
@@ -246,6 +269,7 @@ class Seen:
         is_complete: False until the first records have been taken.
         acted: the moment at which `try` did its part in the goal; 0 if it has not yet.
         note: what `try` did it to, for the sentences of the goal.
+        bound_before: the bindings that exist, and those that did.
         topologies: how often the topology has been taken.
         milliseconds: the broker's time of the latest record, since 1970.
     """
@@ -269,7 +293,7 @@ class Seen:
         self._depths: dict[str, int] = {}
         #: How often RabbitMQ's queues were empty, one look after the other.
         self._empty = Counter[str]()
-        self._bound: dict[tuple[str, str], SeenBound] = {}
+        self.bound_before = BindingHistory()
         #: How often RabbitMQ's queues have been looked at; the embedded broker tells when they change.
         self._looks = self.topologies = self.milliseconds = 0
 
@@ -282,14 +306,6 @@ class Seen:
         """Remember that `try` has done its part in the goal, and what it did it to."""
         self.now += 1
         self.acted, self.note = self.now, note
-
-    def restart(self) -> None:
-        """Remember that the broker has been restarted: classic queues have lost their transient messages."""
-        for each in self._all:
-            for copy in each.copies:
-                kind = self.queues.get(copy.queue, {}).get("type")
-                if kind == "classic" and not copy.end and not each.persistent:
-                    copy.end = "lost in the restart"
 
     @property
     def messages(self) -> list[SeenMessage]:
@@ -323,15 +339,6 @@ class Seen:
     def keys_of(self, queue: str, exchange: str) -> set[str]:
         """Return the keys with which a queue is bound to an exchange now."""
         return {each.key for each in self.bindings if each.exchange == exchange and each.destination == queue}
-
-    def bound_queue(self, queue: str, exchange: str) -> SeenBound | None:
-        """Return how a queue is bound to an exchange, or was; None if it never was."""
-        return self._bound.get((queue, exchange))
-
-    def is_known_since(self, copy: SeenCopy) -> bool:
-        """True if the topology that is known is not older than the end of the copy's last delivery."""
-        ended = copy.deliveries[-1].ended_milliseconds if copy.deliveries else 0
-        return self.milliseconds - ended > _TOPOLOGY_LATE
 
     def is_without_queue(self, copy: SeenCopy) -> bool:
         """True if the copy's queue does not exist any more."""
@@ -380,19 +387,7 @@ class Seen:
             for key in [*(link["keys"] or [""]), *(["…"] if link["more"] else [])]
         ]
         self.consumers = [SeenConsumer(each["name"], each["queue"], each["prefetch"]) for each in record["consumers"]]
-        self._take_bound(record.get("t", 0))
-
-    def _take_bound(self, milliseconds: int) -> None:
-        """Remember which queues were bound to which exchanges, with which keys, and when."""
-        now: dict[tuple[str, str], set[str]] = {}
-        for each in self.bindings:
-            now.setdefault((each.destination, each.exchange), set()).add(each.key)
-        for ends, keys in now.items():
-            before = self._bound.get(ends)
-            self._bound[ends] = SeenBound(keys, before.since if before and not before.until else milliseconds, 0)
-        for ends, before in self._bound.items():
-            if ends not in now and not before.until:
-                self._bound[ends] = before._replace(until=milliseconds)
+        self.bound_before.take(self.bindings, record.get("t", 0))
 
     def _take_snapshot(self, waiting: list[Json]) -> None:
         """Take the messages that are in queues: at the start, after a restart, or when events were lost."""
@@ -519,3 +514,18 @@ def since(seen: Seen, moment: int) -> Seen:
     later = shallow_copy(seen)
     later.begun = moment
     return later
+
+
+def lose_transient(seen: Seen) -> None:
+    """Note that the broker has been restarted: classic queues have lost their transient messages."""
+    for message in seen.messages:
+        for copy in message.copies:
+            kind = seen.queues.get(copy.queue, {}).get("type")
+            if kind == "classic" and not copy.end and not message.persistent:
+                copy.end = "lost in the restart"
+
+
+def is_topology_known(seen: Seen, copy: SeenCopy) -> bool:
+    """True if the topology that was seen is not older than the end of a copy's last delivery."""
+    ended = copy.deliveries[-1].ended_milliseconds if copy.deliveries else 0
+    return seen.milliseconds - ended > _TOPOLOGY_LATE

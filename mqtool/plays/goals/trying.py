@@ -16,7 +16,7 @@ from mqtool.errors import NotFound, Unavailable, UsageError
 from mqtool.inspection.upgrade import Version, running
 from mqtool.management import Management, exchange_path, path
 from mqtool.plays.goals.goal import Goal, Said, TrialFault
-from mqtool.plays.goals.seen import Json, Seen, since
+from mqtool.plays.goals.seen import Json, Seen, lose_transient, since
 from mqtool.stage.stage import undisturbed
 from mqtool.taps import firehose_is_on, switch_firehose
 from mqtool.ui.copies import Copies
@@ -320,7 +320,7 @@ class Trial:
         match fault.name:
             case "restart":
                 self._api.post("mqtool/faults", {"fault": "restart"})
-                self.seen.restart()
+                lose_transient(self.seen)
             case "cut":
                 with suppress(NotFound):
                     self._api.delete(path("connections", target))
