@@ -155,6 +155,22 @@ def test_a_tutorial_that_is_continued_uses_the_same_port(lonely_shell: Shell) ->
     assert port() == port()
 
 
+def test_the_next_tutorial_is_one_with_goals_left(lonely_shell: Shell) -> None:
+    """After the last goal of a tutorial, `tutorial try` counts the goals reached in all runs, and names the next
+    tutorial that has goals left.
+    """
+    known = Path(lonely_shell.environment["XDG_STATE_HOME"]) / "mqtool" / "goals.json"
+    known.parent.mkdir(parents=True)
+    reached = {"hello-world": ["waits", "at-once"], "work-queues": [goal.name for goal in GOALS["work-queues"]]}
+    known.write_text(json.dumps(reached))
+    running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
+    running.wait_for_stdout("Goal 3 of 3")
+    follow(lonely_shell, running.stdout)
+    lonely_shell.script("mqtool send -e '' -r no-such-queue --no-mandatory 'Hello?'")
+    running.wait_for_stdout("3 of 3 goals reached. Next: mqtool tutorial try publish-subscribe")
+    assert running.wait().code == 0
+
+
 def test_the_programs_to_repair_are_copied_from_the_package(lonely_shell: Shell) -> None:
     """`tutorial show repair --copy-to` copies the six programs to a directory, and keeps those that were edited."""
     shown = lonely_shell.run("mqtool", "tutorial", "show", "repair")

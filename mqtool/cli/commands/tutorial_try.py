@@ -108,8 +108,8 @@ def try_(
         if not is_over:
             output.notice(f"Stopped. {_counted(tutorial)} To continue: mqtool tutorial try {tutorial}")
         if place.first:
-            advice = "In each of your other terminals, type now:" if is_over else "If you do not, type in the others:"
-            output.notice(f"{advice} unset AMQP_URL")
+            when = "Type now" if is_over else "If you do not continue, type"
+            output.notice(f"{when} in each of your other terminals: unset AMQP_URL")
 
 
 class _Place(NamedTuple):

@@ -3,6 +3,8 @@
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING
 
+import typer
+
 from mqtool.cli.display import output
 from mqtool.cli.display.play_lines import PlayLines, TypingPace
 from mqtool.plays.goals.goal import Goal
@@ -70,7 +72,7 @@ class GoalLines:
             return
         self._pace.forget_keys()
         self._lines.note(f"End the commands in your other terminals (Ctrl-C), and press Enter here: {what}.")
-        with suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt, typer.Exit):  # Ctrl-C and q
             self._pace.wait(what)
 
     def key(self) -> str:
