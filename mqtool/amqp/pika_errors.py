@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pika import exceptions
 from pika.adapters.utils import connection_workflow
 
-from mqtool.amqp.address import Address
+from mqtool.address import Address
 from mqtool.codecs.field_tables import NameTooLong, NoFieldType
 from mqtool.duration import compact_duration
 from mqtool.errors import (
@@ -94,7 +94,7 @@ _SILENT = (
 
 
 def _meanings() -> Iterator[tuple[type[BaseException], str, str]]:
-    """Yield exception types with error text and hint. A function, so that `ssl` is loaded only when needed."""
+    """Yield exception types with error text and hint, the most specific types first."""
     yield ConnectionRefusedError, "no broker answers at {where}: connection refused", _START_A_BROKER
     yield socket.gaierror, "cannot find the host {host!r}: {cause}", "check the host name in --url"
     yield UnicodeError, "cannot find the host {host!r}: not a valid host name", "check it in --url"

@@ -23,8 +23,8 @@ from mqtool.inspection.upgrade import (
     transient,
     type_of,
 )
-from mqtool.management import policy_matches
 from mqtool.management.api_client import Json
+from mqtool.management.policy_patterns import policy_matches
 from mqtool.topology import DELAYED, Exchange, Queue
 
 Mirrored = Literal["classic", "quorum"]

@@ -15,6 +15,7 @@ from mqtool.errors import AccessRefused, UsageError
 from mqtool.inspection.findings import Finding
 from mqtool.management import Management
 from mqtool.management.api_client import Json
+from mqtool.management.policy_patterns import policy_matches
 from mqtool.spelling import counted
 from mqtool.topology import DELAYED
 
@@ -230,7 +231,7 @@ def applied_policy(document: Json, section: str, item: Json) -> Json | None:
     for policy in document.get("policies") or []:
         if policy.get("vhost") == item.get("vhost") and policy.get("apply-to", "all") in kinds:
             is_higher = found is None or (policy.get("priority") or 0) > (found.get("priority") or 0)
-            if is_higher and management.policy_matches(policy, item["name"]):
+            if is_higher and policy_matches(policy, item["name"]):
                 found = policy
     return found
 
