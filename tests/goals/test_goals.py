@@ -195,8 +195,12 @@ def test_the_proof_of_two_copies_names_a_queue_that_nobody_reads(goal: Goal, lea
 
 
 @pytest.mark.parametrize("goal", [GOALS["topics"][0]], ids=["star"])
-def test_a_receiver_that_has_ended_after_all_keys_has_reached_the_goal(goal: Goal, learner: Learner) -> None:
+def test_a_receiver_that_has_ended_after_all_keys_has_reached_the_goal(
+    goal: Goal, learner: Learner, broker: TestBroker
+) -> None:
     """The goal "star" of topics is reached even if its receiver ends right after the three messages."""
+    if broker.kind != "embedded":
+        pytest.skip("RabbitMQ's bindings are read every few seconds: a queue may be gone before it is seen")
     learner.make(f"{topics_attempts.ATTEMPTS['star'].commands}; kill -INT %1; wait %1")
     assert learner.wait_for("reached")
 

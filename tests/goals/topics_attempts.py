@@ -67,6 +67,7 @@ ATTEMPTS = {
                 "The receiver has gone. Let it run",
                 "start mqtool receive-log topic 'kern.*' -c 1; mqtool emit-log topic kern.disk x; wait %1; sleep 2;"
                 "mqtool emit-log topic kern x; mqtool emit-log topic kern.disk.full x",
+                "reached nobody",
             ),
         ),
     ),

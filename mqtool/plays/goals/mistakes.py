@@ -20,8 +20,9 @@ def not_sent_to(queue: str) -> Said:
         if not elsewhere or seen.copies_in(queue):
             return ""
         message = elsewhere[-1]
-        if message.queues:  # which may be gone by now
-            return f"{message} went to the queue {min(message.queues)!r}, not to {queue!r}."
+        # RabbitMQ's firehose names a queue for every message to the default exchange, even if there is none.
+        if queues := message.queues & seen.queues.keys() if seen.looks else message.queues:
+            return f"{message} went to the queue {min(queues)!r}, not to {queue!r}."
         if message.exchange:
             return f"{message} was published to the exchange {message.exchange!r}, which has no queue for it."
         return f"{message} was published with the routing key {message.routing_key!r}, and there is no such queue."

@@ -24,7 +24,7 @@ AMQP_0_9_1, AMQP_1_0 = "AMQP 0-9-1", "AMQP 1-0"
 #: A broker delivers to a waiting receiver within this many milliseconds; no program starts as quickly.
 _AT_ONCE = 100
 #: The topology may be this many milliseconds old.
-_TOPOLOGY_LATE = 2000
+_TOPOLOGY_LATE = 3000
 #: RabbitMQ's statistics are some seconds old: a queue is empty once this many looks in a row have shown it so.
 _EMPTY_LOOKS = 8
 
@@ -270,6 +270,7 @@ class Seen:
         acted: the moment at which `try` did its part in the goal; 0 if it has not yet.
         note: what `try` did it to, for the sentences of the goal.
         bound_before: the bindings that exist, and those that did.
+        looks: how often RabbitMQ's queues have been looked at; 0 on the embedded broker, which tells when they change.
         topologies: how often the topology has been taken.
         milliseconds: the broker's time of the latest record, since 1970.
     """
@@ -294,8 +295,7 @@ class Seen:
         #: How often RabbitMQ's queues were empty, one look after the other.
         self._empty = Counter[str]()
         self.bound_before = BindingHistory()
-        #: How often RabbitMQ's queues have been looked at; the embedded broker tells when they change.
-        self._looks = self.topologies = self.milliseconds = 0
+        self.looks = self.topologies = self.milliseconds = 0
 
     def begin(self) -> None:
         """Begin a goal: `messages` and `receivers` contain only what is new from now on."""
@@ -342,7 +342,7 @@ class Seen:
 
     def is_without_queue(self, copy: SeenCopy) -> bool:
         """True if the copy's queue does not exist any more."""
-        is_current = self._looks > copy.look + 1 if self._looks else self.topologies > copy.look
+        is_current = self.looks > copy.look + 1 if self.looks else self.topologies > copy.look
         return not copy.end and copy.queue not in self.queues and is_current
 
     def called(self, receiver: str) -> str:
@@ -367,7 +367,7 @@ class Seen:
                 self._depths |= {name: ready + unacked for name, (ready, unacked, *_) in record["queues"].items()}
                 if "settled" not in record:
                     return bool(record["queues"])
-                self._looks += 1  # at RabbitMQ
+                self.looks += 1  # at RabbitMQ
                 self._settle(record["settled"], record["queues"])
                 self.is_complete = True
             case _:
@@ -451,7 +451,7 @@ class Seen:
         return message
 
     def _enter(self, message: SeenMessage, queue: str, number: int | None) -> SeenCopy:
-        copy = SeenCopy(message, queue, self.now, self._looks or self.topologies)
+        copy = SeenCopy(message, queue, self.now, self.looks or self.topologies)
         message.copies.append(copy)
         self._empty[queue] = 0
         if number is not None:
