@@ -25,6 +25,7 @@ from mqtool.errors import (
     UsageError,
 )
 from mqtool.spelling import pasteable
+from mqtool.version_changes import TRANSIENT
 
 ACCESS_REFUSED = 403
 NOT_FOUND = 404
@@ -231,7 +232,7 @@ def closed_by_broker(error: BaseException) -> MqtoolError:
         return UnknownExchangeType(said, "a plugin may be missing: 'rabbitmq-plugins list' shows what the broker has")
     if code == PRECONDITION_FAILED:
         return _precondition_failed(said, text)
-    if "transient_nonexcl_queues" in text or ("deprecated" in text and "transient" in text):
+    if TRANSIENT.is_in(text):
         first_line = said.partition("\n")[0]  # of a longer text
         return DeclaredDifferently(
             first_line, "this broker no longer accepts transient queues: use --dialect python, or --durable"
