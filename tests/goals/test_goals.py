@@ -254,7 +254,7 @@ def test_every_goal_is_complete() -> None:
 
 
 def test_every_program_to_repair_has_a_goal() -> None:
-    """Each program of examples/repair has at most 30 lines, and a goal of `tutorial try repair` names it."""
+    """Each of the repair programs has at most 30 lines, and a goal of `tutorial try repair` names it."""
     programs = {path.name: path.read_text() for path in PROGRAMS.glob("*.py")}
     assert programs.keys() == {goal.program for goal in GOALS["repair"]}
     assert max(text.count("\n") for text in programs.values()) <= 30
