@@ -195,6 +195,12 @@ def amqp_costs() -> Iterator[Cost]:  # noqa: C901 - a list
         _method(commands.Basic.Consume(queue="full", consumer_tag=str(n), nowait=True)) for n in range(3000)
     )
     yield Cost("many consumers of one queue", "amqp", [HELLO, many, _publish("", "full") * 100])
+    one_each = _method(commands.Basic.Qos(prefetch_count=1)) + many
+    yield Cost(
+        "a channel with many busy consumers ends",
+        "amqp",
+        [HELLO, one_each, _method(commands.Channel.Close(200, "", 0, 0))],
+    )
     yield Cost(
         "many channels", "amqp", [HELLO, b"".join(frame.marshal(commands.Channel.Open(), n) for n in range(2, 2047))]
     )

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pika
 import pytest
-from pamqp import commands
+from pamqp import commands, frame
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.model.applied_policies import USER, Policy
@@ -272,6 +272,36 @@ def test_routing_many_copies_lets_others_work(broker: EmbeddedBroker, watch: Loo
         client.socket.sendall(raw_frame(2, 1, content))
         client.send(commands.Queue.Declare(queue="q499", passive=True))
         assert client.expect(commands.Queue.DeclareOk).message_count == 1
+    watch.check()
+
+
+@pytest.mark.parametrize("channels", [1, 2000])
+def test_closing_many_busy_consumers_lets_others_work(broker: EmbeddedBroker, watch: LoopWatch, channels: int) -> None:
+    """Closing a connection with 4,000 consumers of one queue, on one or on many channels, does not hold up other
+    clients, even if messages are waiting for all of them.
+    """
+    count = 4000
+    with RawClient(broker.url) as other:
+        other.send(commands.Queue.Declare(queue="q", durable=True))
+        other.expect(commands.Queue.DeclareOk)
+        with RawClient(broker.url) as client:
+            for number in range(2, channels + 1):
+                client.socket.sendall(raw_frame(1, number, b"\0\x14\0\x0a\0"))
+            for number in range(1, channels + 1):
+                client.socket.sendall(frame.marshal(commands.Basic.Qos(prefetch_count=1), number))
+                for tag in range(count // channels):
+                    consume = commands.Basic.Consume(queue="q", consumer_tag=f"c{tag}", nowait=True)
+                    client.socket.sendall(frame.marshal(consume, number))
+            publish = raw_frame(1, 1, b"\0\x3c\0\x28\0\0\0\1q\0") + raw_frame(2, 1, struct.pack(">HHQH", 60, 0, 0, 0))
+            other.socket.sendall(publish * (count + 5))
+            ready = 0
+            while ready < 5:
+                other.send(commands.Queue.Declare(queue="q", passive=True))
+                ready = other.expect(commands.Queue.DeclareOk).message_count
+            watch.take()
+        while ready < count + 5:
+            other.send(commands.Queue.Declare(queue="q", passive=True))
+            ready = other.expect(commands.Queue.DeclareOk).message_count
     watch.check()
 
 

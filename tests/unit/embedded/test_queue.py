@@ -20,7 +20,7 @@ from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES
-from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, BrokerQueue
+from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, BrokerQueue, feed
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.store.disk import Disk
@@ -71,11 +71,12 @@ class FakeClock:
         self.time = end
 
 
-@dataclass
+@dataclass(eq=False)
 class FakeConsumer:
     """Takes up to this many messages."""
 
     room: int = 1000
+    queue: BrokerQueue | None = None
     tag: str = "t"
     priority: int = 0
     exclusive: bool = False
@@ -83,8 +84,10 @@ class FakeConsumer:
     arguments: Table = field(default_factory=dict)
     got: list[BacklogEntry] = field(default_factory=list)
     gone: bool = False
+    asked: int = 0
 
     def ready(self) -> bool:
+        self.asked += 1
         return self.room > 0
 
     def take(self, entry: BacklogEntry) -> None:
@@ -241,6 +244,26 @@ def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
     assert [entry.message.body for entry in high.got] == [b"0", b"2"]
     assert [entry.message.body for entry in other.got] == [b"1"]
     assert [entry.message.body for entry in low.got] == [b"3"]
+
+
+def test_busy_consumers_cost_nothing_until_they_can_take_messages_again(vhost: VirtualHost) -> None:
+    """A consumer that has used up its prefetch is asked once, however many messages arrive and however many other
+    consumers are cancelled. Once it can take messages again, it gets the next one.
+    """
+    queue = add_queue(vhost)
+    consumers = [FakeConsumer(room=1, queue=queue, priority=number % 50) for number in range(100)]
+    for consumer in consumers:
+        queue.add_consumer(consumer)
+    for number in range(200):
+        queue.publish(message(b"%d" % number))
+    for consumer in consumers[:50]:
+        queue.remove_consumer(consumer)
+    assert len(queue) == 100
+    assert {consumer.asked for consumer in consumers} == {2}
+    consumers[70].room = 1
+    feed([consumers[70], consumers[0]])
+    assert [entry.message.body for entry in consumers[70].got[1:]] == [b"100"]
+    assert len(queue) == 99
 
 
 def test_deleting_a_queue_cancels_consumers_and_removes_bindings(vhost: VirtualHost) -> None:

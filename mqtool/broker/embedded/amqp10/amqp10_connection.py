@@ -24,7 +24,7 @@ from mqtool.broker.embedded.model.broker import NODE, Broker, check_connections
 from mqtool.broker.embedded.model.footprint import DELIVERY
 from mqtool.broker.embedded.model.profile import identity
 from mqtool.broker.embedded.model.protocol_conversion import table_to_091
-from mqtool.broker.embedded.model.queue import Why
+from mqtool.broker.embedded.model.queue import Why, feed
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.codecs.amqp10_frames import (
@@ -214,9 +214,7 @@ class Connection10(Amqp10Socket):
 
     def may_send(self) -> None:
         starving, self.starving = self.starving, {}
-        for queue in starving:
-            if not queue.deleted:
-                queue.pump()
+        feed(starving)
         for session in self.sessions.values():
             session.finish_drains()
 

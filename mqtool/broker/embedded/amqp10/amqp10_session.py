@@ -23,7 +23,7 @@ from mqtool.broker.embedded.amqp10.session_state import LinkDelivery, SessionSta
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.footprint import CONSUMER
-from mqtool.broker.embedded.model.queue import BrokerQueue, Why
+from mqtool.broker.embedded.model.queue import BrokerQueue, Why, feed
 from mqtool.codecs.amqp10_frames import (
     RECEIVER,
     SENDER,
@@ -118,9 +118,7 @@ class Amqp10Session(SessionState):
         self.receive_windows(flow)
         if not was_open and self.may_transfer:
             starving, self.starving = self.starving, {}
-            for queue in starving:
-                if not queue.deleted:
-                    queue.pump()
+            feed(starving)
             self.finish_drains()
         if flow.handle is None:
             if flow.echo:

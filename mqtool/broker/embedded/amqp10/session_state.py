@@ -125,7 +125,7 @@ class SessionState(ABC):
     Attributes:
         number: the channel number, used in both directions.
         unsettled: the unsettled deliveries by delivery id, oldest first.
-        starving: queues whose deliveries to this session are paused until the client opens its window.
+        starving: the consumers whose deliveries are paused until the client opens its window.
         backlog: encoded transfers that wait until the client opens its window.
         delivered: the number of deliveries, settled or not.
         is_open: True until either side ends the session.
@@ -136,7 +136,7 @@ class SessionState(ABC):
         self.number = number
         self.vhost: VirtualHost = connection.vhost
         self.unsettled: dict[int, LinkDelivery] = {}
-        self.starving: dict[BrokerQueue, None] = {}
+        self.starving: dict[QueueConsumer, None] = {}
         self.backlog: deque[bytes] = deque()
         self.delivered = 0
         self.is_open = True

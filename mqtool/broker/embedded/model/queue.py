@@ -393,14 +393,15 @@ class BrokerQueue:
 
     def remove_consumer(self, consumer: QueueConsumer) -> None:
         """Remove a consumer. An auto-delete queue is deleted with its last consumer."""
-        if not self.consumers.remove(consumer):
+        if consumer not in self.consumers.all:
             return
+        has_new_active = self.consumers.remove(consumer)
         if self.watcher is not None:
             self.watcher.changed()
         self.touch()
         if self.auto_delete and not len(self.consumers):
             self.when_unused(self)
-        elif not self.deleted:
+        elif has_new_active and not self.deleted:
             self.pump()
 
     def purge(self) -> int:
@@ -435,6 +436,18 @@ def _delay(queue: BrokerQueue, entry: BacklogEntry, not_before: int | None, *, f
         return not_before - now
     retry = queue.options.retry
     return None if retry is None else retry.delay(entry.delivery_count, failed=failed)
+
+
+def feed(consumers: Iterable[QueueConsumer]) -> None:
+    """Deliver to consumers that may be able to take messages again."""
+    queues: dict[BrokerQueue, None] = {}
+    for consumer in consumers:
+        queue: BrokerQueue = consumer.queue
+        queue.consumers.wake(consumer)
+        queues[queue] = None
+    for queue in queues:
+        if not queue.deleted:
+            queue.pump()
 
 
 def cancel_links(queue: BrokerQueue) -> None:
