@@ -364,6 +364,13 @@ def amqp10_costs() -> Iterator[Cost]:  # noqa: C901 - a list
             for n in range(3000)
         )
         yield cost(f"many Dispositions, {state.descriptor}", taken, ranges)
+    grown = described(0x27, False, False, {Symbol("x-a"): [{} for _ in range(12_000)]})
+    taken = amqp10.attach(12, RECEIVER, described(SOURCE, "/queues/quorum"), described(TARGET))
+    taken += amqp10.performative(
+        FLOW, UInt32(0), UInt32(1 << 31), UInt32(0), UInt32(1 << 31), UInt32(12), UInt32(0), UInt32(1 << 30)
+    )
+    disposed = amqp10.performative(DISPOSITION, RECEIVER, UInt32(0), UInt32((1 << 32) - 1), True, grown)
+    yield cost("Disposition of all, many annotations", taken, disposed)
     links = b"".join(
         amqp10.attach(n, RECEIVER, described(SOURCE, "/queues/full"), described(TARGET)) for n in range(20, 250)
     )

@@ -24,7 +24,9 @@ from mqtool.broker.embedded.model.applied_policies import USER, Policy
 from mqtool.broker.embedded.model.stream_segment import simple_entry
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.testing.authority import Authority
+from mqtool.codecs.amqp10_values import Symbol
 from tests.protocol.loop_watch import LoopWatch
+from tests.protocol.raw_amqp10 import MODIFIED, TRANSFER, RawAmqp10, described
 from tests.protocol.raw_client import RawClient, raw_frame
 from tests.protocol.raw_stream import (
     CREATE_SUPER_STREAM,
@@ -303,6 +305,35 @@ def test_closing_many_busy_consumers_lets_others_work(broker: EmbeddedBroker, wa
             other.send(commands.Queue.Declare(queue="q", passive=True))
             ready = other.expect(commands.Queue.DeclareOk).message_count
     watch.check()
+
+
+@pytest.mark.parametrize(("count", "is_settled"), [(100, True), (300, False)])
+def test_large_annotations_for_many_messages_let_others_work(
+    broker: EmbeddedBroker, watch: LoopWatch, count: int, *, is_settled: bool
+) -> None:
+    """A disposition that adds a list of 12,000 maps to each of 100 messages does not hold up other clients. For 300
+    messages, the list is too large: the session ends, and all messages are back in their queue.
+    """
+    with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+        channel = connection.channel()
+        channel.queue_declare("qq", durable=True, arguments={"x-queue-type": "quorum"})
+        for _ in range(count):
+            channel.basic_publish("", "qq", b"x")
+        client = RawAmqp10(broker.url)
+        client.attach_receiver("/queues/qq", credit=count)
+        for _ in range(count):
+            client.expect(TRANSFER)
+        watch.take()
+        annotations = {Symbol("x-opt-a"): [{} for _ in range(12_000)]}
+        client.settle(0, described(MODIFIED, False, False, annotations), count - 1)
+        if not is_settled:
+            assert (client.ended() or ("", ""))[0] == "amqp:resource-limit-exceeded"
+        ready = 0
+        while ready < count:
+            ready = channel.queue_declare("qq", passive=True).method.message_count
+        watch.check()
+        headers = channel.basic_get("qq", auto_ack=True)[1].headers
+        assert headers["x-opt-a"] == [{}] * 12_000
 
 
 @pytest.mark.parametrize("how", ["rejected", "policy"])

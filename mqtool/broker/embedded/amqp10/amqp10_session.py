@@ -1,6 +1,6 @@
 """One session: attaches and detaches links, and passes frames to them. An error detaches a link or ends the session."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mqtool.broker.embedded.amqp10.amqp10_socket import Amqp10Socket
@@ -19,7 +19,7 @@ from mqtool.broker.embedded.amqp10.errors10 import (
 from mqtool.broker.embedded.amqp10.incoming_link import IncomingLink
 from mqtool.broker.embedded.amqp10.management_pair import ManagementLinks
 from mqtool.broker.embedded.amqp10.outgoing_link import OutgoingLink, ReplyLink
-from mqtool.broker.embedded.amqp10.session_state import LinkDelivery, SessionState, after, check_outcome
+from mqtool.broker.embedded.amqp10.session_state import LinkDelivery, NewAnnotations, SessionState, after, check_outcome
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.footprint import CONSUMER
@@ -83,10 +83,11 @@ class Amqp10Session(SessionState):
                 self.detach(performative.handle, error.error)
             else:
                 self.end(error.error)
-        except SessionError as error:
-            self.end(error.error)
-        except AmqpException as error:
-            self.end(SessionError(*condition_of(error)).error)
+        except (SessionError, AmqpException) as error:
+            self._end_after(error)
+
+    def _end_after(self, error: SessionError | AmqpException) -> None:
+        self.end(error.error if isinstance(error, SessionError) else SessionError(*condition_of(error)).error)
 
     def _receive(self, performative: Any, payload: bytes, size: int) -> None:
         match performative:
@@ -149,10 +150,26 @@ class Amqp10Session(SessionState):
             ids = [each for each in self.unsettled if 0 <= after(each, first) < count]
         known = [each for each in ids if each in self.unsettled]
         if isinstance(disposition.state, Modified) and disposition.state.message_annotations:
-            if "memory" in self.connection.broker.alarms:
-                raise SessionError(LIMIT_EXCEEDED, "low on memory: message annotations are not stored")
+            added = NewAnnotations(disposition.state.message_annotations)
+            self.connection.work(self._annotate_and_settle(added, known, disposition))
+        else:
+            self._settle_known(known, disposition)
+
+    def _annotate_and_settle(self, added: NewAnnotations, known: list[int], disposition: Disposition) -> Iterator[None]:
+        """Add annotations to messages in steps, then settle them. Meanwhile, some may be settled in another way."""
+        try:
             for each in known:
-                self.unsettled[each].modify(disposition.state.message_annotations)
+                if "memory" in self.connection.broker.alarms:
+                    raise SessionError(LIMIT_EXCEEDED, "low on memory: message annotations are not stored")
+                if each in self.unsettled:
+                    added.add_to(self.unsettled[each])
+                yield
+            if self.is_open:
+                self._settle_known([each for each in known if each in self.unsettled], disposition)
+        except (SessionError, AmqpException) as error:
+            self._end_after(error)
+
+    def _settle_known(self, known: list[int], disposition: Disposition) -> None:
         # A delivery stays in `unsettled` until it is its turn, so that the end of the session requeues the rest.
         self._settle((self.unsettled.pop(each) for each in known), disposition.state)
         if not disposition.settled:
