@@ -457,8 +457,11 @@ _VALUES = {
     "a long number": "9" * (_BODY_BYTES - 1000),
     "escapes": '"' + "\\u00e9" * (_BODY_BYTES // 6 - 1000) + '"',
 }
+_TOO_LARGE = r"(?i)(\pL){300}x"
 _QUERIES = ("", "sort=messages&sort_reverse=true", "page=1&page_size=500&name=(a|b)*c%7B50%7D&use_regex=true",
-            "page=1&page_size=500&name=.*.*.*.*z&use_regex=true", "columns=" + ",".join(["name"] * 300),
+            "page=1&page_size=500&name=.*.*.*.*z&use_regex=true",
+            *(f"page=1&use_regex=true&name={quote(pattern)}" for pattern in (_TOO_LARGE, "[^x]" * 250)),
+            "columns=" + ",".join(["name"] * 300),
             "lengths_age=3600&lengths_incr=1&msg_rates_age=36000000&msg_rates_incr=1")  # fmt: skip
 
 
@@ -543,7 +546,7 @@ def http_costs() -> Iterator[Cost]:  # noqa: C901 - a list
         {"max-length-bytes": 1},
         {"alternate-exchange": "x"},
     ):
-        for pattern in (".*", "^full$", "^(dead|priority)$"):
+        for pattern in (".*", "^full$", "^(dead|priority)$", _TOO_LARGE):
             body = json.dumps({"pattern": pattern, "definition": definition, "priority": 9})
             yield Cost(f"policy {definition} for {pattern}", "http", [_http("PUT", "policies/%2F/new", body)])
     for count in (5, 100_000):
