@@ -215,6 +215,35 @@ def amqp_costs() -> Iterator[Cost]:  # noqa: C901 - a list
         _method(commands.Queue.Declare(queue=f"x{n}", exclusive=True, nowait=True)) for n in range(5000)
     )
     yield Cost("a connection with many exclusive queues ends", "amqp", [HELLO, exclusive])
+    yield from dead_letter_costs()
+
+
+def dead_letter_costs() -> Iterator[Cost]:
+    """AMQP 0-9-1: messages that move all at once."""
+    dlx = {"x-dead-letter-exchange": "dead-letters"}
+    expiring = _method(commands.Basic.Publish(routing_key="new"))
+    expiring += raw_frame(2, 1, struct.pack(">HHQH", 60, 0, 0, 1 << 8) + short(b"1"))
+    declare, get = commands.Queue.Declare(queue="new", arguments=dlx), _method(commands.Basic.Get(queue="new"))
+    filled = _method(declare) + _publish("", "new") + expiring * 20_000
+    yield Cost("Basic.Get behind many expired messages", "amqp", [HELLO, filled, get + get])
+    consume = _method(commands.Basic.Consume(queue="new"))
+    yield Cost("Basic.Consume behind many expired messages", "amqp", [HELLO, filled, get + consume])
+    limited = {**dlx, "x-queue-type": "quorum", "x-delivery-limit": 0}
+    filled = _method(commands.Queue.Declare(queue="new", durable=True, arguments=limited))
+    for settled in (
+        commands.Channel.Close(200, "", 0, 0), commands.Basic.Recover(requeue=True),
+        commands.Basic.Nack(0, multiple=True, requeue=True),
+    ):  # fmt: skip
+        yield Cost(
+            f"{settled.name} of many that exceed the delivery limit",
+            "amqp",
+            [HELLO, filled + _publish("", "new") * 20_000, consume, _method(settled)],
+        )
+    delayed = commands.Exchange.Declare(
+        exchange="new", exchange_type="x-delayed-message", arguments={"x-delayed-type": "direct"}
+    )
+    late = _publish("new", headers=short(b"x-delay") + b"I" + (300).to_bytes(4))
+    yield Cost("many delayed messages", "amqp", [HELLO, _method(delayed) + late * 30_000])
 
 
 # -- the stream protocol
@@ -355,21 +384,20 @@ def amqp10_costs() -> Iterator[Cost]:  # noqa: C901 - a list
         source = [described(SOURCE, "/queues/full"), described(TARGET)]
         taken = amqp10.attach(12, RECEIVER, *source)
         taken += amqp10.performative(
-            FLOW, UInt32(0), UInt32(1 << 31), UInt32(0), UInt32(1 << 31), UInt32(12), UInt32(0), UInt32(1 << 30)
+            FLOW, UInt32(0), UInt32(1 << 30), UInt32(0), UInt32(1 << 30), UInt32(12), UInt32(0), UInt32(1 << 30)
         )
-        disposed = amqp10.performative(DISPOSITION, RECEIVER, UInt32(0), UInt32((1 << 32) - 1), True, state)
+        disposed = amqp10.performative(DISPOSITION, RECEIVER, UInt32(0), UInt32(1 << 30), True, state)
         yield cost(f"Disposition of all, {state.descriptor}", taken, disposed)
         ranges = b"".join(
-            amqp10.performative(DISPOSITION, RECEIVER, UInt32(n), UInt32((1 << 32) - 1), True, state)
-            for n in range(3000)
+            amqp10.performative(DISPOSITION, RECEIVER, UInt32(n), UInt32(1 << 30), True, state) for n in range(3000)
         )
         yield cost(f"many Dispositions, {state.descriptor}", taken, ranges)
     grown = described(0x27, False, False, {Symbol("x-a"): [{} for _ in range(12_000)]})
     taken = amqp10.attach(12, RECEIVER, described(SOURCE, "/queues/quorum"), described(TARGET))
     taken += amqp10.performative(
-        FLOW, UInt32(0), UInt32(1 << 31), UInt32(0), UInt32(1 << 31), UInt32(12), UInt32(0), UInt32(1 << 30)
+        FLOW, UInt32(0), UInt32(1 << 30), UInt32(0), UInt32(1 << 30), UInt32(12), UInt32(0), UInt32(1 << 30)
     )
-    disposed = amqp10.performative(DISPOSITION, RECEIVER, UInt32(0), UInt32((1 << 32) - 1), True, grown)
+    disposed = amqp10.performative(DISPOSITION, RECEIVER, UInt32(0), UInt32(1 << 30), True, grown)
     yield cost("Disposition of all, many annotations", taken, disposed)
     links = b"".join(
         amqp10.attach(n, RECEIVER, described(SOURCE, "/queues/full"), described(TARGET)) for n in range(20, 250)
@@ -391,7 +419,7 @@ def amqp10_costs() -> Iterator[Cost]:  # noqa: C901 - a list
             source = described(SOURCE, f"/queues/{stream}", None, None, None, None, None, None, given)
             attached = amqp10.attach(12, RECEIVER, source, described(TARGET))
             flow = amqp10.performative(
-                FLOW, UInt32(0), UInt32(1 << 31), UInt32(0), UInt32(1 << 31), UInt32(12), UInt32(0), UInt32(1 << 30)
+                FLOW, UInt32(0), UInt32(1 << 30), UInt32(0), UInt32(1 << 30), UInt32(12), UInt32(0), UInt32(1 << 30)
             )
             yield cost(f"{what} on {stream}", attached + flow)
     for what, value in large.items():
@@ -549,10 +577,10 @@ def http_costs() -> Iterator[Cost]:  # noqa: C901 - a list
         for pattern in (".*", "^full$", "^(dead|priority)$", _TOO_LARGE):
             body = json.dumps({"pattern": pattern, "definition": definition, "priority": 9})
             yield Cost(f"policy {definition} for {pattern}", "http", [_http("PUT", "policies/%2F/new", body)])
-    for count in (5, 100_000):
-        body = json.dumps({"ackmode": "ack_requeue_true", "count": count, "encoding": "auto"})
+    for count, mode in ((5, "ack_requeue_true"), (100_000, "ack_requeue_true"), (100_000, "reject_requeue_false")):
+        body = json.dumps({"ackmode": mode, "count": count, "encoding": "auto"})
         for queue in QUEUES:
-            yield Cost(f"get {count} from {queue}", "http", [_http("POST", f"queues/%2F/{queue}/get", body)])
+            yield Cost(f"get {count} from {queue}, {mode}", "http", [_http("POST", f"queues/%2F/{queue}/get", body)])
     for exchange in EXCHANGES[1:]:
         for what, headers in {
             "copies": {"CC": [str(n) for n in range(12_000)]}, "headers": {str(n): n for n in range(9000)},

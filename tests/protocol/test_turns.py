@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from http.client import HTTPConnection
+from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -68,6 +69,13 @@ def client(broker: EmbeddedBroker) -> Iterator[RawStream]:
 @pytest.fixture
 def watch(broker: EmbeddedBroker) -> LoopWatch:
     return LoopWatch(broker)
+
+
+@pytest.fixture
+def managed() -> Iterator[EmbeddedBroker]:
+    """A broker with the management API."""
+    with EmbeddedBroker(management_port=0, like="4.3") as broker:
+        yield broker
 
 
 @pytest.fixture(autouse=True)
@@ -369,6 +377,48 @@ def test_dead_lettering_many_messages_lets_others_work(broker: EmbeddedBroker, w
     watch.check()
 
 
+@pytest.mark.parametrize("how", ["expired", "delivery limit", "HTTP"])
+def test_dead_lettering_a_whole_queue_lets_others_work(managed: EmbeddedBroker, how: str) -> None:
+    """Dead-lettering 10,000 messages at once, because they have expired behind another one, because of the delivery
+    limit when a channel is closed, or by a get request of the management API, does not hold up other clients. The dead
+    letters keep their order.
+    """
+    count, watch = 10_000, LoopWatch(managed)
+    with closing(pika.BlockingConnection(pika.URLParameters(managed.url))) as connection:
+        channel = connection.channel()
+        arguments: dict[str, Any] = {"x-dead-letter-exchange": "amq.fanout"}
+        if how == "delivery limit":
+            arguments |= {"x-queue-type": "quorum", "x-delivery-limit": 0}
+        channel.queue_declare("q", durable=True, arguments=arguments)
+        channel.queue_declare("dead", durable=True)
+        channel.queue_bind("dead", "amq.fanout")
+        properties = pika.BasicProperties(expiration="1" if how == "expired" else None)
+        channel.basic_publish("", "q", b"first")
+        for number in range(count):
+            channel.basic_publish("", "q", b"%d" % number, properties)
+        channel.queue_declare("q", passive=True)
+        if how == "delivery limit":
+            taker = connection.channel()
+            assert len([*islice(taker.consume("q"), count + 1)]) == count + 1
+        watch.take()
+        if how == "expired":
+            assert channel.basic_get("q", auto_ack=True)[2] == b"first"
+            assert channel.basic_get("q", auto_ack=True)[0] is None
+        elif how == "delivery limit":
+            taker.close()
+            count += 1
+        else:
+            assert channel.basic_get("q", auto_ack=True)[2] == b"first"
+            request = {"count": count, "ackmode": "reject_requeue_false", "encoding": "auto"}
+            assert len(_post(managed, "queues/%2F/q/get", request)) == count
+        ready = 0
+        while ready < count:
+            ready = channel.queue_declare("dead", passive=True).method.message_count
+        watch.check()
+        bodies = [channel.basic_get("dead", auto_ack=True)[2] for _ in range(3)]
+        assert bodies == ([b"first", b"0", b"1"] if how == "delivery limit" else [b"0", b"1", b"2"])
+
+
 def test_adding_many_policies_lets_others_work(broker: EmbeddedBroker, watch: LoopWatch) -> None:
     """Adding a thousand policies to a broker with 500 queues does not hold up other clients."""
     with RawClient(broker.url) as client:
@@ -437,13 +487,6 @@ def test_many_requests_in_one_write(path: str, password: str) -> None:
                 pass
             sender.join()
         watch.check()
-
-
-@pytest.fixture
-def managed() -> Iterator[EmbeddedBroker]:
-    """A broker with the management API."""
-    with EmbeddedBroker(management_port=0, like="4.3") as broker:
-        yield broker
 
 
 def _post(broker: EmbeddedBroker, path: str, body: dict[str, Any]) -> Any:

@@ -121,8 +121,10 @@ MUTATIONS = (
     Mutation(
         "forgets the alarm of the next message that expires",
         "model/queue.py",
-        "        self._drop_expired(_EXPIRED_AT_ONCE)\n        self._arm_expiry()",
-        "        self._drop_expired(_EXPIRED_AT_ONCE)",
+        "            self._deliver(consumer, backlog.take())\n"
+        "        if self._expiring:\n"
+        "            self._arm_expiry()",
+        "            self._deliver(consumer, backlog.take())",
     ),
     Mutation(
         "keeps one message more than max-length",

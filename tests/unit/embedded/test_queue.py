@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +300,50 @@ def test_a_delayed_exchange_releases_messages_in_time(vhost: VirtualHost, clock:
     clock.pass_by(5000)
     assert len(queue) == 2
     assert vhost.held(exchange) == 0
+
+
+class BusyClock(FakeClock):
+    """A clock on which everything takes 4 ms of work, and each turn a millisecond of time."""
+
+    worked = 0.0
+
+    def take_turn(self, what: Callable[[], object]) -> None:
+        self.call_later(1, what)
+
+    def elapsed(self) -> float:
+        self.worked += 0.004
+        return self.worked
+
+
+@pytest.mark.parametrize("how", ["delayed", "dead-lettered"])
+def test_many_messages_that_move_at_once_move_in_turns_and_in_order(ledger: Ledger, how: str) -> None:
+    """Of many messages whose delay ends, or that are dead-lettered, at the same time, the broker publishes a few in
+    each turn of the event loop, in order.
+    """
+    clock = BusyClock()
+    vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
+    target = add_queue(vhost, "target")
+    if how == "delayed":
+        exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "direct"})
+        vhost.add_exchange(exchange)
+        vhost.bind(exchange, target, "q", {})
+        for number in range(50):
+            vhost.enqueue(vhost.route(exchange, message(b"%d" % number, headers={"x-delay": 1000})))
+    else:
+        vhost.bind(vhost.exchanges["amq.direct"], target, "q", {})
+        source = add_queue(vhost, x_dead_letter_exchange="amq.direct", x_message_ttl=1000)
+        for number in range(50):
+            source.publish(message(b"%d" % number))
+    lengths = [0]
+
+    def look() -> None:
+        lengths.append(len(target))
+        clock.call_later(1, look)
+
+    look()
+    clock.pass_by(2000)
+    assert max(after - before for before, after in pairwise(lengths)) <= 5
+    assert bodies(target) == [b"%d" % number for number in range(50)]
 
 
 def test_with_at_least_once_a_dead_letter_waits_for_its_queue(

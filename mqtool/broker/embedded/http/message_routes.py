@@ -1,5 +1,6 @@
 """Routes that publish and get messages and list consumers, and /api/mqtool: faults and recorded messages for tests."""
 
+import asyncio
 import base64
 import contextlib
 import math
@@ -183,10 +184,11 @@ class _Got(NamedTuple):
 
 
 @route("POST", "queues/VHOST/QUEUE/get", member)
-def get_messages(call: RouteCall, vhost: str, name: str) -> Iterator[Json]:
+async def get_messages(call: RouteCall, vhost: str, name: str) -> Iterator[Json]:
     """Get messages from a queue, and acknowledge, reject or requeue them.
 
-    Returns fewer than the `count` in the request if they are too many or too large for one response.
+    Returns fewer than the `count` in the request if they are too many or too large for one response, or if many
+    messages between them have expired.
     """
     call.rights(vhost).check("read", "queue", name)
     queue, body = call.shared_queue(vhost, name), call.body
@@ -204,7 +206,11 @@ def get_messages(call: RouteCall, vhost: str, name: str) -> Iterator[Json]:
     got: list[_Got] = []
     entries: list[BacklogEntry] = []
     size, count = 0, min(count, _MOST_GOT)
-    while len(entries) < count and size < _MOST_GOT_BYTES and (entry := queue.get(no_ack=False)) is not None:
+    while queue.drop_expired():
+        await asyncio.sleep(0)
+    while len(entries) < count and size < _MOST_GOT_BYTES:
+        if queue.drop_expired() or (entry := queue.get(no_ack=False)) is None:
+            break
         entries.append(entry)
         got.append(_Got(entry.message, entry.redelivered, len(queue)))
         size += of_message(entry.message)

@@ -9,7 +9,7 @@ from mqtool.broker.embedded.model.amqp_errors import ConnectionException, Failur
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage, carbon_copies
 from mqtool.broker.embedded.model.applied_policies import Policies
 from mqtool.broker.embedded.model.backlog import BacklogEntry
-from mqtool.broker.embedded.model.clock import Clock
+from mqtool.broker.embedded.model.clock import TURN_SECONDS, Clock
 from mqtool.broker.embedded.model.consumers import Traffic, Watcher
 from mqtool.broker.embedded.model.dead_lettering import DeadLettered, DeadLetters, would_cycle
 from mqtool.broker.embedded.model.declarations import check_headers_binding, check_local_random_binding
@@ -33,9 +33,6 @@ from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.codecs.field_tables import Table
-
-#: After applying policies for this many seconds, a virtual host gives others a turn.
-_APPLYING_SECONDS = 0.01
 
 
 @dataclass(slots=True)
@@ -105,6 +102,7 @@ class VirtualHost:
         limits: the limits, by the names in `broker.OF_VHOSTS`.
         tracing: True if the firehose (message tracing) is on.
         failures: logs failures to process messages.
+        dead_letters: publishes the messages that queues dead-letter.
         watcher: the observer that message events are reported to, if any. Set by watch().
         deleted_traffic: the total message counts of deleted queues, so that the virtual host's totals include them.
     """
@@ -129,7 +127,7 @@ class VirtualHost:
         for exchange in self.exchanges.values():
             exchange.follow(profile)
         self._delayed = DelayedMessages(clock, self._release)
-        self._dead_letters = DeadLetters(self._publish_dead, clock, self.failures, trusts_deaths=profile.trusts_deaths)
+        self.dead_letters = DeadLetters(self._publish_dead, clock, self.failures, trusts_deaths=profile.trusts_deaths)
 
     def watch(self, watcher: Watcher | None) -> None:
         """Start to report message events to a watcher, in place of any previous one. None ends the reporting."""
@@ -189,7 +187,7 @@ class VirtualHost:
             self.name,
             self._clock,
             self._ledger,
-            self._dead_letters.add,
+            self.dead_letters.add,
             self.delete_queue,
             durable=declared.durable,
             auto_delete=declared.auto_delete,
@@ -211,7 +209,7 @@ class VirtualHost:
         """Apply the policies to all exchanges and queues: at once if that is quick, otherwise in turns."""
 
         def go_on() -> None:
-            until = self._clock.elapsed() + _APPLYING_SECONDS
+            until = self._clock.elapsed() + TURN_SECONDS
             assert self._applying is not None
             for _ in self._applying:
                 if self._clock.elapsed() > until:

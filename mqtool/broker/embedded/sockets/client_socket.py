@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.clock import Clock
+from mqtool.broker.embedded.model.clock import TURN_SECONDS, Clock
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -23,9 +23,6 @@ _LOGGED_CHARACTERS = 500
 
 #: If more bytes than this are unsent, the broker stops reading from a client, and stops handling frames already read.
 UNSENT_LIMIT = 16 * 1024 * 1024
-
-#: After handling frames of one client for this many seconds, the broker serves other clients first.
-_TURN_SECONDS = 0.01
 
 #: An incomplete frame of up to this many bytes does not count towards the memory limit.
 _FEW_BYTES = 4096
@@ -115,7 +112,7 @@ class PacedSocket(asyncio.Protocol, ABC):
 
     def handle(self, data: bytes) -> None:
         """Handle complete frames until `must_pause` becomes true, and keep the rest of the data for later."""
-        self._turn_ends = self._clock.elapsed() + _TURN_SECONDS
+        self._turn_ends = self._clock.elapsed() + TURN_SECONDS
         if len(data) >= self._need:
             try:
                 data = data[self.take_bytes(data) :]
@@ -168,7 +165,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         self._waits = False
         self.heard()
         if self._steps is not None:
-            self._turn_ends = self._clock.elapsed() + _TURN_SECONDS
+            self._turn_ends = self._clock.elapsed() + TURN_SECONDS
             self.work(self._steps)
         if self._steps is not None:
             self._wait()
