@@ -160,6 +160,7 @@ def amqp_costs() -> Iterator[Cost]:  # noqa: C901 - a list
         pattern = ".".join([field or "a"] * (255 // (len(field or "a") + 1)))
         binding = _method(commands.Queue.Bind(queue="full", exchange="topic", routing_key=pattern))
         yield Cost(f"a message that matches {pattern[:9]}…", "amqp", [HELLO, binding, _publish("topic", "a." * 127)])
+    yield from copies_costs()
     for exchange in EXCHANGES:
         for what, entries in HEADERS.items():
             yield Cost(f"publish to {exchange}, {what}", "amqp", [HELLO, _publish(exchange, headers=entries)])
@@ -216,6 +217,21 @@ def amqp_costs() -> Iterator[Cost]:  # noqa: C901 - a list
     )
     yield Cost("a connection with many exclusive queues ends", "amqp", [HELLO, exclusive])
     yield from dead_letter_costs()
+
+
+def copies_costs() -> Iterator[Cost]:
+    """AMQP 0-9-1: a message with many copies, and many bindings."""
+    sent = HEADERS["many copies"]
+    bound = [_method(commands.Queue.Bind(queue=f"s{n}", exchange="topic", routing_key="#")) for n in range(300)]
+    yield Cost("many copies to many topic bindings", "amqp", [HELLO, b"".join(bound), _publish("topic", headers=sent)])
+    for kind, key, count in (("topic", "#", 60), ("direct", "a.a.a", 900)):
+        declared = [_method(commands.Exchange.Declare(exchange=f"x{n}", exchange_type=kind)) for n in range(count)]
+        chained = [
+            _method(commands.Exchange.Bind(destination=f"x{n + 1}", source=f"x{n}", routing_key=key))
+            for n in range(count - 1)
+        ]
+        parts = [HELLO, b"".join(declared + chained), _publish("x0", headers=sent)]
+        yield Cost(f"many copies through many {kind} exchanges", "amqp", parts)
 
 
 def dead_letter_costs() -> Iterator[Cost]:

@@ -22,6 +22,7 @@ from pamqp import commands, frame
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.model.applied_policies import USER, Policy
+from mqtool.broker.embedded.model.message_events import MessageEvents
 from mqtool.broker.embedded.model.stream_segment import simple_entry
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.testing.authority import Authority
@@ -312,6 +313,34 @@ def test_closing_many_busy_consumers_lets_others_work(broker: EmbeddedBroker, wa
         while ready < count + 5:
             other.send(commands.Queue.Declare(queue="q", passive=True))
             ready = other.expect(commands.Queue.DeclareOk).message_count
+    watch.check()
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_routing_many_copies_by_patterns_lets_others_work(
+    broker: EmbeddedBroker, watch: LoopWatch, *, is_watched: bool
+) -> None:
+    """Routing a message with 10,000 keys in CC by 300 topic bindings that match all of them does not hold up other
+    clients, with or without a watcher. On the way through 60 topic exchanges, such a message is refused with 406.
+    """
+    if is_watched:
+        broker.under_test(lambda _: _vhost(broker).watch(MessageEvents(_vhost(broker), lambda _: {}, lambda *_: None)))
+    with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        for number in range(300):
+            channel.queue_declare(f"q{number}", durable=True)
+            channel.queue_bind(f"q{number}", "amq.topic", "#")
+        for number in range(60):
+            channel.exchange_declare(f"x{number}", "topic")
+            if number:
+                channel.exchange_bind(f"x{number}", f"x{number - 1}", "#")
+        watch.take()
+        properties = pika.BasicProperties(headers={"CC": [f"{number}" for number in range(10_000)]})
+        channel.basic_publish("amq.topic", "k", b"", properties)
+        assert channel.queue_declare("q299", passive=True).method.message_count == 1
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="too many exchanges on the way"):
+            channel.basic_publish("x0", "k", b"", properties)
     watch.check()
 
 

@@ -34,6 +34,10 @@ from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.codecs.field_tables import Table
 
+#: A message's routing keys (CC and BCC) are looked up at most this many times, in all exchanges on its way together.
+#: RabbitMQ has no such limit.
+_MOST_LOOKUPS = 50_000
+
 
 @dataclass(slots=True)
 class Routing:
@@ -326,6 +330,7 @@ class VirtualHost:
             is_due: True if the delay of the message is over.
 
         Raises:
+            ChannelException: 406, the message has many routing keys, and there are many exchanges on the way.
             ConnectionException: 541, there is an x-delayed-message exchange on the way, but `x-delay` is not a number.
         """
         headers = message.headers
@@ -339,15 +344,17 @@ class VirtualHost:
         routing = Routing(message, queues)
         seen = {exchange}
         todo = [exchange]
+        lookups = 0
         while todo:
             current = todo.pop()
+            lookups += len(keys) if current.routed_as in ("direct", "topic") else 1
+            if lookups > _MOST_LOOKUPS:
+                raise precondition_failed(f"too many exchanges on the way of a message with {len(keys)} routing keys")
             if current.delayed and not is_due and (delay := delay_of(message)):
                 routing.stored |= self._hold(current, message, delay, is_changed=is_changed)
-                destinations: list[BrokerDestination] = []
+                destinations: Collection[BrokerDestination] = ()
             else:
-                # A message can have many copies, so an exchange that ignores the keys is asked only once.
-                asked = keys[:1] if current.routed_as in ("fanout", "headers", LOCAL_RANDOM) else keys
-                destinations = [found for key in asked for found in self._matches(current, key, message)]
+                destinations = self._matches(current, keys, message)
             # A message that is held back also goes to the alternate exchange, like one that matches no binding.
             if not destinations and current.alternate in self.exchanges:
                 destinations = [self.exchanges[current.alternate]]
@@ -357,15 +364,15 @@ class VirtualHost:
                 elif isinstance(destination, BrokerExchange) and destination not in seen:
                     seen.add(destination)
                     todo.append(destination)
-        if "BCC" in headers:
-            routing.message = message.replace(headers={name: headers[name] for name in headers if name != "BCC"})
+        routing.message = _without_bcc(message)
         return routing
 
-    def _matches(self, exchange: BrokerExchange, key: str, message: BrokerMessage) -> Collection[BrokerDestination]:
+    def _matches(
+        self, exchange: BrokerExchange, keys: Collection[str], message: BrokerMessage
+    ) -> Collection[BrokerDestination]:
         if exchange.name == "":
-            queue = self.queues.get(key)
-            return () if queue is None else (queue,)
-        return exchange.match(key, message.headers)
+            return [self.queues[key] for key in keys if key in self.queues]
+        return exchange.match(keys, message.headers)
 
     def _publish_dead(self, message: BrokerMessage, source: DeadLettered) -> bool:
         """Publish a dead letter. Returns True if at least one queue accepted it and none refused it."""
@@ -425,6 +432,13 @@ class VirtualHost:
             self._ledger.set_aside(entry)
         else:
             self._ledger.drop(entry)
+
+
+def _without_bcc(message: BrokerMessage) -> BrokerMessage:
+    headers = message.headers
+    if "BCC" not in headers:
+        return message
+    return message.replace(headers={name: headers[name] for name in headers if name != "BCC"})
 
 
 def _stream_type() -> type[BrokerQueue]:
