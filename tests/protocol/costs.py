@@ -615,11 +615,25 @@ def http_costs() -> Iterator[Cost]:  # noqa: C901 - a list
                 "http",
                 [_http("POST", f"exchanges/%2F/{exchange}/publish", body)],
             )
+    yield from binding_costs()
     # An overview sums up all queues, which takes some 30 ms here.
     for target, count in (("/", 2000), ("whoami", 2000), ("overview", 200), ("nodes", 2000)):
         request = _http("GET", target).replace(b"\r\nconnection: close", b"")
         yield Cost(f"many requests of {target} in one write", "http", [request * count])
     yield Cost("many headers", "http", [_http("GET", "whoami").replace(b"\r\nconn", b"\r\na:" * 3000 + b"\r\nconn")])
+
+
+def binding_costs() -> Iterator[Cost]:
+    """The management API: one queue with many bindings."""
+    bound = {"source": "topic", "vhost": "/", "destination": "full", "destination_type": "queue"}
+    parts = []
+    for first in range(0, 27_000, 9000):
+        body = json.dumps({"bindings": [{**bound, "routing_key": f"k{n}"} for n in range(first, first + 9000)]})
+        parts.append(_http("POST", "definitions", body).replace(b"\r\nconnection: close", b""))
+    path = "bindings/%2F/e/topic/q/full"
+    for target in (path, f"{path}/x", "queues/%2F/full/bindings", "exchanges/%2F/topic/bindings/source"):
+        yield Cost(f"GET {target}, many bindings", "http", [*parts, _http("GET", target)])
+    yield Cost("DELETE one of many bindings", "http", [*parts, _http("DELETE", f"{path}/k26999")])
 
 
 #: Yield the costs of each protocol.

@@ -586,3 +586,34 @@ def test_one_get_request_returns_a_bounded_number_of_bytes(managed: EmbeddedBrok
         channel.queue_declare("q", passive=True)
         request = {"count": 1000, "ackmode": "ack_requeue_false", "encoding": "auto", "truncate": 1}
         assert [len(_post(managed, "queues/%2F/q/get", request)) for _ in range(2)] == [5, 1]
+
+
+_PATHS = ("queues/%2F/q", "consumers", "queues/%2F/q/bindings", "bindings/%2F/e/amq.topic/q/q/none")
+
+
+def test_long_lists_of_one_queue_let_others_work(managed: EmbeddedBroker) -> None:
+    """Listing 15,000 consumers or 60,000 bindings of one queue over HTTP does not hold up other clients."""
+    watch = LoopWatch(managed)
+    with RawClient(managed.url) as client:
+        client.send(commands.Queue.Declare(queue="q", durable=True))
+        client.expect(commands.Queue.DeclareOk)
+        for number in range(15_000):
+            client.send(commands.Basic.Consume(queue="q", consumer_tag=f"{number}", nowait=True))
+        for number in range(60_000):
+            client.send(commands.Queue.Bind(queue="q", exchange="amq.topic", routing_key=f"{number}", nowait=True))
+        client.send(commands.Queue.Declare(queue="q", passive=True))
+        assert client.expect(commands.Queue.DeclareOk).consumer_count == 15_000
+        watch.take()
+        statuses = {}
+        for path in _PATHS:
+            statuses[path] = _request(managed, "GET", path, {})[0]
+            watch.check()
+        assert [*statuses.values()] == [200, 200, 200, 404]
+
+
+def test_arguments_of_a_megabyte_are_refused_before_they_are_converted(managed: EmbeddedBroker) -> None:
+    """Declaring a queue over HTTP with arguments of a megabyte gets 400, and does not hold up other clients."""
+    watch = LoopWatch(managed)
+    status, answer = _request(managed, "PUT", "queues/%2F/new", {"arguments": {"a": [{}] * 240_000}})
+    assert (status, answer["reason"]) == (400, "not a field table: it has more than 131072 bytes")
+    watch.check()
