@@ -251,6 +251,8 @@ class DelayedMessages:
     def _due(self, item: tuple[str, BacklogEntry]) -> None:
         exchange, entry = item
         self._counts[exchange] -= 1
+        if not self._counts[exchange]:
+            del self._counts[exchange]  # it may have been deleted
         self._release(exchange, entry)
 
     def clear(self) -> list[BacklogEntry]:

@@ -28,6 +28,7 @@ from mqtool.broker.embedded.model.exchange import (
     save_binding,
     save_exchange,
 )
+from mqtool.broker.embedded.model.footprint import of_arguments
 from mqtool.broker.embedded.model.ledger import Ledger, encode_definition
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import BrokerQueue
@@ -151,11 +152,13 @@ class VirtualHost:
         exchange.follow(self.profile)
         exchange.apply(self.policies.applied_to(exchange.name, "exchange"))
         self.exchanges[exchange.name] = exchange
+        self._ledger.hold_bytes(of_arguments(exchange.arguments))
         self._changed()
 
     def delete_exchange(self, exchange: BrokerExchange) -> None:
         """Delete an exchange and its bindings. Its delayed messages stay, for a later exchange of the same name."""
         del self.exchanges[exchange.name]
+        self._ledger.hold_bytes(-of_arguments(exchange.arguments))
         self._changed()
         for binding in [*exchange.bindings, *exchange.inbound]:
             self._unbind(binding)
@@ -203,6 +206,7 @@ class VirtualHost:
         if queue.stored and not key:
             _save_queue(self._ledger, queue)
         self.queues[name] = queue
+        self._ledger.hold_bytes(of_arguments(arguments))
         queue.watcher = self.watcher
         self._changed()
         queue.apply(self.policies.applied_to(name, queue.kind))
@@ -241,6 +245,7 @@ class VirtualHost:
         if queue.deleted:
             return 0
         del self.queues[queue.name]
+        self._ledger.hold_bytes(-of_arguments(queue.arguments))
         self._changed()
         self.deleted_traffic.add(queue.traffic)
         for binding in list(queue.inbound):
@@ -268,6 +273,7 @@ class VirtualHost:
         if binding.stored:
             save_binding(self._ledger, self.name, binding)
         source.add(binding)
+        self._ledger.hold_bytes(of_arguments(arguments))
         self._changed()
 
     def unbind(
@@ -284,6 +290,7 @@ class VirtualHost:
         # When an exchange that is bound to itself is deleted, this method is called twice with that binding.
         if not source.remove(binding):
             return
+        self._ledger.hold_bytes(-of_arguments(binding.arguments))
         self._changed()
         if binding.stored:
             self._ledger.forget("binding", binding_names(self.name, binding))
@@ -298,6 +305,9 @@ class VirtualHost:
     def delete_contents(self) -> None:
         for queue in list(self.queues.values()):
             self.delete_queue(queue)
+        for exchange in self.exchanges.values():
+            held = [exchange.arguments, *(binding.arguments for binding in exchange.bindings)]
+            self._ledger.hold_bytes(-sum(map(of_arguments, held)))
         for entry in self._delayed.clear():
             self._ledger.drop(entry)
         self._ledger.forget("vhost", (self.name,))

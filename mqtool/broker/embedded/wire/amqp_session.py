@@ -18,7 +18,7 @@ from mqtool.broker.embedded.model.consumers import QueueConsumer
 from mqtool.broker.embedded.model.profile import identity
 from mqtool.broker.embedded.model.queue import BrokerQueue, feed
 from mqtool.broker.embedded.model.rights import Rights
-from mqtool.broker.embedded.sockets.client_socket import ClientSocket
+from mqtool.broker.embedded.sockets.client_socket import ClientSocket, keep_properties
 from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import encode_method, table
@@ -126,7 +126,7 @@ def receive_handshake(connection: AmqpSession, method: Frame) -> None:
 
 
 def _start_ok(connection: AmqpSession, method: ConnectionClass.StartOk) -> None:
-    connection.client_properties = table(method.client_properties)
+    keep_properties(connection, table(method.client_properties))
     mechanism = method.mechanism
     if mechanism not in ("PLAIN", "AMQPLAIN"):
         raise ConnectionException(COMMAND_INVALID, f"unknown authentication mechanism '{mechanism}'")

@@ -156,6 +156,11 @@ class Deliveries:
         # Tags of deliveries that were requeued after the consumer timeout: a late acknowledgement has no effect.
         self._timed_out: set[int] = set()
 
+    @property
+    def kept(self) -> int:
+        """The number of deliveries that are kept in memory: until their acknowledgement, even if that is too late."""
+        return len(self.unacked) + len(self._timed_out)
+
     def deliver_unlisted(self, encoded_tag: bytes, message: BrokerMessage) -> None:
         """Send a direct reply: a message that was never in a queue and needs no acknowledgement."""
         self.last_tag += 1
