@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from mqtool.inspection.findings import Finding
 from mqtool.inspection.upgrade import (
-    MOST_WILDCARDS,
     V4_0,
     V4_3,
     Version,
@@ -23,9 +22,10 @@ from mqtool.inspection.upgrade import (
     transient,
     type_of,
 )
-from mqtool.management import policy_matches
 from mqtool.management.api_client import Json
+from mqtool.management.policy_patterns import policy_matches
 from mqtool.topology import DELAYED, Exchange, Queue
+from mqtool.version_changes import MOST_WILDCARDS
 
 Mirrored = Literal["classic", "quorum"]
 Delayed = Literal["relay", "leave-out", "plain"]

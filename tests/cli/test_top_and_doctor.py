@@ -11,8 +11,8 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
+from mqtool.address import TlsFiles
 from mqtool.amqp import parse_addresses
-from mqtool.amqp.address import TlsFiles
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.cli.access import Access

@@ -1,5 +1,6 @@
 """AMQP 1.0: dynamic sources, and links whose queues and consumers change, frame by frame."""
 
+import contextlib
 import time
 
 import pytest
@@ -7,17 +8,20 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, value_section
-from mqtool.codecs.amqp10_values import Array, Milliseconds, Symbol, ULong
+from mqtool.codecs.amqp10_values import Array, Described, Milliseconds, Symbol, ULong
 from mqtool.codecs.field_tables import UInt32
 from tests.brokers import TestBroker
 from tests.protocol.raw_amqp10 import (
     ACCEPTED,
     ATTACH,
+    CLOSE,
     DETACH,
     DISPOSITION,
+    END,
     FLOW,
     MODIFIED,
     RECEIVER,
+    RELEASED,
     SENDER,
     SETTLED,
     SOURCE,
@@ -249,6 +253,40 @@ def test_x_opt_delivery_time_takes_precedence_over_the_delayed_retry_of_the_queu
         channel.basic_publish("", "later", body)
         assert client.expect(TRANSFER).body == body
         client.settle(1 + number, described(ACCEPTED))
+
+
+def acquired(frame: Frame) -> int:
+    """How often a message went back to its queue, by its annotations."""
+    return int(frame.message.message_annotations.get(Symbol("x-acquired-count"), 0))
+
+
+@pytest.mark.parametrize("state", [described(RELEASED), described(MODIFIED, False)], ids=["released", "modified"])
+@pytest.mark.parametrize("pipelined", [True, False], ids=["detach at once", "detach later"])
+@pytest.mark.parametrize("ending", [DETACH, END, CLOSE], ids=["detach", "end", "close"])
+def test_a_message_that_a_link_with_credit_gives_back_is_acquired_by_it_again(
+    broker: TestBroker, channel: BlockingChannel, state: Described, ending: int, *, pipelined: bool
+) -> None:
+    """From 4.3 on, x-acquired-count counts each return to a quorum queue. If a link has credit left when it releases or
+    modifies a message, it acquires the message again, and ending the link returns it a second time. With no credit
+    left, it returns once.
+    """
+    if not broker.differs_since("4.3", "x-acquired-count"):
+        pytest.skip("from 4.3 on")
+    channel.queue_declare("again", durable=True, arguments={"x-queue-type": "quorum"})
+    channel.basic_publish("", "again", b"x")
+    counts = []
+    for credit in (1, 1, 10, 10, 10):
+        with RawAmqp10(broker.url) as client:
+            client.attach_receiver("/queues/again", credit=credit)
+            counts.append(acquired(client.expect(TRANSFER)))
+            with client.in_one_write() if pipelined else contextlib.nullcontext():
+                client.settle(0, state)
+                if credit > 1 and not pipelined:
+                    assert acquired(client.expect(TRANSFER)) == counts[-1] + 1
+                client.send(ending, *((UInt32(0), True) if ending == DETACH else ()))
+            while client.receive().code != ending:
+                pass
+    assert counts == [0, 1, 2, 4, 6]
 
 
 def test_classic_queues_accept_x_queue_leader_locator(client: RawAmqp10, channel: BlockingChannel) -> None:

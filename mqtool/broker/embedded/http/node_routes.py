@@ -65,6 +65,8 @@ _ERLANG_USES = (
 #: RabbitMQ accepts several names for AMQP with and without TLS.
 _PROTOCOLS = {"amqp091": "amqp", "amqp10": "amqp", "amqp0.9.1": "amqp", "amqp1.0": "amqp", "amqps": "amqp/ssl"}
 _OK = {"status": "ok"}
+#: The memory of the process, in pages; only Linux has this file.
+_STATM = Path("/proc/self/statm")
 
 
 @route(READ, "overview", anyone)
@@ -304,7 +306,7 @@ def _node_view(broker: Broker) -> Json:
 def _resident_bytes() -> int:
     """Return the memory of the process, in bytes; without /proc, the most that it has had."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

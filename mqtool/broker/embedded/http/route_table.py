@@ -199,7 +199,7 @@ class Listed(NamedTuple):
     view: Callable[[Any], Json]
 
 
-Handler = Callable[..., Any]
+RouteHandler = Callable[..., Any]
 Right = Callable[..., None]
 
 
@@ -213,13 +213,13 @@ class HttpRoute(NamedTuple):
     """
 
     right: Right
-    handler: Handler
+    handler: RouteHandler
 
 
 _ROUTES: dict[str, dict[str, HttpRoute]] = {}
 
 
-def route(methods: str, path: str, right: Right) -> Callable[[Handler], Handler]:
+def route(methods: str, path: str, right: Right) -> Callable[[RouteHandler], RouteHandler]:
     """Register the decorated function as the handler of a path.
 
     Args:
@@ -228,7 +228,7 @@ def route(methods: str, path: str, right: Right) -> Callable[[Handler], Handler]
         right: checks that the user has the required permission.
     """
 
-    def register(handler: Handler) -> Handler:
+    def register(handler: RouteHandler) -> RouteHandler:
         for method in methods.split():
             _ROUTES.setdefault(path, {})[method] = HttpRoute(right, handler)
         return handler

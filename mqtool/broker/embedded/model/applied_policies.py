@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
+import re2
+
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.codecs.field_tables import Table
 
@@ -21,9 +23,6 @@ _LONGEST_REQUESTED = 1000
 
 
 def _compile(pattern: str, most_bytes: int) -> Any:
-    # Imported only when needed: few brokers have a pattern other than `.*`.
-    import re2
-
     options = re2.Options()
     options.log_errors = False
     options.max_mem = most_bytes
