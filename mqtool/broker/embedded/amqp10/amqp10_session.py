@@ -52,6 +52,27 @@ def _delivery_time(state: Modified) -> int | None:
     return time if isinstance(time, int) and not isinstance(time, bool) else None
 
 
+def _error_of(error: SessionError | AmqpException) -> Error:
+    return error.error if isinstance(error, SessionError) else SessionError(*condition_of(error)).error
+
+
+def _annotate_and_settle(
+    session: "Amqp10Session", added: NewAnnotations, known: list[int], disposition: Disposition
+) -> Iterator[None]:
+    """Add annotations to messages in steps, then settle them. Meanwhile, some may be settled in another way."""
+    try:
+        for each in known:
+            if "memory" in session.connection.broker.alarms:
+                raise SessionError(LIMIT_EXCEEDED, "low on memory: message annotations are not stored")
+            if each in session.unsettled:
+                added.add_to(session.unsettled[each])
+            yield
+        if session.is_open:
+            session.settle_known([each for each in known if each in session.unsettled], disposition)
+    except (SessionError, AmqpException) as error:
+        session.end(_error_of(error))
+
+
 class Amqp10Session(SessionState):
     """A session of a connection.
 
@@ -84,10 +105,7 @@ class Amqp10Session(SessionState):
             else:
                 self.end(error.error)
         except (SessionError, AmqpException) as error:
-            self._end_after(error)
-
-    def _end_after(self, error: SessionError | AmqpException) -> None:
-        self.end(error.error if isinstance(error, SessionError) else SessionError(*condition_of(error)).error)
+            self.end(_error_of(error))
 
     def _receive(self, performative: Any, payload: bytes, size: int) -> None:
         match performative:
@@ -151,25 +169,12 @@ class Amqp10Session(SessionState):
         known = [each for each in ids if each in self.unsettled]
         if isinstance(disposition.state, Modified) and disposition.state.message_annotations:
             added = NewAnnotations(disposition.state.message_annotations)
-            self.connection.work(self._annotate_and_settle(added, known, disposition))
+            self.connection.work(_annotate_and_settle(self, added, known, disposition))
         else:
-            self._settle_known(known, disposition)
+            self.settle_known(known, disposition)
 
-    def _annotate_and_settle(self, added: NewAnnotations, known: list[int], disposition: Disposition) -> Iterator[None]:
-        """Add annotations to messages in steps, then settle them. Meanwhile, some may be settled in another way."""
-        try:
-            for each in known:
-                if "memory" in self.connection.broker.alarms:
-                    raise SessionError(LIMIT_EXCEEDED, "low on memory: message annotations are not stored")
-                if each in self.unsettled:
-                    added.add_to(self.unsettled[each])
-                yield
-            if self.is_open:
-                self._settle_known([each for each in known if each in self.unsettled], disposition)
-        except (SessionError, AmqpException) as error:
-            self._end_after(error)
-
-    def _settle_known(self, known: list[int], disposition: Disposition) -> None:
+    def settle_known(self, known: list[int], disposition: Disposition) -> None:
+        """Settle unsettled deliveries with the outcome that the client sent, and answer if it asks for that."""
         # A delivery stays in `unsettled` until it is its turn, so that the end of the session requeues the rest.
         self._settle((self.unsettled.pop(each) for each in known), disposition.state)
         if not disposition.settled:
