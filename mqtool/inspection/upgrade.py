@@ -152,7 +152,12 @@ def file_findings(document: Json, lines: Mapping[tuple[str, int], int], wanted: 
 
     def of_binding(binding: Json) -> Iterator[UpgradeChange]:
         source = (binding.get("vhost"), binding["source"])
-        return _of_binding(binding) if source in topics or binding["source"] == "amq.topic" else iter(())
+        if source in topics or binding["source"] == "amq.topic":
+            yield from _of_binding(binding)
+        if wanted < V4_4 and is_of_reserved_queue(binding):
+            what = "is of a queue that an import skips: RabbitMQ 4.0 to 4.3 refuse the file"
+            finding = Finding("reserved-queue", _described(binding), what, "leave the binding out", binding["vhost"])
+            yield UpgradeChange(V4_0, finding)
 
     looks: tuple[tuple[str, Callable[[Json], Iterator[UpgradeChange]]], ...] = (
         ("queues", of_queue),
@@ -248,6 +253,11 @@ def is_topic(exchange: Json) -> bool:
     return bool(exchange.get("type") == "topic")
 
 
+def is_of_reserved_queue(binding: Json) -> bool:
+    """True if a binding in a definitions file is of a queue named `amq.…`, which RabbitMQ never imports."""
+    return binding.get("destination_type") == "queue" and str(binding.get("destination")).startswith("amq.")
+
+
 def transient(queue: Json) -> Iterator[Finding]:
     """Report a queue that is transient and not exclusive."""
     if not queue.get("durable", True) and not queue.get("exclusive"):
@@ -325,7 +335,10 @@ def _of_parameter(parameter: Json) -> Iterator[UpgradeChange]:
 def _of_binding(binding: Json) -> Iterator[UpgradeChange]:
     count = (binding.get("routing_key") or "").split(".").count("#")
     if count > MOST_WILDCARDS:
-        thing = f"binding {binding['routing_key']!r} from {binding['source']!r} to {binding['destination']!r}"
         what = f"has {count} # in its key, {WILDCARDS.verdict}"
-        finding = Finding("binding-key", thing, what, "bind with simpler keys", binding["vhost"])
+        finding = Finding("binding-key", _described(binding), what, "bind with simpler keys", binding["vhost"])
         yield UpgradeChange(V4_3, finding)
+
+
+def _described(binding: Json) -> str:
+    return f"binding {binding.get('routing_key')!r} from {binding['source']!r} to {binding['destination']!r}"

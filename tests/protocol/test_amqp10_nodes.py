@@ -37,6 +37,8 @@ from tests.protocol.test_amqp10_frames import broker, client, embedded, ends_ses
 __all__ = ["broker", "client", "embedded", "queue", "quorum"]
 
 DETACHES = Symbol("link-detach")
+#: Milliseconds: RabbitMQ may run in a container, and rounds.
+CLOCKS_MAY_DIFFER = 1_000
 
 
 def attach_dynamic(client: RawAmqp10, capability: str, *, handle: int = 0) -> Frame:
@@ -163,8 +165,9 @@ def test_the_reply_to_a_deletion_comes_before_the_end_of_the_links(client: RawAm
 
 def test_a_rejected_message_is_dead_lettered_with_its_history(client: RawAmqp10, quorum: str) -> None:
     """A message that a receiver rejects is dead-lettered with the annotation x-opt-deaths, which has the queue, the
-    reason and the count.
+    reason, the count, and the times of the first and the last death, in milliseconds.
     """
+    before = int(time.time() * 1000)
     client.attach_sender(quorum, handle=1)
     client.published(0, handle=1)
     client.attach_receiver(quorum)
@@ -175,6 +178,9 @@ def test_a_rejected_message_is_dead_lettered_with_its_history(client: RawAmqp10,
     assert got.message_annotations[Symbol("x-last-death-queue")] == "qq"
     (death,) = got.message_annotations[Symbol("x-opt-deaths")]
     assert (death["queue"], death["reason"], death["count"]) == ("qq", "rejected", 1)
+    times = [death["first-time"], death["last-time"]]
+    assert [type(each) for each in times] == [Milliseconds] * 2
+    assert before - CLOCKS_MAY_DIFFER <= times[0] == times[1] <= time.time() * 1000 + CLOCKS_MAY_DIFFER
 
 
 def test_dispositions_of_unknown_deliveries_are_ignored(

@@ -312,6 +312,7 @@ def serve(
         bool, typer.Option("--guest-from-anywhere", help=help_of("guest_from_anywhere"))
     ] = False,
     recording: Annotated[bool, typer.Option("--recording", help=help_of("recording"))] = False,
+    prometheus_port: Annotated[int | None, _port(help_of("prometheus_port"), lowest=0)] = None,
     print_url: Annotated[bool, typer.Option("--print-url", help="Print the URLs once it listens")] = False,
     urls_file: Annotated[
         Path | None, typer.Option("--ready-file", help="Write the URLs to FILE once it listens", metavar="FILE")
@@ -340,6 +341,7 @@ def serve(
         like=like,
         guest_from_anywhere=guest_from_anywhere,
         recording=recording,
+        prometheus_port=prometheus_port,
     )
     raise typer.Exit(run(settings, ready_file=urls_file, print_url=print_url))
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from mqtool.broker.embedded.http.route_table import READ, AnyConnection, Json, RouteCall, anyone, missing, route
-from mqtool.broker.embedded.model.queue import BrokerQueue
+from mqtool.broker.embedded.model.queue import BrokerQueue, consumer_timeout
 from mqtool.codecs.amqp10_values import Any10
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def link_consumers(connection: AnyConnection) -> list[Callable[[], Json]]:
     As in RabbitMQ, their channel details are empty.
     """
     found = [pair for session in sessions_of(connection) for pair in _consumers(session)]
-    return [partial(_consumer_view, link, queue) for link, queue in found]
+    return [partial(_consumer_view, link, queue, connection.broker.consumer_timeout) for link, queue in found]
 
 
 def _consumers(session: "Amqp10Session") -> list[tuple[Any, BrokerQueue]]:
@@ -46,7 +46,7 @@ def _consumers(session: "Amqp10Session") -> list[tuple[Any, BrokerQueue]]:
     return [(link, queue) for link, queue in links if queue is not None and not queue.deleted]
 
 
-def _consumer_view(link: Any, queue: BrokerQueue) -> Json:
+def _consumer_view(link: Any, queue: BrokerQueue, timeout: float) -> Json:
     is_active = queue.consumers.is_active(link)
     return {
         "consumer_tag": link.tag,
@@ -58,6 +58,7 @@ def _consumer_view(link: Any, queue: BrokerQueue) -> Json:
         "active": is_active,
         "activity_status": "single_active" if queue.consumers.active is link else "up" if is_active else "waiting",
         "arguments": {name: value for name, value in link.arguments.items() if not isinstance(value, bytes)},
+        "consumer_timeout": round((consumer_timeout(queue, link.arguments, timeout) or 0) * 1000),
     }
 
 

@@ -1,6 +1,7 @@
 """A channel's consumers and unacknowledged deliveries."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from pamqp import commands
@@ -153,6 +154,7 @@ class Deliveries:
         self.global_prefetch = self.global_unacked = 0
         self.last_tag = 0
         self._next_check = 0.0
+        self._held_cancels: list[bytes] | None = None
         # Tags of deliveries that were requeued after the consumer timeout: a late acknowledgement has no effect.
         self._timed_out: set[int] = set()
 
@@ -206,7 +208,27 @@ class Deliveries:
         self.remove(subscription.tag)
         if self.session.capability("consumer_cancel_notify"):
             cancel = encode_method(commands.Basic.Cancel, consumer_tag=subscription.tag, nowait=True)
-            self.session.write(frames.method_frame(self.number, cancel))
+            frame = frames.method_frame(self.number, cancel)
+            if self._held_cancels is None:
+                self.session.write(frame)
+            else:
+                self._held_cancels.append(frame)
+
+    @contextmanager
+    def cancels_last(self) -> Iterator[None]:
+        """Send the basic.cancel frames of this block at its end.
+
+        A channel that deletes a queue receives the reply first, and then learns that its own consumers are gone.
+        py-amqp raises an exception for a basic.cancel that arrives while it waits for a reply.
+        """
+        held: list[bytes] = []
+        self._held_cancels = held
+        try:
+            yield
+        finally:
+            self._held_cancels = None
+            for frame in held:
+                self.session.write(frame)
 
     def take(self, tag: int, *, multiple: bool) -> dict[int, ChannelDelivery]:
         """Remove deliveries from `unacked`.
