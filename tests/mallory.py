@@ -1,14 +1,16 @@
 """What a user with rights on her own names only may do, made up by Hypothesis, and a vhost to do it in.
 
-Mallory owns all names that start with "mallory". In their vhost, others have queues, exchanges and messages. She
-declares what she may, with arguments and headers that mqtool or RabbitMQ knows, forged by value and by type. An
-administrator then runs one command, after which all that is not hers must be as before.
+Mallory owns all names that start with "mallory" or, in some attacks, with "mallory.". In their vhost, others have
+queues, exchanges and messages. She declares what she may, with arguments and headers that mqtool or RabbitMQ knows,
+forged by value and by type. An administrator then runs one command, while she may delete what the command has declared.
+After that, all that is not hers must be as before.
 """
 
 import base64
 import contextlib
 import json
 import re
+import threading
 import urllib.error
 import urllib.request
 import uuid
@@ -40,6 +42,7 @@ HERS = (
     *("mallory", "mallory.q", "mallory.dlq", "mallory.relay", "mallory.relayed", "mallory.delay.5m"),
     *("mallory.exchange.delay.5m", "mallory.delay.5m.more", "mallory.wait.5s", "mallory.mqtool-convert"),
     *("mallory.mqtool-convert.meanwhile", "mallory.mqtool-convert.through", "mallory.mqtool-convert.back"),
+    "mallory.mqtool-convert.into",
     *("mallory.r.relay", "mallory.r.relayed"),
 )
 #: What nobody but its owners may read.
@@ -239,8 +242,11 @@ steps: st.SearchStrategy[list[Step]] = st.one_of(
 
 def steps_before(command: str) -> st.SearchStrategy[list[Step]]:
     """What she does before a command: half of it is what that command reads."""
+    to_others = st.lists(st.sampled_from(OTHERS), min_size=1, max_size=2)
+    copied = st.fixed_dictionaries({}, optional={"CC": lists, "BCC": lists}) | st.builds(dict, CC=to_others)
+    to_hers = st.builds(lambda copied: [Published("mallory", "mallory", copied)] * 5, copied)
     if "convert" in command:
-        return steps | st.builds(lambda name, plan: [Declared(name, {PLAN: plan})], hers, plans)
+        return steps | to_hers | st.builds(lambda name, plan: [Declared(name, {PLAN: plan})], hers, plans)
     if "delayed" in command:
         waiting = st.fixed_dictionaries(
             {
@@ -257,7 +263,9 @@ def steps_before(command: str) -> st.SearchStrategy[list[Step]]:
     if "redrive" in command:
         key = "mallory.dlq" if "--from" not in command else "mallory"
         origin = st.one_of(
-            st.sampled_from(OTHERS).map(lambda queue: {"x-death": [{"queue": queue, "reason": "rejected"}]}),
+            st.sampled_from((*OTHERS, *["mallory"] * 3)).map(
+                lambda queue: {"x-death": [{"queue": queue, "reason": "rejected"}]}
+            ),
             st.fixed_dictionaries({"x-death": deaths}),
             st.fixed_dictionaries({history.REASON: st.just(history.REJECTED), history.QUEUE: names}),
         )
@@ -269,12 +277,20 @@ def steps_before(command: str) -> st.SearchStrategy[list[Step]]:
     if "worker" in command:
         origin = st.fixed_dictionaries({history.EXCHANGE: names, history.ROUTING_KEY: names})
         return steps | st.builds(lambda origin: [Published("mallory", "mallory", origin)], origin)
-    copied = st.fixed_dictionaries({}, optional={"CC": lists, "BCC": lists})
-    return steps | st.builds(lambda copied: [Published("mallory", "mallory", copied)], copied)
+    return steps | to_hers
 
 
 #: Her permissions: each of the three on her names, or none.
 rights = st.tuples(*[st.sampled_from((*["^mallory"] * 5, "^$"))] * 3)
+#: Permissions on names that begin with "mallory.", so that the queue "mallory" belongs to somebody else.
+DOTTED = (r"^mallory\.",) * 3
+#: What she deletes again and again while the command runs.
+deletions = st.just(["mallory.mqtool-convert"]) | st.lists(
+    st.sampled_from((*[each for each in HERS if "convert" in each], "mallory.dlq", "mallory.q", "mallory")),
+    min_size=1,
+    max_size=3,
+    unique=True,
+)
 
 
 @dataclass(frozen=True)
@@ -286,6 +302,7 @@ class Attack:
         topic: the pattern of her topic permission to write to her exchange; None if she has no topic permission.
         tags: her tags.
         command: the administrator's command, without the options that name the broker.
+        deleted: queues and exchanges that she deletes while the command runs.
     """
 
     rights: tuple[str, str, str]
@@ -293,6 +310,17 @@ class Attack:
     tags: str
     steps: Sequence[Step]
     command: str
+    deleted: Sequence[str] = ()
+
+    @property
+    def exchange(self) -> str:
+        """Her exchange that leads to her queues."""
+        return "mallory.x" if self.rights == DOTTED else "mallory"
+
+    @property
+    def others(self) -> Sequence[str]:
+        """The queues and exchanges of others."""
+        return (*OTHERS, "mallory") if self.rights == DOTTED else OTHERS
 
 
 ALL = "--where 'size >= 0' --yes"
@@ -324,10 +352,37 @@ COMMANDS = (
 likely = st.sampled_from(
     (
         *COMMANDS,
-        *[each for each in COMMANDS if re.search("resume --yes|redrive|delayed now|printenv", each) for _ in range(3)],
+        *[
+            each
+            for each in COMMANDS
+            if re.search("resume --yes|convert mallory|redrive|delayed now|printenv", each)
+            for _ in range(3)
+        ],
     )
 )
-attacks = likely.flatmap(
+#: Commands for Mallory with DOTTED permissions. A forged delay, or plan of a conversion, for the queue "mallory" would
+#: be believed, because of its name: see docs/explanation/claims.md.
+DOTTED_COMMANDS = (
+    *["mqtool dlq redrive mallory --yes"] * 3,
+    "mqtool dlq redrive any --from mallory.q --yes",
+    "mqtool queue convert mallory.q --to quorum --yes",
+    "mqtool move mallory.q --to mallory.dlq --yes",
+    "mqtool worker -q mallory.q --idle-timeout 200ms --retries 1 --backoff 10ms --exec false",
+)
+dotted_attacks = st.sampled_from(DOTTED_COMMANDS).flatmap(
+    lambda command: st.builds(
+        Attack,
+        st.just(DOTTED),
+        st.none(),
+        st.just(""),
+        st.lists(steps_before(command), min_size=1, max_size=3).map(
+            lambda groups: [each for one in groups for each in one]
+        ),
+        st.just(command),
+        st.just(()) | deletions,
+    )
+)
+attacks = dotted_attacks | likely.flatmap(
     lambda command: st.builds(
         Attack,
         rights,
@@ -337,8 +392,19 @@ attacks = likely.flatmap(
             lambda groups: [each for one in groups for each in one]
         ),
         st.just(command),
+        st.just(()) | deletions,
     )
 )
+
+
+_OWNED = ("^mallory",) * 3
+#: Attacks that once succeeded: each is tried first.
+KNOWN = (
+    Attack(DOTTED, None, "", [Published("mallory", "mallory.dlq", {"x-death": [{"queue": "mallory"}]})],
+           "mqtool dlq redrive mallory --yes"),
+    Attack(_OWNED, None, "", [Published("mallory", "mallory", {"CC": [PAYROLL]})] * 1500,
+           "mqtool queue convert mallory --to quorum --yes", ["mallory.mqtool-convert"]),
+)  # fmt: skip
 
 
 class Scene:
@@ -361,10 +427,12 @@ class Scene:
             channel.queue_bind(BURIED, GRAVEYARD)
             for queue in (PAYROLL, EMPTY, AUDIT):
                 channel.queue_bind(queue, ORDERS, f"{queue}.#")
-            channel.exchange_declare("mallory", "topic", durable=True)
-            for name in ("mallory", "mallory.q", "mallory.dlq"):
-                channel.queue_declare(name, durable=True)
-                channel.queue_bind(name, "mallory", name)
+            for exchange in ("mallory", "mallory.x"):
+                channel.exchange_declare(exchange, "topic", durable=True)
+                for name in ("mallory", "mallory.q", "mallory.dlq"):
+                    channel.queue_declare(name, durable=True)
+                    if exchange == "mallory" or name != "mallory":
+                        channel.queue_bind(name, exchange, name)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -401,8 +469,13 @@ class Scene:
         if attack.topic is not None:
             topic = {"exchange": "mallory", "write": attack.topic, "read": ".*"}
             self._api("PUT", f"topic-permissions/{vhost}/{self._user}", topic)
+        if "mallory" in attack.others:
+            with self._channel() as channel:
+                channel.basic_publish("", "mallory", SECRET + b"mallory")
         with self._channel(self._user) as channel:
             for step in attack.steps:
+                if isinstance(step, Published) and step.exchange == "mallory":
+                    step = replace(step, exchange=attack.exchange)
                 try:
                     if not channel.is_open:
                         channel = channel.connection.channel()
@@ -412,12 +485,46 @@ class Scene:
                     else:
                         step.do(channel)
                     if isinstance(step, Declared):
-                        channel.queue_bind(step.name, "mallory", step.name)
+                        channel.queue_bind(step.name, attack.exchange, step.name)
                     accepted += 1
                 except (AMQPError, ValueError, TypeError, AssertionError, urllib.error.HTTPError):
                     if not channel.connection.is_open:
                         break
         return accepted
+
+    @contextlib.contextmanager
+    def deleting(self, attack: Attack) -> Iterator[None]:
+        """Let Mallory delete queues and exchanges, again and again, until the context ends.
+
+        She waits until a command consumes from a queue of hers, since it would not begin without what it has declared.
+        """
+        stop = threading.Event()
+
+        def delete() -> None:
+            with self._channel(self._user) as channel, self._channel() as watching:
+                while not any(
+                    watching.queue_declare(name, passive=True).method.consumer_count
+                    for name in ("mallory", "mallory.q")
+                ):
+                    if stop.wait(0.001):
+                        return
+                while not stop.wait(0.001):
+                    for name in attack.deleted:
+                        for method in ("queue_delete", "exchange_delete"):
+                            try:
+                                getattr(channel, method)(name)
+                            except AMQPError:  # she may not, or it is exclusive
+                                channel = channel.connection.channel()
+
+        thread = threading.Thread(target=delete)
+        if attack.deleted:
+            thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            if attack.deleted:
+                thread.join()
 
     def definitions(self) -> dict[str, list[str]]:
         """The definitions of the vhost, except those of which all names are Mallory's."""

@@ -8,13 +8,14 @@ https://www.rabbitmq.com/docs/confirms#publisher-confirms
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count, repeat
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from mqtool.codecs.field_tables import encoded_fields
 from mqtool.errors import MqtoolError, NotConfirmed
-from mqtool.message import Confirmation, Message, Receipt
+from mqtool.message import PERSISTENT, Confirmation, Message, Receipt
 
 if TYPE_CHECKING:
     from pika import spec
@@ -344,23 +345,20 @@ class Unconfirmed:
             else:
                 self._refuse(tag, Confirmation.NACKED, "the broker refused it")
 
-    def on_return(self, message_id: str | None, routing_key: str, body: bytes, reason: str) -> None:
+    def on_return(self, returned: Message, reason: str) -> None:
         """Handle basic.return: a mandatory message is unroutable. Its confirm follows. Called on the I/O thread.
 
-        basic.return has no delivery tag, so the message is found by its content.
+        Args:
+            returned: the returned message. basic.return has no delivery tag, so the message is found by its content.
         """
         with self._changed:
-            for tag, (message, route, _) in enumerate(self._outstanding, self._collected + 1):
-                own_key = route.routing_key if message.routing_key is None else message.routing_key
-                if (
-                    tag > self._answered
-                    and tag not in self._refused
-                    and message.message_id == message_id
-                    and own_key == routing_key
-                    and message.body == body
-                ):
-                    self._refuse(tag, Confirmation.RETURNED, reason)
-                    return
+            waiting = (
+                (tag, message, route)
+                for tag, (message, route, _) in enumerate(self._outstanding, self._collected + 1)
+                if tag > self._answered and tag not in self._refused
+            )
+            if (tag := most_similar(returned, waiting)) is not None:
+                self._refuse(tag, Confirmation.RETURNED, reason)
 
     def _refuse(self, tag: int, confirmation: Confirmation, reason: str) -> None:
         message, route, sequence = self._outstanding[tag - self._collected - 1]
@@ -374,6 +372,39 @@ class Unconfirmed:
             writer = self._writer
         if writer:
             writer.write(ready, acks)
+
+
+def most_similar(returned: Message, published: Iterable[tuple[int, Message, Route]]) -> int | None:
+    """Return the tag of the published message that the broker has returned; None if it can be none of them.
+
+    It has the same exchange, routing key, message id and body. Of several, it is the first one with the same properties
+    and headers or, if the broker has changed these, the first one with the fewest differences.
+    """
+    best, fewest = None, -1
+    differences: dict[tuple[int, bool], int] = {}  # many messages share their properties
+    for tag, message, route in published:
+        if (
+            message.message_id != returned.message_id
+            or message.body != returned.body
+            or (route.exchange if message.exchange is None else message.exchange) != returned.exchange
+            or (route.routing_key if message.routing_key is None else message.routing_key) != returned.routing_key
+        ):
+            continue
+        kind = id(message.properties), route.persistent
+        if kind not in differences:
+            given = {"delivery_mode": PERSISTENT} if route.persistent else {}
+            given |= {name: value for name, value in message.properties.items() if value is not None}
+            differences[kind] = len(_fields(given) ^ _fields(returned.properties))
+        if best is None or differences[kind] < fewest:
+            best, fewest = tag, differences[kind]
+        if fewest == 0:
+            break
+    return best
+
+
+def _fields(properties: Mapping[str, object]) -> set[tuple[str, bytes]]:
+    """Return the encoded properties and headers, without BCC: a broker removes it before it returns the message."""
+    return {field for field in encoded_fields(properties) if field[0] != "headers.BCC"}
 
 
 def _not_confirmed(count: int, seconds: float) -> NotConfirmed:

@@ -377,6 +377,18 @@ def encode_property(name: str, value: Any) -> bytes:
     return encode_short_string(value)
 
 
+def encoded_fields(properties: Mapping[str, Any]) -> set[tuple[str, bytes]]:
+    """Encode each property and each header on its own, to compare messages: in Python, 1, 1.0 and True are equal.
+
+    Properties that are None are left out. Raises the same errors as encode_table().
+    """
+    fields = {name: value for name, value in properties.items() if value is not None}
+    headers = fields.pop("headers", {})
+    return {(name, encode_property(name, value)) for name, value in fields.items()} | {
+        (f"headers.{name}", CLIENT.encode_value(value)) for name, value in headers.items()
+    }
+
+
 def decode_properties(data: bytes) -> dict[str, Any]:
     """Decode a message's flags and properties with the client's codec. If damaged, return only a header UNREADABLE."""
     properties: dict[str, Any] = {}

@@ -15,7 +15,7 @@ _WORST_FIRST = (
     *("dead-letter-exchange", "no-dead-letter-exchange", "alternate-exchange", "leads-nowhere"),
     *("dead-letter-cycle", "exchange-cycle"),
     *("reader-misses", "reader-behind", "stream-limit"),
-    *("left-over", "firehose"),
+    *("permission", "left-over", "firehose"),
     *("small-frames", "amqp10-address", "transient-consumer", "global-prefetch"),
     *("delayed-exchange", "transient", "queue-argument", "queue-type", "binding-key", "policy-setting", "mirrored"),
     *("deprecated-feature", "delivery-count", "delivery-limit", "x-death", "lazy"),

@@ -93,6 +93,7 @@ class ConversionNames(NamedTuple):
         held: the queue that holds the converted queue's messages, and the plan.
         meanwhile: a queue and its exchange, for messages that are published during the conversion.
         through: the exchange through which messages reach the converted queue; it takes over the queue's bindings.
+        into: the exchange through which messages reach the queue that holds them.
         back: the exchange through which messages return with their routing keys.
         lock: a queue that only one connection can declare.
         trial: a queue that tests whether the broker accepts the new arguments.
@@ -101,13 +102,14 @@ class ConversionNames(NamedTuple):
     held: str
     meanwhile: str
     through: str
+    into: str
     back: str
     lock: str
     trial: str
 
     @classmethod
     def of(cls, queue: str) -> "ConversionNames":
-        words = ("", ".meanwhile", ".through", ".back", ".lock", ".trial")
+        words = ("", ".meanwhile", ".through", ".into", ".back", ".lock", ".trial")
         return cls(*(derived_name(queue, f"mqtool-convert{word}") for word in words))
 
 

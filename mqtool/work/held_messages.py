@@ -9,13 +9,16 @@ from mqtool.errors import NotConfirmed, Unavailable
 from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
 from mqtool.spelling import counted, pasteable
+from mqtool.work import history
 
-#: A held message's header for what would affect its delivery: exchange, routing key, expiration, priority, CC and BCC.
+#: A held message's header for what would affect its delivery: exchange, routing key, expiration, priority, CC and BCC,
+#: and headers that would prove, once it is published again, where it was first published (work/history.py).
 _HEADER = "mqtool-convert"
 #: Properties that a held message must not have, because they would make it expire or overtake others.
 _SETTINGS = ("expiration", "priority")
 #: Headers that request copies in more queues. The broker made these copies when the message was first published.
 _COPIES = ("CC", "BCC")
+_KEPT = (*_COPIES, history.EXCHANGE, history.ROUTING_KEY, _HEADER)
 #: Headers that the broker adds to a delivery.
 _COUNTS = ("x-delivery-count", "x-acquired-count")
 #: Seconds to wait for the leader of a quorum queue.
@@ -32,40 +35,57 @@ class HeldMessages:
 
     Args:
         queue: the queue to convert.
-        holder: the queue that holds its messages.
+        into: the exchange that is bound to the queue that holds its messages.
         back: the exchange that is bound to the queue.
         user: the user to publish as, if that user may not set user_id to another name; otherwise None.
     """
 
-    def __init__(self, queue: str, holder: str, back: str, user: str | None) -> None:
+    def __init__(self, queue: str, into: str, back: str, user: str | None) -> None:
         self.users = 0
         self._queue = queue
-        self._holder = holder
+        self._into = into
         self._back = back
         self._user = user
 
     def held(self, delivery: Delivery) -> Message:
         """Return the message that holds a delivery. It does not expire, overtakes no others, and is not copied."""
-        headers = {name: value for name, value in delivery.headers.items() if name not in _COUNTS}
-        kept: dict[str, Any] = {"exchange": delivery.exchange, "routing_key": delivery.routing_key}
-        kept |= {name: headers.pop(name) for name in (*_COPIES, _HEADER) if name in headers}
-        kept |= {name: value for name in _SETTINGS if (value := delivery.properties.get(name)) is not None}
-        return self._message(delivery, self._holder, "", {**headers, _HEADER: kept}, {})
+        return self._message(delivery, "", self._into, self._wrapped(delivery), {})
+
+    def restored(self, delivery: Delivery) -> Message:
+        """Return the message with which to put a delivery back into its queue, at its end, and into no other queue."""
+        return self._message(delivery, delivery.queue, "", self._wrapped(delivery), delivery.properties)
 
     def returned(self, delivery: Delivery) -> Message:
-        """Return a held message as it was, to publish to the converted queue."""
-        kept = delivery.headers.get(_HEADER)
-        if not isinstance(kept, dict) or not {"exchange", "routing_key"} <= kept.keys():  # published by another client
-            return self.passed_on(delivery)
-        headers = {name: value for name, value in delivery.headers.items() if name not in (*_COUNTS, _HEADER)}
-        headers |= {name: kept[name] for name in (*_COPIES, _HEADER) if name in kept}
+        """Return the message to publish to the queue for a held one, or one that was published meanwhile: as it was."""
+        headers = {name: value for name, value in delivery.headers.items() if name not in _COUNTS}
+        kept: Mapping[str, Any] | None = self._kept(delivery)
+        if kept is None:
+            kept = {**delivery.properties, "exchange": delivery.exchange, "routing_key": delivery.routing_key}
+        else:
+            del headers[_HEADER]
+            headers |= {name: kept[name] for name in _KEPT if name in kept}
         return self._back_to_queue(delivery, headers, kept)
 
-    def passed_on(self, delivery: Delivery) -> Message:
-        """Return a message that was published during the conversion, to publish it to the converted queue."""
+    def _wrapped(self, delivery: Delivery) -> dict[str, Any]:
+        """Return the headers of a held message."""
         headers = {name: value for name, value in delivery.headers.items() if name not in _COUNTS}
-        kept = {**delivery.properties, "exchange": delivery.exchange, "routing_key": delivery.routing_key}
-        return self._back_to_queue(delivery, headers, kept)
+        if self._kept(delivery) is not None:  # it is held already
+            return {name: value for name, value in headers.items() if name not in _COPIES}
+        kept: dict[str, Any] = {"exchange": delivery.exchange, "routing_key": delivery.routing_key}
+        kept |= {name: headers.pop(name) for name in _KEPT if name in headers}
+        kept |= {name: value for name in _SETTINGS if (value := delivery.properties.get(name)) is not None}
+        return {**headers, _HEADER: kept}
+
+    def _kept(self, delivery: Delivery) -> dict[str, Any] | None:
+        """Return what held() or restored() has kept in a message's header; None if neither has published the message.
+
+        Whoever may publish to the default exchange can forge it. The message goes to the queue in any case.
+        """
+        kept = delivery.headers.get(_HEADER)
+        is_ours = delivery.exchange == self._into or (
+            delivery.exchange == "" and delivery.routing_key == delivery.queue
+        )
+        return kept if is_ours and isinstance(kept, dict) and {"exchange", "routing_key"} <= kept.keys() else None
 
     def _back_to_queue(self, delivery: Delivery, headers: Mapping[str, Any], kept: Mapping[str, Any]) -> Message:
         key = kept["routing_key"]

@@ -10,6 +10,7 @@ in a message shows whether the broker has dead-lettered it. So the names in thes
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from mqtool.claims import Claimed
 from mqtool.delays.wait_queues import is_retry_queue
@@ -76,20 +77,36 @@ def origin_of(delivery: Delivery) -> Origin:
     )
 
 
-def _is_published_again(delivery: Delivery) -> bool:
-    """True if mqtool published the message to its queue: directly, or through a wait queue for a retry.
+def headers_with_origin(delivery: Delivery) -> dict[str, Any]:
+    """Return a message's headers, to publish it to another queue, where they would prove where it was first published.
 
-    The broker adds an entry to x-death when it dead-letters a message, so the newest entry shows if it did so anywhere
-    else.
+    If they name an exchange and a routing key, these become what origin_of() returns. If the broker has dead-lettered
+    the message, they are removed, because nothing then proves them.
+    """
+    headers = dict(delivery.headers)
+    if EXCHANGE in headers or ROUTING_KEY in headers:
+        for name in (EXCHANGE, ROUTING_KEY):
+            headers.pop(name, None)
+        if not _is_dead_letter(delivery):
+            origin = origin_of(delivery)
+            headers |= {EXCHANGE: origin.exchange, ROUTING_KEY: origin.routing_key}
+    return headers
+
+
+def _is_published_again(delivery: Delivery) -> bool:
+    """True if mqtool published the message to its queue: directly, or through a wait queue for a retry."""
+    return delivery.exchange == "" and delivery.routing_key == delivery.queue and not _is_dead_letter(delivery)
+
+
+def _is_dead_letter(delivery: Delivery) -> bool:
+    """True if the broker has dead-lettered the message anywhere else than in its queue's own wait queues.
+
+    The broker adds an entry to x-death when it dead-letters a message, so the newest entry shows where.
     """
     deaths = delivery.headers.get("x-death")
     newest = deaths[0] if isinstance(deaths, list) and deaths else {}
     last = newest.get("queue", "") if isinstance(newest, dict) else ""
-    return (
-        delivery.exchange == ""
-        and delivery.routing_key == delivery.queue
-        and (not last or is_retry_queue(str(last), delivery.queue))
-    )
+    return bool(last) and not is_retry_queue(str(last), delivery.queue)
 
 
 def _name(value: object) -> str | None:

@@ -1,18 +1,23 @@
 """List and cancel delayed messages and retries that wait on the broker, or deliver them now (`mqtool delayed`)."""
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 from mqtool import management
 from mqtool.amqp import Channel
 from mqtool.delays.wait_queues import WaitQueue, wait_queue_of
-from mqtool.errors import NotFound
+from mqtool.errors import BadData, MqtoolError, NotConfirmed, NotFound
 from mqtool.management import Management
 from mqtool.message import Delivery, Message
 from mqtool.topology import DELAYED
-from mqtool.work import peeking
-from mqtool.work.transfer import move, name_of
+from mqtool.work import history, peeking
+from mqtool.work.transfer import NotMoved, move, name_of
+
+
+class Exclusive(MqtoolError):
+    """A queue is exclusive to a connection of another client, so nobody else can receive its messages."""
 
 
 class Waiting(NamedTuple):
@@ -27,20 +32,49 @@ WaitingChoice = Callable[[Waiting], bool]
 
 
 class WaitingMessages:
-    """The waiting messages of a virtual host. `channel` must not reconnect: that would requeue them."""
+    """The waiting messages of a virtual host. `channel` must not reconnect: that would requeue them.
 
-    def __init__(self, channel: Channel, api: Management, vhost: str) -> None:
+    Args:
+        skipped: called with the name of each wait queue whose messages could not be received, and the reason. Anyone
+            may have declared a queue with such a name, or consume from it.
+    """
+
+    def __init__(
+        self, channel: Channel, api: Management, vhost: str, skipped: Callable[[str, MqtoolError], None]
+    ) -> None:
         self._channel = channel
         self._api = api
         self._vhost = vhost
+        self._skipped = skipped
 
     def queues(self) -> Iterator[tuple[WaitQueue, int]]:
         """Yield the wait queues that have messages, each with its number of messages."""
-        for view in management.queues(self._api, self._vhost, ("name", "arguments")):
+        for view in management.queues(self._api, self._vhost, ("name", "arguments", "exclusive")):
             queue = wait_queue_of(view)
-            with suppress(NotFound):  # the queue has just expired
-                if queue is not None and (count := self._channel.depth_of(queue.name)):
-                    yield queue, count
+            if queue is None:
+                continue
+            if view.get("exclusive"):
+                self._skipped(queue.name, Exclusive("it is exclusive to another connection"))
+                continue
+            count = 0
+            with self._skipping(queue):
+                count = self._channel.depth_of(queue.name)
+            if count:
+                yield queue, count
+
+    @contextmanager
+    def _skipping(self, queue: WaitQueue) -> Iterator[None]:
+        """Skip a queue from which no messages can be received, so that it does not keep others from being found."""
+        try:
+            yield
+        except NotFound:  # the queue has just expired
+            return
+        except NotConfirmed:
+            raise
+        except MqtoolError as error:
+            if not (self._channel.is_open or self._channel.refused):  # the connection was lost
+                raise
+            self._skipped(queue.name, error)
 
     def exchanges(self) -> Iterator[tuple[str, int]]:
         """Yield the x-delayed-message exchanges that hold messages, each with its number of messages."""
@@ -51,25 +85,29 @@ class WaitingMessages:
     def messages(self, to: str | None = None) -> Generator[Waiting]:
         """Yield the messages in wait queues, shortest delay first. Closing the generator requeues them."""
         for queue in self._queues_for(to):
-            with closing(peeking.peek(self._channel, queue.name, self._kind(queue))) as deliveries:
+            with (
+                self._skipping(queue),
+                closing(peeking.peek(self._channel, queue.name, self._kind(queue))) as deliveries,
+            ):
                 for delivery in deliveries:
-                    yield Waiting(queue, delivery, queue.original(delivery))
+                    yield _waiting(queue, delivery)
 
     def cancel(self, chosen: WaitingChoice) -> Generator[Waiting]:
         """Yield the chosen messages; delete them once all messages in their queue have been read."""
         for queue in self._queues_for(None):
-            with peeking.looking(self._channel, queue.name, self._kind(queue)) as look:
+            with self._skipping(queue), peeking.looking(self._channel, queue.name, self._kind(queue)) as look:
                 for delivery in look.messages():
-                    waiting = Waiting(queue, delivery, queue.original(delivery))
+                    waiting = _waiting(queue, delivery)
                     if chosen(waiting):
                         look.remove(delivery)
                         yield waiting
 
-    def deliver(self, chosen: WaitingChoice, left: Callable[[str], None]) -> Generator[Waiting]:
+    def deliver(self, chosen: WaitingChoice, left: Callable[[MqtoolError], None]) -> Generator[Waiting]:
         """Publish the chosen messages to their destinations now, delete them from their wait queues, and yield each.
 
         Args:
-            left: called with an explanation for each chosen message that stays, as its destination is not proven.
+            left: called with an error for each chosen message that stays: its destination is not proven (BadData), or
+                did not take it (NotMoved).
         """
 
         def delivered(waiting: Waiting) -> bool:
@@ -77,11 +115,18 @@ class WaitingMessages:
                 return False
             if waiting.queue.exchange is None:
                 left(
-                    f"{name_of(waiting.delivery)} stays in {waiting.queue.name!r}, which says that its messages are "
-                    f"for exchange {waiting.queue.to!r}: anyone who declares a queue can say that; a relay delivers it"
+                    BadData(
+                        f"{name_of(waiting.delivery)} stays in {waiting.queue.name!r}, which says that its messages "
+                        f"are for exchange {waiting.queue.to!r}: anyone who declares a queue can say that; a relay "
+                        "delivers it"
+                    )
                 )
                 return False
-            move(self._channel, waiting.delivery, waiting.message)
+            try:
+                move(self._channel, waiting.delivery, waiting.message)
+            except NotMoved as error:
+                left(error)
+                return False
             return True
 
         yield from self.cancel(delivered)
@@ -92,3 +137,9 @@ class WaitingMessages:
 
     def _kind(self, queue: WaitQueue) -> peeking.PeekKind:
         return peeking.kind_of(self._channel, queue.name, self._api, self._vhost)
+
+
+def _waiting(queue: WaitQueue, delivery: Delivery) -> Waiting:
+    # Published to its queue, the message would prove any origin that its headers name.
+    proven = replace(delivery, properties={**delivery.properties, "headers": history.headers_with_origin(delivery)})
+    return Waiting(queue, delivery, queue.original(proven))

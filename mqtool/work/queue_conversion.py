@@ -2,7 +2,7 @@
 
 RabbitMQ cannot change a queue in place, so the messages move to another queue and back:
 
-    1  publishers ──> (exchange) ──> (through) ──> [jobs] ──> [held]        `through` takes over the bindings
+    1  publishers ──> (exchange) ──> (through) ──> [jobs] ──> (into) ──> [held]    `through` takes over the bindings
     2  publishers ──> (exchange) ──> (through) ──> [meanwhile]              one unbinding diverts new messages
     3                                              [jobs] is deleted and declared again
     4                                              [held], then [meanwhile] ──> (back) ──> [jobs]
@@ -11,6 +11,10 @@ RabbitMQ cannot change a queue in place, so the messages move to another queue a
 `through` has an alternate exchange that leads to `meanwhile`. So no message is ever unroutable or routed twice: a queue
 gets a message only once, even along two paths, and unbinding `through` from the queue is a single step.
 
+Others can delete `held` or the queue meanwhile. So that messages on their way there are not lost, `into` has an
+alternate exchange that leads to `meanwhile`, and the alternate exchange of `back` is `into`. Only messages that return
+to the queue through the default exchange have no such way out.
+
 A conversion can be killed at any moment and continued by any client, because its state is on the broker:
 
     held exists                       a conversion is under way; its plan is in the argument x-mqtool-convert
@@ -18,7 +22,8 @@ A conversion can be killed at any moment and continued by any client, because it
     `through` does not lead to jobs   step 2: messages are diverted
     `back` leads to jobs              step 4: jobs has its new definition, and messages are returning
 
-Each step can be repeated. A batch of messages moves in a transaction: see amqp/transactions.py. Every run uses the same
+Each step can be repeated. A batch of messages moves in a transaction or, to a queue that may reject messages, with
+confirms: see amqp/transactions.py. Every run uses the same
 prefetch, so a quorum queue delivers all messages that a killed run had received, in order, before any others.
 """
 
@@ -29,7 +34,7 @@ from functools import partial
 from typing import Any
 
 from mqtool.amqp import Channel, Connection, administration
-from mqtool.amqp.transactions import Mover, NoRoom
+from mqtool.amqp.transactions import InTransactions, Mover, Moving, NoRoom, WithConfirms
 from mqtool.delays.wait_queues import YOUNG
 from mqtool.errors import BadData, DeclaredDifferently, NotFound, Unavailable, UsageError
 from mqtool.management import Management, path
@@ -142,7 +147,7 @@ class Conversion:
         self._vhost = vhost
         self._plan = plan
         self._names = plan.names
-        self.messages = HeldMessages(plan.queue, self._names.held, self._names.back, None if keeps_user else user)
+        self.messages = HeldMessages(plan.queue, self._names.into, self._names.back, None if keeps_user else user)
         self._force = force
         is_embedded = connection.broker_to_show == "the embedded broker"
         self._young = 0.0 if is_embedded else young
@@ -236,7 +241,9 @@ class Conversion:
         channel.bind(Queue(names.meanwhile), Exchange(names.meanwhile))
         alternate = {"alternate-exchange": names.meanwhile}
         channel.declare(Exchange(names.through, "fanout", durable=True, arguments=alternate))
-        channel.declare(Exchange(names.back, "fanout", durable=True))
+        channel.declare(Exchange(names.into, "fanout", durable=True, arguments=alternate))
+        channel.bind(Queue(names.held), Exchange(names.into))
+        channel.declare(Exchange(names.back, "fanout", durable=True, arguments={"alternate-exchange": names.into}))
         time.sleep(self._young)
         for holder in (names.held, names.meanwhile):
             self._check_leader(holder, "convert")
@@ -334,17 +341,17 @@ class Conversion:
             self._channel.bind(Queue(name), Exchange(names.back))
         if not self._leads(names.through):
             yield from self._drain(names.held, self.messages.returned, "returned")
-            yield from self._drain(names.meanwhile, self.messages.passed_on, "meanwhile", stop_diverting)
+            yield from self._drain(names.meanwhile, self.messages.returned, "meanwhile", stop_diverting)
         yield from self._drain(names.held, self.messages.returned, "returned")
-        yield from self._drain(names.meanwhile, self.messages.passed_on, "meanwhile")
+        yield from self._drain(names.meanwhile, self.messages.returned, "meanwhile")
 
     def _clean_up(self) -> None:
         name, names, channel = self._plan.queue, self._names, self._channel
         for binding in bindings_of(self._api, self._vhost, names.through, exchange=True):
             self._rebind(binding, "q", name)
-        administration.delete_exchange(channel, names.through)
-        administration.delete_exchange(channel, names.meanwhile)
-        for _ in self._drain(names.meanwhile, self.messages.passed_on, "meanwhile"):
+        for exchange in (names.through, names.meanwhile, names.into):
+            administration.delete_exchange(channel, exchange)
+        for _ in self._drain(names.meanwhile, self.messages.returned, "meanwhile"):
             pass
         self.tally.overtaken = self.tally.meanwhile - self._in_order
         for holder in (names.meanwhile, names.held):  # the plan is deleted with `held`
@@ -388,10 +395,15 @@ class Conversion:
         self._moving = channel = self._connection.channel()
         to = self._names.held if counts == "held" else self._plan.queue
         room = room_in(self._channel, self._api, self._vhost, to)
+        moving: Moving = WithConfirms(channel, message_for)
+        if room is None:
+            moving = InTransactions(channel, message_for, self.messages.restored)
         try:
-            for size in Mover(channel, source, self._plan.at_once, message_for, room).batches(stop_flow):
+            for size in Mover(channel, source, self._plan.at_once, moving, room).batches(stop_flow):
                 setattr(self.tally, counts, getattr(self.tally, counts) + size)
                 yield size
+                if not administration.exists(self._channel, Queue(to)):  # messages went to the alternate exchange
+                    raise NotFound(f"queue {to!r} was deleted during the conversion")
         except NoRoom:
             raise Unavailable(
                 f"{to!r} is full, and messages that it had before or that were published meanwhile do not fit",

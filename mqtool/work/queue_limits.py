@@ -29,8 +29,11 @@ def rejects_beyond(arguments: Mapping[str, Any], policies: Iterable[Json], limit
     return min((each for each in found if isinstance(each, int)), default=None)
 
 
-def room_in(channel: Channel, api: Management, vhost: str, queue: str) -> Callable[[], int | None]:
-    """Return a function that returns how many messages a queue takes before it rejects others; None for any number."""
+def room_in(channel: Channel, api: Management, vhost: str, queue: str) -> Callable[[], int] | None:
+    """Return a function that returns how many messages a queue takes before it rejects others.
+
+    Returns None if the queue does not reject messages. It rejects more if others publish to it meanwhile.
+    """
     limit = None
     try:
         view = api.get(path("queues", vhost, queue))
@@ -39,7 +42,7 @@ def room_in(channel: Channel, api: Management, vhost: str, queue: str) -> Callab
     if view:
         policies = policies_of(api, vhost, queue, view.get("type") or "classic")
         limit = rejects_beyond(view.get("arguments") or {}, policies)
-    return lambda: None if limit is None else limit - channel.depth_of(queue)
+    return None if limit is None else lambda: limit - channel.depth_of(queue)
 
 
 def policies_of(api: Management, vhost: str, name: str, kind: str) -> list[Json]:

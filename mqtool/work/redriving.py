@@ -52,12 +52,14 @@ def _age(moment: datetime) -> float:
 class Origins:
     """Proves from which queue a dead letter came. Its headers name the queue, but any publisher can set these headers.
 
-    The proof is the name of the dead-letter queue, or what the broker says: the exchange and the routing key with which
-    the dead letter was published last are those to which the named queue dead-letters.
+    The proof is what the broker says of how the dead letter was published last: with the exchange and routing key to
+    which the named queue dead-letters; or, to the queue QUEUE.dlq, through the default exchange, as `worker` does. The
+    name QUEUE.dlq alone proves nothing: a user with rights on names like `^orders[.]` has none on the queue orders.
 
     Args:
         source: the queue that holds the dead letters.
-        api: returns the management API, which is needed only if the name proves nothing. May raise MqtoolError.
+        api: returns the management API, which is needed only for dead letters that came through an exchange. May raise
+            MqtoolError.
     """
 
     def __init__(self, source: str, vhost: str, api: Callable[[], Management]) -> None:
@@ -86,14 +88,18 @@ class Origins:
                 f"{name_of(letter)} says that it came from {claimed.shown()!r}, which cannot be verified: {error}"
             ) from error
         if queue is None:
+            through = f" through exchange {letter.exchange!r}" if letter.exchange else ""
             raise Unproven(
                 f"{name_of(letter)} says that it came from {claimed.shown()!r}, which does not dead-letter to "
-                f"{self._source!r}"
+                f"{self._source!r}{through}"
             )
         return queue
 
     def _dead_letters_here(self, queue: str, letter: Delivery) -> bool:
-        if dead_letter_queue(queue).name == self._source:
+        if dead_letter_queue(queue).name == self._source and (letter.exchange, letter.routing_key) == (
+            "",
+            self._source,
+        ):
             return True
         if queue not in self._known:
             self._known[queue] = self._arguments_of(queue)
@@ -169,9 +175,13 @@ def drop(channel: Channel, source: str, chosen: LetterChoice) -> Iterator[Delive
 
 
 def dead_letter_queues(api: Management, vhost: str) -> list[str]:
-    """Return the names of dead-letter queues: NAME.dlq, and queues to which an x-dead-letter-exchange routes."""
-    columns = ("name", "arguments", "effective_policy_definition")
-    listed = {queue["name"]: management.effective_arguments(queue) for queue in management.queues(api, vhost, columns)}
+    """Return the names of dead-letter queues: NAME.dlq, and queues to which an x-dead-letter-exchange routes.
+
+    Leaves out exclusive queues: only the client that has declared one can receive its messages.
+    """
+    columns = ("name", "arguments", "effective_policy_definition", "exclusive")
+    views = [queue for queue in management.queues(api, vhost, columns) if not queue.get("exclusive")]
+    listed = {queue["name"]: management.effective_arguments(queue) for queue in views}
     names = {dead_letter_queue(name).name for name in listed} | {name for name in listed if name.endswith(".dlq")}
     exchanges = set()
     for name, arguments in listed.items():

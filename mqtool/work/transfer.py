@@ -108,7 +108,7 @@ def redriven(delivery: Delivery, to: str) -> Message:
 
     A header counts how many times it has been moved back.
     """
-    headers = _without(delivery.headers, _OURS | _BROKERS | _COUNTS | _COPIES)
+    headers = _without(history.headers_with_origin(delivery), _OURS | _BROKERS | _COUNTS | _COPIES)
     headers[history.RETURNS] = history.death_of(delivery).redrives + 1
     return _moved(delivery, headers, to)
 
@@ -116,8 +116,8 @@ def redriven(delivery: Delivery, to: str) -> Message:
 def elsewhere(delivery: Delivery, to: str, user: str) -> Message:
     """Return the message to publish to the queue `to` of a broker where mqtool is logged in as `user`."""
     properties = _without(delivery.properties, {"message_id"})
-    if headers := delivery.properties.get("headers"):
-        properties["headers"] = _without(headers, _COUNTS | _COPIES)
+    if delivery.headers:
+        properties["headers"] = _without(history.headers_with_origin(delivery), _COUNTS | _COPIES)
     if properties.get("user_id") != user:
         properties["user_id"] = None
     return Message(delivery.body, to, "", properties, delivery.message_id)

@@ -9,8 +9,9 @@ from collections import Counter
 from typing import Any
 from urllib.parse import quote
 
+import pika
 import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, example, given, note, settings
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.delays.wait_queues import GRACE
@@ -18,7 +19,7 @@ from mqtool.message import Confirmation, Message
 from tests.brokers import IN_CI, TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
-from tests.mallory import OTHERS, Attack, Scene, attacks, untouched
+from tests.mallory import KNOWN, Attack, Scene, attacks, untouched
 
 #: In CI, and in long runs (MQTOOL_EXAMPLES), more attacks are tried. On RabbitMQ, each takes about a second.
 EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "20"))
@@ -26,9 +27,9 @@ EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "20"))
 
 @pytest.mark.timeout(1200)
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
-    """Mallory, who has permissions on "^mallory" only, forges arguments and headers; an administrator then runs a
-    command. Others' queues, exchanges, bindings and messages stay unchanged, Mallory can read none of those messages,
-    and nothing of hers routes to an exchange that she may not write to.
+    """Mallory, who has permissions on "^mallory" or "^mallory[.]" only, forges arguments and headers; an administrator
+    then runs a command, while she deletes queues. Others' queues, exchanges, bindings and messages stay unchanged, she
+    can read none of those messages, and nothing of hers routes to an exchange that she may not write to.
     """
     seen: Counter[str] = Counter()
 
@@ -38,13 +39,16 @@ def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: 
         report_multiple_bugs=False,
     )
     @given(attacks)
+    @example(KNOWN[0])
+    @example(KNOWN[1])
     def attack(attack: Attack) -> None:
         with Scene(broker) as scene:
             seen["attacks"] += 1
             seen["steps"] += scene.suffer(attack)
             before = scene.definitions()
             shell.environment |= {"MQTOOL_URL": scene.broker.url, "MQTOOL_MANAGEMENT_URL": broker.management}
-            result = shell.script(attack.command)
+            with scene.deleting(attack):
+                result = shell.script(attack.command)
             note(result.stderr)
             assert "unexpected error" not in result.stderr
             assert scene.definitions() == before
@@ -53,7 +57,7 @@ def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: 
                 _check_variables(attack, result.stdout)
             messages = scene.messages()
             for queue, bodies in messages.items():
-                if queue in OTHERS:
+                if queue in attack.others:
                     # Whoever may send requests names the queue of the reply: see docs/explanation/claims.md.
                     replies = result.stdout_bytes if "rpc-server" in attack.command else b""
                     found = [body for body in bodies if body not in replies]
@@ -170,6 +174,39 @@ def test_a_forged_x_death_moves_no_message_into_another_queue(shell: Shell, brok
     assert (depth(broker, "payroll"), depth(broker, "mallory")) == (0, 1)
 
 
+def test_a_message_that_another_exchange_leads_to_the_dead_letter_queue_stays_there(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """`dlq redrive orders` leaves a message in orders.dlq that was published to an exchange to which orders does not
+    dead-letter: its publisher may have rights on names like `^orders[.]`, but not on orders. Dead letters of the broker
+    and of `worker` move back.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    for exchange in ("orders.x", "graveyard"):
+        broker.api("PUT", f"exchanges/{broker.vhost}/{exchange}", {"type": "fanout", "durable": True})
+    declare(broker, "orders.dlq")
+    declare(broker, "orders", x_dead_letter_exchange="graveyard")
+    for exchange in ("orders.x", "graveyard"):
+        broker.api("POST", f"bindings/{broker.vhost}/e/{exchange}/q/orders.dlq", {})
+    publish(broker, "orders.x", "", "evil", **{"mqtool-reason": "rejected", "mqtool-queue": "orders"})
+    publish(broker, "orders.x", "orders.dlq", "evil", **{"x-death": [{"queue": "orders", "reason": "rejected"}]})
+    publish(broker, "", "orders", "of worker")
+    shell.run("mqtool", "worker", "-q", "orders", "-c", "1", "--retries", "0", "--exec", "false")
+    publish(broker, "", "orders", "of the broker")
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        wait_until(lambda: channel.depth_of("orders") == 1, "the message")
+        delivery = channel.get("orders")
+        assert delivery is not None
+        channel.ask(lambda pika, done: (pika.basic_nack(delivery.delivery_tag, requeue=False), done(None)))
+    wait_until(lambda: depth(broker, "orders.dlq") == 4, "the dead letters")
+
+    result = shell.run("mqtool", "dlq", "redrive", "orders", "--yes")
+
+    assert (result.code, depth(broker, "orders.dlq"), depth(broker, "orders")) == (3, 2, 2), result.stderr
+    assert "which does not dead-letter to 'orders.dlq' through exchange 'orders.x'" in result.stderr
+
+
 def is_governed(broker: TestBroker, queue: str) -> bool:
     """True once the management API shows which policy applies to the queue."""
     found: Any = broker.api("GET", f"queues/{broker.vhost}/{queue}")
@@ -269,3 +306,103 @@ def test_a_program_gets_the_routing_key_that_the_broker_checked(shell: Shell, br
         "logs user.read logs user.read logs;user.read;logs;user.read",
         *["jobs logs user.read ;jobs;logs;user.read"] * 2,
     ]
+
+
+def test_a_queue_that_only_its_owner_can_read_keeps_nobody_from_reading_others(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """An exclusive queue, or one with a single active consumer, that is named like a dead-letter queue or wait queue,
+    is skipped with a warning. `dlq ls`, `delayed ls`, `show`, `now` and `cancel` handle all other queues.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    single: dict[str, Any] = {"x_single_active_consumer": True}
+    waits = {"x_message_ttl": 300_000, "x_expires": 300_000 + GRACE, "x_dead_letter_exchange": ""}
+    declare(broker, "jobs")
+    declare(broker, "jobs.dlq")
+    declare(broker, "jobs.delay.5m", **waits, x_dead_letter_routing_key="jobs")
+    declare(broker, "mallory.s.dlq", **single)
+    declare(broker, "mallory.delay.1m", **single, **waits, x_dead_letter_routing_key="mallory")
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as hers:
+        channel = hers.channel()
+        exclusive = {name.replace("_", "-"): value for name, value in waits.items()}
+        channel.queue_declare("mallory.exchange.delay.5m", exclusive=True, durable=True, arguments=exclusive)
+        channel.queue_declare("mallory.dlq", exclusive=True)
+        channel.basic_qos(prefetch_count=1)
+        for queue in ("mallory.s.dlq", "mallory.delay.1m", "jobs.dlq", "jobs.delay.5m"):
+            if queue.startswith("mallory"):
+                channel.basic_consume(queue, lambda *_: None)
+            for _ in range(3):
+                publish(broker, "", queue)
+        wait_until(lambda: depth(broker, "mallory.delay.1m") == 2, "the delivery to her consumer")
+        wait_until(lambda: depth(broker, "mallory.s.dlq") == 2, "the delivery to her consumer")
+
+        listed = shell.run("mqtool", "dlq", "ls")
+        assert (listed.code, "jobs.dlq\t3\t3 unknown\n" in listed.stdout) == (3, True), listed.stderr
+        assert "warning: the reasons of the dead letters in 'mallory.s.dlq' are unknown: " in listed.stderr
+        for typed, code, said in (
+            ("ls", 0, "\t3\tjobs.delay.5m\n"),
+            ("show", 0, "to jobs: forged\n"),
+            ("cancel --where size>=0 --yes", 3, "3 cancelled"),
+            ("now --where size>=0 --yes", 3, "0 delivered"),
+        ):
+            result = shell.run("mqtool", "delayed", *typed.split())
+            assert (typed, result.code, said in result.stdout + result.stderr) == (typed, code, True), result.stderr
+            assert "warning: wait queue 'mallory.exchange.delay.5m' is skipped: it is exclusive" in result.stderr
+            assert ("wait queue 'mallory.delay.1m' is skipped" in result.stderr) is (code == 3)
+
+
+@pytest.mark.parametrize("command", ["move", "dlq redrive", "dlq redrive, broker", "delayed now"])
+def test_commands_that_move_a_message_do_not_prove_where_it_was_first_published(
+    shell: Shell, broker: TestBroker, command: str
+) -> None:
+    """`move`, `dlq redrive` and `delayed now` publish a message to its queue themselves. `worker` still does not
+    believe the headers with which the publisher claims another exchange and routing key.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    forged: dict[str, Any] = {"mqtool-exchange": "payments", "mqtool-routing-key": "refund.approved"}
+    waits = {"x_message_ttl": 300_000, "x_expires": 300_000 + GRACE, "x_dead_letter_exchange": ""}
+    places = {
+        "move": ("inbox", {}, "move inbox --to jobs --yes"),
+        "dlq redrive": ("jobs.dlq", {}, "dlq redrive jobs --to jobs --yes"),
+        "dlq redrive, broker": (
+            "inbox",
+            {"x_message_ttl": 1, "x_dead_letter_exchange": "", "x_dead_letter_routing_key": "jobs.dlq"},
+            "dlq redrive jobs --to jobs --yes",
+        ),
+        "delayed now": (
+            "jobs.delay.5m",
+            {**waits, "x_dead_letter_routing_key": "jobs"},
+            "delayed now --where 'size >= 0' --yes",
+        ),
+    }
+    queue, arguments, typed = places[command]
+    for name, its_arguments in {"jobs": {}, "jobs.dlq": {}, queue: arguments}.items():
+        declare(broker, name, **its_arguments)
+    broker.api("PUT", f"exchanges/{broker.vhost}/public", {"type": "fanout", "durable": True})
+    broker.api("POST", f"bindings/{broker.vhost}/e/public/q/{queue}", {})
+    publish(broker, "public", "k", **forged)
+    if command == "dlq redrive, broker":
+        wait_until(lambda: depth(broker, "jobs.dlq") == 1, "the dead letter")
+
+    assert shell.script(f"mqtool {typed}").code == 0
+    worker = ("-q", "jobs", "-c", "1", "--exec", "printenv MQ_ORIGINAL_EXCHANGE MQ_ORIGINAL_ROUTING_KEY")
+    lines = shell.run("mqtool", "worker", *worker).stdout.splitlines()
+
+    assert lines == (["", "jobs"] if command == "dlq redrive, broker" else ["public", "k"])
+
+
+def test_a_retry_keeps_its_origin_when_it_is_moved(shell: Shell, broker: TestBroker) -> None:
+    """A message that `worker` has dead-lettered keeps its original exchange and routing key through `move` and `dlq
+    redrive`.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    for name in ("jobs", "jobs.dlq", "aside"):
+        declare(broker, name)
+    broker.api("PUT", f"exchanges/{broker.vhost}/logs", {"type": "fanout", "durable": True})
+    broker.api("POST", f"bindings/{broker.vhost}/e/logs/q/jobs", {})
+    publish(broker, "logs", "kern.error")
+    shell.run("mqtool", "worker", "-q", "jobs", "-c", "2", "--retries", "1", "--backoff", "10ms", "--exec", "false")
+    for typed in ("move jobs.dlq --to aside", "move aside --to jobs.dlq", "dlq redrive jobs"):
+        assert shell.script(f"mqtool {typed} --yes").code == 0
+    worker = ("-q", "jobs", "-c", "1", "--exec", "printenv MQ_ORIGINAL_EXCHANGE MQ_ORIGINAL_ROUTING_KEY")
+    assert shell.run("mqtool", "worker", *worker).stdout.splitlines() == ["logs", "kern.error"]

@@ -19,7 +19,7 @@ from mqtool.amqp import Connection, Receiving, administration, parse_addresses, 
 from mqtool.broker.choice import BrokerKind
 from mqtool.cli.commands import queue_convert as convert_command
 from mqtool.drills.scene import Proxy
-from mqtool.errors import MqtoolError, Unavailable
+from mqtool.errors import MqtoolError, NotConfirmed, Unavailable
 from mqtool.management import Management
 from mqtool.message import Confirmation, Delivery, Message
 from mqtool.topology import Exchange, Queue
@@ -27,6 +27,7 @@ from mqtool.work import conversion_plan, held_messages, queue_conversion
 from mqtool.work.queue_conversion import Conversion, ConversionTally
 from tests.brokers import Restartable, TestBroker, large, on_any_broker, own_broker
 from tests.cli.shell import Shell, wait_until
+from tests.cli.test_exec import depth
 from tests.cli.test_move import taken
 
 COUNT = 20
@@ -445,6 +446,10 @@ def test_messages_published_during_a_conversion_arrive_once(broker: TestBroker) 
     assert tally.overtaken or numbers == sorted(numbers)
 
 
+def _unexpected(delivery: Delivery) -> Message:
+    raise AssertionError(delivery)
+
+
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_moving_a_queue_to_which_clients_publish_gives_no_messages_back(broker: TestBroker, kind: str) -> None:
@@ -461,7 +466,9 @@ def test_moving_a_queue_to_which_clients_publish_gives_no_messages_back(broker: 
         channel.declare(Queue("jobs", durable=True, arguments={"x-queue-type": kind}))
         channel.declare(Queue("held", durable=True, arguments={"x-queue-type": "quorum"}))
         assert len(list(channel.publish(Message(str(number).encode(), "jobs", "") for number in range(300)))) == 300
-        mover = transactions.Mover(connection.channel(), "jobs", 100, lambda each: Message(each.body, "held", ""))
+        moving = connection.channel()
+        in_transactions = transactions.InTransactions(moving, lambda each: Message(each.body, "held", ""), _unexpected)
+        mover = transactions.Mover(moving, "jobs", 100, in_transactions)
         sizes, sizes_until_stopped = list[int](), list[int]()
         for size in mover.batches(lambda: sizes_until_stopped.extend(sizes)):
             sizes.append(size)
@@ -575,6 +582,120 @@ def test_messages_that_do_not_fit_into_a_queue_that_rejects_them_are_kept(
     consumed |= {delivery.body for delivery in taken(broker, "jobs", COUNT + 5)}
     assert convert(broker) is not None
     assert consumed | {delivery.body for delivery in taken(broker, "jobs", COUNT - 10)} == bodies
+
+
+@pytest.mark.keeps_messages
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBroker, kind: str) -> None:
+    """If a publisher takes the room in a queue with overflow reject-publish just before a batch is moved there, the
+    messages that the queue rejects stay in the other queue, and are moved once there is room.
+    """
+    arguments = {"x-queue-type": kind, "x-max-length": 10, "x-overflow": "reject-publish"}
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        held = channel.declare(Queue("held", durable=True))
+        jobs = channel.declare(Queue("jobs", durable=True, arguments=arguments))
+        bodies = [b"%d" % number for number in range(10)]
+        assert len(list(channel.publish([Message(body, held.name) for body in bodies]))) == 10
+        received = list[bytes]()
+
+        def room_of_a_popular_queue() -> int:
+            while (delivery := channel.get(jobs.name)) is not None:
+                channel.acknowledge(delivery)
+                received.append(delivery.body)
+            wait_until(lambda: channel.depth_of(jobs.name) == 0, "an empty queue")
+            if len(received) < 30:  # quorum queues accept a few more than the limit
+                list(channel.publish([Message(b"live", jobs.name) for _ in range(20)]))
+            return 10
+
+        moving = connection.channel()
+        with_confirms = transactions.WithConfirms(moving, lambda each: Message(each.body, jobs.name, ""))
+        mover = transactions.Mover(moving, held.name, 5, with_confirms, room_of_a_popular_queue)
+        assert sum(mover.batches()) == 10
+        moving.close()
+    received += [delivery.body for delivery in taken(broker, jobs.name)]
+    assert sorted(body for body in received if body != b"live") == bodies
+    assert depth(broker, held.name) == 0
+
+
+@pytest.mark.keeps_messages
+@pytest.mark.parametrize("both", [False, True], ids=["holding queue", "both"])
+def test_messages_keep_their_address_and_get_no_copies_if_the_holding_queue_is_deleted(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch, both: bool
+) -> None:
+    """If a user deletes the queues that a conversion has declared, the messages that no such queue took are still there
+    when the conversion ends, with their routing keys, and none was copied to a queue that its headers CC and BCC name.
+    """
+    fill(broker, count=0)
+    copied = {"headers": {"CC": ["victim"], "BCC": ["victim"], "mqtool-exchange": "forged"}, "priority": 3}
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        channel.declare(Queue("victim", durable=True))
+        sent = [Message(b"%d" % number, "kern.x", "logs", copied) for number in range(10)]
+        assert len(list(channel.publish(sent))) == 10
+    names = conversion_plan.ConversionNames.of("jobs")
+    checked = Conversion._check_leader
+
+    def delete_then_check(conversion: Conversion, queue: str, then: str) -> None:
+        checked(conversion, queue, then)
+        if queue == names.meanwhile:  # the last of the preparations
+            for each in (names.held, names.meanwhile)[: 1 + both]:
+                administration.delete_queue(conversion._channel, each)
+
+    monkeypatch.setattr(Conversion, "_check_leader", delete_then_check)
+    with pytest.raises(MqtoolError, match="was deleted" if not both else "no queue took messages"):
+        convert(broker)
+    monkeypatch.undo()
+    assert depth(broker, "victim") == 0
+    if not both:
+        assert depth(broker, names.meanwhile) == 3  # the broker itself has put them there
+
+    api = Management(broker.management, "guest", "guest")
+    plan = queue_conversion.left_behind(api, broker.vhost, "jobs")
+    assert plan is not None
+    with Connection(parse_addresses(broker.url)) as connection:
+        conversion = Conversion(connection, api, broker.vhost, plan, user="guest", young=0.0, quiet=0.0)
+        conversion.begin()
+        assert sum(conversion.run()) == 3 * (not both)
+    if both:
+        assert convert(broker) is not None
+    found = taken(broker, "jobs", 10)
+    assert sorted(int(delivery.body) for delivery in found) == list(range(10))
+    assert {delivery.routing_key for delivery in found} == {"kern.x"}
+    assert all(delivery.headers["CC"] == ["victim"] and delivery.properties["priority"] == 3 for delivery in found)
+    assert all("mqtool-convert" not in delivery.headers for delivery in found)
+    assert depth(broker, "victim") == 0
+
+
+@pytest.mark.keeps_messages
+def test_messages_go_back_to_the_holding_queue_if_the_queue_is_deleted(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the converted queue is deleted while its messages return to it, those on their way there are held again, each
+    once, and return when the conversion is resumed.
+    """
+    fill(broker)
+    api = Management(broker.management, "guest", "guest")
+    plan = dataclasses.replace(conversion_plan.prospect(api, broker.vhost, "jobs", "quorum", {}).plan, at_once=COUNT)
+    with Connection(parse_addresses(broker.url)) as connection, Connection(parse_addresses(broker.url)) as other:
+        conversion = Conversion(connection, api, broker.vhost, plan, user="guest", young=0.0, quiet=0.0)
+        returned = conversion.messages.returned
+
+        def delete_then_return(delivery: Delivery) -> Message:
+            administration.delete_queue(other.channel(), "jobs")
+            return returned(delivery)
+
+        monkeypatch.setattr(conversion.messages, "returned", delete_then_return)
+        conversion.begin()
+        with pytest.raises(NotConfirmed, match=r"no queue took messages from 'jobs\.mqtool-convert'"):
+            list(conversion.run())
+    assert depth(broker, "jobs.mqtool-convert") == COUNT
+    assert convert(broker) is not None
+    found = taken(broker, "jobs", COUNT)
+    assert sorted(int(delivery.body) for delivery in found) == list(range(COUNT))
+    assert {int(each.body): each.routing_key for each in found} == {
+        int(message.body): message.routing_key for message in messages()
+    }
 
 
 class DirectPublisher:

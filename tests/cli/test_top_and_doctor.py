@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -164,6 +165,32 @@ def test_doctor_reports_streams_without_limits_and_readers_that_fall_behind(watc
     assert found["left-over"]["thing"] == "queue 'mqtool-bench-1'"
     assert found["reader-misses"]["thing"] == "stream 'short'"
     assert "reader 'me' had not read" in found["reader-misses"]["what"]
+
+
+def test_doctor_reports_permissions_that_end_before_the_name_of_a_queue(watcher: Shell, broker: TestBroker) -> None:
+    """`doctor` reports a user who may declare or write to orders.dlq, but not to the queue orders, since `dlq redrive`,
+    `delayed now` and `queue convert` connect the two. It does not report rights on both, or on neither.
+    """
+    for queue in ("orders", "orders.dlq", "jobs"):
+        watcher.run("mqtool", "queue", "declare", queue)
+    name = f"doctor-{uuid.uuid4().hex[:8]}"
+    broker.api("PUT", f"users/{name}", {"password": name, "tags": ""})
+    try:
+        for pattern, example in (
+            (r"^orders\.", "orders"),
+            (r"\.dlq$", "jobs"),
+            (r"^orders([.]|$)", ""),
+            ("^order", ""),
+        ):
+            rights = {"configure": "^$", "write": pattern, "read": ".*"}
+            broker.api("PUT", f"permissions/{broker.vhost}/{name}", rights)
+            found = findings(watcher, broker)
+            assert list(found) == (["permission"] if example else []), pattern
+            if example:
+                assert found["permission"]["thing"] == f"user {name!r}"
+                assert found["permission"]["what"].startswith(f"may write to '{example}.dlq', but not '{example}'")
+    finally:
+        broker.api("DELETE", f"users/{name}")
 
 
 @on_any_broker

@@ -150,6 +150,28 @@ def test_mandatory_reports_exactly_the_unroutable_messages(connection: Connectio
     assert {receipt.reason for receipt in returned} == {"NO_ROUTE (312)"}
 
 
+def test_equal_messages_are_reported_by_their_exchange_and_headers(connection: Connection) -> None:
+    """Of messages with equal ids, keys and bodies, exactly those are reported as returned whose exchange or headers
+    lead to no queue.
+    """
+    channel = connection.channel(mandatory=True)
+    channel.declare(QUEUE)
+    bound, unbound = (channel.declare(Exchange(name, "headers", durable=True)) for name in ("bound", "unbound"))
+    channel.bind(QUEUE, bound, arguments={"x-match": "all", "n": 1})
+    messages = [
+        Message(b"same", "k", exchange.name, {"headers": {"n": n, "at": datetime(2026, 1, 1, tzinfo=UTC)}}, str(pair))
+        for pair in range(50)
+        for exchange, n in ((bound, 1), (unbound, 1), (bound, True), (bound, 2), (bound, 1))
+    ]
+
+    receipts = list(channel.publish(messages, persistent=True))
+
+    assert [receipt.message for receipt in receipts] == messages
+    told = [receipt.confirmation is Confirmation.CONFIRMED for receipt in receipts]
+    assert told == [True, False, False, False, True] * 50
+    assert channel.depth_of(QUEUE.name) == 100
+
+
 def test_messages_that_a_full_queue_rejects_are_nacked(connection: Connection) -> None:
     """A queue with x-overflow reject-publish confirms the messages that fit into it; the publisher reports all others
     as nacked.

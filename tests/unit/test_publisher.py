@@ -84,9 +84,22 @@ def test_a_returned_message_is_found_by_its_content(wire: Wire, publisher: Uncon
     """
     wire.publish(b"1", b"same", b"same")
     for _ in range(2):
-        publisher.on_return(None, "info", b"same", "NO_ROUTE (312)")
+        publisher.on_return(Message(b"same", "info", ROUTE.exchange), "NO_ROUTE (312)")
     publisher.on_ack(3, multiple=True)
     assert [receipt.confirmation for receipt in publisher.collect()] == ["confirmed", "returned", "returned"]
+
+
+def test_a_returned_message_is_found_although_the_broker_has_added_a_header(wire: Wire, publisher: Unconfirmed) -> None:
+    """If the broker has added a header, or removed BCC, the returned message is the one whose properties and headers
+    differ least from it.
+    """
+    for number in range(3):
+        headers = {"n": number, "BCC": ["copy"]}
+        publisher.add([Message(b"same", properties={"headers": headers, "priority": None})], ROUTE, number + 1)
+    headers = {"n": 1, "added-by-the-broker": True}
+    publisher.on_return(Message(b"same", "info", "logs", {"headers": headers, "app_id": None}), "NO_ROUTE (312)")
+    publisher.on_ack(3, multiple=True)
+    assert [receipt.confirmation for receipt in publisher.collect()] == ["confirmed", "returned", "confirmed"]
 
 
 def test_only_unconfirmed_messages_are_republished(wire: Wire, publisher: Unconfirmed) -> None:

@@ -1,6 +1,6 @@
 """mqtool delayed ls, show, cancel, now; see delayed_relay.py for the others."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
 from typing import Annotated, Any
@@ -21,9 +21,9 @@ from mqtool.cli.display import layout, output
 from mqtool.cli.options import ManagedBroker, Yes
 from mqtool.cli.options.receiving_options import WhereOption
 from mqtool.duration import compact_duration
-from mqtool.errors import SomeFailed, UsageError
+from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed, UsageError
 from mqtool.spelling import counted
-from mqtool.work.pending_delays import Waiting, WaitingChoice, WaitingMessages
+from mqtool.work.pending_delays import Exclusive, Waiting, WaitingChoice, WaitingMessages
 
 app = group("delayed", "Show, cancel, deliver or relay delayed messages.", heading="Messages")
 app.add_typer(delayed_relay.part)
@@ -38,17 +38,46 @@ Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Messag
 _COLUMNS = ("to", "kind", "wait", "messages", "held_in")
 
 
+#: If more queues or messages than this are left out, the reason is printed only for the first ones.
+_SAID = 10
+
+
+class _Skipped:
+    """The wait queues from which no messages could be received. Warns of each, and counts those that matter.
+
+    An exclusive queue does not matter: mqtool declares none, and only the client that has declared it can use it.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._said = set[str]()
+
+    def __call__(self, queue: str, error: MqtoolError) -> None:
+        if queue in self._said:
+            return
+        self._said.add(queue)
+        self.count += not isinstance(error, Exclusive)
+        if len(self._said) <= _SAID:
+            output.warning(f"wait queue {queue!r} is skipped: {error}")
+
+    def check(self) -> None:
+        """Raise SomeFailed if messages that the user asked for may be in these queues."""
+        if self.count:
+            raise SomeFailed(f"{counted(self.count, 'wait queue')} could not be read")
+
+
 @contextmanager
-def _waiting(access: Access) -> Iterator[WaitingMessages]:
+def _waiting(access: Access, skipped: _Skipped) -> Iterator[WaitingMessages]:
     with access.connect() as connection:
-        yield WaitingMessages(connection.channel(), access.management(), access.vhost)
+        yield WaitingMessages(connection.channel(), access.management(), access.vhost, skipped)
 
 
 @command(app, "mqtool delayed ls", "mqtool delayed ls --json", effect=Effect.READS)
 def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
     """Count waiting messages, by destination and delay."""
     rows: list[dict[str, Any]] = []
-    with _waiting(access_to(broker, reconnects=False)) as waiting:
+    skipped = _Skipped()
+    with _waiting(access_to(broker, reconnects=False), skipped) as waiting:
         for queue, count in waiting.queues():
             wait = compact_duration(queue.seconds) if queue.seconds else None
             row = (queue.to, queue.kind, wait, count, queue.name)
@@ -57,6 +86,7 @@ def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
             rows.append(dict(zip(_COLUMNS, (exchange, "plugin", None, count, exchange), strict=True)))
     if not layout.show_rows(rows, _COLUMNS, as_json=as_json):
         output.status("no messages are waiting")
+    skipped.check()
 
 
 @command(app, "mqtool delayed show", "mqtool delayed show jobs --json", effect=Effect.READS)
@@ -76,8 +106,8 @@ def show(
     The messages stay where they are. Showing them has the side effects of 'mqtool peek'. Messages held by the plugin
     cannot be shown.
     """
-    shown = 0
-    with _waiting(access_to(broker, reconnects=False)) as waiting, closing(waiting.messages(to)) as messages:
+    shown, skipped, access = 0, _Skipped(), access_to(broker, reconnects=False)
+    with _waiting(access, skipped) as waiting, closing(waiting.messages(to)) as messages:
         for each in stopping.until_requested(messages):
             if where is None or where.matches(_record(each)):
                 shown += 1
@@ -85,6 +115,7 @@ def show(
         _say_what_is_hidden(waiting)
     if not shown:
         output.status("no waiting messages found")
+    skipped.check()
 
 
 def _show(each: Waiting, *, as_json: bool) -> None:
@@ -136,12 +167,8 @@ def now(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: WhereOp
     _check(ids, where)
     access = access_to(broker, reconnects=False)
     ask("deliver waiting messages now", access, yes=yes, is_safe=True)
-    stays: list[str] = []
-    _take(access, ids, where, lambda waiting, chosen: waiting.deliver(chosen, stays.append), "delivered")
-    for why in stays:
-        output.warning(why)
-    if stays:
-        raise SomeFailed(f"{counted(len(stays))} could not be delivered")
+    stays: list[MqtoolError] = []
+    _take(access, ids, where, lambda waiting, chosen: waiting.deliver(chosen, stays.append), "delivered", stays)
 
 
 def _check(ids: list[str] | None, where: conditions.Where | None) -> None:
@@ -155,13 +182,19 @@ def _take(
     where: conditions.Where | None,
     take: Callable[[WaitingMessages, WaitingChoice], Generator[Waiting]],
     done: str,
+    stays: Sequence[MqtoolError] = (),
 ) -> None:
     """Cancel or deliver the selected messages, and print how many there were.
 
+    Args:
+        stays: when all is done, an error for each selected message that could not be delivered.
+
     Raises:
-        SomeFailed: no waiting message has one of the ids.
+        NotConfirmed: there was one message, and its destination did not take it.
+        SomeFailed: messages could not be delivered, no waiting message has one of the ids, or selected messages may be
+            in a queue that could not be read.
     """
-    missing, count = set(ids or ()), 0
+    missing, count, skipped = set(ids or ()), 0, _Skipped()
 
     def chosen(each: Waiting) -> bool:
         is_chosen = (not ids or each.message.message_id in ids) and (where is None or where.matches(_record(each)))
@@ -169,11 +202,19 @@ def _take(
             missing.discard(each.message.message_id or "")
         return is_chosen
 
-    with _waiting(access) as waiting, closing(take(waiting, chosen)) as taken:
+    with _waiting(access, skipped) as waiting, closing(take(waiting, chosen)) as taken:
         for count, _ in enumerate(taken, 1):  # noqa: B007
             if stopping.requested() is not None:
                 break
         _say_what_is_hidden(waiting)
     output.status(f"{count:,} {done}")
+    if not count and len(stays) == 1 and isinstance(stays[0], NotConfirmed):
+        raise stays[0]
+    for error in stays[:_SAID]:
+        output.warning(str(error))
+    if stays:
+        raise SomeFailed(f"{counted(len(stays))} could not be delivered")
     if missing:
         raise SomeFailed(f"no waiting message has the id {sorted(missing)[0]!r}", "'mqtool delayed show' lists them")
+    if not ids:
+        skipped.check()

@@ -29,7 +29,7 @@ from mqtool.cli.options.broker_options import ShownVerbose
 from mqtool.cli.options.receiving_options import WhereWaiting
 from mqtool.cli.pipe.existence import require
 from mqtool.cli.values import DURATION
-from mqtool.errors import NotFound, SomeFailed, Unavailable
+from mqtool.errors import MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.message import Delivery
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
@@ -121,16 +121,33 @@ def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
         raise Unavailable(
             str(error), "name it with --management, or look into one queue with 'mqtool dlq show QUEUE'"
         ) from error
-    rows = filter(None, (_counted(access, queue, as_json=as_json) for queue in queues))
+    skipped = list[str]()
+    rows = filter(None, (_counted(access, queue, skipped, as_json=as_json) for queue in queues))
     if not layout.show_rows(rows, ("queue", "messages", "reasons"), as_json=as_json):
         output.status("no queue has dead letters")
+    if skipped:
+        raise SomeFailed(f"{counted(len(skipped), 'queue')} could not be read")
 
 
-def _counted(access: Access, queue: str, *, as_json: bool) -> dict[str, Any] | None:
+def _counted(access: Access, queue: str, skipped: list[str], *, as_json: bool) -> dict[str, Any] | None:
+    """Count a queue's dead letters by reason. If they cannot be received, warn, and add the queue to `skipped`.
+
+    Anyone may have declared a queue with such a name, or consume from it.
+    """
+    count, reasons = 0, dict[str, int]()
     with _channel(access) as channel:
-        count = channel.depth_of(queue)
-        with closing(peeking.peek(channel, queue)) as letters:
-            reasons = dict(Counter(death_of(letter).reason for letter in islice(letters, _LOOKED_AT)).most_common())
+        try:
+            count = channel.depth_of(queue)
+            with closing(peeking.peek(channel, queue)) as letters:
+                reasons = dict(Counter(death_of(letter).reason for letter in islice(letters, _LOOKED_AT)).most_common())
+        except NotFound:  # it has just been deleted
+            return None
+        except MqtoolError as error:
+            if not (channel.is_open or channel.refused):  # the connection was lost
+                raise
+            skipped.append(queue)
+            if len(skipped) <= _SAID:
+                output.warning(f"the reasons of the dead letters in {queue!r} are unknown: {error}")
     as_text = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items())
     return {"queue": queue, "messages": count, "reasons": reasons if as_json else as_text} if count else None
 
@@ -197,8 +214,8 @@ def redrive(
 ) -> None:
     """Move dead letters back to where they came from.
 
-    The headers of a dead letter name its queue, but any publisher can set them. So a dead letter stays if nothing else
-    shows that it came from there: the name QUEUE.dlq, or that queue's dead-letter exchange and routing key.
+    The headers of a dead letter name its queue, but any publisher can set them. So a dead letter stays unless it was
+    delivered with that queue's dead-letter exchange and routing key, or to QUEUE.dlq through the default exchange.
 
     Each dead letter is removed once the broker has confirmed the moved message. If the command is killed, no message is
     lost, but up to 100 may be in both queues. Run it again to continue.

@@ -22,7 +22,7 @@ from mqtool.cli.options.queue_options import StreamPort
 from mqtool.cli.pipe.source import text_of
 from mqtool.cli.values import TIME_LIMIT, parsed
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, SomeFailed, Unavailable, UsageError
-from mqtool.inspection import connected_clients, definitions, diagnosis, queue_details, upgrade
+from mqtool.inspection import connected_clients, definitions, diagnosis, helper_names, queue_details, upgrade
 from mqtool.inspection.findings import Finding, worst_first
 from mqtool.inspection.upgrade import Version
 from mqtool.management import Management
@@ -188,6 +188,8 @@ def _findings(
     if before:
         yield from queue_details.reader_findings(before, _readers(access, api, vhost, stream_port))
     yield from diagnosis.of_firehose(api, vhost)
+    with suppress(AccessRefused):  # the user is not an administrator
+        yield from helper_names.findings(api, vhost)
     try:
         yield from diagnosis.of_nodes(api)
     except AccessRefused as refused:

@@ -206,11 +206,8 @@ def _continue(
 def _remove_leftovers(access: Access, name: str) -> None:
     """Delete the auxiliary exchanges of a conversion that was killed just before it was complete."""
     with access.channel() as channel:
-        for exchange in (
-            ConversionNames.of(name).through,
-            ConversionNames.of(name).meanwhile,
-            ConversionNames.of(name).back,
-        ):
+        names = ConversionNames.of(name)
+        for exchange in (names.through, names.meanwhile, names.into, names.back):
             if administration.exists(channel, Exchange(exchange)):
                 administration.delete_exchange(channel, exchange)
 
