@@ -158,7 +158,8 @@ def _run_in_page(names: list[str], guard: Guard, url: str | None, page: PageOpti
         while wanted is not None:
             name, play = wanted, plays.PLAYS[wanted]
             try:
-                with shown.watching(play.title, play.story, name, [APART + each for each in play.exchanges]):
+                own = [[APART + each for each in names] for names in (play.exchanges, play.queues)]
+                with shown.watching(play.title, play.story, name, *own):
                     checks = perform(play, shown, guard, url)
             except Left:
                 pass

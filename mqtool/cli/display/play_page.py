@@ -166,15 +166,20 @@ class PlayPage:
         self._server.close()
 
     @contextmanager
-    def watching(self, title: str, story: str, name: str = "", exchanges: Collection[str] = ()) -> Iterator[None]:
+    def watching(
+        self, title: str, story: str, name: str = "", exchanges: Collection[str] = (), queues: Collection[str] = ()
+    ) -> Iterator[None]:
         """Context manager: show a play until the `with` block ends. If the block raises an error, the page shows it.
 
         Args:
-            exchanges: the play's own exchanges. On RabbitMQ, the page shows copies of their messages.
+            exchanges, queues: the play's own. On a broker that others also use, the page hides what else there is, and
+                on RabbitMQ it shows copies of the messages of these exchanges.
         """
         self._exchanges = exchanges
         self._said = self._continued = 0
-        self._recording.add("begins", name=name, title=title, story=story)
+        has_others = self._broker is not None and bool(exchanges or queues)
+        own = {"exchanges": [*exchanges], "queues": [*queues]} if has_others else None
+        self._recording.add("begins", name=name, title=title, story=story, own=own)
         try:
             yield
         except MqtoolError as error:

@@ -254,10 +254,12 @@ function belongs(state, queue, label) {
   if (found && found.owner === undefined) found.owner = label;
 }
 
+/** Whether a name was made by a program or by the broker. */
+export const isGenerated = (name) => /\bgen-|^amq_|[0-9a-f]{8}-[0-9a-f]{4}-|[0-9a-f]{20}/.test(name);
+
 /** What a queue is called, as people would. */
 export function labelOf({ name, owner }) {
-  const isGenerated = /\bgen-|^amq_|[0-9a-f]{8}-[0-9a-f]{4}-|[0-9a-f]{20}/.test(name);
-  return !isGenerated ? name : owner === undefined ? "temporary queue" : `${owner}'s queue`;
+  return !isGenerated(name) ? name : owner === undefined ? "temporary queue" : `${owner}'s queue`;
 }
 
 const countsOf = ({ ready, unacked, uncopied } = newCounts()) => ({ ready, unacked, uncopied });

@@ -32,13 +32,15 @@ export const PLAY_KINDS = {
   begins(state, record) {
     // Its broker is another one, with other messages.
     for (const part of Object.values(state)) if (part instanceof Map) part.clear();
-    const { n: id, name, title, story } = record;
+    const { n: id, name, title, story, own } = record;
     const play = {
       id,
       rev: 1,
       name,
       title,
       story,
+      /** The names of its queues and exchanges, if others are on its broker. */
+      own,
       scene: 0,
       text: "",
       terminals: [],
@@ -338,7 +340,7 @@ export class Play {
     if (this.plays.length) buttons.append(this.parts.other);
     story.append(title, scene, text, buttons, checks, counts, menu, summary);
     main.prepend(story);
-    document.getElementById("frame").after(terminals, charts);
+    document.getElementById("view").after(terminals, charts);
     document.body.classList.add("playing");
     this.fillMenu();
   }
