@@ -5,7 +5,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -151,9 +151,11 @@ class PlayLines:
 
     # The methods of an Audience.
 
-    def on_broker(self, find: "Callable[[], Management] | None") -> AbstractContextManager[None]:
+    def on_broker(
+        self, find: "Callable[[], Management] | None", environment: Mapping[str, str] | None = None
+    ) -> AbstractContextManager[None]:
         """Do nothing: this view shows only the commands and their output, not the broker."""
-        del find
+        del find, environment
         return nullcontext()
 
     def opened(self, names: Sequence[str]) -> None:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from mqtool.cli.display import output
 from mqtool.cli.display.browser import opened
-from mqtool.errors import MqtoolError
+from mqtool.errors import MqtoolError, UsageError
 from mqtool.stage.terminal import Chart, QueueDepth
+from mqtool.ui.actions import Actions
 from mqtool.ui.copies import Copies
-from mqtool.ui.page_server import Json, PageServer
+from mqtool.ui.page_server import Answerer, Json, PageServer
 from mqtool.ui.records import records
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ _LATE, _LAST_WORDS = 1.3, 2.0
 
 class Left(Exception):
     """The reader has chosen another play, or ended the command."""
+
+
+class Again(Exception):
+    """The reader has changed something on the play's own broker: perform the play again. The page shows it from the
+    scene that was announced last.
+    """
 
 
 class ShownBroker(NamedTuple):
@@ -107,6 +114,45 @@ class TerminalRecording:
             self.changed.wait_for(lambda: not self.pages, _LAST_WORDS)
 
 
+class Learner:
+    """What the reader of a play does on the play's own broker, between its scenes.
+
+    Attributes:
+        answers: answer the page's requests to list, preview and run actions.
+        has_changed: True if the broker is no longer as the play has left it.
+    """
+
+    def __init__(self) -> None:
+        self._actions = Actions([], {"change", "embedded"}, environment={})
+        self.answers: Mapping[str, Answerer] = {
+            "/actions": self._actions.listed, "/preview": self._actions.preview, "/run": self._run,
+        }  # fmt: skip
+        self.has_changed = False
+        self._has_broker = self._is_turn = False
+
+    def come_to(self, environment: Mapping[str, str] | None) -> None:
+        """Act on another broker from now on; on none, if `environment` is None."""
+        self._has_broker, self.has_changed = environment is not None, False
+        # The picture shows the name. Some actions have no AMQP 1.0.
+        self._actions.move({**(environment or {}), "MQTOOL_CONNECTION_NAME": "you", "MQTOOL_PROTOCOL": ""})
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Context manager: let the reader run commands, and stop those that still run."""
+        self._is_turn = self._has_broker
+        try:
+            yield
+        finally:
+            self._is_turn = False
+            self._actions.move({})
+
+    def _run(self, wanted: Json) -> Iterator[Json | None]:
+        if not self._is_turn:
+            raise UsageError("the tutorial's own commands are running", "wait for the end of the scene")
+        self.has_changed |= wanted.get("action") != "route"
+        yield from self._actions.run(wanted)
+
+
 class PlayPage:
     """A context manager and Audience that serves a web page, and shows plays or a drill there.
 
@@ -132,8 +178,10 @@ class PlayPage:
         self._is_drill = not plays
         self._auto = auto
         self._broker = broker
-        # The page offers no actions on the broker; the reader only follows the play.
+        self._learner = Learner() if plays and broker is None else None
         answers = {"/play": self._asked, "/actions": lambda _: iter(())}
+        if self._learner is not None:
+            answers |= self._learner.answers
         self._server = PageServer(self._recording.follow, port, answers)
         self._open_page = open_page
         self._ending = ExitStack()
@@ -145,6 +193,10 @@ class PlayPage:
         self._drawn: list[int] = []
         self._drawn_at = 0.0
         self._watching = threading.Event()
+        #: The scene up to which a play is performed again, and its terminals with what they print until then.
+        self._resumes_at = 0
+        self._terminals: list[Json] = []
+        self._watch_now: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Self:
         """Print the page's address, and wait until somebody opens the page."""
@@ -176,7 +228,7 @@ class PlayPage:
                 on RabbitMQ it shows copies of the messages of these exchanges.
         """
         self._exchanges = exchanges
-        self._said = self._continued = 0
+        self._said = self._continued = self._resumes_at = 0
         has_others = self._broker is not None and bool(exchanges or queues)
         own = {"exchanges": [*exchanges], "queues": [*queues]} if has_others else None
         self._recording.add("begins", name=name, title=title, story=story, own=own)
@@ -199,7 +251,8 @@ class PlayPage:
         """
         self._recording.add("choose", proposed=proposed, pace=_pace("") if starts and self._auto else None)
         try:
-            self._wait(lambda: self._wanted is not None)
+            with self._learners_turn():
+                self._wait(lambda: self._wanted is not None)
         except KeyboardInterrupt:
             return None
         wanted, self._wanted = self._wanted, None
@@ -214,18 +267,36 @@ class PlayPage:
     # The methods of an Audience.
 
     @contextmanager
-    def on_broker(self, find: "Callable[[], Management] | None") -> Iterator[None]:
+    def on_broker(
+        self, find: "Callable[[], Management] | None", environment: Mapping[str, str] | None = None
+    ) -> Iterator[None]:
         self._watching.set()
         self._watching = over = threading.Event()
         self._pauses = True
         source = self._broker if find is None else ShownBroker(find, "/", "a broker started by mqtool")
         if source is not None:
-            threading.Thread(target=self._watch, args=(over, source), name="mqtool-watch", daemon=True).start()
-        yield
-        over.wait(_LATE)
-        over.set()
+            self._watch_now = partial(self._start_to_watch, over, source)
+            if not self._is_catching_up:
+                self._watch_now()
+        if self._learner is not None:
+            self._learner.come_to(environment)
+        try:
+            yield
+            over.wait(_LATE)
+        finally:
+            over.set()
+            if self._learner is not None:
+                self._learner.come_to(None)
 
-    def _watch(self, over: threading.Event, source: ShownBroker) -> None:
+    def _start_to_watch(self, over: threading.Event, source: ShownBroker) -> None:
+        """Record the broker's events. Returns once the messages that already wait there are recorded."""
+        is_known = threading.Event()
+        arguments = (over, source, is_known)
+        threading.Thread(target=self._watch, args=arguments, name="mqtool-watch", daemon=True).start()
+        if self._resumes_at:
+            is_known.wait(_LATE)
+
+    def _watch(self, over: threading.Event, source: ShownBroker, is_known: threading.Event) -> None:
         latest: dict[str, Json] = {}
         copying = None
         if source.connect is not None and self._exchanges:
@@ -241,19 +312,28 @@ class PlayPage:
                 if not self._recording.is_full:
                     self._recording.add_record(record)
                 latest[kind] = what
+            if kind == "moved":
+                is_known.set()
 
     def opened(self, names: Sequence[str]) -> None:
-        self._recording.add("opened", names=list(names))
+        self._terminals.clear()
+        self._add_of_terminal("opened", names=list(names))
 
     def typed(self, terminal: str, command: str) -> None:
-        self._recording.add("typed", terminal=terminal, line=output.visible(command))
+        self._add_of_terminal("typed", terminal=terminal, line=output.visible(command))
 
     def put_first(self, terminal: str | None) -> None:
         """Do nothing: each terminal is shown by itself."""
 
     def printed(self, terminal: str, line: str) -> None:
         if not self._recording.is_full:
-            self._recording.add("printed", terminal=terminal, line=output.visible(line[:_LINE]))
+            self._add_of_terminal("printed", terminal=terminal, line=output.visible(line[:_LINE]))
+
+    def _add_of_terminal(self, kind: str, **fields: Any) -> None:
+        if self._is_catching_up:
+            self._terminals.append({"kind": kind, **fields})
+        else:
+            self._recording.add(kind, **fields)
 
     def counted(self, queues: Sequence[QueueDepth]) -> None:
         """Do nothing: the animation shows the numbers."""
@@ -263,16 +343,50 @@ class PlayPage:
 
         Raises:
             Left: the reader has chosen something else.
+            Again: the reader has changed something on the play's broker.
         """
         self._said += 1
+        if self._said < self._resumes_at:
+            return
+        if self._said == self._resumes_at:
+            self._resume()
+        else:
+            self._pause(text)
+        self._recording.add("goes_on", number=self._said)
+
+    def _pause(self, text: str) -> None:
         waits, self._pauses = self._pauses, not self._is_drill
         pace = _pace(text) if self._auto else None
         self._recording.add("scene", number=self._said, text=text, waits=waits, pace=pace)
         if waits:
-            self._wait(lambda: self._continued >= self._said or self._wanted is not None)
+            with self._learners_turn():
+                self._wait(lambda: self._continued >= self._said or self._wanted is not None)
         if self._wanted is not None and not self._is_drill:
             raise Left
-        self._recording.add("goes_on", number=self._said)
+        if self._learner is not None and self._learner.has_changed:
+            self._resumes_at, self._said = self._said, 0
+            self._recording.add("again")
+            raise Again
+
+    @property
+    def _is_catching_up(self) -> bool:
+        return self._said < self._resumes_at
+
+    def _resume(self) -> None:
+        """Show the terminals and the broker of a play that has been performed again."""
+        for record in self._terminals:
+            self._recording.add(**record)
+        self._watch_now()
+        self._resumes_at = 0
+
+    @contextmanager
+    def _learners_turn(self) -> Iterator[None]:
+        """Context manager: let the reader run commands on the play's own broker."""
+        if self._learner is None:
+            yield
+            return
+        with self._learner.turn():
+            yield
 
     def goal(self, text: str) -> None:
         """Show what the learner has to bring about. Waits for nobody."""
@@ -281,7 +395,8 @@ class PlayPage:
         self._recording.add("goes_on", number=self._said)
 
     def right(self, what: str) -> None:
-        self._recording.add("checked", what=what, ok=True)
+        if not self._is_catching_up:
+            self._recording.add("checked", what=what, ok=True)
 
     def note(self, text: str) -> None:
         """Show a finding of a drill or of a goal."""
@@ -291,6 +406,8 @@ class PlayPage:
         """Do nothing: the page does not need empty lines."""
 
     def measured(self, charts: Sequence[Chart], over: bool) -> None:
+        if self._is_catching_up:
+            return
         now = time.monotonic()
         sizes = [len(each.values) for each in charts]
         if not any(sizes):

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -87,9 +87,11 @@ class Panes:
 
     # The methods of an Audience.
 
-    def on_broker(self, find: "Callable[[], Management] | None") -> AbstractContextManager[None]:
+    def on_broker(
+        self, find: "Callable[[], Management] | None", environment: Mapping[str, str] | None = None
+    ) -> AbstractContextManager[None]:
         """Do nothing: this view shows only the queue depths that plays report with counted()."""
-        del find
+        del find, environment
         return nullcontext()
 
     def opened(self, names: Sequence[str]) -> None:

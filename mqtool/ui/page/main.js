@@ -15,7 +15,7 @@ const STEP = 1.25;
 
 const player = new Player();
 const picture = new Picture(byId("picture"), choose);
-const play = new Play(player, post);
+const play = new Play(player, post, act);
 /** The records, if this page is a recording. */
 const recorded = byId("recording");
 /** What the panel shows, and what had the focus before. */
@@ -31,6 +31,13 @@ function choose(what) {
   doing.asks(what, player.state, picture.moment);
   details(byId("facts"), player.state, picture.moment, what);
   byId("close").focus();
+}
+
+/** Let the reader of a play publish a message like the latest one. */
+function act() {
+  if (!byId("doing").hidden) return toggle("do", "doing");
+  const latest = [...player.state.messages.values()].pop()?.details;
+  doing.open("publish", latest ? { exchange: latest.exchange, key: latest.routing_key } : {});
 }
 
 function closeDetails() {
@@ -287,6 +294,6 @@ if (recorded) {
   play.openRecording();
 } else {
   read();
-  doing.load();
+  doing.load().then(() => (play.canAct = doing.actions.has("publish")));
 }
 requestAnimationFrame(frame);

@@ -67,6 +67,8 @@ export const PLAY_KINDS = {
   }),
   ends: playing((play, record) => (play.ended = record.text)),
   failed: playing((play, record) => (play.failed = record.text)),
+  again: playing((play) => (play.isAgain = true)),
+  goes_on: playing((play) => (play.isAgain = false)),
   gone(state) {
     state.about = { ...state.about, note: "The broker does not answer." };
   },
@@ -90,10 +92,14 @@ export class Play {
   /**
    * @param {import("./player.js").Player} player
    * @param {(path: string, body: object) => AsyncIterable<object>} post
+   * @param {() => void} act  lets the reader do something themselves
    */
-  constructor(player, post) {
+  constructor(player, post, act) {
     this.player = player;
     this.post = post;
+    this.letAct = act;
+    /** Whether the reader can do something themselves between scenes. */
+    this.canAct = false;
     /** The number of the latest record, so that those that come again after a lost connection are left out. */
     this.latest = -1;
     /** The plays so far, with their scenes: when they were explained, and when their commands began. */
@@ -336,7 +342,9 @@ export class Play {
     this.parts.back.id = "earlier";
     this.parts.next.id = "next";
     this.parts.other.id = "other";
-    buttons.append(this.parts.back, this.parts.next);
+    this.parts.act = buttonFor("Try it yourself", "Publish, bind, or start a worker (d)", () => this.letAct());
+    this.parts.act.id = "try";
+    buttons.append(this.parts.back, this.parts.next, this.parts.act);
     if (this.plays.length) buttons.append(this.parts.other);
     story.append(title, scene, text, buttons, checks, counts, menu, summary);
     main.prepend(story);
@@ -393,6 +401,7 @@ export class Play {
       isChoosing,
       this.isMenuOpen,
       this.scenes.length,
+      this.canAct,
     ].join();
     if (drawn === this.drawn) return;
     this.drawn = drawn;
@@ -438,7 +447,9 @@ export class Play {
     const title = proposed && this.plays.find((each) => each.name === proposed).title;
     parts.next.textContent = proposed ? `${play ? "Next" : "Start"}: ${title}` : "Next";
     const isOver = this.isRecorded ? isChoosing : (isLatest || at < 0) && !waits;
-    parts.next.disabled = isOver && !proposed;
+    parts.next.disabled = (isOver && !proposed) || play?.isAgain === true;
+    if (play?.isAgain) parts.next.textContent = "Undoing what you did…";
+    parts.act.hidden = !this.canAct || !isLatest || play.isAgain || !(waits || isChoosing) || play.failed !== undefined;
     const isMenu = isChoosing || this.isMenuOpen;
     document.body.classList.toggle("choosing", play === null);
     parts.menu.hidden = !isMenu || !this.plays.length;
