@@ -449,7 +449,8 @@ export class Play {
     const isOver = this.isRecorded ? isChoosing : (isLatest || at < 0) && !waits;
     parts.next.disabled = (isOver && !proposed) || play?.isAgain === true;
     if (play?.isAgain) parts.next.textContent = "Undoing what you did…";
-    parts.act.hidden = !this.canAct || !isLatest || play.isAgain || !(waits || isChoosing) || play.failed !== undefined;
+    const mayAct = this.canAct && isLatest && play !== null && !play.isAgain && !play.failed;
+    parts.act.hidden = !(mayAct && (waits || isChoosing));
     const isMenu = isChoosing || this.isMenuOpen;
     document.body.classList.toggle("choosing", play === null);
     parts.menu.hidden = !isMenu || !this.plays.length;
