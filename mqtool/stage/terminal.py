@@ -68,8 +68,11 @@ class Audience(Protocol):
     def counted(self, queues: Sequence[QueueDepth]) -> None:
         """The messages in all of the broker's queues were counted, a few times a second."""
 
-    def say(self, text: str) -> None:
-        """Show an explanation; return when the next command may run."""
+    def say(self, text: str, question: str = "") -> None:
+        """Show an explanation, and a question about what will happen; return when the next command may run."""
+
+    def answered(self, answer: str) -> None:
+        """The commands have shown the answer to the latest question."""
 
     def right(self, what: str) -> None:
         """A check passed; `what` describes it."""

@@ -485,6 +485,25 @@ def test_the_time_bar_of_a_recording_has_the_scenes(chromium: Any, tmp_path: Pat
     linked.until(lambda: linked.text("#scene") == "Scene 2", "the second scene, by its address")
 
 
+def test_a_scene_asks_what_will_happen(chromium: Any, tmp_path: Path) -> None:
+    """Before a scene of a tutorial, the page asks what will happen. The answer appears once the commands have shown
+    it.
+    """
+    records = play()
+    scene = next(each for each in records if each["kind"] == "scene")
+    scene["question"] = "Who gets the task?"
+    first = next(index for index, each in enumerate(records) if each.get("number") == 2)
+    records.insert(first, {"t": 6900, "kind": "answered", "n": 4.5, "text": "Worker 1."})
+    page = recorded(chromium, tmp_path, records)
+    page.until(lambda: page.text("#question") == "What will happen? Who gets the task?", "the question")
+    seek(page, 0.1)
+    assert "Answer" not in page.text("#checks")
+    seek(page, 0.34)
+    page.until(lambda: page.text("#checks") == "Answer: Worker 1.", "the answer")
+    page.ask("document.querySelectorAll('#chapters button')[1].click()")
+    page.until(lambda: page.text("#scene") == "Scene 2" and page.text("#question") == "", "a scene without a question")
+
+
 def test_what_moves_is_told(chromium: Any, tmp_path: Path) -> None:
     """For screen readers, a live region of the page says which client has published, received or acknowledged which
     message.

@@ -183,13 +183,18 @@ class PlayLines:
     def counted(self, queues: Sequence[QueueDepth]) -> None:
         """Print nothing: message counts change too often to print a line for each change."""
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, question: str = "") -> None:
         self._pace.forget_keys()
         self.blank()
         self._print(Text(text, "italic"))
+        if question:
+            self._print(Text.assemble(("What will happen? ", "bold"), (question, "italic")))
         if self._pace.asks:
             self.note("Enter: continue · q: quit")
-        self._pace.wait(text)
+        self._pace.wait(text + question)
+
+    def answered(self, answer: str) -> None:
+        self._print(Text.assemble(("Answer: ", "bold"), answer))
 
     def right(self, what: str) -> None:
         self._print(Text.assemble(("✓ ", "green"), what))

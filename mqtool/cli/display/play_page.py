@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from mqtool.cli.display import output
 from mqtool.cli.display.browser import opened
-from mqtool.errors import MqtoolError, UsageError
+from mqtool.cli.display.learner import Learner
+from mqtool.errors import MqtoolError
 from mqtool.stage.terminal import Chart, QueueDepth
-from mqtool.ui.actions import Actions
 from mqtool.ui.copies import Copies
-from mqtool.ui.page_server import Answerer, Json, PageServer
+from mqtool.ui.page_server import Json, PageServer
 from mqtool.ui.records import records
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _MAX_RECORDS = 100_000
 #: Reading speed in characters per second, and the minimum time to show an explanation, in seconds.
 _READ_PER_SECOND, _SHORTEST = 22.0, 1.5
+#: The records about terminals.
+_TERMINALS = ("opened", "typed", "printed")
 #: Longer lines of output are cut off.
 _LINE = 500
 #: Seconds between two checks of a condition being waited for, and between two records of charts.
@@ -70,10 +72,27 @@ class TerminalRecording:
         self.pages = 0
         self._records: list[Json] = []
         self._is_complete = False
+        #: While a play is performed again: its terminals, and what they have printed.
+        self._held: list[tuple[str, Json]] | None = None
 
     def add(self, kind: str, **fields: Any) -> None:
         """Add a record with the current time."""
-        self.add_record({"t": _now(), "kind": kind, **fields})
+        if self._held is None:
+            self.add_record({"t": _now(), "kind": kind, **fields})
+        elif kind in _TERMINALS:
+            if kind == "opened":
+                self._held.clear()
+            self._held.append((kind, fields))
+
+    def hold(self) -> None:
+        """Add nothing until resume(): what follows is recorded already."""
+        self._held = []
+
+    def resume(self) -> None:
+        """Add the terminals as they are now."""
+        held, self._held = self._held or [], None
+        for kind, fields in held:
+            self.add(kind, **fields)
 
     def add_record(self, record: Json) -> None:
         with self.changed:
@@ -114,45 +133,6 @@ class TerminalRecording:
             self.changed.wait_for(lambda: not self.pages, _LAST_WORDS)
 
 
-class Learner:
-    """What the reader of a play does on the play's own broker, between its scenes.
-
-    Attributes:
-        answers: answer the page's requests to list, preview and run actions.
-        has_changed: True if the broker is no longer as the play has left it.
-    """
-
-    def __init__(self) -> None:
-        self._actions = Actions([], {"change", "embedded"}, environment={})
-        self.answers: Mapping[str, Answerer] = {
-            "/actions": self._actions.listed, "/preview": self._actions.preview, "/run": self._run,
-        }  # fmt: skip
-        self.has_changed = False
-        self._has_broker = self._is_turn = False
-
-    def come_to(self, environment: Mapping[str, str] | None) -> None:
-        """Act on another broker from now on; on none, if `environment` is None."""
-        self._has_broker, self.has_changed = environment is not None, False
-        # The picture shows the name. Some actions have no AMQP 1.0.
-        self._actions.move({**(environment or {}), "MQTOOL_CONNECTION_NAME": "you", "MQTOOL_PROTOCOL": ""})
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Context manager: let the reader run commands, and stop those that still run."""
-        self._is_turn = self._has_broker
-        try:
-            yield
-        finally:
-            self._is_turn = False
-            self._actions.move({})
-
-    def _run(self, wanted: Json) -> Iterator[Json | None]:
-        if not self._is_turn:
-            raise UsageError("the tutorial's own commands are running", "wait for the end of the scene")
-        self.has_changed |= wanted.get("action") != "route"
-        yield from self._actions.run(wanted)
-
-
 class PlayPage:
     """A context manager and Audience that serves a web page, and shows plays or a drill there.
 
@@ -178,10 +158,8 @@ class PlayPage:
         self._is_drill = not plays
         self._auto = auto
         self._broker = broker
-        self._learner = Learner() if plays and broker is None else None
-        answers = {"/play": self._asked, "/actions": lambda _: iter(())}
-        if self._learner is not None:
-            answers |= self._learner.answers
+        self._learner = Learner(is_offered=bool(plays) and broker is None)
+        answers = {"/play": self._asked, **self._learner.answers}
         self._server = PageServer(self._recording.follow, port, answers)
         self._open_page = open_page
         self._ending = ExitStack()
@@ -193,9 +171,8 @@ class PlayPage:
         self._drawn: list[int] = []
         self._drawn_at = 0.0
         self._watching = threading.Event()
-        #: The scene up to which a play is performed again, and its terminals with what they print until then.
+        #: The scene up to which a play is performed again.
         self._resumes_at = 0
-        self._terminals: list[Json] = []
         self._watch_now: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Self:
@@ -251,7 +228,7 @@ class PlayPage:
         """
         self._recording.add("choose", proposed=proposed, pace=_pace("") if starts and self._auto else None)
         try:
-            with self._learners_turn():
+            with self._learner.turn():
                 self._wait(lambda: self._wanted is not None)
         except KeyboardInterrupt:
             return None
@@ -276,17 +253,15 @@ class PlayPage:
         source = self._broker if find is None else ShownBroker(find, "/", "a broker started by mqtool")
         if source is not None:
             self._watch_now = partial(self._start_to_watch, over, source)
-            if not self._is_catching_up:
+            if not self._resumes_at:
                 self._watch_now()
-        if self._learner is not None:
-            self._learner.come_to(environment)
+        self._learner.come_to(environment)
         try:
             yield
             over.wait(_LATE)
         finally:
             over.set()
-            if self._learner is not None:
-                self._learner.come_to(None)
+            self._learner.come_to(None)
 
     def _start_to_watch(self, over: threading.Event, source: ShownBroker) -> None:
         """Record the broker's events. Returns once the messages that already wait there are recorded."""
@@ -316,29 +291,22 @@ class PlayPage:
                 is_known.set()
 
     def opened(self, names: Sequence[str]) -> None:
-        self._terminals.clear()
-        self._add_of_terminal("opened", names=list(names))
+        self._recording.add("opened", names=list(names))
 
     def typed(self, terminal: str, command: str) -> None:
-        self._add_of_terminal("typed", terminal=terminal, line=output.visible(command))
+        self._recording.add("typed", terminal=terminal, line=output.visible(command))
 
     def put_first(self, terminal: str | None) -> None:
         """Do nothing: each terminal is shown by itself."""
 
     def printed(self, terminal: str, line: str) -> None:
         if not self._recording.is_full:
-            self._add_of_terminal("printed", terminal=terminal, line=output.visible(line[:_LINE]))
-
-    def _add_of_terminal(self, kind: str, **fields: Any) -> None:
-        if self._is_catching_up:
-            self._terminals.append({"kind": kind, **fields})
-        else:
-            self._recording.add(kind, **fields)
+            self._recording.add("printed", terminal=terminal, line=output.visible(line[:_LINE]))
 
     def counted(self, queues: Sequence[QueueDepth]) -> None:
         """Do nothing: the animation shows the numbers."""
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, question: str = "") -> None:
         """Show an explanation, and wait until the reader continues (in a drill, only before the drill begins).
 
         Raises:
@@ -348,45 +316,32 @@ class PlayPage:
         self._said += 1
         if self._said < self._resumes_at:
             return
-        if self._said == self._resumes_at:
-            self._resume()
+        if self._said > self._resumes_at:
+            self._pause(text, question)
         else:
-            self._pause(text)
+            self._recording.resume()
+            self._watch_now()
+            self._resumes_at = 0
         self._recording.add("goes_on", number=self._said)
 
-    def _pause(self, text: str) -> None:
+    def _pause(self, text: str, question: str) -> None:
         waits, self._pauses = self._pauses, not self._is_drill
-        pace = _pace(text) if self._auto else None
-        self._recording.add("scene", number=self._said, text=text, waits=waits, pace=pace)
+        pace = _pace(text + question) if self._auto else None
+        asked = {"question": question} if question else {}
+        self._recording.add("scene", number=self._said, text=text, waits=waits, pace=pace, **asked)
         if waits:
-            with self._learners_turn():
+            with self._learner.turn():
                 self._wait(lambda: self._continued >= self._said or self._wanted is not None)
         if self._wanted is not None and not self._is_drill:
             raise Left
-        if self._learner is not None and self._learner.has_changed:
+        if self._learner.has_changed:
             self._resumes_at, self._said = self._said, 0
             self._recording.add("again")
+            self._recording.hold()
             raise Again
 
-    @property
-    def _is_catching_up(self) -> bool:
-        return self._said < self._resumes_at
-
-    def _resume(self) -> None:
-        """Show the terminals and the broker of a play that has been performed again."""
-        for record in self._terminals:
-            self._recording.add(**record)
-        self._watch_now()
-        self._resumes_at = 0
-
-    @contextmanager
-    def _learners_turn(self) -> Iterator[None]:
-        """Context manager: let the reader run commands on the play's own broker."""
-        if self._learner is None:
-            yield
-            return
-        with self._learner.turn():
-            yield
+    def answered(self, answer: str) -> None:
+        self._recording.add("answered", text=answer)
 
     def goal(self, text: str) -> None:
         """Show what the learner has to bring about. Waits for nobody."""
@@ -395,8 +350,7 @@ class PlayPage:
         self._recording.add("goes_on", number=self._said)
 
     def right(self, what: str) -> None:
-        if not self._is_catching_up:
-            self._recording.add("checked", what=what, ok=True)
+        self._recording.add("checked", what=what, ok=True)
 
     def note(self, text: str) -> None:
         """Show a finding of a drill or of a goal."""
@@ -406,8 +360,6 @@ class PlayPage:
         """Do nothing: the page does not need empty lines."""
 
     def measured(self, charts: Sequence[Chart], over: bool) -> None:
-        if self._is_catching_up:
-            return
         now = time.monotonic()
         sizes = [len(each.values) for each in charts]
         if not any(sizes):

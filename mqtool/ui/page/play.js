@@ -50,7 +50,9 @@ export const PLAY_KINDS = {
     };
     Object.assign(state, { motions: [], sentences: [], lastDead: null, topology: null, rests: Infinity, play });
   },
-  scene: playing((play, record) => Object.assign(play, { scene: record.number, text: record.text })),
+  scene: playing((play, record) =>
+    Object.assign(play, { scene: record.number, text: record.text, question: record.question }),
+  ),
   opened: playing((play, record) => {
     play.terminals = record.names.map((name) => ({ name, rev: 0, lines: [] }));
     play.charts = [];
@@ -58,6 +60,7 @@ export const PLAY_KINDS = {
   typed: playing((play, record) => printLine(play, record, true)),
   printed: playing((play, record) => printLine(play, record, false)),
   checked: playing((play, record) => play.checks.push({ what: record.what, ok: record.ok, scene: play.scene })),
+  answered: playing((play, record) => play.checks.push({ answer: record.text, scene: play.scene })),
   counts: playing((play, record) => (play.counts = record.rows)),
   measured: playing((play, record) => {
     play.charts = record.charts.map((each, index) => {
@@ -162,8 +165,8 @@ export class Play {
       Object.assign(this, { again: null, choosing: null, isMenuOpen: false });
       this.player.live();
     } else if (record.kind === "scene") {
-      const { number, text, waits, pace, t } = record;
-      act.scenes.push({ number, text, waits, pace, said: t, from: null });
+      const { number, text, question, waits, pace, t } = record;
+      act.scenes.push({ number, text, question, waits, pace, said: t, from: null });
       this.since = performance.now();
     } else if (record.kind === "goes_on" && scene) {
       scene.from = record.t;
@@ -326,6 +329,7 @@ export class Play {
       summary: part("p", { id: "summary" }),
       scene: part("p", { id: "scene" }),
       text: part("p", { id: "narration", role: "status" }),
+      question: part("p", { id: "question", role: "status" }),
       checks: part("ul", { id: "checks", "aria-label": "Checks" }),
       counts: part("table", { id: "counts" }),
       buttons: part("div", { id: "buttons" }),
@@ -333,7 +337,7 @@ export class Play {
       terminals: part("section", { id: "terminals", "aria-label": "Terminals" }),
       charts: part("section", { id: "charts", "aria-label": "Measurements" }),
     };
-    const { title, summary, scene, text, checks, counts, buttons, menu, terminals, charts } = this.parts;
+    const { title, summary, scene, text, question, checks, counts, buttons, menu, terminals, charts } = this.parts;
     this.parts.back = buttonFor("Previous scene", "Show the previous scene again (b, or the left arrow)", () =>
       this.back(),
     );
@@ -346,7 +350,7 @@ export class Play {
     this.parts.act.id = "try";
     buttons.append(this.parts.back, this.parts.next, this.parts.act);
     if (this.plays.length) buttons.append(this.parts.other);
-    story.append(title, scene, text, buttons, checks, counts, menu, summary);
+    story.append(title, scene, text, question, buttons, checks, counts, menu, summary);
     main.prepend(story);
     document.getElementById("view").after(terminals, charts);
     document.body.classList.add("playing");
@@ -371,7 +375,8 @@ export class Play {
     if (player.isPaused) return;
     if (scene !== this.reading) {
       this.reading = scene;
-      this.readUntil = mine + (scene ? Math.max(SHORTEST, scene.text.length * PER_CHARACTER) : 0);
+      this.readUntil =
+        mine + (scene ? Math.max(SHORTEST, (scene.text + (scene.question ?? "")).length * PER_CHARACTER) : 0);
     }
     const isBefore = scene !== undefined && scene.waits && scene.from !== null && player.now < scene.from;
     player.hold = isBefore && mine < this.readUntil ? scene.from - 1 : Infinity;
@@ -426,12 +431,15 @@ export class Play {
     );
     const end = isLatest && play ? play.failed || play.ended : "";
     set(parts.text, end || (scene ? scene.text : play ? play.text : ""));
+    set(parts.question, !end && scene?.question ? `What will happen? ${scene.question}` : "");
     parts.text.classList.toggle("failed", Boolean(end && play.failed));
     set(parts.checks, "");
     const checks = play ? play.checks : [];
     parts.checks.hidden = !checks.length;
-    for (const { what, ok } of checks)
-      parts.checks.append(built("li", `${ok ? "✓" : "✗"} ${what}`, { class: ok ? "passed" : "failed" }));
+    for (const { what, ok, answer } of checks) {
+      if (answer !== undefined) parts.checks.append(built("li", `Answer: ${answer}`, { class: "answer" }));
+      else parts.checks.append(built("li", `${ok ? "✓" : "✗"} ${what}`, { class: ok ? "passed" : "failed" }));
+    }
     parts.checks.scrollTop = parts.checks.scrollHeight;
     set(parts.counts, "");
     const counts = play && isLatest ? play.counts : [];
