@@ -285,6 +285,8 @@ function showLegend() {
   }
 }
 
+// In a page of documentation, the picture is all that there is room for.
+if (window.parent !== window) document.body.classList.add("embedded");
 showLegend();
 if (recorded) {
   player.isLive = false;
