@@ -3,13 +3,13 @@
 
 export const SIZE = {
   wide: { width: 154, height: 62, along: 96, across: 26 },
-  narrow: { width: 128, height: 62, along: 44, across: 14 },
+  narrow: { width: 144, height: 62, along: 44, across: 14 },
 };
 const MARGIN = 24;
 /** The width of a character and the height of a line of a label, roughly; and the most of them in a label. */
 const CHARACTER = 6.2;
 const LINE = 13;
-const LONGEST = { wide: 24, narrow: 19 };
+const LONGEST = { wide: 24, narrow: 22 };
 const LINES = 3;
 
 /**

@@ -210,6 +210,7 @@ function frame(mine) {
 function tell() {
   const { state } = player;
   byId("pause").textContent = player.isPaused ? "Play" : "Pause";
+  byId("pause").classList.toggle("paused", player.isPaused);
   byId("live").setAttribute("aria-pressed", String(player.isLive));
   const speed = player.speed === 1 ? "" : `${player.speed}× speed`;
   const length = player.end - player.start;
