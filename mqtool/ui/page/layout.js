@@ -22,18 +22,15 @@ const LINES = 3;
 /** A text, cut to a number of characters. */
 export const cut = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
 
-/** The lines of a label, which is broken after commas. Longer labels are cut. */
+/** The lines of a label, which is broken after a comma, or between the headers of a binding. Longer ones are cut. */
 export function linesOf(label, narrow) {
   const longest = narrow ? LONGEST.narrow : LONGEST.wide;
   /** @type {string[]} */
   const lines = [];
-  for (const part of label.split(", ")) {
-    const last = lines.length ? `${lines[lines.length - 1]}, ${part}` : "";
-    if (last && last.length < longest) lines[lines.length - 1] = last;
-    else {
-      if (lines.length) lines[lines.length - 1] += ",";
-      lines.push(cut(part, longest - 1));
-    }
+  for (const word of label.split(" ")) {
+    const last = lines.length ? `${lines[lines.length - 1]} ${word}` : "";
+    if (last && last.length <= longest) lines[lines.length - 1] = last;
+    else lines.push(cut(word, longest));
   }
   return lines.length > LINES ? [...lines.slice(0, LINES - 1), cut(`${lines[LINES - 1]} …`, longest)] : lines;
 }
@@ -141,7 +138,7 @@ function gapsOf(count, places, size, narrow, arrows) {
  * @returns {Map<string, {x: number, y: number, lines: string[]}>}  by arrow; the middle of the first line's base
  */
 export function labelsOf(layout, arrows, curve) {
-  const { places, narrow, size, gaps } = layout;
+  const { places, narrow, size } = layout;
   const half = (narrow ? size.height : size.width) / 2;
   const found = [];
   for (const { key, from, to, label } of arrows) {
@@ -154,9 +151,9 @@ export function labelsOf(layout, arrows, curve) {
     let { x, y } = pointOf(points, 0.5);
     y += 8 - height / 2;
     if (end.layer > start.layer && narrow) {
-      y = end.y - half - gaps[end.layer - 1] / 2;
-      x = pointAt(points, "y", y).x;
-      y += 8 - height / 2;
+      // Above the node, where arrows to others are far.
+      x = end.x;
+      y = end.y - half - 16 - height;
     } else if (end.layer > start.layer) {
       // Beside the node, on the side of the arrow that the arrow does not come from.
       x = end.x - half - 12 - Math.max(width, 30) / 2;
@@ -178,17 +175,6 @@ export function labelsOf(layout, arrows, curve) {
     labels.set(each.key, each);
   }
   return labels;
-}
-
-/** The point of a curve that leads forward where one of its coordinates has this value. */
-function pointAt(points, axis, value) {
-  let [low, high] = [0, 1];
-  for (let round = 0; round < 20; round += 1) {
-    const middle = (low + high) / 2;
-    if (pointOf(points, middle)[axis] < value) low = middle;
-    else high = middle;
-  }
-  return pointOf(points, high);
 }
 
 /** How many exchanges come before each exchange. Circles end where they began. */

@@ -3,7 +3,7 @@
 import { FATES } from "./fates.js";
 import { Finder } from "./finder.js";
 import { arrowsOf, curveBetween, cut, labelsOf, Layout, pointOf } from "./layout.js";
-import { labelOf, momentOf, rateOf } from "./model.js";
+import { hasMotion, labelOf, momentOf, rateOf } from "./model.js";
 import { visible } from "./sentences.js";
 import { View } from "./view.js";
 import { Zoom } from "./zoom.js";
@@ -83,7 +83,7 @@ export function describe(state, moment, id) {
     const consumer = state.consumers.get(id);
     if (consumer.offset !== undefined)
       return { role: "consumer", name: visible(consumer.label), line: `at offset ${number(consumer.offset)}` };
-    if (consumer.gone && !consumer.isUnknown)
+    if (consumer.gone && !consumer.isUnknown && !hasMotion(state, id, moment.now))
       return { role: "consumer", name: visible(consumer.label), line: "cancelled or closed" };
     return { role: "consumer", name: visible(consumer.label), line: limitOf(consumer) || "consumer" };
   }

@@ -15,7 +15,7 @@ function playing(change) {
   return (state, record) => {
     if (!state.play) return;
     state.play.rev += 1;
-    change(state.play, record);
+    change(state.play, record, state);
   };
 }
 
@@ -60,7 +60,11 @@ export const PLAY_KINDS = {
   typed: playing((play, record) => printLine(play, record, true)),
   printed: playing((play, record) => printLine(play, record, false)),
   checked: playing((play, record) => play.checks.push({ what: record.what, ok: record.ok, scene: play.scene })),
-  answered: playing((play, record) => play.checks.push({ answer: record.text, scene: play.scene })),
+  // The picture shows it first.
+  answered: playing((play, record, state) => {
+    const seen = Math.max(record.t, ...state.motions.map((motion) => motion.t1));
+    play.checks.push({ answer: record.text, scene: play.scene, seen });
+  }),
   counts: playing((play, record) => (play.counts = record.rows)),
   measured: playing((play, record) => {
     play.charts = record.charts.map((each, index) => {
@@ -407,6 +411,7 @@ export class Play {
       this.isMenuOpen,
       this.scenes.length,
       this.canAct,
+      this.seenChecks(play).length,
     ].join();
     if (drawn === this.drawn) return;
     this.drawn = drawn;
@@ -434,7 +439,7 @@ export class Play {
     set(parts.question, !end && scene?.question ? `What will happen? ${scene.question}` : "");
     parts.text.classList.toggle("failed", Boolean(end && play.failed));
     set(parts.checks, "");
-    const checks = play ? play.checks : [];
+    const checks = this.seenChecks(play);
     parts.checks.hidden = !checks.length;
     for (const { what, ok, answer } of checks) {
       if (answer !== undefined) parts.checks.append(built("li", `Answer: ${answer}`, { class: "answer" }));
@@ -468,6 +473,12 @@ export class Play {
       const first = proposed ? parts.next : parts.menu.querySelector("button");
       if (first) first.focus();
     }
+  }
+
+  /** The checks, and the answers that the picture has shown by now. */
+  seenChecks(play) {
+    const isLater = ({ seen }) => seen !== undefined && seen > this.player.now;
+    return play ? play.checks.filter((each) => !isLater(each)) : [];
   }
 
   drawTerminals(terminals) {

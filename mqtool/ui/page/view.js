@@ -91,7 +91,7 @@ export class View {
       standsFor.has(queue) ? ["consumers", drawn(queue), 2] : [commonOf(label) || label, queue, MANY],
     );
     const links = standsFor.size || own !== null ? merged(state.links, shown, drawn) : state.links;
-    return { ...shown, links, drawn, messages: state.messages };
+    return { ...shown, links, drawn, messages: state.messages, motions: state.motions };
   }
 
   /** Replace like nodes of a kind by their groups. `likeness` gives what nodes have in common, and from how many on. */
