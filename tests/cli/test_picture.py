@@ -289,6 +289,19 @@ def test_prefetch_0_says_that_there_is_no_limit(chromium: Any, tmp_path: Path) -
     assert nodes["consumer reader"] == "auto-ack"
 
 
+def test_a_client_that_consumes_again_is_one_node(chromium: Any, tmp_path: Path) -> None:
+    """If a client cancels its consumer and consumes again on the same channel, the picture shows one consumer."""
+    channel = "10.0.0.7:50001 -> 10.0.0.1:5672 (1)"
+    records = [*jobs([{"name": f"{channel}/second", "label": "receiver"}]), *published(1000, 0)]
+    to = {"client": "receiver", "connection": channel[:-4], "protocol": "AMQP 0-9-1"}
+    delivered = happens(1001, "delivered", 0, consumer=f"{channel}/first", redelivered=False, no_ack=False, to=to)
+    page = recorded(chromium, tmp_path, [*records, delivered])
+    seek(page, 0.5)
+    assert [name for name in page.nodes() if name.startswith("consumer")] == ["consumer receiver"]
+    seek(page, 1)
+    assert page.dots() == [("unacknowledged", f"c:{channel}/second")]
+
+
 def test_no_generated_name_is_shown(chromium: Any, tmp_path: Path) -> None:
     """The picture shows no generated name: a consumer has the name of its client, and its queue is called "screen's
     queue" after the client `screen`, or "temporary queue".

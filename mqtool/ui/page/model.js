@@ -297,9 +297,21 @@ function queueOf(state, name) {
   return id;
 }
 
+/** The only other consumer of the same channel and queue: its client has cancelled one, and begun it again. */
+function successorOf(state, name, queue) {
+  const channel = /^.+ \(\d+\)\//.exec(name ?? "")?.[0];
+  if (channel === undefined) return undefined;
+  const found = [...state.consumers.values()].filter(
+    (each) => !each.gone && each.queue === queueId(queue) && each.name?.startsWith(channel),
+  );
+  return found.length === 1 ? found[0].id : undefined;
+}
+
 /** @param {{client: string} | null} [client]  unless the event does not tell it */
 function consumerOf(state, name, queue, client) {
   const id = consumerId(name, queue);
+  const successor = state.consumers.has(id) ? undefined : successorOf(state, name, queue);
+  if (successor !== undefined) return successor;
   if (!state.consumers.has(id)) {
     // The name begins with that of a connection: "CLIENT -> BROKER".
     const label =
