@@ -18,7 +18,7 @@ def main() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # run() installs a handler of its own
-    from mqtool.cli.app import run
+    from mqtool.cli.app import run  # takes most of the time until the command starts
 
     run()
 

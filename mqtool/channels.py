@@ -9,11 +9,14 @@ Code that needs more asks for the class: senders and receivers are a LinkSession
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from mqtool.amqp import STREAMING, Receiving
+from mqtool.field_values import FieldValue
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Exchange, Queue
+
+if TYPE_CHECKING:
+    from mqtool.amqp import Receiving
 
 Thing = TypeVar("Thing", bound=Exchange | Queue)
 
@@ -59,7 +62,7 @@ class AmqpChannel(PublishingChannel, ConsumingChannel, Protocol):
         to: Queue | Exchange,
         exchange: Exchange,
         routing_key: str = "",
-        arguments: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, FieldValue] | None = None,
         *,
         remember: bool = True,
     ) -> None:
@@ -77,7 +80,7 @@ class AmqpChannel(PublishingChannel, ConsumingChannel, Protocol):
     ) -> Iterator[Receipt]:
         """Publish messages; yield their receipts in order, once the broker has confirmed or rejected each message."""
 
-    def consume(self, queue: Queue, receiving: Receiving = STREAMING) -> Iterator[Delivery]:
+    def consume(self, queue: Queue, receiving: "Receiving" = ...) -> Iterator[Delivery]:
         """Start consuming; return the deliveries. Asking for the next one acknowledges the previous one."""
 
     def acknowledge(self, *deliveries: Delivery) -> None:

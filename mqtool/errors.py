@@ -1,6 +1,8 @@
 """The errors that users see: one exception per case, with its exit code and a hint."""
 
+import re
 from enum import IntEnum
+from typing import NamedTuple
 
 
 class ExitCode(IntEnum):
@@ -87,6 +89,36 @@ class DeclaredDifferently(MqtoolError):
     """A queue or exchange with this name exists with different settings (406 PRECONDITION_FAILED)."""
 
     exit_code = ExitCode.DECLARED_DIFFERENTLY
+
+
+#: RabbitMQ's error message for a queue or exchange that exists with different settings.
+_DIFFERS = (
+    r"inequivalent arg '(.*?)' for (queue|exchange) '(.*?)' in vhost .*: "
+    r"received (?:the value )?'?([^']*?)'?(?: of type '\w+')? "
+    r"but current is (?:the value )?'?([^']*?)'?(?: of type '\w+')?$"
+)
+
+
+class Difference(NamedTuple):
+    """The first difference between a declaration and the existing queue or exchange.
+
+    Attributes:
+        setting: such as "durable" or "x-queue-type".
+        thing: "queue" or "exchange".
+        ours, theirs: the values in the declaration and on the broker; "none" if there is none.
+    """
+
+    setting: str
+    thing: str
+    name: str
+    ours: str
+    theirs: str
+
+    @classmethod
+    def reported_in(cls, text: str) -> "Difference | None":
+        """Return what a text with RabbitMQ's error message reports; None if there is no such message in it."""
+        found = re.search(_DIFFERS, text)
+        return cls(*found.groups()) if found else None
 
 
 class UnknownExchangeType(DeclaredDifferently):

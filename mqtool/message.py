@@ -23,6 +23,9 @@ UNREADABLE = "mqtool-unreadable"
 #: The maximum nesting of tables and arrays to decode; deeper ones stay Undecoded.
 MAX_DEPTH = 64
 
+#: Seconds to wait for confirms. A cluster may need ten to detect a lost node and elect a new leader for a queue.
+CONFIRM_TIMEOUT = 20.0
+
 #: The last second of the year 9999, in seconds since 1970: the end of what datetime can represent.
 END_OF_TIME = 253_402_300_799
 

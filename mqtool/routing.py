@@ -14,7 +14,8 @@ import re
 from collections.abc import Collection, Hashable, Mapping, Set
 from typing import Any, Generic, Protocol, TypeVar
 
-from mqtool.codecs.field_tables import Decimal, Timestamp, Value, encode_table, is_integer
+from mqtool.codecs.field_tables import Decimal, Timestamp, encode_table, is_integer
+from mqtool.field_values import FieldValue
 
 #: The longest delay of the delayed message plugin, in milliseconds.
 MAX_DELAY = 2**32 - 1
@@ -22,7 +23,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 Item = TypeVar("Item", bound=Hashable)
 #: Headers that a binding to a headers exchange compares, with the required values.
-_Wanted = list[tuple[str, Value]]
+_Wanted = list[tuple[str, FieldValue]]
 #: A value in a form that can be compared with others, and hashed.
 _Comparable = tuple[str, object]
 
@@ -33,13 +34,13 @@ class RoutingTable(Protocol[Item]):
     An item may be bound several times with different keys or arguments; it stays until every binding is removed.
     """
 
-    def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:
+    def add(self, key: str, arguments: Mapping[str, FieldValue], item: Item) -> None:
         """Bind an item."""
 
-    def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:
+    def remove(self, key: str, arguments: Mapping[str, FieldValue], item: Item) -> None:
         """Unbind an item that was bound with the same key and arguments; raise KeyError if it was not."""
 
-    def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:
+    def match(self, key: str, headers: Mapping[str, FieldValue]) -> Collection[Item]:
         """Return the items that a message is routed to, without duplicates."""
 
 
@@ -63,16 +64,16 @@ class DirectTable(Generic[Item]):
     def __init__(self) -> None:
         self._items: dict[str, _Counted[Item]] = {}
 
-    def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
+    def add(self, key: str, arguments: Mapping[str, FieldValue], item: Item) -> None:  # noqa: ARG002
         self._items.setdefault(key, _Counted()).add(item)
 
-    def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
+    def remove(self, key: str, arguments: Mapping[str, FieldValue], item: Item) -> None:  # noqa: ARG002
         items = self._items[key]
         items.discard_one(item)
         if not items:
             del self._items[key]
 
-    def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
+    def match(self, key: str, headers: Mapping[str, FieldValue]) -> Collection[Item]:  # noqa: ARG002
         return self._items.get(key, ())
 
 
@@ -82,13 +83,13 @@ class FanoutTable(Generic[Item]):
     def __init__(self) -> None:
         self._items: _Counted[Item] = _Counted()
 
-    def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
+    def add(self, key: str, arguments: Mapping[str, FieldValue], item: Item) -> None:  # noqa: ARG002
         self._items.add(item)
 
-    def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
+    def remove(self, key: str, arguments: Mapping[str, FieldValue], item: Item) -> None:  # noqa: ARG002
         self._items.discard_one(item)
 
-    def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
+    def match(self, key: str, headers: Mapping[str, FieldValue]) -> Collection[Item]:  # noqa: ARG002
         return self._items
 
 
@@ -136,13 +137,13 @@ class TopicTable(Generic[Item]):
     def __init__(self) -> None:
         self._root: _Node[Item] = _Node()
 
-    def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
+    def add(self, key: str, arguments: Mapping[str, FieldValue], item: Item) -> None:  # noqa: ARG002
         node = self._root
         for word in _pattern_of(key):
             node = node.children.setdefault(word, _Node())
         node.items.add(item)
 
-    def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
+    def remove(self, key: str, arguments: Mapping[str, FieldValue], item: Item) -> None:  # noqa: ARG002
         path = [self._root]
         words = _pattern_of(key)
         for word in words:
@@ -153,7 +154,7 @@ class TopicTable(Generic[Item]):
                 break
             del parent.children[word]
 
-    def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
+    def match(self, key: str, headers: Mapping[str, FieldValue]) -> Collection[Item]:  # noqa: ARG002
         found: dict[Item, None] = {}
         nodes: dict[_Node[Item], bool] = {}
         _enter(nodes, found, self._root)
@@ -194,20 +195,20 @@ class HeadersTable(Generic[Item]):
         self._bindings: dict[bytes, _HeadersBinding[Item]] = {}
         self.strict_numbers = False
 
-    def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
+    def add(self, key: str, arguments: Mapping[str, FieldValue], item: Item) -> None:  # noqa: ARG002
         identity = canonical(arguments)
         if identity not in self._bindings:
             self._bindings[identity] = _HeadersBinding(arguments)
         self._bindings[identity].items.add(item)
 
-    def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
+    def remove(self, key: str, arguments: Mapping[str, FieldValue], item: Item) -> None:  # noqa: ARG002
         identity = canonical(arguments)
         items = self._bindings[identity].items
         items.discard_one(item)
         if not items:
             del self._bindings[identity]
 
-    def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
+    def match(self, key: str, headers: Mapping[str, FieldValue]) -> Collection[Item]:  # noqa: ARG002
         found: dict[Item, None] = {}
         strict = self.strict_numbers
         # Converted once, not for each binding: one header can be a list of many thousand items.
@@ -223,7 +224,7 @@ class HeadersTable(Generic[Item]):
 class _HeadersBinding(Generic[Item]):
     """The items bound with the same arguments to a headers exchange."""
 
-    def __init__(self, arguments: Mapping[str, Value]) -> None:
+    def __init__(self, arguments: Mapping[str, FieldValue]) -> None:
         self.items: _Counted[Item] = _Counted()
         self._is_any = arguments.get("x-match") in ("any", "any-with-x")
         self._wanted = wanted_headers(arguments)
@@ -244,7 +245,7 @@ class _HeadersBinding(Generic[Item]):
         return self._names <= names and self._values <= given
 
 
-def wanted_headers(arguments: Mapping[str, Value]) -> _Wanted:
+def wanted_headers(arguments: Mapping[str, FieldValue]) -> _Wanted:
     """Return the headers that a binding to a headers exchange compares, with the required values."""
     with_x = arguments.get("x-match") in ("all-with-x", "any-with-x")
     return [
@@ -254,7 +255,9 @@ def wanted_headers(arguments: Mapping[str, Value]) -> _Wanted:
     ]
 
 
-def header_matches(headers: Mapping[str, Value], name: str, wanted: Value, *, strict_numbers: bool = False) -> bool:
+def header_matches(
+    headers: Mapping[str, FieldValue], name: str, wanted: FieldValue, *, strict_numbers: bool = False
+) -> bool:
     """True if a header exists and has the value that a binding requires; None accepts any value.
 
     As in RabbitMQ, numbers are compared by value, not by AMQP type, and a string equals its UTF-8 bytes. The
@@ -271,7 +274,7 @@ def header_matches(headers: Mapping[str, Value], name: str, wanted: Value, *, st
     return wanted is None or _comparable(value, strict=strict) == _comparable(wanted, strict=strict)
 
 
-def _comparable(value: Value, *, strict: bool) -> _Comparable:
+def _comparable(value: FieldValue, *, strict: bool) -> _Comparable:
     match value:
         case bool() | None:
             return "atom", value
@@ -291,7 +294,7 @@ def _kind_of_number(value: float) -> str:
     return "integer" if isinstance(value, int) else "decimal"
 
 
-def canonical(arguments: Mapping[str, Value]) -> bytes:
+def canonical(arguments: Mapping[str, FieldValue]) -> bytes:
     """Encode a table so that equal tables give equal bytes, regardless of the order of their keys."""
     return encode_table(dict(sorted(arguments.items())))
 
@@ -305,7 +308,7 @@ TABLES: Mapping[str, type] = {
 }
 
 
-def delay_of(value: Value) -> int:
+def delay_of(value: FieldValue) -> int:
     """Return the delay in milliseconds that a value of the header x-delay requests; 0 for no delay.
 
     Raises:

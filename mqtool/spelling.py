@@ -1,6 +1,7 @@
 """Text for hints and tables: suggestions for misspelled names, command lines that are safe to paste, values as text."""
 
 import difflib
+import shlex
 from collections.abc import Iterable
 from operator import eq
 from typing import Any
@@ -45,8 +46,6 @@ def pasteable(own: str, *words: str) -> str:
 
 def quoted(word: str) -> str:
     """Quote a word for bash and zsh. Control characters and bytes that are not text become escapes in $'…'."""
-    import shlex
-
     if word.isprintable():
         return shlex.quote(word)
     try:

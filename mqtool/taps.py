@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from mqtool import management
 from mqtool.amqp import Channel, Receiving
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, Unavailable, UsageError
+from mqtool.field_values import FieldValue
 from mqtool.management import Management, exchange_path, path
 from mqtool.message import Delivery
 from mqtool.spelling import pasteable
@@ -43,7 +44,11 @@ class Tap:
         assert receiving.buffer is not None
         self._channel = channel
         self._beside = channel.connection.channel()
-        limits = {"x-max-length": _MAX_LENGTH, "x-max-length-bytes": _MAX_SIZE, "x-overflow": "drop-head"}
+        limits: dict[str, FieldValue] = {
+            "x-max-length": _MAX_LENGTH,
+            "x-max-length-bytes": _MAX_SIZE,
+            "x-overflow": "drop-head",
+        }
         try:
             self._queue = channel.declare(Queue(exclusive=True, auto_delete=True, arguments=limits))
             for binding in bindings:

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from mqtool.field_values import FieldValue
 
 #: No arguments. Never modified, so all declarations can share this mapping.
-_NONE: Mapping[str, Any] = {}
+_NONE: Mapping[str, FieldValue] = {}
 
 
 class Exchange(NamedTuple):
@@ -16,7 +18,7 @@ class Exchange(NamedTuple):
     durable: bool = False
     auto_delete: bool = False
     internal: bool = False
-    arguments: Mapping[str, Any] = _NONE
+    arguments: Mapping[str, FieldValue] = _NONE
 
 
 #: The exchange type of RabbitMQ's delayed message plugin.
@@ -32,7 +34,7 @@ class Queue(NamedTuple):
     durable: bool = False
     exclusive: bool = False
     auto_delete: bool = False
-    arguments: Mapping[str, Any] = _NONE
+    arguments: Mapping[str, FieldValue] = _NONE
 
 
 @dataclass(slots=True, eq=False)
@@ -42,7 +44,7 @@ class Binding:
     source: str
     destination: str
     routing_key: str = ""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, FieldValue] = field(default_factory=dict)
     to_exchange: bool = False
 
 
@@ -59,5 +61,5 @@ class Stream(NamedTuple):
     """
 
     name: str
-    arguments: Mapping[str, Any] = _NONE
+    arguments: Mapping[str, FieldValue] = _NONE
     partitions: Sequence[str] = ()

@@ -13,6 +13,9 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -20,7 +23,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.broker import node, ports
+from mqtool.broker import node, ports, state
 from mqtool.broker.choice import STARTERS, BrokerKind
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Started, Wanted
@@ -199,6 +202,25 @@ def rabbitmqctl(started: Started, *words: str) -> str:
     environment = node.environment(node.nodes_of(started)[0], for_tools=True)
     command = [str(server.with_name("rabbitmqctl")), *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+@contextmanager
+def impatient_node(timeout: int) -> Iterator[str]:
+    """The URL of a RabbitMQ node of a test's own, with this consumer timeout in milliseconds.
+
+    RabbitMQ up to 4.2 looks for late consumers once a minute; this node does so each `timeout`.
+    """
+    own_broker(BrokerKind.NODE)
+    name = f"impatient-{uuid.uuid4().hex[:8]}"
+    broker = Restartable(BrokerKind.NODE, name)
+    try:
+        started = state.load(name)
+        assert started is not None
+        keys = "[consumer_timeout, channel_tick_interval]"
+        rabbitmqctl(started, "eval", f"[application:set_env(rabbit, Key, {timeout}) || Key <- {keys}].")
+        yield broker.url
+    finally:
+        broker.stop()
 
 
 class Restartable:

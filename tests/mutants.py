@@ -39,7 +39,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         "tests/unit/test_taps.py",
         *_CLIENT,
     ),
-    "mqtool/amqp/address.py": ("tests/unit/test_address.py",),
+    "mqtool/address.py": ("tests/unit/test_address.py",),
     "mqtool/amqp/basic_frames.py": ("tests/unit/test_deliveries.py",),
     "mqtool/amqp/consume_policies.py": ("tests/unit/test_policies.py",),
     "mqtool/amqp/unconfirmed.py": ("tests/unit/test_publisher.py",),

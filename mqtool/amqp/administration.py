@@ -1,7 +1,7 @@
 """Declare, inspect, purge, delete, bind and unbind exchanges and queues; get one message."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 from pika import spec
 from pika.channel import Channel as PikaChannel
@@ -10,11 +10,19 @@ from mqtool.errors import NotFound, UsageError
 from mqtool.message import Delivery
 from mqtool.topology import Binding, Exchange, Queue
 
+if TYPE_CHECKING:
+    from pika.frame import Method
+
+Reply = TypeVar("Reply")
 #: A function that sends a method on a pika channel and registers a callback for the broker's reply.
-Request = Callable[[PikaChannel, Callable[[Any], None]], Any]
+Request = Callable[[PikaChannel, Callable[[Reply], None]], object]
 
 
-def declare_request(thing: Exchange | Queue, *, passive: bool = False) -> Request:
+@overload
+def declare_request(thing: Queue, *, passive: bool = False) -> "Request[Method[spec.Queue.DeclareOk]]": ...
+@overload
+def declare_request(thing: Exchange | Queue, *, passive: bool = False) -> "Request[Method[Any]]": ...
+def declare_request(thing: Exchange | Queue, *, passive: bool = False) -> "Request[Method[Any]]":
     """Build queue.declare or exchange.declare.
 
     Args:
@@ -48,7 +56,7 @@ def check_utf_8(name: str) -> None:
         raise UsageError(f"the name {name!r} is not valid UTF-8", "only a message's body may be any bytes")
 
 
-def binding_request(binding: Binding, *, verb: str = "bind") -> Request:
+def binding_request(binding: Binding, *, verb: str = "bind") -> Request[object]:
     """Build queue.bind or exchange.bind; with verb="unbind", queue.unbind or exchange.unbind."""
     what, *ends = ("exchange", "destination", "source") if binding.to_exchange else ("queue", "queue", "exchange")
     arguments = {
@@ -62,14 +70,14 @@ def binding_request(binding: Binding, *, verb: str = "bind") -> Request:
 class Asks(Protocol):
     """A channel that can make requests."""
 
-    def ask(self, request: Request, /) -> Any: ...
+    def ask(self, request: Request[Reply], /) -> Reply: ...
 
 
 @runtime_checkable
 class LooksUp(Protocol):
     """A channel of another protocol, with its own requests for looking up queues."""
 
-    def exists(self, queue: Any, /) -> bool: ...
+    def exists(self, queue: Queue, /) -> bool: ...
     def depth(self, queue: str, /) -> "Depth": ...
     def purge(self, queue: str, /) -> int: ...
 
@@ -93,10 +101,13 @@ def depth(channel: Asks | LooksUp, queue: str) -> Depth:
     return Depth(int(told.message_count), int(told.consumer_count))
 
 
-def exists(channel: Asks | LooksUp, thing: Exchange | Queue) -> bool:
+def queue_exists(channel: Asks | LooksUp, queue: Queue) -> bool:
+    """True if the broker has a queue of this name."""
+    return channel.exists(queue) if isinstance(channel, LooksUp) else exists(channel, queue)
+
+
+def exists(channel: Asks, thing: Exchange | Queue) -> bool:
     """True if the broker has an exchange or a queue of this name."""
-    if isinstance(channel, LooksUp):
-        return channel.exists(thing)
     try:
         expect(channel, thing)
     except NotFound:
@@ -119,10 +130,11 @@ def delete_queue(channel: Asks, name: str, *, if_unused: bool = False, if_empty:
     Raises:
         BadData: the queue has consumers and `if_unused` is set, or it has messages and `if_empty` is set.
     """
-    answer = channel.ask(
-        lambda pika, done: pika.queue_delete(name, if_unused=if_unused, if_empty=if_empty, callback=done)
-    )
-    return int(answer.method.message_count)
+
+    def request(pika: PikaChannel, done: "Callable[[Method[spec.Queue.DeleteOk]], None]") -> None:
+        pika.queue_delete(name, if_unused=if_unused, if_empty=if_empty, callback=done)
+
+    return int(channel.ask(request).method.message_count)
 
 
 def purge(channel: Asks | LooksUp, queue: str) -> int:
@@ -133,7 +145,11 @@ def purge(channel: Asks | LooksUp, queue: str) -> int:
     """
     if isinstance(channel, LooksUp):
         return channel.purge(queue)
-    return int(channel.ask(lambda pika, done: pika.queue_purge(queue, callback=done)).method.message_count)
+
+    def request(pika: PikaChannel, done: "Callable[[Method[spec.Queue.PurgeOk]], None]") -> None:
+        pika.queue_purge(queue, callback=done)
+
+    return int(channel.ask(request).method.message_count)
 
 
 def delete_exchange(channel: Asks, name: str, *, if_unused: bool = False) -> None:
@@ -143,7 +159,11 @@ def delete_exchange(channel: Asks, name: str, *, if_unused: bool = False) -> Non
         BadData: the exchange has bindings and `if_unused` is set.
         AccessRefused: the exchange is predeclared.
     """
-    channel.ask(lambda pika, done: pika.exchange_delete(name, if_unused=if_unused, callback=done))
+
+    def request(pika: PikaChannel, done: Callable[[object], None]) -> None:
+        pika.exchange_delete(name, if_unused=if_unused, callback=done)
+
+    channel.ask(request)
 
 
 def bind(channel: Asks, binding: Binding) -> None:
@@ -158,6 +178,11 @@ def bind(channel: Asks, binding: Binding) -> None:
 def unbind(channel: Asks, binding: Binding) -> None:
     """Remove a binding, matched by key and arguments. Does nothing if there is no such binding."""
     channel.ask(binding_request(binding, verb="unbind"))
+
+
+def prefetch_request(count: int) -> Request[object]:
+    """Build basic.qos."""
+    return lambda pika, done: pika.basic_qos(prefetch_count=count, callback=done)
 
 
 def delivery_from(

@@ -7,24 +7,25 @@ To consume:   socket ─> pika_private ─ basic_frames ─ subscription ─ con
 """
 
 import re
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from pika import spec
+from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import administration
-from mqtool.amqp.administration import Request, delivery_from
+from mqtool.amqp.administration import Reply, Request, delivery_from
 from mqtool.amqp.publisher import AcknowledgedTags, Acknowledgements, Publisher
 from mqtool.amqp.receive_settings import STREAMING, Receiving
-from mqtool.amqp.reopening import ChannelConnection, ChannelListener, ReopeningChannel, Thing
+from mqtool.amqp.reopening_channel import ChannelConnection, ChannelListener, ReopeningChannel, Thing
 from mqtool.amqp.unconfirmed import WINDOW, Route, addressed
+from mqtool.field_values import FieldValue
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Binding, Exchange, Queue
 
 if TYPE_CHECKING:
     from mqtool.amqp.consumer import Consumer
-
-#: Seconds to wait for confirms. A cluster may need ten to detect a lost node and elect a new leader for a queue.
-CONFIRM_TIMEOUT = 20.0
 
 
 class ChannelOwner(ChannelConnection, Protocol):
@@ -103,7 +104,7 @@ class Channel(ChannelListener):
         to: Queue | Exchange,
         exchange: Exchange,
         routing_key: str = "",
-        arguments: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, FieldValue] | None = None,
         *,
         remember: bool = True,
     ) -> None:
@@ -128,7 +129,7 @@ class Channel(ChannelListener):
         """
         return int(self.ask(administration.declare_request(Queue(queue), passive=True)).method.message_count)
 
-    def ask(self, request: Request, within: float | None = None) -> Any:
+    def ask(self, request: Request[Reply], within: float | None = None) -> Reply:
         """Make any request, and return the broker's reply. The request is not repeated after a later reconnection.
 
         Args:
@@ -231,13 +232,16 @@ class Channel(ChannelListener):
         Raises:
             NotFound: the queue does not exist.
         """
-        got = self.ask(
-            lambda pika, done: pika.basic_get(queue, lambda _channel, *got: done((self._epoch, *got))), within
-        )
-        if got is None:
-            return None
-        epoch, method, properties, body = got
-        return delivery_from(method, properties, body, queue, epoch)
+
+        def request(pika: PikaChannel, done: Callable[[Delivery | None], None]) -> None:
+            def on_message(
+                _pika: PikaChannel, method: spec.Basic.GetOk, properties: spec.BasicProperties, body: bytes
+            ) -> None:
+                done(delivery_from(method, properties, body, queue, self._epoch))
+
+            pika.basic_get(queue, on_message)
+
+        return self.ask(request, within)
 
     def acknowledge(self, *deliveries: Delivery) -> None:
         """Acknowledge deliveries, in one write. Safe to repeat, and to call from any thread."""

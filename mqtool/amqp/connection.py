@@ -16,13 +16,14 @@ from pika.adapters.select_connection import SelectConnection
 from pika.channel import Channel as PikaChannel
 from pika.connection import Connection as PikaConnection
 
+from mqtool.address import Address, TlsFiles
 from mqtool.amqp import pika_errors
-from mqtool.amqp.address import Address, TlsFiles
-from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
+from mqtool.amqp.channel import Channel
 from mqtool.amqp.io_thread import Answer, IoThread
 from mqtool.amqp.pika_private import CONNECTION, CertificateFirst, received_at
 from mqtool.duration import Backoff
 from mqtool.errors import MqtoolError, Unavailable
+from mqtool.message import CONFIRM_TIMEOUT
 
 _CLOSE_PATIENCE, _HOPELESS_PATIENCE = 2.0, 0.2
 #: Reply codes with which a broker closes a connection because of a client error that would occur again.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable
 from mqtool.amqp.consume_policies import ConsumePolicy, Step
 from mqtool.amqp.io_thread import CHECK_INTERVAL
 from mqtool.amqp.receive_settings import Receiving
-from mqtool.amqp.reopening import ChannelListener, ReopeningChannel
+from mqtool.amqp.reopening_channel import ChannelListener, ReopeningChannel
 from mqtool.amqp.subscription import Buffer, StreamPosition, Subscription
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import Delivery

@@ -12,7 +12,7 @@ from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import pika_errors
-from mqtool.amqp.administration import Request
+from mqtool.amqp.administration import Reply, Request
 from mqtool.errors import NotConfirmed, Unavailable
 
 T = TypeVar("T")
@@ -141,7 +141,7 @@ class Requests:
         left, self.pika = self.pika, None
         return left
 
-    def make(self, request: Request, within: float | None = None) -> Any:
+    def make(self, request: Request[Reply], within: float | None = None) -> Reply:
         """Make a request, and return the broker's reply.
 
         Args:
@@ -153,7 +153,7 @@ class Requests:
             Unavailable: the command must stop, and the broker does not reply.
             MqtoolError: the request cannot be encoded.
         """
-        answer: Answer[Any] = Answer()
+        answer: Answer[Reply] = Answer()
 
         def start() -> None:
             if self.pika is None or not self.pika.is_open:

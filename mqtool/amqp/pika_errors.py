@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pika import exceptions
 from pika.adapters.utils import connection_workflow
 
-from mqtool.amqp.address import Address
+from mqtool.address import Address
 from mqtool.codecs.field_tables import NameTooLong, NoFieldType
 from mqtool.duration import compact_duration
 from mqtool.errors import (
@@ -24,6 +24,7 @@ from mqtool.errors import (
     UsageError,
 )
 from mqtool.spelling import pasteable
+from mqtool.version_changes import TRANSIENT
 
 ACCESS_REFUSED = 403
 NOT_FOUND = 404
@@ -92,7 +93,7 @@ _SILENT = (
 
 
 def _meanings() -> Iterator[tuple[type[BaseException], str, str]]:
-    """Yield exception types with error text and hint. A function, so that `ssl` is loaded only when needed."""
+    """Yield exception types with error text and hint, the most specific types first."""
     yield ConnectionRefusedError, "no broker answers at {where}: connection refused", _START_A_BROKER
     yield socket.gaierror, "cannot find the host {host!r}: {cause}", "check the host name in --url"
     yield UnicodeError, "cannot find the host {host!r}: not a valid host name", "check it in --url"
@@ -229,7 +230,7 @@ def closed_by_broker(error: BaseException) -> MqtoolError:
         return UnknownExchangeType(said, "a plugin may be missing: 'rabbitmq-plugins list' shows what the broker has")
     if code == PRECONDITION_FAILED:
         return _precondition_failed(said, text)
-    if "transient_nonexcl_queues" in text or ("deprecated" in text and "transient" in text):
+    if TRANSIENT.is_in(text):
         first_line = said.partition("\n")[0]  # of a longer text
         return DeclaredDifferently(
             first_line, "this broker no longer accepts transient queues: use --dialect python, or --durable"

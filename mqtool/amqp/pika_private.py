@@ -30,7 +30,7 @@ from mqtool.amqp.basic_frames import (
     decode_frame,
     encode_names,
 )
-from mqtool.amqp.unconfirmed import Encoded, MessageWriter, Route, addressed
+from mqtool.amqp.unconfirmed import Encoded, MessageWriter, PublishCall, Route, addressed
 from mqtool.codecs.field_tables import CLIENT
 from mqtool.message import PERSISTENT, Message
 
@@ -141,10 +141,10 @@ class _FrameWriter:
 
     def encode(self, messages: Sequence[Message], route: Route) -> Encoded:
         frames = self._encoder.encode(messages, route)
-        return Encoded(frames, len(frames))
+        return Encoded(len(frames), frames=frames)
 
     def write(self, encoded: Iterable[Encoded], acks: Iterable[tuple[int, bool]] = ()) -> None:
-        frames = [*(each.messages for each in encoded), *acknowledgements(self._pika.channel_number, acks)]
+        frames = [*(each.frames for each in encoded), *acknowledgements(self._pika.channel_number, acks)]
         if self._pika.is_open and frames:
             self._pika.connection._output_marshaled_frames([b"".join(frames)])
 
@@ -156,39 +156,34 @@ class _PublicWriter:
         self._pika = pika
 
     def encode(self, messages: Sequence[Message], route: Route) -> Encoded:
-        calls = [_publish_arguments(addressed(message, route), route) for message in messages]
-        return Encoded(calls, sum(len(message.body) for message in messages))
+        calls = [_publish_call(addressed(message, route), route) for message in messages]
+        return Encoded(sum(len(message.body) for message in messages), calls=calls)
 
     def write(self, encoded: Iterable[Encoded], acks: Iterable[tuple[int, bool]] = ()) -> None:
         if not self._pika.is_open:
             return
         for each in encoded:
-            for arguments in each.messages:
-                self._pika.basic_publish(**arguments)
+            for call in each.calls:
+                self._pika.basic_publish(*call)
         for tag, multiple in acks:
             self._pika.basic_ack(tag, multiple=multiple)
 
 
-def _publish_arguments(message: Message, route: Route) -> dict[str, Any]:
+def _publish_call(message: Message, route: Route) -> PublishCall:
     given = {name: value for name, value in message.properties.items() if value is not None}
     if message.message_id is not None:
         given["message_id"] = message.message_id
     if route.persistent:
         given.setdefault("delivery_mode", PERSISTENT)
     properties = BasicProperties(**given)
+    exchange, routing_key = message.exchange or "", message.routing_key or ""
     try:
-        f"{message.exchange}{message.routing_key}".encode()  # pika sends only UTF-8
-        encode_names(message.exchange or "", message.routing_key or "")
+        f"{exchange}{routing_key}".encode()  # pika sends only UTF-8
+        encode_names(exchange, routing_key)
         properties.encode()
     except (exceptions.AMQPError, ValueError, TypeError, ArithmeticError, AssertionError, RecursionError) as error:
         raise pika_errors.cannot_encode(error) from error
-    return {
-        "exchange": message.exchange,
-        "routing_key": message.routing_key,
-        "body": message.body,
-        "properties": properties,
-        "mandatory": route.mandatory,
-    }
+    return PublishCall(exchange, routing_key, message.body, properties, route.mandatory)
 
 
 #: The class of all connections.

@@ -9,7 +9,7 @@ from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import pika_private
 from mqtool.amqp.io_thread import IoThread
-from mqtool.amqp.reopening import ChannelConnection, ChannelListener, ReopeningChannel
+from mqtool.amqp.reopening_channel import ChannelConnection, ChannelListener, ReopeningChannel
 from mqtool.amqp.unconfirmed import WINDOW, MessageWriter, Route, Unconfirmed
 from mqtool.errors import MqtoolError
 from mqtool.message import Delivery, InBatches, Message, Receipt

@@ -15,9 +15,9 @@ from pika import exceptions
 from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel as PikaChannel
 
+from mqtool.address import Address, TlsFiles, connection_name
 from mqtool.amqp import pika_errors, pika_private
-from mqtool.amqp.address import Address, TlsFiles, connection_name
-from mqtool.amqp.administration import Request, delivery_from
+from mqtool.amqp.administration import Reply, Request, delivery_from, prefetch_request
 from mqtool.amqp.basic_frames import ConsumerFrames, TakeBatch
 from mqtool.amqp.connection import parameters_for
 from mqtool.amqp.unconfirmed import Route
@@ -102,7 +102,7 @@ class SingleThreadConnection:
         if self._failure is not None:
             raise self._failure
 
-    def _wait_for(self, replies: Sequence[Any], patience: float = _PATIENCE) -> Any:
+    def _wait_for(self, replies: Sequence[Reply], patience: float = _PATIENCE) -> Reply:
         deadline = time.monotonic() + patience
         while not replies:
             if (left := deadline - time.monotonic()) <= 0:
@@ -131,9 +131,9 @@ class SingleThreadConnection:
         if isinstance(reason, exceptions.ChannelClosedByBroker):
             self._fail(reason)
 
-    def ask(self, request: Request) -> Any:
+    def ask(self, request: Request[Reply]) -> Reply:
         """Make a request on the channel, and return the broker's reply."""
-        replies: list[Any] = []
+        replies: list[Reply] = []
         request(self._channel, replies.append)
         return self._wait_for(replies)
 
@@ -146,7 +146,10 @@ class SingleThreadConnection:
             is_ack = answer.method.NAME == "Basic.Ack"
             (on_ack if is_ack else on_nack)(answer.method.delivery_tag, multiple=answer.method.multiple)
 
-        self.ask(lambda pika, done: pika.confirm_delivery(on_answer, callback=done))
+        def request(pika: PikaChannel, done: Callable[[object], None]) -> None:
+            pika.confirm_delivery(on_answer, callback=done)
+
+        self.ask(request)
         pika_private.take_confirms(self._channel, on_ack)
 
     def publish(self, messages: Sequence[Message], route: Route) -> None:
@@ -158,12 +161,12 @@ class SingleThreadConnection:
     ) -> None:
         """Start consuming. `take` is called with batches of deliveries."""
         if not auto_ack:
-            self.ask(lambda pika, done: pika.basic_qos(prefetch_count=prefetch, callback=done))
+            self.ask(prefetch_request(prefetch))
 
         def on_message(_pika: PikaChannel, method: Any, properties: Any, body: bytes) -> None:
             take([delivery_from(method, properties, body, queue, 0)])
 
-        def request(pika: PikaChannel, done: Callable[[Any], None]) -> None:
+        def request(pika: PikaChannel, done: Callable[[object], None]) -> None:
             tag = pika.basic_consume(queue, on_message, auto_ack=auto_ack, arguments=arguments, callback=done)
             pika_private.take_deliveries(pika, ConsumerFrames(pika.channel_number, tag, queue, 0, take))
 

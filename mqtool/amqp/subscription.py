@@ -2,19 +2,22 @@
 
 import queue as queues
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pika import exceptions
+from pika import exceptions, spec
 from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import pika_private
-from mqtool.amqp.administration import delivery_from
+from mqtool.amqp.administration import delivery_from, prefetch_request
 from mqtool.amqp.basic_frames import ConsumerFrames, TakeBatch
 from mqtool.amqp.io_thread import CONNECTION_LOST
-from mqtool.amqp.reopening import ReopeningChannel
+from mqtool.amqp.reopening_channel import ReopeningChannel
 from mqtool.message import Delivery
 from mqtool.offsets import Offset, Start
 from mqtool.topology import Queue
+
+if TYPE_CHECKING:
+    from pika.frame import Method
 
 #: The maximum total size of the bodies in a buffer, in bytes.
 _MAX_SIZE = 128 << 20
@@ -111,12 +114,12 @@ class Subscription:
 
     def _new_consumer(self, prefetch: int, *, auto_ack: bool) -> str:
         name, epoch = self._channel.journal.current_name(self._queue.name), self._channel.requests.epoch
-        self._channel.checked(lambda pika, done: pika.basic_qos(prefetch_count=prefetch, callback=done))
+        self._channel.checked(prefetch_request(prefetch))
 
         def on_message(_pika: PikaChannel, method: Any, properties: Any, body: bytes) -> None:
             self._took([delivery_from(method, properties, body, name, epoch)])
 
-        def consume(pika: PikaChannel, done: Callable[[Any], None]) -> None:
+        def consume(pika: PikaChannel, done: "Callable[[Method[spec.Basic.ConsumeOk]], None]") -> None:
             arguments = self._position.arguments() if self._position else None
             tag = pika.basic_consume(name, on_message, auto_ack=auto_ack, arguments=arguments, callback=done)
             pika_private.take_deliveries(pika, ConsumerFrames(pika.channel_number, tag, name, epoch, self._took))

@@ -61,8 +61,7 @@ class Mover:
         self._room = room
         self._returned: list[str] = []
         self._moved = 0
-        channel.ask(lambda pika, done: pika.tx_select(done))
-        channel.ask(self._listen_for_returns)
+        channel.ask(self._select)
         pika = channel.reopening.requests.pika
         if pika is None:
             raise Unavailable("the connection was lost")
@@ -165,18 +164,18 @@ class Mover:
     def _commit(self, messages: Sequence[Message], through: Delivery | None = None) -> None:
         encoded = self._writer.encode(messages, Route(mandatory=True))
 
-        def commit(pika: PikaChannel, done: Callable[[Any], None]) -> None:
+        def commit(pika: PikaChannel, done: Callable[[object], None]) -> None:
             self._writer.write([encoded], [] if through is None else [(through.delivery_tag, True)])
             pika.tx_commit(done)
 
         self._channel.ask(commit)
 
-    def _listen_for_returns(self, pika: PikaChannel, done: Callable[[Any], None]) -> None:
+    def _select(self, pika: PikaChannel, done: Callable[[object], None]) -> None:
         def on_return(_channel: PikaChannel, method: Any, _properties: Any, _body: bytes) -> None:
             self._returned.append(str(method.reply_text))
 
         pika.add_on_return_callback(on_return)
-        done(None)
+        pika.tx_select(done)
 
 
 def _as_it_was(delivery: Delivery) -> Message:

@@ -11,10 +11,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import count, repeat
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mqtool.errors import MqtoolError, NotConfirmed
 from mqtool.message import Confirmation, Message, Receipt
+
+if TYPE_CHECKING:
+    from pika import spec
 
 #: The most messages, and bytes of bodies, that may be unconfirmed.
 WINDOW, WINDOW_BYTES = 10_000, 16 * 1024 * 1024
@@ -48,11 +51,26 @@ def addressed(message: Message, route: Route) -> Message:
     )
 
 
-class Encoded(NamedTuple):
-    """Messages that are ready to be written, and their size in bytes."""
+class PublishCall(NamedTuple):
+    """The arguments of pika's basic_publish() for one message."""
 
-    messages: Any
+    exchange: str
+    routing_key: str
+    body: bytes
+    properties: "spec.BasicProperties"
+    mandatory: bool
+
+
+class Encoded(NamedTuple):
+    """Messages that are ready to be written: as frames, or as calls of pika's basic_publish(), depending on the writer.
+
+    Attributes:
+        size: the size of the messages in bytes.
+    """
+
     size: int
+    frames: bytes = b""
+    calls: Sequence[PublishCall] = ()
 
 
 class MessageWriter(Protocol):
@@ -136,7 +154,7 @@ class Unconfirmed:
             UsageError, BadData: a message cannot be encoded. None was sent.
         """
         with self._lock:
-            encoded = self._writer.encode(messages, route) if self._writer else Encoded(None, 0)
+            encoded = self._writer.encode(messages, route) if self._writer else Encoded(0)
             if not self._outstanding:
                 self._last_answer = time.monotonic()
             self._outstanding.extend(zip(messages, repeat(route), count(sequence)))

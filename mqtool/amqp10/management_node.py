@@ -17,6 +17,7 @@ from mqtool.codecs.amqp10_frames import SETTLED, Attach, Flow, Source, Target
 from mqtool.codecs.amqp10_message import VALUE, Amqp10Message, BareProperties, sections, value_section
 from mqtool.codecs.amqp10_values import Symbol
 from mqtool.errors import NotFound
+from mqtool.field_values import FieldValue
 from mqtool.topology import Binding, Exchange, Queue
 
 Thing = TypeVar("Thing", bound=Exchange | Queue)
@@ -176,7 +177,7 @@ class ManagedTopology:
         to: Queue | Exchange,
         exchange: Exchange,
         routing_key: str = "",
-        arguments: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, FieldValue] | None = None,
         *,
         remember: bool = True,
     ) -> None:

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from mqtool.address import connection_name
 from mqtool.amqp import Address, Backoff
-from mqtool.amqp.address import connection_name
 from mqtool.amqp10.refusals import ClosedByBroker, Lost, too_old
 from mqtool.amqp10.transport import Transport
 from mqtool.errors import MqtoolError, Unavailable

@@ -10,6 +10,7 @@ from typing import Any
 
 from mqtool.amqp.administration import binding_request, declare_request
 from mqtool.benching.client_process import SECOND, BenchClient, CommandEnded, Orders, tell
+from mqtool.benching.declared import delete_declared
 from mqtool.benching.plan import STAMP, Job, bodies
 from mqtool.benching.tally import Latencies, add_to_runs
 from mqtool.benching.wire import AmqpWire, Wire
@@ -319,7 +320,5 @@ def main() -> None:
         tell(failed=str(error), hint=None, exit_code=69)
     except CommandEnded:
         if (job.role, job.number) == ("consumer", 0):
-            from mqtool.benching.declared import delete_declared  # not needed unless the command is killed
-
             with contextlib.suppress(MqtoolError):
                 delete_declared(job.amqp_addresses, job.tls, job.declared)

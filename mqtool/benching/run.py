@@ -55,6 +55,10 @@ class RunningClient:
         return bool(self.told.get("done"))
 
 
+#: Only on Linux.
+_PROC = Path("/proc")
+
+
 class BrokerUse:
     """The CPU and memory that the broker uses, according to its management API and, on this machine, /proc."""
 
@@ -71,7 +75,7 @@ class BrokerUse:
             self._api = self._find_api()
             nodes = self._nodes()
             pid = int(nodes[0].get("os_pid") or 0) if len(nodes) == 1 else 0
-            command = Path(f"/proc/{pid}/cmdline")
+            command = _PROC / str(pid) / "cmdline"
             # A broker in a container has a different PID here; the process with the reported PID is not the broker.
             if pid and command.exists() and any(name in command.read_bytes() for name in (b"rabbit", b"mqtool")):
                 self._pid, self._cpu, self._began = pid, _cpu_time(pid), time.monotonic()
@@ -85,7 +89,7 @@ class BrokerUse:
                 memory = sum(int(node["mem_used"]) for node in self._nodes()) or None
             if self._pid is not None:
                 cpu = (_cpu_time(self._pid) - self._cpu) / (time.monotonic() - self._began)
-                pages = int(Path(f"/proc/{self._pid}/statm").read_text().split()[1])
+                pages = int((_PROC / str(self._pid) / "statm").read_text().split()[1])
                 memory = pages * os.sysconf("SC_PAGE_SIZE")
         return cpu, memory
 
@@ -97,7 +101,7 @@ class BrokerUse:
 
 def _cpu_time(pid: int) -> float:
     """Return the CPU time in seconds of a process on this machine."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 _CHUNK, _OPEN_CHUNKS = 4096, 256
 _FULL = (1 << _CHUNK) - 1
 #: Consecutive message numbers: the first one, their count, and whether the messages were redelivered.
-Run = tuple[int, int, bool]
+NumberRun = tuple[int, int, bool]
 #: How many leading bits of a latency in microseconds are kept, enough for three significant digits.
 _BITS = 11
 #: The maximum number of different latencies to keep with all their digits.
@@ -88,7 +88,7 @@ class Tally:
         for first, count in runs:
             self.confirmed += self._confirmed[publisher].add(first, count)
 
-    def receive(self, consumer: int, publisher: int, runs: Iterable[Run]) -> None:
+    def receive(self, consumer: int, publisher: int, runs: Iterable[NumberRun]) -> None:
         """Count messages from a publisher that a consumer has received, in the order of their arrival."""
         numbers = self._received[self._group(consumer), publisher]
         highest = self._highest[consumer, publisher]

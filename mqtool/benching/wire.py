@@ -119,7 +119,7 @@ class AmqpWire(Wire):
     def close(self) -> None:
         self._connection.close()
 
-    def ask(self, request: Request) -> None:
+    def ask(self, request: Request[object]) -> None:
         """Make a request, and wait for the broker's reply."""
         self._connection.ask(request)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from mqtool.address import parse_addresses
 from mqtool.errors import MqtoolError
 
 if TYPE_CHECKING:
@@ -91,7 +92,6 @@ class Started:
     @property
     def management(self) -> "Management":
         """A client for the broker's management API, logged in with the user of the AMQP URL."""
-        from mqtool.amqp import parse_addresses
         from mqtool.management import Management
 
         own = parse_addresses(self.url)[0]

@@ -1,6 +1,5 @@
 """How to reach a broker: addresses, credentials and management API, resolved once per command."""
 
-import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -8,18 +7,18 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from mqtool.amqp import CONFIRM_TIMEOUT, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
-from mqtool.amqp.address import connection_name, without_passwords
-from mqtool.amqp.pika_errors import connecting
+from mqtool.address import Address, TlsFiles, connection_name, parse_addresses, without_passwords
 from mqtool.cli import stopping
 from mqtool.cli.chosen_broker import is_same_node
 from mqtool.cli.contexts import Protocol
 from mqtool.cli.display import output
-from mqtool.errors import MqtoolError, Unavailable, UsageError
-from mqtool.message import Message
+from mqtool.duration import Backoff
+from mqtool.errors import Difference, MqtoolError, Unavailable, UsageError
+from mqtool.message import CONFIRM_TIMEOUT, Message
 from mqtool.tutorials.dialects import declaring_like
 
 if TYPE_CHECKING:
+    from mqtool.amqp import Channel, Connection
     from mqtool.amqp10 import LinkSession
     from mqtool.management import Management
     from mqtool.streams import StreamChannel
@@ -32,12 +31,6 @@ _AMQP_PORT, _PORT, _TLS_PORT = 5672, 15672, 15671
 _STREAM, _STREAM_TLS = 5552, 5551
 #: The management port is usually this much higher than the AMQP port.
 _APART = _PORT - _AMQP_PORT
-#: RabbitMQ's error message for a queue or exchange that exists with different settings.
-_DIFFERS = (
-    r"inequivalent arg '(.*?)' for ((?:queue|exchange) '.*?') in vhost .*: "
-    r"received (?:the value )?'?([^']*?)'?(?: of type '\w+')? "
-    r"but current is (?:the value )?'?([^']*?)'?(?: of type '\w+')?$"
-)
 #: Seconds to wait for a connection to the management API, and for its response, when only a hint depends on it.
 HINT_PATIENCE = (0.3, 1.0)
 #: Seconds after which a terminal shows what is being waited for.
@@ -93,7 +86,7 @@ class Access(NamedTuple):
         """The virtual host that the connections open."""
         return self.address.virtual_host
 
-    def connect(self) -> Connection:
+    def connect(self) -> "Connection":
         """Open a connection.
 
         Raises:
@@ -101,6 +94,8 @@ class Access(NamedTuple):
             AccessRefused: no node accepts the login.
             UsageError: TLS files are given, but the URL does not use TLS.
         """
+        from mqtool.amqp import Connection
+
         self._check_tls()
 
         def connect() -> Connection:
@@ -126,7 +121,7 @@ class Access(NamedTuple):
             return connect_within(self.wait, connect)
 
     @contextmanager
-    def channel(self, *, mandatory: bool = False, confirm_timeout: float = CONFIRM_TIMEOUT) -> Iterator[Channel]:
+    def channel(self, *, mandatory: bool = False, confirm_timeout: float = CONFIRM_TIMEOUT) -> "Iterator[Channel]":
         """Open an AMQP 0-9-1 connection and a channel for a `with` block. Ctrl-C and TERM stop its consumers."""
         with self.connect() as connection:
             channel = connection.channel(strict=self.strict, mandatory=mandatory, confirm_timeout=confirm_timeout)
@@ -134,7 +129,7 @@ class Access(NamedTuple):
                 yield channel
 
     @contextmanager
-    def channels(self) -> Iterator[tuple[Channel, Channel]]:
+    def channels(self) -> "Iterator[tuple[Channel, Channel]]":
         """Open a connection and two channels for a `with` block: one to consume, and one to publish."""
         with self.connect() as connection:
             channel = connection.channel(strict=self.strict)
@@ -328,6 +323,8 @@ class Access(NamedTuple):
         try:
             socket.create_connection((address.host, address.port), _LOOK).close()
         except OSError as error:
+            from mqtool.amqp.pika_errors import connecting
+
             raise connecting(error, address) from error
 
 
@@ -348,11 +345,12 @@ def _announced(what: str) -> Iterator[None]:
 
 def _notice(text: str) -> None:
     """Print a notice. If it reports a queue or exchange with other settings, suggest a --dialect that matches them."""
-    like = declaring_like(text)
-    if differs := re.search(_DIFFERS, text):
-        setting, thing, ours, theirs = differs.groups()
-        text = f"{thing} exists with {setting} {theirs} instead of {ours}, and is used as it is"
-    output.notice(f"{text}; --dialect {' or '.join(like)} declares it like that" if like else text)
+    if differs := Difference.reported_in(text):
+        setting, thing, name, ours, theirs = differs
+        text = f"{thing} '{name}' exists with {setting} {theirs} instead of {ours}, and is used as it is"
+        if like := declaring_like(differs):
+            text += f"; --dialect {' or '.join(like)} declares it like that"
+    output.notice(text)
 
 
 def _parsed(url: str) -> SplitResult:

@@ -3,16 +3,37 @@
 import logging
 import os
 
-from mqtool.amqp import Backoff, TlsFiles
+from mqtool.address import TlsFiles
 from mqtool.cli import contexts
 from mqtool.cli.access import Access
-from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, Choice, is_same_node, resolve_addresses
+from mqtool.cli.chosen_broker import Choice, choose, is_same_node, resolve_addresses
 from mqtool.cli.confirmation import ask
+from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Protocol
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
-from mqtool.cli.options.broker_options import BrokerOptions, DestinationOptions, ManagedBroker
+from mqtool.cli.options.broker_options import BrokerOptions, DestinationOptions, ManagedBroker, WhichBroker
+from mqtool.duration import Backoff
 from mqtool.errors import UsageError
-from mqtool.tutorials.dialects import Dialect
+from mqtool.tutorials.dialects import AMQP10_NAMES, NAMES, Dialect, DialectNames
+
+
+def chosen(options: BrokerOptions | WhichBroker) -> Choice:
+    """Choose the broker that the options name; see chosen_broker.choose()."""
+    return choose(options.url, options.context, options.call.typed)
+
+
+def protocol_in_use(options: BrokerOptions) -> Protocol:
+    """Return the protocol to send and receive with: of --protocol, or else of the broker's context."""
+    if "protocol" not in options.call.options:
+        return Protocol.AMQP_0_9_1
+    return options.protocol or chosen(options).protocol(None)
+
+
+def dialect_names(options: BrokerOptions) -> DialectNames:
+    """Return the names and settings of queues and exchanges in the chosen dialect."""
+    if options.dialect is None and protocol_in_use(options) is Protocol.AMQP_1_0:
+        return AMQP10_NAMES
+    return NAMES[options.dialect or Dialect.PYTHON]
 
 
 def access_to(broker: BrokerOptions | ManagedBroker, *, reconnects: bool = True) -> Access:
@@ -30,7 +51,7 @@ def access_to(broker: BrokerOptions | ManagedBroker, *, reconnects: bool = True)
     options = broker.options if isinstance(broker, ManagedBroker) else broker
     management = broker.management if isinstance(broker, ManagedBroker) else None
     set_up_printing(options)
-    choice = options.choice
+    choice = chosen(options)
     access = Access(
         resolve_addresses(choice, user=options.user, vhost=options.vhost, password_file=options.password_file),
         choice.tls(TlsFiles(options.tls_ca, options.tls_cert, options.tls_key)),
@@ -43,7 +64,7 @@ def access_to(broker: BrokerOptions | ManagedBroker, *, reconnects: bool = True)
         choice.protected,
         options.confirm or (),
         choice.context and choice.context.name,
-        options.protocol_in_use,
+        protocol_in_use(options),
     )
     if options.call.must_ask:
         ask(f"run {options.call.command!r}", access, is_safe=True)

@@ -5,13 +5,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mqtool.amqp import Address, TlsFiles, parse_addresses
+from mqtool.address import Address, TlsFiles, parse_addresses
 from mqtool.cli import contexts
-from mqtool.cli.contexts import Context, Protocol
+from mqtool.cli.contexts import URL_VARIABLES, Context, Protocol
 from mqtool.errors import UsageError
 
-URL_VARIABLES = ("MQTOOL_URL", "AMQP_URL")
-MANAGEMENT_VARIABLE = "MQTOOL_MANAGEMENT_URL"
 _DEFAULT_URL = "amqp://localhost"
 
 

@@ -15,36 +15,19 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, getdoc, signature
 from types import MappingProxyType, NoneType
-from typing import Annotated, Any, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from mqtool.cli import contexts
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.help.option_sections import SECTIONS
 from mqtool.cli.help.sentence import sentence_of
+from mqtool.cli.invocation import Call, current
 from mqtool.errors import UsageError
 
-
-class Call(NamedTuple):
-    """How a command was called. A field of this type in a group of options is set to the current call.
-
-    Attributes:
-        command: the command's name, such as "queue purge".
-        typed: names of the parameters given on the command line, not by a default or the environment.
-        must_ask: True if the command changes the broker and does not ask for confirmation itself.
-        options: names of all parameters that the command accepts.
-    """
-
-    command: str = ""
-    typed: frozenset[str] = frozenset()
-    must_ask: bool = False
-    options: Collection[str] = ()
-
-
-#: The Call for options that do not come from a command line, for example in tests.
-NOT_CALLED = Call()
 #: The key in a context's `meta` that says that --help-all was given.
 _EVERYTHING = "mqtool.help_all"
 #: Below this width, the text of an option is below its name, not beside it.
@@ -67,12 +50,9 @@ class Command(TyperCommand):
     """A command whose --help shows the common options by section, and says where the others are."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the command line. Give each error its context, which some of typer's errors lack."""
-        try:
-            return super().parse_args(ctx, args)
-        except typer.TyperException as error:
-            vars(error)["ctx"] = ctx
-            raise
+        """Parse the arguments, and record whose they are, for explaining an error in them."""
+        current().parsing = ctx
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and options into the help."""
@@ -101,6 +81,15 @@ class Command(TyperCommand):
                     formatter.write_dl(rows, col_max=formatter.width // 3 if formatter.width > _NARROW else _INDENT)
 
 
+class Group(TyperGroup):
+    """A group of commands, such as `queue`, or `mqtool` itself."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments, and record whose they are, for explaining an error in them."""
+        current().parsing = ctx
+        return super().parse_args(ctx, args)
+
+
 def _first_two(flags: Collection[str]) -> str:
     first = ", ".join([*flags][:2])
     return f"{first} and {len(flags) - 2} more" if len(flags) > 2 else first
@@ -113,6 +102,8 @@ def command(
     name: str | None = None,
     heading: str | None = None,
     aliases: Collection[str] = (),
+    meant_by: Collection[str] = (),
+    extra: tuple[str, str] | None = None,
     about: str | None = None,
     without: Collection[str] = (),
     instead: Mapping[str, Any] = MappingProxyType({}),
@@ -126,6 +117,8 @@ def command(
         name, about: the command's name and help; by default the function's name and docstring.
         heading: the heading in `mqtool --help`; only for commands that are not in a group such as `queue`.
         aliases: what other tools call the command, such as "publish" or "queue ls".
+        meant_by: first words that are no commands, for which a hint suggests this one.
+        extra: what to say, and to hint, if there is an argument too many.
         without: names of options in the function's groups that this command does not take.
         instead: annotations that replace those in the groups, for example to turn an option into an argument.
         cls: the class of the command.
@@ -149,7 +142,8 @@ def command(
         new_parameters.append(Parameter("help_all", Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll))
         with_groups.__signature__ = Signature(new_parameters)  # type: ignore[attr-defined]
         with_groups.__annotations__ = {each.name: each.annotation for each in new_parameters}
-        vars(with_groups).update(effect=effect, aliases=tuple(aliases), examples=examples)
+        facts = {"effect": effect, "aliases": tuple(aliases), "examples": examples, "heading": heading}
+        vars(with_groups).update(facts, meant_by=tuple(meant_by), extra=extra)
         text = "\n".join(f"  {each}" for each in examples)
         told = about or getdoc(function) or ""
         app.command(
@@ -158,7 +152,6 @@ def command(
             help=told,
             short_help=sentence_of(told),
             epilog=f"\b\nExamples:\n{text}" if examples else None,
-            rich_help_panel=heading,
         )(with_groups)
         return function
 
@@ -199,56 +192,37 @@ def _call(context: typer.Context, effect: Effect, values: dict[str, Any]) -> Cal
     name = " ".join(context.command_path.split()[1:])
     if effect is Effect.OWN and context.find_root().params.get("context") is not None:
         raise UsageError(f"'{name}' does not take a context", "omit -C: it uses a broker that mqtool starts")
-    typed = _use_context_before(context, values)
+    typed = contexts.use_context_before(context, values)
     return Call(name, typed, effect is Effect.CHANGES and "yes" not in values, values.keys())
 
 
-def _use_context_before(context: typer.Context, values: dict[str, Any]) -> frozenset[str]:
-    """Put -C given before the command (mqtool -C prod list queues) into `values`, as if it were given after it.
+def group(
+    name: str,
+    about: str,
+    *,
+    heading: str,
+    meant_by: Collection[str] = (),
+    hint: Callable[[str], str | None] | None = None,
+) -> typer.Typer:
+    """Return a group of commands, such as `queue`. Without a subcommand, it shows its help.
 
-    Returns:
-        The names of the parameters that were given on the command line.
+    Args:
+        heading, meant_by: see command().
+        hint: returns the hint for a word that is none of the group's commands, or None for the usual one.
     """
-    typed = {name for name in values if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
-    first = context.find_root().params.get("context")
-    if first is not None and "context" in values and "context" not in typed:
-        values["context"] = first
-        typed.add("context")
-    return frozenset(typed)
-
-
-def group(name: str, about: str, *, heading: str) -> typer.Typer:
-    """Return a group of commands, such as `queue`. Without a subcommand, it shows its help."""
 
     def shown_alone(ctx: typer.Context, help_all: HelpAll = False) -> None:  # noqa: ARG001
         if ctx.invoked_subcommand is None:
             output.show(ctx.get_help())
 
+    vars(shown_alone).update(heading=heading, meant_by=tuple(meant_by), hint=hint)
     return typer.Typer(
         name=name,
         help=about,
         short_help=sentence_of(about),
-        cls=TyperGroup,
+        cls=Group,
         callback=shown_alone,
         invoke_without_command=True,
-        rich_help_panel=heading,
         add_completion=False,
         rich_markup_mode=None,
     )
-
-
-def names_of(kind: str) -> Callable[[typer.Context, str], list[str]]:
-    """Return a function that completes names on the broker.
-
-    Args:
-        kind: "queues", "exchanges", "vhosts", "users" or "policies".
-    """
-
-    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
-        from mqtool.cli import completion
-
-        values = dict(ctx.params)
-        typed = _use_context_before(ctx, values)
-        return completion.on_broker(values, typed, kind, incomplete)
-
-    return complete

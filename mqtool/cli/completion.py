@@ -11,15 +11,18 @@ error is shown. Names with line breaks or control characters are left out.
 import os
 import re
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
-from mqtool.amqp import TlsFiles
+import typer
+
+from mqtool.address import TlsFiles
+from mqtool.cli import contexts
 from mqtool.cli.access import Access
-from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, choose, resolve_addresses
+from mqtool.cli.chosen_broker import choose, resolve_addresses
+from mqtool.cli.contexts import MANAGEMENT_VARIABLE
 from mqtool.duration import parse_duration
 from mqtool.errors import MqtoolError
-from mqtool.management import path
 
 Shell = Literal["bash", "zsh", "fish"]
 _BASH = r"""
@@ -101,14 +104,28 @@ _PATIENCE = 0.3
 _MOST = 200
 
 
-def on_broker(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplete: str) -> list[str]:
+def names_of(kind: str) -> Callable[[typer.Context, str], list[str]]:
+    """Return a function that completes names on the broker.
+
+    Args:
+        kind: "queues", "exchanges", "vhosts", "users" or "policies".
+    """
+
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        values = dict(ctx.params)
+        return _on_broker(values, contexts.use_context_before(ctx, values), kind, incomplete)
+
+    return complete
+
+
+def _on_broker(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplete: str) -> list[str]:
     """Return the broker's queues, exchanges, vhosts, users or policies whose names start with the text typed so far.
 
     Args:
         values: the values of the command's options so far.
         typed: the names of the options given on the command line.
     """
-    import urllib3  # noqa: F401 - import it before the time limit starts
+    import mqtool.management  # noqa: F401 - import it before the time limit starts
 
     found: list[str] = []
     asking = threading.Thread(target=lambda: found.extend(_ask(values, typed, kind, incomplete)), daemon=True)
@@ -125,6 +142,8 @@ def _patience() -> float:
 
 
 def _ask(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplete: str) -> list[str]:
+    from mqtool.management import path
+
     login = {name: values.get(name) for name in ("user", "vhost", "password_file")}
     if str(login["password_file"]) == "-":
         del login["password_file"]

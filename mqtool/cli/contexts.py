@@ -13,16 +13,22 @@ change only the lines concerned and keep comments.
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Mapping
 from enum import Enum, StrEnum, auto
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mqtool.errors import MqtoolError, UsageError
 from mqtool.spelling import did_you_mean
 
+if TYPE_CHECKING:
+    import typer
+
 VARIABLE = "MQTOOL_CONTEXT"
+URL_VARIABLES = ("MQTOOL_URL", "AMQP_URL")
+MANAGEMENT_VARIABLE = "MQTOOL_MANAGEMENT_URL"
 
 #: A password command with one of these characters is run by a shell.
 _FOR_A_SHELL = r"[|&;<>()$`*?~]"
@@ -164,6 +170,20 @@ def names() -> list[str]:
         return []
 
 
+def use_context_before(context: "typer.Context", values: dict[str, Any]) -> frozenset[str]:
+    """Put -C given before the command (mqtool -C prod list queues) into `values`, as if it were given after it.
+
+    Returns:
+        The names of the parameters that were given on the command line.
+    """
+    typed = {name for name in values if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    first = context.find_root().params.get("context")
+    if first is not None and "context" in values and "context" not in typed:
+        values["context"] = first
+        typed.add("context")
+    return frozenset(typed)
+
+
 def parse(text: str) -> Contexts:
     """Parse the text of the configuration file.
 
@@ -231,6 +251,4 @@ def _context(name: str, table: Mapping[str, Any]) -> Context:
 def _words(command: str) -> list[str]:
     if re.search(_FOR_A_SHELL, command):
         return ["/bin/sh", "-c", command]
-    import shlex
-
     return shlex.split(command)

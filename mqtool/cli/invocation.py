@@ -1,7 +1,31 @@
-"""The state of one run of mqtool: its output options, and the signal that asked it to stop, if any."""
+"""The state of one run of mqtool: its call, its output options, and the signal that asked it to stop, if any."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import typer
+
+
+class Call(NamedTuple):
+    """How a command was called. A field of this type in a group of options is set to the current call.
+
+    Attributes:
+        command: the command's name, such as "queue purge".
+        typed: names of the parameters given on the command line, not by a default or the environment.
+        must_ask: True if the command changes the broker and does not ask for confirmation itself.
+        options: names of all parameters that the command accepts.
+    """
+
+    command: str = ""
+    typed: frozenset[str] = frozenset()
+    must_ask: bool = False
+    options: Collection[str] = ()
+
+
+#: The Call for options that do not come from a command line, for example in tests.
+NOT_CALLED = Call()
 
 
 class Invocation:
@@ -15,6 +39,7 @@ class Invocation:
         signal: the number of the signal that asked the command to stop, if one did.
         signalled_at: when that signal arrived (`time.monotonic()`).
         on_stop: functions that the first signal calls; if there are none, the signal raises KeyboardInterrupt.
+        parsing: the context of the command whose arguments typer parsed last, for explaining a usage error.
         is_writing: True while the main thread writes to stdout, or waits until a pipe's reader has read the output.
         script_output: the descriptor that the lines of a dialect's script go to; None without --dialect.
         output_name: what error messages call standard output, such as the file given with `--output`.
@@ -27,6 +52,7 @@ class Invocation:
         self.signal: int | None = None
         self.signalled_at = 0.0
         self.on_stop: list[Callable[[], None]] = []
+        self.parsing: typer.Context | None = None
         self.is_writing = False
         self.script_output: int | None = None
         self.output_name = output_name

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -9,18 +10,10 @@ import typer
 from mqtool.cli.commands import whole_tree
 from mqtool.cli.help.description import describe, leaves
 from mqtool.cli.help.help_topics import equivalent
+from mqtool.cli.help.index import MEANT_BY
+from mqtool.cli.invocation import current
 from mqtool.spelling import did_you_mean, quoted
-from mqtool.tutorials import pages
 
-#: What was probably meant by a word that is no command, after `mqtool` or the name of a group.
-_MEANT = {
-    ("mqtool", "send-log"): "did you mean 'emit-log'?",
-    ("mqtool", "redrive"): "did you mean 'mqtool dlq redrive'?",
-    ("mqtool", "delete"): "did you mean 'mqtool queue delete'?",
-    ("mqtool", "purge"): "did you mean 'mqtool queue purge'?",
-    ("mqtool emit-log", "default"): "to publish to the default exchange: mqtool send -q QUEUE",
-    ("mqtool emit-log", "x-delayed-message"): "to delay messages: mqtool send-delayed",
-}
 _NOT_A_NUMBER = r" is not a valid (?:int|integer|float)(?: range)?"
 #: Options of other tools, and what to use instead.
 _OTHER_OPTIONS = {
@@ -43,7 +36,8 @@ _LONG = {"-q": "--queue", "-e": "--exchange", "-k": "--routing-key"}
 
 def explain(error: typer.TyperException) -> tuple[str, str | None]:
     """Convert typer's usage error to a sentence and a hint."""
-    context: Any = getattr(error, "ctx", None)
+    context: Any = current().parsing
+    facts: Any = getattr(context and context.command, "callback", None)
     path = context.command_path if context else "mqtool"
     text = error.message.partition(" Did you mean ")[0].rstrip(".")
     if unknown := re.fullmatch(r"No such command '(.*)'", text, re.DOTALL):
@@ -51,14 +45,15 @@ def explain(error: typer.TyperException) -> tuple[str, str | None]:
     if unknown := re.fullmatch(r"No such option: (.*)", text, re.DOTALL):
         return f"unknown option {unknown[1]}", _option_hint(context, unknown[1])
     what = re.sub(_NOT_A_NUMBER, " is not a number", error.format_message().rstrip("."))
-    if path in ("mqtool user add", "mqtool user password") and "unexpected extra argument" in what:
-        return "a password does not belong on the command line", "--password-file FILE, or - to read it from stdin"
+    extra: tuple[str, str] | None = getattr(facts, "extra", None)
+    if extra is not None and "unexpected extra argument" in what:
+        return extra
     if "'--yes'" in what and "does not take a value" in what:
         return what, "--confirm NAME names a protected context"
     if "unexpected extra argument" in what and "--exec" in sys.argv[:-1]:
         program = sys.argv[sys.argv.index("--exec") + 1]
         return what, f"quote the program and its arguments: --exec '{program} …'"
-    examples = getattr(context and context.command.callback, "examples", ())
+    examples = getattr(facts, "examples", ())
     how = f"for example: {examples[0]}" if examples else f"'{path} --help' shows the usage"
     if context and (flag := re.search(r"'(--?[\w-]+)'", what)):
         option = next((each for each in context.command.params if flag[1] in each.opts), None)
@@ -72,24 +67,25 @@ def explain(error: typer.TyperException) -> tuple[str, str | None]:
 def _command_hint(context: Any, word: str) -> str | None:
     """Suggest the command that was meant by a word after `mqtool` or after the name of a group."""
     path = context.command_path
-    if (path, word) in _MEANT:
-        return _MEANT[path, word]
-    if f"{word}s" in context.command.list_commands(context):
-        return f"did you mean '{word}s'?"
-    if path == "mqtool tutorial" and (word.isdecimal() or word.replace("_", "-") in pages.NAMES):
-        return f"to read it: {path} show {word}; to run it: {path} run {word}"
     names = context.command.list_commands(context)
+    if f"{word}s" in names:
+        return f"did you mean '{word}s'?"
+    if path == "mqtool" and (meant := MEANT_BY.get(word)):
+        return f"did you mean '{meant}'?"
+    hint: Callable[[str], str | None] | None = getattr(context.command.callback, "hint", None)
+    if hint is not None and (meant := hint(word)):
+        return meant
     listed = "'mqtool --help' lists the commands"
     if path != "mqtool":
         listed = f"'{path}' is followed by {', '.join(names[:-1])} or {names[-1]}"
-    hint = did_you_mean(word, names, listed)
+    alike = did_you_mean(word, names, listed)
     if path != "mqtool":
         elsewhere = [leaf.path for leaf in leaves(describe(whole_tree())) if word in (leaf.words[-1], *leaf.aliases)]
-        return f"did you mean '{elsewhere[0]}'?" if len(elsewhere) == 1 else hint
+        return f"did you mean '{elsewhere[0]}'?" if len(elsewhere) == 1 else alike
     line = equivalent(word)
     if line is not None and "-p" in sys.argv[:-1]:  # rabbitmqctl's option for a virtual host
         line += f" --vhost {quoted(sys.argv[sys.argv.index('-p') + 1])}"
-    return line or hint
+    return line or alike
 
 
 def _option_hint(context: Any, flag: str) -> str | None:

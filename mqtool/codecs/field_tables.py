@@ -122,7 +122,7 @@ def type_name(value: Value) -> str:
     return _TYPE_NAMES[type(value)]
 
 
-def is_integer(value: Value) -> bool:
+def is_integer(value: object) -> bool:
     """True if the wire type is one of the integer types (a bool or a timestamp is not)."""
     return isinstance(value, int) and not isinstance(value, bool | Timestamp)
 

@@ -26,12 +26,23 @@ All other messages wait in classic queues, which cost the broker less.
 https://github.com/rabbitmq/rabbitmq-delayed-message-exchange, https://www.rabbitmq.com/docs/ttl
 """
 
+import re
 from enum import StrEnum
 
 from mqtool.message import Message
 
 #: The longest delay in milliseconds, 49 days and 17 hours: the limit of the broker's 32-bit timers.
 LONGEST = 2**32 - 1
+
+#: The end of the names of wait queues: NAME.wait.5s, NAME.delay.5s.more.2, NAME.exchange.delay.325ms.classic.
+WAIT_SUFFIX = re.compile(
+    r"(?P<exchange>\.exchange)?\.(?P<kind>delay|wait)(\.(\d+(ms|[dhms]))+){1,2}(\.more)?(?P<number>\.\d+)?(\.classic)?$"
+)
+
+
+def is_wait_queue(name: str) -> bool:
+    """True if mqtool gives names like this to wait queues, their exchanges, or queues that drop unroutable messages."""
+    return name.endswith(".nowhere") or WAIT_SUFFIX.search(name) is not None
 
 
 class Via(StrEnum):

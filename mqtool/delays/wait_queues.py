@@ -11,7 +11,6 @@ does not wait for that, and a quorum queue that is electing its leader after a r
 https://www.rabbitmq.com/docs/ttl, https://www.rabbitmq.com/docs/quorum-queues#dead-lettering
 """
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
@@ -23,7 +22,7 @@ from mqtool.amqp import Channel
 from mqtool.amqp.administration import unbind
 from mqtool.channels import AmqpChannel
 from mqtool.claims import Claimed
-from mqtool.delays import LONGEST
+from mqtool.delays import LONGEST, WAIT_SUFFIX
 from mqtool.delays.destinations import DelayPlace, Destination, Warn, derived_name, expect, is_there, name_for
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData, DeclaredDifferently, UsageError
@@ -47,17 +46,6 @@ _AT_LEAST_ONCE = {
 }
 
 
-#: The end of the names of wait queues: NAME.wait.5s, NAME.delay.5s.more.2, NAME.exchange.delay.325ms.classic.
-_SUFFIX = re.compile(
-    r"(?P<exchange>\.exchange)?\.(?P<kind>delay|wait)(\.(\d+(ms|[dhms]))+){1,2}(\.more)?(?P<number>\.\d+)?(\.classic)?$"
-)
-
-
-def is_wait_queue(name: str) -> bool:
-    """True if mqtool gives names like this to wait queues, their exchanges, or queues that drop unroutable messages."""
-    return name.endswith(".nowhere") or _SUFFIX.search(name) is not None
-
-
 def is_retry_queue(name: str, queue: str) -> bool:
     """True if mqtool gives this name to a queue in which messages of another queue wait for their next attempt."""
     _, wait, delay = name.rpartition(".wait.")
@@ -66,7 +54,7 @@ def is_retry_queue(name: str, queue: str) -> bool:
 
 def is_numbered(name: str) -> bool:
     """True if a wait queue is used instead of another one (ThroughQueues.avoided), as NAME.delay.5s.2 is."""
-    suffix = _SUFFIX.search(name)
+    suffix = WAIT_SUFFIX.search(name)
     return suffix is not None and suffix["number"] is not None
 
 
@@ -387,7 +375,7 @@ def wait_queue_of(view: Mapping[str, Any]) -> WaitQueue | None:
     name, arguments = view["name"], view.get("arguments") or {}
     if RELAY in arguments:
         return _relay_queue(name, Claimed(arguments[RELAY]))
-    suffix = _SUFFIX.search(name)
+    suffix = WAIT_SUFFIX.search(name)
     wait, expires = arguments.get("x-message-ttl"), arguments.get("x-expires")
     if suffix is None or not isinstance(wait, int) or not isinstance(expires, int) or expires < wait + GRACE:
         return None

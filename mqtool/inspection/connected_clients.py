@@ -15,6 +15,7 @@ from mqtool.inspection.upgrade import V4_0, V4_1, V4_3, UpgradeChange, Version, 
 from mqtool.management import Management
 from mqtool.management.api_client import Json
 from mqtool.spelling import counted
+from mqtool.version_changes import GLOBAL_PREFETCH, SMALL_FRAMES, SMALLEST_FRAME, TRANSIENT
 
 
 class Library(NamedTuple):
@@ -68,8 +69,6 @@ LIBRARIES = (
 )
 _HINTS = {(each.product, each.check): f"{each.hint} ({each.source})" for each in LIBRARIES}
 
-#: The smallest frame size, in bytes, that AMQP 0-9-1 clients can request from RabbitMQ 4.1 and later.
-_SMALLEST_FRAME = 8192
 #: Deprecated features that no other check finds, and the version that refuses them.
 _DEPRECATED = {"amqp_address_v1": V4_3, "amqp_filter_set_bug": V4_3, "ram_node_type": V4_3}
 #: The maximum number of a client's queues to name in a finding.
@@ -118,9 +117,9 @@ def _changes(api: Management, vhost: str | None, present: Version) -> Iterator[U
 
 def _of_connection(connection: Json, present: Version) -> Iterator[UpgradeChange]:
     protocol, frame_max = str(connection.get("protocol") or ""), connection.get("frame_max")
-    if protocol.startswith("AMQP 0") and isinstance(frame_max, int) and 0 < frame_max < _SMALLEST_FRAME:
-        what = f"asked for frames of {frame_max:,} bytes, and RabbitMQ 4.1 refuses less than {_SMALLEST_FRAME:,}"
-        hint = f"set its frame_max to {_SMALLEST_FRAME:,} or more"
+    if protocol.startswith("AMQP 0") and isinstance(frame_max, int) and 0 < frame_max < SMALLEST_FRAME:
+        what = f"asked for frames of {frame_max:,} bytes, {SMALL_FRAMES.verdict}"
+        hint = f"set its frame_max to {SMALLEST_FRAME:,} or more"
         yield UpgradeChange(V4_1, _finding(connection, "small-frames", what, hint))
     if protocol.startswith("AMQP 1") and present < V4_0:
         what = "uses AMQP 1.0 with addresses of version 1, which RabbitMQ 4.3 refuses"
@@ -130,7 +129,7 @@ def _of_connection(connection: Json, present: Version) -> Iterator[UpgradeChange
 
 def _of_transient(connection: Json, queues: list[str]) -> UpgradeChange:
     named = ", ".join(map(repr, queues[:_NAMED])) + (" and others" if len(queues) > _NAMED else "")
-    what = f"consumes from {counted(len(queues), 'transient queue')} ({named}), which RabbitMQ 4.3.0 to 4.3.5 refuse"
+    what = f"consumes from {counted(len(queues), 'transient queue')} ({named}), {TRANSIENT.verdict}"
     return UpgradeChange(
         V4_3, _finding(connection, "transient-consumer", what, "have it declare durable or exclusive queues")
     )
@@ -139,7 +138,7 @@ def _of_transient(connection: Json, queues: list[str]) -> UpgradeChange:
 def _of_channel(channel: Json, owner: Json) -> UpgradeChange:
     limit, consumers = channel["global_prefetch_count"], channel.get("consumer_count") or 0
     whom = f"{counted(consumers, 'consumer')} of channel {channel.get('number')}"
-    what = f"has one prefetch limit of {limit:,} for the {whom}: from RabbitMQ 4.3 on, each consumer gets this limit"
+    what = f"has one prefetch limit of {limit:,} for the {whom}: {GLOBAL_PREFETCH.verdict}"
     hint = "use basic.qos with global=false, and a limit that suits each consumer"
     return UpgradeChange(V4_3, _finding(owner, "global-prefetch", what, hint))
 

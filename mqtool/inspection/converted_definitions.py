@@ -12,20 +12,21 @@ from typing import Any, Literal
 
 from mqtool.inspection.findings import Finding
 from mqtool.inspection.upgrade import (
-    MOST_WILDCARDS,
     V4_0,
     V4_3,
     Version,
     applied_policy,
     default_queue_types,
+    is_of_reserved_queue,
     is_topic,
     refused_arguments,
     transient,
     type_of,
 )
-from mqtool.management import policy_matches
 from mqtool.management.api_client import Json
+from mqtool.management.policy_patterns import policy_matches
 from mqtool.topology import DELAYED, Exchange, Queue
+from mqtool.version_changes import MOST_WILDCARDS
 
 Mirrored = Literal["classic", "quorum"]
 Delayed = Literal["relay", "leave-out", "plain"]
@@ -79,6 +80,7 @@ def convert(
         _give_types(found)
         _convert_mirrored(found, document, mirrored)
         _convert_policies(found, document, to)
+        _leave_out_reserved(found)
     if to >= V4_3:
         _convert_queues(found)
         _convert_exchanges(found, delayed, relay_parts)
@@ -111,6 +113,15 @@ def _give_types(found: Converted) -> None:
             queue["arguments"]["x-queue-type"] = kind
             why = f"an import would make it a {default} queue, the default of its virtual host"
             found.changes.append(_finding("queue", queue, "queue-type", f"names its type, {kind}", why))
+
+
+def _leave_out_reserved(found: Converted) -> None:
+    """Remove the bindings of queues named `amq.…`: RabbitMQ imports no such queue, and 4.0 to 4.3 refuse these."""
+    for binding in [each for each in _items(found.document, "bindings") if is_of_reserved_queue(each)]:
+        found.document["bindings"].remove(binding)
+        thing = f"binding from {binding['source']!r} to {binding['destination']!r}"
+        why = "an import skips queues whose names begin with 'amq.'"
+        found.changes.append(Finding("reserved-queue", thing, "is left out", why, binding.get("vhost")))
 
 
 def _convert_mirrored(found: Converted, original: Json, mirrored: Mirrored | None) -> None:

@@ -152,7 +152,7 @@ _OTHERS = ("users", "permissions", "topic_permissions", "parameters", "global_pa
 
 #: The objects of each kind, as in a definitions file.
 Contents = dict[str, list[Json]]
-Action = Literal["add", "change", "conflict", "extra"]
+DifferenceKind = Literal["add", "change", "conflict", "extra"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class DefinitionChange:
         differences: for each setting that differs, its values on the broker and in the file; None if missing.
     """
 
-    action: Action
+    action: DifferenceKind
     kind: str
     item: Json
     differences: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from functools import cache, partial
 from typing import NamedTuple, TypeVar
 
 from mqtool import management
-from mqtool.delays.wait_queues import is_wait_queue
+from mqtool.delays import is_wait_queue
 from mqtool.inspection import upgrade
 from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.findings import Finding

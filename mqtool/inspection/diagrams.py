@@ -112,7 +112,7 @@ def _keys(link: WiredLink) -> str:
     """Return an arrow's label: the first few routing keys, or header arguments, of its bindings."""
     said = [each.routing_key for each in link.bindings if each.source and not each.arguments]
     with_arguments = [each.arguments for each in link.bindings if each.arguments]
-    said += [" ".join(f"{name}={value}" for name, value in arguments.items()) for arguments in with_arguments]
+    said += [" ".join(f"{name}={value!s}" for name, value in arguments.items()) for arguments in with_arguments]
     more = len(said) - _KEYS + link.more
     shown = ", ".join(key for key in said[:_KEYS] if key)
     return f"{shown} and {more:,} more" if more > 0 else shown

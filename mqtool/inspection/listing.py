@@ -17,7 +17,7 @@ from mqtool.spelling import as_text, did_you_mean
 
 Row = dict[str, Any]
 #: Yields objects from the management API, with the given columns. If the vhost is None, lists all virtual hosts.
-Source = Callable[[Management, str | None, Sequence[str]], Iterable[Mapping[str, Any]]]
+ListingSource = Callable[[Management, str | None, Sequence[str]], Iterable[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Listing:
     things: str
     columns: Mapping[str, str]
     shown: Sequence[str]
-    source: Source
+    source: ListingSource
     of_vhost: bool = True
 
     def check(self, names: Iterable[str]) -> None:

@@ -15,8 +15,20 @@ from mqtool.errors import AccessRefused, UsageError
 from mqtool.inspection.findings import Finding
 from mqtool.management import Management
 from mqtool.management.api_client import Json
+from mqtool.management.policy_patterns import policy_matches
 from mqtool.spelling import counted
 from mqtool.topology import DELAYED
+from mqtool.version_changes import (
+    DELAYED_EXCHANGE,
+    LARGE_MESSAGES,
+    MASTER_LOCATOR,
+    MIRRORED,
+    MOST_WILDCARDS,
+    POLICY_LOCATOR,
+    REFUSED_ARGUMENTS,
+    TRANSIENT,
+    WILDCARDS,
+)
 
 
 class Version(NamedTuple):
@@ -61,7 +73,7 @@ V3_12, V4_0, V4_1, V4_3, V4_4 = Version(3, 12), Version(4, 0), Version(4, 1), Ve
 KNOWN = V4_4
 NOTES = (
     Note(V4_0, "only 3.13 can be upgraded to it, with all its feature flags enabled"),
-    Note(V4_0, "messages of more than 16 MiB are refused unless max_message_size allows them; it was 128 MiB"),
+    Note(V4_0, f"{LARGE_MESSAGES}; it was 128 MiB"),
     Note(V4_0, "x-death is not read when a client publishes a dead letter again: count retries in another header"),
     Note(V4_3, "only 4.2 can be upgraded to it, with all its feature flags enabled"),
     Note(
@@ -81,10 +93,6 @@ _QUEUE_COLUMNS = ("name", "vhost", "type", "durable", "exclusive", "arguments", 
 _QUEUE_STATISTICS = ("message_stats.redeliver",)
 _BINDING_COLUMNS = ("vhost", "source", "destination", "destination_type", "routing_key")
 
-#: Arguments that RabbitMQ 4.3 refuses for a classic queue, besides x-queue-version=1.
-REFUSED_ARGUMENTS = ("x-queue-master-locator", "x-consumer-timeout")
-#: The maximum number of `#` in a topic exchange's binding key, from 4.3.5 on.
-MOST_WILDCARDS = 2
 #: The default delivery limit of quorum queues from 4.0 on, and the delivery count that is close enough to report.
 _LIMIT, _CLOSE = 20, 15
 _CLASSIC = "classic"
@@ -144,7 +152,12 @@ def file_findings(document: Json, lines: Mapping[tuple[str, int], int], wanted: 
 
     def of_binding(binding: Json) -> Iterator[UpgradeChange]:
         source = (binding.get("vhost"), binding["source"])
-        return _of_binding(binding) if source in topics or binding["source"] == "amq.topic" else iter(())
+        if source in topics or binding["source"] == "amq.topic":
+            yield from _of_binding(binding)
+        if wanted < V4_4 and is_of_reserved_queue(binding):
+            what = "is of a queue that an import skips: RabbitMQ 4.0 to 4.3 refuse the file"
+            finding = Finding("reserved-queue", _described(binding), what, "leave the binding out", binding["vhost"])
+            yield UpgradeChange(V4_0, finding)
 
     looks: tuple[tuple[str, Callable[[Json], Iterator[UpgradeChange]]], ...] = (
         ("queues", of_queue),
@@ -230,7 +243,7 @@ def applied_policy(document: Json, section: str, item: Json) -> Json | None:
     for policy in document.get("policies") or []:
         if policy.get("vhost") == item.get("vhost") and policy.get("apply-to", "all") in kinds:
             is_higher = found is None or (policy.get("priority") or 0) > (found.get("priority") or 0)
-            if is_higher and management.policy_matches(policy, item["name"]):
+            if is_higher and policy_matches(policy, item["name"]):
                 found = policy
     return found
 
@@ -240,17 +253,22 @@ def is_topic(exchange: Json) -> bool:
     return bool(exchange.get("type") == "topic")
 
 
+def is_of_reserved_queue(binding: Json) -> bool:
+    """True if a binding in a definitions file is of a queue named `amq.…`, which RabbitMQ never imports."""
+    return binding.get("destination_type") == "queue" and str(binding.get("destination")).startswith("amq.")
+
+
 def transient(queue: Json) -> Iterator[Finding]:
     """Report a queue that is transient and not exclusive."""
     if not queue.get("durable", True) and not queue.get("exclusive"):
-        what = "is transient and not exclusive, which RabbitMQ 4.3.0 to 4.3.5 refuse"
+        what = f"is transient and not exclusive, {TRANSIENT.verdict}"
         yield Finding.of("queue", queue, "transient", what, "declare it durable, or exclusive to its consumer")
 
 
 def mirrored(policy: Json) -> Iterator[Finding]:
     """Report a policy that mirrors queues."""
     if any(key.startswith("ha-") for key in policy.get("definition") or {}):
-        what = "mirrors classic queues (ha-*), which RabbitMQ 4.0 no longer supports"
+        what = f"mirrors classic queues (ha-*), {MIRRORED.verdict}"
         yield Finding.of("policy", policy, "mirrored", what, "use quorum queues, and delete the policy")
 
 
@@ -279,7 +297,7 @@ def _of_queue(queue: Json, policy: Mapping[str, Any]) -> Iterator[UpgradeChange]
         finding = Finding.of("queue", queue, "lazy", what, "leave the queue mode out")
         yield UpgradeChange(V3_12, finding, is_refused=False)
     for name in refused_arguments(queue):
-        what = f"has the argument {name}, with which RabbitMQ 4.3 refuses to declare a classic queue"
+        what = f"has the argument {name}, {MASTER_LOCATOR.verdict}"  # the same for each of them
         hint = "leave it out wherever the queue is declared"
         yield UpgradeChange(V4_3, Finding.of("queue", queue, "queue-argument", what, hint))
 
@@ -295,7 +313,7 @@ def _of_type(queue: Json, default: str | None) -> Iterator[UpgradeChange]:
 
 def _of_exchange(exchange: Json) -> Iterator[UpgradeChange]:
     if exchange.get("type") == DELAYED:
-        what = "needs the delayed message plugin, which has no release for RabbitMQ 4.3"
+        what = f"needs {DELAYED_EXCHANGE.verdict}"
         hint = "let messages wait in queues: mqtool delayed migrate, mqtool delayed relay"
         yield UpgradeChange(V4_3, Finding.of("exchange", exchange, "delayed-exchange", what, hint))
 
@@ -303,7 +321,7 @@ def _of_exchange(exchange: Json) -> Iterator[UpgradeChange]:
 def _of_policy(policy: Json) -> Iterator[UpgradeChange]:
     yield from (UpgradeChange(V4_0, finding) for finding in mirrored(policy))
     if "queue-master-locator" in (policy.get("definition") or {}):
-        what = "sets queue-master-locator, which RabbitMQ 4.3 refuses"
+        what = f"sets queue-master-locator, {POLICY_LOCATOR.verdict}"
         hint = "set queue-leader-locator to balanced or client-local"
         yield UpgradeChange(V4_3, Finding.of("policy", policy, "policy-setting", what, hint))
 
@@ -317,7 +335,10 @@ def _of_parameter(parameter: Json) -> Iterator[UpgradeChange]:
 def _of_binding(binding: Json) -> Iterator[UpgradeChange]:
     count = (binding.get("routing_key") or "").split(".").count("#")
     if count > MOST_WILDCARDS:
-        thing = f"binding {binding['routing_key']!r} from {binding['source']!r} to {binding['destination']!r}"
-        what = f"has {count} # in its key, and RabbitMQ 4.3.5 allows {MOST_WILDCARDS}"
-        finding = Finding("binding-key", thing, what, "bind with simpler keys", binding["vhost"])
+        what = f"has {count} # in its key, {WILDCARDS.verdict}"
+        finding = Finding("binding-key", _described(binding), what, "bind with simpler keys", binding["vhost"])
         yield UpgradeChange(V4_3, finding)
+
+
+def _described(binding: Json) -> str:
+    return f"binding {binding.get('routing_key')!r} from {binding['source']!r} to {binding['destination']!r}"

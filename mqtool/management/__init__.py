@@ -18,7 +18,6 @@ from mqtool.management.api_lists import (
     nodes,
     permissions,
     policies,
-    policy_matches,
     queue_totals,
     queues,
     stream_port_beside,

@@ -3,7 +3,6 @@
 If the argument `vhost` is None, lists include all vhosts that the user may see. Errors are those of Management.get().
 """
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -124,28 +123,6 @@ def with_policy(arguments: Mapping[str, Any], policy: Mapping[str, Any]) -> Json
     """
     added = {f"x-{name}" if name in _POLICY_KEYS else name: value for name, value in policy.items()}
     return {**added, **arguments}
-
-
-def policy_matches(policy: Json, name: str) -> bool | None:
-    """True if a policy's pattern matches a queue's or exchange's name; None if only Erlang can parse the pattern.
-
-    RE2 matches in linear time. Python's own engine, which a pattern such as `(a+)+$` would block for ever, is used only
-    for what RE2 does not support: lookaround and backreferences.
-    """
-    import re2
-
-    options = re2.Options()
-    options.log_errors = False
-    pattern: str = policy.get("pattern") or ""
-    data, text = (each.encode(errors="surrogatepass") for each in (pattern, name))
-    try:
-        return re2.search(data, text, options) is not None
-    except re2.error:
-        pass
-    try:
-        return re.search(pattern, name) is not None
-    except re.error:
-        return None
 
 
 def effective_arguments(queue: Json) -> Json:

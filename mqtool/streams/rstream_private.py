@@ -18,7 +18,7 @@ from typing import Any
 
 from rstream import schema
 
-from mqtool.amqp.address import connection_name
+from mqtool.address import connection_name
 from mqtool.errors import MqtoolError
 
 #: The versions of rstream that mqtool works with, as in pyproject.toml.

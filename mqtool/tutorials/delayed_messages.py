@@ -52,10 +52,11 @@ def send_by_dead_lettering(
     """Publish messages to a wait queue; they expire after `delay` seconds and are dead-lettered to `queue`."""
     milliseconds = round(delay * 1000)
     # The exchange "" is the default exchange, which routes to the queue that the routing key names.
-    arguments = {"x-message-ttl": milliseconds, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": queue.name}
+    back = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": queue.name}
     # Messages expire only at the head of a queue, so each delay needs a wait queue of its own.
-    wait_queue = channel.declare(Queue(f"{queue.name}.wait.{milliseconds}ms", durable=True, arguments=arguments))
-    return channel.publish(messages, routing_key=wait_queue.name, persistent=True)
+    name = f"{queue.name}.wait.{milliseconds}ms"
+    channel.declare(Queue(name, durable=True, arguments={"x-message-ttl": milliseconds, **back}))
+    return channel.publish(messages, routing_key=name, persistent=True)
 
 
 def receive(

@@ -9,6 +9,7 @@ import re
 from enum import StrEnum
 from typing import NamedTuple
 
+from mqtool.errors import Difference
 from mqtool.topology import DELAYED, Exchange, Queue
 
 #: The tutorials that also have a version for AMQP 1.0.
@@ -243,27 +244,20 @@ LINES: dict[Dialect, DialectLines] = {
 }
 
 
-#: RabbitMQ's error message about the first difference between a declaration and the existing queue or exchange.
-_DIFFERS = (
-    r"inequivalent arg '(?P<setting>durable|x-queue-type)' for (queue|exchange) '(?P<name>.*)' in vhost "
-    r".* but current is (none|(the value )?'(?P<current>[^']*)')"
-)
-
-
-def declaring_like(refusal: str) -> list[Dialect]:
-    """Return the dialects whose settings match an existing queue or exchange, according to the broker's error.
+def declaring_like(difference: Difference) -> list[Dialect]:
+    """Return the dialects whose settings match an existing queue or exchange, as far as the difference tells.
 
     Dialects of single articles and of AMQP 1.0 tutorials are left out if others also match.
     """
-    told = re.search(_DIFFERS, refusal)
 
     def is_like(thing: Queue | Exchange) -> bool:
-        if told is None or thing.name != told["name"]:
+        if thing.name != difference.name or difference.setting not in ("durable", "x-queue-type"):
             return False
-        if told["setting"] == "durable":
-            return str(thing.durable).lower() == told["current"]
+        if difference.setting == "durable":
+            return str(thing.durable).lower() == difference.theirs
         # The broker compares durability first. A queue declared without a type has "none"; from 4.0 on, "classic".
-        return thing.durable and thing.arguments.get("x-queue-type", "classic") == (told["current"] or "classic")
+        theirs = "classic" if difference.theirs == "none" else difference.theirs
+        return thing.durable and thing.arguments.get("x-queue-type", "classic") == theirs
 
     found = [dialect for dialect, names in NAMES.items() if any(is_like(thing) for thing in names)]
     return [dialect for dialect in found if not re.search("-amqp|-article", dialect)] or found

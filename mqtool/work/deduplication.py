@@ -26,6 +26,8 @@ from mqtool.errors import MqtoolError, UsageError
 
 #: Seconds between checks of another worker's claim, and seconds to wait for SQLite's lock.
 _LOOK, _PATIENCE = 0.05, 30.0
+#: Only on Linux.
+_PROC = Path("/proc")
 #: Seconds between removals of messages that are older than the window.
 _SWEEP = 60.0
 
@@ -202,6 +204,6 @@ def _process_name(pid: int) -> str | None:
     except PermissionError:  # the process belongs to another user
         pass
     with contextlib.suppress(OSError):  # not Linux: the id alone
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
         return None if state == "Z" else f"{pid} {fields[18]}"
     return str(pid)

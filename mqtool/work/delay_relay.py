@@ -19,7 +19,7 @@ A relay must not reconnect, since its deliveries are valid only on one connectio
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import NamedTuple, Self
@@ -29,6 +29,7 @@ from mqtool.delays.destinations import Destination, Warn, name_for
 from mqtool.delays.wait_queues import LONGEST_IN_QUEUES, RELAY, YOUNG, ThroughQueues, is_numbered
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData, DeclaredDifferently, NotFound, Unavailable, UsageError
+from mqtool.field_values import FieldValue
 from mqtool.message import DUE, Confirmation, Delivery, Message, Receipt
 from mqtool.routing import delay_of
 from mqtool.spelling import pasteable
@@ -49,7 +50,7 @@ _SLOW, _PRESSED, _DEAD = 3.0, 0.5, 10.0
 #: The maximum number of wait queues to check at the same time.
 _ASKED = 200
 #: RabbitMQ 4 drops messages after 20 deliveries by default; this keeps them however often relays are killed.
-_INTAKE = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
+_INTAKE: Mapping[str, FieldValue] = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
 #: The plugin's header, in milliseconds; it is negative once the delay is over.
 _X_DELAY = "x-delay"
 #: The header in which RabbitMQ's interceptor stores the time of publication, in milliseconds since 1970.

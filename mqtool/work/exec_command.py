@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mqtool.amqp.address import without_passwords
+from mqtool.address import without_passwords
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
 from mqtool.ndjson import as_json

@@ -23,7 +23,7 @@ class Waiting(NamedTuple):
     message: Message
 
 
-Choice = Callable[[Waiting], bool]
+WaitingChoice = Callable[[Waiting], bool]
 
 
 class WaitingMessages:
@@ -55,7 +55,7 @@ class WaitingMessages:
                 for delivery in deliveries:
                     yield Waiting(queue, delivery, queue.original(delivery))
 
-    def cancel(self, chosen: Choice) -> Generator[Waiting]:
+    def cancel(self, chosen: WaitingChoice) -> Generator[Waiting]:
         """Yield the chosen messages; delete them once all messages in their queue have been read."""
         for queue in self._queues_for(None):
             with peeking.looking(self._channel, queue.name, self._kind(queue)) as look:
@@ -65,7 +65,7 @@ class WaitingMessages:
                         look.remove(delivery)
                         yield waiting
 
-    def deliver(self, chosen: Choice, left: Callable[[str], None]) -> Generator[Waiting]:
+    def deliver(self, chosen: WaitingChoice, left: Callable[[str], None]) -> Generator[Waiting]:
         """Publish the chosen messages to their destinations now, delete them from their wait queues, and yield each.
 
         Args:

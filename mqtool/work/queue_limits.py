@@ -6,11 +6,11 @@ https://www.rabbitmq.com/docs/maxlength#overflow-behaviour
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from mqtool import management
 from mqtool.amqp import Channel
 from mqtool.errors import AccessRefused, NotFound
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
+from mqtool.management.policy_patterns import policy_matches
 
 
 def rejects_beyond(arguments: Mapping[str, Any], policies: Iterable[Json], limit: str = "max-length") -> int | None:
@@ -74,4 +74,4 @@ def applies(policy: Json, name: str, kind: str) -> bool:
     """
     if policy.get("apply-to", "all") not in ("all", "queues", f"{kind}_queues", f"{kind}s"):
         return False
-    return management.policy_matches(policy, name) is not False
+    return policy_matches(policy, name) is not False

@@ -17,12 +17,12 @@ from mqtool.work import history
 from mqtool.work.retry_or_dead_letter import dead_letter_queue
 from mqtool.work.transfer import NotMoved, QueueTransfer, Until, name_of, redriven
 
-Choice = Callable[[Delivery], bool]
+LetterChoice = Callable[[Delivery], bool]
 
 
 def choice(
     ids: Sequence[str] = (), reason: str | None = None, error: str | None = None, older: float | None = None
-) -> Choice:
+) -> LetterChoice:
     """Return a function that returns True for a dead letter that meets all of the given conditions.
 
     Args:
@@ -117,7 +117,7 @@ class Unproven(MqtoolError):
 
 
 def redrive(
-    channel: Channel, origins: Origins | str, source: str, chosen: Choice, left: Callable[[str], None]
+    channel: Channel, origins: Origins | str, source: str, chosen: LetterChoice, left: Callable[[str], None]
 ) -> Iterator[Delivery]:
     """Move dead letters back to their queues; yield each dead letter once its queue has confirmed it.
 
@@ -159,7 +159,7 @@ def redrive(
     return iter(QueueTransfer(channel, channel, source, message_for, until=until, goes_on=goes_on))
 
 
-def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[Delivery]:
+def drop(channel: Channel, source: str, chosen: LetterChoice) -> Iterator[Delivery]:
     """Delete the chosen dead letters, and yield each."""
 
     def message_for(delivery: Delivery) -> Message | None:

@@ -5,7 +5,6 @@ A program's stdout becomes the body of the reply; its exit status and the end of
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from mqtool import ndjson
 from mqtool.amqp import administration
@@ -14,12 +13,10 @@ from mqtool.errors import BadData, ExitCode, TimedOut, Unavailable
 from mqtool.message import Delivery, Message
 from mqtool.spelling import pasteable
 from mqtool.topology import Queue
+from mqtool.work.deduplication import HandledMessages, MessageKey
 from mqtool.work.exec_command import ExecCommand
 from mqtool.work.runner import CANNOT_RUN, NOT_FOUND
 from mqtool.work.worker import CommandBroken
-
-if TYPE_CHECKING:  # this module imports SQLite
-    from mqtool.work.deduplication import HandledMessages
 
 #: Computes the reply to a request.
 Function = Callable[[Delivery], Message]
@@ -104,7 +101,7 @@ def answering_errors(function: Function) -> Function:
 
 
 def answering_once(
-    function: Function, handled: "HandledMessages", cluster: str, notice: Callable[[str], None]
+    function: Function, handled: HandledMessages, cluster: str, notice: Callable[[str], None]
 ) -> Function:
     """Wrap a function so that a repeated request gets the stored reply, and the function is not called again.
 
@@ -114,7 +111,6 @@ def answering_once(
     Args:
         cluster: the cluster name and virtual host that the requests come from (Connection.cluster).
     """
-    from mqtool.work.deduplication import MessageKey  # this module imports SQLite
 
     def answer(request: Delivery) -> Message:
         request_id = request.message_id or request.properties.get("correlation_id")

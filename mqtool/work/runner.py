@@ -168,6 +168,7 @@ class _Run:
         self._stdout = bytearray()
         self._tail = b""  # of its stderr
         self._too_much: int | None = None
+        self._status: int | None = None  # as from waitpid(), once it has exited
         self._body = memoryview(request.body)
         self._open: list[int] = []
         try:
@@ -208,7 +209,7 @@ class _Run:
                 if deadline is not None and time.monotonic() >= deadline:
                     timed_out, deadline = timeout, None
                     self._kill()
-            _, status = os.waitpid(self._pid, 0)
+            status = self._status if self._status is not None else os.waitpid(self._pid, 0)[1]
             self._read_rest()
         finally:
             self._close_all()
@@ -236,7 +237,15 @@ class _Run:
                 self._feed()
             else:
                 self._read_stdout()
-        return ended or (process is None and _is_zombie(self._pid))
+        return ended or (process is None and self._has_exited())
+
+    def _has_exited(self) -> bool:
+        """Without a pidfd: collect the program's status if it has exited."""
+        # Not waitid(), which would leave the status for later: macOS has it only from Python 3.13 on.
+        pid, status = os.waitpid(self._pid, os.WNOHANG)
+        if pid:
+            self._status = status
+        return pid != 0
 
     def _watched(self, process: int | None) -> select.poll:
         poll = select.poll()
@@ -369,7 +378,3 @@ def _pidfd(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):  # not Linux, or an old kernel
         return None
-
-
-def _is_zombie(pid: int) -> bool:
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

@@ -12,20 +12,17 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from mqtool.amqp import Receiving
 from mqtool.channels import AmqpChannel
 from mqtool.errors import MqtoolError
 from mqtool.message import Delivery
 from mqtool.topology import Queue
+from mqtool.work.deduplication import HandledMessages, MessageKey
 from mqtool.work.exec_command import ExecCommand
 from mqtool.work.history import returns_of
 from mqtool.work.retry_or_dead_letter import Retrying
 from mqtool.work.runner import CANNOT_RUN, NOT_FOUND, Ending
-
-if TYPE_CHECKING:  # this module imports SQLite
-    from mqtool.work.deduplication import HandledMessages
 
 
 class CommandBroken(MqtoolError):
@@ -58,7 +55,7 @@ class Worker:
         retrying: Retrying,
         concurrency: int,
         notice: Callable[[str], None],
-        handled: "HandledMessages | None" = None,
+        handled: HandledMessages | None = None,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.in_hand = 0
@@ -133,9 +130,7 @@ class Worker:
             with self._counting:
                 self.in_hand -= 1
 
-    def _handle_once(self, delivery: Delivery, message_id: str, handled: "HandledMessages") -> None:
-        from mqtool.work.deduplication import MessageKey  # this module imports SQLite
-
+    def _handle_once(self, delivery: Delivery, message_id: str, handled: HandledMessages) -> None:
         key, returns = MessageKey(self._cluster, delivery.queue, message_id), returns_of(delivery)
         before = handled.begin(key, lambda: self._channel.stopping, returns=returns)
         if before is not None:

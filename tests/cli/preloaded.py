@@ -54,10 +54,14 @@ request = marshal.dumps(("mqtool", words, posix.getcwdb(), dict(posix.environ)))
 if len(request) > {most}:
     posix.execv({mqtool!r}, [{mqtool!r}, *words])
 server.connect({door!r})
+# The command may be ready before this process runs again: a signal that comes before its pid is known is kept for it.
+pid, early = 0, []
+for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
+    _signal.signal(number, lambda number, _: posix.kill(pid, number) if pid else early.append(number))
 server.sendmsg([request], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, streams)])
 pid = marshal.loads(server.recv(64))
-for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
-    _signal.signal(number, lambda number, _: posix.kill(pid, number))
+for number in early:
+    posix.kill(pid, number)
 code = marshal.loads(server.recv(64))
 if code < 0:
     if -code != _signal.SIGKILL:

@@ -1,37 +1,23 @@
 """A `worker` whose program runs longer than the broker's consumer timeout."""
 
-import uuid
 from collections.abc import Iterator
 
 import pytest
 
-from mqtool.broker import state
-from mqtool.broker.choice import BrokerKind
 from mqtool.broker.embedded import EmbeddedBroker
-from tests.brokers import Restartable, own_broker, rabbitmqctl
+from tests.brokers import impatient_node
 from tests.cli.shell import Shell
 
 
 @pytest.fixture(params=["embedded", "rabbitmq"])
 def impatient(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of a broker with a consumer timeout of one second. RabbitMQ checks once a minute, but can be made to
-    check.
-    """
+    """The URL of a broker with a consumer timeout of one second."""
     if request.param == "embedded":
         with EmbeddedBroker(consumer_timeout=1.0) as embedded:
             yield embedded.url
-        return
-    own_broker(BrokerKind.NODE)
-    name = f"impatient-{uuid.uuid4().hex[:8]}"
-    broker = Restartable(BrokerKind.NODE, name)
-    try:
-        started = state.load(name)
-        assert started is not None
-        settings = "[application:set_env(rabbit, Key, 1000) || Key <- [consumer_timeout, channel_tick_interval]]."
-        rabbitmqctl(started, "eval", settings)
-        yield broker.url
-    finally:
-        broker.stop()
+    else:
+        with impatient_node(1000) as url:
+            yield url
 
 
 @pytest.mark.keeps_messages

@@ -98,6 +98,54 @@ def test_import_prints_the_reason_of_a_refusal_on_one_line(admin: Shell) -> None
     assert "\\n" not in imported.stderr
 
 
+#: As RabbitMQ 3.10's `rabbitmqctl export_definitions` writes them: a server-named queue, bound to an exchange.
+SERVER_NAMED = {
+    "rabbit_version": "3.10.8",
+    "vhosts": [{"name": "/"}],
+    "queues": [
+        {"vhost": "/", "name": name, "durable": True, "auto_delete": False, "arguments": {}}
+        for name in ("amq.gen-7Z8", "jobs")
+    ],
+    "bindings": [
+        {
+            **{"vhost": "/", "source": "amq.fanout", "destination": name, "destination_type": "queue"},
+            **{"routing_key": "", "arguments": {}},
+        }
+        for name in ("amq.gen-7Z8", "jobs")
+    ],
+}
+
+
+@pytest.mark.parametrize("like", ["4.0", "4.3", "4.4"])
+def test_convert_leaves_out_the_bindings_of_server_named_queues(lonely_shell: Shell, like: str) -> None:
+    """`definitions convert` leaves out the bindings of queues named `amq.…`, whose definitions RabbitMQ skips, and says
+    so. A broker then imports the rest; without this, RabbitMQ 4.0 to 4.3 refuse the file.
+    """
+    (lonely_shell.directory / "old.json").write_text(json.dumps(SERVER_NAMED))
+    converted = run(lonely_shell, f"convert old.json --to {like}")
+    assert "binding from 'amq.fanout' to 'amq.gen-7Z8' is left out\n" in converted.stderr
+    with EmbeddedBroker(management_port=0, like=like) as broker:
+        if like != "4.4":
+            with pytest.raises(OSError, match="HTTP Error 400"):
+                api(broker, "definitions", SERVER_NAMED)
+        api(broker, "definitions", json.loads(converted.stdout))
+        has = api(broker, "definitions")
+    assert by_name(has["queues"]).keys() == {"jobs"}
+    assert [each["destination"] for each in has["bindings"]] == ["jobs"]
+
+
+@pytest.mark.parametrize(("version", "found"), [("3.13", set()), ("4.3", {"reserved-queue"}), ("4.4", set())])
+def test_doctor_reports_bindings_for_which_a_file_is_refused(
+    lonely_shell: Shell, version: str, found: set[str]
+) -> None:
+    """`doctor FILE --upgrade 4.0` to `4.3` reports a binding of a queue named `amq.…`, for which these versions refuse
+    the file. RabbitMQ 4.4 skips the binding, by its release notes.
+    """
+    (lonely_shell.directory / "old.json").write_text(json.dumps(SERVER_NAMED))
+    told = lonely_shell.run("mqtool", "doctor", "old.json", "--upgrade", version, "--json")
+    assert {json.loads(line)["check"] for line in told.stdout.splitlines()} == found
+
+
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_definitions_files_are_exchanged_with_rabbitmq(admin: Shell, broker: TestBroker) -> None:
     """RabbitMQ imports a file that `definitions export` wrote; mqtool reads RabbitMQ's export of one virtual host and

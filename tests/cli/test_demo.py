@@ -1,8 +1,10 @@
 """`make demo`: tutorials, and a real log file sent through an exchange."""
 
+import re
 import sys
 from pathlib import Path
 
+from mqtool.plays import PLAYS
 from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import Result, Shell, wait_until
 
@@ -22,6 +24,12 @@ def left_behind(broker: TestBroker) -> list[str]:
     listed = [broker.api("GET", f"{kind}/{broker.vhost}") for kind in ("queues", "exchanges")]
     names = [thing["name"] for things in listed if isinstance(things, list) for thing in things]
     return [name for name in names if name and not name.startswith("amq.")]
+
+
+def test_make_demo_runs_every_play() -> None:
+    """`make demo` runs all plays, in their order, except why-queues, which shows what a broker is for."""
+    (names,) = re.findall(r"^TUTORIALS := ([^\\\n]*(?:\\\n[^\\\n]*)*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert ["why-queues", *names.replace("\\", "").split()] == list(PLAYS)
 
 
 @large

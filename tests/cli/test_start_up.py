@@ -16,7 +16,7 @@ from tests.cli.shell import Shell
 HEAVY = {
     *("requests", "urllib3", "rich", "sqlite3", "hashlib", "tomllib", "docker", "rstream"),
     "rabbitmq_amqp_python_client",
-    *("json", "shlex", "random"),
+    *("json", "random"),
     *("mqtool.cli.display.live_screen", "mqtool.tutorials.stream_dialects"),
 }
 

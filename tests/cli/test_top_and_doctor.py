@@ -11,8 +11,8 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
+from mqtool.address import TlsFiles
 from mqtool.amqp import parse_addresses
-from mqtool.amqp.address import TlsFiles
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.cli.access import Access
@@ -238,6 +238,24 @@ def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, br
         said = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--upgrade", "4.3").stdout
     assert re.search(r"client 'billing' of user 'guest' at [\d.]+:\d+ \(amqplib 0.10.3\) in vhost", said)
     assert "upgrade amqplib to 0.10.7 or later" in said
+
+
+@pytest.mark.parametrize(("version", "is_told"), [("4.3", False), ("4.4", True)])
+def test_doctor_upgrade_says_what_changes_in_4_4(
+    watcher: Shell, broker: TestBroker, version: str, *, is_told: bool
+) -> None:
+    """`doctor --upgrade 4.4` also tells the changes of RabbitMQ 4.4 that a broker's topology does not show: what old
+    streams lose, OpenID Connect, and bindings in definitions.
+    """
+    told = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--upgrade", version).stderr
+    for what in (
+        "RabbitMQ 4.4: delivery mode, priority and expiration of messages that a stream stored before 4.0 are lost",
+        "x-amqp-1.0-… headers",
+        "RabbitMQ 4.4: OpenID Connect providers must use https",
+        "RabbitMQ 4.4: definitions leave out bindings of exclusive queues; bindings of amq.* queues are not imported",
+    ):
+        assert (what in told) is is_told, told
+    assert "knows only the changes up to" not in told
 
 
 @contextmanager

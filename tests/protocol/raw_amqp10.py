@@ -1,7 +1,9 @@
 """An AMQP 1.0 client for tests that sends and reads single frames."""
 
+import contextlib
 import socket
 import struct
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
@@ -80,6 +82,7 @@ class RawAmqp10:
         parts = urlsplit(url)
         self.first_transfer = self.first_count = 0
         self.receiving: set[int] = set()
+        self._held: bytearray | None = None
         self.socket = socket.create_connection((str(parts.hostname), parts.port or 5672), timeout=60)
         self.login = f"\0{unquote(str(parts.username))}\0{unquote(str(parts.password))}".encode()
         self.vhost = unquote(parts.path[1:]) or "/"
@@ -116,7 +119,19 @@ class RawAmqp10:
 
     def send(self, code: int, *fields: Any, channel: int = 0, kind: int = 0, payload: bytes = b"") -> None:
         """Send a performative."""
-        self.socket.sendall(raw_frame(encode(described(code, *fields)) + payload, channel, kind))
+        frame = raw_frame(encode(described(code, *fields)) + payload, channel, kind)
+        if self._held is None:
+            self.socket.sendall(frame)
+        else:
+            self._held += frame
+
+    @contextlib.contextmanager
+    def in_one_write(self) -> Iterator[None]:
+        """Send the performatives of the `with` block together, at its end."""
+        self._held = bytearray()
+        yield
+        held, self._held = self._held, None
+        self.socket.sendall(held)
 
     def read(self, size: int) -> bytes:
         """Exactly this many octets. Raises as read_exactly() does."""

@@ -8,8 +8,8 @@ from urllib.parse import quote
 import pika
 import pytest
 
+from mqtool.address import parse_address
 from mqtool.amqp import TlsFiles
-from mqtool.amqp.address import parse_address
 from mqtool.amqp10 import LinkSession
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.testing.authority import Authority

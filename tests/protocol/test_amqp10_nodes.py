@@ -1,5 +1,6 @@
 """AMQP 1.0: dynamic sources, and links whose queues and consumers change, frame by frame."""
 
+import contextlib
 import time
 
 import pytest
@@ -7,17 +8,20 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, value_section
-from mqtool.codecs.amqp10_values import Array, Milliseconds, Symbol, ULong
+from mqtool.codecs.amqp10_values import Array, Described, Milliseconds, Symbol, ULong
 from mqtool.codecs.field_tables import UInt32
 from tests.brokers import TestBroker
 from tests.protocol.raw_amqp10 import (
     ACCEPTED,
     ATTACH,
+    CLOSE,
     DETACH,
     DISPOSITION,
+    END,
     FLOW,
     MODIFIED,
     RECEIVER,
+    RELEASED,
     SENDER,
     SETTLED,
     SOURCE,
@@ -33,6 +37,8 @@ from tests.protocol.test_amqp10_frames import broker, client, embedded, ends_ses
 __all__ = ["broker", "client", "embedded", "queue", "quorum"]
 
 DETACHES = Symbol("link-detach")
+#: Milliseconds: RabbitMQ may run in a container, and rounds.
+CLOCKS_MAY_DIFFER = 1_000
 
 
 def attach_dynamic(client: RawAmqp10, capability: str, *, handle: int = 0) -> Frame:
@@ -159,8 +165,9 @@ def test_the_reply_to_a_deletion_comes_before_the_end_of_the_links(client: RawAm
 
 def test_a_rejected_message_is_dead_lettered_with_its_history(client: RawAmqp10, quorum: str) -> None:
     """A message that a receiver rejects is dead-lettered with the annotation x-opt-deaths, which has the queue, the
-    reason and the count.
+    reason, the count, and the times of the first and the last death, in milliseconds.
     """
+    before = int(time.time() * 1000)
     client.attach_sender(quorum, handle=1)
     client.published(0, handle=1)
     client.attach_receiver(quorum)
@@ -171,6 +178,9 @@ def test_a_rejected_message_is_dead_lettered_with_its_history(client: RawAmqp10,
     assert got.message_annotations[Symbol("x-last-death-queue")] == "qq"
     (death,) = got.message_annotations[Symbol("x-opt-deaths")]
     assert (death["queue"], death["reason"], death["count"]) == ("qq", "rejected", 1)
+    times = [death["first-time"], death["last-time"]]
+    assert [type(each) for each in times] == [Milliseconds] * 2
+    assert before - CLOCKS_MAY_DIFFER <= times[0] == times[1] <= time.time() * 1000 + CLOCKS_MAY_DIFFER
 
 
 def test_dispositions_of_unknown_deliveries_are_ignored(
@@ -249,6 +259,40 @@ def test_x_opt_delivery_time_takes_precedence_over_the_delayed_retry_of_the_queu
         channel.basic_publish("", "later", body)
         assert client.expect(TRANSFER).body == body
         client.settle(1 + number, described(ACCEPTED))
+
+
+def acquired(frame: Frame) -> int:
+    """How often a message went back to its queue, by its annotations."""
+    return int(frame.message.message_annotations.get(Symbol("x-acquired-count"), 0))
+
+
+@pytest.mark.parametrize("state", [described(RELEASED), described(MODIFIED, False)], ids=["released", "modified"])
+@pytest.mark.parametrize("pipelined", [True, False], ids=["detach at once", "detach later"])
+@pytest.mark.parametrize("ending", [DETACH, END, CLOSE], ids=["detach", "end", "close"])
+def test_a_message_that_a_link_with_credit_gives_back_is_acquired_by_it_again(
+    broker: TestBroker, channel: BlockingChannel, state: Described, ending: int, *, pipelined: bool
+) -> None:
+    """From 4.3 on, x-acquired-count counts each return to a quorum queue. If a link has credit left when it releases or
+    modifies a message, it acquires the message again, and ending the link returns it a second time. With no credit
+    left, it returns once.
+    """
+    if not broker.differs_since("4.3", "x-acquired-count"):
+        pytest.skip("from 4.3 on")
+    channel.queue_declare("again", durable=True, arguments={"x-queue-type": "quorum"})
+    channel.basic_publish("", "again", b"x")
+    counts = []
+    for credit in (1, 1, 10, 10, 10):
+        with RawAmqp10(broker.url) as client:
+            client.attach_receiver("/queues/again", credit=credit)
+            counts.append(acquired(client.expect(TRANSFER)))
+            with client.in_one_write() if pipelined else contextlib.nullcontext():
+                client.settle(0, state)
+                if credit > 1 and not pipelined:
+                    assert acquired(client.expect(TRANSFER)) == counts[-1] + 1
+                client.send(ending, *((UInt32(0), True) if ending == DETACH else ()))
+            while client.receive().code != ending:
+                pass
+    assert counts == [0, 1, 2, 4, 6]
 
 
 def test_classic_queues_accept_x_queue_leader_locator(client: RawAmqp10, channel: BlockingChannel) -> None:

@@ -13,7 +13,7 @@ from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.codecs.amqp10_frames import SENDER
 from mqtool.codecs.amqp10_values import Symbol
 from mqtool.codecs.field_tables import UInt32
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, impatient_node
 from tests.protocol.conftest import Api
 from tests.protocol.raw_amqp10 import ACCEPTED, DISPOSITION, RELEASED, TRANSFER, RawAmqp10, described
 from tests.protocol.raw_client import RawClient
@@ -33,6 +33,22 @@ def started(like: str) -> Iterator[EmbeddedBroker]:
     """A broker whose own consumer timeout is longer than any test."""
     with EmbeddedBroker(like=like, consumer_timeout=LONG / 1000, management_port=0) as broker:
         yield broker
+
+
+def since_4_3(broker: TestBroker) -> None:
+    if not broker.differs_since("4.3", "queues look for late consumers themselves"):
+        pytest.skip("up to 4.2, RabbitMQ looks for late consumers once a minute")
+
+
+@contextlib.contextmanager
+def impatient_broker(kind: str) -> Iterator[str]:
+    """The URL of a broker whose own consumer timeout is short: the embedded one, or the RabbitMQ that is installed."""
+    if kind == "rabbitmq":
+        with impatient_node(SHORT) as url:
+            yield f"{url}/%2F"
+    else:
+        with EmbeddedBroker(like="3.10", consumer_timeout=SHORT / 1000) as broker:
+            yield broker.url
 
 
 def consume(url: str, queue: str, **arguments: int) -> RawClient:
@@ -66,11 +82,39 @@ def channel_at(url: str) -> Iterator[BlockingChannel]:
         yield connection.channel()
 
 
+def server_version(channel: BlockingChannel) -> str:
+    properties = channel.connection._impl.server_properties
+    assert properties is not None
+    return str(properties["version"])
+
+
 def declare(url: str, **arguments: object) -> None:
     """A quorum queue `q` with a message."""
     with channel_at(url) as channel:
         channel.queue_declare("q", durable=True, arguments={**QUORUM, **arguments})
         channel.basic_publish("", "q", b"x")
+
+
+@pytest.mark.parametrize("kind", ["embedded", "rabbitmq"])
+def test_in_3_10_only_the_brokers_timeout_counts(kind: str) -> None:
+    """In RabbitMQ 3.10, the broker's consumer timeout closes the channel with 406, whatever the queue, a policy or the
+    consumer say, and whether the queue is classic or a quorum queue. The message is delivered again.
+    """
+    with impatient_broker(kind) as url, channel_at(url) as channel:
+        if not (version := server_version(channel)).startswith("3.10."):
+            pytest.skip(f"the RabbitMQ that is installed is {version}")
+        channel.queue_declare("classic", durable=True, arguments={"x-consumer-timeout": LONG})
+        channel.basic_publish("", "classic", b"x")
+        declare(url, **{"x-consumer-timeout": LONG})
+        for queue in ("classic", "q"):
+            with consume(url, queue, **{"x-consumer-timeout": LONG}) as client:
+                closed = client.expect(commands.Channel.Close)
+                assert (closed.reply_code, closed.reply_text) == (406, text_of(SHORT))
+                assert (closed.class_id, closed.method_id) == (0, 0)
+            method, _, _ = next(channel.consume(queue, auto_ack=True))
+            assert method is not None
+            assert method.redelivered
+            channel.cancel()
 
 
 def test_the_shorter_timeout_of_queue_argument_and_policy_applies(started: EmbeddedBroker, like: str) -> None:
@@ -161,20 +205,67 @@ def test_from_4_3_on_classic_queues_have_no_timeout() -> None:
             assert patient.expect(commands.Queue.DeclareOk).consumer_count == 1
 
 
-def test_the_timeout_of_an_amqp_1_0_link_releases_the_delivery() -> None:
+def test_the_timeout_of_an_amqp_1_0_link_releases_the_delivery(broker: TestBroker) -> None:
     """The link property `rabbitmq:consumer-timeout` replaces the queue's timeout; when it expires, the broker releases
     the delivery.
     """
-    with EmbeddedBroker(like="4.3") as broker:
-        declare(broker.url, **{"x-consumer-timeout": LONG})
-        client = RawAmqp10(broker.url)
-        timeout = {Symbol("rabbitmq:consumer-timeout"): UInt32(SHORT)}
-        client.attach_receiver("/queues/q", credit=1, rest=(None, None, None, timeout))
-        client.expect(TRANSFER)
-        released = client.expect(DISPOSITION)
-        assert (released.field(0), released.field(1), released.field(3)) == (SENDER, 0, False)
-        assert released.field(4).descriptor == RELEASED
-        client.settle(0, described(ACCEPTED))
+    since_4_3(broker)
+    declare(broker.url, **{"x-consumer-timeout": LONG})
+    client = RawAmqp10(broker.url)
+    timeout = {Symbol("rabbitmq:consumer-timeout"): UInt32(SHORT)}
+    client.attach_receiver("/queues/q", credit=1, rest=(None, None, None, timeout))
+    client.expect(TRANSFER)
+    released = client.expect(DISPOSITION)
+    assert (released.field(0), released.field(1), released.field(3)) == (SENDER, 0, False)
+    assert released.field(4).descriptor == RELEASED
+    client.settle(0, described(ACCEPTED))
+
+
+@pytest.mark.parametrize(
+    ("queue", "policy", "consumer"),
+    [(SHORT, None, None), (LONG, SHORT, None), (SHORT, LONG, None), (None, SHORT, None), (LONG, LONG, SHORT)],
+)
+def test_from_4_3_on_the_timeout_of_consumer_queue_or_policy_cancels_the_consumer(
+    broker: TestBroker, api: Api, queue: int | None, policy: int | None, consumer: int | None
+) -> None:
+    """From 4.3 on, the consumer's timeout, or without it the shorter one of the queue and the policy, cancels the
+    consumer, which can still acknowledge its message.
+    """
+    since_4_3(broker)
+    if policy is not None:
+        settings = {"pattern": "^q$", "definition": {"consumer-timeout": policy}}
+        assert api("PUT", f"policies/{broker.vhost}/timeout", settings)[0] == 201
+    declare(broker.url, **({} if queue is None else {"x-consumer-timeout": queue}))
+    with consume(broker.url, "q", **({} if consumer is None else {"x-consumer-timeout": consumer})) as client:
+        cancelled = client.expect(commands.Basic.Cancel)
+        assert (cancelled.consumer_tag, cancelled.nowait) == ("t", True)
+        client.send(commands.Queue.Declare(queue="q", passive=True))
+        assert client.expect(commands.Queue.DeclareOk).queue == "q"
+
+
+def test_from_4_3_on_a_consumers_long_timeout_replaces_the_queues(broker: TestBroker) -> None:
+    """From 4.3 on, a consumer with a long timeout of its own stays, while another one of its queue is cancelled."""
+    since_4_3(broker)
+    declare(broker.url, **{"x-consumer-timeout": SHORT})
+    with consume(broker.url, "q", **{"x-consumer-timeout": LONG}) as patient, channel_at(broker.url) as channel:
+        channel.basic_publish("", "q", b"y")
+        with consume(broker.url, "q") as late:
+            late.expect(commands.Basic.Cancel)
+            patient.send(commands.Basic.Ack(delivery_tag=1))
+            patient.expect(commands.Basic.Deliver)
+
+
+def test_from_4_3_on_the_timeout_of_basic_get_closes_the_channel(broker: TestBroker) -> None:
+    """From 4.3 on, if a message of basic.get is not acknowledged in time, the channel is closed with 406."""
+    since_4_3(broker)
+    declare(broker.url, **{"x-consumer-timeout": SHORT})
+    with RawClient(broker.url) as client:
+        client.send(commands.Basic.Get(queue="q"))
+        client.expect(commands.Basic.GetOk)
+        client.receive()
+        client.receive()
+        closed = client.expect(commands.Channel.Close)
+        assert (closed.reply_code, closed.reply_text) == (406, text_of(-1))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.broker.embedded import EmbeddedBroker
+from tests.brokers import TestBroker
 from tests.protocol.conftest import Api
 
 # The password is "secret".
@@ -89,9 +90,9 @@ def has(exported: dict[str, Any], wanted: dict[str, Any]) -> bool:
     )
 
 
-def test_imported_definitions_are_exported(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """Exported definitions contain what was imported, but no exclusive queue. An import does not change an existing
-    queue.
+def test_imported_definitions_are_exported(api: Api, vhost: str, channel: BlockingChannel, broker: TestBroker) -> None:
+    """Exported definitions contain what was imported, but no exclusive queue and no binding of one. An import does not
+    change an existing queue.
     """
     channel.queue_declare("mine", exclusive=True)
     channel.queue_bind("mine", "amq.fanout")
@@ -105,6 +106,10 @@ def test_imported_definitions_are_exported(api: Api, vhost: str, channel: Blocki
         del each["vhost"]  # which RabbitMQ 4 leaves out
     assert has(exported, without_vhost)
     assert "mine" not in [each["name"] for each in exported["queues"]]
+    if broker.kind == "embedded" or not broker.differs_since(
+        "4.2", "4.2.9 and 4.3.3 to 4.3.5 export them; 4.4 does not"
+    ):
+        assert "mine" not in [each["destination"] for each in exported["bindings"]]
     others = [{**TOPOLOGY["queues"][0], "arguments": {}}]
     assert api("POST", f"definitions/{vhost}", {"queues": others})[0] == 204
     assert by_name(api("GET", f"definitions/{vhost}")[1]) == by_name(exported)
@@ -212,3 +217,76 @@ def test_definitions_that_are_left_out_are_named(tmp_path: Path) -> None:
     file.write_text("[]")
     failed = subprocess.run([*command, "--ready-file", ready], capture_output=True, timeout=60, check=False)
     assert (failed.returncode, b"cannot load definitions from" in failed.stderr) == (1, True)
+
+
+#: A server-named queue that is not exclusive, which RabbitMQ exports like any other, and predeclared exchanges.
+RESERVED: dict[str, Any] = {
+    "exchanges": [
+        {"name": name, "type": "direct", "durable": True, "auto_delete": False, "internal": False, "arguments": {}}
+        for name in ("amq.direct", "amq.other", "")
+    ],
+    "queues": [
+        {"name": name, "durable": True, "auto_delete": False, "arguments": {}} for name in ("amq.gen-7Z8", "jobs")
+    ],
+}
+#: Their bindings: from 4.0 to 4.3, RabbitMQ refuses definitions with the first one.
+BOUND = [
+    {"source": "amq.fanout", "destination": name, "destination_type": "queue", "routing_key": "k", "arguments": {}}
+    for name in ("amq.gen-7Z8", "jobs")
+]
+
+
+def test_an_import_skips_reserved_names(api: Api, vhost: str) -> None:
+    """Importing definitions skips queues and exchanges whose names begin with `amq.`, and the default exchange. All
+    others are declared.
+    """
+    before = api("GET", f"exchanges/{vhost}")[1]
+    assert api("POST", f"definitions/{vhost}", {**RESERVED, "bindings": BOUND[1:]}) == (204, None)
+    assert [each["name"] for each in api("GET", f"queues/{vhost}")[1]] == ["jobs"]
+    named = sorted(each["name"] for each in api("GET", f"exchanges/{vhost}")[1])
+    assert named == sorted(each["name"] for each in before)
+    assert [each["destination"] for each in api("GET", f"definitions/{vhost}")[1]["bindings"]] == ["jobs"]
+
+
+@pytest.mark.differs_since("4.0", "the import is refused")
+def test_an_import_skips_the_bindings_of_reserved_names(api: Api, vhost: str) -> None:
+    """Importing definitions with a binding of a queue whose name begins with `amq.` skips the binding, and adds all
+    others.
+    """
+    assert api("POST", f"definitions/{vhost}", {**RESERVED, "bindings": BOUND}) == (204, None)
+    assert [each["destination"] for each in api("GET", f"definitions/{vhost}")[1]["bindings"]] == ["jobs"]
+
+
+@pytest.mark.parametrize(
+    ("like", "reserved", "other"),
+    [("3.10", 204, 204), ("4.0", 400, 400), ("4.2", 400, 400), ("4.3", 400, 400), ("4.4", 204, 400)],
+)
+def test_the_version_says_which_bindings_of_missing_queues_are_skipped(
+    like: str, reserved: int, other: int, api_of: Callable[[EmbeddedBroker], Api]
+) -> None:
+    """From 4.0 on, importing a binding of a queue that does not exist is refused; 4.4 skips the binding if the queue's
+    name begins with `amq.`.
+    """
+    with EmbeddedBroker(management_port=0, like=like) as broker:
+        api = api_of(broker)
+        status, body = api("POST", "definitions/%2F", {**RESERVED, "bindings": BOUND})
+        assert status == reserved
+        assert status == 204 or "no queue 'amq.gen-7Z8' in vhost '/'" in body["reason"]
+        loose = [{**BOUND[1], "destination": "none"}]
+        assert api("POST", "definitions/%2F", {"bindings": loose})[0] == other
+
+
+def test_a_broker_starts_with_a_definitions_file_that_names_reserved_queues(tmp_path: Path) -> None:
+    """A broker whose definitions file contains a queue named `amq.…` starts, declares the other queues, and warns on
+    stderr that it skipped this one.
+    """
+    file = tmp_path / "definitions.json"
+    file.write_text(json.dumps({**RESERVED, "bindings": BOUND[1:]}))
+    command = [sys.executable, "-m", "mqtool.broker.embedded", "--port", "0", "--definitions", str(file), "--print-url"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as broker:
+        assert broker.stdout is not None
+        url = broker.stdout.readline().decode().split()[0]
+        with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+            connection.channel().queue_declare("jobs", passive=True)
+        broker.terminate()
+        assert b"skipped queue 'amq.gen-7Z8'" in broker.communicate(timeout=60)[1]

@@ -1,6 +1,8 @@
 """Virtual hosts over the management API: tags, default queue type, and protection from deletion."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
@@ -82,6 +84,100 @@ def test_a_node_has_the_figures_that_clients_expect(api: Api) -> None:
     assert node["rates_mode"] in ("basic", "detailed")
 
 
+RATE = {"rate": (int, float)}
+#: The fields that rabbitmq_http_client 0.90 (of rabbitmqadmin 2) requires in answers, and their types. It cannot read
+#: an answer that lacks one of them.
+REQUIRED: dict[str, dict[str, Any]] = {
+    "overview": {
+        **dict.fromkeys(("cluster_name", "node", "erlang_full_version", "erlang_version", "rabbitmq_version"), str),
+        **{"product_name": str, "product_version": str, "statistics_db_event_queue": int, "message_stats": {}},
+        "churn_rates": dict.fromkeys(
+            (
+                *("connection_created", "connection_closed", "channel_created", "channel_closed"),
+                *("queue_declared", "queue_created", "queue_deleted"),
+            ),
+            int,
+        ),
+        "queue_totals": {"messages": int, "messages_details": RATE},
+        "object_totals": dict.fromkeys(("connections", "channels", "queues", "exchanges", "consumers"), int),
+        "listeners": [{"node": str, "protocol": str, "port": int, "ip_address": str}],
+    },
+    "nodes": {
+        **dict.fromkeys(("uptime", "run_queue", "processors", "fd_total", "proc_total", "mem_limit"), int),
+        **{"name": str, "disk_free_limit": int, "os_pid": str, "rates_mode": str},
+        **dict.fromkeys(("mem_alarm", "disk_free_alarm", "being_drained"), bool),
+        "enabled_plugins": list,
+    },
+    "connections": {
+        **dict.fromkeys(("name", "node", "protocol", "user"), str),
+        **{"connected_at": int, "client_properties": {}},
+    },
+    "channels": {
+        **{"number": int, "name": str, "vhost": str, "state": str, "confirm": bool},
+        "connection_details": {"name": str, "peer_host": str, "peer_port": int},
+        **dict.fromkeys(("consumer_count", "prefetch_count", "messages_unacknowledged", "messages_unconfirmed"), int),
+    },
+    "consumers": {
+        **{"consumer_tag": str, "active": bool, "ack_required": bool, "prefetch_count": int, "exclusive": bool},
+        **{"arguments": {}, "consumer_timeout": int, "queue": {"name": str, "vhost": str}},
+        "channel_details": {
+            **{"number": int, "name": str, "connection_name": str, "node": str},
+            **{"peer_host": str, "peer_port": int, "user": str},
+        },
+    },
+    "queues": {
+        **{"name": str, "vhost": str, "type": str, "arguments": {}},
+        **dict.fromkeys(("durable", "auto_delete", "exclusive"), bool),
+    },
+    "exchanges": {"name": str, "vhost": str, "type": str, "durable": bool, "auto_delete": bool, "arguments": {}},
+    "bindings": {
+        **dict.fromkeys(("vhost", "source", "destination", "destination_type", "routing_key"), str),
+        "arguments": {},
+    },
+    "vhosts": {"name": str},
+    "users": {"name": str, "tags": list, "password_hash": str},
+    "permissions": dict.fromkeys(("user", "vhost", "configure", "read", "write"), str),
+    "feature-flags": dict.fromkeys(("name", "state", "desc", "doc_url", "stability", "provided_by"), str),
+}
+
+
+def lacks(found: Any, required: Any, where: str) -> Iterator[str]:
+    """Say what an answer lacks of the required fields."""
+    if isinstance(required, list):
+        assert isinstance(found, list), where
+        for each in found:
+            yield from lacks(each, required[0], where)
+    elif isinstance(required, dict):
+        if not isinstance(found, dict):
+            yield f"{where}: {found!r}"
+            return
+        for name, kind in required.items():
+            yield from lacks(found.get(name), kind, f"{where}.{name}")
+    elif not isinstance(found, required):
+        yield f"{where}: {found!r}"
+
+
+@pytest.mark.parametrize("path", REQUIRED)
+def test_answers_have_the_fields_that_rabbitmqadmin_requires(
+    broker: TestBroker, api: Api, channel: BlockingChannel, path: str
+) -> None:
+    """The management API's answers have all the fields that the client library of rabbitmqadmin 2 requires."""
+    if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "older versions lack some"):
+        pytest.skip("rabbitmqadmin 2 is for later versions")
+    channel.queue_declare("q", durable=True)
+    channel.queue_bind("q", "amq.topic", "k")
+    channel.basic_consume("q", lambda *_: None)
+
+    def answer() -> Any:
+        found = api("GET", path)[1]
+        return found if isinstance(found, list) else [found]
+
+    wait_until(
+        lambda: answer() and not [*lacks(answer(), [REQUIRED[path]], path)],
+        lambda: str([*lacks(answer(), [REQUIRED[path]], path)]),
+    )
+
+
 def test_what_the_broker_does_not_have_is_an_empty_list(broker: TestBroker, api: Api) -> None:
     """The embedded broker lists deprecated features in use, shovels and federation links as empty lists, instead of an
     error.
@@ -90,8 +186,11 @@ def test_what_the_broker_does_not_have_is_an_empty_list(broker: TestBroker, api:
         status, used = api("GET", "deprecated-features/used")
         assert (status, type(used)) == (200, list)
     else:
-        for path in ("deprecated-features/used", "shovels", "federation-links"):
+        for path in ("deprecated-features", "deprecated-features/used"):
             assert api("GET", path) == (200, [])
+        for path in ("shovels", "federation-links"):
+            assert api("GET", path) == api("GET", f"{path}/{broker.vhost}") == (200, [])
+            assert api("GET", f"{path}/none-such")[0] == 404
 
 
 def test_settings_of_a_virtual_host_survive_a_restart(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pika import spec
 from pika.exceptions import ConnectionClosedByBroker
 
+from mqtool.address import Address, TlsFiles, parse_address, parse_addresses
 from mqtool.amqp import pika_errors
-from mqtool.amqp.address import Address, TlsFiles, parse_address, parse_addresses
 from mqtool.amqp.pika_private import CertificateFirst
 from mqtool.cli.access import Access
 from mqtool.errors import UsageError

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mqtool.amqp import TlsFiles
-from mqtool.benching import clients, declared
+from mqtool.benching import clients
 from mqtool.benching.client_process import SECOND, BenchClient, CommandEnded, Orders
 from mqtool.benching.clients import BenchConsumer, BenchPublisher, Churner
 from mqtool.benching.plan import STAMP, BenchPlan, Job
@@ -604,7 +604,7 @@ def test_if_the_command_is_killed_one_process_deletes_what_it_declared(
         if failure is not None:
             raise failure
 
-    monkeypatch.setattr(declared, "delete_declared", delete)
+    monkeypatch.setattr(clients, "delete_declared", delete)
     told = job(role, number)
     _run_main(monkeypatch, told, CommandEnded())
     assert deleted == [(told.amqp_addresses, told.tls, told.declared)] * deletes

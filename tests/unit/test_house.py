@@ -63,11 +63,22 @@ def test_file_names_are_unique() -> None:
     assert {name for name, count in names.items() if count > 1} <= SHARED_NAMES
 
 
+def aliases(path: Path) -> Iterator[str]:
+    """The public names that a file gives to types, such as Rows = dict[str, int]; not constants, nor type variables."""
+    for node in tree_of(path).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and re.fullmatch(r"[A-Z]\w*[a-z]\w*", target.id):
+            value = getattr(node, "value", None)
+            if not (isinstance(value, ast.Call) and dotted(value.func) == "TypeVar"):
+                yield target.id
+
+
 def test_class_names_are_unique() -> None:
-    """Each public class has its own name; the tutorials' scripts do not count."""
+    """Each public class has its own name, which no alias of a type has; the tutorials' scripts do not count."""
     own = [path for path in SOURCES if not path.parent.name.startswith("plain_")]
     names = Counter(node.name for path in own for node in tree_of(path).body if isinstance(node, ast.ClassDef))
     assert {name for name, count in names.items() if count > 1 and not name.startswith("_")} == set()
+    assert {f"{path.name}: {name}" for path in own for name in aliases(path) if name in names} == set()
 
 
 def test_functions_and_classes_are_short() -> None:

@@ -1,6 +1,6 @@
 """The journal: what a channel declares again after a reconnection."""
 
-from mqtool.amqp.reopening import Journal, is_named_by_broker
+from mqtool.amqp.reopening_channel import Journal, is_named_by_broker
 from mqtool.topology import Binding, Exchange, Queue
 
 

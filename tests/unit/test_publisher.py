@@ -32,10 +32,10 @@ class Wire:
         self.publisher.restart(self, may_lack_leaders=connection_is_new)
 
     def encode(self, messages: Sequence[Message], route: Route) -> Encoded:  # noqa: ARG002
-        return Encoded(messages[0].body, len(messages[0].body))
+        return Encoded(len(messages[0].body), frames=messages[0].body)
 
     def write(self, encoded: Iterable[Encoded], acks: Iterable[tuple[int, bool]] = ()) -> None:  # noqa: ARG002
-        self.sent += [each.messages for each in encoded]
+        self.sent += [each.frames for each in encoded]
 
     def publish(self, *bodies: bytes) -> None:
         for number, body in enumerate(bodies, 1):

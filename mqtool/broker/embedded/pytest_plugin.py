@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mqtool.errors import MqtoolError
+
 if TYPE_CHECKING:
     import pluggy
 
@@ -130,7 +132,6 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def _amqp_recording(request: pytest.FixtureRequest) -> Iterator[None]:
     """Replay the recording that the marker names, once all other fixtures are set up."""
     from mqtool.broker.embedded.testing.replay import replaying
-    from mqtool.errors import MqtoolError
 
     marker = request.node.get_closest_marker("amqp_recording")
     places = [name for name in ("amqp_vhost", "amqp_broker") if name in request.fixturenames]

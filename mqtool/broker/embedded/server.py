@@ -19,6 +19,7 @@ from mqtool.broker.embedded.wire.amqp_connection import BrokerConnection
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
+    from mqtool.broker.embedded.http.http_server import Handler
     from mqtool.broker.embedded.store.database import DiskSpace
     from mqtool.broker.embedded.store.storage import Storage
     from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
@@ -39,6 +40,7 @@ _URLS = {
     "amqp": "amqp://guest:guest@{}/%2F",
     "http": "http://{}",
     "stream": "rabbitmq-stream://{}",
+    "http/prometheus": "http://{}/metrics",
     "amqp/ssl": "amqps://guest:guest@{}/%2F",
     "https": "https://{}",
     "stream/ssl": "rabbitmq-stream+tls://{}",
@@ -130,6 +132,8 @@ class Server:
             )
         if settings.stream_port is not None:
             await self._listen_on(self._listeners, "stream", self._streams(), hosts, settings.stream_port)
+        if settings.prometheus_port is not None:
+            await self._serve_metrics(settings.prometheus_port)
         self._check_consumers()
         if self._disk_space is not None:
             self._disk_space.check()
@@ -151,12 +155,22 @@ class Server:
             listeners.append(listener)
             self.broker.listeners[name] = (self._settings.host, await listener.listen(hosts, wanted))
 
+    async def _serve_metrics(self, port: int) -> None:
+        # Not imported at the top: most brokers have no port for metrics.
+        from mqtool.broker.embedded.http.prometheus import HOST, PrometheusServer
+
+        handler = PrometheusServer(self.broker, self._connections, self._stream_connections, self._amqp10_connections)
+        listener = self._new_listener(_speaking_http(handler))
+        self._management_listeners.append(listener)
+        self.broker.listeners["http/prometheus"] = (HOST, await listener.listen([HOST], port))
+
     def urls(self) -> dict[str, str]:
         """Return the URLs of the broker's ports, by the protocol names of the management API."""
-        host = {"::": "localhost"}.get(self._settings.host, self._settings.host)
-        host = f"[{host}]" if ":" in host else host
-        ports = {protocol: port for protocol, (_, port) in self.broker.listeners.items()}
-        return {name: url.format(f"{host}:{ports[name]}") for name, url in _URLS.items() if name in ports}
+        ports = {}
+        for protocol, (host, port) in self.broker.listeners.items():
+            host = {"::": "localhost"}.get(host, host)
+            ports[protocol] = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return {name: url.format(ports[name]) for name, url in _URLS.items() if name in ports}
 
     def _amqp10(self) -> "Connection10":
         # Not imported at the top: most clients speak AMQP 0-9-1.
@@ -166,10 +180,9 @@ class Server:
 
     def _management(self) -> Callable[[], asyncio.Protocol]:
         # Not imported at the top: without HTTP and JSON, a broker without a management port starts faster.
-        from mqtool.broker.embedded.http import HttpServer, ManagementServer
-        from mqtool.broker.embedded.http.http_server import MAX_HEAD
+        from mqtool.broker.embedded.http import ManagementServer
 
-        http = HttpServer(
+        return _speaking_http(
             ManagementServer(
                 self.broker,
                 self._connections,
@@ -179,7 +192,6 @@ class Server:
                 under_test=self.under_test,
             )
         )
-        return lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=MAX_HEAD), http.talk)
 
     def _streams(self) -> Callable[[], asyncio.Protocol]:
         # Not imported at the top: most brokers have no stream port.
@@ -282,6 +294,15 @@ class Server:
             for entry in queue.backlog.in_memory()
             if entry.row and entry.redelivered
         ]
+
+
+def _speaking_http(handler: "Handler") -> Callable[[], asyncio.Protocol]:
+    """Return a function that makes HTTP connections whose requests this handler answers."""
+    from mqtool.broker.embedded.http import HttpServer
+    from mqtool.broker.embedded.http.http_server import MAX_HEAD
+
+    http = HttpServer(handler)
+    return lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=MAX_HEAD), http.talk)
 
 
 def _log_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

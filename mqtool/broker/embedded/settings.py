@@ -47,6 +47,8 @@ class Settings:
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
         guest_from_anywhere: let the guest user log in from other machines.
         recording: record what happens to messages, so that tests can query it.
+        prometheus_port: the port of the metrics for Prometheus, without a login and on 127.0.0.1 only; 0 for any free
+            one, None for none. RabbitMQ's is 15692.
     """
 
     host: str = field(default="127.0.0.1", metadata=_option("Address to listen on", str, "ADDRESS"))
@@ -76,6 +78,9 @@ class Settings:
     guest_from_anywhere: bool = field(default=False, metadata=_option("Let guest log in from other machines", bool))
     recording: bool = field(
         default=False, metadata=_option("Record messages, for GET /api/mqtool/published/VHOST", bool)
+    )
+    prometheus_port: int | None = field(
+        default=None, metadata=_option("Port of metrics for Prometheus, no login; 0: any free one", int)
     )
 
     def arguments(self) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The commands. The command NAME is in NAME.py; it defines its options, calls another package, and prints the result.
 
-`command_tree` imports the one module that a command line needs.
+Its `app` is the command, or the group of commands. `command_tree` imports the one module that a command line needs.
 """
 
 from collections.abc import Sequence
@@ -9,16 +9,15 @@ from pkgutil import iter_modules
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from mqtool import __version__
 from mqtool.cli import contexts
-from mqtool.cli.command_line import HelpAll
+from mqtool.cli.command_line import Group, HelpAll
 from mqtool.cli.display import output
 from mqtool.cli.help.index import ALIASES, SENTENCES
 
 
-class Root(TyperGroup):
+class Root(Group):
     """The `mqtool` command, whose help is a page of its own."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
@@ -77,9 +76,9 @@ def whole_tree() -> typer.Typer:
     """Return an app with all commands, for the documentation and for tests."""
     tree = _empty_tree()
     for found in iter_modules(__path__):
-        app = getattr(import_module(f"{__name__}.{found.name}"), "app", None)
-        if app is not None and found.name.replace("_", "-") in (app.info.name, app.registered_commands[0].name):
-            tree.add_typer(app, rich_help_panel=app.rich_help_panel)  # typer forgets a group's own
+        module = import_module(f"{__name__}.{found.name}")
+        if hasattr(module, "app"):  # the others have a `part` of a group, which the group's module adds
+            tree.add_typer(module.app)
     return tree
 
 

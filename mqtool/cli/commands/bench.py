@@ -17,7 +17,7 @@ from mqtool.benching.run import Run
 from mqtool.broker import state
 from mqtool.cli import contexts, stopping
 from mqtool.cli.access import Access
-from mqtool.cli.broker_access import access_to
+from mqtool.cli.broker_access import access_to, protocol_in_use
 from mqtool.cli.chosen_broker import is_same_node
 from mqtool.cli.command_line import Command, command
 from mqtool.cli.confirmation import ask
@@ -125,7 +125,7 @@ def bench(
     report.check()
     stopping.end_with_terminal()
     several = bool(words) or runs.vary is not None
-    plan = load.plan(SHORT if several else LONG, str(broker.options.protocol_in_use))
+    plan = load.plan(SHORT if several else LONG, str(protocol_in_use(broker.options)))
     if words:
         _compare(words, broker, plan, runs, report, yes=yes)
         return

@@ -15,12 +15,13 @@ from mqtool.broker import background, readiness, state
 from mqtool.broker.choice import starter_of
 from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli import stopping
-from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, resolve_addresses
+from mqtool.cli.broker_access import chosen
+from mqtool.cli.chosen_broker import resolve_addresses
 from mqtool.cli.command_line import command, group
 from mqtool.cli.commands import broker_fault, broker_up
 from mqtool.cli.commands.broker_up import Name, known
 from mqtool.cli.confirmation import ask
-from mqtool.cli.contexts import Effect
+from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.options import Yes
 from mqtool.cli.options.broker_options import WhichBroker
@@ -28,8 +29,8 @@ from mqtool.errors import Unavailable, UsageError
 from mqtool.spelling import pasteable
 
 app = group("broker", "Start a broker for yourself, and stop it.", heading="Broker")
-app.add_typer(broker_up.app)
-app.add_typer(broker_fault.app)
+app.add_typer(broker_up.part)
+app.add_typer(broker_fault.part)
 
 _LOG_PAUSE = 0.2
 
@@ -54,7 +55,7 @@ def status(which: WhichBroker, name: Name = DEFAULT_NAME) -> None:
     Also shows which broker the other commands use, and why. If no broker was started here, the exit code is about the
     one that the other commands use.
     """
-    choice = which.choice()
+    choice = chosen(which)
     if (started := state.load(name)) is None:
         output.show(f"commands use {choice.description()}")
         if choice.is_named and "name" not in which.call.typed:
@@ -159,7 +160,7 @@ def env(
     With -C NAME, the variables are those for the broker of that context.
     """
     if which.call.typed & {"url", "context"}:
-        choice = which.choice()
+        choice = chosen(which)
         _export(choice.url, management=choice.context and choice.context.management)
         return
     started = known(name)

@@ -14,7 +14,7 @@ from mqtool.errors import NotFound, UsageError
 from mqtool.management import Management, path
 from mqtool.spelling import counted, pasteable
 
-app = typer.Typer()
+part = typer.Typer()
 
 _FAULTS = [
     *("cut-connections", "refuse-connections", "go-silent", "slow-down", "block-publishers", "close-connections"),
@@ -24,7 +24,7 @@ _FAULTS = [
 
 
 @command(
-    app,
+    part,
     "mqtool broker fault cut-connections name='orders-*'",
     "mqtool broker fault go-silent seconds=30s",
     "mqtool broker fault ls",

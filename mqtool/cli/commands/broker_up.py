@@ -28,12 +28,12 @@ from mqtool.cli.options import BrokerOptions
 from mqtool.errors import Unavailable, UsageError
 from mqtool.spelling import pasteable
 
-app = typer.Typer()
+part = typer.Typer()
 
 _PAUSE = 0.2
 
 Name = Annotated[str, typer.Option(help="Name of the broker", autocompletion=lambda: state.names())]
-Definitions = Annotated[Path | None, typer.Option(metavar="FILE", resolve_path=True, help=help_of("definitions"))]
+DefinitionsOption = Annotated[Path | None, typer.Option(metavar="FILE", resolve_path=True, help=help_of("definitions"))]
 
 
 def _port(about: str, lowest: int = 1) -> Any:
@@ -41,7 +41,7 @@ def _port(about: str, lowest: int = 1) -> Any:
 
 
 @command(
-    app,
+    part,
     "mqtool broker up",
     "mqtool broker up --kind embedded --port 5673 --name second",
     effect=Effect.READS,
@@ -82,7 +82,7 @@ def up(
         Path | None, typer.Option(help="Require client certificates of this authority (embedded)", metavar="FILE")
     ] = None,
     like: Annotated[Like | None, typer.Option(help="RabbitMQ version that the embedded broker behaves like")] = None,
-    definitions: Definitions = None,
+    definitions: DefinitionsOption = None,
 ) -> None:
     """Use a broker that is reachable, or start one."""
     # For kinds other than embedded, the TLS options are only used to check whether the broker is running.
@@ -296,7 +296,7 @@ def known(name: str) -> Started:
 
 
 @command(
-    app,
+    part,
     "mqtool broker serve --port 0 --print-url",
     "mqtool broker serve --management-port 15672 --recording",
     effect=Effect.OWN,
@@ -307,11 +307,12 @@ def serve(
     management_port: Annotated[int | None, _port(help_of("management_port"), lowest=0)] = None,
     stream_port: Annotated[int | None, _port(help_of("stream_port"), lowest=0)] = None,
     data_dir: Annotated[Path | None, typer.Option(metavar="DIRECTORY", help=help_of("data_dir"))] = None,
-    definitions: Definitions = None,
+    definitions: DefinitionsOption = None,
     guest_from_anywhere: Annotated[
         bool, typer.Option("--guest-from-anywhere", help=help_of("guest_from_anywhere"))
     ] = False,
     recording: Annotated[bool, typer.Option("--recording", help=help_of("recording"))] = False,
+    prometheus_port: Annotated[int | None, _port(help_of("prometheus_port"), lowest=0)] = None,
     print_url: Annotated[bool, typer.Option("--print-url", help="Print the URLs once it listens")] = False,
     urls_file: Annotated[
         Path | None, typer.Option("--ready-file", help="Write the URLs to FILE once it listens", metavar="FILE")
@@ -340,11 +341,12 @@ def serve(
         like=like,
         guest_from_anywhere=guest_from_anywhere,
         recording=recording,
+        prometheus_port=prometheus_port,
     )
     raise typer.Exit(run(settings, ready_file=urls_file, print_url=print_url))
 
 
-@command(app, "mqtool broker restart", "mqtool broker restart --name second", effect=Effect.OWN)
+@command(part, "mqtool broker restart", "mqtool broker restart --name second", effect=Effect.OWN)
 def restart(name: Name = DEFAULT_NAME) -> None:
     """Restart the broker that 'broker up' started; messages are kept."""
     known(name)

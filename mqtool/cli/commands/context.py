@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mqtool.address import without_passwords
 from mqtool.amqp import parse_addresses
-from mqtool.amqp.address import without_passwords
 from mqtool.cli import contexts, stopping
 from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Context, Contexts, Effect, Protocol

@@ -39,7 +39,7 @@ _NAMED = 20
 _REMARKS = {"conflict": "  an import cannot change it", "extra": "  only on the broker"}
 
 
-Definitions = Annotated[Path, typer.Argument(metavar="FILE", help="Exported file; - is stdin")]
+DefinitionsFile = Annotated[Path, typer.Argument(metavar="FILE", help="Exported file; - is stdin")]
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per difference")]
@@ -58,7 +58,7 @@ def export(broker: ManagedBroker) -> None:
 
 
 @command(app, "mqtool definitions diff topology.json", "mqtool definitions diff - < file.json", effect=Effect.READS)
-def diff(file: Definitions, broker: ManagedBroker, as_json: AsJson = False) -> None:
+def diff(file: DefinitionsFile, broker: ManagedBroker, as_json: AsJson = False) -> None:
     """Show how the broker differs from a file.
 
     Exits with 3 if there are differences. + marks what an import would add, ~ what it would change, ! what it cannot
@@ -81,7 +81,7 @@ def diff(file: Definitions, broker: ManagedBroker, as_json: AsJson = False) -> N
     name="import",
 )
 def import_definitions(
-    file: Definitions,
+    file: DefinitionsFile,
     broker: ManagedBroker,
     yes: Yes = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, but change nothing")] = False,
@@ -120,7 +120,7 @@ def import_definitions(
     effect=Effect.NONE,
 )
 def convert(
-    file: Definitions,
+    file: DefinitionsFile,
     to: Annotated[
         Version, typer.Option(parser=parsed(Version.of), metavar="VERSION", help="RabbitMQ version to convert for")
     ],

@@ -12,20 +12,21 @@ from mqtool import where as conditions
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.command_line import command, group
 from mqtool.cli.commands import delayed_relay
+from mqtool.cli.completion import names_of
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.options import ManagedBroker, Yes
-from mqtool.cli.options.receiving_options import Where
+from mqtool.cli.options.receiving_options import WhereOption
 from mqtool.duration import compact_duration
 from mqtool.errors import SomeFailed, UsageError
 from mqtool.spelling import counted
-from mqtool.work.pending_delays import Choice, Waiting, WaitingMessages
+from mqtool.work.pending_delays import Waiting, WaitingChoice, WaitingMessages
 
 app = group("delayed", "Show, cancel, deliver or relay delayed messages.", heading="Messages")
-app.add_typer(delayed_relay.app)
+app.add_typer(delayed_relay.part)
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print NDJSON")]
@@ -67,7 +68,7 @@ def show(
             metavar="[QUEUE]", help="Only those for this queue or exchange", autocompletion=names_of("queues")
         ),
     ] = None,
-    where: Where = None,
+    where: WhereOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Show waiting messages, and when each is due.
@@ -113,7 +114,7 @@ def _say_what_is_hidden(waiting: WaitingMessages) -> None:
 @command(
     app, "mqtool delayed cancel 5f0c…", "mqtool delayed cancel --where 'headers.tenant=a' --yes", effect=Effect.CHANGES
 )
-def cancel(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: Where = None) -> None:
+def cancel(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: WhereOption = None) -> None:
     """Delete waiting messages for good.
 
     Messages held by the plugin cannot be cancelled.
@@ -125,7 +126,7 @@ def cancel(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: Wher
 
 
 @command(app, "mqtool delayed now 5f0c…", "mqtool delayed now --where 'routing_key=jobs'", effect=Effect.CHANGES)
-def now(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: Where = None) -> None:
+def now(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: WhereOption = None) -> None:
     """Deliver waiting messages now.
 
     Each message is removed from its wait queue once the broker has confirmed it at its destination. If the command is
@@ -152,7 +153,7 @@ def _take(
     access: Access,
     ids: list[str] | None,
     where: conditions.Where | None,
-    take: Callable[[WaitingMessages, Choice], Generator[Waiting]],
+    take: Callable[[WaitingMessages, WaitingChoice], Generator[Waiting]],
     done: str,
 ) -> None:
     """Cancel or deliver the selected messages, and print how many there were.

@@ -14,7 +14,8 @@ from mqtool.amqp import Backoff, Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import command, names_of
+from mqtool.cli.command_line import command
+from mqtool.cli.completion import names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
@@ -27,7 +28,7 @@ from mqtool.spelling import counted, pasteable
 from mqtool.topology import DELAYED, Exchange, Queue
 from mqtool.work.delay_relay import Relay, RelayNames
 
-app = typer.Typer()
+part = typer.Typer()
 
 #: Seconds to wait for a connection to the management API, and for its response. Only warnings depend on it.
 _PATIENCE = 0.3, 1.0
@@ -36,7 +37,7 @@ _LOOK = 0.5
 
 
 @command(
-    app,
+    part,
     "mqtool delayed relay tasks",
     "mqtool delayed relay tasks --type topic",
     "mqtool delayed relay later --to events",
@@ -193,7 +194,7 @@ class _Migration:
             return 0
 
 
-@command(app, "mqtool delayed migrate tasks --to tasks.later", effect=Effect.CHANGES)
+@command(part, "mqtool delayed migrate tasks --to tasks.later", effect=Effect.CHANGES)
 def migrate(
     broker: ManagedBroker,
     exchange: Annotated[

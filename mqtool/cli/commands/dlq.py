@@ -17,7 +17,8 @@ from mqtool.amqp.administration import exists
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.command_line import command, group
+from mqtool.cli.completion import names_of
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
@@ -34,7 +35,7 @@ from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
 from mqtool.work import peeking, redriving
 from mqtool.work.history import death_of
-from mqtool.work.redriving import Choice
+from mqtool.work.redriving import LetterChoice
 from mqtool.work.retry_or_dead_letter import dead_letter_queue
 
 app = group("dlq", "Show dead letters, move them back, or drop them.", heading="Messages")
@@ -85,7 +86,7 @@ class Which:
         selected = ("all " if there > 1 else "") if self.is_all else "the chosen ones of "
         return f"{selected}{counted(there)} of {queue}"
 
-    def choice(self) -> Choice:
+    def choice(self) -> LetterChoice:
         """Return a function that returns True for the selected dead letters."""
         chosen, where = redriving.choice(self.ids or (), self.reason, self.error, self.older), self.where
         if where is None:
@@ -181,6 +182,7 @@ def _show(letter: Delivery) -> None:
     "mqtool dlq redrive jobs",
     "mqtool dlq redrive jobs --id 5f0c… --to jobs-by-hand",
     effect=Effect.CHANGES,
+    meant_by=("redrive",),
     instead={"verbose": ShownVerbose},
 )
 def redrive(

@@ -11,7 +11,7 @@ import typer
 
 from mqtool.amqp import Channel
 from mqtool.cli.access import Access, ChannelOrSession
-from mqtool.cli.broker_access import print_as_script
+from mqtool.cli.broker_access import dialect_names, print_as_script
 from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -25,7 +25,16 @@ from mqtool.tutorials import headers as headers_tutorial
 from mqtool.tutorials import publish_subscribe, routing, topics
 from mqtool.tutorials.dialects import NAMES, Dialect
 
-app = group("emit-log", "Publish logs to an exchange (tutorials 3, 4 and 5).", heading="Tutorials")
+app = group(
+    "emit-log",
+    "Publish logs to an exchange (tutorials 3, 4 and 5).",
+    heading="Tutorials",
+    meant_by=("send-log",),
+    hint={
+        "default": "to publish to the default exchange: mqtool send -q QUEUE",
+        "x-delayed-message": "to delay messages: mqtool send-delayed",
+    }.get,
+)
 
 
 #: Call emit() of a lesson, as taught for the channel's protocol.
@@ -97,7 +106,7 @@ def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
 def emit_fanout(exchange: ExchangeOptions, publishing: Publishing) -> None:
     """Publish to every receiver (tutorial 3)."""
     of = publishing.broker
-    _emit(publishing, exchange, of.names.fanout, _emit_to_all, default=of.lines.fanout)
+    _emit(publishing, exchange, dialect_names(of).fanout, _emit_to_all, default=of.lines.fanout)
 
 
 def _emit_to_all(
@@ -124,7 +133,7 @@ def emit_direct(
     publishing: Publishing,
 ) -> None:
     """Publish with a severity (tutorial 4)."""
-    asked, tutorials = _with_key_in_body(publishing, severity), publishing.broker.names.direct
+    asked, tutorials = _with_key_in_body(publishing, severity), dialect_names(publishing.broker).direct
     _emit_with_key(asked, exchange, tutorials, _emit_with_severity, severity, "info")
 
 
@@ -165,7 +174,7 @@ def emit_topic(
             "the routing key and the words after it are the names of the files here; was it a * without quotes? "
             "A routing key has no wildcards: they are for receive-log"
         )
-    tutorials, usual = publishing.broker.names.topic, publishing.broker.lines.topic
+    tutorials, usual = dialect_names(publishing.broker).topic, publishing.broker.lines.topic
     asked = _with_key_in_body(publishing, routing_key)
     if asked is not publishing and publishing.broker.lines.key_of_two_words:
         # For "kern", "critical" and the message text, the key is kern.critical.
@@ -202,4 +211,4 @@ def _emit_with_topic(
 )
 def emit_headers(exchange: ExchangeOptions, publishing: Publishing) -> None:
     """Publish with headers, for routing by header."""
-    _emit(publishing, exchange, publishing.broker.names.headers, headers_tutorial.emit)
+    _emit(publishing, exchange, dialect_names(publishing.broker).headers, headers_tutorial.emit)

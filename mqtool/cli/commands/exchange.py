@@ -7,8 +7,9 @@ import typer
 
 from mqtool.amqp import administration
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.command_line import command, group
 from mqtool.cli.commands.queue import AutoDelete, IfNotExists, IfUnused, declare_as, existing, named, one_by_one
+from mqtool.cli.completion import names_of
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output

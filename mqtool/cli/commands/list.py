@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from mqtool.amqp import Channel, administration
 from mqtool.cli import stopping
-from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.broker_access import access_to, dialect_names
+from mqtool.cli.command_line import command, group
+from mqtool.cli.completion import names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.live_screen import Frame, Live, head_line
 from mqtool.cli.options import ManagedBroker
 from mqtool.cli.values import TIME_LIMIT
-from mqtool.delays.wait_queues import is_wait_queue
+from mqtool.delays import is_wait_queue
 from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.inspection.alarms import alarms
 from mqtool.inspection.listing import COUNTS, EXCHANGES, LISTINGS, QUEUES, Listing, Row, in_order, queues_named, refresh
@@ -28,6 +28,7 @@ from mqtool.topology import Binding, Exchange, Queue
 from mqtool.tutorials.dialects import DialectNames
 
 if TYPE_CHECKING:
+    from mqtool.amqp import Channel
     from mqtool.where import Where
 
 _T = TypeVar("_T")
@@ -92,7 +93,7 @@ class View:
         self._channel = cache(lambda: stack.enter_context(self._access.connect()).channel())
         self._notice_once = cache(output.notice)
         self._only = frozenset(only or ())
-        self._usual = _usual(broker.options.names, listing.things)
+        self._usual = _usual(dialect_names(broker.options), listing.things)
         self._where: Where | None = None
         if choosing.where is not None:
             from mqtool.where import parse
@@ -189,6 +190,8 @@ class View:
 
     def _refreshed(self, rows: Sequence[Row]) -> bool:
         """Update the counts of queues in place over AMQP. Return False if AMQP is not available."""
+        from mqtool.amqp.administration import depth as depth_of
+
         with suppress(MqtoolError):
             self._ask(lambda _: None)
             for row in rows:
@@ -198,7 +201,7 @@ class View:
                         self._age = "counts of streams and of other vhosts can be up to 5 s old"
                     continue
                 try:
-                    depth = self._ask(partial(administration.depth, queue=row["name"]))
+                    depth = self._ask(partial(depth_of, queue=row["name"]))
                 except (NotFound, AccessRefused, DeclaredDifferently):  # deleted, or exclusive to another connection
                     continue
                 if refresh(row, depth.ready, depth.consumers) and not _UNACKNOWLEDGED.isdisjoint(self.columns):
@@ -208,6 +211,8 @@ class View:
 
     def _by_amqp(self) -> Iterator[Row]:
         """Query known queues or exchanges by name over AMQP, which cannot list them."""
+        from mqtool.amqp import administration
+
         for name in sorted(self._only) or self._usual:
             row: Row = dict.fromkeys([*self._fetched, *self.columns]) | {"name": name}
             with suppress(NotFound):
@@ -217,7 +222,7 @@ class View:
                 elif self._ask(partial(administration.exists, thing=Exchange(name))):
                     yield row
 
-    def _ask(self, what: Callable[[Channel], _T]) -> _T:
+    def _ask(self, what: "Callable[[Channel], _T]") -> _T:
         """Query the broker over AMQP. If the connection is lost, the next call opens a new one."""
         try:
             return what(self._channel())

@@ -10,20 +10,21 @@ from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import HINT_PATIENCE, Access
 from mqtool.cli.broker_access import access_to, access_to_destination
-from mqtool.cli.command_line import command, names_of
+from mqtool.cli.command_line import command
+from mqtool.cli.completion import names_of
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
-from mqtool.cli.options import CONFIRM_TIMEOUT, RATE, ConfirmTimeout, ManagedBroker, Yes
+from mqtool.cli.options import RATE, ConfirmTimeout, ManagedBroker, Yes
 from mqtool.cli.options.broker_options import DestinationOptions, ShownVerbose
 from mqtool.cli.options.receiving_options import WhereWaiting
 from mqtool.cli.pipe.existence import require
 from mqtool.cli.values import DURATION
 from mqtool.errors import NotConfirmed, SomeFailed, Unavailable, UsageError
 from mqtool.management import Management
-from mqtool.message import Delivery, Message
+from mqtool.message import CONFIRM_TIMEOUT, Delivery, Message
 from mqtool.spelling import pasteable
 from mqtool.where import of_delivery
 from mqtool.work import peeking

@@ -6,6 +6,7 @@ import typer
 
 from mqtool.amqp import Channel
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import dialect_names
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.options import Publishing, UsedQueueOptions
@@ -34,7 +35,7 @@ Tasks = Annotated[
 )
 def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
     """Send tasks to the workers' queue (tutorial 2)."""
-    names, lines = publishing.broker.names, publishing.broker.lines
+    names, lines = dialect_names(publishing.broker), publishing.broker.lines
     target = queue.of(names.queue(queue.queue, names.task_queue))
     addressing = Addressing(queue.queue and "", queue.queue)
     default = lines.task if queue.queue is None else None

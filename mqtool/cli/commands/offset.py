@@ -5,9 +5,10 @@ from typing import Annotated
 import typer
 
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.command_line import command, group
 from mqtool.cli.commands.receive_stream import stream_to_read
 from mqtool.cli.commands.send_stream import body_alone
+from mqtool.cli.completion import names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import BrokerOptions, TutorialBroker

@@ -9,7 +9,8 @@ from mqtool import where as conditions
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import command, names_of
+from mqtool.cli.command_line import command
+from mqtool.cli.completion import names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import redirect

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.command_line import command, group
+from mqtool.cli.completion import names_of
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output

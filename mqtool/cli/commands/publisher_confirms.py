@@ -14,10 +14,10 @@ from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
-from mqtool.cli.options import CONFIRM_TIMEOUT, ConfirmTimeout, QueueOptions, TutorialBroker
+from mqtool.cli.options import ConfirmTimeout, QueueOptions, TutorialBroker
 from mqtool.cli.options.broker_options import HiddenDialect
 from mqtool.errors import NotConfirmed
-from mqtool.message import Confirmation, Message, Receipt, new_message_id
+from mqtool.message import CONFIRM_TIMEOUT, Confirmation, Message, Receipt, new_message_id
 from mqtool.topology import PRIVATE_QUEUE, Queue
 from mqtool.tutorials import publisher_confirms as tutorial
 

@@ -9,9 +9,10 @@ import typer
 
 from mqtool.amqp import Channel, administration
 from mqtool.cli.access import Access
-from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.broker_access import access_to, dialect_names
+from mqtool.cli.command_line import command, group
 from mqtool.cli.commands import queue_convert
+from mqtool.cli.completion import names_of
 from mqtool.cli.confirmation import Declined, ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -26,7 +27,7 @@ from mqtool.topology import Exchange, Queue
 from mqtool.work import peeking
 
 app = group("queue", "Declare, show, convert, delete and purge queues.", heading="Manage")
-app.add_typer(queue_convert.app)
+app.add_typer(queue_convert.part)
 
 
 QueueName = Annotated[str, typer.Argument(metavar="QUEUE", autocompletion=names_of("queues"))]
@@ -56,7 +57,8 @@ def declare_queue(
     options: QueueOptions, broker: BrokerOptions, auto_delete: AutoDelete = False, if_not_exists: IfNotExists = False
 ) -> None:
     """Declare a queue; by default a durable quorum queue."""
-    default = Queue("", broker.names.hello.durable, arguments=broker.names.hello.arguments)
+    hello = dialect_names(broker).hello
+    default = Queue("", hello.durable, arguments=hello.arguments)
     if auto_delete and options.queue_type is None:
         default = Queue("", durable=True)  # quorum queues cannot be auto-delete
     declare_as(broker, options.of(default)._replace(auto_delete=auto_delete), if_not_exists=if_not_exists)
@@ -166,6 +168,7 @@ def one_by_one(names: Sequence[str], done: str) -> Iterator[list[str]]:
     "mqtool queue delete hello jobs --if-exists --yes",
     effect=Effect.CHANGES,
     name="delete",
+    meant_by=("delete",),
 )
 def delete_queue(
     queue: QueueNames,
@@ -201,7 +204,7 @@ def _is_stream(channel: Channel, queue: str, vhost: str) -> bool:
     return peeking.kind_of(channel, queue, None, vhost).how is peeking.How.STREAM
 
 
-@command(app, "mqtool queue purge jobs", "mqtool queue purge jobs --yes", effect=Effect.CHANGES)
+@command(app, "mqtool queue purge jobs", "mqtool queue purge jobs --yes", effect=Effect.CHANGES, meant_by=("purge",))
 def purge(queue: QueueNames, broker: BrokerOptions, yes: Yes = False, if_exists: IfExists = False) -> None:
     """Remove all ready messages from queues."""
     access = access_to(broker)

@@ -8,13 +8,14 @@ import typer
 
 from mqtool.amqp import Channel
 from mqtool.cli.access import HINT_PATIENCE, Access
+from mqtool.cli.broker_access import dialect_names
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
 from mqtool.cli.options import TutorialBroker, UsedQueueOptions
 from mqtool.cli.options.queue_options import tutorials_queue
-from mqtool.cli.options.receiving_options import OFFSET, ReceivingOptions, Where
+from mqtool.cli.options.receiving_options import OFFSET, ReceivingOptions, WhereOption
 from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.errors import MqtoolError
@@ -54,7 +55,7 @@ def receive(
         str | None,
         typer.Option(metavar="CONDITION", help="SQL filter for a stream (RabbitMQ 4.2)", rich_help_panel="Receiving"),
     ] = None,
-    where: Where = None,
+    where: WhereOption = None,
 ) -> None:
     """Receive messages from a queue (tutorial 1).
 
@@ -65,7 +66,8 @@ def receive(
     reads_stream = offset is not None or filters or sql is not None
     opened = partial(Access.channel_or_session, values=filters or (), sql=sql)
     with receiving_channel(receiving, broker, broker.lines.received, opened=opened) as (channel, incoming):
-        target = queue.of(broker.names.queue(queue.queue, broker.names.hello))
+        names = dialect_names(broker)
+        target = queue.of(names.queue(queue.queue, names.hello))
         if reads_stream and queue.queue is not None and not queue.has_settings:
             target = target._replace(arguments={"x-queue-type": "stream"})
         target = checked(target, queue, channel, broker, incoming.access)

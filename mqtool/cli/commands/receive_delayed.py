@@ -5,13 +5,14 @@ from typing import Annotated
 import typer
 
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import dialect_names
 from mqtool.cli.command_line import command
 from mqtool.cli.commands.send_delayed import RoutingKey, as_known
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import ExchangeOptions, TutorialBroker, UsedQueueOptions, exchange_option
 from mqtool.cli.options.queue_options import tutorials_exchange, tutorials_queue
-from mqtool.cli.options.receiving_options import ReceivingOptions, Where
+from mqtool.cli.options.receiving_options import ReceivingOptions, WhereOption
 from mqtool.cli.pipe.existence import checked
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.delays.delay_plugin import LOSES
@@ -41,16 +42,17 @@ def receive_delayed(
     broker: TutorialBroker,
     exchange: Annotated[str | None, exchange_option("Exchange")] = None,
     routing_key: RoutingKey = None,
-    where: Where = None,
+    where: WhereOption = None,
 ) -> None:
     """Receive delayed messages; show how late each one arrived.
 
     With --where, messages that do not match stay in the queue, as with 'mqtool receive'.
     """
     matching = Matching(receiving, where)
-    target = queue.of(broker.names.delay_queue)
-    delaying = ExchangeOptions(exchange=exchange).of(broker.names.delay_exchange)
-    key = broker.names.delay_queue.name if routing_key is None else routing_key
+    names = dialect_names(broker)
+    target = queue.of(names.delay_queue)
+    delaying = ExchangeOptions(exchange=exchange).of(names.delay_exchange)
+    key = names.delay_queue.name if routing_key is None else routing_key
 
     with receiving_channel(receiving, broker, _received, opened=Access.channel) as (channel, incoming):
         known = as_known(channel, delaying)

@@ -7,15 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from mqtool.amqp import Channel, administration
-from mqtool.amqp import Receiving as Settings
+from mqtool.amqp import Channel, Receiving, administration
 from mqtool.cli.access import Access, ChannelOrSession
+from mqtool.cli.broker_access import dialect_names
 from mqtool.cli.command_line import command, group
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import ExchangeOptions, LogQueueOptions, TutorialBroker
 from mqtool.cli.options.queue_options import tutorials_exchange
-from mqtool.cli.options.receiving_options import Match, ReceivingOptions, Where
+from mqtool.cli.options.receiving_options import Match, ReceivingOptions, WhereOption
 from mqtool.cli.pipe.existence import check_new
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.cli.values import header, header_option, parsed
@@ -37,11 +37,11 @@ class ReceivingLogs:
     queue: LogQueueOptions
     receiving: ReceivingOptions
     broker: TutorialBroker
-    where: Where = None
+    where: WhereOption = None
 
 
 #: Calls receive() of a lesson, as taught for the channel's protocol.
-Receive = Callable[[ChannelOrSession, Exchange, Queue, Settings], Iterator[Delivery]]
+Receive = Callable[[ChannelOrSession, Exchange, Queue, Receiving], Iterator[Delivery]]
 
 
 def _receive(
@@ -65,7 +65,7 @@ def _receive(
         waiting=waiting,
         queue_is_private=is_private,
     ) as (channel, incoming):
-        if not (is_private or administration.exists(channel, queue)):
+        if not (is_private or administration.queue_exists(channel, queue)):
             check_new(queue.name, incoming.access, declares=asked.queue.declare)
         settings = incoming.printed(settings)
         deliveries = receive(channel, asked.exchange.of(exchange), queue, settings)
@@ -99,10 +99,12 @@ def _without_keys(logs: ReceivingLogs, argument: str, example: str, usage: str, 
 def receive_fanout(logs: ReceivingLogs) -> None:
     """Receive everything published from now on (tutorial 3)."""
     lines = logs.broker.lines
-    _receive(logs, logs.broker.names.fanout, _receive_all, lines.log, lines.waiting_log)
+    _receive(logs, dialect_names(logs.broker).fanout, _receive_all, lines.log, lines.waiting_log)
 
 
-def _receive_all(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
+def _receive_all(
+    channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Receiving
+) -> Iterator[Delivery]:
     if isinstance(channel, Channel):
         return publish_subscribe.receive(channel, exchange, queue, settings)
     from mqtool.tutorials import amqp10_publish_subscribe
@@ -135,14 +137,16 @@ def receive_direct(
             lines.usage_code,
         )
 
-    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
+    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Receiving) -> Iterator[Delivery]:
         if isinstance(channel, Channel):
             return routing.receive(channel, exchange, keys, queue, settings)
         from mqtool.tutorials import amqp10_routing
 
         return amqp10_routing.receive(channel, exchange, keys, queue, settings)
 
-    _receive(logs, logs.broker.names.direct, receive, lines.log_with_key, lines.waiting_log_with_key, lines.binding)
+    _receive(
+        logs, dialect_names(logs.broker).direct, receive, lines.log_with_key, lines.waiting_log_with_key, lines.binding
+    )
 
 
 @command(
@@ -171,7 +175,7 @@ def receive_topic(
             lines.usage_code_topic,
         )
 
-    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
+    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Receiving) -> Iterator[Delivery]:
         if isinstance(channel, Channel):
             return topics.receive(channel, exchange, keys, queue, settings)
         from mqtool.tutorials import amqp10_topics
@@ -183,7 +187,12 @@ def receive_topic(
             "each pattern is the name of a file here; put patterns in quotes, such as 'kern.*', or '#' for all topics"
         )
     _receive(
-        logs, logs.broker.names.topic, receive, lines.log_with_key, lines.waiting_log_with_key, lines.binding_topic
+        logs,
+        dialect_names(logs.broker).topic,
+        receive,
+        lines.log_with_key,
+        lines.waiting_log_with_key,
+        lines.binding_topic,
     )
 
 
@@ -210,7 +219,7 @@ def receive_headers(
     if not headers:
         raise UsageError("receive-log headers needs a header", "name one: mqtool receive-log headers format=pdf")
 
-    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Settings) -> Iterator[Delivery]:
+    def receive(channel: ChannelOrSession, exchange: Exchange, queue: Queue, settings: Receiving) -> Iterator[Delivery]:
         return headers_tutorial.receive(channel, exchange, headers, match, queue, settings)
 
-    _receive(logs, logs.broker.names.headers, receive, logs.broker.lines.log, logs.broker.lines.waiting_log)
+    _receive(logs, dialect_names(logs.broker).headers, receive, logs.broker.lines.log, logs.broker.lines.waiting_log)

@@ -14,17 +14,18 @@ from mqtool import ndjson
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import set_up_printing
-from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.command_line import command, group
+from mqtool.cli.completion import names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
-from mqtool.cli.options import CONFIRM_TIMEOUT, RATE, ConfirmTimeout, DelayOptions, MessageOptions, Publishing
+from mqtool.cli.options import RATE, ConfirmTimeout, DelayOptions, MessageOptions, Publishing
 from mqtool.cli.options.broker_options import HiddenDialect, HiddenStrict, PublishingBroker
-from mqtool.cli.options.receiving_options import Where
+from mqtool.cli.options.receiving_options import WhereOption
 from mqtool.cli.pipe.publishing import publishing_channel
 from mqtool.cli.pipe.source import LOOK_UP, STDIN, Addressing, Input, chunks, delimited, opened, whole
 from mqtool.cli.values import header, parsed
 from mqtool.errors import BadData, MqtoolError, SomeFailed, UsageError
-from mqtool.message import Message
+from mqtool.message import CONFIRM_TIMEOUT, Message
 from mqtool.recordings.pseudonyms import Pseudonyms
 from mqtool.recordings.recording import (
     Changes,
@@ -171,7 +172,7 @@ class Playing:
     ] = None
     since: Annotated[Any | None, typer.Option(help="Start at a time, or 5m into the recording", **_MOMENT)] = None
     until: Annotated[Any | None, typer.Option(help="Stop at a time, or 5m into the recording", **_MOMENT)] = None
-    where: Where = None
+    where: WhereOption = None
     loop: Annotated[int, typer.Option(min=1, metavar="N", help="Play everything N times")] = 1
 
     def pace(self) -> ReplayPace:

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import command, names_of
+from mqtool.cli.command_line import command
+from mqtool.cli.completion import names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output, topology_text
 from mqtool.cli.options import ManagedBroker

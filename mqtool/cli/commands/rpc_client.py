@@ -7,11 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from mqtool.amqp import CONFIRM_TIMEOUT, Channel, administration
-from mqtool.amqp import Receiving as Settings
+from mqtool.amqp import CONFIRM_TIMEOUT, Channel, Receiving, administration
 from mqtool.cli import stopping
 from mqtool.cli.access import ChannelOrSession
-from mqtool.cli.broker_access import access_to, print_as_script
+from mqtool.cli.broker_access import access_to, dialect_names, print_as_script
 from mqtool.cli.command_line import Command, command
 from mqtool.cli.commands.rpc_server import FunctionOption
 from mqtool.cli.contexts import Effect
@@ -76,21 +75,21 @@ def rpc_client(
     any_text: Annotated[bool, typer.Option("--text", help="Send any text, not only integers")] = False,
 ) -> None:
     """Send requests to the RPC server (tutorial 6)."""
-    lines, is_add100 = broker.lines, function == "add100"
+    lines, tutorials, is_add100 = broker.lines, dialect_names(broker).rpc_queue, function == "add100"
     asked = requests or _default(lines.number_add100 if is_add100 else lines.number, queue)
     failed = answered = status = 0
-    if not any_text and queue in (None, broker.names.rpc_queue.name):
+    if not any_text and queue in (None, tutorials.name):
         _check_integers(asked, takes_negatives=is_add100 or lines.fib_of_negatives)
     if not raw:
         print_as_script(broker, on_stderr=lines.on_stderr and not is_add100)
     with access_to(broker).channel_or_session(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
         _say(lines.requesting_add100 if is_add100 else lines.requesting, asked, replies_on_stderr=lines.on_stderr)
         bodies = [request.encode("utf-8", "surrogateescape") for request in asked]
-        target = broker.names.rpc_queue if queue is None else QueueOptions(queue=queue).of(broker.names.rpc_queue)
+        target = tutorials if queue is None else QueueOptions(queue=queue).of(tutorials)
         reply_queue = rpc.DIRECT_REPLY_TO if direct_reply_to else PRIVATE_QUEUE
         _tell_if_nobody_serves(channel, target, timeout)
         results = BatchedOutput()
-        settings = Settings(timeout=timeout, before_acknowledging=results.flush)
+        settings = Receiving(timeout=timeout, before_acknowledging=results.flush)
         answers = _call(channel, target, bodies, settings, reply_queue)
         for reply in rpc_functions.in_order(answers, channel, target, len(bodies)):
             answered += 1
@@ -129,7 +128,7 @@ def _say(line: str, requests: list[str], *, replies_on_stderr: bool) -> None:
 
 
 def _call(
-    channel: ChannelOrSession, queue: Queue, requests: list[bytes], settings: Settings, reply_to: Queue
+    channel: ChannelOrSession, queue: Queue, requests: list[bytes], settings: Receiving, reply_to: Queue
 ) -> Iterator[tuple[int, Delivery]]:
     if isinstance(channel, Channel):
         return rpc.call(channel, queue, requests, settings, reply_to)

@@ -6,11 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from mqtool.amqp import Channel, administration
-from mqtool.amqp import Receiving as ReceivingSettings
-from mqtool.amqp import Receiving as Settings
+from mqtool.amqp import Channel, Receiving, administration
 from mqtool.cli.access import ChannelOrSession
-from mqtool.cli.broker_access import access_to
+from mqtool.cli.broker_access import access_to, dialect_names
 from mqtool.cli.command_line import command
 from mqtool.cli.commands.worker import DedupOptions, ExecOptions
 from mqtool.cli.contexts import Effect
@@ -32,7 +30,7 @@ from mqtool.work.rpc_functions import ERROR
 app = typer.Typer()
 
 #: A larger prefetch for fib, which is quick: 2,000 concurrent requests then take 3 s instead of 4.7 s.
-_MANY = ReceivingSettings(prefetch=100)
+_MANY = Receiving(prefetch=100)
 
 
 Function = Literal["fib", "add100"]
@@ -93,7 +91,8 @@ def rpc_server(
                 pass_url=programs.pass_url,
             )
         )
-    target = queue.of(broker.names.queue(queue.queue, broker.names.rpc_queue))
+    names = dialect_names(broker)
+    target = queue.of(names.queue(queue.queue, names.rpc_queue))
     handled = dedup.opened()
     answering = broker.lines.answering_add100 if name == "add100" else f" [.] {name}({{n}})"
 
@@ -119,7 +118,7 @@ def rpc_server(
             (_MANY if is_quick else rpc.ONE_AT_A_TIME)._replace(before_acknowledging=write.flush)
         )
         known = checked(target, queue, channel, broker, access)
-        if broker.lines.purges_requests and administration.exists(channel, known):
+        if broker.lines.purges_requests and administration.queue_exists(channel, known):
             administration.purge(channel, known.name)
         waiting = broker.lines.awaiting_add100 if name == "add100" else broker.lines.awaiting_requests
         answers = _serve(channel, known, answer_visibly, settings)
@@ -131,7 +130,7 @@ def rpc_server(
 
 
 def _serve(
-    channel: ChannelOrSession, queue: Queue, function: rpc.Function, settings: Settings
+    channel: ChannelOrSession, queue: Queue, function: rpc.Function, settings: Receiving
 ) -> Iterator[tuple[Delivery, Message]]:
     if isinstance(channel, Channel):
         return rpc.serve(channel, queue, function, settings)

@@ -6,6 +6,7 @@ import typer
 
 from mqtool.amqp import Channel
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import dialect_names
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.options import Publishing, UsedQueueOptions, exchange_option
@@ -46,7 +47,8 @@ def send(
     ] = None,
 ) -> None:
     """Send messages to a queue (tutorial 1)."""
-    target: Queue | Exchange = queue.of(publishing.broker.names.queue(queue.queue, publishing.broker.names.hello))
+    names = dialect_names(publishing.broker)
+    target: Queue | Exchange = queue.of(names.queue(queue.queue, names.hello))
     if exchange is not None or routing_key is not None:
         target = Exchange(exchange or "", durable=True)
 

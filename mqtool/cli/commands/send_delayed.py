@@ -9,6 +9,7 @@ import typer
 
 from mqtool.amqp import Channel
 from mqtool.cli.access import Access
+from mqtool.cli.broker_access import dialect_names
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.options import ExchangeOptions, Publishing
@@ -62,7 +63,7 @@ def send_delayed(
     exchange: ExchangeOptions, publishing: Publishing, routing_key: RoutingKey = None, keep_delay: KeepDelay = False
 ) -> None:
     """Send messages that arrive later, by default after 5 s."""
-    names, delays = publishing.broker.names, publishing.delays
+    names, delays = dialect_names(publishing.broker), publishing.delays
     target = exchange.of(names.delay_exchange)
     if keep_delay and (delays.are_given or not publishing.options.as_json):
         raise UsageError("--keep-delay needs --json, and cannot be combined with --delay or --at")

@@ -7,17 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from mqtool.amqp import Channel
-from mqtool.amqp import Receiving as Settings
+from mqtool.amqp import Channel, Receiving
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import command, names_of
+from mqtool.cli.command_line import command
+from mqtool.cli.completion import names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import ManagedBroker, exchange_option, queue_option
 from mqtool.cli.options.broker_options import URL
-from mqtool.cli.options.receiving_options import Match, ReceivingOptions, Where
+from mqtool.cli.options.receiving_options import Match, ReceivingOptions, WhereOption
 from mqtool.cli.pipe.tapping import TapPrinting, TapSource, check_left_on, print_taps, switch_off, switched_on
 from mqtool.cli.values import header_option
 from mqtool.errors import UsageError
@@ -96,7 +96,7 @@ class What:
             output.notice(note)
         every = [binding for each in found for binding in each.bindings]
 
-        def start(channel: Channel, settings: Settings) -> Tap:
+        def start(channel: Channel, settings: Receiving) -> Tap:
             tap = Tap(channel, every, settings)
             if self.by_firehose:
                 tap.deliveries = map(original_of, tap.deliveries)
@@ -120,7 +120,7 @@ def tap(
     *,
     what: What,
     off: Annotated[bool, typer.Option("--firehose-off", help="Switch the firehose off, and do nothing else")] = False,
-    where: Where = None,
+    where: WhereOption = None,
     buffer: Annotated[
         int, typer.Option(min=1, metavar="N", help="Keep up to N messages for a slow reader; drop the oldest")
     ] = 100_000,

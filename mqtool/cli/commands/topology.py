@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import command, names_of
+from mqtool.cli.command_line import command
+from mqtool.cli.completion import names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.layout import terminal

@@ -13,10 +13,9 @@ from mqtool import plays
 from mqtool.amqp import TlsFiles, parse_addresses
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE
 from mqtool.cli.command_line import command, group
 from mqtool.cli.commands import tutorial_try
-from mqtool.cli.contexts import Effect
+from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Effect
 from mqtool.cli.display import layout, output, play_lines
 from mqtool.cli.display.play_lines import PlayLines, TypingPace
 from mqtool.cli.display.play_page import Again, Left, PlayPage, ShownBroker
@@ -31,8 +30,16 @@ from mqtool.stage.stage import APART, Play, Stage
 from mqtool.stage.terminal import Guard
 from mqtool.tutorials import pages
 
-app = group("tutorial", "Learn RabbitMQ: read tutorials, see them run, and try it.", heading="Learn")
-app.add_typer(tutorial_try.app)
+
+def _hint(word: str) -> str | None:
+    """Return the hint for the number or the name of a tutorial without a command before it."""
+    if word.isdecimal() or word.replace("_", "-") in pages.NAMES:
+        return f"to read it: mqtool tutorial show {word}; to run it: mqtool tutorial run {word}"
+    return None
+
+
+app = group("tutorial", "Learn RabbitMQ: read tutorials, see them run, and try it.", heading="Learn", hint=_hint)
+app.add_typer(tutorial_try.part)
 
 
 @command(app, "mqtool tutorial list", "mqtool tutorial list --json", effect=Effect.NONE, name="list")

@@ -12,14 +12,14 @@ from urllib.parse import urlsplit
 import typer
 
 from mqtool import plays
+from mqtool.address import without_passwords
 from mqtool.amqp import TlsFiles, parse_addresses
-from mqtool.amqp.address import without_passwords
 from mqtool.broker import ports
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, choose, is_same_node
+from mqtool.cli.chosen_broker import choose, is_same_node
 from mqtool.cli.command_line import command
-from mqtool.cli.contexts import Effect
+from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.goal_lines import GoalLines
 from mqtool.cli.display.play_page import PlayPage, ShownBroker
@@ -34,13 +34,13 @@ from mqtool.spelling import counted, did_you_mean
 from mqtool.stage.terminal import Guard
 from mqtool.tutorials import pages
 
-app = typer.Typer()
+part = typer.Typer()
 
 _HINT_KEYS, _AGAIN, _SKIP = ("\r", "\n", "h"), "r", "s"
 
 
 @command(
-    app,
+    part,
     "mqtool tutorial try",
     "mqtool tutorial try hello-world",
     "mqtool tutorial try routing --again",

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mqtool.address import without_passwords
 from mqtool.amqp import parse_addresses
-from mqtool.amqp.address import without_passwords
 from mqtool.broker import state
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, is_same_node
+from mqtool.cli.chosen_broker import is_same_node
 from mqtool.cli.command_line import command
 from mqtool.cli.confirmation import ask
-from mqtool.cli.contexts import Effect
+from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.browser import opened
 from mqtool.cli.options import ManagedBroker

@@ -10,7 +10,8 @@ import typer
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
 from mqtool.cli.chosen_broker import read_password
-from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.command_line import command, group
+from mqtool.cli.completion import names_of
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -44,6 +45,9 @@ LoginPassword = Annotated[
 _NEW_PASSWORD = Annotated[
     Path | None, typer.Option("--password-file", help="Read the user's password from FILE; - is stdin", metavar="FILE")
 ]
+
+#: What to say about a password among the arguments, and the hint.
+_NO_PASSWORD = ("a password does not belong on the command line", "--password-file FILE, or - to read it from stdin")
 
 
 def _login(broker: ManagedBroker, password_file: Path | None) -> Management:
@@ -94,6 +98,7 @@ def _tags(tags: Any) -> str:
     "mqtool user add ann --tag monitoring --password-file - --if-not-exists < secret",
     effect=Effect.CHANGES,
     instead={"password_file": _NEW_PASSWORD},
+    extra=_NO_PASSWORD,
 )
 def add(
     name: UserName,
@@ -122,6 +127,7 @@ def add(
     "mqtool user password ann --password-file new-secret",
     effect=Effect.CHANGES,
     instead={"password_file": _NEW_PASSWORD},
+    extra=_NO_PASSWORD,
 )
 def password(name: UserName, broker: ManagedBroker, login_password_file: LoginPassword = None) -> None:
     """Change a user's password."""

@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import command, group, names_of
+from mqtool.cli.command_line import command, group
 from mqtool.cli.commands.user import IfNotExists, delete_named, is_there
+from mqtool.cli.completion import names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import ManagedBroker, Yes

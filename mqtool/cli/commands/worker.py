@@ -4,16 +4,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from mqtool.amqp import Channel
-from mqtool.amqp import Receiving as ReceivingSettings
+from mqtool.amqp import Channel, Receiving
 from mqtool.channels import AmqpChannel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.broker_access import access_to
+from mqtool.cli.broker_access import access_to, dialect_names
 from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -30,12 +29,10 @@ from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
 from mqtool.tutorials import work_queues
 from mqtool.tutorials.dialects import NAMES, Dialect
+from mqtool.work.deduplication import HandledMessages
 from mqtool.work.exec_command import ExecCommand
 from mqtool.work.retry_or_dead_letter import Retrying, RetryPolicy
 from mqtool.work.worker import Worker
-
-if TYPE_CHECKING:  # this module imports SQLite
-    from mqtool.work.deduplication import HandledMessages
 
 app = typer.Typer()
 
@@ -118,7 +115,7 @@ class DedupOptions:
         ),
     ] = 86_400.0
 
-    def opened(self) -> "HandledMessages | None":
+    def opened(self) -> HandledMessages | None:
         """Open the store of handled messages; return None without --deduplicate.
 
         Raises:
@@ -129,7 +126,6 @@ class DedupOptions:
                 raise UsageError("--dedup-store has no effect without --deduplicate", "add --deduplicate")
             return None
         from mqtool.broker import state
-        from mqtool.work.deduplication import HandledMessages
 
         default: Path = state.directory().parents[1] / "handled.sqlite"
         return HandledMessages(self.store or default, self.window)
@@ -196,9 +192,8 @@ def worker(
     done = redelivered = 0
     access = access_to(broker)
     with access.channel_or_session() as channel:
-        target = checked(
-            queue.of(broker.names.queue(queue.queue, broker.names.task_queue)), queue, channel, broker, access
-        )
+        names = dialect_names(broker)
+        target = checked(queue.of(names.queue(queue.queue, names.task_queue)), queue, channel, broker, access)
         if forget_ack:
             tasks = _work_and_forget(channel, target, do, settings)
         elif isinstance(channel, Channel):
@@ -224,7 +219,7 @@ def worker(
 
 
 def _work_and_forget(
-    channel: AmqpChannel, queue: Queue, do: Callable[[Delivery], None], receiving: ReceivingSettings
+    channel: AmqpChannel, queue: Queue, do: Callable[[Delivery], None], receiving: Receiving
 ) -> Iterator[Delivery]:
     """Work like the tutorial's worker, but without acknowledging."""
     tasks = channel.consume(channel.declare(queue), receiving._replace(acknowledge=False))
@@ -251,7 +246,8 @@ def _work(
             "leave out --raw, --json, --format and --auto-ack",
         )
     concurrency = options.concurrency
-    queue = named.of(broker.names.queue(named.queue, broker.names.task_queue))
+    names = dialect_names(broker)
+    queue = named.of(names.queue(named.queue, names.task_queue))
     program = ExecCommand(
         command,
         shell=options.exec.shell,
@@ -260,7 +256,7 @@ def _work(
         pass_url=options.exec.pass_url,
     )
     handled = options.dedup.opened()
-    settings = replace(receiving, timeout=None).settings(ReceivingSettings(prefetch=concurrency))
+    settings = replace(receiving, timeout=None).settings(Receiving(prefetch=concurrency))
     access = access_to(broker)
     with access.channels_or_session() as (channel, other):
         retrying = Retrying(other, options.retries.policy, output.notice)

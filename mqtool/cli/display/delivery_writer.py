@@ -6,6 +6,7 @@ import os
 import re
 import select
 import signal
+import sys
 import termios
 import threading
 import time
@@ -289,6 +290,11 @@ def _reopen_on_hup(path: Path, had_terminal: bool) -> None:
             output.warning(f"cannot reopen {path}, so the old file is still in use: {error.strerror}")
 
 
+#: True if poll() must name POLLHUP to learn that the reader has left, and a pipe without a reader counts as read, as on
+#: macOS.
+_FORGETS = sys.platform == "darwin"
+
+
 def _wait_until_taken() -> None:
     """If stdout is a pipe, wait until its reader has read everything, or raise ReaderGone.
 
@@ -297,19 +303,26 @@ def _wait_until_taken() -> None:
     """
     if not output.is_pipe():
         return
-    unread = array("i", [0])
     poll = select.poll()
-    poll.register(STDOUT, 0)
+    poll.register(STDOUT, select.POLLHUP)
     pause = 0.0
     with output.interruptible():
         while True:
-            fcntl.ioctl(STDOUT, termios.FIONREAD, unread)
-            if not unread[0]:
+            unread = _unread()
+            if not unread and not (_FORGETS and poll.poll(0)):
                 return
             if poll.poll(0):
-                fcntl.ioctl(STDOUT, termios.FIONREAD, unread)  # the reader may have read everything before it exited
-                if unread[0]:
+                if _FORGETS or _unread():  # the reader may have read everything before it exited
                     raise output.ReaderGone("the reader of the output has left")
                 return
             time.sleep(pause)  # the first pause, of 0 s, only lets the reader run
             pause = min(pause + 0.00001, 0.005)
+
+
+def _unread() -> int:
+    """Return the number of bytes in the pipe at stdout that its reader has not read yet."""
+    count = array("i", [0])
+    fcntl.ioctl(STDOUT, termios.FIONREAD, count)
+    # At the writing end on macOS, FIONREAD counts what could be read there, which is nothing; fstat() counts what the
+    # reader has left in the pipe. On Linux, fstat() says 0.
+    return count[0] or os.fstat(STDOUT).st_size

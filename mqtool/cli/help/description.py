@@ -51,6 +51,7 @@ class CommandHelp:
         examples: command lines that run exactly as written.
         effect: what the command does to the broker; None for a group.
         aliases: what other tools call the command.
+        meant_by: words that are no commands, for which a hint suggests this one.
         commands: the subcommands of a group.
     """
 
@@ -64,6 +65,7 @@ class CommandHelp:
     options: tuple[OptionHelp, ...]
     effect: Effect | None
     aliases: tuple[str, ...]
+    meant_by: tuple[str, ...]
     commands: tuple["CommandHelp", ...]
 
     @property
@@ -83,7 +85,7 @@ def _described(command: Any, words: tuple[str, ...]) -> CommandHelp:
     parameters = [_option(each, context) for each in command.params if not each.hidden]
     return CommandHelp(
         words,
-        command.rich_help_panel or "",
+        getattr(command.callback, "heading", None) or "",
         sentence_of(text[0]),
         tuple(" ".join(paragraph.split()) for paragraph in text[1:]),
         " ".join(command.get_usage(context).split()).removeprefix("Usage: "),
@@ -92,6 +94,7 @@ def _described(command: Any, words: tuple[str, ...]) -> CommandHelp:
         tuple(sorted((each for each in parameters if each.flags), key=lambda option: _ORDER.index(option.topic))),
         getattr(command.callback, "effect", None),
         getattr(command.callback, "aliases", ()),
+        getattr(command.callback, "meant_by", ()),
         tuple(_described(each, (*words, name)) for name, each in getattr(command, "commands", {}).items()),
     )
 

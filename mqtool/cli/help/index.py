@@ -72,3 +72,11 @@ ALIASES = {
     "vhost list": "list vhosts",
     "vhost ls": "list vhosts",
 }
+
+#: Words that are no commands, and what a hint suggests for each.
+MEANT_BY = {
+    "delete": "mqtool queue delete",
+    "purge": "mqtool queue purge",
+    "redrive": "mqtool dlq redrive",
+    "send-log": "emit-log",
+}

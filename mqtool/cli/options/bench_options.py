@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import typer
 
 from mqtool.benching.plan import IN_FLIGHT, PREFETCH, PROTOCOLS, SIZES, STREAM, BenchPlan, Timed
-from mqtool.cli.command_line import names_of
+from mqtool.cli.completion import names_of
 from mqtool.cli.options import RATE
 from mqtool.cli.options.queue_options import StreamPort
 from mqtool.cli.values import DURATION, TIME_LIMIT, duration_or_seconds, parsed, size

@@ -1,6 +1,5 @@
 """Options that select a broker and log in to it."""
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,16 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.cli import contexts
-from mqtool.cli.chosen_broker import MANAGEMENT_VARIABLE, URL_VARIABLES, Choice, choose
-from mqtool.cli.command_line import NOT_CALLED, Call, names_of
+from mqtool.cli.completion import names_of
+from mqtool.cli.invocation import NOT_CALLED, Call
 from mqtool.cli.values import DURATION
-from mqtool.tutorials.dialects import AMQP10_NAMES, LINES, NAMES, Dialect, DialectLines, DialectNames
+from mqtool.tutorials.dialects import LINES, Dialect, DialectLines
 
 URL = typer.Option(
     "--url",
     "-u",
     help="Broker URL: amqp://user:password@host:5672/vhost",
-    envvar=list(URL_VARIABLES),
+    envvar=list(contexts.URL_VARIABLES),
     rich_help_panel="Broker",
     metavar="URL",
 )
@@ -47,10 +46,6 @@ class WhichBroker:
     url: Url = None
     context: ContextName = None
     call: Call = NOT_CALLED
-
-    def choice(self) -> Choice:
-        """Choose the broker; see chosen_broker.choose()."""
-        return choose(self.url, self.context, self.call.typed)
 
 
 def _dialect_option(**settings: Any) -> Any:
@@ -149,25 +144,6 @@ class BrokerOptions:
     ] = False
     call: Call = NOT_CALLED
 
-    @functools.cached_property
-    def choice(self) -> Choice:
-        """The broker; see chosen_broker.choose()."""
-        return choose(self.url, self.context, self.call.typed)
-
-    @property
-    def protocol_in_use(self) -> contexts.Protocol:
-        """The protocol to send and receive with."""
-        if "protocol" not in self.call.options:
-            return contexts.Protocol.AMQP_0_9_1
-        return self.protocol or self.choice.protocol(None)
-
-    @property
-    def names(self) -> DialectNames:
-        """Names and settings of queues and exchanges in the chosen dialect."""
-        if self.dialect is None and self.protocol_in_use is contexts.Protocol.AMQP_1_0:
-            return AMQP10_NAMES
-        return NAMES[self.dialect or Dialect.PYTHON]
-
     @property
     def lines(self) -> DialectLines:
         """The lines that the scripts of the chosen dialect print."""
@@ -207,7 +183,10 @@ class ManagedBroker:
     management: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="URL of the management API", envvar=MANAGEMENT_VARIABLE, rich_help_panel="Broker"
+            metavar="URL",
+            help="URL of the management API",
+            envvar=contexts.MANAGEMENT_VARIABLE,
+            rich_help_panel="Broker",
         ),
     ] = None
 

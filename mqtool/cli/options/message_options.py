@@ -15,7 +15,7 @@ from mqtool.cli.values import TIME_LIMIT, header_option, parsed
 from mqtool.delays import LONGEST, Via
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import UsageError
-from mqtool.message import PROPERTIES
+from mqtool.message import CONFIRM_TIMEOUT, PROPERTIES
 
 
 def _delay(text: str) -> float:
@@ -55,8 +55,6 @@ ConfirmTimeout = Annotated[
     float,
     typer.Option(rich_help_panel="Messages", help="Give up (exit 75) after this long without confirms", **TIME_LIMIT),
 ]
-#: The default of --confirm-timeout, in seconds.
-CONFIRM_TIMEOUT = 20.0
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

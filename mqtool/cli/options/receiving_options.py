@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mqtool.amqp import STREAMING
-from mqtool.amqp import Receiving as ReceivingSettings
+from mqtool.amqp import STREAMING, Receiving
 from mqtool.cli.display.delivery_writer import DeliveryWriter
 from mqtool.cli.values import DURATION, parsed
 from mqtool.errors import UsageError
@@ -28,7 +27,7 @@ def _condition(text: str) -> Any:
 
 
 #: --where; the value is a mqtool.where.Where.
-Where = Annotated[
+WhereOption = Annotated[
     Any | None,
     typer.Option(
         "--where", parser=parsed(_condition), metavar="CONDITION", help="Only messages that match (mqtool help where)"
@@ -151,7 +150,7 @@ class ReceivingOptions:
         typer.Option(help="Create FILE once the command is consuming", rich_help_panel="Receiving", metavar="FILE"),
     ] = None
 
-    def settings(self, default: ReceivingSettings = STREAMING) -> ReceivingSettings:
+    def settings(self, default: Receiving = STREAMING) -> Receiving:
         """Return the settings for Channel.consume(): the defaults with the options applied."""
         return default._replace(
             prefetch=default.prefetch if self.prefetch is None else self.prefetch,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mqtool.cli.command_line import names_of
+from mqtool.cli.completion import names_of
 from mqtool.cli.options.broker_options import BrokerOptions
 from mqtool.cli.options.queue_options import Declare, StreamPort
 from mqtool.cli.values import argument_option, parsed

@@ -5,6 +5,7 @@ from typing import Literal
 
 from mqtool.amqp import Channel, administration
 from mqtool.cli.access import HINT_PATIENCE, Access, ChannelOrSession
+from mqtool.cli.broker_access import dialect_names
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
 from mqtool.cli.options.broker_options import BrokerOptions
@@ -32,7 +33,7 @@ def checked(
         publishes: True for commands that publish to the queue. They declare it even if its name may be a typo, but not
             in a protected context; see check_new() for commands that receive.
     """
-    is_tutorials = queue.name in {each.name for each in broker.names}
+    is_tutorials = queue.name in {each.name for each in dialect_names(broker)}
     if not (is_tutorials or options.has_settings or broker.strict):
         channel.accept_settings(queue)
     declares = options.declare
@@ -41,7 +42,7 @@ def checked(
         declares = True
     if declares and (is_tutorials or not _tells_of_new()):
         return queue
-    if not administration.exists(channel, queue):
+    if not administration.queue_exists(channel, queue):
         check_new(queue.name, access, declares=declares)
         if broker.dialect and not queue.durable and options.options.durable is None and _tells_of_new():
             output.notice(f"it is transient, as in --dialect {broker.dialect}; for a durable queue, add --durable")

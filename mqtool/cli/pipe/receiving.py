@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from mqtool.amqp import Receiving as Settings
+from mqtool.amqp import Receiving
 from mqtool.channels import AmqpChannel, ConsumingChannel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
@@ -79,7 +79,7 @@ class Incoming:
         self._write = write
         self._waiting = waiting
 
-    def printed(self, settings: Settings) -> Settings:
+    def printed(self, settings: Receiving) -> Receiving:
         """Return a copy of the settings, changed so that output is flushed before deliveries are acknowledged."""
         return settings._replace(before_acknowledging=self._write.flush)
 
@@ -157,7 +157,7 @@ class Matching(NamedTuple):
     where: "Where | None"
     skips: bool = False
 
-    def settings(self) -> Settings:
+    def settings(self) -> Receiving:
         """Return the settings for consuming. Raises UsageError if --auto-ack would lose messages that do not match."""
         settings = self.receiving.settings()
         if self.where is None:
@@ -168,14 +168,14 @@ class Matching(NamedTuple):
             raise UsageError("--auto-ack would lose messages that do not match --where", "leave out --auto-ack")
         return settings._replace(count=None, acknowledge=False, prefetch=self.receiving.prefetch or _MOST)
 
-    def of(self, channel: AmqpChannel, deliveries: Iterator[Delivery], settings: Settings) -> Iterator[Delivery]:
+    def of(self, channel: AmqpChannel, deliveries: Iterator[Delivery], settings: Receiving) -> Iterator[Delivery]:
         """Yield the matching deliveries, up to the count. Asking for the next one acknowledges the previous one."""
         if self.where is None:
             return deliveries
         return self._chosen(channel, deliveries, settings, self.where)
 
     def _chosen(
-        self, channel: AmqpChannel, deliveries: Iterator[Delivery], settings: Settings, where: "Where"
+        self, channel: AmqpChannel, deliveries: Iterator[Delivery], settings: Receiving, where: "Where"
     ) -> Iterator[Delivery]:
         from mqtool.where import of_delivery
 

@@ -19,9 +19,8 @@ from typing import IO
 import typer
 
 from mqtool import where as conditions
-from mqtool.amqp import Channel
-from mqtool.amqp import Receiving as Settings
-from mqtool.amqp.reopening import ChannelListener
+from mqtool.amqp import Channel, Receiving
+from mqtool.amqp.reopening_channel import ChannelListener
 from mqtool.amqp.subscription import Buffer
 from mqtool.broker import state
 from mqtool.cli.access import Access
@@ -47,7 +46,7 @@ class TapSource:
     """A broker to tap, and a function that starts a tap with the given settings."""
 
     access: Access
-    start: Callable[[Channel, Settings], Tap]
+    start: Callable[[Channel, Receiving], Tap]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.footprint import CONSUMER
 from mqtool.broker.embedded.model.queue import BrokerQueue, Why
+from mqtool.broker.embedded.model.totals import AMQP10
 from mqtool.codecs.amqp10_frames import (
     RECEIVER,
     SENDER,
@@ -180,6 +181,7 @@ class Amqp10Session(SessionState):
         for each in deliveries:
             if hooks is None or hooks.acknowledge(each.queue, each.entry):
                 each.queue.acknowledge(each.entry)
+                self.connection.broker.totals.delivered[AMQP10, each.queue.kind].acknowledged += 1
             else:
                 lost.append(each)
         self._requeue(lost, Why.RELEASED)

@@ -23,6 +23,7 @@ from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.broker.embedded.model.firehose import trace_published
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.sectioned import BadCarbonCopies, NotAMessage, Sections, parse
+from mqtool.broker.embedded.model.totals import AMQP10
 from mqtool.broker.embedded.model.virtual_host import Publication
 from mqtool.codecs.amqp10_frames import (
     SECOND,
@@ -174,13 +175,24 @@ class IncomingLink:
             self._refuse(refused.error, partial, tag)
             return
         publication = self._enqueue(message, exchange, settled=partial.settled)
-        if not publication.routed:
-            self.session.connection.broker.dropped_unroutable += 1
+        self._count(publication, settled=partial.settled)
         state = _RELEASED if not publication.routed else _ACCEPTED if publication.accepted else self._rejected(message)
         self.unsettled += 1
         settlement = Settlement(self, partial.delivery_id, None if partial.settled else state)
         self.session.settle(settlement, stored=publication.stored)
         self._top_up()
+
+    def _count(self, publication: Publication, *, settled: bool) -> None:
+        broker = self.session.connection.broker
+        totals = broker.totals.published[AMQP10]
+        totals.received += 1
+        totals.with_confirm += not settled
+        if publication.routed:
+            totals.confirmed += publication.accepted and not settled
+            return
+        broker.dropped_unroutable += 1
+        totals.dropped += settled
+        totals.returned += not settled
 
     def _refuse(self, error: Error, partial: _Partial, tag: bytes) -> None:
         """Reject or release an undeliverable message. Detach the link if it has a target or the message is settled."""
@@ -252,6 +264,7 @@ class IncomingLink:
         if vhost.tracing:
             trace_published(session.connection, session.number, message, routing)
         routing.source = session.connection
+        broker.totals.published[AMQP10].routed += len(routing.queues)
         publication = vhost.enqueue(routing) if broker.hooks is None else broker.hooks.enqueue(vhost, routing)
         if not publication.routed and vhost.watcher is not None:
             vhost.watcher.unroutable(message, returned=not settled)

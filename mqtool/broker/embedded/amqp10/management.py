@@ -70,7 +70,7 @@ class ManagementRequest(NamedTuple):
         return self.client.vhost
 
 
-Answer = tuple[int, Any10]
+ManagementAnswer = tuple[int, Any10]
 
 
 def handle(client: ManagementClient, payload: bytes) -> bytes:
@@ -101,7 +101,7 @@ def _unknown(what: str) -> UnknownRequest:
     return UnknownRequest(f"the management node does not know this request: {what}")
 
 
-def _answer(client: ManagementClient, method: str, target: str, body: Any10) -> Answer:
+def _answer(client: ManagementClient, method: str, target: str, body: Any10) -> ManagementAnswer:
     path, _, query = target.partition("?")
     if (escape := re.search("%(?![0-9A-Fa-f]{2}).{0,2}", target)) is not None:
         text = f"failed to normalize URI '{target}': invalid_percent_encoding {binary(escape[0])}"
@@ -123,7 +123,7 @@ def _answer(client: ManagementClient, method: str, target: str, body: Any10) -> 
         raise ManagementRefused(400, f"failed to normalize URI '{target}': invalid_utf8") from error
 
 
-def _get_queue(request: ManagementRequest) -> Answer:
+def _get_queue(request: ManagementRequest) -> ManagementAnswer:
     name, rights = request.name, request.client.rights
     if request.vhost.profile.passive_configures:
         _check_any(rights, name)
@@ -185,7 +185,7 @@ def _arguments(body: Map) -> Table:
     return table_to_091(body.items())
 
 
-def _put_queue(request: ManagementRequest) -> Answer:
+def _put_queue(request: ManagementRequest) -> ManagementAnswer:
     settings = _settings(
         request.body, "queue property", {"durable": True, "exclusive": False, "auto_delete": False, "arguments": {}}
     )
@@ -249,7 +249,7 @@ def _check_leads_to(arguments: Table, name: str) -> None:
         raise ManagementRefused(400, f"invalid type '{type_name(arguments[name])}' for arg '{name}'")
 
 
-def _delete_queue(request: ManagementRequest) -> Answer:
+def _delete_queue(request: ManagementRequest) -> ManagementAnswer:
     name, vhost, client = request.name, request.vhost, request.client
     _check_line_ends(name)
     client.rights.check("configure", "queue", name)
@@ -261,7 +261,7 @@ def _delete_queue(request: ManagementRequest) -> Answer:
     return 200, {"message_count": ULong(vhost.delete_queue(queue))}
 
 
-def _purge_queue(request: ManagementRequest) -> Answer:
+def _purge_queue(request: ManagementRequest) -> ManagementAnswer:
     name, client = request.name, request.client
     client.rights.check("read", "queue", name)
     with _refusals({NOT_FOUND: 404}):
@@ -271,7 +271,7 @@ def _purge_queue(request: ManagementRequest) -> Answer:
     return 200, {"message_count": ULong(queue.purge())}
 
 
-def _put_exchange(request: ManagementRequest) -> Answer:
+def _put_exchange(request: ManagementRequest) -> ManagementAnswer:
     settings = _settings(
         request.body,
         "exchange property",
@@ -295,7 +295,7 @@ def _put_exchange(request: ManagementRequest) -> Answer:
     return 204, None
 
 
-def _delete_exchange(request: ManagementRequest) -> Answer:
+def _delete_exchange(request: ManagementRequest) -> ManagementAnswer:
     name, vhost = request.name, request.vhost
     _check_line_ends(name)
     _check_not_default(name)
@@ -320,7 +320,7 @@ def _destination(request: ManagementRequest, kind: str, name: str) -> BrokerDest
     return topology.queue_of(request.vhost, name, request.client)
 
 
-def _post_binding(request: ManagementRequest) -> Answer:
+def _post_binding(request: ManagementRequest) -> ManagementAnswer:
     names = ("source", "destination_queue", "destination_exchange", "binding_key")
     settings = _settings(request.body, "binding field", {**dict.fromkeys(names), "arguments": None})
     source, to_queue, to_exchange, key = (settings[name] for name in names)
@@ -344,7 +344,7 @@ def _bindings(request: ManagementRequest, kind: str, name: str, source: str, key
             yield binding
 
 
-def _get_bindings(request: ManagementRequest) -> Answer:
+def _get_bindings(request: ManagementRequest) -> ManagementAnswer:
     query = request.query
     if "src" not in query or "key" not in query:
         raise _unknown("bindings are listed by src, dstq or dste, and key")
@@ -376,7 +376,7 @@ def _hash(binding: BrokerBinding) -> str:
     return binding.properties_key.rpartition("~")[2] if binding.arguments else ""
 
 
-def _delete_binding(request: ManagementRequest) -> Answer:
+def _delete_binding(request: ManagementRequest) -> ManagementAnswer:
     found = _SEGMENT.fullmatch(request.path[1])
     if found is None:
         raise ManagementRefused(400, f"bad binding path segment '{request.path[1]}'")
@@ -392,7 +392,7 @@ def _delete_binding(request: ManagementRequest) -> Answer:
     return 204, None
 
 
-_HANDLERS: dict[tuple[str, str], Callable[[ManagementRequest], Answer]] = {
+_HANDLERS: dict[tuple[str, str], Callable[[ManagementRequest], ManagementAnswer]] = {
     ("GET", "queues/*"): _get_queue,
     ("PUT", "queues/*"): _put_queue,
     ("DELETE", "queues/*"): _delete_queue,

@@ -17,6 +17,7 @@ from mqtool.broker.embedded.model.consumers import delivery_counts
 from mqtool.broker.embedded.model.firehose import trace_delivered
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.sectioned import Sections, encode
+from mqtool.broker.embedded.model.totals import AMQP10
 from mqtool.codecs.amqp10_frames import Attach, Flow, transfer_frames
 from mqtool.codecs.amqp10_values import Map, Symbol
 from mqtool.codecs.field_tables import Int64, Table
@@ -113,6 +114,7 @@ class OutgoingLink:
         self.flow = Credit(session, attach.handle)
         self.largest = attach.max_message_size or 0
         self._sent = 0
+        self._totals = session.connection.broker.totals.delivered[AMQP10, queue.kind]
         #: The client's flow frames that came before the broker's attach frame was sent; None once it has been sent.
         self._early: list[Flow] | None = []
 
@@ -174,6 +176,9 @@ class OutgoingLink:
 
     def take(self, entry: BacklogEntry) -> None:
         """Send a message to the client."""
+        self._totals.delivered += 1
+        self._totals.redelivered += entry.redelivered
+        self._totals.delivered_no_ack += self.no_ack
         session, hooks = self.session, self.session.connection.broker.hooks
         profile, added = session.vhost.profile, _annotations(self.queue, entry)
         payload = encode(entry.message, profile, added, entry.delivery_count, redelivered=entry.redelivered)

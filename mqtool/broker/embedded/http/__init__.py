@@ -33,6 +33,7 @@ from mqtool.broker.embedded.http.route_table import (
     AnyConnection,
     Api,
     Counting,
+    Depths,
     Json,
     Listed,
     Rates,
@@ -68,7 +69,7 @@ class ManagementServer:
         listening_on: str,
         under_test: "Callable[[], BrokerUnderTest]",
     ) -> None:
-        self._api = Api(broker, connections, Rates(self._counting), under_test)
+        self._api = Api(broker, connections, Rates(self._counting), Depths(broker), under_test)
         self._listening_on = listening_on
 
     def check(self, request: HttpRequest) -> None:
@@ -125,6 +126,7 @@ class ManagementServer:
         return found
 
     def _counting(self) -> Iterator[Counting]:
+        yield self._api.depths
         for vhost in self._api.broker.vhosts.values():
             for queue in vhost.queues.values():
                 yield queue.traffic

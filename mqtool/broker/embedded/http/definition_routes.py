@@ -42,6 +42,7 @@ from mqtool.broker.embedded.http.user_routes import (
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.applied_policies import USER
 from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.names import RESERVED
 from mqtool.broker.embedded.model.users import TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 
@@ -263,24 +264,36 @@ class _Loading:
         vhost.policies.put(USER, policy_of(USER, _name(item), item, vhost.profile))
 
     def _exchange(self, item: Json) -> None:
-        vhost, name = self._of(item), _name(item)
+        name = _name(item)
+        if name.startswith(RESERVED) or not name:
+            log.warning("definitions: skipped the predeclared exchange '%s'", name)
+            return
+        vhost = self._of(item)
         if name not in vhost.exchanges:
             declare_exchange(vhost, exchange_declaration(name, item))
 
     def _queue(self, item: Json) -> None:
-        vhost, name = self._of(item), _name(item)
+        name = _name(item)
+        if name.startswith(RESERVED):
+            log.warning("definitions: skipped queue '%s', because its name begins with '%s'", name, RESERVED)
+            return
+        vhost = self._of(item)
         if name not in vhost.queues:
             declare_queue(vhost, queue_declaration(name, item))
 
     def _binding(self, item: Json) -> None:
         vhost = self._of(item)
-        ends = vhost.queues if item["destination_type"] == "queue" else vhost.exchanges
-        source, destination = vhost.exchanges.get(_name(item, "source")), ends.get(_name(item, "destination"))
-        if source is None or destination is None:
-            # RabbitMQ also ignores such a binding without a warning.
-            log.warning("definitions: no source or destination in vhost '%s': binding %s", vhost.name, json.dumps(item))
-        else:
+        kind, end, start = item["destination_type"], _name(item, "destination"), _name(item, "source")
+        ends = vhost.queues if kind == "queue" else vhost.exchanges
+        source, destination = vhost.exchanges.get(start), ends.get(end)
+        if source is not None and destination is not None:
             vhost.bind(source, destination, *binding_declaration(item))
+            return
+        missing = f"no exchange '{start}'" if source is None else f"no {kind} '{end}'"
+        is_reserved = kind == "queue" and end.startswith(RESERVED)
+        if vhost.profile.refuses_loose == "all" or (vhost.profile.refuses_loose == "named" and not is_reserved):
+            raise bad_request(f"{missing} in vhost '{vhost.name}'")
+        log.warning("definitions: skipped a binding, because there is %s in vhost '%s'", missing, vhost.name)
 
 
 def _name(item: Json, field: str = "name") -> str:

@@ -29,6 +29,8 @@ MAX_HEAD = 16 * 1024
 MAX_BODY = 1024 * 1024
 MAX_CONNECTIONS = 128
 
+JSON, TEXT = "application/json", "text/plain; version=0.0.4; charset=utf-8"
+
 #: Up to this size, the body of a refused request is read in full, so that the client can read the response.
 _SMALL_BODY = 16 * 1024
 
@@ -103,6 +105,7 @@ class HttpAnswer:
     Attributes:
         status: the HTTP status.
         value: the JSON value of the body; None for no body. An iterator is sent as a list.
+        text: the parts of a body that is plain text; None for JSON.
         location: the Location header: the address of the new object.
         allow: the Allow header: the methods of the path.
         patience: for this many seconds after the request, the server keeps calling the handler for a new response
@@ -111,6 +114,7 @@ class HttpAnswer:
 
     status: HTTPStatus
     value: Any = None
+    text: Iterator[str] | None = None
     location: str | None = None
     allow: tuple[str, ...] = ()
     patience: float = 0.0
@@ -218,13 +222,13 @@ class HttpServer:
         Only one list is encoded at a time, and if too many bytes are unread, the connections with the largest unread
         responses are closed: many clients that ask for long lists and do not read them cannot use up the memory.
         """
-        is_list = isinstance(answer.value, list | Iterator)
+        is_list = isinstance(answer.value, list | Iterator) or answer.text is not None
         async with self._encoding if is_list else contextlib.nullcontext():
             try:
-                body = await _encode(answer.value)
+                body = await _encode(answer)
             except Exception as error:
                 answer = _failure(request, error)
-                body = await _encode(answer.value)
+                body = await _encode(answer)
             self._unread[writer] = len(body)
         while sum(self._unread.values()) > _MOST_UNREAD and len(self._unread) > 1:
             self._close_unread(writer)
@@ -418,21 +422,24 @@ async def in_slices(items: Iterable[Item]) -> list[Item]:
     return found
 
 
-async def _encode(value: Any) -> bytes:
+async def _encode(answer: HttpAnswer) -> bytes:
+    if answer.text is not None:
+        return b"".join(await in_slices(part.encode(errors="replace") for part in answer.text))
+    value = answer.value
     if isinstance(value, list | Iterator):
         return b"[" + b", ".join(await in_slices(json.dumps(item).encode() for item in value)) + b"]"
     return b"" if value is None else json.dumps(value).encode()
 
 
 async def _write(writer: asyncio.StreamWriter, answer: HttpAnswer, *, stay: bool, head_only: bool = False) -> None:
-    await _send(writer, answer, await _encode(answer.value), stay=stay, head_only=head_only)
+    await _send(writer, answer, await _encode(answer), stay=stay, head_only=head_only)
 
 
 async def _send(writer: asyncio.StreamWriter, answer: HttpAnswer, body: bytes, *, stay: bool, head_only: bool) -> None:
     lines = [f"HTTP/1.1 {answer.status.value} {answer.status.phrase}", f"content-length: {len(body)}"]
     lines.append(f"connection: {'keep-alive' if stay else 'close'}")
     if body:
-        lines.append("content-type: application/json")
+        lines.append(f"content-type: {JSON if answer.text is None else TEXT}")
     if answer.allow:
         lines.append(f"allow: {', '.join(answer.allow)}")
     if answer.location is not None:

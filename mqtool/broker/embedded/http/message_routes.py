@@ -34,7 +34,8 @@ from mqtool.broker.embedded.model.amqp_message import (
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.broker import LOW_ON_MEMORY, NODE, Broker
 from mqtool.broker.embedded.model.footprint import of_message
-from mqtool.broker.embedded.model.queue import BrokerQueue
+from mqtool.broker.embedded.model.queue import BrokerQueue, consumer_timeout
+from mqtool.broker.embedded.model.totals import AMQP091
 from mqtool.broker.embedded.testing.fault import fault_of
 from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
 from mqtool.broker.embedded.wire.amqp_session import AmqpSession
@@ -125,10 +126,14 @@ def publish(call: RouteCall, vhost_name: str, name: str) -> Json:
     except AmqpException as error:
         raise bad_request(f"{error.code} {error.text}") from error
     exchange.published_in += 1
+    totals = broker.totals.published[AMQP091]  # as in RabbitMQ, whose management API is a client of AMQP 0-9-1
+    totals.received += 1
     routing = vhost.route(exchange, message)
+    totals.routed += len(routing.queues)
     publication = vhost.enqueue(routing) if broker.hooks is None else broker.hooks.enqueue(vhost, routing)
     if not publication.routed:
         broker.dropped_unroutable += 1
+        totals.dropped += 1
         if vhost.watcher is not None:
             vhost.watcher.unroutable(message, returned=False)
     return {"routed": publication.routed and publication.accepted}
@@ -289,7 +294,14 @@ def _consumer_view(channel: BrokerChannel, subscription: ChannelSubscription) ->
         "active": active,
         "activity_status": "single_active" if queue.consumers.active is subscription else "up" if active else "waiting",
         "arguments": plain(subscription.arguments),
+        **timeout_of(queue, subscription.arguments, channel.session.broker),
     }
+
+
+def timeout_of(queue: BrokerQueue, arguments: Table, broker: Broker) -> Json:
+    """Return the field with the timeout of a consumer, in milliseconds; 0 if it has none."""
+    timeout = consumer_timeout(queue, arguments, broker.consumer_timeout)
+    return {"consumer_timeout": round((timeout or 0) * 1000)}
 
 
 def _stream_consumer_view(connection: AnyConnection, subscription: "StreamSubscription") -> Json:
@@ -304,6 +316,7 @@ def _stream_consumer_view(connection: AnyConnection, subscription: "StreamSubscr
         "active": not waits,
         "activity_status": "waiting" if waits else "up",
         "arguments": dict(subscription.properties),
+        "consumer_timeout": 0,
     }
 
 

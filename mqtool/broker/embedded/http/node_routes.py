@@ -47,14 +47,17 @@ _FEATURE_FLAGS = {
     "user_limits": "rabbit",
     "virtual_host_metadata": "rabbit",
 }
+_CHURN = (
+    *("connection_created", "connection_closed", "channel_created", "channel_closed"),
+    *("queue_declared", "queue_created", "queue_deleted"),
+)
 #: Figures of nodes that clients such as rabbitmqadmin expect, and that the embedded broker does not count.
 _UNCOUNTED = (
     *("io_read_bytes", "io_write_bytes", "io_sync_count", "io_seek_count", "io_reopen_count"),
     *("io_read_avg_time", "io_write_avg_time", "io_sync_avg_time", "io_seek_avg_time"),
     *("gc_num", "gc_bytes_reclaimed", "context_switches", "msg_store_read_count", "msg_store_write_count"),
     *("queue_index_read_count", "queue_index_write_count", "mnesia_ram_tx_count", "mnesia_disk_tx_count"),
-    *("connection_created", "connection_closed", "channel_created", "channel_closed"),
-    *("queue_declared", "queue_created", "queue_deleted"),
+    *_CHURN,
 )
 #: What else RabbitMQ lists of a node's memory: 0 here, because it is part of `other_proc` or does not exist.
 _ERLANG_USES = (
@@ -66,13 +69,14 @@ _ERLANG_USES = (
 #: RabbitMQ accepts several names for AMQP with and without TLS.
 _PROTOCOLS = {"amqp091": "amqp", "amqp10": "amqp", "amqp0.9.1": "amqp", "amqp1.0": "amqp", "amqps": "amqp/ssl"}
 _OK = {"status": "ok"}
+#: The memory of the process, in pages; only Linux has this file.
+_STATM = Path("/proc/self/statm")
 
 
 @route(READ, "overview", anyone)
 def overview(call: RouteCall) -> Json:
     broker, rates = call.broker, call.api.rates
     queues = [queue for vhost in broker.vhosts.values() for queue in vhost.queues.values()]
-    ready, unacked = sum(map(len, queues)), sum(queue.unacked for queue in queues)
     return {
         "management_version": broker.profile.version,
         "rabbitmq_version": broker.profile.version,
@@ -81,6 +85,9 @@ def overview(call: RouteCall) -> Json:
         "cluster_name": broker.cluster_name,
         "node": NODE,
         "erlang_version": "",
+        "erlang_full_version": "",
+        "statistics_db_event_queue": 0,
+        "churn_rates": dict.fromkeys(_CHURN, 0),
         "rates_mode": "basic",
         "exchange_types": _exchange_types(broker),
         "listeners": [
@@ -99,10 +106,13 @@ def overview(call: RouteCall) -> Json:
             "exchanges": sum(len(vhost.exchanges) for vhost in broker.vhosts.values()),
             "queues": len(queues),
         },
-        "queue_totals": {"messages": ready + unacked, "messages_ready": ready, "messages_unacknowledged": unacked},
+        "queue_totals": rates.of(call.api.depths),
         "message_stats": {
             **rates.total(
-                [*(vhost.deleted_traffic for vhost in broker.vhosts.values()), *(each.traffic for each in queues)]
+                [
+                    *(each for vhost in broker.vhosts.values() for each in vhost.deleted_traffic.values()),
+                    *(each.traffic for each in queues),
+                ]
             ),
             "drop_unroutable": broker.dropped_unroutable,
         },
@@ -243,11 +253,12 @@ def relative_node_memory(call: RouteCall, name: str) -> Json:
 
 def _memory(broker: Broker) -> Json:
     """Return the memory of the process by RabbitMQ's names of uses. Messages are its binaries."""
-    whole = _resident_bytes()
+    whole = resident_bytes()
+    others = _ERLANG_USES if broker.profile.mirrors else (*_ERLANG_USES, "metadata_store", "metadata_store_ets")
     uses = {"binary": broker.ledger.held_bytes - broker.held_for_clients, "connection_other": broker.held_for_clients}
     uses["other_proc"] = max(whole - sum(uses.values()), 0)
     total = dict.fromkeys(("erlang", "rss", "allocated"), whole)
-    return {"memory": {**dict.fromkeys(_ERLANG_USES, 0), **uses, "strategy": "rss", "total": total}}
+    return {"memory": {**dict.fromkeys(others, 0), **uses, "strategy": "rss", "total": total}}
 
 
 def _node_view(broker: Broker) -> Json:
@@ -291,7 +302,7 @@ def _node_view(broker: Broker) -> Json:
         "db_dir": "",
         "contexts": [],
         **dict.fromkeys(_UNCOUNTED, 0),
-        "fd_used": _open_descriptors(descriptors),
+        "fd_used": open_descriptors(descriptors),
         "fd_total": descriptors,
         "sockets_used": len(broker.clients()),
         "sockets_total": descriptors,
@@ -302,15 +313,16 @@ def _node_view(broker: Broker) -> Json:
     }
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
     """Return the memory of the process, in bytes; without /proc, the most that it has had."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _open_descriptors(limit: int) -> int:
+def open_descriptors(limit: int) -> int:
+    """Return the number of open file descriptors of the process; `limit` if none are left to count them with."""
     try:
         return len(list(Path("/dev/fd").iterdir()))
     except OSError:

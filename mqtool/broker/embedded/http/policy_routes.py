@@ -54,9 +54,9 @@ def _in(*allowed: object) -> Callable[[Any], bool]:
 
 
 #: Keys of policy definitions, each with a function that checks the value and RabbitMQ's description of a valid value.
-Settings = dict[str, tuple[Callable[[Any], bool], str]]
+PolicySettings = dict[str, tuple[Callable[[Any], bool], str]]
 
-_SETTINGS: Settings = {
+_SETTINGS: PolicySettings = {
     "alternate-exchange": (_text, "a valid alternate exchange name"),
     "dead-letter-exchange": (_text, "a valid dead letter exchange name"),
     "dead-letter-routing-key": (_routing_key, "a valid dead letter routing key"),
@@ -93,13 +93,13 @@ _MOST_REPORTED = 100
 
 #: The keys for mirrored queues, which were removed in RabbitMQ 4.0.
 _MIRRORS = {name for name in _SETTINGS if name.startswith("ha-")}
-_SINCE_4_0: Settings = {
+_SINCE_4_0: PolicySettings = {
     "consumer-timeout": (_from(0), "a valid consumer timeout"),
     "delivery-limit": (_from(-(2**63)), "a valid delivery limit"),
     "stream-filter-size-bytes": (_from(16, 255), "a valid filter size. Valid range is 16-255"),
     "target-group-size": (_from(1), "a valid target count"),
 }
-_RETRIES: Settings = {
+_RETRIES: PolicySettings = {
     "delayed-retry-type": (
         _in("all", "failed", "returned", "disabled"),
         "a valid delayed retry type. Must be one of: all, failed, returned, disabled",
@@ -294,7 +294,7 @@ def policy_of(kind: str, name: str, body: Json, profile: Profile) -> Policy:
     return Policy(name, pattern, definition, priority, apply_to)
 
 
-def _settings(kind: str, profile: Profile) -> Settings:
+def _settings(kind: str, profile: Profile) -> PolicySettings:
     """Return the keys that policies of this kind (user or operator) accept."""
     known, operators = _SETTINGS, [*_OPERATORS]
     if not profile.mirrors:

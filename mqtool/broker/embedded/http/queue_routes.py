@@ -373,5 +373,6 @@ def moved(queue: BrokerQueue) -> list[int]:
     In a stream, all messages count as ready, even those that cannot be read yet.
     """
     if isinstance(queue, StreamQueue):
-        return [queue.log.next_offset - queue.log.first_offset, queue.unacked, queue.log.next_offset]
+        published = queue.log.next_offset - queue.initial_offset
+        return [queue.log.next_offset - queue.log.first_offset, queue.unacked, published]
     return [len(queue), queue.unacked, queue.traffic.published]

@@ -99,6 +99,19 @@ class Rates:
                 self._samples[counting] = earlier, latest
 
 
+class Depths:
+    """The numbers of messages in all queues of a broker, whose rates the overview shows."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers under the names that RabbitMQ uses in `queue_totals`."""
+        queues = [queue for vhost in self._broker.vhosts.values() for queue in vhost.queues.values()]
+        ready, unacked = sum(map(len, queues)), sum(queue.unacked for queue in queues)
+        return {"messages": ready + unacked, "messages_ready": ready, "messages_unacknowledged": unacked}
+
+
 @dataclass
 class Api:
     """The parts of a broker that handlers use.
@@ -107,12 +120,14 @@ class Api:
         broker: the broker.
         by_protocol: the broker's connections, one collection per protocol.
         rates: computes the rates of the broker's counters.
+        depths: counts the messages in all queues.
         under_test: returns the object behind /api/mqtool, which injects faults and records messages.
     """
 
     broker: Broker
     by_protocol: tuple[Collection[AnyConnection], ...]
     rates: Rates
+    depths: Depths
     under_test: "Callable[[], BrokerUnderTest]"
 
     @property
@@ -199,7 +214,7 @@ class Listed(NamedTuple):
     view: Callable[[Any], Json]
 
 
-Handler = Callable[..., Any]
+RouteHandler = Callable[..., Any]
 Right = Callable[..., None]
 
 
@@ -213,13 +228,13 @@ class HttpRoute(NamedTuple):
     """
 
     right: Right
-    handler: Handler
+    handler: RouteHandler
 
 
 _ROUTES: dict[str, dict[str, HttpRoute]] = {}
 
 
-def route(methods: str, path: str, right: Right) -> Callable[[Handler], Handler]:
+def route(methods: str, path: str, right: Right) -> Callable[[RouteHandler], RouteHandler]:
     """Register the decorated function as the handler of a path.
 
     Args:
@@ -228,7 +243,7 @@ def route(methods: str, path: str, right: Right) -> Callable[[Handler], Handler]
         right: checks that the user has the required permission.
     """
 
-    def register(handler: Handler) -> Handler:
+    def register(handler: RouteHandler) -> RouteHandler:
         for method in methods.split():
             _ROUTES.setdefault(path, {})[method] = HttpRoute(right, handler)
         return handler

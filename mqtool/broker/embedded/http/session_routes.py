@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from mqtool.broker.embedded.http.route_table import READ, AnyConnection, Json, RouteCall, anyone, missing, route
-from mqtool.broker.embedded.model.queue import BrokerQueue
+from mqtool.broker.embedded.model.queue import BrokerQueue, consumer_timeout
 from mqtool.codecs.amqp10_values import Any10
 
 if TYPE_CHECKING:
@@ -31,7 +31,12 @@ def details_of(connection: AnyConnection) -> Json:
 
 def link_consumers(connection: AnyConnection) -> list[Json]:
     """Return the views of an AMQP 1.0 connection's consumers. As in RabbitMQ, their channel details are empty."""
-    return [_consumer_view(link, queue) for session in sessions_of(connection) for link, queue in _consumers(session)]
+    timeout = connection.broker.consumer_timeout
+    return [
+        _consumer_view(link, queue, timeout)
+        for session in sessions_of(connection)
+        for link, queue in _consumers(session)
+    ]
 
 
 def _consumers(session: "Amqp10Session") -> list[tuple[Any, BrokerQueue]]:
@@ -40,7 +45,7 @@ def _consumers(session: "Amqp10Session") -> list[tuple[Any, BrokerQueue]]:
     return [(link, queue) for link, queue in links if queue is not None and not queue.deleted]
 
 
-def _consumer_view(link: Any, queue: BrokerQueue) -> Json:
+def _consumer_view(link: Any, queue: BrokerQueue, timeout: float) -> Json:
     is_active = queue.consumers.is_active(link)
     return {
         "consumer_tag": link.tag,
@@ -52,6 +57,7 @@ def _consumer_view(link: Any, queue: BrokerQueue) -> Json:
         "active": is_active,
         "activity_status": "single_active" if queue.consumers.active is link else "up" if is_active else "waiting",
         "arguments": {name: value for name, value in link.arguments.items() if not isinstance(value, bytes)},
+        "consumer_timeout": round((consumer_timeout(queue, link.arguments, timeout) or 0) * 1000),
     }
 
 

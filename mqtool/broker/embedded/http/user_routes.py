@@ -260,7 +260,9 @@ def _vhost_view(vhost: VirtualHost, rates: Rates) -> Json:
     labels = vhost.labels
     tags, kind = [*labels.tags], labels.default_queue_type or "classic"
     return {
-        "message_stats": rates.total([vhost.deleted_traffic, *(queue.traffic for queue in vhost.queues.values())]),
+        "message_stats": rates.total(
+            [*vhost.deleted_traffic.values(), *(queue.traffic for queue in vhost.queues.values())]
+        ),
         "name": vhost.name,
         "description": vhost.description,
         "tags": tags,

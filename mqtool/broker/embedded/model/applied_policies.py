@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import re2
+
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.codecs.field_tables import Table
 
@@ -15,9 +17,6 @@ _EVERYTHING = ".*"
 
 @lru_cache(maxsize=16_384)
 def _compiled(pattern: str) -> Any:
-    # Imported only when needed: few brokers have a pattern other than `.*`.
-    import re2
-
     options = re2.Options()
     options.log_errors = False
     try:

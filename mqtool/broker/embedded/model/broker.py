@@ -14,6 +14,7 @@ from mqtool.broker.embedded.model.clock import Clock, LoopClock, Timer
 from mqtool.broker.embedded.model.ledger import Ledger, default_memory_limit
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.queue import BrokerQueue
+from mqtool.broker.embedded.model.totals import Totals
 from mqtool.broker.embedded.model.users import DEFAULT_USER, Permissions, User
 from mqtool.broker.embedded.model.virtual_host import Publication, Routing, VhostLabels, VirtualHost, limit_of
 from mqtool.codecs.field_tables import Table
@@ -100,6 +101,7 @@ class Broker:
         alarms: the reason sent to publishers for each active alarm, such as LOW_ON_DISK, by the alarm's name.
         global_parameters: JSON texts stored by clients, by name.
         reply_consumers: the channels that wait for direct replies, by token.
+        totals: counts of messages by protocol, for metrics.
         listeners: the host and port of each listener, by protocol.
         logins: the number of logins by protocol, as the management API names it, and by whether they succeeded.
         permissions_version: incremented each time a user is added or changed.
@@ -131,6 +133,7 @@ class Broker:
         self.global_parameters: dict[str, str] = {}
         self.reply_consumers: dict[str, ReplyConsumer] = {}
         self.dropped_unroutable = 0
+        self.totals = Totals()
         self.listeners: dict[str, tuple[str, int]] = {}
         self.alarms: dict[str, str] = {}
         self.held_for_clients = 0
@@ -183,6 +186,8 @@ class Broker:
         vhost = self.vhosts.pop(name)
         self._close_clients(f"vhost '{name}' is deleted", lambda client: client.is_open and client.vhost is vhost)
         vhost.delete_contents()
+        for kind, traffic in vhost.deleted_traffic.items():
+            self.totals.deleted[kind].add(traffic)
         for user in self.users.values():
             topics = {place: rights for place, rights in user.topic_permissions.items() if place[0] != name}
             if user.permissions.pop(name, None) is not None or topics != user.topic_permissions:

@@ -17,12 +17,14 @@ from mqtool.broker.embedded.model.exchange import (
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import (
+    INITIAL_OFFSET,
     OFFSET,
     QUEUE_ARGUMENTS,
     SUPPORTED,
     Check,
     QueueDeclaration,
     boolean,
+    initial_offset,
     integer,
     interval,
 )
@@ -98,6 +100,11 @@ def _check_by_version(kind: str, where: str, profile: Profile, arguments: Table)
     if isinstance(version, int) and version < profile.oldest_queue_version:
         what = f"unsupported queue version '{version}'"
         raise precondition_failed(f"invalid arg 'x-queue-version' for {where}: \"{what}\"")
+    if profile.initial_offsets and INITIAL_OFFSET in arguments:
+        if kind != "stream":
+            raise precondition_failed(f"invalid arg '{INITIAL_OFFSET}' for {where} of queue type rabbit_{kind}_queue")
+        if (wrong := initial_offset(arguments[INITIAL_OFFSET], arguments)) is not None:
+            raise precondition_failed(f"invalid arg '{INITIAL_OFFSET}' for {where}: {wrong}")
     if not profile.delayed_retry:
         return
     for argument in ("x-delayed-retry-type", "x-delayed-retry-min", "x-delayed-retry-max"):
@@ -143,6 +150,8 @@ def check_equivalent_queue(queue: BrokerQueue, declared: QueueDeclaration) -> No
             arguments = {name: value for name, value in arguments.items() if name != "x-queue-type"}
     for argument in SUPPORTED[queue.kind]:
         equivalent_argument(argument, where, arguments, queue.arguments)
+    if queue.profile.initial_offsets and queue.kind == "stream":
+        equivalent_argument(INITIAL_OFFSET, where, arguments, queue.arguments)
 
 
 def _equivalent(name: str, where: str, received: Value, current: Value) -> None:

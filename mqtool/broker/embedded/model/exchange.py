@@ -18,6 +18,7 @@ from mqtool.broker.embedded.model.clock import Clock, Timetable
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.codecs.field_tables import Int32, Int64, Table, Value
+from mqtool.field_values import FieldValue
 from mqtool.routing import TABLES, FanoutTable, HeadersTable, RoutingTable, canonical
 
 DELAYED, LOCAL_RANDOM = "x-delayed-message", "x-local-random"
@@ -48,7 +49,7 @@ class LocalRandomTable(FanoutTable[Any]):
     All bindings have the empty key. This broker is a single node, so all queues are local.
     """
 
-    def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Any]:
+    def match(self, key: str, headers: Mapping[str, FieldValue]) -> Collection[Any]:
         queues = list(super().match(key, headers))
         return [secrets.choice(queues)] if queues else ()
 

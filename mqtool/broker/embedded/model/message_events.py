@@ -26,7 +26,7 @@ _PER_SECOND, _AT_ONCE, _PER_SECOND_ON_ARROW = 100, 50, 20
 LISTED, _ALL_LISTED = 20, 1_000
 
 #: What is known of an event, by the names in docs/reference/events.md.
-Fields = dict[str, Any]
+EventFields = dict[str, Any]
 #: A delivery that its consumer has not acknowledged; the consumer is None for basic.get.
 Unacknowledged = tuple[BrokerQueue, BacklogEntry, QueueConsumer | None]
 
@@ -36,7 +36,7 @@ class Event(NamedTuple):
 
     number: int
     at: float
-    fields: Fields
+    fields: EventFields
     message: BrokerMessage | None
 
 
@@ -59,7 +59,7 @@ class MessageEvents:
     def __init__(
         self,
         vhost: VirtualHost,
-        client_of: Callable[[object], Fields],
+        client_of: Callable[[object], EventFields],
         name_of: Callable[[QueueConsumer | None, BrokerQueue], str | None],
     ) -> None:
         self.number = time.monotonic_ns() // 1000
@@ -227,7 +227,7 @@ class MessageEvents:
             return None
         return [*takewhile(lambda event: event.number > number, reversed(self._events))][::-1]
 
-    def waiting(self, unacknowledged: Iterable[Unacknowledged]) -> list[tuple[BacklogEntry, Fields]]:
+    def waiting(self, unacknowledged: Iterable[Unacknowledged]) -> list[tuple[BacklogEntry, EventFields]]:
         """Return messages in queues, with consumers and in delayed exchanges. Later events report them as well.
 
         Args:
@@ -235,7 +235,7 @@ class MessageEvents:
         """
         return [*islice(self._waiting(unacknowledged), _ALL_LISTED)]
 
-    def _waiting(self, unacknowledged: Iterable[Unacknowledged]) -> Iterator[tuple[BacklogEntry, Fields]]:
+    def _waiting(self, unacknowledged: Iterable[Unacknowledged]) -> Iterator[tuple[BacklogEntry, EventFields]]:
         for exchange, entry in self._vhost.first_held(LISTED):
             self._show(entry, exchange)
             yield entry, {"exchange": exchange, "until": entry.expires_at}
@@ -262,7 +262,7 @@ class MessageEvents:
         origin = self._origin(source)
         self._add({"what": "published", "message": self._messages, "from": origin, "paths": paths}, message)
 
-    def _add(self, fields: Fields, message: BrokerMessage | None = None) -> None:
+    def _add(self, fields: EventFields, message: BrokerMessage | None = None) -> None:
         self.number += 1
         self._events.append(Event(self.number, time.time(), fields, message))
         if len(self._events) > _MAX_EVENTS:

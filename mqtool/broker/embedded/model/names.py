@@ -2,6 +2,9 @@
 
 MAX_NAME = 255
 
+#: Names that begin with this are the broker's own: clients cannot declare a queue or an exchange with such a name.
+RESERVED = "amq."
+
 
 def is_too_long(name: str) -> bool:
     """Return True if a name or a routing key has more bytes than a short string can have."""

@@ -76,6 +76,10 @@ class Profile(NamedTuple):
             3.13 and earlier contain, become properties again.
         counts_failures: True if a classic queue counts the deliveries that an AMQP 1.0 client declares to have failed.
         classic_locator: True if a classic queue may have the argument `x-queue-leader-locator`.
+        refuses_loose: the bindings in a definitions file that let its import fail because their queue or exchange does
+            not exist: `none`, `all`, or `named` (all but those of queues whose names begin with `amq.`).
+        initial_offsets: True if the argument `x-stream-initial-offset` sets the offset of a stream's first message.
+        names_endpoint: True if Prometheus metrics name their endpoint and the types of queues (from RabbitMQ 4.1 on).
         addresses_replies: True if reply-to is converted between the name of a queue and its AMQP 1.0 address.
     """
 
@@ -123,6 +127,9 @@ class Profile(NamedTuple):
     restores_basic: bool = True
     counts_failures: bool = False
     classic_locator: bool = False
+    refuses_loose: Literal["none", "all", "named"] = "none"
+    initial_offsets: bool = False
+    names_endpoint: bool = False
 
 
 # The stream listener supports the commands of 3.13, and clients choose commands by the server's version.
@@ -142,6 +149,7 @@ _4_0 = Profile(
     trusts_deaths=False,
     consumer_timeouts="queues",
     classic_locator=True,
+    refuses_loose="all",
     strict_numbers=True,
     streams_take_nacks=True,
     lost_commit="channel",
@@ -159,6 +167,7 @@ _4_2 = _4_0._replace(
     detaches_links=True,
     filters_messages=True,
     addresses_replies=True,
+    names_endpoint=True,
 )
 _4_3 = _4_2._replace(
     version="4.3.6",
@@ -180,7 +189,7 @@ _4_3 = _4_2._replace(
     hides_vhosts=True,
 )
 # From its release notes: no package of 4.4 was at hand to ask.
-_4_4 = _4_3._replace(version="4.4.1", restores_basic=False)
+_4_4 = _4_3._replace(version="4.4.1", restores_basic=False, refuses_loose="named", initial_offsets=True)
 
 #: The version for `broker up` with every kind of broker (docker-compose.yml starts it too), for plays and for tests: it
 #: speaks AMQP 1.0, and still has what older tutorials use, which 4.3 refuses: transient queues and a global prefetch.

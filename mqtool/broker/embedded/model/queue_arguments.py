@@ -12,6 +12,10 @@ from mqtool.codecs.field_tables import Table, Value, is_integer, type_name
 #: The name of the consumer argument for the offset to start at, and of the header with a delivered message's offset.
 OFFSET = "x-stream-offset"
 
+#: The argument of a stream for the offset of its first message, from RabbitMQ 4.4 on, and its maximum.
+INITIAL_OFFSET = "x-stream-initial-offset"
+MAX_INITIAL_OFFSET = 2**62 - 1
+
 NO_POLICY: Table = {}
 
 #: The maximum number of digits in an interval. A number with more digits is treated as 10 to the power of this.
@@ -207,6 +211,8 @@ _positive = _number(lambda value: None if value else "{value_zero,0}")
 _ttl = _number(check_expiry)
 _expires = _number(lambda value: check_expiry(value) if value else "{value_zero,0}")
 _priority = _number(lambda value: f"{{max_value_exceeded,{value}}}" if value > MAX_PRIORITY else None)
+#: RabbitMQ's error text for an offset that is too large is not known.
+initial_offset = _number(lambda value: f"{{value_too_large,{value}}}" if value > MAX_INITIAL_OFFSET else None)
 _version = _number(lambda value: None if value in (1, 2) else f"\"unsupported queue version '{value}'\"")
 _max_age = _text(lambda value, _: "invalid_max_age" if interval(value) is None else None)
 

@@ -93,6 +93,7 @@ class StreamLog:
     Args:
         segments: the stored segments, from which the log is recovered.
         retention: the limits on size and age.
+        initial: the offset of the first message, if there are no stored segments.
 
     Attributes:
         next_offset: the offset of the next message to be appended.
@@ -105,7 +106,9 @@ class StreamLog:
         lost: the number of bytes at the end of the log that could not be read after a restart.
     """
 
-    def __init__(self, segments: Segments, clock: Clock, ledger: Ledger, retention: Retention) -> None:
+    def __init__(
+        self, segments: Segments, clock: Clock, ledger: Ledger, retention: Retention, initial: int = 0
+    ) -> None:
         self._kept = segments
         self._clock = clock
         self._ledger = ledger
@@ -127,7 +130,7 @@ class StreamLog:
         self._smallest_segment = 0
         self._segments = [Segment(base, data, data.size()) for base, data in segments.existing()]
         if not self._segments:
-            self._segments = [Segment(0, segments.new(0))]
+            self._segments = [Segment(initial, segments.new(initial))]
         self.end = self._recover(self._segments[-1])
         if len(self._segments) > 1 and not self._segments[-1].size:
             # The broker was killed before it wrote the tracking data with which this segment begins.

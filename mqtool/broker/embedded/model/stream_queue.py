@@ -13,7 +13,7 @@ from mqtool.broker.embedded.model.applied_policies import Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.consumers import QueueConsumer
 from mqtool.broker.embedded.model.queue import BrokerQueue, Why, cancel_links
-from mqtool.broker.embedded.model.queue_arguments import OFFSET, Options, interval
+from mqtool.broker.embedded.model.queue_arguments import INITIAL_OFFSET, OFFSET, Options, interval
 from mqtool.broker.embedded.model.sectioned import Sectioned, Sections
 from mqtool.broker.embedded.model.stream_conversion import Decoded, decode, encode
 from mqtool.broker.embedded.model.stream_log import SEGMENT_BYTES, Retention, StreamLog
@@ -142,9 +142,16 @@ class StreamQueue(BrokerQueue):
     @cached_property
     def log(self) -> StreamLog:
         """The log. It is opened on first use, because a stream gets its key only after it has been created."""
-        log = StreamLog(self.ledger.segments(self.key), self.clock, self.ledger, self._retention())
+        segments = self.ledger.segments(self.key)
+        log = StreamLog(segments, self.clock, self.ledger, self._retention(), self.initial_offset)
         log.watch(self.pump)
         return log
+
+    @property
+    def initial_offset(self) -> int:
+        """The offset of the first message that was published: 0, or `x-stream-initial-offset`."""
+        offset = self.arguments.get(INITIAL_OFFSET)
+        return offset if self.profile.initial_offsets and isinstance(offset, int) else 0
 
     def _retention(self) -> Retention:
         options = self.options

@@ -10,7 +10,7 @@ from mqtool.broker.embedded.model.amqp_message import BrokerMessage, carbon_copi
 from mqtool.broker.embedded.model.applied_policies import Policies
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import Clock
-from mqtool.broker.embedded.model.consumers import Traffic, Watcher
+from mqtool.broker.embedded.model.consumers import Watcher
 from mqtool.broker.embedded.model.dead_lettering import DeadLettered, DeadLetters, would_cycle
 from mqtool.broker.embedded.model.declarations import check_headers_binding, check_local_random_binding
 from mqtool.broker.embedded.model.exchange import (
@@ -32,6 +32,7 @@ from mqtool.broker.embedded.model.ledger import Ledger, encode_definition
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
+from mqtool.broker.embedded.model.totals import no_traffic
 from mqtool.codecs.field_tables import Table
 
 #: After applying policies for this many seconds, a virtual host gives others a turn.
@@ -106,7 +107,7 @@ class VirtualHost:
         tracing: True if the firehose (message tracing) is on.
         failures: logs failures to process messages.
         watcher: the observer that message events are reported to, if any. Set by watch().
-        deleted_traffic: the total message counts of deleted queues, so that the virtual host's totals include them.
+        deleted_traffic: the message counts of deleted queues by queue type, so that totals include them.
     """
 
     def __init__(self, name: str, clock: Clock, ledger: Ledger, profile: Profile) -> None:
@@ -118,7 +119,7 @@ class VirtualHost:
         self.tracing = False
         self.watcher: Watcher | None = None
         self.failures = FailureLog()
-        self.deleted_traffic = Traffic()
+        self.deleted_traffic = no_traffic()
         self._clock = clock
         self._ledger = ledger
         self.queues: dict[str, BrokerQueue] = {}
@@ -240,7 +241,7 @@ class VirtualHost:
             return 0
         del self.queues[queue.name]
         self._changed()
-        self.deleted_traffic.add(queue.traffic)
+        self.deleted_traffic[queue.kind].add(queue.traffic)
         for binding in list(queue.inbound):
             self._unbind(binding)
         if queue.stored:

@@ -11,6 +11,7 @@ from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.sectioned import parse_stored
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.stream_segment import UNFILTERED, bits_of, messages_in
+from mqtool.broker.embedded.model.totals import STREAM
 from mqtool.broker.embedded.streaming.stream_frames import Code, Fields, Key, MalformedFrame, frame, u16, u32, u64
 from mqtool.broker.embedded.streaming.stream_session import (
     BrokerStreamSession,
@@ -212,6 +213,9 @@ class Publishers:
         ids, entries, records, filters = messages
         count = len(entries) - len(records) + sum(records.values())
         publisher.published += count
+        totals = self._session.broker.totals.published[STREAM]
+        totals.received += count
+        totals.with_confirm += count
         offset = publisher.log.append(
             b"".join(entries),
             entries=len(entries),
@@ -242,6 +246,7 @@ class Publishers:
                 self.is_throttled = False
                 self._session.pace()
             if self._publishers.get(publisher.number) is publisher and not publisher.log.deleted:
+                self._session.broker.totals.published[STREAM].confirmed += len(ids)
                 head = bytes((publisher.number,)) + u32(len(ids))
                 self._session.write(frame(Key.PUBLISH_CONFIRM, head + b"".join(ids)))
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from mqtool.broker.embedded.model.amqp_errors import AmqpException, ChannelException, ConnectionException
 from mqtool.broker.embedded.model.declarations import check_equivalent_queue, check_queue
 from mqtool.broker.embedded.model.exchange import BrokerBinding, BrokerExchange
+from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.stream_queue import StreamQueue
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -36,6 +37,7 @@ from mqtool.codecs.field_tables import Int64, Table
 
 _NO_LEADER = 0xFFFF
 _NUMBERS = ("max-length-bytes", "stream-max-segment-size-bytes", "initial-cluster-size")
+_MAX_NUMBER = 2**63 - 1
 _TEXTS = ("max-age", "queue-leader-locator")
 _LOCATORS = ("client-local", "balanced", "random", "least-leaders")
 
@@ -48,16 +50,17 @@ def _correct_name(name: str) -> str:
     return name
 
 
-def _queue_arguments(arguments: Mapping[str, str]) -> Table:
+def _queue_arguments(arguments: Mapping[str, str], profile: Profile) -> Table:
     """Convert the arguments of a Create request to queue arguments. Unknown arguments are ignored."""
+    numbers = (*_NUMBERS, "stream-initial-offset") if profile.initial_offsets else _NUMBERS
     if arguments.get("queue-leader-locator", _LOCATORS[0]) not in _LOCATORS:
         raise StreamRefused(Code.PRECONDITION_FAILED)
     if arguments.get("initial-cluster-size", "1").strip("0") == "":
         raise StreamRefused(Code.PRECONDITION_FAILED)
     found: Table = {"x-queue-type": "stream"}
     for name, value in arguments.items():
-        if name in _NUMBERS:
-            if not value.isascii() or not value.isdigit() or len(value) > 18:
+        if name in numbers:
+            if not value.isascii() or not value.isdigit() or len(value) > 19 or int(value) > _MAX_NUMBER:
                 raise StreamRefused(Code.PRECONDITION_FAILED)
             found[f"x-{name}"] = Int64(value)
         elif name in _TEXTS:
@@ -85,7 +88,7 @@ def create(session: BrokerStreamSession, fields: Fields, correlation: int) -> No
     name, given = _correct_name(fields.string()), fields.table()
     fields.end()
     check(session, "configure", "queue", name)
-    _add_stream(session.vhost, name, _queue_arguments(given))
+    _add_stream(session.vhost, name, _queue_arguments(given, session.vhost.profile))
     session.answer(Key.CREATE, correlation)
 
 
@@ -240,7 +243,7 @@ def create_super_stream(session: BrokerStreamSession, fields: Fields, correlatio
     """
     name, names, keys, given = _correct_name(fields.string()), fields.strings(), fields.strings(), fields.table()
     fields.end()
-    vhost, arguments = session.vhost, _queue_arguments(given)
+    vhost, arguments = session.vhost, _queue_arguments(given, session.vhost.profile)
     yield
     streams = [_correct_name(each) for each in names]
     yield

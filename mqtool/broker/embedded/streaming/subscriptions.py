@@ -9,6 +9,7 @@ from mqtool.broker.embedded.model.clock import Timer
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.stream_queue import StreamQueueReader
 from mqtool.broker.embedded.model.stream_segment import UNFILTERED, ChunkFilters, StoredChunk, bits_of
+from mqtool.broker.embedded.model.totals import STREAM
 from mqtool.broker.embedded.streaming.stream_frames import (
     RESPONSE,
     Code,
@@ -202,6 +203,7 @@ class StreamSubscription:
             head = bytes((self.number,)) + (u64(self.log.last_chunk) if session.deliver_version == 2 else b"")
             session.write(frame(Key.DELIVER, head + chunk.raw, session.deliver_version))
             self.sent = chunk.end - 1
+            session.broker.totals.delivered[STREAM, "stream"].delivered += chunk.end - chunk.offset
             if session.vhost.watcher is not None:
                 offsets = range(max(chunk.offset, self.first), chunk.end)
                 session.vhost.watcher.read(self.stream, offsets, self.name, session)

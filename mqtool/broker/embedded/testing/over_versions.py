@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mqtool.broker.embedded.model.profile import profile
+from mqtool.version_changes import cause
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
@@ -103,8 +104,20 @@ def _failure(report: pytest.TestReport) -> str:
     file, first, _ = report.location
     line, why = (first or 0) + 1, report.longreprtext.strip().rpartition("\n")[2]
     shown: Any = report.longrepr
+    errors = [why]
     if (crash := getattr(shown, "reprcrash", None)) is not None:
         why = crash.message.partition("\n")[0]
+        chain = [each for _, each, _ in getattr(shown, "chain", []) if each is not None]
+        errors = [each.message for each in (*chain, crash)]
         places = [getattr(entry, "reprfileloc", None) for entry in shown.reprtraceback.reprentries]
         line = next((each.lineno for each in places if each and Path(each.path).name == Path(file).name), line)
-    return f"{file}:{line}: {why if len(why) <= _ROOM else why[: _ROOM - 1] + '…'}"
+    return f"{file}:{line}: {_why(why, errors, [text for _, text in report.sections])}"
+
+
+def _why(last: str, errors: Sequence[str], output: Sequence[str]) -> str:
+    """Return what the test did that the broker refused, if an error or the output says so, else its last error, cut."""
+    if (known := cause("\n".join(errors))) is not None:
+        return known
+    cut = last if len(last) <= _ROOM else last[: _ROOM - 1] + "…"
+    known = cause("\n".join(output))
+    return cut if known is None else f"{cut} (its output says: {known})"

@@ -14,6 +14,7 @@ from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.broker.embedded.model.footprint import of_message
 from mqtool.broker.embedded.model.queue import BrokerQueue, Why
 from mqtool.broker.embedded.model.topology_operations import check_owner, exchange_of, queue_of
+from mqtool.broker.embedded.model.totals import AMQP091, Publishes
 from mqtool.broker.embedded.model.virtual_host import Routing, VirtualHost
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import encode_method, short_string
@@ -55,6 +56,7 @@ class BrokerChannel:
         content: assembles a message that is being published from its frames.
         deliveries: the channel's consumers and unacknowledged messages.
         published: the number of messages published to each exchange.
+        routed: how often they were added to a queue.
         confirms: the unconfirmed publishes; None unless the client selected publisher confirms.
         transaction: publishes and acknowledgements waiting for tx.commit; None unless the client selected transactions.
         state: `open`, `closing` (the broker sent channel.close and waits for channel.close-ok) or `closed`.
@@ -70,6 +72,7 @@ class BrokerChannel:
         self.content = Content(session.vhost.profile, session.add_held_bytes)
         self.deliveries = Deliveries(number, session)
         self.published: dict[str, int] = {}
+        self.routed = 0
         self.confirms: Confirms | None = None
         self.transaction: Transaction | None = None
         self.state = "open"
@@ -82,6 +85,14 @@ class BrokerChannel:
         """Count the messages published, confirmed and delivered on this channel, under the management API's names."""
         confirmed = 0 if self.confirms is None else self.confirms.settled
         return {"publish": sum(self.published.values()), "confirm": confirmed, "deliver_get": self.deliveries.last_tag}
+
+    def publishes(self) -> Publishes:
+        """Count the messages published on this channel, without the unroutable ones."""
+        found = Publishes(received=sum(self.published.values()), routed=self.routed)
+        if self.confirms is not None:
+            found.with_confirm = len(self.confirms) + self.confirms.settled
+            found.confirmed = self.confirms.settled - self.confirms.refused
+        return found
 
     def send(self, kind: type[Frame], **fields: str | int | bool | Table) -> None:
         """Send a method on this channel."""
@@ -158,6 +169,8 @@ class BrokerChannel:
 
     def shut(self, why: Why = Why.CLOSED) -> None:
         """Close the channel on the broker's side: end its consumers and requeue its unacknowledged messages."""
+        if self.state == "open":
+            self.session.broker.totals.published[AMQP091].add(self.publishes())
         self.state = "closed"
         self.stop_replies()
         self.content.drop()

@@ -23,6 +23,7 @@ from mqtool.broker.embedded.model.firehose import trace_published
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import BrokerQueue, Why
 from mqtool.broker.embedded.model.queue_arguments import check_expiry
+from mqtool.broker.embedded.model.totals import AMQP091
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import Publication, Routing
 from mqtool.broker.embedded.wire.amqp_channel import (
@@ -147,13 +148,18 @@ def perform(channel: BrokerChannel, message: BrokerMessage, routing: Routing | N
         publication = channel.vhost.enqueue(routing)
     else:
         publication = hooks.enqueue(channel.vhost, routing)
+    if routing is not None:
+        channel.routed += len(routing.queues)
     if not publication.routed:
+        totals = channel.session.broker.totals.published[AMQP091]
         if watcher is not None:
             watcher.unroutable(message, returned=mandatory)
         if mandatory:
             channel.send_return(message)
+            totals.returned += 1
         else:
             channel.session.broker.dropped_unroutable += 1
+            totals.dropped += 1
     return publication
 
 
@@ -333,6 +339,7 @@ def get(channel: BrokerChannel, method: Basic.Get) -> None:
     queue = channel.queue(name)
     entry = queue.get(no_ack=method.no_ack)
     if entry is None:
+        channel.session.broker.totals.found_empty[queue.kind] += 1
         channel.send(Basic.GetEmpty)
     else:
         channel.deliveries.answer_get(queue, entry, no_ack=method.no_ack)

@@ -180,11 +180,12 @@ class Confirms:
 
     Attributes:
         settled: the number of publishes that have been confirmed or nacked.
+        refused: the number of those that have been nacked.
     """
 
     def __init__(self) -> None:
         self._published = 0
-        self.settled = 0
+        self.settled = self.refused = 0
         # For each commit group that is not on disk yet, the number of its first publish.
         self._unstored: deque[int] = deque()
         self._group = 0
@@ -227,6 +228,7 @@ class Confirms:
         parts = [frames.nack(channel, number) for number in refused]
         accepted = last - self.settled - len(refused)
         self.settled = last
+        self.refused += len(refused)
         if accepted:
             while refused and refused[-1] == last:
                 refused.pop()

@@ -2,13 +2,13 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from pika import exceptions
 from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import administration, pika_errors
-from mqtool.amqp.administration import Request
+from mqtool.amqp.administration import Reply, Request
 from mqtool.amqp.io_thread import CHECK_INTERVAL, CONNECTION_LOST, IoThread, Requests
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.topology import Binding, Exchange, Queue
@@ -230,7 +230,7 @@ class ReopeningChannel:
 
     # Requests.
 
-    def retrying(self, request: Callable[[], Any]) -> Any:
+    def retrying(self, request: Callable[[], Reply]) -> Reply:
         """Make a request. If the connection is lost in the meantime, repeat the request after reconnecting.
 
         Raises:
@@ -257,7 +257,7 @@ class ReopeningChannel:
         if self.failure is not None:
             raise self.failure
 
-    def checked(self, request: Request, within: float | None = None) -> Any:
+    def checked(self, request: Request[Reply], within: float | None = None) -> Reply:
         """Make a request. If the broker refuses it and closes the channel, reopen the channel and raise the error.
 
         Args:

@@ -1,0 +1,185 @@
+"""What mqtool does on systems that lack a part of Linux or glibc, such as macOS. Each test takes one part away."""
+
+import asyncio
+import ctypes
+import fcntl
+import os
+import resource
+import subprocess
+import sys
+import termios
+import threading
+from array import array
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from mqtool.benching import client_process, run
+from mqtool.benching.client_process import CpuTime
+from mqtool.benching.run import BrokerUse
+from mqtool.broker.embedded import __main__ as main
+from mqtool.broker.embedded.http import node_routes
+from mqtool.cli.display import delivery_writer, output
+from mqtool.management import Management
+from mqtool.work import deduplication
+from mqtool.work.deduplication import HandledMessages, Interrupted, MessageKey
+from mqtool.work.runner import Runner, RunnerRequest
+
+MISSING = Path("/nonexistent")
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
+    """A runner of programs on a system with neither pidfd_open() nor, as macOS before Python 3.13, waitid()."""
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    monkeypatch.delattr(os, "waitid", raising=False)
+    return Runner([], dict(os.environb))
+
+
+def shell(script: str, *, timeout: float | None = None) -> RunnerRequest:
+    return RunnerRequest("/bin/sh", [b"sh", b"-c", script.encode()], {}, b"body", timeout, capture=1000)
+
+
+def test_a_programs_end_is_noticed_without_pidfd_open(runner: Runner) -> None:
+    """Without pidfd_open(), a program's exit code, its output and the signal that ended it are still known."""
+    ending = runner.run(shell("cat; echo problem >&2; exit 3"))
+    assert (ending.status, ending.stdout, ending.stderr) == (3, b"body", b"problem\n")
+    assert runner.run(shell("kill -9 $$")).status == 137
+
+
+def test_a_program_is_killed_after_its_time_without_pidfd_open(runner: Runner) -> None:
+    """Without pidfd_open(), a program that runs too long is killed."""
+    ending = runner.run(shell("exec sleep 60", timeout=0.05))
+    assert (ending.status, ending.timed_out) == (137, 0.05)
+
+
+def test_memory_is_kept_without_malloc_trim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a system without glibc's malloc_trim(), the broker leaves freed memory to the C library."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
+    main._return_memory()
+
+
+def test_the_broker_checks_no_memory_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc, the broker does not know its memory, and never tries to return any."""
+    monkeypatch.setattr(main, "_STATM", MISSING)
+    returned = Mock()
+    monkeypatch.setattr(main, "_return_memory", returned)
+    ledger = Mock(held_bytes=1 << 30)
+    memory = main._Memory(ledger)
+
+    async def emptied() -> None:
+        memory.check()
+        ledger.held_bytes = 0
+        memory.check()
+
+    asyncio.run(emptied())
+    returned.assert_not_called()
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("darwin", 1), ("freebsd14", 1024)])
+def test_the_reported_memory_is_the_highest_without_proc(
+    monkeypatch: pytest.MonkeyPatch, platform: str, unit: int
+) -> None:
+    """Without /proc, the management API reports the most memory that the broker has had. macOS counts it in bytes,
+    other systems in kilobytes.
+    """
+    monkeypatch.setattr(node_routes, "_STATM", MISSING)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=50_000))
+    assert node_routes._resident_bytes() == 50_000 * unit
+
+
+def test_a_duplicate_waits_for_a_living_process_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without /proc, a process is known by its id alone: a message that a living process handles waits, and one whose
+    process has ended is handled again.
+    """
+    monkeypatch.setattr(deduplication, "_PROC", MISSING)
+    assert deduplication._process_name(os.getpid()) == str(os.getpid())
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert deduplication._process_name(ended.pid) is None
+
+    key = MessageKey("broker", "jobs", "1")
+    first, second = HandledMessages(tmp_path / "store", 60), HandledMessages(tmp_path / "store", 60)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as other:
+        first._owner = str(other.pid)
+        assert first.begin(key) is None
+        with pytest.raises(Interrupted):
+            second.begin(key, give_up=lambda: True)
+    assert second.begin(key) is None
+
+
+def test_a_benchmark_client_that_cannot_tell_how_long_it_waited_says_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc/self/schedstat, `bench` counts only the time for which its clients have run."""
+    monkeypatch.setattr(client_process, "_WAITED", MISSING)
+    now = CpuTime.now()
+    assert now.used > 0
+    assert now.waited == 0
+
+
+def test_bench_reports_the_memory_that_the_broker_says_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc, `bench` reports no CPU time of the broker, and the memory that its management API says."""
+    monkeypatch.setattr(run, "_PROC", MISSING)
+    api = Mock(Management)
+    api.get.return_value = [{"os_pid": str(os.getpid()), "mem_used": 5}]
+    use = BrokerUse(lambda: api)
+    use.begin()
+    assert use.end() == (None, 5)
+
+
+class MacPipe:
+    """A pipe as stdout that behaves as on macOS: FIONREAD at its writing end says 0, fstat() what has not been read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reader, self.writer = os.pipe()
+        self._ioctl, self._fstat = fcntl.ioctl, os.fstat
+        monkeypatch.setattr(delivery_writer, "STDOUT", self.writer)
+        monkeypatch.setattr(delivery_writer, "_FORGETS", True)
+        monkeypatch.setattr(output, "is_pipe", lambda: True)
+        monkeypatch.setattr(fcntl, "ioctl", self.ioctl)
+        monkeypatch.setattr(os, "fstat", self.fstat)
+
+    def ioctl(self, _descriptor: int, _request: int, count: Any) -> int:
+        count[0] = 0
+        return 0
+
+    def fstat(self, descriptor: int) -> Any:
+        if descriptor != self.writer or self.reader < 0:
+            return SimpleNamespace(st_size=0)
+        count = array("i", [0])
+        self._ioctl(self.reader, termios.FIONREAD, count)
+        return SimpleNamespace(st_size=count[0])
+
+    def leave(self) -> None:
+        os.close(self.reader)
+        self.reader = -1
+
+
+def test_receive_waits_for_its_reader_where_fionread_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pipe on macOS, mqtool waits until the reader has read a message, although FIONREAD does not count it."""
+    pipe = MacPipe(monkeypatch)
+    os.write(pipe.writer, b"one\n")
+    waiting = threading.Thread(target=delivery_writer._wait_until_taken)
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    assert os.read(pipe.reader, 100) == b"one\n"
+    waiting.join(10)
+    assert not waiting.is_alive()
+    delivery_writer._wait_until_taken()
+
+
+def test_receive_knows_that_its_reader_has_left_where_fionread_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pipe on macOS, a message counts as not read if its reader has left before mqtool saw that it was read."""
+    pipe = MacPipe(monkeypatch)
+    os.write(pipe.writer, b"one\n")
+    leaving = threading.Timer(0.05, pipe.leave)
+    leaving.start()
+    with pytest.raises(output.ReaderGone):
+        delivery_writer._wait_until_taken()
+    leaving.join()
+    with pytest.raises(output.ReaderGone):
+        delivery_writer._wait_until_taken()
