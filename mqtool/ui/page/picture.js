@@ -12,6 +12,8 @@ export const SVG = "http://www.w3.org/2000/svg";
 /** Messages at a node are drawn in a row of up to this many; the others are a number. */
 const SHOWN_IN_NODE = 10;
 const PITCH = 12;
+/** Closer together, if there has to be room for a number beside them. */
+const CLOSE_PITCH = 10;
 /** The height of a line of an arrow's label. */
 const LINE_HEIGHT = 13;
 /** From this rate on (messages a second), an arrow shows a flow. */
@@ -363,7 +365,8 @@ export class Picture {
       const isStream = id[0] === "q" && state.queues.get(id).type === "stream";
       // Beside a delayed message is the time that is left.
       const isDelayed = copies.length > 0 && copies[0].until !== undefined;
-      const pitch = isDelayed ? 44 : PITCH;
+      const isLong = copies.length + uncopied > SHOWN_IN_NODE;
+      const pitch = isDelayed ? 44 : isLong ? CLOSE_PITCH : PITCH;
       const most = Math.min(SHOWN_IN_NODE, Math.floor((this.places.size.width - 34) / pitch));
       const shown = isStream ? copies.slice(-most).reverse() : copies.slice(0, most);
       shown.forEach((copy, index) => {
