@@ -403,7 +403,10 @@ export class Picture {
     const done = (now - motion.t0) / (motion.t1 - motion.t0);
     if (legs === 0) {
       const place = this.places.places.get(this.shown.drawn(motion.nodes[0]));
-      return place && { x: place.x - index * (PITCH + 4), y: place.y + this.places.size.height / 2 - 13 };
+      if (!place) return null;
+      // From the left, since messages at rest stand on the right.
+      const { width, height } = this.places.size;
+      return { x: place.x - width / 2 + 20 + (index % 8) * (PITCH + 3), y: place.y + height / 2 - 13 };
     }
     const leg = Math.min(legs - 1, Math.floor(done * legs));
     const points = this.curve(this.shown.drawn(motion.nodes[leg]), this.shown.drawn(motion.nodes[leg + 1]));

@@ -240,7 +240,8 @@ export class Play {
     const act = acts.length === 1 ? acts[0] : acts.find((each) => each.name === name);
     player.part = act ? { from: act.from, to: act.to } : { from: player.first, to: player.first };
     Object.assign(this, { reading: null, isMenuOpen: false, menuIsNew: !act });
-    const scene = act?.scenes[Number(number) - 1];
+    // Before the first scene, there is nothing to see.
+    const scene = act?.scenes[Number(number || 1) - 1];
     player.seek(scene ? scene.said : player.part.from);
     player.play();
     this.drawChapters(act?.scenes ?? []);
