@@ -217,12 +217,17 @@ function relativeOf(state, id) {
  */
 export function arrowsOf(view, state) {
   const arrows = new Map();
+  // This is called for each message in each frame: most of them take a way that is known already.
+  const known = new Set();
   const add = (from, to, kind, label = "") => {
+    const part = `${from} ${to}`;
+    if (known.has(part)) return;
+    known.add(part);
     const [start, end] = [view.drawn(from), view.drawn(to)];
     if (!isDrawn(view, start) || !isDrawn(view, end)) return;
     const key = `${start} ${end}`;
-    if (!arrows.has(key)) arrows.set(key, { key, from: start, to: end, kind, label, parts: new Map() });
-    arrows.get(key).parts.set(`${from} ${to}`, { key: `${from} ${to}`, from, to, kind });
+    if (!arrows.has(key)) arrows.set(key, { key, from: start, to: end, kind, label, parts: [] });
+    arrows.get(key).parts.push({ key: part, from, to, kind });
   };
   for (const link of view.links.values()) {
     const more = link.more ? ` and ${link.more.toLocaleString("en")} more` : "";

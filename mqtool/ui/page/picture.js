@@ -316,7 +316,7 @@ export class Picture {
     for (const arrow of arrows) {
       const drawn = this.drawnArrows.get(arrow.key);
       if (!drawn) continue;
-      const measured = [...arrow.parts.values()].map((part) => rateOf(state, part)).filter(Boolean);
+      const measured = arrow.parts.map((part) => rateOf(state, part)).filter(Boolean);
       const recent = measured.filter((each) => now - each.t < 5000);
       const rate = recent.reduce((sum, each) => sum + each.rate, 0);
       const isFlow = rate > FLOW;
