@@ -14,7 +14,7 @@ TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rp
 	amqp10-hello-world amqp10-work-queues amqp10-publish-subscribe amqp10-routing amqp10-topics amqp10-rpc \
 	incident
 
-.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-embedded test-rabbitmq soak siege simulate mutants lint lint-page docs site bench \
+.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test test-all test-embedded test-rabbitmq soak siege simulate mutants conformance lint lint-page docs site bench \
 	pictures up down clean
 .DEFAULT_GOAL := help
 
@@ -143,6 +143,9 @@ simulate: .venv/installed-dev  ## the embedded broker on a virtual clock, networ
 
 mutants: .venv/installed-mutants  ## falsify MODULE=mqtool/routing.py in many small ways, and show the changes that its tests do not notice
 	$(BIN)/python -m tests.mutants $(MODULE)
+
+conformance: .venv/installed-dev  ## run the client libraries' own tests on both brokers, and write docs/reference/conformance.md (SUITES="kombu aiormq" for some)
+	$(BIN)/python -m tests.conformance $(SUITES)
 
 pictures: .venv/installed  ## make the pictures of the README and docs/, from real runs
 	@$(BIN)/python -m demo.pictures

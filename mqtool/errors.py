@@ -69,6 +69,10 @@ class Unavailable(MqtoolError):
     exit_code = ExitCode.UNAVAILABLE
 
 
+class NothingAnswers(Unavailable):
+    """No broker listens at the address."""
+
+
 class NotFound(Unavailable):
     """The broker has no queue, exchange or other object with this name."""
 

@@ -43,6 +43,9 @@ class RoutingTable(Protocol[Item]):
     def match(self, key: str, headers: Mapping[str, FieldValue]) -> Collection[Item]:
         """Return the items that a message is routed to, without duplicates."""
 
+    def match_any(self, keys: Collection[str], headers: Mapping[str, FieldValue]) -> Collection[Item]:
+        """Return the items that a message with several routing keys is routed to, without duplicates."""
+
 
 class _Counted(dict[Item, int], Generic[Item]):
     """Items, with the number of times each was added."""
@@ -76,6 +79,9 @@ class DirectTable(Generic[Item]):
     def match(self, key: str, headers: Mapping[str, FieldValue]) -> Collection[Item]:  # noqa: ARG002
         return self._items.get(key, ())
 
+    def match_any(self, keys: Collection[str], headers: Mapping[str, FieldValue]) -> Collection[Item]:  # noqa: ARG002
+        return dict.fromkeys(item for key in keys for item in self._items.get(key, ()))
+
 
 class FanoutTable(Generic[Item]):
     """Fanout exchange: every message goes to every item, regardless of its routing key (section 3.1.3.2)."""
@@ -91,6 +97,9 @@ class FanoutTable(Generic[Item]):
 
     def match(self, key: str, headers: Mapping[str, FieldValue]) -> Collection[Item]:  # noqa: ARG002
         return self._items
+
+    def match_any(self, keys: Collection[str], headers: Mapping[str, FieldValue]) -> Collection[Item]:  # noqa: ARG002
+        return self.match("", headers)
 
 
 def words_of(key: str) -> list[str]:
@@ -154,10 +163,23 @@ class TopicTable(Generic[Item]):
                 break
             del parent.children[word]
 
-    def match(self, key: str, headers: Mapping[str, FieldValue]) -> Collection[Item]:  # noqa: ARG002
+    def match(self, key: str, headers: Mapping[str, FieldValue]) -> Collection[Item]:
+        return self.match_any((key,), headers)
+
+    def match_any(self, keys: Collection[str], headers: Mapping[str, FieldValue]) -> Collection[Item]:  # noqa: ARG002
+        # Items are collected only at the end: thousands of keys can lead to the same node.
+        matched: dict[_Node[Item], None] = {}
+        for key in keys:
+            self._walk(key, matched)
         found: dict[Item, None] = {}
+        for node in matched:
+            found.update(dict.fromkeys(node.items))
+        return found
+
+    def _walk(self, key: str, matched: dict[_Node[Item], None]) -> None:
+        """Add the nodes of the patterns that match a key to `matched`."""
         nodes: dict[_Node[Item], bool] = {}
-        _enter(nodes, found, self._root)
+        _enter(nodes, matched, self._root)
         for word in words_of(key):
             following: dict[_Node[Item], bool] = {}
             for node, stays in nodes.items():
@@ -167,19 +189,17 @@ class TopicTable(Generic[Item]):
                     child = node.children.get(step)
                     # Only wildcards match the word `#`.
                     if child is not None and step != "#":
-                        _enter(following, found, child)
+                        _enter(following, matched, child)
             nodes = following
-        for node in nodes:
-            found.update(dict.fromkeys(node.items))
-        return found
+        matched.update(dict.fromkeys(nodes))
 
 
-def _enter(nodes: dict[_Node[Item], bool], found: dict[Item, None], node: _Node[Item]) -> None:
-    """Add a node to `nodes`. If it has a `#` child, which can match zero words, add that and its items too."""
+def _enter(nodes: dict[_Node[Item], bool], matched: dict[_Node[Item], None], node: _Node[Item]) -> None:
+    """Add a node to `nodes`. If it has a `#` child, which can match the rest of any key, add that to both."""
     nodes.setdefault(node, False)
     below = node.children.get("#")
     if below is not None:
-        found.update(dict.fromkeys(below.items))
+        matched[below] = None
         if below.children:
             nodes[below] = True
 
@@ -219,6 +239,9 @@ class HeadersTable(Generic[Item]):
             if binding.match(headers.keys(), given, strict=strict):
                 found.update(dict.fromkeys(binding.items))
         return found
+
+    def match_any(self, keys: Collection[str], headers: Mapping[str, FieldValue]) -> Collection[Item]:  # noqa: ARG002
+        return self.match("", headers)
 
 
 class _HeadersBinding(Generic[Item]):

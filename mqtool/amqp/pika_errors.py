@@ -19,6 +19,7 @@ from mqtool.errors import (
     DeclaredDifferently,
     MqtoolError,
     NotFound,
+    NothingAnswers,
     Unavailable,
     UnknownExchangeType,
     UsageError,
@@ -72,7 +73,8 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
         )
     for kind, what, hint in _meanings():
         if isinstance(cause, kind):
-            return Unavailable(what.format(where=where, host=address.host, cause=_plain(cause)), hint)
+            error_type = NothingAnswers if kind is ConnectionRefusedError else Unavailable
+            return error_type(what.format(where=where, host=address.host, cause=_plain(cause)), hint)
     if isinstance(cause, exceptions.ProbableAuthenticationError):
         return login_refused(address, getattr(cause, "reply_text", ""))
     if isinstance(cause, exceptions.ProbableAccessDeniedError | exceptions.ConnectionClosedByBroker):

@@ -14,7 +14,7 @@ from mqtool.cli.commands import command_tree, without_aliases
 from mqtool.cli.display import ascii_terminal, output
 from mqtool.cli.help.index import ALIASES
 from mqtool.cli.invocation import Invocation, current, running
-from mqtool.errors import BadExpression, ExitCode, MqtoolError
+from mqtool.errors import BadExpression, ExitCode, MqtoolError, NothingAnswers
 
 #: The environment variable in which a completion script passes the line to complete.
 _COMPLETE = "_MQTOOL_COMPLETE"
@@ -52,7 +52,7 @@ def _exit_code() -> int:
         output.error(str(error), error.hint, text=error.text, column=error.column)
         code = error.exit_code
     except MqtoolError as error:
-        output.error(str(error), error.hint)
+        output.error(str(error), _hint(error))
         code = _ended_by_signal(error) or error.exit_code
     except typer.TyperException as error:
         from mqtool.cli import usage
@@ -68,6 +68,16 @@ def _exit_code() -> int:
         output.error(f"unexpected error: {type(error).__name__}: {error}", f"this is a bug in mqtool; {where}")
         code = _ended_by_signal(error) or ExitCode.FAILED
     return code
+
+
+def _hint(error: MqtoolError) -> str | None:
+    """Return the hint of an error: where no broker answers on this machine, the way to the tutorial that runs here."""
+    if isinstance(error, NothingAnswers) and any(host in str(error) for host in ("localhost", "127.0.0.1")):
+        from mqtool.broker import tutorial_broker
+
+        if (tutorial := tutorial_broker.running()) is not None:
+            return tutorial.hint
+    return error.hint
 
 
 def _ended_by_signal(error: BaseException) -> int | None:

@@ -71,7 +71,8 @@ class Command(TyperCommand):
             elif ctx.meta.get(_EVERYTHING) or section.shows(parameter.opts):
                 shown[title].append(record)
             else:
-                hidden.setdefault(f"mqtool help {section.topic}", []).append(max(parameter.opts, key=len))
+                flag, others = max(parameter.opts, key=len), hidden.setdefault(f"mqtool help {section.topic}", [])
+                others.insert(0 if flag == section.foremost else len(others), flag)
         shown["More options"] = [(topic, _first_two(flags)) for topic, flags in hidden.items()]
         if hidden:
             shown["More options"].append((f"{ctx.command_path} --help-all", "all options"))

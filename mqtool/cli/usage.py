@@ -53,6 +53,9 @@ def explain(error: typer.TyperException) -> tuple[str, str | None]:
     if "unexpected extra argument" in what and "--exec" in sys.argv[:-1]:
         program = sys.argv[sys.argv.index("--exec") + 1]
         return what, f"quote the program and its arguments: --exec '{program} …'"
+    named = re.search(r"unexpected extra argument\(?s?\)? \((\S+)\)$", what)
+    if named is not None and _takes_queue(context):
+        return what, f"to name a queue: {path} -q {quoted(named[1])}"
     examples = getattr(facts, "examples", ())
     how = f"for example: {examples[0]}" if examples else f"'{path} --help' shows the usage"
     if context and (flag := re.search(r"'(--?[\w-]+)'", what)):
@@ -62,6 +65,13 @@ def explain(error: typer.TyperException) -> tuple[str, str | None]:
     wrong, _, choices = what.rpartition(" is not one of ")
     typed = re.search(r"'([^']*)'$", wrong)
     return what, did_you_mean(typed[1], re.findall(r"'([^']*)'", choices), how) if typed else how
+
+
+def _takes_queue(context: Any) -> bool:
+    """True if a command has the option --queue, and no arguments."""
+    parameters = context.command.params if context else []
+    has_arguments = any(each.param_type_name == "argument" for each in parameters)
+    return not has_arguments and any("--queue" in each.opts for each in parameters)
 
 
 def _command_hint(context: Any, word: str) -> str | None:

@@ -12,7 +12,15 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
-from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, Unavailable, UsageError
+from mqtool.errors import (
+    AccessRefused,
+    DeclaredDifferently,
+    MqtoolError,
+    NotFound,
+    NothingAnswers,
+    Unavailable,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
@@ -243,7 +251,7 @@ class Management:
             answer = self._connections().request(method, url, body=data, preload_content=not stream)
         except (HTTPError, OSError, ValueError) as error:  # OSError: the CA certificate cannot be read
             self._on_silence()
-            raise Unavailable(f"no management API answers at {self.url}: {_reason(error)}", HOW_TO_ENABLE) from error
+            raise NothingAnswers(f"no management API answers at {self.url}: {_reason(error)}", HOW_TO_ENABLE) from error
         if answer.status >= HTTPStatus.BAD_REQUEST:
             raise refusal(answer, self.url, self.user)
         return answer

@@ -16,7 +16,7 @@ from rstream.schema import Broker, OffsetSpec
 
 from mqtool.amqp import Address
 from mqtool.amqp import pika_errors as of_amqp
-from mqtool.errors import AccessRefused, MqtoolError, NotConfirmed, NotFound, Unavailable, UsageError
+from mqtool.errors import AccessRefused, MqtoolError, NotConfirmed, NotFound, NothingAnswers, Unavailable, UsageError
 from mqtool.streams.entries import Chunk, parse_chunk
 from mqtool.streams.rstream_private import DELIVER, NotStreams, StreamClient, StreamClosedByBroker
 
@@ -41,7 +41,7 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
     if isinstance(error, MqtoolError):
         return error
     if isinstance(error, ConnectionRefusedError):
-        return Unavailable(f"nothing answers at {where}, the port for streams: connection refused", _ENABLE)
+        return NothingAnswers(f"nothing answers at {where}, the port for streams: connection refused", _ENABLE)
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return Unavailable(f"{where} does not answer as a broker for streams", _ENABLE)
     if isinstance(error, OSError | ssl.SSLError | UnicodeError):

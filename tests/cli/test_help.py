@@ -306,3 +306,9 @@ def test_an_option_is_typed_in_lower_case_with_every_typer() -> None:
     """The help shows every long option in lower case, such as --rate, with each supported release of typer."""
     flags = [flag for command in every(described()) for option in command.options for flag in option.flags]
     assert [flag for flag in flags if flag.startswith("--") and flag != flag.lower()] == []
+
+
+@pytest.mark.parametrize("command", ["send", "receive", "worker"])
+def test_help_of_tutorial_commands_says_where_the_protocol_is_chosen(lonely_shell: Shell, command: str) -> None:
+    """`--help` of a tutorial's command names --protocol, and the topic that explains it."""
+    assert re.search("mqtool help connection +--protocol, ", lonely_shell.run("mqtool", command, "--help").stdout)

@@ -17,6 +17,8 @@ from tests.cli.shell import Shell
         (["redrive", "jobs"], "did you mean 'mqtool dlq redrive'?"),
         (["delete", "jobs"], "did you mean 'mqtool queue delete'?"),
         (["purge", "jobs"], "did you mean 'mqtool queue purge'?"),
+        (["bind", "logs", "jobs"], "did you mean 'mqtool exchange bind'?"),
+        (["receive", "hello"], "to name a queue: mqtool receive -q hello"),
         (["tutorial", "1"], "to read it: mqtool tutorial show 1; to run it: mqtool tutorial run 1"),
         (["worker", "--exec", "sleep", "1"], "quote the program and its arguments: --exec 'sleep …'"),
     ],

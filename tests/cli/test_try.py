@@ -1,5 +1,6 @@
 """`tutorial try`: goals that a learner reaches by typing commands."""
 
+import json
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mqtool.broker.ports import free_port
 from mqtool.plays import PLAYS
 from mqtool.plays.goals import GOALS
 from mqtool.testing import EmbeddedBroker
@@ -37,7 +39,8 @@ def reach_first(shell: Shell) -> None:
 
 def test_goals_are_tried_and_remembered(lonely_shell: Shell) -> None:
     """`tutorial try` starts a broker, prints its address, and notices when a goal is reached there. The list then marks
-    that goal, and the next run begins with the one after it.
+    that goal, and the next run begins with the one after it. With --again, it begins with the first goal, and the
+    list stays as it is.
     """
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
     running.wait_for_stdout("Goal 1 of 3")
@@ -47,7 +50,8 @@ def test_goals_are_tried_and_remembered(lonely_shell: Shell) -> None:
     running.wait_for_stdout("Goal 2 of 3")
     lonely_shell.environment.pop("AMQP_URL", None)
     ended = running.interrupt().wait()
-    assert (ended.code, ended.stderr.splitlines()[0]) == (0, "Stopped. To continue: mqtool tutorial try hello-world")
+    stopped = "Stopped. 1 of 3 goals reached. To continue: mqtool tutorial try hello-world"
+    assert (ended.code, ended.stderr.splitlines()[0]) == (0, stopped)
 
     listed = lonely_shell.run("mqtool", "tutorial", "try").stdout.splitlines()
     assert listed[:2] == ["hello-world\twaits\t✓", "hello-world\tat-once\t"]
@@ -60,6 +64,7 @@ def test_goals_are_tried_and_remembered(lonely_shell: Shell) -> None:
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world", "--again")
     running.wait_for_stdout("Goal 1 of 3")
     running.interrupt().wait()
+    assert lonely_shell.run("mqtool", "tutorial", "try").stdout.splitlines() == listed
 
 
 def test_hints_come_in_three_steps(lonely_shell: Shell) -> None:
@@ -68,7 +73,7 @@ def test_hints_come_in_three_steps(lonely_shell: Shell) -> None:
     """
     watched = Watched(lonely_shell, 80, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
     watched.wait_for("Goal 1 of 3")
-    for name, hint in zip(("think", "concept", "command"), GOALS["hello-world"][0].hints, strict=True):
+    for name, hint in zip(("think", "concept", "commands"), GOALS["hello-world"][0].hints, strict=True):
         assert f"{name}: " not in watched.seen
         watched.press("\n")
         watched.wait_for(f"{name}: {hint}")
@@ -76,6 +81,108 @@ def test_hints_come_in_three_steps(lonely_shell: Shell) -> None:
     watched.wait_for("Goal 2 of 3")
     watched.press("q")
     assert watched.end() == 0
+    assert "To continue: mqtool tutorial try hello-world" in watched.seen
+
+
+def test_a_command_that_is_typed_into_the_terminal_of_try_presses_no_keys(lonely_shell: Shell) -> None:
+    """If a whole command arrives in the terminal of `tutorial try`, its letters s and q neither skip the goal nor
+    quit.
+    """
+    watched = Watched(lonely_shell, 80, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
+    watched.wait_for("Goal 1 of 3")
+    watched.press("mqtool send -q hello\n")
+    while "think: " not in watched.seen:
+        watched.press("h")  # alone, until it is not right behind the command any more
+        for _ in range(20):
+            watched.read()
+    watched.wait_for(f"think: {GOALS['hello-world'][0].hints[0]}")
+    assert "Goal 2 of 3" not in watched.seen
+    assert watched.process.poll() is None
+    watched.press("q")
+    assert watched.end() == 0
+
+
+def test_commands_in_hints_stand_on_lines_of_their_own() -> None:
+    """The third hint of each goal has its commands on lines that begin with two spaces and have at most 80 columns."""
+    for name, goals in GOALS.items():
+        for goal in goals:
+            commands = [line for line in goal.hints[2].splitlines() if line.startswith("  ")]
+            assert commands, f"{name}.{goal.name}"
+            assert max(map(len, commands)) <= 80, f"{name}.{goal.name}"
+            others = [line for line in goal.hints[2].splitlines() if not line.startswith("  ")]
+            assert not any("mqtool" in line and ";" in line for line in others), f"{name}.{goal.name}"
+
+
+def test_the_list_of_goals_fits_on_a_terminal(lonely_shell: Shell) -> None:
+    """On a terminal of 80×24, the list of goals has a line for each tutorial, and ends with the command to begin."""
+    watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "try", "--no-color")
+    assert watched.end() == 0
+    lines = watched.seen.strip().splitlines()
+    assert len(lines) < 24
+    assert lines[-1] == "To begin: mqtool tutorial try hello-world"
+
+
+def test_terminals_that_miss_the_broker_of_a_tutorial_are_told_where_it_is(lonely_shell: Shell) -> None:
+    """While `tutorial try` runs, a command that finds no broker names the tutorial's, and so does `broker up`; later,
+    they do not.
+    """
+    closed = "amqp://127.0.0.1:1"  # as that of a tutorial that has ended
+    running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
+    running.wait_for_stdout("Goal 1 of 3")
+    refused = lonely_shell.run("mqtool", "send", "x", "--url", closed)
+    assert refused.code == 69
+    (way,) = re.findall(r"hint: a tutorial runs at amqp://127.0.0.1:\d+; to use it, type: (unset .*)", refused.stderr)
+    assert lonely_shell.script(f"{way}; mqtool send x").code == 0
+    started = lonely_shell.run("mqtool", "broker", "up", "--kind", "embedded", "--port", str(free_port()))
+    assert started.code == 0
+    assert way in started.stderr
+    running.interrupt().wait()
+    assert "mqtool broker up" in lonely_shell.run("mqtool", "send", "x", "--url", closed).stderr
+    assert "a tutorial runs" not in lonely_shell.run("mqtool", "broker", "up", "--kind", "embedded").stderr
+    assert lonely_shell.run("mqtool", "broker", "down").code == 0
+
+
+def test_a_tutorial_that_is_continued_uses_the_same_port(lonely_shell: Shell) -> None:
+    """When `tutorial try` runs again, its broker listens on the port of the run before, so that exports stay valid."""
+
+    def port() -> str:
+        running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
+        running.wait_for_stdout("Goal 1 of 3")
+        known = json.loads((Path(lonely_shell.environment["XDG_STATE_HOME"]) / "mqtool" / "tutorial.json").read_text())
+        assert running.interrupt().wait().code == 0
+        return str(known["way"]).rpartition(":")[2]
+
+    assert port() == port()
+
+
+def test_the_next_tutorial_is_one_with_goals_left(lonely_shell: Shell) -> None:
+    """After the last goal of a tutorial, `tutorial try` counts the goals reached in all runs, and names the next
+    tutorial that has goals left.
+    """
+    known = Path(lonely_shell.environment["XDG_STATE_HOME"]) / "mqtool" / "goals.json"
+    known.parent.mkdir(parents=True)
+    reached = {"hello-world": ["waits", "at-once"], "work-queues": [goal.name for goal in GOALS["work-queues"]]}
+    known.write_text(json.dumps(reached))
+    running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
+    running.wait_for_stdout("Goal 3 of 3")
+    follow(lonely_shell, running.stdout)
+    lonely_shell.script("mqtool send -e '' -r no-such-queue --no-mandatory 'Hello?'")
+    running.wait_for_stdout("3 of 3 goals reached. Next: mqtool tutorial try publish-subscribe")
+    assert running.wait().code == 0
+
+
+def test_the_programs_to_repair_are_copied_from_the_package(lonely_shell: Shell) -> None:
+    """`tutorial show repair --copy-to` copies the six programs to a directory, and keeps those that were edited."""
+    shown = lonely_shell.run("mqtool", "tutorial", "show", "repair")
+    assert len(shown.stdout.splitlines()) == len(GOALS["repair"])
+    directory = lonely_shell.directory / "programs"
+    assert lonely_shell.run("mqtool", "tutorial", "show", "repair", "--copy-to", str(directory)).code == 0
+    assert {path.name for path in directory.iterdir()} == {goal.program for goal in GOALS["repair"]}
+    mended = directory / GOALS["repair"][0].program
+    mended.write_text("mended")
+    again = lonely_shell.run("mqtool", "tutorial", "show", "repair", "--copy-to", str(directory))
+    assert "not replaced" in again.stderr
+    assert mended.read_text() == "mended"
 
 
 def test_the_broker_stops_only_after_enter(lonely_shell: Shell) -> None:
@@ -169,7 +276,7 @@ def test_goals_over_amqp_1_0_are_skipped_on_a_broker_that_does_not_speak_it(lone
         ended = lonely_shell.run("mqtool", "tutorial", "try", "amqp10-hello-world", "--url", old.url)
     assert ended.code == 0
     assert ended.stdout.count("it is like RabbitMQ 3.10, and does not speak AMQP 1.0") == 2
-    assert "0 goals reached" in ended.stdout
+    assert "0 of 2 goals reached" in ended.stdout
 
 
 def test_try_of_an_unknown_tutorial_is_a_usage_error(lonely_shell: Shell) -> None:

@@ -19,7 +19,7 @@ from tests.brokers import TestBroker
 from tests.cli.shell import Running, Shell, wait_until
 from tests.protocol.raw_amqp10 import RawAmqp10
 
-PROGRAMS = Path(__file__).parents[2] / "examples" / "repair"
+PROGRAMS = Path(__file__).parents[2] / "mqtool" / "plays" / "repair"
 PlainChannel = pika.adapters.blocking_connection.BlockingChannel
 
 
@@ -177,6 +177,8 @@ class Learner:
         self._over = threading.Event()
         self._staying = ExitStack()
         self._script: Running | None = None
+        self.trial: Trial | None = None
+        self._looks = 0
         self._ready = threading.Event()
         self._failure: BaseException | None = None
 
@@ -185,9 +187,11 @@ class Learner:
         try:
             with Trial(watched(self._broker)) as trial:
                 trial.prepare(self._goal)
+                self.trial = trial
                 self._ready.set()
                 for finding in trial.findings(self._goal):
                     self.findings += [finding] if finding else []
+                    self._looks += 1
                     if self._over.is_set():
                         return
         except BaseException as failure:  # raised in the test
@@ -200,6 +204,8 @@ class Learner:
         A program keeps its connections open until the test ends: RabbitMQ may forget the counters of one that ends.
         """
         if isinstance(attempt, str):
+            for left in (*self._shell.directory.glob("ready.*"), self._shell.directory / "answered"):  # by another one
+                left.unlink(missing_ok=True)
             script = f"PROGRAMS={PROGRAMS}\n{_PRELUDE}{attempt}"
             self._script = self._shell.start("bash", "-c", script, ready=False)
         else:
@@ -234,6 +240,18 @@ class Learner:
         )
         self._end_script()
         return found()[0] if found() else ""
+
+    def wait_until_seen(self, body: str) -> None:
+        """Wait until a message with this body has been published, and `try` has had the time to say something."""
+
+        def has_come() -> bool:
+            trial = self.trial
+            return trial is not None and any(each.body == body for each in trial.seen.messages)
+
+        wait_until(has_come, f"the message {body!r}")
+        self._end_script()
+        looks = self._looks
+        wait_until(lambda: self._looks > looks + 20, "`try` to look at it")
 
     def _end_script(self) -> None:
         if self._script:

@@ -70,6 +70,11 @@ ATTEMPTS = {
                 "publish it again",
                 "mqtool send -q orders one; mqtool send -q orders two; mqtool receive -q orders -c 1",
             ),
+            Wrong(
+                "'orders' was purged: 'one' was deleted",
+                "mqtool send -q orders one; mqtool send -q orders two; mqtool queue purge orders --yes;"
+                "mqtool send -q orders two",
+            ),
             Wrong("there was room", "mqtool send -q orders one"),
             Wrong("not to 'orders'", "mqtool send -q order one"),
         ),

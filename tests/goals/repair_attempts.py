@@ -17,7 +17,10 @@ _ACK_FIRST = (
 _PAY = "printf '%s\\n' a b c | mqtool send -l -q payments;"
 _RENDER = "python no_prefetch.py & python no_prefetch.py & consumers pictures 2; seq 6 | mqtool send -l -q pictures"
 _OWN = 's/^replies = .*/replies = channel.queue_declare("", exclusive=True).method.queue/; /queue_declare(replies)/d'
-_ASK = "start mqtool rpc-server; python shared_replies.py 6 & python shared_replies.py 7"
+_ASK = (
+    "python shared_replies.py 6 & python shared_replies.py 7 & "
+    "until mqtool list queues name messages_ready | grep -q 'rpc_queue.*2'; do sleep 0.2; done; start mqtool rpc-server"
+)
 _MAILS = "printf '%s\\n' ann@example.com nowhere | mqtool send -l -q mails; python requeue_loop.py &"
 _PASSIVE = "s/durable=False/passive=True/"
 
@@ -89,20 +92,46 @@ def _publish_once(plain: Plain) -> None:
             channel.basic_publish("", "orders", b"%d" % number)
 
 
-def _ask_two(plain: Plain, *names: str) -> None:
-    plain.queue("rpc_queue")
-    for number, name in enumerate(names):
-        channel = plain.channel()
+def _ask_at_once(plain: Plain, *names: str, questions: str = "67") -> None:
+    """Clients send their requests, each with a queue of this name for its reply; then a server replies to all."""
+    clients = [(plain.channel(), name, question) for name, question in zip(names, questions, strict=False)]
+    asked = []
+    for number, (channel, name, question) in enumerate(clients):
         queue = channel.queue_declare(name).method.queue
-        properties = pika.BasicProperties(reply_to=queue, correlation_id=str(number))
         got: list[bytes] = []
         channel.basic_consume(queue, lambda _, _how, _what, body, got=got: got.append(body), auto_ack=True)
-        channel.basic_publish("", "rpc_queue", b"6", properties)
+        properties = pika.BasicProperties(reply_to=queue, correlation_id=str(number))
+        channel.basic_publish("", "rpc_queue", question.encode(), properties)
         channel.connection.process_data_events(0)
-        plain.receive("rpc_queue")
+        asked.append((channel, queue, got))
+    plain.receive("rpc_queue", len(asked))
+    for number, (_, queue, _) in enumerate(asked):
         plain.send(queue, "8", correlation_id=str(number))
-        while not name and not got:  # with one queue for all, another client may get it
+    for channel, _, got in asked if len({*names}) == len(names) or "" in names else ():
+        while not got:  # with one queue for all, another client may get it
             channel.connection.process_data_events(0.1)
+
+
+def _ask_in_turn(plain: Plain) -> None:
+    for _ in range(2):
+        _ask_at_once(plain, "")
+
+
+def _never_ack(plain: Plain) -> None:
+    """Two payments, so that the connection is not cut."""
+    worker = plain.consume("payments", prefetch=1)
+    for body in "ab":
+        plain.send("payments", body)
+    worker.wait(1)
+
+
+def _insist(plain: Plain) -> None:
+    """An order is published again and again, while nobody receives."""
+    channel = plain.channel()
+    channel.confirm_delivery()
+    for number in (0, 1, 2, 2, 2):
+        with contextlib.suppress(pika.exceptions.NackError):
+            channel.basic_publish("", "orders", b"%d" % number)
 
 
 def _dead(plain: Plain) -> None:
@@ -138,11 +167,12 @@ ATTEMPTS = {
         _EARLY + _PAY + "python early_ack.py; python early_ack.py &",
         _cut,
         (
-            Wrong("was acknowledged by its delivery", "copy early_ack;" + _PAY + "python early_ack.py"),
-            Wrong("which takes two seconds", _ACK_FIRST + _PAY + "python early_ack.py; python early_ack.py &"),
+            Wrong("was acknowledged by its delivery", "copy early_ack;" + _PAY + "python early_ack.py &"),
+            Wrong("which takes two seconds", _ACK_FIRST + _PAY + "python early_ack.py &"),
             Wrong("Run the program again", _EARLY + _PAY + "python early_ack.py"),
             Wrong("nobody receives", _PAY),
             Wrong("There were 2 of 3 payments", _two_payments),
+            Wrong("was delivered more than 5 s ago, and is not acknowledged", _never_ack),
         ),
     ),
     "no-prefetch": Attempts(
@@ -162,7 +192,8 @@ ATTEMPTS = {
         "            time.sleep(0.1)/'; python unconfirmed.py & sleep 2; start mqtool receive -q orders",
         _publish,
         (
-            Wrong("its program has not published it again", _publish_once),
+            Wrong("has gone on without publishing it again", _publish_once),
+            Wrong("because the queue is full. Now receive what is there", _insist),
             Wrong(
                 "its program was not told",
                 "copy unconfirmed; python unconfirmed.py; start mqtool receive -q orders; python unconfirmed.py",
@@ -173,11 +204,14 @@ ATTEMPTS = {
     ),
     "shared-replies": Attempts(
         f"copy shared_replies -e '{_OWN}';" + _ASK,
-        lambda plain: _ask_two(plain, "", ""),
+        lambda plain: _ask_at_once(plain, "", ""),
         (
-            Wrong("name the same queue for their replies", lambda plain: _ask_two(plain, "replies", "replies")),
-            Wrong("Run the program twice", lambda plain: _ask_two(plain, "")),
+            Wrong("name the same queue for their replies", lambda plain: _ask_at_once(plain, "replies", "replies")),
+            Wrong("Run the program twice", lambda plain: _ask_at_once(plain, "")),
             Wrong("where the reply should go", "mqtool send -q rpc_queue 6"),
+            Wrong("only after the first one had its reply", _ask_in_turn),
+            Wrong("names that another client can choose", lambda plain: _ask_at_once(plain, "replies.6", "replies.7")),
+            Wrong("nobody receives from that queue", "copy shared_replies; timeout 5 python shared_replies.py 6"),
         ),
     ),
     "requeue-loop": Attempts(

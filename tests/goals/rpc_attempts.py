@@ -5,14 +5,14 @@ import time
 from tests.goals.attempts import Attempts, Plain, PlainConsumer, Wrong
 
 
-def _ask(plain: Plain, count: int) -> PlainConsumer:
+def _ask(plain: Plain, count: int, identity: str = "id {}") -> PlainConsumer:
     """Send requests; return the consumer of the replies."""
     channel = plain.channel()
     replies = str(channel.queue_declare("", exclusive=True).method.queue)
     consumer = PlainConsumer(channel, replies, 0, auto_ack=True, arguments={})
     for number in range(count):
         channel.basic_publish(
-            "", "rpc_queue", b"%d" % number, _properties(reply_to=replies, correlation_id=f"id {number}")
+            "", "rpc_queue", b"%d" % number, _properties(reply_to=replies, correlation_id=identity.format(number))
         )
     channel.connection.process_data_events(0)
     return consumer
@@ -47,6 +47,14 @@ def _three(plain: Plain) -> None:
     client.wait(3)
 
 
+def _alike(plain: Plain) -> None:
+    """All requests have the same correlation ID."""
+    plain.queue("rpc_queue")
+    client = _ask(plain, 3, "x")
+    _serve(plain, 3)
+    client.wait(3)
+
+
 def _nameless(plain: Plain) -> None:
     plain.queue("rpc_queue")
     _ask(plain, 1)
@@ -72,6 +80,7 @@ ATTEMPTS = {
             ),
             Wrong("where the reply should go", "mqtool send -q rpc_queue 6"),
             Wrong("Nobody has answered", lambda plain: (plain.queue("rpc_queue"), _ask(plain, 3))),
+            Wrong("the same correlation ID, 'x'", _alike),
         ),
     ),
     "late-server": Attempts(
@@ -85,7 +94,7 @@ ATTEMPTS = {
                 "start mqtool rpc-server; kill -INT %1; wait %1; mqtool rpc-client 6 --timeout 1s; "
                 "start mqtool rpc-server",
             ),
-            Wrong("Nobody has answered", lambda plain: (plain.queue("rpc_queue"), _ask(plain, 1))),
+            Wrong("Now start the server, before", lambda plain: (plain.queue("rpc_queue"), _ask(plain, 1))),
             Wrong("where the reply should go", "mqtool send -q rpc_queue 6"),
         ),
     ),

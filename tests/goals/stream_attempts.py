@@ -23,6 +23,13 @@ def _twice(plain: Plain) -> None:
     _read(plain, stream, "first")
 
 
+def _from_the_next(plain: Plain) -> None:
+    channel = plain.channel()
+    channel.confirm_delivery()
+    channel.basic_publish("", _stream(plain, "hello-python-stream"), b"hi")
+    plain.consume("hello-python-stream", prefetch=10)
+
+
 def _one_each(plain: Plain) -> None:
     stream = _stream(plain, "hello-python-stream")
     for number in range(2):
@@ -57,6 +64,7 @@ READING = {
                 "-c 1",
             ),
             Wrong("nobody receives", "mqtool send-stream hi"),
+            Wrong("Begin at the offset 'first'", _from_the_next),
         ),
     )
 }

@@ -162,6 +162,66 @@ def test_the_proof_of_a_restart_names_what_was_received_after_it(goal: Goal, lea
     assert "'kept' is persistent" in learner.wait_for("reached")
 
 
+@pytest.mark.parametrize("goal", [GOALS["work-queues"][3]], ids=["restart"])
+def test_a_message_that_the_restart_has_lost_is_not_called_purged(goal: Goal, learner: Learner) -> None:
+    """If the learner purges the queue after the restart, `try` does not say that this deleted the transient message."""
+    learner.make(work_queues_attempts.purge_after_restart)
+    learner.wait_for("mistake", "What had survived the restart is gone")
+    assert learner.trial is not None
+    true = [text for each in goal.mistakes if (text := each(learner.trial.seen))]
+    assert [text for text in true if "was purged: 'kept' was deleted" in text]
+    assert not [text for text in true if "'lost'" in text]
+
+
+@pytest.mark.parametrize("goal", [GOALS["routing"][1]], ids=["no-errors"])
+def test_a_wrong_binding_is_mentioned_once(goal: Goal, learner: Learner) -> None:
+    """What can be seen without any message, such as a binding, is not told again with each message."""
+    learner.make("mqtool exchange bind direct_logs errors error; mqtool emit-log direct error 1")
+    learner.wait_for("mistake", "still bound with 'eror'")
+    for body in ("2", "3"):
+        learner.make(f"mqtool emit-log direct other {body}")
+        learner.wait_until_seen(body)
+    assert sum("still bound" in each.text for each in learner.findings) == 1
+
+
+@pytest.mark.parametrize("goal", [GOALS["publish-subscribe"][1]], ids=["two-copies"])
+def test_the_proof_of_two_copies_names_a_queue_that_nobody_reads(goal: Goal, learner: Learner) -> None:
+    """If a third queue is bound to 'logs', the proof names it, so that the learner knows where the third copy is."""
+    learner.make(
+        "mqtool queue declare left; mqtool exchange declare logs fanout; mqtool exchange bind logs left;"
+        + publish_subscribe_attempts.ATTEMPTS["two-copies"].commands
+    )
+    assert "Nobody receives from 'left'" in learner.wait_for("reached")
+
+
+@pytest.mark.parametrize("goal", [GOALS["topics"][0]], ids=["star"])
+def test_a_receiver_that_has_ended_after_all_keys_has_reached_the_goal(
+    goal: Goal, learner: Learner, broker: TestBroker
+) -> None:
+    """The goal "star" of topics is reached even if its receiver ends right after the three messages."""
+    if broker.kind != "embedded":
+        pytest.skip("RabbitMQ's bindings are read every few seconds: a queue may be gone before it is seen")
+    learner.make(f"{topics_attempts.ATTEMPTS['star'].commands}; kill -INT %1; wait %1")
+    assert learner.wait_for("reached")
+
+
+_MENDED = [
+    pytest.param(goal, repair_attempts.ATTEMPTS[goal.name].wrong[0], repair_attempts.ATTEMPTS[goal.name], id=goal.name)
+    for goal in GOALS["repair"][:5]
+]
+
+
+@pytest.mark.parametrize(("goal", "wrong", "attempts"), _MENDED)
+def test_a_program_is_judged_anew_once_it_is_mended(wrong: Wrong, attempts: Attempts, learner: Learner) -> None:
+    """After the first run of a program to repair has shown its defect, the mended program reaches the goal. The goal
+    need not begin again.
+    """
+    learner.make(wrong.attempt)
+    learner.wait_for("mistake", wrong.answer)
+    learner.make(attempts.commands)
+    assert learner.wait_for("reached")
+
+
 @pytest.mark.parametrize("goal", [GOALS["delayed-messages"][0]], ids=["overtaken"])
 @pytest.mark.parametrize("way", ["commands", "plain"])
 def test_nothing_is_said_while_a_delayed_message_is_not_due(goal: Goal, way: str, learner: Learner) -> None:
@@ -194,7 +254,7 @@ def test_every_goal_is_complete() -> None:
 
 
 def test_every_program_to_repair_has_a_goal() -> None:
-    """Each program of examples/repair has at most 30 lines, and a goal of `tutorial try repair` names it."""
+    """Each of the repair programs has at most 30 lines, and a goal of `tutorial try repair` names it."""
     programs = {path.name: path.read_text() for path in PROGRAMS.glob("*.py")}
     assert programs.keys() == {goal.program for goal in GOALS["repair"]}
     assert max(text.count("\n") for text in programs.values()) <= 30

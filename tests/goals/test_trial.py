@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from itertools import islice
 
 import pytest
 
@@ -13,7 +14,8 @@ from tests.brokers import TestBroker
 from tests.cli.shell import wait_until
 from tests.goals.attempts import Plain, watched
 
-_WAITS = GOALS["hello-world"][0]
+_WAITS, _AT_ONCE, _ = GOALS["hello-world"]
+_OTHER_SETTINGS = GOALS["repair"][5]
 
 
 def _names(broker: TestBroker, kind: str) -> list[str]:
@@ -45,16 +47,61 @@ def test_a_goal_that_begins_again_finds_the_broker_as_before(broker: TestBroker)
 
 
 def test_a_learner_in_another_place_is_asked_once(broker: TestBroker) -> None:
-    """If no client does anything on the broker, `tutorial try` prints once which command leads the learner's terminal
-    to it.
+    """If no message reaches the broker, `tutorial try` prints, once for each goal, which command leads the learner's
+    terminal to it.
     """
     with Trial(watched(broker, "export AMQP_URL=amqp://there"), silence=0.5) as trial:
         trial.prepare(_WAITS)
         looks = trial.findings(_WAITS)
         found = next(each for each in looks if each is not None)
-        assert "Nothing has reached this broker yet." in found.text
-        assert found.text.endswith("export AMQP_URL=amqp://there")
+        assert "No message has reached this broker" in found.text
+        assert "\n  export AMQP_URL=amqp://there\n" in found.text
         assert [next(looks) for _ in range(10)] == [None] * 10
+        trial.prepare(_AT_ONCE)
+        assert "No message has" in next(each for each in trial.findings(_AT_ONCE) if each is not None).text
+
+
+def test_a_learner_whose_next_message_does_not_come_is_asked_where_it_went(broker: TestBroker) -> None:
+    """If nothing happens for some time after the first messages of a goal, `tutorial try` asks whether the terminal
+    that sends uses its broker.
+    """
+    with closing(Plain(broker.url)) as plain, Trial(watched(broker, "export AMQP_URL=x"), silence=2) as trial:
+        trial.prepare(_WAITS)
+        plain.send(plain.queue("hello"), "one")
+        told = [each.text for each in islice(trial.findings(_WAITS), 100) if each is not None]
+        assert sum("Nothing new has reached this broker for some time." in each for each in told) == 1
+
+
+def test_what_goes_on_after_a_goal_does_not_belong_to_the_next_one(broker: TestBroker) -> None:
+    """A loop of the learner's that still publishes when a goal is reached ends before the next goal begins."""
+    with closing(Plain(broker.url)) as plain, Trial(watched(broker)) as trial, ThreadPoolExecutor() as threads:
+        trial.prepare(_WAITS)
+        channel = plain.channel()
+
+        def publish() -> None:
+            for _ in range(5):
+                channel.basic_publish("", "nowhere", b"x")
+                channel.connection.process_data_events(0.2)
+
+        loop = threads.submit(publish)
+        trial.prepare(_AT_ONCE)
+        loop.result()
+        assert [next(trial.findings(_AT_ONCE)) for _ in range(3)] == [None] * 3
+        assert trial.seen.messages == []
+
+
+def test_a_goal_with_a_queue_begins_once_the_queue_is_known(broker: TestBroker) -> None:
+    """Right after `tutorial try` has prepared a goal, or prepared it again, it does not say that the goal's queue is
+    gone.
+    """
+    if broker.kind != "embedded":
+        pytest.skip("the goal before it cannot be seen on RabbitMQ")
+    with Trial(watched(broker)) as trial:
+        trial.prepare(GOALS["repair"][4])
+        for begin in (trial.prepare, trial.prepare_again):
+            begin(_OTHER_SETTINGS)
+            assert "invoices" in trial.seen.queues
+            assert [each for each in islice(trial.findings(_OTHER_SETTINGS), 25) if each is not None] == []
 
 
 def test_a_learner_who_has_done_something_is_not_asked_where_they_work(broker: TestBroker) -> None:

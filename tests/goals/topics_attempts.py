@@ -9,6 +9,13 @@ _KEYS = ("kern", "kern.disk", "kern.disk.full")
 _PUBLISH = "for key in kern kern.disk kern.disk.full; do mqtool emit-log topic $key x; done"
 
 
+#: A receiver of everything gets two of the messages; only the third one reaches the receiver with the right pattern.
+_BY_ANOTHER = (
+    "start mqtool receive-log topic 'kern.#'; mqtool emit-log topic kern x; mqtool emit-log topic kern.disk.full x;"
+    "kill -INT %1; wait %1; sleep 3; start mqtool receive-log topic 'kern.*'; mqtool emit-log topic kern.disk x"
+)
+
+
 def _receive(plain: Plain, *patterns: str) -> None:
     consumer = plain.consume(bound(plain, "topic_logs", "topic", *patterns), auto_ack=True)
     for key in _KEYS:
@@ -55,6 +62,13 @@ ATTEMPTS = {
                 "with the key 'kern' yet", "start mqtool receive-log topic 'kern.*'; mqtool emit-log topic kern.disk x"
             ),
             Wrong("reached nobody", _PUBLISH),
+            Wrong("'kern' was published before this receiver was there", _BY_ANOTHER),
+            Wrong(
+                "The receiver has gone. Let it run",
+                "start mqtool receive-log topic 'kern.*' -c 1; mqtool emit-log topic kern.disk x; wait %1; sleep 2;"
+                "mqtool emit-log topic kern x; mqtool emit-log topic kern.disk.full x",
+                "reached nobody",
+            ),
         ),
     ),
     "once": Attempts(

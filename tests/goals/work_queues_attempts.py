@@ -155,7 +155,7 @@ def received_before_the_restart(plain: Plain) -> None:
     _two_kinds(plain, early="early")
 
 
-def _purge_after_restart(plain: Plain) -> None:
+def purge_after_restart(plain: Plain) -> None:
     _two_kinds(plain, receives=False)
     plain.channel().queue_purge("tasks")
 
@@ -224,7 +224,7 @@ ATTEMPTS = {
         "start mqtool worker; start mqtool worker; printf '%s\\n' long.. a b c d | mqtool new-task -l",
         _fair,
         (
-            Wrong("more while it had not acknowledged", _hoard),
+            Wrong("was busy with 'long', and held 'b' as well. Limit it", _hoard),
             Wrong("automatic acknowledgement", _automatic),
             Wrong("Send at least three quick tasks right after", _too_late),
             Wrong("No worker was busy", "start mqtool worker; seq 4 | mqtool new-task -l"),
@@ -251,7 +251,12 @@ ATTEMPTS = {
             Wrong("Send one that would not", "mqtool send -q tasks --persistent a"),
             Wrong("Send one that survives", "mqtool send -q tasks a"),
             Wrong("was received before the restart", "mqtool send -q tasks a; mqtool receive -q tasks -c 1"),
-            Wrong("Press r to begin this goal again", _purge_after_restart),
+            Wrong("Press r to begin this goal again", purge_after_restart),
+            Wrong(
+                "'tasks' is a quorum queue now",
+                "mqtool queue delete tasks --yes; mqtool queue declare tasks --queue-type quorum;"
+                "mqtool send -q tasks --persistent a; mqtool send -q tasks b",
+            ),
             Wrong("Now receive what is left", "mqtool send -q tasks --persistent a; mqtool send -q tasks b"),
         ),
     ),
@@ -265,7 +270,7 @@ ATTEMPTS = {
             Wrong("has not come back to 'jobs'", _do_another),
             Wrong("is back in 'jobs'", _ANOTHER_FIRST),
             Wrong("it is not a dead letter of 'jobs'", _pretend),
-            Wrong("published it again, to 'jobs.wait.1s'", f"mqtool send -q jobs x; {_FAILS} -q jobs"),
+            Wrong("To reject at once: mqtool worker --retries 0", f"mqtool send -q jobs x; {_FAILS} -q jobs"),
             Wrong("let the worker reject it", "mqtool send -q jobs x; mqtool receive -q jobs -c 1"),
         ),
     ),

@@ -160,6 +160,7 @@ def amqp_costs() -> Iterator[Cost]:  # noqa: C901 - a list
         pattern = ".".join([field or "a"] * (255 // (len(field or "a") + 1)))
         binding = _method(commands.Queue.Bind(queue="full", exchange="topic", routing_key=pattern))
         yield Cost(f"a message that matches {pattern[:9]}…", "amqp", [HELLO, binding, _publish("topic", "a." * 127)])
+    yield from copies_costs()
     for exchange in EXCHANGES:
         for what, entries in HEADERS.items():
             yield Cost(f"publish to {exchange}, {what}", "amqp", [HELLO, _publish(exchange, headers=entries)])
@@ -195,6 +196,12 @@ def amqp_costs() -> Iterator[Cost]:  # noqa: C901 - a list
         _method(commands.Basic.Consume(queue="full", consumer_tag=str(n), nowait=True)) for n in range(3000)
     )
     yield Cost("many consumers of one queue", "amqp", [HELLO, many, _publish("", "full") * 100])
+    one_each = _method(commands.Basic.Qos(prefetch_count=1)) + many
+    yield Cost(
+        "a channel with many busy consumers ends",
+        "amqp",
+        [HELLO, one_each, _method(commands.Channel.Close(200, "", 0, 0))],
+    )
     yield Cost(
         "many channels", "amqp", [HELLO, b"".join(frame.marshal(commands.Channel.Open(), n) for n in range(2, 2047))]
     )
@@ -209,6 +216,50 @@ def amqp_costs() -> Iterator[Cost]:  # noqa: C901 - a list
         _method(commands.Queue.Declare(queue=f"x{n}", exclusive=True, nowait=True)) for n in range(5000)
     )
     yield Cost("a connection with many exclusive queues ends", "amqp", [HELLO, exclusive])
+    yield from dead_letter_costs()
+
+
+def copies_costs() -> Iterator[Cost]:
+    """AMQP 0-9-1: a message with many copies, and many bindings."""
+    sent = HEADERS["many copies"]
+    bound = [_method(commands.Queue.Bind(queue=f"s{n}", exchange="topic", routing_key="#")) for n in range(300)]
+    yield Cost("many copies to many topic bindings", "amqp", [HELLO, b"".join(bound), _publish("topic", headers=sent)])
+    for kind, key, count in (("topic", "#", 60), ("direct", "a.a.a", 900)):
+        declared = [_method(commands.Exchange.Declare(exchange=f"x{n}", exchange_type=kind)) for n in range(count)]
+        chained = [
+            _method(commands.Exchange.Bind(destination=f"x{n + 1}", source=f"x{n}", routing_key=key))
+            for n in range(count - 1)
+        ]
+        parts = [HELLO, b"".join(declared + chained), _publish("x0", headers=sent)]
+        yield Cost(f"many copies through many {kind} exchanges", "amqp", parts)
+
+
+def dead_letter_costs() -> Iterator[Cost]:
+    """AMQP 0-9-1: messages that move all at once."""
+    dlx = {"x-dead-letter-exchange": "dead-letters"}
+    expiring = _method(commands.Basic.Publish(routing_key="new"))
+    expiring += raw_frame(2, 1, struct.pack(">HHQH", 60, 0, 0, 1 << 8) + short(b"1"))
+    declare, get = commands.Queue.Declare(queue="new", arguments=dlx), _method(commands.Basic.Get(queue="new"))
+    filled = _method(declare) + _publish("", "new") + expiring * 20_000
+    yield Cost("Basic.Get behind many expired messages", "amqp", [HELLO, filled, get + get])
+    consume = _method(commands.Basic.Consume(queue="new"))
+    yield Cost("Basic.Consume behind many expired messages", "amqp", [HELLO, filled, get + consume])
+    limited = {**dlx, "x-queue-type": "quorum", "x-delivery-limit": 0}
+    filled = _method(commands.Queue.Declare(queue="new", durable=True, arguments=limited))
+    for settled in (
+        commands.Channel.Close(200, "", 0, 0), commands.Basic.Recover(requeue=True),
+        commands.Basic.Nack(0, multiple=True, requeue=True),
+    ):  # fmt: skip
+        yield Cost(
+            f"{settled.name} of many that exceed the delivery limit",
+            "amqp",
+            [HELLO, filled + _publish("", "new") * 20_000, consume, _method(settled)],
+        )
+    delayed = commands.Exchange.Declare(
+        exchange="new", exchange_type="x-delayed-message", arguments={"x-delayed-type": "direct"}
+    )
+    late = _publish("new", headers=short(b"x-delay") + b"I" + (300).to_bytes(4))
+    yield Cost("many delayed messages", "amqp", [HELLO, _method(delayed) + late * 30_000])
 
 
 # -- the stream protocol
@@ -349,15 +400,21 @@ def amqp10_costs() -> Iterator[Cost]:  # noqa: C901 - a list
         source = [described(SOURCE, "/queues/full"), described(TARGET)]
         taken = amqp10.attach(12, RECEIVER, *source)
         taken += amqp10.performative(
-            FLOW, UInt32(0), UInt32(1 << 31), UInt32(0), UInt32(1 << 31), UInt32(12), UInt32(0), UInt32(1 << 30)
+            FLOW, UInt32(0), UInt32(1 << 30), UInt32(0), UInt32(1 << 30), UInt32(12), UInt32(0), UInt32(1 << 30)
         )
-        disposed = amqp10.performative(DISPOSITION, RECEIVER, UInt32(0), UInt32((1 << 32) - 1), True, state)
+        disposed = amqp10.performative(DISPOSITION, RECEIVER, UInt32(0), UInt32(1 << 30), True, state)
         yield cost(f"Disposition of all, {state.descriptor}", taken, disposed)
         ranges = b"".join(
-            amqp10.performative(DISPOSITION, RECEIVER, UInt32(n), UInt32((1 << 32) - 1), True, state)
-            for n in range(3000)
+            amqp10.performative(DISPOSITION, RECEIVER, UInt32(n), UInt32(1 << 30), True, state) for n in range(3000)
         )
         yield cost(f"many Dispositions, {state.descriptor}", taken, ranges)
+    grown = described(0x27, False, False, {Symbol("x-a"): [{} for _ in range(12_000)]})
+    taken = amqp10.attach(12, RECEIVER, described(SOURCE, "/queues/quorum"), described(TARGET))
+    taken += amqp10.performative(
+        FLOW, UInt32(0), UInt32(1 << 30), UInt32(0), UInt32(1 << 30), UInt32(12), UInt32(0), UInt32(1 << 30)
+    )
+    disposed = amqp10.performative(DISPOSITION, RECEIVER, UInt32(0), UInt32(1 << 30), True, grown)
+    yield cost("Disposition of all, many annotations", taken, disposed)
     links = b"".join(
         amqp10.attach(n, RECEIVER, described(SOURCE, "/queues/full"), described(TARGET)) for n in range(20, 250)
     )
@@ -378,7 +435,7 @@ def amqp10_costs() -> Iterator[Cost]:  # noqa: C901 - a list
             source = described(SOURCE, f"/queues/{stream}", None, None, None, None, None, None, given)
             attached = amqp10.attach(12, RECEIVER, source, described(TARGET))
             flow = amqp10.performative(
-                FLOW, UInt32(0), UInt32(1 << 31), UInt32(0), UInt32(1 << 31), UInt32(12), UInt32(0), UInt32(1 << 30)
+                FLOW, UInt32(0), UInt32(1 << 30), UInt32(0), UInt32(1 << 30), UInt32(12), UInt32(0), UInt32(1 << 30)
             )
             yield cost(f"{what} on {stream}", attached + flow)
     for what, value in large.items():
@@ -444,8 +501,11 @@ _VALUES = {
     "a long number": "9" * (_BODY_BYTES - 1000),
     "escapes": '"' + "\\u00e9" * (_BODY_BYTES // 6 - 1000) + '"',
 }
+_TOO_LARGE = r"(?i)(\pL){300}x"
 _QUERIES = ("", "sort=messages&sort_reverse=true", "page=1&page_size=500&name=(a|b)*c%7B50%7D&use_regex=true",
-            "page=1&page_size=500&name=.*.*.*.*z&use_regex=true", "columns=" + ",".join(["name"] * 300),
+            "page=1&page_size=500&name=.*.*.*.*z&use_regex=true",
+            *(f"page=1&use_regex=true&name={quote(pattern)}" for pattern in (_TOO_LARGE, "[^x]" * 250)),
+            "columns=" + ",".join(["name"] * 300),
             "lengths_age=3600&lengths_incr=1&msg_rates_age=36000000&msg_rates_incr=1")  # fmt: skip
 
 
@@ -530,13 +590,13 @@ def http_costs() -> Iterator[Cost]:  # noqa: C901 - a list
         {"max-length-bytes": 1},
         {"alternate-exchange": "x"},
     ):
-        for pattern in (".*", "^full$", "^(dead|priority)$"):
+        for pattern in (".*", "^full$", "^(dead|priority)$", _TOO_LARGE):
             body = json.dumps({"pattern": pattern, "definition": definition, "priority": 9})
             yield Cost(f"policy {definition} for {pattern}", "http", [_http("PUT", "policies/%2F/new", body)])
-    for count in (5, 100_000):
-        body = json.dumps({"ackmode": "ack_requeue_true", "count": count, "encoding": "auto"})
+    for count, mode in ((5, "ack_requeue_true"), (100_000, "ack_requeue_true"), (100_000, "reject_requeue_false")):
+        body = json.dumps({"ackmode": mode, "count": count, "encoding": "auto"})
         for queue in QUEUES:
-            yield Cost(f"get {count} from {queue}", "http", [_http("POST", f"queues/%2F/{queue}/get", body)])
+            yield Cost(f"get {count} from {queue}, {mode}", "http", [_http("POST", f"queues/%2F/{queue}/get", body)])
     for exchange in EXCHANGES[1:]:
         for what, headers in {
             "copies": {"CC": [str(n) for n in range(12_000)]}, "headers": {str(n): n for n in range(9000)},
@@ -555,11 +615,25 @@ def http_costs() -> Iterator[Cost]:  # noqa: C901 - a list
                 "http",
                 [_http("POST", f"exchanges/%2F/{exchange}/publish", body)],
             )
+    yield from binding_costs()
     # An overview sums up all queues, which takes some 30 ms here.
     for target, count in (("/", 2000), ("whoami", 2000), ("overview", 200), ("nodes", 2000)):
         request = _http("GET", target).replace(b"\r\nconnection: close", b"")
         yield Cost(f"many requests of {target} in one write", "http", [request * count])
     yield Cost("many headers", "http", [_http("GET", "whoami").replace(b"\r\nconn", b"\r\na:" * 3000 + b"\r\nconn")])
+
+
+def binding_costs() -> Iterator[Cost]:
+    """The management API: one queue with many bindings."""
+    bound = {"source": "topic", "vhost": "/", "destination": "full", "destination_type": "queue"}
+    parts = []
+    for first in range(0, 27_000, 9000):
+        body = json.dumps({"bindings": [{**bound, "routing_key": f"k{n}"} for n in range(first, first + 9000)]})
+        parts.append(_http("POST", "definitions", body).replace(b"\r\nconnection: close", b""))
+    path = "bindings/%2F/e/topic/q/full"
+    for target in (path, f"{path}/x", "queues/%2F/full/bindings", "exchanges/%2F/topic/bindings/source"):
+        yield Cost(f"GET {target}, many bindings", "http", [*parts, _http("GET", target)])
+    yield Cost("DELETE one of many bindings", "http", [*parts, _http("DELETE", f"{path}/k26999")])
 
 
 #: Yield the costs of each protocol.

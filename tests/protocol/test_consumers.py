@@ -4,10 +4,13 @@ from typing import Any
 
 import pika
 import pytest
+from pamqp import commands
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
+from tests.brokers import TestBroker
 from tests.protocol.conftest import Take
+from tests.protocol.raw_client import RawClient
 
 
 class Recorder:
@@ -135,6 +138,18 @@ def test_a_cancelled_consumer_can_still_acknowledge(channel: BlockingChannel, ta
     channel.basic_cancel(tag)
     channel.basic_ack(consumer.got[0][0].delivery_tag)
     channel.close()
+
+
+def test_a_channel_that_deletes_its_queue_gets_the_reply_before_the_cancel(broker: TestBroker) -> None:
+    """A channel that deletes a queue which it consumes from receives queue.delete-ok, and then basic.cancel."""
+    with RawClient(broker.url) as client:
+        client.send(commands.Queue.Declare(queue="q", durable=True))
+        client.expect(commands.Queue.DeclareOk)
+        client.send(commands.Basic.Consume(queue="q", consumer_tag="t"))
+        client.expect(commands.Basic.ConsumeOk)
+        client.send(commands.Queue.Delete(queue="q"))
+        client.expect(commands.Queue.DeleteOk)
+        assert client.expect(commands.Basic.Cancel).consumer_tag == "t"
 
 
 def test_deleting_the_queue_cancels_its_consumers(

@@ -1,6 +1,7 @@
 """What a client makes the broker keep counts as memory in every protocol, and has a limit."""
 
 import contextlib
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,9 +14,12 @@ from mqtool.codecs.amqp10_message import Amqp10Message, data_section
 from mqtool.codecs.amqp10_values import Described, Symbol
 from tests.protocol.conftest import Api
 from tests.protocol.raw_amqp10 import ACCEPTED, CLOSE, FLOW, MODIFIED, TRANSFER, RawAmqp10, described, message
-from tests.protocol.raw_client import RawClient
+from tests.protocol.raw_client import RawClient, raw_frame
 
 LIMIT = 4_000_000
+
+#: The header of a message without a body, with an x-delay of one millisecond.
+_DELAYED = raw_frame(2, 1, struct.pack(">HHQHI", 60, 0, 0, 1 << 13, 13) + b"\7x-delayI\0\0\0\1")
 
 
 @pytest.fixture
@@ -176,3 +180,77 @@ def test_consumers_with_large_arguments_count_as_memory(broker: EmbeddedBroker, 
         assert "held for this connection" in closed.reply_text
     while memory(broker) > 100_000:
         channel.connection.process_data_events(0.01)
+
+
+_LARGE = {"a": [{"k": number} for number in range(1000)]}
+
+
+@pytest.mark.parametrize("kind", ["queue", "exchange", "binding", "client properties"])
+def test_large_arguments_count_as_memory(broker: EmbeddedBroker, channel: Any, kind: str) -> None:
+    """Large arguments of queues, exchanges and bindings, and client properties, count as the broker's memory until
+    their owner is deleted or disconnected.
+    """
+    channel.queue_declare("q", durable=True)
+    before = memory(broker)
+    if kind == "queue":
+        channel.queue_declare("large", durable=True, arguments=_LARGE)
+    elif kind == "exchange":
+        channel.exchange_declare("large", arguments=_LARGE)
+    elif kind == "binding":
+        channel.queue_bind("q", "amq.topic", "k", _LARGE)
+    else:
+        parameters = pika.URLParameters(broker.url)
+        parameters.client_properties = _LARGE
+        other = pika.BlockingConnection(parameters)
+    assert memory(broker) - before > 200_000
+    if kind == "queue":
+        channel.queue_delete("large")
+    elif kind == "exchange":
+        channel.exchange_delete("large")
+    elif kind == "binding":
+        channel.queue_unbind("q", "amq.topic", "k", _LARGE)
+    else:
+        other.close()
+    while memory(broker) - before > 1000:
+        pass
+
+
+def test_deleting_a_virtual_host_frees_the_memory_of_arguments(broker: EmbeddedBroker) -> None:
+    """The arguments of exchanges, and of bindings between them, no longer count as memory once their virtual host is
+    deleted.
+    """
+    api, before = Api(str(broker.management_url)), memory(broker)
+    api("PUT", "vhosts/v")
+    for name in ("x", "y"):
+        assert api("PUT", f"exchanges/v/{name}", {"type": "topic", "arguments": _LARGE})[0] == 201
+    assert api("POST", "bindings/v/e/x/e/y", {"routing_key": "k", "arguments": _LARGE})[0] == 201
+    assert memory(broker) - before > 600_000
+    api("DELETE", "vhosts/v")
+    assert memory(broker) == before
+
+
+def test_names_of_deleted_exchanges_count_as_memory_of_a_channel() -> None:
+    """The broker counts publishes by exchange until the channel is closed. The names count as memory, even after their
+    exchanges were deleted; an x-delayed-message exchange leaves nothing else behind.
+    """
+    with EmbeddedBroker(like="4.2", management_port=0) as delaying, RawClient(delaying.url) as client:
+        before = memory(delaying)
+        declared: Any = {"exchange_type": "x-delayed-message", "arguments": {"x-delayed-type": "fanout"}}
+        for number in range(500):
+            name = f"{number:0120}"
+            client.send(commands.Exchange.Declare(**declared, exchange=name))
+            client.expect(commands.Exchange.DeclareOk)
+            client.send(commands.Basic.Publish(exchange=name))
+            client.socket.sendall(_DELAYED)
+            client.send(commands.Exchange.Delete(exchange=name))
+            client.expect(commands.Exchange.DeleteOk)
+        assert memory(delaying) - before > 100_000
+        client.send(commands.Channel.Close(200, "", 0, 0))
+        client.expect(commands.Channel.CloseOk)
+        assert delaying._server is not None
+        vhost = delaying._server.broker.vhosts["/"]
+        while delaying.under_test(lambda _: len(vhost._delayed.first(1))):
+            pass
+        assert not delaying.under_test(lambda _: [*vhost._delayed._counts])
+        while memory(delaying) > before:
+            pass

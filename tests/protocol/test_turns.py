@@ -12,19 +12,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from http.client import HTTPConnection
+from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
 import pika
 import pytest
-from pamqp import commands
+from pamqp import commands, frame
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.model.applied_policies import USER, Policy
+from mqtool.broker.embedded.model.message_events import MessageEvents
 from mqtool.broker.embedded.model.stream_segment import simple_entry
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.testing.authority import Authority
+from mqtool.codecs.amqp10_values import Symbol
 from tests.protocol.loop_watch import LoopWatch
+from tests.protocol.raw_amqp10 import MODIFIED, TRANSFER, RawAmqp10, described
 from tests.protocol.raw_client import RawClient, raw_frame
 from tests.protocol.raw_stream import (
     CREATE_SUPER_STREAM,
@@ -66,6 +70,13 @@ def client(broker: EmbeddedBroker) -> Iterator[RawStream]:
 @pytest.fixture
 def watch(broker: EmbeddedBroker) -> LoopWatch:
     return LoopWatch(broker)
+
+
+@pytest.fixture
+def managed() -> Iterator[EmbeddedBroker]:
+    """A broker with the management API."""
+    with EmbeddedBroker(management_port=0, like="4.3") as broker:
+        yield broker
 
 
 @pytest.fixture(autouse=True)
@@ -275,6 +286,93 @@ def test_routing_many_copies_lets_others_work(broker: EmbeddedBroker, watch: Loo
     watch.check()
 
 
+@pytest.mark.parametrize("channels", [1, 2000])
+def test_closing_many_busy_consumers_lets_others_work(broker: EmbeddedBroker, watch: LoopWatch, channels: int) -> None:
+    """Closing a connection with 4,000 consumers of one queue, on one or on many channels, does not hold up other
+    clients, even if messages are waiting for all of them.
+    """
+    count = 4000
+    with RawClient(broker.url) as other:
+        other.send(commands.Queue.Declare(queue="q", durable=True))
+        other.expect(commands.Queue.DeclareOk)
+        with RawClient(broker.url) as client:
+            for number in range(2, channels + 1):
+                client.socket.sendall(raw_frame(1, number, b"\0\x14\0\x0a\0"))
+            for number in range(1, channels + 1):
+                client.socket.sendall(frame.marshal(commands.Basic.Qos(prefetch_count=1), number))
+                for tag in range(count // channels):
+                    consume = commands.Basic.Consume(queue="q", consumer_tag=f"c{tag}", nowait=True)
+                    client.socket.sendall(frame.marshal(consume, number))
+            publish = raw_frame(1, 1, b"\0\x3c\0\x28\0\0\0\1q\0") + raw_frame(2, 1, struct.pack(">HHQH", 60, 0, 0, 0))
+            other.socket.sendall(publish * (count + 5))
+            ready = 0
+            while ready < 5:
+                other.send(commands.Queue.Declare(queue="q", passive=True))
+                ready = other.expect(commands.Queue.DeclareOk).message_count
+            watch.take()
+        while ready < count + 5:
+            other.send(commands.Queue.Declare(queue="q", passive=True))
+            ready = other.expect(commands.Queue.DeclareOk).message_count
+    watch.check()
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_routing_many_copies_by_patterns_lets_others_work(
+    broker: EmbeddedBroker, watch: LoopWatch, *, is_watched: bool
+) -> None:
+    """Routing a message with 10,000 keys in CC by 300 topic bindings that match all of them does not hold up other
+    clients, with or without a watcher. On the way through 60 topic exchanges, such a message is refused with 406.
+    """
+    if is_watched:
+        broker.under_test(lambda _: _vhost(broker).watch(MessageEvents(_vhost(broker), lambda _: {}, lambda *_: None)))
+    with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        for number in range(300):
+            channel.queue_declare(f"q{number}", durable=True)
+            channel.queue_bind(f"q{number}", "amq.topic", "#")
+        for number in range(60):
+            channel.exchange_declare(f"x{number}", "topic")
+            if number:
+                channel.exchange_bind(f"x{number}", f"x{number - 1}", "#")
+        watch.take()
+        properties = pika.BasicProperties(headers={"CC": [f"{number}" for number in range(10_000)]})
+        channel.basic_publish("amq.topic", "k", b"", properties)
+        assert channel.queue_declare("q299", passive=True).method.message_count == 1
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="too many exchanges on the way"):
+            channel.basic_publish("x0", "k", b"", properties)
+    watch.check()
+
+
+@pytest.mark.parametrize(("count", "is_settled"), [(100, True), (300, False)])
+def test_large_annotations_for_many_messages_let_others_work(
+    broker: EmbeddedBroker, watch: LoopWatch, count: int, *, is_settled: bool
+) -> None:
+    """A disposition that adds a list of 12,000 maps to each of 100 messages does not hold up other clients. For 300
+    messages, the list is too large: the session ends, and all messages are back in their queue.
+    """
+    with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+        channel = connection.channel()
+        channel.queue_declare("qq", durable=True, arguments={"x-queue-type": "quorum"})
+        for _ in range(count):
+            channel.basic_publish("", "qq", b"x")
+        client = RawAmqp10(broker.url)
+        client.attach_receiver("/queues/qq", credit=count)
+        for _ in range(count):
+            client.expect(TRANSFER)
+        watch.take()
+        annotations = {Symbol("x-opt-a"): [{} for _ in range(12_000)]}
+        client.settle(0, described(MODIFIED, False, False, annotations), count - 1)
+        if not is_settled:
+            assert (client.ended() or ("", ""))[0] == "amqp:resource-limit-exceeded"
+        ready = 0
+        while ready < count:
+            ready = channel.queue_declare("qq", passive=True).method.message_count
+        watch.check()
+        headers = channel.basic_get("qq", auto_ack=True)[1].headers
+        assert headers["x-opt-a"] == [{}] * 12_000
+
+
 @pytest.mark.parametrize("how", ["rejected", "policy"])
 def test_dead_lettering_many_messages_lets_others_work(broker: EmbeddedBroker, watch: LoopWatch, how: str) -> None:
     """Dead-lettering 2,000 messages to 50 queues, after a rejection or by a new policy, does not hold
@@ -306,6 +404,48 @@ def test_dead_lettering_many_messages_lets_others_work(broker: EmbeddedBroker, w
             client.send(commands.Queue.Declare(queue="q49", passive=True))
             ready = client.expect(commands.Queue.DeclareOk).message_count
     watch.check()
+
+
+@pytest.mark.parametrize("how", ["expired", "delivery limit", "HTTP"])
+def test_dead_lettering_a_whole_queue_lets_others_work(managed: EmbeddedBroker, how: str) -> None:
+    """Dead-lettering 10,000 messages at once, because they have expired behind another one, because of the delivery
+    limit when a channel is closed, or by a get request of the management API, does not hold up other clients. The dead
+    letters keep their order.
+    """
+    count, watch = 10_000, LoopWatch(managed)
+    with closing(pika.BlockingConnection(pika.URLParameters(managed.url))) as connection:
+        channel = connection.channel()
+        arguments: dict[str, Any] = {"x-dead-letter-exchange": "amq.fanout"}
+        if how == "delivery limit":
+            arguments |= {"x-queue-type": "quorum", "x-delivery-limit": 0}
+        channel.queue_declare("q", durable=True, arguments=arguments)
+        channel.queue_declare("dead", durable=True)
+        channel.queue_bind("dead", "amq.fanout")
+        properties = pika.BasicProperties(expiration="1" if how == "expired" else None)
+        channel.basic_publish("", "q", b"first")
+        for number in range(count):
+            channel.basic_publish("", "q", b"%d" % number, properties)
+        channel.queue_declare("q", passive=True)
+        if how == "delivery limit":
+            taker = connection.channel()
+            assert len([*islice(taker.consume("q"), count + 1)]) == count + 1
+        watch.take()
+        if how == "expired":
+            assert channel.basic_get("q", auto_ack=True)[2] == b"first"
+            assert channel.basic_get("q", auto_ack=True)[0] is None
+        elif how == "delivery limit":
+            taker.close()
+            count += 1
+        else:
+            assert channel.basic_get("q", auto_ack=True)[2] == b"first"
+            request = {"count": count, "ackmode": "reject_requeue_false", "encoding": "auto"}
+            assert len(_post(managed, "queues/%2F/q/get", request)) == count
+        ready = 0
+        while ready < count:
+            ready = channel.queue_declare("dead", passive=True).method.message_count
+        watch.check()
+        bodies = [channel.basic_get("dead", auto_ack=True)[2] for _ in range(3)]
+        assert bodies == ([b"first", b"0", b"1"] if how == "delivery limit" else [b"0", b"1", b"2"])
 
 
 def test_adding_many_policies_lets_others_work(broker: EmbeddedBroker, watch: LoopWatch) -> None:
@@ -378,13 +518,6 @@ def test_many_requests_in_one_write(path: str, password: str) -> None:
         watch.check()
 
 
-@pytest.fixture
-def managed() -> Iterator[EmbeddedBroker]:
-    """A broker with the management API."""
-    with EmbeddedBroker(management_port=0, like="4.3") as broker:
-        yield broker
-
-
 def _post(broker: EmbeddedBroker, path: str, body: dict[str, Any]) -> Any:
     status, answer = _request(broker, "POST", path, body)
     assert status in (200, 204)
@@ -453,3 +586,34 @@ def test_one_get_request_returns_a_bounded_number_of_bytes(managed: EmbeddedBrok
         channel.queue_declare("q", passive=True)
         request = {"count": 1000, "ackmode": "ack_requeue_false", "encoding": "auto", "truncate": 1}
         assert [len(_post(managed, "queues/%2F/q/get", request)) for _ in range(2)] == [5, 1]
+
+
+_PATHS = ("queues/%2F/q", "consumers", "queues/%2F/q/bindings", "bindings/%2F/e/amq.topic/q/q/none")
+
+
+def test_long_lists_of_one_queue_let_others_work(managed: EmbeddedBroker) -> None:
+    """Listing 15,000 consumers or 60,000 bindings of one queue over HTTP does not hold up other clients."""
+    watch = LoopWatch(managed)
+    with RawClient(managed.url) as client:
+        client.send(commands.Queue.Declare(queue="q", durable=True))
+        client.expect(commands.Queue.DeclareOk)
+        for number in range(15_000):
+            client.send(commands.Basic.Consume(queue="q", consumer_tag=f"{number}", nowait=True))
+        for number in range(60_000):
+            client.send(commands.Queue.Bind(queue="q", exchange="amq.topic", routing_key=f"{number}", nowait=True))
+        client.send(commands.Queue.Declare(queue="q", passive=True))
+        assert client.expect(commands.Queue.DeclareOk).consumer_count == 15_000
+        watch.take()
+        statuses = {}
+        for path in _PATHS:
+            statuses[path] = _request(managed, "GET", path, {})[0]
+            watch.check()
+        assert [*statuses.values()] == [200, 200, 200, 404]
+
+
+def test_arguments_of_a_megabyte_are_refused_before_they_are_converted(managed: EmbeddedBroker) -> None:
+    """Declaring a queue over HTTP with arguments of a megabyte gets 400, and does not hold up other clients."""
+    watch = LoopWatch(managed)
+    status, answer = _request(managed, "PUT", "queues/%2F/new", {"arguments": {"a": [{}] * 240_000}})
+    assert (status, answer["reason"]) == (400, "not a field table: it has more than 131072 bytes")
+    watch.check()

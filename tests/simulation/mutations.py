@@ -121,8 +121,10 @@ MUTATIONS = (
     Mutation(
         "forgets the alarm of the next message that expires",
         "model/queue.py",
-        "        self._drop_expired(_EXPIRED_AT_ONCE)\n        self._arm_expiry()",
-        "        self._drop_expired(_EXPIRED_AT_ONCE)",
+        "            self._deliver(consumer, backlog.take())\n"
+        "        if self._expiring:\n"
+        "            self._arm_expiry()",
+        "            self._deliver(consumer, backlog.take())",
     ),
     Mutation(
         "keeps one message more than max-length",
@@ -159,7 +161,7 @@ MUTATIONS = (
     Mutation(
         "delivers to consumers that are not the single active one",
         "model/consumers.py",
-        "            return self.active if self.active is not None and self.active.ready() else None\n",
+        "            return only if only.ready() else None\n",
         "            return next((each for each in self.all if each.ready()), None)\n",
     ),
     Mutation(
@@ -315,14 +317,14 @@ MUTATIONS = (
     Mutation(
         "delivers to consumers of lower priority first",
         "model/consumers.py",
-        "        for priority in self._descending:\n",
-        "        for priority in reversed(self._descending):\n",
+        "            turns = self._awake[self._descending[0]]\n",
+        "            turns = self._awake[self._descending[-1]]\n",
     ),
     Mutation(
         "ignores the priorities of consumers",
         "model/consumers.py",
-        "        self._turns.setdefault(consumer.priority, deque()).append(consumer)\n",
-        "        consumer.priority = 0\n        self._turns.setdefault(consumer.priority, deque()).append(consumer)\n",
+        "            priority = consumer.priority\n            if",
+        "            priority = consumer.priority = 0\n            if",
     ),
     Mutation(
         "releases a delayed message early",

@@ -56,9 +56,14 @@ def definitions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef |
             yield node
 
 
+def is_for_learners(path: Path) -> bool:
+    """True for the tutorials' scripts, and for the programs that learners repair."""
+    return path.parent.name.startswith("plain_") or path.parent.name == "repair"
+
+
 def test_file_names_are_unique() -> None:
     """Each file of mqtool has its own name, apart from commands, whose files have the names that users type."""
-    others = [path for path in SOURCES if not path.parent.name.startswith("plain_") and path.parent.name != "commands"]
+    others = [path for path in SOURCES if not is_for_learners(path) and path.parent.name != "commands"]
     names = Counter(path.name for path in others)
     assert {name for name, count in names.items() if count > 1} <= SHARED_NAMES
 
@@ -75,7 +80,7 @@ def aliases(path: Path) -> Iterator[str]:
 
 def test_class_names_are_unique() -> None:
     """Each public class has its own name, which no alias of a type has; the tutorials' scripts do not count."""
-    own = [path for path in SOURCES if not path.parent.name.startswith("plain_")]
+    own = [path for path in SOURCES if not is_for_learners(path)]
     names = Counter(node.name for path in own for node in tree_of(path).body if isinstance(node, ast.ClassDef))
     assert {name for name, count in names.items() if count > 1 and not name.startswith("_")} == set()
     assert {f"{path.name}: {name}" for path in own for name in aliases(path) if name in names} == set()

@@ -278,6 +278,8 @@ class Server:
             for transport in [connection.transport for connection in each]:
                 transport.abort()
         await asyncio.sleep(0)
+        for vhost in self.broker.vhosts.values():
+            vhost.dead_letters.finish()
         self.broker.ledger.close(self._redelivered())
         log.info("stopped")
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.amqp import Address, Connection, parse_addresses
-from mqtool.broker import choice, readiness, state
+from mqtool.broker import choice, readiness, state, tutorial_broker
 from mqtool.broker.choice import BrokerKind, starter_of
 from mqtool.broker.embedded.model.profile import DEFAULT, Like
 from mqtool.broker.embedded.settings import TLS_OPTIONS, Settings, help_of
@@ -25,7 +25,7 @@ from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import BrokerOptions
-from mqtool.errors import Unavailable, UsageError
+from mqtool.errors import NothingAnswers, Unavailable, UsageError
 from mqtool.spelling import pasteable
 
 part = typer.Typer()
@@ -102,13 +102,14 @@ def up(
             access = access_to(options)
             if (reachable := _reachable(access)) is not None:
                 output.show(f"using the broker at {reachable}")
+                _say_tutorial(access.address.port)
                 return
             if (choice := choose(options.url, options.context, options.call.typed)).is_named:
                 is_here = access.address.host in ("localhost", "127.0.0.1", "::1")
                 how = f"start one at its port: {pasteable('broker up --port=', str(access.address.port))}"
                 if choice.variable:
                     how += f"; or, for the usual port: unset {choice.variable}"
-                raise Unavailable(
+                raise NothingAnswers(
                     f"no broker answers at {access.address} ({choice.reason})",
                     how if is_here else "unset it to start a broker here",
                 )
@@ -267,9 +268,17 @@ def _say_up(started: Started, what: str) -> None:
         # The embedded broker serves the API, but no web page.
         what = "API" if started.kind == BrokerKind.EMBEDDED else "page"
         output.status(f"management {what}: {management} ({_login_hint(started)})")
+    _say_tutorial(parse_addresses(started.url)[0].port)
     choice = choose()
     if not is_same_node(choice.addresses()[0], parse_addresses(started.url)[0]):
         output.notice(f'commands use {choice.description()}; for this broker: eval "$({_env(started)})"')
+
+
+def _say_tutorial(port: int) -> None:
+    """If `tutorial try` runs on another broker, say how commands get there: a learner may have meant that one."""
+    tutorial = tutorial_broker.running()
+    if tutorial is not None and port != tutorial.port:
+        output.notice(tutorial.hint)
 
 
 def _env(started: Started) -> str:

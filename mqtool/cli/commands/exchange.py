@@ -130,6 +130,7 @@ class Bindings:
     "mqtool exchange bind topic_logs audit 'kern.*' '*.critical'",
     "mqtool exchange bind headers_logs pdfs -H format=pdf --match any",
     effect=Effect.CHANGES,
+    meant_by=("bind",),
 )
 def bind(bindings: Bindings, broker: BrokerOptions) -> None:
     """Bind a queue to an exchange."""
@@ -139,7 +140,7 @@ def bind(bindings: Bindings, broker: BrokerOptions) -> None:
             output.status(f"bound {bindings.to} to exchange {bindings.exchange!r}{_by(key)}")
 
 
-@command(app, "mqtool exchange unbind topic_logs audit 'kern.*'", effect=Effect.CHANGES)
+@command(app, "mqtool exchange unbind topic_logs audit 'kern.*'", effect=Effect.CHANGES, meant_by=("unbind",))
 def unbind(bindings: Bindings, broker: BrokerOptions, yes: Yes = False) -> None:
     """Remove bindings, if they exist; matched by key and arguments."""
     access = access_to(broker)

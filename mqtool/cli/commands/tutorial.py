@@ -1,10 +1,12 @@
 """mqtool tutorial."""
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,12 +25,15 @@ from mqtool.cli.display.play_panes import SMALLEST, Panes
 from mqtool.cli.invocation import current
 from mqtool.cli.options.page_options import NoColor, PageOptions
 from mqtool.errors import UsageError
-from mqtool.plays.goals import GOALS
+from mqtool.plays.goals import GOALS, repair_programs
 from mqtool.plays.performing import perform
 from mqtool.spelling import counted
 from mqtool.stage.stage import APART, Play, Stage
 from mqtool.stage.terminal import Guard
 from mqtool.tutorials import pages
+
+#: The goals that are about programs to repair, and belong to no tutorial.
+_REPAIR = "repair"
 
 
 def _hint(word: str) -> str | None:
@@ -66,18 +71,32 @@ def _row(name: str) -> dict[str, str]:
     return {"number": "", "name": name, "title": play.title, "summary": play.story[0].lower() + play.story[1:]}
 
 
-@command(app, "mqtool tutorial show routing", "mqtool tutorial show hello-world --plain > hello.py", effect=Effect.NONE)
+@command(
+    app,
+    "mqtool tutorial show routing",
+    "mqtool tutorial show hello-world --plain > hello.py",
+    "mqtool tutorial show repair --copy-to programs",
+    effect=Effect.NONE,
+)
 def show(
     name: Annotated[
-        str, typer.Argument(help="Name of the tutorial", autocompletion=lambda: [*pages.NAMES], metavar="NAME")
+        str, typer.Argument(help="Name of the tutorial", autocompletion=lambda: [*pages.NAMES, _REPAIR], metavar="NAME")
     ],
     plain: Annotated[
         bool, typer.Option("--plain", "--plain-pika", help="Print a script that does the same without mqtool")
     ] = False,
+    copy_to: Annotated[
+        Path | None, typer.Option("--copy-to", help="With repair: copy its programs here", metavar="DIRECTORY")
+    ] = None,
     no_color: NoColor = False,
 ) -> None:
     """Show a tutorial: picture, story, commands and source."""
     current().no_color = no_color
+    if name == _REPAIR:
+        _show_repair(copy_to)
+        return
+    if copy_to is not None:
+        raise UsageError("--copy-to is for the programs of repair", "--plain prints a tutorial's script")
     name = pages.numbered(name)
     if name in plays.PLAYS and name not in pages.NAMES:
         raise UsageError(f"{name} has no page to read", f"run it: mqtool tutorial run {name}")
@@ -89,6 +108,21 @@ def show(
         screen = layout.terminal()
         if screen.is_terminal and not screen.is_dumb_terminal and page.source.count("\n") >= screen.height // 2:
             output.status(f"To read it page by page: mqtool tutorial show {name} | less")
+
+
+def _show_repair(copy_to: Path | None) -> None:
+    """Print which programs there are to repair, or copy them to a directory."""
+    if copy_to is None:
+        rows = [{"program": name, "summary": summary} for name, summary in repair_programs.summaries().items()]
+        layout.show_rows(rows, ("program", "summary"))
+        output.status(f"To get them: mqtool tutorial show {_REPAIR} --copy-to DIRECTORY")
+        return
+    new, kept = repair_programs.copy_to(copy_to)
+    for path in new:
+        output.show(str(path))
+    if kept:
+        output.notice(f"not replaced, because they were there already: {', '.join(map(str, kept))}")
+    output.status(f"To run one, with a Python that has pika: {sys.executable} {(new or kept)[0]}")
 
 
 @command(

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -14,7 +15,8 @@ import typer
 from mqtool import plays
 from mqtool.address import without_passwords
 from mqtool.amqp import TlsFiles, parse_addresses
-from mqtool.broker import ports
+from mqtool.broker import background, ports, tutorial_broker
+from mqtool.broker.tutorial_broker import AnnouncedBroker
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.chosen_broker import choose, is_same_node
@@ -36,7 +38,10 @@ from mqtool.tutorials import pages
 
 part = typer.Typer()
 
-_HINT_KEYS, _AGAIN, _SKIP = ("\r", "\n", "h"), "r", "s"
+_HINT_KEYS, _AGAIN, _SKIP, _QUIT = ("\r", "\n", "h"), "r", "s", "q"
+_REACHED = "reached"
+#: The goals that are about programs to repair, and belong to no tutorial.
+_REPAIR = "repair"
 
 
 @command(
@@ -81,10 +86,8 @@ def try_(
             f"there are no goals for {tutorial!r}",
             did_you_mean(tutorial, tuple(GOALS), f"tutorials with goals: {', '.join(GOALS)}"),
         )
-    if again:
-        reached_goals.forget(tutorial)
     done = reached_goals.load().get(tutorial, [])
-    left = [each for each in GOALS[tutorial] if each.name not in done]
+    left = [each for each in GOALS[tutorial] if again or each.name not in done]
     if not left:
         output.status(
             f"You have reached all goals of {tutorial}. 'mqtool tutorial try {tutorial} --again' starts again."
@@ -99,12 +102,14 @@ def try_(
             broker = ShownBroker(place.broker.find, place.broker.vhost, place.title)
             shown = ending.enter_context(PlayPage([], broker=broker, port=page.port, open_page=page.open_page))
         try:
-            _try(tutorial, left, place, shown)
+            is_over = _try(tutorial, left, place, shown)
         except KeyboardInterrupt:
-            output.notice(f"Stopped. To continue: mqtool tutorial try {tutorial}")
-        finally:
-            if place.first:
-                output.notice("In each of your other terminals, type now: unset AMQP_URL")
+            is_over = False
+        if not is_over:
+            output.notice(f"Stopped. {_counted(tutorial)} To continue: mqtool tutorial try {tutorial}")
+        if place.first:
+            when = "Type now" if is_over else "If you do not continue, type"
+            output.notice(f"{when} in each of your other terminals: unset AMQP_URL")
 
 
 class _Place(NamedTuple):
@@ -124,20 +129,44 @@ class _Place(NamedTuple):
 
 
 def _list() -> None:
+    """List the goals: a line for each tutorial on a terminal, otherwise a line for each goal."""
     done = reached_goals.load()
-    is_read = output.is_terminal(1)
+    if output.is_terminal(1):
+        for_people = [
+            {
+                "tutorial": tutorial,
+                "reached": f"{sum(goal.name in done.get(tutorial, ()) for goal in goals)} of {len(goals)}",
+                "goals": ", ".join("✓ " * (goal.name in done.get(tutorial, ())) + goal.name for goal in goals),
+            }
+            for tutorial, goals in GOALS.items()
+        ]
+        layout.show_rows(for_people, ("tutorial", "reached", "goals"))
+        left = _first_left([*GOALS])
+        how = "To continue:" if any(done.values()) else "To begin:"
+        output.status(f"{how} mqtool tutorial try {left}" if left else "You have reached all of them.")
+        return
     rows = [
         {"tutorial": tutorial, "goal": goal.name, "reached": "✓" if goal.name in done.get(tutorial, ()) else ""}
         for tutorial, goals in GOALS.items()
         for goal in goals
     ]
     layout.show_rows(rows, ("tutorial", "goal", "reached"))
-    if is_read:
-        left = next((row["tutorial"] for row in rows if not row["reached"]), None)
-        output.status(f"To continue: mqtool tutorial try {left}" if left else "You have reached all of them.")
 
 
-def _try(tutorial: str, left: list[Goal], place: _Place, page: PlayPage | None) -> None:
+def _first_left(tutorials: list[str]) -> str | None:
+    """Return the first of these tutorials that has goals which were not reached; None if there is none."""
+    done = reached_goals.load()
+    return next((each for each in tutorials if any(goal.name not in done.get(each, ()) for goal in GOALS[each])), None)
+
+
+def _counted(tutorial: str) -> str:
+    """Say how many of a tutorial's goals were reached, in this run or before."""
+    done = reached_goals.load().get(tutorial, [])
+    return f"{sum(each.name in done for each in GOALS[tutorial])} of {counted(len(GOALS[tutorial]), 'goal')} reached."
+
+
+def _try(tutorial: str, left: list[Goal], place: _Place, page: PlayPage | None) -> bool:
+    """Let the learner try goals, one after the other; return False if they quit."""
     lines, goals = GoalLines(page), GOALS[tutorial]
     title, story = (play.title, play.story) if (play := plays.PLAYS.get(tutorial)) else REPAIR
     with (
@@ -148,12 +177,18 @@ def _try(tutorial: str, left: list[Goal], place: _Place, page: PlayPage | None) 
     ):
         if place.first:
             lines.note(f"In each of your other terminals, type first:\n  {place.first}")
+            lines.note("A program of your own has to connect to that URL as well: in Python, os.environ['AMQP_URL'].")
         else:
             lines.note(
                 f"The broker is at {place.address}, where mqtool looks by default. In a terminal where MQTOOL_URL or "
                 f"AMQP_URL is set, type first:\n  unset MQTOOL_URL AMQP_URL"
             )
-        reached, is_tried = 0, False
+        if tutorial == _REPAIR:
+            lines.note(
+                f"To get the programs, and to run one with a Python that has pika:\n"
+                f"  mqtool tutorial show {_REPAIR} --copy-to programs\n  {sys.executable} programs/{left[0].program}"
+            )
+        is_tried = False
         for goal in left:
             if why := why_not(goal, place.broker):
                 lines.note(f"Not on this broker: {goal.ask} ({why}.)")
@@ -161,16 +196,19 @@ def _try(tutorial: str, left: list[Goal], place: _Place, page: PlayPage | None) 
             is_tried = True
             trial.prepare(goal)  # before it is printed: from then on, the learner may do something
             lines.begin(goal, goals.index(goal) + 1, len(goals))
-            if _is_reached(goal, trial, lines):
+            outcome = _outcome(goal, trial, lines)
+            if outcome == _QUIT:
+                return False
+            if outcome == _REACHED:
                 reached_goals.add(tutorial, goal)
-                reached += 1
-        lines.note(f"{counted(reached, 'goal')} reached. {_next(tutorial)}")
+        lines.note(f"{_counted(tutorial)} {_next(tutorial)}")
         if is_tried:
             lines.end(place.end)
+    return True
 
 
-def _is_reached(goal: Goal, trial: Trial, lines: GoalLines) -> bool:
-    """Let the learner try one goal, which is prepared; return False to skip it."""
+def _outcome(goal: Goal, trial: Trial, lines: GoalLines) -> str:
+    """Let the learner try one goal, which is prepared; return _REACHED, or the key that skips it or quits."""
     hints = 0
     while True:
         for finding in trial.findings(goal):
@@ -180,12 +218,12 @@ def _is_reached(goal: Goal, trial: Trial, lines: GoalLines) -> bool:
             if key and key in _HINT_KEYS:
                 lines.hint(goal, min(hints, len(goal.hints) - 1))
                 hints += 1
-            elif key == _SKIP:
-                return False
+            elif key in (_SKIP, _QUIT):
+                return key
             elif key == _AGAIN:
                 break
         else:
-            return True
+            return _REACHED
         deleted = trial.prepare_again(goal)
         made = f" Deleted: {', '.join(map(repr, deleted))}." if deleted else ""
         lines.note(f"This goal begins again.{made}")
@@ -195,27 +233,35 @@ def _next(tutorial: str) -> str:
     done = reached_goals.load().get(tutorial, [])
     if any(each.name not in done for each in GOALS[tutorial]):
         return f"To try the others: mqtool tutorial try {tutorial}"
-    later = [*GOALS][[*GOALS].index(tutorial) + 1 :]
-    return f"Next: mqtool tutorial try {later[0]}" if later else "To see them all: mqtool tutorial try"
+    names = [*GOALS]
+    at = names.index(tutorial) + 1
+    left = _first_left(names[at:] + names[:at])
+    return f"Next: mqtool tutorial try {left}" if left else "You have reached the goals of all tutorials."
 
 
 @contextmanager
 def _own_broker(guard: Guard) -> Iterator[_Place]:
-    """Context manager: run an embedded broker, on the usual ports if they are free."""
-    port = ports.choose(None, (ports.AMQP,))
-    management_port = ports.choose(None, ports.usual_management(None, port))
-    stream_port = ports.choose(None, (ports.STREAMS,))
+    """Context manager: run an embedded broker, on the ports of the last one or the usual ones if they are free."""
+    last = tutorial_broker.last()
+    port = ports.choose(None, [*([last.port] if last else []), ports.AMQP])
+    is_same = last is not None and last.port == port  # else the management API is at the usual distance
+    usual = [last.management_port] if last and is_same else ports.usual_management(None, port)
+    management_port = ports.choose(None, usual)
+    stream_port = ports.choose(None, [*([last.stream_port] if last else []), ports.STREAMS])
+    shown = f"amqp://{ports.HOST}:{port}"
+    own = background.started(os.getpid())
+    known = AnnouncedBroker(port, management_port, stream_port, _way(shown), own.pid, own.born)
     with (
         tempfile.TemporaryDirectory(prefix="mqtool-try-") as scratch,
         embedded_broker(Path(scratch) / "broker", guard, stream_port, port=port, management_port=management_port) as (
             url,
             management,
         ),
+        tutorial_broker.announced(known),
     ):
         access = Access(parse_addresses(url), TlsFiles(), management)
         found = choose().addresses()[0]
         is_found = is_same_node(found, access.address) and found.virtual_host == "/"
-        shown = f"amqp://{ports.HOST}:{port}"
         first = "" if is_found else _way(shown)
         broker = TrialBroker(api_of(management), "/", access.connect, is_embedded=True, way=first)
         yield _Place(broker, first, shown, "a broker started by mqtool", "the broker stops")

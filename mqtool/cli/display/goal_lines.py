@@ -3,6 +3,8 @@
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING
 
+import typer
+
 from mqtool.cli.display import output
 from mqtool.cli.display.play_lines import PlayLines, TypingPace
 from mqtool.plays.goals.goal import Goal
@@ -13,7 +15,9 @@ if TYPE_CHECKING:
 
 _KEYS = "Work in other terminals. Here: Enter or h: hint · r: begin this goal again · s: skip it · q: quit"
 #: What each hint is called.
-_HINTS = ("think", "concept", "command")
+_HINTS = ("think", "concept", "commands")
+#: Which of the hints has commands, on lines of their own.
+_COMMAND = 2
 
 
 class GoalLines:
@@ -45,7 +49,7 @@ class GoalLines:
 
     def found(self, finding: TrialFinding) -> None:
         """Show what `try` has found on the broker, or done to it."""
-        text = output.one_line(finding.text)
+        text = "\n".join(map(output.one_line, finding.text.split("\n")))
         for shown in (self._lines, self._page) if self._page is not None else (self._lines,):
             if finding.kind == "reached":
                 shown.right(text)
@@ -54,7 +58,8 @@ class GoalLines:
 
     def hint(self, goal: Goal, number: int) -> None:
         """Show a hint."""
-        self._lines.note(f"{_HINTS[number]}: {goal.hints[number]}")
+        text = goal.hints[number]
+        self._lines.note(f"{_HINTS[number]}:{' ' if number < _COMMAND else chr(10)}{text}")
 
     def note(self, text: str) -> None:
         """Print a note."""
@@ -67,9 +72,9 @@ class GoalLines:
             return
         self._pace.forget_keys()
         self._lines.note(f"End the commands in your other terminals (Ctrl-C), and press Enter here: {what}.")
-        with suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt, typer.Exit):  # Ctrl-C and q
             self._pace.wait(what)
 
     def key(self) -> str:
-        """Return the key that was pressed since the last call; "" if none. Raises Exit on q."""
-        return self._pace.key(0).decode("ascii", "replace").lower()
+        """Return the key that was pressed since the last call; "" if none, or if it is one of a word's."""
+        return self._pace.lone_key().decode("ascii", "replace").lower()

@@ -61,6 +61,8 @@ def _said(values: Sequence[float], unit: str) -> str:
 _READ_PER_SECOND = 22.0
 _SHORTEST = 1.5
 _ENOUGH = (b"\n", b"\r", b" ")
+#: Between two keys of a word, in seconds, somebody who types it rarely waits longer.
+_TYPING = 0.4
 
 
 class TypingPace:
@@ -98,6 +100,19 @@ class TypingPace:
         if key in (b"q", b"Q"):
             raise typer.Exit
         return key
+
+    def lone_key(self) -> bytes:
+        """Return the key that was pressed, if any; b"" if others are pressed right before or after it.
+
+        So a command that is typed or pasted into the wrong terminal does nothing. Does not raise Exit on q.
+        """
+        pressed = set[bytes]()
+        while self._keys and select.select([0], [], [], _TYPING if pressed else 0)[0]:
+            keys = os.read(0, 1024)
+            if not keys:  # end of input
+                self.asks = self._keys = False
+            pressed |= {keys[number : number + 1] for number in range(len(keys))}
+        return pressed.pop() if len(pressed) == 1 else b""
 
     def listening(self) -> AbstractContextManager[None]:
         """Return a context manager that reads single keys without echoing them."""

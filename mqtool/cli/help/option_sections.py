@@ -13,10 +13,12 @@ class Section(NamedTuple):
     Attributes:
         topic: the help topic that lists all of the section's options.
         common: the options that --help shows; the others are shown by --help-all and by the topic.
+        foremost: the option that --help names first among the others, if the command has it.
     """
 
     topic: str
     common: frozenset[str]
+    foremost: str = ""
 
     def shows(self, flags: Collection[str]) -> bool:
         """Return True if --help shows the option with these flags."""
@@ -41,5 +43,5 @@ SECTIONS = {
             | {"--vary"}
         ),
     ),
-    "Broker": Section("connection", frozenset({"--url", "--context"})),
+    "Broker": Section("connection", frozenset({"--url", "--context"}), "--protocol"),
 }

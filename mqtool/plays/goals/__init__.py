@@ -38,4 +38,4 @@ GOALS: dict[str, tuple[Goal, ...]] = {
     "repair": repair_goals.GOALS,
 }
 #: The title and the story of the goals "repair", which belong to no tutorial.
-REPAIR = ("Repair", "Short programs with one defect each, which you find in examples/repair.")
+REPAIR = ("Repair", "Short programs with one defect each.")

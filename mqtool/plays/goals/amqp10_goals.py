@@ -5,6 +5,7 @@ from collections import Counter
 from mqtool.plays.goals import mistakes
 from mqtool.plays.goals.goal import Goal, Said
 from mqtool.plays.goals.seen import AMQP_0_9_1, AMQP_1_0, Seen, SeenCopy, SeenDelivery
+from mqtool.spelling import counted
 
 _HELLO, _TASKS, _JOBS, _DEAD = "hello", "task_queue", "jobs", "jobs.dlq"
 _FEW = 4
@@ -75,7 +76,7 @@ _TWO_PROTOCOLS = Goal(
         "Does a queue know which protocol its messages came over?",
         "An address of AMQP 1.0, /queues/hello, names the same queue that AMQP 0-9-1 clients use. RabbitMQ converts "
         "its messages.",
-        "mqtool send --protocol amqp1.0 'Hello World!' and then: mqtool receive",
+        "one after the other:\n  mqtool send --protocol amqp1.0 'Hello World!'\n  mqtool receive",
     ),
     only_embedded=_NO_PROTOCOLS,
     over_amqp10=True,
@@ -122,7 +123,7 @@ _RELEASED = Goal(
         "AMQP 1.0?",
         "Outcomes: the broker settles each message of a publisher as accepted, rejected, or, if no queue gets it, "
         "released.",
-        "mqtool send --protocol amqp1.0 -e amq.direct -r helo 'Hello?'",
+        "  mqtool send --protocol amqp1.0 -e amq.direct -r helo 'Hello?'",
     ),
     only_embedded=_NO_OUTCOMES,
     over_amqp10=True,
@@ -136,7 +137,9 @@ def _shared(seen: Seen) -> str:
     over_1_0, over_0_9_1 = done[AMQP_1_0], done[AMQP_0_9_1]
     if over_1_0 + over_0_9_1 < _FEW or not over_1_0 or not over_0_9_1:
         return ""
-    return f"Of {over_1_0 + over_0_9_1} tasks, {over_1_0} were done over AMQP 1.0, and {over_0_9_1} over AMQP 0-9-1."
+    return (
+        f"{counted(over_1_0, 'task')} over AMQP 1.0, and {counted(over_0_9_1, 'task')} over AMQP 0-9-1: all are done."
+    )
 
 
 def _few_tasks(seen: Seen) -> str:
@@ -170,9 +173,10 @@ _SHARED = Goal(
         "How could you move the workers of a queue to AMQP 1.0, one after the other, while the others go on?",
         "A queue gives its messages to all its consumers in turn, whatever protocol they use. The credit of AMQP 1.0 "
         "limits them as the prefetch count of AMQP 0-9-1 does.",
-        "mqtool worker --protocol amqp1.0 and, in another terminal, mqtool worker; then: "
-        "printf '%s\\n' a. b. c. d. | mqtool new-task -l",
+        "in two terminals:\n  mqtool worker --protocol amqp1.0\n  mqtool worker\n"
+        "in a third one:\n  printf '%s\\n' a. b. c. d. | mqtool new-task -l",
     ),
+    patient=(_few_tasks,),
     only_embedded=_NO_PROTOCOLS,
     over_amqp10=True,
 )
@@ -231,8 +235,10 @@ _OUTCOMES = Goal(
         "A receiver cannot do a job. When should the job come again, and when should it not?",
         "Outcomes: accepted removes a message; released requeues it; rejected drops or dead-letters it; modified can "
         "do either.",
-        "mqtool tutorial show amqp10-work-queues --plain prints a worker with RabbitMQ's client. In it, call "
-        "context.requeue() to release, and context.discard() to reject.",
+        "any client of AMQP 1.0 will do. RabbitMQ's client for Python, and a worker that uses it:\n"
+        "  pip install --pre rabbitmq-amqp-python-client\n"
+        "  mqtool tutorial show amqp10-work-queues --plain > worker.py\n"
+        "in the worker, call context.requeue() to release, and context.discard() to reject",
     ),
     queues={_DEAD: {}, _JOBS: {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": _DEAD}},
     only_embedded=_NO_OUTCOMES,

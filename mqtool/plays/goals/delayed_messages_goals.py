@@ -71,7 +71,8 @@ _OVERTAKEN = Goal(
         "A queue is first in, first out. Where can a message wait, so that others pass it?",
         "An x-delayed-message exchange holds messages back until they are due; or each delay has a wait queue of its "
         "own.",
-        "mqtool receive-delayed; then: mqtool send-delayed --delay 6s first; mqtool send-delayed --delay 2s second",
+        "in one terminal:\n  mqtool receive-delayed\nin another one:\n  mqtool send-delayed --delay 6s first\n"
+        "  mqtool send-delayed --delay 2s second",
     ),
     only_embedded="RabbitMQ does not report when a message is held back, or dead-lettered",
 )

@@ -15,19 +15,21 @@ Said = Callable[[Seen], str]
 
 @dataclass(frozen=True)
 class TrialFault:
-    """What `try` does to the broker once, in the middle of a goal.
+    """What `try` does to the broker in the middle of a goal.
 
     Attributes:
         name: "restart" (of the broker), or "cut" (the connection that `target` returns).
         when: returns True when it is time.
         say: what has been done, as a sentence; {} stands for what it was done to.
         target: returns a connection.
+        is_repeated: True if it is done each time when `when` returns True, and not only once.
     """
 
     name: str
     when: Callable[[Seen], bool]
     say: str
     target: Callable[[Seen], str] = field(default=lambda _: "")
+    is_repeated: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,16 @@ class Goal:
         ask: what to bring about, in one to three sentences.
         reached: returns the proof that the goal was reached, "" until then.
         mistakes: say what is wrong or missing. The first one that says something is shown.
-        hints: a question that makes the learner think; the concept, by its name in the official tutorial; a command.
+        patient: those of the mistakes that are shown only after some seconds without any event, because what is
+            missing may be on its way.
+        hints: a question that makes the learner think; the concept, by its name in the official tutorial; commands,
+            each on a line of its own, which begins with two spaces.
         queues, bindings: what is declared before the goal begins: queues with their arguments, and bindings as
             exchange, type, key and queue.
         fault: what `try` does meanwhile, if anything.
         only_embedded: why the goal cannot be seen on RabbitMQ, as a clause; empty if it can.
         over_amqp10: True if the learner needs a broker that speaks AMQP 1.0.
-        program: the program in examples/repair that the learner has to mend; empty for none.
+        program: the program in mqtool/plays/repair that the learner has to mend; empty for none.
     """
 
     name: str
@@ -55,6 +60,7 @@ class Goal:
     hints: tuple[str, str, str]
     queues: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     bindings: tuple[tuple[str, str, str, str], ...] = ()
+    patient: tuple[Said, ...] = ()
     fault: TrialFault | None = None
     only_embedded: str = ""
     over_amqp10: bool = False

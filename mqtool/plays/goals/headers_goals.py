@@ -68,8 +68,10 @@ _ALL_OR_ANY = Goal(
     (
         "A routing key is one word or a row of words. What if the attributes of a message have no order?",
         "The headers exchange ignores the routing key. The binding argument x-match says 'all' (by default) or 'any'.",
-        "mqtool receive-log headers --match all format=pdf type=report; the same with --match any; "
-        "mqtool emit-log headers -H format=pdf -H type=log hi",
+        "in two terminals:\n  mqtool receive-log headers --match all format=pdf type=report\n"
+        "  mqtool receive-log headers --match any format=pdf type=report\n"
+        "in a third one:\n  mqtool emit-log headers -H format=pdf -H type=report both\n"
+        "  mqtool emit-log headers -H format=pdf -H type=log one",
     ),
 )
 

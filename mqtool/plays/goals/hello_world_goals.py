@@ -33,8 +33,9 @@ _WAITS = Goal(
     ),
     (
         "A letter comes while nobody is at home. Where is it until somebody is?",
-        "The queue: it stores messages until a consumer gets them. Sender and receiver need not run at the same time.",
-        "mqtool send 'Hello World!' and then, in another terminal: mqtool receive",
+        "The queue: it stores a message until a consumer has got and acknowledged it. Sender and receiver need not run "
+        "at the same time.",
+        "in one terminal:\n  mqtool send 'Hello World!'\nand then, in another one:\n  mqtool receive",
     ),
 )
 
@@ -47,7 +48,9 @@ def _in_order(seen: Seen) -> str:
         is_one = len({copy.receiver for copy in three}) == 1
         if is_one and delivered == sorted(delivered) and not any(copy.waited for copy in three):
             bodies = ", ".join(str(copy.message) for copy in three)
-            return f"{seen.called(first.receiver)} was waiting, and got {bodies} at once, in this order."
+            return (
+                f"{seen.called(first.receiver)} was waiting, and got {bodies} as soon as each was sent, in this order."
+            )
     return ""
 
 
@@ -89,8 +92,9 @@ _AT_ONCE = Goal(
     (
         "Does a receiver have to ask again and again whether there is a message?",
         "A consumer subscribes once; then the broker pushes messages to it, in the order of the queue.",
-        "mqtool receive in one terminal; in another, three times: mqtool send 'Hello World!'",
+        "in one terminal:\n  mqtool receive\nin another one, three times:\n  mqtool send 'Hello World!'",
     ),
+    patient=(_too_few,),
 )
 
 
@@ -128,7 +132,7 @@ _NO_QUEUE = Goal(
     (
         "Who would have to notice that a message has no queue: the sender, the receiver, or the broker?",
         "The default exchange routes to the queue whose name is the routing key; what no queue gets is dropped.",
-        "mqtool send -e '' -r no-such-queue --no-mandatory 'Hello?'",
+        "  mqtool send -e '' -r no-such-queue --no-mandatory 'Hello?'",
     ),
     only_embedded="RabbitMQ does not report whether a message was returned",
 )

@@ -3,17 +3,26 @@
 from mqtool.plays.goals.goal import Said
 from mqtool.plays.goals.seen import Seen, SeenMessage
 
+#: After this many milliseconds, a message that is not acknowledged is mentioned.
+_HELD = 5000
+
+
+def _is_reply(message: SeenMessage) -> bool:
+    """True if it was published for a server-named queue, or as a direct reply: nobody typed its address."""
+    return not message.exchange and (message.routing_key.startswith("amq.") or bool(message.reply_to))
+
 
 def not_sent_to(queue: str) -> Said:
     """A message was published, but not to this queue."""
 
     def said(seen: Seen) -> str:
-        elsewhere = [each for each in seen.messages if queue not in each.queues]
+        elsewhere = [each for each in seen.messages if queue not in each.queues and not _is_reply(each)]
         if not elsewhere or seen.copies_in(queue):
             return ""
         message = elsewhere[-1]
-        if known := sorted(message.queues & seen.queues.keys()):
-            return f"{message} went to the queue {known[0]!r}, not to {queue!r}."
+        # RabbitMQ's firehose names a queue for every message to the default exchange, even if there is none.
+        if queues := message.queues & seen.queues.keys() if seen.looks else message.queues:
+            return f"{message} went to the queue {min(queues)!r}, not to {queue!r}."
         if message.exchange:
             return f"{message} was published to the exchange {message.exchange!r}, which has no queue for it."
         return f"{message} was published with the routing key {message.routing_key!r}, and there is no such queue."
@@ -25,9 +34,10 @@ def not_published_to(exchange: str) -> Said:
     """A message was published, but not to this exchange."""
 
     def said(seen: Seen) -> str:
-        if not seen.messages or seen.published_to(exchange):
+        published = [each for each in seen.messages if not _is_reply(each)]
+        if not published or seen.published_to(exchange):
             return ""
-        message = seen.messages[-1]
+        message = published[-1]
         if not exchange:
             return f"{message} was published to the exchange {message.exchange!r}, not to the default exchange ('')."
         if not message.exchange:
@@ -71,12 +81,32 @@ def not_acknowledged(queue: str) -> Said:
 
     def said(seen: Seen) -> str:
         held = next((copy for copy in seen.copies_in(queue) if copy.is_held), None)
-        return f"{held.message} was delivered, and has not been acknowledged yet." if held else ""
+        if held is None:
+            return ""
+        return (
+            f"{held.message} was delivered, and has not been acknowledged yet. Its receiver has to acknowledge it "
+            "(basic.ack), or to consume with automatic acknowledgement."
+        )
 
     return said
 
 
-def not_done(queue: str) -> Said:
+def never_acknowledged(queue: str) -> Said:
+    """A receiver has had a message for some seconds, and has not acknowledged any."""
+
+    def said(seen: Seen) -> str:
+        copies = seen.copies_in(queue)
+        held = next((copy for copy in copies if copy.is_held), None)
+        if held is None or any(copy.acknowledged for copy in copies):
+            return ""
+        if seen.milliseconds - held.deliveries[-1].milliseconds < _HELD:
+            return ""
+        return f"{held.message} was delivered more than {_HELD // 1000} s ago, and is not acknowledged."
+
+    return said
+
+
+def not_done(queue: str, advice: str = "") -> Said:
     """A receiver acknowledged a message, and published it again before: for a retry, for example."""
 
     def said(seen: Seen) -> str:
@@ -85,7 +115,7 @@ def not_done(queue: str) -> Said:
                 where = again.routing_key or again.exchange
                 return (
                     f"{copy.message} was not done: {seen.called(copy.receiver)} published it again, to {where!r}, and "
-                    "then acknowledged it, as for a retry."
+                    f"then acknowledged it, as for a retry.{advice and ' '}{advice}"
                 )
         return ""
 

@@ -43,7 +43,8 @@ _NOBODY_LISTENS = Goal(
     (
         "Where could the exchange keep a log until somebody wants it?",
         "Exchanges do not store messages: if no queue is bound, the message is lost.",
-        "mqtool emit-log fanout one; then, elsewhere: mqtool receive-log fanout; then: mqtool emit-log fanout two",
+        "in one terminal:\n  mqtool emit-log fanout one\nthen, in another one:\n  mqtool receive-log fanout\n"
+        "then, in the first one again:\n  mqtool emit-log fanout two",
     ),
 )
 
@@ -52,7 +53,9 @@ def _two_copies(seen: Seen) -> str:
     for message in seen.published_to(_LOGS):
         if len({*message.receivers}) >= 2:
             receivers = " and ".join(seen.called(each) for each in dict.fromkeys(message.receivers))
-            return f"{message} was copied into {len(message.queues)} queues: {receivers} got it."
+            unread = sorted(copy.queue for copy in message.copies if not copy.received)
+            left = f" Nobody receives from {', '.join(map(repr, unread))}, which is bound, too." if unread else ""
+            return f"{message} was copied into {len(message.queues)} queues: {receivers} got it.{left}"
     return ""
 
 
@@ -79,8 +82,8 @@ _TWO_COPIES = Goal(
     (
         "In the last tutorial, two workers shared a queue, and each task reached one of them. How many queues now?",
         "Temporary queues: each receiver binds a queue of its own to the exchange, and gets a copy of each message.",
-        "mqtool receive-log fanout > logs.log and, elsewhere: mqtool receive-log fanout; then: mqtool emit-log "
-        "fanout hi",
+        "in two terminals:\n  mqtool receive-log fanout > logs.log\n  mqtool receive-log fanout\n"
+        "in a third one:\n  mqtool emit-log fanout hi",
     ),
 )
 

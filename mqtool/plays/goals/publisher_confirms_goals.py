@@ -2,7 +2,7 @@
 
 from mqtool.plays.goals import mistakes
 from mqtool.plays.goals.goal import Goal
-from mqtool.plays.goals.seen import AMQP_1_0, Seen
+from mqtool.plays.goals.seen import AMQP_1_0, Seen, SeenCopy, SeenMessage
 
 _ORDERS = "orders"
 
@@ -56,7 +56,7 @@ _RETURNED = Goal(
     (
         "The broker confirms a message that it could not route to any queue. How could it say more?",
         "The flag mandatory: the broker returns (basic.return) what no queue gets, and then confirms it.",
-        "mqtool send -e '' -r helo 'Hello?'",
+        "  mqtool send -e '' -r helo 'Hello?'",
     ),
     only_embedded="RabbitMQ does not report whether a message was returned",
 )
@@ -65,9 +65,20 @@ _RETURNED = Goal(
 def _again(seen: Seen) -> str:
     for first in seen.lost("refused"):
         again = [copy for copy in seen.copies_in(_ORDERS) if copy.message.body == first.body and copy.at > first.at]
-        if first.confirms and again:
+        if first.confirms and any(_has_made_room(seen, first, each) for each in again):
             return f"The broker refused {first} (basic.nack); it was published again, and reached 'orders'."
     return ""
+
+
+def _has_made_room(seen: Seen, first: SeenMessage, again: SeenCopy) -> bool:
+    """True if an order was received between a refusal and the message that was published again."""
+    received = [copy.deliveries[-1].ended_at for copy in seen.copies_in(_ORDERS) if copy.received and copy.deliveries]
+    return any(first.at < moment < again.at for moment in received)
+
+
+def _purged(seen: Seen) -> str:
+    gone = mistakes.thrown_away(_ORDERS)(seen)
+    return f"{gone} Press r to begin this goal again." if gone else ""
 
 
 def _not_told(seen: Seen) -> str:
@@ -82,6 +93,9 @@ def _not_told(seen: Seen) -> str:
 def _gave_up(seen: Seen) -> str:
     refused = seen.lost("refused")
     if not refused:
+        return ""
+    last = refused[-1]
+    if any(copy.message.body == last.body and copy.at > last.at for copy in seen.copies_in(_ORDERS)):
         return ""
     if any(not copy.end for copy in seen.copies_in(_ORDERS)):
         return f"The broker refused {refused[-1]} (basic.nack): 'orders' is full. Receive what is there first."
@@ -99,13 +113,13 @@ _NACKED = Goal(
     "refused, "
     "receive the first, and publish the second again.",
     _again,
-    (_not_told, _gave_up, mistakes.not_sent_to(_ORDERS), _room),
+    (_purged, _not_told, _gave_up, mistakes.not_sent_to(_ORDERS), _room),
     (
         "If publishing a message ends without an error, where is the message?",
         "Negative acknowledgement (basic.nack): the broker could not take the message. The publisher has to send it "
         "again.",
-        "mqtool send -q orders one; mqtool send -q orders two (it exits with 75); mqtool receive -q orders -c 1; "
-        "mqtool send -q orders two",
+        "one after the other (the second one fails):\n  mqtool send -q orders one\n  mqtool send -q orders two\n"
+        "  mqtool receive -q orders -c 1\n  mqtool send -q orders two",
     ),
     queues={_ORDERS: {"x-max-length": 1, "x-overflow": "reject-publish"}},
     only_embedded="RabbitMQ does not report whether a queue has refused a message",

@@ -31,10 +31,3 @@ def add(tutorial: str, goal: Goal) -> None:
         (state.home() / _FILE).write_text(json.dumps(known, indent=2) + "\n")
     except OSError as error:
         raise MqtoolError(f"cannot write {state.home() / _FILE}: {error.strerror}") from error
-
-
-def forget(tutorial: str) -> None:
-    """Begin a tutorial again: none of its goals was reached."""
-    known = load()
-    if known.pop(tutorial, None):
-        (state.home() / _FILE).write_text(json.dumps(known, indent=2) + "\n")

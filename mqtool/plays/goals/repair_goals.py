@@ -1,36 +1,22 @@
-"""Goals that are reached by mending a program: each in examples/repair has one defect."""
+"""Goals that are reached by mending a program: each in mqtool/plays/repair has one defect."""
 
 from mqtool.plays.goals import mistakes
 from mqtool.plays.goals.goal import Goal, TrialFault
-from mqtool.plays.goals.seen import Seen, SeenCopy, SeenMessage
+from mqtool.plays.goals.seen import Seen, SeenCopy, SeenMessage, is_topology_known
 
 _PAYMENTS = "payments"
 #: The program works on a payment for two seconds. If it is acknowledged after fewer milliseconds than this, it was too
 #: early.
 _TAKING = 1500
+#: The connection is cut once a worker has had a payment for this many milliseconds. A hasty worker has acknowledged it
+#: by then.
+_A_WHILE = 300
+_MEND = "End the program, mend it, run it, and send three payments again."
 
 
-def _working(seen: Seen) -> list[SeenCopy]:
-    """The payments that a worker got first, if there are three of them."""
-    copies = seen.copies_in(_PAYMENTS)
-    return [copy for copy in copies if copy.deliveries] if len(copies) >= 3 else []
-
-
-def _connection_of(seen: Seen) -> str:
-    return _working(seen)[0].receiver.rpartition(" (")[0]
-
-
-def _none_lost(seen: Seen) -> str:
-    copies = seen.copies_in(_PAYMENTS)
-    cut = [copy for copy in copies if any(each.end == "requeued: lost" for each in copy.deliveries)]
-    if not seen.acted or not cut or not all(copy.acknowledged and not copy.is_early for copy in copies):
-        return ""
-    if any(_is_hasty(copy) for copy in copies):
-        return ""
-    return (
-        f"{cut[0].message} was lost with its connection and came again. All {len(copies)} payments are acknowledged, "
-        "none of them before there was time to take it."
-    )
+def _wrong(copy: SeenCopy) -> bool:
+    """True if the worker would have lost the payment, because it was acknowledged too early."""
+    return copy.is_early or _is_hasty(copy)
 
 
 def _is_hasty(copy: SeenCopy) -> bool:
@@ -38,14 +24,52 @@ def _is_hasty(copy: SeenCopy) -> bool:
     return copy.acknowledged and copy.deliveries[-1].held_milliseconds < _TAKING
 
 
+def _payments(seen: Seen) -> list[SeenCopy]:
+    """The payments since the last one that was acknowledged too early: a program that was mended is judged anew."""
+    copies = seen.copies_in(_PAYMENTS)
+    wrong = [number for number, copy in enumerate(copies) if _wrong(copy)]
+    return copies[wrong[-1] + 1 :] if wrong else copies
+
+
+def _working(seen: Seen) -> list[SeenCopy]:
+    """The payments that a worker has had for a while and not acknowledged, if there are three payments."""
+    copies = _payments(seen)
+    held = [copy for copy in copies if copy.is_held]
+    since = [seen.milliseconds - copy.deliveries[-1].milliseconds for copy in held]
+    return held if len(copies) >= 3 and max(since, default=0) > _A_WHILE else []
+
+
+def _may_be_cut(seen: Seen) -> bool:
+    return bool(_working(seen)) and not _cut(seen)
+
+
+def _cut(seen: Seen) -> list[SeenCopy]:
+    """The payments whose worker's connection was cut."""
+    return [copy for copy in _payments(seen) if any(each.end == "requeued: lost" for each in copy.deliveries)]
+
+
+def _connection_of(seen: Seen) -> str:
+    return _working(seen)[0].receiver.rpartition(" (")[0]
+
+
+def _none_lost(seen: Seen) -> str:
+    copies, cut = _payments(seen), _cut(seen)
+    if not seen.acted or not cut or not all(copy.acknowledged for copy in copies):
+        return ""
+    return (
+        f"{cut[0].message} was requeued when its connection was cut, and delivered again. All {len(copies)} payments "
+        "are acknowledged, none of them before there was time to take it."
+    )
+
+
 def _acknowledged_first(seen: Seen) -> str:
     hasty = [copy for copy in seen.copies_in(_PAYMENTS) if _is_hasty(copy)]
     if not hasty:
         return ""
-    seconds = hasty[0].deliveries[-1].held_milliseconds / 1000
+    seconds = hasty[-1].deliveries[-1].held_milliseconds / 1000
     return (
-        f"{hasty[0].message} was acknowledged {seconds:.1f} s after its delivery, before the work on it, which takes "
-        "two seconds: it is lost if the worker ends in between. Mend the program, and press r to begin this goal again."
+        f"{hasty[-1].message} was acknowledged {seconds:.1f} s after its delivery, before the work on it, which takes "
+        f"two seconds: it is lost if the worker ends in between. {_MEND}"
     )
 
 
@@ -54,26 +78,27 @@ def _lost(seen: Seen) -> str:
     if not early:
         return ""
     return (
-        f"{early[0].message} was acknowledged by its delivery: the worker has lost it, if it ends before it is done. "
-        "Mend the program, and press r to begin this goal again."
+        f"{early[-1].message} was acknowledged by its delivery: the worker has lost it, if it ends before it is done. "
+        f"{_MEND}"
     )
 
 
 def _run_again(seen: Seen) -> str:
-    if not seen.acted or all(copy.end for copy in seen.copies_in(_PAYMENTS)):
+    if not seen.acted or all(copy.end for copy in _payments(seen)) or any(copy.is_held for copy in _payments(seen)):
         return ""
     return "Not all payments are taken yet. Run the program again, and let it finish."
 
 
 def _send_three(seen: Seen) -> str:
-    sent = len(seen.copies_in(_PAYMENTS))
+    sent = len(_payments(seen))
     return f"There were {sent} of 3 payments." if 0 < sent < 3 else ""
 
 
 _EARLY_ACK = Goal(
     "early-ack",
-    "examples/repair/early_ack.py loses payments if it ends in the middle. Mend it, run it, and send it three payments "
-    "('mqtool send -q payments'). Its connection will be cut while it works. Run it again: no payment may be lost.",
+    "early_ack.py loses payments if it ends in the middle. Mend it, run it, and send it three payments. "
+    "Its connection will be cut while it works. Run it again: no payment may be lost. To send a payment:\n"
+    "  mqtool send -q payments ann",
     _none_lost,
     (
         _lost,
@@ -81,16 +106,18 @@ _EARLY_ACK = Goal(
         mistakes.not_sent_to(_PAYMENTS),
         _run_again,
         mistakes.nobody_receives(_PAYMENTS),
+        mistakes.never_acknowledged(_PAYMENTS),
         _send_three,
     ),
     (
         "At which moment does the broker forget a payment: when it is delivered, or when it is taken?",
         "Message acknowledgment: with auto_ack, a message counts as done as soon as it is sent to the consumer.",
-        "remove auto_ack=True, and end take() with channel.basic_ack(method.delivery_tag)",
+        "remove auto_ack=True, and end take() with:\n  channel.basic_ack(method.delivery_tag)",
     ),
     queues={_PAYMENTS: {}},
+    patient=(_send_three,),
     fault=TrialFault(
-        "cut", lambda seen: bool(_working(seen)), "The worker's connection was cut. Run it again.", _connection_of
+        "cut", _may_be_cut, "The worker's connection was cut. Run it again.", _connection_of, is_repeated=True
     ),
     only_embedded="RabbitMQ lists a new connection only after some seconds, when it is too late to cut it",
     program="early_ack.py",
@@ -99,22 +126,30 @@ _EARLY_ACK = Goal(
 _PICTURES = "pictures"
 
 
-def _at_a_time(seen: Seen) -> tuple[int, str]:
-    """The largest number of pictures that a worker held at a time, and one of them."""
-    found = [each for copy in seen.copies_in(_PICTURES) for each in copy.deliveries]
-    most, which = 0, ""
-    for copy in seen.copies_in(_PICTURES):
+def _hoarded(seen: Seen) -> tuple[int, SeenCopy | None, int]:
+    """The largest number of pictures that a worker held at a time, one of them, and the last moment when it was so."""
+    copies = seen.copies_in(_PICTURES)
+    found = [each for copy in copies for each in copy.deliveries]
+    most, which, last = 1, None, 0
+    for copy in copies:
         for one in copy.deliveries:
             held = [each for each in found if each.receiver == one.receiver and each.at <= one.at]
             count = sum(not each.ended_at or each.ended_at > one.at for each in held)
+            last = max(last, one.at) if count > 1 else last
             if count > most:
-                most, which = count, str(copy.message)
-    return most, which
+                most, which = count, copy
+    return most, which, last
+
+
+def _pictures(seen: Seen) -> list[SeenCopy]:
+    """The pictures since a worker held several at a time: a program that was mended is judged anew."""
+    _, _, last = _hoarded(seen)
+    return [copy for copy in seen.copies_in(_PICTURES) if copy.at > last]
 
 
 def _limited(seen: Seen) -> set[str]:
     """The workers that got no other picture while they had one, although one was waiting."""
-    copies = seen.copies_in(_PICTURES)
+    copies = _pictures(seen)
     return {
         held.receiver
         for held in (each for copy in copies for each in copy.deliveries)
@@ -124,9 +159,9 @@ def _limited(seen: Seen) -> set[str]:
 
 
 def _one_at_a_time(seen: Seen) -> str:
-    done = [copy for copy in seen.copies_in(_PICTURES) if copy.acknowledged]
+    done = [copy for copy in _pictures(seen) if copy.acknowledged]
     workers = {copy.receiver for copy in done} & _limited(seen)
-    if len(done) < 6 or len(workers) < 2 or _at_a_time(seen)[0] > 1 or any(copy.is_early for copy in done):
+    if len(done) < 6 or len(workers) < 2 or any(copy.is_early for copy in done):
         return ""
     return (
         f"{len(workers)} workers rendered {len(done)} pictures. None had more than one at a time, although others were "
@@ -135,33 +170,36 @@ def _one_at_a_time(seen: Seen) -> str:
 
 
 def _none_waited(seen: Seen) -> str:
-    done = [copy for copy in seen.copies_in(_PICTURES) if copy.acknowledged]
+    done = [copy for copy in _pictures(seen) if copy.acknowledged]
     if len(done) < 6 or len({copy.receiver for copy in done} & _limited(seen)) > 1:
         return ""
     return "No picture had to wait until both workers were done with theirs. Send all six at once, while both run."
 
 
 def _hoards(seen: Seen) -> str:
-    most, which = _at_a_time(seen)
-    if most < 2:
+    most, which, _ = _hoarded(seen)
+    if which is None:
         return ""
-    return f"A worker held {most} pictures when it got {which}, and could render only one. Mend it, and press r."
+    return (
+        f"A worker held {most} pictures when it got {which.message}, and could render only one. End both, mend the "
+        "program, run it twice, and send six pictures again."
+    )
 
 
 def _one_renders(seen: Seen) -> str:
-    workers = {copy.receiver for copy in seen.copies_in(_PICTURES) if copy.received}
+    workers = {copy.receiver for copy in _pictures(seen) if copy.received}
     return "One worker did it all. Run a second one." if len(workers) == 1 else ""
 
 
 def _early_pictures(seen: Seen) -> str:
-    early = any(copy.is_early for copy in seen.copies_in(_PICTURES))
+    early = any(copy.is_early for copy in _pictures(seen))
     return "Pictures are acknowledged as soon as they are delivered: a worker that dies loses them." if early else ""
 
 
 _NO_PREFETCH = Goal(
     "no-prefetch",
-    "examples/repair/no_prefetch.py takes all pictures for itself, so that others have nothing to do. Mend it, run it "
-    "twice, and send it six pictures ('seq 6 | mqtool send -l -q pictures').",
+    "no_prefetch.py takes all pictures for itself, so that others have nothing to do. Mend it, run it "
+    "in two terminals, and send it six pictures:\n  seq 6 | mqtool send -l -q pictures",
     _one_at_a_time,
     (
         _early_pictures,
@@ -174,7 +212,7 @@ _NO_PREFETCH = Goal(
     (
         "How many messages may the broker send to a worker that has not said when it has enough?",
         "Consumer prefetch (basic.qos): the number of deliveries that a consumer may hold unacknowledged.",
-        "before basic_consume: channel.basic_qos(prefetch_count=1)",
+        "before basic_consume:\n  channel.basic_qos(prefetch_count=1)",
     ),
     queues={_PICTURES: {}},
     only_embedded="RabbitMQ does not report when a single message is acknowledged",
@@ -220,9 +258,23 @@ def _not_told(seen: Seen) -> str:
 
 
 def _never_again(seen: Seen) -> str:
-    if not (missing := _missing(seen)):
+    left = [
+        each
+        for each in _refused(seen)
+        if (later := [other for other in seen.messages if other.connection == each.connection and other.at > each.at])
+        and not any(other.body == each.body for other in later)
+    ]
+    if not left:
         return ""
-    return f"{missing[-1]} was refused (basic.nack), and its program has not published it again."
+    return f"{left[-1]} was refused (basic.nack), and its program has gone on without publishing it again."
+
+
+def _still_refused(seen: Seen) -> str:
+    if not (missing := _missing(seen)) or _never_again(seen):
+        return ""
+    if any(not copy.end for copy in seen.copies_in(_ORDERS)):
+        return f"{missing[-1]} was refused (basic.nack), because the queue is full. Now receive what is there."
+    return f"{missing[-1]} was refused (basic.nack). Its program has to publish it again."
 
 
 def _none_refused(seen: Seen) -> str:
@@ -233,15 +285,16 @@ def _none_refused(seen: Seen) -> str:
 
 _UNCONFIRMED = Goal(
     "unconfirmed",
-    "examples/repair/unconfirmed.py says that it has sent six orders, and some of them are lost: the queue 'orders' "
-    "has "
-    "room for two. Mend it. Then run it, and some seconds later 'mqtool receive -q orders': all six have to come.",
+    "unconfirmed.py says that it has sent six orders, and some of them are lost: the queue 'orders' has "
+    "room for two. Mend it and run it. Some seconds later, receive the orders: all six have to come. To receive:\n"
+    "  mqtool receive -q orders",
     _all_came,
-    (_not_told, _never_again, _none_refused, mistakes.not_sent_to(_ORDERS)),
+    (_not_told, _never_again, _still_refused, _none_refused, mistakes.not_sent_to(_ORDERS)),
     (
         "The program goes on after basic_publish(). What does it know about the message then?",
         "Publisher confirms: the broker says of each message whether it took it (basic.ack) or not (basic.nack).",
-        "channel.confirm_delivery(); then basic_publish() raises pika.exceptions.NackError: wait a little, and repeat",
+        "after the channel is opened:\n  channel.confirm_delivery()\n"
+        "then basic_publish() raises pika.exceptions.NackError: wait a little, and publish the order again",
     ),
     queues={_ORDERS: {"x-max-length": 2, "x-overflow": "reject-publish"}},
     only_embedded="RabbitMQ does not report whether a queue has refused a message",
@@ -251,17 +304,65 @@ _UNCONFIRMED = Goal(
 _RPC = "rpc_queue"
 
 
-def _own_replies(seen: Seen) -> str:
-    got: dict[str, SeenMessage] = {}
+def _replied(seen: Seen) -> list[tuple[SeenMessage, SeenMessage, str]]:
+    """Each request whose client has got its reply; that reply; and the queue of replies, "" for a direct reply."""
+    found = []
     for request in (copy.message for copy in seen.copies_in(_RPC)):
-        for reply in seen.published_to("", str(request.properties.get("reply_to"))):
-            same = reply.properties.get("correlation_id") == request.properties.get("correlation_id")
-            owners = [copy for copy in reply.copies if copy.receiver.startswith(request.connection) and copy.received]
-            if same and owners:
-                got[owners[0].queue] = request
-    if len(got) < 2 or len({each.connection for each in got.values()}) < 2:
+        identity = request.properties.get("correlation_id")
+        for reply in seen.messages:
+            if reply.at < request.at or reply.properties.get("correlation_id") != identity:
+                continue
+            if reply.reply_to == request.connection:
+                found.append((request, reply, ""))
+            queue = str(request.properties.get("reply_to"))
+            copy = reply.copy_in(queue)
+            if copy is not None and copy.received and copy.receiver.startswith(request.connection):
+                found.append((request, reply, queue))
+    return found
+
+
+def _overlapping(seen: Seen) -> list[tuple[tuple[SeenMessage, str], tuple[SeenMessage, str]]]:
+    """Pairs of requests of two clients that waited at the same time, each with its queue of replies."""
+    replied = _replied(seen)
+    return [
+        ((one, its), (other, others))
+        for one, reply, its in replied
+        for other, others_reply, others in replied
+        if one.at < other.at < reply.at and other.at < others_reply.at and one.connection != other.connection
+    ]
+
+
+def _is_own(queue: str) -> bool:
+    """True if the broker chose the queue's name, or if the reply was direct: no other client uses it."""
+    return not queue or queue.startswith("amq.gen-")
+
+
+def _own_replies(seen: Seen) -> str:
+    for (one, its), (other, others) in _overlapping(seen):
+        if _is_own(its) and _is_own(others) and (its != others or not its):
+            return f"Two clients waited at the same time: {one} and {other} got their replies, each in its own way."
+        if its != others and one.body == other.body:  # so the queue is not named after what is asked
+            return f"Two clients asked {one} at the same time, and got their replies, each from a queue of its own."
+    return ""
+
+
+def _one_after_the_other(seen: Seen) -> str:
+    if _overlapping(seen) or len({request.connection for request, _, _ in _replied(seen)}) < 2:
         return ""
-    return f"{len(got)} clients got their replies, each from a queue of its own."
+    return (
+        "The second client asked only after the first one had its reply. End the server, run the program twice, and "
+        "start the server while both wait."
+    )
+
+
+def _named_by_the_question(seen: Seen) -> str:
+    for (one, its), (other, others) in _overlapping(seen):
+        if its != others and one.body != other.body and not (_is_own(its) and _is_own(others)):
+            return (
+                f"The queues {its!r} and {others!r} have names that another client can choose, too. Let two clients "
+                "ask for the same number, or declare an exclusive queue with the name ''."
+            )
+    return ""
 
 
 def _one_queue(seen: Seen) -> str:
@@ -275,7 +376,8 @@ def _one_queue(seen: Seen) -> str:
 
 
 def _one_client(seen: Seen) -> str:
-    return "One client has asked. Run the program twice." if seen.copies_in(_RPC) else ""
+    clients = {copy.message.connection for copy in seen.copies_in(_RPC)}
+    return "One client has asked. Run the program twice." if len(clients) == 1 else ""
 
 
 def _nowhere(seen: Seen) -> str:
@@ -285,16 +387,25 @@ def _nowhere(seen: Seen) -> str:
 
 _SHARED_REPLIES = Goal(
     "shared-replies",
-    "If two people run examples/repair/shared_replies.py at once, one gets the other's reply, and drops it. Mend it, "
-    "start "
-    "'mqtool rpc-server', and run the program twice.",
+    "If two people run shared_replies.py at once, one gets the other's reply, and drops it. Mend it. Run it in two "
+    "terminals, each with a number such as 7, while no server runs. Then start a server: both get their replies. The "
+    "server:\n  mqtool rpc-server",
     _own_replies,
-    (mistakes.not_sent_to(_RPC), _nowhere, _one_queue, _one_client),
+    (
+        mistakes.not_sent_to(_RPC),
+        _nowhere,
+        _one_queue,
+        _named_by_the_question,
+        _one_after_the_other,
+        _one_client,
+        mistakes.nobody_receives(_RPC),
+    ),
     (
         "Two consumers on one queue: who gets which message?",
         "Callback queue: each client declares an exclusive queue of its own, with a name that the broker chooses.",
-        "replies = channel.queue_declare('', exclusive=True).method.queue",
+        "declare the queue with:\n  replies = channel.queue_declare('', exclusive=True).method.queue",
     ),
+    queues={_RPC: {}},
     program="shared_replies.py",
     only_embedded="RabbitMQ's counters do not say who has received which reply",
 )
@@ -318,6 +429,15 @@ def _again_and_again(seen: Seen) -> str:
     return ""
 
 
+def _late_dead(seen: Seen) -> str:
+    dead = [copy for copy in seen.copies_in(_MAILS) if copy.end == "dead-lettered: rejected"]
+    if not dead or len(dead[-1].deliveries) <= _MAX_TRIES:
+        return ""
+    return (
+        f"{dead[-1].message} was delivered {len(dead[-1].deliveries)} times before. Now send another one without an @."
+    )
+
+
 def _swallowed(seen: Seen) -> str:
     for copy in seen.copies_in(_MAILS):
         if copy.acknowledged and "@" not in copy.message.body:
@@ -337,12 +457,13 @@ def _only_good(seen: Seen) -> str:
 
 _REQUEUE_LOOP = Goal(
     "requeue-loop",
-    "examples/repair/requeue_loop.py tries a mail without an @ for ever. Mend it, run it, and send it a good and a bad "
-    "address ('mqtool send -q mails ann@example.com'). The bad one has to end among the dead letters.",
+    "requeue_loop.py tries a mail without an @ for ever. Mend it, run it, and send it a good and a bad "
+    "address. The bad one has to end among the dead letters. To send a mail:\n  mqtool send -q mails ann@example.com",
     _out_of_the_way,
     (
         _swallowed,
         _again_and_again,
+        _late_dead,
         mistakes.not_sent_to(_MAILS),
         mistakes.nobody_receives(_MAILS),
         _only_bad,
@@ -351,7 +472,7 @@ _REQUEUE_LOOP = Goal(
     (
         "Will the mail succeed the next time, a tenth of a second later?",
         "Dead lettering: a message that is rejected with requeue=False goes to the dead-letter exchange of its queue.",
-        "channel.basic_reject(method.delivery_tag, requeue=False)",
+        "in the place of the other reject:\n  channel.basic_reject(method.delivery_tag, requeue=False)",
     ),
     queues={"mails.dlq": {}, _MAILS: {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "mails.dlq"}},
     only_embedded="RabbitMQ does not report dead letters one by one",
@@ -359,6 +480,7 @@ _REQUEUE_LOOP = Goal(
 )
 
 _INVOICES = "invoices"
+_NOT_THE_QUEUE = "Press r to get it back, and mend the program."
 
 
 def _as_declared(seen: Seen) -> bool:
@@ -367,24 +489,24 @@ def _as_declared(seen: Seen) -> bool:
 
 def _printed(seen: Seen) -> str:
     got = [copy for copy in seen.copies_in(_INVOICES) if copy.acknowledged]
-    if not got or not _as_declared(seen):
+    if not got or not _as_declared(seen) or not is_topology_known(seen, got[0]):
         return ""
     return f"{got[0].message} was received, and the queue still has the settings that its owners gave it."
 
 
 def _declared_anew(seen: Seen) -> str:
     if _INVOICES not in seen.queues:
-        return "The queue 'invoices' is gone. It belongs to the bookkeepers: mend the program, not the queue."
+        return f"The queue 'invoices' is gone. It belongs to the bookkeepers. {_NOT_THE_QUEUE}"
     if not _as_declared(seen):
-        return "The queue 'invoices' was declared anew, without x-max-length. It belongs to others: mend the program."
+        return f"The queue 'invoices' was declared anew, without x-max-length. It belongs to others. {_NOT_THE_QUEUE}"
     return ""
 
 
 _OTHER_SETTINGS = Goal(
     "other-settings",
-    "examples/repair/other_settings.py ends with PRECONDITION_FAILED: the queue 'invoices' is there, with settings "
-    "of its "
-    "owners. Mend the program, and not the queue. Run it, and send it an invoice ('mqtool send -q invoices').",
+    "other_settings.py ends with PRECONDITION_FAILED: the queue 'invoices' is there, with settings of its "
+    "owners. Mend the program, and not the queue. Run it, and send it an invoice:\n"
+    "  mqtool send -q invoices 42",
     _printed,
     (
         _declared_anew,
@@ -395,7 +517,7 @@ _OTHER_SETTINGS = Goal(
     (
         "Who knows with which settings a queue was declared: each program, or the broker?",
         "A queue can be declared again only with the same settings. passive=True only checks that it exists.",
-        "channel.queue_declare('invoices', passive=True)",
+        "in the place of the other declaration:\n  channel.queue_declare('invoices', passive=True)",
     ),
     queues={_INVOICES: {"x-max-length": 100}},
     program="other_settings.py",

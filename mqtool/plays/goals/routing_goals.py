@@ -66,9 +66,10 @@ _ALL_AND_ERRORS = Goal(
     (
         "With a fanout exchange, everybody gets everything. What else would an exchange need to know to choose?",
         "Bindings with a binding key: a direct exchange routes to the queues whose binding key equals the routing key.",
-        "mqtool receive-log direct info warning error; mqtool receive-log direct error; mqtool emit-log direct error "
-        "Run",
+        "in two terminals:\n  mqtool receive-log direct info warning error\n  mqtool receive-log direct error\n"
+        "in a third one, with each of the three keys:\n  mqtool emit-log direct error Run",
     ),
+    patient=(_severity_missing,),
 )
 
 _ERRORS = "errors"
@@ -113,8 +114,8 @@ _NO_ERRORS = Goal(
         "The queue is there, and so is the exchange. What is between them?",
         "A binding key has to equal the routing key, letter by letter. Nobody is told about a binding that never "
         "matches.",
-        "mqtool route direct_logs error; mqtool exchange bind direct_logs errors error; "
-        "mqtool exchange unbind direct_logs errors eror; mqtool emit-log direct error Run",
+        "one after the other:\n  mqtool route direct_logs error\n  mqtool exchange bind direct_logs errors error\n"
+        "  mqtool exchange unbind direct_logs errors eror\n  mqtool emit-log direct error Run",
     ),
     queues={_ERRORS: {}},
     bindings=((_LOGS, "direct", "eror", _ERRORS),),

@@ -80,7 +80,23 @@ def _few(seen: Seen) -> str:
     answered = Counter(each.connection for each in _requests(seen) if _received(seen, each))
     if not answered:
         return ""
+    if _same_identity(seen):
+        return ""
     return f"One client has to get three replies; no client got more than {max(answered.values())} so far."
+
+
+def _same_identity(seen: Seen) -> str:
+    clients: dict[str, list[SeenMessage]] = {}
+    for request in _requests(seen):
+        clients.setdefault(request.connection, []).append(request)
+    for requests in clients.values():
+        identities = {str(each.properties.get("correlation_id")) for each in requests}
+        if len(requests) >= 3 and len(identities) < 3:
+            return (
+                f"Of {len(requests)} requests, some had the same correlation ID, {min(identities)!r}, so the client "
+                "cannot tell their replies apart. Use a different one for each."
+            )
+    return ""
 
 
 def _no_server(seen: Seen) -> str:
@@ -94,12 +110,12 @@ _ANSWERED = Goal(
     "correlation ID of "
     "its request.",
     _three_answers,
-    (mistakes.not_sent_to(_RPC), _no_reply_to, _unlike, _gave_up, _no_server, _few),
+    (mistakes.not_sent_to(_RPC), _no_reply_to, _same_identity, _unlike, _gave_up, _no_server, _few),
     (
         "Three replies come back over one queue. How does the client know which is which?",
         "Correlation ID: the client sets it to a unique value for every request, and the server copies it to the "
         "reply.",
-        "mqtool rpc-server; then: mqtool rpc-client 6 7 8",
+        "in one terminal:\n  mqtool rpc-server\nin another one:\n  mqtool rpc-client 6 7 8",
     ),
 )
 
@@ -119,16 +135,24 @@ def _was_there(seen: Seen) -> str:
     return f"{answered[-1].message} was answered at once. Stop the server, and ask again." if answered else ""
 
 
+def _start_it(seen: Seen) -> str:
+    waiting = [copy.message for copy in seen.copies_in(_RPC) if not copy.deliveries and not copy.end]
+    if not waiting:
+        return ""
+    return f"The request {waiting[-1]} waits in 'rpc_queue'. Now start the server, before the client gives up."
+
+
 _LATE = Goal(
     "late-server",
     "Send a request to 'rpc_queue' while no server is running. Start the server before the client gives up: it "
     "replies.",
     _late,
-    (mistakes.not_sent_to(_RPC), _no_reply_to, _unlike, _gave_up, _was_there, _no_server),
+    (mistakes.not_sent_to(_RPC), _no_reply_to, _unlike, _start_it, _gave_up, _was_there, _no_server),
     (
         "Is a request over a queue lost if the server is not there?",
         "The request waits in the queue like any message. How long a client waits for the reply is up to the client.",
-        "mqtool rpc-client 30 & while the queue exists, and then: mqtool rpc-server",
+        "in one terminal, once the queue exists:\n  mqtool rpc-client 30\nat once, in another one:\n"
+        "  mqtool rpc-server",
     ),
 )
 

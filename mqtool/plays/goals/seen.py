@@ -23,6 +23,8 @@ _SHOWN = 40
 AMQP_0_9_1, AMQP_1_0 = "AMQP 0-9-1", "AMQP 1-0"
 #: A broker delivers to a waiting receiver within this many milliseconds; no program starts as quickly.
 _AT_ONCE = 100
+#: The topology may be this many milliseconds old.
+_TOPOLOGY_LATE = 3000
 #: RabbitMQ's statistics are some seconds old: a queue is empty once this many looks in a row have shown it so.
 _EMPTY_LOOKS = 8
 
@@ -64,7 +66,8 @@ class SeenCopy:
     """A message in one queue.
 
     Attributes:
-        end: how it left the queue, as in SeenDelivery, "purged", or "deleted"; empty if it has not.
+        end: how it left the queue, as in SeenDelivery, "purged", "deleted" or "lost in the restart"; empty if it has
+            not.
         look: how often the queues had been looked at before.
     """
 
@@ -186,6 +189,49 @@ class SeenBinding(NamedTuple):
     key: str
 
 
+class SeenBound(NamedTuple):
+    """How a queue is bound to an exchange, or was until it was unbound or deleted.
+
+    Attributes:
+        keys: the keys of its bindings.
+        since, until: the broker's times, in milliseconds since 1970, when the first binding was seen, and when it was
+            not seen any more; `until` is 0 for bindings that exist. The topology is read with pauses, so they are late.
+    """
+
+    keys: set[str]
+    since: int
+    until: int
+
+    def covers(self, message: "SeenMessage") -> bool:
+        """True if the queue was bound when a message was published."""
+        return self.since - _TOPOLOGY_LATE < message.milliseconds and (
+            not self.until or message.milliseconds < self.until
+        )
+
+
+class BindingHistory:
+    """Which queues are bound to which exchanges, or were."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], SeenBound] = {}
+
+    def of(self, queue: str, exchange: str) -> SeenBound | None:
+        """Return how a queue is bound to an exchange, or was; None if it never was."""
+        return self._known.get((queue, exchange))
+
+    def take(self, bindings: Iterable[SeenBinding], milliseconds: int) -> None:
+        """Take the bindings that exist at a time."""
+        now: dict[tuple[str, str], set[str]] = {}
+        for each in bindings:
+            now.setdefault((each.destination, each.exchange), set()).add(each.key)
+        for ends, keys in now.items():
+            before = self._known.get(ends)
+            self._known[ends] = SeenBound(keys, before.since if before and not before.until else milliseconds, 0)
+        for ends, before in self._known.items():
+            if ends not in now and not before.until:
+                self._known[ends] = before._replace(until=milliseconds)
+
+
 class SeenConsumer(NamedTuple):
     """A consumer that is there now. A prefetch of 0 is unlimited."""
 
@@ -223,6 +269,10 @@ class Seen:
         is_complete: False until the first records have been taken.
         acted: the moment at which `try` did its part in the goal; 0 if it has not yet.
         note: what `try` did it to, for the sentences of the goal.
+        bound_before: the bindings that exist, and those that did.
+        looks: how often RabbitMQ's queues have been looked at; 0 on the embedded broker, which tells when they change.
+        topologies: how often the topology has been taken.
+        milliseconds: the broker's time of the latest record, since 1970.
     """
 
     def __init__(self) -> None:
@@ -244,8 +294,8 @@ class Seen:
         self._depths: dict[str, int] = {}
         #: How often RabbitMQ's queues were empty, one look after the other.
         self._empty = Counter[str]()
-        #: How often RabbitMQ's queues have been looked at; the embedded broker tells when they change.
-        self._looks = self._topologies = 0
+        self.bound_before = BindingHistory()
+        self.looks = self.topologies = self.milliseconds = 0
 
     def begin(self) -> None:
         """Begin a goal: `messages` and `receivers` contain only what is new from now on."""
@@ -292,7 +342,7 @@ class Seen:
 
     def is_without_queue(self, copy: SeenCopy) -> bool:
         """True if the copy's queue does not exist any more."""
-        is_current = self._looks > copy.look + 1 if self._looks else self._topologies > copy.look
+        is_current = self.looks > copy.look + 1 if self.looks else self.topologies > copy.look
         return not copy.end and copy.queue not in self.queues and is_current
 
     def called(self, receiver: str) -> str:
@@ -303,6 +353,7 @@ class Seen:
 
     def take(self, record: Json) -> bool:
         """Take a record; return True if it changed something."""
+        self.milliseconds = max(self.milliseconds, record.get("t", 0))
         match record["kind"]:
             case "topology":
                 self._take_topology(record)
@@ -316,7 +367,7 @@ class Seen:
                 self._depths |= {name: ready + unacked for name, (ready, unacked, *_) in record["queues"].items()}
                 if "settled" not in record:
                     return bool(record["queues"])
-                self._looks += 1  # at RabbitMQ
+                self.looks += 1  # at RabbitMQ
                 self._settle(record["settled"], record["queues"])
                 self.is_complete = True
             case _:
@@ -324,7 +375,7 @@ class Seen:
         return True
 
     def _take_topology(self, record: Json) -> None:
-        self._topologies += 1
+        self.topologies += 1
         for queue in self.queues.keys() - {each["name"] for each in record["queues"]}:
             for copy in self._open(queue):
                 copy.end = "deleted"
@@ -336,6 +387,7 @@ class Seen:
             for key in [*(link["keys"] or [""]), *(["…"] if link["more"] else [])]
         ]
         self.consumers = [SeenConsumer(each["name"], each["queue"], each["prefetch"]) for each in record["consumers"]]
+        self.bound_before.take(self.bindings, record.get("t", 0))
 
     def _take_snapshot(self, waiting: list[Json]) -> None:
         """Take the messages that are in queues: at the start, after a restart, or when events were lost."""
@@ -399,7 +451,7 @@ class Seen:
         return message
 
     def _enter(self, message: SeenMessage, queue: str, number: int | None) -> SeenCopy:
-        copy = SeenCopy(message, queue, self.now, self._looks or self._topologies)
+        copy = SeenCopy(message, queue, self.now, self.looks or self.topologies)
         message.copies.append(copy)
         self._empty[queue] = 0
         if number is not None:
@@ -462,3 +514,18 @@ def since(seen: Seen, moment: int) -> Seen:
     later = shallow_copy(seen)
     later.begun = moment
     return later
+
+
+def lose_transient(seen: Seen) -> None:
+    """Note that the broker has been restarted: classic queues have lost their transient messages."""
+    for message in seen.messages:
+        for copy in message.copies:
+            kind = seen.queues.get(copy.queue, {}).get("type")
+            if kind == "classic" and not copy.end and not message.persistent:
+                copy.end = "lost in the restart"
+
+
+def is_topology_known(seen: Seen, copy: SeenCopy) -> bool:
+    """True if the topology that was seen is not older than the end of a copy's last delivery."""
+    ended = copy.deliveries[-1].ended_milliseconds if copy.deliveries else 0
+    return seen.milliseconds - ended > _TOPOLOGY_LATE

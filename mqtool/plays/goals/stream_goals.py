@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 from mqtool.plays.goals import mistakes
-from mqtool.plays.goals.goal import Goal
+from mqtool.plays.goals.goal import Goal, Said
 from mqtool.plays.goals.seen import Seen, SeenCopy
 
 _STREAM, _TRACKED = "hello-python-stream", "stream-offset-tracking-python"
@@ -19,6 +19,30 @@ def _read_by(seen: Seen, stream: str) -> dict[str, list[SeenCopy]]:
     return {reader: [copy for _, copy in sorted(some, key=lambda one: one[0])] for reader, some in found.items()}
 
 
+#: For programs of the learner's own.
+_STREAM_ARGUMENTS = (
+    'in a program, declare the stream with the arguments {"x-queue-type": "stream"}, limit the consumer with '
+    'basic_qos(), and consume with the arguments {"x-stream-offset": '
+)
+
+
+def _without_offset(stream: str) -> Said:
+    """A consumer is there, and what was sent before it came does not reach it."""
+
+    def said(seen: Seen) -> str:
+        copies = seen.copies_in(stream)
+        if not copies or not any(each.queue == stream for each in seen.consumers):
+            return ""
+        if any(each.at > copies[0].at for copy in copies for each in copy.deliveries):
+            return ""
+        return (
+            f"A reader is there, and has not got {copies[0].message}: without an offset, a reader begins with what "
+            "comes next. Begin at the offset 'first' (the argument x-stream-offset)."
+        )
+
+    return said
+
+
 def _twice(seen: Seen) -> str:
     for copy in seen.copies_in(_STREAM):
         if len(readers := [*dict.fromkeys(each.receiver for each in copy.deliveries)]) > 1:
@@ -28,29 +52,44 @@ def _twice(seen: Seen) -> str:
 
 
 def _once(seen: Seen) -> str:
-    if len(readers := _read_by(seen, _STREAM)) == 1:
+    if len(readers := _read_by(seen, _STREAM)) == 1 and not _no_stream(seen):
         return f"One reader has read {next(iter(readers.values()))[0].message}. Now let another one read it, too."
     return ""
 
 
 def _different(seen: Seen) -> str:
-    return "Each message was read by one reader only. Start at the first offset." if _read_by(seen, _STREAM) else ""
+    if not _read_by(seen, _STREAM) or _no_stream(seen):
+        return ""
+    return "Each message was read by one reader only. Start at the first offset."
 
 
 def _no_stream(seen: Seen) -> str:
     queue = seen.queues.get(_STREAM)
-    return f"{_STREAM!r} is a {queue['type']} queue, not a stream." if queue and queue["type"] != "stream" else ""
+    if not queue or queue["type"] == "stream":
+        return ""
+    return (
+        f"{_STREAM!r} is a {queue['type']} queue, not a stream. Delete it, and declare it with the argument "
+        "x-queue-type 'stream'."
+    )
 
 
 _READ_TWICE = Goal(
     "read-twice",
     f"Send a message to the stream {_STREAM!r}. Two readers read it, one after the other.",
     _twice,
-    (_no_stream, mistakes.not_sent_to(_STREAM), _once, _different, mistakes.nobody_receives(_STREAM)),
+    (
+        _no_stream,
+        mistakes.not_sent_to(_STREAM),
+        _without_offset(_STREAM),
+        _once,
+        _different,
+        mistakes.nobody_receives(_STREAM),
+    ),
     (
         "A message in a queue is gone once it is acknowledged. What if the next reader needs it, too?",
         "Streams: consuming is non-destructive; a consumer says at which offset it begins.",
-        "mqtool send-stream hi; then, twice: mqtool receive-stream -c 1",
+        f"one after the other:\n  mqtool send-stream hi\n  mqtool receive-stream -c 1\n  mqtool receive-stream -c 1\n"
+        f'{_STREAM_ARGUMENTS}"first"}}',
     ),
     only_embedded=_UNSEEN,
 )
@@ -97,11 +136,13 @@ _RESUMED = Goal(
     f"Send some messages to the stream {_TRACKED!r}, and read them. Stop the reader, send more, and start it again: it "
     "goes on with the first message that it has not read.",
     _resumed,
-    (mistakes.not_sent_to(_TRACKED), _from_the_start, _missed, _one_reader),
+    (mistakes.not_sent_to(_TRACKED), _from_the_start, _missed, _without_offset(_TRACKED), _one_reader),
     (
         "Nothing is acknowledged in a stream. Who remembers how far a reader has come?",
         "Offset tracking: a reader stores the offset of the last message that it has handled, and starts after it.",
-        f"mqtool send-stream -q {_TRACKED} a; mqtool receive-stream -q {_TRACKED} --track me -c 1; and both again",
+        f"these two, and then both of them again:\n  mqtool send-stream -q {_TRACKED} a\n"
+        f"  mqtool receive-stream -q {_TRACKED} --track me -c 1\n"
+        f"{_STREAM_ARGUMENTS}N}}, where N is one more than the last offset that was read (the header x-stream-offset)",
     ),
     only_embedded=_UNSEEN,
 )

@@ -2,7 +2,7 @@
 
 from mqtool.plays.goals import mistakes
 from mqtool.plays.goals.goal import Goal
-from mqtool.plays.goals.seen import Seen
+from mqtool.plays.goals.seen import Seen, SeenBound
 from mqtool.routing import TopicTable
 
 _LOGS = "topic_logs"
@@ -21,6 +21,19 @@ def _queues(seen: Seen, key: str) -> set[str]:
     return {queue for queue in got if seen.keys_of(queue, _LOGS)}
 
 
+def _known(seen: Seen) -> dict[str, SeenBound]:
+    """How the queues in which 'kern.disk' was received are bound, or were until their receiver ended."""
+    got = {copy.queue for each in seen.published_to(_LOGS, _TWO_WORDS) for copy in each.copies if copy.received}
+    return {queue: bound for queue in got if (bound := seen.bound_before.of(queue, _LOGS)) is not None}
+
+
+def _missed(seen: Seen, bound: SeenBound) -> list[str]:
+    """The keys that nobody has published while a queue was bound."""
+    return [
+        key for key in (_TWO_WORDS, *_OTHERS) if not any(bound.covers(each) for each in seen.published_to(_LOGS, key))
+    ]
+
+
 _TWO_WORDS, _OTHERS = "kern.disk", ("kern", "kern.disk.full")
 _PATTERN = "kern.*"
 
@@ -32,12 +45,10 @@ def _is_narrow(pattern: str) -> bool:
 
 
 def _star(seen: Seen) -> str:
-    if not all(seen.published_to(_LOGS, key) for key in (_TWO_WORDS, *_OTHERS)):
-        return ""
-    latest = {key: seen.published_to(_LOGS, key)[-1].queues for key in _OTHERS}
-    for queue in _queues(seen, _TWO_WORDS):
-        patterns = seen.keys_of(queue, _LOGS)
-        if _PATTERN in patterns and all(map(_is_narrow, patterns)) and not any(queue in got for got in latest.values()):
+    for queue, bound in _known(seen).items():
+        others = [[each for each in seen.published_to(_LOGS, key) if bound.covers(each)] for key in _OTHERS]
+        is_right = _PATTERN in bound.keys and all(map(_is_narrow, bound.keys))
+        if is_right and all(others) and not any(queue in each[-1].queues for each in others):
             return f"{_PATTERN!r} matches 'kern.disk', and neither 'kern' nor 'kern.disk.full'."
     return ""
 
@@ -73,9 +84,18 @@ def _key_missing(seen: Seen) -> str:
     return f"Nobody has published with the key {missing[0]!r} yet." if published and missing else ""
 
 
+def _before_it(seen: Seen) -> str:
+    """All three were published, but not all while the receiver with the right pattern was there."""
+    for bound in _known(seen).values():
+        missed = _missed(seen, bound)
+        if missed and not bound.until and bound.keys == {_PATTERN} and not _key_missing(seen):
+            return f"{missed[0]!r} was published before this receiver was there. Publish it again."
+    return ""
+
+
 def _gone(seen: Seen) -> str:
     got = {copy.queue for each in seen.published_to(_LOGS, _TWO_WORDS) for copy in each.copies if copy.received}
-    if not got or got & seen.queues.keys():
+    if not got or got & seen.queues.keys() or not all(_missed(seen, each) for each in _known(seen).values()):
         return ""
     return "The receiver has gone. Let it run until all three are published."
 
@@ -91,14 +111,17 @@ _STAR = Goal(
         _no_pattern,
         _key_missing,
         _was_wide,
+        _before_it,
         mistakes.nothing_bound(_LOGS),
         _gone,
     ),
     (
         "Which sign stands for exactly one word, and which one for any number of words?",
         "Topic exchange: * (star) can substitute for exactly one word, # (hash) for zero or more words.",
-        "mqtool receive-log topic 'kern.*'; then: mqtool emit-log topic kern.disk hi",
+        "in one terminal:\n  mqtool receive-log topic 'kern.*'\nin another one, with each of the three keys:\n"
+        "  mqtool emit-log topic kern.disk hi",
     ),
+    patient=(_key_missing,),
 )
 
 _PATTERNS = {"kern.*", "*.critical"}
@@ -144,7 +167,8 @@ _ONCE = Goal(
     (
         "What does an exchange deliver to: bindings, or queues?",
         "Multiple bindings: a message goes to a queue once, however many of the queue's bindings match.",
-        "mqtool receive-log topic 'kern.*' '*.critical'; then: mqtool emit-log topic kern.critical hi",
+        "in one terminal:\n  mqtool receive-log topic 'kern.*' '*.critical'\nin another one:\n"
+        "  mqtool emit-log topic kern.critical hi",
     ),
 )
 

@@ -16,7 +16,7 @@ from mqtool.errors import NotFound, Unavailable, UsageError
 from mqtool.inspection.upgrade import Version, running
 from mqtool.management import Management, exchange_path, path
 from mqtool.plays.goals.goal import Goal, Said, TrialFault
-from mqtool.plays.goals.seen import Json, Seen, since
+from mqtool.plays.goals.seen import Json, Seen, lose_transient, since
 from mqtool.stage.stage import undisturbed
 from mqtool.taps import firehose_is_on, switch_firehose
 from mqtool.ui.copies import Copies
@@ -33,8 +33,13 @@ _MADE = ("queues", "exchanges")
 _QUEUE_TYPES = {"x-queue-type": "classic"}
 #: How many seconds the broker has for its first report.
 _PATIENCE = 60.0
-#: After this many seconds in which no client has done anything on the broker, the learner is asked where they work.
-_SILENCE = 30.0
+#: A patient mistake is said only after this many seconds in which nothing has happened.
+_PATIENT = 4.0
+#: After this many seconds in which nothing has happened on the broker, the learner is asked where they work.
+_SILENCE = 20.0
+#: What was done for a goal may go on after it was reached: the next goal begins once nothing has happened for this many
+#: seconds, or after this many in any case.
+_CALM, _CALM_AT_MOST = 0.7, 3.0
 
 #: The first version of RabbitMQ that speaks AMQP 1.0 without a plugin, and with the addresses that mqtool uses.
 _SPEAKS_AMQP_1_0 = Version(4, 0)
@@ -102,13 +107,14 @@ class Trial:
     """A context manager that watches a virtual host while goals are tried there, one after the other.
 
     Args:
-        silence: after how many seconds without any client the learner is asked where they work.
+        silence: after how many seconds without any event the learner is asked where they work.
     """
 
     def __init__(self, broker: TrialBroker, silence: float = _SILENCE) -> None:
         self.seen = Seen()
         self._silence = silence
-        self._asks_where = True
+        self._has_asked_where = False
+        self._is_first = True
         self._before: dict[str, set[str]] = {}
         self._broker = broker
         self._api = broker.find()
@@ -167,9 +173,23 @@ class Trial:
 
     def prepare(self, goal: Goal) -> None:
         """Declare what the goal begins with, and look only at what happens from now on."""
+        if not self._is_first:
+            self._calm_down()
+        self._is_first = False
+        if self._broker.way:  # the goals of a learner who needs no command are all on the same broker
+            self._has_asked_where = False
         vhost = self._broker.vhost
         self._before = {kind: {each["name"] for each in self._api.get(path(kind, vhost))} for kind in _MADE}
         self._prepare(goal)
+
+    def _calm_down(self) -> None:
+        """Wait until nothing happens any more that belongs to the goal before."""
+        begun_at = changed_at = time.monotonic()
+        while (now := time.monotonic()) - changed_at < _CALM and now - begun_at < _CALM_AT_MOST:
+            before = self.seen.now
+            self._take(_LOOK)
+            if self.seen.now != before:
+                changed_at = time.monotonic()
 
     def prepare_again(self, goal: Goal) -> list[str]:
         """Delete the queues and exchanges that are new since prepare(), empty the other queues, and prepare again.
@@ -199,8 +219,23 @@ class Trial:
         for exchange, kind, key, queue in goal.bindings:
             self._api.put(exchange_path(vhost, exchange), {"type": kind, "durable": False})
             self._api.post(path("bindings", vhost, "e", exchange, "q", queue), {"routing_key": key})
+        deadline = time.monotonic() + _PATIENCE
+        topologies = self.seen.topologies
         self._take(_LOOK)
+        while not self._is_prepared(goal, topologies) and time.monotonic() < deadline:
+            self._take(_LOOK)
         self.seen.begin()
+
+    def _is_prepared(self, goal: Goal, topologies: int) -> bool:
+        """True once what was declared for the goal has been seen; `topologies` had been taken before."""
+        known, is_new = self.seen.queues, self.seen.topologies > topologies
+        return not goal.queues or (
+            is_new
+            and all(
+                name in known and all(known[name]["arguments"].get(key) == value for key, value in arguments.items())
+                for name, arguments in goal.queues.items()
+            )
+        )
 
     def findings(self, goal: Goal) -> Iterator[TrialFinding | None]:
         """Yield what there is to tell until the goal is reached. Yields None, often, if there is nothing new.
@@ -211,19 +246,24 @@ class Trial:
         #: The mistakes that were told and are still true; the latest one; and the others that were true then.
         told, latest, beside = set[str](), "", set[str]()
         told_at = self.seen.begun
-        begun_at = changed_at = mistaken_since = time.monotonic()
+        changed_at = happened_at = mistaken_since = time.monotonic()
+        what_was = self._what_is()
         while True:
             if self._take(_LOOK):
                 changed_at = time.monotonic()
+            if (what_is := self._what_is()) != what_was:
+                what_was, happened_at = what_is, time.monotonic()
             seen = self.seen
-            if goal.fault is not None and not seen.acted and goal.fault.when(seen):
-                yield TrialFinding("fault", self._bring_about(goal.fault))
+            if (fault := goal.fault) and (fault.is_repeated or not seen.acted) and fault.when(seen):
+                yield TrialFinding("fault", self._bring_about(fault))
             if proof := goal.reached(seen):
                 yield TrialFinding("reached", proof)
                 return
             now = time.monotonic()
             is_quiet = now - changed_at > _SETTLES
-            true = {each: text for each in goal.mistakes if (text := each(seen))}
+            is_calm = now - happened_at > _PATIENT
+            said = (each for each in goal.mistakes if is_calm or each not in goal.patient)
+            true = {each: text for each in said if (text := each(seen))}
             if is_quiet:
                 told &= {*true.values()}
                 beside = beside if latest in told else set()
@@ -235,26 +275,43 @@ class Trial:
             if mistake and (is_quiet or now - mistaken_since > _STANDS):
                 told, latest, beside, told_at = {*told, mistake}, mistake, {*true.values()}, seen.now
                 yield TrialFinding("mistake", mistake)
-            elif self._asks_where and now - begun_at > self._silence and self._is_untouched(goal):
-                self._asks_where = False
+            elif not self._has_asked_where and now - happened_at > self._silence and self._may_be_elsewhere(goal):
+                self._has_asked_where = True
                 yield TrialFinding("mistake", self._where())
             else:
                 yield None
 
-    def _made_since(self, moment: int, mistakes: Iterable[Said]) -> set[Said]:
-        """Return the mistakes that can be seen from the messages since a moment; none if there are no messages."""
-        later = since(self.seen, moment)
-        return {each for each in mistakes if each(later)} if later.messages else set()
+    def _what_is(self) -> tuple[int, ...]:
+        """Return numbers that change if anything happens. RabbitMQ's records also come if nothing does."""
+        seen = self.seen
+        return seen.now, len(seen.queues), len(seen.bindings), len(seen.consumers)
 
-    def _is_untouched(self, goal: Goal) -> bool:
-        """True if no client has done anything on the broker yet."""
+    def _made_since(self, moment: int, mistakes: Iterable[Said]) -> set[Said]:
+        """Return the mistakes that can be seen from the messages since a moment; none if there are no messages.
+
+        What can be seen without any message, such as a binding, is not made again.
+        """
+        later, none = since(self.seen, moment), since(self.seen, self.seen.now)
+        return {each for each in mistakes if each(later) and not each(none)} if later.messages else set()
+
+    def _may_be_elsewhere(self, goal: Goal) -> bool:
+        """True if what the learner does may reach another broker.
+
+        Without a command that leads to this broker, only if no client has done anything here yet.
+        """
+        if self._broker.way:
+            return True
         made = self.seen.queues.keys() - self._before["queues"] - goal.queues.keys()
         return not (self.seen.now or self.seen.consumers or made)
 
     def _where(self) -> str:
-        said = "Nothing has reached this broker yet. "
         if self._broker.way:
-            return f"{said}Has each of your other terminals had this command? {self._broker.way}"
+            what = "Nothing new has" if self.seen.messages else "No message has"
+            return (
+                f"{what} reached this broker for some time. Has the terminal that you send from had the export line?\n"
+                f"  {self._broker.way}\nIf a command there has failed, see what it says: its exchange may not exist."
+            )
+        said = "Nothing has reached this broker yet. If a command has failed, see what it says. "
         return f"{said}If your other terminals use another one, type there: unset MQTOOL_URL AMQP_URL"
 
     def _bring_about(self, fault: TrialFault) -> str:
@@ -263,6 +320,7 @@ class Trial:
         match fault.name:
             case "restart":
                 self._api.post("mqtool/faults", {"fault": "restart"})
+                lose_transient(self.seen)
             case "cut":
                 with suppress(NotFound):
                     self._api.delete(path("connections", target))

@@ -81,8 +81,9 @@ _SHARED = Goal(
     (
         "If two workers get their tasks from one queue, does each task get done once, or twice?",
         "Round-robin dispatching: the broker gives each message of a queue to one of its consumers, in turn.",
-        "mqtool worker in two terminals; then: seq 6 | mqtool new-task -l",
+        "in two terminals:\n  mqtool worker\nin a third one:\n  seq 6 | mqtool new-task -l",
     ),
+    patient=(_few_tasks,),
 )
 
 
@@ -92,14 +93,14 @@ def _deliveries(seen: Seen) -> list[tuple[SeenCopy, SeenDelivery]]:
     return sorted(found, key=lambda pair: pair[1].at)
 
 
-def _meanwhile(seen: Seen, long: SeenDelivery) -> list[SeenDelivery]:
+def _meanwhile(seen: Seen, long: SeenDelivery) -> list[tuple[SeenCopy, SeenDelivery]]:
     """The deliveries while a worker was busy with one task."""
-    return [each for _, each in _deliveries(seen) if long.at < each.at < (long.ended_at or seen.now + 1)]
+    return [(copy, each) for copy, each in _deliveries(seen) if long.at < each.at < (long.ended_at or seen.now + 1)]
 
 
 def _fair(seen: Seen) -> str:
     for copy, long in _deliveries(seen):
-        others = _meanwhile(seen, long)
+        others = [each for _, each in _meanwhile(seen, long)]
         if long.end == "acknowledged" and len(others) >= 3 and not any(each.no_ack for each in others):
             workers = {each.receiver for each in others}
             if len(workers) == 1 and long.receiver not in workers:
@@ -110,11 +111,12 @@ def _fair(seen: Seen) -> str:
 
 def _hoards(seen: Seen) -> str:
     for copy, long in _deliveries(seen):
-        more = sum(each.receiver == long.receiver for each in _meanwhile(seen, long))
-        if more and not long.no_ack:
+        meanwhile = [other for other, each in _meanwhile(seen, long) if each.receiver == long.receiver]
+        if meanwhile and not long.no_ack:
+            held = ", ".join(str(each.message) for each in meanwhile)
             return (
-                f"{seen.called(long.receiver)} got {more} more while it had not acknowledged {copy.message} yet: "
-                "without a prefetch limit, the broker does not care whether a worker is busy."
+                f"{seen.called(long.receiver)} was busy with {copy.message}, and held {held} as well. Limit it to one "
+                "unacknowledged message (a prefetch count of 1)."
             )
     return ""
 
@@ -135,6 +137,8 @@ def _too_quick(seen: Seen) -> str:
     if longest.held_milliseconds < _LONG:
         return "No worker was busy while another one did three tasks. Send a long task first, such as 'long.....'."
     meanwhile = len(_meanwhile(seen, longest))
+    if meanwhile >= 3 or _hoards(seen):  # there were enough, but not all with the other worker
+        return ""
     return (
         f"While {seen.called(longest.receiver)} worked on {task.message}, {counted(meanwhile, 'other task')} reached a "
         "worker. Send at least three quick tasks right after the long one, while two workers run."
@@ -151,7 +155,8 @@ _FAIR = Goal(
     (
         "When does the broker know that a worker can take another task?",
         "Fair dispatch: with a prefetch count of 1, a consumer gets no new message until it has acknowledged the last.",
-        "mqtool worker in two terminals (its prefetch is 1); then: printf '%s\\n' long..... a b c | mqtool new-task -l",
+        "in two terminals (the prefetch count of mqtool's worker is 1):\n  mqtool worker\n"
+        "in a third one:\n  printf '%s\\n' long..... a b c | mqtool new-task -l",
     ),
     only_embedded="RabbitMQ does not report when a single message is acknowledged",
 )
@@ -168,15 +173,17 @@ def _survived(seen: Seen) -> str:
 
 
 def _given_back(seen: Seen) -> str:
-    for copy in seen.copies_in(_TASKS):
-        for each in copy.deliveries:
-            if each.end == "requeued: closed":
-                return (
-                    f"{seen.called(each.receiver)} closed its channel or connection itself, and so gave {copy.message} "
-                    "back. Kill it while it works (kill -9)."
-                )
-            if each.end.startswith("requeued") and each.end != "requeued: lost":
-                return f"{seen.called(each.receiver)} gave {copy.message} back itself. Kill it while it works."
+    ended = [(copy, each) for copy, each in _deliveries(seen) if each.end.startswith("requeued")]
+    if not ended:
+        return ""
+    copy, latest = max(ended, key=lambda pair: pair[1].ended_at)
+    if latest.end == "requeued: closed":
+        return (
+            f"{seen.called(latest.receiver)} closed its channel or connection itself, and so gave {copy.message} "
+            "back. Kill it while it works (kill -9)."
+        )
+    if latest.end != "requeued: lost":
+        return f"{seen.called(latest.receiver)} gave {copy.message} back itself. Kill it while it works."
     return ""
 
 
@@ -215,8 +222,9 @@ _KILLED = Goal(
         "What does the broker know of a task whose worker has died?",
         "Message acknowledgment: a message that was not acknowledged is redelivered when its consumer's channel "
         "closes.",
-        "mqtool worker; elsewhere: mqtool new-task long..........; then kill -9 the worker, and start mqtool worker "
-        "again",
+        "in one terminal:\n  mqtool worker\nin another one:\n  mqtool new-task long..........\n"
+        "while the worker works, look up its process, kill it, and start a worker again:\n"
+        "  pgrep -f 'mqtool worker'\n  kill -9 PID\n  mqtool worker",
     ),
     only_embedded="RabbitMQ does not report why a message is delivered again",
 )
@@ -244,10 +252,17 @@ def _gone_after(seen: Seen) -> str:
 def _kept_and_lost(seen: Seen) -> str:
     before = [copy for copy in seen.copies_in(_KEPT) if copy.at < seen.acted]
     kept = [copy for copy in before if copy.message.persistent and _is_received_after(copy, seen.acted)]
-    lost = [copy for copy in before if not copy.message.persistent and not copy.deliveries and not copy.end]
+    lost = [copy for copy in before if copy.end == "lost in the restart" and not copy.deliveries]
     if not seen.acted or not kept or not lost or seen.depth(_KEPT):
         return ""
     return f"{kept[0].message} is persistent, and was there after the restart; {lost[0].message} was not."
+
+
+def _other_type(seen: Seen) -> str:
+    kind = seen.queues.get(_KEPT, {}).get("type", "classic")
+    if kind == "classic":
+        return ""
+    return f"'tasks' is a {kind} queue now, and the goal is about the classic one. Press r to begin this goal again."
 
 
 def _kind_missing(seen: Seen) -> str:
@@ -272,11 +287,12 @@ _RESTART = Goal(
     "There is a durable classic queue 'tasks'. Send it two messages: one that survives a restart of the broker, and "
     "one that does not. When both are there, the broker is restarted. Then receive what is left.",
     _kept_and_lost,
-    (_gone_after, mistakes.thrown_away(_KEPT), _taken_before, mistakes.not_sent_to(_KEPT), _kind_missing),
+    (_other_type, _gone_after, mistakes.thrown_away(_KEPT), _taken_before, mistakes.not_sent_to(_KEPT), _kind_missing),
     (
         "The queue is durable. Is that enough for its messages?",
         "Message durability: a durable queue survives, and the messages in it that are marked as persistent.",
-        "mqtool send -q tasks --persistent kept; mqtool send -q tasks lost; after the restart: mqtool receive -q tasks",
+        "before the restart:\n  mqtool send -q tasks --persistent kept\n  mqtool send -q tasks lost\n"
+        "after it:\n  mqtool receive -q tasks",
     ),
     queues={_KEPT: {}},
     fault=TrialFault("restart", _two_kinds, "Both are in 'tasks'. The broker has been restarted."),
@@ -333,7 +349,10 @@ def _not_back(seen: Seen) -> str:
 def _still_dead(seen: Seen) -> str:
     for dead in _dead(seen):
         if any(not copy.end for copy in dead.copies):
-            return f"{dead} is in 'jobs.dlq': its worker rejected it. Move it back to 'jobs'."
+            return (
+                f"{dead} is in 'jobs.dlq': its worker rejected it. Move it back to 'jobs'. mqtool does it with:\n"
+                "  mqtool dlq redrive jobs"
+            )
     return ""
 
 
@@ -358,6 +377,8 @@ def _thrown_into(seen: Seen) -> str:
 
 def _just_done(seen: Seen) -> str:
     done = [copy for copy in seen.copies_in(_JOBS) if copy.acknowledged and copy.republished is None]
+    if _dead(seen):  # what was rejected is not lost: other lines say where it is
+        return ""
     return f"{done[-1].message} was done. This time, let the worker reject it." if done else ""
 
 
@@ -373,7 +394,7 @@ _DEAD_LETTER = Goal(
         _requeued,
         _thrown_into,
         mistakes.not_sent_to(_JOBS),
-        mistakes.not_done(_JOBS),
+        mistakes.not_done(_JOBS, "To reject at once: mqtool worker --retries 0"),
         mistakes.thrown_away(_JOBS),
         _just_done,
     ),
@@ -381,8 +402,8 @@ _DEAD_LETTER = Goal(
         "A worker cannot do a job, now or later. Where should the job go, so that it neither gets lost nor comes "
         "again?",
         "Dead lettering: a message that is rejected with requeue=false goes to the queue's dead-letter exchange.",
-        "mqtool send -q jobs x; mqtool worker -q jobs --retries 0 --exec false -c 1; mqtool dlq redrive jobs; "
-        "mqtool worker -q jobs",
+        "one after the other:\n  mqtool send -q jobs x\n  mqtool worker -q jobs --retries 0 --exec false -c 1\n"
+        "  mqtool dlq redrive jobs\n  mqtool worker -q jobs",
     ),
     queues={_DEAD: {}, _JOBS: {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": _DEAD}},
     only_embedded="RabbitMQ does not report dead letters one by one",

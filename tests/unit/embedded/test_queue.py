@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES
-from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, BrokerQueue
+from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, BrokerQueue, feed
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.store.disk import Disk
@@ -71,11 +71,12 @@ class FakeClock:
         self.time = end
 
 
-@dataclass
+@dataclass(eq=False)
 class FakeConsumer:
     """Takes up to this many messages."""
 
     room: int = 1000
+    queue: BrokerQueue | None = None
     tag: str = "t"
     priority: int = 0
     exclusive: bool = False
@@ -83,8 +84,10 @@ class FakeConsumer:
     arguments: Table = field(default_factory=dict)
     got: list[BacklogEntry] = field(default_factory=list)
     gone: bool = False
+    asked: int = 0
 
     def ready(self) -> bool:
+        self.asked += 1
         return self.room > 0
 
     def take(self, entry: BacklogEntry) -> None:
@@ -243,6 +246,26 @@ def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
     assert [entry.message.body for entry in low.got] == [b"3"]
 
 
+def test_busy_consumers_cost_nothing_until_they_can_take_messages_again(vhost: VirtualHost) -> None:
+    """A consumer that has used up its prefetch is asked once, however many messages arrive and however many other
+    consumers are cancelled. Once it can take messages again, it gets the next one.
+    """
+    queue = add_queue(vhost)
+    consumers = [FakeConsumer(room=1, queue=queue, priority=number % 50) for number in range(100)]
+    for consumer in consumers:
+        queue.add_consumer(consumer)
+    for number in range(200):
+        queue.publish(message(b"%d" % number))
+    for consumer in consumers[:50]:
+        queue.remove_consumer(consumer)
+    assert len(queue) == 100
+    assert {consumer.asked for consumer in consumers} == {2}
+    consumers[70].room = 1
+    feed([consumers[70], consumers[0]])
+    assert [entry.message.body for entry in consumers[70].got[1:]] == [b"100"]
+    assert len(queue) == 99
+
+
 def test_deleting_a_queue_cancels_consumers_and_removes_bindings(vhost: VirtualHost) -> None:
     """When a queue is deleted, its consumers are cancelled, and an auto-delete exchange that was bound only to it is
     deleted.
@@ -277,6 +300,50 @@ def test_a_delayed_exchange_releases_messages_in_time(vhost: VirtualHost, clock:
     clock.pass_by(5000)
     assert len(queue) == 2
     assert vhost.held(exchange) == 0
+
+
+class BusyClock(FakeClock):
+    """A clock on which everything takes 4 ms of work, and each turn a millisecond of time."""
+
+    worked = 0.0
+
+    def take_turn(self, what: Callable[[], object]) -> None:
+        self.call_later(1, what)
+
+    def elapsed(self) -> float:
+        self.worked += 0.004
+        return self.worked
+
+
+@pytest.mark.parametrize("how", ["delayed", "dead-lettered"])
+def test_many_messages_that_move_at_once_move_in_turns_and_in_order(ledger: Ledger, how: str) -> None:
+    """Of many messages whose delay ends, or that are dead-lettered, at the same time, the broker publishes a few in
+    each turn of the event loop, in order.
+    """
+    clock = BusyClock()
+    vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
+    target = add_queue(vhost, "target")
+    if how == "delayed":
+        exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "direct"})
+        vhost.add_exchange(exchange)
+        vhost.bind(exchange, target, "q", {})
+        for number in range(50):
+            vhost.enqueue(vhost.route(exchange, message(b"%d" % number, headers={"x-delay": 1000})))
+    else:
+        vhost.bind(vhost.exchanges["amq.direct"], target, "q", {})
+        source = add_queue(vhost, x_dead_letter_exchange="amq.direct", x_message_ttl=1000)
+        for number in range(50):
+            source.publish(message(b"%d" % number))
+    lengths = [0]
+
+    def look() -> None:
+        lengths.append(len(target))
+        clock.call_later(1, look)
+
+    look()
+    clock.pass_by(2000)
+    assert max(after - before for before, after in pairwise(lengths)) <= 5
+    assert bodies(target) == [b"%d" % number for number in range(50)]
 
 
 def test_with_at_least_once_a_dead_letter_waits_for_its_queue(

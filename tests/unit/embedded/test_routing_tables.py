@@ -33,6 +33,18 @@ def test_topic_patterns_match_as_specified(patterns: list[str], key: str) -> Non
     assert set(table.match(key, {})) == {pattern for pattern in patterns if by_regular_expression(pattern, key)}
 
 
+@pytest.mark.parametrize("kind", [DirectTable, TopicTable, FanoutTable])
+@given(patterns=st.lists(keys, max_size=8), several=st.lists(keys, min_size=1, max_size=4))
+def test_a_message_with_several_keys_goes_where_any_of_them_leads(
+    kind: type[DirectTable[str] | TopicTable[str] | FanoutTable[str]], patterns: list[str], several: list[str]
+) -> None:
+    """A message with several routing keys is routed to each item that one of the keys matches."""
+    table = kind()
+    for pattern in patterns:
+        table.add(pattern, {}, pattern)
+    assert set(table.match_any(several, {})) == {item for key in several for item in table.match(key, {})}
+
+
 @given(patterns=st.lists(st.tuples(keys, st.integers(0, 2)), max_size=8), key=keys)
 def test_a_removed_pattern_no_longer_matches(patterns: list[tuple[str, int]], key: str) -> None:
     """A topic binding that was removed no longer matches, and a table without bindings keeps no data."""

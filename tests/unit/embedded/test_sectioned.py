@@ -430,7 +430,7 @@ def test_a_filter_that_skips_many_messages_lets_others_work(monkeypatch: pytest.
     """A stream consumer whose filter skips messages for too long yields to other clients, and then continues where it
     stopped.
     """
-    monkeypatch.setattr(stream_queue, "_PASSING_SECONDS", seconds)
+    monkeypatch.setattr(stream_queue, "TURN_SECONDS", seconds)
     stream, clock = _stream()
     for _ in range(3):
         stream.publish(_from_091({}))

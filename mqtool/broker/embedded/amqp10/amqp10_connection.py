@@ -24,8 +24,9 @@ from mqtool.broker.embedded.model.broker import NODE, Broker, check_connections
 from mqtool.broker.embedded.model.footprint import DELIVERY
 from mqtool.broker.embedded.model.profile import identity
 from mqtool.broker.embedded.model.protocol_conversion import table_to_091
-from mqtool.broker.embedded.model.queue import Why
+from mqtool.broker.embedded.model.queue import Why, feed
 from mqtool.broker.embedded.model.rights import Rights
+from mqtool.broker.embedded.sockets.client_socket import keep_properties
 from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.codecs.amqp10_frames import (
     AMQP,
@@ -168,7 +169,7 @@ class Connection10(Amqp10Socket):
         if 0 < idle < 1000:
             raise ConnectionError10(NOT_ALLOWED, f"idle-time-out ({idle} ms) < minimum idle-time-out (1000 ms)")
         self.container = opening.container_id
-        self.client_properties = table_to_091((opening.properties or {}).items())
+        keep_properties(self, table_to_091((opening.properties or {}).items()))
         if opening.max_frame_size is not None:
             self.frame_max = opening.max_frame_size
         if opening.channel_max is not None:
@@ -214,9 +215,7 @@ class Connection10(Amqp10Socket):
 
     def may_send(self) -> None:
         starving, self.starving = self.starving, {}
-        for queue in starving:
-            if not queue.deleted:
-                queue.pump()
+        feed(starving)
         for session in self.sessions.values():
             session.finish_drains()
 

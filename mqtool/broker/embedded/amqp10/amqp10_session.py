@@ -1,6 +1,6 @@
 """One session: attaches and detaches links, and passes frames to them. An error detaches a link or ends the session."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mqtool.broker.embedded.amqp10.amqp10_socket import Amqp10Socket
@@ -19,11 +19,11 @@ from mqtool.broker.embedded.amqp10.errors10 import (
 from mqtool.broker.embedded.amqp10.incoming_link import IncomingLink
 from mqtool.broker.embedded.amqp10.management_pair import ManagementLinks
 from mqtool.broker.embedded.amqp10.outgoing_link import OutgoingLink, ReplyLink
-from mqtool.broker.embedded.amqp10.session_state import LinkDelivery, SessionState, after, check_outcome
+from mqtool.broker.embedded.amqp10.session_state import LinkDelivery, NewAnnotations, SessionState, after, check_outcome
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.footprint import CONSUMER
-from mqtool.broker.embedded.model.queue import BrokerQueue, Why
+from mqtool.broker.embedded.model.queue import BrokerQueue, Why, feed
 from mqtool.broker.embedded.model.totals import AMQP10
 from mqtool.codecs.amqp10_frames import (
     RECEIVER,
@@ -51,6 +51,27 @@ def _delivery_time(state: Modified) -> int | None:
     """Return when a client wants a modified message to be delivered again, in milliseconds since 1970."""
     time = (state.message_annotations or {}).get(Symbol("x-opt-delivery-time"))
     return time if isinstance(time, int) and not isinstance(time, bool) else None
+
+
+def _error_of(error: SessionError | AmqpException) -> Error:
+    return error.error if isinstance(error, SessionError) else SessionError(*condition_of(error)).error
+
+
+def _annotate_and_settle(
+    session: "Amqp10Session", added: NewAnnotations, known: list[int], disposition: Disposition
+) -> Iterator[None]:
+    """Add annotations to messages in steps, then settle them. Meanwhile, some may be settled in another way."""
+    try:
+        for each in known:
+            if "memory" in session.connection.broker.alarms:
+                raise SessionError(LIMIT_EXCEEDED, "low on memory: message annotations are not stored")
+            if each in session.unsettled:
+                added.add_to(session.unsettled[each])
+            yield
+        if session.is_open:
+            session.settle_known([each for each in known if each in session.unsettled], disposition)
+    except (SessionError, AmqpException) as error:
+        session.end(_error_of(error))
 
 
 class Amqp10Session(SessionState):
@@ -84,10 +105,8 @@ class Amqp10Session(SessionState):
                 self.detach(performative.handle, error.error)
             else:
                 self.end(error.error)
-        except SessionError as error:
-            self.end(error.error)
-        except AmqpException as error:
-            self.end(SessionError(*condition_of(error)).error)
+        except (SessionError, AmqpException) as error:
+            self.end(_error_of(error))
 
     def _receive(self, performative: Any, payload: bytes, size: int) -> None:
         match performative:
@@ -119,9 +138,7 @@ class Amqp10Session(SessionState):
         self.receive_windows(flow)
         if not was_open and self.may_transfer:
             starving, self.starving = self.starving, {}
-            for queue in starving:
-                if not queue.deleted:
-                    queue.pump()
+            feed(starving)
             self.finish_drains()
         if flow.handle is None:
             if flow.echo:
@@ -152,10 +169,13 @@ class Amqp10Session(SessionState):
             ids = [each for each in self.unsettled if 0 <= after(each, first) < count]
         known = [each for each in ids if each in self.unsettled]
         if isinstance(disposition.state, Modified) and disposition.state.message_annotations:
-            if "memory" in self.connection.broker.alarms:
-                raise SessionError(LIMIT_EXCEEDED, "low on memory: message annotations are not stored")
-            for each in known:
-                self.unsettled[each].modify(disposition.state.message_annotations)
+            added = NewAnnotations(disposition.state.message_annotations)
+            self.connection.work(_annotate_and_settle(self, added, known, disposition))
+        else:
+            self.settle_known(known, disposition)
+
+    def settle_known(self, known: list[int], disposition: Disposition) -> None:
+        """Settle unsettled deliveries with the outcome that the client sent, and answer if it asks for that."""
         # A delivery stays in `unsettled` until it is its turn, so that the end of the session requeues the rest.
         self._settle((self.unsettled.pop(each) for each in known), disposition.state)
         if not disposition.settled:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mqtool.broker.embedded.amqp10.errors10 import DECODE_ERROR, MISSING, NOT_ALLOWED, UNAUTHORIZED, ConnectionError10
 from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.consumers import QueueConsumer
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.users import DEFAULT_USER, User
 from mqtool.broker.embedded.sockets.client_socket import ClientSocket
@@ -26,7 +27,7 @@ class Amqp10Socket(ClientSocket):
     Attributes:
         container: the client's container id.
         frame_max: the largest frame, in bytes, that the client accepts.
-        starving: queues whose deliveries to this client are paused until it has read more.
+        starving: the consumers whose deliveries are paused until the client has read more.
         exclusive_queues: the queues that are deleted with the connection.
     """
 
@@ -38,7 +39,7 @@ class Amqp10Socket(ClientSocket):
         super().__init__(broker, connections, "header", len(SASL_HEADER))
         self.container = ""
         self.frame_max = FRAME_MAX
-        self.starving: dict[BrokerQueue, None] = {}
+        self.starving: dict[QueueConsumer, None] = {}
         self.exclusive_queues: set[BrokerQueue] = set()
         self._before_flush: dict[Callable[[], None], None] = {}
 

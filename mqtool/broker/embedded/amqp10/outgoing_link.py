@@ -15,7 +15,7 @@ from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO
 from mqtool.broker.embedded.model.consumers import delivery_counts
 from mqtool.broker.embedded.model.firehose import trace_delivered
-from mqtool.broker.embedded.model.queue import BrokerQueue
+from mqtool.broker.embedded.model.queue import BrokerQueue, feed
 from mqtool.broker.embedded.model.sectioned import Sections, encode
 from mqtool.broker.embedded.model.totals import AMQP10
 from mqtool.codecs.amqp10_frames import Attach, Flow, transfer_frames
@@ -167,10 +167,10 @@ class OutgoingLink:
             return False
         session = self.session
         if not session.connection.writable:
-            session.connection.starving[self.queue] = None
+            session.connection.starving[self] = None
             return False
         if not session.may_transfer:
-            session.starving[self.queue] = None
+            session.starving[self] = None
             return False
         return True
 
@@ -216,8 +216,7 @@ class OutgoingLink:
             return
         self.flow.receive(flow)
         self._owes_news, self._may_tell = self._owes_news or self._may_tell, False
-        if not self.queue.deleted:
-            self.queue.pump()
+        feed([self])
         told = not self.flow.draining and self._tell_active()
         if self.flow.draining:
             self.finish_drain()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from mqtool.broker.embedded.amqp10.amqp10_socket import Amqp10Socket
 from mqtool.broker.embedded.amqp10.errors10 import INVALID_FIELD, LIMIT_EXCEEDED, WINDOW_VIOLATION, SessionError
+from mqtool.broker.embedded.model.amqp_message import ContentHeader
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.consumers import QueueConsumer
 from mqtool.broker.embedded.model.protocol_conversion import table_to_091
@@ -26,6 +27,7 @@ from mqtool.codecs.amqp10_frames import (
     frame,
 )
 from mqtool.codecs.amqp10_values import Map, Symbol
+from mqtool.codecs.field_tables import encode_table
 
 #: How many transfers the client may send at first. The broker reopens the window when half of it is left.
 INCOMING_WINDOW = 400
@@ -33,6 +35,9 @@ INCOMING_WINDOW = 400
 #: Annotations in a client's dispositions may grow the headers of a message up to this many bytes: those that fit into
 #: one frame for consumers of AMQP 0-9-1.
 _LONGEST_HEADER = 128 * 1024 - 64
+
+#: Annotations in one disposition may grow the headers of all its messages by up to this many bytes.
+_MOST_ADDED_BYTES = 16 * 1024 * 1024
 
 _SERIAL = 0xFFFFFFFF
 #: The outgoing window. It limits nothing: deliveries are limited by the client's incoming window and by link credit.
@@ -78,27 +83,45 @@ class LinkDelivery:
         timeout = consumer_timeout(self.queue, self.link.arguments, default)
         return timeout is not None and now - self.at > timeout
 
-    def modify(self, annotations: Map) -> None:
-        """Add annotations to the message. Only quorum queues keep them.
 
-        Raises:
-            SessionError: AMQP 0-9-1 has no headers for them.
-        """
-        if not annotations or self.queue.kind != "quorum":
-            return
-        message = self.entry.message
+class NewAnnotations:
+    """Annotations in a client's disposition, which the messages that it settles will share.
+
+    Raises:
+        SessionError: AMQP 0-9-1 has no headers for them.
+    """
+
+    def __init__(self, annotations: Map) -> None:
         try:
-            changed = message.replace(headers={**message.headers, **table_to_091(annotations.items())})
+            self._headers = table_to_091(annotations.items())
+            self._encoded = encode_table(self._headers)
         except (ValueError, TypeError, OverflowError, struct.error) as error:
             raise SessionError(
                 INVALID_FIELD, f"message-annotations in DISPOSITION cannot be stored: {error}"
             ) from error
+        self._added_bytes = 0
+
+    def add_to(self, delivery: LinkDelivery) -> None:
+        """Add the annotations to a message. Only quorum queues keep them.
+
+        Raises:
+            SessionError: the message has too many headers, or all messages together have.
+        """
+        if delivery.queue.kind != "quorum":
+            return
+        message = delivery.entry.message
+        properties = message.properties.with_more_headers(self._headers, self._encoded)
+        changed = message.copy(message.address, ContentHeader.of(properties, len(message.body)))
         if len(changed.header.raw) > _LONGEST_HEADER:
             wrong = f"the headers of a message would have more than {_LONGEST_HEADER} bytes"
             raise SessionError(LIMIT_EXCEEDED, wrong)
-        self.queue.ledger.set_aside(self.entry)
-        self.entry.message = changed
-        self.queue.ledger.hold(self.entry)
+        self._added_bytes += len(self._encoded)
+        if self._added_bytes > _MOST_ADDED_BYTES:
+            wrong = f"the annotations of all messages in DISPOSITION would have more than {_MOST_ADDED_BYTES} bytes"
+            raise SessionError(LIMIT_EXCEEDED, wrong)
+        delivery.queue.ledger.set_aside(delivery.entry)
+        delivery.entry.message = changed
+        delivery.queue.ledger.hold(delivery.entry)
 
 
 def check_outcome(state: Any) -> None:
@@ -125,7 +148,7 @@ class SessionState(ABC):
     Attributes:
         number: the channel number, used in both directions.
         unsettled: the unsettled deliveries by delivery id, oldest first.
-        starving: queues whose deliveries to this session are paused until the client opens its window.
+        starving: the consumers whose deliveries are paused until the client opens its window.
         backlog: encoded transfers that wait until the client opens its window.
         delivered: the number of deliveries, settled or not.
         is_open: True until either side ends the session.
@@ -136,7 +159,7 @@ class SessionState(ABC):
         self.number = number
         self.vhost: VirtualHost = connection.vhost
         self.unsettled: dict[int, LinkDelivery] = {}
-        self.starving: dict[BrokerQueue, None] = {}
+        self.starving: dict[QueueConsumer, None] = {}
         self.backlog: deque[bytes] = deque()
         self.delivered = 0
         self.is_open = True

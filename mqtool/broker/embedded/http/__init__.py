@@ -39,12 +39,12 @@ from mqtool.broker.embedded.http.route_table import (
     Rates,
     RouteCall,
     answer,
-    check_regular_expression,
+    invalid_pattern,
     missing,
     refused,
 )
 from mqtool.broker.embedded.model.amqp_errors import ACCESS_REFUSED, RESOURCE_ERROR, AmqpException
-from mqtool.broker.embedded.model.applied_policies import found
+from mqtool.broker.embedded.model.applied_policies import finder
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.users import User
 
@@ -149,11 +149,9 @@ async def _listed(listed: Iterable[Json] | Listed, query: dict[str, str]) -> Any
         return (_columns(view(item), columns) for item in items)
     total = len(items)
     if query.get("name"):
-        if query.get("use_regex") == "true":
-            check_regular_expression(query["name"])
-            items = [item for item in items if found(query["name"], str(_sort_key(item)[1]))]
-        else:
-            items = [item for item in items if query["name"].lower() in str(_sort_key(item)[1]).lower()]
+        is_wanted = _name_filter(query["name"], is_pattern=query.get("use_regex") == "true")
+        marked = await in_slices((is_wanted(str(_sort_key(item)[1])), item) for item in items)
+        items = [item for is_match, item in marked if is_match]
     try:
         page, size = int(query["page"]), int(query.get("page_size", 100))
     except ValueError as error:
@@ -171,6 +169,16 @@ async def _listed(listed: Iterable[Json] | Listed, query: dict[str, str]) -> Any
         "page_size": size,
         "page_count": pages,
     }
+
+
+def _name_filter(wanted: str, *, is_pattern: bool) -> Callable[[str], bool]:
+    """Return a function that tells if a name matches a regular expression or, otherwise, contains a text."""
+    if not is_pattern:
+        return lambda name: wanted.lower() in name.lower()
+    try:
+        return finder(wanted)
+    except ValueError as error:
+        raise invalid_pattern(wanted, error) from error
 
 
 def _sort_key(item: Any) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Routes that publish and get messages and list consumers, and /api/mqtool: faults and recorded messages for tests."""
 
+import asyncio
 import base64
 import contextlib
 import math
@@ -64,24 +65,42 @@ def field_table(value: Any) -> Table:
     if not isinstance(value, dict):
         raise bad_request("arguments and headers must be objects")
     try:
-        found: Table = {name: _field(item) for name, item in value.items()}
+        found = _Fields().table(value)
         encoded = encode_table(found)
         if len(encoded) > _LARGEST_TABLE:
-            raise ValueError(f"it has more than {_LARGEST_TABLE} bytes")
+            raise _too_large()
         decode_table(encoded)
     except (ValueError, RecursionError, struct.error) as error:
         raise bad_request(f"not a field table: {error}") from error
     return found
 
 
-def _field(value: Any) -> Value:
-    if isinstance(value, dict | list):
-        return {each: _field(value[each]) for each in value} if isinstance(value, dict) else [*map(_field, value)]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return Int64(value)
-    if value is None or isinstance(value, str | bool | float):
-        return value
-    raise bad_request(f"not a field value: {value!r}")
+def _too_large() -> ValueError:
+    return ValueError(f"it has more than {_LARGEST_TABLE} bytes")
+
+
+class _Fields:
+    """Converts JSON values to field values, and gives up once these are too large for a table."""
+
+    def __init__(self) -> None:
+        self._room = _LARGEST_TABLE
+
+    def table(self, value: Json) -> Table:
+        return {name: self._value(each, len(name)) for name, each in value.items()}
+
+    def _value(self, value: Any, size: int = 0) -> Value:
+        """Convert a value; `size` is that of its name. Raises ValueError if all values so far are too large."""
+        # The type and at least this many bytes.
+        self._room -= size + 1 + (len(value) if isinstance(value, str) else 8 if type(value) in (int, float) else 0)
+        if self._room < 0:
+            raise _too_large()
+        if isinstance(value, dict | list):
+            return self.table(value) if isinstance(value, dict) else [*map(self._value, value)]
+        if isinstance(value, int) and not isinstance(value, bool):
+            return Int64(value)
+        if value is None or isinstance(value, str | bool | float):
+            return value
+        raise bad_request(f"not a field value: {value!r}")
 
 
 def plain(value: Value) -> Any:
@@ -188,10 +207,11 @@ class _Got(NamedTuple):
 
 
 @route("POST", "queues/VHOST/QUEUE/get", member)
-def get_messages(call: RouteCall, vhost: str, name: str) -> Iterator[Json]:
+async def get_messages(call: RouteCall, vhost: str, name: str) -> Iterator[Json]:
     """Get messages from a queue, and acknowledge, reject or requeue them.
 
-    Returns fewer than the `count` in the request if they are too many or too large for one response.
+    Returns fewer than the `count` in the request if they are too many or too large for one response, or if many
+    messages between them have expired.
     """
     call.rights(vhost).check("read", "queue", name)
     queue, body = call.shared_queue(vhost, name), call.body
@@ -209,7 +229,11 @@ def get_messages(call: RouteCall, vhost: str, name: str) -> Iterator[Json]:
     got: list[_Got] = []
     entries: list[BacklogEntry] = []
     size, count = 0, min(count, _MOST_GOT)
-    while len(entries) < count and size < _MOST_GOT_BYTES and (entry := queue.get(no_ack=False)) is not None:
+    while queue.drop_expired():
+        await asyncio.sleep(0)
+    while len(entries) < count and size < _MOST_GOT_BYTES:
+        if queue.drop_expired() or (entry := queue.get(no_ack=False)) is None:
+            break
         entries.append(entry)
         got.append(_Got(entry.message, entry.redelivered, len(queue)))
         size += of_message(entry.message)
@@ -267,18 +291,18 @@ _SETTLING: dict[str, Callable[[Broker, BrokerQueue, list[BacklogEntry]], None]] 
 
 @route(READ, "consumers", anyone)
 @route(READ, "consumers/VHOST", visitor)
-def consumers(call: RouteCall, vhost: str | None = None) -> list[Json]:
+def consumers(call: RouteCall, vhost: str | None = None) -> Iterator[Json]:
     """Return the consumers of queues, whatever their protocol."""
     seen = {each.name for each in call.vhosts(vhost)}
-    found: list[Json] = []
+    found: list[Callable[[], Json]] = []
     for connection in call.opened():
         for channel in connection.channels.values():
             subscriptions = channel.deliveries.subscriptions.values()
-            found += [_consumer_view(channel, each) for each in subscriptions if each.queue.vhost in seen]
+            found += [partial(_consumer_view, channel, each) for each in subscriptions if each.queue.vhost in seen]
         if connection.vhost.name in seen:
-            found += [_stream_consumer_view(connection, each) for each in connection.subscriptions]
+            found += [partial(_stream_consumer_view, connection, each) for each in connection.subscriptions]
             found += link_consumers(connection)
-    return found
+    return (view() for view in found)
 
 
 def _consumer_view(channel: BrokerChannel, subscription: ChannelSubscription) -> Json:

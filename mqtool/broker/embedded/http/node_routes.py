@@ -3,11 +3,12 @@
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from mqtool.broker.embedded.http.http_server import HttpAnswer, bad_request, required
+from mqtool.broker.embedded.http.http_server import HttpAnswer, bad_request, in_slices, required
 from mqtool.broker.embedded.http.message_routes import channel_details, consumers, plain
 from mqtool.broker.embedded.http.policy_routes import save_global_parameter
 from mqtool.broker.embedded.http.route_table import (
@@ -19,12 +20,10 @@ from mqtool.broker.embedded.http.route_table import (
     RouteCall,
     administrator,
     anyone,
-    first,
     missing,
     monitoring,
     route,
     visitor,
-    where,
 )
 from mqtool.broker.embedded.http.session_routes import details_of
 from mqtool.broker.embedded.model.broker import LOW_ON_DISK, LOW_ON_MEMORY, NODE, Broker
@@ -388,18 +387,18 @@ def _checked(well: Json, wrong: Json | None) -> HttpAnswer:
 
 @route(READ, "connections", anyone)
 @route(READ, "vhosts/VHOST/connections", visitor)
-def connections(call: RouteCall, vhost: str | None = None) -> list[Json]:
-    return [_connection_view(each) for each in call.connections(vhost)]
+def connections(call: RouteCall, vhost: str | None = None) -> Iterator[Json]:
+    return map(_connection_view, call.connections(vhost))
 
 
 @route(READ, "connections/username/USER", anyone)
-def connections_of_user(call: RouteCall, name: str) -> list[Json]:
-    return where(connections(call), user=name)
+def connections_of_user(call: RouteCall, name: str) -> Iterator[Json]:
+    return map(_connection_view, [each for each in call.connections() if each.user.name == name])
 
 
 @route(READ, "connections/CONNECTION", anyone)
 def connection(call: RouteCall, name: str) -> Json:
-    return first(connections(call), name=name)
+    return _connection_view(([each for each in call.connections() if each.name == name] or missing())[0])
 
 
 def _connection_view(connection: AnyConnection) -> Json:
@@ -452,17 +451,18 @@ def _close(call: RouteCall, found: list[AnyConnection]) -> None:
 
 @route(READ, "channels", anyone)
 @route(READ, "vhosts/VHOST/channels", visitor)
-def channels(call: RouteCall, vhost: str | None = None) -> list[Json]:
-    return [_channel_view(each, call.api.rates) for each in _channels(call, vhost)]
+def channels(call: RouteCall, vhost: str | None = None) -> Iterator[Json]:
+    return (_channel_view(each, call.api.rates) for each in _channels(call, vhost))
 
 
 @route(READ, "connections/CONNECTION/channels", anyone)
-def channels_of_connection(call: RouteCall, name: str) -> list[Json]:
-    return [view for view in channels(call) if view["connection_details"]["name"] == name]
+def channels_of_connection(call: RouteCall, name: str) -> Iterator[Json]:
+    found = [each for each in _channels(call) if each.session.name == name]
+    return (_channel_view(each, call.api.rates) for each in found)
 
 
 @route(READ, "channels/CHANNEL", anyone)
-def channel(call: RouteCall, name: str) -> Json:
+async def channel(call: RouteCall, name: str) -> Json:
     """Return a channel with its consumers and the exchanges that it has published to."""
     named = [each for each in _channels(call) if f"{each.session.name} ({each.number})" == name]
     found = (named or missing())[0]
@@ -470,7 +470,7 @@ def channel(call: RouteCall, name: str) -> Json:
         {"exchange": {"name": exchange, "vhost": found.vhost.name}, "stats": {"publish": count}}
         for exchange, count in found.published.items()
     ]
-    mine = [each for each in consumers(call) if each["channel_details"]["name"] == name]
+    mine = [each for each in await in_slices(consumers(call)) if each["channel_details"].get("name") == name]
     view = _channel_view(found, call.api.rates)
     return {**view, "publishes": published, "deliveries": [], "consumer_details": mine}
 

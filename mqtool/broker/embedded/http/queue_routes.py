@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from http import HTTPStatus
+from itertools import chain
 from urllib.parse import quote
 
-from mqtool.broker.embedded.http.http_server import HttpAnswer, bad_request, boolean, required, text
+from mqtool.broker.embedded.http.http_server import HttpAnswer, bad_request, boolean, in_slices, required, text
 from mqtool.broker.embedded.http.message_routes import channel_details, consumers, field_table, plain
 from mqtool.broker.embedded.http.route_table import (
     READ,
@@ -22,7 +23,6 @@ from mqtool.broker.embedded.http.route_table import (
     refused,
     route,
     visitor,
-    where,
 )
 from mqtool.broker.embedded.model.amqp_errors import locked_queue
 from mqtool.broker.embedded.model.broker import NODE
@@ -59,9 +59,10 @@ def queues(call: RouteCall, vhost: str | None = None) -> Listed:
 
 
 @route(READ, "queues/VHOST/QUEUE", visitor)
-def queue(call: RouteCall, vhost: str, name: str) -> Json:
+async def queue(call: RouteCall, vhost: str, name: str) -> Json:
     view = queue_view(call.queue(vhost, name), call.api.rates)
-    return {**view, "consumer_details": [each for each in consumers(call, vhost) if each["queue"]["name"] == name]}
+    details = [each for each in await in_slices(consumers(call, vhost)) if each["queue"]["name"] == name]
+    return {**view, "consumer_details": details}
 
 
 def queue_definition(queue: BrokerQueue) -> Json:
@@ -179,9 +180,9 @@ def queue_action(call: RouteCall, vhost: str, name: str) -> None:
 
 @route(READ, "exchanges", anyone)
 @route(READ, "exchanges/VHOST", visitor)
-def exchanges(call: RouteCall, vhost: str | None = None) -> list[Json]:
+def exchanges(call: RouteCall, vhost: str | None = None) -> Iterator[Json]:
     found = [(each, exchange) for each in call.vhosts(vhost) for exchange in each.exchanges.values()]
-    return [exchange_view(each, exchange, call.api.rates) for each, exchange in found]
+    return (exchange_view(each, exchange, call.api.rates) for each, exchange in found)
 
 
 @route(READ, "exchanges/VHOST/EXCHANGE", visitor)
@@ -272,27 +273,41 @@ def delete_exchange(call: RouteCall, vhost: str, name: str) -> None:
 @route(READ, "bindings/VHOST", visitor)
 def bindings(call: RouteCall, vhost: str | None = None) -> Iterator[Json]:
     """Return bindings, including the implicit binding of each queue to the default exchange."""
+    return _bindings(call, vhost)
+
+
+def _bindings(
+    call: RouteCall, vhost: str | None, source: str | None = None, kind: str = "", destination: str | None = None
+) -> Iterator[Json]:
+    """Return bindings: all, or only those with this source and destination; `kind` is the destination's type."""
+
+    def is_wanted(binding: BrokerBinding) -> bool:
+        return source in (None, binding.source.name) and (
+            destination is None
+            or (kind, destination) == (binding.destination.destination_type, binding.destination.name)
+        )
+
     found: list[tuple[str, BrokerBinding]] = []
     for each in call.vhosts(vhost):
         default = each.exchanges[""]
-        found += [(each.name, BrokerBinding(default, queue, queue.name, {})) for queue in each.queues.values()]
-        found += [(each.name, binding) for binding in each.bindings()]
+        implicit = (BrokerBinding(default, queue, queue.name, {}) for queue in each.queues.values())
+        found += [(each.name, binding) for binding in chain(implicit, each.bindings()) if is_wanted(binding)]
     return (binding_view(*pair) for pair in found)
 
 
 @route(READ, "queues/VHOST/QUEUE/bindings", visitor)
-def bindings_of_queue(call: RouteCall, vhost: str, name: str) -> list[Json]:
-    return where(bindings(call, vhost), destination=name, destination_type="queue")
+def bindings_of_queue(call: RouteCall, vhost: str, name: str) -> Iterator[Json]:
+    return _bindings(call, vhost, None, "queue", name)
 
 
 @route(READ, "exchanges/VHOST/EXCHANGE/bindings/source", visitor)
-def bindings_from_exchange(call: RouteCall, vhost: str, name: str) -> list[Json]:
-    return where(bindings(call, vhost), source=name)
+def bindings_from_exchange(call: RouteCall, vhost: str, name: str) -> Iterator[Json]:
+    return _bindings(call, vhost, name)
 
 
 @route(READ, "exchanges/VHOST/EXCHANGE/bindings/destination", visitor)
-def bindings_to_exchange(call: RouteCall, vhost: str, name: str) -> list[Json]:
-    return where(bindings(call, vhost), destination=name, destination_type="exchange")
+def bindings_to_exchange(call: RouteCall, vhost: str, name: str) -> Iterator[Json]:
+    return _bindings(call, vhost, None, "exchange", name)
 
 
 def binding_view(vhost: str, binding: BrokerBinding) -> Json:
@@ -309,16 +324,15 @@ def binding_view(vhost: str, binding: BrokerBinding) -> Json:
 
 
 @route(READ, "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION", visitor)
-def bindings_between(call: RouteCall, vhost: str, source: str, kind: str, destination: str) -> list[Json]:
+def bindings_between(call: RouteCall, vhost: str, source: str, kind: str, destination: str) -> Iterator[Json]:
     """Return the bindings between an exchange and a queue (`kind` is `q`) or another exchange (`e`)."""
     to = {"q": "queue", "e": "exchange"}.get(kind) or missing()
-    source = exchange_name(source)
-    return where(bindings(call, vhost), source=source, destination=destination, destination_type=to)
+    return _bindings(call, vhost, exchange_name(source), to, destination)
 
 
 @route(READ, "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION/KEY", visitor)
-def binding(call: RouteCall, vhost: str, source: str, kind: str, destination: str, key: str) -> Json:
-    return first(bindings_between(call, vhost, source, kind, destination), properties_key=key)
+async def binding(call: RouteCall, vhost: str, source: str, kind: str, destination: str, key: str) -> Json:
+    return first(await in_slices(bindings_between(call, vhost, source, kind, destination)), properties_key=key)
 
 
 @route("POST", "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION", member)
@@ -338,14 +352,13 @@ def binding_declaration(body: Json) -> tuple[str, Table]:
 
 
 @route("DELETE", "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION/KEY", member)
-def delete_binding(call: RouteCall, vhost: str, source: str, kind: str, destination: str, key: str) -> None:
+async def delete_binding(call: RouteCall, vhost: str, source: str, kind: str, destination: str, key: str) -> None:
     exchange, end = _ends(call, vhost, source, kind, destination, None)
-    for each in list(exchange.bindings):
-        if each.destination is end and each.properties_key == key:
-            call.rights(vhost).check_topic("read", exchange, each.routing_key)
-            call.vhost(vhost).unbind(exchange, end, each.routing_key, each.arguments)
-            return
-    missing()
+    candidates = [each for each in exchange.bindings if each.destination is end]
+    keys = await in_slices(each.properties_key for each in candidates)
+    found = dict(zip(keys, candidates, strict=True)).get(key) or missing()
+    call.rights(vhost).check_topic("read", exchange, found.routing_key)
+    call.vhost(vhost).unbind(exchange, end, found.routing_key, found.arguments)
 
 
 def _ends(

@@ -324,7 +324,12 @@ def check_regular_expression(pattern: str) -> None:
     try:
         check_pattern(pattern)
     except ValueError as error:
-        raise bad_request(f"invalid regular expression {pattern}: {error}") from error
+        raise invalid_pattern(pattern, error) from error
+
+
+def invalid_pattern(pattern: str, error: ValueError) -> HttpError:
+    """Return an HttpError with status 400 for a client's regular expression."""
+    return bad_request(f"invalid regular expression {pattern}: {error}")
 
 
 def where(views: Iterable[Json], **wanted: str) -> list[Json]:

@@ -1,5 +1,7 @@
 """AMQP 1.0 connections in the management API: their sessions and links, with links listed as consumers."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -29,14 +31,13 @@ def details_of(connection: AnyConnection) -> Json:
     return {"channels": len(sessions_of(connection)), "container_id": cast("Connection10", connection).container}
 
 
-def link_consumers(connection: AnyConnection) -> list[Json]:
-    """Return the views of an AMQP 1.0 connection's consumers. As in RabbitMQ, their channel details are empty."""
-    timeout = connection.broker.consumer_timeout
-    return [
-        _consumer_view(link, queue, timeout)
-        for session in sessions_of(connection)
-        for link, queue in _consumers(session)
-    ]
+def link_consumers(connection: AnyConnection) -> list[Callable[[], Json]]:
+    """Return functions that return the views of an AMQP 1.0 connection's consumers.
+
+    As in RabbitMQ, their channel details are empty.
+    """
+    found = [pair for session in sessions_of(connection) for pair in _consumers(session)]
+    return [partial(_consumer_view, link, queue, connection.broker.consumer_timeout) for link, queue in found]
 
 
 def _consumers(session: "Amqp10Session") -> list[tuple[Any, BrokerQueue]]:

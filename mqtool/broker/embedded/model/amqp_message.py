@@ -185,6 +185,20 @@ class MessageProperties:
         copy._set_plain()
         return copy
 
+    def with_more_headers(self, added: Table, encoded: bytes) -> "MessageProperties":
+        """Return a copy with more headers. A header of the same name is replaced.
+
+        Args:
+            added: the headers to add.
+            encoded: `added` as encode_table() encodes it. Many messages can get the same headers.
+        """
+        headers = {name: value for name, value in self.headers.items() if name not in added}
+        items = encode_table(headers)[4:] + encoded[4:]
+        copy = self.of_another(_encode_fields({**self.fields(), "headers": len(items).to_bytes(4) + items}), 0)
+        copy.headers = headers | added
+        copy._set_plain()
+        return copy
+
 
 class ContentHeader:
     """The payload of a content header frame: the size of the body in bytes, and the properties.

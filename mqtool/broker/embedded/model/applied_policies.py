@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import re2
@@ -14,16 +14,28 @@ log = logging.getLogger("mqtool.broker.embedded")
 
 _EVERYTHING = ".*"
 
+#: The memory in bytes that RE2 may use for a stored pattern, such as a policy's, and for the pattern of one request.
+#: It also limits how long compiling and matching take.
+_STORED_PATTERN, _REQUESTED_PATTERN = 2 * 1024 * 1024, 128 * 1024
 
-@lru_cache(maxsize=16_384)
-def _compiled(pattern: str) -> Any:
+#: The longest pattern in a request, in characters.
+_LONGEST_REQUESTED = 1000
+
+
+def _compile(pattern: str, most_bytes: int) -> Any:
     options = re2.Options()
     options.log_errors = False
+    options.max_mem = most_bytes
     try:
         return re2.compile(pattern.encode(errors="surrogateescape"), options)
     except re2.error as error:
         reason = error.args[0]
         raise ValueError(reason.decode() if isinstance(reason, bytes) else str(reason)) from error
+
+
+@lru_cache(maxsize=16_384)
+def _compiled(pattern: str) -> Any:
+    return _compile(pattern, _STORED_PATTERN)
 
 
 def check_pattern(pattern: str) -> None:
@@ -38,7 +50,22 @@ def found(pattern: str, text: str) -> bool:
     RE2 matches in linear time, so no user's pattern can block the broker. It supports neither lookaround nor
     backreferences.
     """
-    return pattern == _EVERYTHING or _compiled(pattern).search(text.encode(errors="surrogateescape")) is not None
+    return pattern == _EVERYTHING or _is_found(_compiled(pattern), text)
+
+
+def _is_found(compiled: Any, text: str) -> bool:
+    return compiled.search(text.encode(errors="surrogateescape")) is not None
+
+
+def finder(pattern: str) -> Callable[[str], bool]:
+    """Return a function that tells if a regular expression, which is used only once, matches anywhere in a text.
+
+    Raises:
+        ValueError: the pattern is not valid, is too long, or needs too much memory.
+    """
+    if len(pattern) > _LONGEST_REQUESTED:
+        raise ValueError(f"longer than {_LONGEST_REQUESTED} characters")
+    return partial(_is_found, _compile(pattern, _REQUESTED_PATTERN))
 
 
 #: The kinds of policies, by their names in queue listings and in the data directory.

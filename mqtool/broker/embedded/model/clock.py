@@ -1,6 +1,7 @@
 """Clocks and timers for queues. Changes to the system time do not affect them."""
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +14,9 @@ _LONGEST_TIMER = 60_000
 
 #: The system's monotonic clock; where available, one that keeps running while the machine sleeps.
 _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+#: How many seconds a piece of long work may take before others are served.
+TURN_SECONDS = 0.01
 
 Item = TypeVar("Item")
 
@@ -122,7 +126,8 @@ class Timetable(Generic[Item]):
     Args:
         clock: the source of the time and of timers.
         due: called with each item once it is due. Items due at the same time are passed in the order they were added.
-        done: called each time `due` has been called with all items that are due.
+            Many items are passed in several turns.
+        done: called at the end of each of these turns.
     """
 
     def __init__(self, clock: Clock, due: Callable[[Item], object], done: Callable[[], object] = lambda: None) -> None:
@@ -131,12 +136,13 @@ class Timetable(Generic[Item]):
         self._when_done = done
         self._heap: list[tuple[int, int, Item]] = []
         self._alarm = Alarm(clock, self._ring)
-        self._turn = 0
+        self._added = 0
+        self._waits = False
 
     def add(self, due: int, item: Item) -> None:
         """Add an item that is due at this time (milliseconds since 1970)."""
-        self._turn += 1
-        heappush(self._heap, (due, self._turn, item))
+        self._added += 1
+        heappush(self._heap, (due, self._added, item))
         self._alarm.set_by(due)
 
     def first(self, count: int) -> list[Item]:
@@ -150,9 +156,75 @@ class Timetable(Generic[Item]):
         return [item for _, _, item in heap]
 
     def _ring(self) -> None:
-        now = self._clock.now()
-        while self._heap and self._heap[0][0] <= now:
+        if not self._waits:
+            self._pass_due()
+
+    def _next_turn(self) -> None:
+        self._waits = False
+        self._pass_due()
+
+    def _pass_due(self) -> None:
+        """Pass the items that are due, in as many turns as necessary."""
+        now, ends = self._clock.now(), self._clock.elapsed() + TURN_SECONDS
+        while self._heap and self._heap[0][0] <= now and not self._waits:
             self._when_due(heappop(self._heap)[2])
-        if self._heap:
+            if self._clock.elapsed() > ends:
+                self._waits = True
+                self._clock.take_turn(self._next_turn)
+        if self._heap and not self._waits:
             self._alarm.set_by(self._heap[0][0])
         self._when_done()
+
+
+class TurnQueue(Generic[Item]):
+    """Handles items one after another: at once as long as that is quick, and the others in later turns.
+
+    If handling an item adds others, these are handled after it, so that calls do not nest.
+
+    Args:
+        handle: called with each item, in the order in which they were added.
+    """
+
+    def __init__(self, clock: Clock, handle: Callable[[Item], object]) -> None:
+        self._clock = clock
+        self._handle = handle
+        self._waiting: deque[Item] = deque()
+        self._is_busy = self._has_turn = False
+        self._turn_ends = 0.0
+
+    def add(self, item: Item) -> None:
+        """Handle an item as soon as those before it have been handled."""
+        self._waiting.append(item)
+        if self._is_busy:
+            return
+        # Until the next turn, everything that is handled counts towards the same 10 ms.
+        if not self._has_turn:
+            self._begin_turn()
+        if len(self._waiting) == 1 and self._clock.elapsed() <= self._turn_ends:
+            self._work()
+
+    def _begin_turn(self) -> None:
+        self._turn_ends = self._clock.elapsed() + TURN_SECONDS
+        self._has_turn = True
+        self._clock.take_turn(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._has_turn = False
+        if self._waiting and not self._is_busy:
+            self._begin_turn()
+            self._work()
+
+    def _work(self) -> None:
+        self._is_busy = True
+        try:
+            while self._waiting:
+                self._handle(self._waiting.popleft())
+                if self._clock.elapsed() > self._turn_ends:
+                    return
+        finally:
+            self._is_busy = False
+
+    def finish(self) -> None:
+        """Handle all items now: the broker is about to stop."""
+        self._turn_ends = math.inf
+        self._work()

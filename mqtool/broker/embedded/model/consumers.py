@@ -1,8 +1,10 @@
 """The consumers of a queue, its message counts, and the interface of a watcher of message events."""
 
-from collections import deque
+from bisect import bisect_left, insort
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import neg
 from typing import Any, Protocol
 
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage
@@ -15,11 +17,13 @@ class QueueConsumer(Protocol):
     """A consumer, as its queue sees it.
 
     Attributes:
+        queue: the BrokerQueue.
         selector: for an AMQP 1.0 consumer of a stream, returns True for the Sections of each message that the consumer
             is to get. None for an AMQP 0-9-1 consumer.
     """
 
     tag: str
+    queue: Any
     priority: int
     exclusive: bool
     no_ack: bool
@@ -31,7 +35,7 @@ class QueueConsumer(Protocol):
         """The connection that the consumer belongs to."""
 
     def ready(self) -> bool:
-        """Return True if the consumer can take a message now. If not, it calls `Queue.pump` once it can."""
+        """Return True if the consumer can take a message now. If not, it must be passed to feed() once it can."""
 
     def take(self, entry: BacklogEntry) -> None:
         """Deliver a message to the consumer."""
@@ -53,6 +57,9 @@ def delivery_counts(entry: BacklogEntry, profile: Profile) -> Table:
 class Consumers:
     """The consumers of a queue. Those of higher priority (`x-priority`) come first; equal ones take turns.
 
+    A consumer that could not take a message is not asked again until wake(): otherwise, thousands of busy consumers
+    would cost as many questions for each message.
+
     Args:
         single_active: True if only one consumer, the oldest, gets messages.
 
@@ -61,12 +68,16 @@ class Consumers:
         active: the single active consumer, if any.
     """
 
+    # In an OrderedDict, unlike in a list, deque or dict, each operation used here takes the same time for any size.
+
     def __init__(self, *, single_active: bool) -> None:
         self._single_active = single_active
-        self.all: list[QueueConsumer] = []
-        self._turns: dict[int, deque[QueueConsumer]] = {}
+        self.all: OrderedDict[QueueConsumer, None] = OrderedDict()
+        self._awake: dict[int, OrderedDict[QueueConsumer, None]] = {}
         self._descending: list[int] = []
         self.active: QueueConsumer | None = None
+        # The one consumer that gets all messages, if any. Asking it alone is the hot path.
+        self._only: QueueConsumer | None = None
 
     def __len__(self) -> int:
         return len(self.all)
@@ -76,56 +87,75 @@ class Consumers:
 
     @property
     def exclusive(self) -> bool:
-        """True if any consumer is exclusive."""
-        return any(consumer.exclusive for consumer in self.all)
+        """True if any consumer is exclusive. It is then the only one, unless the queue is a stream."""
+        return bool(self.all) and next(iter(self.all)).exclusive
 
     def is_active(self, consumer: QueueConsumer) -> bool:
         """Return True if a consumer may get messages. If the queue has a single active consumer, no other one may."""
         return not self._single_active or consumer is self.active
 
     def add(self, consumer: QueueConsumer) -> None:
-        self.all.append(consumer)
-        self._turns.setdefault(consumer.priority, deque()).append(consumer)
-        self._descending = sorted(self._turns, reverse=True)
+        self.all[consumer] = None
+        self.wake(consumer)
         if self._single_active and self.active is None:
             self.active = consumer
+        self._choose_only()
+
+    def _choose_only(self) -> None:
+        self._only = next(iter(self.all)) if len(self.all) == 1 else self.active
+
+    def wake(self, consumer: QueueConsumer) -> None:
+        """Ask a consumer again from now on: it can take messages. No effect if it does not consume from this queue."""
+        if consumer in self.all:
+            priority = consumer.priority
+            if priority not in self._awake:
+                self._awake[priority] = OrderedDict()
+                insort(self._descending, priority, key=neg)
+            self._awake[priority].setdefault(consumer)
+
+    def _rest(self, consumer: QueueConsumer) -> None:
+        """Do not ask a consumer again until wake()."""
+        priority = consumer.priority
+        turns = self._awake.get(priority)
+        if turns is not None:
+            turns.pop(consumer, None)
+            if not turns:
+                del self._awake[priority]
+                del self._descending[bisect_left(self._descending, -priority, key=neg)]
 
     def remove(self, consumer: QueueConsumer) -> bool:
-        """Remove a consumer; return False if it does not consume from this queue."""
-        if consumer not in self.all:
-            return False
-        self.all.remove(consumer)
-        turns = self._turns[consumer.priority]
-        turns.remove(consumer)
-        if not turns:
-            del self._turns[consumer.priority]
-            self._descending = sorted(self._turns, reverse=True)
+        """Remove a consumer. Returns True if another one has become the single active one."""
+        self.all.pop(consumer, None)
+        self._rest(consumer)
+        is_other = self.active is consumer and bool(self.all)
         if self.active is consumer:
-            self.active = self.all[0] if self.all else None
-            if self.active is not None:
-                self.active.ready()  # a consumer that has become the active one may tell its client
-        return True
+            self.active = next(iter(self.all), None)
+        self._choose_only()
+        if is_other and self.active is not None:
+            self.active.ready()  # a consumer that has become the active one may tell its client
+        return is_other
 
     def clear(self) -> list[QueueConsumer]:
         """Remove all consumers and return them."""
-        gone, self.all, self._turns, self._descending = self.all, [], {}, []
-        self.active = None
+        gone = [*self.all]
+        self.all.clear()
+        self._awake.clear()
+        self._descending.clear()
+        self.active = self._only = None
         return gone
 
     def next_ready(self) -> QueueConsumer | None:
         """Choose the consumer for the next message, in turn; return None if no consumer can take one now."""
-        if self._single_active:
-            return self.active if self.active is not None and self.active.ready() else None
-        if len(self.all) == 1:
-            only = self.all[0]
+        only = self._only
+        if only is not None:
             return only if only.ready() else None
-        for priority in self._descending:
-            turns = self._turns[priority]
-            for _ in range(len(turns)):
-                consumer = turns[0]
-                turns.rotate(-1)
-                if consumer.ready():
-                    return consumer
+        while self._descending:
+            turns = self._awake[self._descending[0]]
+            consumer = next(iter(turns))
+            if consumer.ready():
+                turns.move_to_end(consumer)
+                return consumer
+            self._rest(consumer)
         return None
 
 

@@ -1,12 +1,11 @@
 """Dead-lettering: messages that expire, are rejected or exceed a limit are published again with an `x-death` header."""
 
-from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.amqp_errors import FailureLog
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage, Dead, TimeOfDeath
-from mqtool.broker.embedded.model.clock import Clock
+from mqtool.broker.embedded.model.clock import Clock, TurnQueue
 from mqtool.broker.embedded.model.names import is_too_long
 from mqtool.broker.embedded.model.queue import BrokerQueue, Outcome, Settled
 from mqtool.codecs.field_tables import Int64, Table, Timestamp, Value
@@ -49,24 +48,22 @@ class DeadLetters:
         self._clock = clock
         self._failures = failures
         self._trusts_deaths = trusts_deaths
-        self._waiting: deque[tuple[BrokerQueue, BrokerMessage, str, Settled]] = deque()
-        self._is_busy = False
+        self._waiting: TurnQueue[tuple[BrokerQueue, BrokerMessage, str, Settled]] = TurnQueue(clock, self._handle)
 
     def add(self, queue: BrokerQueue, message: BrokerMessage, reason: str, done: Settled) -> None:
-        """Dead-letter a message, then call `done` with the outcome.
+        """Dead-letter a message, in a later turn if there are many, then call `done` with the outcome.
 
-        This can cause other messages to be dead-lettered. They are processed afterwards, so that calls do not nest.
+        Until then, the message stays on disk as one of its queue, so that it is not lost if the broker is killed.
         """
-        self._waiting.append((queue, message, reason, done))
-        if self._is_busy:
-            return
-        self._is_busy = True
-        try:
-            while self._waiting:
-                queue, message, reason, done = self._waiting.popleft()
-                done(self._publish_again(queue, message, reason))
-        finally:
-            self._is_busy = False
+        self._waiting.add((queue, message, reason, done))
+
+    def _handle(self, each: tuple[BrokerQueue, BrokerMessage, str, Settled]) -> None:
+        queue, message, reason, done = each
+        done(self._publish_again(queue, message, reason))
+
+    def finish(self) -> None:
+        """Dead-letter all waiting messages now: the broker is about to stop."""
+        self._waiting.finish()
 
     def _publish_again(self, queue: BrokerQueue, message: BrokerMessage, reason: str) -> Outcome:
         exchange, key = queue.options.dead_letter_exchange, queue.options.dead_letter_routing_key

@@ -196,9 +196,9 @@ class BrokerExchange:
         binding.destination.inbound.discard(binding)
         return True
 
-    def match(self, routing_key: str, headers: dict[str, Value]) -> Collection[Any]:
+    def match(self, routing_keys: Collection[str], headers: dict[str, Value]) -> Collection[Any]:
         """Return the queues and exchanges that the exchange routes a message to, without duplicates."""
-        return self._table.match(routing_key, headers)
+        return self._table.match_any(routing_keys, headers)
 
 
 def delay_of(message: BrokerMessage) -> int:
@@ -252,6 +252,8 @@ class DelayedMessages:
     def _due(self, item: tuple[str, BacklogEntry]) -> None:
         exchange, entry = item
         self._counts[exchange] -= 1
+        if not self._counts[exchange]:
+            del self._counts[exchange]  # it may have been deleted
         self._release(exchange, entry)
 
     def clear(self) -> list[BacklogEntry]:

@@ -1,7 +1,7 @@
 """The memory that messages and what clients keep take, in bytes. Measured on CPython 3.11."""
 
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage
-from mqtool.codecs.field_tables import Value
+from mqtool.codecs.field_tables import Table, Value
 
 #: A message besides its body, with headers of up to _SMALL bytes. Measured with 300,000 messages that have message ids.
 #: Messages without ids share their headers and take only 250 bytes.
@@ -13,11 +13,17 @@ DELIVERY = 200
 #: A channel of AMQP 0-9-1. Measured with 120,000 channels.
 CHANNEL = 1000
 
+#: The name of an exchange that a channel has published to, besides the first one, and its count.
+PUBLISHED_TO = 400
+
 #: A consumer or a link, besides its names and arguments.
 CONSUMER = 4000
 
 #: Encoded headers of up to this many bytes are part of ENTRY.
 _SMALL = 256
+
+#: Arguments that take up to this many bytes are part of their queue, exchange, binding or connection.
+_SMALL_ARGUMENTS = 2000
 
 #: An entry of a table or a map with its key; an item of a list; and any other value.
 _ENTRY_OF_TABLE, _ITEM, _VALUE = 150, 8, 60
@@ -33,6 +39,12 @@ def of_message(message: BrokerMessage) -> int:
         # Counted once: a message can have many thousand headers, and be routed to many queues.
         header.headers_bytes = of_value(message.headers)
     return ENTRY + len(message.body) + raw + header.headers_bytes + message.section_bytes
+
+
+def of_arguments(arguments: Table) -> int:
+    """Return the memory that arguments or client properties take; 0 if there are only a few of them."""
+    size = of_value(arguments)
+    return size if size > _SMALL_ARGUMENTS else 0
 
 
 def of_value(value: Value) -> int:

@@ -6,7 +6,7 @@ counted. GET /api/mqtool/events (see http/event_routes.py) returns the events.
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
@@ -281,9 +281,9 @@ def _paths(vhost: VirtualHost, message: BrokerMessage, queues: Iterable[BrokerQu
     while todo and wanted:
         exchange = todo.pop(0)
         if exchange.name == "":
-            found: list[BrokerDestination] = [vhost.queues[key] for key in keys if key in vhost.queues]
+            found: Collection[BrokerDestination] = [vhost.queues[key] for key in keys if key in vhost.queues]
         else:
-            found = [each for key in keys for each in exchange.match(key, message.headers)]
+            found = exchange.match(keys, message.headers)
         if not found and exchange.alternate in vhost.exchanges:
             found = [vhost.exchanges[exchange.alternate]]
         for each in found:

@@ -1,6 +1,5 @@
 """Classic and quorum queues: ready messages, consumers, expiry, requeueing and rejection."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,7 +19,7 @@ from mqtool.codecs.field_tables import Table, Value
 #: The delay, in milliseconds, before a dead letter that no queue accepted is published again (at-least-once strategy).
 RETRY_DEAD_LETTERS = 180_000
 
-#: The maximum number of messages that expire in one turn of the event loop: about 10 ms of work.
+#: The maximum number of messages that expire at once. The others expire in later turns of the event loop.
 _EXPIRED_AT_ONCE = 25
 
 
@@ -100,7 +99,7 @@ class BrokerQueue:
         self.traffic = Traffic()
         self._limited = self.options.limited
         self._expiring = self._dropping = False
-        self._expiry = Alarm(self.clock, self._expire)
+        self._expiry = Alarm(self.clock, self.pump)
         self.dead_letters: list[tuple[BacklogEntry, str]] = []
         self._retry = Alarm(self.clock, self._retry_dead_letters)
         self._retries: Timetable[BacklogEntry] = Timetable(self.clock, self.backlog.put_back, lambda: self.requeue(()))
@@ -231,23 +230,16 @@ class BrokerQueue:
 
     def pump(self) -> None:
         """Remove expired messages, and deliver ready ones to the consumers that can take them."""
-        backlog, consumers = self.backlog, self.consumers
-        if not consumers.all:
-            if self._expiring:
-                self._expire()
-            return
-        next_ready = consumers.next_ready
-        while True:
-            if self._expiring:
-                self._drop_expired()
-            if not len(backlog):
-                return
+        backlog, next_ready = self.backlog, self.consumers.next_ready
+        while len(backlog):
+            if self._expiring and (self.drop_expired() or not len(backlog)):
+                break
             consumer = next_ready()
             if consumer is None:
-                if self._expiring:
-                    self._arm_expiry()
-                return
+                break
             self._deliver(consumer, backlog.take())
+        if self._expiring:
+            self._arm_expiry()
 
     def _deliver(self, consumer: QueueConsumer, entry: BacklogEntry) -> None:
         traffic = self.traffic
@@ -267,10 +259,13 @@ class BrokerQueue:
         consumer.take(entry)
 
     def get(self, *, no_ack: bool) -> BacklogEntry | None:
-        """Remove and return the next message for basic.get; None if the queue is empty."""
+        """Remove and return the next message for basic.get; None if the queue is empty.
+
+        If many messages have expired, this takes long, unless drop_expired() has been called in steps before.
+        """
         self.touch()
-        if self._expiring:
-            self._drop_expired()
+        while self.drop_expired():
+            pass
         if not len(self.backlog):
             return None
         entry = self.backlog.take()
@@ -351,25 +346,23 @@ class BrokerQueue:
         else:
             self.backlog.put_back(entry)
 
-    def _drop_expired(self, most: float = math.inf) -> None:
-        """Dead-letter or drop up to `most` expired messages at the head. Stop at the first that has not expired."""
-        backlog = self.backlog
-        now = self.clock.now()
-        while len(backlog):
+    def drop_expired(self) -> bool:
+        """Dead-letter or drop a few of the expired messages at the head. Return True if there are more of them."""
+        if not self._expiring:
+            return False
+        backlog, now = self.backlog, self.clock.now()
+        for _ in range(_EXPIRED_AT_ONCE):
+            if not len(backlog):
+                self._expiring = False
+                return False
             expires_at = backlog.head().expires_at
-            if expires_at is None or expires_at > now or most <= 0:
-                return
+            if expires_at is None or expires_at > now:
+                return False
             self._dead_letter(backlog.take(), "expired")
-            most -= 1
-        self._expiring = False
-
-    def _expire(self) -> None:
-        """Dead-letter or drop one batch of expired messages. An alarm handles the next, so that clients get a turn."""
-        self._drop_expired(_EXPIRED_AT_ONCE)
-        self._arm_expiry()
+        return True
 
     def _arm_expiry(self) -> None:
-        """Set the alarm for the expiry of the message at the head."""
+        """Set the alarm for the expiry of the message at the head, or for the next turn if it has expired."""
         expires_at = self.backlog.head().expires_at if len(self.backlog) else None
         if expires_at is not None:
             self._expiry.set_by(expires_at)
@@ -393,14 +386,15 @@ class BrokerQueue:
 
     def remove_consumer(self, consumer: QueueConsumer) -> None:
         """Remove a consumer. An auto-delete queue is deleted with its last consumer."""
-        if not self.consumers.remove(consumer):
+        if consumer not in self.consumers.all:
             return
+        has_new_active = self.consumers.remove(consumer)
         if self.watcher is not None:
             self.watcher.changed()
         self.touch()
         if self.auto_delete and not len(self.consumers):
             self.when_unused(self)
-        elif not self.deleted:
+        elif has_new_active and not self.deleted:
             self.pump()
 
     def purge(self) -> int:
@@ -435,6 +429,18 @@ def _delay(queue: BrokerQueue, entry: BacklogEntry, not_before: int | None, *, f
         return not_before - now
     retry = queue.options.retry
     return None if retry is None else retry.delay(entry.delivery_count, failed=failed)
+
+
+def feed(consumers: Iterable[QueueConsumer]) -> None:
+    """Deliver to consumers that may be able to take messages again."""
+    queues: dict[BrokerQueue, None] = {}
+    for consumer in consumers:
+        queue: BrokerQueue = consumer.queue
+        queue.consumers.wake(consumer)
+        queues[queue] = None
+    for queue in queues:
+        if not queue.deleted:
+            queue.pump()
 
 
 def cancel_links(queue: BrokerQueue) -> None:

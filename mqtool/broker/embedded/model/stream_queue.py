@@ -11,6 +11,7 @@ from mqtool.broker.embedded.model.amqp_errors import NOT_IMPLEMENTED, Connection
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
 from mqtool.broker.embedded.model.applied_policies import Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry
+from mqtool.broker.embedded.model.clock import TURN_SECONDS
 from mqtool.broker.embedded.model.consumers import QueueConsumer
 from mqtool.broker.embedded.model.queue import BrokerQueue, Why, cancel_links
 from mqtool.broker.embedded.model.queue_arguments import INITIAL_OFFSET, OFFSET, Options, interval
@@ -41,9 +42,6 @@ Selector: TypeAlias = Callable[[Sections], bool]
 
 #: The header or annotation with the filter value of a message.
 _FILTER_VALUE = "x-stream-filter-value"
-
-#: After skipping messages for this many seconds, a consumer gives other clients a turn.
-_PASSING_SECONDS = 0.01
 
 #: After passing over chunks of this cost in succession, a reader gives others a turn. A block costs 1, and 1 more for
 #: each 4 KiB.
@@ -309,7 +307,7 @@ class Cursor:
                         return BacklogEntry(self._message(offset, data), offset)
                     if (chosen := self._chosen(data, self._selector)) is not None:
                         return BacklogEntry(chosen, offset)
-                until = until or elapsed() + _PASSING_SECONDS
+                until = until or elapsed() + TURN_SECONDS
                 if elapsed() > until:
                     self.is_tired = True
                     return None

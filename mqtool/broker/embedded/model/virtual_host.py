@@ -9,7 +9,7 @@ from mqtool.broker.embedded.model.amqp_errors import ConnectionException, Failur
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage, carbon_copies
 from mqtool.broker.embedded.model.applied_policies import Policies
 from mqtool.broker.embedded.model.backlog import BacklogEntry
-from mqtool.broker.embedded.model.clock import Clock
+from mqtool.broker.embedded.model.clock import TURN_SECONDS, Clock
 from mqtool.broker.embedded.model.consumers import Watcher
 from mqtool.broker.embedded.model.dead_lettering import DeadLettered, DeadLetters, would_cycle
 from mqtool.broker.embedded.model.declarations import check_headers_binding, check_local_random_binding
@@ -28,6 +28,7 @@ from mqtool.broker.embedded.model.exchange import (
     save_binding,
     save_exchange,
 )
+from mqtool.broker.embedded.model.footprint import of_arguments
 from mqtool.broker.embedded.model.ledger import Ledger, encode_definition
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import BrokerQueue
@@ -35,8 +36,9 @@ from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.totals import no_traffic
 from mqtool.codecs.field_tables import Table
 
-#: After applying policies for this many seconds, a virtual host gives others a turn.
-_APPLYING_SECONDS = 0.01
+#: A message's routing keys (CC and BCC) are looked up at most this many times, in all exchanges on its way together.
+#: RabbitMQ has no such limit.
+_MOST_LOOKUPS = 50_000
 
 
 @dataclass(slots=True)
@@ -106,6 +108,7 @@ class VirtualHost:
         limits: the limits, by the names in `broker.OF_VHOSTS`.
         tracing: True if the firehose (message tracing) is on.
         failures: logs failures to process messages.
+        dead_letters: publishes the messages that queues dead-letter.
         watcher: the observer that message events are reported to, if any. Set by watch().
         deleted_traffic: the message counts of deleted queues by queue type, so that totals include them.
     """
@@ -130,7 +133,7 @@ class VirtualHost:
         for exchange in self.exchanges.values():
             exchange.follow(profile)
         self._delayed = DelayedMessages(clock, self._release)
-        self._dead_letters = DeadLetters(self._publish_dead, clock, self.failures, trusts_deaths=profile.trusts_deaths)
+        self.dead_letters = DeadLetters(self._publish_dead, clock, self.failures, trusts_deaths=profile.trusts_deaths)
 
     def watch(self, watcher: Watcher | None) -> None:
         """Start to report message events to a watcher, in place of any previous one. None ends the reporting."""
@@ -150,11 +153,13 @@ class VirtualHost:
         exchange.follow(self.profile)
         exchange.apply(self.policies.applied_to(exchange.name, "exchange"))
         self.exchanges[exchange.name] = exchange
+        self._ledger.hold_bytes(of_arguments(exchange.arguments))
         self._changed()
 
     def delete_exchange(self, exchange: BrokerExchange) -> None:
         """Delete an exchange and its bindings. Its delayed messages stay, for a later exchange of the same name."""
         del self.exchanges[exchange.name]
+        self._ledger.hold_bytes(-of_arguments(exchange.arguments))
         self._changed()
         for binding in [*exchange.bindings, *exchange.inbound]:
             self._unbind(binding)
@@ -190,7 +195,7 @@ class VirtualHost:
             self.name,
             self._clock,
             self._ledger,
-            self._dead_letters.add,
+            self.dead_letters.add,
             self.delete_queue,
             durable=declared.durable,
             auto_delete=declared.auto_delete,
@@ -202,6 +207,7 @@ class VirtualHost:
         if queue.stored and not key:
             _save_queue(self._ledger, queue)
         self.queues[name] = queue
+        self._ledger.hold_bytes(of_arguments(arguments))
         queue.watcher = self.watcher
         self._changed()
         queue.apply(self.policies.applied_to(name, queue.kind))
@@ -212,7 +218,7 @@ class VirtualHost:
         """Apply the policies to all exchanges and queues: at once if that is quick, otherwise in turns."""
 
         def go_on() -> None:
-            until = self._clock.elapsed() + _APPLYING_SECONDS
+            until = self._clock.elapsed() + TURN_SECONDS
             assert self._applying is not None
             for _ in self._applying:
                 if self._clock.elapsed() > until:
@@ -240,6 +246,7 @@ class VirtualHost:
         if queue.deleted:
             return 0
         del self.queues[queue.name]
+        self._ledger.hold_bytes(-of_arguments(queue.arguments))
         self._changed()
         self.deleted_traffic[queue.kind].add(queue.traffic)
         for binding in list(queue.inbound):
@@ -267,6 +274,7 @@ class VirtualHost:
         if binding.stored:
             save_binding(self._ledger, self.name, binding)
         source.add(binding)
+        self._ledger.hold_bytes(of_arguments(arguments))
         self._changed()
 
     def unbind(
@@ -283,6 +291,7 @@ class VirtualHost:
         # When an exchange that is bound to itself is deleted, this method is called twice with that binding.
         if not source.remove(binding):
             return
+        self._ledger.hold_bytes(-of_arguments(binding.arguments))
         self._changed()
         if binding.stored:
             self._ledger.forget("binding", binding_names(self.name, binding))
@@ -297,6 +306,9 @@ class VirtualHost:
     def delete_contents(self) -> None:
         for queue in list(self.queues.values()):
             self.delete_queue(queue)
+        for exchange in self.exchanges.values():
+            held = [exchange.arguments, *(binding.arguments for binding in exchange.bindings)]
+            self._ledger.hold_bytes(-sum(map(of_arguments, held)))
         for entry in self._delayed.clear():
             self._ledger.drop(entry)
         self._ledger.forget("vhost", (self.name,))
@@ -329,6 +341,7 @@ class VirtualHost:
             is_due: True if the delay of the message is over.
 
         Raises:
+            ChannelException: 406, the message has many routing keys, and there are many exchanges on the way.
             ConnectionException: 541, there is an x-delayed-message exchange on the way, but `x-delay` is not a number.
         """
         headers = message.headers
@@ -342,15 +355,17 @@ class VirtualHost:
         routing = Routing(message, queues)
         seen = {exchange}
         todo = [exchange]
+        lookups = 0
         while todo:
             current = todo.pop()
+            lookups += len(keys) if current.routed_as in ("direct", "topic") else 1
+            if lookups > _MOST_LOOKUPS:
+                raise precondition_failed(f"too many exchanges on the way of a message with {len(keys)} routing keys")
             if current.delayed and not is_due and (delay := delay_of(message)):
                 routing.stored |= self._hold(current, message, delay, is_changed=is_changed)
-                destinations: list[BrokerDestination] = []
+                destinations: Collection[BrokerDestination] = ()
             else:
-                # A message can have many copies, so an exchange that ignores the keys is asked only once.
-                asked = keys[:1] if current.routed_as in ("fanout", "headers", LOCAL_RANDOM) else keys
-                destinations = [found for key in asked for found in self._matches(current, key, message)]
+                destinations = self._matches(current, keys, message)
             # A message that is held back also goes to the alternate exchange, like one that matches no binding.
             if not destinations and current.alternate in self.exchanges:
                 destinations = [self.exchanges[current.alternate]]
@@ -360,15 +375,15 @@ class VirtualHost:
                 elif isinstance(destination, BrokerExchange) and destination not in seen:
                     seen.add(destination)
                     todo.append(destination)
-        if "BCC" in headers:
-            routing.message = message.replace(headers={name: headers[name] for name in headers if name != "BCC"})
+        routing.message = _without_bcc(message)
         return routing
 
-    def _matches(self, exchange: BrokerExchange, key: str, message: BrokerMessage) -> Collection[BrokerDestination]:
+    def _matches(
+        self, exchange: BrokerExchange, keys: Collection[str], message: BrokerMessage
+    ) -> Collection[BrokerDestination]:
         if exchange.name == "":
-            queue = self.queues.get(key)
-            return () if queue is None else (queue,)
-        return exchange.match(key, message.headers)
+            return [self.queues[key] for key in keys if key in self.queues]
+        return exchange.match(keys, message.headers)
 
     def _publish_dead(self, message: BrokerMessage, source: DeadLettered) -> bool:
         """Publish a dead letter. Returns True if at least one queue accepted it and none refused it."""
@@ -428,6 +443,13 @@ class VirtualHost:
             self._ledger.set_aside(entry)
         else:
             self._ledger.drop(entry)
+
+
+def _without_bcc(message: BrokerMessage) -> BrokerMessage:
+    headers = message.headers
+    if "BCC" not in headers:
+        return message
+    return message.replace(headers={name: headers[name] for name in headers if name != "BCC"})
 
 
 def _stream_type() -> type[BrokerQueue]:

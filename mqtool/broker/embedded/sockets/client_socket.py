@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.clock import Clock
+from mqtool.broker.embedded.model.clock import TURN_SECONDS, Clock
+from mqtool.broker.embedded.model.footprint import of_arguments
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -23,9 +24,6 @@ _LOGGED_CHARACTERS = 500
 
 #: If more bytes than this are unsent, the broker stops reading from a client, and stops handling frames already read.
 UNSENT_LIMIT = 16 * 1024 * 1024
-
-#: After handling frames of one client for this many seconds, the broker serves other clients first.
-_TURN_SECONDS = 0.01
 
 #: An incomplete frame of up to this many bytes does not count towards the memory limit.
 _FEW_BYTES = 4096
@@ -115,7 +113,7 @@ class PacedSocket(asyncio.Protocol, ABC):
 
     def handle(self, data: bytes) -> None:
         """Handle complete frames until `must_pause` becomes true, and keep the rest of the data for later."""
-        self._turn_ends = self._clock.elapsed() + _TURN_SECONDS
+        self._turn_ends = self._clock.elapsed() + TURN_SECONDS
         if len(data) >= self._need:
             try:
                 data = data[self.take_bytes(data) :]
@@ -168,7 +166,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         self._waits = False
         self.heard()
         if self._steps is not None:
-            self._turn_ends = self._clock.elapsed() + _TURN_SECONDS
+            self._turn_ends = self._clock.elapsed() + TURN_SECONDS
             self.work(self._steps)
         if self._steps is not None:
             self._wait()
@@ -264,6 +262,12 @@ class PacedSocket(asyncio.Protocol, ABC):
         self.state = "closed"
         self._hanging_up = True
         self._flush()
+
+
+def keep_properties(connection: "ClientSocket", properties: Table) -> None:
+    """Set the properties that a client has sent about itself, and count their memory."""
+    connection.add_held_bytes(of_arguments(properties) - of_arguments(connection.client_properties))
+    connection.client_properties = properties
 
 
 class ClientSocket(PacedSocket):

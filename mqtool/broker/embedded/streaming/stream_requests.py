@@ -220,7 +220,7 @@ def route(session: BrokerStreamSession, fields: Fields, correlation: int) -> Non
     exchange = vhost.exchanges.get(name)
     if exchange is None or not name:
         raise StreamRefused(Code.STREAM_DOES_NOT_EXIST, u32(0))
-    streams = [queue.name for queue in exchange.match(key, {}) if isinstance(queue, StreamQueue)]
+    streams = [queue.name for queue in exchange.match([key], {}) if isinstance(queue, StreamQueue)]
     for stream in streams if vhost.profile.hides_streams else ():
         check(session, "write", "queue", stream, u32(0))
     session.answer(Key.ROUTE, correlation, rest=strings(streams))

@@ -11,7 +11,7 @@ from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.stream_queue import StreamQueue
 from mqtool.broker.embedded.model.users import User
-from mqtool.broker.embedded.sockets.client_socket import ClientSocket
+from mqtool.broker.embedded.sockets.client_socket import ClientSocket, keep_properties
 from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.broker.embedded.streaming.stream_frames import (
     FRAME_MAX,
@@ -118,7 +118,7 @@ def receive_handshake(connection: BrokerStreamSession, key: int, fields: Fields)
     correlation = fields.number(4)
     match connection.state, key:
         case "start", Key.PEER_PROPERTIES:
-            connection.client_properties = {**fields.table()}
+            keep_properties(connection, {**fields.table()})
             broker = connection.broker
             version = broker.profile.stream_version or broker.profile.version
             properties = {**identity(broker.profile, broker.cluster_name), "version": version}

@@ -21,7 +21,7 @@ from mqtool.broker.embedded.model.amqp_errors import (
     precondition_failed,
 )
 from mqtool.broker.embedded.model.broker import Broker, check_channels
-from mqtool.broker.embedded.model.footprint import CHANNEL, DELIVERY
+from mqtool.broker.embedded.model.footprint import CHANNEL, DELIVERY, PUBLISHED_TO
 from mqtool.broker.embedded.model.queue import Why
 from mqtool.broker.embedded.sockets.client_socket import UNSENT_LIMIT, ClientSocket
 from mqtool.broker.embedded.sockets.listener import Connections
@@ -129,8 +129,11 @@ class BrokerConnection(AmqpSession):
 
     @property
     def kept_bytes(self) -> int:
-        deliveries = sum(len(channel.deliveries.unacked) for channel in self.channels.values())
-        return DELIVERY * deliveries + CHANNEL * len(self.channels)
+        deliveries = names = 0
+        for channel in self.channels.values():
+            deliveries += channel.deliveries.kept
+            names += max(len(channel.published) - 1, 0)
+        return DELIVERY * deliveries + PUBLISHED_TO * names + CHANNEL * len(self.channels)
 
     def _receive(self, kind: int, number: int, payload: bytes) -> None:
         """Handle a frame. On an error, close the channel or the connection."""

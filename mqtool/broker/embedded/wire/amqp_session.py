@@ -14,10 +14,11 @@ from mqtool.broker.embedded.model.amqp_errors import (
     ConnectionException,
 )
 from mqtool.broker.embedded.model.broker import Broker, check_connections
+from mqtool.broker.embedded.model.consumers import QueueConsumer
 from mqtool.broker.embedded.model.profile import identity
-from mqtool.broker.embedded.model.queue import BrokerQueue
+from mqtool.broker.embedded.model.queue import BrokerQueue, feed
 from mqtool.broker.embedded.model.rights import Rights
-from mqtool.broker.embedded.sockets.client_socket import ClientSocket
+from mqtool.broker.embedded.sockets.client_socket import ClientSocket, keep_properties
 from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import encode_method, table
@@ -34,7 +35,7 @@ class AmqpSession(ClientSocket):
         frame_max: the largest frame in bytes, as negotiated.
         channel_max: the highest channel number, as negotiated.
         channels: the channels by number: open ones, and those that are waiting for the client's channel.close-ok.
-        starving: queues whose deliveries to this client are paused until it has read more.
+        starving: the consumers whose deliveries are paused until the client has read more.
         exclusive_queues: the queues that are deleted with the connection.
         turn: a counter of reads and of frames other than publishes. As long as it does not change, neither do bindings.
     """
@@ -47,7 +48,7 @@ class AmqpSession(ClientSocket):
     def __init__(self, broker: Broker, connections: Connections[Any]) -> None:
         super().__init__(broker, connections, "header", len(frames.PROTOCOL_HEADER))
         self.frame_max = FRAME_MAX
-        self.starving: dict[BrokerQueue, None] = {}
+        self.starving: dict[QueueConsumer, None] = {}
         self.exclusive_queues: set[BrokerQueue] = set()
         self.turn = 0
         self._before_flush: dict[Callable[[], None], None] = {}
@@ -64,9 +65,7 @@ class AmqpSession(ClientSocket):
 
     def may_send(self) -> None:
         starving, self.starving = self.starving, {}
-        for queue in starving:
-            if not queue.deleted:
-                queue.pump()
+        feed(starving)
 
     def send(self, kind: type[Frame], **fields: str | int | bool | Table) -> None:
         """Send a method on channel 0."""
@@ -127,7 +126,7 @@ def receive_handshake(connection: AmqpSession, method: Frame) -> None:
 
 
 def _start_ok(connection: AmqpSession, method: ConnectionClass.StartOk) -> None:
-    connection.client_properties = table(method.client_properties)
+    keep_properties(connection, table(method.client_properties))
     mechanism = method.mechanism
     if mechanism not in ("PLAIN", "AMQPLAIN"):
         raise ConnectionException(COMMAND_INVALID, f"unknown authentication mechanism '{mechanism}'")

@@ -332,17 +332,31 @@ def cancel(channel: BrokerChannel, method: Basic.Cancel) -> None:
         channel.send(Basic.CancelOk, consumer_tag=tag)
 
 
-def get(channel: BrokerChannel, method: Basic.Get) -> None:
+def get(channel: BrokerChannel, method: Basic.Get) -> Iterator[None] | None:
     """Handle basic.get: send one message from a queue, or basic.get-empty."""
     name = channel.queue_name(method.queue)
     channel.session.rights.check("read", "queue", name)
     queue = channel.queue(name)
-    entry = queue.get(no_ack=method.no_ack)
+    if queue.drop_expired():
+        return _get_behind_expired(channel, queue, no_ack=method.no_ack)
+    _get(channel, queue, no_ack=method.no_ack)
+    return None
+
+
+def _get_behind_expired(channel: BrokerChannel, queue: BrokerQueue, *, no_ack: bool) -> Iterator[None]:
+    while queue.drop_expired():
+        yield
+    if channel.state == "open":
+        _get(channel, queue, no_ack=no_ack)
+
+
+def _get(channel: BrokerChannel, queue: BrokerQueue, *, no_ack: bool) -> None:
+    entry = queue.get(no_ack=no_ack)
     if entry is None:
         channel.session.broker.totals.found_empty[queue.kind] += 1
         channel.send(Basic.GetEmpty)
     else:
-        channel.deliveries.answer_get(queue, entry, no_ack=method.no_ack)
+        channel.deliveries.answer_get(queue, entry, no_ack=no_ack)
 
 
 def ack(channel: BrokerChannel, delivery_tag: int, *, multiple: bool) -> None:

@@ -1,6 +1,7 @@
 """A channel's consumers and unacknowledged deliveries."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from pamqp import commands
@@ -11,7 +12,7 @@ from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.consumers import delivery_counts
 from mqtool.broker.embedded.model.firehose import trace_delivered
 from mqtool.broker.embedded.model.footprint import CONSUMER, of_value
-from mqtool.broker.embedded.model.queue import BrokerQueue, Why, consumer_timeout
+from mqtool.broker.embedded.model.queue import BrokerQueue, Why, consumer_timeout, feed
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import encode_method, short_string
 from mqtool.broker.embedded.wire.amqp_session import AmqpSession
@@ -62,10 +63,10 @@ class ChannelSubscription:
         return self._session
 
     def ready(self) -> bool:
-        """True if the consumer can take a message now. Adds the queue to `starving` if output must wait."""
+        """True if the consumer can take a message now. Adds itself to `starving` if output must wait."""
         session = self._session
         if not session.writable:
-            session.starving[self.queue] = None
+            session.starving[self] = None
             return False
         if self.no_ack:
             return True
@@ -153,8 +154,14 @@ class Deliveries:
         self.global_prefetch = self.global_unacked = 0
         self.last_tag = 0
         self._next_check = 0.0
+        self._held_cancels: list[bytes] | None = None
         # Tags of deliveries that were requeued after the consumer timeout: a late acknowledgement has no effect.
         self._timed_out: set[int] = set()
+
+    @property
+    def kept(self) -> int:
+        """The number of deliveries that are kept in memory: until their acknowledgement, even if that is too late."""
+        return len(self.unacked) + len(self._timed_out)
 
     def deliver_unlisted(self, encoded_tag: bytes, message: BrokerMessage) -> None:
         """Send a direct reply: a message that was never in a queue and needs no acknowledgement."""
@@ -201,7 +208,27 @@ class Deliveries:
         self.remove(subscription.tag)
         if self.session.capability("consumer_cancel_notify"):
             cancel = encode_method(commands.Basic.Cancel, consumer_tag=subscription.tag, nowait=True)
-            self.session.write(frames.method_frame(self.number, cancel))
+            frame = frames.method_frame(self.number, cancel)
+            if self._held_cancels is None:
+                self.session.write(frame)
+            else:
+                self._held_cancels.append(frame)
+
+    @contextmanager
+    def cancels_last(self) -> Iterator[None]:
+        """Send the basic.cancel frames of this block at its end.
+
+        A channel that deletes a queue receives the reply first, and then learns that its own consumers are gone.
+        py-amqp raises an exception for a basic.cancel that arrives while it waits for a reply.
+        """
+        held: list[bytes] = []
+        self._held_cancels = held
+        try:
+            yield
+        finally:
+            self._held_cancels = None
+            for frame in held:
+                self.session.write(frame)
 
     def take(self, tag: int, *, multiple: bool) -> dict[int, ChannelDelivery]:
         """Remove deliveries from `unacked`.
@@ -240,22 +267,23 @@ class Deliveries:
 
     def acknowledge(self, deliveries: Iterable[ChannelDelivery]) -> None:
         """Remove acknowledged messages from their queues, and send more messages to the consumers."""
-        hungry: dict[BrokerQueue, None] = {}
+        hungry: dict[ChannelSubscription, None] = {}
         hooks = self.session.broker.hooks
         if hooks is not None:
             arrived = {each: hooks.acknowledge(each.queue, each.entry) for each in deliveries}
             deliveries = [each for each in arrived if arrived[each]]
             self.reject((each for each in arrived if not arrived[each]), requeue=True)
         for delivery in deliveries:
-            queue, subscription = delivery.queue, delivery.subscription
-            queue.acknowledge(delivery.entry)
+            subscription = delivery.subscription
+            delivery.queue.acknowledge(delivery.entry)
             if subscription is not None and self._release(subscription):
-                hungry[queue] = None
+                hungry[subscription] = None
         self._feed(hungry)
 
     def reject(self, deliveries: Iterable[ChannelDelivery], *, requeue: bool, why: Why = Why.RETURNED) -> None:
         """Requeue messages, or dead-letter or drop them; then send more messages to the consumers."""
-        hungry: dict[BrokerQueue, list[BacklogEntry]] = {}
+        hungry: dict[ChannelSubscription, None] = {}
+        requeued: dict[BrokerQueue, list[BacklogEntry]] = {}
         hooks = self.session.broker.hooks
         lets_pass = self.session.vhost.profile.streams_take_nacks
         for delivery in deliveries:
@@ -263,16 +291,15 @@ class Deliveries:
                 continue
             if hooks is not None:
                 hooks.rejected(delivery.queue, delivery.entry, requeue=requeue)
-            returned = hungry.setdefault(delivery.queue, [])
-            if delivery.subscription is not None:
-                self._release(delivery.subscription)
+            subscription = delivery.subscription
+            if subscription is not None and self._release(subscription):
+                hungry[subscription] = None
             if requeue:
-                returned.append(delivery.entry)
+                requeued.setdefault(delivery.queue, []).append(delivery.entry)
             else:
                 delivery.queue.reject(delivery.entry)
-        for queue, entries in hungry.items():
-            if entries:
-                queue.requeue(entries, why)
+        for queue, entries in requeued.items():
+            queue.requeue(entries, why)
         self._feed(hungry)
 
     def _release(self, subscription: ChannelSubscription) -> bool:
@@ -282,17 +309,14 @@ class Deliveries:
         self.global_unacked -= 1
         return freed
 
-    def _feed(self, queues: Iterable[BrokerQueue]) -> None:
-        for queue in queues:
-            if not queue.deleted:
-                queue.pump()
+    def _feed(self, subscriptions: Iterable[ChannelSubscription]) -> None:
+        feed(subscriptions)
         if self.global_prefetch:
             self.feed_all()
 
     def feed_all(self) -> None:
         """Send more messages to all consumers, after the shared prefetch limit has changed or is no longer reached."""
-        for queue in {subscription.queue: None for subscription in self.subscriptions.values()}:
-            queue.pump()
+        feed(self.subscriptions.values())
 
     def time_out(self, default: float) -> int | None:
         """Apply the consumer timeout to the unacknowledged deliveries.

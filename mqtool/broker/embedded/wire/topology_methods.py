@@ -106,12 +106,13 @@ def queue_purge(channel: BrokerChannel, method: QueueClass.Purge) -> None:
 def queue_delete(channel: BrokerChannel, method: QueueClass.Delete) -> None:
     """Delete a queue, if it exists."""
     count = 0
-    if not _is_reply_queue(channel, method.queue):
-        name = channel.queue_name(without_line_ends(method.queue))
-        channel.session.rights.check("configure", "queue", name)
-        count = _delete_queue(channel, name, if_unused=method.if_unused, if_empty=method.if_empty)
-    if not method.nowait:
-        channel.send(QueueClass.DeleteOk, message_count=count)
+    with channel.deliveries.cancels_last():
+        if not _is_reply_queue(channel, method.queue):
+            name = channel.queue_name(without_line_ends(method.queue))
+            channel.session.rights.check("configure", "queue", name)
+            count = _delete_queue(channel, name, if_unused=method.if_unused, if_empty=method.if_empty)
+        if not method.nowait:
+            channel.send(QueueClass.DeleteOk, message_count=count)
 
 
 def _delete_queue(channel: BrokerChannel, name: str, *, if_unused: bool, if_empty: bool) -> int:

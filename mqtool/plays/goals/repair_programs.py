@@ -1,0 +1,44 @@
+"""The programs that the goals "repair" are about: where they are, and copies of them to edit."""
+
+import ast
+from collections.abc import Iterator
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from mqtool.errors import UsageError
+
+
+def _originals() -> Iterator[Traversable]:
+    found = resources.files("mqtool.plays").joinpath("repair").iterdir()
+    yield from sorted((each for each in found if each.name.endswith(".py")), key=lambda each: each.name)
+
+
+def summaries() -> dict[str, str]:
+    """Return what each program is for, by its name."""
+    return {each.name: ast.get_docstring(ast.parse(each.read_text("utf-8"))) or "" for each in _originals()}
+
+
+def copy_to(directory: Path) -> tuple[list[Path], list[Path]]:
+    """Copy the programs to a directory, which is created if needed.
+
+    Returns: the copies, and the files that were there already and stay as they are.
+
+    Raises:
+        UsageError: the directory or a copy cannot be written.
+    """
+    new, kept = [], []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for each in _originals():
+            copy = directory / each.name
+            if copy.exists():
+                kept.append(copy)
+            else:
+                copy.write_text(each.read_text("utf-8"), "utf-8")
+                new.append(copy)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to {directory}: {error.strerror}", "name a directory that you can write to"
+        ) from error
+    return new, kept

@@ -1,0 +1,61 @@
+"""`make conformance`: the table of suites, and the page."""
+
+import re
+
+from tests.conformance.page import unexplained, written
+from tests.conformance.suites import TABLE, Suite, load, outcomes
+
+SUITE = Suite("x", "x", "1.0", "0" * 64, ["tests"], ["pytest==9.1.1"], differs={"::expires": "no clock"})
+REPORT = """<testsuites><testsuite>
+<testcase classname="t" name="sends[1]"/>
+<testcase classname="t" name="gets"><failure/></testcase>
+<testcase classname="t" name="gets"><error/></testcase>
+<testcase classname="t" name="tls"><skipped/></testcase>
+</testsuite></testsuites>"""
+
+
+def _results(ours: dict[str, str], theirs: dict[str, str]) -> dict[str, dict[str, dict[str, object]]]:
+    both = (("embedded", "4.2.9", ours), ("rabbitmq", "3.10.8", theirs))
+    return {"x": {kind: {"version": version, "date": "2030-01-02", "tests": tests} for kind, version, tests in both}}
+
+
+def test_each_suite_has_a_version_and_a_hash_and_pins_what_its_tests_need() -> None:
+    """Each suite in suites.toml has a final or pre-release version and a SHA-256 hash, and each of its requirements has
+    one exact version.
+    """
+    suites = load(TABLE.read_text())
+    assert suites
+    for suite in suites:
+        assert re.fullmatch(r"\d+(\.\d+)+(b\d+)?", suite.version), suite.name
+        assert re.fullmatch(r"[0-9a-f]{64}", suite.sha256), suite.name
+        assert all(re.fullmatch(r"[\w.-]+(\[\w+\])?==\d[\w.]*", each) for each in suite.requirements), suite.name
+        assert all(suite.differs.values()), suite.name
+
+
+def test_the_table_of_suites_names_no_package_index() -> None:
+    """suites.toml contains no address except localhost, so pip uses the package index that the user has configured."""
+    hosts = re.findall(r"://(?:[^@/\"]*@)?([^:/\"]+)", TABLE.read_text())
+    assert set(hosts) <= {"localhost"}
+
+
+def test_a_test_with_a_failing_teardown_is_counted_once_as_failed() -> None:
+    """A test that pytest reports twice, because its teardown fails too, is one failed test."""
+    assert outcomes(REPORT) == {"t::sends[1]": "passed", "t::gets": "failed", "t::tls": "skipped"}
+
+
+def test_make_conformance_fails_for_a_difference_without_a_reason() -> None:
+    """A test that fails only on the embedded broker fails `make conformance`, unless the table says why it fails."""
+    results = _results(
+        {"t::sends": "failed", "t::expires[1]": "failed", "t::gets": "failed"},
+        {"t::sends": "passed", "t::expires[1]": "passed", "t::gets": "failed"},
+    )
+    assert unexplained([SUITE], results) == ["x: t::sends"]
+
+
+def test_the_page_counts_outcomes_and_gives_reasons() -> None:
+    """The page shows how many of a suite's tests passed and failed, where they failed, and why."""
+    ours = {"t::sends": "passed", "t::expires[1]": "failed", "t::gets": "failed", "t::tls": "skipped"}
+    page = written([SUITE], _results(ours, {**ours, "t::expires[1]": "passed", "t::tls": "failed"}))
+    assert "| x | 1.0 | 3 | 1 | 1 | 1 | 1 | 3.10.8 | 2030-01-02 |" in page
+    assert "- x, `expires`: no clock\n" in page
+    assert "- x, on both: `gets`\n- x, only on RabbitMQ: `tls`\n" in page
