@@ -83,12 +83,14 @@ export class View {
     const standsFor = new Map();
     const drawn = (id) => standsFor.get(id) ?? id;
     this.groups = [];
-    const least = (name) => (WAITS.test(name) ? MANY_WAITS : MANY);
+    // In a play, each party is somebody of whom its text speaks.
+    const many = state.play ? Infinity : MANY;
+    const least = (name) => (WAITS.test(name) ? MANY_WAITS : many);
     this.fold(shown, standsFor, "queues", ({ name, type }) => [commonOf(name), type, least(name)]);
     this.fold(shown, standsFor, "exchanges", ({ name, type }) => [commonOf(name), type, least(name)]);
-    this.fold(shown, standsFor, "publishers", ({ name }) => [commonOf(name), "", MANY]);
+    this.fold(shown, standsFor, "publishers", ({ name }) => [commonOf(name), "", many]);
     this.fold(shown, standsFor, "consumers", ({ label, queue }) =>
-      standsFor.has(queue) ? ["consumers", drawn(queue), 2] : [commonOf(label) || label, queue, MANY],
+      standsFor.has(queue) ? ["consumers", drawn(queue), 2] : [commonOf(label) || label, queue, many],
     );
     const links = standsFor.size || own !== null ? merged(state.links, shown, drawn) : state.links;
     return { ...shown, links, drawn, messages: state.messages, motions: state.motions };
