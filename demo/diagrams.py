@@ -108,7 +108,7 @@ mqtool tutorial run work-queues --ui
 With `--ui`, the tutorial plays [in your browser](how-to/browser.md#play-a-tutorial-or-a-drill), with a picture of the
 messages as they move. "Watch it", below each title, opens [a recording of the tutorials](pictures/tutorials.html). The
 recording is a single file, which any browser can play without mqtool and without a network. In
-a copy of the source, `make docs` makes it.
+a copy of the source, `make docs` makes it, and the site shows it in this page.
 
 `tutorial show` prints the diagram, the explanation, the commands and the source of a tutorial. With `--plain`,
 `tutorial show` prints a script that does the same with a client library, without mqtool.
@@ -183,7 +183,9 @@ def _introduction(page: Page) -> str:
     return (
         f"{page.summary[0].upper()}{page.summary[1:]} "
         f"[Source](../{page.file}), [the same with {page.library} alone](../mqtool/tutorials/{page.script}), "
-        f"[official tutorial]({page.link}). [Watch it](pictures/tutorials.html#{page.name}).\n\n"
+        f"[official tutorial]({page.link}).\n\n"
+        # The site embeds what is on a line of its own.
+        f"[Watch it](pictures/tutorials.html#{page.name})\n\n"
         f"```mermaid\nflowchart LR\n{diagram}\n```\n"
     )
 

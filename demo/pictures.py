@@ -144,8 +144,11 @@ time.dispatchEvent(new Event("input"));
 #: The picture with those rules of the page's style that it needs, in both colour schemes.
 _PICTURE = """
 const svg = document.querySelector("#picture").cloneNode(true);
-const rules = document.querySelector("style").textContent.split("\\n");
-const style = rules.filter((rule) => /^[: @}]|\\.(node|arrow|dot|rate|key)|#(picture|head)/.test(rule)).join("\\n");
+const isOfPicture = ({ selectorText, conditionText }) => selectorText === undefined
+  ? conditionText === "(prefers-color-scheme: dark)"
+  : /^:root|\\.(node|arrow|dot|rate|key)|#(picture|head)/.test(selectorText) && !/:(hover|focus)/.test(selectorText);
+const rules = [...document.styleSheets[0].cssRules].filter(isOfPicture).map((rule) => rule.cssText);
+const style = rules.join("\\n").replace(/ (animation|transition): [^;]*;/g, "");
 svg.insertAdjacentHTML("afterbegin", "<style></style>");
 svg.querySelector("style").textContent = style;
 svg.setAttribute("style", "background: var(--back)");

@@ -99,11 +99,11 @@ class PlaysRecorder(PlayPage):
     def __enter__(self) -> Self:
         return self
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, question: str = "") -> None:
         """Record an explanation, and continue once the picture shows what happened before it."""
         time.sleep(_SETTLES)
         self._continued = self._said + 1
-        super().say(text)
+        super().say(text, question)
 
     def file(self) -> bytes:
         """Return the page that plays the recording."""

@@ -8,6 +8,7 @@ from textwrap import dedent
 from sphinx.application import Sphinx
 
 from demo.diagrams import LEGEND
+from docs.recordings_in_pages import with_recordings
 from mqtool import __version__
 from mqtool.tutorials import pages
 
@@ -32,7 +33,7 @@ myst_heading_anchors = 3
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("source-read", show_pictures)
-    app.connect("source-read", link_to_recordings)
+    app.connect("source-read", show_recordings)
     app.connect("build-finished", copy_recordings)
 
 
@@ -44,10 +45,9 @@ def show_pictures(_app: Sphinx, document: str, source: list[str]) -> None:
         source[0] = re.sub(r"```mermaid\n.*?```", lambda _: f"```text\n{next(pictures)}\n```", text, flags=re.DOTALL)
 
 
-def link_to_recordings(_app: Sphinx, _document: str, source: list[str]) -> None:
-    """Make links such as pictures/tutorials.html#routing HTML: `make site` lacks the file, and MyST what follows #."""
-    link = r"\[(!\[[^]]*\]\([^)]*\)|[^][]*)\]\((\S*pictures/\S+\.html(?:#[^)]+)?)\)"
-    source[0] = re.sub(link, r'<a href="\2">\1</a>', source[0])
+def show_recordings(app: Sphinx, _document: str, source: list[str]) -> None:
+    """Embed the recordings that have been made."""
+    source[0] = with_recordings(source[0], lambda name: Path(app.srcdir, "pictures", f"{name}.html").exists())
 
 
 def copy_recordings(app: Sphinx, error: Exception | None) -> None:

@@ -43,7 +43,8 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
             own if url is None else _cleared(play, url) as (broker_url, management),
             _counting(management, audience),
             Stage(audience, replace(place, url=broker_url, management=management)) as stage,
-            audience.on_broker(api_of(management) if management else None),
+            # Only on a broker of its own may the audience do something, too.
+            audience.on_broker(*((api_of(management), stage.place.environment) if management else (None, None))),
         ):
             play.play(stage)
         return stage.checks

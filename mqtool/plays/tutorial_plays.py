@@ -3,6 +3,7 @@
 import shlex
 
 from mqtool.errors import ExitCode
+from mqtool.plays import predictions
 from mqtool.stage.stage import Play, Stage, lines_of
 from mqtool.stage.terminal import Terminal, wait_until
 
@@ -54,7 +55,8 @@ def _work_queues(stage: Stage) -> None:
 def _fair_dispatch(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
     stage.say(
         "Two workers share a queue. The boss sends a long task (two dots: two seconds of work) and five quick ones. "
-        "With prefetch 1, a worker gets its next task only when it has finished the last one."
+        "With prefetch 1, a worker gets its next task only when it has finished the last one.",
+        predictions.FAIR_DISPATCH,
     )
     busy, other = _share(stage, boss, workers, f"mqtool worker{stage.declared_queue('task_queue')}")
     stage.expect(
@@ -66,7 +68,8 @@ def _fair_dispatch(stage: Stage, boss: Terminal, workers: list[Terminal]) -> Non
 
 def _round_robin(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
     stage.say(
-        "Now without a limit (--prefetch 0): the broker delivers all tasks at once, in turn, however long each takes."
+        "Now without a limit (--prefetch 0): the broker delivers all tasks at once, in turn, however long each takes.",
+        predictions.ROUND_ROBIN,
     )
     busy, other = _share(stage, boss, workers, f"mqtool worker{stage.declared_queue('task_queue')} --prefetch 0")
     stage.expect(
@@ -93,8 +96,8 @@ def _share(stage: Stage, boss: Terminal, workers: list[Terminal], command: str) 
 
 def _killed_worker(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -> None:
     stage.say(
-        "Now kill worker 1 in the middle of a task, as with kill -9. It has not acknowledged the task, so the broker "
-        "delivers it to worker 2, marked redelivered."
+        "Now kill worker 1 in the middle of a task, as with kill -9. It has not acknowledged the task.",
+        predictions.KILLED_WORKER,
     )
     queue, shown = stage.queue("task_queue"), "-F 'Received %b, redelivered %R'"
     one.start(f"mqtool worker{queue} {shown}")
@@ -113,8 +116,8 @@ def _killed_worker(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -
 
 def _forgotten_acknowledgement(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -> None:
     stage.say(
-        "The classic mistake: worker 1 does its tasks but never acknowledges them. To the broker they are not done. "
-        "When worker 1 ends, they go to the next worker, marked redelivered."
+        "The classic mistake: worker 1 does its tasks but never acknowledges them. To the broker they are not done.",
+        predictions.FORGOTTEN_ACKNOWLEDGEMENT,
     )
     shown = "-F 'Received %b, redelivered %R'"
     queue = stage.queue("task_queue")
@@ -134,8 +137,9 @@ def _forgotten_acknowledgement(stage: Stage, boss: Terminal, one: Terminal, two:
 
 def _restarted_broker(stage: Stage, boss: Terminal, worker: Terminal, reader: Terminal) -> None:
     stage.say(
-        "What if the broker itself restarts? A durable queue survives, with its persistent messages. Tasks are "
-        "persistent. In a durable classic queue, a message that is not persistent is lost."
+        "What if the broker itself restarts? Tasks are persistent, and their queue is durable. The notes go to a "
+        "durable classic queue: one is persistent, the other is not.",
+        predictions.RESTARTED_BROKER,
     )
     notes = "mqtool send -q notes --queue-type classic --durable"
     boss.run("mqtool new-task 'a task'")
@@ -168,12 +172,15 @@ def _publish_subscribe(stage: Stage) -> None:
     receive = f"mqtool receive-log fanout{stage.exchange('logs')}"
     file = stage.file("logs.log")
 
-    stage.say("This time, publish to an exchange. No queue is bound to it yet, so the message is dropped.")
+    stage.say("This time, publish to an exchange. No queue is bound to it yet.", predictions.UNBOUND_EXCHANGE)
     emitter.run(f"{emit} 'info: nobody listens'")
     stage.say("Start two receivers, each with its own queue. One writes to a file, the other to the screen.")
     disk.start(f"{receive} --raw > {file.name}")
     screen.start(receive)
-    stage.say("A fanout exchange copies each message to every queue bound to it. The emitter does not know them.")
+    stage.say(
+        "A fanout exchange copies each message to every queue bound to it. The emitter does not know them.",
+        predictions.FANOUT,
+    )
     emitter.run(f"{emit} 'info: Hello World!'")
     emitter.run(f"{emit} 'warning: it is late'")
     stage.wait_for_lines(file, 2)
@@ -231,7 +238,10 @@ def _routing(stage: Stage) -> None:
     stage.say("Each receiver names the severities it wants, with a binding for each. The file gets errors only.")
     disk.start(f"{receive} error > {file.name}")
     screen.start(f"{receive} info warning error")
-    stage.say("A direct exchange routes a message to queues whose binding key equals its routing key, the severity.")
+    stage.say(
+        "A direct exchange routes a message to queues whose binding key equals its routing key, the severity.",
+        predictions.DIRECT,
+    )
     emitter.run(f"{emit} info 'All is well.'")
     emitter.run(f"{emit} debug 'Nobody has asked for this.'")
     emitter.run(f"{emit} warning 'It ticks.'")
@@ -255,8 +265,8 @@ def _queue_with_a_name(stage: Stage, emitter: Terminal, disk: Terminal) -> None:
     exchange = stage.exchange("direct_logs")
     receive = f"mqtool receive-log direct{exchange} error critical -q {stage.name('errors')} --declare"
     stage.say(
-        "So far, each receiver's queue vanished with it. Give the queue a name, and it stays with its bindings, and "
-        "collects errors while nobody reads them."
+        "So far, each receiver's queue vanished with it. Now give the queue a name, and end the receiver.",
+        predictions.NAMED_QUEUE,
     )
     disk.start(receive)
     disk.interrupt()
@@ -295,7 +305,9 @@ def _topics(stage: Stage) -> None:
     stage.say("Three receivers use patterns: * matches exactly one word of the routing key, # matches any number.")
     for terminal, patterns, _, _ in receivers:
         terminal.start(f"mqtool receive-log topic{exchange} {patterns} > {terminal.name}.log")
-    stage.say("Send four messages. Each key has two words: who speaks, and how serious it is. Who will get which?")
+    stage.say(
+        "Send four messages. Each key has two words: who speaks, and how serious it is.", predictions.TWO_BINDINGS
+    )
     for key, text in _MESSAGES:
         emitter.run(f"mqtool emit-log topic{exchange} {key} {shlex.quote(text)}")
     for terminal, _, lines, _ in receivers:
@@ -313,9 +325,7 @@ def _topics(stage: Stage) -> None:
 def _any_number_of_words(stage: Stage, emitter: Terminal, hashed: Terminal, starred: Terminal) -> None:
     """Keys of one, two and three words: # also matches no word at all, * matches exactly one."""
     emit, receive = (f"mqtool {command} topic{stage.exchange('topic_logs')}" for command in ("emit-log", "receive-log"))
-    stage.say(
-        "A key may have any number of words. 'kern.#' and 'kern.*.*': who gets the keys of one, two, three words?"
-    )
+    stage.say("A key may have any number of words.", predictions.WORDS)
     hashed.start(f"{receive} 'kern.#'")
     starred.start(f"{receive} 'kern.*.*'")
     keys = ["kern", "kern.disk", "kern.disk.full"]
@@ -333,9 +343,9 @@ def _any_number_of_words(stage: Stage, emitter: Terminal, hashed: Terminal, star
 def _puzzles(stage: Stage) -> None:
     """The questions at the end of the official tutorial."""
     emitter, one, other = stage.terminals("emitter", "one", "other")
-    stage.say("Four puzzles of the official tutorial. Does '*' match an empty key? Does '#.*' match '..', or one word?")
+    stage.say("Four puzzles of the official tutorial. The first three:", predictions.EMPTY_KEY)
     _who_gets(stage, emitter, {one: ("*", ["word"]), other: ("#.*", ["..", "word"])}, ["", "..", "word"])
-    stage.say("And how does 'a.*.#' differ from 'a.#'?")
+    stage.say("And the last one:", predictions.ONE_OR_MORE)
     _who_gets(
         stage, emitter, {one: ("a.*.#", ["a.b", "a.b.c"]), other: ("a.#", ["a", "a.b", "a.b.c"])}, ["a", "a.b", "a.b.c"]
     )
@@ -375,7 +385,9 @@ def _headers(stage: Stage) -> None:
     stage.say("Both receivers name the same two headers. One wants messages with both of them, the other with either.")
     both.start(f"{receive} --match all format=pdf type=report > {all_file.name}")
     either.start(f"{receive} --match any format=pdf type=report > {any_file.name}")
-    stage.say("A headers exchange ignores the routing key, and compares the headers of each message.")
+    stage.say(
+        "A headers exchange ignores the routing key, and compares the headers of each message.", predictions.HEADERS
+    )
     emitter.run(f"{emit} -H format=pdf -H type=log 'A log, printed'")
     emitter.run(f"{emit} -H format=zip -H type=report 'A report, packed'")
     emitter.run(f"{emit} -H format=zip -H type=log 'A log, packed'")

@@ -6,13 +6,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from mqtool.stage.terminal import Audience, CheckFailed, LineCount, Terminal, TerminalPlace, wait_until
 
 #: Prefix of the play's queues and exchanges on a broker that others also use.
 APART = "demo."
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Question(NamedTuple):
+    """A question about what a scene will show, and its answer."""
+
+    text: str
+    answer: str
 
 
 class Stage:
@@ -23,6 +30,7 @@ class Stage:
         self.place = place
         self.checks = 0
         self._terminals: list[Terminal] = []
+        self._asked: Question | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -42,9 +50,16 @@ class Stage:
         self._terminals += opened
         return opened
 
-    def say(self, text: str) -> None:
-        """Show an explanation to the user."""
-        self.audience.say(" ".join(text.split()))
+    def say(self, text: str, question: Question | None = None) -> None:
+        """Show an explanation to the user, and ask what will happen. The answer follows before the next check."""
+        self._answer()
+        self._asked = question
+        self.audience.say(" ".join(text.split()), question.text if question else "")
+
+    def _answer(self) -> None:
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            self.audience.answered(asked.answer)
 
     def queue(self, name: str) -> str:
         """The command-line option with a queue's name; "" if the tutorial's default name can be used."""
@@ -68,6 +83,7 @@ class Stage:
 
     def expect(self, what: str, got: object, expected: object) -> None:
         """Check that two values are equal; raise CheckFailed if not. `what` states the expectation as a fact."""
+        self._answer()
         if got != expected:
             raise CheckFailed(f"check failed: {what}\n  expected: {_shown(expected)}\n  got:      {_shown(got)}")
         self.checks += 1

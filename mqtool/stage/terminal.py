@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +40,15 @@ class QueueDepth(NamedTuple):
 class Audience(Protocol):
     """Shows a tutorial or a drill to the user. Terminals call its methods from their own threads."""
 
-    def on_broker(self, find: "Callable[[], Management] | None") -> AbstractContextManager[None]:
-        """Context manager: the commands use this broker. `find` returns its management API; None if it is unknown."""
+    def on_broker(
+        self, find: "Callable[[], Management] | None", environment: Mapping[str, str] | None = None
+    ) -> AbstractContextManager[None]:
+        """Context manager: the commands use this broker.
+
+        Args:
+            find: returns its management API; None if it is unknown.
+            environment: the variables of commands on this broker; None if only the play may change it.
+        """
 
     def opened(self, names: Sequence[str]) -> None:
         """New terminals were opened, which replace the previous ones."""
@@ -61,8 +68,11 @@ class Audience(Protocol):
     def counted(self, queues: Sequence[QueueDepth]) -> None:
         """The messages in all of the broker's queues were counted, a few times a second."""
 
-    def say(self, text: str) -> None:
-        """Show an explanation; return when the next command may run."""
+    def say(self, text: str, question: str = "") -> None:
+        """Show an explanation, and a question about what will happen; return when the next command may run."""
+
+    def answered(self, answer: str) -> None:
+        """The commands have shown the answer to the latest question."""
 
     def right(self, what: str) -> None:
         """A check passed; `what` describes it."""

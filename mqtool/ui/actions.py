@@ -228,6 +228,13 @@ class Actions:
         }
         self._guard = Guard()
         self._free = threading.Semaphore(_AT_ONCE)
+        self._over = threading.Event()
+
+    def move(self, environment: Mapping[str, str]) -> None:
+        """Stop the running commands; run later ones with these variables."""
+        self._over.set()
+        self._over = threading.Event()
+        self._environment |= environment
 
     def listed(self, _: Json) -> Iterator[Json | None]:
         """Yield the actions that are allowed."""
@@ -262,16 +269,17 @@ class Actions:
             start_new_session=True,
         )
         self._guard.started(process.pid)
+        over = self._over
         lines: deque[str] = deque(maxlen=_KEPT_LINES)
         reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
         reader.start()
         try:
-            while process.poll() is None or reader.is_alive() or lines:
+            while (process.poll() is None or reader.is_alive() or lines) and not over.is_set():
                 while lines:
                     yield {"line": lines.popleft()}
                 reader.join(_PAUSE)
                 yield None
-            yield {"code": process.returncode}
+            yield {"line": "stopped"} if over.is_set() else {"code": process.returncode}
         finally:
             _end(process)
             self._guard.ended(process.pid)

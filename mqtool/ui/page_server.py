@@ -225,7 +225,10 @@ def _files() -> set[Path]:
 
 
 #: The page's modules, each after those that it imports.
-_MODULES = ("fates", "layout", "sentences", "play", "model", "picture", "player", "details", "actions", "main")
+_MODULES = (
+    "fates", "layout", "sentences", "play", "model", "view", "zoom", "finder", "picture", "player", "details",
+    "actions", "main",
+)  # fmt: skip
 
 
 def single_file(records: Iterable[Json]) -> bytes:

@@ -289,6 +289,19 @@ def test_prefetch_0_says_that_there_is_no_limit(chromium: Any, tmp_path: Path) -
     assert nodes["consumer reader"] == "auto-ack"
 
 
+def test_a_client_that_consumes_again_is_one_node(chromium: Any, tmp_path: Path) -> None:
+    """If a client cancels its consumer and consumes again on the same channel, the picture shows one consumer."""
+    channel = "10.0.0.7:50001 -> 10.0.0.1:5672 (1)"
+    records = [*jobs([{"name": f"{channel}/second", "label": "receiver"}]), *published(1000, 0)]
+    to = {"client": "receiver", "connection": channel[:-4], "protocol": "AMQP 0-9-1"}
+    delivered = happens(1001, "delivered", 0, consumer=f"{channel}/first", redelivered=False, no_ack=False, to=to)
+    page = recorded(chromium, tmp_path, [*records, delivered])
+    seek(page, 0.5)
+    assert [name for name in page.nodes() if name.startswith("consumer")] == ["consumer receiver"]
+    seek(page, 1)
+    assert page.dots() == [("unacknowledged", f"c:{channel}/second")]
+
+
 def test_no_generated_name_is_shown(chromium: Any, tmp_path: Path) -> None:
     """The picture shows no generated name: a consumer has the name of its client, and its queue is called "screen's
     queue" after the client `screen`, or "temporary queue".
@@ -483,6 +496,25 @@ def test_the_time_bar_of_a_recording_has_the_scenes(chromium: Any, tmp_path: Pat
     page.until(lambda: page.text("#scene") == "Scene 1", "the first scene")
     linked = Page(chromium, f"{page.url}#work-queues/2")
     linked.until(lambda: linked.text("#scene") == "Scene 2", "the second scene, by its address")
+
+
+def test_a_scene_asks_what_will_happen(chromium: Any, tmp_path: Path) -> None:
+    """Before a scene of a tutorial, the page asks what will happen. The answer appears once the commands have shown
+    it.
+    """
+    records = play()
+    scene = next(each for each in records if each["kind"] == "scene")
+    scene["question"] = "Who gets the task?"
+    first = next(index for index, each in enumerate(records) if each.get("number") == 2)
+    records.insert(first, {"t": 6900, "kind": "answered", "n": 4.5, "text": "Worker 1."})
+    page = recorded(chromium, tmp_path, records)
+    page.until(lambda: page.text("#question") == "What will happen? Who gets the task?", "the question")
+    seek(page, 0.1)
+    assert "Answer" not in page.text("#checks")
+    seek(page, 0.34)
+    page.until(lambda: page.text("#checks") == "Answer: Worker 1.", "the answer")
+    page.ask("document.querySelectorAll('#chapters button')[1].click()")
+    page.until(lambda: page.text("#scene") == "Scene 2" and page.text("#question") == "", "a scene without a question")
 
 
 def test_what_moves_is_told(chromium: Any, tmp_path: Path) -> None:

@@ -3,13 +3,20 @@
 import html
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from demo import diagrams, pictures, screencast
+from docs.recordings_in_pages import with_recordings
 from mqtool.tutorials import pages
 from mqtool.tutorials.dialects import NAMES, Dialect
 from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
+from mqtool.ui.page_server import single_file
+from tests.cli.test_picture import play
+from tests.cli.test_ui import Page, chromium
+
+__all__ = ["chromium"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,3 +78,34 @@ def test_links_of_the_readme_lead_to_files_in_the_repository() -> None:
     files = [ROOT / link for link in links if "://" not in link]
     assert files
     assert [path for path in files if path.suffix == ".html" or not path.exists()] == []
+
+
+def test_one_line_embeds_a_recording(chromium: Any, tmp_path: Path) -> None:
+    """A line of a page that links to a recording embeds it. It is loaded when the reader opens it, at its scene."""
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "tutorials.html").write_bytes(single_file(play()))
+    page = tmp_path / "page.html"
+    page.write_text(with_recordings("[Watch it](pictures/tutorials.html#work-queues/2)\n", lambda _: True))
+    shown = Page(chromium, page.as_uri())
+    assert shown.ask("return performance.getEntriesByType('resource').length") == 0
+    shown.find("summary")[0].click()
+    chromium.switch_to.frame(shown.find("iframe")[0])
+    shown.until(lambda: shown.find("#scene") and shown.text("#scene") == "Scene 2", "the scene")
+    assert not shown.find("header")[0].is_displayed()
+    chromium.switch_to.default_content()
+    assert shown.complaints() == []
+
+
+def test_a_page_without_recordings_says_nothing_of_them() -> None:
+    """Before a recording has been made, a page shows the still in its place, or nothing, and has no broken link."""
+    page = (
+        "[Watch it](pictures/tutorials.html#routing)\n\n[![A still](a.svg)](../pictures/messages.html)\n\n"
+        "This is a frame of [a recording](pictures/tutorials.html)."
+    )
+    assert with_recordings(page, lambda _: False) == "\n\n![A still](a.svg)\n\nThis is a frame of a recording."
+
+
+@pytest.mark.parametrize("name", pages.NAMES)
+def test_each_tutorial_has_its_recording(name: str) -> None:
+    """The section of each tutorial in docs/tutorials.md has a line that embeds its recording."""
+    assert f"\n[Watch it](pictures/tutorials.html#{name})\n" in (ROOT / pictures.PAGE).read_text()

@@ -147,3 +147,53 @@ def test_the_page_shows_a_goal_and_what_the_learner_does(
     page.until(lambda: "waited in the queue 'hello'" in shown(page, "#checks"), "the proof")
     page.until(lambda: "Now start the receiver first" in shown(page, "#narration"), "the next goal")
     assert command.interrupt().wait().code == 0
+
+
+@pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], indirect=True)
+def test_a_learner_does_something_between_scenes(playing: tuple[Running, Page]) -> None:
+    """Between the scenes of a tutorial, a learner publishes a message of their own, and starts a worker that takes the
+    tutorial's. The next scene begins as if the learner had done nothing, and the tutorial's checks pass. After its
+    end, the learner can still publish.
+    """
+    command, page = playing
+    go_on(page, "Send a message anyway")
+    page.until(lambda: "Now start a receiver" in shown(page, "#narration"), "the second scene")
+    page.until(lambda: page.find("#try:not([hidden])"), "the button")
+    page.find("#try")[0].click()
+    page.until(lambda: page.find("#action option[value=publish]"), "the form")
+    page.act("publish", exchange="", key="hello", body="of my own")
+    page.until(lambda: page.dots() == [("ready", "q:hello")] * 2, "both messages")
+    assert "publisher you" in page.nodes()
+    page.act("consume", queue="hello", seconds="0")
+    page.until(lambda: page.dots() == [], "no message")
+    page.act("declare-queue", name="mine")
+    page.until(lambda: "quorum queue mine" in page.nodes(), "the learner's queue")
+    page.find("#next")[0].click()
+    page.until(lambda: "With the receiver waiting" in shown(page, "#narration"), "the third scene")
+    assert terminals(page)["receiver"][:2] == ["$ mqtool receive", " [*] Waiting for messages. To exit press CTRL+C"]
+    assert " [x] Received Hello World!" in terminals(page)["receiver"]
+    assert " [x] Received of my own" not in terminals(page)["receiver"]
+    assert "quorum queue mine" not in page.nodes()
+    page.act("cut", client="receiver")
+    page.until(lambda: "cut" in shown(page, "#runs"), "the cut connection")
+    page.find("#next")[0].click()
+    page.until(lambda: "1 check passed" in shown(page, "#narration"), "the end")
+    page.act("publish", exchange="", key="hello", body="afterwards")
+    page.until(lambda: page.dots() == [("ready", "q:hello")], "the message")
+    assert page.complaints() == []
+    assert command.interrupt().wait().code == 0
+
+
+@pytest.mark.parametrize("playing", [("tutorial", "run", "work-queues")], indirect=True)
+def test_a_learner_cannot_disturb_a_scene(playing: tuple[Running, Page]) -> None:
+    """While the commands of a scene run, an action of the learner is refused, with the reason; the scene's checks
+    pass.
+    """
+    command, page = playing
+    go_on(page, "Two workers share a queue")
+    page.until(lambda: terminals(page).get("boss"), "the scene's commands")
+    page.press("d")
+    page.act("publish", exchange="", key="task_queue", body="mine")
+    page.until(lambda: "the tutorial's own commands are running" in shown(page, "#runs"), "the refusal")
+    page.until(lambda: "fair dispatch: worker" in shown(page, "#checks"), "the scene's check")
+    assert command.interrupt().wait().code == 130

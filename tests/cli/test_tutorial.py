@@ -229,6 +229,21 @@ def test_why_queues_measures_that_queues_decouple(shell: Shell, broker: TestBrok
     assert "all 49 orders were packed, at the packer's own pace" in played.stdout
 
 
+def test_a_scene_asks_before_it_answers(lonely_shell: Shell) -> None:
+    """`tutorial run` asks what will happen before a scene's commands, and answers after them, before the checks."""
+    lines = lonely_shell.run("mqtool", "tutorial", "run", "headers", "--no-pause").stdout.splitlines()
+    question, command, answer, check = (
+        next(index for index, line in enumerate(lines) if text in line)
+        for text in (
+            "What will happen? Four messages",
+            "A report, printed",
+            "Answer: The first gets one",
+            "✓ --match all",
+        )
+    )
+    assert question < command < answer < check
+
+
 def test_tutorial_run_works_as_a_background_job(lonely_shell: Shell) -> None:
     """As a background job, which ignores Ctrl-C, `tutorial run` still stops its receivers and exits with 0."""
     played = lonely_shell.script("mqtool tutorial run hello-world --auto & wait $!", timeout=PLAYING)

@@ -3,6 +3,9 @@
 import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +20,7 @@ from mqtool.cli.commands import tutorial_try
 from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Effect
 from mqtool.cli.display import layout, output, play_lines
 from mqtool.cli.display.play_lines import PlayLines, TypingPace
-from mqtool.cli.display.play_page import Left, PlayPage, ShownBroker
+from mqtool.cli.display.play_page import Again, Left, PlayPage, ShownBroker
 from mqtool.cli.display.play_panes import SMALLEST, Panes
 from mqtool.cli.invocation import current
 from mqtool.cli.options.page_options import NoColor, PageOptions
@@ -25,7 +28,7 @@ from mqtool.errors import UsageError
 from mqtool.plays.goals import GOALS, repair_programs
 from mqtool.plays.performing import perform
 from mqtool.spelling import counted
-from mqtool.stage.stage import APART
+from mqtool.stage.stage import APART, Play, Stage
 from mqtool.stage.terminal import Guard
 from mqtool.tutorials import pages
 
@@ -198,19 +201,47 @@ def _run_in_page(names: list[str], guard: Guard, url: str | None, page: PageOpti
         wanted = next(following, None) or shown.choice("hello-world")
         while wanted is not None:
             name, play = wanted, plays.PLAYS[wanted]
+            asked = next(following, None)
+            later = [*plays.PLAYS, None]
+            proposed = asked or later[later.index(name) + 1]
+            choose = partial(shown.choice, proposed, starts=asked is not None)
+            chosen: list[str | None] = []
             try:
-                with shown.watching(play.title, play.story, name, [APART + each for each in play.exchanges]):
-                    checks = perform(play, shown, guard, url)
+                own = [[APART + each for each in names] for names in (play.exchanges, play.queues)]
+                with shown.watching(play.title, play.story, name, *own):
+                    whole = play if url else replace(play, play=partial(_to_its_end, play, shown, choose, chosen))
+                    checks = _performed(whole, shown, guard, url)
             except Left:
                 pass
             except KeyboardInterrupt:
                 output.notice("interrupted; everything it started has been stopped")
                 raise
             else:
-                shown.ended(f"That was {play.title}: {counted(checks, 'check')} passed.")
-            asked = next(following, None)
-            later = [*plays.PLAYS, None]
-            wanted = shown.choice(asked or later[later.index(name) + 1], starts=asked is not None)
+                if not chosen:
+                    shown.ended(_passed(play, checks))
+            wanted = chosen[0] if chosen else choose()
+
+
+def _to_its_end(
+    play: Play, shown: PlayPage, choose: Callable[[], str | None], chosen: list[str | None], stage: Stage
+) -> None:
+    """Perform a play, and leave its broker to the reader until they choose what comes next."""
+    play.play(stage)
+    shown.ended(_passed(play, stage.checks))
+    chosen.append(choose())
+
+
+def _passed(play: Play, checks: int) -> str:
+    return f"That was {play.title}: {counted(checks, 'check')} passed."
+
+
+def _performed(play: Play, shown: PlayPage, guard: Guard, url: str | None) -> int:
+    """Perform a play; again, up to the same scene, whenever its reader has changed something on its broker."""
+    while True:
+        try:
+            return perform(play, shown, guard, url)
+        except Again:
+            continue
 
 
 def page_broker(url: str | None) -> ShownBroker | None:

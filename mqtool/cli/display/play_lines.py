@@ -5,7 +5,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -166,9 +166,11 @@ class PlayLines:
 
     # The methods of an Audience.
 
-    def on_broker(self, find: "Callable[[], Management] | None") -> AbstractContextManager[None]:
+    def on_broker(
+        self, find: "Callable[[], Management] | None", environment: Mapping[str, str] | None = None
+    ) -> AbstractContextManager[None]:
         """Do nothing: this view shows only the commands and their output, not the broker."""
-        del find
+        del find, environment
         return nullcontext()
 
     def opened(self, names: Sequence[str]) -> None:
@@ -196,13 +198,18 @@ class PlayLines:
     def counted(self, queues: Sequence[QueueDepth]) -> None:
         """Print nothing: message counts change too often to print a line for each change."""
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, question: str = "") -> None:
         self._pace.forget_keys()
         self.blank()
         self._print(Text(text, "italic"))
+        if question:
+            self._print(Text.assemble(("What will happen? ", "bold"), (question, "italic")))
         if self._pace.asks:
             self.note("Enter: continue · q: quit")
-        self._pace.wait(text)
+        self._pace.wait(text + question)
+
+    def answered(self, answer: str) -> None:
+        self._print(Text.assemble(("Answer: ", "bold"), answer))
 
     def right(self, what: str) -> None:
         self._print(Text.assemble(("✓ ", "green"), what))

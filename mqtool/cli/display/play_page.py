@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from mqtool.cli.display import output
 from mqtool.cli.display.browser import opened
+from mqtool.cli.display.learner import Learner
 from mqtool.errors import MqtoolError
 from mqtool.stage.terminal import Chart, QueueDepth
 from mqtool.ui.copies import Copies
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _MAX_RECORDS = 100_000
 #: Reading speed in characters per second, and the minimum time to show an explanation, in seconds.
 _READ_PER_SECOND, _SHORTEST = 22.0, 1.5
+#: The records about terminals.
+_TERMINALS = ("opened", "typed", "printed")
 #: Longer lines of output are cut off.
 _LINE = 500
 #: Seconds between two checks of a condition being waited for, and between two records of charts.
@@ -39,6 +42,12 @@ _LATE, _LAST_WORDS = 1.3, 2.0
 
 class Left(Exception):
     """The reader has chosen another play, or ended the command."""
+
+
+class Again(Exception):
+    """The reader has changed something on the play's own broker: perform the play again. The page shows it from the
+    scene that was announced last.
+    """
 
 
 class ShownBroker(NamedTuple):
@@ -63,10 +72,27 @@ class TerminalRecording:
         self.pages = 0
         self._records: list[Json] = []
         self._is_complete = False
+        #: While a play is performed again: its terminals, and what they have printed.
+        self._held: list[tuple[str, Json]] | None = None
 
     def add(self, kind: str, **fields: Any) -> None:
         """Add a record with the current time."""
-        self.add_record({"t": _now(), "kind": kind, **fields})
+        if self._held is None:
+            self.add_record({"t": _now(), "kind": kind, **fields})
+        elif kind in _TERMINALS:
+            if kind == "opened":
+                self._held.clear()
+            self._held.append((kind, fields))
+
+    def hold(self) -> None:
+        """Add nothing until resume(): what follows is recorded already."""
+        self._held = []
+
+    def resume(self) -> None:
+        """Add the terminals as they are now."""
+        held, self._held = self._held or [], None
+        for kind, fields in held:
+            self.add(kind, **fields)
 
     def add_record(self, record: Json) -> None:
         with self.changed:
@@ -132,8 +158,8 @@ class PlayPage:
         self._is_drill = not plays
         self._auto = auto
         self._broker = broker
-        # The page offers no actions on the broker; the reader only follows the play.
-        answers = {"/play": self._asked, "/actions": lambda _: iter(())}
+        self._learner = Learner(is_offered=bool(plays) and broker is None)
+        answers = {"/play": self._asked, **self._learner.answers}
         self._server = PageServer(self._recording.follow, port, answers)
         self._open_page = open_page
         self._ending = ExitStack()
@@ -145,6 +171,9 @@ class PlayPage:
         self._drawn: list[int] = []
         self._drawn_at = 0.0
         self._watching = threading.Event()
+        #: The scene up to which a play is performed again.
+        self._resumes_at = 0
+        self._watch_now: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Self:
         """Print the page's address, and wait until somebody opens the page."""
@@ -166,15 +195,20 @@ class PlayPage:
         self._server.close()
 
     @contextmanager
-    def watching(self, title: str, story: str, name: str = "", exchanges: Collection[str] = ()) -> Iterator[None]:
+    def watching(
+        self, title: str, story: str, name: str = "", exchanges: Collection[str] = (), queues: Collection[str] = ()
+    ) -> Iterator[None]:
         """Context manager: show a play until the `with` block ends. If the block raises an error, the page shows it.
 
         Args:
-            exchanges: the play's own exchanges. On RabbitMQ, the page shows copies of their messages.
+            exchanges, queues: the play's own. On a broker that others also use, the page hides what else there is, and
+                on RabbitMQ it shows copies of the messages of these exchanges.
         """
         self._exchanges = exchanges
-        self._said = self._continued = 0
-        self._recording.add("begins", name=name, title=title, story=story)
+        self._said = self._continued = self._resumes_at = 0
+        has_others = self._broker is not None and bool(exchanges or queues)
+        own = {"exchanges": [*exchanges], "queues": [*queues]} if has_others else None
+        self._recording.add("begins", name=name, title=title, story=story, own=own)
         try:
             yield
         except MqtoolError as error:
@@ -194,7 +228,8 @@ class PlayPage:
         """
         self._recording.add("choose", proposed=proposed, pace=_pace("") if starts and self._auto else None)
         try:
-            self._wait(lambda: self._wanted is not None)
+            with self._learner.turn():
+                self._wait(lambda: self._wanted is not None)
         except KeyboardInterrupt:
             return None
         wanted, self._wanted = self._wanted, None
@@ -209,18 +244,34 @@ class PlayPage:
     # The methods of an Audience.
 
     @contextmanager
-    def on_broker(self, find: "Callable[[], Management] | None") -> Iterator[None]:
+    def on_broker(
+        self, find: "Callable[[], Management] | None", environment: Mapping[str, str] | None = None
+    ) -> Iterator[None]:
         self._watching.set()
         self._watching = over = threading.Event()
         self._pauses = True
         source = self._broker if find is None else ShownBroker(find, "/", "a broker started by mqtool")
         if source is not None:
-            threading.Thread(target=self._watch, args=(over, source), name="mqtool-watch", daemon=True).start()
-        yield
-        over.wait(_LATE)
-        over.set()
+            self._watch_now = partial(self._start_to_watch, over, source)
+            if not self._resumes_at:
+                self._watch_now()
+        self._learner.come_to(environment)
+        try:
+            yield
+            over.wait(_LATE)
+        finally:
+            over.set()
+            self._learner.come_to(None)
 
-    def _watch(self, over: threading.Event, source: ShownBroker) -> None:
+    def _start_to_watch(self, over: threading.Event, source: ShownBroker) -> None:
+        """Record the broker's events. Returns once the messages that already wait there are recorded."""
+        is_known = threading.Event()
+        arguments = (over, source, is_known)
+        threading.Thread(target=self._watch, args=arguments, name="mqtool-watch", daemon=True).start()
+        if self._resumes_at:
+            is_known.wait(_LATE)
+
+    def _watch(self, over: threading.Event, source: ShownBroker, is_known: threading.Event) -> None:
         latest: dict[str, Json] = {}
         copying = None
         if source.connect is not None and self._exchanges:
@@ -236,6 +287,8 @@ class PlayPage:
                 if not self._recording.is_full:
                     self._recording.add_record(record)
                 latest[kind] = what
+            if kind == "moved":
+                is_known.set()
 
     def opened(self, names: Sequence[str]) -> None:
         self._recording.add("opened", names=list(names))
@@ -253,21 +306,42 @@ class PlayPage:
     def counted(self, queues: Sequence[QueueDepth]) -> None:
         """Do nothing: the animation shows the numbers."""
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, question: str = "") -> None:
         """Show an explanation, and wait until the reader continues (in a drill, only before the drill begins).
 
         Raises:
             Left: the reader has chosen something else.
+            Again: the reader has changed something on the play's broker.
         """
         self._said += 1
+        if self._said < self._resumes_at:
+            return
+        if self._said > self._resumes_at:
+            self._pause(text, question)
+        else:
+            self._recording.resume()
+            self._watch_now()
+            self._resumes_at = 0
+        self._recording.add("goes_on", number=self._said)
+
+    def _pause(self, text: str, question: str) -> None:
         waits, self._pauses = self._pauses, not self._is_drill
-        pace = _pace(text) if self._auto else None
-        self._recording.add("scene", number=self._said, text=text, waits=waits, pace=pace)
+        pace = _pace(text + question) if self._auto else None
+        asked = {"question": question} if question else {}
+        self._recording.add("scene", number=self._said, text=text, waits=waits, pace=pace, **asked)
         if waits:
-            self._wait(lambda: self._continued >= self._said or self._wanted is not None)
+            with self._learner.turn():
+                self._wait(lambda: self._continued >= self._said or self._wanted is not None)
         if self._wanted is not None and not self._is_drill:
             raise Left
-        self._recording.add("goes_on", number=self._said)
+        if self._learner.has_changed:
+            self._resumes_at, self._said = self._said, 0
+            self._recording.add("again")
+            self._recording.hold()
+            raise Again
+
+    def answered(self, answer: str) -> None:
+        self._recording.add("answered", text=answer)
 
     def goal(self, text: str) -> None:
         """Show what the learner has to bring about. Waits for nobody."""

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,7 @@ class Panes:
         self._title, self._position = title, position
         self._panes: dict[str, deque[Text]] = {}
         self._narration = ""
+        self._answer = ""
         self._checks: list[str] = []
         self._all_checks: list[str] = []
         self._charts: Sequence[Chart] = ()
@@ -87,9 +88,11 @@ class Panes:
 
     # The methods of an Audience.
 
-    def on_broker(self, find: "Callable[[], Management] | None") -> AbstractContextManager[None]:
+    def on_broker(
+        self, find: "Callable[[], Management] | None", environment: Mapping[str, str] | None = None
+    ) -> AbstractContextManager[None]:
         """Do nothing: this view shows only the queue depths that plays report with counted()."""
-        del find
+        del find, environment
         return nullcontext()
 
     def opened(self, names: Sequence[str]) -> None:
@@ -120,12 +123,17 @@ class Panes:
         with self._lock:
             self._narration, self._waiting = text, True
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, question: str = "") -> None:
         self._pace.forget_keys()
-        self.narrate(text)
-        self._pace.wait(" ".join([*self._checks, text]))
+        shown = f"{text}\nWhat will happen? {question}" if question else text
+        self.narrate(shown)
+        self._pace.wait(" ".join([self._answer, *self._checks, shown]))
         with self._lock:
-            self._checks, self._waiting = [], False
+            self._answer, self._checks, self._waiting = "", [], False
+
+    def answered(self, answer: str) -> None:
+        with self._lock:
+            self._answer = f"Answer: {answer}"
 
     def right(self, what: str) -> None:
         with self._lock:
@@ -153,7 +161,10 @@ class Panes:
             if room < _PANE_HEIGHT * len(rows):  # the terminal is now very small
                 return Group(*footer[:height])
             terminals_height = room - _CHARTS_HEIGHT * has_charts
-            parts = [Layout(self._header(), size=1), Layout(self._terminals(rows, width, terminals_height))]
+            parts = [
+                Layout(_header(self._title, self._position), size=1),
+                Layout(self._terminals(rows, width, terminals_height)),
+            ]
             if has_charts:
                 parts.append(Layout(_drawn_charts(self._charts, width), size=_CHARTS_HEIGHT))
             parts.append(Layout(Group(*footer), size=self._footer_height))
@@ -161,16 +172,12 @@ class Panes:
             layout.split_column(*parts)
             return layout
 
-    def _header(self) -> RenderableType:
-        number, count = self._position
-        title = f"{self._title}  {number}/{count}" if count > 1 else self._title
-        return Rule(Text(title, "bold"), align="left", style="dim")
-
     def _footer(self, width: int) -> list[Text]:
         checks = [Text.assemble(("✓ ", "green"), check) for check in self._checks]
         narration = Text(self._narration, "" if self._waiting else "dim")
         keys = "Enter: continue · q: quit" if self._pace.asks else "Enter: skip ahead · q: quit"
-        texts = [*checks, narration, Text(keys if self._waiting else "…", "dim")]
+        answer = [Text(self._answer)] * bool(self._answer)
+        texts = [*answer, *checks, narration, Text(keys if self._waiting else "…", "dim")]
         return [Text(" ") + line for text in texts for line in _wrapped(text, self._console, width)]
 
     def _rows(self, width: int) -> list[list[str]]:
@@ -243,6 +250,11 @@ class Panes:
             lines = [*pieces, *lines]
         style = STYLES[list(self._panes).index(name) % len(STYLES)]
         return Panel(Group(*lines[-height:]), title=Text(name, f"bold {style}"), title_align="left", border_style=style)
+
+
+def _header(title: str, position: tuple[int, int]) -> RenderableType:
+    number, count = position
+    return Rule(Text(f"{title}  {number}/{count}" if count > 1 else title, "bold"), align="left", style="dim")
 
 
 def _queue_column(queues: Sequence[QueueDepth], height: int) -> Text:

@@ -225,9 +225,15 @@ export class Doing {
         asked.push(button("Consume slowly…", () => this.open("consume", { queue: name })));
       return parent.replaceChildren(...asked, price);
     }
-    if (this.actions.has("cut") && chosen.node.startsWith("p:")) {
-      return parent.replaceChildren(button("Cut the connection…", () => this.open("cut", { client: name })));
+    const asked = [];
+    const client = state.publishers.get(chosen.node)?.name ?? state.consumers.get(chosen.node)?.label;
+    const [target] = state.publishers.get(chosen.node)?.targets.keys() ?? [];
+    if (this.actions.has("publish") && target?.startsWith("x:")) {
+      asked.push(button("Publish…", () => this.open("publish", { exchange: target.slice(2) })));
     }
+    if (this.actions.has("cut") && client !== undefined)
+      asked.push(button("Cut the connection…", () => this.open("cut", { client })));
+    if (asked.length) return parent.replaceChildren(...asked);
     return parent.replaceChildren();
   }
 }

@@ -1,17 +1,39 @@
 // Where the nodes are: publishers, exchanges, queues and consumers in layers. A node keeps its place among its layer
-// when others come and go.
+// when others come and go. Between two layers there is room for the labels of the arrows.
 
 export const SIZE = {
   wide: { width: 154, height: 62, along: 96, across: 26 },
-  narrow: { width: 128, height: 62, along: 44, across: 14 },
+  narrow: { width: 144, height: 62, along: 44, across: 14 },
 };
 const MARGIN = 24;
+/** The width of a character and the height of a line of a label, roughly; and the most of them in a label. */
+const CHARACTER = 6.2;
+const LINE = 13;
+const LONGEST = { wide: 24, narrow: 22 };
+const LINES = 3;
 
 /**
- * @typedef {object} Place  the middle of a node
+ * @typedef {object} Place  the middle of a node, and the number of its layer
  * @property {number} x
  * @property {number} y
+ * @property {number} [layer]
  */
+
+/** A text, cut to a number of characters. */
+export const cut = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
+
+/** The lines of a label, which is broken after a comma, or between the headers of a binding. Longer ones are cut. */
+export function linesOf(label, narrow) {
+  const longest = narrow ? LONGEST.narrow : LONGEST.wide;
+  /** @type {string[]} */
+  const lines = [];
+  for (const word of label.split(" ")) {
+    const last = lines.length ? `${lines[lines.length - 1]} ${word}` : "";
+    if (last && last.length <= longest) lines[lines.length - 1] = last;
+    else lines.push(cut(word, longest));
+  }
+  return lines.length > LINES ? [...lines.slice(0, LINES - 1), cut(`${lines[LINES - 1]} …`, longest)] : lines;
+}
 
 /** Lays out states. Remembers the order of nodes from one state to the next. */
 export class Layout {
@@ -36,11 +58,38 @@ export class Layout {
   /**
    * @param {any} state
    * @param {boolean} narrow  layers from top to bottom instead of from left to right
+   * @param {any[]} arrows  see arrowsOf()
    * @returns {{places: Map<string, Place>, width: number, height: number, size: any, narrow: boolean,
-   *   low: number}}  low: the lower side of all nodes (if narrow, the right one)
+   *   low: number, gaps: number[]}}  low: the lower side of all nodes (if narrow, the right one); gaps: the room after
+   *   each layer
    */
-  of(state, narrow) {
+  of(state, narrow, arrows) {
     const size = narrow ? SIZE.narrow : SIZE.wide;
+    const layers = this.layersOf(state);
+    const cross = (narrow ? size.width : size.height) + size.across;
+    const most = Math.max(1, ...layers.map((layer) => layer.length));
+    const places = new Map();
+    layers.forEach((layer, index) => {
+      const first = ((most - layer.length) * cross) / 2;
+      layer.forEach((id, row) => {
+        const across = MARGIN + first + row * cross + (narrow ? size.width : size.height) / 2;
+        places.set(id, narrow ? { x: across, y: 0, layer: index } : { x: 0, y: across, layer: index });
+      });
+    });
+    const gaps = gapsOf(layers.length, places, size, narrow, arrows);
+    let along = MARGIN + (narrow ? size.height : size.width) / 2;
+    layers.forEach((layer, index) => {
+      for (const id of layer) places.get(id)[narrow ? "y" : "x"] = along;
+      along += (narrow ? size.height : size.width) + gaps[index];
+    });
+    const length = along - gaps[gaps.length - 1] - (narrow ? size.height : size.width) / 2 + MARGIN;
+    const breadth = 2 * MARGIN + most * cross;
+    const low = breadth - MARGIN - size.across;
+    return { places, narrow, size, low, gaps, width: narrow ? breadth : length, height: narrow ? length : breadth };
+  }
+
+  /** The ids of the nodes of each layer, in their order. */
+  layersOf(state) {
     const depths = depthsOf(state);
     // With the stream protocol, messages pass no exchange: such a publisher is in the layer next to the streams.
     const isNextToStream = (publisher) => [...publisher.targets.keys()].some((id) => id.startsWith("q:"));
@@ -54,28 +103,78 @@ export class Layout {
     layers.push([...state.queues.keys()], [...state.consumers.keys()]);
     for (const id of layers.flat()) this.rank(id, relativeOf(state, id));
     // Consumers are beside their queues.
-    const before = (id) => (state.consumers.has(id) ? this.order.get(state.consumers.get(id).queue) || 0 : 0);
+    const before = (id) =>
+      state.consumers.has(id) ? this.order.get(state.drawn(state.consumers.get(id).queue)) || 0 : 0;
     for (const layer of layers) {
       layer.sort((one, other) => before(one) - before(other) || this.order.get(one) - this.order.get(other));
     }
-
-    const cross = (narrow ? size.width : size.height) + size.across;
-    const main = (narrow ? size.height : size.width) + size.along;
-    const most = Math.max(1, ...layers.map((layer) => layer.length));
-    const places = new Map();
-    layers.forEach((layer, index) => {
-      const first = ((most - layer.length) * cross) / 2;
-      layer.forEach((id, row) => {
-        const along = MARGIN + index * main + (narrow ? size.height : size.width) / 2;
-        const across = MARGIN + first + row * cross + (narrow ? size.width : size.height) / 2;
-        places.set(id, narrow ? { x: across, y: along } : { x: along, y: across });
-      });
-    });
-    const length = 2 * MARGIN + layers.length * main - size.along;
-    const breadth = 2 * MARGIN + most * cross;
-    const low = breadth - MARGIN - size.across;
-    return { places, narrow, size, low, width: narrow ? breadth : length, height: narrow ? length : breadth };
+    return layers;
   }
+}
+
+/** The room after each layer: enough for the labels of the arrows that end at the next one. */
+function gapsOf(count, places, size, narrow, arrows) {
+  const gaps = Array(count).fill(size.along);
+  const used = new Map();
+  for (const { from, to, label } of arrows) {
+    const [start, end] = [places.get(from)?.layer, places.get(to)?.layer];
+    if (!label || start === undefined || end === undefined || start === end) continue;
+    const gap = Math.max(start, end) - 1;
+    const lines = linesOf(label, narrow);
+    if (narrow) {
+      // Labels of arrows to the same node are above each other, with a rate below each.
+      used.set(to, (used.get(to) ?? 0) + lines.length * LINE);
+      gaps[gap] = Math.max(gaps[gap], used.get(to) + 34);
+    } else {
+      const width = Math.max(...lines.map((line) => line.length)) * CHARACTER;
+      gaps[gap] = Math.max(gaps[gap], Math.ceil(width) + 26);
+    }
+  }
+  return gaps;
+}
+
+/**
+ * Where the labels of arrows are: between two layers, so never over a node, and not over each other.
+ * @returns {Map<string, {x: number, y: number, lines: string[]}>}  by arrow; the middle of the first line's base
+ */
+export function labelsOf(layout, arrows, curve) {
+  const { places, narrow, size } = layout;
+  const half = (narrow ? size.height : size.width) / 2;
+  const found = [];
+  for (const { key, from, to, label } of arrows) {
+    const points = curve(from, to);
+    if (!points.length) continue;
+    const [start, end] = [places.get(from), places.get(to)];
+    const lines = label ? linesOf(label, narrow) : [];
+    const width = Math.max(0, ...lines.map((line) => line.length)) * CHARACTER;
+    const height = lines.length * LINE;
+    let { x, y } = pointOf(points, 0.5);
+    y += 8 - height / 2;
+    if (end.layer > start.layer && narrow) {
+      // Above the node, where arrows to others are far.
+      x = end.x;
+      y = end.y - half - 16 - height;
+    } else if (end.layer > start.layer) {
+      // Beside the node, on the side of the arrow that the arrow does not come from.
+      x = end.x - half - 12 - Math.max(width, 30) / 2;
+      y = end.y + (end.y > start.y ? 16 : 7 - height - (lines.length ? 0 : 13));
+    }
+    found.push({ key, lines, x, y, width });
+  }
+  found.sort((one, other) => one.y - other.y);
+  const labels = new Map();
+  const before = [];
+  for (const each of found) {
+    if (each.lines.length) {
+      for (const other of before) {
+        const isBeside = Math.abs(other.x - each.x) >= (other.width + each.width) / 2;
+        if (!isBeside) each.y = Math.max(each.y, other.y + other.lines.length * LINE + 1);
+      }
+      before.push(each);
+    }
+    labels.set(each.key, each);
+  }
+  return labels;
 }
 
 /** How many exchanges come before each exchange. Circles end where they began. */
@@ -110,17 +209,32 @@ function relativeOf(state, id) {
   return undefined;
 }
 
-/** The arrows of a state: what leads from where to where, and how it is drawn. */
-export function arrowsOf(state) {
+/**
+ * The arrows between the nodes that are drawn: what leads from where to where, and how it is drawn. `parts` are the ways
+ * of the state that an arrow stands for.
+ * @param {any} view  see view.js
+ * @param {any} state
+ */
+export function arrowsOf(view, state) {
   const arrows = new Map();
+  // This is called for each message in each frame: most of them take a way that is known already.
+  const known = new Set();
   const add = (from, to, kind, label = "") => {
-    const key = `${from} ${to}`;
-    if (!arrows.has(key)) arrows.set(key, { key, from, to, kind, label });
+    const part = `${from} ${to}`;
+    if (known.has(part)) return;
+    known.add(part);
+    const [start, end] = [view.drawn(from), view.drawn(to)];
+    if (!isDrawn(view, start) || !isDrawn(view, end)) return;
+    const key = `${start} ${end}`;
+    if (!arrows.has(key)) arrows.set(key, { key, from: start, to: end, kind, label, parts: [] });
+    arrows.get(key).parts.push({ key: part, from, to, kind });
   };
-  for (const link of state.links.values()) {
+  for (const link of view.links.values()) {
     const more = link.more ? ` and ${link.more.toLocaleString("en")} more` : "";
     add(link.from, link.to, "binding", link.keys.filter((key) => key !== "").join(", ") + more);
   }
+  // What these stand for; the labels are those of the view.
+  if (view.links !== state.links) for (const link of state.links.values()) add(link.from, link.to, "binding");
   for (const exchange of state.exchanges.values()) {
     if (exchange.alternate) add(exchange.id, `x:${exchange.alternate}`, "alternate", "alternate");
   }
@@ -138,11 +252,11 @@ export function arrowsOf(state) {
       if (state.exchanges.has(from) && state.queues.has(queue)) add(from, queue, "routed");
     }
   }
-  return [...arrows.values()].filter((arrow) => known(state, arrow.from) && known(state, arrow.to));
+  return [...arrows.values()];
 }
 
-function known(state, id) {
-  return state.exchanges.has(id) || state.queues.has(id) || state.consumers.has(id) || state.publishers.has(id);
+function isDrawn(view, id) {
+  return view.exchanges.has(id) || view.queues.has(id) || view.consumers.has(id) || view.publishers.has(id);
 }
 
 /**
@@ -152,7 +266,7 @@ function known(state, id) {
 export function curveBetween(layout, from, to) {
   const start = layout.places.get(from);
   const end = layout.places.get(to);
-  if (!start || !end) return [];
+  if (!start || !end || from === to) return [];
   const { width, height } = layout.size;
   const along = layout.narrow ? "y" : "x";
   const across = layout.narrow ? "x" : "y";
@@ -175,7 +289,7 @@ export function curveBetween(layout, from, to) {
     const shift = side / 2;
     const [s, e] = [start[along] - half, end[along] + half - (to.startsWith("x:") && !layout.narrow ? 6 : 0)];
     const [first, last] = [start[across] + shift, end[across] + shift];
-    const isNear = back < 1.5 * (2 * half + layout.size.along);
+    const isNear = start.layer - end.layer === 1;
     const bend = isNear ? (s - e) / 2 : layout.size.along;
     const low = (layout.low + layout.size.across - (first + last) / 8) / 0.75;
     const [b, c] = isNear ? [first, last] : [low, low];

@@ -7,12 +7,15 @@ import { withoutEndings } from "./model.js";
 import { Picture, SVG } from "./picture.js";
 import { Play } from "./play.js";
 import { Player } from "./player.js";
+import { visible } from "./sentences.js";
 
 const SPEEDS = [0.1, 0.25, 0.5, 1];
+/** How much larger one step of the zoom makes the picture. */
+const STEP = 1.25;
 
 const player = new Player();
 const picture = new Picture(byId("picture"), choose);
-const play = new Play(player, post);
+const play = new Play(player, post, act);
 /** The records, if this page is a recording. */
 const recorded = byId("recording");
 /** What the panel shows, and what had the focus before. */
@@ -28,6 +31,13 @@ function choose(what) {
   doing.asks(what, player.state, picture.moment);
   details(byId("facts"), player.state, picture.moment, what);
   byId("close").focus();
+}
+
+/** Let the reader of a play publish a message like the latest one. */
+function act() {
+  if (!byId("doing").hidden) return toggle("do", "doing");
+  const latest = [...player.state.messages.values()].pop()?.details;
+  doing.open("publish", latest ? { exchange: latest.exchange, key: latest.routing_key } : {});
 }
 
 function closeDetails() {
@@ -86,6 +96,11 @@ const ACTIONS = {
   table: () => toggle("table", "tables"),
   do: () => toggle("do", "doing"),
   save: () => save(),
+  closer: () => picture.zoom.by(STEP),
+  farther: () => picture.zoom.by(1 / STEP),
+  fit: () => picture.zoom.fit(),
+  fold: () => picture.view.toggleAll(),
+  others: () => (picture.view.isEverything = !picture.view.isEverything),
 };
 const KEYS = {
   d: "do",
@@ -97,7 +112,15 @@ const KEYS = {
   "+": "faster",
   l: "live",
   t: "table",
+  i: "closer",
+  o: "farther",
+  f: "fit",
+  g: "fold",
+  a: "others",
 };
+/** Shift and an arrow key move the picture by this many pixels. */
+const PAN = 120;
+const PANS = { ArrowLeft: [-PAN, 0], ArrowRight: [PAN, 0], ArrowUp: [0, -PAN], ArrowDown: [0, PAN] };
 
 const isTyping = (element) =>
   element instanceof HTMLInputElement || element instanceof HTMLTextAreaElement || element instanceof HTMLSelectElement;
@@ -130,19 +153,22 @@ function changeSpeed(by) {
 
 for (const [id, act] of Object.entries(ACTIONS)) byId(id).addEventListener("click", act);
 byId("close").addEventListener("click", closeDetails);
-byId("search").addEventListener("input", (event) => {
-  picture.found = event.target.value.trim().toLowerCase();
-});
+byId("search").addEventListener("input", (event) => picture.finder.look(event.target.value));
 byId("time").addEventListener("input", (event) => {
   player.pause();
   player.seek(player.start + (Number(event.target.value) / 1000) * (player.end - player.start));
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") {
-    byId("search").value = picture.found = "";
+    byId("search").value = "";
+    picture.finder.look("");
+    byId("search").blur();
     closeDetails();
   } else if (isTyping(event.target) || event.ctrlKey || event.altKey || event.metaKey) {
     return;
+  } else if (event.shiftKey && event.key in PANS) {
+    picture.zoom.pan(...PANS[event.key]);
+    event.preventDefault();
   } else if (play.keydown(event)) {
     event.preventDefault();
   } else if (event.key === "/") {
@@ -184,6 +210,7 @@ function frame(mine) {
 function tell() {
   const { state } = player;
   byId("pause").textContent = player.isPaused ? "Play" : "Pause";
+  byId("pause").classList.toggle("paused", player.isPaused);
   byId("live").setAttribute("aria-pressed", String(player.isLive));
   const speed = player.speed === 1 ? "" : `${player.speed}× speed`;
   const length = player.end - player.start;
@@ -196,10 +223,35 @@ function tell() {
     byId("time").value = String(length > 0 ? ((player.now - player.start) / length) * 1000 : 1000);
   if (state.about.example) byId("example").textContent = state.about.example;
   byId("empty").hidden = state.exchanges.size + state.queues.size > 0 || !state.about.title;
+  if (byId("found").textContent !== picture.finder.result) byId("found").textContent = picture.finder.result;
+  tellView(picture.view);
   announce(state);
   fillTables(byId("tables"), state, picture.moment, choose);
   doing.suggest(state);
   if (chosen) details(byId("facts"), state, picture.moment, chosen);
+}
+
+/** Offer to fold what has been unfolded, and to show what is not of the play. */
+function tellView(view) {
+  const { others, isEverything, open } = view;
+  byId("others").hidden = !others;
+  byId("others").textContent = isEverything ? `Hide ${others} others` : `Show ${others} others`;
+  byId("others").setAttribute("aria-pressed", String(isEverything));
+  byId("fold").hidden = !view.groups.length;
+  byId("fold").textContent = open.length ? "Fold all" : "Unfold all";
+  const shown = JSON.stringify(open.map(({ id, members }) => [id, members.length]));
+  if (byId("unfolded").dataset.shown === shown) return;
+  byId("unfolded").dataset.shown = shown;
+  byId("unfolded").replaceChildren(
+    ...open.map(({ id, label, members }) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = `Fold ${members.length} ${visible(label)}`;
+      button.dataset.group = id;
+      button.addEventListener("click", () => picture.foldAgain(id));
+      return button;
+    }),
+  );
 }
 
 /** Tell what has happened since the last call, for those who hear the page. */
@@ -234,6 +286,8 @@ function showLegend() {
   }
 }
 
+// In a page of documentation, the picture is all that there is room for.
+if (window.parent !== window) document.body.classList.add("embedded");
 showLegend();
 if (recorded) {
   player.isLive = false;
@@ -243,6 +297,6 @@ if (recorded) {
   play.openRecording();
 } else {
   read();
-  doing.load();
+  doing.load().then(() => (play.canAct = doing.actions.has("publish")));
 }
 requestAnimationFrame(frame);

@@ -140,6 +140,7 @@ export function beginning(state) {
 /**
  * What is seen at a moment. The counters show what is drawn, so that both always say the same.
  * @typedef {object} Moment
+ * @property {number} now
  * @property {any[]} moving                 motions
  * @property {Map<string, any[]>} resting   by node: copies, and motions that have not begun
  * @property {Map<string, {ready: number, unacked: number}>} counts  by queue, with messages that are only counted
@@ -176,7 +177,7 @@ export function momentOf(state, now) {
     }
   }
   for (const { fate, place } of moving) if (fate === "unacknowledged" && place) count(place, "unacked");
-  return { moving, resting, counts };
+  return { now, moving, resting, counts };
 }
 
 const WAITING = new Set(["ready", "requeued", "stream"]);
@@ -225,7 +226,9 @@ const isStillSeen = (state, id, time) =>
   hasMotion(state, id, time) ||
   [...state.consumers.values()].some((each) => each.queue === id && hasMotion(state, each.id, time));
 
-const hasMotion = (state, node, time) => state.motions.some(({ t1, nodes }) => t1 > time && nodes.includes(node));
+/** Whether a message is still seen to move at a node, at this time or later. */
+export const hasMotion = (state, node, time) =>
+  state.motions.some(({ t1, nodes }) => t1 > time && nodes.includes(node));
 
 /** A cancelled consumer keeps its messages until they are acknowledged, or its channel is closed. */
 function holdsAny(state, node) {
@@ -254,10 +257,12 @@ function belongs(state, queue, label) {
   if (found && found.owner === undefined) found.owner = label;
 }
 
+/** Whether a name was made by a program or by the broker. */
+export const isGenerated = (name) => /\bgen-|^amq_|[0-9a-f]{8}-[0-9a-f]{4}-|[0-9a-f]{20}/.test(name);
+
 /** What a queue is called, as people would. */
 export function labelOf({ name, owner }) {
-  const isGenerated = /\bgen-|^amq_|[0-9a-f]{8}-[0-9a-f]{4}-|[0-9a-f]{20}/.test(name);
-  return !isGenerated ? name : owner === undefined ? "temporary queue" : `${owner}'s queue`;
+  return !isGenerated(name) ? name : owner === undefined ? "temporary queue" : `${owner}'s queue`;
 }
 
 const countsOf = ({ ready, unacked, uncopied } = newCounts()) => ({ ready, unacked, uncopied });
@@ -292,9 +297,21 @@ function queueOf(state, name) {
   return id;
 }
 
+/** The only other consumer of the same channel and queue: its client has cancelled one, and begun it again. */
+function successorOf(state, name, queue) {
+  const channel = /^.+ \(\d+\)\//.exec(name ?? "")?.[0];
+  if (channel === undefined) return undefined;
+  const found = [...state.consumers.values()].filter(
+    (each) => !each.gone && each.queue === queueId(queue) && each.name?.startsWith(channel),
+  );
+  return found.length === 1 ? found[0].id : undefined;
+}
+
 /** @param {{client: string} | null} [client]  unless the event does not tell it */
 function consumerOf(state, name, queue, client) {
   const id = consumerId(name, queue);
+  const successor = state.consumers.has(id) ? undefined : successorOf(state, name, queue);
+  if (successor !== undefined) return successor;
   if (!state.consumers.has(id)) {
     // The name begins with that of a connection: "CLIENT -> BROKER".
     const label =
@@ -448,11 +465,17 @@ const HANDLERS = {
       for (const other of state.consumers.values()) if (isReplaced(state, other, id)) state.consumers.delete(other.id);
     }
     for (const each of record.publishers || []) publisherOf(state, each.client, exchangeId(each.exchange));
+    const before = state.links;
     state.links = new Map();
     for (const each of record.links) {
       const from = exchangeId(each.from);
       const to = each.toExchange ? exchangeId(each.to) : queueId(each.to);
       state.links.set(`${from} ${to}`, { from, to, keys: each.keys, more: each.more });
+    }
+    // What is deleted, but still drawn, keeps its bindings.
+    const isDeleted = (id) => (state.queues.get(id) ?? state.exchanges.get(id))?.isDeleted;
+    for (const [key, link] of before) {
+      if (!state.links.has(key) && (isDeleted(link.from) || isDeleted(link.to))) state.links.set(key, link);
     }
     for (const [key, copy] of state.copies) {
       if (copy.place.startsWith("q:") && (state.queues.get(copy.place)?.isDeleted ?? true)) state.copies.delete(key);

@@ -1,17 +1,21 @@
 // Draws a state at a moment as SVG.
 
 import { FATES } from "./fates.js";
-import { arrowsOf, curveBetween, Layout, pointOf } from "./layout.js";
-import { labelOf, momentOf, rateOf } from "./model.js";
+import { Finder } from "./finder.js";
+import { arrowsOf, curveBetween, cut, labelsOf, Layout, pointOf } from "./layout.js";
+import { hasMotion, labelOf, momentOf, rateOf } from "./model.js";
 import { visible } from "./sentences.js";
+import { View } from "./view.js";
+import { Zoom } from "./zoom.js";
 
 export const SVG = "http://www.w3.org/2000/svg";
 /** Messages at a node are drawn in a row of up to this many; the others are a number. */
 const SHOWN_IN_NODE = 10;
 const PITCH = 12;
-/** The picture fills its frame, but names stay as large as this allows, and do not become larger than that. */
-const SMALLEST = 0.6;
-const LARGEST = 1.6;
+/** Closer together, if there has to be room for a number beside them. */
+const CLOSE_PITCH = 10;
+/** The height of a line of an arrow's label. */
+const LINE_HEIGHT = 13;
 /** From this rate on (messages a second), an arrow shows a flow. */
 const FLOW = 20;
 
@@ -21,8 +25,6 @@ function element(name, attributes = {}, text = undefined) {
   if (text !== undefined) made.textContent = text;
   return made;
 }
-
-const cut = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
 
 /** Set a text, cut to a width. */
 function fit(drawn, text, width) {
@@ -39,13 +41,29 @@ export function limitOf(consumer) {
   return consumer.prefetch ? `prefetch ${consumer.prefetch.toLocaleString("en")}` : "prefetch 0: no limit";
 }
 
+const number = (value) => value.toLocaleString("en");
+
+/** What a node that stands for others is called, and its lines. */
+function describeGroup(node, moment) {
+  const many = number(node.members.length);
+  const what = { x: "exchanges", q: "queues", c: "consumers", p: "publishers" }[node.id[0]];
+  const role = `group of ${many} ${what}`;
+  const name = visible(node.label ?? node.name);
+  if (what === "queues") {
+    const { ready, unacked } = moment.counts.get(node.id) ?? node;
+    return { role, name, line: `${number(ready)} ready · ${number(unacked)} unacked` };
+  }
+  return { role, name, line: what === "consumers" ? limitOf(node) || what : what };
+}
+
 /**
  * What a node is called, and its lines.
  * @param {import("./model.js").Moment} moment
  */
 export function describe(state, moment, id) {
-  const number = (value) => value.toLocaleString("en");
   const kind = id[0];
+  const node = nodeOf(state, id);
+  if (node?.members) return describeGroup(node, moment);
   if (kind === "x") {
     const exchange = state.exchanges.get(id);
     return { role: "exchange", name: visible(exchange.name) || "(default exchange)", line: exchange.type };
@@ -67,12 +85,16 @@ export function describe(state, moment, id) {
     const consumer = state.consumers.get(id);
     if (consumer.offset !== undefined)
       return { role: "consumer", name: visible(consumer.label), line: `at offset ${number(consumer.offset)}` };
-    if (consumer.gone && !consumer.isUnknown)
+    if (consumer.gone && !consumer.isUnknown && !hasMotion(state, id, moment.now))
       return { role: "consumer", name: visible(consumer.label), line: "cancelled or closed" };
     return { role: "consumer", name: visible(consumer.label), line: limitOf(consumer) || "consumer" };
   }
   return { role: "publisher", name: visible(state.publishers.get(id).name), line: "publisher" };
 }
+
+/** @returns {any} a node of a state, or of what is drawn of it */
+export const nodeOf = ({ exchanges, queues, consumers, publishers }, id) =>
+  exchanges.get(id) ?? queues.get(id) ?? consumers.get(id) ?? publishers.get(id);
 
 /** The picture. Calls `choose` with the id of a node, or the key of a message, that somebody clicks. */
 export class Picture {
@@ -85,6 +107,8 @@ export class Picture {
     this.choose = choose;
     this.layout = new Layout();
     this.arrows = svg.appendChild(element("g", { class: "arrows" }));
+    // No line crosses a label.
+    this.words = svg.appendChild(element("g"));
     this.nodes = svg.appendChild(element("g", { class: "nodes" }));
     this.dots = svg.appendChild(element("g", { class: "dots" }));
     /** @type {Map<string, any>} */
@@ -95,47 +119,67 @@ export class Picture {
     this.drawnDots = new Map();
     /** What is drawn. */
     this.moment = momentOf({ motions: [], copies: new Map(), queues: new Map() }, 0);
-    this.found = "";
+    this.view = new View();
+    this.zoom = new Zoom(svg.parentElement, svg);
+    this.finder = new Finder();
+    /** What is drawn of the state. */
+    this.shown = null;
+    /** The node that gets the focus once it is drawn. */
+    this.awaited = null;
     this.laidOut = "";
   }
 
   /** Draw the state as it is at `now`. Node places are computed again only if nodes or arrows have changed. */
   draw(state, now) {
     const narrow = this.svg.parentElement.clientWidth < 640;
-    const arrows = arrowsOf(state);
+    const shown = this.view.of(state);
+    this.shown = shown;
+    const arrows = arrowsOf(shown, state);
     const signature = [
       narrow,
-      ...state.exchanges.keys(),
-      ...state.queues.keys(),
-      ...state.consumers.keys(),
-      ...state.publishers.keys(),
+      ...shown.exchanges.keys(),
+      ...shown.queues.keys(),
+      ...shown.consumers.keys(),
+      ...shown.publishers.keys(),
       ...arrows.map((arrow) => arrow.key + arrow.label),
     ].join("\n");
     if (signature !== this.laidOut) {
       this.laidOut = signature;
-      this.places = this.layout.of(state, narrow);
+      this.places = this.layout.of(shown, narrow, arrows);
       const { width, height } = this.places;
       this.svg.setAttribute("viewBox", `0 0 ${width} ${height + 30}`);
       this.curves = new Map();
       this.drawArrows(arrows);
     }
-    this.fitInFrame();
+    this.zoom.resize(this.places.width, this.places.height + 30);
     this.moment = momentOf(state, now);
-    this.drawNodes(state);
+    this.gather(shown);
+    this.finder.search(state, this.moment, shown, namesOf(state));
+    this.drawNodes(shown);
     this.drawFlows(state, arrows, now);
-    this.drawDots(state, now);
+    this.drawDots(shown, now);
     this.svg.dataset.now = String(now);
+    const awaited = this.awaited && this.drawnNodes.get(this.awaited);
+    if (awaited) {
+      this.awaited = null;
+      awaited.group.focus();
+    }
   }
 
-  fitInFrame() {
-    const { clientWidth, clientHeight } = this.svg.parentElement;
-    const { width, height } = this.places;
-    const scale = Math.min(clientWidth / width, clientHeight / (height + 30), LARGEST);
-    const size = [width, height + 30].map((side) => Math.floor(side * Math.max(scale, SMALLEST)));
-    if (this.fitted === size.join()) return;
-    this.fitted = size.join();
-    this.svg.setAttribute("width", String(size[0]));
-    this.svg.setAttribute("height", String(size[1]));
+  /** Add what is seen at groups to the moment. */
+  gather(shown) {
+    const { counts, resting } = this.moment;
+    for (const kind of ["exchanges", "queues", "consumers", "publishers"]) {
+      for (const { id, members } of shown[kind].values()) {
+        if (!members) continue;
+        const copies = members.flatMap((member) => resting.get(member) ?? []);
+        if (copies.length) resting.set(id, copies);
+        if (kind !== "queues") continue;
+        const each = members.map((member) => counts.get(member));
+        const sum = (what) => each.reduce((all, count) => all + count[what], 0);
+        counts.set(id, { ready: sum("ready"), unacked: sum("unacked") });
+      }
+    }
   }
 
   curve(from, to) {
@@ -149,19 +193,24 @@ export class Picture {
     for (const [key, drawn] of this.drawnArrows) {
       if (!there.has(key)) {
         drawn.group.remove();
+        drawn.words.remove();
         this.drawnArrows.delete(key);
       }
     }
+    const labels = labelsOf(this.places, arrows, (from, to) => this.curve(from, to));
     for (const arrow of arrows) {
       const points = this.curve(arrow.from, arrow.to);
       if (!points.length) continue;
       let drawn = this.drawnArrows.get(arrow.key);
       if (!drawn) {
         const group = this.arrows.appendChild(element("g"));
+        const title = group.appendChild(element("title"));
         const path = group.appendChild(element("path", { "marker-end": "url(#head)" }));
-        const label = group.appendChild(element("text", { class: "key" }));
-        const rate = group.appendChild(element("text", { class: "rate" }));
-        drawn = { group, path, label, rate };
+        const words = this.words.appendChild(element("g", { class: "arrow-words" }));
+        const whole = words.appendChild(element("title"));
+        const label = words.appendChild(element("text", { class: "key" }));
+        const rate = words.appendChild(element("text", { class: "rate" }));
+        drawn = { group, words, title, whole, path, label, rate };
         this.drawnArrows.set(arrow.key, drawn);
       }
       drawn.group.setAttribute("class", `arrow ${arrow.kind}`);
@@ -169,15 +218,16 @@ export class Picture {
       drawn.group.dataset.to = arrow.to;
       const [a, b, c, d] = points;
       drawn.path.setAttribute("d", `M${a.x} ${a.y}C${b.x} ${b.y} ${c.x} ${c.y} ${d.x} ${d.y}`);
-      const middle = pointOf(points, 0.66);
-      for (const [text, shift] of [
-        [drawn.label, -6],
-        [drawn.rate, 14],
-      ]) {
-        text.setAttribute("x", String(middle.x));
-        text.setAttribute("y", String(middle.y + shift));
-      }
-      drawn.label.textContent = cut(visible(arrow.label), this.places.narrow ? 14 : 22);
+      const { x, y, lines } = labels.get(arrow.key);
+      drawn.label.replaceChildren(
+        ...lines.map((line, index) =>
+          element("tspan", { x: String(x), y: String(y + index * LINE_HEIGHT) }, visible(line)),
+        ),
+      );
+      drawn.title.textContent = drawn.whole.textContent = visible(arrow.label);
+      drawn.words.dataset.arrow = arrow.key;
+      drawn.rate.setAttribute("x", String(x));
+      drawn.rate.setAttribute("y", String(y + lines.length * LINE_HEIGHT + (lines.length ? 1 : 6)));
     }
   }
 
@@ -199,54 +249,79 @@ export class Picture {
       if (drawn.where !== where || drawn.width !== width) {
         drawn.group.setAttribute("transform", where);
         drawn.box.setAttribute("d", outline(id[0], width, height));
+        drawn.behind.setAttribute("d", drawn.isGroup ? outline(id[0], width, height) : "");
+        drawn.count.setAttribute("x", String(width - (id[0] === "q" ? 12 : 14)));
         const middle = width / 2 + (id[0] === "q" ? 4 : 0);
         for (const text of [drawn.name, drawn.line]) text.setAttribute("x", String(middle));
         Object.assign(drawn, { where, width });
       }
       if (drawn.words !== words || drawn.cut !== width) {
         drawn.cut = width;
-        fit(drawn.name, name, width - (id[0] === "q" ? 20 : id[0] === "x" ? 16 : 10));
-        drawn.line.textContent = cut(line, this.places.narrow ? 21 : 25);
-        drawn.title.textContent = words;
+        const beside = (id[0] === "q" ? 20 : id[0] === "x" ? 16 : 10) + (drawn.isGroup ? 56 : 0);
+        fit(drawn.name, name, width - beside);
+        fit(drawn.line, line, width - 8);
+        drawn.title.textContent = drawn.isGroup ? `${words}. Click to unfold` : words;
         drawn.group.setAttribute("aria-label", words);
+        drawn.count.textContent = drawn.isGroup ? `×${number(nodeOf(state, id).members.length)}` : "";
         drawn.group.dataset.role = role;
         drawn.group.dataset.name = name;
         drawn.group.dataset.queue = state.consumers.get(id)?.queue ?? "";
         drawn.words = words;
       }
-      const isFound = this.found !== "" && name.toLowerCase().includes(this.found);
+      const isFound = this.finder.nodes.has(id);
       const isBusy = id[0] === "c" && this.moment.resting.has(id);
       drawn.group.classList.toggle("busy", isBusy);
       drawn.group.classList.toggle("found", isFound);
-      drawn.group.classList.toggle("aside", this.found !== "" && !isFound);
+      drawn.group.classList.toggle("aside", this.finder.hasFound && !isFound);
     }
+    for (const [key, { words }] of this.drawnArrows) words.classList.toggle("found", this.finder.arrows.has(key));
   }
 
   newNode(id) {
     const group = this.nodes.appendChild(element("g", { class: `node ${id[0]}`, tabindex: "0", role: "button" }));
     const title = group.appendChild(element("title"));
+    const behind = group.appendChild(element("path", { class: "behind", transform: "translate(5 5)" }));
     const box = group.appendChild(element("path", { class: "box" }));
     const name = group.appendChild(element("text", { class: "name", y: "19" }));
     const line = group.appendChild(element("text", { class: "line", y: "34" }));
+    const count = group.appendChild(element("text", { class: "count", y: "19" }));
     const more = group.appendChild(element("text", { class: "more" }));
     group.dataset.id = id;
-    group.addEventListener("click", () => this.choose({ node: id }));
+    const isGroup = nodeOf(this.shown, id)?.members !== undefined;
+    if (isGroup) group.setAttribute("aria-expanded", "false");
+    const act = () => (isGroup ? this.unfold(id) : this.choose({ node: id }));
+    group.addEventListener("click", act);
     group.addEventListener("keydown", (event) => {
-      if (event.key === "Enter") this.choose({ node: id });
+      if (event.key === "Enter") act();
     });
-    const drawn = { group, title, box, name, line, more, moreText: "" };
+    const drawn = { group, title, behind, box, name, line, count, more, moreText: "", isGroup };
     this.drawnNodes.set(id, drawn);
     return drawn;
+  }
+
+  /** Show the members of a group, the first of them with the focus. */
+  unfold(id) {
+    const [first] = nodeOf(this.shown, id).members;
+    this.view.toggle(id);
+    this.awaited = first;
+  }
+
+  /** Show a group as one node, with the focus. */
+  foldAgain(id) {
+    this.view.toggle(id);
+    this.awaited = id;
   }
 
   drawFlows(state, arrows, now) {
     for (const arrow of arrows) {
       const drawn = this.drawnArrows.get(arrow.key);
       if (!drawn) continue;
-      const measured = rateOf(state, arrow);
-      const isFlow = measured !== undefined && measured.rate > FLOW && now - measured.t < 5000;
-      const about = isFlow && !measured.isExact ? "about " : "";
-      const text = isFlow ? `${about}${Math.round(measured.rate).toLocaleString("en")}/s` : "";
+      const measured = arrow.parts.map((part) => rateOf(state, part)).filter(Boolean);
+      const recent = measured.filter((each) => now - each.t < 5000);
+      const rate = recent.reduce((sum, each) => sum + each.rate, 0);
+      const isFlow = rate > FLOW;
+      const about = recent.every((each) => each.isExact) ? "" : "about ";
+      const text = isFlow ? `${about}${number(Math.round(rate))}/s` : "";
       if (drawn.rateText !== text) {
         drawn.rate.textContent = text;
         drawn.rateText = text;
@@ -260,13 +335,14 @@ export class Picture {
     const seen = new Set();
     const ends = new Map();
     for (const motion of this.moment.moving) {
-      const [node] = motion.nodes;
+      const node = this.shown.drawn(motion.nodes[0]);
       const index = motion.nodes.length > 1 ? 0 : ends.get(node) || 0;
       if (motion.nodes.length === 1) ends.set(node, index + 1);
       const place = this.placeOfMotion(motion, now, index);
       if (!place) continue;
       seen.add(`${motion.id}`);
-      this.drawDot(`${motion.id}`, place, motion.fate, motion, motion.nodes[motion.nodes.length - 1], "moving");
+      const end = this.shown.drawn(motion.nodes[motion.nodes.length - 1]);
+      this.drawDot(`${motion.id}`, place, motion.fate, motion, end, "moving");
     }
     for (const id of this.places.places.keys()) this.drawRow(state, id, now, seen);
     for (const [key, drawn] of this.drawnDots) {
@@ -289,7 +365,8 @@ export class Picture {
       const isStream = id[0] === "q" && state.queues.get(id).type === "stream";
       // Beside a delayed message is the time that is left.
       const isDelayed = copies.length > 0 && copies[0].until !== undefined;
-      const pitch = isDelayed ? 44 : PITCH;
+      const isLong = copies.length + uncopied > SHOWN_IN_NODE;
+      const pitch = isDelayed ? 44 : isLong ? CLOSE_PITCH : PITCH;
       const most = Math.min(SHOWN_IN_NODE, Math.floor((this.places.size.width - 34) / pitch));
       const shown = isStream ? copies.slice(-most).reverse() : copies.slice(0, most);
       shown.forEach((copy, index) => {
@@ -325,11 +402,14 @@ export class Picture {
     const legs = motion.nodes.length - 1;
     const done = (now - motion.t0) / (motion.t1 - motion.t0);
     if (legs === 0) {
-      const place = this.places.places.get(motion.nodes[0]);
-      return place && { x: place.x - index * (PITCH + 4), y: place.y + this.places.size.height / 2 - 13 };
+      const place = this.places.places.get(this.shown.drawn(motion.nodes[0]));
+      if (!place) return null;
+      // From the left, since messages at rest stand on the right.
+      const { width, height } = this.places.size;
+      return { x: place.x - width / 2 + 20 + (index % 8) * (PITCH + 3), y: place.y + height / 2 - 13 };
     }
     const leg = Math.min(legs - 1, Math.floor(done * legs));
-    const points = this.curve(motion.nodes[leg], motion.nodes[leg + 1]);
+    const points = this.curve(this.shown.drawn(motion.nodes[leg]), this.shown.drawn(motion.nodes[leg + 1]));
     const part = done * legs - leg;
     return points.length ? pointOf(points, part * part * (3 - 2 * part)) : null;
   }
@@ -347,14 +427,21 @@ export class Picture {
       this.drawnDots.set(key, drawn);
     }
     drawn.message = message;
+    if (this.finder.hasFound || drawn.isSought) {
+      const isFound = this.finder.hasMessage(message?.details);
+      drawn.isSought = this.finder.hasFound;
+      drawn.group.classList.toggle("found", isFound);
+      drawn.group.classList.toggle("aside", drawn.isSought && !isFound);
+    }
     const where = `translate(${place.x.toFixed(1)} ${place.y.toFixed(1)})`;
     if (drawn.where !== where) {
       drawn.group.setAttribute("transform", where);
       drawn.where = where;
     }
-    const queue = message?.place ?? "";
+    const queue = message?.place === undefined ? "" : this.shown.drawn(message.place);
     if (drawn.fate !== fate || drawn.how !== how || drawn.node !== node || drawn.queue !== queue) {
       drawn.group.setAttribute("class", `dot ${fate} ${how}`);
+      drawn.isSought = this.finder.hasFound;
       drawn.shape.setAttribute("d", FATES[fate].shape);
       drawn.group.dataset.fate = fate;
       drawn.group.dataset.node = node;
@@ -366,6 +453,14 @@ export class Picture {
       drawn.label = label;
     }
   }
+}
+
+/** The names of all nodes, by id; of a queue, also the full name. */
+function* namesOf(state) {
+  for (const { id, name } of state.exchanges.values()) yield [id, name];
+  for (const queue of state.queues.values()) yield [queue.id, `${labelOf(queue)}\n${queue.name}`];
+  for (const { id, label } of state.consumers.values()) yield [id, label];
+  for (const { id, name } of state.publishers.values()) yield [id, name];
 }
 
 function leftOf(copy, now) {

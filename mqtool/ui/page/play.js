@@ -15,7 +15,7 @@ function playing(change) {
   return (state, record) => {
     if (!state.play) return;
     state.play.rev += 1;
-    change(state.play, record);
+    change(state.play, record, state);
   };
 }
 
@@ -32,13 +32,15 @@ export const PLAY_KINDS = {
   begins(state, record) {
     // Its broker is another one, with other messages.
     for (const part of Object.values(state)) if (part instanceof Map) part.clear();
-    const { n: id, name, title, story } = record;
+    const { n: id, name, title, story, own } = record;
     const play = {
       id,
       rev: 1,
       name,
       title,
       story,
+      /** The names of its queues and exchanges, if others are on its broker. */
+      own,
       scene: 0,
       text: "",
       terminals: [],
@@ -48,7 +50,9 @@ export const PLAY_KINDS = {
     };
     Object.assign(state, { motions: [], sentences: [], lastDead: null, topology: null, rests: Infinity, play });
   },
-  scene: playing((play, record) => Object.assign(play, { scene: record.number, text: record.text })),
+  scene: playing((play, record) =>
+    Object.assign(play, { scene: record.number, text: record.text, question: record.question }),
+  ),
   opened: playing((play, record) => {
     play.terminals = record.names.map((name) => ({ name, rev: 0, lines: [] }));
     play.charts = [];
@@ -56,6 +60,11 @@ export const PLAY_KINDS = {
   typed: playing((play, record) => printLine(play, record, true)),
   printed: playing((play, record) => printLine(play, record, false)),
   checked: playing((play, record) => play.checks.push({ what: record.what, ok: record.ok, scene: play.scene })),
+  // The picture shows it first.
+  answered: playing((play, record, state) => {
+    const seen = Math.max(record.t, ...state.motions.map((motion) => motion.t1));
+    play.checks.push({ answer: record.text, scene: play.scene, seen });
+  }),
   counts: playing((play, record) => (play.counts = record.rows)),
   measured: playing((play, record) => {
     play.charts = record.charts.map((each, index) => {
@@ -65,6 +74,8 @@ export const PLAY_KINDS = {
   }),
   ends: playing((play, record) => (play.ended = record.text)),
   failed: playing((play, record) => (play.failed = record.text)),
+  again: playing((play) => (play.isAgain = true)),
+  goes_on: playing((play) => (play.isAgain = false)),
   gone(state) {
     state.about = { ...state.about, note: "The broker does not answer." };
   },
@@ -88,10 +99,14 @@ export class Play {
   /**
    * @param {import("./player.js").Player} player
    * @param {(path: string, body: object) => AsyncIterable<object>} post
+   * @param {() => void} act  lets the reader do something themselves
    */
-  constructor(player, post) {
+  constructor(player, post, act) {
     this.player = player;
     this.post = post;
+    this.letAct = act;
+    /** Whether the reader can do something themselves between scenes. */
+    this.canAct = false;
     /** The number of the latest record, so that those that come again after a lost connection are left out. */
     this.latest = -1;
     /** The plays so far, with their scenes: when they were explained, and when their commands began. */
@@ -154,8 +169,8 @@ export class Play {
       Object.assign(this, { again: null, choosing: null, isMenuOpen: false });
       this.player.live();
     } else if (record.kind === "scene") {
-      const { number, text, waits, pace, t } = record;
-      act.scenes.push({ number, text, waits, pace, said: t, from: null });
+      const { number, text, question, waits, pace, t } = record;
+      act.scenes.push({ number, text, question, waits, pace, said: t, from: null });
       this.since = performance.now();
     } else if (record.kind === "goes_on" && scene) {
       scene.from = record.t;
@@ -225,7 +240,8 @@ export class Play {
     const act = acts.length === 1 ? acts[0] : acts.find((each) => each.name === name);
     player.part = act ? { from: act.from, to: act.to } : { from: player.first, to: player.first };
     Object.assign(this, { reading: null, isMenuOpen: false, menuIsNew: !act });
-    const scene = act?.scenes[Number(number) - 1];
+    // Before the first scene, there is nothing to see.
+    const scene = act?.scenes[Number(number || 1) - 1];
     player.seek(scene ? scene.said : player.part.from);
     player.play();
     this.drawChapters(act?.scenes ?? []);
@@ -318,6 +334,7 @@ export class Play {
       summary: part("p", { id: "summary" }),
       scene: part("p", { id: "scene" }),
       text: part("p", { id: "narration", role: "status" }),
+      question: part("p", { id: "question", role: "status" }),
       checks: part("ul", { id: "checks", "aria-label": "Checks" }),
       counts: part("table", { id: "counts" }),
       buttons: part("div", { id: "buttons" }),
@@ -325,7 +342,7 @@ export class Play {
       terminals: part("section", { id: "terminals", "aria-label": "Terminals" }),
       charts: part("section", { id: "charts", "aria-label": "Measurements" }),
     };
-    const { title, summary, scene, text, checks, counts, buttons, menu, terminals, charts } = this.parts;
+    const { title, summary, scene, text, question, checks, counts, buttons, menu, terminals, charts } = this.parts;
     this.parts.back = buttonFor("Previous scene", "Show the previous scene again (b, or the left arrow)", () =>
       this.back(),
     );
@@ -334,11 +351,13 @@ export class Play {
     this.parts.back.id = "earlier";
     this.parts.next.id = "next";
     this.parts.other.id = "other";
-    buttons.append(this.parts.back, this.parts.next);
+    this.parts.act = buttonFor("Try it yourself", "Publish, bind, or start a worker (d)", () => this.letAct());
+    this.parts.act.id = "try";
+    buttons.append(this.parts.back, this.parts.next, this.parts.act);
     if (this.plays.length) buttons.append(this.parts.other);
-    story.append(title, scene, text, buttons, checks, counts, menu, summary);
+    story.append(title, scene, text, question, buttons, checks, counts, menu, summary);
     main.prepend(story);
-    document.getElementById("frame").after(terminals, charts);
+    document.getElementById("view").after(terminals, charts);
     document.body.classList.add("playing");
     this.fillMenu();
   }
@@ -361,7 +380,8 @@ export class Play {
     if (player.isPaused) return;
     if (scene !== this.reading) {
       this.reading = scene;
-      this.readUntil = mine + (scene ? Math.max(SHORTEST, scene.text.length * PER_CHARACTER) : 0);
+      this.readUntil =
+        mine + (scene ? Math.max(SHORTEST, (scene.text + (scene.question ?? "")).length * PER_CHARACTER) : 0);
     }
     const isBefore = scene !== undefined && scene.waits && scene.from !== null && player.now < scene.from;
     player.hold = isBefore && mine < this.readUntil ? scene.from - 1 : Infinity;
@@ -391,6 +411,8 @@ export class Play {
       isChoosing,
       this.isMenuOpen,
       this.scenes.length,
+      this.canAct,
+      this.seenChecks(play).length,
     ].join();
     if (drawn === this.drawn) return;
     this.drawn = drawn;
@@ -415,12 +437,15 @@ export class Play {
     );
     const end = isLatest && play ? play.failed || play.ended : "";
     set(parts.text, end || (scene ? scene.text : play ? play.text : ""));
+    set(parts.question, !end && scene?.question ? `What will happen? ${scene.question}` : "");
     parts.text.classList.toggle("failed", Boolean(end && play.failed));
     set(parts.checks, "");
-    const checks = play ? play.checks : [];
+    const checks = this.seenChecks(play);
     parts.checks.hidden = !checks.length;
-    for (const { what, ok } of checks)
-      parts.checks.append(built("li", `${ok ? "✓" : "✗"} ${what}`, { class: ok ? "passed" : "failed" }));
+    for (const { what, ok, answer } of checks) {
+      if (answer !== undefined) parts.checks.append(built("li", `Answer: ${answer}`, { class: "answer" }));
+      else parts.checks.append(built("li", `${ok ? "✓" : "✗"} ${what}`, { class: ok ? "passed" : "failed" }));
+    }
     parts.checks.scrollTop = parts.checks.scrollHeight;
     set(parts.counts, "");
     const counts = play && isLatest ? play.counts : [];
@@ -436,7 +461,10 @@ export class Play {
     const title = proposed && this.plays.find((each) => each.name === proposed).title;
     parts.next.textContent = proposed ? `${play ? "Next" : "Start"}: ${title}` : "Next";
     const isOver = this.isRecorded ? isChoosing : (isLatest || at < 0) && !waits;
-    parts.next.disabled = isOver && !proposed;
+    parts.next.disabled = (isOver && !proposed) || play?.isAgain === true;
+    if (play?.isAgain) parts.next.textContent = "Undoing what you did…";
+    const mayAct = this.canAct && isLatest && play !== null && !play.isAgain && !play.failed;
+    parts.act.hidden = !(mayAct && (waits || isChoosing));
     const isMenu = isChoosing || this.isMenuOpen;
     document.body.classList.toggle("choosing", play === null);
     parts.menu.hidden = !isMenu || !this.plays.length;
@@ -446,6 +474,12 @@ export class Play {
       const first = proposed ? parts.next : parts.menu.querySelector("button");
       if (first) first.focus();
     }
+  }
+
+  /** The checks, and the answers that the picture has shown by now. */
+  seenChecks(play) {
+    const isLater = ({ seen }) => seen !== undefined && seen > this.player.now;
+    return play ? play.checks.filter((each) => !isLater(each)) : [];
   }
 
   drawTerminals(terminals) {

@@ -1,0 +1,207 @@
+// What of a state is drawn: in a play, only what belongs to it; and groups of like nodes as one node each, with their
+// count and the sums of their counters, until somebody unfolds them.
+
+import { isGenerated } from "./model.js";
+
+/** From this many on, like nodes are folded; wait queues sooner, since mqtool declares them for itself. */
+const MANY = 5;
+const MANY_WAITS = 3;
+const WAITS = /\.(wait|delay)\.\d[\d.]*[a-z]*(\.\w+)?$/;
+/** An arrow of a group has up to this many keys. */
+const MOST_KEYS = 4;
+
+/**
+ * @typedef {object} Group  like nodes that may be drawn as one
+ * @property {string} id
+ * @property {string} label       what their names have in common
+ * @property {string[]} members   their ids
+ */
+
+/** @type {Map<string, string>} what a name has in common with names like it, by name */
+const commons = new Map();
+
+/** What a name has in common with names like it; "" if it is like no other. */
+function commonOf(name) {
+  let found = commons.get(name);
+  if (found === undefined) {
+    const numberless = name.replace(/\d+/g, "…");
+    if (isGenerated(name)) found = "temporary";
+    else if (WAITS.test(name)) found = name.replace(WAITS, ".$1.…");
+    else found = numberless === name ? "" : numberless;
+    if (commons.size > 5000) commons.clear();
+    commons.set(name, found);
+  }
+  return found;
+}
+
+/** Chooses what is drawn of states, and remembers what somebody has unfolded. */
+export class View {
+  constructor() {
+    /** @type {Set<string>} the ids of groups that are shown node by node */
+    this.unfolded = new Set();
+    /** Whether a play's picture also shows what others have on its broker. */
+    this.isEverything = false;
+    /** @type {Group[]} all groups of the latest state, also those that are unfolded */
+    this.groups = [];
+    /** How many nodes are left out, or would be. */
+    this.others = 0;
+  }
+
+  /** The unfolded groups of the latest state. */
+  get open() {
+    return this.groups.filter((each) => this.unfolded.has(each.id));
+  }
+
+  /** Show a group as one node, or node by node. */
+  toggle(id) {
+    if (!this.unfolded.delete(id)) this.unfolded.add(id);
+  }
+
+  /** Unfold all groups, or fold them again. */
+  toggleAll() {
+    const isAny = this.open.length > 0;
+    for (const { id } of this.groups) if (isAny === this.unfolded.has(id)) this.toggle(id);
+  }
+
+  /**
+   * What is drawn of a state: its nodes and links, with groups among them, and `drawn`, which gives the id of the node
+   * that stands for another one.
+   */
+  of(state) {
+    const own = ownOf(state);
+    const isOwn = (id) => own === null || this.isEverything || own.has(id);
+    const kept = (nodes) => (own === null ? nodes : new Map([...nodes].filter(([id]) => isOwn(id))));
+    const shown = {
+      exchanges: kept(state.exchanges),
+      queues: kept(state.queues),
+      consumers: kept(state.consumers),
+      publishers: kept(state.publishers),
+    };
+    const kinds = Object.keys(shown);
+    this.others = own === null ? 0 : kinds.reduce((sum, kind) => sum + countOf(state[kind], (id) => !own.has(id)), 0);
+    /** @type {Map<string, string>} */
+    const standsFor = new Map();
+    const drawn = (id) => standsFor.get(id) ?? id;
+    this.groups = [];
+    // In a play, each party is somebody of whom its text speaks.
+    const many = state.play ? Infinity : MANY;
+    const least = (name) => (WAITS.test(name) ? MANY_WAITS : many);
+    this.fold(shown, standsFor, "queues", ({ name, type }) => [commonOf(name), type, least(name)]);
+    this.fold(shown, standsFor, "exchanges", ({ name, type }) => [commonOf(name), type, least(name)]);
+    this.fold(shown, standsFor, "publishers", ({ name }) => [commonOf(name), "", many]);
+    this.fold(shown, standsFor, "consumers", ({ label, queue }) =>
+      standsFor.has(queue) ? ["consumers", drawn(queue), 2] : [commonOf(label) || label, queue, many],
+    );
+    const links = standsFor.size || own !== null ? merged(state.links, shown, drawn) : state.links;
+    return { ...shown, links, drawn, messages: state.messages, motions: state.motions };
+  }
+
+  /** Replace like nodes of a kind by their groups. `likeness` gives what nodes have in common, and from how many on. */
+  fold(shown, standsFor, kind, likeness) {
+    const found = new Map();
+    for (const node of shown[kind].values()) {
+      const [label, of, least] = likeness(node);
+      if (!label) continue;
+      const id = `${node.id[0]}:*${label} ${of}`;
+      if (!found.has(id)) found.set(id, { id, label, least, members: [] });
+      found.get(id).members.push(node);
+    }
+    const groups = [...found.values()].filter(({ members, least }) => members.length >= least);
+    if (!groups.length) return;
+    this.groups.push(...groups.map((each) => ({ ...each, members: each.members.map(({ id }) => id) })));
+    const folded = groups.filter(({ id }) => !this.unfolded.has(id));
+    shown[kind] = new Map(shown[kind]);
+    for (const { id, label, members } of folded) {
+      for (const member of members) {
+        standsFor.set(member.id, id);
+        shown[kind].delete(member.id);
+      }
+      shown[kind].set(
+        id,
+        groupOf[kind](id, label, members, (other) => standsFor.get(other) ?? other),
+      );
+    }
+  }
+}
+
+const countOf = (nodes, condition) => [...nodes.keys()].filter(condition).length;
+const sumOf = (members, value) => members.reduce((sum, each) => sum + value(each), 0);
+const sameOf = (members, value, otherwise) =>
+  members.every((each) => value(each) === value(members[0])) ? value(members[0]) : otherwise;
+
+/** A node that stands for others, by kind: like one of them, with `members`, and sums instead of counters. */
+const groupOf = {
+  queues: (id, label, members) => ({
+    ...members[0],
+    id,
+    name: label === "temporary" ? "temporary queues" : label,
+    owner: undefined,
+    members: members.map((each) => each.id),
+    ready: sumOf(members, (each) => each.ready),
+    unacked: sumOf(members, (each) => each.unacked),
+    uncopied: {
+      ready: sumOf(members, (each) => each.uncopied.ready),
+      unacked: sumOf(members, (each) => each.uncopied.unacked),
+    },
+    deadLetterExchange: sameOf(members, (each) => each.deadLetterExchange, null),
+  }),
+  exchanges: (id, label, members) => ({
+    ...members[0],
+    id,
+    name: label === "temporary" ? "temporary exchanges" : label,
+    members: members.map((each) => each.id),
+    alternate: sameOf(members, (each) => each.alternate, null),
+  }),
+  publishers: (id, label, members) => ({
+    id,
+    name: label === "temporary" ? "publishers" : label,
+    members: members.map((each) => each.id),
+    targets: new Map(members.flatMap((each) => [...each.targets])),
+  }),
+  consumers: (id, label, members, drawn) => ({
+    ...members[0],
+    id,
+    queue: drawn(members[0].queue),
+    label: sameOf(members, (each) => each.label, label === "temporary" ? "consumers" : label),
+    members: members.map((each) => each.id),
+    offset: undefined,
+    gone: 0,
+    prefetch: sameOf(members, (each) => each.prefetch, null),
+  }),
+};
+
+/** The links between the nodes that are drawn: those of a group's members are one. */
+function merged(links, shown, drawn) {
+  const isThere = (id) => shown.exchanges.has(id) || shown.queues.has(id);
+  const found = new Map();
+  for (const link of links.values()) {
+    const [from, to] = [drawn(link.from), drawn(link.to)];
+    if (!isThere(from) || !isThere(to)) continue;
+    const key = `${from} ${to}`;
+    const known = found.get(key);
+    if (known === undefined) {
+      found.set(key, { ...link, from, to });
+      continue;
+    }
+    const keys = [...new Set([...known.keys, ...link.keys])];
+    const more = known.more + link.more + Math.max(0, keys.length - MOST_KEYS);
+    found.set(key, { ...known, keys: keys.slice(0, MOST_KEYS), more });
+  }
+  return found;
+}
+
+/** The ids of the nodes that belong to a play, if its broker has others as well; otherwise null. */
+function ownOf(state) {
+  const scope = state.play?.own;
+  if (!scope) return null;
+  const own = new Set([...scope.exchanges.map((name) => `x:${name}`), ...scope.queues.map((name) => `q:${name}`)]);
+  for (const { from, to } of state.links.values()) if (from !== "x:" && own.has(from)) own.add(to);
+  // The default exchange routes to every queue.
+  if ([...state.queues.keys()].some((id) => own.has(id))) own.add("x:");
+  const names = new Set(state.play.terminals.map((each) => each.name));
+  for (const { id, name, targets } of state.publishers.values()) {
+    if (names.has(name) || [...targets.keys()].some((target) => target !== "x:" && own.has(target))) own.add(id);
+  }
+  for (const { id, queue } of state.consumers.values()) if (own.has(queue)) own.add(id);
+  return own;
+}

@@ -1,0 +1,259 @@
+"""The picture of `mqtool ui` with more than fits: groups of like queues, zoom, labels, Find, and brokers of others."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.test_picture import differences, jobs, message, play, recorded, seek
+from tests.cli.test_ui import Page, chromium
+
+__all__ = ["chromium"]
+
+
+def shop(count: int) -> list[dict[str, Any]]:
+    """The records of a broker with queues orders-0, orders-1, …; two messages wait in each of the first three. The
+    queue audit has three binding keys, and jobs has three wait queues.
+    """
+    records = jobs()
+    topology = next(each for each in records if each["kind"] == "topology")
+    (queue,) = topology["queues"]
+    names = [f"orders-{number}" for number in range(count)]
+    others = ["audit", *(f"jobs.wait.{delay}" for delay in ("1s", "10s", "5m"))]
+    topology["queues"] += [{**queue, "name": name} for name in [*names, *others]]
+    topology["exchanges"].append({"name": "shop", "type": "topic", "alternate": None})
+    keys = {name: [f"order.{number}"] for number, name in enumerate(names)}
+    keys["audit"] = ["kern.*", "*.critical", "order.*.paid.immediately"]
+    topology["links"] = [
+        {"from": "shop", "to": name, "toExchange": False, "keys": each, "more": 0} for name, each in keys.items()
+    ]
+    topology["consumers"] = [
+        {"queue": name, "name": f"{name}/tag", "label": f"packer {number}", "prefetch": 1, "isAutomatic": False}
+        for number, name in enumerate(names[:3])
+    ]
+    for number in range(6):
+        name = f"orders-{number % 3}"
+        event = {"kind": "event", "t": 1000 + number, "message": number}
+        details = {**message(number, f"order of {number} shoes"), "exchange": "shop", "routing_key": f"order.{number}"}
+        details["headers"] = {"colour": "teal"} if number == 4 else {}
+        records += [
+            {**event, "what": "published", "from": {"client": "till"}, "paths": [["shop", name]], "details": details},
+            {**event, "what": "ready", "queue": name, "copy": number},
+        ]
+    return [*records, {"kind": "now", "t": 9000}]
+
+
+def group_of(page: Page, what: str) -> str | None:
+    """Return the line of a group in the picture; None if it is not drawn."""
+    return page.nodes().get(what)
+
+
+ORDERS = "group of 75 queues orders-…"
+
+
+def test_like_queues_are_one_node_until_it_is_unfolded(chromium: Any, tmp_path: Path) -> None:
+    """In the picture, queues whose names differ only in a number are one node, with their count and the sums of their
+    counters; so are a queue's wait queues, and the consumers of folded queues. Messages go to the group. A click or
+    Enter unfolds it; a button and a key fold it again.
+    """
+    page = recorded(chromium, tmp_path, shop(75))
+    page.until(lambda: group_of(page, ORDERS) == "0 ready · 0 unacked", "the group")
+    assert group_of(page, "group of 3 queues jobs.wait.…") == "0 ready · 0 unacked"
+    assert group_of(page, "group of 3 consumers consumers") == "prefetch 1"
+    assert len(page.nodes()) == 7
+    for step in range(30):
+        seek(page, step / 30)
+        assert differences(page) == [], step
+    seek(page, 1)
+    page.until(lambda: group_of(page, ORDERS) == "6 ready · 0 unacked", "the sums")
+    assert len(page.dots()) == 6
+    assert page.find('.arrow.binding[data-from="x:shop"][data-to="q:*orders-… quorum"]')
+
+    page.ask("document.querySelector(arguments[0]).focus()", '.node[data-name="orders-…"]')
+    page.press("\ue007")
+    page.until(lambda: "quorum queue orders-74" in page.nodes(), "its members")
+    page.until(lambda: page.ask("return document.activeElement.dataset.name") == "orders-0", "the first, in focus")
+    assert page.nodes()["quorum queue orders-1"] == "2 ready · 0 unacked"
+    page.find("#unfolded button")[0].click()
+    page.until(lambda: group_of(page, ORDERS) == "6 ready · 0 unacked", "the group again")
+    page.until(lambda: page.ask("return document.activeElement.dataset.name") == "orders-…", "the group, in focus")
+    page.press("g")
+    page.until(lambda: "quorum queue jobs.wait.5m" in page.nodes() and group_of(page, ORDERS) is None, "no groups")
+    page.press("g")
+    page.until(lambda: group_of(page, ORDERS) is not None, "the group")
+    page.find('.node[data-name="orders-…"]')[0].click()
+    page.until(lambda: "consumer packer 2" in page.nodes(), "the consumers of its members")
+    assert page.complaints() == []
+
+
+def width_of(page: Page) -> float:
+    """How wide the picture is drawn."""
+    return float(page.ask("return document.querySelector('#picture').getBoundingClientRect().width"))
+
+
+def test_the_picture_zooms_and_pans(chromium: Any, tmp_path: Path) -> None:
+    """Keys and buttons zoom the picture and fit it to the window; the wheel with Ctrl and two fingers zoom it at their
+    place. Shift with the arrow keys, and dragging, show another part. Minus and plus still change the speed.
+    """
+    page = recorded(chromium, tmp_path, shop(75))
+    fitting = width_of(page)
+    page.press("i")
+    page.until(lambda: width_of(page) == pytest.approx(1.25 * fitting, abs=2), "larger")
+    page.press("o")
+    page.press("o")
+    page.until(lambda: width_of(page) == pytest.approx(fitting / 1.25, abs=2), "smaller")
+    page.press("f")
+    page.until(lambda: width_of(page) == pytest.approx(fitting, abs=2), "as large as the window")
+    page.press("-")
+    page.until(lambda: "0.5× speed" in page.text("#where"), "slower")
+    assert width_of(page) == pytest.approx(fitting, abs=2)
+    for name in ("closer", "farther", "fit"):
+        assert page.ask("const e = document.getElementById(arguments[0]); return e.tabIndex === 0 && !!e.title", name)
+
+    def middle(name: str) -> tuple[float, float]:
+        x, y = page.ask(
+            "const { x, y, width, height } = document.querySelector(arguments[0]).getBoundingClientRect();"
+            "return [x + width / 2, y + height / 2]",
+            f'.node[data-name="{name}"]',
+        )
+        return x, y
+
+    before = middle("shop")
+    wheel = {"type": "mouseWheel", "deltaX": 0, "deltaY": -50, "modifiers": 2}
+    for _ in range(3):
+        chromium.execute_cdp_cmd("Input.dispatchMouseEvent", {**wheel, "x": before[0], "y": before[1]})
+    page.until(lambda: width_of(page) > 2 * fitting, "much larger")
+    assert middle("shop") == pytest.approx(before, abs=4)
+
+    page.ask("const frame = document.querySelector('#frame'); frame.scrollTo(300, 100)")
+    x, y = middle("shop")
+    move = {"x": 600, "y": 300, "button": "left", "buttons": 1, "clickCount": 1}
+    chromium.execute_cdp_cmd("Input.dispatchMouseEvent", {**move, "type": "mousePressed"})
+    chromium.execute_cdp_cmd("Input.dispatchMouseEvent", {**move, "type": "mouseMoved", "x": 640, "y": 320})
+    chromium.execute_cdp_cmd("Input.dispatchMouseEvent", {**move, "type": "mouseReleased", "x": 640, "y": 320})
+    page.until(lambda: middle("shop") == pytest.approx((x + 40, y + 20), abs=2), "the picture, dragged")
+    page.ask(
+        "document.activeElement.blur();"
+        "document.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight', shiftKey: true }))"
+    )
+    page.until(lambda: middle("shop")[0] < x, "another part")
+
+    large = width_of(page)
+    page.ask(
+        """
+        const frame = document.querySelector("#frame");
+        const finger = (type, pointerId, clientX) => frame.dispatchEvent(
+          new PointerEvent(type, { pointerId, pointerType: "touch", clientX, clientY: 300, bubbles: true }));
+        finger("pointerdown", 11, 500);
+        finger("pointerdown", 12, 700);
+        finger("pointermove", 12, 600);
+        finger("pointerup", 12, 600);
+        finger("pointerup", 11, 500);
+        """
+    )
+    assert width_of(page) == pytest.approx(large / 2, abs=2)
+    assert page.complaints() == []
+
+
+@pytest.mark.parametrize("width", [1280, 768, 390])
+def test_labels_of_bindings_are_over_no_node(chromium: Any, tmp_path: Path, width: int) -> None:
+    """In the picture, keys of bindings cover no node and not each other, at any width of the window. Long lists are
+    broken after a comma, and long keys end with an ellipsis; the title has all of them.
+    """
+    page = recorded(chromium, tmp_path, shop(3))
+    page.resize(width)
+    page.until(lambda: page.ask("return innerWidth") == width, "the window")
+    seek(page, 0.5)
+    labels, nodes = page.ask(
+        """
+        const box = (e) => { const { left, right, top, bottom } = e.getBoundingClientRect();
+          return [left, right, top, bottom]; };
+        const labels = [...document.querySelectorAll("#picture .key")].filter((e) => e.textContent);
+        return [labels, [...document.querySelectorAll(".node .box")]].map((all) => all.map(box));
+        """
+    )
+    assert len(labels) == 4
+
+    def overlap(one: list[float], other: list[float]) -> bool:
+        return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
+
+    for index, label in enumerate(labels):
+        assert not any(overlap(label, each) for each in nodes), index
+        assert not any(overlap(label, each) for each in labels[:index]), index
+    shown = page.ask(
+        "return [...document.querySelectorAll('.arrow-words')].map(e => [e.querySelector('title').textContent,"
+        "[...e.querySelectorAll('tspan')].map(line => line.textContent)])"
+    )
+    lines = dict(shown)["kern.*, *.critical, order.*.paid.immediately"]
+    assert len(lines) > 1
+    assert all(re.search(r"(,|…|[^,])$", line) for line in lines)
+    assert "kern.*," in lines[0]
+    assert not [line for line in lines if "*.critica" in line and "*.critical" not in line]
+
+
+def test_find_says_how_many_it_has_found(chromium: Any, tmp_path: Path) -> None:
+    """`Find` searches names, binding keys, headers and bodies, says how many it has found, and dims what it has not
+    found. If it finds nothing, it dims nothing.
+    """
+    page = recorded(chromium, tmp_path, shop(3))
+    seek(page, 1)
+
+    def search(text: str, count: int) -> None:
+        page.press("\ue00c")
+        page.press("/")
+        page.press(text)
+        page.until(lambda: page.text("#found") == f"{count} found", f"{count} with {text!r}")
+
+    def names_found() -> list[str]:
+        return page.ask("return [...document.querySelectorAll('.node.found')].map(e => e.dataset.name)")
+
+    search("audit", 1)
+    assert names_found() == ["audit"]
+    assert page.find(".node.aside")
+    search("nowhere", 0)
+    assert page.find(".aside") == []
+    search("immediately", 1)
+    assert page.ask("return document.querySelector('.arrow-words.found').dataset.arrow") == "x:shop q:audit"
+    search("4 shoes", 1)
+    assert names_found() == ["orders-1"]
+    search("nothing", 0)
+    search("TEAL", 1)
+    assert len(page.find(".dot.found")) == 1
+    search("shoes", 6)
+    page.press("\ue00c")
+    page.until(lambda: page.text("#found") == "" and not page.find(".aside, .found"), "nothing looked for")
+
+
+def shared(records: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    """The records of the same play on a broker with a queue and an exchange of others."""
+    for record in records:
+        if record["kind"] == "begins":
+            yield {**record, "own": {"exchanges": [], "queues": ["jobs"]}}
+        elif record["kind"] == "topology":
+            (queue,) = record["queues"]
+            yield {
+                **record,
+                "queues": [queue, {**queue, "name": "payroll"}],
+                "exchanges": [*record["exchanges"], {"name": "bank", "type": "fanout", "alternate": None}],
+                "links": [*record["links"], {**record["links"][0], "from": "bank", "to": "payroll"}],
+            }
+        else:
+            yield record
+
+
+def test_a_play_hides_what_is_not_its_own(chromium: Any, tmp_path: Path) -> None:
+    """The picture of a play on a broker that others also use shows only the play's queues, exchanges and clients. A
+    button shows the others, and hides them again.
+    """
+    page = recorded(chromium, tmp_path, shared(play()))
+    seek(page, 0.45)
+    assert {name for name in page.nodes() if "queue" in name or "exchange" in name} == {
+        "quorum queue jobs", "exchange (default exchange)",
+    }  # fmt: skip
+    page.until(lambda: page.text("#others") == "Show 2 others", "the button")
+    page.find("#others")[0].click()
+    page.until(lambda: {"quorum queue payroll", "exchange bank"} <= set(page.nodes()), "the others")
+    page.press("a")
+    page.until(lambda: "quorum queue payroll" not in page.nodes(), "the play alone")
