@@ -541,6 +541,7 @@ class Faults:
         """Cut a connection. The broker is not told."""
         if (victim := self._victim()) is not None:
             self.world.judge.note(victim.name, "is cut off")
+            self.world.judge.cut_off.add(victim.name)
             victim.vanish(told=False)
 
     async def stall(self, seconds: float) -> None:

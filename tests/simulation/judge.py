@@ -120,6 +120,7 @@ class Judge:
         disk_faults: when syncs began to fail and, if they have ended, when that was.
         unsure: the queues with consumers that acknowledge automatically, so that messages may be lost on the way.
         emptied: the queues that an administrator has purged, deleted or limited.
+        cut_off: the clients that were cut off without a word to the broker, which still sends to them.
         consumers: by queue, the clients that consume for sure.
         earlier: by queue and consumer, the clients that consumed before it.
         stored_offsets: by stream and reader, the offsets that it has stored, each with the time from which on it is
@@ -139,6 +140,7 @@ class Judge:
         self.disk_faults: list[list[float]] = []
         self.unsure: set[str] = set()
         self.emptied: set[str] = set()
+        self.cut_off: set[str] = set()
         self.consumers: defaultdict[str, set[Any]] = defaultdict(set)
         self.earlier: dict[tuple[str, str], set[Any]] = {}
         self.stream_contents: dict[tuple[str, int], int] = {}
@@ -393,7 +395,8 @@ class Judge:
         if reason == "rejected":
             right = copy.settled == "rejected" or bool(self.unsure)
         elif reason == "delivery_limit":
-            right = kind.delivery_limit is not None and copy.times > 0
+            # A client that was cut off has seen none of the deliveries that count.
+            right = kind.delivery_limit is not None and (copy.times > 0 or bool(self.cut_off))
         else:
             right = reason in kind.reasons or (reason == "maxlen" and queue in self.emptied)
         if not right:
