@@ -60,8 +60,11 @@ class _Hooks:
         for fault in self.faults:
             fault.connected(cast("Client", client))
 
-    def enqueue(self, vhost: VirtualHost, routing: Routing) -> Publication:
-        """Add a message to its queues, unless a fault rejects the message or makes it unroutable."""
+    def enqueue(self, vhost: VirtualHost, routing: Routing, *, retries: bool = False) -> Publication:
+        """Add a message to its queues, unless a fault rejects the message or makes it unroutable.
+
+        Of a publisher that retries, only the attempt that succeeds is recorded.
+        """
         refused = False
         for fault in self.faults:
             refused = fault.publishing(routing) or refused
@@ -70,7 +73,8 @@ class _Hooks:
         publication = vhost.enqueue(routing)
         if refused:
             publication = publication._replace(routed=True, accepted=False)
-        if self.recording is not None:
+        failed = not (publication.accepted and names)
+        if self.recording is not None and not (retries and failed):
             nacked = not publication.accepted
             self.recording.add(Recorded("published", vhost.name, routing.message, names, nacked=nacked))
         return publication
@@ -184,7 +188,7 @@ class BrokerUnderTest:
         return self._hooks.recording
 
     def describe(self, vhost: str) -> str:
-        """Describe for a failed test what happened, which deliveries are not acknowledged, and which faults wait."""
+        """Describe for a failed test what happened, which deliveries are not acknowledged, and which faults last."""
         lines = [self.recording.describe(vhost)]
         found = self._scene.broker.vhosts.get(vhost)
         for name, queue in ({} if found is None else found.queues).items():
@@ -195,11 +199,16 @@ class BrokerUnderTest:
             if again := sum(entry.redelivered for entry in queue.backlog.in_memory()):
                 why = "requeued, or the channel closed without an acknowledgement"
                 lines.append(f"queue {name!r}: {counted(again)} delivered before and ready again ({why})")
-        for fault in self.faults():
-            missing = fault["arguments"].get("queue")
-            if missing is not None and not any(missing in each.queues for each in self._scene.broker.vhosts.values()):
-                lines.append(f"fault {fault['fault']}: without effect so far, because queue {missing!r} does not exist")
+        lines += map(self._told, self.faults())
         return "\n".join(lines)
+
+    def _told(self, fault: dict[str, Any]) -> str:
+        arguments = fault["arguments"]
+        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items() if value is not None)
+        told, missing = f"fault in force: {fault['fault']}({given})", arguments.get("queue")
+        if missing is not None and not any(missing in each.queues for each in self._scene.broker.vhosts.values()):
+            return f"{told}, without effect so far, because queue {missing!r} does not exist"
+        return told
 
     def ready(self, vhost: str, queue: str) -> Messages:
         """Return a queue's ready messages in order of arrival. After a requeue, the order of delivery may differ."""
@@ -231,7 +240,7 @@ class BrokerUnderTest:
     def reset(self, vhost: str | None) -> None:
         """Undo all faults, purge the queues of a virtual host and clear its recording; None for all virtual hosts.
 
-        Queues, exchanges, bindings and consumers stay. Stream offsets are not reused.
+        Queues, exchanges, bindings, consumers and unacknowledged messages stay. Stream offsets are not reused.
         """
         self.clear()
         for each in self._scene.broker.vhosts.values():
