@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Client: TypeAlias = "BrokerConnection | StreamConnection | Connection10"
 
+_NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,9})?", re.ASCII)
+
 #: The fault classes, by names such as `cut_connections`.
 KINDS: dict[str, "type[Fault]"] = {}
 
@@ -164,7 +166,7 @@ def _converted(name: str, value: Any, annotated: Any) -> Any:
         raise ValueError(f"{name} must be true or false, not {value!r}")
     try:
         if kind is float:
-            number = parse_duration(value) if isinstance(value, str) else float(value)
+            number = _seconds(value) if isinstance(value, str) else float(value)
         elif kind is int:
             number = int(value)
         else:
@@ -174,6 +176,11 @@ def _converted(name: str, value: Any, annotated: Any) -> Any:
     if not number >= (0 if kind is float else 1):
         raise ValueError(f"{name} must be {'at least 0' if kind is float else 'at least 1'}, not {value!r}")
     return number
+
+
+def _seconds(text: str) -> float:
+    """Parse a duration such as 200ms, or a number of seconds such as 0.2. Raises ValueError if it is neither."""
+    return float(text) if _NUMBER.fullmatch(text) else parse_duration(text)
 
 
 @dataclass

@@ -182,7 +182,11 @@ class Questions(ABC):
             raise AssertionError(f"not within {timeout:g} s; {happened}")
 
     def reset(self) -> None:
-        """Undo all faults, purge the queues and clear the recording. Queues, bindings and consumers stay."""
+        """Undo all faults, purge the queues and clear the recording. Queues, bindings and consumers stay.
+
+        Unacknowledged messages stay too, as when RabbitMQ purges a queue: once the consumer's channel closes, they are
+        in the queue again. Close the tested program's connections first.
+        """
         self.now(lambda broker, vhost: broker.reset(vhost))
 
 
