@@ -68,6 +68,7 @@ def test_a_nack_from_a_cluster_without_one_node_is_retried(tester: Shell, own: E
     ("words", "said"),
     [
         (["cut"], "unknown fault 'cut': one of block_publishers"),
+        (["go-silnt"], "unknown fault 'go_silnt': did you mean 'go_silent'?"),
         (["go-silent", "for=3"], "no argument 'for': one of seconds"),
         (["go-silent", "seconds=x"], "seconds must be a duration, not 'x'"),
         (["go-silent", "seconds=-1"], "seconds must be at least 0, not '-1'"),

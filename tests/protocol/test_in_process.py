@@ -19,7 +19,7 @@ import pika
 import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import ChannelClosedByBroker, NackError
+from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker, NackError
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.in_process import Vhost
@@ -147,6 +147,26 @@ def test_a_channel_that_the_broker_closed_is_reported(
     for why in ("404 NOT_FOUND - no queue 'missing'", "406 PRECONDITION_FAILED - inequivalent arg 'durable'"):
         assert f"<channel closed: {why}" in happened
         assert f" closed: {why}" in caplog.text.replace("\\'", "'")
+
+
+def test_a_connection_that_the_broker_closed_is_reported(vhost: Vhost, channel: BlockingChannel) -> None:
+    """If the broker closes a connection, the report of a failed test says why."""
+    assert vhost.faults.close_connections(501, "FRAME_ERROR - Closed by a test") > 0
+    with pytest.raises(ConnectionClosedByBroker):
+        channel.connection.process_data_events(10)
+    assert "<connection closed: 501 FRAME_ERROR - Closed by a test>" in repr(vhost.published(timeout=0))
+
+
+def test_a_query_for_a_misspelled_queue_names_the_similar_one(vhost: Vhost, channel: BlockingChannel) -> None:
+    """If a query is for a queue that does not exist, its empty result and the queue's state say so, and name the queue
+    that was probably meant.
+    """
+    assert channel.is_open, "it has declared the queue jobs"
+    meant = "queue 'jbos' does not exist: did you mean 'jobs'?"
+    misspelled = vhost.queue("jbos")
+    for shown in (misspelled, misspelled.messages(timeout=0), misspelled.acked):
+        assert meant in repr(shown)
+    assert "queue 'billing' does not exist" in repr(vhost.queue("billing").rejected)
 
 
 def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: BlockingChannel) -> None:

@@ -352,8 +352,12 @@ class Hooks(Protocol):
     def streamed(self, vhost: VirtualHost, stream: str, messages: Iterator[tuple[int, BrokerMessage]]) -> None:
         """Handle messages that were published with the stream protocol; `messages` yields them with their offsets."""
 
-    def channel_closed(self, vhost: VirtualHost, why: str) -> None:
-        """Handle a channel that the broker has closed because of an error; `why` is its code and text."""
+    def closed(self, vhost: VirtualHost, what: str, why: str) -> None:
+        """Handle a `channel` or a `connection` that the broker has closed because of an error.
+
+        Args:
+            why: the reply code and text.
+        """
 
     def acknowledge(self, queue: BrokerQueue, entry: BacklogEntry) -> bool:
         """Return True if a message is to be acknowledged, False to requeue it instead."""

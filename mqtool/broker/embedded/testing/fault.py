@@ -16,7 +16,7 @@ from mqtool.broker.embedded.model.virtual_host import Routing
 from mqtool.broker.embedded.sockets.listener import Listener
 from mqtool.broker.embedded.wire.amqp_connection import BrokerConnection
 from mqtool.duration import parse_duration
-from mqtool.spelling import mistyped
+from mqtool.spelling import did_you_mean, mistyped
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
@@ -132,7 +132,8 @@ def fault_of(name: str, arguments: Mapping[str, Any]) -> Fault:
     """
     kind = KINDS.get(name.replace("-", "_"))
     if kind is None:
-        raise ValueError(f"unknown fault {name!r}: one of {', '.join(sorted(KINDS))}")
+        among = did_you_mean(name.replace("-", "_"), KINDS, f"one of {', '.join(sorted(KINDS))}")
+        raise ValueError(f"unknown fault {name!r}: {among}")
     known = arguments_of(kind)
     for argument in arguments:
         if argument not in known:

@@ -53,11 +53,7 @@ class QueueQuestions:
         return self._questions.wait_for_count(lambda broker, vhost: broker.ready(vhost, self.name), count, timeout)
 
     def _happened(self, what: str) -> Messages:
-        def ask(broker: BrokerUnderTest, vhost: str) -> Messages:
-            found = broker.recording.find(what, vhost, queue=self.name)
-            return found or Messages([], broker.describe(vhost))
-
-        return self._questions.now(ask)
+        return self._questions.now(lambda broker, vhost: broker.settled(what, vhost, self.name))
 
     @property
     def acked(self) -> Messages:

@@ -57,7 +57,7 @@ def replay(
 
     Raises:
         BadData: a line is not a message, or there are no messages, or none matches `where`.
-        UsageError: an argument is not valid.
+        MqtoolError: an argument is not valid.
         Unavailable: a message could not be routed in time.
     """
     return _Replay(broker, Path(path), speed, where, patience).run()

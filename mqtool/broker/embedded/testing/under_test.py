@@ -16,8 +16,8 @@ from mqtool.broker.embedded.model.virtual_host import Publication, Routing, Virt
 from mqtool.broker.embedded.sockets.listener import Listener
 from mqtool.broker.embedded.testing import connection_faults as connection_faults  # so that requests can name them
 from mqtool.broker.embedded.testing.fault import Client, Fault, FaultScene, arguments_of, name_of
-from mqtool.broker.embedded.testing.traffic import ClosedChannel, Messages, Recorded, TrafficRecording
-from mqtool.spelling import counted
+from mqtool.broker.embedded.testing.traffic import Closed, Messages, Recorded, TrafficRecording
+from mqtool.spelling import counted, mistyped
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.model.stream_queue import StreamQueue
@@ -85,10 +85,10 @@ class _Hooks:
             for _, message in messages:
                 self.recording.add(Recorded("published", vhost.name, message, [stream]))
 
-    def channel_closed(self, vhost: VirtualHost, why: str) -> None:
-        """Record that the broker has closed a channel."""
+    def closed(self, vhost: VirtualHost, what: str, why: str) -> None:
+        """Record that the broker has closed a channel or a connection."""
         if self.recording is not None:
-            self.recording.add(ClosedChannel(vhost.name, why))
+            self.recording.add(Closed(vhost.name, what, why))
 
     def acknowledge(self, queue: BrokerQueue, entry: BacklogEntry) -> bool:
         """Record an acknowledgement and return True; return False if a fault wants the message requeued instead."""
@@ -214,7 +214,7 @@ class BrokerUnderTest:
         """Return a queue's ready messages in order of arrival. After a requeue, the order of delivery may differ."""
         found = self._queue(vhost, queue)
         if found is None:
-            return Messages([], f"queue {queue!r} does not exist")
+            return Messages([], self._no_queue(vhost, queue))
         if found.kind == "stream":
             waiting = _in_stream(found)
         else:
@@ -226,12 +226,23 @@ class BrokerUnderTest:
         """Describe a queue's contents, and what has happened to its messages, in one line."""
         found = self._queue(vhost, queue)
         if found is None:
-            return f"queue {queue!r} does not exist"
+            return self._no_queue(vhost, queue)
         words = f"{len(found)} ready, {found.unacked} unacked, {len(found.consumers)} consumers"
         if self._hooks.recording is not None:
             done = [f"{len(self.recording.find(what, vhost, queue=queue))} {what}" for what in ("acked", "rejected")]
             words = f"{words}, {', '.join(done)}"
         return words
+
+    def settled(self, what: str, vhost: str, queue: str) -> Messages:
+        """Return the messages of a queue that were `acked`, `rejected` or `requeued`."""
+        found = self.recording.find(what, vhost, queue=queue)
+        missing = [] if self._queue(vhost, queue) else [self._no_queue(vhost, queue)]
+        return found or Messages([], "; ".join([*missing, self.describe(vhost)]))
+
+    def _no_queue(self, vhost: str, queue: str) -> str:
+        found = self._scene.broker.vhosts.get(vhost)
+        meant = None if found is None else mistyped(queue, sorted(found.queues))
+        return f"queue {queue!r} does not exist{'' if meant is None else f': did you mean {meant!r}?'}"
 
     def _queue(self, vhost: str, queue: str) -> BrokerQueue | None:
         found = self._scene.broker.vhosts.get(vhost)
