@@ -284,8 +284,11 @@ class Judge:
         return self._was_cut(copy.delivered_at) or (sent.delay > 0 and not self._is_kept(copy.delivered_at))
 
     def _was_cut(self, since: float) -> bool:
-        """True if the broker may have forgotten since then that it has delivered a message."""
-        return any(at >= since and power for at, power in self.kills) or bool(self.disk_faults and self.kills)
+        """True if the broker may have forgotten that it has delivered a message, which a client received at that time.
+
+        What was on its way arrives even after the power cut.
+        """
+        return any(at >= since - _UNHURRIED_SECONDS and power for at, power in self.kills) or bool(self.disk_faults and self.kills)
 
     def _is_certain(self, copy: Copy) -> bool:
         """True if the broker has got what a consumer sent for a message, and cannot have forgotten it."""
