@@ -12,6 +12,9 @@ from mqtool.codecs.field_tables import Table
 #: How long after a kill-free write the broker may still hold an acknowledgement in memory, in seconds.
 _UNHURRIED_SECONDS = 1.0
 
+#: How long a write may be on its way, in seconds, if its connection does not stall.
+_TRANSIT_SECONDS = 0.1
+
 #: The broker counts in whole milliseconds.
 _MILLISECOND = 0.001
 
@@ -288,7 +291,8 @@ class Judge:
 
         What was on its way arrives even after the power cut.
         """
-        return any(at >= since - _UNHURRIED_SECONDS and power for at, power in self.kills) or bool(self.disk_faults and self.kills)
+        cuts = [at for at, power in self.kills if power and at >= since - _TRANSIT_SECONDS]
+        return bool(cuts) or bool(self.disk_faults and self.kills)
 
     def _is_certain(self, copy: Copy) -> bool:
         """True if the broker has got what a consumer sent for a message, and cannot have forgotten it."""
