@@ -2,6 +2,7 @@
 
 import typer
 
+from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.errors import MqtoolError, UsageError
@@ -38,5 +39,19 @@ def ask(
         what, hint = f"{what} in the protected context {protected!r}", f"pass --confirm {quoted(protected)}"
     if not output.is_terminal(0):
         raise UsageError(f"this would {what}", hint)
-    if not typer.confirm(output.visible(f"{what}?"), err=True):
+    if not agrees(output.visible(f"{what}?")):
         raise Declined("nothing was changed")
+
+
+def agrees(question: str) -> bool:
+    """Ask a question on the terminal. Ctrl-C ends the command.
+
+    Raises:
+        typer.Abort: Ctrl-C, or the end of the input.
+    """
+    with stopping.interrupting():
+        try:
+            return typer.confirm(question, err=True)
+        except typer.Abort:
+            output.notice("nothing was changed")
+            raise

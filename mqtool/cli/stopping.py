@@ -88,6 +88,17 @@ def calling(stop: Callable[[], None]) -> Iterator[None]:
         on_stop.remove(stop)
 
 
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """Context manager: make the first signal raise KeyboardInterrupt even while channels are open, as at a question."""
+    on_stop = current().on_stop
+    functions, on_stop[:] = on_stop[:], []
+    try:
+        yield
+    finally:
+        on_stop[:] = functions
+
+
 def _stop(number: int, _frame: FrameType | None) -> None:
     invocation, now = current(), time.monotonic()
     if invocation.signal is not None:  # a second signal kills the process, so that the shell sees 128 + n

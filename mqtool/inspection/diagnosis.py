@@ -23,6 +23,8 @@ _EXCHANGE_COLUMNS = ("name", "vhost", "type", "arguments", "policy", "message_st
 _WAYS = 100_000
 #: Prefix of the names of queues that `bench` declares.
 _OF_BENCH = "mqtool-bench-"
+#: In the names of queues that hold a queue's messages while its settings are changed.
+_OF_CONVERSION = ".mqtool-convert"
 _BINDING_COLUMNS = ("source", "vhost", "destination", "destination_type", "routing_key", "arguments")
 
 
@@ -328,6 +330,11 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
     if queue["name"].startswith(_OF_BENCH) and not queue.get("consumers"):
         what = "was left behind by a bench that was killed, unless one is running"
         yield finding("left-over", what, pasteable("queue delete", queue["name"]))
+        return
+    name, is_holding, _ = queue["name"].partition(_OF_CONVERSION)
+    if is_holding and has_no_consumer(queue):
+        what = f"has {counted(queue['messages_ready'])} of {name!r}, whose conversion has not ended"
+        yield finding("left-over", what, "continue it with 'mqtool queue convert --resume', or undo it with --undo")
         return
     if has_no_consumer(queue):
         what = f"has {counted(queue['messages_ready'])} and no consumer"

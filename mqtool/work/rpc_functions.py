@@ -161,6 +161,6 @@ def in_order(
         if depth.ready and not depth.consumers:
             raise Unavailable(
                 f"no RPC server consumes from queue {queue.name!r}",
-                f"start one: {pasteable('rpc-server --queue=', queue.name)}",
+                f"start one, which also gets what is left in the queue: {pasteable('rpc-server --queue=', queue.name)}",
             ) from error
         raise TimedOut(f"{count - came} of {count} replies did not come in time", "--timeout waits longer") from error

@@ -352,6 +352,16 @@ def _free_port() -> int:
 
 
 @on_any_broker
+@pytest.mark.parametrize("command", ["queue delete jobs", "queue purge jobs"])
+def test_ctrl_c_at_a_question_ends_the_command(admin: Shell, broker: TestBroker, command: str) -> None:
+    """Ctrl-C at the question of a command that destroys something ends the command at once, and nothing is changed."""
+    admin.run("mqtool", "send", "-q", "jobs", "x")
+    asked = on_terminal(admin, "mqtool", *command.split(), keys=["\x03"], cue="[y/N]: ")
+    assert (asked.code, asked.stdout.splitlines()[-1]) == (130, "nothing was changed")
+    assert depth(broker, "jobs") == 1
+
+
+@on_any_broker
 def test_nothing_is_destroyed_when_the_answer_is_no(admin: Shell, broker: TestBroker) -> None:
     """On a terminal, `queue delete` asks first; any answer but yes leaves the queue and its messages alone."""
     admin.run("mqtool", "send", "-q", "jobs", "x")

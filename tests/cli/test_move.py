@@ -1,5 +1,6 @@
 """`move`: messages reach another queue or broker unchanged and at least once."""
 
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -182,6 +183,18 @@ def test_messages_that_the_target_queue_rejects_stay(shell: Shell, broker: TestB
     assert hint == "hint: it is still in a"
     assert shell.run("mqtool", "move", "a", "--to", "b").code == 75
     assert sorted(bodies(taken(broker, "a", 300 - moved) + taken(broker, "b"))) == list(range(300))
+
+
+def test_the_hint_at_a_missing_target_declares_it_on_the_other_broker(
+    shell: Shell, broker: TestBroker, other: TestBroker
+) -> None:
+    """If `move --to-url` finds no target, the command in its hint declares the target on that broker."""
+    fill(broker, Queue("a"), numbered(1))
+    move = ("mqtool", "move", "a", "--to", "new", "--to-url", other.url)
+    hint = shell.run(*move).stderr.partition("to declare it there: ")[2]
+    assert shell.run(*shlex.split(hint)).code == 0, hint
+    assert shell.run(*move).code == 0
+    assert len(taken(other, "new")) == 1
 
 
 def test_move_checks_the_target_before_it_takes_messages(shell: Shell, broker: TestBroker) -> None:

@@ -41,13 +41,17 @@ def test_hup_reopens_the_file_after_logrotate(shell: Shell, broker: TestBroker, 
 
 
 def test_a_fragment_of_a_killed_run_is_cut_off(shell: Shell) -> None:
-    """`receive -o` removes a long incomplete last line, as a killed run leaves it, from the file and says so."""
+    """`receive -o` removes an incomplete last line, as a killed run leaves it, from the file, and shows its start."""
     log = shell.directory / "app.log"
     log.write_bytes(b"whole\n" + b"half" * 50_000)
     shell.run("mqtool", "send", "again")
     result = shell.run("mqtool", "receive", "--raw", "-c", "1", "-o", "app.log")
     assert lines_of(log) == ["whole", "again"]
-    assert "app.log ended with an incomplete line; removed its 200,000 bytes" in result.stderr
+    assert "app.log ended with an incomplete line; removed its 200,000 bytes: halfhalf" in result.stderr
+    log.write_bytes(b"whole\nof another \x1bprogram")
+    shell.run("mqtool", "send", "again")
+    result = shell.run("mqtool", "receive", "--raw", "-c", "1", "-o", "app.log")
+    assert "removed its 19 bytes: of another \\x1bprogram\n" in result.stderr
 
 
 def test_a_short_file_without_a_newline_is_kept(shell: Shell) -> None:

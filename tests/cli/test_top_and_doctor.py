@@ -167,6 +167,18 @@ def test_doctor_reports_streams_without_limits_and_readers_that_fall_behind(watc
     assert "reader 'me' had not read" in found["reader-misses"]["what"]
 
 
+@on_any_broker
+def test_doctor_says_how_to_continue_a_conversion(watcher: Shell, broker: TestBroker) -> None:
+    """`doctor` reports the messages that an interrupted `queue convert` holds, and advises to continue the conversion,
+    not to delete the queue.
+    """
+    watcher.run("mqtool", "send", "-q", "jobs.mqtool-convert", "x")
+    found = findings(watcher, broker)
+    assert found["left-over"]["what"] == "has 1 message of 'jobs', whose conversion has not ended"
+    assert "mqtool queue convert --resume" in found["left-over"]["hint"]
+    assert "no-consumer" not in found
+
+
 def test_doctor_reports_permissions_that_end_before_the_name_of_a_queue(watcher: Shell, broker: TestBroker) -> None:
     """`doctor` reports a user who may declare or write to orders.dlq, but not to the queue orders, since `dlq redrive`,
     `delayed now` and `queue convert` connect the two. It does not report rights on both, or on neither.

@@ -12,6 +12,9 @@ from mqtool.codecs.field_tables import Table
 #: How long after a kill-free write the broker may still hold an acknowledgement in memory, in seconds.
 _UNHURRIED_SECONDS = 1.0
 
+#: How long a write may be on its way, in seconds, if its connection does not stall.
+_TRANSIT_SECONDS = 0.1
+
 #: The broker counts in whole milliseconds.
 _MILLISECOND = 0.001
 
@@ -284,8 +287,12 @@ class Judge:
         return self._was_cut(copy.delivered_at) or (sent.delay > 0 and not self._is_kept(copy.delivered_at))
 
     def _was_cut(self, since: float) -> bool:
-        """True if the broker may have forgotten since then that it has delivered a message."""
-        return any(at >= since and power for at, power in self.kills) or bool(self.disk_faults and self.kills)
+        """True if the broker may have forgotten that it has delivered a message, which a client received at that time.
+
+        What was on its way arrives even after the power cut.
+        """
+        cuts = [at for at, power in self.kills if power and at >= since - _TRANSIT_SECONDS]
+        return bool(cuts) or bool(self.disk_faults and self.kills)
 
     def _is_certain(self, copy: Copy) -> bool:
         """True if the broker has got what a consumer sent for a message, and cannot have forgotten it."""

@@ -25,7 +25,7 @@ from mqtool.cli.values import DURATION
 from mqtool.errors import NotConfirmed, SomeFailed, Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.message import CONFIRM_TIMEOUT, Delivery, Message
-from mqtool.spelling import pasteable
+from mqtool.spelling import pasteable, quoted
 from mqtool.where import of_delivery
 from mqtool.work import peeking
 from mqtool.work.transfer import AT_ONCE, NotMoved, QueueTransfer, Until, elsewhere, name_of, wait_for
@@ -73,8 +73,7 @@ def move(
     with access.channel(confirm_timeout=confirm_timeout) as source, _target(other, source, confirm_timeout) as target:
         require(queue, source, access)
         there = source.depth_of(queue)
-        declare = f"nothing was moved; to declare it there: {pasteable('queue declare', destination.to)}"
-        require(destination.to, target, other or access, declare)
+        require(destination.to, target, other or access, f"nothing was moved; {_how_to_declare(destination, other)}")
         what = f"move {f'up to {count:,}' if count else 'the'} messages of {queue} to {destination.to}"
         protected = [each for each in (access, other) if each is not None and each.protected]
         for each in protected or [access]:
@@ -93,6 +92,15 @@ def move(
             source, target, queue, message_for, until=until, per_second=rate, chooses=where is not None
         )
         _show(transfer, min(there, count or there), f"from {queue} to {destination.to}", other)
+
+
+def _how_to_declare(destination: DestinationOptions, other: Access | None) -> str:
+    there = ""
+    if destination.to_context is not None:
+        there = f" -C {quoted(destination.to_context)}"
+    elif other is not None:
+        there = f" -u {quoted(str(other.address))}"
+    return f"to declare it there: {pasteable(f'queue declare{there}', destination.to)}"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from mqtool.cli import stopping
 from mqtool.cli.access import ChannelOrSession
 from mqtool.cli.broker_access import access_to, dialect_names, print_as_script
 from mqtool.cli.command_line import Command, command
-from mqtool.cli.commands.rpc_server import FunctionOption
+from mqtool.cli.commands.rpc_server import Function
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import BatchedOutput
@@ -66,7 +66,7 @@ def rpc_client(
         typer.Argument(help="Integers; several are sent at once", show_default="30", metavar="REQUEST..."),
     ] = None,
     queue: Annotated[str | None, queue_option("The server's queue")] = None,
-    function: FunctionOption = "fib",
+    function: Annotated[Function, typer.Option(help="Function named in the output; the server decides")] = "fib",
     timeout: Annotated[float, typer.Option(help="Total time limit (exit 124)", **TIME_LIMIT)] = 30.0,
     direct_reply_to: Annotated[
         bool, typer.Option("--direct-reply-to", help="Receive replies through amq.rabbitmq.reply-to")

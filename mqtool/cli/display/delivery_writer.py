@@ -215,6 +215,8 @@ def parse_template(template: str, *, escape: bool = False) -> list[Callable[[Del
 
 #: Bytes to read at once when looking for the last newline of a file.
 _CHUNK = 1 << 16
+#: Bytes of a removed line to show.
+_SHOWN = 200
 
 
 def redirect(path: Path | None) -> None:
@@ -237,12 +239,14 @@ def _append_to(path: Path) -> None:
         mqtool receive -o app.log ── mv app.log app.log.1; kill -HUP ──> app.log.1 ends with a whole line
     """
     try:
-        cut_off = _remove_fragment(path)
+        cut_off, beginning = _remove_fragment(path)
         _append_in(path)
     except OSError as error:
         raise UsageError(f"cannot write to {path}: {error.strerror}") from error
     if cut_off:
-        output.notice(f"{path} ended with an incomplete line; removed its {cut_off:,} bytes")
+        # It may be somebody else's, although a killed receiver's is likelier.
+        text = output.one_line(beginning.decode("utf-8", "replace")) + ("…" if cut_off > len(beginning) else "")
+        output.notice(f"{path} ended with an incomplete line; removed its {cut_off:,} bytes: {text}")
     _start_new_line()
     # One thread waits for the signal; threads that start later inherit the mask, so none of them gets it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
@@ -261,18 +265,21 @@ def _start_new_line() -> None:
                     output.write(b"\n")
 
 
-def _remove_fragment(path: Path) -> int:
+def _remove_fragment(path: Path) -> tuple[int, bytes]:
+    """Remove what follows the last newline of a file; return the number of bytes, and the first of them."""
     if not path.is_file():
-        return 0
+        return 0, b""
     with path.open("rb+") as file:
         size = end = file.seek(0, os.SEEK_END)
         while end:
             start = max(0, end - _CHUNK)
             if (newline := os.pread(file.fileno(), end - start, start).rfind(b"\n")) >= 0:
-                file.truncate(start + newline + 1)
-                return size - (start + newline + 1)
+                kept = start + newline + 1
+                beginning = os.pread(file.fileno(), _SHOWN, kept)
+                file.truncate(kept)
+                return size - kept, beginning
             end = start
-    return 0
+    return 0, b""
 
 
 def _append_in(path: Path) -> None:

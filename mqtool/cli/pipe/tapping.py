@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import typer
-
 from mqtool import where as conditions
 from mqtool.amqp import Channel, Receiving
 from mqtool.amqp.reopening_channel import ChannelListener
 from mqtool.amqp.subscription import Buffer
 from mqtool.broker import state
+from mqtool.cli import confirmation
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import DeliveryWriter, redirect
@@ -239,7 +238,7 @@ def check_left_on(access: Access) -> None:
     output.warning(f"a tap was killed, and left the firehose of {access.address} on")
     if not output.is_terminal(0) or not output.is_terminal(2):
         output.notice(_HOW)
-    elif typer.confirm("switch it off?", err=True):
+    elif confirmation.agrees("switch it off?"):
         switch_off(access)
 
 
