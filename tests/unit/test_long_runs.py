@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_long_runs_of_make_select_tests_that_exist() -> None:
-    """Each word by which a target of the Makefile selects tests of a file, as in `-k 'surviv or changed_row'`, is part of
+    """Each word by which a target of the Makefile selects tests of a file, as in `-k surviv`, is part of
     the name of a test in that file.
     """
     chosen = re.findall(r"(tests/\S+\.py) -k '([^']+)'", (ROOT / "Makefile").read_text())
