@@ -1,0 +1,18 @@
+"""The long runs of the Makefile, which no change runs."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_long_runs_of_make_select_tests_that_exist() -> None:
+    """Each word by which a target of the Makefile selects tests of a file, as in `-k surviv`, is part of
+    the name of a test in that file.
+    """
+    chosen = re.findall(r"(tests/\S+\.py) -k '([^']+)'", (ROOT / "Makefile").read_text())
+    assert len(chosen) >= 2
+    for file, expression in chosen:
+        names = re.findall(r"def (test_\w+)", (ROOT / file).read_text())
+        words = set(re.findall(r"\w+", expression)) - {"and", "or", "not", "embedded", "rabbitmq"}
+        assert [word for word in words if not any(word in name for name in names)] == [], file
