@@ -1,5 +1,6 @@
 """Replay of recordings: read and change messages, compute when each is due, and compare sent with received messages."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -161,6 +162,17 @@ def _moment(line: Mapping[str, Any], place: str, before: float | None) -> float 
         return datetime.fromisoformat(text).timestamp()
     except (TypeError, ValueError, OverflowError, OSError) as error:
         raise BadData(f'{place} has a "timestamp" that is not a time such as 2026-01-31T12:00:00Z: {text!r}') from error
+
+
+def parse_speed(text: str) -> float:
+    """Parse the speed of a replay: a positive number, or "max", which is infinity. Raises ValueError otherwise."""
+    try:
+        speed = math.inf if text == "max" else float(text)
+    except ValueError:
+        speed = 0.0
+    if not speed > 0:
+        raise ValueError(f"{text!r} is not a speed such as 2, 0.5 or max")
+    return speed
 
 
 #: Timestamps may go back by this many seconds within one recording: a clock was adjusted, or lines are out of order.

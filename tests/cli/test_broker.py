@@ -424,7 +424,9 @@ def test_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> None:
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_killed_broker_can_be_started_again(home: Shell, kind: BrokerKind, at_port: str) -> None:
-    """After kill -9 of the broker, `broker status` exits with 69, and `broker up` starts it again at the same port."""
+    """After kill -9 of the broker, `broker status` exits with 69 and names the command that starts this broker again;
+    `broker up` starts it at the same port.
+    """
     own_broker(kind)
     up = ("mqtool", "broker", "up", "--kind", kind, "--name", "mine", at_port)
     home.run(*up)
@@ -432,4 +434,6 @@ def test_a_killed_broker_can_be_started_again(home: Shell, kind: BrokerKind, at_
     pid = int(next(line.split()[1] for line in status.splitlines() if line.strip().startswith("process")))
     os.kill(pid, 9)
     wait_until(lambda: home.run("mqtool", "broker", "status", "--name", "mine").code == 69, "not running")
+    stopped = home.run("mqtool", "broker", "status", "--name", "mine").stderr
+    assert f"hint: start it again: mqtool broker up --kind={kind} --name=mine\n" in stopped
     assert home.run(*up).code == 0

@@ -45,6 +45,8 @@ def test_faults_can_be_started_listed_and_ended(tester: Shell, own: EmbeddedBrok
     assert tester.run("mqtool", "send", "-q", "jobs", "Hello").code == 75
     assert "no active faults" in tester.run("mqtool", "broker", "fault", "ls").stderr
 
+    assert tester.run("mqtool", "broker", "fault", "restart", "seconds=0").stderr == "restart: 0 affected\n"
+
     tester.run("mqtool", "broker", "fault", "go-silent", "seconds=1m")
     assert tester.run("mqtool", "broker", "fault", "clear").stderr == "ended 1 fault\n"
     assert own.faults.in_force() == []
@@ -66,8 +68,10 @@ def test_a_nack_from_a_cluster_without_one_node_is_retried(tester: Shell, own: E
     ("words", "said"),
     [
         (["cut"], "unknown fault 'cut': one of block_publishers"),
+        (["go-silnt"], "unknown fault 'go_silnt': did you mean 'go_silent'?"),
         (["go-silent", "for=3"], "no argument 'for': one of seconds"),
         (["go-silent", "seconds=x"], "seconds must be a duration, not 'x'"),
+        (["go-silent", "seconds=-1"], "seconds must be at least 0, not '-1'"),
         (["nack-publishes"], "nack_publishes needs queue"),
         (["nack-publishes", "jobs"], "'jobs' is not an argument of a fault"),
         (["close-channels", "code=1"], "code must be one of AMQP's"),

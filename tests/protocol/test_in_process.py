@@ -4,7 +4,9 @@ import asyncio
 import inspect
 import json
 import logging
+import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,11 +19,13 @@ import pika
 import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import ChannelClosedByBroker, NackError
+from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker, NackError
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.in_process import Vhost
 from tests.protocol.conftest import Api
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -143,6 +147,26 @@ def test_a_channel_that_the_broker_closed_is_reported(
     for why in ("404 NOT_FOUND - no queue 'missing'", "406 PRECONDITION_FAILED - inequivalent arg 'durable'"):
         assert f"<channel closed: {why}" in happened
         assert f" closed: {why}" in caplog.text.replace("\\'", "'")
+
+
+def test_a_connection_that_the_broker_closed_is_reported(vhost: Vhost, channel: BlockingChannel) -> None:
+    """If the broker closes a connection, the report of a failed test says why."""
+    assert vhost.faults.close_connections(501, "FRAME_ERROR - Closed by a test") > 0
+    with pytest.raises(ConnectionClosedByBroker):
+        channel.connection.process_data_events(10)
+    assert "<connection closed: 501 FRAME_ERROR - Closed by a test>" in repr(vhost.published(timeout=0))
+
+
+def test_a_query_for_a_misspelled_queue_names_the_similar_one(vhost: Vhost, channel: BlockingChannel) -> None:
+    """If a query is for a queue that does not exist, its empty result and the queue's state say so, and name the queue
+    that was probably meant.
+    """
+    assert channel.is_open, "it has declared the queue jobs"
+    meant = "queue 'jbos' does not exist: did you mean 'jobs'?"
+    misspelled = vhost.queue("jbos")
+    for shown in (misspelled, misspelled.messages(timeout=0), misspelled.acked):
+        assert meant in repr(shown)
+    assert "queue 'billing' does not exist" in repr(vhost.queue("billing").rejected)
 
 
 def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: BlockingChannel) -> None:
@@ -287,6 +311,25 @@ def test_a_query_over_http_waits_for_a_queue_to_be_declared(api_of: Callable[[Em
             assert asked.result()[0] == 200
 
 
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs the command node")
+def test_the_javascript_helper_in_the_documentation_accepts_answers_without_a_body() -> None:
+    """The function api() in the documentation's example for Node.js can reset the broker, which answers without a body,
+    and returns the answers of queries.
+    """
+    page = (ROOT / "docs/how-to/testing-in-any-language.md").read_text()
+    helper = page[page.index("const api =") : page.index("test(")]
+    program = f'{helper}\nawait api("reset", {{ vhost: "/" }});\nconsole.log((await api("published/%2F")).length);'
+    with EmbeddedBroker(management_port=0, recording=True) as broker:
+        done = subprocess.run(
+            ["node", "--input-type=module", "-e", program],
+            env={**os.environ, "MANAGEMENT_URL": str(broker.management_url)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
+
+
 def test_a_query_over_http_waits_for_the_count(api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """An HTTP query for published messages with a count and a timeout is answered once that many messages were
     published, or after the timeout.
@@ -299,7 +342,19 @@ def test_a_query_over_http_waits_for_the_count(api_of: Callable[[EmbeddedBroker]
         status, found = asked.result()
         assert (status, [message["body"] for message in found]) == (200, ["1", "1"])
         assert len(api("GET", "mqtool/published/%2F?count=3&timeout=0.05")[1]) == 2
-        assert api("GET", "mqtool/published/%2F?count=many")[0] == 400
+        for query in ("count=many", "count=-1", "timeout=-4", "timeout=nan", "count=1&timeout=nan"):
+            assert api("GET", f"mqtool/published/%2F?{query}")[0] == 400, query
+
+
+def test_a_query_over_http_with_a_timeout_alone_waits_for_one_message(api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """An HTTP query with a timeout but no count waits for one message; with the timeout 0, it does not wait."""
+    with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
+        api = api_of(broker)
+        assert api("GET", "mqtool/published/%2F?timeout=0") == (200, [])
+        asked = pool.submit(api, "GET", "mqtool/published/%2F?timeout=30")
+        _publish(broker.url)
+        status, found = asked.result()
+        assert (status, [message["body"] for message in found]) == (200, ["1"])
 
 
 def test_an_async_condition_is_refused() -> None:
@@ -332,11 +387,27 @@ def test_a_failure_names_the_queue_whose_messages_were_not_acknowledged(vhost: V
         vhost.wait_for(lambda: vhost.queue("jobs").acked, timeout=0.01)
 
 
+def test_a_failure_lists_the_faults_in_force(vhost: Vhost, channel: BlockingChannel) -> None:
+    """The failure of a test names each fault that is in force, with its arguments, and none that is over."""
+    channel.queue_declare("q")
+    vhost.faults.nack_publishes("q")
+    vhost.faults.delay_confirms(seconds=60)
+    vhost.faults.refuse_connections().undo()
+    with pytest.raises(AssertionError) as failure:
+        vhost.wait_for(lambda: False, timeout=0.01)
+    assert str(failure.value).splitlines()[-2:] == [
+        "fault in force: nack_publishes(queue='q', count=1)",
+        "fault in force: delay_confirms(seconds=60.0)",
+    ]
+
+
 def test_a_failure_names_the_fault_that_waits_for_a_queue_that_does_not_exist(vhost: Vhost) -> None:
     """A fault for a queue that no client has declared yet is named in the failure of a test."""
     vhost.faults.nack_publishes("shipping")
     with pytest.raises(
-        AssertionError, match="fault nack_publishes: without effect so far, because queue 'shipping' does"
+        AssertionError,
+        match=r"fault in force: nack_publishes\(queue='shipping', count=1\), without effect so far, because queue "
+        "'shipping' does not exist",
     ):
         vhost.wait_for(lambda: False, timeout=0.01)
 
@@ -470,7 +541,8 @@ OVERRIDDEN = {
 
 def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path) -> None:
     """If a project's own fixture amqp_broker ignores the version that --amqp-like asks for, the tests that use it fail
-    and name the version that they got; if it uses request.param, they pass.
+    and name the version that they got; if it uses request.param, they pass. These failures say nothing about the
+    version, so the tests are not listed as depending on it. What the error advises works without --amqp-like too.
     """
     (tmp_path / "ours").mkdir()
     for name, text in OVERRIDDEN.items():
@@ -480,9 +552,12 @@ def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path)
     assert "1 failed, 3 passed" in done.stdout, done.stdout + done.stderr
     assert re.search(
         r"this test is to run with 3\.10, but the project's own fixture amqp_broker behaves like 4\.3: start it with "
-        r"EmbeddedBroker\(like=request\.param\)",
+        r'EmbeddedBroker\(recording=True, like=getattr\(request, "param", "4\.2"\)\)',
         done.stdout,
     ), done.stdout
+    assert "tests that depend on the version" not in done.stdout
+    done = subprocess.run(command[:-2], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_amqp_like_fails_a_test_that_it_cannot_run_once_per_version(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pika
@@ -11,9 +11,10 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.broker.embedded import replay
-from mqtool.broker.embedded.in_process import Vhost
+from mqtool.broker.embedded.in_process import EmbeddedBroker, Vhost
 from mqtool.broker.embedded.testing.replay import replaying
-from mqtool.errors import Unavailable
+from mqtool.errors import BadData, Unavailable
+from tests.protocol.conftest import Api
 
 
 @pytest.fixture
@@ -52,17 +53,31 @@ def recording(tmp_path: Path) -> Path:
     return path
 
 
-def test_replay_waits_until_queues_and_bindings_exist(vhost: Vhost, channel: BlockingChannel, recording: Path) -> None:
+def test_replay_waits_until_queues_and_bindings_exist(
+    vhost: Vhost,
+    channel: BlockingChannel,
+    recording: Path,
+    amqp_broker: EmbeddedBroker,
+    api_of: Callable[[EmbeddedBroker], Api],
+) -> None:
     """If the exchange, the queue and the bindings are declared only during a replay, all its messages still arrive, in
-    order.
+    order. Its attempts to publish them before are not recorded.
     """
+
+    def attempts() -> int:
+        _, exchange = api_of(amqp_broker)("GET", f"exchanges/{vhost.name}/logs")
+        found: int = exchange.get("message_stats", {}).get("publish_in", 0)
+        return found
+
     with replaying(vhost, recording):
         channel.exchange_declare("logs", "direct")
-        vhost.wait_for(lambda: len(vhost.unrouted))  # the first message has come too early
+        vhost.wait_for(lambda: attempts() > 2)  # the first message has come too early
+        assert not vhost.unrouted
         channel.queue_declare("jobs")
         for key in "ab":
             channel.queue_bind("jobs", "logs", key)
         vhost.wait_for(lambda: len(vhost.queue("jobs").messages()) == 50)
+    assert len(vhost.published("logs", count=50)) == 50
     messages = vhost.queue("jobs").messages()
     assert [message.headers["n"] for message in messages] == list(range(50))
     assert messages[7].body == b"body 7"
@@ -85,6 +100,7 @@ def test_replay_names_an_unroutable_message(vhost: Vhost, channel: BlockingChann
 
 
 TESTS = """
+import threading
 import pika, pytest
 
 @pytest.fixture
@@ -102,11 +118,14 @@ RECORDED = pytest.mark.amqp_recording("incident.ndjson")
 def test_replayed(amqp_vhost, app, count):
     amqp_vhost.wait_for(lambda: len(amqp_vhost.queue("jobs").messages(timeout=0)) == count)
 
-@pytest.mark.amqp_recording("incident.ndjson", patience=5)
-def test_unroutable(amqp_vhost):
+@pytest.fixture
+def exchange(amqp_vhost):
     with pika.BlockingConnection(pika.URLParameters(amqp_vhost.url)) as connection:
         connection.channel().exchange_declare("logs", "fanout")
-        amqp_vhost.wait_for(lambda: len(amqp_vhost.unrouted))
+
+@pytest.mark.amqp_recording("incident.ndjson", patience=0)
+def test_unroutable(amqp_vhost, exchange):
+    amqp_vhost.wait_for(lambda: all(each.name != "amqp-recording" for each in threading.enumerate()))
 
 @pytest.mark.amqp_recording("incident.ndjson")
 def test_nowhere(): pass
@@ -133,3 +152,63 @@ def test_the_marker_amqp_recording_replays_in_a_users_test(tmp_path: Path, recor
     assert "No such file or directory" in done.stdout
     assert "amqp_recording needs the path of one recording" in done.stdout
     assert "another exception" not in done.stdout
+
+
+WRONG = {
+    '"incident.ndjson", speed="fast"': "speed: 'fast' is not a speed such as 2, 0.5 or max",
+    '"incident.ndjson", speed=0': "speed: '0' is not a speed such as 2, 0.5 or max",
+    '"incident.ndjson", patience="5"': "patience must be a number of seconds, at least 0, not '5'",
+    '"incident.ndjson", where="headers.n<"': "expected a value",
+    '"incident.ndjson", where="routing_kee=a"': "hint: did you mean 'routing_key'?",
+    '"incident.ndjson", where="headers.n is 3"': "  headers.n is 3\n            ^\nhint: put",
+    '"incident.ndjson", where=3': "where must be a condition such as",
+    '"incident.ndjson", sped=2': "unknown argument 'sped'\nhint: did you mean 'speed'?",
+    '"incident.ndjson", loop=2': "unknown argument 'loop'\nhint: one of speed, where, patience",
+    '"incident.ndjson", where="headers.n=99"': "incident.ndjson matches 'headers.n=99'",
+    '"empty.ndjson"': "empty.ndjson has no messages",
+    '"empty.ndjson", where="headers.n=99"': "empty.ndjson has no messages",
+    "3": "amqp_recording needs the path of one recording",
+}
+
+
+def test_wrong_arguments_of_the_marker_amqp_recording_fail_the_test(tmp_path: Path, recording: Path) -> None:
+    """A speed, patience or condition that is not valid, an unknown argument, and a recording of which nothing would be
+    replayed fail the test before it runs. The error names the marker, the file and the argument, as `recording replay`
+    does.
+    """
+    assert recording.parent == tmp_path
+    (tmp_path / "empty.ndjson").write_text("\n")
+    tests = [
+        f"@pytest.mark.amqp_recording({arguments})\ndef test_{number}(amqp_vhost): pass\n"
+        for number, arguments in enumerate(WRONG)
+    ]
+    (tmp_path / "test_app.py").write_text("import pytest\n" + "".join(tests))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", "."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert f"{len(WRONG)} errors" in done.stdout, done.stdout + done.stderr
+    assert "passed" not in done.stdout
+    sections = done.stdout.split("ERROR at setup of ")[1:]
+    for (arguments, said), section in zip(WRONG.items(), sections, strict=True):
+        assert said in section, (arguments, section)
+        name = arguments.partition(",")[0]
+        assert f"amqp_recording({name}): " in section or name == "3", section
+
+
+def test_any_error_during_a_replay_is_raised(vhost: Vhost, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unexpected error in the thread of a replay is raised at its end, so that the test fails."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("mqtool.broker.embedded.testing.replay.ReplayClient", fail)
+    with pytest.raises(ZeroDivisionError), replaying(vhost, recording):
+        pass
+
+
+def test_replay_refuses_a_recording_without_messages(vhost: Vhost, recording: Path) -> None:
+    """replay() raises BadData if the recording is empty or nothing matches the condition."""
+    with pytest.raises(BadData, match=r"no message of .*incident.ndjson matches 'headers.n=99'"):
+        replay(vhost, recording, where="headers.n=99")
+    recording.write_text("")
+    with pytest.raises(BadData, match=r"incident.ndjson has no messages"):
+        replay(vhost, recording)

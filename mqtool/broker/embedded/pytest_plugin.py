@@ -15,6 +15,7 @@ replays a recording into the broker while the test runs. The marker takes the ar
 """
 
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -131,7 +132,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @pytest.fixture
 def _amqp_recording(request: pytest.FixtureRequest) -> Iterator[None]:
     """Replay the recording that the marker names, once all other fixtures are set up."""
-    from mqtool.broker.embedded.testing.replay import replaying
+    from mqtool.broker.embedded.testing.replay import check_names, explained, replaying
 
     marker = request.node.get_closest_marker("amqp_recording")
     places = [name for name in ("amqp_vhost", "amqp_broker") if name in request.fixturenames]
@@ -140,15 +141,18 @@ def _amqp_recording(request: pytest.FixtureRequest) -> Iterator[None]:
     given, options = [*marker.args], {**marker.kwargs}
     if "path" in options:
         given.append(options.pop("path"))
-    if len(given) != 1:
+    if len(given) != 1 or not isinstance(given[0], str | Path):
         usage = 'amqp_recording needs the path of one recording, such as @pytest.mark.amqp_recording("incident.ndjson")'
         pytest.fail(usage, pytrace=False)
     path = request.path.parent / given[0]
     failure = None
     try:
+        check_names(options)
         with replaying(request.getfixturevalue(places[0]), path, **options):
             yield
-    except (OSError, MqtoolError) as error:
+    except OSError as error:
         failure = str(error)
+    except MqtoolError as error:
+        failure = explained(error)
     if failure is not None:
-        pytest.fail(failure, pytrace=False)
+        pytest.fail(f'amqp_recording("{given[0]}"): {failure}', pytrace=False)

@@ -74,7 +74,7 @@ def status(which: WhichBroker, name: Name = DEFAULT_NAME) -> None:
             output.show(f"  {key.replace('_', ' '):<12} {value}")
     output.show(f"  commands use {choice.description()}")
     if running < started.nodes:
-        raise Unavailable(f"the broker is {says}", "start it again with 'mqtool broker up'")
+        raise Unavailable(f"the broker is {says}", f"start it again: {broker_up.up_again(started)}")
 
 
 def _state_of(started: Started) -> str:

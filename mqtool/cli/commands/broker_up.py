@@ -135,7 +135,7 @@ def _say_left_behind(starter: Starter, name: str) -> None:
     last = state.load_last(name)
     if last and last.kind != starter.kind and last.details.get("data") != state.IN_MEMORY:
         before = starter_of(last).describe
-        output.notice(f"broker {name!r} was {before} before; its queues are kept for: {_up_again(last)}")
+        output.notice(f"broker {name!r} was {before} before; its queues are kept for: {up_again(last)}")
 
 
 def _say_new(started: Started) -> None:
@@ -285,7 +285,8 @@ def _env(started: Started) -> str:
     return "mqtool broker env" if started.name == DEFAULT_NAME else pasteable("broker env --name=", started.name)
 
 
-def _up_again(stopped: Started) -> str:
+def up_again(stopped: Started) -> str:
+    """Return the command that starts this broker again, rather than another one."""
     own = f"broker up --kind={stopped.kind}"
     return f"mqtool {own}" if stopped.name == DEFAULT_NAME else pasteable(f"{own} --name=", stopped.name)
 
@@ -300,7 +301,7 @@ def known(name: str) -> Started:
     if (started := state.load(name)) is not None:
         return started
     if (stopped := state.load_stopped(name)) is not None:
-        raise Unavailable(f"broker {name!r} is stopped", f"start it again: {_up_again(stopped)}")
+        raise Unavailable(f"broker {name!r} is stopped", f"start it again: {up_again(stopped)}")
     raise Unavailable(f"no broker named {name!r} was started here", "start one with 'mqtool broker up'")
 
 

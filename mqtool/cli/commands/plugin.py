@@ -8,7 +8,7 @@ from mqtool.broker import rabbitmq_plugins, state
 from mqtool.broker.choice import starter_of
 from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli.command_line import command, group
-from mqtool.cli.commands.broker_up import Name
+from mqtool.cli.commands.broker_up import Name, up_again
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -58,5 +58,5 @@ def _started(name: str) -> Started:
             "run on the broker's machine: rabbitmq-plugins enable PLUGIN",
         )
     if not starter_of(started).is_running(started):
-        raise Unavailable(f"the broker named {name!r} is not running", "start it again with 'mqtool broker up'")
+        raise Unavailable(f"the broker named {name!r} is not running", f"start it again: {up_again(started)}")
     return started

@@ -1,6 +1,5 @@
 """mqtool recording replay, scrub, reconcile."""
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +33,7 @@ from mqtool.recordings.recording import (
     ReplayPace,
     Selection,
     parse_moment,
+    parse_speed,
     recorded,
 )
 from mqtool.recordings.recording import reconcile as compare
@@ -146,16 +146,6 @@ class Replayed(Input):
             yield message
 
 
-def _speed(text: str) -> float:
-    try:
-        speed = math.inf if text == "max" else float(text)
-    except ValueError:
-        speed = 0.0
-    if not speed > 0:
-        raise ValueError(f"{text!r} is not a speed such as 2, 0.5 or max")
-    return speed
-
-
 _MOMENT = dict[str, Any](parser=parsed(parse_moment), metavar="TIME")
 
 
@@ -165,7 +155,9 @@ class Playing:
 
     speed: Annotated[
         float | None,
-        typer.Option(parser=parsed(_speed), metavar="N", help="N times as fast as recorded, or max", show_default="1"),
+        typer.Option(
+            parser=parsed(parse_speed), metavar="N", help="N times as fast as recorded, or max", show_default="1"
+        ),
     ] = None
     rate: Annotated[
         float | None, typer.Option("--rate", help="Constant rate, such as 500/s, instead of recorded gaps", **RATE)

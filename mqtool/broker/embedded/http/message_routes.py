@@ -439,12 +439,18 @@ def _check_query(call: RouteCall, *selecting: str) -> None:
 
 
 def _enough(call: RouteCall, messages: "list[Recorded]") -> HttpAnswer:
-    """Return these messages. If there are fewer than the query's `count`, the server tries again until `timeout`."""
+    """Return these messages. If there are fewer than the query's `count`, the server tries again until `timeout`.
+
+    With a timeout and no count, the request waits for one message, as the queries in Python do.
+    """
     query = call.request.query
     try:
-        count, timeout = int(query.get("count", 0)), min(float(query.get("timeout", _TIMEOUT)), _MAX_TIMEOUT)
+        count, timeout = int(query.get("count", "timeout" in query)), float(query.get("timeout", _TIMEOUT))
     except ValueError as error:
         raise bad_request("count and timeout must be numbers") from error
+    if not (count >= 0 and timeout >= 0):  # a timeout can be NaN
+        raise bad_request("count and timeout must be at least 0")
+    timeout = min(timeout, _MAX_TIMEOUT)
     patience = timeout if len(messages) < count else 0
     return HttpAnswer(HTTPStatus.OK, [_recorded_view(each) for each in messages], patience=patience)
 

@@ -342,14 +342,22 @@ class Hooks(Protocol):
     def connected(self, client: object) -> None:
         """Handle a new connection, before the client has sent anything."""
 
-    def enqueue(self, vhost: VirtualHost, routing: Routing) -> Publication:
-        """Add a message to its queues, unless a test prevents it; return the outcome to report to the publisher."""
+    def enqueue(self, vhost: VirtualHost, routing: Routing, *, retries: bool = False) -> Publication:
+        """Add a message to its queues, unless a test prevents it; return the outcome to report to the publisher.
+
+        Args:
+            retries: True if the publisher publishes the message again until a queue has received it.
+        """
 
     def streamed(self, vhost: VirtualHost, stream: str, messages: Iterator[tuple[int, BrokerMessage]]) -> None:
         """Handle messages that were published with the stream protocol; `messages` yields them with their offsets."""
 
-    def channel_closed(self, vhost: VirtualHost, why: str) -> None:
-        """Handle a channel that the broker has closed because of an error; `why` is its code and text."""
+    def closed(self, vhost: VirtualHost, what: str, why: str) -> None:
+        """Handle a `channel` or a `connection` that the broker has closed because of an error.
+
+        Args:
+            why: the reply code and text.
+        """
 
     def acknowledge(self, queue: BrokerQueue, entry: BacklogEntry) -> bool:
         """Return True if a message is to be acknowledged, False to requeue it instead."""

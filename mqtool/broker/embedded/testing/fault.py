@@ -16,7 +16,7 @@ from mqtool.broker.embedded.model.virtual_host import Routing
 from mqtool.broker.embedded.sockets.listener import Listener
 from mqtool.broker.embedded.wire.amqp_connection import BrokerConnection
 from mqtool.duration import parse_duration
-from mqtool.spelling import mistyped
+from mqtool.spelling import did_you_mean, mistyped
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.amqp10.amqp10_connection import Connection10
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
 
 Client: TypeAlias = "BrokerConnection | StreamConnection | Connection10"
+
+_NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,9})?", re.ASCII)
 
 #: The fault classes, by names such as `cut_connections`.
 KINDS: dict[str, "type[Fault]"] = {}
@@ -130,7 +132,8 @@ def fault_of(name: str, arguments: Mapping[str, Any]) -> Fault:
     """
     kind = KINDS.get(name.replace("-", "_"))
     if kind is None:
-        raise ValueError(f"unknown fault {name!r}: one of {', '.join(sorted(KINDS))}")
+        among = did_you_mean(name.replace("-", "_"), KINDS, f"one of {', '.join(sorted(KINDS))}")
+        raise ValueError(f"unknown fault {name!r}: {among}")
     known = arguments_of(kind)
     for argument in arguments:
         if argument not in known:
@@ -164,7 +167,7 @@ def _converted(name: str, value: Any, annotated: Any) -> Any:
         raise ValueError(f"{name} must be true or false, not {value!r}")
     try:
         if kind is float:
-            number = parse_duration(value) if isinstance(value, str) else float(value)
+            number = _seconds(value) if isinstance(value, str) else float(value)
         elif kind is int:
             number = int(value)
         else:
@@ -174,6 +177,11 @@ def _converted(name: str, value: Any, annotated: Any) -> Any:
     if not number >= (0 if kind is float else 1):
         raise ValueError(f"{name} must be {'at least 0' if kind is float else 'at least 1'}, not {value!r}")
     return number
+
+
+def _seconds(text: str) -> float:
+    """Parse a duration such as 200ms, or a number of seconds such as 0.2. Raises ValueError if it is neither."""
+    return float(text) if _NUMBER.fullmatch(text) else parse_duration(text)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mqtool.broker.embedded.model.profile import profile
+from mqtool.broker.embedded.model.profile import DEFAULT, profile
 from mqtool.version_changes import cause
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _FIXTURE = "amqp_broker"
 #: Names in a report's `user_properties`, which pytest-xdist passes on, and which pytest writes to JUnit files.
 _VERSION, _TEST = "amqp_like", "amqp_test"
+#: The same, for a test that failed because its broker has another version: it says nothing about the versions.
+_OTHER = "amqp_other"
 #: Characters of a failure to show.
 _ROOM = 160
 
@@ -61,10 +63,11 @@ class OverVersions:
         like = getattr(getattr(item, "funcargs", {}).get(_FIXTURE), "like", None)
         if version in (None, like):
             return
+        item.user_properties.append((_OTHER, like or ""))
         what = "has no attribute `like`, which names its version" if like is None else f"behaves like {like}"
         pytest.fail(
             f"--amqp-like: this test is to run with {version}, but the project's own fixture amqp_broker {what}: "
-            "start it with EmbeddedBroker(like=request.param)",
+            f'start it with EmbeddedBroker(recording=True, like=getattr(request, "param", "{DEFAULT}"))',
             pytrace=False,
         )
 
@@ -81,7 +84,7 @@ class OverVersions:
         failures: dict[str, dict[str, str]] = defaultdict(dict)  # by test and version; "" for a test that passed
         for report in reports:
             told = dict(report.user_properties)
-            if _VERSION in told:
+            if _VERSION in told and _OTHER not in told:
                 of_test, version = failures[str(told[_TEST])], str(told[_VERSION])
                 of_test[version] = of_test.get(version) or (_failure(report) if report.failed else "")
         for test, of_test in sorted(failures.items()):

@@ -53,11 +53,7 @@ class QueueQuestions:
         return self._questions.wait_for_count(lambda broker, vhost: broker.ready(vhost, self.name), count, timeout)
 
     def _happened(self, what: str) -> Messages:
-        def ask(broker: BrokerUnderTest, vhost: str) -> Messages:
-            found = broker.recording.find(what, vhost, queue=self.name)
-            return found or Messages([], broker.describe(vhost))
-
-        return self._questions.now(ask)
+        return self._questions.now(lambda broker, vhost: broker.settled(what, vhost, self.name))
 
     @property
     def acked(self) -> Messages:
@@ -182,7 +178,11 @@ class Questions(ABC):
             raise AssertionError(f"not within {timeout:g} s; {happened}")
 
     def reset(self) -> None:
-        """Undo all faults, purge the queues and clear the recording. Queues, bindings and consumers stay."""
+        """Undo all faults, purge the queues and clear the recording. Queues, bindings and consumers stay.
+
+        Unacknowledged messages stay too, as when RabbitMQ purges a queue: once the consumer's channel closes, they are
+        in the queue again. Close the tested program's connections first.
+        """
         self.now(lambda broker, vhost: broker.reset(vhost))
 
 

@@ -10,17 +10,20 @@ be routed.
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from mqtool.broker.embedded.testing.replay_client import ReplayClient
-from mqtool.errors import MqtoolError, Unavailable
-from mqtool.recordings.recording import Changes, RecordedMessage, ReplayPace, Selection, recorded
-from mqtool.where import parse
+from mqtool.errors import BadData, BadExpression, MqtoolError, Unavailable, UsageError
+from mqtool.recordings.recording import Changes, RecordedMessage, ReplayPace, Selection, parse_speed, recorded
+from mqtool.spelling import did_you_mean
+from mqtool.where import Where, parse
 
+#: The arguments that replay() takes after the recording.
+_OPTIONS = ("speed", "where", "patience")
 #: Seconds between attempts to route a message.
 _LOOK = 0.02
 
@@ -53,22 +56,45 @@ def replay(
         The number of messages.
 
     Raises:
-        BadData: a line is not a message.
+        BadData: a line is not a message, or there are no messages, or none matches `where`.
+        MqtoolError: an argument is not valid.
         Unavailable: a message could not be routed in time.
     """
     return _Replay(broker, Path(path), speed, where, patience).run()
 
 
+def check_names(options: Mapping[str, Any]) -> None:
+    """Raise UsageError if replay() has no argument with one of these names."""
+    for name in options:
+        if name not in _OPTIONS:
+            raise UsageError(
+                f"unknown argument {name!r}", did_you_mean(name, _OPTIONS, f"one of {', '.join(_OPTIONS)}")
+            )
+
+
+def explained(error: MqtoolError) -> str:
+    """Return what the command line shows of an error: its text, the condition with a mark, and the hint."""
+    lines = [str(error)]
+    if isinstance(error, BadExpression):
+        lines += [f"  {error.text}", f"  {' ' * (error.column - 1)}^"]
+    if error.hint:
+        lines.append(f"hint: {error.hint}")
+    return "\n".join(lines)
+
+
 @contextmanager
 def replaying(broker: HasUrl | str, path: str | Path, **how: Any) -> Iterator[None]:
-    """Replay in a thread until the `with` block ends. Takes replay()'s arguments; raises its errors at the end."""
+    """Replay in a thread until the `with` block ends. Takes replay()'s arguments.
+
+    Raises errors of the arguments, and of a recording without messages, at once; other errors at the end.
+    """
     going = _Replay(broker, Path(path), **how)
-    failures: list[MqtoolError] = []
+    failures: list[BaseException] = []
 
     def run() -> None:
         try:
             going.run()
-        except MqtoolError as error:
+        except BaseException as error:  # raised in the caller's thread
             failures.append(error)
 
     thread = threading.Thread(target=run, name="amqp-recording", daemon=True)
@@ -80,6 +106,27 @@ def replaying(broker: HasUrl | str, path: str | Path, **how: Any) -> Iterator[No
         thread.join()
     if failures:
         raise failures[0]
+
+
+def _condition(where: object) -> Where | None:
+    if where is None:
+        return None
+    if not isinstance(where, str):
+        raise UsageError(f"where must be a condition such as \"routing_key='a'\", not {where!r}")
+    return parse(where)
+
+
+def _speed(speed: object) -> float:
+    try:
+        return parse_speed(str(speed))
+    except ValueError as error:
+        raise UsageError(f"speed: {error}") from error
+
+
+def _seconds(patience: object) -> float:
+    if isinstance(patience, bool) or not isinstance(patience, int | float) or not patience >= 0:
+        raise UsageError(f"patience must be a number of seconds, at least 0, not {patience!r}")
+    return patience
 
 
 class _Replay:
@@ -101,13 +148,26 @@ class _Replay:
         self._url = broker if isinstance(broker, str) else broker.url
         self._path = path
         self._lines = path.read_bytes().splitlines()
-        self._selection = Selection(where=None if where is None else parse(where))
-        self._pace = ReplayPace(float("inf") if speed == "max" else speed)
-        self._patience = patience
+        self._where = _condition(where)
+        self._pace = ReplayPace(_speed(speed))
+        self._patience = _seconds(patience)
+        self._check_messages()
         #: Pairs of exchange and routing key known to lead to a queue.
         self._routed: set[tuple[str | None, str | None]] = set()
         self._exchanges: set[str] = set()
         self._count = 0
+
+    def _check_messages(self) -> None:
+        """Raise BadData if there is nothing to replay: a test that receives nothing would pass by accident."""
+        if next(self._messages(self._where), None) is not None:
+            return
+        if self._where is not None and next(self._messages(None), None) is not None:
+            raise BadData(f"no message of {self._path} matches {self._where.text!r}")
+        raise BadData(f"{self._path} has no messages")
+
+    def _messages(self, where: Where | None) -> Iterator[RecordedMessage]:
+        found = recorded(self._lines, Selection(where=where), Changes(), str(self._path))
+        return (message for message in found if message is not None)
 
     def run(self) -> int:
         with closing(ReplayClient(self._url, self.stopped)) as client:
@@ -121,13 +181,12 @@ class _Replay:
         return (message.exchange, message.routing_key) in self._routed
 
     def _due(self) -> Iterator[RecordedMessage]:
-        for message in recorded(self._lines, self._selection, Changes(), str(self._path)):
-            if message is not None:
-                left = self._pace.due(message) - time.monotonic()
-                if self.stopped.wait(left) if left > 0 else self.stopped.is_set():
-                    return
-                self._count += 1
-                yield message
+        for message in self._messages(self._where):
+            left = self._pace.due(message) - time.monotonic()
+            if self.stopped.wait(left) if left > 0 else self.stopped.is_set():
+                return
+            self._count += 1
+            yield message
 
     def _publish(self, message: Any, client: ReplayClient) -> None:
         """Publish a message, and retry until it is routed. Later messages wait, to keep the order."""

@@ -172,7 +172,7 @@ class ReplayClient:
             0, commands.Connection.StartOk, mechanism="PLAIN", response=f"\0{user}\0{password}", locale="en_US",
             client_properties={
                 "product": "mqtool", "version": __version__, "connection_name": "replay",
-                "capabilities": {"publisher_confirms": True, "basic.nack": True},
+                "capabilities": {"publisher_confirms": True, "basic.nack": True, amqp_frames.RETRIES: True},
             },
         )  # fmt: skip
         tune = self._take(commands.Connection.Tune)

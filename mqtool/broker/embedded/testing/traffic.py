@@ -71,19 +71,25 @@ class Recorded:
         return f"<{self.what} {to} {'→' if self.what == 'published' else 'in'} {where}: {body}>"
 
 
-class ClosedChannel:
-    """A channel that the broker closed because of an error, as an event between those of messages."""
+class Closed:
+    """A channel or a connection that the broker closed because of an error, as an event between those of messages.
 
-    __slots__ = ("_why", "vhost")
+    Args:
+        closed: `channel` or `connection`.
+        why: the reply code and text.
+    """
+
+    __slots__ = ("_closed", "_why", "vhost")
     what = "closed"
     body = b""
 
-    def __init__(self, vhost: str, why: str) -> None:
+    def __init__(self, vhost: str, closed: str, why: str) -> None:
         self.vhost = vhost
+        self._closed = closed
         self._why = why
 
     def __repr__(self) -> str:
-        return f"<channel closed: {self._why}>"
+        return f"<{self._closed} closed: {self._why}>"
 
 
 class Messages(list[Recorded]):
@@ -115,11 +121,11 @@ class TrafficRecording:
     """The latest events, oldest first: up to MAX_EVENTS of them, with up to MAX_BYTES of bodies in total."""
 
     def __init__(self) -> None:
-        self._events: deque[Recorded | ClosedChannel] = deque()
+        self._events: deque[Recorded | Closed] = deque()
         self._bytes = 0
         self._forgotten = 0
 
-    def add(self, event: Recorded | ClosedChannel) -> None:
+    def add(self, event: Recorded | Closed) -> None:
         """Append an event; drop the oldest events if a limit is exceeded."""
         self._events.append(event)
         self._bytes += len(event.body)

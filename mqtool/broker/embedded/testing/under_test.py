@@ -16,8 +16,8 @@ from mqtool.broker.embedded.model.virtual_host import Publication, Routing, Virt
 from mqtool.broker.embedded.sockets.listener import Listener
 from mqtool.broker.embedded.testing import connection_faults as connection_faults  # so that requests can name them
 from mqtool.broker.embedded.testing.fault import Client, Fault, FaultScene, arguments_of, name_of
-from mqtool.broker.embedded.testing.traffic import ClosedChannel, Messages, Recorded, TrafficRecording
-from mqtool.spelling import counted
+from mqtool.broker.embedded.testing.traffic import Closed, Messages, Recorded, TrafficRecording
+from mqtool.spelling import counted, mistyped
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.model.stream_queue import StreamQueue
@@ -60,8 +60,11 @@ class _Hooks:
         for fault in self.faults:
             fault.connected(cast("Client", client))
 
-    def enqueue(self, vhost: VirtualHost, routing: Routing) -> Publication:
-        """Add a message to its queues, unless a fault rejects the message or makes it unroutable."""
+    def enqueue(self, vhost: VirtualHost, routing: Routing, *, retries: bool = False) -> Publication:
+        """Add a message to its queues, unless a fault rejects the message or makes it unroutable.
+
+        Of a publisher that retries, only the attempt that succeeds is recorded.
+        """
         refused = False
         for fault in self.faults:
             refused = fault.publishing(routing) or refused
@@ -70,7 +73,8 @@ class _Hooks:
         publication = vhost.enqueue(routing)
         if refused:
             publication = publication._replace(routed=True, accepted=False)
-        if self.recording is not None:
+        failed = not (publication.accepted and names)
+        if self.recording is not None and not (retries and failed):
             nacked = not publication.accepted
             self.recording.add(Recorded("published", vhost.name, routing.message, names, nacked=nacked))
         return publication
@@ -81,10 +85,10 @@ class _Hooks:
             for _, message in messages:
                 self.recording.add(Recorded("published", vhost.name, message, [stream]))
 
-    def channel_closed(self, vhost: VirtualHost, why: str) -> None:
-        """Record that the broker has closed a channel."""
+    def closed(self, vhost: VirtualHost, what: str, why: str) -> None:
+        """Record that the broker has closed a channel or a connection."""
         if self.recording is not None:
-            self.recording.add(ClosedChannel(vhost.name, why))
+            self.recording.add(Closed(vhost.name, what, why))
 
     def acknowledge(self, queue: BrokerQueue, entry: BacklogEntry) -> bool:
         """Record an acknowledgement and return True; return False if a fault wants the message requeued instead."""
@@ -184,7 +188,7 @@ class BrokerUnderTest:
         return self._hooks.recording
 
     def describe(self, vhost: str) -> str:
-        """Describe for a failed test what happened, which deliveries are not acknowledged, and which faults wait."""
+        """Describe for a failed test what happened, which deliveries are not acknowledged, and which faults last."""
         lines = [self.recording.describe(vhost)]
         found = self._scene.broker.vhosts.get(vhost)
         for name, queue in ({} if found is None else found.queues).items():
@@ -195,17 +199,22 @@ class BrokerUnderTest:
             if again := sum(entry.redelivered for entry in queue.backlog.in_memory()):
                 why = "requeued, or the channel closed without an acknowledgement"
                 lines.append(f"queue {name!r}: {counted(again)} delivered before and ready again ({why})")
-        for fault in self.faults():
-            missing = fault["arguments"].get("queue")
-            if missing is not None and not any(missing in each.queues for each in self._scene.broker.vhosts.values()):
-                lines.append(f"fault {fault['fault']}: without effect so far, because queue {missing!r} does not exist")
+        lines += map(self._told, self.faults())
         return "\n".join(lines)
+
+    def _told(self, fault: dict[str, Any]) -> str:
+        arguments = fault["arguments"]
+        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items() if value is not None)
+        told, missing = f"fault in force: {fault['fault']}({given})", arguments.get("queue")
+        if missing is not None and not any(missing in each.queues for each in self._scene.broker.vhosts.values()):
+            return f"{told}, without effect so far, because queue {missing!r} does not exist"
+        return told
 
     def ready(self, vhost: str, queue: str) -> Messages:
         """Return a queue's ready messages in order of arrival. After a requeue, the order of delivery may differ."""
         found = self._queue(vhost, queue)
         if found is None:
-            return Messages([], f"queue {queue!r} does not exist")
+            return Messages([], self._no_queue(vhost, queue))
         if found.kind == "stream":
             waiting = _in_stream(found)
         else:
@@ -217,12 +226,23 @@ class BrokerUnderTest:
         """Describe a queue's contents, and what has happened to its messages, in one line."""
         found = self._queue(vhost, queue)
         if found is None:
-            return f"queue {queue!r} does not exist"
+            return self._no_queue(vhost, queue)
         words = f"{len(found)} ready, {found.unacked} unacked, {len(found.consumers)} consumers"
         if self._hooks.recording is not None:
             done = [f"{len(self.recording.find(what, vhost, queue=queue))} {what}" for what in ("acked", "rejected")]
             words = f"{words}, {', '.join(done)}"
         return words
+
+    def settled(self, what: str, vhost: str, queue: str) -> Messages:
+        """Return the messages of a queue that were `acked`, `rejected` or `requeued`."""
+        found = self.recording.find(what, vhost, queue=queue)
+        missing = [] if self._queue(vhost, queue) else [self._no_queue(vhost, queue)]
+        return found or Messages([], "; ".join([*missing, self.describe(vhost)]))
+
+    def _no_queue(self, vhost: str, queue: str) -> str:
+        found = self._scene.broker.vhosts.get(vhost)
+        meant = None if found is None else mistyped(queue, sorted(found.queues))
+        return f"queue {queue!r} does not exist{'' if meant is None else f': did you mean {meant!r}?'}"
 
     def _queue(self, vhost: str, queue: str) -> BrokerQueue | None:
         found = self._scene.broker.vhosts.get(vhost)
@@ -231,7 +251,7 @@ class BrokerUnderTest:
     def reset(self, vhost: str | None) -> None:
         """Undo all faults, purge the queues of a virtual host and clear its recording; None for all virtual hosts.
 
-        Queues, exchanges, bindings and consumers stay. Stream offsets are not reused.
+        Queues, exchanges, bindings, consumers and unacknowledged messages stay. Stream offsets are not reused.
         """
         self.clear()
         for each in self._scene.broker.vhosts.values():

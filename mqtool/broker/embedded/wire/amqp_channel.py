@@ -191,7 +191,7 @@ class BrokerChannel:
         closed = f"channel {self.number} closed: {why}"
         self.session.log_once_a_second(logging.INFO, f"channel {error.code}", closed, often=True)
         if (hooks := self.session.broker.hooks) is not None:
-            hooks.channel_closed(self.vhost, why)
+            hooks.closed(self.vhost, "channel", why)
         self.shut()
         self.state = "closing"
         self.send(

@@ -302,6 +302,8 @@ class BrokerConnection(AmqpSession):
         if self.state in ("closing", "closed"):
             return
         self.log_once_a_second(logging.WARNING, str(error.code), error.text)
+        if self.is_open and (hooks := self.broker.hooks) is not None:
+            hooks.closed(self.vhost, "connection", f"{error.code} {error.reply_text}")
         self.shut()
         self.state = "closing"
         self.send(

@@ -30,6 +30,9 @@ FRAME_HEADER = struct.Struct(">BHI")
 #: The end mark of a frame, followed by the head of the next one: type, channel and size.
 BETWEEN = struct.Struct(">BBHI")
 
+#: The capability by which a client announces that it publishes a message again until a queue has received it.
+RETRIES = "mqtool.retries"
+
 BASIC_PUBLISH = b"\x00\x3c\x00\x28"
 BASIC_ACK = b"\x00\x3c\x00\x50"
 ACCESS_REQUEST = b"\x00\x1e\x00\x0a"

@@ -33,7 +33,7 @@ from mqtool.broker.embedded.wire.amqp_channel import (
     Transaction,
     UncommittedPublish,
 )
-from mqtool.broker.embedded.wire.amqp_frames import table
+from mqtool.broker.embedded.wire.amqp_frames import RETRIES, table
 from mqtool.broker.embedded.wire.deliveries import ChannelDelivery, ChannelSubscription
 from mqtool.broker.embedded.wire.incoming_publishes import Confirms
 from mqtool.codecs.field_tables import type_name
@@ -147,7 +147,7 @@ def perform(channel: BrokerChannel, message: BrokerMessage, routing: Routing | N
     elif hooks is None:
         publication = channel.vhost.enqueue(routing)
     else:
-        publication = hooks.enqueue(channel.vhost, routing)
+        publication = hooks.enqueue(channel.vhost, routing, retries=channel.session.capability(RETRIES))
     if routing is not None:
         channel.routed += len(routing.queues)
     if not publication.routed:
