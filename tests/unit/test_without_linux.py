@@ -89,7 +89,7 @@ def test_the_reported_memory_is_the_highest_without_proc(
     monkeypatch.setattr(node_routes, "_STATM", MISSING)
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=50_000))
-    assert node_routes._resident_bytes() == 50_000 * unit
+    assert node_routes.resident_bytes() == 50_000 * unit
 
 
 def test_a_duplicate_waits_for_a_living_process_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
