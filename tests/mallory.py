@@ -24,7 +24,7 @@ import pika
 from hypothesis import strategies as st
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import AMQPError
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from mqtool.delays.wait_queues import GRACE, RELAY
 from mqtool.topology import DELAYED
@@ -502,12 +502,13 @@ class Scene:
 
         def delete() -> None:
             with self._channel(self._user) as channel, self._channel() as watching:
-                while not any(
-                    watching.queue_declare(name, passive=True).method.consumer_count
-                    for name in ("mallory", "mallory.q")
-                ):
-                    if stop.wait(0.001):
-                        return
+                with contextlib.suppress(ChannelClosedByBroker):  # a command is replacing the queue
+                    while not any(
+                        watching.queue_declare(name, passive=True).method.consumer_count
+                        for name in ("mallory", "mallory.q")
+                    ):
+                        if stop.wait(0.001):
+                            return
                 while not stop.wait(0.001):
                     for name in attack.deleted:
                         for method in ("queue_delete", "exchange_delete"):
