@@ -253,6 +253,15 @@ class Learner:
         looks = self._looks
         wait_until(lambda: self._looks > looks + 20, "`try` to look at it")
 
+    def wait_until_bound(self, exchange: str) -> None:
+        """Wait until `try` has seen a queue that is bound to an exchange. Create the file `bound` for the script."""
+
+        def is_bound() -> bool:
+            return self.trial is not None and bool(self.trial.seen.bound(exchange))
+
+        wait_until(is_bound, f"a queue that is bound to {exchange}")
+        (self._shell.directory / "bound").touch()
+
     def _end_script(self) -> None:
         if self._script:
             (self._shell.directory / "answered").touch()
