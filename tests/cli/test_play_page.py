@@ -1,5 +1,6 @@
 """`tutorial run --ui`, `tutorial try --ui` and `drill --ui`: the page shows each step, and keys control it."""
 
+import itertools
 import os
 import re
 import time
@@ -9,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from mqtool.ui.page_server import single_file
 from tests.brokers import large
 from tests.cli.shell import Running, Shell, wait_until
+from tests.cli.test_picture import box, play, seek
 from tests.cli.test_tutorial import processes_with
 from tests.cli.test_ui import Page, chromium
 
@@ -197,3 +200,83 @@ def test_a_learner_cannot_disturb_a_scene(playing: tuple[Running, Page]) -> None
     page.until(lambda: "the tutorial's own commands are running" in shown(page, "#runs"), "the refusal")
     page.until(lambda: "fair dispatch: worker" in shown(page, "#checks"), "the scene's check")
     assert command.interrupt().wait().code == 130
+
+
+def many_plays() -> list[dict[str, Any]]:
+    """The records of 20 tutorials. In each, every scene has a question and a long answer, and there is one check."""
+    records = []
+    offered = [("work-queues", "Work queues"), *((f"number-{n}", f"Tutorial number {n}") for n in range(2, 21))]
+    for index, (name, title) in enumerate(offered):
+        session, *others = play()
+        for each in list(others):
+            if each["kind"] == "begins":
+                each.update(name=name, title=title)
+            elif each["kind"] == "scene":
+                each["question"] = "Which of the two workers gets the task, and what does the other one do meanwhile?"
+                text = "Worker 1. It is the only one that is not busy: the other one is still at its first task."
+                others.append({"t": each["t"] + 2_000, "kind": "answered", "n": 0, "text": text})
+        session["plays"] = [{"name": name, "title": title, "story": "A story."} for name, title in offered]
+        moved = others if index else [session, *others]
+        records += [{**each, "t": each["t"] + index * 25_000} for each in sorted(moved, key=lambda each: each["t"])]
+    numbers = itertools.count()
+    return [{**each, "n": next(numbers)} if "n" in each else each for each in records]
+
+
+def of_many_plays(chromium: Any, directory: Path, width: int) -> Page:
+    """Open a recording of 20 tutorials, at the first of them."""
+    file = directory / "recording.html"
+    file.write_bytes(single_file(many_plays()))
+    page = Page(chromium, f"{file.as_uri()}#work-queues")
+    page.resize(width)
+    page.until(lambda: page.find("#play-title") and shown(page, "#play-title") == "Work queues", "the tutorial")
+    return page
+
+
+def overlapping(page: Page, selectors: list[str]) -> list[tuple[str, str]]:
+    """The pairs of these elements that are drawn over each other."""
+    boxes = {selector: box(page, selector) for selector in selectors}
+    return [
+        (one, other)
+        for (one, a), (other, b) in itertools.combinations(boxes.items(), 2)
+        if min(a["right"], b["right"]) - max(a["left"], b["left"]) > 1
+        and min(a["bottom"], b["bottom"]) - max(a["top"], b["top"]) > 1
+    ]
+
+
+@pytest.mark.parametrize("width", [1280, 768, 390])
+def test_answers_and_the_list_of_tutorials_have_their_own_room(chromium: Any, tmp_path: Path, width: int) -> None:
+    """At each width, the answer of a scene is on the first screen once the picture has shown it. At the tutorial's end,
+    the answers, the list of tutorials and the picture are visible and do not overlap.
+    """
+    page = of_many_plays(chromium, tmp_path, width)
+    seek(page, 0.5)
+    assert shown(page, "#scene") == "Scene 2"
+    latest = "#checks .answer:not(.earlier)"
+    page.until(lambda: page.find(latest), "the answer of the scene")
+    answer, controls = box(page, latest), box(page, "nav" if width > 800 else "#buttons")
+    assert answer["bottom"] <= controls["top"]
+    middle = (answer["left"] + 10, (answer["top"] + answer["bottom"]) / 2)
+    assert page.ask("return document.elementFromPoint(...arguments).className", *middle) == "answer"
+    assert not overlapping(page, ["#narration", "#question", "#checks", "#view"])
+    seek(page, 1)
+    page.until(lambda: page.find("#plays:not([hidden]) button"), "the list of tutorials")
+    assert len(page.find("#plays button")) == 20
+    parts = ["#narration", "#checks", "#plays", "#view", "#terminals", "#legend"]
+    assert all(box(page, part)["height"] > 15 for part in parts)
+    assert overlapping(page, parts) == []
+    assert page.ask("return document.documentElement.scrollWidth <= innerWidth")
+    if width == 1280:
+        assert page.ask("const main = document.querySelector('main'); return main.scrollHeight <= main.clientHeight")
+    where, header = box(page, "#where"), box(page, "header")
+    assert "of" in shown(page, "#where")
+    assert where["right"] <= header["right"]
+
+
+def test_another_tutorial_begins_at_the_top_of_the_page(chromium: Any, tmp_path: Path) -> None:
+    """A reader who has scrolled down sees the explanation of the tutorial that they choose."""
+    page = of_many_plays(chromium, tmp_path, 390)
+    page.ask("document.querySelector('main').scrollTop = 300")
+    assert page.ask("return document.querySelector('main').scrollTop") == 300
+    page.ask("location.hash = 'number-2'")
+    page.until(lambda: shown(page, "#play-title") == "Tutorial number 2", "the other tutorial")
+    assert page.ask("return document.querySelector('main').scrollTop") == 0

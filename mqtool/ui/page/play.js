@@ -119,6 +119,7 @@ export class Play {
     this.isMenuOpen = false;
     this.since = 0;
     this.drawn = "";
+    this.drawnPlay = null;
     this.isRecorded = document.getElementById("recording") !== null;
     this.asked = "";
     /** In a recording, the scene whose explanation is being read, and until when. */
@@ -330,6 +331,7 @@ export class Play {
     const part = (tag, attributes) => built(tag, undefined, attributes);
     const story = part("section", { id: "story", "aria-label": "Explanation" });
     this.parts = {
+      story,
       title: part("h2", { id: "play-title" }),
       summary: part("p", { id: "summary" }),
       scene: part("p", { id: "scene" }),
@@ -416,9 +418,17 @@ export class Play {
     ].join();
     if (drawn === this.drawn) return;
     this.drawn = drawn;
+    if (play && play.id !== this.drawnPlay) this.scrollUp(play.id);
     this.drawStory(play, at, { isLatest, waits, isChoosing });
     this.drawTerminals(play ? play.terminals : []);
     this.drawCharts(play ? play.charts : []);
+  }
+
+  /** Begin another play at the top of the page. */
+  scrollUp(id) {
+    this.drawnPlay = id;
+    this.parts.story.scrollTop = 0;
+    document.querySelector("main").scrollTop = 0;
   }
 
   drawStory(play, at, { isLatest, waits, isChoosing }) {
@@ -442,9 +452,11 @@ export class Play {
     set(parts.checks, "");
     const checks = this.seenChecks(play);
     parts.checks.hidden = !checks.length;
-    for (const { what, ok, answer } of checks) {
-      if (answer !== undefined) parts.checks.append(built("li", `Answer: ${answer}`, { class: "answer" }));
-      else parts.checks.append(built("li", `${ok ? "✓" : "✗"} ${what}`, { class: ok ? "passed" : "failed" }));
+    for (const { what, ok, answer, scene: of } of checks) {
+      const item = answer !== undefined ? built("li", `Answer: ${answer}`) : built("li", `${ok ? "✓" : "✗"} ${what}`);
+      item.className = answer !== undefined ? "answer" : ok ? "passed" : "failed";
+      item.classList.toggle("earlier", of < play.scene);
+      parts.checks.append(item);
     }
     parts.checks.scrollTop = parts.checks.scrollHeight;
     set(parts.counts, "");
