@@ -461,6 +461,7 @@ class Administrator(Role):
 
     async def peek(self, queue: str) -> None:
         if self.world.kinds[queue].stream:  # which the API refuses, as RabbitMQ's does
+            await self._ask("GET", "/overview")  # the broker closes a connection on which nothing is asked
             return
         body = {"count": 3, "ackmode": "ack_requeue_true", "encoding": "auto"}
         await self._ask("POST", f"/queues/%2F/{queue}/get", body)
