@@ -44,14 +44,16 @@ def ask(
 
 
 def agrees(question: str) -> bool:
-    """Ask a question on the terminal. Ctrl-C ends the command.
+    """Ask a question on the terminal.
 
     Raises:
-        typer.Abort: Ctrl-C, or the end of the input.
+        Declined: Ctrl-C. Commands then say what they had done before, as if the answer was no, and exit with 130.
+        typer.Abort: the end of the input.
     """
     with stopping.interrupting():
         try:
             return typer.confirm(question, err=True)
         except typer.Abort:
-            output.notice("nothing was changed")
-            raise
+            if stopping.requested() is None:
+                raise
+            raise Declined("nothing was changed")  # noqa: B904 (its context says that a signal ended the command)

@@ -357,7 +357,19 @@ def test_ctrl_c_at_a_question_ends_the_command(admin: Shell, broker: TestBroker,
     """Ctrl-C at the question of a command that destroys something ends the command at once, and nothing is changed."""
     admin.run("mqtool", "send", "-q", "jobs", "x")
     asked = on_terminal(admin, "mqtool", *command.split(), keys=["\x03"], cue="[y/N]: ")
-    assert (asked.code, asked.stdout.splitlines()[-1]) == (130, "nothing was changed")
+    assert asked.code == 130
+    assert asked.stdout.splitlines()[-1].endswith("nothing was changed")
+    assert depth(broker, "jobs") == 1
+
+
+@on_any_broker
+def test_ctrl_c_at_a_later_question_says_what_was_done(admin: Shell, broker: TestBroker) -> None:
+    """After Ctrl-C at the question about the second queue, `queue delete` says that the first one is deleted."""
+    admin.run("mqtool", "send", "-q", "jobs", "x")
+    admin.run("mqtool", "queue", "declare", "other")
+    keys = ["y\n", "\x03"]
+    asked = on_terminal(admin, "mqtool", "queue", "delete", "other", "jobs", keys=keys, cue="[y/N]: ")
+    assert (asked.code, "deleted: 1 of 2, not 'jobs'" in asked.stdout) == (130, True), asked.stdout
     assert depth(broker, "jobs") == 1
 
 
