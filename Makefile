@@ -52,7 +52,7 @@ demo-cluster: .venv/installed  ## three RabbitMQ nodes, one of which is killed w
 	@$(BIN)/mqtool drill kill-node
 
 test: .venv/installed-dev  ## run the tests, with samples of the long ones; on RabbitMQ, if available, mainly those of the client
-	$(PYTEST) -n $(WORKERS) --dist worksteal -q --durations=12 $(TEST_OPTIONS)
+	$(PYTEST) -n $(WORKERS) --dist worksteal -q --durations=25 $(TEST_OPTIONS)
 
 test-all: export CI := 1
 test-all: TEST_OPTIONS := --on-both-brokers
@@ -132,10 +132,10 @@ soak: .venv/installed-dev  ## random faults on queues, delays and streams, then 
 	$(BIN)/python -m tests.soak --seconds $(or $(SOAK_SECONDS),300) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.siege --seconds $(or $(SIEGE_SECONDS),1800) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.protocol.hostile_requests --seconds $(or $(REQUESTS_SECONDS),600) $(if $(SEED),--seed $(SEED))
-	MQTOOL_EXAMPLES=$(or $(DIRECTORIES),3000) $(BIN)/pytest -q tests/protocol/test_data_directory.py -k 'surviv or changed_row' --timeout 3600
+	MQTOOL_EXAMPLES=$(or $(DIRECTORIES),3000) $(BIN)/pytest -q tests/protocol/test_data_directory.py -k 'surviv or changed_row' --timeout 3600 -o faulthandler_timeout=3700
 
 siege: .venv/installed-dev  ## for hours, a user with few rights forges what an administrator's commands read, and clients send the largest legal frames
-	MQTOOL_EXAMPLES=$(or $(FORGERIES),9000) $(BIN)/pytest -q -s tests/cli/test_claims.py -k 'no_forged and embedded' --timeout 7200
+	MQTOOL_EXAMPLES=$(or $(FORGERIES),9000) $(BIN)/pytest -q -s tests/cli/test_claims.py -k 'no_forged and embedded' --timeout 7200 -o faulthandler_timeout=7300
 	$(BIN)/python -m tests.protocol.costs --seconds $(or $(COSTS_SECONDS),3600) $(if $(SEED),--seed $(SEED))
 
 simulate: .venv/installed-dev  ## the embedded broker on a virtual clock, network and disk (SEEDS=1000 FIRST=0, or SEED=7 for its history)

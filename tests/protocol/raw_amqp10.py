@@ -84,6 +84,7 @@ class RawAmqp10:
         self.receiving: set[int] = set()
         self._held: bytearray | None = None
         self.socket = socket.create_connection((str(parts.hostname), parts.port or 5672), timeout=60)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # see raw_client.py
         self.login = f"\0{unquote(str(parts.username))}\0{unquote(str(parts.password))}".encode()
         self.vhost = unquote(parts.path[1:]) or "/"
         if opened:

@@ -112,6 +112,7 @@ class RawStream:
 
     def __init__(self, host: str, port: int) -> None:
         self.socket = socket.create_connection((host, port), timeout=60)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # see raw_client.py
         self._kept: list[Frame] = []
         self._last = 0
 

@@ -114,7 +114,6 @@ def test_frames_may_arrive_byte_by_byte(amqp_url: str) -> None:
     frames.
     """
     with RawClient(amqp_url) as client:
-        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         data = frame.marshal(commands.Queue.Declare(queue="q", exclusive=True), 1)
         data += PUBLISH + HEADER + raw_frame(3, 1, b"he") + raw_frame(3, 1, b"") + raw_frame(3, 1, b"llo")
         data += frame.marshal(commands.Basic.Get(queue="q", no_ack=True), 1)
