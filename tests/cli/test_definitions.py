@@ -139,7 +139,7 @@ def test_doctor_reports_bindings_for_which_a_file_is_refused(
     lonely_shell: Shell, version: str, found: set[str]
 ) -> None:
     """`doctor FILE --upgrade 4.0` to `4.3` reports a binding of a queue named `amq.…`, for which these versions refuse
-    the file. RabbitMQ 4.4 skips the binding, by its release notes.
+    the file. According to its release notes, RabbitMQ 4.4 skips the binding.
     """
     (lonely_shell.directory / "old.json").write_text(json.dumps(SERVER_NAMED))
     told = lonely_shell.run("mqtool", "doctor", "old.json", "--upgrade", version, "--json")
@@ -311,7 +311,7 @@ def test_convert_changes_what_rabbitmq_4_refuses(old: Shell) -> None:
     assert by_name(only_to_4_0["queues"])["events"] == by_name(OLD["queues"])["events"]
 
 
-def test_a_converted_delayed_exchange_works_with_a_relay(old: Shell, tmp_path: Path) -> None:
+def test_a_relay_delays_messages_of_a_converted_delayed_exchange(old: Shell, tmp_path: Path) -> None:
     """After `definitions convert --delayed relay`, `delayed relay` delays a message with x-delay and routes it by the
     old exchange's bindings.
     """
@@ -392,7 +392,7 @@ def api(broker: EmbeddedBroker, path: str, body: Any = None) -> Any:
 
 def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
     """`doctor FILE --upgrade` needs no broker, reports each problem with its line, and exits with 3. In the converted
-    file, it finds only the changed default of the delivery limit.
+    file, `doctor` finds only that the default of the delivery limit has changed.
     """
     old.environment["MQTOOL_MANAGEMENT_URL"] = old.environment["MQTOOL_URL"] = "amqp://127.0.0.1:1"
     lines = (old.directory / "old.json").read_text().splitlines()

@@ -137,8 +137,8 @@ def test_a_killed_relay_loses_no_message(shell: Shell, broker: TestBroker) -> No
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_relay_continues_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
     """After kill -9 of the broker, `delayed relay` reconnects and continues by itself, and every confirmed message
-    arrives. On RabbitMQ, one that is due while it is down or starting may be three minutes late for each of its wait
-    queues.
+    arrives. RabbitMQ may deliver a message that falls due while it is down or starting three minutes late for each wait
+    queue that the message passes through.
     """
     own_broker(kind)
     shell, delayed, at_once = lonely_shell, 200, 400

@@ -48,7 +48,7 @@ def home(tmp_path: Path, name: str) -> Iterator[Shell]:
 
 def test_a_broker_in_docker_is_started_used_and_stopped(home: Shell, image: str, name: str) -> None:
     """`broker up --kind docker` returns when the container is healthy. `status`, `logs`, `restart` and `down` find that
-    broker, and persistent messages survive until the next `up`.
+    broker, and persistent messages are still there after the next `up`.
     """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
     port, streams = str(ports.free_port()), str(ports.free_port())
