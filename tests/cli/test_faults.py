@@ -84,8 +84,8 @@ def test_an_unknown_fault_or_argument_is_a_usage_error(tester: Shell, words: lis
 
 
 def test_send_stream_exits_with_69_during_an_alarm(tester: Shell, own: EmbeddedBroker) -> None:
-    """While the broker blocks publishers, `send-stream` says that it may be low on memory or disk and exits with 69;
-    once the alarm has ended, it exits with 0.
+    """While the broker blocks publishers, `send-stream` exits with 69 and says that the broker may be low on memory or
+    disk; once the alarm has ended, `send-stream` exits with 0.
     """
     streams = ("send-stream", "--stream-port", str(own.stream_port), "x")
     tester.run("mqtool", "broker", "fault", "block-publishers")

@@ -147,8 +147,8 @@ def test_the_firehose_needs_an_option(shell: Shell) -> None:
 
 
 def test_tap_names_the_permission_that_is_missing(shell: Shell, broker: TestBroker) -> None:
-    """`tap` without the permission to declare its queue or to read the exchange exits with 77 and names it; --firehose
-    needs an administrator.
+    """`tap` without the permission to declare its queue or to read the exchange exits with 77 and names the permission;
+    --firehose needs an administrator.
     """
     user = f"tapper-{uuid.uuid4().hex[:8]}"
     broker.api("PUT", f"users/{user}", {"password": "secret", "tags": "management"})

@@ -87,7 +87,7 @@ def test_unquoted_patterns_that_became_file_names_are_noticed(shell: Shell) -> N
 @on_any_broker
 def test_an_unquoted_star_as_a_routing_key_is_noticed(shell: Shell) -> None:
     """If the arguments of `emit-log topic` begin with the names of all files in the directory, the command asks whether
-    it was a `*` without quotes.
+    the user typed a `*` without quotes.
     """
     for name in ("notes.txt", "todo"):
         (shell.directory / name).touch()

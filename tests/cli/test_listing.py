@@ -241,8 +241,8 @@ def test_an_empty_list_says_so(shell: Shell, listing: object, broker: TestBroker
 
 @on_any_broker
 def test_a_list_that_could_not_be_fetched_is_not_called_empty(shell: Shell) -> None:
-    """If the management API does not answer, `list queues` and `list exchanges` say so and exit with 3, and do not
-    claim that there are none.
+    """If the management API does not answer, `list queues` and `list exchanges` say so and exit with 3, instead of
+    claiming that there are no queues or exchanges.
     """
     for things in ("queues", "exchanges"):
         unknown = shell.run("mqtool", "list", things, *NOWHERE)

@@ -78,8 +78,10 @@ def test_failed_to_never_replaces_a_device_or_a_pipe(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_full_disk_under_failed_to_is_an_error_that_says_where_the_messages_are(shell: Shell) -> None:
-    """If the file of `send --failed-to` cannot grow, `send` exits with 1 and names the file that has the first ones."""
+def test_a_full_disk_under_failed_to_is_an_error_that_names_the_unfinished_file(shell: Shell) -> None:
+    """If the disk becomes full, `send --failed-to FILE` exits with 1 and names the unfinished file, which has the
+    messages written so far.
+    """
     shell.start_cold()  # a limit is inherited
     full = shell.script("ulimit -f 64; seq 5000 | mqtool send -r nosuch -l --quiet --failed-to failed")
     assert full.code == 1, full.stderr
@@ -101,8 +103,8 @@ def test_a_full_disk_under_failed_to_is_an_error_that_says_where_the_messages_ar
     ],
 )
 def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str, line: str) -> None:
-    """If no queue receives a message published to an exchange, `send` and `emit-log` say so and exit with 0; for lines,
-    they say how many.
+    """If no queue receives a message published to an exchange, `send` and `emit-log` say so and exit with 0; with -l,
+    they say how many messages no queue received.
     """
     sent = shell.run("mqtool", *command.split())
     assert (sent.stdout, sent.stderr, sent.code) == ("", line, 0)
@@ -114,7 +116,9 @@ def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("command", ["send -q gone", "new-task -q gone", "send -e  -r gone"])
 @pytest.mark.sampled(2)
-def test_a_queue_that_is_deleted_while_lines_are_sent(shell: Shell, broker: TestBroker, command: str) -> None:
+def test_lines_that_are_sent_after_their_queue_was_deleted_count_as_returned(
+    shell: Shell, broker: TestBroker, command: str
+) -> None:
     """If its queue is deleted while `send -l` runs, the lines sent afterwards count as returned and are kept by
     --failed-to. With --no-mandatory, they count as sent.
     """
@@ -172,7 +176,7 @@ def test_messages_that_a_full_queue_rejects_are_kept(shell: Shell, broker: TestB
 
 
 @pytest.mark.keeps_messages
-def test_an_exchange_that_is_deleted_while_lines_are_sent(shell: Shell, broker: TestBroker) -> None:
+def test_lines_are_kept_if_their_exchange_is_deleted_while_they_are_sent(shell: Shell, broker: TestBroker) -> None:
     """If its exchange is deleted while `send -l` runs, the command gives the broker's reason and exits with 3;
     --failed-to keeps all lines that were not confirmed.
     """
@@ -448,7 +452,9 @@ def test_receive_stream_declares_no_stream_with_a_mistyped_name(shell: Shell, br
 
 
 def test_publisher_confirms_explains_its_figures(shell: Shell) -> None:
-    """The last line of `publisher-confirms` says how often `batch` waited, and whether `async` took about as long."""
+    """The last line of `publisher-confirms` says how often `batch` waited for confirms, and whether `async` took about
+    as long as `batch`.
+    """
     shown = shell.run("mqtool", "publisher-confirms", "all", "-c", "500", "--batch-size", "10")
     batch, unwaited = (int(line.rpartition(" in ")[2][:-3].replace(",", "")) for line in shown.stdout.splitlines()[1:])
     said = shown.stderr.splitlines()[-1]

@@ -41,7 +41,9 @@ def test_hup_reopens_the_file_after_logrotate(shell: Shell, broker: TestBroker, 
 
 
 def test_a_fragment_of_a_killed_run_is_cut_off(shell: Shell) -> None:
-    """`receive -o` removes an incomplete last line, as a killed run leaves it, from the file, and shows its start."""
+    """`receive -o` removes an incomplete last line, as a killed run leaves it, from the file, and shows how that line
+    began.
+    """
     log = shell.directory / "app.log"
     log.write_bytes(b"whole\n" + b"half" * 50_000)
     shell.run("mqtool", "send", "again")

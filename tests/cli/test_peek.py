@@ -56,7 +56,7 @@ def test_peek_keeps_the_order_of_a_deep_queue(shell: Shell, broker: TestBroker, 
 
 
 @pytest.mark.keeps_messages
-def test_peek_works_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
+def test_peek_needs_no_management_api(shell: Shell, broker: TestBroker) -> None:
     """Without the management API, `peek` shows messages and leaves them in order, and does not make the broker delete
     an auto-delete queue.
     """
@@ -99,9 +99,9 @@ def test_peek_prints_messages_and_says_that_they_stay(shell: Shell, broker: Test
 
 @on_any_broker
 @pytest.mark.parametrize("command", ["peek jobs", "move jobs --to other", "dlq show jobs"])
-def test_a_condition_on_when_a_waiting_message_was_received_is_refused(shell: Shell, command: str) -> None:
-    """In `peek`, `move` and `dlq show`, a condition `--where timestamp<…` exits with 2, and the hint names
-    properties.timestamp.
+def test_a_condition_on_the_time_of_receipt_is_refused_for_messages_in_a_queue(shell: Shell, command: str) -> None:
+    """`peek`, `move` and `dlq show` exit with 2 if --where tests `timestamp`, the time of receipt, which a message in a
+    queue does not have; the hint names properties.timestamp.
     """
     refused = shell.run("mqtool", *command.split(), "--where", "timestamp<2026-01-31")
     assert refused.code == 2

@@ -252,7 +252,7 @@ def test_messages_written_to_a_file_are_counted_on_the_terminal(shell: Shell) ->
 
 @on_any_broker
 def test_progress_shows_percent_and_rate(shell: Shell) -> None:
-    """If the total is known, a progress line shows the percentage, the count, the time and the rate."""
+    """If the total is known, a command's progress line shows the percentage, the count, the time and the rate."""
     script = """
 from mqtool.cli.display.progress import Progress
 progress = Progress("confirmed", patience=0, fraction=lambda: 0.5)
@@ -349,7 +349,7 @@ def test_receivers_that_share_a_queue_lose_nothing_when_some_are_killed(shell: S
 
 
 @on_any_broker
-def test_closed_standard_streams_are_handled(shell: Shell) -> None:
+def test_only_a_closed_stderr_is_ignored(shell: Shell) -> None:
     """With a closed stdin, `send -l` exits with 0. With a closed stdout, `receive` exits with 1 and the message stays
     in the queue; a closed stderr is ignored.
     """

@@ -309,7 +309,7 @@ class OtherNode(Proxy):
 @on_any_broker
 def test_a_stream_on_an_unreachable_node_names_the_setting(shell: Shell, broker: TestBroker) -> None:
     """If the broker names a node for the stream that cannot be reached, as in Docker, stream commands exit with 69 and
-    name stream.advertised_host.
+    name the setting stream.advertised_host.
     """
     shell.run("mqtool", "send-stream", "-q", "s", "x")
     with OtherNode(urlsplit(broker.streams).port or 0) as proxy:

@@ -58,7 +58,7 @@ def test_a_key_always_selects_the_same_partition(shell: Shell, broker: TestBroke
 
 def test_without_a_key_partitions_take_turns(shell: Shell) -> None:
     """Without a routing key, `send-stream` sends messages to the partitions in turn; `receive-stream --track` resumes
-    in each of them.
+    in each partition.
     """
     shell.run("mqtool", "send-stream", *CREATED, "-l", stdin="".join(f"{number}\n" for number in range(1, 10)))
     assert by_partition(shell.run(*READ, "--json").stdout) == {

@@ -75,9 +75,11 @@ def test_tap_selects_by_keys_and_headers(shell: Shell, broker: TestBroker) -> No
 
 
 @pytest.mark.usefixtures("api")
-def test_tap_of_a_queue_binds_a_private_queue_like_it(shell: Shell, broker: TestBroker, connection: Connection) -> None:
-    """`tap -q` prints the messages that the queue's bindings bring to it; for messages of the default exchange, it says
-    that they are not shown.
+def test_tap_of_a_queue_shows_what_its_bindings_route_to_it(
+    shell: Shell, broker: TestBroker, connection: Connection
+) -> None:
+    """`tap -q` prints the messages that the queue's bindings route to it, and says that messages of the default
+    exchange are not shown.
     """
     channel = connection.channel()
     jobs = channel.declare(Queue("jobs", durable=True))
@@ -100,8 +102,8 @@ def test_tap_of_a_queue_binds_a_private_queue_like_it(shell: Shell, broker: Test
 
 @pytest.mark.usefixtures("api")
 def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> None:
-    """`tap` of a missing exchange or queue exits with 69; for a direct exchange without bindings, or without a name, it
-    exits with 2.
+    """`tap` exits with 69 if the exchange or queue does not exist, and with 2 if a direct exchange has no bindings, or
+    unless exactly one exchange or queue is named.
     """
     for words, code, said in (
         (["nowhere", "key"], 69, "exchange 'nowhere' or vhost "),

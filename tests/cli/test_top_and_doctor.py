@@ -179,9 +179,11 @@ def test_doctor_says_how_to_continue_a_conversion(watcher: Shell, broker: TestBr
     assert "no-consumer" not in found
 
 
-def test_doctor_reports_permissions_that_end_before_the_name_of_a_queue(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` reports a user who may declare or write to orders.dlq, but not to the queue orders, since `dlq redrive`,
-    `delayed now` and `queue convert` connect the two. It does not report rights on both, or on neither.
+def test_doctor_reports_rights_on_a_dead_letter_queue_without_rights_on_its_queue(
+    watcher: Shell, broker: TestBroker
+) -> None:
+    """`doctor` reports a user who may declare or write to orders.dlq, but not to orders, because commands such as `dlq
+    redrive` move messages from the one to the other. A user with rights on both, or on neither, is not reported.
     """
     for queue in ("orders", "orders.dlq", "jobs"):
         watcher.run("mqtool", "queue", "declare", queue)
@@ -238,7 +240,7 @@ def test_doctor_reports_policies_for_mirrored_queues(watcher: Shell, broker: Tes
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, broker: TestBroker) -> None:
     """`doctor --upgrade 4.3` names each queue, exchange and client that RabbitMQ 4.3 refuses or treats differently;
-    `--upgrade 4.0`, only those of 4.0.
+    `doctor --upgrade 4.0` names only those that differ in 4.0.
     """
     queues: dict[str, Any] = {
         "old": {"durable": False},
@@ -283,7 +285,7 @@ def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, br
 def test_doctor_upgrade_says_what_changes_in_4_4(
     watcher: Shell, broker: TestBroker, version: str, *, is_told: bool
 ) -> None:
-    """`doctor --upgrade 4.4` also tells the changes of RabbitMQ 4.4 that a broker's topology does not show: what old
+    """`doctor --upgrade 4.4` also names the changes of RabbitMQ 4.4 that a broker's topology does not show: what old
     streams lose, OpenID Connect, and bindings in definitions.
     """
     told = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--upgrade", version).stderr
@@ -352,7 +354,7 @@ def test_doctor_upgrade_needs_a_newer_version(watcher: Shell) -> None:
 
 
 @on_any_broker
-def test_doctor_works_as_a_nagios_check(watcher: Shell, broker: TestBroker) -> None:
+def test_doctor_prints_a_nagios_check(watcher: Shell, broker: TestBroker) -> None:
     """`doctor --format nagios` prints a summary line and uses Nagios' exit codes; a broker or management API that does
     not answer is critical.
     """
