@@ -126,7 +126,7 @@ def test_tutorial_show_is_coloured_on_a_terminal(lonely_shell: Shell) -> None:
     assert "info, warning, error ─> [amq.gen-2] ─> screen" in page
 
 
-def test_a_page_that_is_longer_than_the_terminal_is_told_with_a_pager(lonely_shell: Shell) -> None:
+def test_a_page_that_is_longer_than_the_terminal_ends_with_a_command_for_a_pager(lonely_shell: Shell) -> None:
     """If the page of `tutorial show` is longer than the terminal, its last line is a command that shows it in a pager;
     in a pipe or on a tall terminal, nothing is added.
     """
@@ -371,7 +371,7 @@ def test_a_work_queue_gives_a_killed_workers_task_to_another(lonely_shell: Shell
 @pytest.mark.sampled(2)
 def test_a_tutorial_takes_the_steps_of_the_official_page(lonely_shell: Shell, name: str, checks: list[str]) -> None:
     """`tutorial run` of publish-subscribe, routing and topics checks what RabbitMQ's tutorial pages explain: bindings,
-    temporary queues, and the puzzles about topics.
+    temporary queues, and which routing keys patterns such as `#.*` match.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", name, "--auto", timeout=PLAYING)
     assert played.code == 0

@@ -357,8 +357,8 @@ def test_the_page_says_that_rabbitmq_shows_no_single_messages(shell: Shell, brok
 def test_tap_and_firehose_show_single_messages_of_rabbitmq(
     shell: Shell, broker: TestBroker, chromium: Any, how: str
 ) -> None:
-    """With --tap or --firehose, `mqtool ui` shows single messages of RabbitMQ and hides its private queues. When it
-    ends, these queues are deleted and the firehose is off.
+    """With --tap or --firehose, `mqtool ui` shows single messages of RabbitMQ and hides the private queues that it
+    declares. When the command ends, these queues are deleted and the firehose is off.
     """
     do(shell, "queue declare kept")
     do(shell, "emit-log fanout before")
