@@ -115,7 +115,7 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 @pytest.mark.parametrize("command", ["queue delete", "queue purge", "exchange delete"])
 def test_a_command_on_several_names_stops_at_a_missing_one_and_says_what_is_left(admin: Shell, command: str) -> None:
     """A command on several queues or exchanges stops at the first name that does not exist, exits with 3, and says how
-    many names are done and which are not. If nothing was done before, it exits with 69.
+    many names are done and which are not. If the first name does not exist, the exit code is 69.
     """
     kind, verb = command.split()
     for name in ("one", "two"):
@@ -175,8 +175,8 @@ def test_exchanges_and_bindings_are_made_and_removed(admin: Shell, broker: TestB
 
 
 def test_a_user_can_do_what_the_patterns_allow_and_nothing_else(admin: Shell, ann: str) -> None:
-    """After `permission set`, a user can configure, write and read what matches the patterns; any other operation exits
-    with 77.
+    """After `permission set`, a user can configure, write to and read from queues and exchanges whose names match the
+    patterns; any other operation exits with 77.
     """
 
     def as_ann(*words: str) -> int:

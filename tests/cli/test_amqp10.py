@@ -110,8 +110,8 @@ def test_receive_leaves_messages_beyond_the_count_or_condition(shell: Shell, bro
 
 
 def test_rejected_and_released_messages_are_reported(shell: Shell) -> None:
-    """Over AMQP 1.0, `send` reports a rejected message as nacked and, with --mandatory, a released one as returned; it
-    gives the reason and exits with 75.
+    """Over AMQP 1.0, `send` reports a rejected message as nacked and, with --mandatory, a released one as returned. In
+    both cases, `send` gives the reason and exits with 75.
     """
     shell.run("mqtool", "queue", "declare", "full", "--max-length", "1", "--argument", "x-overflow=reject-publish",
               "--queue-type", "quorum")  # fmt: skip
@@ -171,8 +171,8 @@ def test_a_delay_in_ndjson_input_is_refused(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("kind", ["direct", "topic"])
-def test_receive_log_gets_the_logs_with_its_key(shell: Shell, kind: str) -> None:
-    """Over AMQP 1.0, `receive-log` prints the logs with its routing key, from a direct or a topic exchange, and no
+def test_receive_log_gets_only_logs_with_its_routing_key(shell: Shell, kind: str) -> None:
+    """Over AMQP 1.0, `receive-log KEY` prints the logs with this routing key, from a direct or a topic exchange, and no
     others.
     """
     receiver = shell.start("mqtool", "receive-log", kind, "error", "-c", "2").wait_until_ready()
@@ -182,7 +182,9 @@ def test_receive_log_gets_the_logs_with_its_key(shell: Shell, kind: str) -> None
 
 
 def test_receive_log_gets_logs_from_fanout_and_headers_exchanges(shell: Shell) -> None:
-    """Over AMQP 1.0, a fanout exchange copies a log to every receiver, and a headers exchange to those that match."""
+    """Over AMQP 1.0, `receive-log` gets every log of a fanout exchange, and from a headers exchange those with the
+    headers that it names.
+    """
     everything = shell.start("mqtool", "receive-log", "fanout", "-c", "1", "--raw").wait_until_ready()
     pdf = shell.start("mqtool", "receive-log", "headers", "format=pdf", "-c", "1", "--raw").wait_until_ready()
     assert shell.run("mqtool", "emit-log", "fanout", "to all").code == 0

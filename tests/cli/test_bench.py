@@ -130,7 +130,7 @@ def test_a_run_without_any_confirm_for_10_s_ends(tester: Shell, own: EmbeddedBro
 
 
 @large
-def test_a_stall_is_in_the_percentiles_of_an_open_loop(tester: Shell, own: EmbeddedBroker) -> None:
+def test_with_rate_messages_that_fall_due_during_a_stall_count_as_late(tester: Shell, own: EmbeddedBroker) -> None:
     """With `bench --rate`, all messages that fall due while the broker stalls for a second count as late; without a
     rate, only the one to three in flight do.
     """

@@ -294,8 +294,8 @@ def test_a_reused_process_id_is_not_taken_for_the_broker(home: Shell) -> None:
 
 
 def test_two_commands_at_once_start_one_broker(home: Shell, at_port: str) -> None:
-    """If `broker up` is run twice at the same time, one starts the broker, and the other reports that it is already
-    running.
+    """If `broker up` is run twice at the same time, one starts the broker, and the other reports that the broker is
+    already running.
     """
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     both = [home.start(*up), home.start(*up)]

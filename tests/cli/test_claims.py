@@ -181,6 +181,7 @@ def test_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_lette
     dead-letter, even if its headers claim that it came from orders. Dead letters of the broker and of `worker` move
     back.
     """
+    # The publisher may have rights on names like `^orders[.]`, but none on orders.
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for exchange in ("orders.x", "graveyard"):
         broker.api("PUT", f"exchanges/{broker.vhost}/{exchange}", {"type": "fanout", "durable": True})

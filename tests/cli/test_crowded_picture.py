@@ -54,9 +54,9 @@ ORDERS = "group of 75 queues orders-…"
 
 
 def test_similar_queues_are_one_group_until_it_is_unfolded(chromium: Any, tmp_path: Path) -> None:
-    """In the picture, queues whose names differ only in a number are one group, which shows their number and the sums
-    of their counts; so are a queue's wait queues, and the consumers of grouped queues. A click or Enter unfolds a
-    group; a button and a key fold it again.
+    """In the picture, queues whose names differ only in a number are one group, which shows how many queues it has and
+    the sums of their counts; so are a queue's wait queues, and the consumers of grouped queues. A click or Enter
+    unfolds a group; a button and a key fold it again.
     """
     page = recorded(chromium, tmp_path, shop(75))
     page.until(lambda: group_of(page, ORDERS) == "0 ready · 0 unacked", "the group")

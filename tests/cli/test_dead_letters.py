@@ -68,7 +68,7 @@ def test_dlq_ls_lists_dead_letter_queues_with_reasons(dead: Shell, broker: TestB
 
 
 def test_dlq_show_wraps_a_long_error_between_words(shell: Shell) -> None:
-    """On a terminal, `dlq show` wraps a long error between words at 80 columns; in a pipe, it prints it on one line."""
+    """On a terminal, `dlq show` wraps a long error between words at 80 columns; in a pipe, the error is on one line."""
     shell.run("mqtool", "send", "-q", "jobs", "x")
     error = " ".join(["unreasonable"] * 12)
     shell.run("mqtool", "worker", "-q", "jobs", "-c", "1", "--shell", "--exec", f"echo {error} >&2; exit 65")
@@ -110,8 +110,8 @@ def test_redrive_ignores_headers_that_a_publisher_forged(shell: Shell, broker: T
 
 @on_any_broker
 def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) -> None:
-    """Without a terminal, `dlq drop` exits with 2 and deletes nothing unless --yes is given. Its hint also suggests
-    --id unless the command selects messages already.
+    """Without a terminal, `dlq drop` exits with 2 and deletes nothing unless --yes is given. The hint also suggests
+    --id, unless the command already selects messages.
     """
     refused = dead.run("mqtool", "dlq", "drop", "jobs")
     assert (refused.code, "hint: pass --yes, or select with --id" in refused.stderr) == (2, True)

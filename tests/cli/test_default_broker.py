@@ -109,7 +109,7 @@ def test_every_tutorial_is_in_the_tables_of_this_file() -> None:
 @pytest.mark.parametrize("dialect", Dialect)
 def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: Dialect) -> None:
     """In each dialect, a tutorial's receiver prints what mqtool's sender and the dialect's own script have sent, and
-    neither redeclares the other's queues differently.
+    both declare the queue or exchange alike.
     """
     shell.environment["MQTOOL_DIALECT"] = dialect
     tutorials = list(PAIRS)
@@ -135,8 +135,8 @@ def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialec
 
 @pytest.mark.parametrize("dialect", StreamDialect)
 def test_every_stream_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: StreamDialect) -> None:
-    """In each dialect, the reader of a stream tutorial prints the sender's messages; in the second tutorial, it reaches
-    the last offset.
+    """In each dialect, the reader of a stream tutorial prints the sender's messages; in the second tutorial, the reader
+    reaches the last offset.
     """
     printed = [
         as_is(shell.run("mqtool", *command.split(), "--dialect", dialect))

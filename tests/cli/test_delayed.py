@@ -160,7 +160,7 @@ def test_via_auto_prints_its_choice_and_the_reason(shell: Shell, broker: TestBro
 @pytest.mark.parametrize(
     "command", ["send-delayed", "send", "send -q c --queue-type classic", "emit-log topic -e lasting --durable a.b"]
 )
-def test_where_messages_wait_is_said_once(shell: Shell, plugin: bool, command: str) -> None:
+def test_only_the_first_command_says_where_messages_wait(shell: Shell, plugin: bool, command: str) -> None:
     """If a command with --delay is run three times, only the first run says where the messages wait."""
     said = [shell.run("mqtool", *command.split(), "x", "--delay", "1h").stderr.splitlines() for _ in range(3)]
     assert said[0][0].startswith("messages wait in ")
@@ -314,8 +314,8 @@ def test_each_line_is_delayed_from_when_it_is_sent(shell: Shell, via: str) -> No
 
 
 def test_ndjson_gives_each_message_its_own_delay(shell: Shell, via: str) -> None:
-    """`send --json` delays each message by its "delay" or until its "at", and others not at all; --delay overrides
-    both.
+    """`send --json` delays each message by its "delay" or until its "at", and a message without either not at all;
+    --delay overrides both.
     """
     receiver = shell.start("mqtool", "receive", "-c", "3", "-F", "%b %l").wait_until_ready()
     lines = [

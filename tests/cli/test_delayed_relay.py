@@ -274,8 +274,8 @@ def test_relay_publishes_due_messages_to_another_exchange(shell: Shell, broker: 
 
 @on_any_broker
 def test_relay_replaces_the_plugin_without_doubling_messages(shell: Shell, broker: TestBroker) -> None:
-    """After `delayed migrate`, the plugin delivers the messages that it holds, and the relay those published to its
-    exchange: each arrives once.
+    """After `delayed migrate`, the plugin delivers the messages that it holds, the relay delivers those published to
+    the relay's exchange, and each message arrives once.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old = Exchange("old", DELAYED, durable=True, arguments={"x-delayed-type": "topic"})

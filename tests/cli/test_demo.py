@@ -27,9 +27,7 @@ def left_behind(broker: TestBroker) -> list[str]:
 
 
 def test_make_demo_runs_every_tutorial() -> None:
-    """`make demo` runs all tutorials in the order in which mqtool lists them, except why-queues, which shows what a
-    broker is for.
-    """
+    """`make demo` runs all tutorials, in their order, except why-queues."""
     (names,) = re.findall(r"^TUTORIALS := ([^\\\n]*(?:\\\n[^\\\n]*)*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert ["why-queues", *names.replace("\\", "").split()] == list(PLAYS)
 
@@ -112,7 +110,7 @@ def test_the_demo_fails_if_the_log_changes(shell: Shell, broker: TestBroker, tmp
 
 
 def test_the_demo_starts_no_broker_if_mqtool_url_names_one(lonely_shell: Shell) -> None:
-    """If MQTOOL_URL names a broker that does not answer, `tutorial run` exits with 69."""
+    """If MQTOOL_URL names a broker that does not answer, `tutorial run` exits with 69 and starts no broker."""
     result = lonely_shell.run(*TUTORIALS, "hello-world", environment={"MQTOOL_URL": "amqp://127.0.0.1:1"})
 
     assert result.code == 69

@@ -95,8 +95,8 @@ def of_script(result: Result, dialect: str) -> list[str]:
     [([], "nil.nil"), (["kern.critical", "A"], "nil.nil"), (["kern", "critical", "A"], "kern.critical")],
 )
 def test_go_article_makes_the_routing_key_of_two_words(shell: Shell, words: list[str], key: str) -> None:
-    """`emit-log topic --dialect go-article` joins its first two words to make the routing key, if a third word follows;
-    otherwise the key is `nil.nil`.
+    """`emit-log topic --dialect go-article` joins its first two words to make the routing key, if there is a third
+    word; otherwise the key is `nil.nil`.
     """
     arguments = ("topic", "#", "--dialect", "go-article", "-c", "1", "-F", "%r")
     receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()

@@ -15,8 +15,8 @@ def _message(message_id: str, body: str = "x") -> str:
 
 @on_any_broker
 def test_deduplicate_skips_an_id_that_was_handled_before(shell: Shell, broker: TestBroker) -> None:
-    """`worker --deduplicate` acknowledges a message whose id was handled before, without handling it again, and says
-    so, even if an earlier run handled the first copy.
+    """`worker --deduplicate` does not handle a message whose id was handled before, even by an earlier run, but
+    acknowledges the message and says so.
     """
     store = ["--deduplicate", "--dedup-store", "store"]
     program = ["--shell", "--exec", "echo did $MQ_MESSAGE_ID"]

@@ -136,7 +136,9 @@ def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_stderr_that_nobody_reads_does_not_disable_the_timeout(shell: Shell) -> None:
-    """If nobody reads the stderr of `worker`, --timeout still ends its program, and so does kill -9 of the worker."""
+    """If nobody reads the stderr of `worker`, its program still ends when --timeout is over, and after kill -9 of the
+    worker.
+    """
     os.mkfifo(shell.directory / "log")
     reader = os.open(shell.directory / "log", os.O_RDONLY | os.O_NONBLOCK)
     talk = "echo $$ >> pids; exec yes >&2"
@@ -480,7 +482,7 @@ def test_a_retry_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestB
 @on_any_broker
 def test_a_queue_with_the_longest_name_can_have_retries(shell: Shell, broker: TestBroker) -> None:
     """For a queue whose name has 255 bytes, `worker` can still retry and dead-letter messages, and `dlq redrive` moves
-    them back.
+    the dead letters back.
     """
     queue = "ü" * 126 + "xyz"
     shell.run("mqtool", "send", "-q", queue, "poison")

@@ -89,8 +89,8 @@ def test_the_firehose_is_switched_off_at_the_end(shell: Shell, broker: TestBroke
 
 
 def test_a_firehose_that_was_on_stays_on(shell: Shell, broker: TestBroker) -> None:
-    """If the firehose was on before, `tap --all --firehose` leaves it on and says so; `tap --firehose-off` switches it
-    off.
+    """If the firehose was on before, `tap --all --firehose` says so and leaves it on; `tap --firehose-off` switches the
+    firehose off.
     """
     broker.api("PUT", f"vhosts/{broker.vhost}", {"tracing": True})
     tap = tapping(shell, "--all").interrupt()

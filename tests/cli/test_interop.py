@@ -125,8 +125,8 @@ def test_send_and_receive_exchange_messages_with_the_tutorials_scripts(room: Roo
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_new_task_and_worker_exchange_tasks_with_the_tutorials_scripts(room: Room, first: str) -> None:
-    """Tutorial 2: the worker of mqtool handles the tasks of the tutorial's script, and the script's worker those of
-    mqtool.
+    """Tutorial 2: mqtool's `worker` handles the tasks of the tutorial's script, and the script's worker handles those
+    of mqtool's `new-task`.
     """
 
     def mqtool_asks() -> None:
@@ -335,7 +335,9 @@ def test_strict_refuses_a_queue_that_differs(shell: Shell, connection: Connectio
 
 
 def test_strict_leaves_the_messages_of_a_queue_that_differs(shell: Shell) -> None:
-    """If `send --strict` and `receive --strict` are refused, the queue keeps exactly the message that it had."""
+    """If `send --strict` and `receive --strict` refuse a queue with other arguments, the queue keeps exactly the
+    message that it had.
+    """
     shell.run("mqtool", "send", "theirs", "--dialect", "python-classic")
 
     shell.run("mqtool", "send", "ours", "--strict")

@@ -104,8 +104,8 @@ def test_move_where_leaves_other_messages_in_order(
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 def test_a_move_with_a_count_leaves_the_others_in_order(shell: Shell, broker: TestBroker, queue_type: str) -> None:
-    """If `move --where … -c 1` ends early, the other messages are in the queue in their order, even those that it had
-    requeued.
+    """`move --where … -c 1` ends after one message; the other messages are in the queue in their order, even those that
+    `move` had requeued.
     """
     source = Queue("a", durable=True, arguments={"x-queue-type": queue_type})
     fill(broker, source, numbered(450), Queue("b", durable=True))
@@ -230,8 +230,8 @@ def test_move_waits_for_more_with_idle_timeout(shell: Shell, broker: TestBroker)
 
 @on_any_broker
 def test_move_keeps_to_its_rate_and_stops_at_ctrl_c(shell: Shell, broker: TestBroker) -> None:
-    """`move --rate` moves no faster than the rate. After Ctrl-C, it exits with 130, and the messages not yet moved
-    stay.
+    """`move --rate` moves no faster than the rate. After Ctrl-C, `move` exits with 130, and the messages not yet moved
+    stay in the queue.
     """
     fill(broker, Queue("a"), numbered(500), Queue("b"))
     started = time.monotonic()

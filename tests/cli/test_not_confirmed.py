@@ -33,7 +33,7 @@ def _numbers(count: int) -> str:
 @pytest.mark.keeps_messages
 def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) -> None:
     """`send --mandatory --failed-to` exits with 75 and keeps unroutable messages in the file; once the queue exists, a
-    second run sends them from it.
+    second run sends them from the file.
     """
     first = shell.run("mqtool", "send", "-r", "later", "-e", "", "--mandatory", "-l", "--failed-to", "failed",
                       "-H", "k:=1.5", stdin="a\nb\n")  # fmt: skip
@@ -64,8 +64,8 @@ def test_messages_are_kept_in_the_file_that_a_symbolic_link_names(shell: Shell) 
 
 @on_any_broker
 def test_failed_to_never_replaces_a_device_or_a_pipe(shell: Shell) -> None:
-    """If the FILE of `send --failed-to` is a device, a named pipe or a directory, `send` exits with 2 and leaves it as
-    it is; nothing is sent.
+    """If the FILE of `send --failed-to` is a device, a named pipe or a directory, `send` exits with 2, sends nothing,
+    and leaves FILE as it is.
     """
     os.mkfifo(shell.directory / "pipe")
     (shell.directory / "null").symlink_to(os.devnull)
@@ -120,7 +120,7 @@ def test_lines_that_are_sent_after_their_queue_was_deleted_count_as_returned(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
     """If its queue is deleted while `send -l` runs, the lines sent afterwards count as returned and are kept by
-    --failed-to. With --no-mandatory, they count as sent.
+    --failed-to. With --no-mandatory, such lines count as sent.
     """
     shell.run("mqtool", "queue", "declare", "gone")
     sender = shell.start("mqtool", *command.split(" "), "-l", "-v", "--failed-to", "failed", stdin=PIPE)
@@ -344,7 +344,9 @@ def test_term_stops_a_worker_that_cannot_publish_a_retry(
 
 @pytest.mark.keeps_messages
 def test_a_deleted_exchange_of_the_tutorial_is_declared_again(shell: Shell, broker: TestBroker) -> None:
-    """If its exchange is deleted while `emit-log` runs, the command declares it again; every message is confirmed."""
+    """If its exchange is deleted while `emit-log` runs, the command declares the exchange again; every message is
+    confirmed.
+    """
     sender = shell.start("mqtool", "emit-log", "fanout", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"before\n")
@@ -362,8 +364,8 @@ def test_a_deleted_exchange_of_the_tutorial_is_declared_again(shell: Shell, brok
 
 
 def test_a_timeout_longer_than_the_consumer_timeout_is_warned_of(shell: Shell) -> None:
-    """`worker --timeout 31m` warns that it is longer than the broker's consumer timeout of 30 minutes; --timeout 29m
-    does not.
+    """`worker --timeout 31m` warns that this is longer than the broker's consumer timeout of 30 minutes; `worker
+    --timeout 29m` does not warn.
     """
     shell.run("mqtool", "new-task", "-l", stdin="1\n2\n")
     result = shell.run("mqtool", "worker", "--exec", "true", "--timeout", "31m", "-c", "1")

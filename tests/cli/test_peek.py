@@ -147,7 +147,7 @@ def test_peek_says_that_a_single_active_consumer_has_the_messages(
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_peek_reads_a_stream_from_any_offset(shell: Shell, broker: TestBroker) -> None:
-    """`peek --offset` starts at a number, an age, the first message or the last chunk of a stream."""
+    """`peek --offset` starts at an offset or an age, at the first message, or at the last chunk of a stream."""
     ids = filled(shell, 500, "--queue-type", "stream", "--argument", "x-max-length-bytes=100000000")
     assert peeked(shell, broker) == ids
     assert peeked(shell, broker, "-c", "2") == ids[:2]
@@ -173,7 +173,9 @@ def test_peek_shows_ten_messages_on_a_terminal_and_says_how_many_more_there_are(
 
 @on_any_broker
 def test_peek_stops_when_the_reader_of_its_output_has_gone(shell: Shell, broker: TestBroker) -> None:
-    """`peek | head -3` prints three messages, takes at most 12,000 of 30,000 from the queue, and requeues them."""
+    """`peek | head -3` prints three messages, takes at most 12,000 of 30,000 from the queue, and requeues those that it
+    has taken.
+    """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="x\n" * 30_000)
     taken_before = "mqtool receive -q jobs --json --idle-timeout 1s | grep -c '\"redelivered\":true'"
     script = f"mqtool peek jobs | head -3; {taken_before}"

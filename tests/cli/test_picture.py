@@ -487,8 +487,8 @@ def test_a_recording_ends_with_clients_and_queue_still_connected(chromium: Any, 
 
 
 def test_the_time_bar_of_a_recording_has_the_scenes(chromium: Any, tmp_path: Path) -> None:
-    """In a recorded tutorial, each scene has a mark on the time bar that leads to it, and the page's address may name a
-    scene.
+    """In a recorded tutorial, the time bar has a mark for each scene, and a click on the mark leads to the scene; the
+    page's address may also name a scene.
     """
     page = recorded(chromium, tmp_path, play())
     page.until(lambda: len(page.find("#chapters button")) == 2, "the marks")
@@ -502,7 +502,7 @@ def test_the_time_bar_of_a_recording_has_the_scenes(chromium: Any, tmp_path: Pat
 
 def test_a_scene_asks_what_will_happen(chromium: Any, tmp_path: Path) -> None:
     """Before a scene of a tutorial, the page asks what will happen. The answer appears once the commands have shown
-    it.
+    what happens.
     """
     records = play()
     scene = next(each for each in records if each["kind"] == "scene")

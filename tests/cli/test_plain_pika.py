@@ -157,7 +157,7 @@ LOGS = {
 
 @pytest.mark.parametrize("tutorial", LOGS)
 def test_the_scripts_of_logs_exchange_logs_with_emit_log_and_receive_log(room: Room, tutorial: str) -> None:
-    """The receivers of a plain script and of mqtool's `receive-log` both get the logs of both sides."""
+    """The receivers of a plain script and of `receive-log` both get the logs of the script and of `emit-log`."""
     kind, takes, script_takes, emits, script_emits, key = LOGS[tutorial]
     room.printed(tutorial)
 

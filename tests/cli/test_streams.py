@@ -322,8 +322,8 @@ def test_a_stream_on_an_unreachable_node_names_the_setting(shell: Shell, broker:
 
 @pytest.mark.keeps_messages
 def test_a_message_that_is_too_large_is_kept(shell: Shell) -> None:
-    """If a line is larger than a frame, `send-stream --failed-to` exits with 3 and keeps it in the file; the other
-    lines are confirmed.
+    """If a line is larger than a frame, `send-stream --failed-to` exits with 3 and keeps the line in the file; the
+    other lines are confirmed.
     """
     large = "x" * (2 << 20)
     sent = shell.run("mqtool", "send-stream", "-l", "-q", "s", "--failed-to", "failed", stdin=f"one\n{large}\nthree\n")
@@ -451,8 +451,8 @@ def test_a_damaged_batch_is_skipped_with_a_warning(shell: Shell, broker: TestBro
 
 @on_any_broker
 def test_batches_that_unpack_to_millions_of_messages_need_little_memory(shell: Shell, broker: TestBroker) -> None:
-    """`receive-stream` unpacks compressed batches one at a time, and so reads 70,000 large messages in 600 MB of
-    address space.
+    """`receive-stream` unpacks compressed batches one at a time, and so reads messages from batches of 6.5 million in
+    600 MB of address space.
     """
     place = urlsplit(broker.streams)
     client = RawStream(place.hostname or "", place.port or 0)

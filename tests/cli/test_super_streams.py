@@ -82,7 +82,7 @@ def test_without_a_key_partitions_take_turns(shell: Shell) -> None:
 
 @on_any_broker
 def test_an_existing_super_stream_is_used_with_its_partitions(shell: Shell) -> None:
-    """If a super stream exists with another number of partitions, `receive-stream` uses those that exist; with
+    """If a super stream exists with another number of partitions, `receive-stream` uses the existing partitions; with
     --strict, it exits with 78.
     """
     shell.run("mqtool", "send-stream", *CREATED, "-r", "hello1", "x")

@@ -59,7 +59,9 @@ def test_tap_prints_what_passes_through_an_exchange(
 
 @pytest.mark.usefixtures("api")
 def test_tap_selects_by_keys_and_headers(shell: Shell, broker: TestBroker) -> None:
-    """`tap` prints only the messages that match its binding keys, for one or several exchanges, or its headers."""
+    """`tap` prints only the messages that match the binding keys, of one or several exchanges, or the headers on its
+    command line.
+    """
     by_key = shell.start("mqtool", "tap", "amq.topic", "kern.*", "-e", "amq.direct", "-c", "2").wait_until_ready()
     by_header = shell.start(
         "mqtool", "tap", "amq.headers", "-H", "format=pdf", "-H", "type=log", "--match", "any", "-c", "1"
@@ -123,7 +125,7 @@ def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> Non
 @on_any_broker
 @pytest.mark.usefixtures("api")
 def test_tap_json_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
-    """`send --json` accepts the lines of `tap --json`. A line names its broker only if several brokers are tapped."""
+    """`send --json` accepts the lines of `tap --json`. A line names the broker only if several brokers are tapped."""
     tap = shell.start("mqtool", "tap", "amq.topic", "--json", "-c", "1").wait_until_ready()
     other = f"{broker.url.partition('//')[0]}//{broker.url.partition('@')[2]}"
     both = shell.start("mqtool", "tap", "amq.topic", "-u", broker.url, "-u", other, "--json", "-c", "2")

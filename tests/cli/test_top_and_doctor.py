@@ -130,7 +130,7 @@ def test_doctor_reports_circles_and_dead_ends(watcher: Shell, broker: TestBroker
 
 def test_a_queue_whose_dead_letters_are_lost_is_noticed(watcher: Shell, broker: TestBroker) -> None:
     """If a queue dead-letters to a queue that does not exist, `queue declare` and `doctor` say so and print the command
-    that declares it.
+    that declares the missing queue.
     """
     declare = ("mqtool", "queue", "declare", "orders", "--dead-letter-exchange", "")
     said = " ".join(watcher.run(*declare).stderr.split())
@@ -312,7 +312,7 @@ def held_connection(broker: TestBroker) -> Iterator[BlockingChannel]:
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_peek_checks_the_messages(watcher: Shell, broker: TestBroker) -> None:
     """`doctor --upgrade --peek` reports messages with an x-death count that RabbitMQ 4 treats differently, and leaves
-    them in the queue; without --peek, it reports none.
+    them in the queue; without --peek, no message is reported.
     """
     death = json.dumps([{"count": 57, "queue": "jobs", "reason": "rejected", "exchange": ""}])
     watcher.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")

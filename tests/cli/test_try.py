@@ -298,7 +298,7 @@ def test_every_goal_belongs_to_a_tutorial() -> None:
 
 @on_any_broker
 def test_tutorial_run_ends_by_naming_try(shell: Shell, broker: TestBroker) -> None:
-    """After a tutorial that has goals, `tutorial run` prints the command `tutorial try` for it."""
+    """After a tutorial that has goals, `tutorial run` prints the command `tutorial try` for that tutorial."""
     watched = Watched(shell, 80, 24, "mqtool", "tutorial", "run", "hello-world", "--auto", "--lines")
     watched.wait_for("mqtool tutorial try hello-world")
     assert watched.end() == 0

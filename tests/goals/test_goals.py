@@ -132,7 +132,7 @@ def test_a_mistake_does_not_hide_the_next_one(
     first: tuple[Attempt, str], second: tuple[Attempt, str], learner: Learner
 ) -> None:
     """`tutorial try` answers a second mistake while the first can still be seen on the broker, and answers the first
-    again only if it is made again.
+    mistake again only if the learner makes it again.
     """
     for attempt, answer in (first, second):
         learner.make(attempt)
@@ -206,7 +206,7 @@ def test_the_proof_of_two_copies_names_a_queue_that_nobody_reads(goal: Goal, lea
 def test_a_receiver_that_has_ended_after_all_keys_has_reached_the_goal(
     goal: Goal, learner: Learner, broker: TestBroker
 ) -> None:
-    """The goal "star" of topics is reached even if its receiver ends right after the three messages."""
+    """The goal "star" of topics is reached even if the learner's receiver ends right after the three messages."""
     if broker.kind != "embedded":
         pytest.skip("RabbitMQ's bindings are read every few seconds: a queue may be gone before it is seen")
     publish = "for key in kern kern.disk kern.disk.full; do mqtool emit-log topic $key x; done"
@@ -265,7 +265,7 @@ def test_every_goal_is_complete() -> None:
 
 
 def test_every_program_to_repair_has_a_goal() -> None:
-    """Each of the repair programs has at most 30 lines, and a goal of `tutorial try repair` names it."""
+    """Each of the programs to repair has at most 30 lines, and a goal of `tutorial try repair` names the program."""
     programs = {path.name: path.read_text() for path in PROGRAMS.glob("*.py")}
     assert programs.keys() == {goal.program for goal in GOALS["repair"]}
     assert max(text.count("\n") for text in programs.values()) <= 30

@@ -47,8 +47,8 @@ def test_a_goal_that_begins_again_finds_the_broker_as_before(broker: TestBroker)
 
 
 def test_a_learner_whose_messages_reach_another_broker_is_told_once_how_to_reach_this_one(broker: TestBroker) -> None:
-    """If no message reaches the broker, `tutorial try` prints, once for each goal, which command leads the learner's
-    terminal to it.
+    """If no message reaches the broker of a goal, `tutorial try` prints, once for each goal, the command that makes the
+    learner's terminal use that broker.
     """
     with Trial(watched(broker, "export AMQP_URL=amqp://there"), silence=0.5) as trial:
         trial.prepare(_WAITS)
@@ -91,8 +91,8 @@ def test_messages_that_are_published_after_a_goal_do_not_count_for_the_next_one(
 
 
 def test_a_goal_with_a_queue_begins_once_the_queue_is_known(broker: TestBroker) -> None:
-    """Right after `tutorial try` has prepared a goal, or prepared it again, it does not say that the goal's queue is
-    gone.
+    """Right after `tutorial try` has declared a goal's queue, also when the goal begins again, it does not say that the
+    queue is gone.
     """
     if broker.kind != "embedded":
         pytest.skip("the goal before it cannot be seen on RabbitMQ")
