@@ -104,7 +104,9 @@ def test_rabbitmq_does_not_support_faults(shell: Shell, broker: TestBroker) -> N
 
 
 def test_broker_serve_runs_a_broker_in_memory(lonely_shell: Shell, tmp_path: Path) -> None:
-    """`broker serve --port 0` prints its URLs and writes them to the ready file, which it removes when it ends."""
+    """`broker serve --port 0` prints the broker's URLs, writes them to the ready file, and removes this file when the
+    command ends.
+    """
     command = ("mqtool", "broker", "serve", "--port", "0", "--management-port", "0", "--print-url", "--recording")
     broker = lonely_shell.start(*command, "--ready-file", "ready", "--like", "4.3").wait_for_stdout("http://")
     url, api = broker.stdout.split()

@@ -61,7 +61,7 @@ def test_taps_of_the_default_exchange_and_of_deliveries_share_the_firehose(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
     """With --firehose, one `tap` shows what is published to the default exchange, and another what a queue delivers.
-    Tracing is switched off when both have ended.
+    The firehose is switched off when both have ended.
     """
     connection.channel().declare(Queue("jobs", durable=True))
     default, queue = tapping(shell, "", "-c", "1"), tapping(shell, "-q", "jobs", "-F", "%q %r %R %b", "-c", "1")
@@ -102,8 +102,8 @@ def test_a_firehose_that_was_on_stays_on(shell: Shell, broker: TestBroker) -> No
 
 
 def test_a_killed_tap_is_reported_by_the_next_one(shell: Shell, broker: TestBroker) -> None:
-    """After kill -9, `tap` leaves the firehose on. The next `tap` and `doctor` report it, and `tap --firehose-off`
-    switches it off.
+    """After kill -9, `tap` leaves the firehose on. The next `tap` and `doctor` say so, and `tap --firehose-off`
+    switches the firehose off.
     """
     tap = tapping(shell, "--all")
     tap.process.send_signal(signal.SIGKILL)
@@ -122,7 +122,7 @@ def test_a_killed_tap_is_reported_by_the_next_one(shell: Shell, broker: TestBrok
 
 
 def test_the_next_tap_switches_off_what_a_killed_one_left_on(shell: Shell, broker: TestBroker) -> None:
-    """If a killed `tap` left the firehose on, the next `tap --firehose` that ends normally switches it off."""
+    """If a killed `tap` left the firehose on, the next `tap --firehose` to end normally switches the firehose off."""
     killed = tapping(shell, "--all")
     killed.process.send_signal(signal.SIGKILL)
     killed.wait()

@@ -372,8 +372,8 @@ LOGS = {
 
 @pytest.mark.parametrize("difference", LOGS)
 def test_an_exchange_that_differs_is_used_as_it_is(shell: Shell, connection: Connection, difference: str) -> None:
-    """If the exchange exists with other arguments, `emit-log` and `receive-log` print one notice each and use the
-    exchange unchanged.
+    """If the exchange exists with other arguments, `emit-log` and `receive-log` each print a notice and use the
+    exchange as it is.
     """
     keep = connection.channel(strict=True)
     keep.declare(LOGS[difference])

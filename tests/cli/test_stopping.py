@@ -175,7 +175,7 @@ def test_a_busy_worker_says_what_it_waits_for(shell: Shell, doing: tuple[str, ..
 
 
 @pytest.mark.keeps_messages
-def test_an_interrupted_publisher_confirms_what_it_has_read(shell: Shell) -> None:
+def test_lines_that_an_interrupted_send_has_read_are_confirmed(shell: Shell) -> None:
     """After Ctrl-C on `send -l`, the lines already read are confirmed and counted; the exit code is 130."""
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None

@@ -52,8 +52,8 @@ def test_doctor_reports_no_problem_on_a_healthy_broker(watcher: Shell, broker: T
 
 
 def test_doctor_reports_each_kind_of_problem(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` finds, among others, queues without consumers, transient queues, wrong dead-letter exchanges and missing
-    acknowledgements.
+    """`doctor` finds such problems as queues without consumers, transient queues, missing dead-letter exchanges and
+    missing acknowledgements.
     """
     watcher.run("mqtool", "send", "-q", "left", "x")
     watcher.run("mqtool", "queue", "declare", "old", "--transient", "--queue-type", "classic")
@@ -209,8 +209,8 @@ def test_doctor_reports_rights_on_a_dead_letter_queue_without_rights_on_its_queu
 
 @on_any_broker
 def test_doctor_groups_equal_findings(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` prints 40 queues with the same problem as one finding with 21 of their names; --json prints each by
-    itself.
+    """`doctor` prints 40 queues with the same problem as one finding with 21 of their names; with --json, each queue is
+    a finding of its own.
     """
     many = [f"q{number:02}" for number in range(40)]
     for name in many:
@@ -326,7 +326,7 @@ def test_doctor_upgrade_peek_checks_the_messages(watcher: Shell, broker: TestBro
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_finds_messages_near_the_delivery_limit(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor --upgrade --peek` reports a message returned 15 times to a quorum queue, since RabbitMQ 4.0 limits
+    """`doctor --upgrade --peek` reports a message requeued 15 times in a quorum queue, since RabbitMQ 4.0 limits
     deliveries by default.
     """
     watcher.run("mqtool", "send", "-q", "jobs", "--queue-type", "quorum", "--durable", "x")

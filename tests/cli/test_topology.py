@@ -76,7 +76,9 @@ def test_topology_shows_publishers_bindings_and_consumers(
 
 @on_any_broker
 def test_topology_shows_ten_bindings_and_counts_the_rest(shell: Shell, channel: BlockingChannel) -> None:
-    """`topology EXCHANGE` prints ten of 14 bindings and "… and 4 more bindings"; with --limit 0, it prints all."""
+    """`topology EXCHANGE` prints ten of 14 bindings and "… and 4 more bindings"; with --limit 0, all bindings are
+    printed.
+    """
     for number in range(14):
         channel.queue_declare(f"many{number}")
         channel.queue_bind(f"many{number}", "idle", "k")

@@ -429,7 +429,7 @@ def test_other_sites_cannot_read_or_run_anything(ui: Running, broker: TestBroker
     assert broker.api("GET", f"queues/{broker.vhost}") == []
 
 
-def test_the_page_works_in_the_default_vhost(shell: Shell, broker: TestBroker) -> None:
+def test_the_page_shows_the_default_vhost(shell: Shell, broker: TestBroker) -> None:
     """`mqtool ui --vhost /` shows the default virtual host; on a broker that mqtool did not start, it offers only
     actions that read.
     """
