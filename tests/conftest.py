@@ -55,12 +55,12 @@ _LONGEST = {
     "test_malformed_requests_never_get_500",
     "test_vary_and_compare_report_several_runs",
     "test_after_ctrl_c_confirmed_and_kept_lines_are_the_whole_file",
-    "test_send_and_receive_survive_a_restart_over_amqp_1_0",
+    "test_send_and_receive_resume_after_a_restart_over_amqp_1_0",
     "test_live_views_continue_after_a_restart",
     "test_the_blocks_of_a_page_run_and_print_what_is_shown",
     "test_tutorial_run_leaves_no_process_after_a_signal",
     "test_dlq_commands_handle_forged_histories",
-    "test_recipes_work_and_fit_on_a_screen",
+    "test_recipes_succeed_as_printed_and_fit_on_a_screen",
     "test_hints_about_options_name_the_command",
 }
 

@@ -113,9 +113,9 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 
 
 @pytest.mark.parametrize("command", ["queue delete", "queue purge", "exchange delete"])
-def test_a_command_on_several_names_that_fails_in_the_middle_says_what_is_left(admin: Shell, command: str) -> None:
-    """If one of several queues or exchanges does not exist, the command exits with 3 after those before it, and says
-    how many are done and which are not. If the first one does not exist, it exits with 69.
+def test_a_command_on_several_names_stops_at_a_missing_one_and_says_what_is_left(admin: Shell, command: str) -> None:
+    """A command on several queues or exchanges stops at the first name that does not exist, exits with 3, and says how
+    many names are done and which are not. If the first name does not exist, the exit code is 69.
     """
     kind, verb = command.split()
     for name in ("one", "two"):
@@ -129,9 +129,9 @@ def test_a_command_on_several_names_that_fails_in_the_middle_says_what_is_left(a
     assert (nothing_done.code, "not 'gone'" in nothing_done.stderr) == (69, False)
 
 
-def test_a_classic_queue_is_deleted_only_if_empty_and_unused(admin: Shell, broker: TestBroker) -> None:
-    """`queue delete --if-empty --if-unused` keeps a queue that has messages and exits with 1; it deletes the queue once
-    it is empty.
+def test_queue_delete_if_empty_and_unused_keeps_a_classic_queue_with_messages(admin: Shell, broker: TestBroker) -> None:
+    """`queue delete --if-empty --if-unused` exits with 1 and keeps a classic queue that has messages; once the queue is
+    empty, the command deletes the queue.
     """
     admin.run("mqtool", "send", "-q", "old", "--queue-type", "classic", "x")
     kept = admin.run("mqtool", "queue", "delete", "old", "--if-empty", "--if-unused")
@@ -143,8 +143,8 @@ def test_a_classic_queue_is_deleted_only_if_empty_and_unused(admin: Shell, broke
 
 
 def test_exchanges_and_bindings_are_made_and_removed(admin: Shell, broker: TestBroker) -> None:
-    """`exchange bind` routes a message through two exchanges to a queue, and `exchange unbind` ends that. `exchange
-    delete` needs --yes, and exits with 69 if the exchange does not exist.
+    """After `exchange bind`, a message passes through two exchanges to a queue; after `exchange unbind`, no further
+    message does. `exchange delete` needs --yes, and exits with 69 if the exchange does not exist.
     """
     assert admin.run("mqtool", "exchange", "declare", "in", "topic").code == 0
     assert admin.run("mqtool", "exchange", "declare", "in", "fanout").code == 78
@@ -175,8 +175,8 @@ def test_exchanges_and_bindings_are_made_and_removed(admin: Shell, broker: TestB
 
 
 def test_a_user_can_do_what_the_patterns_allow_and_nothing_else(admin: Shell, ann: str) -> None:
-    """After `permission set`, a user can configure, write and read what matches the patterns; any other operation exits
-    with 77.
+    """After `permission set`, a user can configure, write to and read from queues and exchanges whose names match the
+    patterns; any other operation exits with 77.
     """
 
     def as_ann(*words: str) -> int:
@@ -283,8 +283,8 @@ def test_a_password_is_asked_for_twice_on_a_terminal(admin: Shell, ann: str) -> 
 
 
 def test_a_virtual_host_is_added_used_and_deleted(admin: Shell, broker: TestBroker) -> None:
-    """`vhost add` fails if the virtual host exists. `vhost delete` needs --yes, and fails if the virtual host does not
-    exist; messages can be sent to it only in between.
+    """Messages can be sent to a virtual host from `vhost add` until `vhost delete`. `vhost add` fails if the virtual
+    host exists; `vhost delete` needs --yes, and fails if the virtual host does not exist.
     """
     name = f"stage-{uuid.uuid4().hex[:8]}"
     vhost = ("mqtool", "vhost")
@@ -354,7 +354,7 @@ def _free_port() -> int:
 @on_any_broker
 @pytest.mark.parametrize("command", ["queue delete jobs", "queue purge jobs"])
 def test_ctrl_c_at_a_question_ends_the_command(admin: Shell, broker: TestBroker, command: str) -> None:
-    """Ctrl-C at the question of a command that destroys something ends the command at once, and nothing is changed."""
+    """Ctrl-C at the question of `queue delete` or `queue purge` ends the command with 130, and nothing is changed."""
     admin.run("mqtool", "send", "-q", "jobs", "x")
     asked = on_terminal(admin, "mqtool", *command.split(), keys=["\x03"], cue="[y/N]: ")
     assert asked.code == 130
@@ -364,7 +364,9 @@ def test_ctrl_c_at_a_question_ends_the_command(admin: Shell, broker: TestBroker,
 
 @on_any_broker
 def test_ctrl_c_at_a_later_question_says_what_was_done(admin: Shell, broker: TestBroker) -> None:
-    """After Ctrl-C at the question about the second queue, `queue delete` says that the first one is deleted."""
+    """After Ctrl-C at the question about the second of two queues, `queue delete` exits with 130 and says that only the
+    first one was deleted.
+    """
     admin.run("mqtool", "send", "-q", "jobs", "x")
     admin.run("mqtool", "queue", "declare", "other")
     keys = ["y\n", "\x03"]
@@ -375,7 +377,9 @@ def test_ctrl_c_at_a_later_question_says_what_was_done(admin: Shell, broker: Tes
 
 @on_any_broker
 def test_nothing_is_destroyed_when_the_answer_is_no(admin: Shell, broker: TestBroker) -> None:
-    """On a terminal, `queue delete` asks first; any answer but yes leaves the queue and its messages alone."""
+    """On a terminal, `queue delete` asks before it deletes anything; if the answer is no, the queue and its messages
+    stay.
+    """
     admin.run("mqtool", "send", "-q", "jobs", "x")
     asked = on_terminal(admin, "mqtool", "queue", "delete", "jobs", keys=["n\n"], cue="[y/N]").stdout
     assert "delete queue 'jobs' with 1 message? [y/N]" in asked
@@ -389,8 +393,8 @@ def test_nothing_is_destroyed_when_the_answer_is_no(admin: Shell, broker: TestBr
 
 @on_any_broker
 def test_deleting_ones_own_user_or_the_default_vhost_needs_a_flag(shell: Shell, broker: TestBroker) -> None:
-    """`user delete` of one's own user and `vhost delete` of / exit with 2 in spite of --yes, and name the flag that
-    deletes it.
+    """`user delete` of one's own user and `vhost delete /` exit with 2 even with --yes; the hint names the flag that is
+    needed.
     """
     management = ("--yes", "--management", broker.management)
     for words, flag in ((("user", "delete", "guest"), "--myself"), (("vhost", "delete", "/"), "--default-vhost")):

@@ -88,15 +88,17 @@ def test_a_large_binary_body_arrives_unchanged(shell: Shell, tmp_path: Path) -> 
 @pytest.mark.parametrize("prefetch", [[], ["--prefetch", "1"], ["--prefetch", "0"], ["--auto-ack"]])
 @pytest.mark.sampled(1)
 def test_lines_are_received_once_and_in_order(shell: Shell, prefetch: list[str]) -> None:
-    """Over AMQP 1.0, `receive` prints each of 1,500 lines once and in order, with any --prefetch and --auto-ack."""
+    """Over AMQP 1.0, `receive` prints each of 1,500 lines once and in order, whatever --prefetch is, and also with
+    --auto-ack.
+    """
     lines = "".join(f"{number}\n" for number in range(1500))
     assert shell.run("mqtool", "send", "-l", stdin=lines).code == 0
     assert shell.run("mqtool", "receive", "--raw", "-c", "1500", *prefetch).stdout == lines
 
 
 def test_receive_leaves_messages_beyond_the_count_or_condition(shell: Shell, broker: TestBroker) -> None:
-    """Over AMQP 1.0, `receive -c 1` takes exactly one message, and messages that do not match --where are back in the
-    queue when it ends.
+    """Over AMQP 1.0, `receive -c 1` takes exactly one message; after `receive --where`, the messages that do not match
+    are back in the queue.
     """
     shell.run("mqtool", "send", "-l", stdin="1\n2\n3\n4\n")
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "1\n"
@@ -108,8 +110,8 @@ def test_receive_leaves_messages_beyond_the_count_or_condition(shell: Shell, bro
 
 
 def test_rejected_and_released_messages_are_reported(shell: Shell) -> None:
-    """Over AMQP 1.0, `send` reports a rejected message as nacked and, with --mandatory, a released one as returned; it
-    gives the reason and exits with 75.
+    """Over AMQP 1.0, `send` reports a rejected message as nacked and, with --mandatory, a released one as returned. In
+    both cases, `send` gives the reason and exits with 75.
     """
     shell.run("mqtool", "queue", "declare", "full", "--max-length", "1", "--argument", "x-overflow=reject-publish",
               "--queue-type", "quorum")  # fmt: skip
@@ -169,8 +171,8 @@ def test_a_delay_in_ndjson_input_is_refused(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("kind", ["direct", "topic"])
-def test_receive_log_gets_the_logs_with_its_key(shell: Shell, kind: str) -> None:
-    """Over AMQP 1.0, `receive-log` prints the logs with its routing key, from a direct or a topic exchange, and no
+def test_receive_log_gets_only_logs_with_its_routing_key(shell: Shell, kind: str) -> None:
+    """Over AMQP 1.0, `receive-log KEY` prints the logs with this routing key, from a direct or a topic exchange, and no
     others.
     """
     receiver = shell.start("mqtool", "receive-log", kind, "error", "-c", "2").wait_until_ready()
@@ -179,8 +181,10 @@ def test_receive_log_gets_the_logs_with_its_key(shell: Shell, kind: str) -> None
     assert receiver.wait().stdout == " [x] error:one\n [x] error:two\n"
 
 
-def test_receive_log_works_with_fanout_and_headers_exchanges(shell: Shell) -> None:
-    """Over AMQP 1.0, a fanout exchange copies a log to every receiver, and a headers exchange to those that match."""
+def test_receive_log_gets_logs_from_fanout_and_headers_exchanges(shell: Shell) -> None:
+    """Over AMQP 1.0, `receive-log` gets every log of a fanout exchange, and from a headers exchange those with the
+    headers that it names.
+    """
     everything = shell.start("mqtool", "receive-log", "fanout", "-c", "1", "--raw").wait_until_ready()
     pdf = shell.start("mqtool", "receive-log", "headers", "format=pdf", "-c", "1", "--raw").wait_until_ready()
     assert shell.run("mqtool", "emit-log", "fanout", "to all").code == 0

@@ -342,8 +342,8 @@ def test_values_that_amqp_cannot_carry_are_refused_by_mqtool(shell: Shell, broke
 def test_a_refusal_by_the_broker_is_one_sentence(
     shell: Shell, broker: TestBroker, connection: Connection, case: Case
 ) -> None:
-    """If the broker refuses an operation, the command prints its reason in one sentence and exits with the documented
-    code.
+    """If the broker refuses an operation, the command prints the broker's reason in one sentence and exits with the
+    documented code.
     """
     channel = connection.channel()
     channel.declare(Queue("there", auto_delete=True))

@@ -130,7 +130,7 @@ def test_a_run_without_any_confirm_for_10_s_ends(tester: Shell, own: EmbeddedBro
 
 
 @large
-def test_a_stall_is_in_the_percentiles_of_an_open_loop(tester: Shell, own: EmbeddedBroker) -> None:
+def test_with_rate_messages_that_fall_due_during_a_stall_count_as_late(tester: Shell, own: EmbeddedBroker) -> None:
     """With `bench --rate`, all messages that fall due while the broker stalls for a second count as late; without a
     rate, only the one to three in flight do.
     """
@@ -153,12 +153,11 @@ def test_a_stall_is_in_the_percentiles_of_an_open_loop(tester: Shell, own: Embed
 
 @pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0", "stream"])
 @pytest.mark.sampled(1)
-def test_messages_that_confirms_hold_back_are_late_by_the_time_since_they_were_due(
+def test_latencies_count_from_the_due_time_if_missing_confirms_hold_the_publisher_back(
     tester: Shell, own: EmbeddedBroker, protocol: str
 ) -> None:
-    """With `bench --rate --confirms 20`, a broker that stalls for a second holds the publisher back after 20 messages.
-    Latencies of the messages it sends afterwards count from when they were due, so hundreds of them are late, not just
-    20.
+    """If the broker stalls for a second, `bench --rate --confirms 20` stops at 20 unconfirmed messages. Latencies of
+    the messages that it sends afterwards count from when they were due, so hundreds of messages are late, not just 20.
     """
     load = ("--rate", "1000", "--duration", "3s", "--confirms", "20", "--protocol", protocol)
     found = _once_it_runs(tester, own, *load, then=lambda: own.faults.go_silent(1.0))
@@ -172,7 +171,7 @@ def test_messages_that_confirms_hold_back_are_late_by_the_time_since_they_were_d
 @on_any_broker
 def test_commands_run_at_a_time_or_during_the_run(shell: Shell, broker: TestBroker) -> None:
     """`bench` runs the shell commands of --at and --during while it measures, keeps their output out of the result, and
-    names a command whose time came too late to run.
+    names a command that did not run because the run ended before its time.
     """
     begun = ("--at", "0s", "touch begun; echo done", "--at", "1h", "touch late")
     found = shell.run(*BENCH, "--json", "--duration", "1s", "--rate", "50", *begun, "--during", "touch third")
@@ -183,7 +182,9 @@ def test_commands_run_at_a_time_or_during_the_run(shell: Shell, broker: TestBrok
 
 @on_any_broker
 def test_a_command_that_fails_during_a_run_is_named_at_its_end(shell: Shell) -> None:
-    """If a command given to `bench --at` fails, `bench` still prints the result, names it, and exits with 3."""
+    """If a command given to `bench --at` fails, `bench` still prints the result, names the failed command, and exits
+    with 3.
+    """
     found = shell.run(*BENCH, "--json", "--duration", "1s", "--rate", "50", "--at", "0s", "exit 69")
     assert (found.code, json.loads(found.stdout)["confirmed"]) == (3, 50), found.stderr
     assert "a command failed during the run: exit 69" in found.stderr

@@ -38,8 +38,8 @@ def at_port() -> str:
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_broker_is_started_used_and_stopped(home: Shell, kind: BrokerKind) -> None:
-    """`broker up` starts a broker, `status`, `env`, `logs` and `restart` find it, and `down` stops it. Its log and its
-    persistent messages survive `down` and the next `up`.
+    """`broker up` starts a broker, `status`, `env`, `logs` and `restart` find it, and `down` stops it. After `down` and
+    `up`, its log and its persistent messages are still there.
     """
     own_broker(kind)
     port = str(free_port())
@@ -199,8 +199,8 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
 
 
 def test_status_says_which_broker_commands_use_and_why(home: Shell) -> None:
-    """`broker status` says which broker commands use, and why. `broker up` says so only if that is another broker than
-    the one it started.
+    """`broker status` says which broker commands use, and why. `broker up` says the same only if commands use another
+    broker than the one just started.
     """
     assert home.run("mqtool", "broker", "status").stdout == "commands use amqp://guest@localhost:5672, the default\n"
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(port := free_port()))
@@ -294,8 +294,8 @@ def test_a_reused_process_id_is_not_taken_for_the_broker(home: Shell) -> None:
 
 
 def test_two_commands_at_once_start_one_broker(home: Shell, at_port: str) -> None:
-    """If `broker up` is run twice at the same time, one starts the broker, and the other reports that it is already
-    running.
+    """If `broker up` is run twice at the same time, one starts the broker, and the other reports that the broker is
+    already running.
     """
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     both = [home.start(*up), home.start(*up)]
@@ -313,8 +313,8 @@ def waiting_for_a_lock() -> set[int]:
 def test_commands_that_change_a_broker_wait_for_each_other(
     home: Shell, at_port: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If `broker restart`, `down` or `rm` is run twice at the same time, the second waits for the first, then acts on
-    what the first has left.
+    """If `broker restart`, `down` or `rm` is run twice at the same time, the second waits for the first. Then `down`
+    says that there is nothing left to stop, and `rm` that there is no such broker.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     if command == "rm":
@@ -350,7 +350,9 @@ def test_a_broker_comes_back_with_its_kind_port_and_messages(home: Shell, at_por
 
 
 def test_commands_say_that_a_broker_is_stopped(home: Shell, at_port: str) -> None:
-    """After `broker down`, `status`, `restart` and `down` say that the broker is stopped, and how to start it again."""
+    """After `broker down`, `status`, `restart` and another `down` say that the broker is stopped. `status` and
+    `restart` exit with 69, and their hint is the command that starts the broker again.
+    """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--name", "mine", at_port)
     home.run("mqtool", "broker", "down", "--name", "mine")
     for command in ("status", "restart"):
@@ -388,7 +390,7 @@ def test_a_killed_foreground_leaves_no_broker(home: Shell, kind: BrokerKind, at_
 
 
 def test_a_port_that_is_in_use_is_an_error_at_once(home: Shell) -> None:
-    """If the port is in use, `broker up` names it, suggests --port, and exits with 69."""
+    """If the port is in use, `broker up` exits with 69 at once, names the port, and suggests --port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = home.run("mqtool", "broker", "up", "--kind", "embedded", "--port", str(port))
@@ -397,9 +399,9 @@ def test_a_port_that_is_in_use_is_an_error_at_once(home: Shell) -> None:
     assert "--port" in result.stderr
 
 
-def test_a_broker_with_tls_needs_the_ports_below_too(home: Shell, amqp_tls: Authority, at_port: str) -> None:
-    """With TLS, a broker also uses the port below each plain one. If that port is in use below a given --port, `broker
-    up` exits with 69; a default management port is replaced by another.
+def test_broker_up_with_tls_needs_the_port_below_each_plain_one(home: Shell, amqp_tls: Authority, at_port: str) -> None:
+    """A broker with TLS also uses the port below each of its ports without TLS. If the port below --port is in use,
+    `broker up` exits with 69; if that is so for the management API's default port, `broker up` chooses another one.
     """
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", f"--tls-cert={amqp_tls.cert}")
     port = free_port()

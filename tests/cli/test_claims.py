@@ -27,9 +27,9 @@ EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "20"))
 
 @pytest.mark.timeout(1200)
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
-    """Mallory, who has permissions on "^mallory" or "^mallory[.]" only, forges arguments and headers; an administrator
-    then runs a command, while she deletes queues. Others' queues, exchanges, bindings and messages stay unchanged, she
-    can read none of those messages, and nothing of hers routes to an exchange that she may not write to.
+    """Mallory has permissions only on names that match "^mallory" or "^mallory[.]". She forges arguments and headers,
+    and deletes queues while an administrator runs a command. Other users' queues, exchanges, bindings and messages stay
+    unchanged, she can read none of those messages, and nothing of hers routes to an exchange that she may not write to.
     """
     seen: Counter[str] = Counter()
 
@@ -153,8 +153,8 @@ def publish(broker: TestBroker, exchange: str, key: str, body: str = "forged", *
 
 
 def test_a_forged_x_death_moves_no_message_into_another_queue(shell: Shell, broker: TestBroker) -> None:
-    """If the x-death header names a queue that does not dead-letter to this one, `dlq redrive` leaves the message where
-    it is, counts it, and exits with 3.
+    """If a message's x-death header names a queue that does not dead-letter to the queue where the message is, `dlq
+    redrive` leaves the message there, counts it, and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "mallory", "mallory.dlq"):
@@ -174,13 +174,14 @@ def test_a_forged_x_death_moves_no_message_into_another_queue(shell: Shell, brok
     assert (depth(broker, "payroll"), depth(broker, "mallory")) == (0, 1)
 
 
-def test_a_message_that_another_exchange_leads_to_the_dead_letter_queue_stays_there(
+def test_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_letter_queue(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive orders` leaves a message in orders.dlq that was published to an exchange to which orders does not
-    dead-letter: its publisher may have rights on names like `^orders[.]`, but not on orders. Dead letters of the broker
-    and of `worker` move back.
+    """`dlq redrive orders` leaves a message in orders.dlq if it was published to an exchange to which orders does not
+    dead-letter, even if its headers claim that it came from orders. Dead letters of the broker and of `worker` move
+    back.
     """
+    # The publisher may have rights on names like `^orders[.]`, but none on orders.
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for exchange in ("orders.x", "graveyard"):
         broker.api("PUT", f"exchanges/{broker.vhost}/{exchange}", {"type": "fanout", "durable": True})
@@ -213,11 +214,12 @@ def is_governed(broker: TestBroker, queue: str) -> bool:
     return bool(found.get("effective_policy_definition"))
 
 
-def test_dead_letters_of_an_exchange_return_if_the_broker_published_them_there(
+def test_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive` returns a dead letter to its queue only if that queue dead-letters to this exchange, by argument
-    or by policy; messages whose x-death header was forged by a publisher stay where they are.
+    """`dlq redrive` moves a dead letter back to the queue that its x-death header names only if that queue dead-letters
+    with the dead letter's exchange and routing key, by argument or by policy. Messages whose publisher forged the
+    header stay where they are.
     """
     vhost = broker.vhost
     broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})
@@ -308,11 +310,12 @@ def test_a_program_gets_the_routing_key_that_the_broker_checked(shell: Shell, br
     ]
 
 
-def test_a_queue_that_only_its_owner_can_read_keeps_nobody_from_reading_others(
+def test_a_queue_that_only_its_owner_can_read_does_not_stop_commands_on_all_queues(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """An exclusive queue, or one with a single active consumer, that is named like a dead-letter queue or wait queue,
-    is skipped with a warning. `dlq ls`, `delayed ls`, `show`, `now` and `cancel` handle all other queues.
+    """If a queue is named like a dead-letter queue or wait queue, but is exclusive or has a single active consumer, so
+    that only its owner can read it, `dlq ls` and `delayed ls`, `show`, `now` and `cancel` print a warning and handle
+    all other queues.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     single: dict[str, Any] = {"x_single_active_consumer": True}
@@ -352,11 +355,11 @@ def test_a_queue_that_only_its_owner_can_read_keeps_nobody_from_reading_others(
 
 
 @pytest.mark.parametrize("command", ["move", "dlq redrive", "dlq redrive, broker", "delayed now"])
-def test_commands_that_move_a_message_do_not_prove_where_it_was_first_published(
+def test_worker_ignores_a_forged_origin_after_another_command_moved_the_message(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """`move`, `dlq redrive` and `delayed now` publish a message to its queue themselves. `worker` still does not
-    believe the headers with which the publisher claims another exchange and routing key.
+    """After `move`, `dlq redrive` or `delayed now` has published a message to its queue again, `worker` still ignores
+    headers in which the message's publisher claims another exchange and routing key.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     forged: dict[str, Any] = {"mqtool-exchange": "payments", "mqtool-routing-key": "refund.approved"}
@@ -391,7 +394,9 @@ def test_commands_that_move_a_message_do_not_prove_where_it_was_first_published(
     assert lines == (["", "jobs"] if command == "dlq redrive, broker" else ["public", "k"])
 
 
-def test_a_retry_keeps_its_origin_when_it_is_moved(shell: Shell, broker: TestBroker) -> None:
+def test_a_dead_letter_of_worker_keeps_its_original_exchange_and_key_when_it_is_moved(
+    shell: Shell, broker: TestBroker
+) -> None:
     """A message that `worker` has dead-lettered keeps its original exchange and routing key through `move` and `dlq
     redrive`.
     """

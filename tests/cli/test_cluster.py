@@ -83,8 +83,8 @@ def home(tmp_path: Path) -> Iterator[Shell]:
 
 
 def test_a_cluster_of_private_nodes_is_started_used_and_stopped(home: Shell, tmp_path: Path) -> None:
-    """`broker up --cluster` starts three nodes. If one is killed, `broker status` says "2 of 3 nodes running",
-    persistent messages are kept, and `broker up` starts the node again.
+    """`broker up --cluster` starts three nodes. If one node is killed, `broker status` says "2 of 3 nodes running",
+    persistent messages are kept, and `broker up` starts that node again.
     """
     own_broker(BrokerKind.NODE)
     up = home.run("mqtool", "broker", "up", "--kind", "node", "--cluster", timeout=300)

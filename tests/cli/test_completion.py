@@ -203,8 +203,10 @@ def test_users_policies_and_started_brokers_complete(broker: TestBroker, lonely_
 LIVE = {"--context", "--queue", "--exchange", "--vhost", "--dead-letter-exchange"}
 
 
-def test_every_option_and_argument_for_a_name_on_the_broker_completes_it() -> None:
-    """Completion proposes names wherever a command takes a queue, stream, exchange, virtual host or context."""
+def test_every_option_and_argument_that_takes_a_name_on_the_broker_completes_names() -> None:
+    """Completion proposes names wherever a command takes the name of a queue, stream, exchange, virtual host or
+    context.
+    """
 
     def leaves(group: Any) -> Iterator[Any]:
         for command in group.commands.values():

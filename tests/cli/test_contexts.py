@@ -61,8 +61,8 @@ def staging(shell: Shell, broker: TestBroker) -> Shell:
 
 @pytest.mark.parametrize("strongest", PRECEDENCE)
 def test_options_win_over_the_environment_and_the_context(home: Shell, strongest: str) -> None:
-    """A command uses the broker of the first of these: option, environment variable, context in use, `broker up`,
-    localhost. `broker status` says which one and why.
+    """A command uses the broker that an option names; else the one of an environment variable, of the context in use,
+    or of `broker up`; else localhost. `broker status` says which broker that is, and why.
     """
     words, environment = [], {}
     rows = list(PRECEDENCE)
@@ -164,8 +164,8 @@ def test_the_contexts_file_is_private_and_keeps_its_comments(home: Shell) -> Non
     ],
 )  # fmt: skip
 def test_an_error_in_the_contexts_file_is_reported_with_its_line(home: Shell, text: str, said: str) -> None:
-    """If the contexts file is invalid, `send` says what is wrong in which line and exits with 2; with --url, the error
-    does not matter.
+    """If the contexts file is invalid, `send` says what is wrong in which line and exits with 2; `send` with --url does
+    not need the file, and connects.
     """
     write_config(home, text)
     result = home.run("mqtool", "send", "x")
@@ -262,8 +262,8 @@ def test_the_password_is_the_first_line_of_the_password_command(shell: Shell, br
 
 
 def test_every_command_declares_its_effect_on_a_broker() -> None:
-    """Every command declares its effect on a broker, which decides whether it asks for a confirmation in a protected
-    context.
+    """Every command declares its effect on a broker, which decides whether the command asks for a confirmation in a
+    protected context.
     """
     assert [leaf.words for leaf in leaves(described()) if leaf.effect is None] == []
     assert len(CHANGING) > 30
@@ -385,7 +385,7 @@ def test_a_protected_context_asks_before_each_change(staging: Shell, broker: Tes
 
 
 @on_any_broker
-def test_a_confirmation_is_for_that_context_only(shell: Shell, broker: TestBroker) -> None:
+def test_confirm_is_refused_if_the_broker_is_no_protected_context(shell: Shell, broker: TestBroker) -> None:
     """`--confirm prod` exits with 2 and changes nothing if the command does not use the protected context `prod`."""
     shell.run("mqtool", "send", "-q", "jobs", "x")
     result = shell.run("mqtool", "queue", "purge", "jobs", "--confirm", "prod")

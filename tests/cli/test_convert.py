@@ -253,8 +253,8 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("trusting")
 @large
 def test_convert_loses_nothing_however_often_it_is_killed(broker: TestBroker, before: str, after: str) -> None:
-    """`queue convert` is killed again and again, each time one frame or request later, and resumed until it completes:
-    all messages and bindings are there.
+    """`queue convert`, killed again and again, each time one frame or request later, and resumed until it completes,
+    loses no message and no binding.
     """
     fill(broker, before)
     kill_at = 1
@@ -267,8 +267,8 @@ def test_convert_loses_nothing_however_often_it_is_killed(broker: TestBroker, be
 @pytest.mark.usefixtures("trusting")
 @large
 def test_convert_loses_no_batch_however_often_it_is_killed(broker: TestBroker) -> None:
-    """`queue convert` of 300 messages in batches is killed again and again, each time some frames later, and resumed
-    until it completes: all messages are there.
+    """`queue convert` of 300 messages in batches, killed again and again, each time some frames later, and resumed
+    until it completes, loses no message.
     """
     count = 300
     fill(broker, count=count)
@@ -322,11 +322,11 @@ def test_convert_stops_if_the_holding_queue_has_no_leader(broker: TestBroker, mo
 
 
 @on_any_broker
-def test_convert_waits_for_messages_that_a_client_has_not_acknowledged(
+def test_a_queue_with_an_unacknowledged_message_is_not_converted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a client holds an unacknowledged message, `queue convert` fails and says so; a later run converts the queue
-    with all its messages.
+    """While a client holds an unacknowledged message of the queue, `queue convert` fails and says so; a later run
+    converts the queue with all its messages.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)
@@ -341,11 +341,11 @@ def test_convert_waits_for_messages_that_a_client_has_not_acknowledged(
 @pytest.mark.parametrize("kill_at", range(20, 260, 40))
 @pytest.mark.parametrize("what", ["consume exclusively", "get", "set a policy"])
 @pytest.mark.sampled(3)
-def test_a_killed_conversion_loses_nothing_to_what_others_do_before_it_is_resumed(
+def test_a_killed_conversion_can_be_completed_after_others_used_the_queue(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, kill_at: int, what: str
 ) -> None:
-    """After `queue convert` was killed, a client consumes exclusively or gets a message, or a policy is set on the
-    queue. Once the client has disconnected, the conversion can be completed with all messages.
+    """If a client consumes exclusively or gets a message, or a policy is set on the queue, after `queue convert` was
+    killed, the conversion can be completed with all messages once the client has disconnected.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)
@@ -394,8 +394,8 @@ def test_a_queue_with_an_exclusive_consumer_is_not_converted(managed: Shell, bro
 @pytest.mark.parametrize("kill_at", range(30, 260, 60))
 @pytest.mark.sampled(2)
 def test_a_killed_conversion_can_be_undone(broker: TestBroker, kill_at: int) -> None:
-    """After `queue convert` was killed, an undo restores the queue with its type, messages and bindings, even if the
-    undo is killed as well.
+    """After `queue convert` was killed, `queue convert --undo` restores the queue with its type, messages and bindings,
+    even if the undo is killed and run again.
     """
     fill(broker)
     if convert(broker, kill_at) is None and "jobs.mqtool-convert" in definitions(broker)[0]:
@@ -452,9 +452,11 @@ def _unexpected(delivery: Delivery) -> Message:
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_moving_a_queue_to_which_clients_publish_gives_no_messages_back(broker: TestBroker, kind: str) -> None:
-    """While clients publish half as fast as messages are moved, all messages are moved once and in order; at most 50 of
-    them are moved after the broker has stopped the deliveries.
+def test_messages_published_to_a_queue_while_it_is_moved_are_moved_once_and_in_order(
+    broker: TestBroker, kind: str
+) -> None:
+    """If clients publish to a queue half as fast as its messages are moved to another queue, each message is moved once
+    and in order, and at most 50 are left to move once clients publish elsewhere.
     """
     published = 300
 
@@ -481,9 +483,11 @@ def test_moving_a_queue_to_which_clients_publish_gives_no_messages_back(broker: 
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
-def test_a_conversion_says_how_many_messages_are_behind_newer_ones(broker: TestBroker, before: str, after: str) -> None:
-    """Messages published during `queue convert` stay in order, except for at most 50 of the last ones, which the
-    conversion counts.
+def test_a_conversion_counts_the_messages_that_newer_ones_may_have_overtaken(
+    broker: TestBroker, before: str, after: str
+) -> None:
+    """Messages published during `queue convert` stay in order, except for at most 50 at the end; the conversion counts
+    those that newer ones may have overtaken.
     """
     fill(broker, before, count := 300)
     api = Management(broker.management, "guest", "guest")
@@ -507,8 +511,8 @@ def test_a_conversion_says_how_many_messages_are_behind_newer_ones(broker: TestB
 def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answer(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RabbitMQ reports a depth of 0 for a quorum queue that is slow to answer. If it does so for the queue that holds
-    newly published messages, `queue convert` stops instead of deleting it, and can be resumed.
+    """RabbitMQ reports a depth of 0 for a quorum queue that is slow to answer. If that is the queue that holds newly
+    published messages, `queue convert` stops instead of deleting the queue, and can be resumed.
     """
     fill(broker, "quorum")
     depth = administration.depth
@@ -544,8 +548,8 @@ def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answ
 def test_messages_that_do_not_fit_into_a_queue_that_rejects_them_are_kept(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, before: str, after: str, by_policy: bool
 ) -> None:
-    """If publishers fill a queue with overflow reject-publish during its conversion, `queue convert` stops and keeps
-    every confirmed message. It can be resumed once messages have been consumed.
+    """If publishers fill a queue with overflow reject-publish while it is converted, `queue convert` stops and keeps
+    every confirmed message. Once messages have been consumed, the conversion can be resumed.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
     limits = {"max-length": COUNT + 5, "overflow": "reject-publish"}
@@ -587,8 +591,8 @@ def test_messages_that_do_not_fit_into_a_queue_that_rejects_them_are_kept(
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBroker, kind: str) -> None:
-    """If a publisher takes the room in a queue with overflow reject-publish just before a batch is moved there, the
-    messages that the queue rejects stay in the other queue, and are moved once there is room.
+    """If publishers fill a queue with overflow reject-publish just before a batch is moved to it, the messages that the
+    queue rejects stay in the queue from which they are moved, and are moved once there is room.
     """
     arguments = {"x-queue-type": kind, "x-max-length": 10, "x-overflow": "reject-publish"}
     with Connection(parse_addresses(broker.url)) as connection:
@@ -620,11 +624,11 @@ def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBrok
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("both", [False, True], ids=["holding queue", "both"])
-def test_messages_keep_their_address_and_get_no_copies_if_the_holding_queue_is_deleted(
+def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_deleted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, both: bool
 ) -> None:
-    """If a user deletes the queues that a conversion has declared, the messages that no such queue took are still there
-    when the conversion ends, with their routing keys, and none was copied to a queue that its headers CC and BCC name.
+    """If a user deletes the queues that `queue convert` has just declared, the conversion stops and can be completed:
+    all messages keep their routing keys, and none is copied to a queue that its CC or BCC header names.
     """
     fill(broker, count=0)
     copied = {"headers": {"CC": ["victim"], "BCC": ["victim"], "mqtool-exchange": "forged"}, "priority": 3}
@@ -668,11 +672,11 @@ def test_messages_keep_their_address_and_get_no_copies_if_the_holding_queue_is_d
 
 
 @pytest.mark.keeps_messages
-def test_messages_go_back_to_the_holding_queue_if_the_queue_is_deleted(
+def test_messages_go_back_to_the_holding_queue_if_the_converted_queue_is_deleted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the converted queue is deleted while its messages return to it, those on their way there are held again, each
-    once, and return when the conversion is resumed.
+    """If the converted queue is deleted while messages are moved back to it from the holding queue, these messages are
+    in the holding queue again, each once, and are moved back when the conversion is resumed.
     """
     fill(broker)
     api = Management(broker.management, "guest", "guest")
@@ -739,7 +743,7 @@ def test_a_queue_is_not_replaced_while_clients_publish_to_it_by_its_name(
     broker: TestBroker, before: str, after: str
 ) -> None:
     """While clients publish to a queue through the default exchange, `queue convert` stops before it replaces the
-    queue. Once they have stopped, it can be resumed, and no message is lost.
+    queue. Once the clients have stopped, the conversion can be resumed, and no message is lost.
     """
     fill(broker, before)
     with DirectPublisher(broker) as publisher:
@@ -756,8 +760,9 @@ def test_a_queue_is_not_replaced_while_clients_publish_to_it_by_its_name(
 def test_the_plan_refuses_to_replace_a_queue_to_which_clients_publish_by_its_name(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`queue convert --dry-run` refuses a queue to which clients publish through the default exchange. If the queue has
-    other bindings, that takes rates_mode = detailed; otherwise the plan says that it cannot know.
+    """`queue convert --dry-run` exits with 2 for a queue to which clients publish through the default exchange. If the
+    queue has other bindings, such clients are found only with rates_mode = detailed; otherwise, the plan says that they
+    cannot be known.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     plan = ("mqtool", "queue", "convert", "jobs", "--dry-run")
@@ -922,8 +927,8 @@ def test_a_conversion_resumes_after_its_holding_queue_was_deleted(
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_conversion_resumes_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
     """If the broker is killed during `queue convert`, the command fails with a hint, and --resume later completes the
-    conversion without losing a message. On the embedded broker, at most one batch is there twice; on RabbitMQ, any
-    moved message may be, because its classic queues write acknowledgements to disk later.
+    conversion without losing a message. On the embedded broker, at most one batch arrives twice; on RabbitMQ, any moved
+    message may, because its classic queues write acknowledgements to disk later.
     """
     own_broker(kind)
     restartable, count = Restartable(kind, f"convert-{uuid.uuid4().hex[:8]}"), 5_000

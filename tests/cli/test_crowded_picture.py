@@ -53,10 +53,10 @@ def group_of(page: Page, what: str) -> str | None:
 ORDERS = "group of 75 queues orders-…"
 
 
-def test_like_queues_are_one_node_until_it_is_unfolded(chromium: Any, tmp_path: Path) -> None:
-    """In the picture, queues whose names differ only in a number are one node, with their count and the sums of their
-    counters; so are a queue's wait queues, and the consumers of folded queues. Messages go to the group. A click or
-    Enter unfolds it; a button and a key fold it again.
+def test_similar_queues_are_one_group_until_it_is_unfolded(chromium: Any, tmp_path: Path) -> None:
+    """In the picture, queues whose names differ only in a number are one group, which shows how many queues it has and
+    the sums of their counts; so are a queue's wait queues, and the consumers of grouped queues. A click or Enter
+    unfolds a group; a button and a key fold it again.
     """
     page = recorded(chromium, tmp_path, shop(75))
     page.until(lambda: group_of(page, ORDERS) == "0 ready · 0 unacked", "the group")
@@ -94,8 +94,8 @@ def width_of(page: Page) -> float:
 
 
 def test_the_picture_zooms_and_pans(chromium: Any, tmp_path: Path) -> None:
-    """Keys and buttons zoom the picture and fit it to the window; the wheel with Ctrl and two fingers zoom it at their
-    place. Shift with the arrow keys, and dragging, show another part. Minus and plus still change the speed.
+    """Keys, buttons, the wheel with Ctrl, and two fingers zoom the picture; a key and a button fit it to the window.
+    Dragging, and Shift with an arrow key, show another part. Minus and plus still change the speed.
     """
     page = recorded(chromium, tmp_path, shop(75))
     fitting = width_of(page)
@@ -158,9 +158,9 @@ def test_the_picture_zooms_and_pans(chromium: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [1280, 768, 390])
-def test_labels_of_bindings_are_over_no_node(chromium: Any, tmp_path: Path, width: int) -> None:
-    """In the picture, keys of bindings cover no node and not each other, at any width of the window. Long lists are
-    broken after a comma, and long keys end with an ellipsis; the title has all of them.
+def test_binding_keys_overlap_no_node_and_not_each_other(chromium: Any, tmp_path: Path, width: int) -> None:
+    """In the picture, the keys of bindings overlap neither nodes nor each other, at any width of the window. A long
+    list of keys is broken after a comma, and its tooltip has all keys.
     """
     page = recorded(chromium, tmp_path, shop(3))
     page.resize(width)
@@ -193,9 +193,9 @@ def test_labels_of_bindings_are_over_no_node(chromium: Any, tmp_path: Path, widt
     assert not [line for line in lines if "*.critica" in line and "*.critical" not in line]
 
 
-def test_find_says_how_many_it_has_found(chromium: Any, tmp_path: Path) -> None:
-    """`Find` searches names, binding keys, headers and bodies, says how many it has found, and dims what it has not
-    found. If it finds nothing, it dims nothing.
+def test_find_counts_what_it_finds_and_dims_the_rest(chromium: Any, tmp_path: Path) -> None:
+    """`Find` on the page of `mqtool ui` searches names, binding keys, headers and bodies, says how many it has found,
+    and dims everything else. If it finds nothing, nothing is dimmed.
     """
     page = recorded(chromium, tmp_path, shop(3))
     seek(page, 1)
@@ -243,9 +243,9 @@ def shared(records: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
             yield record
 
 
-def test_a_play_hides_what_is_not_its_own(chromium: Any, tmp_path: Path) -> None:
-    """The picture of a play on a broker that others also use shows only the play's queues, exchanges and clients. A
-    button shows the others, and hides them again.
+def test_the_picture_of_a_tutorial_hides_what_others_use(chromium: Any, tmp_path: Path) -> None:
+    """On a broker that others also use, a tutorial's picture shows only the tutorial's queues, exchanges and clients. A
+    button shows the others, and a key hides them again.
     """
     page = recorded(chromium, tmp_path, shared(play()))
     seek(page, 0.45)

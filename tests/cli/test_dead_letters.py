@@ -68,7 +68,7 @@ def test_dlq_ls_lists_dead_letter_queues_with_reasons(dead: Shell, broker: TestB
 
 
 def test_dlq_show_wraps_a_long_error_between_words(shell: Shell) -> None:
-    """On a terminal, `dlq show` wraps a long error between words at 80 columns; in a pipe, it prints it on one line."""
+    """On a terminal, `dlq show` wraps a long error between words at 80 columns; in a pipe, the error is on one line."""
     shell.run("mqtool", "send", "-q", "jobs", "x")
     error = " ".join(["unreasonable"] * 12)
     shell.run("mqtool", "worker", "-q", "jobs", "-c", "1", "--shell", "--exec", f"echo {error} >&2; exit 65")
@@ -110,8 +110,8 @@ def test_redrive_ignores_headers_that_a_publisher_forged(shell: Shell, broker: T
 
 @on_any_broker
 def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) -> None:
-    """Without a terminal, `dlq drop` exits with 2 and deletes nothing unless --yes is given. Its hint also suggests
-    --id unless the command selects messages already.
+    """Without a terminal, `dlq drop` exits with 2 and deletes nothing unless --yes is given. The hint also suggests
+    --id, unless the command already selects messages.
     """
     refused = dead.run("mqtool", "dlq", "drop", "jobs")
     assert (refused.code, "hint: pass --yes, or select with --id" in refused.stderr) == (2, True)
@@ -123,9 +123,9 @@ def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) 
 
 
 @on_any_broker
-def test_dlq_commands_ask_about_messages_that_are_there(dead: Shell) -> None:
-    """Before it deletes, `dlq drop` says how many messages it would drop. Without dead letters, `dlq drop` and `dlq
-    redrive` on a terminal ask nothing.
+def test_dlq_commands_ask_only_if_there_are_dead_letters(dead: Shell) -> None:
+    """Before it deletes, `dlq drop` says how many messages it would drop. If there are no dead letters, `dlq drop` and
+    `dlq redrive` on a terminal ask nothing.
     """
     assert "this would drop all 3 messages of jobs.dlq for good\n" in dead.run("mqtool", "dlq", "drop", "jobs").stderr
     dead.run("mqtool", "dlq", "drop", "jobs", "--id", "m-one", "--id", "m-two", "--yes")
@@ -138,7 +138,7 @@ def test_dlq_commands_ask_about_messages_that_are_there(dead: Shell) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("verb", ["show", "redrive", "drop"])
-def test_dlq_commands_lead_from_the_dead_letter_queue_to_its_work_queue(dead: Shell, verb: str) -> None:
+def test_dlq_commands_refuse_the_name_of_a_dead_letter_queue(dead: Shell, verb: str) -> None:
     """Given the name of a dead-letter queue, `dlq show`, `redrive` and `drop` exit with 69 and name the queue whose
     dead letters it holds.
     """
@@ -215,8 +215,10 @@ def test_reconcile_reports_missing_doubled_and_reordered_messages(shell: Shell) 
     assert json.loads(compared.stdout)["missing"] == ["b", "c", "d"]
 
 
-def test_dlq_ls_does_not_use_the_management_api_of_another_broker(lonely_shell: Shell) -> None:
-    """`dlq ls` exits with 69 if the broker's management API is not at the usual port."""
+def test_dlq_ls_exits_with_69_if_the_management_api_is_not_at_its_usual_port(lonely_shell: Shell) -> None:
+    """If no management API answers at the broker's usual management port, `dlq ls` exits with 69, even if the broker
+    has one at another port.
+    """
     with EmbeddedBroker(management_port=0) as broker:  # at a port where no command looks
         listed = lonely_shell.run("mqtool", "dlq", "ls", "-u", broker.url)
     assert (listed.stdout, listed.code) == ("", 69)

@@ -107,9 +107,9 @@ def test_every_tutorial_is_in_the_tables_of_this_file() -> None:
 
 
 @pytest.mark.parametrize("dialect", Dialect)
-def test_every_tutorial_works_in_every_dialect(shell: Shell, dialect: Dialect) -> None:
+def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: Dialect) -> None:
     """In each dialect, a tutorial's receiver prints what mqtool's sender and the dialect's own script have sent, and
-    neither redeclares the other's queues differently.
+    both declare the queue or exchange alike.
     """
     shell.environment["MQTOOL_DIALECT"] = dialect
     tutorials = list(PAIRS)
@@ -134,9 +134,9 @@ def test_every_tutorial_works_in_every_dialect(shell: Shell, dialect: Dialect) -
 
 
 @pytest.mark.parametrize("dialect", StreamDialect)
-def test_every_stream_tutorial_works_in_every_dialect(shell: Shell, dialect: StreamDialect) -> None:
-    """In each dialect, the reader of a stream tutorial prints the sender's messages; in the second tutorial, it reaches
-    the last offset.
+def test_every_stream_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: StreamDialect) -> None:
+    """In each dialect, the reader of a stream tutorial prints the sender's messages; in the second tutorial, the reader
+    reaches the last offset.
     """
     printed = [
         as_is(shell.run("mqtool", *command.split(), "--dialect", dialect))
@@ -148,7 +148,7 @@ def test_every_stream_tutorial_works_in_every_dialect(shell: Shell, dialect: Str
 
 
 @pytest.mark.parametrize("name", [name for name in pages.NAMES if name.startswith(pages.AMQP10)])
-def test_amqp_1_0_tutorials_work_without_a_dialect(shell: Shell, name: str) -> None:
+def test_amqp_1_0_tutorials_exchange_messages_without_a_dialect(shell: Shell, name: str) -> None:
     """With MQTOOL_PROTOCOL=amqp1.0 and no other option, the receiver of each AMQP 1.0 tutorial prints what the sender
     sent.
     """
@@ -160,9 +160,9 @@ def test_amqp_1_0_tutorials_work_without_a_dialect(shell: Shell, name: str) -> N
 
 
 @pytest.mark.parametrize("name", pages.NAMES)
-def test_the_plain_script_of_every_tutorial_works(shell: Shell, name: str) -> None:
+def test_the_plain_script_of_every_tutorial_sends_and_receives(shell: Shell, name: str) -> None:
     """The script that `tutorial show --plain` prints, for pika, rstream or RabbitMQ's library for AMQP 1.0, sends and
-    receives on the default broker, ends with 0, and prints nothing on stderr.
+    receives on the default broker, exits with 0, and prints nothing on stderr.
     """
     shell.environment |= {"AMQP_URL": shell.environment["MQTOOL_URL"], "PYTHONUNBUFFERED": "1"}
     receiver, sender, expected = PLAIN[name.removeprefix(pages.AMQP10)]

@@ -41,8 +41,8 @@ def actions(result: Result) -> set[tuple[str, str, str]]:
 
 
 def test_exported_definitions_can_be_imported(admin: Shell) -> None:
-    """`definitions diff` lists what the broker lacks and exits with 3, and `import` adds exactly that; `import
-    --dry-run` only prints it.
+    """`definitions diff` lists what the broker lacks and exits with 3, and `definitions import` adds exactly what was
+    listed; with --dry-run, `import` prints what it would add, and adds nothing.
     """
     assert run(admin, "diff file").code == 0
     for line in ("queue delete jobs --yes", "exchange delete logs --yes"):
@@ -63,8 +63,8 @@ def test_exported_definitions_can_be_imported(admin: Shell) -> None:
 
 
 def test_import_keeps_queues_that_differ(admin: Shell) -> None:
-    """If a queue's arguments differ from the file, `definitions import` leaves the queue unchanged and exits with 3,
-    but imports everything else.
+    """If a queue has other arguments than in the file, `definitions import` leaves the queue unchanged and exits with
+    3, but imports everything else.
     """
     file = admin.directory / "file"
     contents = json.loads(file.read_text())
@@ -119,7 +119,7 @@ SERVER_NAMED = {
 @pytest.mark.parametrize("like", ["4.0", "4.3", "4.4"])
 def test_convert_leaves_out_the_bindings_of_server_named_queues(lonely_shell: Shell, like: str) -> None:
     """`definitions convert` leaves out the bindings of queues named `amq.…`, whose definitions RabbitMQ skips, and says
-    so. A broker then imports the rest; without this, RabbitMQ 4.0 to 4.3 refuse the file.
+    so. A broker then imports the rest; RabbitMQ 4.0 to 4.3 refuse a file with such bindings.
     """
     (lonely_shell.directory / "old.json").write_text(json.dumps(SERVER_NAMED))
     converted = run(lonely_shell, f"convert old.json --to {like}")
@@ -139,7 +139,7 @@ def test_doctor_reports_bindings_for_which_a_file_is_refused(
     lonely_shell: Shell, version: str, found: set[str]
 ) -> None:
     """`doctor FILE --upgrade 4.0` to `4.3` reports a binding of a queue named `amq.…`, for which these versions refuse
-    the file. RabbitMQ 4.4 skips the binding, by its release notes.
+    the file. According to its release notes, RabbitMQ 4.4 skips the binding.
     """
     (lonely_shell.directory / "old.json").write_text(json.dumps(SERVER_NAMED))
     told = lonely_shell.run("mqtool", "doctor", "old.json", "--upgrade", version, "--json")
@@ -148,8 +148,8 @@ def test_doctor_reports_bindings_for_which_a_file_is_refused(
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_definitions_files_are_exchanged_with_rabbitmq(admin: Shell, broker: TestBroker) -> None:
-    """RabbitMQ imports a file that `definitions export` wrote; mqtool reads RabbitMQ's export of one virtual host and
-    of the whole broker.
+    """RabbitMQ imports a file that `definitions export` wrote, and mqtool reads what RabbitMQ exports, of one virtual
+    host and of the whole broker.
     """
     policy = ("mqtool", "policy", "set", "p", "--pattern", "^jobs", "--definition")
     admin.run(*policy, '{"max-length": 5}')
@@ -311,7 +311,7 @@ def test_convert_changes_what_rabbitmq_4_refuses(old: Shell) -> None:
     assert by_name(only_to_4_0["queues"])["events"] == by_name(OLD["queues"])["events"]
 
 
-def test_a_converted_delayed_exchange_works_with_a_relay(old: Shell, tmp_path: Path) -> None:
+def test_a_relay_delays_messages_of_a_converted_delayed_exchange(old: Shell, tmp_path: Path) -> None:
     """After `definitions convert --delayed relay`, `delayed relay` delays a message with x-delay and routes it by the
     old exchange's bindings.
     """
@@ -392,7 +392,7 @@ def api(broker: EmbeddedBroker, path: str, body: Any = None) -> Any:
 
 def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
     """`doctor FILE --upgrade` needs no broker, reports each problem with its line, and exits with 3. In the converted
-    file, it finds only the changed default of the delivery limit.
+    file, `doctor` finds only that the default of the delivery limit has changed.
     """
     old.environment["MQTOOL_MANAGEMENT_URL"] = old.environment["MQTOOL_URL"] = "amqp://127.0.0.1:1"
     lines = (old.directory / "old.json").read_text().splitlines()
@@ -433,8 +433,8 @@ def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("kind", ["queues", "exchanges"])
 def test_a_name_that_is_not_unicode_is_not_imported(admin: Shell, kind: str) -> None:
-    """If a name in the file is half of a surrogate pair, which UTF-8 cannot encode, `definitions import` warns about it
-    and exits with 3.
+    """If a name in the file is half of a surrogate pair, which UTF-8 cannot encode, `definitions import` warns about
+    the name and exits with 3.
     """
     each = {"name": "\ud800", "type": "direct", "durable": True, "auto_delete": False, "arguments": {}}
     (admin.directory / "bad.json").write_text(json.dumps({kind: [each]}))

@@ -71,7 +71,9 @@ def test_send_delayed_warns_if_no_queue_is_bound_by_its_key(shell: Shell, broker
 
 
 def test_send_delayed_may_start_before_receive_delayed(shell: Shell, via: str) -> None:
-    """A delayed message that `send-delayed` sends before `receive-delayed` has started waits in the queue for it."""
+    """A message that `send-delayed` sends before `receive-delayed` starts waits in the queue, and is received after the
+    start.
+    """
     sent = shell.run("mqtool", "send-delayed", "--delay", "20ms", "--via", via, "--quiet", "x")
     assert (sent.stderr, sent.code) == ("", 0)
     assert shell.run("mqtool", "receive-delayed", "-c", "1", "--raw").stdout == "x\n"
@@ -158,7 +160,7 @@ def test_via_auto_prints_its_choice_and_the_reason(shell: Shell, broker: TestBro
 @pytest.mark.parametrize(
     "command", ["send-delayed", "send", "send -q c --queue-type classic", "emit-log topic -e lasting --durable a.b"]
 )
-def test_where_messages_wait_is_said_once(shell: Shell, plugin: bool, command: str) -> None:
+def test_only_the_first_command_says_where_messages_wait(shell: Shell, plugin: bool, command: str) -> None:
     """If a command with --delay is run three times, only the first run says where the messages wait."""
     said = [shell.run("mqtool", *command.split(), "x", "--delay", "1h").stderr.splitlines() for _ in range(3)]
     assert said[0][0].startswith("messages wait in ")
@@ -199,7 +201,7 @@ def test_a_warning_appears_once_for_10000_messages_in_wait_queues(shell: Shell) 
 @pytest.mark.parametrize(
     ("command", "queue"), [("send-delayed", "delay_queue"), ("send -q c --queue-type classic --durable", "c")]
 )
-def test_an_existing_quorum_queue_is_not_sent_to_by_the_plugin(
+def test_a_delayed_message_for_an_existing_quorum_queue_does_not_use_the_plugin(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, queue: str
 ) -> None:
     """If the destination already exists as a quorum queue, `send --delay` uses quorum wait queues, though it would have
@@ -236,8 +238,8 @@ def test_an_exchange_without_the_plugins_type_is_used_as_it_is(shell: Shell, plu
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("command", [["send", "x"], ["emit-log", "fanout", "x"], ["send-delayed", "x"]], ids=str)
 def test_via_plugin_without_the_plugin_says_what_to_install(shell: Shell, plugin: bool, command: list[str]) -> None:
-    """If the broker lacks the plugin, --via plugin exits with 78 and suggests --via ttl. It also says how to enable the
-    plugin, unless there is none for this broker's version.
+    """If the broker lacks the plugin, --via plugin exits with 78 and suggests --via ttl. The error also says how to
+    enable the plugin, unless no plugin exists for this version of the broker.
     """
     if plugin:
         pytest.skip("this broker has the delayed message plugin")
@@ -312,8 +314,8 @@ def test_each_line_is_delayed_from_when_it_is_sent(shell: Shell, via: str) -> No
 
 
 def test_ndjson_gives_each_message_its_own_delay(shell: Shell, via: str) -> None:
-    """`send --json` delays each message by its "delay" or until its "at", and others not at all; --delay overrides
-    both.
+    """`send --json` delays each message by its "delay" or until its "at", and a message without either not at all;
+    --delay overrides both.
     """
     receiver = shell.start("mqtool", "receive", "-c", "3", "-F", "%b %l").wait_until_ready()
     lines = [
@@ -357,7 +359,9 @@ def test_an_invalid_delay_in_ndjson_is_named_with_its_line(shell: Shell, line: s
 
 
 def test_send_delayed_uses_the_header_x_delay(shell: Shell, via: str) -> None:
-    """`send-delayed --json` delays a message by its x-delay header (milliseconds); if negative, it is not delayed."""
+    """`send-delayed --json` delays a message by its x-delay header (milliseconds); a message with a negative x-delay is
+    sent at once.
+    """
     shell.run("mqtool", "receive-delayed", "--idle-timeout", "1ms")
     given = '{"body": "x", "headers": {"x-delay": 30, "mine": 1}}\n{"body": "y", "headers": {"x-delay": 3600000}}\n'
     sent = shell.run("mqtool", "send-delayed", "--json", "--via", via, stdin=given)
@@ -479,7 +483,7 @@ def test_failed_to_keeps_delayed_messages_for_a_missing_queue(shell: Shell, via:
 
 
 @on_any_broker
-def test_failed_to_keeps_the_delay_of_each_unread_line(shell: Shell) -> None:
+def test_failed_to_keeps_the_delay_of_each_unsent_line(shell: Shell) -> None:
     """If a line cannot be delayed, `send-delayed --failed-to` writes it and all later lines to the file, each with the
     delay it would have had.
     """
@@ -528,11 +532,12 @@ _LOGS = ["-e", "lasting", "--durable"]
     ids=["plugin-send-delayed", "ttl-send", "plugin-emit-log", "ttl-emit-log"],
 )
 @pytest.mark.sampled(2)
-def test_delayed_messages_survive_a_restart_of_the_broker(
+def test_delayed_messages_arrive_after_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, via: str, send: list[str], receive: list[str]
 ) -> None:
-    """After a restart of the broker, all delayed messages for durable queues arrive, and none early. On RabbitMQ, those
-    due during the start may be three minutes late, since it retries a quorum queue that is not ready only then.
+    """After a restart of the broker, all delayed messages for durable queues arrive, and none early. RabbitMQ may
+    deliver those that fall due during its start three minutes late: it retries a quorum queue that is not ready only
+    after that time.
     """
     shell = lonely_shell
     first = 20 if restartable.kind is BrokerKind.EMBEDDED else 20_000

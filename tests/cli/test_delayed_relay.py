@@ -137,8 +137,8 @@ def test_a_killed_relay_loses_no_message(shell: Shell, broker: TestBroker) -> No
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_relay_continues_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
     """After kill -9 of the broker, `delayed relay` reconnects and continues by itself, and every confirmed message
-    arrives. On RabbitMQ, one that is due while it is down or starting may be three minutes late for each of its wait
-    queues.
+    arrives. RabbitMQ may deliver a message that falls due while it is down or starting three minutes late for each wait
+    queue that the message passes through.
     """
     own_broker(kind)
     shell, delayed, at_once = lonely_shell, 200, 400
@@ -274,8 +274,8 @@ def test_relay_publishes_due_messages_to_another_exchange(shell: Shell, broker: 
 
 @on_any_broker
 def test_relay_replaces_the_plugin_without_doubling_messages(shell: Shell, broker: TestBroker) -> None:
-    """After `delayed migrate`, the plugin delivers the messages that it holds, and the relay those published to its
-    exchange: each arrives once.
+    """After `delayed migrate`, the plugin delivers the messages that it holds, the relay delivers those published to
+    the relay's exchange, and each message arrives once.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old = Exchange("old", DELAYED, durable=True, arguments={"x-delayed-type": "topic"})

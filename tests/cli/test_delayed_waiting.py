@@ -87,8 +87,8 @@ def test_delayed_cancel_deletes_the_chosen_messages(waiting: Waiting) -> None:
 
 
 def test_delayed_now_delivers_before_the_time(waiting: Waiting) -> None:
-    """`delayed now` publishes a waiting message to its exchange with its routing key and without an expiration; it no
-    longer waits.
+    """`delayed now` publishes a waiting message to its exchange with its routing key and without an expiration; the
+    message no longer waits.
     """
     assert "2 delivered" in waiting.run("now", "m-4", "m-2").stderr
     assert sorted(waiting.shown()) == ["m-1", "m-3"]

@@ -26,14 +26,14 @@ def left_behind(broker: TestBroker) -> list[str]:
     return [name for name in names if name and not name.startswith("amq.")]
 
 
-def test_make_demo_runs_every_play() -> None:
-    """`make demo` runs all plays, in their order, except why-queues, which shows what a broker is for."""
+def test_make_demo_runs_every_tutorial() -> None:
+    """`make demo` runs all tutorials, in their order, except why-queues."""
     (names,) = re.findall(r"^TUTORIALS := ([^\\\n]*(?:\\\n[^\\\n]*)*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert ["why-queues", *names.replace("\\", "").split()] == list(PLAYS)
 
 
 @large
-def test_a_real_log_comes_out_whole_and_in_parts(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
+def test_a_real_log_arrives_whole_and_in_parts(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
     """In the log demonstration, one receiver gets the whole log byte for byte, and the others get parts that add up to
     it; no queue is left on the broker.
     """
@@ -66,8 +66,8 @@ def test_the_incident_is_replayed_on_a_broker_of_its_own(shell: Shell, broker: T
 
 
 @on_any_broker
-def test_existing_messages_do_not_disturb_the_demo(shell: Shell) -> None:
-    """A tutorial leaves a user's messages in their queue, and does not show messages left over from an earlier run."""
+def test_a_tutorial_neither_takes_nor_shows_existing_messages(shell: Shell) -> None:
+    """`tutorial run` leaves a user's messages in their queue, and does not show messages of an earlier run."""
     shell.run("mqtool", "send", "mine")
     shell.run("mqtool", "send", "-q", "demo.hello", "stale")
 
@@ -110,7 +110,7 @@ def test_the_demo_fails_if_the_log_changes(shell: Shell, broker: TestBroker, tmp
 
 
 def test_the_demo_starts_no_broker_if_mqtool_url_names_one(lonely_shell: Shell) -> None:
-    """If MQTOOL_URL names a broker that does not answer, `tutorial run` exits with 69."""
+    """If MQTOOL_URL names a broker that does not answer, `tutorial run` exits with 69 and starts no broker."""
     result = lonely_shell.run(*TUTORIALS, "hello-world", environment={"MQTOOL_URL": "amqp://127.0.0.1:1"})
 
     assert result.code == 69

@@ -95,8 +95,8 @@ def of_script(result: Result, dialect: str) -> list[str]:
     [([], "nil.nil"), (["kern.critical", "A"], "nil.nil"), (["kern", "critical", "A"], "kern.critical")],
 )
 def test_go_article_makes_the_routing_key_of_two_words(shell: Shell, words: list[str], key: str) -> None:
-    """`emit-log topic --dialect go-article` joins its first two words to make the routing key, if a third word follows;
-    otherwise the key is `nil.nil`.
+    """`emit-log topic --dialect go-article` joins its first two words to make the routing key, if there is a third
+    word; otherwise the key is `nil.nil`.
     """
     arguments = ("topic", "#", "--dialect", "go-article", "-c", "1", "-F", "%r")
     receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()
@@ -128,9 +128,9 @@ def test_go_article_2_takes_the_first_word_as_the_routing_key(shell: Shell, word
     ],
 )
 @on_any_broker
-def test_a_named_queue_has_the_settings_of_the_dialect(shell: Shell, command: str, settings: str) -> None:
-    """With --dialect, a command declares a queue as durable or transient as the dialect's scripts do; --durable
-    overrides it.
+def test_a_named_queue_is_as_durable_as_in_the_dialects_scripts(shell: Shell, command: str, settings: str) -> None:
+    """With --dialect, a command declares a queue as durable or transient as the dialect's scripts do; --durable makes
+    the queue durable in any dialect.
     """
     assert shell.run("mqtool", *command.split()).code == 0
     name, durable = settings.split()
@@ -143,9 +143,7 @@ def test_a_named_queue_has_the_settings_of_the_dialect(shell: Shell, command: st
 
 @on_any_broker
 def test_a_dialect_says_that_a_new_queue_is_transient(shell: Shell) -> None:
-    """If --dialect makes a queue with a name of the user's own transient, `send` on a terminal says so once, and names
-    --durable.
-    """
+    """On a terminal, `send -q NAME` says once if the dialect makes the new queue transient, and names --durable."""
     send = ("mqtool", "send", "x", "--dialect", "go-classic", "-q")
     said = "it is transient, as in --dialect go-classic; for a durable queue, add --durable"
     assert said in on_terminal(shell, *send, "mine").stdout
@@ -219,7 +217,7 @@ def test_a_tutorials_queue_is_declared_without_a_notice(shell: Shell, command: s
 )
 def test_the_notice_about_a_different_queue_names_the_dialect(shell: Shell, first: str, then: str, like: str) -> None:
     """If an existing queue or exchange differs from what a command would declare, the command uses it and prints a
-    notice, which names the dialect that declares it like that, if any.
+    notice. If a dialect declares the queue or exchange as it exists, the notice names that dialect.
     """
     assert shell.run("mqtool", *first.split()).code == 0
     adopted = shell.run("mqtool", *then.split())

@@ -48,7 +48,7 @@ def home(tmp_path: Path, name: str) -> Iterator[Shell]:
 
 def test_a_broker_in_docker_is_started_used_and_stopped(home: Shell, image: str, name: str) -> None:
     """`broker up --kind docker` returns when the container is healthy. `status`, `logs`, `restart` and `down` find that
-    broker, and persistent messages survive until the next `up`.
+    broker, and persistent messages are still there after the next `up`.
     """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
     port, streams = str(ports.free_port()), str(ports.free_port())
@@ -107,7 +107,7 @@ def test_docker_with_listen_needs_another_user(home: Shell, image: str, name: st
 
 
 @pytest.mark.timeout(500)
-def test_a_cluster_in_docker_works_without_one_node(home: Shell, image: str, name: str) -> None:
+def test_a_cluster_in_docker_delivers_messages_without_one_node(home: Shell, image: str, name: str) -> None:
     """After one node of a Docker cluster is killed, messages can still be sent and received. `broker status` says "2 of
     3 nodes running", and `broker up` starts the node again.
     """

@@ -211,7 +211,7 @@ SECTIONS = [text for text in TUTORIALS.read_text().split("\n## ") if "\nRun this
 @on_any_broker
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.partition("\n")[0])
 @pytest.mark.sampled(3)
-def test_the_commands_of_a_tutorial_work_in_terminals(shell: Shell, section: str) -> None:
+def test_the_commands_of_a_tutorial_succeed_in_terminals(shell: Shell, section: str) -> None:
     """The commands of each tutorial, pasted into several terminals in order, succeed; those that run until Ctrl-C exit
     with 0, and at least one of them receives a message.
     """

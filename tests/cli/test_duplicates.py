@@ -15,8 +15,8 @@ def _message(message_id: str, body: str = "x") -> str:
 
 @on_any_broker
 def test_deduplicate_skips_an_id_that_was_handled_before(shell: Shell, broker: TestBroker) -> None:
-    """`worker --deduplicate` acknowledges a message whose id was handled before, without handling it again, and says
-    so, even if an earlier run handled the first copy.
+    """`worker --deduplicate` does not handle a message whose id was handled before, even by an earlier run, but
+    acknowledges the message and says so.
     """
     store = ["--deduplicate", "--dedup-store", "store"]
     program = ["--shell", "--exec", "echo did $MQ_MESSAGE_ID"]
@@ -66,8 +66,10 @@ def test_a_duplicate_of_a_dead_letter_is_skipped_but_not_a_redrive(shell: Shell,
 
 
 @on_any_broker
-def test_a_failed_message_is_no_duplicate_of_itself(shell: Shell) -> None:
-    """`worker --deduplicate` skips neither the retry of a failed message nor a copy received after --dedup-window."""
+def test_the_retry_of_a_failed_message_is_not_skipped_as_a_duplicate(shell: Shell) -> None:
+    """`worker --deduplicate` skips neither the retry of a failed message nor a copy received once --dedup-window is
+    over.
+    """
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     store = ["--deduplicate", "--dedup-store", "store", "--dedup-window", "1ms"]
     failing = shell.run("mqtool", "worker", *store, "-c", "2", "--backoff", "100ms", "--shell", "--exec",
@@ -80,8 +82,8 @@ def test_a_failed_message_is_no_duplicate_of_itself(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_the_message_of_a_killed_worker_is_handled_once(shell: Shell) -> None:
-    """After kill -9 of `worker --deduplicate` and its program, the next worker handles the redelivered message, and it
-    is handled once in all.
+    """After kill -9 of `worker --deduplicate` and its program, the next worker handles the redelivered message, so it
+    is handled exactly once.
     """
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     program = ["--deduplicate", "--dedup-store", "store", "--shell", "--exec",
@@ -106,8 +108,8 @@ def test_a_dedup_store_that_is_another_file_is_an_error(shell: Shell) -> None:
 
 @on_any_broker
 def test_rpc_server_exec_replies_with_the_programs_output(shell: Shell) -> None:
-    """If `rpc-server --exec` runs a program, `rpc-client` prints its stdout, reports its stderr, and exits with its
-    exit status.
+    """`rpc-client` prints the stdout of the program that `rpc-server --exec` runs, reports its stderr, and exits with
+    its exit status.
     """
     server = shell.start("mqtool", "rpc-server", "--shell", "--exec", 'read -r x; echo "got $x"; echo hm >&2; exit $x')
     server.wait_until_ready()

@@ -121,8 +121,8 @@ def test_a_dollar_sign_in_quotes_is_for_the_program(command: str) -> None:
 
 @on_any_broker
 def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
-    """After `worker --timeout`, the program and the processes that it started are killed; without retries left, its
-    message is dead-lettered.
+    """When --timeout is over, `worker` kills its program and the processes that the program started; if no retries are
+    left, the message is dead-lettered.
     """
     shell.run("mqtool", "new-task")
     result = shell.run(
@@ -136,7 +136,9 @@ def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_stderr_that_nobody_reads_does_not_disable_the_timeout(shell: Shell) -> None:
-    """If nobody reads the stderr of `worker`, --timeout still ends its program, and so does kill -9 of the worker."""
+    """If nobody reads the stderr of `worker`, its program still ends when --timeout is over, and after kill -9 of the
+    worker.
+    """
     os.mkfifo(shell.directory / "log")
     reader = os.open(shell.directory / "log", os.O_RDONLY | os.O_NONBLOCK)
     talk = "echo $$ >> pids; exec yes >&2"
@@ -173,8 +175,8 @@ def test_rpc_client_raw_prints_each_reply_on_its_own_line(shell: Shell) -> None:
 
 @on_any_broker
 def test_an_rpc_program_that_prints_too_much_is_killed(shell: Shell) -> None:
-    """If a program prints more than `rpc-server --max-output`, it is killed and the client exits with 65; the server
-    continues.
+    """A program that prints more than `rpc-server --max-output` allows is killed, and the client exits with 65; the
+    server continues.
     """
     program = 'read body; [ "$body" = yes ] && exec yes; head -c $body /dev/zero'
     options = ("--shell", "--exec", program, "--max-output", "1MiB", "-c", "3")
@@ -189,8 +191,8 @@ def test_an_rpc_program_that_prints_too_much_is_killed(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_background_process_does_not_delay_the_acknowledgement(shell: Shell) -> None:
-    """`worker` acknowledges a message once its program has ended, even if a process that it started still writes to
-    stderr.
+    """`worker` acknowledges a message once its program has ended, even if a process that the program started still
+    writes to stderr.
     """
     shell.run("mqtool", "new-task")
     worker = shell.run("mqtool", "worker", "-c", "1", "--shell", "--exec", "yes >&2 &")
@@ -230,7 +232,7 @@ def test_quick_programs_are_acknowledged_before_a_slow_one_ends(shell: Shell, br
 
 @on_any_broker
 def test_quick_programs_run_beside_slow_ones(shell: Shell, broker: TestBroker) -> None:
-    """With `worker --concurrency 4`, three slow programs do not keep quick ones from running in the fourth thread."""
+    """With `worker --concurrency 4`, three slow programs do not keep quick ones from running beside them."""
     shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" * 3 + "quick\n" * 40)
     program = "read body; if [ $body = slow ]; then while ! [ -e go ]; do sleep 0.1; done; fi; echo $body"
     options = ("--concurrency", "4", "--shell", "--exec", program)
@@ -480,7 +482,7 @@ def test_a_retry_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestB
 @on_any_broker
 def test_a_queue_with_the_longest_name_can_have_retries(shell: Shell, broker: TestBroker) -> None:
     """For a queue whose name has 255 bytes, `worker` can still retry and dead-letter messages, and `dlq redrive` moves
-    them back.
+    the dead letters back.
     """
     queue = "ü" * 126 + "xyz"
     shell.run("mqtool", "send", "-q", queue, "poison")

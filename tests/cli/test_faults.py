@@ -84,8 +84,8 @@ def test_an_unknown_fault_or_argument_is_a_usage_error(tester: Shell, words: lis
 
 
 def test_send_stream_exits_with_69_during_an_alarm(tester: Shell, own: EmbeddedBroker) -> None:
-    """While the broker blocks publishers, `send-stream` says that it may be low on memory or disk and exits with 69;
-    once the alarm has ended, it exits with 0.
+    """While the broker blocks publishers, `send-stream` exits with 69 and says that the broker may be low on memory or
+    disk; once the alarm has ended, `send-stream` exits with 0.
     """
     streams = ("send-stream", "--stream-port", str(own.stream_port), "x")
     tester.run("mqtool", "broker", "fault", "block-publishers")
@@ -104,7 +104,9 @@ def test_rabbitmq_does_not_support_faults(shell: Shell, broker: TestBroker) -> N
 
 
 def test_broker_serve_runs_a_broker_in_memory(lonely_shell: Shell, tmp_path: Path) -> None:
-    """`broker serve --port 0` prints its URLs and writes them to the ready file, which it removes when it ends."""
+    """`broker serve --port 0` prints the broker's URLs, writes them to the ready file, and removes this file when the
+    command ends.
+    """
     command = ("mqtool", "broker", "serve", "--port", "0", "--management-port", "0", "--print-url", "--recording")
     broker = lonely_shell.start(*command, "--ready-file", "ready", "--like", "4.3").wait_for_stdout("http://")
     url, api = broker.stdout.split()

@@ -61,7 +61,7 @@ def test_taps_of_the_default_exchange_and_of_deliveries_share_the_firehose(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
     """With --firehose, one `tap` shows what is published to the default exchange, and another what a queue delivers.
-    Tracing is switched off when both have ended.
+    The firehose is switched off when both have ended.
     """
     connection.channel().declare(Queue("jobs", durable=True))
     default, queue = tapping(shell, "", "-c", "1"), tapping(shell, "-q", "jobs", "-F", "%q %r %R %b", "-c", "1")
@@ -89,8 +89,8 @@ def test_the_firehose_is_switched_off_at_the_end(shell: Shell, broker: TestBroke
 
 
 def test_a_firehose_that_was_on_stays_on(shell: Shell, broker: TestBroker) -> None:
-    """If the firehose was on before, `tap --all --firehose` leaves it on and says so; `tap --firehose-off` switches it
-    off.
+    """If the firehose was on before, `tap --all --firehose` says so and leaves it on; `tap --firehose-off` switches the
+    firehose off.
     """
     broker.api("PUT", f"vhosts/{broker.vhost}", {"tracing": True})
     tap = tapping(shell, "--all").interrupt()
@@ -102,8 +102,8 @@ def test_a_firehose_that_was_on_stays_on(shell: Shell, broker: TestBroker) -> No
 
 
 def test_a_killed_tap_is_reported_by_the_next_one(shell: Shell, broker: TestBroker) -> None:
-    """After kill -9, `tap` leaves the firehose on. The next `tap` and `doctor` report it, and `tap --firehose-off`
-    switches it off.
+    """After kill -9, `tap` leaves the firehose on. The next `tap` and `doctor` say so, and `tap --firehose-off`
+    switches the firehose off.
     """
     tap = tapping(shell, "--all")
     tap.process.send_signal(signal.SIGKILL)
@@ -122,7 +122,7 @@ def test_a_killed_tap_is_reported_by_the_next_one(shell: Shell, broker: TestBrok
 
 
 def test_the_next_tap_switches_off_what_a_killed_one_left_on(shell: Shell, broker: TestBroker) -> None:
-    """If a killed `tap` left the firehose on, the next `tap --firehose` that ends normally switches it off."""
+    """If a killed `tap` left the firehose on, the next `tap --firehose` to end normally switches the firehose off."""
     killed = tapping(shell, "--all")
     killed.process.send_signal(signal.SIGKILL)
     killed.wait()
@@ -147,8 +147,8 @@ def test_the_firehose_needs_an_option(shell: Shell) -> None:
 
 
 def test_tap_names_the_permission_that_is_missing(shell: Shell, broker: TestBroker) -> None:
-    """`tap` without the permission to declare its queue or to read the exchange exits with 77 and names it; --firehose
-    needs an administrator.
+    """`tap` without the permission to declare its queue or to read the exchange exits with 77 and names the permission;
+    --firehose needs an administrator.
     """
     user = f"tapper-{uuid.uuid4().hex[:8]}"
     broker.api("PUT", f"users/{user}", {"password": "secret", "tags": "management"})

@@ -19,7 +19,7 @@ def test_a_message_goes_from_send_to_receive(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_aliases_and_options_of_other_tools_work(shell: Shell, broker: TestBroker) -> None:
+def test_aliases_and_options_of_other_tools_are_accepted(shell: Shell, broker: TestBroker) -> None:
     """The aliases `publish`, `sub` and `queue ls`, the option -n, a URL without a scheme, and a duration in plain
     seconds are accepted.
     """
@@ -78,8 +78,8 @@ def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broke
 @on_any_broker
 @pytest.mark.parametrize("command", ["send", "new-task"])
 def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker, command: str) -> None:
-    """In a protected context, a publisher that names a missing queue exits with 69 and suggests a similar name;
-    --declare declares the queue. A tutorial's own queue is declared as elsewhere.
+    """In a protected context, a publisher that names a missing queue exits with 69 and suggests a similar name; with
+    --declare, it declares the queue. A tutorial's own queue is declared without --declare.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     management = ("--management", broker.management)

@@ -110,7 +110,7 @@ def test_help_shows_the_default_queue_and_its_type() -> None:
 
 
 def test_mqtool_alone_says_how_to_start(lonely_shell: Shell) -> None:
-    """`mqtool` without arguments prints at most ten lines: what to type first, and where the rest is."""
+    """`mqtool` without arguments prints at most ten lines: what to type first, and where to find the rest."""
     result = lonely_shell.run("mqtool")
     assert result.code == 0
     for command in ("mqtool tutorial run hello-world", "mqtool broker up", "mqtool send", "mqtool --help"):
@@ -201,8 +201,8 @@ def test_an_option_of_another_tool_gets_mqtools_option_as_a_hint(lonely_shell: S
 
 
 def test_hints_about_options_name_the_command() -> None:
-    """If an option lacks its value, has a value it does not take, or is unknown, the hint names the command. Outside
-    CI, an option that several commands have is tried with one of them.
+    """If an option of any command lacks its value, has a value that it does not take, or is misspelled, the hint names
+    the command or a similar option.
     """
     tried = set()
     for command in leaves(described()):

@@ -87,7 +87,7 @@ def test_unquoted_patterns_that_became_file_names_are_noticed(shell: Shell) -> N
 @on_any_broker
 def test_an_unquoted_star_as_a_routing_key_is_noticed(shell: Shell) -> None:
     """If the arguments of `emit-log topic` begin with the names of all files in the directory, the command asks whether
-    it was a `*` without quotes.
+    the user typed a `*` without quotes.
     """
     for name in ("notes.txt", "todo"):
         (shell.directory / name).touch()
@@ -96,7 +96,7 @@ def test_an_unquoted_star_as_a_routing_key_is_noticed(shell: Shell) -> None:
     assert asked not in " ".join(shell.script("mqtool emit-log topic todo hi").stderr.split())
 
 
-def test_an_option_before_the_command_is_told_to_follow_it(lonely_shell: Shell) -> None:
+def test_an_option_before_the_command_gets_a_hint_about_the_order(lonely_shell: Shell) -> None:
     """An option before the command, as in `mqtool -u URL receive`, exits with 2, and the hint says that options follow
     the command.
     """
@@ -104,7 +104,7 @@ def test_an_option_before_the_command_is_told_to_follow_it(lonely_shell: Shell) 
     assert (refused.code, "hint: options follow the command: mqtool COMMAND -u …\n" in refused.stderr) == (2, True)
 
 
-def test_a_queue_given_as_an_option_is_told_to_be_an_argument(lonely_shell: Shell) -> None:
+def test_a_queue_given_as_an_option_gets_a_hint_about_the_argument(lonely_shell: Shell) -> None:
     """`peek -q hello` exits with 2, and the hint says that the queue is an argument of `peek`."""
     refused = lonely_shell.run("mqtool", "peek", "-q", "hello")
     assert (refused.code, "hint: it is an argument: mqtool peek" in refused.stderr) == (2, True)

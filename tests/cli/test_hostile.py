@@ -55,7 +55,7 @@ def survived(result: Result, *codes: int) -> Result:
 LIMITS = ("--timeout", "30s")
 
 
-def test_receive_handles_hostile_messages(shell: Shell, play: Any) -> None:
+def test_receive_prints_hostile_messages(shell: Shell, play: Any) -> None:
     """`receive` prints every hostile message in each format, and its NDJSON is valid input for `send --json`."""
     formats = {"text": [], "raw": ["--raw"], "json": ["--json"], "places": ["-F", "%r %e %i %c %l %h %s %b"]}
     count = play(*formats)
@@ -76,7 +76,7 @@ def test_receive_handles_hostile_messages(shell: Shell, play: Any) -> None:
 
 
 @on_any_broker
-def test_reconcile_handles_hostile_messages(shell: Shell, play: Any) -> None:
+def test_reconcile_finds_a_message_among_hostile_ones(shell: Shell, play: Any) -> None:
     """`recording reconcile` finds the one message it looks for among hostile ones, and says how many have no message
     id.
     """
@@ -92,7 +92,7 @@ def test_reconcile_handles_hostile_messages(shell: Shell, play: Any) -> None:
 
 
 @on_any_broker
-def test_receive_log_and_receive_delayed_handle_hostile_messages(shell: Shell, play: Any) -> None:
+def test_receive_log_and_receive_delayed_print_hostile_messages(shell: Shell, play: Any) -> None:
     """`receive-log` and `receive-delayed` print a whole batch of hostile messages up to the plain one at its end."""
     count = play("logs", "late")
     limits = ("--durable", "-c", str(count), *LIMITS)
@@ -205,8 +205,8 @@ def test_rpc_server_answers_hostile_requests(shell: Shell, play: Any) -> None:
 
 
 @on_any_broker
-def test_rpc_client_handles_hostile_replies(shell: Shell, broker: TestBroker) -> None:
-    """`rpc-client` survives any reply: it prints no traceback and no escape sequence, whatever the reply contains."""
+def test_rpc_client_prints_no_escape_sequences_of_hostile_replies(shell: Shell, broker: TestBroker) -> None:
+    """Whatever a reply contains, `rpc-client` prints neither a traceback nor an escape sequence."""
     replies = [message for message in batch() if len(message.body) < 10_000]
     shell.run("mqtool", "queue", "declare", "rpc", "--durable")
     for options in ([], ["--raw"]):
@@ -218,7 +218,7 @@ def test_rpc_client_handles_hostile_replies(shell: Shell, broker: TestBroker) ->
 
 
 @pytest.mark.own_vhost("some of these names cannot be deleted by the management API")
-def test_listing_commands_handle_hostile_names(shell: Shell, broker: TestBroker) -> None:
+def test_listing_commands_succeed_and_escape_hostile_names(shell: Shell, broker: TestBroker) -> None:
     """Commands that list queues, exchanges and bindings succeed whatever the names and arguments contain, and no name
     forges a line of output.
     """
@@ -236,7 +236,7 @@ def test_listing_commands_handle_hostile_names(shell: Shell, broker: TestBroker)
         assert not re.search("^mqtool: it is all over", result.stdout, re.MULTILINE), (command, result.stdout)
 
 
-def test_a_body_of_100_mb_is_handled_by_every_command(shell: Shell, broker: TestBroker) -> None:
+def test_a_body_of_100_mb_is_passed_on_whole_by_every_command(shell: Shell, broker: TestBroker) -> None:
     """A body of 100 MB is passed to a program, dead-lettered, moved back and received in full, and `rpc-server` can
     return one.
     """

@@ -92,7 +92,7 @@ def leave(running: Running) -> None:
 @every_dialect
 @whoever_is_first
 @pytest.mark.sampled(3)
-def test_send_and_receive_work_with_the_tutorials_scripts(room: Room, first: str) -> None:
+def test_send_and_receive_exchange_messages_with_the_tutorials_scripts(room: Room, first: str) -> None:
     """Tutorial 1: mqtool and the tutorial's script each receive what the other has sent, whichever starts first."""
 
     def mqtool_sends() -> None:
@@ -124,9 +124,9 @@ def test_send_and_receive_work_with_the_tutorials_scripts(room: Room, first: str
 
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
-def test_new_task_and_worker_work_with_the_tutorials_scripts(room: Room, first: str) -> None:
-    """Tutorial 2: the worker of mqtool handles the tasks of the tutorial's script, and the script's worker those of
-    mqtool.
+def test_new_task_and_worker_exchange_tasks_with_the_tutorials_scripts(room: Room, first: str) -> None:
+    """Tutorial 2: mqtool's `worker` handles the tasks of the tutorial's script, and the script's worker handles those
+    of mqtool's `new-task`.
     """
 
     def mqtool_asks() -> None:
@@ -251,7 +251,7 @@ def test_topic_logs_reach_receivers_of_both_sides(room: Room, first: str) -> Non
 
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
-def test_rpc_works_with_the_tutorials_scripts(room: Room, first: str) -> None:
+def test_rpc_servers_of_mqtool_and_of_the_tutorials_scripts_answer_each_others_clients(room: Room, first: str) -> None:
     """Tutorial 6: the servers of mqtool and of the tutorial's script answer each other's clients, whichever has
     declared the queue.
     """
@@ -293,7 +293,7 @@ HELLO = {
 def test_a_queue_that_differs_is_used_as_it_is(
     shell: Shell, connection: Connection, broker: TestBroker, difference: str
 ) -> None:
-    """If the queue exists with other arguments, `send` and `receive` print one notice each and use it unchanged."""
+    """If the queue exists with other arguments, `send` and `receive` each print a notice and use the queue as it is."""
     existing = HELLO[difference]
     keep = connection.channel(strict=True)
     keep.declare(existing)
@@ -335,7 +335,9 @@ def test_strict_refuses_a_queue_that_differs(shell: Shell, connection: Connectio
 
 
 def test_strict_leaves_the_messages_of_a_queue_that_differs(shell: Shell) -> None:
-    """If `send --strict` and `receive --strict` are refused, the queue keeps exactly the message that it had."""
+    """If `send --strict` and `receive --strict` refuse a queue with other arguments, the queue keeps exactly the
+    message that it had.
+    """
     shell.run("mqtool", "send", "theirs", "--dialect", "python-classic")
 
     shell.run("mqtool", "send", "ours", "--strict")
@@ -370,8 +372,8 @@ LOGS = {
 
 @pytest.mark.parametrize("difference", LOGS)
 def test_an_exchange_that_differs_is_used_as_it_is(shell: Shell, connection: Connection, difference: str) -> None:
-    """If the exchange exists with other arguments, `emit-log` and `receive-log` print one notice each and use it
-    unchanged.
+    """If the exchange exists with other arguments, `emit-log` and `receive-log` each print a notice and use the
+    exchange as it is.
     """
     keep = connection.channel(strict=True)
     keep.declare(LOGS[difference])
@@ -448,7 +450,7 @@ def test_an_exclusive_queue_of_another_connection_is_never_used(
 
 
 def test_send_declares_a_queue_exactly_as_its_options_say(shell: Shell, connection: Connection) -> None:
-    """`send` declares a queue with exactly the arguments that its options give, and not with the dialect's."""
+    """`send` declares a queue with exactly the arguments that its options give, and adds none of the dialect's."""
     result = shell.run("mqtool", "send", "-q", "odd", "--transient", "--argument", "x-max-length=7", "x")
 
     assert (result.stderr, result.code) == (" [x] Sent 'x'\n", 0)
@@ -460,7 +462,9 @@ def test_send_declares_a_queue_exactly_as_its_options_say(shell: Shell, connecti
 
 @pytest.mark.parametrize("dialect", [Dialect.PYTHON])
 @whoever_is_first
-def test_delayed_messages_work_with_the_tutorials_scripts(room: Room, connection: Connection, first: str) -> None:
+def test_delayed_messages_are_exchanged_with_the_tutorials_scripts(
+    room: Room, connection: Connection, first: str
+) -> None:
     """With the delayed message plugin, mqtool and the tutorial's script each receive what the other has delayed by the
     header x-delay.
     """

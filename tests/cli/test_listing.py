@@ -241,8 +241,8 @@ def test_an_empty_list_says_so(shell: Shell, listing: object, broker: TestBroker
 
 @on_any_broker
 def test_a_list_that_could_not_be_fetched_is_not_called_empty(shell: Shell) -> None:
-    """If the management API does not answer, `list queues` and `list exchanges` say so and exit with 3, and do not
-    claim that there are none.
+    """If the management API does not answer, `list queues` and `list exchanges` say so and exit with 3, instead of
+    claiming that there are no queues or exchanges.
     """
     for things in ("queues", "exchanges"):
         unknown = shell.run("mqtool", "list", things, *NOWHERE)
@@ -254,7 +254,7 @@ def test_a_list_that_could_not_be_fetched_is_not_called_empty(shell: Shell) -> N
 
 @on_any_broker
 def test_watch_prints_the_list_again_until_ctrl_c(shell: Shell, listing: object) -> None:
-    """`list --watch` shows a new queue in the next list; Ctrl-C ends it with exit code 0."""
+    """`list --watch` shows a new queue in the next list; after Ctrl-C, the command exits with 0."""
     watching = shell.start("mqtool", "list", "queues", "name", "--watch", "50ms")
     watching.wait_for_stderr("no queues")
     shell.run("mqtool", "queue", "declare", "late")
@@ -288,8 +288,8 @@ def test_list_watch_on_a_terminal_reacts_to_keys(shell: Shell, broker: TestBroke
 
 @on_any_broker
 def test_bindings_of_the_default_exchange_are_hidden_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `list bindings` hides the default exchange's bindings unless --where asks for them; in a pipe, it
-    prints all.
+    """On a terminal, `list bindings` hides the default exchange's bindings unless --where asks for them; in a pipe, all
+    bindings are printed.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     shell.run("mqtool", "exchange", "bind", "amq.topic", "jobs", "a.*")
@@ -379,7 +379,7 @@ def test_wait_queues_are_one_line_on_a_terminal(shell: Shell, broker: TestBroker
 
 @on_any_broker
 def test_bindings_fit_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `list bindings` fits into 80 columns and cuts no name: a long one goes on the next line."""
+    """On a terminal, `list bindings` fits into 80 columns and cuts no name: a long name goes on the next line."""
     name = "invoices-of-the-european-branch-that-wait-to-be-paid"
     shell.run("mqtool", "queue", "declare", name)
     shell.run("mqtool", "exchange", "bind", "amq.topic", name, "orders.europe.invoices.#")

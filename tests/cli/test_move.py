@@ -104,8 +104,8 @@ def test_move_where_leaves_other_messages_in_order(
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 def test_a_move_with_a_count_leaves_the_others_in_order(shell: Shell, broker: TestBroker, queue_type: str) -> None:
-    """If `move --where … -c 1` ends early, the other messages are in the queue in their order, even those that it had
-    requeued.
+    """`move --where … -c 1` ends after one message; the other messages are in the queue in their order, even those that
+    `move` had requeued.
     """
     source = Queue("a", durable=True, arguments={"x-queue-type": queue_type})
     fill(broker, source, numbered(450), Queue("b", durable=True))
@@ -117,7 +117,7 @@ def test_a_move_with_a_count_leaves_the_others_in_order(shell: Shell, broker: Te
 
 
 @pytest.mark.keeps_messages
-def test_move_does_not_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
+def test_move_stops_before_the_delivery_limit_drops_messages(shell: Shell, broker: TestBroker) -> None:
     """If requeueing would reach a quorum queue's delivery limit, `move --where` exits with 1; no message is dropped."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     limited = Queue("a", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 6})
@@ -141,8 +141,8 @@ def test_a_count_moves_exactly_that_many(shell: Shell, broker: TestBroker) -> No
 
 @pytest.mark.keeps_messages
 def test_a_killed_move_loses_nothing(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """If `move` is killed three times and then run again, every message has arrived; each kill doubles at most 100
-    messages.
+    """If `move` is killed three times and then run again, every message has arrived; each kill makes at most 100
+    messages arrive twice.
     """
     count, kills = 3_000, 3
     fill(broker, Queue("a", durable=True), numbered(count))
@@ -188,7 +188,9 @@ def test_messages_that_the_target_queue_rejects_stay(shell: Shell, broker: TestB
 def test_the_hint_at_a_missing_target_declares_it_on_the_other_broker(
     shell: Shell, broker: TestBroker, other: TestBroker
 ) -> None:
-    """If `move --to-url` finds no target, the command in its hint declares the target on that broker."""
+    """If `move --to-url` does not find the target queue, the hint is a command that declares that queue on the other
+    broker.
+    """
     fill(broker, Queue("a"), numbered(1))
     move = ("mqtool", "move", "a", "--to", "new", "--to-url", other.url)
     hint = shell.run(*move).stderr.partition("to declare it there: ")[2]
@@ -198,8 +200,8 @@ def test_the_hint_at_a_missing_target_declares_it_on_the_other_broker(
 
 
 def test_move_checks_the_target_before_it_takes_messages(shell: Shell, broker: TestBroker) -> None:
-    """If the target does not exist, `move` exits with 69; if it is the same queue, with 2. In both cases, no message is
-    even delivered.
+    """If the target does not exist, `move` exits with 69; if the target is the same queue, with 2. In both cases, no
+    message is delivered, so none is marked as redelivered.
     """
     fill(broker, Queue("a"), numbered(1))
     missing = shell.run("mqtool", "move", "a", "--to", "b")
@@ -214,8 +216,8 @@ def test_move_checks_the_target_before_it_takes_messages(shell: Shell, broker: T
 
 @on_any_broker
 def test_move_waits_for_more_with_idle_timeout(shell: Shell, broker: TestBroker) -> None:
-    """With --idle-timeout, `move` also moves messages that arrive later; without it, it ends when the
-    queue is empty.
+    """`move --idle-timeout` also moves messages that arrive later; without --idle-timeout, `move` ends when the queue
+    is empty.
     """
     fill(broker, Queue("a"), [], Queue("b"))
     assert shell.run("mqtool", "move", "a", "--to", "b").stderr == "0 moved from a to b\n"
@@ -228,8 +230,8 @@ def test_move_waits_for_more_with_idle_timeout(shell: Shell, broker: TestBroker)
 
 @on_any_broker
 def test_move_keeps_to_its_rate_and_stops_at_ctrl_c(shell: Shell, broker: TestBroker) -> None:
-    """`move --rate` moves no faster than the rate. After Ctrl-C, it exits with 130, and the messages not yet moved
-    stay.
+    """`move --rate` moves no faster than the rate. After Ctrl-C, `move` exits with 130, and the messages not yet moved
+    stay in the queue.
     """
     fill(broker, Queue("a"), numbered(500), Queue("b"))
     started = time.monotonic()

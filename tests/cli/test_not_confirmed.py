@@ -33,7 +33,7 @@ def _numbers(count: int) -> str:
 @pytest.mark.keeps_messages
 def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) -> None:
     """`send --mandatory --failed-to` exits with 75 and keeps unroutable messages in the file; once the queue exists, a
-    second run sends them from it.
+    second run sends them from the file.
     """
     first = shell.run("mqtool", "send", "-r", "later", "-e", "", "--mandatory", "-l", "--failed-to", "failed",
                       "-H", "k:=1.5", stdin="a\nb\n")  # fmt: skip
@@ -64,8 +64,8 @@ def test_messages_are_kept_in_the_file_that_a_symbolic_link_names(shell: Shell) 
 
 @on_any_broker
 def test_failed_to_never_replaces_a_device_or_a_pipe(shell: Shell) -> None:
-    """If the FILE of `send --failed-to` is a device, a named pipe or a directory, `send` exits with 2 and leaves it as
-    it is; nothing is sent.
+    """If the FILE of `send --failed-to` is a device, a named pipe or a directory, `send` exits with 2, sends nothing,
+    and leaves FILE as it is.
     """
     os.mkfifo(shell.directory / "pipe")
     (shell.directory / "null").symlink_to(os.devnull)
@@ -78,8 +78,10 @@ def test_failed_to_never_replaces_a_device_or_a_pipe(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_full_disk_under_failed_to_is_an_error_that_says_where_the_messages_are(shell: Shell) -> None:
-    """If the file of `send --failed-to` cannot grow, `send` exits with 1 and names the file that has the first ones."""
+def test_a_full_disk_under_failed_to_is_an_error_that_names_the_unfinished_file(shell: Shell) -> None:
+    """If the disk becomes full, `send --failed-to FILE` exits with 1 and names the unfinished file, which has the
+    messages written so far.
+    """
     shell.start_cold()  # a limit is inherited
     full = shell.script("ulimit -f 64; seq 5000 | mqtool send -r nosuch -l --quiet --failed-to failed")
     assert full.code == 1, full.stderr
@@ -101,8 +103,8 @@ def test_a_full_disk_under_failed_to_is_an_error_that_says_where_the_messages_ar
     ],
 )
 def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str, line: str) -> None:
-    """If no queue receives a message published to an exchange, `send` and `emit-log` say so and exit with 0; for lines,
-    they say how many.
+    """If no queue receives a message published to an exchange, `send` and `emit-log` say so and exit with 0; with -l,
+    they say how many messages no queue received.
     """
     sent = shell.run("mqtool", *command.split())
     assert (sent.stdout, sent.stderr, sent.code) == ("", line, 0)
@@ -114,9 +116,11 @@ def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("command", ["send -q gone", "new-task -q gone", "send -e  -r gone"])
 @pytest.mark.sampled(2)
-def test_a_queue_that_is_deleted_while_lines_are_sent(shell: Shell, broker: TestBroker, command: str) -> None:
+def test_lines_that_are_sent_after_their_queue_was_deleted_count_as_returned(
+    shell: Shell, broker: TestBroker, command: str
+) -> None:
     """If its queue is deleted while `send -l` runs, the lines sent afterwards count as returned and are kept by
-    --failed-to. With --no-mandatory, they count as sent.
+    --failed-to. With --no-mandatory, such lines count as sent.
     """
     shell.run("mqtool", "queue", "declare", "gone")
     sender = shell.start("mqtool", *command.split(" "), "-l", "-v", "--failed-to", "failed", stdin=PIPE)
@@ -172,7 +176,7 @@ def test_messages_that_a_full_queue_rejects_are_kept(shell: Shell, broker: TestB
 
 
 @pytest.mark.keeps_messages
-def test_an_exchange_that_is_deleted_while_lines_are_sent(shell: Shell, broker: TestBroker) -> None:
+def test_lines_are_kept_if_their_exchange_is_deleted_while_they_are_sent(shell: Shell, broker: TestBroker) -> None:
     """If its exchange is deleted while `send -l` runs, the command gives the broker's reason and exits with 3;
     --failed-to keeps all lines that were not confirmed.
     """
@@ -340,7 +344,9 @@ def test_term_stops_a_worker_that_cannot_publish_a_retry(
 
 @pytest.mark.keeps_messages
 def test_a_deleted_exchange_of_the_tutorial_is_declared_again(shell: Shell, broker: TestBroker) -> None:
-    """If its exchange is deleted while `emit-log` runs, the command declares it again; every message is confirmed."""
+    """If its exchange is deleted while `emit-log` runs, the command declares the exchange again; every message is
+    confirmed.
+    """
     sender = shell.start("mqtool", "emit-log", "fanout", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"before\n")
@@ -358,8 +364,8 @@ def test_a_deleted_exchange_of_the_tutorial_is_declared_again(shell: Shell, brok
 
 
 def test_a_timeout_longer_than_the_consumer_timeout_is_warned_of(shell: Shell) -> None:
-    """`worker --timeout 31m` warns that it is longer than the broker's consumer timeout of 30 minutes; --timeout 29m
-    does not.
+    """`worker --timeout 31m` warns that this is longer than the broker's consumer timeout of 30 minutes; `worker
+    --timeout 29m` does not warn.
     """
     shell.run("mqtool", "new-task", "-l", stdin="1\n2\n")
     result = shell.run("mqtool", "worker", "--exec", "true", "--timeout", "31m", "-c", "1")
@@ -448,7 +454,9 @@ def test_receive_stream_declares_no_stream_with_a_mistyped_name(shell: Shell, br
 
 
 def test_publisher_confirms_explains_its_figures(shell: Shell) -> None:
-    """The last line of `publisher-confirms` says how often `batch` waited, and whether `async` took about as long."""
+    """The last line of `publisher-confirms` says how often `batch` waited for confirms, and whether `async` took about
+    as long as `batch`.
+    """
     shown = shell.run("mqtool", "publisher-confirms", "all", "-c", "500", "--batch-size", "10")
     batch, unwaited = (int(line.rpartition(" in ")[2][:-3].replace(",", "")) for line in shown.stdout.splitlines()[1:])
     said = shown.stderr.splitlines()[-1]

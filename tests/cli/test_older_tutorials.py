@@ -28,8 +28,8 @@ def _check(row: Row, result: Result) -> None:
 )
 @pytest.mark.sampled(6)
 def test_a_dialect_prints_what_its_scripts_print(shell: Shell, scene: Scene) -> None:
-    """With an article's --dialect, each command prints its script's lines on the same stream and exits with the same
-    code, except for documented differences.
+    """With an article's --dialect, each command prints the lines of the article's script on the same stream, stdout or
+    stderr, and exits with the same code, except for documented differences.
     """
     receivers = []
     for row in scene.rows:
@@ -44,8 +44,8 @@ def test_a_dialect_prints_what_its_scripts_print(shell: Shell, scene: Scene) -> 
 
 
 @on_any_broker
-def test_the_other_commands_of_the_articles_succeed(shell: Shell) -> None:
-    """mqtool's counterparts of the other commands in the articles succeed in the articles' order."""
+def test_commands_for_the_articles_rabbitmqctl_commands_succeed(shell: Shell) -> None:
+    """The mqtool commands that stand for the articles' rabbitmqctl commands succeed when run in the articles' order."""
     (shell.directory / "secret").write_text("a long password\n")
     for task in TASKS:
         if task.runs:

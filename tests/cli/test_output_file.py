@@ -41,7 +41,9 @@ def test_hup_reopens_the_file_after_logrotate(shell: Shell, broker: TestBroker, 
 
 
 def test_a_fragment_of_a_killed_run_is_cut_off(shell: Shell) -> None:
-    """`receive -o` removes an incomplete last line, as a killed run leaves it, from the file, and shows its start."""
+    """`receive -o` removes an incomplete last line, as a killed run leaves it, from the file, and shows how that line
+    began.
+    """
     log = shell.directory / "app.log"
     log.write_bytes(b"whole\n" + b"half" * 50_000)
     shell.run("mqtool", "send", "again")
@@ -55,7 +57,7 @@ def test_a_fragment_of_a_killed_run_is_cut_off(shell: Shell) -> None:
 
 
 def test_a_short_file_without_a_newline_is_kept(shell: Shell) -> None:
-    """`receive -o` keeps a short file that does not end with a newline, and starts on a new line."""
+    """`receive -o` keeps a short file that consists of one line without a newline, and starts on a new line."""
     log = shell.directory / "app.log"
     log.write_text("header")
     shell.run("mqtool", "send", "body")

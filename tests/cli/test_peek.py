@@ -56,7 +56,7 @@ def test_peek_keeps_the_order_of_a_deep_queue(shell: Shell, broker: TestBroker, 
 
 
 @pytest.mark.keeps_messages
-def test_peek_works_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
+def test_peek_needs_no_management_api(shell: Shell, broker: TestBroker) -> None:
     """Without the management API, `peek` shows messages and leaves them in order, and does not make the broker delete
     an auto-delete queue.
     """
@@ -99,9 +99,9 @@ def test_peek_prints_messages_and_says_that_they_stay(shell: Shell, broker: Test
 
 @on_any_broker
 @pytest.mark.parametrize("command", ["peek jobs", "move jobs --to other", "dlq show jobs"])
-def test_a_condition_on_when_a_waiting_message_was_received_is_refused(shell: Shell, command: str) -> None:
-    """In `peek`, `move` and `dlq show`, a condition `--where timestamp<…` exits with 2, and the hint names
-    properties.timestamp.
+def test_a_condition_on_the_time_of_receipt_is_refused_for_messages_in_a_queue(shell: Shell, command: str) -> None:
+    """`peek`, `move` and `dlq show` exit with 2 if --where tests `timestamp`, the time of receipt, which a message in a
+    queue does not have; the hint names properties.timestamp.
     """
     refused = shell.run("mqtool", *command.split(), "--where", "timestamp<2026-01-31")
     assert refused.code == 2
@@ -147,7 +147,7 @@ def test_peek_says_that_a_single_active_consumer_has_the_messages(
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_peek_reads_a_stream_from_any_offset(shell: Shell, broker: TestBroker) -> None:
-    """`peek --offset` starts at a number, an age, the first message or the last chunk of a stream."""
+    """`peek --offset` starts at an offset or an age, at the first message, or at the last chunk of a stream."""
     ids = filled(shell, 500, "--queue-type", "stream", "--argument", "x-max-length-bytes=100000000")
     assert peeked(shell, broker) == ids
     assert peeked(shell, broker, "-c", "2") == ids[:2]
@@ -173,7 +173,9 @@ def test_peek_shows_ten_messages_on_a_terminal_and_says_how_many_more_there_are(
 
 @on_any_broker
 def test_peek_stops_when_the_reader_of_its_output_has_gone(shell: Shell, broker: TestBroker) -> None:
-    """`peek | head -3` prints three messages, takes at most 12,000 of 30,000 from the queue, and requeues them."""
+    """`peek | head -3` prints three messages, takes at most 12,000 of 30,000 from the queue, and requeues those that it
+    has taken.
+    """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="x\n" * 30_000)
     taken_before = "mqtool receive -q jobs --json --idle-timeout 1s | grep -c '\"redelivered\":true'"
     script = f"mqtool peek jobs | head -3; {taken_before}"

@@ -81,7 +81,7 @@ _SHOWN = [each for each in plays.PLAYS if each != "publisher-confirms"]
 
 
 @pytest.mark.parametrize("name", [pytest.param(each, marks=[] if each == "hello-world" else large) for each in _SHOWN])
-def test_the_picture_says_what_it_shows(lonely_shell: Shell, chromium: Any, name: str) -> None:
+def test_the_counts_in_the_picture_agree_with_the_messages_drawn(lonely_shell: Shell, chromium: Any, name: str) -> None:
     """In the picture of a tutorial, live and replayed, each queue's counts equal the number of messages drawn. Clients
     have the names of their terminals, and no generated name is shown.
     """
@@ -176,7 +176,7 @@ def places(page: Page, fate: str) -> list[tuple[float, float]]:
     return [(x, y) for x, y in found]
 
 
-def test_messages_that_are_sent_together_are_seen_apart(chromium: Any, tmp_path: Path) -> None:
+def test_messages_that_are_sent_together_are_drawn_apart(chromium: Any, tmp_path: Path) -> None:
     """In the picture, six messages published in the same millisecond move one after another, and wait in a row."""
     sent = [event for number in range(6) for event in published(1000, number)]
     page = recorded(chromium, tmp_path, [*jobs(), *sent, {"kind": "now", "t": 8000}])
@@ -217,9 +217,9 @@ def test_a_worker_with_prefetch_1_is_never_seen_with_two_messages(chromium: Any,
     assert most == 1
 
 
-def test_a_consumer_that_has_gone_is_drawn_until_its_last_message_has_been_seen(chromium: Any, tmp_path: Path) -> None:
-    """In the picture, a closed consumer stays until all its messages have been seen to arrive, so that the messages
-    counted as unacknowledged are always drawn.
+def test_a_closed_consumer_is_drawn_until_its_last_message_has_been_drawn(chromium: Any, tmp_path: Path) -> None:
+    """In the picture, a closed consumer stays until all its messages have been drawn there, so that every message
+    counted as unacknowledged is drawn.
     """
     consumers = [{"name": f"{each}/tag", "label": f"worker {each}"} for each in range(2)]
     records = jobs(consumers)
@@ -323,7 +323,9 @@ def test_no_generated_name_is_shown(chromium: Any, tmp_path: Path) -> None:
 
 
 @on_any_broker
-def test_parties_without_a_name_are_called_after_their_program(shell: Shell, broker: TestBroker, chromium: Any) -> None:
+def test_a_consumer_without_a_name_is_called_after_its_client_library(
+    shell: Shell, broker: TestBroker, chromium: Any
+) -> None:
     """If a consumer's connection has no name, `mqtool ui` shows the name of its client library instead of the consumer
     tag.
     """
@@ -438,7 +440,7 @@ def of_one_row(page: Page, selector: str) -> bool:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_picture_takes_the_room_that_there_is(chromium: Any, tmp_path: Path, scheme: str) -> None:
+def test_the_picture_takes_most_of_the_page(chromium: Any, tmp_path: Path, scheme: str) -> None:
     """At 1280×800, the page of a tutorial fits into the window without scrolling, and the picture takes most of the
     width. At 390×844, the whole picture is on the first screen, and the buttons are in one row.
     """
@@ -473,7 +475,7 @@ def test_the_picture_takes_the_room_that_there_is(chromium: Any, tmp_path: Path,
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-def test_a_recording_ends_with_the_last_state_that_meant_something(chromium: Any, tmp_path: Path) -> None:
+def test_a_recording_ends_with_clients_and_queue_still_connected(chromium: Any, tmp_path: Path) -> None:
     """At the end of a recorded tutorial, the picture still shows publisher, queue and consumer, joined by arrows."""
     page = recorded(chromium, tmp_path, play())
     seek(page, 1)
@@ -485,8 +487,8 @@ def test_a_recording_ends_with_the_last_state_that_meant_something(chromium: Any
 
 
 def test_the_time_bar_of_a_recording_has_the_scenes(chromium: Any, tmp_path: Path) -> None:
-    """In a recorded tutorial, each scene has a mark on the time bar that leads to it, and the page's address may name a
-    scene.
+    """In a recorded tutorial, the time bar has a mark for each scene, and a click on the mark leads to the scene; the
+    page's address may also name a scene.
     """
     page = recorded(chromium, tmp_path, play())
     page.until(lambda: len(page.find("#chapters button")) == 2, "the marks")
@@ -500,7 +502,7 @@ def test_the_time_bar_of_a_recording_has_the_scenes(chromium: Any, tmp_path: Pat
 
 def test_a_scene_asks_what_will_happen(chromium: Any, tmp_path: Path) -> None:
     """Before a scene of a tutorial, the page asks what will happen. The answer appears once the commands have shown
-    it.
+    what happens.
     """
     records = play()
     scene = next(each for each in records if each["kind"] == "scene")
@@ -517,7 +519,7 @@ def test_a_scene_asks_what_will_happen(chromium: Any, tmp_path: Path) -> None:
     page.until(lambda: page.text("#scene") == "Scene 2" and page.text("#question") == "", "a scene without a question")
 
 
-def test_what_moves_is_told(chromium: Any, tmp_path: Path) -> None:
+def test_a_live_region_says_what_each_client_does(chromium: Any, tmp_path: Path) -> None:
     """For screen readers, a live region of the page says which client has published, received or acknowledged which
     message.
     """

@@ -80,8 +80,10 @@ def test_links_of_the_readme_lead_to_files_in_the_repository() -> None:
     assert [path for path in files if path.suffix == ".html" or not path.exists()] == []
 
 
-def test_one_line_embeds_a_recording(chromium: Any, tmp_path: Path) -> None:
-    """A line of a page that links to a recording embeds it. It is loaded when the reader opens it, at its scene."""
+def test_a_link_on_a_line_of_its_own_embeds_the_recording(chromium: Any, tmp_path: Path) -> None:
+    """On a page of the documentation, a line that only links to a recording embeds that recording. The recording is
+    loaded when the reader opens it, and begins at the linked scene.
+    """
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "tutorials.html").write_bytes(single_file(play()))
     page = tmp_path / "page.html"
@@ -96,8 +98,10 @@ def test_one_line_embeds_a_recording(chromium: Any, tmp_path: Path) -> None:
     assert shown.complaints() == []
 
 
-def test_a_page_without_recordings_says_nothing_of_them() -> None:
-    """Before a recording has been made, a page shows the still in its place, or nothing, and has no broken link."""
+def test_a_page_does_not_link_to_recordings_that_have_not_been_made() -> None:
+    """Before its recordings have been made, a page of the documentation shows its stills without links, and has no
+    broken link.
+    """
     page = (
         "[Watch it](pictures/tutorials.html#routing)\n\n[![A still](a.svg)](../pictures/messages.html)\n\n"
         "This is a frame of [a recording](pictures/tutorials.html)."

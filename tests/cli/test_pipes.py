@@ -40,8 +40,8 @@ def test_a_reader_that_leaves_is_noticed_without_another_message(shell: Shell) -
 @pytest.mark.parametrize("redirect", [">", ">>", "-o"])
 @pytest.mark.sampled(1)
 def test_a_full_disk_leaves_no_fragment(shell: Shell, redirect: str) -> None:
-    """If the disk becomes full, `receive` removes the incomplete line from the file and leaves its message in the
-    queue; a later run appends it.
+    """If the disk becomes full, `receive` removes the incomplete line from the file and leaves the line's message in
+    the queue; a later run appends that message.
     """
     lines = [letter * 400 for letter in "abc"]
     shell.run("mqtool", "send", "-l", stdin="\n".join(lines) + "\n")
@@ -230,7 +230,7 @@ def test_logs_are_coloured_by_severity_on_a_terminal(shell: Shell) -> None:
 
 @on_any_broker
 def test_pretty_indents_json_bodies(shell: Shell) -> None:
-    """`receive --raw --pretty` indents a body that is JSON, and prints others unchanged."""
+    """`receive --raw --pretty` indents a body that is JSON, and prints any other body unchanged."""
     shell.run("mqtool", "send", "-l", stdin='{"a":["ü"]}\nnot {json\n')
     assert shell.run("mqtool", "receive", "-c", "2", "--raw", "--pretty").stdout == (
         '{\n  "a": [\n    "ü"\n  ]\n}\nnot {json\n'
@@ -252,7 +252,7 @@ def test_messages_written_to_a_file_are_counted_on_the_terminal(shell: Shell) ->
 
 @on_any_broker
 def test_progress_shows_percent_and_rate(shell: Shell) -> None:
-    """If the total is known, a progress line shows the percentage, the count, the time and the rate."""
+    """If the total is known, a command's progress line shows the percentage, the count, the time and the rate."""
     script = """
 from mqtool.cli.display.progress import Progress
 progress = Progress("confirmed", patience=0, fraction=lambda: 0.5)
@@ -325,9 +325,9 @@ def test_a_full_disk_is_an_error_and_the_message_stays(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_receivers_that_share_a_queue_lose_nothing_when_some_are_killed(shell: Shell) -> None:
-    """If one of three `receive` on a queue is killed with kill -9, the others get its unacknowledged messages: every
-    line is printed at least once.
+def test_receivers_that_share_a_queue_lose_nothing_when_one_is_killed(shell: Shell) -> None:
+    """If one of three `receive` on a queue is killed with kill -9, the others get the messages that it has not
+    acknowledged: every line is printed at least once.
     """
     receivers = [shell.start("mqtool", "receive", "--raw", "--prefetch", "20").wait_until_ready() for _ in range(3)]
     sender = shell.start("mqtool", "send", "-l", stdin=PIPE)
@@ -349,7 +349,7 @@ def test_receivers_that_share_a_queue_lose_nothing_when_some_are_killed(shell: S
 
 
 @on_any_broker
-def test_closed_standard_streams_are_handled(shell: Shell) -> None:
+def test_only_a_closed_stderr_is_ignored(shell: Shell) -> None:
     """With a closed stdin, `send -l` exits with 0. With a closed stdout, `receive` exits with 1 and the message stays
     in the queue; a closed stderr is ignored.
     """

@@ -60,7 +60,7 @@ def ends_well(script: Running) -> None:
 
 
 @pytest.mark.parametrize("first", ["mqtool", "script"])
-def test_the_script_of_hello_world_works_with_send_and_receive(room: Room, first: str) -> None:
+def test_the_script_of_hello_world_exchanges_messages_with_send_and_receive(room: Room, first: str) -> None:
     """The plain script of tutorial 1 and mqtool's `send` and `receive` get each other's messages, whichever side
     declared the queue.
     """
@@ -77,7 +77,7 @@ def test_the_script_of_hello_world_works_with_send_and_receive(room: Room, first
 
 
 @pytest.mark.parametrize("first", ["mqtool", "script"])
-def test_the_script_of_work_queues_works_with_new_task_and_worker(room: Room, first: str) -> None:
+def test_the_script_of_work_queues_exchanges_tasks_with_new_task_and_worker(room: Room, first: str) -> None:
     """The plain script of tutorial 2 and mqtool's `new-task` and `worker` handle each other's tasks."""
     room.printed("work-queues")
     if first == "script":
@@ -156,8 +156,8 @@ LOGS = {
 
 
 @pytest.mark.parametrize("tutorial", LOGS)
-def test_the_scripts_of_logs_work_with_emit_log_and_receive_log(room: Room, tutorial: str) -> None:
-    """The receivers of a plain script and of mqtool's `receive-log` both get the logs of both sides."""
+def test_the_scripts_of_logs_exchange_logs_with_emit_log_and_receive_log(room: Room, tutorial: str) -> None:
+    """The receivers of a plain script and of `receive-log` both get the logs of the script and of `emit-log`."""
     kind, takes, script_takes, emits, script_emits, key = LOGS[tutorial]
     room.printed(tutorial)
 
@@ -184,7 +184,7 @@ def test_the_topics_script_receives_only_what_its_patterns_match(room: Room) -> 
     assert receiver.stdout == f"{WAITING_FOR_LOGS} [x] kern.critical:x\n"
 
 
-def test_the_script_of_rpc_works_with_rpc_client_and_server(room: Room) -> None:
+def test_the_script_of_rpc_and_mqtools_rpc_commands_answer_each_other(room: Room) -> None:
     """The plain script of tutorial 6 and mqtool's `rpc-client` and `rpc-server` answer each other; the script also
     answers an invalid request, with an error.
     """
@@ -213,7 +213,7 @@ def test_the_script_of_publisher_confirms_prints_the_commands_lines(room: Room) 
     assert ways(room.script("500")) == ways(room.mqtool("publisher-confirms", "all", "-c", "500"))
 
 
-def test_the_script_of_delayed_messages_works_with_the_commands(room: Room) -> None:
+def test_the_script_of_delayed_messages_exchanges_messages_with_the_commands(room: Room) -> None:
     """The plain script of delayed messages and mqtool's commands receive each other's messages, in the order in which
     they are due.
     """
@@ -237,7 +237,7 @@ def streams(room: Room, broker: TestBroker) -> Room:
     return room
 
 
-def test_the_script_of_streams_works_with_send_stream_and_receive_stream(streams: Room) -> None:
+def test_the_script_of_streams_exchanges_messages_with_send_stream_and_receive_stream(streams: Room) -> None:
     """The plain script of the first stream tutorial and mqtool each read the messages that both have sent."""
     streams.printed("stream-hello-world")
     assert streams.script("send").stdout == " [x] Hello, World! message sent\n"
@@ -250,7 +250,7 @@ def test_the_script_of_streams_works_with_send_stream_and_receive_stream(streams
     assert streams.mqtool("receive-stream", "-c", "2").stdout == "".join(lines)
 
 
-def test_the_script_of_offset_tracking_works_with_offset(streams: Room) -> None:
+def test_the_script_of_offset_tracking_shares_stored_offsets_with_offset(streams: Room) -> None:
     """The plain script of offset tracking and mqtool's `offset` each resume at the offset that the other has stored."""
     streams.printed("stream-offset-tracking")
     streams.script("send")

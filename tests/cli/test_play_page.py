@@ -52,9 +52,9 @@ def go_on(page: Page, narration: str) -> None:
 
 
 @pytest.mark.parametrize("playing", [("tutorial", "run")], indirect=True)
-def test_a_tutorial_plays_to_its_checks_and_back(playing: tuple[Running, Page], tmp_path: Path) -> None:
-    """With keys alone, a learner chooses a tutorial on its page and steps through its scenes, forward and back; a saved
-    file replays them without mqtool.
+def test_a_tutorial_is_played_forward_and_back_with_keys(playing: tuple[Running, Page], tmp_path: Path) -> None:
+    """With keys alone, a learner chooses a tutorial on the page of `tutorial run --ui` and steps through its scenes,
+    forward and back; the page, saved as a file, replays the scenes without mqtool.
     """
     command, page = playing
     page.until(lambda: "Start: Hello World" in shown(page, "#next"), "the list, with the first one proposed")
@@ -117,7 +117,7 @@ def test_a_drill_shows_its_fault_and_its_totals(playing: tuple[Running, Page]) -
 @pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], indirect=True)
 def test_a_closed_page_does_not_end_a_tutorial(playing: tuple[Running, Page], chromium: Any) -> None:
     """If the page of `tutorial run --ui` is closed, the terminal says so, and the page shows the same scene when it is
-    opened again. Ctrl-C stops everything.
+    opened again. Ctrl-C stops the command and all that it has started.
     """
     command, page = playing
     go_on(page, "Send a message anyway")
@@ -153,10 +153,10 @@ def test_the_page_shows_a_goal_and_what_the_learner_does(
 
 
 @pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], indirect=True)
-def test_a_learner_does_something_between_scenes(playing: tuple[Running, Page]) -> None:
-    """Between the scenes of a tutorial, a learner publishes a message of their own, and starts a worker that takes the
-    tutorial's. The next scene begins as if the learner had done nothing, and the tutorial's checks pass. After its
-    end, the learner can still publish.
+def test_what_a_learner_does_between_scenes_does_not_change_the_tutorial(playing: tuple[Running, Page]) -> None:
+    """Between the scenes of a tutorial, a learner can publish messages and consume the tutorial's. The next scene
+    begins as if the learner had done nothing, and the tutorial's checks pass. After the end of the tutorial, the
+    learner can still publish.
     """
     command, page = playing
     go_on(page, "Send a message anyway")
@@ -244,9 +244,12 @@ def overlapping(page: Page, selectors: list[str]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("width", [1280, 768, 390])
-def test_answers_and_the_list_of_tutorials_have_their_own_room(chromium: Any, tmp_path: Path, width: int) -> None:
-    """At each width, the answer of a scene is on the first screen once the picture has shown it. At the tutorial's end,
-    the answers, the list of tutorials and the picture are visible and do not overlap.
+def test_answers_the_list_of_tutorials_and_the_picture_do_not_overlap(
+    chromium: Any, tmp_path: Path, width: int
+) -> None:
+    """At each width of the window, the answer of a scene is visible without scrolling once the picture has shown what
+    happens. At the end of a tutorial, the answers, the list of tutorials and the picture are visible and do not
+    overlap.
     """
     page = of_many_plays(chromium, tmp_path, width)
     seek(page, 0.5)
@@ -273,7 +276,7 @@ def test_answers_and_the_list_of_tutorials_have_their_own_room(chromium: Any, tm
 
 
 def test_another_tutorial_begins_at_the_top_of_the_page(chromium: Any, tmp_path: Path) -> None:
-    """A reader who has scrolled down sees the explanation of the tutorial that they choose."""
+    """When a reader who has scrolled down chooses another tutorial, the page scrolls back to the top."""
     page = of_many_plays(chromium, tmp_path, 390)
     page.ask("document.querySelector('main').scrollTop = 300")
     assert page.ask("return document.querySelector('main').scrollTop") == 300

@@ -118,8 +118,8 @@ def test_a_newer_format_is_refused(shell: Shell, command: str) -> None:
 
 @pytest.mark.keeps_messages
 def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
-    """If a message is unroutable, `recording replay` exits with 3 and --failed-to keeps it; if its exchange does not
-    exist, the error names the exchange.
+    """If a message is unroutable, `recording replay` exits with 3, and --failed-to keeps the message; if the exchange
+    does not exist, the error names the exchange.
     """
     name = recording(shell, {}, {"routing_key": "nobody"}, {})
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -137,8 +137,8 @@ def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
 
 @on_any_broker
 def test_replay_selects_messages_and_keeps_their_gaps(shell: Shell, connection: Connection) -> None:
-    """`recording replay` sends the messages that --since, --until and --where select, with the gaps between them; other
-    options change their headers and queue.
+    """`recording replay` sends the messages that --since, --until and --where select, with the same gaps between them
+    as in the recording; other options change the messages' headers and queue.
     """
     connection.channel().declare(Queue("jobs", durable=True))
     name = recording(shell, *[{"routing_key": "elsewhere"}] * 9)

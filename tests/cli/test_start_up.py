@@ -72,7 +72,7 @@ def test_each_command_can_be_imported_alone(lonely_shell: Shell) -> None:
         assert page.startswith(f"Usage: mqtool {name}")
 
 
-def test_ctrl_c_while_python_imports_mqtool(lonely_shell: Shell) -> None:
+def test_ctrl_c_while_python_imports_mqtool_exits_with_130(lonely_shell: Shell) -> None:
     """Ctrl-C while mqtool's modules are still being imported exits with 130 and prints no traceback; a process that
     ignores SIGINT continues.
     """

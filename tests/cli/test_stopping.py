@@ -147,7 +147,7 @@ def test_a_signal_that_is_sent_twice_at_once_counts_as_one() -> None:
 
 @on_any_broker
 def test_timeout_stops_a_command_as_ctrl_c_does(shell: Shell) -> None:
-    """When GNU `timeout` stops `worker`, the worker still finishes its task."""
+    """If GNU `timeout` stops `worker` with SIGTERM, the worker still finishes its task."""
     shell.run("mqtool", "new-task", "a.")
     worker = shell.start("timeout", "600", "mqtool", "worker").wait_for_stdout("a.")
     worker.process.send_signal(signal.SIGALRM)  # its time is up
@@ -159,7 +159,7 @@ def test_timeout_stops_a_command_as_ctrl_c_does(shell: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("doing", [(), ("--exec", "sh -c 'echo $$ > pid; exec sleep 600'")], ids=["task", "program"])
 def test_a_busy_worker_says_what_it_waits_for(shell: Shell, doing: tuple[str, ...]) -> None:
-    """After the first Ctrl-C, `worker` says that it finishes its task; the second one ends the worker and its program
+    """After the first Ctrl-C, `worker` says that it finishes its task; a second Ctrl-C ends the worker and its program
     at once, with exit code 130.
     """
     shell.run("mqtool", "new-task", "long" + "." * 600)
@@ -175,7 +175,7 @@ def test_a_busy_worker_says_what_it_waits_for(shell: Shell, doing: tuple[str, ..
 
 
 @pytest.mark.keeps_messages
-def test_an_interrupted_publisher_confirms_what_it_has_read(shell: Shell) -> None:
+def test_lines_that_an_interrupted_send_has_read_are_confirmed(shell: Shell) -> None:
     """After Ctrl-C on `send -l`, the lines already read are confirmed and counted; the exit code is 130."""
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None

@@ -112,8 +112,8 @@ def test_receive_says_that_it_reads_a_stream_from_now_on(shell: Shell, broker: T
 
 
 def test_receive_reads_a_stream_from_an_offset(shell: Shell) -> None:
-    """`receive --offset` on a stream starts at that message, offset or age, and prints each message's stream offset as
-    a header.
+    """`receive --offset` on a stream starts at the first message, at an offset or at an age, and prints each message's
+    stream offset as a header.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", "-H", "who=ann", stdin=numbers(0, 499))
     read = ("mqtool", "receive", "-q", "s", "--queue-type", "stream", "--offset")
@@ -219,7 +219,9 @@ def test_a_tutorial_that_fails_shows_the_last_line_of_its_command(shell: Shell, 
 
 
 def test_offset_receive_resumes_at_the_stored_offset(shell: Shell) -> None:
-    """In the second stream tutorial, the second run of `offset receive` reads the second hundred messages."""
+    """In the second stream tutorial, the second run of `offset receive` resumes after the 100 messages that the first
+    run has read.
+    """
     sent = shell.run("mqtool", "offset", "send")
     assert sent.stderr == "Publishing 100 messages\nMessages confirmed: true\n"
     received = shell.run("mqtool", "offset", "receive")
@@ -309,7 +311,7 @@ class OtherNode(Proxy):
 @on_any_broker
 def test_a_stream_on_an_unreachable_node_names_the_setting(shell: Shell, broker: TestBroker) -> None:
     """If the broker names a node for the stream that cannot be reached, as in Docker, stream commands exit with 69 and
-    name stream.advertised_host.
+    name the setting stream.advertised_host.
     """
     shell.run("mqtool", "send-stream", "-q", "s", "x")
     with OtherNode(urlsplit(broker.streams).port or 0) as proxy:
@@ -322,8 +324,8 @@ def test_a_stream_on_an_unreachable_node_names_the_setting(shell: Shell, broker:
 
 @pytest.mark.keeps_messages
 def test_a_message_that_is_too_large_is_kept(shell: Shell) -> None:
-    """If a line is larger than a frame, `send-stream --failed-to` exits with 3 and keeps it in the file; the other
-    lines are confirmed.
+    """If a line is larger than a frame, `send-stream --failed-to` exits with 3 and keeps the line in the file; the
+    other lines are confirmed.
     """
     large = "x" * (2 << 20)
     sent = shell.run("mqtool", "send-stream", "-l", "-q", "s", "--failed-to", "failed", stdin=f"one\n{large}\nthree\n")
@@ -451,8 +453,8 @@ def test_a_damaged_batch_is_skipped_with_a_warning(shell: Shell, broker: TestBro
 
 @on_any_broker
 def test_batches_that_unpack_to_millions_of_messages_need_little_memory(shell: Shell, broker: TestBroker) -> None:
-    """`receive-stream` unpacks compressed batches one at a time, and so reads 70,000 large messages in 600 MB of
-    address space.
+    """`receive-stream` unpacks compressed batches one at a time: with 600 MB of address space, it reads from batches
+    that hold 6.5 million messages.
     """
     place = urlsplit(broker.streams)
     client = RawStream(place.hostname or "", place.port or 0)

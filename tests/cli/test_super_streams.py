@@ -58,7 +58,7 @@ def test_a_key_always_selects_the_same_partition(shell: Shell, broker: TestBroke
 
 def test_without_a_key_partitions_take_turns(shell: Shell) -> None:
     """Without a routing key, `send-stream` sends messages to the partitions in turn; `receive-stream --track` resumes
-    in each of them.
+    in each partition.
     """
     shell.run("mqtool", "send-stream", *CREATED, "-l", stdin="".join(f"{number}\n" for number in range(1, 10)))
     assert by_partition(shell.run(*READ, "--json").stdout) == {
@@ -82,7 +82,7 @@ def test_without_a_key_partitions_take_turns(shell: Shell) -> None:
 
 @on_any_broker
 def test_an_existing_super_stream_is_used_with_its_partitions(shell: Shell) -> None:
-    """If a super stream exists with another number of partitions, `receive-stream` uses those that exist; with
+    """If a super stream exists with another number of partitions, `receive-stream` uses the existing partitions; with
     --strict, it exits with 78.
     """
     shell.run("mqtool", "send-stream", *CREATED, "-r", "hello1", "x")

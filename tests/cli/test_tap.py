@@ -59,7 +59,9 @@ def test_tap_prints_what_passes_through_an_exchange(
 
 @pytest.mark.usefixtures("api")
 def test_tap_selects_by_keys_and_headers(shell: Shell, broker: TestBroker) -> None:
-    """`tap` prints only the messages that match its binding keys, for one or several exchanges, or its headers."""
+    """`tap` prints only the messages that match the binding keys, of one or several exchanges, or the headers on its
+    command line.
+    """
     by_key = shell.start("mqtool", "tap", "amq.topic", "kern.*", "-e", "amq.direct", "-c", "2").wait_until_ready()
     by_header = shell.start(
         "mqtool", "tap", "amq.headers", "-H", "format=pdf", "-H", "type=log", "--match", "any", "-c", "1"
@@ -75,9 +77,11 @@ def test_tap_selects_by_keys_and_headers(shell: Shell, broker: TestBroker) -> No
 
 
 @pytest.mark.usefixtures("api")
-def test_tap_of_a_queue_binds_a_private_queue_like_it(shell: Shell, broker: TestBroker, connection: Connection) -> None:
-    """`tap -q` prints the messages that the queue's bindings bring to it; for messages of the default exchange, it says
-    that they are not shown.
+def test_tap_of_a_queue_shows_what_its_bindings_route_to_it(
+    shell: Shell, broker: TestBroker, connection: Connection
+) -> None:
+    """`tap -q` prints the messages that the queue's bindings route to it, and says that messages of the default
+    exchange are not shown.
     """
     channel = connection.channel()
     jobs = channel.declare(Queue("jobs", durable=True))
@@ -100,8 +104,8 @@ def test_tap_of_a_queue_binds_a_private_queue_like_it(shell: Shell, broker: Test
 
 @pytest.mark.usefixtures("api")
 def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> None:
-    """`tap` of a missing exchange or queue exits with 69; for a direct exchange without bindings, or without a name, it
-    exits with 2.
+    """`tap` exits with 69 if the exchange or queue does not exist, and with 2 if a direct exchange has no bindings, or
+    unless exactly one exchange or queue is named.
     """
     for words, code, said in (
         (["nowhere", "key"], 69, "exchange 'nowhere' or vhost "),
@@ -121,7 +125,7 @@ def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> Non
 @on_any_broker
 @pytest.mark.usefixtures("api")
 def test_tap_json_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
-    """`send --json` accepts the lines of `tap --json`. A line names its broker only if several brokers are tapped."""
+    """`send --json` accepts the lines of `tap --json`. A line names the broker only if several brokers are tapped."""
     tap = shell.start("mqtool", "tap", "amq.topic", "--json", "-c", "1").wait_until_ready()
     other = f"{broker.url.partition('//')[0]}//{broker.url.partition('@')[2]}"
     both = shell.start("mqtool", "tap", "amq.topic", "-u", broker.url, "-u", other, "--json", "-c", "2")

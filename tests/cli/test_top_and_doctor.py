@@ -52,8 +52,8 @@ def test_doctor_reports_no_problem_on_a_healthy_broker(watcher: Shell, broker: T
 
 
 def test_doctor_reports_each_kind_of_problem(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` finds, among others, queues without consumers, transient queues, wrong dead-letter exchanges and missing
-    acknowledgements.
+    """`doctor` finds such problems as queues without consumers, transient queues, missing dead-letter exchanges and
+    missing acknowledgements.
     """
     watcher.run("mqtool", "send", "-q", "left", "x")
     watcher.run("mqtool", "queue", "declare", "old", "--transient", "--queue-type", "classic")
@@ -130,7 +130,7 @@ def test_doctor_reports_circles_and_dead_ends(watcher: Shell, broker: TestBroker
 
 def test_a_queue_whose_dead_letters_are_lost_is_noticed(watcher: Shell, broker: TestBroker) -> None:
     """If a queue dead-letters to a queue that does not exist, `queue declare` and `doctor` say so and print the command
-    that declares it.
+    that declares the missing queue.
     """
     declare = ("mqtool", "queue", "declare", "orders", "--dead-letter-exchange", "")
     said = " ".join(watcher.run(*declare).stderr.split())
@@ -179,9 +179,11 @@ def test_doctor_says_how_to_continue_a_conversion(watcher: Shell, broker: TestBr
     assert "no-consumer" not in found
 
 
-def test_doctor_reports_permissions_that_end_before_the_name_of_a_queue(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` reports a user who may declare or write to orders.dlq, but not to the queue orders, since `dlq redrive`,
-    `delayed now` and `queue convert` connect the two. It does not report rights on both, or on neither.
+def test_doctor_reports_rights_on_a_dead_letter_queue_without_rights_on_its_queue(
+    watcher: Shell, broker: TestBroker
+) -> None:
+    """`doctor` reports a user who may declare or write to orders.dlq, but not to orders, because commands such as `dlq
+    redrive` move messages from the one to the other. A user with rights on both, or on neither, is not reported.
     """
     for queue in ("orders", "orders.dlq", "jobs"):
         watcher.run("mqtool", "queue", "declare", queue)
@@ -207,8 +209,8 @@ def test_doctor_reports_permissions_that_end_before_the_name_of_a_queue(watcher:
 
 @on_any_broker
 def test_doctor_groups_equal_findings(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` prints 40 queues with the same problem as one finding with 21 of their names; --json prints each by
-    itself.
+    """`doctor` prints 40 queues with the same problem as one finding with 21 of their names; with --json, each queue is
+    a finding of its own.
     """
     many = [f"q{number:02}" for number in range(40)]
     for name in many:
@@ -238,7 +240,7 @@ def test_doctor_reports_policies_for_mirrored_queues(watcher: Shell, broker: Tes
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, broker: TestBroker) -> None:
     """`doctor --upgrade 4.3` names each queue, exchange and client that RabbitMQ 4.3 refuses or treats differently;
-    `--upgrade 4.0`, only those of 4.0.
+    `doctor --upgrade 4.0` names only those that differ in 4.0.
     """
     queues: dict[str, Any] = {
         "old": {"durable": False},
@@ -283,7 +285,7 @@ def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, br
 def test_doctor_upgrade_says_what_changes_in_4_4(
     watcher: Shell, broker: TestBroker, version: str, *, is_told: bool
 ) -> None:
-    """`doctor --upgrade 4.4` also tells the changes of RabbitMQ 4.4 that a broker's topology does not show: what old
+    """`doctor --upgrade 4.4` also names the changes of RabbitMQ 4.4 that a broker's topology does not show: what old
     streams lose, OpenID Connect, and bindings in definitions.
     """
     told = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--upgrade", version).stderr
@@ -310,7 +312,7 @@ def held_connection(broker: TestBroker) -> Iterator[BlockingChannel]:
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_peek_checks_the_messages(watcher: Shell, broker: TestBroker) -> None:
     """`doctor --upgrade --peek` reports messages with an x-death count that RabbitMQ 4 treats differently, and leaves
-    them in the queue; without --peek, it reports none.
+    them in the queue; without --peek, no message is reported.
     """
     death = json.dumps([{"count": 57, "queue": "jobs", "reason": "rejected", "exchange": ""}])
     watcher.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
@@ -324,7 +326,7 @@ def test_doctor_upgrade_peek_checks_the_messages(watcher: Shell, broker: TestBro
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_finds_messages_near_the_delivery_limit(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor --upgrade --peek` reports a message returned 15 times to a quorum queue, since RabbitMQ 4.0 limits
+    """`doctor --upgrade --peek` reports a message requeued 15 times in a quorum queue, since RabbitMQ 4.0 limits
     deliveries by default.
     """
     watcher.run("mqtool", "send", "-q", "jobs", "--queue-type", "quorum", "--durable", "x")
@@ -352,7 +354,7 @@ def test_doctor_upgrade_needs_a_newer_version(watcher: Shell) -> None:
 
 
 @on_any_broker
-def test_doctor_works_as_a_nagios_check(watcher: Shell, broker: TestBroker) -> None:
+def test_doctor_prints_a_nagios_check(watcher: Shell, broker: TestBroker) -> None:
     """`doctor --format nagios` prints a summary line and uses Nagios' exit codes; a broker or management API that does
     not answer is critical.
     """

@@ -76,7 +76,9 @@ def test_topology_shows_publishers_bindings_and_consumers(
 
 @on_any_broker
 def test_topology_shows_ten_bindings_and_counts_the_rest(shell: Shell, channel: BlockingChannel) -> None:
-    """`topology EXCHANGE` prints ten of 14 bindings and "… and 4 more bindings"; with --limit 0, it prints all."""
+    """`topology EXCHANGE` prints ten of 14 bindings and "… and 4 more bindings"; with --limit 0, all bindings are
+    printed.
+    """
     for number in range(14):
         channel.queue_declare(f"many{number}")
         channel.queue_bind(f"many{number}", "idle", "k")
@@ -87,8 +89,8 @@ def test_topology_shows_ten_bindings_and_counts_the_rest(shell: Shell, channel: 
 
 
 def test_topology_of_an_exchange_shows_what_it_leads_to(shell: Shell, channel: BlockingChannel) -> None:
-    """`topology EXCHANGE` shows only what the exchange leads to, including its alternate exchange; if it does not
-    exist, the command exits with 69.
+    """`topology EXCHANGE` shows only what the exchange leads to, including its alternate exchange; if the exchange does
+    not exist, the command exits with 69.
     """
     tree = shell.run("mqtool", "topology", "logs").stdout
     assert "rest  fanout" in tree

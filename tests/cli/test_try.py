@@ -37,9 +37,9 @@ def reach_first(shell: Shell) -> None:
     assert shell.script("mqtool send 'Hello World!' && sleep 0.3 && mqtool receive -c 1").code == 0
 
 
-def test_goals_are_tried_and_remembered(lonely_shell: Shell) -> None:
+def test_a_reached_goal_is_remembered_for_the_next_run(lonely_shell: Shell) -> None:
     """`tutorial try` starts a broker, prints its address, and notices when a goal is reached there. The list then marks
-    that goal, and the next run begins with the one after it. With --again, it begins with the first goal, and the
+    that goal, and the next run begins with the one after it. With --again, a run begins with the first goal, and the
     list stays as it is.
     """
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
@@ -122,9 +122,9 @@ def test_the_list_of_goals_fits_on_a_terminal(lonely_shell: Shell) -> None:
     assert lines[-1] == "To begin: mqtool tutorial try hello-world"
 
 
-def test_terminals_that_miss_the_broker_of_a_tutorial_are_told_where_it_is(lonely_shell: Shell) -> None:
-    """While `tutorial try` runs, a command that finds no broker names the tutorial's, and so does `broker up`; later,
-    they do not.
+def test_terminals_that_miss_the_broker_of_tutorial_try_are_told_where_it_is(lonely_shell: Shell) -> None:
+    """While `tutorial try` runs, a command that finds no broker, and `broker up`, say how to use the broker of
+    `tutorial try`; once `tutorial try` has ended, neither does.
     """
     closed = "amqp://127.0.0.1:1"  # as that of a tutorial that has ended
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
@@ -142,8 +142,10 @@ def test_terminals_that_miss_the_broker_of_a_tutorial_are_told_where_it_is(lonel
     assert lonely_shell.run("mqtool", "broker", "down").code == 0
 
 
-def test_a_tutorial_that_is_continued_uses_the_same_port(lonely_shell: Shell) -> None:
-    """When `tutorial try` runs again, its broker listens on the port of the run before, so that exports stay valid."""
+def test_tutorial_try_uses_the_port_of_the_run_before(lonely_shell: Shell) -> None:
+    """When `tutorial try` runs again, its broker listens on the port of the run before, so that variables exported in
+    other terminals stay valid.
+    """
 
     def port() -> str:
         running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
@@ -172,7 +174,9 @@ def test_the_next_tutorial_is_one_with_goals_left(lonely_shell: Shell) -> None:
 
 
 def test_the_programs_to_repair_are_copied_from_the_package(lonely_shell: Shell) -> None:
-    """`tutorial show repair --copy-to` copies the six programs to a directory, and keeps those that were edited."""
+    """`tutorial show repair --copy-to` copies the six programs to repair to a directory, and keeps those that were
+    edited.
+    """
     shown = lonely_shell.run("mqtool", "tutorial", "show", "repair")
     assert len(shown.stdout.splitlines()) == len(GOALS["repair"])
     directory = lonely_shell.directory / "programs"
@@ -186,8 +190,8 @@ def test_the_programs_to_repair_are_copied_from_the_package(lonely_shell: Shell)
 
 
 def test_the_broker_stops_only_after_enter(lonely_shell: Shell) -> None:
-    """After the last goal, `try` asks the user to end the other commands, and stops its broker only once Enter is
-    pressed.
+    """After the last goal, `tutorial try` asks the user to end the other commands, and stops its broker only once Enter
+    is pressed.
     """
     watched = Watched(lonely_shell, 200, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
     for number in range(1, 4):
@@ -200,8 +204,10 @@ def test_the_broker_stops_only_after_enter(lonely_shell: Shell) -> None:
     assert watched.end() == 0
 
 
-def test_the_way_to_the_broker_holds_in_a_terminal_that_used_another_one(lonely_shell: Shell) -> None:
-    """The command that `try` prints leads to its broker even where MQTOOL_URL, which takes precedence, is set."""
+def test_the_command_that_leads_to_the_broker_of_try_overrides_mqtool_url(lonely_shell: Shell) -> None:
+    """The command that `tutorial try` prints makes a terminal use the broker of `tutorial try`, even if MQTOOL_URL
+    named another broker there.
+    """
     with EmbeddedBroker(management_port=0) as other:
         lonely_shell.environment["MQTOOL_MANAGEMENT_URL"] = str(other.management_url)
         running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world", "--url", other.url)
@@ -292,7 +298,7 @@ def test_every_goal_belongs_to_a_tutorial() -> None:
 
 @on_any_broker
 def test_tutorial_run_ends_by_naming_try(shell: Shell, broker: TestBroker) -> None:
-    """After a tutorial that has goals, `tutorial run` prints the command `tutorial try` for it."""
+    """After a tutorial that has goals, `tutorial run` prints the command `tutorial try` for that tutorial."""
     watched = Watched(shell, 80, 24, "mqtool", "tutorial", "run", "hello-world", "--auto", "--lines")
     watched.wait_for("mqtool tutorial try hello-world")
     assert watched.end() == 0

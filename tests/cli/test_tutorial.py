@@ -115,7 +115,7 @@ def test_tutorial_show_prints_diagram_explanation_commands_and_source(lonely_she
 
 
 def test_tutorial_show_is_coloured_on_a_terminal(lonely_shell: Shell) -> None:
-    """On a terminal, `tutorial show` colours the source, and its lines above the source fit into 80 columns."""
+    """On a terminal, `tutorial show` colours the source, and the lines above the source fit into 80 columns."""
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "routing")
     assert watched.end() == 0
     assert "\x1b[" in watched.seen
@@ -126,7 +126,7 @@ def test_tutorial_show_is_coloured_on_a_terminal(lonely_shell: Shell) -> None:
     assert "info, warning, error ─> [amq.gen-2] ─> screen" in page
 
 
-def test_a_page_that_is_longer_than_the_terminal_is_told_with_a_pager(lonely_shell: Shell) -> None:
+def test_a_page_that_is_longer_than_the_terminal_ends_with_a_command_for_a_pager(lonely_shell: Shell) -> None:
     """If the page of `tutorial show` is longer than the terminal, its last line is a command that shows it in a pager;
     in a pipe or on a tall terminal, nothing is added.
     """
@@ -244,7 +244,7 @@ def test_a_scene_asks_before_it_answers(lonely_shell: Shell) -> None:
     assert question < command < answer < check
 
 
-def test_tutorial_run_works_as_a_background_job(lonely_shell: Shell) -> None:
+def test_tutorial_run_exits_with_0_as_a_background_job(lonely_shell: Shell) -> None:
     """As a background job, which ignores Ctrl-C, `tutorial run` still stops its receivers and exits with 0."""
     played = lonely_shell.script("mqtool tutorial run hello-world --auto & wait $!", timeout=PLAYING)
     assert (played.stderr, played.code) == ("", 0)
@@ -252,7 +252,7 @@ def test_tutorial_run_works_as_a_background_job(lonely_shell: Shell) -> None:
 
 
 def test_tutorial_run_starts_no_broker_if_one_is_named(lonely_shell: Shell) -> None:
-    """If the broker named by -u does not answer, `tutorial run` exits with 69."""
+    """If the broker named by -u does not answer, `tutorial run` exits with 69 and starts no broker."""
     refused = lonely_shell.run("mqtool", "tutorial", "run", "hello-world", "-u", "amqp://127.0.0.1:1")
     assert refused.code == 69
     assert "no broker answers at 127.0.0.1:1" in refused.stderr
@@ -371,7 +371,7 @@ def test_a_work_queue_gives_a_killed_workers_task_to_another(lonely_shell: Shell
 @pytest.mark.sampled(2)
 def test_a_tutorial_takes_the_steps_of_the_official_page(lonely_shell: Shell, name: str, checks: list[str]) -> None:
     """`tutorial run` of publish-subscribe, routing and topics checks what RabbitMQ's tutorial pages explain: bindings,
-    temporary queues, and the puzzles about topics.
+    temporary queues, and which routing keys patterns such as `#.*` match.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", name, "--auto", timeout=PLAYING)
     assert played.code == 0

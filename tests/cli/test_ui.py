@@ -166,8 +166,8 @@ def test_a_message_is_a_dot_in_its_queue_and_at_its_consumer(shell: Shell, broke
 @on_any_broker
 @large
 def test_each_state_of_a_message_has_its_own_shape(shell: Shell, page: Page) -> None:
-    """The page of `mqtool ui` shows returned and delayed messages and those in streams, and its legend has a different
-    shape for each state.
+    """The page of `mqtool ui` shows returned messages, delayed messages, and messages in streams; the legend has a
+    different shape for each state.
     """
     shapes = page.ask("return [...document.querySelectorAll('#legend path')].map(e => e.getAttribute('d'))")
     assert len(shapes) == len(set(shapes)) > 8
@@ -189,8 +189,8 @@ def test_each_state_of_a_message_has_its_own_shape(shell: Shell, page: Page) -> 
 @on_any_broker
 @large
 def test_a_paused_page_can_be_stepped_forward_and_back(shell: Shell, page: Page) -> None:
-    """While the page of `mqtool ui` is paused, new events wait; keys step forward and back through them, and return to
-    the live view.
+    """While the page of `mqtool ui` is paused, new events wait; keys step forward and back through the events, and
+    return to the live view.
     """
     do(shell, "send -q jobs one")
     page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
@@ -313,8 +313,8 @@ def contrast(one: str, other: str) -> float:
 @on_any_broker
 @large
 def test_actions_of_the_page_run_commands(shell: Shell, page: Page) -> None:
-    """An action on the page of `mqtool ui` shows the command that it runs; a consumer started there runs until it is
-    stopped. A message's details say by which binding it reached its queue.
+    """An action on the page of `mqtool ui` shows the command that it runs; a consumer started on the page runs until it
+    is stopped. A message's details say by which binding the message reached its queue.
     """
     do(shell, "exchange declare orders topic")
     do(shell, "queue declare jobs")
@@ -357,8 +357,8 @@ def test_the_page_says_that_rabbitmq_shows_no_single_messages(shell: Shell, brok
 def test_tap_and_firehose_show_single_messages_of_rabbitmq(
     shell: Shell, broker: TestBroker, chromium: Any, how: str
 ) -> None:
-    """With --tap or --firehose, `mqtool ui` shows single messages of RabbitMQ and hides its private queues. When it
-    ends, these queues are deleted and the firehose is off.
+    """With --tap or --firehose, `mqtool ui` shows single messages of RabbitMQ and hides the private queues that it
+    declares. When the command ends, these queues are deleted and the firehose is off.
     """
     do(shell, "queue declare kept")
     do(shell, "emit-log fanout before")
@@ -429,7 +429,7 @@ def test_other_sites_cannot_read_or_run_anything(ui: Running, broker: TestBroker
     assert broker.api("GET", f"queues/{broker.vhost}") == []
 
 
-def test_the_page_works_in_the_default_vhost(shell: Shell, broker: TestBroker) -> None:
+def test_the_page_shows_the_default_vhost(shell: Shell, broker: TestBroker) -> None:
     """`mqtool ui --vhost /` shows the default virtual host; on a broker that mqtool did not start, it offers only
     actions that read.
     """
@@ -488,7 +488,7 @@ def test_a_recorded_page_plays_in_a_browser_alone(shell: Shell, chromium: Any) -
 @pytest.mark.parametrize("command", [("ui",), ("tutorial", "run", "hello-world", "--ui")])
 def test_the_secret_is_not_on_the_command_line_of_the_browser(shell: Shell, command: tuple[str, ...]) -> None:
     """With --open, `mqtool ui` and `tutorial run --ui` start the browser with a private file that contains the page's
-    address, and delete the file when they end.
+    address. When the command ends, the file is deleted.
     """
     browser = shell.directory / "browser"
     browser.write_text('#!/bin/sh\necho "$1" > argument; p=${1#file://}; stat -c %a "$p" > mode; cat "$p" > seen\n')
@@ -509,7 +509,7 @@ def test_the_secret_is_not_on_the_command_line_of_the_browser(shell: Shell, comm
 
 @on_any_broker
 def test_a_recording_of_the_page_replaces_no_file(shell: Shell) -> None:
-    """`mqtool ui --record` exits with 2 if the file exists; only the owner can read the file that it creates."""
+    """`mqtool ui --record FILE` exits with 2 if FILE exists; only the owner can read a file that it creates."""
     kept = shell.directory / "kept.html"
     kept.write_text("mine")
     refused = shell.run("mqtool", "ui", "--record", "kept.html")

@@ -132,7 +132,7 @@ def test_a_mistake_does_not_hide_the_next_one(
     first: tuple[Attempt, str], second: tuple[Attempt, str], learner: Learner
 ) -> None:
     """`tutorial try` answers a second mistake while the first can still be seen on the broker, and answers the first
-    again only if it is made again.
+    mistake again only if the learner makes it again.
     """
     for attempt, answer in (first, second):
         learner.make(attempt)
@@ -148,8 +148,8 @@ def test_a_mistake_does_not_hide_the_next_one(
 
 @pytest.mark.parametrize("goal", [GOALS["hello-world"][2]], ids=["no-queue"])
 def test_the_last_hint_reaches_the_goal_after_the_example_was_tried(goal: Goal, learner: Learner) -> None:
-    """The commands in the third hint of hello-world's last goal reach it even if the learner has created its example
-    queue 'helo'.
+    """The commands in the third hint of hello-world's last goal reach that goal even if the learner has created the
+    queue 'helo' of the example.
     """
     learner.make(f"mqtool send -q helo 'Hello?'; {goal.hints[2]}")
     assert learner.wait_for("reached")
@@ -157,14 +157,18 @@ def test_the_last_hint_reaches_the_goal_after_the_example_was_tried(goal: Goal, 
 
 @pytest.mark.parametrize("goal", [GOALS["work-queues"][3]], ids=["restart"])
 def test_the_proof_of_a_restart_names_what_was_received_after_it(goal: Goal, learner: Learner) -> None:
-    """A persistent message that was received before the restart proves nothing, so `try` names another one."""
+    """A persistent message that was received before the restart proves nothing, so `tutorial try` names one that was
+    received after the restart as the proof.
+    """
     learner.make(work_queues_attempts.received_before_the_restart)
     assert "'kept' is persistent" in learner.wait_for("reached")
 
 
 @pytest.mark.parametrize("goal", [GOALS["work-queues"][3]], ids=["restart"])
 def test_a_message_that_the_restart_has_lost_is_not_called_purged(goal: Goal, learner: Learner) -> None:
-    """If the learner purges the queue after the restart, `try` does not say that this deleted the transient message."""
+    """If the learner purges the queue after the restart, `tutorial try` does not say that the purge deleted the
+    transient message, which the restart has lost.
+    """
     learner.make(work_queues_attempts.purge_after_restart)
     learner.wait_for("mistake", "What had survived the restart is gone")
     assert learner.trial is not None
@@ -175,7 +179,9 @@ def test_a_message_that_the_restart_has_lost_is_not_called_purged(goal: Goal, le
 
 @pytest.mark.parametrize("goal", [GOALS["routing"][1]], ids=["no-errors"])
 def test_a_wrong_binding_is_mentioned_once(goal: Goal, learner: Learner) -> None:
-    """What can be seen without any message, such as a binding, is not told again with each message."""
+    """`tutorial try` mentions a wrong binding, which can be seen without any message, once, and not again with each
+    message.
+    """
     learner.make("mqtool exchange bind direct_logs errors error; mqtool emit-log direct error 1")
     learner.wait_for("mistake", "still bound with 'eror'")
     for body in ("2", "3"):
@@ -186,7 +192,9 @@ def test_a_wrong_binding_is_mentioned_once(goal: Goal, learner: Learner) -> None
 
 @pytest.mark.parametrize("goal", [GOALS["publish-subscribe"][1]], ids=["two-copies"])
 def test_the_proof_of_two_copies_names_a_queue_that_nobody_reads(goal: Goal, learner: Learner) -> None:
-    """If a third queue is bound to 'logs', the proof names it, so that the learner knows where the third copy is."""
+    """If a third queue is bound to 'logs', the proof of the goal "two-copies" names that queue, so that the learner
+    knows where the third copy is.
+    """
     learner.make(
         "mqtool queue declare left; mqtool exchange declare logs fanout; mqtool exchange bind logs left;"
         + publish_subscribe_attempts.ATTEMPTS["two-copies"].commands
@@ -198,7 +206,7 @@ def test_the_proof_of_two_copies_names_a_queue_that_nobody_reads(goal: Goal, lea
 def test_a_receiver_that_has_ended_after_all_keys_has_reached_the_goal(
     goal: Goal, learner: Learner, broker: TestBroker
 ) -> None:
-    """The goal "star" of topics is reached even if its receiver ends right after the three messages."""
+    """The goal "star" of topics is reached even if the learner's receiver ends right after the three messages."""
     if broker.kind != "embedded":
         pytest.skip("RabbitMQ's bindings are read every few seconds: a queue may be gone before it is seen")
     publish = "for key in kern kern.disk kern.disk.full; do mqtool emit-log topic $key x; done"
@@ -215,9 +223,9 @@ _MENDED = [
 
 
 @pytest.mark.parametrize(("goal", "wrong", "attempts"), _MENDED)
-def test_a_program_is_judged_anew_once_it_is_mended(wrong: Wrong, attempts: Attempts, learner: Learner) -> None:
-    """After the first run of a program to repair has shown its defect, the mended program reaches the goal. The goal
-    need not begin again.
+def test_a_program_reaches_the_goal_once_it_is_repaired(wrong: Wrong, attempts: Attempts, learner: Learner) -> None:
+    """If `tutorial try repair` has reported the defect of a program, and the learner repairs it, the program reaches
+    the goal without beginning the goal again.
     """
     learner.make(wrong.attempt)
     learner.wait_for("mistake", wrong.answer)
@@ -228,7 +236,7 @@ def test_a_program_is_judged_anew_once_it_is_mended(wrong: Wrong, attempts: Atte
 @pytest.mark.parametrize("goal", [GOALS["delayed-messages"][0]], ids=["overtaken"])
 @pytest.mark.parametrize("way", ["commands", "plain"])
 def test_nothing_is_said_while_a_delayed_message_is_not_due(goal: Goal, way: str, learner: Learner) -> None:
-    """`try` does not call a delay wrong before the message with the longer delay has arrived."""
+    """`tutorial try` does not call a delay wrong before the message with the longer delay has arrived."""
     learner.make(getattr(delayed_messages_attempts.ATTEMPTS[goal.name], way))
     learner.wait_for("reached")
     assert [each.text for each in learner.findings if each.kind == "mistake"] == []
@@ -257,7 +265,7 @@ def test_every_goal_is_complete() -> None:
 
 
 def test_every_program_to_repair_has_a_goal() -> None:
-    """Each of the repair programs has at most 30 lines, and a goal of `tutorial try repair` names it."""
+    """Each of the programs to repair has at most 30 lines, and a goal of `tutorial try repair` names the program."""
     programs = {path.name: path.read_text() for path in PROGRAMS.glob("*.py")}
     assert programs.keys() == {goal.program for goal in GOALS["repair"]}
     assert max(text.count("\n") for text in programs.values()) <= 30

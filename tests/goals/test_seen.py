@@ -48,14 +48,16 @@ def test_a_message_whose_counters_rabbitmq_has_lost_is_received_if_its_queue_sta
 
 
 def test_a_message_that_its_receiver_holds_is_not_received() -> None:
-    """A message that a consumer holds unacknowledged never counts as received, however long that takes."""
+    """A message that a consumer holds unacknowledged never counts as received, however long the consumer holds it."""
     seen = _seen()
     _look(seen, unacked=1, times=30)
     assert seen.messages[0].receivers == []
 
 
-def test_a_new_delivery_is_waited_for_as_long_as_the_first() -> None:
-    """After a redelivery, `tutorial try` waits for an empty queue anew, because RabbitMQ's statistics are late."""
+def test_a_redelivered_message_needs_an_empty_queue_for_as_long_as_the_first_delivery() -> None:
+    """After a redelivery, `tutorial try` counts anew how often it has found the queue empty, because RabbitMQ's
+    statistics are late.
+    """
     seen = _seen()
     _look(seen, unacked=0, times=7)
     _delivered(seen, redelivered=True)

@@ -28,8 +28,8 @@ def _depth(plain: Plain, queue: str) -> int:
 
 
 def test_a_goal_that_begins_again_finds_the_broker_as_before(broker: TestBroker) -> None:
-    """When a learner begins a goal again, `tutorial try` deletes the queues and exchanges made for it, and purges the
-    earlier queues.
+    """When a learner begins a goal again, `tutorial try` deletes the queues and exchanges made for the goal, and purges
+    the queues that existed before.
     """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker)) as trial:
         plain.queue("earlier")
@@ -46,9 +46,9 @@ def test_a_goal_that_begins_again_finds_the_broker_as_before(broker: TestBroker)
         assert _depth(plain, "earlier") == 0
 
 
-def test_a_learner_in_another_place_is_asked_once(broker: TestBroker) -> None:
-    """If no message reaches the broker, `tutorial try` prints, once for each goal, which command leads the learner's
-    terminal to it.
+def test_a_learner_whose_messages_reach_another_broker_is_told_once_how_to_reach_this_one(broker: TestBroker) -> None:
+    """If no message reaches the broker of a goal, `tutorial try` prints, once for each goal, the command that makes the
+    learner's terminal use that broker.
     """
     with Trial(watched(broker, "export AMQP_URL=amqp://there"), silence=0.5) as trial:
         trial.prepare(_WAITS)
@@ -63,7 +63,7 @@ def test_a_learner_in_another_place_is_asked_once(broker: TestBroker) -> None:
 
 def test_a_learner_whose_next_message_does_not_come_is_asked_where_it_went(broker: TestBroker) -> None:
     """If nothing happens for some time after the first messages of a goal, `tutorial try` asks whether the terminal
-    that sends uses its broker.
+    that sends uses the broker of `tutorial try`.
     """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker, "export AMQP_URL=x"), silence=2) as trial:
         trial.prepare(_WAITS)
@@ -72,8 +72,8 @@ def test_a_learner_whose_next_message_does_not_come_is_asked_where_it_went(broke
         assert sum("Nothing new has reached this broker for some time." in each for each in told) == 1
 
 
-def test_what_goes_on_after_a_goal_does_not_belong_to_the_next_one(broker: TestBroker) -> None:
-    """A loop of the learner's that still publishes when a goal is reached ends before the next goal begins."""
+def test_messages_that_are_published_after_a_goal_do_not_count_for_the_next_one(broker: TestBroker) -> None:
+    """Messages that a learner's program still publishes after a goal is reached do not count for the next goal."""
     with closing(Plain(broker.url)) as plain, Trial(watched(broker)) as trial, ThreadPoolExecutor() as threads:
         trial.prepare(_WAITS)
         channel = plain.channel()
@@ -91,8 +91,8 @@ def test_what_goes_on_after_a_goal_does_not_belong_to_the_next_one(broker: TestB
 
 
 def test_a_goal_with_a_queue_begins_once_the_queue_is_known(broker: TestBroker) -> None:
-    """Right after `tutorial try` has prepared a goal, or prepared it again, it does not say that the goal's queue is
-    gone.
+    """Right after `tutorial try` has declared a goal's queue, also when the goal begins again, it does not say that the
+    queue is gone.
     """
     if broker.kind != "embedded":
         pytest.skip("the goal before it cannot be seen on RabbitMQ")
@@ -116,9 +116,9 @@ def test_a_learner_who_has_done_something_is_not_asked_where_they_work(broker: T
             assert [next(looks) for _ in range(5)] == [None] * 5
 
 
-def test_trials_that_begin_at_the_same_time_all_see_messages(broker: TestBroker) -> None:
-    """The firehoses of four virtual hosts can be switched at the same time, even though RabbitMQ may lose one of
-    simultaneous requests.
+def test_firehoses_that_are_switched_at_the_same_time_are_all_switched(broker: TestBroker) -> None:
+    """If the firehoses of four virtual hosts are switched on or off at the same time, as by several `tutorial try`, all
+    are switched, although RabbitMQ may lose one of simultaneous requests.
     """
     api = watched(broker).find()
     with ExitStack() as ending, ThreadPoolExecutor() as threads:
@@ -131,7 +131,7 @@ def test_trials_that_begin_at_the_same_time_all_see_messages(broker: TestBroker)
             assert [firehose_is_on(api, vhost) for vhost in vhosts] == [is_on] * 4
 
 
-def test_a_trial_goes_on_after_the_firehose_was_switched_off(broker: TestBroker) -> None:
+def test_tutorial_try_switches_the_firehose_on_again(broker: TestBroker) -> None:
     """If RabbitMQ's firehose is switched off, as by a restart, `tutorial try` switches it on again."""
     if broker.kind == "embedded":
         pytest.skip("the embedded broker reports events without the firehose")
