@@ -184,7 +184,9 @@ def test_a_malformed_login_closes_the_connection(amqp_url: str, mechanism: str, 
     ids=["vhost", "frame size", "idle time-out"],
 )
 def test_a_refused_open_closes_the_connection(amqp_url: str, fields: tuple[Any, ...]) -> None:
-    """An open with an unknown virtual host, or a limit that is too small, closes the connection without a frame."""
+    """An open frame with an unknown virtual host, or with a max-frame-size or idle time-out that is too small, closes
+    the connection without a close frame.
+    """
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
     client.send(OPEN, *fields)
@@ -200,8 +202,10 @@ def test_a_user_without_access_to_the_vhost_is_refused(broker: TestBroker, ann: 
     assert client.closed()
 
 
-def test_the_clients_channel_limit_is_kept(amqp_url: str) -> None:
-    """A begin on a channel above the agreed maximum closes the connection with a framing error."""
+def test_a_channel_above_the_clients_maximum_closes_the_connection(amqp_url: str) -> None:
+    """A begin frame on a channel above the maximum that the client has set closes the connection with a framing
+    error.
+    """
     client = RawAmqp10(amqp_url, opening=(UInt32(512), UInt16(3), UInt32(0)))
     assert client.opened.field(3) == 3
     client.send(BEGIN, None, UInt32(0), UInt32(1), UInt32(1), channel=4)
@@ -243,7 +247,7 @@ def test_a_malformed_frame_closes_the_connection(broker: TestBroker, client: Raw
 
 @pytest.mark.parametrize("body", [b"\x00", b"\x00\x53\x99\x45"])
 def test_an_unknown_performative_closes_the_connection(amqp_url: str, body: bytes) -> None:
-    """An unknown performative closes the connection with an error."""
+    """A frame with an unknown performative closes the connection with a close frame that contains an error."""
     # RabbitMQ's text is Erlang's, so it is not compared.
     client = RawAmqp10(amqp_url)
     client.send(END)
@@ -307,7 +311,7 @@ def test_the_incoming_window_opens_again_after_half_of_it(client: RawAmqp10, que
     assert (flows[-1].fields[:2], flows[0].field(6)) == ([200, 400], 170)
 
 
-def test_a_second_begin_on_a_channel_ends_the_session(client: RawAmqp10) -> None:
+def test_a_second_begin_on_the_channel_of_a_session_ends_the_session(client: RawAmqp10) -> None:
     """A begin on a channel that already has a session ends that session."""
     client.send(BEGIN, None, UInt32(0), UInt32(1), UInt32(1))
     condition, _ = client.ended() or ("", "")
@@ -431,7 +435,7 @@ def test_a_published_message_is_accepted(client: RawAmqp10, queue: str, channel:
 
 
 def test_many_messages_are_accepted_in_ranges(client: RawAmqp10, queue: str) -> None:
-    """80 messages sent at once are all accepted, by dispositions that may cover ranges."""
+    """Each of 80 messages sent at once gets the outcome accepted; a disposition may cover a range of messages."""
     client.attach_sender(queue)
     for number in range(80):
         client.publish(number)
@@ -591,8 +595,8 @@ def test_a_malformed_message_detaches_the_link(client: RawAmqp10, queue: str, pa
 def test_a_sender_without_a_target_addresses_each_message(
     client: RawAmqp10, queue: str, channel: BlockingChannel, vhost: str
 ) -> None:
-    """On a link without a target, the property `to` routes each message. A message with a missing or bad address is
-    rejected, and the link stays attached.
+    """On a link without a target, each message is routed by its property `to`. A message whose `to` is missing or
+    invalid is rejected, and the link stays attached.
     """
     channel.queue_bind("q", "amq.direct", "a/b ä")
     client.attach_sender(None)
@@ -621,8 +625,8 @@ def test_a_settled_message_with_a_bad_address_detaches_the_link(client: RawAmqp1
 
 
 def test_deleting_the_exchange_detaches_its_senders(client: RawAmqp10, channel: BlockingChannel, vhost: str) -> None:
-    """After an exchange is deleted, its sender's next message gets the outcome released, and the link is detached with
-    not-found.
+    """After an exchange is deleted, a sender's next message to the exchange gets the outcome released, and the sender's
+    link is detached with not-found.
     """
     channel.exchange_declare("x", "fanout")
     client.attach_sender("/exchanges/x")
@@ -676,7 +680,7 @@ def test_a_receiver_can_ask_for_settled_messages(
 def test_an_unsettled_disposition_is_settled_by_the_broker(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """If the receiver's disposition is not settled, the broker answers with a settled one."""
+    """If a receiver's disposition is unsettled, the broker answers with a settled disposition."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     client.expect(TRANSFER)
@@ -818,8 +822,8 @@ def test_annotations_of_modified_that_are_not_valid_lose_no_message(
 
 
 def test_drain_uses_up_the_credit(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """With drain, the broker sends the messages that it has and a flow with credit 0; after new credit, it sends later
-    messages.
+    """A receiver's flow with drain makes the broker send the messages that are ready, and then a flow with credit 0. A
+    message that is published later is delivered once the receiver gives new credit.
     """
     channel.confirm_delivery()
     channel.basic_publish("", "q", b"1")
@@ -834,7 +838,9 @@ def test_drain_uses_up_the_credit(client: RawAmqp10, queue: str, channel: Blocki
 
 
 def test_a_flow_with_echo_is_answered(client: RawAmqp10, queue: str) -> None:
-    """The broker answers a flow with echo with the state of the link: delivery count, credit and available messages."""
+    """The broker answers a receiver's flow with echo with a flow that contains the link's delivery count, credit and
+    number of available messages.
+    """
     client.attach_receiver(queue, credit=0)
     client.flow(0, 7, echo=True)
     flow = client.expect(FLOW)
@@ -888,7 +894,9 @@ def test_deleting_the_queue_detaches_its_receivers(client: RawAmqp10, queue: str
 def test_unsettled_messages_are_requeued_when_the_link_is_detached(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any
 ) -> None:
-    """When a receiver's link is detached, its unsettled messages are delivered to others, marked as redelivered."""
+    """When a receiver's link is detached, its unsettled message is requeued, and another client gets the message,
+    marked as redelivered.
+    """
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     client.expect(TRANSFER)
@@ -899,11 +907,11 @@ def test_unsettled_messages_are_requeued_when_the_link_is_detached(
 
 
 @pytest.mark.parametrize("how", ["end", "close", "cut"])
-def test_unsettled_messages_are_requeued_when_the_client_leaves(
+def test_unsettled_messages_are_requeued_when_the_session_or_connection_ends(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, how: str
 ) -> None:
-    """If a receiver's session or connection is closed, or its connection is cut, its unsettled messages are delivered
-    to others.
+    """When a receiver's session or connection is closed, or its connection is cut, its unsettled message is requeued,
+    and another client gets the message.
     """
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
