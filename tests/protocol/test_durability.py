@@ -33,8 +33,8 @@ def restart(process: BrokerProcess, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_durable_objects_and_persistent_messages_survive_a_restart(process: BrokerProcess, how: str) -> None:
-    """After a restart, durable exchanges and queues, their bindings and persistent messages are there; transient ones
-    are gone.
+    """After a restart, durable exchanges and queues, their bindings and persistent messages are there; transient
+    exchanges, queues and messages are gone.
     """
     channel = connect(process).channel()
     channel.exchange_declare("x", "topic", durable=True, arguments={"alternate-exchange": "amq.fanout"})
@@ -110,8 +110,8 @@ def test_a_restarted_queue_keeps_its_maximum_length(process: BrokerProcess, how:
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_unacknowledged_messages_are_redelivered_after_a_restart(process: BrokerProcess, how: str) -> None:
-    """After a restart, a queue has its unacknowledged messages in their original order, marked as redelivered;
-    acknowledged ones are gone.
+    """After a restart, a queue has its unacknowledged messages in their original order, marked as redelivered.
+    Acknowledged messages are gone.
     """
     channel = connect(process).channel()
     channel.queue_declare("q", durable=True)
