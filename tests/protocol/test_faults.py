@@ -83,8 +83,8 @@ def stream(whole: EmbeddedBroker, vhost: Vhost) -> Iterator[RawStream]:
 
 
 def test_faults_apply_to_stream_connections(vhost: Vhost, stream: RawStream) -> None:
-    """The faults slow_down, go_silent, refuse_connections and close_connections apply to connections of the stream
-    protocol, too.
+    """The faults slow_down, go_silent, refuse_connections and close_connections also apply to connections of the stream
+    protocol.
     """
     assert stream.create("s") == 1
     with vhost.faults.slow_down(0.1):
@@ -106,8 +106,8 @@ def test_faults_apply_to_stream_connections(vhost: Vhost, stream: RawStream) -> 
 
 
 def test_messages_of_the_stream_protocol_are_recorded(vhost: Vhost, stream: RawStream) -> None:
-    """published() returns messages that were published with the stream protocol. A query that finds
-    none says what was published instead.
+    """published() returns messages that were published over the stream protocol. A query for another queue returns
+    nothing, and shows what was published instead.
     """
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s") == 1
@@ -209,8 +209,8 @@ def test_refuse_connections_keeps_open_connections(vhost: Vhost, raw: RawClient)
 
 
 def test_go_silent_stops_all_output(vhost: Vhost) -> None:
-    """While the fault go_silent lasts, neither old nor new clients get replies or heartbeats; afterwards they get them
-    all.
+    """While the fault go_silent is in force, neither connected nor new clients get replies or heartbeats; when the
+    fault ends, they get all replies and heartbeats that were held back.
     """
     with RawClient(vhost.url, heartbeat=1) as client:
         client.socket.settimeout(1.2)
@@ -248,8 +248,8 @@ def test_block_publishers_sends_blocked_and_unblocked(vhost: Vhost, raw: RawClie
 
 
 def test_a_blocked_publisher_publishes_nothing(vhost: Vhost, raw: RawClient) -> None:
-    """While block_publishers lasts, not even the first message of a connection is published, although all of its
-    frames have arrived. It is published once the fault ends.
+    """While the fault block_publishers is in force, not even the first message of a connection is published, although
+    all of its frames have arrived. The message is published once the fault ends.
     """
     publish = header.ContentHeader(body_size=1, properties=commands.Basic.Properties())
     message = frame.marshal(commands.Basic.Publish(exchange="", routing_key="q"), 1)
@@ -274,8 +274,8 @@ def test_a_blocked_publisher_publishes_nothing(vhost: Vhost, raw: RawClient) -> 
 def test_a_fault_for_a_misspelled_queue_is_refused(
     vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """A fault for a queue whose name looks like a misspelling raises ValueError with the right name. One for a queue
-    that is declared later begins, except cancel_consumers, which would affect nothing.
+    """A fault for a queue whose name looks like a misspelling raises ValueError, which names the probable queue. A
+    fault for a queue that does not exist yet begins, except cancel_consumers, which would affect nothing.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -302,8 +302,8 @@ def test_close_channels_and_connections_send_the_given_code(vhost: Vhost, raw: R
 def test_restart_keeps_what_is_durable(
     vhost: Vhost, connect: Callable[..., BlockingChannel], keep_transient: bool
 ) -> None:
-    """After the fault restart, durable queues are there at the same port; transient queues and exchanges are kept only
-    with keep_transient.
+    """After the fault restart, the broker has its durable queues and their persistent messages, at the same port.
+    Transient queues, exchanges and messages are kept only with keep_transient.
     """
     channel = connect()
     channel.queue_declare("durable", durable=True)
@@ -426,7 +426,9 @@ def test_cancel_consumers_sends_basic_cancel(vhost: Vhost, channel: BlockingChan
 
 
 def test_faults_end_with_their_vhost_or_time(whole: EmbeddedBroker) -> None:
-    """A fault of a virtual host ends when the virtual host is deleted, and a fault with a duration ends after it."""
+    """A fault of a virtual host ends when the virtual host is deleted, and a fault with a duration ends when this
+    duration has passed.
+    """
     with whole.fresh_vhost() as vhost:
         vhost.faults.refuse_connections()
         vhost.faults.block_publishers()

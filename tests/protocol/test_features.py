@@ -86,8 +86,8 @@ def declare_with_everything(api: Api, vhost: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_table_of_queue_arguments_is_true(api: Api, vhost: str, kind: str) -> None:
-    """Each type of queue accepts the arguments that the reference's table lists for it, and refuses each other one by
-    name.
+    """Each type of queue accepts or refuses each argument as the reference's table says; the error of a refusal names
+    the argument.
     """
     rows = table("Arguments of queues")
     assert {row[0] for row in rows} == set(QUEUE_ARGUMENTS)

@@ -136,8 +136,8 @@ def test_publishers_are_blocked_below_the_disk_limit(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize(("reason", "shown"), [("low on memory", "mem_alarm"), ("low on disk", "disk_free_alarm")])
 def test_a_fault_is_shown_as_the_alarm_of_its_reason(reason: str, shown: str) -> None:
-    """/api/nodes shows mem_alarm or disk_free_alarm while the fault block_publishers lasts, depending on the fault's
-    reason.
+    """While the fault block_publishers is in force, /api/nodes shows mem_alarm or disk_free_alarm, depending on the
+    fault's reason.
     """
     with EmbeddedBroker(management_port=0) as broker:
         assert broker.management_url is not None
@@ -178,8 +178,8 @@ def test_acknowledgements_during_a_full_disk_are_kept(process: BrokerProcess) ->
 
 
 def test_a_declaration_that_cannot_be_stored_leaves_nothing(process: BrokerProcess) -> None:
-    """If a declaration cannot be stored on a full disk, the connection is closed with RESOURCE_ERROR and nothing is
-    created. Over HTTP, it gets 503.
+    """If a declaration cannot be stored on a full disk, nothing is created: over AMQP, the connection is closed with
+    RESOURCE_ERROR, and over HTTP, the request gets 503.
     """
     open_channel(process)
     fill_disk(process, 0)
