@@ -96,8 +96,8 @@ def test_arguments_override_a_policy_except_for_limits(
 def test_only_the_policy_with_the_highest_priority_applies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """A queue gets only the settings of the matching policy with the highest priority; policies for exchanges or other
-    queue types do not count.
+    """A queue gets only the settings of the matching policy with the highest priority. Policies for exchanges, or with
+    settings that the queue's type does not have, are ignored.
     """
     set_policy("jo", {"max-length": 1}, priority=1)
     set_policy("job", {"max-length-bytes": 4}, priority=2)
@@ -142,7 +142,9 @@ def test_overflow_ttl_and_expires_apply_by_policy(
 
 @pytest.mark.differs_since("4.3", "what is returned with basic.nack does not count")
 def test_a_delivery_limit_applies_by_policy(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
-    """A quorum queue drops a message that was returned more often than the policy's delivery-limit."""
+    """A quorum queue drops a message once it has been requeued more often than the policy's delivery-limit allows, even
+    if the queue's own limit is higher.
+    """
     set_policy("jobs", {"delivery-limit": 1})
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 9})
     channel.basic_publish("", "jobs", b"x")
