@@ -185,9 +185,7 @@ def test_the_consumer_timeout_releases_unsettled_messages() -> None:
 
 
 def test_the_management_api_closes_an_amqp_1_0_connection(broker: EmbeddedBroker, queue: str) -> None:
-    """Deleting an AMQP 1.0 connection through the management API sends its client a close frame with
-    RabbitMQ's reason.
-    """
+    """Deleting an AMQP 1.0 connection over HTTP sends the client a close frame with RabbitMQ's reason."""
     client = RawAmqp10(broker.url)
     api = Api(str(broker.management_url))
     (found,) = api("GET", "connections")[1]

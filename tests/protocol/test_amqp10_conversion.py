@@ -209,7 +209,7 @@ def test_a_message_keeps_its_properties_across_protocols(
     reader: str,
 ) -> None:
     """A message sent over AMQP 0-9-1, AMQP 1.0 or the stream protocol keeps its properties, headers, annotations and
-    body when it is read over another one.
+    body when it is read over another of these protocols.
     """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     match sender:
@@ -245,8 +245,8 @@ def test_a_message_keeps_its_properties_across_protocols(
 def test_amqp_1_0_keeps_sections_that_0_9_1_does_not_have(
     channel: BlockingChannel, client: RawAmqp10, kind: str, body: bytes
 ) -> None:
-    """A message sent and received over AMQP 1.0 keeps its properties, application properties and footer, and its body,
-    whether it consists of data, sequences or a value.
+    """A message sent and received over AMQP 1.0 keeps its properties, application properties and footer. Its body is
+    unchanged, too, whether the body consists of data, sequences or a value.
     """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     sent = Amqp10Message(
@@ -282,8 +282,8 @@ def test_a_value_body_arrives_encoded_over_amqp_0_9_1(channel: BlockingChannel, 
 def test_a_dead_letter_has_its_history_in_each_protocol(
     channel: BlockingChannel, take: Take, client: RawAmqp10, sender: str, reader: str
 ) -> None:
-    """A dead letter has the header x-death over AMQP 0-9-1 and the annotation x-opt-deaths over AMQP 1.0, whichever
-    protocol it was published with.
+    """Whichever protocol a message was published with, its dead letter has the header x-death over AMQP 0-9-1 and the
+    annotation x-opt-deaths over AMQP 1.0.
     """
     channel.queue_declare("dead", durable=True)
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead", "x-message-ttl": 1}
@@ -372,9 +372,7 @@ def test_a_stream_is_filtered_by_sql_and_properties(
 def test_the_management_api_lists_amqp_1_0_connections(
     broker: TestBroker, api: Api, channel: BlockingChannel, take: Take, client: RawAmqp10
 ) -> None:
-    """The management API lists connections, sessions and consumers of AMQP 1.0 with the fields that RabbitMQ gives
-    them.
-    """
+    """The management API lists connections, sessions and consumers of AMQP 1.0 with the same fields as RabbitMQ."""
     channel.queue_declare("q", durable=True)
     client.attach_sender("/queues/q", handle=5)
     client.attach_receiver("/queues/q", handle=6, credit=3)

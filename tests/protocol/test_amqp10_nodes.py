@@ -224,8 +224,8 @@ def test_the_outcome_modified_with_delivery_failed_raises_the_delivery_count(
 def test_a_modified_message_is_delivered_at_its_x_opt_delivery_time(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From 4.3 on, a quorum queue holds a message modified with x-opt-delivery-time back until that time, in
-    milliseconds since 1970.
+    """From 4.3 on, a quorum queue redelivers a message that a receiver settled as modified with x-opt-delivery-time
+    only when that time has come, in milliseconds since 1970.
     """
     # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5, and its test modified_quorum_queue_delivery_time.
     channel.queue_declare("later", durable=True, arguments={"x-queue-type": "quorum"})
@@ -244,8 +244,8 @@ def test_a_modified_message_is_delivered_at_its_x_opt_delivery_time(
 def test_x_opt_delivery_time_takes_precedence_over_the_delayed_retry_of_the_queue(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """A message returned with an x-opt-delivery-time of tomorrow does not hold up later messages, although the queue's
-    x-delayed-retry-max is 1 ms.
+    """A message requeued with an x-opt-delivery-time of tomorrow is not redelivered before later messages, although the
+    queue's x-delayed-retry-max is 1 ms.
     """
     # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5.
     if not broker.differs_since("4.3", "delayed retry"):

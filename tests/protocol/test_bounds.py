@@ -67,7 +67,7 @@ def test_publishers_wait_while_memory_is_short(small: EmbeddedBroker) -> None:
 
 
 def test_consumers_are_served_while_memory_is_short(small: EmbeddedBroker) -> None:
-    """While a publisher is blocked because memory is short, a new connection can be opened and receives messages."""
+    """While a publisher is blocked because memory is short, another client can connect and consume messages."""
     flood = RawClient(small.url)
     flood.send(commands.Queue.Declare(queue="q"))
     flood.expect(commands.Queue.DeclareOk)
@@ -110,7 +110,7 @@ def test_a_client_that_does_not_read_leaves_the_queue_to_others(small: EmbeddedB
 
 
 def test_the_consumer_timeout_closes_the_channel() -> None:
-    """If a delivery is not acknowledged within the consumer timeout, its channel is closed and the
+    """If a delivery is not acknowledged within the consumer timeout, the channel of the consumer is closed and the
     message is requeued.
     """
     with EmbeddedBroker(consumer_timeout=0.2) as broker, RawClient(broker.url) as client:

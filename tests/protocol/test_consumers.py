@@ -115,8 +115,8 @@ def test_the_consumer_with_the_higher_priority_is_served_first(channel: Blocking
 def test_only_one_consumer_of_a_single_active_queue_gets_messages(
     channel: BlockingChannel, take: Take, kind: dict[str, Any]
 ) -> None:
-    """The first consumer of a queue with x-single-active-consumer gets all messages; after it is cancelled, the second
-    one gets them.
+    """The first consumer of a queue with x-single-active-consumer gets all messages. After this consumer is cancelled,
+    the second consumer gets later messages.
     """
     channel.queue_declare("q", durable=True, arguments={**kind, "x-single-active-consumer": True})
     first, second = Recorder(), Recorder()

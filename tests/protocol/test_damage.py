@@ -47,9 +47,9 @@ def kept(process: BrokerProcess) -> Path:
     return path
 
 
-def test_an_undamaged_directory_is_opened_without_a_warning(process: BrokerProcess) -> None:
-    """After the broker is killed, and after it is stopped, it starts again with all messages, logs no damage and sets
-    no file aside.
+def test_after_a_kill_or_stop_no_damage_is_reported(process: BrokerProcess) -> None:
+    """When the broker starts again after a kill or a stop, it has all messages, logs no damage and sets no file
+    aside.
     """
     for end in (process.kill, process.stop):
         end()

@@ -78,7 +78,9 @@ def test_deeply_nested_arguments_are_stored_or_refused(process: BrokerProcess, d
 
 
 def test_deleting_a_vhost_deletes_its_bindings_and_policies(process: BrokerProcess) -> None:
-    """A virtual host that is created again after a restart has no bindings or policies of the old one."""
+    """A virtual host that is created again after its deletion and a restart has none of its former bindings and
+    policies.
+    """
     api = Api(process.management_url)
     api("PUT", "vhosts/v")
     assert api("POST", "bindings/v/e/amq.fanout/e/amq.direct", {"routing_key": "k"})[0] == 201
@@ -116,8 +118,8 @@ def test_names_are_stored_as_bytes(tmp_path: Path) -> None:
 
 
 def test_a_definition_that_cannot_be_read_is_skipped(process: BrokerProcess) -> None:
-    """If a queue's stored definition cannot be read, the broker reports it and starts with everything else. Once the
-    definition is repaired, the queue has its messages again.
+    """If a queue's stored definition cannot be read, the broker logs an error and starts with everything else. Once the
+    definition is repaired, the queue and its messages are there again.
     """
     channel = connect(process).channel()
     channel.confirm_delivery()
@@ -169,8 +171,8 @@ def test_unknown_files_are_ignored(process: BrokerProcess) -> None:
 
 
 def test_a_full_disk_at_the_start_is_reported(process: BrokerProcess) -> None:
-    """If the disk is too full to start, the broker says how much space it needs and exits; nothing is lost or reported
-    as damaged.
+    """If the disk is too full for the broker to start, the broker says how much space is needed, and exits. No data is
+    lost or reported as damaged.
     """
     channel = connect(process).channel()
     channel.queue_declare("q", durable=True)

@@ -94,7 +94,9 @@ def test_messages_without_a_positive_x_delay_are_routed_at_once(
 
 @pytest.mark.usefixtures("delayed")
 def test_delayed_messages_are_routed_by_the_bindings_when_due(channel: BlockingChannel, take: Take) -> None:
-    """A delayed message is routed by the bindings that exist when it is due, even those made after it was published."""
+    """A delayed message is routed by the bindings that exist when the message is due, including bindings made after it
+    was published.
+    """
     channel.basic_publish("x", "later", b"x", delay(50))
     channel.queue_bind("q", "x", "later")
     assert take.one("q")[2] == b"x"
@@ -217,7 +219,7 @@ def test_delayed_messages_outlive_their_exchange(channel: BlockingChannel, take:
 
 @pytest.mark.usefixtures("delayed")
 def test_bindings_of_a_delayed_exchange_are_checked_by_its_inner_type(connection: pika.BlockingConnection) -> None:
-    """If x-delayed-type is headers, a binding with an invalid x-match is refused with 406."""
+    """If a delayed exchange has the x-delayed-type headers, a binding with an invalid x-match is refused with 406."""
     channel = connection.channel()
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "headers"})
     with pytest.raises(ChannelClosedByBroker) as closed:
@@ -227,7 +229,7 @@ def test_bindings_of_a_delayed_exchange_are_checked_by_its_inner_type(connection
 
 @pytest.mark.usefixtures("delayed")
 def test_x_delayed_type_must_be_an_exchange_type(connection: pika.BlockingConnection) -> None:
-    """Declaring an x-delayed-message exchange without a valid x-delayed-type is refused with RabbitMQ's text."""
+    """Declaring an x-delayed-message exchange without a valid x-delayed-type is refused with RabbitMQ's error text."""
     for arguments, text in (
         ({}, "Invalid argument, 'x-delayed-type' must be an existing exchange type"),
         ({"x-delayed-type": DELAYED}, "Invalid argument, 'x-delayed-message' can't be used for 'x-delayed-type'"),

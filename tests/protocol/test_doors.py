@@ -272,8 +272,8 @@ def test_a_pattern_that_is_not_supported_is_refused(api: Api, pattern: str) -> N
 
 @pytest.mark.parametrize("pattern", [r"(?i)(\pL){300}x", "a" * 1001], ids=["large when compiled", "long"])
 def test_a_pattern_that_needs_much_memory_is_refused_as_a_filter(api: Api, pattern: str) -> None:
-    """A list request with a regular expression that is longer than 1000 characters, or that needs more than 128 KiB
-    when compiled, gets 400.
+    """A list request whose filter is a regular expression of more than 1000 characters, or of more than 128 KiB when
+    compiled, gets 400.
     """
     status, error = api("GET", f"queues?page=1&name={quote(pattern)}&use_regex=true")
     assert status == 400

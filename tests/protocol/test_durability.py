@@ -158,7 +158,7 @@ def test_names_that_are_not_utf_8_survive_a_restart(process: BrokerProcess) -> N
 
 
 def test_users_permissions_and_virtual_hosts_survive_a_restart(tmp_path: Path) -> None:
-    """After a restart, a user can log in to the same virtual host, with the same permissions."""
+    """After a restart, a user can log in to the same virtual host and has the same permissions there."""
     from tests.protocol.conftest import Api
 
     options = ("--data-dir", str(tmp_path / "data"), "--management-port", "0")
@@ -270,7 +270,7 @@ def test_no_confirmed_message_is_lost_by_twenty_kills(process: BrokerProcess) ->
 
 
 def test_two_brokers_cannot_share_a_directory(process: BrokerProcess) -> None:
-    """A second broker in the same data directory exits with 1, and the first one stays usable."""
+    """A second broker on the same data directory exits with 1. The first broker stays usable."""
     second = BrokerProcess(process.directory)
     second.ready_file = process.directory / "second"
     with pytest.raises(AssertionError):

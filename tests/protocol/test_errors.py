@@ -264,7 +264,7 @@ def test_an_invalid_expiration_is_refused(channel: BlockingChannel, expiration: 
 
 
 def test_a_consumer_tag_cannot_be_used_twice(channel: BlockingChannel) -> None:
-    """A second consumer with the same tag closes the connection with 530."""
+    """A second consumer with the same consumer tag on a channel closes the connection with 530."""
     channel.queue_declare("q")
     channel.basic_consume("q", print, consumer_tag="t")
 

@@ -61,7 +61,9 @@ def channel(connect: Callable[..., BlockingChannel]) -> BlockingChannel:
 
 
 def test_cut_connections_resets_or_closes_the_socket(vhost: Vhost) -> None:
-    """The fault cut_connections resets a client's connection (ECONNRESET), or closes it with reset=False."""
+    """The fault cut_connections resets a client's connection (ECONNRESET); with reset=False, the connection is closed
+    normally.
+    """
     with RawClient(vhost.url) as client:
         assert vhost.faults.cut_connections() == 1
         with pytest.raises(ConnectionResetError):
@@ -123,8 +125,8 @@ def test_messages_of_the_stream_protocol_are_recorded(vhost: Vhost, stream: RawS
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_cut_connections_cuts_stream_connections(vhost: Vhost, stream: RawStream, reset: bool) -> None:
-    """The fault cut_connections resets a connection of the stream protocol (ECONNRESET), or closes it
-    with reset=False.
+    """The fault cut_connections resets a connection of the stream protocol (ECONNRESET); with reset=False, the
+    connection is closed normally.
     """
     assert vhost.faults.cut_connections(reset=reset) == 1
     with pytest.raises(ConnectionResetError if reset else EOFError):
@@ -132,7 +134,7 @@ def test_cut_connections_cuts_stream_connections(vhost: Vhost, stream: RawStream
 
 
 def test_a_restart_closes_stream_connections(vhost: Vhost, stream: RawStream) -> None:
-    """The fault restart closes connections of the stream protocol, and new ones can log in afterwards."""
+    """The fault restart closes connections of the stream protocol. Afterwards, stream clients can log in again."""
     vhost.faults.restart()
     assert stream.at_end()
     RawStream(*stream.socket.getpeername()).log_in()
@@ -238,8 +240,8 @@ def test_slow_down_delays_replies(vhost: Vhost, raw: RawClient) -> None:
 
 
 def test_block_publishers_sends_blocked_and_unblocked(vhost: Vhost, raw: RawClient) -> None:
-    """The fault block_publishers sends a publisher connection.blocked with the reason, and connection.unblocked when it
-    ends.
+    """The fault block_publishers sends a publisher connection.blocked with the reason, and when the fault ends,
+    connection.unblocked.
     """
     with vhost.faults.block_publishers("low on patience"):
         raw.send(commands.Basic.Publish(exchange="", routing_key="q"))
@@ -330,7 +332,9 @@ def test_restart_keeps_what_is_durable(
 
 
 def test_nack_publishes_nacks_the_given_number(vhost: Vhost, channel: BlockingChannel) -> None:
-    """nack_publishes("jobs", 2) nacks the next two messages for that queue only, and the queue does not get them."""
+    """nack_publishes("jobs", 2) nacks the next two messages for that queue only, and the queue does not get these
+    messages.
+    """
     channel.confirm_delivery()
     for queue in ("jobs", "mail"):
         channel.queue_declare(queue)

@@ -107,8 +107,8 @@ def test_a_delivered_message_is_copied(trace: Trace, connect: Opener, vhost: str
 
 
 def test_tracing_is_switched_on_and_off(api: Api, vhost: str, channel: BlockingChannel, connect: Opener) -> None:
-    """Setting a virtual host's `tracing` over HTTP starts or stops the firehose; a request without `tracing` leaves it
-    unchanged, and a number gets 400.
+    """Setting a virtual host's `tracing` over HTTP starts or stops the firehose. A request without `tracing` leaves the
+    setting unchanged, and a number gets 400.
     """
     trace, client = Trace(channel), connect().channel()
     for body, is_on in (({"tracing": True}, True), ({}, True), ({"tracing": "false"}, False)):

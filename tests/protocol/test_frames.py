@@ -88,7 +88,7 @@ SINCE = {"body too long": pytest.mark.differs_since("4.2", "a body that is too l
 def test_malformed_frames_close_only_their_connection(
     amqp_url: str, channel: BlockingChannel, octets: bytes, reply: str
 ) -> None:
-    """A malformed frame closes its connection with RabbitMQ's code and text; other connections stay usable."""
+    """A malformed frame closes its connection with RabbitMQ's code and error text. Other connections stay usable."""
     with RawClient(amqp_url) as client:
         client.socket.sendall(octets)
         assert client.closed_with() == reply

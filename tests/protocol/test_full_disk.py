@@ -87,8 +87,8 @@ def depth(process: BrokerProcess, kind: str = "classic") -> int:
 
 @pytest.mark.parametrize("kind", ["classic", "stream"])
 def test_publishers_wait_until_there_is_room(process: BrokerProcess, kind: str) -> None:
-    """While the disk is full, publishers wait for their confirms; once there is room, each message is in the queue
-    exactly once.
+    """While the disk is full, publishers wait for their publisher confirms. Once there is room, each message is
+    confirmed, and is in the queue exactly once.
     """
     open_channel(process, kind)
     fill_disk(process, 300_000)
@@ -106,8 +106,8 @@ def test_publishers_wait_until_there_is_room(process: BrokerProcess, kind: str) 
 
 
 def test_publishers_are_blocked_below_the_disk_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If free disk space falls below disk_free_limit, a publisher is blocked with "low on disk"; it gets its confirm
-    once there is room again.
+    """If free disk space falls below disk_free_limit, a publisher is blocked with "low on disk". Once there is room
+    again, the publisher gets its publisher confirm.
     """
     free = [2_000_000]
     monkeypatch.setattr(Storage, "disk_free", lambda _: free[0])

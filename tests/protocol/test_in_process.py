@@ -67,8 +67,8 @@ def test_importing_the_broker_loads_no_heavy_library() -> None:
 
 
 def test_published_finds_messages_by_exchange_key_and_queue(vhost: Vhost, channel: BlockingChannel) -> None:
-    """vhost.published() finds messages by exchange, routing key or queue, with all their properties; vhost.unrouted
-    lists those that no queue got.
+    """vhost.published() finds messages, with all their properties, by exchange, routing key or queue. vhost.unrouted
+    lists the messages that no queue got.
     """
     channel.queue_bind("jobs", "amq.topic", "order.*")
     properties = BasicProperties(content_type="application/json", headers={"try": 1}, message_id="m1", priority=3)
@@ -204,7 +204,7 @@ def test_a_queue_object_lists_acknowledged_and_rejected_messages(vhost: Vhost, c
 
 
 def test_published_waits_for_messages(vhost: Vhost, channel: BlockingChannel) -> None:
-    """published() waits for a message. If none comes in time, the result says what was published instead."""
+    """published() waits for a message. If no message comes in time, the result says what was published instead."""
     timer = threading.Timer(0.05, lambda: channel.basic_publish("", "jobs", b"late"))
     timer.start()
     assert vhost.published().bodies == [b"late"]
@@ -417,8 +417,8 @@ def test_a_failure_names_the_fault_that_waits_for_a_queue_that_does_not_exist(vh
 
 
 def test_a_stopped_broker_can_be_started_again() -> None:
-    """EmbeddedBroker.start() after stop() returns once the broker listens again; if its port is taken, it raises
-    OSError.
+    """EmbeddedBroker.start() after stop() returns once the broker listens again, or raises OSError if the port is in
+    use.
     """
     broker = EmbeddedBroker()
     for _ in range(3):

@@ -68,8 +68,8 @@ def refusal(broker: EmbeddedBroker, arguments: dict[str, object]) -> str:
 
 @pytest.mark.parametrize("start", ["first", "next"])
 def test_the_first_message_of_a_stream_has_the_initial_offset(broker: EmbeddedBroker, start: str) -> None:
-    """The first message that is published to a stream with `x-stream-initial-offset` has this offset; until then, a
-    reader that starts at `first` or `next` waits for it.
+    """The first message that is published to a stream with `x-stream-initial-offset` has this offset. A reader that
+    starts at `first` or `next` waits for this message.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()

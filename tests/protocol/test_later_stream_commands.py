@@ -224,7 +224,7 @@ def test_stream_stats_returns_the_first_and_last_chunk(client: RawStream, stream
 
 
 def test_stream_connections_are_listed_and_can_be_closed(client: RawStream, api: Api, vhost: str) -> None:
-    """The management API lists connections of the stream protocol, and deleting one closes it."""
+    """The management API lists connections of the stream protocol. Deleting a listed connection closes it."""
     (found,) = api("GET", f"vhosts/{vhost}/connections")[1]
     assert (found["protocol"], found["user"], found["channels"]) == ("stream", "guest", 0)
     assert found["client_properties"] == {"product": "raw"}

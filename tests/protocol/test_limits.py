@@ -115,7 +115,7 @@ def test_runtime_parameters_are_stored_by_component(api: Api, vhost: str) -> Non
 
 
 def test_global_parameters_store_any_value(api: Api) -> None:
-    """A global parameter can be set, changed, listed and deleted, with any JSON value."""
+    """A global parameter can have any JSON value, and can be set, changed, listed and deleted."""
     path = f"global-parameters/mqtool-{uuid.uuid4().hex[:8]}"
     assert api("PUT", path, {"value": {"a": [1, None]}})[0] == 201
     assert api("PUT", path, {"value": 5})[0] == 204

@@ -134,7 +134,7 @@ def test_an_unroutable_mandatory_message_is_returned(channel: BlockingChannel) -
 
 
 def test_an_unroutable_message_that_is_not_mandatory_is_confirmed(channel: BlockingChannel) -> None:
-    """The broker confirms an unroutable message that is not mandatory; it does not return it."""
+    """The broker confirms an unroutable message that is not mandatory, and does not return the message."""
     channel.confirm_delivery()
     channel.basic_publish("amq.direct", "nobody", b"x")
 

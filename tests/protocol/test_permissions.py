@@ -129,7 +129,7 @@ FORBIDDEN: list[tuple[Callable[[BlockingChannel], object], str]] = [
 
 
 @pytest.mark.parametrize(("action", "what"), FORBIDDEN, ids=[str(number) for number in range(len(FORBIDDEN))])
-def test_what_is_not_allowed_is_refused(
+def test_an_operation_without_its_permission_is_refused(
     connect: Callable[..., pika.BlockingConnection],
     broker: TestBroker,
     api: Api,
@@ -139,7 +139,7 @@ def test_what_is_not_allowed_is_refused(
     action: Callable[[BlockingChannel], object],
     what: str,
 ) -> None:
-    """An AMQP 0-9-1 operation without its configure, write or read permission is refused with RabbitMQ's text."""
+    """An AMQP 0-9-1 operation without its configure, write or read permission is refused with RabbitMQ's error text."""
     rights = {"configure": "^mine", "write": "^mine", "read": "^(mine|amq|hers)"}
     api("PUT", f"permissions/{vhost}/{ann}", rights)
     channel = connect(amqp_url.replace("guest:guest", f"{ann}:secret")).channel()

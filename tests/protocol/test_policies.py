@@ -255,7 +255,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.differs_since("4.0", "there are more things to apply a policy to, and other settings")
 def test_an_invalid_policy_is_refused(api: Api, vhost: str) -> None:
-    """An invalid policy gets 400 with RabbitMQ's text, and is not stored."""
+    """An invalid policy gets 400 with RabbitMQ's error text, and is not stored."""
     for kind, body, words in REFUSED:
         status, answer = api("PUT", f"{kind}/{vhost}/p", body)
         reason = html.unescape(answer["reason"])
@@ -269,8 +269,8 @@ def test_an_invalid_policy_is_refused(api: Api, vhost: str) -> None:
 @pytest.mark.parametrize(("tag", "changes"), [("management", 401), ("policymaker", 201)])
 @pytest.mark.differs_since("4.3", "404 in place of 401, for a virtual host that one has no permissions in")
 def test_only_policymakers_may_change_policies(api: Api, vhost: str, tag: str, changes: int) -> None:
-    """A user with the tag policymaker may set policies, but not operator policies; one with the tag management may only
-    list them.
+    """A user with the tag policymaker may set policies, but not operator policies. A user with the tag management may
+    only list policies.
     """
     user, body = f"{tag}-{vhost}", {"pattern": "a", "definition": {"max-length": 3}}
     api("PUT", f"users/{user}", {"password": "secret", "tags": tag})

@@ -439,8 +439,8 @@ def test_a_local_random_exchange_sends_each_message_to_one_queue(
 def test_a_local_random_exchange_takes_classic_queues_without_a_key(
     broker: TestBroker, channel: BlockingChannel, source: tuple[str, str, str], text: str
 ) -> None:
-    """An x-local-random exchange refuses, with 406, a binding with a key, of a queue that is not classic, or of an
-    exchange.
+    """An x-local-random exchange refuses with 406 a binding with a routing key, a binding of a queue that is not
+    classic, and a binding of an exchange.
     """
     # As in rabbit_exchange_type_local_random of RabbitMQ 4.0.5 and 4.3.5.
     if not broker.differs_since("4.0", "the type is new there"):

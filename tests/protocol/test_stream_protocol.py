@@ -95,8 +95,8 @@ def test_a_command_before_the_login_ends_the_connection(connect_stream: Opener) 
     ids=["unknown", "too short", "too long", "of another version"],
 )
 def test_an_invalid_frame_closes_the_connection(client: RawStream, key: int, body: bytes, version: int) -> None:
-    """A frame of the stream protocol with an unknown key, a wrong length or another version closes the connection with
-    "unknown frame".
+    """A frame of the stream protocol with an unknown key, a wrong length or an unsupported version closes the
+    connection with "unknown frame".
     """
     client.send(key, body, version)
 
@@ -152,8 +152,8 @@ def test_a_stream_is_a_queue_of_amqp(client: RawStream, stream: str, channel: Bl
 
 
 def test_metadata_names_the_node_of_each_stream(client: RawStream, stream: str) -> None:
-    """The stream command `metadata` returns the leader of an existing stream, and stream-does-not-exist for a missing
-    one.
+    """The stream command `metadata` returns the leader of an existing stream, and for a missing stream, the code
+    stream-does-not-exist.
     """
     client.send(METADATA, struct.pack(">II", 7, 2) + string(stream) + string("none"))
 
@@ -318,7 +318,9 @@ def test_an_ended_subscription_gets_no_messages(client: RawStream, three: str) -
 
 
 def test_a_stored_offset_can_be_queried(client: RawStream, stream: str) -> None:
-    """query_offset returns the offset that store_offset has stored for a reader, and no-offset before that."""
+    """The stream command query_offset returns no-offset until store_offset has stored an offset for the reader, and
+    then this offset.
+    """
     asked = string("reader") + string(stream)
     assert client.request(QUERY_OFFSET, asked) == (NO_OFFSET, struct.pack(">Q", 0))
     assert client.request(QUERY_OFFSET, string("reader") + string("none")).code == NO_STREAM

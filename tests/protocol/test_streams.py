@@ -196,7 +196,7 @@ def test_the_oldest_segments_of_a_full_stream_are_deleted(channel: BlockingChann
 def test_basic_get_and_purge_of_a_stream_are_refused(
     channel: BlockingChannel, what: Callable[[BlockingChannel], None], words: str
 ) -> None:
-    """basic.get and queue.purge of a stream close the connection with 540 and RabbitMQ's text."""
+    """basic.get and queue.purge of a stream close the connection with 540 and RabbitMQ's error text."""
     with pytest.raises(ConnectionClosedByBroker, match=f"NOT_IMPLEMENTED - {words}") as caught:
         what(channel)
     assert caught.value.reply_code == 540
@@ -266,7 +266,9 @@ def test_a_stream_consumer_needs_prefetch_and_acknowledgements(
 def test_an_invalid_stream_declaration_is_refused(
     channel: BlockingChannel, arguments: dict[str, Any], options: dict[str, Any], words: str
 ) -> None:
-    """A transient, exclusive or auto-delete stream, or one with invalid arguments, is refused with RabbitMQ's text."""
+    """Declaring a transient, exclusive or auto-delete stream, or a stream with invalid arguments, is refused with
+    RabbitMQ's error text.
+    """
     with pytest.raises(ChannelClosedByBroker, match=words):
         channel.queue_declare(**{"queue": "other", "durable": True, **options}, arguments={**STREAM, **arguments})
 
