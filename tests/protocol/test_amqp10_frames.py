@@ -169,7 +169,7 @@ def test_a_wrong_password_is_refused(amqp_url: str, mechanism: str, response: by
     ("mechanism", "response"), [("PLAIN", b"guest"), ("PLAIN", b""), ("CRAM-MD5", b"x"), ("", b"")]
 )
 def test_a_malformed_login_closes_the_connection(amqp_url: str, mechanism: str, response: bytes) -> None:
-    """A malformed SASL response or an unknown SASL mechanism closes the connection."""
+    """A malformed SASL response, or an unknown SASL mechanism, closes an AMQP 1.0 connection."""
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(SASL_HEADER)
     client.read(8)
@@ -439,7 +439,9 @@ def test_a_published_message_is_accepted(client: RawAmqp10, queue: str, channel:
 
 
 def test_many_messages_are_accepted_in_ranges(client: RawAmqp10, queue: str) -> None:
-    """Each of 80 messages sent at once gets the outcome accepted; a disposition may cover a range of messages."""
+    """Each of 80 messages sent at once over AMQP 1.0 gets the outcome accepted; a disposition may cover a range of
+    messages.
+    """
     client.attach_sender(queue)
     for number in range(80):
         client.publish(number)
@@ -492,7 +494,7 @@ def test_a_full_queue_rejects_a_message(client: RawAmqp10, channel: BlockingChan
 
 
 def test_a_message_may_be_split_into_many_transfers(client: RawAmqp10, queue: str, take: Any) -> None:
-    """A body of 200 kB in several transfers is accepted and delivered whole."""
+    """A message with a body of 200 kB, sent in several transfers, is accepted and delivered whole."""
     client.attach_sender(queue)
     payload = message(b"0123456789" * 20_000)
     parts = [payload[at : at + 60_000] for at in range(0, len(payload), 60_000)]
@@ -503,7 +505,7 @@ def test_a_message_may_be_split_into_many_transfers(client: RawAmqp10, queue: st
 
 
 def test_the_last_transfer_may_be_empty(client: RawAmqp10, queue: str, take: Any) -> None:
-    """A message whose last transfer has no payload is accepted."""
+    """An AMQP 1.0 message whose last transfer has no payload is accepted."""
     client.attach_sender(queue)
     client.publish(0, more=True)
     client.send(TRANSFER, UInt32(0))

@@ -218,6 +218,6 @@ def test_without_file_descriptors_streams_can_be_read(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_in_use_raises_an_error() -> None:
-    """If the port is in use, EmbeddedBroker.start() raises OSError in the caller's thread."""
+    """If the broker's port is in use, EmbeddedBroker.start() raises OSError in the caller's thread."""
     with EmbeddedBroker() as broker, pytest.raises(OSError, match="in use"):
         EmbeddedBroker(port=broker.port).start()

@@ -282,7 +282,9 @@ def test_a_pattern_that_needs_much_memory_is_refused_as_a_filter(api: Api, patte
 
 @large
 def test_a_long_list_does_not_stall_other_clients(tmp_path: Path) -> None:
-    """While the management API lists 5,000 queues, requests on another connection are answered."""
+    """While the management API lists 5,000 queues, requests on another connection are answered before the list is
+    complete.
+    """
     with BrokerProcess(tmp_path, "--management-port", "0") as broker, ThreadPoolExecutor() as pool:
         queues = [{"name": f"queue-{number}", "vhost": "/", "durable": False} for number in range(5_000)]
         assert Api(broker.management_url)("POST", "definitions", {"queues": queues})[0] == 204

@@ -200,8 +200,8 @@ def test_cut_connections_selects_by_connection_name(vhost: Vhost, connect: Calla
 
 
 def test_refuse_connections_keeps_open_connections(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault refuse_connections lasts, new connections are refused and open ones stay usable; afterwards
-    clients can connect to the same port.
+    """While the fault refuse_connections is in force, new connections are refused, and open connections stay usable.
+    When the fault ends, clients can connect to the same port.
     """
     with vhost.faults.refuse_connections(), pytest.raises(ConnectionRefusedError):
         RawClient(vhost.url)
@@ -231,7 +231,7 @@ def test_go_silent_stops_all_output(vhost: Vhost) -> None:
 
 
 def test_slow_down_delays_replies(vhost: Vhost, raw: RawClient) -> None:
-    """With slow_down(0.1), a reply takes at least 0.1 s."""
+    """While the fault slow_down(0.1) is in force, a reply takes at least 0.1 s."""
     with vhost.faults.slow_down(0.1):
         began = time.monotonic()
         raw.send(commands.Basic.Qos())
@@ -379,8 +379,8 @@ def test_return_unroutable_returns_the_next_message(vhost: Vhost, channel: Block
 
 
 def test_delay_confirms_delays_confirms(vhost: Vhost, raw: RawClient) -> None:
-    """With the fault delay_confirms, publisher confirms arrive after the given time, or if no time is given, when the
-    fault ends.
+    """While the fault delay_confirms is in force, publisher confirms arrive after the given time, or if no time is
+    given, when the fault ends.
     """
     raw.send(commands.Confirm.Select())
     raw.expect(commands.Confirm.SelectOk)

@@ -136,7 +136,7 @@ def test_publishers_are_blocked_below_the_disk_limit(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize(("reason", "shown"), [("low on memory", "mem_alarm"), ("low on disk", "disk_free_alarm")])
 def test_a_fault_is_shown_as_the_alarm_of_its_reason(reason: str, shown: str) -> None:
-    """While the fault block_publishers is in force, /api/nodes shows mem_alarm or disk_free_alarm, depending on the
+    """While the fault block_publishers is in force, /api/nodes shows mem_alarm or disk_free_alarm, whichever fits the
     fault's reason.
     """
     with EmbeddedBroker(management_port=0) as broker:

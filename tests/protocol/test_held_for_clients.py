@@ -208,9 +208,9 @@ def test_channels_count_towards_memory_use() -> None:
         wait_until(lambda: broker.held_for_clients == 0)
 
 
-def test_memory_held_for_clients_is_freed_when_they_leave() -> None:
-    """After clients disconnect during a transaction, a publish or a stream frame, the broker counts 0 bytes held for
-    clients.
+def test_memory_held_for_clients_is_freed_when_they_disconnect() -> None:
+    """After clients have disconnected in the middle of a transaction, a publish or a stream frame, the broker counts 0
+    bytes held for clients.
     """
     with EmbeddedBroker(stream_port=0, memory_limit=LIMIT) as embedded:
         broker = embedded._server.broker  # type: ignore[attr-defined]

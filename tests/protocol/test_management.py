@@ -394,7 +394,7 @@ def test_a_missing_vhost_gets_404(api: Api, vhost: str) -> None:
 
 
 def test_a_vhost_can_be_deleted_during_another_handshake(api: Api, amqp_url: str) -> None:
-    """A virtual host can be deleted while another client's connection is in its handshake."""
+    """A virtual host can be deleted while another client's connection to the broker is still in its handshake."""
     parts = urlsplit(amqp_url)
     with socket.create_connection((parts.hostname or "", parts.port or 5672)) as connecting:
         connecting.sendall(b"AMQP\x00\x00\x09\x01")

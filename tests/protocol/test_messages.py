@@ -150,7 +150,7 @@ def test_each_persistent_message_is_confirmed(channel: BlockingChannel, argument
 
 
 def test_a_transaction_publishes_when_it_is_committed(channel: BlockingChannel, take: Take) -> None:
-    """Messages of a transaction are in the queue after tx.commit, and never after tx.rollback."""
+    """Messages published in a transaction are in the queue after tx.commit, and never after tx.rollback."""
     channel.queue_declare("q")
     channel.tx_select()
     channel.basic_publish("", "q", b"dropped")

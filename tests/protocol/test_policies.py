@@ -113,7 +113,7 @@ def test_only_the_policy_with_the_highest_priority_applies(
 def test_overflow_ttl_and_expires_apply_by_policy(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, amqp_url: str
 ) -> None:
-    """By policy, a full queue rejects messages (overflow), messages expire (message-ttl), and an unused queue is
+    """A policy can make a full queue reject messages (overflow), messages expire (message-ttl), and an unused queue be
     deleted (expires).
     """
     set_policy("full", {"max-length": 0, "overflow": "reject-publish"})

@@ -41,8 +41,8 @@ def deaths(properties: BasicProperties) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", [{}, QUORUM])
 def test_a_queues_ttl_dead_letters_expired_messages(channel: BlockingChannel, take: Take, kind: dict[str, Any]) -> None:
-    """A message that expires by x-message-ttl is dead-lettered with queue, reason, time and original exchange in
-    x-death.
+    """A message that expires by x-message-ttl is dead-lettered; its x-death header has the queue, reason, time and
+    original exchange.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**kind, **dead_lettering(x_message_ttl=50)})

@@ -61,7 +61,7 @@ def test_replay_waits_until_queues_and_bindings_exist(
     api_of: Callable[[EmbeddedBroker], Api],
 ) -> None:
     """If the exchange, the queue and the bindings are declared only during a replay, all messages of the recording
-    still arrive, in order. Attempts to publish a message before that are not recorded.
+    still arrive, in order. Failed attempts to publish a message are not recorded.
     """
 
     def attempts() -> int:

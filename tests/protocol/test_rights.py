@@ -350,7 +350,7 @@ def native(request: pytest.FixtureRequest) -> Iterator[tuple[World, str]]:
 
 
 @rows("channel")
-def test_operations_over_amqp_0_9_1_need_exactly_these_permissions(
+def test_operations_over_amqp_0_9_1_need_exactly_their_permissions(
     world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, row: Row
 ) -> None:
     """Over AMQP 0-9-1, each operation succeeds with exactly the permissions that it needs, and is refused if one of
@@ -371,7 +371,7 @@ def test_operations_over_amqp_0_9_1_need_exactly_these_permissions(
 
 @rows("links")
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
-def test_operations_over_amqp_1_0_need_exactly_these_permissions(native: "tuple[World, str]", row: Row) -> None:
+def test_operations_over_amqp_1_0_need_exactly_their_permissions(native: "tuple[World, str]", row: Row) -> None:
     """Over AMQP 1.0, each operation succeeds with exactly the permissions that it needs, and is refused if one of them
     is missing.
     """
@@ -385,7 +385,7 @@ def test_operations_over_amqp_1_0_need_exactly_these_permissions(native: "tuple[
 
 
 @rows("http")
-def test_operations_of_the_management_api_need_exactly_these_permissions(world: World, row: Row) -> None:
+def test_operations_of_the_management_api_need_exactly_their_permissions(world: World, row: Row) -> None:
     """In the management API, each operation succeeds with exactly the permissions that it needs, and is refused if one
     of them is missing.
     """
@@ -402,7 +402,7 @@ def test_operations_of_the_management_api_need_exactly_these_permissions(world: 
 
 
 @rows("stream")
-def test_operations_of_the_stream_protocol_need_exactly_these_permissions(
+def test_operations_of_the_stream_protocol_need_exactly_their_permissions(
     world: World, open_stream: Opener, row: Row
 ) -> None:
     """In the stream protocol, each operation succeeds with exactly the permissions that it needs, and is refused if one

@@ -422,8 +422,8 @@ def ann(api: Api, vhost: str, ann: str) -> str:
 def test_stream_commands_without_permission_are_refused(
     open_stream: Opener, client: RawStream, stream: str, ann: str
 ) -> None:
-    """Without permission, creating, deleting, publishing to, subscribing to or querying a stream gets
-    access-refused.
+    """Over the stream protocol, a user without permissions gets access-refused for creating, deleting, publishing to,
+    subscribing to or querying a stream.
     """
     client.create("hers")
     hers = open_stream(ann, "secret")

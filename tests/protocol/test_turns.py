@@ -255,7 +255,7 @@ def test_committing_a_large_transaction_does_not_hold_up_other_clients(
     watch.check()
 
 
-def test_amqp_consumers_skip_compressed_batches(broker: EmbeddedBroker, client: RawStream) -> None:
+def test_amqp_0_9_1_readers_skip_compressed_batches(broker: EmbeddedBroker, client: RawStream) -> None:
     """An AMQP 0-9-1 reader of a stream gets the messages of uncompressed batches only, as in RabbitMQ 4."""
     plain = b"".join(simple_entry(b"\x00\x53\x75\xa0\x01" + body) for body in (b"a", b"b"))
     client.create("s")
