@@ -149,8 +149,8 @@ def test_a_queues_timeout_can_be_longer_than_the_brokers(like: str) -> None:
 
 
 def test_from_4_3_on_a_consumers_own_timeout_takes_precedence() -> None:
-    """From 4.3 on, a consumer's own consumer timeout takes precedence over those of the queue and the broker. After
-    that time, the consumer is cancelled, and its unacknowledged message is delivered to another consumer.
+    """From 4.3 on, a consumer's own consumer timeout takes precedence over those of the queue and the broker. When the
+    consumer's timeout has passed, the consumer is cancelled, and another consumer gets the unacknowledged message.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=LONG / 1000) as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})

@@ -155,8 +155,8 @@ GET = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto"}
 
 
 def test_messages_can_be_published_and_got(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """Over HTTP, messages can be published and got, with their properties and as text or base64. The ackmode decides
-    whether a message that was got is requeued or removed.
+    """Over HTTP, messages can be published and read, with their properties and as text or base64. The ackmode decides
+    whether a message that was read is requeued or removed.
     """
     channel.queue_declare("q", durable=True)
     publish, get = f"exchanges/{vhost}/amq.default/publish", f"queues/{vhost}/q/get"
@@ -460,8 +460,8 @@ def test_lists_are_sorted_by_name_or_column(api: Api, vhost: str, channel: Block
 
 
 def test_counters_have_rates(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """In the counts of a queue, deliveries by basic.get with and without acknowledgement are separate, and publishes
-    also have a rate.
+    """In the counts of a queue, deliveries by basic.get with and without acknowledgement are counted separately, and
+    publishes also have a rate.
     """
     channel.queue_declare("q")
     for _ in range(2):

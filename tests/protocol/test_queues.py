@@ -254,8 +254,8 @@ def test_a_consumer_gets_x_delivery_count_only_after_a_requeue(channel: Blocking
 def test_a_delivery_limit_decides_where_a_quorum_queue_puts_requeued_messages(
     channel: BlockingChannel, take: Take, limit: dict[str, int], expected: bytes
 ) -> None:
-    """A quorum queue with a delivery limit puts requeued messages before all others; without a limit, behind all
-    others. In both cases, they are in the order in which they were requeued.
+    """A quorum queue with a delivery limit puts requeued messages before all others, and a quorum queue without a limit
+    puts them behind all others, in the order in which they were requeued.
     """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **limit})
     for number in b"1234":
