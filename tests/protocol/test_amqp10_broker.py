@@ -100,8 +100,8 @@ def test_accepted_messages_survive_a_crash(tmp_path: Path) -> None:
 
 
 def test_an_alarm_closes_the_window_but_not_the_connection(broker: EmbeddedBroker, queue: str) -> None:
-    """During a resource alarm, the broker sets a session's incoming window to 0, but its receivers still get messages;
-    afterwards the window opens again.
+    """During a resource alarm, the broker sets the incoming window of a publishing session to 0, but still delivers
+    messages to the session's receivers; after the alarm, the window opens again.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
@@ -115,7 +115,7 @@ def test_an_alarm_closes_the_window_but_not_the_connection(broker: EmbeddedBroke
     assert (flow.field(1), flow.field(4)) == (400, None)
 
 
-def test_more_than_a_window_during_an_alarm_ends_the_session(broker: EmbeddedBroker, queue: str) -> None:
+def test_exceeding_the_session_window_during_an_alarm_ends_the_session(broker: EmbeddedBroker, queue: str) -> None:
     """During a resource alarm, the broker ends the session of a client that sends more transfers than the session's
     window allows.
     """
@@ -131,8 +131,8 @@ def test_more_than_a_window_during_an_alarm_ends_the_session(broker: EmbeddedBro
 
 
 def test_faults_apply_to_amqp_1_0_connections(broker: EmbeddedBroker, queue: str) -> None:
-    """The embedded broker's faults close_connections, close_channels and cut_connections also end connections and
-    sessions of AMQP 1.0.
+    """The faults close_connections and cut_connections of the embedded broker also end AMQP 1.0 connections, and
+    close_channels ends AMQP 1.0 sessions.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
@@ -149,8 +149,8 @@ def test_faults_apply_to_amqp_1_0_connections(broker: EmbeddedBroker, queue: str
 
 
 def test_the_fault_lose_acks_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: str) -> None:
-    """With the embedded broker's fault lose_acks, a receiver's settlement is ignored and the message is delivered
-    again.
+    """While the fault lose_acks is in force, the embedded broker ignores an AMQP 1.0 receiver's settlement and delivers
+    the message again.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue, handle=1)
@@ -164,8 +164,8 @@ def test_the_fault_lose_acks_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: 
 
 
 def test_the_consumer_timeout_releases_unsettled_messages() -> None:
-    """After the consumer timeout, the broker releases a receiver's unsettled message, ignores its late settlement, and
-    delivers it again.
+    """After the consumer timeout, the broker releases a message that an AMQP 1.0 receiver has not settled, ignores the
+    receiver's late settlement, and delivers the message again.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=0.3) as broker:
         with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
@@ -185,9 +185,7 @@ def test_the_consumer_timeout_releases_unsettled_messages() -> None:
 
 
 def test_the_management_api_closes_an_amqp_1_0_connection(broker: EmbeddedBroker, queue: str) -> None:
-    """Deleting an AMQP 1.0 connection through the management API sends its client a close frame with
-    RabbitMQ's reason.
-    """
+    """Deleting an AMQP 1.0 connection over HTTP sends the client a close frame with RabbitMQ's reason."""
     client = RawAmqp10(broker.url)
     api = Api(str(broker.management_url))
     (found,) = api("GET", "connections")[1]
@@ -196,8 +194,8 @@ def test_the_management_api_closes_an_amqp_1_0_connection(broker: EmbeddedBroker
     assert client.expect(CLOSE).error == ("amqp:internal-error", 'Connection forced: "Closed via management plugin"')
 
 
-def test_an_aborted_transfer_is_discarded(broker: EmbeddedBroker, queue: str) -> None:
-    """An aborted transfer leaves its link usable: the broker accepts the sender's next message."""
+def test_an_aborted_transfer_leaves_its_link_usable(broker: EmbeddedBroker, queue: str) -> None:
+    """After a sender has aborted a transfer, the broker accepts the next message on the same link."""
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
     client.publish(0, bytes(50_000), more=True)
@@ -286,8 +284,12 @@ def test_a_client_certificate_logs_in_over_amqp_1_0(amqp_tls: Authority, user: s
             assert "guest" in [each["user"] for each in api("GET", "connections")[1]]
 
 
-def test_unsettled_messages_of_a_deleted_queue_do_not_count_as_memory(broker: EmbeddedBroker, queue: str) -> None:
-    """Messages that a receiver has not settled no longer count as the broker's memory once their queue is deleted."""
+def test_unsettled_messages_of_a_deleted_queue_do_not_count_towards_memory_use(
+    broker: EmbeddedBroker, queue: str
+) -> None:
+    """Messages that a receiver has not settled no longer count towards the broker's memory use once their queue is
+    deleted.
+    """
     api = Api(str(broker.management_url))
     with (
         contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection,
@@ -305,9 +307,9 @@ def test_unsettled_messages_of_a_deleted_queue_do_not_count_as_memory(broker: Em
         assert api("GET", "nodes")[1][0]["mem_used"] < 100_000
 
 
-def test_long_names_of_links_count_as_memory() -> None:
-    """Names of attached AMQP 1.0 links count as the broker's memory until the links are detached; a client that
-    attaches too many long ones is closed.
+def test_long_link_names_count_towards_memory_use() -> None:
+    """The names of AMQP 1.0 links count towards the broker's memory use until the links are detached. If a client
+    attaches too many links with long names, the broker closes the connection.
     """
     with (
         EmbeddedBroker(like="4.3", management_port=0, memory_limit=1_000_000) as broker,
@@ -346,8 +348,8 @@ def test_the_firehose_copies_amqp_1_0_messages(broker: EmbeddedBroker, queue: st
 
 
 def test_an_expensive_filter_detaches_only_its_link(broker: EmbeddedBroker) -> None:
-    """A receiver's SQL filter that takes too long detaches its link with resource-limit-exceeded; another link of the
-    session stays usable.
+    """If a receiver's SQL filter takes too long, the broker detaches the receiver's link with resource-limit-exceeded;
+    another link of the same session stays usable.
     """
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         connection.channel().queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})

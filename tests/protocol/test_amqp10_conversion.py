@@ -209,7 +209,7 @@ def test_a_message_keeps_its_properties_across_protocols(
     reader: str,
 ) -> None:
     """A message sent over AMQP 0-9-1, AMQP 1.0 or the stream protocol keeps its properties, headers, annotations and
-    body when it is read over another one.
+    body when it is read over another of these protocols.
     """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     match sender:
@@ -245,8 +245,8 @@ def test_a_message_keeps_its_properties_across_protocols(
 def test_amqp_1_0_keeps_sections_that_0_9_1_does_not_have(
     channel: BlockingChannel, client: RawAmqp10, kind: str, body: bytes
 ) -> None:
-    """A message sent and received over AMQP 1.0 keeps its properties, application properties and footer, and a body of
-    any kind.
+    """A message sent and received over AMQP 1.0 keeps its properties, application properties and footer. Its body is
+    unchanged, too, whether the body consists of data, sequences or a value.
     """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     sent = Amqp10Message(
@@ -266,8 +266,8 @@ def test_amqp_1_0_keeps_sections_that_0_9_1_does_not_have(
 
 
 def test_a_value_body_arrives_encoded_over_amqp_0_9_1(channel: BlockingChannel, take: Take, client: RawAmqp10) -> None:
-    """A value body sent over AMQP 1.0 arrives encoded over AMQP 0-9-1, with the type amqp-1.0, and becomes a value
-    again when it is sent back.
+    """The amqp-value body of an AMQP 1.0 message arrives over AMQP 0-9-1 in its AMQP 1.0 encoding, with the type
+    property amqp-1.0. If this message is published again, an AMQP 1.0 receiver gets the same value.
     """
     channel.queue_declare("q", durable=True)
     _publish_10(client, "q", Amqp10Message(body=value_section(["a", True])))
@@ -282,7 +282,9 @@ def test_a_value_body_arrives_encoded_over_amqp_0_9_1(channel: BlockingChannel, 
 def test_a_dead_letter_has_its_history_in_each_protocol(
     channel: BlockingChannel, take: Take, client: RawAmqp10, sender: str, reader: str
 ) -> None:
-    """A dead letter has x-death over AMQP 0-9-1 and x-opt-deaths over AMQP 1.0, whichever protocol sent it."""
+    """Whichever protocol a message was published with, its dead letter has the header x-death over AMQP 0-9-1 and the
+    annotation x-opt-deaths over AMQP 1.0.
+    """
     channel.queue_declare("dead", durable=True)
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead", "x-message-ttl": 1}
     channel.queue_declare("q", durable=True, arguments=arguments)
@@ -314,8 +316,8 @@ def test_a_dead_letter_has_its_history_in_each_protocol(
 def test_cc_is_converted_between_protocols(
     broker: TestBroker, channel: BlockingChannel, take: Take, client: RawAmqp10
 ) -> None:
-    """The annotation x-cc of AMQP 1.0 and the header CC of AMQP 0-9-1 route copies to the same queues, and each is
-    converted into the other.
+    """Routing keys in the annotation x-cc of AMQP 1.0 and in the header CC of AMQP 0-9-1 route copies of a message. A
+    consumer over the other protocol gets x-cc as CC, and CC as x-cc.
     """
     if not broker.differs_since("4.2", "x-cc is a list of routing keys"):
         pytest.skip("RabbitMQ 4.0 does not route by x-cc")
@@ -342,7 +344,7 @@ def test_cc_is_converted_between_protocols(
 def test_a_stream_is_filtered_by_sql_and_properties(
     broker: TestBroker, channel: BlockingChannel, client: RawAmqp10, filter_: Described, chosen: list[bytes]
 ) -> None:
-    """A consumer of a stream with an SQL or property filter gets only the matching messages."""
+    """An AMQP 1.0 receiver of a stream with an SQL or property filter gets only the matching messages."""
     if not broker.differs_since("4.2", "messages are filtered"):
         pytest.skip("RabbitMQ 4.0 filters no messages")
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
@@ -370,9 +372,7 @@ def test_a_stream_is_filtered_by_sql_and_properties(
 def test_the_management_api_lists_amqp_1_0_connections(
     broker: TestBroker, api: Api, channel: BlockingChannel, take: Take, client: RawAmqp10
 ) -> None:
-    """The management API lists connections, sessions and consumers of AMQP 1.0 with the fields that RabbitMQ gives
-    them.
-    """
+    """The management API lists connections, sessions and consumers of AMQP 1.0 with the same fields as RabbitMQ."""
     channel.queue_declare("q", durable=True)
     client.attach_sender("/queues/q", handle=5)
     client.attach_receiver("/queues/q", handle=6, credit=3)

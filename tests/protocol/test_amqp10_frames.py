@@ -111,8 +111,8 @@ def quorum(channel: BlockingChannel) -> str:
 
 
 def test_a_connection_is_opened_and_closed(amqp_url: str) -> None:
-    """The broker answers an AMQP 1.0 client's SASL login, open, begin, end and close with the same
-    values as RabbitMQ.
+    """The broker answers an AMQP 1.0 client's SASL login, open, begin, end and close with the same limits and
+    capabilities as RabbitMQ.
     """
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
@@ -155,7 +155,7 @@ def test_anonymous_logs_in_as_guest(amqp_url: str, vhost: str) -> None:
 
 @pytest.mark.parametrize(("mechanism", "response"), [("PLAIN", b"\0guest\0wrong"), ("PLAIN", b"\0nobody\0guest")])
 def test_a_wrong_password_is_refused(amqp_url: str, mechanism: str, response: bytes) -> None:
-    """A wrong user or password gets the SASL outcome auth, and the connection is closed."""
+    """An AMQP 1.0 login with a wrong user or password gets the SASL outcome auth, and the connection is closed."""
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(SASL_HEADER)
     client.read(8)
@@ -169,7 +169,7 @@ def test_a_wrong_password_is_refused(amqp_url: str, mechanism: str, response: by
     ("mechanism", "response"), [("PLAIN", b"guest"), ("PLAIN", b""), ("CRAM-MD5", b"x"), ("", b"")]
 )
 def test_a_malformed_login_closes_the_connection(amqp_url: str, mechanism: str, response: bytes) -> None:
-    """A malformed SASL response or an unknown SASL mechanism closes the connection."""
+    """A malformed SASL response, or an unknown SASL mechanism, closes an AMQP 1.0 connection."""
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(SASL_HEADER)
     client.read(8)
@@ -184,7 +184,9 @@ def test_a_malformed_login_closes_the_connection(amqp_url: str, mechanism: str, 
     ids=["vhost", "frame size", "idle time-out"],
 )
 def test_a_refused_open_closes_the_connection(amqp_url: str, fields: tuple[Any, ...]) -> None:
-    """An open with an unknown virtual host, or a limit that is too small, closes the connection without a frame."""
+    """An open frame with an unknown virtual host, or with a max-frame-size or idle time-out that is too small, closes
+    the connection without a close frame.
+    """
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
     client.send(OPEN, *fields)
@@ -192,7 +194,9 @@ def test_a_refused_open_closes_the_connection(amqp_url: str, fields: tuple[Any, 
 
 
 def test_a_user_without_access_to_the_vhost_is_refused(broker: TestBroker, ann: str) -> None:
-    """An AMQP 1.0 client whose user has no permissions in the virtual host is disconnected when it sends open."""
+    """If a user has no permissions in the virtual host, an AMQP 1.0 client of this user is disconnected when the client
+    sends open.
+    """
     parts = broker.url.split("@")[-1]
     client = RawAmqp10(f"amqp://{ann}:secret@{parts}", opened=False)
     client.log_in()
@@ -200,8 +204,10 @@ def test_a_user_without_access_to_the_vhost_is_refused(broker: TestBroker, ann: 
     assert client.closed()
 
 
-def test_the_clients_channel_limit_is_kept(amqp_url: str) -> None:
-    """A begin on a channel above the agreed maximum closes the connection with a framing error."""
+def test_a_channel_above_the_clients_maximum_closes_the_connection(amqp_url: str) -> None:
+    """A begin frame on a channel above the maximum that the client has set closes the connection with a framing
+    error.
+    """
     client = RawAmqp10(amqp_url, opening=(UInt32(512), UInt16(3), UInt32(0)))
     assert client.opened.field(3) == 3
     client.send(BEGIN, None, UInt32(0), UInt32(1), UInt32(1), channel=4)
@@ -243,7 +249,7 @@ def test_a_malformed_frame_closes_the_connection(broker: TestBroker, client: Raw
 
 @pytest.mark.parametrize("body", [b"\x00", b"\x00\x53\x99\x45"])
 def test_an_unknown_performative_closes_the_connection(amqp_url: str, body: bytes) -> None:
-    """An unknown performative closes the connection with an error."""
+    """A frame with an unknown performative closes the connection with a close frame that contains an error."""
     # RabbitMQ's text is Erlang's, so it is not compared.
     client = RawAmqp10(amqp_url)
     client.send(END)
@@ -295,8 +301,8 @@ def test_attaching_a_handle_that_is_in_use_ends_the_session(broker: TestBroker, 
 
 
 def test_the_incoming_window_opens_again_after_half_of_it(client: RawAmqp10, queue: str) -> None:
-    """After 200 transfers, half of the incoming window of 400, the broker opens the full window again. It also sends a
-    flow with new link credit.
+    """After 200 transfers, half of the incoming window of 400, the broker opens the full window again, and gives the
+    sender new link credit.
     """
     client.attach_sender(queue)
     for number in range(200):
@@ -307,7 +313,7 @@ def test_the_incoming_window_opens_again_after_half_of_it(client: RawAmqp10, que
     assert (flows[-1].fields[:2], flows[0].field(6)) == ([200, 400], 170)
 
 
-def test_a_second_begin_on_a_channel_ends_the_session(client: RawAmqp10) -> None:
+def test_a_second_begin_on_the_channel_of_a_session_ends_the_session(client: RawAmqp10) -> None:
     """A begin on a channel that already has a session ends that session."""
     client.send(BEGIN, None, UInt32(0), UInt32(1), UInt32(1))
     condition, _ = client.ended() or ("", "")
@@ -344,8 +350,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_link_is_detached_with_an_error(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
-    """A link that the broker refuses, such as one to a missing queue, is attached without a terminus and detached with
-    the error; the session continues. Before 4.2, the error ends the session.
+    """A link that the broker refuses, such as a link to a missing queue, is attached without a terminus and detached
+    with an error; the session continues. Before 4.2, the error ends the session.
     """
     role, address, condition, text = REFUSED[case]
     client.attach(role, address)
@@ -412,7 +418,7 @@ def test_unsupported_link_settings_are_refused(broker: TestBroker, client: RawAm
 
 
 def test_a_link_may_be_detached_and_attached_again(client: RawAmqp10, queue: str) -> None:
-    """A link with the same name and handle can be attached again after a detach."""
+    """After a link has been detached, a link with the same name and handle can be attached."""
     for closed in (True, False):
         client.attach_sender(queue)
         client.send(DETACH, UInt32(0), closed)
@@ -423,7 +429,9 @@ def test_a_link_may_be_detached_and_attached_again(client: RawAmqp10, queue: str
 
 
 def test_a_published_message_is_accepted(client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any) -> None:
-    """An AMQP 1.0 sender gets a credit of 170; its message arrives in the queue and gets the outcome accepted."""
+    """An AMQP 1.0 sender gets a link credit of 170. A message from this sender arrives in the queue and gets the
+    outcome accepted.
+    """
     flow = client.attach_sender(queue)
     assert (flow.field(5), flow.field(6)) == (0, 170)
     assert client.published(0) == ACCEPT
@@ -431,7 +439,9 @@ def test_a_published_message_is_accepted(client: RawAmqp10, queue: str, channel:
 
 
 def test_many_messages_are_accepted_in_ranges(client: RawAmqp10, queue: str) -> None:
-    """80 messages sent at once are all accepted, by dispositions that may cover ranges."""
+    """Each of 80 messages sent at once over AMQP 1.0 gets the outcome accepted; a disposition may cover a range of
+    messages.
+    """
     client.attach_sender(queue)
     for number in range(80):
         client.publish(number)
@@ -469,8 +479,8 @@ def test_an_unroutable_message_is_released(client: RawAmqp10) -> None:
 
 
 def test_a_full_queue_rejects_a_message(client: RawAmqp10, channel: BlockingChannel) -> None:
-    """A message to a full queue with x-overflow reject-publish gets the outcome rejected, from 4.2 on with the queue
-    and the reason.
+    """A message to a full queue with x-overflow reject-publish gets the outcome rejected; from 4.2 on, the outcome
+    contains the queue and the reason.
     """
     channel.queue_declare("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}, durable=True)
     client.attach_sender("/queues/full")
@@ -484,7 +494,7 @@ def test_a_full_queue_rejects_a_message(client: RawAmqp10, channel: BlockingChan
 
 
 def test_a_message_may_be_split_into_many_transfers(client: RawAmqp10, queue: str, take: Any) -> None:
-    """A body of 200 kB in several transfers is accepted and delivered whole."""
+    """A message with a body of 200 kB, sent in several transfers, is accepted and delivered whole."""
     client.attach_sender(queue)
     payload = message(b"0123456789" * 20_000)
     parts = [payload[at : at + 60_000] for at in range(0, len(payload), 60_000)]
@@ -495,7 +505,7 @@ def test_a_message_may_be_split_into_many_transfers(client: RawAmqp10, queue: st
 
 
 def test_the_last_transfer_may_be_empty(client: RawAmqp10, queue: str, take: Any) -> None:
-    """A message whose last transfer has no payload is accepted."""
+    """An AMQP 1.0 message whose last transfer has no payload is accepted."""
     client.attach_sender(queue)
     client.publish(0, more=True)
     client.send(TRANSFER, UInt32(0))
@@ -542,7 +552,9 @@ LINK_ERRORS: dict[str, tuple[UInt8 | None, list[tuple[Any, ...]], str, str]] = {
 
 @pytest.mark.parametrize("case", LINK_ERRORS)
 def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
-    """A transfer with a missing or changed delivery id or settlement detaches its link with RabbitMQ's error."""
+    """A transfer detaches its link with RabbitMQ's error if its delivery id is missing or differs from that of the
+    message's first transfer, or if its settled flag changes or contradicts the link's settle mode.
+    """
     mode, transfers, condition, text = LINK_ERRORS[case]
     client.attach_sender(queue, mode=mode)
     for fields in transfers:
@@ -554,8 +566,8 @@ def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAm
 
 
 def test_more_than_the_credit_detaches_the_link(client: RawAmqp10, channel: BlockingChannel, queue: str) -> None:
-    """A sender that exceeds its credit is detached with transfer-limit-exceeded, unless the broker has given it more
-    credit meanwhile.
+    """If a sender exceeds its credit, its link is detached with transfer-limit-exceeded, unless the broker has given
+    the link more credit meanwhile.
     """
     # tests/simulation has a case in which the embedded broker cannot give more.
     first = client.attach_sender(queue)
@@ -591,8 +603,8 @@ def test_a_malformed_message_detaches_the_link(client: RawAmqp10, queue: str, pa
 def test_a_sender_without_a_target_addresses_each_message(
     client: RawAmqp10, queue: str, channel: BlockingChannel, vhost: str
 ) -> None:
-    """On a link without a target, the property `to` routes each message. A message with a missing or bad address is
-    rejected, and the link stays attached.
+    """On a link without a target, each message is routed by its property `to`. A message whose `to` is missing or
+    invalid is rejected, and the link stays attached.
     """
     channel.queue_bind("q", "amq.direct", "a/b ä")
     client.attach_sender(None)
@@ -614,15 +626,17 @@ def test_a_sender_without_a_target_addresses_each_message(
 
 
 def test_a_settled_message_with_a_bad_address_detaches_the_link(client: RawAmqp10) -> None:
-    """A settled message cannot be rejected, so a bad address in `to` detaches the link."""
+    """On a link without a target, a settled message with a bad address in `to` detaches the link, because a settled
+    message cannot be rejected.
+    """
     client.attach_sender(None)
     client.publish(0, message(to="/what"), settled=True)
     assert client.detached() == ("amqp:precondition-failed", "bad 'to' address string: /what")
 
 
 def test_deleting_the_exchange_detaches_its_senders(client: RawAmqp10, channel: BlockingChannel, vhost: str) -> None:
-    """After an exchange is deleted, its sender's next message gets the outcome released, and the link is detached with
-    not-found.
+    """After an exchange is deleted, a sender's next message to the exchange gets the outcome released, and the sender's
+    link is detached with not-found.
     """
     channel.exchange_declare("x", "fanout")
     client.attach_sender("/exchanges/x")
@@ -638,8 +652,8 @@ def test_deleting_the_exchange_detaches_its_senders(client: RawAmqp10, channel: 
 def test_a_receiver_gets_as_many_messages_as_its_credit(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """A receiver with a link credit of 2 gets two of three messages; the third follows after settlement
-    and new credit.
+    """A receiver with a link credit of 2 gets two of three messages. The third one follows when the receiver has
+    settled the two and given new credit.
     """
     for body in (b"1", b"2", b"3"):
         channel.basic_publish("", "q", body)
@@ -676,7 +690,7 @@ def test_a_receiver_can_ask_for_settled_messages(
 def test_an_unsettled_disposition_is_settled_by_the_broker(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """If the receiver's disposition is not settled, the broker answers with a settled one."""
+    """If a receiver's disposition is unsettled, the broker answers with a settled disposition."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     client.expect(TRANSFER)
@@ -686,7 +700,7 @@ def test_an_unsettled_disposition_is_settled_by_the_broker(
 
 
 def test_a_released_message_is_delivered_again(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """A message that a receiver releases is delivered again with first-acquirer false."""
+    """A message that an AMQP 1.0 receiver releases is delivered again with first-acquirer false."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     first = client.expect(TRANSFER).message.header
@@ -709,8 +723,8 @@ def test_a_released_message_is_delivered_again(client: RawAmqp10, queue: str, ch
 def test_rejected_messages_are_dead_lettered_and_others_requeued(
     client: RawAmqp10, quorum: str, state: Any, dead: bool
 ) -> None:
-    """The outcomes rejected, and modified with undeliverable-here, dead-letter a message; released, and modified
-    without it, requeue the message.
+    """A message is dead-lettered after the outcome rejected, or modified with undeliverable-here. After released, or
+    modified without undeliverable-here, the message is requeued.
     """
     client.attach_sender(quorum, handle=1)
     assert client.published(0, handle=1) == ACCEPT
@@ -739,8 +753,8 @@ def counts(client: RawAmqp10, quorum: str, state: Any) -> list[Any]:
 
 @pytest.mark.parametrize("case", ["released", "failed", "not failed"])
 def test_only_failed_deliveries_are_counted(client: RawAmqp10, quorum: str, case: str) -> None:
-    """A message's delivery count rises after the outcome modified with delivery-failed, but not after released or
-    modified without it.
+    """A message's delivery count rises after the outcome modified with delivery-failed, but not after released, or
+    modified without delivery-failed.
     """
     state = {"released": RELEASE, "failed": described(MODIFIED, True), "not failed": described(MODIFIED, False)}[case]
     expected = [(0, True), (1, False), (2, False)] if case == "failed" else [(0, True), (0, False), (0, False)]
@@ -748,7 +762,7 @@ def test_only_failed_deliveries_are_counted(client: RawAmqp10, quorum: str, case
 
 
 def test_annotations_of_modified_stay_with_the_message(client: RawAmqp10, quorum: str) -> None:
-    """Annotations that a receiver adds with modified are in the message when it is delivered again."""
+    """Annotations that a receiver adds with the outcome modified are in the message when it is delivered again."""
     client.attach_sender(quorum, handle=1)
     client.published(0, handle=1)
     client.attach_receiver(quorum)
@@ -800,7 +814,7 @@ def test_annotations_of_modified_that_are_not_valid_lose_no_message(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel, quorum: str, take: Any, annotations: Any
 ) -> None:
     """If a receiver settles deliveries as modified with invalid annotations, the broker ends the session or connection
-    and requeues all of them.
+    and requeues all messages of these deliveries.
     """
     if broker.kind != "embedded":
         pytest.skip("RabbitMQ keeps values that AMQP 0-9-1 does not have")
@@ -818,8 +832,8 @@ def test_annotations_of_modified_that_are_not_valid_lose_no_message(
 
 
 def test_drain_uses_up_the_credit(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """With drain, the broker sends the messages that it has and a flow with credit 0; after new credit, it sends later
-    messages.
+    """A receiver's flow with drain makes the broker send the messages that are ready, and then a flow with credit 0. A
+    message that is published later is delivered once the receiver gives new credit.
     """
     channel.confirm_delivery()
     channel.basic_publish("", "q", b"1")
@@ -834,7 +848,9 @@ def test_drain_uses_up_the_credit(client: RawAmqp10, queue: str, channel: Blocki
 
 
 def test_a_flow_with_echo_is_answered(client: RawAmqp10, queue: str) -> None:
-    """The broker answers a flow with echo with the state of the link: delivery count, credit and available messages."""
+    """The broker answers a receiver's flow with echo with a flow that contains the link's delivery count, credit and
+    number of available messages.
+    """
     client.attach_receiver(queue, credit=0)
     client.flow(0, 7, echo=True)
     flow = client.expect(FLOW)
@@ -842,8 +858,8 @@ def test_a_flow_with_echo_is_answered(client: RawAmqp10, queue: str) -> None:
 
 
 def test_the_session_window_holds_deliveries_back(amqp_url: str, queue: str, channel: BlockingChannel) -> None:
-    """If the client's incoming window is 2, the broker sends two transfers, and continues when the client opens the
-    window.
+    """If the client's incoming window is 2, the broker sends two transfers, and the next ones only when the client
+    opens the window.
     """
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
@@ -888,7 +904,9 @@ def test_deleting_the_queue_detaches_its_receivers(client: RawAmqp10, queue: str
 def test_unsettled_messages_are_requeued_when_the_link_is_detached(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any
 ) -> None:
-    """When a receiver's link is detached, its unsettled messages are delivered to others, marked as redelivered."""
+    """When a receiver's link is detached, its unsettled message is requeued, and another client gets the message,
+    marked as redelivered.
+    """
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     client.expect(TRANSFER)
@@ -899,11 +917,11 @@ def test_unsettled_messages_are_requeued_when_the_link_is_detached(
 
 
 @pytest.mark.parametrize("how", ["end", "close", "cut"])
-def test_unsettled_messages_are_requeued_when_the_client_leaves(
+def test_unsettled_messages_are_requeued_when_the_session_or_connection_ends(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, how: str
 ) -> None:
-    """If a receiver's session or connection is closed, or its connection is cut, its unsettled messages are delivered
-    to others.
+    """When a receiver's session or connection is closed, or its connection is cut, its unsettled message is requeued,
+    and another client gets the message.
     """
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
@@ -921,7 +939,9 @@ def test_unsettled_messages_are_requeued_when_the_client_leaves(
 def test_a_receiver_with_a_higher_priority_is_served_first(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """A receiver whose link has a higher rabbitmq:priority gets all messages as long as it has credit."""
+    """Of two receivers, the one whose link has the higher rabbitmq:priority gets all messages as long as this link has
+    credit.
+    """
     client.attach_receiver(queue)
     client.attach_receiver(queue, handle=1, rest=(None, None, None, {Symbol("rabbitmq:priority"): Int32(5)}))
     client.flow(1, 100, echo=True)
@@ -956,7 +976,7 @@ def test_permissions_are_checked_when_a_link_is_attached(
     restricted: RawAmqp10, queue: str, vhost: str, ann: str, role: bool, address: str, text: str
 ) -> None:
     """Attaching a link without write or read permission ends the session with amqp:unauthorized-access and RabbitMQ's
-    text.
+    error text.
     """
     restricted.attach(role, address)
     refused = f"{text} in vhost '{vhost}' refused for user '{ann}'"

@@ -57,8 +57,8 @@ def _is_there(broker: TestBroker) -> None:
 
 
 def test_a_temporary_queue_lives_as_long_as_its_link(client: RawAmqp10) -> None:
-    """A receiver with a dynamic source gets a temporary queue, to which messages can be sent, and which is deleted when
-    the link is detached.
+    """A receiver with a dynamic source gets a temporary queue. Messages can be sent to the queue until the receiver's
+    link is detached, which deletes the queue.
     """
     source = attach_dynamic(client, "temporary-queue").field(5).value
     address = source[0]
@@ -79,9 +79,9 @@ def test_a_temporary_queue_lives_as_long_as_its_link(client: RawAmqp10) -> None:
     assert condition == "amqp:not-found"
 
 
-def test_direct_replies_work_over_amqp_1_0(amqp_url: str, client: RawAmqp10) -> None:
-    """A receiver with a volatile dynamic source (direct reply-to) gets an address, and the reply that another client
-    sends to it.
+def test_a_direct_reply_reaches_the_requester_over_amqp_1_0(amqp_url: str, client: RawAmqp10) -> None:
+    """An AMQP 1.0 receiver with a volatile dynamic source (direct reply-to) gets an address from the broker. The
+    receiver gets the reply that another client sends to this address.
     """
     source = attach_dynamic(client, "rabbitmq:volatile-queue").field(5).value
     address = source[0]
@@ -119,8 +119,8 @@ def channel_properties() -> object:
 def test_single_active_receivers_are_told_which_one_is_active(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """The receivers of a single-active-consumer queue get flows whose property rabbitmq:active says whether they are
-    active, also when that changes.
+    """From 4.3 on, each receiver of a quorum queue with x-single-active-consumer gets a flow whose property
+    rabbitmq:active says whether the receiver is active, and another flow when that changes.
     """
     if not broker.differs_since("4.3", "consumers of quorum queues are told"):
         pytest.skip("from 4.3 on")
@@ -186,7 +186,9 @@ def test_a_rejected_message_is_dead_lettered_with_its_history(client: RawAmqp10,
 def test_dispositions_of_unknown_deliveries_are_ignored(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """A disposition for deliveries that do not exist settles only those that do."""
+    """If a disposition covers delivery ids that do not exist, the broker ignores these ids and settles the deliveries
+    that do exist.
+    """
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     first = client.expect(TRANSFER).field(1)
@@ -201,11 +203,11 @@ def test_dispositions_of_unknown_deliveries_are_ignored(
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_the_delivery_count_of_a_message_that_failed(
+def test_the_outcome_modified_with_delivery_failed_raises_the_delivery_count(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel, kind: str
 ) -> None:
-    """The outcome modified with delivery-failed raises a message's delivery count in quorum queues, from 4.3 on also in
-    classic ones.
+    """The outcome modified with delivery-failed raises a message's delivery count in quorum queues, and from 4.3 on in
+    classic queues, too.
     """
     channel.queue_declare("failing", durable=True, arguments={"x-queue-type": kind})
     channel.basic_publish("", "failing", b"x")
@@ -222,8 +224,8 @@ def test_the_delivery_count_of_a_message_that_failed(
 def test_a_modified_message_is_delivered_at_its_x_opt_delivery_time(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From 4.3 on, a quorum queue holds a message modified with x-opt-delivery-time back until that time, in
-    milliseconds since 1970.
+    """From 4.3 on, a quorum queue redelivers a message that a receiver settled as modified with x-opt-delivery-time
+    only when that time has come, in milliseconds since 1970.
     """
     # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5, and its test modified_quorum_queue_delivery_time.
     channel.queue_declare("later", durable=True, arguments={"x-queue-type": "quorum"})
@@ -242,8 +244,8 @@ def test_a_modified_message_is_delivered_at_its_x_opt_delivery_time(
 def test_x_opt_delivery_time_takes_precedence_over_the_delayed_retry_of_the_queue(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """A message returned with an x-opt-delivery-time of tomorrow does not hold up later messages, although the queue's
-    x-delayed-retry-max is 1 ms.
+    """A message requeued with an x-opt-delivery-time of tomorrow is not redelivered before later messages, although the
+    queue's x-delayed-retry-max is 1 ms.
     """
     # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5.
     if not broker.differs_since("4.3", "delayed retry"):
@@ -269,12 +271,12 @@ def acquired(frame: Frame) -> int:
 @pytest.mark.parametrize("state", [described(RELEASED), described(MODIFIED, False)], ids=["released", "modified"])
 @pytest.mark.parametrize("pipelined", [True, False], ids=["detach at once", "detach later"])
 @pytest.mark.parametrize("ending", [DETACH, END, CLOSE], ids=["detach", "end", "close"])
-def test_a_message_that_a_link_with_credit_gives_back_is_acquired_by_it_again(
+def test_a_message_requeued_by_a_link_with_credit_is_delivered_to_that_link_again(
     broker: TestBroker, channel: BlockingChannel, state: Described, ending: int, *, pipelined: bool
 ) -> None:
-    """From 4.3 on, x-acquired-count counts each return to a quorum queue. If a link has credit left when it releases or
-    modifies a message, it acquires the message again, and ending the link returns it a second time. With no credit
-    left, it returns once.
+    """From 4.3 on, x-acquired-count says how often a quorum queue has requeued a message. If a link releases or
+    modifies a message while it has credit left, the message is delivered to that link again, so ending the link
+    requeues the message a second time. Without credit left, the message is requeued only once.
     """
     if not broker.differs_since("4.3", "x-acquired-count"):
         pytest.skip("from 4.3 on")
@@ -296,7 +298,7 @@ def test_a_message_that_a_link_with_credit_gives_back_is_acquired_by_it_again(
 
 
 def test_classic_queues_accept_x_queue_leader_locator(client: RawAmqp10, channel: BlockingChannel) -> None:
-    """A classic queue can be declared with a valid `x-queue-leader-locator`; an invalid one is refused."""
+    """A classic queue can be declared with a valid `x-queue-leader-locator`; an invalid value is refused."""
     locator = {"x-queue-type": "classic", "x-queue-leader-locator": "balanced"}
     channel.queue_declare("located", durable=True, arguments=locator)
     with pytest.raises(ChannelClosedByBroker, match="invalid_queue_locator_arg"):

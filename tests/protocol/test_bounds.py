@@ -33,8 +33,8 @@ def small() -> Iterator[EmbeddedBroker]:
 
 
 def test_publishers_wait_while_memory_is_short(small: EmbeddedBroker) -> None:
-    """Above the memory limit, a publisher gets connection.blocked, and connection.unblocked once messages were
-    consumed.
+    """Above the memory limit, a publisher gets connection.blocked. Once enough messages have been consumed, it gets
+    connection.unblocked.
     """
     publishing = connect(small)
     heard: list[str] = []
@@ -67,7 +67,7 @@ def test_publishers_wait_while_memory_is_short(small: EmbeddedBroker) -> None:
 
 
 def test_consumers_are_served_while_memory_is_short(small: EmbeddedBroker) -> None:
-    """While a publisher is blocked because memory is short, a new connection can be opened and receives messages."""
+    """While a publisher is blocked because memory is short, another client can connect and consume messages."""
     flood = RawClient(small.url)
     flood.send(commands.Queue.Declare(queue="q"))
     flood.expect(commands.Queue.DeclareOk)
@@ -87,7 +87,9 @@ def test_consumers_are_served_while_memory_is_short(small: EmbeddedBroker) -> No
 
 
 def test_a_client_that_does_not_read_leaves_the_queue_to_others(small: EmbeddedBroker) -> None:
-    """A client that does not read gets what fits into its buffers; all other messages stay in the queue."""
+    """A consumer that does not read from its socket is sent only what fits into the socket's buffers. The other
+    messages stay in the queue, and other clients can get them.
+    """
     connection = connect(small)
     channel = connection.channel()
     channel.queue_declare("q")
@@ -108,7 +110,7 @@ def test_a_client_that_does_not_read_leaves_the_queue_to_others(small: EmbeddedB
 
 
 def test_the_consumer_timeout_closes_the_channel() -> None:
-    """If a delivery is not acknowledged within the consumer timeout, its channel is closed and the
+    """If a delivery is not acknowledged within the consumer timeout, the channel of the consumer is closed and the
     message is requeued.
     """
     with EmbeddedBroker(consumer_timeout=0.2) as broker, RawClient(broker.url) as client:
@@ -131,10 +133,12 @@ def test_the_consumer_timeout_closes_the_channel() -> None:
         connection.close()
 
 
-def test_closed_connections_leave_nothing_behind(
+def test_closed_connections_are_no_longer_counted(
     small: EmbeddedBroker, api_of: Callable[[EmbeddedBroker], Any]
 ) -> None:
-    """After many clients have connected and left, the broker counts no connections, channels or queues."""
+    """After many clients have connected, declared exclusive queues and disconnected, the broker counts no connections,
+    channels or queues.
+    """
 
     def come_and_go() -> None:
         for _ in range(20):
@@ -157,7 +161,9 @@ def test_closed_connections_leave_nothing_behind(
 
 
 def test_without_file_descriptors_new_clients_wait(tmp_path: Path) -> None:
-    """If the broker has no file descriptors left, new clients wait until others leave, and the log says so once."""
+    """If the broker has no file descriptors left, new clients wait until others disconnect, and the log reports the
+    shortage once.
+    """
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32)); "
     program = limited + "from mqtool.broker.embedded.__main__ import main; main()"
     command = [sys.executable, "-c", program, "--port", "0", "--print-url", "--log-file", str(tmp_path / "log")]
@@ -212,6 +218,6 @@ def test_without_file_descriptors_streams_can_be_read(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_in_use_raises_an_error() -> None:
-    """If the port is in use, EmbeddedBroker.start() raises OSError in the caller's thread."""
+    """If the broker's port is in use, EmbeddedBroker.start() raises OSError in the caller's thread."""
     with EmbeddedBroker() as broker, pytest.raises(OSError, match="in use"):
         EmbeddedBroker(port=broker.port).start()

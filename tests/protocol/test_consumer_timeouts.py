@@ -97,8 +97,8 @@ def declare(url: str, **arguments: object) -> None:
 
 @pytest.mark.parametrize("kind", ["embedded", "rabbitmq"])
 def test_in_3_10_only_the_brokers_timeout_counts(kind: str) -> None:
-    """In RabbitMQ 3.10, the broker's consumer timeout closes the channel with 406, whatever the queue, a policy or the
-    consumer say, and whether the queue is classic or a quorum queue. The message is delivered again.
+    """In RabbitMQ 3.10, the broker's own consumer timeout closes the channel with 406, whatever x-consumer-timeout the
+    queue and the consumer have, for classic and quorum queues. The message is then redelivered.
     """
     with impatient_broker(kind) as url, channel_at(url) as channel:
         if not (version := server_version(channel)).startswith("3.10."):
@@ -133,7 +133,9 @@ def test_the_shorter_timeout_of_queue_argument_and_policy_applies(started: Embed
 
 
 def test_a_queues_timeout_can_be_longer_than_the_brokers(like: str) -> None:
-    """A queue's long timeout replaces the broker's shorter one: its consumer stays, while another queue's times out."""
+    """A queue's long consumer timeout replaces the broker's shorter one: a consumer of this queue can acknowledge late,
+    while a consumer of another queue times out.
+    """
     with EmbeddedBroker(like=like, consumer_timeout=SHORT / 1000) as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})
         with consume(broker.url, "q") as patient, channel_at(broker.url) as channel:
@@ -146,9 +148,9 @@ def test_a_queues_timeout_can_be_longer_than_the_brokers(like: str) -> None:
             assert patient.expect(commands.Queue.DeclareOk).consumer_count == 1
 
 
-def test_from_4_3_on_a_consumers_own_timeout_wins() -> None:
-    """From 4.3 on, a consumer's own timeout replaces those of the queue and the broker. After it, the consumer is
-    cancelled, and its message is delivered to another one.
+def test_from_4_3_on_a_consumers_own_timeout_takes_precedence() -> None:
+    """From 4.3 on, a consumer's own consumer timeout takes precedence over those of the queue and the broker. When the
+    consumer's timeout has passed, the consumer is cancelled, and another consumer gets the unacknowledged message.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=LONG / 1000) as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})
@@ -163,7 +165,9 @@ def test_from_4_3_on_a_consumers_own_timeout_wins() -> None:
 
 
 def test_up_to_4_2_a_consumers_argument_has_no_effect() -> None:
-    """Up to 4.2, a consumer's x-consumer-timeout has no effect: the queue's shorter timeout closes the channel."""
+    """Up to 4.2, a consumer's own x-consumer-timeout has no effect: the queue's shorter consumer timeout closes the
+    channel.
+    """
     with EmbeddedBroker(like="4.2") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})
         with consume(broker.url, "q", **{"x-consumer-timeout": LONG}) as client:
@@ -171,7 +175,7 @@ def test_up_to_4_2_a_consumers_argument_has_no_effect() -> None:
 
 
 def test_from_4_3_on_a_timeout_without_a_cancellable_consumer_closes_the_channel() -> None:
-    """From 4.3 on, the consumer timeout closes the channel if the message came from basic.get, or if the client does
+    """From 4.3 on, the consumer timeout closes the channel if the message was got with basic.get, or if the client does
     not support basic.cancel.
     """
     with EmbeddedBroker(like="4.3") as broker:
@@ -191,9 +195,9 @@ def test_from_4_3_on_a_timeout_without_a_cancellable_consumer_closes_the_channel
                 channel.start_consuming()
 
 
-def test_from_4_3_on_classic_queues_have_no_timeout() -> None:
-    """From 4.3 on, an unacknowledged message of a classic queue stays with its consumer, while one of a quorum queue
-    times out.
+def test_from_4_3_on_classic_queues_have_no_consumer_timeout() -> None:
+    """From 4.3 on, a consumer of a classic queue may leave a message unacknowledged, while the consumer timeout cancels
+    a consumer of a quorum queue.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=SHORT / 1000) as broker, channel_at(broker.url) as channel:
         channel.queue_declare("classic", durable=True)
@@ -206,8 +210,8 @@ def test_from_4_3_on_classic_queues_have_no_timeout() -> None:
 
 
 def test_the_timeout_of_an_amqp_1_0_link_releases_the_delivery(broker: TestBroker) -> None:
-    """The link property `rabbitmq:consumer-timeout` replaces the queue's timeout; when it expires, the broker releases
-    the delivery.
+    """From 4.3 on, the link property `rabbitmq:consumer-timeout` replaces the queue's consumer timeout: after the
+    link's time, the broker releases an unsettled delivery.
     """
     since_4_3(broker)
     declare(broker.url, **{"x-consumer-timeout": LONG})
@@ -228,8 +232,8 @@ def test_the_timeout_of_an_amqp_1_0_link_releases_the_delivery(broker: TestBroke
 def test_from_4_3_on_the_timeout_of_consumer_queue_or_policy_cancels_the_consumer(
     broker: TestBroker, api: Api, queue: int | None, policy: int | None, consumer: int | None
 ) -> None:
-    """From 4.3 on, the consumer's timeout, or without it the shorter one of the queue and the policy, cancels the
-    consumer, which can still acknowledge its message.
+    """From 4.3 on, a consumer is cancelled after its own consumer timeout, or if it has none, after the shorter one of
+    the queue and the policy. Its channel stays open.
     """
     since_4_3(broker)
     if policy is not None:
@@ -244,7 +248,9 @@ def test_from_4_3_on_the_timeout_of_consumer_queue_or_policy_cancels_the_consume
 
 
 def test_from_4_3_on_a_consumers_long_timeout_replaces_the_queues(broker: TestBroker) -> None:
-    """From 4.3 on, a consumer with a long timeout of its own stays, while another one of its queue is cancelled."""
+    """From 4.3 on, a consumer whose own consumer timeout is longer than the queue's can acknowledge late and gets more
+    messages, while another consumer of the same queue is cancelled.
+    """
     since_4_3(broker)
     declare(broker.url, **{"x-consumer-timeout": SHORT})
     with consume(broker.url, "q", **{"x-consumer-timeout": LONG}) as patient, channel_at(broker.url) as channel:
@@ -256,7 +262,9 @@ def test_from_4_3_on_a_consumers_long_timeout_replaces_the_queues(broker: TestBr
 
 
 def test_from_4_3_on_the_timeout_of_basic_get_closes_the_channel(broker: TestBroker) -> None:
-    """From 4.3 on, if a message of basic.get is not acknowledged in time, the channel is closed with 406."""
+    """From 4.3 on, if a message got with basic.get is not acknowledged within the queue's consumer timeout, the channel
+    is closed with 406.
+    """
     since_4_3(broker)
     declare(broker.url, **{"x-consumer-timeout": SHORT})
     with RawClient(broker.url) as client:
@@ -280,8 +288,8 @@ def test_from_4_3_on_the_timeout_of_basic_get_closes_the_channel(broker: TestBro
 def test_an_invalid_consumer_timeout_is_refused_from_4_3_on(
     broker: TestBroker, connection: pika.BlockingConnection, kind: str, timeout: object, why: str
 ) -> None:
-    """From 4.3 on, x-consumer-timeout is refused if it is negative or not an integer, or is for a classic queue or a
-    stream; before 4.3, it is ignored.
+    """From 4.3 on, the argument x-consumer-timeout is refused if its value is negative or not an integer, or if the
+    queue is a classic queue or a stream. Earlier versions ignore the argument.
     """
     channel = connection.channel()
     arguments = {"x-queue-type": kind, "x-consumer-timeout": timeout}

@@ -40,7 +40,9 @@ def settled(channel: BlockingChannel) -> None:
 
 
 def test_prefetch_limits_each_consumer(channel: BlockingChannel, take: Take) -> None:
-    """A consumer with prefetch 2 gets two messages, and the next after an ack; basic.get is not limited."""
+    """A consumer with prefetch 2 gets two messages, and a third one after it has acknowledged one. The prefetch does
+    not limit basic.get.
+    """
     channel.queue_declare("q")
     publish(channel, 5)
     channel.basic_qos(prefetch_count=2)
@@ -95,8 +97,8 @@ def test_consumers_take_turns(channel: BlockingChannel, take: Take) -> None:
 
 
 def test_the_consumer_with_the_higher_priority_is_served_first(channel: BlockingChannel, take: Take) -> None:
-    """The consumer with the highest x-priority gets messages up to its prefetch; another one gets only the messages
-    beyond that.
+    """The consumer with the highest x-priority gets messages up to its prefetch; a consumer with a lower priority gets
+    only the messages beyond that.
     """
     channel.queue_declare("q")
     channel.basic_qos(prefetch_count=2)
@@ -113,8 +115,8 @@ def test_the_consumer_with_the_higher_priority_is_served_first(channel: Blocking
 def test_only_one_consumer_of_a_single_active_queue_gets_messages(
     channel: BlockingChannel, take: Take, kind: dict[str, Any]
 ) -> None:
-    """The first consumer of a queue with x-single-active-consumer gets all messages; after it is cancelled, the second
-    one gets them.
+    """The first consumer of a queue with x-single-active-consumer gets all messages. After this consumer is cancelled,
+    the second consumer gets later messages.
     """
     channel.queue_declare("q", durable=True, arguments={**kind, "x-single-active-consumer": True})
     first, second = Recorder(), Recorder()
@@ -129,7 +131,7 @@ def test_only_one_consumer_of_a_single_active_queue_gets_messages(
 
 
 def test_a_cancelled_consumer_can_still_acknowledge(channel: BlockingChannel, take: Take) -> None:
-    """After basic.cancel, messages delivered before can still be acknowledged on the channel."""
+    """After basic.cancel, the client can still acknowledge messages that were delivered to the consumer before."""
     channel.queue_declare("q")
     publish(channel, 1)
     consumer = Recorder()

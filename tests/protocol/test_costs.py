@@ -18,9 +18,9 @@ ROOM = 2
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("is_stored", [False, True], ids=["in memory", "with a data directory"])
 @pytest.mark.parametrize("wire", WIRES)
-def test_no_frame_or_request_keeps_the_event_loop_long(wire: str, tmp_path: Path, *, is_stored: bool) -> None:
-    """None of the largest legal frames and requests of a client keeps the embedded broker's event loop busy for more
-    than half a second of processor time at once.
+def test_no_frame_or_request_occupies_the_event_loop_for_long(wire: str, tmp_path: Path, *, is_stored: bool) -> None:
+    """None of the largest legal frames and requests of a client occupies the embedded broker's event loop for more than
+    half a second of processor time at once.
     """
     with World("4.3", tmp_path / "data" if is_stored else None) as world:
         assert measure(islice(WIRES[wire](), 0, None, EVERY[is_stored]), world, ROOM * LIMIT) == []

@@ -47,9 +47,9 @@ def kept(process: BrokerProcess) -> Path:
     return path
 
 
-def test_an_undamaged_directory_is_opened_without_a_warning(process: BrokerProcess) -> None:
-    """After the broker is killed, and after it is stopped, it starts again with all messages, logs no damage and sets
-    no file aside.
+def test_after_a_kill_or_stop_no_damage_is_reported(process: BrokerProcess) -> None:
+    """When the broker starts again after a kill or a stop, it has all messages, logs no damage and sets no file
+    aside.
     """
     for end in (process.kill, process.stop):
         end()
@@ -104,8 +104,8 @@ def test_an_empty_database_beside_its_log_stops_the_start(process: BrokerProcess
 
 
 def test_an_empty_database_without_a_log_is_a_new_broker(process: BrokerProcess) -> None:
-    """If the database is empty and has no write-ahead log, the broker starts like a new one, and says so at the first
-    start only.
+    """If the database is empty and has no write-ahead log, the broker starts like a new one, and logs that the database
+    was empty at the first start only.
     """
     process.stop()
     files(process)[0].write_bytes(b"")
@@ -149,8 +149,8 @@ def test_a_damaged_page_loses_only_its_messages(process: BrokerProcess) -> None:
 
 
 def test_a_file_that_is_not_a_database_stops_the_start(process: BrokerProcess) -> None:
-    """If the database file is not a database, the broker says that nothing in it can be read, does not start, and
-    leaves the file alone.
+    """If the database file is not a database, the broker does not start, says that nothing in the file can be read, and
+    leaves the file unchanged.
     """
     process.stop()
     database, _ = files(process)

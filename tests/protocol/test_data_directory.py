@@ -65,7 +65,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("depth", [62, 63, 64, 65, 80, 400])
 def test_deeply_nested_arguments_are_stored_or_refused(process: BrokerProcess, depth: int) -> None:
-    """A queue with deeply nested arguments is refused, or is there after a restart."""
+    """A queue declared with deeply nested arguments is either refused, or still there after a restart."""
     api = Api(process.management_url)
     status, _ = api("PUT", "queues/%2F/q", {"durable": True, "arguments": {"x-unknown": nested(depth)}})
     assert status in (201, 400)
@@ -78,7 +78,9 @@ def test_deeply_nested_arguments_are_stored_or_refused(process: BrokerProcess, d
 
 
 def test_deleting_a_vhost_deletes_its_bindings_and_policies(process: BrokerProcess) -> None:
-    """A virtual host that is created again after a restart has no bindings or policies of the old one."""
+    """A virtual host that is created again after its deletion and a restart has none of its former bindings and
+    policies.
+    """
     api = Api(process.management_url)
     api("PUT", "vhosts/v")
     assert api("POST", "bindings/v/e/amq.fanout/e/amq.direct", {"routing_key": "k"})[0] == 201
@@ -116,8 +118,8 @@ def test_names_are_stored_as_bytes(tmp_path: Path) -> None:
 
 
 def test_a_definition_that_cannot_be_read_is_skipped(process: BrokerProcess) -> None:
-    """If a queue's stored definition cannot be read, the broker reports it and starts with everything else. Once the
-    definition is repaired, the queue has its messages again.
+    """If a queue's stored definition cannot be read, the broker logs an error and starts with everything else. Once the
+    definition is repaired, the queue and its messages are there again.
     """
     channel = connect(process).channel()
     channel.confirm_delivery()
@@ -150,7 +152,7 @@ def test_a_definition_that_cannot_be_read_is_skipped(process: BrokerProcess) -> 
 
 
 def test_unknown_files_are_ignored(process: BrokerProcess) -> None:
-    """The broker reports unknown files in its directory, and leaves them alone."""
+    """The broker logs the names of unknown files in its data directory, starts, and leaves the files there."""
     channel = connect(process).channel()
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     channel.confirm_delivery()
@@ -169,8 +171,8 @@ def test_unknown_files_are_ignored(process: BrokerProcess) -> None:
 
 
 def test_a_full_disk_at_the_start_is_reported(process: BrokerProcess) -> None:
-    """If the disk is too full to start, the broker says how much space it needs and exits; nothing is lost or reported
-    as damaged.
+    """If the disk is too full for the broker to start, the broker says how much space is needed, and exits. No data is
+    lost or reported as damaged.
     """
     channel = connect(process).channel()
     channel.queue_declare("q", durable=True)
@@ -197,7 +199,9 @@ def test_a_full_disk_at_the_start_is_reported(process: BrokerProcess) -> None:
 
 
 def test_deleted_defaults_are_not_created_again(process: BrokerProcess) -> None:
-    """After guest and the virtual host `/` were deleted, a restarted broker does not create guest again."""
+    """If the user guest and the virtual host `/` were deleted, the broker does not create guest again at its next
+    start.
+    """
     api = Api(process.management_url)
     api("PUT", "users/boss", {"password": "secret", "tags": "administrator"})
     assert api("DELETE", "users/guest")[0] == 204
@@ -210,8 +214,8 @@ def test_deleted_defaults_are_not_created_again(process: BrokerProcess) -> None:
 
 @large
 def test_a_slow_disk_delays_only_replies_that_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the disk is slow, only replies about durable queues wait for it; clients of other connections are served at
-    once.
+    """While the disk is slow, only replies to declarations of durable queues wait for the disk; clients on other
+    connections get their replies at once.
     """
     slow, syncing, done = threading.Event(), threading.Event(), threading.Event()
     sync = Database.sync
@@ -361,7 +365,7 @@ def reopened(directory: Path, change: Callable[[Broker], object] = lambda _: Non
 def test_any_accepted_definition_survives_a_restart(
     operations: list[tuple[str, str, str, str, dict[str, Any]]],
 ) -> None:
-    """Random definitions that the broker accepts are the same after a restart."""
+    """Whichever random definitions the broker has accepted, it has the same ones after a restart."""
 
     def change(broker: Broker) -> None:
         for operation in operations:
@@ -419,8 +423,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_damage_is_survived_or_explained(killed: Path, data: st.DataObject) -> None:
-    """If bytes of any file in the data directory are changed, missing or added, the broker starts, or says why it
-    cannot.
+    """If bytes of any file in the data directory are changed, missing or added, the broker either starts, or raises an
+    error that says why it cannot start.
     """
     with TemporaryDirectory() as name:
         directory = Path(name) / "data"

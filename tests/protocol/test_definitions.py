@@ -91,8 +91,8 @@ def has(exported: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def test_imported_definitions_are_exported(api: Api, vhost: str, channel: BlockingChannel, broker: TestBroker) -> None:
-    """Exported definitions contain what was imported, but no exclusive queue and no binding of one. An import does not
-    change an existing queue.
+    """Imported definitions are exported again, without exclusive queues and their bindings. Importing other arguments
+    of an existing queue does not change the queue.
     """
     channel.queue_declare("mine", exclusive=True)
     channel.queue_bind("mine", "amq.fanout")
@@ -116,8 +116,8 @@ def test_imported_definitions_are_exported(api: Api, vhost: str, channel: Blocki
 
 
 def test_definitions_of_the_whole_broker_contain_users_and_permissions(api: Api, vhost: str) -> None:
-    """The definitions of the whole broker contain users, permissions, and a virtual host for each object. Only
-    administrators may export and import them.
+    """The definitions of the whole broker contain users, their permissions, and the virtual host of each object. Only
+    administrators may export or import these definitions.
     """
     user, topology = {**ANN, "name": f"ann-{vhost}"}, by_name(TOPOLOGY)
     document = {
@@ -158,17 +158,15 @@ def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
 
 
 @pytest.mark.parametrize("document", [{"queues": 3}, {"queues": ["q"]}, {"users": [{}]}, {"parameters": [3]}])
-def test_definitions_of_another_shape_are_refused(
-    document: dict[str, Any], api_of: Callable[[EmbeddedBroker], Api]
-) -> None:
+def test_malformed_definitions_are_refused(document: dict[str, Any], api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """Importing definitions whose sections are not lists of valid objects gets 400."""
     with EmbeddedBroker(management_port=0) as broker:
         assert api_of(broker)("POST", "definitions", document)[0] == 400
 
 
 def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A broker started with a definitions file, even twice on one data directory, has its users and topic permissions;
-    objects without a virtual host are created in `/`.
+    """A broker with a definitions file, even if started twice on one data directory, has the file's users and topic
+    permissions. Objects without a virtual host are created in `/`.
     """
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     rights = {"user": "ann", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
@@ -202,8 +200,8 @@ def test_after_a_failed_import_the_data_directory_can_be_used(tmp_path: Path) ->
 
 
 def test_definitions_that_are_left_out_are_named(tmp_path: Path) -> None:
-    """A broker whose definitions file contains a shovel starts and names it on stderr as left out. If the file is not
-    an object, the broker exits with 1.
+    """A broker whose definitions file contains a shovel starts, and says on stderr that it left out the shovel. If the
+    file does not contain a JSON object, the broker exits with 1.
     """
     file, ready = tmp_path / "definitions.json", tmp_path / "ready"
     shovel = {"component": "shovel", "vhost": "/", "name": "away", "value": {}}
@@ -237,8 +235,8 @@ BOUND = [
 
 
 def test_an_import_skips_reserved_names(api: Api, vhost: str) -> None:
-    """Importing definitions skips queues and exchanges whose names begin with `amq.`, and the default exchange. All
-    others are declared.
+    """Importing definitions skips the default exchange, and queues and exchanges whose names begin with `amq.`. All
+    other objects are declared.
     """
     before = api("GET", f"exchanges/{vhost}")[1]
     assert api("POST", f"definitions/{vhost}", {**RESERVED, "bindings": BOUND[1:]}) == (204, None)
@@ -250,8 +248,8 @@ def test_an_import_skips_reserved_names(api: Api, vhost: str) -> None:
 
 @pytest.mark.differs_since("4.0", "the import is refused")
 def test_an_import_skips_the_bindings_of_reserved_names(api: Api, vhost: str) -> None:
-    """Importing definitions with a binding of a queue whose name begins with `amq.` skips the binding, and adds all
-    others.
+    """If imported definitions contain a binding of a queue whose name begins with `amq.`, this binding is skipped, and
+    all other bindings are added.
     """
     assert api("POST", f"definitions/{vhost}", {**RESERVED, "bindings": BOUND}) == (204, None)
     assert [each["destination"] for each in api("GET", f"definitions/{vhost}")[1]["bindings"]] == ["jobs"]
@@ -261,11 +259,11 @@ def test_an_import_skips_the_bindings_of_reserved_names(api: Api, vhost: str) ->
     ("like", "reserved", "other"),
     [("3.10", 204, 204), ("4.0", 400, 400), ("4.2", 400, 400), ("4.3", 400, 400), ("4.4", 204, 400)],
 )
-def test_the_version_says_which_bindings_of_missing_queues_are_skipped(
+def test_whether_a_binding_of_a_missing_queue_is_skipped_depends_on_the_version(
     like: str, reserved: int, other: int, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """From 4.0 on, importing a binding of a queue that does not exist is refused; 4.4 skips the binding if the queue's
-    name begins with `amq.`.
+    """3.10 skips an imported binding of a queue that does not exist; from 4.0 on, the import is refused. 4.4 skips the
+    binding if the queue's name begins with `amq.`.
     """
     with EmbeddedBroker(management_port=0, like=like) as broker:
         api = api_of(broker)
@@ -277,8 +275,8 @@ def test_the_version_says_which_bindings_of_missing_queues_are_skipped(
 
 
 def test_a_broker_starts_with_a_definitions_file_that_names_reserved_queues(tmp_path: Path) -> None:
-    """A broker whose definitions file contains a queue named `amq.…` starts, declares the other queues, and warns on
-    stderr that it skipped this one.
+    """If a definitions file contains a queue named `amq.…`, the broker starts, warns on stderr that it skipped this
+    queue, and declares the others.
     """
     file = tmp_path / "definitions.json"
     file.write_text(json.dumps({**RESERVED, "bindings": BOUND[1:]}))

@@ -94,7 +94,9 @@ def test_messages_without_a_positive_x_delay_are_routed_at_once(
 
 @pytest.mark.usefixtures("delayed")
 def test_delayed_messages_are_routed_by_the_bindings_when_due(channel: BlockingChannel, take: Take) -> None:
-    """A delayed message is routed by the bindings that exist when it is due, even those made after it was published."""
+    """A delayed message is routed by the bindings that exist when the message is due, including bindings made after it
+    was published.
+    """
     channel.basic_publish("x", "later", b"x", delay(50))
     channel.queue_bind("q", "x", "later")
     assert take.one("q")[2] == b"x"
@@ -115,9 +117,9 @@ def test_a_mandatory_delayed_message_is_returned_and_still_delivered(channel: Bl
 
 
 @pytest.mark.usefixtures("delayed")
-def test_a_delayed_exchange_behind_another(channel: BlockingChannel, take: Take) -> None:
-    """A delayed exchange that is bound to a fanout exchange delays its copy once; queues of the fanout exchange get
-    theirs at once.
+def test_a_message_that_passes_two_delayed_exchanges_is_delayed_once(channel: BlockingChannel, take: Take) -> None:
+    """A message that passes two delayed exchanges one after the other is delayed only by the first one. A queue that is
+    bound to a fanout exchange in front of both gets the message at once.
     """
     channel.exchange_declare("before", "fanout")
     channel.queue_declare("beside")
@@ -136,8 +138,8 @@ def test_a_delayed_exchange_behind_another(channel: BlockingChannel, take: Take)
 
 
 @pytest.mark.usefixtures("delayed")
-def test_two_delayed_exchanges_deliver_twice(channel: BlockingChannel, take: Take) -> None:
-    """Two delayed exchanges that lead to one queue each deliver the message to it."""
+def test_two_delayed_exchanges_deliver_a_message_twice(channel: BlockingChannel, take: Take) -> None:
+    """If two delayed exchanges route a message to the same queue, the queue gets the message twice."""
     channel.exchange_declare("other", DELAYED, arguments={"x-delayed-type": "direct"})
     channel.queue_bind("q", "other", "k")
     channel.exchange_declare("before", "fanout")
@@ -150,8 +152,8 @@ def test_two_delayed_exchanges_deliver_twice(channel: BlockingChannel, take: Tak
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("is_bound", [True, False])
 def test_the_alternate_exchange_gets_a_copy_at_once(channel: BlockingChannel, take: Take, *, is_bound: bool) -> None:
-    """A message for a delayed exchange goes to its alternate exchange when it is published, and is routed again when it
-    is due.
+    """A message published to a delayed exchange goes to the alternate exchange at once. When the message is due, it is
+    routed again: by its routing key, or if no queue is bound, to the alternate exchange.
     """
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "direct", "alternate-exchange": "amq.fanout"})
     channel.queue_declare("spare")
@@ -166,10 +168,12 @@ def test_the_alternate_exchange_gets_a_copy_at_once(channel: BlockingChannel, ta
 
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("end", ["tx_commit", "tx_rollback", "close"])
-def test_a_transaction_does_not_hold_a_delayed_message(
+def test_a_transaction_has_no_effect_on_a_delayed_message(
     channel: BlockingChannel, connection: pika.BlockingConnection, take: Take, end: str
 ) -> None:
-    """A delayed message published in a transaction is delivered even if the transaction is rolled back."""
+    """A delayed message published in a transaction is delivered once, whether the transaction is committed or rolled
+    back, or its channel is closed.
+    """
     other = connection.channel()
     other.tx_select()
     other.basic_publish("x", "k", b"x", delay(100))
@@ -180,8 +184,8 @@ def test_a_transaction_does_not_hold_a_delayed_message(
 
 @pytest.mark.usefixtures("delayed")
 def test_cc_and_bcc_of_delayed_messages_are_delivered(channel: BlockingChannel, take: Take) -> None:
-    """Copies of a delayed message for CC and BCC are delivered with it. With CC, x-delay is unchanged; with BCC, which
-    is removed, it is negative.
+    """When a delayed message is due, the queues of the routing keys in CC or BCC get copies. With CC, the header
+    x-delay is unchanged; with BCC, x-delay is negative, and the header BCC is removed.
     """
     channel.queue_declare("copy")
     channel.queue_bind("copy", "x", "c")
@@ -215,7 +219,7 @@ def test_delayed_messages_outlive_their_exchange(channel: BlockingChannel, take:
 
 @pytest.mark.usefixtures("delayed")
 def test_bindings_of_a_delayed_exchange_are_checked_by_its_inner_type(connection: pika.BlockingConnection) -> None:
-    """If x-delayed-type is headers, a binding with an invalid x-match is refused with 406."""
+    """If a delayed exchange has the x-delayed-type headers, a binding with an invalid x-match is refused with 406."""
     channel = connection.channel()
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "headers"})
     with pytest.raises(ChannelClosedByBroker) as closed:
@@ -225,7 +229,7 @@ def test_bindings_of_a_delayed_exchange_are_checked_by_its_inner_type(connection
 
 @pytest.mark.usefixtures("delayed")
 def test_x_delayed_type_must_be_an_exchange_type(connection: pika.BlockingConnection) -> None:
-    """Declaring an x-delayed-message exchange without a valid x-delayed-type is refused with RabbitMQ's text."""
+    """Declaring an x-delayed-message exchange without a valid x-delayed-type is refused with RabbitMQ's error text."""
     for arguments, text in (
         ({}, "Invalid argument, 'x-delayed-type' must be an existing exchange type"),
         ({"x-delayed-type": DELAYED}, "Invalid argument, 'x-delayed-message' can't be used for 'x-delayed-type'"),

@@ -333,8 +333,8 @@ def test_quorum_queues_behave_alike_on_both_brokers(sides: tuple[Side, Side], se
 @settings(SETTINGS, max_examples=10 if IN_CI else 5)
 @given(sequence=STREAMING)
 def test_streams_behave_alike_on_both_brokers(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
-    """Readers of a stream at any offset get the same messages from RabbitMQ and the embedded broker, and the same
-    operations are refused.
+    """Readers of a stream at any offset get the same messages from RabbitMQ and from the embedded broker, and both
+    refuse the same operations.
     """
     compare(
         sides, [("declare queue", "a", True, STREAM_ARGUMENTS[0]), *TOPIC[1:], *PUBLISHES, *sequence], with_counts=False

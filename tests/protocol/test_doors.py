@@ -92,7 +92,7 @@ def test_guest_from_another_machine_needs_an_option(tmp_path: Path, options: tup
     ],
 )
 def test_requests_with_another_host_name_are_refused(broker: EmbeddedBroker, host: str, status: int) -> None:
-    """A request to the management API whose Host header is a foreign name, as in DNS rebinding, gets 421."""
+    """A request to the management API whose Host header names another host, as in DNS rebinding, gets 421."""
     assert ask(broker, f"host: {host}", LOGIN)[0] == status
 
 
@@ -106,8 +106,8 @@ def test_requests_from_pages_of_another_site_are_refused(broker: EmbeddedBroker,
 
 
 def test_a_large_body_is_not_read_before_the_login(broker: EmbeddedBroker) -> None:
-    """The management API answers a request before its large body arrives: with 401 without a login, and with 413 with
-    one.
+    """The management API answers a request before its large body has arrived: with 401 if the request has no login,
+    otherwise with 413.
     """
     assert ask(broker, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 401
     assert ask(broker, LOGIN, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 413
@@ -155,8 +155,8 @@ def test_connections_without_a_login_make_room_for_others(broker: EmbeddedBroker
 def test_connections_from_one_address_do_not_displace_others(
     broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Too many HTTP connections without a login from one address do not displace one from another address, and are
-    logged at most once a second.
+    """Too many HTTP connections without a login from one address do not displace a connection from another address, and
+    are logged at most once a second.
     """
     caplog.set_level(logging.WARNING)
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
@@ -181,8 +181,8 @@ def test_connections_from_one_address_do_not_displace_others(
 
 
 def test_logged_in_connections_are_limited(broker: EmbeddedBroker) -> None:
-    """If logged-in clients hold all HTTP connections, a further one is refused; once they are closed, requests are
-    answered again.
+    """If logged-in clients hold all HTTP connections, a further client is refused. Once these connections are closed,
+    requests are answered again.
     """
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
     for connection in crowd:
@@ -246,8 +246,8 @@ def test_arguments_that_cannot_be_stored_are_refused(broker: EmbeddedBroker, api
 
 
 def test_an_expensive_regular_expression_does_not_block_the_broker(broker: EmbeddedBroker, api: Api) -> None:
-    """A regular expression that takes forever by backtracking is evaluated at once, as a queue filter and as a
-    permission.
+    """A regular expression that would take forever with backtracking is evaluated at once, in a filter of queues and in
+    a permission.
     """
     evil = "(a|a)*(a+)+$"
     api("PUT", "queues/%2F/" + "a" * 200 + "b")
@@ -260,7 +260,9 @@ def test_an_expensive_regular_expression_does_not_block_the_broker(broker: Embed
 
 @pytest.mark.parametrize("pattern", ["(", r"(a)\1", "^(?!amq)"])
 def test_a_pattern_that_is_not_supported_is_refused(api: Api, pattern: str) -> None:
-    """An invalid or unsupported regular expression gets 400, as a permission with the reason, and as a filter."""
+    """A permission with a regular expression that is invalid or not supported gets 400 with the reason; a filter of
+    queues gets 400, too.
+    """
     status, error = api("PUT", "permissions/%2F/guest", {"configure": pattern, "write": "", "read": ""})
     assert status == 400
     assert "invalid regular expression" in error["reason"]
@@ -270,8 +272,8 @@ def test_a_pattern_that_is_not_supported_is_refused(api: Api, pattern: str) -> N
 
 @pytest.mark.parametrize("pattern", [r"(?i)(\pL){300}x", "a" * 1001], ids=["large when compiled", "long"])
 def test_a_pattern_that_needs_much_memory_is_refused_as_a_filter(api: Api, pattern: str) -> None:
-    """A list request with a regular expression that is longer than 1000 characters, or that needs more than 128 KiB
-    when compiled, gets 400.
+    """A list request whose filter is a regular expression of more than 1000 characters, or of more than 128 KiB when
+    compiled, gets 400.
     """
     status, error = api("GET", f"queues?page=1&name={quote(pattern)}&use_regex=true")
     assert status == 400
@@ -280,7 +282,9 @@ def test_a_pattern_that_needs_much_memory_is_refused_as_a_filter(api: Api, patte
 
 @large
 def test_a_long_list_does_not_stall_other_clients(tmp_path: Path) -> None:
-    """While the management API lists 5,000 queues, requests on another connection are answered."""
+    """While the management API lists 5,000 queues, requests on another connection are answered before the list is
+    complete.
+    """
     with BrokerProcess(tmp_path, "--management-port", "0") as broker, ThreadPoolExecutor() as pool:
         queues = [{"name": f"queue-{number}", "vhost": "/", "durable": False} for number in range(5_000)]
         assert Api(broker.management_url)("POST", "definitions", {"queues": queues})[0] == 204
@@ -300,8 +304,8 @@ def test_a_long_list_does_not_stall_other_clients(tmp_path: Path) -> None:
 def test_repeated_internal_errors_are_logged_once_a_second(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Repeated internal errors of the management API are logged about once a second, with the number of errors left
-    out.
+    """Repeated internal errors of the management API are logged about once a second, with the number of errors that
+    were not logged.
     """
     caplog.set_level(logging.WARNING)
 

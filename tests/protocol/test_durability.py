@@ -33,8 +33,8 @@ def restart(process: BrokerProcess, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_durable_objects_and_persistent_messages_survive_a_restart(process: BrokerProcess, how: str) -> None:
-    """After a restart, durable exchanges and queues, their bindings and persistent messages are there; transient ones
-    are gone.
+    """After a restart, durable exchanges and queues, their bindings and persistent messages are there; transient
+    exchanges, queues and messages are gone.
     """
     channel = connect(process).channel()
     channel.exchange_declare("x", "topic", durable=True, arguments={"alternate-exchange": "amq.fanout"})
@@ -110,8 +110,8 @@ def test_a_restarted_queue_keeps_its_maximum_length(process: BrokerProcess, how:
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_unacknowledged_messages_are_redelivered_after_a_restart(process: BrokerProcess, how: str) -> None:
-    """After a restart, a queue has its unacknowledged messages in their original order, marked as redelivered;
-    acknowledged ones are gone.
+    """After a restart, a queue has its unacknowledged messages in their original order, marked as redelivered.
+    Acknowledged messages are gone.
     """
     channel = connect(process).channel()
     channel.queue_declare("q", durable=True)
@@ -158,7 +158,7 @@ def test_names_that_are_not_utf_8_survive_a_restart(process: BrokerProcess) -> N
 
 
 def test_users_permissions_and_virtual_hosts_survive_a_restart(tmp_path: Path) -> None:
-    """After a restart, a user can log in to the same virtual host, with the same permissions."""
+    """After a restart, a user can log in to the same virtual host and has the same permissions there."""
     from tests.protocol.conftest import Api
 
     options = ("--data-dir", str(tmp_path / "data"), "--management-port", "0")
@@ -270,7 +270,7 @@ def test_no_confirmed_message_is_lost_by_twenty_kills(process: BrokerProcess) ->
 
 
 def test_two_brokers_cannot_share_a_directory(process: BrokerProcess) -> None:
-    """A second broker in the same data directory exits with 1, and the first one stays usable."""
+    """A second broker on the same data directory exits with 1. The first broker stays usable."""
     second = BrokerProcess(process.directory)
     second.ready_file = process.directory / "second"
     with pytest.raises(AssertionError):

@@ -240,7 +240,9 @@ def test_a_quorum_queue_with_an_initial_group_size_of_0_is_refused(channel: Bloc
 def test_an_invalid_argument_is_named(
     channel: BlockingChannel, vhost: str, name: str, value: object, wrong: str
 ) -> None:
-    """If queue.declare has an invalid argument, the error names it and gives the reason as RabbitMQ prints it."""
+    """If queue.declare has an invalid argument, the error names the argument and gives the reason as RabbitMQ prints
+    it.
+    """
     reply = refused(lambda: channel.queue_declare("new", arguments={name: value}))
     assert reply == f"406 PRECONDITION_FAILED - invalid arg '{name}' for queue 'new' in vhost '{vhost}': {wrong}"
 
@@ -262,7 +264,7 @@ def test_an_invalid_expiration_is_refused(channel: BlockingChannel, expiration: 
 
 
 def test_a_consumer_tag_cannot_be_used_twice(channel: BlockingChannel) -> None:
-    """A second consumer with the same tag closes the connection with 530."""
+    """A second consumer with the same consumer tag on a channel closes the connection with 530."""
     channel.queue_declare("q")
     channel.basic_consume("q", print, consumer_tag="t")
 

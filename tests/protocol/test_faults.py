@@ -61,7 +61,9 @@ def channel(connect: Callable[..., BlockingChannel]) -> BlockingChannel:
 
 
 def test_cut_connections_resets_or_closes_the_socket(vhost: Vhost) -> None:
-    """The fault cut_connections resets a client's connection (ECONNRESET), or closes it with reset=False."""
+    """The fault cut_connections resets a client's connection (ECONNRESET); with reset=False, the connection is closed
+    normally.
+    """
     with RawClient(vhost.url) as client:
         assert vhost.faults.cut_connections() == 1
         with pytest.raises(ConnectionResetError):
@@ -83,8 +85,8 @@ def stream(whole: EmbeddedBroker, vhost: Vhost) -> Iterator[RawStream]:
 
 
 def test_faults_apply_to_stream_connections(vhost: Vhost, stream: RawStream) -> None:
-    """The faults slow_down, go_silent, refuse_connections and close_connections apply to connections of the stream
-    protocol, too.
+    """The faults slow_down, go_silent, refuse_connections and close_connections also apply to connections of the stream
+    protocol.
     """
     assert stream.create("s") == 1
     with vhost.faults.slow_down(0.1):
@@ -106,8 +108,8 @@ def test_faults_apply_to_stream_connections(vhost: Vhost, stream: RawStream) -> 
 
 
 def test_messages_of_the_stream_protocol_are_recorded(vhost: Vhost, stream: RawStream) -> None:
-    """published() returns messages that were published with the stream protocol. A query that finds
-    none says what was published instead.
+    """published() returns messages that were published over the stream protocol. A query for another queue returns
+    nothing, and shows what was published instead.
     """
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s") == 1
@@ -123,8 +125,8 @@ def test_messages_of_the_stream_protocol_are_recorded(vhost: Vhost, stream: RawS
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_cut_connections_cuts_stream_connections(vhost: Vhost, stream: RawStream, reset: bool) -> None:
-    """The fault cut_connections resets a connection of the stream protocol (ECONNRESET), or closes it
-    with reset=False.
+    """The fault cut_connections resets a connection of the stream protocol (ECONNRESET); with reset=False, the
+    connection is closed normally.
     """
     assert vhost.faults.cut_connections(reset=reset) == 1
     with pytest.raises(ConnectionResetError if reset else EOFError):
@@ -132,7 +134,7 @@ def test_cut_connections_cuts_stream_connections(vhost: Vhost, stream: RawStream
 
 
 def test_a_restart_closes_stream_connections(vhost: Vhost, stream: RawStream) -> None:
-    """The fault restart closes connections of the stream protocol, and new ones can log in afterwards."""
+    """The fault restart closes connections of the stream protocol. Afterwards, stream clients can log in again."""
     vhost.faults.restart()
     assert stream.at_end()
     RawStream(*stream.socket.getpeername()).log_in()
@@ -198,8 +200,8 @@ def test_cut_connections_selects_by_connection_name(vhost: Vhost, connect: Calla
 
 
 def test_refuse_connections_keeps_open_connections(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault refuse_connections lasts, new connections are refused and open ones stay usable; afterwards
-    clients can connect to the same port.
+    """While the fault refuse_connections is in force, new connections are refused, and open connections stay usable.
+    When the fault ends, clients can connect to the same port.
     """
     with vhost.faults.refuse_connections(), pytest.raises(ConnectionRefusedError):
         RawClient(vhost.url)
@@ -209,8 +211,8 @@ def test_refuse_connections_keeps_open_connections(vhost: Vhost, raw: RawClient)
 
 
 def test_go_silent_stops_all_output(vhost: Vhost) -> None:
-    """While the fault go_silent lasts, neither old nor new clients get replies or heartbeats; afterwards they get them
-    all.
+    """While the fault go_silent is in force, neither connected nor new clients get replies or heartbeats; when the
+    fault ends, they get all replies and heartbeats that were held back.
     """
     with RawClient(vhost.url, heartbeat=1) as client:
         client.socket.settimeout(1.2)
@@ -229,7 +231,7 @@ def test_go_silent_stops_all_output(vhost: Vhost) -> None:
 
 
 def test_slow_down_delays_replies(vhost: Vhost, raw: RawClient) -> None:
-    """With slow_down(0.1), a reply takes at least 0.1 s."""
+    """While the fault slow_down(0.1) is in force, a reply takes at least 0.1 s."""
     with vhost.faults.slow_down(0.1):
         began = time.monotonic()
         raw.send(commands.Basic.Qos())
@@ -238,8 +240,8 @@ def test_slow_down_delays_replies(vhost: Vhost, raw: RawClient) -> None:
 
 
 def test_block_publishers_sends_blocked_and_unblocked(vhost: Vhost, raw: RawClient) -> None:
-    """The fault block_publishers sends a publisher connection.blocked with the reason, and connection.unblocked when it
-    ends.
+    """The fault block_publishers sends a publisher connection.blocked with the reason, and when the fault ends,
+    connection.unblocked.
     """
     with vhost.faults.block_publishers("low on patience"):
         raw.send(commands.Basic.Publish(exchange="", routing_key="q"))
@@ -248,8 +250,8 @@ def test_block_publishers_sends_blocked_and_unblocked(vhost: Vhost, raw: RawClie
 
 
 def test_a_blocked_publisher_publishes_nothing(vhost: Vhost, raw: RawClient) -> None:
-    """While block_publishers lasts, not even the first message of a connection is published, although all of its
-    frames have arrived. It is published once the fault ends.
+    """While the fault block_publishers is in force, not even the first message of a connection is published, although
+    all of its frames have arrived. The message is published once the fault ends.
     """
     publish = header.ContentHeader(body_size=1, properties=commands.Basic.Properties())
     message = frame.marshal(commands.Basic.Publish(exchange="", routing_key="q"), 1)
@@ -274,8 +276,8 @@ def test_a_blocked_publisher_publishes_nothing(vhost: Vhost, raw: RawClient) -> 
 def test_a_fault_for_a_misspelled_queue_is_refused(
     vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """A fault for a queue whose name looks like a misspelling raises ValueError with the right name. One for a queue
-    that is declared later begins, except cancel_consumers, which would affect nothing.
+    """A fault for a queue whose name looks like a misspelling raises ValueError, which names the probable queue. A
+    fault for a queue that does not exist yet begins, except cancel_consumers, which would affect nothing.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -302,8 +304,8 @@ def test_close_channels_and_connections_send_the_given_code(vhost: Vhost, raw: R
 def test_restart_keeps_what_is_durable(
     vhost: Vhost, connect: Callable[..., BlockingChannel], keep_transient: bool
 ) -> None:
-    """After the fault restart, durable queues are there at the same port; transient queues and exchanges are kept only
-    with keep_transient.
+    """After the fault restart, the broker has its durable queues and their persistent messages, at the same port.
+    Transient queues, exchanges and messages are kept only with keep_transient.
     """
     channel = connect()
     channel.queue_declare("durable", durable=True)
@@ -330,7 +332,9 @@ def test_restart_keeps_what_is_durable(
 
 
 def test_nack_publishes_nacks_the_given_number(vhost: Vhost, channel: BlockingChannel) -> None:
-    """nack_publishes("jobs", 2) nacks the next two messages for that queue only, and the queue does not get them."""
+    """nack_publishes("jobs", 2) nacks the next two messages for that queue only, and the queue does not get these
+    messages.
+    """
     channel.confirm_delivery()
     for queue in ("jobs", "mail"):
         channel.queue_declare(queue)
@@ -375,8 +379,8 @@ def test_return_unroutable_returns_the_next_message(vhost: Vhost, channel: Block
 
 
 def test_delay_confirms_delays_confirms(vhost: Vhost, raw: RawClient) -> None:
-    """With the fault delay_confirms, publisher confirms arrive after the given time, or if no time is given, when the
-    fault ends.
+    """While the fault delay_confirms is in force, publisher confirms arrive after the given time, or if no time is
+    given, when the fault ends.
     """
     raw.send(commands.Confirm.Select())
     raw.expect(commands.Confirm.SelectOk)
@@ -426,7 +430,9 @@ def test_cancel_consumers_sends_basic_cancel(vhost: Vhost, channel: BlockingChan
 
 
 def test_faults_end_with_their_vhost_or_time(whole: EmbeddedBroker) -> None:
-    """A fault of a virtual host ends when the virtual host is deleted, and a fault with a duration ends after it."""
+    """A fault of a virtual host ends when the virtual host is deleted, and a fault with a duration ends when this
+    duration has passed.
+    """
     with whole.fresh_vhost() as vhost:
         vhost.faults.refuse_connections()
         vhost.faults.block_publishers()

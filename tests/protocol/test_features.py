@@ -86,8 +86,8 @@ def declare_with_everything(api: Api, vhost: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_table_of_queue_arguments_is_true(api: Api, vhost: str, kind: str) -> None:
-    """Each type of queue accepts the arguments that the reference's table lists for it, and refuses each other one by
-    name.
+    """Each type of queue accepts or refuses each argument as the reference's table says; the error of a refusal names
+    the argument.
     """
     rows = table("Arguments of queues")
     assert {row[0] for row in rows} == set(QUEUE_ARGUMENTS)
@@ -244,8 +244,8 @@ def play(url: str, seen: set[str]) -> None:
 
 @pytest.mark.filterwarnings("ignore:This command is deprecated")
 def test_the_table_of_amqp_methods_is_true(amqp_url: str, connection: pika.BlockingConnection) -> None:
-    """The reference's table lists all methods of AMQP 0-9-1, and exactly those it calls supported are answered by the
-    broker.
+    """The reference's table lists all methods of AMQP 0-9-1, and the broker answers exactly the methods that the table
+    calls supported.
     """
     seen: set[str] = set()
     play(amqp_url, seen)
@@ -419,8 +419,8 @@ def test_the_table_of_management_paths_is_complete(broker: TestBroker, names: di
 def test_every_request_in_the_table_of_later_paths_succeeds(
     broker: TestBroker, api: Api, names: dict[str, str]
 ) -> None:
-    """Each path of later versions and plugins in docs/reference/embedded-broker.md is answered. Those that are always
-    empty return an empty list, and 404 for a virtual host that does not exist.
+    """Each path of later versions and plugins in docs/reference/embedded-broker.md gets 200 or 204. Paths that the page
+    calls always empty return an empty list. Shovels and federation links of a virtual host that does not exist get 404.
     """
     browser = Browser(broker.management)
     assert browser.ask("PUT", filled("users/USER", names), BODIES["PUT users/USER"]).status == 201

@@ -43,8 +43,8 @@ def trace(api: Api, vhost: str, channel: BlockingChannel) -> Iterator[Trace]:
 
 
 def test_the_firehose_copies_a_published_message(trace: Trace, connect: Opener, vhost: str) -> None:
-    """The firehose's copy of a published message has a routing key that names the exchange, and headers with the routed
-    queues and properties.
+    """The firehose's copy of a published message has a routing key that names the exchange, and headers with the
+    message's properties, its routing keys and the queues that it was routed to.
     """
     client = connect().channel()
     client.queue_declare("jobs", exclusive=True)
@@ -74,8 +74,8 @@ def test_the_firehose_copies_a_published_message(trace: Trace, connect: Opener, 
 
 
 def test_the_copy_lists_cc_and_bcc_keys(trace: Trace, connect: Opener) -> None:
-    """The firehose's copy of a published message lists all its routing keys, including BCC, and arrives before its
-    transaction is committed.
+    """The firehose's copy of a published message lists all routing keys of the message, including those in BCC. The
+    copy arrives before the message's transaction is committed.
     """
     client = connect().channel()
     client.tx_select()
@@ -88,7 +88,9 @@ def test_the_copy_lists_cc_and_bcc_keys(trace: Trace, connect: Opener) -> None:
 
 
 def test_a_delivered_message_is_copied(trace: Trace, connect: Opener, vhost: str) -> None:
-    """The firehose copies each delivery to a consumer or by basic.get, except deliveries of its own copies."""
+    """The firehose copies each delivery to a consumer or by basic.get, but not deliveries of copies that the firehose
+    has made.
+    """
     client = connect().channel()
     client.queue_declare("jobs", exclusive=True)
     client.basic_publish("", "jobs", b"job", pika.BasicProperties(headers={"n": 1}))
@@ -105,8 +107,8 @@ def test_a_delivered_message_is_copied(trace: Trace, connect: Opener, vhost: str
 
 
 def test_tracing_is_switched_on_and_off(api: Api, vhost: str, channel: BlockingChannel, connect: Opener) -> None:
-    """Setting a virtual host's `tracing` over HTTP starts or stops the firehose; a request without `tracing` leaves it
-    unchanged, and a number gets 400.
+    """Setting a virtual host's `tracing` over HTTP starts or stops the firehose. A request without `tracing` leaves the
+    setting unchanged, and a number gets 400.
     """
     trace, client = Trace(channel), connect().channel()
     for body, is_on in (({"tracing": True}, True), ({}, True), ({"tracing": "false"}, False)):

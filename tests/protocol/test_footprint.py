@@ -47,9 +47,9 @@ def memory(broker: EmbeddedBroker) -> int:
     return int(Api(str(broker.management_url))("GET", "nodes")[1][0]["mem_used"])
 
 
-def test_headers_of_messages_count_as_memory(broker: EmbeddedBroker, channel: Any) -> None:
-    """Headers of AMQP 0-9-1 messages and application properties of AMQP 1.0 messages count as the broker's memory until
-    the messages are removed.
+def test_headers_of_messages_count_towards_memory_use(broker: EmbeddedBroker, channel: Any) -> None:
+    """Headers of AMQP 0-9-1 messages and application properties of AMQP 1.0 messages count towards the broker's memory
+    use until the messages are removed.
     """
     channel.queue_declare("q", durable=True)
     before = memory(broker)
@@ -86,8 +86,12 @@ def annotated(size: int, name: str = "x-opt-a") -> Any:
     return described(MODIFIED, False, False, {Symbol(name): "x" * size})
 
 
-def test_annotations_of_modified_count_as_memory(broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any) -> None:
-    """Annotations that a receiver adds with modified count as the broker's memory until the messages are removed."""
+def test_annotations_of_modified_count_towards_memory_use(
+    broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any
+) -> None:
+    """Annotations that a receiver adds with the outcome modified count towards the broker's memory use until the
+    messages are removed.
+    """
     before = memory(broker)
     quorum.settle(0, annotated(20_000), 49, settled=False)
     while quorum.receive().code == FLOW:
@@ -104,8 +108,8 @@ def test_annotations_of_modified_count_as_memory(broker: EmbeddedBroker, quorum:
 def test_annotations_of_modified_have_a_limit(
     broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any, case: str
 ) -> None:
-    """If the annotations that a client adds with the outcome modified exceed the connection's limit, or are sent
-    during a memory alarm, the session ends with resource-limit-exceeded and its deliveries are requeued.
+    """If annotations that a client adds with the outcome modified exceed the connection's memory limit, or arrive
+    during a memory alarm, the session ends with resource-limit-exceeded, and its deliveries are requeued.
     """
     if case == "during an alarm":
         channel.queue_declare("large")
@@ -159,7 +163,9 @@ def read_by_amqp_091(broker: EmbeddedBroker) -> str:
 def test_a_connection_with_too_many_unacknowledged_deliveries_is_closed(
     broker: EmbeddedBroker, channel: Any, read: Callable[[EmbeddedBroker], str]
 ) -> None:
-    """A connection with too many unacknowledged deliveries of a stream is closed, because they take memory."""
+    """A connection with too many unacknowledged deliveries of a stream is closed, because the broker's record of each
+    delivery takes memory.
+    """
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     publishing = channel.connection.channel()
     for _ in range(8_000):
@@ -169,8 +175,10 @@ def test_a_connection_with_too_many_unacknowledged_deliveries_is_closed(
     assert channel.queue_declare("s", passive=True).method.consumer_count == 0
 
 
-def test_consumers_with_large_arguments_count_as_memory(broker: EmbeddedBroker, channel: Any) -> None:
-    """A client whose consumers have too many large arguments is closed, and the broker frees their memory."""
+def test_consumers_with_large_arguments_count_towards_memory_use(broker: EmbeddedBroker, channel: Any) -> None:
+    """If a client starts too many consumers with large arguments, the broker closes the connection and frees the
+    memory.
+    """
     channel.queue_declare("q")
     with RawClient(broker.url) as client:
         for number in range(60):
@@ -186,9 +194,9 @@ _LARGE = {"a": [{"k": number} for number in range(1000)]}
 
 
 @pytest.mark.parametrize("kind", ["queue", "exchange", "binding", "client properties"])
-def test_large_arguments_count_as_memory(broker: EmbeddedBroker, channel: Any, kind: str) -> None:
-    """Large arguments of queues, exchanges and bindings, and client properties, count as the broker's memory until
-    their owner is deleted or disconnected.
+def test_large_arguments_count_towards_memory_use(broker: EmbeddedBroker, channel: Any, kind: str) -> None:
+    """Large arguments of queues, exchanges and bindings count towards the broker's memory use until these are deleted,
+    and large client properties until the client disconnects.
     """
     channel.queue_declare("q", durable=True)
     before = memory(broker)
@@ -216,8 +224,8 @@ def test_large_arguments_count_as_memory(broker: EmbeddedBroker, channel: Any, k
 
 
 def test_deleting_a_virtual_host_frees_the_memory_of_arguments(broker: EmbeddedBroker) -> None:
-    """The arguments of exchanges, and of bindings between them, no longer count as memory once their virtual host is
-    deleted.
+    """The arguments of exchanges, and of bindings between exchanges, no longer count towards the broker's memory use
+    once their virtual host is deleted.
     """
     api, before = Api(str(broker.management_url)), memory(broker)
     api("PUT", "vhosts/v")
@@ -229,9 +237,10 @@ def test_deleting_a_virtual_host_frees_the_memory_of_arguments(broker: EmbeddedB
     assert memory(broker) == before
 
 
-def test_names_of_deleted_exchanges_count_as_memory_of_a_channel() -> None:
-    """The broker counts publishes by exchange until the channel is closed. The names count as memory, even after their
-    exchanges were deleted; an x-delayed-message exchange leaves nothing else behind.
+def test_names_of_deleted_exchanges_count_towards_the_memory_use_of_a_channel() -> None:
+    """A channel counts its publishes by exchange. The names of these exchanges count towards the broker's memory use
+    until the channel is closed, even if the exchanges were deleted. A deleted x-delayed-message exchange leaves nothing
+    else in memory.
     """
     with EmbeddedBroker(like="4.2", management_port=0) as delaying, RawClient(delaying.url) as client:
         before = memory(delaying)

@@ -88,7 +88,7 @@ SINCE = {"body too long": pytest.mark.differs_since("4.2", "a body that is too l
 def test_malformed_frames_close_only_their_connection(
     amqp_url: str, channel: BlockingChannel, octets: bytes, reply: str
 ) -> None:
-    """A malformed frame closes its connection with RabbitMQ's code and text; other connections stay usable."""
+    """A malformed frame closes its connection with RabbitMQ's code and error text. Other connections stay usable."""
     with RawClient(amqp_url) as client:
         client.socket.sendall(octets)
         assert client.closed_with() == reply
@@ -124,9 +124,9 @@ def test_frames_may_arrive_byte_by_byte(amqp_url: str) -> None:
         assert client.expect(header.ContentHeader).body_size == 5
 
 
-def test_publishes_and_bindings_in_one_write(amqp_url: str) -> None:
-    """If one write contains publishes, a bind and an unbind, each message is routed by the bindings at its place in
-    that order.
+def test_publishes_and_bindings_in_one_write_take_effect_in_order(amqp_url: str) -> None:
+    """If a client sends publishes, queue.bind and queue.unbind in one write, the broker handles them in order: each
+    message is routed by the bindings that exist when its turn comes.
     """
     queue, exchange = "q", "amq.fanout"
     publish = frame.marshal(commands.Basic.Publish(exchange=exchange), 1) + HEADER + raw_frame(3, 1, b"hello")
@@ -159,9 +159,9 @@ def test_a_payload_may_be_as_long_as_frame_max(amqp_url: str) -> None:
 
 
 @pytest.mark.parametrize("pieces", [[b"hello"], [b"hel", b"lo"]])
-def test_immediate_is_refused_as_a_publish(amqp_url: str, pieces: list[bytes]) -> None:
-    """The 540 error for the flag `immediate` names the method basic.publish, even though the message's body has
-    followed.
+def test_the_error_for_immediate_names_basic_publish(amqp_url: str, pieces: list[bytes]) -> None:
+    """The error 540 for the flag `immediate` names the method basic.publish, even if the frames of the message's body
+    have already arrived.
     """
     with RawClient(amqp_url) as client:
         client.send(commands.Basic.Publish(exchange="", routing_key="q", immediate=True))
@@ -192,8 +192,8 @@ def test_long_integers_of_type_capital_l_are_read(amqp_url: str) -> None:
 
 
 def test_frames_for_a_closing_channel_are_ignored(amqp_url: str) -> None:
-    """Frames that a client has sent before it sees channel.close are ignored; after channel.close-ok, it can open the
-    channel again.
+    """The broker ignores frames that a client sends before it has seen channel.close. After channel.close-ok, the
+    client can open the channel again.
     """
     with RawClient(amqp_url) as client:
         client.send(commands.Queue.Declare(queue="no", passive=True))
@@ -204,7 +204,7 @@ def test_frames_for_a_closing_channel_are_ignored(amqp_url: str) -> None:
         client.expect(commands.Channel.OpenOk)
 
 
-def test_the_client_closes_the_socket(amqp_url: str) -> None:
+def test_the_broker_leaves_it_to_the_client_to_close_the_socket(amqp_url: str) -> None:
     """After connection.close-ok, the broker keeps the socket open until the client closes it."""
     with RawClient(amqp_url) as client:
         client.send(commands.Connection.Close(reply_code=200, class_id=0, method_id=0), 0)
@@ -225,7 +225,9 @@ def test_a_client_can_log_in_with_amqplain(amqp_url: str) -> None:
 
 
 def test_the_server_properties_are_rabbitmqs(connection: pika.BlockingConnection) -> None:
-    """The server properties name RabbitMQ as the product, with the capabilities by which clients choose what to use."""
+    """The server properties name RabbitMQ as the product, and list the capabilities by which client libraries decide
+    which extensions to use.
+    """
     properties = connection._impl.server_properties
     assert properties["product"] == "RabbitMQ"
     assert all(
@@ -245,8 +247,8 @@ def test_the_server_properties_are_rabbitmqs(connection: pika.BlockingConnection
 
 
 def test_a_wrong_password_is_refused_with_403(amqp_url: str) -> None:
-    """A wrong password gets 403 ACCESS_REFUSED, without the reason, if the client has the capability
-    authentication_failure_close.
+    """If a client has the capability authentication_failure_close, a wrong password gets 403 ACCESS_REFUSED, with a
+    text that refers to the log for the reason.
     """
     with RawClient(amqp_url.replace("guest:guest", "guest:wrong"), opened=False) as client:
         client.socket.sendall(b"AMQP\x00\x00\x09\x01")

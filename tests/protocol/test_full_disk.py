@@ -87,8 +87,8 @@ def depth(process: BrokerProcess, kind: str = "classic") -> int:
 
 @pytest.mark.parametrize("kind", ["classic", "stream"])
 def test_publishers_wait_until_there_is_room(process: BrokerProcess, kind: str) -> None:
-    """While the disk is full, publishers wait for their confirms; once there is room, each message is in the queue
-    exactly once.
+    """While the disk is full, publishers wait for their publisher confirms. Once there is room, each message is
+    confirmed, and is in the queue exactly once.
     """
     open_channel(process, kind)
     fill_disk(process, 300_000)
@@ -106,8 +106,8 @@ def test_publishers_wait_until_there_is_room(process: BrokerProcess, kind: str) 
 
 
 def test_publishers_are_blocked_below_the_disk_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If free disk space falls below disk_free_limit, a publisher is blocked with "low on disk"; it gets its confirm
-    once there is room again.
+    """If free disk space falls below disk_free_limit, a publisher is blocked with "low on disk". Once there is room
+    again, the publisher gets its publisher confirm.
     """
     free = [2_000_000]
     monkeypatch.setattr(Storage, "disk_free", lambda _: free[0])
@@ -136,8 +136,8 @@ def test_publishers_are_blocked_below_the_disk_limit(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize(("reason", "shown"), [("low on memory", "mem_alarm"), ("low on disk", "disk_free_alarm")])
 def test_a_fault_is_shown_as_the_alarm_of_its_reason(reason: str, shown: str) -> None:
-    """/api/nodes shows mem_alarm or disk_free_alarm while the fault block_publishers lasts, depending on the fault's
-    reason.
+    """While the fault block_publishers is in force, /api/nodes shows mem_alarm or disk_free_alarm, whichever fits the
+    fault's reason.
     """
     with EmbeddedBroker(management_port=0) as broker:
         assert broker.management_url is not None
@@ -178,8 +178,8 @@ def test_acknowledgements_during_a_full_disk_are_kept(process: BrokerProcess) ->
 
 
 def test_a_declaration_that_cannot_be_stored_leaves_nothing(process: BrokerProcess) -> None:
-    """If a declaration cannot be stored on a full disk, the connection is closed with RESOURCE_ERROR and nothing is
-    created. Over HTTP, it gets 503.
+    """If a declaration cannot be stored on a full disk, nothing is created: over AMQP, the connection is closed with
+    RESOURCE_ERROR, and over HTTP, the request gets 503.
     """
     open_channel(process)
     fill_disk(process, 0)

@@ -46,7 +46,9 @@ def test_malformed_input_does_not_harm_the_broker(tmp_path: Path, inputs: Inputs
 
 
 def test_malformed_requests_never_get_500(tmp_path: Path) -> None:
-    """The management API answers thousands of nearly valid bodies in JSON, never with 500, and logs no traceback."""
+    """The management API answers thousands of requests with nearly valid JSON bodies without a 500 and without a
+    traceback in the log.
+    """
     with BrokerProcess(tmp_path, "--in-memory", "--management-port", "0", "--recording") as process:
         sender = Sender(process.management_url, seed=19)
         for _ in range(INPUTS):
@@ -59,7 +61,7 @@ def test_malformed_requests_never_get_500(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["whoami", "queues/%2F/none", "nothing", "whoami?login=no"])
 def test_an_answer_to_head_has_no_body(tmp_path: Path, path: str) -> None:
-    """The management API's answer to a HEAD request has no body, even if it is an error."""
+    """The management API's answer to a HEAD request has no body, even if the answer is an error."""
     with BrokerProcess(tmp_path, "--in-memory", "--management-port", "0") as process:
         address = urlsplit(process.management_url)
         with socket.create_connection((address.hostname, address.port), timeout=60) as client:

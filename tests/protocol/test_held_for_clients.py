@@ -96,8 +96,8 @@ def serves(url: str) -> bool:
 
 
 def test_unread_replies_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """If a client requests 400 MB of replies and does not read them, the broker grows by less than 120 MB; all replies
-    arrive once the client reads.
+    """If a client requests 400 MB of replies and does not read them, the broker's memory grows by less than 120 MB. All
+    replies arrive once the client reads.
     """
     client = RawClient(measured.url)
     client.socket.settimeout(60)
@@ -124,7 +124,7 @@ def test_unread_replies_do_not_fill_the_memory(measured: MeasuredBroker) -> None
     assert measured.growth < 120_000_000
 
 
-def test_incomplete_messages_count_as_memory(measured: MeasuredBroker) -> None:
+def test_incomplete_messages_count_towards_memory_use(measured: MeasuredBroker) -> None:
     """If ten clients each send half of a large message, the broker's memory stays near its limit, and other clients are
     served.
     """
@@ -136,9 +136,9 @@ def test_incomplete_messages_count_as_memory(measured: MeasuredBroker) -> None:
         assert serves(measured.url)
 
 
-def test_uncommitted_messages_count_as_memory(measured: MeasuredBroker) -> None:
-    """Messages in uncommitted transactions count as memory: the broker stays near its limit and serves
-    other clients.
+def test_uncommitted_messages_count_towards_memory_use(measured: MeasuredBroker) -> None:
+    """Messages in uncommitted transactions count towards the broker's memory use, which stays near its limit, and other
+    clients are served.
     """
     with ExitStack() as stack:
         for _ in range(4):
@@ -165,7 +165,7 @@ def test_incomplete_stream_frames_do_not_exceed_the_limit(measured: MeasuredBrok
 
 
 def test_unacknowledged_messages_of_a_stream_stay_on_disk(measured: MeasuredBroker) -> None:
-    """A stream's messages that an AMQP 0-9-1 consumer has not acknowledged are not kept in memory."""
+    """The broker does not keep in memory the messages of a stream that an AMQP 0-9-1 consumer has not acknowledged."""
     publisher = log_in(measured.stream_port)
     assert publisher.create("large") == 1
     publisher.declare_publisher(1, "large")
@@ -194,8 +194,8 @@ def log_in(port: int) -> RawStream:
     return client
 
 
-def test_channels_count_as_memory() -> None:
-    """Each open channel counts as about 1,000 bytes of the broker's memory until it is closed."""
+def test_channels_count_towards_memory_use() -> None:
+    """Each open channel adds about 1,000 bytes to the broker's memory use until the channel is closed."""
     with EmbeddedBroker() as embedded:
         broker = embedded._server.broker  # type: ignore[attr-defined]
         with RawClient(embedded.url) as client:
@@ -208,9 +208,9 @@ def test_channels_count_as_memory() -> None:
         wait_until(lambda: broker.held_for_clients == 0)
 
 
-def test_memory_held_for_clients_is_freed_when_they_leave() -> None:
-    """After clients disconnect during a transaction, a publish or a stream frame, the broker counts 0 bytes held for
-    clients.
+def test_memory_held_for_clients_is_freed_when_they_disconnect() -> None:
+    """After clients have disconnected in the middle of a transaction, a publish or a stream frame, the broker counts 0
+    bytes held for clients.
     """
     with EmbeddedBroker(stream_port=0, memory_limit=LIMIT) as embedded:
         broker = embedded._server.broker  # type: ignore[attr-defined]

@@ -110,7 +110,9 @@ def buried(client: RawClient) -> bytes:
 
 @pytest.mark.parametrize("headers", HEADERS, ids=lambda headers: headers[:40].hex())
 def test_hostile_headers_are_routed_and_dead_lettered(client: RawClient, headers: bytes) -> None:
-    """A message with unusual or damaged headers is routed, and dead-lettered when it expires."""
+    """A message with unusual or damaged headers is routed to its queues, and is dead-lettered with its death history
+    when it expires.
+    """
     publish(client, b"amq.fanout", b"k", headers)
     found = [buried(client) for _ in range(2)]
     assert sum(b"x-first-death-queue" in one for one in found) >= 1
@@ -120,7 +122,9 @@ def test_hostile_headers_are_routed_and_dead_lettered(client: RawClient, headers
 
 @pytest.mark.parametrize("key", NAMES)
 def test_hostile_routing_keys_are_kept_in_x_death(client: RawClient, key: bytes) -> None:
-    """A dead letter's x-death header keeps the message's routing key, whatever bytes it has."""
+    """A dead letter's x-death header contains the message's routing key unchanged, whatever bytes the key
+    consists of.
+    """
     publish(client, b"amq.fanout", key, b"")
     found = b"".join(buried(client) for _ in range(2))
     assert found.count(key) >= 2
@@ -139,11 +143,11 @@ def test_hostile_properties_are_delivered_unchanged(client: RawClient, name: byt
 
 @pytest.mark.parametrize("depth", [60, 61, 62, 63, 64])
 @pytest.mark.parametrize("name", [b"h", b"CC"])
-def test_hostile_headers_do_not_disturb_tracing(
+def test_deeply_nested_headers_do_not_disturb_tracing(
     name: bytes, depth: int, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """With tracing on, messages with deeply nested headers are published, delivered and requeued as usual, and each
-    step is copied.
+    """With tracing on, a message with deeply nested headers can be published, delivered, requeued and delivered again,
+    and the firehose copies the publish and both deliveries.
     """
     value = nested(depth) if name == b"h" else b"A" + sized(nested(depth - 1))
     with EmbeddedBroker(management_port=0) as broker:

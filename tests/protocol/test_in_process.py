@@ -67,8 +67,8 @@ def test_importing_the_broker_loads_no_heavy_library() -> None:
 
 
 def test_published_finds_messages_by_exchange_key_and_queue(vhost: Vhost, channel: BlockingChannel) -> None:
-    """vhost.published() finds messages by exchange, routing key or queue, with all their properties; vhost.unrouted
-    lists those that no queue got.
+    """vhost.published() finds messages, with all their properties, by exchange, routing key or queue. vhost.unrouted
+    lists the messages that no queue got.
     """
     channel.queue_bind("jobs", "amq.topic", "order.*")
     properties = BasicProperties(content_type="application/json", headers={"try": 1}, message_id="m1", priority=3)
@@ -85,8 +85,8 @@ def test_published_finds_messages_by_exchange_key_and_queue(vhost: Vhost, channe
 
 
 def test_one_returns_the_only_message_or_names_the_others(vhost: Vhost, channel: BlockingChannel) -> None:
-    """one() returns the only message. If there are none or several, it raises AssertionError with what was published
-    instead.
+    """one() returns the only message of a result. If the result has no message or several, one() raises AssertionError,
+    which shows what was published instead.
     """
     channel.basic_publish("amq.topic", "order.new", b"7")
     assert vhost.published(exchange="amq.topic").one().body == b"7"
@@ -134,8 +134,8 @@ def test_the_report_of_a_failed_test_says_what_was_published(tmp_path: Path) -> 
 def test_a_channel_that_the_broker_closed_is_reported(
     vhost: Vhost, channel: BlockingChannel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the broker closes a channel because of an invalid declaration, its reason is in the recorded events and in the
-    log.
+    """If the broker closes a channel because of an invalid declaration, the recorded events and the log contain the
+    reason.
     """
     caplog.set_level(logging.INFO, "mqtool.broker.embedded")
     first, second = channel.connection.channel(), channel.connection.channel()
@@ -150,7 +150,7 @@ def test_a_channel_that_the_broker_closed_is_reported(
 
 
 def test_a_connection_that_the_broker_closed_is_reported(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If the broker closes a connection, the report of a failed test says why."""
+    """If the broker closes a connection, pytest's report of a failed test contains the reason."""
     assert vhost.faults.close_connections(501, "FRAME_ERROR - Closed by a test") > 0
     with pytest.raises(ConnectionClosedByBroker):
         channel.connection.process_data_events(10)
@@ -158,8 +158,8 @@ def test_a_connection_that_the_broker_closed_is_reported(vhost: Vhost, channel: 
 
 
 def test_a_query_for_a_misspelled_queue_names_the_similar_one(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If a query is for a queue that does not exist, its empty result and the queue's state say so, and name the queue
-    that was probably meant.
+    """If a query names a queue that does not exist, the empty result says that there is no such queue, and names the
+    queue that was probably meant. The object that describes the queue says the same.
     """
     assert channel.is_open, "it has declared the queue jobs"
     meant = "queue 'jbos' does not exist: did you mean 'jobs'?"
@@ -204,7 +204,7 @@ def test_a_queue_object_lists_acknowledged_and_rejected_messages(vhost: Vhost, c
 
 
 def test_published_waits_for_messages(vhost: Vhost, channel: BlockingChannel) -> None:
-    """published() waits for a message. If none comes in time, the result says what was published instead."""
+    """published() waits for a message. If no message comes in time, the result says what was published instead."""
     timer = threading.Timer(0.05, lambda: channel.basic_publish("", "jobs", b"late"))
     timer.start()
     assert vhost.published().bodies == [b"late"]
@@ -272,8 +272,8 @@ def test_the_management_api_queries_messages_and_injects_faults(api_of: Callable
 
 
 def test_a_query_over_http_for_what_does_not_exist_is_refused(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A misspelled virtual host or queue gets 404, so that a test that expects no message does not pass by accident;
-    a misspelled query parameter gets 400, which names it.
+    """A query over HTTP for a misspelled virtual host or queue gets 404, so that a test that expects no message does
+    not pass by accident. A misspelled query parameter gets 400 with the parameter's name.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker:
         api = api_of(broker)
@@ -302,7 +302,9 @@ def test_a_query_over_http_for_what_does_not_exist_is_refused(api_of: Callable[[
 
 
 def test_a_query_over_http_waits_for_a_queue_to_be_declared(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """An HTTP query for messages of a queue, with a count, waits even if the queue has not been declared yet."""
+    """An HTTP query with a count, for messages of a queue that has not been declared yet, waits until the queue has
+    that many messages.
+    """
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(api_of(broker), "GET", "mqtool/queues/%2F/jobs/messages?count=1&timeout=30")
         with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
@@ -347,7 +349,9 @@ def test_a_query_over_http_waits_for_the_count(api_of: Callable[[EmbeddedBroker]
 
 
 def test_a_query_over_http_with_a_timeout_alone_waits_for_one_message(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """An HTTP query with a timeout but no count waits for one message; with the timeout 0, it does not wait."""
+    """An HTTP query with a timeout but no count waits for one message. With the timeout 0, the query is answered at
+    once.
+    """
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
         api = api_of(broker)
         assert api("GET", "mqtool/published/%2F?timeout=0") == (200, [])
@@ -374,8 +378,8 @@ def test_an_async_condition_is_refused() -> None:
 
 
 def test_a_failure_names_the_queue_whose_messages_were_not_acknowledged(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If a consumer forgets to acknowledge, the failure says how many messages of which queue were delivered and not
-    acknowledged, and, once its channel is closed, that they are ready again.
+    """If a consumer forgets to acknowledge, the failure of a test says how many messages of which queue were delivered
+    and not acknowledged. Once the consumer's channel is closed, the failure says that these messages are ready again.
     """
     channel.basic_publish("", "jobs", b"1")
     assert channel.basic_get("jobs")[2] == b"1"
@@ -388,7 +392,7 @@ def test_a_failure_names_the_queue_whose_messages_were_not_acknowledged(vhost: V
 
 
 def test_a_failure_lists_the_faults_in_force(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The failure of a test names each fault that is in force, with its arguments, and none that is over."""
+    """The failure of a test lists each fault that is in force, with its arguments, and no fault that has ended."""
     channel.queue_declare("q")
     vhost.faults.nack_publishes("q")
     vhost.faults.delay_confirms(seconds=60)
@@ -413,8 +417,8 @@ def test_a_failure_names_the_fault_that_waits_for_a_queue_that_does_not_exist(vh
 
 
 def test_a_stopped_broker_can_be_started_again() -> None:
-    """EmbeddedBroker.start() after stop() returns once the broker listens again; if its port is taken, it raises
-    OSError.
+    """EmbeddedBroker.start() after stop() returns once the broker listens again, or raises OSError if the port is in
+    use.
     """
     broker = EmbeddedBroker()
     for _ in range(3):
@@ -435,7 +439,7 @@ def test_nothing_is_recorded_unless_asked_for() -> None:
         broker.published()
 
 
-def test_a_query_after_the_broker_was_stopped_says_so() -> None:
+def test_a_query_after_the_broker_was_stopped_is_an_error() -> None:
     """published(), called after the broker was stopped, raises AssertionError with "the broker has been stopped"."""
     with EmbeddedBroker(recording=True) as broker:
         pass
@@ -540,9 +544,10 @@ OVERRIDDEN = {
 
 
 def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path) -> None:
-    """If a project's own fixture amqp_broker ignores the version that --amqp-like asks for, the tests that use it fail
-    and name the version that they got; if it uses request.param, they pass. These failures say nothing about the
-    version, so the tests are not listed as depending on it. What the error advises works without --amqp-like too.
+    """If a project's own fixture amqp_broker ignores the version that --amqp-like asks for, the tests that use the
+    fixture fail, name the version that they got, and say how to change the fixture. As these failures say nothing about
+    the version, the tests are not listed as depending on it. With the changed fixture, tests pass, with and without
+    --amqp-like.
     """
     (tmp_path / "ours").mkdir()
     for name, text in OVERRIDDEN.items():
@@ -562,7 +567,7 @@ def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path)
 
 def test_amqp_like_fails_a_test_that_it_cannot_run_once_per_version(tmp_path: Path) -> None:
     """With --amqp-like, a test that gets the broker by getfixturevalue() fails, and the error says how to name the
-    fixture; without the option it passes.
+    fixture. Without the option, the test passes.
     """
     (tmp_path / "test_mine.py").write_text("def test_one(request): request.getfixturevalue('amqp_vhost')")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -601,8 +606,8 @@ FIXTURES = inspect.cleandoc("""
 
 
 def test_the_pytest_fixtures_isolate_tests(tmp_path: Path) -> None:
-    """Each test that uses the pytest fixtures has its own virtual host, and its faults end with it. Tests that use no
-    fixture do not import the broker.
+    """Each test that uses the pytest fixtures has its own virtual host, and faults end with the test that began them.
+    Tests that use no fixture do not import the broker.
     """
     (tmp_path / "test_mine.py").write_text(FIXTURES)
     (tmp_path / "pytest.ini").write_text("[pytest]\namqp_broker_like = 4.3\n")

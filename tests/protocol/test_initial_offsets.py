@@ -68,8 +68,8 @@ def refusal(broker: EmbeddedBroker, arguments: dict[str, object]) -> str:
 
 @pytest.mark.parametrize("start", ["first", "next"])
 def test_the_first_message_of_a_stream_has_the_initial_offset(broker: EmbeddedBroker, start: str) -> None:
-    """The first message that is published to a stream with `x-stream-initial-offset` has this offset; until then, a
-    reader that starts at `first` or `next` waits for it.
+    """The first message that is published to a stream with `x-stream-initial-offset` has this offset. A reader that
+    starts at `first` or `next` waits for this message.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()
@@ -90,8 +90,8 @@ def test_the_first_message_of_a_stream_has_the_initial_offset(broker: EmbeddedBr
 
 
 def test_the_initial_offset_survives_a_restart(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """After a restart, a stream with `x-stream-initial-offset` keeps its offsets, and its messages are counted from it,
-    even if the stream was empty.
+    """After a restart, an empty stream with `x-stream-initial-offset` gives its first message that offset, and the
+    management API counts one message.
     """
     for count in range(2):
         with (
@@ -109,8 +109,8 @@ def test_the_initial_offset_survives_a_restart(tmp_path: Path, api_of: Callable[
 
 @pytest.mark.parametrize("initial", [0, MAX_INITIAL_OFFSET])
 def test_the_stream_protocol_creates_streams_with_an_initial_offset(broker: EmbeddedBroker, initial: int) -> None:
-    """Create of the stream protocol has the argument `stream-initial-offset`. Readers that start at the first, the next
-    or any lower offset get the first message at this offset.
+    """A stream created over the stream protocol with `stream-initial-offset` begins at this offset. Readers that start
+    at the first, the next or any lower offset get the message at this offset first.
     """
     client = opened(broker)
     assert client.create("s", stream_initial_offset=str(initial)) == 1
@@ -126,8 +126,8 @@ def test_the_stream_protocol_creates_streams_with_an_initial_offset(broker: Embe
 
 
 def test_another_initial_offset_is_refused(broker: EmbeddedBroker) -> None:
-    """Declaring a stream again with another `x-stream-initial-offset`, or without it, is refused with 406, and Create
-    with PRECONDITION_FAILED; the same one is accepted.
+    """Declaring a stream again with another `x-stream-initial-offset`, or without one, is refused with 406; Create of
+    the stream protocol with another offset gets PRECONDITION_FAILED. With the same offset, the declaration succeeds.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         for _ in range(2):
@@ -158,7 +158,9 @@ def test_an_invalid_initial_offset_is_refused(broker: EmbeddedBroker, arguments:
 
 @pytest.mark.parametrize("value", ["-1", "x", "", str(MAX_INITIAL_OFFSET + 1), str(2**63), "9" * 5000])
 def test_create_refuses_an_invalid_initial_offset(broker: EmbeddedBroker, value: str) -> None:
-    """Create with a `stream-initial-offset` that is not an integer from 0 to 2^62-1 gets PRECONDITION_FAILED."""
+    """Create of the stream protocol with a `stream-initial-offset` that is not an integer from 0 to 2^62-1 gets
+    PRECONDITION_FAILED.
+    """
     client = opened(broker)
     assert client.create("s", stream_initial_offset=value) == PRECONDITION_FAILED
     client.close()

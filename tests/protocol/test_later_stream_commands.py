@@ -47,7 +47,9 @@ def orders(client: RawStream) -> list[str]:
 
 
 def test_partitions_and_routes_of_a_super_stream_can_be_asked_for(client: RawStream, orders: list[str]) -> None:
-    """The stream command `partitions` returns all partitions of a super stream, and `route` those for a routing key."""
+    """The stream command `partitions` returns all partitions of a super stream, and `route` returns those for a routing
+    key.
+    """
     assert client.request(PARTITIONS, string("orders")) == (OK, strings(*orders))
     assert client.request(ROUTE, string("us") + string("orders")) == (OK, strings("orders-1"))
     assert client.request(ROUTE, string("asia") + string("orders")) == (OK, strings())
@@ -56,8 +58,8 @@ def test_partitions_and_routes_of_a_super_stream_can_be_asked_for(client: RawStr
 
 
 def test_a_super_stream_is_created_in_full_or_not_at_all(client: RawStream, orders: list[str]) -> None:
-    """If a partition of a new super stream already exists, or its lists differ in length, creating it fails and no
-    partition is created.
+    """Creating a super stream fails if one of its partitions already exists, or if the numbers of partitions and
+    binding keys differ. No partition is created.
     """
     again = string("more") + strings("more-0", orders[0]) + strings("a", "b") + table({})
     assert client.request(CREATE_SUPER_STREAM, again).code == EXISTS
@@ -97,11 +99,11 @@ def answer(client: RawStream, correlation: int, place: bytes = struct.pack(">H",
     client.send(CONSUMER_UPDATE | 0x8000, struct.pack(">IH", correlation, OK) + place)
 
 
-def test_one_consumer_of_a_group_is_active_and_then_the_next(
+def test_the_next_consumer_of_a_group_becomes_active_when_the_active_one_leaves(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
-    """When the active consumer of a single-active-consumer group leaves, the next one becomes active and starts at the
-    offset it chooses.
+    """When the active consumer of a single-active-consumer group of a stream disconnects, the next consumer becomes
+    active, and starts at the offset that it asks for.
     """
     client.declare_publisher(1, stream)
     for number in range(2):
@@ -127,8 +129,8 @@ def test_one_consumer_of_a_group_is_active_and_then_the_next(
 def test_consumers_share_the_partitions_of_a_super_stream(
     open_stream: Opener, client: RawStream, orders: list[str]
 ) -> None:
-    """Two consumers of a super stream share its partitions; when one leaves a partition, the other becomes active on
-    it.
+    """Two consumers of a super stream share its partitions. When the active consumer of a partition unsubscribes, the
+    other consumer becomes active on that partition.
     """
     first, second = open_stream(), open_stream()
     for number, partition in enumerate(orders):
@@ -156,9 +158,9 @@ def test_a_single_active_consumer_needs_a_name(client: RawStream, stream: str) -
 # -- versions
 
 
-def test_a_client_that_takes_the_second_version_of_deliver_gets_it(client: RawStream, stream: str) -> None:
-    """A client that accepts version 2 of the stream command `deliver` gets the id of the last committed chunk with each
-    chunk.
+def test_deliver_version_2_contains_the_last_committed_chunk_id(client: RawStream, stream: str) -> None:
+    """If a client accepts version 2 of the stream command `deliver`, each delivered chunk comes with the id of the last
+    committed chunk.
     """
     versions = client.request(EXCHANGE_COMMAND_VERSIONS, struct.pack(">IHHH", 1, DELIVER, 1, 2))
     assert versions.code == OK
@@ -177,8 +179,8 @@ def test_a_client_that_takes_the_second_version_of_deliver_gets_it(client: RawSt
 
 
 def test_a_filter_skips_chunks_without_its_values(client: RawStream, stream: str) -> None:
-    """A stream subscription with filters gets all messages of the chunks that contain one of its values, and no other
-    chunk.
+    """A stream subscription with filters gets all messages of the chunks that contain one of the filters' values, and
+    with match-unfiltered, also chunks with messages that have no filter value. Other chunks are skipped.
     """
     client.declare_publisher(1, stream)
 
@@ -222,7 +224,7 @@ def test_stream_stats_returns_the_first_and_last_chunk(client: RawStream, stream
 
 
 def test_stream_connections_are_listed_and_can_be_closed(client: RawStream, api: Api, vhost: str) -> None:
-    """The management API lists connections of the stream protocol, and deleting one closes it."""
+    """The management API lists connections of the stream protocol. Deleting a listed connection closes it."""
     (found,) = api("GET", f"vhosts/{vhost}/connections")[1]
     assert (found["protocol"], found["user"], found["channels"]) == ("stream", "guest", 0)
     assert found["client_properties"] == {"product": "raw"}
@@ -262,8 +264,10 @@ def test_a_publish_of_70000_messages_is_split_into_chunks(client: RawStream, str
     assert max(sizes) <= 65_535
 
 
-def test_rstream_works_with_the_embedded_broker(broker: TestBroker) -> None:
-    """The Python library rstream can publish with confirms, in batches and compressed, consume, and store an offset."""
+def test_rstream_publishes_consumes_and_stores_an_offset_on_the_embedded_broker(broker: TestBroker) -> None:
+    """A program that uses the Python library rstream can publish with publisher confirms and in compressed batches,
+    consume, and store an offset.
+    """
     rstream = pytest.importorskip("rstream")
     port = int(broker.streams.rpartition(":")[2])
     where: dict[str, Any] = {"host": "127.0.0.1", "port": port, "username": "guest", "password": "guest"}

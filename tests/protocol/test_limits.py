@@ -82,7 +82,7 @@ def test_limits_of_a_user_apply_to_connections_and_channels(api: Api, ann: str, 
     ],
 )
 def test_an_invalid_limit_is_refused(api: Api, vhost: str, ann: str, of: str, wrong: dict[str, Any]) -> None:
-    """An unknown limit, or one that is not an integer, gets 400 and is not stored."""
+    """Setting an unknown limit, or a limit that is not an integer, gets 400, and the limit is not stored."""
     name = vhost if of == "vhost" else urlsplit(ann).username
     ((limit, value),) = wrong.items()
     assert api("PUT", f"{of}-limits/{name}/{limit}", {"value": value})[0] == 400
@@ -91,7 +91,9 @@ def test_an_invalid_limit_is_refused(api: Api, vhost: str, ann: str, of: str, wr
 
 
 def test_runtime_parameters_are_stored_by_component(api: Api, vhost: str) -> None:
-    """A virtual host's limits can be set, read and deleted as a runtime parameter; an unknown component gets 400."""
+    """A virtual host's limits can be set, read and deleted as a runtime parameter. Setting a parameter of an unknown
+    component gets 400.
+    """
     value = {"max-queues": 7}
     path = f"parameters/vhost-limits/{vhost}"
     assert api("PUT", f"{path}/limits", {"value": value})[0] == 201
@@ -113,7 +115,7 @@ def test_runtime_parameters_are_stored_by_component(api: Api, vhost: str) -> Non
 
 
 def test_global_parameters_store_any_value(api: Api) -> None:
-    """A global parameter can be set, changed, listed and deleted, with any JSON value."""
+    """A global parameter can have any JSON value, and can be set, changed, listed and deleted."""
     path = f"global-parameters/mqtool-{uuid.uuid4().hex[:8]}"
     assert api("PUT", path, {"value": {"a": [1, None]}})[0] == 201
     assert api("PUT", path, {"value": 5})[0] == 204
@@ -125,10 +127,10 @@ def test_global_parameters_store_any_value(api: Api) -> None:
     assert api("GET", "cluster-name")[1]["name"]
 
 
-def test_a_user_may_close_only_its_own_connections(api: Api, vhost: str, ann: str, connect: Connect) -> None:
-    """A user without the tag administrator cannot close another user's connections over HTTP; an administrator can
-    close all of them.
-    """
+def test_only_an_administrator_may_close_another_users_connections(
+    api: Api, vhost: str, ann: str, connect: Connect
+) -> None:
+    """A user without the tag administrator cannot close another user's connections over HTTP; an administrator can."""
     bob = f"bob-{uuid.uuid4().hex[:8]}"
     api("PUT", f"users/{bob}", {"password": "secret", "tags": "management"})
     name, connection = urlsplit(ann).username, connect(ann)

@@ -136,8 +136,8 @@ def test_a_full_long_queue_dead_letters_its_head(channel: BlockingChannel, kind:
 def test_paged_out_messages_survive_a_restart(
     process: BrokerProcess, channel: BlockingChannel, arguments: dict[str, Any], how: str
 ) -> None:
-    """After a restart, all messages paged out to disk are there in order. After a kill, they are marked as redelivered,
-    since they may have been delivered.
+    """After a restart, all messages that were paged out to disk are in the queue, in order. After a kill, they are
+    marked as redelivered, because they may have been delivered before.
     """
     channel.queue_declare("q", durable=True, arguments=arguments)
     publish(channel)
@@ -194,7 +194,7 @@ def test_sixty_thousand_waiting_messages_take_less_than_60_mb(process: BrokerPro
 
 
 def test_the_memory_of_an_emptied_queue_is_freed(process: BrokerProcess) -> None:
-    """After 100 MB of messages are purged, the broker's process gives memory back to the system."""
+    """After 100 MB of messages are purged, the broker's process returns memory to the operating system."""
     nothing = resident(process.pid)
     channel = connect(process)
     channel.queue_declare("q")

@@ -35,8 +35,8 @@ def eventually(api: Api, path: str, **wanted: Any) -> dict[str, Any]:
 
 
 def test_a_stream_reader_is_listed_as_a_consumer(api: Api, vhost: str, client: RawStream, stream: str) -> None:
-    """The management API lists a reader over the stream protocol as a consumer, with its properties,
-    such as its name.
+    """The management API lists a reader that uses the stream protocol as a consumer, with the properties of its
+    subscription, such as its name.
     """
     client.subscribe(7, stream, name="me")
     where = f"queues/{vhost}/{stream}"
@@ -61,8 +61,8 @@ def test_a_stream_reader_is_listed_as_a_consumer(api: Api, vhost: str, client: R
 
 
 def test_declarations_have_the_usual_status_codes(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """Declaring over HTTP gets 201 for a new object, 204 for the same again, and 400 for other settings; a missing
-    object gets 404.
+    """Over HTTP, declaring a new object gets 201, declaring the same object again 204, and declaring a queue with other
+    arguments 400. A missing object gets 404.
     """
     queue = {"durable": True, "arguments": {"x-message-ttl": 1000}}
     assert api("PUT", f"queues/{vhost}/q", queue)[0] == 201
@@ -83,8 +83,8 @@ def test_declarations_have_the_usual_status_codes(api: Api, vhost: str, channel:
 
 
 def test_booleans_may_be_sent_as_text(api: Api, vhost: str) -> None:
-    """The management API accepts the texts "true" and "false" as booleans, as rabbitmqadmin sends them; other values
-    get 400.
+    """The management API accepts the texts "true" and "false" as booleans, as rabbitmqadmin sends them. Any other value
+    that is not a boolean gets 400.
     """
     flags = ("durable", "auto_delete", "internal")
     for name, wanted in (("d", (True, False, False)), ("i", (True, True, True))):
@@ -99,7 +99,9 @@ def test_booleans_may_be_sent_as_text(api: Api, vhost: str) -> None:
 
 
 def test_health_checks_return_503_for_a_missing_listener(api: Api) -> None:
-    """A health check for a port or protocol without a listener gets 503 with a list of the existing ones."""
+    """A health check for a port or protocol without a listener gets 503 with a list of the ports or protocols that have
+    one.
+    """
     assert api("GET", "health/checks/alarms")[0] == 200
     status, answer = api("GET", "health/checks/protocol-listener/amqp091")
     assert (status, answer["status"]) == (200, "ok")
@@ -113,8 +115,8 @@ def test_health_checks_return_503_for_a_missing_listener(api: Api) -> None:
 
 
 def test_a_missing_policy_or_parameter_gets_404(api: Api, vhost: str) -> None:
-    """A missing policy or global parameter gets 404, but an empty list of policies gets 200. Declaring a queue named
-    `amq.…` is refused.
+    """GET of a missing policy or global parameter gets 404, while a virtual host without policies has an empty list.
+    Declaring a queue named `amq.…` over HTTP is refused.
     """
     assert api("GET", f"policies/{vhost}") == (200, [])
     for path in (f"policies/{vhost}/none", f"operator-policies/{vhost}/none", "global-parameters/none"):
@@ -133,8 +135,8 @@ def test_the_connection_name_is_listed(api: Api, vhost: str, amqp_url: str) -> N
             time.sleep(0.05)
 
 
-def test_a_dead_letter_that_no_queue_takes_is_kept(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """A quorum queue with at-least-once dead-lettering keeps a dead letter that no queue takes, and counts it in
+def test_an_unroutable_dead_letter_is_kept(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
+    """With at-least-once dead-lettering, a quorum queue keeps a dead letter that cannot be routed, and counts it in
     messages_dlx.
     """
     strategy = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
@@ -153,8 +155,8 @@ GET = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto"}
 
 
 def test_messages_can_be_published_and_got(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """Over HTTP, messages are published and read with their properties, as text or base64, and requeued or removed as
-    requested.
+    """Over HTTP, messages can be published and read, with their properties and as text or base64. The ackmode decides
+    whether a message that was read is requeued or removed.
     """
     channel.queue_declare("q", durable=True)
     publish, get = f"exchanges/{vhost}/amq.default/publish", f"queues/{vhost}/q/get"
@@ -210,8 +212,12 @@ def test_a_binding_is_read_by_its_properties_key(api: Api, vhost: str, channel: 
     assert api("GET", f"{path}/none")[0] == 404
 
 
-def test_bindings_are_listed_with_the_default_one(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """Lists of bindings include those of the default exchange, and DELETE removes a binding by its properties key."""
+def test_lists_of_bindings_contain_those_of_the_default_exchange(
+    api: Api, vhost: str, channel: BlockingChannel
+) -> None:
+    """The management API's lists of bindings contain those of the default exchange, and DELETE removes a binding by its
+    properties key.
+    """
     channel.queue_declare("q")
     channel.exchange_declare("x", "topic")
     channel.queue_bind("q", "x", "a.#")
@@ -275,7 +281,9 @@ def test_consumers_are_listed_with_queue_and_prefetch(api: Api, vhost: str, chan
 
 @pytest.mark.parametrize("query", ["page=1&page_size=2", "page=2&page_size=2", "page=1&page_size=100&name=q"])
 def test_lists_can_be_read_in_pages(api: Api, vhost: str, channel: BlockingChannel, query: str) -> None:
-    """A page of a list in the management API contains its items, and the total and filtered counts."""
+    """A page of a list in the management API contains its part of the items, their number, and the total and filtered
+    counts.
+    """
     for number in range(3):
         channel.queue_declare(f"q{number}")
     status, page = api("GET", f"queues/{vhost}?{query}")
@@ -301,8 +309,8 @@ def test_a_new_vhost_has_the_predeclared_exchanges(api: Api, vhost: str) -> None
 
 
 def test_users_are_added_changed_and_deleted(api: Api, vhost: str) -> None:
-    """A user can be added with a password, tags and permissions. A wrong password gets 401, and after its deletion the
-    user gets 404.
+    """A user can be added, with a password, tags and permissions, and deleted over HTTP. A request with a wrong
+    password gets 401, and GET of a deleted user gets 404.
     """
     name = f"ann-{uuid.uuid4().hex[:8]}"
     assert api("PUT", f"users/{name}", {"password": "secret", "tags": "monitoring"})[0] == 201
@@ -318,8 +326,10 @@ def test_users_are_added_changed_and_deleted(api: Api, vhost: str) -> None:
     assert api("GET", f"users/{name}")[0] == 404
 
 
-def test_overview_and_nodes_have_what_tools_read(api: Api) -> None:
-    """The overview, nodes, health check and feature flags have the fields that monitoring tools use."""
+def test_overview_and_nodes_have_the_fields_of_monitoring_tools(api: Api) -> None:
+    """The management API's overview, nodes, health check of alarms and feature flags have the fields that monitoring
+    tools use.
+    """
     overview = api("GET", "overview")[1]
     assert re.match(r"\d+\.\d+", overview["rabbitmq_version"])
     assert overview["object_totals"].keys() == {"channels", "connections", "consumers", "exchanges", "queues"}
@@ -334,8 +344,8 @@ def test_overview_and_nodes_have_what_tools_read(api: Api) -> None:
 
 
 def test_the_memory_of_a_node_is_listed_by_use(api: Api) -> None:
-    """The management API shows a node's memory by use, in bytes and in percent; with memory=true, it is part of the
-    node.
+    """The management API shows how much memory of a node each use takes, in bytes and in percent. With memory=true, the
+    node itself contains these figures.
     """
     name = api("GET", "nodes")[1][0]["name"]
     memory = api("GET", f"nodes/{name}/memory")[1]["memory"]
@@ -351,7 +361,7 @@ def test_the_memory_of_a_node_is_listed_by_use(api: Api) -> None:
 
 
 def test_logins_are_counted_by_protocol(api: Api, broker: TestBroker) -> None:
-    """The management API counts successful and failed logins by protocol, and the counts can be reset."""
+    """The management API counts successful and failed logins by protocol, and DELETE resets the counts."""
     name = api("GET", "nodes")[1][0]["name"]
 
     def counts(protocol: str) -> tuple[int, int, int]:
@@ -376,7 +386,7 @@ def test_logins_are_counted_by_protocol(api: Api, broker: TestBroker) -> None:
 
 
 def test_a_missing_vhost_gets_404(api: Api, vhost: str) -> None:
-    """Declaring an existing virtual host gets 204; a missing one, and its queues, get 404."""
+    """Declaring a virtual host that exists gets 204. GET of a missing virtual host, or of its queues, gets 404."""
     assert api("PUT", f"vhosts/{vhost}")[0] == 204
     assert api("GET", f"vhosts/{vhost}")[1]["name"] == vhost
     assert api("GET", "vhosts/none-such")[0] == 404
@@ -384,7 +394,7 @@ def test_a_missing_vhost_gets_404(api: Api, vhost: str) -> None:
 
 
 def test_a_vhost_can_be_deleted_during_another_handshake(api: Api, amqp_url: str) -> None:
-    """A virtual host can be deleted while another client's connection is in its handshake."""
+    """A virtual host can be deleted while another client's connection to the broker is still in its handshake."""
     parts = urlsplit(amqp_url)
     with socket.create_connection((parts.hostname or "", parts.port or 5672)) as connecting:
         connecting.sendall(b"AMQP\x00\x00\x09\x01")
@@ -402,8 +412,8 @@ def ann(api: Api, ann: str) -> str:
 
 @pytest.mark.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")
 def test_tags_and_permissions_are_checked(api: Api, vhost: str, ann: str) -> None:
-    """A user's tag admits it to the management API; its permissions decide what it may declare or delete there, as over
-    AMQP.
+    """A user with the tag management may use the management API, where permissions decide what the user may declare or
+    delete, as over AMQP. Other users' data needs a higher tag.
     """
 
     def as_ann(method: str, path: str, body: object = None) -> int:
@@ -450,8 +460,8 @@ def test_lists_are_sorted_by_name_or_column(api: Api, vhost: str, channel: Block
 
 
 def test_counters_have_rates(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """Deliveries by basic.get with and without acknowledgement are counted separately, and publishes
-    also have a rate.
+    """In the counts of a queue, deliveries by basic.get with and without acknowledgement are counted separately, and
+    publishes also have a rate.
     """
     channel.queue_declare("q")
     for _ in range(2):
@@ -474,7 +484,9 @@ def test_counters_have_rates(api: Api, vhost: str, channel: BlockingChannel, tak
 
 
 def test_the_overview_lists_the_amqp_port(api: Api, amqp_url: str) -> None:
-    """The overview lists the port of the AMQP listener, by which a tool can tell which broker the API belongs to."""
+    """The management API's overview lists the port of the AMQP listener, so that a tool can find out which broker the
+    management API belongs to.
+    """
     ports = {listener["port"] for listener in api("GET", "overview")[1]["listeners"]}
     # A broker in a container knows its own port, not the one that Docker publishes.
     assert ports & {urlsplit(amqp_url).port, 5672 if "MQTOOL_TEST_IMAGE" in os.environ else None}

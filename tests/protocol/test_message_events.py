@@ -67,9 +67,11 @@ def channel(broker: EmbeddedBroker) -> Iterator[BlockingChannel]:
         yield connection.channel()
 
 
-def test_events_follow_a_message_from_publish_to_ack(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The events published, ready, delivered, requeued and acknowledged of a message name the same copy; `published`
-    contains its properties and body.
+def test_events_follow_a_message_from_publish_to_acknowledgement(
+    broker: EmbeddedBroker, channel: BlockingChannel
+) -> None:
+    """The events `ready`, `delivered`, `requeued` and `acknowledged` of a message name the same copy, and the event
+    `published` contains the message's properties and body.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -96,7 +98,7 @@ def test_events_follow_a_message_from_publish_to_ack(broker: EmbeddedBroker, cha
 
 
 def test_events_name_a_consumer_as_the_management_api_does(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event delivered names the consumer by its channel and consumer tag."""
+    """The event `delivered` names the consumer by its channel and consumer tag, as the management API does."""
     channel.queue_declare("q")
     events = Events(broker)
     channel.basic_consume("q", lambda *_: None, auto_ack=True, consumer_tag="me")
@@ -107,7 +109,7 @@ def test_events_name_a_consumer_as_the_management_api_does(broker: EmbeddedBroke
 
 
 def test_events_name_the_exchanges_that_a_message_passes(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event published lists each path that a message takes through bound exchanges or an alternate exchange."""
+    """The event `published` lists each path that a message takes through bound exchanges or an alternate exchange."""
     channel.exchange_declare("rest", "fanout")
     channel.exchange_declare("first", "direct", arguments={"alternate-exchange": "rest"})
     channel.exchange_declare("second", "fanout")
@@ -125,8 +127,8 @@ def test_events_name_the_exchanges_that_a_message_passes(broker: EmbeddedBroker,
 
 
 def test_events_report_returned_dropped_and_rejected_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """An unroutable message causes the event dropped, or returned if it is mandatory; one that a full queue rejects
-    causes the event refused.
+    """An unroutable message causes the event `dropped`, or if it is mandatory, `returned`. A message that a full queue
+    rejects causes the event `refused`.
     """
     channel.queue_declare("full", arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
     events = Events(broker)
@@ -139,8 +141,8 @@ def test_events_report_returned_dropped_and_rejected_messages(broker: EmbeddedBr
 
 
 def test_events_say_whether_a_consumer_closed_its_connection_or_was_lost(broker: EmbeddedBroker) -> None:
-    """A message comes back as `closed` if its client closed the channel or the connection, and as `lost` if the
-    connection ended without that, or by an operator.
+    """The event `requeued` gives the reason `closed` if the consumer closed its channel or connection, and `lost` if
+    the connection broke.
     """
     with RawAmqp10(broker.url) as client, pika.BlockingConnection(pika.URLParameters(broker.url)) as publisher:
         publisher.channel().queue_declare("q", durable=True)
@@ -165,7 +167,7 @@ def test_events_say_whether_a_consumer_closed_its_connection_or_was_lost(broker:
 
 
 def test_events_say_whether_a_publisher_uses_confirms(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event published tells whether the publisher of an AMQP 0-9-1 message is told what becomes of it."""
+    """The event `published` says whether the publisher of an AMQP 0-9-1 message uses publisher confirms."""
     events = Events(broker)
     channel.basic_publish("", "nowhere", b"x")
     assert events.until("published", "dropped")[0]["from"]["confirms"] is False
@@ -174,9 +176,9 @@ def test_events_say_whether_a_publisher_uses_confirms(broker: EmbeddedBroker, ch
     assert events.until("published", "dropped")[0]["from"]["confirms"] is True
 
 
-def test_a_message_sent_settled_over_amqp_1_0_is_dropped_if_no_queue_gets_it(broker: EmbeddedBroker) -> None:
-    """Over AMQP 1.0, an unroutable message causes the event returned if it was sent unsettled, and dropped if it was
-    sent settled.
+def test_only_an_unsettled_message_over_amqp_1_0_is_returned_if_no_queue_gets_it(broker: EmbeddedBroker) -> None:
+    """An unroutable message over AMQP 1.0 causes the event `returned` if it was sent unsettled, and the event `dropped`
+    if it was sent settled.
     """
     events = Events(broker)
     with RawAmqp10(broker.url) as client:
@@ -207,8 +209,8 @@ def test_events_name_the_protocol_of_publishers_and_consumers(broker: EmbeddedBr
 def test_events_follow_a_dead_letter_to_its_queue(
     broker: EmbeddedBroker, channel: BlockingChannel, arguments: dict[str, int], reason: str
 ) -> None:
-    """The event dead-lettered has the reason and the exchange; the event published that follows names the queue that
-    the message came from.
+    """The event `dead-lettered` has the reason and the dead-letter exchange. The event `published` that follows names
+    the queue that the message came from.
     """
     channel.queue_declare("dead")
     to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
@@ -222,8 +224,8 @@ def test_events_follow_a_dead_letter_to_its_queue(
 
 
 def test_events_report_discarded_and_purged_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """A message rejected from a queue without a dead-letter exchange causes the event discarded; a purge causes one
-    event with the queue.
+    """A message rejected from a queue without a dead-letter exchange causes the event `discarded`. A purge causes one
+    event `purged` with the name of the queue.
     """
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x")
@@ -244,7 +246,7 @@ def test_events_report_discarded_and_purged_messages(broker: EmbeddedBroker, cha
 
 
 def test_events_report_until_when_a_message_is_delayed(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event of a delayed message says until when it is delayed, and the snapshot of waiting messages lists it with
+    """The event `delayed` says until when a message is delayed. The list of waiting messages contains the message with
     its exchange.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
@@ -260,8 +262,8 @@ def test_events_report_until_when_a_message_is_delayed(broker: EmbeddedBroker, c
 
 
 def test_events_report_appended_and_read_messages_of_a_stream(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """When a message is appended to a stream and delivered, the events appended and read name its offset; acknowledging
-    it causes no event.
+    """A message that is appended to a stream and delivered causes the events `appended` and `read` with its offset;
+    acknowledging the message causes no event.
     """
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     channel.basic_qos(prefetch_count=10)
@@ -278,8 +280,8 @@ def test_events_report_appended_and_read_messages_of_a_stream(broker: EmbeddedBr
 
 
 def test_events_of_the_stream_protocol_name_no_exchange(broker: EmbeddedBroker) -> None:
-    """The events of messages published over the stream protocol have a path without an exchange, and reads are counted
-    for each reader.
+    """A message published over the stream protocol causes events with a path that has no exchange, and the messages
+    that each reader has got are counted.
     """
     address = urllib.parse.urlsplit(broker.urls["stream"])
     with closing(RawStream(address.hostname or "", address.port or 0)) as client:
@@ -312,8 +314,8 @@ def test_events_of_the_stream_protocol_name_no_exchange(broker: EmbeddedBroker) 
 
 
 def test_many_messages_are_counted_and_only_some_reported(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """Of 3,000 messages, all are counted but only some are reported as events; a client that asks for events too late
-    is told that some are lost.
+    """Of 3,000 messages published quickly, all are counted, but only some are reported as events. A client that asks
+    for events that are no longer stored is told that events are lost.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -350,8 +352,10 @@ def watcher_of(broker: EmbeddedBroker) -> Any:
     return broker.under_test(lambda under_test: under_test._scene.broker.vhosts["/"].watcher)
 
 
-def test_without_a_page_the_broker_stops_recording_events(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """Some time after the last request for events, the broker stops recording them."""
+def test_the_broker_stops_recording_events_that_nobody_requests(
+    broker: EmbeddedBroker, channel: BlockingChannel
+) -> None:
+    """Some time after the last HTTP request for events, the broker stops recording them."""
     assert channel.is_open
     assert watcher_of(broker) is None
     Events(broker)
@@ -360,7 +364,9 @@ def test_without_a_page_the_broker_stops_recording_events(broker: EmbeddedBroker
 
 
 def test_only_administrators_may_read_events(broker: EmbeddedBroker) -> None:
-    """A user with the tag monitoring gets 401 for GET /api/mqtool/events, because events contain message bodies."""
+    """Only administrators may read events, which contain message bodies: a user with the tag monitoring gets 401 for
+    GET /api/mqtool/events.
+    """
     api = f"{broker.urls['http']}/api/users/looker"
     body = json.dumps({"password": "x", "tags": "monitoring"}).encode()
     login = {"Authorization": "Basic " + base64.b64encode(b"guest:guest").decode()}

@@ -44,8 +44,8 @@ ALL_PROPERTIES = BasicProperties(
     "body", [b"", b"\x00\xff\xce", "grüße".encode(), b"x" * 131_064, b"x" * 131_065, b"y" * 400_000]
 )
 def test_a_body_is_delivered_unchanged(channel: BlockingChannel, take: Take, body: bytes) -> None:
-    """A body arrives unchanged, whether it is empty, binary, exactly one frame long, one byte more, or several frames
-    long.
+    """A message body arrives unchanged, whether it is empty, binary, as long as one frame, one byte longer, or several
+    frames long.
     """
     channel.queue_declare("q")
     channel.basic_publish("", "q", body)
@@ -53,7 +53,7 @@ def test_a_body_is_delivered_unchanged(channel: BlockingChannel, take: Take, bod
 
 
 def test_properties_are_delivered_unchanged(channel: BlockingChannel, take: Take) -> None:
-    """A message arrives with all its properties, and headers of many types, unchanged."""
+    """A message arrives with all its properties and its headers, of many types, unchanged."""
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x", ALL_PROPERTIES)
     assert take.one("q")[1] == ALL_PROPERTIES
@@ -76,8 +76,8 @@ def test_basic_get_from_an_empty_queue_returns_nothing(channel: BlockingChannel)
     assert channel.basic_get("q") == (None, None, None)
 
 
-def test_requeued_messages_take_their_old_place_and_are_marked(channel: BlockingChannel, take: Take) -> None:
-    """Requeued messages are delivered before later ones, in their old order, and marked as redelivered."""
+def test_requeued_messages_keep_their_place_and_are_marked(channel: BlockingChannel, take: Take) -> None:
+    """Requeued messages are delivered before later messages, in their original order, and marked as redelivered."""
     channel.queue_declare("q")
     for body in (b"1", b"2", b"3"):
         channel.basic_publish("", "q", body)
@@ -134,7 +134,7 @@ def test_an_unroutable_mandatory_message_is_returned(channel: BlockingChannel) -
 
 
 def test_an_unroutable_message_that_is_not_mandatory_is_confirmed(channel: BlockingChannel) -> None:
-    """The broker confirms an unroutable message that is not mandatory; it does not return it."""
+    """The broker confirms an unroutable message that is not mandatory, and does not return the message."""
     channel.confirm_delivery()
     channel.basic_publish("amq.direct", "nobody", b"x")
 
@@ -150,7 +150,7 @@ def test_each_persistent_message_is_confirmed(channel: BlockingChannel, argument
 
 
 def test_a_transaction_publishes_when_it_is_committed(channel: BlockingChannel, take: Take) -> None:
-    """Messages of a transaction are in the queue after tx.commit, and never after tx.rollback."""
+    """Messages published in a transaction are in the queue after tx.commit, and never after tx.rollback."""
     channel.queue_declare("q")
     channel.tx_select()
     channel.basic_publish("", "q", b"dropped")
@@ -166,8 +166,8 @@ def test_a_transaction_publishes_when_it_is_committed(channel: BlockingChannel, 
 def test_messages_of_a_transaction_are_routed_when_published(
     channel: BlockingChannel, connection: pika.BlockingConnection
 ) -> None:
-    """A message in a transaction is routed when it is published: a queue bound before the commit does not get it, and
-    one deleted before the commit does not keep the others from getting it.
+    """A message in a transaction is routed when it is published: a queue bound before the commit does not get the
+    message. If a queue is deleted before the commit, the others still get the message.
     """
     for queue in ("early", "late", "deleted"):
         channel.queue_declare(queue)
@@ -187,8 +187,8 @@ def test_messages_of_a_transaction_are_routed_when_published(
 def test_a_transaction_acknowledges_when_it_is_committed(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """After tx.rollback, a delivery acknowledged in the transaction is unacknowledged again, and can be acknowledged by
-    a later commit.
+    """After tx.rollback, a message acknowledged in the transaction is unacknowledged again, and a later transaction can
+    acknowledge it.
     """
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"1")
@@ -206,9 +206,9 @@ def test_a_transaction_acknowledges_when_it_is_committed(
 
 
 @pytest.mark.parametrize("overflow", ["reject-publish", "reject-publish-dlx"])
-def test_a_full_queue_nacks_the_publish(channel: BlockingChannel, take: Take, overflow: str) -> None:
-    """A full queue with x-overflow reject-publish nacks a message; with reject-publish-dlx, it dead-letters the message
-    as well.
+def test_a_full_queue_nacks_a_publish(channel: BlockingChannel, take: Take, overflow: str) -> None:
+    """If a queue is full, x-overflow reject-publish makes the broker nack a message; with reject-publish-dlx, the
+    message is also dead-lettered.
     """
     channel.queue_declare("dead")
     channel.queue_declare(
@@ -232,8 +232,8 @@ def test_a_full_queue_nacks_the_publish(channel: BlockingChannel, take: Take, ov
 def test_direct_reply_to_delivers_a_reply_without_a_queue(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """With direct reply-to, a request's reply_to is an address to which a server publishes, and the client gets the
-    reply.
+    """With direct reply-to, the reply_to of a request is an address. The client gets the reply that a server publishes
+    to this address, without declaring a queue.
     """
     replies: list[tuple[str, bytes]] = []
     channel.queue_declare("requests")
@@ -283,7 +283,7 @@ def test_a_large_message_is_delivered_with_the_smallest_frame_size(
 
 
 def test_names_may_contain_spaces_umlauts_and_wildcards(channel: BlockingChannel, take: Take) -> None:
-    """Queues, exchanges and routing keys may have any UTF-8 name."""
+    """Names of queues and exchanges, and routing keys, may contain spaces, umlauts and the characters `*` and `#`."""
     name = "my queue: grün/2.5 #*"
     channel.queue_declare(name)
     channel.exchange_declare(name, "direct")

@@ -46,8 +46,8 @@ def test_a_message_to_an_address_that_is_too_long_is_rejected(native: EmbeddedBr
         assert client.published(1, message(to=f"/exchanges/amq.topic/{LONG}")).descriptor == REJECTED
 
 
-def test_a_queue_with_a_nul_in_its_name_works(native: EmbeddedBroker) -> None:
-    """A queue whose name contains a NUL character gets dead letters and can be consumed over AMQP 1.0."""
+def test_a_queue_with_a_nul_in_its_name_gets_and_delivers_messages(native: EmbeddedBroker) -> None:
+    """A queue whose name contains a NUL character gets dead letters, and an AMQP 1.0 receiver gets its messages."""
     connection = pika.BlockingConnection(pika.URLParameters(native.url))
     arguments = {"x-queue-type": "quorum", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": NUL}
     connection.channel().queue_declare(NUL, durable=True)
@@ -69,8 +69,8 @@ DEAD_LETTERS = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": LONG}
 def test_a_dead_letter_routing_key_that_is_too_long_is_refused(
     broker: TestBroker, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
-    """A queue or policy with a dead-letter routing key that is too long is refused, because its dead letters could
-    never be delivered.
+    """A queue or policy with a dead-letter routing key of more than 255 bytes is refused, because no dead letter could
+    ever be delivered.
     """
     if broker.kind == "rabbitmq":
         pytest.skip("RabbitMQ accepts such a key, and closes the connections of consumers")
@@ -101,7 +101,7 @@ def test_a_dead_letter_exchange_whose_name_is_too_long_drops_messages(
 
 @pytest.mark.parametrize("path", ["queues/VHOST/NAME", "exchanges/VHOST/NAME", "vhosts/NAME"])
 def test_names_over_http_that_are_too_long_are_refused(broker: TestBroker, api: Api, vhost: str, path: str) -> None:
-    """The management API refuses, with 400, queues, exchanges and virtual hosts whose names are too long."""
+    """The management API refuses with 400 to create queues, exchanges and virtual hosts whose names are too long."""
     if broker.kind == "rabbitmq":
         pytest.skip("RabbitMQ accepts exchanges and virtual hosts with such names")
     status, answer = api("PUT", path.replace("VHOST", vhost).replace("NAME", LONG), {"type": "direct"})

@@ -129,8 +129,9 @@ CAUSES = {
 
 
 def test_amqp_like_says_what_a_test_does_that_some_versions_refuse(tmp_path: Path) -> None:
-    """At its end, `pytest --amqp-like` says in words what a failed test does, such as declaring a transient queue, for
-    everything that doctor knows to be refused with an error, on each way a client reports the error.
+    """For each operation that mqtool doctor knows some versions of RabbitMQ to refuse with an error, such as declaring
+    a transient queue, the summary of `pytest --amqp-like` names the operation and the line of the test, however the
+    client reports the error.
     """
     (tmp_path / "test_mine.py").write_text(SUITE)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
@@ -144,7 +145,9 @@ def test_amqp_like_says_what_a_test_does_that_some_versions_refuse(tmp_path: Pat
 
 
 def test_every_known_refusal_is_tested() -> None:
-    """Each sentence that explains a refusal is among those that the test above expects."""
+    """The test of the summary of `pytest --amqp-like` covers each operation that mqtool knows some versions of RabbitMQ
+    to refuse.
+    """
     refusals = [each for each in vars(version_changes).values() if isinstance(each, VersionRefusal)]
     assert len(refusals) > 10
     for each in refusals:

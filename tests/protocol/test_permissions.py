@@ -15,7 +15,7 @@ from tests.protocol.conftest import Api
 def test_a_user_without_permissions_cannot_connect(
     connect: Callable[..., pika.BlockingConnection], amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """A user with no permissions in the virtual host is refused at connection.open."""
+    """connection.open with a virtual host in which the user has no permissions is refused."""
     with pytest.raises(ProbableAccessDeniedError) as refused:
         connect(amqp_url.replace("guest:guest", f"{ann}:secret"))
     assert f"NOT_ALLOWED - access to vhost '{vhost}' refused for user '{ann}'" in str(refused.value)
@@ -129,7 +129,7 @@ FORBIDDEN: list[tuple[Callable[[BlockingChannel], object], str]] = [
 
 
 @pytest.mark.parametrize(("action", "what"), FORBIDDEN, ids=[str(number) for number in range(len(FORBIDDEN))])
-def test_what_is_not_allowed_is_refused(
+def test_an_operation_without_its_permission_is_refused(
     connect: Callable[..., pika.BlockingConnection],
     broker: TestBroker,
     api: Api,
@@ -139,7 +139,7 @@ def test_what_is_not_allowed_is_refused(
     action: Callable[[BlockingChannel], object],
     what: str,
 ) -> None:
-    """An AMQP 0-9-1 operation without its configure, write or read permission is refused with RabbitMQ's text."""
+    """An AMQP 0-9-1 operation without its configure, write or read permission is refused with RabbitMQ's error text."""
     rights = {"configure": "^mine", "write": "^mine", "read": "^(mine|amq|hers)"}
     api("PUT", f"permissions/{vhost}/{ann}", rights)
     channel = connect(amqp_url.replace("guest:guest", f"{ann}:secret")).channel()
@@ -155,8 +155,8 @@ def test_what_is_not_allowed_is_refused(
 def test_a_permission_allows_only_matching_names(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """A user may declare and publish to a queue whose name matches the permission's patterns; an empty pattern allows
-    nothing.
+    """A user may declare and publish to a queue whose name matches the patterns of the user's permissions. An empty
+    pattern allows nothing.
     """
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": "^mine$", "write": ".*", "read": ""})
     connection = connect(amqp_url.replace("guest:guest", f"{ann}:secret"))

@@ -96,8 +96,8 @@ def test_arguments_override_a_policy_except_for_limits(
 def test_only_the_policy_with_the_highest_priority_applies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """A queue gets only the settings of the matching policy with the highest priority; policies for exchanges or other
-    queue types do not count.
+    """A queue gets only the settings of the matching policy with the highest priority. Policies for exchanges, or with
+    settings that the queue's type does not have, are ignored.
     """
     set_policy("jo", {"max-length": 1}, priority=1)
     set_policy("job", {"max-length-bytes": 4}, priority=2)
@@ -113,7 +113,7 @@ def test_only_the_policy_with_the_highest_priority_applies(
 def test_overflow_ttl_and_expires_apply_by_policy(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, amqp_url: str
 ) -> None:
-    """By policy, a full queue rejects messages (overflow), messages expire (message-ttl), and an unused queue is
+    """A policy can make a full queue reject messages (overflow), messages expire (message-ttl), and an unused queue be
     deleted (expires).
     """
     set_policy("full", {"max-length": 0, "overflow": "reject-publish"})
@@ -142,7 +142,9 @@ def test_overflow_ttl_and_expires_apply_by_policy(
 
 @pytest.mark.differs_since("4.3", "what is returned with basic.nack does not count")
 def test_a_delivery_limit_applies_by_policy(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
-    """A quorum queue drops a message that was returned more often than the policy's delivery-limit."""
+    """A quorum queue drops a message once it has been requeued more often than the policy's delivery-limit allows, even
+    if the queue's own limit is higher.
+    """
     set_policy("jobs", {"delivery-limit": 1})
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 9})
     channel.basic_publish("", "jobs", b"x")
@@ -253,7 +255,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.differs_since("4.0", "there are more things to apply a policy to, and other settings")
 def test_an_invalid_policy_is_refused(api: Api, vhost: str) -> None:
-    """An invalid policy gets 400 with RabbitMQ's text, and is not stored."""
+    """An invalid policy gets 400 with RabbitMQ's error text, and is not stored."""
     for kind, body, words in REFUSED:
         status, answer = api("PUT", f"{kind}/{vhost}/p", body)
         reason = html.unescape(answer["reason"])
@@ -267,8 +269,8 @@ def test_an_invalid_policy_is_refused(api: Api, vhost: str) -> None:
 @pytest.mark.parametrize(("tag", "changes"), [("management", 401), ("policymaker", 201)])
 @pytest.mark.differs_since("4.3", "404 in place of 401, for a virtual host that one has no permissions in")
 def test_only_policymakers_may_change_policies(api: Api, vhost: str, tag: str, changes: int) -> None:
-    """A user with the tag policymaker may set policies, but not operator policies; one with the tag management may only
-    list them.
+    """A user with the tag policymaker may set policies, but not operator policies. A user with the tag management may
+    only list policies.
     """
     user, body = f"{tag}-{vhost}", {"pattern": "a", "definition": {"max-length": 3}}
     api("PUT", f"users/{user}", {"password": "secret", "tags": tag})

@@ -88,8 +88,8 @@ def test_the_version_is_that_of_the_profile(broker: TestBroker, connection: pika
 def test_the_default_delivery_limit_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """Up to 3.13, a quorum queue has no default delivery limit; from 4.0 on, a message is dropped after 20 returns, and
-    from 4.3 on after 20 rejections.
+    """Up to 3.13, a quorum queue has no default delivery limit. From 4.0 on, a message may be requeued 20 times before
+    it is dropped; from 4.3 on, requeues by basic.nack do not count.
     """
     queue = quorum()
     give_back = channel.basic_reject if broker.differs_since("4.3", "a nack does not count") else channel.basic_nack
@@ -104,8 +104,8 @@ def test_the_default_delivery_limit_depends_on_the_version(
 def test_delivery_counts_depend_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """In a quorum queue up to 4.2, x-delivery-count counts basic.nack, basic.reject and closed channels. From 4.3 on,
-    x-acquired-count counts them all, and x-delivery-count all but basic.nack.
+    """In a quorum queue up to 4.2, x-delivery-count counts requeues by basic.nack, basic.reject and closed channels.
+    From 4.3 on, x-acquired-count counts all three, and x-delivery-count all but basic.nack.
     """
     queue, seen = quorum(), []
     for give_back in (channel.basic_nack, channel.basic_reject, channel.basic_recover):
@@ -127,8 +127,8 @@ def test_delivery_counts_depend_on_the_version(
 def test_a_delivery_limit_of_minus_1_is_unlimited(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """A quorum queue with an x-delivery-limit of -1, which means no limit, requeues a returned message behind the
-    others up to 4.2, and before them from 4.3 on.
+    """A quorum queue with an x-delivery-limit of -1 has no limit. It puts a requeued message behind the others up to
+    4.2, and before the others from 4.3 on.
     """
     limit = {"x-delivery-limit": -1} if broker.differs_since("4.0", "there is a limit") else {}
     queue = quorum(body=b"1", **limit)
@@ -142,8 +142,8 @@ def test_a_delivery_limit_of_minus_1_is_unlimited(
 def test_priorities_of_quorum_queues_depend_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
-    """Quorum queues ignore priorities in 3.10, have two from 4.0 on, of which the higher gets two of three turns, and
-    32 from 4.3 on.
+    """Quorum queues ignore priorities in 3.10. From 4.0 on, they have two priorities, and deliver two messages of the
+    higher one for each message of the lower one. From 4.3 on, they have 32 priorities.
     """
     channel.queue_declare("q", durable=True, arguments=QUORUM)
     for body, priority in ((b"a", None), (b"b", 1), (b"c", 5), (b"d", 9), (b"e", 7), (b"f", 200)):
@@ -170,8 +170,8 @@ def test_a_quorum_queue_with_x_max_priority_is_refused(broker: TestBroker, chann
 def test_an_x_death_of_a_publisher_counts_only_before_4_0(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
-    """Up to 3.13, the broker continues the count in an x-death header that a publisher sets. From 4.0 on, it starts at
-    1, and dead letters have x-last-death headers.
+    """Up to 3.13, the broker increases the count in an x-death header that a publisher has set. From 4.0 on, the broker
+    counts from 1, and adds x-last-death headers to dead letters.
     """
     channel.queue_declare("dead", durable=True)
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
@@ -191,8 +191,8 @@ def test_an_x_death_of_a_publisher_counts_only_before_4_0(
 def test_x_death_counts_rise_in_a_circle_in_every_version(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
-    """A message that is dead-lettered twice between two queues has count 2 for each queue in x-death,
-    in every version.
+    """If a message is dead-lettered back and forth between two queues, twice in each direction, its x-death header has
+    the count 2 for each queue, in every version.
     """
     for name, other, ttl in (("a", "b", {}), ("b", "a", {"x-message-ttl": 1})):
         arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": other, **ttl}
@@ -225,8 +225,8 @@ def test_the_default_queue_type_is_listed_from_4_0_on(
 def test_arguments_of_classic_queues_depend_on_the_version(
     broker: TestBroker, connection: pika.BlockingConnection, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """For classic queues, 4.3 ignores an invalid x-queue-mode, and refuses x-queue-version 1 and
-    x-queue-master-locator; earlier versions do the opposite.
+    """Before 4.3, classic queues refuse an invalid x-queue-mode, and accept x-queue-version 1 and
+    x-queue-master-locator. 4.3 ignores x-queue-mode, and refuses the other two arguments.
     """
     has_gone = broker.differs_since("4.3", "they are gone")
 
@@ -326,7 +326,7 @@ def test_a_commit_to_a_deleted_queue_depends_on_the_version(
 
 
 def test_an_unknown_profile_is_an_error() -> None:
-    """EmbeddedBroker(like="4") raises ValueError with the versions that it can imitate."""
+    """EmbeddedBroker(like="4") raises ValueError with the list of versions that the broker can imitate."""
     with pytest.raises(ValueError, match=r"cannot behave like RabbitMQ 4, only like 3\.10, 4\.0, 4\.2"):
         EmbeddedBroker(like="4")
 
@@ -342,7 +342,7 @@ def test_an_unknown_profile_is_an_error() -> None:
         ("returned", "basic_reject", False),
     ],
 )
-def test_delayed_retries_hold_back_returned_messages(
+def test_x_delayed_retry_type_decides_which_requeued_messages_are_delayed(
     broker: TestBroker,
     channel: BlockingChannel,
     take: Take,
@@ -351,8 +351,8 @@ def test_delayed_retries_hold_back_returned_messages(
     give_back: str,
     is_held: bool,
 ) -> None:
-    """From 4.3 on, x-delayed-retry-type decides whether returned messages, rejected ones or both are delayed before
-    they are redelivered.
+    """From 4.3 on, x-delayed-retry-type decides whether messages requeued with basic.nack, with basic.reject, or with
+    both are delayed before they are redelivered.
     """
     queue = quorum(body=b"1", **{"x-delayed-retry-type": which, "x-delayed-retry-min": 60_000})
     getattr(channel, give_back)(take.one(queue, auto_ack=False)[0].delivery_tag)
@@ -363,7 +363,7 @@ def test_delayed_retries_hold_back_returned_messages(
     assert channel.queue_purge(queue).method.message_count == 1
 
 
-def test_a_delayed_retry_is_delivered_with_growing_delays(
+def test_delays_of_delayed_retries_grow_up_to_the_maximum(
     broker: TestBroker, channel: BlockingChannel, take: Take, api: Api, vhost: str
 ) -> None:
     """From 4.3 on, a rejected message is redelivered after a delay that grows with each rejection, up to the policy's
@@ -439,8 +439,8 @@ def test_a_local_random_exchange_sends_each_message_to_one_queue(
 def test_a_local_random_exchange_takes_classic_queues_without_a_key(
     broker: TestBroker, channel: BlockingChannel, source: tuple[str, str, str], text: str
 ) -> None:
-    """An x-local-random exchange refuses, with 406, a binding with a key, of a queue that is not classic, or of an
-    exchange.
+    """An x-local-random exchange refuses with 406 a binding with a routing key, a binding of a queue that is not
+    classic, and a binding of an exchange.
     """
     # As in rabbit_exchange_type_local_random of RabbitMQ 4.0.5 and 4.3.5.
     if not broker.differs_since("4.0", "the type is new there"):

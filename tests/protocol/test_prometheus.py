@@ -139,8 +139,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Started, st
 
 
 def test_each_metric_is_one_of_rabbitmqs(node: tuple[Started, str]) -> None:
-    """Each metric in the embedded broker's /metrics and /metrics/per-object has the name, the type and the labels of a
-    metric of RabbitMQ 3.10 and, after the same operations, the same value.
+    """Each metric in the embedded broker's /metrics and /metrics/per-object has the name, type and labels of a metric
+    of RabbitMQ 3.10, and after the same operations, the same value.
     """
     started, url = node
     with (
@@ -181,7 +181,9 @@ def comparable(found: Scraped) -> dict[Sample, float]:
 
 
 def test_queues_and_channels_are_counted(broker: EmbeddedBroker) -> None:
-    """/metrics has the sums over all queues and channels, and /metrics/per-object the figures of each of them."""
+    """/metrics contains the sums over all queues and channels, and /metrics/per-object the values of each queue and
+    channel.
+    """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         act(connection)
         sums, each = (scraped(metrics_url(broker) + path) for path in ("", "/per-object"))
@@ -212,8 +214,8 @@ def protocol(found: Scraped, name: str, of: str, kind: str | None = None) -> flo
 
 
 def test_messages_are_counted_by_protocol(broker: EmbeddedBroker) -> None:
-    """The totals of the broker count the messages of AMQP 0-9-1, AMQP 1.0 and the stream protocol separately, even if
-    these use the same queues.
+    """The broker's totals in /metrics count messages of AMQP 0-9-1, AMQP 1.0 and the stream protocol separately, even
+    if clients of these protocols use the same queues.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection, RawAmqp10(broker.url) as client10:
         act(connection)
@@ -257,8 +259,8 @@ def test_messages_are_counted_by_protocol(broker: EmbeddedBroker) -> None:
 
 
 def test_totals_do_not_decrease(broker: EmbeddedBroker) -> None:
-    """When channels are closed, and queues and virtual hosts deleted, the totals of the broker stay the same, even if a
-    channel was closed because of an error.
+    """The broker's totals in /metrics stay the same when channels are closed, even because of an error, and when queues
+    and virtual hosts are deleted.
     """
     broker.under_test(lambda found: found.add_vhost("other"))
     other = broker.url.replace("%2F", "other")
@@ -280,7 +282,7 @@ def test_totals_do_not_decrease(broker: EmbeddedBroker) -> None:
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "ä"])
 def test_names_are_escaped(broker: EmbeddedBroker, name: str) -> None:
-    """The names of queues are escaped as Prometheus's text format requires it."""
+    """In metrics, quotes and backslashes in the names of queues are escaped as Prometheus's text format requires."""
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         connection.channel().queue_declare(name, durable=True)
         found = scraped(f"{metrics_url(broker)}/per-object")
@@ -288,8 +290,8 @@ def test_names_are_escaped(broker: EmbeddedBroker, name: str) -> None:
     assert found.value("queue_messages", vhost="/", queue=escaped) == 0
 
 
-def test_metrics_of_many_queues_let_others_work() -> None:
-    """The metrics of 10,000 queues do not hold up other clients, and none is missing."""
+def test_metrics_of_many_queues_do_not_hold_up_other_clients() -> None:
+    """Metrics of 10,000 queues are complete, and serving them does not hold up other clients."""
     with EmbeddedBroker(prometheus_port=0) as broker:
         assert broker._server is not None
         vhost = broker._server.broker.vhosts["/"]
@@ -321,7 +323,9 @@ def test_metrics_of_many_queues_let_others_work() -> None:
 def test_only_metrics_are_served_and_not_to_web_pages(
     broker: EmbeddedBroker, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
-    """The port for metrics answers without a login, only to GET and HEAD, and refuses requests from web pages."""
+    """The port for metrics answers GET and HEAD without a login, refuses other methods and paths, and refuses requests
+    from web pages of other hosts.
+    """
     assert asked(metrics_url(broker), path, method, **headers)[0] == status
 
 
@@ -336,8 +340,10 @@ def test_metrics_are_served_on_the_loopback_address_only() -> None:
             socket.create_connection(("127.0.0.2", urlsplit(url).port or 0), 5)
 
 
-def test_the_port_for_metrics_is_an_option() -> None:
-    """`broker serve --prometheus-port` also prints the URL of the metrics; without it, there is no such port."""
+def test_metrics_are_served_only_if_the_option_is_given() -> None:
+    """With `--prometheus-port`, `broker serve` serves metrics and prints their URL. Without the option, no metrics are
+    served.
+    """
     command = [sys.executable, "-m", "mqtool", "broker", "serve", "--port", "0", "--print-url"]
     found: dict[str, str] = {}
     for option in ((), ("--prometheus-port", "0")):
@@ -352,7 +358,7 @@ def test_the_port_for_metrics_is_an_option() -> None:
 
 
 def test_a_port_that_is_taken_is_named(broker: EmbeddedBroker) -> None:
-    """If the port for metrics is in use, EmbeddedBroker.start() raises OSError, and no port stays open."""
+    """If the port for metrics is in use, EmbeddedBroker.start() raises OSError, which names the port."""
     taken = urlsplit(metrics_url(broker)).port
     with pytest.raises(OSError, match=str(taken)):
         EmbeddedBroker(prometheus_port=taken).start()

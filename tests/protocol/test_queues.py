@@ -41,8 +41,8 @@ def deaths(properties: BasicProperties) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", [{}, QUORUM])
 def test_a_queues_ttl_dead_letters_expired_messages(channel: BlockingChannel, take: Take, kind: dict[str, Any]) -> None:
-    """A message that expires by x-message-ttl is dead-lettered with queue, reason, time and original exchange in
-    x-death.
+    """A message that expires by x-message-ttl is dead-lettered; its x-death header has the queue, reason, time and
+    original exchange.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**kind, **dead_lettering(x_message_ttl=50)})
@@ -65,7 +65,9 @@ def test_a_queues_ttl_dead_letters_expired_messages(channel: BlockingChannel, ta
 
 
 def test_a_messages_own_expiration_is_removed_when_dead_lettered(channel: BlockingChannel, take: Take) -> None:
-    """A dead letter no longer has its expiration property; x-death contains it as original-expiration."""
+    """A dead letter no longer has the expiration property; its x-death header contains the value as
+    original-expiration.
+    """
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_message_ttl=60_000))
     channel.basic_publish("", "q", b"x", BasicProperties(expiration="30"))
@@ -85,8 +87,10 @@ def test_a_message_expires_only_at_the_head(channel: BlockingChannel, take: Take
     assert take.one("dead")[2] == b"short"
 
 
-def test_an_expiration_of_0_needs_a_waiting_consumer(channel: BlockingChannel, take: Take) -> None:
-    """A message with expiration 0 is delivered to a waiting consumer, or expires at once."""
+def test_a_message_with_expiration_0_is_delivered_only_to_a_waiting_consumer(
+    channel: BlockingChannel, take: Take
+) -> None:
+    """A message with expiration 0 is delivered if a consumer is waiting for it, and otherwise expires at once."""
     got: list[bytes] = []
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"1", BasicProperties(expiration="0"))
@@ -98,7 +102,7 @@ def test_an_expiration_of_0_needs_a_waiting_consumer(channel: BlockingChannel, t
 
 
 def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.BlockingConnection, take: Take) -> None:
-    """A queue with x-expires is deleted after it has been unused for that time."""
+    """A queue with x-expires is deleted once it has been unused for that number of milliseconds."""
     channel.queue_declare("q", arguments={"x-expires": 1000})
 
     def gone() -> bool:
@@ -120,7 +124,7 @@ def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.Bloc
 
 @pytest.mark.parametrize("kind", [{}, QUORUM])
 def test_a_full_queue_dead_letters_its_head(channel: BlockingChannel, take: Take, kind: dict[str, Any]) -> None:
-    """A full queue with x-max-length dead-letters its oldest message with the reason maxlen."""
+    """A queue that exceeds its x-max-length dead-letters its oldest message with the reason maxlen."""
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**kind, **dead_lettering(x_max_length=2)})
     for body in (b"1", b"2", b"3"):
@@ -159,7 +163,9 @@ def test_a_rejected_message_is_dead_lettered_with_its_routing_keys(channel: Bloc
 
 
 def test_x_death_counts_repeated_deaths(channel: BlockingChannel, take: Take) -> None:
-    """x-death has one entry for each queue and reason, with a count, the latest first."""
+    """The header x-death has one entry for each queue and reason, with a count. The entry of the latest death comes
+    first.
+    """
     channel.queue_declare("dead", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"})
     channel.queue_declare("q", arguments=dead_lettering())
     channel.basic_publish("", "q", b"x")
@@ -191,8 +197,8 @@ def test_dead_letters_to_a_missing_exchange_are_dropped(channel: BlockingChannel
 
 
 def test_a_classic_queue_delivers_by_priority(channel: BlockingChannel, take: Take) -> None:
-    """A classic queue delivers higher priorities first, and equal ones in order. Priorities above x-max-priority count
-    as the maximum, and none counts as 0.
+    """A classic queue with x-max-priority delivers messages with higher priorities first, and messages of the same
+    priority in order. A priority above x-max-priority counts as x-max-priority, and a missing one as 0.
     """
     channel.queue_declare("q", arguments={"x-max-priority": 5})
     for body, priority in ((b"a", None), (b"b", 1), (b"c", 5), (b"d", 9), (b"e", 1), (b"f", 0)):
@@ -202,8 +208,8 @@ def test_a_classic_queue_delivers_by_priority(channel: BlockingChannel, take: Ta
 
 @pytest.mark.differs_since("4.0", "basic.get of a message that never came back has no x-delivery-count")
 def test_a_quorum_queue_counts_deliveries(channel: BlockingChannel, take: Take) -> None:
-    """In a quorum queue, x-delivery-count rises with each return; above x-delivery-limit, the message
-    is dead-lettered.
+    """In a quorum queue, x-delivery-count rises each time a message is requeued. Above x-delivery-limit, the message is
+    dead-lettered.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **dead_lettering(x_delivery_limit=2)})
@@ -220,9 +226,9 @@ def test_a_quorum_queue_counts_deliveries(channel: BlockingChannel, take: Take) 
 
 
 @pytest.mark.differs_since("4.3", "what was given back with a nack is counted as x-acquired-count, and not limited")
-def test_consumers_see_the_delivery_count_of_a_returned_message(channel: BlockingChannel, take: Take) -> None:
-    """A consumer of a quorum queue gets a message first without x-delivery-count, and with count 1 after it was
-    returned.
+def test_a_consumer_gets_x_delivery_count_only_after_a_requeue(channel: BlockingChannel, take: Take) -> None:
+    """A consumer of a quorum queue gets a new message without x-delivery-count, and with the count 1 after the message
+    was requeued.
     """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, "x-delivery-limit": 5})
     channel.basic_publish("", "q", b"x")
@@ -245,11 +251,11 @@ def test_consumers_see_the_delivery_count_of_a_returned_message(channel: Blockin
         ({"x-delivery-limit": 5}, b"2134"),
     ],
 )
-def test_returned_messages_of_a_quorum_queue_have_a_defined_place(
+def test_a_delivery_limit_decides_where_a_quorum_queue_puts_requeued_messages(
     channel: BlockingChannel, take: Take, limit: dict[str, int], expected: bytes
 ) -> None:
-    """A quorum queue with a delivery limit requeues returned messages before new ones; without one, behind them in the
-    order of their return.
+    """A quorum queue with a delivery limit puts requeued messages before all others, and a quorum queue without a limit
+    puts them behind all others, in the order in which they were requeued.
     """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **limit})
     for number in b"1234":
@@ -265,7 +271,9 @@ def test_returned_messages_of_a_quorum_queue_have_a_defined_place(
 def test_messages_of_a_closed_channel_come_first(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take, kind: dict[str, str]
 ) -> None:
-    """The unacknowledged messages of a closed channel are delivered again before newer ones, in their old order."""
+    """The unacknowledged messages of a closed channel are redelivered before newer messages, in their original
+    order.
+    """
     channel.queue_declare("q", durable=True, arguments=kind)
     for number in b"1234":
         channel.basic_publish("", "q", bytes([number]))
@@ -320,7 +328,7 @@ def test_purge_and_delete_return_the_number_of_ready_messages(channel: BlockingC
 
 
 def test_x_death_can_be_encoded_as_json(channel: BlockingChannel, take: Take) -> None:
-    """A client can encode the x-death header as JSON, except for its time."""
+    """The entries of an x-death header can be encoded as JSON, except for their times."""
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_max_length=0))
     channel.basic_publish("", "q", b"x")

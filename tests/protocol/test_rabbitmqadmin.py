@@ -49,7 +49,7 @@ def test_rabbitmqadmin_prints_the_same_with_both_brokers(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Each rabbitmqadmin command prints the same expected text with RabbitMQ and with the embedded broker."""
+    """Each rabbitmqadmin command prints the same text with RabbitMQ and with the embedded broker."""
     if rabbitmq is None:
         pytest.skip("no RabbitMQ to have it from")
     try:

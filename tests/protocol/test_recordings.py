@@ -60,8 +60,8 @@ def test_replay_waits_until_queues_and_bindings_exist(
     amqp_broker: EmbeddedBroker,
     api_of: Callable[[EmbeddedBroker], Api],
 ) -> None:
-    """If the exchange, the queue and the bindings are declared only during a replay, all its messages still arrive, in
-    order. Its attempts to publish them before are not recorded.
+    """If the exchange, the queue and the bindings are declared only during a replay, all messages of the recording
+    still arrive, in order. Failed attempts to publish a message are not recorded.
     """
 
     def attempts() -> int:
@@ -87,8 +87,8 @@ def test_replay_waits_until_queues_and_bindings_exist(
 
 
 def test_replay_names_an_unroutable_message(vhost: Vhost, channel: BlockingChannel, recording: Path) -> None:
-    """If a recorded message stays unroutable, replay() raises Unavailable with the missing exchange or the unbound
-    routing key.
+    """If a message of a recording stays unroutable, replay() raises Unavailable, which names the missing exchange or
+    the unbound routing key.
     """
     with pytest.raises(Unavailable, match=r"incident.ndjson went nowhere: exchange 'logs' does not exist"):
         replay(vhost, recording, patience=0)
@@ -173,8 +173,8 @@ WRONG = {
 
 def test_wrong_arguments_of_the_marker_amqp_recording_fail_the_test(tmp_path: Path, recording: Path) -> None:
     """A speed, patience or condition that is not valid, an unknown argument, and a recording of which nothing would be
-    replayed fail the test before it runs. The error names the marker, the file and the argument, as `recording replay`
-    does.
+    replayed fail the test before it runs. The error names the marker, the file and the argument, as the command
+    `recording replay` does.
     """
     assert recording.parent == tmp_path
     (tmp_path / "empty.ndjson").write_text("\n")
@@ -195,7 +195,9 @@ def test_wrong_arguments_of_the_marker_amqp_recording_fail_the_test(tmp_path: Pa
 
 
 def test_any_error_during_a_replay_is_raised(vhost: Vhost, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unexpected error in the thread of a replay is raised at its end, so that the test fails."""
+    """If an unexpected error occurs in the thread of a replay, the error is raised at the end of the replay, so that
+    the test fails.
+    """
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError
@@ -206,7 +208,7 @@ def test_any_error_during_a_replay_is_raised(vhost: Vhost, recording: Path, monk
 
 
 def test_replay_refuses_a_recording_without_messages(vhost: Vhost, recording: Path) -> None:
-    """replay() raises BadData if the recording is empty or nothing matches the condition."""
+    """replay() raises BadData if the recording contains no messages, or none that match the condition."""
     with pytest.raises(BadData, match=r"no message of .*incident.ndjson matches 'headers.n=99'"):
         replay(vhost, recording, where="headers.n=99")
     recording.write_text("")

@@ -350,7 +350,7 @@ def native(request: pytest.FixtureRequest) -> Iterator[tuple[World, str]]:
 
 
 @rows("channel")
-def test_operations_over_amqp_0_9_1_need_exactly_these_permissions(
+def test_operations_over_amqp_0_9_1_need_exactly_their_permissions(
     world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, row: Row
 ) -> None:
     """Over AMQP 0-9-1, each operation succeeds with exactly the permissions that it needs, and is refused if one of
@@ -371,7 +371,7 @@ def test_operations_over_amqp_0_9_1_need_exactly_these_permissions(
 
 @rows("links")
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
-def test_operations_over_amqp_1_0_need_exactly_these_permissions(native: "tuple[World, str]", row: Row) -> None:
+def test_operations_over_amqp_1_0_need_exactly_their_permissions(native: "tuple[World, str]", row: Row) -> None:
     """Over AMQP 1.0, each operation succeeds with exactly the permissions that it needs, and is refused if one of them
     is missing.
     """
@@ -385,7 +385,7 @@ def test_operations_over_amqp_1_0_need_exactly_these_permissions(native: "tuple[
 
 
 @rows("http")
-def test_operations_of_the_management_api_need_exactly_these_permissions(world: World, row: Row) -> None:
+def test_operations_of_the_management_api_need_exactly_their_permissions(world: World, row: Row) -> None:
     """In the management API, each operation succeeds with exactly the permissions that it needs, and is refused if one
     of them is missing.
     """
@@ -402,7 +402,7 @@ def test_operations_of_the_management_api_need_exactly_these_permissions(world: 
 
 
 @rows("stream")
-def test_operations_of_the_stream_protocol_need_exactly_these_permissions(
+def test_operations_of_the_stream_protocol_need_exactly_their_permissions(
     world: World, open_stream: Opener, row: Row
 ) -> None:
     """In the stream protocol, each operation succeeds with exactly the permissions that it needs, and is refused if one
@@ -418,8 +418,8 @@ def test_operations_of_the_stream_protocol_need_exactly_these_permissions(
 def test_storing_an_offset_needs_write_permission_before_3_13(
     broker: TestBroker, world: World, open_stream: Opener
 ) -> None:
-    """Storing an offset in a stream needs the write permission up to RabbitMQ 3.12, and the read permission from 3.13
-    on.
+    """Storing an offset in a stream needs the write permission for the stream up to RabbitMQ 3.12, and the read
+    permission from 3.13 on.
     """
     needed = "read" if broker.differs_since("4.0", "whoever may read a stream may store offsets") else "write"
     for granted, enough in cases([(needed, "s")]):
@@ -615,8 +615,8 @@ def grant_topics(world: World) -> None:
 def test_topic_permissions_apply_over_amqp_0_9_1(
     broker: TestBroker, world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, topic: Topic
 ) -> None:
-    """Over AMQP 0-9-1, a routing key that the user's topic permission does not match is refused; from 4.0.3 on, also
-    one in CC or BCC.
+    """Over AMQP 0-9-1, a routing key that the user's topic permission does not match is refused. From 4.0.3 on, such a
+    key in CC or BCC is refused, too.
     """
     grant_topics(world)
     assert topic.channel is not None
@@ -664,9 +664,9 @@ def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topi
 
 
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
-def test_topic_permissions_of_copies_depend_on_the_release(native: "tuple[World, str]") -> None:
-    """An embedded broker that imitates 4.0 or 4.3 checks topic permissions for keys in CC and BCC, over AMQP 0-9-1 and
-    the management API.
+def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_on(native: "tuple[World, str]") -> None:
+    """An embedded broker that imitates RabbitMQ 4.0 or 4.3 checks topic permissions for routing keys in CC and BCC,
+    over AMQP 0-9-1 and over HTTP.
     """
     world, url = native
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
@@ -753,8 +753,8 @@ def test_the_management_api_cannot_use_an_exclusive_queue(world: World, connecti
 def test_a_policy_needs_no_rights_to_the_exchange_that_it_names(
     world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, kind: str
 ) -> None:
-    """A policymaker may name any exchange in a policy. Declaring a queue or exchange that the policy matches needs no
-    permission for that exchange either.
+    """A policymaker may name any exchange in a policy. A user who declares a queue or exchange that the policy matches
+    needs no permission for the named exchange, either.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "policymaker"})
     world.reset([("configure", "new")])

@@ -104,7 +104,7 @@ def test_headers_bindings_match_all_or_any(
 
 
 def test_a_queue_gets_a_message_once(channel: BlockingChannel) -> None:
-    """A queue gets a message once, however many bindings lead to it."""
+    """A queue gets a message once, however many bindings of an exchange lead to the queue."""
     channel.queue_declare("q")
     channel.exchange_declare("next", "fanout")
     channel.queue_bind("q", "next")
@@ -116,7 +116,7 @@ def test_a_queue_gets_a_message_once(channel: BlockingChannel) -> None:
 
 
 def test_exchanges_bound_in_a_circle_route_a_message_once(channel: BlockingChannel) -> None:
-    """If exchanges are bound in a circle, a queue gets a message once."""
+    """If two exchanges are bound to each other, a queue that is bound to one of them gets a message once."""
     channel.queue_declare("q")
     for name in ("one", "two"):
         channel.exchange_declare(name, "fanout")
@@ -141,8 +141,8 @@ def test_unbind_removes_only_the_binding_with_the_same_arguments(channel: Blocki
 
 
 def test_an_alternate_exchange_gets_unmatched_messages(channel: BlockingChannel, take: Take) -> None:
-    """A message without a matching binding goes to the alternate exchange, and is returned as unroutable only if no
-    queue is bound there either.
+    """A message without a matching binding goes to the alternate exchange. If no queue is bound to that exchange and
+    the message is mandatory, it is returned as unroutable.
     """
     channel.exchange_declare("rest", "fanout")
     channel.exchange_declare("x", "direct", arguments={"alternate-exchange": "rest"})
@@ -160,7 +160,9 @@ def test_an_alternate_exchange_gets_unmatched_messages(channel: BlockingChannel,
 
 
 def test_cc_and_bcc_are_additional_routing_keys(channel: BlockingChannel, take: Take) -> None:
-    """Queues named in CC and BCC get a message once each; the BCC header is removed, and CC is kept."""
+    """Each queue named by its routing key in CC or BCC gets a message once. The header BCC is removed, and CC
+    is kept.
+    """
     for queue in ("to", "cc", "bcc"):
         channel.queue_declare(queue)
     channel.basic_publish("", "to", b"x", BasicProperties(headers={"CC": ["cc", "to"], "BCC": ["bcc"]}))
@@ -194,7 +196,9 @@ def test_deleting_an_exchange_deletes_its_bindings(channel: BlockingChannel) -> 
 
 
 def test_an_empty_queue_name_means_the_last_declared_queue(channel: BlockingChannel) -> None:
-    """queue.bind with an empty queue name and key binds the channel's last queue by its own name."""
+    """queue.bind with an empty queue name and routing key binds the queue that the channel declared last, with the
+    queue's name as routing key.
+    """
     name = channel.queue_declare("", exclusive=True).method.queue
     assert name.startswith("amq.gen-")
     assert len(name) == len("amq.gen-") + 22

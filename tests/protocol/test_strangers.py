@@ -43,8 +43,8 @@ def test_clients_without_a_login_cannot_fill_the_log(tmp_path: Path) -> None:
 
 
 def test_connections_without_a_login_are_limited_per_address(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """Beyond the limit for an address, the oldest connections without a login are closed; a logged-in
-    one stays open.
+    """If clients from one address open more connections without a login than the limit, the oldest of these connections
+    are closed, and a logged-in connection stays open.
     """
     monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker() as broker, RawClient(broker.url) as friend:

@@ -89,8 +89,8 @@ def test_random_stream_frames_cause_no_internal_error(
 
 
 def test_stream_publishers_wait_while_memory_is_short() -> None:
-    """During a memory alarm, stream clients cannot declare publishers; messages published meanwhile are confirmed when
-    the alarm ends.
+    """During a memory alarm, stream clients cannot declare publishers. A message that is published during the alarm is
+    confirmed when the alarm ends.
     """
     with EmbeddedBroker(stream_port=0, memory_limit=1_000_000) as broker:
         assert broker.stream_port is not None
@@ -115,8 +115,8 @@ def test_stream_publishers_wait_while_memory_is_short() -> None:
         assert other.declare_publisher(1, "other") == _OK
 
 
-def test_properties_of_subscriptions_count_as_memory(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """The properties of a stream subscription count as the broker's memory until the subscription ends."""
+def test_properties_of_subscriptions_count_towards_memory_use(api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """The properties of a stream subscription count towards the broker's memory use until the subscription ends."""
     with EmbeddedBroker(stream_port=0, management_port=0, memory_limit=10_000_000) as broker:
         assert broker.stream_port is not None
         client, api = _connect(broker.stream_port), api_of(broker)
@@ -139,8 +139,8 @@ def _connect(port: int) -> RawStream:
 
 
 def test_stored_offsets_are_not_rewritten_with_each_segment() -> None:
-    """In a stream with 5,000 stored offsets and tiny segments, the broker does not write all offsets again with each
-    new segment.
+    """If a stream has 5,000 stored offsets and tiny segments, the broker does not write all offsets again for each new
+    segment.
     """
     with EmbeddedBroker(stream_port=0) as embedded:
         client = _client(embedded)
@@ -159,8 +159,8 @@ def test_stored_offsets_are_not_rewritten_with_each_segment() -> None:
         client.close()
 
 
-def test_stored_offsets_count_as_memory(caplog: pytest.LogCaptureFixture) -> None:
-    """Many stored offsets of a stream raise the memory alarm, and deleting the stream clears it."""
+def test_stored_offsets_count_towards_memory_use(caplog: pytest.LogCaptureFixture) -> None:
+    """Many stored offsets of a stream cause a memory alarm. Deleting the stream ends the alarm."""
     caplog.set_level(logging.WARNING)
     with EmbeddedBroker(stream_port=0, memory_limit=400_000) as embedded:
         client = _client(embedded)

@@ -21,8 +21,8 @@ def connect(process: BrokerProcess) -> RawStream:
 
 
 def test_confirmed_stream_messages_survive_a_kill(tmp_path: Path) -> None:
-    """After the broker is killed, a stream has all its confirmed messages in order, and a named producer that continues
-    at its last publishing id publishes nothing twice.
+    """After the broker is killed, a stream contains all confirmed messages in order. A named publisher that continues
+    at its last publishing id stores no message twice.
     """
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--stream-port", "0") as process:
         client = connect(process)

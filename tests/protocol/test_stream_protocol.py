@@ -54,8 +54,8 @@ ACCESS_REFUSED, PRECONDITION_FAILED, NO_PUBLISHER, NO_OFFSET = range(16, 20)
 def test_a_login_that_fails_ends_the_connection(
     connect_stream: Opener, mechanism: str, secret: bytes, code: int
 ) -> None:
-    """Over the stream protocol, an unknown mechanism, a wrong password or a malformed login gets its error code, and
-    the connection is closed.
+    """Over the stream protocol, a login with an unknown mechanism, a wrong password or a malformed response gets the
+    error code for that, and the connection is closed.
     """
     client = connect_stream()
     client.request(PEER_PROPERTIES, table({}))
@@ -95,8 +95,8 @@ def test_a_command_before_the_login_ends_the_connection(connect_stream: Opener) 
     ids=["unknown", "too short", "too long", "of another version"],
 )
 def test_an_invalid_frame_closes_the_connection(client: RawStream, key: int, body: bytes, version: int) -> None:
-    """A frame of the stream protocol with an unknown key, a wrong length or another version closes the connection with
-    "unknown frame".
+    """A frame of the stream protocol with an unknown key, a wrong length or an unsupported version closes the
+    connection with "unknown frame".
     """
     client.send(key, body, version)
 
@@ -113,8 +113,8 @@ def test_heartbeats_are_sent_as_agreed(open_stream: Opener) -> None:
     assert client.expect(HEARTBEAT) == b""
 
 
-def test_close_is_answered(client: RawStream) -> None:
-    """The broker answers the stream command `close` with OK and closes the connection."""
+def test_a_close_command_is_answered_before_the_connection_ends(client: RawStream) -> None:
+    """The broker answers the stream command `close` with OK, and then closes the connection."""
     assert client.request(CLOSE, struct.pack(">H", OK) + string("bye")).code == OK
     assert client.at_end()
 
@@ -123,8 +123,8 @@ def test_close_is_answered(client: RawStream) -> None:
 
 
 def test_creating_an_existing_stream_is_refused(client: RawStream) -> None:
-    """Creating a stream that exists is refused, with precondition-failed instead of already-exists if its arguments
-    differ.
+    """Creating a stream that exists is refused with already-exists, or if the arguments differ, with
+    precondition-failed.
     """
     assert client.create("s", max_length_bytes="5000000000", max_age="1h") == OK
     assert client.create("s", max_length_bytes="5000000000", max_age="1h") == EXISTS
@@ -152,8 +152,8 @@ def test_a_stream_is_a_queue_of_amqp(client: RawStream, stream: str, channel: Bl
 
 
 def test_metadata_names_the_node_of_each_stream(client: RawStream, stream: str) -> None:
-    """The stream command `metadata` returns the leader of an existing stream, and stream-does-not-exist for a missing
-    one.
+    """The stream command `metadata` returns the leader of an existing stream, and for a missing stream, the code
+    stream-does-not-exist.
     """
     client.send(METADATA, struct.pack(">II", 7, 2) + string(stream) + string("none"))
 
@@ -166,8 +166,8 @@ def test_metadata_names_the_node_of_each_stream(client: RawStream, stream: str) 
 def test_publishers_and_readers_are_told_that_their_stream_was_deleted(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
-    """When a stream is deleted, its publishers and readers get metadata-update, and their publisher and subscription
-    ids are no longer valid.
+    """When a stream is deleted, its publishers and readers get metadata-update. Their publisher and subscription ids
+    are no longer valid.
     """
     reader = open_stream()
     reader.subscribe(1, stream)
@@ -188,7 +188,9 @@ def test_publishers_and_readers_are_told_that_their_stream_was_deleted(
 
 
 def test_publisher_ids_and_names_are_unique(client: RawStream, stream: str) -> None:
-    """A stream publisher's id is unique on its connection, and its name is unique on its stream until it is deleted."""
+    """The id of a stream publisher is unique on its connection. Its name is unique on its stream until the publisher is
+    deleted.
+    """
     assert client.declare_publisher(1, "none") == NO_STREAM
     assert client.declare_publisher(1, stream) == OK
     assert client.declare_publisher(1, stream) == PRECONDITION_FAILED
@@ -200,7 +202,9 @@ def test_publisher_ids_and_names_are_unique(client: RawStream, stream: str) -> N
 
 
 def test_an_id_published_before_is_confirmed_and_not_stored_again(client: RawStream, stream: str) -> None:
-    """A named producer's message with an old publishing id is confirmed, but not stored twice."""
+    """If a named publisher publishes a message with a publishing id that it has used before, the message is confirmed,
+    but not stored again.
+    """
     client.declare_publisher(1, stream, "ann")
     asked = string("ann") + string(stream)
     assert client.request(QUERY_PUBLISHER, asked) == (OK, struct.pack(">Q", 0))
@@ -216,8 +220,8 @@ def test_an_id_published_before_is_confirmed_and_not_stored_again(client: RawStr
 
 
 def test_batches_are_stored_unchanged(client: RawStream, stream: str) -> None:
-    """A sub-entry batch is stored and delivered unchanged, whatever its compression, and its messages count towards the
-    offset.
+    """A sub-entry batch is stored and delivered without being unpacked, and the offset of the next message counts the
+    messages in the batch.
     """
     batch = struct.pack(">BHII", 0xC0, 3, 100, 7) + b"packed!"
     client.declare_publisher(1, stream, "ann")
@@ -276,7 +280,7 @@ def three(client: RawStream, stream: str) -> str:
 
 
 def test_a_client_gets_a_chunk_for_each_credit(client: RawStream, three: str) -> None:
-    """A stream subscription gets one chunk for each credit, with a valid checksum."""
+    """A stream subscription gets one chunk for each credit; each chunk has a valid checksum."""
     # Of two credits at the start, RabbitMQ 4.0 keeps one until it has another.
     assert client.subscribe(1, three, credit=1) == OK
     for offset in range(3):
@@ -294,7 +298,7 @@ def test_a_client_gets_a_chunk_for_each_credit(client: RawStream, three: str) ->
     ids=["first", "last", "next", "an offset", "beyond the end", "long ago", "in the future"],
 )
 def test_a_subscription_starts_at_the_given_offset(client: RawStream, three: str, offset: bytes, first: int) -> None:
-    """A stream subscription starts at first, last, next, an offset or a time, as requested."""
+    """A stream subscription starts at the offset that it asks for: first, last, next, a number or a timestamp."""
     client.subscribe(1, three, offset)
     client.publish(1, 3, b"3")
     client.confirmed(1)
@@ -314,7 +318,9 @@ def test_an_ended_subscription_gets_no_messages(client: RawStream, three: str) -
 
 
 def test_a_stored_offset_can_be_queried(client: RawStream, stream: str) -> None:
-    """query_offset returns the offset that store_offset has stored for a reader, and no-offset before that."""
+    """The stream command query_offset returns no-offset until store_offset has stored an offset for the reader, and
+    then this offset.
+    """
     asked = string("reader") + string(stream)
     assert client.request(QUERY_OFFSET, asked) == (NO_OFFSET, struct.pack(">Q", 0))
     assert client.request(QUERY_OFFSET, string("reader") + string("none")).code == NO_STREAM
@@ -327,7 +333,9 @@ def test_a_stored_offset_can_be_queried(client: RawStream, stream: str) -> None:
 
 
 def test_offsets_of_deleted_messages_are_forgotten(client: RawStream) -> None:
-    """A reader's stored offset is deleted with the segment that contains its message."""
+    """The broker deletes a reader's stored offset together with the segment that contains the message at that
+    offset.
+    """
     client.create("short", max_length_bytes="2000", stream_max_segment_size_bytes="1000")
     client.declare_publisher(1, "short")
     asked = string("reader") + string("short")
@@ -387,7 +395,9 @@ def test_a_message_keeps_its_properties_from_amqp_to_streams_and_back(
 def test_a_message_of_a_stream_client_is_delivered_over_amqp(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
-    """The body and application properties that a stream client publishes arrive over AMQP 0-9-1 as body and headers."""
+    """The body and application properties of a message published over the stream protocol arrive over AMQP 0-9-1 as
+    body and headers.
+    """
     client.declare_publisher(1, stream)
     client.publish(1, 0, b"\x00St\xc1\x07\x02\xa1\x01k\xa1\x01v" + b"\x00Su\xa0\x04body")
     client.confirmed(1)
@@ -412,8 +422,8 @@ def ann(api: Api, vhost: str, ann: str) -> str:
 def test_stream_commands_without_permission_are_refused(
     open_stream: Opener, client: RawStream, stream: str, ann: str
 ) -> None:
-    """Without permission, creating, deleting, publishing to, subscribing to or querying a stream gets
-    access-refused.
+    """Over the stream protocol, a user without permissions gets access-refused for creating, deleting, publishing to,
+    subscribing to or querying a stream.
     """
     client.create("hers")
     hers = open_stream(ann, "secret")
@@ -432,11 +442,11 @@ def test_stream_commands_without_permission_are_refused(
     assert hers.subscribe(1, "hers") == OK
 
 
-def test_permission_is_checked_when_subscribing(
+def test_the_read_permission_is_checked_only_when_subscribing(
     open_stream: Opener, client: RawStream, api: Api, vhost: str, ann: str
 ) -> None:
-    """A stream subscription continues to get messages after its user has lost the read permission, which is checked
-    only when subscribing.
+    """A user who loses the read permission for a stream still gets messages of an existing subscription, because the
+    permission is checked only when subscribing.
     """
     client.create("hers")
     client.declare_publisher(1, "hers")

@@ -52,8 +52,8 @@ class Reader:
 
 
 def test_each_stream_reader_gets_every_message(channel: BlockingChannel, take: Take) -> None:
-    """Each reader of a stream gets all messages in order, with the properties as published and x-stream-offset among
-    the headers.
+    """Each reader of a stream gets all messages in order, with the properties that they were published with, and with
+    x-stream-offset among the headers.
     """
     channel.queue_bind("s", "amq.topic", "a.#")
     properties = BasicProperties(
@@ -90,8 +90,8 @@ def test_each_stream_reader_gets_every_message(channel: BlockingChannel, take: T
 def test_a_stream_reader_starts_at_x_stream_offset(
     channel: BlockingChannel, take: Take, offset: object, expected: list[int]
 ) -> None:
-    """A stream's reader starts at the x-stream-offset first, last, next, an offset or a time; without one, it starts at
-    the next message.
+    """A reader of a stream starts at its x-stream-offset: first, last, next, a number, a time or an age. Without
+    x-stream-offset, the reader starts at the next message.
     """
     publish(channel, *"abcde")
     reader = Reader(channel.connection, **({} if offset is None else {"offset": offset}))
@@ -101,7 +101,9 @@ def test_a_stream_reader_starts_at_x_stream_offset(
 
 
 def test_a_stream_offset_beyond_the_end_waits_for_that_message(channel: BlockingChannel, take: Take) -> None:
-    """A reader whose x-stream-offset is beyond the end of the stream gets no message before that offset."""
+    """A reader whose x-stream-offset is beyond the end of the stream gets the message at this offset once it is
+    published, and no message before it.
+    """
     publish(channel, "a")
     reader = Reader(channel.connection, offset=3)
     publish(channel, *"bcde")
@@ -110,7 +112,9 @@ def test_a_stream_offset_beyond_the_end_waits_for_that_message(channel: Blocking
 
 
 def test_acknowledging_makes_room_for_the_next_stream_messages(channel: BlockingChannel, take: Take) -> None:
-    """A stream's reader gets as many messages as its prefetch, and one more for each message that it acknowledges."""
+    """A reader of a stream gets as many messages as its prefetch, and then one more for each message that the reader
+    acknowledges.
+    """
     publish(channel, *"abcdef")
     reader = Reader(channel.connection, prefetch=2, offset="first")
     take.until(lambda: len(reader.got) == 2)
@@ -139,7 +143,7 @@ def test_unacknowledged_messages_of_a_stream_are_not_redelivered(
 
 
 def test_deleting_a_stream_cancels_its_readers(channel: BlockingChannel, take: Take) -> None:
-    """When a stream is deleted, its readers get basic.cancel; a new stream of the same name starts at offset 0."""
+    """When a stream is deleted, its readers get basic.cancel. A new stream of the same name starts at offset 0."""
     publish(channel, "a")
     reader = Reader(channel.connection)
     cancelled: list[object] = []
@@ -192,7 +196,7 @@ def test_the_oldest_segments_of_a_full_stream_are_deleted(channel: BlockingChann
 def test_basic_get_and_purge_of_a_stream_are_refused(
     channel: BlockingChannel, what: Callable[[BlockingChannel], None], words: str
 ) -> None:
-    """basic.get and queue.purge of a stream close the connection with 540 and RabbitMQ's text."""
+    """basic.get and queue.purge of a stream close the connection with 540 and RabbitMQ's error text."""
     with pytest.raises(ConnectionClosedByBroker, match=f"NOT_IMPLEMENTED - {words}") as caught:
         what(channel)
     assert caught.value.reply_code == 540
@@ -200,8 +204,10 @@ def test_basic_get_and_purge_of_a_stream_are_refused(
 
 @pytest.mark.parametrize("requeue", [True, False])
 @pytest.mark.differs_since("4.0", "it is taken, and the reader gets no credit for it")
-def test_nack_and_reject_on_a_stream_are_refused(channel: BlockingChannel, take: Take, *, requeue: bool) -> None:
-    """basic.nack of a stream's message closes the connection, because a message cannot be returned to a stream."""
+def test_nack_on_a_stream_is_refused(channel: BlockingChannel, take: Take, *, requeue: bool) -> None:
+    """A basic.nack of a stream's message closes the connection, because a stream can neither requeue nor dead-letter a
+    message.
+    """
     publish(channel, "a")
     reader = Reader(channel.connection, offset="first")
     take.until(lambda: reader.got)
@@ -260,7 +266,9 @@ def test_a_stream_consumer_needs_prefetch_and_acknowledgements(
 def test_an_invalid_stream_declaration_is_refused(
     channel: BlockingChannel, arguments: dict[str, Any], options: dict[str, Any], words: str
 ) -> None:
-    """A transient, exclusive or auto-delete stream, or one with invalid arguments, is refused with RabbitMQ's text."""
+    """Declaring a transient, exclusive or auto-delete stream, or a stream with invalid arguments, is refused with
+    RabbitMQ's error text.
+    """
     with pytest.raises(ChannelClosedByBroker, match=words):
         channel.queue_declare(**{"queue": "other", "durable": True, **options}, arguments={**STREAM, **arguments})
 
@@ -294,8 +302,8 @@ def test_the_management_api_lists_a_stream_with_its_messages(
 
 
 def test_a_stream_age_or_offset_of_5000_digits_is_accepted(channel: BlockingChannel, take: Take) -> None:
-    """A stream with an x-max-age of 5,000 digits keeps its messages, and a reader with such an x-stream-offset gets
-    them all.
+    """A stream with an x-max-age of 5,000 digits keeps its messages, and a reader whose x-stream-offset is an age of
+    5,000 digits gets them all.
     """
     for_ever = "9" * 5000 + "D"
     channel.queue_declare("old", durable=True, arguments={**STREAM, "x-max-age": for_ever})

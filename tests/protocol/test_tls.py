@@ -45,9 +45,9 @@ def port_of(broker: EmbeddedBroker, protocol: str) -> tuple[str, int]:
     return "127.0.0.1", port
 
 
-def test_every_protocol_works_over_tls(broker: EmbeddedBroker, amqp_tls: Authority) -> None:
-    """Over TLS, clients can log in to AMQP, the management API and the stream port, and get a message larger than a TLS
-    record.
+def test_clients_of_every_protocol_can_log_in_over_tls(broker: EmbeddedBroker, amqp_tls: Authority) -> None:
+    """Over TLS, clients can log in to AMQP, the management API and the stream port. An AMQP client gets a message that
+    is larger than a TLS record.
     """
     api = Management(broker.urls["https"], "guest", "guest", ca=str(amqp_tls.ca))
     with connection(broker, amqp_tls) as opened:
@@ -93,8 +93,8 @@ def test_a_failed_tls_handshake_is_one_line_in_the_log(
 def test_unfinished_tls_handshakes_are_limited_per_address(
     amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond the limit for an address, the oldest connections without a finished TLS handshake are closed; others are
-    served.
+    """If one address has more connections with an unfinished TLS handshake than the limit, the oldest of these
+    connections are closed, and other clients are served.
     """
     monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker(tls=amqp_tls.tls()) as broker, ExitStack() as stack:
@@ -120,8 +120,8 @@ def test_a_tls_handshake_has_a_time_limit(amqp_tls: Authority, monkeypatch: pyte
 
 
 def test_a_client_certificate_can_be_required(amqp_tls: Authority) -> None:
-    """If client certificates are required, a client without one is refused; one with a certificate gets
-    connection.close when the broker stops.
+    """If client certificates are required, a client without a certificate is refused. A client with a certificate can
+    connect, and gets connection.close when the broker stops.
     """
     with EmbeddedBroker(tls=amqp_tls.tls(client_certificates=True)) as broker:
         with pytest.raises(AMQPError), connection(broker, amqp_tls):
@@ -144,7 +144,9 @@ def test_a_client_certificate_can_be_required(amqp_tls: Authority) -> None:
     ],
 )
 def test_invalid_tls_files_are_named(amqp_tls: Authority, cert: str, key: str, why: str) -> None:
-    """If a TLS file is missing, does not match or is not PEM, EmbeddedBroker.start() raises OSError with the reason."""
+    """If a TLS file is missing or is not PEM, or the key does not match the certificate, EmbeddedBroker.start() raises
+    OSError with the reason.
+    """
     with pytest.raises(OSError, match=why):
         EmbeddedBroker(tls=Tls(amqp_tls.ca.parent / cert, amqp_tls.ca.parent / key)).start()
 
@@ -168,8 +170,8 @@ def ipv6() -> bool:
 
 @pytest.mark.parametrize("host", ["::", "localhost"])
 def test_one_port_serves_ipv4_and_ipv6(host: str) -> None:
-    """A broker on `::` or `localhost` listens on one port for IPv4 and IPv6; if the port is in use for one of them,
-    start() raises OSError.
+    """A broker with the host `::` or `localhost` listens on one port for IPv4 and IPv6. If this port is in use for one
+    of the two, EmbeddedBroker.start() raises OSError.
     """
     names = {address[0] for _, _, _, _, address in socket.getaddrinfo("localhost", 1)}
     if not ipv6() or (host == "localhost" and "::1" not in names):
@@ -189,8 +191,8 @@ def test_one_port_serves_ipv4_and_ipv6(host: str) -> None:
             EmbeddedBroker(broker.port, host="::1").start()
 
 
-def test_the_url_of_an_ipv6_address_works() -> None:
-    """EmbeddedBroker(host="::1").url has brackets, and pika can connect to it."""
+def test_the_url_of_an_ipv6_address_has_brackets() -> None:
+    """EmbeddedBroker(host="::1").url has brackets around the address, and pika can connect to the URL."""
     if not ipv6():
         pytest.skip("there is no IPv6 here")
     with EmbeddedBroker(host="::1") as broker, pika.BlockingConnection(pika.URLParameters(broker.url)):

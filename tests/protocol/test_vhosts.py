@@ -23,8 +23,8 @@ def _since_4_0(broker: TestBroker) -> None:
 
 
 def test_tags_and_the_default_queue_type_are_kept(broker: TestBroker, api: Api, vhost: str) -> None:
-    """A virtual host keeps the description, tags and default queue type set over HTTP; an invalid queue type is refused
-    with 400.
+    """A virtual host has the description, tags and default queue type that were set over HTTP. An invalid queue type is
+    refused with 400.
     """
     about = {"description": "d", "tags": ["a", "b"], "default_queue_type": "quorum"}
     assert api("PUT", f"vhosts/{vhost}", about)[0] in (201, 204)
@@ -38,8 +38,8 @@ def test_tags_and_the_default_queue_type_are_kept(broker: TestBroker, api: Api, 
 
 
 def test_a_queue_without_a_type_gets_the_default_one(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """A queue declared without a type, over AMQP or HTTP, gets its virtual host's default queue type. Exclusive queues
-    stay classic, and a declared type takes precedence.
+    """A queue declared without a type, over AMQP or HTTP, gets the default queue type of its virtual host. Exclusive
+    queues stay classic, and a type in the declaration takes precedence.
     """
     api("PUT", f"vhosts/{vhost}", {"default_queue_type": "quorum"})
     for _ in range(2):
@@ -65,7 +65,7 @@ def test_a_protected_virtual_host_is_not_deleted(broker: TestBroker, api: Api, v
     assert api("DELETE", f"vhosts/{vhost}/deletion/protection")[0] == 204
 
 
-def test_a_node_has_the_figures_that_clients_expect(api: Api) -> None:
+def test_a_node_has_the_fields_that_clients_expect(api: Api) -> None:
     """The management API lists a node with the fields that rabbitmqadmin 2 needs, in the types that it expects."""
     wait_until(lambda: "run_queue" in api("GET", "nodes")[1][0], "a node that has just started counts")
     (node,) = api("GET", "nodes")[1]
@@ -178,9 +178,9 @@ def test_answers_have_the_fields_that_rabbitmqadmin_requires(
     )
 
 
-def test_what_the_broker_does_not_have_is_an_empty_list(broker: TestBroker, api: Api) -> None:
-    """The embedded broker lists deprecated features in use, shovels and federation links as empty lists, instead of an
-    error.
+def test_lists_of_unsupported_features_are_empty(broker: TestBroker, api: Api) -> None:
+    """The embedded broker answers requests for deprecated features, shovels and federation links with an empty list,
+    instead of an error.
     """
     if broker.kind == "rabbitmq":
         status, used = api("GET", "deprecated-features/used")
@@ -194,8 +194,8 @@ def test_what_the_broker_does_not_have_is_an_empty_list(broker: TestBroker, api:
 
 
 def test_settings_of_a_virtual_host_survive_a_restart(tmp_path: Path) -> None:
-    """A virtual host's description, tags, default queue type and deletion protection are the same after a restart;
-    exported definitions contain all but the protection.
+    """A virtual host's description, tags, default queue type and deletion protection are the same after a restart.
+    Exported definitions contain all of these but the protection.
     """
     about = {"description": "d", "tags": ["a"], "default_queue_type": "quorum"}
     with EmbeddedBroker(data_dir=tmp_path, management_port=0) as broker:

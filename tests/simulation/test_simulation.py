@@ -106,7 +106,7 @@ def test_a_planted_fault_is_found(mutation: Mutation) -> None:
     assert found.stdout.startswith("seed "), found.stdout + found.stderr
 
 
-def test_the_mutations_fit_the_code() -> None:
+def test_each_planted_fault_fits_the_code() -> None:
     """The text that each planted fault replaces is in its file exactly once, and the result is valid Python."""
     assert len(MUTATIONS) >= 30
     for mutation in MUTATIONS:
@@ -128,7 +128,9 @@ def test_a_sender_beyond_its_credit_is_detached() -> None:
 
 
 def test_the_management_api_refuses_definitions_while_the_disk_is_full() -> None:
-    """While the disk is full, the management API answers a definition with 503; the same request succeeds later."""
+    """While the disk is full, the management API answers requests that change definitions with 503. The same requests
+    succeed once there is room.
+    """
     queues = {f"{number}-{'x' * 100}": "classic" for number in range(20)}
     limits = tuple(Step(2, "limit", {"queue": name}) for name in queues)
     actors = (
@@ -174,8 +176,8 @@ def test_a_kill_may_bring_a_delayed_message_again(killed_after: float) -> None:
 def test_a_kill_may_put_a_delayed_message_into_a_stream_again(
     kind: str, fault: list[float] | None, killed_at: float, is_allowed: bool
 ) -> None:
-    """A delayed message may be twice in a stream only if the broker is killed just after its release, or while the
-    disk has failed since then.
+    """The model allows a stream to contain a delayed message twice only if the broker is killed just after the message
+    was due, or during a disk fault that began before the message was due.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": KINDS[kind]})
@@ -194,7 +196,9 @@ def test_a_kill_may_put_a_delayed_message_into_a_stream_again(
 
 
 def test_a_failing_seed_is_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The printed history of a failing simulation contains only the clients and steps that are needed to fail."""
+    """The history that is printed of a failing simulation contains only the clients and steps that are needed to make
+    it fail.
+    """
     from tests.simulation import shrinking
 
     def fails_with_a_publisher(plan: Plan) -> Result:
