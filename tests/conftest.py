@@ -281,6 +281,16 @@ def broker(request: pytest.FixtureRequest, emptied: list[TestBroker]) -> Iterato
 
 
 @pytest.fixture
+def no_other_firehose(shared: Path) -> Iterator[None]:
+    """No other test with this fixture runs meanwhile: if two virtual hosts' firehoses are switched at the same moment,
+    RabbitMQ may switch one of them back.
+    """
+    with (shared / "firehose.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
 def connection(broker: TestBroker) -> Iterator[Connection]:
     """An open connection of mqtool's own client."""
     with Connection(parse_addresses(broker.url)) as connection:

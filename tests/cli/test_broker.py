@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -367,8 +368,9 @@ def test_ports_stay_the_same_after_down_and_up(home: Shell, at_port: str) -> Non
     """After `broker down` and `broker up`, the stream protocol and the management API have the same ports as before."""
     up = ("mqtool", "broker", "up", "--kind", "embedded", at_port)
     ports = []
-    # Not the usual ports, which another test could take in between.
-    for chosen in ((f"--management-port={free_port()}", f"--stream-port={free_port()}"), ()):
+    # Neither the usual ports nor any that free_port() returns: another test could take them in between.
+    management, streams = random.sample([port for port in range(32_010, 32_700, 10) if is_free(port)], 2)
+    for chosen in ((f"--management-port={management}", f"--stream-port={streams}"), ()):
         assert home.run(*up, *chosen).code == 0
         details = json.loads(next(home.directory.glob("state/**/default/broker.json")).read_text())["details"]
         ports.append((details["management"], details["streams"]))

@@ -62,7 +62,7 @@ def test_similar_queues_are_one_group_until_it_is_unfolded(chromium: Any, tmp_pa
     page.until(lambda: group_of(page, ORDERS) == "0 ready · 0 unacked", "the group")
     assert group_of(page, "group of 3 queues jobs.wait.…") == "0 ready · 0 unacked"
     assert group_of(page, "group of 3 consumers consumers") == "prefetch 1"
-    assert len(page.nodes()) == 7
+    page.until(lambda: len(page.nodes()) == 7, "the groups and nothing else")
     for step in range(30):
         seek(page, step / 30)
         assert differences(page) == [], step

@@ -16,7 +16,7 @@ from tests.cli.test_tap import publish
 
 
 @pytest.fixture(autouse=True)
-def api(shell: Shell, broker: TestBroker) -> Iterator[None]:
+def api(no_other_firehose: None, shell: Shell, broker: TestBroker) -> Iterator[None]:
     """Name the management API and give the test its own state directory; other tests get the virtual host with tracing
     off.
     """

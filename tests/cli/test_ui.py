@@ -353,6 +353,7 @@ def test_the_page_says_that_rabbitmq_shows_no_single_messages(shell: Shell, brok
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 @pytest.mark.parametrize("how", ["--tap", "--firehose"])
 @pytest.mark.own_vhost("a consumer that RabbitMQ has just cancelled in this vhost may still be shown")
+@pytest.mark.usefixtures("no_other_firehose")
 @large
 def test_tap_and_firehose_show_single_messages_of_rabbitmq(
     shell: Shell, broker: TestBroker, chromium: Any, how: str

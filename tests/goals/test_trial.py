@@ -116,6 +116,7 @@ def test_a_learner_who_has_done_something_is_not_asked_where_they_work(broker: T
             assert [next(looks) for _ in range(5)] == [None] * 5
 
 
+@pytest.mark.usefixtures("no_other_firehose")
 def test_firehoses_that_are_switched_at_the_same_time_are_all_switched(broker: TestBroker) -> None:
     """If the firehoses of four virtual hosts are switched on or off at the same time, as by several `tutorial try`, all
     are switched, although RabbitMQ may lose one of simultaneous requests.
@@ -131,6 +132,7 @@ def test_firehoses_that_are_switched_at_the_same_time_are_all_switched(broker: T
             assert [firehose_is_on(api, vhost) for vhost in vhosts] == [is_on] * 4
 
 
+@pytest.mark.usefixtures("no_other_firehose")
 def test_tutorial_try_switches_the_firehose_on_again(broker: TestBroker) -> None:
     """If RabbitMQ's firehose is switched off, as by a restart, `tutorial try` switches it on again."""
     if broker.kind == "embedded":

@@ -34,7 +34,7 @@ class RawClient:
     def __init__(self, url: str, *, opened: bool = True, frame_max: int = 131_072, heartbeat: int = 0) -> None:
         parts = urlsplit(url)
         self.socket = socket.create_connection((str(parts.hostname), parts.port or 5672), timeout=60)
-        # Without this, a frame that is sent alone after another one waits 40 ms for the broker's acknowledgement by TCP.
+        # Without this, a frame that is sent alone after another one waits 40 ms for TCP's acknowledgement.
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.login = f"\0{parts.username}\0{parts.password}"
         self.vhost = unquote(parts.path[1:])

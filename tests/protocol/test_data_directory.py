@@ -442,7 +442,10 @@ def test_any_damage_is_survived_or_explained(killed: Path, data: st.DataObject) 
                 raw += data.draw(st.binary(max_size=200))
             case "empty":
                 raw.clear()
-        path.write_bytes(raw)
+            case "remove":
+                path.unlink()
+        if path.exists():
+            path.write_bytes(raw)
         refused = []
         for _ in range(2):
             try:

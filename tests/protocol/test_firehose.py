@@ -9,6 +9,8 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from tests.protocol.conftest import Api
 
+pytestmark = pytest.mark.usefixtures("no_other_firehose")
+
 Opener = Callable[..., pika.BlockingConnection]
 
 
