@@ -36,7 +36,9 @@ def broker(limit: int) -> Iterator[EmbeddedBroker]:
 
 @pytest.fixture
 def channel(broker: EmbeddedBroker) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
-    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+    parameters = pika.URLParameters(broker.url)
+    parameters.blocked_connection_timeout = 60  # else a publish during an alarm waits for ever, and so does close()
+    with contextlib.closing(pika.BlockingConnection(parameters)) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
         yield channel
