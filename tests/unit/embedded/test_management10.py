@@ -186,7 +186,7 @@ def test_names_that_amqp_0_9_1_cannot_carry_are_refused(
 
 
 def test_a_name_may_have_255_bytes_and_a_nul(client: _Client) -> None:
-    """A queue whose name has 255 bytes, or contains a NUL, can be declared over AMQP 1.0."""
+    """Over AMQP 1.0, a client can declare a queue whose name has 255 bytes, or contains a NUL."""
     for name in ("x" * 255, "a%00b"):
         assert client("PUT", f"/queues/{name}", {})[0] == 201
 
@@ -286,8 +286,8 @@ def test_unknown_management_requests_end_the_session(client: _Client, method: st
 def test_a_missing_permission_ends_the_session(
     client: _Client, allowed: Permissions, request_: tuple[Any10, ...], missing: str
 ) -> None:
-    """A management request without the necessary permission raises the channel error 403 of RabbitMQ, which names the
-    permission and the queue or exchange.
+    """If a user lacks a permission that a management request needs, the request raises RabbitMQ's error 403, which
+    names the permission and the queue or exchange, and ends the session.
     """
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", allowed)
@@ -297,8 +297,8 @@ def test_a_missing_permission_ends_the_session(
 
 
 def test_a_user_with_any_permission_can_read_a_queue(client: _Client) -> None:
-    """A user with any one of the permissions configure, write and read on a queue can get its description over AMQP
-    1.0.
+    """A user with any one of the permissions configure, write and read on a queue can get the queue's description over
+    AMQP 1.0.
     """
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", Permissions("^$", "^$", "q"))
