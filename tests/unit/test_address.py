@@ -48,7 +48,7 @@ from mqtool.errors import UsageError
     ],
 )
 def test_a_url_is_parsed_into_an_address(url: str, address: Address) -> None:
-    """A URL is parsed into host, port, virtual host, user, password and options; what is missing has RabbitMQ's
+    """A URL is parsed into host, port, virtual host, user, password and options; missing parts have RabbitMQ's
     defaults.
     """
     found = parse_address(url)

@@ -10,7 +10,7 @@ from mqtool.duration import Backoff
 
 @given(st.integers(0, 2**32), st.floats(0.01, 5), st.floats(1, 4), st.floats(5, 60))
 def test_delays_double_up_to_the_maximum(seed: int, first: float, factor: float, longest: float) -> None:
-    """Delays between reconnection attempts grow exponentially up to the maximum, each shortened at random by up to a
+    """The delays between reconnection attempts double up to the maximum, and each is shortened at random by up to a
     half.
     """
     import random
@@ -30,5 +30,7 @@ def test_the_number_of_attempts_is_limited() -> None:
 
 
 def test_first_delays_are_random() -> None:
-    """The first delays of a hundred clients differ, so that they do not reconnect at the same time."""
+    """The first delays of 100 clients that lose their connections differ, so that the clients do not all reconnect at
+    the same time.
+    """
     assert len({next(Backoff().delays()) for _ in range(100)}) > 90

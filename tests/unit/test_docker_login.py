@@ -17,8 +17,8 @@ BEFORE = Started("default", "docker", "amqp://ann:kept@127.0.0.1:5672", 0, "/now
     ],
 )
 def test_a_broker_in_docker_keeps_the_users_password(login: tuple[str, str | None] | None, expected: str) -> None:
-    """If a broker in Docker is started again with the same user and no password, the user keeps the password. Without a
-    user, guest is used.
+    """A broker in Docker that is started again with the same user and no password keeps the user's password. Without a
+    user, it has the user guest.
     """
     assert _login(Wanted(login=login), BEFORE) == expected
 

@@ -36,7 +36,7 @@ def screen_of(columns: int, rows: int, terminals: int, charts: int = 0, lines: i
 @pytest.mark.parametrize("terminals", [1, 2, 3, 4])
 @pytest.mark.parametrize("charts", [0, 3])
 def test_panes_show_everything_at_once(columns: int, rows: int, terminals: int, charts: int) -> None:
-    """All panes of a play fit on the screen, with each terminal's command, each chart, the check and the text."""
+    """The panes of a play show each terminal's command, each chart, the check and the explanation on one screen."""
     seen = screen_of(columns, rows, terminals, charts)
     text = "\n".join(seen)
     assert len(seen) == rows
@@ -122,7 +122,7 @@ def drawn(panes: Panes, console: Console) -> list[str]:
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
 def test_the_queue_is_drawn_between_the_panes(columns: int, rows: int) -> None:
-    """Each message in a queue is drawn as a block between the panes of sender and receiver, or between two rows of
+    """A play draws each message in a queue as a block, between the panes of sender and receiver or between two rows of
     panes.
     """
     panes, console = playing(columns, rows, "sender", "receiver")

@@ -79,8 +79,8 @@ def test_a_multiple_nack_applies_to_messages_without_a_confirm(wire: Wire, publi
 
 
 def test_a_returned_message_is_found_by_its_content(wire: Wire, publisher: Unconfirmed) -> None:
-    """A basic.return, which has no delivery tag, is matched to a published message by its content; of equal messages,
-    each return counts for one.
+    """A basic.return, which has no delivery tag, is matched to a published message by its content; among equal
+    messages, each return marks one of them.
     """
     wire.publish(b"1", b"same", b"same")
     for _ in range(2):
@@ -90,8 +90,8 @@ def test_a_returned_message_is_found_by_its_content(wire: Wire, publisher: Uncon
 
 
 def test_a_returned_message_is_found_although_the_broker_has_added_a_header(wire: Wire, publisher: Unconfirmed) -> None:
-    """If the broker has added a header, or removed BCC, the returned message is the one whose properties and headers
-    differ least from it.
+    """If the broker has added a header to a returned message, or removed its BCC header, it is matched to the published
+    message that differs from it least.
     """
     for number in range(3):
         headers = {"n": number, "BCC": ["copy"]}
@@ -149,8 +149,8 @@ def test_the_confirm_timeout_pauses_without_a_connection(wire: Wire, publisher: 
 
 
 def test_a_failure_ends_waiting_but_keeps_receipts(wire: Wire, publisher: Unconfirmed) -> None:
-    """When a connection fails, waiting for confirms raises its error, and confirms that arrived before can still be
-    collected.
+    """If a connection fails, waiting for confirms raises its error, and the receipts of messages confirmed before can
+    still be collected.
     """
     wire.publish(b"1", b"2")
     publisher.on_ack(1, multiple=False)
@@ -161,7 +161,7 @@ def test_a_failure_ends_waiting_but_keeps_receipts(wire: Wire, publisher: Unconf
 
 
 def test_a_window_is_full_by_number_or_by_bytes(wire: Wire, publisher: Unconfirmed) -> None:
-    """The window of unconfirmed messages is full when the given number is reached, or 16 MiB."""
+    """A publisher's window is full once the unconfirmed messages reach the given number, or 16 MiB."""
     wire.publish(b"1")
     assert publisher.is_full(1)
     assert not publisher.is_full(2)
