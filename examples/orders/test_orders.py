@@ -64,7 +64,7 @@ def test_what_cannot_be_read_is_set_aside(amqp_vhost: Any, billed: list[Any]) ->
 
 
 def test_a_refused_order_is_an_error(amqp_vhost: Any, orders: Orders) -> None:
-    """If the broker nacks an order, place() raises OrderFailed, and the order is in no queue."""
+    """If the broker nacks an order, place() raises OrderFailed, and the order is not in the queue of billing."""
     with amqp_vhost.faults.nack_publishes("billing"), pytest.raises(OrderFailed, match="refused"):
         orders.place(item=7)
     assert not amqp_vhost.queue("billing").messages(timeout=0)

@@ -222,8 +222,8 @@ def test_a_missing_exchange_or_queue_is_an_error_before_the_delay(
 
 
 def test_a_message_that_has_been_delayed_before_can_be_delayed_again(channel: Channel, publish: Publish) -> None:
-    """A received message can be delayed again through the same queue; RabbitMQ does not drop it as a
-    dead-letter cycle.
+    """A received message can be delayed again through the same queue; the broker does not drop it as a dead-letter
+    cycle.
     """
     queue = channel.declare(CLASSIC)
     message = Message(b"x", delay=0.02)

@@ -209,8 +209,8 @@ def test_bad_input_ends_publishing_after_what_came_before_is_confirmed(connectio
 
 
 def test_a_batch_is_published_up_to_an_invalid_message(connection: Connection) -> None:
-    """If a batch contains an invalid message, those before it are confirmed and publishing raises UsageError. The
-    invalid message and all later ones stay in the batch, for `--failed-to`.
+    """If a batch contains an invalid message, the messages before it are confirmed, and publishing raises UsageError.
+    The invalid message and all later ones stay in the batch, for `--failed-to`.
     """
     channel = connection.channel()
     channel.declare(QUEUE)

@@ -24,7 +24,7 @@ def test_a_broker_in_docker_keeps_the_users_password(login: tuple[str, str | Non
 
 
 def test_a_new_user_gets_a_random_password() -> None:
-    """A new user of a broker in Docker gets a long random password if none is given."""
+    """If a new user of a broker in Docker is given no password, the user gets a long random one."""
     made = {_login(Wanted(login=("bob", None)), BEFORE) for _ in range(2)}
     assert len(made) == 2
     assert all(each.startswith("bob:") and len(each) > 20 for each in made)

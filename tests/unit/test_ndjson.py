@@ -78,7 +78,9 @@ def test_a_message_is_one_line_of_json(delivery: Delivery) -> None:
 
 
 def test_a_line_has_the_documented_keys() -> None:
-    """A line of NDJSON has the documented keys in their order, and "headers" is null if the message has none."""
+    """A line that `receive --json` prints has the documented keys in their order, and "headers" is null if the message
+    has none.
+    """
     delivery = Delivery("é".encode(), "e", "k", "q", False, {"priority": 5, "type": None}, 1)
 
     assert ndjson.from_delivery(delivery, NOW).decode() == (

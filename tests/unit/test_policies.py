@@ -34,8 +34,8 @@ def test_the_settings_choose_the_policy() -> None:
 
 
 def test_automatic_acknowledgement_is_left_to_the_broker_unless_there_is_a_count() -> None:
-    """Automatic acknowledgement is left to the broker, except with a count: a prefetch would not limit it, so mqtool
-    acknowledges each message itself.
+    """With automatic acknowledgement, the broker acknowledges deliveries. If there is also a count, mqtool acknowledges
+    each message instead, because the prefetch does not limit automatically acknowledged deliveries.
     """
     for receiving, auto_ack in (
         (Receiving(auto_ack=True), True),

@@ -65,8 +65,8 @@ _QUEUE = {
 
 
 def test_a_queue_is_declared_read_purged_and_deleted_over_amqp_1_0(client: _Client) -> None:
-    """Declaring a queue over AMQP 1.0 returns 201, and 200 if it exists; reading, purging and deleting it return 200,
-    and reading or purging a missing queue returns 404.
+    """Over AMQP 1.0, declaring a new queue returns 201, and an existing one 200. Reading, purging and deleting a queue
+    return 200; reading or purging a missing queue returns 404, and deleting one 200.
     """
     assert client("PUT", "/queues/q", {}) == (201, _QUEUE)
     assert client("PUT", "/queues/q", {"durable": True, "arguments": {}}) == (200, _QUEUE)

@@ -132,7 +132,7 @@ def bodies(queue: BrokerQueue) -> list[bytes]:
 @given(actions=st.lists(st.sampled_from(["publish", "take", "return newest", "return oldest", "ack"]), max_size=60))
 def test_requeued_messages_take_their_old_place(actions: list[str]) -> None:
     """Requeued messages return to their original position: after any sequence of publish, get, requeue and ack, the
-    ready messages are in publishing order.
+    ready messages are in the order of publishing.
     """
     queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[DEFAULT]))
     taken: list[BacklogEntry] = []
