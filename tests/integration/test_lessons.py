@@ -89,7 +89,9 @@ def test_replies_are_matched_to_their_requests(connection: Connection, reply_que
 def test_a_reply_larger_than_the_publishers_window_is_sent(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An RPC server sends a reply larger than the publisher's limit of unconfirmed bytes, and then the next one."""
+    """An RPC server sends a reply that is larger than the publisher's limit of unconfirmed bytes, and then the next
+    reply.
+    """
     monkeypatch.setattr(unconfirmed, "WINDOW_BYTES", 10)
     queue = connection.channel().declare(Queue("requests", durable=True))
     with ThreadPoolExecutor() as pool, connection.beside() as beside:

@@ -247,7 +247,7 @@ def test_names_longer_than_amqp_allows_are_refused_before_anything_is_sent(conne
 
 
 def test_publishing_to_a_missing_exchange_raises_the_brokers_error(connection: Connection) -> None:
-    """Publishing to a missing exchange raises the broker's error, instead of waiting for confirms."""
+    """A publisher to a missing exchange gets the broker's error as an exception, instead of waiting for confirms."""
     channel = connection.channel()
 
     with pytest.raises(Unavailable, match="no exchange 'missing' in vhost"):

@@ -23,7 +23,9 @@ def test_delays_double_up_to_the_maximum(seed: int, first: float, factor: float,
 
 
 def test_the_number_of_attempts_is_limited() -> None:
-    """A backoff of 4 attempts has 4 delays, and one of 0 attempts has none. Without a limit, the delays never end."""
+    """A client that may try to reconnect 4 times waits 4 times, and one that may not try never waits. Without a limit,
+    the delays never end.
+    """
     assert len(list(Backoff(attempts=4).delays())) == 4
     assert list(Backoff(attempts=0).delays()) == []
     assert len(list(islice(Backoff().delays(), 500))) == 500

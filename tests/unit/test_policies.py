@@ -58,7 +58,7 @@ def test_streaming_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
 
 
 def test_streaming_with_a_prefetch_of_one_acknowledges_each() -> None:
-    """A consumer with a prefetch of 1 acknowledges each delivery, since the next one arrives only then."""
+    """A consumer with a prefetch of 1 acknowledges each delivery, since the next delivery arrives only after that."""
     assert handle(Streaming(1), range(1, 4)) == [1, 2, 3]
 
 

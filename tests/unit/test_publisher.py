@@ -56,7 +56,9 @@ def publisher(wire: Wire) -> Iterator[Unconfirmed]:
 
 
 def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Unconfirmed) -> None:
-    """Receipts are returned in publishing order: a confirm that arrives early waits for those before it."""
+    """Receipts are returned in the order of publishing: if a message is confirmed early, its receipt waits for those of
+    the messages before it.
+    """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(3, multiple=False)
     assert wire.collected() == []
@@ -103,7 +105,9 @@ def test_a_returned_message_is_found_although_the_broker_has_added_a_header(wire
 
 
 def test_only_unconfirmed_messages_are_republished(wire: Wire, publisher: Unconfirmed) -> None:
-    """After a reconnection, only unconfirmed messages are republished, and receipts from before are still returned."""
+    """After a reconnection, only unconfirmed messages are republished, and the receipts of messages that were confirmed
+    before are still returned.
+    """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(1, multiple=False)
     wire.open(connection_is_new=True)
@@ -129,8 +133,8 @@ def test_a_nack_right_after_a_reconnection_is_retried_on_another_channel(wire: W
 
 
 def test_a_missing_confirm_raises_not_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """If confirms do not arrive within the timeout, NotConfirmed says how many messages are unconfirmed, and none of
-    them is forgotten.
+    """If confirms do not arrive within the timeout, NotConfirmed says how many messages are unconfirmed, and the
+    publisher still keeps all of them.
     """
     wire.publish(b"1", b"2")
     with pytest.raises(NotConfirmed, match="did not confirm 2 messages"):
@@ -139,7 +143,7 @@ def test_a_missing_confirm_raises_not_confirmed(wire: Wire, publisher: Unconfirm
 
 
 def test_the_confirm_timeout_pauses_without_a_connection(wire: Wire, publisher: Unconfirmed) -> None:
-    """The confirm timeout does not count the time without a connection."""
+    """Time without a connection does not count towards a publisher's confirm timeout."""
     wire.publish(b"1")
     publisher.pause()
     publisher.wait(1, confirm_timeout=0.01, at_most=0.05)

@@ -75,7 +75,9 @@ def test_a_line_is_yielded_as_soon_as_it_is_complete() -> None:
     ],
 )
 def test_headers_are_text_or_json(text: str, key_and_value: tuple[str, object]) -> None:
-    """-H key=text sets a header to text, and -H key:=json sets it to a value of the JSON type."""
+    """In publishing commands, -H key=text sets a header to text, and -H key:=json sets a header to a value of the JSON
+    type.
+    """
     assert header(text) == key_and_value
 
 
@@ -98,8 +100,8 @@ def test_words_are_joined_to_one_message() -> None:
 
 
 def test_options_set_headers_properties_and_persistence() -> None:
-    """A message has the headers of -H, the properties of --property, including a message id, and with --persistent
-    delivery mode 2.
+    """A published message has the headers of -H, the properties of --property, including a message id, and with
+    --persistent the delivery mode 2.
     """
     options = MessageOptions(
         headers=[("a", 1), ("b", "x")], properties=[("message_id", "mine"), ("type", "t")], persistent=True

@@ -56,8 +56,8 @@ def test_an_entry_that_is_not_amqp_1_0_is_the_body(data: bytes) -> None:
 
 
 def test_an_entry_published_over_amqp_has_its_exchange_and_key() -> None:
-    """A stream entry published over AMQP has the exchange and routing key from RabbitMQ's annotations. Headers that are
-    tables are not stored.
+    """A stream entry that was published over AMQP has the exchange and routing key from RabbitMQ's annotations. Headers
+    that are tables are not stored.
     """
     annotations = {"x-exchange": "logs", "x-routing-key": "kern.error"}
     stored = section(0x72, entries._map(annotations, key=0xA3)) + entries.encode(Message(b"body"))

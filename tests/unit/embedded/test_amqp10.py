@@ -129,7 +129,9 @@ def test_several_data_sections_are_joined_to_one_body() -> None:
 
 
 def test_a_value_body_stays_encoded() -> None:
-    """A body that is an AMQP 1.0 value is delivered over AMQP 0-9-1 in its encoding, with the message type amqp-1.0."""
+    """A body that is an AMQP 1.0 value is delivered over AMQP 0-9-1 as its encoded bytes, with the message type
+    amqp-1.0.
+    """
     found = decode(b"\x00Sw\xa1\x02hi")
 
     assert (found.body, found.properties.fields()["type"]) == (b"\x00Sw\xa1\x02hi", encode_short(b"amqp-1.0"))

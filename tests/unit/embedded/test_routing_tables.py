@@ -74,8 +74,8 @@ def test_a_pattern_with_many_wildcards_matches_quickly() -> None:
 
 @pytest.mark.parametrize("table", [DirectTable(), TopicTable()])
 def test_routing_stays_fast_with_many_bindings(table: DirectTable[int] | TopicTable[int]) -> None:
-    """With 10,000 bindings, a direct or topic exchange finds the matching one in less than half a millisecond on
-    average.
+    """With 10,000 bindings, a direct or topic exchange finds the binding that matches a message in less than half a
+    millisecond on average.
     """
     for number in range(10_000):
         table.add(f"a.{number}.c", {}, number)

@@ -443,8 +443,8 @@ def test_a_filter_that_skips_many_messages_lets_others_run(monkeypatch: pytest.M
 
 
 def test_chunks_are_filtered_by_their_filter_values() -> None:
-    """A consumer with x-stream-filter gets the chunks that have one of its values, and chunks without a value only with
-    x-stream-match-unfiltered.
+    """A stream consumer with x-stream-filter gets the chunks that contain one of the filter's values, and chunks
+    without a value only with x-stream-match-unfiltered.
     """
     stream, clock = _stream()
     for value in ("a", "b", None):

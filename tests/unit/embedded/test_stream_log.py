@@ -120,7 +120,9 @@ def test_offsets_count_the_messages_of_batches(bench: Bench) -> None:
 
 
 def test_unwritten_entries_cannot_be_read(bench: Bench) -> None:
-    """An entry appended to a stream can be read only once it has been written, and its readers are notified then."""
+    """An entry appended to a stream cannot be read until it has been written; the stream's readers are then
+    notified.
+    """
     reader, told = StreamQueueReader(bench.log, 0), []
     bench.log.watch(lambda: told.append(bench.log.end))
     assert bench.log.append(simple_entry(b"a")) == 0
@@ -242,7 +244,7 @@ def test_a_segment_without_its_first_chunk_costs_no_tracking_data(on_disk: Bench
 
 
 def test_damage_in_the_middle_costs_one_chunk(on_disk: Bench, tmp_path: Path) -> None:
-    """If a chunk in an older segment of a stream is damaged, only that chunk is lost, and later ones can be read."""
+    """If a chunk in an older segment of a stream is damaged, only that chunk is lost; later chunks can be read."""
     on_disk.open(segment_bytes=600)
     for body in (b"a", b"b" * 300, b"c" * 300, b"d"):
         on_disk.add(body)
