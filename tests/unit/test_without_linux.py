@@ -139,6 +139,7 @@ class MacPipe:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reader, self.writer = os.pipe()
+        self._lock = threading.Lock()  # the reader leaves at one moment, as a process does, not in two steps
         self._ioctl, self._fstat = fcntl.ioctl, os.fstat
         monkeypatch.setattr(delivery_writer, "STDOUT", self.writer)
         monkeypatch.setattr(delivery_writer, "_FORGETS", True)
@@ -151,15 +152,16 @@ class MacPipe:
         return 0
 
     def fstat(self, descriptor: int) -> Any:
-        if descriptor != self.writer or self.reader < 0:
-            return SimpleNamespace(st_size=0)
         count = array("i", [0])
-        self._ioctl(self.reader, termios.FIONREAD, count)
+        with self._lock:
+            if descriptor == self.writer and self.reader >= 0:
+                self._ioctl(self.reader, termios.FIONREAD, count)
         return SimpleNamespace(st_size=count[0])
 
     def leave(self) -> None:
-        os.close(self.reader)
-        self.reader = -1
+        with self._lock:
+            os.close(self.reader)
+            self.reader = -1
 
 
 def test_receive_waits_for_its_reader_where_fionread_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
