@@ -170,7 +170,7 @@ def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
     at_least, at_most = len(_lines(before)), len(_lines(now))
     if not (now.startswith(before) and at_least <= count <= at_most):
         raise CheckFailed(
-            f"{path} was changed, not only extended, while its lines were sent: expected {at_least:,} lines, "
+            f"{path} has changed while it was read, other than by new lines at its end: expected {at_least:,} lines, "
             f"{count:,} were sent, and the file now has {at_most:,}"
         )
     return now if count == at_most else b"".join(line + b"\n" for line in _lines(now)[:count])
