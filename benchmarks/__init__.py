@@ -1,1 +1,1 @@
-"""Benchmarks of mqtool beside other programs, measured in the same run: machines differ, so compare the ratios."""
+"""Benchmarks that run mqtool and comparable programs alternately. Machines differ, so compare ratios, not times."""

@@ -1,4 +1,4 @@
-"""Speed and memory of messages and RPC over AMQP 1.0, compared with loops of bare rabbitmq-amqp-python-client.
+"""Speed and memory of messages and RPC over AMQP 1.0, compared with rabbitmq-amqp-python-client.
 
 Uses the broker of MQTOOL_URL: RabbitMQ 4, or the embedded broker with --like 4.3. The library can
 only publish one message at a time and wait for its outcome. python -m benchmarks.amqp10 [COUNT [PAIRS]]
@@ -104,7 +104,7 @@ def measure(count: int, pairs: int) -> None:
         def receive() -> Run:
             send()
             result = run([MQTOOL, "receive", "--raw", "-c", str(count), *_OURS], stdout=out)
-            assert filecmp.cmp(out, lines, shallow=False), "what came is not what was sent"
+            assert filecmp.cmp(out, lines, shallow=False), "the lines received differ from those sent"
             return result
 
         def library_receives() -> Run:

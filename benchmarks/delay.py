@@ -4,9 +4,9 @@
 
 Measures wait queues (`--via ttl`) for classic and quorum queues, the exchange type of the plugin, and `delayed relay`,
 with 1,000, 10,000 and 100,000 messages. Uses the embedded broker, and RabbitMQ if it is installed; both are started for
-this. Takes about twelve minutes; the machine must do nothing else. The lateness of a message is its time of arrival
+this. Takes about twelve minutes, on an otherwise idle machine. The lateness of a message is its time of arrival
 minus the time in its header mqtool-due, or, for the relay, minus its time of publishing and its delay. Before the
-measurement, the relay gets a message with each delay, since it declares a queue for the first one.
+measurement, the relay gets one message with each delay, since it declares a queue at the first message with a delay.
 
     python -m benchmarks.delay relay URL 10000 60      only the relay, at a broker: 10,000 messages with delays of up to
                                                        60 s, as fast as they can be published
@@ -153,13 +153,13 @@ def measure_relay(url: str, count: int, longest: int, rate: int = 0) -> str:
 
 
 def main() -> None:
-    print("| broker | queue | messages | delays up to | sent | early | lost | late: median | p99 | most |")
+    print("| broker | queue | messages | delays up to | sent | early | lost | late: median | p99 | max |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as directory:
         os.environ["XDG_STATE_HOME"] = directory  # brokers without wait queues of an earlier run
         for kind, name in ((BrokerKind.EMBEDDED, "embedded"), (BrokerKind.NODE, "RabbitMQ")):
             if not STARTERS[kind].is_available():
-                print(f"{name}: not installed, not measured", file=sys.stderr)
+                print(f"{name} is not installed, so it is not measured", file=sys.stderr)
                 continue
             with started(kind) as url:
                 with Connection(parse_addresses(url)) as connection:

@@ -41,7 +41,7 @@ def through(url: str, lines: Path, out: Path) -> Callable[[], Run]:
         fresh_classic_queue(url)
         sent = run([MQTOOL, "send", "-l", "--persistent", "-q", QUEUE, "-u", url], stdin=lines)
         received = run([MQTOOL, "receive", "--raw", "-c", str(LINES), "-q", QUEUE, "-u", url], stdout=out)
-        assert filecmp.cmp(out, lines, shallow=False), "what came is not what was sent"
+        assert filecmp.cmp(out, lines, shallow=False), "the lines received differ from those sent"
         return Run(sent.seconds + received.seconds, max(sent.peak, received.peak))
 
     return send_and_receive
@@ -50,7 +50,7 @@ def through(url: str, lines: Path, out: Path) -> Callable[[], Run]:
 def beside_rabbitmq() -> None:
     """Measure the speed of the commands, including their start, and of the brokers alone, with `mqtool bench`."""
     if not is_rabbitmq(URL):
-        print("no RabbitMQ at MQTOOL_URL: the embedded broker is not compared")
+        print("there is no RabbitMQ at MQTOOL_URL, so the embedded broker's speed is not compared")
         return
     with tempfile.TemporaryDirectory() as directory, Process("--data-dir", "{}/data") as broker:
         lines, out = Path(directory) / "lines", Path(directory) / "out"
@@ -69,10 +69,11 @@ def waiting() -> None:
             nothing = broker.resident
             fresh_classic_queue(broker.url)
             publish_confirmed(Client(broker.url), "", QUEUE, WAITING)
-            print(f"embedded: {WAITING:,} waiting   {(broker.resident - nothing) / WAITING:.0f} bytes each", end="")
+            growth = (broker.resident - nothing) / WAITING
+            print(f"embedded broker: {WAITING:,} waiting messages take {growth:.0f} bytes each", end="")
         with Process(*data) as broker:
             growth = (broker.resident - nothing) / WAITING
-            print(f"; after a restart in {broker.started_in:.1f} s {growth:.0f} bytes each")
+            print(f"; after a restart, which took {broker.started_in:.1f} s, {growth:.0f} bytes")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Programs started per second by `worker --exec true` and by `xargs -n1 -P`, with the same concurrency."""
+"""How fast `worker --exec true` and `xargs -n1 -P` start programs, with the same concurrency."""
 
 import tempfile
 from dataclasses import replace

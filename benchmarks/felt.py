@@ -1,13 +1,13 @@
-"""Compares what users notice of two installations: the start-up time of commands, and the embedded broker's speed.
+"""Compares the speed of two installations as users notice it: of starting commands, and of the embedded broker.
 
     python -m benchmarks.felt BASE [CHANGE] [--instructions] [--rows WORD] [--runs N]
 
-An installation is a directory with a checkout of mqtool, run by its .venv if it has one, otherwise by this Python with
-this Python's libraries; or it is a Python interpreter that has mqtool installed. CHANGE is this checkout by default.
+An installation is a Python interpreter that has mqtool installed, or a checkout of mqtool. A checkout is run by the
+Python in its .venv, or by the current Python if it has no .venv. CHANGE is this checkout by default.
 
-The figures are the CPU time of each process, medians and minima of alternating runs. With --instructions, those of
-commands are millions of instructions, counted by valgrind, which hardly depend on what else the machine does. Then the
-exit code is 1 if a command takes 5 % more instructions, or a broker 10 % more CPU time.
+The table shows medians and minima of the CPU time of each process, in alternating runs. With --instructions, valgrind
+counts the instructions of commands instead, which hardly depend on what else the machine does; the exit code is then 1
+if a command takes over 5 % more instructions, or a broker over 10 % more CPU time.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from pamqp import commands
 from benchmarks.embedded import Client, consume, publish_confirmed
 
 HERE = Path(__file__).parents[1]
-#: A row has grown if it takes more than this many times what it took: for instructions, and for the brokers' CPU time.
+#: A row has grown if it takes more than this many times what it took on the base: instructions, and brokers' CPU time.
 TOLERANCE, BROKER_TOLERANCE = 1.05, 1.1
 #: The options of the brokers that are measured.
 BROKERS = {"memory": ["--in-memory"], "--data-dir": ["--data-dir", "{}/data"]}
 #: How many rounds the brokers take.
 ROUNDS = 30
-#: How often a row that seems to have grown is counted again: what comes by chance only ever adds instructions.
+#: How often a row that seems to have grown is counted again: chance can only add instructions, never save any.
 AGAIN = 2
 #: Ends the line of a row that has grown.
 GREW = "  GREW"
@@ -190,8 +190,9 @@ def broker_rounds(
 ) -> dict[str, tuple[list[float], list[float]]]:
     """Measure what the embedded brokers of two installations take for messages of 100 bytes, persistent and confirmed.
 
-    Both brokers run at the same time, and take turns in short rounds: the least of many is stable on a busy machine.
-    Instructions would not be: under valgrind a broker is so slow that the limit of its turns, 10 ms, is always reached.
+    Both brokers run at the same time, and take turns in short rounds: the minimum of many rounds is stable even on a
+    busy machine. The number of instructions would not be: under valgrind, a broker is so slow that each turn of its
+    event loop reaches the limit of 10 ms.
 
     Args:
         options: options of the brokers.
@@ -279,7 +280,7 @@ def compare_brokers(base: Installation, change: Installation, word: str = "", *,
         judged: True to measure again if a row seems to have grown, and to add "GREW" to the line of one that has.
     """
     for kind, options in BROKERS.items():
-        names = {way: f"broker, {kind}, {way} (µs a message)" for way in ("in", "out")}
+        names = {way: f"broker, {kind}, {way} (µs per message)" for way in ("in", "out")}
         if not any(word in name for name in names.values()):
             continue
         figures = broker_rounds(base, change, options, ROUNDS)
@@ -308,7 +309,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.felt", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("base", type=Path, metavar="BASE")
     parser.add_argument("change", type=Path, metavar="CHANGE", nargs="?", default=HERE)
-    parser.add_argument("--instructions", action="store_true", help="count instructions, and judge them")
+    parser.add_argument(
+        "--instructions", action="store_true", help="count instructions; exit with 1 if a row has grown"
+    )
     parser.add_argument("--rows", metavar="WORD", default="", help="only rows whose names contain WORD")
     parser.add_argument("--runs", type=int, default=7, help="runs of each row (default: 7)")
     asked = parser.parse_args()
@@ -319,7 +322,8 @@ def main() -> None:
         base, change = Installation.at(asked.base), Installation.at(asked.change)
         for installation in (base, change):
             _warm_up(installation)
-        print(f"{'millions of instructions' if asked.instructions else 'milliseconds of CPU time'}; brokers: µs")
+        unit = "millions of instructions" if asked.instructions else "milliseconds of CPU time"
+        print(f"commands: {unit}; brokers: µs of CPU time per message")
         print(HEADING)
         has_grown = False
         lines = check(table, base, change) if asked.instructions else compare(table, base, change, asked.runs)

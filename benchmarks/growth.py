@@ -2,10 +2,10 @@
 
     python -m benchmarks.growth
 
-Starts embedded brokers. The cost of one more unit is the difference between two sizes, divided by the units between
-them, so the start of the processes does not count. A row is marked if a unit of the last step costs at least 1.5
-times as much as a unit of the step before: either the growth is worse than linear, or the machine was busy with
-something else.
+Starts embedded brokers. The cost of one more unit, such as a message, is the difference between two sizes, divided by
+the units between them, so the start of the processes does not count. A row is marked if a unit of the last step costs
+at least 1.5 times as much as a unit of the step before: either the growth is worse than linear, or the machine was busy
+with something else.
 """
 
 import itertools
@@ -131,7 +131,7 @@ def _resident(broker: Process) -> float:
 
 def show(growth: Growth, came: list[tuple[int, Cost]]) -> None:
     """Print a table, and a chart of what each additional queue, binding or message costs."""
-    heads = f"{growth.unit + 's':>12} {'seconds':>9} {'our MiB':>8} {'broker MiB':>11}"
+    heads = f"{growth.unit + 's':>12} {'seconds':>9} {'mqtool MiB':>10} {'broker MiB':>11}"
     print(f"\n{growth.what}\n{heads}   one more {growth.unit}")
     each = [
         max(0.0, (after.seconds - before.seconds) / (more - fewer) * 1e6)
@@ -139,12 +139,11 @@ def show(growth: Growth, came: list[tuple[int, Cost]]) -> None:
     ]
     for (size, cost), unit in zip(came, [None, *each], strict=True):
         ours = "-" if cost.ours is None else f"{cost.ours:.0f}"
-        bar = "" if unit is None else f"{unit:10.3f} us {'█' * round(_BAR * unit / (max(each) or 1))}"
-        print(f"{size:12,} {cost.seconds:9.3f} {ours:>8} {cost.broker:11.1f}   {bar}", flush=True)
+        bar = "" if unit is None else f"{unit:10.3f} µs {'█' * round(_BAR * unit / (max(each) or 1))}"
+        print(f"{size:12,} {cost.seconds:9.3f} {ours:>10} {cost.broker:11.1f}   {bar}", flush=True)
     if each[-1] > 1.5 * each[-2] > 0:
-        print(
-            f"             worse than linear: {each[-1] / each[-2]:.1f} times as much for each {growth.unit} at the end"
-        )
+        times = each[-1] / each[-2]
+        print(f"             perhaps worse than linear: at the end, each {growth.unit} takes {times:.1f} times as long")
 
 
 def main() -> None:

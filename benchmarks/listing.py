@@ -28,7 +28,7 @@ def management() -> Management:
 
 
 def fill(queues: range) -> None:
-    """Declare queues and bindings, one channel after another."""
+    """Declare the queues with these numbers, and their bindings."""
     parts = urlsplit(URL)
     with pika.BlockingConnection(pika.URLParameters(f"{parts.scheme}://{parts.netloc}/{VHOST}")) as connection:
         channel = connection.channel()
@@ -51,7 +51,7 @@ def main() -> None:
     try:
         for first, last in ((0, QUEUES // 10), (QUEUES // 10, QUEUES)):
             fill(range(first, last))
-            print(f"{last:,} queues, {last * BINDINGS:,} bindings, medians of five")
+            print(f"{last:,} queues, {last * BINDINGS:,} bindings; medians of five runs")
             measure("list queues", "list", "queues")
             measure("list queues, three columns", "list", "queues", "name", "messages_ready", "messages_unacknowledged")
             measure("list queues --sort -messages_ready", "list", "queues", "--sort", "-messages_ready")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pika
 
 from mqtool.broker import state
+from mqtool.spelling import counted
 
 _started = state.load()
 URL = os.environ.get("MQTOOL_URL") or (_started.url if _started else "amqp://guest:guest@localhost:5672") + "/%2F"
@@ -62,7 +63,8 @@ def compare(title: str, ours: Callable[[], Run], peer: Callable[[], Run], peer_n
     ratio = statistics.median(b.seconds / a.seconds for a, b in zip(our_runs, peer_runs, strict=True))
     print(
         f"{title:<24} mqtool {_median(our_runs):6.2f} s   {peer_name} {_median(peer_runs):6.2f} s   "
-        f"speed {ratio:4.2f} × theirs   (peak {_peak(our_runs)}, theirs {_peak(peer_runs)}, pairs: {pairs})",
+        f"speed {ratio:4.2f} × the other's   "
+        f"(peak memory {_peak(our_runs)} and {_peak(peer_runs)}, {counted(pairs, 'pair')})",
         flush=True,  # the next pairs may take minutes
     )
     return ratio

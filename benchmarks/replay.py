@@ -1,9 +1,9 @@
-"""How exactly `recording replay` keeps the gaps of a recording, at its original speed and ten times as fast.
+"""How exactly `recording replay` keeps the gaps between recorded messages, at the recorded speed and ten times as fast.
 
     python -m benchmarks.replay
 
 Starts an embedded broker, and RabbitMQ if it is installed, and stops them at the end. The error of a message is the
-difference between the times at which it was due and at which it arrived. The error of the most punctual message is 0.
+difference between the times at which it was due and at which it arrived, relative to the most punctual message.
 """
 
 import json
@@ -27,7 +27,7 @@ QUEUE = Queue("replayed", durable=True)
 
 
 def recording(path: Path) -> list[float]:
-    """Write a recording with irregular gaps of 10 ms on average; return the second at which each message passed."""
+    """Write a recording with irregular gaps of 10 ms on average; return the time of each message in it, in seconds."""
     some = random.Random(7)
     moments = [round(moment, 3) for moment in accumulate(some.expovariate(100) for _ in range(MESSAGES))]
     start = datetime(2026, 1, 31, tzinfo=UTC)
@@ -56,14 +56,14 @@ def lateness(url: str, path: Path, moments: list[float], speed: int) -> list[flo
 
 
 def main() -> None:
-    print("| broker | speed | error: median | p99 | most |")
+    print("| broker | speed | error: median | p99 | max |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "recording.ndjson"
         moments = recording(path)
         for kind, name in ((BrokerKind.EMBEDDED, "embedded"), (BrokerKind.NODE, "RabbitMQ")):
             if not STARTERS[kind].is_available():
-                print(f"{name}: not installed, not measured", file=sys.stderr)
+                print(f"{name} is not installed, so it is not measured", file=sys.stderr)
                 continue
             with started(kind) as url:
                 for speed in (1, 10):

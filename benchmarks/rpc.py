@@ -66,7 +66,9 @@ def main() -> None:
             pairs.append((ours, round_trip()))
     ratio = statistics.median(ours / bare for ours, bare in pairs)
     ours, bare = (statistics.median(each) for each in zip(*pairs, strict=True))
-    print(f"RPC round trip           mqtool {ours:6.2f} ms   pika server {bare:6.2f} ms   time {ratio:4.2f} × theirs")
+    print(
+        f"RPC round trip           mqtool {ours:6.2f} ms   pika server {bare:6.2f} ms   time {ratio:4.2f} × the other's"
+    )
 
     def clients(count: int) -> Run:
         return run([MQTOOL, "rpc-client", "--raw", "-q", QUEUE, "-u", URL, *["1"] * count])
@@ -80,7 +82,7 @@ def main() -> None:
             pairs=5,
         )
         beyond_one = statistics.median(clients(AT_ONCE).seconds - clients(1).seconds for _ in range(5))
-        print(f"beyond the time for one: {(AT_ONCE - 1) / beyond_one:,.0f} replies a second")
+        print(f"without the time for a single request: {(AT_ONCE - 1) / beyond_one:,.0f} replies a second")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Speed and memory of publishing to a stream and reading from it, compared with loops of bare rstream.
+"""Speed and memory of publishing to a stream and reading from it, compared with rstream alone.
 
 Uses the broker of MQTOOL_URL, with its stream port in MQTOOL_STREAM_PORT. rstream publishes in batches of 500, which is
-its fastest way, and waits for all confirms. python -m benchmarks.streams [COUNT [PAIRS]]
+the fastest way that it has, and waits for all confirms. python -m benchmarks.streams [COUNT [PAIRS]]
 """
 
 import asyncio
@@ -98,7 +98,7 @@ def measure(count: int, pairs: int) -> None:
 
         def receive() -> Run:
             result = run([MQTOOL, "receive-stream", "--raw", "-q", STREAM, "-c", str(count)], stdout=out)
-            assert filecmp.cmp(out, lines, shallow=False), "what came is not what was sent"
+            assert filecmp.cmp(out, lines, shallow=False), "the lines received differ from those sent"
             return result
 
         compare(f"send-stream -l, {count:,} lines", send, rstream_sends, "rstream send_batch", pairs)

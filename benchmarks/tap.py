@@ -1,10 +1,11 @@
-"""Two consumers of 20,000 messages a second, without and with a tap: whether they get each message, and how fast.
+"""Whether two consumers get each of 20,000 messages a second, and how fast, without and with a tap.
 
     python -m benchmarks.tap [URL PID]
 
-Uses the broker at URL, whose process has the id PID, or else starts an embedded broker. The publisher writes, and the
-consumers read, frames made beforehand, so that the broker is measured and not the clients. The tap also runs on this
-machine, and slows the broker down if no core is free, so the broker's processor time is printed, too.
+Uses the broker at URL, whose process has the id PID, or else starts an embedded broker. The publisher sends
+frames made beforehand, and the consumers decode as little as possible, so that the broker is measured and not its
+clients. The tap runs on the same machine, and slows the broker down if no core is free, so the broker's CPU time is
+printed, too.
 """
 
 import os
@@ -31,14 +32,14 @@ _LOT, _PREFETCH, _TOGETHER = 200, 5_000, 500
 
 @dataclass(frozen=True)
 class Taken:
-    """Seconds until both consumers had all messages, and seconds of the broker's processor time."""
+    """Seconds until both consumers had received all messages, and seconds of the broker's CPU time."""
 
     seconds: float
     broker: float
 
 
 def publish(url: str, lines: list[bytes]) -> None:
-    """Publish lines at a steady rate; return when the first was due."""
+    """Publish lines at a steady rate; print when the first was due."""
     method = frame.marshal(commands.Basic.Publish(exchange=EXCHANGE, routing_key=""), 1)
     about = frame.marshal(header.ContentHeader(body_size=len(lines[0]), properties=commands.Basic.Properties()), 1)
     start = method + about + struct.pack(">BHI", 3, 1, len(lines[0]))
@@ -53,7 +54,7 @@ def publish(url: str, lines: list[bytes]) -> None:
 
 
 def consume(url: str, lines: list[bytes], ready: Path) -> None:
-    """Consume all lines, check that they are unchanged and in order, and return when the last one came."""
+    """Consume all lines, check that they are unchanged and in order, and print when the last one arrived."""
     client = Client(url)
     queue = client.call(commands.Queue.Declare(exclusive=True), commands.Queue.DeclareOk).queue
     client.call(commands.Queue.Bind(queue=queue, exchange=EXCHANGE), commands.Queue.BindOk)
@@ -81,7 +82,7 @@ def consume(url: str, lines: list[bytes], ready: Path) -> None:
     print(time.monotonic())
     data = b"".join(pieces)
     bodies = [data[end - len(lines[0]) - 1 : end - 1] for end in range(size, len(data) + 1, size)]
-    assert bodies == lines, "what came is not what was published"
+    assert bodies == lines, "the messages received differ from those published"
 
 
 def processor_time(pid: int) -> float:
@@ -111,7 +112,7 @@ def measured(url: str, pid: int, directory: Path, *, tapped: bool) -> Taken:
     computed = processor_time(pid) - computed
     began = float(publisher.communicate()[0])
     assert not any(process.wait() for process in [*consumers, publisher, *([tapping] if tapping else [])])
-    assert not tapped or seen.read_bytes() == lines.read_bytes(), "the tap has missed some"
+    assert not tapped or seen.read_bytes() == lines.read_bytes(), "the tap has missed messages"
     for path in directory.iterdir():
         if path != lines:
             path.unlink()
@@ -131,8 +132,8 @@ def main(url: str, pid: int) -> None:
     rates = [COUNT / statistics.median(each.seconds for each in taken) for taken in (without, beside)]
     ratio = statistics.median(a.seconds / b.seconds for a, b in zip(without, beside, strict=True))
     costs = [statistics.median(each.broker for each in taken) / COUNT * 1e6 for taken in (without, beside)]
-    print(f"two consumers of {RATE:,}/s: {rates[0]:,.0f}/s each; beside a tap {rates[1]:,.0f}/s: {ratio:.0%}")
-    print(f"the broker uses {costs[0]:.1f} µs of CPU time per message; beside a tap {costs[1]:.1f} µs")
+    print(f"two consumers of {RATE:,}/s: {rates[0]:,.0f}/s each; with a tap {rates[1]:,.0f}/s each ({ratio:.0%})")
+    print(f"the broker uses {costs[0]:.1f} µs of CPU time per message; with a tap {costs[1]:.1f} µs")
 
 
 if __name__ == "__main__":

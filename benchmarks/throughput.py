@@ -37,7 +37,7 @@ def measure(count: int, pairs: int) -> None:
         def receive() -> Run:
             send()
             result = run([MQTOOL, "receive", "--raw", "-c", str(count), "-q", QUEUE, "-u", URL], stdout=out)
-            assert filecmp.cmp(out, lines, shallow=False), "what came is not what was sent"
+            assert filecmp.cmp(out, lines, shallow=False), "the lines received differ from those sent"
             return result
 
         def callback_loop() -> Run:

@@ -2,7 +2,8 @@
 
     python -m benchmarks.topology
 
-Creates a virtual host for them, and needs the management API. The aims and results: docs/explanation/performance.md.
+Creates a virtual host for each size, and deletes it at the end. Needs the management API. The aims and results:
+docs/explanation/performance.md.
 """
 
 import statistics
@@ -53,7 +54,8 @@ def measure(title: str, *command: str) -> float:
     seconds = [each.seconds for each in runs]
     peak = max(each.peak for each in runs)
     print(
-        f"{title:<40} {statistics.median(seconds):5.2f} s  (least {min(seconds):.2f})   peak {peak:.0f} MiB", flush=True
+        f"{title:<40} {statistics.median(seconds):5.2f} s  (minimum {min(seconds):.2f} s)   peak {peak:.0f} MiB",
+        flush=True,
     )
     return peak
 

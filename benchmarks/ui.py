@@ -1,7 +1,7 @@
 """Speed of the embedded broker without and with a page of `mqtool ui` open: python -m benchmarks.ui
 
-Messages are published and consumed as fast as the broker can. The reader in place of the page also
-runs on this machine, and slows the broker down if no core is free, so the broker's processor time is printed, too.
+Messages are published and consumed as fast as the broker can. A process reads what the page would read. It runs on the
+same machine, and slows the broker down if no core is free, so the broker's CPU time is printed, too.
 """
 
 import statistics
@@ -45,7 +45,7 @@ def main() -> None:
         rates = [[getattr(each[0], name) for each in side] for side in zip(*found, strict=True)]
         ratio = statistics.median(with_page / without for without, with_page in zip(*rates, strict=True))
         without, with_page = map(statistics.median, rates)
-        print(f"{word}: {without:,.0f}/s; with a page open {with_page:,.0f}/s: {ratio:.0%}")
+        print(f"messages {word}: {without:,.0f}/s; with a page open {with_page:,.0f}/s ({ratio:.0%})")
     costs = [statistics.median(each[1] for each in side) for side in zip(*found, strict=True)]
     print(f"the broker uses {costs[0]:.1f} µs of CPU time per message; with a page open {costs[1]:.1f} µs")
 

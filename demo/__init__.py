@@ -1,4 +1,4 @@
-"""What `make demo` shows besides the tutorials: a real log file in a topic exchange. And the docs' pictures."""
+"""`make demo` sends a real log file through a topic exchange; other modules make the pictures of the documentation."""
 
 from pathlib import Path
 

@@ -95,9 +95,11 @@ def read(path: Path) -> bytes:
     try:
         log = path.read_bytes()
     except OSError as error:
-        raise CheckFailed(f"cannot read the log file {path}: {error.strerror}\n  LOG= names another one") from error
+        raise CheckFailed(
+            f"cannot read the log file {path}: {error.strerror}\n  use another one with LOG=FILE"
+        ) from error
     if not log:
-        raise CheckFailed(f"the log file {path} is empty\n  LOG= names another one")
+        raise CheckFailed(f"the log file {path} is empty\n  use another one with LOG=FILE")
     return log
 
 
@@ -120,6 +122,8 @@ def history_of_this_project() -> Path:
     try:
         log = subprocess.run(["git", "-C", root, "log", "--format=%as %an: %s"], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        raise CheckFailed("no log file on this machine, and no history of this project\n  LOG= names one") from error
+        raise CheckFailed(
+            "no log file on this machine, and no history of this project\n  name a log file with LOG=FILE"
+        ) from error
     path.write_bytes(log)
     return path

@@ -1,7 +1,7 @@
 """python -m demo.pictures [NAME...]: make docs/pictures/*.svg, from real runs, and docs/tutorials.md.
 
 A picture shows what a command prints on a terminal, or a moment in a recording of `mqtool ui` or of the tutorials. Each
-picture contains a light and a dark colour scheme, and uses the one that the reader's system prefers. It fetches nothing
+picture contains a light and a dark colour scheme, and uses the one that the reader's system prefers. It loads nothing
 from elsewhere.
 """
 
@@ -73,7 +73,7 @@ def of_command(columns: int, command: str, lines: int | None = None, code: int =
         data += chunk
     os.close(ours)
     if process.wait() != code:
-        raise SystemExit(f"{command!r} has failed: {data.decode('utf-8', 'replace')}")
+        raise SystemExit(f"{command!r} failed: {data.decode('utf-8', 'replace')}")
     printed = data.decode().replace("\r", "").splitlines()[:lines]
     console = _console(columns, len(printed) + 1)
     console.print(Text(f"$ {command}", "bold"))
@@ -185,7 +185,7 @@ def svg(console: Console) -> str:
     )
     rule = re.compile(rf"^\.{_ID}-r\d+ .*$", re.MULTILINE)
     if len(rule.findall(light)) != len(rule.findall(dark)):
-        raise SystemExit("the two colour schemes do not tell the same styles apart")
+        raise SystemExit("the light and the dark picture do not have the same number of styles")
     text = light.replace(
         rule.findall(light)[0], ".screen { fill: #fff; stroke: #d0d7de; }\n" + rule.findall(light)[0], 1
     )

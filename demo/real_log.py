@@ -76,7 +76,7 @@ def play_of(log: Path | None, note: Callable[[str], None], table: Callable[[Tabl
     """
     return Play(
         "A real log",
-        "A log file of this machine goes line by line through a topic exchange; its own fields make the routing keys.",
+        "A log file of this machine goes line by line through a topic exchange. Two words of each line make its key.",
         lambda stage: _play(stage, log or _find(note), note, table),
         exchanges=(_NAME,),
     )
@@ -152,7 +152,7 @@ def _of_words(name: str, words: Sequence[str]) -> Receiver:
 
 def _spare_the_log(path: Path, receivers: Sequence[Receiver]) -> None:
     if path.resolve() in [receiver.file.resolve() for receiver in receivers]:
-        raise CheckFailed(f"a receiver would overwrite the log file {path}\n  LOG= names another one")
+        raise CheckFailed(f"a receiver would overwrite the log file {path}\n  use another one with LOG=FILE")
 
 
 def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
@@ -170,8 +170,8 @@ def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
     at_least, at_most = len(_lines(before)), len(_lines(now))
     if not (now.startswith(before) and at_least <= count <= at_most):
         raise CheckFailed(
-            f"{path} has changed while it was read, not only grown: expected {at_least:,} lines, "
-            f"{count:,} were sent, and now there are {at_most:,}"
+            f"{path} has changed while it was read, other than by new lines at its end: expected {at_least:,} lines, "
+            f"{count:,} were sent, and the file now has {at_most:,}"
         )
     return now if count == at_most else b"".join(line + b"\n" for line in _lines(now)[:count])
 
@@ -188,19 +188,23 @@ def _compare(
         sent if is_whole else sent + b"\n",
     )
     stage.expect(
-        "each receiver got as many lines as plain Python counts with a regex",
+        "each receiver got as many lines as a regular expression in plain Python finds",
         [len(got[receiver]) for receiver in others],
         [len(should_get[receiver]) for receiver in others],
     )
     stage.expect(
-        "and they are the same lines, in the same order",
+        "each receiver got the same lines as the regular expression finds, in the same order",
         [got[receiver] for receiver in others],
         [should_get[receiver] for receiver in others],
     )
     counts = [len(got[receiver]) for receiver in others if receiver.is_part]
     of_no_part = total - sum(len(should_get[receiver]) for receiver in others if receiver.is_part)
     summands = [f"{count:,}" for count in counts] + ([f"{of_no_part:,} others"] if of_no_part else [])
-    stage.expect(f"the parts add up to the whole: {' + '.join(summands)} = {total:,}", sum(counts) + of_no_part, total)
+    stage.expect(
+        f"the lines of the parts add up to the whole log: {' + '.join(summands)} = {total:,}",
+        sum(counts) + of_no_part,
+        total,
+    )
 
 
 def _table(got: Mapping[Receiver, list[bytes]], should_get: Mapping[Receiver, list[bytes]]) -> Table:

@@ -1,6 +1,6 @@
 """python -m demo.recordings [NAME...]: make docs/pictures/*.html, recordings of `mqtool ui` and of the tutorials.
 
-`make docs` makes those that are missing. Any browser plays them, without mqtool; nothing is fetched from elsewhere.
+`make docs` makes those that are missing. Any browser plays a recording, without mqtool and without a network.
 """
 
 import os

@@ -113,7 +113,7 @@ def _printed(command: str, directory: str, environment: dict[str, str]) -> list[
         subprocess.run(["mqtool", "broker", "down"], cwd=directory, env=environment, check=False)
         raise SystemExit(f"{command!r} failed: {found}")
     if any(re.search(r"\x1b\[[0-9;?]*[A-LN-Za-ln-z]", line) for _, line in found):
-        raise SystemExit(f"{command!r} moves the cursor, which is not shown here")
+        raise SystemExit(f"{command!r} moves the cursor, which the picture cannot show")
     return found
 
 

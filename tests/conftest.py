@@ -83,19 +83,23 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("no times")
     config.addinivalue_line(
         "markers",
-        "differs_since(version, why): the test says how RabbitMQ does up to this version; from it on, it has to fail",
+        "differs_since(version, why): RabbitMQ behaves differently from this version on, so the test must fail there",
     )
     config.addinivalue_line(
         "markers",
-        "once_on_rabbitmq(*names): its cases differ by what mqtool does: RabbitMQ gets one for each value of these",
+        "once_on_rabbitmq(*names): one case for each value of these parameters runs on RabbitMQ, the others do not",
     )
     config.addinivalue_line(
-        "markers", "keeps_messages: about loss, order or recovery; `make test` runs a third of them on RabbitMQ too"
+        "markers",
+        "keeps_messages: is about loss, order or recovery; a third of these tests run on RabbitMQ in `make test`, too",
     )
     config.addinivalue_line(
-        "markers", "sampled(count): its cases are much alike; without CI, a run of the whole suite takes this many"
+        "markers",
+        "sampled(count): the test's cases are similar; outside CI, a run of the whole suite runs only this many",
     )
-    config.addinivalue_line("markers", "own_vhost(why): no other test had the vhost before, or has it after")
+    config.addinivalue_line(
+        "markers", "own_vhost(why): the test gets a virtual host that no other test uses before or after it"
+    )
     # What a shell (in the background) or nohup ignores, all commands would inherit; a handler is not inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:

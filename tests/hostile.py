@@ -1,6 +1,7 @@
-"""Messages that no well-behaved client sends, as octets: no client's encoder can tame them.
+"""Messages that no well-behaved client sends, as bytes, because no client's encoder would produce them.
 
-`CORPUS` has what was once seen to break something, `generated()` what Hypothesis makes up; `play()` publishes a batch.
+`CORPUS` contains messages that broke something once, `generated()` returns messages that Hypothesis makes up, and
+`play()` publishes a batch of them.
 """
 
 import functools

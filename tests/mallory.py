@@ -1,9 +1,9 @@
-"""What a user with rights on her own names only may do, made up by Hypothesis, and a vhost to do it in.
+"""Attacks by a user who has rights on her own names only, made up by Hypothesis, and a virtual host for them.
 
 Mallory owns all names that start with "mallory" or, in some attacks, with "mallory.". In their vhost, others have
 queues, exchanges and messages. She declares what she may, with arguments and headers that mqtool or RabbitMQ knows,
 forged by value and by type. An administrator then runs one command, while she may delete what the command has declared.
-After that, all that is not hers must be as before.
+After that, all that is not hers must be unchanged.
 """
 
 import base64

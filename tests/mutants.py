@@ -96,7 +96,7 @@ def copy_of_the_source(module: str) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants")
-    parser.add_argument("module", nargs="?", help="such as mqtool/routing.py")
+    parser.add_argument("module", nargs="?", help="module to mutate, such as mqtool/routing.py")
     parser.add_argument("--list", action="store_true", help="print all modules")
     options = parser.parse_args()
     if options.list:
@@ -114,7 +114,7 @@ def main() -> None:
     subprocess.run([MUTMUT, "export-cicd-stats"], cwd=directory, check=True, stdout=subprocess.DEVNULL)
     stats = json.loads((directory / "mutants" / "mutmut-cicd-stats.json").read_text())
     total, killed = stats["total"], stats["killed"] + stats["timeout"]
-    print(f"\n{options.module}: {killed} of {total} mutants killed ({killed / total:.0%}); the others are above")
+    print(f"\n{options.module}: {killed} of {total} mutants killed ({killed / total:.0%}); the survivors are above")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compare RabbitMQ's newest release with the newest profile. CI does once a week: `python -m tests.newest_release`.
+"""Compare RabbitMQ's newest release with the newest profile. CI runs it once a week: `python -m tests.newest_release`.
 
 Each new series (such as 4.4) is to have a profile within two weeks. Patch releases need none.
 """

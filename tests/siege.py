@@ -1,7 +1,8 @@
-"""Malformed connections thrown at an embedded broker for as long as there is time: python -m tests.siege, in make soak.
+"""Sends malformed connections to an embedded broker for some time: python -m tests.siege, part of make soak.
 
-At the end it prints how many there were of each kind. It stops at the first finding: a well-behaved client beside them
-that is not served, an error inside the broker, or more memory than it should take; `--seed` brings that about again.
+At the end, the program prints how many connections of each kind it made. It stops at the first problem: a well-behaved
+client is not served meanwhile, the broker has an internal error, or the broker takes more memory than it should.
+`--seed` repeats a run.
 """
 
 import argparse
@@ -123,9 +124,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         counts = besiege(arguments.seconds, arguments.seed, Path(directory))
-    print(
-        f"seed {arguments.seed}: {dict(counts)} malformed connections, and well-behaved clients beside them were served"
-    )
+    print(f"seed {arguments.seed}: malformed connections: {dict(counts)}; well-behaved clients were served meanwhile")
 
 
 if __name__ == "__main__":

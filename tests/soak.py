@@ -6,7 +6,7 @@
     lines ── mqtool send-stream -l ────> proxy ──> [soak-stream] ── mqtool receive-stream, at the end ──> read.txt
 
 A seed determines which fault comes when, and what it hits. At the end all faults stop, and the queues are emptied. Each
-line that the broker confirmed must have been done, or must be in the stream: exit 1 if one is lost.
+line that the broker confirmed must have been handled by a worker, or be in the stream: exit 1 if one is lost.
 """
 
 import argparse
@@ -270,11 +270,11 @@ def small_disk(directory: Path) -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=300.0, help="of faults, on each broker")
+    parser.add_argument("--seconds", type=float, default=300.0, help="seconds of faults on each broker (default: 300)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000))
-    parser.add_argument("--kind", choices=["embedded", "node"], action="append", help="of broker; default: both")
+    parser.add_argument("--kind", choices=["embedded", "node"], action="append", help="kind of broker (default: both)")
     asked = parser.parse_args()
-    print(f"seed {asked.seed}, {asked.seconds:g} s on each broker", flush=True)
+    print(f"seed {asked.seed}, {asked.seconds:g} s of faults on each broker", flush=True)
     fine = True
     for kind in map(BrokerKind, asked.kind or ["embedded", "node"]):
         directory = Path(tempfile.mkdtemp(prefix="mqtool-soak-"))

@@ -6,8 +6,8 @@ A flow of messages; the broker restarts, a node dies, or connections are cut:
          ^           ^
          └── broken ─┘
 
-The publisher republishes unconfirmed messages with the same message ID. The broker redelivers unacknowledged
-messages to the receiver. So a message may arrive twice, which can be detected by its ID, but no message is lost.
+The sender republishes unconfirmed messages with the same message ID. The broker redelivers unacknowledged messages to
+the receiver. So a message may arrive twice, which can be detected by its ID, but no message is lost.
 
 Workers; one is killed, a message always fails, or messages are published twice:
 
@@ -54,8 +54,8 @@ def restart_broker(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
         scene.restart_broker()
 
     scene.say(
-        f"{count:,} messages flow from a publisher to a receiver while the broker restarts. Watch both lose their "
-        f"connections and reconnect. {_AGAIN}"
+        f"{count:,} messages flow from a sender to a receiver while the broker restarts. Watch both programs lose "
+        f"their connections and reconnect. {_AGAIN}"
     )
     return _flow(scene, scene.url, count, {1: restart})
 
@@ -75,18 +75,18 @@ def kill_node(scene: DrillScene, count: int = NODE_MESSAGES) -> Verdict:
         scene.revive_nodes()
 
     scene.say(
-        f"{count:,} messages flow to a receiver. Node 1 leads their queue, both sides are connected to it, and it is "
-        "killed while messages flow. Watch both sides reconnect to another node. The pause is the time until another "
-        f"node leads the queue. {_AGAIN}"
+        f"{count:,} messages flow from a sender to a receiver. Node 1 leads the queue, both programs are connected to "
+        "node 1, and node 1 is killed while messages flow. Watch both programs reconnect to another node. The longest "
+        f"pause shows how long it takes until another node leads the queue. {_AGAIN}"
     )
     return _flow(scene, scene.url, count, {1: kill, 3: revive})
 
 
 def drop_connection(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
-    """Cut the publisher's and the receiver's connections three times."""
+    """Cut the sender's and the receiver's connections three times."""
     scene.say(
-        f"{count:,} messages flow from a publisher to a receiver. Both connections are cut three times. Watch them "
-        f"reconnect. {_AGAIN}"
+        f"{count:,} messages flow from a sender to a receiver. The connections of both programs are cut three times. "
+        f"Watch the programs reconnect. {_AGAIN}"
     )
     with Proxy(scene.port) as proxy:
 
@@ -167,9 +167,9 @@ def kill_worker(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
 def poison(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     """Publish two messages that cannot be handled: one always fails, one is bad data. Neither delays the others."""
     scene.say(
-        f"Two of {count} messages cannot be handled: the program fails each time for one, and reports the other as bad "
-        f"data (exit status 65). Watch the worker retry the first {_RETRIES} times, and the second not at all. Both "
-        "become dead letters, and no other message waits for them."
+        f"Two of {count} messages cannot be handled: for one, the program fails each time; for the other, the program "
+        f"exits with status 65 (bad data). Watch the worker retry the first of these messages {_RETRIES} times, and "
+        "the second not at all. Both become dead letters, and no other message waits for them."
     )
     sender, worker = scene.terminals("sender", "worker")
     bodies = {count // 3: "always fails", count // 2: "bad data"}
@@ -181,15 +181,16 @@ def poison(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
         queue = dead_letter_queue(scene.queue).name
         dead = [(letter.message_id, death_of(letter)) for letter in peeking.peek(connection.channel(), queue)]
     why = [f"{name} {death.reason} after {counted(death.attempts, 'attempt')}" for name, death in dead]
-    scene.say(f"The reasons in the dead letters: {', '.join(why)}.")
+    scene.say(f"The dead letters contain the reasons: {', '.join(why)}.")
     return _verdict(scene, count, confirmed, worker, dead=len(dead))
 
 
 def duplicate(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     """Publish every tenth message twice, as if its confirm had been lost; the worker handles each message once."""
     scene.say(
-        f"Every tenth of {count} messages is published twice, as by a sender that did not receive its confirm. Watch "
-        "the worker with --deduplicate recognise each copy by its message ID, and run its program only once."
+        f"Every tenth of {count} messages is published twice, as by a sender that did not receive the confirm. Watch "
+        "the worker, which has the option --deduplicate, recognise each duplicate by its message ID, and run its "
+        "program only once for both."
     )
     sender, worker = scene.terminals("sender", "worker")
     messages = [message(number) for number in range(count)]

@@ -16,8 +16,8 @@ from tests.brokers import TestBroker, on_any_broker
 def test_the_management_api_is_found_beside_the_amqp_port(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """mqtool looks for the management API at the same distance from the AMQP port as 15672 from 5672, and raises
-    Unavailable if that broker's API is not there.
+    """mqtool looks for the management API at the same distance from the AMQP port as 15672 has from 5672. If the API of
+    this broker is not there, mqtool raises Unavailable.
     """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     ours = access.Access(parse_addresses(broker.url), TlsFiles())
@@ -29,8 +29,8 @@ def test_the_management_api_is_found_beside_the_amqp_port(
 
 
 def test_a_stream_port_of_another_broker_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the default stream port belongs to another broker, whose cluster name differs, mqtool raises Unavailable and
-    does not use it.
+    """If another broker, with a different cluster name, listens on the default stream port, mqtool raises Unavailable
+    instead of using that port.
     """
     with EmbeddedBroker(stream_port=0) as mine, EmbeddedBroker(stream_port=0) as other:
         to_mine = access.Access(parse_addresses(mine.url), TlsFiles())

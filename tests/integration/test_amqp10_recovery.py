@@ -1,4 +1,4 @@
-"""AMQP 1.0: what the client does with messages that a queue rejects after a reconnection."""
+"""AMQP 1.0: what the client does with a message that a queue rejects after a reconnection."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,8 +22,8 @@ FULL = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-max-leng
 def test_a_message_rejected_right_after_a_reconnection_is_republished(
     monkeypatch: pytest.MonkeyPatch, reason: str, *, again: bool
 ) -> None:
-    """Over AMQP 1.0, a message rejected right after a reconnection is republished if the queue was unavailable, but not
-    if it was full.
+    """Over AMQP 1.0, a message that is rejected right after a reconnection is republished if its queue was unavailable,
+    but not if its queue was full.
     """
     rejected, notices = 0, list[str]()
 
@@ -55,8 +55,8 @@ def test_a_message_rejected_right_after_a_reconnection_is_republished(
 
 
 def test_a_message_rejected_by_a_cluster_without_one_node_is_republished(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over AMQP 1.0, a message rejected right after connecting to a cluster that lacks a node is republished if its
-    queue was unavailable.
+    """Over AMQP 1.0, if a message is rejected right after the client has connected to a cluster that lacks a node, and
+    its queue was unavailable, the client republishes the message.
     """
     rejected: list[Rejected] = []
 

@@ -1,4 +1,4 @@
-"""Consuming: only messages that were asked for are taken, and only those that were taken are acknowledged."""
+"""Consuming: only messages that the caller asked for are taken, and only those that the caller got are acknowledged."""
 
 import pytest
 
@@ -71,8 +71,8 @@ def test_a_count_larger_than_the_queue_acknowledges_what_it_has_taken(broker: Te
 
 
 def test_a_delivery_is_acknowledged_when_the_next_is_asked_for(broker: TestBroker) -> None:
-    """A delivery is acknowledged when the caller asks for the next one. A caller that stops iterating requeues its last
-    delivery and all later ones, in order.
+    """A delivery is acknowledged when the caller asks for the next one. If the caller stops iterating, its last
+    delivery and all later ones are requeued, in order.
     """
     bodies = fill(broker, 10)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -84,7 +84,9 @@ def test_a_delivery_is_acknowledged_when_the_next_is_asked_for(broker: TestBroke
 
 
 def test_a_deleted_queue_ends_consuming_with_an_error_that_names_it(broker: TestBroker) -> None:
-    """If the queue is deleted, the iteration over its deliveries raises Unavailable with the queue's name."""
+    """If a queue is deleted while a caller iterates over its deliveries, the iteration raises Unavailable with the
+    queue's name.
+    """
     fill(broker, 1)
     with Connection(parse_addresses(broker.url)) as connection:
         deliveries = connection.channel().consume(QUORUM)
@@ -107,8 +109,8 @@ def test_timeouts_end_consuming(broker: TestBroker) -> None:
 
 
 def test_repeated_receive_into_head_does_not_reach_the_delivery_limit(broker: TestBroker) -> None:
-    """Thirty consumers that take one message each, like `receive | head -n 1`, get all thirty: no prefetched message is
-    dropped by the queue's delivery limit of 20.
+    """Thirty consumers that take one message each, like `receive | head -n 1`, get thirty messages: the queue's
+    delivery limit of 20 drops none of those that were only prefetched.
     """
     queue = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 20})
     bodies = fill(broker, 30, queue)
@@ -124,7 +126,7 @@ def test_repeated_receive_into_head_does_not_reach_the_delivery_limit(broker: Te
 
 @fast_path
 def test_deliveries_are_read_in_large_pieces(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A consumer reads more than 4096 bytes from the socket at a time, and mqtool, not pika, decodes the deliveries.
+    """A consumer reads more than 4,096 bytes from its socket at a time, and mqtool, not pika, decodes the deliveries.
     If this fails, pika has changed, and receiving has become slow.
     """
     pieces, receive = [], FrameReader.receive
@@ -143,7 +145,9 @@ def test_deliveries_are_read_in_large_pieces(broker: TestBroker, monkeypatch: py
 
 
 def test_heartbeats_count_as_received_bytes(broker: TestBroker) -> None:
-    """The broker's heartbeats count as received bytes, so that pika does not close an idle connection."""
+    """pika counts the broker's heartbeats as received bytes, so it does not close a connection on which nothing else
+    arrives.
+    """
     with Connection(parse_addresses(f"{broker.url}?heartbeat=1")) as connection:
         pika = connection._pika
         assert pika is not None

@@ -92,7 +92,9 @@ def test_a_long_delay_does_not_hold_up_a_short_one(channel: Channel, publish: Pu
 
 
 def test_a_message_with_a_due_time_arrives_then(channel: Channel, publish: Publish) -> None:
-    """A message with a due time does not arrive before it; one whose time has passed is sent at once."""
+    """A message with a due time does not arrive before that time; a message whose due time has passed is sent
+    at once.
+    """
     queue = channel.declare(CLASSIC)
     due = time.time() + 2  # longer than publishing both takes
     publish([Message(b"due", due=due), Message(b"overdue", due=time.time() - 5)], queue)
@@ -105,8 +107,8 @@ def test_a_message_with_a_due_time_arrives_then(channel: Channel, publish: Publi
 
 
 def test_delayed_messages_keep_body_id_properties_and_headers(channel: Channel, publish: Publish) -> None:
-    """A delayed message keeps its body, message id, properties and headers, except that it becomes persistent, since it
-    may wait for a long time.
+    """A delayed message keeps its body, message id, properties and headers, but becomes persistent, since it may wait
+    for a long time.
     """
     queue = channel.declare(CLASSIC)
     headers = {"n": 1, "nested": {"x": [1, 2]}}
@@ -220,7 +222,9 @@ def test_a_missing_exchange_or_queue_is_an_error_before_the_delay(
 
 
 def test_a_message_that_has_been_delayed_before_can_be_delayed_again(channel: Channel, publish: Publish) -> None:
-    """A received message can be delayed again through the same queue, and is not dropped as a dead-letter cycle."""
+    """A received message can be delayed again through the same queue; the broker does not drop it as a dead-letter
+    cycle.
+    """
     queue = channel.declare(CLASSIC)
     message = Message(b"x", delay=0.02)
     for _ in range(3):
@@ -232,8 +236,8 @@ def test_a_message_that_has_been_delayed_before_can_be_delayed_again(channel: Ch
 
 @pytest.mark.parametrize("copies", ["CC", "BCC"])
 def test_delayed_messages_with_cc_or_bcc_are_refused(channel: Channel, publish: Publish, copies: str) -> None:
-    """Publishing a delayed message with a CC or BCC header raises BadData, because its copies would not be delayed or
-    would be lost.
+    """Publishing a delayed message with a CC or BCC header raises BadData, because the copies to further queues would
+    not be delayed, or would be lost.
     """
     with pytest.raises(BadData, match="CC"):
         publish([Message(b"", properties={"headers": {copies: ["c"]}}, delay=1)], channel.declare(CLASSIC))
@@ -248,8 +252,8 @@ def test_a_receipt_of_a_delayed_message_names_the_original(channel: Channel, pub
 
 
 def test_wait_queues_do_not_expire_before_their_messages(broker: TestBroker, connection: Connection) -> None:
-    """A wait queue for delayed messages has an x-expires longer than its x-message-ttl, and its exchange is
-    auto-delete. The queue is a quorum queue if its messages can reach a quorum queue.
+    """A wait queue for delayed messages has an x-expires longer than its x-message-ttl. It is a quorum queue if its
+    messages can reach one, and its exchange, if any, is auto-delete.
     """
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]

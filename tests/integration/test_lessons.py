@@ -1,4 +1,4 @@
-"""What the tutorials' functions show beyond what the commands use."""
+"""What the functions of the tutorials can do beyond what the commands use."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,8 +34,8 @@ def test_the_delayed_exchange_of_the_tutorial_delays_by_x_delay(connection: Conn
 
 
 def test_the_tutorial_delays_messages_without_the_plugin(connection: Connection) -> None:
-    """send_by_dead_lettering() delays messages in wait queues; a message with a shorter delay, sent later, arrives
-    first.
+    """send_by_dead_lettering() delays messages in wait queues; a message with a shorter delay that is sent later
+    arrives first.
     """
     channel = connection.channel()
     queue = channel.declare(QUEUE)
@@ -46,8 +46,8 @@ def test_the_tutorial_delays_messages_without_the_plugin(connection: Connection)
 
 
 def test_asynchronous_confirms_are_matched_to_their_messages(connection: Connection) -> None:
-    """The tutorial's asynchronous publisher numbers messages from 1, and finds those that a full queue rejected by
-    their numbers.
+    """The tutorial's asynchronous publisher numbers messages from 1, and reports the numbers of those that a full queue
+    rejected.
     """
     channel = connection.channel()
     full = channel.declare(Queue(exclusive=True, arguments={"x-max-length": 5, "x-overflow": "reject-publish"}))
@@ -61,8 +61,8 @@ def test_asynchronous_confirms_are_matched_to_their_messages(connection: Connect
 
 @pytest.mark.parametrize("reply_queue", [PRIVATE_QUEUE, rpc.DIRECT_REPLY_TO], ids=["queue", "direct"])
 def test_replies_are_matched_to_their_requests(connection: Connection, reply_queue: Queue) -> None:
-    """An RPC client matches replies to requests in whatever order they arrive, and ignores unknown replies. in_order()
-    returns the replies in the order of the requests.
+    """An RPC client matches replies to requests in whatever order the replies arrive, and ignores unknown ones.
+    in_order() returns the replies in the order of the requests.
     """
     channel = connection.channel()
     queue = channel.declare(Queue("requests", durable=True))
@@ -89,7 +89,9 @@ def test_replies_are_matched_to_their_requests(connection: Connection, reply_que
 def test_a_reply_larger_than_the_publishers_window_is_sent(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An RPC server sends a reply larger than the publisher's limit of unconfirmed bytes, and then the next one."""
+    """An RPC server sends a reply that is larger than the publisher's limit of unconfirmed bytes, and then the next
+    reply.
+    """
     monkeypatch.setattr(unconfirmed, "WINDOW_BYTES", 10)
     queue = connection.channel().declare(Queue("requests", durable=True))
     with ThreadPoolExecutor() as pool, connection.beside() as beside:
@@ -104,7 +106,7 @@ def test_a_reply_larger_than_the_publishers_window_is_sent(
 
 def test_a_missing_reply_is_a_missing_server_only_if_nobody_consumes(connection: Connection) -> None:
     """If no reply arrives, the RPC client's error says that no server consumes from the queue if a request is still in
-    it; otherwise it counts the missing replies.
+    the queue; otherwise, the error counts the missing replies.
     """
 
     def no_replies() -> Iterator[tuple[int, Delivery]]:

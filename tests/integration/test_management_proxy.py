@@ -8,7 +8,7 @@ from mqtool.management import Management
 
 @pytest.mark.parametrize("variable", ["http_proxy", "ALL_PROXY"])
 def test_a_proxy_gets_no_request_for_this_machine(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    """Requests for 127.0.0.1 or localhost ignore http_proxy, so that no proxy gets the password."""
+    """mqtool ignores http_proxy for requests to 127.0.0.1 or localhost, so that no proxy gets the password."""
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "http://127.0.0.1:9")

@@ -14,7 +14,7 @@ from mqtool.management import Management
 def test_a_named_ca_replaces_those_of_the_environment(
     amqp_tls: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    """The management API's certificate is verified with the given CA alone, whatever REQUESTS_CA_BUNDLE or
+    """mqtool verifies the management API's certificate with the given CA alone, whatever REQUESTS_CA_BUNDLE or
     CURL_CA_BUNDLE names.
     """
     ours, other = str(amqp_tls.ca), str(new_authority(tmp_path).ca)

@@ -1,4 +1,4 @@
-"""mqtool changes nothing in the libraries that it uses, and works without pika's private methods."""
+"""mqtool changes nothing in the libraries that it uses, and does not need pika's private methods."""
 
 import subprocess
 import sys
@@ -87,7 +87,9 @@ def test_libraries_are_unchanged_after_mqtool_was_used() -> None:
 
 @pytest.mark.parametrize("name", pika_private._EXPECTED)
 def test_a_missing_private_method_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a private method of pika is missing or takes other arguments, mqtool uses pika's public methods."""
+    """If a private method of pika is missing or takes other arguments, mqtool publishes and consumes through pika's
+    public methods.
+    """
     assert pika_private.is_as_expected()
     with monkeypatch.context() as changed:
         for each in SelectConnection.__mro__:
@@ -100,7 +102,8 @@ def test_a_missing_private_method_is_noticed(name: str, monkeypatch: pytest.Monk
 
 
 def test_another_pika_is_used_by_its_public_methods() -> None:
-    """With a pika whose private names differ, mqtool publishes and consumes through pika's public methods alone.
+    """If pika's private names have changed, mqtool publishes and consumes through pika's public methods alone.
+
     MQTOOL_PIKA=public runs all tests in this directory that way.
     """
     rename = """

@@ -52,8 +52,8 @@ EVERY_PROPERTY: dict[str, Any] = {
 def test_messages_encoded_by_mqtool_equal_those_of_pika(
     broker: TestBroker, size: int, properties: dict[str, Any]
 ) -> None:
-    """A message published by mqtool arrives with the same body, properties, headers and types as one
-    published by pika.
+    """A message that mqtool publishes arrives with the same body, properties, headers and types as one that pika
+    publishes.
     """
     body = bytes(number % 251 for number in range(size))
     bare = pika.BlockingConnection(pika.URLParameters(broker.url))
@@ -99,8 +99,8 @@ def test_receipts_come_in_the_order_of_publishing(connection: Connection) -> Non
 
 
 def test_publishing_goes_on_while_confirms_are_awaited(connection: Connection) -> None:
-    """A publisher sends further messages while earlier ones are unconfirmed, with the default window and with one of
-    1000 messages.
+    """A publisher sends further messages while more than ten are unconfirmed, with the default window and with a window
+    of 1,000 messages.
     """
     channel = connection.channel()
     channel.declare(QUEUE)
@@ -124,8 +124,8 @@ def test_publishing_goes_on_while_confirms_are_awaited(connection: Connection) -
 
 @fast_path
 def test_pika_does_not_write_messages_or_decode_confirms(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """mqtool itself, not pika, writes messages to the socket and decodes publisher confirms. If not, pika has changed,
-    and publishing is slow.
+    """mqtool itself, not pika, writes messages to the socket and decodes publisher confirms. If this fails, pika has
+    changed, and publishing has become slow.
     """
     done_by_pika = []
     for kind, name in ((_AsyncPlaintextTransport, "_on_socket_writable"), (pika.spec.Basic.Ack, "decode")):
@@ -138,7 +138,7 @@ def test_pika_does_not_write_messages_or_decode_confirms(broker: TestBroker, mon
 
 
 def test_mandatory_reports_exactly_the_unroutable_messages(connection: Connection) -> None:
-    """Among mandatory messages, exactly the unroutable ones are reported as returned, with the broker's reason."""
+    """Of mandatory messages, a publisher reports exactly the unroutable ones as returned, with the broker's reason."""
     channel = connection.channel(mandatory=True)
     channel.declare(QUEUE)
     messages = [Message(b"%d" % number, QUEUE.name if number % 3 else "nowhere") for number in range(9)]
@@ -151,8 +151,8 @@ def test_mandatory_reports_exactly_the_unroutable_messages(connection: Connectio
 
 
 def test_equal_messages_are_reported_by_their_exchange_and_headers(connection: Connection) -> None:
-    """Of messages with equal ids, keys and bodies, exactly those are reported as returned whose exchange or headers
-    lead to no queue.
+    """Of messages with equal ids, keys and bodies, a publisher reports exactly those as returned whose exchange or
+    headers lead to no queue.
     """
     channel = connection.channel(mandatory=True)
     channel.declare(QUEUE)
@@ -191,8 +191,8 @@ def test_messages_that_a_full_queue_rejects_are_nacked(connection: Connection) -
 
 
 def test_bad_input_ends_publishing_after_what_came_before_is_confirmed(connection: Connection) -> None:
-    """If the input raises an error, publishing first confirms the messages read before it, and then
-    raises that error.
+    """If the input raises an error, a publisher first waits for the confirms of the messages before it, and then raises
+    this error.
     """
     channel = connection.channel()
     channel.declare(QUEUE)
@@ -209,8 +209,8 @@ def test_bad_input_ends_publishing_after_what_came_before_is_confirmed(connectio
 
 
 def test_a_batch_is_published_up_to_an_invalid_message(connection: Connection) -> None:
-    """If a batch contains an invalid message, those before it are confirmed and publishing raises UsageError. The
-    invalid message and all later ones stay in the batch, for `--failed-to`.
+    """If a batch contains an invalid message, the messages before it are confirmed, and publishing raises UsageError.
+    The invalid message and all later ones stay in the batch, for `--failed-to`.
     """
     channel = connection.channel()
     channel.declare(QUEUE)
@@ -234,7 +234,9 @@ def test_a_batch_is_published_up_to_an_invalid_message(connection: Connection) -
 
 
 def test_names_longer_than_amqp_allows_are_refused_before_anything_is_sent(connection: Connection) -> None:
-    """A routing key of more than 255 bytes raises UsageError, and the connection stays usable."""
+    """Publishing with a routing key of more than 255 bytes raises UsageError before anything is sent, and the
+    connection stays usable.
+    """
     channel = connection.channel()
     channel.declare(QUEUE)
 
@@ -245,7 +247,7 @@ def test_names_longer_than_amqp_allows_are_refused_before_anything_is_sent(conne
 
 
 def test_publishing_to_a_missing_exchange_raises_the_brokers_error(connection: Connection) -> None:
-    """Publishing to a missing exchange raises the broker's error, instead of waiting for confirms."""
+    """A publisher to a missing exchange gets the broker's error as an exception, instead of waiting for confirms."""
     channel = connection.channel()
 
     with pytest.raises(Unavailable, match="no exchange 'missing' in vhost"):

@@ -42,11 +42,11 @@ def notices() -> list[str]:
     return []
 
 
-def test_a_publisher_survives_cut_connections(
+def test_a_publisher_whose_connection_is_cut_loses_no_message(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """If a publisher's connection is cut three times during 30,000 messages, every message is confirmed and is in the
-    queue; duplicates have the same message id.
+    """If a publisher's connection is cut three times during 30,000 messages, every message is confirmed and in the
+    queue; a duplicate has the message id of its original.
     """
     channel.declare(QUORUM)
 
@@ -71,9 +71,9 @@ def test_a_publisher_survives_cut_connections(
     assert any("connected again" in notice for notice in notices)
 
 
-def test_replay_into_a_test_survives_cut_connections(broker: TestBroker, proxy: Proxy) -> None:
-    """In a user's test, replay() reconnects after each cut: all messages arrive in order, and unconfirmed ones may come
-    twice.
+def test_replay_into_a_test_reconnects_and_loses_no_message(broker: TestBroker, proxy: Proxy) -> None:
+    """In a user's test, replay() reconnects after each cut of its connection: all messages arrive in order, and
+    unconfirmed ones may arrive twice.
     """
     count, stopped = 3_000, threading.Event()
 
@@ -104,8 +104,8 @@ def test_replay_into_a_test_survives_cut_connections(broker: TestBroker, proxy: 
 def test_a_message_nacked_right_after_a_reconnection_is_republished(
     broker: TestBroker, proxy: Proxy, channel: Channel
 ) -> None:
-    """A message nacked right after a reconnection is republished, because its queue may have had no leader yet; any
-    other nack is final. Here a full queue nacks.
+    """A message that the broker nacks right after a reconnection is republished, because its queue may have had no
+    leader yet; any later nack is final. In this test, a full queue nacks.
     """
     full = Queue("full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
     channel.declare(full)
@@ -134,8 +134,8 @@ def test_a_message_nacked_right_after_a_reconnection_is_republished(
     assert set(taken) == {b"%d" % number for number in range(1, 8)} - {b"2"}
 
 
-def test_a_consumer_survives_cut_connections(proxy: Proxy, channel: Channel) -> None:
-    """A consumer whose connection is cut twice receives every message; messages that it gets again are marked as
+def test_a_consumer_whose_connection_is_cut_receives_every_message(proxy: Proxy, channel: Channel) -> None:
+    """A consumer whose connection is cut twice receives every message; those that it receives again are marked as
     redelivered.
     """
     channel.declare(QUORUM)
@@ -156,9 +156,11 @@ def test_a_consumer_survives_cut_connections(proxy: Proxy, channel: Channel) -> 
     assert proxy.accepted == 3
 
 
-def test_an_rpc_server_survives_cut_connections(broker: TestBroker, proxy: Proxy, channel: Channel) -> None:
-    """An RPC server publishes the reply before it acknowledges the request, so each request is answered even if the
-    connection is cut.
+def test_an_rpc_server_whose_connection_is_cut_answers_every_request(
+    broker: TestBroker, proxy: Proxy, channel: Channel
+) -> None:
+    """An RPC server whose connection is cut answers each request, because it publishes a reply before it acknowledges
+    the request.
     """
     queue = channel.declare(Queue("requests", durable=True))
     bodies = [b"%d" % number for number in range(1_000)]
@@ -191,7 +193,7 @@ def test_an_rpc_client_whose_connection_is_lost_gets_its_replies(
     broker: TestBroker, proxy: Proxy, channel: Channel, reply_to: Queue
 ) -> None:
     """An RPC client whose connection is cut loses its reply queue, so it sends its requests again with a new reply
-    queue and gets all replies.
+    queue, and gets all replies.
     """
 
     def answer(request: Message) -> Message:
@@ -215,7 +217,9 @@ def test_an_rpc_client_whose_connection_is_lost_gets_its_replies(
 
 @on_any_broker
 def test_a_consumer_that_is_started_after_a_signal_ends(channel: Channel) -> None:
-    """If Ctrl-C stops a channel before consuming starts, consuming ends at once instead of waiting for messages."""
+    """If Ctrl-C stops a channel before consuming starts, consuming ends at once, without a message, instead of waiting
+    for one.
+    """
     queue = channel.declare(Queue("q", durable=True))
     channel.stop()
     assert list(channel.consume(queue, Receiving(timeout=30))) == []
@@ -235,8 +239,8 @@ def test_a_connection_closed_during_a_later_login_is_retried(
 
 
 def test_a_private_queue_is_declared_and_bound_again(broker: TestBroker, proxy: Proxy, channel: Channel) -> None:
-    """After a reconnection, a log receiver's private queue is declared again with the same bindings, and receives later
-    messages.
+    """After a reconnection, the private queue of a log receiver is declared again with the same bindings, and receives
+    later messages.
     """
     logs = channel.declare(Exchange("logs", "direct"))
     queue = channel.declare(PRIVATE_QUEUE)
@@ -280,7 +284,7 @@ def test_queues_and_exchanges_that_differ_are_noticed_once(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
     """A queue or exchange that exists with other settings is used as it is. The client reports the difference once, and
-    not again after a reconnection.
+    does not repeat the report after a reconnection.
     """
     others = [Queue("a", durable=True, arguments={"x-max-length": 9}), Queue("b", durable=True)]
     with Connection(parse_addresses(broker.url)) as connection:
@@ -335,8 +339,8 @@ def test_a_channel_opened_during_a_reconnection_waits_for_it(proxy: Proxy, chann
 def test_a_queue_that_is_missing_after_a_reconnection_is_waited_for(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """If a queue is missing after a reconnection, its consumer says so and retries, leaving no connection open, and
-    receives messages again once the queue is back.
+    """If a queue is missing after a reconnection, its consumer reports this, retries without leaving connections open,
+    and receives messages again once the queue is back.
     """
     with Connection(parse_addresses(broker.url)) as connection:
         other = connection.channel()

@@ -1,4 +1,4 @@
-"""`route` agrees with the broker: messages go where it says."""
+"""`route` agrees with the broker: messages arrive in the queues that it names."""
 
 import random
 from collections.abc import Iterator
@@ -180,7 +180,7 @@ def test_route_considers_policies(broker: TestBroker, channel: BlockingChannel) 
 
 
 def test_route_sees_policies_without_the_policymaker_tag(broker: TestBroker, channel: BlockingChannel) -> None:
-    """`route` knows the dead-letter exchange that a policy sets for a queue even if the user may not list policies."""
+    """`route` knows the dead-letter exchange that a policy sets for a queue, even if the user may not list policies."""
     channel.queue_declare("q")
     applied = {"pattern": "^q$", "definition": {"dead-letter-exchange": "amq.direct"}}
     broker.api("PUT", f"policies/{broker.vhost}/q", applied)

@@ -14,7 +14,9 @@ LINES = [{"exchange": "", "routing_key": "jobs", "headers": {"n": n}, "body": f"
 
 
 def test_the_fixture_amqp_vhost_has_a_running_broker(amqp_vhost: Vhost) -> None:
-    """A client with an unknown protocol header gets the header of AMQP 0-9-1."""
+    """The fixture amqp_vhost runs a broker, which answers a client with an unknown protocol header by sending the
+    header of AMQP 0-9-1.
+    """
     port = int(amqp_vhost.url.rpartition(":")[2].partition("/")[0])
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"AMQP\x01\x01\x00\x09")
@@ -44,8 +46,10 @@ def test_the_broker_runs_on_the_callers_event_loop() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pika") is None, reason="there is no pika")
-def test_pika_works_with_the_fixture(amqp_vhost: Vhost) -> None:
-    """pika publishes and consumes; the fixture injects a nack and reports what was published."""
+def test_a_fixture_of_the_test_broker_serves_pika(amqp_vhost: Vhost) -> None:
+    """With the fixture of the test broker, pika publishes and consumes; the fixture injects a nack, and reports which
+    messages were published.
+    """
     import pika
     from pika.exceptions import NackError
 

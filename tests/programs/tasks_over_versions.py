@@ -50,13 +50,16 @@ def worker(url: str) -> Iterator[None]:
 
 
 def test_a_worker_consumes_from_a_quorum_queue(amqp_vhost):
-    """Operators made the queue a quorum queue; the worker's settings do not say so."""
+    """A Celery worker starts and consumes from a quorum queue although its settings do not say that the queue
+    is one.
+    """
     declare(amqp_vhost.url, "quorum")
     with worker(amqp_vhost.url):
         pass
 
 
 def test_a_caller_gets_the_result_of_a_task(amqp_vhost):
+    """A caller that sends a task to a Celery worker gets the task's result over the rpc:// backend."""
     declare(amqp_vhost.url, "classic")
     caller = Celery("caller", broker=amqp_vhost.url, backend="rpc://")
     with worker(amqp_vhost.url):
@@ -65,6 +68,7 @@ def test_a_caller_gets_the_result_of_a_task(amqp_vhost):
 
 
 def test_a_buffer_is_read_back(amqp_vhost):
+    """A message that kombu puts into a SimpleBuffer can be read from it."""
     with Connection(amqp_vhost.url) as connection, connection.SimpleBuffer("buffer") as buffer:
         buffer.put("one")
         assert buffer.get(timeout=5).payload == "one"

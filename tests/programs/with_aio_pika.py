@@ -53,7 +53,7 @@ async def settle(connection: aio_pika.abc.AbstractConnection) -> None:
         except aio_pika.exceptions.DeliveryError as error:
             assert error.message.delivery.reply_text == "NO_ROUTE"
         else:
-            raise AssertionError("it was returned")
+            raise AssertionError("an unroutable message raised no error")
 
 
 async def come_back(connection: aio_pika.abc.AbstractRobustConnection) -> None:

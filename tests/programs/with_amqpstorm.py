@@ -18,7 +18,7 @@ with connection, connection.channel() as channel:
     except amqpstorm.AMQPMessageError as error:
         assert error.error_code == 312
     else:
-        raise AssertionError("it was returned")
+        raise AssertionError("an unroutable message raised no error")
     message = channel.basic.get("storm")
     assert message.properties["headers"] == {"big": 2**40}
     message.reject(requeue=True)

@@ -41,5 +41,5 @@ with Connection(os.environ["AMQP_URL"], transport_options={"confirm_publish": Tr
     except simple.Empty:
         pass
     else:
-        raise AssertionError("it was acknowledged")
+        raise AssertionError("a message was in the queue after it had been acknowledged")
     simple.close()

@@ -11,7 +11,9 @@ from mqtool.message import Delivery
 
 @pytest.mark.parametrize("seed", range(5))
 def test_exactly_the_handled_deliveries_are_acknowledged(seed: int) -> None:
-    """In whatever order deliveries are handled, each of them is acknowledged once, and no unhandled delivery is."""
+    """In whatever order a consumer handles its deliveries, each handled delivery is acknowledged once, and no unhandled
+    one is.
+    """
     chance, tags = random.Random(seed), AcknowledgedTags()
     unacknowledged, in_hand = set(range(1, 3000)), [*range(1, 3000)]
     stays = chance.choice(in_hand)
@@ -27,8 +29,8 @@ def test_exactly_the_handled_deliveries_are_acknowledged(seed: int) -> None:
 
 
 def test_deliveries_handled_in_order_share_one_acknowledgement() -> None:
-    """Deliveries handled without a gap share one acknowledgement with `multiple`; those after a gap are acknowledged
-    one by one.
+    """Deliveries that were handled without a gap share one acknowledgement with `multiple`; each delivery after a gap
+    is acknowledged on its own.
     """
     tags = AcknowledgedTags()
     assert [*tags.acknowledge([1])] == [(1, False)]

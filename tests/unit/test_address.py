@@ -48,7 +48,7 @@ from mqtool.errors import UsageError
     ],
 )
 def test_a_url_is_parsed_into_an_address(url: str, address: Address) -> None:
-    """A URL is parsed into host, port, virtual host, user, password and options; what is missing has RabbitMQ's
+    """A URL is parsed into host, port, virtual host, user, password and options; missing parts have RabbitMQ's
     defaults.
     """
     found = parse_address(url)
@@ -111,7 +111,7 @@ def test_a_password_is_never_shown(scheme: str, rest: str) -> None:
 
 
 def test_an_address_prints_as_the_url_without_its_password() -> None:
-    """An address is printed as an AMQP URL with percent-encoded parts and without the password."""
+    """mqtool prints the address of a broker as an AMQP URL with percent-encoded parts and without the password."""
     assert str(Address("::1", 5673, "a/b", "m@e", "secret", tls=True)) == "amqps://m%40e@[::1]:5673/a%2Fb"
     assert str(parse_address("amqps://guest:guest@one")) == "amqps://guest@one:5671"
     assert str(parse_address("amqps://one")) == "amqps://one:5671"  # whoever the client's certificate is for
@@ -125,8 +125,8 @@ def test_a_tls_key_needs_its_certificate(tmp_path: Path) -> None:
 
 
 def test_a_certificate_logs_in_if_the_url_names_no_user() -> None:
-    """With a client certificate and an amqps URL without a user, mqtool logs in by EXTERNAL if the broker offers it,
-    and otherwise as guest.
+    """With a client certificate and an amqps URL without a user, mqtool logs in with the mechanism EXTERNAL if the
+    broker offers this mechanism, and otherwise as guest.
     """
     files = TlsFiles(cert=Path("cert.pem"))
     assert files.logs_in(parse_address("amqps://host"))
@@ -139,8 +139,8 @@ def test_a_certificate_logs_in_if_the_url_names_no_user() -> None:
 
 
 def test_the_hint_names_the_user_of_the_certificate() -> None:
-    """If the broker refuses a client that logged in by certificate, the hint's command names the user in the broker's
-    reply, not guest.
+    """If the broker refuses a user who logged in by certificate access to a virtual host, the hint's command names the
+    user from the broker's reply, not guest.
     """
     address = parse_address("amqps://host/shop")
     refused = ConnectionClosedByBroker(530, "NOT_ALLOWED - access to vhost 'shop' refused for user 'orders'")

@@ -43,7 +43,9 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_a_value_is_decoded_as_it_was_encoded(value):
-    """After encoding and decoding, an AMQP 1.0 value has the same type, and is encoded to the same bytes again."""
+    """After encoding and decoding, an AMQP 1.0 value has the same type and value, and encodes to the same bytes
+    again.
+    """
     encoded = encode(value)
     decoded, end = decode(encoded)
     assert (decoded, type(decoded), end) == (value, type(value), len(encoded))
@@ -116,7 +118,7 @@ def nested(count):
 
 
 def test_a_value_with_too_many_values_is_refused():
-    """An AMQP 1.0 value that contains too many values raises ValueError, also if they are spread over nested lists."""
+    """An AMQP 1.0 value that contains too many values raises ValueError, even if they are spread over nested lists."""
     assert len(decode(nested(MOST_VALUES // 20 * 20))[0]) == 20
     with pytest.raises(ValueError, match="too many values"):
         decode(nested(MOST_VALUES + 40))
@@ -142,7 +144,7 @@ def test_a_client_gets_the_bytes_of_a_message_that_it_cannot_decode():
 
 
 def test_a_message_is_decoded_as_it_was_encoded():
-    """After encoding and decoding, an AMQP 1.0 message has the same sections."""
+    """After encoding and decoding, an AMQP 1.0 message has the same sections as before."""
     message = Amqp10Message(
         MessageHeader(durable=True, ttl=UInt32(5)),
         {Symbol("x-opt-d"): Int64(1)},

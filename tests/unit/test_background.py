@@ -1,4 +1,4 @@
-"""The broker's processes in the background, with and without /proc."""
+"""Broker processes in the background, with and without /proc."""
 
 import subprocess
 import sys
@@ -21,7 +21,9 @@ def process(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_process_runs_until_it_has_ended(process: int) -> None:
-    """A process that mqtool started counts as running until it is terminated, in terminals with any settings."""
+    """A process that mqtool started counts as running until it has ended, whatever the time zone and language of the
+    terminal.
+    """
     started = background.started(process)
     assert background.is_running(started)
     with pytest.MonkeyPatch.context() as other_terminal:
@@ -33,5 +35,7 @@ def test_a_process_runs_until_it_has_ended(process: int) -> None:
 
 
 def test_another_process_with_the_same_id_is_not_taken_for_the_broker(process: int) -> None:
-    """Process ids are reused: only a process that was started at the same moment is the broker."""
+    """Because the system reuses process ids, a process counts as the broker only if it also started at the same
+    moment.
+    """
     assert not background.is_running(background.started(process)._replace(born="earlier"))

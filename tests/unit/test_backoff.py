@@ -10,7 +10,7 @@ from mqtool.duration import Backoff
 
 @given(st.integers(0, 2**32), st.floats(0.01, 5), st.floats(1, 4), st.floats(5, 60))
 def test_delays_double_up_to_the_maximum(seed: int, first: float, factor: float, longest: float) -> None:
-    """Delays between reconnection attempts grow exponentially up to the maximum, each shortened at random by up to a
+    """The delays between reconnection attempts double up to the maximum, and each is shortened at random by up to a
     half.
     """
     import random
@@ -23,12 +23,16 @@ def test_delays_double_up_to_the_maximum(seed: int, first: float, factor: float,
 
 
 def test_the_number_of_attempts_is_limited() -> None:
-    """A backoff of 4 attempts has 4 delays, and one of 0 attempts has none. Without a limit, the delays never end."""
+    """A client that may try to reconnect 4 times waits 4 times, and one that may not try never waits. Without a limit,
+    the delays never end.
+    """
     assert len(list(Backoff(attempts=4).delays())) == 4
     assert list(Backoff(attempts=0).delays()) == []
     assert len(list(islice(Backoff().delays(), 500))) == 500
 
 
 def test_first_delays_are_random() -> None:
-    """The first delays of a hundred clients differ, so that they do not reconnect at the same time."""
+    """The first delays of 100 clients that lose their connections differ, so that the clients do not all reconnect at
+    the same time.
+    """
     assert len({next(Backoff().delays()) for _ in range(100)}) > 90

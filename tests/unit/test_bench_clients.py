@@ -1,6 +1,6 @@
-"""The processes of `bench`: what a publisher sends at which time, and what publishers and consumers measure.
+"""The processes of `bench`: when a publisher sends what, and what publishers and consumers measure.
 
-Times are given to them here, so a broker or a machine that is slow for a moment cannot change the figures.
+The tests set the times themselves, so a broker or a machine that is slow for a moment cannot change the figures.
 """
 
 import os
@@ -155,8 +155,8 @@ def delivery(tag: int, number: int, due: int, *, publisher: int = 0, redelivered
 
 
 def test_with_a_rate_each_message_carries_the_time_at_which_it_was_due() -> None:
-    """A publisher that was held up sends all due messages at once, each with the time at which it should have been
-    sent, not the time at which it is sent.
+    """With `--rate`, a `bench` publisher that was held up sends all overdue messages at once. Each carries the time at
+    which it was due, not the time at which it is sent.
     """
     client, wire = publisher(rate=1000)
     assert client.work(wire, START + 5 * MS) == START + 6 * MS
@@ -171,9 +171,7 @@ def test_with_a_rate_each_message_carries_the_time_at_which_it_was_due() -> None
 
 
 def test_several_publishers_take_turns() -> None:
-    """At 1,000 messages per second, the second of two publishers sends every second message, in the middle between two
-    of the first one's.
-    """
+    """Two `bench` publishers that share a rate of 1,000 messages per second send in turn, 1 ms apart."""
     first, wire = publisher(rate=1000, publishers=2)
     first.work(wire, START + 7 * MS)
     assert wire.due == [0, 2, 4, 6]
@@ -185,14 +183,16 @@ def test_several_publishers_take_turns() -> None:
 
 
 def test_a_publisher_waits_for_the_start() -> None:
-    """Before the start of the run, no message is published."""
+    """A `bench` publisher sends no message before the start of the run."""
     client, wire = publisher()
     assert client.work(wire, START - 1) == START
     assert wire.published == []
 
 
 def test_without_a_rate_messages_are_due_when_they_are_sent() -> None:
-    """Without a rate, a publisher fills its window at once, and continues when confirms arrive."""
+    """Without `--rate`, a `bench` publisher fills its window of unconfirmed messages at once, and continues when
+    confirms arrive. A message is due when it is sent.
+    """
     client, wire = publisher(in_flight=3)
     assert client.work(wire, START + 9 * MS) == START + 9 * MS
     assert (wire.numbers, wire.due) == ([0, 1, 2], [9, 9, 9])
@@ -209,7 +209,9 @@ def test_without_a_rate_messages_are_due_when_they_are_sent() -> None:
     [(1000, sys.maxsize, 0, 256), (1000, 7, 0, 7), (5, 7, 0, 5), (1000, 0, 0, 0), (5, 7, 1 << 18, 0), (5, 7, 1, 5)],
 )
 def test_a_publisher_sends_no_more_than_all_limits_allow(in_flight: int, credit: int, unsent: int, sent: int) -> None:
-    """The smallest of window, credit and batch limits a write; while the socket holds 256 KiB, nothing is written."""
+    """A `bench` publisher writes no more messages at a time than its window, its credit and the batch size each allow,
+    and none while 256 KiB wait in the socket.
+    """
     client, wire = publisher(in_flight=in_flight)
     wire.credit, wire.waiting_bytes = credit, unsent
     client.work(wire, START)
@@ -217,7 +219,7 @@ def test_a_publisher_sends_no_more_than_all_limits_allow(in_flight: int, credit:
 
 
 def test_a_publisher_is_done_when_its_share_is_confirmed() -> None:
-    """With `--messages 3`, three messages are sent, and the publisher is done once each has been confirmed."""
+    """With `--messages 3`, a `bench` publisher sends three messages, and is done once all three have been confirmed."""
     client, wire = publisher(messages=3, duration=None)
     client.work(wire, START)
     client.work(wire, START)
@@ -230,8 +232,8 @@ def test_a_publisher_is_done_when_its_share_is_confirmed() -> None:
 
 @pytest.mark.parametrize(("rate", "over_after"), [(None, 1000), (10.0, 3000)])
 def test_a_publisher_stops_after_the_duration(rate: float | None, over_after: int) -> None:
-    """After `--duration`, no new messages are sent; with a rate, messages that were already due are still sent for up
-    to 2 s.
+    """After `--duration`, a `bench` publisher sends no new messages. With `--rate`, it still sends messages that were
+    due before, for up to 2 s.
     """
     client, wire = publisher(duration=1.0, rate=rate, in_flight=1)
     client.work(wire, START)
@@ -242,15 +244,17 @@ def test_a_publisher_stops_after_the_duration(rate: float | None, over_after: in
     assert len(wire.published) == 1
 
 
-def test_a_run_without_an_end_never_ends_by_itself() -> None:
-    """Without a duration and before the last message, a publisher is not done, however late it is."""
+def test_a_publisher_without_a_duration_ends_only_with_its_last_message() -> None:
+    """Without `--duration`, a `bench` publisher that has not sent all of its messages is not done, however long it has
+    run.
+    """
     client, _ = publisher(messages=3, duration=None)
     assert not client.is_done(START + 10**6 * SECOND)
 
 
 def test_a_publisher_reports_what_became_of_its_messages() -> None:
-    """A report has the numbers of confirmed messages since the last one, and counts of all, of refused and measured
-    messages; confirms of unknown messages are ignored.
+    """A `bench` publisher reports which messages were confirmed since its last report, and how many were published,
+    refused and measured. It ignores confirms for unknown delivery tags.
     """
     client, wire = publisher(rate=1000, warm_up=0.003)
     client.work(wire, START + 9 * MS)
@@ -274,8 +278,8 @@ def test_a_publisher_reports_what_became_of_its_messages() -> None:
 
 
 def test_after_a_reconnection_tags_begin_again_and_numbers_go_on() -> None:
-    """A new connection counts its tags from 1, and the messages keep their numbers. What was in flight may or may not
-    have arrived, and is not waited for.
+    """After a reconnection, the delivery tags of a `bench` publisher begin at 1 again, and its message numbers
+    continue. It does not wait for the confirms of messages that were in flight.
     """
     client, wire = publisher(in_flight=2)
     client.work(wire, START)
@@ -289,7 +293,9 @@ def test_after_a_reconnection_tags_begin_again_and_numbers_go_on() -> None:
 
 
 def test_a_publishers_messages_have_the_settings_of_the_plan() -> None:
-    """Exchange, key, confirms, body, expiration and persistence are those of the plan; room for the stamp is kept."""
+    """The exchange, routing key, size, expiration and persistence of `bench`'s messages are those of its options. A
+    small body has room for the time stamp.
+    """
     _, wire = publisher(ttl=1.5, persistent=False, sizes=(30, 30))
     ((message, stamp, persistent),) = wire.templates
     assert wire.publishing == ("logs", "key", True)
@@ -305,7 +311,9 @@ def test_a_publishers_messages_have_the_settings_of_the_plan() -> None:
 
 
 def test_the_bodies_of_the_plan_take_turns(tmp_path: Any) -> None:
-    """With `--bodies`, the lines of the file are sent one after another, and again from the first."""
+    """With `--bodies`, a `bench` publisher sends the lines of the file one after another, and then starts again with
+    the first.
+    """
     file = tmp_path / "bodies"
     file.write_bytes(b"a" * 20 + b"\n" + b"b" * 20)
     client, wire = publisher(bodies=file, in_flight=3)
@@ -314,7 +322,7 @@ def test_the_bodies_of_the_plan_take_turns(tmp_path: Any) -> None:
 
 
 def test_requests_are_measured_up_to_their_replies() -> None:
-    """With `--rpc`, messages ask for a reply instead of a confirm, and the reply ends the measurement."""
+    """With `--rpc`, a `bench` publisher asks for replies instead of confirms, and measures the time until the reply."""
     client, wire = publisher(rpc=True, in_flight=2)
     assert wire.publishing == ("logs", "key", False)
     assert wire.consuming == {"queue": "amq.rabbitmq.reply-to", "prefetch": 0, "auto": True, "offset": None}
@@ -327,14 +335,18 @@ def test_requests_are_measured_up_to_their_replies() -> None:
 
 
 def test_delayed_messages_are_due_after_their_delay() -> None:
-    """With `--delay`, the consumer measures from the time at which the delay is over."""
+    """With `--delay`, a message of `bench` is due at the end of its delay, so its latency does not include the
+    delay.
+    """
     client, wire = publisher(rate=1000, delay=0.25)
     client.work(wire, START)
     assert wire.due == [250]
 
 
 def test_a_consumer_measures_from_the_time_at_which_a_message_was_due() -> None:
-    """Latencies are counted from the due time, and only after the warm-up; each message is counted by its number."""
+    """A `bench` consumer measures latencies from the times at which messages were due, leaves out those due during the
+    warm-up, and reports the numbers of all messages that it received.
+    """
     client, wire = consumer(warm_up=0.01)
     wire.now = START + 20 * MS
     wire.take([delivery(1, 0, START), delivery(2, 1, START + 9 * MS), delivery(3, 2, START + 10 * MS)])
@@ -352,7 +364,9 @@ def test_a_consumer_measures_from_the_time_at_which_a_message_was_due() -> None:
 
 
 def test_a_consumer_of_delayed_messages_leaves_out_those_of_the_warm_up() -> None:
-    """With `--delay`, a message that was published during the warm-up is not measured when it arrives after it."""
+    """With `--delay`, a `bench` consumer does not measure a message that was published during the warm-up, even if it
+    arrives afterwards.
+    """
     client, wire = consumer(warm_up=0.01, delay=1.0)
     wire.now = START + 1020 * MS
     wire.take([delivery(1, 0, START + 1009 * MS), delivery(2, 1, START + 1010 * MS)])
@@ -369,10 +383,12 @@ def test_a_consumer_of_delayed_messages_leaves_out_those_of_the_warm_up() -> Non
         (0, [], []),
     ],
 )
-def test_a_consumer_acknowledges_as_often_as_it_is_told(
+def test_a_consumer_acknowledges_as_many_together_as_ack_says(
     acknowledge: int, at_once: list[tuple[int, bool]], in_the_end: list[tuple[int, bool]]
 ) -> None:
-    """`--ack 1` acknowledges each message, `--ack N` every N of them together; the rest are acknowledged at the end."""
+    """With `--ack 1`, a `bench` consumer acknowledges each message, and with `--ack N` every N messages together; it
+    acknowledges the rest at the end of the run.
+    """
     client, wire = consumer(acknowledge=acknowledge)
     assert wire.consuming == {"queue": "q", "prefetch": 1000, "auto": acknowledge == 0, "offset": None}
     for batch in ([1, 2], [3]):
@@ -383,7 +399,9 @@ def test_a_consumer_acknowledges_as_often_as_it_is_told(
 
 
 def test_a_consumers_report_acknowledges_what_it_counts() -> None:
-    """Messages that are reported as received are acknowledged, so at the end of the run none is left in the queue."""
+    """A `bench` consumer acknowledges all messages that it reports as received, so at the end of the run none of them
+    is left in the queue.
+    """
     client, wire = consumer(acknowledge=10)
     wire.take([delivery(1, 0, START), delivery(2, 1, START)])
     assert client.report()["received"] == 2
@@ -393,7 +411,9 @@ def test_a_consumers_report_acknowledges_what_it_counts() -> None:
 
 
 def test_after_a_reconnection_a_consumer_acknowledges_only_what_is_new() -> None:
-    """Messages of a lost connection cannot be acknowledged on the next one."""
+    """After a reconnection, a `bench` consumer does not acknowledge messages that it received on the lost
+    connection.
+    """
     client, wire = consumer(acknowledge=10)
     wire.take([delivery(1, 0, START)])
     again = Recorded()
@@ -403,7 +423,9 @@ def test_after_a_reconnection_a_consumer_acknowledges_only_what_is_new() -> None
 
 
 def test_a_consumer_of_a_stream_continues_after_the_last_message() -> None:
-    """A stream is read from its first message, and after a reconnection from the one after the last that arrived."""
+    """A `bench` consumer reads a stream from its first message, and after a reconnection continues after the last
+    message that it received.
+    """
     client, wire = consumer(queue_type="stream")
     assert wire.consuming["offset"] == 0
     wire.take([delivery(1, 0, START), delivery(2, 1, START)])
@@ -413,13 +435,13 @@ def test_a_consumer_of_a_stream_continues_after_the_last_message() -> None:
 
 
 def test_the_connections_of_a_run_have_names() -> None:
-    """The broker's list shows each connection of a run with its role and its number, from 1."""
+    """Each connection of a `bench` run is named on the broker by its role and its number, from 1."""
     BenchPublisher(replace(job("publisher"), number=2), Orders())
     assert os.environ["MQTOOL_CONNECTION_NAME"] == "mqtool bench publisher 3"
 
 
 def test_the_longest_gap_between_two_confirms_is_kept() -> None:
-    """The longest time without a confirm is reported with its beginning."""
+    """A `bench` publisher records the longest time between two confirms, and when that time began."""
     client, wire = publisher(rate=1000)
     client.work(wire, START + 3 * MS)
     for at, tag in ((2, 1), (9, 2), (12, 3)):
@@ -429,7 +451,9 @@ def test_the_longest_gap_between_two_confirms_is_kept() -> None:
 
 
 def test_counts_of_a_publisher_add_up() -> None:
-    """Messages that were sent or refused at different times are counted together; no more are sent than asked for."""
+    """A `bench` publisher sends no more messages than `--messages` says, and adds up those that the broker refused at
+    different times.
+    """
     client, wire = publisher(rate=1000, messages=5, duration=None)
     client.work(wire, START + 2 * MS)
     wire.on_nack([1])
@@ -441,14 +465,16 @@ def test_counts_of_a_publisher_add_up() -> None:
 
 
 def test_a_publisher_with_a_rate_keeps_within_its_window() -> None:
-    """If more messages are due than may be unconfirmed, only as many are sent as the window allows."""
+    """If more messages are due than its window allows, a `bench` publisher sends only as many as may be unconfirmed."""
     client, wire = publisher(rate=1000, in_flight=3)
     client.work(wire, START + 9 * MS)
     assert wire.numbers == [0, 1, 2]
 
 
 def test_a_process_without_work_sleeps() -> None:
-    """A publisher that is over, or has a full window, and a consumer have nothing to do for a second."""
+    """A `bench` process with nothing to do sleeps for a second at a time: a publisher whose window is full or whose run
+    is over, and a consumer.
+    """
     client, wire = publisher(duration=1.0, in_flight=1)
     client.work(wire, START)
     assert client.work(wire, START + 5) == START + 5 + SECOND
@@ -458,7 +484,7 @@ def test_a_process_without_work_sleeps() -> None:
 
 
 def test_a_consumer_of_requests_replies_to_each() -> None:
-    """With `--rpc`, the consumer replies to each request by sending its body back to the queue in the request's
+    """With `--rpc`, a `bench` consumer replies to each request by sending its body back to the queue in the request's
     reply_to.
     """
     wire = Asked(Clock())
@@ -471,8 +497,8 @@ def test_a_consumer_of_requests_replies_to_each() -> None:
     assert (reply.body, reply.routing_key, reply.properties) == (request.body, "answers", {})
 
 
-def test_a_consumer_leaves_although_its_connection_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the connection is lost at the end of the run, the consumer ends without an error."""
+def test_a_consumer_whose_connection_is_lost_ends_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If its connection is lost at the end of the run, a `bench` consumer ends without an error."""
 
     def lost(tags: object) -> None:
         raise ConnectionError
@@ -484,8 +510,8 @@ def test_a_consumer_leaves_although_its_connection_is_lost(monkeypatch: pytest.M
     assert wire.is_closed
 
 
-def test_a_consumer_goes_on_counting_after_a_report() -> None:
-    """What arrives after a report is in the next one."""
+def test_each_message_is_in_one_report() -> None:
+    """Each message that a `bench` consumer receives is in exactly one of its reports."""
     client, wire = consumer()
     wire.take([delivery(1, 0, START)])
     client.report()
@@ -505,7 +531,9 @@ def test_a_consumer_goes_on_counting_after_a_report() -> None:
 def test_churn_measures_each_creation_and_each_removal(
     churn: str, requests: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With `--churn`, a creation is measured from the time at which it was due, and a removal from the creation."""
+    """With `--churn`, `bench` measures each creation from the time at which it was due, and each removal from the end
+    of the creation.
+    """
     clock = Clock()
     monkeypatch.setattr("time.monotonic_ns", clock)
     client, wire = (
@@ -543,8 +571,8 @@ def test_churn_measures_each_creation_and_each_removal(
 
 
 def test_churn_without_a_rate_goes_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a rate, `--churn` begins at the start of the run, and creates the next as soon as one is removed; nothing
-    is measured during the warm-up.
+    """With `--churn` and without `--rate`, `bench` creates the next queue, channel or connection as soon as it has
+    removed the previous one. It measures nothing during the warm-up.
     """
     clock = Clock()
     monkeypatch.setattr("time.monotonic_ns", clock)
@@ -584,7 +612,9 @@ def test_a_process_does_its_job_or_reports_the_error(
     told: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The role and the plan decide what a process does. If it fails, the command gets the error, hint and exit code."""
+    """The role and the options decide what a process of `bench` does. If the process fails, the command gets its error,
+    hint and exit code.
+    """
     ran, reports = _run_main(monkeypatch, job(role, 0, **settings), error)
     assert (ran, reports) == ([kind], told)
 
@@ -596,7 +626,7 @@ def test_a_process_does_its_job_or_reports_the_error(
 def test_if_the_command_is_killed_one_process_deletes_what_it_declared(
     role: str, number: int, deletes: bool, failure: MqtoolError | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If `bench` was killed, its first consumer deletes the queue, if the broker still runs."""
+    """If the command `bench` is killed, its first consumer, and no other process, deletes the queue."""
     deleted: list[object] = []
 
     def delete(*what: object) -> None:

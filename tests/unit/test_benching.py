@@ -56,8 +56,8 @@ def test_unconfirmed_messages_do_not_count_as_lost() -> None:
 
 
 def test_competing_consumers_are_counted_together() -> None:
-    """`bench` counts a message that two competing consumers got as a duplicate, and checks the order for each consumer
-    separately.
+    """`bench` counts a message that two competing consumers received as a duplicate, and checks the order for each
+    consumer separately.
     """
     tally = Tally()
     tally.confirm(0, [(0, 10_000)])
@@ -79,7 +79,9 @@ def test_redelivered_messages_are_not_out_of_order() -> None:
 
 
 def test_a_message_missed_by_one_stream_consumer_is_lost() -> None:
-    """`bench` counts a message of a stream as lost if one of the consumers did not get it, even if all others did."""
+    """`bench` counts a message of a stream as lost if one consumer did not receive it, even if all other
+    consumers did.
+    """
     tally = Tally(each_gets_all=True)
     tally.confirm(0, [(0, 100)])
     _receive(tally, [*range(100)], consumer=0)
@@ -88,7 +90,9 @@ def test_a_message_missed_by_one_stream_consumer_is_lost() -> None:
 
 
 def test_counting_ten_million_messages_takes_less_than_a_megabyte() -> None:
-    """`bench` needs less than a megabyte for the numbers of ten million messages, and finds ten missing ones."""
+    """`bench` needs less than a megabyte of memory to count ten million messages, and finds the ten that are
+    missing.
+    """
     numbers = Numbers()
     for first in range(0, 10_000_000, 10_000):
         assert numbers.add(first, 9_999 if first % 1_000_000 == 0 else 10_000)
@@ -99,7 +103,9 @@ def test_counting_ten_million_messages_takes_less_than_a_megabyte() -> None:
 
 
 def test_percentiles_are_those_of_the_recorded_latencies() -> None:
-    """A percentile is the smallest latency that this part of all messages do not exceed; without messages it is 0."""
+    """A percentile that `bench` reports, such as p99, is the smallest latency that 99 % of the messages do not exceed;
+    without any messages, it is 0.
+    """
     latencies = Latencies()
     assert latencies.at(50) == 0.0
     latencies.record([1_500_000])
@@ -109,14 +115,16 @@ def test_percentiles_are_those_of_the_recorded_latencies() -> None:
 
 
 def test_latencies_keep_three_significant_digits() -> None:
-    """Latencies up to 2 ms are kept to the microsecond, and longer ones to a thousandth."""
+    """`bench` records latencies up to 2 ms to the microsecond, and longer ones to a thousandth of their value."""
     latencies = Latencies()
     latencies.record([1000, 1999, 2_047_000, 2_048_000, 2_049_000, 1_000_000_000])
     assert latencies.pairs() == [(1, 2), (2047, 1), (2049, 2), (1_000_447, 1)]
 
 
 def test_a_curve_of_latencies_ends_at_all_of_them() -> None:
-    """Each point of the curve is a latency and the percentage of messages that were not slower."""
+    """Each point of `bench`'s latency curve is a latency with the percentage of messages that were not slower; the last
+    one is 100 %.
+    """
     latencies = Latencies()
     assert latencies.curve() == []
     latencies.record([1_000_000, 1_000_000, 1_500_000, 2_000_000])
@@ -127,14 +135,14 @@ def test_a_curve_of_latencies_ends_at_all_of_them() -> None:
 
 
 def test_bars_count_the_latencies_between_their_edges() -> None:
-    """A latency at an edge belongs to the bar that begins there."""
+    """In `bench`'s histogram, a latency exactly at an edge belongs to the bar that begins there."""
     latencies = Latencies()
     latencies.record([each * 1000 for each in (999, 1000, 1000, 1500, 2000)])
     assert latencies.bars([0.0, 0.001, 0.002, 0.003]) == [1, 3, 1]
 
 
 def test_equal_latencies_of_two_histograms_are_added() -> None:
-    """Latencies that were sent in several reports are counted together."""
+    """`bench` adds up equal latencies that it received in several reports."""
     latencies = Latencies([(5, 2)])
     latencies.merge([(5, 3)])
     latencies.record([5000])
@@ -142,7 +150,7 @@ def test_equal_latencies_of_two_histograms_are_added() -> None:
 
 
 def test_redelivered_messages_of_several_reports_are_added() -> None:
-    """The number of redelivered messages is that of the whole run."""
+    """`bench` adds up the redelivered messages of all reports of a run."""
     tally = Tally()
     for number in (0, 1):
         _receive(tally, [number], redelivered=True)
@@ -150,7 +158,7 @@ def test_redelivered_messages_of_several_reports_are_added() -> None:
 
 
 def test_a_message_that_arrives_just_after_the_next_one_is_out_of_order() -> None:
-    """If two messages arrive in swapped order, one message counts as out of order, not two."""
+    """If two messages arrive in swapped order, `bench` counts one message as out of order, not two."""
     tally = Tally()
     _receive(tally, [1])
     _receive(tally, [0])
@@ -158,7 +166,7 @@ def test_a_message_that_arrives_just_after_the_next_one_is_out_of_order() -> Non
 
 
 def test_all_messages_after_the_last_that_arrived_are_lost() -> None:
-    """Confirmed messages are missed although no later message arrived, also those far behind the last."""
+    """`bench` counts confirmed messages after the last one that arrived as lost, however many they are."""
     tally = Tally()
     tally.confirm(0, [(0, 20_000)])
     _receive(tally, [*range(5000)])
@@ -166,7 +174,7 @@ def test_all_messages_after_the_last_that_arrived_are_lost() -> None:
 
 
 def test_latencies_of_several_processes_are_merged() -> None:
-    """Latency histograms of two processes are merged into the percentiles of all values, to three digits."""
+    """`bench` merges the latencies of two processes, and reports the percentiles of all of them, to three digits."""
     one, other = Latencies(), Latencies()
     one.record([1_000_000] * 99)
     other.record([2_000_000_000])
@@ -203,7 +211,7 @@ def test_the_brokers_cpu_time_may_be_unknown(nodes: list[Any], memory: int | Non
     ],
 )
 def test_a_result_that_is_limited_by_the_clients_says_so(busiest: tuple[float, float], said: str) -> None:
-    """If bench's clients used a whole CPU, or waited for one, the result warns that they may be slower
+    """If the client processes of `bench` used a whole CPU, or waited for one, the result warns that they may be slower
     than the broker.
     """
     plan = Mock(churn=None, rate=None, warm_up=0, delay=0.0)

@@ -1,4 +1,4 @@
-"""A queue name that a message only claims cannot be used before a check has proven it."""
+"""A queue name that a message claims, but does not prove, cannot be used before it has been checked."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def publish(key: Claimed[str]) -> Message:
 
 
 def test_a_claim_is_returned_only_if_it_is_proven() -> None:
-    """A claimed value is returned by proven() if the check accepts it; otherwise None is returned."""
+    """proven() returns a claimed value if the given check accepts it, and None otherwise."""
     claim = Claimed("payroll")
     assert claim.proven(lambda queue: queue == "payroll") == "payroll"
     assert claim.proven(lambda _: False) is None

@@ -39,12 +39,16 @@ def test_the_table_of_suites_names_no_package_index() -> None:
 
 
 def test_a_test_with_a_failing_teardown_is_counted_once_as_failed() -> None:
-    """A test that pytest reports twice, because its teardown fails too, is one failed test."""
+    """`make conformance` counts a test that pytest reports twice, because its teardown fails too, as one failed
+    test.
+    """
     assert outcomes(REPORT) == {"t::sends[1]": "passed", "t::gets": "failed", "t::tls": "skipped"}
 
 
 def test_make_conformance_fails_for_a_difference_without_a_reason() -> None:
-    """A test that fails only on the embedded broker fails `make conformance`, unless the table says why it fails."""
+    """`make conformance` fails if a test of a suite fails only on the embedded broker, unless suites.toml gives the
+    reason.
+    """
     results = _results(
         {"t::sends": "failed", "t::expires[1]": "failed", "t::gets": "failed"},
         {"t::sends": "passed", "t::expires[1]": "passed", "t::gets": "failed"},
@@ -53,7 +57,9 @@ def test_make_conformance_fails_for_a_difference_without_a_reason() -> None:
 
 
 def test_the_page_counts_outcomes_and_gives_reasons() -> None:
-    """The page shows how many of a suite's tests passed and failed, where they failed, and why."""
+    """The conformance page shows how many of a suite's tests passed and failed on each broker, and why some fail only
+    on the embedded broker.
+    """
     ours = {"t::sends": "passed", "t::expires[1]": "failed", "t::gets": "failed", "t::tls": "skipped"}
     page = written([SUITE], _results(ours, {**ours, "t::expires[1]": "passed", "t::tls": "failed"}))
     assert "| x | 1.0 | 3 | 1 | 1 | 1 | 1 | 3.10.8 | 2030-01-02 |" in page

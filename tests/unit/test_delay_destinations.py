@@ -1,4 +1,4 @@
-"""Where a delayed message goes when it is due, and the names of what it waits in."""
+"""Where a delayed message goes when it is due, and the names of the wait queues and exchanges for it."""
 
 import pytest
 
@@ -30,15 +30,17 @@ _LOGS, _HELLO = Exchange("logs", "fanout"), Queue("hello", arguments={"x-queue-t
 def test_a_delayed_message_goes_where_it_would_go_without_a_delay(
     to: Exchange | Queue, exchange: str | None, key: str | None, found: Exchange | Queue
 ) -> None:
-    """A message's own exchange and routing key count, and otherwise those of the command; with the default exchange,
-    the routing key names a queue.
+    """A delayed message goes to the exchange and with the routing key that it names itself, or else to those of the
+    command. For the default exchange, the routing key is the name of the queue.
     """
     assert Destination(to).of(Message(b"", key, exchange)) == found
 
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])
 def test_a_delayed_message_to_several_queues_is_refused(header: str) -> None:
-    """A message to a queue with a header CC or BCC raises BadData, because it would reach only one of its queues."""
+    """Delaying a message to a queue raises BadData if the message has a CC or BCC header, because it would reach only
+    one of its queues. To another exchange, it can be delayed.
+    """
     message = Message(b"", None, None, {"headers": {header: ["a", "b"], "x": 1}})
     with pytest.raises(BadData, match="CC or BCC") as error:
         Destination(_HELLO).of(message)
@@ -49,7 +51,9 @@ def test_a_delayed_message_to_several_queues_is_refused(header: str) -> None:
 
 
 def test_the_queue_of_a_destination_is_the_one_in_which_messages_arrive() -> None:
-    """It is the destination itself, or the queue that the command binds to its x-delayed-message exchange, if any."""
+    """If delayed messages go to a queue, or to an exchange to which the command binds a queue, mqtool knows this queue
+    as the one in which they arrive.
+    """
     assert Destination(_HELLO).queue == _HELLO
     assert Destination(_LOGS).queue is None
     assert Destination(_LOGS, leads_to=_HELLO).queue == _HELLO
@@ -65,17 +69,21 @@ def test_the_queue_of_a_destination_is_the_one_in_which_messages_arrive() -> Non
         (Exchange("logs", durable=False), None, False),
     ],
 )
-def test_messages_are_kept_safe_on_the_way_to_what_may_be_a_quorum_queue(
+def test_a_destination_may_be_a_quorum_queue_unless_it_is_known_not_to_be(
     to: Exchange | Queue, is_classic: bool | None, may: bool
 ) -> None:
-    """A queue may be a quorum queue unless it is known to be classic, and a durable exchange may lead to one."""
+    """mqtool assumes that a queue may be a quorum queue unless it is known to be classic, and that a durable exchange
+    may lead to one.
+    """
     destination = Destination(to, is_classic=is_classic)
     assert destination.may_lead_to_quorum_queue(to) is may
     assert destination.may_lead_to_quorum_queue(Queue("another"))
 
 
-def test_a_helpers_name_is_that_of_its_target_with_a_suffix() -> None:
-    """A helper of a predeclared exchange gets a prefix, because clients may not declare names that begin with amq."""
+def test_the_name_of_a_wait_queue_is_that_of_its_target_with_a_suffix() -> None:
+    """The wait queues and exchanges for delayed messages are named after their target, with a suffix. For a target such
+    as amq.topic, the name begins with mqtool, because clients may not declare names that begin with amq.
+    """
     assert name_for(_HELLO, "delay") == "hello.delay"
     assert name_for(Exchange("amq.topic"), "delayed") == "mqtool.amq.topic.delayed"
     assert name_for(Exchange("amqp"), "delayed") == "amqp.delayed"
@@ -83,7 +91,9 @@ def test_a_helpers_name_is_that_of_its_target_with_a_suffix() -> None:
 
 @pytest.mark.parametrize("letter", ["a", "é", "語"])
 def test_a_long_name_is_cut_to_what_amqp_allows(letter: str) -> None:
-    """A derived name has at most 255 bytes and keeps its suffix; different names stay different."""
+    """A name derived from another one has at most 255 bytes and keeps its suffix; names derived from different names
+    are different.
+    """
     size = len(letter.encode())
     longest = letter * (249 // size) + "b" * (249 % size)
     assert derived_name(longest, "delay") == f"{longest}.delay"
@@ -99,11 +109,13 @@ def test_a_long_name_is_cut_to_what_amqp_allows(letter: str) -> None:
 
 
 def test_a_derived_name_is_the_same_in_each_version() -> None:
-    """Wait queues outlive the command that declared them, so the next version of mqtool must find them by name."""
+    """The wait queue for a long queue name has the same name in each version of mqtool, because wait queues exist
+    longer than the command that declared them.
+    """
     assert derived_name("a" * 300, "delay") == "a" * 232 + "~8b397aa4c75429a2.delay"
 
 
 def test_a_name_that_is_not_utf_8_can_be_derived_from() -> None:
-    """A name with any bytes, as a shell passes them, is cut like others."""
+    """The name of a wait queue can be derived from a queue name that is not valid UTF-8, whatever its length."""
     assert derived_name("a\udcff", "delay") == "a\udcff.delay"
     assert derived_name("a\udcff" * 200, "delay").startswith("aaa")

@@ -27,8 +27,8 @@ def waited(delay: int) -> int:
 
 @given(delays)
 def test_a_wait_is_never_shorter_and_hardly_longer_than_the_delay(delay: int) -> None:
-    """A delayed message waits at least as long as its delay, and longer by less than 25 ms or a 300th of the delay,
-    whichever is more.
+    """A delayed message waits at least for its delay, and at most 25 ms or a 300th of the delay longer, whichever is
+    more.
     """
     excess = waited(delay) - delay
     assert 0 <= excess < step_of(delay)
@@ -124,8 +124,8 @@ def test_without_a_plugin_release_the_hint_names_via_ttl(version: str) -> None:
 
 @pytest.mark.parametrize("message", [Message(b"x", delay=5.25), Message(b"x", due=1893456000.125)])
 def test_a_delay_is_kept_to_the_millisecond_in_ndjson(message: Message) -> None:
-    """A delay or due time that is written as NDJSON and read back, as from --failed-to to `send --json`, is exact to
-    the millisecond.
+    """A delay or due time that is written as NDJSON by --failed-to, and read by `send --json`, is exact to the
+    millisecond.
     """
     line = ndjson.from_message(message)
     again = ndjson.to_message(line, "line 1")

@@ -20,7 +20,9 @@ def queue(ready: int = 0, unacked: int = 0, consumers: int = 0, **stats: int) ->
 
 
 def test_messages_without_a_consumer_are_reported() -> None:
-    """A queue with messages and no consumer is reported, except for dead-letter queues, wait queues and streams."""
+    """`doctor` reports a queue with messages and no consumer, unless it is a dead-letter queue, a wait queue or a
+    stream.
+    """
     assert has_no_consumer(queue(ready=1))
     assert not has_no_consumer(queue(ready=1, consumers=1))
     assert not has_no_consumer(queue())
@@ -32,8 +34,8 @@ def test_messages_without_a_consumer_are_reported() -> None:
 
 
 def test_consumers_that_never_acknowledge_are_reported() -> None:
-    """Consumers with several unacknowledged messages each and no acknowledgement are reported; consumers busy with one
-    message each are not.
+    """`doctor` reports consumers that each hold several unacknowledged messages and never acknowledge any, but not
+    consumers that are busy with one message each.
     """
     assert forgets_to_acknowledge(queue(unacked=5, consumers=1))
     assert not forgets_to_acknowledge(queue(unacked=2, consumers=2))
@@ -45,7 +47,7 @@ def test_consumers_that_never_acknowledge_are_reported() -> None:
 
 
 def test_dropped_messages_are_counted() -> None:
-    """Messages that are neither acknowledged nor in the queue are reported as dropped, but not if a restart has reset
+    """`doctor` reports messages that are neither acknowledged nor in the queue as dropped, unless a restart has reset
     the counters.
     """
     assert dropped(queue(ready=2, unacked=1, publish=10, ack=3, deliver_no_ack=1, get_no_ack=1)) == 2
@@ -54,7 +56,7 @@ def test_dropped_messages_are_counted() -> None:
 
 
 def test_a_queue_in_which_nothing_moves_is_reported() -> None:
-    """A queue is reported if messages wait, each consumer holds one, and there was no delivery or acknowledgement
+    """`doctor` reports a queue if messages wait, each consumer holds one, and none was delivered or acknowledged
     between two measurements.
     """
     full = queue(ready=2, unacked=1, consumers=1, ack=7, deliver_get=8)
@@ -77,8 +79,8 @@ def expiring(name: str, exchange: str, key: str | None = None) -> Queue:
 
 
 def test_circles_of_expiring_queues_are_reported_once() -> None:
-    """Queues that dead-letter expired messages to each other in a cycle, directly or through exchanges, are reported as
-    one problem, even among thousands of queues.
+    """`doctor` reports queues that dead-letter expired messages to each other in a cycle, directly or through
+    exchanges, as one problem, even among thousands of queues.
     """
 
     def circles(*queues: Queue, bindings: tuple[Binding, ...] = ()) -> list[str]:
@@ -100,8 +102,8 @@ def test_circles_of_expiring_queues_are_reported_once() -> None:
 
 
 def test_findings_are_sorted_by_severity_and_grouped() -> None:
-    """Problems are sorted by severity, a memory alarm before a transient queue, and more than three of the same kind
-    share one line.
+    """`doctor` lists problems by severity, such as a memory alarm before a transient queue, and more than three
+    problems of a kind on one line.
     """
     transient = [Finding("transient", f"queue 'q{number}'", "", "", "/") for number in range(5)]
     mixed = [
@@ -117,7 +119,9 @@ def test_findings_are_sorted_by_severity_and_grouped() -> None:
 
 
 def test_nagios_is_critical_only_for_blocked_publishers() -> None:
-    """With `--format nagios`, blocked publishers are critical, and problems that may lose messages are warnings."""
+    """With `--format nagios`, `doctor` is critical if publishers are blocked, and warns about problems that may lose
+    messages.
+    """
     lost, blocked = Finding("no-consumer", "queue 'a'", "", ""), Finding("alarm", "node a", "has a memory alarm", "")
     assert [reports.nagios_state(found) for found in ([], [lost], [blocked, lost])] == [0, 1, 2]
     assert next(reports.nagios([blocked, lost], "here")) == (

@@ -54,7 +54,9 @@ def wiring(name: str, queue: str, key: str) -> Wiring:
 
 @given(names, names, names)
 def test_any_name_gives_valid_mermaid(name: str, queue: str, key: str) -> None:
-    """Whatever the names, each line of a mermaid diagram is a node or an edge between known nodes."""
+    """Whatever the names of exchanges and queues, each line of a mermaid diagram is a node or an edge between known
+    nodes.
+    """
     first, *lines = mermaid(wiring(name, queue, key))
     assert first == "flowchart LR"
     known = set()
@@ -68,7 +70,7 @@ def test_any_name_gives_valid_mermaid(name: str, queue: str, key: str) -> None:
 
 @given(names, names, names)
 def test_any_name_is_a_quoted_string_in_dot(name: str, queue: str, key: str) -> None:
-    """Whatever the names, they appear only inside quoted strings of the dot diagram."""
+    """Whatever the names of exchanges and queues, they appear only inside quoted strings of the dot diagram."""
     first, *lines, last = dot(wiring(name, queue, key))
     string = r'"(?:[^"\\]|\\["\\])*"'
     assert re.fullmatch(rf"digraph {string} \{{", first)

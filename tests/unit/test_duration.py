@@ -29,7 +29,9 @@ def test_a_duration_is_numbers_with_units(text: str, seconds: float) -> None:
     "text", ["", " ", "5", "s", "-5s", "+5s", "5 s", "5s ", "5sec", "5S", ".5s", "5,5s", "1e3s", "5s,2m", "soon"]
 )
 def test_a_duration_without_a_unit_is_refused(text: str) -> None:
-    """Text that is not a duration, such as a number without a unit, raises ValueError, which shows valid examples."""
+    """Text that is not a duration, such as a number without a unit, raises ValueError, whose text shows valid
+    examples.
+    """
     with pytest.raises(ValueError, match="is not a duration such as 300ms, 5s, 2m or 1h30m"):
         parse_duration(text)
 

@@ -39,7 +39,9 @@ def test_the_check_marks_a_row_that_has_grown() -> None:
 
 
 def test_the_check_does_not_mark_a_row_that_was_larger_by_chance() -> None:
-    """A benchmark row is not marked GREW if a repeated count is within the tolerance."""
+    """A benchmark row that was above the tolerance once is not marked GREW if a repeated count is within the
+    tolerance.
+    """
     figures = Figures([100.0], [120.0, 101.0])
     (line,) = check({"send x": figures}, ONE, OTHER)
     assert not line.endswith("GREW")
@@ -47,16 +49,16 @@ def test_the_check_does_not_mark_a_row_that_was_larger_by_chance() -> None:
 
 
 def test_the_check_counts_a_row_once_that_has_not_grown() -> None:
-    """A benchmark row that is within the tolerance is counted only once, so that CI does not take longer than
-    necessary.
-    """
+    """A benchmark row that is within the tolerance is counted only once, which keeps CI short."""
     figures = Figures([100.0], [99.0])
     assert len(list(check({"help": figures}, ONE, OTHER))) == 1
     assert sorted(figures.asked) == ["one", "other"]
 
 
 def test_the_comparison_alternates() -> None:
-    """Base and change alternate in being measured first, so that a drift of the machine favours neither."""
+    """The benchmark measures base and change first in turn, so that a machine that becomes slower or faster favours
+    neither.
+    """
     figures = Figures([4.0, 2.0, 3.0], [6.0, 8.0, 4.0])
     (line,) = compare({"send x": figures}, ONE, OTHER, runs=3)
     assert figures.asked == ["other", "one", "one", "other", "other", "one"]
@@ -74,7 +76,9 @@ def test_a_line_has_the_medians_the_minima_and_the_ratio_of_the_minima() -> None
     ("later", "mark"), [pytest.param(6.0, GREW, id="slower each time"), pytest.param(5.1, "", id="slower by chance")]
 )
 def test_a_broker_that_seems_slower_is_measured_again(monkeypatch: pytest.MonkeyPatch, later: float, mark: str) -> None:
-    """A broker that seems slower is measured again, and is marked GREW only if it is slower each time."""
+    """If a broker seems slower than the base's, it is measured again, and is marked GREW only if it is slower each
+    time.
+    """
     results = [6.0, later, later, 5.0, 5.0]
 
     def rounds(*_: object) -> dict[str, tuple[list[float], list[float]]]:
@@ -95,7 +99,7 @@ def test_a_report_of_valgrind_without_a_summary_is_an_error() -> None:
 
 
 def test_an_installation_is_a_checkout_or_an_interpreter(tmp_path: Path) -> None:
-    """The benchmark accepts a Python interpreter or a checkout of mqtool, and refuses anything else. A checkout is run
+    """The benchmark accepts a Python interpreter or a checkout of mqtool, and refuses any other path. A checkout is run
     by its own .venv, or by the current Python if it has none.
     """
     with pytest.raises(SystemExit, match="neither a checkout"):

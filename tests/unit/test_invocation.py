@@ -18,7 +18,9 @@ def test_a_quiet_run_prints_data_and_errors_only(capfd: pytest.CaptureFixture[st
 
 
 def test_a_nested_run_has_its_own_settings() -> None:
-    """A command that runs within another one starts with default settings, and the outer one keeps its own."""
+    """A command that another command runs starts with default settings, and the settings of the outer command are
+    unchanged.
+    """
     with running(Invocation(output_name="outer")):
         with running(Invocation()) as inner:
             inner.signal = 15

@@ -30,7 +30,9 @@ def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
 
 
 def test_a_difference_is_remembered_until_it_is_gone() -> None:
-    """A queue that exists with other arguments is remembered by kind and name until the difference is gone."""
+    """A connection remembers, by kind and name, that a queue exists with other arguments, until they no longer
+    differ.
+    """
     journal = Journal()
     journal.set_differs(Queue("x"))
     assert journal.differs(Queue("x", durable=True))

@@ -60,13 +60,15 @@ def test_plugins_of_a_node_that_has_just_started_are_listed() -> None:
     ],
 )
 def test_a_condition_compares_columns(text: str, holds: bool) -> None:
-    """A condition on a column compares numbers as numbers, and never matches a value that the broker leaves out."""
+    """A condition on a column of a list compares numbers as numbers, and never matches a row for which the broker
+    reports no value.
+    """
     assert parse(text, ROW.keys()).matches({name: each for name, each in ROW.items() if each is not None}) is holds
 
 
 def test_missing_values_are_sorted_last() -> None:
-    """Rows without a value are sorted last in both directions. Rows with equal values are sorted by the next column, or
-    keep their order.
+    """In a list, rows without a value come last in both sort directions. Rows with equal values are sorted by the next
+    column, or keep their order.
     """
     rows = [{"n": 2, "m": "b"}, {"n": None, "m": "x"}, {"n": 10, "m": "c"}, {"n": 2, "m": "a"}]
     assert [row["m"] for row in in_order(rows, ["n"])] == ["b", "a", "c", "x"]
@@ -74,7 +76,9 @@ def test_missing_values_are_sorted_last() -> None:
 
 
 def test_an_unknown_column_gets_the_nearest_name_or_all_names() -> None:
-    """The hint for an unknown column names the nearest one, or all of them if none is near."""
+    """If a list has no column of the given name, the hint names the most similar column, or all columns if none is
+    similar.
+    """
     with pytest.raises(UsageError, match="no column 'mesages_ready'") as caught:
         QUEUES.check(["name", "mesages_ready"])
     assert caught.value.hint == "did you mean 'messages_ready'?"
@@ -122,15 +126,17 @@ def test_a_json_array_may_arrive_in_any_pieces(items: list[dict[str, Any]], size
 
 @pytest.mark.parametrize("data", [b"", b'{"error": 1}', b'[{"a": 1}', b'[{"a": '])
 def test_an_incomplete_json_array_is_an_error(data: bytes) -> None:
-    """JSON that is not an array, or is cut short, raises ValueError instead of returning fewer objects."""
+    """Decoding JSON that is not an array, or is cut short, raises ValueError, so that a list is never silently
+    incomplete.
+    """
     with pytest.raises(ValueError, match=r"not a list|cut short"):
         list(objects([data]))
 
 
 @pytest.mark.parametrize("name", ["", ".", ".."])
 def test_a_management_path_refuses_empty_and_dot_names(name: str) -> None:
-    """An empty name, "." and ".." raise UsageError, because a management path with them would mean something else;
-    other names are percent-encoded.
+    """An empty name, "." and ".." raise UsageError, because a path of the management API would mean something else with
+    them; other names are percent-encoded.
     """
     with pytest.raises(UsageError):
         path("vhosts", name)

@@ -1,4 +1,4 @@
-"""The long runs of the Makefile, which no change runs."""
+"""The long runs of the Makefile, such as `make soak`, which CI does not run for each change."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_long_runs_of_make_select_tests_that_exist() -> None:
-    """Each word by which a target of the Makefile selects tests of a file, as in `-k surviv`, is part of
-    the name of a test in that file.
+    """If a target of the Makefile selects tests of a file by a word, as in `-k surviv`, a test in that file has this
+    word in its name.
     """
     chosen = re.findall(r"(tests/\S+\.py) -k '([^']+)'", (ROOT / "Makefile").read_text())
     assert len(chosen) >= 2

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_mutated_module_and_its_tests_exist() -> None:
-    """Each entry is a module or a package of mqtool, and the tests that judge it are files, directories or test
-    functions of the suite.
+    """Each entry of `make mutants` is a module or a package of mqtool, and the tests listed for it are files,
+    directories or test functions of the suite.
     """
     for judged, selection in JUDGES.items():
         assert (ROOT / judged).exists(), judged
@@ -27,7 +27,7 @@ def test_every_mutated_module_and_its_tests_exist() -> None:
 
 
 def test_every_module_is_mutated_once() -> None:
-    """The list of modules has each module of each package once, and every one has tests."""
+    """Each module of the packages that `make mutants` lists is mutated exactly once, and has tests that judge it."""
     listed = [*modules()]
     assert len(listed) == len(set(listed)) > 80
     assert {"mqtool/routing.py", "mqtool/amqp/channel.py", "mqtool/broker/embedded/model/queue.py"} <= set(listed)
@@ -36,7 +36,9 @@ def test_every_module_is_mutated_once() -> None:
 
 @pytest.mark.parametrize("page", ["docs/explanation/mutation-testing.md", "CONTRIBUTING.md", "Makefile"])
 def test_the_documentation_names_modules_that_are_mutated(page: str) -> None:
-    """A page names only modules, in `MODULE=…` or in the first column of a table, that `make mutants` accepts."""
+    """Each module that the documentation names in `MODULE=…`, or in the first column of a table, is one that `make
+    mutants` accepts.
+    """
     found = re.findall(r"(?:MODULE=|^\| `)(mqtool/[\w/]+\.py)", (ROOT / page).read_text(), re.MULTILINE)
     assert found
     assert set(found) <= {*modules()}

@@ -1,4 +1,4 @@
-"""Messages as JSON lines: what is written can be read again unchanged."""
+"""Messages as JSON lines: a message that was written can be read again unchanged."""
 
 import json
 from contextlib import suppress
@@ -54,9 +54,7 @@ deliveries = st.builds(
 
 @given(deliveries)
 def test_a_message_is_read_as_it_was_written(delivery: Delivery) -> None:
-    """Any body, headers, properties and routing key that `receive --json` prints are published unchanged by `send
-    --json`.
-    """
+    """`send --json` publishes what `receive --json` prints with the same body, headers, properties and routing key."""
     message = ndjson.to_message(ndjson.from_delivery(delivery, NOW), "line 1")
 
     properties = {**message.properties, "message_id": message.message_id}
@@ -80,7 +78,9 @@ def test_a_message_is_one_line_of_json(delivery: Delivery) -> None:
 
 
 def test_a_line_has_the_documented_keys() -> None:
-    """A line of NDJSON has the documented keys in their order, and "headers" is null if the message has none."""
+    """A line that `receive --json` prints has the documented keys in their order, and "headers" is null if the message
+    has none.
+    """
     delivery = Delivery("é".encode(), "e", "k", "q", False, {"priority": 5, "type": None}, 1)
 
     assert ndjson.from_delivery(delivery, NOW).decode() == (
@@ -108,7 +108,7 @@ def test_a_line_has_the_documented_keys() -> None:
 )
 def test_values_without_a_json_type_are_marked(value: object, shown: object) -> None:
     """Header values without a JSON type, such as bytes and decimals, become an object with a key such as $bytes; a
-    table that looks like one is wrapped in $table.
+    header table that has such a key itself is wrapped in $table.
     """
     line = ndjson.from_delivery(Delivery(b"", "", "", "", False, {"headers": {"h": value}}, 1), NOW)
 
@@ -178,7 +178,7 @@ def test_only_a_body_is_needed() -> None:
     ],
 )
 def test_an_invalid_line_is_bad_data(line: str | bytes, says: str) -> None:
-    """An invalid line of NDJSON raises BadData, which says what is wrong in which line."""
+    """An invalid line of NDJSON raises BadData, which names the line and says what is wrong with it."""
     with pytest.raises(BadData) as caught:
         ndjson.to_message(line.encode() if isinstance(line, str) else line, "line 7")
     assert "line 7" in str(caught.value)
@@ -195,6 +195,6 @@ json_values = st.recursive(
 
 @given(st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_any_line_is_a_message_or_bad_data(line: bytes) -> None:
-    """Random bytes and JSON values are read as a message or raise BadData, and no other exception."""
+    """Any line of bytes or JSON is read as a message or raises BadData, and no other exception."""
     with suppress(BadData):
         ndjson.to_message(line, "line 1")

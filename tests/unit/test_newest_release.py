@@ -15,8 +15,8 @@ RELEASES = [
 
 
 def test_a_new_series_needs_a_profile_within_two_weeks() -> None:
-    """CI's weekly comparison fails when a RabbitMQ release series without a profile has been out for over 14 days;
-    release candidates do not count.
+    """CI's weekly comparison fails if a RabbitMQ release series has been out for over 14 days and `--like` has no
+    profile for it; release candidates do not count.
     """
     line, is_in_time = compare(RELEASES, datetime(2030, 1, 24, 12, tzinfo=UTC))
     assert (is_in_time, "RabbitMQ 9.1, out for 14 days" in line) == (True, True)

@@ -96,7 +96,7 @@ def test_the_public_interface_changes_only_with_the_changelog() -> None:
     ],
 )
 @pytest.mark.sampled(1)
-def test_windows_is_refused_in_a_sentence(program: str, refusal: str) -> None:
+def test_on_windows_mqtool_says_that_it_does_not_run_there(program: str, refusal: str) -> None:
     """On Windows, mqtool and the embedded broker say that they do not run there; the pytest plugin can be imported."""
     # The standard library is imported as on this system.
     imports = "import argparse, asyncio, logging, pathlib, pytest, runpy, subprocess, sys, threading"
@@ -133,7 +133,9 @@ def is_installed(name: str) -> bool:
 
 
 def test_the_pinned_versions_are_those_in_use() -> None:
-    """Every library that mqtool and its tests need is pinned in constraints.txt, and installed in that version."""
+    """Every library that mqtool and its tests need is pinned in constraints.txt, and installed in the pinned
+    version.
+    """
     extras = [line for extra in ("dev", "test") for line in PROJECT["optional-dependencies"][extra]]
     roots = [re.split(r"[<>=\[]", line)[0] for line in (*PROJECT["dependencies"], *extras)]
     seen: set[str] = {"mqtool"}
@@ -158,7 +160,7 @@ def test_the_pinned_versions_install_on_the_oldest_python_that_mqtool_supports()
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_a_failed_installation_names_the_library(tmp_path: Path) -> None:
-    """If the installation fails, `make setup` prints pip's error."""
+    """If an installation fails, `make setup` prints pip's error, which names the library."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "constraints.txt").touch()
@@ -228,7 +230,7 @@ def test_an_audit_fails_only_if_a_vulnerability_is_known(
 
 
 def test_the_licences_of_all_libraries_are_listed() -> None:
-    """The installation guide lists the licence of each library that comes with mqtool, and of no other."""
+    """The installation guide lists the licence of each library that is installed with mqtool, and of no other."""
     table = (ROOT / "docs" / "how-to" / "installing.md").read_text().partition("## Libraries and their licences")[2]
     listed = {
         normalized(name) for row in re.findall(r"^\| .* \| (.*) \|$", table, re.MULTILINE) for name in row.split(", ")

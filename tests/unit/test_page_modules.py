@@ -24,8 +24,8 @@ def test_no_two_modules_declare_the_same_name() -> None:
 
 
 def test_imports_can_be_removed_when_joining_modules() -> None:
-    """In the JavaScript of `mqtool ui`, each import is one line without renaming, and each module comes after those
-    that it imports.
+    """In the JavaScript of `mqtool ui`, each import is one line without renaming, and each module comes after the
+    modules that it imports, so that a recording can join them.
     """
     order = page_server._MODULES  # what the joined file is made of
     assert sorted(order) == sorted(SOURCES)
@@ -40,7 +40,7 @@ def test_imports_can_be_removed_when_joining_modules() -> None:
 
 
 def test_a_recording_is_one_file() -> None:
-    """A recording is one HTML file: it contains its style and code, and refers to no other file."""
+    """A recording of `mqtool ui` is one HTML file that contains its style and code, and refers to no other file."""
     page = page_server.single_file([{"kind": "about", "t": 0, "title": "</script><link>"}]).decode()
     assert re.findall(r'(?:src|href)="([^"]*)"', page) == ["data:,"]
     assert page.count("http-equiv") == page.count("<style>") == 1

@@ -36,7 +36,7 @@ def screen_of(columns: int, rows: int, terminals: int, charts: int = 0, lines: i
 @pytest.mark.parametrize("terminals", [1, 2, 3, 4])
 @pytest.mark.parametrize("charts", [0, 3])
 def test_panes_show_everything_at_once(columns: int, rows: int, terminals: int, charts: int) -> None:
-    """All panes of a play fit on the screen, with each terminal's command, each chart, the check and the text."""
+    """The panes of a play show each terminal's command, each chart, the check and the explanation on one screen."""
     seen = screen_of(columns, rows, terminals, charts)
     text = "\n".join(seen)
     assert len(seen) == rows
@@ -82,8 +82,8 @@ values = st.lists(st.floats(0, 1e6), min_size=1, max_size=300)
 
 @given(values, st.integers(1, 120), st.integers(1, 8))
 def test_a_chart_shows_its_maximum_and_every_value(values: list[float], width: int, height: int) -> None:
-    """In a chart, the maximum reaches the top, each value above 0 is visible, and there are not more columns than
-    requested.
+    """In a chart of a play, the maximum reaches the top, each value above 0 is visible, and there are no more columns
+    than fit.
     """
     rows = chart(values, width, height)
     columns = ["".join(column) for column in zip(*rows, strict=True)]
@@ -97,8 +97,8 @@ def test_a_chart_shows_its_maximum_and_every_value(values: list[float], width: i
 
 
 def test_figures_are_rounded_for_people() -> None:
-    """A chart's label shows the latest and the greatest value, rounded: counts have no unit, and small times have one
-    decimal.
+    """The label of a chart shows the latest and the greatest value, rounded: counts have no unit, and times below 10 ms
+    have one decimal.
     """
     assert figures(Chart("", "", [3.0, 40.0, 0.0])) == ("0", "40")
     assert figures(Chart("", "ms", [1234.4, 1.26])) == ("1.3 ms", "1,234 ms")
@@ -122,7 +122,7 @@ def drawn(panes: Panes, console: Console) -> list[str]:
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
 def test_the_queue_is_drawn_between_the_panes(columns: int, rows: int) -> None:
-    """Each message in a queue is drawn as a block between the panes of sender and receiver, or between two rows of
+    """A play draws each message in a queue as a block, between the panes of sender and receiver or between two rows of
     panes.
     """
     panes, console = playing(columns, rows, "sender", "receiver")

@@ -66,7 +66,9 @@ def test_every_printed_command_line_is_quoted() -> None:
 
 
 def test_commands_print_through_escaping_functions() -> None:
-    """No command calls output.write(), which does not escape control characters."""
+    """Commands print only through functions that escape control characters; none calls output.write(), which
+    does not.
+    """
     commands = [path for path in SOURCES if path.parts[-2] in ("commands", "pipe")]
     assert [str(path) for path in commands if "output.write(" in path.read_text()] == []
 
@@ -75,8 +77,8 @@ def test_commands_print_through_escaping_functions() -> None:
     "character", ["\x1b", "\x9b", "\u200b", "\ufeff", "\u202e", "\u2066", "\U000e0041", "\u00ad", "\udcff"]
 )
 def test_control_and_invisible_characters_are_escaped(character: str) -> None:
-    """Control characters and invisible characters are escaped in printed text and in printed JSON, whose value stays
-    the same.
+    """Control characters and invisible characters are escaped in printed text, and in printed JSON, which keeps its
+    value.
     """
     assert output.visible(f"a{character}b") == f"a{character.encode('unicode_escape').decode()}b"
     import json

@@ -11,7 +11,9 @@ def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_a_message_is_shown_as_sent_before_it_is_shown_as_received(capsys: pytest.CaptureFixture[str]) -> None:
-    """In a play, lines of other terminals are printed only once the sender's command has ended."""
+    """In a play, the lines of other terminals are printed only once the sender's command has ended, so a message is
+    never shown as received before it is shown as sent.
+    """
     lines = PlayLines(TypingPace(auto=True, watched=False))
     lines.opened(["sender", "receiver"])
     lines.put_first("sender")

@@ -1,4 +1,4 @@
-"""Consuming policies: how many messages are prefetched, and when they are acknowledged."""
+"""Consuming policies: how many messages a consumer prefetches, and when it acknowledges them."""
 
 from mqtool.amqp.consume_policies import CallerSettles, Cautious, ConsumePolicy, ExactCount, Step, Streaming, policy_for
 from mqtool.amqp.receive_settings import PREFETCH, Receiving
@@ -22,7 +22,9 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_settings_choose_the_policy() -> None:
-    """The consuming policy depends on count, prefetch, acknowledgements, and whether the broker limits deliveries."""
+    """Which of the four consuming policies applies depends on count, prefetch, acknowledgements, and whether the queue
+    has a delivery limit.
+    """
     assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
     assert type(policy_for(Receiving(), limits_deliveries=True)) is Cautious
     assert type(policy_for(Receiving(prefetch=10), limits_deliveries=True)) is Streaming
@@ -32,8 +34,8 @@ def test_the_settings_choose_the_policy() -> None:
 
 
 def test_automatic_acknowledgement_is_left_to_the_broker_unless_there_is_a_count() -> None:
-    """Automatic acknowledgement is left to the broker, except with a count: a prefetch would not limit it, so mqtool
-    acknowledges each message itself.
+    """With automatic acknowledgement, the broker acknowledges deliveries. If there is also a count, mqtool acknowledges
+    each message instead, because the prefetch does not limit automatically acknowledged deliveries.
     """
     for receiving, auto_ack in (
         (Receiving(auto_ack=True), True),
@@ -46,7 +48,7 @@ def test_automatic_acknowledgement_is_left_to_the_broker_unless_there_is_a_count
 
 def test_streaming_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
     """A consumer without a count acknowledges after each quarter of its prefetch, or earlier if its last
-    acknowledgement was some time ago.
+    acknowledgement is too long ago.
     """
     policy = Streaming(40)
     assert handle(policy, range(1, 26)) == [10, 20]
@@ -56,13 +58,13 @@ def test_streaming_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
 
 
 def test_streaming_with_a_prefetch_of_one_acknowledges_each() -> None:
-    """A consumer with a prefetch of 1 acknowledges each delivery, since the next one arrives only then."""
+    """A consumer with a prefetch of 1 acknowledges each delivery, since the next delivery arrives only after that."""
     assert handle(Streaming(1), range(1, 4)) == [1, 2, 3]
 
 
 def test_often_returned_messages_are_taken_one_by_one() -> None:
-    """Messages that were returned 15 times or more are prefetched one by one; from the first other message on, the full
-    prefetch is used.
+    """Messages that were requeued 15 times or more are prefetched one by one; the full prefetch is used again from the
+    first other message on.
     """
     policy = Cautious()
     assert (policy.prefetch, policy.taken(delivery(1, times=15)), policy.prefetch) == (1, Step.GO_ON, 1)
@@ -81,8 +83,8 @@ def test_a_small_count_is_taken_one_by_one() -> None:
 
 
 def test_a_large_count_withholds_the_acknowledgements_that_would_bring_too_many() -> None:
-    """With a count of 300 and a prefetch of 250, 50 messages are acknowledged so that the rest is delivered; the other
-    acknowledgements are withheld until the end.
+    """With a count of 300 and a prefetch of 250, a consumer acknowledges 50 messages, so that 50 more are delivered,
+    and the other 250 only at the end, so that no 301st is.
     """
     policy = ExactCount(300)
     assert policy.prefetch == 250
@@ -95,8 +97,8 @@ def test_a_large_count_withholds_the_acknowledgements_that_would_bring_too_many(
 
 
 def test_an_empty_queue_releases_withheld_acknowledgements() -> None:
-    """If the queue is empty before the count is reached, withheld acknowledgements are sent, and later messages are
-    prefetched one by one.
+    """If the queue becomes empty before a consumer with a count has that many messages, the withheld acknowledgements
+    are sent, and further messages are prefetched one by one.
     """
     policy = ExactCount(300)
     handle(policy, range(1, 101))
@@ -108,7 +110,9 @@ def test_an_empty_queue_releases_withheld_acknowledgements() -> None:
 
 
 def test_leaving_a_large_count_early_acknowledges_what_was_taken() -> None:
-    """If the caller stops before the count is reached, the withheld acknowledgements are sent."""
+    """If the caller stops a consumer before its count is reached, the withheld acknowledgements of all messages that it
+    took are sent.
+    """
     policy = ExactCount(300)
     handle(policy, range(1, 101))
     assert policy.release(leaving=True) == delivery(100)
@@ -120,7 +124,9 @@ def acknowledge(policy: CallerSettles, *received: int, first: int = 1) -> list[S
 
 
 def test_a_caller_who_acknowledges_never_gets_more_than_the_count() -> None:
-    """A caller who acknowledges messages never gets more than the count, whenever the acknowledgements are made."""
+    """A caller who acknowledges messages never gets more messages than the count, whenever the caller acknowledges
+    them.
+    """
     policy = CallerSettles(Receiving(count=5, prefetch=2, acknowledge=False))
     assert policy.prefetch == 2
     assert acknowledge(policy, 3, 4, 5) == [Step.GO_ON, Step.GO_ON, Step.CANCEL]
@@ -133,8 +139,8 @@ def test_a_caller_who_acknowledges_never_gets_more_than_the_count() -> None:
 
 
 def test_the_last_missing_messages_are_prefetched_together() -> None:
-    """When fewer messages than the prefetch are missing for the count, the consumer subscribes again with a prefetch of
-    half that number.
+    """When fewer messages are missing for the count than are prefetched, the consumer subscribes again, the first time
+    with a prefetch of the missing number, and later with half of it.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 20)) == [Step.GO_ON] * 12
@@ -150,8 +156,8 @@ def test_the_last_missing_messages_are_prefetched_together() -> None:
 
 
 def test_after_a_lost_channel_unacknowledged_messages_count_again() -> None:
-    """After a channel is lost, only acknowledged messages count towards the count; a late acknowledgement for the old
-    channel does not.
+    """If a channel is lost, only messages that were acknowledged before count towards the count; an acknowledgement for
+    the lost channel that comes later does not.
     """
     policy = CallerSettles(Receiving(count=3, prefetch=1, acknowledge=False))
     policy.acknowledged(1, 1, is_current=True)

@@ -56,7 +56,9 @@ def publisher(wire: Wire) -> Iterator[Unconfirmed]:
 
 
 def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Unconfirmed) -> None:
-    """Receipts are returned in publishing order: a confirm that arrives early waits for those before it."""
+    """Receipts are returned in the order of publishing: if a message is confirmed early, its receipt waits for those of
+    the messages before it.
+    """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(3, multiple=False)
     assert wire.collected() == []
@@ -79,8 +81,8 @@ def test_a_multiple_nack_applies_to_messages_without_a_confirm(wire: Wire, publi
 
 
 def test_a_returned_message_is_found_by_its_content(wire: Wire, publisher: Unconfirmed) -> None:
-    """A basic.return, which has no delivery tag, is matched to a published message by its content; of equal messages,
-    each return counts for one.
+    """A basic.return, which has no delivery tag, is matched to a published message by its content; among equal
+    messages, each return marks one of them.
     """
     wire.publish(b"1", b"same", b"same")
     for _ in range(2):
@@ -90,8 +92,8 @@ def test_a_returned_message_is_found_by_its_content(wire: Wire, publisher: Uncon
 
 
 def test_a_returned_message_is_found_although_the_broker_has_added_a_header(wire: Wire, publisher: Unconfirmed) -> None:
-    """If the broker has added a header, or removed BCC, the returned message is the one whose properties and headers
-    differ least from it.
+    """If the broker has added a header to a returned message, or removed its BCC header, it is matched to the published
+    message that differs from it least.
     """
     for number in range(3):
         headers = {"n": number, "BCC": ["copy"]}
@@ -103,7 +105,9 @@ def test_a_returned_message_is_found_although_the_broker_has_added_a_header(wire
 
 
 def test_only_unconfirmed_messages_are_republished(wire: Wire, publisher: Unconfirmed) -> None:
-    """After a reconnection, only unconfirmed messages are republished, and receipts from before are still returned."""
+    """After a reconnection, only unconfirmed messages are republished, and the receipts of messages that were confirmed
+    before are still returned.
+    """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(1, multiple=False)
     wire.open(connection_is_new=True)
@@ -129,8 +133,8 @@ def test_a_nack_right_after_a_reconnection_is_retried_on_another_channel(wire: W
 
 
 def test_a_missing_confirm_raises_not_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """If confirms do not arrive within the timeout, NotConfirmed says how many messages are unconfirmed, and none of
-    them is forgotten.
+    """If confirms do not arrive within the timeout, NotConfirmed says how many messages are unconfirmed, and the
+    publisher still keeps all of them.
     """
     wire.publish(b"1", b"2")
     with pytest.raises(NotConfirmed, match="did not confirm 2 messages"):
@@ -139,7 +143,7 @@ def test_a_missing_confirm_raises_not_confirmed(wire: Wire, publisher: Unconfirm
 
 
 def test_the_confirm_timeout_pauses_without_a_connection(wire: Wire, publisher: Unconfirmed) -> None:
-    """The confirm timeout does not count the time without a connection."""
+    """Time without a connection does not count towards a publisher's confirm timeout."""
     wire.publish(b"1")
     publisher.pause()
     publisher.wait(1, confirm_timeout=0.01, at_most=0.05)
@@ -149,8 +153,8 @@ def test_the_confirm_timeout_pauses_without_a_connection(wire: Wire, publisher: 
 
 
 def test_a_failure_ends_waiting_but_keeps_receipts(wire: Wire, publisher: Unconfirmed) -> None:
-    """When a connection fails, waiting for confirms raises its error, and confirms that arrived before can still be
-    collected.
+    """If a connection fails, waiting for confirms raises its error, and the receipts of messages confirmed before can
+    still be collected.
     """
     wire.publish(b"1", b"2")
     publisher.on_ack(1, multiple=False)
@@ -161,7 +165,7 @@ def test_a_failure_ends_waiting_but_keeps_receipts(wire: Wire, publisher: Unconf
 
 
 def test_a_window_is_full_by_number_or_by_bytes(wire: Wire, publisher: Unconfirmed) -> None:
-    """The window of unconfirmed messages is full when the given number is reached, or 16 MiB."""
+    """A publisher's window is full once the unconfirmed messages reach the given number, or 16 MiB."""
     wire.publish(b"1")
     assert publisher.is_full(1)
     assert not publisher.is_full(2)

@@ -57,8 +57,8 @@ def test_a_late_message_does_not_delay_the_next() -> None:
 
 
 def test_a_time_that_goes_back_starts_a_new_recording() -> None:
-    """A message whose timestamp is earlier than the one before is due at once. If it is earlier by more than a second,
-    or begins a file, the following gaps count from it.
+    """A replayed message whose timestamp is earlier than that of the message before it is due at once. If it is over a
+    second earlier, or the first of a file, later gaps count from it.
     """
     assert dues(ReplayPace(clock=Clock()), read(line(3), line(4), line(3.5), line(5))) == [0, 1, 1, 2]
     assert dues(ReplayPace(clock=Clock()), read(line(8), line(9), line(2), line(3))) == [0, 1, 1, 2]
@@ -67,12 +67,14 @@ def test_a_time_that_goes_back_starts_a_new_recording() -> None:
 
 
 def test_a_line_without_a_time_is_due_with_the_one_before() -> None:
-    """A line without a timestamp, such as one typed by hand, is sent together with the line before it."""
+    """A line of a recording without a timestamp, such as one typed by hand, is due together with the line before it."""
     assert dues(ReplayPace(clock=Clock()), read(line(), line(3), line(), line(4))) == [0, 0, 0, 1]
 
 
 def test_an_even_rate_has_no_burst_after_a_pause() -> None:
-    """At 500/s, messages are 2 ms apart, and after a pause of a minute there is no burst to catch up."""
+    """If a recording is replayed at 500/s, messages are 2 ms apart, and after a pause of a minute the missed ones are
+    not sent in a burst.
+    """
     clock = Clock()
     pace, messages = ReplayPace(rate=500, clock=clock), read(*[line(0)] * 5)
     assert dues(pace, messages[:3]) == [0, 0.002, 0.004]
@@ -96,8 +98,8 @@ def test_since_and_until_select_messages() -> None:
 
 
 def test_a_message_goes_to_its_exchange_or_queue_or_the_given_one() -> None:
-    """A replayed message goes to its recorded exchange, else to its recorded queue, unless another one is given. A
-    message with neither raises BadData.
+    """A replayed message goes to the exchange, or else the queue, from which it was recorded, unless the command names
+    another one. A message without either raises BadData.
     """
 
     def place(*lines: bytes, changes: Changes | None = None) -> tuple[str | None, str | None]:
@@ -115,7 +117,7 @@ def test_a_message_goes_to_its_exchange_or_queue_or_the_given_one() -> None:
 
 
 def test_headers_are_dropped_and_set() -> None:
-    """In a replay, the given headers are dropped, then others are set; the rest keep their values and types."""
+    """A replay drops the given headers, and then sets others; the remaining headers keep their values and types."""
     given = line(headers={"x-death": [], "n": 1, "raw": {"$bytes": "AA=="}}, properties={"type": "t", "user_id": "app"})
     [message] = read(given, changes=Changes(dropped_headers=["x-death", "none"], headers={"n": 2, "replayed": True}))
     assert message.properties == {"type": "t", "headers": {"n": 2, "raw": b"\0", "replayed": True}}

@@ -48,7 +48,9 @@ def maze(bound: list[Binding], others: dict[str, str | None]) -> Definitions:
 def test_routes_are_complete_and_correct(
     bound: list[Binding], others: dict[str, str | None], start: str, key: str
 ) -> None:
-    """`route` finds the same queues as an exhaustive search, and each hop of a path follows a matching binding."""
+    """`route` finds the same queues as an exhaustive search, and each hop of each path follows a binding that
+    matches.
+    """
     definitions = maze(bound, others)
     route = Router(definitions).route(start, key, near_misses=100)
     for queue, ways in route.queues.items():
@@ -98,8 +100,8 @@ def test_a_near_miss_says_which_word_differs(pattern: str, key: str, reason: str
 
 
 def test_near_misses_are_sorted_by_similarity() -> None:
-    """`route` lists a binding with a misspelt word before one with another word, and leaves out bindings without a
-    common word.
+    """`route` lists a binding with a misspelt word before one with a different word, and does not list bindings that
+    share no word with the routing key.
     """
     route = topic_route("kern.critcal", "kern.info", "kern.critical", "audit.login.eu")
     assert [miss.binding.routing_key for miss in route.near_misses] == ["kern.critical", "kern.info"]
@@ -156,14 +158,14 @@ def test_dead_letters_in_a_circle_are_followed_once() -> None:
 
 
 def test_arguments_override_policies_in_routes() -> None:
-    """A queue's own argument overrides the same setting of a policy; other settings of the policy apply."""
+    """For `route`, an argument of a queue overrides the same setting in a policy; the policy's other settings apply."""
     assert management.with_policy(
         {"x-dead-letter-exchange": "mine"}, {"dead-letter-exchange": "theirs", "alternate-exchange": "rest"}
     ) == {"x-dead-letter-exchange": "mine", "alternate-exchange": "rest"}
 
 
 def test_an_unknown_exchange_type_is_named() -> None:
-    """For an exchange whose type `route` does not know, it names the exchange and lists no queue."""
+    """If `route` does not know an exchange's type, it names the exchange and lists no queue for it."""
     bound = [Binding("h", "q", "1")]
     route = Router(Definitions.of([Exchange("h", "x-consistent-hash")], [Queue("q")], bound)).route("h", "k")
     assert (dict(route.queues), route.unknown) == ({}, ["h"])

@@ -25,8 +25,8 @@ def _connect() -> None:
 
 @pytest.mark.parametrize("name", rstream_private._METHODS)
 def test_a_changed_method_of_rstream_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a method of rstream's Client is missing or has other parameters, the error names it, and the hint contains the
-    versions to install.
+    """If a method of rstream's Client is missing or has other parameters, mqtool's error names the method, and the hint
+    contains the versions to install.
     """
     _connect()
     rstream_private.check_rstream.cache_clear()
@@ -45,7 +45,7 @@ def test_a_changed_method_of_rstream_is_named(name: str, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", rstream_private._ATTRIBUTES)
 def test_a_missing_attribute_of_rstream_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If an attribute of rstream's Client is missing, the error names it."""
+    """If an attribute of rstream's Client is missing, mqtool's error names the attribute."""
     initialize = BaseClient.__init__
 
     def without(client: BaseClient, *arguments: object, **options: object) -> None:

@@ -1,4 +1,4 @@
-"""`scrub`: no value survives that is not kept, and replacements have the shape of the originals."""
+"""`scrub`: no value is left unless it is to be kept, and replacements have the shape of the originals."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def same_shape(before: str, after: str) -> bool:
 
 @given(st.lists(words, min_size=1, max_size=4))
 def test_a_word_is_replaced_by_another_of_its_shape(parts: list[str]) -> None:
-    """`scrub` replaces a word by another of the same shape: always by the same one, and never by itself."""
+    """`scrub` replaces a word by another one of the same shape: equal words by equal ones, and no word by itself."""
     text = "-_.@ "[len(parts)].join(parts)
     after = PSEUDONYMS.text(text)
     assert same_shape(text, after)
@@ -69,7 +69,7 @@ def test_different_words_have_different_replacements(alphabet: str, length: int)
 
 @given(st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False))
 def test_a_number_is_replaced_by_one_of_as_many_digits(number: float) -> None:
-    """`scrub` replaces a number by one with as many digits; an integer that fits into 64 bits still does."""
+    """`scrub` replaces a number by one with as many digits, and an integer of 64 bits by one of 64 bits."""
     text = json.dumps(number)
     after = PSEUDONYMS.number(text)
     assert type(json.loads(after)) is type(number)
@@ -89,7 +89,7 @@ def test_a_uuid_is_replaced_by_a_uuid(given: uuid.UUID) -> None:
 
 @given(st.datetimes(datetime(1900, 1, 1), datetime(2099, 12, 31)))
 def test_a_time_is_replaced_by_another_in_the_same_notation(moment: datetime) -> None:
-    """`scrub` replaces a time by another valid one with the same time zone and length."""
+    """`scrub` replaces a time by another valid time with the same time zone and length."""
     for text in (moment.isoformat(), moment.isoformat(" ", "minutes"), f"{moment.isoformat()}+02:00"):
         after = PSEUDONYMS.text(text)
         assert datetime.fromisoformat(after) != datetime.fromisoformat(text)
@@ -127,9 +127,9 @@ def shape(value: Any) -> Any:
 
 @settings(max_examples=50)
 @given(st.dictionaries(st.text(max_size=5), values, max_size=4), values, words)
-def test_no_value_survives_scrubbing(headers: dict[str, Any], body: Any, key: str) -> None:
-    """No word of the headers, ids and body is left after `scrub`, while structure, types, timestamp, exchange and queue
-    stay.
+def test_no_value_is_left_after_scrubbing(headers: dict[str, Any], body: Any, key: str) -> None:
+    """After `scrub`, no word of the headers, ids and body is left; structure, types, timestamp, exchange and queue are
+    unchanged.
     """
     line = {
         "timestamp": "2026-01-31T12:00:00.000Z", "exchange": "logs", "routing_key": key, "queue": "q",
@@ -161,8 +161,8 @@ def test_equal_values_have_equal_replacements() -> None:
 
 
 def test_keep_and_field_choose_what_is_replaced() -> None:
-    """With --keep, `scrub` leaves the named fields unchanged; with --field, it replaces only those. A routing key that
-    is a queue name always stays.
+    """With --keep, `scrub` leaves the named fields unchanged; with --field, it replaces only the named fields. A
+    routing key that is a queue name is never replaced.
     """
     body = '{"customer": {"email": "ann@example.com", "name": "Ann"}, "items": [{"sku": "AB-1234"}]}'
     death = [{"queue": "jobs", "reason": "rejected", "count": 2, "routing-keys": ["customer.ann"]}]
@@ -191,7 +191,7 @@ def test_keep_and_field_choose_what_is_replaced() -> None:
 
 
 def test_scrubbed_values_keep_their_amqp_types() -> None:
-    """After `scrub`, headers of every AMQP type are valid; one that mqtool cannot decode becomes bytes."""
+    """After `scrub`, headers of every AMQP type are valid; a header that mqtool cannot decode is replaced by bytes."""
     headers = {
         "raw": {"$bytes": "AAECAw=="}, "price": {"$decimal": "2147483647"}, "when": {"$timestamp": 1767225600},
         "nan": {"$double": "NaN"}, "deep": {"$encoded": "U0dWc2JHOD0="}, "table": {"$table": {"$bytes": "text"}},
@@ -205,14 +205,14 @@ def test_scrubbed_values_keep_their_amqp_types() -> None:
 
 @pytest.mark.parametrize("bad", [b"{", b"[]", b'{"body": \xff}', b'{"body_base64": "?"}'])
 def test_an_invalid_line_raises_bad_data(bad: bytes) -> None:
-    """`scrub` raises BadData for a line that is not a valid message."""
+    """`scrub` raises BadData for a line that is not a valid message in NDJSON."""
     with pytest.raises(BadData):
         Scrubber(PSEUDONYMS).line(bad, "line 1")
 
 
 def test_headers_that_repeat_x_death_are_replaced() -> None:
-    """`scrub` replaces the values of headers such as x-first-death-queue, because a publisher can write anything into
-    them.
+    """`scrub` replaces the values of headers such as x-first-death-queue, because a publisher can write any value into
+    such headers.
     """
     headers = {f"x-{which}-death-{what}": "Secret1" for which in ("first", "last") for what in ("queue", "reason")}
     line = scrubbed({"version": 1, "body": "", "headers": headers})

@@ -1,4 +1,4 @@
-"""Input of publishing commands: how it is split into messages."""
+"""The input of publishing commands, and how it is split into messages."""
 
 import os
 from pathlib import Path
@@ -32,7 +32,9 @@ def cut_input(draw: st.DrawFn) -> tuple[bytes, list[bytes | None], bytes]:
 
 @given(cut_input())
 def test_input_is_split_at_delimiters_however_it_arrives(given: tuple[bytes, list[bytes | None], bytes]) -> None:
-    """Input is split at each delimiter, however it arrives, and a delimiter at the end starts no empty message."""
+    """A publishing command splits its input at each delimiter, whatever pieces the input arrives in, and a delimiter at
+    the end starts no empty message.
+    """
     data, chunks, delimiter = given
     expected = data.split(delimiter)
     if not expected[-1]:
@@ -43,13 +45,15 @@ def test_input_is_split_at_delimiters_however_it_arrives(given: tuple[bytes, lis
 
 @given(cut_input())
 def test_pauses_of_the_input_are_reported(given: tuple[bytes, list[bytes | None], bytes]) -> None:
-    """Each pause of the input is passed on as None, so that the publisher can process confirms meanwhile."""
+    """When the input pauses, the publisher gets None instead of a message, so that it can process confirms in the
+    meantime.
+    """
     _, chunks, delimiter = given
     assert list(delimited(iter(chunks), delimiter)).count(None) == chunks.count(None)
 
 
 def test_a_line_is_yielded_as_soon_as_it_is_complete() -> None:
-    """A complete input line, such as one of `tail -f`, is passed on at once, without waiting for the next one."""
+    """A complete input line, such as one of `tail -f`, is published at once, without waiting for the next line."""
     pieces = delimited(iter([b"one\ntw", None, b"o\n"]), b"\n")
     assert next(pieces) == b"one"
     assert next(pieces) is None
@@ -71,7 +75,9 @@ def test_a_line_is_yielded_as_soon_as_it_is_complete() -> None:
     ],
 )
 def test_headers_are_text_or_json(text: str, key_and_value: tuple[str, object]) -> None:
-    """-H key=text sets a header to text, and -H key:=json sets it to a value of the JSON type."""
+    """In publishing commands, -H key=text sets a header to text, and -H key:=json sets a header to a value of the JSON
+    type.
+    """
     assert header(text) == key_and_value
 
 
@@ -94,8 +100,8 @@ def test_words_are_joined_to_one_message() -> None:
 
 
 def test_options_set_headers_properties_and_persistence() -> None:
-    """A message has the headers of -H, the properties of --property, including a message id, and with --persistent
-    delivery mode 2.
+    """A published message has the headers of -H, the properties of --property, including a message id, and with
+    --persistent the delivery mode 2.
     """
     options = MessageOptions(
         headers=[("a", 1), ("b", "x")], properties=[("message_id", "mine"), ("type", "t")], persistent=True
@@ -107,8 +113,8 @@ def test_options_set_headers_properties_and_persistence() -> None:
 
 
 def test_the_rest_of_a_batch_comes_before_unread_lines(tmp_path: Path) -> None:
-    """If publishing fails, --failed-to gets the messages that were not confirmed, and after them the lines not yet
-    read.
+    """If publishing fails, --failed-to gets the messages that were not confirmed, and after them the lines that were
+    not read yet.
     """
     lines = tmp_path / "lines"
     lines.write_bytes(b"".join(b"%d\n" % number for number in range(600)))
@@ -138,7 +144,9 @@ def test_each_message_has_its_own_id() -> None:
     ],
 )
 def test_key_pattern_fills_the_routing_key(line: str, key: str) -> None:
-    """Groups of --key-pattern fill the routing key, and a group that does not match becomes 'unknown'."""
+    """The groups of --key-pattern fill the placeholders of the routing key; a group that does not match becomes
+    'unknown'.
+    """
     import re
 
     options = MessageOptions(key_pattern=re.compile(r"(?P<app>\w+)\[\d+\]: (?:(?P<level>\w+):)?"))
@@ -147,7 +155,9 @@ def test_key_pattern_fills_the_routing_key(line: str, key: str) -> None:
 
 
 def test_a_key_from_a_pattern_is_cut_to_255_bytes() -> None:
-    """A routing key from --key-pattern that is over 255 bytes is cut between two characters."""
+    """A routing key from --key-pattern that is over 255 bytes long is cut to that length, and never within a
+    character.
+    """
     import re
 
     options = MessageOptions(key_pattern=re.compile("(?P<all>.*)"))
@@ -162,7 +172,7 @@ def test_words_and_an_input_option_cannot_be_combined() -> None:
 
 
 def test_a_line_that_is_too_large_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An input line above the size limit raises BadData before all of it is read; lines before it are yielded."""
+    """An input line above the size limit raises BadData before all of it is read; the lines before it are published."""
     monkeypatch.setattr(source, "LARGEST", 1 << 20)
     pieces = delimited(iter([b"short\n", *[b"x" * 1000] * 2000]), b"\n")
     assert next(pieces) == b"short"

@@ -19,7 +19,7 @@ def test_a_name_with_one_slip_is_a_misspelling(word: str) -> None:
      ("task", "task_queue"), ("a", "b"), ("in", "on"), ("eu-orders", "us-orders"), ("..", "...")],
 )  # fmt: skip
 def test_a_name_with_another_number_or_word_is_not_a_misspelling(word: str, name: str) -> None:
-    """Queue names that differ in a number, a one-letter word or a whole word, and short names, do not count as
-    misspellings.
+    """A queue name does not count as a misspelling of an existing one if they differ in a number, a one-letter word or
+    a whole word, or if they are short.
     """
     assert mistyped(word, [name]) is None

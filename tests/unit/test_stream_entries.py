@@ -1,4 +1,4 @@
-"""Entries and chunks of a stream, as the client encodes and decodes them."""
+"""Entries and chunks of a stream, as mqtool's client encodes and decodes them."""
 
 import gzip
 import struct
@@ -47,8 +47,8 @@ def test_an_entry_is_decoded_as_it_was_encoded(body: bytes, properties: dict[str
 @given(st.binary(max_size=200))
 @example(b"\x00Su\xa0")
 def test_an_entry_that_is_not_amqp_1_0_is_the_body(data: bytes) -> None:
-    """A stream entry that is not AMQP 1.0, such as the bare bytes that RabbitMQ's Python tutorial stores, is returned
-    unchanged as the body.
+    """If a stream entry is not AMQP 1.0, such as the bare bytes that RabbitMQ's Python tutorial stores, the receiver
+    gets its bytes unchanged as the body.
     """
     entry = entries.decode(data)
     if entry.body != data:  # by chance, sections
@@ -56,8 +56,8 @@ def test_an_entry_that_is_not_amqp_1_0_is_the_body(data: bytes) -> None:
 
 
 def test_an_entry_published_over_amqp_has_its_exchange_and_key() -> None:
-    """A stream entry published over AMQP has the exchange and routing key from RabbitMQ's annotations. Headers that are
-    tables are not stored.
+    """A stream entry that was published over AMQP has the exchange and routing key from RabbitMQ's annotations. Headers
+    that are tables are not stored.
     """
     annotations = {"x-exchange": "logs", "x-routing-key": "kern.error"}
     stored = section(0x72, entries._map(annotations, key=0xA3)) + entries.encode(Message(b"body"))
@@ -95,14 +95,18 @@ def compressed(kind: int, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("compression", range(5))
 def test_a_batch_is_read_as_its_messages(compression: int) -> None:
-    """A sub-entry batch of another stream client is read as its messages, with each type of compression."""
+    """The messages of a sub-entry batch that another stream client published are read one by one, with each type of
+    compression.
+    """
     chunk = batch_of(compressed(compression, PLAIN), compression)
     assert (chunk.first_offset, chunk.records, [*entries.chunk_entries(chunk)]) == (42, 2, [b"one", b"two"])
 
 
 @pytest.mark.parametrize("compression", range(5))
 def test_a_batch_larger_than_it_claims_is_skipped(compression: int) -> None:
-    """A sub-entry batch that is larger than it claims is skipped, since 100 compressed bytes could become gigabytes."""
+    """A reader skips a sub-entry batch that is larger than it claims, since 100 compressed bytes could become
+    gigabytes.
+    """
     chunk = batch_of(compressed(compression, bytes(1_000_000)), compression, size=100)
     assert [*entries.chunk_entries(chunk)] == [
         entries.Skipped(2, "the batch has more or less than the 100 bytes that it says")
@@ -120,8 +124,8 @@ def test_a_batch_larger_than_it_claims_is_skipped(compression: int) -> None:
     ],
 )
 def test_an_unreadable_batch_is_skipped_with_its_offsets(chunk: entries.Chunk, reason: str) -> None:
-    """A sub-entry batch that is damaged, or has an unknown compression, is skipped with all its offsets, and the reason
-    is reported.
+    """A reader skips a sub-entry batch that is damaged or has an unknown compression, counts its offsets, and reports
+    the reason.
     """
     [skipped] = entries.chunk_entries(chunk)
     assert isinstance(skipped, entries.Skipped)
@@ -152,7 +156,7 @@ def test_offsets_can_be_names_numbers_times_and_ages() -> None:
 
 
 def test_a_key_selects_the_partition_that_other_clients_select() -> None:
-    """A routing key selects the same partition of a super stream as in RabbitMQ's own clients."""
+    """mqtool publishes a routing key to the same partition of a super stream as RabbitMQ's own clients do."""
     places = {2: 0, 5: 0, 7: 0, 9: 0, 1: 1, 3: 1, 8: 1, 88: 1, 4: 2, 6: 2, 10: 2}
     assert {number: partition_of(f"hello{number}", 3) for number in places} == places
 

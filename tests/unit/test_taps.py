@@ -15,8 +15,8 @@ def lot(*bodies: str) -> list[Delivery]:
 
 
 def test_a_full_buffer_drops_the_oldest_messages_and_counts_them() -> None:
-    """The full buffer of a tap drops the oldest waiting messages and counts them; a batch larger than the buffer is
-    kept whole.
+    """If its reader is slow, a tap drops the oldest messages from its full buffer and counts them, but keeps a batch
+    whole that is larger than the buffer.
     """
     buffer = Buffer(3)
     buffer.put(lot("1", "2"))
@@ -32,7 +32,9 @@ def test_a_full_buffer_drops_the_oldest_messages_and_counts_them() -> None:
 
 
 def test_an_exchange_that_divides_messages_cannot_be_tapped() -> None:
-    """Tapping a consistent-hash exchange raises UsageError, because the tap would take messages from its queues."""
+    """Tapping a consistent-hash exchange raises UsageError, because the tap's queue would take messages away from the
+    other queues.
+    """
 
     class Api:
         def get(self, _path: str) -> dict[str, Any]:

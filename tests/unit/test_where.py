@@ -130,8 +130,8 @@ def test_conditions_that_match(text: str) -> None:
     ],
 )
 def test_conditions_that_do_not_match(text: str) -> None:
-    """Each of these `--where` conditions, most of them on a missing value or one of another type, does not select the
-    test message.
+    """Each of these `--where` conditions, most of them on a missing value or a value of another type, does not select
+    the test message.
     """
     assert not where.parse(text).matches(RECORD)
 
@@ -183,7 +183,9 @@ def test_an_invalid_condition_is_reported_with_its_column(text: str, column: int
     ],
 )
 def test_an_invalid_condition_is_explained(text: str, message: str, hint: str) -> None:
-    """The error names the mistake and the condition, and the hint says what to write instead."""
+    """The error about an invalid `--where` condition names the mistake and the condition, and the hint says what to
+    write instead.
+    """
     with pytest.raises(BadExpression) as error:
         where.parse(text)
     assert str(error.value).startswith(message)
@@ -191,14 +193,16 @@ def test_an_invalid_condition_is_explained(text: str, message: str, hint: str) -
 
 
 def test_the_error_about_a_word_between_parentheses_is_at_that_word() -> None:
-    """A missing `and` is reported where it is missing, not at the parenthesis before it."""
+    """The error about a missing `and` in a `--where` condition points at the word before which it is missing, not at
+    the parenthesis.
+    """
     with pytest.raises(BadExpression) as error:
         where.parse("(queue=a b)")
     assert error.value.column == 10
 
 
 def test_an_unknown_field_lists_the_fields_that_exist() -> None:
-    """If no field has a similar name, the hint lists all fields, sorted."""
+    """If a `--where` condition names an unknown field that resembles no other, the hint lists all fields, sorted."""
     with pytest.raises(BadExpression) as error:
         where.parse("whatever=1", frozenset({"name", "state", "messages"}))
     assert error.value.hint == "one of messages, name, state"
@@ -220,13 +224,13 @@ def test_an_unknown_field_lists_the_fields_that_exist() -> None:
     ],
 )
 def test_a_size_is_a_number_of_bytes(size: str, bytes_: int) -> None:
-    """1 kB is 1,000 bytes and 1 KiB is 1,024; a value of exactly this size is equal, one byte less or more is not."""
+    """In a `--where` condition, 1 kB is 1,000 bytes and 1 KiB is 1,024; a size is compared exactly, to the byte."""
     condition = where.parse(f"size={size}")
     assert [condition.matches({"size": bytes_ + off}) for off in (-1, 0, 1)] == [False, True, False]
 
 
 def test_a_duration_is_compared_in_seconds() -> None:
-    """`headers.age>5s` compares a number of seconds."""
+    """In a `--where` condition such as `headers.age>5s`, a duration is compared with a number of seconds."""
     assert where.parse("headers.age=5s").matches({"headers": {"age": 5}})
     assert where.parse("headers.age>=2m").matches({"headers": {"age": 120}})
     assert not where.parse("headers.age>=2m").matches({"headers": {"age": 119}})
@@ -234,19 +238,21 @@ def test_a_duration_is_compared_in_seconds() -> None:
 
 @pytest.mark.parametrize("value", ["5s", "1kB", "2026-01-31", "2026-13-45", "3"])
 def test_a_value_that_looks_like_a_number_also_equals_its_text(value: str) -> None:
-    """A header with the text of a size, a duration, a time or a number is equal to it."""
+    """In a `--where` condition, a value that looks like a size, a duration, a time or a number, such as 5s, also
+    matches a header with this text.
+    """
     assert where.parse(f"headers.h={value}").matches({"headers": {"h": value}})
 
 
 def test_large_integers_are_compared_exactly() -> None:
-    """Two integers beyond the precision of a float are different."""
+    """A `--where` condition does not confuse two integers that differ only beyond the precision of a float."""
     condition = where.parse("headers.id=9007199254740993")
     assert condition.matches({"headers": {"id": 9007199254740993}})
     assert not condition.matches({"headers": {"id": 9007199254740992}})
 
 
 def test_a_timestamp_without_a_zone_is_in_utc() -> None:
-    """A header's time without a zone is in UTC; one with a zone keeps it."""
+    """A `--where` condition takes a header's time without a zone as UTC, and converts one with a zone."""
     condition = where.parse("headers.when=2026-01-31T12:00Z")
     zone = timezone(timedelta(hours=5))
     assert condition.matches({"headers": {"when": datetime(2026, 1, 31, 12)}})
@@ -255,8 +261,8 @@ def test_a_timestamp_without_a_zone_is_in_utc() -> None:
 
 
 def test_each_attribute_of_a_delivery_can_be_tested() -> None:
-    """A condition may name a delivery's exchange, routing key, queue, redelivery, headers, properties, body and the
-    time at which it arrived, in UTC.
+    """A `--where` condition may test a delivery's exchange, routing key, queue, redelivery, headers, properties, body
+    and time of arrival, in UTC.
     """
     delivery = Delivery(
         b"b", "ex", "rk", "q", redelivered=True, properties={"headers": {"h": 1}, "type": "t"}, delivery_tag=1
@@ -276,7 +282,9 @@ def test_each_attribute_of_a_delivery_can_be_tested() -> None:
 
 
 def test_a_message_without_an_address_has_empty_names() -> None:
-    """Before it is published, a message without an exchange, routing key or headers has empty ones."""
+    """For a `--where` condition, a message to be published that has no exchange, routing key or headers has
+    empty ones.
+    """
     assert where.of_message(Message(b"x", None, None, {}, "m-1")) == {
         "exchange": "",
         "routing_key": "",
@@ -289,7 +297,9 @@ def test_a_message_without_an_address_has_empty_names() -> None:
 
 
 def test_a_condition_knows_its_text_and_its_fields() -> None:
-    """A parsed condition has its text, and the first name of each field, so callers fetch only what it needs."""
+    """A parsed `--where` condition has its text and the names of its fields, so that callers need to fetch only these
+    fields.
+    """
     condition = where.parse("headers.x=1 and (queue=a or not message-id)")
     assert condition.text == "headers.x=1 and (queue=a or not message-id)"
     assert condition.fields == {"headers", "queue", "message_id"}
@@ -298,18 +308,22 @@ def test_a_condition_knows_its_text_and_its_fields() -> None:
 
 @pytest.mark.parametrize("value", ["'X'", "X-1", '"a" or queue="X"'])
 def test_values_may_be_quoted_several_times(value: str) -> None:
-    """Each quote ends at the next one of its kind, and any letter may begin a value."""
+    """In a `--where` condition, a quoted value ends at the next quote of the same kind, and a value may begin with any
+    letter without quotes.
+    """
     record = {"queue": "X-1" if value == "X-1" else "X"}
     assert where.parse(f"queue={value}").matches(record)
 
 
 def test_a_decimal_is_searched_as_it_is_written() -> None:
-    """A regular expression sees the digits of a decimal header."""
+    """A regular expression in a `--where` condition is matched against all digits of a decimal header, including
+    trailing zeros.
+    """
     assert where.parse("headers.price~'^1[.]50$'").matches({"headers": {"price": Decimal("1.50")}})
 
 
 def test_a_condition_tests_a_line_of_ndjson() -> None:
-    """A `--where` condition selects recorded messages, also by a body in base64 and by headers of types that JSON does
+    """A `--where` condition selects recorded messages, even by a body in base64 and by headers of types that JSON does
     not have.
     """
     line = {
@@ -335,8 +349,8 @@ def test_a_condition_tests_a_message_to_be_published() -> None:
 
 
 def test_a_condition_on_a_list_may_name_only_its_columns() -> None:
-    """A condition on a list raises BadExpression if it names a field that is not a column; if the columns are unknown,
-    it may name any field.
+    """A condition on a list raises BadExpression if it names a field that is not a column of the list; if the columns
+    are unknown, it may name any field.
     """
     columns = frozenset({"name", "messages_ready"})
     assert where.parse("messages-ready>0", columns).matches({"name": "q", "messages_ready": 1})

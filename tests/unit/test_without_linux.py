@@ -1,4 +1,4 @@
-"""What mqtool does on systems that lack a part of Linux or glibc, such as macOS. Each test takes one part away."""
+"""mqtool on systems that lack a part of Linux or glibc, such as macOS. Each test takes one such part away."""
 
 import asyncio
 import ctypes
@@ -44,26 +44,28 @@ def shell(script: str, *, timeout: float | None = None) -> RunnerRequest:
 
 
 def test_a_programs_end_is_noticed_without_pidfd_open(runner: Runner) -> None:
-    """Without pidfd_open(), a program's exit code, its output and the signal that ended it are still known."""
+    """Without pidfd_open(), `worker --exec` still learns a program's output, and its exit code or the signal that ended
+    it.
+    """
     ending = runner.run(shell("cat; echo problem >&2; exit 3"))
     assert (ending.status, ending.stdout, ending.stderr) == (3, b"body", b"problem\n")
     assert runner.run(shell("kill -9 $$")).status == 137
 
 
 def test_a_program_is_killed_after_its_time_without_pidfd_open(runner: Runner) -> None:
-    """Without pidfd_open(), a program that runs too long is killed."""
+    """Without pidfd_open(), `worker --exec` still kills a program that runs too long."""
     ending = runner.run(shell("exec sleep 60", timeout=0.05))
     assert (ending.status, ending.timed_out) == (137, 0.05)
 
 
 def test_memory_is_kept_without_malloc_trim(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a system without glibc's malloc_trim(), the broker leaves freed memory to the C library."""
+    """Without glibc's malloc_trim(), the embedded broker leaves freed memory to the C library, and raises no error."""
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     main._return_memory()
 
 
 def test_the_broker_checks_no_memory_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without /proc, the broker does not know its memory, and never tries to return any."""
+    """Without /proc, the embedded broker cannot look up its memory use, and returns no freed memory to the system."""
     monkeypatch.setattr(main, "_STATM", MISSING)
     returned = Mock()
     monkeypatch.setattr(main, "_return_memory", returned)
@@ -83,8 +85,8 @@ def test_the_broker_checks_no_memory_without_proc(monkeypatch: pytest.MonkeyPatc
 def test_the_reported_memory_is_the_highest_without_proc(
     monkeypatch: pytest.MonkeyPatch, platform: str, unit: int
 ) -> None:
-    """Without /proc, the management API reports the most memory that the broker has had. macOS counts it in bytes,
-    other systems in kilobytes.
+    """Without /proc, the management API reports the most memory that the broker has ever used, whether the system
+    counts bytes, as macOS does, or kilobytes.
     """
     monkeypatch.setattr(node_routes, "_STATM", MISSING)
     monkeypatch.setattr(sys, "platform", platform)
@@ -93,8 +95,8 @@ def test_the_reported_memory_is_the_highest_without_proc(
 
 
 def test_a_duplicate_waits_for_a_living_process_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without /proc, a process is known by its id alone: a message that a living process handles waits, and one whose
-    process has ended is handled again.
+    """Without /proc, `worker --deduplicate` lets a duplicate wait while the process that handles the message runs. If
+    that process has ended, the message is handled again.
     """
     monkeypatch.setattr(deduplication, "_PROC", MISSING)
     assert deduplication._process_name(os.getpid()) == str(os.getpid())
@@ -113,15 +115,17 @@ def test_a_duplicate_waits_for_a_living_process_without_proc(monkeypatch: pytest
 
 
 def test_a_benchmark_client_that_cannot_tell_how_long_it_waited_says_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without /proc/self/schedstat, `bench` counts only the time for which its clients have run."""
+    """Without /proc/self/schedstat, a `bench` client reports that it waited 0 s for a CPU."""
     monkeypatch.setattr(client_process, "_WAITED", MISSING)
     now = CpuTime.now()
     assert now.used > 0
     assert now.waited == 0
 
 
-def test_bench_reports_the_memory_that_the_broker_says_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without /proc, `bench` reports no CPU time of the broker, and the memory that its management API says."""
+def test_bench_reports_memory_from_the_management_api_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc, `bench` reports no CPU time of the broker, and the memory use that the broker's management API
+    reports.
+    """
     monkeypatch.setattr(run, "_PROC", MISSING)
     api = Mock(Management)
     api.get.return_value = [{"os_pid": str(os.getpid()), "mem_used": 5}]
@@ -135,6 +139,7 @@ class MacPipe:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reader, self.writer = os.pipe()
+        self._lock = threading.Lock()  # the reader leaves at one moment, as a process does, not in two steps
         self._ioctl, self._fstat = fcntl.ioctl, os.fstat
         monkeypatch.setattr(delivery_writer, "STDOUT", self.writer)
         monkeypatch.setattr(delivery_writer, "_FORGETS", True)
@@ -147,15 +152,16 @@ class MacPipe:
         return 0
 
     def fstat(self, descriptor: int) -> Any:
-        if descriptor != self.writer or self.reader < 0:
-            return SimpleNamespace(st_size=0)
         count = array("i", [0])
-        self._ioctl(self.reader, termios.FIONREAD, count)
+        with self._lock:
+            if descriptor == self.writer and self.reader >= 0:
+                self._ioctl(self.reader, termios.FIONREAD, count)
         return SimpleNamespace(st_size=count[0])
 
     def leave(self) -> None:
-        os.close(self.reader)
-        self.reader = -1
+        with self._lock:
+            os.close(self.reader)
+            self.reader = -1
 
 
 def test_receive_waits_for_its_reader_where_fionread_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +179,9 @@ def test_receive_waits_for_its_reader_where_fionread_does_not_count(monkeypatch:
 
 
 def test_receive_knows_that_its_reader_has_left_where_fionread_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a pipe on macOS, a message counts as not read if its reader has left before mqtool saw that it was read."""
+    """In a pipe on macOS, a message counts as not read if the reader left before mqtool saw that it had read the
+    message.
+    """
     pipe = MacPipe(monkeypatch)
     os.write(pipe.writer, b"one\n")
     leaving = threading.Timer(0.05, pipe.leave)

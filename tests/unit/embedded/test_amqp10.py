@@ -87,7 +87,7 @@ def test_a_stored_message_is_decoded_with_all_its_properties() -> None:
 
 
 def test_tables_and_arrays_are_dropped_from_the_headers_as_rabbitmq_does() -> None:
-    """Headers that are tables or arrays are not stored in a stream, as in RabbitMQ."""
+    """As in RabbitMQ, a message that is stored in a stream loses its headers that are tables or arrays."""
     headers = encode_table({"x-death": [{"count": 1}], "t": {"a": 1}, "kept": "yes"})
 
     found = decode(encode(MessageProperties.of({"headers": headers}), b"", "e", "k"))
@@ -124,12 +124,14 @@ def test_an_amqp_1_0_header_becomes_delivery_mode_priority_and_expiration() -> N
 
 
 def test_several_data_sections_are_joined_to_one_body() -> None:
-    """The two data sections of an AMQP 1.0 message become one body over AMQP 0-9-1."""
+    """If an AMQP 1.0 message has two data sections, they are delivered over AMQP 0-9-1 as one body."""
     assert decode(b"\x00Su\xa0\x01a\x00Su\xa0\x01b").body == b"ab"
 
 
 def test_a_value_body_stays_encoded() -> None:
-    """A body that is an AMQP 1.0 value is delivered over AMQP 0-9-1 in its encoding, with the message type amqp-1.0."""
+    """A body that is an AMQP 1.0 value is delivered over AMQP 0-9-1 as its encoded bytes, with the message type
+    amqp-1.0.
+    """
     found = decode(b"\x00Sw\xa1\x02hi")
 
     assert (found.body, found.properties.fields()["type"]) == (b"\x00Sw\xa1\x02hi", encode_short(b"amqp-1.0"))
@@ -137,7 +139,7 @@ def test_a_value_body_stays_encoded() -> None:
 
 @given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda data: b"\x00Ss\xc0" + data))
 def test_any_bytes_are_decoded_to_a_message(data: bytes) -> None:
-    """Whatever bytes a client stores in a stream, reading them returns a message and raises no error."""
+    """Whatever bytes a client stores in a stream, reading the entry returns a message and raises no error."""
     assert isinstance(decode(data).body, bytes)
 
 
@@ -147,7 +149,7 @@ def test_bytes_that_are_not_amqp_1_0_are_the_body() -> None:
 
 
 def test_deeply_nested_values_are_the_body() -> None:
-    """A stream entry of 100,000 nested values is delivered with all its bytes as the body, and raises no error."""
+    """A stream entry of 100,000 nested values is delivered with all its bytes as the body, without an error."""
     nested = b"\x00" * 100_000
 
     assert decode(nested).body == nested

@@ -1,4 +1,4 @@
-"""Which frames the broker sends to an AMQP 1.0 client together, in one write."""
+"""Which frames the broker sends together, in one write, to an AMQP 1.0 client."""
 
 import asyncio
 import struct
@@ -86,11 +86,11 @@ def _frame(code: int, *fields: object, kind: int = 0) -> bytes:
     return raw_frame(encode(described(code, *fields)), kind=kind)
 
 
-def test_messages_come_after_the_write_with_the_answer_to_attach() -> None:
-    """A client that sends attach and its first credit in one write gets the reply to attach first, and the messages in
-    the next write.
+def test_messages_are_sent_after_the_reply_to_attach() -> None:
+    """If a client sends attach and its first credit in one write, the broker sends the reply to attach first, and the
+    messages in a second write.
 
-    In RabbitMQ, too, rabbit_amqp_session gets messages from the queue's process only after it has sent its reply.
+    As in RabbitMQ, whose rabbit_amqp_session gets messages from the queue's process only after it has sent its reply.
     """
 
     async def writes() -> list[list[int]]:

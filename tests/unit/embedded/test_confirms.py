@@ -21,7 +21,9 @@ def settle(data: bytes, open_ones: dict[int, bool]) -> None:
 
 @given(steps=st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans(), st.integers(0, 3)), max_size=50))
 def test_each_publish_gets_one_ack_or_nack(steps: list[tuple[bool, bool, bool, int]]) -> None:
-    """Each accepted publish gets exactly one ack and each refused one exactly one nack, whenever the disk syncs."""
+    """The broker answers each accepted publish with exactly one ack and each refused publish with exactly one nack,
+    whenever the disk syncs.
+    """
     confirms = Confirms()
     open_ones: dict[int, bool] = {}
     on_their_way, group = 0, 1

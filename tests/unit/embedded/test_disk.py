@@ -30,10 +30,12 @@ def test_on_macos_a_sync_waits_for_the_drive(asked: list[str], tmp_path: Path) -
     assert asked == ["drive", "drive"]
 
 
-def test_a_file_system_without_a_full_sync_is_synced_as_usual(
+def test_a_file_system_without_a_full_sync_is_synced_with_fsync(
     asked: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """On a file system without F_FULLFSYNC, files are synced with fsync(); any other failed sync is an error."""
+    """On macOS, if a file system does not support F_FULLFSYNC, the broker calls fsync() instead; if F_FULLFSYNC fails
+    for another reason, OSError is raised.
+    """
 
     def refuse(number: int) -> None:
         def fail(*_: object) -> None:

@@ -77,14 +77,16 @@ def test_a_deeply_nested_table_is_refused() -> None:
 
 @given(exchange=st.text(max_size=60), key=st.text(max_size=60))
 def test_an_address_is_parsed_as_it_was_encoded(exchange: str, key: str) -> None:
-    """After encoding and parsing, a message's exchange and routing key are the same."""
+    """A message's exchange and routing key are unchanged after encoding and parsing."""
     address = encode_address(exchange, key)
     assert parse_address(address) == (address, exchange, key)
 
 
 @given(data=st.binary(max_size=60))
 def test_random_bytes_are_a_content_header_or_a_value_error(data: bytes) -> None:
-    """Random bytes either raise ValueError or are properties that are encoded to the same bytes again."""
+    """Decoding random bytes as a content header raises ValueError, or returns properties that encode to the
+    same bytes.
+    """
     try:
         properties = MessageProperties(data)
     except ValueError:
@@ -110,7 +112,9 @@ def test_replacing_one_property_keeps_the_bytes_of_the_others() -> None:
     )
 )
 def test_similar_content_headers_are_not_confused(sent: list[dict[str, bytes]]) -> None:
-    """Messages with similar properties each get their own, although the broker caches the last content header."""
+    """Each of several messages with similar properties keeps its own properties, although the broker caches the last
+    content header.
+    """
     reader = HeaderReader()
     for fields in sent:
         properties = reader.read(ContentHeader.of(MessageProperties.of(fields), 5).raw).properties

@@ -165,7 +165,9 @@ def test_stream_filters_become_consumer_arguments() -> None:
 
 
 def test_sql_and_property_filters_exclude_each_other() -> None:
-    """If a link has an SQL filter and property filters, only the kind that comes first is applied."""
+    """If a client attaches with an SQL filter and property filters, the broker applies only the kind that is listed
+    last, as in RabbitMQ 4.3.
+    """
     sql = Described(Symbol("amqp:sql-filter"), "size = 5")
     fields = Described(_FIELDS, {Symbol("subject"): "x"})
     assert _parsed({Symbol("sql-filter"): sql, Symbol("p"): fields}).effective == {"p": fields}
@@ -205,13 +207,13 @@ def test_like_matches_like_the_equivalent_regular_expression() -> None:
     [("%a_b%", "aaxb"), ("%a_b", "aaaxb"), ("a%bb%c", "abbc"), ("%_%", "x"), ("%_a%_b%", "xaxb"), ("_%_", "ab")],
 )
 def test_like_finds_a_part_at_the_next_place_that_fits(pattern: str, text: str) -> None:
-    """If a part of a pattern does not fit where its first letters are, it is looked for from the next character on."""
+    """A LIKE pattern matches a text even if one of its parts begins to match too early: 'aaxb' is LIKE '%a_b%'."""
     assert LikePattern(pattern).matches(text, lambda _: None)
 
 
 @pytest.mark.parametrize(("pattern", "text"), [("a%bb%c", "abc"), ("ab%ba", "aba"), ("%__%", "x"), ("a%b%a", "aa")])
 def test_the_parts_of_a_like_pattern_do_not_overlap(pattern: str, text: str) -> None:
-    """Each character of the text belongs to one part of the pattern."""
+    """Two parts of a LIKE pattern cannot match the same character of a text: 'aba' is not LIKE 'ab%ba'."""
     assert not LikePattern(pattern).matches(text, lambda _: None)
 
 
@@ -223,13 +225,13 @@ def work_of(pattern: str, text: str) -> int:
 
 
 @pytest.mark.parametrize("pattern", ["%a" * 2000 + "%", "%" * 4000, "%ab" * 1300, "a" * 4000, "%" + "a" * 3900 + "b%"])
-def test_like_matches_in_one_pass(pattern: str) -> None:
-    """Comparing a LIKE pattern of 4,000 characters with a text of 900,000 takes less than a million steps."""
+def test_a_long_like_pattern_is_compared_in_under_a_million_steps(pattern: str) -> None:
+    """Comparing a LIKE pattern of 4,000 characters with a text of 900,000 takes fewer than a million steps."""
     assert work_of(pattern, "a" * 900_000) < MOST_WORK
 
 
 def test_a_pattern_that_takes_too_long_for_a_message_is_an_error() -> None:
-    """A filter whose LIKE patterns take too many steps for a large message raises TooMuchWork."""
+    """A filter whose LIKE patterns would take too many steps on a large message raises TooMuchWork."""
     message = parse(Amqp10Message(application_properties={"a": "a" * 900_000}, body=data_section(b"")).encode())
     with pytest.raises(TooMuchWork):
         compile_sql(f"a LIKE '%{'a_' * 1900}b%'")(FilteredMessage(message))

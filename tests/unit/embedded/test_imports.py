@@ -13,7 +13,7 @@ def test_importing_the_broker_loads_no_client_and_no_command_line() -> None:
 
 
 def test_a_broker_without_streams_does_not_load_their_code() -> None:
-    """Starting and stopping an embedded broker loads none of the modules for streams."""
+    """Starting and stopping an embedded broker on which no stream is used loads none of the modules for streams."""
     program = (
         "import sys; from mqtool.broker.embedded import EmbeddedBroker as B; B().start().stop(); print(*sys.modules)"
     )

@@ -65,8 +65,8 @@ _QUEUE = {
 
 
 def test_a_queue_is_declared_read_purged_and_deleted_over_amqp_1_0(client: _Client) -> None:
-    """Declaring a queue over AMQP 1.0 returns 201, and 200 if it exists; reading, purging and deleting it return 200,
-    and reading or purging a missing queue returns 404.
+    """Over AMQP 1.0, declaring a new queue returns 201, and an existing one 200. Reading, purging and deleting a queue
+    return 200; reading or purging a missing queue returns 404, and deleting one 200.
     """
     assert client("PUT", "/queues/q", {}) == (201, _QUEUE)
     assert client("PUT", "/queues/q", {"durable": True, "arguments": {}}) == (200, _QUEUE)
@@ -88,7 +88,9 @@ def test_the_type_and_the_arguments_of_a_queue_are_kept(client: _Client) -> None
 
 
 def test_an_exclusive_queue_belongs_to_the_connection(client: _Client) -> None:
-    """Declaring, purging, binding or deleting another connection's exclusive queue returns 400 and RabbitMQ's text."""
+    """Over AMQP 1.0, declaring, purging, binding or deleting another connection's exclusive queue returns 400 with
+    RabbitMQ's text.
+    """
     other = _Client(client.broker, client.vhost, client.rights)
     assert client("PUT", "/queues/q", {"exclusive": True})[1]["exclusive"]
     assert {queue.name for queue in client.exclusive_queues} == {"q"}
@@ -178,7 +180,9 @@ def test_each_management_request_gets_rabbitmqs_status_and_text(
 def test_names_that_amqp_0_9_1_cannot_carry_are_refused(
     client: _Client, method: str, target: str, body: Any10, wrong: str
 ) -> None:
-    """A request with a name or binding key over 255 bytes or not in UTF-8 returns 400, and declares nothing."""
+    """A management request over AMQP 1.0 with a name or binding key over 255 bytes or not in UTF-8 returns 400, and
+    declares nothing.
+    """
     client("PUT", "/queues/q", {})
     before = {*client.vhost.queues}, {*client.vhost.exchanges}, len(list(client.vhost.bindings()))
     assert client(method, target, body) == (400, wrong)
@@ -186,7 +190,7 @@ def test_names_that_amqp_0_9_1_cannot_carry_are_refused(
 
 
 def test_a_name_may_have_255_bytes_and_a_nul(client: _Client) -> None:
-    """A queue whose name has 255 bytes, or contains a NUL, can be declared over AMQP 1.0."""
+    """Over AMQP 1.0, a client can declare a queue whose name has 255 bytes, or contains a NUL."""
     for name in ("x" * 255, "a%00b"):
         assert client("PUT", f"/queues/{name}", {})[0] == 201
 
@@ -206,8 +210,8 @@ def test_the_queue_limit_of_a_virtual_host_applies(client: _Client) -> None:
 
 
 def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) -> None:
-    """Bindings to queues and exchanges are listed with a location each, and a DELETE request for that location removes
-    the binding.
+    """Over AMQP 1.0, bindings to queues and exchanges are listed with a location each, and a DELETE request for a
+    location removes the binding.
     """
     client("PUT", "/queues/q", {})
     assert client("PUT", "/exchanges/x%2F", {"type": "headers"}) == (204, None)
@@ -236,8 +240,8 @@ def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) ->
     ],
 )
 def test_an_invalid_binding_is_refused(client: _Client, change: Any10, status: int, text: str) -> None:
-    """A binding request with a missing queue or exchange, the default exchange, or an unknown field is refused with
-    RabbitMQ's text.
+    """Over AMQP 1.0, a binding request with a missing queue or exchange, the default exchange, or an unknown field is
+    refused with RabbitMQ's text.
     """
     client(*_NOT_EMPTY)
     binding = {"source": "amq.topic", "destination_queue": "q", "binding_key": "k", "arguments": {}}
@@ -286,8 +290,8 @@ def test_unknown_management_requests_end_the_session(client: _Client, method: st
 def test_a_missing_permission_ends_the_session(
     client: _Client, allowed: Permissions, request_: tuple[Any10, ...], missing: str
 ) -> None:
-    """A management request without the necessary permission raises the channel error 403 of RabbitMQ, which names the
-    permission and the queue or exchange.
+    """If a user lacks a permission that a management request needs, the request raises RabbitMQ's error 403, which
+    names the permission and the queue or exchange, and ends the session.
     """
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", allowed)
@@ -297,8 +301,8 @@ def test_a_missing_permission_ends_the_session(
 
 
 def test_a_user_with_any_permission_can_read_a_queue(client: _Client) -> None:
-    """A user with any one of the permissions configure, write and read on a queue can get its description over AMQP
-    1.0.
+    """A user with any one of the permissions configure, write and read on a queue can get the queue's description over
+    AMQP 1.0.
     """
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", Permissions("^$", "^$", "q"))

@@ -6,8 +6,8 @@ from mqtool.broker.embedded.model.ledger import default_memory_limit
 
 
 def test_the_memory_limit_respects_the_container(tmp_path: Path) -> None:
-    """The broker's default memory limit is 40 % of the container's memory, so that it blocks publishers before the
-    kernel kills it.
+    """In a container, the broker's default memory limit is 40 % of the container's memory, so that the broker blocks
+    publishers before the kernel kills it.
     """
     limit = tmp_path / "memory.max"
     limit.write_text("1000000\n")

@@ -9,7 +9,9 @@ from mqtool.broker.embedded.http.route_table import Listed
 
 
 def test_only_the_requested_page_is_described() -> None:
-    """A request to the management API for a page of three of 1,000 queues collects the data of those three only."""
+    """If a client of the management API requests one page of three of 1,000 queues, the broker collects the data of
+    those three only.
+    """
     queues = [SimpleNamespace(vhost="/", name=f"q{number:03}") for number in reversed(range(1000))]
     described: list[str] = []
 

@@ -49,7 +49,7 @@ def refusal(
 @pytest.mark.parametrize("what", ["configure", "write", "read"])
 @pytest.mark.parametrize("kind", ["queue", "exchange"])
 def test_a_permission_is_for_one_kind_of_access(what: str, kind: str) -> None:
-    """Permissions to configure, write and read are independent, and the refusal names the one that is missing."""
+    """The permissions configure, write and read are independent; if one is missing, the broker's error names it."""
     granted = Permissions(**{"configure": "", "write": "", "read": "", what: "^mine"})
     assert refusal(lambda rights: rights.check(what, kind, "mine"), granted) == ""
     said = f"{what} access to {kind} 'yours' in vhost '/' refused for user 'ann'"
@@ -58,8 +58,10 @@ def test_a_permission_is_for_one_kind_of_access(what: str, kind: str) -> None:
         assert refusal(lambda rights, other=other: rights.check(other, kind, "mine"), granted)
 
 
-def test_rabbitmq_3_10_does_not_name_the_permission() -> None:
-    """Like RabbitMQ 3.10, the broker says only that access was refused."""
+def test_with_like_3_10_an_error_does_not_name_the_permission() -> None:
+    """With `--like 3.10`, as in RabbitMQ 3.10, the error about a missing permission says that access was refused, but
+    not which permission is missing.
+    """
     said = "access to exchange 'amq.default' in vhost '/' refused for user 'ann'"
     denied = Permissions("", "", "")
     assert refusal(lambda rights: rights.check("write", "exchange", ""), denied, like=Like.V3_10) == said
@@ -67,12 +69,14 @@ def test_rabbitmq_3_10_does_not_name_the_permission() -> None:
 
 @pytest.mark.parametrize("what", ["configure", "write", "read"])
 def test_a_user_without_permissions_in_a_virtual_host_may_do_nothing_there(what: str) -> None:
-    """A user who has no permissions in the virtual host is refused everything."""
+    """A user who has no permissions in a virtual host is refused every access to its queues."""
     assert refusal(lambda rights: rights.check(what, "queue", "q"))
 
 
 def test_a_deleted_user_may_do_nothing() -> None:
-    """A connection of a user who was deleted is refused everything, also what was allowed before."""
+    """Once a user has been deleted, a connection that the user still has open is refused every access, even one that
+    was allowed before.
+    """
 
     def ask(rights: Rights) -> None:
         rights.check("read", "queue", "q")
@@ -85,7 +89,7 @@ def test_a_deleted_user_may_do_nothing() -> None:
 
 
 def test_changed_permissions_apply_at_once() -> None:
-    """What was allowed, and what was refused, is decided anew after the user was changed."""
+    """After a user's permissions are changed, the user's open connections are checked against the new ones at once."""
 
     def ask(rights: Rights) -> None:
         rights.check("read", "queue", "q")
@@ -128,8 +132,8 @@ _KEYS = TopicPermissions(write=r"^{username}\.", read="^all$")
 def test_topic_permissions_are_for_the_routing_keys_of_a_topic_exchange(
     what: str, exchange: BrokerExchange | None, key: str, topics: TopicPermissions | None, said: str
 ) -> None:
-    """A user with topic permissions for an exchange may use only the routing keys that they match; exchanges of other
-    types, or without such an entry, are free.
+    """A user with topic permissions for an exchange may use only the routing keys that match them. An exchange of
+    another type, or one for which the user has no topic permissions, may be used with any key.
     """
     answer = refusal(lambda rights: rights.check_topic(what, exchange, key), Permissions(), topics)
     assert answer == (f"{said} refused for user 'ann'" if said else "")
@@ -147,7 +151,9 @@ def test_topic_permissions_are_for_the_routing_keys_of_a_topic_exchange(
     ],
 )
 def test_carbon_copies_need_topic_permissions_too(headers: dict[str, Any], is_refused: bool) -> None:
-    """Like RabbitMQ since 4.0.3, the broker checks the routing keys in CC and BCC; like 3.10, it does not."""
+    """As in RabbitMQ since 4.0.3, a publisher needs topic permissions for the routing keys in CC and BCC headers, too;
+    with `--like 3.10`, only for the message's own key.
+    """
 
     def ask(rights: Rights) -> None:
         rights.check_copies(_TOPIC, headers)
@@ -176,8 +182,9 @@ def test_carbon_copies_need_topic_permissions_too(headers: dict[str, Any], is_re
 def test_a_declaration_needs_permissions_for_where_its_messages_go(
     kind: str, argument: str, permissions: Permissions, leads_to: Any, exists: bool, missing: tuple[str, str] | None
 ) -> None:
-    """To declare a new queue with a dead-letter exchange, or a new exchange with an alternate exchange, a user must
-    also be allowed to read it and to write to that exchange. To declare what exists, `configure` is enough.
+    """To declare a new queue with a dead-letter exchange, or a new exchange with an alternate exchange, a user needs
+    read on the new one, and write on the exchange that its argument names. To declare one that exists, `configure` is
+    enough.
     """
 
     def ask(rights: Rights) -> None:
@@ -205,7 +212,9 @@ def test_a_declaration_needs_permissions_for_where_its_messages_go(
 def test_a_binding_needs_write_to_its_destination_and_read_from_its_source(
     kind: str, permissions: Permissions, key: str | None, missing: tuple[str, str] | None
 ) -> None:
-    """To bind, a user must be allowed to write to the destination, to read from the source, and to read its topic."""
+    """To add a binding, a user needs write on its destination, read on its source, and read on its routing key if the
+    user has topic permissions for the source.
+    """
     answer = refusal(lambda rights: rights.check_binding(kind, "mine", "logs", key), permissions, _KEYS)
     match missing:
         case None:
@@ -221,7 +230,9 @@ def test_a_binding_needs_write_to_its_destination_and_read_from_its_source(
     "algorithm", ["rabbit_password_hashing_sha256", "rabbit_password_hashing_sha512", "rabbit_password_hashing_md5"]
 )
 def test_a_password_is_checked_by_the_algorithm_of_its_user(algorithm: str) -> None:
-    """A password hash that was made by another of RabbitMQ's algorithms does not let anybody in."""
+    """A password is checked with the hashing algorithm stored for the user, so a hash made by another algorithm lets
+    nobody log in. A user for whom no password is stored cannot log in with one.
+    """
     user = User.with_password("ann", "secret é\udcff", ["monitoring"])
     assert (user.tags, user.permissions) == (["monitoring"], {})
     user.algorithm = algorithm
@@ -232,7 +243,9 @@ def test_a_password_is_checked_by_the_algorithm_of_its_user(algorithm: str) -> N
 
 
 def test_two_users_with_the_same_password_have_different_hashes() -> None:
-    """A password is stored with a salt of four bytes, so equal passwords do not show."""
+    """Two users with the same password have different password hashes, because each hash contains a random salt of four
+    bytes.
+    """
     one, other = (User.with_password(name, "secret", []).password_hash or b"" for name in ("ann", "bob"))
     assert len(one) == len(other) == 4 + 32
     assert one[4:] != other[4:]

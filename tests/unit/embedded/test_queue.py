@@ -132,7 +132,7 @@ def bodies(queue: BrokerQueue) -> list[bytes]:
 @given(actions=st.lists(st.sampled_from(["publish", "take", "return newest", "return oldest", "ack"]), max_size=60))
 def test_requeued_messages_take_their_old_place(actions: list[str]) -> None:
     """Requeued messages return to their original position: after any sequence of publish, get, requeue and ack, the
-    ready messages are in publishing order.
+    ready messages are in the order of publishing.
     """
     queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[DEFAULT]))
     taken: list[BacklogEntry] = []
@@ -157,8 +157,8 @@ def test_requeued_messages_take_their_old_place(actions: list[str]) -> None:
 
 
 def test_memory_is_freed_however_messages_leave(vhost: VirtualHost, ledger: Ledger) -> None:
-    """The broker counts 0 bytes of memory once all messages were dropped by max-length, acknowledged, deleted with
-    their queue, or requeued to a deleted queue.
+    """Once all messages have left a queue, whether by max-length, acknowledgement, deletion of the queue or requeuing
+    to a deleted queue, the broker counts 0 bytes of memory for them.
     """
     queue = add_queue(vhost, x_max_length=Int32(3))
     for _ in range(5):
@@ -186,7 +186,9 @@ def test_messages_expire_by_a_timer(vhost: VirtualHost, clock: FakeClock) -> Non
 
 
 def test_a_message_that_is_requeued_late_expires(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A message's TTL continues while a consumer holds it, so a message that is requeued later expires at once."""
+    """A message's TTL also runs while a consumer holds the message, so a message that is requeued after its TTL expires
+    at once.
+    """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message())
     entry = queue.get(no_ack=False)
@@ -197,7 +199,7 @@ def test_a_message_that_is_requeued_late_expires(vhost: VirtualHost, clock: Fake
 
 
 def test_x_expires_counts_from_the_last_use(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A queue with x-expires is deleted when it has been unused for that time, and never while it has a consumer."""
+    """A queue with x-expires is deleted once it has been unused for that time, and never while it has a consumer."""
     queue = add_queue(vhost, x_expires=Int32(1000))
     clock.pass_by(900)
     queue.get(no_ack=True)
@@ -213,8 +215,8 @@ def test_x_expires_counts_from_the_last_use(vhost: VirtualHost, clock: FakeClock
     assert "q" not in vhost.queues
 
 
-def test_a_chain_of_250_dead_letter_queues_works(vhost: VirtualHost) -> None:
-    """A message that is dead-lettered through 250 queues arrives in the last one with 250 entries in x-death."""
+def test_a_message_is_dead_lettered_through_250_queues(vhost: VirtualHost) -> None:
+    """A message that is dead-lettered through 250 queues arrives in the last queue with 250 entries in x-death."""
     for number in range(250):
         add_queue(
             vhost,
@@ -232,8 +234,8 @@ def test_a_chain_of_250_dead_letter_queues_works(vhost: VirtualHost) -> None:
 
 
 def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
-    """Consumers of the highest priority get messages in turn; a consumer of lower priority gets one when their prefetch
-    is used up.
+    """Consumers of the highest priority get messages in turn; a consumer of lower priority gets a message once they
+    have all used up their prefetch.
     """
     queue = add_queue(vhost)
     low, high, other = FakeConsumer(), FakeConsumer(room=2, priority=5), FakeConsumer(room=1, priority=5)
@@ -247,8 +249,8 @@ def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
 
 
 def test_busy_consumers_cost_nothing_until_they_can_take_messages_again(vhost: VirtualHost) -> None:
-    """A consumer that has used up its prefetch is asked once, however many messages arrive and however many other
-    consumers are cancelled. Once it can take messages again, it gets the next one.
+    """A queue with 100 consumers that have used up their prefetch does not ask them again for each message that arrives
+    or each consumer that is cancelled. Once one of them can take messages again, it gets the next message.
     """
     queue = add_queue(vhost)
     consumers = [FakeConsumer(room=1, queue=queue, priority=number % 50) for number in range(100)]
@@ -267,8 +269,8 @@ def test_busy_consumers_cost_nothing_until_they_can_take_messages_again(vhost: V
 
 
 def test_deleting_a_queue_cancels_consumers_and_removes_bindings(vhost: VirtualHost) -> None:
-    """When a queue is deleted, its consumers are cancelled, and an auto-delete exchange that was bound only to it is
-    deleted.
+    """When a queue is deleted, its consumers are cancelled, and an auto-delete exchange that was bound to no other
+    queue is deleted.
     """
     queue = add_queue(vhost)
     exchange = BrokerExchange("x", "direct", auto_delete=True)
@@ -282,8 +284,8 @@ def test_deleting_a_queue_cancels_consumers_and_removes_bindings(vhost: VirtualH
 
 
 def test_a_delayed_exchange_releases_messages_in_time(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A delayed exchange releases each message when its own delay has passed, and deleting the exchange discards the
-    messages that still wait.
+    """A delayed exchange releases each message when the message's own delay has passed, and deleting the exchange
+    discards the messages that still wait.
     """
     queue = add_queue(vhost)
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
@@ -317,8 +319,8 @@ class BusyClock(FakeClock):
 
 @pytest.mark.parametrize("how", ["delayed", "dead-lettered"])
 def test_many_messages_that_move_at_once_move_in_turns_and_in_order(ledger: Ledger, how: str) -> None:
-    """Of many messages whose delay ends, or that are dead-lettered, at the same time, the broker publishes a few in
-    each turn of the event loop, in order.
+    """If many messages become due or are dead-lettered at the same time, the broker publishes a few of them in each
+    turn of the event loop, in order, so that other clients do not wait.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -349,8 +351,8 @@ def test_many_messages_that_move_at_once_move_in_turns_and_in_order(ledger: Ledg
 def test_with_at_least_once_a_dead_letter_waits_for_its_queue(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """With the at-least-once strategy, a dead letter whose target queue is missing or full is kept and retried until a
-    queue accepts it.
+    """With the dead-letter strategy at-least-once, a dead letter whose target queue is missing or full is kept, and
+    retried until a queue accepts it.
     """
     source = add_queue(
         vhost,
@@ -380,7 +382,9 @@ HOUR = 3_600_000
 
 
 def test_a_message_from_the_future_expires_after_its_ttl(vhost: VirtualHost, clock: FakeClock, ledger: Ledger) -> None:
-    """If the clock was ahead before a restart, a message expires once its TTL has passed since the restart."""
+    """If a message was published while the clock was ahead, and the broker restarts with the right time, the message
+    expires once its TTL has passed since the restart.
+    """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.restore(ledger.enter(message(), clock.now() + 48 * HOUR))
     clock.pass_by(999)
@@ -390,8 +394,8 @@ def test_a_message_from_the_future_expires_after_its_ttl(vhost: VirtualHost, clo
 
 
 def test_a_paged_out_message_from_the_future_expires_after_its_ttl(tmp_path: Path) -> None:
-    """If the clock was ahead before a restart, messages that are paged out as the broker starts expire once their TTL
-    has passed, also after a second restart.
+    """If messages were published while the clock was ahead, and are paged out as the broker restarts with the right
+    time, they expire once their TTL has passed since then, even if the broker restarts again.
     """
 
     def started(clock: FakeClock) -> tuple[Storage, VirtualHost]:
@@ -438,9 +442,10 @@ def started_in(directory: Path, clock: FakeClock, disk: Disk) -> tuple[Storage, 
 
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
-def test_a_dead_letter_for_a_stream_survives_a_restart_while_the_disk_is_full(tmp_path: Path, end: str) -> None:
-    """If the disk is full as a message is dead-lettered to a stream and a queue, and the broker is killed or stopped,
-    the message is in its old queue only; once there is space again, it is in the stream and the other queue only.
+def test_a_full_disk_loses_and_doubles_no_dead_letter_for_a_stream(tmp_path: Path, end: str) -> None:
+    """If the disk is full when a message is dead-lettered to a stream and a queue, and the broker is then killed or
+    stopped, the message is still in its first queue after the restart. Once the disk has space, it is dead-lettered to
+    both.
     """
     directory, copy = tmp_path / "data", tmp_path / "copy"
 
@@ -483,8 +488,8 @@ def test_a_dead_letter_for_a_stream_survives_a_restart_while_the_disk_is_full(tm
 def test_a_delayed_message_from_the_future_is_released_after_its_delay(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """If the clock was ahead before a restart, a delayed message is released once its delay has passed since the
-    restart.
+    """If a delayed message was published while the clock was ahead, and the broker restarts with the right time, the
+    message is released once its delay has passed since the restart.
     """
     exchange = BrokerExchange("later", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

@@ -1,4 +1,4 @@
-"""Topic, headers, direct and fanout matching."""
+"""Which bindings of topic, headers, direct and fanout exchanges match a message."""
 
 import random
 import re
@@ -26,7 +26,7 @@ def by_regular_expression(pattern: str, key: str) -> bool:
 
 @given(patterns=st.lists(keys, max_size=8), key=keys)
 def test_topic_patterns_match_as_specified(patterns: list[str], key: str) -> None:
-    """A topic exchange routes by its patterns as the equivalent regular expressions would."""
+    """A topic exchange routes by binding patterns in the same way as the equivalent regular expressions would."""
     table: TopicTable[str] = TopicTable()
     for pattern in patterns:
         table.add(pattern, {}, pattern)
@@ -38,7 +38,7 @@ def test_topic_patterns_match_as_specified(patterns: list[str], key: str) -> Non
 def test_a_message_with_several_keys_goes_where_any_of_them_leads(
     kind: type[DirectTable[str] | TopicTable[str] | FanoutTable[str]], patterns: list[str], several: list[str]
 ) -> None:
-    """A message with several routing keys is routed to each item that one of the keys matches."""
+    """A message with several routing keys (CC, BCC) is routed to every queue to which at least one key leads."""
     table = kind()
     for pattern in patterns:
         table.add(pattern, {}, pattern)
@@ -47,7 +47,9 @@ def test_a_message_with_several_keys_goes_where_any_of_them_leads(
 
 @given(patterns=st.lists(st.tuples(keys, st.integers(0, 2)), max_size=8), key=keys)
 def test_a_removed_pattern_no_longer_matches(patterns: list[tuple[str, int]], key: str) -> None:
-    """A topic binding that was removed no longer matches, and a table without bindings keeps no data."""
+    """A topic binding that was removed no longer matches, and an exchange without bindings keeps no routing data in
+    memory.
+    """
     table: TopicTable[int] = TopicTable()
     for pattern, item in patterns:
         table.add(pattern, {}, item)
@@ -72,8 +74,8 @@ def test_a_pattern_with_many_wildcards_matches_quickly() -> None:
 
 @pytest.mark.parametrize("table", [DirectTable(), TopicTable()])
 def test_routing_stays_fast_with_many_bindings(table: DirectTable[int] | TopicTable[int]) -> None:
-    """With 10,000 bindings, a direct or topic exchange finds the matching one in less than half a millisecond on
-    average.
+    """With 10,000 bindings, a direct or topic exchange finds the binding that matches a message in less than half a
+    millisecond on average.
     """
     for number in range(10_000):
         table.add(f"a.{number}.c", {}, number)
@@ -84,7 +86,7 @@ def test_routing_stays_fast_with_many_bindings(table: DirectTable[int] | TopicTa
 
 
 def test_a_fanout_table_returns_each_queue_once() -> None:
-    """A fanout exchange routes every message once to a queue that is bound twice, until both bindings are removed."""
+    """A queue that is bound twice to a fanout exchange gets each message once, until both bindings are removed."""
     table: FanoutTable[str] = FanoutTable()
     for key in ("", "a"):
         table.add(key, {}, "q")
@@ -96,7 +98,9 @@ def test_a_fanout_table_returns_each_queue_once() -> None:
 
 
 def test_a_direct_table_returns_the_queues_bound_with_the_routing_key() -> None:
-    """A message goes to each queue bound with its routing key, until all of its bindings with it are removed."""
+    """A direct exchange routes a message to each queue bound with its routing key, until all bindings of the queue with
+    that key are removed.
+    """
     table: DirectTable[str] = DirectTable()
     for key, queue in (("a", "q1"), ("a", "q2"), ("a", "q2"), ("b", "q3")):
         table.add(key, {}, queue)
@@ -137,8 +141,8 @@ def test_a_direct_table_returns_the_queues_bound_with_the_routing_key() -> None:
 def test_a_headers_binding_requires_what_its_x_match_says(
     x_match: str | None, headers: dict[str, Value], matches: bool
 ) -> None:
-    """`all` requires each header, `any` one of them; both ignore arguments that start with `x-`, unless the value of
-    `x-match` ends with `-with-x`.
+    """With x-match `all`, a headers binding requires each of its headers, and with `any` at least one. Arguments that
+    start with `x-` are ignored, unless the value of x-match ends with `-with-x`.
     """
     table: HeadersTable[str] = HeadersTable()
     arguments: dict[str, Value] = {"a": 1, "b": "two", "x-c": 3}
@@ -148,7 +152,7 @@ def test_a_headers_binding_requires_what_its_x_match_says(
 
 @pytest.mark.parametrize("x_match", ["all", "any"])
 def test_a_headers_binding_without_a_value_requires_only_the_header(x_match: str) -> None:
-    """A header with any value matches an argument that has no value; another header does not."""
+    """A headers binding whose argument has no value matches each message that has this header, with any value."""
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": None, "x-match": x_match}, "q")
     assert list(table.match("", {"a": "anything"})) == ["q"]
@@ -156,8 +160,10 @@ def test_a_headers_binding_without_a_value_requires_only_the_header(x_match: str
     assert list(table.match("", {"b": "anything"})) == []
 
 
-def test_a_headers_binding_with_two_requirements_without_value_needs_both() -> None:
-    """With `x-match: all`, a header that must exist and one that must have a value are both required."""
+def test_x_match_all_requires_headers_with_and_without_a_value() -> None:
+    """With `x-match: all`, a headers binding requires both a header that must only exist and one that must have a
+    certain value.
+    """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": None, "b": 1}, "q")
     assert list(table.match("", {"a": "anything", "b": 1, "c": 2})) == ["q"]
@@ -192,8 +198,8 @@ def test_a_headers_binding_with_two_requirements_without_value_needs_both() -> N
 def test_header_values_are_compared_as_by_rabbitmq(
     value: Value, wanted: Value, until_3_13: bool, since_4_0: bool
 ) -> None:
-    """Strings equal their UTF-8 bytes. Numbers are equal by value; since RabbitMQ 4.0, only integers to integers,
-    decimals to decimals and timestamps to timestamps. A headers exchange decides as `header_matches()` does.
+    """As in RabbitMQ, a headers binding compares strings by their UTF-8 bytes and numbers by value. Since 4.0, an
+    integer equals only integers, a decimal only decimals, and a timestamp only timestamps.
     """
     assert header_matches({"a": value}, "a", wanted) == until_3_13
     assert not header_matches({"b": value}, "a", wanted)
@@ -206,8 +212,8 @@ def test_header_values_are_compared_as_by_rabbitmq(
 
 
 def test_a_headers_table_follows_a_change_of_version() -> None:
-    """If the broker changes to a version that compares numeric headers strictly by type, existing bindings of headers
-    exchanges compare strictly too, even if they have already routed messages.
+    """If the broker switches to a RabbitMQ version that compares numeric headers strictly by type, headers bindings
+    that already exist compare strictly, too.
     """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1}, "q")
@@ -218,7 +224,9 @@ def test_a_headers_table_follows_a_change_of_version() -> None:
 
 
 def test_a_queue_stays_bound_until_each_headers_binding_is_removed() -> None:
-    """A queue that was bound twice with the same arguments still gets messages after one of the two is removed."""
+    """A queue that is bound twice to a headers exchange with the same arguments still gets messages after one of the
+    bindings is removed.
+    """
     table: HeadersTable[str] = HeadersTable()
     for queue in ("q", "q", "other"):
         table.add("", {"a": 1}, queue)
@@ -254,21 +262,25 @@ def test_a_queue_stays_bound_until_each_headers_binding_is_removed() -> None:
     ],
 )
 def test_x_delay_is_a_number_of_milliseconds(value: Value, delay: int) -> None:
-    """A number, or a string of digits, is a delay in milliseconds if the plugin can wait that long; otherwise none."""
+    """The header x-delay is a number or a string of digits, in milliseconds. A delay that is negative or longer than
+    the plugin can wait, or a value of another type, means no delay.
+    """
     assert delay_of(value) == delay
 
 
 @pytest.mark.parametrize("value", ["", "1.5", "1s", "soon", b"5", b"\xff", Decimal(1, 5), float("inf"), float("nan")])
 def test_an_x_delay_that_the_plugin_cannot_read_is_refused(value: Value) -> None:
-    """Text that is not a whole number, a decimal or an infinite float raises ValueError with the value."""
+    """An x-delay header that is a decimal, binary, an infinite float, or text other than a whole number raises
+    ValueError with the value.
+    """
     with pytest.raises(ValueError, match="x-delay is not a number of milliseconds: ") as caught:
         delay_of(value)
     assert str(caught.value).endswith(repr(value))
 
 
 def test_headers_match_numbers_by_value_and_lists_by_type() -> None:
-    """As in RabbitMQ, a headers binding with an int matches an equal long; within lists, the types must be the same,
-    too.
+    """As in RabbitMQ, a headers binding with an int matches a long of the same value; if both are in lists, they do not
+    match.
     """
     assert header_matches({"a": Int64(1)}, "a", Int32(1))
     assert not header_matches({"a": True}, "a", Int32(1))
@@ -277,7 +289,9 @@ def test_headers_match_numbers_by_value_and_lists_by_type() -> None:
 
 
 def test_a_headers_binding_is_removed_by_its_arguments() -> None:
-    """A headers binding is removed by its arguments, in any order; removing an unknown binding raises KeyError."""
+    """A headers binding is removed by its arguments, in any order; removing a binding that does not exist raises
+    KeyError.
+    """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1, "b": 2}, "q")
     table.add("", {"a": 1}, "q")
@@ -288,7 +302,7 @@ def test_a_headers_binding_is_removed_by_its_arguments() -> None:
 
 
 def test_a_large_topic_table_matches_as_specified() -> None:
-    """A topic exchange with 300 random patterns routes as the equivalent regular expressions would."""
+    """A topic exchange with 300 random patterns routes in the same way as the equivalent regular expressions would."""
     seed = random.Random(3)
     pool = ["a", "b", "c", "*", "#"]
     patterns = {".".join(seed.choices(pool, k=seed.randint(1, 5))) for _ in range(300)}

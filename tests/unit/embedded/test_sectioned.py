@@ -110,8 +110,8 @@ def test_amqp_1_0_properties_become_0_9_1_properties() -> None:
     ],
 )
 def test_amqp_1_0_ids_of_every_type_are_converted(sent: Any10, property_: str | None, header: object) -> None:
-    """A message or correlation id of AMQP 1.0 becomes a property of AMQP 0-9-1 if it is text of at most 255 bytes or
-    can be written as such, and otherwise a header.
+    """An AMQP 1.0 message id or correlation id that is a string of at most 255 bytes, a UUID or a number becomes an
+    AMQP 0-9-1 property as text; any other id becomes a header.
     """
     message = _published(Amqp10Message(properties=BareProperties(sent, correlation_id=sent), body=data_section(b"")))
     for name in ("message_id", "correlation_id"):
@@ -192,7 +192,7 @@ def test_every_kind_of_body_arrives_unchanged_over_amqp_10(body: bytes, body_091
         assert (message.properties.named().get("type"), message.body) == (None, body_091)
 
 
-def test_a_value_body_survives_a_copy_over_amqp_0_9_1() -> None:
+def test_a_value_body_is_unchanged_by_a_copy_over_amqp_0_9_1() -> None:
     """An AMQP 1.0 value body that a client receives and republishes over AMQP 0-9-1 is delivered as a value over AMQP
     1.0 again.
     """
@@ -299,8 +299,8 @@ def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
 
 @pytest.mark.parametrize("is_native", [True, False])
 def test_a_repeated_death_has_its_first_and_last_time_in_milliseconds(is_native: bool) -> None:
-    """A message that was dead-lettered twice has the times of both deaths in milliseconds over AMQP 1.0, and that of
-    the first in seconds over AMQP 0-9-1.
+    """A message that was dead-lettered twice has the times of its first and last death in milliseconds over AMQP 1.0,
+    and the time of its first death in seconds over AMQP 0-9-1.
     """
     # As in the module mc of RabbitMQ 4.3.5.
     dead = _published(Amqp10Message(body=data_section(b"d"))) if is_native else _from_091({}, b"d")
@@ -426,9 +426,9 @@ def test_a_stream_entry_that_is_not_a_message_is_delivered_as_a_body(entry: byte
 
 
 @pytest.mark.parametrize("seconds", [-1, 60])
-def test_a_filter_that_skips_many_messages_lets_others_work(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """A stream consumer whose filter skips messages for too long yields to other clients, and then continues where it
-    stopped.
+def test_a_filter_that_skips_many_messages_lets_others_run(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """If the filter of a stream consumer skips messages for too long, the broker serves other clients, and then
+    continues where the filter stopped.
     """
     monkeypatch.setattr(stream_queue, "TURN_SECONDS", seconds)
     stream, clock = _stream()
@@ -443,8 +443,8 @@ def test_a_filter_that_skips_many_messages_lets_others_work(monkeypatch: pytest.
 
 
 def test_chunks_are_filtered_by_their_filter_values() -> None:
-    """A consumer with x-stream-filter gets the chunks that have one of its values, and chunks without a value only with
-    x-stream-match-unfiltered.
+    """A stream consumer with x-stream-filter gets the chunks that contain one of the filter's values, and chunks
+    without a value only with x-stream-match-unfiltered.
     """
     stream, clock = _stream()
     for value in ("a", "b", None):

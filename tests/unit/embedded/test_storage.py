@@ -1,4 +1,4 @@
-"""The embedded broker's data directory, with disks that fail or wait."""
+"""The embedded broker's data directory, with disks that fail or are slow."""
 
 import asyncio
 import sqlite3
@@ -49,7 +49,9 @@ async def turns(count: int = 10) -> None:
 
 
 def test_a_message_can_be_read_back_while_streams_are_written(tmp_path: Path) -> None:
-    """A paged-out message whose row waits until a stream is on disk can be read back meanwhile, and after that."""
+    """A paged-out message can be read back both while the disk writes a stream and afterwards, although the message's
+    own row is written after the stream.
+    """
 
     async def run() -> None:
         disk = WaitingDisk()
@@ -76,10 +78,8 @@ def test_a_message_can_be_read_back_while_streams_are_written(tmp_path: Path) ->
     asyncio.run(run())
 
 
-def test_a_definition_outlives_the_delayed_deletion_of_an_earlier_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If the deletion of a definition waits for a stream as the definition is saved again, the new one stays."""
+def test_a_delayed_deletion_does_not_remove_a_new_definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a queue is deleted and declared again while the deletion waits for the disk, the new definition is kept."""
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0)
 
     async def run() -> None:
@@ -108,7 +108,9 @@ def test_a_definition_outlives_the_delayed_deletion_of_an_earlier_one(
 
 
 def test_a_write_that_fails_during_a_sync_leaves_its_confirms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a definition cannot be written while the disk syncs messages, the messages are confirmed after their sync."""
+    """If a definition cannot be written while the disk syncs messages, the messages are still confirmed after their
+    sync.
+    """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0)
 
     async def run() -> None:

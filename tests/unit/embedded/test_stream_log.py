@@ -87,7 +87,9 @@ def segment_files(path: Path) -> list[Path]:
 
 
 def test_a_log_is_read_from_any_offset(bench: Bench) -> None:
-    """Reading a stream from an offset returns the whole chunk that contains it and every later message once."""
+    """Reading a stream from an offset returns, once each, all messages of the chunk that contains the offset, and all
+    later messages.
+    """
     bench.add(b"a", b"b", b"c")
     bench.add(b"d")
     everything = [(0, b"a"), (1, b"b"), (2, b"c"), (3, b"d")]
@@ -104,8 +106,8 @@ def batch(compression: int, plain: bytes, packed: bytes, *, records: int) -> byt
 
 
 def test_offsets_count_the_messages_of_batches(bench: Bench) -> None:
-    """Each message of a sub-entry batch takes an offset. Compressed batches, and the missing end of a batch that is cut
-    off, are skipped.
+    """Each message of a sub-entry batch takes one offset. Reading skips a compressed batch, and the missing end of a
+    batch that is cut off.
     """
     plain = simple_entry(b"a") + simple_entry(b"b")
     bench.log.append(batch(0, plain, plain, records=2), records=2)
@@ -118,7 +120,9 @@ def test_offsets_count_the_messages_of_batches(bench: Bench) -> None:
 
 
 def test_unwritten_entries_cannot_be_read(bench: Bench) -> None:
-    """An entry appended to a stream can be read only once it has been written, and its readers are notified then."""
+    """An entry appended to a stream cannot be read until it has been written; the stream's readers are then
+    notified.
+    """
     reader, told = StreamQueueReader(bench.log, 0), []
     bench.log.watch(lambda: told.append(bench.log.end))
     assert bench.log.append(simple_entry(b"a")) == 0
@@ -145,8 +149,8 @@ def test_a_timestamp_finds_the_first_chunk_that_is_not_older(bench: Bench) -> No
 
 
 def test_offsets_by_time_after_the_clock_was_ahead(bench: Bench) -> None:
-    """As in RabbitMQ, a timestamp later than the last chunk means the end of the stream, even if earlier chunks have
-    later timestamps.
+    """As in RabbitMQ, a timestamp later than that of the last chunk means the end of the stream, even if earlier chunks
+    have later timestamps.
     """
     for time in (9_000, 1_000, 2_000):
         bench.clock.time = time
@@ -155,8 +159,8 @@ def test_offsets_by_time_after_the_clock_was_ahead(bench: Bench) -> None:
 
 
 def test_offsets_by_time_in_segments_that_are_out_of_order(bench: Bench) -> None:
-    """If the clock was set back, a timestamp is looked up in the last segment that begins before it, and the first
-    chunk there that is not older is returned.
+    """If the clock was set back, a timestamp is looked up in the last segment that begins before the timestamp; the
+    first chunk there that is not older is returned.
     """
     bench.open(segment_bytes=70_000)
     for time in (1_000, 9_000, 2_000, 3_000, 8_000, 4_000):
@@ -185,8 +189,8 @@ def test_old_segments_are_deleted_by_size_and_age(bench: Bench) -> None:
 
 
 def test_publishing_ids_and_stored_offsets_are_kept(on_disk: Bench) -> None:
-    """A stream's publishing ids and stored offsets survive a restart and the deletion of the segment in which they were
-    written. As in RabbitMQ, a stored offset that is before the first message is deleted with its segment.
+    """A stream keeps its publishing ids and stored offsets after a restart, and after the segment in which they were
+    written is deleted. As in RabbitMQ, a stored offset before the first message is lost with its segment.
     """
     log = on_disk.open(segment_bytes=500, max_bytes=500)
     log.append(simple_entry(b"a"), producer="p", publishing_id=7)
@@ -201,8 +205,8 @@ def test_publishing_ids_and_stored_offsets_are_kept(on_disk: Bench) -> None:
 
 
 def test_an_incomplete_chunk_at_the_end_is_set_aside(on_disk: Bench, tmp_path: Path) -> None:
-    """A chunk that is incomplete because the broker was killed is moved to another file, and the next chunk takes its
-    place.
+    """A chunk that is incomplete because the broker was killed is moved to another file, and the next chunk is written
+    in its place.
     """
     on_disk.add(b"a", b"b")
     sound = segment_files(tmp_path)[0].stat().st_size
@@ -221,7 +225,9 @@ def test_an_incomplete_chunk_at_the_end_is_set_aside(on_disk: Bench, tmp_path: P
 
 @pytest.mark.parametrize("written", [0, 30])
 def test_a_segment_without_its_first_chunk_costs_no_tracking_data(on_disk: Bench, tmp_path: Path, written: int) -> None:
-    """If the broker is killed as it begins a segment, the stream keeps its publishing ids and stored offsets."""
+    """If the broker is killed while it begins a segment of a stream, the stream keeps its publishing ids and stored
+    offsets.
+    """
     log = on_disk.open(segment_bytes=600)
     log.append(simple_entry(b"a"), producer="p", publishing_id=7)
     log.store_offset("c", 0)
@@ -238,7 +244,7 @@ def test_a_segment_without_its_first_chunk_costs_no_tracking_data(on_disk: Bench
 
 
 def test_damage_in_the_middle_costs_one_chunk(on_disk: Bench, tmp_path: Path) -> None:
-    """If a chunk in an older segment of a stream is damaged, only that chunk is lost, and later ones can be read."""
+    """If a chunk in an older segment of a stream is damaged, only that chunk is lost; later chunks can be read."""
     on_disk.open(segment_bytes=600)
     for body in (b"a", b"b" * 300, b"c" * 300, b"d"):
         on_disk.add(body)
@@ -262,7 +268,7 @@ def test_a_failed_write_is_repeated_in_order(bench: Bench, monkeypatch: pytest.M
 
 
 def test_deleting_a_log_tells_its_readers(bench: Bench, tmp_path: Path) -> None:
-    """When a stream is deleted, its readers are notified, and no file of it is left."""
+    """When a stream is deleted, its readers are notified, and all of its files are removed."""
     bench.add(b"a")
     told: list[bool] = []
     bench.log.watch(lambda: told.append(bench.log.deleted))

@@ -11,7 +11,7 @@ from mqtool.broker.embedded.model.users import Permissions, User
 
 
 def test_the_cache_of_permissions_is_bounded() -> None:
-    """A client that uses 3,000 different names leaves at most 1,000 of them in the broker's cache of permissions."""
+    """If a client uses 3,000 different names, the broker's cache of permissions keeps at most 1,000 of them."""
 
     async def known() -> int:
         broker = Broker(Ledger())
@@ -46,7 +46,9 @@ def authenticate(name: str, password: str, from_loopback: bool) -> bool:
     ],
 )
 def test_guest_may_log_in_only_from_loopback(name: str, password: str, from_loopback: bool, allowed: bool) -> None:
-    """The user guest may log in only from loopback, and nobody with a wrong or empty password."""
+    """The user guest may log in only from loopback. With a wrong or empty password, or an unknown name, nobody may log
+    in.
+    """
     assert authenticate(name, password, from_loopback) is allowed
 
 
