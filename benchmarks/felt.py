@@ -31,8 +31,12 @@ from benchmarks.embedded import Client, consume, publish_confirmed
 HERE = Path(__file__).parents[1]
 #: A row has grown if it takes more than this many times what it took on the base: instructions, and brokers' CPU time.
 TOLERANCE, BROKER_TOLERANCE = 1.05, 1.1
-#: The options of the brokers that are measured.
-BROKERS = {"memory": ["--in-memory"], "--data-dir": ["--data-dir", "{}/data"]}
+#: The brokers that are measured: the type of their queue, and their options.
+BROKERS = {
+    "memory": ("classic", ["--in-memory"]),
+    "quorum": ("quorum", ["--in-memory"]),
+    "--data-dir": ("classic", ["--data-dir", "{}/data"]),
+}
 #: How many rounds the brokers take.
 ROUNDS = 30
 #: How often a row that seems to have grown is counted again: chance can only add instructions, never save any.
@@ -186,7 +190,12 @@ _QUEUE = "felt"
 
 
 def broker_rounds(
-    base: Installation, change: Installation, options: Sequence[str], rounds: int, messages: int = 10_000
+    base: Installation,
+    change: Installation,
+    queue_type: str,
+    options: Sequence[str],
+    rounds: int,
+    messages: int = 10_000,
 ) -> dict[str, tuple[list[float], list[float]]]:
     """Measure what the embedded brokers of two installations take for messages of 100 bytes, persistent and confirmed.
 
@@ -195,6 +204,7 @@ def broker_rounds(
     event loop reaches the limit of 10 ms.
 
     Args:
+        queue_type: the type of the queue.
         options: options of the brokers.
         rounds: how many rounds.
         messages: messages in a round, a multiple of 500.
@@ -211,7 +221,8 @@ def broker_rounds(
             for side in (0, 1) if number % 2 else (1, 0):
                 process, urls = (one, other)[side]
                 client = Client(urls[0])
-                client.call(commands.Queue.Declare(queue=_QUEUE, durable=True), commands.Queue.DeclareOk)
+                declare = commands.Queue.Declare(queue=_QUEUE, durable=True, arguments={"x-queue-type": queue_type})
+                client.call(declare, commands.Queue.DeclareOk)
                 before = _cpu(process.pid)
                 publish_confirmed(client, "", _QUEUE, messages)
                 between = _cpu(process.pid)
@@ -279,15 +290,15 @@ def compare_brokers(base: Installation, change: Installation, word: str = "", *,
     Args:
         judged: True to measure again if a row seems to have grown, and to add "GREW" to the line of one that has.
     """
-    for kind, options in BROKERS.items():
+    for kind, (queue_type, options) in BROKERS.items():
         names = {way: f"broker, {kind}, {way} (µs per message)" for way in ("in", "out")}
         if not any(word in name for name in names.values()):
             continue
-        figures = broker_rounds(base, change, options, ROUNDS)
+        figures = broker_rounds(base, change, queue_type, options, ROUNDS)
         for _ in range(AGAIN if judged else 0):
             if not _grown_brokers(figures):
                 break
-            for way, sides in broker_rounds(base, change, options, ROUNDS).items():
+            for way, sides in broker_rounds(base, change, queue_type, options, ROUNDS).items():
                 for side, more in zip(figures[way], sides, strict=True):
                     side += more
         for way, (before, after) in figures.items():

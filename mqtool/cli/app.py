@@ -109,11 +109,11 @@ def _proposals(line: str) -> list[str]:
         if rest.startswith(f"{alias} "):
             rest = meant + rest.removeprefix(alias)
     words = rest.split()
-    is_first = len(words) < 2 and not rest[-1:].isspace()
+    before = words if rest[-1:].isspace() else words[:-1]
     asked = {"_TYPER_COMPLETE_FISH_ACTION": "get-args", "_TYPER_COMPLETE_ARGS": f"{name} {rest}"}
     os.environ |= {_COMPLETE: "complete_fish"} | asked
     with redirect_stdout(io.StringIO()) as printed, suppress(SystemExit):
-        command_tree([] if is_first else words, completes=True)(prog_name="mqtool")
+        command_tree(before, completes=True)(prog_name="mqtool")
     option = rest.rpartition(" ")[2].partition("=")
     value_of = f"{option[0]}=" if option[0].startswith("--") and option[1] else ""
     return [value_of + each for each in printed.getvalue().splitlines() if "-completion\t" not in each]

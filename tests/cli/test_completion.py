@@ -136,6 +136,7 @@ def ask(shell: Shell, line: str) -> tuple[str, str, int]:
     ("line", "word"),
     [
         ("mqtool dlq sh", "show"),
+        ("mqtool -C production send", "send-stream"),
         ("mqtool drill poi", "poison"),
         ("mqtool send --quie", "--quiet"),
         ("mqtool receive --queue-type quo", "quorum"),

@@ -60,6 +60,25 @@ def test_send_and_receive_load_no_heavy_module(shell: Shell, command: list[str])
         assert not {name for name in loaded if "receiving" in name}
 
 
+@on_any_broker
+def test_list_queues_asks_over_amqp_only_where_counts_may_be_old(shell: Shell) -> None:
+    """`list queues` connects over AMQP for a quorum queue, and for the consumers of a classic queue, but not for the
+    messages of a classic queue, whose count in the management API is current.
+    """
+
+    def loads_client(*words: str) -> bool:
+        listed = shell.run(sys.executable, "-X", "importtime", "-m", "mqtool", "list", "queues", *words)
+        assert listed.code == 0, listed.stderr
+        return "mqtool.amqp.channel" in listed.stderr
+
+    assert not loads_client(), "there are no queues"
+    shell.run("mqtool", "queue", "declare", "old", "--queue-type", "classic")
+    assert not loads_client()
+    assert loads_client("name", "consumers")
+    shell.run("mqtool", "queue", "declare", "new", "--queue-type", "quorum")
+    assert loads_client()
+
+
 @large
 def test_each_command_can_be_imported_alone(lonely_shell: Shell) -> None:
     """Each command prints its help in a process of its own, so no import depends on another command."""

@@ -189,17 +189,28 @@ class View:
         yield from rows
 
     def _refreshed(self, rows: Sequence[Row]) -> bool:
-        """Update the counts of queues in place over AMQP. Return False if AMQP is not available."""
+        """Update the counts of queues in place over AMQP, where the API's may be old.
+
+        AMQP is limited to one vhost and reports no stream lengths. The API's counts of classic queues are current, but
+        not those of their consumers.
+
+        Returns:
+            False if AMQP is not available.
+        """
+        asked = []
+        for row in rows:
+            if row["vhost"] != self._access.vhost or row["type"] == "stream":
+                if row["type"] != "classic":
+                    self._age = "counts of streams and of other vhosts can be up to 5 s old"
+            elif row["type"] != "classic" or "consumers" in self._fetched:
+                asked.append(row)
+        if not asked:
+            return True
         from mqtool.amqp.administration import depth as depth_of
 
         with suppress(MqtoolError):
             self._ask(lambda _: None)
-            for row in rows:
-                if row["vhost"] != self._access.vhost or row["type"] == "stream":
-                    # AMQP is limited to one vhost and reports no stream lengths; the API is current for classic queues.
-                    if row["type"] != "classic":
-                        self._age = "counts of streams and of other vhosts can be up to 5 s old"
-                    continue
+            for row in asked:
                 try:
                     depth = self._ask(partial(depth_of, queue=row["name"]))
                 except (NotFound, AccessRefused, DeclaredDifferently):  # deleted, or exclusive to another connection

@@ -224,38 +224,57 @@ class PriorityQuorumBacklog(PriorityBacklog):
     _default = 4
 
 
-class TwoLevelBacklog(PriorityBacklog):
+class TwoLevelBacklog(QuorumBacklog):
     """The backlog of a quorum queue from RabbitMQ 4.0 to 4.2, with two priorities.
 
     Messages of priority 5 or more come first, but every third delivery takes a message of lower priority if that
     message is older. Requeued messages come before all others.
     """
 
-    _kind = QuorumBacklog
-    _LOW, _HIGH, _RETURNED = range(3)
-
     def __init__(self, pages: Pages) -> None:
-        super().__init__(pages, self._RETURNED)
+        super().__init__(pages)
+        # Most queues have no messages of high priority: those of low priority need only what a QuorumBacklog does.
+        self._high = Backlog(pages)
         self._taken = 0
 
-    def _level_of(self, entry: BacklogEntry) -> int:
-        return self._HIGH if (entry.message.properties.priority or 0) > 4 else self._LOW
+    def __len__(self) -> int:
+        return len(self._fresh) + len(self._returned) + len(self._high._fresh)
 
-    def put_back(self, entry: BacklogEntry) -> None:
-        """Requeue a message behind those requeued earlier."""
-        self._level(self._RETURNED).put_back(entry)
-        self._grow(entry, 1)
+    def append(self, entry: BacklogEntry) -> None:
+        """Add a message behind those of the same priority."""
+        if (entry.message.header.properties.priority or 0) > 4:
+            self._high.append(entry)
+            self.body_bytes += len(entry.message.body)
+        else:
+            super().append(entry)
 
-    def _next(self) -> Backlog:
-        low, high, returned = map(self._level, range(3))
-        is_lows_turn = self._taken % 3 == 2 and low and high and low.head().position < high.head().position
-        return low if is_lows_turn and not returned else super()._next()
+    def _is_lows_turn(self) -> bool:
+        """Return True if a message of low priority comes before those of high priority, of which there are some."""
+        is_third = self._taken % 3 == 2 and self._fresh
+        return bool(is_third) and self._first().position < self._high.head().position
+
+    def head(self) -> BacklogEntry:
+        if self._returned or not self._high._fresh or self._is_lows_turn():
+            return super().head()
+        return self._high.head()
 
     def take(self) -> BacklogEntry:
-        is_counted = not self._level(self._RETURNED)
-        entry = super().take()
-        self._taken += is_counted
+        if self._returned:
+            return super().take()
+        is_low = not self._high._fresh or self._is_lows_turn()
+        self._taken += 1
+        if is_low:
+            return super().take()
+        entry = self._high.take()
+        self.body_bytes -= len(entry.message.body)
         return entry
+
+    def clear(self) -> list[BacklogEntry | int]:
+        return [*super().clear(), *self._high.clear()]
+
+    def in_memory(self) -> Iterator[BacklogEntry]:
+        yield from super().in_memory()
+        yield from self._high.in_memory()
 
 
 def new_backlog(pages: Pages, kind: str, max_priority: int | None, quorum_priorities: str) -> Backlog:

@@ -84,18 +84,15 @@ class BrokerConnection(AmqpSession):
                 raise malformed(FRAME_ERROR, kind, data[start:end], f"{{invalid_frame_end_marker,{data[end]}}}")
             if self.state == "closed":
                 return size
-            if kind == frames.METHOD and data.startswith(frames.BASIC_PUBLISH, start):
-                after = self._receive_publish(number, data, start, end)
-                if after:
-                    offset = after
-                    # As `must_pause`: a publish is never handled in several turns.
-                    if self._out_bytes > UNSENT_LIMIT or elapsed() > self._turn_ends:
-                        break
-                    continue
-            self.turn += 1
-            self._receive(kind, number, data[start:end])
-            offset = end + 1
-            if self.must_pause:
+            is_publish = kind == frames.METHOD and data.startswith(frames.BASIC_PUBLISH, start)
+            if is_publish and (after := self._receive_publish(number, data, start, end)):
+                offset = after
+            else:
+                self.turn += 1
+                self._receive(kind, number, data[start:end])
+                offset = end + 1
+            # As `must_pause`, which would take two calls for each frame.
+            if self.blocked or self._steps is not None or self._out_bytes > UNSENT_LIMIT or elapsed() > self._turn_ends:
                 break
         self._need = _FRAME_HEAD
         return offset
