@@ -12,7 +12,7 @@ frozen dataclass takes 7 % of the instructions of `mqtool send`.
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from functools import partial, wraps
+from functools import wraps
 from inspect import Parameter, Signature, getdoc, signature
 from types import MappingProxyType, NoneType
 from typing import Annotated, Any, get_args, get_origin
@@ -96,40 +96,8 @@ def _first_two(flags: Collection[str]) -> str:
     return f"{first} and {len(flags) - 2} more" if len(flags) > 2 else first
 
 
-class Commands:
-    """The commands of a group such as `queue`, or a part of them that another module adds with `include`.
-
-    Only the commands that a command line may name are added to an app: typer takes over a millisecond for each.
-
-    Args:
-        settings: what typer.Typer takes for the group.
-    """
-
-    def __init__(self, **settings: Any) -> None:
-        self._settings = settings
-        self._by_name: dict[str, Callable[[typer.Typer], None]] = {}
-        self._parts: list[Commands] = []
-
-    def add(self, name: str, register: Callable[[typer.Typer], None]) -> None:
-        """Add a command. `register` adds it to an app of typer."""
-        self._by_name[name] = register
-
-    def include(self, part: "Commands") -> None:
-        """Add the commands of a part, after those that are or will be added one by one."""
-        self._parts.append(part)
-
-    def app(self, name: str = "") -> typer.Typer:
-        """Return an app with the command of this name or, if there is none, with all commands."""
-        app, by_name = typer.Typer(**self._settings), dict(self._by_name)
-        for part in self._parts:
-            by_name |= part._by_name
-        for register in [by_name[name]] if name in by_name else by_name.values():
-            register(app)
-        return app
-
-
 def command(
-    app: typer.Typer | Commands,
+    app: typer.Typer,
     *examples: str,
     effect: Effect,
     name: str | None = None,
@@ -157,7 +125,7 @@ def command(
         cls: the class of the command.
     """
 
-    def register(function: Callable[..., None], app: typer.Typer) -> None:
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
         parameters = signature(function).parameters
 
         @wraps(function)
@@ -180,25 +148,15 @@ def command(
         text = "\n".join(f"  {each}" for each in examples)
         told = about or getdoc(function) or ""
         app.command(
-            _name_of(function, name),
+            name or function.__name__.replace("_", "-"),
             cls=cls,
             help=told,
             short_help=sentence_of(told),
             epilog=f"\b\nExamples:\n{text}" if examples else None,
         )(with_groups)
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        if isinstance(app, Commands):
-            app.add(_name_of(function, name), partial(register, function))
-        else:
-            register(function, app)
         return function
 
     return decorate
-
-
-def _name_of(function: Callable[..., None], name: str | None) -> str:
-    return name or function.__name__.replace("_", "-")
 
 
 def _options(
@@ -246,7 +204,7 @@ def group(
     heading: str,
     meant_by: Collection[str] = (),
     hint: Callable[[str], str | None] | None = None,
-) -> Commands:
+) -> typer.Typer:
     """Return a group of commands, such as `queue`. Without a subcommand, it shows its help.
 
     Args:
@@ -259,7 +217,7 @@ def group(
             output.show(ctx.get_help())
 
     vars(shown_alone).update(heading=heading, meant_by=tuple(meant_by), hint=hint)
-    return Commands(
+    return typer.Typer(
         name=name,
         help=about,
         short_help=sentence_of(about),

@@ -238,13 +238,10 @@ def test_tutorial_options_are_shown_only_for_tutorial_commands() -> None:
 
 
 def test_a_group_alone_shows_its_help(lonely_shell: Shell) -> None:
-    """A group of commands alone, such as `mqtool queue`, prints its help once and exits with 0, as it does with
-    `--help`, even if a command follows.
-    """
-    for group in (each for each in every(described())[1:] if each.commands):
-        alone = lonely_shell.run("mqtool", *group.words)
-        assert alone == lonely_shell.run("mqtool", *group.words, "--help")
-        assert alone == lonely_shell.run("mqtool", *group.words, "--help", group.commands[0].words[-1])
+    """A group of commands alone, such as `mqtool queue`, prints its help once and exits with 0."""
+    for group in (each.words for each in every(described())[1:] if each.commands):
+        alone = lonely_shell.run("mqtool", *group)
+        assert alone == lonely_shell.run("mqtool", *group, "--help")
         assert (alone.code, alone.stderr, alone.stdout.count("Usage:")) == (0, "", 1)
 
 

@@ -12,7 +12,7 @@ import typer
 
 from mqtool import __version__
 from mqtool.cli import contexts
-from mqtool.cli.command_line import Commands, Group, HelpAll
+from mqtool.cli.command_line import Group, HelpAll
 from mqtool.cli.display import output
 from mqtool.cli.help.index import ALIASES, SENTENCES
 
@@ -54,7 +54,7 @@ def mqtool(
 
 
 def command_tree(words: Sequence[str], *, completes: bool = False) -> typer.Typer:
-    """Return an app with the command that a command line names; if it names only a group, with all its commands.
+    """Return an app with the command that a command line names.
 
     If the line names none, the app has only the names and sentences of all commands, for completion and for hints.
 
@@ -63,9 +63,9 @@ def command_tree(words: Sequence[str], *, completes: bool = False) -> typer.Type
         completes: True to let typer complete the line that the environment names.
     """
     tree = _empty_tree(completes=completes)
-    name, below = first_words(words)
+    name = first_word(words)
     if name in SENTENCES:
-        tree.add_typer(_app_of(import_module(f"{__name__}.{name.replace('-', '_')}"), below))
+        tree.add_typer(import_module(f"{__name__}.{name.replace('-', '_')}").app)
     else:
         for each, sentence in SENTENCES.items():
             tree.command(each, short_help=sentence)(lambda: None)
@@ -78,14 +78,8 @@ def whole_tree() -> typer.Typer:
     for found in iter_modules(__path__):
         module = import_module(f"{__name__}.{found.name}")
         if hasattr(module, "app"):  # the others have a `part` of a group, which the group's module adds
-            tree.add_typer(_app_of(module))
+            tree.add_typer(module.app)
     return tree
-
-
-def _app_of(module: Any, name: str = "") -> typer.Typer:
-    """Return a module's command, or its group of commands with the command of this name only, if there is one."""
-    app: typer.Typer | Commands = module.app
-    return app.app(name) if isinstance(app, Commands) else app
 
 
 def _empty_tree(*, completes: bool = False) -> typer.Typer:
@@ -108,15 +102,12 @@ def without_aliases(words: Sequence[str]) -> list[str]:
     return [*words]
 
 
-def first_words(words: Sequence[str]) -> tuple[str, str]:
-    """Return the first word of a command line that is neither an option nor the value of -C, and the one behind it.
-
-    Either is "" if there is none.
-    """
+def first_word(words: Sequence[str]) -> str:
+    """Return the first word of a command line that is neither an option nor the value of -C; "" if there is none."""
     rest = iter(words)
     for word in rest:
         if word in ("-C", "--context"):
             next(rest, None)
         elif not word.startswith("-"):
-            return word, next(rest, "")
-    return "", ""
+            return word
+    return ""

@@ -29,8 +29,8 @@ from mqtool.errors import Unavailable, UsageError
 from mqtool.spelling import pasteable
 
 app = group("broker", "Start a broker for yourself, and stop it.", heading="Broker")
-app.include(broker_up.part)
-app.include(broker_fault.part)
+app.add_typer(broker_up.part)
+app.add_typer(broker_fault.part)
 
 _LOG_PAUSE = 0.2
 

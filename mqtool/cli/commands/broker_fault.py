@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import Commands, command
+from mqtool.cli.command_line import command
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import layout, output
@@ -14,7 +14,7 @@ from mqtool.errors import NotFound, UsageError
 from mqtool.management import Management, path
 from mqtool.spelling import counted, pasteable
 
-part = Commands()
+part = typer.Typer()
 
 _FAULTS = [
     *("cut-connections", "refuse-connections", "go-silent", "slow-down", "block-publishers", "close-connections"),

@@ -21,14 +21,14 @@ from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
 from mqtool.cli.chosen_broker import choose, is_same_node, read_password
-from mqtool.cli.command_line import Commands, command
+from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import BrokerOptions
 from mqtool.errors import NothingAnswers, Unavailable, UsageError
 from mqtool.spelling import pasteable
 
-part = Commands()
+part = typer.Typer()
 
 _PAUSE = 0.2
 

@@ -26,7 +26,7 @@ from mqtool.spelling import counted
 from mqtool.work.pending_delays import Exclusive, Waiting, WaitingChoice, WaitingMessages
 
 app = group("delayed", "Show, cancel, deliver or relay delayed messages.", heading="Messages")
-app.include(delayed_relay.part)
+app.add_typer(delayed_relay.part)
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print NDJSON")]

@@ -14,7 +14,7 @@ from mqtool.amqp import Backoff, Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import Commands, command
+from mqtool.cli.command_line import command
 from mqtool.cli.completion import names_of
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
@@ -28,7 +28,7 @@ from mqtool.spelling import counted, pasteable
 from mqtool.topology import DELAYED, Exchange, Queue
 from mqtool.work.delay_relay import Relay, RelayNames
 
-part = Commands()
+part = typer.Typer()
 
 #: Seconds to wait for a connection to the management API, and for its response. Only warnings depend on it.
 _PATIENCE = 0.3, 1.0

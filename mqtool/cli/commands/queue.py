@@ -27,7 +27,7 @@ from mqtool.topology import Exchange, Queue
 from mqtool.work import peeking
 
 app = group("queue", "Declare, show, convert, delete and purge queues.", heading="Manage")
-app.include(queue_convert.part)
+app.add_typer(queue_convert.part)
 
 
 QueueName = Annotated[str, typer.Argument(metavar="QUEUE", autocompletion=names_of("queues"))]

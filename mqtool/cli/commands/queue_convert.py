@@ -12,7 +12,7 @@ from mqtool.amqp import administration
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
-from mqtool.cli.command_line import Commands, command
+from mqtool.cli.command_line import command
 from mqtool.cli.completion import names_of
 from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
@@ -32,7 +32,7 @@ from mqtool.work import conversion_plan
 from mqtool.work.conversion_plan import ConversionNames, ConversionPlan, Prospect
 from mqtool.work.queue_conversion import Conversion, Stopped, left_behind
 
-part = Commands()
+part = typer.Typer()
 
 #: The largest fraction that the progress bar shows while messages are being moved.
 _NEARLY_ALL = 0.99

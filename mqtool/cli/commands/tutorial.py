@@ -44,7 +44,7 @@ def _hint(word: str) -> str | None:
 
 
 app = group("tutorial", "Learn RabbitMQ: read tutorials, see them run, and try it.", heading="Learn", hint=_hint)
-app.include(tutorial_try.part)
+app.add_typer(tutorial_try.part)
 
 
 @command(app, "mqtool tutorial list", "mqtool tutorial list --json", effect=Effect.NONE, name="list")

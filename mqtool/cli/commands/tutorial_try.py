@@ -20,7 +20,7 @@ from mqtool.broker.tutorial_broker import AnnouncedBroker
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.chosen_broker import choose, is_same_node
-from mqtool.cli.command_line import Commands, command
+from mqtool.cli.command_line import command
 from mqtool.cli.contexts import MANAGEMENT_VARIABLE, Effect
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.goal_lines import GoalLines
@@ -36,7 +36,7 @@ from mqtool.spelling import counted, did_you_mean
 from mqtool.stage.terminal import Guard
 from mqtool.tutorials import pages
 
-part = Commands()
+part = typer.Typer()
 
 _HINT_KEYS, _AGAIN, _SKIP, _QUIT = ("\r", "\n", "h"), "r", "s", "q"
 _REACHED = "reached"
