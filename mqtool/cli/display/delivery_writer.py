@@ -239,7 +239,7 @@ def _append_to(path: Path) -> None:
         mqtool receive -o app.log ── mv app.log app.log.1; kill -HUP ──> app.log.1 ends with a whole line
     """
     try:
-        cut_off, beginning = _remove_fragment(path)
+        cut_off, beginning = remove_fragment(path)
         _append_in(path)
     except OSError as error:
         raise UsageError(f"cannot write to {path}: {error.strerror}") from error
@@ -265,7 +265,7 @@ def _start_new_line() -> None:
                     output.write(b"\n")
 
 
-def _remove_fragment(path: Path) -> tuple[int, bytes]:
+def remove_fragment(path: Path) -> tuple[int, bytes]:
     """Remove what follows the last newline of a file; return the number of bytes, and the first of them."""
     if not path.is_file():
         return 0, b""
