@@ -12,6 +12,14 @@ def _is_reply(message: SeenMessage) -> bool:
     return not message.exchange and (message.routing_key.startswith("amq.") or bool(message.reply_to))
 
 
+def to_unknown_exchange(seen: Seen) -> str:
+    """A message was published to an exchange that does not exist."""
+    if not seen.astray:
+        return ""
+    message = seen.astray[-1]
+    return f"{message} was published to the exchange {message.exchange!r}, which does not exist: its channel was closed."
+
+
 def not_sent_to(queue: str) -> Said:
     """A message was published, but not to this queue."""
 

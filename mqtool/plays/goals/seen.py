@@ -286,6 +286,7 @@ class Seen:
         self.begun = 0
         self.now = 0
         self._all: list[SeenMessage] = []
+        self._astray: list[SeenMessage] = []
         self._published: dict[int, SeenMessage] = {}
         self._copies: dict[tuple[str, int], SeenCopy] = {}
         self._held: dict[tuple[str, int], SeenMessage] = {}
@@ -311,6 +312,11 @@ class Seen:
     def messages(self) -> list[SeenMessage]:
         """The messages that clients published since the goal began, oldest first."""
         return [each for each in self._all if each.at > self.begun and not each.origin]
+
+    @property
+    def astray(self) -> list[SeenMessage]:
+        """The messages published since the goal began to an exchange that did not exist, and does not now."""
+        return [each for each in self._astray if each.at > self.begun and each.exchange not in self.exchanges]
 
     def lost(self, how: str) -> list[SeenMessage]:
         """The messages published since the goal began that were lost so: "dropped", "returned" or "refused"."""
@@ -403,6 +409,8 @@ class Seen:
                 self._take_published(record).reply_to = record["to"]["connection"]
             case "ready" | "appended" | "routed":
                 self._enter(self._published[record["message"]], record["queue"], record.get("copy"))
+            case "unknown-exchange":
+                self._astray.append(self._read(record, record["from"].get("connection", ""), ""))
             case "returned" | "dropped" | "refused" as end:
                 self._published[record["message"]].lost = end
             case "delayed":
@@ -442,13 +450,16 @@ class Seen:
         return message
 
     def _message(self, record: Json, connection: str, origin: str) -> SeenMessage:
+        message = self._read(record, connection, origin)
+        self._all.append(message)
+        return message
+
+    def _read(self, record: Json, connection: str, origin: str) -> SeenMessage:
         details = record["details"]
-        message = SeenMessage(
+        return SeenMessage(
             *(self.now, record.get("t", 0), connection, origin, details["exchange"], details["routing_key"]),
             *(details.get("headers") or {}, details.get("properties") or {}, details.get("body", "")),
         )
-        self._all.append(message)
-        return message
 
     def _enter(self, message: SeenMessage, queue: str, number: int | None) -> SeenCopy:
         copy = SeenCopy(message, queue, self.now, self.looks or self.topologies)

@@ -204,6 +204,11 @@ class MessageEvents:
             ends = {"from": self._origin(source), "to": self._origin(to)}
             self._add({"what": "replied", "message": self._messages, **ends}, message)
 
+    def unknown_exchange(self, source: object, message: BrokerMessage) -> None:
+        if self._left >= 1:
+            self._left -= 1
+            self._add({"what": "unknown-exchange", "from": self._origin(source)}, message)
+
     def changed(self) -> None:
         self.readers.clear()  # some consumers may be gone
         self.number += 1
