@@ -238,6 +238,9 @@ def _append_to(path: Path) -> None:
 
         mqtool receive -o app.log ── mv app.log app.log.1; kill -HUP ──> app.log.1 ends with a whole line
     """
+    # One thread waits for the signal; threads that start later inherit the mask, so none of them gets it. It is blocked
+    # before the file is opened: __main__.py ignores it until then.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         cut_off, beginning = remove_fragment(path)
         _append_in(path)
@@ -248,8 +251,6 @@ def _append_to(path: Path) -> None:
         text = output.one_line(beginning.decode("utf-8", "replace")) + ("…" if cut_off > len(beginning) else "")
         output.notice(f"{path} ended with an incomplete line; removed its {cut_off:,} bytes: {text}")
     _start_new_line()
-    # One thread waits for the signal; threads that start later inherit the mask, so none of them gets it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # sigwait() may miss an ignored signal, and nohup ignores SIGHUP
     threading.Thread(
         target=_reopen_on_hup, args=(path, output.is_terminal(2)), name="mqtool-output", daemon=True
