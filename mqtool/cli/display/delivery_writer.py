@@ -22,6 +22,8 @@ from mqtool.message import Delivery
 
 #: A batch is written once it contains this many bytes.
 _BATCH_BYTES = 1 << 16
+#: Ends the line of a message that was delivered before.
+_REDELIVERED = b" (redelivered)"
 #: Styles for lines whose routing key contains one of these words.
 _STYLES = dict.fromkeys(("emergency", "emerg", "alert", "critical", "crit", "fatal"), "1;31")
 _STYLES |= {"error": "31", "err": "31", "warning": "33", "warn": "33", "debug": "2"}
@@ -63,6 +65,8 @@ class DeliveryWriter:
             {key}, {queue}, {offset} and {body}; {body!r} quotes text, and {body!b} is a Python bytes literal.
         wait_for_reader: if stdout is a pipe, return from each call only after the pipe's reader has read the delivery,
             so that no unread message is acknowledged.
+        marks_redelivered: on a terminal, end the default line of a redelivered message with a mark, except where only
+            the lines of a tutorial's script are printed.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class DeliveryWriter:
         template: str | None = None,
         pretty: bool = False,
         wait_for_reader: bool = False,
+        marks_redelivered: bool = False,
     ) -> None:
         if raw + as_json + (template is not None) > 1:
             raise UsageError("--raw, --json and --format cannot be combined", "use only one of them")
@@ -85,6 +90,7 @@ class DeliveryWriter:
         self._after = _filled(after) if after else None
         self._escape = output.is_terminal(STDOUT)
         self._has_styles = self._escape and isinstance(line, str) and "{key" in line
+        self._marks_redelivered = marks_redelivered and self._escape and not output.speaks_as_script()
         self._pretty = pretty
         self._wait_for_reader = wait_for_reader and output.is_pipe()
         self.batched = BatchedOutput()
@@ -125,6 +131,8 @@ class DeliveryWriter:
         if self._after is not None:
             after = self._after(delivery)
             text += (output.visible(after) if self._escape else after).encode("utf-8", "surrogateescape")
+        if self._marks_redelivered and delivery.redelivered:
+            text += _REDELIVERED
         if self._has_styles and output.is_coloured(STDOUT) and (style := _style_of(delivery.routing_key)):
             text = f"\x1b[{style}m".encode() + text + b"\x1b[0m"
         return text + b"\n"
