@@ -19,9 +19,9 @@ def main() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # run() installs a handler of its own
-    if any(word.startswith(("-o", "--output")) for word in sys.argv[1:]):
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-            signal.signal(signal.SIGHUP, lambda *_: None)  # redirect() waits for it from then on
+    writes_file = any(word.startswith(("-o", "--output")) for word in sys.argv[1:])
+    if writes_file and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: None)  # redirect() waits for it from then on
     from mqtool.cli.app import run  # takes most of the time until the command starts
 
     run()

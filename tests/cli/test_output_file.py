@@ -41,7 +41,7 @@ def test_hup_reopens_the_file_after_logrotate(shell: Shell, broker: TestBroker, 
 
 
 @on_any_broker
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="to see that it has just started needs Linux's /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc shows that it has just started")
 @pytest.mark.parametrize("option", ["-o", "--output=app.log"])
 def test_hup_does_not_end_a_receiver_that_has_just_started(shell: Shell, option: str) -> None:
     """SIGHUP from logrotate does not end a `receive -o` that still starts and has not opened its file."""

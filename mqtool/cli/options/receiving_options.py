@@ -96,11 +96,7 @@ class PrintingOptions:
         return self.raw or self.as_json or self.template is not None
 
     def writer(
-        self,
-        line: Callable[[Delivery], str] | str,
-        *,
-        wait_for_reader: bool = False,
-        marks_redelivered: bool = False,
+        self, line: Callable[[Delivery], str] | str, *, wait_for_reader: bool = False, marks_redelivered: bool = False
     ) -> DeliveryWriter:
         """Return a writer for deliveries. It uses `line`, the command's own format, unless an option selects another.
 

@@ -231,8 +231,9 @@ class Outgoing:
         failed = self._failed + unconfirmed
         if not confirmed:
             return NotConfirmed(f"the broker confirmed none of {_messages(max(failed, kept))}: {error}", error.hint)
-        of_those = f"{failed:,} of the messages sent {'was' if failed == 1 else 'were'} not confirmed: " if failed else ""
-        return SomeFailed(f"{of_those}{error}", error.hint)
+        were = "was" if failed == 1 else "were"
+        how_many = f"{failed:,} of the messages sent {were} not confirmed: " if failed else ""
+        return SomeFailed(f"{how_many}{error}", error.hint)
 
     def _finish(self) -> None:
         unconfirmed = self._channel.unconfirmed

@@ -17,7 +17,7 @@ def to_unknown_exchange(seen: Seen) -> str:
     if not seen.astray:
         return ""
     message = seen.astray[-1]
-    return f"{message} was published to the exchange {message.exchange!r}, which does not exist: its channel was closed."
+    return f"{message} was published to the exchange {message.exchange!r}, which does not exist. Its channel is closed."
 
 
 def not_sent_to(queue: str) -> Said:
