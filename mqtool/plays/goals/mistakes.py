@@ -14,9 +14,10 @@ def _is_reply(message: SeenMessage) -> bool:
 
 def to_unknown_exchange(seen: Seen) -> str:
     """A message was published to an exchange that does not exist."""
-    if not seen.astray:
+    astray = [each for each in seen.astray if each.at > seen.begun and each.exchange not in seen.exchanges]
+    if not astray:
         return ""
-    message = seen.astray[-1]
+    message = astray[-1]
     return f"{message} was published to the exchange {message.exchange!r}, which does not exist. Its channel is closed."
 
 

@@ -266,6 +266,7 @@ class Seen:
         queues: the queues that exist now, by name, each with "type", "arguments", "ready" and "unacked".
         exchanges: the types of the exchanges that exist now, by name.
         bindings, consumers: those that exist now.
+        astray: the messages that were published to an exchange that did not exist, also before the goal began.
         is_complete: False until the first records have been taken.
         acted: the moment at which `try` did its part in the goal; 0 if it has not yet.
         note: what `try` did it to, for the sentences of the goal.
@@ -280,13 +281,13 @@ class Seen:
         self.exchanges: dict[str, str] = {}
         self.bindings: list[SeenBinding] = []
         self.consumers: list[SeenConsumer] = []
+        self.astray: list[SeenMessage] = []
         self.is_complete = False
         self.acted = 0
         self.note = ""
         self.begun = 0
         self.now = 0
         self._all: list[SeenMessage] = []
-        self._astray: list[SeenMessage] = []
         self._published: dict[int, SeenMessage] = {}
         self._copies: dict[tuple[str, int], SeenCopy] = {}
         self._held: dict[tuple[str, int], SeenMessage] = {}
@@ -312,11 +313,6 @@ class Seen:
     def messages(self) -> list[SeenMessage]:
         """The messages that clients published since the goal began, oldest first."""
         return [each for each in self._all if each.at > self.begun and not each.origin]
-
-    @property
-    def astray(self) -> list[SeenMessage]:
-        """The messages published since the goal began to an exchange that did not exist, and does not now."""
-        return [each for each in self._astray if each.at > self.begun and each.exchange not in self.exchanges]
 
     def lost(self, how: str) -> list[SeenMessage]:
         """The messages published since the goal began that were lost so: "dropped", "returned" or "refused"."""
@@ -410,7 +406,7 @@ class Seen:
             case "ready" | "appended" | "routed":
                 self._enter(self._published[record["message"]], record["queue"], record.get("copy"))
             case "unknown-exchange":
-                self._astray.append(self._read(record, record["from"].get("connection", ""), ""))
+                self.astray.append(_message(record, self.now, record["from"].get("connection", ""), ""))
             case "returned" | "dropped" | "refused" as end:
                 self._published[record["message"]].lost = end
             case "delayed":
@@ -450,16 +446,9 @@ class Seen:
         return message
 
     def _message(self, record: Json, connection: str, origin: str) -> SeenMessage:
-        message = self._read(record, connection, origin)
+        message = _message(record, self.now, connection, origin)
         self._all.append(message)
         return message
-
-    def _read(self, record: Json, connection: str, origin: str) -> SeenMessage:
-        details = record["details"]
-        return SeenMessage(
-            *(self.now, record.get("t", 0), connection, origin, details["exchange"], details["routing_key"]),
-            *(details.get("headers") or {}, details.get("properties") or {}, details.get("body", "")),
-        )
 
     def _enter(self, message: SeenMessage, queue: str, number: int | None) -> SeenCopy:
         copy = SeenCopy(message, queue, self.now, self.looks or self.topologies)
@@ -518,6 +507,14 @@ class Seen:
             for copy in copies:
                 if not copy.end:
                     copy.finish({"what": end}, self.now)
+
+
+def _message(record: Json, now: int, connection: str, origin: str) -> SeenMessage:
+    details = record["details"]
+    return SeenMessage(
+        *(now, record.get("t", 0), connection, origin, details["exchange"], details["routing_key"]),
+        *(details.get("headers") or {}, details.get("properties") or {}, details.get("body", "")),
+    )
 
 
 def since(seen: Seen, moment: int) -> Seen:

@@ -294,7 +294,7 @@ class Trial:
         What can be seen without any message, such as a binding, is not made again.
         """
         later, none = since(self.seen, moment), since(self.seen, self.seen.now)
-        if not later.messages and not later.astray:
+        if not later.messages and not to_unknown_exchange(later):
             return set()
         return {each for each in mistakes if each(later) and not each(none)}
 
