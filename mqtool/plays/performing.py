@@ -38,7 +38,7 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
         home.mkdir(exist_ok=True)
         stream_port = ports.free_port() if play.has_streams and url is None else None
         place = TerminalPlace(home, scratch, "", url is not None, guard, stream_port, play.protocol)
-        own = embedded_broker(scratch / "broker", guard, stream_port)
+        own = embedded_broker(scratch / "broker", guard, stream_port, **(_ports() if url is None else {}))
         with (
             own if url is None else _cleared(play, url) as (broker_url, management),
             _counting(management, audience),
@@ -48,6 +48,12 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
         ):
             play.play(stage)
         return stage.checks
+
+
+def _ports() -> dict[str, int]:
+    """Choose ports at the usual distance, so that commands in other terminals find both with the broker's URL alone."""
+    port = ports.free_port()
+    return {"port": port, "management_port": ports.choose(None, ports.usual_management(None, port)[:1])}
 
 
 def api_of(management: str) -> "Callable[[], Management]":

@@ -95,6 +95,23 @@ def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, brok
 
 
 @on_any_broker
+@pytest.mark.parametrize("command", ["send", "new-task"])
+def test_a_publisher_that_declares_a_mistyped_queue_says_so(shell: Shell, broker: TestBroker, command: str) -> None:
+    """If the queue that a publisher declares resembles an existing one, it asks "did you mean" on a terminal, once;
+    with --declare, or if no name resembles it, it says only that the queue is new.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    shell.run("mqtool", "queue", "declare", "invoices")
+    said = [
+        on_terminal(shell, "mqtool", command, "x", "-q", *words).stdout.splitlines()[0]
+        for words in (["invoicse"], ["invoicse"], ["invoice", "--declare"], ["orders"])
+    ]
+    assert said[0] == "queue 'invoicse' is new; did you mean 'invoices'?"
+    assert said[1].startswith(" [x] Sent")
+    assert said[2:] == ["queue 'invoice' is new", "queue 'orders' is new"]
+
+
+@on_any_broker
 def test_a_receiver_that_names_an_offset_declares_a_stream(shell: Shell) -> None:
     """`receive --offset first` on a missing queue declares a stream, whose messages can be read again and again."""
     receive = ("mqtool", "receive", "-q", "events", "--offset", "first", "--raw")

@@ -90,6 +90,30 @@ def test_a_full_disk_under_failed_to_is_an_error_that_names_the_unfinished_file(
     assert json.loads(first)["body"] == "1"
 
 
+@on_any_broker
+def test_what_had_failed_outlives_a_killed_send(shell: Shell) -> None:
+    """`send --failed-to` writes each line that has failed at once: if it is killed, the next run with the same FILE
+    keeps these lines, too, and says so.
+    """
+    send = ("mqtool", "send", "-r", "nosuch", "-l", "--failed-to", "failed")
+    sender = shell.start(*send, stdin=PIPE)
+    assert sender.process.stdin is not None
+    sender.process.stdin.write(b"a\nb\n")
+    sender.process.stdin.flush()
+    sender.wait_for_stderr("returned: 'b'")
+    unfinished = shell.directory / "failed.unfinished"
+    wait_until(lambda: unfinished.read_bytes().count(b"\n") == 2, "both lines are in the file")
+    sender.process.kill()
+    sender.wait()
+    with unfinished.open("ab") as file:
+        file.write(b'{"body": "cut o')
+    again = shell.run(*send, stdin="c\n")
+    assert "an earlier run did not finish, and left 2 messages in " in again.stderr
+    assert "3 not confirmed, kept in failed" in again.stderr
+    assert _bodies(shell, "failed") == ["a", "b", "c"]
+    assert not unfinished.exists()
+
+
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize(
     ("command", "line"),
@@ -229,8 +253,8 @@ def _declared(broker: TestBroker, queue: str) -> bool:
 
 
 def test_max_reconnects_limits_the_attempts(own_shell: Shell, amqp_vhost: Vhost) -> None:
-    """With --max-reconnects 2, `send` gives up after two failed attempts to reconnect and exits with 69; --failed-to
-    keeps the unsent lines.
+    """With --max-reconnects 2, `send` gives up after two failed attempts to reconnect; --failed-to keeps the unsent
+    lines, and the exit code is 3, since others were sent.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", "--failed-to", "failed", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -241,10 +265,34 @@ def test_max_reconnects_limits_the_attempts(own_shell: Shell, amqp_vhost: Vhost)
     sender.process.stdin.write(b"second\n")
     sender.process.stdin.close()
     result = sender.wait()
-    assert result.code == 69
+    assert result.code == 3
     assert "attempt 2 to reconnect failed" in result.stderr
-    assert "gave up reconnecting" in result.stderr
+    assert "1 of the messages sent was not confirmed: gave up reconnecting" in result.stderr
     assert _bodies(own_shell, "failed") == ["second"]
+
+
+@pytest.mark.parametrize(("words", "text", "kept"), [(["-l"], "one\ntwo\n", ["one", "two"]), ([], "all", ["all"])])
+def test_exit_code_69_means_that_nothing_was_sent_or_kept(
+    own_shell: Shell, amqp_vhost: Vhost, words: list[str], text: str, kept: list[str]
+) -> None:
+    """If `send --failed-to` loses the broker before any confirm, it exits with 75 and keeps its input, be it lines or
+    one message; if it cannot reach the broker at all, it exits with 69 and writes no file.
+    """
+    send = ("mqtool", "send", *words, "--max-reconnects", "1", "--failed-to", "failed")
+    amqp_vhost.faults.delay_confirms()
+    sender = own_shell.start(*send, stdin=PIPE)
+    assert sender.process.stdin is not None
+    sender.process.stdin.write(text.encode())
+    sender.process.stdin.close()
+    wait_until(lambda: len(amqp_vhost.queue("hello").messages()) == len(kept), "all are published")
+    _lose(amqp_vhost)
+    lost = sender.wait()
+    assert (lost.code, "gave up reconnecting" in lost.stderr) == (75, True), lost.stderr
+    assert _bodies(own_shell, "failed") == kept
+
+    (own_shell.directory / "failed").unlink()
+    assert own_shell.run(*send, stdin=text).code == 69
+    assert not (own_shell.directory / "failed").exists()
 
 
 @pytest.mark.parametrize("progress", [False, True])
@@ -268,7 +316,7 @@ def test_max_reconnects_counts_the_attempts_since_the_last_confirm(
         )
     assert ("gave up reconnecting" in sender.stderr) is not progress
     sender.process.stdin.close()
-    assert sender.wait().code == (0 if progress else 69)
+    assert sender.wait().code == (0 if progress else 3)  # one message was sent
 
 
 def _unread(pipe: IO[bytes]) -> int:

@@ -40,6 +40,28 @@ def test_hup_reopens_the_file_after_logrotate(shell: Shell, broker: TestBroker, 
     assert depth(broker, "hello") == 0
 
 
+@on_any_broker
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc shows that it has just started")
+@pytest.mark.parametrize("option", ["-o", "--output=app.log"])
+def test_hup_does_not_end_a_receiver_that_has_just_started(shell: Shell, option: str) -> None:
+    """SIGHUP from logrotate does not end a `receive -o` that still starts and has not opened its file."""
+    shell.start_cold()
+    words = [option] if "=" in option else [option, "app.log"]
+    running = shell.start("mqtool", "receive", "--raw", *words)
+    status = Path(f"/proc/{running.process.pid}/status")
+
+    def handles_hup() -> bool:
+        caught = status.read_text().partition("SigCgt:")[2].split()[0]
+        return bool(int(caught, 16) & 1 << signal.SIGHUP - 1)
+
+    wait_until(handles_hup, "mqtool starts")
+    running.process.send_signal(signal.SIGHUP)
+    running.wait_until_ready()
+    shell.run("mqtool", "send", "hi")
+    wait_until(lambda: lines_of(shell.directory / "app.log") == ["hi"], "the message")
+    assert running.interrupt().wait().code == 0
+
+
 def test_a_fragment_of_a_killed_run_is_cut_off(shell: Shell) -> None:
     """`receive -o` removes an incomplete last line, as a killed run leaves it, from the file, and shows how that line
     began.

@@ -3,6 +3,8 @@
 import re
 import sys
 
+import pytest
+
 from mqtool.testing import Vhost
 from tests.cli.shell import Shell
 from tests.cli.terminal import on_terminal
@@ -77,6 +79,26 @@ def test_received_data_stays_as_it_is_under_the_locale_c(lonely_shell: Shell, am
     lonely_shell.environment |= {"LC_ALL": "C", "MQTOOL_URL": amqp_vhost.url}
     assert lonely_shell.run("mqtool", "send", "grün ─").code == 0
     assert "grün ─" in seen(lonely_shell, "mqtool", "receive", "-c", "1", "--raw")
+
+
+@pytest.mark.parametrize("command", ["receive -q task_queue", "worker", "receive-log fanout -q task_queue"])
+def test_a_receiver_marks_redelivered_messages_on_a_terminal(
+    lonely_shell: Shell, amqp_vhost: Vhost, command: str
+) -> None:
+    """On a terminal, the line of a message that was delivered before ends with "(redelivered)"; in a pipe, with --raw,
+    and with --dialect, it is printed as it is otherwise.
+    """
+    lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
+    receive = ("mqtool", *command.split(), "-c", "2")
+    for words, is_marked in (([], True), (["--raw"], False), (["--dialect", "python"], False)):
+        lonely_shell.run("mqtool", "new-task", "-l", stdin="a\nb\n")
+        lonely_shell.run("mqtool", "peek", "task_queue", "-c", "1")
+        lines = seen(lonely_shell, *receive, *words).splitlines()
+        received = [line for line in lines if re.search(r"\b[ab]'?( \(redelivered\))?$", line)]
+        assert [line.endswith(" (redelivered)") for line in received] == [is_marked, False], lines
+    lonely_shell.run("mqtool", "new-task", "a")
+    lonely_shell.run("mqtool", "peek", "task_queue")
+    assert "redelivered" not in lonely_shell.run(*receive[:-1], "1").stdout
 
 
 def test_the_shells_prompt_is_not_on_the_line_of_ctrl_c(lonely_shell: Shell, amqp_vhost: Vhost) -> None:

@@ -335,6 +335,21 @@ def test_a_narrow_terminal_shows_lines_instead_of_panes(lonely_shell: Shell) -> 
     assert "\x1b[?1049h" not in watched.seen
 
 
+@pytest.mark.parametrize("columns", [50, 100])
+def test_tutorial_run_says_where_its_broker_is(lonely_shell: Shell, columns: int) -> None:
+    """While `tutorial run` waits for Enter, it shows the address of the broker that it has started, in lines and in
+    panes; commands in another terminal find the queues there.
+    """
+    watched = Watched(lonely_shell, columns, 24, "mqtool", "tutorial", "run", "hello-world")
+    watched.wait_for("Enter: continue")
+    found = re.search(r"[Ii]ts broker\b[^:]*: (amqp://127\.0\.0\.1:\d+)", watched.seen)
+    assert found, watched.seen
+    listed = lonely_shell.run("mqtool", "list", "queues", f"--url={found[1]}")
+    assert (listed.code, listed.stderr) == (0, "no queues in vhost '/'\n")
+    watched.press("q")
+    assert watched.end() == 0
+
+
 def test_a_work_queue_gives_a_killed_workers_task_to_another(lonely_shell: Shell) -> None:
     """In `tutorial run work-queues`, a worker is killed during its task, and the broker redelivers the task to the
     other worker.

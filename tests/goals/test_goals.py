@@ -8,7 +8,7 @@ import pytest
 from mqtool.plays.goals import GOALS
 from mqtool.plays.goals.goal import Goal
 from mqtool.testing import EmbeddedBroker
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.goals import (
     amqp10_attempts,
@@ -144,6 +144,18 @@ def test_a_mistake_does_not_hide_the_next_one(
     assert answers() == 1
     learner.make(first[0])
     wait_until(lambda: answers() == 2, lambda: f"another answer; there is {learner.findings}")
+
+
+@on_any_broker
+@pytest.mark.parametrize("goal", [GOALS["publish-subscribe"][0]], ids=["dropped"])
+def test_a_message_to_an_exchange_that_does_not_exist_is_mentioned(goal: Goal, learner: Learner) -> None:
+    """If a program or a command publishes to an exchange that does not exist, `tutorial try` names the message and the
+    exchange, each time.
+    """
+    learner.make(lambda plain: plain.send("", "Hi", "lgos"))
+    learner.wait_for("mistake", "'Hi' was published to the exchange 'lgos', which does not exist")
+    learner.make("mqtool send -e lgso Hello")
+    learner.wait_for("mistake", "'Hello' was published to the exchange 'lgso', which does not exist")
 
 
 @pytest.mark.parametrize("goal", [GOALS["hello-world"][2]], ids=["no-queue"])

@@ -140,6 +140,20 @@ def test_events_report_returned_dropped_and_rejected_messages(broker: EmbeddedBr
     events.until("published", "refused")
 
 
+def test_events_report_a_message_to_an_exchange_that_does_not_exist(
+    broker: EmbeddedBroker, channel: BlockingChannel
+) -> None:
+    """A message that is published to an exchange that does not exist causes the event unknown-exchange, with its
+    publisher and its contents, and no other one.
+    """
+    channel.queue_declare("q")
+    events = Events(broker)
+    channel.basic_publish("nowhere", "q", b"x")
+    (unknown,) = events.until("unknown-exchange")
+    assert (unknown["details"]["exchange"], unknown["details"]["body"]) == ("nowhere", "x")
+    assert unknown["from"]["protocol"] == "AMQP 0-9-1"
+
+
 def test_events_say_whether_a_consumer_closed_its_connection_or_was_lost(broker: EmbeddedBroker) -> None:
     """The event `requeued` gives the reason `closed` if the consumer closed its channel or connection, and `lost` if
     the connection broke.

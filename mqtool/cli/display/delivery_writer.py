@@ -22,6 +22,8 @@ from mqtool.message import Delivery
 
 #: A batch is written once it contains this many bytes.
 _BATCH_BYTES = 1 << 16
+#: Ends the line of a message that was delivered before.
+_REDELIVERED = b" (redelivered)"
 #: Styles for lines whose routing key contains one of these words.
 _STYLES = dict.fromkeys(("emergency", "emerg", "alert", "critical", "crit", "fatal"), "1;31")
 _STYLES |= {"error": "31", "err": "31", "warning": "33", "warn": "33", "debug": "2"}
@@ -63,6 +65,8 @@ class DeliveryWriter:
             {key}, {queue}, {offset} and {body}; {body!r} quotes text, and {body!b} is a Python bytes literal.
         wait_for_reader: if stdout is a pipe, return from each call only after the pipe's reader has read the delivery,
             so that no unread message is acknowledged.
+        marks_redelivered: on a terminal, end the default line of a redelivered message with a mark, except where only
+            the lines of a tutorial's script are printed.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class DeliveryWriter:
         template: str | None = None,
         pretty: bool = False,
         wait_for_reader: bool = False,
+        marks_redelivered: bool = False,
     ) -> None:
         if raw + as_json + (template is not None) > 1:
             raise UsageError("--raw, --json and --format cannot be combined", "use only one of them")
@@ -85,6 +90,7 @@ class DeliveryWriter:
         self._after = _filled(after) if after else None
         self._escape = output.is_terminal(STDOUT)
         self._has_styles = self._escape and isinstance(line, str) and "{key" in line
+        self._marks_redelivered = marks_redelivered and self._escape and not output.speaks_as_script()
         self._pretty = pretty
         self._wait_for_reader = wait_for_reader and output.is_pipe()
         self.batched = BatchedOutput()
@@ -125,6 +131,8 @@ class DeliveryWriter:
         if self._after is not None:
             after = self._after(delivery)
             text += (output.visible(after) if self._escape else after).encode("utf-8", "surrogateescape")
+        if self._marks_redelivered and delivery.redelivered:
+            text += _REDELIVERED
         if self._has_styles and output.is_coloured(STDOUT) and (style := _style_of(delivery.routing_key)):
             text = f"\x1b[{style}m".encode() + text + b"\x1b[0m"
         return text + b"\n"
@@ -238,8 +246,11 @@ def _append_to(path: Path) -> None:
 
         mqtool receive -o app.log ── mv app.log app.log.1; kill -HUP ──> app.log.1 ends with a whole line
     """
+    # One thread waits for the signal; threads that start later inherit the mask, so none of them gets it. It is blocked
+    # before the file is opened: __main__.py ignores it until then.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
-        cut_off, beginning = _remove_fragment(path)
+        cut_off, beginning = remove_fragment(path)
         _append_in(path)
     except OSError as error:
         raise UsageError(f"cannot write to {path}: {error.strerror}") from error
@@ -248,8 +259,6 @@ def _append_to(path: Path) -> None:
         text = output.one_line(beginning.decode("utf-8", "replace")) + ("…" if cut_off > len(beginning) else "")
         output.notice(f"{path} ended with an incomplete line; removed its {cut_off:,} bytes: {text}")
     _start_new_line()
-    # One thread waits for the signal; threads that start later inherit the mask, so none of them gets it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # sigwait() may miss an ignored signal, and nohup ignores SIGHUP
     threading.Thread(
         target=_reopen_on_hup, args=(path, output.is_terminal(2)), name="mqtool-output", daemon=True
@@ -265,7 +274,7 @@ def _start_new_line() -> None:
                     output.write(b"\n")
 
 
-def _remove_fragment(path: Path) -> tuple[int, bytes]:
+def remove_fragment(path: Path) -> tuple[int, bytes]:
     """Remove what follows the last newline of a file; return the number of bytes, and the first of them."""
     if not path.is_file():
         return 0, b""

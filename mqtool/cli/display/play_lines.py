@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import typer
 from pygments.token import Comment, Keyword, Name, Number, String
@@ -22,6 +23,7 @@ from rich.text import Text
 from mqtool.cli.display import output
 from mqtool.cli.display.layout import terminal
 from mqtool.cli.display.live_screen import single_keys
+from mqtool.spelling import pasteable
 from mqtool.stage.terminal import Chart, QueueDepth
 from mqtool.tutorials.pages import Page
 
@@ -119,6 +121,16 @@ class TypingPace:
         return single_keys() if self._keys else nullcontext()
 
 
+def address_to_tell(environment: Mapping[str, str] | None, pace: TypingPace) -> str:
+    """Return the address of a play's own broker, for other terminals.
+
+    Empty if the broker is not the play's own, or if nobody is asked to press Enter, so that it is soon gone.
+    """
+    if environment is None or not pace.asks:
+        return ""
+    return f"amqp://127.0.0.1:{urlsplit(environment['MQTOOL_URL']).port}"
+
+
 #: Colours of the terminals in turn, readable on light and dark backgrounds.
 STYLES = ("cyan", "magenta", "green", "blue", "yellow", "bright_black")
 _EDGE = " │ "
@@ -169,8 +181,11 @@ class PlayLines:
     def on_broker(
         self, find: "Callable[[], Management] | None", environment: Mapping[str, str] | None = None
     ) -> AbstractContextManager[None]:
-        """Do nothing: this view shows only the commands and their output, not the broker."""
-        del find, environment
+        """Say where the play's own broker is, if the user has the time to look at it; show nothing else of it."""
+        del find
+        if address := address_to_tell(environment, self._pace):
+            look = pasteable("list queues --url=", address)
+            self.note(f"Its broker, until it ends: {address}\nTo look at it from another terminal: {look}")
         return nullcontext()
 
     def opened(self, names: Sequence[str]) -> None:

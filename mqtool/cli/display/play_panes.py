@@ -16,7 +16,7 @@ from rich.text import Text
 
 from mqtool.cli.display import output
 from mqtool.cli.display.layout import shortened, terminal
-from mqtool.cli.display.play_lines import STYLES, TypingPace, chart, figures
+from mqtool.cli.display.play_lines import STYLES, TypingPace, address_to_tell, chart, figures
 from mqtool.stage.terminal import Chart, QueueDepth
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Panes:
 
     def begin(self, title: str, position: tuple[int, int] = (1, 1)) -> None:
         """Start with an empty screen."""
-        self._title, self._position = title, position
+        self._title, self._position, self._address = title, position, ""
         self._panes: dict[str, deque[Text]] = {}
         self._narration = ""
         self._answer = ""
@@ -91,8 +91,10 @@ class Panes:
     def on_broker(
         self, find: "Callable[[], Management] | None", environment: Mapping[str, str] | None = None
     ) -> AbstractContextManager[None]:
-        """Do nothing: this view shows only the queue depths that plays report with counted()."""
-        del find, environment
+        """Show where the play's own broker is; of its queues, this view shows what plays report with counted()."""
+        del find
+        with self._lock:
+            self._address = address_to_tell(environment, self._pace)
         return nullcontext()
 
     def opened(self, names: Sequence[str]) -> None:
@@ -162,7 +164,7 @@ class Panes:
                 return Group(*footer[:height])
             terminals_height = room - _CHARTS_HEIGHT * has_charts
             parts = [
-                Layout(_header(self._title, self._position), size=1),
+                Layout(_header(self._title, self._position, self._address), size=1),
                 Layout(self._terminals(rows, width, terminals_height)),
             ]
             if has_charts:
@@ -252,9 +254,12 @@ class Panes:
         return Panel(Group(*lines[-height:]), title=Text(name, f"bold {style}"), title_align="left", border_style=style)
 
 
-def _header(title: str, position: tuple[int, int]) -> RenderableType:
+def _header(title: str, position: tuple[int, int], address: str) -> RenderableType:
     number, count = position
-    return Rule(Text(f"{title}  {number}/{count}" if count > 1 else title, "bold"), align="left", style="dim")
+    text = Text(f"{title}  {number}/{count}" if count > 1 else title, "bold")
+    if address:
+        text.append(f"  its broker: {address}", "not bold dim")
+    return Rule(text, align="left", style="dim")
 
 
 def _queue_column(queues: Sequence[QueueDepth], height: int) -> Text:

@@ -95,7 +95,9 @@ class PrintingOptions:
         """True if an option selects a format other than the command's default output."""
         return self.raw or self.as_json or self.template is not None
 
-    def writer(self, line: Callable[[Delivery], str] | str, *, wait_for_reader: bool = False) -> DeliveryWriter:
+    def writer(
+        self, line: Callable[[Delivery], str] | str, *, wait_for_reader: bool = False, marks_redelivered: bool = False
+    ) -> DeliveryWriter:
         """Return a writer for deliveries. It uses `line`, the command's own format, unless an option selects another.
 
         Raises:
@@ -108,6 +110,7 @@ class PrintingOptions:
             template=self.template,
             pretty=self.pretty,
             wait_for_reader=wait_for_reader,
+            marks_redelivered=marks_redelivered,
         )
 
 

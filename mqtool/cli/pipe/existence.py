@@ -43,19 +43,22 @@ def checked(
     if declares and (is_tutorials or not _tells_of_new()):
         return queue
     if not administration.queue_exists(channel, queue):
-        check_new(queue.name, access, declares=declares)
+        check_new(queue.name, access, declares=declares, suggests=publishes and options.declare is None)
         if broker.dialect and not queue.durable and options.options.durable is None and _tells_of_new():
             output.notice(f"it is transient, as in --dialect {broker.dialect}; for a durable queue, add --durable")
     return queue
 
 
-def check_new(name: str, access: Access | None, *, declares: bool | None, kind: str = "queue") -> None:
+def check_new(
+    name: str, access: Access | None, *, declares: bool | None, kind: str = "queue", suggests: bool = False
+) -> None:
     """Check whether a missing queue may be declared. On a terminal, say that it is new.
 
     Args:
         declares: the value of --declare; if None, it may be declared unless the context is protected or the management
             API lists a name of which this one is probably a misspelling.
         kind: "queue" or "stream".
+        suggests: if it is declared although its name may be a typo, say on a terminal which one may be meant.
 
     Raises:
         NotFound: it must not be declared.
@@ -65,7 +68,8 @@ def check_new(name: str, access: Access | None, *, declares: bool | None, kind: 
     if declares is False:
         refuse(name, access, kind=kind)
     elif _tells_of_new():
-        output.notice(f"{kind} {name!r} is new")
+        meant = mistyped(name, _names(access, "queues")) if suggests and access is not None else None
+        output.notice(f"{kind} {name!r} is new{'' if meant is None else f'; did you mean {meant!r}?'}")
 
 
 def _tells_of_new() -> bool:

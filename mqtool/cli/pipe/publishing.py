@@ -25,7 +25,7 @@ from mqtool.cli.options import MessageOptions, Publishing
 from mqtool.cli.options.message_options import mandatory_with_delay
 from mqtool.cli.pipe.source import Addressing, Input, read_messages
 from mqtool.delays import original
-from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed, UsageError
+from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed, Unavailable, UsageError
 from mqtool.message import PERSISTENT, Confirmation, Message, Receipt
 from mqtool.spelling import counted, pasteable, quoted
 from mqtool.topology import Exchange, Queue
@@ -160,18 +160,12 @@ class Outgoing:
             NotConfirmed, SomeFailed: the broker confirmed none of the messages, or not all of them.
             SystemExit: a signal ended the input early; all messages read until then are confirmed.
         """
-        text_of = _filled(line) if isinstance(line, str) else line
-        progress = Progress("confirmed", is_wanted=self._is_piped, fraction=self._source.fraction)
         try:
-            for receipt in progress.of(receipts):
-                self._add(receipt, text_of)
+            self._report_each(receipts, _filled(line) if isinstance(line, str) else line)
         except MqtoolError as error:
             if (not_taken := self._not_taken(error)) is not None:
                 raise not_taken from error
             raise
-        finally:
-            progress.stop()
-            self._finish()
         if self._failed and not self._counts[Confirmation.CONFIRMED]:
             raise NotConfirmed(f"the broker confirmed none of {_messages(self._failed)}")
         if self._failed:
@@ -186,6 +180,15 @@ class Outgoing:
     @property
     def _failed(self) -> int:
         return self.total - self._counts[Confirmation.CONFIRMED]
+
+    def _report_each(self, receipts: Iterable[Receipt], text_of: Callable[[Message], str]) -> None:
+        progress = Progress("confirmed", is_wanted=self._is_piped, fraction=self._source.fraction)
+        try:
+            for receipt in progress.of(receipts):
+                self._add(receipt, text_of)
+        finally:
+            progress.stop()
+            self._finish()
 
     def _add(self, receipt: Receipt, text_of: Callable[[Message], str]) -> None:
         if receipt.confirmation is Confirmation.RETURNED and not self._must_reach_a_queue(receipt.message):
@@ -213,14 +216,24 @@ class Outgoing:
         return not message.exchange if self._is_mandatory is None else self._is_mandatory
 
     def _not_taken(self, error: MqtoolError) -> MqtoolError | None:
-        """If the broker refused some of several messages, return an error with their number; otherwise None."""
-        unconfirmed = len(self._channel.unconfirmed)
-        if self._is_one or not self._channel.refused or not unconfirmed:
+        """If an error ended a run that had sent or kept messages, return one that says so; otherwise None.
+
+        So Unavailable always means that nothing was sent, and that --failed-to has kept nothing.
+        """
+        unconfirmed, confirmed = len(self._channel.unconfirmed), self._counts[Confirmation.CONFIRMED]
+        kept = 0 if self._kept is None else self._kept.count
+        is_refusal = self._channel.refused and unconfirmed > 0
+        is_loss = isinstance(error, Unavailable) and unconfirmed + confirmed + kept > 0
+        if self._is_one:  # a refusal gives the reason, such as that there is no such exchange, with its own exit code
+            return NotConfirmed(str(error), error.hint) if is_loss and (kept or not is_refusal) else None
+        if not is_refusal and not is_loss:
             return None
         failed = self._failed + unconfirmed
-        if not self._counts[Confirmation.CONFIRMED]:
-            return NotConfirmed(f"the broker confirmed none of {_messages(failed)}: {error}", error.hint)
-        return SomeFailed(f"{failed:,} of the messages sent were not confirmed: {error}", error.hint)
+        if not confirmed:
+            return NotConfirmed(f"the broker confirmed none of {_messages(max(failed, kept))}: {error}", error.hint)
+        were = "was" if failed == 1 else "were"
+        how_many = f"{failed:,} of the messages sent {were} not confirmed: " if failed else ""
+        return SomeFailed(f"{how_many}{error}", error.hint)
 
     def _finish(self) -> None:
         unconfirmed = self._channel.unconfirmed
@@ -247,26 +260,37 @@ class Outgoing:
 class FailedMessages:
     """The file given by --failed-to: unconfirmed or unpublished messages, saved so that they can be sent again.
 
-    The file has a temporary name until it is complete, since the input file may have the same name. A symbolic link
-    stays, and the file that it names is written.
+    The file has a temporary name until it is complete, since the input file may have the same name. Each message is
+    written at once, and a run that finds the temporary file of a killed one continues it. A symbolic link stays, and
+    the file that it names is written.
+
+    Attributes:
+        count: the number of messages that this run has saved.
     """
 
     def __init__(self, path: Path, addressed: Callable[[Message], Message]) -> None:
         from mqtool import ndjson
+        from mqtool.cli.display.delivery_writer import remove_fragment
 
+        self.count = 0
         self._encode = ndjson.from_message
         self._addressed = addressed
         self._path = path
         self._target = Path(os.path.realpath(path))
         self._unfinished = self._target.with_name(self._target.name + ".unfinished")
-        self._count = 0
         self._is_broken = False
         if self._target.exists() and not self._target.is_file():  # it would be replaced, which a device must not be
             raise UsageError(f"cannot write {path}: it is not a regular file", "--failed-to needs the name of a file")
         try:
-            self._file = self._unfinished.open("wb")
+            remove_fragment(self._unfinished)
+            self._file = self._unfinished.open("ab")
+            with self._unfinished.open("rb") as earlier:
+                self._continued = sum(1 for _ in earlier)
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        if self._continued:
+            had = counted(self._continued)
+            output.notice(f"an earlier run did not finish, and left {had} in {self._unfinished}: {path} gets them, too")
 
     def add(self, messages: Iterable[Message]) -> None:
         """Write messages as NDJSON, each with its exchange and routing key."""
@@ -275,7 +299,8 @@ class FailedMessages:
         with self._checked():
             for message in messages:
                 self._file.write(self._encode(self._addressed(message)))
-                self._count += 1
+                self.count += 1
+            self._file.flush()  # nothing that is known to have failed is lost if the process is killed
 
     def finish(self) -> None:
         """Close the file and rename it to its final name."""
@@ -284,9 +309,9 @@ class FailedMessages:
         with self._checked():
             self._file.close()
             self._unfinished.replace(self._target)
-        if self._count:
+        if count := self.count + self._continued:
             again = pasteable("send --json --file=", str(self._path))
-            output.warning(f"{self._count:,} not confirmed, kept in {self._path}; to send them: {again}")
+            output.warning(f"{count:,} not confirmed, kept in {self._path}; to send them: {again}")
 
     @contextmanager
     def _checked(self) -> Iterator[None]:

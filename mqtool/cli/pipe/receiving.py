@@ -113,7 +113,8 @@ def delivery_writer(
     ready = receiving.ready_file
     if ready is not None and not ready.parent.is_dir():
         raise UsageError(f"cannot create the ready file {ready}: its directory does not exist")
-    return receiving.printing.writer(line, wait_for_reader=not receiving.auto_ack and not queue_is_private)
+    waits = not receiving.auto_ack and not queue_is_private
+    return receiving.printing.writer(line, wait_for_reader=waits, marks_redelivered=True)
 
 
 @contextmanager

@@ -12,6 +12,15 @@ def _is_reply(message: SeenMessage) -> bool:
     return not message.exchange and (message.routing_key.startswith("amq.") or bool(message.reply_to))
 
 
+def to_unknown_exchange(seen: Seen) -> str:
+    """A message was published to an exchange that does not exist."""
+    astray = [each for each in seen.astray if each.at > seen.begun and each.exchange not in seen.exchanges]
+    if not astray:
+        return ""
+    message = astray[-1]
+    return f"{message} was published to the exchange {message.exchange!r}, which does not exist. Its channel is closed."
+
+
 def not_sent_to(queue: str) -> Said:
     """A message was published, but not to this queue."""
 

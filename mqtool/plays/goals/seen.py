@@ -266,6 +266,7 @@ class Seen:
         queues: the queues that exist now, by name, each with "type", "arguments", "ready" and "unacked".
         exchanges: the types of the exchanges that exist now, by name.
         bindings, consumers: those that exist now.
+        astray: the messages that were published to an exchange that did not exist, also before the goal began.
         is_complete: False until the first records have been taken.
         acted: the moment at which `try` did its part in the goal; 0 if it has not yet.
         note: what `try` did it to, for the sentences of the goal.
@@ -280,6 +281,7 @@ class Seen:
         self.exchanges: dict[str, str] = {}
         self.bindings: list[SeenBinding] = []
         self.consumers: list[SeenConsumer] = []
+        self.astray: list[SeenMessage] = []
         self.is_complete = False
         self.acted = 0
         self.note = ""
@@ -403,6 +405,8 @@ class Seen:
                 self._take_published(record).reply_to = record["to"]["connection"]
             case "ready" | "appended" | "routed":
                 self._enter(self._published[record["message"]], record["queue"], record.get("copy"))
+            case "unknown-exchange":
+                self.astray.append(_message(record, self.now, record["from"].get("connection", ""), ""))
             case "returned" | "dropped" | "refused" as end:
                 self._published[record["message"]].lost = end
             case "delayed":
@@ -442,11 +446,7 @@ class Seen:
         return message
 
     def _message(self, record: Json, connection: str, origin: str) -> SeenMessage:
-        details = record["details"]
-        message = SeenMessage(
-            *(self.now, record.get("t", 0), connection, origin, details["exchange"], details["routing_key"]),
-            *(details.get("headers") or {}, details.get("properties") or {}, details.get("body", "")),
-        )
+        message = _message(record, self.now, connection, origin)
         self._all.append(message)
         return message
 
@@ -507,6 +507,14 @@ class Seen:
             for copy in copies:
                 if not copy.end:
                     copy.finish({"what": end}, self.now)
+
+
+def _message(record: Json, now: int, connection: str, origin: str) -> SeenMessage:
+    details = record["details"]
+    return SeenMessage(
+        *(now, record.get("t", 0), connection, origin, details["exchange"], details["routing_key"]),
+        *(details.get("headers") or {}, details.get("properties") or {}, details.get("body", "")),
+    )
 
 
 def since(seen: Seen, moment: int) -> Seen:

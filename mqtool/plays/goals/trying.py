@@ -16,6 +16,7 @@ from mqtool.errors import NotFound, Unavailable, UsageError
 from mqtool.inspection.upgrade import Version, running
 from mqtool.management import Management, exchange_path, path
 from mqtool.plays.goals.goal import Goal, Said, TrialFault
+from mqtool.plays.goals.mistakes import to_unknown_exchange
 from mqtool.plays.goals.seen import Json, Seen, lose_transient, since
 from mqtool.stage.stage import undisturbed
 from mqtool.taps import firehose_is_on, switch_firehose
@@ -262,7 +263,8 @@ class Trial:
             now = time.monotonic()
             is_quiet = now - changed_at > _SETTLES
             is_calm = now - happened_at > _PATIENT
-            said = (each for each in goal.mistakes if is_calm or each not in goal.patient)
+            every = (to_unknown_exchange, *goal.mistakes)
+            said = (each for each in every if is_calm or each not in goal.patient)
             true = {each: text for each in said if (text := each(seen))}
             if is_quiet:
                 told &= {*true.values()}
@@ -292,7 +294,9 @@ class Trial:
         What can be seen without any message, such as a binding, is not made again.
         """
         later, none = since(self.seen, moment), since(self.seen, self.seen.now)
-        return {each for each in mistakes if each(later) and not each(none)} if later.messages else set()
+        if not later.messages and not to_unknown_exchange(later):
+            return set()
+        return {each for each in mistakes if each(later) and not each(none)}
 
     def _may_be_elsewhere(self, goal: Goal) -> bool:
         """True if what the learner does may reach another broker.

@@ -53,6 +53,8 @@ export function sentence(event) {
       return `queue ${quote(event.queue)} is purged`;
     case "replied":
       return `message ${event.message} is a direct reply to ${event.to.client}`;
+    case "unknown-exchange":
+      return `a message was published by ${event.from.client} to ${quote(event.details.exchange)}, which does not exist`;
     default:
       return `number${copy} of ${quote(event.queue)} is ${event.what}`;
   }
@@ -91,6 +93,8 @@ export function spoken(event, { details, queue, holder, consumer, publisher }) {
       return `${body} was dropped: no queue gets it`;
     case "refused":
       return `${visible(queue)} refused ${body}: it is full`;
+    case "unknown-exchange":
+      return `${body} was published to ${quote(details.exchange)}, which does not exist`;
     default:
       return "";
   }

@@ -248,5 +248,8 @@ class Watcher(Protocol):
     def replied(self, source: object, message: BrokerMessage, to: object) -> None:
         """Handle a direct reply from one channel to another."""
 
+    def unknown_exchange(self, source: object, message: BrokerMessage) -> None:
+        """Handle a message that was published to an exchange that does not exist."""
+
     def changed(self) -> None:
         """Handle a new or deleted exchange, queue, binding or consumer."""

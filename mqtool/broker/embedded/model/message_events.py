@@ -106,7 +106,7 @@ class MessageEvents:
         if held is not None and held[1].message.address == message.address:
             del self.publishing[id(message)]  # not lost, although no queue receives it
             exchange, entry = held
-            self._show(entry, exchange)
+            self.shown[entry.position] = exchange, True
             fields = {"exchange": exchange, "copy": entry.position, "until": entry.expires_at}
             self._add({"what": "delayed", "message": self._messages, **fields})
 
@@ -204,6 +204,11 @@ class MessageEvents:
             ends = {"from": self._origin(source), "to": self._origin(to)}
             self._add({"what": "replied", "message": self._messages, **ends}, message)
 
+    def unknown_exchange(self, source: object, message: BrokerMessage) -> None:
+        if self._left >= 1:
+            self._left -= 1
+            self._add({"what": "unknown-exchange", "from": self._origin(source)}, message)
+
     def changed(self) -> None:
         self.readers.clear()  # some consumers may be gone
         self.number += 1
@@ -237,16 +242,16 @@ class MessageEvents:
 
     def _waiting(self, unacknowledged: Iterable[Unacknowledged]) -> Iterator[tuple[BacklogEntry, EventFields]]:
         for exchange, entry in self._vhost.first_held(LISTED):
-            self._show(entry, exchange)
+            self.shown[entry.position] = exchange, True
             yield entry, {"exchange": exchange, "until": entry.expires_at}
         for queue, entry, consumer in unacknowledged:
             if queue.kind != "stream":
-                self._show(entry, queue.name, is_ready=False)
+                self.shown[entry.position] = queue.name, False
                 yield entry, {"queue": queue.name, "consumer": self._name_of(consumer, queue)}
         for queue in self._vhost.queues.values():
             if queue.kind != "stream":
                 for entry in islice(queue.backlog.in_memory(), LISTED):
-                    self._show(entry, queue.name)
+                    self.shown[entry.position] = queue.name, True
                     yield entry, {"queue": queue.name}
 
     def _origin(self, source: object) -> dict[str, Any]:
@@ -267,9 +272,6 @@ class MessageEvents:
         self._events.append(Event(self.number, time.time(), fields, message))
         if len(self._events) > _MAX_EVENTS:
             self._forgotten = self._events.popleft().number
-
-    def _show(self, entry: BacklogEntry, place: str, *, is_ready: bool = True) -> None:
-        self.shown[entry.position] = place, is_ready
 
 
 def _paths(vhost: VirtualHost, message: BrokerMessage, queues: Iterable[BrokerQueue]) -> Iterator[list[str]]:

@@ -11,6 +11,7 @@ from mqtool.broker.embedded.model.amqp_errors import (
     NOT_ALLOWED,
     NOT_IMPLEMENTED,
     RESOURCE_ERROR,
+    ChannelException,
     ConnectionException,
     access_refused,
     precondition_failed,
@@ -81,7 +82,12 @@ def _checked_routing(channel: BrokerChannel, message: BrokerMessage) -> Routing 
     """
     session = channel.session
     session.rights.check("write", "exchange", message.exchange)
-    exchange = channel.exchange(message.exchange)
+    try:
+        exchange = channel.exchange(message.exchange)
+    except ChannelException:
+        if channel.vhost.watcher is not None:
+            channel.vhost.watcher.unknown_exchange(channel, message)
+        raise
     if session.rights.has_topics:
         session.rights.check_topic("write", exchange, message.routing_key)
     check_message(message, exchange, channel.vhost.name, session.user)
