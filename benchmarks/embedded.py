@@ -132,7 +132,7 @@ class Throughput(NamedTuple):
 
 
 def throughput(url: str, count: int) -> Throughput:
-    """Return the messages a second published to a durable classic queue, and consumed from it."""
+    """Return how many messages a second are published to a durable classic queue, and consumed from it."""
     client = Client(url)
     queue = "embedded-benchmark"
     client.call(commands.Queue.Declare(queue=queue, durable=True), commands.Queue.DeclareOk)

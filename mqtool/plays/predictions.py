@@ -47,7 +47,7 @@ WORDS = Question(
     "'kern.#' gets all three, since # is zero words or more. 'kern.*.*' gets the one of three words.",
 )
 EMPTY_KEY = Question(
-    "Does '*' match an empty key? Does '#.*' match '..', or one word?",
+    "Does '*' match an empty key? Does '#.*' match the key '..'? And a key of one word?",
     "'*' does not match an empty key, since it is exactly one word. '#.*' matches both '..' and one word.",
 )
 ONE_OR_MORE = Question(

@@ -28,7 +28,7 @@ def _stream_hello_world(stage: Stage) -> None:
     for reader, what, expected in (
         (early, "the early reader got both messages", both),
         (late, "so did the late one", both),
-        (third, "the third got the second message alone", both[1:]),
+        (third, "the third got only the second message", both[1:]),
     ):
         stage.expect(what, reader.after("Got message: b'"), expected)
 

@@ -182,8 +182,8 @@ def test_receive_log_gets_only_logs_with_its_routing_key(shell: Shell, kind: str
 
 
 def test_receive_log_gets_logs_from_fanout_and_headers_exchanges(shell: Shell) -> None:
-    """Over AMQP 1.0, `receive-log` gets every log of a fanout exchange, and from a headers exchange those with the
-    headers that it names.
+    """Over AMQP 1.0, `receive-log` gets every log of a fanout exchange, and of a headers exchange only the logs with
+    the headers that the command names.
     """
     everything = shell.start("mqtool", "receive-log", "fanout", "-c", "1", "--raw").wait_until_ready()
     pdf = shell.start("mqtool", "receive-log", "headers", "format=pdf", "-c", "1", "--raw").wait_until_ready()
@@ -233,8 +233,8 @@ def test_rpc_client_uses_direct_reply_to(shell: Shell, broker: TestBroker) -> No
 
 
 def test_rpc_client_without_a_server_exits_with_69(shell: Shell) -> None:
-    """Over AMQP 1.0, `rpc-client` exits with 69 and says that the request queue does not exist if no server has
-    declared it.
+    """Over AMQP 1.0, if no server has declared the request queue, `rpc-client` exits with 69 and says that the queue
+    does not exist.
     """
     asked = shell.run("mqtool", "rpc-client", "1", "--timeout", "5s")
     assert (asked.code, "queue 'rpc_queue' does not exist" in asked.stderr) == (69, True)

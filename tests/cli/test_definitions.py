@@ -138,8 +138,8 @@ def test_convert_leaves_out_the_bindings_of_server_named_queues(lonely_shell: Sh
 def test_doctor_reports_bindings_for_which_a_file_is_refused(
     lonely_shell: Shell, version: str, found: set[str]
 ) -> None:
-    """`doctor FILE --upgrade 4.0` to `4.3` reports a binding of a queue named `amq.…`, for which these versions refuse
-    the file. According to its release notes, RabbitMQ 4.4 skips the binding.
+    """For each version from 4.0 to 4.3, `doctor FILE --upgrade VERSION` reports a binding of a queue named `amq.…`,
+    because these versions refuse the file. For 4.4, which skips the binding, `doctor` reports nothing of it.
     """
     (lonely_shell.directory / "old.json").write_text(json.dumps(SERVER_NAMED))
     told = lonely_shell.run("mqtool", "doctor", "old.json", "--upgrade", version, "--json")

@@ -176,7 +176,9 @@ def test_an_image_that_cannot_be_pulled_is_named(home: Shell, image: str, name: 
 
 
 def test_the_image_admits_guest_only_from_loopback(image: str, home: Shell, name: str) -> None:
-    """If mqtool's Docker image is started without mqtool, guest cannot log in from outside the container."""
+    """If a container of mqtool's Docker image is started with plain `docker run`, guest cannot log in from outside of
+    it.
+    """
     home.run("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name, timeout=180)
     ours = docker("inspect", "-f", "{{.Config.Image}}", f"mqtool-{name}").strip()
     port = ports.free_port()

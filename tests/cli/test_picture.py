@@ -274,7 +274,7 @@ def test_a_message_that_a_restart_loses_is_drawn_no_longer(chromium: Any, tmp_pa
 
 
 def test_prefetch_0_says_that_there_is_no_limit(chromium: Any, tmp_path: Path) -> None:
-    """In the picture, a consumer's box shows its prefetch limit, "no limit" for 0, or "auto-ack" without
+    """In the picture, a consumer's box shows its prefetch limit, "no limit" for 0, or "auto-ack" if it consumes without
     acknowledgements.
     """
     consumers = [

@@ -126,8 +126,8 @@ def test_receive_reads_a_stream_from_an_offset(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_tracked_reader_resumes_where_it_stopped(shell: Shell) -> None:
-    """After a count, Ctrl-C or `head`, `receive-stream --track` resumes after the last message it printed: none is
-    skipped or repeated.
+    """If `receive-stream --track` was ended by its count, by Ctrl-C or by `head`, the next one resumes after the last
+    message that was printed: none is skipped or repeated.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 2999))
     read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me")

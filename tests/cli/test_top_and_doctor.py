@@ -346,7 +346,7 @@ def test_doctor_upgrade_finds_messages_near_the_delivery_limit(watcher: Shell, b
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_needs_a_newer_version(watcher: Shell) -> None:
-    """`doctor --upgrade` exits with 2 if the broker is already newer than that version, or the version is invalid."""
+    """`doctor --upgrade VERSION` exits with 2 if the broker is already newer than VERSION, or if VERSION is invalid."""
     told = watcher.run("mqtool", "doctor", "--upgrade", "3.9")
     assert told.code == 2
     assert "the broker is RabbitMQ 3." in told.stderr

@@ -166,8 +166,8 @@ def test_a_message_is_a_dot_in_its_queue_and_at_its_consumer(shell: Shell, broke
 @on_any_broker
 @large
 def test_each_state_of_a_message_has_its_own_shape(shell: Shell, page: Page) -> None:
-    """The page of `mqtool ui` shows returned messages, delayed messages, and messages in streams; the legend has a
-    different shape for each state.
+    """The page of `mqtool ui` shows returned messages, delayed messages, and messages in streams. Its legend has a
+    different shape for each state of a message.
     """
     shapes = page.ask("return [...document.querySelectorAll('#legend path')].map(e => e.getAttribute('d'))")
     assert len(shapes) == len(set(shapes)) > 8

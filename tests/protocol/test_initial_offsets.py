@@ -168,7 +168,7 @@ def test_create_refuses_an_invalid_initial_offset(broker: EmbeddedBroker, value:
 
 @pytest.mark.parametrize("like", ["3.10", "4.2", "4.3"])
 def test_older_versions_ignore_the_initial_offset(like: str) -> None:
-    """Up to 4.3, `x-stream-initial-offset` has no effect: the first message has offset 0."""
+    """With `--like` up to 4.3, `x-stream-initial-offset` has no effect: the first message has offset 0."""
     with (
         EmbeddedBroker(like=like, stream_port=0) as broker,
         pika.BlockingConnection(pika.URLParameters(broker.url)) as connection,

@@ -35,7 +35,7 @@ def test_a_process_runs_until_it_has_ended(process: int) -> None:
 
 
 def test_another_process_with_the_same_id_is_not_taken_for_the_broker(process: int) -> None:
-    """Because the system reuses process ids, a process counts as the broker only if it also started at the same
-    moment.
+    """Because the system reuses process ids, a process with the id of the broker counts as the broker only if its start
+    time is also the recorded one.
     """
     assert not background.is_running(background.started(process)._replace(born="earlier"))

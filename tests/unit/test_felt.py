@@ -24,7 +24,7 @@ class Figures:
 
 
 def test_a_row_that_takes_over_5_percent_more_has_grown() -> None:
-    """Only benchmark rows that take over 5 % more than on the base are reported as grown."""
+    """Only rows of the benchmark `felt` that take over 5 % more than on the base commit are reported as grown."""
     base = {"send x": 100.0, "help": 100.0, "list queues": 100.0}
     assert grown(base, {"send x": 105.0, "help": 105.1, "list queues": 20.0}) == ["help"]
 

@@ -22,8 +22,8 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_settings_choose_the_policy() -> None:
-    """Which of the four consuming policies applies depends on count, prefetch, acknowledgements, and whether the queue
-    has a delivery limit.
+    """Which of the four policies a consuming command uses depends on its count, prefetch and acknowledgements, and on
+    whether the queue has a delivery limit.
     """
     assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
     assert type(policy_for(Receiving(), limits_deliveries=True)) is Cautious

@@ -164,8 +164,8 @@ def test_arguments_override_policies_in_routes() -> None:
     ) == {"x-dead-letter-exchange": "mine", "alternate-exchange": "rest"}
 
 
-def test_an_unknown_exchange_type_is_named() -> None:
-    """If `route` does not know an exchange's type, it names the exchange and lists no queue for it."""
+def test_an_exchange_of_unknown_type_is_named() -> None:
+    """If an exchange has a type that `route` does not know, `route` names the exchange, and lists no queues for it."""
     bound = [Binding("h", "q", "1")]
     route = Router(Definitions.of([Exchange("h", "x-consistent-hash")], [Queue("q")], bound)).route("h", "k")
     assert (dict(route.queues), route.unknown) == ({}, ["h"])

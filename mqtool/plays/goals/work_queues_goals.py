@@ -290,7 +290,7 @@ _RESTART = Goal(
     (_other_type, _gone_after, mistakes.thrown_away(_KEPT), _taken_before, mistakes.not_sent_to(_KEPT), _kind_missing),
     (
         "The queue is durable. Is that enough for its messages?",
-        "Message durability: a durable queue survives, and the messages in it that are marked as persistent.",
+        "Message durability: a durable queue survives a restart, and so do its messages that are marked as persistent.",
         "before the restart:\n  mqtool send -q tasks --persistent kept\n  mqtool send -q tasks lost\n"
         "after it:\n  mqtool receive -q tasks",
     ),
