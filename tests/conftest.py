@@ -1,5 +1,6 @@
 """Fixtures: the brokers of the matrix, and a shell to run mqtool in."""
 
+import faulthandler
 import fcntl
 import gc
 import itertools
@@ -29,6 +30,10 @@ from tests.cli.shell import Shell
 
 #: The server of preloaded commands, which ends when this does.
 _SERVER = pytest.StashKey["subprocess.Popen[bytes]"]()
+#: Where a worker says why it ends.
+_STDERR = pytest.StashKey[int]()
+#: A teardown that takes longer hangs. To stop a RabbitMQ node takes up to 60 s.
+_TEARDOWN_SECONDS = 180
 #: Starts RabbitMQ with the rates that it has by default. `mqtool broker up` has it collect more.
 _AS_INSTALLED = PrivateNodes("RabbitMQ", ("management.rates_mode = basic",))
 #: They start RabbitMQ nodes and take longest, in CI. The first worker begins with them: never two of them at a time.
@@ -77,6 +82,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_STDERR] = os.dup(2)  # the worker's own, which pytest does not capture
     gc.disable()  # collecting tests makes no garbage, and what it makes is there for good: see below
     # A busy machine is no failure; and CI looks more often than somebody who waits.
     hypothesis.settings.register_profile("no times", deadline=None, max_examples=100 if IN_CI else 10)
@@ -194,9 +200,19 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_runtest_teardown() -> None:
-    """The test before has left us what keeps a connection that breaks from ending all tests of this worker."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """The test before has left us what keeps a connection that breaks from ending all tests of this worker.
+
+    A teardown that hangs ends the worker and prints what its threads are doing: pytest-timeout's alarm may already have
+    ended the test, and does not ring twice.
+    """
     assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN
+    faulthandler.dump_traceback_later(_TEARDOWN_SECONDS, exit=True, file=item.config.stash[_STDERR])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

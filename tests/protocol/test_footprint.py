@@ -9,7 +9,7 @@ import pika
 import pytest
 from pamqp import commands
 
-from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded import EmbeddedBroker, server
 from mqtool.codecs.amqp10_message import Amqp10Message, data_section
 from mqtool.codecs.amqp10_values import Described, Symbol
 from tests.protocol.conftest import Api
@@ -65,6 +65,25 @@ def test_headers_of_messages_count_as_memory(broker: EmbeddedBroker, channel: An
         assert memory(broker) - between > 500_000
     channel.queue_purge("q")
     assert memory(broker) < before + 100_000
+
+
+@pytest.mark.parametrize("kind", ["fanout", "x-delayed-message"])
+def test_dead_letters_do_not_outgrow_the_memory_limit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If queues dead-letter messages to each other, so that one message becomes millions, the broker sets messages
+    aside once it exceeds its memory limit by a quarter, and can still be stopped.
+    """
+    monkeypatch.setattr(server, "_FINISHING_SECONDS", 0.1)
+    with EmbeddedBroker(like="4.2", management_port=0, memory_limit=LIMIT) as broker:
+        with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+            channel = connection.channel()
+            channel.exchange_declare("x", kind, arguments={"x-delayed-type": "fanout"})
+            for number in range(10):
+                channel.queue_declare(f"q{number}", arguments={"x-message-ttl": 0, "x-dead-letter-exchange": "x"})
+                channel.queue_bind(f"q{number}", "x")
+            channel.basic_publish("", "q0", b"", pika.BasicProperties(headers={"x-delay": 1}))
+        while memory(broker) < 1.2 * LIMIT:
+            pass
+        assert max(memory(broker) for _ in range(50)) < 1.5 * LIMIT
 
 
 @pytest.fixture

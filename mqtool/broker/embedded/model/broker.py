@@ -47,6 +47,9 @@ _LEAST_CONNECTION_LIMIT = 256 * 1024 * 1024
 # A memory alarm ends at this fraction of the limit, so that single messages do not keep switching it on and off.
 _ALARM_CLEARED = 0.8
 
+#: See Ledger.is_full; a share of the memory limit. Clients exceed the limit a little before they are blocked.
+_FULL = 1.25
+
 
 class ConnectedClient(Protocol):
     """A client connection, as the broker sees it. `user` and `vhost` are set once the connection is open."""
@@ -146,6 +149,7 @@ class Broker:
         self.started_at = self.clock.now()
         ledger.when_changed = self._check_memory
         ledger.quiet_bytes = self.memory_limit
+        ledger.most_bytes = self.memory_limit * _FULL
 
     def create_defaults(self) -> None:
         """Create the virtual host `/` and the user guest, as on a new RabbitMQ node."""

@@ -1,7 +1,6 @@
 """Clocks and timers for queues. Changes to the system time do not affect them."""
 
 import asyncio
-import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -224,7 +223,12 @@ class TurnQueue(Generic[Item]):
         finally:
             self._is_busy = False
 
-    def finish(self) -> None:
-        """Handle all items now: the broker is about to stop."""
-        self._turn_ends = math.inf
+    def finish(self, until: float) -> int:
+        """Handle the items now, because the broker is about to stop; return how many are left.
+
+        Args:
+            until: when to give up, as Clock.elapsed() measures it: handling an item can add others without end.
+        """
+        self._turn_ends = until
         self._work()
+        return len(self._waiting)

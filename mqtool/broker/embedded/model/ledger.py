@@ -5,6 +5,7 @@ This module also defines the interfaces of a stream's segments and log, and the 
 
 import asyncio
 import contextlib
+import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -195,6 +196,7 @@ class Ledger:
     Attributes:
         held_bytes: the memory that messages and clients take, in bytes.
         quiet_bytes: while held_bytes is not above this, changes are not reported.
+        most_bytes: while held_bytes is above this, the broker makes no further copies of messages (see is_full).
         when_changed: called with held_bytes after each other change.
         group: the number of the next group of changes. All changes in a group are written to disk together.
         definitions_saved: the number of definitions saved or deleted so far, including those in the next group.
@@ -212,12 +214,21 @@ class Ledger:
         self.group = 1
         self.definitions_saved = 0
         self.quiet_bytes = -1
+        self.most_bytes = math.inf
         self.when_changed: Callable[[int], None] = lambda _: None
         self._paged_out_bytes = 0
         self._position = 0
 
     def disk_free(self) -> int:
         return disk_free(self.directory)
+
+    @property
+    def is_full(self) -> bool:
+        """True if messages and clients take far more memory than the limit, so that blocking publishers did not help.
+
+        A few messages can become millions if queues dead-letter them to several queues, which do the same.
+        """
+        return self.held_bytes > self.most_bytes
 
     def enter(self, message: BrokerMessage, expires_at: int | None) -> BacklogEntry:
         """Create the entry for a new message in a queue or a delayed exchange, and count its memory."""

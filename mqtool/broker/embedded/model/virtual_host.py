@@ -5,7 +5,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mqtool.broker.embedded.model.amqp_errors import ConnectionException, FailureLog, precondition_failed
+from mqtool.broker.embedded.model.amqp_errors import (
+    RESOURCE_ERROR,
+    ChannelException,
+    ConnectionException,
+    FailureLog,
+    precondition_failed,
+)
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage, carbon_copies
 from mqtool.broker.embedded.model.applied_policies import Policies
 from mqtool.broker.embedded.model.backlog import BacklogEntry
@@ -397,8 +403,17 @@ class VirtualHost:
         routing.source = source
         if source.reason != "rejected":
             routing.queues = [target for target in routing.queues if not would_cycle(message, target.name)]
+        self._check_copies(routing)
         publication = self.enqueue(routing)
         return publication.routed and publication.accepted
+
+    def _check_copies(self, routing: Routing) -> None:
+        """Raise ChannelException 506 if there is no memory for several copies of a message that the broker publishes.
+
+        A single copy takes the place of the original.
+        """
+        if len(routing.queues) > 1 and self._ledger.is_full:
+            raise ChannelException(RESOURCE_ERROR, f"no memory for {len(routing.queues)} copies of a message")
 
     def _hold(self, exchange: BrokerExchange, message: BrokerMessage, delay: int, *, is_changed: bool) -> bool:
         """Hold a message back for its delay. Returns True if the message is being written to disk.
@@ -436,6 +451,7 @@ class VirtualHost:
         try:
             if exchange is not None:
                 routing = self.route(exchange, entry.message, is_due=True)
+                self._check_copies(routing)
                 routing.source = ReleasedQueue(name, entry.position)
                 self.enqueue(routing)
         except Exception as error:
