@@ -201,6 +201,41 @@ def test_consumers_with_large_arguments_count_as_memory(broker: EmbeddedBroker, 
         channel.connection.process_data_events(0.01)
 
 
+@pytest.mark.parametrize("kind", ["queue", "exchange", "binding"])
+def test_definitions_have_a_limit(broker: EmbeddedBroker, kind: str) -> None:
+    """Queues, exchanges and bindings count as memory. A client that declares more and more is refused with 406 once
+    they take half of the memory limit; after some have been deleted, declarations succeed again.
+    """
+
+    def declare(name: str) -> None:
+        if kind == "queue":
+            client.send(commands.Queue.Declare(queue=name, nowait=True))
+        elif kind == "exchange":
+            client.send(commands.Exchange.Declare(exchange=name, nowait=True))
+        else:
+            key = ".".join(name * 30)
+            client.send(commands.Queue.Bind(queue="q", exchange="amq.topic", routing_key=key, nowait=True))
+
+    with RawClient(broker.url) as client:
+        client.send(commands.Queue.Declare(queue="q"))
+        client.expect(commands.Queue.DeclareOk)
+        for number in range(LIMIT // 2 // 900):
+            declare(f"{number:04}")
+        closed = client.expect(commands.Channel.Close)
+        assert closed.reply_code == 406
+        assert f"bytes, which is more than {LIMIT // 2}" in closed.reply_text
+        client.send(commands.Channel.CloseOk())
+        client.send(commands.Channel.Open())
+        client.expect(commands.Channel.OpenOk)
+        assert LIMIT // 2 < memory(broker) < LIMIT
+        for number in range(10):
+            client.send(commands.Queue.Delete(queue=f"{number:04}", nowait=True))
+            client.send(commands.Exchange.Delete(exchange=f"{number:04}", nowait=True))
+        client.send(commands.Queue.Delete(queue="q", nowait=True))
+        client.send(commands.Queue.Declare(queue="another"))
+        client.expect(commands.Queue.DeclareOk)
+
+
 _LARGE = {"a": [{"k": number} for number in range(1000)]}
 
 

@@ -150,6 +150,7 @@ class Broker:
         ledger.when_changed = self._check_memory
         ledger.quiet_bytes = self.memory_limit
         ledger.most_bytes = self.memory_limit * _FULL
+        ledger.most_definition_bytes = self.memory_limit // 2
 
     def create_defaults(self) -> None:
         """Create the virtual host `/` and the user guest, as on a new RabbitMQ node."""

@@ -196,6 +196,8 @@ class Ledger:
     Attributes:
         held_bytes: the memory that messages and clients take, in bytes.
         quiet_bytes: while held_bytes is not above this, changes are not reported.
+        definition_bytes: the part of held_bytes that queues, exchanges and bindings take, without messages.
+        most_definition_bytes: while definition_bytes is above this, clients cannot declare any more.
         most_bytes: while held_bytes is above this, the broker makes no further copies of messages (see is_full).
         when_changed: called with held_bytes after each other change.
         group: the number of the next group of changes. All changes in a group are written to disk together.
@@ -214,7 +216,8 @@ class Ledger:
         self.group = 1
         self.definitions_saved = 0
         self.quiet_bytes = -1
-        self.most_bytes = math.inf
+        self.definition_bytes = 0
+        self.most_definition_bytes = self.most_bytes = math.inf
         self.when_changed: Callable[[int], None] = lambda _: None
         self._paged_out_bytes = 0
         self._position = 0
@@ -284,6 +287,11 @@ class Ledger:
         self.held_bytes += by
         if self.held_bytes > self.quiet_bytes:
             self.when_changed(self.held_bytes)
+
+    def hold_definition(self, by: int) -> None:
+        """Count the memory of a queue, exchange or binding; `by` is negative for a deleted one."""
+        self.definition_bytes += by
+        self.hold_bytes(by)
 
     def save(self, kind: str, names: Sequence[str | bytes], value: Table) -> None:
         """Store a definition.

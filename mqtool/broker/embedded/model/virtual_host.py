@@ -34,7 +34,7 @@ from mqtool.broker.embedded.model.exchange import (
     save_binding,
     save_exchange,
 )
-from mqtool.broker.embedded.model.footprint import of_arguments
+from mqtool.broker.embedded.model.footprint import of_binding, of_exchange, of_queue
 from mqtool.broker.embedded.model.ledger import Ledger, encode_definition
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import BrokerQueue
@@ -154,18 +154,20 @@ class VirtualHost:
     def add_exchange(self, exchange: BrokerExchange) -> None:
         """Add an exchange whose declaration is valid. Raises AmqpException if it cannot be stored."""
         encode_definition(exchange.arguments)
+        if not exchange.key:
+            self._check_room(f"exchange '{exchange.name}'")
         if exchange.durable and not exchange.key:
             save_exchange(self._ledger, self.name, exchange)
         exchange.follow(self.profile)
         exchange.apply(self.policies.applied_to(exchange.name, "exchange"))
         self.exchanges[exchange.name] = exchange
-        self._ledger.hold_bytes(of_arguments(exchange.arguments))
+        self._ledger.hold_definition(of_exchange(exchange.name, exchange.arguments))
         self._changed()
 
     def delete_exchange(self, exchange: BrokerExchange) -> None:
         """Delete an exchange and its bindings. Its delayed messages stay, for a later exchange of the same name."""
         del self.exchanges[exchange.name]
-        self._ledger.hold_bytes(-of_arguments(exchange.arguments))
+        self._ledger.hold_definition(-of_exchange(exchange.name, exchange.arguments))
         self._changed()
         for binding in [*exchange.bindings, *exchange.inbound]:
             self._unbind(binding)
@@ -193,6 +195,8 @@ class VirtualHost:
         """
         name, arguments = declared.name, declared.arguments
         encode_definition(arguments)
+        if not key:
+            self._check_room(f"queue '{name}'")
         if self.profile.lists_type:
             arguments = {"x-queue-type": "classic", **arguments}
         kind = _stream_type() if arguments.get("x-queue-type") == "stream" else BrokerQueue
@@ -213,7 +217,7 @@ class VirtualHost:
         if queue.stored and not key:
             _save_queue(self._ledger, queue)
         self.queues[name] = queue
-        self._ledger.hold_bytes(of_arguments(arguments))
+        self._ledger.hold_definition(of_queue(queue.kind, name, queue.arguments))
         queue.watcher = self.watcher
         self._changed()
         queue.apply(self.policies.applied_to(name, queue.kind))
@@ -252,7 +256,7 @@ class VirtualHost:
         if queue.deleted:
             return 0
         del self.queues[queue.name]
-        self._ledger.hold_bytes(-of_arguments(queue.arguments))
+        self._ledger.hold_definition(-of_queue(queue.kind, queue.name, queue.arguments))
         self._changed()
         self.deleted_traffic[queue.kind].add(queue.traffic)
         for binding in list(queue.inbound):
@@ -276,12 +280,21 @@ class VirtualHost:
             )
         if source.find(destination, routing_key, arguments) is not None:
             return
+        self._check_room("binding")
         binding = BrokerBinding(source, destination, routing_key, arguments)
         if binding.stored:
             save_binding(self._ledger, self.name, binding)
         source.add(binding)
-        self._ledger.hold_bytes(of_arguments(arguments))
+        self._ledger.hold_definition(binding.footprint)
         self._changed()
+
+    def _check_room(self, what: str) -> None:
+        """Raise ChannelException 406 if queues, exchanges and bindings already take too much memory to add another."""
+        if self._ledger.definition_bytes > self._ledger.most_definition_bytes:
+            raise precondition_failed(
+                f"cannot declare {what}: queues, exchanges and bindings take {self._ledger.definition_bytes} bytes, "
+                f"which is more than {self._ledger.most_definition_bytes}"
+            )
 
     def unbind(
         self, source: BrokerExchange, destination: BrokerDestination, routing_key: str, arguments: Table
@@ -297,7 +310,7 @@ class VirtualHost:
         # When an exchange that is bound to itself is deleted, this method is called twice with that binding.
         if not source.remove(binding):
             return
-        self._ledger.hold_bytes(-of_arguments(binding.arguments))
+        self._ledger.hold_definition(-binding.footprint)
         self._changed()
         if binding.stored:
             self._ledger.forget("binding", binding_names(self.name, binding))
@@ -313,8 +326,8 @@ class VirtualHost:
         for queue in list(self.queues.values()):
             self.delete_queue(queue)
         for exchange in self.exchanges.values():
-            held = [exchange.arguments, *(binding.arguments for binding in exchange.bindings)]
-            self._ledger.hold_bytes(-sum(map(of_arguments, held)))
+            of_itself = 0 if exchange.predeclared else of_exchange(exchange.name, exchange.arguments)
+            self._ledger.hold_definition(-of_itself - sum(binding.footprint for binding in exchange.bindings))
         for entry in self._delayed.clear():
             self._ledger.drop(entry)
         self._ledger.forget("vhost", (self.name,))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.clock import TURN_SECONDS, Clock
-from mqtool.broker.embedded.model.footprint import of_arguments
+from mqtool.broker.embedded.model.footprint import of_properties
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -266,7 +266,7 @@ class PacedSocket(asyncio.Protocol, ABC):
 
 def keep_properties(connection: "ClientSocket", properties: Table) -> None:
     """Set the properties that a client has sent about itself, and count their memory."""
-    connection.add_held_bytes(of_arguments(properties) - of_arguments(connection.client_properties))
+    connection.add_held_bytes(of_properties(properties) - of_properties(connection.client_properties))
     connection.client_properties = properties
 
 
