@@ -188,6 +188,27 @@ def test_a_connection_with_too_many_unacknowledged_deliveries_is_closed(
     assert channel.queue_declare("s", passive=True).method.consumer_count == 0
 
 
+def test_transactions_to_many_queues_count_as_memory(broker: EmbeddedBroker, channel: Any) -> None:
+    """The queues of messages that wait for tx.commit count as memory until the channel is closed."""
+    for number in range(200):
+        channel.queue_declare(f"q{number}")
+        channel.queue_bind(f"q{number}", "amq.fanout")
+    with RawClient(broker.url) as client:
+        client.send(commands.Tx.Select())
+        client.expect(commands.Tx.SelectOk)
+        before = memory(broker)
+        for number in range(200):
+            client.send(commands.Basic.Publish(exchange="amq.fanout", routing_key=f"{number}"))
+            client.socket.sendall(raw_frame(2, 1, struct.pack(">HHQH", 60, 0, 0, 0)))
+        client.send(commands.Queue.Declare(queue="q0", passive=True))
+        client.expect(commands.Queue.DeclareOk)
+        assert memory(broker) - before > 1_500_000
+        client.send(commands.Channel.Close(200, "", 0, 0))
+        client.expect(commands.Channel.CloseOk)
+        while memory(broker) > before:
+            pass
+
+
 def test_consumers_with_large_arguments_count_as_memory(broker: EmbeddedBroker, channel: Any) -> None:
     """A client whose consumers have too many large arguments is closed, and the broker frees their memory."""
     channel.queue_declare("q")

@@ -1,5 +1,6 @@
 """Long work for one client is done in turns, so that the embedded broker serves the others meanwhile."""
 
+import asyncio
 import base64
 import gc
 import gzip
@@ -371,6 +372,34 @@ def test_large_annotations_for_many_messages_let_others_work(
         watch.check()
         headers = channel.basic_get("qq", auto_ack=True)[1].headers
         assert headers["x-opt-a"] == [{}] * 12_000
+
+
+def test_acknowledging_many_messages_lets_others_work(broker: EmbeddedBroker) -> None:
+    """Acknowledging 20,000 messages with one basic.ack is done in turns; the client's next method waits for all of them.
+    """
+    count = 20_000
+    with RawClient(broker.url) as client:
+        client.send(commands.Queue.Declare(queue="q"))
+        client.expect(commands.Queue.DeclareOk)
+        publish = raw_frame(1, 1, b"\0\x3c\0\x28\0\0\0\1q\0") + raw_frame(2, 1, struct.pack(">HHQH", 60, 0, 0, 0))
+        client.socket.sendall(publish * count)
+        client.send(commands.Basic.Consume(queue="q", nowait=True))
+        for _ in range(2 * count):
+            client.receive()
+        unacked: list[int] = []
+        queue = _vhost(broker).queues["q"]
+
+        def look() -> None:
+            unacked.append(queue.unacked)
+            if queue.unacked:
+                asyncio.get_running_loop().call_soon(look)
+
+        broker.under_test(lambda _: look())
+        client.send(commands.Basic.Ack(delivery_tag=0, multiple=True))
+        client.send(commands.Queue.Declare(queue="q", passive=True))
+        client.expect(commands.Queue.DeclareOk)
+        assert broker.under_test(lambda _: queue.unacked) == 0
+    assert len({*unacked}) > 2
 
 
 @pytest.mark.parametrize("how", ["rejected", "policy"])
