@@ -11,6 +11,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -32,8 +33,9 @@ from tests.cli.shell import Shell
 _SERVER = pytest.StashKey["subprocess.Popen[bytes]"]()
 #: Where a worker says why it ends.
 _STDERR = pytest.StashKey[int]()
-#: A teardown that takes longer hangs. To stop a RabbitMQ node takes up to 60 s.
-_TEARDOWN_SECONDS = 180
+#: A teardown that takes longer, or a test that takes so much longer than its timeout, hangs. To stop a RabbitMQ node
+#: takes up to 60 s.
+_MORE_SECONDS = 180
 #: Starts RabbitMQ with the rates that it has by default. `mqtool broker up` has it collect more.
 _AS_INSTALLED = PrivateNodes("RabbitMQ", ("management.rates_mode = basic",))
 #: They start RabbitMQ nodes and take longest, in CI. The first worker begins with them: never two of them at a time.
@@ -200,19 +202,34 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
-    """The test before has left us what keeps a connection that breaks from ending all tests of this worker.
+@contextmanager
+def _ending_after(item: pytest.Item, seconds: float) -> Iterator[None]:
+    """End this worker, and print what its threads are doing, if the block takes longer.
 
-    A teardown that hangs ends the worker and prints what its threads are doing: pytest-timeout's alarm may already have
-    ended the test, and does not ring twice.
+    pytest-timeout's alarm does not ring twice. Nothing is left to end a teardown that hangs after a test has timed out;
+    and if the alarm rings in a __del__(), Python ignores its exception, and the test goes on.
     """
-    assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN
-    faulthandler.dump_traceback_later(_TEARDOWN_SECONDS, exit=True, file=item.config.stash[_STDERR])
+    faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[_STDERR])
     try:
-        return (yield)
+        yield
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    mark = item.get_closest_marker("timeout")
+    given = mark.args[0] if mark else item.config.getoption("timeout") or item.config.getini("timeout")
+    with _ending_after(item, float(given) + _MORE_SECONDS):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """The test before has left us what keeps a connection that breaks from ending all tests of this worker."""
+    assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN
+    with _ending_after(item, _MORE_SECONDS):
+        return (yield)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

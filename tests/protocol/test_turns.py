@@ -375,8 +375,7 @@ def test_large_annotations_for_many_messages_let_others_work(
 
 
 def test_acknowledging_many_messages_lets_others_work(broker: EmbeddedBroker) -> None:
-    """Acknowledging 20,000 messages with one basic.ack is done in turns; the client's next method waits for all of them.
-    """
+    """Acknowledging 20,000 messages with one basic.ack is done in turns; the client's next method waits for the end."""
     count = 20_000
     with RawClient(broker.url) as client:
         client.send(commands.Queue.Declare(queue="q"))

@@ -34,7 +34,7 @@ from mqtool.broker.embedded.model.exchange import (
     save_binding,
     save_exchange,
 )
-from mqtool.broker.embedded.model.footprint import of_binding, of_exchange, of_queue
+from mqtool.broker.embedded.model.footprint import of_exchange, of_queue
 from mqtool.broker.embedded.model.ledger import Ledger, encode_definition
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import BrokerQueue
