@@ -374,6 +374,33 @@ def test_large_annotations_for_many_messages_let_others_work(
         assert headers["x-opt-a"] == [{}] * 12_000
 
 
+def test_many_connections_that_publish_at_once_let_others_work(broker: EmbeddedBroker, watch: LoopWatch) -> None:
+    """If 60 connections publish at the same moment, each for longer than one turn, other clients are served between
+    their turns, and every message arrives.
+    """
+    with ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(broker.url)) for _ in range(60)]
+        for number in range(1000):
+            clients[0].send(commands.Queue.Declare(queue=f"q{number}", nowait=True))
+            clients[0].send(commands.Queue.Bind(queue=f"q{number}", exchange="amq.fanout", nowait=True))
+        clients[0].send(commands.Queue.Declare(queue="q0", passive=True))
+        clients[0].expect(commands.Queue.DeclareOk)
+        method = frame.marshal(commands.Basic.Publish(exchange="amq.fanout", routing_key="a"), 1)
+        published, have_sent = method + raw_frame(2, 1, struct.pack(">HHQH", 60, 0, 0, 0)), threading.Event()
+        watch.take()
+        busy = threading.Thread(target=broker.under_test, args=(lambda _: have_sent.wait(60),))
+        busy.start()
+        for client in clients:
+            client.socket.sendall(published * 10)
+        have_sent.set()
+        busy.join()
+        ready = 0
+        while ready < 600:
+            clients[0].send(commands.Queue.Declare(queue="q999", passive=True))
+            ready = clients[0].expect(commands.Queue.DeclareOk).message_count
+    watch.check()
+
+
 def test_acknowledging_many_messages_lets_others_work(broker: EmbeddedBroker) -> None:
     """Acknowledging 20,000 messages with one basic.ack is done in turns; the client's next method waits for the end."""
     count = 20_000

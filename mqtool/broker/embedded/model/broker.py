@@ -47,7 +47,7 @@ _LEAST_CONNECTION_LIMIT = 256 * 1024 * 1024
 # A memory alarm ends at this fraction of the limit, so that single messages do not keep switching it on and off.
 _ALARM_CLEARED = 0.8
 
-#: See Ledger.is_full; a share of the memory limit. Clients exceed the limit a little before they are blocked.
+#: Ledger.most_bytes as a fraction of the memory limit. Clients exceed the limit a little before they are blocked.
 _FULL = 1.25
 
 

@@ -17,6 +17,9 @@ _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 #: How many seconds a piece of long work may take before others are served.
 TURN_SECONDS = 0.01
 
+#: Once clients have been served for this many seconds in one iteration of the loop, the others wait for their turns.
+_ITERATION_SECONDS = 0.05
+
 Item = TypeVar("Item")
 
 
@@ -41,6 +44,9 @@ class Clock(Protocol):
     def elapsed(self) -> float:
         """Return seconds since an arbitrary moment, to measure how long a piece of work has taken."""
 
+    def is_late(self) -> bool:
+        """True if clients have been served for long in this iteration of the event loop: what is new must wait."""
+
     def take_turn(self, what: Callable[[], object]) -> None:
         """Call a function in a later iteration of the event loop, after the functions that are waiting already.
 
@@ -57,6 +63,8 @@ class LoopClock:
         self._loop = asyncio.get_running_loop()
         self._offset = time.time_ns() - time.clock_gettime_ns(_STEADY)
         self._waiting: deque[Callable[[], object]] = deque()
+        self._has_begun = False
+        self._late_from = 0.0
 
     def now(self) -> int:
         return (time.clock_gettime_ns(_STEADY) + self._offset) // 1_000_000
@@ -66,6 +74,17 @@ class LoopClock:
 
     def call_later(self, milliseconds: int, what: Callable[[], object]) -> Timer:
         return self._loop.call_later(milliseconds / 1000, what)
+
+    def is_late(self) -> bool:
+        if not self._has_begun:
+            self._has_begun = True
+            self._late_from = self.elapsed() + _ITERATION_SECONDS
+            self._loop.call_soon(self._end_iteration)
+            return False
+        return self.elapsed() > self._late_from
+
+    def _end_iteration(self) -> None:
+        self._has_begun = False
 
     def take_turn(self, what: Callable[[], object]) -> None:
         self._waiting.append(what)

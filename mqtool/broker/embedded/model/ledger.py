@@ -198,7 +198,7 @@ class Ledger:
         quiet_bytes: while held_bytes is not above this, changes are not reported.
         definition_bytes: the part of held_bytes that queues, exchanges and bindings take, without messages.
         most_definition_bytes: while definition_bytes is above this, clients cannot declare any more.
-        most_bytes: while held_bytes is above this, the broker makes no further copies of messages (see is_full).
+        most_bytes: while held_bytes is above this, the broker makes no further copies of messages.
         when_changed: called with held_bytes after each other change.
         group: the number of the next group of changes. All changes in a group are written to disk together.
         definitions_saved: the number of definitions saved or deleted so far, including those in the next group.
@@ -224,14 +224,6 @@ class Ledger:
 
     def disk_free(self) -> int:
         return disk_free(self.directory)
-
-    @property
-    def is_full(self) -> bool:
-        """True if messages and clients take far more memory than the limit, so that blocking publishers did not help.
-
-        A few messages can become millions if queues dead-letter them to several queues, which do the same.
-        """
-        return self.held_bytes > self.most_bytes
 
     def enter(self, message: BrokerMessage, expires_at: int | None) -> BacklogEntry:
         """Create the entry for a new message in a queue or a delayed exchange, and count its memory."""
@@ -282,16 +274,17 @@ class Ledger:
         self._paged_out_bytes += by
         self.hold_bytes(by)
 
-    def hold_bytes(self, by: int) -> None:
-        """Count memory that holds messages or other data of clients; `by` is negative for freed memory."""
+    def hold_bytes(self, by: int, *, definition: bool = False) -> None:
+        """Count memory that holds messages or other data of clients; `by` is negative for freed memory.
+
+        Args:
+            definition: True for a queue, exchange or binding.
+        """
         self.held_bytes += by
+        if definition:
+            self.definition_bytes += by
         if self.held_bytes > self.quiet_bytes:
             self.when_changed(self.held_bytes)
-
-    def hold_definition(self, by: int) -> None:
-        """Count the memory of a queue, exchange or binding; `by` is negative for a deleted one."""
-        self.definition_bytes += by
-        self.hold_bytes(by)
 
     def save(self, kind: str, names: Sequence[str | bytes], value: Table) -> None:
         """Store a definition.

@@ -155,7 +155,7 @@ class _Recovery:
         source, destination = vhost.exchanges[stored["source"]], destinations[stored["destination"]]
         binding = BrokerBinding(source, destination, stored["routing_key"], stored["arguments"])
         source.add(binding)
-        self._broker.ledger.hold_definition(binding.footprint)
+        self._broker.ledger.hold_bytes(binding.footprint, definition=True)
 
     def _check_stream_files(self) -> None:
         """Delete the files of deleted streams, unless data is damaged; warn about files the broker did not create."""
