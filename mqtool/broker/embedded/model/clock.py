@@ -20,6 +20,9 @@ TURN_SECONDS = 0.01
 #: Once clients have been served for this many seconds in one iteration of the loop, the others wait for their turns.
 _ITERATION_SECONDS = 0.05
 
+#: Serving a client for less than this is not counted, because counting takes as long as handling a small message.
+_SHORT_SECONDS = 0.0002
+
 Item = TypeVar("Item")
 
 
@@ -44,8 +47,12 @@ class Clock(Protocol):
     def elapsed(self) -> float:
         """Return seconds since an arbitrary moment, to measure how long a piece of work has taken."""
 
+    @property
     def is_late(self) -> bool:
         """True if clients have been served for long in this iteration of the event loop: what is new must wait."""
+
+    def spend(self, seconds: float) -> None:
+        """Add the time for which a client has been served in this iteration of the event loop."""
 
     def take_turn(self, what: Callable[[], object]) -> None:
         """Call a function in a later iteration of the event loop, after the functions that are waiting already.
@@ -63,8 +70,7 @@ class LoopClock:
         self._loop = asyncio.get_running_loop()
         self._offset = time.time_ns() - time.clock_gettime_ns(_STEADY)
         self._waiting: deque[Callable[[], object]] = deque()
-        self._has_begun = False
-        self._late_from = 0.0
+        self._spent = 0.0
 
     def now(self) -> int:
         return (time.clock_gettime_ns(_STEADY) + self._offset) // 1_000_000
@@ -75,16 +81,18 @@ class LoopClock:
     def call_later(self, milliseconds: int, what: Callable[[], object]) -> Timer:
         return self._loop.call_later(milliseconds / 1000, what)
 
+    @property
     def is_late(self) -> bool:
-        if not self._has_begun:
-            self._has_begun = True
-            self._late_from = self.elapsed() + _ITERATION_SECONDS
-            self._loop.call_soon(self._end_iteration)
-            return False
-        return self.elapsed() > self._late_from
+        return self._spent > _ITERATION_SECONDS
+
+    def spend(self, seconds: float) -> None:
+        if seconds > _SHORT_SECONDS:
+            if not self._spent:
+                self._loop.call_soon(self._end_iteration)
+            self._spent += seconds
 
     def _end_iteration(self) -> None:
-        self._has_begun = False
+        self._spent = 0.0
 
     def take_turn(self, what: Callable[[], object]) -> None:
         self._waiting.append(what)

@@ -113,18 +113,21 @@ class PacedSocket(asyncio.Protocol, ABC):
 
     def handle(self, data: bytes) -> None:
         """Handle complete frames until `must_pause` becomes true, and keep the rest of the data for later."""
-        if self._clock.is_late() and len(data) >= self._need:
+        clock = self._clock
+        if clock.is_late and len(data) >= self._need:
             # Many clients can send at once: one that has had no turn yet gets the next one.
             self._chunks, self._have, self._has_whole_frames = [data], len(data), True
             self._wait()
             return
-        self._turn_ends = self._clock.elapsed() + TURN_SECONDS
+        began = clock.elapsed()
+        self._turn_ends = began + TURN_SECONDS
         if len(data) >= self._need:
             try:
                 data = data[self.take_bytes(data) :]
             except Exception as error:
                 data = b""
                 self.failed(error)
+            clock.spend(clock.elapsed() - began)
         self._has_whole_frames = bool(data) and self.must_pause
         self._chunks = [data] if data else []
         self._have = len(data)
