@@ -1,5 +1,6 @@
 """Fixtures: the brokers of the matrix, and a shell to run mqtool in."""
 
+import faulthandler
 import fcntl
 import gc
 import itertools
@@ -10,6 +11,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,6 +31,11 @@ from tests.cli.shell import Shell
 
 #: The server of preloaded commands, which ends when this does.
 _SERVER = pytest.StashKey["subprocess.Popen[bytes]"]()
+#: Where a worker says why it ends.
+_STDERR = pytest.StashKey[int]()
+#: A teardown that takes longer, or a test that takes so much longer than its timeout, hangs. To stop a RabbitMQ node
+#: takes up to 60 s.
+_MORE_SECONDS = 180
 #: Starts RabbitMQ with the rates that it has by default. `mqtool broker up` has it collect more.
 _AS_INSTALLED = PrivateNodes("RabbitMQ", ("management.rates_mode = basic",))
 #: They start RabbitMQ nodes and take longest, in CI. The first worker begins with them: never two of them at a time.
@@ -77,6 +84,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_STDERR] = os.dup(2)  # the worker's own, which pytest does not capture
     gc.disable()  # collecting tests makes no garbage, and what it makes is there for good: see below
     # A busy machine is no failure; and CI looks more often than somebody who waits.
     hypothesis.settings.register_profile("no times", deadline=None, max_examples=100 if IN_CI else 10)
@@ -198,9 +206,34 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_runtest_teardown() -> None:
+@contextmanager
+def _ending_after(item: pytest.Item, seconds: float) -> Iterator[None]:
+    """End this worker, and print what its threads are doing, if the block takes longer.
+
+    pytest-timeout's alarm does not ring twice. Nothing is left to end a teardown that hangs after a test has timed out;
+    and if the alarm rings in a __del__(), Python ignores its exception, and the test goes on.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[_STDERR])
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    mark = item.get_closest_marker("timeout")
+    given = mark.args[0] if mark else item.config.getoption("timeout") or item.config.getini("timeout")
+    with _ending_after(item, float(given) + _MORE_SECONDS):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
     """The test before has left us what keeps a connection that breaks from ending all tests of this worker."""
     assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN
+    with _ending_after(item, _MORE_SECONDS):
+        return (yield)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -189,6 +189,16 @@ def test_the_programs_to_repair_are_copied_from_the_package(lonely_shell: Shell)
     assert mended.read_text() == "mended"
 
 
+def test_programs_to_repair_are_not_written_through_links(lonely_shell: Shell) -> None:
+    """`tutorial show repair --copy-to` follows no symbolic link that somebody has put into the directory."""
+    directory, elsewhere = lonely_shell.directory / "programs", lonely_shell.directory / "elsewhere"
+    directory.mkdir()
+    (directory / GOALS["repair"][0].program).symlink_to(elsewhere)
+    copied = lonely_shell.run("mqtool", "tutorial", "show", "repair", "--copy-to", str(directory))
+    assert "not replaced" in copied.stderr
+    assert not elsewhere.exists()
+
+
 def test_the_broker_stops_only_after_enter(lonely_shell: Shell) -> None:
     """After the last goal, `tutorial try` asks the user to end the other commands, and stops its broker only once Enter
     is pressed.

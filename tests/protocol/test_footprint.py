@@ -9,7 +9,7 @@ import pika
 import pytest
 from pamqp import commands
 
-from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded import EmbeddedBroker, server
 from mqtool.codecs.amqp10_message import Amqp10Message, data_section
 from mqtool.codecs.amqp10_values import Described, Symbol
 from tests.protocol.conftest import Api
@@ -67,6 +67,25 @@ def test_headers_of_messages_count_towards_memory_use(broker: EmbeddedBroker, ch
         assert memory(broker) - between > 500_000
     channel.queue_purge("q")
     assert memory(broker) < before + 100_000
+
+
+@pytest.mark.parametrize("kind", ["fanout", "x-delayed-message"])
+def test_dead_letters_do_not_outgrow_the_memory_limit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If queues dead-letter messages to each other, so that one message becomes millions, the broker sets messages
+    aside once it exceeds its memory limit by a quarter, and can still be stopped.
+    """
+    monkeypatch.setattr(server, "_FINISHING_SECONDS", 0.1)
+    with EmbeddedBroker(like="4.2", management_port=0, memory_limit=LIMIT) as broker:
+        with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+            channel = connection.channel()
+            channel.exchange_declare("x", kind, arguments={"x-delayed-type": "fanout"})
+            for number in range(10):
+                channel.queue_declare(f"q{number}", arguments={"x-message-ttl": 0, "x-dead-letter-exchange": "x"})
+                channel.queue_bind(f"q{number}", "x")
+            channel.basic_publish("", "q0", b"", pika.BasicProperties(headers={"x-delay": 1}))
+        while memory(broker) < 1.2 * LIMIT:
+            pass
+        assert max(memory(broker) for _ in range(50)) < 1.5 * LIMIT
 
 
 @pytest.fixture
@@ -177,6 +196,27 @@ def test_a_connection_with_too_many_unacknowledged_deliveries_is_closed(
     assert channel.queue_declare("s", passive=True).method.consumer_count == 0
 
 
+def test_transactions_to_many_queues_count_towards_memory_use(broker: EmbeddedBroker, channel: Any) -> None:
+    """The queues of messages that wait for tx.commit count towards the broker's memory use until the channel is closed."""
+    for number in range(200):
+        channel.queue_declare(f"q{number}")
+        channel.queue_bind(f"q{number}", "amq.fanout")
+    with RawClient(broker.url) as client:
+        client.send(commands.Tx.Select())
+        client.expect(commands.Tx.SelectOk)
+        before = memory(broker)
+        for number in range(200):
+            client.send(commands.Basic.Publish(exchange="amq.fanout", routing_key=f"{number}"))
+            client.socket.sendall(raw_frame(2, 1, struct.pack(">HHQH", 60, 0, 0, 0)))
+        client.send(commands.Queue.Declare(queue="q0", passive=True))
+        client.expect(commands.Queue.DeclareOk)
+        assert memory(broker) - before > 1_500_000
+        client.send(commands.Channel.Close(200, "", 0, 0))
+        client.expect(commands.Channel.CloseOk)
+        while memory(broker) > before:
+            pass
+
+
 def test_consumers_with_large_arguments_count_towards_memory_use(broker: EmbeddedBroker, channel: Any) -> None:
     """If a client starts too many consumers with large arguments, the broker closes the connection and frees the
     memory.
@@ -190,6 +230,41 @@ def test_consumers_with_large_arguments_count_towards_memory_use(broker: Embedde
         assert "held for this connection" in closed.reply_text
     while memory(broker) > 100_000:
         channel.connection.process_data_events(0.01)
+
+
+@pytest.mark.parametrize("kind", ["queue", "exchange", "binding"])
+def test_definitions_have_a_limit(broker: EmbeddedBroker, kind: str) -> None:
+    """Queues, exchanges and bindings count as memory. A client that declares more and more is refused with 406 once
+    they take half of the memory limit; after some have been deleted, declarations succeed again.
+    """
+
+    def declare(name: str) -> None:
+        if kind == "queue":
+            client.send(commands.Queue.Declare(queue=name, nowait=True))
+        elif kind == "exchange":
+            client.send(commands.Exchange.Declare(exchange=name, nowait=True))
+        else:
+            key = ".".join(name * 30)
+            client.send(commands.Queue.Bind(queue="q", exchange="amq.topic", routing_key=key, nowait=True))
+
+    with RawClient(broker.url) as client:
+        client.send(commands.Queue.Declare(queue="q"))
+        client.expect(commands.Queue.DeclareOk)
+        for number in range(LIMIT // 2 // 900):
+            declare(f"{number:04}")
+        closed = client.expect(commands.Channel.Close)
+        assert closed.reply_code == 406
+        assert f"bytes, which is more than {LIMIT // 2}" in closed.reply_text
+        client.send(commands.Channel.CloseOk())
+        client.send(commands.Channel.Open())
+        client.expect(commands.Channel.OpenOk)
+        assert LIMIT // 2 < memory(broker) < LIMIT
+        for number in range(10):
+            client.send(commands.Queue.Delete(queue=f"{number:04}", nowait=True))
+            client.send(commands.Exchange.Delete(exchange=f"{number:04}", nowait=True))
+        client.send(commands.Queue.Delete(queue="q", nowait=True))
+        client.send(commands.Queue.Declare(queue="another"))
+        client.expect(commands.Queue.DeclareOk)
 
 
 _LARGE = {"a": [{"k": number} for number in range(1000)]}

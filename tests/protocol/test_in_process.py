@@ -21,7 +21,7 @@ from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker, NackError
 
-from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded import EmbeddedBroker, in_process
 from mqtool.broker.embedded.in_process import Vhost
 from tests.protocol.conftest import Api
 
@@ -431,6 +431,26 @@ def test_a_stopped_broker_can_be_started_again() -> None:
                 taken.start()
     with taken:
         _publish(taken.url)
+
+
+def test_stopping_a_broker_that_hangs_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the broker's event loop hangs, stop() raises TimeoutError, which says where, instead of waiting for ever."""
+    monkeypatch.setattr(in_process, "_STOPPING_SECONDS", 0.1)
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        hangs.set()
+        goes_on.wait()
+
+    with EmbeddedBroker() as broker:
+        assert broker._loop is not None
+        broker._loop.call_soon_threadsafe(hang)
+        hangs.wait()
+        with pytest.raises(TimeoutError, match="did not stop") as raised:
+            broker.stop()
+        assert "in hang" in str(raised.value)
+        monkeypatch.undo()
+        goes_on.set()
 
 
 def test_nothing_is_recorded_unless_asked_for() -> None:

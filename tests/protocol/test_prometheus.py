@@ -17,12 +17,14 @@ from mqtool.broker import ports, rabbitmq_plugins
 from mqtool.broker.choice import STARTERS, BrokerKind
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
+from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Started, Wanted
 from tests.brokers import own_broker, rabbitmqctl
 from tests.cli.shell import wait_until
 from tests.protocol.loop_watch import LoopWatch
 from tests.protocol.raw_amqp10 import ACCEPTED, TRANSFER, RawAmqp10, described
+from tests.protocol.raw_client import RawClient
 from tests.protocol.raw_stream import OPEN, RawStream, string
 
 MANY = 10_000
@@ -304,6 +306,24 @@ def test_metrics_of_many_queues_do_not_hold_up_other_clients() -> None:
         watch.check()
         assert sum(name == "queue_messages" for name, _ in found.samples) == MANY
         assert scraped(metrics_url(broker)).value("queues") == MANY
+        watch.check()
+
+
+def test_metrics_of_many_channels_let_others_work() -> None:
+    """The metrics of 100,000 channels do not hold up other clients: each connection can open 2,047 of them, and no
+    login is needed to ask for metrics.
+    """
+    with EmbeddedBroker(prometheus_port=0) as broker, RawClient(broker.url):
+
+        def open_channels() -> None:
+            assert broker._server is not None
+            (session,) = broker._server._connections
+            session.channels |= {number: BrokerChannel(number, session) for number in range(2, 10 * MANY)}
+
+        broker.under_test(lambda _: open_channels())
+        watch = LoopWatch(broker)
+        watch.take()
+        assert scraped(metrics_url(broker)).value("channels") == 10 * MANY - 1
         watch.check()
 
 

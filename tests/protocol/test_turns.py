@@ -1,5 +1,6 @@
 """Long work for one client is done in turns, so that the embedded broker serves the others meanwhile."""
 
+import asyncio
 import base64
 import gc
 import gzip
@@ -380,6 +381,61 @@ def test_large_annotations_for_many_messages_do_not_hold_up_other_clients(
         watch.check()
         headers = channel.basic_get("qq", auto_ack=True)[1].headers
         assert headers["x-opt-a"] == [{}] * 12_000
+
+
+def test_many_connections_that_publish_at_once_let_others_work(broker: EmbeddedBroker, watch: LoopWatch) -> None:
+    """If 60 connections publish at the same moment, each for longer than one turn, other clients are served between
+    their turns, and every message arrives.
+    """
+    with ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(broker.url)) for _ in range(60)]
+        for number in range(1000):
+            clients[0].send(commands.Queue.Declare(queue=f"q{number}", nowait=True))
+            clients[0].send(commands.Queue.Bind(queue=f"q{number}", exchange="amq.fanout", nowait=True))
+        clients[0].send(commands.Queue.Declare(queue="q0", passive=True))
+        clients[0].expect(commands.Queue.DeclareOk)
+        method = frame.marshal(commands.Basic.Publish(exchange="amq.fanout", routing_key="a"), 1)
+        published, have_sent = method + raw_frame(2, 1, struct.pack(">HHQH", 60, 0, 0, 0)), threading.Event()
+        watch.take()
+        busy = threading.Thread(target=broker.under_test, args=(lambda _: have_sent.wait(60),))
+        busy.start()
+        for client in clients:
+            client.socket.sendall(published * 10)
+        have_sent.set()
+        busy.join()
+        ready = 0
+        while ready < 600:
+            clients[0].send(commands.Queue.Declare(queue="q999", passive=True))
+            ready = clients[0].expect(commands.Queue.DeclareOk).message_count
+    watch.check()
+
+
+def test_acknowledging_many_messages_lets_others_work(broker: EmbeddedBroker) -> None:
+    """Acknowledging 100,000 messages with one basic.ack is done in turns; the next method waits for the end."""
+    count = 100_000
+    with RawClient(broker.url) as client:
+        client.send(commands.Queue.Declare(queue="q"))
+        client.expect(commands.Queue.DeclareOk)
+        publish = raw_frame(1, 1, b"\0\x3c\0\x28\0\0\0\1q\0") + raw_frame(2, 1, struct.pack(">HHQH", 60, 0, 0, 0))
+        client.socket.sendall(publish * count)
+        client.send(commands.Basic.Consume(queue="q", consumer_tag="t", nowait=True))
+        left = count * 48  # the bytes of basic.deliver and of a header without properties
+        while left:
+            left -= len(client.socket.recv(min(left, 1 << 20)))
+        unacked: list[int] = []
+        queue = _vhost(broker).queues["q"]
+
+        def look() -> None:
+            unacked.append(queue.unacked)
+            if queue.unacked:
+                asyncio.get_running_loop().call_soon(look)
+
+        broker.under_test(lambda _: look())
+        client.send(commands.Basic.Ack(delivery_tag=0, multiple=True))
+        client.send(commands.Queue.Declare(queue="q", passive=True))
+        client.expect(commands.Queue.DeclareOk)
+        assert broker.under_test(lambda _: queue.unacked) == 0
+    assert len({*unacked}) > 2
 
 
 @pytest.mark.parametrize("how", ["rejected", "policy"])

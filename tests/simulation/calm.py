@@ -119,7 +119,7 @@ async def _check_base(world: "World") -> None:
         "held for clients": broker.held_for_clients,
         "reply consumers": len(broker.reply_consumers),
         "alarms": dict(broker.alarms),
-        "bytes held": broker.ledger.held_bytes,
+        "bytes held": broker.ledger.held_bytes - broker.ledger.definition_bytes,
         "unacknowledged": sum(queue.unacked for vhost in broker.vhosts.values() for queue in vhost.queues.values()),
     }
     if isinstance(broker.ledger, Storage):

@@ -1,7 +1,9 @@
 """Runs the embedded broker inside another Python program: in a separate thread, or on the running event loop."""
 
 import asyncio
+import sys
 import threading
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -18,6 +20,7 @@ from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
 _STARTING_SECONDS = 30.0
 _ANSWER_SECONDS = 30.0
+_STOPPING_SECONDS = 60.0
 T = TypeVar("T")
 
 
@@ -168,12 +171,19 @@ class EmbeddedBroker(Questions):
         return self
 
     def stop(self) -> None:
-        """Stop the broker. Connections are closed with 320 CONNECTION_FORCED."""
+        """Stop the broker. Connections are closed with 320 CONNECTION_FORCED.
+
+        Raises:
+            TimeoutError: the broker does not stop within 60 seconds. The error says what its thread is doing.
+        """
         if self._thread is None or self._loop is None or self._stop is None:
             return
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+        self._thread.join(_STOPPING_SECONDS)
+        if self._thread.is_alive():
+            stack = traceback.format_stack(sys._current_frames().get(self._thread.ident or 0))
+            raise TimeoutError("the embedded broker did not stop. Its thread:\n" + "".join(stack))
 
     def __enter__(self) -> Self:
         return self.start()

@@ -34,6 +34,9 @@ _CHECK_CONSUMERS_SECONDS = 60.0
 #: The same from RabbitMQ 3.12 on, where a queue can have a shorter timeout than the broker.
 _CHECK_QUEUES_SECONDS = 1.0
 
+#: How long a broker that stops dead-letters messages that are still waiting for it.
+_FINISHING_SECONDS = 5.0
+
 _WITH_TLS = {"amqp": "amqp/ssl", "http": "https", "stream": "stream/ssl"}
 
 _URLS = {
@@ -278,8 +281,9 @@ class Server:
             for transport in [connection.transport for connection in each]:
                 transport.abort()
         await asyncio.sleep(0)
-        for vhost in self.broker.vhosts.values():
-            vhost.dead_letters.finish()
+        until = self.broker.clock.elapsed() + _FINISHING_SECONDS
+        if left := sum(vhost.dead_letters.finish(until) for vhost in self.broker.vhosts.values()):
+            log.warning("stopped while %d messages were still to be dead-lettered", left)
         self.broker.ledger.close(self._redelivered())
         log.info("stopped")
 

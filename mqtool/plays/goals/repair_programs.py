@@ -32,10 +32,12 @@ def copy_to(directory: Path) -> tuple[list[Path], list[Path]]:
         directory.mkdir(parents=True, exist_ok=True)
         for each in _originals():
             copy = directory / each.name
-            if copy.exists():
+            try:
+                with copy.open("x", encoding="utf-8") as file:  # "x" follows no symbolic link
+                    file.write(each.read_text("utf-8"))
+            except FileExistsError:
                 kept.append(copy)
             else:
-                copy.write_text(each.read_text("utf-8"), "utf-8")
                 new.append(copy)
     except OSError as error:
         raise UsageError(

@@ -107,6 +107,10 @@ def storage_failed(error: Exception) -> ConnectionException:
     return ConnectionException(RESOURCE_ERROR, f"cannot write to the data directory: {error}")
 
 
+#: How many kinds of failure a FailureLog logs.
+_MOST_LOGGED = 100
+
+
 class FailureLog:
     """Logs failures to process messages: each kind of failure only once, with its traceback."""
 
@@ -115,7 +119,8 @@ class FailureLog:
 
     def report(self, what: str, error: Exception) -> None:
         """Log that a message could not be processed, unless the same failure was logged before."""
-        if (what, type(error)) not in self._logged:
+        # The names in `what` are chosen by clients: without a limit, they could fill the memory and the log.
+        if (what, type(error)) not in self._logged and len(self._logged) < _MOST_LOGGED:
             self._logged.add((what, type(error)))
             # `what` contains names chosen by clients: escaped as ASCII, they cannot forge log lines.
             what = ascii(what)[1:-1]

@@ -44,8 +44,15 @@ _CLOSE_LARGEST_MILLISECONDS = 5000
 #: message.
 _LEAST_CONNECTION_LIMIT = 256 * 1024 * 1024
 
+#: Queues, exchanges and bindings may take half of the memory limit, but at least this many bytes: tests that provoke a
+#: memory alarm with a small limit declare some, too.
+_LEAST_DEFINITION_LIMIT = 1_000_000
+
 # A memory alarm ends at this fraction of the limit, so that single messages do not keep switching it on and off.
 _ALARM_CLEARED = 0.8
+
+#: Ledger.most_bytes as a fraction of the memory limit. Clients exceed the limit a little before they are blocked.
+_FULL = 1.25
 
 
 class ConnectedClient(Protocol):
@@ -146,6 +153,8 @@ class Broker:
         self.started_at = self.clock.now()
         ledger.when_changed = self._check_memory
         ledger.quiet_bytes = self.memory_limit
+        ledger.most_bytes = self.memory_limit * _FULL
+        ledger.most_definition_bytes = max(self.memory_limit // 2, _LEAST_DEFINITION_LIMIT)
 
     def create_defaults(self) -> None:
         """Create the virtual host `/` and the user guest, as on a new RabbitMQ node."""

@@ -1,7 +1,6 @@
 """Clocks and timers for queues. Changes to the system time do not affect them."""
 
 import asyncio
-import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +16,12 @@ _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 #: How many seconds a piece of long work may take before others are served.
 TURN_SECONDS = 0.01
+
+#: Once clients have been served for this many seconds in one iteration of the loop, the others wait for their turns.
+_ITERATION_SECONDS = 0.05
+
+#: Serving a client for less than this is not counted, because counting takes as long as handling a small message.
+_SHORT_SECONDS = 0.0002
 
 Item = TypeVar("Item")
 
@@ -42,6 +47,13 @@ class Clock(Protocol):
     def elapsed(self) -> float:
         """Return seconds since an arbitrary moment, to measure how long a piece of work has taken."""
 
+    @property
+    def is_late(self) -> bool:
+        """True if clients have been served for long in this iteration of the event loop: what is new must wait."""
+
+    def spend(self, seconds: float) -> None:
+        """Add the time for which a client has been served in this iteration of the event loop."""
+
     def take_turn(self, what: Callable[[], object]) -> None:
         """Call a function in a later iteration of the event loop, after the functions that are waiting already.
 
@@ -58,6 +70,7 @@ class LoopClock:
         self._loop = asyncio.get_running_loop()
         self._offset = time.time_ns() - time.clock_gettime_ns(_STEADY)
         self._waiting: deque[Callable[[], object]] = deque()
+        self._spent = 0.0
 
     def now(self) -> int:
         return (time.clock_gettime_ns(_STEADY) + self._offset) // 1_000_000
@@ -67,6 +80,19 @@ class LoopClock:
 
     def call_later(self, milliseconds: int, what: Callable[[], object]) -> Timer:
         return self._loop.call_later(milliseconds / 1000, what)
+
+    @property
+    def is_late(self) -> bool:
+        return self._spent > _ITERATION_SECONDS
+
+    def spend(self, seconds: float) -> None:
+        if seconds > _SHORT_SECONDS:
+            if not self._spent:
+                self._loop.call_soon(self._end_iteration)
+            self._spent += seconds
+
+    def _end_iteration(self) -> None:
+        self._spent = 0.0
 
     def take_turn(self, what: Callable[[], object]) -> None:
         self._waiting.append(what)
@@ -224,7 +250,12 @@ class TurnQueue(Generic[Item]):
         finally:
             self._is_busy = False
 
-    def finish(self) -> None:
-        """Handle all items now: the broker is about to stop."""
-        self._turn_ends = math.inf
+    def finish(self, until: float) -> int:
+        """Handle the items now, because the broker is about to stop; return how many are left.
+
+        Args:
+            until: when to give up, as Clock.elapsed() measures it: handling an item can add others without end.
+        """
+        self._turn_ends = until
         self._work()
+        return len(self._waiting)

@@ -61,9 +61,15 @@ class DeadLetters:
         queue, message, reason, done = each
         done(self._publish_again(queue, message, reason))
 
-    def finish(self) -> None:
-        """Dead-letter all waiting messages now: the broker is about to stop."""
-        self._waiting.finish()
+    def finish(self, until: float) -> int:
+        """Dead-letter waiting messages now, because the broker is about to stop; return how many are left.
+
+        A message that is left and is on disk is in its queue again after the restart.
+
+        Args:
+            until: when to give up (Clock.elapsed()): messages can be dead-lettered between queues without end.
+        """
+        return self._waiting.finish(until)
 
     def _publish_again(self, queue: BrokerQueue, message: BrokerMessage, reason: str) -> Outcome:
         exchange, key = queue.options.dead_letter_exchange, queue.options.dead_letter_routing_key

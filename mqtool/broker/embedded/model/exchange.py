@@ -15,6 +15,7 @@ from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.clock import Clock, Timetable
+from mqtool.broker.embedded.model.footprint import of_binding
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.codecs.field_tables import Int32, Int64, Table, Value
@@ -87,6 +88,11 @@ class BrokerBinding:
     def stored(self) -> bool:
         """True if the binding survives a restart, that is, if its source and its destination both do."""
         return self.source.durable and self.destination.stored
+
+    @property
+    def footprint(self) -> int:
+        """The memory that the binding takes, in bytes."""
+        return of_binding(self.source.routed_as, self.routing_key, self.arguments)
 
     @property
     def properties_key(self) -> str:

@@ -19,11 +19,17 @@ PUBLISHED_TO = 400
 #: A consumer or a link, besides its names and arguments.
 CONSUMER = 4000
 
+#: A queue, a stream, an exchange and a binding, besides their names and arguments. Measured with 20,000 of each.
+QUEUE, STREAM, EXCHANGE, BINDING = 5500, 8500, 900, 700
+
+#: A word of a topic binding's key.
+_WORD = 320
+
 #: Encoded headers of up to this many bytes are part of ENTRY.
 _SMALL = 256
 
-#: Arguments that take up to this many bytes are part of their queue, exchange, binding or connection.
-_SMALL_ARGUMENTS = 2000
+#: Client properties that take up to this many bytes are part of their connection.
+_SMALL_PROPERTIES = 2000
 
 #: An entry of a table or a map with its key; an item of a list; and any other value.
 _ENTRY_OF_TABLE, _ITEM, _VALUE = 150, 8, 60
@@ -41,10 +47,26 @@ def of_message(message: BrokerMessage) -> int:
     return ENTRY + len(message.body) + raw + header.headers_bytes + message.section_bytes
 
 
-def of_arguments(arguments: Table) -> int:
-    """Return the memory that arguments or client properties take; 0 if there are only a few of them."""
-    size = of_value(arguments)
-    return size if size > _SMALL_ARGUMENTS else 0
+def of_queue(kind: str, name: str, arguments: Table) -> int:
+    """Return the memory that a queue or stream takes, without its messages."""
+    return (STREAM if kind == "stream" else QUEUE) + len(name) + of_value(arguments)
+
+
+def of_exchange(name: str, arguments: Table) -> int:
+    """Return the memory that an exchange takes, without its bindings."""
+    return EXCHANGE + len(name) + of_value(arguments)
+
+
+def of_binding(routed_as: str, key: str, arguments: Table) -> int:
+    """Return the memory that a binding takes: in a topic exchange, each word of its key takes some."""
+    words = _WORD * (key.count(".") + 1) if routed_as == "topic" else 0
+    return BINDING + len(key) + words + of_value(arguments)
+
+
+def of_properties(properties: Table) -> int:
+    """Return the memory that client properties take; 0 if there are only a few of them."""
+    size = of_value(properties)
+    return size if size > _SMALL_PROPERTIES else 0
 
 
 def of_value(value: Value) -> int:

@@ -5,6 +5,7 @@ This module also defines the interfaces of a stream's segments and log, and the 
 
 import asyncio
 import contextlib
+import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -195,6 +196,9 @@ class Ledger:
     Attributes:
         held_bytes: the memory that messages and clients take, in bytes.
         quiet_bytes: while held_bytes is not above this, changes are not reported.
+        definition_bytes: the part of held_bytes that queues, exchanges and bindings take, without messages.
+        most_definition_bytes: while definition_bytes is above this, clients cannot declare any more.
+        most_bytes: while held_bytes is above this, the broker makes no further copies of messages.
         when_changed: called with held_bytes after each other change.
         group: the number of the next group of changes. All changes in a group are written to disk together.
         definitions_saved: the number of definitions saved or deleted so far, including those in the next group.
@@ -212,6 +216,8 @@ class Ledger:
         self.group = 1
         self.definitions_saved = 0
         self.quiet_bytes = -1
+        self.definition_bytes = 0
+        self.most_definition_bytes = self.most_bytes = math.inf
         self.when_changed: Callable[[int], None] = lambda _: None
         self._paged_out_bytes = 0
         self._position = 0
@@ -268,9 +274,15 @@ class Ledger:
         self._paged_out_bytes += by
         self.hold_bytes(by)
 
-    def hold_bytes(self, by: int) -> None:
-        """Count memory that holds messages or other data of clients; `by` is negative for freed memory."""
+    def hold_bytes(self, by: int, *, definition: bool = False) -> None:
+        """Count memory that holds messages or other data of clients; `by` is negative for freed memory.
+
+        Args:
+            definition: True for a queue, exchange or binding.
+        """
         self.held_bytes += by
+        if definition:
+            self.definition_bytes += by
         if self.held_bytes > self.quiet_bytes:
             self.when_changed(self.held_bytes)
 

@@ -5,7 +5,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mqtool.broker.embedded.model.amqp_errors import ConnectionException, FailureLog, precondition_failed
+from mqtool.broker.embedded.model.amqp_errors import (
+    RESOURCE_ERROR,
+    ChannelException,
+    ConnectionException,
+    FailureLog,
+    precondition_failed,
+)
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage, carbon_copies
 from mqtool.broker.embedded.model.applied_policies import Policies
 from mqtool.broker.embedded.model.backlog import BacklogEntry
@@ -28,7 +34,7 @@ from mqtool.broker.embedded.model.exchange import (
     save_binding,
     save_exchange,
 )
-from mqtool.broker.embedded.model.footprint import of_arguments
+from mqtool.broker.embedded.model.footprint import of_exchange, of_queue
 from mqtool.broker.embedded.model.ledger import Ledger, encode_definition
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import BrokerQueue
@@ -148,18 +154,20 @@ class VirtualHost:
     def add_exchange(self, exchange: BrokerExchange) -> None:
         """Add an exchange whose declaration is valid. Raises AmqpException if it cannot be stored."""
         encode_definition(exchange.arguments)
+        if not exchange.key:
+            _check_room(self._ledger, f"exchange '{exchange.name}'")
         if exchange.durable and not exchange.key:
             save_exchange(self._ledger, self.name, exchange)
         exchange.follow(self.profile)
         exchange.apply(self.policies.applied_to(exchange.name, "exchange"))
         self.exchanges[exchange.name] = exchange
-        self._ledger.hold_bytes(of_arguments(exchange.arguments))
+        self._ledger.hold_bytes(of_exchange(exchange.name, exchange.arguments), definition=True)
         self._changed()
 
     def delete_exchange(self, exchange: BrokerExchange) -> None:
         """Delete an exchange and its bindings. Its delayed messages stay, for a later exchange of the same name."""
         del self.exchanges[exchange.name]
-        self._ledger.hold_bytes(-of_arguments(exchange.arguments))
+        self._ledger.hold_bytes(-of_exchange(exchange.name, exchange.arguments), definition=True)
         self._changed()
         for binding in [*exchange.bindings, *exchange.inbound]:
             self._unbind(binding)
@@ -187,6 +195,8 @@ class VirtualHost:
         """
         name, arguments = declared.name, declared.arguments
         encode_definition(arguments)
+        if not key:
+            _check_room(self._ledger, f"queue '{name}'")
         if self.profile.lists_type:
             arguments = {"x-queue-type": "classic", **arguments}
         kind = _stream_type() if arguments.get("x-queue-type") == "stream" else BrokerQueue
@@ -207,7 +217,7 @@ class VirtualHost:
         if queue.stored and not key:
             _save_queue(self._ledger, queue)
         self.queues[name] = queue
-        self._ledger.hold_bytes(of_arguments(arguments))
+        self._ledger.hold_bytes(of_queue(queue.kind, name, queue.arguments), definition=True)
         queue.watcher = self.watcher
         self._changed()
         queue.apply(self.policies.applied_to(name, queue.kind))
@@ -246,7 +256,7 @@ class VirtualHost:
         if queue.deleted:
             return 0
         del self.queues[queue.name]
-        self._ledger.hold_bytes(-of_arguments(queue.arguments))
+        self._ledger.hold_bytes(-of_queue(queue.kind, queue.name, queue.arguments), definition=True)
         self._changed()
         self.deleted_traffic[queue.kind].add(queue.traffic)
         for binding in list(queue.inbound):
@@ -270,11 +280,12 @@ class VirtualHost:
             )
         if source.find(destination, routing_key, arguments) is not None:
             return
+        _check_room(self._ledger, "binding")
         binding = BrokerBinding(source, destination, routing_key, arguments)
         if binding.stored:
             save_binding(self._ledger, self.name, binding)
         source.add(binding)
-        self._ledger.hold_bytes(of_arguments(arguments))
+        self._ledger.hold_bytes(binding.footprint, definition=True)
         self._changed()
 
     def unbind(
@@ -291,7 +302,7 @@ class VirtualHost:
         # When an exchange that is bound to itself is deleted, this method is called twice with that binding.
         if not source.remove(binding):
             return
-        self._ledger.hold_bytes(-of_arguments(binding.arguments))
+        self._ledger.hold_bytes(-binding.footprint, definition=True)
         self._changed()
         if binding.stored:
             self._ledger.forget("binding", binding_names(self.name, binding))
@@ -307,8 +318,10 @@ class VirtualHost:
         for queue in list(self.queues.values()):
             self.delete_queue(queue)
         for exchange in self.exchanges.values():
-            held = [exchange.arguments, *(binding.arguments for binding in exchange.bindings)]
-            self._ledger.hold_bytes(-sum(map(of_arguments, held)))
+            of_itself = 0 if exchange.predeclared else of_exchange(exchange.name, exchange.arguments)
+            self._ledger.hold_bytes(
+                -of_itself - sum(binding.footprint for binding in exchange.bindings), definition=True
+            )
         for entry in self._delayed.clear():
             self._ledger.drop(entry)
         self._ledger.forget("vhost", (self.name,))
@@ -397,6 +410,7 @@ class VirtualHost:
         routing.source = source
         if source.reason != "rejected":
             routing.queues = [target for target in routing.queues if not would_cycle(message, target.name)]
+        _check_copies(self._ledger, routing)
         publication = self.enqueue(routing)
         return publication.routed and publication.accepted
 
@@ -436,6 +450,7 @@ class VirtualHost:
         try:
             if exchange is not None:
                 routing = self.route(exchange, entry.message, is_due=True)
+                _check_copies(self._ledger, routing)
                 routing.source = ReleasedQueue(name, entry.position)
                 self.enqueue(routing)
         except Exception as error:
@@ -443,6 +458,25 @@ class VirtualHost:
             self._ledger.set_aside(entry)
         else:
             self._ledger.drop(entry)
+
+
+def _check_room(ledger: Ledger, what: str) -> None:
+    """Raise ChannelException 406 if queues, exchanges and bindings already take too much memory to add another."""
+    if ledger.definition_bytes > ledger.most_definition_bytes:
+        raise precondition_failed(
+            f"cannot declare {what}: queues, exchanges and bindings take {ledger.definition_bytes} bytes, "
+            f"which is more than {ledger.most_definition_bytes}"
+        )
+
+
+def _check_copies(ledger: Ledger, routing: Routing) -> None:
+    """Raise ChannelException 506 if there is no memory for several copies of a message that the broker publishes.
+
+    A few messages can become millions if queues dead-letter them to several queues, which do the same. Blocking
+    publishers does not prevent that. A single copy takes the place of the original.
+    """
+    if len(routing.queues) > 1 and ledger.held_bytes > ledger.most_bytes:
+        raise ChannelException(RESOURCE_ERROR, f"no memory for {len(routing.queues)} copies of a message")
 
 
 def _without_bcc(message: BrokerMessage) -> BrokerMessage:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.clock import TURN_SECONDS, Clock
-from mqtool.broker.embedded.model.footprint import of_arguments
+from mqtool.broker.embedded.model.footprint import of_properties
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -113,13 +113,21 @@ class PacedSocket(asyncio.Protocol, ABC):
 
     def handle(self, data: bytes) -> None:
         """Handle complete frames until `must_pause` becomes true, and keep the rest of the data for later."""
-        self._turn_ends = self._clock.elapsed() + TURN_SECONDS
+        clock = self._clock
+        if clock.is_late and len(data) >= self._need:
+            # Many clients can send at once: one that has had no turn yet gets the next one.
+            self._chunks, self._have, self._has_whole_frames = [data], len(data), True
+            self._wait()
+            return
+        began = clock.elapsed()
+        self._turn_ends = began + TURN_SECONDS
         if len(data) >= self._need:
             try:
                 data = data[self.take_bytes(data) :]
             except Exception as error:
                 data = b""
                 self.failed(error)
+            clock.spend(clock.elapsed() - began)
         self._has_whole_frames = bool(data) and self.must_pause
         self._chunks = [data] if data else []
         self._have = len(data)
@@ -266,7 +274,7 @@ class PacedSocket(asyncio.Protocol, ABC):
 
 def keep_properties(connection: "ClientSocket", properties: Table) -> None:
     """Set the properties that a client has sent about itself, and count their memory."""
-    connection.add_held_bytes(of_arguments(properties) - of_arguments(connection.client_properties))
+    connection.add_held_bytes(of_properties(properties) - of_properties(connection.client_properties))
     connection.client_properties = properties
 
 

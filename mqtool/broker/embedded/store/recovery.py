@@ -9,7 +9,6 @@ from mqtool.broker.embedded.model.amqp_message import DEEPEST, HeaderReader
 from mqtool.broker.embedded.model.applied_policies import OPERATOR, USER, Policy
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import BrokerBinding, BrokerExchange
-from mqtool.broker.embedded.model.footprint import of_arguments
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
@@ -154,8 +153,9 @@ class _Recovery:
         vhost = self._broker.vhosts[stored["vhost"]]
         destinations = vhost.queues if stored["to_queue"] else vhost.exchanges
         source, destination = vhost.exchanges[stored["source"]], destinations[stored["destination"]]
-        source.add(BrokerBinding(source, destination, stored["routing_key"], stored["arguments"]))
-        self._broker.ledger.hold_bytes(of_arguments(stored["arguments"]))
+        binding = BrokerBinding(source, destination, stored["routing_key"], stored["arguments"])
+        source.add(binding)
+        self._broker.ledger.hold_bytes(binding.footprint, definition=True)
 
     def _check_stream_files(self) -> None:
         """Delete the files of deleted streams, unless data is damaged; warn about files the broker did not create."""

@@ -26,6 +26,9 @@ from mqtool.codecs.field_tables import Table
 #: Bytes of memory counted for an uncommitted publish, in addition to those of the message.
 _UNCOMMITTED_OVERHEAD = 500
 
+#: Bytes of memory for each queue in a Routing.
+_ROUTED_TO = 40
+
 
 # Without this cache, publishing would take 1.3 times as long.
 class PublishRoute(NamedTuple):
@@ -223,8 +226,12 @@ class Transaction:
 
     def add(self, publish: UncommittedPublish) -> int:
         """Add a publish, and return the bytes of memory counted for it."""
-        self.publishes.append(publish)
         size = of_message(publish.message) + _UNCOMMITTED_OVERHEAD
+        if publish.routing is not None:
+            queues, last = publish.routing.queues, self.publishes[-1].routing if self.publishes else None
+            if last is None or last.queues is not queues:  # plain messages share the queues of the one before
+                size += _ROUTED_TO * len(queues)
+        self.publishes.append(publish)
         self.held_bytes += size
         return size
 

@@ -349,7 +349,7 @@ def _take_frame(  # noqa: C901 - one case per kind
     elif len(payload) == frames.ACK_SIZE and payload.startswith(frames.BASIC_ACK):
         channel.content.check_complete()
         tag, bits = frames.ACK_FIELDS.unpack_from(payload, 4)
-        basic_methods.ack(channel, tag, multiple=bool(bits & 1))
+        return basic_methods.ack(channel, tag, multiple=bool(bits & 1))
     elif payload.startswith(frames.ACCESS_REQUEST):
         # Some clients still request an access ticket, as in AMQP 0-8. They get one, but it is never checked.
         channel.session.write(frames.method_frame(channel.number, frames.ACCESS_REQUEST_OK))
@@ -397,8 +397,8 @@ def _flow(channel: BrokerChannel, method: commands.Channel.Flow) -> None:
     channel.send(commands.Channel.FlowOk, active=True)
 
 
-def _ack(channel: BrokerChannel, method: commands.Basic.Ack) -> None:
-    basic_methods.ack(channel, method.delivery_tag, multiple=method.multiple)
+def _ack(channel: BrokerChannel, method: commands.Basic.Ack) -> Iterator[None] | None:
+    return basic_methods.ack(channel, method.delivery_tag, multiple=method.multiple)
 
 
 def _flow_ok(channel: BrokerChannel, method: Frame) -> None:

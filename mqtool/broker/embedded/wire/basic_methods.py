@@ -211,12 +211,9 @@ def tx_commit(channel: BrokerChannel, method: Tx.Commit) -> Iterator[None]:  # n
         lost = lost or _deleted_queue(publish)
         stored |= perform(channel, publish.message, publish.routing, mandatory=publish.mandatory).stored
         yield
-    deliveries = channel.deliveries
-    for acked in _in_batches(transaction.acked, _ACKED_AT_ONCE):
-        deliveries.acknowledge(acked)
-        yield
+    yield from _acknowledge_in_steps(channel, transaction.acked)
     yield from _reject_in_steps(channel, transaction.rejected, Why.RETURNED)
-    deliveries.reject(transaction.requeued.values(), requeue=True)
+    channel.deliveries.reject(transaction.requeued.values(), requeue=True)
     if lost is not None:
         _report_lost(lost, channel.vhost.profile)
     if stored:
@@ -365,13 +362,22 @@ def _get(channel: BrokerChannel, queue: BrokerQueue, *, no_ack: bool) -> None:
         channel.deliveries.answer_get(queue, entry, no_ack=no_ack)
 
 
-def ack(channel: BrokerChannel, delivery_tag: int, *, multiple: bool) -> None:
+def ack(channel: BrokerChannel, delivery_tag: int, *, multiple: bool) -> Iterator[None] | None:
     """Acknowledge messages, or add the acknowledgement to the channel's transaction."""
     taken = channel.deliveries.take(delivery_tag, multiple=multiple)
-    if channel.transaction is None:
-        channel.deliveries.acknowledge(taken.values())
-    else:
+    if channel.transaction is not None:
         channel.transaction.acked |= taken
+    elif len(taken) > _ACKED_AT_ONCE:
+        return _acknowledge_in_steps(channel, taken)
+    else:
+        channel.deliveries.acknowledge(taken.values())
+    return None
+
+
+def _acknowledge_in_steps(channel: BrokerChannel, acked: Mapping[int, ChannelDelivery]) -> Iterator[None]:
+    for batch in _in_batches(acked, _ACKED_AT_ONCE):
+        channel.deliveries.acknowledge(batch)
+        yield
 
 
 def nack(channel: BrokerChannel, method: Basic.Nack) -> Iterator[None] | None:
