@@ -109,6 +109,8 @@ class MessageEvents:
             self._show(entry, exchange)
             fields = {"exchange": exchange, "copy": entry.position, "until": entry.expires_at}
             self._add({"what": "delayed", "message": self._messages, **fields})
+        elif not routing.queues and _is_dropped(source):
+            self.unroutable(message, returned=False)
 
     def _may_show(self, address: bytes) -> bool:
         """Return True if another new message may be shown."""
@@ -270,6 +272,16 @@ class MessageEvents:
 
     def _show(self, entry: BacklogEntry, place: str, *, is_ready: bool = True) -> None:
         self.shown[entry.position] = place, is_ready
+
+
+def _is_dropped(source: object) -> bool:
+    """Return True if the broker drops an unroutable message from this source without telling any client."""
+    match source:
+        case ReleasedQueue():
+            return True
+        case DeadLettered():
+            return not source.queue.options.at_least_once
+    return False
 
 
 def _paths(vhost: VirtualHost, message: BrokerMessage, queues: Iterable[BrokerQueue]) -> Iterator[list[str]]:
