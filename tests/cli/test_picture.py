@@ -374,6 +374,28 @@ def test_clients_with_the_same_name_are_two_nodes(chromium: Any, tmp_path: Path)
     assert consumers(page) == ["Pika Python Client Library"] * 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "seen"), [("topic", "kern.info"), ("headers", "format=pdf pages=3"), ("fanout", ""), ("", "")]
+)
+def test_a_moving_message_has_its_address_beside_it(chromium: Any, tmp_path: Path, kind: str, seen: str) -> None:
+    """On its way to a queue, the picture shows a message with its routing key or, for a headers exchange, its headers.
+    For fanout exchanges and the default exchange, it shows nothing beside it.
+    """
+    name = "logs" if kind else ""
+    records = [*jobs(), *published(1000, 0)]
+    records[1]["exchanges"].append({"name": "logs", "type": kind, "alternate": None})
+    records[1]["links"].append({**records[1]["links"][0], "from": "logs"})
+    sent = next(each for each in records if each.get("what") == "published")
+    sent["paths"] = [[name, "jobs"]]
+    sent["details"] |= {"exchange": name, "routing_key": "kern.info", "headers": {"format": "pdf", "pages": 3}}
+    page = recorded(chromium, tmp_path, records)
+    texts = set()
+    for step in range(1, 20):
+        seek(page, 0.2 + step / 60)
+        texts |= set(page.ask("return [...document.querySelectorAll('.dot.moving text')].map((e) => e.textContent)"))
+    assert texts == {seen}
+
+
 def test_purged_and_lost_messages_are_seen_to_end(chromium: Any, tmp_path: Path) -> None:
     """The picture marks messages as dropped when their queue is purged, or when a restart of the broker loses them."""
     records = [*jobs(), *published(1000, 0), *published(1000, 1)]

@@ -502,6 +502,18 @@ function addCopy(state, place, event, details, fate, busyUntil) {
 }
 
 /**
+ * What an exchange looks at to route a message, for people to see beside it: the routing key, or the headers. A fanout
+ * exchange looks at nothing, and the default exchange at the name of the queue.
+ */
+export function addressOf(state, { exchange, routing_key, headers }) {
+  const type = state.exchanges.get(exchangeId(exchange))?.type;
+  if (exchange === "" || !type || type === "fanout") return "";
+  if (type !== "headers") return routing_key === "" ? "(empty key)" : routing_key;
+  const own = Object.entries(headers).filter(([name]) => !name.startsWith("x-"));
+  return own.map(([name, value]) => `${name}=${typeof value === "string" ? value : JSON.stringify(value)}`).join(" ");
+}
+
+/**
  * Messages a second on an arrow. What several exchanges send to one queue is divided as the messages that were shown.
  * @returns {{rate: number, t: number, isExact: boolean} | undefined}
  */
