@@ -217,6 +217,24 @@ def test_a_worker_with_prefetch_1_is_never_seen_with_two_messages(chromium: Any,
     assert most == 1
 
 
+def test_a_worker_without_a_limit_gets_all_messages_at_once(chromium: Any, tmp_path: Path) -> None:
+    """The picture draws several messages at a consumer without a prefetch limit, even if it acknowledges each of them
+    at once: they do not wait in the queue for each other's acknowledgement.
+    """
+    records = [*jobs([{"name": "one/tag", "label": "worker 1", "prefetch": 0}])]
+    for number in range(4):
+        to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": None}
+        records += [*published(1000, number), happens(1000, "delivered", number, **to)]
+        records.append(happens(1000, "acknowledged", number))
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 5000}])
+    most = 0
+    for step in range(60):
+        seek(page, step / 60)
+        assert differences(page) == []
+        most = max(most, len(places(page, "unacknowledged")))
+    assert most > 1
+
+
 def test_a_consumer_that_has_gone_is_drawn_until_its_last_message_has_been_seen(chromium: Any, tmp_path: Path) -> None:
     """In the picture, a closed consumer stays until all its messages have been seen to arrive, so that the messages
     counted as unacknowledged are always drawn.

@@ -19,6 +19,8 @@ const LATEST = 1500;
  */
 const CAUSES = 6000;
 const QUICKEST = 0.25;
+/** A consumer with at least this prefetch limit does not wait until it is seen to acknowledge what it has. */
+const LARGE_LIMIT = 10;
 const KEPT_MESSAGES = 1000;
 const KEPT_MOTIONS = 1500;
 const KEPT_SENTENCES = 200;
@@ -482,7 +484,10 @@ function wait(state, key, node, fate, t0, t1, message) {
  */
 function leaves(state, copy, to, t) {
   const may = Math.max(t, copy.busyUntil);
-  const start = inTurn(state, copy.node, to, Math.max(may, Math.min(state.settled.get(to) ?? 0, t + CAUSES)));
+  const { prefetch, isUnknown } = state.consumers.get(to) ?? {};
+  const isLimited = isUnknown || prefetch === null || (prefetch > 0 && prefetch < LARGE_LIMIT);
+  const settled = isLimited ? (state.settled.get(to) ?? 0) : 0;
+  const start = inTurn(state, copy.node, to, Math.max(may, Math.min(settled, t + CAUSES)));
   const { details, place, number } = copy;
   wait(state, copy.key, copy.node, copy.fate, may, start, { details, place, number });
   return start;
