@@ -98,6 +98,7 @@ ACTIONS: Mapping[str, Action] = {
             Field("key", "Routing key (of the default exchange: the queue)", "queue"),
             _BODY,
             _HEADERS,
+            Field("publisher", "Publisher (its name in the picture)", "client"),
         ),
         _publish,
     ),
@@ -246,26 +247,26 @@ class Actions:
 
     def preview(self, wanted: Json) -> Iterator[Json | None]:
         """Yield the command that an action would run."""
-        yield {"command": self._shown(self._words_of(wanted))}
+        yield {"command": self._shown(self._words_of(wanted), _named(wanted))}
 
     def run(self, wanted: Json) -> Iterator[Json | None]:
         """Run an action; yield its command, its output and its exit code. Close the iterator to stop the command."""
-        words = self._words_of(wanted)
+        words, named = self._words_of(wanted), _named(wanted)
         if not self._free.acquire(blocking=False):
             raise UsageError(f"{_AT_ONCE} commands are running", "stop one of them")
         try:
-            yield {"command": self._shown(words)}
-            yield from self._output(words)
+            yield {"command": self._shown(words, named)}
+            yield from self._output(words, named)
         finally:
             self._free.release()
 
-    def _output(self, words: list[str]) -> Iterator[Json | None]:
+    def _output(self, words: list[str], named: Mapping[str, str]) -> Iterator[Json | None]:
         process = subprocess.Popen(
             [sys.executable, "-m", "mqtool", *self._complete(words, self._chosen)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=self._environment,
+            env={**self._environment, **named},
             start_new_session=True,
         )
         self._guard.started(process.pid)
@@ -304,8 +305,15 @@ class Actions:
         at = words.index("--") if "--" in words else len(words)
         return [*words[:at], *options, *words[at:]]
 
-    def _shown(self, words: list[str]) -> str:
-        return shlex.join(["mqtool", *self._complete(words, [*self._url, *self._chosen])])
+    def _shown(self, words: list[str], named: Mapping[str, str]) -> str:
+        variables = [f"{name}={shlex.quote(value)} " for name, value in named.items()]
+        return "".join(variables) + shlex.join(["mqtool", *self._complete(words, [*self._url, *self._chosen])])
+
+
+def _named(wanted: Json) -> dict[str, str]:
+    """Return the variable that gives the connection of a checked action the name of the publisher that was chosen."""
+    publisher = str(wanted["fields"].get("publisher", ""))
+    return {"MQTOOL_CONNECTION_NAME": publisher} if publisher else {}
 
 
 def _read(stream: Any, lines: deque[str]) -> None:

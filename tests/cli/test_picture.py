@@ -217,6 +217,24 @@ def test_a_worker_with_prefetch_1_is_never_seen_with_two_messages(chromium: Any,
     assert most == 1
 
 
+def test_a_worker_without_a_limit_gets_all_messages_at_once(chromium: Any, tmp_path: Path) -> None:
+    """The picture draws several messages at a consumer without a prefetch limit, even if it acknowledges each of them
+    at once: they do not wait in the queue for each other's acknowledgement.
+    """
+    records = [*jobs([{"name": "one/tag", "label": "worker 1", "prefetch": 0}])]
+    for number in range(4):
+        to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": None}
+        records += [*published(1000, number), happens(1000, "delivered", number, **to)]
+        records.append(happens(1000, "acknowledged", number))
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 5000}])
+    most = 0
+    for step in range(60):
+        seek(page, step / 60)
+        assert differences(page) == []
+        most = max(most, len(places(page, "unacknowledged")))
+    assert most > 1
+
+
 def test_a_closed_consumer_is_drawn_until_its_last_message_has_been_drawn(chromium: Any, tmp_path: Path) -> None:
     """In the picture, a closed consumer stays until all its messages have been drawn there, so that every message
     counted as unacknowledged is drawn.
@@ -271,6 +289,145 @@ def test_a_message_that_a_restart_loses_is_drawn_no_longer(chromium: Any, tmp_pa
     assert page.nodes()["quorum queue jobs"] == "1 ready · 0 unacked"
     page.find(".dot.resting")[0].click()
     page.until(lambda: "in ink" in page.text("#facts"), "the persistent message")
+
+
+def of_server(t: int, request: str, reply: str) -> list[dict[str, Any]]:
+    """The events of a request that a server gets, answers and acknowledges within the same millisecond."""
+    to = {"client": "server", "connection": "10.0.0.7:50001 -> 10.0.0.1:5672", "protocol": "AMQP 0-9-1"}
+    taken = {"consumer": f"{to['connection']} (1)/tag", "no_ack": False, "redelivered": False, "to": to}
+    answered = {"kind": "event", "t": t, "message": 1}
+    return [
+        *published(t, 0, request),
+        happens(t, "delivered", 0, **taken),
+        {**answered, "what": "published", "from": to, "paths": [["", "replies"]], "details": message(1, reply)},
+        {**answered, "what": "ready", "queue": "replies", "copy": 1},
+        happens(t, "acknowledged", 0),
+    ]
+
+
+def drawn(page: Page) -> list[tuple[str, str]]:
+    """The states of all messages drawn, each with the box that it is in or moves to."""
+    found = page.ask(
+        "return [...document.querySelectorAll('#picture .dot')].map((e) => [e.dataset.fate, e.dataset.node])"
+    )
+    return [(fate, node) for fate, node in found]
+
+
+def test_an_effect_is_drawn_after_its_cause(chromium: Any, tmp_path: Path) -> None:
+    """If a server gets a request and publishes its reply in the same millisecond, the picture moves the reply, and its
+    terminal shows the line about the request, only after the request has arrived at the server.
+    """
+    records = [*play(), *of_server(12_000, "fib(6)", "8")]
+    line = {"t": 12_000, "kind": "printed", "terminal": "server", "line": "[.] fib(6)", "n": 50}
+    opened = next(each for each in records if each["kind"] == "opened")
+    opened["names"] = ["boss", "server"]
+    # The terminal is read before the broker is asked.
+    page = recorded(chromium, tmp_path, [*records[:-6], line, *records[-6:], {"kind": "now", "t": 20_000}])
+    server = "c:10.0.0.7:50001 -> 10.0.0.1:5672 (1)/tag"
+    moved, printed_at = [], 0
+    for step in range(120):
+        seek(page, 0.48 + step / 480)
+        assert differences(page) == []
+        for each in drawn(page):
+            if each[0] != "acknowledged" and (not moved or moved[-1] != each):
+                moved.append(each)
+        if not printed_at and "fib(6)" in page.text("#terminals"):
+            printed_at = len(moved)
+    request = [("ready", "x:"), ("ready", "q:jobs"), ("unacknowledged", server)]
+    assert moved == [*request, ("ready", "x:"), ("ready", "q:replies")]
+    assert printed_at > 3
+
+
+def test_counters_follow_the_messages_that_are_drawn(chromium: Any, tmp_path: Path) -> None:
+    """Of 100 messages published at once, twelve are drawn on their way. The picture counts the others once these have
+    arrived, even if the broker counts all of them before.
+    """
+    sent = [event for number in range(12) for event in published(1000, number)]
+    counted = {"kind": "moved", "t": 1001, "queues": {"jobs": [100, 0, 100]}, "taken": [], "published": []}
+    page = recorded(chromium, tmp_path, [*jobs(), *sent, counted, {"kind": "now", "t": 8000}])
+    for step in range(60):
+        seek(page, step / 60)
+        ready = int(page.nodes()["quorum queue jobs"].split()[0])
+        assert ready <= 12 or not page.dots("moving"), step
+        assert differences(page) == []
+    assert ready == 100
+
+
+def reconnecting(label: str = "worker 1") -> list[dict[str, Any]]:
+    """The records of a consumer, and of one of the same name on another connection: it gets a message before the
+    topology has it, and while its predecessor is still there."""
+    connections = [f"10.0.0.7:{port} -> 10.0.0.1:5672" for port in (50001, 50002)]
+    records = [*jobs([{"name": f"{connections[0]} (1)/one", "label": label}]), *published(1000, 0), *published(4000, 1)]
+    for number, connection in enumerate(connections):
+        to = {"client": label, "connection": connection, "protocol": "AMQP 0-9-1"}
+        fields = {"consumer": f"{connection} (1)/one", "redelivered": False, "no_ack": False, "to": to}
+        records.append(happens(1000 + 3000 * number, "delivered", number, **fields))
+    again = jobs([{"name": f"{connections[1]} (1)/one", "label": label}], t=4100)
+    return [*records, *[each for each in again if each["kind"] == "topology"]]
+
+
+def consumers(page: Page) -> list[str]:
+    """The names of the consumers' boxes."""
+    return list(page.ask("return [...document.querySelectorAll('.node.c')].map((e) => e.dataset.name)"))
+
+
+def test_a_terminal_that_consumes_again_is_one_node(chromium: Any, tmp_path: Path) -> None:
+    """In the picture of a tutorial, a client that reconnects, or a second command in its terminal, is one box."""
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    page = recorded(chromium, tmp_path, [*begins, *reconnecting(), {"kind": "now", "t": 9000}])
+    for step in range(60):
+        seek(page, step / 60)
+        assert consumers(page) == ["worker 1"], step
+    assert len(page.dots()) == 2
+
+
+def test_clients_with_the_same_name_are_two_nodes(chromium: Any, tmp_path: Path) -> None:
+    """In the picture of `mqtool ui`, two clients that exist at the same time are two boxes, though they have the same
+    name.
+    """
+    records = reconnecting("Pika Python Client Library")
+    records[-1]["consumers"] += next(each for each in records if each["kind"] == "topology")["consumers"]
+    page = recorded(chromium, tmp_path, records)
+    seek(page, 1)
+    assert consumers(page) == ["Pika Python Client Library"] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "seen"), [("topic", "kern.info"), ("headers", "format=pdf pages=3"), ("fanout", ""), ("", "")]
+)
+def test_a_moving_message_has_its_address_beside_it(chromium: Any, tmp_path: Path, kind: str, seen: str) -> None:
+    """On its way to a queue, the picture shows a message with its routing key or, for a headers exchange, its headers.
+    For fanout exchanges and the default exchange, it shows nothing beside it.
+    """
+    name = "logs" if kind else ""
+    records = [*jobs(), *published(1000, 0)]
+    records[1]["exchanges"].append({"name": "logs", "type": kind, "alternate": None})
+    records[1]["links"].append({**records[1]["links"][0], "from": "logs"})
+    sent = next(each for each in records if each.get("what") == "published")
+    sent["paths"] = [[name, "jobs"]]
+    sent["details"] |= {"exchange": name, "routing_key": "kern.info", "headers": {"format": "pdf", "pages": 3}}
+    page = recorded(chromium, tmp_path, records)
+    texts = set()
+    for step in range(1, 20):
+        seek(page, 0.2 + step / 60)
+        texts |= set(page.ask("return [...document.querySelectorAll('.dot.moving text')].map((e) => e.textContent)"))
+    assert texts == {seen}
+
+
+def test_purged_and_lost_messages_are_seen_to_end(chromium: Any, tmp_path: Path) -> None:
+    """The picture marks messages as dropped when their queue is purged, or when a restart of the broker loses them."""
+    records = [*jobs(), *published(1000, 0), *published(1000, 1)]
+    records.append({"kind": "moved", "t": 4000, "queues": {"jobs": [1, 0, 2]}, "taken": [], "published": []})
+    records.append({"kind": "event", "t": 6000, "what": "purged", "queue": "jobs"})
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 8000}])
+    seen = []
+    for step in range(60):
+        seek(page, step / 60)
+        assert differences(page) == []
+        fates = sorted(fate for fate, _ in drawn(page))
+        if not seen or seen[-1] != fates:
+            seen.append(fates)
+    assert seen[-4:] == [["dropped", "ready"], ["ready"], ["dropped"], []]
 
 
 def test_prefetch_0_says_that_there_is_no_limit(chromium: Any, tmp_path: Path) -> None:

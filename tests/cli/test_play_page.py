@@ -173,8 +173,8 @@ def test_what_a_learner_does_between_scenes_does_not_change_the_tutorial(playing
     page.until(lambda: "quorum queue mine" in page.nodes(), "the learner's queue")
     page.find("#next")[0].click()
     page.until(lambda: "With the receiver waiting" in shown(page, "#narration"), "the third scene")
+    page.until(lambda: " [x] Received Hello World!" in terminals(page)["receiver"], "the tutorial's message")
     assert terminals(page)["receiver"][:2] == ["$ mqtool receive", " [*] Waiting for messages. To exit press CTRL+C"]
-    assert " [x] Received Hello World!" in terminals(page)["receiver"]
     assert " [x] Received of my own" not in terminals(page)["receiver"]
     assert "quorum queue mine" not in page.nodes()
     page.act("cut", client="receiver")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pika
 import pytest
 
 from tests import hostile
@@ -333,6 +334,27 @@ def test_actions_of_the_page_run_commands(shell: Shell, page: Page) -> None:
     page.find(".run[data-action=consume] button:not([hidden])")[-1].click()
     page.until(lambda: page.dots() == [("requeued", "q:jobs")], "the message in its queue again")
     assert page.find("#runs b") == []
+
+
+@on_any_broker
+@large
+def test_the_box_of_a_publisher_publishes_in_its_name(shell: Shell, broker: TestBroker, page: Page) -> None:
+    """ "Publish" at the box of a publisher, on the page of `mqtool ui`, shows and runs a command that names its
+    connection after this publisher, so the message leaves from the same box.
+    """
+    do(shell, "exchange declare orders fanout")
+    parameters = pika.URLParameters(broker.url)
+    parameters.client_properties = {"connection_name": "the shop"}
+    with pika.BlockingConnection(parameters) as connection:
+        connection.channel().basic_publish("orders", "", b"x")
+        page.until(lambda: "publisher the shop" in page.nodes(), "the publisher")
+        page.ask("document.querySelector('.node.p').dispatchEvent(new MouseEvent('click'))")
+        page.until(lambda: page.text("#asks").startswith("Publish…"), "the button")
+        page.find("#asks button")[0].click()
+        page.ask("document.querySelector('#run').click()")
+        page.until(lambda: "MQTOOL_CONNECTION_NAME='the shop' mqtool send" in page.text("#runs"), "the command")
+        page.until(lambda: page.said().count("published by the shop") == 2, "its message")
+        assert "publisher mqtool" not in page.nodes()
 
 
 @large

@@ -275,6 +275,20 @@ def test_events_report_until_when_a_message_is_delayed(broker: EmbeddedBroker, c
     assert released["from"] == {"exchange": "late", "copy": delayed["copy"]}
 
 
+def test_events_report_that_a_message_is_dropped_later(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """If no queue gets a message whose delay is over, or a dead letter, the event `dropped` follows."""
+    channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "direct"})
+    dead = {"x-dead-letter-exchange": "amq.direct", "x-message-ttl": 1}
+    channel.queue_declare("q", arguments=dead)
+    events = Events(broker)
+    channel.basic_publish("late", "nowhere", b"x", pika.BasicProperties(headers={"x-delay": 1}))
+    _, _, released, dropped = events.until("published", "delayed", "published", "dropped")
+    assert dropped["message"] == released["message"]
+    channel.basic_publish("", "q", b"x")
+    *_, letter, dropped = events.until("published", "ready", "dead-lettered", "published", "dropped")
+    assert dropped["message"] == letter["message"]
+
+
 def test_events_report_appended_and_read_messages_of_a_stream(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
     """A message that is appended to a stream and delivered causes the events `appended` and `read` with its offset;
     acknowledging the message causes no event.

@@ -120,6 +120,7 @@ export class Doing {
   /** Open the form, with an action and some of its fields filled. */
   open(action, fields = {}) {
     if (!this.actions.has(action)) return;
+    this.typed.delete("publisher"); // of another box
     for (const [name, value] of Object.entries(fields)) this.typed.set(name, value);
     byId("details").hidden = true; // which could cover the form
     byId("doing").hidden = false;
@@ -229,7 +230,8 @@ export class Doing {
     const client = state.publishers.get(chosen.node)?.name ?? state.consumers.get(chosen.node)?.label;
     const [target] = state.publishers.get(chosen.node)?.targets.keys() ?? [];
     if (this.actions.has("publish") && target?.startsWith("x:")) {
-      asked.push(button("Publish…", () => this.open("publish", { exchange: target.slice(2) })));
+      const fields = { exchange: target.slice(2), publisher: client };
+      asked.push(button("Publish…", () => this.open("publish", fields)));
     }
     if (this.actions.has("cut") && client !== undefined)
       asked.push(button("Cut the connection…", () => this.open("cut", { client })));

@@ -3,7 +3,7 @@
 import { byId, Doing, post, recordsOf } from "./actions.js";
 import { details, fillTables } from "./details.js";
 import { FATES } from "./fates.js";
-import { withoutEndings } from "./model.js";
+import { inOrder, withoutEndings, withPauses } from "./model.js";
 import { Picture, SVG } from "./picture.js";
 import { Play } from "./play.js";
 import { Player } from "./player.js";
@@ -291,7 +291,8 @@ if (window.parent !== window) document.body.classList.add("embedded");
 showLegend();
 if (recorded) {
   player.isLive = false;
-  for (const record of withoutEndings(JSON.parse(recorded.textContent))) take(record);
+  const records = JSON.parse(recorded.textContent).sort(inOrder);
+  for (const record of withPauses(withoutEndings(records))) take(record);
   player.isLive = false;
   byId("live").hidden = byId("save").hidden = true;
   play.openRecording();

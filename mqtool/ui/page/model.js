@@ -13,14 +13,20 @@ const END = 700;
  */
 const PAUSE = 130;
 const LATEST = 1500;
-/** A consumer is seen to get a message after those that it acknowledged before, if they are not later than this. */
-const CAUSES = 3500;
+/**
+ * What a client does is seen after what it got before, if that is not later than this. The later the picture is, the
+ * quicker messages move, up to this part of the time.
+ */
+const CAUSES = 6000;
+const QUICKEST = 0.25;
+/** A consumer with at least this prefetch limit does not wait until it is seen to acknowledge what it has. */
+const LARGE_LIMIT = 10;
 const KEPT_MESSAGES = 1000;
 const KEPT_MOTIONS = 1500;
 const KEPT_SENTENCES = 200;
 const KEPT_OFFSETS = 12;
 /** A publisher or consumer that has gone is shown for this long, in milliseconds. */
-const LINGERS = 4000;
+const LINGERS = 2000;
 /** Milliseconds over which rates are measured. */
 const RATE_OVER = 1500;
 
@@ -54,6 +60,12 @@ export function emptyState() {
     left: new Map(),
     /** When each consumer is seen to have acknowledged a message, or given it back. */
     settled: new Map(),
+    /** By connection, when a client is seen to have got what it has got: what it does and prints follows from that. */
+    parties: new Map(),
+    /** The ids of the nodes of consumers that are called something else by now. */
+    aliases: new Map(),
+    /** Records whose effect is seen later, each with its time. */
+    due: [],
     sentences: [],
     counts: new Map(),
     rates: new Map(),
@@ -73,11 +85,65 @@ export function apply(state, record) {
   state.t = Math.max(state.t, record.t);
   // Afterwards, a message that was acknowledged is no longer known.
   const told = record.kind === "event" ? toldOf(state, record) : "";
-  const handler = HANDLERS[record.kind === "event" ? record.what : record.kind];
-  if (handler) handler(state, record);
+  const at = whenShown(state, record);
+  if (at > record.t) later(state, at, { ...record, scene: state.play.scene });
+  else HANDLERS[record.kind === "event" ? record.what : record.kind]?.(state, record);
   if (record.kind === "event") say(state, record, told);
   prune(state);
 }
+
+/**
+ * The order of records by their time. What a program prints may be known before the broker's event that it follows from,
+ * and in the same millisecond.
+ */
+export const inOrder = (one, other) =>
+  one.t - other.t || Number(one.kind === "printed") - Number(other.kind === "printed");
+
+/** When a record of a play is shown: what was printed or found out, only after the messages that it follows from. */
+function whenShown(state, { kind, terminal, t }) {
+  if (!state.play) return t;
+  if (kind === "printed" || kind === "typed") {
+    const known = kind === "printed" ? [...state.parties.values()].filter(({ client }) => client === terminal) : [];
+    // Lines of a terminal stay in their order.
+    const before = state.due.filter((each) => each.record.terminal === terminal).map(({ at }) => at);
+    return Math.max(t, ...known.map(({ told }) => told), ...before);
+  }
+  return CONCLUSIONS.has(kind) ? settlesAt(state) : t;
+}
+
+const CONCLUSIONS = new Set(["answered", "checked", "ends", "measured"]);
+
+/** When the last messages are seen to arrive that still move, by node. */
+function arrivals(state) {
+  const found = new Map();
+  for (const { t1, nodes } of state.motions) {
+    const node = nodes[nodes.length - 1];
+    if (t1 > (found.get(node) ?? state.t)) found.set(node, t1);
+  }
+  return found;
+}
+
+/** When nothing moves any more, and nothing is due. */
+const settlesAt = (state) => Math.max(state.t, ...arrivals(state).values(), ...state.due.map(({ at }) => at));
+
+function later(state, at, record) {
+  let index = state.due.length;
+  while (index && state.due[index - 1].at > at) index -= 1;
+  state.due.splice(index, 0, { at, record });
+}
+
+/** Let a client be seen to have got something; `told` if it only learns of it, and does not wait for it. */
+function reached(state, { client, connection }, at, isTold = false) {
+  const key = connection || client;
+  const { until, told } = state.parties.get(key) ?? { until: 0, told: 0 };
+  state.parties.delete(key); // so that the oldest one is the first
+  state.parties.set(key, { client, until: isTold ? until : Math.max(until, at), told: Math.max(told, at) });
+  if (state.parties.size > KEPT_MESSAGES) state.parties.delete(state.parties.keys().next().value);
+}
+
+/** When a client is seen to do something: after what it got before. */
+const acts = (state, { client, connection }, t) =>
+  Math.max(t, Math.min(state.parties.get(connection || client)?.until ?? 0, t + CAUSES));
 
 const namesIn = (topology) =>
   [topology.queues, topology.consumers].flatMap((list, index) => list.map(({ name }) => `${index} ${name}`));
@@ -105,6 +171,21 @@ function withoutEnding(records) {
     return !isOver;
   });
   return isOver ? [...records.slice(0, last + 1), { kind: "rests", t: records[last].t }, ...kept] : records;
+}
+
+/** The records of a recording, in which each scene begins once the one before has been seen to its end. */
+export function withPauses(records) {
+  const state = emptyState();
+  let pause = 0;
+  return records.map((record) => {
+    if (record.kind === "scene") {
+      const gone = [...state.publishers.values(), ...state.consumers.values()].map((each) => each.gone + LINGERS);
+      pause += Math.max(0, Math.ceil(Math.max(settlesAt(state), ...gone)) + 1 - record.t - pause);
+    }
+    const moved = { ...record, t: record.t + pause, ...(record.until && { until: record.until + pause }) };
+    apply(state, moved);
+    return moved;
+  });
 }
 
 /** Records that make this state, as far as it lasts: a recording that begins here begins with them. */
@@ -188,14 +269,18 @@ function prune(state) {
     state.motions = state.motions.filter((each) => each.t1 >= state.t - 1000);
   }
   while (state.messages.size > KEPT_MESSAGES) state.messages.delete(state.messages.keys().next().value);
-  dropGone(state, state.t);
+  advanceTo(state, state.t);
 }
 
 /**
- * Drop publishers and consumers that had gone a while before this time, or before the end of a play. Messages may be seen
- * to move seconds after they have moved: their publishers and consumers stay until then.
+ * Show what is due by now, and drop publishers and consumers that had gone a while before, or before the end of a play.
+ * Messages may be seen to move seconds after they have moved: their publishers and consumers stay until then.
  */
-export function dropGone(state, now) {
+export function advanceTo(state, now) {
+  while (state.due.length && state.due[0].at <= now) {
+    const { record } = state.due.shift();
+    HANDLERS[record.kind](state, record);
+  }
   const time = Math.min(now, state.rests);
   for (const nodes of [state.queues, state.exchanges]) {
     for (const [id, { isDeleted }] of nodes) if (isDeleted && !isStillSeen(state, id, time)) nodes.delete(id);
@@ -212,13 +297,6 @@ export function dropGone(state, now) {
       state.settled.delete(id);
     }
   }
-}
-
-/** Whether a consumer has gone, and another one of the same name is there for its queue. */
-function isReplaced(state, { id, gone, label, queue }, by) {
-  const successor = state.consumers.get(by);
-  if (id === by || !gone || label !== successor.label || queue !== successor.queue || holdsAny(state, id)) return false;
-  return !hasMotion(state, id, state.t);
 }
 
 /** Whether messages of a queue or exchange still move, or are seen at its consumers. */
@@ -239,7 +317,44 @@ function holdsAny(state, node) {
 const exchangeId = (name) => `x:${name}`;
 const queueId = (name) => `q:${name}`;
 const publisherId = (name) => `p:${name}`;
-const consumerId = (name, queue) => (name === null ? `c:get ${queue}` : `c:${name}`);
+const ownConsumerId = (name, queue) => (name === null ? `c:get ${queue}` : `c:${name}`);
+
+/** The id of a consumer's node. */
+function consumerId(state, name, queue = "") {
+  const id = ownConsumerId(name, queue);
+  return state.aliases.get(id) ?? id;
+}
+
+/**
+ * The id of a new consumer's node: that of the same party, if its client reconnects or consumes again. In a play, each
+ * terminal is one party; elsewhere, several clients may be called the same, and a channel may have several consumers, if
+ * the topology lists them.
+ */
+function newConsumerId(state, name, queue, label, isListed) {
+  const id = consumerId(state, name, queue);
+  if (name === null || state.consumers.has(id)) return id;
+  const [channel] = name.split("/");
+  const isCalledSo = (each) => each.label === label && (state.play || (each.gone && !each.isUnknown));
+  const isOfChannel = (each) => each.name?.startsWith(`${channel}/`) && (each.gone || !isListed);
+  const found = [...state.consumers.values()].filter(
+    (each) => each.queue === queueId(queue) && (isCalledSo(each) || isOfChannel(each)),
+  );
+  if (found.length !== 1) return id;
+  state.aliases.set(id, found[0].id);
+  if (state.aliases.size > KEPT_MESSAGES) state.aliases.delete(state.aliases.keys().next().value);
+  return found[0].id;
+}
+
+/** Outside a play, consumers that the topology lists beside each other are not the same. */
+function tellApart(state, consumers) {
+  if (state.play) return;
+  const ids = new Set(consumers.map(({ name, queue }) => ownConsumerId(name, queue)));
+  for (const id of [...ids]) {
+    const alias = state.aliases.get(id);
+    if (ids.has(alias)) state.aliases.delete(id);
+    ids.add(alias);
+  }
+}
 
 function exchangeOf(state, name) {
   const id = exchangeId(name);
@@ -248,8 +363,11 @@ function exchangeOf(state, name) {
   return id;
 }
 
-/** The broker's counts of a new queue; `uncopied` are the messages that are counted, but not known one by one. */
-const newCounts = () => ({ ready: 0, unacked: 0, uncopied: { ready: 0, unacked: 0 } });
+/**
+ * The broker's counts of a new queue; `uncopied` are the messages that are counted, but not known one by one, as they are
+ * shown, and `counted` the latest of them, as JSON.
+ */
+const newCounts = () => ({ ready: 0, unacked: 0, uncopied: { ready: 0, unacked: 0 }, counted: "" });
 
 /** Remember whose queue it is: one with a generated name is called after its first consumer. */
 function belongs(state, queue, label) {
@@ -265,14 +383,20 @@ export function labelOf({ name, owner }) {
   return !isGenerated(name) ? name : owner === undefined ? "temporary queue" : `${owner}'s queue`;
 }
 
-const countsOf = ({ ready, unacked, uncopied } = newCounts()) => ({ ready, unacked, uncopied });
+const countsOf = ({ ready, unacked, uncopied, counted } = newCounts()) => ({ ready, unacked, uncopied, counted });
 
 /** A broker that restarts loses messages without an event: first those that are not persistent. */
 function forgetLost(state, queue, count) {
   const isPersistent = ({ details }) => Number(details.properties.delivery_mode === 2);
   const waiting = [...state.copies.values()].filter(({ node, place }) => node === queue && place === queue);
   waiting.sort((one, other) => isPersistent(one) - isPersistent(other) || one.number - other.number);
-  for (const { key } of waiting.slice(0, count)) state.copies.delete(key);
+  for (const copy of waiting.slice(0, count)) vanish(state, copy, "dropped", state.t);
+}
+
+/** Let a message be seen to end where it is. */
+function vanish(state, copy, fate, t) {
+  move(state, copy.key, [copy.node], fate, Math.max(t, copy.busyUntil), copy.details, END);
+  state.copies.delete(copy.key);
 }
 
 /** Compare the broker's counts with the messages that are known. Both are of the same moment. */
@@ -282,10 +406,16 @@ function recount(state) {
     if (!known.has(place)) known.set(place, { ready: 0, unacked: 0 });
     known.get(place)[node === place ? "ready" : "unacked"] += 1;
   }
+  const arrive = arrivals(state);
   for (const queue of state.queues.values()) {
     const { ready, unacked } = known.get(queue.id) ?? { ready: 0, unacked: 0 };
     if (ready > queue.ready) forgetLost(state, queue.id, ready - queue.ready);
-    queue.uncopied = { ready: Math.max(0, queue.ready - ready), unacked: Math.max(0, queue.unacked - unacked) };
+    const uncopied = { ready: Math.max(0, queue.ready - ready), unacked: Math.max(0, queue.unacked - unacked) };
+    const counted = JSON.stringify(uncopied);
+    if (queue.counted === counted) continue;
+    queue.counted = counted;
+    // They are not seen before those that are known.
+    later(state, arrive.get(queue.id) ?? state.t, { kind: "counted", queue: queue.id, uncopied });
   }
 }
 
@@ -297,25 +427,13 @@ function queueOf(state, name) {
   return id;
 }
 
-/** The only other consumer of the same channel and queue: its client has cancelled one, and begun it again. */
-function successorOf(state, name, queue) {
-  const channel = /^.+ \(\d+\)\//.exec(name ?? "")?.[0];
-  if (channel === undefined) return undefined;
-  const found = [...state.consumers.values()].filter(
-    (each) => !each.gone && each.queue === queueId(queue) && each.name?.startsWith(channel),
-  );
-  return found.length === 1 ? found[0].id : undefined;
-}
-
 /** @param {{client: string} | null} [client]  unless the event does not tell it */
 function consumerOf(state, name, queue, client) {
-  const id = consumerId(name, queue);
-  const successor = state.consumers.has(id) ? undefined : successorOf(state, name, queue);
-  if (successor !== undefined) return successor;
+  // The name begins with that of a connection: "CLIENT -> BROKER".
+  const label =
+    client?.client ?? (name === null ? "basic.get" : name.includes(" -> ") ? name.split(" -> ")[0] : "consumer");
+  const id = newConsumerId(state, name, queue, label, false);
   if (!state.consumers.has(id)) {
-    // The name begins with that of a connection: "CLIENT -> BROKER".
-    const label =
-      client?.client ?? (name === null ? "basic.get" : name.includes(" -> ") ? name.split(" -> ")[0] : "consumer");
     belongs(state, queueId(queue), label);
     state.consumers.set(id, { id, name, label, queue: queueId(queue), prefetch: 0, isUnknown: true, gone: state.t });
   }
@@ -337,7 +455,8 @@ function publisherOf(state, client, target) {
 
 /** Let something move along nodes. Returns when it arrives. */
 function move(state, key, nodes, fate, start, details, last = HOP) {
-  const t1 = start + Math.max(1, nodes.length - 1) * last;
+  const pace = nodes.length > 1 ? Math.max(QUICKEST, 1 - Math.max(0, start - state.t) / CAUSES) : 1;
+  const t1 = start + Math.max(1, nodes.length - 1) * last * pace;
   state.motions.push({ id: ++state.number, key, nodes, fate, t0: start, t1, details });
   return t1;
 }
@@ -365,7 +484,10 @@ function wait(state, key, node, fate, t0, t1, message) {
  */
 function leaves(state, copy, to, t) {
   const may = Math.max(t, copy.busyUntil);
-  const start = inTurn(state, copy.node, to, Math.max(may, Math.min(state.settled.get(to) ?? 0, t + CAUSES)));
+  const { prefetch, isUnknown } = state.consumers.get(to) ?? {};
+  const isLimited = isUnknown || prefetch === null || (prefetch > 0 && prefetch < LARGE_LIMIT);
+  const settled = isLimited ? (state.settled.get(to) ?? 0) : 0;
+  const start = inTurn(state, copy.node, to, Math.max(may, Math.min(settled, t + CAUSES)));
   const { details, place, number } = copy;
   wait(state, copy.key, copy.node, copy.fate, may, start, { details, place, number });
   return start;
@@ -382,6 +504,18 @@ function addCopy(state, place, event, details, fate, busyUntil) {
   const copy = { key, node: place, place, number: event.copy, fate, details, busyUntil, history: [] };
   state.copies.set(key, copy);
   return copy;
+}
+
+/**
+ * What an exchange looks at to route a message, for people to see beside it: the routing key, or the headers. A fanout
+ * exchange looks at nothing, and the default exchange at the name of the queue.
+ */
+export function addressOf(state, { exchange, routing_key, headers }) {
+  const type = state.exchanges.get(exchangeId(exchange))?.type;
+  if (exchange === "" || !type || type === "fanout") return "";
+  if (type !== "headers") return routing_key === "" ? "(empty key)" : routing_key;
+  const own = Object.entries(headers).filter(([name]) => !name.startsWith("x-"));
+  return own.map(([name, value]) => `${name}=${typeof value === "string" ? value : JSON.stringify(value)}`).join(" ");
 }
 
 /**
@@ -415,6 +549,7 @@ function enter(state, message, queue, event, fate) {
   const start = path[0] === message.origin ? inTurn(state, path[0], queue, message.arrives) : message.arrives;
   const arrives = move(state, `${queue}/${event.copy}`, [...path, queue], fate, start, message.details);
   addCopy(state, queue, event, message.details, fate, arrives);
+  if (message.from.confirms) reached(state, message.from, arrives, true);
 }
 
 const HANDLERS = {
@@ -426,6 +561,21 @@ const HANDLERS = {
 
   rests(state, record) {
     state.rests = record.t;
+  },
+
+  counted(state, { queue, uncopied }) {
+    const found = state.queues.get(queue);
+    if (found) found.uncopied = uncopied;
+  },
+
+  passed(state, { queue }) {
+    const found = state.queues.get(queue);
+    if (found) found.uncopied = { ...found.uncopied, ready: found.uncopied.ready + 1 };
+  },
+
+  reads(state, { consumer, offset }) {
+    const found = state.consumers.get(consumer);
+    if (found) found.offset = offset;
   },
 
   topology(state, record) {
@@ -453,16 +603,16 @@ const HANDLERS = {
       // The topology's counts may be of a later moment than the events so far.
       (id, each) => ({ id, owner: state.queues.get(id)?.owner, ...each, ...countsOf(state.queues.get(id)) }),
     );
-    const there = new Set(record.consumers.map((each) => consumerId(each.name, each.queue)));
+    tellApart(state, record.consumers);
+    const there = new Set(record.consumers.map((each) => consumerId(state, each.name, each.queue)));
     for (const [id, consumer] of state.consumers) {
       if (!there.has(id) && !consumer.gone) consumer.gone = state.t;
     }
     for (const each of record.consumers) {
-      const id = consumerId(each.name, each.queue);
+      const id = newConsumerId(state, each.name, each.queue, each.label, true);
       const { offset } = state.consumers.get(id) || {};
       state.consumers.set(id, { id, offset, ...each, queue: queueId(each.queue), gone: 0 });
       belongs(state, queueId(each.queue), each.label);
-      for (const other of state.consumers.values()) if (isReplaced(state, other, id)) state.consumers.delete(other.id);
     }
     for (const each of record.publishers || []) publisherOf(state, each.client, exchangeId(each.exchange));
     const before = state.links;
@@ -524,10 +674,11 @@ const HANDLERS = {
       measure(queueId(name), count);
     }
     recount(state);
-    for (const [consumer, count] of record.taken) measure(consumerId(consumer), count);
+    for (const [consumer, count] of record.taken) measure(consumerId(state, consumer), count);
+    const arrive = arrivals(state);
     for (const [name, offset] of record.read || []) {
-      const consumer = state.consumers.get(consumerId(name));
-      if (consumer) consumer.offset = offset;
+      const consumer = consumerId(state, name);
+      later(state, arrive.get(consumer) ?? state.t, { kind: "reads", consumer, offset });
     }
     const published = new Map();
     for (const [client, exchange, count] of record.published) {
@@ -548,15 +699,18 @@ const HANDLERS = {
       // With the stream protocol, a message passes no exchange.
       const stream = queueOf(state, paths[0][0]);
       const origin = publisherOf(state, from.client, stream);
-      state.messages.set(event.message, { details, from, origin, exchange: null, arrives: event.t, paths: new Map() });
+      const arrives = acts(state, from, event.t);
+      state.publishers.get(origin).gone = arrives;
+      state.messages.set(event.message, { details, from, origin, exchange: null, arrives, paths: new Map() });
       return;
     }
     const exchange = exchangeOf(state, details.exchange);
-    let arrives = event.t;
+    let arrives;
     let origin = null;
     if (from.client !== undefined) {
       origin = publisherOf(state, from.client, exchange);
-      const start = inTurn(state, origin, exchange, event.t);
+      const start = inTurn(state, origin, exchange, acts(state, from, event.t));
+      state.publishers.get(origin).gone = start;
       arrives = move(state, `m${event.message}`, [origin, exchange], "ready", start, details);
     } else if (from.queue !== undefined) {
       origin = queueOf(state, from.queue);
@@ -566,6 +720,7 @@ const HANDLERS = {
       wait(state, `m${event.message}`, origin, fate, Math.max(dead, event.t), start, { details });
       arrives = move(state, `m${event.message}`, [origin, exchange], fate, start, details);
     } else {
+      arrives = Math.max(event.t, state.copies.get(`${exchange}/${from.copy}`)?.busyUntil ?? 0);
       state.copies.delete(`${exchange}/${from.copy}`);
     }
     const known = new Map(paths.map((path) => [queueId(path[path.length - 1]), path]));
@@ -604,10 +759,11 @@ const HANDLERS = {
     const queue = queueOf(state, event.queue);
     const consumer = consumerOf(state, event.consumer, event.queue);
     const offset = event.details.headers["x-stream-offset"];
-    if (Number.isInteger(offset)) state.consumers.get(consumer).offset = offset;
     const start = Math.max(event.t, state.lately.get(`${queue} ${bodyKey(event.details)}`) || 0);
     const turn = inTurn(state, queue, consumer, start);
-    move(state, `${queue} ${event.t}`, [queue, consumer], "unacknowledged", turn, event.details);
+    const arrives = move(state, `${queue} ${event.t}`, [queue, consumer], "unacknowledged", turn, event.details);
+    if (Number.isInteger(offset)) later(state, arrives, { kind: "reads", consumer, offset });
+    reached(state, { client: state.consumers.get(consumer).label, connection: event.connection }, arrives);
   },
 
   appended(state, event) {
@@ -618,18 +774,21 @@ const HANDLERS = {
     const offsets = [...state.copies.values()].filter((each) => each.place === queue);
     for (const each of offsets.slice(0, -KEPT_OFFSETS)) {
       state.copies.delete(each.key);
-      state.queues.get(queue).uncopied.ready += 1;
+      state.queues.get(queue).counted = "";
+      later(state, each.busyUntil, { kind: "passed", queue });
     }
   },
 
   read(state, event) {
     const copy = copyOf(state, event);
     const consumer = consumerOf(state, event.consumer, event.queue, event.to);
-    if (copy) {
-      state.consumers.get(consumer).offset = event.offset ?? event.copy;
-      const start = inTurn(state, copy.place, consumer, Math.max(event.t, copy.busyUntil));
-      move(state, `${copy.key} ${consumer}`, [copy.place, consumer], "stream", start, copy.details);
-    }
+    const key = `${copy?.key} ${consumer}`;
+    // A client that subscribes again at once gets the same message again.
+    if (!copy || state.motions.some((motion) => motion.key === key)) return;
+    const start = inTurn(state, copy.place, consumer, Math.max(event.t, copy.busyUntil));
+    const arrives = move(state, key, [copy.place, consumer], "stream", start, copy.details);
+    later(state, arrives, { kind: "reads", consumer, offset: event.offset ?? event.copy });
+    if (event.to) reached(state, event.to, arrives);
   },
 
   delayed(state, event) {
@@ -641,16 +800,10 @@ const HANDLERS = {
 
   returned(state, event) {
     const message = state.messages.get(event.message);
-    if (message && message.origin) {
-      move(
-        state,
-        `m${event.message}`,
-        [message.exchange, message.origin],
-        "returned",
-        message.arrives,
-        message.details,
-      );
-    }
+    if (!message?.origin) return;
+    const nodes = [message.exchange, message.origin];
+    const arrives = move(state, `m${event.message}`, nodes, "returned", message.arrives, message.details);
+    if (message.from.client !== undefined) reached(state, message.from, arrives);
   },
 
   dropped(state, event) {
@@ -672,6 +825,7 @@ const HANDLERS = {
     const fate = event.no_ack ? "acknowledged" : "unacknowledged";
     copy.busyUntil = move(state, copy.key, [copy.place, consumer], fate, start, copy.details);
     state.motions[state.motions.length - 1].place = copy.place;
+    if (event.to) reached(state, event.to, copy.busyUntil);
     if (event.no_ack) {
       move(state, copy.key, [consumer], "acknowledged", copy.busyUntil, copy.details, END);
       state.copies.delete(copy.key);
@@ -714,21 +868,23 @@ const HANDLERS = {
   discarded(state, event) {
     const copy = copyOf(state, event);
     if (!copy) return;
-    const fate = { expired: "expired", maxlen: "dropped" }[event.reason] || "dead";
-    move(state, copy.key, [copy.node], fate, Math.max(event.t, copy.busyUntil), copy.details, END);
-    state.copies.delete(copy.key);
+    vanish(state, copy, { expired: "expired", maxlen: "dropped" }[event.reason] || "dead", event.t);
   },
 
   purged(state, event) {
     const queue = queueOf(state, event.queue);
-    for (const [key, copy] of state.copies) if (copy.node === queue && copy.fate !== "stream") state.copies.delete(key);
-    state.queues.get(queue).uncopied.ready = 0;
+    for (const copy of state.copies.values()) {
+      if (copy.node === queue && copy.fate !== "stream") vanish(state, copy, "dropped", event.t);
+    }
+    const { uncopied } = state.queues.get(queue);
+    Object.assign(state.queues.get(queue), { uncopied: { ...uncopied, ready: 0 }, counted: "" });
   },
 
   replied(state, event) {
-    const server = [...state.consumers.keys()].find((id) => id.startsWith(`c:${event.from.connection} (`));
-    const nodes = [server || publisherOf(state, event.from.client, null), publisherOf(state, event.to.client, null)];
-    move(state, `m${event.message}`, nodes, "ready", event.t, event.details, 2 * HOP);
+    const { from, to, message, details } = event;
+    const server = [...state.consumers.values()].find(({ name }) => name?.startsWith(`${from.connection} (`))?.id;
+    const nodes = [server ?? publisherOf(state, from.client, null), publisherOf(state, to.client, null)];
+    reached(state, to, move(state, `m${message}`, nodes, "ready", acts(state, from, event.t), details, 2 * HOP));
   },
 };
 
@@ -741,7 +897,9 @@ function toldOf(state, event) {
     event.queue === undefined ? "" : labelOf(state.queues.get(queueId(event.queue)) ?? { name: event.queue });
   const holder = copy && state.consumers.get(copy.node)?.label;
   const consumer =
-    event.consumer === undefined ? undefined : state.consumers.get(consumerId(event.consumer, event.queue))?.label;
+    event.consumer === undefined
+      ? undefined
+      : state.consumers.get(consumerId(state, event.consumer, event.queue))?.label;
   const publisher = state.messages.get(event.message)?.from.client;
   return spoken(event, { details, queue, holder, consumer: consumer ?? event.to?.client, publisher });
 }

@@ -3,7 +3,7 @@
 import { FATES } from "./fates.js";
 import { Finder } from "./finder.js";
 import { arrowsOf, curveBetween, cut, labelsOf, Layout, pointOf } from "./layout.js";
-import { hasMotion, labelOf, momentOf, rateOf } from "./model.js";
+import { addressOf, hasMotion, labelOf, momentOf, rateOf } from "./model.js";
 import { visible } from "./sentences.js";
 import { View } from "./view.js";
 import { Zoom } from "./zoom.js";
@@ -16,6 +16,9 @@ const PITCH = 12;
 const CLOSE_PITCH = 10;
 /** The height of a line of an arrow's label. */
 const LINE_HEIGHT = 13;
+/** What a message is routed by is cut to this length, and beside a moving message there is room for one. */
+const LONGEST_ADDRESS = 30;
+const ROOM = { x: 70, y: 12 };
 /** From this rate on (messages a second), an arrow shows a flow. */
 const FLOW = 20;
 
@@ -157,7 +160,7 @@ export class Picture {
     this.finder.search(state, this.moment, shown, namesOf(state));
     this.drawNodes(shown);
     this.drawFlows(state, arrows, now);
-    this.drawDots(shown, now);
+    this.drawDots(shown, now, state);
     this.svg.dataset.now = String(now);
     const awaited = this.awaited && this.drawnNodes.get(this.awaited);
     if (awaited) {
@@ -331,9 +334,10 @@ export class Picture {
     }
   }
 
-  drawDots(state, now) {
+  drawDots(shown, now, state) {
     const seen = new Set();
     const ends = new Map();
+    const labelled = [];
     for (const motion of this.moment.moving) {
       const node = this.shown.drawn(motion.nodes[0]);
       const index = motion.nodes.length > 1 ? 0 : ends.get(node) || 0;
@@ -342,9 +346,15 @@ export class Picture {
       if (!place) continue;
       seen.add(`${motion.id}`);
       const end = this.shown.drawn(motion.nodes[motion.nodes.length - 1]);
-      this.drawDot(`${motion.id}`, place, motion.fate, motion, end, "moving");
+      // To its queue, with what it is routed by, unless that would cover the one before.
+      const isRouted = motion.nodes.some((id) => id[0] === "x");
+      const label = isRouted ? cut(visible(addressOf(state, motion.details)), LONGEST_ADDRESS) : "";
+      const isFree = labelled.every(({ x, y }) => Math.abs(x - place.x) > ROOM.x || Math.abs(y - place.y) > ROOM.y);
+      if (label && isFree) labelled.push(place);
+      const how = motion.nodes.length > 1 ? "moving" : "moving ended";
+      this.drawDot(`${motion.id}`, place, motion.fate, motion, end, how, isFree ? label : "");
     }
-    for (const id of this.places.places.keys()) this.drawRow(state, id, now, seen);
+    for (const id of this.places.places.keys()) this.drawRow(shown, id, now, seen);
     for (const [key, drawn] of this.drawnDots) {
       if (!seen.has(key)) {
         drawn.group.remove();

@@ -48,23 +48,29 @@ export const PLAY_KINDS = {
       charts: [],
       counts: [],
     };
-    Object.assign(state, { motions: [], sentences: [], lastDead: null, topology: null, rests: Infinity, play });
+    Object.assign(state, {
+      motions: [],
+      due: [],
+      sentences: [],
+      lastDead: null,
+      topology: null,
+      rests: Infinity,
+      play,
+    });
   },
   scene: playing((play, record) =>
     Object.assign(play, { scene: record.number, text: record.text, question: record.question }),
   ),
-  opened: playing((play, record) => {
+  opened: playing((play, record, state) => {
+    const isEarlier = ({ terminal, kind }) => terminal !== undefined || kind === "measured";
+    state.due = state.due.filter((each) => !isEarlier(each.record));
     play.terminals = record.names.map((name) => ({ name, rev: 0, lines: [] }));
     play.charts = [];
   }),
   typed: playing((play, record) => printLine(play, record, true)),
   printed: playing((play, record) => printLine(play, record, false)),
-  checked: playing((play, record) => play.checks.push({ what: record.what, ok: record.ok, scene: play.scene })),
-  // The picture shows it first.
-  answered: playing((play, record, state) => {
-    const seen = Math.max(record.t, ...state.motions.map((motion) => motion.t1));
-    play.checks.push({ answer: record.text, scene: play.scene, seen });
-  }),
+  checked: playing((play, { what, ok, scene }) => play.checks.push({ what, ok, scene: scene ?? play.scene })),
+  answered: playing((play, { text, scene }) => play.checks.push({ answer: text, scene: scene ?? play.scene })),
   counts: playing((play, record) => (play.counts = record.rows)),
   measured: playing((play, record) => {
     play.charts = record.charts.map((each, index) => {
@@ -153,7 +159,7 @@ export class Play {
   /** Take a record that belongs to a play; returns false for any other record. */
   takes(record) {
     if (record.n === undefined) return false;
-    if (record.n <= this.latest) return true;
+    if (record.n <= this.latest && !this.isRecorded) return true;
     this.latest = record.n;
     if (record.kind === "session") this.open(record);
     this.player.add(record);
@@ -414,7 +420,6 @@ export class Play {
       this.isMenuOpen,
       this.scenes.length,
       this.canAct,
-      this.seenChecks(play).length,
     ].join();
     if (drawn === this.drawn) return;
     this.drawn = drawn;
@@ -450,7 +455,7 @@ export class Play {
     set(parts.question, !end && scene?.question ? `What will happen? ${scene.question}` : "");
     parts.text.classList.toggle("failed", Boolean(end && play.failed));
     set(parts.checks, "");
-    const checks = this.seenChecks(play);
+    const checks = play?.checks ?? [];
     parts.checks.hidden = !checks.length;
     for (const { what, ok, answer, scene: of } of checks) {
       const item = answer !== undefined ? built("li", `Answer: ${answer}`) : built("li", `${ok ? "✓" : "✗"} ${what}`);
@@ -486,12 +491,6 @@ export class Play {
       const first = proposed ? parts.next : parts.menu.querySelector("button");
       if (first) first.focus();
     }
-  }
-
-  /** The checks, and the answers that the picture has shown by now. */
-  seenChecks(play) {
-    const isLater = ({ seen }) => seen !== undefined && seen > this.player.now;
-    return play ? play.checks.filter((each) => !isLater(each)) : [];
   }
 
   drawTerminals(terminals) {

@@ -1,6 +1,6 @@
 // Keeps the records of the last minutes, and gives the state of the picture at any moment among them.
 
-import { apply, beginning, dropGone, emptyState, HOP } from "./model.js";
+import { advanceTo, apply, beginning, emptyState, HOP, inOrder } from "./model.js";
 
 /** How much is kept: milliseconds, and records. */
 const KEPT = 5 * 60_000;
@@ -58,13 +58,16 @@ export class Player {
 
   /** Add a record. Its time is the broker's. */
   add(record) {
-    // Times never go backwards, even if a clock is set.
-    record.t = Math.max(record.t, this.last);
+    // Times never go backwards behind what has been shown, even if a clock is set.
+    const latest = Math.max(this.applied, this.keyframes.at(-1)?.index ?? 0);
+    record.t = Math.max(record.t, this.records[latest - 1]?.t ?? 0);
     if (!this.keyframes.length) {
       this.keyframes.push({ t: record.t, index: 0, state: emptyState() });
       this.now = record.t;
     }
-    this.records.push(record);
+    let index = this.records.length;
+    while (index > latest && inOrder(this.records[index - 1], record) > 0) index -= 1;
+    this.records.splice(index, 0, record);
     // The first picture is shown at once.
     if (this.isLive && record.kind === "topology" && this.state.topology === null) this.now = record.t;
     const isOld = !this.keepsAll && this.first < record.t - KEPT - KEYFRAME;
@@ -106,6 +109,7 @@ export class Player {
       }
     }
     if (!this.isStepping) this.applyUntil(this.now);
+    advanceTo(this.state, this.now);
   }
 
   applyUntil(time) {
@@ -118,7 +122,6 @@ export class Player {
       apply(this.state, record);
       this.applied += 1;
     }
-    dropGone(this.state, time);
   }
 
   pause() {
@@ -149,6 +152,7 @@ export class Player {
     }
     this.now = to;
     this.applyUntil(to);
+    advanceTo(this.state, to);
   }
 
   /** Play the next event to the end of its motion, and nothing that happened meanwhile; then pause. */

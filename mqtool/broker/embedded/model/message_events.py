@@ -109,6 +109,8 @@ class MessageEvents:
             self.shown[entry.position] = exchange, True
             fields = {"exchange": exchange, "copy": entry.position, "until": entry.expires_at}
             self._add({"what": "delayed", "message": self._messages, **fields})
+        elif not routing.queues and _is_dropped(source):
+            self.unroutable(message, returned=False)
 
     def _may_show(self, address: bytes) -> bool:
         """Return True if another new message may be shown."""
@@ -272,6 +274,16 @@ class MessageEvents:
         self._events.append(Event(self.number, time.time(), fields, message))
         if len(self._events) > _MAX_EVENTS:
             self._forgotten = self._events.popleft().number
+
+
+def _is_dropped(source: object) -> bool:
+    """Return True if the broker drops an unroutable message from this source without telling any client."""
+    match source:
+        case ReleasedQueue():
+            return True
+        case DeadLettered():
+            return not source.queue.options.at_least_once
+    return False
 
 
 def _paths(vhost: VirtualHost, message: BrokerMessage, queues: Iterable[BrokerQueue]) -> Iterator[list[str]]:
