@@ -1,4 +1,4 @@
-"""Messages that existing queues would lose if a policy was set: those beyond a new limit, and those in queues that expire.
+"""What existing queues would lose if a policy was set: messages beyond a new limit, and queues that would expire.
 
 A policy's message-ttl is not among them: brokers apply it to messages that are published later.
 

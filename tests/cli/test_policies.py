@@ -95,13 +95,7 @@ def filled(admin: Shell, broker: TestBroker, queue: str, *settings: str) -> None
 )
 @pytest.mark.parametrize("operator", [[], ["--operator"]], ids=["user", "operator"])
 def test_a_policy_that_costs_messages_asks(
-    admin: Shell,
-    broker: TestBroker,
-    definition: dict[str, int],
-    warns: str,
-    asks: str,
-    left: int,
-    operator: list[str],
+    admin: Shell, broker: TestBroker, definition: dict[str, int], warns: str, asks: str, left: int, operator: list[str]
 ) -> None:
     """If queues would lose messages, `policy set` says which, and how many messages, and asks; without a terminal, it
     exits with 2 and sets nothing, and with --yes, it does not ask.
