@@ -265,7 +265,7 @@ def test_redrives_and_attempts_are_counted_without_x_death(like: Shell) -> None:
 
 @pytest.mark.parametrize("command", ["show", "redrive", "drop"])
 def test_an_unknown_reason_is_refused(lonely_shell: Shell, command: str) -> None:
-    """`dlq show`, `redrive` and `drop` with a --reason that no dead letter can have exit with 2, and list the reasons."""
+    """`dlq show`, `redrive` and `drop` with a --reason that no dead letter has exit with 2, and list the reasons."""
     refused = lonely_shell.run("mqtool", "dlq", command, "jobs", "--reason", "typo")
     assert refused.code == 2
     assert (

@@ -124,10 +124,9 @@ def rm(
 def _say_kept(removed: Started) -> None:
     """Say where the messages of a removed broker are, how to use them again, and how to delete them."""
     if (to_delete := starter_of(removed).to_delete_messages(removed)) is not None:
-        data = str(removed.details["data"])
-        again = broker_up.up_again(removed)
-        if os.path.isabs(data) and not Path(data).is_relative_to(removed.directory):
-            again += f" --data-dir={shlex.quote(data)}"
+        data, again = Path(str(removed.details["data"])), broker_up.up_again(removed)
+        if data.is_absolute() and not data.is_relative_to(removed.directory):
+            again += f" --data-dir={shlex.quote(str(data))}"
         output.notice(f"its messages are kept in {data}; to use them again: {again}; to delete them: {to_delete}")
 
 
