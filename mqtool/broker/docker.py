@@ -154,6 +154,9 @@ class Docker(Starter):
                     reading -= chunk is None
                     yield chunk or b""
 
+    def to_delete_messages(self, started: Started) -> str | None:
+        return f"docker volume rm {' '.join(sorted({name for mounts in _volumes(started) for name in mounts}))}"
+
     def discard(self, started: Started) -> None:
         with daemon_of_this_machine() as daemon:
             for volume in {name for mounts in _volumes(started) for name in mounts}:

@@ -7,9 +7,11 @@ and https://www.rabbitmq.com/docs/cluster-formation
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ _SIGTERM_AGAIN = 1.0
 #: Waits for a line on standard input before it becomes the node. Ends if standard input is closed instead.
 _GATE = 'read -r recorded && exec "$0" </dev/null'
 _FIRST_PATIENCE = 60.0
+#: The request that makes epmd end, if no node is registered, and the seconds to wait for its response, OK or NO.
+_KILL_EPMD, _EPMD_PATIENCE = b"\x00\x01k", 1.0
 _STREAMS = "rabbitmq_stream"
 #: By default, statistics lag by five seconds. Only detailed rates show which channel publishes to an exchange.
 _STATISTICS = (
@@ -150,13 +154,20 @@ def _stream_settings(node: Node) -> list[str]:
 
 
 def stop_epmd(port: int) -> None:
-    """Stop the epmd daemon on a port. Erlang starts it with the first node and leaves it running."""
-    epmd = shutil.which("epmd")
+    """Stop the epmd daemon on a port. Erlang starts it with the first node and leaves it running.
+
+    Only nodes of one broker use this port. The request is epmd's own protocol, because the program `epmd` may not be on
+    the PATH: https://www.erlang.org/doc/apps/erts/erl_dist_protocol.html
+    """
     deadline = time.monotonic() + _STOP_PATIENCE
-    # epmd refuses to stop until it has noticed that the node has ended.
-    while epmd and not ports.is_free(port) and time.monotonic() < deadline:
-        subprocess.run([epmd, "-port", str(port), "-kill"], capture_output=True, check=False)
-        time.sleep(0.02)
+    while not ports.is_free(port) and time.monotonic() < deadline:
+        said = b""
+        with suppress(OSError), socket.create_connection((ports.HOST, port), _EPMD_PATIENCE) as epmd:
+            epmd.sendall(_KILL_EPMD)
+            said = epmd.recv(2)
+        if said not in (b"", b"OK", b"NO"):  # another program uses the port now
+            return
+        time.sleep(0.02)  # epmd refuses until it has noticed that the node has ended
 
 
 def environment(node: Node, *, for_tools: bool = False) -> dict[str, str]:

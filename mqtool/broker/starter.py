@@ -1,8 +1,10 @@
 """The base class of starters. A starter starts, stops, restarts and removes brokers of one kind."""
 
+import shlex
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import ClassVar
 
 from mqtool.broker.state import Started, Wanted
@@ -66,6 +68,12 @@ class Starter(ABC):
     def discard(self, started: Started) -> None:
         """Remove the messages and logs of a stopped broker."""
         shutil.rmtree(started.directory, ignore_errors=True)
+
+    def to_delete_messages(self, started: Started) -> str | None:
+        """Return the shell command that deletes the messages of a broker that `broker rm` has removed; None if none."""
+        data, own = Path(str(started.details.get("data"))), Path(started.directory)
+        kept = own if data.is_relative_to(own) else data
+        return f"rm -r {shlex.quote(str(kept))}" if data.is_absolute() and data.exists() else None
 
     @abstractmethod
     def log(self, started: Started, follow: bool) -> Iterator[bytes]:

@@ -35,8 +35,10 @@ _APART = _PORT - _AMQP_PORT
 HINT_PATIENCE = (0.3, 1.0)
 #: Seconds after which a terminal shows what is being waited for.
 _SILENCE = 1.0
-#: Seconds to wait for a connection when checking whether a port is open.
+#: Seconds to wait for a connection when checking whether a port is open, and for what the broker says of itself.
 _LOOK = 2.0
+#: The protocol header of AMQP 0-9-1. A broker answers with its properties.
+_GREETING = b"AMQP\x00\x00\x09\x01"
 
 
 class Access(NamedTuple):
@@ -70,6 +72,11 @@ class Access(NamedTuple):
     def address(self) -> Address:
         """The address of the first node."""
         return self.addresses[0]
+
+    @property
+    def is_guarded(self) -> bool:
+        """True if the context is protected, and the user has not confirmed that it may be changed."""
+        return self.protected is not None and self.protected not in self.confirmed
 
     @property
     def user(self) -> str:
@@ -282,7 +289,7 @@ class Access(NamedTuple):
         ca = None if self.tls.ca is None else str(self.tls.ca)
 
         def at(url: str, user: str = address.user, password: str = address.password) -> Management:
-            return Management(url.rstrip("/"), user, password, patience or PATIENCE, ca, self._check_reachable)
+            return Management(url.rstrip("/"), user, password, patience or PATIENCE, ca, self._hint_at_management)
 
         if (given := self.management_url or _started_with(address)) is not None:
             url = _parsed(given)
@@ -312,20 +319,35 @@ class Access(NamedTuple):
                 continue
             if is_ours:
                 return guess
-            self._check_reachable()
+            hint = self._hint_at_management() or HOW_TO_ENABLE
             what = f"the management API at {guess.url} does not belong to the broker at {self.address}"
-            failure = Unavailable(what, HOW_TO_ENABLE)
+            failure = Unavailable(what, hint)
         assert failure is not None
         raise failure
 
-    def _check_reachable(self) -> None:
-        address = self.address
+    def _hint_at_management(self) -> str | None:
+        """Return how an embedded broker gets a management API; None for other brokers.
+
+        Raises:
+            Unavailable: the broker cannot be reached.
+        """
+        address, said = self.address, b""
         try:
-            socket.create_connection((address.host, address.port), _LOOK).close()
+            with socket.create_connection((address.host, address.port), _LOOK) as probe, suppress(TimeoutError):
+                if not address.tls:
+                    probe.sendall(_GREETING)
+                    said = probe.recv(4096)
         except OSError as error:
             from mqtool.amqp.pika_errors import connecting
 
             raise connecting(error, address) from error
+        if b"embedded broker" not in said:
+            return None
+        port = address.port + _APART if address.port + _APART < 1 << 16 else _PORT
+        return (
+            f"an embedded broker has one if started with 'mqtool broker serve --management-port {port}'; "
+            "or name it with --management"
+        )
 
 
 @contextmanager

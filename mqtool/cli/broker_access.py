@@ -68,6 +68,7 @@ def access_to(broker: BrokerOptions | ManagedBroker, *, reconnects: bool = True)
     )
     if options.call.must_ask:
         ask(f"run {options.call.command!r}", access, is_safe=True)
+        access = access._replace(confirmed=(access.protected,) if access.protected else access.confirmed)
     return access
 
 

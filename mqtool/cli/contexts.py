@@ -38,8 +38,8 @@ class Effect(Enum):
     """The effect of a command on the broker that it uses."""
 
     CHANGES = auto()  #: consumes messages or changes settings; asks first in a protected context
-    SENDS = auto()  #: only publishes messages
-    READS = auto()  #: leaves messages and settings as they are
+    SENDS = auto()  #: only publishes messages; asks itself before it declares something in a protected context
+    READS = auto()  #: leaves messages and settings as they are; asks itself if options have it change something
     OWN = auto()  #: uses a broker that mqtool starts, so it takes no context
     NONE = auto()  #: uses no broker
 

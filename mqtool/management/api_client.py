@@ -133,7 +133,7 @@ class Management:
         url: such as http://localhost:15672.
         patience: seconds to wait for a connection, and for each part of a response.
         ca: a PEM file with the CA certificate for an https URL; None trusts the default authorities.
-        on_silence: called if there is no response; it may raise a more precise error.
+        on_silence: called if there is no response; it may raise a more precise error, or return a hint.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Management:
         password: str,
         patience: tuple[float, float] = PATIENCE,
         ca: str | None = None,
-        on_silence: Callable[[], None] = lambda: None,
+        on_silence: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.url = url
         self.user = user
@@ -250,8 +250,8 @@ class Management:
         try:
             answer = self._connections().request(method, url, body=data, preload_content=not stream)
         except (HTTPError, OSError, ValueError) as error:  # OSError: the CA certificate cannot be read
-            self._on_silence()
-            raise NothingAnswers(f"no management API answers at {self.url}: {_reason(error)}", HOW_TO_ENABLE) from error
+            hint = self._on_silence() or HOW_TO_ENABLE
+            raise NothingAnswers(f"no management API answers at {self.url}: {_reason(error)}", hint) from error
         if answer.status >= HTTPStatus.BAD_REQUEST:
             raise refusal(answer, self.url, self.user)
         return answer

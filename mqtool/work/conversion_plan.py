@@ -436,7 +436,11 @@ def _remarks(api: Management, vhost: str, plan: ConversionPlan, dropped: list[st
     if plan.target.durable != plan.source.durable:
         yield "it becomes durable"
     if to == "classic" != plan.source.type:
-        yield f"a restart of the broker loses its messages that are not persistent: {plan.source.type} queues keep them"
+        peek = f"{pasteable('peek', name)} --where 'not delivery_mode=2'"
+        yield (
+            f"a restart of the broker loses its messages that are not persistent: {plan.source.type} queues keep them, "
+            f"and do not count them separately; to see them: {peek}"
+        )
     yield from _of_policy(api, vhost, plan)
     yield f"clients that declare {name!r} with the old type or arguments get 406 PRECONDITION_FAILED"
 

@@ -32,7 +32,9 @@ QUEUE, EXCHANGE, ROUTING_KEY = "mqtool-queue", "mqtool-exchange", "mqtool-routin
 #: Upper bound for counts in headers.
 _MOST = 2**31 - 2
 
-EXHAUSTED, REJECTED = "retries exhausted", "rejected"
+EXHAUSTED, REJECTED, UNKNOWN = "retries exhausted", "rejected", "unknown"
+#: The reasons that a dead letter can have: RabbitMQ's, then mqtool's.
+REASONS = (REJECTED, "expired", "maxlen", "delivery_limit", EXHAUSTED, UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,7 @@ class Death:
     """Why and where a message was dead-lettered.
 
     Attributes:
-        reason: EXHAUSTED, REJECTED or one of RabbitMQ's reasons: rejected, expired, maxlen, delivery_limit.
+        reason: one of REASONS, unless a publisher has written another into the headers.
         queue: the queue from which the message is said to have been dead-lettered; None if unknown.
         attempts: number of failed attempts; 0 if unknown.
         redrives: how many times the message had been moved back from a dead-letter queue before.
@@ -163,11 +165,11 @@ def death_of(delivery: Delivery) -> Death:
         times = [entry["time"] for entry in entries if isinstance(entry.get("time"), datetime)]
         first = min((time.replace(tzinfo=time.tzinfo or UTC) for time in times), default=None)
         rejected = sum(_count(entry.get("count", 1)) for entry in entries if entry.get("reason") == "rejected")
-        reason, queue = str(newest.get("reason", "unknown")), _claimed(newest.get("queue"))
+        reason, queue = str(newest.get("reason", UNKNOWN)), _claimed(newest.get("queue"))
         attempts = failures_of(delivery) + rejected
         return Death(reason, queue, attempts, first, redrives=returns_of(delivery))
     if REASON not in headers:
-        return Death("unknown")
+        return Death(UNKNOWN)
     first, error = headers.get(FIRST_FAILURE), str(headers.get(LAST_ERROR) or "") or None
     first = first if isinstance(first, datetime) else None
     redrives = _count(headers.get(RETURNS))

@@ -36,7 +36,7 @@ from typing import Any
 from mqtool.amqp import Channel, Connection, administration
 from mqtool.amqp.transactions import InTransactions, Mover, Moving, NoRoom, WithConfirms
 from mqtool.delays.wait_queues import YOUNG
-from mqtool.errors import BadData, DeclaredDifferently, NotFound, Unavailable, UsageError
+from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, NotFound, Unavailable, UsageError
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
 from mqtool.spelling import counted, pasteable
@@ -46,6 +46,7 @@ from mqtool.work.conversion_plan import (
     ConversionNames,
     ConversionPlan,
     Definition,
+    Refusal,
     bindings_of,
     dead_letters,
     view_of,
@@ -74,6 +75,25 @@ def left_behind(api: Management, vhost: str, queue: str) -> ConversionPlan | Non
     if view is None:
         raise NotFound(f"queue {queue!r} does not exist", "declare it as you want it, then run this again")
     return ConversionPlan(queue, Definition.of(meanwhile or view), Definition.of(view))
+
+
+def refused_by_broker(connection: Connection, plan: ConversionPlan) -> Refusal | None:
+    """Ask the broker whether it would accept the new definition; return its reason if it would not.
+
+    Declares nothing that stays: the declaration is exclusive. The broker refuses that for quorum queues and streams,
+    but checks the arguments first.
+    """
+    trial = plan.target.named(plan.names.trial)._replace(exclusive=True)
+    channel = connection.channel(strict=True)
+    try:
+        channel.declare(trial, remember=False)
+        administration.delete_queue(channel, trial.name)
+    except (AccessRefused, UsageError) as error:
+        if isinstance(error, AccessRefused) or "invalid arg" in str(error):
+            return Refusal(str(error).replace(trial.name, plan.queue), "see --to and --argument")
+    finally:
+        channel.close()
+    return None
 
 
 class Stopped(Exception):

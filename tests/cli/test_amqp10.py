@@ -372,3 +372,24 @@ def test_plain_scripts_talk_with_the_commands(shell: Shell, broker: TestBroker, 
 
 
 COMMANDS = {"publish-subscribe": "fanout", "routing": "direct", "topics": "topic"}
+
+
+@pytest.mark.once_on_rabbitmq
+@pytest.mark.parametrize(
+    "words", ["emit-log fanout -e new x", "publisher-confirms async -c 10 -q new", "receive-log fanout -e new"]
+)
+def test_a_protected_context_asks_before_something_is_declared(shell: Shell, broker: TestBroker, words: str) -> None:
+    """In a protected context, commands that send or show messages over AMQP 1.0 ask before they declare an exchange or
+    a queue; if it exists, they do not ask.
+    """
+    shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
+    shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected")
+    command = ("mqtool", "-C", "prod", *words.split())
+    refused = shell.run(*command)
+    assert (refused.code, "would declare" in refused.stderr) == (2, True), refused.stderr
+    if "publisher-confirms" in words:
+        shell.run("mqtool", "queue", "declare", "new")
+    else:
+        shell.run("mqtool", "exchange", "declare", "new", "fanout", "--transient")
+    allowed = shell.run(*command, *["--idle-timeout", "10ms"] * ("receive" in words))
+    assert (allowed.code, "protected" in allowed.stderr) == (0, False), allowed.stderr

@@ -174,7 +174,8 @@ def test_broker_up_refuses_options_that_the_running_broker_was_not_started_with(
 
 def test_brokers_are_listed_and_removed(home: Shell) -> None:
     """`broker ls` lists running and stopped brokers. `broker rm` removes a stopped one from the list but keeps its
-    messages; they are deleted only with --purge, which needs --yes.
+    messages, and says where they are, and how to use or delete them; they are deleted only with --purge, which needs
+    --yes.
     """
     up, down = (("mqtool", "broker", word, "--name", "mine") for word in ("up", "down"))
     rm = ("mqtool", "broker", "rm", "--name", "mine")
@@ -186,7 +187,11 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
 
     home.run(*down)
     assert home.run("mqtool", "broker", "ls").stdout.split()[:3] == ["mine", "stopped", "embedded"]
-    assert home.run(*rm).code == 0
+    removed = home.run(*rm)
+    directory = home.directory / "state" / "mqtool" / "brokers" / "mine"
+    assert (removed.code, f"its messages are kept in {directory}/embedded; " in removed.stderr) == (0, True)
+    assert "to use them again: mqtool broker up --kind=embedded --name=mine; " in removed.stderr
+    assert f"to delete them: rm -r {directory}\n" in removed.stderr
     assert home.run("mqtool", "broker", "ls").stdout == ""
     assert home.run("mqtool", "broker", "logs", "--name", "mine").code == 69
     assert home.run(*rm).code == 69

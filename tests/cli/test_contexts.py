@@ -4,6 +4,7 @@ import json
 import stat
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,89 @@ from tests.cli.terminal import on_terminal
 from tests.cli.test_completion import ask
 from tests.cli.test_exec import depth
 
-CHANGING = {" ".join(leaf.words) for leaf in leaves(described()) if leaf.effect is Effect.CHANGES}
+EFFECTS = {" ".join(leaf.words): leaf.effect for leaf in leaves(described())}
+CHANGING = {name for name, effect in EFFECTS.items() if effect is Effect.CHANGES}
+#: Commands that only send or show messages, which do not ask if they declare nothing. The queue jobs, the stream events
+#: and the exchanges TYPE_used exist, and are used.
+NOT_ASKING = (
+    "send -q jobs x",
+    "send -e fanout_used x",
+    "new-task -q jobs x",
+    "emit-log fanout -e fanout_used x",
+    "emit-log direct -e direct_used info x",
+    "emit-log topic -e topic_used kern.info x",
+    "emit-log headers -e headers_used -H a=b x",
+    "send-stream -q events x",
+    "offset send -q events",
+    "publisher-confirms async -c 10",
+    "publisher-confirms async -c 10 -q jobs",
+    "rpc-client 1 --timeout 10ms",
+    "receive-log fanout -e fanout_used --timeout 10ms",
+    "receive-log direct -e direct_used info --timeout 10ms",
+    "receive-log topic -e topic_used # --timeout 10ms",
+    "receive-log headers -e headers_used a=b --timeout 10ms",
+    "receive-stream -q events -c 1",
+    "offset show events reports",
+    "tap fanout_used --timeout 10ms",
+    "peek jobs",
+    "dlq ls",
+    "dlq show jobs --from jobs",
+    "delayed ls",
+    "delayed show",
+    "definitions export",
+    "definitions diff new.json",
+    "doctor",
+    "policy ls",
+    "queue show jobs",
+    "route direct_used info",
+    "top --once",
+    "topology",
+    "wait",
+    "broker up",
+    "broker status",
+    "broker env -C staging",
+    *(f"list {each.removeprefix('list ')}" for each in EFFECTS if each.startswith("list ")),
+)
+#: Those that declare something, change a setting, or consume from a queue that others may use.
+ASKING = (
+    "emit-log fanout x",
+    "emit-log fanout -e new x",
+    "emit-log direct info x",
+    "emit-log topic kern.info x",
+    "emit-log headers -H a=b x",
+    "emit-log fanout -e fanout_used --delay 5s x",
+    "send -q jobs --delay 5s x",
+    "new-task -q jobs --delay 5s x",
+    "send-stream x",
+    "send-stream -q new x",
+    "send-stream -q new --partitions 2 -r a x",
+    "send-stream -q events --partitions 2 -r a x",
+    "offset send",
+    "offset send -q new",
+    "publisher-confirms async -c 10 -q new",
+    "receive-log fanout",
+    "receive-log direct info",
+    "receive-log topic #",
+    "receive-log headers a=b",
+    "receive-log fanout -e new",
+    "receive-log fanout -e fanout_used -q jobs",
+    "receive-stream -q events --track reports",
+    "tap --all --firehose",
+    "tap --firehose-off",
+    "ui --firehose",
+    "ui --allow-changes",
+)
+#: Those that take --declare, and refuse to declare anything without it.
+REFUSING = (
+    "send x",
+    "send -q new x",
+    "send -q new --durable x",
+    "new-task x",
+    "new-task -q new x",
+    "receive-stream",
+    "receive-stream -q new",
+    "receive-stream -q new --argument max-age=7D",
+)
 #: Each names a broker of its own, the strongest first; the reason that `broker status` gives.
 PRECEDENCE = {
     "--url amqp://option": "option:5672, from --url",
@@ -325,7 +408,7 @@ def test_a_protected_context_asks_before_each_change(staging: Shell, broker: Tes
     staging.run("mqtool", "exchange", "declare", "logs", "fanout", "--confirm", "staging")
     (staging.directory / "new.json").write_text('{"queues": [{"name": "new", "durable": true}]}')
     assert staging.run("mqtool", "definitions", "import", "new.json", "--dry-run").code == 0
-    assert staging.run("mqtool", "send-stream", "-q", "events", "x").code == 0
+    assert staging.run("mqtool", "send-stream", "-q", "events", "x", "--confirm", "staging").code == 0
     (staging.directory / "recording").write_text('{"body": "x", "exchange": "", "routing_key": "jobs"}\n')
     before = staging.run("mqtool", "definitions", "export").stdout
     asking = set()
@@ -334,6 +417,7 @@ def test_a_protected_context_asks_before_each_change(staging: Shell, broker: Tes
         "worker -q jobs -c 1 --timeout 1s",
         "rpc-server -q jobs --timeout 1s",
         "receive-delayed --timeout 1s",
+        "send-delayed x",
         "offset receive --timeout 1s",
         "offset set events reports 1",
         "offset reset events reports",
@@ -382,6 +466,97 @@ def test_a_protected_context_asks_before_each_change(staging: Shell, broker: Tes
     assert depth(broker, "jobs") == 1
     assert staging.run("mqtool", "queue", "purge", "--confirm", "staging", "jobs").code == 0
     assert depth(broker, "jobs") == 0
+
+
+@pytest.fixture
+def in_use(staging: Shell, broker: TestBroker) -> Shell:
+    """The shell `staging`, with a queue, exchanges, and a stream that has messages and a reader, on the broker."""
+    confirmed = ("--confirm", "staging")
+    (staging.directory / "new.json").write_text('{"queues": [{"name": "new", "durable": true}]}')
+    staging.run("mqtool", "send", "-q", "jobs", "--declare", "x")
+    for kind in ("fanout", "direct", "topic", "headers"):
+        staging.run("mqtool", "exchange", "declare", f"{kind}_used", kind, "--transient", *confirmed)
+    staging.run("mqtool", "exchange", "bind", "direct_used", "jobs", "info", *confirmed)
+    assert staging.run("mqtool", "send-stream", "-q", "events", "x", *confirmed).code == 0
+    assert staging.run("mqtool", "offset", "set", "events", "reports", "0", *confirmed).code == 0
+    return staging
+
+
+def contents(broker: TestBroker) -> dict[str, object]:
+    """What a broker's virtual host has, and how many messages the queue jobs has if nobody publishes to it."""
+    ends = ("source", "destination", "routing_key")
+    listed: Any = {kind: broker.api("GET", f"{kind}/{broker.vhost}") for kind in ("queues", "exchanges", "bindings")}
+    vhost: Any = broker.api("GET", f"vhosts/{broker.vhost}")
+    return {
+        # Private queues are deleted a moment after their connection has ended.
+        "queues": sorted(each["name"] for each in listed["queues"] if not each["name"].startswith("amq.gen")),
+        "exchanges": sorted(each["name"] for each in listed["exchanges"]),
+        "bindings": sorted([each[end] for end in ends] for each in listed["bindings"] if "amq.gen" not in str(each)),
+        "tracing": vhost["tracing"],
+    }
+
+
+@on_any_broker
+def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_anything_else(
+    in_use: Shell, broker: TestBroker
+) -> None:
+    """In a protected context, each command that usually only sends or shows messages asks before it declares a queue,
+    an exchange or a stream, switches the firehose, stores an offset, or consumes from a queue that stays. Without a
+    terminal, it exits with 2, or with 69 if it has --declare, and nothing has changed.
+    """
+    before, there = contents(broker), depth(broker, "jobs")
+    for words in ASKING:
+        result = in_use.run("mqtool", *words.split())
+        assert "in the protected context 'staging'\nhint: pass --confirm staging" in result.stderr, words
+        assert (result.code, contents(broker), depth(broker, "jobs")) == (2, before, there), words
+    for words in REFUSING:
+        result = in_use.run("mqtool", *words.split())
+        assert result.stderr.endswith("--declare declares it\n"), words
+        assert (result.code, contents(broker), depth(broker, "jobs")) == (69, before, there), words
+    lines = '{"body": "now"}\n{"body": "later", "delay": "5s"}\n'
+    delayed = in_use.run("mqtool", "send", "-q", "jobs", "--json", stdin=lines)
+    assert (delayed.code, contents(broker)) == (2, before)
+    assert in_use.run("mqtool", "offset", "show", "events", "reports").stdout == "0\n"
+
+
+@on_any_broker
+def test_a_command_that_changes_nothing_does_not_ask(in_use: Shell, broker: TestBroker) -> None:
+    """In a protected context, commands that send to what exists, or show something, do not ask, and change nothing but
+    the messages in it. Every command that is not known to change its broker is among these, or among those that ask.
+    """
+    before = contents(broker)
+    for words in NOT_ASKING:
+        result = in_use.run("mqtool", *words.split())
+        assert "protected" not in result.stderr, words
+        assert (result.code in (0, 1, 3, 69, 124), contents(broker)) == (True, before), (words, result.stderr)
+    ui = in_use.start("mqtool", "ui").wait_for_stdout("http").interrupt()
+    assert (ui.wait().code, contents(broker)) == (0, before)
+    tried = {name for name in EFFECTS if any(f"{each} ".startswith(f"{name} ") for each in (*NOT_ASKING, "ui"))}
+    assert tried == {name for name, effect in EFFECTS.items() if effect in (Effect.READS, Effect.SENDS)}
+
+
+@on_any_broker
+def test_a_protected_context_asks_what_to_declare(staging: Shell) -> None:
+    """On a terminal, `emit-log` to a missing exchange of a protected context asks, and declares it if the answer is
+    yes. With --confirm NAME, it does not ask, and neither do commands that declare a queue or a stream.
+    """
+    emit = ("mqtool", "emit-log", "fanout", "-e", "audit", "x")
+    declined = on_terminal(staging, *emit, keys=["n\n"], cue="[y/N]").stdout
+    assert "declare exchange 'audit' in the protected context 'staging'? [y/N]" in declined
+    assert "audit" not in staging.run("mqtool", "list", "exchanges", "name").stdout
+    assert on_terminal(staging, *emit, keys=["y\n"], cue="[y/N]").code == 0
+    assert "audit" in staging.run("mqtool", "list", "exchanges", "name").stdout
+    for words in (
+        "emit-log direct info x",
+        "send -q new x",
+        "send -q new --delay 1s x",
+        "send-delayed x",
+        "send-stream -q events x",
+        "publisher-confirms async -c 10 -q confirmed",
+        "receive-log fanout -e audit -q collected --declare --timeout 10ms",
+    ):
+        result = staging.run("mqtool", *words.split(), "--confirm", "staging")
+        assert result.code in (0, 124), (words, result.stderr)
 
 
 @on_any_broker

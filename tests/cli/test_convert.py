@@ -235,12 +235,14 @@ def test_the_plan_says_which_messages_a_restart_will_lose(
     broker: TestBroker, before: str, after: str, warned: bool
 ) -> None:
     """The plan to convert a quorum queue to a classic one says that a restart of the broker loses the messages that are
-    not persistent, which the quorum queue keeps.
+    not persistent, which the quorum queue keeps, and with which command one sees them.
     """
     fill(broker, before, 1)
     api = Management(broker.management, "guest", "guest")
     remarks = conversion_plan.prospect(api, broker.vhost, "jobs", after, {}).remarks
-    assert any("loses its messages that are not persistent" in remark for remark in remarks) is warned
+    said = [remark for remark in remarks if "loses its messages that are not persistent" in remark]
+    assert bool(said) is warned
+    assert all("mqtool peek jobs --where 'not delivery_mode=2'" in remark for remark in said)
 
 
 @pytest.fixture
@@ -865,12 +867,37 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
             assert "nothing was changed" in refused.stderr
     refused = managed.run("mqtool", "queue", "convert", "old", "--to", "classic", "-a", "x-max-length=abc", "--yes")
     assert (refused.code, "invalid arg 'x-max-length' for queue 'old'" in refused.stderr) == (2, True), refused.stderr
-    assert "hint: see --to and --argument" in refused.stderr
+    assert "(see --to and --argument)\n" in refused.stderr
     misspelt = managed.run("mqtool", "queue", "convert", "shrot")
     assert (misspelt.code, "did you mean 'short'?" in misspelt.stderr) == (69, True), misspelt.stderr
     assert definitions(broker) == before
     left_out = ("-a", "x-max-priority:=null", "--dry-run")
     assert managed.run("mqtool", "queue", "convert", "old", "--to", "quorum", *left_out).code == 0
+
+
+@pytest.mark.parametrize(
+    ("to", "argument", "said"),
+    [
+        ("quorum", "x-max-priority:=5", "invalid arg 'x-max-priority' for queue 'jobs'"),
+        ("quorum", "x-max-length=abc", "invalid arg 'x-max-length' for queue 'jobs'"),
+        ("stream", "x-max-age=7Q", "invalid arg 'x-max-age' for queue 'jobs'"),
+        ("classic", "x-delivery-limit:=3", "invalid arg 'x-delivery-limit' for queue 'jobs'"),
+        ("quorum", "x-delivery-limit:=3", ""),
+        ("stream", "x-max-age=7D", ""),
+        ("classic", "x-max-priority:=5", ""),
+    ],
+)
+def test_a_dry_run_says_what_the_broker_would_refuse(
+    managed: Shell, broker: TestBroker, to: str, argument: str, said: str
+) -> None:
+    """`queue convert --dry-run` asks the broker whether it accepts the arguments for the new type; if not, it gives the
+    reason and exits with 2. Nothing is declared.
+    """
+    managed.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
+    before = definitions(broker)
+    planned = managed.run("mqtool", "queue", "convert", "jobs", "--to", to, "-a", argument, "--dry-run")
+    assert (planned.code, said in planned.stderr) == (2 if said else 0, True), planned.stderr
+    assert definitions(broker) == before
 
 
 @on_any_broker

@@ -263,3 +263,20 @@ def test_redrives_and_attempts_are_counted_without_x_death(like: Shell) -> None:
         like.run("mqtool", "send", "-q", "work", "x")
         tried = like.run(*failing, "echo $MQ_ATTEMPT; exit 1").stdout.split()
         assert tried == [str(number) for number in range(1, attempts + 1)]
+
+
+@pytest.mark.parametrize("command", ["show", "redrive", "drop"])
+def test_an_unknown_reason_is_refused(lonely_shell: Shell, command: str) -> None:
+    """`dlq show`, `redrive` and `drop` with a --reason that no dead letter has exit with 2, and list the reasons."""
+    refused = lonely_shell.run("mqtool", "dlq", command, "jobs", "--reason", "typo")
+    assert refused.code == 2
+    assert (
+        "'typo' is not one of rejected, expired, maxlen, delivery_limit, retries exhausted, unknown" in refused.stderr
+    )
+
+
+@pytest.mark.parametrize(("reason", "moved"), [("rejected", 3), ("reject", 3), ("expired", 0), ("exhausted", 0)])
+def test_dead_letters_are_chosen_by_a_known_reason(dead: Shell, reason: str, moved: int) -> None:
+    """`dlq redrive --reason` moves the dead letters with this reason, or with one that contains this word."""
+    redriven = dead.run("mqtool", "dlq", "redrive", "jobs", "--reason", reason)
+    assert (redriven.code, redriven.stderr) == (0, f"{moved} moved back from jobs.dlq\n")

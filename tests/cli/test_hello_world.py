@@ -66,10 +66,13 @@ def test_a_receiver_declares_its_queue(shell: Shell, command: str) -> None:
 
 @on_any_broker
 def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker) -> None:
-    """In a protected context, `receive-log` of a missing queue exits with 69, unless --declare is given."""
+    """In a protected context, `receive-log` of a missing queue, even if it may consume, exits with 69, unless --declare
+    is given.
+    """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected")
-    receive = ("mqtool", "receive-log", "fanout", "-C", "prod", "--idle-timeout", "10ms", "-q", "audit")
+    consume = ("mqtool", "receive-log", "fanout", "-C", "prod", "--confirm", "prod")
+    receive = (*consume, "--idle-timeout", "10ms", "-q", "audit")
     refused = shell.run(*receive)
     assert (refused.code, "hint: --declare declares it" in refused.stderr) == (69, True)
     assert shell.run(*receive, "--declare").code == 0
@@ -78,8 +81,8 @@ def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broke
 @on_any_broker
 @pytest.mark.parametrize("command", ["send", "new-task"])
 def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker, command: str) -> None:
-    """In a protected context, a publisher that names a missing queue exits with 69 and suggests a similar name; with
-    --declare, it declares the queue. A tutorial's own queue is declared without --declare.
+    """In a protected context, a publisher that names a missing queue exits with 69 and suggests a similar name;
+    --declare declares the queue. A tutorial's own queue, and one with settings, is no exception.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     management = ("--management", broker.management)
@@ -89,8 +92,10 @@ def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, brok
     refused = shell.run(*publish, "-q", "invoicse")
     assert (refused.code, "queue 'invoicse' does not exist" in refused.stderr) == (69, True)
     assert "hint: did you mean 'invoices'? Otherwise, --declare declares it" in refused.stderr
+    for words in ([], ["-q", "new", "--durable"], ["-q", "new", "--ttl", "5s"]):
+        assert "hint: --declare declares it" in shell.run(*publish, *words).stderr, words
     assert shell.run("mqtool", "list", "queues", "name").stdout == "invoices\n"
-    for words in (["-q", "invoices"], ["-q", "new", "--declare"], ["-q", "new"], []):
+    for words in (["-q", "invoices"], ["-q", "new", "--declare"], ["-q", "new"], ["--confirm", "prod"]):
         assert shell.run(*publish, *words).code == 0, words
 
 

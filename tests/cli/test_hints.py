@@ -2,6 +2,7 @@
 
 import pytest
 
+from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import on_any_broker
 from tests.cli.shell import Shell
 
@@ -124,3 +125,18 @@ def test_a_help_topic_says_what_scripts_rely_on(lonely_shell: Shell, topic: str,
     kept.
     """
     assert says in " ".join(lonely_shell.run("mqtool", "help", topic).stdout.split())
+
+
+@pytest.mark.parametrize("words", [["list", "users"], ["list", "users", "--management", "http://localhost:1"]])
+def test_an_embedded_broker_without_a_management_api_leads_to_broker_serve(
+    lonely_shell: Shell, words: list[str]
+) -> None:
+    """If a command needs the management API of an embedded broker that has none, the hint names `broker serve
+    --management-port` with the port at which commands look first, and not rabbitmq-plugins.
+    """
+    with EmbeddedBroker() as broker:
+        refused = lonely_shell.run("mqtool", *words, "-u", broker.url)
+        port = int(broker.url.rpartition(":")[2].partition("/")[0])
+    beside = port + 10000 if port + 10000 < 65536 else 15672
+    assert f"'mqtool broker serve --management-port {beside}'; or name it with --management\n" in refused.stderr
+    assert (refused.code, "rabbitmq-plugins" in refused.stderr) == (69, False)

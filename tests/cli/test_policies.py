@@ -5,7 +5,9 @@ import json
 import pytest
 
 from tests.brokers import TestBroker
-from tests.cli.shell import Shell
+from tests.cli.shell import Shell, wait_until
+from tests.cli.terminal import on_terminal
+from tests.cli.test_exec import depth
 
 SET = ("mqtool", "policy", "set", "limits", "--pattern", "^jobs", "--definition", '{"max-length": 3}')
 
@@ -62,3 +64,80 @@ def test_a_policy_definition_must_be_a_json_object(lonely_shell: Shell, text: st
     wrong = lonely_shell.run(*SET[:-1], text)
     assert wrong.code == 2
     assert "is not" in wrong.stderr
+
+
+def filled(admin: Shell, broker: TestBroker, queue: str, *settings: str) -> None:
+    """Declare a queue with ten messages of two bytes, and wait until the management API counts them."""
+    admin.run("mqtool", "send", "-q", queue, *settings, "-l", stdin="".join(f"{n}\n" for n in range(10, 20)))
+    counted = ("mqtool", "list", "queues", "name", "messages_ready", "message_bytes_ready")
+    wait_until(lambda: f"{queue}\t10\t20\n" in admin.run(*counted).stdout, f"{queue} has ten messages")
+
+
+@pytest.mark.own_vhost("policies stay in it")
+@pytest.mark.parametrize(
+    ("definition", "warns", "asks", "left"),
+    [
+        ({"max-length": 7}, "drops 3 of 10 messages: max-length is 7", "drop 3 messages of 1 queue", 7),
+        (
+            {"max-length-bytes": 9},
+            "drops about 6 of 10 messages: max-length-bytes is 9",
+            "drop 6 messages of 1 queue",
+            4,
+        ),
+        (
+            {"expires": 3_600_000},
+            "is deleted with 10 messages if it is not used for 1h",
+            "let 1 queue with 10 messages expire",
+            10,
+        ),
+    ],
+    ids=["max-length", "max-length-bytes", "expires"],
+)
+@pytest.mark.parametrize("operator", [[], ["--operator"]], ids=["user", "operator"])
+def test_a_policy_that_costs_messages_asks(
+    admin: Shell, broker: TestBroker, definition: dict[str, int], warns: str, asks: str, left: int, operator: list[str]
+) -> None:
+    """If queues would lose messages, `policy set` says which, and how many messages, and asks; without a terminal, it
+    exits with 2 and sets nothing, and with --yes, it does not ask.
+    """
+    filled(admin, broker, "jobs")
+    command = ("mqtool", "policy", "set", "limits", *operator, "--pattern", "^jobs", "--definition")
+    refused = admin.run(*command, json.dumps(definition))
+    assert (refused.code, depth(broker, "jobs")) == (2, 10), refused.stderr
+    assert f"warning: queue 'jobs' {warns}\n" in refused.stderr
+    assert f"and {asks}\nhint: pass --yes\n" in refused.stderr
+    assert admin.run("mqtool", "policy", "ls", *operator).stdout == ""
+    assert on_terminal(admin, *command, json.dumps(definition), keys=["n\n"], cue="[y/N]").code == 1
+    assert depth(broker, "jobs") == 10
+    assert admin.run(*command, json.dumps(definition), "--yes").code == 0
+    wait_until(lambda: depth(broker, "jobs") == left, f"{left} messages are left")
+
+
+@pytest.mark.own_vhost("policies stay in it")
+def test_a_policy_that_costs_no_messages_does_not_ask(admin: Shell, broker: TestBroker) -> None:
+    """`policy set` does not ask if no message is beyond the limit, a stronger limit or policy applies, the queue
+    rejects new messages instead, or the policy is for messages to come.
+    """
+    filled(admin, broker, "jobs")
+    filled(admin, broker, "full", "--argument", "x-overflow=reject-publish")
+    filled(admin, broker, "short", "--argument", "x-max-length=10")
+    for name, pattern, more, definition in (
+        ("high", "^jobs", ["--priority", "7"], {"max-length": 10}),
+        ("low", "^jobs", [], {"max-length": 3}),
+        ("rejects", "^full", [], {"max-length": 3}),
+        ("longer", "^short", [], {"max-length": 20}),
+        ("others", "^other", [], {"max-length": 3, "expires": 1000}),
+        ("exchanges", ".*", ["--apply-to", "exchanges", "--priority", "-1"], {"alternate-exchange": "a"}),
+        ("ages", "^jobs", ["--priority", "8"], {"message-ttl": 100}),
+    ):
+        settings = ("--pattern", pattern, *more, "--definition", json.dumps(definition))
+        done = admin.run("mqtool", "policy", "set", name, *settings)
+        assert (done.code, "warning" in done.stderr) == (0, False), (name, done.stderr)
+    assert [depth(broker, queue) for queue in ("jobs", "full", "short")] == [10, 10, 10]
+
+
+@pytest.mark.own_vhost("policies stay in it")
+def test_a_policy_says_what_becomes_a_dead_letter(admin: Shell, broker: TestBroker) -> None:
+    """If a queue has a dead-letter exchange, `policy set` says that messages beyond the limit are dead-lettered."""
+    filled(admin, broker, "jobs", "--dead-letter-exchange", "amq.fanout")
+    assert "queue 'jobs' dead-letters 7 of 10 messages: max-length is 3" in admin.run(*SET).stderr

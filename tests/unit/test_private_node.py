@@ -1,10 +1,15 @@
 """The configuration of a private RabbitMQ node."""
 
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from mqtool.broker import node
+from mqtool.broker.ports import is_free
 
 
 @pytest.fixture
@@ -52,3 +57,41 @@ def test_the_stream_plugin_listens_only_on_loopback(conf: Launch) -> None:
     conf(6000)
 
     assert "stream.listeners.tcp.0 = 127.0.0.1:5552" in conf(None)
+
+
+@contextmanager
+def daemon(answers: Sequence[bytes]) -> Iterator[tuple[int, list[bytes]]]:
+    """A program that listens on a port until it has answered one connection with each answer; yields the requests."""
+    asked: list[bytes] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with listener:
+            for answer in answers:
+                client, _ = listener.accept()
+                with client:
+                    asked.append(client.recv(100))
+                    client.sendall(answer)
+
+    serving = threading.Thread(target=serve)
+    serving.start()
+    yield listener.getsockname()[1], asked
+    serving.join()
+
+
+def test_epmd_is_stopped_without_its_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a private RabbitMQ node is stopped, its epmd is stopped even if the program `epmd` is not on the PATH. It is
+    asked again while it refuses, because a node is still registered.
+    """
+    monkeypatch.setenv("PATH", "")
+    with daemon([b"NO", b"NO", b"OK"]) as (port, asked):
+        node.stop_epmd(port)
+        assert is_free(port)
+    assert asked == [b"\x00\x01k"] * 3
+
+
+def test_another_program_on_the_port_of_epmd_is_left_alone() -> None:
+    """If another program listens on the port that a stopped node's epmd had, it is asked once, and not waited for."""
+    with daemon([b"SSH-2.0-"]) as (port, asked):
+        node.stop_epmd(port)
+    assert len(asked) == 1

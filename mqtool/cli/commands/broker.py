@@ -12,7 +12,7 @@ import typer
 
 from mqtool.amqp import Connection, TlsFiles, parse_addresses
 from mqtool.broker import background, readiness, state
-from mqtool.broker.choice import starter_of
+from mqtool.broker.choice import BrokerKind, starter_of
 from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli import stopping
 from mqtool.cli.broker_access import chosen
@@ -109,13 +109,25 @@ def rm(
         ask(f"remove broker {name!r} with all its messages", yes=yes)
     with state.locked(name):
         found = _stopped(name)
+        if found.kind == BrokerKind.NODE and state.load(name) is not None:
+            starter_of(found).stop(found)  # it was killed, and its epmd still runs
         if purge:
             starter_of(found).discard(found)
             if (data := Path(str(found.details.get("data")))).exists():
                 output.notice(f"{data} was not removed, because it is outside mqtool's own directory")
         else:
             state.remove_but_data(name)
+            _say_kept(found)
     output.status(f"removed {name}")
+
+
+def _say_kept(removed: Started) -> None:
+    """Say where the messages of a removed broker are, how to use them again, and how to delete them."""
+    if (to_delete := starter_of(removed).to_delete_messages(removed)) is not None:
+        data, again = Path(str(removed.details["data"])), broker_up.up_again(removed)
+        if data.is_absolute() and not data.is_relative_to(removed.directory):
+            again += f" --data-dir={shlex.quote(str(data))}"
+        output.notice(f"its messages are kept in {data}; to use them again: {again}; to delete them: {to_delete}")
 
 
 def _stopped(name: str) -> Started:

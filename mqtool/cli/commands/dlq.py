@@ -28,13 +28,13 @@ from mqtool.cli.options import BrokerOptions, ManagedBroker, Yes
 from mqtool.cli.options.broker_options import ShownVerbose
 from mqtool.cli.options.receiving_options import WhereWaiting
 from mqtool.cli.pipe.existence import require
-from mqtool.cli.values import DURATION
+from mqtool.cli.values import DURATION, parsed
 from mqtool.errors import MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.message import Delivery
 from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
 from mqtool.work import peeking, redriving
-from mqtool.work.history import death_of
+from mqtool.work.history import REASONS, death_of
 from mqtool.work.redriving import LetterChoice
 from mqtool.work.retry_or_dead_letter import dead_letter_queue
 
@@ -53,6 +53,13 @@ QueueArgument = Annotated[
 ]
 
 
+def _reason(text: str) -> str:
+    """Check a reason for dead-lettering, or a part of one, such as "exhausted"."""
+    if not any(text in each for each in REASONS):
+        raise ValueError(f"{text!r} is not one of {', '.join(REASONS)}")
+    return text
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class Which:
     """Options that select dead letters of a work queue."""
@@ -68,7 +75,14 @@ class Which:
     ] = None
     ids: Annotated[list[str] | None, typer.Option("--id", help="Only the message with this id", metavar="ID")] = None
     reason: Annotated[
-        str | None, typer.Option("--reason", help="Only those that died for this reason", metavar="REASON")
+        Any | None,
+        typer.Option(
+            "--reason",
+            help="Only those that died for this reason",
+            metavar="REASON",
+            parser=parsed(_reason),
+            autocompletion=lambda: [*REASONS],
+        ),
     ] = None
     error: Annotated[str | None, typer.Option(metavar="TEXT", help="Only those whose last error contains TEXT")] = None
     older: Annotated[

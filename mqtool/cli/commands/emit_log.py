@@ -17,6 +17,7 @@ from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import ExchangeOptions, Publishing
 from mqtool.cli.options.queue_options import tutorials_exchange
+from mqtool.cli.pipe.existence import ask_to_declare
 from mqtool.cli.pipe.publishing import echo, publishing_channel
 from mqtool.cli.pipe.source import Addressing
 from mqtool.message import Message, Receipt
@@ -69,6 +70,7 @@ def _emit(
     ):
         if lines.emits_on_stdout and output.speaks_as_script():
             print_as_script(publishing.broker, on_stderr=False)
+        ask_to_declare(channel, outgoing.access, exchange)
         outgoing.report(emit(channel, exchange, outgoing.messages), line or lines.sent_log)
 
 

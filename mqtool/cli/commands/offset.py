@@ -16,6 +16,7 @@ from mqtool.cli.options.broker_options import PublishingBroker
 from mqtool.cli.options.queue_options import StreamPort
 from mqtool.cli.options.receiving_options import ReceivingOptions
 from mqtool.cli.options.stream_options import DialectOfStreams, StreamOptions, dialect_of
+from mqtool.cli.pipe.existence import ask_to_declare_stream
 from mqtool.cli.pipe.receiving import consuming
 from mqtool.errors import MqtoolError, NotConfirmed, UsageError
 from mqtool.inspection.queue_details import ReaderOffsets
@@ -95,9 +96,11 @@ def send(stream: StreamOptions, broker: PublishingBroker) -> None:
     last = lesson.MESSAGES - 1
     bodies = [tutorial.body.format(number=number) for number in range(last)] + [tutorial.marker.format(number=last)]
     encode = body_alone if tutorial.stores_bodies else None
-    with access_to(broker).stream_channel(stream.port, encode=encode) as channel:
+    access, target = access_to(broker), stream.of(tutorial.stream)
+    with access.stream_channel(stream.port, encode=encode) as channel:
+        ask_to_declare_stream(channel, access, target)
         output.status(tutorial.publishing)
-        receipts = lesson.send(channel, stream.of(tutorial.stream), (Message(body.encode()) for body in bodies))
+        receipts = lesson.send(channel, target, (Message(body.encode()) for body in bodies))
         refused = [receipt for receipt in receipts if receipt.confirmation is not Confirmation.CONFIRMED]
     if refused:
         raise NotConfirmed(f"{len(refused)} of {lesson.MESSAGES} messages were not confirmed: {refused[0].reason}")

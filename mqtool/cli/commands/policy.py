@@ -1,6 +1,7 @@
 """mqtool policy."""
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import typer
@@ -17,9 +18,14 @@ from mqtool.cli.pipe.existence import missing
 from mqtool.cli.values import parsed
 from mqtool.errors import NotFound
 from mqtool.management import path
+from mqtool.spelling import counted
+from mqtool.work.policy_losses import Loss, losses
 
 app = group("policy", "Set, list and clear policies of queues and exchanges.", heading="Manage")
 
+
+#: The maximum number of queues to name that would lose messages.
+_SHOWN = 10
 
 #: Values for a policy's apply-to. Those that name a queue type need RabbitMQ 3.12.
 ApplyTo = Literal["all", "queues", "exchanges", "classic_queues", "quorum_queues", "streams"]
@@ -70,13 +76,20 @@ def set_policy(
     priority: Annotated[int, typer.Option(help="If several match, the highest priority applies", metavar="N")] = 0,
     operator: Operator = False,
 ) -> None:
-    """Create or change a policy."""
+    """Create or change a policy.
+
+    Asks first if existing queues would lose messages: those beyond a new limit, or those in queues that would expire.
+    """
     access = access_to(broker)
     to = apply_to or ("queues" if operator else "all")
     body = {"pattern": pattern, "definition": settings, "priority": priority, "apply-to": to}
     what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
-    ask(f"set {what}", access, yes=yes, is_safe=True)
-    is_new = access.management().put(path(_kind(operator=operator), access.vhost, name), body)
+    api = access.management()
+    lost = losses(api, access.vhost, {**body, "name": name}, operator=operator)
+    for each in lost[:_SHOWN]:
+        output.warning(f"queue {each.queue!r} {each.why}")
+    ask(f"set {what}{_costing(lost)}", access, yes=yes, is_safe=not lost)
+    is_new = api.put(path(_kind(operator=operator), access.vhost, name), body)
     output.status(f"{'set' if is_new else 'changed'} {what}")
 
 
@@ -110,6 +123,19 @@ def clear_policy(
         missing(what, "'mqtool policy ls' shows them", is_fine=if_exists)
     else:
         output.status(f"removed {what}")
+
+
+def _costing(lost: Sequence[Loss]) -> str:
+    """Return what follows "set policy": how many messages of how many queues are lost."""
+    dropping, expiring = ([each for each in lost if each.of_queue is of_queue] for of_queue in (False, True))
+    parts = ""
+    if dropping:
+        messages = counted(sum(each.messages for each in dropping))
+        parts += f", and drop {messages} of {counted(len(dropping), 'queue')}"
+    if expiring:
+        messages = counted(sum(each.messages for each in expiring))
+        parts += f", and let {counted(len(expiring), 'queue')} with {messages} expire"
+    return parts
 
 
 def _kind(*, operator: bool) -> str:

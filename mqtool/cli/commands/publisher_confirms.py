@@ -16,6 +16,7 @@ from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import ConfirmTimeout, QueueOptions, TutorialBroker
 from mqtool.cli.options.broker_options import HiddenDialect
+from mqtool.cli.pipe.existence import ask_to_declare
 from mqtool.errors import NotConfirmed
 from mqtool.message import CONFIRM_TIMEOUT, Confirmation, Message, Receipt, new_message_id
 from mqtool.topology import PRIVATE_QUEUE, Queue
@@ -63,8 +64,11 @@ def publisher_confirms(
     seconds: dict[Strategy, float] = {}
     for way in chosen:
         # One connection for each strategy, so that each starts with an empty private queue.
-        with access_to(broker).channel_or_session(mandatory=True, confirm_timeout=confirm_timeout) as channel:
-            target = channel.declare(queue.of(PRIVATE_QUEUE))
+        access = access_to(broker)
+        with access.channel_or_session(mandatory=True, confirm_timeout=confirm_timeout) as channel:
+            target = queue.of(PRIVATE_QUEUE)
+            ask_to_declare(channel, access, target)
+            target = channel.declare(target)
             output.status(f"{way}: publishing {count:,} messages, {waits[way]} …")
             messages = (Message(str(number).encode(), message_id=new_message_id()) for number in range(count))
             started = time.perf_counter()

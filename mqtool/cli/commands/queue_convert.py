@@ -30,7 +30,7 @@ from mqtool.topology import Exchange
 from mqtool.where import parse
 from mqtool.work import conversion_plan
 from mqtool.work.conversion_plan import ConversionNames, ConversionPlan, Prospect
-from mqtool.work.queue_conversion import Conversion, Stopped, left_behind
+from mqtool.work.queue_conversion import Conversion, Stopped, left_behind, refused_by_broker
 
 part = typer.Typer()
 
@@ -96,6 +96,7 @@ def convert(
         raise UsageError("--argument cannot change the type", "use --to")
     to = to or ("quorum" if not changes else None)
     found = [conversion_plan.prospect(api, access.vhost, name, to, changes) for name in names]
+    _add_refusals_of_broker(access, [each for each in found if not _refusals(each, force=force)])
     possible = [each for each in found if not _refusals(each, force=force)]
     for each in found:
         _show(each, force=force, as_json=as_json and dry_run)
@@ -132,6 +133,14 @@ def _check_none_under_way(api: Management, vhost: str, found: Sequence[Prospect]
                 f"a conversion of {each.plan.queue!r} is under way",
                 f"{pasteable('queue convert --resume', each.plan.queue)} continues it, --undo reverts it",
             )
+
+
+def _add_refusals_of_broker(access: Access, found: Sequence[Prospect]) -> None:
+    if found:
+        with access.connect() as connection:
+            for each in found:
+                if (refusal := refused_by_broker(connection, each.plan)) is not None:
+                    each.refusals.append(refusal)
 
 
 def _refusals(found: Prospect, *, force: bool) -> list[conversion_plan.Refusal]:

@@ -16,7 +16,7 @@ from mqtool.cli.display import output
 from mqtool.cli.options import ExchangeOptions, LogQueueOptions, TutorialBroker
 from mqtool.cli.options.queue_options import tutorials_exchange
 from mqtool.cli.options.receiving_options import Match, ReceivingOptions, WhereOption
-from mqtool.cli.pipe.existence import check_new
+from mqtool.cli.pipe.existence import ask_to_declare, check_new
 from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.cli.values import header, header_option, parsed
 from mqtool.errors import UsageError
@@ -59,7 +59,7 @@ def _receive(
     settings = matching.settings()
     with receiving_channel(
         asked.receiving,
-        asked.broker,
+        asked.broker if is_private else asked.broker.asking(),  # other receivers may miss what it takes from --queue
         line,
         opened=Access.channel_or_session,
         waiting=waiting,
@@ -67,6 +67,7 @@ def _receive(
     ) as (channel, incoming):
         if not (is_private or administration.queue_exists(channel, queue)):
             check_new(queue.name, incoming.access, declares=asked.queue.declare)
+        ask_to_declare(channel, incoming.access, asked.exchange.of(exchange))
         settings = incoming.printed(settings)
         deliveries = receive(channel, asked.exchange.of(exchange), queue, settings)
         if binding and output.speaks_as_script() and isinstance(channel, Channel):

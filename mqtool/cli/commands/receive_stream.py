@@ -79,7 +79,8 @@ def receive_stream(
         filters=reading.filters or [],
         single_active=reading.single_active,
     )
-    with receiving_channel(receiving, broker, tutorial.received, opened=opened, waiting=tutorial.waiting) as (
+    asked = broker if reading.track is None else broker.asking()  # --track stores an offset on the broker
+    with receiving_channel(receiving, asked, tutorial.received, opened=opened, waiting=tutorial.waiting) as (
         channel,
         incoming,
     ):
@@ -96,7 +97,8 @@ def stream_to_read(options: StreamOptions, default: Stream, channel: "StreamChan
     """
     stream = options.of(default)
     declares = options.declare
-    if declares is None and (options.arguments or options.partitions or stream.name == default.name):
+    is_usual = options.arguments or options.partitions or stream.name == default.name
+    if declares is None and is_usual and not access.is_guarded:
         declares = True
     is_tutorials = declares and stream.name == default.name
     if not (is_tutorials or channel.exists(stream.name) or channel.streams_of(stream.name) != [stream.name]):

@@ -54,7 +54,7 @@ RoutingKey = Annotated[
     app,
     "mqtool send-delayed --delay 5s 'Hello World!'",
     "mqtool send-delayed --json < messages.ndjson",
-    effect=Effect.SENDS,
+    effect=Effect.CHANGES,
     instead={"exchange": tutorials_exchange(NAMES[Dialect.PYTHON].delay_exchange)},
     without=("protocol",),
     heading="Tutorials",

@@ -11,6 +11,7 @@ from mqtool.cli.command_line import command
 from mqtool.cli.contexts import Effect
 from mqtool.cli.options import Publishing
 from mqtool.cli.options.stream_options import DialectOfStreams, StreamOptions, dialect_of
+from mqtool.cli.pipe.existence import ask_to_declare_stream
 from mqtool.cli.pipe.publishing import publishing_stream_channel
 from mqtool.message import Message
 from mqtool.streams.entries import encode
@@ -73,7 +74,9 @@ def send_stream(stream: StreamOptions, publishing: Publishing, appending: Append
     key = appending.routing_key
     default = tutorial.body if stream.queue is None else None
     with publishing_stream_channel(publishing, opened, routing_key=key, default=default) as (channel, outgoing):
-        receipts = stream_hello_world.send(channel, stream.of(tutorial.stream), outgoing.messages)
+        target = stream.of(tutorial.stream)
+        ask_to_declare_stream(channel, outgoing.access, target)
+        receipts = stream_hello_world.send(channel, target, outgoing.messages)
         outgoing.report(receipts, tutorial.sent)
 
 

@@ -13,6 +13,7 @@ from mqtool.cli.access import Access
 from mqtool.cli.broker_access import access_to
 from mqtool.cli.command_line import command
 from mqtool.cli.completion import names_of
+from mqtool.cli.confirmation import ask
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
 from mqtool.cli.options import ManagedBroker, exchange_option, queue_option
@@ -138,6 +139,9 @@ def tap(
     if urls and "urls" in call.typed:
         call = call._replace(typed=call.typed | {"url"})
     brokers = [access_to(replace(broker, options=replace(broker.options, url=url, call=call))) for url in each_url]
+    if off or what.by_firehose:
+        for access in brokers:
+            ask(f"switch the firehose {'off' if off else 'on'}", access, is_safe=True)
     if off:
         for access in brokers:
             switch_off(access)

@@ -80,6 +80,8 @@ def ui(
     api.get("whoami")  # if the broker cannot be reached, say so here rather than in the page
     if allow_changes:
         ask("let a page change the broker", access, is_safe=True)
+    if firehose:
+        ask("switch the firehose on", access, is_safe=True)
     actions = _actions(broker, access, api, allow_changes=allow_changes)
 
     if record is not None:

@@ -1,8 +1,8 @@
 """Options that select a broker and log in to it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import typer
 
@@ -148,6 +148,10 @@ class BrokerOptions:
     def lines(self) -> DialectLines:
         """The lines that the scripts of the chosen dialect print."""
         return LINES[self.dialect or Dialect.PYTHON]
+
+    def asking(self) -> Self:
+        """Return these options for a call that changes the broker, although its command usually does not."""
+        return replace(self, call=self.call._replace(must_ask=True))
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

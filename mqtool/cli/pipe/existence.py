@@ -1,18 +1,22 @@
 """Checks that a queue exists or may be declared, and errors for what does not exist."""
 
 from contextlib import suppress
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mqtool.amqp import Channel, administration
 from mqtool.cli.access import HINT_PATIENCE, Access, ChannelOrSession
 from mqtool.cli.broker_access import dialect_names
+from mqtool.cli.confirmation import ask
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
 from mqtool.cli.options.broker_options import BrokerOptions
 from mqtool.cli.options.queue_options import UsedQueueOptions
 from mqtool.errors import MqtoolError, NotFound
 from mqtool.spelling import mistyped, nearest
-from mqtool.topology import Queue
+from mqtool.topology import Exchange, Queue, Stream
+
+if TYPE_CHECKING:
+    from mqtool.streams import StreamChannel
 
 DECLARE = "--declare declares it"
 LISTED = "'mqtool list queues' shows them"
@@ -37,8 +41,8 @@ def checked(
     if not (is_tutorials or options.has_settings or broker.strict):
         channel.accept_settings(queue)
     declares = options.declare
-    may_be_new = publishes and access.protected is None
-    if declares is None and (may_be_new or is_tutorials or options.has_settings):
+    may_be_new = not access.is_guarded if publishes else is_tutorials or options.has_settings
+    if declares is None and may_be_new:
         declares = True
     if declares and (is_tutorials or not _tells_of_new()):
         return queue
@@ -70,6 +74,40 @@ def check_new(
     elif _tells_of_new():
         meant = mistyped(name, _names(access, "queues")) if suggests and access is not None else None
         output.notice(f"{kind} {name!r} is new{'' if meant is None else f'; did you mean {meant!r}?'}")
+
+
+def ask_to_declare(channel: ChannelOrSession, access: Access, *things: Exchange | Queue) -> None:
+    """In a protected context, ask before a command that only sends or shows messages declares what does not exist.
+
+    Raises:
+        UsageError: there is no terminal to ask on.
+        MqtoolError: the user declined.
+    """
+    if access.is_guarded:
+        missing = [_described(each) for each in things if each.name and not _is_there(channel, access, each)]
+        if missing:
+            ask(f"declare {' and '.join(missing)}", access, is_safe=True)
+
+
+def ask_to_declare_stream(channel: "StreamChannel", access: Access, stream: Stream) -> None:
+    """Ask as ask_to_declare() does, for a stream or a super stream."""
+    if access.is_guarded:
+        is_one = channel.streams_of(stream.name) == [stream.name]
+        if is_one and (stream.partitions or not channel.exists(stream.name)):
+            ask(f"declare stream {stream.name!r}", access, is_safe=True)
+
+
+def _is_there(channel: ChannelOrSession, access: Access, thing: Exchange | Queue) -> bool:
+    if isinstance(thing, Queue):
+        return administration.queue_exists(channel, thing)
+    if isinstance(channel, Channel):
+        return administration.exists(channel, thing)
+    with access.channel() as other:  # AMQP 1.0 has no request for it
+        return administration.exists(other, thing)
+
+
+def _described(thing: Exchange | Queue) -> str:
+    return f"{'queue' if isinstance(thing, Queue) else 'exchange'} {thing.name!r}"
 
 
 def _tells_of_new() -> bool:

@@ -18,6 +18,7 @@ from mqtool.channels import PublishingChannel
 from mqtool.cli import stopping
 from mqtool.cli.access import HINT_PATIENCE, Access, ChannelOrSession
 from mqtool.cli.broker_access import access_to, print_as_script
+from mqtool.cli.confirmation import ask
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.invocation import current
@@ -90,7 +91,7 @@ def publishing_channel(
     is_delayed = asked.delays.are_given or any(name == "x-delay" for name, _ in options.headers or ())
     mandatory = not is_delayed if options.mandatory is None else options.mandatory
     with opened(access, mandatory=mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        delayed = _delayed(source, asked, channel, to, leads_to, is_declared=is_declared)
+        delayed = _delayed(source, asked, access, channel, to, leads_to, is_declared=is_declared)
         outgoing = Outgoing(options, access, channel, source, delayed)
         yield channel, outgoing
     if isinstance(to, Exchange) and output.is_terminal(2) and not (current().quiet or output.speaks_as_script()):
@@ -423,6 +424,7 @@ def _tell_if_unbound(access: Access, exchange: Exchange, key: str, headers: dict
 def _delayed(
     source: Input,
     asked: Publishing,
+    access: Access,
     channel: ChannelOrSession,
     to: Exchange | Queue,
     leads_to: Queue | None,
@@ -445,13 +447,34 @@ def _delayed(
     destination = Destination(to, leads_to, is_declared)
     delaying = Delaying(channel, delays.via, destination, output.notice, output.warning)
     if delays.are_given:
+        _ask_to_delay(access)
         delaying.choose()  # choose now, not only when the first line arrives
-    return _hold(source, delaying)
+        return _hold(source, source, delaying)
+    return _hold(source, _asked(source, access) if access.is_guarded else source, delaying)
 
 
-def _hold(source: Input, delaying: "Delaying") -> Iterator[Message | None]:
+def _asked(source: Input, access: Access) -> Iterator[Message | None]:
+    """In a protected context, ask before the first delayed message in the input is held."""
+    is_asked = False
+    for message in source:
+        if not is_asked and message is not None and (message.delay is not None or message.due is not None):
+            is_asked = True
+            try:
+                _ask_to_delay(access)
+            except MqtoolError:
+                source.give_back(message)
+                raise
+        yield message
+
+
+def _ask_to_delay(access: Access) -> None:
+    if access.is_guarded:
+        ask("declare queues or exchanges in which delayed messages wait", access, is_safe=True)
+
+
+def _hold(source: Input, messages: Iterable[Message | None], delaying: "Delaying") -> Iterator[Message | None]:
     try:
-        yield from delaying.hold(source)
+        yield from delaying.hold(messages)
     except MqtoolError:
         if delaying.at_fault is not None:  # this message was not published, so --failed-to has to save it
             source.give_back(delaying.at_fault)

@@ -1,0 +1,120 @@
+"""What existing queues would lose if a policy was set: messages beyond a new limit, and queues that would expire.
+
+A policy's message-ttl is not among them: brokers apply it to messages that are published later.
+
+https://www.rabbitmq.com/docs/maxlength, https://www.rabbitmq.com/docs/ttl#queue-ttl
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mqtool import management
+from mqtool.duration import compact_duration
+from mqtool.errors import AccessRefused, NotFound
+from mqtool.management import Management, path
+from mqtool.management.api_client import Json
+from mqtool.management.policy_patterns import policy_matches
+from mqtool.spelling import counted
+from mqtool.work.queue_limits import applies
+
+_COLUMNS = ("name", "type", "arguments", "messages", "messages_ready", "message_bytes_ready", "consumers")
+_KINDS = ("policies", "operator-policies")
+
+
+class Loss(NamedTuple):
+    """What a queue would lose.
+
+    Attributes:
+        messages: how many messages, as far as the API knows: it counts every few seconds.
+        why: a sentence about it.
+        of_queue: True if the queue itself would be deleted.
+    """
+
+    queue: str
+    messages: int
+    why: str
+    of_queue: bool = False
+
+
+def losses(api: Management, vhost: str, policy: Json, *, operator: bool) -> list[Loss]:
+    """Return what existing queues would lose if a policy was set.
+
+    Args:
+        policy: the policy as the API takes it, and its name.
+
+    Raises:
+        NotFound: there is no such virtual host.
+        Unavailable, AccessRefused: see Management.get().
+    """
+    if not {"max-length", "max-length-bytes", "expires", "overflow"} & policy["definition"].keys():
+        return []
+    kind = _KINDS[operator]
+    now = {each: _policies(api, vhost, each) for each in _KINDS}
+    then = {**now, kind: [*(each for each in now[kind] if each["name"] != policy["name"]), policy]}
+    found: list[Loss] = []
+    for view in management.queues(api, vhost, _COLUMNS):
+        # Of a stream, whole segments would be deleted, whose messages are not known.
+        if view.get("type") != "stream" and policy_matches(policy, view["name"]):
+            before, after = _Limits.of(view, now.values()), _Limits.of(view, then.values())
+            if before != after:
+                found += _of_queue(view, before, after)
+    return found
+
+
+def _policies(api: Management, vhost: str, kind: str) -> list[Json]:
+    try:
+        return [*api.items(path(kind, vhost))]
+    except (AccessRefused, NotFound):  # the user lacks the tag 'policymaker'
+        return []
+
+
+class _Limits(NamedTuple):
+    """A queue's limits, from its arguments and policies; None for no limit. Expiry is in milliseconds.
+
+    Attributes:
+        drops: True if messages beyond a limit leave the queue, and not new ones are rejected.
+        dead_letters: True if these become dead letters.
+    """
+
+    length: int | None
+    size: int | None
+    expires: int | None
+    drops: bool
+    dead_letters: bool
+
+    @classmethod
+    def of(cls, view: Json, policies: Iterable[Sequence[Json]]) -> "_Limits":
+        arguments: Mapping[str, Any] = view.get("arguments") or {}
+        given = [{name.removeprefix("x-"): value for name, value in arguments.items()}]
+        for each in policies:
+            matching = [policy for policy in each if applies(policy, view["name"], view.get("type") or "classic")]
+            best = max(matching, key=lambda policy: policy.get("priority") or 0, default={})
+            given.append(best.get("definition") or {})
+
+        def lowest(key: str) -> int | None:
+            values = [each[key] for each in given if isinstance(each.get(key), int)]
+            return min((value for value in values if value >= 0), default=None)
+
+        drops = next((each["overflow"] for each in given if "overflow" in each), "drop-head") == "drop-head"
+        dead_letters = any("dead-letter-exchange" in each for each in given)
+        return cls(lowest("max-length"), lowest("max-length-bytes"), lowest("expires"), drops, dead_letters)
+
+
+def _of_queue(view: Json, before: _Limits, after: _Limits) -> Iterator[Loss]:
+    name, ready, size = view["name"], view.get("messages_ready") or 0, view.get("message_bytes_ready") or 0
+    there = view.get("messages") or 0
+    if there and after.expires is not None and after.expires != before.expires and not view.get("consumers"):
+        unused = compact_duration(after.expires / 1000)
+        yield Loss(name, there, f"is deleted with {counted(there)} if it is not used for {unused}", of_queue=True)
+    if not after.drops:
+        return
+    beyond = 0 if after.length is None else max(0, ready - after.length)
+    in_bytes = 0
+    if after.size is not None and size > after.size:
+        in_bytes = min(ready, -(-(size - after.size) * ready // size))  # if all are of the same size
+    verb = "dead-letters" if after.dead_letters else "drops"
+    if beyond and beyond >= in_bytes:
+        yield Loss(name, beyond, f"{verb} {beyond:,} of {counted(ready)}: max-length is {after.length:,}")
+    elif in_bytes:
+        limit = f"max-length-bytes is {after.size:,}"
+        yield Loss(name, in_bytes, f"{verb} about {in_bytes:,} of {counted(ready)}: {limit}")
