@@ -197,7 +197,9 @@ def test_a_connection_with_too_many_unacknowledged_deliveries_is_closed(
 
 
 def test_transactions_to_many_queues_count_towards_memory_use(broker: EmbeddedBroker, channel: Any) -> None:
-    """The queues of messages that wait for tx.commit count towards the broker's memory use until the channel is closed."""
+    """The queues of messages that wait for tx.commit count towards the broker's memory use until the channel is
+    closed.
+    """
     for number in range(200):
         channel.queue_declare(f"q{number}")
         channel.queue_bind(f"q{number}", "amq.fanout")
