@@ -15,6 +15,7 @@ from mqtool.cli.display import output
 from mqtool.duration import Backoff
 from mqtool.errors import Difference, MqtoolError, Unavailable, UsageError
 from mqtool.message import CONFIRM_TIMEOUT, Message
+from mqtool.spelling import pasteable
 from mqtool.tutorials.dialects import declaring_like
 
 if TYPE_CHECKING:
@@ -344,10 +345,8 @@ class Access(NamedTuple):
         if b"embedded broker" not in said:
             return None
         port = address.port + _APART if address.port + _APART < 1 << 16 else _PORT
-        return (
-            f"an embedded broker has one if started with 'mqtool broker serve --management-port {port}'; "
-            "or name it with --management"
-        )
+        serve = pasteable("broker serve --management-port=", str(port))
+        return f"an embedded broker has one if started with '{serve}'; or name it with --management"
 
 
 @contextmanager

@@ -138,5 +138,5 @@ def test_an_embedded_broker_without_a_management_api_leads_to_broker_serve(
         refused = lonely_shell.run("mqtool", *words, "-u", broker.url)
         port = int(broker.url.rpartition(":")[2].partition("/")[0])
     beside = port + 10000 if port + 10000 < 65536 else 15672
-    assert f"'mqtool broker serve --management-port {beside}'; or name it with --management\n" in refused.stderr
+    assert f"'mqtool broker serve --management-port={beside}'; or name it with --management\n" in refused.stderr
     assert (refused.code, "rabbitmq-plugins" in refused.stderr) == (69, False)
