@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mqtool.plays.goals import GOALS
 from mqtool.plays.goals.seen import Seen
 
 _DETAILS: dict[str, Any] = {"exchange": "logs", "routing_key": "", "body": "hi"}
@@ -63,3 +64,19 @@ def test_a_redelivered_message_needs_an_empty_queue_for_as_long_as_the_first_del
     _delivered(seen, redelivered=True)
     _look(seen, unacked=0, times=7)
     assert seen.messages[0].receivers == []
+
+
+def test_a_message_held_by_a_new_exchange_is_not_due() -> None:
+    """`tutorial try` does not say that nobody has received a delayed message while the exchange that holds it back is
+    so new that no topology has it, but says so if the next topology has no such exchange.
+    """
+    (goal,) = GOALS["delayed-messages"]
+    seen = Seen()
+    published = {"what": "published", "t": 1, "message": 1, "from": {"connection": "here"}, "details": _DETAILS}
+    seen.take({"kind": "event", **published})
+    seen.take({"kind": "event", "what": "delayed", "t": 1, "message": 1, "exchange": "later", "copy": 1, "until": 9000})
+    assert [each for mistake in goal.mistakes if (each := mistake(seen))] == []
+    seen.take({"kind": "topology", "queues": [], "exchanges": [], "links": [], "consumers": []})
+    assert [each for mistake in goal.mistakes if (each := mistake(seen))] == [
+        "'hi' was sent. Nobody has received it yet."
+    ]

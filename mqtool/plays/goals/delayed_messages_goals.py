@@ -22,9 +22,10 @@ def _arrived(seen: Seen) -> Iterator[tuple[SeenMessage, SeenCopy]]:
 def _is_pending(seen: Seen) -> bool:
     """True if an exchange or a wait queue still holds a message back, so it is too early to judge."""
     waits = {name for name, queue in seen.queues.items() if "x-dead-letter-exchange" in queue["arguments"]}
-    is_held = any(each.held_by and each.held_by in seen.exchanges for each in seen.messages)
+    # An exchange or a queue that was declared just now is not known yet. The queue may be a wait queue.
+    held = (each for each in seen.messages if each.held_by)
+    is_held = any(each.held_by in seen.exchanges or each.at > seen.topology_at for each in held)
     in_queues = (copy for each in seen.messages for copy in each.copies if not copy.end)
-    # A queue that was declared just now is not known yet: it may be a wait queue.
     return is_held or any(copy.queue in waits or copy.queue not in seen.queues for copy in in_queues)
 
 

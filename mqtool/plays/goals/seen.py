@@ -273,6 +273,7 @@ class Seen:
         bound_before: the bindings that exist, and those that did.
         looks: how often RabbitMQ's queues have been looked at; 0 on the embedded broker, which tells when they change.
         topologies: how often the topology has been taken.
+        topology_at: the moment at which it was last taken.
         milliseconds: the broker's time of the latest record, since 1970.
     """
 
@@ -297,7 +298,7 @@ class Seen:
         #: How often RabbitMQ's queues were empty, one look after the other.
         self._empty = Counter[str]()
         self.bound_before = BindingHistory()
-        self.looks = self.topologies = self.milliseconds = 0
+        self.looks = self.topologies = self.topology_at = self.milliseconds = 0
 
     def begin(self) -> None:
         """Begin a goal: `messages` and `receivers` contain only what is new from now on."""
@@ -378,6 +379,7 @@ class Seen:
 
     def _take_topology(self, record: Json) -> None:
         self.topologies += 1
+        self.topology_at = self.now
         for queue in self.queues.keys() - {each["name"] for each in record["queues"]}:
             for copy in self._open(queue):
                 copy.end = "deleted"
