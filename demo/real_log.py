@@ -193,7 +193,7 @@ def _compare(
         [len(should_get[receiver]) for receiver in others],
     )
     stage.expect(
-        "each receiver got the same lines as the regular expression finds, in the same order",
+        "each receiver got exactly the lines that its regular expression finds, in the same order",
         [got[receiver] for receiver in others],
         [should_get[receiver] for receiver in others],
     )

@@ -61,7 +61,9 @@ def test_the_recording_shows_its_script() -> None:
 
 
 def test_every_image_in_the_documents_exists() -> None:
-    """Every image that the README or a page of the documentation shows exists, and every picture is shown somewhere."""
+    """Every image that the README or a page of the documentation shows exists, and each image file is shown on at least
+    one of them.
+    """
     shown = {
         document.parent.joinpath(image).resolve()
         for document in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))

@@ -104,7 +104,7 @@ def test_a_goal_with_a_queue_begins_once_the_queue_is_known(broker: TestBroker) 
             assert [each for each in islice(trial.findings(_OTHER_SETTINGS), 25) if each is not None] == []
 
 
-def test_a_learner_who_has_done_something_is_not_asked_where_they_work(broker: TestBroker) -> None:
+def test_a_learner_who_has_started_a_consumer_is_not_asked_for_their_broker(broker: TestBroker) -> None:
     """If the learner has started a consumer, `tutorial try` does not ask whether they use another broker."""
     with closing(Plain(broker.url)) as plain:
         plain.consume(plain.queue("hello"))

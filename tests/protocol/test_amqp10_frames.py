@@ -591,7 +591,7 @@ def test_more_than_the_credit_detaches_the_link(client: RawAmqp10, channel: Bloc
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x00", b"garbage", b"\x00\x53\x70\xc0\x01", b"\x00\x53\x99\x40"])
-def test_a_malformed_message_detaches_the_link(client: RawAmqp10, queue: str, payload: bytes) -> None:
+def test_a_malformed_message_ends_the_link_or_the_session(client: RawAmqp10, queue: str, payload: bytes) -> None:
     """A payload that is not an AMQP 1.0 message ends the link or the session with an error."""
     client.attach_sender(queue)
     client.publish(0, payload)
@@ -783,8 +783,8 @@ NOT_OUTCOMES = {
 def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_its_deliveries(
     broker: TestBroker, client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, state: Any
 ) -> None:
-    """A disposition of five deliveries whose state is not an outcome ends the session or the connection, and requeues
-    all five in order.
+    """If a receiver settles five deliveries with a state that is not an outcome, the broker ends the session or the
+    connection, and requeues all five in order.
     """
     for number in range(5):
         channel.basic_publish("", "q", b"%d" % number)

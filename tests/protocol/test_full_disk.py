@@ -149,7 +149,9 @@ def test_a_fault_is_shown_as_the_alarm_of_its_reason(reason: str, shown: str) ->
 
 
 def test_a_kill_during_a_full_disk_loses_no_confirmed_message(process: BrokerProcess) -> None:
-    """If the broker is killed while its disk is full, the queue afterwards has as many messages as were confirmed."""
+    """If the broker is killed while its disk is full, its queue has as many messages after a restart as were
+    confirmed.
+    """
     open_channel(process)
     fill_disk(process, 300_000)
     publishing = Publishing(process, 100)

@@ -273,8 +273,8 @@ def _kind_missing(seen: Seen) -> str:
         return ""
     ((is_persistent, message),) = kinds.items()
     if is_persistent:
-        return f"{message} is persistent (delivery mode 2), so it would survive. Send one that would not, too."
-    return f"{message} is transient (delivery mode 1, or none), so it would be lost. Send one that survives, too."
+        return f"{message} is persistent (delivery mode 2), so it would survive a restart. Also send a transient one."
+    return f"{message} is transient (delivery mode 1, or none), so a restart would lose it. Also send a persistent one."
 
 
 def _taken_before(seen: Seen) -> str:

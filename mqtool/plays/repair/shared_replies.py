@@ -1,4 +1,4 @@
-"""Asks the server on 'rpc_queue' for a Fibonacci number, and waits for the reply. Several people use it at once."""
+"""Requests a Fibonacci number from the server on 'rpc_queue'. Several people run this program at once."""
 
 import os
 import sys
