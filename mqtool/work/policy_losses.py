@@ -103,7 +103,8 @@ class _Limits(NamedTuple):
 def _of_queue(view: Json, before: _Limits, after: _Limits) -> Iterator[Loss]:
     name, ready, size = view["name"], view.get("messages_ready") or 0, view.get("message_bytes_ready") or 0
     there = view.get("messages") or 0
-    if there and after.expires is not None and after.expires != before.expires and not view.get("consumers"):
+    is_sooner = after.expires is not None and (before.expires is None or after.expires < before.expires)
+    if there and after.expires is not None and is_sooner and not view.get("consumers"):
         unused = compact_duration(after.expires / 1000)
         yield Loss(name, there, f"is deleted with {counted(there)} if it is not used for {unused}", of_queue=True)
     if not after.drops:

@@ -91,6 +91,8 @@ def refused_by_broker(connection: Connection, plan: ConversionPlan) -> Refusal |
     except (AccessRefused, UsageError) as error:
         if isinstance(error, AccessRefused) or "invalid arg" in str(error):
             return Refusal(str(error).replace(trial.name, plan.queue), "see --to and --argument")
+    except DeclaredDifferently:  # another run tries it now, or one was killed meanwhile: begin() deletes what it left
+        return None
     finally:
         channel.close()
     return None

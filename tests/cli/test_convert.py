@@ -875,6 +875,19 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
     assert managed.run("mqtool", "queue", "convert", "old", "--to", "quorum", *left_out).code == 0
 
 
+def test_a_dry_run_needs_neither_amqp_nor_the_name_of_the_trial_queue(managed: Shell, broker: TestBroker) -> None:
+    """`queue convert --dry-run` prints its plan if a killed run has left its trial queue, or if only the management API
+    can be reached.
+    """
+    managed.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
+    managed.run("mqtool", "queue", "declare", "jobs.mqtool-convert.trial", "--queue-type", "classic")
+    plan = ("mqtool", "queue", "convert", "jobs", "--dry-run")
+    nowhere = ("--url", f"amqp://127.0.0.1:1/{broker.vhost}", "--management", broker.management)
+    for words in ((), nowhere):
+        planned = managed.run(*plan, *words)
+        assert (planned.code, "jobs: classic" in planned.stderr) == (0, True), planned.stderr
+
+
 @pytest.mark.parametrize(
     ("to", "argument", "said"),
     [

@@ -114,6 +114,31 @@ def test_what_had_failed_outlives_a_killed_send(shell: Shell) -> None:
     assert not unfinished.exists()
 
 
+@on_any_broker
+def test_a_message_that_a_killed_send_left_incomplete_is_not_continued(shell: Shell) -> None:
+    """If a killed `send --failed-to FILE` has left only a part of its first message, the next run removes that part."""
+    (shell.directory / "failed.unfinished").write_bytes(b'{"body": "cut o')
+    again = shell.run("mqtool", "send", "-r", "nosuch", "-l", "--failed-to", "failed", stdin="c\n")
+    assert "an earlier run" not in again.stderr
+    assert _bodies(shell, "failed") == ["c"]
+
+
+@on_any_broker
+def test_messages_of_a_killed_send_are_not_forgotten(shell: Shell) -> None:
+    """If `send --failed-to FILE` continues the file of a killed run, it exits with 3 even if its own messages are all
+    confirmed; it does not take that file as its input.
+    """
+    unfinished = shell.directory / "failed.unfinished"
+    unfinished.write_text('{"body": "earlier"}\n')
+    for given in ("--file failed.unfinished", "< failed.unfinished"):
+        refused = shell.script(f"mqtool send --json -q q --failed-to failed {given}")
+        assert (refused.code, "failed.unfinished is also the input" in refused.stderr) == (2, True), refused.stderr
+    assert unfinished.read_text() == '{"body": "earlier"}\n'
+    sent = shell.run("mqtool", "send", "-q", "q", "-l", "--failed-to", "failed", stdin="new\n")
+    assert (sent.code, "1 message of an earlier run" in sent.stderr) == (3, True), sent.stderr
+    assert _bodies(shell, "failed") == ["earlier"]
+
+
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize(
     ("command", "line"),
@@ -293,6 +318,17 @@ def test_exit_code_69_means_that_nothing_was_sent_or_kept(
     (own_shell.directory / "failed").unlink()
     assert own_shell.run(*send, stdin=text).code == 69
     assert not (own_shell.directory / "failed").exists()
+
+
+def test_a_loss_of_the_broker_after_returned_messages_exits_with_75(own_shell: Shell, amqp_vhost: Vhost) -> None:
+    """If `send` loses the broker after all its messages were returned, it exits with 75: they were sent."""
+    sender = own_shell.start("mqtool", "send", "-l", "-r", "nosuch", "--no-reconnect", stdin=PIPE)
+    assert sender.process.stdin is not None
+    sender.process.stdin.write(b"a\n")
+    sender.process.stdin.flush()
+    sender.wait_for_stderr("returned: 'a'")
+    _lose(amqp_vhost)
+    assert sender.wait().code == 75
 
 
 @pytest.mark.parametrize("progress", [False, True])

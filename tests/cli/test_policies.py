@@ -77,11 +77,11 @@ def filled(admin: Shell, broker: TestBroker, queue: str, *settings: str) -> None
 @pytest.mark.parametrize(
     ("definition", "warns", "asks", "left"),
     [
-        ({"max-length": 7}, "drops 3 of 10 messages: max-length is 7", "drop 3 messages of 1 queue", 7),
+        ({"max-length": 7}, "drops 3 of 10 messages: max-length is 7", "remove 3 messages from 1 queue", 7),
         (
             {"max-length-bytes": 9},
             "drops about 6 of 10 messages: max-length-bytes is 9",
-            "drop 6 messages of 1 queue",
+            "remove 6 messages from 1 queue",
             4,
         ),
         (
@@ -133,6 +133,9 @@ def test_a_policy_that_costs_no_messages_does_not_ask(admin: Shell, broker: Test
         settings = ("--pattern", pattern, *more, "--definition", json.dumps(definition))
         done = admin.run("mqtool", "policy", "set", name, *settings)
         assert (done.code, "warning" in done.stderr) == (0, False), (name, done.stderr)
+    unused = ("mqtool", "policy", "set", "unused", "--priority", "9", "--pattern", "^jobs", "--definition")
+    assert admin.run(*unused, '{"expires": 3600000}', "--yes").code == 0
+    assert admin.run(*unused, '{"expires": 7200000}').code == 0
     assert [depth(broker, queue) for queue in ("jobs", "full", "short")] == [10, 10, 10]
 
 

@@ -71,8 +71,8 @@ def test_headers_of_messages_count_towards_memory_use(broker: EmbeddedBroker, ch
 
 @pytest.mark.parametrize("kind", ["fanout", "x-delayed-message"])
 def test_dead_letters_do_not_outgrow_the_memory_limit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If queues dead-letter messages to each other, so that one message becomes millions, the broker sets messages
-    aside once it exceeds its memory limit by a quarter, and can still be stopped.
+    """If queues dead-letter messages to each other, so that one message becomes millions, the broker takes less than
+    one and a half times its memory limit, and can still be stopped.
     """
     monkeypatch.setattr(server, "_FINISHING_SECONDS", 0.1)
     with EmbeddedBroker(like="4.2", management_port=0, memory_limit=LIMIT) as broker:

@@ -61,8 +61,8 @@ MUTATIONS = (
     Mutation(
         "forgets a binding when it restarts",
         "store/recovery.py",
-        "        source.add(BrokerBinding(",
-        '        stored["source"] == "amq.topic" or source.add(BrokerBinding(',
+        "        source.add(binding)",
+        '        stored["source"] == "amq.topic" or source.add(binding)',
     ),
     Mutation(
         "forgets the arguments of a queue when it restarts",

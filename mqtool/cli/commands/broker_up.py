@@ -287,7 +287,7 @@ def _env(started: Started) -> str:
 
 def up_again(stopped: Started) -> str:
     """Return the command that starts this broker again, rather than another one."""
-    own = f"broker up --kind={stopped.kind}"
+    own = f"broker up --kind={stopped.kind}{' --cluster' * (stopped.nodes > 1)}"
     return f"mqtool {own}" if stopped.name == DEFAULT_NAME else pasteable(f"{own} --name=", stopped.name)
 
 

@@ -126,12 +126,12 @@ def clear_policy(
 
 
 def _costing(lost: Sequence[Loss]) -> str:
-    """Return what follows "set policy": how many messages of how many queues are lost."""
+    """Return what follows "set policy": how many messages are dropped, dead-lettered, or deleted with their queues."""
     dropping, expiring = ([each for each in lost if each.of_queue is of_queue] for of_queue in (False, True))
     parts = ""
     if dropping:
         messages = counted(sum(each.messages for each in dropping))
-        parts += f", and drop {messages} of {counted(len(dropping), 'queue')}"
+        parts += f", and remove {messages} from {counted(len(dropping), 'queue')}"
     if expiring:
         messages = counted(sum(each.messages for each in expiring))
         parts += f", and let {counted(len(expiring), 'queue')} with {messages} expire"

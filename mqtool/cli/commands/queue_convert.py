@@ -137,7 +137,7 @@ def _check_none_under_way(api: Management, vhost: str, found: Sequence[Prospect]
 
 def _add_refusals_of_broker(access: Access, found: Sequence[Prospect]) -> None:
     if found:
-        with access.connect() as connection:
+        with suppress(Unavailable), access.connect() as connection:  # --dry-run works without AMQP, too
             for each in found:
                 if (refusal := refused_by_broker(connection, each.plan)) is not None:
                     each.refusals.append(refusal)

@@ -149,7 +149,9 @@ class Outgoing:
         self._channel = channel
         self._source = source
         self._started = time.monotonic()
-        self._kept = None if options.failed_to is None else FailedMessages(options.failed_to, channel.addressed)
+        self._kept = None
+        if options.failed_to is not None:
+            self._kept = FailedMessages(options.failed_to, channel.addressed, options.file)
 
     def report(self, receipts: Iterable[Receipt], line: Callable[[Message], str] | str) -> None:
         """Print the outcome of each message, then the totals.
@@ -171,6 +173,8 @@ class Outgoing:
             raise NotConfirmed(f"the broker confirmed none of {_messages(self._failed)}")
         if self._failed:
             raise SomeFailed(f"{self._failed:,} of {_messages(self.total)} failed")
+        if self._kept is not None and self._kept.continued:
+            raise SomeFailed(f"still to be sent: {counted(self._kept.continued)} of an earlier run")
         stopping.exit_if_requested()
 
     @property
@@ -224,7 +228,7 @@ class Outgoing:
         unconfirmed, confirmed = len(self._channel.unconfirmed), self._counts[Confirmation.CONFIRMED]
         kept = 0 if self._kept is None else self._kept.count
         is_refusal = self._channel.refused and unconfirmed > 0
-        is_loss = isinstance(error, Unavailable) and unconfirmed + confirmed + kept > 0
+        is_loss = isinstance(error, Unavailable) and unconfirmed + self.total + kept > 0
         if self._is_one:  # a refusal gives the reason, such as that there is no such exchange, with its own exit code
             return NotConfirmed(str(error), error.hint) if is_loss and (kept or not is_refusal) else None
         if not is_refusal and not is_loss:
@@ -258,6 +262,14 @@ class Outgoing:
         return f"{parts} in {seconds:.1f} s ({rate:,.0f}/s)"
 
 
+def _is_same(file: Path | int | None, path: Path) -> bool:
+    """Return True if a path or a file descriptor is open on, or names, the file at `path`."""
+    try:
+        return file is not None and os.path.samestat(os.stat(file), path.stat())  # noqa: PTH116  # a descriptor
+    except OSError:
+        return False
+
+
 class FailedMessages:
     """The file given by --failed-to: unconfirmed or unpublished messages, saved so that they can be sent again.
 
@@ -267,9 +279,13 @@ class FailedMessages:
 
     Attributes:
         count: the number of messages that this run has saved.
+        continued: the number of messages that a killed run had saved.
+
+    Raises:
+        UsageError: the file cannot be written, or it is also the input.
     """
 
-    def __init__(self, path: Path, addressed: Callable[[Message], Message]) -> None:
+    def __init__(self, path: Path, addressed: Callable[[Message], Message], source: Path | None = None) -> None:
         from mqtool import ndjson
         from mqtool.cli.display.delivery_writer import remove_fragment
 
@@ -282,15 +298,19 @@ class FailedMessages:
         self._is_broken = False
         if self._target.exists() and not self._target.is_file():  # it would be replaced, which a device must not be
             raise UsageError(f"cannot write {path}: it is not a regular file", "--failed-to needs the name of a file")
+        if any(_is_same(each, self._unfinished) for each in (0, source)):
+            raise UsageError(f"{self._unfinished} is also the input", f"rename it, or name another file than {path}")
         try:
             remove_fragment(self._unfinished)
             self._file = self._unfinished.open("ab")
             with self._unfinished.open("rb") as earlier:
-                self._continued = sum(1 for _ in earlier)
+                self.continued = sum(line.endswith(b"\n") for line in earlier)
+            if not self.continued:
+                self._file.truncate(0)  # it may have a part of a first line
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
-        if self._continued:
-            had = counted(self._continued)
+        if self.continued:
+            had = counted(self.continued)
             output.notice(f"an earlier run did not finish, and left {had} in {self._unfinished}: {path} gets them, too")
 
     def add(self, messages: Iterable[Message]) -> None:
@@ -310,7 +330,7 @@ class FailedMessages:
         with self._checked():
             self._file.close()
             self._unfinished.replace(self._target)
-        if count := self.count + self._continued:
+        if count := self.count + self.continued:
             again = pasteable("send --json --file=", str(self._path))
             output.warning(f"{count:,} not confirmed, kept in {self._path}; to send them: {again}")
 

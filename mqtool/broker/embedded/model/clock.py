@@ -70,6 +70,7 @@ class LoopClock:
         self._loop = asyncio.get_running_loop()
         self._offset = time.time_ns() - time.clock_gettime_ns(_STEADY)
         self._waiting: deque[Callable[[], object]] = deque()
+        self._has_turns = False
         self._spent = 0.0
 
     def now(self) -> int:
@@ -96,15 +97,26 @@ class LoopClock:
 
     def take_turn(self, what: Callable[[], object]) -> None:
         self._waiting.append(what)
-        if len(self._waiting) == 1:
-            self._loop.call_soon(self._next_turn)
+        self._plan_turns()
 
-    def _next_turn(self) -> None:
-        # One turn in each iteration of the loop: between two turns, the loop reads from all sockets.
-        what = self._waiting.popleft()
-        if self._waiting:
-            self._loop.call_soon(self._next_turn)
-        what()
+    def _plan_turns(self) -> None:
+        if not self._has_turns:
+            self._has_turns = True
+            self._loop.call_soon(self._next_turns)
+
+    def _next_turns(self) -> None:
+        # One long turn, or several short ones, in each iteration of the loop: between them, it reads from all sockets.
+        # Those who have waited for their turn are not late, even if the iteration before this one was long.
+        self._has_turns, self._spent = False, 0.0
+        until = self.elapsed() + TURN_SECONDS
+        try:
+            for _ in range(len(self._waiting)):
+                self._waiting.popleft()()
+                if self.elapsed() > until:
+                    break
+        finally:
+            if self._waiting:
+                self._plan_turns()
 
 
 class Alarm:
@@ -258,4 +270,6 @@ class TurnQueue(Generic[Item]):
         """
         self._turn_ends = until
         self._work()
-        return len(self._waiting)
+        left = len(self._waiting)
+        self._waiting.clear()  # else they would be handled in later turns, when the broker has stopped
+        return left

@@ -46,6 +46,9 @@ from mqtool.codecs.field_tables import Table
 #: RabbitMQ has no such limit.
 _MOST_LOOKUPS = 50_000
 
+#: How many milliseconds later a delayed message is published for which there is no memory.
+_RETRY_RELEASE = 1000
+
 
 @dataclass(slots=True)
 class Routing:
@@ -410,7 +413,10 @@ class VirtualHost:
         routing.source = source
         if source.reason != "rejected":
             routing.queues = [target for target in routing.queues if not would_cycle(message, target.name)]
-        _check_copies(self._ledger, routing)
+        if not _has_room(self._ledger, routing):
+            if source.queue.options.at_least_once:
+                return False  # its queue keeps the message, and tries again later
+            raise ChannelException(RESOURCE_ERROR, f"no memory for {len(routing.queues)} copies of a message")
         publication = self.enqueue(routing)
         return publication.routed and publication.accepted
 
@@ -445,12 +451,18 @@ class VirtualHost:
         return self._delayed.first(count)
 
     def _release(self, name: str, entry: BacklogEntry) -> None:
-        """Publish a message whose delay is over; drop it if its exchange is gone, set it aside if publishing fails."""
+        """Publish a message whose delay is over; drop it if its exchange is gone, set it aside if publishing fails.
+
+        If there is no memory for several copies, hold it back for another second.
+        """
         exchange = self.exchanges.get(name)
         try:
             if exchange is not None:
                 routing = self.route(exchange, entry.message, is_due=True)
-                _check_copies(self._ledger, routing)
+                if not _has_room(self._ledger, routing):
+                    entry.expires_at = self._clock.now() + _RETRY_RELEASE
+                    self._delayed.hold(name, entry)
+                    return
                 routing.source = ReleasedQueue(name, entry.position)
                 self.enqueue(routing)
         except Exception as error:
@@ -469,14 +481,13 @@ def _check_room(ledger: Ledger, what: str) -> None:
         )
 
 
-def _check_copies(ledger: Ledger, routing: Routing) -> None:
-    """Raise ChannelException 506 if there is no memory for several copies of a message that the broker publishes.
+def _has_room(ledger: Ledger, routing: Routing) -> bool:
+    """Return False if there is no memory for several copies of a message that the broker publishes.
 
     A few messages can become millions if queues dead-letter them to several queues, which do the same. Blocking
     publishers does not prevent that. A single copy takes the place of the original.
     """
-    if len(routing.queues) > 1 and ledger.held_bytes > ledger.most_bytes:
-        raise ChannelException(RESOURCE_ERROR, f"no memory for {len(routing.queues)} copies of a message")
+    return len(routing.queues) < 2 or ledger.held_bytes <= ledger.most_bytes
 
 
 def _without_bcc(message: BrokerMessage) -> BrokerMessage:

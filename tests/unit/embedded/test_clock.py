@@ -1,0 +1,35 @@
+"""How the embedded broker's clock divides the time of the event loop among clients."""
+
+import asyncio
+
+from mqtool.broker.embedded.model.clock import LoopClock
+
+
+def test_every_client_gets_a_turn_while_all_are_busy() -> None:
+    """If 100 clients have always something to do for 1 ms, none of them is served 40 times before each has been
+    served.
+    """
+    served = [0] * 100
+
+    async def serve_all() -> None:
+        clock, loop, done = LoopClock(), asyncio.get_running_loop(), asyncio.Event()
+
+        def serve(client: int) -> None:
+            if clock.is_late:
+                clock.take_turn(lambda: serve(client))
+                return
+            began = clock.elapsed()
+            while clock.elapsed() < began + 0.001:
+                pass
+            clock.spend(clock.elapsed() - began)
+            served[client] += 1
+            if served[client] == 40:
+                done.set()
+            loop.call_soon(serve, client)
+
+        for client in range(100):
+            serve(client)
+        await done.wait()
+
+    asyncio.run(serve_all())
+    assert min(served) > 0
