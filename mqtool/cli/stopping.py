@@ -93,10 +93,14 @@ def interrupting() -> Iterator[None]:
     """Context manager: make the first signal raise KeyboardInterrupt even while channels are open, as at a question."""
     on_stop = current().on_stop
     functions, on_stop[:] = on_stop[:], []
+    # A signal that arrives just before input() begins to wait has its handler called only when the wait is interrupted.
+    signal.setitimer(signal.ITIMER_REAL, _PATIENCE, _PATIENCE)
     try:
         yield
     finally:
         on_stop[:] = functions
+        if requested() is None:
+            uninstall()
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
