@@ -76,6 +76,7 @@ def test_similar_queues_are_one_group_until_it_is_unfolded(chromium: Any, tmp_pa
     page.until(lambda: "quorum queue orders-74" in page.nodes(), "its members")
     page.until(lambda: page.ask("return document.activeElement.dataset.name") == "orders-0", "the first, in focus")
     assert page.nodes()["quorum queue orders-1"] == "2 ready · 0 unacked"
+    page.until(lambda: page.find("#unfolded button"), "the button")
     page.find("#unfolded button")[0].click()
     page.until(lambda: group_of(page, ORDERS) == "6 ready · 0 unacked", "the group again")
     page.until(lambda: page.ask("return document.activeElement.dataset.name") == "orders-…", "the group, in focus")

@@ -248,8 +248,8 @@ ATTEMPTS = {
         "mqtool send -q tasks --persistent kept; mqtool send -q tasks lost; sleep 2; mqtool receive -q tasks -c 1",
         _two_kinds,
         (
-            Wrong("Send one that would not", "mqtool send -q tasks --persistent a"),
-            Wrong("Send one that survives", "mqtool send -q tasks a"),
+            Wrong("Also send a transient one", "mqtool send -q tasks --persistent a"),
+            Wrong("Also send a persistent one", "mqtool send -q tasks a"),
             Wrong("was received before the restart", "mqtool send -q tasks a; mqtool receive -q tasks -c 1"),
             Wrong("Press r to begin this goal again", purge_after_restart),
             Wrong(
