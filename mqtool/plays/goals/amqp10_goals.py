@@ -200,7 +200,7 @@ def _not_over_1_0(seen: Seen) -> str:
     job, _ = _ends(seen)
     if job is None or all(each.protocol == AMQP_1_0 for each in job.deliveries):
         return ""
-    return f"{job.message} was also delivered over another protocol. Send another one, and receive it over AMQP 1.0."
+    return f"A delivery of {job.message} was not over AMQP 1.0. Send another one, and receive it over AMQP 1.0."
 
 
 def _not_released(seen: Seen) -> str:
