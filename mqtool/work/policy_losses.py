@@ -15,7 +15,7 @@ from mqtool.management import Management, path
 from mqtool.management.api_client import Json
 from mqtool.management.policy_patterns import policy_matches
 from mqtool.spelling import counted
-from mqtool.work.queue_limits import applies
+from mqtool.work.queue_limits import strongest
 
 _COLUMNS = ("name", "type", "arguments", "messages", "messages_ready", "message_bytes_ready", "consumers")
 _KINDS = ("policies", "operator-policies")
@@ -87,8 +87,7 @@ class _Limits(NamedTuple):
         arguments: Mapping[str, Any] = view.get("arguments") or {}
         given = [{name.removeprefix("x-"): value for name, value in arguments.items()}]
         for each in policies:
-            matching = [policy for policy in each if applies(policy, view["name"], view.get("type") or "classic")]
-            best = max(matching, key=lambda policy: policy.get("priority") or 0, default={})
+            best = strongest(each, view["name"], view.get("type") or "classic") or {}
             given.append(best.get("definition") or {})
 
         def lowest(key: str) -> int | None:

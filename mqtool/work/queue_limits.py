@@ -55,10 +55,9 @@ def policies_of(api: Management, vhost: str, name: str, kind: str) -> list[Json]
     found: list[Json] = []
     for group in ("policies", "operator-policies"):
         try:
-            matching = [each for each in api.items(path(group, vhost)) if applies(each, name, kind)]
+            best = strongest(api.items(path(group, vhost)), name, kind)
         except (AccessRefused, NotFound):
             return _effective(api, vhost, name)
-        best = max(matching, key=lambda each: each.get("priority") or 0, default=None)
         found += [] if best is None else [best.get("definition") or {}]
     return found
 
@@ -68,6 +67,12 @@ def _effective(api: Management, vhost: str, name: str) -> list[Json]:
         return [api.get(path("queues", vhost, name)).get("effective_policy_definition") or {}]
     except NotFound:
         return []
+
+
+def strongest(policies: Iterable[Json], name: str, kind: str) -> Json | None:
+    """Return the policy of the highest priority that applies to a queue of this name and type; None if none does."""
+    matching = (each for each in policies if applies(each, name, kind))
+    return max(matching, key=lambda each: each.get("priority") or 0, default=None)
 
 
 def applies(policy: Json, name: str, kind: str) -> bool:
