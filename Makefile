@@ -139,7 +139,8 @@ siege: .venv/installed-dev  ## for hours, a user with few rights forges what an 
 	$(BIN)/python -m tests.protocol.costs --seconds $(or $(COSTS_SECONDS),3600) $(if $(SEED),--seed $(SEED))
 
 simulate: .venv/installed-dev  ## the embedded broker on a virtual clock, network and disk (SEEDS=1000 FIRST=0, or SEED=7 for its history)
-	$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.simulation --processes $$(nproc) --seeds $(or $(SEEDS),1000) \
+		--first $(or $(FIRST),0) $(if $(SEED),--seed $(SEED))
 
 mutants: .venv/installed-mutants  ## falsify MODULE=mqtool/routing.py in many small ways, and show the changes that its tests do not notice
 	$(BIN)/python -m tests.mutants $(MODULE)

@@ -5,9 +5,29 @@
 
 import argparse
 import sys
-import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing import get_context
 
 from tests.simulation.mutations import MUTATIONS, plant
+from tests.simulation.outcomes import Outcome, outcome_of
+
+
+def _print_history(seed: int, is_shrunk: bool) -> int:
+    """Print who did what when; return 1 if a rule was broken."""
+    # Imported only now: the mutation has to come first.
+    from tests.simulation.plan import draw
+    from tests.simulation.shrinking import shrink, story
+    from tests.simulation.world import simulate
+
+    plan = draw(seed)
+    result = simulate(plan)
+    if is_shrunk:
+        plan, result = shrink(plan, result)
+    print(story(plan, result))
+    return 1 if result.violation else 0
 
 
 def main() -> int:
@@ -16,42 +36,42 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=200, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="run only this seed, and print its whole history")
-    parser.add_argument("--mutation", choices=[each.name for each in MUTATIONS])
+    parser.add_argument("--processes", type=int, default=1, help="how many run seeds at once")
+    parser.add_argument("--mutation", choices=[each.name for each in MUTATIONS], metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="print the failing seed and its rule only")
     parser.add_argument("--digests", action="store_true", help="print the digest of each seed's history")
     given = parser.parse_args()
     if given.mutation:
         plant(given.mutation)
-    # Imported only now: the mutation has to come first.
-    from tests.simulation.plan import draw
-    from tests.simulation.shrinking import shrink, story
-    from tests.simulation.world import simulate
-
     if given.seed is not None:
-        plan = draw(given.seed)
-        result = simulate(plan)
-        print(story(plan, result))
-        return 1 if result.violation else 0
-    hours, started = 0.0, time.process_time()
-    for seed in range(given.first, given.first + given.seeds):
-        plan = draw(seed)
-        result = simulate(plan)
-        hours += result.seconds / 3600
-        if given.digests:
-            print(result.digest)
-            continue
-        if result.violation is not None:
-            print(f"seed {seed}: {result.violation.args[0]}: {result.violation.args[1]}", flush=True)
-            if not given.quick:
-                print(story(*shrink(plan, result)))
-            return 1
-    if given.digests:
-        return 0
-    seconds = time.process_time() - started
-    print(
-        f"{given.seeds} seeds from {given.first}: {hours:.1f} virtual hours in {seconds:.0f} s of CPU, "
-        f"{given.seeds / max(seconds, 0.001):.1f} seeds per second"
-    )
+        return _print_history(given.seed, is_shrunk=False)
+    seeds = range(given.first, given.first + given.seeds)
+    hours = seconds = 0.0
+    with ExitStack() as stack:
+        outcomes: Iterator[Outcome] = map(outcome_of, seeds)
+        if given.processes > 1:
+            pool = ProcessPoolExecutor(
+                given.processes,
+                mp_context=get_context("spawn"),
+                initializer=partial(plant, given.mutation) if given.mutation else None,
+            )
+            stack.callback(pool.shutdown, cancel_futures=True)
+            outcomes = pool.map(outcome_of, seeds, chunksize=20)
+        for seed, outcome in zip(seeds, outcomes, strict=True):
+            hours += outcome.virtual / 3600
+            seconds += outcome.cpu
+            if given.digests:
+                print(outcome.digest)
+            elif outcome.violation:
+                print(f"seed {seed}: {outcome.violation}", flush=True)
+                return 1 if given.quick else _print_history(seed, is_shrunk=True)
+            elif seed % 10_000 == 9_999:
+                print(f"no rule was broken up to seed {seed}", flush=True)
+    if not given.digests:
+        print(
+            f"{given.seeds} seeds from {given.first}: {hours:.1f} virtual hours in {seconds:.0f} s of CPU, "
+            f"{given.seeds / max(seconds, 0.001):.1f} seeds per second"
+        )
     return 0
 
 

@@ -1,0 +1,32 @@
+"""What a seed leads to, in a form that can be passed between processes."""
+
+import time
+from typing import NamedTuple
+
+
+class Outcome(NamedTuple):
+    """What a seed led to.
+
+    Attributes:
+        virtual: how long the simulation took by its own clock, in seconds.
+        cpu: how long it took to run, in seconds of CPU time.
+        digest: the digest of its history.
+        violation: the rule that was broken, and how, or nothing.
+    """
+
+    virtual: float
+    cpu: float
+    digest: str
+    violation: str
+
+
+def outcome_of(seed: int) -> Outcome:
+    """Draw and run the simulation of a seed."""
+    # Imported only now: a mutation has to come first.
+    from tests.simulation.plan import draw
+    from tests.simulation.world import simulate
+
+    started = time.process_time()
+    result = simulate(draw(seed))
+    violation = ": ".join(map(str, result.violation.args)) if result.violation else ""
+    return Outcome(result.seconds, time.process_time() - started, result.digest, violation)
