@@ -10,7 +10,7 @@ from typing import Any
 _SHORTEST = 4
 
 #: Words that other tools use, and mqtool's words for the same thing.
-_SYNONYMS = {
+SYNONYMS = {
     "start": ("up",),
     "stop": ("down",),
     "create": ("declare", "add", "enable"),
@@ -59,10 +59,10 @@ def quoted(word: str) -> str:
 def nearest(word: str, names: Iterable[str]) -> str | None:
     """Return the name that the user probably meant by `word`; None if no name is similar."""
     known = list(names)
-    for meant in _SYNONYMS.get(word, ()):
+    for meant in SYNONYMS.get(word, ()):
         if meant in known:
             return meant
-    others = {synonym: meant for synonym, names in _SYNONYMS.items() for meant in names if meant in known}
+    others = {synonym: meant for synonym, names in SYNONYMS.items() for meant in names if meant in known}
     close = [each for those in (known, others) for each in difflib.get_close_matches(word, those, n=1)]
     return others.get(close[0], close[0]) if close else None
 

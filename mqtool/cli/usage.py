@@ -12,7 +12,7 @@ from mqtool.cli.help.description import describe, leaves
 from mqtool.cli.help.help_topics import equivalent
 from mqtool.cli.help.index import MEANT_BY
 from mqtool.cli.invocation import current
-from mqtool.spelling import did_you_mean, quoted
+from mqtool.spelling import SYNONYMS, did_you_mean, quoted
 
 _NOT_A_NUMBER = r" is not a valid (?:int|integer|float)(?: range)?"
 #: Options of other tools, and what to use instead.
@@ -85,17 +85,16 @@ def _command_hint(context: Any, word: str) -> str | None:
     hint: Callable[[str], str | None] | None = getattr(context.command.callback, "hint", None)
     if hint is not None and (meant := hint(word)):
         return meant
-    listed = "'mqtool --help' lists the commands"
-    if path != "mqtool":
-        listed = f"'{path}' is followed by {', '.join(names[:-1])} or {names[-1]}"
-    alike = did_you_mean(word, names, listed)
-    if path != "mqtool":
-        elsewhere = [leaf.path for leaf in leaves(describe(whole_tree())) if word in (leaf.words[-1], *leaf.aliases)]
-        return f"did you mean '{elsewhere[0]}'?" if len(elsewhere) == 1 else alike
-    line = equivalent(word)
-    if line is not None and "-p" in sys.argv[:-1]:  # rabbitmqctl's option for a virtual host
-        line += f" --vhost {quoted(sys.argv[sys.argv.index('-p') + 1])}"
-    return line or alike
+    if path == "mqtool":
+        line = equivalent(word)
+        if line is not None and "-p" in sys.argv[:-1]:  # rabbitmqctl's option for a virtual host
+            line += f" --vhost {quoted(sys.argv[sys.argv.index('-p') + 1])}"
+        return line or did_you_mean(word, names, "'mqtool --help' lists the commands")
+    alike = did_you_mean(word, names, f"'{path}' is followed by {', '.join(names[:-1])} or {names[-1]}")
+    if word in SYNONYMS:  # such a verb suits many groups
+        return alike
+    elsewhere = [leaf.path for leaf in leaves(describe(whole_tree())) if word in (leaf.words[-1], *leaf.aliases)]
+    return f"did you mean '{elsewhere[0]}'?" if len(elsewhere) == 1 else alike
 
 
 def _option_hint(context: Any, flag: str) -> str | None:

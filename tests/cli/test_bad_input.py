@@ -146,6 +146,8 @@ COMMAND_LINE = [
     Case("emit-log fanut x", 2, "unknown command 'mqtool emit-log fanut'", "did you mean 'fanout'?"),
     Case("send --quee hello x", 2, "unknown option --quee", "did you mean '--queue'?"),
     Case("queue bind jobs logs", 2, "unknown command 'mqtool queue bind'", "did you mean 'mqtool exchange bind'?"),
+    Case("broker list", 2, "unknown command 'mqtool broker list'", "did you mean 'ls'?"),
+    Case("definitions list", 2, "unknown command 'mqtool definitions list'", "'mqtool definitions' is followed by"),
     Case("policy delete short", 2, "unknown command 'mqtool policy delete'", "did you mean 'clear'?"),
     Case("tap amq.topic --routing-key a", 2, "unknown option --routing-key", "it is an argument: mqtool tap"),
     Case("peek --queue jobs", 2, "unknown option --queue", "it is an argument: mqtool peek [OPTIONS] {QUEUE}"),
