@@ -184,6 +184,8 @@ class World:
         server, self.server = self.server, None
         self.up.clear()
         self.judge.restarts.append(self.loop.time())
+        if self.disk.is_full or self.disk.is_failing:  # it cannot write what has changed, as if it were killed
+            self.judge.kills.append((self.loop.time(), False))
         self.judge.note("BROKER", "stopped")
         await self.loop.create_task(server.stop(), context=context_of(self._run))
         self._bury(server)
