@@ -43,8 +43,8 @@ def said(result: Result) -> tuple[int, str]:
 
 
 def test_a_queue_is_declared_purged_and_deleted(admin: Shell, broker: TestBroker) -> None:
-    """`queue declare` of an existing queue changes nothing, and exits with 78 if the arguments differ. `purge` and
-    `delete` need --yes, and fail for a missing queue unless --if-exists is given.
+    """`queue declare` of an existing queue changes nothing, and exits with 78 if the arguments differ. `queue purge`
+    and `queue delete` need --yes, and fail for a missing queue unless --if-exists is given.
     """
     queue = ("mqtool", "queue")
     assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "declared queue 'jobs'")
@@ -85,8 +85,8 @@ def test_a_queue_is_declared_purged_and_deleted(admin: Shell, broker: TestBroker
 def test_the_hint_for_a_missing_queue_names_the_most_similar_one(
     admin: Shell, connection: Connection, command: str
 ) -> None:
-    """A command that names a queue or exchange that does not exist exits with 69, and its hint asks "did you mean" with
-    the most similar name.
+    """If a command names a queue or exchange that does not exist, the command fails, and its hint asks "did you mean"
+    with the most similar name.
     """
     channel = connection.channel()
     for name in ("jobs", "jobs.dlq", "other"):
@@ -302,8 +302,8 @@ def test_a_virtual_host_is_added_used_and_deleted(admin: Shell, broker: TestBrok
 
 
 def test_plugins_of_the_embedded_broker_cannot_be_disabled(lonely_shell: Shell) -> None:
-    """`plugin disable` exits with 2 on the embedded broker, and so does enabling a plugin it lacks. If `broker up` has
-    started no broker, `plugin enable` exits with 69.
+    """On the embedded broker, `plugin disable` exits with 2, and so does `plugin enable` with a plugin that the
+    embedded broker lacks. If `broker up` has started no broker, `plugin enable` exits with 69.
     """
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").code == 69

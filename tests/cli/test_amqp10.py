@@ -59,7 +59,7 @@ def test_a_message_goes_from_send_to_receive(shell: Shell) -> None:
 def test_properties_and_headers_are_the_same_over_both_protocols(
     shell: Shell, broker: TestBroker, there: str, back: str
 ) -> None:
-    """A message sent over one protocol and received over the other keeps its body, properties and headers."""
+    """A message sent over AMQP 0-9-1 or 1.0, and received over either, keeps its body, properties and headers."""
     if there != back:
         skip_before_4_2(broker, "reply-to is converted between a queue and its address")
     properties = {"content_type": "text/plain", "correlation_id": "c-1", "reply_to": "a queue", "type": "order",
@@ -150,11 +150,11 @@ def test_rejected_and_released_messages_are_reported(shell: Shell) -> None:
         ),
     ],
 )
-def test_what_amqp_10_cannot_do_is_an_error_in_one_sentence(
+def test_over_amqp_10_what_is_unsupported_missing_or_refused_is_one_error(
     shell: Shell, broker: TestBroker, command: list[str], code: int, says: str
 ) -> None:
-    """Over AMQP 1.0, an option or header that the protocol does not support, a missing queue or exchange, and a refused
-    login each print one error and exit with the documented code.
+    """Over AMQP 1.0, an unsupported option or header, a missing queue or exchange, and a refused login each print one
+    error and exit with the documented code.
     """
     management = broker.management.replace("http:", "amqp:")
     told = shell.run("mqtool", *(each.format(management=management) for each in command))
@@ -193,7 +193,7 @@ def test_receive_log_gets_logs_from_fanout_and_headers_exchanges(shell: Shell) -
     assert (everything.wait().stdout, pdf.wait().stdout) == ("to all\n", "yes\n")
 
 
-def test_a_worker_does_its_tasks(shell: Shell) -> None:
+def test_a_worker_handles_the_tasks_of_new_task(shell: Shell) -> None:
     """Over AMQP 1.0, `worker -c 2` handles the two tasks that `new-task` sent, then exits with 0."""
     worker = shell.start("mqtool", "worker", "-c", "2").wait_until_ready()
     assert shell.run("mqtool", "new-task", "-l", stdin="a\nb\n").code == 0
@@ -216,7 +216,9 @@ def test_a_failing_program_is_retried_and_then_dead_lettered(shell: Shell) -> No
 def test_rpc_client_and_server_may_use_different_protocols(
     shell: Shell, broker: TestBroker, client: str, server: str
 ) -> None:
-    """`rpc-client` gets its replies, whichever of the two protocols it and `rpc-server` use."""
+    """`rpc-client` gets a reply to each request, even if it and `rpc-server` use different protocols, AMQP 0-9-1 and
+    AMQP 1.0.
+    """
     if client != server:
         skip_before_4_2(broker, "reply-to is converted between a queue and its address")
     serving = shell.start("mqtool", "rpc-server", "-c", "2", "--protocol", server).wait_until_ready()
@@ -253,14 +255,18 @@ def test_bench_receives_each_message_once(shell: Shell, options: str) -> None:
 
 
 def test_publisher_confirms_runs_all_three_ways(shell: Shell) -> None:
-    """Over AMQP 1.0, `publisher-confirms all` publishes its messages in each of the three ways."""
+    """Over AMQP 1.0, `publisher-confirms all -c 300` publishes 300 messages in each of the three ways to wait for
+    confirms.
+    """
     told = shell.run("mqtool", "publisher-confirms", "all", "-c", "300")
     assert (told.code, told.stdout.count("Published 300 messages")) == (0, 3)
 
 
 @pytest.mark.parametrize(("offset", "expected"), [("first", "1\n2\n3\n"), ("2", "3\n4\n5\n"), ("1h", "1\n2\n3\n")])
 def test_receive_reads_a_stream_from_an_offset(shell: Shell, offset: str, expected: str) -> None:
-    """Over AMQP 1.0, `receive --offset` on a stream starts at the first message, at an offset, or at an age."""
+    """Over AMQP 1.0, `receive --offset` on a stream starts at the first message, at an offset such as 2, or at messages
+    of an age such as 1h.
+    """
     shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
     assert shell.run("mqtool", "send", "-q", "log", "-l", stdin="1\n2\n3\n4\n5\n").code == 0
     read = shell.run("mqtool", "receive", "-q", "log", "--offset", offset, "-c", "3", "--raw")
@@ -380,7 +386,7 @@ COMMANDS = {"publish-subscribe": "fanout", "routing": "direct", "topics": "topic
 )
 def test_a_protected_context_asks_before_something_is_declared(shell: Shell, broker: TestBroker, words: str) -> None:
     """In a protected context, commands that send or show messages over AMQP 1.0 ask before they declare an exchange or
-    a queue; if it exists, they do not ask.
+    a queue, and do not ask if that exchange or queue exists.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected")

@@ -384,7 +384,7 @@ def test_ten_unroutable_messages_are_named_and_the_rest_counted(shell: Shell) ->
     assert (result.stdout, result.code) == ("", 75)
 
 
-def test_exit_code_3_if_some_messages_are_unroutable(shell: Shell) -> None:
+def test_send_exits_with_3_if_some_messages_are_unroutable(shell: Shell) -> None:
     """If the broker returns one of two messages, `send --mandatory` says "1 of 2 messages failed" and exits with 3."""
     stdin = '{"body": "lost", "routing_key": "nobody"}\n{"body": "kept"}\n'
 

@@ -120,7 +120,7 @@ def _once_it_runs(tester: Shell, own: EmbeddedBroker, *options: str, then: Calla
 
 
 @large
-def test_a_run_without_any_confirm_for_10_s_ends(tester: Shell, own: EmbeddedBroker) -> None:
+def test_a_bench_run_without_any_confirm_for_10_s_ends(tester: Shell, own: EmbeddedBroker) -> None:
     """`bench` stops when nothing is confirmed for 10 s, and reports how many messages were unconfirmed and unsent."""
     own.faults.delay_confirms()
     result = tester.run(*BENCH, "-c", "300", "--confirms", "50", "--json")
@@ -170,8 +170,8 @@ def test_latencies_count_from_the_due_time_if_missing_confirms_hold_the_publishe
 
 @on_any_broker
 def test_commands_run_at_a_time_or_during_the_run(shell: Shell, broker: TestBroker) -> None:
-    """`bench` runs the shell commands of --at and --during while it measures, keeps their output out of the result, and
-    names a command that did not run because the run ended before its time.
+    """`bench` runs the commands of --at and --during while it measures, keeps their output out of the result, and names
+    a command whose time came after the end of the run.
     """
     begun = ("--at", "0s", "touch begun; echo done", "--at", "1h", "touch late")
     found = shell.run(*BENCH, "--json", "--duration", "1s", "--rate", "50", *begun, "--during", "touch third")
@@ -204,7 +204,7 @@ def test_a_command_that_fails_during_a_run_is_named_at_its_end(shell: Shell) -> 
     ],
 )
 @pytest.mark.sampled(2)
-def test_each_kind_of_load_is_measured_without_a_loss(
+def test_rpc_delay_ack_and_churn_are_measured_without_a_loss(
     shell: Shell, broker: TestBroker, options: str, totals: tuple[int, int]
 ) -> None:
     """`bench` with --rpc, --delay, --ack or --churn reports that no message was lost, and leaves no queue behind."""
@@ -271,7 +271,7 @@ def test_an_invalid_bench_command_is_a_usage_error(tester: Shell, words: list[st
     assert (done.code, said in done.stderr) == (2, True), done.stderr
 
 
-def test_a_failed_start_leaves_no_queue_behind(tester: Shell, own: EmbeddedBroker) -> None:
+def test_a_bench_run_that_cannot_start_leaves_no_queue_behind(tester: Shell, own: EmbeddedBroker) -> None:
     """If --stream-port does not lead to the stream protocol, `bench` exits with 69 and leaves no stream behind."""
     done = tester.run(*BENCH, "--protocol", "stream", "--stream-port", str(own.port))
     assert (done.code, "does not speak RabbitMQ's stream protocol" in done.stderr) == (69, True), done.stderr
@@ -317,8 +317,8 @@ class Meddler(Proxy):
 
 
 @large
-def test_messages_that_a_proxy_drops_doubles_and_swaps_are_counted(tester: Shell, own: EmbeddedBroker) -> None:
-    """If a proxy drops 100 deliveries, doubles 100 and reorders 100, `bench` counts 100 lost, 100 duplicated and 100
+def test_messages_that_a_proxy_drops_duplicates_and_swaps_are_counted(tester: Shell, own: EmbeddedBroker) -> None:
+    """If a proxy drops 100 deliveries, duplicates 100 and reorders 100, `bench` counts 100 lost, 100 duplicated and 100
     out of order, and exits with 1.
     """
     with Meddler(own.port) as proxy:
@@ -366,9 +366,7 @@ def test_ctrl_c_prints_the_result_so_far(tester: Shell, own: EmbeddedBroker) -> 
 def test_a_bench_that_is_killed_leaves_nothing_behind(
     tester: Shell, own: EmbeddedBroker, options: str, numbers: Sequence[int]
 ) -> None:
-    """If `bench` is killed with SIGKILL or gets a second signal, the queues and exchanges of the run are deleted all
-    the same.
-    """
+    """If `bench` is killed with SIGKILL or gets a second signal, the run's queues and exchanges are still deleted."""
 
     def declared() -> str:
         return "".join(tester.run("mqtool", "list", kind, "--json").stdout for kind in ("queues", "exchanges"))

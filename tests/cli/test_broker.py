@@ -39,8 +39,8 @@ def at_port() -> str:
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_broker_is_started_used_and_stopped(home: Shell, kind: BrokerKind) -> None:
-    """`broker up` starts a broker, `status`, `env`, `logs` and `restart` find it, and `down` stops it. After `down` and
-    `up`, its log and its persistent messages are still there.
+    """`broker up` starts a broker that all `broker` commands find, and `broker down` stops it. After the next `broker
+    up`, the log and the persistent messages are still there.
     """
     own_broker(kind)
     port = str(free_port())
@@ -105,9 +105,11 @@ def management_of(status: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
-def test_a_broker_listens_for_other_machines(home: Shell, kind: BrokerKind, at_port: str) -> None:
-    """`broker up --listen` creates a user with a generated password, which it prints and which is still valid after a
-    restart. Only the owner can read the file that stores it.
+def test_a_broker_for_other_machines_has_a_user_with_a_generated_password(
+    home: Shell, kind: BrokerKind, at_port: str
+) -> None:
+    """`broker up --listen` creates a user, prints the generated password and stores it in a file that only the owner
+    can read. The password is still valid after a restart.
     """
     own_broker(kind)
     up = home.run("mqtool", "broker", "up", f"--kind={kind}", "--name=mine", "--listen=127.0.0.2", at_port)
@@ -173,9 +175,8 @@ def test_broker_up_refuses_options_that_the_running_broker_was_not_started_with(
 
 
 def test_brokers_are_listed_and_removed(home: Shell) -> None:
-    """`broker ls` lists running and stopped brokers. `broker rm` removes a stopped one from the list but keeps its
-    messages, and says where they are, and how to use or delete them; they are deleted only with --purge, which needs
-    --yes.
+    """`broker ls` lists running and stopped brokers. `broker rm` takes a stopped broker off the list, keeps its
+    messages and says where they are; only --purge with --yes deletes them.
     """
     up, down = (("mqtool", "broker", word, "--name", "mine") for word in ("up", "down"))
     rm = ("mqtool", "broker", "rm", "--name", "mine")
@@ -205,8 +206,8 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
 
 
 def test_status_says_which_broker_commands_use_and_why(home: Shell) -> None:
-    """`broker status` says which broker commands use, and why. `broker up` says the same only if commands use another
-    broker than the one just started.
+    """`broker status` says which broker commands use, and why. `broker up` says so only if commands use another broker
+    than the one just started.
     """
     assert home.run("mqtool", "broker", "status").stdout == "commands use amqp://guest@localhost:5672, the default\n"
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(port := free_port()))
@@ -237,8 +238,8 @@ def test_ctrl_c_stops_a_broker_in_the_foreground(home: Shell, at_port: str) -> N
 
 
 def test_damaged_data_is_reported_at_the_start(home: Shell, at_port: str) -> None:
-    """If its database was truncated, the embedded broker still starts; `broker up` warns that some messages could not
-    be read and names the damaged files.
+    """If the database was truncated, the embedded broker still starts, and `broker up` warns that some messages could
+    not be read and names the damaged files.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", at_port)
     home.run("mqtool", "new-task", *["x" * 50_000] * 10)
@@ -253,7 +254,7 @@ def test_damaged_data_is_reported_at_the_start(home: Shell, at_port: str) -> Non
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 @pytest.mark.parametrize("moment", ["before the process starts", "while the process boots"])
-def test_a_foreground_killed_while_it_starts_leaves_no_broker(
+def test_broker_up_foreground_that_is_killed_while_it_starts_leaves_no_broker(
     home: Shell, kind: BrokerKind, moment: str, at_port: str
 ) -> None:
     """After kill -9 of `broker up --foreground` while the broker starts, the broker's processes end as well."""
@@ -319,8 +320,8 @@ def waiting_for_a_lock() -> set[int]:
 def test_commands_that_change_a_broker_wait_for_each_other(
     home: Shell, at_port: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If `broker restart`, `down` or `rm` is run twice at the same time, the second waits for the first. Then `down`
-    says that there is nothing left to stop, and `rm` that there is no such broker.
+    """If `broker restart`, `down` or `rm` is run twice at the same time, the second run waits for the first. Then
+    `down` says that there is nothing left to stop, and `rm` that no broker of this name was started.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     if command == "rm":
@@ -384,7 +385,7 @@ def test_ports_stay_the_same_after_down_and_up(home: Shell, at_port: str) -> Non
 
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
-def test_a_killed_foreground_leaves_no_broker(home: Shell, kind: BrokerKind, at_port: str) -> None:
+def test_broker_up_foreground_that_is_killed_leaves_no_broker(home: Shell, kind: BrokerKind, at_port: str) -> None:
     """After kill -9 of `broker up --foreground`, the broker ends as well, and `broker status` exits with 69."""
     own_broker(kind)
     foreground = home.start("mqtool", "broker", "up", "--kind", kind, "--foreground", at_port)
@@ -407,8 +408,8 @@ def test_a_port_that_is_in_use_is_an_error_at_once(home: Shell) -> None:
 
 
 def test_broker_up_with_tls_needs_the_port_below_each_plain_one(home: Shell, amqp_tls: Authority, at_port: str) -> None:
-    """A broker with TLS also uses the port below each of its ports without TLS. If the port below --port is in use,
-    `broker up` exits with 69; if that is so for the management API's default port, `broker up` chooses another one.
+    """If the port below --port, which TLS needs, is in use, `broker up` with TLS exits with 69. If the port below the
+    default management port is in use, the management API gets other ports.
     """
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", f"--tls-cert={amqp_tls.cert}")
     port = free_port()

@@ -28,8 +28,8 @@ def restartable(request: pytest.FixtureRequest) -> Iterator[Restartable]:
 def test_send_and_receive_resume_after_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, how: str, queue: list[str]
 ) -> None:
-    """If the broker is stopped or killed while `send -l` and `receive` run, both resume once it is back, and every line
-    is received at least once.
+    """If the broker is stopped or killed while `send -l` and `receive` run, both resume once the broker is back, and
+    every line is received at least once.
     """
     lives_through_it(restartable, lonely_shell, how, queue)
 
@@ -37,8 +37,8 @@ def test_send_and_receive_resume_after_a_restart_of_the_broker(
 @pytest.mark.parametrize("how", ["stop", "kill"])
 @pytest.mark.sampled(1)
 def test_send_and_receive_resume_after_a_restart_over_amqp_1_0(lonely_shell: Shell, how: str) -> None:
-    """If the broker is stopped or killed while `send -l` and `receive` run over AMQP 1.0, both resume once it is back,
-    and every line is received at least once.
+    """If the broker is stopped or killed while `send -l` and `receive` run over AMQP 1.0, both resume once the broker
+    is back, and every line is received at least once.
     """
     broker = Restartable(BrokerKind.EMBEDDED, f"restart-{uuid.uuid4().hex[:8]}", like="4.3")
     lonely_shell.environment["MQTOOL_PROTOCOL"] = "amqp1.0"

@@ -27,8 +27,8 @@ def test_recipes_succeed_as_printed_and_fit_on_a_screen(shell: Shell, broker: Te
     assert result.code == 0, result.stderr
 
 
-def test_topics_are_listed_and_found(lonely_shell: Shell) -> None:
-    """`cheat` lists all topics; with a mistyped topic, it exits with 2 and names the nearest one."""
+def test_cheat_lists_its_topics_and_suggests_the_nearest(lonely_shell: Shell) -> None:
+    """`cheat` lists all topics; with a mistyped topic, `cheat` exits with 2 and suggests the nearest one."""
     listed = lonely_shell.run("mqtool", "cheat").stdout
     assert [line.split()[2] for line in listed.splitlines()] == [*recipes()]
     wrong = lonely_shell.run("mqtool", "cheat", "worker")

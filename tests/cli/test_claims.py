@@ -27,9 +27,9 @@ EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "20"))
 
 @pytest.mark.timeout(1200)
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
-    """Mallory has permissions only on names that match "^mallory" or "^mallory[.]". She forges arguments and headers,
-    and deletes queues while an administrator runs a command. Other users' queues, exchanges, bindings and messages stay
-    unchanged, she can read none of those messages, and nothing of hers routes to an exchange that she may not write to.
+    """A user with permissions only on her own names forges arguments and headers. Whatever command an administrator
+    then runs, other users' queues, exchanges, bindings and messages stay unchanged, she can read none of these
+    messages, and nothing of hers routes to an exchange that she may not write to.
     """
     seen: Counter[str] = Counter()
 
@@ -217,9 +217,9 @@ def is_governed(broker: TestBroker, queue: str) -> bool:
 def test_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive` moves a dead letter back to the queue that its x-death header names only if that queue dead-letters
-    with the dead letter's exchange and routing key, by argument or by policy. Messages whose publisher forged the
-    header stay where they are.
+    """`dlq redrive` moves a dead letter to the queue that its x-death header names only if that queue, by argument or
+    policy, dead-letters with the dead letter's exchange and routing key. A message with a forged header stays where it
+    is.
     """
     vhost = broker.vhost
     broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})
@@ -252,8 +252,8 @@ def test_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
 
 @pytest.mark.parametrize("command", ["now", "cancel"])
 def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, broker: TestBroker, command: str) -> None:
-    """If forged queue arguments or a message's CC header name another destination, `delayed now` and `delayed cancel`
-    publish nothing to that queue.
+    """If forged queue arguments or a message's CC header name another queue as the destination, `delayed now` and
+    `delayed cancel` publish nothing to that queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "mallory"):
@@ -313,9 +313,8 @@ def test_a_program_gets_the_routing_key_that_the_broker_checked(shell: Shell, br
 def test_a_queue_that_only_its_owner_can_read_does_not_stop_commands_on_all_queues(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a queue is named like a dead-letter queue or wait queue, but is exclusive or has a single active consumer, so
-    that only its owner can read it, `dlq ls` and `delayed ls`, `show`, `now` and `cancel` print a warning and handle
-    all other queues.
+    """If only its owner can read a queue, because it is exclusive or has a single active consumer, `dlq ls` and the
+    `delayed` commands print a warning about the queue and handle all others.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     single: dict[str, Any] = {"x_single_active_consumer": True}

@@ -82,7 +82,7 @@ def home(tmp_path: Path) -> Iterator[Shell]:
         shell.run("mqtool", "broker", "down")
 
 
-def test_a_cluster_of_private_nodes_is_started_used_and_stopped(home: Shell, tmp_path: Path) -> None:
+def test_a_cluster_of_private_nodes_keeps_messages_if_one_node_is_killed(home: Shell, tmp_path: Path) -> None:
     """`broker up --cluster` starts three nodes. If one node is killed, `broker status` says "2 of 3 nodes running",
     persistent messages are kept, and `broker up` starts that node again.
     """

@@ -172,7 +172,7 @@ def test_completion_without_a_broker_prints_nothing(lonely_shell: Shell, line: s
             assert ask(lonely_shell, line) == ("", "", 0), variables
 
 
-def test_names_come_from_the_broker_that_the_line_names(broker: TestBroker, lonely_shell: Shell) -> None:
+def test_completion_takes_names_from_the_broker_that_the_line_selects(broker: TestBroker, lonely_shell: Shell) -> None:
     """Completion takes names from the broker that --url, --vhost and --user on the unfinished command line select."""
     declare(broker, "jobs", "jo\x1b[31mbs")
     lonely_shell.environment["MQTOOL_COMPLETION_TIMEOUT"] = "20s"
@@ -186,7 +186,7 @@ def test_names_come_from_the_broker_that_the_line_names(broker: TestBroker, lone
     assert ask(lonely_shell, f"mqtool send -u {broker.url} --password-file - -q j") == ("jobs", "", 0)
 
 
-def test_users_policies_and_started_brokers_complete(broker: TestBroker, lonely_shell: Shell) -> None:
+def test_users_policies_and_started_brokers_are_completed(broker: TestBroker, lonely_shell: Shell) -> None:
     """Completion proposes users and policies from the broker, and for `broker rm --name` the brokers started here."""
     lonely_shell.environment |= {"MQTOOL_COMPLETION_TIMEOUT": "20s", "MQTOOL_MANAGEMENT_URL": broker.management}
     lonely_shell.environment["MQTOOL_URL"] = broker.url

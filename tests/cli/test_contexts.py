@@ -202,8 +202,8 @@ def test_a_context_applies_to_amqp_the_management_api_and_completion(staging: Sh
 
 
 def test_the_contexts_file_is_private_and_keeps_its_comments(home: Shell) -> None:
-    """Only the owner can read the contexts file, and changes keep its comments and a symbolic link. `context show` and
-    `context ls` print no passwords.
+    """Only the owner can read the contexts file, and commands that change the file keep its comments, and a symbolic
+    link to it. `context show` and `context ls` print no passwords.
     """
     config(home).parent.mkdir()
     config(home).symlink_to(home.directory / "dotfile")
@@ -500,9 +500,9 @@ def contents(broker: TestBroker) -> dict[str, object]:
 def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_anything_else(
     in_use: Shell, broker: TestBroker
 ) -> None:
-    """In a protected context, each command that usually only sends or shows messages asks before it declares a queue,
-    an exchange or a stream, switches the firehose, stores an offset, or consumes from a queue that stays. Without a
-    terminal, it exits with 2, or with 69 if it has --declare, and nothing has changed.
+    """In a protected context, a command that usually only sends or shows messages asks before it declares something,
+    changes a setting, or consumes from a queue that stays. Without a terminal, it changes nothing and exits with 2, or
+    with 69 if it has --declare.
     """
     before, there = contents(broker), depth(broker, "jobs")
     for words in ASKING:
@@ -521,8 +521,8 @@ def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_anything_
 
 @on_any_broker
 def test_a_command_that_changes_nothing_does_not_ask(in_use: Shell, broker: TestBroker) -> None:
-    """In a protected context, commands that send to what exists, or show something, do not ask, and change nothing but
-    the messages in it. Every command that is not known to change its broker is among these, or among those that ask.
+    """In a protected context, commands that only show something, or send to what exists, do not ask, and change no
+    queue, exchange, binding or firehose.
     """
     before = contents(broker)
     for words in NOT_ASKING:
@@ -536,9 +536,9 @@ def test_a_command_that_changes_nothing_does_not_ask(in_use: Shell, broker: Test
 
 
 @on_any_broker
-def test_a_protected_context_asks_what_to_declare(staging: Shell) -> None:
-    """On a terminal, `emit-log` to a missing exchange of a protected context asks, and declares it if the answer is
-    yes. With --confirm NAME, it does not ask, and neither do commands that declare a queue or a stream.
+def test_a_protected_context_asks_before_a_declaration(staging: Shell) -> None:
+    """On a terminal, `emit-log` to a missing exchange of a protected context asks, and declares the exchange if the
+    answer is yes. With --confirm NAME, commands declare exchanges, queues and streams without a question.
     """
     emit = ("mqtool", "emit-log", "fanout", "-e", "audit", "x")
     declined = on_terminal(staging, *emit, keys=["n\n"], cue="[y/N]").stdout
@@ -560,7 +560,7 @@ def test_a_protected_context_asks_what_to_declare(staging: Shell) -> None:
 
 
 @on_any_broker
-def test_confirm_is_refused_if_the_broker_is_no_protected_context(shell: Shell, broker: TestBroker) -> None:
+def test_confirm_is_refused_if_the_broker_is_not_a_protected_context(shell: Shell, broker: TestBroker) -> None:
     """`--confirm prod` exits with 2 and changes nothing if the command does not use the protected context `prod`."""
     shell.run("mqtool", "send", "-q", "jobs", "x")
     result = shell.run("mqtool", "queue", "purge", "jobs", "--confirm", "prod")
@@ -601,8 +601,8 @@ def test_broker_env_replaces_variables_of_another_broker(home: Shell) -> None:
 def test_a_directory_that_cannot_be_written_is_named(
     lonely_shell: Shell, command: tuple[str, ...], variable: str
 ) -> None:
-    """If the state or configuration directory cannot be written, the error names it, and the hint names the variable
-    that selects another.
+    """If the state or configuration directory cannot be written, the error names the directory, and the hint names the
+    variable that selects another one.
     """
     result = lonely_shell.run("mqtool", *command, environment={variable: "/proc/home"})
     assert "/proc/home" in result.stderr

@@ -231,11 +231,11 @@ def test_convert_keeps_the_messages_and_their_order(broker: TestBroker, before: 
 
 
 @pytest.mark.parametrize(("before", "after", "warned"), [("quorum", "classic", True), ("classic", "quorum", False)])
-def test_the_plan_says_which_messages_a_restart_will_lose(
+def test_the_plan_of_a_conversion_says_which_messages_a_restart_will_lose(
     broker: TestBroker, before: str, after: str, warned: bool
 ) -> None:
-    """The plan to convert a quorum queue to a classic one says that a restart of the broker loses the messages that are
-    not persistent, which the quorum queue keeps, and with which command one sees them.
+    """The plan to convert a quorum queue to a classic one warns that a restart of the broker loses messages that are
+    not persistent, and names the command that shows them.
     """
     fill(broker, before, 1)
     api = Management(broker.management, "guest", "guest")
@@ -269,8 +269,8 @@ def test_convert_loses_nothing_however_often_it_is_killed(broker: TestBroker, be
 @pytest.mark.usefixtures("trusting")
 @large
 def test_convert_loses_no_batch_however_often_it_is_killed(broker: TestBroker) -> None:
-    """`queue convert` of 300 messages in batches, killed again and again, each time some frames later, and resumed
-    until it completes, loses no message.
+    """`queue convert` of 300 messages in batches, killed again and again, each time 11 frames later, and resumed until
+    it completes, loses no message.
     """
     count = 300
     fill(broker, count=count)
@@ -292,7 +292,9 @@ def test_a_conversion_that_was_killed_is_completed_by_the_next_run(broker: TestB
 
 
 def test_the_progress_bar_is_not_full_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The progress bar of `queue convert` stays below 100 % until the end, even if messages are published meanwhile."""
+    """The progress bar of `queue convert` stays below 100 % until the end, even if messages are published during the
+    conversion.
+    """
     shown = list[float]()
 
     class Bar:
@@ -327,8 +329,8 @@ def test_convert_stops_if_the_holding_queue_has_no_leader(broker: TestBroker, mo
 def test_a_queue_with_an_unacknowledged_message_is_not_converted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a client holds an unacknowledged message of the queue, `queue convert` fails and says so; a later run
-    converts the queue with all its messages.
+    """While a client holds an unacknowledged message of the queue, `queue convert` fails and says so. Once the client
+    has disconnected, a later run converts the queue with all its messages.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)
@@ -346,8 +348,8 @@ def test_a_queue_with_an_unacknowledged_message_is_not_converted(
 def test_a_killed_conversion_can_be_completed_after_others_used_the_queue(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, kill_at: int, what: str
 ) -> None:
-    """If a client consumes exclusively or gets a message, or a policy is set on the queue, after `queue convert` was
-    killed, the conversion can be completed with all messages once the client has disconnected.
+    """If another client uses the queue, or a policy is set on it, after `queue convert` was killed, the conversion can
+    be completed with all messages once that client has disconnected.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)
@@ -457,8 +459,8 @@ def _unexpected(delivery: Delivery) -> Message:
 def test_messages_published_to_a_queue_while_it_is_moved_are_moved_once_and_in_order(
     broker: TestBroker, kind: str
 ) -> None:
-    """If clients publish to a queue half as fast as its messages are moved to another queue, each message is moved once
-    and in order, and at most 50 are left to move once clients publish elsewhere.
+    """If clients publish to a queue half as fast as `queue convert` moves its messages to another queue, each message
+    is moved once and in order. At most 50 are left to move once clients publish elsewhere.
     """
     published = 300
 
@@ -513,8 +515,8 @@ def test_a_conversion_counts_the_messages_that_newer_ones_may_have_overtaken(
 def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answer(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RabbitMQ reports a depth of 0 for a quorum queue that is slow to answer. If that is the queue that holds newly
-    published messages, `queue convert` stops instead of deleting the queue, and can be resumed.
+    """If RabbitMQ reports a depth of 0 for the quorum queue that holds newly published messages, because that queue is
+    slow to answer, `queue convert` stops instead of deleting the queue, and can be resumed.
     """
     fill(broker, "quorum")
     depth = administration.depth
@@ -593,8 +595,8 @@ def test_messages_that_do_not_fit_into_a_queue_that_rejects_them_are_kept(
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBroker, kind: str) -> None:
-    """If publishers fill a queue with overflow reject-publish just before a batch is moved to it, the messages that the
-    queue rejects stay in the queue from which they are moved, and are moved once there is room.
+    """If publishers fill a queue with overflow reject-publish just before a batch is moved to it, rejected messages
+    stay in the queue from which they are moved, and are moved once there is room.
     """
     arguments = {"x-queue-type": kind, "x-max-length": 10, "x-overflow": "reject-publish"}
     with Connection(parse_addresses(broker.url)) as connection:
@@ -629,8 +631,8 @@ def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBrok
 def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_deleted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, both: bool
 ) -> None:
-    """If a user deletes the queues that `queue convert` has just declared, the conversion stops and can be completed:
-    all messages keep their routing keys, and none is copied to a queue that its CC or BCC header names.
+    """If a user deletes the queues that `queue convert` has just declared, the conversion stops and can be completed.
+    All messages keep their routing keys, and none is copied to a queue that a CC or BCC header names.
     """
     fill(broker, count=0)
     copied = {"headers": {"CC": ["victim"], "BCC": ["victim"], "mqtool-exchange": "forged"}, "priority": 3}
@@ -677,8 +679,8 @@ def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_dele
 def test_messages_go_back_to_the_holding_queue_if_the_converted_queue_is_deleted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the converted queue is deleted while messages are moved back to it from the holding queue, these messages are
-    in the holding queue again, each once, and are moved back when the conversion is resumed.
+    """If the converted queue is deleted while `queue convert` moves messages back to it, each of them is in the holding
+    queue again, once, and is moved back when the conversion is resumed.
     """
     fill(broker)
     api = Management(broker.management, "guest", "guest")
@@ -763,8 +765,8 @@ def test_the_plan_refuses_to_replace_a_queue_to_which_clients_publish_by_its_nam
     shell: Shell, broker: TestBroker
 ) -> None:
     """`queue convert --dry-run` exits with 2 for a queue to which clients publish through the default exchange. If the
-    queue has other bindings, such clients are found only with rates_mode = detailed; otherwise, the plan says that they
-    cannot be known.
+    queue has other bindings, these clients are found only with rates_mode = detailed; otherwise, the plan says that
+    they cannot be known.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     plan = ("mqtool", "queue", "convert", "jobs", "--dry-run")
@@ -876,7 +878,7 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
 
 
 def test_a_dry_run_needs_neither_amqp_nor_the_name_of_the_trial_queue(managed: Shell, broker: TestBroker) -> None:
-    """`queue convert --dry-run` prints its plan if a killed run has left its trial queue, or if only the management API
+    """`queue convert --dry-run` prints its plan even if a killed run has left a trial queue, or only the management API
     can be reached.
     """
     managed.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
@@ -903,8 +905,8 @@ def test_a_dry_run_needs_neither_amqp_nor_the_name_of_the_trial_queue(managed: S
 def test_a_dry_run_says_what_the_broker_would_refuse(
     managed: Shell, broker: TestBroker, to: str, argument: str, said: str
 ) -> None:
-    """`queue convert --dry-run` asks the broker whether it accepts the arguments for the new type; if not, it gives the
-    reason and exits with 2. Nothing is declared.
+    """`queue convert --dry-run` exits with 2 and gives the reason if the broker would not accept the arguments for the
+    new type. Nothing is declared.
     """
     managed.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
     before = definitions(broker)
@@ -968,7 +970,7 @@ def test_a_conversion_resumes_after_its_holding_queue_was_deleted(
 def test_a_conversion_resumes_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
     """If the broker is killed during `queue convert`, the command fails with a hint, and --resume later completes the
     conversion without losing a message. On the embedded broker, at most one batch arrives twice; on RabbitMQ, any moved
-    message may, because its classic queues write acknowledgements to disk later.
+    message may.
     """
     own_broker(kind)
     restartable, count = Restartable(kind, f"convert-{uuid.uuid4().hex[:8]}"), 5_000

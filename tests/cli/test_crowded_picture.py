@@ -53,10 +53,10 @@ def group_of(page: Page, what: str) -> str | None:
 ORDERS = "group of 75 queues orders-…"
 
 
-def test_similar_queues_are_one_group_until_it_is_unfolded(chromium: Any, tmp_path: Path) -> None:
-    """In the picture, queues whose names differ only in a number are one group, which shows how many queues it has and
-    the sums of their counts; so are a queue's wait queues, and the consumers of grouped queues. A click or Enter
-    unfolds a group; a button and a key fold it again.
+def test_similar_queues_are_drawn_as_one_group_that_can_be_unfolded(chromium: Any, tmp_path: Path) -> None:
+    """In the picture of `mqtool ui`, queues whose names differ only in a number, the wait queues of one queue, and the
+    consumers of grouped queues are each drawn as one group, with the sums of their counts. A click or Enter unfolds a
+    group; a button or a key folds it again.
     """
     page = recorded(chromium, tmp_path, shop(75))
     page.until(lambda: group_of(page, ORDERS) == "0 ready · 0 unacked", "the group")
@@ -95,8 +95,8 @@ def width_of(page: Page) -> float:
 
 
 def test_the_picture_zooms_and_pans(chromium: Any, tmp_path: Path) -> None:
-    """Keys, buttons, the wheel with Ctrl, and two fingers zoom the picture; a key and a button fit it to the window.
-    Dragging, and Shift with an arrow key, show another part. Minus and plus still change the speed.
+    """Keys, the wheel with Ctrl, and two fingers zoom the picture of `mqtool ui`, and a key fits it to the window.
+    Dragging, and Shift with an arrow key, show another part. The key minus does not zoom, but slows the play down.
     """
     page = recorded(chromium, tmp_path, shop(75))
     fitting = width_of(page)
@@ -159,9 +159,9 @@ def test_the_picture_zooms_and_pans(chromium: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [1280, 768, 390])
-def test_binding_keys_overlap_no_node_and_not_each_other(chromium: Any, tmp_path: Path, width: int) -> None:
-    """In the picture, the keys of bindings overlap neither nodes nor each other, at any width of the window. A long
-    list of keys is broken after a comma, and its tooltip has all keys.
+def test_binding_keys_overlap_neither_nodes_nor_each_other(chromium: Any, tmp_path: Path, width: int) -> None:
+    """In the picture of `mqtool ui`, the keys of bindings overlap neither nodes nor each other, at any width of the
+    window. A long list of keys is broken after a comma, and its tooltip has all keys.
     """
     page = recorded(chromium, tmp_path, shop(3))
     page.resize(width)

@@ -118,8 +118,8 @@ SERVER_NAMED = {
 
 @pytest.mark.parametrize("like", ["4.0", "4.3", "4.4"])
 def test_convert_leaves_out_the_bindings_of_server_named_queues(lonely_shell: Shell, like: str) -> None:
-    """`definitions convert` leaves out the bindings of queues named `amq.…`, whose definitions RabbitMQ skips, and says
-    so. A broker then imports the rest; RabbitMQ 4.0 to 4.3 refuse a file with such bindings.
+    """`definitions convert` leaves out the bindings of queues named `amq.…` and says so, and a broker imports the
+    converted file. Without the conversion, RabbitMQ 4.0 and 4.3 refuse the file because of these bindings.
     """
     (lonely_shell.directory / "old.json").write_text(json.dumps(SERVER_NAMED))
     converted = run(lonely_shell, f"convert old.json --to {like}")
@@ -138,8 +138,8 @@ def test_convert_leaves_out_the_bindings_of_server_named_queues(lonely_shell: Sh
 def test_doctor_reports_bindings_for_which_a_file_is_refused(
     lonely_shell: Shell, version: str, found: set[str]
 ) -> None:
-    """For each version from 4.0 to 4.3, `doctor FILE --upgrade VERSION` reports a binding of a queue named `amq.…`,
-    because these versions refuse the file. For 4.4, which skips the binding, `doctor` reports nothing of it.
+    """`doctor FILE --upgrade 4.3` reports a binding of a queue named `amq.…`, because RabbitMQ 4.3 refuses the file.
+    With 3.13 or 4.4, which accept the file, `doctor` does not report the binding.
     """
     (lonely_shell.directory / "old.json").write_text(json.dumps(SERVER_NAMED))
     told = lonely_shell.run("mqtool", "doctor", "old.json", "--upgrade", version, "--json")
@@ -251,7 +251,7 @@ def old(lonely_shell: Shell) -> Shell:
 
 
 @pytest.mark.parametrize(("pattern", "matches"), [("^(a+)+$", False), ("^(?!b)(a+)b$", True), ("(", False)])
-def test_an_expensive_or_invalid_policy_pattern_blocks_no_command(
+def test_an_expensive_or_invalid_policy_pattern_does_not_stop_convert(
     lonely_shell: Shell, pattern: str, matches: bool
 ) -> None:
     """`definitions convert` does not hang on a policy pattern with exponential backtracking, and skips an invalid
@@ -327,7 +327,7 @@ def test_a_relay_delays_messages_of_a_converted_delayed_exchange(old: Shell, tmp
 
 @pytest.mark.parametrize("like", ["4.3", "4.3.5"])
 def test_a_broker_like_4_3_imports_converted_definitions(old: Shell, like: str) -> None:
-    """The embedded broker, behaving like RabbitMQ 4.3, refuses definitions of 3.10, and imports the converted ones
+    """The embedded broker, behaving like RabbitMQ 4.3, refuses definitions of 3.10, but imports the converted ones
     without losing a queue.
     """
     converted = run(old, "convert old.json --to 4.3 --mirrored quorum --delayed plain")
@@ -347,8 +347,8 @@ def test_a_broker_like_4_3_imports_converted_definitions(old: Shell, like: str) 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_rabbitmq_imports_converted_definitions(old: Shell, broker: TestBroker) -> None:
-    """RabbitMQ 4.3 refuses definitions of 3.10, and imports the converted ones; no queue is lost or changes its type
-    unexpectedly.
+    """RabbitMQ 4.3 refuses definitions of 3.10, but imports the converted ones; no queue is lost, and only mirrored
+    queues become quorum queues.
     """
     if not broker.differs_since("4.3", "it refuses the old definitions"):
         pytest.skip("this RabbitMQ takes them as they are, or has the plugin for delays")

@@ -40,7 +40,7 @@ def via(request: pytest.FixtureRequest, plugin: bool) -> str:
 
 
 def test_send_delayed_and_receive_delayed_print_the_tutorials_lines(shell: Shell, plugin: bool) -> None:
-    """`send-delayed` prints when the message is due, and `receive-delayed` prints how late it arrived."""
+    """`send-delayed` prints when the message is due, and `receive-delayed` prints how late the message arrived."""
     receiver = shell.start("mqtool", "receive-delayed", "-c", "1").wait_until_ready()
     sent = shell.run("mqtool", "send-delayed", "--delay", "100ms", "Hello", "later")
     received = receiver.wait()
@@ -54,8 +54,8 @@ def test_send_delayed_and_receive_delayed_print_the_tutorials_lines(shell: Shell
 
 @on_any_broker
 def test_send_delayed_warns_if_no_queue_is_bound_by_its_key(shell: Shell, broker: TestBroker) -> None:
-    """`receive-delayed` prints its binding key. On a terminal, `send-delayed` warns if no queue is bound by its routing
-    key.
+    """`receive-delayed` prints the queue's binding key. On a terminal, `send-delayed` warns if no queue is bound with
+    the message's routing key.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     receiver = shell.start("mqtool", "receive-delayed", "-e", "reminders", "-c", "1").wait_until_ready()
@@ -95,7 +95,7 @@ def test_send_delayed_may_start_before_receive_delayed(shell: Shell, via: str) -
 )
 @pytest.mark.sampled(4)
 def test_each_publishing_command_takes_a_delay(shell: Shell, via: str, receive: list[str], send: list[str]) -> None:
-    """With --delay, each publishing command's message reaches its receiver, and not before it is due."""
+    """With --delay, the message of each publishing command reaches the receiver, and not before the message is due."""
     receiver = shell.start("mqtool", *receive, "-c", "1", "-F", "%b %l").wait_until_ready()
     sent = shell.run("mqtool", *send, "later", "--delay", "150ms", "--via", via)
     body, late = receiver.wait().stdout.split()
@@ -204,8 +204,8 @@ def test_a_warning_appears_once_for_10000_messages_in_wait_queues(shell: Shell) 
 def test_a_delayed_message_for_an_existing_quorum_queue_does_not_use_the_plugin(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, queue: str
 ) -> None:
-    """If the destination already exists as a quorum queue, `send --delay` uses quorum wait queues, though it would have
-    declared a classic queue.
+    """If the destination already exists as a quorum queue, a command with --delay uses quorum wait queues, even if it
+    would itself have declared a classic queue.
     """
     broker.api("PUT", f"queues/{broker.vhost}/{queue}", {"durable": True, "arguments": {"x-queue-type": "quorum"}})
     sent = shell.run("mqtool", *command.split(), "-l", "--delay", "1h", stdin="x\ny\n")
@@ -220,8 +220,8 @@ def test_a_delayed_message_for_an_existing_quorum_queue_does_not_use_the_plugin(
 
 
 def test_an_exchange_without_the_plugins_type_is_used_as_it_is(shell: Shell, plugin: bool) -> None:
-    """If the exchange exists without the plugin's type, `send-delayed` publishes to it through wait queues; with --via
-    plugin, it exits with 78 and says how to delete the exchange.
+    """If the exchange exists without the plugin's type, `send-delayed` publishes to the exchange through wait queues;
+    with --via plugin, `send-delayed` exits with 78 and says how to delete the exchange.
     """
     if not plugin:
         pytest.skip("this broker has no delayed message plugin")
@@ -374,8 +374,8 @@ def test_send_delayed_uses_the_header_x_delay(shell: Shell, via: str) -> None:
 
 
 def test_a_received_copy_is_not_delayed_again(shell: Shell, via: str) -> None:
-    """In `receive-delayed --json | send-delayed --json`, the copy is sent at once, although its headers contain
-    x-delay.
+    """In `receive-delayed --json | send-delayed --json`, the copy of a message is sent at once, although its headers
+    contain x-delay.
     """
     shell.run("mqtool", "send-delayed", "--delay", "20ms", "--via", via, "x")
     line = shell.run("mqtool", "receive-delayed", "-c", "1", "--json").stdout
@@ -536,8 +536,7 @@ def test_delayed_messages_arrive_after_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, via: str, send: list[str], receive: list[str]
 ) -> None:
     """After a restart of the broker, all delayed messages for durable queues arrive, and none early. RabbitMQ may
-    deliver those that fall due during its start three minutes late: it retries a quorum queue that is not ready only
-    after that time.
+    deliver messages that fall due during its start three minutes late.
     """
     shell = lonely_shell
     first = 20 if restartable.kind is BrokerKind.EMBEDDED else 20_000

@@ -137,8 +137,7 @@ def test_a_killed_relay_loses_no_message(shell: Shell, broker: TestBroker) -> No
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_relay_continues_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
     """After kill -9 of the broker, `delayed relay` reconnects and continues by itself, and every confirmed message
-    arrives. RabbitMQ may deliver a message that falls due while it is down or starting three minutes late for each wait
-    queue that the message passes through.
+    arrives. RabbitMQ may deliver messages that fall due while it is down or starting some minutes late.
     """
     own_broker(kind)
     shell, delayed, at_once = lonely_shell, 200, 400
@@ -181,7 +180,7 @@ def has_saved_its_queues(node: Restartable) -> bool:
 @on_any_broker
 def test_relay_avoids_wait_queues_without_a_leader(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """If wait queues have no leader, `delayed relay` uses others instead, delivers every message, and warns once for
-    each such queue.
+    each queue without a leader.
     """
     dead = re.compile(r"delay\.(\d\d|1\d\d|200)ms$")
     known, warnings, counts, told = threading.Event(), list[str](), Counter[str](), set[str]()
@@ -273,7 +272,7 @@ def test_relay_publishes_due_messages_to_another_exchange(shell: Shell, broker: 
 
 
 @on_any_broker
-def test_relay_replaces_the_plugin_without_doubling_messages(shell: Shell, broker: TestBroker) -> None:
+def test_relay_replaces_the_plugin_without_duplicating_messages(shell: Shell, broker: TestBroker) -> None:
     """After `delayed migrate`, the plugin delivers the messages that it holds, the relay delivers those published to
     the relay's exchange, and each message arrives once.
     """

@@ -35,7 +35,7 @@ def test_make_demo_runs_every_tutorial() -> None:
 @large
 def test_a_real_log_arrives_whole_and_in_parts(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
     """In the log demonstration, one receiver gets the whole log byte for byte, and the others get parts that add up to
-    it; no queue is left on the broker.
+    the whole; no queue is left on the broker.
     """
     log = tmp_path / "dpkg.log"
     actions = [f"{action} package{n}:all" for n in range(300) for action in ("install", "status unpacked", "configure")]
@@ -56,7 +56,7 @@ def test_a_real_log_arrives_whole_and_in_parts(shell: Shell, broker: TestBroker,
 
 @on_any_broker
 @large
-def test_the_incident_is_replayed_on_a_broker_of_its_own(shell: Shell, broker: TestBroker) -> None:
+def test_the_tutorial_incident_passes_its_checks_and_leaves_no_queue(shell: Shell, broker: TestBroker) -> None:
     """The tutorial `incident` passes all its checks, and leaves no queue on the broker."""
     result = shell.run(*TUTORIALS, "incident", timeout=PATIENCE)
 
@@ -81,7 +81,7 @@ def test_a_tutorial_neither_takes_nor_shows_existing_messages(shell: Shell) -> N
 
 @on_any_broker
 def test_a_missing_log_file_is_named_at_once(shell: Shell) -> None:
-    """If the log file does not exist, the log demonstration names it, sends nothing, and exits with 1."""
+    """If the log file does not exist, the log demonstration names the file, sends nothing, and exits with 1."""
     result = run_real_log(shell, "/no/such/log")
 
     assert result.code == 1
@@ -92,8 +92,8 @@ def test_a_missing_log_file_is_named_at_once(shell: Shell) -> None:
 @on_any_broker
 @large
 def test_the_demo_fails_if_the_log_changes(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
-    """If the log file changes while the demonstration reads it, the demonstration says how many lines it expected and
-    how many were sent, and exits with 1.
+    """If the log file changes while the log demonstration reads it, the demonstration says how many lines were expected
+    and how many were sent, and exits with 1.
     """
     log = tmp_path / "app.log"
     log.write_text("INFO one\nWARN two\n")

@@ -195,7 +195,7 @@ def test_a_dialect_does_not_change_raw_data(shell: Shell, dialect: str) -> None:
 )  # fmt: skip
 @pytest.mark.sampled(2)
 def test_a_tutorials_queue_is_declared_without_a_notice(shell: Shell, command: str, queue: str) -> None:
-    """On a terminal, a tutorial's command declares its queue without a notice: the first line it prints is the
+    """On a terminal, a tutorial's command declares the tutorial's queue without a notice: the first line printed is the
     tutorial's own.
     """
     shown = on_terminal(shell, "mqtool", *command.split()).stdout

@@ -82,8 +82,8 @@ def test_the_retry_of_a_failed_message_is_not_skipped_as_a_duplicate(shell: Shel
 
 @pytest.mark.keeps_messages
 def test_the_message_of_a_killed_worker_is_handled_once(shell: Shell) -> None:
-    """After kill -9 of `worker --deduplicate` and its program, the next worker handles the redelivered message, so it
-    is handled exactly once.
+    """After kill -9 of `worker --deduplicate` and its program, the next worker handles the redelivered message, and the
+    message is handled exactly once.
     """
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     program = ["--deduplicate", "--dedup-store", "store", "--shell", "--exec",

@@ -235,8 +235,8 @@ class Terminal:
 @large
 @pytest.mark.timeout(1500)
 def test_the_examples_of_help_can_be_typed(tmp_path: Path) -> None:
-    """Each example of --help can be typed as printed: it ends with exit code 0, or with a code that the table in this
-    file gives, and without a traceback.
+    """Each example of --help can be typed as printed: it ends with exit code 0, or with the code that a table in
+    test_examples.py gives, and without a traceback.
     """
     failed = {}
     (tmp_path / "broker").mkdir()
@@ -265,7 +265,7 @@ def test_the_examples_of_help_can_be_typed(tmp_path: Path) -> None:
 
 
 def test_the_table_of_examples_is_up_to_date() -> None:
-    """The table of examples in this file names only examples and commands that exist in --help."""
+    """Every example or command that the tables in test_examples.py name exists in --help."""
     found = examples()
     assert [name for name in TYPED if not any(is_of(each, name) for each in found)] == []
     assert [name for name in NOT_TYPED if name not in found] == []

@@ -40,8 +40,8 @@ def test_a_program_gets_the_body_on_stdin_and_the_rest_in_its_environment(shell:
 
 @on_any_broker
 def test_a_large_body_is_passed_whole_and_need_not_be_read(shell: Shell) -> None:
-    """`worker --exec` passes a body of 1 MB whole on stdin. If a program exits with 0 without reading it, the message
-    is acknowledged all the same.
+    """`worker --exec` passes a body of 1 MB whole on stdin. If a program exits with 0 without reading the body, the
+    message is still acknowledged.
     """
     for _ in range(2):
         shell.run("mqtool", "new-task", stdin=b"x" * 1_000_000)
@@ -52,7 +52,7 @@ def test_a_large_body_is_passed_whole_and_need_not_be_read(shell: Shell) -> None
 @pytest.mark.keeps_messages
 def test_concurrent_programs_are_acknowledged_separately(shell: Shell, broker: TestBroker) -> None:
     """With `worker --concurrency 3`, a slow program does not keep quick ones from running, and all messages are
-    acknowledged in the end.
+    acknowledged once the slow program ends.
     """
     shell.run("mqtool", "new-task", "-l", stdin="slow\n" + "quick\n" * 5)
     worker = shell.start(
@@ -68,7 +68,7 @@ def test_concurrent_programs_are_acknowledged_separately(shell: Shell, broker: T
 
 
 @on_any_broker
-def test_a_count_is_exact_with_concurrent_programs(shell: Shell) -> None:
+def test_worker_handles_exactly_the_count_with_concurrent_programs(shell: Shell) -> None:
     """`worker -c 10 --concurrency 4` handles exactly ten of 20 messages; the others stay in the queue."""
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(20)))
     result = shell.run("mqtool", "worker", "-c", "10", "--concurrency", "4", "--shell", "--exec", 'echo "$(cat)"')
@@ -191,8 +191,8 @@ def test_an_rpc_program_that_prints_too_much_is_killed(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_background_process_does_not_delay_the_acknowledgement(shell: Shell) -> None:
-    """`worker` acknowledges a message once its program has ended, even if a process that the program started still
-    writes to stderr.
+    """`worker` acknowledges a message once the message's program has ended, even if a process that the program started
+    still writes to stderr.
     """
     shell.run("mqtool", "new-task")
     worker = shell.run("mqtool", "worker", "-c", "1", "--shell", "--exec", "yes >&2 &")
@@ -209,8 +209,8 @@ def test_all_of_a_programs_stderr_is_forwarded(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_quick_programs_are_acknowledged_before_a_slow_one_ends(shell: Shell, broker: TestBroker) -> None:
-    """`worker` acknowledges each message when its own program ends; the quick ones do not wait for a slow one that runs
-    after them.
+    """`worker` acknowledges each message when the message's own program ends; quick programs do not wait for a slow one
+    that runs after them.
     """
     shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" + "quick\n" * 20)
     program = "read body; echo $body; if [ $body = slow ]; then while ! [ -e go ]; do sleep 0.1; done; fi"
@@ -279,7 +279,7 @@ def test_after_a_broken_command_the_remaining_messages_stay(shell: Shell) -> Non
 
 
 @pytest.mark.keeps_messages
-def test_a_count_beyond_the_prefetch_is_exact(shell: Shell, broker: TestBroker) -> None:
+def test_worker_handles_exactly_a_count_beyond_the_prefetch(shell: Shell, broker: TestBroker) -> None:
     """`worker -c 150` handles 150 of 170 messages, and leaves the others in the queue."""
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(170)))
     worked = shell.run("mqtool", "worker", "-c", "150", "--shell", "--exec", "cat; echo")
@@ -427,8 +427,8 @@ def test_a_failing_message_is_retried_with_backoff_then_dead_lettered(shell: She
 
 @pytest.mark.keeps_messages
 def test_exit_status_65_dead_letters_and_others_retry(shell: Shell, broker: TestBroker) -> None:
-    """A program's exit status 65 dead-letters its message at once, and any other failure retries it; a message whose
-    second attempt succeeds is done.
+    """If a program exits with 65, `worker` dead-letters the message at once; after any other failure, `worker` retries
+    the message, which is done if the second attempt succeeds.
     """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="65\n75\n9\n0\n")
     result = shell.run(

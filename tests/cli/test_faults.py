@@ -53,7 +53,7 @@ def test_faults_can_be_started_listed_and_ended(tester: Shell, own: EmbeddedBrok
 
 
 def test_a_nack_from_a_cluster_without_one_node_is_retried(tester: Shell, own: EmbeddedBroker) -> None:
-    """If a node of the cluster cannot be reached, `send` publishes a nacked message again, because its queue may not
+    """If a node of the cluster cannot be reached, `send` publishes a nacked message again, because the queue may not
     have a leader yet. If all nodes answer, a nack is final.
     """
     send = ("mqtool", "send", "-q", "jobs", "Hello")

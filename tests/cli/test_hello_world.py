@@ -8,7 +8,7 @@ from tests.cli.terminal import on_terminal
 
 
 def test_a_message_goes_from_send_to_receive(shell: Shell) -> None:
-    """`send` and `receive` print the tutorial's lines exactly; only the received message is on stdout."""
+    """`send` and `receive` print exactly the tutorial's lines, and only the received message's line is on stdout."""
     sent = shell.run("mqtool", "send")
     received = shell.run("mqtool", "receive", "-c", "1")
 
@@ -66,7 +66,7 @@ def test_a_receiver_declares_its_queue(shell: Shell, command: str) -> None:
 
 @on_any_broker
 def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker) -> None:
-    """In a protected context, `receive-log` of a missing queue, even if it may consume, exits with 69, unless --declare
+    """In a protected context, `receive-log --confirm` with a queue that does not exist exits with 69 unless --declare
     is given.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
@@ -81,8 +81,8 @@ def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broke
 @on_any_broker
 @pytest.mark.parametrize("command", ["send", "new-task"])
 def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker, command: str) -> None:
-    """In a protected context, a publisher that names a missing queue exits with 69 and suggests a similar name;
-    --declare declares the queue. A tutorial's own queue, and one with settings, is no exception.
+    """In a protected context, `send` and `new-task` to a missing queue, even a tutorial's own one, exit with 69 and
+    suggest a similar name; --declare declares the queue.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     management = ("--management", broker.management)
@@ -102,8 +102,8 @@ def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, brok
 @on_any_broker
 @pytest.mark.parametrize("command", ["send", "new-task"])
 def test_a_publisher_that_declares_a_mistyped_queue_says_so(shell: Shell, broker: TestBroker, command: str) -> None:
-    """If the queue that a publisher declares resembles an existing one, it asks "did you mean" on a terminal, once;
-    with --declare, or if no name resembles it, it says only that the queue is new.
+    """If `send` or `new-task` on a terminal declares a queue whose name resembles an existing one, it asks "did you
+    mean" once. With --declare, or if no name resembles it, the command says only that the queue is new.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "invoices")
@@ -147,8 +147,8 @@ def test_receiving_creates_no_queue_by_a_mistyped_name(shell: Shell, broker: Tes
 
 @on_any_broker
 def test_an_existing_queue_with_other_settings_is_used(shell: Shell, broker: TestBroker) -> None:
-    """`send` and `receive` use an existing queue whose arguments differ from their defaults. Only if an option asks for
-    another value does a notice name the difference.
+    """`send` and `receive` use an existing queue whose arguments differ from the commands' defaults. Only if an option
+    asks for another value does a notice name the difference.
     """
     shell.run("mqtool", "queue", "declare", "events", "--queue-type", "classic", "--max-length", "9")
     assert shell.run("mqtool", "send", "-q", "events", "x").stderr == " [x] Sent 'x'\n"

@@ -94,7 +94,7 @@ def test_help_all_shows_every_option() -> None:
 
 @pytest.mark.parametrize("columns", LINES)
 @pytest.mark.parametrize("name", TOPICS)
-def test_a_topic_fits_the_terminal(name: str, columns: int) -> None:
+def test_a_help_topic_fits_the_terminal(name: str, columns: int) -> None:
     """Lines of `mqtool help TOPIC` are wrapped to the terminal's width, except for examples."""
     page = topic_page(name, columns)
     assert not TRANSLATED.search(page)
@@ -103,7 +103,7 @@ def test_a_topic_fits_the_terminal(name: str, columns: int) -> None:
 
 
 def test_help_shows_the_default_queue_and_its_type() -> None:
-    """The help of a tutorial's command names the default queue or exchange, its type, and whether it is durable."""
+    """The help of a tutorial's command names the default queue or exchange, with its type and whether it is durable."""
     assert "default: (hello, a durable quorum queue" in line_of("send")
     assert "default: (logs, a transient fanout exchange" in line_of("emit-log fanout")
     assert "default: (rpc_queue, a durable quorum queue" in line_of("rpc-server")
@@ -237,7 +237,7 @@ def test_tutorial_options_are_shown_only_for_tutorial_commands() -> None:
         assert not shown[name] & special
 
 
-def test_a_group_alone_shows_its_help(lonely_shell: Shell) -> None:
+def test_a_group_of_commands_alone_shows_its_help(lonely_shell: Shell) -> None:
     """A group of commands alone, such as `mqtool queue`, prints its help once and exits with 0."""
     for group in (each.words for each in every(described())[1:] if each.commands):
         alone = lonely_shell.run("mqtool", *group)
@@ -292,9 +292,9 @@ def test_commands_in_the_rabbitmqctl_topic_exist(row: str) -> None:
         ("receive -c many", "'many' is not a number"),
     ],
 )
-def test_a_usage_error_shows_the_right_form(lonely_shell: Shell, typed: str, said: str) -> None:
-    """The hint of a usage error shows a correct option or an example, and a password typed as an argument is not
-    printed.
+def test_the_hint_of_a_usage_error_shows_an_option_or_an_example(lonely_shell: Shell, typed: str, said: str) -> None:
+    """The hint of a usage error shows an option or an example that can be typed, and mqtool does not print a password
+    that was typed as an argument.
     """
     result = lonely_shell.run("mqtool", *typed.split())
     assert result.code == 2
@@ -302,8 +302,10 @@ def test_a_usage_error_shows_the_right_form(lonely_shell: Shell, typed: str, sai
     assert "secret" not in result.stderr
 
 
-def test_an_option_is_typed_in_lower_case_with_every_typer() -> None:
-    """The help shows every long option in lower case, such as --rate, with each supported release of typer."""
+def test_the_help_shows_long_options_in_lower_case() -> None:
+    """The help shows every long option in lower case, such as --rate, whichever supported release of typer is
+    installed.
+    """
     flags = [flag for command in every(described()) for option in command.options for flag in option.flags]
     assert [flag for flag in flags if flag.startswith("--") and flag != flag.lower()] == []
 

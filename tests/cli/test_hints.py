@@ -121,7 +121,7 @@ def test_a_queue_given_as_an_option_gets_a_hint_about_the_argument(lonely_shell:
     ],
 )
 def test_a_help_topic_says_what_scripts_rely_on(lonely_shell: Shell, topic: str, says: str) -> None:
-    """`mqtool help programs` and `mqtool help messages` give the exit codes of a worker, and say which input is sent or
+    """`mqtool help programs` gives the exit codes of a worker, and `mqtool help messages` says which input is sent or
     kept.
     """
     assert says in " ".join(lonely_shell.run("mqtool", "help", topic).stdout.split())

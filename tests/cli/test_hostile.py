@@ -56,7 +56,9 @@ LIMITS = ("--timeout", "30s")
 
 
 def test_receive_prints_hostile_messages(shell: Shell, play: Any) -> None:
-    """`receive` prints every hostile message in each format, and its NDJSON is valid input for `send --json`."""
+    """`receive` prints every message of a hostile batch, such as bodies that are not UTF-8 and headers with control
+    characters, in each format; the NDJSON is valid input for `send --json`.
+    """
     formats = {"text": [], "raw": ["--raw"], "json": ["--json"], "places": ["-F", "%r %e %i %c %l %h %s %b"]}
     count = play(*formats)
     results = {
@@ -93,7 +95,9 @@ def test_reconcile_finds_a_message_among_hostile_ones(shell: Shell, play: Any) -
 
 @on_any_broker
 def test_receive_log_and_receive_delayed_print_hostile_messages(shell: Shell, play: Any) -> None:
-    """`receive-log` and `receive-delayed` print a whole batch of hostile messages up to the plain one at its end."""
+    """`receive-log` and `receive-delayed` print hostile messages, such as ones with control characters in their keys,
+    without an error and without lines on stderr that the messages forge.
+    """
     count = play("logs", "late")
     limits = ("--durable", "-c", str(count), *LIMITS)
     logs = survived(shell.run("mqtool", "receive-log", "topic", "#", "-q", "logs", *limits))
@@ -104,7 +108,9 @@ def test_receive_log_and_receive_delayed_print_hostile_messages(shell: Shell, pl
 
 @on_any_broker
 def test_worker_handles_hostile_messages(shell: Shell, play: Any) -> None:
-    """`worker` without a program handles a whole batch of hostile messages up to the plain one at its end."""
+    """`worker` without a program handles hostile messages, such as ones with control characters in their headers,
+    without an error and without lines on stderr that the messages forge.
+    """
     result = survived(shell.run("mqtool", "worker", "-q", "q", "-c", str(play("q")), *LIMITS))
     assert b"Received last\n" in result.stdout_bytes
 
@@ -196,7 +202,9 @@ def test_dlq_commands_handle_forged_histories(shell: Shell, play: Any, broker: T
 
 @on_any_broker
 def test_rpc_server_answers_hostile_requests(shell: Shell, play: Any) -> None:
-    """`rpc-server` handles every request of a hostile batch and exits with 0; its queue is empty afterwards."""
+    """`rpc-server` handles every request of a hostile batch, whatever the bodies and headers contain, exits with 0, and
+    leaves the queue empty.
+    """
     count = play("fib", "add", "cat")
     limits = ("-c", str(count), *LIMITS)
     for queue, options in (("fib", []), ("add", ["--function", "fib", "--json"]), ("cat", ["--exec", "cat"])):

@@ -293,7 +293,9 @@ HELLO = {
 def test_a_queue_that_differs_is_used_as_it_is(
     shell: Shell, connection: Connection, broker: TestBroker, difference: str
 ) -> None:
-    """If the queue exists with other arguments, `send` and `receive` each print a notice and use the queue as it is."""
+    """If the queue 'hello' exists with other arguments, `send` and `receive` each print a notice and use the queue as
+    it is.
+    """
     existing = HELLO[difference]
     keep = connection.channel(strict=True)
     keep.declare(existing)
@@ -372,7 +374,7 @@ LOGS = {
 
 @pytest.mark.parametrize("difference", LOGS)
 def test_an_exchange_that_differs_is_used_as_it_is(shell: Shell, connection: Connection, difference: str) -> None:
-    """If the exchange exists with other arguments, `emit-log` and `receive-log` each print a notice and use the
+    """If the exchange 'logs' exists with other arguments, `emit-log` and `receive-log` each print a notice and use the
     exchange as it is.
     """
     keep = connection.channel(strict=True)
@@ -434,7 +436,7 @@ def test_an_exchange_of_another_type_is_never_used(
 def test_an_exclusive_queue_of_another_connection_is_never_used(
     shell: Shell, connection: Connection, command: list[str]
 ) -> None:
-    """Commands on a queue that is exclusive to another connection exit with 78 and a hint, and the owner keeps its
+    """Commands on a queue that is exclusive to another connection exit with 78 and a hint, and the owner keeps the
     queue.
     """
     owner = connection.channel(strict=True)

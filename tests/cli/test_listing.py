@@ -45,9 +45,11 @@ def busy(shell: Shell, listing: object) -> Iterator[Running]:
     return worker
 
 
-def test_each_kind_is_listed(busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker) -> None:
-    """`list` shows queues, connections, channels, consumers, bindings, exchanges, users, permissions and plugins with
-    their usual columns.
+def test_each_kind_of_list_shows_what_is_on_the_broker(
+    busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker
+) -> None:
+    """Each kind of `list`, from queues and connections to permissions and plugins, shows what is on the broker, in the
+    kind's usual columns.
     """
     mine = ("--where", f"vhost={broker.vhost}")
     counts = {"name": "task_queue", "messages_unacknowledged": 2, "messages_ready": 1}
@@ -264,8 +266,8 @@ def test_watch_prints_the_list_again_until_ctrl_c(shell: Shell, listing: object)
 
 @on_any_broker
 def test_list_watch_on_a_terminal_reacts_to_keys(shell: Shell, broker: TestBroker) -> None:
-    """In `list --watch` on a terminal, / filters, digits sort, arrows scroll, q quits, and rows that do not fit are
-    counted. A dumb terminal gets lists without escape sequences.
+    """In `list --watch` on a terminal, keys filter, sort, scroll and quit, and rows that do not fit are counted. A dumb
+    terminal gets lists without escape sequences.
     """
     for number in range(30):
         shell.run("mqtool", "queue", "declare", f"{'even' if number % 2 else 'odd'}-{number:02}")

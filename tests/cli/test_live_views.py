@@ -57,7 +57,7 @@ class View:
 @pytest.mark.sampled(1)
 def test_live_views_continue_after_a_restart(restartable: Restartable, lonely_shell: Shell) -> None:
     """While the broker is down, `top`, `list --watch` and `topology --live` show their last rows and the rows' age;
-    once it is back, they continue.
+    once the broker is back, the three views continue.
     """
     shell = lonely_shell
     shell.environment |= {"MQTOOL_URL": restartable.url, "TERM": "xterm"}

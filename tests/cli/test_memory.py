@@ -47,8 +47,8 @@ def test_a_long_input_takes_less_than_80_mib(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_large_file_is_sent_in_little_more_memory_than_three_times_its_size(shell: Shell) -> None:
-    """`send -f` of a 64 MiB file needs at most 80 MiB more memory than three times its size, and prints only the body's
-    first line.
+    """`send -f` of a 64 MiB file needs at most three times the file's size and 80 MiB more of memory, and prints only
+    the body's first line.
     """
     size = 64 << 20
     (shell.directory / "in").write_bytes(b"first line\n" + b"x" * size)

@@ -129,8 +129,8 @@ def test_move_stops_before_the_delivery_limit_drops_messages(shell: Shell, broke
         assert "has been requeued" in moves[-1].stderr
 
 
-def test_a_count_moves_exactly_that_many(shell: Shell, broker: TestBroker) -> None:
-    """`move -c 2` moves the first two messages; the others stay in order and are not marked as redelivered."""
+def test_move_with_a_count_moves_exactly_that_many_messages(shell: Shell, broker: TestBroker) -> None:
+    """`move -c 2` moves a queue's first two messages; the others stay in order and are not marked as redelivered."""
     fill(broker, Queue("a"), numbered(5), Queue("b"))
     assert shell.run("mqtool", "move", "a", "--to", "b", "-c", "2").stderr == "2 moved from a to b\n"
     assert bodies(taken(broker, "b")) == [0, 1]

@@ -91,9 +91,9 @@ def test_a_full_disk_under_failed_to_is_an_error_that_names_the_unfinished_file(
 
 
 @on_any_broker
-def test_what_had_failed_outlives_a_killed_send(shell: Shell) -> None:
-    """`send --failed-to` writes each line that has failed at once: if it is killed, the next run with the same FILE
-    keeps these lines, too, and says so.
+def test_failed_lines_of_a_killed_send_are_kept(shell: Shell) -> None:
+    """`send --failed-to FILE` writes each failed line to a file at once. If it is killed, the next run with the same
+    FILE keeps these lines, too, and says so.
     """
     send = ("mqtool", "send", "-r", "nosuch", "-l", "--failed-to", "failed")
     sender = shell.start(*send, stdin=PIPE)
@@ -116,7 +116,9 @@ def test_what_had_failed_outlives_a_killed_send(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_message_that_a_killed_send_left_incomplete_is_not_continued(shell: Shell) -> None:
-    """If a killed `send --failed-to FILE` has left only a part of its first message, the next run removes that part."""
+    """If a killed `send --failed-to FILE` has left only a part of the first message in a file, the next run removes
+    that part.
+    """
     (shell.directory / "failed.unfinished").write_bytes(b'{"body": "cut o')
     again = shell.run("mqtool", "send", "-r", "nosuch", "-l", "--failed-to", "failed", stdin="c\n")
     assert "an earlier run" not in again.stderr
@@ -126,7 +128,7 @@ def test_a_message_that_a_killed_send_left_incomplete_is_not_continued(shell: Sh
 @on_any_broker
 def test_messages_of_a_killed_send_are_not_forgotten(shell: Shell) -> None:
     """If `send --failed-to FILE` continues the file of a killed run, it exits with 3 even if its own messages are all
-    confirmed; it does not take that file as its input.
+    confirmed. It refuses to read its input from that file.
     """
     unfinished = shell.directory / "failed.unfinished"
     unfinished.write_text('{"body": "earlier"}\n')
@@ -168,8 +170,8 @@ def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str
 def test_lines_that_are_sent_after_their_queue_was_deleted_count_as_returned(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """If its queue is deleted while `send -l` runs, the lines sent afterwards count as returned and are kept by
-    --failed-to. With --no-mandatory, such lines count as sent.
+    """If the queue is deleted while `send -l` runs, the lines sent afterwards count as returned and are kept by
+    --failed-to. With --no-mandatory, lines for a missing queue count as sent.
     """
     shell.run("mqtool", "queue", "declare", "gone")
     sender = shell.start("mqtool", *command.split(" "), "-l", "-v", "--failed-to", "failed", stdin=PIPE)
@@ -226,7 +228,7 @@ def test_messages_that_a_full_queue_rejects_are_kept(shell: Shell, broker: TestB
 
 @pytest.mark.keeps_messages
 def test_lines_are_kept_if_their_exchange_is_deleted_while_they_are_sent(shell: Shell, broker: TestBroker) -> None:
-    """If its exchange is deleted while `send -l` runs, the command gives the broker's reason and exits with 3;
+    """If the exchange is deleted while `send -l` runs, the command gives the broker's reason and exits with 3;
     --failed-to keeps all lines that were not confirmed.
     """
     broker.api("PUT", f"exchanges/{broker.vhost}/fleeting", {"type": "fanout"})
@@ -300,8 +302,8 @@ def test_max_reconnects_limits_the_attempts(own_shell: Shell, amqp_vhost: Vhost)
 def test_exit_code_69_means_that_nothing_was_sent_or_kept(
     own_shell: Shell, amqp_vhost: Vhost, words: list[str], text: str, kept: list[str]
 ) -> None:
-    """If `send --failed-to` loses the broker before any confirm, it exits with 75 and keeps its input, be it lines or
-    one message; if it cannot reach the broker at all, it exits with 69 and writes no file.
+    """If `send --failed-to` loses the broker before any confirm, it exits with 75 and keeps its lines, or its one
+    message. If it cannot reach the broker at all, it exits with 69 and writes no file.
     """
     send = ("mqtool", "send", *words, "--max-reconnects", "1", "--failed-to", "failed")
     amqp_vhost.faults.delay_confirms()
@@ -321,7 +323,9 @@ def test_exit_code_69_means_that_nothing_was_sent_or_kept(
 
 
 def test_a_loss_of_the_broker_after_returned_messages_exits_with_75(own_shell: Shell, amqp_vhost: Vhost) -> None:
-    """If `send` loses the broker after all its messages were returned, it exits with 75: they were sent."""
+    """If `send` loses the broker after all messages were returned, it exits with 75, not with 69, because the messages
+    were sent.
+    """
     sender = own_shell.start("mqtool", "send", "-l", "-r", "nosuch", "--no-reconnect", stdin=PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"a\n")
@@ -404,8 +408,8 @@ def test_term_stops_a_publisher_that_waits_for_the_broker(
 def test_term_stops_a_worker_that_cannot_publish_a_retry(
     own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None]
 ) -> None:
-    """If `worker` cannot publish a retry because the broker blocks publishers or is down, SIGTERM ends it, and the
-    message stays in its queue.
+    """If `worker` cannot publish a retry because the broker blocks publishers or is down, SIGTERM ends `worker`, and
+    the message stays in its queue.
     """
     own_shell.run("mqtool", "new-task", "task")
     worker = own_shell.start(
@@ -428,8 +432,8 @@ def test_term_stops_a_worker_that_cannot_publish_a_retry(
 
 @pytest.mark.keeps_messages
 def test_a_deleted_exchange_of_the_tutorial_is_declared_again(shell: Shell, broker: TestBroker) -> None:
-    """If its exchange is deleted while `emit-log` runs, the command declares the exchange again; every message is
-    confirmed.
+    """If the tutorial's exchange is deleted while `emit-log` runs, the command declares the exchange again, and every
+    message is confirmed.
     """
     sender = shell.start("mqtool", "emit-log", "fanout", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -460,7 +464,9 @@ def test_a_timeout_longer_than_the_consumer_timeout_is_warned_of(shell: Shell) -
 
 
 def test_rpc_client_says_at_once_that_no_server_consumes(shell: Shell) -> None:
-    """If its queue has no consumer, `rpc-client` says so and waits; it prints the reply once a server has started."""
+    """If the request queue has no consumer, `rpc-client` says so and waits; it prints the reply once a server has
+    started.
+    """
     shell.run("mqtool", "queue", "declare", "numbers")
     client = shell.start("mqtool", "rpc-client", "6", "-q", "numbers")
     client.wait_for_stderr(
@@ -473,8 +479,8 @@ def test_rpc_client_says_at_once_that_no_server_consumes(shell: Shell) -> None:
 
 @on_any_broker
 def test_rpc_server_declares_no_queue_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
-    """If the name of a missing queue resembles an existing one, `rpc-server` exits with 69 and suggests that one; with
-    --declare, it declares the queue.
+    """If the name of a missing queue resembles that of an existing one, `rpc-server` exits with 69 and suggests the
+    existing queue; with --declare, it declares the missing one.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "numbers")
@@ -496,8 +502,8 @@ def test_similar_names_are_looked_up_at_mqtool_management_url(lonely_shell: Shel
 
 
 def test_receive_log_declares_no_queue_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
-    """If the name of a missing queue resembles an existing one, `receive-log -q` exits with 69 and suggests that one;
-    with --declare, it declares the queue.
+    """If the name of a missing queue resembles that of an existing one, `receive-log -q` exits with 69 and suggests the
+    existing queue; with --declare, it declares the missing one.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "audit")

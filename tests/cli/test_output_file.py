@@ -19,8 +19,8 @@ def lines_of(path: Path) -> list[str]:
 @pytest.mark.parametrize("signals", ["", "trap '' HUP; "], ids=["plain", "under nohup"])
 @pytest.mark.sampled(1)
 def test_hup_reopens_the_file_after_logrotate(shell: Shell, broker: TestBroker, signals: str) -> None:
-    """After its file is renamed and SIGHUP is sent, `receive -o` creates a new file at once; the old file ends with a
-    whole line.
+    """After the output file is renamed and SIGHUP is sent, `receive -o` creates a new file at once; the old file ends
+    with a whole line.
     """
     log, old = shell.directory / "app.log", shell.directory / "app.log.1"
     log.write_text("from before\n")
@@ -44,7 +44,7 @@ def test_hup_reopens_the_file_after_logrotate(shell: Shell, broker: TestBroker, 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc shows that it has just started")
 @pytest.mark.parametrize("option", ["-o", "--output=app.log"])
 def test_hup_does_not_end_a_receiver_that_has_just_started(shell: Shell, option: str) -> None:
-    """SIGHUP from logrotate does not end a `receive -o` that still starts and has not opened its file."""
+    """SIGHUP from logrotate does not end a `receive -o` that is still starting and has not opened its file yet."""
     shell.start_cold()
     words = [option] if "=" in option else [option, "app.log"]
     running = shell.start("mqtool", "receive", "--raw", *words)
@@ -62,8 +62,8 @@ def test_hup_does_not_end_a_receiver_that_has_just_started(shell: Shell, option:
     assert running.interrupt().wait().code == 0
 
 
-def test_a_fragment_of_a_killed_run_is_cut_off(shell: Shell) -> None:
-    """`receive -o` removes an incomplete last line, as a killed run leaves it, from the file, and shows how that line
+def test_an_incomplete_last_line_of_a_killed_run_is_removed(shell: Shell) -> None:
+    """`receive -o` removes an incomplete last line, as a killed run leaves one, from the file, and shows how that line
     began.
     """
     log = shell.directory / "app.log"
@@ -124,8 +124,8 @@ def test_repeated_rotation_loses_no_line(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_file_that_cannot_be_written_is_an_error(shell: Shell, broker: TestBroker) -> None:
-    """`receive -o` exits with 2 if it cannot create its file; if it cannot reopen the file after SIGHUP, it warns and
-    keeps writing to the old one.
+    """`receive -o` exits with 2 if the file cannot be created; if the file cannot be reopened after SIGHUP, `receive
+    -o` warns and keeps writing to the old file.
     """
     refused = shell.run("mqtool", "receive", "-o", "no/such/app.log")
     assert refused.code == 2

@@ -83,7 +83,7 @@ _SHOWN = [each for each in plays.PLAYS if each != "publisher-confirms"]
 @pytest.mark.parametrize("name", [pytest.param(each, marks=[] if each == "hello-world" else large) for each in _SHOWN])
 def test_the_counts_in_the_picture_agree_with_the_messages_drawn(lonely_shell: Shell, chromium: Any, name: str) -> None:
     """In the picture of a tutorial, live and replayed, each queue's counts equal the number of messages drawn. Clients
-    have the names of their terminals, and no generated name is shown.
+    have the names of the tutorial's terminals, and no generated name is shown.
     """
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     command = lonely_shell.start("mqtool", "tutorial", "run", name, "--ui", ready=False).wait_for_stdout("\n")
@@ -177,7 +177,9 @@ def places(page: Page, fate: str) -> list[tuple[float, float]]:
 
 
 def test_messages_that_are_sent_together_are_drawn_apart(chromium: Any, tmp_path: Path) -> None:
-    """In the picture, six messages published in the same millisecond move one after another, and wait in a row."""
+    """In the picture of `mqtool ui`, six messages published in the same millisecond move one after another, and wait in
+    a row.
+    """
     sent = [event for number in range(6) for event in published(1000, number)]
     page = recorded(chromium, tmp_path, [*jobs(), *sent, {"kind": "now", "t": 8000}])
     seen = 0
@@ -194,7 +196,7 @@ def test_messages_that_are_sent_together_are_drawn_apart(chromium: Any, tmp_path
 
 
 def test_a_queue_shows_ten_messages_and_the_number_of_the_others(chromium: Any, tmp_path: Path) -> None:
-    """Of 5,000 waiting messages, the picture draws ten and prints the number of the others beside them."""
+    """Of 5,000 waiting messages, the picture of `mqtool ui` draws ten and prints the number of the others."""
     page = recorded(chromium, tmp_path, jobs(ready=5_000))
     page.until(lambda: page.find(".node.q .more")[0].text == "+4,990", "the number")
     assert page.dots() == [("ready", "q:jobs")] * 10
@@ -202,7 +204,9 @@ def test_a_queue_shows_ten_messages_and_the_number_of_the_others(chromium: Any, 
 
 
 def test_a_worker_with_prefetch_1_is_never_seen_with_two_messages(chromium: Any, tmp_path: Path) -> None:
-    """The picture never draws two messages at a consumer with prefetch 1, even if it acknowledges at once."""
+    """The picture of `mqtool ui` never draws two messages at a consumer with prefetch 1, even if the consumer
+    acknowledges each one at once.
+    """
     records = [*jobs([{"name": "one/tag", "label": "worker 1"}])]
     records += [event for number in range(4) for event in published(1000, number)]
     for number in range(4):
@@ -217,9 +221,9 @@ def test_a_worker_with_prefetch_1_is_never_seen_with_two_messages(chromium: Any,
     assert most == 1
 
 
-def test_a_worker_without_a_limit_gets_all_messages_at_once(chromium: Any, tmp_path: Path) -> None:
-    """The picture draws several messages at a consumer without a prefetch limit, even if it acknowledges each of them
-    at once: they do not wait in the queue for each other's acknowledgement.
+def test_a_worker_without_a_limit_is_seen_with_several_messages(chromium: Any, tmp_path: Path) -> None:
+    """The picture of `mqtool ui` draws several messages at a consumer without a prefetch limit, even if the consumer
+    acknowledges each one at once.
     """
     records = [*jobs([{"name": "one/tag", "label": "worker 1", "prefetch": 0}])]
     for number in range(4):
@@ -236,8 +240,8 @@ def test_a_worker_without_a_limit_gets_all_messages_at_once(chromium: Any, tmp_p
 
 
 def test_a_closed_consumer_is_drawn_until_its_last_message_has_been_drawn(chromium: Any, tmp_path: Path) -> None:
-    """In the picture, a closed consumer stays until all its messages have been drawn there, so that every message
-    counted as unacknowledged is drawn.
+    """In the picture of `mqtool ui`, a closed consumer stays until all its messages have been drawn there, so that
+    every message counted as unacknowledged is drawn.
     """
     consumers = [{"name": f"{each}/tag", "label": f"worker {each}"} for each in range(2)]
     records = jobs(consumers)
@@ -254,7 +258,9 @@ def test_a_closed_consumer_is_drawn_until_its_last_message_has_been_drawn(chromi
 
 
 def test_a_redelivered_message_is_seen_to_go_back(chromium: Any, tmp_path: Path) -> None:
-    """In the picture, the message of a worker that was killed goes back to its queue, and then to the next worker."""
+    """In the picture of `mqtool ui`, the message of a worker that was killed goes back to its queue, and then to the
+    next worker.
+    """
     workers = [{"name": f"{each}/tag", "label": f"worker {each}"} for each in ("1", "2")]
     to = {"no_ack": False, "to": None}
     records = [
@@ -278,7 +284,9 @@ def test_a_redelivered_message_is_seen_to_go_back(chromium: Any, tmp_path: Path)
 
 
 def test_a_message_that_a_restart_loses_is_drawn_no_longer(chromium: Any, tmp_path: Path) -> None:
-    """If the broker counts fewer messages after a restart, the picture removes the message that was not persistent."""
+    """If the broker counts fewer messages after a restart, the picture of `mqtool ui` removes the message that was not
+    persistent.
+    """
     records = [*jobs(), *published(1000, 0, "in ink"), *published(1001, 1, "in pencil")]
     records[-4]["details"]["properties"]["delivery_mode"] = 2
     records.append({"kind": "moved", "t": 4000, "queues": {"jobs": [1, 0, 2]}, "taken": [], "published": []})
@@ -314,8 +322,8 @@ def drawn(page: Page) -> list[tuple[str, str]]:
 
 
 def test_an_effect_is_drawn_after_its_cause(chromium: Any, tmp_path: Path) -> None:
-    """If a server gets a request and publishes its reply in the same millisecond, the picture moves the reply, and its
-    terminal shows the line about the request, only after the request has arrived at the server.
+    """If a server gets a request and publishes the reply in the same millisecond, the picture of a tutorial moves the
+    reply, and the server's terminal shows the request's line, only after the request has arrived at the server.
     """
     records = [*play(), *of_server(12_000, "fib(6)", "8")]
     line = {"t": 12_000, "kind": "printed", "terminal": "server", "line": "[.] fib(6)", "n": 50}
@@ -339,8 +347,8 @@ def test_an_effect_is_drawn_after_its_cause(chromium: Any, tmp_path: Path) -> No
 
 
 def test_counters_follow_the_messages_that_are_drawn(chromium: Any, tmp_path: Path) -> None:
-    """Of 100 messages published at once, twelve are drawn on their way. The picture counts the others once these have
-    arrived, even if the broker counts all of them before.
+    """Of 100 messages published at once, the picture of `mqtool ui` draws twelve on their way, and counts the other 88
+    once these have arrived, even if the broker counts them earlier.
     """
     sent = [event for number in range(12) for event in published(1000, number)]
     counted = {"kind": "moved", "t": 1001, "queues": {"jobs": [100, 0, 100]}, "taken": [], "published": []}
@@ -371,8 +379,10 @@ def consumers(page: Page) -> list[str]:
     return list(page.ask("return [...document.querySelectorAll('.node.c')].map((e) => e.dataset.name)"))
 
 
-def test_a_terminal_that_consumes_again_is_one_node(chromium: Any, tmp_path: Path) -> None:
-    """In the picture of a tutorial, a client that reconnects, or a second command in its terminal, is one box."""
+def test_a_client_that_reconnects_is_one_box_in_the_picture_of_a_tutorial(chromium: Any, tmp_path: Path) -> None:
+    """In a tutorial's picture, a client stays one box when it reconnects, or when a second command runs in its
+    terminal.
+    """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     page = recorded(chromium, tmp_path, [*begins, *reconnecting(), {"kind": "now", "t": 9000}])
     for step in range(60):
@@ -381,8 +391,8 @@ def test_a_terminal_that_consumes_again_is_one_node(chromium: Any, tmp_path: Pat
     assert len(page.dots()) == 2
 
 
-def test_clients_with_the_same_name_are_two_nodes(chromium: Any, tmp_path: Path) -> None:
-    """In the picture of `mqtool ui`, two clients that exist at the same time are two boxes, though they have the same
+def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: Path) -> None:
+    """In the picture of `mqtool ui`, two clients that exist at the same time are two boxes, even if both have the same
     name.
     """
     records = reconnecting("Pika Python Client Library")
@@ -395,9 +405,11 @@ def test_clients_with_the_same_name_are_two_nodes(chromium: Any, tmp_path: Path)
 @pytest.mark.parametrize(
     ("kind", "seen"), [("topic", "kern.info"), ("headers", "format=pdf pages=3"), ("fanout", ""), ("", "")]
 )
-def test_a_moving_message_has_its_address_beside_it(chromium: Any, tmp_path: Path, kind: str, seen: str) -> None:
-    """On its way to a queue, the picture shows a message with its routing key or, for a headers exchange, its headers.
-    For fanout exchanges and the default exchange, it shows nothing beside it.
+def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
+    chromium: Any, tmp_path: Path, kind: str, seen: str
+) -> None:
+    """While a message is on its way to a queue, the picture of `mqtool ui` shows the message's routing key or, for a
+    headers exchange, the headers. For a fanout exchange and the default exchange, it shows nothing.
     """
     name = "logs" if kind else ""
     records = [*jobs(), *published(1000, 0)]
@@ -415,7 +427,9 @@ def test_a_moving_message_has_its_address_beside_it(chromium: Any, tmp_path: Pat
 
 
 def test_purged_and_lost_messages_are_seen_to_end(chromium: Any, tmp_path: Path) -> None:
-    """The picture marks messages as dropped when their queue is purged, or when a restart of the broker loses them."""
+    """The picture of `mqtool ui` marks messages as dropped when their queue is purged, or when a restart of the broker
+    loses them.
+    """
     records = [*jobs(), *published(1000, 0), *published(1000, 1)]
     records.append({"kind": "moved", "t": 4000, "queues": {"jobs": [1, 0, 2]}, "taken": [], "published": []})
     records.append({"kind": "event", "t": 6000, "what": "purged", "queue": "jobs"})
@@ -430,9 +444,9 @@ def test_purged_and_lost_messages_are_seen_to_end(chromium: Any, tmp_path: Path)
     assert seen[-4:] == [["dropped", "ready"], ["ready"], ["dropped"], []]
 
 
-def test_prefetch_0_says_that_there_is_no_limit(chromium: Any, tmp_path: Path) -> None:
-    """In the picture, a consumer's box shows its prefetch limit, "no limit" for 0, or "auto-ack" if it consumes without
-    acknowledgements.
+def test_a_consumers_box_shows_the_prefetch_limit(chromium: Any, tmp_path: Path) -> None:
+    """In the picture of `mqtool ui`, a consumer's box shows the prefetch limit, "no limit" for 0, or "auto-ack" if the
+    consumer sends no acknowledgements.
     """
     consumers = [
         {"name": "a/1", "label": "worker 1"},
@@ -446,8 +460,10 @@ def test_prefetch_0_says_that_there_is_no_limit(chromium: Any, tmp_path: Path) -
     assert nodes["consumer reader"] == "auto-ack"
 
 
-def test_a_client_that_consumes_again_is_one_node(chromium: Any, tmp_path: Path) -> None:
-    """If a client cancels its consumer and consumes again on the same channel, the picture shows one consumer."""
+def test_a_client_that_consumes_again_is_one_consumer(chromium: Any, tmp_path: Path) -> None:
+    """If a client cancels its consumer and consumes again on the same channel, the picture of `mqtool ui` shows one
+    consumer.
+    """
     channel = "10.0.0.7:50001 -> 10.0.0.1:5672 (1)"
     records = [*jobs([{"name": f"{channel}/second", "label": "receiver"}]), *published(1000, 0)]
     to = {"client": "receiver", "connection": channel[:-4], "protocol": "AMQP 0-9-1"}
@@ -460,8 +476,8 @@ def test_a_client_that_consumes_again_is_one_node(chromium: Any, tmp_path: Path)
 
 
 def test_no_generated_name_is_shown(chromium: Any, tmp_path: Path) -> None:
-    """The picture shows no generated name: a consumer has the name of its client, and its queue is called "screen's
-    queue" after the client `screen`, or "temporary queue".
+    """The picture of `mqtool ui` shows no generated name: a consumer has the name of its client, and the queue of a
+    client named `screen` is called "screen's queue", or without a known client "temporary queue".
     """
     to = {"client": "screen", "connection": "10.0.0.7:50001 -> 10.0.0.1:5672", "protocol": "AMQP 0-9-1"}
     consumer = "10.0.0.7:50001 -> 10.0.0.1:5672 (1)/ctag1.38a78d6f44a14a9b8d6d1f7b0e1a2c3d"
@@ -501,7 +517,7 @@ def test_a_consumer_without_a_name_is_called_after_its_client_library(
 @on_any_broker
 def test_an_empty_page_proposes_a_command_for_its_own_broker(shell: Shell, broker: TestBroker, chromium: Any) -> None:
     """If nothing is declared on the broker, `mqtool ui` proposes a command with this broker's URL, without the
-    password. The command exits with 0, and its queue appears.
+    password. The command exits with 0, and the command's queue appears on the page.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     ui = shell.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
@@ -632,7 +648,7 @@ def test_the_picture_takes_most_of_the_page(chromium: Any, tmp_path: Path, schem
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-def test_a_recording_ends_with_clients_and_queue_still_connected(chromium: Any, tmp_path: Path) -> None:
+def test_the_end_of_a_recording_still_shows_clients_and_queue(chromium: Any, tmp_path: Path) -> None:
     """At the end of a recorded tutorial, the picture still shows publisher, queue and consumer, joined by arrows."""
     page = recorded(chromium, tmp_path, play())
     seek(page, 1)
@@ -644,8 +660,8 @@ def test_a_recording_ends_with_clients_and_queue_still_connected(chromium: Any, 
 
 
 def test_the_time_bar_of_a_recording_has_the_scenes(chromium: Any, tmp_path: Path) -> None:
-    """In a recorded tutorial, the time bar has a mark for each scene, and a click on the mark leads to the scene; the
-    page's address may also name a scene.
+    """In a recorded tutorial, the time bar has a mark for each scene, and a click on the mark leads to the scene; so
+    does the number of a scene in the page's address.
     """
     page = recorded(chromium, tmp_path, play())
     page.until(lambda: len(page.find("#chapters button")) == 2, "the marks")
@@ -658,7 +674,7 @@ def test_the_time_bar_of_a_recording_has_the_scenes(chromium: Any, tmp_path: Pat
 
 
 def test_a_scene_asks_what_will_happen(chromium: Any, tmp_path: Path) -> None:
-    """Before a scene of a tutorial, the page asks what will happen. The answer appears once the commands have shown
+    """Before a scene, the page of a tutorial asks what will happen. The answer appears once the commands have shown
     what happens.
     """
     records = play()
@@ -677,8 +693,8 @@ def test_a_scene_asks_what_will_happen(chromium: Any, tmp_path: Path) -> None:
 
 
 def test_a_live_region_says_what_each_client_does(chromium: Any, tmp_path: Path) -> None:
-    """For screen readers, a live region of the page says which client has published, received or acknowledged which
-    message.
+    """For screen readers, a live region of the page of `mqtool ui` says which client has published, received or
+    acknowledged which message.
     """
     page = recorded(chromium, tmp_path, play())
     seen: set[str] = set()

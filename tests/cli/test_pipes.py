@@ -265,7 +265,7 @@ progress.stop()
 
 
 def test_publisher_confirms_shows_progress_on_a_terminal(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
-    """On a terminal, a slow `publisher-confirms` shows its progress before it prints the tutorial's line."""
+    """On a terminal, a slow `publisher-confirms` shows a progress line before it prints the tutorial's line."""
     lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
     amqp_vhost.faults.delay_confirms(0.25)
     watched = on_terminal(lonely_shell, "mqtool", "publisher-confirms", "individual", "-c", "8")
@@ -326,8 +326,8 @@ def test_a_full_disk_is_an_error_and_the_message_stays(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_receivers_that_share_a_queue_lose_nothing_when_one_is_killed(shell: Shell) -> None:
-    """If one of three `receive` on a queue is killed with kill -9, the others get the messages that it has not
-    acknowledged: every line is printed at least once.
+    """If one of three `receive` on a queue is killed with kill -9, the others get the messages that the killed one has
+    not acknowledged: every line is printed at least once.
     """
     receivers = [shell.start("mqtool", "receive", "--raw", "--prefetch", "20").wait_until_ready() for _ in range(3)]
     sender = shell.start("mqtool", "send", "-l", stdin=PIPE)

@@ -174,7 +174,7 @@ def test_the_scripts_of_logs_exchange_logs_with_emit_log_and_receive_log(room: R
     assert scripts_receiver.stdout == WAITING_FOR_LOGS + received.stdout
 
 
-def test_the_topics_script_receives_only_what_its_patterns_match(room: Room) -> None:
+def test_the_topics_script_receives_only_logs_that_match_its_patterns(room: Room) -> None:
     """The receiver of the plain topics script prints the logs that match its binding keys, and no others."""
     room.printed("topics")
     receiver = room.start_script("receive", "kern.*", "*.critical")

@@ -155,8 +155,7 @@ def test_the_page_shows_a_goal_and_what_the_learner_does(
 @pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], indirect=True)
 def test_what_a_learner_does_between_scenes_does_not_change_the_tutorial(playing: tuple[Running, Page]) -> None:
     """Between the scenes of a tutorial, a learner can publish messages and consume the tutorial's. The next scene
-    begins as if the learner had done nothing, and the tutorial's checks pass. After the end of the tutorial, the
-    learner can still publish.
+    begins as if the learner had done nothing, and the checks pass. After the end, the learner can still publish.
     """
     command, page = playing
     go_on(page, "Send a message anyway")
@@ -247,7 +246,7 @@ def overlapping(page: Page, selectors: list[str]) -> list[tuple[str, str]]:
 def test_answers_the_list_of_tutorials_and_the_picture_do_not_overlap(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
-    """At each width of the window, the answer of a scene is visible without scrolling once the picture has shown what
+    """At each width of the window, a scene's answer is visible without scrolling once the picture has shown what
     happens. At the end of a tutorial, the answers, the list of tutorials and the picture are visible and do not
     overlap.
     """

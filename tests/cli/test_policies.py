@@ -22,8 +22,8 @@ def admin(shell: Shell, broker: TestBroker) -> Shell:
 @pytest.mark.own_vhost("policies stay in it")
 @pytest.mark.parametrize("kind", [[], ["--operator"]], ids=["user", "operator"])
 def test_a_policy_is_set_changed_listed_and_cleared(admin: Shell, kind: list[str]) -> None:
-    """`policy set` limits the queues that its pattern matches at once and changes an existing policy; `policy ls` lists
-    it, and `policy clear` removes it.
+    """`policy set` sets a limit that applies to matching queues at once, or changes an existing policy; `policy ls`
+    lists the policy, and `policy clear` removes it.
     """
     admin.run("mqtool", "queue", "declare", "jobs")
     assert admin.run(*SET, "--apply-to", "queues", *kind).stderr.startswith("set ")
@@ -105,8 +105,8 @@ def filled(admin: Shell, broker: TestBroker, queue: str, *settings: str) -> int:
 def test_a_policy_that_costs_messages_asks(
     admin: Shell, broker: TestBroker, definition: dict[str, int], warns: str, asks: str, left: int, operator: list[str]
 ) -> None:
-    """If queues would lose messages, `policy set` says which, and how many messages, and asks; without a terminal, it
-    exits with 2 and sets nothing, and with --yes, it does not ask.
+    """If queues would lose messages, `policy set` says which queues and how many messages, and asks. Without a
+    terminal, it exits with 2 and sets nothing; with --yes, it does not ask.
     """
     size = filled(admin, broker, "jobs")
     if "max-length-bytes" in definition:

@@ -89,8 +89,8 @@ def test_queue_show_says_where_dead_letters_go(admin: Shell, settings: str, goes
 
 
 def test_queue_show_lists_the_offsets_and_lag_of_stream_readers(shell: Shell, broker: TestBroker) -> None:
-    """For a stream, `queue show` prints the stored offset and the lag of each named consumer; if the stream port does
-    not answer, it says so.
+    """For a stream, `queue show` prints the stored offset and the lag of each named consumer, or says that the stream
+    port does not answer.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
@@ -136,8 +136,8 @@ def test_queue_show_of_a_missing_name_that_is_not_utf_8_exits_with_69(admin: She
 
 
 def test_queue_show_of_a_queue_whose_name_is_not_utf_8(admin: Shell, broker: TestBroker) -> None:
-    """`queue show` prints a queue of the embedded broker whose name is not UTF-8; on RabbitMQ, which refuses to declare
-    such a queue, it exits with 69.
+    """On the embedded broker, `queue show` prints a queue whose name is not UTF-8. On RabbitMQ, which refuses to
+    declare a queue with that name, `queue show` exits with 69.
     """
     with RawClient(broker.url) as client:
         client.socket.sendall(raw_frame(1, 1, b"\x00\x32\x00\x0a\0\0\x02q\xff\0\0\0\0\0"))

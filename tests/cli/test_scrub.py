@@ -44,8 +44,8 @@ def test_scrub_passes_lines_on_as_they_arrive(lonely_shell: Shell) -> None:
 
 
 def test_scrub_names_a_bad_line(lonely_shell: Shell) -> None:
-    """`recording scrub` prints the lines before an invalid one, names its number, and exits with 65; an unknown field
-    exits with 2.
+    """`recording scrub` prints the lines before an invalid one, names the number of the invalid line, and exits with
+    65; with an unknown field, it exits with 2.
     """
     result = lonely_shell.run("mqtool", "recording", "scrub", stdin=f"{LINES}\nnot JSON\n{LINES}")
     assert (result.code, len(result.stdout.splitlines())) == (65, 2)

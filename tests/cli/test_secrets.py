@@ -34,7 +34,7 @@ COMMANDS = (
 @pytest.mark.parametrize("url", URLS)
 @pytest.mark.sampled(3)
 def test_no_error_shows_a_password(lonely_shell: Shell, url: str) -> None:
-    """Whatever is wrong with a URL or its broker, no command prints the password in the URL."""
+    """Whatever is wrong with a URL or the broker at that URL, no command prints the password in the URL."""
     for command in COMMANDS:
         for environment in ({"MQTOOL_URL": url}, {"MQTOOL_URL": "amqp://localhost:1", "MQTOOL_MANAGEMENT_URL": url}):
             result = lonely_shell.run("mqtool", *command, "--verbose", environment=environment)

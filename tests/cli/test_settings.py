@@ -63,8 +63,8 @@ def is_detailed(request: pytest.FixtureRequest) -> bool:
 def test_topology_shows_the_exchange_of_a_publisher_only_with_detailed_rates(
     shell: Shell, channel: Any, request: pytest.FixtureRequest
 ) -> None:
-    """With rates_mode = detailed, `topology` shows a publisher below its exchange; with another rates_mode, under
-    "publishers", and names the missing setting.
+    """With rates_mode = detailed, `topology` shows a publisher below the exchange to which it publishes; with another
+    rates_mode, `topology` lists it under "publishers" and names the missing setting.
     """
     channel.exchange_declare("logs", "fanout")
     channel.queue_declare("lines", durable=True)

@@ -20,7 +20,7 @@ from tests.processes import is_alive, only_on_linux
 
 @on_any_broker
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_stops_a_receiver_cleanly(shell: Shell, number: int) -> None:
+def test_the_first_signal_stops_a_receiver_with_exit_code_0(shell: Shell, number: int) -> None:
     """After SIGINT or SIGTERM, `receive` exits with 0 and prints nothing more on stderr."""
     receiver = shell.start("mqtool", "receive").wait_until_ready()
     receiver.process.send_signal(number)
@@ -56,7 +56,7 @@ def test_ctrl_c_lets_a_worker_finish_its_task(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_second_signal_ends_a_worker_at_once(shell: Shell) -> None:
-    """A second Ctrl-C ends `worker` with 130 during its task, which the broker then redelivers to the next consumer."""
+    """A second Ctrl-C during a task ends `worker` with 130, and the broker redelivers the task to the next consumer."""
     shell.run("mqtool", "new-task", "long" + "." * 600)
     worker = shell.start("mqtool", "worker").wait_until_ready()
     worker.wait_for_stdout("long").interrupt()
@@ -86,7 +86,7 @@ app.run()
 
 
 def test_a_command_that_cannot_clean_up_after_ctrl_c_exits_with_130() -> None:
-    """If a command cannot clean up after Ctrl-C, it prints the error, and its exit code is still 130."""
+    """If a command cannot clean up after Ctrl-C, the command prints the error, and the exit code is still 130."""
     done = run((sys.executable, "-c", FAILS_TO_CLEAN_UP), capture_output=True, check=False, text=True)
     assert (done.returncode, done.stderr) == (130, "mqtool: the queue could not be deleted\n")
 
@@ -140,14 +140,14 @@ with stopping.calling(lambda: print("stopping")):
 
 
 def test_a_signal_that_is_sent_twice_at_once_counts_as_one() -> None:
-    """Two SIGTERMs at the same moment count as one: the command stops cleanly."""
+    """Two SIGTERMs at the same moment count as one: the command is told to stop once, and exits with 0."""
     result = run([sys.executable, "-c", TWO_SIGNALS], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr, result.returncode) == ("stopping\n", "", 0)
 
 
 @on_any_broker
-def test_timeout_stops_a_command_as_ctrl_c_does(shell: Shell) -> None:
-    """If GNU `timeout` stops `worker` with SIGTERM, the worker still finishes its task."""
+def test_gnu_timeout_lets_a_worker_finish_its_task(shell: Shell) -> None:
+    """If GNU `timeout` stops `worker` with SIGTERM, the worker still finishes its current task."""
     shell.run("mqtool", "new-task", "a.")
     worker = shell.start("timeout", "600", "mqtool", "worker").wait_for_stdout("a.")
     worker.process.send_signal(signal.SIGALRM)  # its time is up
@@ -239,7 +239,7 @@ def test_a_killed_worker_loses_no_task(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_deleted_queue_ends_the_receiver_with_69(shell: Shell, broker: TestBroker) -> None:
-    """If its queue is deleted, `receive` names the queue and exits with 69, never with 0."""
+    """If the queue is deleted while `receive` runs, `receive` names the queue and exits with 69, never with 0."""
     receiver = shell.start("mqtool", "receive", "--declare", "-q", "gone").wait_until_ready()
     broker.api("DELETE", f"queues/{broker.vhost}/gone")
     result = receiver.wait()

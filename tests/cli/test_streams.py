@@ -112,8 +112,8 @@ def test_receive_says_that_it_reads_a_stream_from_now_on(shell: Shell, broker: T
 
 
 def test_receive_reads_a_stream_from_an_offset(shell: Shell) -> None:
-    """`receive --offset` on a stream starts at the first message, at an offset or at an age, and prints each message's
-    stream offset as a header.
+    """`receive --offset` on a stream starts at the first message, at an offset such as 42, or at messages of an age
+    such as 1h, and prints each message's stream offset as a header.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", "-H", "who=ann", stdin=numbers(0, 499))
     read = ("mqtool", "receive", "-q", "s", "--queue-type", "stream", "--offset")
@@ -396,8 +396,8 @@ def test_receive_resumes_a_stream_after_a_lost_connection(shell: Shell, broker: 
 
 
 def test_a_deleted_stream_ends_its_readers_and_senders(shell: Shell) -> None:
-    """If their stream is deleted, `receive-stream` exits with 69, and `send-stream`, which has sent a line, with 3, or
-    with 75 if the line was not confirmed before; they do not declare the stream again.
+    """If the stream is deleted, `receive-stream` exits with 69, and `send-stream`, which has sent a line, with 3, or
+    with 75 if the line was not confirmed before. Neither command declares the stream again.
     """
     reader = shell.start("mqtool", "receive-stream", "-q", "s", "--declare", "--raw").wait_until_ready()
     sender = shell.start("mqtool", "send-stream", "-l", "-q", "s", stdin=subprocess.PIPE)
@@ -432,8 +432,8 @@ def test_queue_delete_if_empty_refuses_a_stream(shell: Shell, broker: TestBroker
 
 @on_any_broker
 def test_a_damaged_batch_is_skipped_with_a_warning(shell: Shell, broker: TestBroker) -> None:
-    """`receive-stream --track` skips a damaged batch, warns with its offset and the reason, and reads the messages
-    after it.
+    """`receive-stream --track` skips a damaged batch, warns with the batch's offset and the reason, and reads the
+    messages after the batch.
     """
     shell.run("mqtool", "send-stream", "-q", "s", "before")
     place = urlsplit(broker.streams)
@@ -497,8 +497,8 @@ def test_bare_bytes_that_amqp_cannot_deliver_name_receive_stream(shell: Shell, b
 
 @on_any_broker
 def test_an_existing_stream_with_other_settings_is_used(shell: Shell) -> None:
-    """`send-stream` uses an existing stream whose arguments differ. Only if an option asks for another value does it
-    print a notice.
+    """`send-stream` uses an existing stream whose arguments differ. Only if an option asks for another value does
+    `send-stream` print a notice.
     """
     assert shell.run("mqtool", "send-stream", "-q", "s", "--argument", "max-age=1D", "x").code == 0
     assert shell.run("mqtool", "send-stream", "-q", "s", "y").stderr == " [x] y message sent\n"

@@ -149,7 +149,7 @@ def test_tap_json_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
 
 @pytest.mark.usefixtures("api")
 def test_tap_counts_what_a_slow_reader_misses(shell: Shell, broker: TestBroker) -> None:
-    """If the reader of its output is slow, `tap` drops copies and says how many; printed and dropped copies add up to
+    """If the reader of the output is slow, `tap` drops copies and says how many; printed and dropped copies add up to
     all messages.
     """
     count, body = 6_000, "x" * 500

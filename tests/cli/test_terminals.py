@@ -36,7 +36,7 @@ def test_a_notice_is_broken_between_words(lonely_shell: Shell) -> None:
 
 
 def test_a_command_in_a_notice_can_be_copied(lonely_shell: Shell) -> None:
-    """A command within a notice is printed on one line of its terminal, so that it can be copied whole."""
+    """On a terminal, a command within a notice is printed on a line without a break, so that it can be copied whole."""
     commands = [
         "'mqtool receive-log topic --exchange orders --queue everything --declare'",
         'eval "$(mqtool broker env --name another-broker)"',
@@ -85,8 +85,8 @@ def test_received_data_stays_as_it_is_under_the_locale_c(lonely_shell: Shell, am
 def test_a_receiver_marks_redelivered_messages_on_a_terminal(
     lonely_shell: Shell, amqp_vhost: Vhost, command: str
 ) -> None:
-    """On a terminal, the line of a message that was delivered before ends with "(redelivered)"; in a pipe, with --raw,
-    and with --dialect, it is printed as it is otherwise.
+    """On a terminal, the line of a message that was delivered before ends with "(redelivered)"; in a pipe, with --raw
+    and with --dialect, nothing is added to the line.
     """
     lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
     receive = ("mqtool", *command.split(), "-c", "2")

@@ -52,7 +52,7 @@ def test_doctor_reports_no_problem_on_a_healthy_broker(watcher: Shell, broker: T
 
 
 def test_doctor_reports_each_kind_of_problem(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` finds such problems as queues without consumers, transient queues, missing dead-letter exchanges and
+    """`doctor` finds problems such as queues without consumers, transient queues, missing dead-letter exchanges and
     missing acknowledgements.
     """
     watcher.run("mqtool", "send", "-q", "left", "x")
@@ -97,9 +97,9 @@ def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broke
     assert (row[0], row[-1]) == ("task_queue", "nothing moves?")
 
 
-def test_doctor_reports_circles_and_dead_ends(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` finds a queue that dead-letters to itself, exchanges bound in a circle, and alternate exchanges that
-    have no bindings or do not exist.
+def test_doctor_reports_cycles_and_dead_ends(watcher: Shell, broker: TestBroker) -> None:
+    """`doctor` finds a queue that dead-letters to itself, exchanges bound to each other in a cycle, and alternate
+    exchanges that have no bindings or do not exist.
     """
     to, key, ttl = "x-dead-letter-exchange", "x-dead-letter-routing-key", "x-message-ttl"
     for name, arguments in {
@@ -285,8 +285,8 @@ def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, br
 def test_doctor_upgrade_says_what_changes_in_4_4(
     watcher: Shell, broker: TestBroker, version: str, *, is_told: bool
 ) -> None:
-    """`doctor --upgrade 4.4` also names the changes of RabbitMQ 4.4 that a broker's topology does not show: what old
-    streams lose, OpenID Connect, and bindings in definitions.
+    """`doctor --upgrade 4.4` also names changes of RabbitMQ 4.4 that do not depend on the broker's topology, such as
+    that OpenID Connect needs https. `doctor --upgrade 4.3` does not name them.
     """
     told = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--upgrade", version).stderr
     for what in (

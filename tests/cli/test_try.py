@@ -38,9 +38,8 @@ def reach_first(shell: Shell) -> None:
 
 
 def test_a_reached_goal_is_remembered_for_the_next_run(lonely_shell: Shell) -> None:
-    """`tutorial try` starts a broker, prints its address, and notices when a goal is reached there. The list then marks
-    that goal, and the next run begins with the one after it. With --again, a run begins with the first goal, and the
-    list stays as it is.
+    """`tutorial try` notices when a goal is reached. The list then marks this goal, and the next run begins with the
+    goal after it; with --again, a run begins with the first goal, and the list does not change.
     """
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
     running.wait_for_stdout("Goal 1 of 3")
@@ -68,8 +67,8 @@ def test_a_reached_goal_is_remembered_for_the_next_run(lonely_shell: Shell) -> N
 
 
 def test_hints_come_in_three_steps(lonely_shell: Shell) -> None:
-    """In `tutorial try`, each Enter prints the next hint: a question, the concept, the command. The key s skips a goal,
-    and q quits.
+    """In `tutorial try`, each Enter prints the next of three hints: a question, the concept, and the commands. The key
+    s skips a goal, and q quits.
     """
     watched = Watched(lonely_shell, 80, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
     watched.wait_for("Goal 1 of 3")
@@ -114,7 +113,9 @@ def test_commands_in_hints_stand_on_lines_of_their_own() -> None:
 
 
 def test_the_list_of_goals_fits_on_a_terminal(lonely_shell: Shell) -> None:
-    """On a terminal of 80×24, the list of goals has a line for each tutorial, and ends with the command to begin."""
+    """On a terminal of 80×24, the list of `tutorial try` has a line for each tutorial, and ends with the command to
+    begin.
+    """
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "try", "--no-color")
     assert watched.end() == 0
     lines = watched.seen.strip().splitlines()
@@ -229,7 +230,7 @@ def test_the_command_that_leads_to_the_broker_of_try_overrides_mqtool_url(lonely
         running.interrupt().wait()
 
 
-def test_r_begins_a_goal_again_without_what_was_made(lonely_shell: Shell) -> None:
+def test_the_key_r_deletes_what_was_made_and_begins_a_goal_again(lonely_shell: Shell) -> None:
     """In `tutorial try`, the key r deletes the queue that the learner has made and begins the goal again."""
     watched = Watched(lonely_shell, 120, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
     watched.wait_for("Goal 1 of 3")
@@ -302,7 +303,7 @@ def test_try_of_an_unknown_tutorial_is_a_usage_error(lonely_shell: Shell) -> Non
 
 
 def test_every_goal_belongs_to_a_tutorial() -> None:
-    """Each set of goals except `repair` has the name of a tutorial that `tutorial run` plays."""
+    """Each tutorial for which `tutorial try` has goals, except `repair`, can be played by `tutorial run`."""
     assert GOALS.keys() - {"repair"} <= PLAYS.keys()
 
 

@@ -289,7 +289,7 @@ def test_an_interrupted_tutorial_deletes_its_queues_and_exchanges(shell: Shell, 
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
 @pytest.mark.sampled(1)
-def test_panes_wait_for_enter(lonely_shell: Shell, columns: int, rows: int) -> None:
+def test_tutorial_run_waits_for_enter_before_each_step(lonely_shell: Shell, columns: int, rows: int) -> None:
     """On a terminal, `tutorial run` waits for Enter before each step; at the end, it restores the screen and prints the
     checks.
     """
@@ -311,7 +311,7 @@ def test_panes_wait_for_enter(lonely_shell: Shell, columns: int, rows: int) -> N
     assert "Traceback" not in watched.seen
 
 
-def test_q_ends_the_panes(lonely_shell: Shell) -> None:
+def test_the_key_q_ends_tutorial_run(lonely_shell: Shell) -> None:
     """On a terminal, the key q ends `tutorial run` with exit code 0 and restores the terminal's settings."""
     watched = Watched(lonely_shell, 100, 30, "mqtool", "tutorial", "run", "hello-world")
     watched.wait_for("Enter: continue")
@@ -351,8 +351,8 @@ def test_tutorial_run_says_where_its_broker_is(lonely_shell: Shell, columns: int
 
 
 def test_a_work_queue_gives_a_killed_workers_task_to_another(lonely_shell: Shell) -> None:
-    """In `tutorial run work-queues`, a worker is killed during its task, and the broker redelivers the task to the
-    other worker.
+    """In `tutorial run work-queues`, a worker is killed during a task, and the broker redelivers the task to the other
+    worker.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", "work-queues", "--auto", timeout=PLAYING)
     assert played.code == 0

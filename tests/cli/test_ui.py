@@ -215,8 +215,8 @@ def test_a_paused_page_can_be_stepped_forward_and_back(shell: Shell, page: Page)
 @on_any_broker
 @large
 def test_the_page_can_be_used_by_keyboard(shell: Shell, page: Page) -> None:
-    """On the page of `mqtool ui`, Tab reaches every box, Enter shows details and Escape closes them. Tables show the
-    same data, and names can be searched.
+    """On the page of `mqtool ui`, Tab reaches every box, Enter shows details and Escape closes them. Tables show what
+    the picture shows, and names can be searched.
     """
     do(shell, "emit-log topic kern.critical 'A critical kernel error'")
     receiver = shell.start("mqtool", "receive-log", "topic", "kern.*").wait_until_ready()
@@ -414,8 +414,8 @@ def fetch(url: str, data: bytes | None = None, **headers: str) -> tuple[int, dic
 
 @on_any_broker
 def test_other_sites_cannot_read_or_run_anything(ui: Running, broker: TestBroker) -> None:
-    """The page of `mqtool ui` gives events and runs actions only with the secret in its address; requests from another
-    site or host name get nothing.
+    """The server of `mqtool ui` sends events and runs actions only for requests with the secret in the page's address;
+    requests from another site or host name get nothing.
     """
     url, _, secret = ui.stdout.strip().partition("#")
     assert url.startswith("http://127.0.0.1:")
@@ -468,7 +468,7 @@ def test_the_page_shows_the_default_vhost(shell: Shell, broker: TestBroker) -> N
 
 
 @on_any_broker
-def test_ui_ends_with_ctrl_c_and_names_its_errors(shell: Shell, ui: Running) -> None:
+def test_ui_exits_with_69_on_errors_and_with_0_after_ctrl_c(shell: Shell, ui: Running) -> None:
     """`mqtool ui` exits with 69 if its port is in use or the broker does not answer, and with 0 after Ctrl-C."""
     port = re.findall(r":(\d+)/", ui.stdout)[0]
     taken = shell.run("mqtool", "ui", "--port", port)

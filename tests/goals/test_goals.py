@@ -79,8 +79,8 @@ def test_a_goal_is_reached_with_commands(attempts: Attempts, learner: Learner) -
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("goal", "attempts"), EVERY_GOAL)
 def test_a_goal_is_reached_with_plain_pika(attempts: Attempts, learner: Learner) -> None:
-    """A goal of `tutorial try` can also be reached by a program of the learner's own, because only the broker is
-    watched.
+    """If a learner's own program, written with pika, does what a goal asks, `tutorial try` says that the goal is
+    reached.
     """
     learner.make(attempts.plain)
     assert learner.wait_for("reached")
@@ -168,9 +168,9 @@ def test_the_last_hint_reaches_the_goal_after_the_example_was_tried(goal: Goal, 
 
 
 @pytest.mark.parametrize("goal", [GOALS["work-queues"][3]], ids=["restart"])
-def test_the_proof_of_a_restart_names_what_was_received_after_it(goal: Goal, learner: Learner) -> None:
-    """A persistent message that was received before the restart proves nothing, so `tutorial try` names one that was
-    received after the restart as the proof.
+def test_the_proof_of_a_restart_names_a_message_that_was_received_after_it(goal: Goal, learner: Learner) -> None:
+    """As the proof that a message has survived a restart, `tutorial try` names a persistent message that was received
+    after the restart, not one that was received before.
     """
     learner.make(work_queues_attempts.received_before_the_restart)
     assert "'kept' is persistent" in learner.wait_for("reached")
@@ -191,8 +191,8 @@ def test_a_message_that_the_restart_has_lost_is_not_called_purged(goal: Goal, le
 
 @pytest.mark.parametrize("goal", [GOALS["routing"][1]], ids=["no-errors"])
 def test_a_wrong_binding_is_mentioned_once(goal: Goal, learner: Learner) -> None:
-    """`tutorial try` mentions a wrong binding, which can be seen without any message, once, and not again with each
-    message.
+    """`tutorial try` mentions a wrong binding once, and does not repeat that for each message that the learner
+    publishes later.
     """
     learner.make("mqtool exchange bind direct_logs errors error; mqtool emit-log direct error 1")
     learner.wait_for("mistake", "still bound with 'eror'")
@@ -204,8 +204,8 @@ def test_a_wrong_binding_is_mentioned_once(goal: Goal, learner: Learner) -> None
 
 @pytest.mark.parametrize("goal", [GOALS["publish-subscribe"][1]], ids=["two-copies"])
 def test_the_proof_of_two_copies_names_a_queue_that_nobody_reads(goal: Goal, learner: Learner) -> None:
-    """If a third queue is bound to 'logs', the proof of the goal "two-copies" names that queue, so that the learner
-    knows where the third copy is.
+    """If a third queue, which has no consumer, is bound to 'logs', `tutorial try` names that queue in the proof of the
+    goal "two-copies".
     """
     learner.make(
         "mqtool queue declare left; mqtool exchange declare logs fanout; mqtool exchange bind logs left;"
@@ -215,10 +215,12 @@ def test_the_proof_of_two_copies_names_a_queue_that_nobody_reads(goal: Goal, lea
 
 
 @pytest.mark.parametrize("goal", [GOALS["topics"][0]], ids=["star"])
-def test_a_receiver_that_has_ended_after_all_keys_has_reached_the_goal(
+def test_a_receiver_that_ends_after_its_messages_has_reached_the_goal(
     goal: Goal, learner: Learner, broker: TestBroker
 ) -> None:
-    """The goal "star" of topics is reached even if the learner's receiver ends right after the three messages."""
+    """The goal "star" of the tutorial topics is reached even if the learner's receiver ends right after the three
+    messages were published.
+    """
     if broker.kind != "embedded":
         pytest.skip("RabbitMQ's bindings are read every few seconds: a queue may be gone before it is seen")
     publish = "for key in kern kern.disk kern.disk.full; do mqtool emit-log topic $key x; done"
@@ -236,8 +238,8 @@ _MENDED = [
 
 @pytest.mark.parametrize(("goal", "wrong", "attempts"), _MENDED)
 def test_a_program_reaches_the_goal_once_it_is_repaired(wrong: Wrong, attempts: Attempts, learner: Learner) -> None:
-    """If `tutorial try repair` has reported the defect of a program, and the learner repairs it, the program reaches
-    the goal without beginning the goal again.
+    """If the learner repairs a program after `tutorial try repair` has reported the program's defect, the goal is
+    reached, and need not be begun again.
     """
     learner.make(wrong.attempt)
     learner.wait_for("mistake", wrong.answer)
@@ -247,22 +249,22 @@ def test_a_program_reaches_the_goal_once_it_is_repaired(wrong: Wrong, attempts: 
 
 @pytest.mark.parametrize("goal", [GOALS["delayed-messages"][0]], ids=["overtaken"])
 @pytest.mark.parametrize("way", ["commands", "plain"])
-def test_nothing_is_said_while_a_delayed_message_is_not_due(goal: Goal, way: str, learner: Learner) -> None:
-    """`tutorial try` does not call a delay wrong before the message with the longer delay has arrived."""
+def test_no_mistake_is_reported_while_a_delayed_message_is_not_due(goal: Goal, way: str, learner: Learner) -> None:
+    """While the delayed messages of a correct solution are not due yet, `tutorial try` reports no mistake."""
     learner.make(getattr(delayed_messages_attempts.ATTEMPTS[goal.name], way))
     learner.wait_for("reached")
     assert [each.text for each in learner.findings if each.kind == "mistake"] == []
 
 
 def test_the_goal_of_two_copies_says_that_files_are_not_seen() -> None:
-    """The goal "two-copies" of publish-subscribe says that the broker does not see the file in which a receiver saves
-    messages.
+    """The text of the goal "two-copies" of publish-subscribe says that the broker does not see a file in which a
+    receiver saves messages.
     """
     (goal,) = (each for each in GOALS["publish-subscribe"] if each.name == "two-copies")
     assert "file, which the broker does not see" in goal.ask
 
 
-def test_every_goal_is_complete() -> None:
+def test_every_goal_has_hints_and_tests_of_wrong_attempts() -> None:
     """Each goal of `tutorial try` has hints, the first of them a question, and tests for at least three wrong attempts
     with different answers.
     """
@@ -276,8 +278,8 @@ def test_every_goal_is_complete() -> None:
             assert goal.hints[0].endswith("?"), f"the first hint of {name}.{goal.name} is a question"
 
 
-def test_every_program_to_repair_has_a_goal() -> None:
-    """Each of the programs to repair has at most 30 lines, and a goal of `tutorial try repair` names the program."""
+def test_every_program_to_repair_is_short_and_has_a_goal() -> None:
+    """Each program for `tutorial try repair` has at most 30 lines and belongs to one of the goals."""
     programs = {path.name: path.read_text() for path in PROGRAMS.glob("*.py")}
     assert programs.keys() == {goal.program for goal in GOALS["repair"]}
     assert max(text.count("\n") for text in programs.values()) <= 30

@@ -29,7 +29,9 @@ def _look(seen: Seen, *, unacked: int, acknowledged: int = 0, times: int = 1) ->
 
 
 def test_a_message_is_received_once_rabbitmq_counts_its_acknowledgement() -> None:
-    """`tutorial try` counts a message as received once RabbitMQ's queue counters show its acknowledgement."""
+    """`tutorial try` counts a message as received once RabbitMQ's queue counters show an acknowledgement for the
+    message.
+    """
     seen = _seen()
     _look(seen, unacked=0)
     assert seen.messages[0].receivers == []
@@ -37,9 +39,9 @@ def test_a_message_is_received_once_rabbitmq_counts_its_acknowledgement() -> Non
     assert seen.messages[0].receivers == ["there"]
 
 
-def test_a_message_whose_counters_rabbitmq_has_lost_is_received_if_its_queue_stays_empty() -> None:
-    """If RabbitMQ has dropped the counters of a consumer that ended at once, a message counts as received when
-    `tutorial try` has found its queue empty eight times.
+def test_a_message_without_counters_counts_as_received_if_its_queue_stays_empty() -> None:
+    """If RabbitMQ has dropped the counters of a consumer that ended at once, `tutorial try` counts the delivered
+    message as received after finding the queue empty eight times.
     """
     seen = _seen()
     _look(seen, unacked=0, times=7)
@@ -48,16 +50,18 @@ def test_a_message_whose_counters_rabbitmq_has_lost_is_received_if_its_queue_sta
     assert seen.messages[0].receivers == ["there"]
 
 
-def test_a_message_that_its_receiver_holds_is_not_received() -> None:
-    """A message that a consumer holds unacknowledged never counts as received, however long the consumer holds it."""
+def test_an_unacknowledged_message_does_not_count_as_received() -> None:
+    """`tutorial try` does not count a message as received while a consumer holds the message unacknowledged, however
+    long that is.
+    """
     seen = _seen()
     _look(seen, unacked=1, times=30)
     assert seen.messages[0].receivers == []
 
 
-def test_a_redelivered_message_needs_an_empty_queue_for_as_long_as_the_first_delivery() -> None:
-    """After a redelivery, `tutorial try` counts anew how often it has found the queue empty, because RabbitMQ's
-    statistics are late.
+def test_after_a_redelivery_empty_queues_are_counted_from_zero() -> None:
+    """After a message is redelivered, `tutorial try` counts from zero how often it has found the queue empty, so that
+    the message does not count as received too early.
     """
     seen = _seen()
     _look(seen, unacked=0, times=7)
@@ -66,9 +70,9 @@ def test_a_redelivered_message_needs_an_empty_queue_for_as_long_as_the_first_del
     assert seen.messages[0].receivers == []
 
 
-def test_a_message_held_by_a_new_exchange_is_not_due() -> None:
-    """`tutorial try` does not say that nobody has received a delayed message while the exchange that holds it back is
-    so new that no topology has it, but says so if the next topology has no such exchange.
+def test_a_message_that_a_new_exchange_delays_is_not_called_unreceived() -> None:
+    """`tutorial try` does not say that nobody has received a message that a new exchange delays. If the next topology
+    does not list that exchange, `tutorial try` says so.
     """
     (goal,) = GOALS["delayed-messages"]
     seen = Seen()

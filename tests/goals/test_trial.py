@@ -27,7 +27,7 @@ def _depth(plain: Plain, queue: str) -> int:
     return int(plain.channel().queue_declare(queue, passive=True).method.message_count)
 
 
-def test_a_goal_that_begins_again_finds_the_broker_as_before(broker: TestBroker) -> None:
+def test_beginning_a_goal_again_deletes_what_was_made_for_it(broker: TestBroker) -> None:
     """When a learner begins a goal again, `tutorial try` deletes the queues and exchanges made for the goal, and purges
     the queues that existed before.
     """
@@ -46,9 +46,9 @@ def test_a_goal_that_begins_again_finds_the_broker_as_before(broker: TestBroker)
         assert _depth(plain, "earlier") == 0
 
 
-def test_a_learner_whose_messages_reach_another_broker_is_told_once_how_to_reach_this_one(broker: TestBroker) -> None:
-    """If no message reaches the broker of a goal, `tutorial try` prints, once for each goal, the command that makes the
-    learner's terminal use that broker.
+def test_a_learner_whose_messages_do_not_arrive_is_told_once_how_to_reach_the_broker(broker: TestBroker) -> None:
+    """If no message has reached the broker for some time, `tutorial try` prints, once for each goal, the command that
+    makes the learner's terminal use this broker.
     """
     with Trial(watched(broker, "export AMQP_URL=amqp://there"), silence=0.5) as trial:
         trial.prepare(_WAITS)
@@ -61,9 +61,9 @@ def test_a_learner_whose_messages_reach_another_broker_is_told_once_how_to_reach
         assert "No message has" in next(each for each in trial.findings(_AT_ONCE) if each is not None).text
 
 
-def test_a_learner_whose_next_message_does_not_come_is_asked_where_it_went(broker: TestBroker) -> None:
-    """If nothing happens for some time after the first messages of a goal, `tutorial try` asks whether the terminal
-    that sends uses the broker of `tutorial try`.
+def test_a_learner_whose_next_message_does_not_arrive_is_told_so(broker: TestBroker) -> None:
+    """If nothing happens for some time after the first messages of a goal, `tutorial try` says once that nothing new
+    has reached the broker.
     """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker, "export AMQP_URL=x"), silence=2) as trial:
         trial.prepare(_WAITS)
@@ -90,9 +90,9 @@ def test_messages_that_are_published_after_a_goal_do_not_count_for_the_next_one(
         assert trial.seen.messages == []
 
 
-def test_a_goal_with_a_queue_begins_once_the_queue_is_known(broker: TestBroker) -> None:
-    """Right after `tutorial try` has declared a goal's queue, also when the goal begins again, it does not say that the
-    queue is gone.
+def test_a_queue_that_was_just_declared_for_a_goal_is_not_called_gone(broker: TestBroker) -> None:
+    """When `tutorial try` begins a goal, or begins it again, it does not say that the queue it has just declared for
+    the goal is gone.
     """
     if broker.kind != "embedded":
         pytest.skip("the goal before it cannot be seen on RabbitMQ")
@@ -104,8 +104,8 @@ def test_a_goal_with_a_queue_begins_once_the_queue_is_known(broker: TestBroker) 
             assert [each for each in islice(trial.findings(_OTHER_SETTINGS), 25) if each is not None] == []
 
 
-def test_a_learner_who_has_started_a_consumer_is_not_asked_for_their_broker(broker: TestBroker) -> None:
-    """If the learner has started a consumer, `tutorial try` does not ask whether they use another broker."""
+def test_a_learner_who_has_started_a_consumer_is_not_told_that_nothing_arrives(broker: TestBroker) -> None:
+    """If the learner has started a consumer, `tutorial try` does not say that no message has reached the broker."""
     with closing(Plain(broker.url)) as plain:
         plain.consume(plain.queue("hello"))
         listed = path("consumers", broker.vhost)
@@ -119,7 +119,7 @@ def test_a_learner_who_has_started_a_consumer_is_not_asked_for_their_broker(brok
 @pytest.mark.usefixtures("no_other_firehose")
 def test_firehoses_that_are_switched_at_the_same_time_are_all_switched(broker: TestBroker) -> None:
     """If the firehoses of four virtual hosts are switched on or off at the same time, as by several `tutorial try`, all
-    are switched, although RabbitMQ may lose one of simultaneous requests.
+    four are switched, although RabbitMQ may lose one of several simultaneous requests.
     """
     api = watched(broker).find()
     with ExitStack() as ending, ThreadPoolExecutor() as threads:
@@ -134,7 +134,7 @@ def test_firehoses_that_are_switched_at_the_same_time_are_all_switched(broker: T
 
 @pytest.mark.usefixtures("no_other_firehose")
 def test_tutorial_try_switches_the_firehose_on_again(broker: TestBroker) -> None:
-    """If RabbitMQ's firehose is switched off, as by a restart, `tutorial try` switches it on again."""
+    """If RabbitMQ's firehose is switched off while `tutorial try` runs, the command switches it on again."""
     if broker.kind == "embedded":
         pytest.skip("the embedded broker reports events without the firehose")
     api = watched(broker).find()

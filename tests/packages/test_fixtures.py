@@ -14,9 +14,7 @@ LINES = [{"exchange": "", "routing_key": "jobs", "headers": {"n": n}, "body": f"
 
 
 def test_the_fixture_amqp_vhost_has_a_running_broker(amqp_vhost: Vhost) -> None:
-    """The fixture amqp_vhost runs a broker, which answers a client with an unknown protocol header by sending the
-    header of AMQP 0-9-1.
-    """
+    """The fixture amqp_vhost provides a running broker: it answers an unknown protocol header with a header of AMQP."""
     port = int(amqp_vhost.url.rpartition(":")[2].partition("/")[0])
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"AMQP\x01\x01\x00\x09")
@@ -24,7 +22,7 @@ def test_the_fixture_amqp_vhost_has_a_running_broker(amqp_vhost: Vhost) -> None:
 
 
 def test_replay_publishes_a_recording_in_order(tmp_path: Path) -> None:
-    """replay() publishes 200 recorded messages, in order, into a queue from a definitions file."""
+    """replay() publishes the 200 messages of a recording in order, to a queue that a definitions file declares."""
     definitions = tmp_path / "definitions.json"
     queue = {"name": "jobs", "vhost": "/", "durable": True, "auto_delete": False, "arguments": {}}
     definitions.write_text(json.dumps({"vhosts": [{"name": "/"}], "queues": [queue]}))
@@ -35,8 +33,10 @@ def test_replay_publishes_a_recording_in_order(tmp_path: Path) -> None:
         assert [message.headers["n"] for message in broker.queue("jobs").messages(200)] == list(range(200))
 
 
-def test_the_broker_runs_on_the_callers_event_loop() -> None:
-    """`async with EmbeddedBroker()` starts the broker on the running event loop."""
+def test_the_broker_starts_in_a_running_event_loop() -> None:
+    """In a running event loop, `async with EmbeddedBroker()` starts a broker, whose URL begins with
+    amqp://guest:guest@127.0.0.1.
+    """
 
     async def run() -> str:
         async with EmbeddedBroker() as broker:
@@ -46,9 +46,9 @@ def test_the_broker_runs_on_the_callers_event_loop() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pika") is None, reason="there is no pika")
-def test_a_fixture_of_the_test_broker_serves_pika(amqp_vhost: Vhost) -> None:
-    """With the fixture of the test broker, pika publishes and consumes; the fixture injects a nack, and reports which
-    messages were published.
+def test_the_fixture_amqp_vhost_serves_pika(amqp_vhost: Vhost) -> None:
+    """With the fixture amqp_vhost, pika can publish and get a message, pika raises NackError for an injected nack, and
+    `published()` returns the message.
     """
     import pika
     from pika.exceptions import NackError

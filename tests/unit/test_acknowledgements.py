@@ -11,8 +11,8 @@ from mqtool.message import Delivery
 
 @pytest.mark.parametrize("seed", range(5))
 def test_exactly_the_handled_deliveries_are_acknowledged(seed: int) -> None:
-    """In whatever order a consumer handles its deliveries, each handled delivery is acknowledged once, and no unhandled
-    one is.
+    """In whatever order a consumer handles deliveries, mqtool acknowledges each handled delivery once, and no unhandled
+    one.
     """
     chance, tags = random.Random(seed), AcknowledgedTags()
     unacknowledged, in_hand = set(range(1, 3000)), [*range(1, 3000)]
@@ -54,8 +54,8 @@ class Loop:
 
 
 def test_acknowledgements_are_sent_together() -> None:
-    """Acknowledgements are collected until a batch ends, a timer fires or the connection is closed, and are then sent
-    together.
+    """A consumer collects acknowledgements until a batch ends, a timer fires or the connection is closed, and then
+    sends them together.
     """
     loop, sent = Loop(), list[list[int]]()
 

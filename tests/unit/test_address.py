@@ -77,7 +77,7 @@ def test_commas_separate_the_nodes_of_a_cluster(urls: str, hosts: list[str]) -> 
      "amqp://localhost?connection_timeout=0", "amqp://localhost?colour=red"],
 )  # fmt: skip
 def test_an_invalid_url_is_a_usage_error(url: str) -> None:
-    """A URL that is not a valid AMQP URL raises UsageError."""
+    """A broker URL with another scheme, an invalid port or an unknown option, for example, raises UsageError."""
     with pytest.raises(UsageError):
         parse_addresses(url)
 
@@ -98,8 +98,8 @@ def test_percent_encoded_parts_are_decoded(user: str, password: str, vhost: str)
 @example("", "://")
 @given(st.sampled_from(["amqp://", ""]), st.text("abc:/?#@[],.% 019", max_size=12))
 def test_a_password_is_never_shown(scheme: str, rest: str) -> None:
-    """A password in a URL never appears in the printed address or in an error, even if it contains characters of URL
-    syntax.
+    """A password in a URL never appears in the printed address or in an error, even if the password contains characters
+    of URL syntax.
     """
     word = "WORD"
     try:
@@ -119,7 +119,7 @@ def test_an_address_prints_as_the_url_without_its_password() -> None:
 
 
 def test_a_tls_key_needs_its_certificate(tmp_path: Path) -> None:
-    """A TLS key without its certificate raises UsageError."""
+    """If a TLS key is given without its certificate, mqtool raises UsageError."""
     with pytest.raises(UsageError, match="needs its certificate"):
         TlsFiles(key=tmp_path / "key.pem").context()
 

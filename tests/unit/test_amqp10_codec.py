@@ -52,7 +52,7 @@ def test_a_value_is_decoded_as_it_was_encoded(value):
     assert encode(decoded) == encoded
 
 
-def test_damaged_values_raise_value_error_at_most():
+def test_damaged_values_raise_no_exception_except_value_error():
     """Decoding each of 20,000 randomly damaged AMQP 1.0 values returns a value or raises ValueError, and no other
     exception.
     """
@@ -82,8 +82,10 @@ def test_damaged_values_raise_value_error_at_most():
         b"\x73\xff\xff\xff\xff",
     ],
 )
-def test_values_with_false_lengths_raise_value_error(data):
-    """Decoding AMQP 1.0 values that are cut off, nested deeply, or claim billions of elements raises ValueError."""
+def test_truncated_or_deeply_nested_values_raise_value_error(data):
+    """Decoding an AMQP 1.0 value that is cut off, deeply nested, or claims to contain billions of elements raises
+    ValueError.
+    """
     with pytest.raises(ValueError, match=r"."):
         decode(data)
 
@@ -100,7 +102,7 @@ def map_of(*keys):
 )
 def test_map_keys_with_predictable_hashes_are_refused(key):
     """An AMQP 1.0 map with a list, map, UUID, float, described value or null as a key raises ValueError, because a
-    publisher could choose such keys so that their hashes collide and block the broker.
+    publisher could choose keys of these types so that their hashes collide and block the broker.
     """
     with pytest.raises(ValueError, match="a key of a map"):
         decode(map_of("x", key))

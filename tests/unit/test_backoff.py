@@ -9,9 +9,9 @@ from mqtool.duration import Backoff
 
 
 @given(st.integers(0, 2**32), st.floats(0.01, 5), st.floats(1, 4), st.floats(5, 60))
-def test_delays_double_up_to_the_maximum(seed: int, first: float, factor: float, longest: float) -> None:
-    """The delays between reconnection attempts double up to the maximum, and each is shortened at random by up to a
-    half.
+def test_reconnection_delays_grow_up_to_the_maximum(seed: int, first: float, factor: float, longest: float) -> None:
+    """The delays between reconnection attempts grow by a constant factor up to the maximum, and each is shortened at
+    random by up to a half.
     """
     import random
 
@@ -22,7 +22,7 @@ def test_delays_double_up_to_the_maximum(seed: int, first: float, factor: float,
         expected = min(expected * factor, longest)
 
 
-def test_the_number_of_attempts_is_limited() -> None:
+def test_the_number_of_reconnection_attempts_is_limited() -> None:
     """A client that may try to reconnect 4 times waits 4 times, and one that may not try never waits. Without a limit,
     the delays never end.
     """
@@ -31,7 +31,7 @@ def test_the_number_of_attempts_is_limited() -> None:
     assert len(list(islice(Backoff().delays(), 500))) == 500
 
 
-def test_first_delays_are_random() -> None:
+def test_first_reconnection_delays_are_random() -> None:
     """The first delays of 100 clients that lose their connections differ, so that the clients do not all reconnect at
     the same time.
     """

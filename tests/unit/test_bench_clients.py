@@ -190,8 +190,8 @@ def test_a_publisher_waits_for_the_start() -> None:
 
 
 def test_without_a_rate_messages_are_due_when_they_are_sent() -> None:
-    """Without `--rate`, a `bench` publisher fills its window of unconfirmed messages at once, and continues when
-    confirms arrive. A message is due when it is sent.
+    """Without `--rate`, a `bench` publisher fills the window of unconfirmed messages at once, and continues when
+    confirms arrive. A message is due when the publisher sends it.
     """
     client, wire = publisher(in_flight=3)
     assert client.work(wire, START + 9 * MS) == START + 9 * MS
@@ -253,8 +253,8 @@ def test_a_publisher_without_a_duration_ends_only_with_its_last_message() -> Non
 
 
 def test_a_publisher_reports_what_became_of_its_messages() -> None:
-    """A `bench` publisher reports which messages were confirmed since its last report, and how many were published,
-    refused and measured. It ignores confirms for unknown delivery tags.
+    """A `bench` publisher reports which messages were confirmed since the last report, and how many were published,
+    refused and measured. Confirms for unknown delivery tags are ignored.
     """
     client, wire = publisher(rate=1000, warm_up=0.003)
     client.work(wire, START + 9 * MS)
@@ -277,9 +277,9 @@ def test_a_publisher_reports_what_became_of_its_messages() -> None:
     assert (client.report()["confirmed"], client.measured) == ([[6, 1]], 3)
 
 
-def test_after_a_reconnection_tags_begin_again_and_numbers_go_on() -> None:
-    """After a reconnection, the delivery tags of a `bench` publisher begin at 1 again, and its message numbers
-    continue. It does not wait for the confirms of messages that were in flight.
+def test_after_a_reconnection_delivery_tags_begin_again_and_message_numbers_go_on() -> None:
+    """After a reconnection, the delivery tags of a `bench` publisher begin at 1 again, and the message numbers
+    continue. The publisher does not wait for confirms of messages that were in flight.
     """
     client, wire = publisher(in_flight=2)
     client.work(wire, START)
@@ -292,9 +292,9 @@ def test_after_a_reconnection_tags_begin_again_and_numbers_go_on() -> None:
     assert client.report()["confirmed"] == [[2, 1]]
 
 
-def test_a_publishers_messages_have_the_settings_of_the_plan() -> None:
-    """The exchange, routing key, size, expiration and persistence of `bench`'s messages are those of its options. A
-    small body has room for the time stamp.
+def test_a_publishers_messages_have_the_settings_of_the_options() -> None:
+    """The messages of a `bench` publisher have the destination, size, expiration and persistence that its options ask
+    for.
     """
     _, wire = publisher(ttl=1.5, persistent=False, sizes=(30, 30))
     ((message, stamp, persistent),) = wire.templates
@@ -310,7 +310,7 @@ def test_a_publishers_messages_have_the_settings_of_the_plan() -> None:
     assert (message.properties, persistent) == ({}, True)
 
 
-def test_the_bodies_of_the_plan_take_turns(tmp_path: Any) -> None:
+def test_the_lines_of_a_bodies_file_are_sent_in_turn(tmp_path: Any) -> None:
     """With `--bodies`, a `bench` publisher sends the lines of the file one after another, and then starts again with
     the first.
     """
@@ -322,7 +322,9 @@ def test_the_bodies_of_the_plan_take_turns(tmp_path: Any) -> None:
 
 
 def test_requests_are_measured_up_to_their_replies() -> None:
-    """With `--rpc`, a `bench` publisher asks for replies instead of confirms, and measures the time until the reply."""
+    """With `--rpc`, a `bench` publisher asks for replies instead of confirms, and measures the time from a request to
+    the reply.
+    """
     client, wire = publisher(rpc=True, in_flight=2)
     assert wire.publishing == ("logs", "key", False)
     assert wire.consuming == {"queue": "amq.rabbitmq.reply-to", "prefetch": 0, "auto": True, "offset": None}
@@ -450,7 +452,7 @@ def test_the_longest_gap_between_two_confirms_is_kept() -> None:
     assert client._gap == (7 * MS, START + 2 * MS)
 
 
-def test_counts_of_a_publisher_add_up() -> None:
+def test_a_publisher_stops_at_messages_and_adds_up_refusals() -> None:
     """A `bench` publisher sends no more messages than `--messages` says, and adds up those that the broker refused at
     different times.
     """
@@ -465,7 +467,9 @@ def test_counts_of_a_publisher_add_up() -> None:
 
 
 def test_a_publisher_with_a_rate_keeps_within_its_window() -> None:
-    """If more messages are due than its window allows, a `bench` publisher sends only as many as may be unconfirmed."""
+    """If more messages are due than the window of unconfirmed messages allows, a `bench` publisher with `--rate` sends
+    only as many as fit into the window.
+    """
     client, wire = publisher(rate=1000, in_flight=3)
     client.work(wire, START + 9 * MS)
     assert wire.numbers == [0, 1, 2]
@@ -484,7 +488,7 @@ def test_a_process_without_work_sleeps() -> None:
 
 
 def test_a_consumer_of_requests_replies_to_each() -> None:
-    """With `--rpc`, a `bench` consumer replies to each request by sending its body back to the queue in the request's
+    """With `--rpc`, a `bench` consumer replies to each request by sending the request's body back to the queue in
     reply_to.
     """
     wire = Asked(Clock())
@@ -498,7 +502,7 @@ def test_a_consumer_of_requests_replies_to_each() -> None:
 
 
 def test_a_consumer_whose_connection_is_lost_ends_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If its connection is lost at the end of the run, a `bench` consumer ends without an error."""
+    """If the connection is lost at the end of the run, a `bench` consumer ends without an error."""
 
     def lost(tags: object) -> None:
         raise ConnectionError
@@ -510,7 +514,7 @@ def test_a_consumer_whose_connection_is_lost_ends_without_an_error(monkeypatch: 
     assert wire.is_closed
 
 
-def test_each_message_is_in_one_report() -> None:
+def test_each_received_message_is_in_exactly_one_report() -> None:
     """Each message that a `bench` consumer receives is in exactly one of its reports."""
     client, wire = consumer()
     wire.take([delivery(1, 0, START)])
@@ -571,8 +575,8 @@ def test_churn_measures_each_creation_and_each_removal(
 
 
 def test_churn_without_a_rate_goes_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `--churn` and without `--rate`, `bench` creates the next queue, channel or connection as soon as it has
-    removed the previous one. It measures nothing during the warm-up.
+    """With `--churn` and without `--rate`, `bench` creates the next queue, channel or connection as soon as the
+    previous one is removed, and measures nothing during the warm-up.
     """
     clock = Clock()
     monkeypatch.setattr("time.monotonic_ns", clock)
@@ -604,7 +608,7 @@ def test_churn_without_a_rate_goes_on_at_once(monkeypatch: pytest.MonkeyPatch) -
         (ConnectionError("gone"), [{"failed": "gone", "hint": None, "exit_code": 69}]),
     ],
 )
-def test_a_process_does_its_job_or_reports_the_error(
+def test_a_bench_process_runs_in_its_role_or_reports_the_error(
     role: str,
     settings: dict[str, Any],
     kind: type[BenchClient],
@@ -612,8 +616,8 @@ def test_a_process_does_its_job_or_reports_the_error(
     told: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The role and the options decide what a process of `bench` does. If the process fails, the command gets its error,
-    hint and exit code.
+    """A process of `bench` does what its role and options say. If the process fails, it reports the error, the hint and
+    the exit code to the command.
     """
     ran, reports = _run_main(monkeypatch, job(role, 0, **settings), error)
     assert (ran, reports) == ([kind], told)

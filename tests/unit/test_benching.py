@@ -24,8 +24,8 @@ def _receive(tally: Tally, numbers: list[int], *, consumer: int = 0, redelivered
     tally.receive(consumer, 0, [(first, count, bool(marked)) for first, count, marked in runs])
 
 
-def test_lost_doubled_and_late_messages_are_counted_exactly() -> None:
-    """`bench` counts each lost, duplicate and out-of-order message among 50,000, whatever the size of the batches."""
+def test_lost_duplicate_and_late_messages_are_counted_exactly() -> None:
+    """`bench` counts each lost, duplicate and out-of-order message among 50,000 in batches of random sizes."""
     chance = random.Random(28)
     count = 50_000
     lost = set(chance.sample(range(count), 300))
@@ -121,7 +121,7 @@ def test_latencies_keep_three_significant_digits() -> None:
     assert latencies.pairs() == [(1, 2), (2047, 1), (2049, 2), (1_000_447, 1)]
 
 
-def test_a_curve_of_latencies_ends_at_all_of_them() -> None:
+def test_the_latency_curve_ends_at_100_percent() -> None:
     """Each point of `bench`'s latency curve is a latency with the percentage of messages that were not slower; the last
     one is 100 %.
     """
@@ -134,7 +134,7 @@ def test_a_curve_of_latencies_ends_at_all_of_them() -> None:
     assert one.curve() == [(100.0, 0.001)]
 
 
-def test_bars_count_the_latencies_between_their_edges() -> None:
+def test_a_latency_at_an_edge_belongs_to_the_bar_that_begins_there() -> None:
     """In `bench`'s histogram, a latency exactly at an edge belongs to the bar that begins there."""
     latencies = Latencies()
     latencies.record([each * 1000 for each in (999, 1000, 1000, 1500, 2000)])
@@ -142,7 +142,7 @@ def test_bars_count_the_latencies_between_their_edges() -> None:
 
 
 def test_equal_latencies_of_two_histograms_are_added() -> None:
-    """`bench` adds up equal latencies that it received in several reports."""
+    """`bench` adds up the counts of equal latencies from several reports."""
     latencies = Latencies([(5, 2)])
     latencies.merge([(5, 3)])
     latencies.record([5000])
@@ -193,7 +193,7 @@ def test_latencies_of_several_processes_are_merged() -> None:
         ([{"os_pid": str(os.getpid()), "mem_used": 5}, {"os_pid": "1", "mem_used": 6}], 11),
     ],
 )
-def test_the_brokers_cpu_time_may_be_unknown(nodes: list[Any], memory: int | None) -> None:
+def test_the_brokers_cpu_time_is_left_out_if_it_is_unknown(nodes: list[Any], memory: int | None) -> None:
     """`bench` reports no CPU time of the broker if a node has no statistics or there are several nodes."""
     api = Mock(Management)
     api.get.return_value = nodes

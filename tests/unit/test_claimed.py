@@ -14,8 +14,8 @@ def publish(key: Claimed[str]) -> Message:
 """
 
 
-def test_a_claim_is_returned_only_if_it_is_proven() -> None:
-    """proven() returns a claimed value if the given check accepts it, and None otherwise."""
+def test_a_claimed_value_is_returned_only_if_the_check_accepts_it() -> None:
+    """`Claimed.proven()` returns a claimed queue name if the given check accepts the name, and None otherwise."""
     claim = Claimed("payroll")
     assert claim.proven(lambda queue: queue == "payroll") == "payroll"
     assert claim.proven(lambda _: False) is None

@@ -20,8 +20,8 @@ def _results(ours: dict[str, str], theirs: dict[str, str]) -> dict[str, dict[str
 
 
 def test_each_suite_has_a_version_and_a_hash_and_pins_what_its_tests_need() -> None:
-    """Each suite in suites.toml has a final or pre-release version and a SHA-256 hash, and each of its requirements has
-    one exact version.
+    """Each suite of `make conformance` has a final or pre-release version and a SHA-256 hash in suites.toml, and each
+    requirement of the suite has one exact version.
     """
     suites = load(TABLE.read_text())
     assert suites
@@ -56,7 +56,7 @@ def test_make_conformance_fails_for_a_difference_without_a_reason() -> None:
     assert unexplained([SUITE], results) == ["x: t::sends"]
 
 
-def test_the_page_counts_outcomes_and_gives_reasons() -> None:
+def test_the_conformance_page_counts_outcomes_and_gives_reasons() -> None:
     """The conformance page shows how many of a suite's tests passed and failed on each broker, and why some fail only
     on the embedded broker.
     """

@@ -10,7 +10,7 @@ SAID = (
 )
 
 
-def test_the_consumer_timeout_is_named_with_its_length() -> None:
+def test_the_error_about_a_consumer_timeout_states_the_timeout() -> None:
     """When the consumer timeout closes a channel, the error states the timeout, the hint names its setting, and the
     channel can be reopened.
     """

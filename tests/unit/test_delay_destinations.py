@@ -30,16 +30,16 @@ _LOGS, _HELLO = Exchange("logs", "fanout"), Queue("hello", arguments={"x-queue-t
 def test_a_delayed_message_goes_where_it_would_go_without_a_delay(
     to: Exchange | Queue, exchange: str | None, key: str | None, found: Exchange | Queue
 ) -> None:
-    """A delayed message goes to the exchange and with the routing key that it names itself, or else to those of the
-    command. For the default exchange, the routing key is the name of the queue.
+    """A delayed message goes to the exchange and routing key that the message names, or else to those of the command.
+    For the default exchange, the routing key is the name of a queue.
     """
     assert Destination(to).of(Message(b"", key, exchange)) == found
 
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])
 def test_a_delayed_message_to_several_queues_is_refused(header: str) -> None:
-    """Delaying a message to a queue raises BadData if the message has a CC or BCC header, because it would reach only
-    one of its queues. To another exchange, it can be delayed.
+    """Delaying a message to a queue raises BadData if the message has a CC or BCC header, because only one of its
+    queues would get it. A message to a named exchange may have these headers.
     """
     message = Message(b"", None, None, {"headers": {header: ["a", "b"], "x": 1}})
     with pytest.raises(BadData, match="CC or BCC") as error:
@@ -90,9 +90,9 @@ def test_the_name_of_a_wait_queue_is_that_of_its_target_with_a_suffix() -> None:
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "語"])
-def test_a_long_name_is_cut_to_what_amqp_allows(letter: str) -> None:
-    """A name derived from another one has at most 255 bytes and keeps its suffix; names derived from different names
-    are different.
+def test_the_name_of_a_wait_queue_is_cut_to_255_bytes(letter: str) -> None:
+    """The name of a wait queue has at most 255 bytes and keeps its suffix, however long the target's name is; targets
+    with different names have wait queues with different names.
     """
     size = len(letter.encode())
     longest = letter * (249 // size) + "b" * (249 % size)
@@ -108,14 +108,14 @@ def test_a_long_name_is_cut_to_what_amqp_allows(letter: str) -> None:
         assert longest.startswith(name.partition("~")[0])
 
 
-def test_a_derived_name_is_the_same_in_each_version() -> None:
+def test_the_name_of_a_wait_queue_is_the_same_in_each_version() -> None:
     """The wait queue for a long queue name has the same name in each version of mqtool, because wait queues exist
     longer than the command that declared them.
     """
     assert derived_name("a" * 300, "delay") == "a" * 232 + "~8b397aa4c75429a2.delay"
 
 
-def test_a_name_that_is_not_utf_8_can_be_derived_from() -> None:
-    """The name of a wait queue can be derived from a queue name that is not valid UTF-8, whatever its length."""
+def test_a_wait_queue_can_be_named_after_a_queue_whose_name_is_not_utf_8() -> None:
+    """A queue whose name is not valid UTF-8 can have a wait queue named after it, whatever the length of the name."""
     assert derived_name("a\udcff", "delay") == "a\udcff.delay"
     assert derived_name("a\udcff" * 200, "delay").startswith("aaa")

@@ -26,9 +26,9 @@ def waited(delay: int) -> int:
 
 
 @given(delays)
-def test_a_wait_is_never_shorter_and_hardly_longer_than_the_delay(delay: int) -> None:
-    """A delayed message waits at least for its delay, and at most 25 ms or a 300th of the delay longer, whichever is
-    more.
+def test_wait_queues_hold_a_message_hardly_longer_than_the_delay(delay: int) -> None:
+    """The TTLs of the wait queues for a delay add up to at least the delay, and to at most 25 ms or a 300th of the
+    delay more, whichever is longer.
     """
     excess = waited(delay) - delay
     assert 0 <= excess < step_of(delay)
@@ -47,8 +47,8 @@ class FakeChannel:
 
 @given(delays)
 def test_a_message_expires_when_it_is_due(delay: int) -> None:
-    """A delayed message is due to the millisecond, because its own expiration ends the wait in a queue whose TTL is
-    rounded up.
+    """A delayed message in wait queues waits at most a millisecond longer than its delay, because its own expiration
+    ends the wait in a queue whose TTL is rounded up.
     """
     through = ThroughQueues(cast(Channel, FakeChannel()), Destination(to=Exchange("logs", durable=True)), print)
     place = through.place(Message(b"", "", "logs"), lambda: delay)
@@ -60,7 +60,7 @@ def test_a_message_expires_when_it_is_due(delay: int) -> None:
 
 @given(delays)
 def test_a_delay_needs_at_most_two_wait_queues(delay: int) -> None:
-    """A delay needs at most two wait queues, the longer one first, and neither expires while a message is in it."""
+    """A delay needs at most two wait queues, the longer one first, and neither expires while it holds a message."""
     waits = waits_for(delay)
     assert 1 <= len(waits) <= 2
     assert waits == sorted(waits, key=lambda wait: -wait.milliseconds)
@@ -90,7 +90,7 @@ def test_a_longer_delay_never_has_a_shorter_wait(one: int, other: int) -> None:
     assert (one > other) <= (waited(one) >= waited(other))
 
 
-def test_the_number_of_wait_queues_is_small() -> None:
+def test_all_delays_up_to_a_minute_need_only_158_wait_queues() -> None:
     """All delays up to a minute, in steps of 5 ms, need only 158 wait queues in total."""
     queues, expected = set(), {10_000: 58, 60_000: 158, 300_000: 293}
     for delay in range(5, max(expected) + 1, 5):
@@ -100,8 +100,8 @@ def test_the_number_of_wait_queues_is_small() -> None:
 
 @pytest.mark.parametrize("version", ["3.10.8", "4.0.5", "4.2.7"])
 def test_the_hint_names_the_plugin_release_for_the_broker(version: str) -> None:
-    """If the delayed message plugin is missing, the hint names its release for the RabbitMQ version, up to 4.2, and the
-    command that enables it.
+    """If the delayed message plugin is missing, the hint names the release of the plugin for the RabbitMQ version, up
+    to 4.2, and the command that enables it.
     """
     error = PluginMissing(f"RabbitMQ {version}")
     assert "is not enabled there" in str(error)
@@ -133,7 +133,7 @@ def test_a_delay_is_kept_to_the_millisecond_in_ndjson(message: Message) -> None:
     assert {"delay", "at"} & set(json.loads(line)) == {"at" if message.delay is None else "delay"}
 
 
-def test_times_without_a_zone_are_local() -> None:
+def test_times_without_a_zone_in_ndjson_are_local() -> None:
     """A time in the NDJSON field "at" without a time zone is local time."""
     due = ndjson.to_message(b'{"body": "", "at": "2030-01-31T12:00"}', "line 1").due
     assert due == time.mktime((2030, 1, 31, 12, 0, 0, 0, 0, -1))

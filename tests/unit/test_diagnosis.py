@@ -78,7 +78,7 @@ def expiring(name: str, exchange: str, key: str | None = None) -> Queue:
     return Queue(name, arguments=arguments if key is None else {**arguments, "x-dead-letter-routing-key": key})
 
 
-def test_circles_of_expiring_queues_are_reported_once() -> None:
+def test_a_cycle_of_expiring_queues_is_reported_once() -> None:
     """`doctor` reports queues that dead-letter expired messages to each other in a cycle, directly or through
     exchanges, as one problem, even among thousands of queues.
     """
@@ -119,8 +119,8 @@ def test_findings_are_sorted_by_severity_and_grouped() -> None:
 
 
 def test_nagios_is_critical_only_for_blocked_publishers() -> None:
-    """With `--format nagios`, `doctor` is critical if publishers are blocked, and warns about problems that may lose
-    messages.
+    """With `--format nagios`, `doctor` reports CRITICAL if publishers are blocked, and WARNING for problems that may
+    lose messages.
     """
     lost, blocked = Finding("no-consumer", "queue 'a'", "", ""), Finding("alarm", "node a", "has a memory alarm", "")
     assert [reports.nagios_state(found) for found in ([], [lost], [blocked, lost])] == [0, 1, 2]

@@ -23,14 +23,14 @@ class Figures:
         return left.pop(0) if len(left) > 1 else left[0]
 
 
-def test_a_row_that_takes_over_5_percent_more_has_grown() -> None:
-    """Only rows of the benchmark `felt` that take over 5 % more than on the base commit are reported as grown."""
+def test_a_command_that_takes_over_5_percent_more_has_grown() -> None:
+    """The benchmark `felt` reports only commands that take over 5 % more than on the base commit as grown."""
     base = {"send x": 100.0, "help": 100.0, "list queues": 100.0}
     assert grown(base, {"send x": 105.0, "help": 105.1, "list queues": 20.0}) == ["help"]
 
 
-def test_the_check_marks_a_row_that_has_grown() -> None:
-    """A benchmark row that is above the tolerance in every repeated count is marked GREW."""
+def test_the_check_marks_a_command_that_has_grown() -> None:
+    """The benchmark `felt` marks a command GREW if each repeated count is above the tolerance."""
     figures = Figures([100.0], [110.0])
     (line,) = check({"send x": figures}, ONE, OTHER)
     assert line.startswith("send x")
@@ -38,9 +38,9 @@ def test_the_check_marks_a_row_that_has_grown() -> None:
     assert figures.asked.count("other") == 1 + AGAIN
 
 
-def test_the_check_does_not_mark_a_row_that_was_larger_by_chance() -> None:
-    """A benchmark row that was above the tolerance once is not marked GREW if a repeated count is within the
-    tolerance.
+def test_the_check_does_not_mark_a_command_that_was_slower_by_chance() -> None:
+    """If the first count of a command is above the tolerance, but the second one within it, the benchmark `felt` does
+    not mark the command GREW.
     """
     figures = Figures([100.0], [120.0, 101.0])
     (line,) = check({"send x": figures}, ONE, OTHER)
@@ -48,16 +48,16 @@ def test_the_check_does_not_mark_a_row_that_was_larger_by_chance() -> None:
     assert figures.asked.count("other") == 2
 
 
-def test_the_check_counts_a_row_once_that_has_not_grown() -> None:
-    """A benchmark row that is within the tolerance is counted only once, which keeps CI short."""
+def test_the_check_counts_a_command_that_has_not_grown_only_once() -> None:
+    """The benchmark `felt` counts a command that is within the tolerance only once, which keeps CI short."""
     figures = Figures([100.0], [99.0])
     assert len(list(check({"help": figures}, ONE, OTHER))) == 1
     assert sorted(figures.asked) == ["one", "other"]
 
 
-def test_the_comparison_alternates() -> None:
-    """The benchmark measures base and change first in turn, so that a machine that becomes slower or faster favours
-    neither.
+def test_felt_alternates_which_checkout_it_measures_first() -> None:
+    """The benchmark `felt` alternates which of base and change it measures first, so that a machine that becomes slower
+    or faster favours neither.
     """
     figures = Figures([4.0, 2.0, 3.0], [6.0, 8.0, 4.0])
     (line,) = compare({"send x": figures}, ONE, OTHER, runs=3)
@@ -66,7 +66,7 @@ def test_the_comparison_alternates() -> None:
 
 
 def test_a_line_has_the_medians_the_minima_and_the_ratio_of_the_minima() -> None:
-    """A printed benchmark row has the medians of base and change, then the minima of both, then the ratio of the
+    """A line of the benchmark `felt` has the medians of base and change, then the minima of both, then the ratio of the
     minima.
     """
     assert row_of("help", [10, 30, 20], [5, 5, 40]).split() == ["help", "20.0", "5.0", "10.0", "5.0", "0.50x"]
@@ -76,8 +76,8 @@ def test_a_line_has_the_medians_the_minima_and_the_ratio_of_the_minima() -> None
     ("later", "mark"), [pytest.param(6.0, GREW, id="slower each time"), pytest.param(5.1, "", id="slower by chance")]
 )
 def test_a_broker_that_seems_slower_is_measured_again(monkeypatch: pytest.MonkeyPatch, later: float, mark: str) -> None:
-    """If a broker seems slower than the base's, it is measured again, and is marked GREW only if it is slower each
-    time.
+    """If a broker seems slower than at the base commit, the benchmark `felt` measures the broker again, and marks it
+    GREW only if it is slower each time.
     """
     results = [6.0, later, later, 5.0, 5.0]
 
@@ -99,8 +99,8 @@ def test_a_report_of_valgrind_without_a_summary_is_an_error() -> None:
 
 
 def test_an_installation_is_a_checkout_or_an_interpreter(tmp_path: Path) -> None:
-    """The benchmark accepts a Python interpreter or a checkout of mqtool, and refuses any other path. A checkout is run
-    by its own .venv, or by the current Python if it has none.
+    """The benchmark `felt` accepts a Python interpreter or a checkout of mqtool, and refuses any other path. A checkout
+    is run by its own .venv, or by the current Python if it has none.
     """
     with pytest.raises(SystemExit, match="neither a checkout"):
         Installation.at(tmp_path)
@@ -115,7 +115,9 @@ def test_an_installation_is_a_checkout_or_an_interpreter(tmp_path: Path) -> None
     assert Installation.at(tmp_path).python == str(own)
 
 
-def test_the_bytecode_cache_is_on_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Benchmarks ignore PYTHONDONTWRITEBYTECODE, so that they do not measure how long Python compiles mqtool."""
+def test_felt_ignores_pythondontwritebytecode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark `felt` ignores PYTHONDONTWRITEBYTECODE, so that it does not measure how long Python compiles
+    mqtool.
+    """
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     assert "PYTHONDONTWRITEBYTECODE" not in Installation.at(Path(sys.executable)).environment

@@ -62,7 +62,9 @@ def is_for_learners(path: Path) -> bool:
 
 
 def test_file_names_are_unique() -> None:
-    """Each file of mqtool has its own name, apart from commands, whose files have the names that users type."""
+    """No two files of mqtool have the same name, apart from commands, tutorials' scripts and a few listed names such as
+    routes.py.
+    """
     others = [path for path in SOURCES if not is_for_learners(path) and path.parent.name != "commands"]
     names = Counter(path.name for path in others)
     assert {name for name, count in names.items() if count > 1} <= SHARED_NAMES
@@ -79,7 +81,9 @@ def aliases(path: Path) -> Iterator[str]:
 
 
 def test_class_names_are_unique() -> None:
-    """Each public class has its own name, which no alias of a type has; the tutorials' scripts do not count."""
+    """No two public classes of mqtool have the same name, and no type alias has the name of a class; the tutorials'
+    scripts do not count.
+    """
     own = [path for path in SOURCES if not is_for_learners(path)]
     names = Counter(node.name for path in own for node in tree_of(path).body if isinstance(node, ast.ClassDef))
     assert {name for name, count in names.items() if count > 1 and not name.startswith("_")} == set()
@@ -87,7 +91,7 @@ def test_class_names_are_unique() -> None:
 
 
 def test_functions_and_classes_are_short() -> None:
-    """Each function has fewer than 60 lines, not counting its parameters, and each class at most 25 methods."""
+    """Each function of mqtool has fewer than 60 lines, not counting parameters, and each class at most 25 methods."""
     for path in SOURCES:
         for node in definitions(path):
             if isinstance(node, ast.ClassDef):
@@ -102,8 +106,8 @@ CHANNELS = {"AmqpChannel", "LinkSession", "StreamChannel"}
 
 
 def test_tutorials_name_the_type_of_their_channel() -> None:
-    """Each tutorial's functions declare the type of their channel, and no cast hides from mypy which
-    one a command calls.
+    """Each tutorial's functions declare the type of their channel, and no command that calls them hides it from mypy
+    with a cast.
     """
     asked = {
         f"{path.name}: {node.name}": ast.unparse(node.args.args[0].annotation or ast.Constant(None))
@@ -215,7 +219,7 @@ def test_no_interpreter_tricks_are_used() -> None:
     assert found == []
 
 
-def test_no_unclear_phrases() -> None:
+def test_no_text_contains_a_phrase_known_as_unclear() -> None:
     """Code, tests and documents contain none of the phrases that readers have called unclear."""
     found = [
         f"{path}:{number}: {line.strip()}"

@@ -29,9 +29,9 @@ def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
     assert not is_named_by_broker(Queue("amq.gen-1"))
 
 
-def test_a_difference_is_remembered_until_it_is_gone() -> None:
-    """A connection remembers, by kind and name, that a queue exists with other arguments, until they no longer
-    differ.
+def test_differing_arguments_are_remembered_until_they_no_longer_differ() -> None:
+    """A connection remembers that a queue exists with other arguments, and forgets it once the arguments no longer
+    differ. An exchange of that name is not affected.
     """
     journal = Journal()
     journal.set_differs(Queue("x"))

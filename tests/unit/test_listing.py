@@ -59,14 +59,14 @@ def test_plugins_of_a_node_that_has_just_started_are_listed() -> None:
         ("state~'.*'", False),
     ],
 )
-def test_a_condition_compares_columns(text: str, holds: bool) -> None:
-    """A condition on a column of a list compares numbers as numbers, and never matches a row for which the broker
+def test_a_condition_on_a_list_compares_numbers_as_numbers(text: str, holds: bool) -> None:
+    """A condition on a column of a list compares numbers as numbers, and does not match a row for which the broker
     reports no value.
     """
     assert parse(text, ROW.keys()).matches({name: each for name, each in ROW.items() if each is not None}) is holds
 
 
-def test_missing_values_are_sorted_last() -> None:
+def test_rows_without_a_value_are_sorted_last() -> None:
     """In a list, rows without a value come last in both sort directions. Rows with equal values are sorted by the next
     column, or keep their order.
     """
@@ -99,7 +99,7 @@ def test_an_unknown_column_gets_the_nearest_name_or_all_names() -> None:
         ({"b": 1, "a": [2]}, '{"a":[2],"b":1}'),
     ],
 )
-def test_values_are_printed_as_plain_text_or_json(value: Any, text: str) -> None:
+def test_the_values_of_a_list_are_printed_as_plain_text_or_json(value: Any, text: str) -> None:
     """In lists, booleans, numbers and lists of words are printed as plain text, and tables as JSON with sorted keys."""
     assert as_text(value) == text
 

@@ -51,10 +51,8 @@ def test_a_live_view_keeps_its_rows_while_the_broker_is_away() -> None:
     assert "reconnecting" not in shown(live)
 
 
-def test_keys_of_a_live_view() -> None:
-    """In a live view, Esc clears the filter, Ctrl-U empties its input, Home and End scroll, ? shows the keys, and q
-    quits.
-    """
+def test_keys_filter_scroll_and_quit_a_live_view() -> None:
+    """In a live view, keys edit and clear the filter, scroll to both ends, show the list of keys, and quit."""
     wanted: list[str] = []
 
     def fetch(_height: int, text: str) -> Frame:

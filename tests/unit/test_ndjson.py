@@ -65,8 +65,8 @@ def test_a_message_is_read_as_it_was_written(delivery: Delivery) -> None:
 
 @given(deliveries)
 def test_a_message_is_one_line_of_json(delivery: Delivery) -> None:
-    """A message is printed as one line of JSON that any JSON parser can read, with newlines in its body and headers
-    escaped.
+    """A message is printed as one line of JSON that any JSON parser can read; newlines in the message's body and
+    headers are escaped.
     """
     line = ndjson.from_delivery(delivery, NOW)
 
@@ -77,7 +77,7 @@ def test_a_message_is_one_line_of_json(delivery: Delivery) -> None:
     assert ("body" in value) != ("body_base64" in value)
 
 
-def test_a_line_has_the_documented_keys() -> None:
+def test_a_line_of_ndjson_has_the_documented_keys() -> None:
     """A line that `receive --json` prints has the documented keys in their order, and "headers" is null if the message
     has none.
     """
@@ -106,9 +106,9 @@ def test_a_line_has_the_documented_keys() -> None:
         ({"$bytes": "mine", "b": 1}, {"$bytes": "mine", "b": 1}),
     ],
 )
-def test_values_without_a_json_type_are_marked(value: object, shown: object) -> None:
+def test_header_values_without_a_json_type_are_marked(value: object, shown: object) -> None:
     """Header values without a JSON type, such as bytes and decimals, become an object with a key such as $bytes; a
-    header table that has such a key itself is wrapped in $table.
+    header table that already has one of these keys is wrapped in $table.
     """
     line = ndjson.from_delivery(Delivery(b"", "", "", "", False, {"headers": {"h": value}}, 1), NOW)
 
@@ -130,8 +130,8 @@ def test_nan_and_bytes_that_are_not_utf_8_are_valid_json() -> None:
     assert str(message.properties["headers"]["\udcff"]) == "[nan]"
 
 
-def test_only_a_body_is_needed() -> None:
-    """A line of NDJSON with only a body is valid, and sets neither exchange, routing key nor properties."""
+def test_a_line_of_ndjson_needs_only_a_body() -> None:
+    """A line of NDJSON with only a body is a valid message, without exchange, routing key, id and properties."""
     message = ndjson.to_message(b'{"body": ""}', "line 1")
 
     assert message.body == b""
@@ -177,8 +177,8 @@ def test_only_a_body_is_needed() -> None:
         ('{"version": 0, "body": ""}', '"version" that is not a number from 1: 0'),
     ],
 )
-def test_an_invalid_line_is_bad_data(line: str | bytes, says: str) -> None:
-    """An invalid line of NDJSON raises BadData, which names the line and says what is wrong with it."""
+def test_an_invalid_line_of_ndjson_is_bad_data(line: str | bytes, says: str) -> None:
+    """An invalid line of NDJSON raises BadData, which names the line and says what is wrong."""
     with pytest.raises(BadData) as caught:
         ndjson.to_message(line.encode() if isinstance(line, str) else line, "line 7")
     assert "line 7" in str(caught.value)
@@ -194,7 +194,7 @@ json_values = st.recursive(
 
 
 @given(st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()))
-def test_any_line_is_a_message_or_bad_data(line: bytes) -> None:
+def test_any_line_of_ndjson_is_a_message_or_bad_data(line: bytes) -> None:
     """Any line of bytes or JSON is read as a message or raises BadData, and no other exception."""
     with suppress(BadData):
         ndjson.to_message(line, "line 1")

@@ -50,8 +50,8 @@ def test_the_test_broker_has_all_that_it_imports() -> None:
 
 
 def test_workflows_name_actions_by_commit() -> None:
-    """Each GitHub action in CI is pinned by its commit, since a tag or branch can be moved, and a comment names its
-    release.
+    """Each GitHub action in CI is pinned by a commit, since a tag or branch can be moved, and a comment names the
+    action's release.
     """
     used = [
         line.partition("uses:")[2].strip()
@@ -173,7 +173,7 @@ def test_a_failed_installation_names_the_library(tmp_path: Path) -> None:
 
 
 def test_what_ci_installs_has_hashes() -> None:
-    """The files in .ci/requirements pin every library of constraints.txt with its hash, and name no index."""
+    """The files in .ci/requirements pin every library of constraints.txt with a hash, and name no package index."""
     files = [ROOT / ".ci" / "requirements" / f"{name}.txt" for name in ("test", "dev", "release", "mutants")]
     found: dict[str, str] = {}
     for path in files:
@@ -219,8 +219,8 @@ def test_the_image_of_mqtool_is_made_of_files_with_hashes() -> None:
 def test_an_audit_fails_only_if_a_vulnerability_is_known(
     tmp_path: Path, found: list[object] | None, code: int, said: str
 ) -> None:
-    """CI's audit fails if a library has a known vulnerability. If the index does not answer, it prints a warning about
-    what was not audited.
+    """CI's audit fails if a library has a known vulnerability. For libraries about which the index has no answer, the
+    audit only prints a warning.
     """
     if found is not None:
         (tmp_path / "found.json").write_text(json.dumps({"dependencies": found}))

@@ -77,8 +77,8 @@ def test_commands_print_through_escaping_functions() -> None:
     "character", ["\x1b", "\x9b", "\u200b", "\ufeff", "\u202e", "\u2066", "\U000e0041", "\u00ad", "\udcff"]
 )
 def test_control_and_invisible_characters_are_escaped(character: str) -> None:
-    """Control characters and invisible characters are escaped in printed text, and in printed JSON, which keeps its
-    value.
+    """mqtool escapes control characters and invisible characters in printed text, and in printed JSON without changing
+    the value.
     """
     assert output.visible(f"a{character}b") == f"a{character.encode('unicode_escape').decode()}b"
     import json

@@ -11,8 +11,8 @@ def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_a_message_is_shown_as_sent_before_it_is_shown_as_received(capsys: pytest.CaptureFixture[str]) -> None:
-    """In a play, the lines of other terminals are printed only once the sender's command has ended, so a message is
-    never shown as received before it is shown as sent.
+    """In a tutorial's play, the lines of other terminals are printed only once the sender's command has ended, so a
+    message is never shown as received before it is shown as sent.
     """
     lines = PlayLines(TypingPace(auto=True, watched=False))
     lines.opened(["sender", "receiver"])
@@ -27,7 +27,9 @@ def test_a_message_is_shown_as_sent_before_it_is_shown_as_received(capsys: pytes
 
 
 def test_client_and_server_lines_are_shown_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
-    """In a play, the lines of an RPC client and its server are shown in the order in which they were printed."""
+    """In a tutorial's play, the lines of an RPC client and its server are shown in the order in which they were
+    printed.
+    """
     lines = PlayLines(TypingPace(auto=True, watched=False))
     lines.opened(["client", "server"])
     lines.put_first(None)

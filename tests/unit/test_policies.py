@@ -21,8 +21,8 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
     return acknowledged
 
 
-def test_the_settings_choose_the_policy() -> None:
-    """Which of the four policies a consuming command uses depends on its count, prefetch and acknowledgements, and on
+def test_the_options_decide_how_a_command_consumes() -> None:
+    """Which of the four consuming policies a command uses depends on its count, prefetch and acknowledgements, and on
     whether the queue has a delivery limit.
     """
     assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
@@ -46,8 +46,8 @@ def test_automatic_acknowledgement_is_left_to_the_broker_unless_there_is_a_count
         assert policy_for(receiving, limits_deliveries=False).auto_ack is auto_ack
 
 
-def test_streaming_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
-    """A consumer without a count acknowledges after each quarter of its prefetch, or earlier if its last
+def test_a_consumer_without_a_count_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
+    """A consumer without a count acknowledges after each quarter of its prefetch, or earlier if the last
     acknowledgement is too long ago.
     """
     policy = Streaming(40)
@@ -57,14 +57,14 @@ def test_streaming_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
     assert policy.release() is None
 
 
-def test_streaming_with_a_prefetch_of_one_acknowledges_each() -> None:
+def test_a_consumer_with_a_prefetch_of_one_acknowledges_each_delivery() -> None:
     """A consumer with a prefetch of 1 acknowledges each delivery, since the next delivery arrives only after that."""
     assert handle(Streaming(1), range(1, 4)) == [1, 2, 3]
 
 
-def test_often_returned_messages_are_taken_one_by_one() -> None:
-    """Messages that were requeued 15 times or more are prefetched one by one; the full prefetch is used again from the
-    first other message on.
+def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
+    """A consumer prefetches messages that were requeued 15 times or more one by one, and uses the full prefetch again
+    from the first other message on.
     """
     policy = Cautious()
     assert (policy.prefetch, policy.taken(delivery(1, times=15)), policy.prefetch) == (1, Step.GO_ON, 1)
@@ -72,7 +72,7 @@ def test_often_returned_messages_are_taken_one_by_one() -> None:
     assert policy.taken(delivery(3)) is Step.GO_ON
 
 
-def test_a_small_count_is_taken_one_by_one() -> None:
+def test_with_a_small_count_messages_are_prefetched_one_by_one() -> None:
     """With a small count, messages are prefetched one by one, and the consumer is cancelled before the last one is
     acknowledged, so no further message is delivered.
     """
@@ -83,8 +83,8 @@ def test_a_small_count_is_taken_one_by_one() -> None:
 
 
 def test_a_large_count_withholds_the_acknowledgements_that_would_bring_too_many() -> None:
-    """With a count of 300 and a prefetch of 250, a consumer acknowledges 50 messages, so that 50 more are delivered,
-    and the other 250 only at the end, so that no 301st is.
+    """With a count of 300 and a prefetch of 250, a consumer acknowledges the first 50 messages at once and the others
+    only at the end, so that no 301st message is delivered.
     """
     policy = ExactCount(300)
     assert policy.prefetch == 250
@@ -109,9 +109,9 @@ def test_an_empty_queue_releases_withheld_acknowledgements() -> None:
     assert handle(policy, range(101, 103)) == [101, 102]
 
 
-def test_leaving_a_large_count_early_acknowledges_what_was_taken() -> None:
-    """If the caller stops a consumer before its count is reached, the withheld acknowledgements of all messages that it
-    took are sent.
+def test_stopping_before_a_large_count_acknowledges_what_was_taken() -> None:
+    """If the caller stops a consumer before the count is reached, the withheld acknowledgements of all messages taken
+    so far are sent.
     """
     policy = ExactCount(300)
     handle(policy, range(1, 101))
@@ -139,8 +139,8 @@ def test_a_caller_who_acknowledges_never_gets_more_than_the_count() -> None:
 
 
 def test_the_last_missing_messages_are_prefetched_together() -> None:
-    """When fewer messages are missing for the count than are prefetched, the consumer subscribes again, the first time
-    with a prefetch of the missing number, and later with half of it.
+    """When fewer messages are missing for the count than are prefetched, the consumer subscribes again: first with a
+    prefetch of the missing number, and later with half of the missing number.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 20)) == [Step.GO_ON] * 12
@@ -168,8 +168,8 @@ def test_after_a_lost_channel_unacknowledged_messages_count_again() -> None:
 
 
 def test_without_a_count_consuming_continues_after_each_acknowledgement() -> None:
-    """If the caller acknowledges and there is no count, the consumer never ends by itself, and mqtool acknowledges
-    nothing.
+    """If the caller acknowledges messages and there is no count, the consumer continues after each acknowledgement, and
+    mqtool itself acknowledges nothing.
     """
     policy = CallerSettles(Receiving(prefetch=0, acknowledge=False))
     assert (policy.prefetch, policy.acknowledges) == (0, False)

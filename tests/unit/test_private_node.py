@@ -33,7 +33,7 @@ class Launch:
         return [line for line in lines if line.startswith("stream.")]
 
 
-def test_a_node_listens_for_streams_if_asked_to(conf: Launch) -> None:
+def test_a_node_with_a_stream_port_listens_on_it(conf: Launch) -> None:
     """A private RabbitMQ node with a stream port listens on it and advertises it to clients."""
     assert conf(None) == []
     assert conf(6000) == [
@@ -80,8 +80,8 @@ def daemon(answers: Sequence[bytes]) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def test_epmd_is_stopped_without_its_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a private RabbitMQ node is stopped, its epmd is stopped even if the program `epmd` is not on the PATH. It is
-    asked again while it refuses, because a node is still registered.
+    """When a private RabbitMQ node is stopped, mqtool stops the node's epmd even if the program `epmd` is not on the
+    PATH, and repeats the request while epmd refuses.
     """
     monkeypatch.setenv("PATH", "")
     with daemon([b"NO", b"NO", b"OK"]) as (port, asked):
@@ -91,7 +91,9 @@ def test_epmd_is_stopped_without_its_program(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_another_program_on_the_port_of_epmd_is_left_alone() -> None:
-    """If another program listens on the port that a stopped node's epmd had, it is asked once, and not waited for."""
+    """If another program listens on the port that a stopped node's epmd had, mqtool sends the program one request, and
+    does not wait for its end.
+    """
     with daemon([b"SSH-2.0-"]) as (port, asked):
         node.stop_epmd(port)
     assert len(asked) == 1

@@ -57,7 +57,7 @@ def publisher(wire: Wire) -> Iterator[Unconfirmed]:
 
 def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Unconfirmed) -> None:
     """Receipts are returned in the order of publishing: if a message is confirmed early, its receipt waits for those of
-    the messages before it.
+    earlier messages.
     """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(3, multiple=False)
@@ -80,7 +80,7 @@ def test_a_multiple_nack_applies_to_messages_without_a_confirm(wire: Wire, publi
     assert [receipt.sequence for receipt in receipts] == [1, 2, 3]
 
 
-def test_a_returned_message_is_found_by_its_content(wire: Wire, publisher: Unconfirmed) -> None:
+def test_a_returned_message_is_matched_by_its_content(wire: Wire, publisher: Unconfirmed) -> None:
     """A basic.return, which has no delivery tag, is matched to a published message by its content; among equal
     messages, each return marks one of them.
     """
@@ -91,7 +91,9 @@ def test_a_returned_message_is_found_by_its_content(wire: Wire, publisher: Uncon
     assert [receipt.confirmation for receipt in publisher.collect()] == ["confirmed", "returned", "returned"]
 
 
-def test_a_returned_message_is_found_although_the_broker_has_added_a_header(wire: Wire, publisher: Unconfirmed) -> None:
+def test_a_returned_message_with_changed_headers_is_matched_to_the_most_similar_one(
+    wire: Wire, publisher: Unconfirmed
+) -> None:
     """If the broker has added a header to a returned message, or removed its BCC header, it is matched to the published
     message that differs from it least.
     """
@@ -153,8 +155,8 @@ def test_the_confirm_timeout_pauses_without_a_connection(wire: Wire, publisher: 
 
 
 def test_a_failure_ends_waiting_but_keeps_receipts(wire: Wire, publisher: Unconfirmed) -> None:
-    """If a connection fails, waiting for confirms raises its error, and the receipts of messages confirmed before can
-    still be collected.
+    """If a connection fails, waiting for confirms raises the connection's error, and the receipts of messages confirmed
+    before can still be collected.
     """
     wire.publish(b"1", b"2")
     publisher.on_ack(1, multiple=False)

@@ -45,7 +45,7 @@ def test_a_replay_keeps_the_recorded_gaps() -> None:
     assert dues(ReplayPace(math.inf, clock=Clock()), messages) == [0, 0, 0]
 
 
-def test_a_late_message_does_not_delay_the_next() -> None:
+def test_a_late_replayed_message_does_not_delay_the_next() -> None:
     """If a replayed message is late, the next ones are still due at their recorded distance from the first."""
     clock = Clock()
     pace = ReplayPace(clock=clock)
@@ -57,8 +57,8 @@ def test_a_late_message_does_not_delay_the_next() -> None:
 
 
 def test_a_time_that_goes_back_starts_a_new_recording() -> None:
-    """A replayed message whose timestamp is earlier than that of the message before it is due at once. If it is over a
-    second earlier, or the first of a file, later gaps count from it.
+    """A replayed message whose timestamp is earlier than that of the message before is due at once. If the timestamp is
+    over a second earlier, or the message is the first of a file, later gaps count from this message.
     """
     assert dues(ReplayPace(clock=Clock()), read(line(3), line(4), line(3.5), line(5))) == [0, 1, 1, 2]
     assert dues(ReplayPace(clock=Clock()), read(line(8), line(9), line(2), line(3))) == [0, 1, 1, 2]
@@ -97,7 +97,7 @@ def test_since_and_until_select_messages() -> None:
         read(line(), since="1s")
 
 
-def test_a_message_goes_to_its_exchange_or_queue_or_the_given_one() -> None:
+def test_a_replayed_message_goes_to_its_exchange_or_queue_unless_another_is_given() -> None:
     """A replayed message goes to the exchange, or else the queue, from which it was recorded, unless the command names
     another one. A message without either raises BadData.
     """
@@ -116,7 +116,7 @@ def test_a_message_goes_to_its_exchange_or_queue_or_the_given_one() -> None:
         place(line(exchange=None))
 
 
-def test_headers_are_dropped_and_set() -> None:
+def test_a_replay_drops_and_sets_headers() -> None:
     """A replay drops the given headers, and then sets others; the remaining headers keep their values and types."""
     given = line(headers={"x-death": [], "n": 1, "raw": {"$bytes": "AA=="}}, properties={"type": "t", "user_id": "app"})
     [message] = read(given, changes=Changes(dropped_headers=["x-death", "none"], headers={"n": 2, "replayed": True}))
@@ -124,7 +124,7 @@ def test_headers_are_dropped_and_set() -> None:
 
 
 @pytest.mark.parametrize("bad", ["yesterday", 5, "2026-13-01T00:00:00Z"])
-def test_a_bad_time_names_its_line(bad: object) -> None:
-    """An invalid timestamp in a recording raises BadData with the number of its line."""
+def test_the_error_about_an_invalid_timestamp_names_the_line(bad: object) -> None:
+    """An invalid timestamp in a recording raises BadData with the number of the line."""
     with pytest.raises(BadData, match='line 2 has a "timestamp" that is not a time'):
         read(line(1), line(timestamp=bad))

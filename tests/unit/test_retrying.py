@@ -38,8 +38,8 @@ def retrying(channel: FakeChannel, retries: int = 1) -> Retrying:
 
 
 def test_retry_returns_whether_there_is_another_attempt() -> None:
-    """retry() publishes a failed message to the wait queue and returns True, and after the last attempt publishes it to
-    the dead-letter queue and returns False.
+    """retry() publishes a failed message to the wait queue and returns True; after the last attempt, it publishes the
+    message to the dead-letter queue and returns False.
     """
     channel = FakeChannel(Confirmation.CONFIRMED, Confirmation.CONFIRMED)
     assert retrying(channel, retries=1).retry(JOB, "failed")
@@ -48,8 +48,8 @@ def test_retry_returns_whether_there_is_another_attempt() -> None:
 
 
 def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
-    """If the broker returns a message because its wait queue has expired, the queue is declared again; after three
-    returns, NotConfirmed is raised.
+    """If the broker returns a message because the wait queue has expired, retry() declares the queue again; after three
+    returns, retry() raises NotConfirmed.
     """
     channel = FakeChannel(Confirmation.RETURNED, Confirmation.CONFIRMED)
     assert retrying(channel).retry(JOB, "failed")
@@ -59,8 +59,8 @@ def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
 
 
 def test_after_a_missing_confirm_nothing_more_is_published() -> None:
-    """After a confirm did not arrive, each further retry() fails without publishing, because a late confirm would be
-    taken for that of the next message.
+    """After a confirm has not arrived, each further retry() raises NotConfirmed without publishing, because a late
+    confirm would be taken for that of the next message.
     """
     channel = FakeChannel(NotConfirmed("no answer"), Confirmation.CONFIRMED)
     ours = retrying(channel)

@@ -45,7 +45,7 @@ def maze(bound: list[Binding], others: dict[str, str | None]) -> Definitions:
 
 
 @given(bound=st.lists(bindings, max_size=12), others=alternates, start=exchanges, key=keys)
-def test_routes_are_complete_and_correct(
+def test_route_finds_the_same_queues_as_an_exhaustive_search(
     bound: list[Binding], others: dict[str, str | None], start: str, key: str
 ) -> None:
     """`route` finds the same queues as an exhaustive search, and each hop of each path follows a binding that
@@ -109,7 +109,9 @@ def test_near_misses_are_sorted_by_similarity() -> None:
 
 @given(pattern=keys, key=keys)
 def test_every_near_miss_has_a_reason(pattern: str, key: str) -> None:
-    """Each binding that `route` lists as a near miss has a reason."""
+    """For each binding that `route` lists as nearly matching a routing key, it gives a reason why the binding does not
+    match.
+    """
     route = topic_route(key, pattern)
     assert bool(route.queues) or all(miss.reason for miss in route.near_misses)
 
@@ -144,8 +146,8 @@ def test_a_misspelt_queue_is_a_near_miss() -> None:
     assert [miss.reason for miss in route.near_misses] == ["the key is 'wrok', not 'work'"]
 
 
-def test_dead_letters_in_a_circle_are_followed_once() -> None:
-    """`route` follows a cycle of dead-letter queues once, and marks them as circular."""
+def test_a_cycle_of_dead_letter_queues_is_followed_once() -> None:
+    """`route` follows a cycle of two dead-letter queues once, and marks both queues as circular."""
     queues = [
         Queue("work", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "wait"}),
         Queue("wait", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "work"}),

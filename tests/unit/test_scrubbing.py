@@ -44,8 +44,10 @@ def same_shape(before: str, after: str) -> bool:
 
 
 @given(st.lists(words, min_size=1, max_size=4))
-def test_a_word_is_replaced_by_another_of_its_shape(parts: list[str]) -> None:
-    """`scrub` replaces a word by another one of the same shape: equal words by equal ones, and no word by itself."""
+def test_a_word_is_replaced_by_another_of_the_same_shape(parts: list[str]) -> None:
+    """`scrub` replaces each word by another one with letters and digits in the same places, and equal words by equal
+    ones.
+    """
     text = "-_.@ "[len(parts)].join(parts)
     after = PSEUDONYMS.text(text)
     assert same_shape(text, after)
@@ -57,7 +59,7 @@ def test_a_word_is_replaced_by_another_of_its_shape(parts: list[str]) -> None:
 @pytest.mark.parametrize("alphabet", ["0123456789", "abcdefghijklmnopqrstuvwxyz", "äöüßéèñ"])
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_different_words_have_different_replacements(alphabet: str, length: int) -> None:
-    """`scrub` replaces different words by different ones, even if they are short."""
+    """`scrub` replaces different words by different ones, even if the words are short."""
     every = [""]
     for _ in range(length):
         every = [word + letter for word in every for letter in alphabet]
@@ -212,7 +214,7 @@ def test_an_invalid_line_raises_bad_data(bad: bytes) -> None:
 
 def test_headers_that_repeat_x_death_are_replaced() -> None:
     """`scrub` replaces the values of headers such as x-first-death-queue, because a publisher can write any value into
-    such headers.
+    these headers.
     """
     headers = {f"x-{which}-death-{what}": "Secret1" for which in ("first", "last") for what in ("queue", "reason")}
     line = scrubbed({"version": 1, "body": "", "headers": headers})

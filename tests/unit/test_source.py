@@ -45,14 +45,14 @@ def test_input_is_split_at_delimiters_however_it_arrives(given: tuple[bytes, lis
 
 @given(cut_input())
 def test_pauses_of_the_input_are_reported(given: tuple[bytes, list[bytes | None], bytes]) -> None:
-    """When the input pauses, the publisher gets None instead of a message, so that it can process confirms in the
-    meantime.
+    """When its input pauses, a publishing command gets None in place of a message, so that it can process confirms in
+    the meantime.
     """
     _, chunks, delimiter = given
     assert list(delimited(iter(chunks), delimiter)).count(None) == chunks.count(None)
 
 
-def test_a_line_is_yielded_as_soon_as_it_is_complete() -> None:
+def test_an_input_line_is_published_as_soon_as_it_is_complete() -> None:
     """A complete input line, such as one of `tail -f`, is published at once, without waiting for the next line."""
     pieces = delimited(iter([b"one\ntw", None, b"o\n"]), b"\n")
     assert next(pieces) == b"one"
@@ -74,7 +74,7 @@ def test_a_line_is_yielded_as_soon_as_it_is_complete() -> None:
         ('text:="5"', ("text", "5")),
     ],
 )
-def test_headers_are_text_or_json(text: str, key_and_value: tuple[str, object]) -> None:
+def test_the_headers_of_a_publishing_command_are_text_or_json(text: str, key_and_value: tuple[str, object]) -> None:
     """In publishing commands, -H key=text sets a header to text, and -H key:=json sets a header to a value of the JSON
     type.
     """
@@ -100,8 +100,8 @@ def test_words_are_joined_to_one_message() -> None:
 
 
 def test_options_set_headers_properties_and_persistence() -> None:
-    """A published message has the headers of -H, the properties of --property, including a message id, and with
-    --persistent the delivery mode 2.
+    """A published message has the headers that -H gives and the properties that --property gives, even a message id;
+    --persistent sets delivery mode 2.
     """
     options = MessageOptions(
         headers=[("a", 1), ("b", "x")], properties=[("message_id", "mine"), ("type", "t")], persistent=True
@@ -112,7 +112,7 @@ def test_options_set_headers_properties_and_persistence() -> None:
     assert (message.exchange, message.routing_key) == ("e", "k")
 
 
-def test_the_rest_of_a_batch_comes_before_unread_lines(tmp_path: Path) -> None:
+def test_unconfirmed_messages_are_saved_before_unread_lines(tmp_path: Path) -> None:
     """If publishing fails, --failed-to gets the messages that were not confirmed, and after them the lines that were
     not read yet.
     """
@@ -130,7 +130,7 @@ def test_the_rest_of_a_batch_comes_before_unread_lines(tmp_path: Path) -> None:
 
 
 def test_each_message_has_its_own_id() -> None:
-    """Each message gets a message id of its own, so that a duplicate after a reconnection can be recognized."""
+    """Each published message gets a message id of its own, so that a duplicate after a reconnection is recognizable."""
     ids = {only(["x"], MessageOptions()).message_id for _ in range(100)}
     assert len(ids) == 100
 
@@ -166,7 +166,7 @@ def test_a_key_from_a_pattern_is_cut_to_255_bytes() -> None:
 
 
 def test_words_and_an_input_option_cannot_be_combined() -> None:
-    """`send -l WORD` is a usage error."""
+    """`send -l WORD` raises UsageError, because -l reads messages from the input, not from the command line."""
     with pytest.raises(UsageError):
         read_messages(asked(["x"], MessageOptions(lines=True)), Addressing(), default=b"")
 

@@ -48,7 +48,7 @@ def test_an_entry_is_decoded_as_it_was_encoded(body: bytes, properties: dict[str
 @example(b"\x00Su\xa0")
 def test_an_entry_that_is_not_amqp_1_0_is_the_body(data: bytes) -> None:
     """If a stream entry is not AMQP 1.0, such as the bare bytes that RabbitMQ's Python tutorial stores, the receiver
-    gets its bytes unchanged as the body.
+    gets the entry's bytes unchanged as the body.
     """
     entry = entries.decode(data)
     if entry.body != data:  # by chance, sections
@@ -56,8 +56,8 @@ def test_an_entry_that_is_not_amqp_1_0_is_the_body(data: bytes) -> None:
 
 
 def test_an_entry_published_over_amqp_has_its_exchange_and_key() -> None:
-    """A stream entry that was published over AMQP has the exchange and routing key from RabbitMQ's annotations. Headers
-    that are tables are not stored.
+    """A stream entry that was published over AMQP 0-9-1 has the exchange and routing key of RabbitMQ's annotations.
+    Headers that are tables are not stored.
     """
     annotations = {"x-exchange": "logs", "x-routing-key": "kern.error"}
     stored = section(0x72, entries._map(annotations, key=0xA3)) + entries.encode(Message(b"body"))
@@ -104,8 +104,8 @@ def test_a_batch_is_read_as_its_messages(compression: int) -> None:
 
 @pytest.mark.parametrize("compression", range(5))
 def test_a_batch_larger_than_it_claims_is_skipped(compression: int) -> None:
-    """A reader skips a sub-entry batch that is larger than it claims, since 100 compressed bytes could become
-    gigabytes.
+    """A stream reader skips a sub-entry batch that unpacks to more bytes than the batch claims, since 100 compressed
+    bytes could become gigabytes.
     """
     chunk = batch_of(compressed(compression, bytes(1_000_000)), compression, size=100)
     assert [*entries.chunk_entries(chunk)] == [
@@ -124,8 +124,8 @@ def test_a_batch_larger_than_it_claims_is_skipped(compression: int) -> None:
     ],
 )
 def test_an_unreadable_batch_is_skipped_with_its_offsets(chunk: entries.Chunk, reason: str) -> None:
-    """A reader skips a sub-entry batch that is damaged or has an unknown compression, counts its offsets, and reports
-    the reason.
+    """A stream reader skips a sub-entry batch that is damaged or has an unknown compression, counts the batch's
+    offsets, and reports the reason.
     """
     [skipped] = entries.chunk_entries(chunk)
     assert isinstance(skipped, entries.Skipped)
@@ -139,7 +139,7 @@ def test_a_damaged_chunk_is_an_error() -> None:
         entries.parse_chunk(chunk_of(b"one", damaged=True))
 
 
-def test_offsets_can_be_names_numbers_times_and_ages() -> None:
+def test_an_offset_can_be_a_name_a_number_a_time_or_an_age() -> None:
     """A stream offset can be a name such as first, a number, a time, or an age such as 5m; anything else raises
     ValueError.
     """
@@ -155,7 +155,7 @@ def test_offsets_can_be_names_numbers_times_and_ages() -> None:
             parse_offset(wrong)
 
 
-def test_a_key_selects_the_partition_that_other_clients_select() -> None:
+def test_a_routing_key_selects_the_same_partition_as_in_other_clients() -> None:
     """mqtool publishes a routing key to the same partition of a super stream as RabbitMQ's own clients do."""
     places = {2: 0, 5: 0, 7: 0, 9: 0, 1: 1, 3: 1, 8: 1, 88: 1, 4: 2, 6: 2, 10: 2}
     assert {number: partition_of(f"hello{number}", 3) for number in places} == places

@@ -25,7 +25,7 @@ from mqtool.inspection.queue_details import ReaderOffsets, reader_findings
     ],
     ids=["falls behind", "catches up", "a few", "none stored", "misses some", "misses none"],
 )
-def test_readers_that_fall_behind_or_miss_messages_are_reported(
+def test_stream_consumers_that_fall_behind_or_miss_messages_are_reported(
     before: ReaderOffsets, now: ReaderOffsets, found: str | None
 ) -> None:
     """`doctor` reports a stream consumer that falls far behind, or whose unread messages were deleted by retention."""

@@ -32,7 +32,7 @@ values = some.recursive(scalars, lambda inner: some.lists(inner) | some.dictiona
 @settings(max_examples=40, deadline=None)
 @given(some.dictionaries(names, values, max_size=5))
 def test_a_table_is_decoded_as_it_was_encoded(table: dict[str, object]) -> None:
-    """After encoding and decoding, a field table is the same, with AMQP types nested in any way."""
+    """After encoding and decoding, a field table has the same values, with AMQP types nested in any way."""
     encoded = CLIENT.encode_table(table)
 
     assert CLIENT.decode_table(encoded) == (table, len(encoded))

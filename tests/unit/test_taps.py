@@ -15,8 +15,8 @@ def lot(*bodies: str) -> list[Delivery]:
 
 
 def test_a_full_buffer_drops_the_oldest_messages_and_counts_them() -> None:
-    """If its reader is slow, a tap drops the oldest messages from its full buffer and counts them, but keeps a batch
-    whole that is larger than the buffer.
+    """If its reader is slow, a tap drops the oldest messages from its full buffer and counts them; a batch that is
+    larger than the buffer is kept whole.
     """
     buffer = Buffer(3)
     buffer.put(lot("1", "2"))

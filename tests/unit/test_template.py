@@ -42,7 +42,7 @@ def render(template: str) -> bytes:
         ("", b""),
     ],
 )
-def test_placeholders_are_filled_once(template: str, text: bytes) -> None:
+def test_placeholders_of_format_are_filled_once(template: str, text: bytes) -> None:
     """The placeholders and escapes of --format are replaced once: a body that contains a placeholder is printed
     unchanged, byte for byte.
     """

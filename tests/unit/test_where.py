@@ -94,8 +94,8 @@ RECORD = where.of_delivery(DELIVERY)
         "  queue=audit  ",
     ],
 )
-def test_conditions_that_match(text: str) -> None:
-    """Each of these `--where` conditions on fields, headers, properties or the body selects the test message."""
+def test_a_true_condition_selects_the_message(text: str) -> None:
+    """A `--where` condition that is true for a message's fields, headers, properties or body selects the message."""
     assert where.parse(text).matches(RECORD)
 
 
@@ -129,9 +129,9 @@ def test_conditions_that_match(text: str) -> None:
         "queue=audit and not exchange=logs",
     ],
 )
-def test_conditions_that_do_not_match(text: str) -> None:
-    """Each of these `--where` conditions, most of them on a missing value or a value of another type, does not select
-    the test message.
+def test_a_false_condition_does_not_select_the_message(text: str) -> None:
+    """A `--where` condition that is false for a message, for example because a value is missing or of another type,
+    does not select the message.
     """
     assert not where.parse(text).matches(RECORD)
 
@@ -192,8 +192,8 @@ def test_an_invalid_condition_is_explained(text: str, message: str, hint: str) -
     assert (error.value.text, error.value.hint) == (text, hint)
 
 
-def test_the_error_about_a_word_between_parentheses_is_at_that_word() -> None:
-    """The error about a missing `and` in a `--where` condition points at the word before which it is missing, not at
+def test_the_error_about_a_missing_and_points_at_the_word_after_it() -> None:
+    """The error about a missing `and` in a `--where` condition points at the word before which `and` is missing, not at
     the parenthesis.
     """
     with pytest.raises(BadExpression) as error:
@@ -261,8 +261,8 @@ def test_a_timestamp_without_a_zone_is_in_utc() -> None:
 
 
 def test_each_attribute_of_a_delivery_can_be_tested() -> None:
-    """A `--where` condition may test a delivery's exchange, routing key, queue, redelivery, headers, properties, body
-    and time of arrival, in UTC.
+    """A `--where` condition may test every attribute of a delivery, from exchange to body, and the time of arrival in
+    UTC.
     """
     delivery = Delivery(
         b"b", "ex", "rk", "q", redelivered=True, properties={"headers": {"h": 1}, "type": "t"}, delivery_tag=1
@@ -307,9 +307,9 @@ def test_a_condition_knows_its_text_and_its_fields() -> None:
 
 
 @pytest.mark.parametrize("value", ["'X'", "X-1", '"a" or queue="X"'])
-def test_values_may_be_quoted_several_times(value: str) -> None:
-    """In a `--where` condition, a quoted value ends at the next quote of the same kind, and a value may begin with any
-    letter without quotes.
+def test_a_quoted_value_ends_at_the_next_quote(value: str) -> None:
+    """In a `--where` condition, a quoted value ends at the next quote of the same kind, and a value without quotes may
+    begin with any letter.
     """
     record = {"queue": "X-1" if value == "X-1" else "X"}
     assert where.parse(f"queue={value}").matches(record)
@@ -349,8 +349,8 @@ def test_a_condition_tests_a_message_to_be_published() -> None:
 
 
 def test_a_condition_on_a_list_may_name_only_its_columns() -> None:
-    """A condition on a list raises BadExpression if it names a field that is not a column of the list; if the columns
-    are unknown, it may name any field.
+    """A condition on a list raises BadExpression if it names a field that is not a column of the list. If the columns
+    are unknown, a condition may name any field.
     """
     columns = frozenset({"name", "messages_ready"})
     assert where.parse("messages-ready>0", columns).matches({"name": "q", "messages_ready": 1})

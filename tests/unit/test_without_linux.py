@@ -164,8 +164,10 @@ class MacPipe:
             self.reader = -1
 
 
-def test_receive_waits_for_its_reader_where_fionread_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a pipe on macOS, mqtool waits until the reader has read a message, although FIONREAD does not count it."""
+def test_on_macos_receive_waits_until_the_reader_has_read_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS, where FIONREAD does not count unread bytes at the writing end of a pipe, mqtool still waits until the
+    reader has read a message.
+    """
     pipe = MacPipe(monkeypatch)
     os.write(pipe.writer, b"one\n")
     waiting = threading.Thread(target=delivery_writer._wait_until_taken)
@@ -178,9 +180,9 @@ def test_receive_waits_for_its_reader_where_fionread_does_not_count(monkeypatch:
     delivery_writer._wait_until_taken()
 
 
-def test_receive_knows_that_its_reader_has_left_where_fionread_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a pipe on macOS, a message counts as not read if the reader left before mqtool saw that it had read the
-    message.
+def test_on_macos_receive_notices_that_the_reader_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS, if the reader closes the pipe before it has read a message, mqtool raises ReaderGone instead of
+    counting the message as read.
     """
     pipe = MacPipe(monkeypatch)
     os.write(pipe.writer, b"one\n")

@@ -104,8 +104,8 @@ def test_tables_and_arrays_are_dropped_from_the_headers_as_rabbitmq_does() -> No
     ],
 )
 def test_an_id_that_is_not_a_string_has_its_type_in_a_header(identifier: bytes, message_id: str, kind: str) -> None:
-    """A message id of type uuid, ulong or binary is delivered over AMQP 0-9-1 as text, with its type in the header
-    x-message-id-type.
+    """A message id of type uuid, ulong or binary is delivered over AMQP 0-9-1 as text, with the type of the id in the
+    header x-message-id-type.
     """
     found = decode(b"\x00Ss\xc0" + bytes((len(identifier) + 1, 1)) + identifier + b"\x00Su\xa0\x01x")
 
@@ -149,7 +149,7 @@ def test_bytes_that_are_not_amqp_1_0_are_the_body() -> None:
 
 
 def test_deeply_nested_values_are_the_body() -> None:
-    """A stream entry of 100,000 nested values is delivered with all its bytes as the body, without an error."""
+    """A stream entry of 100,000 nested values is delivered with all the entry's bytes as the body, without an error."""
     nested = b"\x00" * 100_000
 
     assert decode(nested).body == nested

@@ -87,10 +87,8 @@ def _frame(code: int, *fields: object, kind: int = 0) -> bytes:
 
 
 def test_messages_are_sent_after_the_reply_to_attach() -> None:
-    """If a client sends attach and its first credit in one write, the broker sends the reply to attach first, and the
-    messages in a second write.
-
-    As in RabbitMQ, whose rabbit_amqp_session gets messages from the queue's process only after it has sent its reply.
+    """If a client sends attach and the first credit in one write, the broker, like RabbitMQ, sends the reply to attach
+    first, and the messages in a second write.
     """
 
     async def writes() -> list[list[int]]:

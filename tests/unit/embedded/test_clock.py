@@ -6,8 +6,8 @@ from mqtool.broker.embedded.model.clock import LoopClock
 
 
 def test_every_client_gets_a_turn_while_all_are_busy() -> None:
-    """If 100 clients have always something to do for 1 ms, none of them is served 40 times before each has been
-    served.
+    """If each of 100 clients always has 1 ms of work for the broker, every client is served before any client has been
+    served 40 times.
     """
     served = [0] * 100
 

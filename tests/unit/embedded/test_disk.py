@@ -23,7 +23,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_on_macos_a_sync_waits_for_the_drive(asked: list[str], tmp_path: Path) -> None:
-    """On macOS, files and directories are synced with F_FULLFSYNC: fsync() would leave data in the drive's memory."""
+    """On macOS, the broker syncs files and directories with F_FULLFSYNC, because fsync() would leave data in the
+    drive's memory.
+    """
     with (tmp_path / "log").open("wb") as file:
         disk.DISK.sync(file.fileno(), tmp_path / "log")
     disk.DISK.sync_directory(tmp_path)

@@ -56,7 +56,7 @@ def test_a_table_is_decoded_as_it_was_encoded(table: ft.Table) -> None:
 
 
 @given(data=st.binary(max_size=60))
-def test_random_bytes_are_a_table_or_a_value_error(data: bytes) -> None:
+def test_random_bytes_decode_to_a_table_or_raise_value_error(data: bytes) -> None:
     """Decoding random bytes as a field table returns a table or raises ValueError."""
     try:
         table, end = ft.decode_table(len(data).to_bytes(4) + data)
@@ -83,7 +83,7 @@ def test_an_address_is_parsed_as_it_was_encoded(exchange: str, key: str) -> None
 
 
 @given(data=st.binary(max_size=60))
-def test_random_bytes_are_a_content_header_or_a_value_error(data: bytes) -> None:
+def test_random_bytes_decode_to_a_content_header_or_raise_value_error(data: bytes) -> None:
     """Decoding random bytes as a content header raises ValueError, or returns properties that encode to the
     same bytes.
     """

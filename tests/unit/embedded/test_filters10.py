@@ -55,8 +55,8 @@ _MESSAGE = parse(
         "UTC() % 1 = 0", "UTC() > 1700000000000",
     ],
 )  # fmt: skip
-def test_sql_expressions_that_match(expression: str) -> None:
-    """Each of these SQL filter expressions selects the test message, as in RabbitMQ 4.3."""
+def test_a_true_sql_filter_selects_the_message(expression: str) -> None:
+    """An SQL filter that is true for a message selects the message, as in RabbitMQ 4.3."""
     assert compile_sql(expression)(FilteredMessage(_MESSAGE))
 
 
@@ -71,8 +71,10 @@ def test_sql_expressions_that_match(expression: str) -> None:
         "size + missing = 5", "-colour = 5", "colour < colour", "colour NOT IN (colour)",
     ],
 )  # fmt: skip
-def test_sql_expressions_that_do_not_match(expression: str) -> None:
-    """Each of these SQL filter expressions is false or unknown for the test message, so the message is not selected."""
+def test_a_false_or_unknown_sql_filter_does_not_select_the_message(expression: str) -> None:
+    """An SQL filter that is false or unknown for a message, for example because a property is missing, does not select
+    the message.
+    """
     assert not compile_sql(expression)(FilteredMessage(_MESSAGE))
 
 
@@ -86,8 +88,8 @@ def test_sql_expressions_that_do_not_match(expression: str) -> None:
         "(" * 150 + "TRUE" + ")" * 150, "size = 0xabc", "exists", "NaN = 1", "[a\tb] = 1",
     ],
 )  # fmt: skip
-def test_invalid_sql_expressions_are_refused(expression: str) -> None:
-    """Each of these invalid SQL filter expressions raises ValueError."""
+def test_an_invalid_sql_filter_is_refused(expression: str) -> None:
+    """An SQL filter with a syntax error, an unknown property, or over 4,096 characters raises ValueError."""
     with pytest.raises(ValueError):  # noqa: PT011 - the texts are for logs
         compile_sql(expression)
 
@@ -117,8 +119,12 @@ def _parsed(wanted: Map, like: Like = Like.V4_3) -> LinkFilters:
         (_APPLICATION_FIELDS, {"missing": None}, False),
     ],
 )
-def test_property_filters_select_messages(descriptor: Any10, wanted: Map, chosen: bool) -> None:
-    """A filter on properties or application properties selects the same messages as in RabbitMQ 4.3."""
+def test_property_filters_select_messages_by_value_prefix_or_suffix(
+    descriptor: Any10, wanted: Map, chosen: bool
+) -> None:
+    """A filter on properties or application properties selects messages by equal values, or by a prefix or suffix of a
+    text, as in RabbitMQ 4.3.
+    """
     filters = _parsed({Symbol("any"): Described(descriptor, wanted)})
     assert filters.effective == {"any": Described(descriptor, wanted)}
     assert filters.selector(_MESSAGE) is chosen
@@ -186,7 +192,7 @@ def test_a_broker_like_4_0_has_only_stream_filters() -> None:
     assert (list(filters.effective or {}), filters.selector(_MESSAGE)) == (["o"], True)
 
 
-def test_like_matches_like_the_equivalent_regular_expression() -> None:
+def test_like_patterns_match_the_same_texts_as_regular_expressions() -> None:
     """20,000 random LIKE patterns match the same texts as the equivalent regular expressions."""
     chosen = random.Random(41)
     for _ in range(20_000):
@@ -206,8 +212,8 @@ def test_like_matches_like_the_equivalent_regular_expression() -> None:
     ("pattern", "text"),
     [("%a_b%", "aaxb"), ("%a_b", "aaaxb"), ("a%bb%c", "abbc"), ("%_%", "x"), ("%_a%_b%", "xaxb"), ("_%_", "ab")],
 )
-def test_like_finds_a_part_at_the_next_place_that_fits(pattern: str, text: str) -> None:
-    """A LIKE pattern matches a text even if one of its parts begins to match too early: 'aaxb' is LIKE '%a_b%'."""
+def test_a_like_pattern_matches_even_if_a_part_first_matches_too_early(pattern: str, text: str) -> None:
+    """A LIKE pattern matches a text even if a part of the pattern first matches too early: 'aaxb' is LIKE '%a_b%'."""
     assert LikePattern(pattern).matches(text, lambda _: None)
 
 

@@ -65,8 +65,8 @@ _QUEUE = {
 
 
 def test_a_queue_is_declared_read_purged_and_deleted_over_amqp_1_0(client: _Client) -> None:
-    """Over AMQP 1.0, declaring a new queue returns 201, and an existing one 200. Reading, purging and deleting a queue
-    return 200; reading or purging a missing queue returns 404, and deleting one 200.
+    """Over AMQP 1.0, declaring a new queue returns 201, and later requests for the queue 200. Once the queue is
+    deleted, reading or purging it returns 404, and deleting it again 200.
     """
     assert client("PUT", "/queues/q", {}) == (201, _QUEUE)
     assert client("PUT", "/queues/q", {"durable": True, "arguments": {}}) == (200, _QUEUE)
@@ -78,8 +78,10 @@ def test_a_queue_is_declared_read_purged_and_deleted_over_amqp_1_0(client: _Clie
     assert client("DELETE", "/queues/q/messages") == (404, "no queue 'q' in vhost '/'")
 
 
-def test_the_type_and_the_arguments_of_a_queue_are_kept(client: _Client) -> None:
-    """A queue declared over AMQP 1.0 has the decoded name, the queue type, and the arguments with their AMQP types."""
+def test_a_queue_has_the_name_type_and_arguments_of_its_declaration(client: _Client) -> None:
+    """A queue declared over AMQP 1.0 with a percent-encoded name has the decoded name, the requested queue type, and
+    the arguments with their AMQP types.
+    """
     arguments = {"x-queue-type": "quorum", Symbol("x-max-length"): UInt32(5)}
     _, queue = client("PUT", "/queues/a%2Fb%20%C3%A9", {"arguments": arguments})
     assert (queue["name"], queue["type"]) == ("a/b é", "quorum")
@@ -87,7 +89,7 @@ def test_the_type_and_the_arguments_of_a_queue_are_kept(client: _Client) -> None
     assert type(queue["arguments"]["x-max-length"]) is UInt32
 
 
-def test_an_exclusive_queue_belongs_to_the_connection(client: _Client) -> None:
+def test_an_exclusive_queue_cannot_be_used_by_another_connection(client: _Client) -> None:
     """Over AMQP 1.0, declaring, purging, binding or deleting another connection's exclusive queue returns 400 with
     RabbitMQ's text.
     """
@@ -201,7 +203,7 @@ def test_a_stream_cannot_be_purged(client: _Client) -> None:
     assert client("DELETE", "/queues/s/messages") == (400, "purge not supported by queue 's' in vhost '/'")
 
 
-def test_the_queue_limit_of_a_virtual_host_applies(client: _Client) -> None:
+def test_a_queue_beyond_the_limit_of_a_virtual_host_is_refused(client: _Client) -> None:
     """Declaring a queue over AMQP 1.0 in a virtual host with max-queues 0 returns 403."""
     client.broker.limit_vhost(client.vhost, {"max-queues": 0})
     assert client("PUT", "/queues/q", {}) == (
@@ -300,10 +302,8 @@ def test_a_missing_permission_ends_the_session(
     assert (refused.value.code, refused.value.what) == (403, f"{missing} in vhost '/' refused for user 'guest'")
 
 
-def test_a_user_with_any_permission_can_read_a_queue(client: _Client) -> None:
-    """A user with any one of the permissions configure, write and read on a queue can get the queue's description over
-    AMQP 1.0.
-    """
+def test_a_user_with_only_read_permission_can_get_a_queues_description(client: _Client) -> None:
+    """A user with only the permission read on a queue can get the queue's description over AMQP 1.0."""
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", Permissions("^$", "^$", "q"))
     assert client("GET", "/queues/q")[0] == 200

@@ -8,9 +8,9 @@ from mqtool.broker.embedded.http import _listed
 from mqtool.broker.embedded.http.route_table import Listed
 
 
-def test_only_the_requested_page_is_described() -> None:
-    """If a client of the management API requests one page of three of 1,000 queues, the broker collects the data of
-    those three only.
+def test_only_the_queues_of_the_requested_page_are_described() -> None:
+    """If a client of the management API requests a page of three queues out of 1,000, the broker collects the data of
+    those three queues only.
     """
     queues = [SimpleNamespace(vhost="/", name=f"q{number:03}") for number in reversed(range(1000))]
     described: list[str] = []

@@ -49,7 +49,9 @@ def refusal(
 @pytest.mark.parametrize("what", ["configure", "write", "read"])
 @pytest.mark.parametrize("kind", ["queue", "exchange"])
 def test_a_permission_is_for_one_kind_of_access(what: str, kind: str) -> None:
-    """The permissions configure, write and read are independent; if one is missing, the broker's error names it."""
+    """The permissions configure, write and read are independent; if one is missing, the broker's error names the
+    missing one.
+    """
     granted = Permissions(**{"configure": "", "write": "", "read": "", what: "^mine"})
     assert refusal(lambda rights: rights.check(what, kind, "mine"), granted) == ""
     said = f"{what} access to {kind} 'yours' in vhost '/' refused for user 'ann'"
@@ -179,12 +181,12 @@ def test_carbon_copies_need_topic_permissions_too(headers: dict[str, Any], is_re
         (Permissions("^new$", "", ""), 5, False, None),
     ],
 )
-def test_a_declaration_needs_permissions_for_where_its_messages_go(
+def test_a_declaration_needs_permissions_for_the_exchange_it_names(
     kind: str, argument: str, permissions: Permissions, leads_to: Any, exists: bool, missing: tuple[str, str] | None
 ) -> None:
-    """To declare a new queue with a dead-letter exchange, or a new exchange with an alternate exchange, a user needs
-    read on the new one, and write on the exchange that its argument names. To declare one that exists, `configure` is
-    enough.
+    """To declare a new queue with a dead-letter exchange, or a new exchange with an alternate exchange, a user also
+    needs read on the new one, and write on the exchange that the argument names. To declare an existing one, configure
+    is enough.
     """
 
     def ask(rights: Rights) -> None:
@@ -229,7 +231,7 @@ def test_a_binding_needs_write_to_its_destination_and_read_from_its_source(
 @pytest.mark.parametrize(
     "algorithm", ["rabbit_password_hashing_sha256", "rabbit_password_hashing_sha512", "rabbit_password_hashing_md5"]
 )
-def test_a_password_is_checked_by_the_algorithm_of_its_user(algorithm: str) -> None:
+def test_a_password_is_checked_with_the_hashing_algorithm_of_its_user(algorithm: str) -> None:
     """A password is checked with the hashing algorithm stored for the user, so a hash made by another algorithm lets
     nobody log in. A user for whom no password is stored cannot log in with one.
     """

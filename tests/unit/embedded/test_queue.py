@@ -130,7 +130,7 @@ def bodies(queue: BrokerQueue) -> list[bytes]:
 
 
 @given(actions=st.lists(st.sampled_from(["publish", "take", "return newest", "return oldest", "ack"]), max_size=60))
-def test_requeued_messages_take_their_old_place(actions: list[str]) -> None:
+def test_requeued_messages_return_to_their_original_position(actions: list[str]) -> None:
     """Requeued messages return to their original position: after any sequence of publish, get, requeue and ack, the
     ready messages are in the order of publishing.
     """
@@ -156,7 +156,7 @@ def test_requeued_messages_take_their_old_place(actions: list[str]) -> None:
         assert queue.unacked == len(taken)
 
 
-def test_memory_is_freed_however_messages_leave(vhost: VirtualHost, ledger: Ledger) -> None:
+def test_memory_is_freed_however_messages_leave_a_queue(vhost: VirtualHost, ledger: Ledger) -> None:
     """Once all messages have left a queue, whether by max-length, acknowledgement, deletion of the queue or requeuing
     to a deleted queue, the broker counts 0 bytes of memory for them.
     """
@@ -248,9 +248,9 @@ def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
     assert [entry.message.body for entry in low.got] == [b"3"]
 
 
-def test_busy_consumers_cost_nothing_until_they_can_take_messages_again(vhost: VirtualHost) -> None:
-    """A queue with 100 consumers that have used up their prefetch does not ask them again for each message that arrives
-    or each consumer that is cancelled. Once one of them can take messages again, it gets the next message.
+def test_a_queue_does_not_ask_busy_consumers_until_they_can_take_messages_again(vhost: VirtualHost) -> None:
+    """A queue does not ask 100 consumers that have used up their prefetch again for each message that arrives or each
+    consumer that is cancelled. Once one of them can take messages again, it gets the next message.
     """
     queue = add_queue(vhost)
     consumers = [FakeConsumer(room=1, queue=queue, priority=number % 50) for number in range(100)]
@@ -284,7 +284,7 @@ def test_deleting_a_queue_cancels_consumers_and_removes_bindings(vhost: VirtualH
 
 
 def test_a_delayed_exchange_releases_messages_in_time(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A delayed exchange releases each message when the message's own delay has passed, and deleting the exchange
+    """A delayed exchange releases each message when the delay of that message has passed. Deleting the exchange
     discards the messages that still wait.
     """
     queue = add_queue(vhost)
@@ -318,7 +318,7 @@ class BusyClock(FakeClock):
 
 
 @pytest.mark.parametrize("how", ["delayed", "dead-lettered"])
-def test_many_messages_that_move_at_once_move_in_turns_and_in_order(ledger: Ledger, how: str) -> None:
+def test_many_messages_that_are_due_at_once_move_in_turns_and_in_order(ledger: Ledger, how: str) -> None:
     """If many messages become due or are dead-lettered at the same time, the broker publishes a few of them in each
     turn of the event loop, in order, so that other clients do not wait.
     """
@@ -348,7 +348,7 @@ def test_many_messages_that_move_at_once_move_in_turns_and_in_order(ledger: Ledg
     assert bodies(target) == [b"%d" % number for number in range(50)]
 
 
-def test_with_at_least_once_a_dead_letter_waits_for_its_queue(
+def test_with_at_least_once_a_dead_letter_is_kept_until_a_queue_accepts_it(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
     """With the dead-letter strategy at-least-once, a dead letter whose target queue is missing or full is kept, and
@@ -381,8 +381,10 @@ def test_with_at_least_once_a_dead_letter_waits_for_its_queue(
 HOUR = 3_600_000
 
 
-def test_a_message_from_the_future_expires_after_its_ttl(vhost: VirtualHost, clock: FakeClock, ledger: Ledger) -> None:
-    """If a message was published while the clock was ahead, and the broker restarts with the right time, the message
+def test_a_message_published_while_the_clock_was_ahead_expires_after_its_ttl(
+    vhost: VirtualHost, clock: FakeClock, ledger: Ledger
+) -> None:
+    """If a message was published while the clock was ahead, and the broker restarts with a correct clock, the message
     expires once its TTL has passed since the restart.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
@@ -393,9 +395,9 @@ def test_a_message_from_the_future_expires_after_its_ttl(vhost: VirtualHost, clo
     assert len(queue) == 0
 
 
-def test_a_paged_out_message_from_the_future_expires_after_its_ttl(tmp_path: Path) -> None:
-    """If messages were published while the clock was ahead, and are paged out as the broker restarts with the right
-    time, they expire once their TTL has passed since then, even if the broker restarts again.
+def test_a_paged_out_message_published_while_the_clock_was_ahead_expires_after_its_ttl(tmp_path: Path) -> None:
+    """If messages were published while the clock was ahead, and the broker restarts with a correct clock and pages them
+    out, they expire once their TTL has passed since that restart, even if the broker restarts again.
     """
 
     def started(clock: FakeClock) -> tuple[Storage, VirtualHost]:
@@ -442,10 +444,10 @@ def started_in(directory: Path, clock: FakeClock, disk: Disk) -> tuple[Storage, 
 
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
-def test_a_full_disk_loses_and_doubles_no_dead_letter_for_a_stream(tmp_path: Path, end: str) -> None:
-    """If the disk is full when a message is dead-lettered to a stream and a queue, and the broker is then killed or
-    stopped, the message is still in its first queue after the restart. Once the disk has space, it is dead-lettered to
-    both.
+def test_a_full_disk_neither_loses_nor_duplicates_a_dead_letter_for_a_stream(tmp_path: Path, end: str) -> None:
+    """If the disk is full when a message is dead-lettered to a stream and a queue, and the broker is killed or stopped,
+    the message is in its first queue after the restart. Once the disk has space, the message is dead-lettered to the
+    stream and the queue, once each.
     """
     directory, copy = tmp_path / "data", tmp_path / "copy"
 
@@ -485,10 +487,10 @@ def test_a_full_disk_loses_and_doubles_no_dead_letter_for_a_stream(tmp_path: Pat
     asyncio.run(run())
 
 
-def test_a_delayed_message_from_the_future_is_released_after_its_delay(
+def test_a_delayed_message_published_while_the_clock_was_ahead_is_released_after_its_delay(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """If a delayed message was published while the clock was ahead, and the broker restarts with the right time, the
+    """If a delayed message was published while the clock was ahead, and the broker restarts with a correct clock, the
     message is released once its delay has passed since the restart.
     """
     exchange = BrokerExchange("later", "x-delayed-message", arguments={"x-delayed-type": "fanout"})

@@ -243,9 +243,9 @@ def test_amqp_0_9_1_properties_become_1_0_sections() -> None:
     assert found.body == data_section(b"body")
 
 
-def test_reply_to_is_an_address_only_from_4_2() -> None:
-    """Before RabbitMQ 4.2, reply-to is delivered unchanged between the protocols, not converted between a queue name
-    and an AMQP 1.0 address.
+def test_with_like_4_0_reply_to_is_not_converted() -> None:
+    """With `--like 4.0`, reply-to is delivered unchanged from AMQP 1.0 to AMQP 0-9-1 and back. Only RabbitMQ 4.2 and
+    later convert it between an AMQP 1.0 address and a queue name.
     """
     old = PROFILES[Like.V4_0]
     sent = Amqp10Message(properties=BareProperties(reply_to="/queues/q"), body=data_section(b""))
@@ -351,7 +351,7 @@ def test_a_stored_message_is_the_same_when_read_back() -> None:
     ],
 )  # fmt: skip
 def test_a_malformed_message_is_refused(payload: bytes, reason: str) -> None:
-    """An AMQP 1.0 message with sections in the wrong order, reserved annotations or no body raises NotAMessage."""
+    """A malformed AMQP 1.0 message, such as one without a body or with sections out of order, raises NotAMessage."""
     with pytest.raises(NotAMessage) as refused:
         parse(payload).to("", "q", _LIKE)
     assert reason in str(refused.value)
@@ -426,7 +426,9 @@ def test_a_stream_entry_that_is_not_a_message_is_delivered_as_a_body(entry: byte
 
 
 @pytest.mark.parametrize("seconds", [-1, 60])
-def test_a_filter_that_skips_many_messages_lets_others_run(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+def test_a_filter_that_skips_many_messages_lets_other_clients_run(
+    monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
     """If the filter of a stream consumer skips messages for too long, the broker serves other clients, and then
     continues where the filter stopped.
     """

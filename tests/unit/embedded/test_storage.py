@@ -49,9 +49,7 @@ async def turns(count: int = 10) -> None:
 
 
 def test_a_message_can_be_read_back_while_streams_are_written(tmp_path: Path) -> None:
-    """A paged-out message can be read back both while the disk writes a stream and afterwards, although the message's
-    own row is written after the stream.
-    """
+    """A paged-out message can be read back while the broker writes a stream to the disk, and after that."""
 
     async def run() -> None:
         disk = WaitingDisk()
@@ -107,7 +105,9 @@ def test_a_delayed_deletion_does_not_remove_a_new_definition(tmp_path: Path, mon
     asyncio.run(run())
 
 
-def test_a_write_that_fails_during_a_sync_leaves_its_confirms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_of_a_definition_does_not_prevent_confirms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If a definition cannot be written while the disk syncs messages, the messages are still confirmed after their
     sync.
     """

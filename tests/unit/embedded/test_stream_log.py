@@ -86,7 +86,7 @@ def segment_files(path: Path) -> list[Path]:
     return sorted(path.glob("streams/1/*.segment"))
 
 
-def test_a_log_is_read_from_any_offset(bench: Bench) -> None:
+def test_a_stream_is_read_from_any_offset(bench: Bench) -> None:
     """Reading a stream from an offset returns, once each, all messages of the chunk that contains the offset, and all
     later messages.
     """
@@ -120,7 +120,7 @@ def test_offsets_count_the_messages_of_batches(bench: Bench) -> None:
 
 
 def test_unwritten_entries_cannot_be_read(bench: Bench) -> None:
-    """An entry appended to a stream cannot be read until it has been written; the stream's readers are then
+    """An entry appended to a stream cannot be read until the entry has been written; the stream's readers are then
     notified.
     """
     reader, told = StreamQueueReader(bench.log, 0), []
@@ -148,7 +148,7 @@ def test_a_timestamp_finds_the_first_chunk_that_is_not_older(bench: Bench) -> No
     assert [bench.log.offset_at(time) for time in (0, 1_000, 1_001, 3_000, 3_001)] == [0, 0, 2, 4, 6]
 
 
-def test_offsets_by_time_after_the_clock_was_ahead(bench: Bench) -> None:
+def test_a_timestamp_after_the_last_chunk_means_the_end_of_the_stream(bench: Bench) -> None:
     """As in RabbitMQ, a timestamp later than that of the last chunk means the end of the stream, even if earlier chunks
     have later timestamps.
     """
@@ -158,9 +158,9 @@ def test_offsets_by_time_after_the_clock_was_ahead(bench: Bench) -> None:
     assert [bench.log.offset_at(time) for time in (500, 1_500, 2_000, 2_001, 8_000)] == [0, 0, 0, 6, 6]
 
 
-def test_offsets_by_time_in_segments_that_are_out_of_order(bench: Bench) -> None:
-    """If the clock was set back, a timestamp is looked up in the last segment that begins before the timestamp; the
-    first chunk there that is not older is returned.
+def test_a_timestamp_is_looked_up_in_the_last_segment_that_begins_before_it(bench: Bench) -> None:
+    """If the clock was set back, reading a stream from a timestamp starts in the last segment that begins before the
+    timestamp, at the first chunk from there on that is not older.
     """
     bench.open(segment_bytes=70_000)
     for time in (1_000, 9_000, 2_000, 3_000, 8_000, 4_000):
@@ -204,7 +204,7 @@ def test_publishing_ids_and_stored_offsets_are_kept(on_disk: Bench) -> None:
         assert (each.publishing_ids, each.offsets) == ({"p": 7}, {"c": 1000})
 
 
-def test_an_incomplete_chunk_at_the_end_is_set_aside(on_disk: Bench, tmp_path: Path) -> None:
+def test_an_incomplete_chunk_at_the_end_of_a_stream_is_moved_to_another_file(on_disk: Bench, tmp_path: Path) -> None:
     """A chunk that is incomplete because the broker was killed is moved to another file, and the next chunk is written
     in its place.
     """
@@ -224,7 +224,9 @@ def test_an_incomplete_chunk_at_the_end_is_set_aside(on_disk: Bench, tmp_path: P
 
 
 @pytest.mark.parametrize("written", [0, 30])
-def test_a_segment_without_its_first_chunk_costs_no_tracking_data(on_disk: Bench, tmp_path: Path, written: int) -> None:
+def test_a_kill_while_a_segment_begins_loses_no_publishing_ids_or_offsets(
+    on_disk: Bench, tmp_path: Path, written: int
+) -> None:
     """If the broker is killed while it begins a segment of a stream, the stream keeps its publishing ids and stored
     offsets.
     """
@@ -243,7 +245,7 @@ def test_a_segment_without_its_first_chunk_costs_no_tracking_data(on_disk: Bench
     assert on_disk.read() == [(0, b"a"), (1, b"b" * 600), (2, b"d"), (3, b"e")]
 
 
-def test_damage_in_the_middle_costs_one_chunk(on_disk: Bench, tmp_path: Path) -> None:
+def test_a_damaged_chunk_in_an_older_segment_is_the_only_one_lost(on_disk: Bench, tmp_path: Path) -> None:
     """If a chunk in an older segment of a stream is damaged, only that chunk is lost; later chunks can be read."""
     on_disk.open(segment_bytes=600)
     for body in (b"a", b"b" * 300, b"c" * 300, b"d"):
@@ -267,8 +269,8 @@ def test_a_failed_write_is_repeated_in_order(bench: Bench, monkeypatch: pytest.M
     assert bench.read() == [(0, b"a"), (1, b"b")]
 
 
-def test_deleting_a_log_tells_its_readers(bench: Bench, tmp_path: Path) -> None:
-    """When a stream is deleted, its readers are notified, and all of its files are removed."""
+def test_deleting_a_stream_notifies_readers_and_removes_files(bench: Bench, tmp_path: Path) -> None:
+    """When a stream is deleted, its readers are notified, and its files are removed."""
     bench.add(b"a")
     told: list[bool] = []
     bench.log.watch(lambda: told.append(bench.log.deleted))

@@ -51,7 +51,7 @@ def test_a_stream_returns_each_message_unchanged(
     messages: list[tuple[bytes | None, bytes | None, dict[str, object], str, bytes]],
 ) -> None:
     """Each message read from a stream has its own properties, id and routing key, and its offset in x-stream-offset,
-    whatever message was read before.
+    whichever message was read before.
     """
     stream, clock = new_stream()
     for message_id, content_type, headers, key, body in messages:
