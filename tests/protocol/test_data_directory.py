@@ -428,7 +428,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(data=st.data())
 def test_any_damage_is_survived_or_explained(killed: Path, data: st.DataObject) -> None:
     """If any file in the data directory is changed at random, cut off or removed, the broker either starts, or raises
-    an error that says what to do.
+    an error that says why it cannot start.
     """
     with TemporaryDirectory() as name:
         directory = Path(name) / "data"

@@ -195,8 +195,8 @@ def test_a_message_that_expires_back_into_its_queue_is_dropped(channel: Blocking
 
 
 def test_dead_letters_to_a_missing_exchange_are_dropped(channel: BlockingChannel) -> None:
-    """If a queue's dead-letter exchange does not exist, dead letters of the queue are dropped, and no channel is
-    closed.
+    """If a queue's dead-letter exchange does not exist, dead letters of the queue are dropped, and the publisher's
+    channel stays open.
     """
     channel.queue_declare("q", arguments={"x-dead-letter-exchange": "none"})
     channel.basic_publish("", "q", b"x", BasicProperties(expiration="0"))
