@@ -266,9 +266,8 @@ def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel
 def test_wait_queues_outlive_their_messages_and_are_as_durable_as_the_destination(
     broker: TestBroker, connection: Connection
 ) -> None:
-    """A wait queue's x-expires is longer than its x-message-ttl. A wait queue for a quorum queue or a durable
-    exchange is a quorum queue, one for any other exchange is classic, and the exchanges that mqtool declares for them
-    are auto-delete.
+    """A wait queue exists for longer than its messages wait. For a quorum queue or a durable exchange, the wait queue
+    is a quorum queue; for any other exchange, it is classic. The exchanges of wait queues are auto-delete.
     """
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]

@@ -310,8 +310,8 @@ def test_unsettled_messages_of_a_deleted_queue_do_not_count_towards_memory_use(
 
 
 def test_long_link_names_count_towards_memory_use() -> None:
-    """The names of AMQP 1.0 links count towards the broker's memory use until the links are detached. If a client
-    attaches too many links with long names, the broker closes the client's connection.
+    """The names of AMQP 1.0 links count towards the broker's memory use until the links are detached. If these names
+    exceed a client's memory limit, the broker closes the client's connection.
     """
     with (
         EmbeddedBroker(like="4.3", management_port=0, memory_limit=1_000_000) as broker,
@@ -350,8 +350,8 @@ def test_the_firehose_copies_amqp_1_0_messages(broker: EmbeddedBroker, queue: st
 
 
 def test_an_expensive_sql_filter_detaches_only_its_own_link(broker: EmbeddedBroker) -> None:
-    """If an AMQP 1.0 receiver's SQL filter takes too long, the broker detaches the receiver's link with
-    resource-limit-exceeded; another link of the same session stays usable.
+    """If an AMQP 1.0 receiver's SQL filter exceeds the time limit, the broker detaches the receiver's link with
+    resource-limit-exceeded; another link of this session stays usable.
     """
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         connection.channel().queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})

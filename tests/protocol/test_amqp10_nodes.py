@@ -276,9 +276,8 @@ def acquired(frame: Frame) -> int:
 def test_ending_a_link_with_credit_requeues_a_message_that_the_link_has_released(
     broker: TestBroker, channel: BlockingChannel, state: Described, ending: int, *, pipelined: bool
 ) -> None:
-    """From RabbitMQ 4.3 on, a message that a link with credit left releases or modifies goes to this link again, so
-    ending the link requeues the message a second time, and its x-acquired-count rises by 2. Without credit left, the
-    count rises by 1.
+    """From RabbitMQ 4.3 on, a message released or modified by a link with credit left goes to this link again, and is
+    requeued a second time when the link ends: x-acquired-count rises by 2. Without credit left, it rises by 1.
     """
     if not broker.differs_since("4.3", "x-acquired-count"):
         pytest.skip("from 4.3 on")

@@ -85,10 +85,10 @@ def test_an_invalid_x_delay_closes_the_connection(connection: pika.BlockingConne
     [0, -5, 2**32, "-5", "9" * 5000, 0.5, True, None, [50], {"a": 50}, b"50", datetime(2040, 1, 1, tzinfo=UTC)],
     ids=lambda value: repr(value)[:30],
 )
-def test_messages_with_an_x_delay_that_is_not_positive_are_routed_at_once(
+def test_messages_whose_x_delay_is_not_a_valid_delay_are_routed_at_once(
     channel: BlockingChannel, take: Take, milliseconds: object
 ) -> None:
-    """A message is not delayed if its x-delay is below 1, too large, or neither a number nor text."""
+    """A message is not delayed if its x-delay is below 1, at least 2^32, or neither a number nor text."""
     channel.basic_publish("x", "k", b"later", delay(3_600_000))
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
     assert take.one("q")[2] == b"x"

@@ -184,8 +184,8 @@ def read_by_amqp_091(broker: EmbeddedBroker) -> str:
 def test_a_connection_with_too_many_unacknowledged_deliveries_is_closed(
     broker: EmbeddedBroker, channel: Any, read: Callable[[EmbeddedBroker], str]
 ) -> None:
-    """The broker closes a connection with too many unacknowledged deliveries of a stream, because the record of each
-    delivery takes memory.
+    """If a client's unacknowledged deliveries of a stream take more memory than a connection may use, the broker
+    closes the connection.
     """
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     publishing = channel.connection.channel()
@@ -220,8 +220,8 @@ def test_transactions_to_many_queues_count_towards_memory_use(broker: EmbeddedBr
 
 
 def test_too_many_consumers_with_large_arguments_close_the_connection(broker: EmbeddedBroker, channel: Any) -> None:
-    """If a client starts too many consumers with large arguments, the broker closes the connection and frees the
-    memory of these arguments.
+    """If the arguments of a client's consumers take more memory than a connection may use, the broker closes the
+    connection and frees the memory.
     """
     channel.queue_declare("q")
     with RawClient(broker.url) as client:

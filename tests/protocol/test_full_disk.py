@@ -138,8 +138,8 @@ def test_publishers_are_blocked_below_the_disk_limit(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize(("reason", "shown"), [("low on memory", "mem_alarm"), ("low on disk", "disk_free_alarm")])
 def test_block_publishers_shows_the_alarm_that_its_reason_names(reason: str, shown: str) -> None:
-    """While the fault block_publishers is in force with the reason "low on memory" or "low on disk", /api/nodes shows
-    mem_alarm or disk_free_alarm, respectively.
+    """While the fault block_publishers is in force, /api/nodes shows mem_alarm if the fault's reason is "low on
+    memory", and disk_free_alarm if it is "low on disk".
     """
     with EmbeddedBroker(management_port=0) as broker:
         assert broker.management_url is not None

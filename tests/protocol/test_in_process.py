@@ -202,7 +202,9 @@ def test_a_queue_object_lists_messages_by_what_happened_to_them(vhost: Vhost, ch
 
 
 def test_published_waits_for_a_message(vhost: Vhost, channel: BlockingChannel) -> None:
-    """published() waits for a message. If none comes in time, the printed result says what was published instead."""
+    """published() waits for a message. If none comes before the timeout, the printed result says what was published
+    instead.
+    """
     timer = threading.Timer(0.05, lambda: channel.basic_publish("", "jobs", b"late"))
     timer.start()
     assert vhost.published().bodies == [b"late"]

@@ -239,7 +239,7 @@ def test_stream_connections_are_listed_and_can_be_closed(client: RawStream, api:
 
 
 def test_a_stream_frame_that_is_too_large_closes_the_connection(client: RawStream) -> None:
-    """A frame of the stream protocol above the agreed maximum closes the connection with "frame too large"."""
+    """A frame of the stream protocol above the negotiated maximum closes the connection with "frame too large"."""
     client.socket.sendall(struct.pack(">I", 1 << 30))
     client.socket.sendall(struct.pack(">HH", PUBLISH, 1))
 
