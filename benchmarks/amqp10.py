@@ -1,7 +1,9 @@
-"""Speed and memory of messages and RPC over AMQP 1.0, compared with rabbitmq-amqp-python-client.
+"""Measure the speed and memory of messages and RPC over AMQP 1.0, compared with rabbitmq-amqp-python-client.
 
-Uses the broker of MQTOOL_URL: RabbitMQ 4, or the embedded broker with --like 4.3. The library can
-only publish one message at a time and wait for its outcome. python -m benchmarks.amqp10 [COUNT [PAIRS]]
+    python -m benchmarks.amqp10 [COUNT [PAIRS]]
+
+Uses the broker of MQTOOL_URL: RabbitMQ 4, or the embedded broker with --like 4.3. The library can only publish one
+message at a time and wait for its outcome.
 """
 
 import filecmp

@@ -1,12 +1,12 @@
-"""Delayed messages with random delays: how fast they are sent, and how late they arrive.
+"""Measure delayed messages with random delays: how fast they are sent, and how late they arrive.
 
     python -m benchmarks.delay
 
 Measures wait queues (`--via ttl`) for classic and quorum queues, the exchange type of the plugin, and `delayed relay`,
-with 1,000, 10,000 and 100,000 messages. Uses the embedded broker, and RabbitMQ if it is installed; both are started for
-this. Takes about twelve minutes, on an otherwise idle machine. The lateness of a message is its time of arrival
-minus the time in its header mqtool-due, or, for the relay, minus its time of publishing and its delay. Before the
-measurement, the relay gets one message with each delay, since it declares a queue at the first message with a delay.
+with 1,000, 10,000 and 100,000 messages. Starts the embedded broker, and RabbitMQ if it is installed. Takes about
+twelve minutes on an otherwise idle machine. The lateness of a message is its time of arrival minus the time in its
+header mqtool-due or, for the relay, minus its time of publishing and its delay. Before the measurement, the relay gets
+one message with each delay, since it declares a queue at the first message with a delay.
 
     python -m benchmarks.delay relay URL 10000 60      only the relay, at a broker: 10,000 messages with delays of up to
                                                        60 s, as fast as they can be published

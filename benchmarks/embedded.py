@@ -1,9 +1,9 @@
-"""How much slower the embedded broker becomes with longer queues, and with more bindings of an exchange.
+"""Measure how much slower the embedded broker becomes with longer queues, and with more bindings of an exchange.
 
     python -m benchmarks.embedded
 
-The client sends frames made beforehand, and decodes as little as possible, so that the broker is measured and not the
-client.
+To measure the broker and not the client, the client sends frames encoded beforehand, and decodes as little as
+possible.
 """
 
 import socket
@@ -23,7 +23,7 @@ WINDOW = 10_000
 
 
 class Client:
-    """A blocking AMQP client that does as little as possible."""
+    """A blocking AMQP client that decodes as little as possible."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -125,7 +125,7 @@ def consume(client: Client, queue: str, count: int, window: int = WINDOW) -> flo
 
 
 class Throughput(NamedTuple):
-    """Messages a second, published and consumed."""
+    """Messages per second: published, and consumed."""
 
     published: float
     consumed: float

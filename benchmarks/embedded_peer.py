@@ -1,9 +1,9 @@
-"""The embedded broker compared with RabbitMQ's durable classic queue: speed, memory per message, and start-up.
+"""Compare the embedded broker with RabbitMQ's durable classic queues: speed, memory per message, and start-up time.
 
     python -m benchmarks.embedded_peer
 
-RabbitMQ is the broker at MQTOOL_URL, or the one that `mqtool broker up` has started. Messages are persistent,
-confirmed, and of 100 bytes. The aims and results: docs/explanation/performance.md.
+RabbitMQ is the broker at MQTOOL_URL, or the one that `mqtool broker up` has started. Messages have 100 bytes, and are
+persistent and confirmed. For aims and results, see docs/explanation/performance.md.
 """
 
 import filecmp

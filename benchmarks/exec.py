@@ -1,4 +1,4 @@
-"""How fast `worker --exec true` and `xargs -n1 -P` start programs, with the same concurrency."""
+"""Measure how fast `worker --exec true` starts programs, compared with `xargs -n1 -P` with the same concurrency."""
 
 import tempfile
 from dataclasses import replace

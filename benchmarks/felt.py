@@ -1,4 +1,4 @@
-"""Compares the speed of two installations as users notice it: of starting commands, and of the embedded broker.
+"""Compare two installations of mqtool: how long commands take, and how much CPU time the embedded broker uses.
 
     python -m benchmarks.felt BASE [CHANGE] [--instructions] [--rows WORD] [--runs N]
 

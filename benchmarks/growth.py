@@ -1,11 +1,11 @@
-"""How time and memory grow with the work: messages, queues, bindings, connections, and the size of bodies.
+"""Measure how time and memory grow with the number of messages, queues, bindings and connections, and with body size.
 
     python -m benchmarks.growth
 
 Starts embedded brokers. The cost of one more unit, such as a message, is the difference between two sizes, divided by
-the units between them, so the start of the processes does not count. A row is marked if a unit of the last step costs
-at least 1.5 times as much as a unit of the step before: either the growth is worse than linear, or the machine was busy
-with something else.
+the units between them, so the start of the processes does not count. If a unit of the last step costs at least 1.5
+times as much as a unit of the step before, a line says so: either the growth is worse than linear, or the machine was
+busy with something else.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Runs two commands in turn, and compares them pair by pair."""
+"""Run two commands alternately, and compare their times pair by pair."""
 
 import os
 import resource
@@ -54,7 +54,9 @@ def _mebibytes(usage: resource.struct_rusage) -> float:
 
 
 def compare(title: str, ours: Callable[[], Run], peer: Callable[[], Run], peer_name: str, pairs: int) -> float:
-    """Run both in turn, mqtool first in every other pair; print the medians, and return the median of peer / mqtool."""
+    """Run both commands alternately, mqtool first in every other pair; print the medians, and return the median of
+    peer / mqtool.
+    """
     our_runs, peer_runs = [], []
     for number in range(pairs):
         order = [(ours, our_runs), (peer, peer_runs)]

@@ -1,4 +1,4 @@
-"""The programs that mqtool is compared with: bare pika scripts, as the tutorials teach them.
+"""The programs with which mqtool is compared: bare pika scripts, as in RabbitMQ's tutorials.
 
 python -m benchmarks.peers NAME [QUEUE [COUNT]]
 """

@@ -1,4 +1,4 @@
-"""How exactly `recording replay` keeps the gaps between recorded messages, at the recorded speed and ten times as fast.
+"""Measure how exactly `recording replay` keeps the gaps between messages, at the recorded speed and ten times as fast.
 
     python -m benchmarks.replay
 

@@ -1,6 +1,6 @@
-"""How long the whole process of `mqtool send` takes, compared with a bare pika script that does the same.
+"""Measure how long `mqtool send` takes from start to exit, compared with a bare pika script that does the same.
 
-Aims and results of all benchmarks: docs/explanation/performance.md.
+For aims and results of all benchmarks, see docs/explanation/performance.md.
 """
 
 import sys

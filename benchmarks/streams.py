@@ -1,7 +1,9 @@
-"""Speed and memory of publishing to a stream and reading from it, compared with rstream alone.
+"""Measure the speed and memory of publishing to a stream and reading from it, compared with rstream alone.
 
-Uses the broker of MQTOOL_URL, with its stream port in MQTOOL_STREAM_PORT. rstream publishes in batches of 500, which is
-the fastest way that it has, and waits for all confirms. python -m benchmarks.streams [COUNT [PAIRS]]
+    python -m benchmarks.streams [COUNT [PAIRS]]
+
+Uses the broker of MQTOOL_URL, with its stream port in MQTOOL_STREAM_PORT. rstream publishes in batches of 500, its
+fastest way, and waits for all confirms.
 """
 
 import asyncio

@@ -1,11 +1,10 @@
-"""Whether two consumers get each of 20,000 messages a second, and how fast, without and with a tap.
+"""Measure whether two consumers keep up with 20,000 messages a second, without and with a tap.
 
     python -m benchmarks.tap [URL PID]
 
-Uses the broker at URL, whose process has the id PID, or else starts an embedded broker. The publisher sends
-frames made beforehand, and the consumers decode as little as possible, so that the broker is measured and not its
-clients. The tap runs on the same machine, and slows the broker down if no core is free, so the broker's CPU time is
-printed, too.
+Uses the broker at URL, whose process has the id PID, or else starts an embedded broker. To measure the broker and not
+its clients, the publisher sends frames encoded beforehand, and the consumers decode as little as possible. The tap
+runs on the same machine, and slows the broker down if no core is free, so the broker's CPU time is printed, too.
 """
 
 import os
@@ -97,7 +96,7 @@ def started(role: str, *words: object) -> "subprocess.Popen[str]":
 
 
 def measured(url: str, pid: int, directory: Path, *, tapped: bool) -> Taken:
-    """Publish to two consumers; fail unless they and the tap got all messages."""
+    """Publish to two consumers; return what it took. Fails unless they and the tap, if any, got all messages."""
     lines, seen, ready = (directory / name for name in ("lines", "seen", "ready"))
     consumers = []
     for number in range(2):

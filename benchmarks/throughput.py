@@ -1,4 +1,4 @@
-"""Measures the speed and memory of publishing and receiving lines of 100 bytes.
+"""Measure the speed and memory of publishing and receiving lines of 100 bytes.
 
 mqtool is compared with amqp-publish (amqp-tools) and bare pika. The messages are persistent and go to a quorum queue.
 mqtool and pika wait for confirms; amqp-publish does not.

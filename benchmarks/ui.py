@@ -1,7 +1,8 @@
-"""Speed of the embedded broker without and with a page of `mqtool ui` open: python -m benchmarks.ui
+"""Measure the speed of the embedded broker without and with a page of `mqtool ui` open: python -m benchmarks.ui
 
-Messages are published and consumed as fast as the broker can. A process reads what the page would read. It runs on the
-same machine, and slows the broker down if no core is free, so the broker's CPU time is printed, too.
+Messages are published and consumed as fast as the broker can. A separate process reads what the page would read. This
+process runs on the same machine, and slows the broker down if no core is free, so the broker's CPU time is printed,
+too.
 """
 
 import statistics

@@ -1,4 +1,4 @@
-"""Writes docs/tutorials.md: each tutorial's topology as a Mermaid diagram, and its commands."""
+"""Write docs/tutorials.md: each tutorial's topology as a Mermaid diagram, and its commands."""
 
 from collections.abc import Mapping
 

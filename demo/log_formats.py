@@ -1,4 +1,4 @@
-"""Real log files: finds one on a machine, and makes routing keys from its fields."""
+"""Find a real log file on this machine, and make routing keys from fields of its lines."""
 
 import os
 import re

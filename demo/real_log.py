@@ -1,6 +1,6 @@
-"""python -m demo.real_log [FILE]: a real log file, line by line through a topic exchange.
+"""python -m demo.real_log [FILE]: send a real log file, line by line, through a topic exchange.
 
-Without FILE, it uses a log of this machine. Each receiver writes the lines that match its binding keys to a file. Then
+Without FILE, a log of this machine is sent. Each receiver writes the lines that match its binding keys to a file. Then
 plain Python selects the lines for each file with a regular expression, and compares them with the file.
 """
 
@@ -76,7 +76,7 @@ def play_of(log: Path | None, note: Callable[[str], None], table: Callable[[Tabl
     """
     return Play(
         "A real log",
-        "A log file of this machine goes line by line through a topic exchange. Two words of each line make its key.",
+        "A log file of this machine is sent line by line through a topic exchange. Two words of each line are its key.",
         lambda stage: _play(stage, log or _find(note), note, table),
         exchanges=(_NAME,),
     )
@@ -237,7 +237,7 @@ def main() -> int:
             # The log's path is relative to the current directory.
             checks = perform(play, lines, guard, os.environ.get("MQTOOL_URL") or os.environ.get("AMQP_URL"), Path())
     except KeyboardInterrupt:
-        output.notice("interrupted; everything it started has been stopped")
+        output.notice("interrupted; all programs of the demonstration have been stopped")
         return 128 + (stopping.requested() or 2)
     except MqtoolError as failure:
         output.error(str(failure), failure.hint)

@@ -1,4 +1,4 @@
-"""A small order service: `Orders` announces what was ordered, `Billing` bills it, once."""
+"""A small order service: `Orders` announces orders, and `Billing` bills each order once."""
 
 import json
 import uuid

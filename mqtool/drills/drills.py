@@ -165,11 +165,11 @@ def kill_worker(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
 
 
 def poison(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
-    """Publish two messages that cannot be handled: one always fails, one is bad data. Neither delays the others."""
+    """Publish two messages that cannot be handled: one always fails, one is bad data. Neither delays other messages."""
     scene.say(
         f"Two of {count} messages cannot be handled: for one, the program fails each time; for the other, the program "
         f"exits with status 65 (bad data). Watch the worker retry the first of these messages {_RETRIES} times, and "
-        "the second not at all. Both become dead letters, and no other message waits for them."
+        "the second not at all. Both become dead letters, and the other messages are handled without waiting for them."
     )
     sender, worker = scene.terminals("sender", "worker")
     bodies = {count // 3: "always fails", count // 2: "bad data"}
@@ -189,8 +189,8 @@ def duplicate(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     """Publish every tenth message twice, as if its confirm had been lost; the worker handles each message once."""
     scene.say(
         f"Every tenth of {count} messages is published twice, as by a sender that did not receive the confirm. Watch "
-        "the worker, which has the option --deduplicate, recognise each duplicate by its message ID, and run its "
-        "program only once for both."
+        "the worker, which has the option --deduplicate, recognise each duplicate by its message ID, and run the "
+        "program only for the original."
     )
     sender, worker = scene.terminals("sender", "worker")
     messages = [message(number) for number in range(count)]

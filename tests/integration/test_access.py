@@ -13,11 +13,11 @@ from tests.brokers import TestBroker, on_any_broker
 
 
 @on_any_broker
-def test_the_management_api_is_found_beside_the_amqp_port(
+def test_the_port_of_the_management_api_is_derived_from_the_amqp_port(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """mqtool looks for the management API at the same distance from the AMQP port as 15672 has from 5672. If the API of
-    this broker is not there, mqtool raises Unavailable.
+    """mqtool looks for a broker's management API at a fixed distance from the AMQP port, as 15672 is from 5672, and
+    raises Unavailable if no API answers there.
     """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     ours = access.Access(parse_addresses(broker.url), TlsFiles())

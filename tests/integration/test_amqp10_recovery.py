@@ -19,11 +19,11 @@ FULL = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-max-leng
 
 
 @pytest.mark.parametrize(("reason", "again"), [("unavailable", True), ("maxlen", False)])
-def test_a_message_rejected_right_after_a_reconnection_is_republished(
+def test_a_message_rejected_by_an_unavailable_queue_after_a_reconnection_is_republished(
     monkeypatch: pytest.MonkeyPatch, reason: str, *, again: bool
 ) -> None:
-    """Over AMQP 1.0, a message that is rejected right after a reconnection is republished if its queue was unavailable,
-    but not if its queue was full.
+    """Over AMQP 1.0, mqtool republishes a message that is rejected right after a reconnection if the queue was
+    unavailable, but not if the queue was full.
     """
     rejected, notices = 0, list[str]()
 
@@ -55,8 +55,8 @@ def test_a_message_rejected_right_after_a_reconnection_is_republished(
 
 
 def test_a_message_rejected_by_a_cluster_without_one_node_is_republished(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over AMQP 1.0, if a message is rejected right after the client has connected to a cluster that lacks a node, and
-    its queue was unavailable, the client republishes the message.
+    """Over AMQP 1.0, mqtool republishes a message that an unavailable queue rejects right after mqtool has connected
+    to a cluster of which one node is down.
     """
     rejected: list[Rejected] = []
 

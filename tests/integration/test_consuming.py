@@ -43,7 +43,9 @@ COUNTS = [
 
 @pytest.mark.parametrize(("count", "settings"), COUNTS, ids=str)
 @pytest.mark.sampled(6)
-def test_a_count_takes_exactly_that_many(broker: TestBroker, count: int, settings: dict[str, int]) -> None:
+def test_a_consumer_with_a_count_takes_exactly_that_many_messages(
+    broker: TestBroker, count: int, settings: dict[str, int]
+) -> None:
     """A consumer with a count of N receives the first N messages; the others stay in the queue and are not marked as
     redelivered.
     """
@@ -57,10 +59,8 @@ def test_a_count_takes_exactly_that_many(broker: TestBroker, count: int, setting
     assert drain(broker) == [(body, False) for body in bodies[count:]]
 
 
-def test_a_count_larger_than_the_queue_acknowledges_what_it_has_taken(broker: TestBroker) -> None:
-    """If a queue has fewer messages than the consumer's count, the consumer times out, and all messages that it
-    received are acknowledged.
-    """
+def test_a_consumer_that_times_out_below_its_count_has_acknowledged_what_it_took(broker: TestBroker) -> None:
+    """A consumer with a count of 500 that finds only 400 messages times out, and has acknowledged these 400."""
     fill(broker, 400)
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
@@ -96,9 +96,9 @@ def test_a_deleted_queue_ends_consuming_with_an_error_that_names_it(broker: Test
             next(deliveries)
 
 
-def test_timeouts_end_consuming(broker: TestBroker) -> None:
-    """Consuming raises TimedOut after its total timeout, and ends without an error after its idle timeout if no count
-    was given.
+def test_a_consumer_ends_after_its_idle_timeout_and_fails_after_its_total_timeout(broker: TestBroker) -> None:
+    """A consumer without a count ends without an error after its idle timeout, and raises TimedOut after its total
+    timeout.
     """
     fill(broker, 1)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -109,8 +109,8 @@ def test_timeouts_end_consuming(broker: TestBroker) -> None:
 
 
 def test_repeated_receive_into_head_does_not_reach_the_delivery_limit(broker: TestBroker) -> None:
-    """Thirty consumers that take one message each, like `receive | head -n 1`, get thirty messages: the queue's
-    delivery limit of 20 drops none of those that were only prefetched.
+    """Thirty consumers that take one message each, like `receive | head -n 1`, get thirty messages: messages that
+    were only prefetched do not reach the queue's delivery limit of 20.
     """
     queue = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 20})
     bodies = fill(broker, 30, queue)

@@ -1,4 +1,6 @@
-"""Delayed messages through the plugin and through wait queues: none is early or lost, and each is routed as usual."""
+"""Delayed messages through the plugin and through wait queues: none is early or lost, and each is routed by its own
+key and headers.
+"""
 
 import random
 import time
@@ -91,9 +93,9 @@ def test_a_long_delay_does_not_hold_up_a_short_one(channel: Channel, publish: Pu
     assert channel.depth_of(queue.name) == 0
 
 
-def test_a_message_with_a_due_time_arrives_then(channel: Channel, publish: Publish) -> None:
-    """A message with a due time does not arrive before that time; a message whose due time has passed is sent
-    at once.
+def test_a_message_with_a_due_time_does_not_arrive_before_that_time(channel: Channel, publish: Publish) -> None:
+    """A message with a due time does not arrive before that time; a message whose due time has already passed is not
+    delayed.
     """
     queue = channel.declare(CLASSIC)
     due = time.time() + 2  # longer than publishing both takes
@@ -142,7 +144,7 @@ def test_delayed_messages_keep_body_id_properties_and_headers(channel: Channel, 
     ],
     ids=["direct", "topic", "fanout", "headers"],
 )
-def test_delayed_messages_are_routed_as_usual_when_due(
+def test_delayed_messages_are_routed_by_their_own_key_and_headers(
     channel: Channel,
     publish: Publish,
     exchange: Exchange,
@@ -150,7 +152,9 @@ def test_delayed_messages_are_routed_as_usual_when_due(
     right: Message,
     wrong: Message | None,
 ) -> None:
-    """Direct, topic, fanout and headers exchanges route a delayed message by its own key and headers when it is due."""
+    """A direct, topic, fanout or headers exchange routes a delayed message by that message's own routing key and
+    headers.
+    """
     channel.declare(exchange)
     queue = channel.declare(PRIVATE_QUEUE)
     channel.bind(queue, exchange, binding[0], binding[1])
@@ -165,8 +169,8 @@ def test_delayed_messages_are_routed_as_usual_when_due(
     assert channel.depth_of(queue.name) == 0
 
 
-def test_a_delayed_messages_own_exchange_and_key_win(channel: Channel, publish: Publish) -> None:
-    """The exchange and routing key that a delayed message names override the publisher's defaults."""
+def test_a_delayed_messages_own_exchange_and_key_override_the_publishers(channel: Channel, publish: Publish) -> None:
+    """The exchange and routing key in a delayed message override those that were given to the publisher."""
     channel.declare(Exchange("other", "direct"))
     queue = channel.declare(CLASSIC)
     elsewhere = channel.declare(Queue("elsewhere", durable=True))
@@ -185,11 +189,11 @@ def test_a_delayed_messages_own_exchange_and_key_win(channel: Channel, publish: 
 
 
 @pytest.mark.parametrize("durable", [False, True])
-def test_delayed_messages_without_a_queue_are_dropped_when_due(
+def test_delayed_messages_are_dropped_if_no_queue_is_bound_when_they_are_due(
     channel: Channel, publish: Publish, durable: bool
 ) -> None:
-    """A delayed message is dropped if no queue is bound to its exchange when it is due; later messages are still
-    delivered.
+    """A delayed message is dropped if no queue is bound to its exchange when the message is due; later messages to
+    this exchange are delivered once a queue is bound.
     """
     logs = channel.declare(Exchange("logs", "fanout", durable=durable))
     marker = channel.declare(CLASSIC)
@@ -203,8 +207,12 @@ def test_delayed_messages_without_a_queue_are_dropped_when_due(
     assert channel.depth_of(queue.name) == 0
 
 
-def test_messages_to_predeclared_exchanges_can_be_delayed(channel: Channel, publish: Publish) -> None:
-    """Messages for amq.topic are delayed, although queue and exchange names with "amq." are reserved."""
+def test_messages_to_exchanges_and_queues_whose_names_begin_with_amq_can_be_delayed(
+    channel: Channel, publish: Publish
+) -> None:
+    """Messages to the exchange amq.topic and to a queue with a generated name can be delayed, although names that
+    begin with "amq." are reserved.
+    """
     queue = channel.declare(PRIVATE_QUEUE)
     channel.bind(queue, Exchange("amq.topic"), "#")
     publish([Message(b"x", "a.b", delay=0.02)], Exchange("amq.topic", "topic", durable=True))
@@ -213,10 +221,12 @@ def test_messages_to_predeclared_exchanges_can_be_delayed(channel: Channel, publ
 
 
 @pytest.mark.parametrize("message", [Message(b"", "k", "missing", delay=HOUR), Message(b"", "missing", "", delay=HOUR)])
-def test_a_missing_exchange_or_queue_is_an_error_before_the_delay(
+def test_a_delayed_message_to_a_missing_exchange_or_queue_fails_at_once(
     channel: Channel, publish: Publish, message: Message
 ) -> None:
-    """Publishing with a delay raises Unavailable at once if the exchange or queue does not exist."""
+    """Publishing a message with a delay of an hour raises Unavailable at once if the exchange or queue does not
+    exist.
+    """
     with pytest.raises(Unavailable, match=r"no (exchange|queue) 'missing'"):
         publish([message], channel.declare(CLASSIC))
 
@@ -236,24 +246,28 @@ def test_a_message_that_has_been_delayed_before_can_be_delayed_again(channel: Ch
 
 @pytest.mark.parametrize("copies", ["CC", "BCC"])
 def test_delayed_messages_with_cc_or_bcc_are_refused(channel: Channel, publish: Publish, copies: str) -> None:
-    """Publishing a delayed message with a CC or BCC header raises BadData, because the copies to further queues would
-    not be delayed, or would be lost.
+    """Publishing a delayed message with a CC or BCC header raises BadData, because the copies for these routing keys
+    would not be delayed, or would be lost.
     """
     with pytest.raises(BadData, match="CC"):
         publish([Message(b"", properties={"headers": {copies: ["c"]}}, delay=1)], channel.declare(CLASSIC))
 
 
-def test_a_receipt_of_a_delayed_message_names_the_original(channel: Channel, publish: Publish) -> None:
-    """The receipt of a delayed message identifies the message that the caller passed, and says when it is due."""
+def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel: Channel, publish: Publish) -> None:
+    """The receipt of a delayed message identifies the message that the caller passed, and says when this message is
+    due.
+    """
     [receipt] = publish([Message(b"x", message_id="m", delay=HOUR)], channel.declare(CLASSIC))
     seen = original(receipt.message)
     assert (seen.body, seen.message_id, seen.routing_key, seen.exchange) == (b"x", "m", None, None)
     assert seen.due == pytest.approx(time.time() + HOUR, abs=60)
 
 
-def test_wait_queues_do_not_expire_before_their_messages(broker: TestBroker, connection: Connection) -> None:
-    """A wait queue for delayed messages has an x-expires longer than its x-message-ttl. It is a quorum queue if its
-    messages can reach one, and its exchange, if any, is auto-delete.
+def test_wait_queues_outlive_their_messages_and_are_as_durable_as_the_destination(
+    broker: TestBroker, connection: Connection
+) -> None:
+    """A wait queue exists for longer than its messages wait. For a quorum queue or a durable exchange, the wait queue
+    is a quorum queue; for any other exchange, it is classic. The exchanges of wait queues are auto-delete.
     """
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]

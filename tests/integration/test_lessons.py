@@ -1,4 +1,4 @@
-"""What the functions of the tutorials can do beyond what the commands use."""
+"""The functions of the tutorials: what a program that imports them can rely on, beyond what the commands use."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from mqtool.work.rpc_functions import in_order
 QUEUE = Queue("lessons", durable=True)
 
 
-def test_the_delayed_exchange_of_the_tutorial_delays_by_x_delay(connection: Connection) -> None:
+def test_the_tutorials_delayed_exchange_delivers_in_the_order_of_the_delays(connection: Connection) -> None:
     """Through the tutorial's x-delayed-message exchange, messages arrive in the order of their delays, and one without
     a delay arrives first.
     """
@@ -34,8 +34,8 @@ def test_the_delayed_exchange_of_the_tutorial_delays_by_x_delay(connection: Conn
 
 
 def test_the_tutorial_delays_messages_without_the_plugin(connection: Connection) -> None:
-    """send_by_dead_lettering() delays messages in wait queues; a message with a shorter delay that is sent later
-    arrives first.
+    """The tutorial's send_by_dead_lettering() delays messages without the plugin: of two messages, the one with the
+    shorter delay arrives first, although it was sent second.
     """
     channel = connection.channel()
     queue = channel.declare(QUEUE)
@@ -45,9 +45,9 @@ def test_the_tutorial_delays_messages_without_the_plugin(connection: Connection)
     assert [delivery.body for delivery in deliveries] == [b"soon", b"late"]
 
 
-def test_asynchronous_confirms_are_matched_to_their_messages(connection: Connection) -> None:
-    """The tutorial's asynchronous publisher numbers messages from 1, and reports the numbers of those that a full queue
-    rejected.
+def test_the_tutorials_asynchronous_publisher_collects_the_nacked_messages(connection: Connection) -> None:
+    """The tutorial's asynchronous publisher numbers receipts from 1, and collects exactly the messages that a full
+    queue nacked.
     """
     channel = connection.channel()
     full = channel.declare(Queue(exclusive=True, arguments={"x-max-length": 5, "x-overflow": "reject-publish"}))
@@ -61,8 +61,8 @@ def test_asynchronous_confirms_are_matched_to_their_messages(connection: Connect
 
 @pytest.mark.parametrize("reply_queue", [PRIVATE_QUEUE, rpc.DIRECT_REPLY_TO], ids=["queue", "direct"])
 def test_replies_are_matched_to_their_requests(connection: Connection, reply_queue: Queue) -> None:
-    """An RPC client matches replies to requests in whatever order the replies arrive, and ignores unknown ones.
-    in_order() returns the replies in the order of the requests.
+    """An RPC client yields replies as they arrive, each with the number of its request, and ignores a reply with an
+    unknown correlation id; in_order() sorts the replies by request.
     """
     channel = connection.channel()
     queue = channel.declare(Queue("requests", durable=True))
@@ -104,9 +104,9 @@ def test_a_reply_larger_than_the_publishers_window_is_sent(
         assert [reply.body for _, reply in replies.result(30)] == [b"x" * 100] * 2
 
 
-def test_a_missing_reply_is_a_missing_server_only_if_nobody_consumes(connection: Connection) -> None:
-    """If no reply arrives, the RPC client's error says that no server consumes from the queue if a request is still in
-    the queue; otherwise, the error counts the missing replies.
+def test_the_error_about_missing_replies_says_if_no_server_consumes(connection: Connection) -> None:
+    """If an RPC client gets no reply and a request is still in the queue, the error says that no RPC server consumes
+    from this queue; otherwise, the error counts the missing replies.
     """
 
     def no_replies() -> Iterator[tuple[int, Delivery]]:

@@ -1,4 +1,4 @@
-"""Proxies and the management API."""
+"""Requests to the management API if the environment names an HTTP proxy."""
 
 import pytest
 
@@ -7,8 +7,10 @@ from mqtool.management import Management
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "ALL_PROXY"])
-def test_a_proxy_gets_no_request_for_this_machine(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    """mqtool ignores http_proxy for requests to 127.0.0.1 or localhost, so that no proxy gets the password."""
+def test_requests_to_this_machine_bypass_proxies(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """mqtool ignores http_proxy and ALL_PROXY for requests to 127.0.0.1 and localhost, so that no proxy gets the
+    password.
+    """
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "http://127.0.0.1:9")

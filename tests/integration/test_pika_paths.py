@@ -86,10 +86,8 @@ def test_libraries_are_unchanged_after_mqtool_was_used() -> None:
 
 
 @pytest.mark.parametrize("name", pika_private._EXPECTED)
-def test_a_missing_private_method_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a private method of pika is missing or takes other arguments, mqtool publishes and consumes through pika's
-    public methods.
-    """
+def test_a_missing_or_changed_private_method_of_pika_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mqtool notices if a private method of pika that mqtool calls is missing or takes other arguments."""
     assert pika_private.is_as_expected()
     with monkeypatch.context() as changed:
         for each in SelectConnection.__mro__:
@@ -101,7 +99,7 @@ def test_a_missing_private_method_is_noticed(name: str, monkeypatch: pytest.Monk
         assert not pika_private.is_as_expected()
 
 
-def test_another_pika_is_used_by_its_public_methods() -> None:
+def test_a_pika_with_other_private_names_is_used_by_its_public_methods() -> None:
     """If pika's private names have changed, mqtool publishes and consumes through pika's public methods alone.
 
     MQTOOL_PIKA=public runs all tests in this directory that way.

@@ -75,8 +75,8 @@ def test_messages_encoded_by_mqtool_equal_those_of_pika(
 
 
 @fast_path
-def test_a_floating_point_header_arrives(connection: Connection) -> None:
-    """A floating-point header, which pika decodes but cannot encode, is published and received unchanged."""
+def test_a_floating_point_header_arrives_unchanged(connection: Connection) -> None:
+    """mqtool publishes and receives a floating-point header, which pika itself cannot encode, unchanged."""
     channel = connection.channel()
     channel.declare(QUEUE)
     headers = {"price": 1.5, "nested": [{"tiny": 5e-324}], "far": datetime(9999, 12, 31, tzinfo=UTC)}
@@ -150,9 +150,9 @@ def test_mandatory_reports_exactly_the_unroutable_messages(connection: Connectio
     assert {receipt.reason for receipt in returned} == {"NO_ROUTE (312)"}
 
 
-def test_equal_messages_are_reported_by_their_exchange_and_headers(connection: Connection) -> None:
-    """Of messages with equal ids, keys and bodies, a publisher reports exactly those as returned whose exchange or
-    headers lead to no queue.
+def test_of_equal_messages_only_the_unroutable_ones_are_reported_as_returned(connection: Connection) -> None:
+    """Of mandatory messages with equal ids, routing keys and bodies, a publisher reports exactly those as returned
+    whose exchange and headers lead to no queue.
     """
     channel = connection.channel(mandatory=True)
     channel.declare(QUEUE)
@@ -173,8 +173,8 @@ def test_equal_messages_are_reported_by_their_exchange_and_headers(connection: C
 
 
 def test_messages_that_a_full_queue_rejects_are_nacked(connection: Connection) -> None:
-    """A queue with x-overflow reject-publish confirms the messages that fit into it; the publisher reports all others
-    as nacked.
+    """A queue with x-max-length 3 and x-overflow reject-publish confirms the first three messages; the publisher
+    reports each message that the full queue rejects as nacked.
     """
     channel = connection.channel()
     full = channel.declare(Queue("full", durable=True, arguments={"x-max-length": 3, "x-overflow": "reject-publish"}))
@@ -190,9 +190,9 @@ def test_messages_that_a_full_queue_rejects_are_nacked(connection: Connection) -
     assert nacked
 
 
-def test_bad_input_ends_publishing_after_what_came_before_is_confirmed(connection: Connection) -> None:
-    """If the input raises an error, a publisher first waits for the confirms of the messages before it, and then raises
-    this error.
+def test_an_error_in_the_input_is_raised_after_earlier_messages_are_confirmed(connection: Connection) -> None:
+    """If the input of a publisher raises an error, the publisher waits for the confirms of all earlier messages
+    before it raises this error.
     """
     channel = connection.channel()
     channel.declare(QUEUE)
@@ -233,9 +233,9 @@ def test_a_batch_is_published_up_to_an_invalid_message(connection: Connection) -
     assert [message.body for message in lot] == [b"5", b"6", b"7"]
 
 
-def test_names_longer_than_amqp_allows_are_refused_before_anything_is_sent(connection: Connection) -> None:
-    """Publishing with a routing key of more than 255 bytes raises UsageError before anything is sent, and the
-    connection stays usable.
+def test_a_routing_key_longer_than_amqp_allows_is_refused(connection: Connection) -> None:
+    """Publishing with a routing key of more than 255 bytes raises UsageError, and the next message on the same
+    channel is confirmed.
     """
     channel = connection.channel()
     channel.declare(QUEUE)

@@ -45,8 +45,8 @@ def notices() -> list[str]:
 def test_a_publisher_whose_connection_is_cut_loses_no_message(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """If a publisher's connection is cut three times during 30,000 messages, every message is confirmed and in the
-    queue; a duplicate has the message id of its original.
+    """If a publisher's connection is cut three times during 30,000 messages, every message is confirmed, and is in
+    the queue at least once.
     """
     channel.declare(QUORUM)
 
@@ -72,7 +72,7 @@ def test_a_publisher_whose_connection_is_cut_loses_no_message(
 
 
 def test_replay_into_a_test_reconnects_and_loses_no_message(broker: TestBroker, proxy: Proxy) -> None:
-    """In a user's test, replay() reconnects after each cut of its connection: all messages arrive in order, and
+    """If the connection of replay() in a user's test is cut, replay() reconnects, and all messages arrive in order;
     unconfirmed ones may arrive twice.
     """
     count, stopped = 3_000, threading.Event()
@@ -104,8 +104,8 @@ def test_replay_into_a_test_reconnects_and_loses_no_message(broker: TestBroker, 
 def test_a_message_nacked_right_after_a_reconnection_is_republished(
     broker: TestBroker, proxy: Proxy, channel: Channel
 ) -> None:
-    """A message that the broker nacks right after a reconnection is republished, because its queue may have had no
-    leader yet; any later nack is final. In this test, a full queue nacks.
+    """A publisher republishes a message that the broker nacks right after a reconnection, because the message's queue
+    may have had no leader yet; any other nack is final. In this test, a full queue nacks.
     """
     full = Queue("full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
     channel.declare(full)
@@ -189,11 +189,11 @@ def test_an_rpc_server_whose_connection_is_cut_answers_every_request(
 
 
 @pytest.mark.parametrize("reply_to", [PRIVATE_QUEUE, rpc.DIRECT_REPLY_TO], ids=["queue", "direct"])
-def test_an_rpc_client_whose_connection_is_lost_gets_its_replies(
+def test_an_rpc_client_whose_connection_is_cut_gets_all_replies(
     broker: TestBroker, proxy: Proxy, channel: Channel, reply_to: Queue
 ) -> None:
-    """An RPC client whose connection is cut loses its reply queue, so it sends its requests again with a new reply
-    queue, and gets all replies.
+    """An RPC client whose connection is cut sends its requests again, and gets all replies, with a private reply
+    queue and with direct reply-to.
     """
 
     def answer(request: Message) -> Message:
@@ -216,20 +216,20 @@ def test_an_rpc_client_whose_connection_is_lost_gets_its_replies(
 
 
 @on_any_broker
-def test_a_consumer_that_is_started_after_a_signal_ends(channel: Channel) -> None:
-    """If Ctrl-C stops a channel before consuming starts, consuming ends at once, without a message, instead of waiting
-    for one.
+def test_a_consumer_started_after_ctrl_c_ends_at_once(channel: Channel) -> None:
+    """If a channel is stopped, as by Ctrl-C, before a consumer starts, the consumer ends at once instead of waiting
+    for a message.
     """
     queue = channel.declare(Queue("q", durable=True))
     channel.stop()
     assert list(channel.consume(queue, Receiving(timeout=30))) == []
 
 
-def test_a_connection_closed_during_a_later_login_is_retried(
+def test_a_reconnection_closed_during_the_handshake_is_retried(
     proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """Once a login has succeeded, the client retries a reconnection that is closed during the handshake, instead of
-    reporting a refused login.
+    """If a connection is closed during the handshake of a reconnection, the client tries again instead of reporting a
+    refused login.
     """
     channel.declare(QUORUM)
     proxy.break_early = 2
@@ -238,7 +238,9 @@ def test_a_connection_closed_during_a_later_login_is_retried(
     assert sum("closed the connection before it was open" in notice for notice in notices) == 2
 
 
-def test_a_private_queue_is_declared_and_bound_again(broker: TestBroker, proxy: Proxy, channel: Channel) -> None:
+def test_a_private_queue_is_declared_and_bound_again_after_a_reconnection(
+    broker: TestBroker, proxy: Proxy, channel: Channel
+) -> None:
     """After a reconnection, the private queue of a log receiver is declared again with the same bindings, and receives
     later messages.
     """
@@ -267,9 +269,11 @@ def _bound_keys(broker: TestBroker) -> set[str]:
 @pytest.mark.parametrize(
     ("reset", "said"), [(True, "connection reset by peer"), (False, "closed by the other end")], ids=["RST", "FIN"]
 )
-def test_without_reconnection_a_cut_is_an_error_at_once(amqp_vhost: Vhost, *, reset: bool, said: str) -> None:
-    """If reconnection is disabled, a lost connection raises Unavailable, and the error says whether the connection was
-    reset or closed.
+def test_without_reconnection_a_lost_connection_is_an_error_with_its_cause(
+    amqp_vhost: Vhost, *, reset: bool, said: str
+) -> None:
+    """If reconnection is disabled, a consumer whose connection is lost raises Unavailable, which says whether the
+    connection was reset or closed.
     """
     with Connection(parse_addresses(amqp_vhost.url)) as connection:
         channel = connection.channel()
@@ -280,11 +284,11 @@ def test_without_reconnection_a_cut_is_an_error_at_once(amqp_vhost: Vhost, *, re
             next(deliveries)
 
 
-def test_queues_and_exchanges_that_differ_are_noticed_once(
+def test_queues_and_exchanges_with_other_settings_are_reported_once(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """A queue or exchange that exists with other settings is used as it is. The client reports the difference once, and
-    does not repeat the report after a reconnection.
+    """If a queue or exchange already exists with other settings, the client uses it as it is, and reports the
+    difference only once, even after a reconnection.
     """
     others = [Queue("a", durable=True, arguments={"x-max-length": 9}), Queue("b", durable=True)]
     with Connection(parse_addresses(broker.url)) as connection:
@@ -302,9 +306,9 @@ def test_queues_and_exchanges_that_differ_are_noticed_once(
     assert (channel.depth_of("a"), channel.depth_of("b")) == (1, 1)
 
 
-def test_close_during_a_reconnection_ends_all_waiting_threads(amqp_vhost: Vhost) -> None:
-    """If a connection is closed while it is being reopened, a thread that waits for it gets the error "the connection
-    is closed".
+def test_closing_a_connection_during_a_reconnection_ends_the_waiting_thread(amqp_vhost: Vhost) -> None:
+    """If a connection is closed while it is being reopened, a thread that waits for the connection gets the error
+    "the connection is closed".
     """
     for cuts, pause in ((1, 0.0), (1, 0.01), (2, 0.005), (2, 0.02)):
         connection = Connection(parse_addresses(amqp_vhost.url), backoff=EAGER)
@@ -329,18 +333,18 @@ def _ask_until_it_fails(channel: Channel, ended: list[MqtoolError]) -> None:
         ended.append(error)
 
 
-def test_a_channel_opened_during_a_reconnection_waits_for_it(proxy: Proxy, channel: Channel) -> None:
+def test_a_channel_opened_during_a_reconnection_waits_for_the_connection(proxy: Proxy, channel: Channel) -> None:
     """channel(), called while the connection is lost, returns a usable channel once the connection is open again."""
     channel.declare(QUORUM)
     proxy.cut()
     assert channel.connection.channel().depth_of("q") == 0
 
 
-def test_a_queue_that_is_missing_after_a_reconnection_is_waited_for(
+def test_a_consumer_waits_for_a_queue_that_is_missing_after_a_reconnection(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """If a queue is missing after a reconnection, its consumer reports this, retries without leaving connections open,
-    and receives messages again once the queue is back.
+    """If a queue is missing after a reconnection, its consumer reports the missing queue, tries again on the same
+    connection, and receives messages once the queue is declared again.
     """
     with Connection(parse_addresses(broker.url)) as connection:
         other = connection.channel()

@@ -128,8 +128,8 @@ def test_route_agrees_with_the_broker(broker: TestBroker, channel: BlockingChann
 
 
 def test_dead_letters_go_where_route_says(broker: TestBroker, channel: BlockingChannel) -> None:
-    """`route` names the queues in which a message's dead letters arrive, with their own or a new routing key, and says
-    where they are lost.
+    """`route` names the queues in which a message's dead letters arrive, whether they keep their routing key or get a
+    new one, and reports a dead-letter exchange that does not exist.
     """
     to_dlx = {"x-dead-letter-exchange": "dlx"}
     channel.exchange_declare("x", "topic")
@@ -163,8 +163,8 @@ def test_dead_letters_go_where_route_says(broker: TestBroker, channel: BlockingC
     ]
 
 
-def test_route_considers_policies(broker: TestBroker, channel: BlockingChannel) -> None:
-    """`route` follows an alternate or dead-letter exchange that a policy sets."""
+def test_route_follows_exchanges_that_policies_set(broker: TestBroker, channel: BlockingChannel) -> None:
+    """`route` follows an alternate exchange and a dead-letter exchange that policies set."""
     channel.exchange_declare("x", "direct")
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.fanout")
@@ -194,8 +194,10 @@ def test_route_sees_policies_without_the_policymaker_tag(broker: TestBroker, cha
         broker.api("DELETE", f"users/{user}")
 
 
-def test_route_treats_a_delayed_exchange_as_its_inner_type(broker: TestBroker, channel: BlockingChannel) -> None:
-    """For an x-delayed-message exchange, `route` applies x-delayed-type and says how long a message is delayed."""
+def test_route_treats_a_delayed_exchange_as_its_x_delayed_type(broker: TestBroker, channel: BlockingChannel) -> None:
+    """For an x-delayed-message exchange, `route` applies x-delayed-type and reports the delay in x-delay. An x-delay
+    that is not a number of milliseconds raises BadData.
+    """
     overview: Any = broker.api("GET", "overview")
     if not any(each["name"] == "x-delayed-message" for each in overview["exchange_types"]):
         pytest.skip("this broker has no delayed message plugin")

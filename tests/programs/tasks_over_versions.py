@@ -1,4 +1,5 @@
-"""Tests of workers that use Celery, as a team writes them; `pytest --amqp-like` runs them with several RabbitMQs.
+"""Tests of Celery workers, as a team would write them; `pytest --amqp-like` runs them with several versions of
+RabbitMQ.
 
 with_older_celery.py runs them with releases of Celery and kombu from before and after two repairs:
 https://github.com/celery/celery/pull/10287 and https://github.com/celery/kombu/issues/2469.
@@ -50,8 +51,8 @@ def worker(url: str) -> Iterator[None]:
 
 
 def test_a_worker_consumes_from_a_quorum_queue(amqp_vhost):
-    """A Celery worker starts and consumes from a quorum queue although its settings do not say that the queue
-    is one.
+    """A Celery worker starts to consume from a quorum queue although the worker's settings do not mention the queue's
+    type.
     """
     declare(amqp_vhost.url, "quorum")
     with worker(amqp_vhost.url):
@@ -68,7 +69,7 @@ def test_a_caller_gets_the_result_of_a_task(amqp_vhost):
 
 
 def test_a_buffer_is_read_back(amqp_vhost):
-    """A message that kombu puts into a SimpleBuffer can be read from it."""
+    """A message that a program puts into a SimpleBuffer of kombu can be read from the buffer."""
     with Connection(amqp_vhost.url) as connection, connection.SimpleBuffer("buffer") as buffer:
         buffer.put("one")
         assert buffer.get(timeout=5).payload == "one"

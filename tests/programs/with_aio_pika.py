@@ -1,4 +1,6 @@
-"""aio-pika: confirms, transactions, RPC patterns, and a robust connection that the broker breaks off."""
+"""Programs that use aio-pika get confirms, transactions and RPC, and a robust connection recovers after the broker
+closes it.
+"""
 
 import asyncio
 import os
@@ -57,7 +59,9 @@ async def settle(connection: aio_pika.abc.AbstractConnection) -> None:
 
 
 async def come_back(connection: aio_pika.abc.AbstractRobustConnection) -> None:
-    """The broker closes the connection; queue, binding and consumer come back by themselves."""
+    """After the broker closes the connection, the queue, the binding and the consumer are restored without the
+    program's help.
+    """
     async with connection.channel() as channel:
         exchange = await channel.declare_exchange("aio.events", "topic", auto_delete=True)
         queue = await channel.declare_queue("aio.robust", exclusive=True)

@@ -1,4 +1,4 @@
-// amqp091-go: confirms, returned messages, prefetch, requeue, dead letters, a closed channel, a cut.
+// With amqp091-go: confirms and returns arrive, dead letters are routed, and a closed channel or a cut is reported.
 package main
 
 import (

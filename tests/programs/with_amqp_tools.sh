@@ -1,4 +1,4 @@
-# amqp-tools: what is published by line is got, consumed by a command, and requeued where that fails.
+# With amqp-tools: lines are published, fetched and passed to a command; a message is requeued if its command fails.
 set -eu
 
 equal() { [ "$1" = "$2" ] || { echo "$1 expected, $2 found"; exit 1; }; }

@@ -1,4 +1,4 @@
-"""amqpstorm: its channel, its transactions, and its client of the management API."""
+"""Programs that use amqpstorm can use channels, transactions, and the library's client of the management API."""
 
 import os
 from urllib.parse import unquote, urlsplit

@@ -1,4 +1,4 @@
-# bunny: confirms, returned messages, prefetch, requeue, dead letters, an error that closes the channel only, recovery.
+# With bunny: confirms and returns arrive, dead letters are routed, and the client recovers from a lost connection.
 require "bunny"
 
 def equal(expected, found)

@@ -1,4 +1,6 @@
-"""celery: retries with a countdown, eta on quorum queues, events, remote control, the rpc:// backend, and chords."""
+"""Programs that use Celery get retries with a countdown, eta on quorum queues, events, remote control, results and
+chords.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""dramatiq: retries, delays, priorities, and what failed too often in its queue of dead letters."""
+"""Programs that use dramatiq get retries, delays and priorities, and a task that fails too often is dead-lettered."""
 
 import os
 import threading

@@ -1,4 +1,6 @@
-"""FastStream: subscribers on exchanges and quorum queues, replies, and dead letters of what a handler rejects."""
+"""Programs that use FastStream can subscribe to exchanges and quorum queues and reply; a rejected message is
+dead-lettered.
+"""
 
 import asyncio
 import os

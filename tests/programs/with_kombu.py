@@ -1,4 +1,6 @@
-"""kombu: producers with confirms, compression and headers, priorities, pools, a SimpleQueue."""
+"""Programs that use kombu can publish with confirms, compression, headers and priorities, and use pools and a
+SimpleQueue.
+"""
 
 import os
 

@@ -1,4 +1,4 @@
-// amqplib and rascal: confirms, prefetch, dead letters and RPC; publications, subscriptions, republishing with a retry delay.
+// With amqplib and rascal: confirms, prefetch, dead letters and RPC work, and rascal republishes with a retry delay.
 const assert = require("node:assert");
 const amqplib = require("amqplib");
 const { BrokerAsPromised } = require("rascal");

@@ -1,4 +1,8 @@
-"""celery 5.6.3 with kombu 5.6.2, and 5.7.0: `pytest --amqp-like` names the tests that depend on the RabbitMQ."""
+"""`pytest --amqp-like` names the tests of Celery workers that depend on the version of RabbitMQ, for two releases of
+Celery.
+
+The releases are celery 5.6.3 with kombu 5.6.2, and celery 5.7.0.
+"""
 
 import os
 import re

@@ -1,5 +1,5 @@
 <?php
-// php-amqplib: confirms, returned messages, prefetch, requeue, dead letters, a closed channel, a reconnection.
+// With php-amqplib: confirms and returns arrive, dead letters are routed, and the client can reconnect.
 
 require 'PhpAmqpLib/autoload.php';
 

@@ -1,4 +1,4 @@
-"""py-amqp: integers of 64 bits, confirms, returned messages, an error that closes the channel only."""
+"""Programs that use py-amqp get 64-bit integers, confirms and returns, and an error closes only the channel."""
 
 import os
 from urllib.parse import unquote, urlsplit

@@ -1,4 +1,4 @@
-// rhea, over AMQP 1.0: declarations, outcomes, both settle modes, credit and drain, large messages, RPC, filters, errors.
+// With rhea, over AMQP 1.0: messages of any size are sent, settled in every way, filtered and answered.
 const assert = require("node:assert");
 const { once } = require("node:events");
 const rhea = require("rhea");

@@ -1,4 +1,4 @@
-"""taskiq: tasks and their delays, in wait queues and with retries."""
+"""Programs that use taskiq can run tasks, delay them in wait queues, and retry them."""
 
 import asyncio
 import os

@@ -56,7 +56,7 @@ def queue(broker: EmbeddedBroker) -> str:
     return "/queues/q"
 
 
-def test_a_broker_like_3_10_answers_amqp_1_0_with_its_own_header() -> None:
+def test_a_broker_like_3_10_answers_amqp_1_0_with_the_header_of_0_9_1() -> None:
     """An embedded broker that behaves like RabbitMQ 3.10 answers an AMQP 1.0 client with the protocol header of AMQP
     0-9-1 and closes the connection.
     """
@@ -67,7 +67,7 @@ def test_a_broker_like_3_10_answers_amqp_1_0_with_its_own_header() -> None:
         assert client.closed()
 
 
-def test_accepted_messages_survive_a_crash(tmp_path: Path) -> None:
+def test_messages_accepted_over_amqp_1_0_survive_a_crash(tmp_path: Path) -> None:
     """If the broker is killed while a client publishes over AMQP 1.0, every accepted message is in the queue after a
     restart.
     """
@@ -99,9 +99,9 @@ def test_accepted_messages_survive_a_crash(tmp_path: Path) -> None:
             there.add(int(got.body or b""))
 
 
-def test_an_alarm_closes_the_window_but_not_the_connection(broker: EmbeddedBroker, queue: str) -> None:
-    """During a resource alarm, the broker sets the incoming window of a publishing session to 0, but still delivers
-    messages to the session's receivers; after the alarm, the window opens again.
+def test_an_alarm_stops_amqp_1_0_publishers_but_not_receivers(broker: EmbeddedBroker, queue: str) -> None:
+    """During a resource alarm, the broker sets a publishing session's incoming window to 0, but still delivers
+    messages to receivers in this session; after the alarm, the window opens again.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
@@ -130,9 +130,11 @@ def test_exceeding_the_session_window_during_an_alarm_ends_the_session(broker: E
         assert got.error is not None
 
 
-def test_faults_apply_to_amqp_1_0_connections(broker: EmbeddedBroker, queue: str) -> None:
-    """The faults close_connections and cut_connections of the embedded broker also end AMQP 1.0 connections, and
-    close_channels ends AMQP 1.0 sessions.
+def test_the_faults_of_the_embedded_broker_end_amqp_1_0_connections_and_sessions(
+    broker: EmbeddedBroker, queue: str
+) -> None:
+    """The embedded broker's faults close_connections and cut_connections end AMQP 1.0 connections, and close_channels
+    ends AMQP 1.0 sessions.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
@@ -149,8 +151,8 @@ def test_faults_apply_to_amqp_1_0_connections(broker: EmbeddedBroker, queue: str
 
 
 def test_the_fault_lose_acks_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: str) -> None:
-    """While the fault lose_acks is in force, the embedded broker ignores an AMQP 1.0 receiver's settlement and delivers
-    the message again.
+    """While the fault lose_acks is in force, the embedded broker ignores an AMQP 1.0 receiver's settlement, and
+    delivers the message again.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue, handle=1)
@@ -163,7 +165,7 @@ def test_the_fault_lose_acks_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: 
     assert (again.body, again.message.header.first_acquirer) == (b"hello", False)
 
 
-def test_the_consumer_timeout_releases_unsettled_messages() -> None:
+def test_the_consumer_timeout_releases_unsettled_messages_over_amqp_1_0() -> None:
     """After the consumer timeout, the broker releases a message that an AMQP 1.0 receiver has not settled, ignores the
     receiver's late settlement, and delivers the message again.
     """
@@ -194,7 +196,7 @@ def test_the_management_api_closes_an_amqp_1_0_connection(broker: EmbeddedBroker
     assert client.expect(CLOSE).error == ("amqp:internal-error", 'Connection forced: "Closed via management plugin"')
 
 
-def test_an_aborted_transfer_leaves_its_link_usable(broker: EmbeddedBroker, queue: str) -> None:
+def test_an_aborted_transfer_leaves_the_link_usable(broker: EmbeddedBroker, queue: str) -> None:
     """After a sender has aborted a transfer, the broker accepts the next message on the same link."""
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
@@ -214,9 +216,9 @@ def anonymous(url: str) -> tuple[RawAmqp10, int]:
 
 
 @pytest.mark.parametrize("change", ["another password", "no password", "no user"])
-def test_anonymous_is_refused_once_guest_has_another_password(broker: EmbeddedBroker, change: str) -> None:
-    """The SASL mechanism ANONYMOUS logs in as guest with the default password, so the login is refused once guest has
-    another password or none, or is deleted.
+def test_anonymous_is_refused_if_guest_lacks_the_default_password(broker: EmbeddedBroker, change: str) -> None:
+    """The SASL mechanism ANONYMOUS logs in as guest with the default password. The login is refused if guest has
+    another password or none, or has been deleted.
     """
     api = Api(str(broker.management_url))
     if change == "no user":
@@ -230,9 +232,9 @@ def test_anonymous_is_refused_once_guest_has_another_password(broker: EmbeddedBr
 
 
 @pytest.mark.parametrize("options", [(), ("--guest-from-anywhere",)], ids=["by default", "guest from anywhere"])
-def test_anonymous_from_another_machine_is_refused_like_guest(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """A client on another machine cannot connect with the SASL mechanism ANONYMOUS, unless guest may log in from
-    anywhere.
+def test_anonymous_from_another_machine_is_refused_by_default(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """A client on another machine cannot connect with the SASL mechanism ANONYMOUS, except with
+    --guest-from-anywhere.
     """
     here = other_address()
     if here is None:
@@ -287,8 +289,8 @@ def test_a_client_certificate_logs_in_over_amqp_1_0(amqp_tls: Authority, user: s
 def test_unsettled_messages_of_a_deleted_queue_do_not_count_towards_memory_use(
     broker: EmbeddedBroker, queue: str
 ) -> None:
-    """Messages that a receiver has not settled no longer count towards the broker's memory use once their queue is
-    deleted.
+    """After a queue is deleted, messages of this queue that an AMQP 1.0 receiver has not settled no longer count
+    towards the broker's memory use.
     """
     api = Api(str(broker.management_url))
     with (
@@ -308,8 +310,8 @@ def test_unsettled_messages_of_a_deleted_queue_do_not_count_towards_memory_use(
 
 
 def test_long_link_names_count_towards_memory_use() -> None:
-    """The names of AMQP 1.0 links count towards the broker's memory use until the links are detached. If a client
-    attaches too many links with long names, the broker closes the connection.
+    """The names of AMQP 1.0 links count towards the broker's memory use until the links are detached. If these names
+    exceed a client's memory limit, the broker closes the client's connection.
     """
     with (
         EmbeddedBroker(like="4.3", management_port=0, memory_limit=1_000_000) as broker,
@@ -347,9 +349,9 @@ def test_the_firehose_copies_amqp_1_0_messages(broker: EmbeddedBroker, queue: st
         assert copies[0][1].headers["user"] == "guest"
 
 
-def test_an_expensive_filter_detaches_only_its_link(broker: EmbeddedBroker) -> None:
-    """If a receiver's SQL filter takes too long, the broker detaches the receiver's link with resource-limit-exceeded;
-    another link of the same session stays usable.
+def test_an_expensive_sql_filter_detaches_only_its_own_link(broker: EmbeddedBroker) -> None:
+    """If an AMQP 1.0 receiver's SQL filter exceeds the time limit, the broker detaches the receiver's link with
+    resource-limit-exceeded; another link of this session stays usable.
     """
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         connection.channel().queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})

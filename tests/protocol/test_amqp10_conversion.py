@@ -199,7 +199,7 @@ _PATHS = [
 
 
 @pytest.mark.parametrize(("sender", "kind", "reader"), _PATHS)
-def test_a_message_keeps_its_properties_across_protocols(
+def test_a_message_keeps_its_content_across_protocols(
     channel: BlockingChannel,
     take: Take,
     client: RawAmqp10,
@@ -209,7 +209,7 @@ def test_a_message_keeps_its_properties_across_protocols(
     reader: str,
 ) -> None:
     """A message sent over AMQP 0-9-1, AMQP 1.0 or the stream protocol keeps its properties, headers, annotations and
-    body when it is read over another of these protocols.
+    body, whichever of these protocols it is read over.
     """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     match sender:
@@ -242,11 +242,11 @@ def test_a_message_keeps_its_properties_across_protocols(
     ],
     ids=["data", "value", "map", "sequences"],
 )
-def test_amqp_1_0_keeps_sections_that_0_9_1_does_not_have(
+def test_an_amqp_1_0_message_keeps_sections_that_0_9_1_does_not_have(
     channel: BlockingChannel, client: RawAmqp10, kind: str, body: bytes
 ) -> None:
-    """A message sent and received over AMQP 1.0 keeps its properties, application properties and footer. Its body is
-    unchanged, too, whether the body consists of data, sequences or a value.
+    """A message sent and received over AMQP 1.0 keeps its properties, application properties, body and footer,
+    whether the body consists of data, sequences or a value.
     """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     sent = Amqp10Message(
@@ -267,7 +267,7 @@ def test_amqp_1_0_keeps_sections_that_0_9_1_does_not_have(
 
 def test_a_value_body_arrives_encoded_over_amqp_0_9_1(channel: BlockingChannel, take: Take, client: RawAmqp10) -> None:
     """The amqp-value body of an AMQP 1.0 message arrives over AMQP 0-9-1 in its AMQP 1.0 encoding, with the type
-    property amqp-1.0. If this message is published again, an AMQP 1.0 receiver gets the same value.
+    property amqp-1.0. If a 0-9-1 client publishes this message again, an AMQP 1.0 receiver gets the original value.
     """
     channel.queue_declare("q", durable=True)
     _publish_10(client, "q", Amqp10Message(body=value_section(["a", True])))
@@ -313,11 +313,11 @@ def test_a_dead_letter_has_its_history_in_each_protocol(
     assert got.body == data_section(b"body")
 
 
-def test_cc_is_converted_between_protocols(
+def test_cc_and_x_cc_are_converted_into_each_other(
     broker: TestBroker, channel: BlockingChannel, take: Take, client: RawAmqp10
 ) -> None:
-    """Routing keys in the annotation x-cc of AMQP 1.0 and in the header CC of AMQP 0-9-1 route copies of a message. A
-    consumer over the other protocol gets x-cc as CC, and CC as x-cc.
+    """The header CC of AMQP 0-9-1 and the annotation x-cc of AMQP 1.0 route copies of a message. Over the other
+    protocol, CC arrives as x-cc, and x-cc as CC.
     """
     if not broker.differs_since("4.2", "x-cc is a list of routing keys"):
         pytest.skip("RabbitMQ 4.0 does not route by x-cc")
@@ -369,10 +369,12 @@ def test_a_stream_is_filtered_by_sql_and_properties(
     assert [client.expect(0x14).body for _ in chosen] == chosen
 
 
-def test_the_management_api_lists_amqp_1_0_connections(
+def test_the_management_api_lists_and_closes_amqp_1_0_connections(
     broker: TestBroker, api: Api, channel: BlockingChannel, take: Take, client: RawAmqp10
 ) -> None:
-    """The management API lists connections, sessions and consumers of AMQP 1.0 with the same fields as RabbitMQ."""
+    """The management API lists the connections, sessions, links and consumers of AMQP 1.0 clients as RabbitMQ does,
+    and closes a listed connection on DELETE.
+    """
     channel.queue_declare("q", durable=True)
     client.attach_sender("/queues/q", handle=5)
     client.attach_receiver("/queues/q", handle=6, credit=3)

@@ -110,7 +110,7 @@ def quorum(channel: BlockingChannel) -> str:
     return "/queues/qq"
 
 
-def test_a_connection_is_opened_and_closed(amqp_url: str) -> None:
+def test_an_amqp_1_0_connection_is_opened_and_closed_as_by_rabbitmq(amqp_url: str) -> None:
     """The broker answers an AMQP 1.0 client's SASL login, open, begin, end and close with the same limits and
     capabilities as RabbitMQ.
     """
@@ -131,8 +131,10 @@ def test_a_connection_is_opened_and_closed(amqp_url: str) -> None:
 
 
 @pytest.mark.parametrize("header", [AMQP_HEADER, b"AMQP\x02\x01\x00\x00", b"AMQP\x00\x02\x00\x00"])
-def test_an_unknown_protocol_header_is_answered_with_sasl(amqp_url: str, header: bytes) -> None:
-    """A connection that does not begin with the SASL header is answered with the SASL header and closed."""
+def test_a_client_that_does_not_begin_with_the_sasl_header_is_disconnected(amqp_url: str, header: bytes) -> None:
+    """The broker answers an AMQP 1.0 client that does not begin with the SASL header with that header, and closes the
+    connection.
+    """
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(header)
     assert client.read(8) == SASL_HEADER
@@ -154,7 +156,7 @@ def test_anonymous_logs_in_as_guest(amqp_url: str, vhost: str) -> None:
 
 
 @pytest.mark.parametrize(("mechanism", "response"), [("PLAIN", b"\0guest\0wrong"), ("PLAIN", b"\0nobody\0guest")])
-def test_a_wrong_password_is_refused(amqp_url: str, mechanism: str, response: bytes) -> None:
+def test_a_wrong_user_or_password_is_refused_over_amqp_1_0(amqp_url: str, mechanism: str, response: bytes) -> None:
     """An AMQP 1.0 login with a wrong user or password gets the SASL outcome auth, and the connection is closed."""
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(SASL_HEADER)
@@ -184,8 +186,8 @@ def test_a_malformed_login_closes_the_connection(amqp_url: str, mechanism: str, 
     ids=["vhost", "frame size", "idle time-out"],
 )
 def test_a_refused_open_closes_the_connection(amqp_url: str, fields: tuple[Any, ...]) -> None:
-    """An open frame with an unknown virtual host, or with a max-frame-size or idle time-out that is too small, closes
-    the connection without a close frame.
+    """An open frame with an unknown virtual host, a max-frame-size below 512 bytes or an idle time-out below one
+    second closes the connection without a close frame.
     """
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
@@ -193,9 +195,9 @@ def test_a_refused_open_closes_the_connection(amqp_url: str, fields: tuple[Any, 
     assert client.closed()
 
 
-def test_a_user_without_access_to_the_vhost_is_refused(broker: TestBroker, ann: str) -> None:
-    """If a user has no permissions in the virtual host, an AMQP 1.0 client of this user is disconnected when the client
-    sends open.
+def test_an_open_by_a_user_without_permissions_closes_the_connection(broker: TestBroker, ann: str) -> None:
+    """If a user has no permissions in a virtual host, the broker disconnects the user's AMQP 1.0 client when the
+    client sends open for this virtual host.
     """
     parts = broker.url.split("@")[-1]
     client = RawAmqp10(f"amqp://{ann}:secret@{parts}", opened=False)
@@ -276,7 +278,9 @@ def test_an_unknown_performative_closes_the_connection(amqp_url: str, body: byte
 def test_invalid_handles_end_the_session(
     broker: TestBroker, client: RawAmqp10, frame: tuple[Any, ...], error: tuple[str, str]
 ) -> None:
-    """A frame with a link handle that is unknown or above the maximum ends the session with RabbitMQ's error."""
+    """A frame with a link handle that is unknown or above the maximum ends the session with an error that names the
+    handle.
+    """
     client.send(*frame)
     assert client.ended() == error
     if broker.kind != "rabbitmq" or broker.differs_since("4.2", "until then, its channel may not be free yet"):
@@ -290,9 +294,7 @@ def test_a_flow_beyond_the_sent_transfers_ends_the_session(client: RawAmqp10) ->
 
 
 def test_attaching_a_handle_that_is_in_use_ends_the_session(broker: TestBroker, client: RawAmqp10, queue: str) -> None:
-    """Attaching a link with another name to a handle that is in use ends the session with
-    amqp:session:handle-in-use.
-    """
+    """Attaching a second link to a handle that is in use ends the session with amqp:session:handle-in-use."""
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "it is checked"):
         pytest.skip("replaces the link")
     client.attach_sender(queue)
@@ -300,9 +302,9 @@ def test_attaching_a_handle_that_is_in_use_ends_the_session(broker: TestBroker, 
     assert client.ended() == ("amqp:session:handle-in-use", "handle 0 is already associated with a link")
 
 
-def test_the_incoming_window_opens_again_after_half_of_it(client: RawAmqp10, queue: str) -> None:
-    """After 200 transfers, half of the incoming window of 400, the broker opens the full window again, and gives the
-    sender new link credit.
+def test_the_incoming_window_opens_again_once_half_of_it_is_used(client: RawAmqp10, queue: str) -> None:
+    """After 200 transfers, half of the session's incoming window of 400, the broker opens the full window again. The
+    broker also gives the sender new link credit.
     """
     client.attach_sender(queue)
     for number in range(200):
@@ -314,7 +316,7 @@ def test_the_incoming_window_opens_again_after_half_of_it(client: RawAmqp10, que
 
 
 def test_a_second_begin_on_the_channel_of_a_session_ends_the_session(client: RawAmqp10) -> None:
-    """A begin on a channel that already has a session ends that session."""
+    """A begin frame on a channel that already has a session ends that session with amqp:internal-error."""
     client.send(BEGIN, None, UInt32(0), UInt32(1), UInt32(1))
     condition, _ = client.ended() or ("", "")
     assert condition == "amqp:internal-error"
@@ -351,7 +353,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_link_is_detached_with_an_error(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
     """A link that the broker refuses, such as a link to a missing queue, is attached without a terminus and detached
-    with an error; the session continues. Before 4.2, the error ends the session.
+    with an error; the session continues. Before RabbitMQ 4.2, the session ends with the error instead.
     """
     role, address, condition, text = REFUSED[case]
     client.attach(role, address)
@@ -377,11 +379,11 @@ V1 = ["q", "/queue/q", "/topic/t", "/amq/queue/q"]
 
 @pytest.mark.parametrize("address", V1)
 @pytest.mark.parametrize("role", [SENDER, RECEIVER], ids=["target", "source"])
-def test_addresses_of_version_1_are_refused(
+def test_amqp_1_0_addresses_in_the_old_format_are_refused(
     request: pytest.FixtureRequest, broker: TestBroker, client: RawAmqp10, address: str, role: bool
 ) -> None:
-    """AMQP 1.0 addresses in RabbitMQ's old format (version 1) are refused, as in RabbitMQ 4.3; earlier releases permit
-    them by default.
+    """The embedded broker refuses AMQP 1.0 addresses in RabbitMQ's old format (version 1), as RabbitMQ does from 4.3
+    on.
     """
     if broker.kind == "rabbitmq" and not broker.differs_since("4.3", ""):
         pytest.skip("permitted here")
@@ -428,8 +430,10 @@ def test_a_link_may_be_detached_and_attached_again(client: RawAmqp10, queue: str
 # Publishing
 
 
-def test_a_published_message_is_accepted(client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any) -> None:
-    """An AMQP 1.0 sender gets a link credit of 170. A message from this sender arrives in the queue and gets the
+def test_a_message_published_over_amqp_1_0_is_accepted(
+    client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any
+) -> None:
+    """An AMQP 1.0 sender gets a link credit of 170, and a message from this sender arrives in the queue and gets the
     outcome accepted.
     """
     flow = client.attach_sender(queue)
@@ -438,9 +442,9 @@ def test_a_published_message_is_accepted(client: RawAmqp10, queue: str, channel:
     assert take.one("q")[2] == b"hello"
 
 
-def test_many_messages_are_accepted_in_ranges(client: RawAmqp10, queue: str) -> None:
-    """Each of 80 messages sent at once over AMQP 1.0 gets the outcome accepted; a disposition may cover a range of
-    messages.
+def test_each_of_many_messages_sent_at_once_is_accepted(client: RawAmqp10, queue: str) -> None:
+    """Each of 80 messages sent at once over AMQP 1.0 gets the outcome accepted, in a disposition for this message or
+    for a range of messages.
     """
     client.attach_sender(queue)
     for number in range(80):
@@ -454,8 +458,12 @@ def test_many_messages_are_accepted_in_ranges(client: RawAmqp10, queue: str) -> 
     assert settled == set(range(80))
 
 
-def test_each_message_gets_its_own_outcome(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """Of twenty messages sent at once, each routable one gets the outcome accepted and each unroutable one released."""
+def test_each_of_many_messages_gets_the_outcome_of_its_own_routing(
+    client: RawAmqp10, queue: str, channel: BlockingChannel
+) -> None:
+    """Of twenty messages sent at once over AMQP 1.0, each routable one gets the outcome accepted and each unroutable
+    one released.
+    """
     client.attach_sender(None)
     frames = []
     for number in range(20):
@@ -473,14 +481,14 @@ def test_each_message_gets_its_own_outcome(client: RawAmqp10, queue: str, channe
 
 
 def test_an_unroutable_message_is_released(client: RawAmqp10) -> None:
-    """A message for an exchange without a matching binding gets the outcome released."""
+    """An AMQP 1.0 message to an exchange without a matching binding gets the outcome released."""
     client.attach_sender("/exchanges/amq.direct/nowhere")
     assert client.published(0) == RELEASE
 
 
 def test_a_full_queue_rejects_a_message(client: RawAmqp10, channel: BlockingChannel) -> None:
-    """A message to a full queue with x-overflow reject-publish gets the outcome rejected; from 4.2 on, the outcome
-    contains the queue and the reason.
+    """An AMQP 1.0 message to a full queue with x-overflow reject-publish gets the outcome rejected. From RabbitMQ 4.2
+    on, the outcome names the queue and the reason.
     """
     channel.queue_declare("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}, durable=True)
     client.attach_sender("/queues/full")
@@ -493,8 +501,8 @@ def test_a_full_queue_rejects_a_message(client: RawAmqp10, channel: BlockingChan
         assert info == {"queue": "full", "reason": "maxlen"}
 
 
-def test_a_message_may_be_split_into_many_transfers(client: RawAmqp10, queue: str, take: Any) -> None:
-    """A message with a body of 200 kB, sent in several transfers, is accepted and delivered whole."""
+def test_a_message_split_into_several_transfers_is_delivered_whole(client: RawAmqp10, queue: str, take: Any) -> None:
+    """A message with a body of 200 kB that is sent in several transfers is accepted and delivered whole."""
     client.attach_sender(queue)
     payload = message(b"0123456789" * 20_000)
     parts = [payload[at : at + 60_000] for at in range(0, len(payload), 60_000)]
@@ -504,7 +512,7 @@ def test_a_message_may_be_split_into_many_transfers(client: RawAmqp10, queue: st
     assert take.one("q")[2] == b"0123456789" * 20_000
 
 
-def test_the_last_transfer_may_be_empty(client: RawAmqp10, queue: str, take: Any) -> None:
+def test_a_message_whose_last_transfer_is_empty_is_accepted(client: RawAmqp10, queue: str, take: Any) -> None:
     """An AMQP 1.0 message whose last transfer has no payload is accepted."""
     client.attach_sender(queue)
     client.publish(0, more=True)
@@ -552,8 +560,8 @@ LINK_ERRORS: dict[str, tuple[UInt8 | None, list[tuple[Any, ...]], str, str]] = {
 
 @pytest.mark.parametrize("case", LINK_ERRORS)
 def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
-    """A transfer detaches its link with RabbitMQ's error if its delivery id is missing or differs from that of the
-    message's first transfer, or if its settled flag changes or contradicts the link's settle mode.
+    """The broker detaches a link if a transfer lacks the delivery id, if the delivery id or the settled flag changes
+    within a message, or if the settled flag contradicts the link's settle mode.
     """
     mode, transfers, condition, text = LINK_ERRORS[case]
     client.attach_sender(queue, mode=mode)
@@ -565,9 +573,9 @@ def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAm
     assert found[0] == condition or ends_session(broker)
 
 
-def test_more_than_the_credit_detaches_the_link(client: RawAmqp10, channel: BlockingChannel, queue: str) -> None:
-    """If a sender exceeds its credit, its link is detached with transfer-limit-exceeded, unless the broker has given
-    the link more credit meanwhile.
+def test_a_sender_that_exceeds_its_credit_is_detached(client: RawAmqp10, channel: BlockingChannel, queue: str) -> None:
+    """A sender that exceeds its link credit is detached with transfer-limit-exceeded, unless the broker has given the
+    link more credit meanwhile.
     """
     # tests/simulation has a case in which the embedded broker cannot give more.
     first = client.attach_sender(queue)
@@ -592,7 +600,7 @@ def test_more_than_the_credit_detaches_the_link(client: RawAmqp10, channel: Bloc
 
 @pytest.mark.parametrize("payload", [b"", b"\x00", b"garbage", b"\x00\x53\x70\xc0\x01", b"\x00\x53\x99\x40"])
 def test_a_malformed_message_ends_the_link_or_the_session(client: RawAmqp10, queue: str, payload: bytes) -> None:
-    """A payload that is not an AMQP 1.0 message ends the link or the session with an error."""
+    """A transfer whose payload is not an AMQP 1.0 message ends the link or the session with an error."""
     client.attach_sender(queue)
     client.publish(0, payload)
     got = client.receive()
@@ -600,7 +608,7 @@ def test_a_malformed_message_ends_the_link_or_the_session(client: RawAmqp10, que
     assert got.error is not None
 
 
-def test_a_sender_without_a_target_addresses_each_message(
+def test_messages_on_a_link_without_a_target_are_routed_by_their_to_property(
     client: RawAmqp10, queue: str, channel: BlockingChannel, vhost: str
 ) -> None:
     """On a link without a target, each message is routed by its property `to`. A message whose `to` is missing or
@@ -634,9 +642,11 @@ def test_a_settled_message_with_a_bad_address_detaches_the_link(client: RawAmqp1
     assert client.detached() == ("amqp:precondition-failed", "bad 'to' address string: /what")
 
 
-def test_deleting_the_exchange_detaches_its_senders(client: RawAmqp10, channel: BlockingChannel, vhost: str) -> None:
-    """After an exchange is deleted, a sender's next message to the exchange gets the outcome released, and the sender's
-    link is detached with not-found.
+def test_deleting_an_exchange_detaches_a_sender_at_the_next_message(
+    client: RawAmqp10, channel: BlockingChannel, vhost: str
+) -> None:
+    """After an exchange is deleted, a sender's next message to this exchange gets the outcome released, and the
+    sender's link is detached with not-found.
     """
     channel.exchange_declare("x", "fanout")
     client.attach_sender("/exchanges/x")
@@ -652,8 +662,8 @@ def test_deleting_the_exchange_detaches_its_senders(client: RawAmqp10, channel: 
 def test_a_receiver_gets_as_many_messages_as_its_credit(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """A receiver with a link credit of 2 gets two of three messages. The third one follows when the receiver has
-    settled the two and given new credit.
+    """A receiver with a link credit of 2 gets two of three messages, and the third after settling the two and
+    granting new credit.
     """
     for body in (b"1", b"2", b"3"):
         channel.basic_publish("", "q", body)
@@ -674,10 +684,10 @@ def test_a_receiver_gets_as_many_messages_as_its_credit(
     assert client.expect(TRANSFER).body == b"3"
 
 
-def test_a_receiver_can_ask_for_settled_messages(
+def test_a_message_for_a_receiver_of_settled_messages_leaves_the_queue_at_once(
     client: RawAmqp10, queue: str, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
-    """If a receiver attaches with the snd-settle-mode settled, a delivered message is removed from the
+    """If a receiver attaches with the snd-settle-mode settled, each message arrives settled, and is removed from the
     queue at once.
     """
     channel.basic_publish("", "q", b"1")
@@ -690,7 +700,7 @@ def test_a_receiver_can_ask_for_settled_messages(
 def test_an_unsettled_disposition_is_settled_by_the_broker(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """If a receiver's disposition is unsettled, the broker answers with a settled disposition."""
+    """The broker answers a receiver's unsettled disposition with a settled one for the same delivery."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     client.expect(TRANSFER)
@@ -753,16 +763,16 @@ def counts(client: RawAmqp10, quorum: str, state: Any) -> list[Any]:
 
 @pytest.mark.parametrize("case", ["released", "failed", "not failed"])
 def test_only_failed_deliveries_are_counted(client: RawAmqp10, quorum: str, case: str) -> None:
-    """A message's delivery count rises after the outcome modified with delivery-failed, but not after released, or
-    modified without delivery-failed.
+    """In a quorum queue, a message's delivery count rises after the outcome modified with delivery-failed, but not
+    after released, or after modified without delivery-failed.
     """
     state = {"released": RELEASE, "failed": described(MODIFIED, True), "not failed": described(MODIFIED, False)}[case]
     expected = [(0, True), (1, False), (2, False)] if case == "failed" else [(0, True), (0, False), (0, False)]
     assert counts(client, quorum, state) == expected
 
 
-def test_annotations_of_modified_stay_with_the_message(client: RawAmqp10, quorum: str) -> None:
-    """Annotations that a receiver adds with the outcome modified are in the message when it is delivered again."""
+def test_annotations_added_by_modified_arrive_with_the_redelivered_message(client: RawAmqp10, quorum: str) -> None:
+    """A quorum queue redelivers a message with the annotations that a receiver added with the outcome modified."""
     client.attach_sender(quorum, handle=1)
     client.published(0, handle=1)
     client.attach_receiver(quorum)
@@ -810,11 +820,11 @@ BAD_ANNOTATIONS = {
 
 
 @pytest.mark.parametrize("annotations", BAD_ANNOTATIONS.values(), ids=BAD_ANNOTATIONS)
-def test_annotations_of_modified_that_are_not_valid_lose_no_message(
+def test_invalid_annotations_in_the_outcome_modified_lose_no_message(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel, quorum: str, take: Any, annotations: Any
 ) -> None:
-    """If a receiver settles deliveries as modified with invalid annotations, the broker ends the session or connection
-    and requeues all messages of these deliveries.
+    """If a receiver settles deliveries as modified with invalid annotations, the embedded broker ends the session or
+    connection, and requeues all these deliveries.
     """
     if broker.kind != "embedded":
         pytest.skip("RabbitMQ keeps values that AMQP 0-9-1 does not have")
@@ -832,8 +842,8 @@ def test_annotations_of_modified_that_are_not_valid_lose_no_message(
 
 
 def test_drain_uses_up_the_credit(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """A receiver's flow with drain makes the broker send the messages that are ready, and then a flow with credit 0. A
-    message that is published later is delivered once the receiver gives new credit.
+    """After a receiver's flow with drain, the broker sends the messages that are ready, and then a flow with credit
+    0. A later message is delivered once the receiver grants new credit.
     """
     channel.confirm_delivery()
     channel.basic_publish("", "q", b"1")
@@ -848,7 +858,7 @@ def test_drain_uses_up_the_credit(client: RawAmqp10, queue: str, channel: Blocki
 
 
 def test_a_flow_with_echo_is_answered(client: RawAmqp10, queue: str) -> None:
-    """The broker answers a receiver's flow with echo with a flow that contains the link's delivery count, credit and
+    """The broker answers a receiver's flow with echo with a flow that has the link's delivery count, credit and
     number of available messages.
     """
     client.attach_receiver(queue, credit=0)
@@ -857,8 +867,10 @@ def test_a_flow_with_echo_is_answered(client: RawAmqp10, queue: str) -> None:
     assert [flow.field(number) for number in (4, 5, 6, 7)] == [0, 0, 7, 0]
 
 
-def test_the_session_window_holds_deliveries_back(amqp_url: str, queue: str, channel: BlockingChannel) -> None:
-    """If the client's incoming window is 2, the broker sends two transfers, and the next ones only when the client
+def test_the_broker_sends_no_more_transfers_than_the_session_window(
+    amqp_url: str, queue: str, channel: BlockingChannel
+) -> None:
+    """If a client's incoming window is 2, the broker sends two transfers, and the next ones only after the client
     opens the window.
     """
     client = RawAmqp10(amqp_url, opened=False)
@@ -882,10 +894,12 @@ def test_the_session_window_holds_deliveries_back(amqp_url: str, queue: str, cha
     assert client.expect(TRANSFER).body == b"last"
 
 
-def test_a_message_larger_than_the_clients_maximum_ends_the_session(
+def test_a_message_larger_than_the_receivers_maximum_ends_the_session(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """A message larger than the receiver's max-message-size ends the session with amqp:link:message-size-exceeded."""
+    """Delivering a message larger than the receiver's max-message-size ends the session with
+    amqp:link:message-size-exceeded.
+    """
     channel.basic_publish("", "q", b"x" * 1000)
     client.attach_receiver(queue, rest=(ULong(500),))
     condition, text = client.ended() or ("", "")
@@ -904,8 +918,8 @@ def test_deleting_the_queue_detaches_its_receivers(client: RawAmqp10, queue: str
 def test_unsettled_messages_are_requeued_when_the_link_is_detached(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any
 ) -> None:
-    """When a receiver's link is detached, its unsettled message is requeued, and another client gets the message,
-    marked as redelivered.
+    """When an AMQP 1.0 receiver's link is detached, the receiver's unsettled message is requeued and delivered to
+    another client, marked as redelivered.
     """
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
@@ -920,8 +934,8 @@ def test_unsettled_messages_are_requeued_when_the_link_is_detached(
 def test_unsettled_messages_are_requeued_when_the_session_or_connection_ends(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, how: str
 ) -> None:
-    """When a receiver's session or connection is closed, or its connection is cut, its unsettled message is requeued,
-    and another client gets the message.
+    """When an AMQP 1.0 receiver's session or connection is closed, or the connection is cut, the receiver's unsettled
+    message is requeued and delivered to another client.
     """
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
@@ -939,8 +953,8 @@ def test_unsettled_messages_are_requeued_when_the_session_or_connection_ends(
 def test_a_receiver_with_a_higher_priority_is_served_first(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """Of two receivers, the one whose link has the higher rabbitmq:priority gets all messages as long as this link has
-    credit.
+    """Of two AMQP 1.0 receivers, the one whose link has the higher rabbitmq:priority gets all messages as long as
+    this link has credit.
     """
     client.attach_receiver(queue)
     client.attach_receiver(queue, handle=1, rest=(None, None, None, {Symbol("rabbitmq:priority"): Int32(5)}))
@@ -975,8 +989,8 @@ def restricted(broker: TestBroker, api: Api, ann: str) -> Iterator[RawAmqp10]:
 def test_permissions_are_checked_when_a_link_is_attached(
     restricted: RawAmqp10, queue: str, vhost: str, ann: str, role: bool, address: str, text: str
 ) -> None:
-    """Attaching a link without write or read permission ends the session with amqp:unauthorized-access and RabbitMQ's
-    error text.
+    """If a user attaches a link without permission to write to the target or read from the source, the session ends
+    with amqp:unauthorized-access and RabbitMQ's error text.
     """
     restricted.attach(role, address)
     refused = f"{text} in vhost '{vhost}' refused for user '{ann}'"
@@ -984,7 +998,9 @@ def test_permissions_are_checked_when_a_link_is_attached(
 
 
 def test_a_user_id_of_another_user_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str) -> None:
-    """A message whose user-id is not that of the logged-in user detaches the link with unauthorized-access."""
+    """If a message's user-id is not that of the logged-in user, the sender's link is detached with
+    unauthorized-access.
+    """
     client.attach_sender(queue)
     client.publish(0, message(user_id=b"somebody"))
     assert link_error(broker, client) == (

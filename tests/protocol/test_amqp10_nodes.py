@@ -119,8 +119,8 @@ def channel_properties() -> object:
 def test_single_active_receivers_are_told_which_one_is_active(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From 4.3 on, each receiver of a quorum queue with x-single-active-consumer gets a flow whose property
-    rabbitmq:active says whether the receiver is active, and another flow when that changes.
+    """From RabbitMQ 4.3 on, each receiver of a quorum queue with x-single-active-consumer gets a flow whose property
+    rabbitmq:active says whether this receiver is active, and another flow when that changes.
     """
     if not broker.differs_since("4.3", "consumers of quorum queues are told"):
         pytest.skip("from 4.3 on")
@@ -144,8 +144,10 @@ def test_deleting_the_queue_detaches_its_senders(client: RawAmqp10, queue: str, 
     assert client.detached() == ("amqp:resource-deleted", None)
 
 
-def test_the_reply_to_a_deletion_comes_before_the_end_of_the_links(client: RawAmqp10, queue: str) -> None:
-    """A client that deletes a queue over the management node gets the reply first, and then the detach frames."""
+def test_the_reply_to_a_queue_deletion_comes_before_the_detach_frames(client: RawAmqp10, queue: str) -> None:
+    """A client that deletes a queue over the AMQP 1.0 management node gets the reply before the detach frames of its
+    links to this queue.
+    """
     # As the management request in rabbit_amqp_session of RabbitMQ 4.3.5: links learn of it by a later event.
     client.attach_sender(queue, handle=1)
     client.attach_receiver(queue, handle=2)
@@ -206,8 +208,8 @@ def test_dispositions_of_unknown_deliveries_are_ignored(
 def test_the_outcome_modified_with_delivery_failed_raises_the_delivery_count(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel, kind: str
 ) -> None:
-    """The outcome modified with delivery-failed raises a message's delivery count in quorum queues, and from 4.3 on in
-    classic queues, too.
+    """The outcome modified with delivery-failed raises a message's delivery count in quorum queues and, from RabbitMQ
+    4.3 on, in classic queues.
     """
     channel.queue_declare("failing", durable=True, arguments={"x-queue-type": kind})
     channel.basic_publish("", "failing", b"x")
@@ -221,11 +223,11 @@ def test_the_outcome_modified_with_delivery_failed_raises_the_delivery_count(
     assert counts == ([0, 1, 1, 2] if does_count else [0, 0, 0, 0])
 
 
-def test_a_modified_message_is_delivered_at_its_x_opt_delivery_time(
+def test_a_modified_message_is_not_redelivered_before_its_x_opt_delivery_time(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From 4.3 on, a quorum queue redelivers a message that a receiver settled as modified with x-opt-delivery-time
-    only when that time has come, in milliseconds since 1970.
+    """From RabbitMQ 4.3 on, a quorum queue does not redeliver a message that a receiver settled as modified before the
+    time in x-opt-delivery-time, in milliseconds since 1970.
     """
     # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5, and its test modified_quorum_queue_delivery_time.
     channel.queue_declare("later", durable=True, arguments={"x-queue-type": "quorum"})
@@ -244,8 +246,8 @@ def test_a_modified_message_is_delivered_at_its_x_opt_delivery_time(
 def test_x_opt_delivery_time_takes_precedence_over_the_delayed_retry_of_the_queue(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """A message requeued with an x-opt-delivery-time of tomorrow is not redelivered before later messages, although the
-    queue's x-delayed-retry-max is 1 ms.
+    """A message requeued with an x-opt-delivery-time of tomorrow is held back while later messages are delivered,
+    although the queue's x-delayed-retry-max is 1 ms.
     """
     # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5.
     if not broker.differs_since("4.3", "delayed retry"):
@@ -271,12 +273,11 @@ def acquired(frame: Frame) -> int:
 @pytest.mark.parametrize("state", [described(RELEASED), described(MODIFIED, False)], ids=["released", "modified"])
 @pytest.mark.parametrize("pipelined", [True, False], ids=["detach at once", "detach later"])
 @pytest.mark.parametrize("ending", [DETACH, END, CLOSE], ids=["detach", "end", "close"])
-def test_a_message_requeued_by_a_link_with_credit_is_delivered_to_that_link_again(
+def test_ending_a_link_with_credit_requeues_a_message_that_the_link_has_released(
     broker: TestBroker, channel: BlockingChannel, state: Described, ending: int, *, pipelined: bool
 ) -> None:
-    """From 4.3 on, x-acquired-count says how often a quorum queue has requeued a message. If a link releases or
-    modifies a message while it has credit left, the message is delivered to that link again, so ending the link
-    requeues the message a second time. Without credit left, the message is requeued only once.
+    """From RabbitMQ 4.3 on, a message released or modified by a link with credit left goes to this link again, and is
+    requeued a second time when the link ends: x-acquired-count rises by 2. Without credit left, it rises by 1.
     """
     if not broker.differs_since("4.3", "x-acquired-count"):
         pytest.skip("from 4.3 on")
@@ -297,8 +298,12 @@ def test_a_message_requeued_by_a_link_with_credit_is_delivered_to_that_link_agai
     assert counts == [0, 1, 2, 4, 6]
 
 
-def test_classic_queues_accept_x_queue_leader_locator(client: RawAmqp10, channel: BlockingChannel) -> None:
-    """A classic queue can be declared with a valid `x-queue-leader-locator`; an invalid value is refused."""
+def test_classic_queues_accept_only_valid_values_of_x_queue_leader_locator(
+    client: RawAmqp10, channel: BlockingChannel
+) -> None:
+    """A classic queue can be declared with a valid `x-queue-leader-locator`; a declaration with an invalid value is
+    refused.
+    """
     locator = {"x-queue-type": "classic", "x-queue-leader-locator": "balanced"}
     channel.queue_declare("located", durable=True, arguments=locator)
     with pytest.raises(ChannelClosedByBroker, match="invalid_queue_locator_arg"):

@@ -33,8 +33,8 @@ def small() -> Iterator[EmbeddedBroker]:
 
 
 def test_publishers_wait_while_memory_is_short(small: EmbeddedBroker) -> None:
-    """Above the memory limit, a publisher gets connection.blocked. Once enough messages have been consumed, it gets
-    connection.unblocked.
+    """A publisher gets connection.blocked once the embedded broker's memory limit is exceeded, and
+    connection.unblocked once enough messages have been consumed.
     """
     publishing = connect(small)
     heard: list[str] = []
@@ -86,7 +86,7 @@ def test_consumers_are_served_while_memory_is_short(small: EmbeddedBroker) -> No
     flood.socket.close()
 
 
-def test_a_client_that_does_not_read_leaves_the_queue_to_others(small: EmbeddedBroker) -> None:
+def test_a_consumer_that_does_not_read_leaves_the_queue_to_others(small: EmbeddedBroker) -> None:
     """A consumer that does not read from its socket is sent only what fits into the socket's buffers. The other
     messages stay in the queue, and other clients can get them.
     """
@@ -110,8 +110,8 @@ def test_a_client_that_does_not_read_leaves_the_queue_to_others(small: EmbeddedB
 
 
 def test_the_consumer_timeout_closes_the_channel() -> None:
-    """If a delivery is not acknowledged within the consumer timeout, the channel of the consumer is closed and the
-    message is requeued.
+    """If a consumer does not acknowledge a delivery within the consumer timeout, the broker closes the consumer's
+    channel and requeues the message.
     """
     with EmbeddedBroker(consumer_timeout=0.2) as broker, RawClient(broker.url) as client:
         client.send(commands.Queue.Declare(queue="q"))
@@ -218,6 +218,6 @@ def test_without_file_descriptors_streams_can_be_read(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_in_use_raises_an_error() -> None:
-    """If the broker's port is in use, EmbeddedBroker.start() raises OSError in the caller's thread."""
+    """If the embedded broker's port is in use, EmbeddedBroker.start() raises OSError in the caller's thread."""
     with EmbeddedBroker() as broker, pytest.raises(OSError, match="in use"):
         EmbeddedBroker(port=broker.port).start()

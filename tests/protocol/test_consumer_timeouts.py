@@ -97,8 +97,8 @@ def declare(url: str, **arguments: object) -> None:
 
 @pytest.mark.parametrize("kind", ["embedded", "rabbitmq"])
 def test_in_3_10_only_the_brokers_timeout_counts(kind: str) -> None:
-    """In RabbitMQ 3.10, the broker's own consumer timeout closes the channel with 406, whatever x-consumer-timeout the
-    queue and the consumer have, for classic and quorum queues. The message is then redelivered.
+    """In RabbitMQ 3.10, the broker's own consumer timeout closes the channel with 406 and requeues the message,
+    whatever x-consumer-timeout the queue and the consumer have.
     """
     with impatient_broker(kind) as url, channel_at(url) as channel:
         if not (version := server_version(channel)).startswith("3.10."):
@@ -118,8 +118,8 @@ def test_in_3_10_only_the_brokers_timeout_counts(kind: str) -> None:
 
 
 def test_the_shorter_timeout_of_queue_argument_and_policy_applies(started: EmbeddedBroker, like: str) -> None:
-    """If a queue argument and a policy both set a consumer timeout, the shorter one closes the channel, or from 4.3 on
-    cancels the consumer.
+    """If a queue argument and a policy both set a consumer timeout, the shorter one applies: up to RabbitMQ 4.2, it
+    closes the channel, and from 4.3 on, it cancels the consumer.
     """
     declare(started.url, **{"x-consumer-timeout": LONG})
     Api(str(started.management_url))(
@@ -149,8 +149,8 @@ def test_a_queues_timeout_can_be_longer_than_the_brokers(like: str) -> None:
 
 
 def test_from_4_3_on_a_consumers_own_timeout_takes_precedence() -> None:
-    """From 4.3 on, a consumer's own consumer timeout takes precedence over those of the queue and the broker. When the
-    consumer's timeout has passed, the consumer is cancelled, and another consumer gets the unacknowledged message.
+    """From RabbitMQ 4.3 on, a consumer's own timeout takes precedence over those of queue and broker. After this
+    timeout, the consumer is cancelled, and another consumer gets the unacknowledged message.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=LONG / 1000) as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})
@@ -164,9 +164,9 @@ def test_from_4_3_on_a_consumers_own_timeout_takes_precedence() -> None:
                 second.send(commands.Basic.Ack(delivery_tag=1))
 
 
-def test_up_to_4_2_a_consumers_argument_has_no_effect() -> None:
-    """Up to 4.2, a consumer's own x-consumer-timeout has no effect: the queue's shorter consumer timeout closes the
-    channel.
+def test_up_to_4_2_a_consumers_own_timeout_has_no_effect() -> None:
+    """Up to RabbitMQ 4.2, a consumer's own x-consumer-timeout has no effect: the queue's shorter consumer timeout
+    closes the channel.
     """
     with EmbeddedBroker(like="4.2") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})
@@ -175,8 +175,8 @@ def test_up_to_4_2_a_consumers_argument_has_no_effect() -> None:
 
 
 def test_from_4_3_on_a_timeout_without_a_cancellable_consumer_closes_the_channel() -> None:
-    """From 4.3 on, the consumer timeout closes the channel if the message was got with basic.get, or if the client does
-    not support basic.cancel.
+    """From RabbitMQ 4.3 on, the consumer timeout closes the channel if the message was fetched with basic.get, or if
+    the client does not support basic.cancel from the broker.
     """
     with EmbeddedBroker(like="4.3") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})
@@ -196,8 +196,8 @@ def test_from_4_3_on_a_timeout_without_a_cancellable_consumer_closes_the_channel
 
 
 def test_from_4_3_on_classic_queues_have_no_consumer_timeout() -> None:
-    """From 4.3 on, a consumer of a classic queue may leave a message unacknowledged, while the consumer timeout cancels
-    a consumer of a quorum queue.
+    """From RabbitMQ 4.3 on, the broker's consumer timeout cancels a consumer of a quorum queue, but not a consumer of
+    a classic queue.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=SHORT / 1000) as broker, channel_at(broker.url) as channel:
         channel.queue_declare("classic", durable=True)
@@ -209,9 +209,9 @@ def test_from_4_3_on_classic_queues_have_no_consumer_timeout() -> None:
             assert patient.expect(commands.Queue.DeclareOk).consumer_count == 1
 
 
-def test_the_timeout_of_an_amqp_1_0_link_releases_the_delivery(broker: TestBroker) -> None:
-    """From 4.3 on, the link property `rabbitmq:consumer-timeout` replaces the queue's consumer timeout: after the
-    link's time, the broker releases an unsettled delivery.
+def test_from_4_3_on_the_timeout_of_an_amqp_1_0_link_releases_the_delivery(broker: TestBroker) -> None:
+    """From RabbitMQ 4.3 on, the link property `rabbitmq:consumer-timeout` replaces the queue's consumer timeout. When
+    the link's timeout has passed, the broker releases an unsettled delivery.
     """
     since_4_3(broker)
     declare(broker.url, **{"x-consumer-timeout": LONG})
@@ -232,8 +232,8 @@ def test_the_timeout_of_an_amqp_1_0_link_releases_the_delivery(broker: TestBroke
 def test_from_4_3_on_the_timeout_of_consumer_queue_or_policy_cancels_the_consumer(
     broker: TestBroker, api: Api, queue: int | None, policy: int | None, consumer: int | None
 ) -> None:
-    """From 4.3 on, a consumer is cancelled after its own consumer timeout, or if it has none, after the shorter one of
-    the queue and the policy. Its channel stays open.
+    """From RabbitMQ 4.3 on, a consumer is cancelled after its own timeout or, if it has none, after the shorter one
+    of queue argument and policy. The channel stays open.
     """
     since_4_3(broker)
     if policy is not None:
@@ -248,8 +248,8 @@ def test_from_4_3_on_the_timeout_of_consumer_queue_or_policy_cancels_the_consume
 
 
 def test_from_4_3_on_a_consumers_long_timeout_replaces_the_queues(broker: TestBroker) -> None:
-    """From 4.3 on, a consumer whose own consumer timeout is longer than the queue's can acknowledge late and gets more
-    messages, while another consumer of the same queue is cancelled.
+    """From RabbitMQ 4.3 on, a consumer whose own timeout is longer than the queue's can acknowledge late and gets
+    more messages, while another consumer of this queue is cancelled.
     """
     since_4_3(broker)
     declare(broker.url, **{"x-consumer-timeout": SHORT})
@@ -262,8 +262,8 @@ def test_from_4_3_on_a_consumers_long_timeout_replaces_the_queues(broker: TestBr
 
 
 def test_from_4_3_on_the_timeout_of_basic_get_closes_the_channel(broker: TestBroker) -> None:
-    """From 4.3 on, if a message got with basic.get is not acknowledged within the queue's consumer timeout, the channel
-    is closed with 406.
+    """From RabbitMQ 4.3 on, if a message from basic.get is not acknowledged within the queue's consumer timeout, the
+    channel is closed with 406.
     """
     since_4_3(broker)
     declare(broker.url, **{"x-consumer-timeout": SHORT})
@@ -288,8 +288,8 @@ def test_from_4_3_on_the_timeout_of_basic_get_closes_the_channel(broker: TestBro
 def test_an_invalid_consumer_timeout_is_refused_from_4_3_on(
     broker: TestBroker, connection: pika.BlockingConnection, kind: str, timeout: object, why: str
 ) -> None:
-    """From 4.3 on, the argument x-consumer-timeout is refused if its value is negative or not an integer, or if the
-    queue is a classic queue or a stream. Earlier versions ignore the argument.
+    """From RabbitMQ 4.3 on, x-consumer-timeout is refused if the value is negative or not an integer, or if the queue
+    is a classic queue or a stream. Earlier versions ignore the argument.
     """
     channel = connection.channel()
     arguments = {"x-queue-type": kind, "x-consumer-timeout": timeout}

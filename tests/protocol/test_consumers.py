@@ -40,8 +40,8 @@ def settled(channel: BlockingChannel) -> None:
 
 
 def test_prefetch_limits_each_consumer(channel: BlockingChannel, take: Take) -> None:
-    """A consumer with prefetch 2 gets two messages, and a third one after it has acknowledged one. The prefetch does
-    not limit basic.get.
+    """A consumer with prefetch 2 gets two messages, and a third after acknowledging one. The prefetch does not limit
+    basic.get.
     """
     channel.queue_declare("q")
     publish(channel, 5)
@@ -115,8 +115,8 @@ def test_the_consumer_with_the_higher_priority_is_served_first(channel: Blocking
 def test_only_one_consumer_of_a_single_active_queue_gets_messages(
     channel: BlockingChannel, take: Take, kind: dict[str, Any]
 ) -> None:
-    """The first consumer of a queue with x-single-active-consumer gets all messages. After this consumer is cancelled,
-    the second consumer gets later messages.
+    """The first consumer of a queue with x-single-active-consumer gets all messages, and the second consumer gets
+    messages only after the first is cancelled.
     """
     channel.queue_declare("q", durable=True, arguments={**kind, "x-single-active-consumer": True})
     first, second = Recorder(), Recorder()
@@ -130,8 +130,10 @@ def test_only_one_consumer_of_a_single_active_queue_gets_messages(
     take.until(lambda: len(second.got) == 1)
 
 
-def test_a_cancelled_consumer_can_still_acknowledge(channel: BlockingChannel, take: Take) -> None:
-    """After basic.cancel, the client can still acknowledge messages that were delivered to the consumer before."""
+def test_deliveries_of_a_cancelled_consumer_can_still_be_acknowledged(channel: BlockingChannel, take: Take) -> None:
+    """After a client cancels a consumer, the client can still acknowledge messages that were delivered to this
+    consumer before.
+    """
     channel.queue_declare("q")
     publish(channel, 1)
     consumer = Recorder()
@@ -154,7 +156,7 @@ def test_a_channel_that_deletes_its_queue_gets_the_reply_before_the_cancel(broke
         assert client.expect(commands.Basic.Cancel).consumer_tag == "t"
 
 
-def test_deleting_the_queue_cancels_its_consumers(
+def test_deleting_a_queue_cancels_its_consumers(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
     """When a queue is deleted, its consumers get basic.cancel with their consumer tag."""

@@ -48,7 +48,7 @@ def kept(process: BrokerProcess) -> Path:
 
 
 def test_after_a_kill_or_stop_no_damage_is_reported(process: BrokerProcess) -> None:
-    """When the broker starts again after a kill or a stop, it has all messages, logs no damage and sets no file
+    """When a broker that was killed or stopped starts again, it has all messages, logs no damage, and sets no file
     aside.
     """
     for end in (process.kill, process.stop):
@@ -62,8 +62,8 @@ def test_after_a_kill_or_stop_no_damage_is_reported(process: BrokerProcess) -> N
 
 @pytest.mark.parametrize("where", [0.5, 0.0], ids=["in the middle", "in its header"])
 def test_a_flipped_bit_in_the_log_is_reported(process: BrokerProcess, where: float) -> None:
-    """If a bit of the write-ahead log is flipped, the broker warns, keeps a copy of the log, and recovers what comes
-    before the damage.
+    """If a bit of the write-ahead log is flipped, the broker warns at its next start, keeps a copy of the log, and
+    recovers the messages before the damage.
     """
     process.kill()
     _, log = files(process)
@@ -77,9 +77,9 @@ def test_a_flipped_bit_in_the_log_is_reported(process: BrokerProcess, where: flo
         assert 0 < depth(process) < MESSAGES
 
 
-def test_a_torn_page_at_the_end_of_the_log_is_reported(process: BrokerProcess) -> None:
-    """If the end of the write-ahead log is damaged, only the last group of changes is lost; the broker warns and keeps
-    a copy of the log.
+def test_damage_at_the_end_of_the_log_loses_only_the_last_change(process: BrokerProcess) -> None:
+    """If the end of the write-ahead log is damaged, only the last message is lost; the broker warns and keeps a copy
+    of the log.
     """
     process.kill()
     _, log = files(process)
@@ -104,8 +104,8 @@ def test_an_empty_database_beside_its_log_stops_the_start(process: BrokerProcess
 
 
 def test_an_empty_database_without_a_log_is_a_new_broker(process: BrokerProcess) -> None:
-    """If the database is empty and has no write-ahead log, the broker starts like a new one, and logs that the database
-    was empty at the first start only.
+    """If the database is empty and has no write-ahead log, the broker starts like a new one. Only the first such
+    start logs that the database was empty.
     """
     process.stop()
     files(process)[0].write_bytes(b"")
@@ -134,7 +134,7 @@ def test_a_truncated_database_is_read_up_to_its_end(process: BrokerProcess) -> N
     assert process.log.count("was damaged") == 1
 
 
-def test_a_damaged_page_loses_only_its_messages(process: BrokerProcess) -> None:
+def test_a_damaged_page_loses_less_than_half_of_the_messages(process: BrokerProcess) -> None:
     """If one page in the middle of the database is overwritten, the broker warns and still recovers more than half of
     the messages.
     """
@@ -149,8 +149,8 @@ def test_a_damaged_page_loses_only_its_messages(process: BrokerProcess) -> None:
 
 
 def test_a_file_that_is_not_a_database_stops_the_start(process: BrokerProcess) -> None:
-    """If the database file is not a database, the broker does not start, says that nothing in the file can be read, and
-    leaves the file unchanged.
+    """If the database file is not a database, the broker does not start, says that nothing in the file can be read,
+    and leaves the file unchanged.
     """
     process.stop()
     database, _ = files(process)
@@ -161,7 +161,7 @@ def test_a_file_that_is_not_a_database_stops_the_start(process: BrokerProcess) -
 
 
 def test_a_data_directory_is_private(tmp_path: Path) -> None:
-    """A new data directory and its files are accessible to their owner only, whatever the umask is."""
+    """A new data directory and its files are accessible to their owner only, whatever the umask."""
     mask = os.umask(0)
     try:
         with BrokerProcess(tmp_path) as process:

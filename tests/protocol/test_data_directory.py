@@ -1,6 +1,4 @@
-"""A data directory can be opened again, whatever clients declared and whatever is in it; a slow disk delays few
-clients.
-"""
+"""The broker starts on its data directory again, whatever clients have declared and whatever is in it."""
 
 import asyncio
 import os
@@ -65,7 +63,9 @@ def nested(depth: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("depth", [62, 63, 64, 65, 80, 400])
 def test_deeply_nested_arguments_are_stored_or_refused(process: BrokerProcess, depth: int) -> None:
-    """A queue declared with deeply nested arguments is either refused, or still there after a restart."""
+    """A queue with deeply nested arguments is either refused when it is declared over HTTP, or still there after a
+    restart.
+    """
     api = Api(process.management_url)
     status, _ = api("PUT", "queues/%2F/q", {"durable": True, "arguments": {"x-unknown": nested(depth)}})
     assert status in (201, 400)
@@ -95,9 +95,9 @@ def test_deleting_a_vhost_deletes_its_bindings_and_policies(process: BrokerProce
     assert api("GET", "policies/v")[1] == []
 
 
-def test_names_are_stored_as_bytes(tmp_path: Path) -> None:
-    """Queues and bindings whose names are not UTF-8, look like an escaped form of such a name, or contain NUL stay
-    distinct after a restart.
+def test_unusual_names_stay_distinct_after_a_restart(tmp_path: Path) -> None:
+    """Names that are not UTF-8, that look like the escaped form of such a name, or that contain NUL stay distinct
+    after a restart.
     """
     names = ("q\udcff", "q\\udcff", "q\\xff")
     bindings = [("d", "k\0x"), ("d\0k", "x")]
@@ -118,7 +118,7 @@ def test_names_are_stored_as_bytes(tmp_path: Path) -> None:
 
 
 def test_a_definition_that_cannot_be_read_is_skipped(process: BrokerProcess) -> None:
-    """If a queue's stored definition cannot be read, the broker logs an error and starts with everything else. Once the
+    """If a queue's stored definition cannot be read, the broker logs an error and starts without this queue. Once the
     definition is repaired, the queue and its messages are there again.
     """
     channel = connect(process).channel()
@@ -151,8 +151,10 @@ def test_a_definition_that_cannot_be_read_is_skipped(process: BrokerProcess) -> 
     assert Take(connect(process).channel()).one("bad")[2] == b"bad"
 
 
-def test_unknown_files_are_ignored(process: BrokerProcess) -> None:
-    """The broker logs the names of unknown files in its data directory, starts, and leaves the files there."""
+def test_unknown_files_in_a_data_directory_are_ignored(process: BrokerProcess) -> None:
+    """The broker starts with unknown files in its data directory, logs that they do not belong to the broker, and
+    leaves them there.
+    """
     channel = connect(process).channel()
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     channel.confirm_delivery()
@@ -171,8 +173,8 @@ def test_unknown_files_are_ignored(process: BrokerProcess) -> None:
 
 
 def test_a_full_disk_at_the_start_is_reported(process: BrokerProcess) -> None:
-    """If the disk is too full for the broker to start, the broker says how much space is needed, and exits. No data is
-    lost or reported as damaged.
+    """If the disk is too full for the broker to start, the broker says how much space is needed and exits; a start
+    with enough space has all messages.
     """
     channel = connect(process).channel()
     channel.queue_declare("q", durable=True)
@@ -198,9 +200,9 @@ def test_a_full_disk_at_the_start_is_reported(process: BrokerProcess) -> None:
     assert connect(process).channel().queue_declare("q", passive=True).method.message_count == 20
 
 
-def test_deleted_defaults_are_not_created_again(process: BrokerProcess) -> None:
-    """If the user guest and the virtual host `/` were deleted, the broker does not create guest again at its next
-    start.
+def test_a_deleted_guest_is_not_created_again(process: BrokerProcess) -> None:
+    """If the user guest and the virtual host `/` have been deleted, the broker does not create guest again at its
+    next start.
     """
     api = Api(process.management_url)
     api("PUT", "users/boss", {"password": "secret", "tags": "administrator"})
@@ -365,7 +367,9 @@ def reopened(directory: Path, change: Callable[[Broker], object] = lambda _: Non
 def test_any_accepted_definition_survives_a_restart(
     operations: list[tuple[str, str, str, str, dict[str, Any]]],
 ) -> None:
-    """Whichever random definitions the broker has accepted, it has the same ones after a restart."""
+    """After a restart, the broker has exactly the definitions that it accepted before, for any random sequence of
+    declarations and deletions.
+    """
 
     def change(broker: Broker) -> None:
         for operation in operations:
@@ -382,7 +386,7 @@ def test_any_accepted_definition_survives_a_restart(
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_changed_row_never_prevents_a_start(data: st.DataObject) -> None:
-    """If a stored definition was changed at random on disk, the broker still starts, and accepts new definitions."""
+    """If a stored definition is changed at random on disk, the broker still starts and accepts new definitions."""
     with TemporaryDirectory() as name:
         directory = Path(name)
 
@@ -423,8 +427,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_damage_is_survived_or_explained(killed: Path, data: st.DataObject) -> None:
-    """If bytes of any file in the data directory are changed, missing or added, the broker either starts, or raises an
-    error that says why it cannot start.
+    """If any file in the data directory is changed at random, cut off or removed, the broker either starts, or raises
+    an error that says why it cannot start.
     """
     with TemporaryDirectory() as name:
         directory = Path(name) / "data"

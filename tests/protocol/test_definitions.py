@@ -91,8 +91,8 @@ def has(exported: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def test_imported_definitions_are_exported(api: Api, vhost: str, channel: BlockingChannel, broker: TestBroker) -> None:
-    """Imported definitions are exported again, without exclusive queues and their bindings. Importing other arguments
-    of an existing queue does not change the queue.
+    """An export contains the imported definitions, but no exclusive queues or their bindings. Importing an existing
+    queue with other arguments does not change this queue.
     """
     channel.queue_declare("mine", exclusive=True)
     channel.queue_bind("mine", "amq.fanout")
@@ -116,8 +116,8 @@ def test_imported_definitions_are_exported(api: Api, vhost: str, channel: Blocki
 
 
 def test_definitions_of_the_whole_broker_contain_users_and_permissions(api: Api, vhost: str) -> None:
-    """The definitions of the whole broker contain users, their permissions, and the virtual host of each object. Only
-    administrators may export or import these definitions.
+    """The definitions of the whole broker contain users, permissions, and the virtual host of each object. A user who
+    is not an administrator may not export or import definitions.
     """
     user, topology = {**ANN, "name": f"ann-{vhost}"}, by_name(TOPOLOGY)
     document = {
@@ -141,7 +141,7 @@ def test_definitions_of_the_whole_broker_contain_users_and_permissions(api: Api,
 
 
 def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
-    """Importing definitions with an invalid virtual host, type, user or policy is refused, and creates no queue."""
+    """Importing definitions with an unknown virtual host, type, user or policy key is refused, and creates no queue."""
     queue = {"name": "q", "durable": True, "auto_delete": False, "arguments": {}}
     for document in (
         {"queues": [queue]},
@@ -159,14 +159,14 @@ def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
 
 @pytest.mark.parametrize("document", [{"queues": 3}, {"queues": ["q"]}, {"users": [{}]}, {"parameters": [3]}])
 def test_malformed_definitions_are_refused(document: dict[str, Any], api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """Importing definitions whose sections are not lists of valid objects gets 400."""
+    """Importing definitions with a section that is not a list of valid objects gets 400."""
     with EmbeddedBroker(management_port=0) as broker:
         assert api_of(broker)("POST", "definitions", document)[0] == 400
 
 
 def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A broker with a definitions file, even if started twice on one data directory, has the file's users and topic
-    permissions. Objects without a virtual host are created in `/`.
+    """A broker started with a definitions file, even twice on one data directory, has the file's queues, policies and
+    users, in `/` if the file names no virtual host. Topic permissions remain after a start without the file.
     """
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     rights = {"user": "ann", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
@@ -187,8 +187,8 @@ def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callabl
 
 
 def test_after_a_failed_import_the_data_directory_can_be_used(tmp_path: Path) -> None:
-    """If the definitions file is invalid, EmbeddedBroker.start() raises OSError; with a valid file, a broker then
-    starts on the same data directory.
+    """If the definitions file is invalid, EmbeddedBroker.start() raises OSError; with a valid file, a broker can then
+    be started on this data directory.
     """
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     file.write_text('{"queues": [{}]}')
@@ -200,8 +200,8 @@ def test_after_a_failed_import_the_data_directory_can_be_used(tmp_path: Path) ->
 
 
 def test_definitions_that_are_left_out_are_named(tmp_path: Path) -> None:
-    """A broker whose definitions file contains a shovel starts, and says on stderr that it left out the shovel. If the
-    file does not contain a JSON object, the broker exits with 1.
+    """A broker whose definitions file contains a shovel starts, and says on stderr that it left out the shovel. If
+    the file does not contain a JSON object, the broker exits with 1.
     """
     file, ready = tmp_path / "definitions.json", tmp_path / "ready"
     shovel = {"component": "shovel", "vhost": "/", "name": "away", "value": {}}
@@ -259,11 +259,11 @@ def test_an_import_skips_the_bindings_of_reserved_names(api: Api, vhost: str) ->
     ("like", "reserved", "other"),
     [("3.10", 204, 204), ("4.0", 400, 400), ("4.2", 400, 400), ("4.3", 400, 400), ("4.4", 204, 400)],
 )
-def test_whether_a_binding_of_a_missing_queue_is_skipped_depends_on_the_version(
+def test_an_imported_binding_of_a_missing_queue_is_skipped_or_refused_as_in_each_version(
     like: str, reserved: int, other: int, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """3.10 skips an imported binding of a queue that does not exist; from 4.0 on, the import is refused. 4.4 skips the
-    binding if the queue's name begins with `amq.`.
+    """An imported binding of a missing queue is skipped by RabbitMQ 3.10 and refused from 4.0 on. RabbitMQ 4.4 skips
+    the binding if the queue's name begins with `amq.`.
     """
     with EmbeddedBroker(management_port=0, like=like) as broker:
         api = api_of(broker)

@@ -35,8 +35,8 @@ def delay(milliseconds: object) -> BasicProperties:
 
 @pytest.mark.usefixtures("delayed")
 def test_delayed_messages_arrive_when_due(channel: BlockingChannel, take: Take) -> None:
-    """Messages published to an x-delayed-message exchange arrive in the order of their delays, none early, with x-delay
-    unchanged.
+    """Messages published to an x-delayed-message exchange arrive in the order of their delays, none early, with the
+    header x-delay unchanged.
     """
     started = time.monotonic()
     for milliseconds in (150, 50, 100):
@@ -50,8 +50,12 @@ def test_delayed_messages_arrive_when_due(channel: BlockingChannel, take: Take) 
 
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("milliseconds", ["250", "+250", "0250", 250.9], ids=repr)
-def test_x_delay_may_be_a_number_or_digits(channel: BlockingChannel, take: Take, milliseconds: object) -> None:
-    """The header x-delay may be an integer or a float, or text of digits with or without a plus sign."""
+def test_x_delay_may_be_a_float_or_a_string_of_digits(
+    channel: BlockingChannel, take: Take, milliseconds: object
+) -> None:
+    """A message whose x-delay is a float or a string of digits, even with a plus sign or a leading zero, is delayed
+    by that many milliseconds.
+    """
     started = time.monotonic()
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
     take.one("q")
@@ -81,12 +85,10 @@ def test_an_invalid_x_delay_closes_the_connection(connection: pika.BlockingConne
     [0, -5, 2**32, "-5", "9" * 5000, 0.5, True, None, [50], {"a": 50}, b"50", datetime(2040, 1, 1, tzinfo=UTC)],
     ids=lambda value: repr(value)[:30],
 )
-def test_messages_without_a_positive_x_delay_are_routed_at_once(
+def test_messages_whose_x_delay_is_not_a_valid_delay_are_routed_at_once(
     channel: BlockingChannel, take: Take, milliseconds: object
 ) -> None:
-    """A message is not delayed if its x-delay is zero, negative, too large, or of a type that is neither a number nor
-    text.
-    """
+    """A message is not delayed if its x-delay is below 1, at least 2^32, or neither a number nor text."""
     channel.basic_publish("x", "k", b"later", delay(3_600_000))
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
     assert take.one("q")[2] == b"x"
@@ -94,8 +96,8 @@ def test_messages_without_a_positive_x_delay_are_routed_at_once(
 
 @pytest.mark.usefixtures("delayed")
 def test_delayed_messages_are_routed_by_the_bindings_when_due(channel: BlockingChannel, take: Take) -> None:
-    """A delayed message is routed by the bindings that exist when the message is due, including bindings made after it
-    was published.
+    """A delayed message is routed by the bindings that exist when the message is due, including those made after the
+    message was published.
     """
     channel.basic_publish("x", "later", b"x", delay(50))
     channel.queue_bind("q", "x", "later")
@@ -104,8 +106,8 @@ def test_delayed_messages_are_routed_by_the_bindings_when_due(channel: BlockingC
 
 @pytest.mark.usefixtures("delayed")
 def test_a_mandatory_delayed_message_is_returned_and_still_delivered(channel: BlockingChannel, take: Take) -> None:
-    """A mandatory delayed message is returned as unroutable when it is published, and is still delivered when it is
-    due.
+    """A mandatory message to an x-delayed-message exchange is returned as unroutable when it is published, and is
+    still delivered when it is due.
     """
     channel.exchange_declare("before", "fanout")
     channel.exchange_bind("x", "before")
@@ -118,8 +120,8 @@ def test_a_mandatory_delayed_message_is_returned_and_still_delivered(channel: Bl
 
 @pytest.mark.usefixtures("delayed")
 def test_a_message_that_passes_two_delayed_exchanges_is_delayed_once(channel: BlockingChannel, take: Take) -> None:
-    """A message that passes two delayed exchanges one after the other is delayed only by the first one. A queue that is
-    bound to a fanout exchange in front of both gets the message at once.
+    """A message that passes two delayed exchanges one after the other is delayed only by the first. A queue bound to
+    the fanout exchange in front of both gets the message at once.
     """
     channel.exchange_declare("before", "fanout")
     channel.queue_declare("beside")
@@ -151,9 +153,11 @@ def test_two_delayed_exchanges_deliver_a_message_twice(channel: BlockingChannel,
 
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("is_bound", [True, False])
-def test_the_alternate_exchange_gets_a_copy_at_once(channel: BlockingChannel, take: Take, *, is_bound: bool) -> None:
-    """A message published to a delayed exchange goes to the alternate exchange at once. When the message is due, it is
-    routed again: by its routing key, or if no queue is bound, to the alternate exchange.
+def test_the_alternate_exchange_of_a_delayed_exchange_gets_a_copy_at_once(
+    channel: BlockingChannel, take: Take, *, is_bound: bool
+) -> None:
+    """A message to a delayed exchange goes to the alternate exchange at once. When the message is due, it is routed
+    again: to a bound queue or, if none is bound, to the alternate exchange.
     """
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "direct", "alternate-exchange": "amq.fanout"})
     channel.queue_declare("spare")
@@ -171,8 +175,8 @@ def test_the_alternate_exchange_gets_a_copy_at_once(channel: BlockingChannel, ta
 def test_a_transaction_has_no_effect_on_a_delayed_message(
     channel: BlockingChannel, connection: pika.BlockingConnection, take: Take, end: str
 ) -> None:
-    """A delayed message published in a transaction is delivered once, whether the transaction is committed or rolled
-    back, or its channel is closed.
+    """A delayed message published in a transaction is delivered once, even if the transaction is rolled back or its
+    channel is closed.
     """
     other = connection.channel()
     other.tx_select()
@@ -183,7 +187,7 @@ def test_a_transaction_has_no_effect_on_a_delayed_message(
 
 
 @pytest.mark.usefixtures("delayed")
-def test_cc_and_bcc_of_delayed_messages_are_delivered(channel: BlockingChannel, take: Take) -> None:
+def test_queues_named_by_cc_and_bcc_get_copies_of_a_delayed_message(channel: BlockingChannel, take: Take) -> None:
     """When a delayed message is due, the queues of the routing keys in CC or BCC get copies. With CC, the header
     x-delay is unchanged; with BCC, x-delay is negative, and the header BCC is removed.
     """
@@ -207,8 +211,8 @@ def test_x_delay_is_negative_after_dead_lettering(channel: BlockingChannel, take
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("kind", [DELAYED, "direct"])
 def test_delayed_messages_outlive_their_exchange(channel: BlockingChannel, take: Take, kind: str) -> None:
-    """If a delayed exchange is deleted and declared again, with any type, its delayed messages are still routed when
-    due.
+    """If a delayed exchange is deleted and declared again, with this or another type, its delayed messages are still
+    delivered.
     """
     channel.basic_publish("x", "k", b"old", delay(400))
     channel.exchange_delete("x")
@@ -218,8 +222,8 @@ def test_delayed_messages_outlive_their_exchange(channel: BlockingChannel, take:
 
 
 @pytest.mark.usefixtures("delayed")
-def test_bindings_of_a_delayed_exchange_are_checked_by_its_inner_type(connection: pika.BlockingConnection) -> None:
-    """If a delayed exchange has the x-delayed-type headers, a binding with an invalid x-match is refused with 406."""
+def test_bindings_of_a_delayed_exchange_are_checked_by_x_delayed_type(connection: pika.BlockingConnection) -> None:
+    """A binding with an invalid x-match is refused with 406 if the delayed exchange's x-delayed-type is headers."""
     channel = connection.channel()
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "headers"})
     with pytest.raises(ChannelClosedByBroker) as closed:
@@ -240,7 +244,7 @@ def test_x_delayed_type_must_be_an_exchange_type(connection: pika.BlockingConnec
 
 
 @pytest.mark.usefixtures("delayed")
-def test_many_delayed_messages_arrive_once_each(channel: BlockingChannel, take: Take) -> None:
+def test_each_of_many_delayed_messages_arrives_exactly_once(channel: BlockingChannel, take: Take) -> None:
     """Each of 500 delayed messages, later ones due earlier, arrives exactly once."""
     for number in range(500):
         channel.basic_publish("x", "k", str(number).encode(), delay(300 - number // 2))
@@ -250,8 +254,8 @@ def test_many_delayed_messages_arrive_once_each(channel: BlockingChannel, take: 
 
 
 def test_delayed_messages_survive_a_restart(tmp_path: Path) -> None:
-    """After the broker is killed and restarted, delayed messages of a durable exchange arrive in order, whether overdue
-    or not, persistent or transient.
+    """After the broker is killed and restarted, both delayed messages of a durable exchange arrive: a persistent one
+    that is overdue, and a transient one that is not.
     """
     with BrokerProcess(tmp_path) as process:
         channel = pika.BlockingConnection(pika.URLParameters(process.url)).channel()

@@ -324,8 +324,8 @@ def test_classic_queues_behave_alike_on_both_brokers(sides: tuple[Side, Side], s
 @SETTINGS
 @given(sequence=operations([*CLASSIC_ARGUMENTS, *QUORUM_ARGUMENTS]))
 def test_quorum_queues_behave_alike_on_both_brokers(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
-    """Random operations on quorum queues, without consumers, have the same results on RabbitMQ and the embedded broker.
-    Consumers are left out because RabbitMQ 3.10 sometimes exceeds their prefetch.
+    """For random operations on quorum queues, RabbitMQ and the embedded broker give the same replies, errors and
+    message counts. Consumers are left out, because RabbitMQ 3.10 sometimes exceeds their prefetch.
     """
     compare(sides, [*QUORUM_START, *sequence])
 
@@ -333,8 +333,8 @@ def test_quorum_queues_behave_alike_on_both_brokers(sides: tuple[Side, Side], se
 @settings(SETTINGS, max_examples=10 if IN_CI else 5)
 @given(sequence=STREAMING)
 def test_streams_behave_alike_on_both_brokers(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
-    """Readers of a stream at any offset get the same messages from RabbitMQ and from the embedded broker, and both
-    refuse the same operations.
+    """For random operations on streams, with readers at any offset, RabbitMQ and the embedded broker give the same
+    replies, errors and deliveries.
     """
     compare(
         sides, [("declare queue", "a", True, STREAM_ARGUMENTS[0]), *TOPIC[1:], *PUBLISHES, *sequence], with_counts=False

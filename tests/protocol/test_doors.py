@@ -65,7 +65,9 @@ LOGIN = f"authorization: Basic {GUEST}"
 
 @pytest.mark.parametrize(("options", "status"), [((), 401), (("--guest-from-anywhere",), 200)])
 def test_guest_from_another_machine_needs_an_option(tmp_path: Path, options: tuple[str, ...], status: int) -> None:
-    """guest may log in from another machine only with --guest-from-anywhere, over AMQP and at the management API."""
+    """The user guest may log in from another machine only with --guest-from-anywhere, over AMQP and at the management
+    API.
+    """
     here = other_address()
     if here is None:
         pytest.skip("this machine has only a loopback address")
@@ -92,7 +94,7 @@ def test_guest_from_another_machine_needs_an_option(tmp_path: Path, options: tup
     ],
 )
 def test_requests_with_another_host_name_are_refused(broker: EmbeddedBroker, host: str, status: int) -> None:
-    """A request to the management API whose Host header names another host, as in DNS rebinding, gets 421."""
+    """The management API answers a request whose Host header names another host, as in DNS rebinding, with 421."""
     assert ask(broker, f"host: {host}", LOGIN)[0] == status
 
 
@@ -101,20 +103,24 @@ def test_requests_with_another_host_name_are_refused(broker: EmbeddedBroker, hos
     [("http://127.0.0.1:15672", 200), ("http://evil.example", 403), ("null", 403), ("http://127.0.0.1:80", 403)],
 )
 def test_requests_from_pages_of_another_site_are_refused(broker: EmbeddedBroker, origin: str, status: int) -> None:
-    """A request to the management API with the Origin of another site gets 403, even with valid credentials."""
+    """The management API answers a request whose Origin header names another site with 403, even with valid
+    credentials.
+    """
     assert ask(broker, "host: 127.0.0.1:15672", LOGIN, f"origin: {origin}")[0] == status
 
 
 def test_a_large_body_is_not_read_before_the_login(broker: EmbeddedBroker) -> None:
-    """The management API answers a request before its large body has arrived: with 401 if the request has no login,
-    otherwise with 413.
+    """The management API answers a request that announces a body of 16 MB without waiting for the body: with 401 if
+    the request has no login, otherwise with 413.
     """
     assert ask(broker, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 401
     assert ask(broker, LOGIN, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 413
 
 
 def test_the_connection_stays_open_after_a_401(broker: EmbeddedBroker) -> None:
-    """After a 401, the next request on the same HTTP connection succeeds if it has valid credentials."""
+    """After the management API has answered 401, the next request on this HTTP connection succeeds if it has valid
+    credentials.
+    """
     with socket.create_connection(address(broker), timeout=60) as connection:
         connection.sendall(b"PUT /api/queues/%2F/q HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}")
         assert connection.recv(65536).startswith(b"HTTP/1.1 401")
@@ -131,7 +137,7 @@ def test_the_connection_stays_open_after_a_401(broker: EmbeddedBroker) -> None:
         ("transfer-encoding: chunked", 411),
     ],
 )
-def test_malformed_requests_are_refused(broker: EmbeddedBroker, header: str, status: int) -> None:
+def test_http_requests_with_a_malformed_header_are_refused(broker: EmbeddedBroker, header: str, status: int) -> None:
     """An HTTP request with a malformed or too long header is refused with 400, 411 or 431, and the next request is
     answered.
     """
@@ -141,7 +147,9 @@ def test_malformed_requests_are_refused(broker: EmbeddedBroker, header: str, sta
 
 @pytest.mark.parametrize("sent", ["", "GET /api/whoami HTTP/1.1\r\n\r\n"])
 def test_connections_without_a_login_make_room_for_others(broker: EmbeddedBroker, sent: str) -> None:
-    """If clients without a login hold all HTTP connections, requests of other clients are still answered."""
+    """If clients without a login hold as many HTTP connections as the broker allows, the broker still answers other
+    clients.
+    """
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
     for connection in crowd:
         connection.sendall(sent.encode())
@@ -181,8 +189,8 @@ def test_connections_from_one_address_do_not_displace_others(
 
 
 def test_logged_in_connections_are_limited(broker: EmbeddedBroker) -> None:
-    """If logged-in clients hold all HTTP connections, a further client is refused. Once these connections are closed,
-    requests are answered again.
+    """If logged-in clients hold as many HTTP connections as the broker allows, a further client is refused until
+    these connections are closed.
     """
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
     for connection in crowd:
@@ -206,7 +214,9 @@ def test_logged_in_connections_are_limited(broker: EmbeddedBroker) -> None:
 def test_a_connection_with_an_incomplete_request_is_closed(
     broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, sent: str
 ) -> None:
-    """If the headers or the body of an HTTP request do not arrive in time, the broker closes the connection."""
+    """If the headers or the body of an HTTP request do not arrive within the time limit, the broker closes the
+    connection.
+    """
     monkeypatch.setattr(http_server, "_FIRST_SECONDS", 0.2)
     monkeypatch.setattr(http_server, "_BODY_SECONDS", 0.2)
     with socket.create_connection(address(broker), timeout=60) as connection:
@@ -246,8 +256,8 @@ def test_arguments_that_cannot_be_stored_are_refused(broker: EmbeddedBroker, api
 
 
 def test_an_expensive_regular_expression_does_not_block_the_broker(broker: EmbeddedBroker, api: Api) -> None:
-    """A regular expression that would take forever with backtracking is evaluated at once, in a filter of queues and in
-    a permission.
+    """The broker does not hang on a regular expression that would take forever with backtracking, in a filter of
+    queues or in a permission.
     """
     evil = "(a|a)*(a+)+$"
     api("PUT", "queues/%2F/" + "a" * 200 + "b")
@@ -259,9 +269,9 @@ def test_an_expensive_regular_expression_does_not_block_the_broker(broker: Embed
 
 
 @pytest.mark.parametrize("pattern", ["(", r"(a)\1", "^(?!amq)"])
-def test_a_pattern_that_is_not_supported_is_refused(api: Api, pattern: str) -> None:
-    """A permission with a regular expression that is invalid or not supported gets 400 with the reason; a filter of
-    queues gets 400, too.
+def test_an_invalid_or_unsupported_regular_expression_is_refused(api: Api, pattern: str) -> None:
+    """The management API answers a regular expression that is invalid or not supported with 400, in a permission and
+    in a filter of queues.
     """
     status, error = api("PUT", "permissions/%2F/guest", {"configure": pattern, "write": "", "read": ""})
     assert status == 400
@@ -271,7 +281,7 @@ def test_a_pattern_that_is_not_supported_is_refused(api: Api, pattern: str) -> N
 
 
 @pytest.mark.parametrize("pattern", [r"(?i)(\pL){300}x", "a" * 1001], ids=["large when compiled", "long"])
-def test_a_pattern_that_needs_much_memory_is_refused_as_a_filter(api: Api, pattern: str) -> None:
+def test_a_regular_expression_that_needs_much_memory_is_refused_as_a_filter(api: Api, pattern: str) -> None:
     """A list request whose filter is a regular expression of more than 1000 characters, or of more than 128 KiB when
     compiled, gets 400.
     """

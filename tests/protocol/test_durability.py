@@ -33,8 +33,8 @@ def restart(process: BrokerProcess, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_durable_objects_and_persistent_messages_survive_a_restart(process: BrokerProcess, how: str) -> None:
-    """After a restart, durable exchanges and queues, their bindings and persistent messages are there; transient
-    exchanges, queues and messages are gone.
+    """After a stop or kill, a restarted broker has the durable exchanges and queues, their bindings and the
+    persistent messages; transient exchanges, queues and messages are gone.
     """
     channel = connect(process).channel()
     channel.exchange_declare("x", "topic", durable=True, arguments={"alternate-exchange": "amq.fanout"})
@@ -68,7 +68,7 @@ def test_durable_objects_and_persistent_messages_survive_a_restart(process: Brok
 
 
 def test_a_clean_restart_keeps_the_counts_of_a_quorum_queue(tmp_path: Path) -> None:
-    """After a clean restart, a message of a quorum queue has the same x-acquired-count and x-delivery-count, as in
+    """A message of a quorum queue keeps its x-acquired-count and x-delivery-count over a clean restart, as in
     RabbitMQ 4.3.
     """
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--like", "4.3") as process:
@@ -87,8 +87,8 @@ def test_a_clean_restart_keeps_the_counts_of_a_quorum_queue(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_a_restarted_queue_keeps_its_maximum_length(process: BrokerProcess, how: str) -> None:
-    """After a restart, unacknowledged messages are ready again, and the oldest messages beyond x-max-length are
-    dead-lettered.
+    """After a restart, unacknowledged messages are ready again, and the oldest messages beyond the queue's
+    x-max-length are dead-lettered.
     """
     channel = connect(process).channel()
     channel.queue_declare("dead", durable=True)
@@ -158,7 +158,9 @@ def test_names_that_are_not_utf_8_survive_a_restart(process: BrokerProcess) -> N
 
 
 def test_users_permissions_and_virtual_hosts_survive_a_restart(tmp_path: Path) -> None:
-    """After a restart, a user can log in to the same virtual host and has the same permissions there."""
+    """After a restart, a user can log in to a virtual host that was created before, and has the former permissions
+    there.
+    """
     from tests.protocol.conftest import Api
 
     options = ("--data-dir", str(tmp_path / "data"), "--management-port", "0")
@@ -231,8 +233,8 @@ class Consumer(threading.Thread):
 
 
 def test_no_confirmed_message_is_lost_by_twenty_kills(process: BrokerProcess) -> None:
-    """After the broker is killed twenty times, no confirmed message is lost, and messages delivered twice are marked as
-    redelivered.
+    """If the broker is killed twenty times, no confirmed message is lost, and messages that are delivered twice are
+    marked as redelivered.
     """
     seed = random.Random(20)
     connect(process).channel().queue_declare("q", durable=True)
@@ -269,8 +271,8 @@ def test_no_confirmed_message_is_lost_by_twenty_kills(process: BrokerProcess) ->
     assert "Traceback" not in process.log
 
 
-def test_two_brokers_cannot_share_a_directory(process: BrokerProcess) -> None:
-    """A second broker on the same data directory exits with 1. The first broker stays usable."""
+def test_two_brokers_cannot_share_a_data_directory(process: BrokerProcess) -> None:
+    """A second broker on a data directory that is in use exits with 1; the first broker stays usable."""
     second = BrokerProcess(process.directory)
     second.ready_file = process.directory / "second"
     with pytest.raises(AssertionError):

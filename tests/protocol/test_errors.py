@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - the texts are easier to compare on one line
-"""What a client is told when it does something wrong: RabbitMQ's codes and texts, letter by letter."""
+"""The errors that a client gets when it does something wrong: RabbitMQ's codes and texts, letter by letter."""
 
 from collections.abc import Callable
 from typing import Any
@@ -198,7 +198,7 @@ CASES: list[Any] = [
 def test_a_refusal_has_rabbitmqs_code_and_text(
     connection: pika.BlockingConnection, vhost: str, action: Callable[[BlockingChannel], object], expected: str
 ) -> None:
-    """The broker refuses an invalid operation with the reply code and text of RabbitMQ."""
+    """The embedded broker refuses an invalid operation with the reply code and text of RabbitMQ."""
     channel = connection.channel()
     assert refused(lambda: action(channel)) == expected.format(vhost=vhost)
 
@@ -237,12 +237,10 @@ def test_a_quorum_queue_with_an_initial_group_size_of_0_is_refused(channel: Bloc
 
 
 @pytest.mark.parametrize(("name", "value", "wrong"), ARGUMENTS)
-def test_an_invalid_argument_is_named(
+def test_the_error_for_an_invalid_queue_argument_names_the_argument(
     channel: BlockingChannel, vhost: str, name: str, value: object, wrong: str
 ) -> None:
-    """If queue.declare has an invalid argument, the error names the argument and gives the reason as RabbitMQ prints
-    it.
-    """
+    """If queue.declare has an invalid argument, the error names the argument and gives RabbitMQ's reason."""
     reply = refused(lambda: channel.queue_declare("new", arguments={name: value}))
     assert reply == f"406 PRECONDITION_FAILED - invalid arg '{name}' for queue 'new' in vhost '{vhost}': {wrong}"
 
@@ -264,7 +262,7 @@ def test_an_invalid_expiration_is_refused(channel: BlockingChannel, expiration: 
 
 
 def test_a_consumer_tag_cannot_be_used_twice(channel: BlockingChannel) -> None:
-    """A second consumer with the same consumer tag on a channel closes the connection with 530."""
+    """Starting a second consumer with a consumer tag that is in use on the channel closes the connection with 530."""
     channel.queue_declare("q")
     channel.basic_consume("q", print, consumer_tag="t")
 
@@ -275,7 +273,7 @@ def test_a_consumer_tag_cannot_be_used_twice(channel: BlockingChannel) -> None:
     assert refused(again) == "530 NOT_ALLOWED - attempt to reuse consumer tag 't'"
 
 
-def test_immediate_is_not_implemented(channel: BlockingChannel) -> None:
+def test_publishing_with_the_flag_immediate_closes_the_connection(channel: BlockingChannel) -> None:
     """basic.publish with the flag `immediate` closes the connection with 540, as in RabbitMQ since 3.0."""
 
     def publish_immediately() -> None:

@@ -1,4 +1,4 @@
-"""Faults on demand: what a client sees of each, and that nothing is left of it when it ends."""
+"""Faults that a test injects into the embedded broker: what a client sees while a fault is in force, and afterwards."""
 
 import re
 import time
@@ -85,7 +85,7 @@ def stream(whole: EmbeddedBroker, vhost: Vhost) -> Iterator[RawStream]:
 
 
 def test_faults_apply_to_stream_connections(vhost: Vhost, stream: RawStream) -> None:
-    """The faults slow_down, go_silent, refuse_connections and close_connections also apply to connections of the stream
+    """The faults slow_down, go_silent, refuse_connections and close_connections also affect connections of the stream
     protocol.
     """
     assert stream.create("s") == 1
@@ -108,8 +108,8 @@ def test_faults_apply_to_stream_connections(vhost: Vhost, stream: RawStream) -> 
 
 
 def test_messages_of_the_stream_protocol_are_recorded(vhost: Vhost, stream: RawStream) -> None:
-    """published() returns messages that were published over the stream protocol. A query for another queue returns
-    nothing, and shows what was published instead.
+    """published() returns messages that were published over the stream protocol. If no message matches, the printed
+    result shows what was published instead.
     """
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s") == 1
@@ -141,7 +141,9 @@ def test_a_restart_closes_stream_connections(vhost: Vhost, stream: RawStream) ->
 
 
 def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: BlockingChannel) -> None:
-    """reset() empties streams. Readers stay and get later messages, and publishers may reuse their publishing ids."""
+    """reset() empties a stream: readers stay subscribed and get only later messages, and publishers may reuse their
+    publishing ids.
+    """
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s", "me") == 1
     stream.publish(1, 1, b"\x00Su\xa0\x01a", b"\x00Su\xa0\x01b")
@@ -169,7 +171,7 @@ def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: Blockin
 
 
 def test_messages_deleted_by_reset_do_not_return_after_a_restart(tmp_path: Path) -> None:
-    """After reset() and a restart, a stream continues at the next offset with new messages only."""
+    """After reset() and a restart, a stream has only messages published since, and continues at the next offset."""
 
     def publish(broker: EmbeddedBroker, body: bytes) -> None:
         with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
@@ -191,7 +193,7 @@ def test_messages_deleted_by_reset_do_not_return_after_a_restart(tmp_path: Path)
 
 
 def test_cut_connections_selects_by_connection_name(vhost: Vhost, connect: Callable[..., BlockingChannel]) -> None:
-    """cut_connections("orders-*") cuts only connections whose name matches."""
+    """The fault cut_connections("orders-*") cuts only connections whose name begins with "orders-"."""
     orders, mail = connect("orders-1"), connect("mail-1")
     assert vhost.faults.cut_connections("orders-*") == 1
     with pytest.raises(exceptions.AMQPConnectionError):
@@ -201,7 +203,7 @@ def test_cut_connections_selects_by_connection_name(vhost: Vhost, connect: Calla
 
 def test_refuse_connections_keeps_open_connections(vhost: Vhost, raw: RawClient) -> None:
     """While the fault refuse_connections is in force, new connections are refused, and open connections stay usable.
-    When the fault ends, clients can connect to the same port.
+    After the fault, clients can connect again.
     """
     with vhost.faults.refuse_connections(), pytest.raises(ConnectionRefusedError):
         RawClient(vhost.url)
@@ -240,8 +242,8 @@ def test_slow_down_delays_replies(vhost: Vhost, raw: RawClient) -> None:
 
 
 def test_block_publishers_sends_blocked_and_unblocked(vhost: Vhost, raw: RawClient) -> None:
-    """The fault block_publishers sends a publisher connection.blocked with the reason, and when the fault ends,
-    connection.unblocked.
+    """The fault block_publishers sends connection.blocked with the given reason to a publisher, and
+    connection.unblocked when the fault ends.
     """
     with vhost.faults.block_publishers("low on patience"):
         raw.send(commands.Basic.Publish(exchange="", routing_key="q"))
@@ -250,8 +252,8 @@ def test_block_publishers_sends_blocked_and_unblocked(vhost: Vhost, raw: RawClie
 
 
 def test_a_blocked_publisher_publishes_nothing(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault block_publishers is in force, not even the first message of a connection is published, although
-    all of its frames have arrived. The message is published once the fault ends.
+    """While the fault block_publishers is in force, messages are held back, even a connection's first one. When the
+    fault ends, all messages are published.
     """
     publish = header.ContentHeader(body_size=1, properties=commands.Basic.Properties())
     message = frame.marshal(commands.Basic.Publish(exchange="", routing_key="q"), 1)
@@ -276,8 +278,8 @@ def test_a_blocked_publisher_publishes_nothing(vhost: Vhost, raw: RawClient) -> 
 def test_a_fault_for_a_misspelled_queue_is_refused(
     vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """A fault for a queue whose name looks like a misspelling raises ValueError, which names the probable queue. A
-    fault for a queue that does not exist yet begins, except cancel_consumers, which would affect nothing.
+    """A fault for a queue whose name looks misspelled raises ValueError, which suggests an existing name. A fault for
+    any other missing queue begins, except cancel_consumers, which would have no effect.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -301,10 +303,10 @@ def test_close_channels_and_connections_send_the_given_code(vhost: Vhost, raw: R
 
 
 @pytest.mark.parametrize("keep_transient", [False, True])
-def test_restart_keeps_what_is_durable(
+def test_the_fault_restart_keeps_durable_queues_and_their_messages(
     vhost: Vhost, connect: Callable[..., BlockingChannel], keep_transient: bool
 ) -> None:
-    """After the fault restart, the broker has its durable queues and their persistent messages, at the same port.
+    """The fault restart keeps durable queues with their persistent messages, and all messages of quorum queues.
     Transient queues, exchanges and messages are kept only with keep_transient.
     """
     channel = connect()
@@ -332,8 +334,8 @@ def test_restart_keeps_what_is_durable(
 
 
 def test_nack_publishes_nacks_the_given_number(vhost: Vhost, channel: BlockingChannel) -> None:
-    """nack_publishes("jobs", 2) nacks the next two messages for that queue only, and the queue does not get these
-    messages.
+    """The fault nack_publishes("jobs", 2) nacks the next two messages for the queue jobs, which do not reach the
+    queue, and no other messages.
     """
     channel.confirm_delivery()
     for queue in ("jobs", "mail"):
@@ -368,7 +370,7 @@ def test_a_fault_with_an_argument_out_of_range_is_refused(
 
 
 def test_return_unroutable_returns_the_next_message(vhost: Vhost, channel: BlockingChannel) -> None:
-    """After return_unroutable(), the next mandatory message is returned, and the one after it is routed."""
+    """After the fault return_unroutable(), the next mandatory message is returned, and the one after it is routed."""
     channel.confirm_delivery()
     channel.queue_declare("jobs")
     vhost.faults.return_unroutable()
@@ -378,8 +380,8 @@ def test_return_unroutable_returns_the_next_message(vhost: Vhost, channel: Block
     assert vhost.unrouted.bodies == [b"1"]
 
 
-def test_delay_confirms_delays_confirms(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault delay_confirms is in force, publisher confirms arrive after the given time, or if no time is
+def test_the_fault_delay_confirms_holds_back_publisher_confirms(vhost: Vhost, raw: RawClient) -> None:
+    """While the fault delay_confirms is in force, publisher confirms arrive only after the given time or, if none is
     given, when the fault ends.
     """
     raw.send(commands.Confirm.Select())
@@ -403,8 +405,10 @@ def test_delay_confirms_delays_confirms(vhost: Vhost, raw: RawClient) -> None:
     assert raw.expect(commands.Basic.Ack).delivery_tag == 2
 
 
-def test_lose_acks_redelivers_the_message(vhost: Vhost, channel: BlockingChannel) -> None:
-    """After lose_acks(), the next acknowledgement is lost: its message is redelivered and marked as redelivered."""
+def test_the_fault_lose_acks_loses_the_next_acknowledgement(vhost: Vhost, channel: BlockingChannel) -> None:
+    """After the fault lose_acks(), the broker ignores the next acknowledgement and delivers the message again, marked
+    as redelivered.
+    """
     channel.queue_declare("jobs")
     channel.basic_publish("", "jobs", b"1")
     vhost.faults.lose_acks()
@@ -419,7 +423,7 @@ def test_lose_acks_redelivers_the_message(vhost: Vhost, channel: BlockingChannel
 
 
 def test_cancel_consumers_sends_basic_cancel(vhost: Vhost, channel: BlockingChannel) -> None:
-    """cancel_consumers("jobs") sends the consumers of that queue basic.cancel with their consumer tags."""
+    """The fault cancel_consumers("jobs") sends basic.cancel with the consumer tag to a consumer of the queue jobs."""
     channel.queue_declare("jobs")
     channel.basic_consume("jobs", lambda *_: None, consumer_tag="mine")
     cancelled = []
@@ -429,8 +433,8 @@ def test_cancel_consumers_sends_basic_cancel(vhost: Vhost, channel: BlockingChan
     assert cancelled == ["mine"]
 
 
-def test_faults_end_with_their_vhost_or_time(whole: EmbeddedBroker) -> None:
-    """A fault of a virtual host ends when the virtual host is deleted, and a fault with a duration ends when this
+def test_a_fault_ends_with_its_virtual_host_or_its_duration(whole: EmbeddedBroker) -> None:
+    """A fault of a virtual host ends when the virtual host is deleted, and a fault with a duration ends when the
     duration has passed.
     """
     with whole.fresh_vhost() as vhost:

@@ -86,8 +86,8 @@ def declare_with_everything(api: Api, vhost: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_table_of_queue_arguments_is_true(api: Api, vhost: str, kind: str) -> None:
-    """Each type of queue accepts or refuses each argument as the reference's table says; the error of a refusal names
-    the argument.
+    """Each type of queue accepts or refuses each argument as docs/reference/embedded-broker.md says; the error of a
+    refusal names the argument.
     """
     rows = table("Arguments of queues")
     assert {row[0] for row in rows} == set(QUEUE_ARGUMENTS)
@@ -102,7 +102,9 @@ def test_the_table_of_queue_arguments_is_true(api: Api, vhost: str, kind: str) -
 
 
 def test_the_table_of_consumer_arguments_is_true(api: Api, vhost: str, connection: pika.BlockingConnection) -> None:
-    """Consumers of each type of queue accept exactly the arguments that the reference's table lists for it."""
+    """Consumers of each type of queue accept exactly the arguments that docs/reference/embedded-broker.md lists for
+    this type.
+    """
     rows = table("Arguments of consumers")
     assert {row[0] for row in rows} == {*CONSUMER_ARGUMENTS, OFFSET}
     values = {"x-priority": 1, "x-cancel-on-ha-failover": True, OFFSET: "first"}
@@ -121,7 +123,9 @@ def test_the_table_of_consumer_arguments_is_true(api: Api, vhost: str, connectio
 
 
 def test_every_supported_argument_has_another_test() -> None:
-    """Each argument that the reference's tables call supported appears in another test of the broker."""
+    """Each argument that docs/reference/embedded-broker.md calls supported appears in at least one other test file of
+    the broker.
+    """
     here = Path(__file__)
     texts = [path.read_text() for path in here.parent.glob("test_*.py") if path != here]
     for heading in ("Arguments of queues", "Arguments of consumers"):
@@ -130,8 +134,8 @@ def test_every_supported_argument_has_another_test() -> None:
 
 
 def test_the_table_of_exchanges_is_true(broker: TestBroker, api: Api, vhost: str) -> None:
-    """The exchange types and arguments in the reference's tables are accepted with valid values, and refused with
-    invalid ones.
+    """The broker accepts the exchange types and arguments that docs/reference/embedded-broker.md lists with valid
+    values, and refuses them with invalid values.
     """
     known = set()
     for names, here in table("Exchanges"):
@@ -244,8 +248,8 @@ def play(url: str, seen: set[str]) -> None:
 
 @pytest.mark.filterwarnings("ignore:This command is deprecated")
 def test_the_table_of_amqp_methods_is_true(amqp_url: str, connection: pika.BlockingConnection) -> None:
-    """The reference's table lists all methods of AMQP 0-9-1, and the broker answers exactly the methods that the table
-    calls supported.
+    """docs/reference/embedded-broker.md lists all methods of AMQP 0-9-1, and the broker answers exactly those that
+    the page calls supported.
     """
     seen: set[str] = set()
     play(amqp_url, seen)
@@ -271,8 +275,8 @@ REFUSED: dict[str, Callable[[RawClient], None]] = {
 
 
 def test_methods_that_are_not_implemented_close_the_connection(api: Api, vhost: str, amqp_url: str) -> None:
-    """Each method, flag or value that the reference's table calls unsupported closes the connection with 540
-    NOT_IMPLEMENTED.
+    """Each method, flag or value that docs/reference/embedded-broker.md calls unsupported closes the connection with
+    540 NOT_IMPLEMENTED.
     """
     for kind in ("quorum", "stream"):
         api("PUT", f"queues/{vhost}/{kind}", {"durable": True, "arguments": {"x-queue-type": kind}})
@@ -394,7 +398,9 @@ def filled(path: str, names: dict[str, str]) -> str:
 
 
 def test_the_table_of_management_paths_is_complete(broker: TestBroker, names: dict[str, str]) -> None:
-    """The reference's table lists every path of the management API with the HTTP methods that the broker allows."""
+    """docs/reference/embedded-broker.md lists every path of the management API with the HTTP methods that the broker
+    allows.
+    """
     rows = table("Paths of the management API", -1)
     there = {path: methods.split(", ") for path, methods, here in rows if here != "missing"}
     assert {**there, **later()} == {
@@ -419,8 +425,8 @@ def test_the_table_of_management_paths_is_complete(broker: TestBroker, names: di
 def test_every_request_in_the_table_of_later_paths_succeeds(
     broker: TestBroker, api: Api, names: dict[str, str]
 ) -> None:
-    """Each path of later versions and plugins in docs/reference/embedded-broker.md gets 200 or 204. Paths that the page
-    calls always empty return an empty list. Shovels and federation links of a virtual host that does not exist get 404.
+    """Each path of later versions and plugins in docs/reference/embedded-broker.md gets 200 or 204, and those that
+    the page calls always empty return an empty list. A path with a missing virtual host gets 404.
     """
     browser = Browser(broker.management)
     assert browser.ask("PUT", filled("users/USER", names), BODIES["PUT users/USER"]).status == 201

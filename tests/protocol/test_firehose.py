@@ -75,9 +75,9 @@ def test_the_firehose_copies_a_published_message(trace: Trace, connect: Opener, 
     assert list(headers["properties"]) == [*reversed(properties)]
 
 
-def test_the_copy_lists_cc_and_bcc_keys(trace: Trace, connect: Opener) -> None:
-    """The firehose's copy of a published message lists all routing keys of the message, including those in BCC. The
-    copy arrives before the message's transaction is committed.
+def test_the_firehoses_copy_lists_the_routing_keys_in_cc_and_bcc(trace: Trace, connect: Opener) -> None:
+    """The firehose's copy of a published message lists all routing keys of the message, including those in CC and
+    BCC, and arrives before the message's transaction is committed.
     """
     client = connect().channel()
     client.tx_select()
@@ -89,10 +89,8 @@ def test_the_copy_lists_cc_and_bcc_keys(trace: Trace, connect: Opener) -> None:
     assert copy["properties"] == {"headers": {"CC": ["second"]}}
 
 
-def test_a_delivered_message_is_copied(trace: Trace, connect: Opener, vhost: str) -> None:
-    """The firehose copies each delivery to a consumer or by basic.get, but not deliveries of copies that the firehose
-    has made.
-    """
+def test_the_firehose_copies_a_delivered_message(trace: Trace, connect: Opener, vhost: str) -> None:
+    """The firehose copies each delivery to a consumer and by basic.get, but not the deliveries of its own copies."""
     client = connect().channel()
     client.queue_declare("jobs", exclusive=True)
     client.basic_publish("", "jobs", b"job", pika.BasicProperties(headers={"n": 1}))
@@ -108,7 +106,9 @@ def test_a_delivered_message_is_copied(trace: Trace, connect: Opener, vhost: str
     assert trace.next() == ("deliver.jobs", b"job", {**expected, "redelivered": 1})
 
 
-def test_tracing_is_switched_on_and_off(api: Api, vhost: str, channel: BlockingChannel, connect: Opener) -> None:
+def test_tracing_is_switched_on_and_off_over_http(
+    api: Api, vhost: str, channel: BlockingChannel, connect: Opener
+) -> None:
     """Setting a virtual host's `tracing` over HTTP starts or stops the firehose. A request without `tracing` leaves the
     setting unchanged, and a number gets 400.
     """

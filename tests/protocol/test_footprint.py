@@ -1,4 +1,4 @@
-"""What a client makes the broker keep counts as memory in every protocol, and has a limit."""
+"""What the broker keeps for a client counts towards its memory use in every protocol, and has a limit."""
 
 import contextlib
 import struct
@@ -71,7 +71,7 @@ def test_headers_of_messages_count_towards_memory_use(broker: EmbeddedBroker, ch
 
 @pytest.mark.parametrize("kind", ["fanout", "x-delayed-message"])
 def test_dead_letters_do_not_outgrow_the_memory_limit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If queues dead-letter messages to each other, so that one message becomes millions, the broker takes less than
+    """If queues dead-letter messages to each other, so that one message becomes millions, the broker uses less than
     one and a half times its memory limit, and can still be stopped.
     """
     monkeypatch.setattr(server, "_FINISHING_SECONDS", 0.1)
@@ -110,8 +110,8 @@ def annotated(size: int, name: str = "x-opt-a") -> Any:
 def test_annotations_of_modified_count_towards_memory_use(
     broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any
 ) -> None:
-    """Annotations that a receiver adds with the outcome modified count towards the broker's memory use until the
-    messages are removed.
+    """Annotations that an AMQP 1.0 receiver adds with the outcome modified count towards the broker's memory use
+    until the messages are removed.
     """
     before = memory(broker)
     quorum.settle(0, annotated(20_000), 49, settled=False)
@@ -184,8 +184,8 @@ def read_by_amqp_091(broker: EmbeddedBroker) -> str:
 def test_a_connection_with_too_many_unacknowledged_deliveries_is_closed(
     broker: EmbeddedBroker, channel: Any, read: Callable[[EmbeddedBroker], str]
 ) -> None:
-    """A connection with too many unacknowledged deliveries of a stream is closed, because the broker's record of each
-    delivery takes memory.
+    """If a client's unacknowledged deliveries of a stream take more memory than a connection may use, the broker
+    closes the connection.
     """
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     publishing = channel.connection.channel()
@@ -197,8 +197,8 @@ def test_a_connection_with_too_many_unacknowledged_deliveries_is_closed(
 
 
 def test_transactions_to_many_queues_count_towards_memory_use(broker: EmbeddedBroker, channel: Any) -> None:
-    """The queues of messages that wait for tx.commit count towards the broker's memory use until the channel is
-    closed.
+    """In a transaction, the list of queues that will get each message counts towards the broker's memory use until the
+    channel is closed.
     """
     for number in range(200):
         channel.queue_declare(f"q{number}")
@@ -219,9 +219,9 @@ def test_transactions_to_many_queues_count_towards_memory_use(broker: EmbeddedBr
             pass
 
 
-def test_consumers_with_large_arguments_count_towards_memory_use(broker: EmbeddedBroker, channel: Any) -> None:
-    """If a client starts too many consumers with large arguments, the broker closes the connection and frees the
-    memory.
+def test_too_many_consumers_with_large_arguments_close_the_connection(broker: EmbeddedBroker, channel: Any) -> None:
+    """If the arguments of a client's consumers take more memory than a connection may use, the broker closes the
+    connection and frees the memory.
     """
     channel.queue_declare("q")
     with RawClient(broker.url) as client:
@@ -235,9 +235,9 @@ def test_consumers_with_large_arguments_count_towards_memory_use(broker: Embedde
 
 
 @pytest.mark.parametrize("kind", ["queue", "exchange", "binding"])
-def test_definitions_have_a_limit(broker: EmbeddedBroker, kind: str) -> None:
-    """Queues, exchanges and bindings count as memory. A client that declares more and more is refused with 406 once
-    they take half of the memory limit; after some have been deleted, declarations succeed again.
+def test_a_client_cannot_fill_the_memory_with_declarations(broker: EmbeddedBroker, kind: str) -> None:
+    """Declarations of queues, exchanges or bindings are refused with 406 once these take half of the broker's memory
+    limit. After some are deleted, declarations succeed again.
     """
 
     def declare(name: str) -> None:
@@ -317,9 +317,8 @@ def test_deleting_a_virtual_host_frees_the_memory_of_arguments(broker: EmbeddedB
 
 
 def test_names_of_deleted_exchanges_count_towards_the_memory_use_of_a_channel() -> None:
-    """A channel counts its publishes by exchange. The names of these exchanges count towards the broker's memory use
-    until the channel is closed, even if the exchanges were deleted. A deleted x-delayed-message exchange leaves nothing
-    else in memory.
+    """The names of exchanges that a channel has published to count towards the broker's memory use until the channel
+    is closed, even if the exchanges were deleted. A deleted delayed exchange leaves nothing else in memory.
     """
     with EmbeddedBroker(like="4.2", management_port=0) as delaying, RawClient(delaying.url) as client:
         before = memory(delaying)

@@ -1,4 +1,4 @@
-"""What the broker answers to bytes that are not valid AMQP 0-9-1, or unusual."""
+"""How the broker answers bytes that are not valid AMQP 0-9-1, or that are valid but unusual."""
 
 import socket
 import struct
@@ -88,7 +88,9 @@ SINCE = {"body too long": pytest.mark.differs_since("4.2", "a body that is too l
 def test_malformed_frames_close_only_their_connection(
     amqp_url: str, channel: BlockingChannel, octets: bytes, reply: str
 ) -> None:
-    """A malformed frame closes its connection with RabbitMQ's code and error text. Other connections stay usable."""
+    """A malformed frame closes the sender's connection with RabbitMQ's code and error text; other connections stay
+    usable.
+    """
     with RawClient(amqp_url) as client:
         client.socket.sendall(octets)
         assert client.closed_with() == reply
@@ -98,7 +100,9 @@ def test_malformed_frames_close_only_their_connection(
 @pytest.mark.differs_since("4.0", "the answer is the header of AMQP 1.0 with SASL, which it prefers")
 @pytest.mark.parametrize("octets", [b"GET / HTTP/1.1\r\n\r\n", b"AMQP\x00\x01\x00\x00", b"\x00" * 8])
 def test_an_unknown_protocol_gets_the_header_of_amqp(amqp_url: str, octets: bytes) -> None:
-    """A client that does not speak AMQP gets the broker's protocol header, and the connection is closed."""
+    """The broker answers a client that does not speak AMQP 0-9-1 with the header of AMQP 0-9-1, and closes the
+    connection.
+    """
     with RawClient(amqp_url, opened=False) as client:
         client.socket.sendall(octets)
         assert client.read(8) == b"AMQP\x00\x00\x09\x01"
@@ -110,7 +114,7 @@ def test_an_unknown_protocol_gets_the_header_of_amqp(amqp_url: str, octets: byte
 
 
 def test_frames_may_arrive_byte_by_byte(amqp_url: str) -> None:
-    """A message is stored and delivered even if its frames arrive byte by byte and its body is split into several
+    """A message is stored and delivered even if its frames arrive byte by byte and the body is split into several
     frames.
     """
     with RawClient(amqp_url) as client:
@@ -125,8 +129,8 @@ def test_frames_may_arrive_byte_by_byte(amqp_url: str) -> None:
 
 
 def test_publishes_and_bindings_in_one_write_take_effect_in_order(amqp_url: str) -> None:
-    """If a client sends publishes, queue.bind and queue.unbind in one write, the broker handles them in order: each
-    message is routed by the bindings that exist when its turn comes.
+    """If a client sends messages, queue.bind and queue.unbind in one write, each message is routed by the bindings
+    that precede it.
     """
     queue, exchange = "q", "amq.fanout"
     publish = frame.marshal(commands.Basic.Publish(exchange=exchange), 1) + HEADER + raw_frame(3, 1, b"hello")
@@ -143,7 +147,9 @@ def test_publishes_and_bindings_in_one_write_take_effect_in_order(amqp_url: str)
 
 
 def test_a_payload_may_be_as_long_as_frame_max(amqp_url: str) -> None:
-    """A frame with a payload of frame_max bytes is accepted, as in RabbitMQ; one byte more closes the connection."""
+    """A frame with a payload of frame_max bytes is accepted, as in RabbitMQ; a payload of one byte more closes the
+    connection.
+    """
     body = b"x" * 8192
     longest = frame.marshal(header.ContentHeader(body_size=8192, properties=commands.Basic.Properties()), 1)
     with RawClient(amqp_url, frame_max=8192) as client:
@@ -170,8 +176,8 @@ def test_the_error_for_immediate_names_basic_publish(amqp_url: str, pieces: list
         assert (close.reply_code, close.class_id, close.method_id) == (540, 60, 40)
 
 
-def test_long_integers_of_type_capital_l_are_read(amqp_url: str) -> None:
-    """Integers with the field type `L`, which kombu and py-amqp send, are read in arguments and headers."""
+def test_integers_with_the_field_type_l_are_read(amqp_url: str) -> None:
+    """The broker reads integers with the field type `L`, which kombu and py-amqp send, in arguments and headers."""
     number = (2**40).to_bytes(8)
     arguments = b"\x09x-expiresL" + number
     headers = b"\x04sizeL" + number
@@ -192,8 +198,8 @@ def test_long_integers_of_type_capital_l_are_read(amqp_url: str) -> None:
 
 
 def test_frames_for_a_closing_channel_are_ignored(amqp_url: str) -> None:
-    """The broker ignores frames that a client sends before it has seen channel.close. After channel.close-ok, the
-    client can open the channel again.
+    """The broker ignores frames that a client sends on a channel after the broker has sent channel.close. After
+    channel.close-ok, the client can open the channel again.
     """
     with RawClient(amqp_url) as client:
         client.send(commands.Queue.Declare(queue="no", passive=True))
@@ -225,8 +231,8 @@ def test_a_client_can_log_in_with_amqplain(amqp_url: str) -> None:
 
 
 def test_the_server_properties_are_rabbitmqs(connection: pika.BlockingConnection) -> None:
-    """The server properties name RabbitMQ as the product, and list the capabilities by which client libraries decide
-    which extensions to use.
+    """The broker's server properties name RabbitMQ as the product, and list the capabilities by which client libraries
+    decide which extensions to use.
     """
     properties = connection._impl.server_properties
     assert properties["product"] == "RabbitMQ"
@@ -247,8 +253,8 @@ def test_the_server_properties_are_rabbitmqs(connection: pika.BlockingConnection
 
 
 def test_a_wrong_password_is_refused_with_403(amqp_url: str) -> None:
-    """If a client has the capability authentication_failure_close, a wrong password gets 403 ACCESS_REFUSED, with a
-    text that refers to the log for the reason.
+    """If a client has the capability authentication_failure_close, a login with a wrong password gets 403
+    ACCESS_REFUSED, with a text that refers to the broker's log for the reason.
     """
     with RawClient(amqp_url.replace("guest:guest", "guest:wrong"), opened=False) as client:
         client.socket.sendall(b"AMQP\x00\x00\x09\x01")
@@ -290,7 +296,7 @@ def test_a_client_without_heartbeats_is_disconnected(amqp_url: str) -> None:
 
 
 def test_the_management_api_can_close_a_connection(channel: BlockingChannel, api: Api, vhost: str, take: Take) -> None:
-    """If the management API closes a connection, its client gets 320 CONNECTION_FORCED with the reason."""
+    """If a connection is closed through the management API, its client gets 320 CONNECTION_FORCED with the reason."""
 
     def close_all() -> None:
         # By the names that they have over there: in a container, our address is another one.

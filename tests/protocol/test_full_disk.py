@@ -1,4 +1,6 @@
-"""A full disk: messages that are not stored are not confirmed, publishers wait for room, and nothing is lost."""
+"""A full disk: messages that cannot be stored are not confirmed, publishers wait for room, and no confirmed message is
+lost.
+"""
 
 import resource
 import threading
@@ -135,9 +137,9 @@ def test_publishers_are_blocked_below_the_disk_limit(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(("reason", "shown"), [("low on memory", "mem_alarm"), ("low on disk", "disk_free_alarm")])
-def test_a_fault_is_shown_as_the_alarm_of_its_reason(reason: str, shown: str) -> None:
-    """While the fault block_publishers is in force, /api/nodes shows mem_alarm or disk_free_alarm, whichever fits the
-    fault's reason.
+def test_block_publishers_shows_the_alarm_that_its_reason_names(reason: str, shown: str) -> None:
+    """While the fault block_publishers is in force, /api/nodes shows mem_alarm if the fault's reason is "low on
+    memory", and disk_free_alarm if it is "low on disk".
     """
     with EmbeddedBroker(management_port=0) as broker:
         assert broker.management_url is not None
@@ -149,7 +151,7 @@ def test_a_fault_is_shown_as_the_alarm_of_its_reason(reason: str, shown: str) ->
 
 
 def test_a_kill_during_a_full_disk_loses_no_confirmed_message(process: BrokerProcess) -> None:
-    """If the broker is killed while its disk is full, its queue has as many messages after a restart as were
+    """If the broker is killed while its disk is full, the queue has exactly as many messages after a restart as were
     confirmed.
     """
     open_channel(process)

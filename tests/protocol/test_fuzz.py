@@ -22,7 +22,7 @@ INPUTS = 10_000 if IN_CI else 300
     "inputs", [AmqpInputs(seed=91), StreamInputs(seed=92), Amqp10Inputs(seed=93)], ids=["amqp", "stream", "amqp10"]
 )
 def test_malformed_input_does_not_harm_the_broker(tmp_path: Path, inputs: Inputs) -> None:
-    """After thousands of malformed inputs, the broker still runs, has logged no traceback, and serves its other
+    """After thousands of malformed inputs, the broker is still running, has logged no traceback, and serves its other
     clients.
     """
     like = "4.3" if isinstance(inputs, Amqp10Inputs) else "3.10"
@@ -46,8 +46,8 @@ def test_malformed_input_does_not_harm_the_broker(tmp_path: Path, inputs: Inputs
 
 
 def test_malformed_requests_never_get_500(tmp_path: Path) -> None:
-    """The management API answers thousands of requests with nearly valid JSON bodies without a 500 and without a
-    traceback in the log.
+    """The management API never answers 500 to thousands of requests with almost valid JSON bodies, and logs no
+    traceback.
     """
     with BrokerProcess(tmp_path, "--in-memory", "--management-port", "0", "--recording") as process:
         sender = Sender(process.management_url, seed=19)

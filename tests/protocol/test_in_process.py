@@ -1,4 +1,4 @@
-"""The embedded broker in users' tests: in their process and on their event loop."""
+"""The embedded broker in users' tests: in the process of the tests, and on their event loop."""
 
 import asyncio
 import inspect
@@ -41,7 +41,7 @@ def channel(vhost: Vhost) -> Iterator[BlockingChannel]:
         yield channel
 
 
-def test_the_broker_runs_on_the_running_loop_without_a_thread() -> None:
+def test_the_broker_can_run_on_the_callers_event_loop_without_a_thread() -> None:
     """`async with EmbeddedBroker()` runs the broker on the caller's event loop, without a thread."""
 
     async def greeted() -> bytes:
@@ -67,8 +67,8 @@ def test_importing_the_broker_loads_no_heavy_library() -> None:
 
 
 def test_published_finds_messages_by_exchange_key_and_queue(vhost: Vhost, channel: BlockingChannel) -> None:
-    """vhost.published() finds messages, with all their properties, by exchange, routing key or queue. vhost.unrouted
-    lists the messages that no queue got.
+    """vhost.published() finds messages by exchange, routing key or queue, with all their properties. vhost.unrouted
+    lists the messages that were routed to no queue.
     """
     channel.queue_bind("jobs", "amq.topic", "order.*")
     properties = BasicProperties(content_type="application/json", headers={"try": 1}, message_id="m1", priority=3)
@@ -84,9 +84,9 @@ def test_published_finds_messages_by_exchange_key_and_queue(vhost: Vhost, channe
     assert not vhost.published(exchange="amq.direct", timeout=0)
 
 
-def test_one_returns_the_only_message_or_names_the_others(vhost: Vhost, channel: BlockingChannel) -> None:
-    """one() returns the only message of a result. If the result has no message or several, one() raises AssertionError,
-    which shows what was published instead.
+def test_one_returns_the_only_message_or_raises_an_error(vhost: Vhost, channel: BlockingChannel) -> None:
+    """one() returns the only message of a result. If there is none or more than one, one() raises AssertionError,
+    which shows what was published.
     """
     channel.basic_publish("amq.topic", "order.new", b"7")
     assert vhost.published(exchange="amq.topic").one().body == b"7"
@@ -117,9 +117,7 @@ def test_without_a_broker():
 
 
 def test_the_report_of_a_failed_test_says_what_was_published(tmp_path: Path) -> None:
-    """pytest's report of a failed test that used the fixture amqp_vhost shows what was published, whatever made the
-    test fail.
-    """
+    """If a test that uses the fixture amqp_vhost fails for any reason, pytest's report shows what was published."""
     (tmp_path / "test_app.py").write_text(FAILING)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", "."]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -134,8 +132,8 @@ def test_the_report_of_a_failed_test_says_what_was_published(tmp_path: Path) -> 
 def test_a_channel_that_the_broker_closed_is_reported(
     vhost: Vhost, channel: BlockingChannel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the broker closes a channel because of an invalid declaration, the recorded events and the log contain the
-    reason.
+    """If the broker closes a channel because of an invalid declaration, the recorded events and the broker's log
+    contain the reason.
     """
     caplog.set_level(logging.INFO, "mqtool.broker.embedded")
     first, second = channel.connection.channel(), channel.connection.channel()
@@ -150,7 +148,7 @@ def test_a_channel_that_the_broker_closed_is_reported(
 
 
 def test_a_connection_that_the_broker_closed_is_reported(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If the broker closes a connection, pytest's report of a failed test contains the reason."""
+    """If the broker closes a connection, the printed list of recorded events contains the reason."""
     assert vhost.faults.close_connections(501, "FRAME_ERROR - Closed by a test") > 0
     with pytest.raises(ConnectionClosedByBroker):
         channel.connection.process_data_events(10)
@@ -158,8 +156,8 @@ def test_a_connection_that_the_broker_closed_is_reported(vhost: Vhost, channel: 
 
 
 def test_a_query_for_a_misspelled_queue_names_the_similar_one(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If a query names a queue that does not exist, the empty result says that there is no such queue, and names the
-    queue that was probably meant. The object that describes the queue says the same.
+    """If a test asks for a queue that does not exist, the printed result says so, and suggests an existing queue with
+    a similar name.
     """
     assert channel.is_open, "it has declared the queue jobs"
     meant = "queue 'jbos' does not exist: did you mean 'jobs'?"
@@ -170,8 +168,8 @@ def test_a_query_for_a_misspelled_queue_names_the_similar_one(vhost: Vhost, chan
 
 
 def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: BlockingChannel) -> None:
-    """A message that the fault nack_publishes nacks, and its retry, are recorded as two publishes, and neither is
-    listed as unrouted.
+    """If the fault nack_publishes nacks a message and the client publishes it again, both publishes are recorded, and
+    neither is listed as unrouted.
     """
     channel.confirm_delivery()
     vhost.faults.nack_publishes("jobs")
@@ -182,8 +180,8 @@ def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: Blocki
     assert vhost.unrouted == []
 
 
-def test_a_queue_object_lists_acknowledged_and_rejected_messages(vhost: Vhost, channel: BlockingChannel) -> None:
-    """vhost.queue("jobs") has lists of its acknowledged, rejected, requeued and ready messages."""
+def test_a_queue_object_lists_messages_by_what_happened_to_them(vhost: Vhost, channel: BlockingChannel) -> None:
+    """vhost.queue("jobs") lists the queue's acknowledged, rejected, requeued and ready messages, until reset()."""
     jobs = vhost.queue("jobs")
     for number in range(5):
         channel.basic_publish("", "jobs", b"%d" % number)
@@ -203,8 +201,10 @@ def test_a_queue_object_lists_acknowledged_and_rejected_messages(vhost: Vhost, c
     channel.queue_declare("jobs", passive=True)
 
 
-def test_published_waits_for_messages(vhost: Vhost, channel: BlockingChannel) -> None:
-    """published() waits for a message. If no message comes in time, the result says what was published instead."""
+def test_published_waits_for_a_message(vhost: Vhost, channel: BlockingChannel) -> None:
+    """published() waits for a message. If none comes before the timeout, the printed result says what was published
+    instead.
+    """
     timer = threading.Timer(0.05, lambda: channel.basic_publish("", "jobs", b"late"))
     timer.start()
     assert vhost.published().bodies == [b"late"]
@@ -242,7 +242,7 @@ def _publish(url: str) -> None:
 
 
 def test_the_management_api_queries_messages_and_injects_faults(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """Administrators can query published messages and inject faults over HTTP; without recording, queries get 409."""
+    """Over HTTP, an administrator can query published messages, if they are recorded, and inject faults."""
     with EmbeddedBroker(management_port=0, recording=True) as broker:
         api = api_of(broker)
         with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
@@ -271,9 +271,9 @@ def test_the_management_api_queries_messages_and_injects_faults(api_of: Callable
         assert api_of(broker)("GET", "mqtool/published/%2F")[0] == 409
 
 
-def test_a_query_over_http_for_what_does_not_exist_is_refused(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A query over HTTP for a misspelled virtual host or queue gets 404, so that a test that expects no message does
-    not pass by accident. A misspelled query parameter gets 400 with the parameter's name.
+def test_a_query_over_http_for_a_misspelled_name_is_refused(api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """A query over HTTP for a virtual host or queue that never existed gets 404, so that a misspelled name does not
+    look like an absent message. A misspelled query parameter gets 400.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker:
         api = api_of(broker)
@@ -302,8 +302,8 @@ def test_a_query_over_http_for_what_does_not_exist_is_refused(api_of: Callable[[
 
 
 def test_a_query_over_http_waits_for_a_queue_to_be_declared(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """An HTTP query with a count, for messages of a queue that has not been declared yet, waits until the queue has
-    that many messages.
+    """An HTTP query with count=1 for the messages of a queue that is not declared yet waits until the queue exists
+    and has a message.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(api_of(broker), "GET", "mqtool/queues/%2F/jobs/messages?count=1&timeout=30")
@@ -315,7 +315,7 @@ def test_a_query_over_http_waits_for_a_queue_to_be_declared(api_of: Callable[[Em
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs the command node")
 def test_the_javascript_helper_in_the_documentation_accepts_answers_without_a_body() -> None:
-    """The function api() in the documentation's example for Node.js can reset the broker, which answers without a body,
+    """The function api() in the documentation's example for Node.js can reset the broker, whose answer has no body,
     and returns the answers of queries.
     """
     page = (ROOT / "docs/how-to/testing-in-any-language.md").read_text()
@@ -362,7 +362,9 @@ def test_a_query_over_http_with_a_timeout_alone_waits_for_one_message(api_of: Ca
 
 
 def test_an_async_condition_is_refused() -> None:
-    """An async function given to until() or wait_for() raises TypeError, because its result would always be true."""
+    """until() and wait_for() raise TypeError for an async function as the condition, since its result would always
+    count as true.
+    """
 
     async def never() -> bool:
         return False
@@ -378,8 +380,8 @@ def test_an_async_condition_is_refused() -> None:
 
 
 def test_a_failure_names_the_queue_whose_messages_were_not_acknowledged(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If a consumer forgets to acknowledge, the failure of a test says how many messages of which queue were delivered
-    and not acknowledged. Once the consumer's channel is closed, the failure says that these messages are ready again.
+    """If a message was delivered but not acknowledged, a failed assertion says so and names the queue. After the
+    consumer's channel is closed, the assertion says that the message is ready again.
     """
     channel.basic_publish("", "jobs", b"1")
     assert channel.basic_get("jobs")[2] == b"1"
@@ -392,7 +394,9 @@ def test_a_failure_names_the_queue_whose_messages_were_not_acknowledged(vhost: V
 
 
 def test_a_failure_lists_the_faults_in_force(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The failure of a test lists each fault that is in force, with its arguments, and no fault that has ended."""
+    """The error of a failed wait_for() lists each fault that is in force, with its arguments, and no fault that has
+    ended.
+    """
     channel.queue_declare("q")
     vhost.faults.nack_publishes("q")
     vhost.faults.delay_confirms(seconds=60)
@@ -405,8 +409,10 @@ def test_a_failure_lists_the_faults_in_force(vhost: Vhost, channel: BlockingChan
     ]
 
 
-def test_a_failure_names_the_fault_that_waits_for_a_queue_that_does_not_exist(vhost: Vhost) -> None:
-    """A fault for a queue that no client has declared yet is named in the failure of a test."""
+def test_a_failure_says_that_a_fault_has_no_effect_without_its_queue(vhost: Vhost) -> None:
+    """If a fault is in force for a queue that does not exist, the error of a failed wait_for() says that the fault has
+    had no effect, and names the queue.
+    """
     vhost.faults.nack_publishes("shipping")
     with pytest.raises(
         AssertionError,
@@ -417,8 +423,8 @@ def test_a_failure_names_the_fault_that_waits_for_a_queue_that_does_not_exist(vh
 
 
 def test_a_stopped_broker_can_be_started_again() -> None:
-    """EmbeddedBroker.start() after stop() returns once the broker listens again, or raises OSError if the port is in
-    use.
+    """An EmbeddedBroker can be started again after stop(), and after a start() that raised OSError because the port
+    was in use.
     """
     broker = EmbeddedBroker()
     for _ in range(3):
@@ -434,7 +440,9 @@ def test_a_stopped_broker_can_be_started_again() -> None:
 
 
 def test_stopping_a_broker_that_hangs_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the broker's event loop hangs, stop() raises TimeoutError, which says where, instead of waiting for ever."""
+    """If the embedded broker's event loop hangs, stop() raises TimeoutError with the function that hangs, instead of
+    waiting for ever.
+    """
     monkeypatch.setattr(in_process, "_STOPPING_SECONDS", 0.1)
     hangs, goes_on = threading.Event(), threading.Event()
 
@@ -453,14 +461,14 @@ def test_stopping_a_broker_that_hangs_raises_an_error(monkeypatch: pytest.Monkey
         goes_on.set()
 
 
-def test_nothing_is_recorded_unless_asked_for() -> None:
-    """Without recording=True, published() raises LookupError, which names the option."""
+def test_published_without_recording_raises_an_error() -> None:
+    """Without recording=True, published() raises LookupError, which names this option."""
     with EmbeddedBroker() as broker, pytest.raises(LookupError, match="recording=True"):
         broker.published()
 
 
-def test_a_query_after_the_broker_was_stopped_is_an_error() -> None:
-    """published(), called after the broker was stopped, raises AssertionError with "the broker has been stopped"."""
+def test_published_raises_an_error_after_the_broker_was_stopped() -> None:
+    """After the embedded broker was stopped, published() raises AssertionError with "the broker has been stopped"."""
     with EmbeddedBroker(recording=True) as broker:
         pass
     with pytest.raises(AssertionError, match="the broker has been stopped"):
@@ -517,8 +525,8 @@ OVER_VERSIONS = inspect.cleandoc("""
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_amqp_like_runs_tests_for_each_version_and_lists_which_depend_on_it(tmp_path: Path, workers: str) -> None:
-    """`pytest --amqp-like 3.10,4.3.5,4.3` runs each test that uses the broker once per version, and lists those that
-    fail with some versions only, with the line and what the broker refuses. An unknown version is refused.
+    """`pytest --amqp-like 3.10,4.3.5,4.3` runs each test that uses the broker once per version, and lists the tests
+    that fail with some versions only, with the reason. An unknown version is refused.
     """
     (tmp_path / "test_mine.py").write_text(OVER_VERSIONS)
     pytest_like = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", workers, "--amqp-like"]
@@ -564,10 +572,8 @@ OVERRIDDEN = {
 
 
 def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path) -> None:
-    """If a project's own fixture amqp_broker ignores the version that --amqp-like asks for, the tests that use the
-    fixture fail, name the version that they got, and say how to change the fixture. As these failures say nothing about
-    the version, the tests are not listed as depending on it. With the changed fixture, tests pass, with and without
-    --amqp-like.
+    """With --amqp-like, a test whose own fixture amqp_broker ignores the requested version fails, and the error says
+    how to change the fixture. With the changed fixture, the test passes, with and without --amqp-like.
     """
     (tmp_path / "ours").mkdir()
     for name, text in OVERRIDDEN.items():
@@ -587,7 +593,7 @@ def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path)
 
 def test_amqp_like_fails_a_test_that_it_cannot_run_once_per_version(tmp_path: Path) -> None:
     """With --amqp-like, a test that gets the broker by getfixturevalue() fails, and the error says how to name the
-    fixture. Without the option, the test passes.
+    fixture instead. Without the option, the test passes.
     """
     (tmp_path / "test_mine.py").write_text("def test_one(request): request.getfixturevalue('amqp_vhost')")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -626,8 +632,8 @@ FIXTURES = inspect.cleandoc("""
 
 
 def test_the_pytest_fixtures_isolate_tests(tmp_path: Path) -> None:
-    """Each test that uses the pytest fixtures has its own virtual host, and faults end with the test that began them.
-    Tests that use no fixture do not import the broker.
+    """Each test that uses the pytest fixtures has its own virtual host, and a fault ends with the test that began it.
+    Tests without these fixtures do not import the broker.
     """
     (tmp_path / "test_mine.py").write_text(FIXTURES)
     (tmp_path / "pytest.ini").write_text("[pytest]\namqp_broker_like = 4.3\n")

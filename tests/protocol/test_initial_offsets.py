@@ -68,8 +68,8 @@ def refusal(broker: EmbeddedBroker, arguments: dict[str, object]) -> str:
 
 @pytest.mark.parametrize("start", ["first", "next"])
 def test_the_first_message_of_a_stream_has_the_initial_offset(broker: EmbeddedBroker, start: str) -> None:
-    """The first message that is published to a stream with `x-stream-initial-offset` has this offset. A reader that
-    starts at `first` or `next` waits for this message.
+    """The first message published to a stream with `x-stream-initial-offset` has this offset, and is the first that a
+    reader from `first` or `next` gets.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()
@@ -90,8 +90,8 @@ def test_the_first_message_of_a_stream_has_the_initial_offset(broker: EmbeddedBr
 
 
 def test_the_initial_offset_survives_a_restart(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """After a restart, an empty stream with `x-stream-initial-offset` gives its first message that offset, and the
-    management API counts one message.
+    """If the broker is restarted while a stream with `x-stream-initial-offset` is empty, the stream's first message
+    still gets that offset, and the management API counts one message.
     """
     for count in range(2):
         with (
@@ -109,8 +109,8 @@ def test_the_initial_offset_survives_a_restart(tmp_path: Path, api_of: Callable[
 
 @pytest.mark.parametrize("initial", [0, MAX_INITIAL_OFFSET])
 def test_the_stream_protocol_creates_streams_with_an_initial_offset(broker: EmbeddedBroker, initial: int) -> None:
-    """A stream created over the stream protocol with `stream-initial-offset` begins at this offset. Readers that start
-    at the first, the next or any lower offset get the message at this offset first.
+    """A stream created over the stream protocol with `stream-initial-offset` begins at this offset. A reader from the
+    first, the next or a lower offset gets the message at the initial offset first.
     """
     client = opened(broker)
     assert client.create("s", stream_initial_offset=str(initial)) == 1
@@ -125,9 +125,9 @@ def test_the_stream_protocol_creates_streams_with_an_initial_offset(broker: Embe
     client.close()
 
 
-def test_another_initial_offset_is_refused(broker: EmbeddedBroker) -> None:
-    """Declaring a stream again with another `x-stream-initial-offset`, or without one, is refused with 406; Create of
-    the stream protocol with another offset gets PRECONDITION_FAILED. With the same offset, the declaration succeeds.
+def test_declaring_a_stream_again_with_another_initial_offset_is_refused(broker: EmbeddedBroker) -> None:
+    """Declaring a stream again is refused, over AMQP 0-9-1 and over the stream protocol, if `x-stream-initial-offset`
+    differs, and succeeds if it is equal.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         for _ in range(2):
@@ -157,9 +157,9 @@ def test_an_invalid_initial_offset_is_refused(broker: EmbeddedBroker, arguments:
 
 
 @pytest.mark.parametrize("value", ["-1", "x", "", str(MAX_INITIAL_OFFSET + 1), str(2**63), "9" * 5000])
-def test_create_refuses_an_invalid_initial_offset(broker: EmbeddedBroker, value: str) -> None:
-    """Create of the stream protocol with a `stream-initial-offset` that is not an integer from 0 to 2^62-1 gets
-    PRECONDITION_FAILED.
+def test_the_stream_protocol_refuses_an_invalid_initial_offset(broker: EmbeddedBroker, value: str) -> None:
+    """The command Create of the stream protocol gets PRECONDITION_FAILED if `stream-initial-offset` is not an integer
+    from 0 to 2^62-1.
     """
     client = opened(broker)
     assert client.create("s", stream_initial_offset=value) == PRECONDITION_FAILED
@@ -168,7 +168,7 @@ def test_create_refuses_an_invalid_initial_offset(broker: EmbeddedBroker, value:
 
 @pytest.mark.parametrize("like", ["3.10", "4.2", "4.3"])
 def test_older_versions_ignore_the_initial_offset(like: str) -> None:
-    """With `--like` up to 4.3, `x-stream-initial-offset` has no effect: the first message has offset 0."""
+    """Up to RabbitMQ 4.3, `x-stream-initial-offset` has no effect: a stream's first message has offset 0."""
     with (
         EmbeddedBroker(like=like, stream_port=0) as broker,
         pika.BlockingConnection(pika.URLParameters(broker.url)) as connection,

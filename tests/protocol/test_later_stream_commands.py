@@ -46,9 +46,9 @@ def orders(client: RawStream) -> list[str]:
     return partitions
 
 
-def test_partitions_and_routes_of_a_super_stream_can_be_asked_for(client: RawStream, orders: list[str]) -> None:
-    """The stream command `partitions` returns all partitions of a super stream, and `route` returns those for a routing
-    key.
+def test_partitions_and_route_return_the_streams_of_a_super_stream(client: RawStream, orders: list[str]) -> None:
+    """The stream command `partitions` returns all partitions of a super stream, and `route` returns those for a
+    routing key. Both are refused for a super stream that does not exist.
     """
     assert client.request(PARTITIONS, string("orders")) == (OK, strings(*orders))
     assert client.request(ROUTE, string("us") + string("orders")) == (OK, strings("orders-1"))
@@ -58,8 +58,8 @@ def test_partitions_and_routes_of_a_super_stream_can_be_asked_for(client: RawStr
 
 
 def test_a_super_stream_is_created_in_full_or_not_at_all(client: RawStream, orders: list[str]) -> None:
-    """Creating a super stream fails if one of its partitions already exists, or if the numbers of partitions and
-    binding keys differ. No partition is created.
+    """A super stream is not created, not even in part, if one of its partitions already exists, or if it has more
+    binding keys than partitions.
     """
     again = string("more") + strings("more-0", orders[0]) + strings("a", "b") + table({})
     assert client.request(CREATE_SUPER_STREAM, again).code == EXISTS
@@ -70,7 +70,7 @@ def test_a_super_stream_is_created_in_full_or_not_at_all(client: RawStream, orde
 
 
 def test_a_super_stream_is_deleted_with_its_partitions(client: RawStream, orders: list[str]) -> None:
-    """Deleting a super stream deletes its partitions and sends their readers metadata-update."""
+    """Deleting a super stream deletes its partitions, and sends metadata-update to their readers."""
     client.subscribe(1, orders[0])
 
     assert client.request(DELETE_SUPER_STREAM, string("orders")).code == OK
@@ -102,7 +102,7 @@ def answer(client: RawStream, correlation: int, place: bytes = struct.pack(">H",
 def test_the_next_consumer_of_a_group_becomes_active_when_the_active_one_leaves(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
-    """When the active consumer of a single-active-consumer group of a stream disconnects, the next consumer becomes
+    """When the active consumer in a stream's group of single active consumers disconnects, the next consumer becomes
     active, and starts at the offset that it asks for.
     """
     client.declare_publisher(1, stream)
@@ -129,8 +129,8 @@ def test_the_next_consumer_of_a_group_becomes_active_when_the_active_one_leaves(
 def test_consumers_share_the_partitions_of_a_super_stream(
     open_stream: Opener, client: RawStream, orders: list[str]
 ) -> None:
-    """Two consumers of a super stream share its partitions. When the active consumer of a partition unsubscribes, the
-    other consumer becomes active on that partition.
+    """Two consumers of a super stream are each active on one of its two partitions. When one unsubscribes from its
+    partition, the other becomes active there as well.
     """
     first, second = open_stream(), open_stream()
     for number, partition in enumerate(orders):
@@ -150,8 +150,8 @@ def test_consumers_share_the_partitions_of_a_super_stream(
     assert update(second)[1:] == (0, True)
 
 
-def test_a_single_active_consumer_needs_a_name(client: RawStream, stream: str) -> None:
-    """A stream subscription with single-active-consumer but without a name is refused with precondition-failed."""
+def test_a_single_active_consumer_of_a_stream_needs_a_name(client: RawStream, stream: str) -> None:
+    """A stream subscription with single-active-consumer, but without a name, is refused with PRECONDITION_FAILED."""
     assert client.subscribe(1, stream, **{"single-active-consumer": "true"}) == PRECONDITION_FAILED
 
 
@@ -178,9 +178,9 @@ def test_deliver_version_2_contains_the_last_committed_chunk_id(client: RawStrea
     assert chunk_of(body[:1] + body[9:]).first_offset == 0
 
 
-def test_a_filter_skips_chunks_without_its_values(client: RawStream, stream: str) -> None:
-    """A stream subscription with filters gets all messages of the chunks that contain one of the filters' values, and
-    with match-unfiltered, also chunks with messages that have no filter value. Other chunks are skipped.
+def test_a_stream_filter_skips_chunks_without_its_values(client: RawStream, stream: str) -> None:
+    """A stream subscription with filters gets only chunks that contain one of the filters' values. With
+    match-unfiltered, it also gets chunks that contain messages without a filter value.
     """
     client.declare_publisher(1, stream)
 
@@ -202,8 +202,8 @@ def test_a_filter_skips_chunks_without_its_values(client: RawStream, stream: str
 
 
 def test_stream_stats_returns_the_first_and_last_chunk(client: RawStream, stream: str) -> None:
-    """stream_stats returns the ids of a stream's first chunk and its last committed chunk, and is refused for a missing
-    stream.
+    """The command stream_stats returns the ids of a stream's first chunk and last committed chunk, and is refused for
+    a stream that does not exist.
     """
 
     def statistics() -> dict[str, int]:
@@ -224,7 +224,7 @@ def test_stream_stats_returns_the_first_and_last_chunk(client: RawStream, stream
 
 
 def test_stream_connections_are_listed_and_can_be_closed(client: RawStream, api: Api, vhost: str) -> None:
-    """The management API lists connections of the stream protocol. Deleting a listed connection closes it."""
+    """The management API lists connections of the stream protocol, and closes a listed connection on DELETE."""
     (found,) = api("GET", f"vhosts/{vhost}/connections")[1]
     assert (found["protocol"], found["user"], found["channels"]) == ("stream", "guest", 0)
     assert found["client_properties"] == {"product": "raw"}
@@ -238,8 +238,8 @@ def test_stream_connections_are_listed_and_can_be_closed(client: RawStream, api:
 # -- bounds
 
 
-def test_a_frame_that_is_too_large_closes_the_connection(client: RawStream) -> None:
-    """A frame of the stream protocol above the agreed maximum closes the connection with "frame too large"."""
+def test_a_stream_frame_that_is_too_large_closes_the_connection(client: RawStream) -> None:
+    """A frame of the stream protocol above the negotiated maximum closes the connection with "frame too large"."""
     client.socket.sendall(struct.pack(">I", 1 << 30))
     client.socket.sendall(struct.pack(">HH", PUBLISH, 1))
 
@@ -247,8 +247,8 @@ def test_a_frame_that_is_too_large_closes_the_connection(client: RawStream) -> N
 
 
 def test_a_publish_of_70000_messages_is_split_into_chunks(client: RawStream, stream: str) -> None:
-    """A chunk holds at most 65,535 entries, so 70,000 messages in one publish become several chunks; all are confirmed
-    and delivered.
+    """A publish of 70,000 messages to a stream is stored in several chunks of at most 65,535 messages; all are
+    confirmed and delivered.
     """
     count = 70_000
     client.declare_publisher(1, stream)

@@ -36,7 +36,7 @@ def ann(api: Api, vhost: str, amqp_url: str, ann: str) -> str:
 
 
 def test_limits_of_a_virtual_host_take_effect_at_once(api: Api, vhost: str, connect: Connect) -> None:
-    """A virtual host's max-connections and max-queues apply as soon as they are set, until they are deleted."""
+    """A virtual host's max-connections and max-queues apply as soon as they are set, and until they are deleted."""
     for name in ("max-connections", "max-queues"):
         assert api("PUT", f"vhost-limits/{vhost}/{name}", {"value": 1})[0] in (201, 204)
     limits = {"max-connections": 1, "max-queues": 1}
@@ -91,8 +91,8 @@ def test_an_invalid_limit_is_refused(api: Api, vhost: str, ann: str, of: str, wr
 
 
 def test_runtime_parameters_are_stored_by_component(api: Api, vhost: str) -> None:
-    """A virtual host's limits can be set, read and deleted as a runtime parameter. Setting a parameter of an unknown
-    component gets 400.
+    """The limits of a virtual host can be set, read and deleted as a runtime parameter. Setting a parameter of an
+    unknown component gets 400.
     """
     value = {"max-queues": 7}
     path = f"parameters/vhost-limits/{vhost}"
@@ -115,7 +115,7 @@ def test_runtime_parameters_are_stored_by_component(api: Api, vhost: str) -> Non
 
 
 def test_global_parameters_store_any_value(api: Api) -> None:
-    """A global parameter can have any JSON value, and can be set, changed, listed and deleted."""
+    """A global parameter can have any JSON value, and can be set, changed, listed and deleted over HTTP."""
     path = f"global-parameters/mqtool-{uuid.uuid4().hex[:8]}"
     assert api("PUT", path, {"value": {"a": [1, None]}})[0] == 201
     assert api("PUT", path, {"value": 5})[0] == 204
@@ -147,10 +147,10 @@ def test_only_an_administrator_may_close_another_users_connections(
     api("DELETE", f"users/{bob}")
 
 
-def test_limits_and_global_parameters_survive_a_restart(
+def test_limits_and_global_parameters_survive_a_restart_and_an_export(
     tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """Limits and global parameters are the same after a restart, and on another broker that imports the exported
+    """Limits and global parameters are there after a restart, and on another broker that imports the exported
     definitions.
     """
     with EmbeddedBroker(data_dir=tmp_path / "a", management_port=0) as broker:

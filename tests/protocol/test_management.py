@@ -35,8 +35,8 @@ def eventually(api: Api, path: str, **wanted: Any) -> dict[str, Any]:
 
 
 def test_a_stream_reader_is_listed_as_a_consumer(api: Api, vhost: str, client: RawStream, stream: str) -> None:
-    """The management API lists a reader that uses the stream protocol as a consumer, with the properties of its
-    subscription, such as its name.
+    """The management API lists a reader that uses the stream protocol as a consumer of the stream, with the reader's
+    properties, such as its name.
     """
     client.subscribe(7, stream, name="me")
     where = f"queues/{vhost}/{stream}"
@@ -60,8 +60,8 @@ def test_a_stream_reader_is_listed_as_a_consumer(api: Api, vhost: str, client: R
     assert list(view["readers"].values()) == [1], view
 
 
-def test_declarations_have_the_usual_status_codes(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """Over HTTP, declaring a new object gets 201, declaring the same object again 204, and declaring a queue with other
+def test_declarations_over_http_get_201_204_or_400(api: Api, vhost: str, channel: BlockingChannel) -> None:
+    """Over HTTP, declaring a new object gets 201, declaring it again 204, and declaring an existing queue with other
     arguments 400. A missing object gets 404.
     """
     queue = {"durable": True, "arguments": {"x-message-ttl": 1000}}
@@ -83,8 +83,8 @@ def test_declarations_have_the_usual_status_codes(api: Api, vhost: str, channel:
 
 
 def test_booleans_may_be_sent_as_text(api: Api, vhost: str) -> None:
-    """The management API accepts the texts "true" and "false" as booleans, as rabbitmqadmin sends them. Any other value
-    that is not a boolean gets 400.
+    """The management API accepts the texts "true" and "false" as booleans, as rabbitmqadmin sends them, and answers
+    any other value that is not a boolean with 400.
     """
     flags = ("durable", "auto_delete", "internal")
     for name, wanted in (("d", (True, False, False)), ("i", (True, True, True))):
@@ -99,8 +99,8 @@ def test_booleans_may_be_sent_as_text(api: Api, vhost: str) -> None:
 
 
 def test_health_checks_return_503_for_a_missing_listener(api: Api) -> None:
-    """A health check for a port or protocol without a listener gets 503 with a list of the ports or protocols that have
-    one.
+    """The management API answers a health check for a port or protocol without a listener with 503, and lists the
+    ports or protocols that have one.
     """
     assert api("GET", "health/checks/alarms")[0] == 200
     status, answer = api("GET", "health/checks/protocol-listener/amqp091")
@@ -115,7 +115,7 @@ def test_health_checks_return_503_for_a_missing_listener(api: Api) -> None:
 
 
 def test_a_missing_policy_or_parameter_gets_404(api: Api, vhost: str) -> None:
-    """GET of a missing policy or global parameter gets 404, while a virtual host without policies has an empty list.
+    """GET of a missing policy or global parameter gets 404; the list of a virtual host without policies is empty.
     Declaring a queue named `amq.…` over HTTP is refused.
     """
     assert api("GET", f"policies/{vhost}") == (200, [])
@@ -135,9 +135,11 @@ def test_the_connection_name_is_listed(api: Api, vhost: str, amqp_url: str) -> N
             time.sleep(0.05)
 
 
-def test_an_unroutable_dead_letter_is_kept(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """With at-least-once dead-lettering, a quorum queue keeps a dead letter that cannot be routed, and counts it in
-    messages_dlx.
+def test_at_least_once_dead_lettering_keeps_an_unroutable_dead_letter(
+    api: Api, vhost: str, channel: BlockingChannel, take: Take
+) -> None:
+    """With at-least-once dead-lettering, a quorum queue keeps a dead letter that cannot be routed, and counts the
+    dead letter in messages_dlx.
     """
     strategy = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
     arguments = {"x-queue-type": "quorum", "x-dead-letter-exchange": "amq.fanout", **strategy}
@@ -154,9 +156,11 @@ MESSAGE = {"properties": {}, "routing_key": "q", "payload": "hello", "payload_en
 GET = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto"}
 
 
-def test_messages_can_be_published_and_got(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """Over HTTP, messages can be published and read, with their properties and as text or base64. The ackmode decides
-    whether a message that was read is requeued or removed.
+def test_messages_can_be_published_and_read_over_http(
+    api: Api, vhost: str, channel: BlockingChannel, take: Take
+) -> None:
+    """Over HTTP, messages can be published and read, as text or base64, with their properties. The ackmode decides
+    whether a message is requeued or removed after it was read.
     """
     channel.queue_declare("q", durable=True)
     publish, get = f"exchanges/{vhost}/amq.default/publish", f"queues/{vhost}/q/get"
@@ -194,8 +198,10 @@ def test_messages_can_be_published_and_got(api: Api, vhost: str, channel: Blocki
         {"properties": {"expiration": "soon"}},
     ],
 )
-def test_an_invalid_message_gets_400(api: Api, vhost: str, channel: BlockingChannel, wrong: dict[str, Any]) -> None:
-    """Publishing over HTTP with an invalid encoding or property, or without a required field, gets 400."""
+def test_publishing_an_invalid_message_over_http_gets_400(
+    api: Api, vhost: str, channel: BlockingChannel, wrong: dict[str, Any]
+) -> None:
+    """Publishing a message over HTTP with an invalid encoding or property, or without a required field, gets 400."""
     channel.queue_declare("q", durable=True)
     assert api("POST", f"exchanges/{vhost}/amq.default/publish", {**MESSAGE, **wrong})[0] == 400
     for missing in MESSAGE:
@@ -204,7 +210,7 @@ def test_an_invalid_message_gets_400(api: Api, vhost: str, channel: BlockingChan
 
 
 def test_a_binding_is_read_by_its_properties_key(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """GET on a binding's path with its properties key returns the binding; another key gets 404."""
+    """GET of a binding by its properties key returns the binding; GET with another key gets 404."""
     channel.queue_declare("q", durable=True)
     path = f"bindings/{vhost}/e/amq.topic/q/q"
     assert api("POST", path, {"routing_key": "a.b", "arguments": {}})[0] == 201
@@ -215,8 +221,8 @@ def test_a_binding_is_read_by_its_properties_key(api: Api, vhost: str, channel: 
 def test_lists_of_bindings_contain_those_of_the_default_exchange(
     api: Api, vhost: str, channel: BlockingChannel
 ) -> None:
-    """The management API's lists of bindings contain those of the default exchange, and DELETE removes a binding by its
-    properties key.
+    """The management API's lists of bindings contain those of the default exchange. DELETE with a binding's
+    properties key removes the binding.
     """
     channel.queue_declare("q")
     channel.exchange_declare("x", "topic")
@@ -239,8 +245,8 @@ def test_lists_of_bindings_contain_those_of_the_default_exchange(
 def test_a_queue_is_shown_with_its_counts_and_arguments(
     broker: TestBroker, api: Api, vhost: str, channel: BlockingChannel, take: Take
 ) -> None:
-    """The management API shows a queue's ready and unacknowledged messages, bytes, type, arguments and number of
-    consumers.
+    """The management API shows a queue's type, arguments, number of consumers, and counts of ready and unacknowledged
+    messages.
     """
     channel.queue_declare("q", durable=True, arguments={"x-max-priority": 3})
     channel.confirm_delivery()
@@ -262,9 +268,7 @@ def test_a_queue_is_shown_with_its_counts_and_arguments(
 
 
 def test_consumers_are_listed_with_queue_and_prefetch(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """The management API lists a consumer with its queue, tag, acknowledgement mode, prefetch,
-    arguments and channel.
-    """
+    """The management API lists a consumer with its queue, tag, prefetch and arguments."""
     channel.queue_declare("q")
     channel.basic_qos(prefetch_count=7)
     channel.basic_consume("q", print, consumer_tag="t", arguments={"x-priority": 2})
@@ -281,8 +285,8 @@ def test_consumers_are_listed_with_queue_and_prefetch(api: Api, vhost: str, chan
 
 @pytest.mark.parametrize("query", ["page=1&page_size=2", "page=2&page_size=2", "page=1&page_size=100&name=q"])
 def test_lists_can_be_read_in_pages(api: Api, vhost: str, channel: BlockingChannel, query: str) -> None:
-    """A page of a list in the management API contains its part of the items, their number, and the total and filtered
-    counts.
+    """A request to the management API with page and page_size returns that page of the list, with the counts of all
+    items and of the items on the page.
     """
     for number in range(3):
         channel.queue_declare(f"q{number}")
@@ -293,7 +297,9 @@ def test_lists_can_be_read_in_pages(api: Api, vhost: str, channel: BlockingChann
 
 
 def test_a_new_vhost_has_the_predeclared_exchanges(api: Api, vhost: str) -> None:
-    """A new virtual host has the default exchange and the predeclared exchanges, such as amq.direct and amq.topic."""
+    """A new virtual host has exactly RabbitMQ's predeclared exchanges: the default exchange, amq.direct, amq.topic
+    and so on.
+    """
     exchanges = {view["name"]: view for view in api("GET", f"exchanges/{vhost}")[1]}
     assert set(exchanges) == {
         "",
@@ -308,9 +314,9 @@ def test_a_new_vhost_has_the_predeclared_exchanges(api: Api, vhost: str) -> None
     assert exchanges["amq.rabbitmq.trace"]["internal"] is True
 
 
-def test_users_are_added_changed_and_deleted(api: Api, vhost: str) -> None:
-    """A user can be added, with a password, tags and permissions, and deleted over HTTP. A request with a wrong
-    password gets 401, and GET of a deleted user gets 404.
+def test_users_are_added_and_deleted_over_http(api: Api, vhost: str) -> None:
+    """A user can be added over HTTP, with a password, tags and permissions, and deleted. A login with a wrong
+    password gets 401.
     """
     name = f"ann-{uuid.uuid4().hex[:8]}"
     assert api("PUT", f"users/{name}", {"password": "secret", "tags": "monitoring"})[0] == 201
@@ -328,7 +334,7 @@ def test_users_are_added_changed_and_deleted(api: Api, vhost: str) -> None:
 
 def test_overview_and_nodes_have_the_fields_of_monitoring_tools(api: Api) -> None:
     """The management API's overview, nodes, health check of alarms and feature flags have the fields that monitoring
-    tools use.
+    tools use, such as rabbitmq_version and fd_used.
     """
     overview = api("GET", "overview")[1]
     assert re.match(r"\d+\.\d+", overview["rabbitmq_version"])
@@ -344,8 +350,8 @@ def test_overview_and_nodes_have_the_fields_of_monitoring_tools(api: Api) -> Non
 
 
 def test_the_memory_of_a_node_is_listed_by_use(api: Api) -> None:
-    """The management API shows how much memory of a node each use takes, in bytes and in percent. With memory=true, the
-    node itself contains these figures.
+    """The management API shows how much of a node's memory each use takes, in bytes and in percent. With memory=true,
+    the description of the node has these figures as well.
     """
     name = api("GET", "nodes")[1][0]["name"]
     memory = api("GET", f"nodes/{name}/memory")[1]["memory"]
@@ -361,7 +367,7 @@ def test_the_memory_of_a_node_is_listed_by_use(api: Api) -> None:
 
 
 def test_logins_are_counted_by_protocol(api: Api, broker: TestBroker) -> None:
-    """The management API counts successful and failed logins by protocol, and DELETE resets the counts."""
+    """The management API counts successful and failed logins by protocol, and resets the counts on DELETE."""
     name = api("GET", "nodes")[1][0]["name"]
 
     def counts(protocol: str) -> tuple[int, int, int]:
@@ -386,15 +392,17 @@ def test_logins_are_counted_by_protocol(api: Api, broker: TestBroker) -> None:
 
 
 def test_a_missing_vhost_gets_404(api: Api, vhost: str) -> None:
-    """Declaring a virtual host that exists gets 204. GET of a missing virtual host, or of its queues, gets 404."""
+    """GET of a virtual host that does not exist, or of its queues, gets 404. Declaring an existing virtual host gets
+    204.
+    """
     assert api("PUT", f"vhosts/{vhost}")[0] == 204
     assert api("GET", f"vhosts/{vhost}")[1]["name"] == vhost
     assert api("GET", "vhosts/none-such")[0] == 404
     assert api("GET", "queues/none-such")[0] == 404
 
 
-def test_a_vhost_can_be_deleted_during_another_handshake(api: Api, amqp_url: str) -> None:
-    """A virtual host can be deleted while another client's connection to the broker is still in its handshake."""
+def test_a_virtual_host_can_be_deleted_during_the_handshake_of_a_client(api: Api, amqp_url: str) -> None:
+    """A virtual host can be deleted over HTTP while a client's connection to the broker is still in its handshake."""
     parts = urlsplit(amqp_url)
     with socket.create_connection((parts.hostname or "", parts.port or 5672)) as connecting:
         connecting.sendall(b"AMQP\x00\x00\x09\x01")
@@ -411,9 +419,9 @@ def ann(api: Api, ann: str) -> str:
 
 
 @pytest.mark.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")
-def test_tags_and_permissions_are_checked(api: Api, vhost: str, ann: str) -> None:
-    """A user with the tag management may use the management API, where permissions decide what the user may declare or
-    delete, as over AMQP. Other users' data needs a higher tag.
+def test_the_management_api_checks_tags_and_permissions(api: Api, vhost: str, ann: str) -> None:
+    """A user with the tag management may declare and delete over HTTP what the user's permissions allow; lists of
+    users, permissions and nodes are refused with 401.
     """
 
     def as_ann(method: str, path: str, body: object = None) -> int:
@@ -444,7 +452,7 @@ def test_the_creator_of_a_vhost_gets_full_permissions(api: Api) -> None:
 
 
 def test_lists_are_sorted_by_name_or_column(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """Lists in the management API are sorted by name, or by the column that the parameter `sort` names."""
+    """The management API sorts lists by name, or by the column that the parameter `sort` names."""
     for number, name in enumerate("cab"):
         channel.queue_declare(name)
         for _ in range(number):
@@ -459,9 +467,11 @@ def test_lists_are_sorted_by_name_or_column(api: Api, vhost: str, channel: Block
     assert api("GET", f"queues/{vhost}?{sort}")[1]["items"] == [{"name": "b"}, {"name": "a"}]
 
 
-def test_counters_have_rates(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
-    """In the counts of a queue, deliveries by basic.get with and without acknowledgement are counted separately, and
-    publishes also have a rate.
+def test_a_queues_message_stats_count_gets_and_show_a_publish_rate(
+    api: Api, vhost: str, channel: BlockingChannel, take: Take
+) -> None:
+    """A queue's message_stats count deliveries by basic.get with and without acknowledgement separately, and show the
+    rate of publishes.
     """
     channel.queue_declare("q")
     for _ in range(2):
@@ -484,8 +494,8 @@ def test_counters_have_rates(api: Api, vhost: str, channel: BlockingChannel, tak
 
 
 def test_the_overview_lists_the_amqp_port(api: Api, amqp_url: str) -> None:
-    """The management API's overview lists the port of the AMQP listener, so that a tool can find out which broker the
-    management API belongs to.
+    """The management API's overview lists the AMQP listener's port, so that a tool can tell which broker the API
+    belongs to.
     """
     ports = {listener["port"] for listener in api("GET", "overview")[1]["listeners"]}
     # A broker in a container knows its own port, not the one that Docker publishes.
@@ -493,9 +503,7 @@ def test_the_overview_lists_the_amqp_port(api: Api, amqp_url: str) -> None:
 
 
 def test_the_overview_lists_the_management_api(api: Api) -> None:
-    """The overview's list "contexts" contains the management plugin and its port, once the broker has collected
-    statistics.
-    """
+    """The "contexts" in the management API's overview contain the management plugin and its port."""
 
     def found() -> list[Any]:
         return [each for each in api("GET", "overview")[1]["contexts"] if each["description"] == "RabbitMQ Management"]

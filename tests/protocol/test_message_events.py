@@ -70,8 +70,8 @@ def channel(broker: EmbeddedBroker) -> Iterator[BlockingChannel]:
 def test_events_follow_a_message_from_publish_to_acknowledgement(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """The events `ready`, `delivered`, `requeued` and `acknowledged` of a message name the same copy, and the event
-    `published` contains the message's properties and body.
+    """The events `ready`, `delivered`, `requeued` and `acknowledged` of a message have the same copy number, and the
+    event `published` contains the message's properties and body.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -126,9 +126,9 @@ def test_events_name_the_exchanges_that_a_message_passes(broker: EmbeddedBroker,
     assert published["paths"] == [["first", "rest", "c"]]
 
 
-def test_events_report_returned_dropped_and_rejected_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """An unroutable message causes the event `dropped`, or if it is mandatory, `returned`. A message that a full queue
-    rejects causes the event `refused`.
+def test_events_report_returned_dropped_and_refused_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """An unroutable message causes the event `dropped` or, if it is mandatory, `returned`. A message that a full
+    queue rejects causes the event `refused`.
     """
     channel.queue_declare("full", arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
     events = Events(broker)
@@ -143,8 +143,8 @@ def test_events_report_returned_dropped_and_rejected_messages(broker: EmbeddedBr
 def test_events_report_a_message_to_an_exchange_that_does_not_exist(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """A message that is published to an exchange that does not exist causes the event unknown-exchange, with its
-    publisher and its contents, and no other one.
+    """A message published to an exchange that does not exist causes only the event unknown-exchange, which names the
+    exchange and the publisher's protocol, and has the body.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -154,8 +154,8 @@ def test_events_report_a_message_to_an_exchange_that_does_not_exist(
     assert unknown["from"]["protocol"] == "AMQP 0-9-1"
 
 
-def test_events_say_whether_a_consumer_closed_its_connection_or_was_lost(broker: EmbeddedBroker) -> None:
-    """The event `requeued` gives the reason `closed` if the consumer closed its channel or connection, and `lost` if
+def test_events_say_whether_a_connection_was_closed_or_lost(broker: EmbeddedBroker) -> None:
+    """The event `requeued` gives the reason `closed` if the client closed the channel or connection, and `lost` if
     the connection broke.
     """
     with RawAmqp10(broker.url) as client, pika.BlockingConnection(pika.URLParameters(broker.url)) as publisher:
@@ -190,9 +190,9 @@ def test_events_say_whether_a_publisher_uses_confirms(broker: EmbeddedBroker, ch
     assert events.until("published", "dropped")[0]["from"]["confirms"] is True
 
 
-def test_only_an_unsettled_message_over_amqp_1_0_is_returned_if_no_queue_gets_it(broker: EmbeddedBroker) -> None:
-    """An unroutable message over AMQP 1.0 causes the event `returned` if it was sent unsettled, and the event `dropped`
-    if it was sent settled.
+def test_events_report_an_unroutable_amqp_1_0_message_as_returned_or_dropped(broker: EmbeddedBroker) -> None:
+    """An unroutable AMQP 1.0 message causes the event `returned` if it was sent unsettled, and the event `dropped` if
+    it was sent settled.
     """
     events = Events(broker)
     with RawAmqp10(broker.url) as client:
@@ -204,8 +204,8 @@ def test_only_an_unsettled_message_over_amqp_1_0_is_returned_if_no_queue_gets_it
 
 
 def test_events_name_the_protocol_of_publishers_and_consumers(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event `published` gives the publisher's protocol in `from`; the event `delivered` gives the consumer's
-    protocol and connection in `to`.
+    """The event `published` names the publisher's protocol, and the event `delivered` the consumer's protocol and
+    connection.
     """
     channel.queue_declare("q", durable=True)
     events = Events(broker)
@@ -223,8 +223,8 @@ def test_events_name_the_protocol_of_publishers_and_consumers(broker: EmbeddedBr
 def test_events_follow_a_dead_letter_to_its_queue(
     broker: EmbeddedBroker, channel: BlockingChannel, arguments: dict[str, int], reason: str
 ) -> None:
-    """The event `dead-lettered` has the reason and the dead-letter exchange. The event `published` that follows names
-    the queue that the message came from.
+    """The event `dead-lettered` has the reason and the dead-letter exchange, and the event `published` after it names
+    the queue in which the message died.
     """
     channel.queue_declare("dead")
     to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
@@ -238,8 +238,8 @@ def test_events_follow_a_dead_letter_to_its_queue(
 
 
 def test_events_report_discarded_and_purged_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """A message rejected from a queue without a dead-letter exchange causes the event `discarded`. A purge causes one
-    event `purged` with the name of the queue.
+    """A message rejected from a queue without a dead-letter exchange causes the event `discarded`, and a purge causes
+    the event `purged` with the queue's name.
     """
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x")
@@ -260,8 +260,8 @@ def test_events_report_discarded_and_purged_messages(broker: EmbeddedBroker, cha
 
 
 def test_events_report_until_when_a_message_is_delayed(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event `delayed` says until when a message is delayed. The list of waiting messages contains the message with
-    its exchange.
+    """The event `delayed` says until when a message is delayed. Until then, the list of waiting messages contains the
+    message with its exchange.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")
@@ -275,8 +275,12 @@ def test_events_report_until_when_a_message_is_delayed(broker: EmbeddedBroker, c
     assert released["from"] == {"exchange": "late", "copy": delayed["copy"]}
 
 
-def test_events_report_that_a_message_is_dropped_later(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """If no queue gets a message whose delay is over, or a dead letter, the event `dropped` follows."""
+def test_events_report_that_a_delayed_message_or_dead_letter_is_dropped(
+    broker: EmbeddedBroker, channel: BlockingChannel
+) -> None:
+    """If no queue gets a dead letter, or a delayed message when it is due, the event `dropped` follows the event
+    `published`.
+    """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "direct"})
     dead = {"x-dead-letter-exchange": "amq.direct", "x-message-ttl": 1}
     channel.queue_declare("q", arguments=dead)
@@ -290,8 +294,8 @@ def test_events_report_that_a_message_is_dropped_later(broker: EmbeddedBroker, c
 
 
 def test_events_report_appended_and_read_messages_of_a_stream(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """A message that is appended to a stream and delivered causes the events `appended` and `read` with its offset;
-    acknowledging the message causes no event.
+    """A message of a stream causes the event `appended` when it is published and `read` when it is delivered, each
+    with its offset; acknowledging the message causes no event.
     """
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     channel.basic_qos(prefetch_count=10)
@@ -307,9 +311,9 @@ def test_events_report_appended_and_read_messages_of_a_stream(broker: EmbeddedBr
     assert events.until() == []
 
 
-def test_events_of_the_stream_protocol_name_no_exchange(broker: EmbeddedBroker) -> None:
-    """A message published over the stream protocol causes events with a path that has no exchange, and the messages
-    that each reader has got are counted.
+def test_events_of_the_stream_protocol_have_no_exchange_and_count_reads(broker: EmbeddedBroker) -> None:
+    """The events of a message published over the stream protocol have a path without an exchange, and the messages
+    delivered to each reader are counted.
     """
     address = urllib.parse.urlsplit(broker.urls["stream"])
     with closing(RawStream(address.hostname or "", address.port or 0)) as client:
@@ -341,9 +345,11 @@ def test_events_of_the_stream_protocol_name_no_exchange(broker: EmbeddedBroker) 
         assert len(counts["events"]) < 200
 
 
-def test_many_messages_are_counted_and_only_some_reported(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+def test_of_many_messages_all_are_counted_and_only_some_reported_as_events(
+    broker: EmbeddedBroker, channel: BlockingChannel
+) -> None:
     """Of 3,000 messages published quickly, all are counted, but only some are reported as events. A client that asks
-    for events that are no longer stored is told that events are lost.
+    for events that are no longer stored is told that some are lost.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -361,7 +367,7 @@ def test_many_messages_are_counted_and_only_some_reported(broker: EmbeddedBroker
 
 
 def test_deleting_a_queue_ends_the_events_of_its_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """After a queue is deleted, the broker no longer tracks its ready and unacknowledged messages for events."""
+    """After a queue is deleted, the broker tracks neither its ready nor its unacknowledged messages for events."""
     channel.queue_declare("q")
     events = Events(broker)
     for body in (b"x", b"y"):
@@ -383,7 +389,7 @@ def watcher_of(broker: EmbeddedBroker) -> Any:
 def test_the_broker_stops_recording_events_that_nobody_requests(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """Some time after the last HTTP request for events, the broker stops recording them."""
+    """The broker records events only once a client requests them, and stops within 30 seconds of the last request."""
     assert channel.is_open
     assert watcher_of(broker) is None
     Events(broker)
@@ -392,9 +398,7 @@ def test_the_broker_stops_recording_events_that_nobody_requests(
 
 
 def test_only_administrators_may_read_events(broker: EmbeddedBroker) -> None:
-    """Only administrators may read events, which contain message bodies: a user with the tag monitoring gets 401 for
-    GET /api/mqtool/events.
-    """
+    """A user with the tag monitoring gets 401 for GET /api/mqtool/events, because events contain message bodies."""
     api = f"{broker.urls['http']}/api/users/looker"
     body = json.dumps({"password": "x", "tags": "monitoring"}).encode()
     login = {"Authorization": "Basic " + base64.b64encode(b"guest:guest").decode()}

@@ -44,8 +44,8 @@ ALL_PROPERTIES = BasicProperties(
     "body", [b"", b"\x00\xff\xce", "grüße".encode(), b"x" * 131_064, b"x" * 131_065, b"y" * 400_000]
 )
 def test_a_body_is_delivered_unchanged(channel: BlockingChannel, take: Take, body: bytes) -> None:
-    """A message body arrives unchanged, whether it is empty, binary, as long as one frame, one byte longer, or several
-    frames long.
+    """A message body of 0 to 400,000 bytes, text or binary, arrives unchanged, whether it fits into one frame or
+    needs several.
     """
     channel.queue_declare("q")
     channel.basic_publish("", "q", body)
@@ -53,7 +53,7 @@ def test_a_body_is_delivered_unchanged(channel: BlockingChannel, take: Take, bod
 
 
 def test_properties_are_delivered_unchanged(channel: BlockingChannel, take: Take) -> None:
-    """A message arrives with all its properties and its headers, of many types, unchanged."""
+    """A message arrives with all its properties unchanged, including headers of many types."""
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x", ALL_PROPERTIES)
     assert take.one("q")[1] == ALL_PROPERTIES
@@ -89,7 +89,7 @@ def test_requeued_messages_keep_their_place_and_are_marked(channel: BlockingChan
 
 
 def test_nack_with_multiple_requeues_all_up_to_the_tag(channel: BlockingChannel, take: Take) -> None:
-    """basic.nack with `multiple` requeues all unacknowledged messages up to and including the delivery tag."""
+    """basic.nack with `multiple` requeues all unacknowledged messages up to and including the given delivery tag."""
     channel.queue_declare("q")
     for number in range(5):
         channel.basic_publish("", "q", str(number).encode())
@@ -101,7 +101,7 @@ def test_nack_with_multiple_requeues_all_up_to_the_tag(channel: BlockingChannel,
 
 
 def test_recover_requeues_unacknowledged_messages(channel: BlockingChannel, take: Take) -> None:
-    """basic.recover requeues the channel's unacknowledged messages, marked as redelivered."""
+    """After basic.recover, the channel's unacknowledged message is delivered again, marked as redelivered."""
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x")
     take.one("q", auto_ack=False)
@@ -134,7 +134,7 @@ def test_an_unroutable_mandatory_message_is_returned(channel: BlockingChannel) -
 
 
 def test_an_unroutable_message_that_is_not_mandatory_is_confirmed(channel: BlockingChannel) -> None:
-    """The broker confirms an unroutable message that is not mandatory, and does not return the message."""
+    """The broker confirms an unroutable message that is not mandatory."""
     channel.confirm_delivery()
     channel.basic_publish("amq.direct", "nobody", b"x")
 
@@ -150,7 +150,7 @@ def test_each_persistent_message_is_confirmed(channel: BlockingChannel, argument
 
 
 def test_a_transaction_publishes_when_it_is_committed(channel: BlockingChannel, take: Take) -> None:
-    """Messages published in a transaction are in the queue after tx.commit, and never after tx.rollback."""
+    """A message published in a transaction is in the queue after tx.commit, and never after tx.rollback."""
     channel.queue_declare("q")
     channel.tx_select()
     channel.basic_publish("", "q", b"dropped")
@@ -167,7 +167,7 @@ def test_messages_of_a_transaction_are_routed_when_published(
     channel: BlockingChannel, connection: pika.BlockingConnection
 ) -> None:
     """A message in a transaction is routed when it is published: a queue bound before the commit does not get the
-    message. If a queue is deleted before the commit, the others still get the message.
+    message. If one of two queues is deleted before the commit, the other still gets the message.
     """
     for queue in ("early", "late", "deleted"):
         channel.queue_declare(queue)
@@ -184,11 +184,11 @@ def test_messages_of_a_transaction_are_routed_when_published(
     assert channel.basic_get("late")[0] is None
 
 
-def test_a_transaction_acknowledges_when_it_is_committed(
+def test_a_rolled_back_acknowledgement_can_be_made_again(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """After tx.rollback, a message acknowledged in the transaction is unacknowledged again, and a later transaction can
-    acknowledge it.
+    """After tx.rollback, a message that was acknowledged in the transaction is unacknowledged again, and can be
+    acknowledged in a later transaction.
     """
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"1")
@@ -207,7 +207,7 @@ def test_a_transaction_acknowledges_when_it_is_committed(
 
 @pytest.mark.parametrize("overflow", ["reject-publish", "reject-publish-dlx"])
 def test_a_full_queue_nacks_a_publish(channel: BlockingChannel, take: Take, overflow: str) -> None:
-    """If a queue is full, x-overflow reject-publish makes the broker nack a message; with reject-publish-dlx, the
+    """A full queue with x-overflow reject-publish makes the broker nack a message; with reject-publish-dlx, the
     message is also dead-lettered.
     """
     channel.queue_declare("dead")
@@ -232,8 +232,8 @@ def test_a_full_queue_nacks_a_publish(channel: BlockingChannel, take: Take, over
 def test_direct_reply_to_delivers_a_reply_without_a_queue(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """With direct reply-to, the reply_to of a request is an address. The client gets the reply that a server publishes
-    to this address, without declaring a queue.
+    """With direct reply-to, a request arrives with a generated reply_to. The reply that a server publishes to this
+    address reaches the client, which has declared no queue.
     """
     replies: list[tuple[str, bytes]] = []
     channel.queue_declare("requests")
@@ -273,7 +273,7 @@ def test_a_reply_to_a_closed_client_is_returned(
 def test_a_large_message_is_delivered_with_the_smallest_frame_size(
     connect: Callable[..., pika.BlockingConnection], broker: TestBroker
 ) -> None:
-    """A body larger than the smallest negotiable frame_max is delivered whole."""
+    """A message body larger than the smallest frame_max that a client may negotiate is delivered whole."""
     smallest = 8192 if broker.differs_since("4.1", "a frame has at least 8,192 octets") else 4096
     channel = connect(frame_max=smallest).channel()
     channel.queue_declare("q")

@@ -29,7 +29,9 @@ def native(like: str) -> Iterator[EmbeddedBroker]:
 
 
 @pytest.mark.parametrize("address", [f"/queues/{LONG}", f"/exchanges/amq.topic/{LONG}", f"/exchanges/{LONG}/k"])
-def test_a_target_with_a_name_that_is_too_long_is_refused(native: EmbeddedBroker, like: str, address: str) -> None:
+def test_an_amqp_1_0_target_with_a_name_over_255_bytes_is_refused(
+    native: EmbeddedBroker, like: str, address: str
+) -> None:
     """An AMQP 1.0 sender to an address with a name longer than 255 bytes is refused with amqp:invalid-field."""
     with RawAmqp10(native.url) as client:
         client.attach(SENDER, address)
@@ -38,7 +40,7 @@ def test_a_target_with_a_name_that_is_too_long_is_refused(native: EmbeddedBroker
         assert error[0] == "amqp:invalid-field"
 
 
-def test_a_message_to_an_address_that_is_too_long_is_rejected(native: EmbeddedBroker) -> None:
+def test_an_amqp_1_0_message_to_a_name_over_255_bytes_is_rejected(native: EmbeddedBroker) -> None:
     """An AMQP 1.0 message whose property `to` contains a name longer than 255 bytes gets the outcome rejected."""
     with RawAmqp10(native.url) as client:
         client.attach_sender(None)
@@ -47,7 +49,7 @@ def test_a_message_to_an_address_that_is_too_long_is_rejected(native: EmbeddedBr
 
 
 def test_a_queue_with_a_nul_in_its_name_gets_and_delivers_messages(native: EmbeddedBroker) -> None:
-    """A queue whose name contains a NUL character gets dead letters, and an AMQP 1.0 receiver gets its messages."""
+    """A queue whose name contains a NUL character gets dead letters, and delivers them to an AMQP 1.0 receiver."""
     connection = pika.BlockingConnection(pika.URLParameters(native.url))
     arguments = {"x-queue-type": "quorum", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": NUL}
     connection.channel().queue_declare(NUL, durable=True)
@@ -69,8 +71,8 @@ DEAD_LETTERS = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": LONG}
 def test_a_dead_letter_routing_key_that_is_too_long_is_refused(
     broker: TestBroker, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
-    """A queue or policy with a dead-letter routing key of more than 255 bytes is refused, because no dead letter could
-    ever be delivered.
+    """The embedded broker refuses a queue or policy with a dead-letter routing key of more than 255 bytes, because no
+    dead letter could ever be delivered.
     """
     if broker.kind == "rabbitmq":
         pytest.skip("RabbitMQ accepts such a key, and closes the connections of consumers")
@@ -100,8 +102,10 @@ def test_a_dead_letter_exchange_whose_name_is_too_long_drops_messages(
 
 
 @pytest.mark.parametrize("path", ["queues/VHOST/NAME", "exchanges/VHOST/NAME", "vhosts/NAME"])
-def test_names_over_http_that_are_too_long_are_refused(broker: TestBroker, api: Api, vhost: str, path: str) -> None:
-    """The management API refuses with 400 to create queues, exchanges and virtual hosts whose names are too long."""
+def test_names_over_255_bytes_are_refused_over_http(broker: TestBroker, api: Api, vhost: str, path: str) -> None:
+    """The embedded broker's management API answers a request to create a queue, exchange or virtual host whose name
+    is longer than 255 bytes with 400.
+    """
     if broker.kind == "rabbitmq":
         pytest.skip("RabbitMQ accepts exchanges and virtual hosts with such names")
     status, answer = api("PUT", path.replace("VHOST", vhost).replace("NAME", LONG), {"type": "direct"})

@@ -1,4 +1,4 @@
-"""What `pytest --amqp-like` says of tests that use what newer versions of RabbitMQ refuse."""
+"""What `pytest --amqp-like` reports about tests that do what some versions of RabbitMQ refuse."""
 
 import inspect
 import re
@@ -129,9 +129,8 @@ CAUSES = {
 
 
 def test_amqp_like_says_what_a_test_does_that_some_versions_refuse(tmp_path: Path) -> None:
-    """For each operation that mqtool doctor knows some versions of RabbitMQ to refuse with an error, such as declaring
-    a transient queue, the summary of `pytest --amqp-like` names the operation and the line of the test, however the
-    client reports the error.
+    """If some versions of RabbitMQ refuse an operation of a test, such as declaring a transient queue, the summary of
+    `pytest --amqp-like` names the operation and the test's line, however the client reports the error.
     """
     (tmp_path / "test_mine.py").write_text(SUITE)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
@@ -145,8 +144,8 @@ def test_amqp_like_says_what_a_test_does_that_some_versions_refuse(tmp_path: Pat
 
 
 def test_every_known_refusal_is_tested() -> None:
-    """The test of the summary of `pytest --amqp-like` covers each operation that mqtool knows some versions of RabbitMQ
-    to refuse.
+    """Each operation that mqtool knows some versions of RabbitMQ to refuse has a case in the test of the summary of
+    `pytest --amqp-like`.
     """
     refusals = [each for each in vars(version_changes).values() if isinstance(each, VersionRefusal)]
     assert len(refusals) > 10

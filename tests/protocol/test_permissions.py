@@ -15,7 +15,9 @@ from tests.protocol.conftest import Api
 def test_a_user_without_permissions_cannot_connect(
     connect: Callable[..., pika.BlockingConnection], amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """connection.open with a virtual host in which the user has no permissions is refused."""
+    """A user without permissions in a virtual host cannot connect to it; the error names the user and the virtual
+    host.
+    """
     with pytest.raises(ProbableAccessDeniedError) as refused:
         connect(amqp_url.replace("guest:guest", f"{ann}:secret"))
     assert f"NOT_ALLOWED - access to vhost '{vhost}' refused for user '{ann}'" in str(refused.value)
@@ -35,8 +37,8 @@ TOPICS: list[tuple[Callable[[BlockingChannel], object], str | None]] = [
 def test_topic_permissions_apply_to_publishing_and_binding(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """Topic permissions limit the routing keys with which a user may publish to a topic exchange and bind to it; other
-    exchanges are not affected.
+    """A user's topic permissions limit the routing keys with which the user may publish to a topic exchange and bind
+    to it; other exchanges are not affected.
     """
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
     path = f"topic-permissions/{vhost}/{ann}"
@@ -64,7 +66,7 @@ def test_topic_permissions_apply_to_publishing_and_binding(
 
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])
-def test_topic_permissions_apply_to_copies_since_4_0(
+def test_topic_permissions_apply_to_cc_and_bcc_since_4_0(
     connect: Callable[..., pika.BlockingConnection],
     api: Api,
     amqp_url: str,
@@ -73,8 +75,8 @@ def test_topic_permissions_apply_to_copies_since_4_0(
     broker: TestBroker,
     header: str,
 ) -> None:
-    """From 4.0.3 on, topic permissions are also checked for the routing keys in CC and BCC; RabbitMQ 3.10 checks only
-    the message's own routing key.
+    """From RabbitMQ 4.0.3 on, topic permissions also apply to the routing keys in CC and BCC; RabbitMQ 3.10 checks
+    only the message's own routing key.
     """
     api("PUT", f"users/{ann}", {"password": "secret", "tags": "management"})
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
@@ -101,10 +103,12 @@ def test_topic_permissions_apply_to_copies_since_4_0(
     assert arrived == (0 if broker.differs_since("4.0", "it checks every routing key") else 2)
 
 
-def test_a_missing_vhost_is_refused_with_530(
+def test_connecting_to_a_virtual_host_that_does_not_exist_is_refused(
     connect: Callable[..., pika.BlockingConnection], amqp_url: str, vhost: str
 ) -> None:
-    """connection.open with a virtual host that does not exist is refused with 530 and the name of the virtual host."""
+    """A client that connects to a virtual host that does not exist is refused with NOT_ALLOWED and the virtual host's
+    name.
+    """
     with pytest.raises(ProbableAccessDeniedError) as refused:
         connect(amqp_url.replace(vhost, "none"))
     assert "NOT_ALLOWED - vhost none not found" in str(refused.value)
@@ -139,7 +143,9 @@ def test_an_operation_without_its_permission_is_refused(
     action: Callable[[BlockingChannel], object],
     what: str,
 ) -> None:
-    """An AMQP 0-9-1 operation without its configure, write or read permission is refused with RabbitMQ's error text."""
+    """An AMQP 0-9-1 operation for which a user lacks the configure, write or read permission is refused with
+    RabbitMQ's error text.
+    """
     rights = {"configure": "^mine", "write": "^mine", "read": "^(mine|amq|hers)"}
     api("PUT", f"permissions/{vhost}/{ann}", rights)
     channel = connect(amqp_url.replace("guest:guest", f"{ann}:secret")).channel()
@@ -155,8 +161,8 @@ def test_an_operation_without_its_permission_is_refused(
 def test_a_permission_allows_only_matching_names(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """A user may declare and publish to a queue whose name matches the patterns of the user's permissions. An empty
-    pattern allows nothing.
+    """A user may declare and publish to a queue whose name matches the user's configure and write patterns. With an
+    empty read pattern, the user may not read from this queue.
     """
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": "^mine$", "write": ".*", "read": ""})
     connection = connect(amqp_url.replace("guest:guest", f"{ann}:secret"))

@@ -36,8 +36,8 @@ def depth(channel: BlockingChannel, queue: str) -> int:
 def test_a_smaller_limit_by_policy_dead_letters_at_once(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str, kind: str
 ) -> None:
-    """A policy with a smaller max-length dead-letters surplus messages at once; after the policy is deleted, the
-    queue's own limit applies again.
+    """A policy with a smaller max-length than the queue's dead-letters surplus messages at once. After the policy is
+    deleted, the queue's own limit applies again.
     """
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": kind, "x-max-length": 5})
     channel.queue_declare("dead")
@@ -58,10 +58,10 @@ def test_a_smaller_limit_by_policy_dead_letters_at_once(
     take.until(grown)
 
 
-def test_the_smaller_of_both_policies_limits_applies(
+def test_the_smaller_limit_of_policy_and_operator_policy_applies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """If a policy and an operator policy both set max-length for a queue, the smaller one applies."""
+    """If a policy and an operator policy both set max-length for a queue, the smaller value applies."""
     channel.queue_declare("a")
     channel.queue_declare("b")
     set_policy("a", {"max-length": 2})
@@ -96,8 +96,8 @@ def test_arguments_override_a_policy_except_for_limits(
 def test_only_the_policy_with_the_highest_priority_applies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """A queue gets only the settings of the matching policy with the highest priority. Policies for exchanges, or with
-    settings that the queue's type does not have, are ignored.
+    """A queue gets only the settings of the matching policy with the highest priority. Policies for exchanges, or
+    with settings that the queue's type does not have, do not match.
     """
     set_policy("jo", {"max-length": 1}, priority=1)
     set_policy("job", {"max-length-bytes": 4}, priority=2)
@@ -113,8 +113,8 @@ def test_only_the_policy_with_the_highest_priority_applies(
 def test_overflow_ttl_and_expires_apply_by_policy(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, amqp_url: str
 ) -> None:
-    """A policy can make a full queue reject messages (overflow), messages expire (message-ttl), and an unused queue be
-    deleted (expires).
+    """A policy can make a full queue reject messages (overflow), messages expire (message-ttl), and an unused queue
+    be deleted (expires).
     """
     set_policy("full", {"max-length": 0, "overflow": "reject-publish"})
     set_policy("brief", {"message-ttl": 0})
@@ -159,7 +159,7 @@ def test_a_delivery_limit_applies_by_policy(channel: BlockingChannel, take: Take
 def test_an_alternate_exchange_applies_by_policy(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str
 ) -> None:
-    """A policy gives an existing exchange an alternate exchange, until the policy is deleted."""
+    """A policy gives an existing exchange an alternate exchange until the policy is deleted."""
     channel.exchange_declare("x")
     channel.queue_declare("rest")
     channel.queue_bind("rest", "amq.fanout")
@@ -172,11 +172,11 @@ def test_an_alternate_exchange_applies_by_policy(
     assert channel.basic_get("rest")[0] is None
 
 
-def test_queues_show_their_policies(
+def test_the_management_api_shows_the_policies_of_a_queue(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str
 ) -> None:
-    """The management API shows a queue's policy, its operator policy and their combined definition, and
-    lists policies.
+    """The management API shows a queue's policy, operator policy and their combined definition, and lists both kinds
+    of policies.
     """
     set_policy("jobs", {"max-length": 7, "dead-letter-exchange": "x"}, priority=3)
     set_policy("job", {"max-length": 5, "expires": 100_000}, "operator-policies", **{"apply-to": "queues"})
@@ -286,7 +286,9 @@ def test_only_policymakers_may_change_policies(api: Api, vhost: str, tag: str, c
 
 
 def test_policies_survive_a_restart(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """After a restart, a durable queue has its policies. The policies of a deleted virtual host are gone."""
+    """After a restart, a durable queue still has its policy and operator policy. The policies of a deleted virtual
+    host are gone.
+    """
     with EmbeddedBroker(data_dir=tmp_path, management_port=0) as broker:
         api = api_of(broker)
         for vhost in ("%2F", "v"):

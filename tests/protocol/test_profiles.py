@@ -76,7 +76,9 @@ def closed(what: Callable[[], object]) -> tuple[int, str]:
     return refused.value.reply_code, refused.value.reply_text
 
 
-def test_the_version_is_that_of_the_profile(broker: TestBroker, connection: pika.BlockingConnection, api: Api) -> None:
+def test_the_broker_reports_the_version_that_it_imitates(
+    broker: TestBroker, connection: pika.BlockingConnection, api: Api
+) -> None:
     """An embedded broker that imitates a version of RabbitMQ reports that version over AMQP and in the
     management API.
     """
@@ -88,8 +90,8 @@ def test_the_version_is_that_of_the_profile(broker: TestBroker, connection: pika
 def test_the_default_delivery_limit_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """Up to 3.13, a quorum queue has no default delivery limit. From 4.0 on, a message may be requeued 20 times before
-    it is dropped; from 4.3 on, requeues by basic.nack do not count.
+    """Up to RabbitMQ 3.13, a quorum queue has no default delivery limit. From 4.0 on, a message is dropped when it is
+    requeued for the 21st time; from 4.3 on, requeues by basic.nack do not count.
     """
     queue = quorum()
     give_back = channel.basic_reject if broker.differs_since("4.3", "a nack does not count") else channel.basic_nack
@@ -104,8 +106,8 @@ def test_the_default_delivery_limit_depends_on_the_version(
 def test_delivery_counts_depend_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """In a quorum queue up to 4.2, x-delivery-count counts requeues by basic.nack, basic.reject and closed channels.
-    From 4.3 on, x-acquired-count counts all three, and x-delivery-count all but basic.nack.
+    """In a quorum queue up to RabbitMQ 4.2, x-delivery-count counts requeues by basic.nack, basic.reject and closed
+    channels. From 4.3 on, x-acquired-count counts all three, and x-delivery-count all but basic.nack.
     """
     queue, seen = quorum(), []
     for give_back in (channel.basic_nack, channel.basic_reject, channel.basic_recover):
@@ -124,11 +126,11 @@ def test_delivery_counts_depend_on_the_version(
         assert seen == [first, *({"x-delivery-count": number} for number in (1, 2, 3))]
 
 
-def test_a_delivery_limit_of_minus_1_is_unlimited(
+def test_the_place_of_a_requeued_message_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """A quorum queue with an x-delivery-limit of -1 has no limit. It puts a requeued message behind the others up to
-    4.2, and before the others from 4.3 on.
+    """A quorum queue without a delivery limit (x-delivery-limit -1) puts a requeued message behind the others up to
+    RabbitMQ 4.2, and before them from 4.3 on.
     """
     limit = {"x-delivery-limit": -1} if broker.differs_since("4.0", "there is a limit") else {}
     queue = quorum(body=b"1", **limit)
@@ -142,8 +144,8 @@ def test_a_delivery_limit_of_minus_1_is_unlimited(
 def test_priorities_of_quorum_queues_depend_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
-    """Quorum queues ignore priorities in 3.10. From 4.0 on, they have two priorities, and deliver two messages of the
-    higher one for each message of the lower one. From 4.3 on, they have 32 priorities.
+    """In RabbitMQ 3.10, quorum queues ignore priorities. From 4.0 on, they have two, and deliver two messages of the
+    higher one for each of the lower one. From 4.3 on, they have 32.
     """
     channel.queue_declare("q", durable=True, arguments=QUORUM)
     for body, priority in ((b"a", None), (b"b", 1), (b"c", 5), (b"d", 9), (b"e", 7), (b"f", 200)):
@@ -158,7 +160,7 @@ def test_priorities_of_quorum_queues_depend_on_the_version(
 
 
 def test_a_quorum_queue_with_x_max_priority_is_refused(broker: TestBroker, channel: BlockingChannel) -> None:
-    """All versions refuse a quorum queue with x-max-priority, even RabbitMQ 4.3, whose quorum queues have
+    """All versions of RabbitMQ refuse a quorum queue with x-max-priority, even 4.3, whose quorum queues have
     priorities.
     """
     arguments = {**QUORUM, "x-max-priority": 5}
@@ -170,8 +172,8 @@ def test_a_quorum_queue_with_x_max_priority_is_refused(broker: TestBroker, chann
 def test_an_x_death_of_a_publisher_counts_only_before_4_0(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
-    """Up to 3.13, the broker increases the count in an x-death header that a publisher has set. From 4.0 on, the broker
-    counts from 1, and adds x-last-death headers to dead letters.
+    """Up to RabbitMQ 3.13, the broker increases the count in an x-death header that a publisher has set. From 4.0 on,
+    the broker counts from 1, and adds x-last-death headers to dead letters.
     """
     channel.queue_declare("dead", durable=True)
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
@@ -191,8 +193,8 @@ def test_an_x_death_of_a_publisher_counts_only_before_4_0(
 def test_x_death_counts_rise_in_a_circle_in_every_version(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
-    """If a message is dead-lettered back and forth between two queues, twice in each direction, its x-death header has
-    the count 2 for each queue, in every version.
+    """If a message is dead-lettered twice from each of two queues to the other, the x-death header counts 2 for each
+    queue, in every version of RabbitMQ.
     """
     for name, other, ttl in (("a", "b", {}), ("b", "a", {"x-message-ttl": 1})):
         arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": other, **ttl}
@@ -210,8 +212,8 @@ def test_x_death_counts_rise_in_a_circle_in_every_version(
 def test_the_default_queue_type_is_listed_from_4_0_on(
     broker: TestBroker, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
-    """From 4.0 on, a queue declared without a type is listed with x-queue-type classic; declaring it as a quorum queue
-    is refused.
+    """From RabbitMQ 4.0 on, a queue declared without a type is listed with x-queue-type classic. Declaring this queue
+    again as a quorum queue is refused in every version.
     """
     channel.queue_declare("q", durable=True)
     listed = {"x-queue-type": "classic"} if broker.differs_since("4.0", "it is listed") else {}
@@ -225,8 +227,8 @@ def test_the_default_queue_type_is_listed_from_4_0_on(
 def test_arguments_of_classic_queues_depend_on_the_version(
     broker: TestBroker, connection: pika.BlockingConnection, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """Before 4.3, classic queues refuse an invalid x-queue-mode, and accept x-queue-version 1 and
-    x-queue-master-locator. 4.3 ignores x-queue-mode, and refuses the other two arguments.
+    """Up to RabbitMQ 4.2, classic queues refuse an invalid x-queue-mode, and accept x-queue-version 1 and
+    x-queue-master-locator. From 4.3 on, they ignore x-queue-mode and refuse the other two.
     """
     has_gone = broker.differs_since("4.3", "they are gone")
 
@@ -247,7 +249,9 @@ def test_arguments_of_classic_queues_depend_on_the_version(
 def test_transient_queues_are_refused_from_4_3_0_to_4_3_5(
     broker: TestBroker, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """From 4.3.0 to 4.3.5, a queue that is neither durable nor exclusive is refused with 541."""
+    """RabbitMQ 4.3.0 to 4.3.5 refuses a queue that is neither durable nor exclusive with 541; all other versions
+    accept it.
+    """
     connect().channel().queue_declare("mine", exclusive=True)
 
     def declare() -> None:
@@ -264,7 +268,7 @@ def test_transient_queues_are_refused_from_4_3_0_to_4_3_5(
 
 
 def test_policy_keys_depend_on_the_version(broker: TestBroker, api: Api, vhost: str) -> None:
-    """From 4.0 on, policies refuse ha-mode and accept a delivery-limit of -1; from 4.3 on, they refuse
+    """From RabbitMQ 4.0 on, policies refuse ha-mode and accept a delivery-limit of -1. From 4.3 on, they refuse
     queue-master-locator and accept delayed retries.
     """
 
@@ -283,8 +287,8 @@ def test_policy_keys_depend_on_the_version(broker: TestBroker, api: Api, vhost: 
 def test_refusals_name_the_permission_from_4_0_on(
     broker: TestBroker, connect: Callable[..., pika.BlockingConnection], api: Api, vhost: str, amqp_url: str
 ) -> None:
-    """From 4.0 on, the error of a refused operation names the missing permission; from 4.3 on, a passive queue.declare
-    needs the configure permission.
+    """From RabbitMQ 4.0 on, the error of a refused operation names the missing permission. From 4.3 on, a passive
+    queue.declare needs the configure permission.
     """
     user = f"ann-{vhost}"
     api("PUT", f"users/{user}", {"password": "secret", "tags": ""})
@@ -304,8 +308,8 @@ def test_refusals_name_the_permission_from_4_0_on(
 def test_a_commit_to_a_deleted_queue_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """If the queue of a transaction's message is deleted, tx.commit succeeds up to 3.13, closes the channel in 4.0, and
-    closes the connection from 4.2 on.
+    """If the queue of a transaction's message is deleted, tx.commit succeeds up to RabbitMQ 3.13, closes the channel
+    in 4.0, and closes the connection from 4.2 on.
     """
     channel.queue_declare("q", durable=True)
     other = connect().channel()
@@ -325,8 +329,8 @@ def test_a_commit_to_a_deleted_queue_depends_on_the_version(
         other.tx_commit()
 
 
-def test_an_unknown_profile_is_an_error() -> None:
-    """EmbeddedBroker(like="4") raises ValueError with the list of versions that the broker can imitate."""
+def test_imitating_an_unknown_version_is_an_error() -> None:
+    """EmbeddedBroker(like="4") raises ValueError with the list of versions of RabbitMQ that the broker can imitate."""
     with pytest.raises(ValueError, match=r"cannot behave like RabbitMQ 4, only like 3\.10, 4\.0, 4\.2"):
         EmbeddedBroker(like="4")
 
@@ -351,8 +355,8 @@ def test_x_delayed_retry_type_decides_which_requeued_messages_are_delayed(
     give_back: str,
     is_held: bool,
 ) -> None:
-    """From 4.3 on, x-delayed-retry-type decides whether messages requeued with basic.nack, with basic.reject, or with
-    both are delayed before they are redelivered.
+    """From RabbitMQ 4.3 on, the argument x-delayed-retry-type decides whether messages requeued with basic.nack, with
+    basic.reject or with both are delayed.
     """
     queue = quorum(body=b"1", **{"x-delayed-retry-type": which, "x-delayed-retry-min": 60_000})
     getattr(channel, give_back)(take.one(queue, auto_ack=False)[0].delivery_tag)
@@ -366,8 +370,8 @@ def test_x_delayed_retry_type_decides_which_requeued_messages_are_delayed(
 def test_delays_of_delayed_retries_grow_up_to_the_maximum(
     broker: TestBroker, channel: BlockingChannel, take: Take, api: Api, vhost: str
 ) -> None:
-    """From 4.3 on, a rejected message is redelivered after a delay that grows with each rejection, up to the policy's
-    delayed-retry-max.
+    """From RabbitMQ 4.3 on, a rejected message is redelivered after a delay that grows with each rejection, up to the
+    policy's delayed-retry-max.
     """
     if not broker.differs_since("4.3", "it is held back"):
         return
@@ -389,7 +393,9 @@ def test_delays_of_delayed_retries_grow_up_to_the_maximum(
 
 
 def test_delayed_exchanges_exist_up_to_4_2(broker: TestBroker, channel: BlockingChannel, api: Api) -> None:
-    """From 4.3 on, declaring x-delayed-message is refused as an unknown exchange type."""
+    """From RabbitMQ 4.3 on, declaring an x-delayed-message exchange is refused as an unknown type; up to 4.2, the
+    embedded broker has this type.
+    """
     types = [each["name"] for each in api("GET", "overview")[1]["exchange_types"]]
     if broker.differs_since("4.3", "there is no plugin for it"):
         assert "x-delayed-message" not in types
@@ -402,7 +408,9 @@ def test_delayed_exchanges_exist_up_to_4_2(broker: TestBroker, channel: Blocking
 def test_a_local_random_exchange_sends_each_message_to_one_queue(
     broker: TestBroker, channel: BlockingChannel, api: Api
 ) -> None:
-    """From 4.0 on, an x-local-random exchange sends each message to one of its queues, whatever the routing key is."""
+    """From RabbitMQ 4.0 on, an x-local-random exchange sends each message to one of its bound queues, whatever the
+    routing key. Earlier versions refuse this type.
+    """
     # As in rabbit_exchange_type_local_random of RabbitMQ 4.0.5 and 4.3.5.
     is_listed = any(each["name"] == "x-local-random" for each in api("GET", "overview")[1]["exchange_types"])
     assert is_listed == broker.differs_since("4.0", "it is new there")
@@ -436,11 +444,11 @@ def test_a_local_random_exchange_sends_each_message_to_one_queue(
         (("exchange", "amq.fanout", ""), "Destination not found"),
     ],
 )
-def test_a_local_random_exchange_takes_classic_queues_without_a_key(
+def test_a_local_random_exchange_can_be_bound_only_to_classic_queues_without_a_key(
     broker: TestBroker, channel: BlockingChannel, source: tuple[str, str, str], text: str
 ) -> None:
-    """An x-local-random exchange refuses with 406 a binding with a routing key, a binding of a queue that is not
-    classic, and a binding of an exchange.
+    """An x-local-random exchange refuses with 406 a binding with a routing key, to a queue that is not classic, or to
+    an exchange.
     """
     # As in rabbit_exchange_type_local_random of RabbitMQ 4.0.5 and 4.3.5.
     if not broker.differs_since("4.0", "the type is new there"):

@@ -41,8 +41,8 @@ def deaths(properties: BasicProperties) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", [{}, QUORUM])
 def test_a_queues_ttl_dead_letters_expired_messages(channel: BlockingChannel, take: Take, kind: dict[str, Any]) -> None:
-    """A message that expires by x-message-ttl is dead-lettered; its x-death header has the queue, reason, time and
-    original exchange.
+    """A message that expires by its queue's x-message-ttl is dead-lettered; its x-death header has the queue, reason,
+    time and original exchange.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**kind, **dead_lettering(x_message_ttl=50)})
@@ -65,8 +65,8 @@ def test_a_queues_ttl_dead_letters_expired_messages(channel: BlockingChannel, ta
 
 
 def test_a_messages_own_expiration_is_removed_when_dead_lettered(channel: BlockingChannel, take: Take) -> None:
-    """A dead letter no longer has the expiration property; its x-death header contains the value as
-    original-expiration.
+    """A dead letter that has expired by its own expiration no longer has this property; its x-death header has the
+    value as original-expiration.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_message_ttl=60_000))
@@ -76,8 +76,8 @@ def test_a_messages_own_expiration_is_removed_when_dead_lettered(channel: Blocki
     assert deaths(properties)[0]["original-expiration"] == "30"
 
 
-def test_a_message_expires_only_at_the_head(channel: BlockingChannel, take: Take) -> None:
-    """A classic queue dead-letters an expired message only once the messages before it have been consumed."""
+def test_a_classic_queue_dead_letters_an_expired_message_only_at_its_head(channel: BlockingChannel, take: Take) -> None:
+    """A classic queue dead-letters an expired message only once all messages before it have been consumed."""
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering())
     channel.basic_publish("", "q", b"long")
@@ -102,7 +102,7 @@ def test_a_message_with_expiration_0_is_delivered_only_to_a_waiting_consumer(
 
 
 def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.BlockingConnection, take: Take) -> None:
-    """A queue with x-expires is deleted once it has been unused for that number of milliseconds."""
+    """A queue with x-expires of one second, unused for three seconds, is deleted."""
     channel.queue_declare("q", arguments={"x-expires": 1000})
 
     def gone() -> bool:
@@ -123,7 +123,9 @@ def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.Bloc
 
 
 @pytest.mark.parametrize("kind", [{}, QUORUM])
-def test_a_full_queue_dead_letters_its_head(channel: BlockingChannel, take: Take, kind: dict[str, Any]) -> None:
+def test_a_full_queue_dead_letters_its_oldest_message(
+    channel: BlockingChannel, take: Take, kind: dict[str, Any]
+) -> None:
     """A queue that exceeds its x-max-length dead-letters its oldest message with the reason maxlen."""
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**kind, **dead_lettering(x_max_length=2)})
@@ -134,9 +136,11 @@ def test_a_full_queue_dead_letters_its_head(channel: BlockingChannel, take: Take
     assert take.bodies("q", 2) == [b"2", b"3"]
 
 
-def test_a_queue_full_of_bytes_drops_its_head(channel: BlockingChannel, take: Take) -> None:
-    """A queue with x-max-length-bytes drops its oldest messages once their bodies exceed the limit, and a message
-    larger than the limit at once.
+def test_a_queue_that_exceeds_x_max_length_bytes_drops_its_oldest_messages(
+    channel: BlockingChannel, take: Take
+) -> None:
+    """A queue with x-max-length-bytes drops its oldest messages once all bodies together exceed this limit, and a
+    message larger than the limit at once.
     """
     channel.queue_declare("q", arguments={"x-max-length-bytes": 10})
     for body in (b"1234567", b"123", b"1"):
@@ -147,7 +151,9 @@ def test_a_queue_full_of_bytes_drops_its_head(channel: BlockingChannel, take: Ta
 
 
 def test_a_rejected_message_is_dead_lettered_with_its_routing_keys(channel: BlockingChannel, take: Take) -> None:
-    """Without x-dead-letter-routing-key, a dead letter keeps its routing key and its CC header."""
+    """A message rejected from a queue without x-dead-letter-routing-key is dead-lettered with its own routing key and
+    its CC header.
+    """
     channel.exchange_declare("dlx", "fanout")
     channel.queue_declare("dead")
     channel.queue_bind("dead", "dlx")
@@ -163,9 +169,7 @@ def test_a_rejected_message_is_dead_lettered_with_its_routing_keys(channel: Bloc
 
 
 def test_x_death_counts_repeated_deaths(channel: BlockingChannel, take: Take) -> None:
-    """The header x-death has one entry for each queue and reason, with a count. The entry of the latest death comes
-    first.
-    """
+    """The header x-death has one entry with a count for each queue and reason, the latest death first."""
     channel.queue_declare("dead", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"})
     channel.queue_declare("q", arguments=dead_lettering())
     channel.basic_publish("", "q", b"x")
@@ -179,8 +183,10 @@ def test_x_death_counts_repeated_deaths(channel: BlockingChannel, take: Take) ->
     assert properties.headers["x-first-death-queue"] == "q"
 
 
-def test_an_expiry_cycle_drops_the_message(channel: BlockingChannel, take: Take) -> None:
-    """A message that expires from a queue back into the same queue is dropped instead of circulating forever."""
+def test_a_message_that_expires_back_into_its_queue_is_dropped(channel: BlockingChannel, take: Take) -> None:
+    """A message that expires from a queue and would be dead-lettered to this queue is dropped instead of circulating
+    forever.
+    """
     channel.queue_declare(
         "q", arguments={"x-message-ttl": 20, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"}
     )
@@ -189,7 +195,9 @@ def test_an_expiry_cycle_drops_the_message(channel: BlockingChannel, take: Take)
 
 
 def test_dead_letters_to_a_missing_exchange_are_dropped(channel: BlockingChannel) -> None:
-    """If a queue's dead-letter exchange does not exist, its dead letters are dropped without an error."""
+    """If a queue's dead-letter exchange does not exist, dead letters of the queue are dropped, and the publisher's
+    channel stays open.
+    """
     channel.queue_declare("q", arguments={"x-dead-letter-exchange": "none"})
     channel.basic_publish("", "q", b"x", BasicProperties(expiration="0"))
     assert count(channel, "q") == 0
@@ -197,8 +205,8 @@ def test_dead_letters_to_a_missing_exchange_are_dropped(channel: BlockingChannel
 
 
 def test_a_classic_queue_delivers_by_priority(channel: BlockingChannel, take: Take) -> None:
-    """A classic queue with x-max-priority delivers messages with higher priorities first, and messages of the same
-    priority in order. A priority above x-max-priority counts as x-max-priority, and a missing one as 0.
+    """A classic queue with x-max-priority delivers by priority, and messages of equal priority in order. A priority
+    above x-max-priority counts as x-max-priority, and a missing one as 0.
     """
     channel.queue_declare("q", arguments={"x-max-priority": 5})
     for body, priority in ((b"a", None), (b"b", 1), (b"c", 5), (b"d", 9), (b"e", 1), (b"f", 0)):
@@ -207,8 +215,8 @@ def test_a_classic_queue_delivers_by_priority(channel: BlockingChannel, take: Ta
 
 
 @pytest.mark.differs_since("4.0", "basic.get of a message that never came back has no x-delivery-count")
-def test_a_quorum_queue_counts_deliveries(channel: BlockingChannel, take: Take) -> None:
-    """In a quorum queue, x-delivery-count rises each time a message is requeued. Above x-delivery-limit, the message is
+def test_a_quorum_queue_counts_requeues_up_to_the_delivery_limit(channel: BlockingChannel, take: Take) -> None:
+    """In a quorum queue, a message's x-delivery-count rises with each requeue. Above x-delivery-limit, the message is
     dead-lettered.
     """
     channel.queue_declare("dead")
@@ -227,8 +235,8 @@ def test_a_quorum_queue_counts_deliveries(channel: BlockingChannel, take: Take) 
 
 @pytest.mark.differs_since("4.3", "what was given back with a nack is counted as x-acquired-count, and not limited")
 def test_a_consumer_gets_x_delivery_count_only_after_a_requeue(channel: BlockingChannel, take: Take) -> None:
-    """A consumer of a quorum queue gets a new message without x-delivery-count, and with the count 1 after the message
-    was requeued.
+    """A consumer of a quorum queue gets a new message without x-delivery-count, and with the count 1 once the message
+    has been requeued.
     """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, "x-delivery-limit": 5})
     channel.basic_publish("", "q", b"x")
@@ -254,8 +262,8 @@ def test_a_consumer_gets_x_delivery_count_only_after_a_requeue(channel: Blocking
 def test_a_delivery_limit_decides_where_a_quorum_queue_puts_requeued_messages(
     channel: BlockingChannel, take: Take, limit: dict[str, int], expected: bytes
 ) -> None:
-    """A quorum queue with a delivery limit puts requeued messages before all others, and a quorum queue without a limit
-    puts them behind all others, in the order in which they were requeued.
+    """A quorum queue with a delivery limit puts requeued messages before all others, and one without a limit puts them
+    behind all others, in the order in which they were requeued.
     """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **limit})
     for number in b"1234":
@@ -268,10 +276,10 @@ def test_a_delivery_limit_decides_where_a_quorum_queue_puts_requeued_messages(
 
 
 @pytest.mark.parametrize("kind", [{}, QUORUM])
-def test_messages_of_a_closed_channel_come_first(
+def test_unacknowledged_messages_of_a_closed_channel_come_first(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take, kind: dict[str, str]
 ) -> None:
-    """The unacknowledged messages of a closed channel are redelivered before newer messages, in their original
+    """When a channel is closed, its unacknowledged messages are redelivered before newer messages, in their original
     order.
     """
     channel.queue_declare("q", durable=True, arguments=kind)
@@ -286,7 +294,7 @@ def test_messages_of_a_closed_channel_come_first(
 
 
 def test_an_auto_delete_queue_is_deleted_with_its_last_consumer(channel: BlockingChannel) -> None:
-    """An auto-delete queue exists until its last consumer is cancelled."""
+    """An auto-delete queue is deleted when its last consumer is cancelled, and not before."""
     channel.queue_declare("q", auto_delete=True)
     tags = [channel.basic_consume("q", print) for _ in range(2)]
     channel.basic_cancel(tags[0])
@@ -300,7 +308,7 @@ def test_an_auto_delete_queue_is_deleted_with_its_last_consumer(channel: Blockin
 def test_an_exclusive_queue_is_deleted_with_its_connection(
     connect: Callable[..., pika.BlockingConnection], connection: pika.BlockingConnection, take: Take
 ) -> None:
-    """When a connection is closed, its exclusive queue is deleted, even if it was declared durable."""
+    """When a connection is closed, its exclusive queue is deleted, even if the queue was declared durable."""
     other = connect()
     other.channel().queue_declare("q", exclusive=True, durable=True)
     other.close()
@@ -328,7 +336,7 @@ def test_purge_and_delete_return_the_number_of_ready_messages(channel: BlockingC
 
 
 def test_x_death_can_be_encoded_as_json(channel: BlockingChannel, take: Take) -> None:
-    """The entries of an x-death header can be encoded as JSON, except for their times."""
+    """The entries of a dead letter's x-death header can be encoded as JSON, except for their times."""
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_max_length=0))
     channel.basic_publish("", "q", b"x")

@@ -42,14 +42,16 @@ close connection name=none -> *** Not found
 """
 
 
-def test_rabbitmqadmin_prints_the_same_with_both_brokers(
+def test_rabbitmqadmin_works_with_the_embedded_broker_as_with_rabbitmq(
     broker: TestBroker,
     rabbitmq: TestBroker | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Each rabbitmqadmin command prints the same text with RabbitMQ and with the embedded broker."""
+    """Each rabbitmqadmin command in this test prints the expected text both with RabbitMQ and with the embedded
+    broker.
+    """
     if rabbitmq is None:
         pytest.skip("no RabbitMQ to have it from")
     try:

@@ -1,4 +1,4 @@
-"""Replaying a recording in a user's test: messages are published once the program under test is ready."""
+"""Replaying a recording in a user's test: each message is published once the program under test is ready for it."""
 
 import json
 import subprocess
@@ -60,8 +60,8 @@ def test_replay_waits_until_queues_and_bindings_exist(
     amqp_broker: EmbeddedBroker,
     api_of: Callable[[EmbeddedBroker], Api],
 ) -> None:
-    """If the exchange, the queue and the bindings are declared only during a replay, all messages of the recording
-    still arrive, in order. Failed attempts to publish a message are not recorded.
+    """If a test declares the exchange, queue and bindings only during a replay, all messages of the recording still
+    arrive, in order, and each is recorded as published once.
     """
 
     def attempts() -> int:
@@ -86,7 +86,7 @@ def test_replay_waits_until_queues_and_bindings_exist(
     assert replay(vhost.url, recording, speed=5000) == 50
 
 
-def test_replay_names_an_unroutable_message(vhost: Vhost, channel: BlockingChannel, recording: Path) -> None:
+def test_replay_says_why_a_message_stays_unroutable(vhost: Vhost, channel: BlockingChannel, recording: Path) -> None:
     """If a message of a recording stays unroutable, replay() raises Unavailable, which names the missing exchange or
     the unbound routing key.
     """
@@ -139,8 +139,8 @@ def test_without_a_path(amqp_vhost): pass
 
 
 def test_the_marker_amqp_recording_replays_in_a_users_test(tmp_path: Path, recording: Path) -> None:
-    """In another project's tests, the pytest marker amqp_recording replays its file, and explains a wrong use in one
-    sentence.
+    """In a user's test, the pytest marker amqp_recording replays the recording that the marker names. A test that
+    misuses the marker fails, and the error says what is wrong.
     """
     assert recording.parent == tmp_path
     (tmp_path / "test_app.py").write_text(TESTS)
@@ -172,9 +172,8 @@ WRONG = {
 
 
 def test_wrong_arguments_of_the_marker_amqp_recording_fail_the_test(tmp_path: Path, recording: Path) -> None:
-    """A speed, patience or condition that is not valid, an unknown argument, and a recording of which nothing would be
-    replayed fail the test before it runs. The error names the marker, the file and the argument, as the command
-    `recording replay` does.
+    """If an argument of the marker amqp_recording is invalid or unknown, or no message would be replayed, the test
+    fails before it runs, and the error names the file and the argument.
     """
     assert recording.parent == tmp_path
     (tmp_path / "empty.ndjson").write_text("\n")
@@ -195,8 +194,8 @@ def test_wrong_arguments_of_the_marker_amqp_recording_fail_the_test(tmp_path: Pa
 
 
 def test_any_error_during_a_replay_is_raised(vhost: Vhost, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If an unexpected error occurs in the thread of a replay, the error is raised at the end of the replay, so that
-    the test fails.
+    """If an unexpected error occurs in the thread of replaying(), the with statement raises the error when it ends, so
+    that the test fails.
     """
 
     def fail(*_: object) -> None:

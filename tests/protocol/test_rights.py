@@ -353,8 +353,8 @@ def native(request: pytest.FixtureRequest) -> Iterator[tuple[World, str]]:
 def test_operations_over_amqp_0_9_1_need_exactly_their_permissions(
     world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, row: Row
 ) -> None:
-    """Over AMQP 0-9-1, each operation succeeds with exactly the permissions that it needs, and is refused if one of
-    them is missing.
+    """Over AMQP 0-9-1, a user can perform an operation with exactly the permissions that it needs, and is refused
+    with 403 if one of them is missing.
     """
     assert row.channel is not None
     for granted, enough in cases(row.needs):
@@ -372,8 +372,8 @@ def test_operations_over_amqp_0_9_1_need_exactly_their_permissions(
 @rows("links")
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
 def test_operations_over_amqp_1_0_need_exactly_their_permissions(native: "tuple[World, str]", row: Row) -> None:
-    """Over AMQP 1.0, each operation succeeds with exactly the permissions that it needs, and is refused if one of them
-    is missing.
+    """Over AMQP 1.0, a user can perform an operation with exactly the permissions that it needs, and is refused with
+    unauthorized-access if one of them is missing.
     """
     world, url = native
     assert row.links is not None
@@ -386,8 +386,8 @@ def test_operations_over_amqp_1_0_need_exactly_their_permissions(native: "tuple[
 
 @rows("http")
 def test_operations_of_the_management_api_need_exactly_their_permissions(world: World, row: Row) -> None:
-    """In the management API, each operation succeeds with exactly the permissions that it needs, and is refused if one
-    of them is missing.
+    """In the management API, a user can perform an operation with exactly the permissions that it needs, and is
+    refused with 401 (for publishing, 400) if one of them is missing.
     """
     asked = row.http
     assert asked is not None
@@ -405,8 +405,8 @@ def test_operations_of_the_management_api_need_exactly_their_permissions(world: 
 def test_operations_of_the_stream_protocol_need_exactly_their_permissions(
     world: World, open_stream: Opener, row: Row
 ) -> None:
-    """In the stream protocol, each operation succeeds with exactly the permissions that it needs, and is refused if one
-    of them is missing.
+    """In the stream protocol, a user can perform an operation with exactly the permissions that it needs, and is
+    refused if one of them is missing.
     """
     assert row.stream is not None
     for granted, enough in cases(row.needs):
@@ -418,8 +418,8 @@ def test_operations_of_the_stream_protocol_need_exactly_their_permissions(
 def test_storing_an_offset_needs_write_permission_before_3_13(
     broker: TestBroker, world: World, open_stream: Opener
 ) -> None:
-    """Storing an offset in a stream needs the write permission for the stream up to RabbitMQ 3.12, and the read
-    permission from 3.13 on.
+    """Up to RabbitMQ 3.12, a user who stores an offset in a stream needs the write permission for the stream; from
+    3.13 on, the read permission.
     """
     needed = "read" if broker.differs_since("4.0", "whoever may read a stream may store offsets") else "write"
     for granted, enough in cases([(needed, "s")]):
@@ -490,7 +490,7 @@ def streams(request: pytest.FixtureRequest) -> Iterator[tuple[World, Callable[[s
 def test_super_stream_operations_need_permissions_for_each_partition(
     streams: "tuple[World, Callable[[str, str], RawStream]]", operation: str
 ) -> None:
-    """Creating and deleting a super stream needs the permissions for its exchange and for each partition."""
+    """To create or delete a super stream, a user needs the permissions for its exchange and for each partition."""
     world, log_in = streams
     needs, perform = SUPER_STREAMS[operation]
     guest = log_in("guest", "guest")
@@ -524,8 +524,8 @@ LOOKUPS: list[tuple[str, list[Need], bool]] = [
 def test_lookups_of_streams_need_permissions(
     streams: "tuple[World, Callable[[str, str], RawStream]]", request: pytest.FixtureRequest
 ) -> None:
-    """From 4.2 on, a user without permissions does not learn which streams exist, or which partitions a super stream
-    has.
+    """From RabbitMQ 4.2 on, a user without permissions cannot find out which streams exist, or which partitions a
+    super stream has.
     """
     world, log_in = streams
     is_checked = "4.0" not in request.node.name
@@ -615,8 +615,8 @@ def grant_topics(world: World) -> None:
 def test_topic_permissions_apply_over_amqp_0_9_1(
     broker: TestBroker, world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, topic: Topic
 ) -> None:
-    """Over AMQP 0-9-1, a routing key that the user's topic permission does not match is refused. From 4.0.3 on, such a
-    key in CC or BCC is refused, too.
+    """Over AMQP 0-9-1, publishing or binding with a routing key that the user's topic permission does not match is
+    refused. From RabbitMQ 4.0.3 on, that includes keys in CC and BCC.
     """
     grant_topics(world)
     assert topic.channel is not None
@@ -634,7 +634,7 @@ def test_topic_permissions_apply_over_amqp_0_9_1(
 @of_topics
 def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world: World, topic: Topic) -> None:
     """In the management API, publishing or binding with a routing key that the user's topic permission does not match
-    is refused.
+    is refused. From RabbitMQ 4.0.3 on, that includes keys in CC and BCC.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
     grant_topics(world)
@@ -651,8 +651,8 @@ def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world
 @of_topics
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
 def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topic: Topic) -> None:
-    """Over AMQP 1.0, topic permissions are checked for every routing key of a message or binding, including those in
-    x-cc.
+    """Over AMQP 1.0, a user's topic permission must match each routing key of a message or binding, including those
+    in x-cc.
     """
     if topic.links is None:
         pytest.skip("AMQP 1.0 has no BCC")
@@ -665,8 +665,8 @@ def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topi
 
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
 def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_on(native: "tuple[World, str]") -> None:
-    """An embedded broker that imitates RabbitMQ 4.0 or 4.3 checks topic permissions for routing keys in CC and BCC,
-    over AMQP 0-9-1 and over HTTP.
+    """An embedded broker that imitates RabbitMQ 4.0 or 4.3 also checks topic permissions for routing keys in CC and
+    BCC, over AMQP 0-9-1 and over HTTP.
     """
     world, url = native
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
@@ -707,7 +707,7 @@ TAGS = [
     ("tags", "asked", "status"), TAGS, ids=[f"{tags or 'none'} {a.method} {a.path}" for tags, a, _ in TAGS]
 )
 def test_a_users_tags_decide_on_management_requests(world: World, tags: str, asked: Asked, status: int) -> None:
-    """A user's tags decide whether listing queues, setting a policy, listing nodes and changing a user over HTTP is
+    """A user's tags decide whether a request to the management API, such as listing nodes or changing a user, is
     allowed or gets 401.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": tags})
@@ -717,8 +717,10 @@ def test_a_users_tags_decide_on_management_requests(world: World, tags: str, ask
 
 
 @pytest.mark.parametrize("native", ["4.3"], indirect=True)
-def test_an_administrator_still_needs_permissions(native: "tuple[World, str]") -> None:
-    """Over AMQP 0-9-1 and AMQP 1.0, an administrator without permissions cannot use queues or exchanges."""
+def test_an_administrator_without_permissions_cannot_use_queues_or_exchanges(native: "tuple[World, str]") -> None:
+    """Over AMQP 0-9-1 and AMQP 1.0, an administrator without permissions is refused each operation on queues and
+    exchanges.
+    """
     world, url = native
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "administrator"})
     world.reset([])
@@ -733,8 +735,8 @@ def test_an_administrator_still_needs_permissions(native: "tuple[World, str]") -
 
 
 def test_the_management_api_cannot_use_an_exclusive_queue(world: World, connection: pika.BlockingConnection) -> None:
-    """Even an administrator gets 400 for a request to the management API that uses an exclusive queue
-    of a connection.
+    """Even an administrator gets 400 for a request to the management API that uses an exclusive queue of some
+    connection.
     """
     world.reset([])
     connection.channel().queue_declare("theirs", exclusive=True)
@@ -753,8 +755,8 @@ def test_the_management_api_cannot_use_an_exclusive_queue(world: World, connecti
 def test_a_policy_needs_no_rights_to_the_exchange_that_it_names(
     world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, kind: str
 ) -> None:
-    """A policymaker may name any exchange in a policy. A user who declares a queue or exchange that the policy matches
-    needs no permission for the named exchange, either.
+    """A user needs no permission for an exchange to name it in a policy, or to declare a queue or exchange to which
+    such a policy applies.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "policymaker"})
     world.reset([("configure", "new")])

@@ -95,7 +95,9 @@ _KINDS_OF_NUMBERS = pytest.mark.differs_since("4.0", "a headers exchange tells k
 def test_headers_bindings_match_all_or_any(
     channel: BlockingChannel, arguments: dict[str, Any], headers: dict[str, Any], matches: bool
 ) -> None:
-    """A binding of a headers exchange matches a message's headers by x-match, values and types, as in RabbitMQ."""
+    """A binding of a headers exchange matches a message's headers by x-match, and by the values and types of the
+    headers, as in RabbitMQ.
+    """
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.headers", "", arguments=arguments)
     properties = AnyHeaders if float in map(type, headers.values()) else BasicProperties
@@ -104,7 +106,7 @@ def test_headers_bindings_match_all_or_any(
 
 
 def test_a_queue_gets_a_message_once(channel: BlockingChannel) -> None:
-    """A queue gets a message once, however many bindings of an exchange lead to the queue."""
+    """A queue gets a message once, even if several bindings of an exchange lead to the queue."""
     channel.queue_declare("q")
     channel.exchange_declare("next", "fanout")
     channel.queue_bind("q", "next")
@@ -141,8 +143,8 @@ def test_unbind_removes_only_the_binding_with_the_same_arguments(channel: Blocki
 
 
 def test_an_alternate_exchange_gets_unmatched_messages(channel: BlockingChannel, take: Take) -> None:
-    """A message without a matching binding goes to the alternate exchange. If no queue is bound to that exchange and
-    the message is mandatory, it is returned as unroutable.
+    """A message without a matching binding goes to the alternate exchange. If no queue is bound to the alternate
+    exchange either, a mandatory message is returned as unroutable.
     """
     channel.exchange_declare("rest", "fanout")
     channel.exchange_declare("x", "direct", arguments={"alternate-exchange": "rest"})
@@ -160,8 +162,8 @@ def test_an_alternate_exchange_gets_unmatched_messages(channel: BlockingChannel,
 
 
 def test_cc_and_bcc_are_additional_routing_keys(channel: BlockingChannel, take: Take) -> None:
-    """Each queue named by its routing key in CC or BCC gets a message once. The header BCC is removed, and CC
-    is kept.
+    """Each queue named by the routing key, in CC or in BCC gets a message once. The header BCC is removed, and CC is
+    kept.
     """
     for queue in ("to", "cc", "bcc"):
         channel.queue_declare(queue)
@@ -174,7 +176,7 @@ def test_cc_and_bcc_are_additional_routing_keys(channel: BlockingChannel, take: 
 
 
 def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(channel: BlockingChannel) -> None:
-    """An auto-delete exchange is deleted when the last queue that was bound to it is deleted."""
+    """An auto-delete exchange is deleted when the last queue that is bound to it is deleted."""
     channel.exchange_declare("x", "fanout", auto_delete=True)
     channel.queue_declare("q")
     channel.queue_bind("q", "x")
@@ -185,7 +187,7 @@ def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(channel: Block
 
 
 def test_deleting_an_exchange_deletes_its_bindings(channel: BlockingChannel) -> None:
-    """Deleting an exchange deletes its bindings: an exchange declared again under the same name has none."""
+    """After an exchange is deleted and declared again under its old name, it has no bindings."""
     channel.exchange_declare("x", "fanout")
     channel.queue_declare("q")
     channel.queue_bind("q", "x")
@@ -196,8 +198,8 @@ def test_deleting_an_exchange_deletes_its_bindings(channel: BlockingChannel) -> 
 
 
 def test_an_empty_queue_name_means_the_last_declared_queue(channel: BlockingChannel) -> None:
-    """queue.bind with an empty queue name and routing key binds the queue that the channel declared last, with the
-    queue's name as routing key.
+    """A queue.bind with an empty queue name and routing key binds the queue that the channel declared last, with the
+    queue's name as the routing key.
     """
     name = channel.queue_declare("", exclusive=True).method.queue
     assert name.startswith("amq.gen-")

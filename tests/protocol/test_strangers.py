@@ -1,4 +1,4 @@
-"""Clients without a login cost the embedded broker little."""
+"""Clients without a login cannot fill the embedded broker's log, or use up its connections."""
 
 import socket
 import time
@@ -15,8 +15,8 @@ _UNDECODABLE = b"AMQP\x00\x00\x09\x01" + raw_frame(1, 0, b"\x00\x0a\x00\x0b" + b
 
 
 def test_clients_without_a_login_cannot_fill_the_log(tmp_path: Path) -> None:
-    """If clients without a login send frames that cannot be decoded, the broker logs at most one short line per second,
-    with a count.
+    """If clients without a login send frames that cannot be decoded, the broker logs at most one line of less than
+    800 characters per second, with a count.
     """
     with BrokerProcess(tmp_path, "--in-memory") as broker:
         port = int(broker.url.rpartition(":")[2].partition("/")[0])
@@ -43,8 +43,8 @@ def test_clients_without_a_login_cannot_fill_the_log(tmp_path: Path) -> None:
 
 
 def test_connections_without_a_login_are_limited_per_address(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """If clients from one address open more connections without a login than the limit, the oldest of these connections
-    are closed, and a logged-in connection stays open.
+    """If one address opens more connections without a login than the limit, the oldest of them are closed, and a
+    logged-in connection stays open.
     """
     monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker() as broker, RawClient(broker.url) as friend:

@@ -1,4 +1,4 @@
-"""Messages that the stream protocol has confirmed survive `kill -9`, and so do the ids of their producers."""
+"""Messages confirmed over the stream protocol, and publishing ids, survive `kill -9`."""
 
 import struct
 import threading
@@ -21,8 +21,8 @@ def connect(process: BrokerProcess) -> RawStream:
 
 
 def test_confirmed_stream_messages_survive_a_kill(tmp_path: Path) -> None:
-    """After the broker is killed, a stream contains all confirmed messages in order. A named publisher that continues
-    at its last publishing id stores no message twice.
+    """After the broker was killed, a stream has all confirmed messages in order. A named publisher that continues at
+    its last publishing id stores no message twice.
     """
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--stream-port", "0") as process:
         client = connect(process)

@@ -44,7 +44,7 @@ def read_all(process: BrokerProcess, count: int) -> list[tuple[int, bytes]]:
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_stream_messages_survive_a_restart(tmp_path: Path, how: str) -> None:
-    """After a restart, a stream has its persistent and transient messages; deleting the stream deletes its files."""
+    """After a restart, a stream has its persistent and transient messages. Deleting the stream deletes its files."""
     with BrokerProcess(tmp_path) as process:
         channel = declare(connect(process))
         for number in range(20):
@@ -61,8 +61,8 @@ def test_stream_messages_survive_a_restart(tmp_path: Path, how: str) -> None:
 
 
 def test_an_interrupted_write_to_a_stream_is_cut_off(tmp_path: Path) -> None:
-    """If a stream's file ends with an incomplete chunk, the broker starts, reports the lost bytes, and has all
-    confirmed messages.
+    """If a stream's file ends with an incomplete chunk, the broker starts, logs how many bytes could not be read, and
+    has all confirmed messages.
     """
     with BrokerProcess(tmp_path) as process:
         channel = declare(connect(process))
@@ -78,7 +78,9 @@ def test_an_interrupted_write_to_a_stream_is_cut_off(tmp_path: Path) -> None:
 
 
 def test_files_of_a_half_deleted_stream_are_not_reused(tmp_path: Path) -> None:
-    """If a kill interrupts the deletion of a stream, a new stream of that name contains none of its messages."""
+    """If the broker stops before the files of a deleted stream are removed, a new stream with the same name does not
+    contain the old messages.
+    """
     with BrokerProcess(tmp_path) as process:
         with connect(process) as connection:
             channel = declare(connection)

@@ -51,11 +51,11 @@ ACCESS_REFUSED, PRECONDITION_FAILED, NO_PUBLISHER, NO_OFFSET = range(16, 20)
     ("mechanism", "secret", "code"),
     [("FOO", b"\0guest\0guest", 7), ("PLAIN", b"\0guest\0wrong", 8), ("PLAIN", b"guest", 9)],
 )
-def test_a_login_that_fails_ends_the_connection(
+def test_a_stream_login_that_fails_ends_the_connection(
     connect_stream: Opener, mechanism: str, secret: bytes, code: int
 ) -> None:
     """Over the stream protocol, a login with an unknown mechanism, a wrong password or a malformed response gets the
-    error code for that, and the connection is closed.
+    error code for this failure, and the connection is closed.
     """
     client = connect_stream()
     client.request(PEER_PROPERTIES, table({}))
@@ -67,7 +67,7 @@ def test_a_login_that_fails_ends_the_connection(
     assert client.at_end()
 
 
-def test_a_missing_virtual_host_ends_the_connection(connect_stream: Opener) -> None:
+def test_opening_an_unknown_virtual_host_ends_a_stream_connection(connect_stream: Opener) -> None:
     """The stream command `open` with an unknown virtual host gets code 12, and the connection is closed."""
     client = connect_stream()
     client.log_in()
@@ -76,8 +76,8 @@ def test_a_missing_virtual_host_ends_the_connection(connect_stream: Opener) -> N
     assert client.at_end()
 
 
-def test_a_command_before_the_login_ends_the_connection(connect_stream: Opener) -> None:
-    """A stream client that sends `create` before it has logged in is disconnected."""
+def test_a_command_before_the_login_ends_a_stream_connection(connect_stream: Opener) -> None:
+    """A stream client that sends the command `create` before it has logged in is disconnected."""
     client = connect_stream()
     client.send(CREATE, struct.pack(">I", 1) + string("s") + table({}))
 
@@ -94,7 +94,7 @@ def test_a_command_before_the_login_ends_the_connection(connect_stream: Opener) 
     ],
     ids=["unknown", "too short", "too long", "of another version"],
 )
-def test_an_invalid_frame_closes_the_connection(client: RawStream, key: int, body: bytes, version: int) -> None:
+def test_an_invalid_frame_closes_a_stream_connection(client: RawStream, key: int, body: bytes, version: int) -> None:
     """A frame of the stream protocol with an unknown key, a wrong length or an unsupported version closes the
     connection with "unknown frame".
     """
@@ -106,14 +106,14 @@ def test_an_invalid_frame_closes_the_connection(client: RawStream, key: int, bod
 
 
 @on_any_broker
-def test_heartbeats_are_sent_as_agreed(open_stream: Opener) -> None:
-    """The broker sends heartbeats to a stream client that has agreed on a heartbeat of 1 s."""
+def test_a_stream_client_gets_the_negotiated_heartbeats(open_stream: Opener) -> None:
+    """The broker sends heartbeats to a stream client that has negotiated a heartbeat of 1 s."""
     client = open_stream(heartbeat=1)
 
     assert client.expect(HEARTBEAT) == b""
 
 
-def test_a_close_command_is_answered_before_the_connection_ends(client: RawStream) -> None:
+def test_the_stream_command_close_is_answered_before_the_connection_ends(client: RawStream) -> None:
     """The broker answers the stream command `close` with OK, and then closes the connection."""
     assert client.request(CLOSE, struct.pack(">H", OK) + string("bye")).code == OK
     assert client.at_end()
@@ -123,7 +123,7 @@ def test_a_close_command_is_answered_before_the_connection_ends(client: RawStrea
 
 
 def test_creating_an_existing_stream_is_refused(client: RawStream) -> None:
-    """Creating a stream that exists is refused with already-exists, or if the arguments differ, with
+    """Creating an existing stream again is refused with already-exists if the arguments are equal, and otherwise with
     precondition-failed.
     """
     assert client.create("s", max_length_bytes="5000000000", max_age="1h") == OK
@@ -140,8 +140,10 @@ def test_an_invalid_stream_name_or_argument_is_refused(client: RawStream, name: 
     assert client.create(name, **arguments) == PRECONDITION_FAILED
 
 
-def test_a_stream_is_a_queue_of_amqp(client: RawStream, stream: str, channel: BlockingChannel) -> None:
-    """A stream created over the stream protocol exists over AMQP as a queue, and a stream declared over AMQP exists in
+def test_a_stream_exists_over_amqp_and_over_the_stream_protocol(
+    client: RawStream, stream: str, channel: BlockingChannel
+) -> None:
+    """A stream created over the stream protocol can be declared over AMQP, and a stream declared over AMQP exists in
     the stream protocol.
     """
     arguments = {"x-queue-type": "stream"}
@@ -152,8 +154,8 @@ def test_a_stream_is_a_queue_of_amqp(client: RawStream, stream: str, channel: Bl
 
 
 def test_metadata_names_the_node_of_each_stream(client: RawStream, stream: str) -> None:
-    """The stream command `metadata` returns the leader of an existing stream, and for a missing stream, the code
-    stream-does-not-exist.
+    """The stream command `metadata` returns the leader of an existing stream, and the code stream-does-not-exist for
+    a missing one.
     """
     client.send(METADATA, struct.pack(">II", 7, 2) + string(stream) + string("none"))
 
@@ -166,8 +168,8 @@ def test_metadata_names_the_node_of_each_stream(client: RawStream, stream: str) 
 def test_publishers_and_readers_are_told_that_their_stream_was_deleted(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
-    """When a stream is deleted, its publishers and readers get metadata-update. Their publisher and subscription ids
-    are no longer valid.
+    """When a stream is deleted, its publishers and readers get metadata-update, and their publisher and subscription
+    ids become invalid.
     """
     reader = open_stream()
     reader.subscribe(1, stream)
@@ -187,9 +189,9 @@ def test_publishers_and_readers_are_told_that_their_stream_was_deleted(
 # -- publishing
 
 
-def test_publisher_ids_and_names_are_unique(client: RawStream, stream: str) -> None:
-    """The id of a stream publisher is unique on its connection. Its name is unique on its stream until the publisher is
-    deleted.
+def test_ids_and_names_of_stream_publishers_are_unique(client: RawStream, stream: str) -> None:
+    """A client cannot declare two stream publishers with the same id, or with the same name on one stream. After the
+    first publisher is deleted, its name can be used again.
     """
     assert client.declare_publisher(1, "none") == NO_STREAM
     assert client.declare_publisher(1, stream) == OK
@@ -201,10 +203,8 @@ def test_publisher_ids_and_names_are_unique(client: RawStream, stream: str) -> N
     assert client.declare_publisher(3, stream, "ann") == OK
 
 
-def test_an_id_published_before_is_confirmed_and_not_stored_again(client: RawStream, stream: str) -> None:
-    """If a named publisher publishes a message with a publishing id that it has used before, the message is confirmed,
-    but not stored again.
-    """
+def test_a_message_with_a_used_publishing_id_is_confirmed_but_not_stored(client: RawStream, stream: str) -> None:
+    """If a named stream publisher uses a publishing id again, the message is confirmed, but not stored."""
     client.declare_publisher(1, stream, "ann")
     asked = string("ann") + string(stream)
     assert client.request(QUERY_PUBLISHER, asked) == (OK, struct.pack(">Q", 0))
@@ -219,9 +219,9 @@ def test_an_id_published_before_is_confirmed_and_not_stored_again(client: RawStr
     assert client.entries(3) == [b"five", b"six", b"seven"]
 
 
-def test_batches_are_stored_unchanged(client: RawStream, stream: str) -> None:
-    """A sub-entry batch is stored and delivered without being unpacked, and the offset of the next message counts the
-    messages in the batch.
+def test_sub_entry_batches_of_a_stream_are_stored_unchanged(client: RawStream, stream: str) -> None:
+    """A stream stores and delivers a sub-entry batch without unpacking it, and the offset of the next message counts
+    all messages in the batch.
     """
     batch = struct.pack(">BHII", 0xC0, 3, 100, 7) + b"packed!"
     client.declare_publisher(1, stream, "ann")
@@ -243,8 +243,8 @@ def test_batches_are_stored_unchanged(client: RawStream, stream: str) -> None:
 
 @pytest.mark.differs_since("4.3", "a publish frame above the negotiated size closes the connection")
 def test_a_publish_above_the_negotiated_frame_size_is_accepted(client: RawStream, stream: str) -> None:
-    """Up to 4.2, a stream client's publish frame larger than the negotiated maximum is accepted, since clients with
-    large batches rely on that.
+    """Up to RabbitMQ 4.2, a stream client's publish frame above the negotiated maximum size is accepted, because
+    clients with large batches rely on that.
     """
     client.declare_publisher(1, stream)
     client.publish(1, 0, *[bytes(500_000)] * 40)
@@ -253,13 +253,15 @@ def test_a_publish_above_the_negotiated_frame_size_is_accepted(client: RawStream
     assert {len(entry) for entry in client.entries(40)} == {500_000}
 
 
-def test_a_max_age_of_5000_digits_is_accepted(client: RawStream) -> None:
-    """A stream can be created with a max-age of 5,000 digits."""
+def test_a_stream_with_a_max_age_of_5000_digits_can_be_created(client: RawStream) -> None:
+    """A stream with a max-age of 5,000 digits can be created over the stream protocol."""
     assert client.create("old", **{"max-age": "9" * 5000 + "D"}) == OK
 
 
 def test_publishing_without_a_declared_publisher_is_an_error(client: RawStream) -> None:
-    """Each message published to a stream with an undeclared publisher id is refused with publisher-does-not-exist."""
+    """If a stream client publishes with an undeclared publisher id, each message is refused with
+    publisher-does-not-exist.
+    """
     client.publish(9, 5, b"a", b"b")
 
     refused = struct.pack(">BI", 9, 2) + struct.pack(">QHQH", 5, NO_PUBLISHER, 6, NO_PUBLISHER)
@@ -279,8 +281,8 @@ def three(client: RawStream, stream: str) -> str:
     return stream
 
 
-def test_a_client_gets_a_chunk_for_each_credit(client: RawStream, three: str) -> None:
-    """A stream subscription gets one chunk for each credit; each chunk has a valid checksum."""
+def test_a_stream_subscription_gets_a_chunk_for_each_credit(client: RawStream, three: str) -> None:
+    """A stream subscription gets one chunk for each credit, and each chunk has a valid checksum."""
     # Of two credits at the start, RabbitMQ 4.0 keeps one until it has another.
     assert client.subscribe(1, three, credit=1) == OK
     for offset in range(3):
@@ -297,8 +299,10 @@ def test_a_client_gets_a_chunk_for_each_credit(client: RawStream, three: str) ->
     [(FIRST, 0), (LAST, 2), (NEXT, 3), (at(1), 1), (at(1000), 3), (since(0), 0), (since(1 << 50), 3)],
     ids=["first", "last", "next", "an offset", "beyond the end", "long ago", "in the future"],
 )
-def test_a_subscription_starts_at_the_given_offset(client: RawStream, three: str, offset: bytes, first: int) -> None:
-    """A stream subscription starts at the offset that it asks for: first, last, next, a number or a timestamp."""
+def test_a_stream_subscription_starts_at_the_requested_offset(
+    client: RawStream, three: str, offset: bytes, first: int
+) -> None:
+    """A stream subscription starts at the requested offset: first, last, next, a number or a timestamp."""
     client.subscribe(1, three, offset)
     client.publish(1, 3, b"3")
     client.confirmed(1)
@@ -306,8 +310,10 @@ def test_a_subscription_starts_at_the_given_offset(client: RawStream, three: str
     assert client.chunk().first_offset == first
 
 
-def test_an_ended_subscription_gets_no_messages(client: RawStream, three: str) -> None:
-    """After `unsubscribe`, a stream client gets no more chunks; an unknown subscription id is refused."""
+def test_a_stream_client_that_has_unsubscribed_gets_no_messages(client: RawStream, three: str) -> None:
+    """After the stream command `unsubscribe`, a client gets no more chunks. Unsubscribing with an unknown
+    subscription id is refused.
+    """
     assert client.subscribe(1, "none") == NO_STREAM
     assert client.request(UNSUBSCRIBE, b"\1").code == NOT_SUBSCRIBED
     client.subscribe(1, three, NEXT)
@@ -332,10 +338,8 @@ def test_a_stored_offset_can_be_queried(client: RawStream, stream: str) -> None:
     assert answer == (OK, struct.pack(">Q", 42))
 
 
-def test_offsets_of_deleted_messages_are_forgotten(client: RawStream) -> None:
-    """The broker deletes a reader's stored offset together with the segment that contains the message at that
-    offset.
-    """
+def test_a_stored_offset_is_deleted_with_its_message(client: RawStream) -> None:
+    """When a stream deletes its oldest segment, it also deletes a reader's stored offset that lies in this segment."""
     client.create("short", max_length_bytes="2000", stream_max_segment_size_bytes="1000")
     client.declare_publisher(1, "short")
     asked = string("reader") + string("short")
@@ -372,8 +376,8 @@ _PROPERTIES = pika.BasicProperties(
 def test_a_message_keeps_its_properties_from_amqp_to_streams_and_back(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
-    """A message published over AMQP 0-9-1, read by a stream client and published again, keeps its properties over AMQP
-    0-9-1.
+    """A message published over AMQP 0-9-1, and the same message read and published again by a stream client, have the
+    original properties when they are read over AMQP 0-9-1.
     """
     channel.confirm_delivery()
     channel.queue_bind(stream, "amq.topic", "a.*")
@@ -395,8 +399,8 @@ def test_a_message_keeps_its_properties_from_amqp_to_streams_and_back(
 def test_a_message_of_a_stream_client_is_delivered_over_amqp(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
-    """The body and application properties of a message published over the stream protocol arrive over AMQP 0-9-1 as
-    body and headers.
+    """A message published over the stream protocol arrives over AMQP 0-9-1 with its body, and with its application
+    properties as headers.
     """
     client.declare_publisher(1, stream)
     client.publish(1, 0, b"\x00St\xc1\x07\x02\xa1\x01k\xa1\x01v" + b"\x00Su\xa0\x04body")
@@ -422,8 +426,8 @@ def ann(api: Api, vhost: str, ann: str) -> str:
 def test_stream_commands_without_permission_are_refused(
     open_stream: Opener, client: RawStream, stream: str, ann: str
 ) -> None:
-    """Over the stream protocol, a user without permissions gets access-refused for creating, deleting, publishing to,
-    subscribing to or querying a stream.
+    """Over the stream protocol, every command on a stream for which the user lacks the permission is refused with
+    access-refused.
     """
     client.create("hers")
     hers = open_stream(ann, "secret")
@@ -442,12 +446,10 @@ def test_stream_commands_without_permission_are_refused(
     assert hers.subscribe(1, "hers") == OK
 
 
-def test_the_read_permission_is_checked_only_when_subscribing(
+def test_the_read_permission_for_a_stream_is_checked_only_when_subscribing(
     open_stream: Opener, client: RawStream, api: Api, vhost: str, ann: str
 ) -> None:
-    """A user who loses the read permission for a stream still gets messages of an existing subscription, because the
-    permission is checked only when subscribing.
-    """
+    """A user who loses the read permission for a stream still gets messages over an existing subscription."""
     client.create("hers")
     client.declare_publisher(1, "hers")
     hers = open_stream(ann, "secret")

@@ -1,4 +1,4 @@
-"""Queues of type stream over AMQP 0-9-1: many readers of one log, each at its own offset."""
+"""Queues of type stream over AMQP 0-9-1: many readers of one stream, each at its own offset."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -52,8 +52,8 @@ class Reader:
 
 
 def test_each_stream_reader_gets_every_message(channel: BlockingChannel, take: Take) -> None:
-    """Each reader of a stream gets all messages in order, with the properties that they were published with, and with
-    x-stream-offset among the headers.
+    """Each reader of a stream gets all messages in order, with their original properties, and with x-stream-offset
+    among the headers.
     """
     channel.queue_bind("s", "amq.topic", "a.#")
     properties = BasicProperties(
@@ -90,8 +90,8 @@ def test_each_stream_reader_gets_every_message(channel: BlockingChannel, take: T
 def test_a_stream_reader_starts_at_x_stream_offset(
     channel: BlockingChannel, take: Take, offset: object, expected: list[int]
 ) -> None:
-    """A reader of a stream starts at its x-stream-offset: first, last, next, a number, a time or an age. Without
-    x-stream-offset, the reader starts at the next message.
+    """A reader of a stream starts at its x-stream-offset (first, last, next, a number, a time or an age), and without
+    one, at the next message.
     """
     publish(channel, *"abcde")
     reader = Reader(channel.connection, **({} if offset is None else {"offset": offset}))
@@ -100,9 +100,9 @@ def test_a_stream_reader_starts_at_x_stream_offset(
     assert reader.offsets == [*expected, 5]
 
 
-def test_a_stream_offset_beyond_the_end_waits_for_that_message(channel: BlockingChannel, take: Take) -> None:
-    """A reader whose x-stream-offset is beyond the end of the stream gets the message at this offset once it is
-    published, and no message before it.
+def test_a_reader_with_an_offset_beyond_the_end_waits_for_that_message(channel: BlockingChannel, take: Take) -> None:
+    """A reader whose x-stream-offset is beyond the end of the stream gets no message until the one at this offset is
+    published.
     """
     publish(channel, "a")
     reader = Reader(channel.connection, offset=3)
@@ -112,7 +112,7 @@ def test_a_stream_offset_beyond_the_end_waits_for_that_message(channel: Blocking
 
 
 def test_acknowledging_makes_room_for_the_next_stream_messages(channel: BlockingChannel, take: Take) -> None:
-    """A reader of a stream gets as many messages as its prefetch, and then one more for each message that the reader
+    """A reader of a stream gets as many messages as its prefetch, and one more for each message that the reader
     acknowledges.
     """
     publish(channel, *"abcdef")
@@ -143,7 +143,7 @@ def test_unacknowledged_messages_of_a_stream_are_not_redelivered(
 
 
 def test_deleting_a_stream_cancels_its_readers(channel: BlockingChannel, take: Take) -> None:
-    """When a stream is deleted, its readers get basic.cancel. A new stream of the same name starts at offset 0."""
+    """When a stream is deleted, its readers get basic.cancel. A new stream with the old name starts at offset 0."""
     publish(channel, "a")
     reader = Reader(channel.connection)
     cancelled: list[object] = []
@@ -158,7 +158,7 @@ def test_deleting_a_stream_cancels_its_readers(channel: BlockingChannel, take: T
 
 
 def test_a_stream_is_deleted_in_spite_of_if_empty_and_if_unused(channel: BlockingChannel) -> None:
-    """queue.delete of a stream ignores if-empty and if-unused, as in RabbitMQ."""
+    """A queue.delete of a stream ignores if-empty and if-unused, as in RabbitMQ."""
     publish(channel, "a")
     Reader(channel.connection)
     channel.queue_delete("s", if_unused=True, if_empty=True)
@@ -166,7 +166,7 @@ def test_a_stream_is_deleted_in_spite_of_if_empty_and_if_unused(channel: Blockin
 
 
 def test_the_oldest_segments_of_a_full_stream_are_deleted(channel: BlockingChannel, take: Take) -> None:
-    """If a stream exceeds x-max-length-bytes, its oldest messages are deleted."""
+    """If a stream exceeds x-max-length-bytes, its oldest messages are deleted, and the newest are kept without gaps."""
     channel.queue_delete("s")
     limits = {"x-max-length-bytes": 20_000, "x-stream-max-segment-size-bytes": 5_000}
     channel.queue_declare("s", durable=True, arguments={**STREAM, **limits})
@@ -204,9 +204,11 @@ def test_basic_get_and_purge_of_a_stream_are_refused(
 
 @pytest.mark.parametrize("requeue", [True, False])
 @pytest.mark.differs_since("4.0", "it is taken, and the reader gets no credit for it")
-def test_nack_on_a_stream_is_refused(channel: BlockingChannel, take: Take, *, requeue: bool) -> None:
-    """A basic.nack of a stream's message closes the connection, because a stream can neither requeue nor dead-letter a
-    message.
+def test_nacking_a_message_of_a_stream_closes_the_connection(
+    channel: BlockingChannel, take: Take, *, requeue: bool
+) -> None:
+    """A basic.nack of a stream's message closes the connection, because a stream can neither requeue nor dead-letter
+    it.
     """
     publish(channel, "a")
     reader = Reader(channel.connection, offset="first")
@@ -230,8 +232,8 @@ def test_nack_on_a_stream_is_refused(channel: BlockingChannel, take: Take, *, re
 def test_a_stream_consumer_needs_prefetch_and_acknowledgements(
     channel: BlockingChannel, prefetch: int, options: dict[str, Any], code: int, words: str
 ) -> None:
-    """basic.consume on a stream is refused without a prefetch, with automatic acknowledgement, with a priority or with
-    an invalid offset.
+    """A basic.consume on a stream is refused without a prefetch, with automatic acknowledgement, with a priority, or
+    with an invalid offset.
     """
     channel.basic_qos(prefetch_count=prefetch)
     with pytest.raises((ChannelClosedByBroker, ConnectionClosedByBroker)) as caught:
@@ -266,8 +268,8 @@ def test_a_stream_consumer_needs_prefetch_and_acknowledgements(
 def test_an_invalid_stream_declaration_is_refused(
     channel: BlockingChannel, arguments: dict[str, Any], options: dict[str, Any], words: str
 ) -> None:
-    """Declaring a transient, exclusive or auto-delete stream, or a stream with invalid arguments, is refused with
-    RabbitMQ's error text.
+    """Declaring a transient, exclusive, auto-delete or unnamed stream, or a stream with invalid arguments, is refused
+    with RabbitMQ's error text.
     """
     with pytest.raises(ChannelClosedByBroker, match=words):
         channel.queue_declare(**{"queue": "other", "durable": True, **options}, arguments={**STREAM, **arguments})
@@ -285,7 +287,7 @@ def test_declaring_a_stream_with_other_arguments_is_refused(
         channel.queue_declare("s", durable=True, arguments=arguments)
 
 
-def test_the_management_api_lists_a_stream_with_its_messages(
+def test_the_management_api_counts_all_messages_of_a_stream_as_ready(
     channel: BlockingChannel, take: Take, api: Api, vhost: str
 ) -> None:
     """The management API counts all messages of a stream as ready, even after a reader has got them."""
@@ -302,8 +304,8 @@ def test_the_management_api_lists_a_stream_with_its_messages(
 
 
 def test_a_stream_age_or_offset_of_5000_digits_is_accepted(channel: BlockingChannel, take: Take) -> None:
-    """A stream with an x-max-age of 5,000 digits keeps its messages, and a reader whose x-stream-offset is an age of
-    5,000 digits gets them all.
+    """A stream can have an x-max-age of 5,000 digits. A reader whose x-stream-offset is an age of 5,000 digits starts
+    at the first message.
     """
     for_ever = "9" * 5000 + "D"
     channel.queue_declare("old", durable=True, arguments={**STREAM, "x-max-age": for_ever})

@@ -46,8 +46,8 @@ def port_of(broker: EmbeddedBroker, protocol: str) -> tuple[str, int]:
 
 
 def test_clients_of_every_protocol_can_log_in_over_tls(broker: EmbeddedBroker, amqp_tls: Authority) -> None:
-    """Over TLS, clients can log in to AMQP, the management API and the stream port. An AMQP client gets a message that
-    is larger than a TLS record.
+    """Over TLS, clients can log in to AMQP, the management API and the stream port, and an AMQP client gets a message
+    of 1 MB.
     """
     api = Management(broker.urls["https"], "guest", "guest", ca=str(amqp_tls.ca))
     with connection(broker, amqp_tls) as opened:
@@ -69,11 +69,11 @@ def test_clients_of_every_protocol_can_log_in_over_tls(broker: EmbeddedBroker, a
     assert api.get(f"health/checks/port-listener/{listening['amqp/ssl']}")["status"] == "ok"
 
 
-def test_a_failed_tls_handshake_is_one_line_in_the_log(
+def test_a_failed_tls_handshake_is_logged_in_one_line(
     broker: EmbeddedBroker, amqp_tls: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A client that does not speak TLS, or does not trust the certificate, causes one line in the log; other clients
-    can connect.
+    """If a client does not speak TLS, or does not trust the broker's certificate, the broker logs one line, and other
+    clients can connect.
     """
     with caplog.at_level(logging.WARNING), socket.create_connection(port_of(broker, "amqp/ssl"), timeout=60) as plain:
         plain.sendall(b"AMQP\x00\x00\x09\x01")
@@ -93,8 +93,8 @@ def test_a_failed_tls_handshake_is_one_line_in_the_log(
 def test_unfinished_tls_handshakes_are_limited_per_address(
     amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If one address has more connections with an unfinished TLS handshake than the limit, the oldest of these
-    connections are closed, and other clients are served.
+    """If one address has more connections with an unfinished TLS handshake than the limit, the oldest of them are
+    closed, and other clients are served.
     """
     monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker(tls=amqp_tls.tls()) as broker, ExitStack() as stack:
@@ -110,7 +110,7 @@ def test_unfinished_tls_handshakes_are_limited_per_address(
 
 
 def test_a_tls_handshake_has_a_time_limit(amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that does not finish the TLS handshake in time is disconnected."""
+    """The broker disconnects a client that does not finish the TLS handshake within the time limit."""
     monkeypatch.setattr(listener, "_HANDSHAKE_SECONDS", 0.05)
     with (
         EmbeddedBroker(tls=amqp_tls.tls()) as broker,
@@ -120,8 +120,8 @@ def test_a_tls_handshake_has_a_time_limit(amqp_tls: Authority, monkeypatch: pyte
 
 
 def test_a_client_certificate_can_be_required(amqp_tls: Authority) -> None:
-    """If client certificates are required, a client without a certificate is refused. A client with a certificate can
-    connect, and gets connection.close when the broker stops.
+    """If client certificates are required, a client without one is refused. A client with one can connect, and gets
+    connection.close when the broker stops.
     """
     with EmbeddedBroker(tls=amqp_tls.tls(client_certificates=True)) as broker:
         with pytest.raises(AMQPError), connection(broker, amqp_tls):
@@ -144,8 +144,8 @@ def test_a_client_certificate_can_be_required(amqp_tls: Authority) -> None:
     ],
 )
 def test_invalid_tls_files_are_named(amqp_tls: Authority, cert: str, key: str, why: str) -> None:
-    """If a TLS file is missing or is not PEM, or the key does not match the certificate, EmbeddedBroker.start() raises
-    OSError with the reason.
+    """If a TLS file is missing or not in PEM form, or the key does not match the certificate, EmbeddedBroker.start()
+    raises OSError with the reason.
     """
     with pytest.raises(OSError, match=why):
         EmbeddedBroker(tls=Tls(amqp_tls.ca.parent / cert, amqp_tls.ca.parent / key)).start()
@@ -170,8 +170,8 @@ def ipv6() -> bool:
 
 @pytest.mark.parametrize("host", ["::", "localhost"])
 def test_one_port_serves_ipv4_and_ipv6(host: str) -> None:
-    """A broker with the host `::` or `localhost` listens on one port for IPv4 and IPv6. If this port is in use for one
-    of the two, EmbeddedBroker.start() raises OSError.
+    """A broker with the host `::` or `localhost` listens on one port for IPv4 and IPv6; a second broker on this port,
+    for IPv6 alone, fails to start with OSError.
     """
     names = {address[0] for _, _, _, _, address in socket.getaddrinfo("localhost", 1)}
     if not ipv6() or (host == "localhost" and "::1" not in names):

@@ -1,4 +1,4 @@
-"""Long work for one client is done in turns, so that the embedded broker serves the others meanwhile."""
+"""The embedded broker does long work for one client in turns, and serves other clients in between."""
 
 import asyncio
 import base64
@@ -105,7 +105,9 @@ def publish_batches(client: RawStream, count: int, encoded: bytes) -> None:
 def test_a_consumer_of_millions_of_empty_messages_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, client: RawStream, watch: LoopWatch, offset: str, *, is_packed: bool
 ) -> None:
-    """basic.consume on a stream with millions of empty messages in sub-entry batches does not hold up other clients."""
+    """basic.consume on a stream with millions of empty messages in sub-entry batches keeps other clients waiting for
+    less than 0.25 s of processor time.
+    """
     client.create("s")
     client.declare_publisher(1, "s")
     count = 60 if is_packed else 3
@@ -125,8 +127,8 @@ def test_a_consumer_of_millions_of_empty_messages_does_not_hold_up_other_clients
 def test_comparing_a_large_header_with_many_bindings_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
-    """Routing a message with a large list in its headers by a thousand headers bindings does not hold
-    up other clients.
+    """Routing a message with a large list in its headers by a thousand headers bindings keeps other clients waiting
+    for less than 0.25 s of processor time.
     """
     with RawClient(broker.url) as client:
         client.send(commands.Exchange.Declare(exchange="h", exchange_type="headers"))
@@ -149,7 +151,9 @@ def test_comparing_a_large_header_with_many_bindings_does_not_hold_up_other_clie
 
 
 def test_a_subscription_with_many_filters_does_not_hold_up_other_clients(client: RawStream, watch: LoopWatch) -> None:
-    """A stream subscription with 45,000 filter values does not hold up other clients."""
+    """A stream subscription with 45,000 filter values keeps other clients waiting for less than 0.25 s of processor
+    time, and gets a message with one of these values.
+    """
     client.create("s")
     client.declare_publisher(1, "s")
     for number in range(1500):
@@ -166,7 +170,9 @@ def test_a_subscription_with_many_filters_does_not_hold_up_other_clients(client:
 
 
 def test_subscriptions_by_time_do_not_hold_up_other_clients(client: RawStream, watch: LoopWatch) -> None:
-    """Subscriptions by timestamp on a stream of thousands of tiny segments do not hold up other clients."""
+    """Subscribing by timestamp to a stream of thousands of tiny segments keeps other clients waiting for less than
+    0.25 s of processor time.
+    """
     client.create("s", stream_max_segment_size_bytes="1")
     client.declare_publisher(1, "s")
     for number in range(4000):
@@ -185,7 +191,9 @@ def test_subscriptions_by_time_do_not_hold_up_other_clients(client: RawStream, w
 
 
 def test_creating_a_large_super_stream_does_not_hold_up_other_clients(client: RawStream, watch: LoopWatch) -> None:
-    """Creating and deleting a super stream with thousands of partitions does not hold up other clients."""
+    """Creating and deleting a super stream with thousands of partitions keeps other clients waiting for less than 0.25
+    s of processor time.
+    """
     names = [f"p{number}" for number in range(6000)]
     assert client.request(CREATE_SUPER_STREAM, string("x") + strings(*names) * 2 + table({})).code == 1
     watch.check()
@@ -194,7 +202,9 @@ def test_creating_a_large_super_stream_does_not_hold_up_other_clients(client: Ra
 
 
 def test_metadata_of_many_streams_does_not_hold_up_other_clients(client: RawStream, watch: LoopWatch) -> None:
-    """Answering a stream client's metadata request with 50,000 names does not hold up other clients."""
+    """Answering a stream client's metadata request with 50,000 names keeps other clients waiting for less than 0.25 s
+    of processor time.
+    """
     names = [f"p{number}" for number in range(3000)]
     assert client.request(CREATE_SUPER_STREAM, string("x") + strings(*names) * 2 + table({})).code == 1
     watch.longest = 0.0
@@ -203,7 +213,9 @@ def test_metadata_of_many_streams_does_not_hold_up_other_clients(client: RawStre
 
 
 def test_a_publish_of_a_million_messages_does_not_hold_up_other_clients() -> None:
-    """A stream client's publish frame with a million empty messages does not hold up other clients."""
+    """A stream client's publish frame with a million empty messages keeps other clients waiting for less than 0.25 s
+    of processor time.
+    """
     count = 1_000_000
     with EmbeddedBroker(stream_port=0, like="4.2") as broker:
         client, watch = _connect(broker), LoopWatch(broker)
@@ -218,7 +230,9 @@ def test_a_publish_of_a_million_messages_does_not_hold_up_other_clients() -> Non
 def test_unpacking_large_batches_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, client: RawStream, watch: LoopWatch
 ) -> None:
-    """Consumers of compressed batches that unpack to 64 MiB each do not hold up other clients."""
+    """An AMQP consumer of a stream with compressed batches that unpack to 64 MiB each keeps other clients waiting for
+    less than 0.25 s of processor time.
+    """
     client.create("s")
     client.declare_publisher(1, "s")
     size = 64 * 1024 * 1024
@@ -238,8 +252,8 @@ def test_unpacking_large_batches_does_not_hold_up_other_clients(
 def test_committing_a_large_transaction_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
-    """Committing a transaction of 100,000 messages does not hold up other clients. The broker sends tx.commit-ok once
-    all messages are in the queue.
+    """Committing a transaction of 100,000 messages keeps other clients waiting for less than 0.25 s of processor time.
+    The broker sends tx.commit-ok once all messages are in the queue.
     """
     count = 100_000
     with RawClient(broker.url) as client:
@@ -257,7 +271,9 @@ def test_committing_a_large_transaction_does_not_hold_up_other_clients(
 
 
 def test_amqp_0_9_1_readers_skip_compressed_batches(broker: EmbeddedBroker, client: RawStream) -> None:
-    """An AMQP 0-9-1 reader of a stream gets the messages of uncompressed batches only, as in RabbitMQ 4."""
+    """An AMQP 0-9-1 reader of a stream gets the messages of uncompressed batches, and none of compressed batches, as
+    in RabbitMQ 4.
+    """
     plain = b"".join(simple_entry(b"\x00\x53\x75\xa0\x01" + body) for body in (b"a", b"b"))
     client.create("s")
     client.declare_publisher(1, "s")
@@ -273,8 +289,8 @@ def test_amqp_0_9_1_readers_skip_compressed_batches(broker: EmbeddedBroker, clie
 
 
 def test_routing_many_copies_does_not_hold_up_other_clients(broker: EmbeddedBroker, watch: LoopWatch) -> None:
-    """Routing a message with 10,000 keys in CC to 500 queues does not hold up other clients. Each queue gets the
-    message once.
+    """Routing a message with 10,000 keys in CC to 500 queues, each of which gets it once, keeps other clients waiting
+    for less than 0.25 s of processor time.
     """
     with RawClient(broker.url) as client:
         for number in range(500):
@@ -297,8 +313,8 @@ def test_routing_many_copies_does_not_hold_up_other_clients(broker: EmbeddedBrok
 def test_closing_many_busy_consumers_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch, channels: int
 ) -> None:
-    """Closing a connection with 4,000 consumers of one queue, on one or on many channels, does not hold up other
-    clients, even if messages are waiting for all of these consumers.
+    """Closing a connection with 4,000 consumers of one queue, each with an unacknowledged message, keeps other clients
+    waiting for less than 0.25 s of processor time.
     """
     count = 4000
     with RawClient(broker.url) as other:
@@ -329,9 +345,8 @@ def test_closing_many_busy_consumers_does_not_hold_up_other_clients(
 def test_routing_many_copies_by_patterns_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch, *, is_watched: bool
 ) -> None:
-    """Routing a message with 10,000 keys in CC by 300 topic bindings that match all of them does not hold up other
-    clients, even if message events are recorded. If the way leads through 60 topic exchanges, such a message is refused
-    with 406.
+    """Routing a message with 10,000 keys in CC by 300 topic bindings keeps other clients waiting for less than 0.25 s
+    of processor time. The broker refuses to route such a message through 60 topic exchanges.
     """
     if is_watched:
         broker.under_test(lambda _: _vhost(broker).watch(MessageEvents(_vhost(broker), lambda _: {}, lambda *_: None)))
@@ -358,8 +373,8 @@ def test_routing_many_copies_by_patterns_does_not_hold_up_other_clients(
 def test_large_annotations_for_many_messages_do_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch, count: int, *, is_settled: bool
 ) -> None:
-    """A disposition that adds a list of 12,000 maps to each of 100 messages does not hold up other clients. For 300
-    messages, the list is too large: the session ends, and all messages are requeued.
+    """An AMQP 1.0 disposition that adds a list of 12,000 maps to each of 100 messages keeps other clients waiting for
+    less than 0.25 s of processor time. For 300 messages, the session ends, and all messages are requeued.
     """
     with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         channel = connection.channel()
@@ -383,9 +398,11 @@ def test_large_annotations_for_many_messages_do_not_hold_up_other_clients(
         assert headers["x-opt-a"] == [{}] * 12_000
 
 
-def test_many_connections_that_publish_at_once_let_others_work(broker: EmbeddedBroker, watch: LoopWatch) -> None:
-    """If 60 connections publish at the same moment, each for longer than one turn, other clients are served between
-    their turns, and every message arrives.
+def test_many_connections_that_publish_at_once_do_not_hold_up_other_clients(
+    broker: EmbeddedBroker, watch: LoopWatch
+) -> None:
+    """If 60 connections publish at once, each ten messages to a thousand queues, other clients wait for less than 0.25
+    s of processor time, and every message arrives.
     """
     with ExitStack() as stack:
         clients = [stack.enter_context(RawClient(broker.url)) for _ in range(60)]
@@ -410,8 +427,10 @@ def test_many_connections_that_publish_at_once_let_others_work(broker: EmbeddedB
     watch.check()
 
 
-def test_acknowledging_many_messages_lets_others_work(broker: EmbeddedBroker) -> None:
-    """Acknowledging 100,000 messages with one basic.ack is done in turns; the next method waits for the end."""
+def test_acknowledging_many_messages_at_once_is_done_in_several_turns(broker: EmbeddedBroker) -> None:
+    """The broker acknowledges 100,000 messages of one basic.ack in several turns of its event loop, and handles the
+    client's next method afterwards.
+    """
     count = 100_000
     with RawClient(broker.url) as client:
         client.send(commands.Queue.Declare(queue="q"))
@@ -442,8 +461,8 @@ def test_acknowledging_many_messages_lets_others_work(broker: EmbeddedBroker) ->
 def test_dead_lettering_many_messages_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch, how: str
 ) -> None:
-    """Dead-lettering 2,000 messages to 50 queues, after a rejection or by a new policy, does not hold
-    up other clients.
+    """Dead-lettering 2,000 messages to 50 queues, after a nack or by a new policy, keeps other clients waiting for
+    less than 0.25 s of processor time.
     """
     count = 2000
     with RawClient(broker.url) as client:
@@ -475,9 +494,8 @@ def test_dead_lettering_many_messages_does_not_hold_up_other_clients(
 
 @pytest.mark.parametrize("how", ["expired", "delivery limit", "HTTP"])
 def test_dead_lettering_a_whole_queue_does_not_hold_up_other_clients(managed: EmbeddedBroker, how: str) -> None:
-    """Dead-lettering 10,000 messages at once, because they have expired behind another one, because of the delivery
-    limit when a channel is closed, or by a get request of the management API, does not hold up other clients. The dead
-    letters keep their order.
+    """Dead-lettering 10,000 messages at once, by expiry, by the delivery limit or by a get request over HTTP, keeps
+    their order and keeps other clients waiting for less than 0.25 s of processor time.
     """
     count, watch = 10_000, LoopWatch(managed)
     with closing(pika.BlockingConnection(pika.URLParameters(managed.url))) as connection:
@@ -516,7 +534,9 @@ def test_dead_lettering_a_whole_queue_does_not_hold_up_other_clients(managed: Em
 
 
 def test_adding_many_policies_does_not_hold_up_other_clients(broker: EmbeddedBroker, watch: LoopWatch) -> None:
-    """Adding a thousand policies to a broker with 500 queues does not hold up other clients."""
+    """Adding a thousand policies to a broker with 500 queues keeps other clients waiting for less than 0.25 s of
+    processor time.
+    """
     with RawClient(broker.url) as client:
         for number in range(500):
             client.send(commands.Queue.Declare(queue=f"q{number}", nowait=True))
@@ -550,8 +570,8 @@ def many_files() -> Iterator[None]:
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("kind", ["amqp", "amqp/ssl", "stream/ssl", "https"])
 def test_a_thousand_handshakes_do_not_hold_up_other_clients(amqp_tls: Authority, kind: str) -> None:
-    """A thousand clients that connect at once and complete neither the TLS handshake nor the login do not hold up other
-    clients.
+    """A thousand clients that connect at once and send nothing, over TLS or without it, keep other clients waiting for
+    less than 0.25 s of processor time.
     """
     with EmbeddedBroker(stream_port=0, management_port=0, tls=amqp_tls.tls()) as broker, ExitStack() as stack:
         address = urlsplit(broker.urls[kind])
@@ -568,8 +588,8 @@ def test_a_thousand_handshakes_do_not_hold_up_other_clients(amqp_tls: Authority,
 
 @pytest.mark.parametrize(("path", "password"), [("/", ""), ("/api/whoami", "wrong"), ("/api/overview", "guest")])
 def test_many_requests_in_one_write_do_not_hold_up_other_clients(path: str, password: str) -> None:
-    """Answering 7,000 requests that one client sends to the management API at once, even without a login, does not hold
-    up other clients.
+    """Answering 7,000 requests that one client sends to the management API at once, with or without a login, keeps
+    other clients waiting for less than 0.25 s of processor time.
     """
     credentials = base64.b64encode(f"guest:{password}".encode()).decode()
     request = f"GET {path} HTTP/1.1\r\n" + (f"authorization: Basic {credentials}\r\n" if password else "")
@@ -602,10 +622,10 @@ def _request(broker: EmbeddedBroker, method: str, path: str, body: dict[str, Any
 
 @pytest.mark.parametrize("path", ["users/new", "vhosts/new"])
 @pytest.mark.parametrize("tags", [["a"] * 100_000, ",".join(f"{n}" for n in range(1001))], ids=["list", "text"])
-def test_a_user_or_virtual_host_has_a_bounded_number_of_tags(
+def test_a_user_or_virtual_host_with_more_than_1000_tags_is_refused(
     managed: EmbeddedBroker, path: str, tags: list[str] | str
 ) -> None:
-    """A user or virtual host with more than 1000 tags is refused with 400."""
+    """A request to the management API that creates a user or virtual host with more than 1,000 tags gets 400."""
     status, answer = _request(managed, "PUT", path, {"password": "p", "tags": tags})
     assert status == 400
     assert "tags are more than 1000" in answer["reason"]
@@ -615,7 +635,7 @@ def test_a_user_or_virtual_host_has_a_bounded_number_of_tags(
 def test_an_import_of_thousands_of_definitions_does_not_hold_up_other_clients(
     managed: EmbeddedBroker, kind: str
 ) -> None:
-    """Importing a file with thousands of definitions does not hold up other clients."""
+    """Importing 6,000 definitions over HTTP keeps other clients waiting for less than 0.25 s of processor time."""
     rights = {"user": "guest", "vhost": "/", "write": ".*", "read": ".*"}
     bound = {"source": "amq.topic", "vhost": "/", "destination": "amq.fanout", "destination_type": "exchange"}
     items: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -629,10 +649,8 @@ def test_an_import_of_thousands_of_definitions_does_not_hold_up_other_clients(
     watch.check()
 
 
-def test_one_get_request_returns_a_bounded_number_of_messages(managed: EmbeddedBroker) -> None:
-    """`POST /api/queues/…/get` with a huge count returns at most 10,000 messages, and leaves the others
-    in the queue.
-    """
+def test_one_get_request_over_http_returns_at_most_10000_messages(managed: EmbeddedBroker) -> None:
+    """`POST /api/queues/…/get` with a count of a billion returns 10,000 messages and leaves the rest in the queue."""
     with closing(pika.BlockingConnection(pika.URLParameters(managed.url))) as connection:
         channel = connection.channel()
         channel.queue_declare("q")
@@ -643,8 +661,8 @@ def test_one_get_request_returns_a_bounded_number_of_messages(managed: EmbeddedB
         assert [len(_post(managed, "queues/%2F/q/get", request)) for _ in range(2)] == [10_000, 5]
 
 
-def test_one_get_request_returns_a_bounded_number_of_bytes(managed: EmbeddedBroker) -> None:
-    """`POST /api/queues/…/get` with a huge count stops after the message that exceeds 16 MiB, and leaves the others in
+def test_one_get_request_over_http_stops_after_16_mib(managed: EmbeddedBroker) -> None:
+    """`POST /api/queues/…/get` returns messages up to the one that exceeds 16 MiB in all, and leaves the others in
     the queue.
     """
     with closing(pika.BlockingConnection(pika.URLParameters(managed.url))) as connection:
@@ -661,7 +679,9 @@ _PATHS = ("queues/%2F/q", "consumers", "queues/%2F/q/bindings", "bindings/%2F/e/
 
 
 def test_long_lists_of_one_queue_do_not_hold_up_other_clients(managed: EmbeddedBroker) -> None:
-    """Listing 15,000 consumers or 60,000 bindings of one queue over HTTP does not hold up other clients."""
+    """Listing 15,000 consumers or 60,000 bindings of one queue over HTTP keeps other clients waiting for less than
+    0.25 s of processor time.
+    """
     watch = LoopWatch(managed)
     with RawClient(managed.url) as client:
         client.send(commands.Queue.Declare(queue="q", durable=True))
@@ -680,8 +700,10 @@ def test_long_lists_of_one_queue_do_not_hold_up_other_clients(managed: EmbeddedB
         assert [*statuses.values()] == [200, 200, 200, 404]
 
 
-def test_arguments_of_a_megabyte_are_refused_before_they_are_converted(managed: EmbeddedBroker) -> None:
-    """Declaring a queue over HTTP with arguments of a megabyte gets 400, and does not hold up other clients."""
+def test_arguments_of_a_megabyte_are_refused_without_holding_up_other_clients(managed: EmbeddedBroker) -> None:
+    """Declaring a queue over HTTP with arguments of a megabyte gets 400, and keeps other clients waiting for less than
+    0.25 s of processor time.
+    """
     watch = LoopWatch(managed)
     status, answer = _request(managed, "PUT", "queues/%2F/new", {"arguments": {"a": [{}] * 240_000}})
     assert (status, answer["reason"]) == (400, "not a field table: it has more than 131072 bytes")

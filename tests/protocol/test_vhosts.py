@@ -22,9 +22,11 @@ def _since_4_0(broker: TestBroker) -> None:
         pytest.skip("RabbitMQ 3.10 has no default queue types")
 
 
-def test_tags_and_the_default_queue_type_are_kept(broker: TestBroker, api: Api, vhost: str) -> None:
-    """A virtual host has the description, tags and default queue type that were set over HTTP. An invalid queue type is
-    refused with 400.
+def test_a_virtual_host_keeps_its_description_tags_and_default_queue_type(
+    broker: TestBroker, api: Api, vhost: str
+) -> None:
+    """A virtual host has the description, tags and default queue type that were set over HTTP. Setting an invalid
+    queue type is refused with 400.
     """
     about = {"description": "d", "tags": ["a", "b"], "default_queue_type": "quorum"}
     assert api("PUT", f"vhosts/{vhost}", about)[0] in (201, 204)
@@ -37,9 +39,11 @@ def test_tags_and_the_default_queue_type_are_kept(broker: TestBroker, api: Api, 
     assert (status, "odd is not a valid queue type" in str(refused)) == (400, True)
 
 
-def test_a_queue_without_a_type_gets_the_default_one(api: Api, vhost: str, channel: BlockingChannel) -> None:
+def test_a_queue_declared_without_a_type_gets_the_default_queue_type(
+    api: Api, vhost: str, channel: BlockingChannel
+) -> None:
     """A queue declared without a type, over AMQP or HTTP, gets the default queue type of its virtual host. Exclusive
-    queues stay classic, and a type in the declaration takes precedence.
+    queues are still classic, and a type in the declaration takes precedence.
     """
     api("PUT", f"vhosts/{vhost}", {"default_queue_type": "quorum"})
     for _ in range(2):
@@ -52,7 +56,7 @@ def test_a_queue_without_a_type_gets_the_default_one(api: Api, vhost: str, chann
 
 
 def test_a_protected_virtual_host_is_not_deleted(broker: TestBroker, api: Api, vhost: str) -> None:
-    """Deleting a virtual host that is protected from deletion gets 412 with RabbitMQ's reason; the protection can be
+    """Deleting a virtual host that is protected from deletion gets 412 with RabbitMQ's reason. The protection can be
     removed.
     """
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "virtual hosts can be protected"):
@@ -65,8 +69,8 @@ def test_a_protected_virtual_host_is_not_deleted(broker: TestBroker, api: Api, v
     assert api("DELETE", f"vhosts/{vhost}/deletion/protection")[0] == 204
 
 
-def test_a_node_has_the_fields_that_clients_expect(api: Api) -> None:
-    """The management API lists a node with the fields that rabbitmqadmin 2 needs, in the types that it expects."""
+def test_a_node_has_the_fields_that_rabbitmqadmin_needs(api: Api) -> None:
+    """The management API lists a node with the fields and types that rabbitmqadmin 2 needs."""
     wait_until(lambda: "run_queue" in api("GET", "nodes")[1][0], "a node that has just started counts")
     (node,) = api("GET", "nodes")[1]
     numbers = (
@@ -194,8 +198,8 @@ def test_lists_of_unsupported_features_are_empty(broker: TestBroker, api: Api) -
 
 
 def test_settings_of_a_virtual_host_survive_a_restart(tmp_path: Path) -> None:
-    """A virtual host's description, tags, default queue type and deletion protection are the same after a restart.
-    Exported definitions contain all of these but the protection.
+    """A virtual host's description, tags, default queue type and deletion protection survive a restart. Exported
+    definitions contain all of these but the protection.
     """
     about = {"description": "d", "tags": ["a"], "default_queue_type": "quorum"}
     with EmbeddedBroker(data_dir=tmp_path, management_port=0) as broker:

@@ -41,7 +41,7 @@ def run(*options: str, hash_seed: str = "random") -> subprocess.CompletedProcess
 
 @pytest.mark.parametrize("first", range(0, _SEEDS, _PART))
 def test_the_broker_keeps_every_rule_of_the_model(first: int) -> None:
-    """Whatever clients and faults a simulation draws from its seed, the embedded broker breaks no rule of the model."""
+    """Whatever clients and faults a seed draws, the embedded broker breaks no rule of the simulation's model."""
     for seed in range(first, first + _PART):
         plan = draw(seed)
         result = simulate(plan)
@@ -49,8 +49,10 @@ def test_the_broker_keeps_every_rule_of_the_model(first: int) -> None:
             pytest.fail(story(*shrink(plan, result)))
 
 
-def test_a_seed_is_reproduced_bit_by_bit() -> None:
-    """A simulation with the same seed has the same history in another process with another hash seed."""
+def test_a_seed_gives_one_history_in_every_process() -> None:
+    """A seed of the simulation gives the same history in any process, whatever Python's hash seed and the number of
+    processes.
+    """
     first = run("--digests", "--seeds", "12", hash_seed="1")
     second = run("--digests", "--seeds", "12", "--processes", "2", hash_seed="2")
     assert first.returncode == 0, first.stdout + first.stderr
@@ -101,14 +103,14 @@ def test_a_history_does_not_depend_on_the_garbage_collector(monkeypatch: pytest.
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
 @pytest.mark.timeout(3600)
 def test_a_planted_fault_is_found(mutation: Mutation) -> None:
-    """Each known fault that is planted into the broker is found by one of the first 1,000 seeds of the simulation."""
+    """The simulation finds each fault that is planted into the embedded broker within its first 1,000 seeds."""
     found = run("--quick", "--seeds", str(_MOST_SEEDS), "--mutation", mutation.name)
     assert found.returncode == 1, f"not found: {found.stdout}{found.stderr}"
     assert found.stdout.startswith("seed "), found.stdout + found.stderr
 
 
 def test_each_planted_fault_fits_the_code() -> None:
-    """The text that each planted fault replaces is in its file exactly once, and the result is valid Python."""
+    """The text that a planted fault replaces occurs exactly once in its file, and the changed file is valid Python."""
     assert len(MUTATIONS) >= 30
     for mutation in MUTATIONS:
         source = (BROKER / mutation.path).read_text()
@@ -116,8 +118,8 @@ def test_each_planted_fault_fits_the_code() -> None:
 
 
 def test_a_sender_beyond_its_credit_is_detached() -> None:
-    """A sender that exceeds its credit while the broker gives none, because its disk fails, is detached with
-    transfer-limit-exceeded.
+    """While the broker's disk fails, so that the broker grants no more credit, a sender that exceeds its credit is
+    detached with transfer-limit-exceeded.
     """
     actors = (
         Actor("faults", "Faults", 1, (Step(1, "eio", {"seconds": 30}),)),
@@ -146,7 +148,7 @@ def test_the_management_api_refuses_definitions_while_the_disk_is_full() -> None
 
 
 @pytest.mark.parametrize("killed_after", [0.005, 5])
-def test_a_kill_may_bring_a_delayed_message_again(killed_after: float) -> None:
+def test_only_a_kill_right_after_a_delivery_may_deliver_a_delayed_message_twice(killed_after: float) -> None:
     """The model allows a delayed message to be delivered twice without `redelivered` only if the broker is killed right
     after the first delivery.
     """
@@ -174,7 +176,7 @@ def test_a_kill_may_bring_a_delayed_message_again(killed_after: float) -> None:
         ("classic", [9, 15], 14, False),
     ],
 )
-def test_a_kill_may_put_a_delayed_message_into_a_stream_again(
+def test_only_a_kill_near_the_due_time_may_put_a_delayed_message_into_a_stream_twice(
     kind: str, fault: list[float] | None, killed_at: float, is_allowed: bool
 ) -> None:
     """The model allows a stream to contain a delayed message twice only if the broker is killed just after the message
@@ -196,9 +198,9 @@ def test_a_kill_may_put_a_delayed_message_into_a_stream_again(
         judge.check({"q": [(sent.number, {}, False)] * 3})
 
 
-def test_a_failing_seed_is_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The history that is printed of a failing simulation contains only the clients and steps that are needed to make
-    it fail.
+def test_a_failing_seed_is_shrunk_to_the_steps_that_make_it_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a seed of the simulation fails, the printed history contains only the clients and steps that are needed to
+    make it fail.
     """
     from tests.simulation import shrinking
 

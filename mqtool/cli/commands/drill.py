@@ -69,7 +69,7 @@ def _add(
                     verdict = perform(scene, count)
                 audience.say(verdict.sums())
                 if verdict.twice:
-                    audience.note(f"{counted(verdict.twice)} took effect twice")
+                    audience.note(f"handled twice: {counted(verdict.twice)}")
                 (audience.note if verdict.lost else audience.right)(verdict.balance())
                 audience.blank()
             output.show(f"{name}: {verdict}")
