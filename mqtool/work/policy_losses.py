@@ -48,7 +48,7 @@ def losses(api: Management, vhost: str, policy: Json, *, operator: bool) -> list
     """
     kind = _KINDS[operator]
     now = {each: _policies(api, vhost, each) for each in _KINDS}
-    removes = {"max-length", "max-length-bytes", "expires", "overflow"} & policy["definition"].keys()
+    removes = {"max-length", "max-length-bytes", "expires"} & policy["definition"].keys()
     # A queue may also lose messages if the policy replaces one because of which the queue rejects new messages instead.
     if not removes and not any("overflow" in each["definition"] for each in now[kind]):
         return []

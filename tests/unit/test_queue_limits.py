@@ -253,7 +253,7 @@ def test_a_policy_with_a_limit_says_what_a_queue_would_lose(
         (policy(max_length=4, overflow="reject-publish"), queue()),
         (policy(max_length=4), queue(arguments={"x-overflow": "reject-publish"})),
         (policy(max_length=4), queue(arguments={"x-max-length": 3})),
-        (policy(max_length=4), queue(type="stream")),
+        (policy(max_length_bytes=4), queue(type="stream")),
         (policy(max_length=4, pattern="^x"), queue()),
         (policy(max_length=4, apply_to="exchanges"), queue()),
         (policy(max_length=4), {"name": "q"}),
