@@ -16,7 +16,7 @@ from mqtool.management import Management, exchange_path, path
 from mqtool.management.api_client import Json
 from mqtool.spelling import counted, did_you_mean, pasteable
 from mqtool.topology import DELAYED, Queue
-from mqtool.work.queue_limits import applies, policies_of, rejects_beyond
+from mqtool.work.queue_limits import applies, policies_of, rejects_beyond, unsupported
 
 #: The queue argument that holds the plan of a conversion, as JSON.
 PLAN = "x-mqtool-convert"
@@ -447,16 +447,19 @@ def _remarks(api: Management, vhost: str, plan: ConversionPlan, dropped: list[st
 
 def _of_policy(api: Management, vhost: str, plan: ConversionPlan) -> Iterator[str]:
     """Describe what happens to the settings that policies add."""
+    to = plan.target.type
     for policy in _policies(api, vhost):
         before, after = (applies(policy, plan.queue, each.type) for each in (plan.source, plan.target))
         if before and not after:
-            yield f"policy {policy['name']!r} no longer applies: it is for {policy.get('apply-to')}"
+            missing = ", ".join(unsupported(policy, to))
+            why = f"{to} queues do not have {missing}" if missing else f"it is for {policy.get('apply-to')}"
+            yield f"policy {policy['name']!r} no longer applies: {why}"
         elif after and not before:
             yield f"policy {policy['name']!r} now applies: {json.dumps(policy.get('definition') or {})}"
         elif after:
-            without = [key for key in policy.get("definition") or {} if not _has_key(plan.target.type, key)]
+            without = [key for key in policy.get("definition") or {} if not _has_key(to, key)]
             if without:
-                yield f"policy {policy['name']!r} loses {', '.join(without)}: {plan.target.type} queues do not have it"
+                yield f"policy {policy['name']!r} loses {', '.join(without)}: {to} queues do not have it"
 
 
 def _has_key(kind: str, key: str) -> bool:

@@ -46,10 +46,12 @@ def losses(api: Management, vhost: str, policy: Json, *, operator: bool) -> list
         NotFound: there is no such virtual host.
         Unavailable, AccessRefused: see Management.get().
     """
-    if not {"max-length", "max-length-bytes", "expires", "overflow"} & policy["definition"].keys():
-        return []
     kind = _KINDS[operator]
     now = {each: _policies(api, vhost, each) for each in _KINDS}
+    removes = {"max-length", "max-length-bytes", "expires"} & policy["definition"].keys()
+    # A queue may also lose messages if the policy replaces one because of which the queue rejects new messages instead.
+    if not removes and not any("overflow" in each["definition"] for each in now[kind]):
+        return []
     then = {**now, kind: [*(each for each in now[kind] if each["name"] != policy["name"]), policy]}
     found: list[Loss] = []
     for view in management.queues(api, vhost, _COLUMNS):

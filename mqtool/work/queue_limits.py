@@ -11,6 +11,7 @@ from mqtool.errors import AccessRefused, NotFound
 from mqtool.management import Management, path
 from mqtool.management.api_client import Json
 from mqtool.management.policy_patterns import policy_matches
+from mqtool.policy_settings import UNSUPPORTED
 
 
 def rejects_beyond(arguments: Mapping[str, Any], policies: Iterable[Json], limit: str = "max-length") -> int | None:
@@ -76,10 +77,15 @@ def strongest(policies: Iterable[Json], name: str, kind: str) -> Json | None:
 
 
 def applies(policy: Json, name: str, kind: str) -> bool:
-    """True if a policy's pattern and queue type match, or if only Erlang can parse the pattern.
+    """True if a policy's pattern matches, or if only Erlang can parse it, and the policy is for this type of queue.
 
     Ignores other policies, which may have a higher priority.
     """
     if policy.get("apply-to", "all") not in ("all", "queues", f"{kind}_queues", f"{kind}s"):
         return False
-    return policy_matches(policy, name) is not False
+    return not unsupported(policy, kind) and policy_matches(policy, name) is not False
+
+
+def unsupported(policy: Json, kind: str) -> list[str]:
+    """Return the settings of a policy that keep it from applying to queues of this type."""
+    return sorted(UNSUPPORTED.get(kind, set()) & (policy.get("definition") or {}).keys())

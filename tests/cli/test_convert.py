@@ -245,6 +245,29 @@ def test_the_plan_of_a_conversion_says_which_messages_a_restart_will_lose(
     assert all("mqtool peek jobs --where 'not delivery_mode=2'" in remark for remark in said)
 
 
+@pytest.mark.own_vhost("policies stay in it")
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("quorum", "classic", "no longer applies: classic queues do not have delivery-limit"),
+        ("classic", "quorum", 'now applies: {"delivery-limit": 9, "expires": 3600000}'),
+    ],
+)
+def test_the_plan_says_which_policies_apply_to_the_other_type(
+    broker: TestBroker, before: str, after: str, said: str
+) -> None:
+    """The plan to convert a queue says that a policy no longer applies, with the reason, or applies from now on. A
+    policy applies to no queue whose type does not have one of its settings.
+    """
+    fill(broker, before, 1)
+    definition = {"delivery-limit": 9, "expires": 3_600_000}
+    policy = {"pattern": "^jobs$", "definition": definition}
+    broker.api("PUT", f"policies/{quote(broker.vhost, safe='')}/limits", policy)
+    api = Management(broker.management, "guest", "guest")
+    remarks = conversion_plan.prospect(api, broker.vhost, "jobs", after, {}).remarks
+    assert f"policy 'limits' {said}" in remarks
+
+
 @pytest.fixture
 def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for RabbitMQ's count of unacknowledged messages: it takes seconds in each run."""

@@ -127,7 +127,7 @@ def test_a_policy_that_costs_messages_asks(
 @pytest.mark.own_vhost("policies stay in it")
 def test_a_policy_that_costs_no_messages_does_not_ask(admin: Shell, broker: TestBroker) -> None:
     """`policy set` does not ask if no message is beyond the limit, a stronger limit or policy applies, the queue
-    rejects new messages instead, or the policy is for messages to come.
+    rejects new messages instead, its type does not have one of the settings, or the policy is for messages to come.
     """
     filled(admin, broker, "jobs")
     filled(admin, broker, "full", "--argument", "x-overflow=reject-publish")
@@ -139,6 +139,7 @@ def test_a_policy_that_costs_no_messages_does_not_ask(admin: Shell, broker: Test
         ("longer", "^short", [], {"max-length": 20}),
         ("others", "^other", [], {"max-length": 3, "expires": 1000}),
         ("exchanges", ".*", ["--apply-to", "exchanges", "--priority", "-1"], {"alternate-exchange": "a"}),
+        ("streams", "^jobs", ["--priority", "8"], {"max-length": 3, "max-age": "1D"}),
         ("ages", "^jobs", ["--priority", "8"], {"message-ttl": 100}),
     ):
         settings = ("--pattern", pattern, *more, "--definition", json.dumps(definition))
@@ -148,6 +149,24 @@ def test_a_policy_that_costs_no_messages_does_not_ask(admin: Shell, broker: Test
     assert admin.run(*unused, '{"expires": 3600000}', "--yes").code == 0
     assert admin.run(*unused, '{"expires": 7200000}').code == 0
     assert [depth(broker, queue) for queue in ("jobs", "full", "short")] == [10, 10, 10]
+
+
+@pytest.mark.own_vhost("policies stay in it")
+def test_a_policy_that_replaces_the_one_to_reject_asks(admin: Shell, broker: TestBroker) -> None:
+    """If a queue rejects messages beyond the limit of an operator policy, `policy set` says how many messages it drops
+    once another policy replaces the one with this overflow, and asks.
+    """
+    filled(admin, broker, "jobs")
+    command = ("mqtool", "policy", "set")
+    full = ("full", "--pattern", "^jobs", "--definition")
+    assert admin.run(*command, *full, '{"overflow": "reject-publish"}').code == 0
+    limited = admin.run(*command, "--operator", *SET[3:])
+    assert (limited.code, depth(broker, "jobs")) == (0, 10), limited.stderr
+    refused = admin.run(*command, *full, '{"message-ttl": 3600000}')
+    assert (refused.code, depth(broker, "jobs")) == (2, 10)
+    assert "warning: queue 'jobs' drops 7 of 10 messages: max-length is 3\n" in refused.stderr
+    assert admin.run(*command, *full, '{"message-ttl": 3600000}', "--yes").code == 0
+    wait_until(lambda: depth(broker, "jobs") == 3, "3 messages are left")
 
 
 @pytest.mark.own_vhost("policies stay in it")

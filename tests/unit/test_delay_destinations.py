@@ -1,13 +1,72 @@
 """Where a delayed message goes when it is due, and the names of the wait queues and exchanges for it."""
 
+from dataclasses import dataclass
+from typing import Any, cast
+
 import pytest
 
-from mqtool.delays.destinations import Destination, derived_name, name_for
-from mqtool.errors import BadData
+from mqtool.amqp import Channel
+from mqtool.delays.destinations import Destination, derived_name, expect, is_there, name_for
+from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, NotFound
 from mqtool.message import Message
 from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
 
 _LOGS, _HELLO = Exchange("logs", "fanout"), Queue("hello", arguments={"x-queue-type": "quorum"})
+_DURABLE = Queue("hello", durable=True)
+_CLASSIC, _QUORUM, _LIMIT = {"x-queue-type": "classic"}, {"x-queue-type": "quorum"}, {"x-max-length": 5}
+
+
+class FakeConnection:
+    """A connection to a broker with one queue at most; a queue that names no type gets the broker's default type.
+
+    Attributes:
+        channels: the channels that were opened, besides the one of the command.
+    """
+
+    def __init__(self, existing: Queue | None = None, default: str = "classic") -> None:
+        self.existing, self.default = existing, {"x-queue-type": default}
+        self.channels: list[FakeChannel] = []
+
+    def channel(self) -> "FakeChannel":
+        self.channels.append(FakeChannel(self))
+        return self.channels[-1]
+
+
+@dataclass
+class FakeChannel:
+    """A channel that the broker closes after an error. It refuses to declare a queue of the name "forbidden"."""
+
+    connection: FakeConnection
+    is_open: bool = True
+
+    def declare(self, queue: Queue, *, remember: bool = True, exactly: bool = False) -> Queue:
+        assert self.is_open
+        assert exactly, "a queue that exists with other settings would be accepted"
+        assert not remember, "the queue would be declared again after each reconnection"
+        broker = self.connection
+        if queue.name == "forbidden":
+            self.is_open = False
+            raise AccessRefused("no")
+        typed = queue._replace(arguments=broker.default | dict(queue.arguments))
+        assert queue.durable or typed.arguments != _QUORUM, "RabbitMQ refuses a quorum queue that is not durable"
+        if broker.existing not in (None, typed):
+            self.is_open = False
+            raise DeclaredDifferently("no")
+        broker.existing = typed
+        return queue
+
+    def ask(self, request: Any) -> None:
+        """Look for a queue or an exchange; `request` sends the method."""
+        request(self, None)
+
+    def queue_declare(self, name: str, *, passive: bool, **_: object) -> None:
+        assert passive
+        if self.connection.existing is None or self.connection.existing.name != name:
+            self.is_open = False
+            raise NotFound("no")
+
+    def close(self) -> None:
+        self.is_open = False
 
 
 @pytest.mark.parametrize(
@@ -78,6 +137,76 @@ def test_a_destination_may_be_a_quorum_queue_unless_it_is_known_not_to_be(
     destination = Destination(to, is_classic=is_classic)
     assert destination.may_lead_to_quorum_queue(to) is may
     assert destination.may_lead_to_quorum_queue(Queue("another"))
+
+
+@pytest.mark.parametrize(
+    ("declared", "existing", "default", "is_classic"),
+    [
+        (_DURABLE, None, "classic", True),
+        (_DURABLE, None, "quorum", False),
+        (_DURABLE, _DURABLE._replace(arguments=_CLASSIC), "classic", True),
+        (_DURABLE, _DURABLE._replace(arguments=_QUORUM), "classic", False),
+        (_DURABLE._replace(arguments=_CLASSIC), None, "quorum", True),
+        (_DURABLE._replace(arguments=_LIMIT), None, "classic", True),
+        (_DURABLE._replace(arguments=_LIMIT), None, "quorum", False),
+        (Queue("hello"), None, "classic", True),
+        (Queue("hello"), _DURABLE._replace(arguments=_QUORUM), "classic", False),
+        (Queue("forbidden", durable=True), None, "classic", False),
+    ],
+)
+def test_a_queue_is_classic_only_if_the_broker_says_so(
+    declared: Queue, existing: Queue | None, default: str, is_classic: bool
+) -> None:
+    """mqtool takes a destination for a classic queue only if the broker accepts it as such, whether the queue exists or
+    is new, and whatever the default type is. mqtool asks once, and not on the command's own channel, because the broker
+    closes a channel with a wrong declaration.
+    """
+    broker = FakeConnection(existing, default)
+    ours = FakeChannel(broker)
+    destination = Destination(declared)
+    for _ in range(2):
+        destination.look(cast(Channel, ours))
+        assert destination.is_classic is is_classic
+    assert ours.is_open
+    assert len(broker.channels) == 1
+    if existing is None and declared.name != "forbidden":
+        assert broker.existing == declared._replace(arguments={"x-queue-type": default, **declared.arguments})
+
+
+@pytest.mark.parametrize(
+    ("to", "known", "is_classic"),
+    [
+        (Queue("mine", exclusive=True), None, True),
+        (_HELLO, None, False),
+        (_LOGS, None, False),
+        (_HELLO, True, True),
+        (_HELLO._replace(arguments=_CLASSIC), False, False),
+    ],
+)
+def test_the_broker_is_not_asked_for_the_type_of_a_queue_that_is_known(
+    to: Exchange | Queue, known: bool | None, is_classic: bool
+) -> None:
+    """Nothing is declared to find out that an exclusive queue is classic, that a queue with another type is not, or
+    that nothing is known of an exchange's queues.
+    """
+    broker = FakeConnection()
+    destination = Destination(to, is_classic=known)
+    destination.look(cast(Channel, FakeChannel(broker)))
+    assert destination.is_classic is is_classic
+    assert broker.channels == []
+
+
+def test_a_missing_destination_is_found_without_closing_the_commands_channel() -> None:
+    """mqtool checks that the destination of delayed messages exists on a channel of its own, and closes that."""
+    broker = FakeConnection(_DURABLE)
+    ours = FakeChannel(broker)
+    expect(cast(Channel, ours), _DURABLE)
+    assert is_there(cast(Channel, ours), _DURABLE) is True
+    assert is_there(cast(Channel, ours), Queue("other")) is False
+    with pytest.raises(NotFound):
+        expect(cast(Channel, ours), Queue("other"))
+    assert ours.is_open
+    assert [channel.is_open for channel in broker.channels] == [False] * 4
 
 
 def test_the_name_of_a_wait_queue_is_that_of_its_target_with_a_suffix() -> None:

@@ -1,47 +1,67 @@
 """Retries: publishing to the wait queue or the dead-letter queue, with a channel of plain callables."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import cast
 
 import pytest
 
 from mqtool.amqp import Channel
-from mqtool.errors import NotConfirmed
+from mqtool.delays.wait_queues import GRACE
+from mqtool.errors import BadData, NotConfirmed, UsageError
 from mqtool.message import Confirmation, Delivery, Message, Receipt
 from mqtool.topology import Queue
-from mqtool.work.retry_or_dead_letter import Retrying, RetryPolicy
+from mqtool.work.retry_or_dead_letter import Retrying, RetryPolicy, dead_letter_queue, retry_queue
+from mqtool.work.runner import Ending
 
 JOB = Delivery(b"job", "", "jobs", "jobs", redelivered=False, properties={"message_id": "a"}, delivery_tag=1)
+AGAIN = replace(JOB, properties={"message_id": "a", "headers": {"mqtool-attempts": 1, "x": 1}})
+CONFIRMED = Confirmation.CONFIRMED
 
 
 class FakeChannel:
-    """Declares nothing, and answers each message as told; an error is raised."""
+    """Declares nothing, and answers each message as told; an error is raised.
 
-    def __init__(self, *answers: Confirmation | Exception) -> None:
+    Args:
+        is_old: the broker refuses queues that dead-letter at least once, as RabbitMQ before 3.10 does.
+
+    Attributes:
+        declared, published: the names of the queues and the messages, in order.
+    """
+
+    def __init__(self, *answers: Confirmation | Exception, is_old: bool = False) -> None:
         self.answers = list(answers)
+        self._is_old = is_old
         self.declared: list[str] = []
+        self.published: list[Message] = []
 
-    def declare(self, queue: Queue, *, remember: bool = True, exactly: bool = False) -> Queue:  # noqa: ARG002
+    def declare(self, queue: Queue, *, remember: bool = True, exactly: bool = False) -> Queue:
+        assert not remember, "the queue would be declared again after each reconnection, for ever"
+        assert exactly is (queue.arguments != {}), "only a wait queue has arguments that matter"
+        if self._is_old and "x-dead-letter-strategy" in queue.arguments:
+            raise UsageError("no")
         self.declared.append(queue.name)
         return queue
 
-    def publish(self, messages: Iterable[Message], **_: Any) -> Iterator[Receipt]:
+    def publish(self, messages: Iterable[Message], *, mandatory: bool = False) -> Iterator[Receipt]:
+        assert mandatory, "the broker would drop a message without a queue, and confirm it"
         for sequence, message in enumerate(messages, start=1):
             answer = self.answers.pop(0)
             if isinstance(answer, Exception):
                 raise answer
+            self.published.append(message)
             yield Receipt(message, answer, "NO_ROUTE", sequence)
 
 
-def retrying(channel: FakeChannel, retries: int = 1) -> Retrying:
-    return Retrying(cast(Channel, channel), RetryPolicy(retries), lambda _: None)
+def retrying(channel: FakeChannel, retries: int = 1, notice: Callable[[str], None] = lambda _: None) -> Retrying:
+    return Retrying(cast(Channel, channel), RetryPolicy(retries), notice)
 
 
 def test_retry_returns_whether_there_is_another_attempt() -> None:
     """retry() publishes a failed message to the wait queue and returns True; after the last attempt, it publishes the
     message to the dead-letter queue and returns False.
     """
-    channel = FakeChannel(Confirmation.CONFIRMED, Confirmation.CONFIRMED)
+    channel = FakeChannel(CONFIRMED, CONFIRMED)
     assert retrying(channel, retries=1).retry(JOB, "failed")
     assert not retrying(channel, retries=0).retry(JOB, "failed")
     assert channel.declared == ["jobs.wait.1s", "jobs.dlq"]
@@ -68,3 +88,137 @@ def test_after_a_missing_confirm_nothing_more_is_published() -> None:
         with pytest.raises(NotConfirmed, match="no answer"):
             ours.retry(JOB, "failed")
     assert channel.answers == [Confirmation.CONFIRMED]
+
+
+@pytest.mark.parametrize(
+    ("policy", "seconds"),
+    [
+        (RetryPolicy(), [1, 2, 4, 8, 16, None]),
+        (RetryPolicy(retries=3, backoff=0.25), [0.25, 0.5, 1, None]),
+        (RetryPolicy(retries=4, backoff=30, longest=100), [30, 60, 100, 100, None]),
+        (RetryPolicy(retries=3, backoff=0.1004), [0.1, 0.201, 0.402, None]),
+        (RetryPolicy(retries=2, backoff=0), [0.001, 0.001, None]),
+        (RetryPolicy(retries=0), [None]),
+    ],
+)
+def test_each_retry_waits_twice_as_long_up_to_the_longest_delay(
+    policy: RetryPolicy, seconds: list[float | None]
+) -> None:
+    """The delay before each retry is twice the last one, up to the maximum, and rounded to milliseconds. There is no
+    delay after the last attempt, and none is shorter than 1 ms.
+    """
+    assert [policy.delay(failures) for failures in range(1, len(seconds) + 1)] == seconds
+
+
+def test_after_thousands_of_retries_the_delay_is_still_the_longest() -> None:
+    """A message that has failed very often waits for the maximum delay, however large the doubled delay would be."""
+    assert RetryPolicy(retries=10_000).delay(5_000) == 300
+
+
+@pytest.mark.parametrize(
+    ("delay", "name", "milliseconds"), [(1, "1s", 1000), (90, "1m30s", 90_000), (0.25, "250ms", 250)]
+)
+def test_messages_return_from_a_wait_queue_to_their_work_queue(delay: float, name: str, milliseconds: int) -> None:
+    """The wait queue for a retry is durable, dead-letters through the default exchange to the work queue after the
+    delay, and outlives its messages. The dead-letter queue is durable and classic.
+    """
+    queue = retry_queue("jobs", delay)
+    assert (queue.name, queue.durable) == (f"jobs.wait.{name}", True)
+    assert queue.arguments == {
+        "x-message-ttl": milliseconds,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": "jobs",
+        "x-expires": milliseconds + GRACE,
+    }
+    assert dead_letter_queue("jobs") == Queue("jobs.dlq", durable=True)
+
+
+def test_a_message_to_retry_says_why_it_failed_and_where_it_came_from() -> None:
+    """A message that waits for a retry has the number of failed attempts, the error, and its queue and origin in its
+    headers; a notice says when it is tried again.
+    """
+    channel, notices = FakeChannel(CONFIRMED), list[str]()
+    assert retrying(channel, retries=3, notice=notices.append).retry(AGAIN, "exit status 1")
+    [message] = channel.published
+    assert (message.body, message.exchange, message.routing_key) == (b"job", "", "jobs.wait.2s")
+    assert message.properties["headers"].items() >= {
+        "mqtool-attempts": 2, "mqtool-last-error": "exit status 1", "mqtool-queue": "jobs",
+        "mqtool-exchange": "", "mqtool-routing-key": "jobs", "x": 1,
+    }.items()  # fmt: skip
+    assert "mqtool-reason" not in message.properties["headers"]
+    assert notices == ["message a: exit status 1; retry 2 of 3 in 2s"]
+
+
+@pytest.mark.parametrize(
+    ("job", "attempts"), [(JOB, "1 attempt"), (AGAIN, "2 attempts")], ids=["first attempt", "second attempt"]
+)
+def test_a_message_that_failed_for_the_last_time_is_dead_lettered_with_the_reason(job: Delivery, attempts: str) -> None:
+    """After the last attempt, a message is in the dead-letter queue with the reason "retries exhausted", and a notice
+    counts its attempts.
+    """
+    channel, notices = FakeChannel(CONFIRMED), list[str]()
+    assert retrying(channel, retries=0, notice=notices.append).retry(job, "exit status 1") is False
+    [message] = channel.published
+    assert (message.exchange, message.routing_key) == ("", "jobs.dlq")
+    headers = message.properties["headers"]
+    assert (headers["mqtool-reason"], headers["mqtool-last-error"]) == ("retries exhausted", "exit status 1")
+    assert notices == [f"message a: exit status 1; dead after {attempts}, now in jobs.dlq"]
+
+
+def test_exit_status_65_dead_letters_at_once() -> None:
+    """A program that ends with 65 rejects its message: it is dead-lettered without a retry. Any other exit status is
+    retried.
+    """
+    channel = FakeChannel(CONFIRMED, CONFIRMED)
+    ours = retrying(channel)
+    assert ours.retry_or_dead_letter(JOB, Ending(65, b"no such user\n")) is False
+    assert ours.retry_or_dead_letter(JOB, Ending(64, b"down\n")) is True
+    assert channel.declared == ["jobs.dlq", "jobs.wait.1s"]
+    rejected, failed = (message.properties["headers"] for message in channel.published)
+    assert rejected["mqtool-reason"] == "rejected"
+    assert "no such user" in rejected["mqtool-last-error"]
+    assert "down" in failed["mqtool-last-error"]
+
+
+@pytest.mark.parametrize("error", [BadData("its headers are too large"), UsageError("its headers are too large")])
+def test_a_message_too_large_for_its_history_is_dead_lettered_without_its_headers(error: Exception) -> None:
+    """A failed message whose headers leave no room for its history is not retried, but dead-lettered; if it does not
+    fit there either, it loses its own headers, and the notice and the last error say so.
+    """
+    channel, notices = FakeChannel(error, error, CONFIRMED), list[str]()
+    assert retrying(channel, retries=2, notice=notices.append).retry(AGAIN, "exit status 1") is False
+    assert channel.declared == ["jobs.wait.2s", "jobs.dlq", "jobs.dlq"]
+    [message] = channel.published
+    headers = message.properties["headers"]
+    assert "x" not in headers
+    assert (headers["mqtool-attempts"], headers["mqtool-reason"]) == (2, "rejected")
+    why = "exit status 1; its headers were dropped: its headers are too large"
+    assert headers["mqtool-last-error"] == why
+    assert notices == [f"message a: {why}; dead after 2 attempts, now in jobs.dlq"]
+
+
+def test_a_message_that_fits_into_the_dead_letter_queue_keeps_its_headers() -> None:
+    """A failed message that is too large for the wait queue only keeps its own headers in the dead-letter queue."""
+    channel, notices = FakeChannel(BadData("too large"), CONFIRMED), list[str]()
+    assert retrying(channel, retries=2, notice=notices.append).retry(AGAIN, "exit status 1") is False
+    assert channel.published[0].properties["headers"]["x"] == 1
+    assert notices == ["message a: exit status 1; dead after 2 attempts, now in jobs.dlq"]
+
+
+def test_a_message_that_cannot_be_dead_lettered_stays_in_its_queue() -> None:
+    """If the broker does not take a dead letter, the error names the message and the queue that still has it."""
+    with pytest.raises(NotConfirmed, match=r"'jobs\.dlq' did not take message a: NO_ROUTE") as error:
+        retrying(FakeChannel(*[Confirmation.NACKED] * 3)).dead_letter(JOB, "failed")
+    assert error.value.hint == "it is still in jobs"
+
+
+def test_a_notice_warns_once_if_a_restart_may_lose_waiting_messages() -> None:
+    """On a broker that cannot dead-letter at least once, messages wait in ordinary queues, and a notice warns that a
+    restart may lose them.
+    """
+    channel, notices = FakeChannel(CONFIRMED, CONFIRMED, is_old=True), list[str]()
+    ours = retrying(channel, notice=notices.append)
+    for _ in range(2):
+        assert ours.retry(JOB, "failed")
+    assert channel.declared == ["jobs.wait.1s"] * 2
+    assert len([notice for notice in notices if "may lose waiting messages" in notice]) == 1

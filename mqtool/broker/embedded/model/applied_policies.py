@@ -9,6 +9,7 @@ import re2
 
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.codecs.field_tables import Table
+from mqtool.policy_settings import UNSUPPORTED
 
 log = logging.getLogger("mqtool.broker.embedded")
 
@@ -78,39 +79,6 @@ _TO = {
     "exchange": {"all", "exchanges"},
 }
 
-# Settings that some types of queues do not support. A policy that contains any of them does not apply to such a queue.
-_OF_STREAMS = {"max-age", "stream-max-segment-size-bytes", "initial-cluster-size"}
-_OF_MIRRORS = {
-    "ha-mode",
-    "ha-params",
-    "ha-promote-on-failure",
-    "ha-promote-on-shutdown",
-    "ha-sync-batch-size",
-    "ha-sync-mode",
-    "queue-master-locator",
-    "queue-mode",
-}
-_OF_RETRIES = {"delayed-retry-type", "delayed-retry-min", "delayed-retry-max"}
-_UNSUPPORTED = {
-    "classic": {*_OF_STREAMS, *_OF_RETRIES, "dead-letter-strategy", "delivery-limit", "queue-leader-locator"},
-    "quorum": {*_OF_STREAMS, *_OF_MIRRORS},
-    "stream": {
-        *_OF_MIRRORS,
-        *_OF_RETRIES,
-        "dead-letter-exchange",
-        "dead-letter-routing-key",
-        "dead-letter-strategy",
-        "delivery-limit",
-        "expires",
-        "max-in-memory-bytes",
-        "max-in-memory-length",
-        "max-length",
-        "message-ttl",
-        "overflow",
-    },
-    "exchange": set[str](),
-}
-
 
 class Policy(NamedTuple):
     """A policy. `apply_to` is `all`, `queues`, `exchanges` or one type of queue, such as `quorum_queues`."""
@@ -124,7 +92,7 @@ class Policy(NamedTuple):
     def matches(self, name: str, kind: str) -> bool:
         """Return True if the policy applies to an object with this name; `kind` is a queue type or `exchange`."""
         return (
-            self.apply_to in _TO[kind] and _UNSUPPORTED[kind].isdisjoint(self.definition) and found(self.pattern, name)
+            self.apply_to in _TO[kind] and UNSUPPORTED[kind].isdisjoint(self.definition) and found(self.pattern, name)
         )
 
 

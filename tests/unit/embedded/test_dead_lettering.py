@@ -1,0 +1,270 @@
+"""Dead letters: their headers, as RabbitMQ writes them, and what becomes of those that cannot be published."""
+
+import logging
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from mqtool.broker.embedded.model.amqp_errors import FailureLog
+from mqtool.broker.embedded.model.amqp_message import (
+    BrokerMessage,
+    ContentHeader,
+    Dead,
+    MessageProperties,
+    TimeOfDeath,
+    encode_address,
+)
+from mqtool.broker.embedded.model.clock import Clock
+from mqtool.broker.embedded.model.dead_lettering import DeadLettered, DeadLetters, dead_letter, deaths, would_cycle
+from mqtool.broker.embedded.model.queue import BrokerQueue, Outcome
+from mqtool.codecs.field_tables import Int64, Table, Timestamp
+
+NOW = 1_700_000_000_500
+_FIRST = ("x-first-death-exchange", "x-first-death-queue", "x-first-death-reason")
+_LAST = tuple(name.replace("first", "last") for name in _FIRST)
+
+
+def message(headers: Table | None = None, expiration: bytes | None = None) -> BrokerMessage:
+    fields = {} if expiration is None else {"expiration": bytes([len(expiration)]) + expiration}
+    properties = MessageProperties.of(fields)
+    if headers:
+        properties = properties.replace(headers=headers)
+    return BrokerMessage(encode_address("logs", "eu"), ContentHeader.of(properties, 4), b"body")
+
+
+def dead(
+    of: BrokerMessage, queue: str = "jobs", reason: str = "expired", key: str | None = None, *, trusts: bool = False,
+    now: int = NOW,
+) -> BrokerMessage:  # fmt: skip
+    return dead_letter(of, queue, reason, "dlx", key, now, trusts_deaths=trusts)
+
+
+def death(queue: str = "jobs", reason: str = "expired", count: object = 1, **more: Any) -> dict[str, Any]:
+    return {"queue": queue, "reason": reason, "count": count, **more}
+
+
+@pytest.mark.parametrize("trusts", [True, False], ids=["before 4.0", "since 4.0"])
+def test_a_dead_letter_says_where_and_why_it_died(trusts: bool) -> None:
+    """A dead letter keeps its body, routing key and headers, and goes to the dead-letter exchange. Its x-death has one
+    entry, with the queue, the reason, the time, and the exchange and routing keys of the message.
+    """
+    letter = dead(message({"x": 1, "CC": ["copy", b"raw", 5], "BCC": ["secret"]}), trusts=trusts)
+    assert (letter.exchange, letter.routing_key, letter.body) == ("dlx", "eu", b"body")
+    headers = dict(letter.headers)
+    [entry] = cast(list[dict[str, Any]], headers.pop("x-death"))
+    assert entry == {
+        "count": 1, "reason": "expired", "queue": "jobs", "time": NOW // 1000, "exchange": "logs",
+        "routing-keys": ["eu", "copy", b"raw"],
+    }  # fmt: skip
+    assert isinstance(entry["count"], Int64)
+    assert isinstance(entry["time"], TimeOfDeath)
+    assert (entry["time"].first, entry["time"].last) == (NOW, NOW)
+    expected = dict(zip(_FIRST, ("logs", "jobs", "expired"), strict=True))
+    if not trusts:
+        expected |= zip(_LAST, ("logs", "jobs", "expired"), strict=True)
+    assert headers == {"x": 1, "CC": ["copy", b"raw", 5], **expected}
+    assert isinstance(letter, Dead)
+
+
+def test_a_new_routing_key_replaces_all_others() -> None:
+    """If the queue has a dead-letter routing key, the dead letter has only this key: CC and BCC are removed. The
+    x-death entry names the old keys.
+    """
+    letter = dead(message({"CC": ["copy"], "BCC": ["secret"]}), key="dead")
+    assert letter.routing_key == "dead"
+    assert {"CC", "BCC"} & letter.headers.keys() == set()
+    assert deaths(letter)[0]["routing-keys"] == ["eu", "copy"]
+    assert dead(message(), key="").routing_key == ""
+
+
+def test_a_dead_letter_does_not_expire_again() -> None:
+    """The expiration of a message is removed when it is dead-lettered, and kept as original-expiration."""
+    letter = dead(message(expiration=b"5000"))
+    assert letter.properties.expiration is None
+    assert deaths(letter)[0]["original-expiration"] == "5000"
+    assert "original-expiration" not in deaths(dead(message()))[0]
+
+
+def test_a_repeated_death_is_counted_and_comes_first() -> None:
+    """If a queue dead-letters a message again for the same reason, its entry is counted, keeps the time of the first
+    death, and comes first. Another queue or reason gets an entry of its own.
+    """
+    letter = message()
+    for number, (queue, reason) in enumerate([("a", "expired"), ("b", "expired"), ("a", "rejected"), ("b", "expired")]):
+        letter = dead(letter, queue, reason, now=NOW + number * 10_000)
+    assert [(each["queue"], each["reason"], each["count"]) for each in deaths(letter)] == [
+        ("b", "expired", 2), ("a", "rejected", 1), ("a", "expired", 1),
+    ]  # fmt: skip
+    time = deaths(letter)[0]["time"]
+    assert isinstance(time, TimeOfDeath)
+    assert (time, time.first, time.last) == ((NOW + 10_000) // 1000, NOW + 10_000, NOW + 30_000)
+    assert isinstance(deaths(letter)[0]["count"], Int64)
+    assert [letter.headers[name] for name in _FIRST] == ["logs", "a", "expired"]
+    assert [letter.headers[name] for name in _LAST] == ["dlx", "b", "expired"]
+
+
+@pytest.mark.parametrize("forged", [{"x-death": [death(count=5)]}, dict.fromkeys(_FIRST + _LAST, "forged")])
+def test_a_publishers_death_headers_count_only_before_4_0(forged: Table) -> None:
+    """RabbitMQ since 4.0 removes the death headers of a publisher when it dead-letters the message; RabbitMQ before 4.0
+    continues them.
+    """
+    letter = dead(message({**forged, "x": 1}))
+    assert letter.headers == dead(message({"x": 1})).headers
+    trusted = dead(message(forged), trusts=True)
+    if "x-death" in forged:
+        assert deaths(trusted)[0]["count"] == 6
+    else:
+        assert {name: trusted.headers[name] for name in forged} == forged
+
+
+@pytest.mark.parametrize(
+    ("count", "time", "next_count", "next_time"),
+    [
+        (2**63 - 1, Timestamp(5), 2**63 - 1, (5, 5000, NOW)),
+        (2**63 - 2, Timestamp(5), 2**63 - 1, (5, 5000, NOW)),
+        (-1, Timestamp(5), 0, (5, 5000, NOW)),
+        ("many", "yesterday", 1, "yesterday"),
+    ],
+)
+def test_a_forged_death_does_no_harm(count: object, time: Any, next_count: int, next_time: object) -> None:
+    """The broker accepts any count and time in the x-death of a publisher, and keeps what it does not understand."""
+    letter = dead(message({"x-death": [death(count=count, time=time, more=7)]}), trusts=True)
+    [entry] = deaths(letter)
+    found = entry["time"]
+    assert entry["count"] == next_count
+    assert (int(found), found.first, found.last) == next_time if isinstance(found, TimeOfDeath) else found == next_time
+    assert entry["more"] == 7
+
+
+@pytest.mark.parametrize("forged", ["text", 5, [], ["text", 5]])
+def test_an_x_death_that_is_no_list_of_tables_counts_as_empty(forged: Any) -> None:
+    """Whatever a publisher writes into x-death, only tables in a list are entries."""
+    assert deaths(message({"x-death": forged})) == []
+    assert len(deaths(dead(message({"x-death": forged}), trusts=True))) == 1
+    assert deaths(message()) == []
+    assert dead(message({"CC": "no list"}), trusts=True).headers["CC"] == "no list"
+
+
+@pytest.mark.parametrize(
+    ("entries", "cycles"),
+    [
+        ([], False),
+        ([death("jobs")], True),
+        ([death("other")], False),
+        ([death("other"), death("jobs")], True),
+        ([death("jobs", "rejected")], False),
+        ([death("other", "rejected"), death("jobs")], False),
+        ([death("other"), death("jobs", "maxlen"), death("third", "rejected")], True),
+    ],
+)
+def test_a_message_that_returns_to_a_queue_is_a_cycle_unless_it_was_rejected(
+    entries: list[dict[str, Any]], cycles: bool
+) -> None:
+    """A dead letter that returns to a queue which dead-lettered it before is in a cycle, unless a consumer has rejected
+    it then or since.
+    """
+    assert would_cycle(message({"x-death": cast(Any, entries)}), "jobs") is cycles
+
+
+class FakeClock:
+    """A clock whose time passes only when a test says so, and which keeps the turns that are due."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.turns: list[Callable[[], object]] = []
+
+    def wall(self) -> int:
+        return NOW
+
+    def elapsed(self) -> float:
+        return self.time
+
+    def take_turn(self, what: Callable[[], object]) -> None:
+        self.turns.append(what)
+
+
+def queue(exchange: str | None = "dlx", key: str | None = None) -> BrokerQueue:
+    options = SimpleNamespace(dead_letter_exchange=exchange, dead_letter_routing_key=key)
+    return cast(BrokerQueue, SimpleNamespace(name="jobs", options=options))
+
+
+def dead_letters(
+    publish: Callable[[BrokerMessage, DeadLettered], bool], clock: FakeClock | None = None, *, trusts: bool = False
+) -> DeadLetters:
+    return DeadLetters(publish, cast(Clock, clock or FakeClock()), FailureLog(), trusts_deaths=trusts)
+
+
+@pytest.mark.parametrize("trusts", [True, False])
+@pytest.mark.parametrize(("taken", "outcome"), [(True, Outcome.TAKEN), (False, Outcome.NOT_TAKEN)])
+def test_a_dead_letter_is_published_with_its_source(trusts: bool, taken: bool, outcome: Outcome) -> None:
+    """A message is published to its queue's dead-letter exchange with the queue's dead-letter key, and the queue hears
+    whether another queue took it.
+    """
+    published, outcomes = list[tuple[BrokerMessage, DeadLettered]](), list[Outcome]()
+
+    def publish(letter: BrokerMessage, source: DeadLettered) -> bool:
+        published.append((letter, source))
+        return taken
+
+    letters, source, given = dead_letters(publish, trusts=trusts), queue(key="dead"), message({"x-death": [death()]})
+    letters.add(source, given, "expired", outcomes.append)
+    assert outcomes == [outcome]
+    [(letter, told)] = published
+    assert (letter.exchange, letter.routing_key) == ("dlx", "dead")
+    assert deaths(letter)[0]["queue"] == "jobs"
+    assert deaths(letter)[0]["count"] == 1 + trusts
+    assert told == (source, given, "expired")
+    if not trusts:
+        assert cast(Any, deaths(letter)[0]["time"]).first == NOW
+
+
+@pytest.mark.parametrize("exchange", [None, "e" * 256])
+def test_a_queue_without_a_dead_letter_exchange_publishes_nothing(exchange: str | None) -> None:
+    """Messages of a queue whose dead-letter exchange is not set, or has a name that cannot exist, are taken by no other
+    queue.
+    """
+    outcomes = list[Outcome]()
+    dead_letters(lambda *_: pytest.fail("published")).add(queue(exchange), message(), "expired", outcomes.append)
+    assert outcomes == [Outcome.NOT_TAKEN]
+
+
+def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    """If a message cannot be dead-lettered because of an error, its queue hears that, the log names the queue, and the
+    next message is dead-lettered.
+    """
+    outcomes = list[Outcome]()
+
+    def publish(letter: BrokerMessage, _: DeadLettered) -> bool:
+        if letter.headers.get("x"):
+            raise ValueError("broken")
+        return True
+
+    letters = dead_letters(publish)
+    with caplog.at_level(logging.ERROR):
+        letters.add(queue(), message({"x": 1}), "expired", outcomes.append)
+        letters.add(queue(), message(), "expired", outcomes.append)
+    assert outcomes == [Outcome.FAILED, Outcome.TAKEN]
+    [record] = caplog.records
+    assert "a message of queue 'jobs' cannot be dead-lettered: " in record.getMessage()
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "broken"
+
+
+def test_before_the_broker_stops_waiting_messages_are_dead_lettered() -> None:
+    """Messages that wait for a later turn are dead-lettered before the broker stops, as many as there is time for; the
+    others are counted.
+    """
+    clock, outcomes = FakeClock(), list[Outcome]()
+
+    def publish(*_: object) -> bool:
+        clock.time += 1
+        return True
+
+    letters = dead_letters(publish, clock)
+    for _ in range(5):
+        letters.add(queue(), message(), "expired", outcomes.append)
+    assert outcomes == [Outcome.TAKEN]
+    assert letters.finish(until=clock.time + 2.5) == 1
+    assert outcomes == [Outcome.TAKEN] * 4

@@ -1,0 +1,175 @@
+"""The history of a failed message, from its headers: attempts, origin, and why and where it was dead-lettered."""
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from mqtool.claims import Claimed
+from mqtool.message import Delivery
+from mqtool.work import history
+from mqtool.work.history import Death, Origin
+
+FIRST, LATER = datetime(2026, 1, 31, 12, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
+_PUBLISHED = {"mqtool-exchange": "orders", "mqtool-routing-key": "eu"}
+
+
+def delivery(headers: dict[str, Any] | None = None, exchange: str = "", key: str = "jobs") -> Delivery:
+    return Delivery(b"job", exchange, key, "jobs", redelivered=False, properties={"headers": headers}, delivery_tag=1)
+
+
+def dead_in(queue: object, **more: Any) -> dict[str, Any]:
+    """Return the header that the broker adds to a dead letter."""
+    return {"x-death": [{"queue": queue, "reason": "expired", **more}]}
+
+
+@pytest.mark.parametrize(
+    ("count", "failures"),
+    [(None, 0), (0, 0), (1, 1), (4, 4), (-1, 0), (True, 0), ("3", 0), (2.5, 0), (2**31 - 2, 2**31 - 2),
+     (2**63, 2**31 - 2)],
+)  # fmt: skip
+def test_the_attempt_is_one_more_than_the_failures_so_far(count: object, failures: int) -> None:
+    """The attempts of a message are counted from 1, by the failures in its header. A header that is not a positive
+    number counts as none, and a huge one does not overflow the header of the next attempt.
+    """
+    failed = delivery(None if count is None else {"mqtool-attempts": count})
+    assert history.failures_of(failed) == failures
+    assert history.attempt_of(failed) == failures + 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "returns"),
+    [
+        (None, 0),
+        ({"mqtool-redrives": 2}, 2),
+        ({"mqtool-reason": "rejected"}, 1),
+        ({"mqtool-redrives": 2, "mqtool-reason": "rejected"}, 3),
+    ],
+)
+def test_a_dead_letter_that_is_moved_back_is_counted_as_returned(headers: dict[str, Any] | None, returns: int) -> None:
+    """Each redrive of a message counts as a return, and so does a dead letter that `move` has put back."""
+    assert history.returns_of(delivery(headers)) == returns
+
+
+@pytest.mark.parametrize(
+    ("headers", "exchange", "key", "origin"),
+    [
+        (None, "", "jobs", Origin("", "jobs")),
+        (_PUBLISHED, "", "jobs", Origin("orders", "eu")),
+        (_PUBLISHED, "logs", "jobs", Origin("logs", "jobs")),
+        (_PUBLISHED, "", "other", Origin("", "other")),
+        (_PUBLISHED | dead_in("jobs.wait.1s"), "", "jobs", Origin("orders", "eu")),
+        (_PUBLISHED | dead_in("jobs.wait.1m30s"), "", "jobs", Origin("orders", "eu")),
+        (_PUBLISHED | dead_in("other.wait.1s"), "", "jobs", Origin("", "jobs")),
+        (_PUBLISHED | dead_in("jobs"), "", "jobs", Origin("", "jobs")),
+        (_PUBLISHED | dead_in("jobs.wait.1s", count=2) | {"x-death": []}, "", "jobs", Origin("orders", "eu")),
+        (_PUBLISHED | {"x-death": "jobs.wait.1s"}, "", "jobs", Origin("orders", "eu")),
+        (_PUBLISHED | {"x-death": ["jobs"]}, "", "jobs", Origin("orders", "eu")),
+        (_PUBLISHED | {"x-death": [{"reason": "expired"}]}, "", "jobs", Origin("orders", "eu")),
+        ({"mqtool-exchange": "orders"}, "", "jobs", Origin("orders", "jobs")),
+        ({"mqtool-routing-key": ""}, "", "jobs", Origin("", "")),
+        ({"mqtool-exchange": 5, "mqtool-routing-key": "k" * 256}, "", "jobs", Origin("", "jobs")),
+        ({"mqtool-exchange": "e" * 255, "mqtool-routing-key": "é" * 128}, "", "jobs", Origin("e" * 255, "jobs")),
+        ({"mqtool-exchange": "\udcff"}, "", "jobs", Origin("\udcff", "jobs")),
+    ],
+)
+def test_the_origin_in_the_headers_counts_only_if_mqtool_has_published_the_message(
+    headers: dict[str, Any] | None, exchange: str, key: str, origin: Origin
+) -> None:
+    """The headers with a message's original exchange and routing key count only if the message came through the default
+    exchange to its queue: directly, or from one of the queue's own wait queues. In any other case, and if a header is
+    not valid as a name, the exchange and routing key of the delivery are its origin.
+    """
+    assert history.origin_of(delivery(headers, exchange, key)) == origin
+
+
+@pytest.mark.parametrize(
+    ("headers", "exchange", "kept"),
+    [
+        (None, "", {}),
+        ({"x": 1}, "logs", {"x": 1}),
+        (_PUBLISHED | {"x": 1}, "", _PUBLISHED | {"x": 1}),
+        (_PUBLISHED, "logs", {"mqtool-exchange": "logs", "mqtool-routing-key": "jobs"}),
+        ({"mqtool-exchange": "orders"}, "", {"mqtool-exchange": "orders", "mqtool-routing-key": "jobs"}),
+        ({"mqtool-routing-key": "eu"}, "", {"mqtool-exchange": "", "mqtool-routing-key": "eu"}),
+        (_PUBLISHED | dead_in("other"), "", dead_in("other")),
+        (_PUBLISHED | dead_in("jobs.wait.1s"), "", _PUBLISHED | dead_in("jobs.wait.1s")),
+    ],
+)
+def test_a_moved_message_keeps_only_an_origin_that_is_proven(
+    headers: dict[str, Any] | None, exchange: str, kept: dict[str, Any]
+) -> None:
+    """If a message is moved to another queue, its headers name the origin that was proven in the first queue. They name
+    none if the broker has dead-lettered the message, and a message without these headers gets none.
+    """
+    given = dict(headers or {})
+    assert history.headers_with_origin(delivery(headers, exchange)) == kept
+    assert (headers or {}) == given, "the delivery itself was changed"
+
+
+def test_a_message_without_room_for_its_history_keeps_the_essential_headers() -> None:
+    """A dead letter whose headers are too large keeps its attempts, its origin, the time of the first failure and its
+    properties, and loses all other headers.
+    """
+    headers = {"mqtool-attempts": 3, "mqtool-first-failure": FIRST, "large": "x" * 1000, **_PUBLISHED}
+    large = delivery(headers)
+    large.properties = {**large.properties, "message_id": "m"}
+    small = history.without_headers(large)
+    assert small.properties == {
+        "headers": {"mqtool-attempts": 3, "mqtool-first-failure": FIRST, **_PUBLISHED},
+        "message_id": "m",
+    }
+    assert (small.body, small.queue, small.delivery_tag) == (b"job", "jobs", 1)
+    forged = history.without_headers(delivery({"mqtool-first-failure": "yesterday"}, "logs"))
+    assert forged.headers == {"mqtool-attempts": 0, "mqtool-exchange": "logs", "mqtool-routing-key": "jobs"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "death"),
+    [
+        (None, Death("unknown")),
+        ({"mqtool-attempts": 2, "mqtool-queue": "jobs"}, Death("unknown")),
+        (dead_in("jobs"), Death("expired", Claimed("jobs"))),
+        (dead_in("jobs", reason="rejected", count=2), Death("rejected", Claimed("jobs"), 2)),
+        (dead_in("jobs", reason="rejected"), Death("rejected", Claimed("jobs"), 1)),
+        (dead_in("jobs", reason="rejected", count="2") | {"mqtool-attempts": 4}, Death("rejected", Claimed("jobs"), 4)),
+        (dead_in("jobs", count=7), Death("expired", Claimed("jobs"))),
+        (dead_in(5), Death("expired")),
+        (dead_in("jobs", time=FIRST), Death("expired", Claimed("jobs"), first=FIRST)),
+        (dead_in("jobs", time=FIRST.replace(tzinfo=None)), Death("expired", Claimed("jobs"), first=FIRST)),
+        (dead_in("jobs", time=1), Death("expired", Claimed("jobs"))),
+        ({"x-death": [{}]}, Death("unknown")),
+        ({"x-death": ["forged", {"reason": "maxlen", "queue": "q"}]}, Death("maxlen", Claimed("q"))),
+        (
+            {"x-death": [{"reason": "rejected", "queue": "b", "time": LATER, "count": 3},
+                         {"reason": "rejected", "queue": "a", "time": FIRST, "count": 2},
+                         {"reason": "expired", "queue": "c", "count": 9}],
+             "mqtool-attempts": 10, "mqtool-redrives": 1, "mqtool-reason": "rejected"},
+            Death("rejected", Claimed("b"), 15, FIRST, redrives=2),
+        ),
+        (
+            {"mqtool-reason": "retries exhausted", "mqtool-queue": "jobs", "mqtool-attempts": 6,
+             "mqtool-first-failure": FIRST, "mqtool-last-error": "exit status 1", "mqtool-redrives": 2},
+            Death("retries exhausted", Claimed("jobs"), 6, FIRST, "exit status 1", 2),
+        ),
+        ({"mqtool-reason": 5, "mqtool-queue": 5, "mqtool-first-failure": 5, "mqtool-last-error": 5},
+         Death("5", error="5")),
+        ({"mqtool-reason": "rejected", "mqtool-last-error": ""}, Death("rejected")),
+        ({"mqtool-reason": "rejected", "x-death": "forged"}, Death("rejected")),
+    ],
+)  # fmt: skip
+def test_the_death_of_a_message_is_what_the_broker_says_and_else_what_mqtool_wrote(
+    headers: dict[str, Any] | None, death: Death
+) -> None:
+    """Why, where and when a message was dead-lettered is read from the newest entry of x-death, which the broker
+    writes, or else from mqtool's headers. Its attempts are those that mqtool counted and the broker's rejections. Any
+    value may be forged; one of the wrong type counts as missing.
+    """
+    assert history.death_of(delivery(headers)) == death
+
+
+def test_the_first_of_several_deaths_is_found_in_any_time_zone() -> None:
+    """The time of the first failure is the earliest, whatever the time zones of the entries are."""
+    east = datetime(2026, 1, 31, 13, tzinfo=timezone(timedelta(hours=2)))
+    times = {"x-death": [{"time": FIRST}, {"time": east}, {"time": LATER.replace(tzinfo=None)}]}
+    assert history.death_of(delivery(times)).first == east

@@ -1,0 +1,321 @@
+"""Limits of queues by arguments and policies: which messages a queue rejects, and what a new policy would cost."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+from urllib.parse import unquote
+
+import pytest
+
+from mqtool.amqp import Channel
+from mqtool.errors import AccessRefused, NotFound
+from mqtool.management import Management
+from mqtool.work.policy_losses import Loss, losses
+from mqtool.work.queue_limits import applies, policies_of, rejects_beyond, room_in, strongest
+
+FULL = {"x-overflow": "reject-publish"}
+
+
+class FakeApi:
+    """The management API with these objects by their paths; an object that is an error is raised."""
+
+    def __init__(self, objects: Mapping[str, Any]) -> None:
+        self._objects = objects
+
+    def get(self, path: str) -> Any:
+        found = self._objects.get(unquote(path), NotFound("no"))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def items(self, path: str, _columns: Sequence[str] = ()) -> Any:
+        return self.get(path)
+
+    def pages(self, path: str, columns: Sequence[str], **_: object) -> Iterator[dict[str, Any]]:
+        for each in self.get(path):
+            yield {name: value for name, value in each.items() if name in columns}
+
+
+def policy(name: str = "p", pattern: str = "", **more: Any) -> dict[str, Any]:
+    """Return a policy as the management API does; its definition is what is not a part of a policy itself."""
+    parts = {each: more.pop(each) for each in ("priority", "apply_to") if each in more}
+    given = {"name": name, "pattern": pattern, "definition": {key.replace("_", "-"): more[key] for key in more}}
+    return given | {key.replace("_", "-"): value for key, value in parts.items()}
+
+
+def api_with(policies: Any = (), operator: Any = (), queues: Any = (), **more: Any) -> Management:
+    views = {f"queues/v/{each['name']}": each for each in queues}
+    lists = {"policies/v": policies, "operator-policies/v": operator, "queues/v": queues}
+    return cast(Management, FakeApi({**views, **lists, **more}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "policies", "beyond"),
+    [
+        ({}, [], None),
+        ({"x-max-length": 5}, [], None),
+        ({"x-max-length": 5, "x-overflow": "drop-head"}, [], None),
+        ({"x-max-length": 5, **FULL}, [], 5),
+        ({"x-max-length": 5, "x-overflow": "reject-publish-dlx"}, [], 5),
+        ({"x-max-length": 0, **FULL}, [], 0),
+        (FULL, [], None),
+        (FULL, [{"max-length": 7}], 7),
+        ({"x-max-length": 5, **FULL}, [{"max-length": 7}], 5),
+        ({"x-max-length": 5, **FULL}, [{"max-length": 3}], 3),
+        ({"x-max-length": 5}, [{"overflow": "reject-publish"}], 5),
+        ({"x-max-length": 5}, [{}, {"overflow": "reject-publish", "max-length": 2}], 2),
+        ({"x-max-length": 5, "x-overflow": "drop-head"}, [{"overflow": "reject-publish"}], None),
+        ({"x-max-length": 5}, [{"overflow": "drop-head"}, {"overflow": "reject-publish"}], None),
+        ({"x-max-length": "5", **FULL}, [], None),
+        ({"x-max-length-bytes": 5, **FULL}, [], None),
+    ],
+)
+def test_a_queue_rejects_messages_beyond_the_lowest_limit_if_its_overflow_says_so(
+    arguments: dict[str, Any], policies: list[dict[str, Any]], beyond: int | None
+) -> None:
+    """A queue with the overflow reject-publish, by its argument or else by a policy, rejects messages beyond the lowest
+    of its limits. Any other queue rejects none.
+    """
+    assert rejects_beyond(arguments, policies) == beyond
+    assert rejects_beyond(arguments, iter(policies)) == beyond
+
+
+def test_a_limit_in_bytes_is_found_by_its_name() -> None:
+    """The limit in bytes is a limit of its own, whether it is an argument or in a policy."""
+    assert rejects_beyond({"x-max-length": 5, **FULL}, [{"max-length-bytes": 900}], "max-length-bytes") == 900
+    assert rejects_beyond({"x-max-length-bytes": 800, **FULL}, [{"max-length": 5}], "max-length-bytes") == 800
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "is_applied"),
+    [
+        (policy(pattern="^q"), "classic", True),
+        (policy(pattern="^x"), "classic", False),
+        (policy(pattern="(?<"), "classic", True),
+        (policy(apply_to="all"), "stream", True),
+        (policy(apply_to="queues"), "quorum", True),
+        (policy(apply_to="exchanges"), "classic", False),
+        (policy(apply_to="quorum_queues"), "quorum", True),
+        (policy(apply_to="quorum_queues"), "classic", False),
+        (policy(apply_to="streams"), "stream", True),
+        (policy(apply_to="streams"), "quorum", False),
+        (policy(max_length=1, delivery_limit=1), "quorum", True),
+        (policy(max_length=1, delivery_limit=1), "classic", False),
+        (policy(queue_mode="lazy"), "quorum", False),
+        (policy(queue_mode="lazy"), "of a plugin", True),
+        (policy(max_age="1D"), "classic", False),
+        (policy(max_age="1D"), "stream", True),
+        (policy(max_length_bytes=1, expires=1), "stream", False),
+        ({"name": "p", "pattern": ""}, "classic", True),
+    ],
+)
+def test_a_policy_applies_to_queues_of_its_pattern_and_type(given: dict[str, Any], kind: str, is_applied: bool) -> None:
+    """A policy applies to a queue if its pattern matches the name, its apply-to includes the type, and the type
+    supports all of its settings. A pattern that only Erlang can parse may match, and is assumed to.
+    """
+    assert applies(given, "q", kind) is is_applied
+
+
+def test_the_matching_policy_of_the_highest_priority_applies() -> None:
+    """Of several policies that match a queue, the one with the highest priority applies. The default priority is 0."""
+    low, none, high = policy("low", priority=-1), policy("none"), policy("high", priority=2)
+    other = policy("other", "^x", priority=9)
+    assert strongest([low, none], "q", "classic") == none
+    assert strongest([none, high, low, other], "q", "classic") == high
+    assert strongest([none, policy("one", priority=1)], "q", "classic") == policy("one", priority=1)
+    assert strongest([other], "q", "classic") is None
+    assert strongest([policy("streams", apply_to="streams", priority=5), low], "q", "classic") == low
+
+
+def test_both_policies_of_a_queue_are_found() -> None:
+    """A queue has a policy and an operator policy, each of the highest priority that matches, and either may be
+    missing.
+    """
+    both = api_with([policy(max_length=5), policy("x", "^x", expires=1)], [policy(max_length=3, priority=1)])
+    assert policies_of(both, "v", "q", "classic") == [{"max-length": 5}, {"max-length": 3}]
+    assert policies_of(api_with(operator=[policy(expires=3)]), "v", "q", "classic") == [{"expires": 3}]
+    assert policies_of(api_with([policy(max_length=5)]), "v", "q", "classic") == [{"max-length": 5}]
+    streams = [policy(apply_to="streams", max_length=5), policy(apply_to="quorum_queues", max_length=4)]
+    assert policies_of(api_with(streams), "v", "q", "quorum") == [{"max-length": 4}]
+    assert policies_of(api_with([{"name": "p", "pattern": ""}]), "v", "q", "classic") == [{}]
+
+
+@pytest.mark.parametrize("refusal", [AccessRefused("no"), NotFound("no")])
+def test_without_the_right_to_read_policies_the_queue_says_what_applies(refusal: Exception) -> None:
+    """For a user who may not read policies, the queue's own effective policy applies, if the queue exists."""
+    effective = {"name": "q", "effective_policy_definition": {"max-length": 9}}
+    for lists in ({"policies": refusal}, {"policies": [policy(max_length=5)], "operator": refusal}):
+        assert policies_of(api_with(**lists, queues=[effective]), "v", "q", "classic") == [{"max-length": 9}]
+        assert policies_of(api_with(**lists, queues=[{"name": "q"}]), "v", "q", "classic") == [{}]
+        assert policies_of(api_with(**lists), "v", "q", "classic") == []
+
+
+class FakeChannel:
+    """A channel on which the queue "q" has a number of messages."""
+
+    depth = 2
+
+    def depth_of(self, queue: str) -> int:
+        assert queue == "q"
+        return self.depth
+
+
+def test_the_room_in_a_queue_is_its_limit_without_its_messages() -> None:
+    """A queue that rejects messages has room for as many as its limit allows beyond those that it has right now."""
+    channel = FakeChannel()
+    given = {"name": "q", "type": "quorum", "arguments": {**FULL, "x-max-length": 10}}
+    streams = policy(apply_to="streams", max_length=1)
+    room = room_in(cast(Channel, channel), api_with([streams], queues=[given]), "v", "q")
+    assert room is not None
+    assert room() == 8
+    channel.depth = 9
+    assert room() == 1
+    by_policy = api_with([policy(max_length=4, overflow="reject-publish", apply_to="classic_queues")],
+                         queues=[{"name": "q"}])  # fmt: skip
+    room = room_in(cast(Channel, FakeChannel()), by_policy, "v", "q")
+    assert room is not None
+    assert room() == 2
+    of_quorum_queues = policy(max_length=3, overflow="reject-publish", apply_to="quorum_queues")
+    by_type = api_with([of_quorum_queues], queues=[{"name": "q", "type": "quorum"}])
+    room = room_in(cast(Channel, FakeChannel()), by_type, "v", "q")
+    assert room is not None
+    assert room() == 1
+
+
+def test_a_queue_that_rejects_nothing_has_no_limited_room() -> None:
+    """A queue without a limit, and one that does not exist, take any number of messages."""
+    for queues in ([{"name": "q", "arguments": {"x-max-length": 10}}], [{"name": "q", "arguments": None}], []):
+        limited = policy(max_length=4, overflow="reject-publish")
+        policies = [] if queues else [limited]
+        assert room_in(cast(Channel, FakeChannel()), api_with(policies, queues=queues), "v", "q") is None
+
+
+def queue(ready: int = 10, **more: Any) -> dict[str, Any]:
+    """Return a queue as the management API does, with messages of 10 bytes."""
+    return {
+        "name": "q", "type": "classic", "messages": ready, "messages_ready": ready, "message_bytes_ready": 10 * ready,
+        "consumers": 0, "arguments": {}, **more,
+    }  # fmt: skip
+
+
+def lost(new: dict[str, Any], *queues: dict[str, Any], policies: Any = (), operator: Any = ()) -> list[Loss]:
+    return losses(api_with(policies, operator, queues), "v", new, operator=False)
+
+
+@pytest.mark.parametrize(
+    ("new", "there", "loss"),
+    [
+        (policy(max_length=4), queue(), Loss("q", 6, "drops 6 of 10 messages: max-length is 4")),
+        (policy(max_length=0), queue(1), Loss("q", 1, "drops 1 of 1 message: max-length is 0")),
+        (policy(max_length=1000), queue(3500),
+         Loss("q", 2500, "drops 2,500 of 3,500 messages: max-length is 1,000")),
+        (policy(max_length=9, dead_letter_exchange=""), queue(),
+         Loss("q", 1, "dead-letters 1 of 10 messages: max-length is 9")),
+        (policy(max_length=9), queue(arguments={"x-dead-letter-exchange": "dlx"}),
+         Loss("q", 1, "dead-letters 1 of 10 messages: max-length is 9")),
+        (policy(max_length_bytes=75), queue(),
+         Loss("q", 3, "drops about 3 of 10 messages: max-length-bytes is 75")),
+        (policy(max_length_bytes=0), queue(), Loss("q", 10, "drops about 10 of 10 messages: max-length-bytes is 0")),
+        (policy(max_length=8, max_length_bytes=75), queue(),
+         Loss("q", 3, "drops about 3 of 10 messages: max-length-bytes is 75")),
+        (policy(max_length=7, max_length_bytes=75), queue(),
+         Loss("q", 3, "drops 3 of 10 messages: max-length is 7")),
+        (policy(max_length=4), queue(arguments={"x-max-length": 6}),
+         Loss("q", 6, "drops 6 of 10 messages: max-length is 4")),
+        (policy(expires=60_000), queue(),
+         Loss("q", 10, "is deleted with 10 messages if it is not used for 1m", of_queue=True)),
+        (policy(expires=60_000), queue(arguments={"x-expires": 60_001}),
+         Loss("q", 10, "is deleted with 10 messages if it is not used for 1m", of_queue=True)),
+        (policy(max_length=4, delivery_limit=3), queue(type="quorum"),
+         Loss("q", 6, "drops 6 of 10 messages: max-length is 4")),
+        (policy(max_length=4, apply_to="quorum_queues"), queue(type="quorum"),
+         Loss("q", 6, "drops 6 of 10 messages: max-length is 4")),
+        (policy(max_length=4, apply_to="classic_queues"), queue(type=None),
+         Loss("q", 6, "drops 6 of 10 messages: max-length is 4")),
+        (policy(expires=60_000), queue(0, messages=1),
+         Loss("q", 1, "is deleted with 1 message if it is not used for 1m", of_queue=True)),
+    ],
+)  # fmt: skip
+def test_a_policy_with_a_limit_says_what_a_queue_would_lose(
+    new: dict[str, Any], there: dict[str, Any], loss: Loss
+) -> None:
+    """Before a policy is set, the messages beyond its limits are counted, and queues that would expire with messages
+    are named; a limit in bytes is converted to messages of the queue's average size. If messages would become dead
+    letters instead, that is said.
+    """
+    assert lost(new, there) == [loss]
+
+
+@pytest.mark.parametrize(
+    ("new", "there"),
+    [
+        (policy(max_length=10), queue()),
+        (policy(max_length_bytes=100), queue()),
+        (policy(max_length=4, overflow="reject-publish"), queue()),
+        (policy(max_length=4), queue(arguments={"x-overflow": "reject-publish"})),
+        (policy(max_length=4), queue(arguments={"x-max-length": 3})),
+        (policy(max_length_bytes=4), queue(type="stream")),
+        (policy(max_length=4, pattern="^x"), queue()),
+        (policy(max_length=4, apply_to="exchanges"), queue()),
+        (policy(max_length=4), {"name": "q"}),
+        (policy(message_ttl=1), queue()),
+        (policy(max_length=-1), queue()),
+        (policy(expires=60_000), queue(consumers=1)),
+        (policy(expires=60_000), queue(0)),
+        (policy(expires=60_000), queue(arguments={"x-expires": 60_000})),
+        (policy(expires=60_000), queue(arguments={"x-expires": 1000})),
+        (policy(expires=60_000, max_length=100), queue(arguments={"x-expires": 60_000})),
+        (policy(overflow="drop-head"), queue(arguments={"x-max-length": 6})),
+        (policy(max_length=0), queue(0)),
+        (policy(max_length_bytes=0), queue(message_bytes_ready=0)),
+        (policy(max_length=4, apply_to="classic_queues"), queue(type="quorum")),
+        (policy(max_length=4, delivery_limit=3), queue()),
+        (policy(max_length=4, queue_mode="lazy"), queue(type="quorum")),
+    ],
+)
+def test_a_policy_that_changes_nothing_for_a_queue_loses_nothing(new: dict[str, Any], there: dict[str, Any]) -> None:
+    """Nothing is lost if a queue is within the limits, has lower ones, rejects new messages instead, is a stream, is in
+    use, or is not one of the policy's queues.
+    """
+    assert lost(new, there) == []
+
+
+def test_only_the_policy_that_applies_counts() -> None:
+    """A policy that is weaker than another one of the queue loses nothing. One that replaces a policy of the same name
+    is compared with it, and an operator policy limits in addition to a policy.
+    """
+    strong, four = policy("strong", priority=5, max_length=20), policy(max_length=4)
+    assert lost(four, queue(), policies=[strong]) == []
+    assert lost(policy(priority=6, max_length=4), queue(), policies=[strong])[0].messages == 6
+    assert lost(four, queue(12), policies=[four, policy("z", "^z", max_length=1)]) == []
+    assert lost(policy(max_length=3), queue(), policies=[four])[0].messages == 7
+    assert lost(four, queue(), operator=[policy("o", max_length=2)]) == []
+    assert losses(api_with([strong], [], [queue()]), "v", four, operator=True)[0].messages == 6
+
+
+@pytest.mark.parametrize("new", [policy(overflow="drop-head"), policy(message_ttl=1000)])
+def test_replacing_a_policy_loses_what_the_old_one_kept(new: dict[str, Any]) -> None:
+    """If a queue no longer rejects messages because its policy is replaced, it drops those beyond the limit of its
+    operator policy, whatever the new policy is about. A limit that is no longer there loses nothing.
+    """
+    rejects, limit = policy(overflow="reject-publish"), [policy(max_length=4)]
+    assert lost(new, queue(), policies=[rejects], operator=limit) == [
+        Loss("q", 6, "drops 6 of 10 messages: max-length is 4")
+    ]
+    assert lost(rejects, queue(), policies=[new], operator=limit) == []
+    assert lost(new, queue(), policies=limit) == []
+    assert lost(policy(expires=60_000), queue(), policies=[policy(expires=1000)]) == []
+
+
+@pytest.mark.parametrize("refusal", [AccessRefused("no"), NotFound("no")])
+def test_losses_are_counted_without_the_right_to_read_policies(refusal: Exception) -> None:
+    """For a user who may not read the existing policies, the new one is judged as if it were the only one."""
+    assert lost(policy(max_length=4), queue(), policies=refusal, operator=refusal)[0].messages == 6
+
+
+def test_the_losses_of_all_queues_are_listed() -> None:
+    """Each queue that would lose something is listed, in the order of the broker; one may be listed twice."""
+    new = policy(max_length=4, expires=1000)
+    found = lost(new, queue(name="a"), queue(2, name="b"), queue(0, name="c"), queue(type="stream"), queue(name="d"))
+    assert [(loss.queue, loss.of_queue) for loss in found] == [
+        ("a", True), ("a", False), ("b", True), ("d", True), ("d", False),
+    ]  # fmt: skip

@@ -1,0 +1,281 @@
+"""Dead letters: which are chosen, what proves where they came from, and, on an embedded broker in this process, that
+none is lost on the way back.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+from urllib.parse import unquote
+
+import pytest
+
+from mqtool.amqp import Channel, Connection, parse_addresses
+from mqtool.errors import AccessRefused, NotConfirmed
+from mqtool.management import Management
+from mqtool.message import Delivery, Message
+from mqtool.testing import Vhost
+from mqtool.topology import Queue
+from mqtool.work.redriving import Origins, Unproven, choice, dead_letter_queues, drop, redrive
+from tests.unit.test_queue_limits import FakeApi
+
+DEAD = {"mqtool-reason": "retries exhausted", "mqtool-last-error": "exit status 1", "mqtool-queue": "jobs"}
+
+
+def letter(headers: dict[str, Any] | None = None, exchange: str = "", key: str = "jobs.dlq") -> Delivery:
+    properties = {"message_id": "a", "headers": DEAD if headers is None else headers}
+    return Delivery(b"job", exchange, key, "jobs.dlq", redelivered=False, properties=properties, delivery_tag=1)
+
+
+#: All conditions, met by a letter() that is two minutes old.
+ALL = {"ids": ["a"], "reason": "exhausted", "error": "status", "older": 60}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "is_chosen"),
+    [
+        ({}, True),
+        ({"ids": ["b", "a"]}, True),
+        ({"ids": ["b"]}, False),
+        ({"reason": "exhausted"}, True),
+        ({"reason": "rejected"}, False),
+        ({"error": "status 1"}, True),
+        ({"error": "status 2"}, False),
+        ({"older": 120}, True),
+        ({"older": 130}, False),
+        (ALL, True),
+        ({**ALL, "ids": ["b"]}, False),
+        ({**ALL, "reason": "rejected"}, False),
+        ({**ALL, "error": "timeout"}, False),
+        ({**ALL, "older": 180}, False),
+    ],
+)
+def test_a_dead_letter_is_chosen_if_it_meets_all_conditions(conditions: dict[str, Any], *, is_chosen: bool) -> None:
+    """A dead letter is chosen by its id, a part of its reason or of its last error, and its age, if it meets all of the
+    conditions that are given.
+    """
+    first = datetime.now(UTC) - timedelta(seconds=121)
+    assert choice(**conditions)(letter({**DEAD, "mqtool-first-failure": first})) is is_chosen
+
+
+def test_a_dead_letter_without_an_error_or_a_time_is_not_chosen_by_them() -> None:
+    """A dead letter of which the error or the time is unknown meets no condition about it."""
+    unknown = letter({"mqtool-reason": "rejected"})
+    assert not choice(error="X")(unknown)
+    assert choice(error="")(unknown)
+    assert not choice(older=0)(unknown)
+    assert choice(reason="rejected")(unknown)
+
+
+def origins(queues: dict[str, Any], source: str = "jobs.dlq") -> Origins:
+    """Return the origins of dead letters on a broker with these queues: their arguments, or an error."""
+    views = {
+        f"queues/v/{name}": found if isinstance(found, Exception) else {"name": name, "arguments": found}
+        for name, found in queues.items()
+    }
+    return Origins(source, "v", lambda: cast(Management, FakeApi(views)))
+
+
+def died_in(queue: str) -> dict[str, Any]:
+    return {"x-death": [{"queue": queue, "reason": "expired"}]}
+
+
+def test_a_dead_letter_of_worker_came_from_the_queue_of_its_name() -> None:
+    """A message that came through the default exchange to QUEUE.dlq, as `worker` publishes it, is from QUEUE. The
+    management API is not asked.
+    """
+
+    def api() -> Management:
+        raise AssertionError("asked")
+
+    assert Origins("jobs.dlq", "v", api).of(letter()) == "jobs"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exchange", "key"),
+    [
+        ({"x-dead-letter-exchange": "dlx"}, "dlx", "any"),
+        ({"x-dead-letter-exchange": "dlx", "x-dead-letter-routing-key": "dead"}, "dlx", "dead"),
+        ({"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "all.dlq"}, "", "all.dlq"),
+    ],
+)
+def test_a_dead_letter_came_from_a_queue_that_dead_letters_as_it_was_published(
+    arguments: dict[str, Any], exchange: str, key: str
+) -> None:
+    """A dead letter is from the queue that it names if this queue dead-letters with the exchange and the routing key
+    through which the dead letter came.
+    """
+    assert origins({"orders": arguments}, "all.dlq").of(letter(died_in("orders"), exchange, key)) == "orders"
+
+
+@pytest.mark.parametrize(
+    ("queues", "dead", "why"),
+    [
+        ({}, letter({}), "message a does not say which queue it came from"),
+        ({}, letter(died_in("orders")), "says that it came from 'orders', which does not exist"),
+        ({"orders": AccessRefused("no rights")}, letter(died_in("orders")),
+         "says that it came from 'orders', which cannot be verified: no rights"),
+        ({"orders": {}}, letter(died_in("orders")),
+         "says that it came from 'orders', which does not dead-letter to 'jobs.dlq'"),
+        ({"orders": {"x-dead-letter-exchange": "dlx"}}, letter(died_in("orders"), "other", "key"),
+         "says that it came from 'orders', which does not dead-letter to 'jobs.dlq' through exchange 'other'"),
+        ({"orders": {"x-dead-letter-exchange": "dlx", "x-dead-letter-routing-key": "dead"}},
+         letter(died_in("orders"), "dlx", "other"),
+         "says that it came from 'orders', which does not dead-letter to 'jobs.dlq' through exchange 'dlx'"),
+        ({"jobs": {}}, letter(exchange="logs"),
+         "says that it came from 'jobs', which does not dead-letter to 'jobs.dlq' through exchange 'logs'"),
+        ({"jobs": {}}, letter(key="other"), "says that it came from 'jobs', which does not dead-letter to 'jobs.dlq'"),
+    ],
+)  # fmt: skip
+def test_without_proof_the_error_says_what_is_missing(queues: dict[str, Any], dead: Delivery, why: str) -> None:
+    """A dead letter is not from the queue that it names if the queue does not exist, cannot be looked up, or does not
+    dead-letter as the message was published. The error says which.
+    """
+    with pytest.raises(Unproven) as error:
+        origins(queues).of(dead)
+    assert str(error.value) == (why if why.startswith("message") else f"message a {why}")
+
+
+def test_the_api_is_asked_once_for_each_queue() -> None:
+    """The management API is asked once for each queue that dead letters name, also if it did not answer."""
+    asked = list[str]()
+
+    class CountingApi(FakeApi):
+        def get(self, path: str) -> Any:
+            asked.append(unquote(path))
+            return super().get(path)
+
+    api = CountingApi({"queues/v/orders": {"arguments": {"x-dead-letter-exchange": "dlx"}}})
+    ours = Origins("all.dlq", "v", lambda: cast(Management, api))
+    for _ in range(2):
+        assert ours.of(letter(died_in("orders"), "dlx", "key")) == "orders"
+        with pytest.raises(Unproven):
+            ours.of(letter(died_in("missing"), "dlx", "key"))
+    assert asked == ["queues/v/orders", "queues/v/missing"]
+
+
+def test_dead_letter_queues_are_found_by_name_and_by_what_leads_to_them() -> None:
+    """A queue holds dead letters if its name is NAME.dlq, if another queue dead-letters to it, or if it is bound to a
+    dead-letter exchange. A wait queue's target, a queue that does not exist, and an exclusive one, are left out.
+    """
+    arguments: dict[str, dict[str, Any]] = {
+        "jobs": {},
+        "jobs.dlq": {},
+        "orphan.dlq": {},
+        "by-key": {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"},
+        "dead": {},
+        "to-itself": {"x-dead-letter-exchange": ""},
+        "to-missing": {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "missing"},
+        "wait": {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "target", "x-expires": 5},
+        "target": {},
+        "by-exchange": {"x-dead-letter-exchange": "dlx"},
+        "bound": {},
+    }
+    arguments |= {f"to-missing-{number}": {"x-dead-letter-exchange": f"missing-{number}"} for number in range(20)}
+    views = [{"name": name, "arguments": found} for name, found in arguments.items()]
+    views += [
+        {"name": "mine.dlq", "arguments": {}, "exclusive": True},
+        {"name": "by-policy", "effective_policy_definition": {"dead-letter-exchange": "dlx2"}},
+        {"name": "bound2", "arguments": None},
+    ]
+
+    def bound(queue: str) -> list[dict[str, str]]:
+        return [
+            {"destination": queue, "destination_type": "queue"},
+            {"destination": "target", "destination_type": "exchange"},
+        ]
+
+    api = FakeApi({
+        "queues/v": views, "exchanges/v/dlx/bindings/source": bound("bound"),
+        "exchanges/v/dlx2/bindings/source": bound("bound2"),
+    })  # fmt: skip
+    assert dead_letter_queues(cast(Management, api), "v") == [
+        "bound", "bound2", "dead", "jobs.dlq", "orphan.dlq", "to-itself",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def channel(amqp_vhost: Vhost) -> Iterator[Channel]:
+    """A channel of mqtool's own client on the broker in this process."""
+    with Connection(parse_addresses(amqp_vhost.url)) as connection:
+        channel = connection.channel()
+        for name in ("jobs", "jobs.dlq"):
+            channel.declare(Queue(name, durable=True))
+        yield channel
+
+
+def bury(channel: Channel, *queues: str) -> None:
+    """Publish dead letters to jobs.dlq that say that they came from these queues; their bodies are numbers."""
+    messages = [Message(b"%d" % number, properties={"headers": {**DEAD, "mqtool-queue": name}})
+                for number, name in enumerate(queues)]  # fmt: skip
+    assert len([*channel.publish(messages, routing_key="jobs.dlq")]) == len(queues)
+
+
+def bodies(vhost: Vhost, queue: str) -> list[int]:
+    return [int(message.body) for message in vhost.queue(queue).messages(0)]
+
+
+def test_dead_letters_return_to_the_queue_that_they_came_from(amqp_vhost: Vhost, channel: Channel) -> None:
+    """A redrive moves the chosen dead letters, in order. Those that are not chosen stay, and so do those whose origin
+    is not proven, of which the caller is told.
+    """
+    bury(channel, "jobs", "jobs", "other", "jobs", "jobs")
+    left = list[str]()
+    moving = redrive(channel, origins({}), "jobs.dlq", lambda each: each.body != b"3", left.append)
+    assert [each.body for each in moving] == [b"0", b"1", b"4"]
+    channel.close()
+    assert amqp_vhost.wait_for(lambda: bodies(amqp_vhost, "jobs.dlq") == [2, 3])
+    assert bodies(amqp_vhost, "jobs") == [0, 1, 4]
+    assert amqp_vhost.queue("jobs").messages()[0].headers == {"mqtool-redrives": 1}
+    assert left == ["a message without id ('2') says that it came from 'other', which does not exist"]
+
+
+def test_a_queue_that_does_not_take_its_dead_letters_does_not_stop_the_others(
+    amqp_vhost: Vhost, channel: Channel
+) -> None:
+    """If a queue does not take a dead letter, its other dead letters stay as well, and those of other queues are moved.
+    The caller is told of each that stays.
+    """
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs.dlq"}
+    bury(channel, *["gone"] * 150, "jobs")
+    left = list[str]()
+    moving = redrive(channel, origins({"gone": arguments}), "jobs.dlq", lambda _: True, left.append)
+    assert [each.body for each in moving] == [b"150"]
+    channel.close()
+    assert amqp_vhost.wait_for(lambda: bodies(amqp_vhost, "jobs.dlq") == [*range(150)])
+    assert len(left) == 150
+    assert left[0] == "'gone' did not take a message without id ('0'): NO_ROUTE (312)"
+    assert left[-1] == "a message without id ('149') was in 'gone', too"
+
+
+def test_a_redrive_to_a_named_queue_ends_if_it_does_not_take_a_message(amqp_vhost: Vhost, channel: Channel) -> None:
+    """If all dead letters are to go to one queue, and it does not take one, the redrive ends with an error. Its hint
+    names the option for another queue. All dead letters stay.
+    """
+    bury(channel, "jobs", "other")
+    with pytest.raises(NotConfirmed, match="'gone' did not take a message without id") as error:
+        list(redrive(channel, "gone", "jobs.dlq", lambda _: True, pytest.fail))
+    assert error.value.hint == "it is still in jobs.dlq; --to names another queue"
+    channel.close()
+    assert amqp_vhost.wait_for(lambda: bodies(amqp_vhost, "jobs.dlq") == [0, 1])
+
+
+def test_all_dead_letters_can_go_to_a_named_queue(amqp_vhost: Vhost, channel: Channel) -> None:
+    """If a queue is named, dead letters of all origins go there. Those that arrive meanwhile stay."""
+    bury(channel, "jobs", "other")
+    moving = redrive(channel, "jobs", "jobs.dlq", lambda _: True, pytest.fail)
+    bury(channel, "late")
+    assert [each.body for each in moving] == [b"0", b"1"]
+    assert bodies(amqp_vhost, "jobs") == [0, 1]
+    channel.close()
+    assert amqp_vhost.wait_for(lambda: bodies(amqp_vhost, "jobs.dlq") == [0])
+
+
+def test_chosen_dead_letters_are_deleted(amqp_vhost: Vhost, channel: Channel) -> None:
+    """Dropping deletes the chosen dead letters, and leaves the others in order. Those that arrive meanwhile stay."""
+    bury(channel, "jobs", "jobs", "jobs", "jobs")
+    dropping = drop(channel, "jobs.dlq", lambda each: each.body != b"1")
+    bury(channel, "late")
+    assert [each.body for each in dropping] == [b"0", b"2", b"3"]
+    channel.close()
+    assert amqp_vhost.wait_for(lambda: bodies(amqp_vhost, "jobs.dlq") == [1, 0])
+    assert bodies(amqp_vhost, "jobs") == []

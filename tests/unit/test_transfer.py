@@ -1,0 +1,299 @@
+"""Moving messages between queues: their headers, and, on an embedded broker in this process, that none is lost."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+import pytest
+
+from mqtool.amqp import Channel, Connection, Receiving, parse_addresses
+from mqtool.errors import Unavailable
+from mqtool.message import Confirmation, Delivery, Message, Receipt
+from mqtool.testing import Vhost
+from mqtool.topology import Queue
+from mqtool.work import transfer
+from mqtool.work.transfer import NotMoved, QueueTransfer, Until, elsewhere, failed, move, name_of, not_taken, redriven
+
+JOB = Delivery(
+    b"job", "", "jobs", "jobs", redelivered=False, delivery_tag=1,
+    properties={"message_id": "a", "user_id": "me", "expiration": "5000", "delivery_mode": 1, "type": "t"},
+)  # fmt: skip
+FIRST = datetime(2026, 1, 31, 12, tzinfo=UTC)
+#: Headers that the broker has added, and that a republished message must not have.
+BROKERS = {
+    "x-death": [{"queue": "jobs.wait.1s", "reason": "expired"}], "x-delivery-count": 3, "x-acquired-count": 3,
+    "x-first-death-queue": "q", "x-first-death-exchange": "", "x-first-death-reason": "expired",
+    "x-last-death-queue": "q", "x-last-death-exchange": "", "x-last-death-reason": "expired",
+}  # fmt: skip
+COPIES = {"CC": ["copy"], "BCC": ["secret"]}
+
+
+def with_headers(headers: dict[str, Any], delivery: Delivery = JOB) -> Delivery:
+    return replace(delivery, properties={**delivery.properties, "headers": headers})
+
+
+def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
+    """A message that is published to another queue keeps its body, id and other properties. It survives a restart,
+    does not expire there, and has no user id, which the broker might refuse.
+    """
+    for message in (failed(JOB, "exit status 1", "other"), redriven(JOB, "other")):
+        assert (message.body, message.exchange, message.routing_key) == (b"job", "", "other")
+        assert message.message_id == "a"
+        assert {**message.properties, "headers": None} == {"type": "t", "delivery_mode": 2, "headers": None}
+
+
+def test_a_failed_message_has_its_history_and_no_headers_of_the_broker() -> None:
+    """The headers of a failed message say how often and why it failed, where it was, and when it first failed. Headers
+    of the broker, and those that ask for copies, are removed.
+    """
+    message = failed(with_headers({**BROKERS, **COPIES, "x": 1}), "exit status 1", "jobs.wait.1s")
+    headers = dict(message.properties["headers"])
+    first = headers.pop("mqtool-first-failure")
+    assert abs((datetime.now(UTC) - first).total_seconds()) < 60
+    assert first.microsecond == 0
+    expected = {
+        "x": 1, "mqtool-attempts": 1, "mqtool-last-error": "exit status 1", "mqtool-queue": "jobs",
+        "mqtool-exchange": "", "mqtool-routing-key": "jobs",
+    }  # fmt: skip
+    assert headers == expected
+    again = failed(with_headers({**expected, "mqtool-first-failure": FIRST}), "no", "jobs.dlq", "rejected")
+    assert again.properties["headers"] == expected | {
+        "mqtool-attempts": 2, "mqtool-last-error": "no", "mqtool-first-failure": FIRST, "mqtool-reason": "rejected",
+    }  # fmt: skip
+    returned = failed(with_headers({"mqtool-redrives": 2}), "no", "jobs.dlq", "rejected")
+    assert returned.properties["headers"]["mqtool-redrives"] == 2
+
+
+def test_a_redriven_message_looks_as_if_it_had_never_failed() -> None:
+    """A message that is moved back has the headers of its publisher, its origin, and the number of its redrives."""
+    ours = {
+        "mqtool-attempts": 6, "mqtool-last-error": "no", "mqtool-queue": "jobs", "mqtool-first-failure": FIRST,
+        "mqtool-reason": "rejected",
+    }  # fmt: skip
+    origin = {"mqtool-exchange": "logs", "mqtool-routing-key": "eu"}
+    dead = with_headers({**ours, **origin, **COPIES, "x-delivery-count": 1, "x": 1})
+    assert redriven(dead, "jobs").properties["headers"] == {**origin, "x": 1, "mqtool-redrives": 1}
+    again = {**ours, **BROKERS, "x-death": None, "mqtool-redrives": 4}
+    assert redriven(with_headers(again), "jobs").properties["headers"] == {"mqtool-redrives": 5}
+    assert redriven(with_headers(BROKERS), "jobs").properties["headers"] == {"mqtool-redrives": 1}
+
+
+def test_a_message_for_another_broker_keeps_what_its_publisher_wrote() -> None:
+    """A message for another broker keeps its properties, also its expiration. Its user id is removed unless it is that
+    of the login there, and so are headers that ask for copies or count deliveries.
+    """
+    message = elsewhere(with_headers({**COPIES, "x-delivery-count": 1, "x": 1}), "other", "me")
+    assert (message.body, message.exchange, message.routing_key, message.message_id) == (b"job", "", "other", "a")
+    kept = {"user_id": "me", "expiration": "5000", "delivery_mode": 1, "type": "t"}
+    assert message.properties == {**kept, "headers": {"x": 1}}
+    assert elsewhere(JOB, "other", "you").properties == {**kept, "user_id": None}
+
+
+def test_a_message_is_named_by_its_id_or_the_start_of_its_body() -> None:
+    """Notices name a message by its id, or else by the first 30 characters of its body."""
+    assert name_of(JOB) == "message a"
+    long = replace(JOB, body="é".encode() * 100_000, properties={})
+    assert name_of(long) == f"a message without id ({'é' * 30!r})"
+    assert name_of(replace(JOB, body=b"\xff", properties={})) == "a message without id ('\ufffd')"
+
+
+def test_the_error_about_a_message_that_was_not_moved_says_where_it_is() -> None:
+    """If a queue does not take a message, the error names both, with the broker's reason, and the hint names the queue
+    where the message still is.
+    """
+    error = not_taken(JOB, Receipt(Message(b"", "other"), Confirmation.RETURNED, "NO_ROUTE"))
+    assert (str(error), error.hint) == ("'other' did not take message a: NO_ROUTE", "it is still in jobs")
+
+
+@pytest.fixture
+def connect(amqp_vhost: Vhost) -> Iterator[Callable[[], Channel]]:
+    """Open a channel of mqtool's own client on the broker in this process."""
+    with Connection(parse_addresses(amqp_vhost.url)) as connection:
+        yield connection.channel
+
+
+@pytest.fixture
+def channel(connect: Callable[[], Channel]) -> Channel:
+    return connect()
+
+
+def fill(channel: Channel, count: int, queue: str = "from") -> None:
+    """Put messages with the bodies "0", "1", "2" … into a queue."""
+    channel.declare(Queue(queue, durable=True))
+    assert all(
+        receipt.confirmation is Confirmation.CONFIRMED
+        for receipt in channel.publish((Message(b"%d" % number) for number in range(count)), routing_key=queue)
+    )
+
+
+def drained(vhost: Vhost, channel: Channel, queue: str, count: int) -> list[int]:
+    """Wait until a queue has this many messages, and return all, in the order in which they are delivered."""
+    vhost.wait_for(lambda: channel.depth_of(queue) >= count)
+    ready = channel.depth_of(queue)
+    consumed = islice(channel.consume(Queue(queue), Receiving(acknowledge=False)), ready)
+    return [int(each.body) for each in consumed]
+
+
+def to(queue: str, *, every: int = 1) -> Callable[[Delivery], Message | None]:
+    """Choose every nth message, and move it to a queue."""
+    return lambda delivery: redriven(delivery, queue) if int(delivery.body) % every == 0 else None
+
+
+def test_all_messages_are_moved_in_order(amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]) -> None:
+    """Moving a queue moves all of its messages, in order, and yields each once it is confirmed. Nothing is left."""
+    fill(channel, 250)
+    channel.declare(Queue("to", durable=True))
+    source = connect()
+    moving = QueueTransfer(source, connect(), "from", to("to"), until=Until(), chooses=False)
+    assert [int(delivery.body) for delivery in moving] == [*range(250)]
+    assert moving.kept == 0
+    source.close()
+    other = connect()
+    assert drained(amqp_vhost, other, "to", 250) == [*range(250)]
+    assert other.depth_of("from") == 0
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_messages_that_are_not_chosen_stay_in_order(
+    amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], kind: str
+) -> None:
+    """If only some messages are moved, the others are in their queue afterwards, in their order, however many they
+    are; also if they had been requeued before.
+    """
+    channel.declare(Queue("from", durable=True, arguments={"x-queue-type": kind}))
+    channel.declare(Queue("to", durable=True))
+    list(channel.publish((Message(b"%d" % number) for number in range(450)), routing_key="from"))
+    for every in (5, 7):
+        source = connect()
+        moving = QueueTransfer(source, connect(), "from", to("to", every=every), until=Until())
+        moved = [int(delivery.body) for delivery in moving]
+        source.close()
+        assert moved == [number for number in range(450) if number % every == 0 and (every == 5 or number % 5)]
+        left = [number for number in range(450) if number % 5 and (every == 5 or number % 7)]
+        assert moving.kept == len(left)
+        amqp_vhost.wait_for(lambda left=left: channel.depth_of("from") == len(left))  # type: ignore[misc]
+    assert drained(amqp_vhost, connect(), "from", len(left)) == left
+
+
+def test_a_refused_message_and_those_after_it_stay(
+    amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
+) -> None:
+    """If the other queue does not take a message, moving ends with an error that names it. Each message is in one of
+    the two queues, in order.
+    """
+    fill(channel, 150)
+    channel.declare(Queue("to", durable=True, arguments={"x-max-length": 20, "x-overflow": "reject-publish"}))
+    moved, source = list[int](), connect()
+    moving = QueueTransfer(source, connect(), "from", to("to"), until=Until(), chooses=False)
+    with pytest.raises(NotMoved, match="'to' did not take a message without id"):
+        moved.extend(int(delivery.body) for delivery in moving)
+    source.close()  # requeues what was prefetched
+    assert drained(amqp_vhost, connect(), "to", len(moved)) == sorted(moved)
+    left = [number for number in range(150) if number not in moved]
+    assert drained(amqp_vhost, connect(), "from", len(left)) == left
+    assert left
+
+
+def test_moving_can_go_on_after_a_refused_message(
+    amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
+) -> None:
+    """If the caller wants to go on, messages that could not be moved stay, and the others are moved."""
+    fill(channel, 30)
+    channel.declare(Queue("to", durable=True))
+    refused = list[str]()
+
+    def goes_on(error: NotMoved, message: Message) -> bool:
+        refused.append(f"{message.body.decode()}: {message.routing_key}")
+        return "NO_ROUTE" in str(error)
+
+    def alternately(delivery: Delivery) -> Message:
+        return redriven(delivery, "to" if int(delivery.body) % 2 else "missing")
+
+    source = connect()
+    moving = QueueTransfer(source, connect(), "from", alternately, until=Until(), goes_on=goes_on)
+    assert [int(delivery.body) for delivery in moving] == [*range(1, 30, 2)]
+    source.close()
+    assert refused == [f"{number}: missing" for number in range(0, 30, 2)]
+    assert drained(amqp_vhost, connect(), "from", 15) == [*range(0, 30, 2)]
+    assert moving.kept == 0
+
+
+@pytest.mark.parametrize("chooses", [True, False])
+@pytest.mark.parametrize(
+    ("until", "every", "moved"),
+    [(Until(moved=3), 1, [0, 1, 2]), (Until(moved=2), 4, [0, 4]), (Until(seen=5), 2, [0, 2, 4]),
+     (Until(idle=0.01), 4, [0, 4, 8])],
+)  # fmt: skip
+def test_moving_ends_at_its_limit(
+    amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], *, until: Until, every: int, moved: list[int],
+    chooses: bool,
+) -> None:  # fmt: skip
+    """Moving ends after a number of messages was moved or received, or when none has arrived for some time. All others
+    stay in the queue.
+    """
+    fill(channel, 10)
+    channel.declare(Queue("to", durable=True))
+    choose, source = to("to", every=every if chooses else 1), connect()
+    found = [int(each.body) for each in QueueTransfer(source, connect(), "from", choose, until=until, chooses=chooses)]
+    source.close()
+    if not chooses:
+        moved = [*range(until.moved or until.seen or 10)]
+    assert found == moved
+    left = [number for number in range(10) if number not in moved]
+    assert drained(amqp_vhost, connect(), "from", len(left)) == left
+
+
+def test_a_dropped_message_is_published_nowhere(channel: Channel, connect: Callable[[], Channel]) -> None:
+    """Without a target, the chosen messages are deleted."""
+    fill(channel, 10)
+    dropping = QueueTransfer(connect(), None, "from", to("nowhere", every=2), until=Until())
+    assert [int(delivery.body) for delivery in dropping] == [0, 2, 4, 6, 8]
+    assert channel.depth_of("from") == 5
+
+
+def test_messages_are_moved_no_faster_than_the_rate(
+    monkeypatch: pytest.MonkeyPatch, channel: Channel, connect: Callable[[], Channel]
+) -> None:
+    """With a rate of 100 per second, each message is moved 10 ms after the last one."""
+    fill(channel, 5)
+    pauses = list[float]()
+    sleep = transfer.time.sleep
+
+    def counting_sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr(transfer.time, "sleep", counting_sleep)
+    moving = QueueTransfer(connect(), None, "from", to("nowhere"), until=Until(), per_second=100)
+    began = transfer.time.monotonic()
+    assert len([*moving]) == 5
+    assert transfer.time.monotonic() - began > 0.038
+    assert max(pauses) <= 0.01
+
+
+def test_a_queue_that_delivers_nothing_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, channel: Channel, connect: Callable[[], Channel]
+) -> None:
+    """If a queue has messages, but the broker delivers none, because another consumer is the single active one, moving
+    ends with an error that says so.
+    """
+    monkeypatch.setattr(transfer, "_STALLED", 0.3)
+    queue = channel.declare(Queue("from", durable=True, arguments={"x-single-active-consumer": True}))
+    list(channel.publish([Message(b"0"), Message(b"1")], routing_key="from"))
+    active = connect().consume(queue, Receiving(prefetch=1, acknowledge=False))
+    next(active)
+    with pytest.raises(Unavailable, match="'from' has 1 more, but the broker delivers none") as error:
+        list(QueueTransfer(connect(), None, "from", to("nowhere"), until=Until()))
+    assert "single active" in (error.value.hint or "")
+    assert channel.depth_of("from") == 1
+
+
+def test_a_message_is_moved_only_if_it_is_confirmed(channel: Channel) -> None:
+    """Moving a single message fails if no queue takes it, so that the caller does not acknowledge it."""
+    channel.declare(Queue("to", durable=True))
+    move(channel, JOB, Message(b"x", "to", ""))
+    with pytest.raises(NotMoved, match="'missing' did not take message a"):
+        move(channel, JOB, Message(b"x", "missing", ""))
+    assert channel.depth_of("to") == 1
