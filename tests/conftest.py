@@ -2,7 +2,6 @@
 
 import faulthandler
 import fcntl
-import gc
 import itertools
 import json
 import os
@@ -38,7 +37,7 @@ _STDERR = pytest.StashKey[int]()
 _MORE_SECONDS = 180
 #: Starts RabbitMQ with the rates that it has by default. `mqtool broker up` has it collect more.
 _AS_INSTALLED = PrivateNodes("RabbitMQ", ("management.rates_mode = basic",))
-#: They start RabbitMQ nodes and take longest, in CI. The first worker begins with them: never two of them at a time.
+#: They start RabbitMQ nodes, in CI. They come first, so the first worker gets them: rarely two of them at a time.
 _WITH_NODES = {
     "test_drill_kill_node_loses_nothing",
     "test_relay_continues_after_the_broker_was_killed",
@@ -48,27 +47,6 @@ _WITH_NODES = {
     "test_a_cluster_of_private_nodes_keeps_messages_if_one_node_is_killed",
     "test_a_broker_in_docker_is_started_used_and_stopped",
     "test_a_conversion_resumes_after_the_broker_was_killed",
-}
-#: With them, the other workers begin: if one of them began last, all would wait for it.
-_LONGEST = {
-    "test_malformed_input_does_not_harm_the_broker",
-    "test_every_tutorial_runs_on_an_existing_broker",
-    "test_list_prints_the_rows_of_rabbitmqctl",
-    "test_each_command_can_be_imported_alone",
-    "test_the_tutorial_incident_passes_its_checks_and_leaves_no_queue",
-    "test_unread_replies_do_not_fill_the_memory",
-    "test_a_changed_row_never_prevents_a_start",
-    "test_drill_drop_connection_loses_nothing",
-    "test_malformed_requests_never_get_500",
-    "test_vary_and_compare_report_several_runs",
-    "test_after_ctrl_c_confirmed_and_kept_lines_are_the_whole_file",
-    "test_send_and_receive_resume_after_a_restart_over_amqp_1_0",
-    "test_live_views_continue_after_a_restart",
-    "test_the_blocks_of_a_page_run_and_print_what_is_shown",
-    "test_tutorial_run_leaves_no_process_after_a_signal",
-    "test_dlq_commands_handle_forged_histories",
-    "test_recipes_succeed_as_printed_and_fit_on_a_screen",
-    "test_hints_about_options_name_the_command",
 }
 
 
@@ -85,7 +63,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_STDERR] = os.dup(2)  # the worker's own, which pytest does not capture
-    gc.disable()  # collecting tests makes no garbage, and what it makes is there for good: see below
     # A busy machine is no failure; and CI looks more often than somebody who waits.
     hypothesis.settings.register_profile("no times", deadline=None, max_examples=100 if IN_CI else 10)
     hypothesis.settings.load_profile("no times")
@@ -126,22 +103,9 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
-    """Let the first worker collect before the others: in a fresh clone, it compiles the tests for all."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        first = Path(os.environ["MQTOOL_SUITE_STATE"]) / "first-collects"
-        with first.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not first.exists():
-                first.touch()
-                return (yield)
-    return (yield)
-
-
 @pytest.hookimpl(trylast=True)  # after -k, which may have left RabbitMQ's cases alone
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect tests that RabbitMQ need not run, and most cases of sampled tests; run the longest tests first."""
+    """Deselect what RabbitMQ need not run and most cases of sampled tests; tests with RabbitMQ nodes come first."""
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     tried = set()
@@ -163,7 +127,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         some = _sampled(kept)
         left_out += [item for item in kept if item not in some]
         kept = [item for item in kept if item in some]
-    items[:] = _longest_first(kept, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+    items[:] = sorted(kept, key=lambda item: item.name.partition("[")[0] not in _WITH_NODES)
     config.hook.pytest_deselected(items=left_out)
 
 
@@ -178,32 +142,6 @@ def _sampled(items: list[pytest.Item]) -> set[pytest.Item]:
         count = min(mark.args[0], len(alike)) if mark else len(alike)
         chosen |= {alike[number * len(alike) // count] for number in range(count)}
     return chosen
-
-
-def _longest_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
-    """Return the tests in an order in which each worker begins with some that take long."""
-    first: list[list[pytest.Item]] = [[] for _ in range(workers)]
-    others = []
-    longest = 0
-    for item in items:
-        name = item.name.partition("[")[0]
-        if name in _WITH_NODES:
-            first[0].append(item)
-        elif name in _LONGEST:
-            first[-1 - longest % max(1, workers - 1)].append(item)
-            longest += 1
-        else:
-            others.append(item)
-    left, ordered = iter(others), list[pytest.Item]()
-    for worker, begins in enumerate(first):
-        share = (len(items) - len(ordered)) // (workers - worker)
-        ordered += [*begins, *itertools.islice(left, max(0, share - len(begins)))]
-    return ordered
-
-
-def pytest_collection_finish() -> None:
-    gc.freeze()  # else each look for garbage goes through half a million objects of pytest's
-    gc.enable()
 
 
 @contextmanager

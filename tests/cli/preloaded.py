@@ -33,15 +33,6 @@ IS_POSSIBLE = hasattr(os, "pidfd_open") and hasattr(socket, "SOCK_SEQPACKET")
 _MOST = 200_000
 #: The commands and what they run; "script" runs the Python file that is its first argument.
 _MODULES = {"mqtool": "mqtool.__main__", "embedded-broker": "mqtool.broker.embedded.__main__", "script": ""}
-#: Commands that the server runs itself, _WARMING times: Python makes code quicker that runs often, and a child writes
-#: to less of what it shares with the server, and so copies less. A command then takes three quarters of the CPU time.
-_COMMON = (
-    *("queue declare q", "send -q q x", "peek q", "receive -q q -c 1", "list queues", "queue delete q --yes"),
-    *("new-task x", "worker -c 1", "emit-log fanout x"),
-)
-_WARMING = 10
-#: Before that, this many commands run: a developer who runs a single test does not wait for it.
-_BEFORE_WARMING = 40
 #: For scripts. It imports built-in modules only, and so starts in 10 ms.
 _CLIENT = """#!{python} -IS
 import marshal, posix, sys
@@ -172,7 +163,6 @@ class _Server:
 
     def __init__(self, directory: Path) -> None:
         self._running: set[int] = set()
-        self._forked = 0
         self._events = selectors.DefaultSelector()
         self._door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._door.bind(str(directory / "door"))
@@ -191,9 +181,6 @@ class _Server:
         if not message:
             return
         _load_all()
-        self._forked += 1
-        if self._forked == _BEFORE_WARMING:
-            _run_common_commands()
         pid = os.fork()
         if not pid:
             _become(message, streams)
@@ -246,32 +233,6 @@ def _load_all() -> None:
     ):
         importlib.import_module(name)
     gc.freeze()  # a collection in a child would copy all of it
-
-
-def _run_common_commands() -> None:
-    """Run the commands that tests run most, on a broker in this process, which has ended when this returns."""
-    from mqtool.broker.embedded import EmbeddedBroker
-    from mqtool.cli.app import run
-    from mqtool.cli.display import output
-
-    before = dict(os.environ), sys.argv, os.dup(1), os.dup(2)
-    with EmbeddedBroker(management_port=0) as broker, Path(os.devnull).open("w") as nowhere:
-        os.environ |= {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url or ""}
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
-        for command in _COMMON * _WARMING:
-            sys.argv = ["mqtool", *command.split()]
-            with contextlib.suppress(SystemExit):
-                run()
-        sys.stdout.flush()
-    environment, sys.argv, *streams = before
-    os.environ.clear()
-    os.environ.update(environment)
-    for number, stream in enumerate(streams, 1):
-        os.dup2(stream, number)
-        os.close(stream)
-    output.is_pipe.cache_clear()  # all that a command remembers of the process
-    gc.freeze()
 
 
 def _become(message: bytes, streams: list[int]) -> NoReturn:
