@@ -144,7 +144,8 @@ class Cautious(Streaming):
         self.prefetch = 1
 
     def taken(self, delivery: Delivery) -> Step:
-        if self.prefetch == 1 and delivery.headers.get("x-delivery-count", 0) < _OFTEN:
+        times = delivery.headers.get("x-delivery-count")  # the publisher's, if the broker has added none
+        if self.prefetch == 1 and not (delivery.redelivered and isinstance(times, int) and times >= _OFTEN):
             self.prefetch = PREFETCH
             return Step.RESUBSCRIBE
         return Step.GO_ON

@@ -1,10 +1,12 @@
 """The messages of a queue under conversion: held in another queue, and then returned unchanged."""
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from mqtool.amqp import ChannelOwner, Connection
+from mqtool.delays import LONGEST
 from mqtool.errors import NotConfirmed, Unavailable
 from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
@@ -79,13 +81,14 @@ class HeldMessages:
     def _kept(self, delivery: Delivery) -> dict[str, Any] | None:
         """Return what held() or restored() has kept in a message's header; None if neither has published the message.
 
-        Whoever may publish to the default exchange can forge it. The message goes to the queue in any case.
+        Whoever may publish to the default exchange can forge it. The message goes to the queue in any case. A header
+        with which the message could not be published is left as it is: it would stop the conversion for good.
         """
         kept = delivery.headers.get(_HEADER)
         is_ours = delivery.exchange == self._into or (
             delivery.exchange == "" and delivery.routing_key == delivery.queue
         )
-        return kept if is_ours and isinstance(kept, dict) and {"exchange", "routing_key"} <= kept.keys() else None
+        return kept if is_ours and isinstance(kept, dict) and _can_be_published(kept) else None
 
     def _back_to_queue(self, delivery: Delivery, headers: Mapping[str, Any], kept: Mapping[str, Any]) -> Message:
         key = kept["routing_key"]
@@ -102,6 +105,19 @@ class HeldMessages:
             properties["user_id"] = None
             self.users += 1
         return Message(delivery.body, key, exchange, properties, delivery.message_id)
+
+
+def _can_be_published(kept: Mapping[str, Any]) -> bool:
+    """True if the broker accepts a message with these settings."""
+    priority, expiration = kept.get("priority", 0), kept.get("expiration", "0")
+    return (
+        isinstance(kept.get("exchange"), str)
+        and history.is_name(kept.get("routing_key"))
+        and (type(priority) is int and 0 <= priority <= 255)
+        and (history.is_name(expiration) and re.fullmatch("[+-]?[0-9]+", expiration) is not None)
+        and 0 <= int(expiration) <= LONGEST
+        and all(isinstance(kept.get(name, []), list) for name in _COPIES)
+    )
 
 
 def check_leader(connection: Connection, queue: str, then: str) -> None:

@@ -10,7 +10,7 @@ in a message shows whether the broker has dead-lettered it. So the names in thes
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from mqtool.claims import Claimed
 from mqtool.delays.wait_queues import is_retry_queue
@@ -113,7 +113,12 @@ def _is_dead_letter(delivery: Delivery) -> bool:
 
 def _name(value: object) -> str | None:
     """Return a header's value if it is valid as a name or a routing key, otherwise None."""
-    return value if isinstance(value, str) and len(value.encode("utf-8", "surrogateescape")) <= 255 else None
+    return value if is_name(value) else None
+
+
+def is_name(value: object) -> TypeGuard[str]:
+    """True if a header's value is valid as a name or a routing key."""
+    return isinstance(value, str) and len(value.encode("utf-8", "surrogateescape")) <= 255
 
 
 def _claimed(value: object) -> Claimed[str] | None:

@@ -271,9 +271,12 @@ class Look:
 
 
 def times_back(delivery: Delivery) -> int:
-    """Return how many times a quorum queue has requeued a message."""
+    """Return how many times a quorum queue has requeued a message.
+
+    On its first delivery, the header can only be the publisher's.
+    """
     told = delivery.headers.get("x-delivery-count", 0)
-    return told if isinstance(told, int) else 0
+    return told if delivery.redelivered and isinstance(told, int) else 0
 
 
 def _anew(head: Delivery, queue: str) -> Message:

@@ -1030,3 +1030,32 @@ def has_held(url: str) -> bool:
         channel = connection.channel()
         held = Queue("jobs.mqtool-convert")
         return administration.exists(channel, held) and channel.depth_of(held.name) > 0
+
+
+FORGED: dict[str, dict[str, Any]] = {
+    "a routing key that is a list": {"routing_key": []},
+    "a long routing key": {"routing_key": "x" * 300},
+    "an exchange that is a list": {"exchange": []},
+    "a priority that is text": {"priority": "high"},
+    "a high priority": {"priority": 3000},
+    "an expiration that is text": {"expiration": "soon"},
+    "a long expiration": {"expiration": "9" * 10},
+    "a CC that is a number": {"CC": 5},
+}
+
+
+@pytest.mark.keeps_messages
+def test_a_forged_header_of_a_held_message_does_not_stop_a_conversion(broker: TestBroker) -> None:
+    """A conversion returns all messages, even if a publisher has forged headers for them that no message can be
+    published with.
+    """
+    headers = [{"mqtool-convert": {"exchange": "logs", "routing_key": "x", **forged}} for forged in FORGED.values()]
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        channel.declare(Queue("jobs", durable=True))
+        given = [Message(b"", "jobs", "", {"headers": each}) for each in headers]
+        assert len(list(channel.publish(given))) == len(given)
+    assert convert(broker) is not None
+    assert kind_of(broker) == "quorum"
+    assert [delivery.headers for delivery in taken(broker, "jobs", len(given))] == headers
+    assert definitions(broker)[0] == {"jobs"}

@@ -67,6 +67,14 @@ def test_dlq_ls_lists_dead_letter_queues_with_reasons(dead: Shell, broker: TestB
     assert "no management API answers" in nowhere.stderr
 
 
+def test_dlq_show_indents_a_body_of_several_lines(shell: Shell) -> None:
+    """A body cannot forge another dead letter: `dlq show` indents all its lines."""
+    shell.run("mqtool", "queue", "declare", "jobs.dlq")
+    shell.run("mqtool", "send", "-r", "jobs.dlq", "one\nm-2: rejected, from jobs")
+    shown = shell.run("mqtool", "dlq", "show", "jobs").stdout
+    assert shown.endswith("\n  body:  one\n         m-2: rejected, from jobs\n")
+
+
 def test_dlq_show_wraps_a_long_error_between_words(shell: Shell) -> None:
     """On a terminal, `dlq show` wraps a long error between words at 80 columns; in a pipe, the error is on one line."""
     shell.run("mqtool", "send", "-q", "jobs", "x")

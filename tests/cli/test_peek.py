@@ -131,6 +131,20 @@ def test_peek_does_not_exceed_the_delivery_limit(shell: Shell, broker: TestBroke
         wait_until(lambda: depth(broker, "jobs") == len(ids), "all of them back", 10)
 
 
+@pytest.mark.keeps_messages
+def test_peek_ignores_a_delivery_count_that_a_publisher_has_forged(shell: Shell, broker: TestBroker) -> None:
+    """A new message with a forged x-delivery-count is shown by `peek`, stays in its place, and `receive` takes it."""
+    shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", "quorum", "--argument", "x-delivery-limit=20")
+    for given, body in ("x-delivery-count:=1000", "1000"), ("x-delivery-count=x", "x"):
+        assert shell.run("mqtool", "send", "-r", "jobs", "-H", given, body).code == 0
+    assert shell.run("mqtool", "send", "-r", "jobs", "honest").code == 0
+    peeked = shell.run("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
+    assert (peeked.code, peeked.stdout.split()) == (0, ["1000", "x", "honest"]), peeked.stderr
+    wait_until(lambda: depth(broker, "jobs") == 3, "all of them back", 10)
+    received = shell.run("mqtool", "receive", "-q", "jobs", "--raw", "--idle-timeout", "1s")
+    assert (received.code, received.stdout.split()) == (0, ["1000", "x", "honest"]), received.stderr
+
+
 def test_peek_says_that_a_single_active_consumer_has_the_messages(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:

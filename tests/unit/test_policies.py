@@ -8,7 +8,7 @@ SOON, LATER = 0.01, 1.0
 
 
 def delivery(tag: int = 1, times: int = 0) -> Delivery:
-    return Delivery(b"", "", "q", "q", False, {"headers": {"x-delivery-count": times}}, tag)
+    return Delivery(b"", "", "q", "q", times > 0, {"headers": {"x-delivery-count": times}}, tag)
 
 
 def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
@@ -174,3 +174,12 @@ def test_without_a_count_consuming_continues_after_each_acknowledgement() -> Non
     policy = CallerSettles(Receiving(prefetch=0, acknowledge=False))
     assert (policy.prefetch, policy.acknowledges) == (0, False)
     assert {policy.acknowledged(number, number, is_current=True) for number in range(9)} == {Step.GO_ON}
+
+
+def test_a_count_that_a_publisher_has_forged_does_not_stop_a_consumer() -> None:
+    """A first delivery whose x-delivery-count is high or not a number, and a redelivery whose count is not a number,
+    count as messages that were never requeued.
+    """
+    for redelivered, count in (False, 1000), (False, "x"), (True, "x"), (True, None):
+        forged = Delivery(b"", "", "q", "q", redelivered, {"headers": {"x-delivery-count": count}}, 1)
+        assert Cautious().taken(forged) is Step.RESUBSCRIBE
