@@ -65,6 +65,9 @@ class Audience(Protocol):
     def printed(self, terminal: str, line: str) -> None:
         """A command printed a line."""
 
+    def finished(self, terminal: str) -> None:
+        """A command has ended, and its last line was printed."""
+
     def counted(self, queues: Sequence[QueueDepth]) -> None:
         """The messages in all of the broker's queues were counted, a few times a second."""
 
@@ -339,6 +342,8 @@ class Terminal:
                 times.append(time.monotonic())
                 self._audience.printed(self.name, line)
                 lines.append(line)
+        if process is self._process:
+            self._audience.finished(self.name)
 
     @property
     def has_ended(self) -> bool:

@@ -381,6 +381,31 @@ def test_a_terminal_that_consumes_again_is_one_node(chromium: Any, tmp_path: Pat
     assert len(page.dots()) == 2
 
 
+def of_terminal(t: int, n: int, kind: str, terminal: str = "boss") -> dict[str, Any]:
+    """The record that the program in a terminal begins ("typed") or ends ("finished")."""
+    return {"t": t, "n": n, "kind": kind, "terminal": terminal, "line": "mqtool send -l"}
+
+
+@pytest.mark.parametrize("place", ["a tutorial", "mqtool ui"])
+def test_an_idle_publisher_stays_until_it_ends(chromium: Any, tmp_path: Path, place: str) -> None:
+    """In the picture, a publisher that publishes nothing for seconds stays: in a tutorial until the program in its
+    terminal has ended, and in `mqtool ui` until its channel is closed.
+    """
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    moved = {"kind": "moved", "queues": {}, "taken": []}
+    ending = {
+        "a tutorial": [of_terminal(900, 20, "typed"), of_terminal(9000, 21, "finished")],
+        "mqtool ui": [{**moved, "t": 1200, "published": [["boss", "", 1]]}, {**moved, "t": 9000, "published": []}],
+    }
+    later = [*published(14_000, 1)]
+    later[0]["from"] = {"client": "another"}
+    records = [*(begins if place == "a tutorial" else []), *jobs(), *published(1000, 0), *ending[place], *later]
+    page = recorded(chromium, tmp_path, records)
+    for at in (2000, 5000, 8900, 10_900, 11_500):
+        seek(page, at / 18_000)
+        assert ("publisher boss" in page.nodes()) == (at < 11_000), at
+
+
 def test_clients_with_the_same_name_are_two_nodes(chromium: Any, tmp_path: Path) -> None:
     """In the picture of `mqtool ui`, two clients that exist at the same time are two boxes, though they have the same
     name.

@@ -111,6 +111,9 @@ class Panes:
     def printed(self, terminal: str, line: str) -> None:
         self._add(terminal, Text(output.visible(line)))
 
+    def finished(self, terminal: str) -> None:
+        """Do nothing: the terminal's lines stay."""
+
     def counted(self, queues: Sequence[QueueDepth]) -> None:
         with self._lock:
             self._queues = queues

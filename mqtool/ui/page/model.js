@@ -25,7 +25,10 @@ const KEPT_MESSAGES = 1000;
 const KEPT_MOTIONS = 1500;
 const KEPT_SENTENCES = 200;
 const KEPT_OFFSETS = 12;
-/** A publisher or consumer that has gone is shown for this long, in milliseconds. */
+/**
+ * A publisher or consumer that has gone is shown for this long, in milliseconds. A publisher has not gone while the broker
+ * lists its channel; in a play, nobody has while the program in its terminal runs.
+ */
 const LINGERS = 2000;
 /** Milliseconds over which rates are measured. */
 const RATE_OVER = 1500;
@@ -102,7 +105,7 @@ export const inOrder = (one, other) =>
 /** When a record of a play is shown: what was printed or found out, only after the messages that it follows from. */
 function whenShown(state, { kind, terminal, t }) {
   if (!state.play) return t;
-  if (kind === "printed" || kind === "typed") {
+  if (kind === "printed" || kind === "typed" || kind === "finished") {
     const known = kind === "printed" ? [...state.parties.values()].filter(({ client }) => client === terminal) : [];
     // Lines of a terminal stay in their order.
     const before = state.due.filter((each) => each.record.terminal === terminal).map(({ at }) => at);
@@ -290,6 +293,7 @@ export function advanceTo(state, now) {
       if (!node.gone || holdsAny(state, id) || hasMotion(state, id, time)) continue;
       // Without its queue, nothing shows what it was for.
       const hasQueue = node.queue === undefined || state.queues.has(node.queue);
+      if (hasQueue && (node.isListed || isRunning(state, node))) continue;
       // Of the consumers that are known to have gone, none stays at the end of a play.
       const since = node.queue === undefined || node.isUnknown ? time : now;
       if (node.gone >= since - LINGERS && hasQueue) continue;
@@ -298,6 +302,10 @@ export function advanceTo(state, now) {
     }
   }
 }
+
+/** Whether a publisher or consumer was there since the program in its terminal runs. */
+const isRunning = ({ play }, { name, label, gone }) =>
+  play?.terminals.some((each) => each.name === (label ?? name) && each.runs !== null && each.runs <= gone);
 
 /** Whether messages of a queue or exchange still move, or are seen at its consumers. */
 const isStillSeen = (state, id, time) =>
@@ -681,14 +689,18 @@ const HANDLERS = {
       later(state, arrive.get(consumer) ?? state.t, { kind: "reads", consumer, offset });
     }
     const published = new Map();
-    for (const [client, exchange, count] of record.published) {
-      const key = `${publisherOf(state, client, exchangeId(exchange))} ${exchangeId(exchange)}`;
-      published.set(key, (published.get(key) || 0) + count);
+    for (const publisher of state.publishers.values()) {
+      if (publisher.isListed) publisher.gone = Math.max(publisher.gone, record.t);
+      publisher.isListed = false;
     }
-    for (const [client, stream, count] of record.appended || []) {
-      const key = `${publisherOf(state, client, queueId(stream))} ${queueId(stream)}`;
+    const list = (client, target, count) => {
+      const id = publisherOf(state, client, target);
+      state.publishers.get(id).isListed = true;
+      const key = `${id} ${target}`;
       published.set(key, (published.get(key) || 0) + count);
-    }
+    };
+    for (const [client, exchange, count] of record.published) list(client, exchangeId(exchange), count);
+    for (const [client, stream, count] of record.appended || []) list(client, queueId(stream), count);
     for (const [key, count] of published) measure(key, count);
     for (const [key, rate] of state.rates) if (rate.t < record.t - 3 * RATE_OVER) state.rates.delete(key);
   },
