@@ -5,8 +5,9 @@ import os
 import random
 import re
 import shlex
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pika
 import pytest
 
 from mqtool import plays
-from mqtool.ui.page_server import single_file
+from mqtool.ui.page_server import PageServer, single_file
 from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_tutorial import processes_with
@@ -603,6 +604,62 @@ def play(consumers: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
         *[each for each in jobs(consumers, t=9500) if each["kind"] == "topology"],
         of_play(20000, "ends", text="That was Work queues: 1 check passed."),
     ]
+
+
+def test_the_next_scene_begins_with_the_messages_at_rest(chromium: Any) -> None:
+    """If a teacher presses Next while messages still move, the page shows them where they end before it shows the next
+    scene's commands, and the counts agree with them.
+    """
+    watched, pressed, over = threading.Event(), threading.Event(), threading.Event()
+
+    def now() -> dict[str, int]:
+        return {"t": round(time.time() * 1000)}
+
+    def until(event: threading.Event) -> Iterator[dict[str, Any]]:
+        while not event.wait(0.05):
+            yield {"kind": "now", **now()}
+
+    def records() -> Iterator[dict[str, Any]]:
+        first, *_, second = [each for each in play() if each["kind"] == "scene"]
+        begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+        yield from ({**each, **now()} for each in [*begins, first, {"kind": "goes_on", "n": 10}, *jobs()])
+        yield from until(watched)
+        for number in range(12):
+            yield from published(now()["t"], number)
+        yield {**second, "n": 11, **now()}
+        yield from until(pressed)
+        yield {"kind": "goes_on", "n": 12, **now()}
+        yield of_terminal(now()["t"], 13, "typed")
+        yield from until(over)
+
+    def press(_: object) -> Iterator[dict[str, Any]]:
+        pressed.set()
+        return iter(())
+
+    server = PageServer(records, answers={"/play": press})
+    page = Page(chromium, server.url)
+    page.until(lambda: page.find("#narration") and page.text("#scene") == "Scene 1", "the play")
+    page.ask(
+        f"""
+        window.seen = null;
+        const text = (selector) => document.querySelector(selector).textContent;
+        const look = () => {{
+          const moving = document.querySelectorAll(".dot.moving").length;
+          if (moving && text("#scene") === "Scene 2") document.querySelector("#next").click();
+          if (!text("#terminals").includes("mqtool send")) return requestAnimationFrame(look);
+          window.seen = [moving, (() => {{ {_COUNTED_AND_DRAWN} }})()];
+        }};
+        look();
+        """
+    )
+    watched.set()
+    page.until(lambda: page.ask("return window.seen"), "the next scene")
+    over.set()
+    server.close()
+    moving, (queue,) = page.ask("return window.seen")
+    assert (moving, queue["ready"], queue["unacked"]) == (0, 12, 0)
+    assert "12 ready · 0 unacked" in queue["says"]
+    chromium.get("about:blank")
 
 
 def box(page: Page, selector: str) -> dict[str, float]:

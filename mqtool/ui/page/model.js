@@ -129,6 +129,24 @@ function arrivals(state) {
 /** When nothing moves any more, and nothing is due. */
 const settlesAt = (state) => Math.max(state.t, ...arrivals(state).values(), ...state.due.map(({ at }) => at));
 
+function showDue(state, now) {
+  while (state.due.length && state.due[0].at <= now) {
+    const { record } = state.due.shift();
+    HANDLERS[record.kind](state, record);
+  }
+}
+
+/** Let all that still moves, or is due, be seen at its end. */
+function settle(state) {
+  showDue(state, Infinity);
+  state.motions = [];
+  for (const copy of state.copies.values()) copy.busyUntil = Math.min(copy.busyUntil, state.t);
+  for (const message of state.messages.values()) message.arrives = Math.min(message.arrives, state.t);
+  for (const publisher of state.publishers.values()) publisher.gone = Math.min(publisher.gone, state.t);
+  for (const known of [state.left, state.settled, state.parties, state.lately]) known.clear();
+  state.lastDead = null;
+}
+
 function later(state, at, record) {
   let index = state.due.length;
   while (index && state.due[index - 1].at > at) index -= 1;
@@ -280,10 +298,7 @@ function prune(state) {
  * Messages may be seen to move seconds after they have moved: their publishers and consumers stay until then.
  */
 export function advanceTo(state, now) {
-  while (state.due.length && state.due[0].at <= now) {
-    const { record } = state.due.shift();
-    HANDLERS[record.kind](state, record);
-  }
+  showDue(state, now);
   const time = Math.min(now, state.rests);
   for (const nodes of [state.queues, state.exchanges]) {
     for (const [id, { isDeleted }] of nodes) if (isDeleted && !isStillSeen(state, id, time)) nodes.delete(id);
@@ -565,6 +580,12 @@ const HANDLERS = {
 
   about(state, record) {
     state.about = record;
+  },
+
+  goes_on(state, record) {
+    // Somebody who has seen enough gets the end of it at once, as with slides.
+    if (state.play?.waits) settle(state);
+    PLAY_KINDS.goes_on(state, record);
   },
 
   rests(state, record) {

@@ -62,7 +62,7 @@ export const PLAY_KINDS = {
     });
   },
   scene: playing((play, record) =>
-    Object.assign(play, { scene: record.number, text: record.text, question: record.question }),
+    Object.assign(play, { scene: record.number, text: record.text, question: record.question, waits: record.waits }),
   ),
   opened: playing((play, record, state) => {
     const isEarlier = ({ terminal, kind }) => terminal !== undefined || kind === "measured";
