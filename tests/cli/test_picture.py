@@ -440,6 +440,30 @@ def test_a_moving_message_has_its_address_beside_it(chromium: Any, tmp_path: Pat
     assert texts == {seen}
 
 
+@pytest.mark.parametrize("passes_exchange", [False, True])
+def test_an_exchange_that_no_message_of_a_stream_passes_is_not_drawn(
+    chromium: Any, tmp_path: Path, passes_exchange: bool
+) -> None:
+    """The picture shows no exchange before a stream to which messages are published over the stream protocol: they pass
+    none. If messages are published through the default exchange, the picture shows it.
+    """
+    records = jobs([{"name": "one/tag", "label": "reader"}])
+    records[1]["queues"][0]["type"] = "stream"
+    event, end = published(1000, 0)
+    event["paths"] = [["", "jobs"] if passes_exchange else ["jobs"]]
+    page = recorded(chromium, tmp_path, [*records, event, {**end, "what": "appended"}])
+    stream = {"publisher boss", "stream jobs", "consumer reader"}
+    seek(page, 0)
+    assert set(page.nodes()) == stream - {"publisher boss"}
+    seek(page, 0.3)
+    assert set(page.nodes()) == stream | ({"exchange (default exchange)"} if passes_exchange else set())
+    arrows = page.ask("return [...document.querySelectorAll('.arrow')].map((e) => [e.dataset.from, e.dataset.to])")
+    into = [start for start, end in arrows if end == "q:jobs"]
+    assert into == (["x:"] if passes_exchange else ["p:boss"])
+    seek(page, 1)
+    assert page.dots() == [("stream", "q:jobs")]
+
+
 def test_purged_and_lost_messages_are_seen_to_end(chromium: Any, tmp_path: Path) -> None:
     """The picture marks messages as dropped when their queue is purged, or when a restart of the broker loses them."""
     records = [*jobs(), *published(1000, 0), *published(1000, 1)]
