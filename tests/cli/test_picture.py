@@ -382,6 +382,43 @@ def test_a_terminal_that_consumes_again_is_one_node(chromium: Any, tmp_path: Pat
     assert len(page.dots()) == 2
 
 
+def test_a_terminal_that_publishes_and_consumes_is_one_node(chromium: Any, tmp_path: Path) -> None:
+    """In the picture of a tutorial, a terminal whose program publishes and consumes is one box. The client of an RPC is
+    on the left, and the server on the right; the reply moves from the server through the exchange and the client's own
+    queue to the client.
+    """
+    replies = "amq.gen-3QaZkCC08N2hJv-BxYH1Aw"
+    ends = {"server": "10.0.0.7:50001 -> 10.0.0.1:5672", "boss": "10.0.0.7:50002 -> 10.0.0.1:5672"}
+    server, client = ({"name": f"{ends[each]} (1)/tag", "label": each} for each in ends)
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    records = [*jobs([server, {**client, "queue": replies}]), *of_server(1000, "fib(6)", "8")]
+    records[1]["queues"].append({**records[1]["queues"][0], "name": replies, "type": "classic"})
+    records[1]["links"].append({**records[1]["links"][0], "to": replies})
+    for each in records:
+        if each.get("message") == 1:
+            each.update({"paths": [["", replies]]} if "paths" in each else {"queue": replies})
+    to = {"client": "boss", "connection": ends["boss"], "protocol": "AMQP 0-9-1"}
+    got = {"consumer": client["name"], "no_ack": True, "redelivered": False, "to": to}
+    records.append({**happens(1001, "delivered", 1, **got), "queue": replies})
+    page = recorded(chromium, tmp_path, [*begins, *records])
+    moved: list[tuple[str, str]] = []
+    for step in range(1, 120):
+        seek(page, 0.2 + step / 160)
+        assert differences(page) == [], step
+        if "publisher and consumer server" in page.nodes():
+            moved += [each for each in drawn(page) if each not in moved]
+        assert len(page.find(".node")) == 5, step
+    seek(page, 0.4)
+    boxes = {name: box(page, f'.node[data-name="{name}"]') for name in ("boss", "server", "jobs")}
+    assert boxes["boss"]["right"] < boxes["jobs"]["left"]
+    assert boxes["jobs"]["right"] < boxes["server"]["left"]
+    way = [("ready", "x:"), ("ready", f"q:{replies}"), ("acknowledged", "p:boss")]
+    assert [each for each in moved if each in way] == way
+    arrows = page.ask("return [...document.querySelectorAll('.arrow')].map((e) => [e.dataset.from, e.dataset.to])")
+    assert [f"q:{replies}", "p:boss"] in arrows
+    assert [f"c:{server['name']}", "x:"] in arrows
+
+
 def of_terminal(t: int, n: int, kind: str, terminal: str = "boss") -> dict[str, Any]:
     """The record that the program in a terminal begins ("typed") or ends ("finished")."""
     return {"t": t, "n": n, "kind": kind, "terminal": terminal, "line": "mqtool send -l"}

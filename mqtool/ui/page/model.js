@@ -308,7 +308,7 @@ export function advanceTo(state, now) {
       if (!node.gone || holdsAny(state, id) || hasMotion(state, id, time)) continue;
       // Without its queue, nothing shows what it was for.
       const hasQueue = node.queue === undefined || state.queues.has(node.queue);
-      if (hasQueue && (node.isListed || isRunning(state, node))) continue;
+      if (hasQueue && (node.isListed || isRunning(state, node) || hasReplies(state, node))) continue;
       // Of the consumers that are known to have gone, none stays at the end of a play.
       const since = node.queue === undefined || node.isUnknown ? time : now;
       if (node.gone >= since - LINGERS && hasQueue) continue;
@@ -321,6 +321,10 @@ export function advanceTo(state, now) {
 /** Whether a publisher or consumer was there since the program in its terminal runs. */
 const isRunning = ({ play }, { name, label, gone }) =>
   play?.terminals.some((each) => each.name === (label ?? name) && each.runs !== null && each.runs <= gone);
+
+/** Whether a publisher of a play is still shown to consume from a queue of its own: both are one box. */
+const hasReplies = ({ play, consumers }, { name }) =>
+  play && [...consumers.values()].some(({ label, queue }) => label === name && isGenerated(queue));
 
 /** Whether messages of a queue or exchange still move, or are seen at its consumers. */
 const isStillSeen = (state, id, time) =>

@@ -93,8 +93,31 @@ export class View {
     this.fold(shown, standsFor, "consumers", ({ label, queue }) =>
       standsFor.has(queue) ? ["consumers", drawn(queue), 2] : [commonOf(label) || label, queue, many],
     );
+    if (state.play) this.join(shown, standsFor);
     const links = standsFor.size || own !== null ? merged(ways, shown, drawn) : ways;
     return { ...shown, links, ways, drawn, messages: state.messages, motions: state.motions };
+  }
+
+  /**
+   * In a play, a terminal is one box, even if its program publishes and consumes: at its consumer, or at its publisher if
+   * it only consumes from queues with generated names, such as one for replies. `joined` are all its nodes.
+   */
+  join(shown, standsFor) {
+    const parties = new Map();
+    for (const node of [...shown.publishers.values(), ...shown.consumers.values()]) {
+      const name = node.label ?? node.name;
+      if (!node.members && node.name !== null) parties.set(name, [...(parties.get(name) ?? []), node]);
+    }
+    for (const joined of parties.values()) {
+      if (joined.length < 2) continue;
+      const at = joined.find(({ queue }) => queue !== undefined && !isGenerated(queue)) ?? joined[0];
+      for (const { id, queue } of joined) {
+        const kind = queue === undefined ? "publishers" : "consumers";
+        shown[kind] = new Map(shown[kind]);
+        if (id === at.id) shown[kind].set(id, { ...at, joined });
+        else if (shown[kind].delete(id)) standsFor.set(id, at.id);
+      }
+    }
   }
 
   /** Replace like nodes of a kind by their groups. `likeness` gives what nodes have in common, and from how many on. */
