@@ -3,12 +3,12 @@
 
 export const SIZE = {
   wide: { width: 154, height: 62, along: 96, across: 26 },
-  narrow: { width: 144, height: 62, along: 44, across: 14 },
+  narrow: { width: 156, height: 62, along: 44, across: 14 },
 };
 const MARGIN = 24;
 /** The width of a character and the height of a line of a label, roughly; and the most of them in a label. */
-const CHARACTER = 6.2;
-const LINE = 13;
+const CHARACTER = 6.8;
+const LINE = 14;
 const LONGEST = { wide: 24, narrow: 22 };
 const LINES = 3;
 

@@ -15,7 +15,7 @@ const PITCH = 12;
 /** Closer together, if there has to be room for a number beside them. */
 const CLOSE_PITCH = 10;
 /** The height of a line of an arrow's label. */
-const LINE_HEIGHT = 13;
+const LINE_HEIGHT = 14;
 /** What a message is routed by is cut to this length, and beside a moving message there is room for one. */
 const LONGEST_ADDRESS = 30;
 const ROOM = { x: 70, y: 12 };
@@ -151,7 +151,8 @@ export class Picture {
 
   /** Draw the state as it is at `now`. Node places are computed again only if nodes or arrows have changed. */
   draw(state, now) {
-    const narrow = this.svg.parentElement.clientWidth < 640;
+    // As in the style sheet.
+    const narrow = matchMedia("(max-width: 50rem)").matches;
     const shown = this.view.of(state);
     this.shown = shown;
     const arrows = arrowsOf(shown, state);
