@@ -84,6 +84,16 @@ class Audience(Protocol):
         """Show charts; `over` is True when the measurement has ended."""
 
 
+class SeparateTerminals:
+    """The part of an Audience that shows each terminal by itself."""
+
+    def put_first(self, terminal: str | None) -> None:
+        """Do nothing: lines of different terminals have no order."""
+
+    def finished(self, terminal: str) -> None:
+        """Do nothing: the terminal's lines stay."""
+
+
 #: Seconds to wait for a condition; generous, for busy machines.
 PATIENCE = 30.0
 _BETWEEN_LOOKS = 0.01

@@ -15,7 +15,7 @@ from mqtool.cli.display import output
 from mqtool.cli.display.browser import opened
 from mqtool.cli.display.learner import Learner
 from mqtool.errors import MqtoolError
-from mqtool.stage.terminal import Chart, QueueDepth
+from mqtool.stage.terminal import Chart, QueueDepth, SeparateTerminals
 from mqtool.ui.copies import Copies
 from mqtool.ui.page_server import Json, PageServer
 from mqtool.ui.records import records
@@ -133,7 +133,7 @@ class TerminalRecording:
             self.changed.wait_for(lambda: not self.pages, _LAST_WORDS)
 
 
-class PlayPage:
+class PlayPage(SeparateTerminals):
     """A context manager and Audience that serves a web page, and shows plays or a drill there.
 
     Args:
@@ -295,9 +295,6 @@ class PlayPage:
 
     def typed(self, terminal: str, command: str) -> None:
         self._recording.add("typed", terminal=terminal, line=output.visible(command))
-
-    def put_first(self, terminal: str | None) -> None:
-        """Do nothing: each terminal is shown by itself."""
 
     def printed(self, terminal: str, line: str) -> None:
         if not self._recording.is_full:
