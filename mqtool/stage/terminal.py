@@ -65,6 +65,9 @@ class Audience(Protocol):
     def printed(self, terminal: str, line: str) -> None:
         """A command printed a line."""
 
+    def finished(self, terminal: str) -> None:
+        """A command has ended, and its last line was printed."""
+
     def counted(self, queues: Sequence[QueueDepth]) -> None:
         """The messages in all of the broker's queues were counted, a few times a second."""
 
@@ -79,6 +82,16 @@ class Audience(Protocol):
 
     def measured(self, charts: Sequence[Chart], over: bool) -> None:
         """Show charts; `over` is True when the measurement has ended."""
+
+
+class SeparateTerminals:
+    """The part of an Audience that shows each terminal by itself."""
+
+    def put_first(self, terminal: str | None) -> None:
+        """Do nothing: lines of different terminals have no order."""
+
+    def finished(self, terminal: str) -> None:
+        """Do nothing: the terminal's lines stay."""
 
 
 #: Seconds to wait for a condition; generous, for busy machines.
@@ -339,6 +352,8 @@ class Terminal:
                 times.append(time.monotonic())
                 self._audience.printed(self.name, line)
                 lines.append(line)
+        if process is self._process:
+            self._audience.finished(self.name)
 
     @property
     def has_ended(self) -> bool:

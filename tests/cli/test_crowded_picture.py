@@ -194,6 +194,27 @@ def test_binding_keys_overlap_neither_nodes_nor_each_other(chromium: Any, tmp_pa
     assert not [line for line in lines if "*.critica" in line and "*.critical" not in line]
 
 
+@pytest.mark.parametrize("width", [1280, 768, 390])
+def test_the_texts_of_the_picture_can_be_read(chromium: Any, tmp_path: Path, width: int) -> None:
+    """At any width of the window, no text in the picture is drawn smaller than 10 pixels unless a reader zooms out. If
+    the picture does not fit, it scrolls.
+    """
+    page = recorded(chromium, tmp_path, shop(3))
+    page.resize(width)
+    page.until(lambda: page.ask("return innerWidth") == width, "the window")
+    seek(page, 0.5)
+    sizes = page.ask(
+        """
+        const picture = document.querySelector("#picture"), scale = picture.getScreenCTM().a;
+        return [...picture.querySelectorAll("text")].filter((each) => each.textContent)
+          .map((each) => [scale * parseFloat(getComputedStyle(each).fontSize), each.textContent]);
+        """
+    )
+    assert len(sizes) > 20
+    assert min(sizes)[0] >= 10, min(sizes)
+    assert page.ask("return document.documentElement.scrollWidth") == width
+
+
 def test_find_counts_what_it_finds_and_dims_the_rest(chromium: Any, tmp_path: Path) -> None:
     """`Find` on the page of `mqtool ui` searches names, binding keys, headers and bodies, says how many it has found,
     and dims everything else. If it finds nothing, nothing is dimmed.

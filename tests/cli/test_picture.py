@@ -5,8 +5,9 @@ import os
 import random
 import re
 import shlex
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pika
 import pytest
 
 from mqtool import plays
-from mqtool.ui.page_server import single_file
+from mqtool.ui.page_server import PageServer, single_file
 from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_tutorial import processes_with
@@ -391,6 +392,68 @@ def test_a_client_that_reconnects_is_one_box_in_the_picture_of_a_tutorial(chromi
     assert len(page.dots()) == 2
 
 
+def test_a_terminal_that_publishes_and_consumes_is_one_node(chromium: Any, tmp_path: Path) -> None:
+    """In the picture of a tutorial, a terminal whose program publishes and consumes is one box. The client of an RPC is
+    on the left, and the server on the right; the reply moves from the server through the exchange and the client's own
+    queue to the client.
+    """
+    replies = "amq.gen-3QaZkCC08N2hJv-BxYH1Aw"
+    ends = {"server": "10.0.0.7:50001 -> 10.0.0.1:5672", "boss": "10.0.0.7:50002 -> 10.0.0.1:5672"}
+    server, client = ({"name": f"{ends[each]} (1)/tag", "label": each} for each in ends)
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    records = [*jobs([server, {**client, "queue": replies}]), *of_server(1000, "fib(6)", "8")]
+    records[1]["queues"].append({**records[1]["queues"][0], "name": replies, "type": "classic"})
+    records[1]["links"].append({**records[1]["links"][0], "to": replies})
+    for each in records:
+        if each.get("message") == 1:
+            each.update({"paths": [["", replies]]} if "paths" in each else {"queue": replies})
+    to = {"client": "boss", "connection": ends["boss"], "protocol": "AMQP 0-9-1"}
+    got = {"consumer": client["name"], "no_ack": True, "redelivered": False, "to": to}
+    records.append({**happens(1001, "delivered", 1, **got), "queue": replies})
+    page = recorded(chromium, tmp_path, [*begins, *records])
+    moved: list[tuple[str, str]] = []
+    for step in range(1, 120):
+        seek(page, 0.2 + step / 160)
+        assert differences(page) == [], step
+        if "publisher and consumer server" in page.nodes():
+            moved += [each for each in drawn(page) if each not in moved]
+        assert len(page.find(".node")) == 5, step
+    seek(page, 0.4)
+    boxes = {name: box(page, f'.node[data-name="{name}"]') for name in ("boss", "server", "jobs")}
+    assert boxes["boss"]["right"] < boxes["jobs"]["left"]
+    assert boxes["jobs"]["right"] < boxes["server"]["left"]
+    way = [("ready", "x:"), ("ready", f"q:{replies}"), ("acknowledged", "p:boss")]
+    assert [each for each in moved if each in way] == way
+    arrows = page.ask("return [...document.querySelectorAll('.arrow')].map((e) => [e.dataset.from, e.dataset.to])")
+    assert [f"q:{replies}", "p:boss"] in arrows
+    assert [f"c:{server['name']}", "x:"] in arrows
+
+
+def of_terminal(t: int, n: int, kind: str, terminal: str = "boss") -> dict[str, Any]:
+    """The record that the program in a terminal begins ("typed") or ends ("finished")."""
+    return {"t": t, "n": n, "kind": kind, "terminal": terminal, "line": "mqtool send -l"}
+
+
+@pytest.mark.parametrize("place", ["a tutorial", "mqtool ui"])
+def test_an_idle_publisher_stays_until_it_ends(chromium: Any, tmp_path: Path, place: str) -> None:
+    """In the picture, a publisher that publishes nothing for seconds stays: in a tutorial until the program in its
+    terminal has ended, and in `mqtool ui` until its channel is closed.
+    """
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    moved = {"kind": "moved", "queues": {}, "taken": []}
+    ending = {
+        "a tutorial": [of_terminal(900, 20, "typed"), of_terminal(9000, 21, "finished")],
+        "mqtool ui": [{**moved, "t": 1200, "published": [["boss", "", 1]]}, {**moved, "t": 9000, "published": []}],
+    }
+    later = [*published(14_000, 1)]
+    later[0]["from"] = {"client": "another"}
+    records = [*(begins if place == "a tutorial" else []), *jobs(), *published(1000, 0), *ending[place], *later]
+    page = recorded(chromium, tmp_path, records)
+    for at in (2000, 5000, 8900, 10_900, 11_500):
+        seek(page, at / 18_000)
+        assert ("publisher boss" in page.nodes()) == (at < 11_000), at
+
+
 def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: Path) -> None:
     """In the picture of `mqtool ui`, two clients that exist at the same time are two boxes, even if both have the same
     name.
@@ -424,6 +487,30 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
         seek(page, 0.2 + step / 60)
         texts |= set(page.ask("return [...document.querySelectorAll('.dot.moving text')].map((e) => e.textContent)"))
     assert texts == {seen}
+
+
+@pytest.mark.parametrize("passes_exchange", [False, True])
+def test_an_exchange_that_no_message_of_a_stream_passes_is_not_drawn(
+    chromium: Any, tmp_path: Path, passes_exchange: bool
+) -> None:
+    """The picture shows no exchange before a stream to which messages are published over the stream protocol: they pass
+    none. If messages are published through the default exchange, the picture shows it.
+    """
+    records = jobs([{"name": "one/tag", "label": "reader"}])
+    records[1]["queues"][0]["type"] = "stream"
+    event, end = published(1000, 0)
+    event["paths"] = [["", "jobs"] if passes_exchange else ["jobs"]]
+    page = recorded(chromium, tmp_path, [*records, event, {**end, "what": "appended"}])
+    stream = {"publisher boss", "stream jobs", "consumer reader"}
+    seek(page, 0)
+    assert set(page.nodes()) == stream - {"publisher boss"}
+    seek(page, 0.3)
+    assert set(page.nodes()) == stream | ({"exchange (default exchange)"} if passes_exchange else set())
+    arrows = page.ask("return [...document.querySelectorAll('.arrow')].map((e) => [e.dataset.from, e.dataset.to])")
+    into = [start for start, end in arrows if end == "q:jobs"]
+    assert into == (["x:"] if passes_exchange else ["p:boss"])
+    seek(page, 1)
+    assert page.dots() == [("stream", "q:jobs")]
 
 
 def test_purged_and_lost_messages_are_seen_to_end(chromium: Any, tmp_path: Path) -> None:
@@ -594,6 +681,62 @@ def play(consumers: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
         *[each for each in jobs(consumers, t=9500) if each["kind"] == "topology"],
         of_play(20000, "ends", text="That was Work queues: 1 check passed."),
     ]
+
+
+def test_the_next_scene_begins_with_the_messages_at_rest(chromium: Any) -> None:
+    """If a teacher presses Next while messages still move, the page shows them where they end before it shows the next
+    scene's commands, and the counts agree with them.
+    """
+    watched, pressed, over = threading.Event(), threading.Event(), threading.Event()
+
+    def now() -> dict[str, int]:
+        return {"t": round(time.time() * 1000)}
+
+    def until(event: threading.Event) -> Iterator[dict[str, Any]]:
+        while not event.wait(0.05):
+            yield {"kind": "now", **now()}
+
+    def records() -> Iterator[dict[str, Any]]:
+        first, *_, second = [each for each in play() if each["kind"] == "scene"]
+        begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+        yield from ({**each, **now()} for each in [*begins, first, {"kind": "goes_on", "n": 10}, *jobs()])
+        yield from until(watched)
+        for number in range(12):
+            yield from published(now()["t"], number)
+        yield {**second, "n": 11, **now()}
+        yield from until(pressed)
+        yield {"kind": "goes_on", "n": 12, **now()}
+        yield of_terminal(now()["t"], 13, "typed")
+        yield from until(over)
+
+    def press(_: object) -> Iterator[dict[str, Any]]:
+        pressed.set()
+        return iter(())
+
+    server = PageServer(records, answers={"/play": press})
+    page = Page(chromium, server.url)
+    page.until(lambda: page.find("#narration") and page.text("#scene") == "Scene 1", "the play")
+    page.ask(
+        f"""
+        window.seen = null;
+        const text = (selector) => document.querySelector(selector).textContent;
+        const look = () => {{
+          const moving = document.querySelectorAll(".dot.moving").length;
+          if (moving && text("#scene") === "Scene 2") document.querySelector("#next").click();
+          if (!text("#terminals").includes("mqtool send")) return requestAnimationFrame(look);
+          window.seen = [moving, (() => {{ {_COUNTED_AND_DRAWN} }})()];
+        }};
+        look();
+        """
+    )
+    watched.set()
+    page.until(lambda: page.ask("return window.seen"), "the next scene")
+    over.set()
+    server.close()
+    moving, (queue,) = page.ask("return window.seen")
+    assert (moving, queue["ready"], queue["unacked"]) == (0, 12, 0)
+    assert "12 ready · 0 unacked" in queue["says"]
+    chromium.get("about:blank")
 
 
 def box(page: Page, selector: str) -> dict[str, float]:

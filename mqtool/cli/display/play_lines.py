@@ -210,6 +210,9 @@ class PlayLines:
         elif shown == _FIRST_FEW + 1:
             self._behind(terminal, Text("…"))
 
+    def finished(self, terminal: str) -> None:
+        """Print nothing."""
+
     def counted(self, queues: Sequence[QueueDepth]) -> None:
         """Print nothing: message counts change too often to print a line for each change."""
 

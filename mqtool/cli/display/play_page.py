@@ -15,7 +15,7 @@ from mqtool.cli.display import output
 from mqtool.cli.display.browser import opened
 from mqtool.cli.display.learner import Learner
 from mqtool.errors import MqtoolError
-from mqtool.stage.terminal import Chart, QueueDepth
+from mqtool.stage.terminal import Chart, QueueDepth, SeparateTerminals
 from mqtool.ui.copies import Copies
 from mqtool.ui.page_server import Json, PageServer
 from mqtool.ui.records import records
@@ -29,7 +29,7 @@ _MAX_RECORDS = 100_000
 #: Reading speed in characters per second, and the minimum time to show an explanation, in seconds.
 _READ_PER_SECOND, _SHORTEST = 22.0, 1.5
 #: The records about terminals.
-_TERMINALS = ("opened", "typed", "printed")
+_TERMINALS = ("opened", "typed", "printed", "finished")
 #: Longer lines of output are cut off.
 _LINE = 500
 #: Seconds between two checks of a condition being waited for, and between two records of charts.
@@ -133,7 +133,7 @@ class TerminalRecording:
             self.changed.wait_for(lambda: not self.pages, _LAST_WORDS)
 
 
-class PlayPage:
+class PlayPage(SeparateTerminals):
     """A context manager and Audience that serves a web page, and shows plays or a drill there.
 
     Args:
@@ -283,7 +283,7 @@ class PlayPage:
             if kind == "problem":
                 self._recording.add("gone", text=output.visible(record["text"]))
                 latest.clear()  # so that its title is shown again once the broker responds
-            elif kind == "event" or (kind != "now" and latest.get(kind) != what and what.get("queues") != {}):
+            elif kind == "event" or (kind != "now" and latest.get(kind) != what):
                 if not self._recording.is_full:
                     self._recording.add_record(record)
                 latest[kind] = what
@@ -296,12 +296,12 @@ class PlayPage:
     def typed(self, terminal: str, command: str) -> None:
         self._recording.add("typed", terminal=terminal, line=output.visible(command))
 
-    def put_first(self, terminal: str | None) -> None:
-        """Do nothing: each terminal is shown by itself."""
-
     def printed(self, terminal: str, line: str) -> None:
         if not self._recording.is_full:
             self._recording.add("printed", terminal=terminal, line=output.visible(line[:_LINE]))
+
+    def finished(self, terminal: str) -> None:
+        self._recording.add("finished", terminal=terminal)
 
     def counted(self, queues: Sequence[QueueDepth]) -> None:
         """Do nothing: the animation shows the numbers."""

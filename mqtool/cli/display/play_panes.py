@@ -17,7 +17,7 @@ from rich.text import Text
 from mqtool.cli.display import output
 from mqtool.cli.display.layout import shortened, terminal
 from mqtool.cli.display.play_lines import STYLES, TypingPace, address_to_tell, chart, figures
-from mqtool.stage.terminal import Chart, QueueDepth
+from mqtool.stage.terminal import Chart, QueueDepth, SeparateTerminals
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +38,7 @@ _CHARTS_HEIGHT = 7
 _FRAMES_PER_SECOND = 10
 
 
-class Panes:
+class Panes(SeparateTerminals):
     """Shows a play in panes, on the terminal's alternate screen."""
 
     def __init__(self, pace: TypingPace, screen: "Console | None" = None) -> None:
@@ -104,9 +104,6 @@ class Panes:
 
     def typed(self, terminal: str, command: str) -> None:
         self._add(terminal, Text(f"$ {command}", _COMMAND))
-
-    def put_first(self, terminal: str | None) -> None:
-        """Do nothing: each terminal is shown by itself."""
 
     def printed(self, terminal: str, line: str) -> None:
         self._add(terminal, Text(output.visible(line)))

@@ -3,12 +3,12 @@
 
 export const SIZE = {
   wide: { width: 154, height: 62, along: 96, across: 26 },
-  narrow: { width: 144, height: 62, along: 44, across: 14 },
+  narrow: { width: 156, height: 62, along: 44, across: 14 },
 };
 const MARGIN = 24;
 /** The width of a character and the height of a line of a label, roughly; and the most of them in a label. */
-const CHARACTER = 6.2;
-const LINE = 13;
+const CHARACTER = 6.8;
+const LINE = 14;
 const LONGEST = { wide: 24, narrow: 22 };
 const LINES = 3;
 
@@ -95,7 +95,8 @@ export class Layout {
     const isNextToStream = (publisher) => [...publisher.targets.keys()].some((id) => id.startsWith("q:"));
     const publishers = [...state.publishers.values()];
     const layers = [publishers.filter((each) => !isNextToStream(each)).map((each) => each.id)];
-    const deepest = Math.max(0, ...depths.values());
+    // Without exchanges, there is no layer for them.
+    const deepest = Math.max(-1, ...depths.values());
     for (let depth = 0; depth <= deepest; depth += 1) {
       layers.push([...state.exchanges.keys()].filter((id) => depths.get(id) === depth));
     }
@@ -234,7 +235,7 @@ export function arrowsOf(view, state) {
     add(link.from, link.to, "binding", link.keys.filter((key) => key !== "").join(", ") + more);
   }
   // What these stand for; the labels are those of the view.
-  if (view.links !== state.links) for (const link of state.links.values()) add(link.from, link.to, "binding");
+  if (view.links !== view.ways) for (const link of view.ways.values()) add(link.from, link.to, "binding");
   for (const exchange of state.exchanges.values()) {
     if (exchange.alternate) add(exchange.id, `x:${exchange.alternate}`, "alternate", "alternate");
   }

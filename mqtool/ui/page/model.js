@@ -25,7 +25,10 @@ const KEPT_MESSAGES = 1000;
 const KEPT_MOTIONS = 1500;
 const KEPT_SENTENCES = 200;
 const KEPT_OFFSETS = 12;
-/** A publisher or consumer that has gone is shown for this long, in milliseconds. */
+/**
+ * A publisher or consumer that has gone is shown for this long, in milliseconds. A publisher has not gone while the broker
+ * lists its channel; in a play, nobody has while the program in its terminal runs.
+ */
 const LINGERS = 2000;
 /** Milliseconds over which rates are measured. */
 const RATE_OVER = 1500;
@@ -102,7 +105,7 @@ export const inOrder = (one, other) =>
 /** When a record of a play is shown: what was printed or found out, only after the messages that it follows from. */
 function whenShown(state, { kind, terminal, t }) {
   if (!state.play) return t;
-  if (kind === "printed" || kind === "typed") {
+  if (kind === "printed" || kind === "typed" || kind === "finished") {
     const known = kind === "printed" ? [...state.parties.values()].filter(({ client }) => client === terminal) : [];
     // Lines of a terminal stay in their order.
     const before = state.due.filter((each) => each.record.terminal === terminal).map(({ at }) => at);
@@ -125,6 +128,24 @@ function arrivals(state) {
 
 /** When nothing moves any more, and nothing is due. */
 const settlesAt = (state) => Math.max(state.t, ...arrivals(state).values(), ...state.due.map(({ at }) => at));
+
+function showDue(state, now) {
+  while (state.due.length && state.due[0].at <= now) {
+    const { record } = state.due.shift();
+    HANDLERS[record.kind](state, record);
+  }
+}
+
+/** Let all that still moves, or is due, be seen at its end. */
+function settle(state) {
+  showDue(state, Infinity);
+  state.motions = [];
+  for (const copy of state.copies.values()) copy.busyUntil = Math.min(copy.busyUntil, state.t);
+  for (const message of state.messages.values()) message.arrives = Math.min(message.arrives, state.t);
+  for (const publisher of state.publishers.values()) publisher.gone = Math.min(publisher.gone, state.t);
+  for (const known of [state.left, state.settled, state.parties, state.lately]) known.clear();
+  state.lastDead = null;
+}
 
 function later(state, at, record) {
   let index = state.due.length;
@@ -277,10 +298,7 @@ function prune(state) {
  * Messages may be seen to move seconds after they have moved: their publishers and consumers stay until then.
  */
 export function advanceTo(state, now) {
-  while (state.due.length && state.due[0].at <= now) {
-    const { record } = state.due.shift();
-    HANDLERS[record.kind](state, record);
-  }
+  showDue(state, now);
   const time = Math.min(now, state.rests);
   for (const nodes of [state.queues, state.exchanges]) {
     for (const [id, { isDeleted }] of nodes) if (isDeleted && !isStillSeen(state, id, time)) nodes.delete(id);
@@ -290,6 +308,7 @@ export function advanceTo(state, now) {
       if (!node.gone || holdsAny(state, id) || hasMotion(state, id, time)) continue;
       // Without its queue, nothing shows what it was for.
       const hasQueue = node.queue === undefined || state.queues.has(node.queue);
+      if (hasQueue && (node.isListed || isRunning(state, node) || hasReplies(state, node))) continue;
       // Of the consumers that are known to have gone, none stays at the end of a play.
       const since = node.queue === undefined || node.isUnknown ? time : now;
       if (node.gone >= since - LINGERS && hasQueue) continue;
@@ -298,6 +317,14 @@ export function advanceTo(state, now) {
     }
   }
 }
+
+/** Whether a publisher or consumer was there since the program in its terminal runs. */
+const isRunning = ({ play }, { name, label, gone }) =>
+  play?.terminals.some((each) => each.name === (label ?? name) && each.runs !== null && each.runs <= gone);
+
+/** Whether a publisher of a play is still shown to consume from a queue of its own: both are one box. */
+const hasReplies = ({ play, consumers }, { name }) =>
+  play && [...consumers.values()].some(({ label, queue }) => label === name && isGenerated(queue));
 
 /** Whether messages of a queue or exchange still move, or are seen at its consumers. */
 const isStillSeen = (state, id, time) =>
@@ -559,6 +586,12 @@ const HANDLERS = {
     state.about = record;
   },
 
+  goes_on(state, record) {
+    // Somebody who has seen enough gets the end of it at once, as with slides.
+    if (state.play?.waits) settle(state);
+    PLAY_KINDS.goes_on(state, record);
+  },
+
   rests(state, record) {
     state.rests = record.t;
   },
@@ -681,14 +714,18 @@ const HANDLERS = {
       later(state, arrive.get(consumer) ?? state.t, { kind: "reads", consumer, offset });
     }
     const published = new Map();
-    for (const [client, exchange, count] of record.published) {
-      const key = `${publisherOf(state, client, exchangeId(exchange))} ${exchangeId(exchange)}`;
-      published.set(key, (published.get(key) || 0) + count);
+    for (const publisher of state.publishers.values()) {
+      if (publisher.isListed) publisher.gone = Math.max(publisher.gone, record.t);
+      publisher.isListed = false;
     }
-    for (const [client, stream, count] of record.appended || []) {
-      const key = `${publisherOf(state, client, queueId(stream))} ${queueId(stream)}`;
+    const list = (client, target, count) => {
+      const id = publisherOf(state, client, target);
+      state.publishers.get(id).isListed = true;
+      const key = `${id} ${target}`;
       published.set(key, (published.get(key) || 0) + count);
-    }
+    };
+    for (const [client, exchange, count] of record.published) list(client, exchangeId(exchange), count);
+    for (const [client, stream, count] of record.appended || []) list(client, queueId(stream), count);
     for (const [key, count] of published) measure(key, count);
     for (const [key, rate] of state.rates) if (rate.t < record.t - 3 * RATE_OVER) state.rates.delete(key);
   },

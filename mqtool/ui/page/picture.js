@@ -15,7 +15,7 @@ const PITCH = 12;
 /** Closer together, if there has to be room for a number beside them. */
 const CLOSE_PITCH = 10;
 /** The height of a line of an arrow's label. */
-const LINE_HEIGHT = 13;
+const LINE_HEIGHT = 14;
 /** What a message is routed by is cut to this length, and beside a moving message there is room for one. */
 const LONGEST_ADDRESS = 30;
 const ROOM = { x: 70, y: 12 };
@@ -59,6 +59,25 @@ function describeGroup(node, moment) {
   return { role, name, line: what === "consumers" ? limitOf(node) || what : what };
 }
 
+/** What a consumer's box says below its name. */
+function lineOfConsumer(state, moment, consumer) {
+  if (consumer.offset !== undefined) return `at offset ${number(consumer.offset)}`;
+  if (consumer.gone && !consumer.isUnknown && !hasMotion(state, consumer.id, moment.now)) return "cancelled or closed";
+  return limitOf(consumer);
+}
+
+/** What a terminal is called that is several nodes in one, and its lines. */
+function describeJoined(state, moment, { joined }) {
+  const consumer = joined[joined.length - 1];
+  const line = lineOfConsumer(state, moment, consumer);
+  const isPublisher = joined[0].queue === undefined;
+  return {
+    role: isPublisher ? "publisher and consumer" : "consumer",
+    name: visible(consumer.label),
+    line: [isPublisher && "publisher", line].filter(Boolean).join(" · ") || "consumer",
+  };
+}
+
 /**
  * What a node is called, and its lines.
  * @param {import("./model.js").Moment} moment
@@ -67,6 +86,7 @@ export function describe(state, moment, id) {
   const kind = id[0];
   const node = nodeOf(state, id);
   if (node?.members) return describeGroup(node, moment);
+  if (node?.joined) return describeJoined(state, moment, node);
   if (kind === "x") {
     const exchange = state.exchanges.get(id);
     return { role: "exchange", name: visible(exchange.name) || "(default exchange)", line: exchange.type };
@@ -86,11 +106,8 @@ export function describe(state, moment, id) {
   }
   if (kind === "c") {
     const consumer = state.consumers.get(id);
-    if (consumer.offset !== undefined)
-      return { role: "consumer", name: visible(consumer.label), line: `at offset ${number(consumer.offset)}` };
-    if (consumer.gone && !consumer.isUnknown && !hasMotion(state, id, moment.now))
-      return { role: "consumer", name: visible(consumer.label), line: "cancelled or closed" };
-    return { role: "consumer", name: visible(consumer.label), line: limitOf(consumer) || "consumer" };
+    const line = lineOfConsumer(state, moment, consumer) || "consumer";
+    return { role: "consumer", name: visible(consumer.label), line };
   }
   return { role: "publisher", name: visible(state.publishers.get(id).name), line: "publisher" };
 }
@@ -134,7 +151,8 @@ export class Picture {
 
   /** Draw the state as it is at `now`. Node places are computed again only if nodes or arrows have changed. */
   draw(state, now) {
-    const narrow = this.svg.parentElement.clientWidth < 640;
+    // As in the style sheet.
+    const narrow = matchMedia("(max-width: 50rem)").matches;
     const shown = this.view.of(state);
     this.shown = shown;
     const arrows = arrowsOf(shown, state);
@@ -173,12 +191,13 @@ export class Picture {
   gather(shown) {
     const { counts, resting } = this.moment;
     for (const kind of ["exchanges", "queues", "consumers", "publishers"]) {
-      for (const { id, members } of shown[kind].values()) {
-        if (!members) continue;
-        const copies = members.flatMap((member) => resting.get(member) ?? []);
+      for (const { id, members, joined } of shown[kind].values()) {
+        const parts = members ?? joined?.map((each) => each.id);
+        if (!parts) continue;
+        const copies = parts.flatMap((part) => resting.get(part) ?? []);
         if (copies.length) resting.set(id, copies);
         if (kind !== "queues") continue;
-        const each = members.map((member) => counts.get(member));
+        const each = parts.map((part) => counts.get(part));
         const sum = (what) => each.reduce((all, count) => all + count[what], 0);
         counts.set(id, { ready: sum("ready"), unacked: sum("unacked") });
       }
@@ -272,7 +291,7 @@ export class Picture {
         drawn.words = words;
       }
       const isFound = this.finder.nodes.has(id);
-      const isBusy = id[0] === "c" && this.moment.resting.has(id);
+      const isBusy = (id[0] === "c" || id[0] === "p") && this.moment.resting.has(id);
       drawn.group.classList.toggle("busy", isBusy);
       drawn.group.classList.toggle("found", isFound);
       drawn.group.classList.toggle("aside", this.finder.hasFound && !isFound);

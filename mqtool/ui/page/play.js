@@ -19,8 +19,11 @@ function playing(change) {
   };
 }
 
+/** The terminal of a record. `runs` tells since when its program runs, if it does. */
+const terminalOf = (play, record) => play.terminals.find((each) => each.name === record.terminal);
+
 function printLine(play, record, isCommand) {
-  const terminal = play.terminals.find((each) => each.name === record.terminal);
+  const terminal = terminalOf(play, record);
   if (!terminal) return; // of an earlier scene, and still printing
   terminal.rev += 1;
   terminal.lines.push({ text: record.line, isCommand });
@@ -59,15 +62,23 @@ export const PLAY_KINDS = {
     });
   },
   scene: playing((play, record) =>
-    Object.assign(play, { scene: record.number, text: record.text, question: record.question }),
+    Object.assign(play, { scene: record.number, text: record.text, question: record.question, waits: record.waits }),
   ),
   opened: playing((play, record, state) => {
     const isEarlier = ({ terminal, kind }) => terminal !== undefined || kind === "measured";
     state.due = state.due.filter((each) => !isEarlier(each.record));
-    play.terminals = record.names.map((name) => ({ name, rev: 0, lines: [] }));
+    play.terminals = record.names.map((name) => ({ name, rev: 0, lines: [], runs: null }));
     play.charts = [];
   }),
-  typed: playing((play, record) => printLine(play, record, true)),
+  typed: playing((play, record) => {
+    printLine(play, record, true);
+    Object.assign(terminalOf(play, record) ?? {}, { runs: record.t });
+  }),
+  finished: playing((play, record, state) => {
+    Object.assign(terminalOf(play, record) ?? {}, { runs: null });
+    const publisher = state.publishers.get(`p:${record.terminal}`);
+    if (publisher) publisher.gone = Math.max(publisher.gone, record.t);
+  }),
   printed: playing((play, record) => printLine(play, record, false)),
   checked: playing((play, { what, ok, scene }) => play.checks.push({ what, ok, scene: scene ?? play.scene })),
   answered: playing((play, { text, scene }) => play.checks.push({ answer: text, scene: scene ?? play.scene })),

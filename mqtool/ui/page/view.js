@@ -64,15 +64,16 @@ export class View {
   }
 
   /**
-   * What is drawn of a state: its nodes and links, with groups among them, and `drawn`, which gives the id of the node
-   * that stands for another one.
+   * What is drawn of a state: its nodes and links, with groups among them; `ways`, the links before they were grouped; and
+   * `drawn`, which gives the id of the node that stands for another one.
    */
   of(state) {
     const own = ownOf(state);
     const isOwn = (id) => own === null || this.isEverything || own.has(id);
     const kept = (nodes) => (own === null ? nodes : new Map([...nodes].filter(([id]) => isOwn(id))));
+    const ways = usedWays(state);
     const shown = {
-      exchanges: kept(state.exchanges),
+      exchanges: kept(usedExchanges(state, ways)),
       queues: kept(state.queues),
       consumers: kept(state.consumers),
       publishers: kept(state.publishers),
@@ -92,8 +93,31 @@ export class View {
     this.fold(shown, standsFor, "consumers", ({ label, queue }) =>
       standsFor.has(queue) ? ["consumers", drawn(queue), 2] : [commonOf(label) || label, queue, many],
     );
-    const links = standsFor.size || own !== null ? merged(state.links, shown, drawn) : state.links;
-    return { ...shown, links, drawn, messages: state.messages, motions: state.motions };
+    if (state.play) this.join(shown, standsFor);
+    const links = standsFor.size || own !== null ? merged(ways, shown, drawn) : ways;
+    return { ...shown, links, ways, drawn, messages: state.messages, motions: state.motions };
+  }
+
+  /**
+   * In a play, a terminal is one box, even if its program publishes and consumes: at its consumer, or at its publisher if
+   * it only consumes from queues with generated names, such as one for replies. `joined` are all its nodes.
+   */
+  join(shown, standsFor) {
+    const parties = new Map();
+    for (const node of [...shown.publishers.values(), ...shown.consumers.values()]) {
+      const name = node.label ?? node.name;
+      if (!node.members && node.name !== null) parties.set(name, [...(parties.get(name) ?? []), node]);
+    }
+    for (const joined of parties.values()) {
+      if (joined.length < 2) continue;
+      const at = joined.find(({ queue }) => queue !== undefined && !isGenerated(queue)) ?? joined[0];
+      for (const { id, queue } of joined) {
+        const kind = queue === undefined ? "publishers" : "consumers";
+        shown[kind] = new Map(shown[kind]);
+        if (id === at.id) shown[kind].set(id, { ...at, joined });
+        else if (shown[kind].delete(id)) standsFor.set(id, at.id);
+      }
+    }
   }
 
   /** Replace like nodes of a kind by their groups. `likeness` gives what nodes have in common, and from how many on. */
@@ -169,6 +193,28 @@ const groupOf = {
     prefetch: sameOf(members, (each) => each.prefetch, null),
   }),
 };
+
+/**
+ * The links of a state without those that nobody uses: the default exchange is bound to streams, too, but with the stream
+ * protocol, messages do not pass it.
+ */
+function usedWays({ links, queues, publishers, seen }) {
+  const has = (target) => [...publishers.values()].some(({ targets }) => targets.has(target));
+  const isUnused = ([key, { from, to }]) =>
+    from === "x:" && queues.get(to)?.type === "stream" && !seen.has(key) && (has(to) || !has("x:"));
+  const unused = new Set([...links].filter(isUnused).map(([key]) => key));
+  return unused.size ? new Map([...links].filter(([key]) => !unused.has(key))) : links;
+}
+
+/** The exchanges of a state without the default exchange, if only links from it are unused. */
+function usedExchanges({ exchanges, links, queues, publishers }, ways) {
+  const isUsed =
+    ways === links ||
+    [...ways.values()].some(({ from }) => from === "x:") ||
+    [...publishers.values()].some(({ targets }) => targets.has("x:")) ||
+    [...queues.values()].some(({ deadLetterExchange }) => deadLetterExchange === "");
+  return isUsed ? exchanges : new Map([...exchanges].filter(([id]) => id !== "x:"));
+}
 
 /** The links between the nodes that are drawn: those of a group's members are one. */
 function merged(links, shown, drawn) {

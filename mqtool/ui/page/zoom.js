@@ -2,7 +2,7 @@
 // can be scrolled and dragged.
 
 /** Without being asked, the picture becomes neither smaller nor larger than this, so that names can be read. */
-const SMALLEST = 0.6;
+const SMALLEST = 0.92;
 const LARGEST = 1.6;
 /** By hand, it becomes as large as this, and as small as it has to be to fit. */
 const CLOSEST = 4;
