@@ -461,6 +461,7 @@ export class Play {
       const item = answer !== undefined ? built("li", `Answer: ${answer}`) : built("li", `${ok ? "✓" : "✗"} ${what}`);
       item.className = answer !== undefined ? "answer" : ok ? "passed" : "failed";
       item.classList.toggle("earlier", of < play.scene);
+      item.classList.toggle("long-ago", of < play.scene - 1);
       parts.checks.append(item);
     }
     parts.checks.scrollTop = parts.checks.scrollHeight;
