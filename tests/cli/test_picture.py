@@ -721,6 +721,8 @@ def test_a_projected_tutorial_with_three_queues_and_charts_can_be_read(chromium:
         (queue,) = topology["queues"]
         topology["queues"] += [{**queue, "name": name} for name in ("mail", "stock")]
     charts = [{"title": "waiting", "unit": "", "values": [1, 2, 3], "first": 0}]
+    lines = [{"t": 9000, "kind": "printed", "n": 50 + n, "terminal": "boss", "line": f"line {n}"} for n in range(9)]
+    records[-1:-1] = lines
     records.insert(-1, {"t": 9100, "kind": "measured", "n": 70, "charts": charts})
     page = recorded(chromium, tmp_path, records)
     chromium.execute_cdp_cmd(
@@ -729,6 +731,9 @@ def test_a_projected_tutorial_with_three_queues_and_charts_can_be_read(chromium:
     seek(page, 0.95)
     page.until(lambda: page.find("#charts figure"), "the chart")
     seek(page, 0.95)
+    below = "const pre = document.querySelector('.terminal pre'); return pre.scrollHeight - pre.clientHeight"
+    assert page.ask(f"{below} - pre.scrollTop") < 2, "the latest line is seen"
+    assert page.ask(below) > 0
     sizes = page.ask(
         "return [...document.querySelectorAll('.node.q .name')].map((e) => 13 * e.getScreenCTM().a)"  # 13 px unscaled
     )

@@ -527,6 +527,7 @@ export class Play {
   drawCharts(charts) {
     const said = (value) => value.toLocaleString("en", { maximumFractionDigits: value >= 10 ? 0 : 1 });
     const { namespaceURI } = document.getElementById("picture");
+    const isNew = charts.length !== this.parts.charts.childElementCount;
     this.parts.charts.replaceChildren(
       ...charts.map(({ title, unit, values }) => {
         const most = Math.max(0, ...values);
@@ -547,5 +548,7 @@ export class Play {
         return figure;
       }),
     );
+    // With charts below them, the terminals are lower.
+    if (isNew) for (const pre of this.parts.terminals.querySelectorAll("pre")) pre.scrollTop = pre.scrollHeight;
   }
 }
