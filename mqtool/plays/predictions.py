@@ -24,7 +24,8 @@ RESTARTED_BROKER = Question(
 )
 UNBOUND_EXCHANGE = Question(
     "Where does the message wait until a receiver comes?",
-    "Nowhere. An exchange keeps no messages: without a bound queue, it drops them.",
+    "Nowhere. An exchange keeps no messages: without a bound queue, it drops them or, if the publisher asks for that, "
+    "returns them.",
 )
 FANOUT = Question(
     "Two messages, two receivers. How many messages does each receiver get?",
@@ -32,7 +33,8 @@ FANOUT = Question(
 )
 DIRECT = Question(
     "Four severities are sent: info, debug, warning, error. Who gets debug?",
-    "Nobody. No queue is bound with the key debug, so that message is dropped.",
+    "Nobody. No queue is bound with the key debug. The exchange returns the message, since the emitter asks for that; "
+    "otherwise it would drop it.",
 )
 NAMED_QUEUE = Question(
     "A critical message is sent while nobody reads. Does the receiver get it when it starts again?",

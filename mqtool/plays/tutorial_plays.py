@@ -103,8 +103,8 @@ def _killed_worker(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -
     one.start(f"mqtool worker{queue} {shown}")
     boss.run(f"mqtool new-task{queue} slow...")
     one.wait_for("Received ", 1)
-    two.start(f"mqtool worker{queue} {shown}")
     one.kill()
+    two.start(f"mqtool worker{queue} {shown}")
     two.wait_for("[x] Done", 1)
     two.interrupt()
     stage.expect(

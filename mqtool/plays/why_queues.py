@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Self
 
-from mqtool.amqp import Connection, parse_addresses
+from mqtool.amqp import Connection, administration, parse_addresses
 from mqtool.stage.stage import Play, Stage
 from mqtool.stage.terminal import Chart, Terminal, wait_until
 
@@ -96,6 +96,7 @@ def _asynchrony(stage: Stage) -> None:
         f"Second reason: asynchrony. Packing an order takes {_PACK_SECONDS:g} s. First the shop calls ./pack itself, "
         "and the customer waits for it."
     )
+    _forget_orders(stage)
     packer.start(f"mqtool worker -q {packing} --declare --exec ./pack")
     direct = Shop(shop_terminal, 'while read -r order; do echo "$order" | ./pack; done', _PACKED)
     answered = [direct]
@@ -125,6 +126,15 @@ def _asynchrony(stage: Stage) -> None:
     packer.interrupt()
     stage.expect(f"all {count} orders were packed", packer.count(_PACKED), count)
     stage.say(f"Called directly: {by_hand}. Through the queue: {queued}.")
+
+
+def _forget_orders(stage: Stage) -> None:
+    """Delete what belongs to the first reason only: a picture of the others does not show it."""
+    with Connection(parse_addresses(stage.place.url)) as connection:
+        channel = connection.channel()
+        for queue in ("stock", "mail"):
+            administration.delete_queue(channel, stage.name(queue))
+        administration.delete_exchange(channel, stage.name("orders"))
 
 
 def _peak_clipping(stage: Stage) -> None:

@@ -310,6 +310,7 @@ class Terminal:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+        self._audience.printed(self.name, "Killed")  # as a shell says
         self._place.guard.ended(self._process.pid)
 
     def end(self) -> None:

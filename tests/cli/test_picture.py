@@ -1,6 +1,7 @@
 """The picture of `mqtool ui` and of tutorials: the messages drawn and the counts written beside them always agree."""
 
 import itertools
+import json
 import os
 import random
 import re
@@ -513,6 +514,85 @@ def test_an_exchange_that_no_message_of_a_stream_passes_is_not_drawn(
     assert page.dots() == [("stream", "q:jobs")]
 
 
+def moving_labels(page: Page, steps: int) -> set[str]:
+    """What is beside messages that move, at this many moments."""
+    texts = set()
+    for step in range(steps):
+        seek(page, step / steps)
+        texts |= set(page.ask("return [...document.querySelectorAll('.dot.moving text')].map((e) => e.textContent)"))
+    return texts - {""}
+
+
+def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tmp_path: Path) -> None:
+    """In a tutorial, a moving message has the beginning of its body beside it, unless its routing key or headers are
+    there, or many messages move at once.
+    """
+    assert moving_labels(recorded(chromium, tmp_path, play()), 80) == {"first", "second"}
+    many = [event for number in range(2, 40) for event in published(12_000, number, f"task {number}")]
+    page = recorded(chromium, tmp_path, [*play(), *many, {"kind": "now", "t": 20_000}])
+    page.ask("document.querySelector('#time').step = 'any'")
+    for step in range(60):
+        seek(page, 0.5 + step / 240)
+        if len(page.find("#picture .dot.moving")) > 6:
+            assert not page.ask("return [...document.querySelectorAll('.dot.moving text')].some((e) => e.textContent)")
+
+
+def test_a_message_that_a_reader_of_a_stream_gets_has_its_offset_beside_it(chromium: Any, tmp_path: Path) -> None:
+    """A message on its way from a stream to a reader has its offset beside it, so that readers that start at different
+    offsets are seen to get different messages.
+    """
+    records = jobs([{"name": "one/tag", "label": "third"}])
+    records[1]["queues"][0]["type"] = "stream"
+    for number in range(2):
+        sent, ready = published(1000, number)
+        records += [sent, {**ready, "what": "appended"}]
+    read = happens(4000, "read", 1, consumer="one/tag", offset=1, to=None)
+    page = recorded(chromium, tmp_path, [*records, read, {"kind": "now", "t": 8000}])
+    assert moving_labels(page, 80) == {"offset 1"}
+
+
+def test_the_lines_of_a_terminal_stay_in_order_wherever_a_recording_is_entered(chromium: Any, tmp_path: Path) -> None:
+    """If a reader goes to a later moment, a command stands below the output of the command before it, and Ctrl-C below
+    what was printed before it, although output is held back until its message has been drawn.
+    """
+    to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": {"client": "worker 1"}}
+    records = play([{"name": "one/tag", "label": "worker 1"}])[:-1]
+    lines = []
+    for number in range(3, 9):
+        records += [*published(12_000, number), happens(12_000, "delivered", number, **to)]
+        records.append(happens(12_000, "acknowledged", number))
+        lines.append(f"[x] Done {number}")
+    printed = [("printed", 12_000, line) for line in lines] + [("printed", 18_000, "^C"), ("typed", 19_000, "next")]
+    records += [
+        {"t": t, "kind": kind, "n": 60 + n, "terminal": "worker 1", "line": line}
+        for n, (kind, t, line) in enumerate(printed)
+    ]
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 22_000}])
+    for part in (0.5, 0.97, 0.2, 1):
+        seek(page, part)
+    page.until(lambda: "next" in page.text("#terminals"), "the last command")
+    shown = page.ask("return [...document.querySelectorAll('.terminal pre')][1].textContent").splitlines()
+    assert shown == [*lines, "^C", "$ next"]
+
+
+@pytest.mark.parametrize("name", ["hello-python-stream", "delayed_logs.delayed"])
+def test_a_queue_is_named_within_its_outline(chromium: Any, tmp_path: Path, name: str) -> None:
+    """The name of a queue does not cross the lines of the cylinder that it is drawn as."""
+    records = json.loads(json.dumps(jobs()).replace('"jobs"', f'"{name}"'))
+    page = recorded(chromium, tmp_path, records)
+    page.until(lambda: page.find(".node.q .name")[0].text, "the name")
+    left, right, start, end = page.ask(
+        """
+        const queue = document.querySelector(".node.q"), scale = queue.getScreenCTM().a;
+        const box = queue.querySelector(".box").getBoundingClientRect();
+        const name = queue.querySelector(".name").getBoundingClientRect();
+        return [box.left + 16 * scale, box.right - 4 * scale, name.left, name.right];
+        """
+    )
+    assert left <= start
+    assert end <= right
+
+
 def test_purged_and_lost_messages_are_seen_to_end(chromium: Any, tmp_path: Path) -> None:
     """The picture of `mqtool ui` marks messages as dropped when their queue is purged, or when a restart of the broker
     loses them.
@@ -789,6 +869,36 @@ def test_the_picture_takes_most_of_the_page(chromium: Any, tmp_path: Path, schem
         else:
             assert picture["height"] > 0.3 * height
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_a_projected_tutorial_with_three_queues_and_charts_can_be_read(chromium: Any, tmp_path: Path) -> None:
+    """At 1280×800, with three queues below each other and charts, the names in the picture are at least 12 pixels high,
+    and the page does not scroll.
+    """
+    records = play()
+    for topology in (each for each in records if each["kind"] == "topology"):
+        (queue,) = topology["queues"]
+        topology["queues"] += [{**queue, "name": name} for name in ("mail", "stock")]
+    charts = [{"title": "waiting", "unit": "", "values": [1, 2, 3], "first": 0}]
+    lines = [{"t": 9000, "kind": "printed", "n": 50 + n, "terminal": "boss", "line": f"line {n}"} for n in range(9)]
+    records[-1:-1] = lines
+    records.insert(-1, {"t": 9100, "kind": "measured", "n": 70, "charts": charts})
+    page = recorded(chromium, tmp_path, records)
+    chromium.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    )
+    seek(page, 0.95)
+    page.until(lambda: page.find("#charts figure"), "the chart")
+    seek(page, 0.95)
+    below = "const pre = document.querySelector('.terminal pre'); return pre.scrollHeight - pre.clientHeight"
+    assert page.ask(f"{below} - pre.scrollTop") < 2, "the latest line is seen"
+    assert page.ask(below) > 0
+    sizes = page.ask(
+        "return [...document.querySelectorAll('.node.q .name')].map((e) => 13 * e.getScreenCTM().a)"  # 13 px unscaled
+    )
+    assert len(sizes) == 3
+    assert min(sizes) >= 12
+    assert page.ask("const main = document.querySelector('main'); return main.scrollHeight <= main.clientHeight")
 
 
 def test_the_end_of_a_recording_still_shows_clients_and_queue(chromium: Any, tmp_path: Path) -> None:

@@ -351,12 +351,13 @@ def test_tutorial_run_says_where_its_broker_is(lonely_shell: Shell, columns: int
 
 
 def test_a_work_queue_gives_a_killed_workers_task_to_another(lonely_shell: Shell) -> None:
-    """In `tutorial run work-queues`, a worker is killed during a task, and the broker redelivers the task to the other
-    worker.
+    """In `tutorial run work-queues`, a worker is killed during its task, which its terminal says, and the broker
+    redelivers the task to the other worker.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", "work-queues", "--auto", timeout=PLAYING)
     assert played.code == 0
     assert "the killed worker's task was not lost: worker 2 did it, redelivered" in played.stdout + played.stderr
+    assert "Killed" in played.stdout
     assert "of the two notes, only the persistent one has survived" in played.stdout, "durability: the broker restarts"
 
 

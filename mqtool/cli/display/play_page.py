@@ -170,6 +170,8 @@ class PlayPage(SeparateTerminals):
         self._seen = 0.0
         self._drawn: list[int] = []
         self._drawn_at = 0.0
+        #: Charts with readings that the page does not have yet.
+        self._undrawn: Sequence[Chart] = ()
         self._watching = threading.Event()
         #: The scene up to which a play is performed again.
         self._resumes_at = 0
@@ -325,6 +327,8 @@ class PlayPage(SeparateTerminals):
         self._recording.add("goes_on", number=self._said)
 
     def _pause(self, text: str, question: str) -> None:
+        if self._undrawn:
+            self.measured(self._undrawn, over=True)
         waits, self._pauses = self._pauses, not self._is_drill
         pace = _pace(text + question) if self._auto else None
         asked = {"question": question} if question else {}
@@ -360,7 +364,12 @@ class PlayPage(SeparateTerminals):
         """Do nothing: the page does not need empty lines."""
 
     def measured(self, charts: Sequence[Chart], over: bool) -> None:
+        with self._recording.changed:  # the thread that measures is not the one that explains
+            self._measured(charts, over)
+
+    def _measured(self, charts: Sequence[Chart], over: bool) -> None:
         now = time.monotonic()
+        self._undrawn = charts
         sizes = [len(each.values) for each in charts]
         if not any(sizes):
             self._drawn = [0] * len(charts)
@@ -372,6 +381,7 @@ class PlayPage(SeparateTerminals):
             for each, first in zip(charts, self._drawn, strict=True)
         ]
         self._drawn = sizes
+        self._undrawn = ()
         self._recording.add("measured", charts=new)
 
     # The reader.

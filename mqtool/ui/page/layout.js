@@ -2,10 +2,13 @@
 // when others come and go. Between two layers there is room for the labels of the arrows.
 
 export const SIZE = {
-  wide: { width: 154, height: 62, along: 96, across: 26 },
+  wide: { width: 160, height: 62, along: 96, across: 20 },
   narrow: { width: 156, height: 62, along: 44, across: 14 },
 };
 const MARGIN = 24;
+/** Above the nodes, if the layers are beside each other, and below them, where there are arrows around all. */
+const ABOVE = 14;
+const BELOW = 26;
 /** The width of a character and the height of a line of a label, roughly; and the most of them in a label. */
 const CHARACTER = 6.8;
 const LINE = 14;
@@ -72,7 +75,7 @@ export class Layout {
     layers.forEach((layer, index) => {
       const first = ((most - layer.length) * cross) / 2;
       layer.forEach((id, row) => {
-        const across = MARGIN + first + row * cross + (narrow ? size.width : size.height) / 2;
+        const across = (narrow ? MARGIN : ABOVE) + first + row * cross + (narrow ? size.width : size.height) / 2;
         places.set(id, narrow ? { x: across, y: 0, layer: index } : { x: 0, y: across, layer: index });
       });
     });
@@ -83,9 +86,17 @@ export class Layout {
       along += (narrow ? size.height : size.width) + gaps[index];
     });
     const length = along - gaps[gaps.length - 1] - (narrow ? size.height : size.width) / 2 + MARGIN;
-    const breadth = 2 * MARGIN + most * cross;
-    const low = breadth - MARGIN - size.across;
-    return { places, narrow, size, low, gaps, width: narrow ? breadth : length, height: narrow ? length : breadth };
+    const low = (narrow ? MARGIN : ABOVE) + most * cross - size.across;
+    const breadth = low + (narrow ? MARGIN + size.across : BELOW);
+    return {
+      places,
+      narrow,
+      size,
+      low,
+      gaps,
+      width: narrow ? breadth : length,
+      height: narrow ? length + 30 : breadth,
+    };
   }
 
   /** The ids of the nodes of each layer, in their order. */

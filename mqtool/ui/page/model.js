@@ -85,6 +85,8 @@ export function emptyState() {
 
 /** Apply a record to a state. */
 export function apply(state, record) {
+  // What is due by then comes first: otherwise, a command would stand before the output of the one before it.
+  if (state.due.length) advanceTo(state, record.t);
   state.t = Math.max(state.t, record.t);
   // Afterwards, a message that was acknowledged is no longer known.
   const told = record.kind === "event" ? toldOf(state, record) : "";
@@ -823,8 +825,10 @@ const HANDLERS = {
     // A client that subscribes again at once gets the same message again.
     if (!copy || state.motions.some((motion) => motion.key === key)) return;
     const start = inTurn(state, copy.place, consumer, Math.max(event.t, copy.busyUntil));
+    const offset = event.offset ?? event.copy;
     const arrives = move(state, key, [copy.place, consumer], "stream", start, copy.details);
-    later(state, arrives, { kind: "reads", consumer, offset: event.offset ?? event.copy });
+    Object.assign(state.motions[state.motions.length - 1], { offset });
+    later(state, arrives, { kind: "reads", consumer, offset });
     if (event.to) reached(state, event.to, arrives);
   },
 

@@ -18,6 +18,9 @@ const CLOSE_PITCH = 10;
 const LINE_HEIGHT = 14;
 /** What a message is routed by is cut to this length, and beside a moving message there is room for one. */
 const LONGEST_ADDRESS = 30;
+/** A body is cut to this length; beside more messages that move at once, bodies would cover each other. */
+const SHORT = 14;
+const FEW = 6;
 const ROOM = { x: 70, y: 12 };
 /** From this rate on (messages a second), an arrow shows a flow. */
 const FLOW = 20;
@@ -168,11 +171,12 @@ export class Picture {
       this.laidOut = signature;
       this.places = this.layout.of(shown, narrow, arrows);
       const { width, height } = this.places;
-      this.svg.setAttribute("viewBox", `0 0 ${width} ${height + 30}`);
+      this.svg.classList.toggle("narrow", narrow);
+      this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
       this.curves = new Map();
       this.drawArrows(arrows);
     }
-    this.zoom.resize(this.places.width, this.places.height + 30);
+    this.zoom.resize(this.places.width, this.places.height);
     this.moment = momentOf(state, now);
     this.gather(shown);
     this.finder.search(state, this.moment, shown, namesOf(state));
@@ -273,13 +277,13 @@ export class Picture {
         drawn.box.setAttribute("d", outline(id[0], width, height));
         drawn.behind.setAttribute("d", drawn.isGroup ? outline(id[0], width, height) : "");
         drawn.count.setAttribute("x", String(width - (id[0] === "q" ? 12 : 14)));
-        const middle = width / 2 + (id[0] === "q" ? 4 : 0);
+        const middle = width / 2 + (id[0] === "q" ? 6 : 0);
         for (const text of [drawn.name, drawn.line]) text.setAttribute("x", String(middle));
         Object.assign(drawn, { where, width });
       }
       if (drawn.words !== words || drawn.cut !== width) {
         drawn.cut = width;
-        const beside = (id[0] === "q" ? 20 : id[0] === "x" ? 16 : 10) + (drawn.isGroup ? 56 : 0);
+        const beside = (id[0] === "q" ? 28 : id[0] === "x" ? 16 : 10) + (drawn.isGroup ? 56 : 0);
         fit(drawn.name, name, width - beside);
         fit(drawn.line, line, width - 8);
         drawn.title.textContent = drawn.isGroup ? `${words}. Click to unfold` : words;
@@ -357,6 +361,7 @@ export class Picture {
     const seen = new Set();
     const ends = new Map();
     const labelled = [];
+    const isFew = this.moment.moving.length <= FEW;
     for (const motion of this.moment.moving) {
       const node = this.shown.drawn(motion.nodes[0]);
       const index = motion.nodes.length > 1 ? 0 : ends.get(node) || 0;
@@ -365,9 +370,8 @@ export class Picture {
       if (!place) continue;
       seen.add(`${motion.id}`);
       const end = this.shown.drawn(motion.nodes[motion.nodes.length - 1]);
-      // To its queue, with what it is routed by, unless that would cover the one before.
-      const isRouted = motion.nodes.some((id) => id[0] === "x");
-      const label = isRouted ? cut(visible(addressOf(state, motion.details)), LONGEST_ADDRESS) : "";
+      // Unless that would cover the one before.
+      const label = cut(visible(besideOf(state, motion, isFew)), LONGEST_ADDRESS);
       const isFree = labelled.every(({ x, y }) => Math.abs(x - place.x) > ROOM.x || Math.abs(y - place.y) > ROOM.y);
       if (label && isFree) labelled.push(place);
       const how = motion.nodes.length > 1 ? "moving" : "moving ended";
@@ -482,6 +486,17 @@ export class Picture {
       drawn.label = label;
     }
   }
+}
+
+/**
+ * What is said beside a moving message: to its queue, what it is routed by; in a play, where that says nothing and few
+ * messages move, its body. From a stream, its offset.
+ */
+function besideOf(state, { nodes, details, offset }, isFew) {
+  if (offset !== undefined) return isFew ? `offset ${number(offset)}` : "";
+  const address = nodes.some((id) => id[0] === "x") ? addressOf(state, details) : "";
+  const hasBody = state.play && isFew && nodes.length > 1 && typeof details.body === "string";
+  return address || (hasBody ? cut(details.body, SHORT) : "");
 }
 
 /** The names of all nodes, by id; of a queue, also the full name. */

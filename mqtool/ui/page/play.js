@@ -472,6 +472,7 @@ export class Play {
       const item = answer !== undefined ? built("li", `Answer: ${answer}`) : built("li", `${ok ? "✓" : "✗"} ${what}`);
       item.className = answer !== undefined ? "answer" : ok ? "passed" : "failed";
       item.classList.toggle("earlier", of < play.scene);
+      item.classList.toggle("long-ago", of < play.scene - 1);
       parts.checks.append(item);
     }
     parts.checks.scrollTop = parts.checks.scrollHeight;
@@ -537,6 +538,7 @@ export class Play {
   drawCharts(charts) {
     const said = (value) => value.toLocaleString("en", { maximumFractionDigits: value >= 10 ? 0 : 1 });
     const { namespaceURI } = document.getElementById("picture");
+    const isNew = charts.length !== this.parts.charts.childElementCount;
     this.parts.charts.replaceChildren(
       ...charts.map(({ title, unit, values }) => {
         const most = Math.max(0, ...values);
@@ -557,5 +559,7 @@ export class Play {
         return figure;
       }),
     );
+    // With charts below them, the terminals are lower.
+    if (isNew) for (const pre of this.parts.terminals.querySelectorAll("pre")) pre.scrollTop = pre.scrollHeight;
   }
 }
