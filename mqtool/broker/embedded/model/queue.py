@@ -137,9 +137,9 @@ class BrokerQueue:
             self.ledger.added(self.key, entry)
         # Read the row now: delivery to a consumer with automatic acknowledgement deletes the message.
         stored = entry.row != 0
-        has_consumers = bool(self.consumers.all)
-        if has_consumers and not len(backlog):
-            # Hot path: if a consumer is waiting, the message bypasses the backlog.
+        if self.consumers.all and not len(backlog):
+            # Hot path: if a consumer is waiting, the message bypasses the backlog. If other messages are waiting, no
+            # consumer can take any: each one that can again is passed to feed().
             consumer = self.consumers.next_ready()
             if consumer is not None:
                 self._deliver(consumer, entry)
@@ -147,7 +147,7 @@ class BrokerQueue:
         if ttl is not None:
             self._expiring = True
         backlog.append(entry)
-        if self._expiring or has_consumers:
+        if self._expiring:
             self.pump()
         if self._limited or self._expiring:
             self._drop_surplus()

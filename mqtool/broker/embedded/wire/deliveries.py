@@ -278,7 +278,8 @@ class Deliveries:
             delivery.queue.acknowledge(delivery.entry)
             if subscription is not None and self._release(subscription):
                 hungry[subscription] = None
-        self._feed(hungry)
+        if hungry:
+            self._feed(hungry)
 
     def reject(self, deliveries: Iterable[ChannelDelivery], *, requeue: bool, why: Why = Why.RETURNED) -> None:
         """Requeue messages, or dead-letter or drop them; then send more messages to the consumers."""
