@@ -217,6 +217,7 @@ def amqp_costs() -> Iterator[Cost]:  # noqa: C901 - a list
     )
     yield Cost("a connection with many exclusive queues ends", "amqp", [HELLO, exclusive])
     yield from dead_letter_costs()
+    yield from requeue_costs()
 
 
 def copies_costs() -> Iterator[Cost]:
@@ -260,6 +261,25 @@ def dead_letter_costs() -> Iterator[Cost]:
     )
     late = _publish("new", headers=short(b"x-delay") + b"I" + (300).to_bytes(4))
     yield Cost("many delayed messages", "amqp", [HELLO, _method(delayed) + late * 30_000])
+
+
+def requeue_costs() -> Iterator[Cost]:
+    """AMQP 0-9-1: half a million messages that one frame requeues, from one queue or from a thousand."""
+    count = 500_000
+    acquired = _method(commands.Basic.Consume(queue="new"))
+    for kind, settled in (
+        ("classic", commands.Basic.Nack(0, multiple=True, requeue=True)),
+        ("quorum", commands.Basic.Recover(requeue=True)),
+        ("quorum", commands.Channel.Close(200, "", 0, 0)),
+        ("classic", None),
+    ):
+        declared = _method(commands.Queue.Declare(queue="new", durable=True, arguments={"x-queue-type": kind}))
+        name, end = ("a lost connection", b"") if settled is None else (settled.name, _method(settled))
+        parts = [HELLO, declared + _publish("", "new") * count, acquired, end]
+        yield Cost(f"{name} requeues half a million of a {kind} queue", "amqp", parts)
+    all_of = b"".join(_method(commands.Basic.Consume(queue=f"s{n}", nowait=True)) for n in range(1000))
+    parts = [HELLO, all_of, _publish("fanout") * (count // 1000), _method(commands.Basic.Recover(requeue=True))]
+    yield Cost("Basic.Recover requeues half a million of a thousand queues", "amqp", parts)
 
 
 # -- the stream protocol

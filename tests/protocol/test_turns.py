@@ -567,6 +567,32 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_the_loss_of_many_connections_with_many_channels_does_not_hold_up_other_clients() -> None:
+    """If 60 connections with 2,047 channels each are lost at the same moment, other clients are served meanwhile, and
+    nothing is left of these connections.
+    """
+    opened = b"".join(frame.marshal(commands.Channel.Open(), number) for number in range(2, 2048))
+    with EmbeddedBroker(like="4.3", memory_limit=1 << 40) as broker, ExitStack() as stack:
+        watch, lost = LoopWatch(broker), threading.Event()
+        clients = [stack.enter_context(RawClient(broker.url)) for _ in range(60)]
+        for client in clients:
+            client.socket.sendall(opened)
+            for _ in range(2046):
+                client.receive()
+        watch.take()
+        busy = threading.Thread(target=broker.under_test, args=(lambda _: lost.wait(60),))
+        busy.start()
+        for client in clients:
+            client.socket.close()
+        lost.set()
+        busy.join()
+        server = broker._server
+        assert server is not None
+        while broker.under_test(lambda _: len(server._connections)):
+            pass
+        watch.check()
+
+
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("kind", ["amqp", "amqp/ssl", "stream/ssl", "https"])
 def test_a_thousand_handshakes_do_not_hold_up_other_clients(amqp_tls: Authority, kind: str) -> None:

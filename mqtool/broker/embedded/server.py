@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+import math
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -280,8 +281,14 @@ class Server:
         for each in (self._connections, self._stream_connections, self._amqp10_connections):
             for transport in [connection.transport for connection in each]:
                 transport.abort()
-        await asyncio.sleep(0)
         until = self.broker.clock.elapsed() + _FINISHING_SECONDS
+        # If many connections are lost, they are cleaned up in turns.
+        while (self._connections or self._stream_connections or self._amqp10_connections) and (
+            self.broker.clock.elapsed() < until
+        ):
+            await asyncio.sleep(0)
+        for vhost in self.broker.vhosts.values():
+            vhost.requeueing.finish(math.inf)
         if left := sum(vhost.dead_letters.finish(until) for vhost in self.broker.vhosts.values()):
             log.warning("stopped while %d messages were still to be dead-lettered", left)
         self.broker.ledger.close(self._redelivered())

@@ -317,6 +317,94 @@ class BusyClock(FakeClock):
         return self.worked
 
 
+def requeue_many(ledger: Ledger, like: str = DEFAULT, **arguments: Any) -> tuple[BusyClock, VirtualHost, BrokerQueue]:
+    """Return a queue into which 100 messages are being put back, with another one published meanwhile."""
+    clock = BusyClock()
+    vhost = VirtualHost("/", clock, ledger, PROFILES[like])
+    queue = add_queue(vhost, durable=True, x_dead_letter_exchange="amq.fanout", **arguments)
+    vhost.bind(vhost.exchanges["amq.fanout"], add_queue(vhost, "dead"), "", {})
+    taker = FakeConsumer(queue=queue)
+    queue.add_consumer(taker)
+    for number in range(100):
+        queue.publish(message(b"%d" % number))
+    queue.remove_consumer(taker)
+    queue.requeue(taker.got)
+    queue.publish(message(b"100"))
+    assert 1 < len(queue.line) < 101
+    return clock, vhost, queue
+
+
+KINDS: list[tuple[str, Table]] = [
+    (DEFAULT, {}), (DEFAULT, {"x_max_priority": 5}), (DEFAULT, {"x_single_active_consumer": True}),
+    ("3.10", {"x_queue_type": "quorum"}), ("4.2", {"x_queue_type": "quorum"}), ("4.3", {"x_queue_type": "quorum"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("like", "arguments"), KINDS)
+def test_many_messages_are_requeued_in_turns_and_keep_their_order(ledger: Ledger, like: str, arguments: Table) -> None:
+    """Requeuing many messages takes several turns of the event loop. They count as ready at once, but none is delivered
+    until all are back, so that a consumer gets them in order, before the message that was published meanwhile.
+    """
+    clock, _, queue = requeue_many(ledger, like, **arguments)
+    assert (len(queue), queue.unacked) == (101, 0)
+    consumer = FakeConsumer(queue=queue)
+    queue.add_consumer(consumer)
+    queue.pump()
+    assert consumer.got == []
+    clock.pass_by(1000)
+    assert [int(entry.message.body) for entry in consumer.got] == [*range(101)]
+    assert [entry.redelivered for entry in consumer.got] == [True] * 100 + [False]
+    assert (len(queue), queue.unacked, queue.backlog.body_bytes, queue.unacked_bytes) == (0, 101, 0, 193)
+
+
+@pytest.mark.parametrize(("like", "arguments"), KINDS)
+def test_a_queue_is_used_while_many_messages_are_requeued(ledger: Ledger, like: str, arguments: Table) -> None:
+    """Of a queue into which many messages are being put back, basic.get returns the first message, and a purge or a
+    deletion drops and counts all of them.
+    """
+    _, vhost, queue = requeue_many(ledger, like, **arguments)
+    entry = queue.get(no_ack=False)
+    assert entry is not None
+    assert (entry.message.body, entry.redelivered) == (b"0", True)
+    queue.acknowledge(entry)
+    for left in [*vhost.queues.values()]:
+        vhost.delete_queue(left)
+    for end in (lambda _, queue: queue.purge(), lambda vhost, queue: vhost.delete_queue(queue)):
+        clock, vhost, queue = requeue_many(ledger, like, **arguments)
+        assert end(vhost, queue) == 101
+        clock.pass_by(1000)
+        for left in [*vhost.queues.values()]:
+            vhost.delete_queue(left)
+        assert (len(queue), queue.unacked, queue.unacked_bytes, ledger.held_bytes) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("end", ["nothing", "purge", "delete"])
+def test_many_messages_that_exceed_the_delivery_limit_are_dead_lettered(ledger: Ledger, end: str) -> None:
+    """Each of many requeued messages that exceed the delivery limit is dead-lettered once, in order, even if the queue
+    is purged or deleted at once.
+    """
+    clock, vhost, queue = requeue_many(ledger, "3.10", x_queue_type="quorum", x_delivery_limit=0)
+    if end == "purge":
+        queue.purge()
+    elif end == "delete":
+        vhost.delete_queue(queue)
+    clock.pass_by(1000)
+    assert bodies(vhost.queues["dead"]) == [b"%d" % number for number in range(100)]
+
+
+@pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])
+def test_a_queue_keeps_its_maximum_length_while_many_messages_are_requeued(ledger: Ledger, overflow: str) -> None:
+    """A queue with a maximum length has no more messages after many have been requeued, and rejects new ones with
+    overflow reject-publish meanwhile.
+    """
+    clock, vhost, queue = requeue_many(ledger, x_max_length=101, x_overflow=overflow)
+    is_accepted = queue.publish(message(b"101"))[0]
+    assert is_accepted == (overflow == "drop-head")
+    clock.pass_by(1000)
+    assert len(queue) == 101
+    assert bodies(vhost.queues["dead"]) == ([b"0"] if is_accepted else [])
+
+
 @pytest.mark.parametrize("how", ["delayed", "dead-lettered"])
 def test_many_messages_that_are_due_at_once_move_in_turns_and_in_order(ledger: Ledger, how: str) -> None:
     """If many messages become due or are dead-lettered at the same time, the broker publishes a few of them in each

@@ -370,7 +370,7 @@ def _stream(like: Profile = _LIKE) -> tuple[StreamQueue, HandClock]:
     clock = HandClock()
     arguments: Table = {"x-queue-type": "stream"}
     return StreamQueue(
-        "s", "/", clock, Ledger(), lambda *_: None, lambda _: None, arguments=arguments, profile=like
+        "s", "/", clock, Ledger(), lambda *_: None, lambda _: None, lambda _: None, arguments=arguments, profile=like
     ), clock
 
 

@@ -39,7 +39,7 @@ def published(
 def new_stream() -> tuple[StreamQueue, HandClock]:
     clock = HandClock()
     stream = StreamQueue(
-        "s", "/", clock, Ledger(), lambda *_: None, lambda _: None, arguments={"x-queue-type": "stream"}
+        "s", "/", clock, Ledger(), lambda *_: None, lambda _: None, lambda _: None, arguments={"x-queue-type": "stream"}
     )
     return stream, clock
 

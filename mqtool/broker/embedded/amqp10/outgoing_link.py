@@ -224,7 +224,7 @@ class OutgoingLink:
             self.flow.send(len(self.queue))
 
     def finish_drain(self) -> None:
-        """End a drain, unless messages are waiting for the client to read or to open its window."""
+        """End a drain, unless messages are waiting for the client, for its window, or to be put back into the queue."""
         if not self.flow.draining:
             return
         session = self.session
@@ -232,6 +232,9 @@ class OutgoingLink:
         if self.flow.credit and is_held_up and len(self.queue):
             return
         if session.backlog:
+            return
+        if self.queue.line.waiting:
+            self.queue.clock.take_turn(self.finish_drain)
             return
         self.flow.finish_drain(len(self.queue) if self.queue.kind != "stream" else 0, self._news())
 
@@ -252,6 +255,7 @@ class OutgoingLink:
     def stop(self) -> None:
         """End the consumer, and delete the queue if it was created for this link."""
         self._early = None
+        self.flow.draining = False
         self.queue.remove_consumer(self)
         if self.dynamic:
             self.session.vhost.delete_queue(self.queue)

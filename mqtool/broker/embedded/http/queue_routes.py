@@ -1,5 +1,6 @@
 """The routes /api/queues, /api/exchanges and /api/bindings."""
 
+import asyncio
 from collections.abc import Iterator
 from http import HTTPStatus
 from itertools import chain
@@ -153,10 +154,12 @@ def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> bool:
 
 
 @route("DELETE", "queues/VHOST/QUEUE", member)
-def delete_queue(call: RouteCall, vhost: str, name: str) -> None:
+async def delete_queue(call: RouteCall, vhost: str, name: str) -> None:
     """Delete a queue. With `if-empty` or `if-unused` in the query, refuse if it has ready messages or consumers."""
     call.rights(vhost).check("configure", "queue", name)
     queue, query = call.shared_queue(vhost, name), call.request.query
+    while queue.put_back_some():
+        await asyncio.sleep(0)
     if query.get("if-empty") == "true" and len(queue):
         raise bad_request(f"queue '{name}' in vhost '{vhost}' not empty")
     if query.get("if-unused") == "true" and len(queue.consumers):
@@ -165,9 +168,12 @@ def delete_queue(call: RouteCall, vhost: str, name: str) -> None:
 
 
 @route("DELETE", "queues/VHOST/QUEUE/contents", member)
-def purge(call: RouteCall, vhost: str, name: str) -> None:
+async def purge(call: RouteCall, vhost: str, name: str) -> None:
     call.rights(vhost).check("read", "queue", name)
-    call.shared_queue(vhost, name).purge()
+    queue = call.shared_queue(vhost, name)
+    while queue.put_back_some():
+        await asyncio.sleep(0)
+    queue.purge()
 
 
 @route("POST", "queues/VHOST/QUEUE/actions", administrator)

@@ -1,8 +1,10 @@
 """Classic and quorum queues: ready messages, consumers, expiry, requeueing and rejection."""
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 from typing import ClassVar
 
 from mqtool.broker.embedded.model.amqp_message import PERSISTENT, BrokerMessage
@@ -21,6 +23,9 @@ RETRY_DEAD_LETTERS = 180_000
 
 #: The maximum number of messages that expire at once. The others expire in later turns of the event loop.
 _EXPIRED_AT_ONCE = 25
+
+#: The maximum number of messages that are put back into the queue at once. The others are put back in later turns.
+_PUT_BACK_AT_ONCE = 20
 
 
 class Why(Enum):
@@ -46,6 +51,34 @@ class Outcome(Enum):
     TAKEN, NOT_TAKEN, FAILED = range(3)
 
 
+class RequeueLine:
+    """Messages that are being requeued, and those published meanwhile, in order.
+
+    As long as any are `waiting`, the queue delivers none: so they keep their order if they are put back in turns.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[Iterator[BacklogEntry], Why | None, int | None]] = deque()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, entries: Collection[BacklogEntry], why: Why | None = None, not_before: int | None = None) -> None:
+        """Add messages with the arguments of requeue(). `why` is None if they are new."""
+        self.waiting.append((iter(entries), why, not_before))
+        self._count += len(entries)
+
+    def take(self) -> tuple[list[BacklogEntry], Why | None, int | None]:
+        """Remove a few messages."""
+        entries, why, not_before = self.waiting[0]
+        taken = [*islice(entries, _PUT_BACK_AT_ONCE)]
+        self._count -= len(taken)
+        if len(taken) < _PUT_BACK_AT_ONCE:
+            self.waiting.popleft()
+        return taken, why, not_before
+
+
 Settled = Callable[[Outcome], object]
 DeadLetter = Callable[["BrokerQueue", BrokerMessage, str, Settled], None]
 
@@ -56,17 +89,19 @@ class BrokerQueue:
 
     Attributes:
         dead_letter: called with each message to dead-letter, if there is a dead-letter exchange.
+        requeue_soon: calls put_back_some() until nothing is left: at once as long as that is quick, then in turns.
         when_unused: called when the queue must be deleted, because of auto-delete or `x-expires`.
         owner: the connection that an exclusive queue belongs to; None for a shared queue.
         key: the number of the queue in the data directory.
         kind: `classic`, `quorum` or `stream`.
         stored: True if the queue and its persistent messages survive a restart. An exclusive queue never does.
         policy, watcher: the policies that apply, and the observer set by VirtualHost.watch(), if any.
-        backlog: the ready messages.
+        backlog, line: the ready messages, and those that will be in the backlog soon.
         dead_letters: dead-lettered messages that no queue has accepted yet, with the reasons. Only used with the
             strategy at-least-once. After a restart, they are ready messages again.
         publishers: functions that detach the AMQP 1.0 links that publish to the queue. Called when it is deleted.
-        unacked, unacked_bytes: the number of unacknowledged messages, and the size of their bodies.
+        unacked, unacked_bytes: the number of unacknowledged messages, and the size of their bodies. While a message is
+            in line, it counts as ready, and its body as unacknowledged.
     """
 
     destination_type: ClassVar[str] = "queue"
@@ -76,6 +111,7 @@ class BrokerQueue:
     clock: Clock
     ledger: Ledger
     dead_letter: DeadLetter
+    requeue_soon: Callable[["BrokerQueue"], object]
     when_unused: Callable[["BrokerQueue"], object]
     durable: bool = False
     auto_delete: bool = False
@@ -97,6 +133,7 @@ class BrokerQueue:
         self.consumers = Consumers(single_active=self.options.single_active)
         self.backlog = new_backlog(self.ledger, self.kind, self.options.max_priority, self.profile.quorum_priorities)
         self.traffic = Traffic()
+        self.line = RequeueLine()
         self._limited = self.options.limited
         self._expiring = self._dropping = False
         self._expiry = Alarm(self.clock, self.pump)
@@ -109,7 +146,7 @@ class BrokerQueue:
 
     def __len__(self) -> int:
         """Return the number of ready messages."""
-        return len(self.backlog)
+        return len(self.backlog) + len(self.line)
 
     def __bool__(self) -> bool:
         return True  # even if the queue is empty
@@ -122,11 +159,7 @@ class BrokerQueue:
         """
         options, backlog = self.options, self.backlog
         self.traffic.published += 1
-        if options.overflow != "drop-head" and options.exceeded(
-            len(backlog) + 1, backlog.body_bytes + len(message.body)
-        ):
-            if options.overflow == "reject-publish-dlx":
-                self.dead_letter(self, message, "maxlen", lambda _: None)
+        if options.overflow != "drop-head" and _refuses(self, message):
             return False, False
         properties = message.header.properties
         ttl = options.message_ttl if properties.expiration is None else options.time_to_live(properties.expiration)
@@ -137,6 +170,10 @@ class BrokerQueue:
             self.ledger.added(self.key, entry)
         # Read the row now: delivery to a consumer with automatic acknowledgement deletes the message.
         stored = entry.row != 0
+        if self.line.waiting:
+            self.line.add([entry])
+            backlog.body_bytes += len(message.body)
+            return True, stored
         if self.consumers.all and not len(backlog):
             # Hot path: if a consumer is waiting, the message bypasses the backlog. If other messages are waiting, no
             # consumer can take any: each one that can again is passed to feed().
@@ -191,6 +228,8 @@ class BrokerQueue:
             self._dropping = False
             self._drop_surplus()
 
+        if self.line.waiting:
+            return
         backlog, most = self.backlog, _EXPIRED_AT_ONCE
         if self.options.overflow == "drop-head":
             while len(backlog) and self.options.exceeded(len(backlog), backlog.body_bytes):
@@ -230,6 +269,8 @@ class BrokerQueue:
 
     def pump(self) -> None:
         """Remove expired messages, and deliver ready ones to the consumers that can take them."""
+        if self.line.waiting:
+            return
         backlog, next_ready = self.backlog, self.consumers.next_ready
         while len(backlog):
             if self._expiring and (self.drop_expired() or not len(backlog)):
@@ -296,39 +337,58 @@ class BrokerQueue:
 
     def reject(self, entry: BacklogEntry) -> None:
         """Dead-letter or drop a message that was rejected without requeueing."""
-        self._settled(entry)
+        self.unacked -= 1
+        self.unacked_bytes -= len(entry.message.body)
         if self.deleted:
             self.ledger.drop(entry)
         else:
             self._dead_letter(entry, "rejected")
 
-    def _settled(self, entry: BacklogEntry) -> None:
-        self.unacked -= 1
-        self.unacked_bytes -= len(entry.message.body)
-
-    def requeue(self, entries: Iterable[BacklogEntry], why: Why = Why.RETURNED, not_before: int | None = None) -> None:
+    def requeue(
+        self, entries: Collection[BacklogEntry], why: Why = Why.RETURNED, not_before: int | None = None
+    ) -> None:
         """Requeue unacknowledged messages, and mark them as redelivered. If the queue is deleted, drop them instead.
+
+        If there are many, this takes several turns, but they count as ready at once.
 
         Args:
             not_before: when a quorum queue may deliver the messages again, in milliseconds since 1970 (system time).
                 Takes precedence over `x-delayed-retry-type`. Has an effect from RabbitMQ 4.3 on.
         """
+        self.unacked -= len(entries)
+        self.line.add(entries, why, not_before)
+        self.requeue_soon(self)
+
+    def put_back_some(self) -> bool:
+        """Move a few messages from the line to the backlog. Return True if there are more of them."""
+        if not self.line.waiting:
+            return False
+        entries, why, not_before = self.line.take()
         for entry in entries:
-            self._settled(entry)
+            self._expiring = self._expiring or entry.expires_at is not None
+            self._put_back(entry, why, not_before)
+        if not (self.line.waiting or self.deleted):
+            self.pump()
+            self._drop_surplus()
+        return bool(self.line.waiting)
+
+    def _put_back(self, entry: BacklogEntry, why: Why | None, not_before: int | None) -> None:
+        if why is None:
+            self.backlog.body_bytes -= len(entry.message.body)
+        else:
+            self.unacked_bytes -= len(entry.message.body)
             entry.redelivered = True
             if self.watcher is not None and entry.position in self.watcher.shown:
                 self.watcher.requeued(self, entry, why.name.lower())
-            self._expiring = self._expiring or entry.expires_at is not None
-            if self.deleted:
-                self.ledger.drop(entry)
-            elif self.kind == "quorum":
-                self._requeue_in_quorum(entry, why, not_before)
-            else:
-                entry.delivery_count += why is Why.FAILED and self.profile.counts_failures
-                self.backlog.put_back(entry)
-        if not self.deleted:
-            self.pump()
-            self._drop_surplus()
+        if self.deleted:
+            self.ledger.drop(entry)
+        elif why is None:
+            self.backlog.append(entry)
+        elif self.kind == "quorum":
+            self._requeue_in_quorum(entry, why, not_before)
+        else:
+            entry.delivery_count += why is Why.FAILED and self.profile.counts_failures
+            self.backlog.put_back(entry)
 
     def _requeue_in_quorum(self, entry: BacklogEntry, why: Why, not_before: int | None) -> None:
         """Requeue a message, immediately or after a delay, or dead-letter it if it has exceeded the delivery limit."""
@@ -347,7 +407,13 @@ class BrokerQueue:
             self.backlog.put_back(entry)
 
     def drop_expired(self) -> bool:
-        """Dead-letter or drop a few of the expired messages at the head. Return True if there are more of them."""
+        """Dead-letter or drop a few of the expired messages at the head. Return True if there are more of them.
+
+        As long as requeued messages have to be put back, put some of them back instead, and return True.
+        """
+        if self.line.waiting:
+            self.put_back_some()
+            return True
         if not self._expiring:
             return False
         backlog, now = self.backlog, self.clock.now()
@@ -399,6 +465,8 @@ class BrokerQueue:
 
     def purge(self) -> int:
         """Drop the messages that are ready or wait for a delayed retry; return how many there were."""
+        if not self.deleted:
+            put_back_all(self)
         dropped = [*self.backlog.clear(), *self._retries.clear()]
         for each in dropped:
             if isinstance(each, int):
@@ -411,8 +479,10 @@ class BrokerQueue:
 
     def delete(self) -> int:
         """Drop the messages and cancel the consumers. Returns the number of messages that purge() has dropped."""
+        if self.kind == "quorum":
+            put_back_all(self)  # those that exceed the delivery limit are dead-lettered
         self.deleted = True
-        count = self.purge()
+        count = len(self.line) + self.purge()
         self._expiry.cancel()
         self._unused.cancel()
         self._retry.cancel()
@@ -421,6 +491,20 @@ class BrokerQueue:
         self.dead_letters.clear()
         cancel_links(self)
         return count
+
+
+def _refuses(queue: BrokerQueue, message: BrokerMessage) -> bool:
+    """Return True if a queue is full. Dead-letter the message if overflow is `reject-publish-dlx`."""
+    is_full = queue.options.exceeded(len(queue) + 1, queue.backlog.body_bytes + len(message.body))
+    if is_full and queue.options.overflow == "reject-publish-dlx":
+        queue.dead_letter(queue, message, "maxlen", lambda _: None)
+    return is_full
+
+
+def put_back_all(queue: BrokerQueue) -> None:
+    """Move all messages from the line to the backlog now."""
+    while queue.put_back_some():
+        pass
 
 
 def _delay(queue: BrokerQueue, entry: BacklogEntry, not_before: int | None, *, failed: bool) -> int | None:

@@ -15,7 +15,7 @@ from mqtool.broker.embedded.model.amqp_errors import (
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage, carbon_copies
 from mqtool.broker.embedded.model.applied_policies import Policies
 from mqtool.broker.embedded.model.backlog import BacklogEntry
-from mqtool.broker.embedded.model.clock import TURN_SECONDS, Clock
+from mqtool.broker.embedded.model.clock import TURN_SECONDS, Clock, TurnQueue
 from mqtool.broker.embedded.model.consumers import Watcher
 from mqtool.broker.embedded.model.dead_lettering import DeadLettered, DeadLetters, would_cycle
 from mqtool.broker.embedded.model.declarations import check_headers_binding, check_local_random_binding
@@ -118,6 +118,7 @@ class VirtualHost:
         tracing: True if the firehose (message tracing) is on.
         failures: logs failures to process messages.
         dead_letters: publishes the messages that queues dead-letter.
+        requeueing: the queues into which messages are being put back.
         watcher: the observer that message events are reported to, if any. Set by watch().
         deleted_traffic: the message counts of deleted queues by queue type, so that totals include them.
     """
@@ -143,6 +144,12 @@ class VirtualHost:
             exchange.follow(profile)
         self._delayed = DelayedMessages(clock, self._release)
         self.dead_letters = DeadLetters(self._publish_dead, clock, self.failures, trusts_deaths=profile.trusts_deaths)
+
+        def put_back(queue: BrokerQueue) -> None:
+            if queue.put_back_some():
+                self.requeueing.add(queue)
+
+        self.requeueing: TurnQueue[BrokerQueue] = TurnQueue(clock, put_back)
 
     def watch(self, watcher: Watcher | None) -> None:
         """Start to report message events to a watcher, in place of any previous one. None ends the reporting."""
@@ -209,6 +216,7 @@ class VirtualHost:
             self._clock,
             self._ledger,
             self.dead_letters.add,
+            self.requeueing.add,
             self.delete_queue,
             durable=declared.durable,
             auto_delete=declared.auto_delete,

@@ -423,17 +423,27 @@ class ClientSocket(PacedSocket):
         successor.data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Clean up after the socket has closed."""
+        """Clean up after the socket has closed. If many are lost at once, each with many channels, they take turns."""
+
+        def clean_up() -> None:
+            self.shut()
+            self._out.clear()
+            self._connections.remove(self)
+            self._chunks, self._have, self._held_by_socket, self._counted_bytes = [], 0, 0, 0
+            self.add_held_bytes(-self.held_bytes)
+
         if exc is not None:
             self.log_once_a_second(logging.INFO, "lost", f"connection lost: {exc}")
         self.set_deadline(None)
         self.stop_heartbeats()
         self.state = "closed"
-        self.shut()
-        self._out.clear()
-        self._connections.remove(self)
-        self._chunks, self._have, self._held_by_socket, self._counted_bytes = [], 0, 0, 0
-        self.add_held_bytes(-self.held_bytes)
+        self.pause_writing()
+        if self._clock.is_late:
+            self._clock.take_turn(clean_up)
+        else:
+            began = self._clock.elapsed()
+            clean_up()
+            self._clock.spend(self._clock.elapsed() - began)
 
     def handle(self, data: bytes) -> None:
         """Handle complete frames. If they change durable definitions, send the replies once the changes are on disk."""

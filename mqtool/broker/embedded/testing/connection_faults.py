@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from mqtool.broker.embedded.model.amqp_errors import REPLY_NAMES, ChannelException, ConnectionException
 from mqtool.broker.embedded.model.broker import LOW_ON_MEMORY
+from mqtool.broker.embedded.model.queue import put_back_all
 from mqtool.broker.embedded.testing.fault import Client, Fault, FaultScene
 
 if TYPE_CHECKING:
@@ -348,6 +349,7 @@ def _lose_transient(scene: FaultScene) -> None:
             if not queue.durable:
                 vhost.delete_queue(queue)
             elif queue.kind == "classic":
+                put_back_all(queue)
                 entries = [queue.backlog.take() for _ in range(len(queue))]
                 for entry in entries:
                     if entry.message.persistent:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.queue import BrokerQueue
+from mqtool.broker.embedded.model.queue import BrokerQueue, put_back_all
 from mqtool.broker.embedded.model.users import Permissions
 from mqtool.broker.embedded.model.virtual_host import Publication, Routing, VirtualHost
 from mqtool.broker.embedded.sockets.listener import Listener
@@ -194,6 +194,7 @@ class BrokerUnderTest:
         for name, queue in ({} if found is None else found.queues).items():
             if queue.kind == "stream":
                 continue
+            put_back_all(queue)
             if queue.unacked:
                 lines.append(f"queue {name!r}: {counted(queue.unacked)} delivered but not acknowledged")
             if again := sum(entry.redelivered for entry in queue.backlog.in_memory()):
@@ -246,7 +247,10 @@ class BrokerUnderTest:
 
     def _queue(self, vhost: str, queue: str) -> BrokerQueue | None:
         found = self._scene.broker.vhosts.get(vhost)
-        return None if found is None else found.queues.get(queue)
+        if found is None or queue not in found.queues:
+            return None
+        put_back_all(found.queues[queue])
+        return found.queues[queue]
 
     def reset(self, vhost: str | None) -> None:
         """Undo all faults, purge the queues of a virtual host and clear its recording; None for all virtual hosts.

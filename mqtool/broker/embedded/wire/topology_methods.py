@@ -1,5 +1,7 @@
 """Handlers for the methods that declare, bind, unbind, purge and delete queues and exchanges."""
 
+from collections.abc import Iterator
+
 from pamqp.commands import Exchange as ExchangeClass
 from pamqp.commands import Queue as QueueClass
 
@@ -94,8 +96,16 @@ def queue_unbind(channel: BrokerChannel, method: QueueClass.Unbind) -> None:
     channel.send(QueueClass.UnbindOk)
 
 
-def queue_purge(channel: BrokerChannel, method: QueueClass.Purge) -> None:
+def _put_back(channel: BrokerChannel, name: str) -> Iterator[None]:
+    """Put requeued messages back into a queue, if they are many, before they are dropped."""
+    queue = channel.vhost.queues.get(name or channel.last_queue or "")
+    while queue is not None and queue.put_back_some():
+        yield
+
+
+def queue_purge(channel: BrokerChannel, method: QueueClass.Purge) -> Iterator[None]:
     """Drop a queue's ready messages."""
+    yield from _put_back(channel, method.queue)
     name = channel.queue_name(method.queue)
     channel.session.rights.check("read", "queue", name)
     count = channel.queue(name).purge()
@@ -103,8 +113,9 @@ def queue_purge(channel: BrokerChannel, method: QueueClass.Purge) -> None:
         channel.send(QueueClass.PurgeOk, message_count=count)
 
 
-def queue_delete(channel: BrokerChannel, method: QueueClass.Delete) -> None:
+def queue_delete(channel: BrokerChannel, method: QueueClass.Delete) -> Iterator[None]:
     """Delete a queue, if it exists."""
+    yield from _put_back(channel, method.queue)
     count = 0
     with channel.deliveries.cancels_last():
         if not _is_reply_queue(channel, method.queue):
