@@ -164,6 +164,24 @@ def test_only_a_kill_right_after_a_delivery_may_deliver_a_delayed_message_twice(
         judge.delivered("q", sent.number, "consumer", redelivered=False)
 
 
+def test_a_stop_on_a_full_disk_may_bring_a_delayed_message_again() -> None:
+    """The model allows a delayed message to come again without `redelivered` if it was delivered while the disk was
+    full, and the broker was stopped before there was room.
+    """
+    delayed = Step(2, "publish", {"queue": "q1-quorum", "count": 5, "exchange": "delayed", "delays": True})
+    takes = {"prefetch": 3, "no_ack": False, "rejects": 0.0, "requeues": 0.0, "multiple": 0.0, "pause": 0.1}
+    consume = Step(1, "consume", {"queue": "q1-quorum", **takes, "seconds": 15.0, "then": "cancel", "priority": 0})
+    actors = (
+        Actor("publisher", "Publisher", 1, (delayed,)),
+        Actor("consumer", "Consumer", 1, (consume,)),
+        Actor("full", "Faults", 1, (Step(2.3, "full", {"seconds": 5.0}),)),
+        Actor("faults", "Faults", 1, (Step(5.0, "stop", {"seconds": 1.0}),)),
+    )
+    queues = {"q0-stream": "stream", "q1-quorum": "quorum"}
+    for seed in range(20):
+        assert simulate(Plan(seed, queues, actors, like="4.0")).violation is None, seed
+
+
 @pytest.mark.parametrize(
     ("kind", "fault", "killed_at", "is_allowed"),
     [
