@@ -282,9 +282,11 @@ class Server:
             for transport in [connection.transport for connection in each]:
                 transport.abort()
         until = self.broker.clock.elapsed() + _FINISHING_SECONDS
+        await asyncio.sleep(0)
         # If many connections are lost, they are cleaned up in turns.
-        while (self._connections or self._stream_connections or self._amqp10_connections) and (
-            self.broker.clock.elapsed() < until
+        while (
+            any(each.is_lost for each in (*self._connections, *self._stream_connections, *self._amqp10_connections))
+            and self.broker.clock.elapsed() < until
         ):
             await asyncio.sleep(0)
         for vhost in self.broker.vhosts.values():

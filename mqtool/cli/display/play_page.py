@@ -365,24 +365,21 @@ class PlayPage(SeparateTerminals):
 
     def measured(self, charts: Sequence[Chart], over: bool) -> None:
         with self._recording.changed:  # the thread that measures is not the one that explains
-            self._measured(charts, over)
-
-    def _measured(self, charts: Sequence[Chart], over: bool) -> None:
-        now = time.monotonic()
-        self._undrawn = charts
-        sizes = [len(each.values) for each in charts]
-        if not any(sizes):
-            self._drawn = [0] * len(charts)
-        elif not over and now < self._drawn_at + _BETWEEN_CHARTS:
-            return
-        self._drawn_at = now
-        new = [
-            {"title": each.title, "unit": each.unit, "values": each.values[first:], "first": first}
-            for each, first in zip(charts, self._drawn, strict=True)
-        ]
-        self._drawn = sizes
-        self._undrawn = ()
-        self._recording.add("measured", charts=new)
+            now = time.monotonic()
+            self._undrawn = charts
+            sizes = [len(each.values) for each in charts]
+            if not any(sizes):
+                self._drawn = [0] * len(charts)
+            elif not over and now < self._drawn_at + _BETWEEN_CHARTS:
+                return
+            self._drawn_at = now
+            new = [
+                {"title": each.title, "unit": each.unit, "values": each.values[first:], "first": first}
+                for each, first in zip(charts, self._drawn, strict=True)
+            ]
+            self._drawn = sizes
+            self._undrawn = ()
+            self._recording.add("measured", charts=new)
 
     # The reader.
 

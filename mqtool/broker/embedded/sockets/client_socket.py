@@ -294,6 +294,7 @@ class ClientSocket(PacedSocket):
             unacknowledged deliveries, consumers and links.
         connected_at: when the client connected, in seconds since 1970.
         heartbeat: the negotiated heartbeat interval in seconds; 0 for no heartbeats.
+        is_lost: True once the socket has closed, although cleaning up may take more turns.
     """
 
     protocol: ClassVar[str]
@@ -306,6 +307,7 @@ class ClientSocket(PacedSocket):
     def __init__(self, broker: Broker, connections: Connections[Any], state: str, need: int) -> None:
         super().__init__(broker.clock, state, need)
         self.broker = broker
+        self.is_lost = False
         self.peer: tuple[str, int] = ("", 0)
         self.local: tuple[str, int] = ("", 0)
         self.client_properties: Table = {}
@@ -437,6 +439,7 @@ class ClientSocket(PacedSocket):
         self.set_deadline(None)
         self.stop_heartbeats()
         self.state = "closed"
+        self.is_lost = True
         self.pause_writing()
         if self._clock.is_late:
             self._clock.take_turn(clean_up)
