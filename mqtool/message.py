@@ -134,6 +134,15 @@ class Delivery:
         return self.body.decode("utf-8", "replace")
 
     @property
+    def times_requeued(self) -> int:
+        """How many times a quorum queue has requeued the message: `x-delivery-count`.
+
+        On a first delivery, and in a classic queue, that header can only be the publisher's.
+        """
+        count = self.headers.get("x-delivery-count")
+        return count if self.redelivered and isinstance(count, int) else 0
+
+    @property
     def lateness(self) -> int | None:
         """Milliseconds since a delayed message was due, by this machine's clock; None for other messages."""
         due = self.headers.get(DUE)

@@ -144,8 +144,7 @@ class Cautious(Streaming):
         self.prefetch = 1
 
     def taken(self, delivery: Delivery) -> Step:
-        times = delivery.headers.get("x-delivery-count")  # the publisher's, if the broker has added none
-        if self.prefetch == 1 and not (delivery.redelivered and isinstance(times, int) and times >= _OFTEN):
+        if self.prefetch == 1 and delivery.times_requeued < _OFTEN:
             self.prefetch = PREFETCH
             return Step.RESUBSCRIBE
         return Step.GO_ON

@@ -228,7 +228,7 @@ class Look:
         Raises:
             MqtoolError: the queue would drop it. If it would do so now, the message is published again instead.
         """
-        count = times_back(head)
+        count = head.times_requeued
         if count < limit - 1:
             return
         self._newest = None  # do not read the other requeued messages
@@ -268,15 +268,6 @@ class Look:
                 channel.close()
                 if held and channel is not self._newest_channel:
                     wait_for(self._channel, self._queue, ready + 1, _PATIENCE)
-
-
-def times_back(delivery: Delivery) -> int:
-    """Return how many times a quorum queue has requeued a message.
-
-    On its first delivery, the header can only be the publisher's.
-    """
-    told = delivery.headers.get("x-delivery-count", 0)
-    return told if delivery.redelivered and isinstance(told, int) else 0
 
 
 def _anew(head: Delivery, queue: str) -> Message:
