@@ -96,7 +96,8 @@ def _limit(said: Sequence[object], default: int | None) -> int | None:
 def _probed(channel: Channel, queue: str) -> How:
     """Use AMQP to find out how to read a queue: declare it as a durable queue, and read the broker's error.
 
-    The error names only one differing argument. If it is not the type, add it, and declare the queue again.
+    The error names only one differing argument. If it is not the type, add it, and declare the queue again. A queue that
+    was declared without a type has the default type of its virtual host.
     """
     asking = channel.connection.channel()
     known: dict[str, int | str] = {}
@@ -108,7 +109,7 @@ def _probed(channel: Channel, queue: str) -> How:
         except DeclaredDifferently as error:
             told = str(error)
         else:
-            return How.IN_TURN
+            break
         if re.search(r"'x-queue-type'.*'stream'", told):
             return How.STREAM
         if re.search("'(durable|auto_delete|exclusive)'", told):
@@ -118,6 +119,12 @@ def _probed(channel: Channel, queue: str) -> How:
             return How.IN_TURN
         is_number = differs[3] != "longstr" and differs[2].isdecimal()
         known[differs[1]] = int(differs[2]) if is_number else differs[2]
+    try:
+        as_quorum = {**known, "x-queue-type": "quorum"}
+        asking.declare(Queue(queue, durable=True, arguments=as_quorum), remember=False, exactly=True)
+    except DeclaredDifferently:
+        return How.CONSUME
+    return How.IN_TURN
 
 
 def peek(

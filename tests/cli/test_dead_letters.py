@@ -254,6 +254,20 @@ def like(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
 
 
 @pytest.mark.sampled(1)
+def test_dlq_show_leaves_a_message_with_a_forged_delivery_count_in_its_place(like: Shell) -> None:
+    """`dlq show` never moves messages of a classic queue, even if the publisher of the first one has claimed in
+    x-delivery-count that it has come back a thousand times, and somebody has looked before.
+    """
+    like.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic", "--argument", "x-max-length=10")
+    for given, message_id in ("x-delivery-count:=1000", "forged"), ("a=b", "honest"):
+        like.run("mqtool", "send", "-r", "jobs.dlq", "-H", given, "--property", f"message-id={message_id}", "x")
+    for _ in range(2):
+        shown = like.run("mqtool", "dlq", "show", "jobs")
+        assert shown.code == 0, shown.stderr
+        assert [line.partition(":")[0] for line in shown.stdout.splitlines() if line[0] != " "] == ["forged", "honest"]
+
+
+@pytest.mark.sampled(1)
 def test_redrives_and_attempts_are_counted_without_x_death(like: Shell) -> None:
     """`dlq show` counts redrives and `worker` counts attempts with every RabbitMQ version, although 4.0 ignores an
     x-death header that a client publishes.
