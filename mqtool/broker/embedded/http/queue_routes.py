@@ -153,13 +153,18 @@ def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> bool:
     return False
 
 
+async def _put_back(queue: BrokerQueue) -> None:
+    """Put requeued messages back into a queue, if they are many, before they are dropped."""
+    while queue.put_back_some():
+        await asyncio.sleep(0)
+
+
 @route("DELETE", "queues/VHOST/QUEUE", member)
 async def delete_queue(call: RouteCall, vhost: str, name: str) -> None:
     """Delete a queue. With `if-empty` or `if-unused` in the query, refuse if it has ready messages or consumers."""
     call.rights(vhost).check("configure", "queue", name)
     queue, query = call.shared_queue(vhost, name), call.request.query
-    while queue.put_back_some():
-        await asyncio.sleep(0)
+    await _put_back(queue)
     if query.get("if-empty") == "true" and len(queue):
         raise bad_request(f"queue '{name}' in vhost '{vhost}' not empty")
     if query.get("if-unused") == "true" and len(queue.consumers):
@@ -171,8 +176,7 @@ async def delete_queue(call: RouteCall, vhost: str, name: str) -> None:
 async def purge(call: RouteCall, vhost: str, name: str) -> None:
     call.rights(vhost).check("read", "queue", name)
     queue = call.shared_queue(vhost, name)
-    while queue.put_back_some():
-        await asyncio.sleep(0)
+    await _put_back(queue)
     queue.purge()
 
 

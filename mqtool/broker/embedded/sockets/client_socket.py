@@ -440,7 +440,7 @@ class ClientSocket(PacedSocket):
         self.stop_heartbeats()
         self.state = "closed"
         self.is_lost = True
-        self.pause_writing()
+        self.pause_writing()  # until it is cleaned up, its consumers take no message
         if self._clock.is_late:
             self._clock.take_turn(clean_up)
         else:
