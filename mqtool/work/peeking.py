@@ -96,8 +96,8 @@ def _limit(said: Sequence[object], default: int | None) -> int | None:
 def _probed(channel: Channel, queue: str) -> How:
     """Use AMQP to find out how to read a queue: declare it as a durable queue, and read the broker's error.
 
-    The error names only one differing argument. If it is not the type, add it, and declare the queue again. A queue that
-    was declared without a type has the default type of its virtual host.
+    The error names only one differing argument. If it is not the type, add it, and declare the queue again. A queue
+    that was declared without a type has the default type of its virtual host.
     """
     asking = channel.connection.channel()
     known: dict[str, int | str] = {}
