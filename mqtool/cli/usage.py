@@ -12,7 +12,7 @@ from mqtool.cli.help.description import describe, leaves
 from mqtool.cli.help.help_topics import equivalent
 from mqtool.cli.help.index import MEANT_BY
 from mqtool.cli.invocation import current
-from mqtool.spelling import SYNONYMS, did_you_mean, quoted
+from mqtool.spelling import SYNONYMS, did_you_mean, nearest, quoted
 
 _NOT_A_NUMBER = r" is not a valid (?:int|integer|float)(?: range)?"
 #: Options of other tools, and what to use instead.
@@ -79,7 +79,7 @@ def _command_hint(context: Any, word: str) -> str | None:
     path = context.command_path
     names = context.command.list_commands(context)
     if f"{word}s" in names:
-        return f"did you mean '{word}s'?"
+        return f"did you mean '{path} {word}s'?"
     if path == "mqtool" and (meant := MEANT_BY.get(word)):
         return f"did you mean '{meant}'?"
     hint: Callable[[str], str | None] | None = getattr(context.command.callback, "hint", None)
@@ -90,7 +90,9 @@ def _command_hint(context: Any, word: str) -> str | None:
         if line is not None and "-p" in sys.argv[:-1]:  # rabbitmqctl's option for a virtual host
             line += f" --vhost {quoted(sys.argv[sys.argv.index('-p') + 1])}"
         return line or did_you_mean(word, names, "'mqtool --help' lists the commands")
-    alike = did_you_mean(word, names, f"'{path}' is followed by {', '.join(names[:-1])} or {names[-1]}")
+    alike = f"'{path}' is followed by {', '.join(names[:-1])} or {names[-1]}"
+    if meant := nearest(word, names):
+        alike = f"did you mean '{path} {meant}'?"
     if word in SYNONYMS:  # such a verb suits many groups
         return alike
     elsewhere = [leaf.path for leaf in leaves(describe(whole_tree())) if word in (leaf.words[-1], *leaf.aliases)]

@@ -143,12 +143,12 @@ COMMAND_LINE = [
     Case(
         "emit-log hello", 2, "unknown command 'mqtool emit-log hello'", "followed by fanout, direct, topic or headers"
     ),
-    Case("emit-log fanut x", 2, "unknown command 'mqtool emit-log fanut'", "did you mean 'fanout'?"),
+    Case("emit-log fanut x", 2, "unknown command 'mqtool emit-log fanut'", "did you mean 'mqtool emit-log fanout'?"),
     Case("send --quee hello x", 2, "unknown option --quee", "did you mean '--queue'?"),
     Case("queue bind jobs logs", 2, "unknown command 'mqtool queue bind'", "did you mean 'mqtool exchange bind'?"),
-    Case("broker list", 2, "unknown command 'mqtool broker list'", "did you mean 'ls'?"),
+    Case("broker list", 2, "unknown command 'mqtool broker list'", "did you mean 'mqtool broker ls'?"),
     Case("definitions list", 2, "unknown command 'mqtool definitions list'", "'mqtool definitions' is followed by"),
-    Case("policy delete short", 2, "unknown command 'mqtool policy delete'", "did you mean 'clear'?"),
+    Case("policy delete short", 2, "unknown command 'mqtool policy delete'", "did you mean 'mqtool policy clear'?"),
     Case("tap amq.topic --routing-key a", 2, "unknown option --routing-key", "it is an argument: mqtool tap"),
     Case("peek --queue jobs", 2, "unknown option --queue", "it is an argument: mqtool peek [OPTIONS] {QUEUE}"),
     Case("send -q", 2, "Option '-q' requires an argument", "hint: mqtool send -q QUEUE"),

@@ -160,12 +160,12 @@ def test_help_can_be_piped_into_head(lonely_shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("broker start", "up"),
-        ("broker stop", "down"),
+        ("broker start", "mqtool broker up"),
+        ("broker stop", "mqtool broker down"),
         ("recieve", "receive"),
         ("publsh", "send"),
         ("help consum", "receive"),
-        ("tutorial shwo", "show"),
+        ("tutorial shwo", "mqtool tutorial show"),
         ("send --qeue x", "--queue"),
         ("send x --dialect pyton", "python"),
         ("broker up --kind emebdded", "embedded"),

@@ -12,7 +12,7 @@ from tests.cli.shell import Shell
     [
         (["emit-log", "x-delayed-message", "x"], "mqtool send-delayed"),
         (["emit-log", "default", "x"], "mqtool send -q QUEUE"),
-        (["list", "queue"], "did you mean 'queues'?"),
+        (["list", "queue"], "did you mean 'mqtool list queues'?"),
         (["move", "a", "--to", "b", "--declare"], "hint: 'mqtool queue declare NAME' declares a queue"),
         (["send-log", "x"], "did you mean 'emit-log'?"),
         (["redrive", "jobs"], "did you mean 'mqtool dlq redrive'?"),
