@@ -2,15 +2,22 @@
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mqtool.broker.embedded.http.http_server import HttpRequest
+from mqtool.broker.embedded.http.queue_routes import delete_queue, purge
+from mqtool.broker.embedded.http.route_table import RouteCall
 from mqtool.broker.embedded.model.amqp_errors import ChannelException
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import PROFILES, Like
+from mqtool.broker.embedded.model.queue import BrokerQueue
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
 
@@ -251,3 +258,37 @@ def test_two_users_with_the_same_password_have_different_hashes() -> None:
     one, other = (User.with_password(name, "secret", []).password_hash or b"" for name in ("ann", "bob"))
     assert len(one) == len(other) == 4 + 32
     assert one[4:] != other[4:]
+
+
+@pytest.mark.parametrize("drop", [delete_queue, purge])
+def test_a_queue_is_not_emptied_for_a_user_who_is_deleted_meanwhile(
+    drop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a user is deleted while their HTTP request to delete or purge a queue waits for messages that are being
+    requeued, the request is refused, and the queue stays as it is.
+    """
+
+    async def send() -> int:
+        broker = Broker(Ledger())
+        broker.create_defaults()
+        broker.users["ann"] = ann = User.with_password("ann", "secret", [])
+        ann.permissions["/"] = Permissions(".*", ".*", ".*")
+        queue = broker.vhosts["/"].add_queue(QueueDeclaration("jobs", {}))
+        header = ContentHeader.of(MessageProperties(b"\0\0"), 1)
+        queue.publish(BrokerMessage(encode_address("", "jobs"), header, b"x"))
+
+        def put_back_some(_: BrokerQueue) -> bool:
+            is_first = "ann" in broker.users
+            if is_first:
+                broker.delete_user("ann")
+            return is_first
+
+        monkeypatch.setattr(BrokerQueue, "put_back_some", put_back_some)
+        request = HttpRequest("DELETE", [], {}, {}, None, from_loopback=True)
+        api: Any = SimpleNamespace(broker=broker)
+        with pytest.raises(ChannelException, match="refused for user 'ann'"):
+            await drop(RouteCall(api, request, ann), "/", "jobs")
+        assert not queue.deleted
+        return len(queue)
+
+    assert asyncio.run(send()) == 1

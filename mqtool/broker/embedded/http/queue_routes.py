@@ -153,18 +153,21 @@ def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> bool:
     return False
 
 
-async def _put_back(queue: BrokerQueue) -> None:
-    """Put requeued messages back into a queue, if they are many, before they are dropped."""
+async def _to_empty(call: RouteCall, vhost: str, name: str, right: str) -> BrokerQueue:
+    """Return a queue whose messages the user may drop. If many are being requeued, put them back first."""
+    rights = call.rights(vhost)
+    rights.check(right, "queue", name)
+    queue = call.shared_queue(vhost, name)
     while queue.put_back_some():
         await asyncio.sleep(0)
+        rights.check(right, "queue", name)  # an administrator may have withdrawn it meanwhile
+    return queue
 
 
 @route("DELETE", "queues/VHOST/QUEUE", member)
 async def delete_queue(call: RouteCall, vhost: str, name: str) -> None:
     """Delete a queue. With `if-empty` or `if-unused` in the query, refuse if it has ready messages or consumers."""
-    call.rights(vhost).check("configure", "queue", name)
-    queue, query = call.shared_queue(vhost, name), call.request.query
-    await _put_back(queue)
+    queue, query = await _to_empty(call, vhost, name, "configure"), call.request.query
     if query.get("if-empty") == "true" and len(queue):
         raise bad_request(f"queue '{name}' in vhost '{vhost}' not empty")
     if query.get("if-unused") == "true" and len(queue.consumers):
@@ -174,10 +177,7 @@ async def delete_queue(call: RouteCall, vhost: str, name: str) -> None:
 
 @route("DELETE", "queues/VHOST/QUEUE/contents", member)
 async def purge(call: RouteCall, vhost: str, name: str) -> None:
-    call.rights(vhost).check("read", "queue", name)
-    queue = call.shared_queue(vhost, name)
-    await _put_back(queue)
-    queue.purge()
+    (await _to_empty(call, vhost, name, "read")).purge()
 
 
 @route("POST", "queues/VHOST/QUEUE/actions", administrator)

@@ -111,7 +111,7 @@ class Broker:
         totals: counts of messages by protocol, for metrics.
         listeners: the host and port of each listener, by protocol.
         logins: the number of logins by protocol, as the management API names it, and by whether they succeeded.
-        permissions_version: incremented each time a user is added or changed.
+        permissions_version: incremented each time a user is added, changed or deleted.
         loopback_users: users who may log in only from this machine.
         hooks: called while a test records messages or injects faults; None at other times.
     """
@@ -226,6 +226,7 @@ class Broker:
     def delete_user(self, name: str) -> None:
         """Delete a user and close their connections."""
         del self.users[name]
+        self.permissions_version += 1
         self._close_clients(f"user '{name}' is deleted", lambda client: client.is_open and client.user.name == name)
         self.ledger.forget("user", (name,))
 
