@@ -118,6 +118,12 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
+def in_time(count: int, seconds: float) -> str:
+    """Return a duration and a rate: "2.0 s (1,500/s)". A rate below 10/s has a decimal; one below 0.1/s is left out."""
+    rate = count / max(seconds, 0.001)
+    return f"{seconds:.1f} s" + (f" ({rate:,.{int(rate < 10)}f}/s)" if rate >= 0.1 else "")
+
+
 def counted(number: int, noun: str = "message") -> str:
     """Format a number with its noun: "1 message", "2,000 messages"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -338,7 +338,7 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
         return
     if has_no_consumer(queue):
         what = f"has {counted(queue['messages_ready'])} and no consumer"
-        yield finding("no-consumer", what, "start one, or delete the queue if nobody needs it")
+        yield finding("no-consumer", what, "start a consumer, or delete the queue if nobody needs it")
     if earlier is not None and forgets_to_acknowledge(queue, earlier):
         what = f"has {counted(queue['messages_unacknowledged'])} unacknowledged, and no consumer acknowledges any"
         hint = "does a consumer forget basic.ack? It gets no more, and all of these again when it restarts"

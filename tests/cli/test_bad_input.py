@@ -227,7 +227,7 @@ BROKER = [
     ],
 ]
 
-SUM = r"{} confirmed in [\d.]+ s \([\d,]+/s\)"
+SUM = r"{} confirmed in [\d.]+ s \([\d,.]+/s\)"
 GOOD = '{"body": "first"}\n\n{"body": "second"}\n'
 
 #: Bad data behind two good messages, which are delivered all the same. The empty line counts too.

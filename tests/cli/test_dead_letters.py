@@ -157,6 +157,15 @@ def test_dlq_commands_refuse_the_name_of_a_dead_letter_queue(dead: Shell, verb: 
     ), wrong.stderr
 
 
+@on_any_broker
+def test_dlq_show_says_what_declares_a_missing_dead_letter_queue(shell: Shell) -> None:
+    """If a work queue has no dead-letter queue yet, the hint of `dlq show` says which command declares it."""
+    shell.run("mqtool", "send", "-q", "jobs", "one")
+    shown = shell.run("mqtool", "dlq", "show", "jobs")
+    hint = "hint: 'mqtool worker' declares it for the first message that it dead-letters; --from names another queue\n"
+    assert (shown.code, shown.stderr) == (69, f"mqtool: queue 'jobs.dlq' does not exist\n{hint}")
+
+
 @pytest.mark.keeps_messages
 def test_dlq_drop_keeps_the_order_of_the_others(shell: Shell) -> None:
     """`dlq drop --id` removes one of the 300 messages in a quorum queue; the others keep their order."""

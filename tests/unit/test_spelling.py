@@ -1,8 +1,8 @@
-"""Which queue names count as misspellings of existing ones, so that receivers do not declare them."""
+"""Which queue names count as misspellings of existing ones, and how rates are printed."""
 
 import pytest
 
-from mqtool.spelling import mistyped
+from mqtool.spelling import in_time, mistyped
 
 
 @pytest.mark.parametrize("word", ["invoicse", "invoice", "invoicess", "imvoices", "Invoices", "in-voices"])
@@ -23,3 +23,12 @@ def test_a_queue_name_with_another_number_or_word_is_not_a_misspelling(word: str
     a whole word, or if they are short.
     """
     assert mistyped(word, [name]) is None
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds", "printed"),
+    [(3000, 2.0, "2.0 s (1,500/s)"), (4, 2.5, "2.5 s (1.6/s)"), (1, 10.9, "10.9 s"), (0, 1.0, "1.0 s")],
+)
+def test_a_slow_rate_is_not_printed_as_zero(count: int, seconds: float, printed: str) -> None:
+    """A rate below 10/s is printed with a decimal; one below 0.1/s is left out, since "0/s" would be wrong."""
+    assert in_time(count, seconds) == printed

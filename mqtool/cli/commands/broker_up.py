@@ -135,7 +135,7 @@ def _say_left_behind(starter: Starter, name: str) -> None:
     last = state.load_last(name)
     if last and last.kind != starter.kind and last.details.get("data") != state.IN_MEMORY:
         before = starter_of(last).describe
-        output.notice(f"broker {name!r} was {before} before; its queues are kept for: {up_again(last)}")
+        output.notice(f"the last broker here was {before}; its queues are kept, and come back with: {up_again(last)}")
 
 
 def _say_new(started: Started) -> None:

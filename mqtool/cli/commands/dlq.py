@@ -116,8 +116,10 @@ class Which:
         hint, suffix = "'mqtool dlq ls' lists the queues that have dead letters", dead_letter_queue("").name
         worked = work_queue.removesuffix(suffix)
         is_here = self.source is not None or exists(channel, Queue(self.queue(work_queue)))
-        if not is_here and worked != work_queue and exists(channel, Queue(work_queue)):
-            hint = f"{work_queue!r} has the dead letters of {worked!r}: {pasteable('dlq show', worked)}"
+        if not is_here and exists(channel, Queue(work_queue)):
+            hint = "'mqtool worker' declares it for the first message that it dead-letters; --from names another queue"
+            if worked != work_queue:
+                hint = f"{work_queue!r} has the dead letters of {worked!r}: {pasteable('dlq show', worked)}"
             raise NotFound(f"queue {self.queue(work_queue)!r} does not exist", hint)
         require(self.queue(work_queue), channel, access, hint, suffix="" if self.source else suffix)
 

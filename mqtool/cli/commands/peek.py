@@ -111,5 +111,6 @@ def _say(queue: str, kind: PeekKind, shown: int, *, has_condition: bool) -> None
     if not shown:
         output.status(f"no message in {queue} matches" if has_condition else f"{queue} has no messages to show")
     elif kind.how is not How.STREAM:
-        price = "" if kind.limit is None else f", one delivery closer to the limit of {kind.limit}"
+        price = f", one delivery closer to the limit of {kind.limit}, after which the queue drops them"
+        price = "" if kind.limit is None else price
         output.notice(f"{shown:,} shown; they stay in {queue}, marked as redelivered{price}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mqtool.cli.display import ascii_terminal, output
 from mqtool.cli.invocation import current
+from mqtool.spelling import in_time
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -66,7 +67,7 @@ class Progress:
     def sum(self) -> str:
         """The count, the time and the rate, as text."""
         seconds = time.monotonic() - self._started
-        return f"{self.count:,} {self._done} in {seconds:.1f} s ({self.count / max(seconds, 0.001):,.0f}/s)"
+        return f"{self.count:,} {self._done} in {in_time(self.count, seconds)}"
 
     def stop(self) -> None:
         """Remove the line from the terminal."""

@@ -28,7 +28,7 @@ from mqtool.cli.pipe.source import Addressing, Input, read_messages
 from mqtool.delays import original
 from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed, Unavailable, UsageError
 from mqtool.message import PERSISTENT, Confirmation, Message, Receipt
-from mqtool.spelling import counted, pasteable, quoted
+from mqtool.spelling import counted, in_time, pasteable, quoted
 from mqtool.topology import Exchange, Queue
 
 if TYPE_CHECKING:
@@ -258,8 +258,7 @@ class Outgoing:
         parts = ", ".join(f"{count:,} {what}" for what, count in counts.items())
         if unconfirmed:
             parts += f", {unconfirmed:,} unanswered"
-        rate = self.total / seconds if seconds > 0 else 0.0
-        return f"{parts} in {seconds:.1f} s ({rate:,.0f}/s)"
+        return f"{parts} in {in_time(self.total, seconds)}"
 
 
 def _is_same(file: Path | int | None, path: Path) -> bool:
