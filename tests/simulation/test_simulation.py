@@ -182,6 +182,19 @@ def test_a_stop_on_a_full_disk_may_bring_a_delayed_message_again() -> None:
         assert simulate(Plan(seed, queues, actors, like="4.0")).violation is None, seed
 
 
+def test_other_arguments_are_no_mistake_if_the_queue_has_just_been_deleted() -> None:
+    """If an administrator deletes a queue and declares it again, a client that declares it with other arguments at the
+    same time is refused with 406, or declares a queue of its own in between.
+    """
+    for seed in range(60):
+        actors = (
+            Actor("administrator", "Administrator", seed, (Step(1, "delete", {"queue": "q"}),)),
+            Actor("rude", "Rude", seed, (Step(round(0.95 + seed / 500, 3), "other_arguments", {"queue": "q"}),)),
+        )
+        result = simulate(Plan(seed, {"q": "classic"}, actors))
+        assert result.violation is None, seed
+
+
 @pytest.mark.parametrize(
     ("kind", "fault", "killed_at", "is_allowed"),
     [
