@@ -57,6 +57,10 @@ class BadData(MqtoolError):
     exit_code = ExitCode.BAD_DATA
 
 
+class HeadersTooLarge(BadData):
+    """The headers and properties of a message do not fit into one frame, so no client can publish it."""
+
+
 class SomeFailed(MqtoolError):
     """Part of the work was done and part was not."""
 

@@ -17,6 +17,7 @@ from mqtool.errors import (
     AccessRefused,
     BadData,
     DeclaredDifferently,
+    HeadersTooLarge,
     MqtoolError,
     NotFound,
     NothingAnswers,
@@ -332,9 +333,9 @@ def too_long(what: str, name: bytes) -> UsageError:
     return UsageError(f"the {what} is {len(name)} bytes long; AMQP allows 255", f"it starts with {shown!r}")
 
 
-def headers_too_large(size: int, limit: int) -> BadData:
+def headers_too_large(size: int, limit: int) -> HeadersTooLarge:
     """The error for headers and properties that do not fit into one frame."""
-    return BadData(
+    return HeadersTooLarge(
         f"the headers and properties are {size:,} bytes long; the broker takes up to {limit:,}",
         "move what is large into the body",
     )

@@ -24,7 +24,7 @@ from mqtool.amqp.consumer import Consumer
 from mqtool.amqp.publisher import returned_message
 from mqtool.amqp.receive_settings import Receiving
 from mqtool.amqp.unconfirmed import Route, most_similar
-from mqtool.errors import NotConfirmed, Unavailable
+from mqtool.errors import HeadersTooLarge, NotConfirmed, Unavailable
 from mqtool.message import Confirmation, Delivery, Message
 from mqtool.spelling import counted
 from mqtool.topology import Queue
@@ -51,6 +51,7 @@ class Moving(Protocol):
 
         Raises:
             NotConfirmed: no queue took a message of the batch. These messages are still in their queue.
+            HeadersTooLarge: a message of the batch cannot be published. It and those after it are still in their queue.
         """
 
 
@@ -78,8 +79,9 @@ class InTransactions:
         self._writer = pika_private.writer(pika, channel.connection.frame_max)
 
     def move(self, batch: Sequence[Delivery]) -> list[Delivery]:
-        messages = [self._message_for(delivery) for delivery in batch]
-        self._commit(messages, batch[-1])
+        messages, error = _messages_for(batch, self._message_for)
+        if messages:
+            self._commit(messages, batch[len(messages) - 1])
         if self._returned:
             (_, reason), queue = self._returned[0], batch[0].queue
             left = [batch[number] for number in self._numbers_of_returned(messages)]
@@ -91,6 +93,8 @@ class InTransactions:
                 f"no queue took messages from {queue!r}: {reason}",
                 f"{counted(len(left))} went back to the end of {queue!r}",
             )
+        if error is not None:
+            raise error
         return []
 
     def _numbers_of_returned(self, messages: Sequence[Message]) -> list[int]:
@@ -134,7 +138,8 @@ class WithConfirms:
 
     def move(self, batch: Sequence[Delivery]) -> list[Delivery]:
         rejected, returned = list[Delivery](), ""
-        for receipt in self._channel.publish([self._message_for(delivery) for delivery in batch], mandatory=True):
+        messages, error = _messages_for(batch, self._message_for)
+        for receipt in self._channel.publish(messages, mandatory=True):
             delivery = batch[receipt.sequence - 1]
             if receipt.confirmation is Confirmation.CONFIRMED:
                 self._channel.acknowledge(delivery)
@@ -145,7 +150,22 @@ class WithConfirms:
         if returned:
             queue = batch[0].queue
             raise NotConfirmed(f"no queue took messages from {queue!r}: {returned}", f"they are still in {queue!r}")
+        if error is not None:
+            raise error
         return rejected
+
+
+def _messages_for(
+    batch: Sequence[Delivery], message_for: Callable[[Delivery], Message]
+) -> tuple[list[Message], HeadersTooLarge | None]:
+    """Return the messages to publish for a batch, up to one that cannot be published, and the error for this one."""
+    messages: list[Message] = []
+    for delivery in batch:
+        try:
+            messages.append(message_for(delivery))
+        except HeadersTooLarge as error:
+            return messages, error
+    return messages, None
 
 
 class Mover:
@@ -183,6 +203,7 @@ class Mover:
         Raises:
             NoRoom: there is no room for the next message, and none was made within 15 s.
             NotConfirmed: no queue took a message of a batch. The messages of this batch are still in their queue.
+            HeadersTooLarge: a message cannot be published. All messages before it are moved.
             MqtoolError: the connection was lost, or a queue was deleted.
         """
         ready = self._channel.depth_of(self._queue)

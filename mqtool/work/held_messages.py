@@ -3,19 +3,22 @@
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from mqtool.amqp import ChannelOwner, Connection
+from mqtool.codecs.field_tables import CLIENT, EXACT, encode_property
 from mqtool.delays import LONGEST
-from mqtool.errors import NotConfirmed, Unavailable
+from mqtool.errors import HeadersTooLarge, NotConfirmed, Unavailable
 from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
 from mqtool.spelling import counted, pasteable
 from mqtool.work import history
 
 #: A held message's header for what would affect its delivery: exchange, routing key, expiration, priority, CC and BCC,
-#: and headers that would prove, once it is published again, where it was first published (work/history.py).
-_HEADER = "mqtool-convert"
+#: and headers that would prove, once it is published again, where it was first published (work/history.py). If there is
+#: no room for it, or it would nest these headers too deeply, its entry _PACKED says that all headers of the message are
+#: at the start of the body, as an encoded table.
+_HEADER, _PACKED = "mqtool-convert", "packed"
 #: Properties that a held message must not have, because they would make it expire or overtake others.
 _SETTINGS = ("expiration", "priority")
 #: Headers that request copies in more queues. The broker made these copies when the message was first published.
@@ -23,6 +26,8 @@ _COPIES = ("CC", "BCC")
 _KEPT = (*_COPIES, history.EXCHANGE, history.ROUTING_KEY, _HEADER)
 #: Headers that the broker adds to a delivery.
 _COUNTS = ("x-delivery-count", "x-acquired-count")
+#: The bytes in a header frame before the properties; and the most bytes in it besides the message's own headers.
+_PREFIX, _BESIDES = 14, 4000
 #: Seconds to wait for the leader of a quorum queue.
 _LEADER = 15.0
 #: Seconds to wait for a new count of unacknowledged messages; for any count; for a count of 0; and between checks.
@@ -40,83 +45,157 @@ class HeldMessages:
         into: the exchange that is bound to the queue that holds its messages.
         back: the exchange that is bound to the queue.
         user: the user to publish as, if that user may not set user_id to another name; otherwise None.
+        frame_max: the maximum size of a frame in bytes, as negotiated with the broker; 0 for no limit.
     """
 
-    def __init__(self, queue: str, into: str, back: str, user: str | None) -> None:
+    def __init__(self, queue: str, into: str, back: str, user: str | None, frame_max: int) -> None:
         self.users = 0
         self._queue = queue
         self._into = into
         self._back = back
         self._user = user
+        self._largest = (frame_max or 131072) - 8
 
     def held(self, delivery: Delivery) -> Message:
-        """Return the message that holds a delivery. It does not expire, overtakes no others, and is not copied."""
-        return self._message(delivery, "", self._into, self._wrapped(delivery), {})
+        """Return the message that holds a delivery. It does not expire, overtakes no others, and is not copied.
+
+        Raises:
+            HeadersTooLarge: the message could not be returned.
+        """
+        headers, body = self._wrapped(delivery)
+        return self._message(delivery, "", self._into, headers, {}, body)
 
     def restored(self, delivery: Delivery) -> Message:
         """Return the message with which to put a delivery back into its queue, at its end, and into no other queue."""
-        return self._message(delivery, delivery.queue, "", self._wrapped(delivery), delivery.properties)
+        headers, body = self._wrapped(delivery)
+        return self._message(delivery, delivery.queue, "", headers, delivery.properties, body)
 
     def returned(self, delivery: Delivery) -> Message:
-        """Return the message to publish to the queue for a held one, or one that was published meanwhile: as it was."""
-        headers = {name: value for name, value in delivery.headers.items() if name not in _COUNTS}
-        kept: Mapping[str, Any] | None = self._kept(delivery)
+        """Return the message to publish to the queue for a held one, or one that was published meanwhile: as it was.
+
+        Raises:
+            HeadersTooLarge: no client can publish the message.
+        """
+        kept = self._kept(delivery)
         if kept is None:
-            kept = {**delivery.properties, "exchange": delivery.exchange, "routing_key": delivery.routing_key}
-        else:
-            del headers[_HEADER]
-            headers |= {name: kept[name] for name in _KEPT if name in kept}
-        return self._back_to_queue(delivery, headers, kept)
+            settings = {**delivery.properties, "exchange": delivery.exchange, "routing_key": delivery.routing_key}
+            kept = _Kept(settings, _own(delivery.headers), delivery.body)
+            self._encoded(delivery, kept.headers)
+        return self._back_to_queue(delivery, kept)
 
-    def _wrapped(self, delivery: Delivery) -> dict[str, Any]:
-        """Return the headers of a held message."""
-        headers = {name: value for name, value in delivery.headers.items() if name not in _COUNTS}
+    def _wrapped(self, delivery: Delivery) -> tuple[dict[str, Any], bytes]:
+        """Return the headers and the body of a held message."""
+        headers = _own(delivery.headers)
         if self._kept(delivery) is not None:  # it is held already
-            return {name: value for name, value in headers.items() if name not in _COPIES}
+            return {name: value for name, value in headers.items() if name not in _COPIES}, delivery.body
         kept: dict[str, Any] = {"exchange": delivery.exchange, "routing_key": delivery.routing_key}
-        kept |= {name: headers.pop(name) for name in _KEPT if name in headers}
         kept |= {name: value for name in _SETTINGS if (value := delivery.properties.get(name)) is not None}
-        return {**headers, _HEADER: kept}
+        table = self._encoded(delivery, headers)
+        if (self._is_large(table) or any(name in headers for name in _KEPT)) and _is_sound(table):
+            return {_HEADER: {**kept, _PACKED: True}}, table + delivery.body
+        kept |= {name: headers.pop(name) for name in _KEPT if name in headers}
+        return {**headers, _HEADER: kept}, delivery.body
 
-    def _kept(self, delivery: Delivery) -> dict[str, Any] | None:
-        """Return what held() or restored() has kept in a message's header; None if neither has published the message.
+    def _kept(self, delivery: Delivery) -> "_Kept | None":
+        """Return what held() or restored() has kept in a message; None if neither has published the message.
 
         Whoever may publish to the default exchange can forge it. The message goes to the queue in any case. A header
         with which the message could not be published is left as it is: it would stop the conversion for good.
         """
-        kept = delivery.headers.get(_HEADER)
+        settings, body = delivery.headers.get(_HEADER), delivery.body
         is_ours = delivery.exchange == self._into or (
             delivery.exchange == "" and delivery.routing_key == delivery.queue
         )
-        return kept if is_ours and isinstance(kept, dict) and _can_be_published(kept) else None
+        if not is_ours or not isinstance(settings, dict):
+            return None
+        if not settings.get(_PACKED):
+            headers = _own(delivery.headers) | {name: settings[name] for name in _KEPT if name in settings}
+            if _HEADER not in settings:
+                del headers[_HEADER]
+            return _Kept(settings, headers, body) if _can_be_published(settings, headers) else None
+        table = body[: self._largest]  # a longer table does not fit into a frame
+        if not _is_sound(table):
+            return None
+        headers, end = CLIENT.decode_table(table)
+        is_usable = _can_be_published(settings, headers) and self._size(delivery, end, settings) <= self._largest
+        return _Kept(settings, headers, body[end:]) if is_usable else None
 
-    def _back_to_queue(self, delivery: Delivery, headers: Mapping[str, Any], kept: Mapping[str, Any]) -> Message:
-        key = kept["routing_key"]
+    def _encoded(self, delivery: Delivery, headers: Mapping[str, Any]) -> bytes:
+        """Encode the headers of a message; raise HeadersTooLarge if no client can publish it with them."""
+        table = CLIENT.encode_table(headers)
+        if self._is_large(table) and (size := self._size(delivery, len(table), delivery.properties)) > self._largest:
+            raise HeadersTooLarge(
+                f"a message in {delivery.queue!r} has headers and properties of {size:,} bytes: clients can publish up "
+                f"to {self._largest:,}",
+                f"take it out: {pasteable('receive -c 1 --queue=', delivery.queue)}",
+            )
+        return table
+
+    def _is_large(self, table: bytes) -> bool:
+        return len(table) > self._largest - _BESIDES
+
+    def _size(self, delivery: Delivery, headers: int, settings: Mapping[str, Any]) -> int:
+        """Return the size of the header frame of a message with headers of this size, and these settings."""
+        others = {**delivery.properties, "headers": None, **{name: settings.get(name) for name in _SETTINGS}}
+        encoded = (encode_property(name, value) for name, value in others.items() if value is not None)
+        return _PREFIX + headers + sum(map(len, encoded))
+
+    def _back_to_queue(self, delivery: Delivery, kept: "_Kept") -> Message:
+        settings, headers, body = kept
+        key = settings["routing_key"]
         # Published to the default exchange, the message is exactly as it was; otherwise, `back` keeps its routing key.
-        is_direct = kept["exchange"] == "" and key == self._queue and not any(name in headers for name in _COPIES)
-        return self._message(delivery, key, "" if is_direct else self._back, headers, kept)
+        is_direct = settings["exchange"] == "" and key == self._queue and not any(name in headers for name in _COPIES)
+        return self._message(delivery, key, "" if is_direct else self._back, headers, settings, body)
 
     def _message(
-        self, delivery: Delivery, key: str, exchange: str, headers: Mapping[str, Any], settings: Mapping[str, Any]
+        self,
+        delivery: Delivery,
+        key: str,
+        exchange: str,
+        headers: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        body: bytes,
     ) -> Message:
         properties = {name: value for name, value in delivery.properties.items() if name != "message_id"}
         properties |= {"headers": headers or None, **{name: settings.get(name) for name in _SETTINGS}}
         if self._user is not None and properties.get("user_id") not in (None, self._user):
             properties["user_id"] = None
             self.users += 1
-        return Message(delivery.body, key, exchange, properties, delivery.message_id)
+        return Message(body, key, exchange, properties, delivery.message_id)
 
 
-def _can_be_published(kept: Mapping[str, Any]) -> bool:
-    """True if the broker accepts a message with these settings."""
-    priority, expiration = kept.get("priority", 0), kept.get("expiration", "0")
+class _Kept(NamedTuple):
+    """What a held message keeps: its exchange, routing key, expiration and priority; its headers; and its body."""
+
+    settings: Mapping[str, Any]
+    headers: dict[str, Any]
+    body: bytes
+
+
+def _own(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message's headers without those that the broker has added to the delivery."""
+    return {name: value for name, value in headers.items() if name not in _COUNTS}
+
+
+def _is_sound(data: bytes) -> bool:
+    """True if bytes begin with a table that the embedded broker would accept, too."""
+    try:
+        EXACT.decode_table(data)
+    except ValueError:
+        return False
+    return True
+
+
+def _can_be_published(settings: Mapping[str, Any], headers: Mapping[str, Any]) -> bool:
+    """True if the broker accepts a message with these settings and headers."""
+    priority, expiration = settings.get("priority", 0), settings.get("expiration", "0")
     return (
-        isinstance(kept.get("exchange"), str)
-        and history.is_name(kept.get("routing_key"))
+        isinstance(settings.get("exchange"), str)
+        and history.is_name(settings.get("routing_key"))
         and (type(priority) is int and 0 <= priority <= 255)
         and (history.is_name(expiration) and re.fullmatch("[+-]?[0-9]+", expiration) is not None)
         and 0 <= int(expiration) <= LONGEST
-        and all(isinstance(kept.get(name, []), list) for name in _COPIES)
+        and all(isinstance(headers.get(name, []), list) for name in _COPIES)
     )
 
 

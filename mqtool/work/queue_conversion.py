@@ -160,7 +160,7 @@ class Conversion:
     ) -> None:
         self.tally = ConversionTally()
         self.has_begun = False
-        self._is_acknowledged = False
+        self._is_acknowledged = self._was_left = False
         self._in_order = 0  # of the messages moved from `meanwhile`, those moved before others could overtake them
         self._moving: Channel | None = None
         self._connection = connection
@@ -169,7 +169,8 @@ class Conversion:
         self._vhost = vhost
         self._plan = plan
         self._names = plan.names
-        self.messages = HeldMessages(plan.queue, self._names.into, self._names.back, None if keeps_user else user)
+        own_user = None if keeps_user else user
+        self.messages = HeldMessages(plan.queue, self._names.into, self._names.back, own_user, connection.frame_max)
         self._force = force
         is_embedded = connection.broker_to_show == "the embedded broker"
         self._young = 0.0 if is_embedded else young
@@ -277,7 +278,12 @@ class Conversion:
         for _ in range(_TRIES):
             view = view_of(self._api, self._vhost, name)
             if view is not None:
-                yield from self._empty(name)
+                try:
+                    yield from self._empty(name)
+                except BadData:
+                    if not undo:
+                        raise
+                    self._was_left = True  # a message that cannot be moved, and those after it
                 if not (undo or self._force) and _gets_messages(self._connection, self._channel, name, self._quiet):
                     if arrived:  # the first may have been requeued by a client that has just ended
                         raise _published_directly(name)
@@ -375,7 +381,7 @@ class Conversion:
             administration.delete_exchange(channel, exchange)
         for _ in self._drain(names.meanwhile, self.messages.returned, "meanwhile"):
             pass
-        self.tally.overtaken = self.tally.meanwhile - self._in_order
+        self.tally.overtaken = self.tally.meanwhile - self._in_order + self.tally.returned * self._was_left
         for holder in (names.meanwhile, names.held):  # the plan is deleted with `held`
             if not is_empty(self._connection, holder):
                 raise Unavailable(f"{holder!r} still has messages")

@@ -18,10 +18,11 @@ import pytest
 from mqtool.amqp import Connection, Receiving, administration, parse_addresses, transactions
 from mqtool.broker.choice import BrokerKind
 from mqtool.cli.commands import queue_convert as convert_command
+from mqtool.codecs.field_tables import CLIENT
 from mqtool.drills.scene import Proxy
-from mqtool.errors import MqtoolError, NotConfirmed, Unavailable
+from mqtool.errors import BadData, MqtoolError, NotConfirmed, Unavailable
 from mqtool.management import Management
-from mqtool.message import Confirmation, Delivery, Message
+from mqtool.message import Confirmation, Delivery, Message, Undecoded
 from mqtool.topology import Exchange, Queue
 from mqtool.work import conversion_plan, held_messages, queue_conversion
 from mqtool.work.queue_conversion import Conversion, ConversionTally
@@ -1032,6 +1033,14 @@ def has_held(url: str) -> bool:
         return administration.exists(channel, held) and channel.depth_of(held.name) > 0
 
 
+def deep_table(depth: int) -> bytes:
+    """A value of a header that is a table in a table, this many times."""
+    table = b"F\0\0\0\0"
+    for _ in range(depth - 1):
+        table = b"F" + struct.pack(">I", len(table) + 2) + b"\1a" + table
+    return table
+
+
 FORGED: dict[str, dict[str, Any]] = {
     "a routing key that is a list": {"routing_key": []},
     "a long routing key": {"routing_key": "x" * 300},
@@ -1059,3 +1068,117 @@ def test_a_forged_header_of_a_held_message_does_not_stop_a_conversion(broker: Te
     assert kind_of(broker) == "quorum"
     assert [delivery.headers for delivery in taken(broker, "jobs", len(given))] == headers
     assert definitions(broker)[0] == {"jobs"}
+
+
+#: Bodies that do not begin with headers that a message can be published with.
+NOT_PACKED: dict[str, bytes] = {
+    "nothing": b"",
+    "a table that is cut short": b"\0\0\1\0\1a",
+    "a damaged table in a table": b"\0\0\0\x0b\1aF\0\0\0\4\1bXX",
+    "a table deeper than the broker reads": CLIENT.encode_table({"a": Undecoded(deep_table(65))}),
+    "a table of more than a frame": CLIENT.encode_table({"padding": "x" * 140_000}),
+    "a table that fills a frame, without room for the properties": CLIENT.encode_table({"padding": "x" * 131_036}),
+    "a CC that is a number": CLIENT.encode_table({"CC": 5}),
+}
+
+
+@pytest.mark.keeps_messages
+def test_forged_headers_in_a_body_do_not_stop_a_conversion(broker: TestBroker) -> None:
+    """A conversion returns a message unchanged if its publisher has claimed that the body contains the message's
+    headers, and no message can be published with what is there.
+    """
+    headers = {"mqtool-convert": {"exchange": "logs", "routing_key": "x", "packed": True}}
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        channel.declare(Queue("jobs", durable=True))
+        forged = {"headers": headers, "reply_to": "me"}
+        given = [Message(body, "jobs", "", forged) for body in NOT_PACKED.values()]
+        assert len(list(channel.publish(given))) == len(given)
+    assert convert(broker) is not None
+    found = taken(broker, "jobs", len(given))
+    assert [(each.headers, each.body) for each in found] == [(headers, body) for body in NOT_PACKED.values()]
+
+
+#: Headers that fill a frame: no header can be added to them.
+FULL = {"padding": "x" * (131_072 - 8 - 14 - 17)}
+
+
+def dead_lettered(broker: TestBroker, headers: dict[str, Any]) -> None:
+    """Put a message into `jobs` as a dead letter, with the headers that the broker then adds."""
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel, before = connection.channel(), depth(broker, "jobs")
+        to_jobs = {"x-message-ttl": 0, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs"}
+        channel.declare(Queue("source", durable=True, arguments=to_jobs))
+        assert len(list(channel.publish([Message(b"dead", "source", "", {"headers": headers})]))) == 1
+        wait_until(lambda: depth(broker, "jobs") == before + 1, "the dead letter")
+        administration.delete_queue(channel, "source")
+
+
+@pytest.mark.keeps_messages
+@pytest.mark.parametrize(
+    ("kill_at", "undo"), [(None, False), *((frame, undo) for frame in (40, 70, 100) for undo in (False, True))], ids=str
+)
+@pytest.mark.sampled(4)
+def test_a_message_whose_headers_fill_a_frame_stops_no_conversion(
+    broker: TestBroker, kill_at: int | None, undo: bool
+) -> None:
+    """A message to whose headers nothing can be added is converted like any other, and `queue convert --resume` and
+    `--undo` complete a conversion that was killed.
+    """
+    without_name = {"padding": FULL["padding"][:-100]}
+    deepest: dict[str, Any] = {}
+    for _ in range(63):  # the embedded broker accepts no deeper table
+        deepest = {"a": deepest}
+    given: list[dict[str, Any]] = [
+        {"headers": FULL},
+        {"headers": without_name, "priority": 3, "expiration": "3600000", "reply_to": "me"},
+        {"headers": {**without_name, "CC": ["victim"], "mqtool-exchange": 5}},
+        {"headers": {"mqtool-convert": deepest}},
+        {"headers": {"a": 1}},
+    ]
+    fill(broker, count=0)
+    with Connection(parse_addresses(broker.url)) as connection:
+        sent = [
+            Message(b"%d" % number, key, exchange, properties)
+            for exchange, key in (("logs", "kern.x"), ("", "jobs"))
+            for number, properties in enumerate(given)
+        ]
+        assert len(list(connection.channel().publish(sent))) == len(sent)
+    if kill_at is not None and convert(broker, kill_at) is None:
+        convert(broker, undo=undo)
+    else:
+        convert(broker)
+    found = taken(broker, "jobs", len(sent))
+    assert [(each.routing_key, each.body, as_published(each)) for each in found] == [
+        (each.routing_key, each.body, each.properties) for each in sent
+    ]
+    assert definitions(broker)[0] == {"jobs"}
+
+
+@pytest.mark.keeps_messages
+def test_a_message_that_no_client_can_publish_stops_a_conversion_before_it_is_moved(broker: TestBroker) -> None:
+    """If the broker has added headers to a message that filled a frame before, no client can publish it again. `queue
+    convert` moves the messages before it, then names its queue and the command that takes it out. `--undo` leaves it
+    there and completes; without it, so does `--resume`.
+    """
+    for undo in (True, False):
+        fill(broker, count=7)
+        dead_lettered(broker, FULL)
+        with Connection(parse_addresses(broker.url)) as connection:
+            channel = connection.channel()
+            assert len(list(channel.publish([Message(b"7", "jobs", "")]))) == 1
+            with pytest.raises(BadData, match="'jobs' has headers and properties of 131,") as raised:
+                convert(broker)
+            assert raised.value.hint == "take it out: mqtool receive -c 1 --queue=jobs"
+            assert depth(broker, "jobs") == 2
+            if undo:
+                convert(broker, undo=True)
+                assert [each.body for each in taken(broker, "jobs", 9)] == [
+                    *(b"dead", b"7"),
+                    *(b"%d" % number for number in range(7)),
+                ]
+            else:
+                assert [each.body for each in channel.consume(Queue("jobs"), Receiving(count=1))] == [b"dead"]
+                convert(broker)
+                assert [int(each.body) for each in taken(broker, "jobs", 8)] == list(range(8))
+        assert definitions(broker)[0] == {"jobs"}

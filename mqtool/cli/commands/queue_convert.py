@@ -298,7 +298,7 @@ def _report(conversion: Conversion, plan: ConversionPlan, *, as_json: bool, undo
     came = f", {tally.meanwhile:,} of them published during the conversion" if tally.meanwhile else ""
     output.status(f"{plan.queue} is a {definition.type} queue: {counted(tally.total)} moved{came}{absence}")
     if tally.overtaken:
-        output.notice(f"{counted(tally.overtaken)} published at the end may be behind newer ones")
+        output.notice(f"{counted(tally.overtaken)} may be behind newer ones")
     if conversion.messages.users:
         output.notice(
             f"{counted(conversion.messages.users)} lost the property user_id; only a user with the tag 'impersonator' "
