@@ -125,6 +125,7 @@ bench: .venv/installed-dev up  ## run the benchmarks: mqtool and comparable prog
 	$(BIN)/python -m benchmarks.listing
 	$(BIN)/python -m benchmarks.embedded_peer
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.large
 	$(BIN)/python -m benchmarks.tap
 	$(BIN)/python -m benchmarks.ui
 

@@ -3,12 +3,15 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import typer
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.testing.authority import Authority, new_authority
+from mqtool.cli.commands import command_tree
 from mqtool.cli.help.index import SENTENCES
 from tests.brokers import large, on_any_broker
 from tests.cli.shell import Shell
@@ -77,6 +80,23 @@ def test_list_queues_asks_over_amqp_only_where_counts_may_be_old(shell: Shell) -
     assert loads_client("name", "consumers")
     shell.run("mqtool", "queue", "declare", "new", "--queue-type", "quorum")
     assert loads_client()
+
+
+def test_a_command_line_builds_only_the_command_that_it_names() -> None:
+    """If a command line names a command of a group, typer reads the options of that command only. If it names none of
+    them, or no more than the group, typer knows all of the group's commands, so help, hints and completion have them.
+    """
+
+    def built(*words: str) -> set[str]:
+        root: Any = typer.main.get_command(command_tree(words))
+        return {*root.commands["queue"].commands}
+
+    assert built("queue", "purge", "jobs", "--yes") == {"purge"}
+    assert built("-C", "queue", "queue", "purge") >= {"purge"}
+    whole = built("queue")
+    assert whole >= {"declare", "delete", "purge", "convert"}
+    assert built("queue", "convert") >= {"convert"}
+    assert built("queue", "--help", "purge") == built("queue", "purged") == whole
 
 
 @large

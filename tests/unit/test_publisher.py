@@ -7,7 +7,7 @@ import pytest
 
 from mqtool.amqp.unconfirmed import Encoded, Route, Unconfirmed
 from mqtool.errors import NotConfirmed, Unavailable
-from mqtool.message import Confirmation, Message, new_message_id
+from mqtool.message import Confirmation, Message, new_message_ids
 
 ROUTE = Route("logs", "info")
 
@@ -177,6 +177,6 @@ def test_a_window_is_full_by_number_or_by_bytes(wire: Wire, publisher: Unconfirm
 
 def test_message_ids_are_random_uuids() -> None:
     """Message ids are unique UUIDs of version 4."""
-    ids = [uuid.UUID(new_message_id()) for _ in range(1000)]
+    ids = [*map(uuid.UUID, new_message_ids(1000))]
     assert {(each.version, each.variant) for each in ids} == {(4, uuid.RFC_4122)}
     assert len({*ids}) == len(ids)

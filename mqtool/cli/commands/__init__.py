@@ -12,7 +12,7 @@ import typer
 
 from mqtool import __version__
 from mqtool.cli import contexts
-from mqtool.cli.command_line import Group, HelpAll
+from mqtool.cli.command_line import CommandGroup, Group, HelpAll
 from mqtool.cli.display import output
 from mqtool.cli.help.index import ALIASES, SENTENCES
 
@@ -65,7 +65,9 @@ def command_tree(words: Sequence[str], *, completes: bool = False) -> typer.Type
     tree = _empty_tree(completes=completes)
     name = first_word(words)
     if name in SENTENCES:
-        tree.add_typer(import_module(f"{__name__}.{name.replace('-', '_')}").app)
+        app = import_module(f"{__name__}.{name.replace('-', '_')}").app
+        below = "".join(words[words.index(name) + 1 :][:1])
+        tree.add_typer(app.with_only(below) if isinstance(app, CommandGroup) else app)
     else:
         for each, sentence in SENTENCES.items():
             tree.command(each, short_help=sentence)(lambda: None)

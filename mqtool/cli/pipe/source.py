@@ -13,7 +13,7 @@ from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.cli.options import DelayOptions, MessageOptions, Publishing
 from mqtool.errors import BadData, UsageError
-from mqtool.message import InBatches, Message, new_message_id
+from mqtool.message import InBatches, Message, new_message_id, new_message_ids
 
 Thing = TypeVar("Thing")
 
@@ -344,7 +344,7 @@ class _Making:
         self._properties = properties
 
     def messages(self, bodies: list[bytes]) -> list[Message]:
-        ids = [new_message_id() for _ in bodies] if self._with_ids else repeat(self._own_id)
+        ids = new_message_ids(len(bodies)) if self._with_ids else repeat(self._own_id)
         alike = map(repeat, (self._routing_key, self._exchange, self._properties))
         messages = [*map(Message, bodies, *alike, ids, repeat(self._delay), repeat(self._due))]
         if self._pattern is not None:

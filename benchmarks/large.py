@@ -1,0 +1,194 @@
+"""Measure what many queues, bindings, connections and messages cost a broker: the embedded one, and RabbitMQ.
+
+    python -m benchmarks.large [--part N] [--rows WORD]
+
+Starts a new broker for each row, on loopback: the embedded broker with --data-dir, and a private node of the installed
+RabbitMQ, if there is one. Queues are durable classic queues; messages are persistent and confirmed. The table shows
+how much a broker's memory (RSS) has grown five seconds after all of them are there, and the CPU time until then. On
+Linux only.
+
+By default, all sizes are a tenth of those in docs/explanation/performance.md; with `--part 1`, the brokers need up to 5
+GiB of memory, and half an hour.
+"""
+
+import argparse
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from pamqp import commands
+
+from benchmarks.embedded import Client, Process, publish_confirmed
+from mqtool.broker import ports
+from mqtool.broker.node import PrivateNodes
+from mqtool.broker.readiness import wait_until_up
+from mqtool.broker.state import Wanted
+
+#: Seconds before each measurement of memory, so that garbage is collected and files are written.
+_SETTLE = 5
+#: Seconds without an answer after which a broker counts as stuck.
+_PATIENCE = 600
+#: All sizes are multiples of this, as publish_confirmed() expects.
+_UNIT = 500
+_QUEUE, _EXCHANGE = "large", "large-topic"
+
+
+class Broker(NamedTuple):
+    """A running broker."""
+
+    url: str
+    pid: int
+
+    @property
+    def memory(self) -> float:
+        """Its resident memory in MiB."""
+        status = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
+
+    @property
+    def cpu(self) -> float:
+        """The seconds of CPU time that it has taken, in all threads."""
+        after_name = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Cost(NamedTuple):
+    """What a broker needs: MiB when idle, MiB more with everything, and seconds of CPU time until then."""
+
+    idle: float
+    memory: float
+    cpu: float
+
+
+@contextmanager
+def embedded() -> Iterator[Broker]:
+    with Process("--data-dir", "{}/data") as broker:
+        yield Broker(broker.url, broker.process.pid)
+
+
+@contextmanager
+def rabbitmq() -> Iterator[Broker]:
+    """Run a private node, configured as most users' nodes are."""
+    starter = PrivateNodes("RabbitMQ", ("management.rates_mode = basic",))
+    started = starter.start(Wanted(f"large-{os.getpid()}", ports.free_port(), management_port=ports.free_port()))
+    try:
+        started = wait_until_up(starter, started)
+        yield Broker(started.url, started.pid)
+    finally:
+        starter.stop(started)
+        starter.discard(started)
+
+
+def _declare(client: Client, queue: str) -> None:
+    arguments = {"x-queue-type": "classic"}
+    client.call(commands.Queue.Declare(queue=queue, durable=True, arguments=arguments), commands.Queue.DeclareOk)
+
+
+def queues(url: str, count: int, held: ExitStack) -> None:
+    client = Client(url)
+    held.enter_context(client.socket)
+    for number in range(count):
+        _declare(client, f"{_QUEUE}-{number}")
+
+
+def bindings(url: str, count: int, held: ExitStack) -> None:
+    """Bind one queue to a topic exchange with this many keys."""
+    client = Client(url)
+    held.enter_context(client.socket)
+    _declare(client, _QUEUE)
+    declare = commands.Exchange.Declare(exchange=_EXCHANGE, exchange_type="topic", durable=True)
+    client.call(declare, commands.Exchange.DeclareOk)
+    for number in range(count):
+        bind = commands.Queue.Bind(queue=_QUEUE, exchange=_EXCHANGE, routing_key=f"site.{number}.*")
+        client.call(bind, commands.Queue.BindOk)
+
+
+def connections(url: str, count: int, held: ExitStack) -> None:
+    """Open this many connections, each with a channel, and keep them open."""
+    for _ in range(count):
+        held.enter_context(Client(url).socket)
+
+
+def messages(url: str, count: int, held: ExitStack) -> None:
+    client = Client(url)
+    held.enter_context(client.socket)
+    _declare(client, _QUEUE)
+    publish_confirmed(client, "", _QUEUE, count)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        size: how many there are with `--part 1`.
+        fill: makes this many on the broker at a URL, and leaves open sockets in the stack.
+    """
+
+    what: str
+    size: int
+    fill: Callable[[str, int, ExitStack], None]
+
+
+ROWS = (
+    Row("queues", 10_000, queues),
+    Row("bindings of a topic exchange to one queue", 100_000, bindings),
+    Row("connections, each with a channel", 2_000, connections),
+    Row("waiting messages of 100 bytes", 1_000_000, messages),
+    Row("waiting messages of 100 bytes", 10_000_000, messages),
+)
+
+
+def cost(row: Row, size: int, running: AbstractContextManager[Broker]) -> Cost:
+    """Measure what one row costs a new broker."""
+    with running as broker, ExitStack() as held:
+        time.sleep(_SETTLE)
+        idle, before = broker.memory, broker.cpu
+        row.fill(broker.url, size, held)
+        cpu = broker.cpu - before
+        time.sleep(_SETTLE)
+        return Cost(idle, broker.memory - idle, cpu)
+
+
+def line(what: str, costs: list[Cost]) -> str:
+    """Return a row of the table in Markdown."""
+    return f"| {what} |" + "".join(f" {each.memory:,.0f} MiB | {each.cpu:,.1f} s |" for each in costs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.large", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--part", type=int, default=10, metavar="N", help="divide all sizes by N (default: 10)")
+    parser.add_argument("--rows", metavar="WORD", default="", help="only rows whose names contain WORD")
+    asked = parser.parse_args()
+    brokers = (
+        {"embedded": embedded, "RabbitMQ": rabbitmq} if PrivateNodes("").is_available() else {"embedded": embedded}
+    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no node is left behind
+    socket.setdefaulttimeout(_PATIENCE)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # for the connections; the brokers inherit it
+    print("| what |" + "".join(f" {name}: memory | CPU time |" for name in brokers))
+    print("|---|" + "---|---|" * len(brokers))
+    idle: dict[str, float] = {}
+    for row in ROWS:
+        if asked.rows not in row.what:
+            continue
+        size = max(_UNIT, row.size // asked.part // _UNIT * _UNIT)
+        costs = []
+        for name, running in brokers.items():
+            costs.append(cost(row, size, running()))
+            idle[name] = costs[-1].idle
+        print(line(f"{size:,} {row.what}", costs), flush=True)
+    print("without anything: " + ", ".join(f"{name} {each:.0f} MiB" for name, each in idle.items()))
+
+
+if __name__ == "__main__":
+    main()
