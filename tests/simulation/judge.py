@@ -284,14 +284,12 @@ class Judge:
         As in RabbitMQ, an x-delayed-message exchange first publishes a message, and then deletes it. If the broker is
         killed in between, the message is published to the queue again.
         """
-        return self._was_cut(copy.delivered_at) or (sent.delay > 0 and not self._is_kept(copy.delivered_at))
+        sent_at = copy.delivered_at - _TRANSIT_SECONDS  # what was on its way arrives even after the broker was killed
+        return self._was_cut(sent_at) or (sent.delay > 0 and not self._is_kept(sent_at))
 
     def _was_cut(self, since: float) -> bool:
-        """True if the broker may have forgotten that it has delivered a message, which a client received at that time.
-
-        What was on its way arrives even after the power cut.
-        """
-        cuts = [at for at, power in self.kills if power and at >= since - _TRANSIT_SECONDS]
+        """True if the broker may have forgotten that it sent a message at that time."""
+        cuts = [at for at, power in self.kills if power and at >= since]
         return bool(cuts) or bool(self.disk_faults and self.kills)
 
     def _is_certain(self, copy: Copy) -> bool:
