@@ -164,6 +164,24 @@ def test_only_a_kill_right_after_a_delivery_may_deliver_a_delayed_message_twice(
         judge.delivered("q", sent.number, "consumer", redelivered=False)
 
 
+@pytest.mark.parametrize("later", [0.003, 2])
+def test_only_a_delivery_on_its_way_may_follow_an_acknowledgement_while_the_broker_stops(later: float) -> None:
+    """A broker that stops requeues what its first connections had, and other connections get it. The model allows a
+    delivery of an acknowledged message to arrive late only then.
+    """
+    now = 10.0
+    judge = Judge(lambda: now, {"q": Kind()})
+    sent = judge.published("publisher", ["q"])
+    now = 20.0
+    judge.restarts.append(now)
+    now = 20.01
+    judge.delivered("q", sent.number, "without acknowledgements", redelivered=True)
+    judge.settled("q", sent.number, "acked", "without acknowledgements", known=True)
+    now += later
+    with nullcontext() if later < 1 else pytest.raises(Violation, match="does not come back"):
+        judge.delivered("q", sent.number, "closed first", redelivered=True)
+
+
 def test_a_stop_on_a_full_disk_may_bring_a_delayed_message_again() -> None:
     """The model allows a delayed message to come again without `redelivered` if it was delivered while the disk was
     full, and the broker was stopped before there was room.
