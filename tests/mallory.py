@@ -16,6 +16,8 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from decimal import Decimal
 from functools import partial
 from typing import Any, Self
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -25,11 +27,13 @@ from hypothesis import strategies as st
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.spec import FRAME_MAX_SIZE
 
+from mqtool.codecs.field_tables import CLIENT
 from mqtool.delays.wait_queues import GRACE, RELAY
 from mqtool.topology import DELAYED
 from mqtool.work import history
-from mqtool.work.conversion_plan import PLAN
+from mqtool.work.conversion_plan import PLAN, ConversionPlan, Definition
 from tests.brokers import TestBroker
 
 #: The names of others: an empty queue, one with a message, one with dead letters, and the exchanges that lead there.
@@ -39,24 +43,43 @@ EMPTY, PAYROLL, WAGES, BURIED, AUDIT, ORDERS, GRAVEYARD = (
 OTHERS = (EMPTY, PAYROLL, WAGES, BURIED, AUDIT, ORDERS, GRAVEYARD)
 #: Mallory's queues and exchanges, with the names that mqtool gives to the queues and exchanges that it declares.
 HERS = (
-    *("mallory", "mallory.q", "mallory.dlq", "mallory.relay", "mallory.relayed", "mallory.delay.5m"),
+    *("mallory", "mallory.q", "mallory.dlq", "mallory.quorum", "mallory.relay", "mallory.relayed", "mallory.delay.5m"),
     *("mallory.exchange.delay.5m", "mallory.delay.5m.more", "mallory.wait.5s", "mallory.mqtool-convert"),
     *("mallory.mqtool-convert.meanwhile", "mallory.mqtool-convert.through", "mallory.mqtool-convert.back"),
     "mallory.mqtool-convert.into",
     *("mallory.r.relay", "mallory.r.relayed"),
 )
+QUORUM = "mallory.quorum"
 #: What nobody but its owners may read.
 SECRET = b"secret of "
 
 names = st.sampled_from((*OTHERS, *HERS, "", "amq.topic"))
 hers = st.sampled_from(HERS)
-#: Values of any type, where a name or a number is expected.
-odd: st.SearchStrategy[Any] = st.sampled_from((None, True, -1, 0, 2**31, "", "\x00", [], {}, ["payroll"], {"a": 1}))
 
 
-def mostly(usual: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+def nested(depth: int) -> dict[str, Any]:
+    """Tables in tables, this many."""
+    table: dict[str, Any] = {}
+    for _ in range(depth - 1):
+        table = {"a": table}
+    return table
+
+
+#: Values of any type, and the largest and deepest ones, where a name or a number is expected.
+odd: st.SearchStrategy[Any] = st.sampled_from(
+    (
+        *(None, True, -1, 0, 256, 3000, 2**31, 2**62, -(2**63), "", "\x00", "x", "9" * 40, "x" * 300),
+        *(b"\xff", Decimal("-0.5"), datetime(9999, 12, 31, tzinfo=UTC)),
+        *([], {}, ["payroll"], [5, None, ["payroll"]], {"a": 1}, nested(60)),
+    )
+)
+#: Those that JSON can express.
+odd_in_json = odd.filter(lambda value: not isinstance(value, bytes | Decimal | datetime))
+
+
+def mostly(usual: st.SearchStrategy[Any], otherwise: st.SearchStrategy[Any] = odd) -> st.SearchStrategy[Any]:
     """Values of the usual kind, and now and then one of another type."""
-    return st.one_of(usual, usual, usual, odd)
+    return st.one_of(usual, usual, usual, otherwise)
 
 
 lists = st.lists(names, min_size=1, max_size=2)
@@ -74,8 +97,32 @@ definitions = st.fixed_dictionaries(
 #: A plan as `queue convert` writes it, for a queue of hers or of others; or something that cannot be read as a plan.
 plans = st.one_of(
     st.fixed_dictionaries(
-        {"queue": st.sampled_from((PAYROLL, EMPTY, "mallory")), "source": definitions, "target": definitions}
-    ).map(lambda plan: json.dumps({**plan, "at_once": 500})),
+        {
+            "queue": st.sampled_from((PAYROLL, EMPTY, "mallory")),
+            "source": definitions,
+            "target": definitions,
+            "at_once": mostly(st.just(500), odd_in_json),
+        }
+    ).map(json.dumps),
+    st.fixed_dictionaries(
+        {
+            "queue": mostly(st.just("mallory"), odd_in_json),
+            **dict.fromkeys(
+                ("source", "target"),
+                st.fixed_dictionaries(
+                    {
+                        "type": mostly(st.just("classic"), odd_in_json),
+                        "durable": mostly(st.just(True), odd_in_json),
+                        "arguments": mostly(
+                            st.dictionaries(st.sampled_from(("x-message-ttl", "x-max-length", "")), odd_in_json),
+                            odd_in_json,
+                        ),
+                    }
+                ),
+            ),
+            "at_once": st.just(500),
+        }
+    ).map(json.dumps),
     st.sampled_from(("", "{}", '{"queue": "payroll"}', "[" * 500)),
 )
 #: Arguments with which she declares a queue. The broker refuses some of them.
@@ -107,17 +154,31 @@ deaths = st.lists(
     ),
     max_size=2,
 )
+#: What a conversion writes into the header of a message that it holds; any of it forged.
+held = st.fixed_dictionaries(
+    {"exchange": mostly(names), "routing_key": mostly(names)},
+    optional={
+        "expiration": mostly(st.just("3600000")),
+        "priority": mostly(st.just(4)),
+        "CC": mostly(lists),
+        "BCC": mostly(lists),
+        "mqtool-convert": odd,
+        "packed": mostly(st.just(True)),
+        **dict.fromkeys((history.EXCHANGE, history.ROUTING_KEY), mostly(names)),
+    },
+)
 #: The headers that mqtool or RabbitMQ reads.
 headers = st.fixed_dictionaries(
     {},
     optional={
         "x-death": mostly(deaths),
-        "CC": lists,
-        "BCC": lists,
+        "CC": mostly(lists, st.lists(odd, max_size=2)),
+        "BCC": mostly(lists, st.lists(odd, max_size=2)),
         "x-delay": mostly(waits),
-        "mqtool-convert": mostly(
-            st.fixed_dictionaries({"exchange": names, "routing_key": names}, optional={"CC": lists})
-        ),
+        "timestamp_in_ms": mostly(waits),
+        "x-delivery-count": mostly(st.sampled_from((0, 1, 1000))),
+        "x-acquired-count": mostly(st.sampled_from((0, 1, 1000))),
+        "mqtool-convert": mostly(held),
         "mqtool-then": mostly(names),
         "mqtool-due": mostly(waits),
         history.REASON: mostly(st.sampled_from((history.REJECTED, history.EXHAUSTED))),
@@ -168,16 +229,31 @@ class Bound:
 
 @dataclass(frozen=True)
 class Published:
-    """A message that she publishes. Her exchange leads to one queue of hers, chosen by the key."""
+    """A message that she publishes. Her exchange leads to one queue of hers, chosen by the key.
+
+    Attributes:
+        room: the number of bytes that a further header leaves free in the header frame; None for no such header.
+    """
 
     exchange: str
     key: str
     headers: Mapping[str, Any]
     properties: Mapping[str, Any] = field(default_factory=dict)
+    room: int | None = None
+    body: bytes = b"written by mallory"
+
+    def numbered(self, number: int, exchange: str) -> "Published":
+        """The message as it is published: with its number in its body, unless it has a body of its own."""
+        body = b"%b, %d" % (self.body, number) if self.body == Published.body else self.body
+        return replace(self, body=body, exchange=exchange if self.exchange == "mallory" else self.exchange)
 
     def do(self, channel: BlockingChannel) -> None:
         properties = BasicProperties(headers=dict(self.headers), **self.properties)
-        channel.basic_publish(self.exchange, self.key, b"written by mallory", properties)
+        if self.room is not None:
+            properties.headers["padding"] = ""
+            used = 12 + len(b"".join(properties.encode()))  # the class, the weight and the size of the body come first
+            properties.headers["padding"] = "x" * (FRAME_MAX_SIZE - 8 - used - self.room)
+        channel.basic_publish(self.exchange, self.key, self.body, properties)
 
 
 @dataclass(frozen=True)
@@ -221,12 +297,55 @@ properties = st.fixed_dictionaries(
     optional={
         "expiration": st.sampled_from(("0", "3600000")),
         "reply_to": names,
-        "message_id": names,
-        "priority": st.just(9),
+        "message_id": names | st.just("x" * 255),
+        "priority": st.sampled_from((9, 255)),
         "correlation_id": names,
+        "delivery_mode": st.sampled_from((1, 2, 0, 255)),
+        "timestamp": st.sampled_from((0, 2**62)),
+        **dict.fromkeys(
+            ("content_type", "content_encoding", "type", "app_id"), st.sampled_from(("", "\x00", "x" * 255))
+        ),
     },
 )
-written = st.builds(Published, st.just("mallory"), hers, headers, properties)
+rooms = mostly(st.none(), st.sampled_from((0, 10, 50, 100, 1000)))
+#: Bodies that are, or are not, what a conversion puts there of a message with large headers.
+bodies = mostly(
+    st.just(Published.body),
+    headers.map(CLIENT.encode_table) | st.sampled_from((b"", b"\0\0\0\x0b\1aF\0\0\0\4\1bXX", b"\xff" * 9)),
+)
+written = st.builds(Published, st.just("mallory"), hers, headers, properties, rooms, bodies)
+#: A conversion of hers that is under way, with messages that are held, as they look.
+CONVERTED = ConversionPlan("mallory", Definition("classic", True, {}), Definition("quorum", True, {}))
+INTO, HELD, MEANWHILE = CONVERTED.names.into, CONVERTED.names.held, CONVERTED.names.meanwhile
+#: How she begins it.
+BEGUN = (
+    Declared(HELD, {PLAN: CONVERTED.as_text(), "x-queue-type": "quorum"}),
+    DeclaredExchange(INTO, "fanout", {"alternate-exchange": MEANWHILE}),
+    Bound(INTO, HELD, ""),
+)
+under_way = st.lists(
+    st.builds(
+        Published,
+        st.just(INTO),
+        st.just(""),
+        st.fixed_dictionaries({"mqtool-convert": held}) | headers,
+        properties,
+        rooms,
+        bodies,
+    ),
+    min_size=1,
+    max_size=3,
+).map(lambda messages: [*BEGUN, *messages])
+#: A wait queue for delayed messages to an exchange of hers.
+WAITING = Declared(
+    "mallory.wait.5m",
+    {
+        "x-message-ttl": 300_000,
+        "x-expires": 300_000 + GRACE,
+        "x-dead-letter-exchange": "mallory",
+        "x-dead-letter-routing-key": "mallory",
+    },
+)
 declared = st.builds(Declared, hers, queue_arguments)
 #: What she does: mostly, she declares a queue and publishes a message to it.
 steps: st.SearchStrategy[list[Step]] = st.one_of(
@@ -246,7 +365,8 @@ def steps_before(command: str) -> st.SearchStrategy[list[Step]]:
     copied = st.fixed_dictionaries({}, optional={"CC": lists, "BCC": lists}) | st.builds(dict, CC=to_others)
     to_hers = st.builds(lambda copied: [Published("mallory", "mallory", copied)] * 5, copied)
     if "convert" in command:
-        return steps | to_hers | st.builds(lambda name, plan: [Declared(name, {PLAN: plan})], hers, plans)
+        forged = st.builds(lambda name, plan: [Declared(name, {PLAN: plan})], hers, plans)
+        return steps | to_hers | forged | (under_way if re.search("--(resume|undo)", command) else steps)
     if "delayed" in command:
         waiting = st.fixed_dictionaries(
             {
@@ -282,6 +402,7 @@ def steps_before(command: str) -> st.SearchStrategy[list[Step]]:
 
 #: Her permissions: each of the three on her names, or none.
 rights = st.tuples(*[st.sampled_from((*["^mallory"] * 5, "^$"))] * 3)
+_OWNED = ("^mallory",) * 3
 #: Permissions on names that begin with "mallory.", so that the queue "mallory" belongs to somebody else.
 DOTTED = (r"^mallory\.",) * 3
 #: What she deletes again and again while the command runs.
@@ -311,6 +432,23 @@ class Attack:
     steps: Sequence[Step]
     command: str
     deleted: Sequence[str] = ()
+
+    @property
+    def only_publishes(self) -> bool:
+        """True if she publishes messages and does nothing else."""
+        return not self.deleted and all(isinstance(step, Published) for step in self.steps)
+
+    @property
+    def stops_nothing(self) -> bool:
+        """True if she only publishes messages, some of them perhaps into a conversion that is under way."""
+        return not self.deleted and all(isinstance(step, Published) or step in (*BEGUN, WAITING) for step in self.steps)
+
+    @property
+    def keeps_order(self) -> bool:
+        """True if the command must leave all messages in their queues, in order."""
+        return (
+            re.match("mqtool (peek (?!.*receive)|dlq show|dlq ls|delayed ls|queue convert)", self.command) is not None
+        )
 
     @property
     def exchange(self) -> str:
@@ -347,6 +485,13 @@ COMMANDS = (
     "rm -f seen; mqtool rpc-server -q mallory --idle-timeout 200ms "
     "--exec 'sh -c \"printenv MQ_EXCHANGE MQ_ROUTING_KEY | tee -a seen\"' > answered; cat seen",
     "mqtool doctor",
+    *["mqtool peek mallory --json && mqtool peek mallory --json"] * 2,
+    *[f"mqtool peek {QUORUM} --json && mqtool peek {QUORUM} --json"] * 2,
+    "mqtool peek mallory --management http://localhost:1 && mqtool peek mallory --management http://localhost:1",
+    f"mqtool peek {QUORUM} && mqtool receive -q {QUORUM} --idle-timeout 200ms",
+    *["mqtool dlq show mallory && mqtool dlq show mallory"] * 2,
+    "mqtool dlq ls",
+    "mqtool delayed ls && mqtool delayed show",
 )
 #: Those that read most claims are tried more often.
 likely = st.sampled_from(
@@ -382,22 +527,48 @@ dotted_attacks = st.sampled_from(DOTTED_COMMANDS).flatmap(
         st.just(()) | deletions,
     )
 )
-attacks = dotted_attacks | likely.flatmap(
-    lambda command: st.builds(
-        Attack,
-        rights,
-        st.sampled_from((*[None] * 5, "^mallory$")),
-        st.sampled_from(("", "management", "policymaker", "policymaker")),
-        st.lists(steps_before(command), min_size=1, max_size=3).map(
-            lambda groups: [each for one in groups for each in one]
-        ),
-        st.just(command),
-        st.just(()) | deletions,
+
+
+def messages_for(command: str) -> st.SearchStrategy[list[Step]]:
+    """Messages in the queue that a command reads, with nothing else that could stop the command."""
+    if re.search("--(resume|undo)", command):
+        return under_way
+    if "delayed" in command:
+        return written.map(lambda message: [WAITING, replace(message, key=WAITING.name)])
+    key = (
+        QUORUM
+        if QUORUM in command
+        else "mallory.dlq"
+        if re.search("dlq .*mallory$|dlq (redrive|drop) m", command)
+        else "mallory"
+    )
+    return st.lists(written.map(lambda message: replace(message, key=key)), min_size=1, max_size=3).map(
+        lambda messages: [*messages]
+    )
+
+
+messages_only = st.sampled_from(COMMANDS).flatmap(
+    lambda command: st.builds(Attack, st.just(_OWNED), st.none(), st.just(""), messages_for(command), st.just(command))
+)
+attacks = (
+    dotted_attacks
+    | messages_only
+    | likely.flatmap(
+        lambda command: st.builds(
+            Attack,
+            rights,
+            st.sampled_from((*[None] * 5, "^mallory$")),
+            st.sampled_from(("", "management", "policymaker", "policymaker")),
+            st.lists(steps_before(command), min_size=1, max_size=3).map(
+                lambda groups: [each for one in groups for each in one]
+            ),
+            st.just(command),
+            st.just(()) | deletions,
+        )
     )
 )
 
 
-_OWNED = ("^mallory",) * 3
 #: Attacks that once succeeded: each is tried first.
 KNOWN = (
     Attack(DOTTED, None, "", [Published("mallory", "mallory.dlq", {"x-death": [{"queue": "mallory"}]})],
@@ -429,8 +600,9 @@ class Scene:
                 channel.queue_bind(queue, ORDERS, f"{queue}.#")
             for exchange in ("mallory", "mallory.x"):
                 channel.exchange_declare(exchange, "topic", durable=True)
-                for name in ("mallory", "mallory.q", "mallory.dlq"):
-                    channel.queue_declare(name, durable=True)
+                for name in ("mallory", "mallory.q", "mallory.dlq", QUORUM):
+                    quorum = {"x-queue-type": "quorum", "x-delivery-limit": 20}
+                    channel.queue_declare(name, durable=True, arguments=quorum if name == QUORUM else {})
                     if exchange == "mallory" or name != "mallory":
                         channel.queue_bind(name, exchange, name)
         return self
@@ -473,9 +645,9 @@ class Scene:
             with self._channel() as channel:
                 channel.basic_publish("", "mallory", SECRET + b"mallory")
         with self._channel(self._user) as channel:
-            for step in attack.steps:
-                if isinstance(step, Published) and step.exchange == "mallory":
-                    step = replace(step, exchange=attack.exchange)
+            for number, step in enumerate(attack.steps):
+                if isinstance(step, Published):
+                    step = step.numbered(number, attack.exchange)
                 try:
                     if not channel.is_open:
                         channel = channel.connection.channel()
@@ -541,15 +713,15 @@ class Scene:
         )
         return kept
 
-    def messages(self) -> dict[str, list[bytes]]:
-        """Take the messages out of all queues; return their bodies."""
+    def messages(self) -> dict[str, list[tuple[bytes, Mapping[str, Any]]]]:
+        """Take the messages out of all queues; return their bodies and headers."""
         listed = self._api("GET", f"queues/{quote(self.broker.vhost, safe='')}?columns=name,type")
-        found: dict[str, list[bytes]] = {}
+        found: dict[str, list[tuple[bytes, Mapping[str, Any]]]] = {}
         with self._channel() as channel:
             for queue in sorted(each["name"] for each in listed):
-                bodies = found[queue] = []
+                messages = found[queue] = []
                 while (got := channel.basic_get(queue, auto_ack=True))[0] is not None:
-                    bodies.append(got[2] or b"")
+                    messages.append((got[2] or b"", got[1].headers or {}))
         return found
 
     def leads_out(self) -> list[str]:

@@ -377,6 +377,14 @@ def encode_property(name: str, value: Any) -> bytes:
     return encode_short_string(value)
 
 
+def header_size(properties: Mapping[str, Any]) -> int:
+    """Return the size of the header frame of a message with these properties, in bytes, without the frame's own 8.
+
+    Properties that are None are left out. Raises the same errors as encode_table().
+    """
+    return 14 + sum(len(encode_property(name, value)) for name, value in properties.items() if value is not None)
+
+
 def encoded_fields(properties: Mapping[str, Any]) -> set[tuple[str, bytes]]:
     """Encode each property and each header on its own, to compare messages: in Python, 1, 1.0 and True are equal.
 

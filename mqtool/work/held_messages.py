@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from mqtool.amqp import ChannelOwner, Connection
-from mqtool.codecs.field_tables import CLIENT, EXACT, encode_property
+from mqtool.codecs.field_tables import CLIENT, EXACT, header_size
 from mqtool.delays import LONGEST
 from mqtool.errors import HeadersTooLarge, NotConfirmed, Unavailable
 from mqtool.management import Management, path
@@ -26,8 +26,8 @@ _COPIES = ("CC", "BCC")
 _KEPT = (*_COPIES, history.EXCHANGE, history.ROUTING_KEY, _HEADER)
 #: Headers that the broker adds to a delivery.
 _COUNTS = ("x-delivery-count", "x-acquired-count")
-#: The bytes in a header frame before the properties; and the most bytes in it besides the message's own headers.
-_PREFIX, _BESIDES = 14, 4000
+#: The most bytes in a header frame besides the message's own headers.
+_BESIDES = 4000
 #: Seconds to wait for the leader of a quorum queue.
 _LEADER = 15.0
 #: Seconds to wait for a new count of unacknowledged messages; for any count; for a count of 0; and between checks.
@@ -137,8 +137,7 @@ class HeldMessages:
     def _size(self, delivery: Delivery, headers: int, settings: Mapping[str, Any]) -> int:
         """Return the size of the header frame of a message with headers of this size, and these settings."""
         others = {**delivery.properties, "headers": None, **{name: settings.get(name) for name in _SETTINGS}}
-        encoded = (encode_property(name, value) for name, value in others.items() if value is not None)
-        return _PREFIX + headers + sum(map(len, encoded))
+        return header_size(others) + headers
 
     def _back_to_queue(self, delivery: Delivery, kept: "_Kept") -> Message:
         settings, headers, body = kept

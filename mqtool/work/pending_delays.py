@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mqtool import management
 from mqtool.amqp import Channel
 from mqtool.delays.wait_queues import WaitQueue, wait_queue_of
-from mqtool.errors import BadData, MqtoolError, NotConfirmed, NotFound
+from mqtool.errors import BadData, HeadersTooLarge, MqtoolError, NotConfirmed, NotFound
 from mqtool.management import Management
 from mqtool.message import Delivery, Message
 from mqtool.topology import DELAYED
@@ -126,6 +126,9 @@ class WaitingMessages:
                 move(self._channel, waiting.delivery, waiting.message)
             except NotMoved as error:
                 left(error)
+                return False
+            except HeadersTooLarge as error:
+                left(HeadersTooLarge(f"{name_of(waiting.delivery)} stays in {waiting.queue.name!r}: {error}"))
                 return False
             return True
 

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mqtool import management
-from mqtool.amqp import Channel
+from mqtool.amqp import Channel, pika_errors
+from mqtool.codecs.field_tables import header_size
 from mqtool.errors import MqtoolError, NotFound, Unavailable
 from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
@@ -131,13 +132,14 @@ def redrive(
         origins: finds the queue that each message came from; or the name of a queue to move all of them to.
         source: the dead-letter queue.
         left: called with an explanation for each chosen dead letter that stays: its original queue is unknown or
-            unproven, or does not accept the message.
+            unproven, or does not accept the message, or its headers leave no room for the number of redrives.
 
     Raises:
         NotConfirmed: the broker does not respond, or the named queue did not accept a message. This message and the
             remaining ones stay in the dead-letter queue.
     """
     closed = set()  # queues that did not accept a message
+    largest = (channel.connection.frame_max or 131072) - 8
 
     def message_for(delivery: Delivery) -> Message | None:
         if not chosen(delivery):
@@ -150,7 +152,12 @@ def redrive(
         if target in closed:
             left(f"{name_of(delivery)} was in {target!r}, too")
             return None
-        return redriven(delivery, target)
+        message = redriven(delivery, target)
+        size = header_size({**message.properties, "message_id": message.message_id})
+        if size > largest:
+            left(f"{name_of(delivery)} stays in {source!r}: {pika_errors.headers_too_large(size, largest)}")
+            return None
+        return message
 
     def goes_on(error: NotMoved, message: Message) -> bool:
         is_chosen = isinstance(origins, str)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -19,17 +20,22 @@ from mqtool.message import Confirmation, Message
 from tests.brokers import IN_CI, TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
-from tests.mallory import KNOWN, Attack, Scene, attacks, untouched
+from tests.mallory import KNOWN, Attack, Published, Scene, attacks, untouched
 
 #: In CI, and in long runs (MQTOOL_EXAMPLES), more attacks are tried. On RabbitMQ, each takes about a second.
 EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "20"))
+
+#: How a command ends that no message has stopped: all is done; `worker` had failures; some messages stay where they
+#: are; or `timeout` stopped it.
+ENDED = (0, 1, 3, 124)
 
 
 @pytest.mark.timeout(1200)
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
     """A user with permissions only on her own names forges arguments and headers. Whatever command an administrator
     then runs, other users' queues, exchanges, bindings and messages stay unchanged, she can read none of these
-    messages, and nothing of hers routes to an exchange that she may not write to.
+    messages, and nothing of hers routes to an exchange that she may not write to. If she has only published messages,
+    none of them stops the command, and those that the command only reads or converts stay in order.
     """
     seen: Counter[str] = Counter()
 
@@ -51,12 +57,17 @@ def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: 
                 result = shell.script(attack.command)
             note(result.stderr)
             assert "unexpected error" not in result.stderr
+            if attack.stops_nothing and "migrate" not in attack.command:
+                assert result.code in ENDED
             assert scene.definitions() == before
             assert scene.leads_out() == []
             if "printenv" in attack.command:
                 _check_variables(attack, result.stdout)
             messages = scene.messages()
-            for queue, bodies in messages.items():
+            for queue, taken in messages.items():
+                bodies = [body for body, _ in taken]
+                if attack.only_publishes and attack.keeps_order:
+                    _check_unchanged(attack, queue, taken)
                 if queue in attack.others:
                     # Whoever may send requests names the queue of the reply: see docs/explanation/claims.md.
                     replies = result.stdout_bytes if "rpc-server" in attack.command else b""
@@ -69,6 +80,15 @@ def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: 
         attack()
     finally:
         print(dict(seen))
+
+
+def _check_unchanged(attack: Attack, queue: str, taken: Sequence[tuple[bytes, Mapping[str, Any]]]) -> None:
+    numbered = {int(body.rpartition(b" ")[2]): headers for body, headers in taken if body.startswith(Published.body)}
+    assert (queue, list(numbered)) == (queue, sorted(numbered))
+    for number, headers in numbered.items():
+        step = attack.steps[number]
+        assert isinstance(step, Published)
+        assert ("mqtool-convert" in headers) == ("mqtool-convert" in step.headers)
 
 
 def _check_variables(attack: Attack, printed: str) -> None:
@@ -206,6 +226,47 @@ def test_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_lette
 
     assert (result.code, depth(broker, "orders.dlq"), depth(broker, "orders")) == (3, 2, 2), result.stderr
     assert "which does not dead-letter to 'orders.dlq' through exchange 'orders.x'" in result.stderr
+
+
+@pytest.mark.keeps_messages
+def test_a_dead_letter_whose_headers_fill_a_frame_does_not_keep_others_from_being_redriven(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """`dlq redrive` leaves a dead letter to whose headers it cannot add the number of redrives, says so, moves those
+    behind it, and exits with 3.
+    """
+    for queue in ("orders", "orders.dlq"):
+        declare(broker, queue)
+    publish(broker, "", "orders.dlq", "full", padding="x" * (131_072 - 8 - 14 - 17))
+    publish(broker, "", "orders.dlq", "honest")
+
+    result = shell.run("mqtool", "dlq", "redrive", "orders", "--to", "orders", "--yes")
+
+    assert (result.code, depth(broker, "orders.dlq"), depth(broker, "orders")) == (3, 1, 1), result.stderr
+    assert "('full') stays in 'orders.dlq': the headers and properties are 131,0" in result.stderr
+
+
+@pytest.mark.keeps_messages
+def test_a_delayed_message_whose_headers_fill_a_frame_does_not_keep_others_waiting(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """`delayed now` leaves a message with a forged origin in its wait queue if the true origin does not fit into its
+    headers, says so, delivers the others, and exits with 3.
+    """
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    waits = {"x_message_ttl": 300_000, "x_expires": 300_000 + GRACE, "x_dead_letter_exchange": ""}
+    declare(broker, "jobs")
+    declare(broker, "jobs.delay.5m", **waits, x_dead_letter_routing_key="jobs")
+    broker.api("PUT", f"exchanges/{broker.vhost}/public", {"type": "fanout", "durable": True})
+    broker.api("POST", f"bindings/{broker.vhost}/e/public/q/jobs.delay.5m", {})
+    full = "x" * (131_072 - 8 - 14 - 17 - len("\x0fmqtool-exchangeS\0\0\0\0"))
+    publish(broker, "public", "k", "full", **{"mqtool-exchange": "", "padding": full})
+    publish(broker, "public", "k", "honest")
+
+    result = shell.run("mqtool", "delayed", "now", "--where", "size >= 0", "--yes")
+
+    assert (result.code, depth(broker, "jobs.delay.5m"), depth(broker, "jobs")) == (3, 1, 1), result.stderr
+    assert "('full') stays in 'jobs.delay.5m': the headers and properties are 131,0" in result.stderr
 
 
 def is_governed(broker: TestBroker, queue: str) -> bool:
