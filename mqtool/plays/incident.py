@@ -33,12 +33,12 @@ def play(stage: Stage) -> None:
     worker.start(work)
     said = _fails(stage, shop, worker, tap)
     _is_made_fit_to_share(stage, tap)
+    stage.say("On a laptop, with its own broker, the same worker gets the same messages, and fails again.")
     with (
         embedded_broker(stage.place.scratch / "laptop", stage.place.guard) as (fresh, management),
         stage.audience.on_broker(api_of(management)),
     ):
         laptop, again = stage.terminals("laptop", "worker on laptop", url=fresh)
-        stage.say("On a laptop, with its own broker, the same worker gets the same messages, and fails again.")
         again.start(work)
         laptop.run(f"mqtool recording replay incident.ndjson --speed max --to-queue {queue}")
         again.wait_for(_DEAD, 1)

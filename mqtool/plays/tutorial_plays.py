@@ -53,9 +53,10 @@ def _work_queues(stage: Stage) -> None:
 
 
 def _fair_dispatch(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
+    limit = "prefetch 1, in AMQP 1.0 a credit of 1" if stage.place.protocol else "prefetch 1"
     stage.say(
         "Two workers share a queue. The boss sends a long task (two dots: two seconds of work) and five quick ones. "
-        "With prefetch 1, a worker gets its next task only when it has finished the last one.",
+        f"With {limit}, a worker gets its next task only when it has finished the last one.",
         predictions.FAIR_DISPATCH,
     )
     busy, other = _share(stage, boss, workers, f"mqtool worker{stage.declared_queue('task_queue')}")
@@ -312,9 +313,9 @@ def _topics(stage: Stage) -> None:
         emitter.run(f"mqtool emit-log topic{exchange} {key} {shlex.quote(text)}")
     for terminal, _, lines, _ in receivers:
         stage.wait_for_lines(stage.file(f"{terminal.name}.log"), len(lines))
-        terminal.interrupt()
-    stage.say("Now look at the files.")
+    stage.say("Now stop the receivers, and look at their files.")
     for terminal, _, _, _ in receivers:
+        terminal.interrupt()
         terminal.run(f"cat {terminal.name}.log")
 
     for terminal, patterns, lines, what in receivers:
@@ -342,8 +343,8 @@ def _any_number_of_words(stage: Stage, emitter: Terminal, hashed: Terminal, star
 
 def _puzzles(stage: Stage) -> None:
     """The questions at the end of the official tutorial."""
-    emitter, one, other = stage.terminals("emitter", "one", "other")
     stage.say("Four puzzles of the official tutorial. The first three:", predictions.EMPTY_KEY)
+    emitter, one, other = stage.terminals("emitter", "one", "other")
     _who_gets(stage, emitter, {one: ("*", ["word"]), other: ("#.*", ["..", "word"])}, ["", "..", "word"])
     stage.say("And the last one:", predictions.ONE_OR_MORE)
     _who_gets(
@@ -394,6 +395,7 @@ def _headers(stage: Stage) -> None:
     emitter.run(f"{emit} -H format=pdf -H type=report 'A report, printed'")
     stage.wait_for_lines(all_file, 1)
     stage.wait_for_lines(any_file, 3)
+    stage.say("Now stop the receivers, and look at their files.")
     both.interrupt()
     either.interrupt()
     both.run(f"cat {all_file.name}")

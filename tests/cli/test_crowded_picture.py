@@ -219,6 +219,30 @@ def test_the_texts_of_the_picture_can_be_read(chromium: Any, tmp_path: Path, wid
     assert page.ask("return document.documentElement.scrollWidth") == width
 
 
+def with_queues(names: list[str]) -> list[dict[str, Any]]:
+    """The records of a broker with these queues."""
+    records = jobs()
+    topology = next(each for each in records if each["kind"] == "topology")
+    (queue,) = topology["queues"]
+    topology["queues"] = [{**queue, "name": name} for name in names]
+    topology["links"] = [{**topology["links"][0], "to": name} for name in names]
+    return records
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_three_queues_fit_a_telephone(chromium: Any, tmp_path: Path, count: int) -> None:
+    """At 390 pixels, a picture with up to three queues beside each other is not scrolled sideways, and says all that
+    waits in them.
+    """
+    page = recorded(chromium, tmp_path, with_queues(["all's queue", "kernel's queue", "critical's queue"][:count]))
+    page.resize(390)
+    page.until(lambda: page.ask("return innerWidth") == 390, "the window")
+    seek(page, 1)
+    assert page.ask("const frame = document.querySelector('#frame'); return frame.scrollWidth <= frame.clientWidth")
+    lines = page.ask("return [...document.querySelectorAll('.node.q .line')].map((e) => e.textContent)")
+    assert lines == ["0 ready · 0 unacked"] * count
+
+
 def test_find_counts_what_it_finds_and_dims_the_rest(chromium: Any, tmp_path: Path) -> None:
     """`Find` on the page of `mqtool ui` searches names, binding keys, headers and bodies, says how many it has found,
     and dims everything else. If it finds nothing, nothing is dimmed.

@@ -393,25 +393,59 @@ def test_a_client_that_reconnects_is_one_box_in_the_picture_of_a_tutorial(chromi
     assert len(page.dots()) == 2
 
 
+def test_no_message_covers_the_rate_of_an_arrow(chromium: Any, tmp_path: Path) -> None:
+    """While many messages move along an arrow, its rate is readable above them."""
+    records = jobs()
+    for number in range(60):
+        records += published(1000 + 50 * number, number)
+    counts = [(1000, 0), (4000, 90)]
+    records += [
+        {"kind": "moved", "t": t, "queues": {"jobs": [n, 0, n]}, "taken": [], "published": [["boss", "", n]]}
+        for t, n in counts
+    ]
+    page = recorded(chromium, tmp_path, sorted(records, key=lambda each: each["t"]))
+    seek(page, 0.51)
+    covered = page.ask(
+        """
+        const box = (each) => each.getBoundingClientRect();
+        const rates = [...document.querySelectorAll(".rate")].filter((each) => each.textContent).map(box);
+        const dots = [...document.querySelectorAll(".dot.moving path")].map(box);
+        const meet = (a, b) => a.left < b.right && b.left < a.right && a.top + 3 < b.bottom && b.top < a.bottom - 3;
+        return [rates.length, dots.length, rates.filter((rate) => dots.some((dot) => meet(rate, dot))).length];
+        """
+    )
+    assert covered[0] == 2
+    assert covered[1] > 4
+    assert covered[2] == 0
+
+
+#: The queue for the replies to an RPC client.
+REPLIES = "amq.gen-3QaZkCC08N2hJv-BxYH1Aw"
+
+
+def of_rpc() -> list[dict[str, Any]]:
+    """The records of a play in which the terminal boss calls the terminal server, and gets the reply."""
+    ends = {"server": "10.0.0.7:50001 -> 10.0.0.1:5672", "boss": "10.0.0.7:50002 -> 10.0.0.1:5672"}
+    server, client = ({"name": f"{ends[each]} (1)/tag", "label": each} for each in ends)
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    records = [*jobs([server, {**client, "queue": REPLIES}]), *of_server(1000, "fib(6)", "8")]
+    records[1]["queues"].append({**records[1]["queues"][0], "name": REPLIES, "type": "classic"})
+    records[1]["links"].append({**records[1]["links"][0], "to": REPLIES})
+    for each in records:
+        if each.get("message") == 1:
+            each.update({"paths": [["", REPLIES]]} if "paths" in each else {"queue": REPLIES})
+    to = {"client": "boss", "connection": ends["boss"], "protocol": "AMQP 0-9-1"}
+    got = {"consumer": client["name"], "no_ack": True, "redelivered": False, "to": to}
+    records.append({**happens(1001, "delivered", 1, **got), "queue": REPLIES})
+    return [*begins, *records]
+
+
 def test_a_terminal_that_publishes_and_consumes_is_one_node(chromium: Any, tmp_path: Path) -> None:
     """In the picture of a tutorial, a terminal whose program publishes and consumes is one box. The client of an RPC is
     on the left, and the server on the right; the reply moves from the server through the exchange and the client's own
     queue to the client.
     """
-    replies = "amq.gen-3QaZkCC08N2hJv-BxYH1Aw"
-    ends = {"server": "10.0.0.7:50001 -> 10.0.0.1:5672", "boss": "10.0.0.7:50002 -> 10.0.0.1:5672"}
-    server, client = ({"name": f"{ends[each]} (1)/tag", "label": each} for each in ends)
-    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
-    records = [*jobs([server, {**client, "queue": replies}]), *of_server(1000, "fib(6)", "8")]
-    records[1]["queues"].append({**records[1]["queues"][0], "name": replies, "type": "classic"})
-    records[1]["links"].append({**records[1]["links"][0], "to": replies})
-    for each in records:
-        if each.get("message") == 1:
-            each.update({"paths": [["", replies]]} if "paths" in each else {"queue": replies})
-    to = {"client": "boss", "connection": ends["boss"], "protocol": "AMQP 0-9-1"}
-    got = {"consumer": client["name"], "no_ack": True, "redelivered": False, "to": to}
-    records.append({**happens(1001, "delivered", 1, **got), "queue": replies})
-    page = recorded(chromium, tmp_path, [*begins, *records])
+    page = recorded(chromium, tmp_path, of_rpc())
     moved: list[tuple[str, str]] = []
     for step in range(1, 120):
         seek(page, 0.2 + step / 160)
@@ -423,11 +457,58 @@ def test_a_terminal_that_publishes_and_consumes_is_one_node(chromium: Any, tmp_p
     boxes = {name: box(page, f'.node[data-name="{name}"]') for name in ("boss", "server", "jobs")}
     assert boxes["boss"]["right"] < boxes["jobs"]["left"]
     assert boxes["jobs"]["right"] < boxes["server"]["left"]
-    way = [("ready", "x:"), ("ready", f"q:{replies}"), ("acknowledged", "p:boss")]
+    way = [("ready", "x:"), ("ready", f"q:{REPLIES}"), ("acknowledged", "p:boss")]
     assert [each for each in moved if each in way] == way
     arrows = page.ask("return [...document.querySelectorAll('.arrow')].map((e) => [e.dataset.from, e.dataset.to])")
-    assert [f"q:{replies}", "p:boss"] in arrows
-    assert [f"c:{server['name']}", "x:"] in arrows
+    assert [f"q:{REPLIES}", "p:boss"] in arrows
+    server = page.ask("return document.querySelector('.node[data-name=server]').dataset.id")
+    assert server.startswith("c:")
+    assert [server, "x:"] in arrows
+
+
+def test_a_terminal_that_publishes_and_consumes_is_one_row_of_the_table(chromium: Any, tmp_path: Path) -> None:
+    """In the table of a tutorial, and in the panel that a click on its box opens, a terminal whose program publishes
+    and consumes is one client, with the exchange and the queue that it uses.
+    """
+    page = recorded(chromium, tmp_path, of_rpc())
+    seek(page, 0.4)
+    page.find("#table")[0].click()
+    page.until(lambda: page.find("#clients tbody tr"), "the table")
+    rows = page.ask("return [...document.querySelectorAll('#clients tbody tr')].map((e) => e.innerText.split('\t'))")
+    assert [row[:3] for row in rows] == [
+        ["boss", "publisher and consumer", f"(default exchange), {REPLIES}"],
+        ["server", "publisher and consumer", "(default exchange), jobs"],
+    ]
+    page.find('.node[data-name="server"]')[0].click()
+    page.until(lambda: "Publisher and consumer" in page.text("#facts"), "the panel")
+    assert "jobs" in page.text("#facts")
+
+
+def test_no_arrow_runs_behind_a_queue_on_a_telephone(chromium: Any, tmp_path: Path) -> None:
+    """At 390 pixels, the arrow from an RPC server back to the exchange, and the one from the replies to the client, run
+    behind no box.
+    """
+    page = recorded(chromium, tmp_path, of_rpc())
+    page.resize(390)
+    page.until(lambda: page.ask("return innerWidth") == 390, "the window")
+    seek(page, 0.4)
+    behind = page.ask(
+        """
+        const boxes = [...document.querySelectorAll(".node")];
+        return [...document.querySelectorAll(".arrow")].flatMap(({ dataset: { from, to }, lastChild: path }) => {
+          const length = path.getTotalLength();
+          const points = Array.from({ length: 101 }, (_, index) =>
+            path.getPointAtLength((length * index) / 100).matrixTransform(path.getScreenCTM()));
+          return boxes.filter((node) => node.dataset.id !== from && node.dataset.id !== to).flatMap((node) => {
+            const { left, right, top, bottom } = node.querySelector(".box").getBoundingClientRect();
+            const isBehind = ({ x, y }) => left < x && x < right && top < y && y < bottom;
+            return points.some(isBehind) ? [`${from} to ${to}, behind ${node.dataset.name}`] : [];
+          });
+        });
+        """
+    )
+    assert len(page.find(".arrow")) == 6
+    assert behind == []
 
 
 def of_terminal(t: int, n: int, kind: str, terminal: str = "boss") -> dict[str, Any]:

@@ -244,6 +244,15 @@ def test_a_scene_asks_before_it_answers(lonely_shell: Shell) -> None:
     assert question < command < answer < check
 
 
+@pytest.mark.parametrize("name", ["topics", "headers"])
+def test_a_scene_answers_before_its_receivers_end(lonely_shell: Shell, name: str) -> None:
+    """`tutorial run topics` and `tutorial run headers` answer who gets which message while the receivers, which the
+    picture of `--ui` shows, still run.
+    """
+    played = lonely_shell.run("mqtool", "tutorial", "run", name, "--no-pause", timeout=PLAYING).stdout
+    assert 0 < played.index("Answer: ") < played.index("^C")
+
+
 def test_tutorial_run_exits_with_0_as_a_background_job(lonely_shell: Shell) -> None:
     """As a background job, which ignores Ctrl-C, `tutorial run` still stops its receivers and exits with 0."""
     played = lonely_shell.script("mqtool tutorial run hello-world --auto & wait $!", timeout=PLAYING)

@@ -1,8 +1,12 @@
 """Plays that are printed line by line, as `tutorial run --lines` and `make demo` print them."""
 
+import itertools
+from unittest.mock import MagicMock
+
 import pytest
 
 from mqtool.cli.display.play_lines import PlayLines, TypingPace
+from mqtool.plays import PLAYS, incident
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -37,3 +41,33 @@ def test_client_and_server_lines_are_shown_in_their_order(capsys: pytest.Capture
     lines.printed("server", " [.] fib(30)")
     lines.printed("client", " [.] Got 832040")
     assert printed(capsys) == ["client │ $ mqtool rpc-client 30", "server │  [.] fib(30)", "client │  [.] Got 832040"]
+
+
+@pytest.mark.parametrize("name", ["topics", "incident"])
+def test_a_scene_is_explained_before_its_terminals_replace_the_others(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Before terminals replace those of the scene before, a tutorial waits until a reader has seen those.
+
+    Their commands do nothing here.
+    """
+    monkeypatch.setattr(incident, "embedded_broker", MagicMock())
+    incident.embedded_broker.return_value.__enter__.return_value = ("amqp://laptop", "http://laptop")
+    stage, done = MagicMock(), list[str]()
+
+    def opened(*names: str, **_: object) -> list[MagicMock]:
+        done.append("opened")
+        terminals = [MagicMock() for _ in names]
+        for terminal in terminals:
+            terminal.run.side_effect = terminal.start.side_effect = typed
+        return terminals
+
+    def typed(*_: object, **__: object) -> list[str]:
+        done.append("typed")
+        return []
+
+    stage.terminals.side_effect = opened
+    stage.say.side_effect = lambda *_: done.append("explained")
+    PLAYS[name].play(stage)
+    assert done.count("opened") > 1
+    assert ("typed", "opened") not in itertools.pairwise(done)

@@ -2,7 +2,7 @@
 // and bodies come from strangers: they are only ever set as text.
 
 import { labelOf } from "./model.js";
-import { describe, limitOf } from "./picture.js";
+import { describe, limitOf, nodeOf } from "./picture.js";
 import { visible } from "./sentences.js";
 
 const KEPT_MESSAGE_ROWS = 100;
@@ -63,8 +63,9 @@ function listOf(copies) {
   return [...lines, ...(more ? [`and ${more.toLocaleString("en")} more`] : [])].join("\n");
 }
 
-function ofNode(state, moment, id) {
-  const { role, name, line } = describe(state, moment, id);
+function ofNode(state, shown, moment, id) {
+  const joined = nodeOf(shown, id)?.joined;
+  const { role, name, line } = describe(joined ? shown : state, moment, id);
   const pairs = [
     ["name", name],
     ["now", line],
@@ -86,16 +87,19 @@ function ofNode(state, moment, id) {
       "consumers",
       consumers.map((each) => [each.label, limitOf(each)].filter(Boolean).join(", ")).join("\n") || "none",
     ]);
-  } else if (id[0] === "c") {
-    pairs.push(["queue", state.consumers.get(id).queue.slice(2)], ["connection", state.consumers.get(id).name || ""]);
+  } else {
+    for (const { queue, name: connection } of joined ?? [nodeOf(state, id)]) {
+      if (queue !== undefined) pairs.push(["queue", queue.slice(2)], ["connection", connection || ""]);
+    }
   }
-  const inside = [...state.copies.values()].filter((each) => each.node === id);
+  const ids = joined ? joined.map((each) => each.id) : [id];
+  const inside = [...state.copies.values()].filter((each) => ids.includes(each.node));
   if (inside.length) pairs.push(["messages", listOf(inside)]);
   return { title: role[0].toUpperCase() + role.slice(1), pairs };
 }
 
-/** Fill the panel. */
-export function details(parent, state, moment, chosen) {
+/** Fill the panel. `shown` is what the picture shows of the state, see view.js. */
+export function details(parent, state, shown, moment, chosen) {
   const isThere =
     chosen.message ||
     state.exchanges.has(chosen.node) ||
@@ -106,7 +110,7 @@ export function details(parent, state, moment, chosen) {
     ? { title: "Gone", pairs: [["name", chosen.node.slice(2)]] }
     : chosen.message
       ? ofMessage(state, chosen.message)
-      : ofNode(state, moment, chosen.node);
+      : ofNode(state, shown, moment, chosen.node);
   const text = JSON.stringify([title, pairs]);
   if (parent.dataset.shown === text) return; // keeps what somebody has selected in it
   parent.dataset.shown = text;
@@ -187,17 +191,16 @@ function rowOfExchange(state, moment, exchange) {
   ];
 }
 
-function rowsOfClients(state, moment) {
-  return [
-    ...[...state.publishers.values()].map(({ id, name, targets }) => ({
-      key: id,
-      cells: [visible(name), "publisher", [...targets.keys()].map(titleOf).join(", "), ""],
-    })),
-    ...[...state.consumers.values()].map(({ id, queue }) => {
-      const { name, line } = describe(state, moment, id);
-      return { key: id, cells: [name, "consumer", titleOf(queue), line === "consumer" ? "" : line] };
-    }),
-  ];
+/** The rows of publishers and consumers. What is one box in the picture of a play is one row. */
+function rowsOfClients(state, shown, moment) {
+  const boxes = [...shown.publishers.values(), ...shown.consumers.values()].filter(({ joined }) => joined);
+  const inBoxes = new Set(boxes.flatMap(({ joined }) => joined.map(({ id }) => id)));
+  const others = [...state.publishers.values(), ...state.consumers.values()].filter(({ id }) => !inBoxes.has(id));
+  return [...boxes, ...others].map(({ id, joined, ...node }) => {
+    const { name, role, line } = describe(joined ? shown : state, moment, id);
+    const ends = (joined ?? [node]).flatMap(({ targets, queue }) => (targets ? [...targets.keys()] : [queue]));
+    return { key: id, cells: [name, role, ends.map(titleOf).join(", "), line === role ? "" : line] };
+  });
 }
 
 function rowsOfMessages(state, moment, choose) {
@@ -216,14 +219,14 @@ function rowsOfMessages(state, moment, choose) {
   });
 }
 
-/** Fill the tables and the list of events. `choose` shows a message. */
-export function fillTables(parent, state, moment, choose) {
+/** Fill the tables and the list of events. `shown` is what the picture shows of the state; `choose` shows a message. */
+export function fillTables(parent, state, shown, moment, choose) {
   if (parent.hidden) return;
   const show = (id, rows) => fill(parent.querySelector(`#${id} tbody`), rows);
   const of = (nodes, cells) => [...nodes.values()].map((each) => ({ key: each.id, cells: cells(state, moment, each) }));
   show("queues", of(state.queues, rowOfQueue));
   show("exchanges", of(state.exchanges, rowOfExchange));
-  show("clients", rowsOfClients(state, moment));
+  show("clients", rowsOfClients(state, shown, moment));
   const messages = rowsOfMessages(state, moment, choose);
   show("messages", messages);
   const all = state.copies.size;

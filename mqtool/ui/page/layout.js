@@ -2,17 +2,17 @@
 // when others come and go. Between two layers there is room for the labels of the arrows.
 
 export const SIZE = {
-  wide: { width: 160, height: 62, along: 96, across: 20 },
-  narrow: { width: 156, height: 62, along: 44, across: 14 },
+  wide: { width: 160, height: 62, along: 96, across: 20, margin: 24, longest: 24 },
+  narrow: { width: 156, height: 62, along: 44, across: 14, margin: 24, longest: 22 },
+  /** Three beside each other, as wide as a telephone. More have to be scrolled anyway. */
+  three: { width: 132, height: 62, along: 44, across: 6, margin: 4, longest: 18 },
 };
-const MARGIN = 24;
 /** Above the nodes, if the layers are beside each other, and below them, where there are arrows around all. */
 const ABOVE = 14;
 const BELOW = 26;
-/** The width of a character and the height of a line of a label, roughly; and the most of them in a label. */
+/** The width of a character and the height of a line of a label, roughly; and the most lines in a label. */
 const CHARACTER = 6.8;
 const LINE = 14;
-const LONGEST = { wide: 24, narrow: 22 };
 const LINES = 3;
 
 /**
@@ -26,8 +26,7 @@ const LINES = 3;
 export const cut = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
 
 /** The lines of a label, which is broken after a comma, or between the headers of a binding. Longer ones are cut. */
-export function linesOf(label, narrow) {
-  const longest = narrow ? LONGEST.narrow : LONGEST.wide;
+export function linesOf(label, longest) {
   /** @type {string[]} */
   const lines = [];
   for (const word of label.split(" ")) {
@@ -67,27 +66,27 @@ export class Layout {
    *   each layer
    */
   of(state, narrow, arrows) {
-    const size = narrow ? SIZE.narrow : SIZE.wide;
     const layers = this.layersOf(state);
-    const cross = (narrow ? size.width : size.height) + size.across;
     const most = Math.max(1, ...layers.map((layer) => layer.length));
+    const size = !narrow ? SIZE.wide : most === 3 ? SIZE.three : SIZE.narrow;
+    const cross = (narrow ? size.width : size.height) + size.across;
     const places = new Map();
     layers.forEach((layer, index) => {
       const first = ((most - layer.length) * cross) / 2;
       layer.forEach((id, row) => {
-        const across = (narrow ? MARGIN : ABOVE) + first + row * cross + (narrow ? size.width : size.height) / 2;
+        const across = (narrow ? size.margin : ABOVE) + first + row * cross + (narrow ? size.width : size.height) / 2;
         places.set(id, narrow ? { x: across, y: 0, layer: index } : { x: 0, y: across, layer: index });
       });
     });
     const gaps = gapsOf(layers.length, places, size, narrow, arrows);
-    let along = MARGIN + (narrow ? size.height : size.width) / 2;
+    let along = size.margin + (narrow ? size.height : size.width) / 2;
     layers.forEach((layer, index) => {
       for (const id of layer) places.get(id)[narrow ? "y" : "x"] = along;
       along += (narrow ? size.height : size.width) + gaps[index];
     });
-    const length = along - gaps[gaps.length - 1] - (narrow ? size.height : size.width) / 2 + MARGIN;
-    const low = (narrow ? MARGIN : ABOVE) + most * cross - size.across;
-    const breadth = low + (narrow ? MARGIN + size.across : BELOW);
+    const length = along - gaps[gaps.length - 1] - (narrow ? size.height : size.width) / 2 + size.margin;
+    const low = (narrow ? size.margin : ABOVE) + most * cross - size.across;
+    const breadth = low + (narrow ? size.margin + size.across : BELOW);
     return {
       places,
       narrow,
@@ -132,7 +131,7 @@ function gapsOf(count, places, size, narrow, arrows) {
     const [start, end] = [places.get(from)?.layer, places.get(to)?.layer];
     if (!label || start === undefined || end === undefined || start === end) continue;
     const gap = Math.max(start, end) - 1;
-    const lines = linesOf(label, narrow);
+    const lines = linesOf(label, size.longest);
     if (narrow) {
       // Labels of arrows to the same node are above each other, with a rate below each.
       used.set(to, (used.get(to) ?? 0) + lines.length * LINE);
@@ -147,7 +146,8 @@ function gapsOf(count, places, size, narrow, arrows) {
 
 /**
  * Where the labels of arrows are: between two layers, so never over a node, and not over each other.
- * @returns {Map<string, {x: number, y: number, lines: string[]}>}  by arrow; the middle of the first line's base
+ * @returns {Map<string, {x: number, y: number, lines: string[], rate: number}>}  by arrow; the middle of the first
+ *   line's base, and how far below it the base of the rate is
  */
 export function labelsOf(layout, arrows, curve) {
   const { places, narrow, size } = layout;
@@ -157,10 +157,11 @@ export function labelsOf(layout, arrows, curve) {
     const points = curve(from, to);
     if (!points.length) continue;
     const [start, end] = [places.get(from), places.get(to)];
-    const lines = label ? linesOf(label, narrow) : [];
+    const lines = label ? linesOf(label, size.longest) : [];
     const width = Math.max(0, ...lines.map((line) => line.length)) * CHARACTER;
     const height = lines.length * LINE;
     let { x, y } = pointOf(points, 0.5);
+    let rate = height + (lines.length ? 1 : 6);
     y += 8 - height / 2;
     if (end.layer > start.layer && narrow) {
       // Above the node, where arrows to others are far.
@@ -169,9 +170,12 @@ export function labelsOf(layout, arrows, curve) {
     } else if (end.layer > start.layer) {
       // Beside the node, on the side of the arrow that the arrow does not come from.
       x = end.x - half - 12 - Math.max(width, 30) / 2;
-      y = end.y + (end.y > start.y ? 16 : 7 - height - (lines.length ? 0 : 13));
+      const isBelow = end.y > start.y;
+      y = end.y + (isBelow ? 16 : -7 - height + LINE);
+      // Messages that move along the arrow do not cover the rate.
+      if (!isBelow) rate = end.y + (lines.length ? 19 : -11) - y;
     }
-    found.push({ key, lines, x, y, width });
+    found.push({ key, lines, x, y, width, rate });
   }
   found.sort((one, other) => one.y - other.y);
   const labels = new Map();
@@ -299,9 +303,10 @@ export function curveBetween(layout, from, to) {
   if (back > half) {
     // Beside the arrows that lead forward; if there are nodes between, around the lower side of all.
     const shift = side / 2;
+    const isNear = start.layer - end.layer === 1;
+    if (!isNear && layout.narrow) return aroundRight(layout, start, end);
     const [s, e] = [start[along] - half, end[along] + half - (to.startsWith("x:") && !layout.narrow ? 6 : 0)];
     const [first, last] = [start[across] + shift, end[across] + shift];
-    const isNear = start.layer - end.layer === 1;
     const bend = isNear ? (s - e) / 2 : layout.size.along;
     const low = (layout.low + layout.size.across - (first + last) / 8) / 0.75;
     const [b, c] = isNear ? [first, last] : [low, low];
@@ -311,6 +316,23 @@ export function curveBetween(layout, from, to) {
   const [s, e] = [start[across] + side, end[across] + side];
   const low = Math.max(s, e) + layout.size.across * 1.4;
   return [point(start[along], s), point(start[along], low), point(end[along], low), point(end[along], e)];
+}
+
+/**
+ * A curve that leads up, to the right of all nodes. At a node that has none to its right, it ends at the right side:
+ * from above or below the node, it would pass behind the last nodes between.
+ */
+function aroundRight({ places, size, low }, start, end) {
+  const isLast = (place) => [...places.values()].every(({ x, layer }) => layer !== place.layer || x <= place.x);
+  const { along, across, width, height } = size;
+  const [s, e] = isLast(start)
+    ? [{ x: start.x + width / 2, y: start.y }, start.y]
+    : [{ x: start.x + width / 4, y: start.y - height / 2 }, start.y - height / 2 - along];
+  const [d, c] = isLast(end)
+    ? [{ x: end.x + width / 2, y: end.y }, end.y]
+    : [{ x: end.x + width / 4, y: end.y + height / 2 }, end.y + height / 2 + along];
+  const x = (low + across - (s.x + d.x) / 8) / 0.75;
+  return [s, { x, y: e }, { x, y: c }, d];
 }
 
 /** The point of a curve at a fraction of its length, roughly. */

@@ -29,7 +29,7 @@ function choose(what) {
   chosen = what;
   byId("details").hidden = false;
   doing.asks(what, player.state, picture.moment);
-  details(byId("facts"), player.state, picture.moment, what);
+  details(byId("facts"), player.state, picture.shown, picture.moment, what);
   byId("close").focus();
 }
 
@@ -226,9 +226,9 @@ function tell() {
   if (byId("found").textContent !== picture.finder.result) byId("found").textContent = picture.finder.result;
   tellView(picture.view);
   announce(state);
-  fillTables(byId("tables"), state, picture.moment, choose);
+  fillTables(byId("tables"), state, picture.shown, picture.moment, choose);
   doing.suggest(state);
-  if (chosen) details(byId("facts"), state, picture.moment, chosen);
+  if (chosen) details(byId("facts"), state, picture.shown, picture.moment, chosen);
 }
 
 /** Offer to fold what has been unfolded, and to show what is not of the play. */

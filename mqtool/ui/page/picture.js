@@ -244,7 +244,7 @@ export class Picture {
       drawn.group.dataset.to = arrow.to;
       const [a, b, c, d] = points;
       drawn.path.setAttribute("d", `M${a.x} ${a.y}C${b.x} ${b.y} ${c.x} ${c.y} ${d.x} ${d.y}`);
-      const { x, y, lines } = labels.get(arrow.key);
+      const { x, y, lines, rate } = labels.get(arrow.key);
       drawn.label.replaceChildren(
         ...lines.map((line, index) =>
           element("tspan", { x: String(x), y: String(y + index * LINE_HEIGHT) }, visible(line)),
@@ -253,7 +253,7 @@ export class Picture {
       drawn.title.textContent = drawn.whole.textContent = visible(arrow.label);
       drawn.words.dataset.arrow = arrow.key;
       drawn.rate.setAttribute("x", String(x));
-      drawn.rate.setAttribute("y", String(y + lines.length * LINE_HEIGHT + (lines.length ? 1 : 6)));
+      drawn.rate.setAttribute("y", String(y + rate));
     }
   }
 
