@@ -54,6 +54,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/work/redriving.py": ("tests/unit/test_redriving.py",),
     "mqtool/work/retry_or_dead_letter.py": ("tests/unit/test_retrying.py",),
     "mqtool/work/transfer.py": ("tests/unit/test_transfer.py",),
+    "mqtool/work/worker.py": ("tests/unit/test_worker.py",),
     "mqtool/benching": ("tests/unit/test_bench_clients.py", "tests/unit/test_benching.py"),
     f"{_BROKER}/amqp10": (_EMBEDDED, _SIMULATION),
     f"{_BROKER}/amqp10/like_pattern.py": (f"{_EMBEDDED}/test_filters10.py",),

@@ -125,7 +125,7 @@ def elsewhere(delivery: Delivery, to: str, user: str) -> Message:
 
 def _moved(delivery: Delivery, headers: Mapping[str, Any], to: str) -> Message:
     # The message must not expire in the other queue, and must survive a restart. The broker rejects another user's id.
-    properties = _without(delivery.properties, {"headers", "message_id", "expiration", "user_id", "delivery_mode"})
+    properties = _without(delivery.properties, {"message_id", "expiration", "user_id"})
     properties |= {"headers": headers or None, "delivery_mode": PERSISTENT}
     return Message(delivery.body, to, "", properties, delivery.message_id)
 

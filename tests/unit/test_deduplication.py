@@ -1,6 +1,7 @@
 """The store of `--deduplicate`: which messages it calls handled, and which ones a worker must handle."""
 
 import multiprocessing
+import os
 import sqlite3
 import stat
 import time
@@ -97,6 +98,14 @@ def test_a_dead_letter_is_handled_again_only_after_a_redrive(path: Path) -> None
     assert store.begin(KEY, returns=3) == Handled(None, dead=False)
 
 
+def test_a_dead_letter_that_was_never_moved_back_is_not_handled_again(path: Path) -> None:
+    """A copy of a message that was dead-lettered, and never redriven, is not handled."""
+    store = HandledMessages(path, DAY)
+    store.begin(KEY)
+    store.dead_lettered(KEY, 0)
+    assert store.begin(KEY) == Handled(None, dead=True)
+
+
 def test_a_message_is_remembered_for_the_window(path: Path, now: list[float]) -> None:
     """A copy that arrives within the window is not handled, and one that arrives later is."""
     store = HandledMessages(path, DAY)
@@ -126,6 +135,23 @@ def test_old_messages_are_removed_from_the_store(path: Path, now: list[float]) -
         assert {name for (name,) in reader.execute("SELECT message_id FROM handled_messages")} == {
             "a", "handling", "new",
         }  # fmt: skip
+
+
+def test_old_messages_are_removed_once_a_minute(path: Path, now: list[float]) -> None:
+    """Old messages are removed no more than once a minute, since looking for them takes time for each message."""
+    store = HandledMessages(path, 1)
+
+    def removed_after(seconds: float) -> bool:
+        now[0] += seconds
+        store.begin(KEY._replace(message_id="other"))
+        store.failed(KEY._replace(message_id="other"))
+        with sqlite3.connect(path) as reader:
+            return not reader.execute("SELECT * FROM handled_messages").fetchall()
+
+    assert removed_after(0)
+    store.begin(KEY)
+    store.done(KEY)
+    assert [removed_after(seconds) for seconds in (30, 30, 1)] == [False, False, True]
 
 
 def test_a_message_that_another_worker_handles_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +199,53 @@ def test_the_message_of_a_killed_worker_is_handled_again(path: Path, other_worke
     other_worker.kill()
     other_worker.join()
     assert store.begin(KEY, lambda: True) is None
+
+
+def test_the_message_of_a_worker_that_nobody_has_waited_for_is_handled_again(
+    path: Path, other_worker: multiprocessing.Process
+) -> None:
+    """A worker that was killed, but whose parent has not yet asked for its exit status, holds no claim."""
+    other_worker.kill()
+    os.waitid(os.P_PID, other_worker.pid or 0, os.WEXITED | os.WNOWAIT)  # it has ended, and is now a zombie
+    assert HandledMessages(path, DAY).begin(KEY, lambda: True) is None
+
+
+def test_without_proc_a_worker_is_known_by_its_process_id(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """On systems without /proc, a message is not handled while the process with the id of its worker runs."""
+    monkeypatch.setattr(deduplication, "_PROC", tmp_path)
+    other_worker: multiprocessing.Process = request.getfixturevalue("other_worker")
+    store = HandledMessages(path, DAY)
+    with pytest.raises(Interrupted):
+        store.begin(KEY, lambda: True)
+    with sqlite3.connect(path) as reader:
+        assert reader.execute("SELECT owner FROM handled_messages").fetchone() == (str(other_worker.pid),)
+    other_worker.kill()
+    other_worker.join()
+    assert store.begin(KEY, lambda: True) is None
+
+
+@pytest.mark.parametrize(("state", "is_alive"), [("S", True), ("Z", False)])
+def test_a_worker_whose_name_looks_like_a_state_is_recognized(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, *, is_alive: bool
+) -> None:
+    """Whether a worker runs does not depend on its program's name, which may contain parentheses."""
+    monkeypatch.setattr(deduplication, "_PROC", tmp_path)
+    stat_file = tmp_path / str(os.getpid()) / "stat"
+    stat_file.parent.mkdir()
+    stat_file.write_text(f"{os.getpid()} (a) Z 1) S 1 {'0 ' * 17}77 0\n")
+    HandledMessages(path, DAY).begin(KEY)
+    with sqlite3.connect(path) as store:
+        assert store.execute("SELECT owner FROM handled_messages").fetchone() == (f"{os.getpid()} 77",)
+    other = HandledMessages(path, DAY)
+    other._owner = "another process"
+    stat_file.write_text(f"{os.getpid()} (a) Z 1) {state} 1 {'0 ' * 17}77 0\n")
+    if is_alive:
+        with pytest.raises(Interrupted):
+            other.begin(KEY, lambda: True)
+    else:
+        assert other.begin(KEY, lambda: True) is None
 
 
 def test_a_reused_process_id_is_not_taken_for_the_worker(path: Path, other_worker: multiprocessing.Process) -> None:

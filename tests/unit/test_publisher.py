@@ -1,41 +1,61 @@
 """The publisher and the broker's acks, nacks and returns, with plain callables in place of a broker."""
 
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pytest
 
-from mqtool.amqp.unconfirmed import Encoded, Route, Unconfirmed
+from mqtool.amqp import unconfirmed
+from mqtool.amqp.unconfirmed import WINDOW_BYTES, Encoded, Route, Unconfirmed, most_similar
 from mqtool.errors import NotConfirmed, Unavailable
 from mqtool.message import Confirmation, Message, new_message_ids
 
 ROUTE = Route("logs", "info")
+PERSISTENT_ROUTE = ROUTE._replace(persistent=True)
 
 
 class Wire:
-    """What the publisher has written, and whether it wants another channel."""
+    """What the publisher has written, and whether it wants another channel.
+
+    Attributes:
+        busy: keep what is to run on the I/O thread in `soon` and `later`, instead of running it at once.
+        routes: the route with which each message was encoded.
+    """
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
+        self.acks: list[tuple[int, bool]] = []
+        self.routes: list[Route] = []
         self.reopened = 0
-        self.publisher = Unconfirmed(self.run, lambda _, callback: callback(), self.reopen)
+        self.busy = False
+        self.soon: list[Callable[[], None]] = []
+        self.later: list[tuple[float, Callable[[], None]]] = []
+        self.reason: str | None = None
+        self.publisher = Unconfirmed(self.run, self.run_later, self.reopen, lambda: self.reason)
         self.open()
 
     def run(self, callback: Callable[[], None]) -> None:
-        callback()
+        self.soon.append(callback) if self.busy else callback()
+
+    def run_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        self.later.append((seconds, callback)) if self.busy else callback()
 
     def reopen(self) -> None:
         self.reopened += 1
 
     def open(self, *, connection_is_new: bool = False) -> None:
-        self.sent = []
+        self.sent, self.routes = [], []
         self.publisher.restart(self, may_lack_leaders=connection_is_new)
 
-    def encode(self, messages: Sequence[Message], route: Route) -> Encoded:  # noqa: ARG002
+    def encode(self, messages: Sequence[Message], route: Route) -> Encoded:
+        self.routes += [route] * len(messages)
         return Encoded(len(messages[0].body), frames=messages[0].body)
 
-    def write(self, encoded: Iterable[Encoded], acks: Iterable[tuple[int, bool]] = ()) -> None:  # noqa: ARG002
+    def write(self, encoded: Iterable[Encoded], acks: Iterable[tuple[int, bool]] = ()) -> None:
         self.sent += [each.frames for each in encoded]
+        self.acks += acks
 
     def publish(self, *bodies: bytes) -> None:
         for number, body in enumerate(bodies, 1):
@@ -173,6 +193,314 @@ def test_a_window_is_full_by_number_or_by_bytes(wire: Wire, publisher: Unconfirm
     assert not publisher.is_full(2)
     wire.publish(bytes(17 * 1024 * 1024))
     assert publisher.is_full(1000)
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time in seconds, as the only item of a list."""
+    clock = [1000.0]
+
+    class Time:
+        @staticmethod
+        def monotonic() -> float:
+            return clock[0]
+
+    monkeypatch.setattr(unconfirmed, "time", Time)
+    return clock
+
+
+def test_early_confirms_count_once_those_before_them_arrive(wire: Wire, publisher: Unconfirmed) -> None:
+    """If messages are confirmed out of order, the receipts of all come once the first one is confirmed, and the
+    publisher remembers no early confirm for longer.
+    """
+    wire.publish(b"1", b"2", b"3", b"4", b"5")
+    for tag in (2, 3, 5):
+        publisher.on_ack(tag, multiple=False)
+    assert not publisher.has_answers
+    assert publisher.in_flight == 5
+    publisher.on_ack(1, multiple=False)
+    assert publisher.in_flight == 2
+    assert wire.collected() == [(b"1", "confirmed"), (b"2", "confirmed"), (b"3", "confirmed")]
+    publisher.on_ack(4, multiple=False)
+    assert wire.collected() == [(b"4", "confirmed"), (b"5", "confirmed")]
+    assert publisher._answered_early == set()
+
+
+def test_a_nack_applies_to_its_message_only(wire: Wire, publisher: Unconfirmed) -> None:
+    """basic.nack without `multiple` does not apply to earlier messages, whether their receipts were collected or not.
+    The receipt says that the broker refused the message.
+    """
+    wire.publish(b"1", b"2", b"3", b"4")
+    publisher.on_ack(1, multiple=False)
+    assert wire.collected() == [(b"1", "confirmed")]
+    publisher.on_nack(4, multiple=False)
+    publisher.on_ack(2, multiple=False)
+    publisher.on_ack(3, multiple=False)
+    receipts = publisher.collect()
+    assert [(each.message.body, each.confirmation, each.reason, each.sequence) for each in receipts] == [
+        (b"2", "confirmed", "", 2), (b"3", "confirmed", "", 3), (b"4", "nacked", "the broker refused it", 4),
+    ]  # fmt: skip
+
+
+def test_a_message_keeps_its_own_address(wire: Wire, publisher: Unconfirmed) -> None:
+    """The route's exchange and routing key are used only for messages without their own."""
+    publisher.add([Message(b"1", "key", "exchange")], ROUTE)
+    wire.publish(b"2")
+    assert [(each.exchange, each.routing_key) for each in publisher.messages] == [("exchange", "key"), ("logs", "info")]
+    publisher.on_nack(1, multiple=False)
+    (receipt,) = publisher.collect()
+    assert (receipt.message.exchange, receipt.message.routing_key) == ("exchange", "key")
+    wire.open()
+    assert (wire.sent, wire.routes) == ([b"2"], [ROUTE])
+
+
+def test_messages_are_collected_for_a_write_while_others_are_unconfirmed(wire: Wire, publisher: Unconfirmed) -> None:
+    """The first message is written at once. While it is unconfirmed, the next ones wait for a millisecond, or until
+    there are 64 KiB of them, and are written together.
+    """
+    wire.busy = True
+    wire.publish(b"1")
+    (write,) = wire.soon
+    wire.publish(b"2")
+    assert (len(wire.soon), wire.later) == (1, [])  # they are in the write that is due
+    write()
+    assert wire.sent == [b"1", b"2"]
+    wire.publish(b"3", b"4")
+    ((seconds, write_later),) = wire.later
+    assert (len(wire.soon), seconds) == (1, 0.001)
+    rest = bytes(65_536 - 3)
+    wire.publish(rest)
+    assert len(wire.soon) == 1
+    wire.publish(b"5")
+    assert len(wire.soon) == 2
+    wire.publish(b"6")
+    assert (len(wire.soon), len(wire.later)) == (2, 1)
+    wire.soon[1]()
+    assert wire.sent[2:] == [b"3", b"4", rest, b"5", b"6"]
+    write_later()
+    assert len(wire.sent) == 7
+    assert set(wire.routes) == {ROUTE}
+
+
+def test_messages_can_wait_for_the_next_acknowledgements(wire: Wire, publisher: Unconfirmed) -> None:
+    """A message that is published with `waits` is written with the next acknowledgements, before them."""
+    wire.busy = True
+    publisher.add([Message(b"1")], ROUTE, waits=True)
+    assert (wire.soon, wire.later) == ([], [])
+    publisher.drain([(7, True)])
+    assert (wire.sent, wire.acks) == ([b"1"], [(7, True)])
+
+
+def test_a_message_that_was_not_written_yet_is_published_once_after_a_reconnection(
+    wire: Wire, publisher: Unconfirmed
+) -> None:
+    """A message that was still to be written when the connection was lost is written once on the next channel, and so
+    are messages that are published before the first channel is open.
+    """
+    wire.busy = True
+    wire.publish(b"1")
+    wire.open()
+    wire.soon.pop()()
+    assert wire.sent == [b"1"]
+    early = Unconfirmed(wire.run, wire.run_later, wire.reopen)
+    early.add([Message(b"2")], ROUTE)
+    for write in wire.soon:
+        write()
+    assert wire.sent == [b"1"]
+    early.restart(wire)
+    early.on_nack(1, multiple=False)
+    assert wire.sent == [b"1", b"2"]
+    assert [(each.confirmation, each.sequence) for each in early.collect()] == [("nacked", 0)]
+    early.wait(1, confirm_timeout=0)
+
+
+def test_receipts_are_kept_over_several_reconnections(wire: Wire, publisher: Unconfirmed) -> None:
+    """Receipts that the caller has not collected yet are kept, however often the channel is reopened. Messages that
+    are published afterwards are written on the new channel.
+    """
+    wire.publish(b"1", b"2", b"3")
+    for _ in range(2):
+        publisher.on_ack(1, multiple=False)
+        wire.open()
+    wire.publish(b"4")
+    assert wire.sent == [b"3", b"4"]
+    publisher.on_ack(2, multiple=True)
+    assert [body for body, _ in wire.collected()] == [b"1", b"2", b"3", b"4"]
+
+
+def test_a_return_never_marks_a_message_that_was_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
+    """Of equal messages, basic.return marks the first one that is unconfirmed. Its receipt has the broker's reason."""
+    wire.publish(b"same", b"same")
+    publisher.on_ack(1, multiple=False)
+    publisher.on_return(Message(b"same", "info", ROUTE.exchange), "NO_ROUTE (312)")
+    publisher.on_ack(2, multiple=False)
+    assert [(each.confirmation, each.reason) for each in publisher.collect()] == [
+        ("confirmed", ""), ("returned", "NO_ROUTE (312)"),
+    ]  # fmt: skip
+
+
+def _message(exchange: str | None = None, key: str | None = None, **properties: object) -> Message:
+    return Message(b"same", key, exchange, properties)
+
+
+@pytest.mark.parametrize(
+    ("returned", "published", "expected"),
+    [
+        (_message("e", "k"),
+         [(_message("e", "x"), ROUTE), (_message("x", "k"), ROUTE), (_message("e", "k"), ROUTE)], 3),
+        (_message("logs", "info"), [(_message("e", "k"), ROUTE), (_message(), ROUTE)], 2),
+        (_message("logs", "info"), [(_message("e"), ROUTE), (_message(None, "k"), ROUTE)], None),
+        (_message("logs", "info", delivery_mode=2), [(_message(), ROUTE), (_message(), PERSISTENT_ROUTE)], 2),
+        (_message("logs", "info"), [(_message(), PERSISTENT_ROUTE), (_message(), ROUTE)], 2),
+        (_message("logs", "info", delivery_mode=2, app_id="a"),
+         [(_message(app_id="a"), ROUTE), (_message(app_id="a"), PERSISTENT_ROUTE)], 2),
+        (_message("logs", "info", headers={"n": 1}),
+         [(_message(headers={"n": 1, "x": 1}), ROUTE), (_message(headers={"n": 1, "BCC": ["copy"]}), ROUTE)], 2),
+        (_message("logs", "info", headers={"x": 1}), [(_message(), ROUTE), (_message(app_id=None), ROUTE)], 1),
+        (_message("logs", "info", app_id="a"), [(_message(), ROUTE), (_message(app_id="a"), ROUTE)], 2),
+    ],
+)  # fmt: skip
+def test_a_returned_message_is_the_most_similar_one_with_its_address(
+    returned: Message, published: list[tuple[Message, Route]], expected: int | None
+) -> None:
+    """A returned message is one that was published with the same exchange, routing key, id and body. Of these, it is
+    the first one whose properties and headers differ least, where the route's delivery mode counts, and BCC does not.
+    """
+    assert most_similar(returned, ((tag, *each) for tag, each in enumerate(published, 1))) == expected
+
+
+def test_waiting_ends_when_enough_is_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
+    """Waiting ends as soon as fewer messages than wanted are unconfirmed, also while their receipts are not collected,
+    and also in a thread that waits already.
+    """
+    wire.publish(b"1", b"2", b"3")
+    publisher.on_ack(2, multiple=True)
+    publisher.wait(2, confirm_timeout=0)
+    began = time.monotonic()
+    threading.Timer(0.05, publisher.on_ack, [3], {"multiple": False}).start()
+    publisher.wait(1, confirm_timeout=60)
+    assert time.monotonic() - began < 30
+
+
+def test_waiting_goes_on_while_the_window_is_full_of_bytes(wire: Wire, publisher: Unconfirmed) -> None:
+    """While 16 MiB are unconfirmed, waiting goes on although few messages are. It ends once receipts can be collected,
+    which makes room.
+    """
+    wire.publish(b"1", bytes(WINDOW_BYTES - 1))
+    assert publisher.is_full(1000)
+    wire.publish(b"3")
+    with pytest.raises(NotConfirmed):
+        publisher.wait(1000, confirm_timeout=0.01)
+    publisher.on_ack(1, multiple=False)
+    publisher.wait(1000, confirm_timeout=0)
+    assert wire.collected() == [(b"1", "confirmed")]
+    assert publisher.is_full(1000)
+    publisher.on_ack(2, multiple=False)
+    assert len(wire.collected()) == 1
+    assert not publisher.is_full(1000)
+    publisher.wait(1000, confirm_timeout=0)
+    publisher.on_ack(3, multiple=False)
+    publisher.wait(1, confirm_timeout=0)
+
+
+def test_a_command_that_must_stop_does_not_wait_for_confirms(wire: Wire, publisher: Unconfirmed) -> None:
+    """If the command is to stop, and the broker cannot answer, waiting ends with the reason and the number of messages
+    whose fate is unknown. Without such messages, it ends as usual.
+    """
+    wire.reason = "stopped by SIGTERM"
+    publisher.wait(1, confirm_timeout=60)
+    wire.publish(b"1")
+    with pytest.raises(NotConfirmed, match=r"^stopped with 1 message unconfirmed: stopped by SIGTERM$") as error:
+        publisher.wait(1, confirm_timeout=60)
+    assert error.value.hint == "they may or may not have arrived"
+
+
+def test_the_confirm_timeout_counts_from_the_last_confirm(wire: Wire, publisher: Unconfirmed, now: list[float]) -> None:
+    """The confirm timeout counts from the last confirm or, after a pause in which none was expected, from the first
+    message. Later messages do not extend it.
+    """
+    wire.publish(b"1")
+    publisher.on_ack(1, multiple=False)
+    now[0] += 60
+    wire.publish(b"2")
+    publisher.wait(1, confirm_timeout=1, at_most=0)
+    now[0] += 0.9
+    wire.publish(b"3")
+    now[0] += 0.1
+    with pytest.raises(NotConfirmed, match=r"^the broker did not confirm 2 messages within 1 s$") as error:
+        publisher.wait(1, confirm_timeout=1)
+    assert error.value.hint == "they may or may not have arrived; --confirm-timeout waits longer"
+    publisher.on_ack(2, multiple=False)
+    publisher.wait(1, confirm_timeout=1, at_most=0)
+    now[0] += 1
+    with pytest.raises(NotConfirmed, match="did not confirm 1 message within 1 s"):
+        publisher.wait(1, confirm_timeout=1)
+    wire.open()
+    publisher.wait(1, confirm_timeout=1, at_most=0)
+    now[0] += 1
+    with pytest.raises(NotConfirmed):
+        publisher.wait(1, confirm_timeout=1)
+
+
+def test_waiting_for_a_moment_does_not_end_early(wire: Wire, publisher: Unconfirmed) -> None:
+    """Waiting for less than the confirm timeout ends without an error."""
+    wire.publish(b"1")
+    publisher.wait(1, confirm_timeout=0.5, at_most=0.02)
+
+
+def test_nacks_are_final_once_queues_have_had_time_to_elect_leaders(
+    wire: Wire, publisher: Unconfirmed, now: list[float]
+) -> None:
+    """For 20 seconds after a reconnection, nacked messages are published again, each time on another channel, a quarter
+    of a second after the nack, and not while there is no connection. They fill the window meanwhile. After that, a nack
+    is final.
+    """
+    wire.open(connection_is_new=True)
+    for attempt in range(2):
+        wire.publish(*([b"1"] if attempt == 0 else []))
+        publisher.on_nack(1, multiple=False)
+        assert wire.collected() == []
+        assert publisher.is_full(1)
+        assert publisher.is_waiting
+        now[0] += 0.24
+        publisher.wait(1, confirm_timeout=60, at_most=0)
+        assert wire.reopened == attempt
+        now[0] += 0.01
+        publisher.pause()
+        publisher.wait(1, confirm_timeout=60, at_most=0)
+        assert wire.reopened == attempt
+        publisher.resume()
+        for _ in range(2):
+            publisher.wait(1, confirm_timeout=60, at_most=0)
+            assert wire.reopened == attempt + 1
+        wire.open()
+    now[0] += 19.5
+    publisher.on_nack(1, multiple=False)
+    assert wire.collected() == [(b"1", "nacked")]
+
+
+def test_a_nacked_message_is_published_again_while_the_caller_waits(
+    wire: Wire, publisher: Unconfirmed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller who waits for a message that was nacked right after a reconnection gets its confirm as soon as the
+    broker accepts it, long before the confirm timeout.
+    """
+
+    def accept() -> None:
+        wire.open()
+        publisher.on_ack(1, multiple=False)
+
+    monkeypatch.setattr(publisher, "_reopen", lambda: threading.Timer(0, accept).start())
+    wire.open(connection_is_new=True)
+    wire.publish(b"1")
+    began = time.monotonic()
+    threading.Timer(0.05, publisher.on_nack, [1], {"multiple": False}).start()
+    receipts = list[tuple[bytes, str]]()
+    while publisher.is_waiting:
+        publisher.wait(1, confirm_timeout=60)
+        receipts += wire.collected()
+    assert time.monotonic() - began < 30
+    assert receipts == [(b"1", "confirmed")]
 
 
 def test_message_ids_are_random_uuids() -> None:
