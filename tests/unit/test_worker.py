@@ -37,7 +37,8 @@ class FakeChannel:
         self.stopping = False
         self.receiving: Receiving | None = None
 
-    def consume(self, _queue: Queue, receiving: Receiving) -> Iterator[Delivery]:
+    def consume(self, queue: Queue, receiving: Receiving) -> Iterator[Delivery]:
+        assert queue.name == "jobs"
         self.receiving = receiving
         return self._delivered()
 
