@@ -45,7 +45,10 @@ def pasteable(own: str, *words: str) -> str:
 
 
 def quoted(word: str) -> str:
-    """Quote a word for bash and zsh. Control characters and bytes that are not text become escapes in $'…'."""
+    """Quote a word for bash and zsh. Control characters and bytes that are not text become escapes in $'…'.
+
+    The shell would cut the word at a NUL, and so name something else; it gets the characters \\x00 instead.
+    """
     if word.isprintable():
         return shlex.quote(word)
     try:
@@ -53,7 +56,8 @@ def quoted(word: str) -> str:
     except UnicodeEncodeError:
         data = word.encode("utf-8", "replace")
     escaped = (chr(byte) if 31 < byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}" for byte in data)
-    return f"$'{''.join(escaped)}'"
+    text = "".join(r"\\x00" if each == r"\x00" else each for each in escaped)
+    return f"$'{text}'"
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:

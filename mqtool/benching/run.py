@@ -245,7 +245,7 @@ class Run:
         nodes = (self._addresses, place.addresses)
         job = Job(role, number, self.plan, *nodes, place.tls, exchange, self._routing_key, self._name)
         process = subprocess.Popen(
-            [sys.executable, "-m", "mqtool.benching"],
+            [sys.executable, "-P", "-m", "mqtool.benching"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # only the command handles Ctrl-C, and tells the processes to stop

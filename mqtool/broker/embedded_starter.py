@@ -154,7 +154,7 @@ def launch(directory: Path, settings: Settings) -> "subprocess.Popen[bytes]":
     ready.unlink(missing_ok=True)
     with background.append_to_log(directory / "log") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", _MODULE, *settings.arguments(), "--ready-file", str(ready)],
+            [sys.executable, "-P", "-m", _MODULE, *settings.arguments(), "--ready-file", str(ready)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -21,7 +21,7 @@ def stop_with_this_process(name: str) -> int:
     """Start a process that stops the broker `name` when this process ends. Returns a descriptor to pass to holds()."""
     # The write end of the pipe stays open until this process ends.
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "mqtool.broker.lifeline", name]
+    command = [sys.executable, "-P", "-m", "mqtool.broker.lifeline", name]
     nowhere = subprocess.DEVNULL
     subprocess.Popen(command, stdin=reading, stdout=nowhere, stderr=nowhere, start_new_session=True)
     os.close(reading)

@@ -8,25 +8,47 @@ import re2
 
 from mqtool.management.api_client import Json
 
+#: Escaped characters and character classes; groups that match in one way only; repetitions; choices.
+_CHARACTER = re.compile(r"\\.|\[\^?\]?(?:\\.|[^]\\])*\]", re.DOTALL)
+_PLAIN_GROUP = re.compile(r"\((?:\?<?[:=!])?[^()*+?{|]*\)")
+_REPETITION, _CHOICE, _REPEATED_GROUP = re.compile("[*+{]"), re.compile("[?|]"), re.compile(r"\)[*+?{]")
+#: Comments, and the flag that allows them, could hide the rest of a pattern.
+_COMMENT = re.compile(r"\(\?(?:#|[a-zA-Z]*x)")
+#: A name has up to 2⁸ characters. Python's engine takes at most some seconds for 2²⁸ ways to match one.
+_BITS_OF_LENGTH, _MOST_BITS = 8, 28
+
 
 def policy_matches(policy: Json, name: str) -> bool | None:
-    """True if a policy's pattern matches a queue's or exchange's name; None if only Erlang can parse the pattern."""
+    """True if a policy's pattern matches a queue's or exchange's name; None as for pattern_matches()."""
     return pattern_matches(policy.get("pattern") or "", name)
 
 
 def pattern_matches(pattern: str, name: str) -> bool | None:
-    """True if the pattern of a policy or of a permission matches a name; None if only Erlang can parse the pattern.
+    """True if the pattern of a policy or of a permission matches a name; None if mqtool cannot tell.
 
-    RE2 matches in linear time. Python's own engine, which a pattern such as `(a+)+$` would block for ever, is used only
-    for what RE2 does not support: lookaround and backreferences.
+    RE2 matches in linear time. It does not support lookaround and backreferences. Patterns with these are matched by
+    Python's own engine, unless that could take very long: users other than the administrator may write patterns.
     """
     compiled = _compiled(pattern)
     if compiled is not None:
         return compiled.search(name.encode(errors="surrogatepass")) is not None
+    if not _is_quick(pattern):
+        return None
     try:
         return re.search(pattern, name) is not None
-    except re.error:
+    except (re.error, OverflowError, RecursionError):
         return None
+
+
+@lru_cache(maxsize=64)
+def _is_quick(pattern: str) -> bool:
+    """True if Python's engine needs at most seconds to match a name, however the name is chosen."""
+    rest, before = _CHARACTER.sub("x", pattern), ""
+    while rest != before:
+        rest, before = _PLAIN_GROUP.sub("x", rest), rest
+    starts = 0 if pattern.startswith("^") else 1
+    bits = _BITS_OF_LENGTH * (starts + len(_REPETITION.findall(rest))) + len(_CHOICE.findall(rest))
+    return bits <= _MOST_BITS and not _REPEATED_GROUP.search(rest) and not _COMMENT.search(pattern)
 
 
 @lru_cache(maxsize=64)

@@ -4,6 +4,7 @@ The page sends an action's name and the contents of its fields, never a command.
 own, without a shell, and is stopped if the page stops reading its output.
 """
 
+import glob
 import os
 import shlex
 import signal
@@ -55,12 +56,12 @@ class Action(NamedTuple):
 
 def _words(command: str, options: Iterable[tuple[str, str]], *arguments: str) -> list[str]:
     """Return a command's arguments. Leaves out empty options; text that the user typed is never parsed as an option."""
-    given = [
-        word
-        for name, value in options
-        if value
-        for word in ([f"{name}={value}"] if value.startswith("-") else [name, value])
-    ]
+    given: list[str] = []
+    for name, value in options:
+        if value.startswith("-"):
+            given.append(f"{name}={value}" if name.startswith("--") else f"{name}{value}")
+        elif value:
+            given += [name, value]
     dashes = ["--"] if any(each.startswith("-") for each in arguments) else []
     return [*command.split(), *given, *dashes, *arguments]
 
@@ -83,6 +84,12 @@ def _declare_exchange(given: Mapping[str, str]) -> list[str]:
     }
     options = [("--argument", f"{name}={value}") for name, value in settings.items() if value]
     return _words("exchange declare", options, given["name"], given["type"])
+
+
+def _cut(given: Mapping[str, str]) -> list[str]:
+    # Whoever opens a connection chooses its name: the name * must not match all connections.
+    names = [f"name={glob.escape(given['client'])}"] if given["client"] else []
+    return _words("broker fault cut-connections", [], *names)
 
 
 _QUEUE = Field("queue", "Queue", "queue")
@@ -162,10 +169,7 @@ ACTIONS: Mapping[str, Action] = {
         "Purge a queue", (_QUEUE,), lambda given: _words("queue purge --yes", [], given["queue"]), "Deletes messages."
     ),
     "cut": Action(
-        "Cut a connection",
-        (Field("client", "Name of the connection; * for all", "client", "*"),),
-        lambda given: _words("broker fault cut-connections", [], f"name={given['client']}"),
-        only="embedded",
+        "Cut a connection", (Field("client", "Name of the connection; empty for all", "client"),), _cut, only="embedded"
     ),
     "restart": Action(
         "Restart the broker", (), lambda _: ["broker", "restart"], "All connections are closed.", only="own"
@@ -262,7 +266,7 @@ class Actions:
 
     def _output(self, words: list[str], named: Mapping[str, str]) -> Iterator[Json | None]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mqtool", *self._complete(words, self._chosen)],
+            [sys.executable, "-P", "-m", "mqtool", *self._complete(words, self._chosen)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

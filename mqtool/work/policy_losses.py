@@ -56,7 +56,7 @@ def losses(api: Management, vhost: str, policy: Json, *, operator: bool) -> list
     found: list[Loss] = []
     for view in management.queues(api, vhost, _COLUMNS):
         # Of a stream, whole segments would be deleted, whose messages are not known.
-        if view.get("type") != "stream" and policy_matches(policy, view["name"]):
+        if view.get("type") != "stream" and policy_matches(policy, view["name"]) is not False:
             before, after = _Limits.of(view, now.values()), _Limits.of(view, then.values())
             if before != after:
                 found += _of_queue(view, before, after)

@@ -432,6 +432,17 @@ def test_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> None:
     assert "no broker answers at amqp://guest@127.0.0.1:1" in result.stderr
 
 
+def test_files_in_the_current_directory_are_not_run(home: Shell, at_port: str) -> None:
+    """Commands that start mqtool's own processes, such as `broker up` and `bench`, do not run a json.py that somebody
+    else has put in the current directory, such as /tmp.
+    """
+    (home.directory / "json.py").write_text("open('was-run', 'w').close()\nraise SystemExit(1)\n")
+    up = home.run("mqtool", "broker", "up", "--kind", "embedded", at_port)
+    measured = home.run("mqtool", "bench", "--yes", "-n", "1")
+    assert not (home.directory / "was-run").exists()
+    assert (up.code, measured.code) == (0, 0), (up.stderr, measured.stderr)
+
+
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_killed_broker_can_be_started_again(home: Shell, kind: BrokerKind, at_port: str) -> None:
     """After kill -9 of the broker, `broker status` exits with 69 and names the command that starts this broker again;

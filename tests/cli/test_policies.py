@@ -170,6 +170,17 @@ def test_a_policy_that_replaces_the_one_to_reject_asks(admin: Shell, broker: Tes
 
 
 @pytest.mark.own_vhost("policies stay in it")
+def test_a_policy_whose_pattern_mqtool_does_not_match_asks(admin: Shell, broker: TestBroker) -> None:
+    """If mqtool cannot tell which queues a pattern matches, because that could take very long, `policy set` asks about
+    all queues that would lose messages.
+    """
+    filled(admin, broker, "jobs")
+    refused = admin.run("mqtool", "policy", "set", "limits", "--pattern", "^(?!x)([a-z]+)+$", *SET[6:])
+    assert (refused.code, depth(broker, "jobs")) == (2, 10)
+    assert "warning: queue 'jobs' drops 7 of 10 messages: max-length is 3\n" in refused.stderr
+
+
+@pytest.mark.own_vhost("policies stay in it")
 def test_a_policy_says_what_becomes_a_dead_letter(admin: Shell, broker: TestBroker) -> None:
     """If a queue has a dead-letter exchange, `policy set` says that messages beyond the limit are dead-lettered."""
     filled(admin, broker, "jobs", "--dead-letter-exchange", "amq.fanout")

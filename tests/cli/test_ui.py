@@ -452,6 +452,24 @@ def test_other_sites_cannot_read_or_run_anything(ui: Running, broker: TestBroker
     assert broker.api("GET", f"queues/{broker.vhost}") == []
 
 
+def test_names_in_actions_are_neither_options_nor_patterns(ui: Running) -> None:
+    """An action on the page of `mqtool ui` uses exactly the queue or connection that was chosen, even if somebody has
+    named it -x or *: cutting the connection * does not cut all connections.
+    """
+    url, _, secret = ui.stdout.strip().partition("#")
+
+    def command(action: str, **fields: str) -> str:
+        wanted = json.dumps({"action": action, "fields": fields}).encode()
+        return str(json.loads(fetch(f"{url}preview", wanted, Authorization=f"Bearer {secret}")[2])["command"])
+
+    assert command("publish", key="-x", body="a", headers="-n=1").endswith("send --no-declare -q-x -H-n=1 a")
+    assert command("delay", queue="-x", body="a", delay="-1s").endswith("-q-x --delay=-1s a")
+    assert command("cut", client="*") == "mqtool broker fault cut-connections 'name=[*]'"
+    assert command("cut", client="shop") == "mqtool broker fault cut-connections name=shop"
+    assert command("cut", client="") == "mqtool broker fault cut-connections"
+
+
+@on_any_broker
 def test_the_page_shows_the_default_vhost(shell: Shell, broker: TestBroker) -> None:
     """`mqtool ui --vhost /` shows the default virtual host; on a broker that mqtool did not start, it offers only
     actions that read.

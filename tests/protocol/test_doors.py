@@ -109,6 +109,26 @@ def test_requests_from_pages_of_another_site_are_refused(broker: EmbeddedBroker,
     assert ask(broker, "host: 127.0.0.1:15672", LOGIN, f"origin: {origin}")[0] == status
 
 
+@pytest.mark.parametrize(
+    ("site", "mode", "status"),
+    [
+        ("none", "navigate", 200),
+        ("same-origin", "cors", 200),
+        ("cross-site", "navigate", 200),  # a link
+        ("cross-site", "no-cors", 403),  # an image or a script
+        ("same-site", "no-cors", 403),  # of a page at another port
+    ],
+)
+def test_images_and_scripts_of_another_site_are_refused(
+    broker: EmbeddedBroker, site: str, mode: str, status: int
+) -> None:
+    """The management API answers 403 if a page of another site requests a response as an image or a script, for which
+    browsers send no Origin header, but the login that they have stored.
+    """
+    fetched = (f"sec-fetch-site: {site}", f"sec-fetch-mode: {mode}")
+    assert ask(broker, "host: 127.0.0.1:15672", LOGIN, *fetched)[0] == status
+
+
 def test_a_large_body_is_not_read_before_the_login(broker: EmbeddedBroker) -> None:
     """The management API answers a request that announces a body of 16 MB without waiting for the body: with 401 if
     the request has no login, otherwise with 413.

@@ -219,6 +219,20 @@ def test_no_interpreter_tricks_are_used() -> None:
     assert found == []
 
 
+def test_processes_of_mqtool_do_not_import_from_the_current_directory() -> None:
+    """Wherever mqtool starts a module with `python -m`, it passes -P, so that a module in the current directory, which
+    may be somebody else's, is not imported.
+    """
+    started = [
+        (path, node.elts[1])
+        for path in containing(r"sys\.executable")
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.List) and len(node.elts) > 2 and dotted(node.elts[0]) == "sys.executable"
+    ]
+    assert len(started) == 4
+    assert [path for path, option in started if ast.unparse(option) != "'-P'"] == []
+
+
 def test_no_text_contains_a_phrase_known_as_unclear() -> None:
     """Code, tests and documents contain none of the phrases that readers have called unclear."""
     found = [

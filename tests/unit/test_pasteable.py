@@ -49,6 +49,15 @@ def test_a_printed_command_line_has_the_name_as_one_word(name: str) -> None:
     assert words == [b"receive", b"--queue=" + name.encode("utf-8", "surrogateescape")]
 
 
+def test_a_name_with_a_nul_is_not_cut_in_a_printed_command_line() -> None:
+    """A name with a NUL, which no argument can contain, does not become the name before the NUL, which is another
+    queue's, if its command line is pasted.
+    """
+    script = f"mqtool() {{ printf '%s\\0' \"$@\"; }}; {pasteable('queue delete', chr(0).join(('pay', '0ll')))}"
+    words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")[:-1]
+    assert words == [b"queue", b"delete", b"pay\\x000ll"]
+
+
 def test_every_printed_command_line_is_quoted() -> None:
     """Every name in a command line that mqtool prints is quoted for the shell, except mqtool's own names."""
     found = []

@@ -261,7 +261,7 @@ class HttpServer:
 
 
 def check_origin(headers: Mapping[str, str], listening_on: str) -> None:
-    """Refuse requests sent by web pages: 403 for another site's Origin, 421 for an unknown Host.
+    """Refuse requests sent by web pages: 403 for those of another site, 421 for an unknown Host.
 
     Args:
         headers: the headers of the request.
@@ -274,6 +274,10 @@ def check_origin(headers: Mapping[str, str], listening_on: str) -> None:
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc.lower() != host:
         raise HttpError(HTTPStatus.FORBIDDEN, "forbidden", f"requests from {origin} are not accepted")
+    # For images and scripts, browsers send no Origin.
+    site, mode = headers.get("sec-fetch-site", "none"), headers.get("sec-fetch-mode")
+    if site not in ("none", "same-origin") and mode != "navigate":
+        raise HttpError(HTTPStatus.FORBIDDEN, "forbidden", "requests from other sites are not accepted")
 
 
 def _is_own_name(host: str, listening_on: str) -> bool:

@@ -1,0 +1,44 @@
+"""The patterns of policies and permissions, as mqtool matches them."""
+
+import time
+
+import pytest
+
+from mqtool.management.policy_patterns import pattern_matches
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "other"),
+    [
+        (r"^(?!amq\.).*", "orders", "amq.topic"),
+        (r"^((?!amq).)*$", "orders", "orders.amq"),
+        (r"^(?!(amq\.|mqtt|stomp|celery).*).+$", "orders", "celeryev"),
+        (r"^(?!.*[.]dlq$)[a-z.]+$", "orders", "orders.dlq"),
+        (r"(?<=eu\.)orders", "eu.orders", "us.orders"),
+        (r"^(\w)\w*\1$", "xyx", "xyz"),
+    ],
+)
+def test_usual_patterns_with_lookaround_or_backreferences_are_matched(pattern: str, matching: str, other: str) -> None:
+    """Patterns with lookaround or backreferences, which RE2 does not support, match the names that RabbitMQ's regular
+    expressions match.
+    """
+    assert pattern_matches(pattern, matching) is True
+    assert pattern_matches(pattern, other) is False
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(?=a)(a+)+$", "(?=a)(a|a)*$", "(?!x)((a*)*)*$", "(?=a)(a|a){9,}$", r"(a*)*\1b",
+        f"^(?=a){'a?' * 40}{'a' * 40}$",
+        f"^(?=a){'(a|a)' * 40}$", f"^(?=a){'a*' * 9}b", "(?=a)[(]*(a+)+$", r"(?=a)\((a+)+$|(a+)+$", "(?=" * 5000,
+        r"(?=a)[\][](a+)+$|x]", "(?=a)(?#[)(a+)+$(?#])", "(?x)(?=a)#[\n(a+)+$#]",
+    ],
+)  # fmt: skip
+def test_a_pattern_that_could_take_very_long_is_not_matched(pattern: str) -> None:
+    """A pattern that Python's engine could match only after trying very many ways is neither True nor False; it costs
+    no time.
+    """
+    before = time.process_time()
+    assert pattern_matches(pattern, "a" * 60 + "!") is None
+    assert time.process_time() - before < 5
