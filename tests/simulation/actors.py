@@ -466,7 +466,8 @@ class Administrator(Role):
             await self._ask("GET", "/overview")  # the broker closes a connection on which nothing is asked
             return
         body = {"count": 3, "ackmode": "ack_requeue_true", "encoding": "auto"}
-        await self._ask("POST", f"/queues/%2F/{queue}/get", body)
+        missing = [404] if queue in self.judge.deleted else []
+        await self._ask("POST", f"/queues/%2F/{queue}/get", body, expected=(200, *missing))
 
     async def publish(self, queue: str) -> None:
         sent = self.judge.published(self.client.name, [queue])
@@ -500,6 +501,7 @@ class Administrator(Role):
     async def delete(self, queue: str) -> None:
         """Delete a queue, and declare it again with its bindings."""
         self.judge.emptied.add(queue)
+        self.judge.deleted.add(queue)
         await self._ask("DELETE", f"/queues/%2F/{queue}", expected=(204, 404))
         await self.declare_again(queue)
 

@@ -132,6 +132,8 @@ class Client(asyncio.Protocol):
     def vanish(self, *, told: bool) -> None:
         """Break the connection, as a killed client does; if the broker is not told, as a lost cable does."""
         if self.is_open:
+            if not told:
+                self.judge.cut_off.add(self.name)
             self.is_leaving = True
             self.side.break_off(told=told)
             other, limit = self.side.peer, self.side.peer.silence_limit

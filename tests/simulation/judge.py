@@ -123,6 +123,7 @@ class Judge:
         disk_faults: when syncs began to fail and, if they have ended, when that was.
         unsure: the queues with consumers that acknowledge automatically, so that messages may be lost on the way.
         emptied: the queues that an administrator has purged, deleted or limited.
+        deleted: the queues that an administrator has deleted. If a fault came next, they were not declared again.
         cut_off: the clients that were cut off without a word to the broker, which still sends to them.
         consumers: by queue, the clients that consume for sure.
         earlier: by queue and consumer, the clients that consumed before it.
@@ -143,6 +144,7 @@ class Judge:
         self.disk_faults: list[list[float]] = []
         self.unsure: set[str] = set()
         self.emptied: set[str] = set()
+        self.deleted: set[str] = set()
         self.cut_off: set[str] = set()
         self.consumers: defaultdict[str, set[Any]] = defaultdict(set)
         self.earlier: dict[tuple[str, str], set[Any]] = {}
@@ -201,6 +203,7 @@ class Judge:
         return any(
             self.kinds[name].stream or sent.persistent or self.kinds[name].arguments.get("x-queue-type") == "quorum"
             for name in sent.queues
+            if name not in self.deleted
         )
 
     # -- consumers

@@ -200,6 +200,37 @@ def test_a_stop_on_a_full_disk_may_bring_a_delayed_message_again() -> None:
         assert simulate(Plan(seed, queues, actors, like="4.0")).violation is None, seed
 
 
+def test_a_queue_may_be_missing_after_a_fault_during_its_deletion() -> None:
+    """If the broker is killed before an administrator can declare a deleted queue again, its messages are confirmed
+    although nothing is on disk, and requests for the queue are answered with 404.
+    """
+    for seed in range(20):
+        actors = (
+            Actor(
+                "administrator",
+                "Administrator",
+                seed,
+                (Step(1, "delete", {"queue": "q"}), Step(9, "peek", {"queue": "q"})),
+            ),
+            Actor("publisher", "Publisher", seed, (Step(12, "publish", {"queue": "q", "count": 2}),)),
+            Actor("faults", "Faults", seed, (Step(1.07, "kill", {"seconds": 0.5}), Step(11, "eio", {"seconds": 4}))),
+        )
+        result = simulate(Plan(seed, {"q": "classic"}, actors))
+        assert result.violation is None, seed
+
+
+def test_a_commit_to_a_queue_that_was_just_deleted_may_fail() -> None:
+    """If an administrator deletes a queue during a transaction, the channel may be closed: "partial tx completion"."""
+    for seed in range(40):
+        transaction = Step(round(0.95 + seed / 400, 4), "transact", {"queue": "q", "count": 4, "commit": True})
+        actors = (
+            Actor("administrator", "Administrator", seed, (Step(1, "delete", {"queue": "q"}),)),
+            Actor("transactions", "Transactions", seed, (transaction,)),
+        )
+        result = simulate(Plan(seed, {"q": "classic"}, actors, like="4.0"))
+        assert result.violation is None, seed
+
+
 def test_other_arguments_are_no_mistake_if_the_queue_has_just_been_deleted() -> None:
     """If an administrator deletes a queue and declares it again, a client that declares it with other arguments at the
     same time is refused with 406, or declares a queue of its own in between.
