@@ -445,10 +445,8 @@ class Attack:
 
     @property
     def keeps_order(self) -> bool:
-        """True if the command must leave all messages in their queues, in order."""
-        return (
-            re.match("mqtool (peek (?!.*receive)|dlq show|dlq ls|delayed ls|queue convert)", self.command) is not None
-        )
+        """True if the command must leave all messages in their queues, in order. Not so: peek of a quorum queue."""
+        return re.match("mqtool (peek mallory |dlq show|dlq ls|delayed ls|queue convert)", self.command) is not None
 
     @property
     def exchange(self) -> str:
@@ -530,24 +528,30 @@ dotted_attacks = st.sampled_from(DOTTED_COMMANDS).flatmap(
 
 
 def messages_for(command: str) -> st.SearchStrategy[list[Step]]:
-    """Messages in the queue that a command reads, with nothing else that could stop the command."""
-    if re.search("--(resume|undo)", command):
-        return under_way
+    """Messages in the queue that a command reads, with nothing else that could stop it; half claim what it believes."""
     if "delayed" in command:
         return written.map(lambda message: [WAITING, replace(message, key=WAITING.name)])
-    key = (
-        QUORUM
-        if QUORUM in command
-        else "mallory.dlq"
-        if re.search("dlq .*mallory$|dlq (redrive|drop) m", command)
-        else "mallory"
-    )
-    return st.lists(written.map(lambda message: replace(message, key=key)), min_size=1, max_size=3).map(
-        lambda messages: [*messages]
-    )
+    key, read, left = "mallory", headers, rooms
+    if "convert" in command:
+        read |= st.fixed_dictionaries({"mqtool-convert": held})
+        left = rooms | st.sampled_from((0, 10, 50))
+    elif re.search("peek|dlq show|receive", command):
+        read |= st.fixed_dictionaries({"x-delivery-count": odd | st.sampled_from((1, 1000))})
+    if QUORUM in command:
+        key = QUORUM
+    elif re.search("dlq (show|redrive|drop) mallory", command):
+        key = "mallory.dlq"
+    plain = st.builds(Published, st.just("mallory"), st.just(key), read, properties | st.just({}), left, bodies)
+    messages = st.lists(plain, min_size=1, max_size=4).map(lambda each: [*each])
+    return messages | under_way if re.search("--(resume|undo)", command) else messages
 
 
-messages_only = st.sampled_from(COMMANDS).flatmap(
+messages_only = st.one_of(
+    *(
+        st.sampled_from([each for each in COMMANDS if re.search(words, each)])
+        for words in ("convert", "peek|dlq show", "dlq|delayed|move|receive|worker|rpc|doctor")
+    )
+).flatmap(
     lambda command: st.builds(Attack, st.just(_OWNED), st.none(), st.just(""), messages_for(command), st.just(command))
 )
 attacks = (
@@ -575,6 +579,8 @@ KNOWN = (
            "mqtool dlq redrive mallory --yes"),
     Attack(_OWNED, None, "", [Published("mallory", "mallory", {"CC": [PAYROLL]})] * 1500,
            "mqtool queue convert mallory --to quorum --yes", ["mallory.mqtool-convert"]),
+    Attack(_OWNED, None, "", [Published("mallory", "mallory", {"a": 1}, room=0)],
+           "mqtool queue convert mallory --to quorum --yes"),
 )  # fmt: skip
 
 
