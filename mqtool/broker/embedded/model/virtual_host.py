@@ -57,7 +57,8 @@ class Routing:
     Attributes:
         queues: the queues that get the message now, without duplicates.
         stored: True if the message is being written to disk because an x-delayed-message exchange holds it back.
-        source: the origin of the message, for a watcher: a channel, a connection, DeadLettered, Released or None.
+        source: the origin of the message, for a watcher: a channel, a connection, DeadLettered, ReleasedQueue or None.
+            Channels leave out the source if the watcher skips the message.
     """
 
     message: BrokerMessage
@@ -340,14 +341,15 @@ class VirtualHost:
     def enqueue(self, routing: Routing) -> Publication:
         """Add a message to the queues that it was routed to, except those that have been deleted since."""
         routed, accepted, stored = False, True, routing.stored
-        if self.watcher is not None:
-            self.watcher.published(routing)
+        watcher = self.watcher
+        if watcher is not None and (routing.source is not None or routing.message.address not in watcher.skipped):
+            watcher.published(routing)
         for queue in routing.queues:
             if not queue.deleted:
                 routed = True
                 taken, written = queue.publish(routing.message)
-                if not taken and self.watcher is not None:
-                    self.watcher.refused(queue, routing.message)
+                if not taken and watcher is not None:
+                    watcher.refused(queue, routing.message)
                 accepted, stored = accepted and taken, stored or written
         if routed and accepted:
             return _STORED if stored else _IN_MEMORY
