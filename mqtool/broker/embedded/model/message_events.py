@@ -15,7 +15,7 @@ from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.consumers import QueueConsumer
 from mqtool.broker.embedded.model.dead_lettering import DeadLettered
 from mqtool.broker.embedded.model.exchange import BrokerDestination, BrokerExchange
-from mqtool.broker.embedded.model.queue import BrokerQueue, put_back_all
+from mqtool.broker.embedded.model.queue import BrokerQueue, in_memory
 from mqtool.broker.embedded.model.virtual_host import ReleasedQueue, Routing, VirtualHost
 
 #: The maximum number of events kept for slow readers, of messages shown at the same time, and of skipped addresses.
@@ -258,8 +258,7 @@ class MessageEvents:
                 yield entry, {"queue": queue.name, "consumer": self._name_of(consumer, queue)}
         for queue in self._vhost.queues.values():
             if queue.kind != "stream":
-                put_back_all(queue)
-                for entry in islice(queue.backlog.in_memory(), LISTED):
+                for entry in islice(in_memory(queue), LISTED):
                     self.shown[entry.position] = queue.name, True
                     yield entry, {"queue": queue.name}
 

@@ -119,7 +119,7 @@ class VirtualHost:
         tracing: True if the firehose (message tracing) is on.
         failures: logs failures to process messages.
         dead_letters: publishes the messages that queues dead-letter.
-        requeueing: the queues into which messages are being put back.
+        requeueing: the queues into which messages are being put back, or whose purged messages are being dropped.
         watcher: the observer that message events are reported to, if any. Set by watch().
         deleted_traffic: the message counts of deleted queues by queue type, so that totals include them.
     """
@@ -146,11 +146,11 @@ class VirtualHost:
         self._delayed = DelayedMessages(clock, self._release)
         self.dead_letters = DeadLetters(self._publish_dead, clock, self.failures, trusts_deaths=profile.trusts_deaths)
 
-        def put_back(queue: BrokerQueue) -> None:
-            if queue.put_back_some():
+        def work(queue: BrokerQueue) -> None:
+            if queue.work_some():
                 self.requeueing.add(queue)
 
-        self.requeueing: TurnQueue[BrokerQueue] = TurnQueue(clock, put_back)
+        self.requeueing: TurnQueue[BrokerQueue] = TurnQueue(clock, work)
 
     def watch(self, watcher: Watcher | None) -> None:
         """Start to report message events to a watcher, in place of any previous one. None ends the reporting."""
