@@ -71,8 +71,8 @@ def channel(broker: EmbeddedBroker) -> Iterator[BlockingChannel]:
 def test_events_follow_a_message_from_publish_to_acknowledgement(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """The events `ready`, `delivered`, `requeued` and `acknowledged` of a message have the same copy number, and the
-    event `published` contains the message's properties and body.
+    """The events `ready`, `delivered`, `requeued` and `acknowledged` carry the number of the message's copy in its
+    queue, the same in all four. The event `published` contains the message's properties and body.
     """
     channel.queue_declare("q")
     events = Events(broker)

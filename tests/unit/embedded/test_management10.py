@@ -166,7 +166,9 @@ _NOT_EMPTY = ("PUT", "/queues/q", {})
 def test_each_management_request_gets_rabbitmqs_status_and_text(
     client: _Client, method: str, target: str, body: Any10, status: int, text: Any10
 ) -> None:
-    """Management requests over AMQP 1.0, most of them invalid, return the status and the text of RabbitMQ 4.3.6."""
+    """The embedded broker answers management requests over AMQP 1.0, most of them invalid, with the same status and
+    text as RabbitMQ 4.3.6.
+    """
     client(*_NOT_EMPTY)
     assert client(method, target, body) == (status, text)
 
