@@ -77,7 +77,7 @@ class Installation:
 
 
 def grown(base: Mapping[str, float], change: Mapping[str, float], tolerance: float = TOLERANCE) -> list[str]:
-    """Return the names of the rows that take more than `tolerance` times as much as in `base`."""
+    """Return the names of the rows that take more than `tolerance` times as much as in `base`; empty if none do."""
     return [name for name, before in base.items() if change[name] > before * tolerance]
 
 
@@ -269,7 +269,7 @@ def compare(table: Mapping[str, Measure], base: Installation, change: Installati
 
 
 def check(table: Mapping[str, Measure], base: Installation, change: Installation) -> Iterator[str]:
-    """Measure each row once, and again if it seems to have grown; yield its line, and "GREW" after one that has.
+    """Measure each row once, and again if it seems to have grown; yield its line, with "GREW" if it has.
 
     Both installations are measured at the same time: instructions do not depend on what else the machine does.
     """

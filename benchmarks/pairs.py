@@ -65,7 +65,7 @@ def compare(title: str, ours: Callable[[], Run], peer: Callable[[], Run], peer_n
     ratio = statistics.median(b.seconds / a.seconds for a, b in zip(our_runs, peer_runs, strict=True))
     print(
         f"{title:<24} mqtool {_median(our_runs):6.2f} s   {peer_name} {_median(peer_runs):6.2f} s   "
-        f"speed {ratio:4.2f} × the other's   "
+        f"speed {ratio:4.2f} (mqtool / {peer_name})   "
         f"(peak memory {_peak(our_runs)} and {_peak(peer_runs)}, {counted(pairs, 'pair')})",
         flush=True,  # the next pairs may take minutes
     )

@@ -67,7 +67,8 @@ def main() -> None:
     ratio = statistics.median(ours / bare for ours, bare in pairs)
     ours, bare = (statistics.median(each) for each in zip(*pairs, strict=True))
     print(
-        f"RPC round trip           mqtool {ours:6.2f} ms   pika server {bare:6.2f} ms   time {ratio:4.2f} × the other's"
+        f"RPC round trip           mqtool {ours:6.2f} ms   pika server {bare:6.2f} ms   "
+        f"time {ratio:4.2f} (mqtool / pika server)"
     )
 
     def clients(count: int) -> Run:
@@ -82,7 +83,7 @@ def main() -> None:
             pairs=5,
         )
         beyond_one = statistics.median(clients(AT_ONCE).seconds - clients(1).seconds for _ in range(5))
-        print(f"without the time for a single request: {(AT_ONCE - 1) / beyond_one:,.0f} replies a second")
+        print(f"mqtool, without the time for a first request: {(AT_ONCE - 1) / beyond_one:,.0f} replies a second")
 
 
 if __name__ == "__main__":

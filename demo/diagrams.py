@@ -165,7 +165,7 @@ def document() -> str:
 
 
 def _section_over_amqp10(name: str) -> str:
-    """Return the section of a tutorial whose commands are in another one's section."""
+    """Return the section of a tutorial whose commands are in another tutorial's section."""
     page = pages.page(name)
     return f"### {page.title.partition(',')[0]}\n\n{_introduction(page)}"
 

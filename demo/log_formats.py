@@ -96,15 +96,15 @@ def read(path: Path) -> bytes:
         log = path.read_bytes()
     except OSError as error:
         raise CheckFailed(
-            f"cannot read the log file {path}: {error.strerror}\n  use another one with LOG=FILE"
+            f"cannot read the log file {path}: {error.strerror}\n  name another file with LOG=FILE"
         ) from error
     if not log:
-        raise CheckFailed(f"the log file {path} is empty\n  use another one with LOG=FILE")
+        raise CheckFailed(f"the log file {path} is empty\n  name another file with LOG=FILE")
     return log
 
 
 def find() -> Path | None:
-    """Return a readable log file of this machine, if there is one."""
+    """Return a readable log file of this machine that is not empty; None if there is none."""
     for path in map(Path, _USUAL):
         if path.is_file() and os.access(path, os.R_OK) and path.stat().st_size:
             return path

@@ -152,7 +152,7 @@ def _of_words(name: str, words: Sequence[str]) -> Receiver:
 
 def _spare_the_log(path: Path, receivers: Sequence[Receiver]) -> None:
     if path.resolve() in [receiver.file.resolve() for receiver in receivers]:
-        raise CheckFailed(f"a receiver would overwrite the log file {path}\n  use another one with LOG=FILE")
+        raise CheckFailed(f"a receiver would overwrite the log file {path}\n  name another file with LOG=FILE")
 
 
 def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:

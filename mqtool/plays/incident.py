@@ -12,7 +12,7 @@ _CHARGE = """\
 case $(cat) in *JPY*) echo 'no cents in JPY' >&2; exit 65;; esac
 echo charged
 """
-_MENDED = "#!/bin/sh\ncat > /dev/null; echo charged\n"
+_FIXED = "#!/bin/sh\ncat > /dev/null; echo charged\n"
 _PEOPLE = {"EUR": "Ann Lee", "USD": "Bob Ray", "JPY": "Aiko Mori", "GBP": "Cy Dunn"}
 _ORDERS = [
     {"name": name, "email": f"{name.split()[0].lower()}@mail.example", "amount": 1200, "currency": currency}
@@ -46,7 +46,7 @@ def play(stage: Stage) -> None:
         stage.expect("the charge fails there too, for the same reason", _errors(shown), said)
 
         stage.say("Fix the worker, and move the failed message: to another queue or, with --to-url, to another broker.")
-        charge.write_text(_MENDED)
+        charge.write_text(_FIXED)
         laptop.run(f"mqtool move {queue}.dlq --to {queue}")
         again.wait_for("charged", len(_ORDERS))
         again.interrupt()

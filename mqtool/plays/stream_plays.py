@@ -27,8 +27,8 @@ def _stream_hello_world(stage: Stage) -> None:
     both = [f"Hello, World!{received}", f"Good morning!{received}"]
     for reader, what, expected in (
         (early, "the early reader got both messages", both),
-        (late, "so did the late one", both),
-        (third, "the third got only the second message", both[1:]),
+        (late, "the late reader got both messages, too", both),
+        (third, "the third reader got only the second message", both[1:]),
     ):
         stage.expect(what, reader.after("Got message: b'"), expected)
 
@@ -53,19 +53,19 @@ def _stream_offset_tracking(stage: Stage) -> None:
     sender.run(f"mqtool offset send{stream}")
     stage.say("The receiver stores every tenth offset on the broker, and stops at the marker.")
     receiver.run(f"mqtool offset receive{stream}")
-    stage.expect("it has read all hundred messages", receiver.after(done), ["0 last_offset 99 "])
+    stage.expect("the receiver has read all hundred messages", receiver.after(done), ["0 last_offset 99 "])
     stage.say("The broker stores, under the receiver's name, the offset of the last message that was handled.")
     third.run(f"mqtool offset show {stage.name(_NAME)} subscriber_1")
-    stage.expect("it is the offset of the marker", third.lines, ["99"])
+    stage.expect("the stored offset is that of the marker", third.lines, ["99"])
     stage.say("Send another hundred, and start the receiver again: it continues after the first marker.")
     sender.run(f"mqtool offset send{stream}")
     receiver.run(f"mqtool offset receive{stream}")
     first, last = (int(number) for number in receiver.after(done)[0].split(" last_offset "))
-    stage.expect("it read the second hundred, and no message twice", (first >= 100, last - first), (True, 99))
+    stage.expect("the receiver read the second hundred, and no message twice", (first >= 100, last - first), (True, 99))
     stage.say("To read the whole stream again, reset the offset.")
     third.run(f"mqtool offset reset {stage.name(_NAME)} subscriber_1")
     receiver.run(f"mqtool offset receive{stream}")
-    stage.expect("it started again", receiver.after(done), ["0 last_offset 99 "])
+    stage.expect("the receiver read the stream from its start again", receiver.after(done), ["0 last_offset 99 "])
 
 
 STREAM_OFFSET_TRACKING = Play(

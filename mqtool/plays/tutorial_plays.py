@@ -355,7 +355,7 @@ def _puzzles(stage: Stage) -> None:
 def _who_gets(
     stage: Stage, emitter: Terminal, receivers: dict[Terminal, tuple[str, list[str]]], keys: list[str]
 ) -> None:
-    """Send a message with each key. Check that each terminal's pattern gets those with the keys beside it."""
+    """Send a message with each key. Check that each terminal gets only the keys that are listed with its pattern."""
     exchange = stage.exchange("topic_logs")
     for terminal, (pattern, _) in receivers.items():
         terminal.start(f"mqtool receive-log topic{exchange} '{pattern}'")

@@ -129,7 +129,7 @@ def _asynchrony(stage: Stage) -> None:
 
 
 def _forget_orders(stage: Stage) -> None:
-    """Delete what belongs to the first reason only: a picture of the others does not show it."""
+    """Delete the queues and the exchange of the first reason: pictures of the other reasons should not show them."""
     with Connection(parse_addresses(stage.place.url)) as connection:
         channel = connection.channel()
         for queue in ("stock", "mail"):
@@ -169,8 +169,9 @@ def _peak_clipping(stage: Stage) -> None:
     longest = max(then - asked for then, asked in zip(done, shop.asked, strict=True))
     stage.expect(f"all {total} orders were packed, at the packer's own pace", packer.count(_PACKED), total)
     stage.say(
-        f"Up to {max(gauge.values[2]):,.0f} orders waited in the queue, one of them for {longest:.1f} s. With a packer "
-        f"called directly, its customer would have waited as long. Through the queue, an answer took {shop}."
+        f"Up to {max(gauge.values[2]):,.0f} orders waited in the queue, one of them for {longest:.1f} s. If the shop "
+        "had called the packer itself, that customer would have waited as long. Through the queue, an answer took "
+        f"{shop}."
     )
 
 
@@ -214,7 +215,7 @@ class Shop:
         return (self.answers or [0.0])[-1]
 
     def __str__(self) -> str:
-        return f"{median(self.answers):,.0f} ms, and at most {max(self.answers):,.0f} ms"
+        return f"{median(self.answers):,.0f} ms (median; at most {max(self.answers):,.0f} ms)"
 
 
 class Gauge:

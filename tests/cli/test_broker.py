@@ -274,7 +274,9 @@ def test_broker_up_foreground_that_is_killed_while_it_starts_leaves_no_broker(
 
 
 def test_the_embedded_broker_in_the_foreground_is_one_process(home: Shell, at_port: str) -> None:
-    """`broker up --foreground --kind embedded` runs the broker in its own process, which `broker down` ends."""
+    """`broker up --foreground --kind embedded` runs the broker inside the command's process, without a child process.
+    `broker down` ends it.
+    """
     foreground = home.start("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--foreground", at_port)
     foreground.wait_for_stdout(" is up at ")
     pid = int(re.findall(r"process +(\d+)", home.run("mqtool", "broker", "status").stdout)[0])

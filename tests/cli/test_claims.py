@@ -147,8 +147,8 @@ def test_resume_ignores_forged_conversion_plans(shell: Shell, broker: TestBroker
 
 @on_any_broker
 def test_a_resumed_conversion_asks_and_shows_the_definition(shell: Shell, broker: TestBroker) -> None:
-    """`queue convert --resume` shows the new definition and needs --yes; if dead-letter arguments change, the queue
-    must be named as well.
+    """`queue convert --resume` shows the new definition and needs --yes. If dead-letter arguments change, it also needs
+    the queue's name as an argument.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "mallory")

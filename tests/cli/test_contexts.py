@@ -169,9 +169,10 @@ def test_options_win_over_the_environment_and_the_context(home: Shell, strongest
 
 
 @on_any_broker
-def test_broker_status_says_whether_a_broker_not_started_here_answers(shell: Shell) -> None:
-    """`broker status` exits with 0 if the broker that MQTOOL_URL names accepts connections, and with 69 if nothing
-    listens at the URL given with -u.
+def test_broker_status_checks_a_broker_that_mqtool_did_not_start(shell: Shell) -> None:
+    """`broker status` checks a broker that mqtool did not start, given by MQTOOL_URL or -u: it exits with 0 if the
+    broker accepts connections, and with 69 if nothing listens there. With the --name of no started broker, it exits
+    with 69.
     """
     shell.environment["XDG_STATE_HOME"] = str(shell.directory)
     answers = shell.run("mqtool", "broker", "status")

@@ -372,8 +372,8 @@ def test_a_queue_with_an_unacknowledged_message_is_not_converted(
 def test_a_killed_conversion_can_be_completed_after_others_used_the_queue(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, kill_at: int, what: str
 ) -> None:
-    """If another client uses the queue, or a policy is set on it, after `queue convert` was killed, the conversion can
-    be completed with all messages once that client has disconnected.
+    """If `queue convert` is killed, and then another client uses the queue or a policy is set on it, the conversion can
+    still be completed once no other client is connected, and no message is lost.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)
@@ -483,8 +483,8 @@ def _unexpected(delivery: Delivery) -> Message:
 def test_messages_published_to_a_queue_while_it_is_moved_are_moved_once_and_in_order(
     broker: TestBroker, kind: str
 ) -> None:
-    """If clients publish to a queue half as fast as `queue convert` moves its messages to another queue, each message
-    is moved once and in order. At most 50 are left to move once clients publish elsewhere.
+    """While clients publish to a queue at half the speed at which `queue convert` moves its messages, each message is
+    moved once and in order. When the clients stop publishing to the queue, at most 50 messages are left to move.
     """
     published = 300
 

@@ -83,9 +83,9 @@ def test_import_keeps_queues_that_differ(admin: Shell) -> None:
     assert actions(run(admin, "diff file --json")) == {("conflict", "queue", "jobs"), ("extra", "queue", "more")}
 
 
-def test_import_prints_the_reason_of_a_refusal_on_one_line(admin: Shell) -> None:
-    """If the broker refuses a policy with a reason of several lines, `definitions import` prints one warning line
-    without a literal backslash-n.
+def test_import_prints_the_reason_for_a_refusal_on_one_line(admin: Shell) -> None:
+    """If the broker refuses a policy with a multi-line reason, `definitions import` prints the reason on one warning
+    line, without a literal backslash-n.
     """
     file = admin.directory / "file"
     contents = json.loads(file.read_text())

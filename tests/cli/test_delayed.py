@@ -460,8 +460,8 @@ def test_a_delayed_message_for_a_missing_exchange_declares_nothing(shell: Shell,
 
 @pytest.mark.keeps_messages
 def test_failed_to_keeps_delayed_messages_for_a_missing_queue(shell: Shell, via: str) -> None:
-    """If a line's queue does not exist, `send --failed-to` writes its message and all later ones to the file with their
-    delays, so that a second run can send them.
+    """If an input line names a queue that does not exist, `send --failed-to` writes this message and all later ones,
+    with their delays, to the file, so that a second run can send them.
     """
     shell.run("mqtool", "receive", "--idle-timeout", "1ms")
     missing = {"body": "b", "exchange": "", "routing_key": "missing", "delay": "200ms"}

@@ -66,8 +66,8 @@ def test_each_kind_of_list_shows_what_is_on_the_broker(
 
 
 def test_list_queues_shows_current_counts(shell: Shell, listing: object) -> None:
-    """`list queues` shows current counts of ready messages and consumers; a note says if counts of unacknowledged
-    messages are up to 5 s old.
+    """`list queues` shows current counts of ready messages and consumers. If counts of unacknowledged messages are
+    shown and may be up to 5 s old, a note says so.
     """
     shell.run("mqtool", "new-task", "-l", stdin="one\ntwo\nthree\n")
     listed = shell.run("mqtool", "list", "queues")

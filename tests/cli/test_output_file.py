@@ -79,7 +79,9 @@ def test_an_incomplete_last_line_of_a_killed_run_is_removed(shell: Shell) -> Non
 
 
 def test_a_short_file_without_a_newline_is_kept(shell: Shell) -> None:
-    """`receive -o` keeps a short file that consists of one line without a newline, and starts on a new line."""
+    """If the output file consists of one line without a newline, `receive -o` keeps this line and writes the message on
+    a line of its own.
+    """
     log = shell.directory / "app.log"
     log.write_text("header")
     shell.run("mqtool", "send", "body")

@@ -285,8 +285,8 @@ def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, br
 def test_doctor_upgrade_says_what_changes_in_4_4(
     watcher: Shell, broker: TestBroker, version: str, *, is_told: bool
 ) -> None:
-    """`doctor --upgrade 4.4` also names changes of RabbitMQ 4.4 that do not depend on the broker's topology, such as
-    that OpenID Connect needs https. `doctor --upgrade 4.3` does not name them.
+    """`doctor --upgrade 4.4` also lists changes in RabbitMQ 4.4 that do not depend on the broker's topology: for
+    example, OpenID Connect requires https. `doctor --upgrade 4.3` does not list them.
     """
     told = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--upgrade", version).stderr
     for what in (

@@ -89,7 +89,7 @@ def _settle(plain: Plain, *outcomes: int) -> None:
 
 
 def _go_away(plain: Plain) -> None:
-    """It comes again, and is rejected, but nobody has released it."""
+    """The job is redelivered and rejected, but no receiver has released it."""
     plain.send("jobs", "x")
     first = _Receiver(plain, "jobs")
     first.client.expect(TRANSFER)
@@ -122,7 +122,7 @@ HELLO_WORLD = {
         _cross,
         (
             Wrong("was sent over AMQP 0-9-1", "mqtool send 'Hello World!'; mqtool receive -c 1"),
-            Wrong("and received over it", _over_1_0_only),
+            Wrong("was sent and received over AMQP 1.0", _over_1_0_only),
             Wrong("Send it over AMQP 1.0", _same_body),
             Wrong("was fetched (basic.get)", _fetch),
             Wrong("nobody receives from that queue", f"mqtool send {_OVER_1_0} 'Hello World!'"),
@@ -157,13 +157,17 @@ WORK_QUEUES = {
         lambda plain: _settle(plain, RELEASED, REJECTED),
         (
             Wrong("Now reject it", lambda plain: _settle(plain, RELEASED)),
-            Wrong("Reject the next one instead", lambda plain: _settle(plain, RELEASED, ACCEPTED)),
+            Wrong("redelivered and then accepted", lambda plain: _settle(plain, RELEASED, ACCEPTED)),
             Wrong(
-                "It could not come again", f"{_RECEIVER}context.discard()/' > receiver.py; python receiver.py worker &"
+                "was rejected, so it is not redelivered",
+                f"{_RECEIVER}context.discard()/' > receiver.py; python receiver.py worker &",
             ),
-            Wrong("because its receiver went away", _go_away),
+            Wrong("because its receiver ended", _go_away),
             Wrong("receive it over AMQP 1.0", _over_0_9_1),
-            Wrong("was accepted, and is gone", f"mqtool send -q jobs x; mqtool receive -q jobs -c 1 {_OVER_1_0}"),
+            Wrong(
+                "was accepted, so it is not redelivered",
+                f"mqtool send -q jobs x; mqtool receive -q jobs -c 1 {_OVER_1_0}",
+            ),
         ),
     ),
 }

@@ -76,7 +76,7 @@ ATTEMPTS = {
             Wrong("went to the queue 'hallo', not to 'hello'", "mqtool send -q hallo 'Hello World!'"),
             Wrong("nobody receives from that queue", "mqtool send 'Hello World!'"),
             Wrong("A receiver waits for messages from 'hallo', which is empty", _misspelt),
-            Wrong("it is in 'hello' again", _gives_back, "has not been acknowledged yet"),
+            Wrong("it was requeued in 'hello'", _gives_back, "has not been acknowledged yet"),
             Wrong("was purged", "mqtool send; mqtool queue purge hello --yes", "nobody receives"),
             Wrong("was deleted", "mqtool send; mqtool queue delete hello --yes --if-exists"),
             Wrong("published with the routing key 'helo'", "mqtool send -e '' -r helo hi"),

@@ -65,7 +65,7 @@ ATTEMPTS = {
         _twice,
         (
             Wrong("its publisher was not told", _twice_unconfirmed),
-            Wrong("Receive what is there first", "mqtool send -q orders one; mqtool send -q orders two"),
+            Wrong("First receive the order in it", "mqtool send -q orders one; mqtool send -q orders two"),
             Wrong(
                 "publish it again",
                 "mqtool send -q orders one; mqtool send -q orders two; mqtool receive -q orders -c 1",

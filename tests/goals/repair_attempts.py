@@ -1,4 +1,4 @@
-"""Attempts at the goals of repair: the programs as they are, and mended."""
+"""Attempts at the goals of repair: the programs as they are, and fixed."""
 
 import contextlib
 import time
@@ -167,7 +167,10 @@ ATTEMPTS = {
         _EARLY + _PAY + "python early_ack.py; python early_ack.py &",
         _cut,
         (
-            Wrong("was acknowledged by its delivery", "copy early_ack;" + _PAY + "python early_ack.py &"),
+            Wrong(
+                "was acknowledged automatically, as soon as it was delivered",
+                "copy early_ack;" + _PAY + "python early_ack.py &",
+            ),
             Wrong("which takes two seconds", _ACK_FIRST + _PAY + "python early_ack.py &"),
             Wrong("Run the program again", _EARLY + _PAY + "python early_ack.py"),
             Wrong("nobody receives", _PAY),
@@ -193,7 +196,7 @@ ATTEMPTS = {
         _publish,
         (
             Wrong("has gone on without publishing it again", _publish_once),
-            Wrong("because the queue is full. Now receive what is there", _insist),
+            Wrong("because the queue is full. Now receive the orders in it", _insist),
             Wrong(
                 "its program was not told",
                 "copy unconfirmed; python unconfirmed.py; start mqtool receive -q orders; python unconfirmed.py",
@@ -207,7 +210,7 @@ ATTEMPTS = {
         lambda plain: _ask_at_once(plain, "", ""),
         (
             Wrong("name the same queue for their replies", lambda plain: _ask_at_once(plain, "replies", "replies")),
-            Wrong("Run the program twice", lambda plain: _ask_at_once(plain, "")),
+            Wrong("Run the program in two terminals at the same time", lambda plain: _ask_at_once(plain, "")),
             Wrong("where the reply should go", "mqtool send -q rpc_queue 6"),
             Wrong("only after the first one had its reply", _ask_in_turn),
             Wrong("names that another client can choose", lambda plain: _ask_at_once(plain, "replies.6", "replies.7")),
@@ -218,9 +221,9 @@ ATTEMPTS = {
         "copy requeue_loop -e 's/requeue=True/requeue=False/';" + _MAILS,
         _dead,
         (
-            Wrong("comes again and again", "copy requeue_loop;" + _MAILS),
+            Wrong("has been delivered more than 5 times", "copy requeue_loop;" + _MAILS),
             Wrong("as if it had been sent", _swallow),
-            Wrong("Now send one without an @", "mqtool send -q mails a@b; mqtool receive -q mails -c 1"),
+            Wrong("Now send an address without an @", "mqtool send -q mails a@b; mqtool receive -q mails -c 1"),
             Wrong("nobody receives", "mqtool send -q mails nowhere"),
         ),
     ),
@@ -228,10 +231,10 @@ ATTEMPTS = {
         f"copy other_settings -e '{_PASSIVE}'; python other_settings.py & mqtool send -q invoices 42",
         _invoice,
         (
-            Wrong("was declared anew", _anew),
+            Wrong("was declared again", _anew),
             Wrong("nobody receives", "copy other_settings; mqtool send -q invoices 42; python other_settings.py"),
             Wrong("not to 'invoices'", "mqtool send -q invoice 42"),
-            Wrong("is gone", "mqtool queue delete invoices --yes"),
+            Wrong("was deleted", "mqtool queue delete invoices --yes"),
         ),
     ),
 }

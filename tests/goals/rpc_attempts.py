@@ -76,7 +76,8 @@ ATTEMPTS = {
         (
             Wrong("does not have the correlation ID", _nameless),
             Wrong(
-                "no client got more than 1 so far", "start mqtool rpc-server; mqtool rpc-client 6; mqtool rpc-client 7"
+                "no client has got more than 1 so far",
+                "start mqtool rpc-server; mqtool rpc-client 6; mqtool rpc-client 7",
             ),
             Wrong("where the reply should go", "mqtool send -q rpc_queue 6"),
             Wrong("Nobody has answered", lambda plain: (plain.queue("rpc_queue"), _ask(plain, 3))),

@@ -56,8 +56,8 @@ READING = {
         "mqtool send-stream hi; mqtool receive-stream -c 1; mqtool receive-stream -c 1",
         _twice,
         (
-            Wrong("Now let another one read it", "mqtool send-stream hi; mqtool receive-stream -c 1"),
-            Wrong("Each message was read by one reader only", _one_each),
+            Wrong("Now let another reader read it", "mqtool send-stream hi; mqtool receive-stream -c 1"),
+            Wrong("Each message was read by only one reader", _one_each),
             Wrong(
                 "is a classic queue, not a stream",
                 "mqtool send -q hello-python-stream --queue-type classic hi; mqtool receive -q hello-python-stream "

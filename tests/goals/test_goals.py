@@ -123,7 +123,9 @@ def _done(plain: Plain) -> None:
 
 _MISTAKES_IN_TURN = [
     pytest.param(GOALS["hello-world"][2], (_told, "returned"), (_to_helo, "queue 'helo'"), id="hello-world"),
-    pytest.param(GOALS["work-queues"][2], (_given_back, "back itself"), (_done, "done before"), id="work-queues"),
+    pytest.param(
+        GOALS["work-queues"][2], (_given_back, "requeued 'long' itself"), (_done, "done before"), id="work-queues"
+    ),
 ]
 
 
@@ -182,7 +184,7 @@ def test_a_message_that_the_restart_has_lost_is_not_called_purged(goal: Goal, le
     transient message, which the restart has lost.
     """
     learner.make(work_queues_attempts.purge_after_restart)
-    learner.wait_for("mistake", "What had survived the restart is gone")
+    learner.wait_for("mistake", "The persistent message survived the restart, but left the queue unread")
     assert learner.trial is not None
     true = [text for each in goal.mistakes if (text := each(learner.trial.seen))]
     assert [text for text in true if "was purged: 'kept' was deleted" in text]
@@ -215,10 +217,10 @@ def test_the_proof_of_two_copies_names_a_queue_that_nobody_reads(goal: Goal, lea
 
 
 @pytest.mark.parametrize("goal", [GOALS["topics"][0]], ids=["star"])
-def test_a_receiver_that_ends_after_its_messages_has_reached_the_goal(
+def test_the_goal_star_is_reached_by_a_receiver_that_ends_after_its_messages(
     goal: Goal, learner: Learner, broker: TestBroker
 ) -> None:
-    """The goal "star" of the tutorial topics is reached even if the learner's receiver ends right after the three
+    """The goal "star" of the tutorial `topics` is reached even if the learner's receiver ends right after the three
     messages were published.
     """
     if broker.kind != "embedded":
@@ -230,13 +232,13 @@ def test_a_receiver_that_ends_after_its_messages_has_reached_the_goal(
     assert learner.wait_for("reached")
 
 
-_MENDED = [
+_FIXED = [
     pytest.param(goal, repair_attempts.ATTEMPTS[goal.name].wrong[0], repair_attempts.ATTEMPTS[goal.name], id=goal.name)
     for goal in GOALS["repair"][:5]
 ]
 
 
-@pytest.mark.parametrize(("goal", "wrong", "attempts"), _MENDED)
+@pytest.mark.parametrize(("goal", "wrong", "attempts"), _FIXED)
 def test_a_program_reaches_the_goal_once_it_is_repaired(wrong: Wrong, attempts: Attempts, learner: Learner) -> None:
     """If the learner repairs a program after `tutorial try repair` has reported the program's defect, the goal is
     reached, and need not be begun again.

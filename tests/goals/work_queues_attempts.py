@@ -234,7 +234,7 @@ ATTEMPTS = {
         "start mqtool worker; mqtool new-task long..; pause; kill -9 %1; start mqtool worker",
         _die,
         (
-            Wrong("gave 'long' back itself", _nack),
+            Wrong("requeued 'long' itself", _nack),
             Wrong("closed its channel or connection itself", _leave),
             Wrong("Now another worker must do it", _die_alone),
             Wrong("automatic acknowledgement", _die_with_nothing),
@@ -266,7 +266,7 @@ ATTEMPTS = {
         _redrive,
         (
             Wrong("is in 'jobs.dlq': its worker rejected it", _reject_only),
-            Wrong("was put back into 'jobs'", _requeue),
+            Wrong("was requeued in 'jobs'", _requeue),
             Wrong("has not come back to 'jobs'", _do_another),
             Wrong("is back in 'jobs'", _ANOTHER_FIRST),
             Wrong("it is not a dead letter of 'jobs'", _pretend),

@@ -18,8 +18,8 @@ _LITTLE, _IDLE_TURNS = 0.001, 10
 class LoopWatch:
     """Measures the longest turn of a broker's event loop, in seconds of processor time.
 
-    Unlike the time that a second client waits, this does not depend on how busy the machine is. Nor does it depend on what
-    other tests have left in this process, which a garbage collection during the turn would search, too.
+    Unlike the time that a second client waits, this does not depend on how busy the machine is, nor on what other tests
+    have left in this process, which a garbage collection during the turn would search, too.
     """
 
     def __init__(self, broker: EmbeddedBroker) -> None:

@@ -266,7 +266,7 @@ def test_x_opt_delivery_time_takes_precedence_over_the_delayed_retry_of_the_queu
 
 
 def acquired(frame: Frame) -> int:
-    """How often a message went back to its queue, by its annotations."""
+    """Return how often a message was requeued, by its annotation x-acquired-count; 0 if it has none."""
     return int(frame.message.message_annotations.get(Symbol("x-acquired-count"), 0))
 
 
@@ -276,8 +276,9 @@ def acquired(frame: Frame) -> int:
 def test_ending_a_link_with_credit_requeues_a_message_that_the_link_has_released(
     broker: TestBroker, channel: BlockingChannel, state: Described, ending: int, *, pipelined: bool
 ) -> None:
-    """From RabbitMQ 4.3 on, a message released or modified by a link with credit left goes to this link again, and is
-    requeued a second time when the link ends: x-acquired-count rises by 2. Without credit left, it rises by 1.
+    """From RabbitMQ 4.3 on, a message that a link releases or modifies while it has credit left is redelivered to the
+    same link, and requeued again when the link, its session or its connection ends, so x-acquired-count rises by 2.
+    Without credit left, it rises by 1.
     """
     if not broker.differs_since("4.3", "x-acquired-count"):
         pytest.skip("from 4.3 on")

@@ -78,8 +78,8 @@ def test_a_flipped_bit_in_the_log_is_reported(process: BrokerProcess, where: flo
 
 
 def test_damage_at_the_end_of_the_log_loses_only_the_last_change(process: BrokerProcess) -> None:
-    """If the end of the write-ahead log is damaged, only the last message is lost; the broker warns and keeps a copy
-    of the log.
+    """If the end of the write-ahead log is damaged, only the last change is lost: here, the last message. The broker
+    logs a warning, and keeps a copy of the log.
     """
     process.kill()
     _, log = files(process)

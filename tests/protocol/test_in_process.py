@@ -440,8 +440,8 @@ def test_a_stopped_broker_can_be_started_again() -> None:
 
 
 def test_stopping_a_broker_that_hangs_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the embedded broker's event loop hangs, stop() raises TimeoutError with the function that hangs, instead of
-    waiting for ever.
+    """If the embedded broker's event loop hangs, stop() raises a TimeoutError that names the hanging function, instead
+    of waiting forever.
     """
     monkeypatch.setattr(in_process, "_STOPPING_SECONDS", 0.1)
     hangs, goes_on = threading.Event(), threading.Event()

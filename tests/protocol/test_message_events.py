@@ -6,6 +6,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -70,8 +71,8 @@ def channel(broker: EmbeddedBroker) -> Iterator[BlockingChannel]:
 def test_events_follow_a_message_from_publish_to_acknowledgement(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """The events `ready`, `delivered`, `requeued` and `acknowledged` of a message have the same copy number, and the
-    event `published` contains the message's properties and body.
+    """The events `ready`, `delivered`, `requeued` and `acknowledged` carry the number of the message's copy in its
+    queue, the same in all four. The event `published` contains the message's properties and body.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -364,6 +365,64 @@ def test_of_many_messages_all_are_counted_and_only_some_reported_as_events(
     assert [count for *_, count in found["published"]] == [3000]
     assert 0 < shown < 1000
     assert events.get(after=1, timeout=0)["lost"]
+
+
+def test_events_follow_a_dead_letter_although_its_key_is_too_busy_to_show_new_messages(
+    broker: EmbeddedBroker, channel: BlockingChannel
+) -> None:
+    """A message that is shown stays in the events when it is dead-lettered, even while new messages to the same
+    exchange and key are only counted because there are too many.
+    """
+    channel.queue_declare("dead")
+    channel.queue_declare("q", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
+    events = Events(broker)
+    channel.basic_publish("", "q", b"x")
+    for _ in range(60):
+        channel.basic_publish("", "dead", b"x")
+    method, _, _ = channel.basic_get("q")
+    channel.basic_reject(method.delivery_tag, requeue=False)
+    channel.queue_declare("q", passive=True)  # answered after the rejection
+    found = events.get(after=events.snapshot["number"], timeout=0)["events"]
+    assert [each["what"] for each in found[-3:]] == ["dead-lettered", "published", "ready"]
+    assert found[-2]["from"] == {"queue": "q", "reason": "rejected"}
+    assert len(found) < 60
+
+
+def test_a_delayed_message_that_is_not_shown_leaves_no_trace_in_later_events(
+    broker: EmbeddedBroker, channel: BlockingChannel
+) -> None:
+    """On a busy broker, a delayed message is not shown. The events of the next message to the same exchange and key
+    that is shown are its own: it is not reported as delayed.
+    """
+    channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
+    channel.queue_declare("q")
+    channel.queue_bind("q", "late")
+    events = Events(broker)
+    for key in ("a", "b", "c"):
+        for _ in range(20):
+            channel.basic_publish("late", key, b"x")
+    for _ in range(2):
+        channel.basic_publish("late", "k", b"x", pika.BasicProperties(headers={"x-delay": 60_000}))
+    channel.queue_declare("q", passive=True)  # answered after all of them have been published
+    number = events.get(after=events.snapshot["number"], timeout=0)["number"]
+    events.get(after=number, timeout=0.1)  # by then, new messages may be shown again
+    channel.basic_publish("late", "k", b"x")
+    channel.queue_declare("q", passive=True)
+    found = events.get(after=number, timeout=0)["events"]
+    assert [each["what"] for each in found] == ["published", "ready"]
+
+
+def test_a_request_for_events_waits_until_there_is_one(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+    """A request for events with a timeout is answered with the next event as soon as it happens."""
+    channel.queue_declare("q")
+    events = Events(broker)
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(events.get, after=events.get()["number"], timeout=30)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.2)
+        channel.basic_publish("", "q", b"x")
+        found = waiting.result(10)["events"]
+    assert [each["what"] for each in found] == ["published", "ready"]
 
 
 def test_deleting_a_queue_ends_the_events_of_its_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:

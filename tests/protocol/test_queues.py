@@ -252,6 +252,22 @@ def test_a_consumer_gets_x_delivery_count_only_after_a_requeue(channel: Blocking
     assert seen == [None, {"x-delivery-count": 1}]
 
 
+def test_a_quorum_queue_replaces_a_delivery_count_that_the_publisher_set(channel: BlockingChannel, take: Take) -> None:
+    """If a publisher sets the header x-delivery-count, a quorum queue replaces it when it redelivers the message."""
+    channel.queue_declare("q", durable=True, arguments={**QUORUM, "x-delivery-limit": 5})
+    channel.basic_publish("", "q", b"x", BasicProperties(headers={"x-delivery-count": 1000}))
+    seen: list[Any] = []
+
+    def give_back_once(_channel: BlockingChannel, method: Any, properties: BasicProperties, _body: bytes) -> None:
+        seen.append((properties.headers or {})["x-delivery-count"])
+        if len(seen) == 1:
+            channel.basic_reject(method.delivery_tag)
+
+    channel.basic_consume("q", give_back_once)
+    take.until(lambda: len(seen) == 2)
+    assert seen == [1000, 1]
+
+
 @pytest.mark.parametrize(
     ("limit", "expected"),
     [

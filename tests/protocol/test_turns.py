@@ -401,8 +401,8 @@ def test_large_annotations_for_many_messages_do_not_hold_up_other_clients(
 def test_many_connections_that_publish_at_once_do_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
-    """If 60 connections publish at once, each ten messages to a thousand queues, other clients wait for less than 0.25
-    s of processor time, and every message arrives.
+    """If 60 connections publish ten messages each at the same time, and each message is routed to a thousand queues,
+    other clients wait for less than 0.25 s of processor time, and the last of these queues gets every message.
     """
     with ExitStack() as stack:
         clients = [stack.enter_context(RawClient(broker.url)) for _ in range(60)]

@@ -174,7 +174,9 @@ def test_all_messages_after_the_last_that_arrived_are_lost() -> None:
 
 
 def test_latencies_of_several_processes_are_merged() -> None:
-    """`bench` merges the latencies of two processes, and reports the percentiles of all of them, to three digits."""
+    """`bench` merges the latencies of two processes, and reports the percentiles of the combined latencies, to three
+    significant digits.
+    """
     one, other = Latencies(), Latencies()
     one.record([1_000_000] * 99)
     other.record([2_000_000_000])

@@ -55,8 +55,10 @@ def test_a_message_is_handled_once(path: Path) -> None:
         KEY._replace(client="guest"),
     ],
 )
-def test_the_same_id_elsewhere_is_another_message(path: Path, other: MessageKey) -> None:
-    """A message with the same id on another broker, in another queue or of another client is handled."""
+def test_a_message_with_another_broker_queue_client_or_id_is_no_duplicate(path: Path, other: MessageKey) -> None:
+    """A message is not a duplicate of a handled message, and is handled, if it is on another broker, in another queue
+    or from another client, or if its id differs in upper and lower case.
+    """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
     store.done(KEY)
@@ -257,7 +259,9 @@ def test_a_reused_process_id_is_not_taken_for_the_worker(path: Path, other_worke
 
 
 def test_a_claim_of_this_worker_from_an_earlier_run_is_taken_over(path: Path) -> None:
-    """A claim that the worker's own process does not know is no longer held: its message is handled."""
+    """If an earlier run of this worker claimed a message but did not finish it, the worker takes over the claim and
+    handles the message.
+    """
     HandledMessages(path, DAY).begin(KEY)
     assert HandledMessages(path, DAY).begin(KEY, lambda: True) is None
 
@@ -291,8 +295,8 @@ def test_the_store_is_for_its_user_only(path: Path) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-def test_what_is_stored_survives_a_power_cut(path: Path) -> None:
-    """The store is synced to the disk at each commit."""
+def test_the_deduplication_store_is_synced_at_each_commit(path: Path) -> None:
+    """The deduplication store is synced to disk at each commit, so that it survives a power cut."""
     store = HandledMessages(path, DAY)
     assert store._store.execute("PRAGMA synchronous").fetchone() == (2,)
     assert store._store.execute("PRAGMA journal_mode").fetchone() == ("wal",)

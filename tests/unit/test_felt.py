@@ -24,13 +24,17 @@ class Figures:
 
 
 def test_a_command_that_takes_over_5_percent_more_has_grown() -> None:
-    """The benchmark `felt` reports only commands that take over 5 % more than on the base commit as grown."""
+    """The benchmark `felt` counts a command as grown only if it takes more than 5 % more instructions or CPU time than
+    on the base commit.
+    """
     base = {"send x": 100.0, "help": 100.0, "list queues": 100.0}
     assert grown(base, {"send x": 105.0, "help": 105.1, "list queues": 20.0}) == ["help"]
 
 
 def test_the_check_marks_a_command_that_has_grown() -> None:
-    """The benchmark `felt` marks a command GREW if each repeated count is above the tolerance."""
+    """If a command seems to have grown, the benchmark `felt` measures it again, and marks it GREW if every measurement
+    is above that of the base commit by more than the tolerance.
+    """
     figures = Figures([100.0], [110.0])
     (line,) = check({"send x": figures}, ONE, OTHER)
     assert line.startswith("send x")
@@ -39,8 +43,8 @@ def test_the_check_marks_a_command_that_has_grown() -> None:
 
 
 def test_the_check_does_not_mark_a_command_that_was_slower_by_chance() -> None:
-    """If the first count of a command is above the tolerance, but the second one within it, the benchmark `felt` does
-    not mark the command GREW.
+    """If a command seems to have grown at the first measurement, but not at the second, the benchmark `felt` does not
+    mark the command GREW.
     """
     figures = Figures([100.0], [120.0, 101.0])
     (line,) = check({"send x": figures}, ONE, OTHER)
@@ -48,8 +52,8 @@ def test_the_check_does_not_mark_a_command_that_was_slower_by_chance() -> None:
     assert figures.asked.count("other") == 2
 
 
-def test_the_check_counts_a_command_that_has_not_grown_only_once() -> None:
-    """The benchmark `felt` counts a command that is within the tolerance only once, which keeps CI short."""
+def test_the_check_measures_a_command_that_has_not_grown_only_once() -> None:
+    """The benchmark `felt` measures a command that is within the tolerance only once, which keeps CI short."""
     figures = Figures([100.0], [99.0])
     assert len(list(check({"help": figures}, ONE, OTHER))) == 1
     assert sorted(figures.asked) == ["one", "other"]

@@ -31,6 +31,6 @@ def test_a_patch_release_needs_no_profile() -> None:
     assert compare(releases, datetime(2030, 1, 1, tzinfo=UTC))[1]
 
 
-def test_doctor_knows_the_series_of_the_newest_profile() -> None:
-    """The newest version that `doctor --upgrade` knows is the newest that `--like` accepts."""
+def test_doctor_upgrade_knows_the_newest_version_that_like_accepts() -> None:
+    """The newest version that `doctor --upgrade` knows is the newest that `broker up --like` accepts."""
     assert Version.of(list(Like)[-1]) == KNOWN

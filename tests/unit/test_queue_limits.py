@@ -181,8 +181,10 @@ def test_the_room_in_a_queue_is_its_limit_without_its_messages() -> None:
     assert room() == 1
 
 
-def test_a_queue_that_rejects_nothing_has_no_limited_room() -> None:
-    """A queue without a limit, and one that does not exist, take any number of messages."""
+def test_a_queue_that_rejects_nothing_has_unlimited_room() -> None:
+    """The room of a queue is unlimited if the queue has no limit, drops its oldest messages beyond the limit, or does
+    not exist.
+    """
     for queues in ([{"name": "q", "arguments": {"x-max-length": 10}}], [{"name": "q", "arguments": None}], []):
         limited = policy(max_length=4, overflow="reject-publish")
         policies = [] if queues else [limited]

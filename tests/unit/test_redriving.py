@@ -271,7 +271,9 @@ def test_all_dead_letters_can_go_to_a_named_queue(amqp_vhost: Vhost, channel: Ch
 
 
 def test_chosen_dead_letters_are_deleted(amqp_vhost: Vhost, channel: Channel) -> None:
-    """Dropping deletes the chosen dead letters, and leaves the others in order. Those that arrive meanwhile stay."""
+    """`dlq drop` deletes only the chosen dead letters, and leaves the others in order. A dead letter that arrives
+    meanwhile is kept.
+    """
     bury(channel, "jobs", "jobs", "jobs", "jobs")
     dropping = drop(channel, "jobs.dlq", lambda each: each.body != b"1")
     bury(channel, "late")

@@ -281,9 +281,9 @@ def test_each_attribute_of_a_delivery_can_be_tested() -> None:
     }
 
 
-def test_a_message_without_an_address_has_empty_names() -> None:
-    """For a `--where` condition, a message to be published that has no exchange, routing key or headers has
-    empty ones.
+def test_a_condition_sees_a_missing_exchange_key_or_headers_as_empty() -> None:
+    """In a `--where` condition on a message that is to be published, a missing exchange or routing key is the empty
+    string, and missing headers are an empty table.
     """
     assert where.of_message(Message(b"x", None, None, {}, "m-1")) == {
         "exchange": "",

@@ -87,9 +87,9 @@ def quotable(result: Result) -> str:
     """Summarize the result in one line, to quote."""
     plan, rate = result.plan, f"{result.rates[1]:,.0f}"
     if plan.churn is not None:
-        return f"{rate} {plan.churn}/s created; {_points(result.confirm)}"
+        return f"{rate} {plan.churn}/s created; latency {_points(result.confirm)}"
     if plan.rpc:
-        return f"{rate} replies/s; after {_points(result.confirm)}; {result.unconfirmed:,} without a reply"
+        return f"{rate} replies/s; latency {_points(result.confirm)}; {result.unconfirmed:,} without a reply"
     return f"{rate} confirmed/s; delivered after {_points(result.deliver)}; {result.lost:,} lost"
 
 

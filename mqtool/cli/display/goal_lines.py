@@ -76,5 +76,5 @@ class GoalLines:
             self._pace.wait(what)
 
     def key(self) -> str:
-        """Return the key that was pressed since the last call; "" if none, or if it is one of a word's."""
+        """Return the key that was pressed since the last call; "" if there was none, or if it was one of several."""
         return self._pace.lone_key().decode("ascii", "replace").lower()

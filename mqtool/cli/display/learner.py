@@ -1,4 +1,4 @@
-"""What the reader of a tutorial does on the tutorial's own broker, in the page of `tutorial run --ui`."""
+"""What the user does on a tutorial's own broker, in the page of `tutorial run --ui`."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from mqtool.ui.page_server import Answerer, Json
 
 
 class Learner:
-    """What the reader of a play does on the play's own broker, between its scenes.
+    """What the user does on a play's own broker, between its scenes.
 
     Args:
         is_offered: False if the page offers nothing to run.
@@ -31,14 +31,14 @@ class Learner:
         self._has_broker = self._is_turn = False
 
     def come_to(self, environment: Mapping[str, str] | None) -> None:
-        """Act on another broker from now on; on none, if `environment` is None."""
+        """Run commands on another broker from now on; on none, if `environment` is None."""
         self._has_broker, self.has_changed = self._is_offered and environment is not None, False
         # The picture shows the name. Some actions have no AMQP 1.0.
         self._actions.move({**(environment or {}), "MQTOOL_CONNECTION_NAME": "you", "MQTOOL_PROTOCOL": ""})
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Context manager: let the reader run commands, and stop those that still run."""
+        """Context manager: let the user run commands; at the end, stop commands that are still running."""
         self._is_turn = self._has_broker
         try:
             yield

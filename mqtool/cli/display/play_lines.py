@@ -104,7 +104,7 @@ class TypingPace:
         return key
 
     def lone_key(self) -> bytes:
-        """Return the key that was pressed, if any; b"" if others are pressed right before or after it.
+        """Return the key that was pressed; b"" if there was none, or if others are pressed right before or after it.
 
         So a command that is typed or pasted into the wrong terminal does nothing. Does not raise Exit on q.
         """
@@ -124,7 +124,7 @@ class TypingPace:
 def address_to_tell(environment: Mapping[str, str] | None, pace: TypingPace) -> str:
     """Return the address of a play's own broker, for other terminals.
 
-    Empty if the broker is not the play's own, or if nobody is asked to press Enter, so that it is soon gone.
+    Returns "" if the broker is not the play's own, or if the play does not wait for Enter, so the broker soon ends.
     """
     if environment is None or not pace.asks:
         return ""

@@ -41,11 +41,11 @@ _LATE, _LAST_WORDS = 1.3, 2.0
 
 
 class Left(Exception):
-    """The reader has chosen another play, or ended the command."""
+    """The user has chosen another play, or ended the command."""
 
 
 class Again(Exception):
-    """The reader has changed something on the play's own broker: perform the play again. The page shows it from the
+    """The user has changed something on the play's own broker: perform the play again. The page shows it from the
     scene that was announced last.
     """
 
@@ -138,7 +138,7 @@ class PlayPage(SeparateTerminals):
 
     Args:
         plays: the names, titles and stories of the plays that the page offers; empty for a drill.
-        auto: continue after each explanation without waiting for the reader, once there was time to read it.
+        auto: continue after each explanation without waiting for the user, once there was time to read it.
         broker: the broker named on the command line, if any.
         port: the port to listen on; 0 for any free one.
         open_page: open the page in a browser.
@@ -203,8 +203,8 @@ class PlayPage(SeparateTerminals):
         """Context manager: show a play until the `with` block ends. If the block raises an error, the page shows it.
 
         Args:
-            exchanges, queues: the play's own. On a broker that others also use, the page hides what else there is, and
-                on RabbitMQ it shows copies of the messages of these exchanges.
+            exchanges, queues: the play's own. On a broker that others also use, the page hides everything else, and on
+                RabbitMQ it shows copies of the messages of these exchanges.
         """
         self._exchanges = exchanges
         self._said = self._continued = self._resumes_at = 0
@@ -222,11 +222,11 @@ class PlayPage(SeparateTerminals):
         self._recording.add("ends", text=text)
 
     def choice(self, proposed: str | None, *, starts: bool = False) -> str | None:
-        """Wait until the reader chooses a play; return its name, or None to end the command.
+        """Wait until the user chooses a play; return its name, or None to end the command.
 
         Args:
             proposed: the name of the play that Enter starts.
-            starts: with `auto`, start the proposed play after a while.
+            starts: if the page was created with `auto`, start the proposed play after a short pause.
         """
         self._recording.add("choose", proposed=proposed, pace=_pace("") if starts and self._auto else None)
         try:
@@ -309,11 +309,11 @@ class PlayPage(SeparateTerminals):
         """Do nothing: the animation shows the numbers."""
 
     def say(self, text: str, question: str = "") -> None:
-        """Show an explanation, and wait until the reader continues (in a drill, only before the drill begins).
+        """Show an explanation, and wait until the user continues (in a drill, only before the drill begins).
 
         Raises:
-            Left: the reader has chosen something else.
-            Again: the reader has changed something on the play's broker.
+            Left: the user has chosen another play, or ended the command.
+            Again: the user has changed something on the play's own broker.
         """
         self._said += 1
         if self._said < self._resumes_at:
@@ -348,7 +348,7 @@ class PlayPage(SeparateTerminals):
         self._recording.add("answered", text=answer)
 
     def goal(self, text: str) -> None:
-        """Show what the learner has to bring about. Waits for nobody."""
+        """Show what the learner has to bring about. Does not wait."""
         self._said += 1
         self._recording.add("scene", number=self._said, text=text, waits=False, pace=None)
         self._recording.add("goes_on", number=self._said)
@@ -381,7 +381,7 @@ class PlayPage(SeparateTerminals):
             self._undrawn = ()
             self._recording.add("measured", charts=new)
 
-    # The reader.
+    # The user.
 
     def _asked(self, request: Json) -> Iterator[Json | None]:
         """Handle a request from the page: {"do": "next", "scene": 3}, {"do": "choose", "name": …} or {"do": "end"}."""
@@ -397,7 +397,7 @@ class PlayPage(SeparateTerminals):
         return iter(())
 
     def _wait(self, condition: Callable[[], bool], *, says_so: bool = True) -> None:
-        """Wait until an action of the reader meets the condition. If the page is closed, say so once."""
+        """Wait until an action of the user meets the condition. If the page is closed, say so once."""
         while True:
             with self._recording.changed:
                 if self._recording.changed.wait_for(condition, _LOOK):

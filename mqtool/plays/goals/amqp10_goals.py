@@ -14,12 +14,12 @@ _NO_OUTCOMES = "RabbitMQ does not report the outcome of a single message"
 
 
 def _named(protocol: str) -> str:
-    """Return a protocol's name, as sentences have it."""
+    """Return what a sentence calls a protocol; without a protocol, messages come over the management API."""
     return {AMQP_1_0: "AMQP 1.0", "": "the management API"}.get(protocol, protocol)
 
 
 def _received(seen: Seen, queue: str) -> list[tuple[SeenCopy, SeenDelivery]]:
-    """The copies that were received from a queue, and the delivery with which each of them was."""
+    """Return the copies that were received from a queue, each with its last delivery; empty if there are none."""
     return [(copy, copy.deliveries[-1]) for copy in seen.copies_in(queue) if copy.received and copy.deliveries]
 
 
@@ -55,7 +55,7 @@ def _crossed(seen: Seen) -> str:
 
 def _received_over_1_0(seen: Seen) -> str:
     got = [copy.message for copy, delivery in _received(seen, _HELLO) if delivery.protocol == AMQP_1_0]
-    return f"{got[-1]} was sent over AMQP 1.0, and received over it. Receive it over AMQP 0-9-1." if got else ""
+    return f"{got[-1]} was sent and received over AMQP 1.0. Receive it over AMQP 0-9-1." if got else ""
 
 
 _TWO_PROTOCOLS = Goal(
@@ -97,7 +97,7 @@ def _published_otherwise(seen: Seen) -> str:
 
 def _settled(seen: Seen) -> str:
     dropped = seen.lost("dropped")
-    return f"{dropped[-1]} was sent settled, so the broker reported no outcome. Nobody knows." if dropped else ""
+    return f"{dropped[-1]} was sent settled, so the broker reported no outcome to its publisher." if dropped else ""
 
 
 def _rejected(seen: Seen) -> str:
@@ -186,12 +186,12 @@ def _came_again(seen: Seen) -> str:
     for copy in seen.copies_in(_JOBS):
         ends = [each.end for each in copy.deliveries if each.protocol == AMQP_1_0]
         if "requeued: released" in ends and "dead-lettered: rejected" in ends:
-            return f"{copy.message} was released, and came again. Then it was rejected, and is a dead letter."
+            return f"{copy.message} was released and redelivered. Then it was rejected and dead-lettered."
     return ""
 
 
 def _ends(seen: Seen) -> tuple[SeenCopy | None, list[str]]:
-    """The latest job that was delivered, and how its deliveries ended."""
+    """Return the latest job that was delivered, and how its deliveries ended; (None, []) if there is no such job."""
     delivered = [copy for copy in seen.copies_in(_JOBS) if copy.deliveries]
     return (delivered[-1], [each.end for each in delivered[-1].deliveries]) if delivered else (None, [])
 
@@ -200,7 +200,7 @@ def _not_over_1_0(seen: Seen) -> str:
     job, _ = _ends(seen)
     if job is None or all(each.protocol == AMQP_1_0 for each in job.deliveries):
         return ""
-    return f"A delivery of {job.message} was not over AMQP 1.0. Send another one, and receive it over AMQP 1.0."
+    return f"A delivery of {job.message} was not over AMQP 1.0. Send another job, and receive it over AMQP 1.0."
 
 
 def _not_released(seen: Seen) -> str:
@@ -208,11 +208,15 @@ def _not_released(seen: Seen) -> str:
     if job is None or "requeued: released" in ends:
         return ""
     if job.acknowledged:
-        return f"{job.message} was accepted, and is gone. Send another one: first release it, then reject it."
+        return (
+            f"{job.message} was accepted, so it is not redelivered. Send another job: first release it, then reject it."
+        )
     if {"requeued: detached", "requeued: closed", "requeued: lost"} & {*ends}:
-        return f"{job.message} comes again because its receiver went away, not because it was released."
+        return f"{job.message} is redelivered because its receiver ended, not because the receiver released it."
     if "dead-lettered: rejected" in ends:
-        return f"{job.message} was rejected, and is a dead letter. It could not come again: release another one first."
+        return (
+            f"{job.message} was rejected, so it is not redelivered. Send another job: first release it, then reject it."
+        )
     return ""
 
 
@@ -221,18 +225,20 @@ def _not_rejected(seen: Seen) -> str:
     if job is None or "requeued: released" not in ends:
         return ""
     if job.acknowledged:
-        return f"{job.message} was released, came again, and was accepted. Reject the next one instead."
-    return f"{job.message} was released, and comes again. Now reject it."
+        return (
+            f"{job.message} was released, redelivered and then accepted. Send another job: release it, then reject it."
+        )
+    return f"{job.message} was released, and is redelivered. Now reject it."
 
 
 _OUTCOMES = Goal(
     "outcomes",
     "The queue 'jobs' sends its dead letters to 'jobs.dlq'. Send a job. A program of your own receives it over AMQP "
-    "1.0: first, it releases the job; when the job comes again, it rejects it.",
+    "1.0: first, it releases the job; when the job is redelivered, it rejects it.",
     _came_again,
     (mistakes.not_sent_to(_JOBS), _not_over_1_0, _not_released, _not_rejected, mistakes.nobody_receives(_JOBS)),
     (
-        "A receiver cannot do a job. When should the job come again, and when should it not?",
+        "A receiver cannot do a job. When should the broker redeliver the job, and when should it not?",
         "Outcomes: accepted removes a message; released requeues it; rejected drops or dead-letters it; modified can "
         "do either.",
         "any client of AMQP 1.0 will do. RabbitMQ's client for Python, and a worker that uses it:\n"

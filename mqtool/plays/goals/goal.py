@@ -20,9 +20,9 @@ class TrialFault:
     Attributes:
         name: "restart" (of the broker), or "cut" (the connection that `target` returns).
         when: returns True when it is time.
-        say: what has been done, as a sentence; {} stands for what it was done to.
-        target: returns a connection.
-        is_repeated: True if it is done each time when `when` returns True, and not only once.
+        say: a sentence that says what has been done; {} stands for the target.
+        target: returns the name of the connection to cut; "" for a restart.
+        is_repeated: True to do it each time when `when` returns True, and not only once.
     """
 
     name: str
@@ -40,17 +40,17 @@ class Goal:
         name: names the goal in the list and in the state file; unique within its tutorial.
         ask: what to bring about, in one to three sentences.
         reached: returns the proof that the goal was reached, "" until then.
-        mistakes: say what is wrong or missing. The first one that says something is shown.
-        patient: those of the mistakes that are shown only after some seconds without any event, because what is
-            missing may be on its way.
+        mistakes: functions that say what is wrong or missing. The first sentence that one of them returns is shown.
+        patient: the functions in `mistakes` whose sentences are shown only after some seconds without any event,
+            because what is missing may be on its way.
         hints: a question that makes the learner think; the concept, by its name in the official tutorial; commands,
             each on a line of its own, which begins with two spaces.
         queues, bindings: what is declared before the goal begins: queues with their arguments, and bindings as
             exchange, type, key and queue.
-        fault: what `try` does meanwhile, if anything.
+        fault: what `try` does to the broker meanwhile, if anything.
         only_embedded: why the goal cannot be seen on RabbitMQ, as a clause; empty if it can.
         over_amqp10: True if the learner needs a broker that speaks AMQP 1.0.
-        program: the program in mqtool/plays/repair that the learner has to mend; empty for none.
+        program: the program in mqtool/plays/repair that the learner has to fix; empty for none.
     """
 
     name: str

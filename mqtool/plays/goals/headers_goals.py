@@ -31,7 +31,8 @@ def _all_or_any(seen: Seen) -> str:
             if every and some and _matching(seen, both, "any") and not _matching(seen, one, "all"):
                 first, second = seen.called(every[0]), seen.called(some[0])
                 return (
-                    f"{both} has all headers, and reached both; {one} has only some, and reached {second}, not {first}."
+                    f"{both} has all headers, and reached both receivers; {one} has only some, and reached {second}, "
+                    f"not {first}."
                 )
     return ""
 
@@ -46,7 +47,7 @@ def _same_match(seen: Seen) -> str:
 def _one_header(seen: Seen) -> str:
     for each in seen.bound(_LOGS):
         if len(_binding_of(seen, each.destination).keys() - {"x-match"}) == 1:
-            return "A receiver is bound with one header, so 'all' and 'any' are the same. Name two."
+            return "A receiver is bound with one header, so 'all' and 'any' are the same. Name two headers."
     return ""
 
 
@@ -61,8 +62,9 @@ def _other_message(seen: Seen) -> str:
 
 _ALL_OR_ANY = Goal(
     "all-or-any",
-    "Two receivers of 'headers_logs' with the same two headers, such as format=pdf and type=report. One wants messages "
-    "with all of them, the other with any. Publish a message that both get, and one that only one gets.",
+    "Start two receivers of 'headers_logs' with the same two headers, such as format=pdf and type=report. One wants "
+    "messages with all of them, the other messages with any. Publish a message that both receivers get, and one that "
+    "only one receiver gets.",
     _all_or_any,
     (mistakes.not_published_to(_LOGS), _one_header, _same_match, mistakes.nothing_bound(_LOGS), _other_message),
     (

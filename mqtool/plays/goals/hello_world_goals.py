@@ -10,13 +10,17 @@ _HELLO = "hello"
 def _it_waited(seen: Seen) -> str:
     for copy in seen.copies_in(_HELLO):
         if copy.received and copy.waited:
-            return f"{copy.message} waited in the queue 'hello' until {seen.called(copy.receiver)} came and got it."
+            return f"{copy.message} waited in the queue 'hello' until {seen.called(copy.receiver)} started and got it."
     return ""
 
 
 def _a_receiver_was_there(seen: Seen) -> str:
     got = [copy.message for copy in seen.copies_in(_HELLO) if copy.received]
-    return f"{got[-1]} did not wait: a receiver was there already. Stop it with Ctrl-C, and send again." if got else ""
+    return (
+        f"{got[-1]} did not wait: a receiver was there already. End the receiver with Ctrl-C, and send again."
+        if got
+        else ""
+    )
 
 
 _WAITS = Goal(
@@ -117,7 +121,7 @@ def _queue_was_made(seen: Seen) -> str:
 def _told(seen: Seen) -> str:
     returned = seen.lost("returned")
     return (
-        f"{returned[-1]} was returned, because it was mandatory, as 'mqtool send' has it. Do it without."
+        f"{returned[-1]} was returned: it had the flag mandatory, which 'mqtool send' sets. Publish without it."
         if returned
         else ""
     )
@@ -134,7 +138,7 @@ _NO_QUEUE = Goal(
         "The default exchange routes to the queue whose name is the routing key; what no queue gets is dropped.",
         "  mqtool send -e '' -r no-such-queue --no-mandatory 'Hello?'",
     ),
-    only_embedded="RabbitMQ does not report whether a message was returned",
+    only_embedded="RabbitMQ tells only the publisher, not mqtool, whether a message was returned",
 )
 
 GOALS = (_WAITS, _AT_ONCE, _NO_QUEUE)

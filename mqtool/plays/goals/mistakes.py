@@ -1,4 +1,4 @@
-"""Mistakes that can happen in many goals. Each function returns one that says so if it was made."""
+"""Mistakes that can happen in many goals, as functions of what was seen (Said), or as functions that return one."""
 
 from mqtool.plays.goals.goal import Said
 from mqtool.plays.goals.seen import Seen, SeenMessage
@@ -79,7 +79,7 @@ def given_back(queue: str) -> Said:
     def said(seen: Seen) -> str:
         for copy in seen.copies_in(queue):
             if not copy.end and copy.deliveries and copy.deliveries[-1].end.startswith("requeued"):
-                return f"{copy.message} was delivered, but not acknowledged: it is in {queue!r} again."
+                return f"{copy.message} was delivered, but not acknowledged: it was requeued in {queue!r}."
         return ""
 
     return said
@@ -116,7 +116,7 @@ def never_acknowledged(queue: str) -> Said:
 
 
 def not_done(queue: str, advice: str = "") -> Said:
-    """A receiver acknowledged a message, and published it again before: for a retry, for example."""
+    """A receiver published a message again, for a retry, for example, and then acknowledged it."""
 
     def said(seen: Seen) -> str:
         for copy in reversed(seen.copies_in(queue)):
@@ -148,7 +148,7 @@ def thrown_away(queue: str) -> Said:
 
 
 def _unheard(seen: Seen, exchange: str) -> SeenMessage | None:
-    """The latest message to an exchange, if no queue got it and none that would get it has been bound since."""
+    """Return the latest message to an exchange if no queue got it, and none has been bound with its key; else None."""
     published = seen.published_to(exchange)
     keys = {each.key for each in seen.bound(exchange)}
     if not published or not published[-1].lost or published[-1].routing_key in keys:
@@ -157,7 +157,7 @@ def _unheard(seen: Seen, exchange: str) -> SeenMessage | None:
 
 
 def useless_binding(exchange: str) -> Said:
-    """A message has no queue, and a queue is bound with a key that no message has."""
+    """No queue got a message, and a queue is bound with a key with which nobody has published."""
 
     def said(seen: Seen) -> str:
         used = {each.routing_key for each in seen.published_to(exchange)}

@@ -12,7 +12,7 @@ def _first_was_lost(seen: Seen) -> str:
     got = [each for each in seen.published_to(_LOGS) if each.receivers]
     if not lost or not got or got[-1].at < lost[0].at:
         return ""
-    return f"No queue was bound to 'logs' when {lost[0]} came, so it is gone. {got[-1]} had a queue to go to."
+    return f"No queue was bound to 'logs' when {lost[0]} was published, so no queue got it. {got[-1]} was received."
 
 
 def _nothing_lost(seen: Seen) -> str:
@@ -24,9 +24,9 @@ def _nothing_lost(seen: Seen) -> str:
 
 def _only_lost(seen: Seen) -> str:
     lost = [each for each in seen.published_to(_LOGS) if each.lost]
-    return (
-        f"{lost[-1]} is gone: no queue is bound to 'logs'. Start a receiver, and publish another one." if lost else ""
-    )
+    if not lost:
+        return ""
+    return f"{lost[-1]} reached no queue: no queue is bound to 'logs'. Start a receiver, then publish another message."
 
 
 def _not_read(seen: Seen) -> str:
@@ -70,7 +70,7 @@ def _share_a_queue(seen: Seen) -> str:
 
 def _one_receiver(seen: Seen) -> str:
     got = [each for each in seen.published_to(_LOGS) if each.receivers]
-    return f"{got[-1]} reached one receiver. Start another one, and publish again." if got else ""
+    return f"{got[-1]} reached one receiver. Start another receiver, and publish again." if got else ""
 
 
 _TWO_COPIES = Goal(

@@ -44,13 +44,15 @@ def _routed(seen: Seen) -> str:
 
 def _full(seen: Seen) -> str:
     refused = seen.lost("refused")
-    return f"{refused[-1]} was refused by its queue (basic.nack). That is another thing." if refused else ""
+    return (
+        f"{refused[-1]} was refused by its queue (basic.nack). Publish a message that no queue gets." if refused else ""
+    )
 
 
 _RETURNED = Goal(
     "returned",
-    "Publish a message that no queue gets, with publisher confirms, and so that the broker returns it: its publisher "
-    "can notice.",
+    "Publish a message that no queue gets, with publisher confirms, and let the broker return it, so that its "
+    "publisher can notice.",
     _returned,
     (_full, _unconfirmed, _dropped, _routed),
     (
@@ -58,7 +60,7 @@ _RETURNED = Goal(
         "The flag mandatory: the broker returns (basic.return) what no queue gets, and then confirms it.",
         "  mqtool send -e '' -r helo 'Hello?'",
     ),
-    only_embedded="RabbitMQ does not report whether a message was returned",
+    only_embedded="RabbitMQ tells only the publisher, not mqtool, whether a message was returned",
 )
 
 
@@ -71,7 +73,7 @@ def _again(seen: Seen) -> str:
 
 
 def _has_made_room(seen: Seen, first: SeenMessage, again: SeenCopy) -> bool:
-    """True if an order was received between a refusal and the message that was published again."""
+    """True if an order was received, and so made room, between a refusal and the message published again."""
     received = [copy.deliveries[-1].ended_at for copy in seen.copies_in(_ORDERS) if copy.received and copy.deliveries]
     return any(first.at < moment < again.at for moment in received)
 
@@ -98,20 +100,23 @@ def _gave_up(seen: Seen) -> str:
     if any(copy.message.body == last.body and copy.at > last.at for copy in seen.copies_in(_ORDERS)):
         return ""
     if any(not copy.end for copy in seen.copies_in(_ORDERS)):
-        return f"The broker refused {refused[-1]} (basic.nack): 'orders' is full. Receive what is there first."
-    return f"The broker refused {refused[-1]} (basic.nack). It is nowhere: publish it again."
+        return f"The broker refused {refused[-1]} (basic.nack): 'orders' is full. First receive the order in it."
+    return f"The broker refused {refused[-1]} (basic.nack), so no queue has it: publish it again."
 
 
 def _room(seen: Seen) -> str:
     got = seen.copies_in(_ORDERS)
-    return f"{got[-1].message} was taken: there was room. Publish another one, and leave it there." if got else ""
+    return (
+        f"{got[-1].message} was accepted: there was room. Leave it in 'orders', and publish another order."
+        if got
+        else ""
+    )
 
 
 _NACKED = Goal(
     "nacked",
     "The queue 'orders' has room for one message, and refuses more. Publish two orders. When the second one is "
-    "refused, "
-    "receive the first, and publish the second again.",
+    "refused, receive the first, and publish the second again.",
     _again,
     (_purged, _not_told, _gave_up, mistakes.not_sent_to(_ORDERS), _room),
     (
@@ -122,7 +127,7 @@ _NACKED = Goal(
         "  mqtool receive -q orders -c 1\n  mqtool send -q orders two",
     ),
     queues={_ORDERS: {"x-max-length": 1, "x-overflow": "reject-publish"}},
-    only_embedded="RabbitMQ does not report whether a queue has refused a message",
+    only_embedded="RabbitMQ tells only the publisher, not mqtool, whether a queue has refused a message",
 )
 
 GOALS = (_RETURNED, _NACKED)

@@ -1,17 +1,17 @@
-"""Goals that are reached by mending a program: each in mqtool/plays/repair has one defect."""
+"""Goals that are reached by fixing a program: each program in mqtool/plays/repair has one defect."""
 
 from mqtool.plays.goals import mistakes
 from mqtool.plays.goals.goal import Goal, TrialFault
 from mqtool.plays.goals.seen import Seen, SeenCopy, SeenMessage, is_topology_known
 
 _PAYMENTS = "payments"
-#: The program works on a payment for two seconds. If it is acknowledged after fewer milliseconds than this, it was too
-#: early.
+#: A payment was acknowledged too early if it was held for fewer milliseconds than this: the program works on each for
+#: two seconds.
 _TAKING = 1500
-#: The connection is cut once a worker has had a payment for this many milliseconds. A hasty worker has acknowledged it
-#: by then.
+#: The connection is cut once a worker has held a payment for more than this many milliseconds. A hasty worker has
+#: acknowledged it by then.
 _A_WHILE = 300
-_MEND = "End the program, mend it, run it, and send three payments again."
+_FIX = "End the program, fix it, run it, and send three payments again."
 
 
 def _wrong(copy: SeenCopy) -> bool:
@@ -20,19 +20,25 @@ def _wrong(copy: SeenCopy) -> bool:
 
 
 def _is_hasty(copy: SeenCopy) -> bool:
-    """True if it was acknowledged before it can have been taken. The broker cannot see the work, only the time."""
+    """True if it was acknowledged before the worker can have taken it. The broker sees only the time, not the work."""
     return copy.acknowledged and copy.deliveries[-1].held_milliseconds < _TAKING
 
 
 def _payments(seen: Seen) -> list[SeenCopy]:
-    """The payments since the last one that was acknowledged too early: a program that was mended is judged anew."""
+    """Return the payments published after the last one that was acknowledged too early; all if there is none.
+
+    Earlier payments do not count, so that a corrected program can pass.
+    """
     copies = seen.copies_in(_PAYMENTS)
     wrong = [number for number, copy in enumerate(copies) if _wrong(copy)]
     return copies[wrong[-1] + 1 :] if wrong else copies
 
 
 def _working(seen: Seen) -> list[SeenCopy]:
-    """The payments that a worker has had for a while and not acknowledged, if there are three payments."""
+    """Return the payments that workers hold unacknowledged, once one has been held for more than _A_WHILE.
+
+    Empty until then, and until three payments have been published.
+    """
     copies = _payments(seen)
     held = [copy for copy in copies if copy.is_held]
     since = [seen.milliseconds - copy.deliveries[-1].milliseconds for copy in held]
@@ -57,8 +63,8 @@ def _none_lost(seen: Seen) -> str:
     if not seen.acted or not cut or not all(copy.acknowledged for copy in copies):
         return ""
     return (
-        f"{cut[0].message} was requeued when its connection was cut, and delivered again. All {len(copies)} payments "
-        "are acknowledged, none of them before there was time to take it."
+        f"{cut[0].message} was requeued when its worker's connection was cut, and redelivered. All {len(copies)} "
+        "payments are acknowledged, none of them before there was time to take it."
     )
 
 
@@ -68,8 +74,8 @@ def _acknowledged_first(seen: Seen) -> str:
         return ""
     seconds = hasty[-1].deliveries[-1].held_milliseconds / 1000
     return (
-        f"{hasty[-1].message} was acknowledged {seconds:.1f} s after its delivery, before the work on it, which takes "
-        f"two seconds: it is lost if the worker ends in between. {_MEND}"
+        f"{hasty[-1].message} was acknowledged {seconds:.1f} s after its delivery, before the end of the work on it, "
+        f"which takes two seconds: the payment is lost if the worker ends in between. {_FIX}"
     )
 
 
@@ -78,8 +84,8 @@ def _lost(seen: Seen) -> str:
     if not early:
         return ""
     return (
-        f"{early[-1].message} was acknowledged by its delivery: the worker has lost it, if it ends before it is done. "
-        f"{_MEND}"
+        f"{early[-1].message} was acknowledged automatically, as soon as it was delivered: the payment is lost if the "
+        f"worker ends before it is done. {_FIX}"
     )
 
 
@@ -96,8 +102,8 @@ def _send_three(seen: Seen) -> str:
 
 _EARLY_ACK = Goal(
     "early-ack",
-    "early_ack.py loses payments if it ends in the middle. Mend it, run it, and send it three payments. "
-    "Its connection will be cut while it works. Run it again: no payment may be lost. To send a payment:\n"
+    "early_ack.py loses a payment if it ends while it works on the payment. Fix the program, run it, and send it three "
+    "payments. Its connection will be cut while it works. Run it again: no payment may be lost. To send a payment:\n"
     "  mqtool send -q payments ann",
     _none_lost,
     (
@@ -127,7 +133,11 @@ _PICTURES = "pictures"
 
 
 def _hoarded(seen: Seen) -> tuple[int, SeenCopy | None, int]:
-    """The largest number of pictures that a worker held at a time, one of them, and the last moment when it was so."""
+    """Find the worker that held the most pictures at a time.
+
+    Returns: the number of pictures; the last of them to be delivered; and the event at which a worker last got a
+    picture while it held another. (1, None, 0) if no worker ever held several.
+    """
     copies = seen.copies_in(_PICTURES)
     found = [each for copy in copies for each in copy.deliveries]
     most, which, last = 1, None, 0
@@ -142,13 +152,16 @@ def _hoarded(seen: Seen) -> tuple[int, SeenCopy | None, int]:
 
 
 def _pictures(seen: Seen) -> list[SeenCopy]:
-    """The pictures since a worker held several at a time: a program that was mended is judged anew."""
+    """Return the pictures published after a worker last held several at a time; all if none ever did.
+
+    Earlier pictures do not count, so that a corrected program can pass.
+    """
     _, _, last = _hoarded(seen)
     return [copy for copy in seen.copies_in(_PICTURES) if copy.at > last]
 
 
 def _limited(seen: Seen) -> set[str]:
-    """The workers that got no other picture while they had one, although one was waiting."""
+    """Return the workers that held a picture while another one waited in the queue until they were done."""
     copies = _pictures(seen)
     return {
         held.receiver
@@ -173,7 +186,9 @@ def _none_waited(seen: Seen) -> str:
     done = [copy for copy in _pictures(seen) if copy.acknowledged]
     if len(done) < 6 or len({copy.receiver for copy in done} & _limited(seen)) > 1:
         return ""
-    return "No picture had to wait until both workers were done with theirs. Send all six at once, while both run."
+    return (
+        "No picture had to wait until a worker was done with its last one. Send all six at once, while two workers run."
+    )
 
 
 def _hoards(seen: Seen) -> str:
@@ -181,14 +196,14 @@ def _hoards(seen: Seen) -> str:
     if which is None:
         return ""
     return (
-        f"A worker held {most} pictures when it got {which.message}, and could render only one. End both, mend the "
-        "program, run it twice, and send six pictures again."
+        f"A worker held {most} pictures when it got {which.message}, and can render only one at a time. End both "
+        "workers, fix the program, run it in two terminals, and send six pictures again."
     )
 
 
 def _one_renders(seen: Seen) -> str:
     workers = {copy.receiver for copy in _pictures(seen) if copy.received}
-    return "One worker did it all. Run a second one." if len(workers) == 1 else ""
+    return "One worker rendered all pictures. Run a second one." if len(workers) == 1 else ""
 
 
 def _early_pictures(seen: Seen) -> str:
@@ -198,7 +213,7 @@ def _early_pictures(seen: Seen) -> str:
 
 _NO_PREFETCH = Goal(
     "no-prefetch",
-    "no_prefetch.py takes all pictures for itself, so that others have nothing to do. Mend it, run it "
+    "no_prefetch.py gets all pictures in the queue at once, so that other workers have nothing to do. Fix it, run it "
     "in two terminals, and send it six pictures:\n  seq 6 | mqtool send -l -q pictures",
     _one_at_a_time,
     (
@@ -227,7 +242,7 @@ def _refused(seen: Seen) -> list[SeenMessage]:
 
 
 def _missing(seen: Seen) -> list[SeenMessage]:
-    """The orders that were refused, and that the same run of the program has not published again."""
+    """Return the orders that were refused, and have not reached the queue since, published by the same run."""
     return [
         each
         for each in _refused(seen)
@@ -245,7 +260,8 @@ def _all_came(seen: Seen) -> str:
         bodies = {each.body for each in run}
         if first.connection not in missing and len(bodies) >= 6 and all(each.confirms for each in (first, *run)):
             return (
-                f"{first} was refused (basic.nack), and its program published it again: all {len(bodies)} orders came."
+                f"{first} was refused (basic.nack), and its program published it again: all {len(bodies)} orders "
+                "reached the queue."
             )
     return ""
 
@@ -273,7 +289,7 @@ def _still_refused(seen: Seen) -> str:
     if not (missing := _missing(seen)) or _never_again(seen):
         return ""
     if any(not copy.end for copy in seen.copies_in(_ORDERS)):
-        return f"{missing[-1]} was refused (basic.nack), because the queue is full. Now receive what is there."
+        return f"{missing[-1]} was refused (basic.nack), because the queue is full. Now receive the orders in it."
     return f"{missing[-1]} was refused (basic.nack). Its program has to publish it again."
 
 
@@ -285,19 +301,20 @@ def _none_refused(seen: Seen) -> str:
 
 _UNCONFIRMED = Goal(
     "unconfirmed",
-    "unconfirmed.py says that it has sent six orders, and some of them are lost: the queue 'orders' has "
-    "room for two. Mend it and run it. Some seconds later, receive the orders: all six have to come. To receive:\n"
+    "unconfirmed.py says that it has sent six orders, and some of them are lost: the queue 'orders' has room for two. "
+    "Fix the program and run it. Some seconds later, receive the orders: all six have to arrive. To receive:\n"
     "  mqtool receive -q orders",
     _all_came,
     (_not_told, _never_again, _still_refused, _none_refused, mistakes.not_sent_to(_ORDERS)),
     (
         "The program goes on after basic_publish(). What does it know about the message then?",
-        "Publisher confirms: the broker says of each message whether it took it (basic.ack) or not (basic.nack).",
+        "Publisher confirms: the broker tells the publisher of each message whether it accepted it (basic.ack) or not "
+        "(basic.nack).",
         "after the channel is opened:\n  channel.confirm_delivery()\n"
         "then basic_publish() raises pika.exceptions.NackError: wait a little, and publish the order again",
     ),
     queues={_ORDERS: {"x-max-length": 2, "x-overflow": "reject-publish"}},
-    only_embedded="RabbitMQ does not report whether a queue has refused a message",
+    only_embedded="RabbitMQ tells only the publisher, not mqtool, whether a queue has refused a message",
     program="unconfirmed.py",
 )
 
@@ -305,7 +322,10 @@ _RPC = "rpc_queue"
 
 
 def _replied(seen: Seen) -> list[tuple[SeenMessage, SeenMessage, str]]:
-    """Each request whose client has got its reply; that reply; and the queue of replies, "" for a direct reply."""
+    """Return the requests whose clients have received a reply, each with its reply and the name of its reply queue.
+
+    The name is "" for a direct reply. Empty if no client has received a reply.
+    """
     found = []
     for request in (copy.message for copy in seen.copies_in(_RPC)):
         identity = request.properties.get("correlation_id")
@@ -322,7 +342,10 @@ def _replied(seen: Seen) -> list[tuple[SeenMessage, SeenMessage, str]]:
 
 
 def _overlapping(seen: Seen) -> list[tuple[tuple[SeenMessage, str], tuple[SeenMessage, str]]]:
-    """Pairs of requests of two clients that waited at the same time, each with its queue of replies."""
+    """Return pairs of requests from two clients that were waiting for their replies at the same time.
+
+    Each request is with the name of its reply queue. Empty if there are no such pairs.
+    """
     replied = _replied(seen)
     return [
         ((one, its), (other, others))
@@ -333,16 +356,16 @@ def _overlapping(seen: Seen) -> list[tuple[tuple[SeenMessage, str], tuple[SeenMe
 
 
 def _is_own(queue: str) -> bool:
-    """True if the broker chose the queue's name, or if the reply was direct: no other client uses it."""
+    """True if no other client uses the reply queue: the broker chose its name, or the reply was direct."""
     return not queue or queue.startswith("amq.gen-")
 
 
 def _own_replies(seen: Seen) -> str:
     for (one, its), (other, others) in _overlapping(seen):
         if _is_own(its) and _is_own(others) and (its != others or not its):
-            return f"Two clients waited at the same time: {one} and {other} got their replies, each in its own way."
+            return f"The clients that sent {one} and {other} waited at the same time, and each got its own reply."
         if its != others and one.body == other.body:  # so the queue is not named after what is asked
-            return f"Two clients asked {one} at the same time, and got their replies, each from a queue of its own."
+            return f"Two clients sent {one} at the same time, and each got its reply from a queue of its own."
     return ""
 
 
@@ -350,8 +373,8 @@ def _one_after_the_other(seen: Seen) -> str:
     if _overlapping(seen) or len({request.connection for request, _, _ in _replied(seen)}) < 2:
         return ""
     return (
-        "The second client asked only after the first one had its reply. End the server, run the program twice, and "
-        "start the server while both wait."
+        "The second client sent its request only after the first one had its reply. End the server, run the program in "
+        "two terminals, and start the server while both clients wait."
     )
 
 
@@ -372,12 +395,16 @@ def _one_queue(seen: Seen) -> str:
     shared = [queue for queue, some in clients.items() if len(some) > 1]
     if not shared:
         return ""
-    return f"Two clients name the same queue for their replies, {shared[0]!r}: each may get the other's."
+    return f"Two clients name the same queue for their replies, {shared[0]!r}: each may get the other's reply."
 
 
 def _one_client(seen: Seen) -> str:
     clients = {copy.message.connection for copy in seen.copies_in(_RPC)}
-    return "One client has asked. Run the program twice." if len(clients) == 1 else ""
+    return (
+        "Only one client has sent a request. Run the program in two terminals at the same time."
+        if len(clients) == 1
+        else ""
+    )
 
 
 def _nowhere(seen: Seen) -> str:
@@ -387,9 +414,9 @@ def _nowhere(seen: Seen) -> str:
 
 _SHARED_REPLIES = Goal(
     "shared-replies",
-    "If two people run shared_replies.py at once, one gets the other's reply, and drops it. Mend it. Run it in two "
-    "terminals, each with a number such as 7, while no server runs. Then start a server: both get their replies. The "
-    "server:\n  mqtool rpc-server",
+    "If two people run shared_replies.py at once, one may get the other's reply, and drop it. Fix the program. Run it "
+    "in two terminals, each with a number such as 7, while no server runs. Then start a server: both programs get "
+    "their replies. To start a server:\n  mqtool rpc-server",
     _own_replies,
     (
         mistakes.not_sent_to(_RPC),
@@ -425,7 +452,7 @@ def _out_of_the_way(seen: Seen) -> str:
 def _again_and_again(seen: Seen) -> str:
     for copy in seen.copies_in(_MAILS):
         if len(copy.deliveries) > _MAX_TRIES and not copy.end:
-            return f"{copy.message} comes again and again, and nothing changes: {_MAX_TRIES} times and more."
+            return f"{copy.message} has been delivered more than {_MAX_TRIES} times, and requeued each time."
     return ""
 
 
@@ -434,7 +461,8 @@ def _late_dead(seen: Seen) -> str:
     if not dead or len(dead[-1].deliveries) <= _MAX_TRIES:
         return ""
     return (
-        f"{dead[-1].message} was delivered {len(dead[-1].deliveries)} times before. Now send another one without an @."
+        f"{dead[-1].message} was delivered {len(dead[-1].deliveries)} times before it was dead-lettered. Now send "
+        "another address without an @."
     )
 
 
@@ -447,18 +475,19 @@ def _swallowed(seen: Seen) -> str:
 
 def _only_bad(seen: Seen) -> str:
     dead = [copy for copy in seen.copies_in(_MAILS) if copy.end.startswith("dead-lettered")]
-    return f"{dead[0].message} is out of the way. Now send a good one, too." if dead else ""
+    return f"{dead[0].message} was dead-lettered. Now send an address with an @, too." if dead else ""
 
 
 def _only_good(seen: Seen) -> str:
     good = [copy for copy in seen.copies_in(_MAILS) if copy.acknowledged]
-    return f"{good[0].message} was sent. Now send one without an @." if good else ""
+    return f"{good[0].message} was sent. Now send an address without an @." if good else ""
 
 
 _REQUEUE_LOOP = Goal(
     "requeue-loop",
-    "requeue_loop.py tries a mail without an @ for ever. Mend it, run it, and send it a good and a bad "
-    "address. The bad one has to end among the dead letters. To send a mail:\n  mqtool send -q mails ann@example.com",
+    "requeue_loop.py tries forever to send mail to an address without an @. Fix the program, run it, and send it an "
+    "address with an @ and one without. The one without has to be dead-lettered. To send a mail:\n"
+    "  mqtool send -q mails ann@example.com",
     _out_of_the_way,
     (
         _swallowed,
@@ -472,7 +501,7 @@ _REQUEUE_LOOP = Goal(
     (
         "Will the mail succeed the next time, a tenth of a second later?",
         "Dead lettering: a message that is rejected with requeue=False goes to the dead-letter exchange of its queue.",
-        "in the place of the other reject:\n  channel.basic_reject(method.delivery_tag, requeue=False)",
+        "instead of the program's basic_reject():\n  channel.basic_reject(method.delivery_tag, requeue=False)",
     ),
     queues={"mails.dlq": {}, _MAILS: {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "mails.dlq"}},
     only_embedded="RabbitMQ does not report dead letters one by one",
@@ -480,7 +509,7 @@ _REQUEUE_LOOP = Goal(
 )
 
 _INVOICES = "invoices"
-_NOT_THE_QUEUE = "Press r to get it back, and mend the program."
+_NOT_THE_QUEUE = "Press r to declare it as it was, and fix the program."
 
 
 def _as_declared(seen: Seen) -> bool:
@@ -496,16 +525,16 @@ def _printed(seen: Seen) -> str:
 
 def _declared_anew(seen: Seen) -> str:
     if _INVOICES not in seen.queues:
-        return f"The queue 'invoices' is gone. It belongs to the bookkeepers. {_NOT_THE_QUEUE}"
+        return f"The queue 'invoices' was deleted. It belongs to the bookkeepers. {_NOT_THE_QUEUE}"
     if not _as_declared(seen):
-        return f"The queue 'invoices' was declared anew, without x-max-length. It belongs to others. {_NOT_THE_QUEUE}"
+        return f"The queue 'invoices' was declared again, without x-max-length. It belongs to others. {_NOT_THE_QUEUE}"
     return ""
 
 
 _OTHER_SETTINGS = Goal(
     "other-settings",
-    "other_settings.py ends with PRECONDITION_FAILED: the queue 'invoices' is there, with settings of its "
-    "owners. Mend the program, and not the queue. Run it, and send it an invoice:\n"
+    "other_settings.py ends with PRECONDITION_FAILED: the queue 'invoices' exists, with settings that its owners "
+    "chose. Fix the program, not the queue. Run it, and send it an invoice:\n"
     "  mqtool send -q invoices 42",
     _printed,
     (
@@ -517,7 +546,7 @@ _OTHER_SETTINGS = Goal(
     (
         "Who knows with which settings a queue was declared: each program, or the broker?",
         "A queue can be declared again only with the same settings. passive=True only checks that it exists.",
-        "in the place of the other declaration:\n  channel.queue_declare('invoices', passive=True)",
+        "instead of the program's declaration:\n  channel.queue_declare('invoices', passive=True)",
     ),
     queues={_INVOICES: {"x-max-length": 100}},
     program="other_settings.py",

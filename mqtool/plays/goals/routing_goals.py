@@ -28,8 +28,8 @@ def _all_and_errors(seen: Seen) -> str:
             if alone and every is not None and every.received:
                 first, second = seen.called(every.receiver), seen.called(copy.receiver)
                 return (
-                    f"{latest['error']} reached both; {latest['info']} and {latest['warning']} reached only {first}, "
-                    f"since {second} is bound with 'error' alone."
+                    f"{latest['error']} reached both receivers; {latest['info']} and {latest['warning']} reached only "
+                    f"{first}, since {second} is bound with 'error' alone."
                 )
     return ""
 
@@ -52,8 +52,8 @@ def _severity_missing(seen: Seen) -> str:
 
 _ALL_AND_ERRORS = Goal(
     "all-and-errors",
-    "Two receivers of 'direct_logs'. One gets info, warning and error, the other only error. Then publish one of each, "
-    "while both run.",
+    "Start two receivers of 'direct_logs'. One gets info, warning and error, the other only error. Then publish one "
+    "message of each severity while both run.",
     _all_and_errors,
     (
         mistakes.not_published_to(_LOGS),
@@ -75,7 +75,7 @@ _ALL_AND_ERRORS = Goal(
 _ERRORS = "errors"
 
 
-def _mended(seen: Seen) -> str:
+def _corrected(seen: Seen) -> str:
     got = [copy.message for copy in seen.copies_in(_ERRORS) if copy.message.exchange == _LOGS]
     got = [each for each in got if each.routing_key == "error"]
     if not got or seen.keys_of(_ERRORS, _LOGS) != {"error"}:
@@ -106,9 +106,8 @@ def _by_hand(seen: Seen) -> str:
 _NO_ERRORS = Goal(
     "no-errors",
     "Errors are published to 'direct_logs' with the key 'error', but the queue 'errors' gets nothing. Find out why, "
-    "mend "
-    "it, leave nothing wrong behind, and publish an error.",
-    _mended,
+    "fix it, leave no wrong binding behind, and publish an error.",
+    _corrected,
     (_wrong_key_published, _old_binding_left, _by_hand, _still_nothing, mistakes.not_published_to(_LOGS)),
     (
         "The queue is there, and so is the exchange. What is between them?",

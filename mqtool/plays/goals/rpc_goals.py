@@ -14,7 +14,7 @@ def _requests(seen: Seen) -> list[SeenMessage]:
 
 
 def _replies(seen: Seen, request: SeenMessage) -> list[SeenMessage]:
-    """The messages that were sent to where the request wants its reply, later."""
+    """Return the messages that were sent later to the request's reply_to; empty if there are none."""
     to = request.properties.get("reply_to")
     direct = to == "amq.rabbitmq.reply-to"
     return [
@@ -25,14 +25,14 @@ def _replies(seen: Seen, request: SeenMessage) -> list[SeenMessage]:
 
 
 def _answer(seen: Seen, request: SeenMessage) -> SeenMessage | None:
-    """The reply with the request's correlation ID."""
+    """Return the reply with the request's correlation ID; None if there is none."""
     identity = request.properties.get("correlation_id")
     found = (each for each in _replies(seen, request) if each.properties.get("correlation_id") == identity)
     return next(found, None) if identity else None
 
 
 def _received(seen: Seen, request: SeenMessage) -> SeenMessage | None:
-    """The reply with the request's correlation ID, if the connection that sent the request got it."""
+    """Return the reply with the request's correlation ID if the requesting connection got it; otherwise None."""
     answer = _answer(seen, request)
     if answer is None or answer.reply_to == request.connection:
         return answer
@@ -82,7 +82,7 @@ def _few(seen: Seen) -> str:
         return ""
     if _same_identity(seen):
         return ""
-    return f"One client has to get three replies; no client got more than {max(answered.values())} so far."
+    return f"One client has to get three replies; no client has got more than {max(answered.values())} so far."
 
 
 def _same_identity(seen: Seen) -> str:
@@ -106,9 +106,8 @@ def _no_server(seen: Seen) -> str:
 
 _ANSWERED = Goal(
     "answered",
-    "Start a server on 'rpc_queue'. One client sends three requests, and gets three replies. Each has the "
-    "correlation ID of "
-    "its request.",
+    "Start a server on 'rpc_queue'. One client sends three requests, and gets three replies. Each reply has "
+    "the correlation ID of its request.",
     _three_answers,
     (mistakes.not_sent_to(_RPC), _no_reply_to, _same_identity, _unlike, _gave_up, _no_server, _few),
     (
@@ -124,7 +123,7 @@ def _late(seen: Seen) -> str:
     for copy in seen.copies_in(_RPC):
         if copy.waited and _received(seen, copy.message) is not None:
             return (
-                f"The request {copy.message} waited in 'rpc_queue' until {seen.called(copy.receiver)} came, and its "
+                f"The request {copy.message} waited in 'rpc_queue' until {seen.called(copy.receiver)} started, and its "
                 "client got the reply."
             )
     return ""

@@ -35,9 +35,9 @@ class SeenDelivery:
 
     Attributes:
         receiver: identifies the consumer (on RabbitMQ, its connection); empty for basic.get.
-        protocol: of the consumer; empty on RabbitMQ and for basic.get.
-        at, ended_at: the moment of the delivery, and of its end; 0 if it has not ended.
-        milliseconds, ended_milliseconds: the broker's time of the delivery, and of its end, since 1970; 0 if unknown.
+        protocol: the consumer's protocol; empty on RabbitMQ and for basic.get.
+        at, ended_at: the sequence numbers of the events that began and ended it; ended_at is 0 if it has not ended.
+        milliseconds, ended_milliseconds: the broker's clock at these events, in ms since 1970; 0 if unknown.
         end: "acknowledged", "requeued: " and why, "dead-lettered: " or "discarded: " and the reason; "gone" if RabbitMQ
             does not tell which of these, but the message is not in its queue any more; or empty.
         no_ack: True if the receiver consumes with automatic acknowledgement.
@@ -57,7 +57,7 @@ class SeenDelivery:
 
     @property
     def held_milliseconds(self) -> int:
-        """How long the receiver had it before it was acknowledged or given back; 0 if that is not known."""
+        """How many milliseconds the receiver held it, until it was acknowledged or requeued; 0 if that is not known."""
         return max(0, self.ended_milliseconds - self.milliseconds)
 
 
@@ -66,9 +66,10 @@ class SeenCopy:
     """A message in one queue.
 
     Attributes:
+        at: the sequence number of the event at which it entered the queue.
         end: how it left the queue, as in SeenDelivery, "purged", "deleted" or "lost in the restart"; empty if it has
             not.
-        look: how often the queues had been looked at before.
+        look: how often the queues had been read before it was seen.
     """
 
     message: "SeenMessage"
@@ -79,7 +80,7 @@ class SeenCopy:
     end: str = ""
 
     def finish(self, record: Json, now: int) -> None:
-        """Take the end of the latest delivery: an event of the queue. If it is not requeued, the copy ends, too."""
+        """Record the event that ended the latest delivery. Unless the message was requeued, the copy ends, too."""
         why = record.get("why") or record.get("reason")
         end = f"{record['what']}: {why}" if why else str(record["what"])
         if self.deliveries and not self.deliveries[-1].end:
@@ -99,7 +100,7 @@ class SeenCopy:
 
     @property
     def republished(self) -> "SeenMessage | None":
-        """What its last receiver published with the same body while it held the copy."""
+        """What its last receiver published with the same body while it held the copy; None if nothing."""
         return self.deliveries[-1].republished if self.deliveries else None
 
     @property
@@ -128,16 +129,17 @@ class SeenMessage:
     """A message that was published.
 
     Attributes:
-        at: the moment when it was published. Moments are counted; they are not times.
-        milliseconds: the broker's time then, since 1970.
+        at: the sequence number of the event at which it was published; not a clock time.
+        milliseconds: the broker's clock at that event, in ms since 1970.
         connection: the publisher's connection; empty if a queue dead-lettered the message, or it was found in a queue.
-        protocol: of that connection; empty on RabbitMQ and for the management API.
-        confirms: True if it was published on a channel with publisher confirms; False on RabbitMQ.
+        protocol: that connection's protocol; empty on RabbitMQ and for the management API.
+        confirms: True if it was published on a channel with publisher confirms; always False on RabbitMQ, which does
+            not report it.
         origin, reason: the queue that dead-lettered it, and why, if one did.
-        held_by: the exchange that holds it back until its delay is over; empty before and afterwards.
-        was_held: True if an exchange has held it back, as its delay asked for.
-        reply_to: for a direct reply, the connection that gets it.
-        lost: "dropped" or "returned" if no queue got it, "refused" if a full queue refused it.
+        held_by: the exchange that is holding it back for its delay; empty if none does now.
+        was_held: True if an exchange held it back for its delay, which is over.
+        reply_to: for a direct reply, the connection that receives it; otherwise empty.
+        lost: "dropped" or "returned" if no queue got it, "refused" if a full queue refused it; otherwise empty.
     """
 
     at: int
@@ -241,7 +243,7 @@ class SeenConsumer(NamedTuple):
 
 
 def at_once(copies: Iterable[SeenCopy], fewest: int = 1) -> dict[str, int]:
-    """Return the receivers that were there at the same time as another one, and how many copies each of them got.
+    """Return the receivers that were active at the same time as another, and how many copies each got; {} if none.
 
     Args:
         copies: copies that were received.
@@ -265,15 +267,15 @@ class Seen:
     Attributes:
         queues: the queues that exist now, by name, each with "type", "arguments", "ready" and "unacked".
         exchanges: the types of the exchanges that exist now, by name.
-        bindings, consumers: those that exist now.
+        bindings, consumers: the bindings and consumers that exist now.
         astray: the messages that were published to an exchange that did not exist, also before the goal began.
         is_complete: False until the first records have been taken.
-        acted: the moment at which `try` did its part in the goal; 0 if it has not yet.
-        note: what `try` did it to, for the sentences of the goal.
-        bound_before: the bindings that exist, and those that did.
+        acted: the sequence number of the fault that `try` brought about for the goal; 0 if it has not yet.
+        note: the target of that fault, for the sentences of the goal.
+        bound_before: how queues are bound, or were before.
         looks: how often RabbitMQ's queues have been looked at; 0 on the embedded broker, which tells when they change.
         topologies: how often the topology has been taken.
-        topology_at: the moment at which it was last taken.
+        topology_at: the sequence number of the latest event when the topology was last taken.
         milliseconds: the broker's time of the latest record, since 1970.
     """
 
@@ -306,7 +308,7 @@ class Seen:
         self._receivers.clear()
 
     def act(self, note: str) -> None:
-        """Remember that `try` has done its part in the goal, and what it did it to."""
+        """Remember that `try` has brought about the fault of the goal, and its target."""
         self.now += 1
         self.acted, self.note = self.now, note
 
@@ -316,7 +318,7 @@ class Seen:
         return [each for each in self._all if each.at > self.begun and not each.origin]
 
     def lost(self, how: str) -> list[SeenMessage]:
-        """The messages published since the goal began that were lost so: "dropped", "returned" or "refused"."""
+        """The messages since the goal began that were lost in this way: "dropped", "returned" or "refused"."""
         return [each for each in self.messages if each.lost == how]
 
     @property
@@ -465,7 +467,7 @@ class Seen:
         return [copy for each in self._all for copy in each.copies if copy.queue == queue and not copy.end]
 
     def _taken(self, record: Json) -> SeenCopy:
-        """Return the copy that RabbitMQ has delivered, of which the firehose tells only the contents."""
+        """Return the copy that RabbitMQ has delivered, found by its contents, which is all that the firehose shows."""
         details = record["details"]
         for copy in self._open(record["queue"]):
             same = copy.message.body == details.get("body", "") and copy.message.routing_key == details["routing_key"]

@@ -11,7 +11,7 @@ _UNSEEN = "RabbitMQ does not report what is read from a stream"
 
 
 def _read_by(seen: Seen, stream: str) -> dict[str, list[SeenCopy]]:
-    """What each reader has read, in order."""
+    """Return the copies that each reader has read, in order; empty if nobody has read."""
     found: dict[str, list[tuple[int, SeenCopy]]] = {}
     for copy in seen.copies_in(stream):
         for each in copy.deliveries:
@@ -27,7 +27,7 @@ _STREAM_ARGUMENTS = (
 
 
 def _without_offset(stream: str) -> Said:
-    """A consumer is there, and what was sent before it came does not reach it."""
+    """A consumer of a stream does not get the messages that were sent before it started."""
 
     def said(seen: Seen) -> str:
         copies = seen.copies_in(stream)
@@ -36,8 +36,8 @@ def _without_offset(stream: str) -> Said:
         if any(each.at > copies[0].at for copy in copies for each in copy.deliveries):
             return ""
         return (
-            f"A reader is there, and has not got {copies[0].message}: without an offset, a reader begins with what "
-            "comes next. Begin at the offset 'first' (the argument x-stream-offset)."
+            f"A reader has started, and has not got {copies[0].message}: without an offset, a reader gets only later "
+            "messages. Begin at the offset 'first' (the argument x-stream-offset)."
         )
 
     return said
@@ -53,14 +53,14 @@ def _twice(seen: Seen) -> str:
 
 def _once(seen: Seen) -> str:
     if len(readers := _read_by(seen, _STREAM)) == 1 and not _no_stream(seen):
-        return f"One reader has read {next(iter(readers.values()))[0].message}. Now let another one read it, too."
+        return f"One reader has read {next(iter(readers.values()))[0].message}. Now let another reader read it, too."
     return ""
 
 
 def _different(seen: Seen) -> str:
     if not _read_by(seen, _STREAM) or _no_stream(seen):
         return ""
-    return "Each message was read by one reader only. Start at the first offset."
+    return "Each message was read by only one reader. Start another reader at the first offset."
 
 
 def _no_stream(seen: Seen) -> str:
@@ -103,12 +103,12 @@ def _resumed(seen: Seen) -> str:
         last = before[-1].deliveries[-1]
         if at < len(stream) and after[0] is stream[at] and _came_later(after[0], last.at, second):
             ended, went_on = before[-1].message, after[0].message
-            return f"{seen.called(first)} ended with {ended}; {seen.called(second)} went on with {went_on}."
+            return f"{seen.called(first)} read up to {ended}; {seen.called(second)} went on with {went_on}."
     return ""
 
 
 def _came_later(copy: SeenCopy, at: int, reader: str) -> bool:
-    """True if it was appended while nobody read."""
+    """True if the copy was appended after the event `at`, and before this reader started."""
     (delivery,) = [each for each in copy.deliveries if each.receiver == reader][:1]
     return copy.at > at and delivery.milliseconds - copy.message.milliseconds > 100
 
@@ -139,8 +139,9 @@ _RESUMED = Goal(
     (mistakes.not_sent_to(_TRACKED), _from_the_start, _missed, _without_offset(_TRACKED), _one_reader),
     (
         "Nothing is acknowledged in a stream. Who remembers how far a reader has come?",
-        "Offset tracking: a reader stores the offset of the last message that it has handled, and starts after it.",
-        f"these two, and then both of them again:\n  mqtool send-stream -q {_TRACKED} a\n"
+        "Offset tracking: a reader stores the offset of the last message that it has handled; after a restart, it "
+        "resumes with the next one.",
+        f"run these two commands, and then both again:\n  mqtool send-stream -q {_TRACKED} a\n"
         f"  mqtool receive-stream -q {_TRACKED} --track me -c 1\n"
         f"{_STREAM_ARGUMENTS}N}}, where N is one more than the last offset that was read (the header x-stream-offset)",
     ),

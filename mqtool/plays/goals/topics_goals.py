@@ -28,7 +28,7 @@ def _known(seen: Seen) -> dict[str, SeenBound]:
 
 
 def _missed(seen: Seen, bound: SeenBound) -> list[str]:
-    """The keys that nobody has published while a queue was bound."""
+    """Return the keys with which nobody published while a queue was bound; empty if all three were used."""
     return [
         key for key in (_TWO_WORDS, *_OTHERS) if not any(bound.covers(each) for each in seen.published_to(_LOGS, key))
     ]
@@ -74,7 +74,7 @@ def _was_wide(seen: Seen) -> str:
 def _no_pattern(seen: Seen) -> str:
     for queue in _queues(seen, _TWO_WORDS):
         if _PATTERN not in (patterns := seen.keys_of(queue, _LOGS)):
-            return f"{sorted(patterns)[0]!r} matches, but it is no pattern: 'kern.net' should match, too."
+            return f"{sorted(patterns)[0]!r} matches, but it is not a pattern: 'kern.net' should match, too."
     return ""
 
 
@@ -97,13 +97,13 @@ def _gone(seen: Seen) -> str:
     got = {copy.queue for each in seen.published_to(_LOGS, _TWO_WORDS) for copy in each.copies if copy.received}
     if not got or got & seen.queues.keys() or not all(_missed(seen, each) for each in _known(seen).values()):
         return ""
-    return "The receiver has gone. Let it run until all three are published."
+    return "The receiver has ended. Let it run until all three messages are published."
 
 
 _STAR = Goal(
     "star",
-    "A receiver of 'topic_logs' with a pattern that matches keys of two words that begin with 'kern'. Publish with the "
-    "keys 'kern', 'kern.disk' and 'kern.disk.full' while it runs: it gets only 'kern.disk'.",
+    "Start a receiver of 'topic_logs' with a pattern that matches keys of two words that begin with 'kern'. While it "
+    "runs, publish with the keys 'kern', 'kern.disk' and 'kern.disk.full': the receiver gets only 'kern.disk'.",
     _star,
     (
         mistakes.not_published_to(_LOGS),
@@ -131,7 +131,9 @@ def _once(seen: Seen) -> str:
     for message in seen.published_to(_LOGS, "kern.critical"):
         for copy in message.copies:
             if seen.keys_of(copy.queue, _LOGS) >= _PATTERNS and copy.received:
-                return f"Both patterns match 'kern.critical', and {message} came once: a queue gets one copy."
+                return (
+                    f"Both patterns match 'kern.critical', and the receiver got {message} once: a queue gets one copy."
+                )
     return ""
 
 
@@ -159,9 +161,8 @@ def _other_key(seen: Seen) -> str:
 
 _ONCE = Goal(
     "once",
-    "One receiver with two patterns, 'kern.*' and '*.critical'. Publish with a key that both match, 'kern.critical'. "
-    "How "
-    "often does the message come?",
+    "Start one receiver with two patterns, 'kern.*' and '*.critical'. Publish with a key that both match, "
+    "'kern.critical'. How often does the receiver get the message?",
     _once,
     (mistakes.not_published_to(_LOGS), _twice, _other_key, mistakes.nothing_bound(_LOGS), _one_pattern),
     (

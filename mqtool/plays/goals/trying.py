@@ -241,7 +241,7 @@ class Trial:
     def findings(self, goal: Goal) -> Iterator[TrialFinding | None]:
         """Yield what there is to tell until the goal is reached. Yields None, often, if there is nothing new.
 
-        A mistake is told again only if it is made again: one that stays true would hide all others.
+        A mistake is told again only if it is made again: otherwise, one that is still true would hide all others.
         """
         mistake = ""
         #: The mistakes that were told and are still true; the latest one; and the others that were true then.
@@ -312,11 +312,11 @@ class Trial:
         if self._broker.way:
             what = "Nothing new has" if self.seen.messages else "No message has"
             return (
-                f"{what} reached this broker for some time. Has the terminal that you send from had the export line?\n"
+                f"{what} reached this broker for some time. Have you typed this in the terminal that you send from?\n"
                 f"  {self._broker.way}\nIf a command there has failed, see what it says: its exchange may not exist."
             )
         said = "Nothing has reached this broker yet. If a command has failed, see what it says. "
-        return f"{said}If your other terminals use another one, type there: unset MQTOOL_URL AMQP_URL"
+        return f"{said}If your other terminals use another broker, type there: unset MQTOOL_URL AMQP_URL"
 
     def _bring_about(self, fault: TrialFault) -> str:
         target = fault.target(self.seen)
@@ -332,5 +332,5 @@ class Trial:
 
 
 def hint(goal: Goal, asked: int) -> str:
-    """Return the hint that the learner gets next, who has had `asked` hints of a goal; the last one again and again."""
+    """Return the next hint for a learner who has had `asked` hints of a goal; the last hint is repeated."""
     return goal.hints[min(asked, len(goal.hints) - 1)]

@@ -15,7 +15,7 @@ _LONG = 1000
 
 
 def _done_copies(seen: Seen) -> list[SeenCopy]:
-    """The tasks that were done, by a worker that was waiting for them or by basic.get."""
+    """Return the tasks that were received, by a consumer or basic.get, and not published again, as for a retry."""
     copies = seen.copies_in(_TASKS)
     return [copy for copy in copies if copy.received and copy.deliveries and copy.republished is None]
 
@@ -36,7 +36,9 @@ def _one_worker(seen: Seen) -> str:
     done = _done(seen)
     if done.total() < _MANY or len(done) > 1:
         return ""
-    return f"{seen.called(next(iter(done)))} did all {done.total()} tasks alone. Start a second one, and send again."
+    return (
+        f"{seen.called(next(iter(done)))} did all {done.total()} tasks alone. Start a second one, and send six tasks."
+    )
 
 
 def _in_turn(seen: Seen) -> str:
@@ -56,7 +58,7 @@ def _uneven(seen: Seen) -> str:
     if done.total() < _MANY or len(done) < 2:
         return ""
     worker, most = done.most_common(1)[0]
-    return f"{seen.called(worker)} did {most} of {done.total()} tasks. Let two workers run, and send six more."
+    return f"{seen.called(worker)} did {most} of {done.total()} tasks. Let two workers run, and send six more tasks."
 
 
 def _few_tasks(seen: Seen) -> str:
@@ -135,7 +137,7 @@ def _too_quick(seen: Seen) -> str:
     task = max(done, key=lambda copy: copy.deliveries[-1].held_milliseconds)
     longest = task.deliveries[-1]
     if longest.held_milliseconds < _LONG:
-        return "No worker was busy while another one did three tasks. Send a long task first, such as 'long.....'."
+        return "No worker was busy while another worker did three tasks. Send a long task first, such as 'long.....'."
     meanwhile = len(_meanwhile(seen, longest))
     if meanwhile >= 3 or _hoards(seen):  # there were enough, but not all with the other worker
         return ""
@@ -147,8 +149,7 @@ def _too_quick(seen: Seen) -> str:
 
 _FAIR = Goal(
     "fair",
-    "Two workers again. Send a task that takes long, then at least three quick ones. While one worker is busy, the "
-    "other "
+    "Start two workers again. Send a long task, then at least three quick ones. While one worker is busy, the other "
     "does all the quick tasks.",
     _fair,
     (mistakes.not_sent_to(_TASKS), _automatic, _hoards, mistakes.nobody_receives(_TASKS), _one_worker, _too_quick),
@@ -168,7 +169,10 @@ def _survived(seen: Seen) -> str:
             is_another = first.end == "requeued: lost" and first.receiver != second.receiver
             if is_another and copy.acknowledged and copy.republished is None:
                 gone, other = seen.called(first.receiver), seen.called(second.receiver)
-                return f"{gone} was lost with {copy.message}; {other} got it again, marked redelivered, and did it."
+                return (
+                    f"{gone} was disconnected while it held {copy.message}; the task was redelivered to {other}, which "
+                    "did it."
+                )
     return ""
 
 
@@ -179,18 +183,18 @@ def _given_back(seen: Seen) -> str:
     copy, latest = max(ended, key=lambda pair: pair[1].ended_at)
     if latest.end == "requeued: closed":
         return (
-            f"{seen.called(latest.receiver)} closed its channel or connection itself, and so gave {copy.message} "
-            "back. Kill it while it works (kill -9)."
+            f"{seen.called(latest.receiver)} closed its channel or connection itself, so {copy.message} was requeued. "
+            "Kill the worker while it works (kill -9)."
         )
     if latest.end != "requeued: lost":
-        return f"{seen.called(latest.receiver)} gave {copy.message} back itself. Kill it while it works."
+        return f"{seen.called(latest.receiver)} requeued {copy.message} itself. Kill the worker while it works."
     return ""
 
 
 def _needs_another(seen: Seen) -> str:
     for copy in seen.copies_in(_TASKS):
         if not copy.end and copy.deliveries and copy.deliveries[-1].end == "requeued: lost":
-            return f"{copy.message} is in the queue again, since its worker was lost. Now another worker must do it."
+            return f"{copy.message} was requeued, because its worker was disconnected. Now another worker must do it."
     return ""
 
 
@@ -226,7 +230,7 @@ _KILLED = Goal(
         "while the worker works, look up its process, kill it, and start a worker again:\n"
         "  pgrep -f 'mqtool worker'\n  kill -9 PID\n  mqtool worker",
     ),
-    only_embedded="RabbitMQ does not report why a message is delivered again",
+    only_embedded="RabbitMQ does not report why a message is redelivered",
 )
 
 _KEPT = "tasks"
@@ -246,7 +250,7 @@ def _gone_after(seen: Seen) -> str:
         return ""
     if any(_is_received_after(copy, seen.acted) for copy in seen.copies_in(_KEPT) if copy.at < seen.acted):
         return ""
-    return "What had survived the restart is gone, and nobody has received it. Press r to begin this goal again."
+    return "The persistent message survived the restart, but left the queue unread. Press r to begin this goal again."
 
 
 def _kept_and_lost(seen: Seen) -> str:
@@ -262,7 +266,7 @@ def _other_type(seen: Seen) -> str:
     kind = seen.queues.get(_KEPT, {}).get("type", "classic")
     if kind == "classic":
         return ""
-    return f"'tasks' is a {kind} queue now, and the goal is about the classic one. Press r to begin this goal again."
+    return f"'tasks' is a {kind} queue now, and this goal is about a classic queue. Press r to begin this goal again."
 
 
 def _kind_missing(seen: Seen) -> str:
@@ -285,7 +289,7 @@ def _taken_before(seen: Seen) -> str:
 _RESTART = Goal(
     "restart",
     "There is a durable classic queue 'tasks'. Send it two messages: one that survives a restart of the broker, and "
-    "one that does not. When both are there, the broker is restarted. Then receive what is left.",
+    "one that does not. When both are in the queue, the broker is restarted. Then receive what is left.",
     _kept_and_lost,
     (_other_type, _gone_after, mistakes.thrown_away(_KEPT), _taken_before, mistakes.not_sent_to(_KEPT), _kind_missing),
     (
@@ -295,7 +299,7 @@ _RESTART = Goal(
         "after it:\n  mqtool receive -q tasks",
     ),
     queues={_KEPT: {}},
-    fault=TrialFault("restart", _two_kinds, "Both are in 'tasks'. The broker has been restarted."),
+    fault=TrialFault("restart", _two_kinds, "Both messages are in 'tasks'. The broker has been restarted."),
     only_embedded="mqtool does not restart a broker that others may use",
 )
 
@@ -316,9 +320,10 @@ def _dead(seen: Seen) -> list[SeenMessage]:
 
 
 def _returned(seen: Seen, dead: SeenMessage) -> list[SeenCopy]:
-    """The jobs that may be this dead letter: those with its body that were published after somebody had got it.
+    """Return the jobs that may be a dead letter that was published to 'jobs' again; empty if it was not.
 
-    A program that publishes it while it holds it is sure; otherwise, any of them may be.
+    If the client that received the dead letter published the same body while it held the dead letter, only that job is
+    meant. Otherwise, any job with this body may be meant that was published after the dead letter was delivered.
     """
     taken = dead.copy_in(_DEAD)
     if taken is None or not taken.deliveries:
@@ -334,7 +339,7 @@ def _redriven(seen: Seen) -> str:
         taken, jobs = dead.copy_in(_DEAD), _returned(seen, dead)
         is_taken = taken is not None and taken.received
         if is_taken and jobs and all(copy.acknowledged and copy.republished is None for copy in jobs):
-            return f"{dead} was rejected, lay in 'jobs.dlq', was published to 'jobs' again, and was done."
+            return f"{dead} was rejected and dead-lettered to 'jobs.dlq', then published to 'jobs' again, and done."
     return ""
 
 
@@ -366,7 +371,9 @@ def _back(seen: Seen) -> str:
 def _requeued(seen: Seen) -> str:
     for copy in seen.copies_in(_JOBS):
         if any(each.end.startswith("requeued") for each in copy.deliveries):
-            return f"{copy.message} was put back into 'jobs'. Only a reject without requeue makes it a dead letter."
+            return (
+                f"{copy.message} was requeued in 'jobs'. It is dead-lettered only if it is rejected with requeue=false."
+            )
     return ""
 
 
@@ -379,7 +386,7 @@ def _just_done(seen: Seen) -> str:
     done = [copy for copy in seen.copies_in(_JOBS) if copy.acknowledged and copy.republished is None]
     if _dead(seen):  # what was rejected is not lost: other lines say where it is
         return ""
-    return f"{done[-1].message} was done. This time, let the worker reject it." if done else ""
+    return f"{done[-1].message} was done. Send another job, and let the worker reject it." if done else ""
 
 
 _DEAD_LETTER = Goal(
@@ -399,8 +406,7 @@ _DEAD_LETTER = Goal(
         _just_done,
     ),
     (
-        "A worker cannot do a job, now or later. Where should the job go, so that it neither gets lost nor comes "
-        "again?",
+        "A worker cannot do a job, now or later. Where should the job go, so that it is neither lost nor redelivered?",
         "Dead lettering: a message that is rejected with requeue=false goes to the queue's dead-letter exchange.",
         "one after the other:\n  mqtool send -q jobs x\n  mqtool worker -q jobs --retries 0 --exec false -c 1\n"
         "  mqtool dlq redrive jobs\n  mqtool worker -q jobs",

@@ -277,13 +277,13 @@ def test_a_queue_is_not_emptied_for_a_user_who_is_deleted_meanwhile(
         header = ContentHeader.of(MessageProperties(b"\0\0"), 1)
         queue.publish(BrokerMessage(encode_address("", "jobs"), header, b"x"))
 
-        def put_back_some(_: BrokerQueue) -> bool:
+        def work_some(_: BrokerQueue) -> bool:
             is_first = "ann" in broker.users
             if is_first:
                 broker.delete_user("ann")
             return is_first
 
-        monkeypatch.setattr(BrokerQueue, "put_back_some", put_back_some)
+        monkeypatch.setattr(BrokerQueue, "work_some", work_some)
         request = HttpRequest("DELETE", [], {}, {}, None, from_loopback=True)
         api: Any = SimpleNamespace(broker=broker)
         with pytest.raises(ChannelException, match="refused for user 'ann'"):

@@ -362,13 +362,14 @@ def test_a_queue_is_used_while_many_messages_are_requeued(ledger: Ledger, like: 
     """Of a queue into which many messages are being put back, basic.get returns the first message, and a purge or a
     deletion drops and counts all of them.
     """
-    _, vhost, queue = requeue_many(ledger, like, **arguments)
+    clock, vhost, queue = requeue_many(ledger, like, **arguments)
     entry = queue.get(no_ack=False)
     assert entry is not None
     assert (entry.message.body, entry.redelivered) == (b"0", True)
     queue.acknowledge(entry)
     for left in [*vhost.queues.values()]:
         vhost.delete_queue(left)
+    clock.pass_by(1000)
     for end in (lambda _, queue: queue.purge(), lambda vhost, queue: vhost.delete_queue(queue)):
         clock, vhost, queue = requeue_many(ledger, like, **arguments)
         assert end(vhost, queue) == 101
@@ -376,6 +377,49 @@ def test_a_queue_is_used_while_many_messages_are_requeued(ledger: Ledger, like: 
         for left in [*vhost.queues.values()]:
             vhost.delete_queue(left)
         assert (len(queue), queue.unacked, queue.unacked_bytes, ledger.held_bytes) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("end", ["purge", "delete"])
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_the_messages_of_a_long_queue_are_dropped_in_turns(ledger: Ledger, kind: str, end: str) -> None:
+    """If a queue of many messages is purged or deleted, the messages are no longer in the queue, and the broker frees
+    them in several turns of the event loop. A message that is published meanwhile stays.
+    """
+    clock = BusyClock()
+    vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
+    queue = add_queue(vhost, durable=True, x_queue_type=kind)
+    without = ledger.held_bytes
+    for number in range(200):
+        queue.publish(message(b"%d" % number))
+    full = ledger.held_bytes
+    assert (queue.purge() if end == "purge" else vhost.delete_queue(queue)) == 200
+    assert len(queue) == 0
+    assert (full - without) / 2 < ledger.held_bytes - without < full - without
+    if end == "purge":
+        queue.publish(message(b"after"))
+        assert bodies(queue) == [b"after"]
+        assert vhost.delete_queue(queue) == 1
+    clock.pass_by(1000)
+    assert ledger.held_bytes < without
+
+
+@pytest.mark.parametrize("end", ["line", "after"])
+def test_a_deleted_quorum_queue_dead_letters_only_what_was_requeued_before(ledger: Ledger, end: str) -> None:
+    """If a quorum queue is deleted while many messages are being put back, those that exceed the delivery limit are
+    dead-lettered, in later turns. A message that is requeued after the deletion is dropped.
+    """
+    clock, vhost, queue = requeue_many(ledger, "3.10", x_queue_type="quorum", x_delivery_limit=0)
+    if end == "after":
+        clock.pass_by(1000)
+        assert bodies(queue) == [b"100"]
+        entry = queue.get(no_ack=False)
+        assert entry is not None
+    vhost.delete_queue(queue)
+    assert len(queue.line) == 0 if end == "after" else len(queue.line) > 1
+    if end == "after":
+        queue.requeue([entry])
+    clock.pass_by(1000)
+    assert bodies(vhost.queues["dead"]) == [b"%d" % number for number in range(100)]
 
 
 @pytest.mark.parametrize("end", ["nothing", "purge", "delete"])

@@ -148,9 +148,9 @@ def test_a_timestamp_finds_the_first_chunk_that_is_not_older(bench: Bench) -> No
     assert [bench.log.offset_at(time) for time in (0, 1_000, 1_001, 3_000, 3_001)] == [0, 0, 2, 4, 6]
 
 
-def test_a_timestamp_after_the_last_chunk_means_the_end_of_the_stream(bench: Bench) -> None:
-    """As in RabbitMQ, a timestamp later than that of the last chunk means the end of the stream, even if earlier chunks
-    have later timestamps.
+def test_a_timestamp_offset_after_the_last_chunk_means_the_end_of_the_stream(bench: Bench) -> None:
+    """As in RabbitMQ, a consumer's timestamp offset that is later than the timestamp of the last chunk means the end of
+    the stream, even if earlier chunks have later timestamps.
     """
     for time in (9_000, 1_000, 2_000):
         bench.clock.time = time

@@ -74,6 +74,14 @@ def _annotate_and_settle(
         session.end(_error_of(error))
 
 
+def _answer(session: "Amqp10Session", steps: Iterator[None]) -> Iterator[None]:
+    """Handle a request to the management node in steps. On an error, end the session."""
+    try:
+        yield from steps
+    except (SessionError, AmqpException) as error:
+        session.end(_error_of(error))
+
+
 class Amqp10Session(SessionState):
     """A session of a connection.
 
@@ -129,7 +137,7 @@ class Amqp10Session(SessionState):
         self.count_transfer()
         link = self.incoming.get(transfer.handle)
         if link is None:
-            self.management.transfer(transfer, payload)
+            self.connection.work(_answer(self, self.management.transfer(transfer, payload)))
             return
         link.transfer(transfer, payload)
 

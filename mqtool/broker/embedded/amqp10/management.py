@@ -5,7 +5,7 @@ permission ends the session, and so does a request that RabbitMQ does not know.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 from urllib.parse import parse_qsl
@@ -71,10 +71,11 @@ class ManagementRequest(NamedTuple):
 
 
 ManagementAnswer = tuple[int, Any10]
+AnswerInSteps = Generator[None, None, ManagementAnswer]
 
 
-def handle(client: ManagementClient, payload: bytes) -> bytes:
-    """Handle an encoded request; return the encoded response.
+def handle(client: ManagementClient, payload: bytes) -> Generator[None, None, bytes]:
+    """Handle an encoded request in short steps; return the encoded response.
 
     Raises:
         ValueError: the request is not an AMQP 1.0 message.
@@ -87,7 +88,7 @@ def handle(client: ManagementClient, payload: bytes) -> bytes:
         raise _unknown("a request needs a method, a target, and reply-to '$me'")
     body = next((each.value for each in sections(message.body) if each.descriptor == VALUE), None)
     try:
-        status, answer = _answer(client, properties.subject, properties.to, body)
+        status, answer = yield from _answer(client, properties.subject, properties.to, body)
     except ManagementRefused as refused:
         status, answer = refused.status, str(refused)
     return Amqp10Message(
@@ -101,7 +102,7 @@ def _unknown(what: str) -> UnknownRequest:
     return UnknownRequest(f"the management node does not know this request: {what}")
 
 
-def _answer(client: ManagementClient, method: str, target: str, body: Any10) -> ManagementAnswer:
+def _answer(client: ManagementClient, method: str, target: str, body: Any10) -> AnswerInSteps:
     path, _, query = target.partition("?")
     if (escape := re.search("%(?![0-9A-Fa-f]{2}).{0,2}", target)) is not None:
         text = f"failed to normalize URI '{target}': invalid_percent_encoding {binary(escape[0])}"
@@ -118,7 +119,8 @@ def _answer(client: ManagementClient, method: str, target: str, body: Any10) -> 
         raise _unknown(f"{method} {target}")
     try:
         values = dict(parse_qsl(query, keep_blank_values=True, errors="strict"))
-        return handler(ManagementRequest(client, segments, values, body))
+        answer = handler(ManagementRequest(client, segments, values, body))
+        return answer if isinstance(answer, tuple) else (yield from answer)
     except UnicodeDecodeError as error:
         raise ManagementRefused(400, f"failed to normalize URI '{target}': invalid_utf8") from error
 
@@ -261,14 +263,20 @@ def _delete_queue(request: ManagementRequest) -> ManagementAnswer:
     return 200, {"message_count": ULong(vhost.delete_queue(queue))}
 
 
-def _purge_queue(request: ManagementRequest) -> ManagementAnswer:
+def _purge_queue(request: ManagementRequest) -> AnswerInSteps:
     name, client = request.name, request.client
     client.rights.check("read", "queue", name)
     with _refusals({NOT_FOUND: 404}):
         queue = topology.queue_of(request.vhost, name, client)
     if queue.kind == "stream":
         raise ManagementRefused(400, f"purge not supported by queue '{name}' in vhost '{queue.vhost}'")
-    return 200, {"message_count": ULong(queue.purge())}
+    while queue.work_some():
+        yield
+        client.rights.check("read", "queue", name)  # an administrator may have withdrawn it meanwhile
+    count = queue.purge()
+    while queue.work_some():
+        yield
+    return 200, {"message_count": ULong(count)}
 
 
 def _put_exchange(request: ManagementRequest) -> ManagementAnswer:
@@ -392,7 +400,7 @@ def _delete_binding(request: ManagementRequest) -> ManagementAnswer:
     return 204, None
 
 
-_HANDLERS: dict[tuple[str, str], Callable[[ManagementRequest], ManagementAnswer]] = {
+_HANDLERS: dict[tuple[str, str], Callable[[ManagementRequest], ManagementAnswer | AnswerInSteps]] = {
     ("GET", "queues/*"): _get_queue,
     ("PUT", "queues/*"): _put_queue,
     ("DELETE", "queues/*"): _delete_queue,

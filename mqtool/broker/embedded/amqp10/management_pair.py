@@ -3,7 +3,7 @@
 https://docs.oasis-open.org/amqp/linkpair/v1.0/cs01/linkpair-v1.0-cs01.html
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -113,8 +113,8 @@ class ManagementLinks:
             credit.send(0)
         return True
 
-    def transfer(self, transfer: Transfer, payload: bytes) -> None:
-        """Handle a request, and send the response. Raises SessionError if the client breaks the protocol."""
+    def transfer(self, transfer: Transfer, payload: bytes) -> Iterator[None]:
+        """Handle a request in steps, and send the response. Raises SessionError if the client breaks the protocol."""
         requests = self.requests.get(transfer.handle)
         if requests is None:
             raise SessionError(UNATTACHED, f"Unknown link handle: {transfer.handle}")
@@ -134,17 +134,22 @@ class ManagementLinks:
         requests.delivery_count = add(requests.delivery_count, 1)
         session = self._session
         try:
-            response = handle(session.connection, payload)
+            response = yield from handle(session.connection, payload)
         except ValueError as error:
             raise SessionError(DECODE_ERROR, f"failed to parse message: {error}") from error
         except UnknownRequest as error:
             raise SessionError(INTERNAL_ERROR, str(error)) from error
+        if session.is_open:
+            self._respond(transfer.handle, number, response)
+
+    def _respond(self, request_handle: int, number: int, response: bytes) -> None:
+        session, requests, responses = self._session, self.requests[request_handle], self.responses[number]
         if responses.largest and len(response) > responses.largest:
             text = f"message size ({len(response)} bytes) > maximum message size ({responses.largest} bytes)"
             raise SessionError(TOO_LARGE, text)
         if requests.credit <= _CREDIT // 2:
             requests.credit = _CREDIT
-            self._send_credit(transfer.handle, requests)
+            self._send_credit(request_handle, requests)
         delivery_id, session.delivered = session.delivered, add(session.delivered, 1)
         count = responses.flow.delivery_count
         responses.flow.use()

@@ -93,6 +93,12 @@ def _watched(broker: Broker, vhost: VirtualHost) -> MessageEvents:
     return found
 
 
+def _is_news(found: MessageEvents, after: int) -> bool:
+    """Return True if there has been an event or change after this one. Called while a request waits."""
+    found.refill()
+    return found.number != after
+
+
 def _look_again(broker: Broker, vhost: VirtualHost, found: MessageEvents) -> None:
     """Stop recording events if there has been no request for a while; otherwise check again later."""
     if (time.monotonic() - found.asked) * 1000 > _UNWATCHED_MILLISECONDS:
@@ -117,7 +123,8 @@ def events(call: RouteCall, name: str) -> HttpAnswer:
     connections = [each for each in call.opened() if each.vhost is vhost]
     view: Json = {"number": found.number, "changes": found.changes, "t": round(time.time() * 1000)}
     if after == found.number and timeout > 0:
-        return HttpAnswer(HTTPStatus.OK, {**view, "events": []}, patience=timeout)
+        nothing = {**view, "events": []}
+        return HttpAnswer(HTTPStatus.OK, nothing, patience=timeout, is_outdated=lambda: _is_news(found, after))
     if after is None:
         waiting = [_listed(entry, place) for entry, place in found.waiting(_unacknowledged(connections))]
         return HttpAnswer(HTTPStatus.OK, {**view, "waiting": waiting})

@@ -14,7 +14,7 @@ import logging
 import math
 import socket
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
@@ -110,6 +110,7 @@ class HttpAnswer:
         allow: the Allow header: the methods of the path.
         patience: for this many seconds after the request, the server keeps calling the handler for a new response
             instead of sending this one; 0 to send it immediately.
+        is_outdated: returns False while the handler, if called again, would return the same response.
     """
 
     status: HTTPStatus
@@ -118,6 +119,7 @@ class HttpAnswer:
     location: str | None = None
     allow: tuple[str, ...] = ()
     patience: float = 0.0
+    is_outdated: Callable[[], bool] = lambda: True
 
 
 class Handler(Protocol):
@@ -249,6 +251,8 @@ class HttpServer:
         asked = loop.time()
         while (answer := await self._answer(request)).patience > loop.time() - asked:
             await asyncio.sleep(_ASK_AGAIN_SECONDS)
+            while not answer.is_outdated() and answer.patience > loop.time() - asked:
+                await asyncio.sleep(_ASK_AGAIN_SECONDS)
         return answer
 
     async def _answer(self, request: HttpRequest) -> HttpAnswer:

@@ -158,7 +158,7 @@ async def _to_empty(call: RouteCall, vhost: str, name: str, right: str) -> Broke
     rights = call.rights(vhost)
     rights.check(right, "queue", name)
     queue = call.shared_queue(vhost, name)
-    while queue.put_back_some():
+    while queue.work_some():
         await asyncio.sleep(0)
         rights.check(right, "queue", name)  # an administrator may have withdrawn it meanwhile
     return queue
@@ -177,7 +177,10 @@ async def delete_queue(call: RouteCall, vhost: str, name: str) -> None:
 
 @route("DELETE", "queues/VHOST/QUEUE/contents", member)
 async def purge(call: RouteCall, vhost: str, name: str) -> None:
-    (await _to_empty(call, vhost, name, "read")).purge()
+    queue = await _to_empty(call, vhost, name, "read")
+    queue.purge()
+    while queue.work_some():
+        await asyncio.sleep(0)
 
 
 @route("POST", "queues/VHOST/QUEUE/actions", administrator)

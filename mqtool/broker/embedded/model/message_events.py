@@ -15,11 +15,11 @@ from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.consumers import QueueConsumer
 from mqtool.broker.embedded.model.dead_lettering import DeadLettered
 from mqtool.broker.embedded.model.exchange import BrokerDestination, BrokerExchange
-from mqtool.broker.embedded.model.queue import BrokerQueue, put_back_all
+from mqtool.broker.embedded.model.queue import BrokerQueue, in_memory
 from mqtool.broker.embedded.model.virtual_host import ReleasedQueue, Routing, VirtualHost
 
-#: The maximum number of events kept for slow readers, and of messages shown at the same time.
-_MAX_EVENTS, _MAX_SHOWN = 4_000, 2_000
+#: The maximum number of events kept for slow readers, of messages shown at the same time, and of skipped addresses.
+_MAX_EVENTS, _MAX_SHOWN, _MAX_SKIPPED = 4_000, 2_000, 1_000
 #: The maximum number of new messages shown per second, between two requests, and per second for one exchange and key.
 _PER_SECOND, _AT_ONCE, _PER_SECOND_ON_ARROW = 100, 50, 20
 #: The maximum number of messages in a snapshot: per queue, channel or delayed exchange, and in total.
@@ -49,6 +49,7 @@ class MessageEvents:
         asked: the time of the latest request, in seconds.
         shown: the queue (or delayed exchange) of each message that is shown, and whether it is ready there.
         publishing: the messages that were published since the latest request, and their numbers.
+        skipped: the addresses whose new messages are not shown until the next request.
         readers: the offset of the latest message that each stream consumer received.
 
     Args:
@@ -67,6 +68,7 @@ class MessageEvents:
         self.asked = time.monotonic()
         self.shown: dict[int, tuple[str, bool]] = {}
         self.publishing: dict[int, tuple[BrokerMessage, int]] = {}
+        self.skipped: set[bytes] = set()
         self.readers: dict[str | None, int] = {}
         self._vhost = vhost
         self._client_of = client_of
@@ -96,8 +98,10 @@ class MessageEvents:
         else:
             may_show = False
         if not may_show:
-            # On a busy broker, most messages are not shown.
             if not self._may_show(message.address):
+                # On a busy broker, most messages are not shown. The next ones to this address need no call.
+                if len(self.skipped) < _MAX_SKIPPED:
+                    self.skipped.add(message.address)
                 return
             self._take(message.address)
         self._messages += 1
@@ -182,6 +186,7 @@ class MessageEvents:
 
     def delayed(self, exchange: BrokerExchange, entry: BacklogEntry) -> None:
         self._held = exchange.name, entry
+        self.skipped.discard(entry.message.address)  # published() has to be called, to take `_held`
 
     def streamed(self, source: object, stream: str, messages: Iterator[tuple[int, BrokerMessage]]) -> None:
         address = stream.encode(errors="surrogateescape")
@@ -224,6 +229,7 @@ class MessageEvents:
         self._left = min(self._left + (now - self.asked) * _PER_SECOND, _AT_ONCE)
         self.asked = now
         self.publishing.clear()
+        self.skipped.clear()
         if int(now) != self._second:
             self._second = int(now)
             self._in_second.clear()
@@ -252,8 +258,7 @@ class MessageEvents:
                 yield entry, {"queue": queue.name, "consumer": self._name_of(consumer, queue)}
         for queue in self._vhost.queues.values():
             if queue.kind != "stream":
-                put_back_all(queue)
-                for entry in islice(queue.backlog.in_memory(), LISTED):
+                for entry in islice(in_memory(queue), LISTED):
                     self.shown[entry.position] = queue.name, True
                     yield entry, {"queue": queue.name}
 

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import islice
+from itertools import chain
 from typing import ClassVar
 
 from mqtool.broker.embedded.model.amqp_message import PERSISTENT, BrokerMessage
@@ -24,8 +24,8 @@ RETRY_DEAD_LETTERS = 180_000
 #: The maximum number of messages that expire at once. The others expire in later turns of the event loop.
 _EXPIRED_AT_ONCE = 25
 
-#: The maximum number of messages that are put back into the queue at once. The others are put back in later turns.
-_PUT_BACK_AT_ONCE = 20
+#: The maximum number of messages that are put back into the queue, or dropped, at once. Later turns handle the others.
+_AT_ONCE = 20
 
 
 class Why(Enum):
@@ -58,23 +58,33 @@ class RequeueLine:
     """
 
     def __init__(self) -> None:
-        self.waiting: deque[tuple[Iterator[BacklogEntry], Why | None, int | None]] = deque()
+        self.waiting: deque[tuple[deque[BacklogEntry], Why | None, int | None]] = deque()
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
+    def __iter__(self) -> Iterator[BacklogEntry]:
+        """Yield the messages in line, in order."""
+        for entries, why, _ in self.waiting:
+            for entry in entries:
+                entry.redelivered = entry.redelivered or why is not None
+                yield entry
+
     def add(self, entries: Collection[BacklogEntry], why: Why | None = None, not_before: int | None = None) -> None:
         """Add messages with the arguments of requeue(). `why` is None if they are new."""
-        self.waiting.append((iter(entries), why, not_before))
         self._count += len(entries)
+        if why is None and self.waiting and self.waiting[-1][1] is None:
+            self.waiting[-1][0].extend(entries)
+        else:
+            self.waiting.append((deque(entries), why, not_before))
 
     def take(self) -> tuple[list[BacklogEntry], Why | None, int | None]:
         """Remove a few messages."""
         entries, why, not_before = self.waiting[0]
-        taken = [*islice(entries, _PUT_BACK_AT_ONCE)]
+        taken = [entries.popleft() for _ in range(min(_AT_ONCE, len(entries)))]
         self._count -= len(taken)
-        if len(taken) < _PUT_BACK_AT_ONCE:
+        if not entries:
             self.waiting.popleft()
         return taken, why, not_before
 
@@ -89,7 +99,7 @@ class BrokerQueue:
 
     Attributes:
         dead_letter: called with each message to dead-letter, if there is a dead-letter exchange.
-        requeue_soon: calls put_back_some() until nothing is left: at once as long as that is quick, then in turns.
+        work_soon: calls work_some() until nothing is left: at once as long as that is quick, then in turns.
         when_unused: called when the queue must be deleted, because of auto-delete or `x-expires`.
         owner: the connection that an exclusive queue belongs to; None for a shared queue.
         key: the number of the queue in the data directory.
@@ -111,7 +121,7 @@ class BrokerQueue:
     clock: Clock
     ledger: Ledger
     dead_letter: DeadLetter
-    requeue_soon: Callable[["BrokerQueue"], object]
+    work_soon: Callable[["BrokerQueue"], object]
     when_unused: Callable[["BrokerQueue"], object]
     durable: bool = False
     auto_delete: bool = False
@@ -134,6 +144,7 @@ class BrokerQueue:
         self.backlog = new_backlog(self.ledger, self.kind, self.options.max_priority, self.profile.quorum_priorities)
         self.traffic = Traffic()
         self.line = RequeueLine()
+        self._leaving: deque[BacklogEntry | int] = deque()
         self._limited = self.options.limited
         self._expiring = self._dropping = False
         self._expiry = Alarm(self.clock, self.pump)
@@ -356,21 +367,28 @@ class BrokerQueue:
                 Takes precedence over `x-delayed-retry-type`. Has an effect from RabbitMQ 4.3 on.
         """
         self.unacked -= len(entries)
-        self.line.add(entries, why, not_before)
-        self.requeue_soon(self)
+        # A deleted queue drops what it gets back: nothing counts against its delivery limit any more.
+        self.line.add(entries, Why.RELEASED if self.deleted else why, not_before)
+        self.work_soon(self)
 
-    def put_back_some(self) -> bool:
-        """Move a few messages from the line to the backlog. Return True if there are more of them."""
-        if not self.line.waiting:
-            return False
-        entries, why, not_before = self.line.take()
-        for entry in entries:
-            self._expiring = self._expiring or entry.expires_at is not None
-            self._put_back(entry, why, not_before)
-        if not (self.line.waiting or self.deleted):
-            self.pump()
-            self._drop_surplus()
-        return bool(self.line.waiting)
+    def work_some(self) -> bool:
+        """Put a few messages from the line back, or drop a few that were purged. Return True if there are more."""
+        if self.line.waiting:
+            entries, why, not_before = self.line.take()
+            for entry in entries:
+                self._expiring = self._expiring or entry.expires_at is not None
+                self._put_back(entry, why, not_before)
+            if not (self.line.waiting or self.deleted):
+                self.pump()
+                self._drop_surplus()
+        else:
+            for _ in range(min(_AT_ONCE, len(self._leaving))):
+                leaving = self._leaving.popleft()
+                if isinstance(leaving, int):
+                    self.ledger.drop_paged_out(leaving)
+                else:
+                    self.ledger.drop(leaving)
+        return bool(self.line.waiting or self._leaving)
 
     def _put_back(self, entry: BacklogEntry, why: Why | None, not_before: int | None) -> None:
         if why is None:
@@ -380,24 +398,26 @@ class BrokerQueue:
             entry.redelivered = True
             if self.watcher is not None and entry.position in self.watcher.shown:
                 self.watcher.requeued(self, entry, why.name.lower())
-        if self.deleted:
+        if self.kind == "quorum" and why is not None:
+            self._requeue_in_quorum(entry, why, not_before)
+        elif self.deleted:
             self.ledger.drop(entry)
         elif why is None:
             self.backlog.append(entry)
-        elif self.kind == "quorum":
-            self._requeue_in_quorum(entry, why, not_before)
         else:
             entry.delivery_count += why is Why.FAILED and self.profile.counts_failures
             self.backlog.put_back(entry)
 
     def _requeue_in_quorum(self, entry: BacklogEntry, why: Why, not_before: int | None) -> None:
-        """Requeue a message, immediately or after a delay, or dead-letter it if it has exceeded the delivery limit."""
+        """Requeue a message, now or after a delay; dead-letter it if it has exceeded the limit, even if deleted."""
         entry.acquired_count += 1
         failed = why.is_end or why in (Why.REJECTED, Why.FAILED) or (why is Why.RETURNED and self.profile.nack_counts)
         entry.delivery_count += failed
         limit = self.options.delivery_limit
         if limit is not None and entry.delivery_count > limit:
             self._dead_letter(entry, "delivery_limit")
+        elif self.deleted:
+            self.ledger.drop(entry)
         elif (delay := _delay(self, entry, not_before, failed=failed)) is not None:
             self._retries.add(self.clock.now() + delay, entry)
         elif limit is None and not why.is_end and self.profile.unlimited_last:
@@ -412,7 +432,7 @@ class BrokerQueue:
         As long as requeued messages have to be put back, put some of them back instead, and return True.
         """
         if self.line.waiting:
-            self.put_back_some()
+            self.work_some()
             return True
         if not self._expiring:
             return False
@@ -464,23 +484,25 @@ class BrokerQueue:
             self.pump()
 
     def purge(self) -> int:
-        """Drop the messages that are ready or wait for a delayed retry; return how many there were."""
+        """Drop the messages that are ready or wait for a delayed retry; return how many there were.
+
+        If there are many, this takes several turns, but they are no longer in the queue. Messages in line are put back
+        at once before, which takes long, unless work_some() has been called in steps.
+        """
         if not self.deleted:
             put_back_all(self)
         dropped = [*self.backlog.clear(), *self._retries.clear()]
-        for each in dropped:
-            if isinstance(each, int):
-                self.ledger.drop_paged_out(each)
-            else:
-                self.ledger.drop(each)
+        self._leaving.extend(dropped)
+        self.work_soon(self)
         if self.watcher is not None:
             self.watcher.emptied(self)
         return len(dropped)
 
     def delete(self) -> int:
-        """Drop the messages and cancel the consumers. Returns the number of messages that purge() has dropped."""
-        if self.kind == "quorum":
-            put_back_all(self)  # those that exceed the delivery limit are dead-lettered
+        """Drop the messages and cancel the consumers. Returns the number of messages that were ready or delayed.
+
+        If there are many messages, this takes several turns.
+        """
         self.deleted = True
         count = len(self.line) + self.purge()
         self._expiry.cancel()
@@ -501,10 +523,15 @@ def _refuses(queue: BrokerQueue, message: BrokerMessage) -> bool:
     return is_full
 
 
+def in_memory(queue: BrokerQueue) -> Iterator[BacklogEntry]:
+    """Yield the ready messages that are not paged out, in no particular order."""
+    return chain(queue.backlog.in_memory(), queue.line)
+
+
 def put_back_all(queue: BrokerQueue) -> None:
     """Move all messages from the line to the backlog now."""
-    while queue.put_back_some():
-        pass
+    while queue.line.waiting:
+        queue.work_some()
 
 
 def _delay(queue: BrokerQueue, entry: BacklogEntry, not_before: int | None, *, failed: bool) -> int | None:

@@ -57,7 +57,8 @@ class Routing:
     Attributes:
         queues: the queues that get the message now, without duplicates.
         stored: True if the message is being written to disk because an x-delayed-message exchange holds it back.
-        source: the origin of the message, for a watcher: a channel, a connection, DeadLettered, Released or None.
+        source: the origin of the message, for a watcher: a channel, a connection, DeadLettered, ReleasedQueue or None.
+            Channels leave out the source if the watcher skips the message.
     """
 
     message: BrokerMessage
@@ -118,7 +119,7 @@ class VirtualHost:
         tracing: True if the firehose (message tracing) is on.
         failures: logs failures to process messages.
         dead_letters: publishes the messages that queues dead-letter.
-        requeueing: the queues into which messages are being put back.
+        requeueing: the queues into which messages are being put back, or whose purged messages are being dropped.
         watcher: the observer that message events are reported to, if any. Set by watch().
         deleted_traffic: the message counts of deleted queues by queue type, so that totals include them.
     """
@@ -145,11 +146,11 @@ class VirtualHost:
         self._delayed = DelayedMessages(clock, self._release)
         self.dead_letters = DeadLetters(self._publish_dead, clock, self.failures, trusts_deaths=profile.trusts_deaths)
 
-        def put_back(queue: BrokerQueue) -> None:
-            if queue.put_back_some():
+        def work(queue: BrokerQueue) -> None:
+            if queue.work_some():
                 self.requeueing.add(queue)
 
-        self.requeueing: TurnQueue[BrokerQueue] = TurnQueue(clock, put_back)
+        self.requeueing: TurnQueue[BrokerQueue] = TurnQueue(clock, work)
 
     def watch(self, watcher: Watcher | None) -> None:
         """Start to report message events to a watcher, in place of any previous one. None ends the reporting."""
@@ -340,14 +341,15 @@ class VirtualHost:
     def enqueue(self, routing: Routing) -> Publication:
         """Add a message to the queues that it was routed to, except those that have been deleted since."""
         routed, accepted, stored = False, True, routing.stored
-        if self.watcher is not None:
-            self.watcher.published(routing)
+        watcher = self.watcher
+        if watcher is not None and (routing.source is not None or routing.message.address not in watcher.skipped):
+            watcher.published(routing)
         for queue in routing.queues:
             if not queue.deleted:
                 routed = True
                 taken, written = queue.publish(routing.message)
-                if not taken and self.watcher is not None:
-                    self.watcher.refused(queue, routing.message)
+                if not taken and watcher is not None:
+                    watcher.refused(queue, routing.message)
                 accepted, stored = accepted and taken, stored or written
         if routed and accepted:
             return _STORED if stored else _IN_MEMORY

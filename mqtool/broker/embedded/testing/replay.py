@@ -64,7 +64,7 @@ def replay(
 
 
 def check_names(options: Mapping[str, Any]) -> None:
-    """Raise UsageError if replay() has no argument with one of these names."""
+    """Raise UsageError if any of these names is not an argument of replay()."""
     for name in options:
         if name not in _OPTIONS:
             raise UsageError(

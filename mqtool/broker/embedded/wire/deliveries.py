@@ -391,7 +391,7 @@ class Deliveries:
 def _counted(entry: BacklogEntry, session: AmqpSession) -> BrokerMessage:
     """Return a copy of a quorum queue's message with headers that say how often it has been delivered."""
     counts = delivery_counts(entry, session.broker.profile)
-    return entry.message.replace(headers={**counts, **entry.message.headers})
+    return entry.message.replace(headers={**counts, **entry.message.headers, **counts})  # not what the publisher says
 
 
 # Stands in for an unacknowledged message from a stream, so that the message need not stay in memory.

@@ -99,7 +99,7 @@ def queue_unbind(channel: BrokerChannel, method: QueueClass.Unbind) -> None:
 def _put_back(channel: BrokerChannel, name: str) -> Iterator[None]:
     """Put requeued messages back into a queue, if they are many, before they are dropped."""
     queue = channel.vhost.queues.get(name or channel.last_queue or "")
-    while queue is not None and queue.put_back_some():
+    while queue is not None and queue.work_some():
         yield
 
 
@@ -108,7 +108,10 @@ def queue_purge(channel: BrokerChannel, method: QueueClass.Purge) -> Iterator[No
     yield from _put_back(channel, method.queue)
     name = channel.queue_name(method.queue)
     channel.session.rights.check("read", "queue", name)
-    count = channel.queue(name).purge()
+    queue = channel.queue(name)
+    count = queue.purge()
+    while queue.work_some():  # the reply means that a restart does not bring any of them back
+        yield
     if not method.nowait:
         channel.send(QueueClass.PurgeOk, message_count=count)
 
