@@ -452,6 +452,7 @@ def test_other_sites_cannot_read_or_run_anything(ui: Running, broker: TestBroker
     assert broker.api("GET", f"queues/{broker.vhost}") == []
 
 
+@on_any_broker
 def test_names_in_actions_are_neither_options_nor_patterns(ui: Running) -> None:
     """An action on the page of `mqtool ui` uses exactly the queue or connection that was chosen, even if somebody has
     named it -x or *: cutting the connection * does not cut all connections.
