@@ -1131,7 +1131,7 @@ def test_a_message_whose_headers_fill_a_frame_stops_no_conversion(
         deepest = {"a": deepest}
     given: list[dict[str, Any]] = [
         {"headers": FULL},
-        {"headers": without_name, "priority": 3, "expiration": "3600000", "reply_to": "me"},
+        {"headers": without_name, "priority": 4, "expiration": "3600000", "reply_to": "me"},
         {"headers": {**without_name, "CC": ["victim"], "mqtool-exchange": 5}},
         {"headers": {"mqtool-convert": deepest}},
         {"headers": {"a": 1}},
