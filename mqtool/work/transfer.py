@@ -297,7 +297,7 @@ class QueueTransfer:
         if self._until.idle is not None:
             patience = self._until.idle - silence
             return patience <= 0 or not self._consumer.arrives(patience)
-        ready = self._source.depth_of(self._queue)  # deliveries that were sent before this reply have arrived
+        ready = self._source.depth_after_deliveries(self._queue)
         if not ready or self._consumer.arrives(_LOOK):
             return not self._consumer.arrives(0)
         if silence > _STALLED:

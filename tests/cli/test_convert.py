@@ -15,7 +15,8 @@ from urllib.parse import quote
 import pika
 import pytest
 
-from mqtool.amqp import Connection, Receiving, administration, parse_addresses, transactions
+from mqtool.amqp import Channel, Connection, Receiving, administration, parse_addresses, transactions
+from mqtool.amqp.consumer import Consumer
 from mqtool.broker.choice import BrokerKind
 from mqtool.cli.commands import queue_convert as convert_command
 from mqtool.codecs.field_tables import CLIENT
@@ -648,6 +649,30 @@ def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBrok
     received += [delivery.body for delivery in taken(broker, jobs.name)]
     assert sorted(body for body in received if body != b"live") == bodies
     assert depth(broker, held.name) == 0
+
+
+def test_a_conversion_moves_deliveries_that_arrive_after_the_reply_that_a_queue_is_empty(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ may report a queue as empty before it passes on the last deliveries. Each step of `queue convert` that
+    empties a queue waits for them and moves them, too.
+    """
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        for queue in ("from", "to"):
+            channel.declare(Queue(queue, durable=True))
+        assert len(list(channel.publish([Message(b"%d" % number, "from") for number in range(8)]))) == 8
+        requests, arrives, depth_of = list[str](), Consumer.arrives, Channel.depth_of
+
+        def counted(self: Channel, queue: str) -> int:
+            requests.append(queue)
+            return depth_of(self, queue)
+
+        monkeypatch.setattr(Channel, "depth_of", counted)
+        # The first request is made before the consumer is there.
+        monkeypatch.setattr(Consumer, "arrives", lambda self, within: len(requests) > 2 and arrives(self, within))
+        with_confirms = transactions.WithConfirms(channel, lambda each: Message(each.body, "to", ""))
+        assert sum(transactions.Mover(channel, "from", 5, with_confirms).batches()) == 8
 
 
 @pytest.mark.keeps_messages

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from mqtool.amqp import Channel, Connection, Receiving, parse_addresses
+from mqtool.amqp.consumer import Consumer
 from mqtool.errors import Unavailable
 from mqtool.message import Confirmation, Delivery, Message, Receipt
 from mqtool.testing import Vhost
@@ -248,6 +249,26 @@ def test_moving_ends_at_its_limit(
     assert drained(amqp_vhost, connect(), "from", len(left)) == left
 
 
+def test_moving_takes_deliveries_that_arrive_after_the_reply_that_a_queue_is_empty(
+    monkeypatch: pytest.MonkeyPatch, channel: Channel, connect: Callable[[], Channel]
+) -> None:
+    """RabbitMQ may report a queue as empty before it passes on the last deliveries. Moving waits for them and moves
+    them, too.
+    """
+    fill(channel, 50)
+    replies, arrives, depth_of = list[int](), Consumer.arrives, Channel.depth_of
+
+    def counted(self: Channel, queue: str) -> int:
+        replies.append(depth_of(self, queue))
+        return replies[-1]
+
+    monkeypatch.setattr(Channel, "depth_of", counted)
+    monkeypatch.setattr(Consumer, "arrives", lambda self, within: len(replies) > 1 and arrives(self, within))
+    dropping = QueueTransfer(connect(), None, "from", to("nowhere"), until=Until())
+    assert [int(delivery.body) for delivery in dropping] == [*range(50)]
+    assert replies[:2] == [0, 0]
+
+
 def test_moving_can_be_stopped(amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]) -> None:
     """If the source is stopped, as by Ctrl-C, moving ends without an error, and each message is in one queue."""
     fill(channel, 250)
@@ -384,6 +405,8 @@ class Source:
         assert self.is_open
         self._reported = min(self._reported + 1, self.ready)
         return self._reported
+
+    depth_after_deliveries = depth_of
 
     def give_back(self, through: Iterable[Delivery]) -> None:
         if tags := [each.delivery_tag for each in through]:
