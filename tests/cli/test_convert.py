@@ -21,7 +21,7 @@ from mqtool.broker.choice import BrokerKind
 from mqtool.cli.commands import queue_convert as convert_command
 from mqtool.codecs.field_tables import CLIENT
 from mqtool.drills.scene import Proxy
-from mqtool.errors import BadData, MqtoolError, NotConfirmed, Unavailable
+from mqtool.errors import BadData, MqtoolError, NotConfirmed, NotFound, Unavailable
 from mqtool.management import Management
 from mqtool.message import Confirmation, Delivery, Message, Undecoded
 from mqtool.topology import Exchange, Queue
@@ -704,8 +704,8 @@ def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_dele
         convert(broker)
     monkeypatch.undo()
     assert depth(broker, "victim") == 0
-    if not both:
-        assert depth(broker, names.meanwhile) == 3  # the broker itself has put them there
+    diverted = 0 if both else depth(broker, names.meanwhile)  # the broker itself has put a batch there
+    assert both or 1 <= diverted <= 3
 
     api = Management(broker.management, "guest", "guest")
     plan = queue_conversion.left_behind(api, broker.vhost, "jobs")
@@ -713,7 +713,7 @@ def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_dele
     with Connection(parse_addresses(broker.url)) as connection:
         conversion = Conversion(connection, api, broker.vhost, plan, user="guest", young=0.0, quiet=0.0)
         conversion.begin()
-        assert sum(conversion.run()) == 3 * (not both)
+        assert sum(conversion.run()) == diverted
     if both:
         assert convert(broker) is not None
     found = taken(broker, "jobs", 10)
@@ -744,7 +744,8 @@ def test_messages_go_back_to_the_holding_queue_if_the_converted_queue_is_deleted
 
         monkeypatch.setattr(conversion.messages, "returned", delete_then_return)
         conversion.begin()
-        with pytest.raises(NotConfirmed, match=r"no queue took messages from 'jobs\.mqtool-convert'"):
+        # RabbitMQ returns only messages for the default exchange; the first batch may have none.
+        with pytest.raises((NotConfirmed, NotFound), match=r"no queue took messages from|'jobs' was deleted"):
             list(conversion.run())
     assert depth(broker, "jobs.mqtool-convert") == COUNT
     assert convert(broker) is not None
