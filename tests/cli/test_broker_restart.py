@@ -21,8 +21,8 @@ def restartable(request: pytest.FixtureRequest) -> Iterator[Restartable]:
     broker.stop()
 
 
-# A quorum queue of RabbitMQ 3.10 that is killed moments after it was declared finds no leader ever after ("leader not
-# known"), whoever the client is; so the killed one is classic.
+# If RabbitMQ 3.10 is killed just after a quorum queue was declared, the queue never has a leader again ("leader not
+# known"), with any client; so the queue is classic if the broker is killed.
 @pytest.mark.parametrize(("how", "queue"), [("stop", []), ("kill", ["-q", "lines", "--queue-type", "classic"])])
 @pytest.mark.sampled(1)
 def test_send_and_receive_resume_after_a_restart_of_the_broker(
