@@ -115,8 +115,9 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 
 @pytest.mark.parametrize("command", ["queue delete", "queue purge", "exchange delete"])
 def test_delete_and_purge_stop_at_a_missing_name_and_say_what_is_left(admin: Shell, command: str) -> None:
-    """If one of several names does not exist, `queue delete`, `queue purge` and `exchange delete` stop there, exit with
-    3, and say how many names are done and which are not. If the first name does not exist, they exit with 69.
+    """If one of several queues or exchanges does not exist, `queue delete`, `queue purge` and `exchange delete` stop at
+    it, exit with 3, and say how many were deleted or purged, and which were not. If it is the first one, they exit with
+    69.
     """
     kind, verb = command.split()
     for name in ("one", "two"):

@@ -85,7 +85,11 @@ def test_a_large_binary_body_arrives_unchanged(shell: Shell, tmp_path: Path) -> 
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout_bytes == body + b"\n"
 
 
-@pytest.mark.parametrize("prefetch", [[], ["--prefetch", "1"], ["--prefetch", "0"], ["--auto-ack"]])
+@pytest.mark.parametrize(
+    "prefetch",
+    [[], ["--prefetch", "1"], ["--prefetch", "0"], ["--auto-ack"]],
+    ids=lambda options: " ".join(options) or "default prefetch",
+)
 @pytest.mark.sampled(1)
 def test_lines_are_received_once_and_in_order(shell: Shell, prefetch: list[str]) -> None:
     """Over AMQP 1.0, `receive` prints each of 1,500 lines once and in order, with any --prefetch or with --auto-ack."""
@@ -94,7 +98,7 @@ def test_lines_are_received_once_and_in_order(shell: Shell, prefetch: list[str])
     assert shell.run("mqtool", "receive", "--raw", "-c", "1500", *prefetch).stdout == lines
 
 
-def test_receive_leaves_messages_that_it_did_not_print_in_the_queue(shell: Shell, broker: TestBroker) -> None:
+def test_receive_keeps_all_other_messages_in_the_queue(shell: Shell, broker: TestBroker) -> None:
     """Over AMQP 1.0, `receive -c 1` consumes exactly one message, and `receive --where` requeues the messages that do
     not match.
     """
@@ -147,6 +151,7 @@ def test_rejected_and_released_messages_are_reported(shell: Shell) -> None:
             "accepted the connection, but is not an AMQP 1.0 broker|closed the connection during the handshake",
         ),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_errors_over_amqp_1_0_say_what_is_wrong(
     shell: Shell, broker: TestBroker, command: list[str], code: int, says: str
@@ -264,7 +269,11 @@ def test_publisher_confirms_runs_all_three_strategies(shell: Shell) -> None:
     assert (told.code, told.stdout.count("Published 300 messages")) == (0, 3)
 
 
-@pytest.mark.parametrize(("offset", "expected"), [("first", "1\n2\n3\n"), ("2", "3\n4\n5\n"), ("1h", "1\n2\n3\n")])
+@pytest.mark.parametrize(
+    ("offset", "expected"),
+    [("first", "1\n2\n3\n"), ("2", "3\n4\n5\n"), ("1h", "1\n2\n3\n")],
+    ids=["first message", "offset", "age"],
+)
 def test_receive_reads_a_stream_from_an_offset(shell: Shell, offset: str, expected: str) -> None:
     """Over AMQP 1.0, `receive --offset` starts to read a stream at its first message, at an offset such as 2, or at the
     messages of the last hour (1h).
@@ -386,7 +395,9 @@ COMMANDS = {"publish-subscribe": "fanout", "routing": "direct", "topics": "topic
 @pytest.mark.parametrize(
     "words", ["emit-log fanout -e new x", "publisher-confirms async -c 10 -q new", "receive-log fanout -e new"]
 )
-def test_a_command_in_a_protected_context_asks_before_it_declares(shell: Shell, broker: TestBroker, words: str) -> None:
+def test_a_command_in_a_protected_context_asks_before_it_declares_anything(
+    shell: Shell, broker: TestBroker, words: str
+) -> None:
     """In a protected context, a command that sends or shows messages over AMQP 1.0 asks before it declares an exchange
     or a queue, and does not ask if the exchange or queue exists.
     """

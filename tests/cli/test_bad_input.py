@@ -47,7 +47,8 @@ class Case:
         return self.command.split(" ")
 
     def __str__(self) -> str:
-        return self.command.replace(LONG, "LONG")[:70] or "nothing"
+        variables = "".join(f"{name}={value} " for name, value in self.environment.items())
+        return f"{variables}{self.command}".replace(LONG, "LONG")[:70] or "nothing"
 
 
 #: These cannot work with any broker, so they must say so without contacting one.

@@ -209,6 +209,7 @@ def test_bench_names_a_command_that_failed_during_the_run(shell: Shell) -> None:
         ("--churn queues --publishers 2", (200, 0)),
         ("--churn bindings", (200, 0)),
     ],
+    ids=lambda value: value if isinstance(value, str) else f"{value[1]} received",
 )
 @pytest.mark.sampled(2)
 def test_bench_with_rpc_delay_ack_or_churn_loses_no_message(
@@ -272,6 +273,7 @@ def test_bench_vary_and_bench_compare_report_several_runs(shell: Shell, broker: 
         (["comapre", "classic", "quorum"], "did you mean 'compare'?"),
         (["compare", "classic", "nothing"], "unknown context 'nothing'"),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 @pytest.mark.sampled(8)
 def test_an_invalid_bench_command_is_a_usage_error(tester: Shell, words: list[str], said: str) -> None:

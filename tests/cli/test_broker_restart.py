@@ -23,7 +23,9 @@ def restartable(request: pytest.FixtureRequest) -> Iterator[Restartable]:
 
 # If RabbitMQ 3.10 is killed just after a quorum queue was declared, the queue never has a leader again ("leader not
 # known"), with any client; so the queue is classic if the broker is killed.
-@pytest.mark.parametrize(("how", "queue"), [("stop", []), ("kill", ["-q", "lines", "--queue-type", "classic"])])
+@pytest.mark.parametrize(
+    ("how", "queue"), [("stop", []), ("kill", ["-q", "lines", "--queue-type", "classic"])], ids=["stop", "kill"]
+)
 @pytest.mark.sampled(1)
 def test_send_and_receive_resume_after_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, how: str, queue: list[str]

@@ -38,7 +38,7 @@ def tls_server(context: ssl.SSLContext) -> Iterator[str]:
     thread.join()
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["TLS 1.2", "TLS 1.3"])
 @pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0"])
 def test_send_says_that_the_broker_does_not_accept_the_client_certificate(
     lonely_shell: Shell, amqp_tls: Authority, protocol: str, version: ssl.TLSVersion

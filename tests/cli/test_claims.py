@@ -32,11 +32,10 @@ ENDED = (0, 1, 3, 124)
 
 @pytest.mark.timeout(1200)
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
-    """A user who has permissions only on queues and exchanges of her own forges arguments and headers. Whatever command
-    an administrator then runs, other users' queues, exchanges, bindings and messages stay unchanged, she can read none
-    of these messages, and none of her queues or exchanges leads to an exchange that she may not write to. If she has
-    only published messages, none of them stops the command, and those that the command only reads or converts stay in
-    order.
+    """A user who may use only her own queues and exchanges forges arguments and headers. Whatever command an
+    administrator then runs, other users' queues, exchanges, bindings and messages stay unchanged, she can read none of
+    these messages, and none of her queues or exchanges leads to an exchange that she may not write to. If she has only
+    published messages, none of them stops the command, and those that the command only reads or converts stay in order.
     """
     seen: Counter[str] = Counter()
 

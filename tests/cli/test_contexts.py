@@ -206,8 +206,8 @@ def test_a_context_applies_to_amqp_the_management_api_and_completion(staging: Sh
 
 
 def test_the_contexts_file_is_private_and_keeps_its_comments(home: Shell) -> None:
-    """Only the owner can read the contexts file. Commands that change the file keep its comments, and keep it a
-    symbolic link if it is one. `context show` and `context ls` print no passwords.
+    """Only the owner can read the contexts file. Commands that change the file keep its comments; if it is a symbolic
+    link, it stays one. `context show` and `context ls` print no passwords.
     """
     config(home).parent.mkdir()
     config(home).symlink_to(home.directory / "dotfile")
@@ -266,7 +266,9 @@ def test_an_error_in_the_contexts_file_is_reported_with_its_line(home: Shell, te
 
 
 def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
-    """A command with a context that is unknown, invalid or not allowed there says what is wrong and exits with 2."""
+    """A command with a context that is unknown or invalid, or that the command does not accept, says what is wrong and
+    exits with 2.
+    """
     assert home.run("mqtool", "context", "add", "staging", "-u", "amqp://a").code == 0
     for words, said in {
         "send x -C stagin": "unknown context 'stagin'\nhint: did you mean 'staging'?",
@@ -607,6 +609,7 @@ def test_broker_env_replaces_variables_of_another_broker(home: Shell) -> None:
         (("broker", "up", "--name", "nowhere"), "XDG_STATE_HOME"),
         (("context", "add", "there", "--url", "amqp://localhost"), "XDG_CONFIG_HOME"),
     ],
+    ids=["state", "configuration"],
 )
 def test_a_directory_that_cannot_be_written_is_named(
     lonely_shell: Shell, command: tuple[str, ...], variable: str

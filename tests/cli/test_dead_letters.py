@@ -42,8 +42,8 @@ def test_dlq_show_leaves_the_dead_letters_in_order(dead: Shell) -> None:
 
 
 def test_dlq_ls_lists_dead_letter_queues_with_reasons(dead: Shell, broker: TestBroker) -> None:
-    """`dlq ls` lists the queues with the dead letters of `worker` and of a dead-letter exchange, with the reasons. If
-    no management API answers, it exits with 69.
+    """`dlq ls` lists the queues with the dead letters of `worker` and of a dead-letter exchange, with the number and
+    reasons of these messages. If no management API answers, it exits with 69.
     """
     broker.api("PUT", f"exchanges/{broker.vhost}/graveyard", {"type": "fanout", "durable": True})
     broker.api("PUT", f"queues/{broker.vhost}/buried", {"durable": True})
@@ -150,7 +150,7 @@ def test_dlq_commands_ask_only_if_there_are_dead_letters(dead: Shell) -> None:
 @pytest.mark.parametrize("verb", ["show", "redrive", "drop"])
 def test_dlq_commands_refuse_the_name_of_a_dead_letter_queue(dead: Shell, verb: str) -> None:
     """If `dlq show`, `redrive` or `drop` is given the name of a dead-letter queue, it exits with 69, and its hint names
-    the queue whose dead letters are in there.
+    the queue whose dead letters are in it.
     """
     wrong = dead.run("mqtool", "dlq", verb, "jobs.dlq")
     assert (wrong.code, "hint: 'jobs.dlq' has the dead letters of 'jobs': mqtool dlq show jobs\n" in wrong.stderr) == (

@@ -134,7 +134,9 @@ def test_definitions_convert_leaves_out_the_bindings_of_server_named_queues(lone
     assert [each["destination"] for each in has["bindings"]] == ["jobs"]
 
 
-@pytest.mark.parametrize(("version", "found"), [("3.13", set()), ("4.3", {"reserved-queue"}), ("4.4", set())])
+@pytest.mark.parametrize(
+    ("version", "found"), [("3.13", set()), ("4.3", {"reserved-queue"}), ("4.4", set())], ids=["3.13", "4.3", "4.4"]
+)
 def test_doctor_reports_bindings_that_make_rabbitmq_refuse_a_file(
     lonely_shell: Shell, version: str, found: set[str]
 ) -> None:
@@ -250,7 +252,11 @@ def old(lonely_shell: Shell) -> Shell:
     return lonely_shell
 
 
-@pytest.mark.parametrize(("pattern", "matches"), [("^(a+)+$", False), ("^(?!b)(a+)b$", True), ("(", False)])
+@pytest.mark.parametrize(
+    ("pattern", "matches"),
+    [("^(a+)+$", False), ("^(?!b)(a+)b$", True), ("(", False)],
+    ids=["exponential", "lookahead", "invalid"],
+)
 def test_an_expensive_or_invalid_policy_pattern_does_not_stop_definitions_convert(
     lonely_shell: Shell, pattern: str, matches: bool
 ) -> None:

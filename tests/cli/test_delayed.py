@@ -40,7 +40,9 @@ def via(request: pytest.FixtureRequest, plugin: bool) -> str:
 
 
 def test_send_delayed_and_receive_delayed_print_the_tutorials_lines(shell: Shell, plugin: bool) -> None:
-    """`send-delayed` prints when the message is due, and `receive-delayed` prints how late the message arrived."""
+    """As in the tutorial, `send-delayed` prints when the message is due, and `receive-delayed` prints how late the
+    message arrived.
+    """
     receiver = shell.start("mqtool", "receive-delayed", "-c", "1").wait_until_ready()
     sent = shell.run("mqtool", "send-delayed", "--delay", "100ms", "Hello", "later")
     received = receiver.wait()
@@ -240,7 +242,7 @@ def test_send_delayed_uses_an_existing_exchange_that_does_not_delay(shell: Shell
 
 
 @pytest.mark.once_on_rabbitmq
-@pytest.mark.parametrize("command", [["send", "x"], ["emit-log", "fanout", "x"], ["send-delayed", "x"]], ids=str)
+@pytest.mark.parametrize("command", [["send", "x"], ["emit-log", "fanout", "x"], ["send-delayed", "x"]], ids=" ".join)
 def test_via_plugin_without_the_plugin_suggests_wait_queues(shell: Shell, plugin: bool, command: list[str]) -> None:
     """If the broker lacks the delayed message plugin, a command with --via plugin exits with 78 and suggests --via ttl.
     The error also says how to enable the plugin, unless no plugin exists for this version of RabbitMQ.
@@ -396,7 +398,7 @@ def test_a_received_message_that_is_sent_again_is_not_delayed_again(shell: Shell
 
 
 @pytest.mark.once_on_rabbitmq("via")
-@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("sign", [1, -1], ids=["positive x-delay", "negative x-delay"])
 def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign: int) -> None:
     """`send-delayed --json --keep-delay` delays a received message again by its x-delay header; a "delay" in the line
     overrides the header.
@@ -415,7 +417,7 @@ def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign
     assert time.monotonic() - started >= 0.4
 
 
-@pytest.mark.parametrize("options", [["x"], ["--json", "--delay", "1s"]], ids=str)
+@pytest.mark.parametrize("options", [["x"], ["--json", "--delay", "1s"]], ids=" ".join)
 def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
     """`send-delayed --keep-delay` without --json, or with --delay, exits with 2 and says that it needs --json."""
     refused = lonely_shell.run("mqtool", "send-delayed", "--keep-delay", *options, "-u", "amqp://127.0.0.1:1")

@@ -115,8 +115,8 @@ def test_delayed_relay_by_timestamps_counts_the_delay_from_publishing(shell: She
 
 @pytest.mark.keeps_messages
 def test_a_killed_delayed_relay_loses_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If `delayed relay` runs several times, and one run after the other is killed, the remaining one delivers all
-    messages: none is lost, but some may arrive twice.
+    """If several processes of `delayed relay` run for one exchange, and are killed one after the other, the last one
+    delivers all messages: none is lost, but some may arrive twice.
     """
     count = 600
     first, second = relay(shell, "--type", "topic"), relay(shell)
@@ -248,8 +248,8 @@ def test_delayed_commands_include_the_messages_of_a_relay(shell: Shell, broker: 
 
 @on_any_broker
 def test_delayed_relay_publishes_due_messages_to_another_exchange(shell: Shell, broker: TestBroker) -> None:
-    """`delayed relay --to` publishes messages that are due to an existing exchange, and warns of queues that are bound
-    directly to the relay's own exchange, since they get messages without delay.
+    """`delayed relay --to` publishes messages that are due to an existing exchange, and warns about queues that are
+    bound directly to the relay's own exchange, since they get messages without delay.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     shell.run("mqtool", "exchange", "declare", "events", "topic")

@@ -95,10 +95,11 @@ def of_script(result: Result, dialect: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "key"),
     [([], "nil.nil"), (["kern.critical", "A"], "nil.nil"), (["kern", "critical", "A"], "kern.critical")],
+    ids=["no word", "two words", "three words"],
 )
 def test_the_dialect_go_article_makes_the_routing_key_from_two_words(shell: Shell, words: list[str], key: str) -> None:
-    """`emit-log topic --dialect go-article` joins its first two words into the routing key if there is a third word;
-    otherwise the routing key is `nil.nil`.
+    """`emit-log topic --dialect go-article` joins its first two words with a dot into the routing key if there is a
+    third word; otherwise the routing key is `nil.nil`.
     """
     arguments = ("topic", "#", "--dialect", "go-article", "-c", "1", "-F", "%r")
     receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()
@@ -108,7 +109,9 @@ def test_the_dialect_go_article_makes_the_routing_key_from_two_words(shell: Shel
 
 @on_any_broker
 @pytest.mark.parametrize(
-    ("words", "key"), [([], "info"), (["kern.critical", "disk", "full"], "kern.critical"), (["cron"], "cron")]
+    ("words", "key"),
+    [([], "info"), (["kern.critical", "disk", "full"], "kern.critical"), (["cron"], "cron")],
+    ids=["no word", "three words", "one word"],
 )
 def test_the_dialect_go_article_2_takes_the_first_word_as_the_routing_key(
     shell: Shell, words: list[str], key: str
@@ -147,7 +150,7 @@ def test_a_named_queue_is_as_durable_as_in_the_dialects_scripts(shell: Shell, co
 
 @on_any_broker
 def test_send_says_that_the_dialect_makes_a_new_queue_transient(shell: Shell) -> None:
-    """On a terminal, `send -q NAME --dialect` says once that the dialect makes the new queue transient, and names
+    """With --dialect, `send -q NAME` on a terminal says once that the dialect makes the new queue transient, and names
     --durable.
     """
     send = ("mqtool", "send", "x", "--dialect", "go-classic", "-q")

@@ -248,7 +248,9 @@ def test_quick_programs_run_beside_slow_ones(shell: Shell, broker: TestBroker) -
 
 
 @on_any_broker
-@pytest.mark.parametrize(("options", "left"), [((), 4), (("-c", "6"), 4), (("--prefetch", "5"), 1)], ids=str)
+@pytest.mark.parametrize(
+    ("options", "left"), [((), 4), (("-c", "6"), 4), (("--prefetch", "5"), 1)], ids=["no option", "count", "prefetch"]
+)
 def test_worker_prefetches_one_message_for_each_program_or_as_many_as_prefetch_says(
     shell: Shell, broker: TestBroker, options: tuple[str, ...], left: int
 ) -> None:

@@ -76,6 +76,7 @@ def test_send_retries_after_a_nack_if_a_node_of_the_cluster_is_down(tester: Shel
         (["nack-publishes", "jobs"], "'jobs' is not an argument of a fault"),
         (["close-channels", "code=1"], "code must be one of AMQP's"),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_an_unknown_fault_or_argument_is_a_usage_error(tester: Shell, words: list[str], said: str) -> None:
     """`broker fault` with an unknown fault or argument says which are valid and exits with 2."""

@@ -75,7 +75,7 @@ def test_two_taps_share_the_firehose(shell: Shell, broker: TestBroker, connectio
 
 
 @pytest.mark.once_on_rabbitmq
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["SIGINT", "SIGTERM", "SIGHUP"])
 def test_tap_switches_the_firehose_off_at_its_end(shell: Shell, broker: TestBroker, end: signal.Signals) -> None:
     """After SIGINT, SIGTERM or SIGHUP, `tap --all --firehose` exits with 0 and switches the firehose off again."""
     tap = tapping(shell, "--all")
@@ -86,7 +86,7 @@ def test_tap_switches_the_firehose_off_at_its_end(shell: Shell, broker: TestBrok
     assert tap.stderr.splitlines()[1:] == []
 
 
-def test_tap_leaves_a_firehose_on_that_was_on_before(shell: Shell, broker: TestBroker) -> None:
+def test_tap_leaves_the_firehose_on_if_it_was_on_before(shell: Shell, broker: TestBroker) -> None:
     """If the firehose was already on, `tap --all --firehose` says so and leaves it on. `tap --firehose-off` switches
     the firehose off.
     """

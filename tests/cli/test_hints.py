@@ -23,6 +23,7 @@ from tests.cli.shell import Shell
         (["tutorial", "1"], "to read it: mqtool tutorial show 1; to run it: mqtool tutorial run 1"),
         (["worker", "--exec", "sleep", "1"], "quote the program and its arguments: --exec 'sleep …'"),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, command: list[str], hint: str) -> None:
     """If a command is mistyped, the hint names what the user probably meant: a similar command, its group, or missing
@@ -127,7 +128,9 @@ def test_a_help_topic_says_what_scripts_rely_on(lonely_shell: Shell, topic: str,
     assert says in " ".join(lonely_shell.run("mqtool", "help", topic).stdout.split())
 
 
-@pytest.mark.parametrize("words", [["list", "users"], ["list", "users", "--management", "http://localhost:1"]])
+@pytest.mark.parametrize(
+    "words", [["list", "users"], ["list", "users", "--management", "http://localhost:1"]], ids=" ".join
+)
 def test_the_hint_for_an_embedded_broker_without_a_management_api_names_broker_serve(
     lonely_shell: Shell, words: list[str]
 ) -> None:
