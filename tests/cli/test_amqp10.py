@@ -144,7 +144,7 @@ def test_rejected_and_released_messages_are_reported(shell: Shell) -> None:
         (["send", "--user", "nobody", "x"], 77, "refused the login of user 'nobody'"),
         (["send", "--vhost", "nope", "x"], 77, "cannot open vhost 'nope'"),
         (["send", "--protocol", "amqp3", "x"], 2, "'amqp3' is not one of 'amqp0.9.1', 'amqp1.0'"),
-        # A server that closes the connection at once may take back its answer with it.
+        # If a server closes the connection at once, its answer may be lost.
         (
             ["send", "--url", "{management}", "x"],
             69,
@@ -233,10 +233,15 @@ def test_rpc_client_and_server_may_use_different_protocols(
 
 
 def test_rpc_client_uses_direct_reply_to(shell: Shell, broker: TestBroker) -> None:
-    """Over AMQP 1.0, `rpc-client --direct-reply-to` prints the reply to its request."""
+    """Over AMQP 1.0, `rpc-client --direct-reply-to` sends a request that names no queue but amq.rabbitmq.reply-to, and
+    prints the reply.
+    """
     skip_before_4_2(broker, "direct replies work over AMQP 1.0")
     shell.start("mqtool", "rpc-server", "-c", "1").wait_until_ready()
     assert shell.run("mqtool", "rpc-client", "10", "--direct-reply-to", "--raw").stdout == "55\n"
+    shell.run("mqtool", "rpc-client", "10", "--direct-reply-to", "--timeout", "100ms")
+    request = json.loads(shell.run("mqtool", "receive", "-q", "rpc_queue", "-c", "1", "--json").stdout)
+    assert "amq.rabbitmq.reply-to." in request["properties"]["reply_to"]
 
 
 def test_rpc_client_without_a_server_exits_with_69(shell: Shell) -> None:
@@ -318,7 +323,7 @@ def test_sender_and_receiver_resume_after_a_lost_connection(shell: Shell, broker
         proxy.cut()
     sender.process.stdin.close()
     assert sender.wait().code == 0
-    wait_until(lambda: len({*receiver.stdout.split()}) == 600, "all of them")
+    wait_until(lambda: len({*receiver.stdout.split()}) == 600, "all 600 messages")
     received = receiver.interrupt().wait()
     assert {*range(600)} == {int(line) for line in received.stdout.split()}
     assert "connected again" in received.stderr

@@ -64,7 +64,7 @@ def test_the_totals_of_bench_agree_with_the_management_api(shell: Shell, broker:
     try:
         wait_until(lambda: _counted_by(broker, told) == [500] * len(told), f"500 of each of {told}", patience=30)
     except CheckFailed:
-        # RabbitMQ's statistics sometimes lack clients that were connected for a moment, but they lack them wholly.
+        # RabbitMQ's statistics sometimes omit clients that were connected only briefly, but then completely.
         assert (broker.kind, _counted_by(broker, told)) == ("rabbitmq", [0] * len(told))
 
 
@@ -184,7 +184,9 @@ def test_bench_runs_the_commands_of_its_options_at_and_during(shell: Shell, brok
     found = shell.run(*BENCH, "--json", "--duration", "1s", "--rate", "50", *begun, "--during", "touch third")
     assert (found.code, json.loads(found.stdout)["confirmed"]) == (0, 50), found.stderr
     assert "so this did not run: touch late" in found.stderr
-    wait_until(lambda: {"begun", "third"} <= {path.name for path in shell.directory.iterdir()}, "both")
+    wait_until(
+        lambda: {"begun", "third"} <= {path.name for path in shell.directory.iterdir()}, "the files of both commands"
+    )
 
 
 @on_any_broker

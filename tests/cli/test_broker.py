@@ -264,15 +264,15 @@ def test_no_broker_is_left_if_broker_up_foreground_is_killed_while_it_starts(
     foreground = home.start("mqtool", "broker", "up", "--kind", kind, "--foreground", at_port)
     foreground.wait_for_stderr("starting ")
     if moment == "while the process boots":
-        wait_until(lambda: list(home.directory.glob("state/**/log")), "the broker's log has begun")
+        wait_until(lambda: list(home.directory.glob("state/**/log")), "the broker's log to begin")
     pid = foreground.process.pid
     foreground.process.send_signal(signal.SIGSTOP)  # so that it starts no further process
     started = children_of(pid)
     foreground.process.send_signal(signal.SIGKILL)
     foreground.process.wait()
     port = int(at_port.partition("=")[2])
-    wait_until(lambda: not any(map(is_alive, started)), "the processes that it started have ended")
-    wait_until(lambda: is_free(port) and home.run("mqtool", "broker", "status").code == 69, "the broker has ended")
+    wait_until(lambda: not any(map(is_alive, started)), "the processes that it started to end")
+    wait_until(lambda: is_free(port) and home.run("mqtool", "broker", "status").code == 69, "the broker to end")
 
 
 def test_the_embedded_broker_in_the_foreground_is_one_process(home: Shell, at_port: str) -> None:
@@ -333,7 +333,7 @@ def test_two_runs_of_broker_restart_down_or_rm_wait_for_each_other(
     monkeypatch.setenv("XDG_STATE_HOME", str(home.directory / "state"))
     with state.locked("default"):
         both = [home.start("mqtool", "broker", command), home.start("mqtool", "broker", command)]
-        wait_until(lambda: {each.process.pid for each in both} <= waiting_for_a_lock(), "both wait for the lock")
+        wait_until(lambda: {each.process.pid for each in both} <= waiting_for_a_lock(), "both to wait for the lock")
     ended = [each.wait() for each in both]
     assert sorted(each.code for each in ended) == ([0, 69] if command == "rm" else [0, 0])
     said = {"restart": "is up again at", "down": "nothing to stop", "rm": "no broker named 'default' was started here"}
@@ -354,7 +354,7 @@ def test_broker_up_restores_a_stopped_brokers_kind_port_and_messages(home: Shell
         (saved,) = home.directory.glob("state/**/mine/broker.json")
         pid = json.loads(saved.read_text())["pid"]
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not is_alive(pid), "the broker's process is gone")
+        wait_until(lambda: not is_alive(pid), "the broker's process to end")
     assert "the embedded broker" in home.run("mqtool", "broker", "up", "--name", "mine").stdout
     assert home.run("mqtool", "receive", "-u", url, "-c", "1").stdout == " [x] Received kept\n"
     home.run("mqtool", "broker", "down", "--name", "mine")
@@ -399,8 +399,8 @@ def test_no_broker_is_left_if_broker_up_foreground_is_killed(home: Shell, kind: 
     pid = int(re.findall(r"process +(\d+)", home.run("mqtool", "broker", "status").stdout)[0])
     foreground.process.send_signal(signal.SIGKILL)
     foreground.process.wait()
-    wait_until(lambda: not is_alive(pid), "the broker has ended")
-    wait_until(lambda: home.run("mqtool", "broker", "status").code == 69, "the broker is no longer listed as running")
+    wait_until(lambda: not is_alive(pid), "the broker to end")
+    wait_until(lambda: home.run("mqtool", "broker", "status").code == 69, "`broker status` to exit with 69")
 
 
 def test_broker_up_names_a_port_that_is_in_use(home: Shell) -> None:
@@ -462,7 +462,9 @@ def test_a_killed_broker_can_be_started_again(home: Shell, kind: BrokerKind, at_
     status = home.run("mqtool", "broker", "status", "--name", "mine").stdout
     pid = int(next(line.split()[1] for line in status.splitlines() if line.strip().startswith("process")))
     os.kill(pid, 9)
-    wait_until(lambda: home.run("mqtool", "broker", "status", "--name", "mine").code == 69, "not running")
+    wait_until(
+        lambda: home.run("mqtool", "broker", "status", "--name", "mine").code == 69, "`broker status` to exit with 69"
+    )
     stopped = home.run("mqtool", "broker", "status", "--name", "mine").stderr
     assert f"hint: start it again: mqtool broker up --kind={kind} --name=mine\n" in stopped
     assert home.run(*up).code == 0

@@ -59,7 +59,7 @@ def lives_through_it(restartable: Restartable, shell: Shell, how: str, queue: li
         sender.process.stdin.write(b"%d\n" % number)
         if number == lines // 2:
             sender.process.stdin.flush()
-            wait_until(lambda: receiver.stdout.count("\n") > 100, "the stream flows")
+            wait_until(lambda: receiver.stdout.count("\n") > 100, "100 received lines")
             getattr(restartable, how)()
             sender.wait_for_stderr("lost the connection")
             restartable.start()

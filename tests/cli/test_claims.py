@@ -25,8 +25,8 @@ from tests.mallory import KNOWN, Attack, Published, Scene, attacks, untouched
 #: In CI, and in long runs (MQTOOL_EXAMPLES), more attacks are tried. On RabbitMQ, each takes about a second.
 EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "20"))
 
-#: How a command ends that no message has stopped: all is done; `worker` had failures; some messages stay where they
-#: are; or `timeout` stopped it.
+#: Exit codes of a command that no message has stopped: success; `worker` had failures; some messages were left where
+#: they are; or `timeout` stopped the command.
 ENDED = (0, 1, 3, 124)
 
 
@@ -219,7 +219,7 @@ def test_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_lette
     publish(broker, "", "orders", "of the broker")
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
-        wait_until(lambda: channel.depth_of("orders") == 1, "the message")
+        wait_until(lambda: channel.depth_of("orders") == 1, "the message in the queue")
         delivery = channel.get("orders")
         assert delivery is not None
         channel.ask(lambda pika, done: (pika.basic_nack(delivery.delivery_tag, requeue=False), done(None)))
@@ -301,7 +301,10 @@ def test_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
             assert delivery is not None
             channel.ask(lambda pika, done, tag=delivery.delivery_tag: (pika.basic_nack(tag, requeue=False), done(None)))
     wait_until(lambda: depth(broker, "buried") == 4, "the dead letters")
-    wait_until(lambda: is_governed(broker, "by-policy"), "the API, which RabbitMQ updates every few seconds")
+    wait_until(
+        lambda: is_governed(broker, "by-policy"),
+        "the policy in the management API, which RabbitMQ updates every few seconds",
+    )
 
     without = shell.run("mqtool", "dlq", "redrive", "any", "--from", "buried", "--management", "http://localhost:1")
     assert without.code == 3

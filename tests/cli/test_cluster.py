@@ -68,7 +68,7 @@ def test_receive_and_worker_move_to_the_next_node_if_their_node_is_killed(
 
     receiver.wait_for_stdout("hello")
     done = shell.directory / "done"
-    wait_until(lambda: done.exists() and done.read_text() == "done by the worker", "the task is done")
+    wait_until(lambda: done.exists() and done.read_text() == "done by the worker", "the task to be done")
     assert receiver.interrupt().wait().code == 0
     assert worker.interrupt().wait().code == 0
 
@@ -104,7 +104,7 @@ def test_a_cluster_of_private_nodes_keeps_messages_if_one_node_is_killed(home: S
     home.run("mqtool", "send", "--persistent", "kept")
     remembered = json.loads((tmp_path / "state" / "mqtool" / "brokers" / "default" / "broker.json").read_text())
     os.killpg(remembered["details"]["members"][0]["process"][0], signal.SIGKILL)
-    wait_until(lambda: home.run("mqtool", "broker", "status").code == 69, "the status notices that a node is down")
+    wait_until(lambda: home.run("mqtool", "broker", "status").code == 69, "`broker status` to exit with 69")
     assert "2 of 3 nodes running" in home.run("mqtool", "broker", "status").stdout
     assert home.run("mqtool", "receive", "-c", "1", "--raw").stdout == "kept\n"
 

@@ -24,7 +24,7 @@ SHELLS = {
     "zsh": (["zsh", "-f", "-i"], 'autoload -U compinit; compinit -u -D; eval "$(mqtool completion zsh)"'),
     "fish": (["fish", "--no-config", "-i"], "mqtool completion fish | source"),
 }
-#: Names that mean something to a shell, and what is typed of each before Tab.
+#: Names with characters that are special to a shell, and the part of each that is typed before Tab.
 HOSTILE = {
     "back\\$(touch pwned)`touch pwned`;touch pwned": "ba",
     'quote\'d ("grün") * [a]': "quo",

@@ -194,8 +194,8 @@ def test_a_context_can_be_given_before_the_command(home: Shell) -> None:
 
 
 def test_a_context_applies_to_amqp_the_management_api_and_completion(staging: Shell, broker: TestBroker) -> None:
-    """Commands and completion use a context's broker and its management URL, even if MQTOOL_MANAGEMENT_URL names
-    another.
+    """Commands and completion use a context's broker and its management URL, even if MQTOOL_MANAGEMENT_URL contains
+    another URL.
     """
     staging.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_COMPLETION_TIMEOUT": "20s"}
     assert staging.run("mqtool", "send", "-q", "jobs", "--declare", "x").code == 0

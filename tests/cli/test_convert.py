@@ -193,7 +193,7 @@ def kind_of(broker: TestBroker) -> str:
 
 
 def check_all_is_there(broker: TestBroker, count: int = COUNT) -> None:
-    """All messages are there once, in order, as they were published; the bindings are as before."""
+    """Assert that all messages are there once, in order and as published, and that the bindings are as before."""
     found = taken(broker, "jobs", count)
     assert [int(delivery.body) for delivery in found] == list(range(count))
     for delivery, message in zip(found, messages(count), strict=True):
@@ -1006,7 +1006,7 @@ def test_a_conversion_resumes_after_the_broker_was_killed(lonely_shell: Shell, k
         sent = lonely_shell.run("mqtool", "send", "-q", "jobs", "-l", "--persistent", stdin=lines)
         assert sent.code == 0, sent.stderr
         converting = lonely_shell.start("mqtool", "queue", "convert", "jobs", "--yes")
-        wait_until(lambda: has_held(restartable.url), "messages that are held")
+        wait_until(lambda: has_held(restartable.url), "messages in the holding queue")
         restartable.kill()
         killed = converting.wait()
         assert killed.code != 0
@@ -1070,7 +1070,7 @@ def test_a_forged_header_does_not_stop_a_conversion(broker: TestBroker) -> None:
     assert definitions(broker)[0] == {"jobs"}
 
 
-#: Bodies that do not begin with headers that a message can be published with.
+#: Bodies that do not begin with valid headers.
 NOT_PACKED: dict[str, bytes] = {
     "nothing": b"",
     "a table that is cut short": b"\0\0\1\0\1a",

@@ -17,7 +17,7 @@ from tests.cli import tutorial_scripts
 from tests.cli.shell import Result, Shell
 
 ROOT = Path(__file__).parents[2]
-#: For each tutorial over AMQP: its receiver, and its sender. Commands without a receiver do it all by themselves.
+#: For each tutorial over AMQP: its receiver, and its sender. publisher-confirms has no receiver.
 PAIRS = {
     "hello-world": ("receive -c 1", "send"),
     "work-queues": ("worker -c 1", "new-task A task"),
@@ -36,7 +36,7 @@ STREAM_PAIRS = {
 }
 #: Tutorials over AMQP 1.0, and the dialects of their scripts; with any of the others, they speak AMQP 0-9-1.
 AMQP_1_0 = (Dialect.JAVA_AMQP, Dialect.GO_AMQP, Dialect.DOTNET_AMQP)
-#: The tutorials' own programs: what they send, by which command.
+#: The senders of the dialects' own scripts: arguments of tutorial_scripts.py.
 SCRIPTS = {
     "hello-world": "send",
     "work-queues": "new-task",

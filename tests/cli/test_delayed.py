@@ -566,7 +566,7 @@ def test_delayed_messages_arrive_after_a_restart_of_the_broker(
 
     receiver = shell.start("mqtool", *receive, "-F", "%b %l", ready=True)
     # Some may arrive twice.
-    wait_until(lambda: len(set(receiver.stdout.split()[::2])) == 200, "all of them", patience=300)
+    wait_until(lambda: len(set(receiver.stdout.split()[::2])) == 200, "all 200 messages", patience=300)
     assert time.time() >= due_last
     got = receiver.interrupt().wait().stdout.split()
     assert set(map(int, got[::2])) == set(range(200))
@@ -586,7 +586,7 @@ def test_thousands_of_delayed_messages_arrive_once_and_not_early(shell: Shell, b
     got = receiver.wait().stdout.split()
     assert sorted(map(int, got[::2])) == list(range(count))
     assert min(map(int, got[1::2])) >= 0
-    wait_until(lambda: depth(broker, "delay_queue") == 0, "nothing is left")
+    wait_until(lambda: depth(broker, "delay_queue") == 0, "an empty queue")
 
 
 def test_failed_to_keeps_a_message_that_cannot_be_delayed(shell: Shell) -> None:

@@ -147,9 +147,9 @@ def test_relay_continues_after_the_broker_was_killed(lonely_shell: Shell, kind: 
     try:
         running = relay(shell, "--type", "topic")
         publish(restartable.url, [first + 1_000 * (number % 4) for number in range(delayed)])
-        wait_until(lambda: taken(restartable) == delayed, "the relay has taken them")
+        wait_until(lambda: taken(restartable) == delayed, "the relay to take the messages")
         if kind is BrokerKind.NODE:
-            wait_until(lambda: has_saved_its_queues(restartable), "RabbitMQ has saved the names of its queues")
+            wait_until(lambda: has_saved_its_queues(restartable), "RabbitMQ to save the names of its queues")
         publish(restartable.url, [5_000] + [None] * at_once, first=delayed)
         wait_until(lambda: any(queue["name"].endswith(".5s") for queue in restartable.queues()), "a new wait queue")
         restartable.kill()

@@ -41,8 +41,8 @@ def waiting(shell: Shell, broker: TestBroker) -> Waiting:
     return Waiting(shell, broker)
 
 
-def test_delayed_ls_and_show_list_waiting_messages(waiting: Waiting) -> None:
-    """`delayed ls` counts the messages that wait for each destination, and `delayed show` prints them. Both include the
+def test_delayed_ls_and_show_list_delayed_messages_and_retries(waiting: Waiting) -> None:
+    """`delayed ls` counts the delayed messages for each destination, and `delayed show` prints them. Both include the
     retries of `worker`, and consume nothing.
     """
     waiting.shell.run("mqtool", "send", "-r", "jobs", "--property", "message-id=m-5", "fails")
@@ -74,8 +74,8 @@ def test_delayed_ls_and_show_list_waiting_messages(waiting: Waiting) -> None:
 
 
 def test_delayed_cancel_deletes_the_chosen_messages(waiting: Waiting) -> None:
-    """`delayed cancel --yes` deletes waiting messages by id or condition; the others keep waiting. Without --yes, it
-    exits with 2.
+    """`delayed cancel --yes` deletes the delayed messages that an id or a condition selects; the others keep waiting.
+    Without --yes, it exits with 2.
     """
     waiting.run("cancel", "m-1", code=2)
     waiting.run("cancel", "--yes", code=2)
@@ -87,8 +87,8 @@ def test_delayed_cancel_deletes_the_chosen_messages(waiting: Waiting) -> None:
 
 
 def test_delayed_now_delivers_a_message_before_it_is_due(waiting: Waiting) -> None:
-    """`delayed now` publishes a waiting message to its exchange with its routing key and without an expiration; the
-    message no longer waits.
+    """`delayed now` publishes a delayed message at once, to its exchange, with its routing key and without an
+    expiration, and the message no longer waits.
     """
     assert "2 delivered" in waiting.run("now", "m-4", "m-2").stderr
     assert sorted(waiting.shown()) == ["m-1", "m-3"]

@@ -226,7 +226,7 @@ def test_a_tutorials_queue_is_declared_without_a_notice(shell: Shell, command: s
 )
 def test_the_notice_about_a_different_queue_names_the_dialect(shell: Shell, first: str, then: str, like: str) -> None:
     """If an existing queue or exchange differs from what a command would declare, the command uses it and prints a
-    notice. If a dialect declares the queue or exchange as it exists, the notice names that dialect.
+    notice. If a dialect would declare the queue or exchange exactly as it is, the notice names this dialect.
     """
     assert shell.run("mqtool", *first.split()).code == 0
     adopted = shell.run("mqtool", *then.split())

@@ -187,7 +187,8 @@ def test_the_docker_image_lets_guest_log_in_only_from_the_container_itself(image
     docker("run", "-d", "--name", f"open-{name}", "-p", f"127.0.0.1:{port}:5672", ours)
     try:
         wait_until(
-            lambda: docker("inspect", "-f", "{{.State.Health.Status}}", f"open-{name}") == "healthy\n", "it is healthy"
+            lambda: docker("inspect", "-f", "{{.State.Health.Status}}", f"open-{name}") == "healthy\n",
+            "the container to be healthy",
         )
         refused = home.run("mqtool", "send", "-u", f"amqp://127.0.0.1:{port}")
         assert refused.code == 77, refused.stderr

@@ -175,7 +175,7 @@ def is_of(example: str, name: str) -> bool:
 
 
 def typing_of(example: str) -> Typing:
-    """How to type an example: as the table says of it, or of its command."""
+    """Return how to type an example: its own entry in the table, or that of its command."""
     words = [name for name in TYPED if is_of(example, name)]
     return TYPED[max(words, key=len)] if words else Typing()
 
@@ -226,7 +226,7 @@ class Terminal:
         while select.select([screen], [], [], 0.05)[0]:
             try:
                 data = os.read(screen, 65536)
-            except OSError:  # nobody has the terminal open any more
+            except OSError:  # no process has the terminal open any more
                 time.sleep(0.01)
                 return
             self.seen += data.decode(errors="replace")

@@ -59,7 +59,7 @@ def test_a_slow_program_does_not_keep_concurrent_ones_from_running(shell: Shell,
         "mqtool", "worker", "--concurrency", "3", "--shell", "--exec",
         "read -r x; if [ $x = slow ]; then until [ -e go ]; do sleep 0.05; done; fi; echo $x",
     )  # fmt: skip
-    wait_until(lambda: worker.stdout.count("quick") == 5, "the quick ones")
+    wait_until(lambda: worker.stdout.count("quick") == 5, "the quick programs")
     assert "slow" not in worker.stdout
     shell.run("touch", "go")
     worker.wait_for_stdout("slow").interrupt()
@@ -152,14 +152,14 @@ def test_a_program_is_killed_in_time_even_if_the_stderr_of_worker_is_not_read(sh
 
     command = f"exec mqtool worker -c 2 --timeout 300ms --retries 0 --shell --exec '{talk}' 2> log"
     worker = shell.start("bash", "-c", command, ready=False)
-    wait_until(lambda: pids() and not is_alive(pids()[0]), "the time limit")
+    wait_until(lambda: pids() and not is_alive(pids()[0]), "the program to be killed")
     os.close(reader)
     worker.wait()
     shell.run("mqtool", "new-task", "three")
     reader = os.open(shell.directory / "log", os.O_RDONLY | os.O_NONBLOCK)
     before = len(pids())
     worker = shell.start("bash", "-c", command.replace("300ms", "1h"), ready=False)
-    wait_until(lambda: len(pids()) > before, "its program")
+    wait_until(lambda: len(pids()) > before, "the program to start")
     worker.process.kill()
     wait_until(lambda: not is_alive(pids()[-1]), "the end of the program")
     os.close(reader)
@@ -224,12 +224,12 @@ def test_messages_before_a_slow_program_are_acknowledged_while_it_runs(shell: Sh
         return queue.get("messages")  # statistics come late
 
     worker.wait_for_stdout("slow")
-    wait_until(lambda: messages() == 21, "the acknowledgement of all before the slow one")
+    wait_until(lambda: messages() == 21, "the acknowledgement of all messages before the slow one")
     (shell.directory / "go").touch()
-    wait_until(lambda: worker.stdout.count("quick") == 170, "the rest")
+    wait_until(lambda: worker.stdout.count("quick") == 170, "the other quick programs")
     result = worker.interrupt().wait()
     assert "171 done" in result.stderr
-    wait_until(lambda: messages() == 0, "all to be acknowledged")
+    wait_until(lambda: messages() == 0, "the acknowledgement of all messages")
 
 
 @on_any_broker
@@ -239,10 +239,10 @@ def test_quick_programs_run_beside_slow_ones(shell: Shell, broker: TestBroker) -
     program = "read body; if [ $body = slow ]; then while ! [ -e go ]; do sleep 0.1; done; fi; echo $body"
     options = ("--concurrency", "4", "--shell", "--exec", program)
     worker = shell.start("mqtool", "worker", *options).wait_until_ready()
-    wait_until(lambda: worker.stdout.count("quick") == 190, "all others")
+    wait_until(lambda: worker.stdout.count("quick") == 190, "the quick programs")
     assert "slow" not in worker.stdout
     (shell.directory / "go").touch()
-    wait_until(lambda: worker.stdout.count("slow") == 3, "the slow ones")
+    wait_until(lambda: worker.stdout.count("slow") == 3, "the slow programs")
     assert "193 done" in worker.interrupt().wait().stderr
     assert depth(broker, "task_queue") == 0
 
@@ -263,7 +263,7 @@ def test_worker_prefetches_one_message_for_each_program_or_as_many_as_prefetch_s
     wait_until(lambda: worker.stdout.count("started") == 2, "two programs")
     wait_until(lambda: depth(broker, "task_queue") == left, f"{left} messages in the queue")
     (shell.directory / "go").touch()
-    wait_until(lambda: worker.stdout.count("started") == 6, "the others")
+    wait_until(lambda: worker.stdout.count("started") == 6, "the other programs")
     assert "6 done" in (worker if "-c" in options else worker.interrupt()).wait().stderr
     assert depth(broker, "task_queue") == 0
 
@@ -299,7 +299,9 @@ def test_the_program_of_a_killed_worker_ends(shell: Shell) -> None:
     """After kill -9 of `worker`, its program ends as well, and the message is redelivered to another worker."""
     shell.run("mqtool", "new-task")
     worker = shell.start("mqtool", "worker", "--shell", "--exec", "echo $$ > pid; exec sleep 1000").wait_until_ready()
-    wait_until(lambda: (shell.directory / "pid").exists() and (shell.directory / "pid").read_text(), "its program")
+    wait_until(
+        lambda: (shell.directory / "pid").exists() and (shell.directory / "pid").read_text(), "the program to start"
+    )
     worker.process.kill()
     program = int((shell.directory / "pid").read_text())
     wait_until(lambda: not is_alive(program), "the end of the program")
@@ -326,7 +328,7 @@ def test_worker_lets_running_programs_finish_after_sigterm(shell: Shell) -> None
         "--exec",
         'echo "$(cat)"; sleep 1; echo end',
     ).wait_until_ready()
-    wait_until(lambda: {"a", "b"} <= set(worker.stdout.split()), "two run")
+    wait_until(lambda: {"a", "b"} <= set(worker.stdout.split()), "two programs to run")
     worker.process.send_signal(signal.SIGTERM)
     result = worker.wait()
 
@@ -412,11 +414,11 @@ def test_a_failing_message_is_retried_with_backoff_and_then_dead_lettered(shell:
     times = [int(line) for line in result.stdout.split()]
     assert len(times) == 3
     for (before, after), promised in zip(pairwise(times), (1500, 3000), strict=True):
-        assert promised <= after - before + 5, "never early"
+        assert promised <= after - before + 5, "no retry comes early"
     for name, promised in (("jobs.wait.1s500ms", 1500), ("jobs.wait.3s", 3000)):
         queue = broker.api("GET", f"queues/{broker.vhost}/{name}")
         assert isinstance(queue, dict)
-        assert queue["arguments"]["x-message-ttl"] == promised, "in time"
+        assert queue["arguments"]["x-message-ttl"] == promised, "the TTL is the delay"
     assert [line for line in result.stderr.splitlines() if line.startswith("tried")] == [
         f"tried {attempt}, key jobs" for attempt in (1, 2, 3)
     ]

@@ -15,7 +15,7 @@ from mqtool.cli.usage import explain
 from tests.brokers import IN_CI
 from tests.cli.shell import Shell
 
-#: Two screens of a terminal, and what a narrow one may take.
+#: The most lines of a command's help, by columns: two screens, and more on a narrow terminal.
 LINES = {80: 60, 50: 90}
 TRANSLATED = re.compile(
     r"\b(so many|so long|so often|so far|shall|would bite|told by|be it|is no [a-z]+)\b", re.IGNORECASE
@@ -53,8 +53,8 @@ def topic_page(name: str, columns: int) -> str:
 
 @pytest.mark.parametrize("columns", LINES)
 def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
-    """`COMMAND --help` has at most 60 lines on a terminal of 80 columns and 90 lines on one of 50, none wider than the
-    terminal, and no text is cut.
+    """`COMMAND --help` has at most 60 lines on a terminal of 80 columns and 90 lines on one of 50. No line is wider
+    than the terminal, and no text is cut.
     """
     for command in every(described())[1:]:
         page = page_of(command, columns)

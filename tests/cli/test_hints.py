@@ -122,8 +122,8 @@ def test_a_queue_given_as_an_option_gets_a_hint_about_the_argument(lonely_shell:
     ],
 )
 def test_a_help_topic_says_what_scripts_rely_on(lonely_shell: Shell, topic: str, says: str) -> None:
-    """`mqtool help programs` lists the exit codes of `worker`, and `mqtool help messages` says which input is sent, and
-    which is kept.
+    """`mqtool help programs` lists the exit codes of `worker`, and `mqtool help messages` says when nothing is sent,
+    and which lines are not kept.
     """
     assert says in " ".join(lonely_shell.run("mqtool", "help", topic).stdout.split())
 

@@ -73,7 +73,7 @@ def test_receive_prints_hostile_messages(shell: Shell, play: Any) -> None:
         ndjson.to_message(line, "a line")
     assert [depth(shell, name) for name in formats] == [0] * len(formats)
 
-    again = [line for line in lines if len(line) < 150_000]  # short integers take more room once they were JSON
+    again = [line for line in lines if len(line) < 150_000]  # short integers take more room in JSON
     survived(shell.run("mqtool", "send", "--json", "-e", "", "-r", "json", stdin=b"\n".join(again)))
 
 
@@ -173,7 +173,7 @@ def test_hostile_messages_are_retried_dead_lettered_and_redriven(shell: Shell, p
     count = left = play("q")
     worker = ("mqtool", "worker", "-q", "q", *LIMITS, "--exec", "false", "--backoff", "1ms", "--retries", "1")
     store, said = ["--deduplicate", "--dedup-store", "store"], ""
-    while left:  # twice; on RabbitMQ 4.0 and later, retries whose priority is above 4 overtake what was never tried
+    while left:  # twice; on RabbitMQ 4.0 and later, retries with a priority above 4 overtake messages never tried
         result = survived(shell.run(*worker, "-c", str(left), *store), 1, 3)
         sums = re.search(r"^0 done, \d+ retries, (\d+) dead", result.stderr, re.MULTILINE)
         assert sums, result.stderr
