@@ -76,8 +76,8 @@ def test_properties_and_headers_are_the_same_over_both_protocols(
 
 
 def test_a_large_binary_body_arrives_unchanged(shell: Shell, tmp_path: Path) -> None:
-    """Over AMQP 1.0, `receive --raw` prints a binary body of 500 KB, which takes many frames, byte for byte as `send
-    -f` read it.
+    """Over AMQP 1.0, `send -f` sends a binary body of 500 KB, which takes many frames, and `receive --raw` prints the
+    same bytes.
     """
     body = bytes(range(256)) * 2000
     (tmp_path / "body").write_bytes(body)

@@ -545,8 +545,8 @@ _LOGS = ["-e", "lasting", "--durable"]
 def test_delayed_messages_arrive_after_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, via: str, send: list[str], receive: list[str]
 ) -> None:
-    """After a restart of the broker, all delayed messages for durable queues arrive, and none early. RabbitMQ may
-    deliver messages that are due during its start up to three minutes late.
+    """After a restart of the broker, all delayed messages for durable queues arrive, and none early. On RabbitMQ,
+    messages that are due during its start may arrive up to three minutes late.
     """
     shell = lonely_shell
     first = 20 if restartable.kind is BrokerKind.EMBEDDED else 20_000

@@ -137,7 +137,7 @@ def test_a_killed_delayed_relay_loses_no_message(shell: Shell, broker: TestBroke
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_relay_continues_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
     """After kill -9 of the broker, `delayed relay` reconnects and continues by itself, and every confirmed message
-    arrives. RabbitMQ may deliver messages that fall due while it is down or starting some minutes late.
+    arrives. On RabbitMQ, messages that are due while it is down or starting may arrive some minutes late.
     """
     own_broker(kind)
     shell, delayed, at_once = lonely_shell, 200, 400

@@ -81,8 +81,8 @@ def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broke
 @on_any_broker
 @pytest.mark.parametrize("command", ["send", "new-task"])
 def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker, command: str) -> None:
-    """In a protected context, if the queue does not exist, `send` and `new-task` exit with 69 and suggest a similar
-    name, even for the tutorial's own queue. --declare declares the queue.
+    """In a protected context, if the queue does not exist, `send` and `new-task` exit with 69, even if it is the
+    tutorial's own queue. The hint suggests a similar name, and --declare, which declares the queue.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     management = ("--management", broker.management)
