@@ -43,8 +43,9 @@ def said(result: Result) -> tuple[int, str]:
 
 
 def test_a_queue_is_declared_purged_and_deleted(admin: Shell, broker: TestBroker) -> None:
-    """`queue declare` of an existing queue changes nothing, and exits with 78 if the arguments differ. `queue purge`
-    and `queue delete` need --yes, and fail for a missing queue unless --if-exists is given.
+    """`queue declare` changes nothing if the queue exists, and exits with 78 if its arguments differ. Without a
+    terminal, `queue purge` and `queue delete` need --yes. For a missing queue, `queue delete` exits with 69; with
+    --if-exists, it and `queue purge` succeed.
     """
     queue = ("mqtool", "queue")
     assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "declared queue 'jobs'")
@@ -82,11 +83,11 @@ def test_a_queue_is_declared_purged_and_deleted(admin: Shell, broker: TestBroker
         "exchange delete jbos --yes",
     ],
 )
-def test_the_hint_for_a_missing_queue_names_the_most_similar_one(
+def test_the_hint_for_a_missing_queue_or_exchange_suggests_a_similar_name(
     admin: Shell, connection: Connection, command: str
 ) -> None:
-    """If a command names a queue or exchange that does not exist, the command fails, and its hint asks "did you mean"
-    with the most similar name.
+    """If a command names a queue or exchange that does not exist, the command fails, and its hint suggests the most
+    similar name of an existing one.
     """
     channel = connection.channel()
     for name in ("jobs", "jobs.dlq", "other"):
@@ -99,23 +100,24 @@ def test_the_hint_for_a_missing_queue_names_the_most_similar_one(
 
 
 @on_any_broker
-def test_a_name_with_a_line_break_is_refused(admin: Shell) -> None:
-    """`queue declare` rejects a name with a line break, which RabbitMQ would silently remove from the name."""
+def test_queue_declare_refuses_a_name_with_a_line_break(admin: Shell) -> None:
+    """`queue declare` exits with 2 if the name contains a line break, because RabbitMQ would silently remove it."""
     wrong = admin.run("mqtool", "queue", "declare", "a\nb")
     assert wrong.code == 2
     assert "line break" in wrong.stderr
 
 
 def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
-    """`queue declare` gives a queue the same arguments as `send`, so a later `send --strict` accepts the queue."""
+    """`queue declare` gives a queue the same arguments as `send` does, so a later `send --strict` accepts the queue."""
     admin.run("mqtool", "queue", "declare", "jobs")
     assert admin.run("mqtool", "send", "-q", "jobs", "--strict", "x").code == 0
 
 
 @pytest.mark.parametrize("command", ["queue delete", "queue purge", "exchange delete"])
-def test_a_command_on_several_names_stops_at_a_missing_one_and_says_what_is_left(admin: Shell, command: str) -> None:
-    """A command on several queues or exchanges stops at the first name that does not exist, exits with 3, and says how
-    many names are done and which are not. If the first name does not exist, the exit code is 69.
+def test_delete_and_purge_stop_at_a_missing_name_and_say_what_is_left(admin: Shell, command: str) -> None:
+    """If one of several queues or exchanges does not exist, `queue delete`, `queue purge` and `exchange delete` stop at
+    it, exit with 3, and say how many were deleted or purged, and which were not. If it is the first one, they exit with
+    69.
     """
     kind, verb = command.split()
     for name in ("one", "two"):
@@ -142,9 +144,9 @@ def test_queue_delete_if_empty_and_unused_keeps_a_classic_queue_with_messages(ad
     assert admin.run("mqtool", "queue", "delete", "old", "--if-empty", "--if-unused").code == 0
 
 
-def test_exchanges_and_bindings_are_made_and_removed(admin: Shell, broker: TestBroker) -> None:
-    """After `exchange bind`, a message passes through two exchanges to a queue; after `exchange unbind`, no further
-    message does. `exchange delete` needs --yes, and exits with 69 if the exchange does not exist.
+def test_exchanges_and_bindings_are_created_and_deleted(admin: Shell, broker: TestBroker) -> None:
+    """After `exchange bind`, a message passes through two exchanges to a queue; after `exchange unbind`, later messages
+    do not. `exchange delete` needs --yes, and exits with 69 if the exchange does not exist.
     """
     assert admin.run("mqtool", "exchange", "declare", "in", "topic").code == 0
     assert admin.run("mqtool", "exchange", "declare", "in", "fanout").code == 78
@@ -153,7 +155,9 @@ def test_exchanges_and_bindings_are_made_and_removed(admin: Shell, broker: TestB
     assert admin.run("mqtool", "exchange", "bind", "in", "by-header", "kern.*", "auth.#", "--to-exchange").code == 0
     headers = ("-H", "format=pdf", "-H", "type=log", "--match", "any")
     assert admin.run("mqtool", "exchange", "bind", "by-header", "jobs", *headers).code == 0
-    assert admin.run("mqtool", "exchange", "bind", "by-header", "jobs", *headers).code == 0, "again"
+    assert admin.run("mqtool", "exchange", "bind", "by-header", "jobs", *headers).code == 0, (
+        "binding again changes nothing"
+    )
     send = ("mqtool", "emit-log", "topic", "-e", "in", "--durable")
     admin.run(*send, "kern.info", "-H", "format=pdf", "taken")
     admin.run(*send, "kern.info", "-H", "format=txt", "other header")
@@ -174,9 +178,9 @@ def test_exchanges_and_bindings_are_made_and_removed(admin: Shell, broker: TestB
     assert admin.run("mqtool", "exchange", "delete", "amq.topic", "--yes").code == 77
 
 
-def test_a_user_can_do_what_the_patterns_allow_and_nothing_else(admin: Shell, ann: str) -> None:
+def test_a_user_can_do_only_what_the_permission_patterns_allow(admin: Shell, ann: str) -> None:
     """After `permission set`, a user can configure, write to and read from queues and exchanges whose names match the
-    patterns; any other operation exits with 77.
+    patterns. A command that needs any other permission exits with 77.
     """
 
     def as_ann(*words: str) -> int:
@@ -184,7 +188,7 @@ def test_a_user_can_do_what_the_patterns_allow_and_nothing_else(admin: Shell, an
 
     for queue in ("ann-jobs", "bob-jobs", "open"):
         admin.run("mqtool", "queue", "declare", queue)
-    assert as_ann("mqtool", "send", "-q", "open", "x") == 77, "no permissions yet, not even to come in"
+    assert as_ann("mqtool", "send", "-q", "open", "x") == 77, "no permissions yet, not even to connect"
 
     patterns = ("--configure", "^ann-", "--write", "^ann-", "--read", "^(ann-|open$)")
     assert admin.run("mqtool", "permission", "set", ann, *patterns).code == 0
@@ -195,15 +199,15 @@ def test_a_user_can_do_what_the_patterns_allow_and_nothing_else(admin: Shell, an
     assert as_ann("mqtool", "queue", "delete", "ann-new", "--yes") == 0
     assert as_ann("mqtool", "queue", "delete", "bob-jobs", "--yes") == 77
     assert as_ann("mqtool", "exchange", "bind", "ann-x", "ann-jobs") == 0
-    assert as_ann("mqtool", "exchange", "bind", "ann-x", "open") == 77, "to bind a queue is to write to it"
-    assert as_ann("mqtool", "exchange", "bind", "amq.fanout", "ann-jobs") == 77, "and to read from the exchange"
+    assert as_ann("mqtool", "exchange", "bind", "ann-x", "open") == 77, "binding a queue needs write permission on it"
+    assert as_ann("mqtool", "exchange", "bind", "amq.fanout", "ann-jobs") == 77, "and read permission on the exchange"
     assert as_ann("mqtool", "emit-log", "fanout", "-e", "ann-x", "--durable", "hello") == 0
-    assert as_ann("mqtool", "send", "-q", "ann-jobs", "x") == 77, "the default exchange is amq.default in patterns"
+    assert as_ann("mqtool", "send", "-q", "ann-jobs", "x") == 77, "patterns call the default exchange amq.default"
     assert as_ann("mqtool", "receive", "-q", "ann-jobs", "-c", "1") == 0
     assert as_ann("mqtool", "queue", "purge", "open", "--yes") == 0
     assert as_ann("mqtool", "queue", "purge", "bob-jobs", "--yes") == 77
 
-    # What is not said stays: now she may write everywhere, and configure no more than before.
+    # Options that are not given change nothing: she may now write everywhere, and configure the same as before.
     assert admin.run("mqtool", "permission", "set", ann, "--write", ".*").code == 0
     assert as_ann("mqtool", "send", "-q", "ann-jobs", "x") == 0
     assert as_ann("mqtool", "exchange", "bind", "ann-x", "open") == 0
@@ -258,7 +262,7 @@ def test_invalid_user_and_permission_commands_are_usage_errors(admin: Shell, ann
 
 @on_any_broker
 def test_user_password_never_prints_the_password(admin: Shell, ann: str) -> None:
-    """`user password` does not print the new password, even with --debug, and `user add` has no option that takes a
+    """`user password` does not print the new password, even with --debug. `user add` has no option that takes a
     password on the command line.
     """
     result = admin.run("mqtool", "user", "password", ann, "--password-file", "secret", "--debug")
@@ -270,8 +274,8 @@ def test_user_password_never_prints_the_password(admin: Shell, ann: str) -> None
 
 
 @on_any_broker
-def test_a_password_is_asked_for_twice_on_a_terminal(admin: Shell, ann: str) -> None:
-    """`user password` on a terminal asks for the new password twice, and does not show what is typed."""
+def test_user_password_on_a_terminal_asks_twice_for_the_password(admin: Shell, ann: str) -> None:
+    """On a terminal, `user password` asks for the new password twice, and does not show what is typed."""
     keys = ["typed-secret\n"] * 2
     typed = on_terminal(admin, "mqtool", "user", "password", ann, keys=keys, cue=": ").stdout
     assert "Password of" in typed
@@ -283,8 +287,8 @@ def test_a_password_is_asked_for_twice_on_a_terminal(admin: Shell, ann: str) -> 
 
 
 def test_a_virtual_host_is_added_used_and_deleted(admin: Shell, broker: TestBroker) -> None:
-    """Messages can be sent to a virtual host from `vhost add` until `vhost delete`. `vhost add` fails if the virtual
-    host exists; `vhost delete` needs --yes, and fails if the virtual host does not exist.
+    """Messages can be sent to a virtual host after `vhost add`, and no longer after `vhost delete`. `vhost add` fails
+    if the virtual host exists; `vhost delete` needs --yes, and fails if the virtual host does not exist.
     """
     name = f"stage-{uuid.uuid4().hex[:8]}"
     vhost = ("mqtool", "vhost")
@@ -302,8 +306,8 @@ def test_a_virtual_host_is_added_used_and_deleted(admin: Shell, broker: TestBrok
 
 
 def test_plugins_of_the_embedded_broker_cannot_be_disabled(lonely_shell: Shell) -> None:
-    """On the embedded broker, `plugin disable` exits with 2, and so does `plugin enable` with a plugin that the
-    embedded broker lacks. If `broker up` has started no broker, `plugin enable` exits with 69.
+    """On the embedded broker, `plugin disable` exits with 2, and so does `plugin enable` for a plugin that the embedded
+    broker does not have. If no broker was started with `broker up`, `plugin enable` exits with 69.
     """
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").code == 69
@@ -338,7 +342,7 @@ def test_an_enabled_plugin_is_listed_at_once_and_after_a_restart(lonely_shell: S
         assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").stderr == "enabled rabbitmq_shovel\n"
         assert listed() == "rabbitmq_shovel\ttrue\n"
         lonely_shell.run("mqtool", "broker", "restart")
-        wait_until(lambda: listed() == "rabbitmq_shovel\ttrue\n", "the plugin runs")
+        wait_until(lambda: listed() == "rabbitmq_shovel\ttrue\n", "the plugin to run")
         lonely_shell.run("mqtool", "plugin", "disable", "rabbitmq_shovel", "--yes")
         assert listed() == ""
     finally:
@@ -353,8 +357,10 @@ def _free_port() -> int:
 
 @on_any_broker
 @pytest.mark.parametrize("command", ["queue delete jobs", "queue purge jobs"])
-def test_ctrl_c_at_a_question_ends_the_command(admin: Shell, broker: TestBroker, command: str) -> None:
-    """Ctrl-C at the question of `queue delete` or `queue purge` ends the command with 130, and nothing is changed."""
+def test_ctrl_c_at_a_confirmation_prompt_changes_nothing(admin: Shell, broker: TestBroker, command: str) -> None:
+    """Ctrl-C at the confirmation prompt of `queue delete` or `queue purge` ends the command with exit code 130, and
+    nothing is changed.
+    """
     admin.run("mqtool", "send", "-q", "jobs", "x")
     asked = on_terminal(admin, "mqtool", *command.split(), keys=["\x03"], cue="[y/N]: ")
     assert asked.code == 130
@@ -363,9 +369,9 @@ def test_ctrl_c_at_a_question_ends_the_command(admin: Shell, broker: TestBroker,
 
 
 @on_any_broker
-def test_ctrl_c_at_a_later_question_says_what_was_done(admin: Shell, broker: TestBroker) -> None:
-    """After Ctrl-C at the question about the second of two queues, `queue delete` exits with 130 and says that only the
-    first one was deleted.
+def test_ctrl_c_at_the_second_prompt_says_which_queue_was_deleted(admin: Shell, broker: TestBroker) -> None:
+    """`queue delete` with two queues asks about each. After Ctrl-C at the second prompt, it exits with 130 and says
+    that only the first queue was deleted.
     """
     admin.run("mqtool", "send", "-q", "jobs", "x")
     admin.run("mqtool", "queue", "declare", "other")
@@ -376,9 +382,9 @@ def test_ctrl_c_at_a_later_question_says_what_was_done(admin: Shell, broker: Tes
 
 
 @on_any_broker
-def test_nothing_is_destroyed_when_the_answer_is_no(admin: Shell, broker: TestBroker) -> None:
-    """On a terminal, `queue delete` asks before it deletes anything; if the answer is no, the queue and its messages
-    stay.
+def test_queue_delete_keeps_a_queue_if_the_answer_is_no(admin: Shell, broker: TestBroker) -> None:
+    """On a terminal, `queue delete` asks before it deletes each queue. If the answer is no, this queue and its messages
+    are kept.
     """
     admin.run("mqtool", "send", "-q", "jobs", "x")
     asked = on_terminal(admin, "mqtool", "queue", "delete", "jobs", keys=["n\n"], cue="[y/N]").stdout
@@ -392,9 +398,9 @@ def test_nothing_is_destroyed_when_the_answer_is_no(admin: Shell, broker: TestBr
 
 
 @on_any_broker
-def test_deleting_ones_own_user_or_the_default_vhost_needs_a_flag(shell: Shell, broker: TestBroker) -> None:
-    """`user delete` of one's own user and `vhost delete /` exit with 2 even with --yes; the hint names the flag that is
-    needed.
+def test_deleting_the_current_user_or_the_default_vhost_needs_an_extra_option(shell: Shell, broker: TestBroker) -> None:
+    """`user delete` for the user who is logged in, and `vhost delete /`, exit with 2 even with --yes; the hint names
+    the option that is also needed.
     """
     management = ("--yes", "--management", broker.management)
     for words, flag in ((("user", "delete", "guest"), "--myself"), (("vhost", "delete", "/"), "--default-vhost")):

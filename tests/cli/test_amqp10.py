@@ -44,7 +44,7 @@ def skip_before_4_2(broker: TestBroker, what: str) -> None:
         pytest.skip(f"{what} from RabbitMQ 4.2 on")
 
 
-def test_a_message_goes_from_send_to_receive(shell: Shell) -> None:
+def test_send_and_receive_print_the_same_lines_over_amqp_1_0(shell: Shell) -> None:
     """`send` and `receive` over AMQP 1.0, chosen by --protocol or MQTOOL_PROTOCOL, print the same lines as over AMQP
     0-9-1.
     """
@@ -76,8 +76,8 @@ def test_properties_and_headers_are_the_same_over_both_protocols(
 
 
 def test_a_large_binary_body_arrives_unchanged(shell: Shell, tmp_path: Path) -> None:
-    """Over AMQP 1.0, `receive --raw` prints a binary body of 500 KB, which takes many frames, byte for byte as `send
-    -f` read it.
+    """Over AMQP 1.0, `send -f` sends a binary body of 500 KB, which takes many frames, and `receive --raw` prints the
+    same bytes.
     """
     body = bytes(range(256)) * 2000
     (tmp_path / "body").write_bytes(body)
@@ -85,20 +85,22 @@ def test_a_large_binary_body_arrives_unchanged(shell: Shell, tmp_path: Path) -> 
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout_bytes == body + b"\n"
 
 
-@pytest.mark.parametrize("prefetch", [[], ["--prefetch", "1"], ["--prefetch", "0"], ["--auto-ack"]])
+@pytest.mark.parametrize(
+    "prefetch",
+    [[], ["--prefetch", "1"], ["--prefetch", "0"], ["--auto-ack"]],
+    ids=lambda options: " ".join(options) or "default prefetch",
+)
 @pytest.mark.sampled(1)
 def test_lines_are_received_once_and_in_order(shell: Shell, prefetch: list[str]) -> None:
-    """Over AMQP 1.0, `receive` prints each of 1,500 lines once and in order, whatever --prefetch is, and also with
-    --auto-ack.
-    """
+    """Over AMQP 1.0, `receive` prints each of 1,500 lines once and in order, with any --prefetch or with --auto-ack."""
     lines = "".join(f"{number}\n" for number in range(1500))
     assert shell.run("mqtool", "send", "-l", stdin=lines).code == 0
     assert shell.run("mqtool", "receive", "--raw", "-c", "1500", *prefetch).stdout == lines
 
 
-def test_receive_leaves_messages_beyond_the_count_or_condition(shell: Shell, broker: TestBroker) -> None:
-    """Over AMQP 1.0, `receive -c 1` takes exactly one message; after `receive --where`, the messages that do not match
-    are back in the queue.
+def test_receive_keeps_all_other_messages_in_the_queue(shell: Shell, broker: TestBroker) -> None:
+    """Over AMQP 1.0, `receive -c 1` consumes exactly one message, and `receive --where` requeues the messages that do
+    not match.
     """
     shell.run("mqtool", "send", "-l", stdin="1\n2\n3\n4\n")
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "1\n"
@@ -142,19 +144,20 @@ def test_rejected_and_released_messages_are_reported(shell: Shell) -> None:
         (["send", "--user", "nobody", "x"], 77, "refused the login of user 'nobody'"),
         (["send", "--vhost", "nope", "x"], 77, "cannot open vhost 'nope'"),
         (["send", "--protocol", "amqp3", "x"], 2, "'amqp3' is not one of 'amqp0.9.1', 'amqp1.0'"),
-        # A server that closes the connection at once may take back its answer with it.
+        # If a server closes the connection at once, its answer may be lost.
         (
             ["send", "--url", "{management}", "x"],
             69,
             "accepted the connection, but is not an AMQP 1.0 broker|closed the connection during the handshake",
         ),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_over_amqp_10_what_is_unsupported_missing_or_refused_is_one_error(
+def test_errors_over_amqp_1_0_say_what_is_wrong(
     shell: Shell, broker: TestBroker, command: list[str], code: int, says: str
 ) -> None:
-    """Over AMQP 1.0, an unsupported option or header, a missing queue or exchange, and a refused login each print one
-    error and exit with the documented code.
+    """Over AMQP 1.0, a command with an unsupported option or header, a missing queue or exchange, or a refused login
+    says what is wrong and exits with the documented code.
     """
     management = broker.management.replace("http:", "amqp:")
     told = shell.run("mqtool", *(each.format(management=management) for each in command))
@@ -163,17 +166,19 @@ def test_over_amqp_10_what_is_unsupported_missing_or_refused_is_one_error(
     assert "Traceback" not in told.stderr
 
 
-def test_a_delay_in_ndjson_input_is_refused(shell: Shell) -> None:
-    """Over AMQP 1.0, `send --json` sends the lines before the first one with a delay, then exits with 2."""
+def test_send_json_over_amqp_1_0_stops_at_a_message_with_a_delay(shell: Shell) -> None:
+    """mqtool cannot delay messages over AMQP 1.0: `send --json` sends the messages before the first one with a delay,
+    says so, and exits with 2.
+    """
     sent = shell.run("mqtool", "send", "--json", stdin='{"body":"a"}\n{"body":"b","delay":"5s"}\n')
     assert (sent.code, "cannot delay messages over AMQP 1.0" in sent.stderr) == (2, True)
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "a\n"
 
 
 @pytest.mark.parametrize("kind", ["direct", "topic"])
-def test_receive_log_gets_only_logs_with_its_routing_key(shell: Shell, kind: str) -> None:
-    """Over AMQP 1.0, `receive-log KEY` prints the logs with this routing key, from a direct or a topic exchange, and no
-    others.
+def test_receive_log_gets_only_logs_with_the_given_routing_key(shell: Shell, kind: str) -> None:
+    """Over AMQP 1.0, `receive-log KEY` prints the logs that were published with this routing key to a direct or a topic
+    exchange, and no others.
     """
     receiver = shell.start("mqtool", "receive-log", kind, "error", "-c", "2").wait_until_ready()
     for key, text in (("info", "no"), ("error", "one"), ("error", "two")):
@@ -182,8 +187,8 @@ def test_receive_log_gets_only_logs_with_its_routing_key(shell: Shell, kind: str
 
 
 def test_receive_log_gets_logs_from_fanout_and_headers_exchanges(shell: Shell) -> None:
-    """Over AMQP 1.0, `receive-log` gets every log of a fanout exchange, and of a headers exchange only the logs with
-    the headers that the command names.
+    """Over AMQP 1.0, `receive-log` gets every log from a fanout exchange, but from a headers exchange only the logs
+    with the headers that the command names.
     """
     everything = shell.start("mqtool", "receive-log", "fanout", "-c", "1", "--raw").wait_until_ready()
     pdf = shell.start("mqtool", "receive-log", "headers", "format=pdf", "-c", "1", "--raw").wait_until_ready()
@@ -201,8 +206,8 @@ def test_a_worker_handles_the_tasks_of_new_task(shell: Shell) -> None:
     assert (done.code, done.stdout, done.stderr.count(" [x] Done")) == (0, " [x] Received a\n [x] Received b\n", 2)
 
 
-def test_a_failing_program_is_retried_and_then_dead_lettered(shell: Shell) -> None:
-    """Over AMQP 1.0, the message of a program that fails is retried as often as --retries says, then dead-lettered."""
+def test_a_message_whose_program_fails_is_retried_and_then_dead_lettered(shell: Shell) -> None:
+    """Over AMQP 1.0, `worker` retries a message whose program fails up to --retries times, then dead-letters it."""
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n2\n3\n")
     worker = shell.run("mqtool", "worker", "-q", "jobs", "--shell", "--exec", 'read n; test "$n" != 2', "-c", "4",
                        "--retries", "1", "--backoff", "50ms", "--concurrency", "2")  # fmt: skip
@@ -216,8 +221,8 @@ def test_a_failing_program_is_retried_and_then_dead_lettered(shell: Shell) -> No
 def test_rpc_client_and_server_may_use_different_protocols(
     shell: Shell, broker: TestBroker, client: str, server: str
 ) -> None:
-    """`rpc-client` gets a reply to each request, even if it and `rpc-server` use different protocols, AMQP 0-9-1 and
-    AMQP 1.0.
+    """`rpc-client` gets a reply to each request even if it uses AMQP 0-9-1 and `rpc-server` uses AMQP 1.0, or the other
+    way round.
     """
     if client != server:
         skip_before_4_2(broker, "reply-to is converted between a queue and its address")
@@ -228,10 +233,15 @@ def test_rpc_client_and_server_may_use_different_protocols(
 
 
 def test_rpc_client_uses_direct_reply_to(shell: Shell, broker: TestBroker) -> None:
-    """Over AMQP 1.0, `rpc-client --direct-reply-to` prints the reply to its request."""
+    """Over AMQP 1.0, `rpc-client --direct-reply-to` sends a request that names no queue but amq.rabbitmq.reply-to, and
+    prints the reply.
+    """
     skip_before_4_2(broker, "direct replies work over AMQP 1.0")
     shell.start("mqtool", "rpc-server", "-c", "1").wait_until_ready()
     assert shell.run("mqtool", "rpc-client", "10", "--direct-reply-to", "--raw").stdout == "55\n"
+    shell.run("mqtool", "rpc-client", "10", "--direct-reply-to", "--timeout", "100ms")
+    request = json.loads(shell.run("mqtool", "receive", "-q", "rpc_queue", "-c", "1", "--json").stdout)
+    assert "amq.rabbitmq.reply-to." in request["properties"]["reply_to"]
 
 
 def test_rpc_client_without_a_server_exits_with_69(shell: Shell) -> None:
@@ -245,7 +255,9 @@ def test_rpc_client_without_a_server_exits_with_69(shell: Shell) -> None:
 @pytest.mark.parametrize("options", ["", "--queue-type stream", "--size 100-200KiB --exchange topic --ack auto"])
 @pytest.mark.sampled(1)
 def test_bench_receives_each_message_once(shell: Shell, options: str) -> None:
-    """Over AMQP 1.0, `bench` gets every message confirmed, receives it once, and deletes its queue."""
+    """Over AMQP 1.0, each message that `bench` publishes is confirmed and received once, and `bench` deletes its queue
+    at the end.
+    """
     bench = ("mqtool", "bench", "--yes", "--json", "-c", "300", *options.split())
     done = shell.run(*bench, "--protocol", "amqp1.0")
     assert done.code == 0, done.stderr
@@ -254,18 +266,22 @@ def test_bench_receives_each_message_once(shell: Shell, options: str) -> None:
     assert shell.run("mqtool", "list", "queues").stdout == ""
 
 
-def test_publisher_confirms_runs_all_three_ways(shell: Shell) -> None:
-    """Over AMQP 1.0, `publisher-confirms all -c 300` publishes 300 messages in each of the three ways to wait for
-    confirms.
+def test_publisher_confirms_runs_all_three_strategies(shell: Shell) -> None:
+    """Over AMQP 1.0, `publisher-confirms all -c 300` publishes 300 messages with each of its three strategies:
+    individual, batch and async.
     """
     told = shell.run("mqtool", "publisher-confirms", "all", "-c", "300")
     assert (told.code, told.stdout.count("Published 300 messages")) == (0, 3)
 
 
-@pytest.mark.parametrize(("offset", "expected"), [("first", "1\n2\n3\n"), ("2", "3\n4\n5\n"), ("1h", "1\n2\n3\n")])
+@pytest.mark.parametrize(
+    ("offset", "expected"),
+    [("first", "1\n2\n3\n"), ("2", "3\n4\n5\n"), ("1h", "1\n2\n3\n")],
+    ids=["first message", "offset", "age"],
+)
 def test_receive_reads_a_stream_from_an_offset(shell: Shell, offset: str, expected: str) -> None:
-    """Over AMQP 1.0, `receive --offset` on a stream starts at the first message, at an offset such as 2, or at messages
-    of an age such as 1h.
+    """Over AMQP 1.0, `receive --offset` starts to read a stream at its first message, at an offset such as 2, or at the
+    messages of the last hour (1h).
     """
     shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
     assert shell.run("mqtool", "send", "-q", "log", "-l", stdin="1\n2\n3\n4\n5\n").code == 0
@@ -307,15 +323,15 @@ def test_sender_and_receiver_resume_after_a_lost_connection(shell: Shell, broker
         proxy.cut()
     sender.process.stdin.close()
     assert sender.wait().code == 0
-    wait_until(lambda: len({*receiver.stdout.split()}) == 600, "all of them")
+    wait_until(lambda: len({*receiver.stdout.split()}) == 600, "all 600 messages")
     received = receiver.interrupt().wait()
     assert {*range(600)} == {int(line) for line in received.stdout.split()}
     assert "connected again" in received.stderr
 
 
-def test_no_confirmed_message_is_lost_when_a_command_is_killed(shell: Shell) -> None:
-    """After kill -9 of `send` and of `receive` over AMQP 1.0, every confirmed message has been printed or is still in
-    the queue.
+def test_no_confirmed_message_is_lost_when_send_or_receive_is_killed(shell: Shell) -> None:
+    """After kill -9 of `send` and of `receive` over AMQP 1.0, every message whose confirm `send` printed has been
+    printed by `receive` or is still in the queue.
     """
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -334,9 +350,9 @@ def test_no_confirmed_message_is_lost_when_a_command_is_killed(shell: Shell) -> 
     assert confirmed <= {*first.stdout.split("\n"), *rest.stdout.split()}
 
 
-def test_a_context_names_the_protocol(shell: Shell, broker: TestBroker) -> None:
-    """Commands that use a context added with `context add --protocol amqp1.0` speak AMQP 1.0, unless --protocol says
-    otherwise.
+def test_a_context_selects_the_protocol(shell: Shell, broker: TestBroker) -> None:
+    """Commands that use a context added with `context add --protocol amqp1.0` use AMQP 1.0, unless --protocol names
+    another protocol.
     """
     shell.environment.pop("MQTOOL_PROTOCOL")
     shell.environment.pop("MQTOOL_URL")
@@ -349,7 +365,7 @@ def test_a_context_names_the_protocol(shell: Shell, broker: TestBroker) -> None:
 
 @pytest.mark.parametrize("tutorial", ["hello-world", "work-queues", "publish-subscribe", "routing", "topics", "rpc"])
 @pytest.mark.sampled(2)
-def test_plain_scripts_talk_with_the_commands(shell: Shell, broker: TestBroker, tutorial: str) -> None:
+def test_plain_scripts_exchange_messages_with_mqtool_commands(shell: Shell, broker: TestBroker, tutorial: str) -> None:
     """The AMQP 1.0 scripts printed by `tutorial show --plain` run unchanged, and receive both their own messages and
     those of the matching mqtool command.
     """
@@ -384,9 +400,11 @@ COMMANDS = {"publish-subscribe": "fanout", "routing": "direct", "topics": "topic
 @pytest.mark.parametrize(
     "words", ["emit-log fanout -e new x", "publisher-confirms async -c 10 -q new", "receive-log fanout -e new"]
 )
-def test_a_protected_context_asks_before_something_is_declared(shell: Shell, broker: TestBroker, words: str) -> None:
-    """In a protected context, commands that send or show messages over AMQP 1.0 ask before they declare an exchange or
-    a queue, and do not ask if that exchange or queue exists.
+def test_a_command_in_a_protected_context_asks_before_it_declares_anything(
+    shell: Shell, broker: TestBroker, words: str
+) -> None:
+    """In a protected context, a command that sends or shows messages over AMQP 1.0 asks before it declares an exchange
+    or a queue, and does not ask if the exchange or queue exists.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected")

@@ -31,7 +31,7 @@ class Case:
         code: what it exits with.
         says: what the sentence must contain.
         hint: what the hint must contain, if anything.
-        also: lines on stderr besides, as patterns: those of the tutorial, and the sum of a stream.
+        also: patterns of the other lines on stderr: those of the tutorial, and the total.
     """
 
     command: str
@@ -47,10 +47,11 @@ class Case:
         return self.command.split(" ")
 
     def __str__(self) -> str:
-        return self.command.replace(LONG, "LONG")[:70] or "nothing"
+        variables = "".join(f"{name}={value} " for name, value in self.environment.items())
+        return f"{variables}{self.command}".replace(LONG, "LONG")[:70] or "nothing"
 
 
-#: The command line alone says that these cannot work, so they must say so without any broker.
+#: These cannot work with any broker, so they must say so without contacting one.
 COMMAND_LINE = [
     # URLs.
     Case("send x -u http://localhost:15672", 2, "its scheme is 'http', not amqp or amqps", "AMQP's is 5672"),
@@ -138,7 +139,7 @@ COMMAND_LINE = [
     Case("rpc-client 1.5 --function add100", 2, "the request '1.5' is not an integer", "use --text"),
     Case("publisher-confirms slowly", 2, "'slowly' is not one of 'individual', 'batch', 'async', 'all'"),
     Case("publisher-confirms batch --batch-size 0", 2, "Invalid value for '--batch-size': 0"),
-    # What is it called?
+    # Mistyped names.
     Case("sned x", 2, "unknown command 'mqtool sned'", "did you mean 'send'?"),
     Case(
         "emit-log hello", 2, "unknown command 'mqtool emit-log hello'", "followed by fanout, direct, topic or headers"
@@ -159,7 +160,7 @@ COMMAND_LINE = [
     Case("send x", 2, "'cobol' is not one of 'python'", environment={"MQTOOL_DIALECT": "cobol"}),
 ]
 
-#: Nothing that they can talk to is there.
+#: There is no AMQP broker at the address.
 NO_BROKER = [
     Case("send x -u amqp://no-such-host.invalid", 69, "cannot find the host 'no-such-host.invalid'", "in --url"),
     Case("send x -u amqp://no..host", 69, "cannot find the host 'no..host'", "in --url"),
@@ -177,7 +178,7 @@ NO_BROKER = [
     Case("send x -u amqps://{http}", 69, "{http} does not speak TLS", "amqp:// for a plain port"),
 ]
 
-#: AMQP cannot say it: the broker is there, and is never asked.
+#: AMQP cannot carry these values: the broker is running, but mqtool does not ask it.
 UNSAYABLE = [
     Case(f"send x -q {LONG}", 2, "is 256 bytes long; AMQP allows 255", "it starts with 'nnn"),
     Case(f"receive -q {LONG}", 2, "is 256 bytes long; AMQP allows 255", "it starts with 'nnn"),
@@ -192,7 +193,7 @@ UNSAYABLE = [
     Case("send x -H n:=99999999999999999999", 65, "too large", "64 bits"),
 ]
 
-#: The broker knows better.
+#: The broker refuses these.
 BROKER = [
     Case("send x -u amqps://{host}", 69, "{host} does not speak TLS", "amqp:// for a plain port"),
     Case(f"send x -u amqp://guest:{SECRET}@{{host}}", 77, "refused the login of user 'guest'", "--password-file"),
@@ -230,7 +231,7 @@ BROKER = [
 SUM = r"{} confirmed in [\d.]+ s \([\d,.]+/s\)"
 GOOD = '{"body": "first"}\n\n{"body": "second"}\n'
 
-#: Bad data behind two good messages, which are delivered all the same. The empty line counts too.
+#: Invalid lines after two valid messages, which are still delivered. The empty line is counted as a line.
 NDJSON = [
     Case("send --json", 65, "line 4, column 1, is not JSON: ", 'looks like {"body": "Hello"}', "nonsense"),
     Case("send --json", 65, "line 4, column 10, is not JSON: ", 'looks like {"body": "Hello"}', '{"body": "cut off'),
@@ -283,8 +284,8 @@ def run(case: Case, shell: Shell, places: dict[str, str]) -> None:
 @pytest.mark.parametrize("case", COMMAND_LINE, ids=str)
 @pytest.mark.sampled(30)
 def test_a_wrong_command_line_is_a_usage_error(lonely_shell: Shell, case: Case) -> None:
-    """A wrong option or value on the command line is reported in one sentence, with exit code 2, before any broker is
-    asked.
+    """A wrong option or value on the command line is reported in one sentence, with exit code 2, without contacting a
+    broker.
     """
     run(case, lonely_shell, {})
 
@@ -323,9 +324,11 @@ def places() -> Iterator[dict[str, str]]:
 
 @pytest.mark.parametrize("case", NO_BROKER, ids=str)
 @pytest.mark.sampled(5)
-def test_without_a_broker_the_error_says_what_answered(lonely_shell: Shell, places: dict[str, str], case: Case) -> None:
-    """If no AMQP broker answers at the address, the command says what is wrong there, such as a closed port, a web
-    server or no TLS.
+def test_an_error_says_what_is_at_an_address_without_a_broker(
+    lonely_shell: Shell, places: dict[str, str], case: Case
+) -> None:
+    """If no AMQP broker answers at the address, the command says why: for example, the host is unknown, the port is
+    closed, a web server answers, or the server does not use TLS.
     """
     run(case, lonely_shell, places)
 
@@ -333,15 +336,15 @@ def test_without_a_broker_the_error_says_what_answered(lonely_shell: Shell, plac
 @on_any_broker
 @pytest.mark.parametrize("case", UNSAYABLE, ids=str)
 def test_values_that_amqp_cannot_carry_are_refused_by_mqtool(shell: Shell, broker: TestBroker, case: Case) -> None:
-    """A name or header that AMQP cannot carry, such as one of 256 bytes, is refused by mqtool itself with one sentence
-    that gives the reason.
+    """A name or header that AMQP cannot carry, such as a queue name of 256 bytes, is refused by mqtool itself, with one
+    sentence that gives the reason.
     """
     run(case, shell, {"host": f"localhost:{broker.port}"})
 
 
 @pytest.mark.parametrize("case", BROKER, ids=str)
 @pytest.mark.sampled(8)
-def test_a_refusal_by_the_broker_is_one_sentence(
+def test_a_refusal_by_the_broker_is_reported_in_one_sentence(
     shell: Shell, broker: TestBroker, connection: Connection, case: Case
 ) -> None:
     """If the broker refuses an operation, the command prints the broker's reason in one sentence and exits with the
@@ -357,7 +360,7 @@ def test_a_refusal_by_the_broker_is_one_sentence(
 
 @on_any_broker
 @pytest.mark.parametrize("case", NDJSON, ids=lambda case: case.stdin[:40])
-def test_a_bad_line_of_ndjson_is_named_and_ends_the_input(shell: Shell, case: Case) -> None:
+def test_an_invalid_line_of_ndjson_is_reported_and_ends_the_input(shell: Shell, case: Case) -> None:
     """`send --json` reports the number of an invalid line and exits with 65; the messages before that line are
     delivered, and those after it are not sent.
     """
@@ -368,9 +371,9 @@ def test_a_bad_line_of_ndjson_is_named_and_ends_the_input(shell: Shell, case: Ca
     assert received.stdout == "first\nsecond\n"
 
 
-def test_ten_unroutable_messages_are_named_and_the_rest_counted(shell: Shell) -> None:
-    """If none of 12 lines is routable, `send --mandatory` prints a warning for each of the first ten, counts all 12 in
-    its total, and exits with 75.
+def test_the_first_ten_unroutable_messages_are_reported_and_all_are_counted(shell: Shell) -> None:
+    """If none of 12 lines can be routed, `send --mandatory` prints a warning for each of the first ten, counts all 12
+    in its total, and exits with 75.
     """
     stdin = "".join(f"line {number}\n" for number in range(12))
 
@@ -396,7 +399,7 @@ def test_send_exits_with_3_if_some_messages_are_unroutable(shell: Shell) -> None
 
 
 def test_debug_output_does_not_contain_the_password(shell: Shell, broker: TestBroker) -> None:
-    """`send --debug` with a wrong password prints pika's log, but never the password."""
+    """If the password is wrong, `send --debug` prints pika's log, but not the password."""
     result = shell.run("mqtool", "send", "--debug", "-u", f"amqp://guest:{SECRET}@localhost:{broker.port}", "x")
 
     assert result.code == 77
@@ -404,9 +407,9 @@ def test_debug_output_does_not_contain_the_password(shell: Shell, broker: TestBr
     assert SECRET not in result.stderr
 
 
-def test_a_port_that_does_not_answer_is_named_after_a_second(lonely_shell: Shell) -> None:
+def test_send_on_a_terminal_names_the_address_that_does_not_answer(lonely_shell: Shell) -> None:
     """If a port accepts the connection but does not answer, `send` on a terminal says which address it is waiting for
-    before it fails.
+    before it fails. Without a terminal, it prints only the error.
     """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         at = f"127.0.0.1:{silent.getsockname()[1]}"

@@ -45,12 +45,12 @@ def _result(shell: Shell, *options: str, code: int = 0) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("queue_type", ["classic", "quorum", "stream", "stream by its protocol"])
+@pytest.mark.parametrize("queue_type", ["classic", "quorum", "stream", "stream over the stream protocol"])
 @pytest.mark.own_vhost("the totals are those of its vhost")
 @pytest.mark.sampled(1)
-def test_the_totals_agree_with_the_management_api(shell: Shell, broker: TestBroker, queue_type: str) -> None:
+def test_the_totals_of_bench_agree_with_the_management_api(shell: Shell, broker: TestBroker, queue_type: str) -> None:
     """`bench` reports each message as published, confirmed and received once, the management API counts the same, and
-    the queue is deleted afterwards.
+    `bench` deletes its queue afterwards.
     """
     options = ("--protocol", "stream") if queue_type.endswith("protocol") else ("--queue-type", queue_type)
     found = _result(shell, "-c", "500", "--publishers", "2", *options)
@@ -64,7 +64,7 @@ def test_the_totals_agree_with_the_management_api(shell: Shell, broker: TestBrok
     try:
         wait_until(lambda: _counted_by(broker, told) == [500] * len(told), f"500 of each of {told}", patience=30)
     except CheckFailed:
-        # RabbitMQ's statistics sometimes lack clients that were connected for a moment, but they lack them wholly.
+        # RabbitMQ's statistics sometimes omit clients that were connected only briefly, but then completely.
         assert (broker.kind, _counted_by(broker, told)) == ("rabbitmq", [0] * len(told))
 
 
@@ -76,8 +76,8 @@ def _counted_by(broker: TestBroker, names: Sequence[str]) -> list[int]:
 
 @on_any_broker
 @large
-def test_the_report_fits_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """The report of `bench` has a histogram, a line of losses and a summary line, and fits into 80 columns."""
+def test_the_report_of_bench_fits_into_80_columns(shell: Shell, broker: TestBroker) -> None:
+    """The report of `bench` has a histogram, a line about losses and a summary line, and fits into 80 columns."""
     done = shell.run(
         *BENCH, "--rate", "500", "-c", "300", "--consumers", "2", "--exchange", "topic", "--size", "50-2KiB"
     )
@@ -90,8 +90,10 @@ def test_the_report_fits_a_terminal(shell: Shell, broker: TestBroker) -> None:
     assert lines[-1].endswith("; 0 lost")
 
 
-def test_a_broker_that_mqtool_did_not_start_needs_a_confirmation(tester: Shell, own: EmbeddedBroker) -> None:
-    """On a broker that mqtool did not start, `bench` without a terminal or --yes exits with 2."""
+def test_bench_needs_a_confirmation_for_a_broker_that_mqtool_did_not_start(tester: Shell, own: EmbeddedBroker) -> None:
+    """Without a terminal or --yes, `bench` exits with 2 if mqtool did not start the broker, and says that it would put
+    load on it.
+    """
     done = tester.run("mqtool", "bench", "-c", "1")
     assert (done.code, "this would put load on" in done.stderr) == (2, True), done.stderr
 
@@ -120,8 +122,10 @@ def _once_it_runs(tester: Shell, own: EmbeddedBroker, *options: str, then: Calla
 
 
 @large
-def test_a_bench_run_without_any_confirm_for_10_s_ends(tester: Shell, own: EmbeddedBroker) -> None:
-    """`bench` stops when nothing is confirmed for 10 s, and reports how many messages were unconfirmed and unsent."""
+def test_bench_stops_if_nothing_is_confirmed_for_10_s(tester: Shell, own: EmbeddedBroker) -> None:
+    """If the broker confirms nothing for 10 s, `bench` stops, and reports how many messages were unconfirmed and
+    unsent.
+    """
     own.faults.delay_confirms()
     result = tester.run(*BENCH, "-c", "300", "--confirms", "50", "--json")
     found = json.loads(result.stdout)
@@ -130,9 +134,11 @@ def test_a_bench_run_without_any_confirm_for_10_s_ends(tester: Shell, own: Embed
 
 
 @large
-def test_with_rate_messages_that_fall_due_during_a_stall_count_as_late(tester: Shell, own: EmbeddedBroker) -> None:
-    """With `bench --rate`, all messages that fall due while the broker stalls for a second count as late; without a
-    rate, only the one to three in flight do.
+def test_bench_with_a_rate_counts_messages_that_were_due_during_a_stall_as_late(
+    tester: Shell, own: EmbeddedBroker
+) -> None:
+    """If the broker stalls for a second, `bench --rate 1000` counts the hundreds of messages that were due meanwhile as
+    late. Without a rate, only the one to three messages in flight are late.
     """
 
     def stall() -> None:
@@ -153,11 +159,12 @@ def test_with_rate_messages_that_fall_due_during_a_stall_count_as_late(tester: S
 
 @pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0", "stream"])
 @pytest.mark.sampled(1)
-def test_latencies_count_from_the_due_time_if_missing_confirms_hold_the_publisher_back(
+def test_latencies_count_from_the_due_time_if_the_publisher_waits_for_confirms(
     tester: Shell, own: EmbeddedBroker, protocol: str
 ) -> None:
-    """If the broker stalls for a second, `bench --rate --confirms 20` stops at 20 unconfirmed messages. Latencies of
-    the messages that it sends afterwards count from when they were due, so hundreds of messages are late, not just 20.
+    """If the broker stalls for a second, `bench --rate --confirms 20` stops publishing at 20 unconfirmed messages. The
+    latency of the messages that it sends afterwards counts from when they were due, so hundreds of messages are late,
+    not just 20.
     """
     load = ("--rate", "1000", "--duration", "3s", "--confirms", "20", "--protocol", protocol)
     found = _once_it_runs(tester, own, *load, then=lambda: own.faults.go_silent(1.0))
@@ -169,19 +176,21 @@ def test_latencies_count_from_the_due_time_if_missing_confirms_hold_the_publishe
 
 
 @on_any_broker
-def test_commands_run_at_a_time_or_during_the_run(shell: Shell, broker: TestBroker) -> None:
+def test_bench_runs_the_commands_of_its_options_at_and_during(shell: Shell, broker: TestBroker) -> None:
     """`bench` runs the commands of --at and --during while it measures, keeps their output out of the result, and names
-    a command whose time came after the end of the run.
+    each command that was due only after the end of the run.
     """
     begun = ("--at", "0s", "touch begun; echo done", "--at", "1h", "touch late")
     found = shell.run(*BENCH, "--json", "--duration", "1s", "--rate", "50", *begun, "--during", "touch third")
     assert (found.code, json.loads(found.stdout)["confirmed"]) == (0, 50), found.stderr
     assert "so this did not run: touch late" in found.stderr
-    wait_until(lambda: {"begun", "third"} <= {path.name for path in shell.directory.iterdir()}, "both")
+    wait_until(
+        lambda: {"begun", "third"} <= {path.name for path in shell.directory.iterdir()}, "the files of both commands"
+    )
 
 
 @on_any_broker
-def test_a_command_that_fails_during_a_run_is_named_at_its_end(shell: Shell) -> None:
+def test_bench_names_a_command_that_failed_during_the_run(shell: Shell) -> None:
     """If a command given to `bench --at` fails, `bench` still prints the result, names the failed command, and exits
     with 3.
     """
@@ -202,12 +211,15 @@ def test_a_command_that_fails_during_a_run_is_named_at_its_end(shell: Shell) -> 
         ("--churn queues --publishers 2", (200, 0)),
         ("--churn bindings", (200, 0)),
     ],
+    ids=lambda value: value if isinstance(value, str) else f"{value[1]} received",
 )
 @pytest.mark.sampled(2)
-def test_rpc_delay_ack_and_churn_are_measured_without_a_loss(
+def test_bench_with_rpc_delay_ack_or_churn_loses_no_message(
     shell: Shell, broker: TestBroker, options: str, totals: tuple[int, int]
 ) -> None:
-    """`bench` with --rpc, --delay, --ack or --churn reports that no message was lost, and leaves no queue behind."""
+    """`bench` with --rpc, --delay, --ack or --churn reports that all messages were confirmed and none was lost, and
+    leaves no queue behind.
+    """
     (shell.directory / "bodies").write_text("short\n" + "long" * 40_000 + "\n")
     found = _result(shell, "-c", "200", *options.split())
     assert (found["confirmed"], found["received"], found["lost"]) == (*totals, 0)
@@ -218,9 +230,9 @@ def test_rpc_delay_ack_and_churn_are_measured_without_a_loss(
 
 @on_any_broker
 @large
-def test_vary_and_compare_report_several_runs(shell: Shell, broker: TestBroker) -> None:
-    """`bench --vary` prints a row for each value. `bench compare` compares the measures of two queue types, or of two
-    files of results.
+def test_bench_vary_and_bench_compare_report_several_runs(shell: Shell, broker: TestBroker) -> None:
+    """`bench --vary` prints a row for each value. `bench compare` compares the results of two queue types, or of two
+    files.
     """
     varied = shell.run(*BENCH, "--vary", "size=50,1KiB", "-c", "100", "--csv")
     assert (varied.code, len(varied.stdout.splitlines())) == (0, 3), varied.stderr
@@ -263,16 +275,17 @@ def test_vary_and_compare_report_several_runs(shell: Shell, broker: TestBroker) 
         (["comapre", "classic", "quorum"], "did you mean 'compare'?"),
         (["compare", "classic", "nothing"], "unknown context 'nothing'"),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 @pytest.mark.sampled(8)
 def test_an_invalid_bench_command_is_a_usage_error(tester: Shell, words: list[str], said: str) -> None:
-    """`bench` with an invalid option or combination of options says what is wrong and exits with 2."""
+    """`bench` with an invalid option, or with options that cannot be combined, says what is wrong and exits with 2."""
     done = tester.run(*BENCH, *words)
     assert (done.code, said in done.stderr) == (2, True), done.stderr
 
 
-def test_a_bench_run_that_cannot_start_leaves_no_queue_behind(tester: Shell, own: EmbeddedBroker) -> None:
-    """If --stream-port does not lead to the stream protocol, `bench` exits with 69 and leaves no stream behind."""
+def test_a_bench_run_that_cannot_start_leaves_no_stream_behind(tester: Shell, own: EmbeddedBroker) -> None:
+    """If --stream-port is not the port of the stream protocol, `bench` exits with 69 and leaves no stream behind."""
     done = tester.run(*BENCH, "--protocol", "stream", "--stream-port", str(own.port))
     assert (done.code, "does not speak RabbitMQ's stream protocol" in done.stderr) == (69, True), done.stderr
     assert tester.run("mqtool", "list", "queues").stdout == ""
@@ -317,7 +330,7 @@ class Meddler(Proxy):
 
 
 @large
-def test_messages_that_a_proxy_drops_duplicates_and_swaps_are_counted(tester: Shell, own: EmbeddedBroker) -> None:
+def test_bench_counts_lost_duplicated_and_reordered_messages(tester: Shell, own: EmbeddedBroker) -> None:
     """If a proxy drops 100 deliveries, duplicates 100 and reorders 100, `bench` counts 100 lost, 100 duplicated and 100
     out of order, and exits with 1.
     """
@@ -332,9 +345,9 @@ def test_messages_that_a_proxy_drops_duplicates_and_swaps_are_counted(tester: Sh
     "options", ["--ack 100", "--queue-type stream", "--protocol stream", "--protocol amqp1.0 --ack 100"]
 )
 @pytest.mark.sampled(1)
-def test_bench_resumes_after_a_cut_connection(tester: Shell, own: EmbeddedBroker, options: str) -> None:
-    """After a cut connection, the publisher and the consumer of `bench` reconnect and no confirmed message is lost; on
-    a stream, none is received twice.
+def test_bench_resumes_after_its_connections_were_cut(tester: Shell, own: EmbeddedBroker, options: str) -> None:
+    """If its connections are cut, the publisher and the consumer of `bench` reconnect and no confirmed message is lost;
+    on a stream, none is received twice.
     """
     load = ("--rate", "300", "-c", "1800", *options.split())  # a count, so that a busy machine only takes longer
     name, port = ("STREAM_PORT", own.stream_port) if "protocol stream" in options else ("URL", own.port)
@@ -346,8 +359,8 @@ def test_bench_resumes_after_a_cut_connection(tester: Shell, own: EmbeddedBroker
     assert found["confirmed"] + found["unconfirmed"] == found["published"]
 
 
-def test_ctrl_c_prints_the_result_so_far(tester: Shell, own: EmbeddedBroker) -> None:
-    """Ctrl-C ends `bench`, which prints the result so far, deletes its queue and exits with 130."""
+def test_bench_prints_the_result_so_far_after_ctrl_c(tester: Shell, own: EmbeddedBroker) -> None:
+    """After Ctrl-C, `bench` prints the result so far, deletes its queue and exits with 130."""
     bench = tester.start(*BENCH, "--rate", "500", "--duration", "1h")
     _wait_for_messages(own, 1)
     done = bench.interrupt().wait()
@@ -361,9 +374,11 @@ def test_ctrl_c_prints_the_result_so_far(tester: Shell, own: EmbeddedBroker) -> 
     ["--queue-type classic --exchange direct", "--protocol stream", "--delay 1s"],
     ids=["exchange", "stream", "delay"],
 )
-@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGTERM), (signal.SIGKILL,)], ids=["two signals", "KILL"])
+@pytest.mark.parametrize(
+    "numbers", [(signal.SIGINT, signal.SIGTERM), (signal.SIGKILL,)], ids=["two signals", "SIGKILL"]
+)
 @pytest.mark.sampled(2)
-def test_a_bench_that_is_killed_leaves_nothing_behind(
+def test_a_killed_bench_run_leaves_no_queue_or_exchange_behind(
     tester: Shell, own: EmbeddedBroker, options: str, numbers: Sequence[int]
 ) -> None:
     """If `bench` is killed with SIGKILL or gets a second signal, the run's queues and exchanges are still deleted."""

@@ -39,8 +39,8 @@ def at_port() -> str:
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_broker_is_started_used_and_stopped(home: Shell, kind: BrokerKind) -> None:
-    """`broker up` starts a broker that all `broker` commands find, and `broker down` stops it. After the next `broker
-    up`, the log and the persistent messages are still there.
+    """`broker up` starts a broker that the other `broker` commands find by its name, and `broker down` stops it. Its
+    log is kept, and after the next `broker up`, persistent messages are still there.
     """
     own_broker(kind)
     port = str(free_port())
@@ -59,12 +59,12 @@ def test_a_broker_is_started_used_and_stopped(home: Shell, kind: BrokerKind) -> 
     assert home.run("mqtool", "new-task", "kept", "-u", url).code == 0
     status = home.run("mqtool", "broker", "status", "--name", "mine")
     assert "running" in status.stdout
-    assert "guest:guest" not in status.stdout, "the password is only for those who ask for the environment"
+    assert "guest:guest" not in status.stdout, "only `broker env` prints the password"
     log = home.run("mqtool", "broker", "logs", "--name", "mine").stdout
 
     restarted = home.run("mqtool", "broker", "restart", "--name", "mine")
     assert restarted.stdout == f"{STARTERS[kind].describe} is up again at amqp://guest@127.0.0.1:{port}\n"
-    assert home.run("mqtool", "broker", "logs", "--name", "mine").stdout.startswith(log), "its log goes on"
+    assert home.run("mqtool", "broker", "logs", "--name", "mine").stdout.startswith(log), "the log continues"
     assert log
     for shown in (status, home.run("mqtool", "broker", "status", "--name", "mine")):
         assert management_of(shown.stdout) == [management]
@@ -72,15 +72,15 @@ def test_a_broker_is_started_used_and_stopped(home: Shell, kind: BrokerKind) -> 
     assert home.run("mqtool", "broker", "down", "--name", "mine").code == 0
     assert "nothing to stop" in home.run("mqtool", "broker", "down", "--name", "mine").stderr
     assert home.run("mqtool", "broker", "status", "--name", "mine").code == 69
-    assert home.run("mqtool", "broker", "logs", "--name", "mine").stdout.startswith(log), "its log is kept"
+    assert home.run("mqtool", "broker", "logs", "--name", "mine").stdout.startswith(log), "the log is kept"
 
     home.run("mqtool", "broker", "up", "--kind", kind, "--name", "mine", "--port", port)
     assert home.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-u", url).stdout == " [x] Received kept\n"
 
 
-def test_definitions_are_loaded_at_each_start(home: Shell, at_port: str) -> None:
-    """`broker up --definitions` loads the file at each start of the broker; if the broker refuses the file, the command
-    exits with 2 and no broker keeps running.
+def test_the_definitions_of_broker_up_are_loaded_at_each_start(home: Shell, at_port: str) -> None:
+    """`broker up --definitions` makes the broker load the file at each start. If the broker refuses the file, the
+    command exits with 2 and leaves no broker running.
     """
     exported = {kind: value for kind, value in ORDERS.items() if kind != "vhost"}
     (home.directory / "topology.json").write_text(json.dumps({"queues": [exported]}))
@@ -108,8 +108,8 @@ def management_of(status: str) -> list[str]:
 def test_a_broker_for_other_machines_has_a_user_with_a_generated_password(
     home: Shell, kind: BrokerKind, at_port: str
 ) -> None:
-    """`broker up --listen` creates a user, prints the generated password and stores it in a file that only the owner
-    can read. The password is still valid after a restart.
+    """`broker up --listen ADDRESS`, which lets other machines connect, creates a user, prints the generated password
+    and stores it in a file that only the owner can read. The password is still valid after a restart.
     """
     own_broker(kind)
     up = home.run("mqtool", "broker", "up", f"--kind={kind}", "--name=mine", "--listen=127.0.0.2", at_port)
@@ -130,12 +130,14 @@ def test_a_broker_for_other_machines_has_a_user_with_a_generated_password(
 
     assert home.run("mqtool", "broker", "restart", "--name", "mine").code == 0
     received = home.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-u", url)
-    assert received.stdout == " [x] Received from elsewhere\n", "it still knows the password"
+    assert received.stdout == " [x] Received from elsewhere\n", "the password is still valid"
 
 
-def test_a_broker_with_tls_asks_for_certificates(home: Shell, amqp_tls: Authority, at_port: str) -> None:
-    """`broker up` with certificates starts a broker whose TLS address `broker status` shows; with --tls-client-ca, a
-    client without a certificate is refused.
+def test_broker_up_with_a_client_ca_refuses_clients_without_a_certificate(
+    home: Shell, amqp_tls: Authority, at_port: str
+) -> None:
+    """`broker up` with certificates starts a broker whose TLS address `broker status` shows. With --tls-client-ca, the
+    broker refuses a client without a certificate.
     """
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", "--name=mine", at_port)
     files = ("--tls-cert", str(amqp_tls.cert), "--tls-key", str(amqp_tls.key), "--tls-client-ca", str(amqp_tls.ca))
@@ -175,8 +177,8 @@ def test_broker_up_refuses_options_that_the_running_broker_was_not_started_with(
 
 
 def test_brokers_are_listed_and_removed(home: Shell) -> None:
-    """`broker ls` lists running and stopped brokers. `broker rm` takes a stopped broker off the list, keeps its
-    messages and says where they are; only --purge with --yes deletes them.
+    """`broker ls` lists running and stopped brokers. `broker rm` removes a stopped broker from the list, but keeps its
+    messages and says where they are; only `broker rm --purge --yes` deletes them.
     """
     up, down = (("mqtool", "broker", word, "--name", "mine") for word in ("up", "down"))
     rm = ("mqtool", "broker", "rm", "--name", "mine")
@@ -184,7 +186,7 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
     home.run(*up, "--kind", "embedded", "--port", port)
     home.run("mqtool", "new-task", "kept", "-u", url)
     assert home.run("mqtool", "broker", "ls").stdout.split()[:3] == ["mine", "running", "embedded"]
-    assert home.run(*rm).code == 2, "it is running"
+    assert home.run(*rm).code == 2, "the broker is running"
 
     home.run(*down)
     assert home.run("mqtool", "broker", "ls").stdout.split()[:3] == ["mine", "stopped", "embedded"]
@@ -205,9 +207,9 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
     assert not [*home.directory.glob("state/mqtool/brokers/*")]
 
 
-def test_status_says_which_broker_commands_use_and_why(home: Shell) -> None:
-    """`broker status` says which broker commands use, and why. `broker up` says so only if commands use another broker
-    than the one just started.
+def test_broker_status_says_which_broker_commands_use_and_why(home: Shell) -> None:
+    """`broker status` says which broker commands use, and why. `broker up` says so only if commands do not use the
+    broker that it started.
     """
     assert home.run("mqtool", "broker", "status").stdout == "commands use amqp://guest@localhost:5672, the default\n"
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(port := free_port()))
@@ -221,7 +223,7 @@ def test_status_says_which_broker_commands_use_and_why(home: Shell) -> None:
     assert "commands use" not in home.run("mqtool", "broker", "up").stderr
 
 
-def test_commands_find_the_broker_that_was_started(home: Shell, at_port: str) -> None:
+def test_commands_use_the_broker_that_broker_up_started(home: Shell, at_port: str) -> None:
     """Without a URL, `send` and `receive` use the broker that `broker up` started, whatever its port."""
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     home.run("mqtool", "send", "here")
@@ -237,9 +239,9 @@ def test_ctrl_c_stops_a_broker_in_the_foreground(home: Shell, at_port: str) -> N
     assert home.run("mqtool", "broker", "status").code == 69
 
 
-def test_damaged_data_is_reported_at_the_start(home: Shell, at_port: str) -> None:
-    """If the database was truncated, the embedded broker still starts, and `broker up` warns that some messages could
-    not be read and names the damaged files.
+def test_broker_up_reports_a_damaged_database(home: Shell, at_port: str) -> None:
+    """If the embedded broker's database was truncated, the broker still starts, and `broker up` warns that some
+    messages could not be read and names the damaged files.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", at_port)
     home.run("mqtool", "new-task", *["x" * 50_000] * 10)
@@ -254,28 +256,28 @@ def test_damaged_data_is_reported_at_the_start(home: Shell, at_port: str) -> Non
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 @pytest.mark.parametrize("moment", ["before the process starts", "while the process boots"])
-def test_broker_up_foreground_that_is_killed_while_it_starts_leaves_no_broker(
+def test_no_broker_is_left_if_broker_up_foreground_is_killed_while_it_starts(
     home: Shell, kind: BrokerKind, moment: str, at_port: str
 ) -> None:
-    """After kill -9 of `broker up --foreground` while the broker starts, the broker's processes end as well."""
+    """If `broker up --foreground` is killed while the broker starts, the broker's processes end as well."""
     own_broker(kind)
     foreground = home.start("mqtool", "broker", "up", "--kind", kind, "--foreground", at_port)
     foreground.wait_for_stderr("starting ")
     if moment == "while the process boots":
-        wait_until(lambda: list(home.directory.glob("state/**/log")), "the broker's log has begun")
+        wait_until(lambda: list(home.directory.glob("state/**/log")), "the broker's log to begin")
     pid = foreground.process.pid
     foreground.process.send_signal(signal.SIGSTOP)  # so that it starts no further process
     started = children_of(pid)
     foreground.process.send_signal(signal.SIGKILL)
     foreground.process.wait()
     port = int(at_port.partition("=")[2])
-    wait_until(lambda: not any(map(is_alive, started)), "the processes that it started have ended")
-    wait_until(lambda: is_free(port) and home.run("mqtool", "broker", "status").code == 69, "the broker has ended")
+    wait_until(lambda: not any(map(is_alive, started)), "the processes that it started to end")
+    wait_until(lambda: is_free(port) and home.run("mqtool", "broker", "status").code == 69, "the broker to end")
 
 
 def test_the_embedded_broker_in_the_foreground_is_one_process(home: Shell, at_port: str) -> None:
-    """`broker up --foreground --kind embedded` runs the broker inside the command's process, without a child process.
-    `broker down` ends it.
+    """`broker up --foreground --kind embedded` runs the broker inside the command's own process, without a child
+    process. `broker down` ends the command.
     """
     foreground = home.start("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--foreground", at_port)
     foreground.wait_for_stdout(" is up at ")
@@ -286,8 +288,8 @@ def test_the_embedded_broker_in_the_foreground_is_one_process(home: Shell, at_po
 
 
 def test_a_reused_process_id_is_not_taken_for_the_broker(home: Shell) -> None:
-    """If a broker has died and its process id now belongs to another broker, `broker status` says the first is not
-    running, and `broker down` does not stop the second.
+    """If a broker has died and its process id now belongs to another broker, `broker status` says that the first broker
+    is not running, and `broker down` does not stop the second one.
     """
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(free_port()))
     home.run(*up, "--name", "a")
@@ -302,9 +304,9 @@ def test_a_reused_process_id_is_not_taken_for_the_broker(home: Shell) -> None:
     assert home.run("mqtool", "broker", "down", "--name", "b").code == 0
 
 
-def test_two_commands_at_once_start_one_broker(home: Shell, at_port: str) -> None:
-    """If `broker up` is run twice at the same time, one starts the broker, and the other reports that the broker is
-    already running.
+def test_broker_up_run_twice_at_the_same_time_starts_one_broker(home: Shell, at_port: str) -> None:
+    """If `broker up` is run twice at the same time, one command starts the broker, and the other says that the broker
+    is already running.
     """
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     both = [home.start(*up), home.start(*up)]
@@ -319,11 +321,11 @@ def waiting_for_a_lock() -> set[int]:
 
 @only_on_linux
 @pytest.mark.parametrize("command", ["restart", "down", "rm"])
-def test_commands_that_change_a_broker_wait_for_each_other(
+def test_two_runs_of_broker_restart_down_or_rm_wait_for_each_other(
     home: Shell, at_port: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If `broker restart`, `down` or `rm` is run twice at the same time, the second run waits for the first. Then
-    `down` says that there is nothing left to stop, and `rm` that no broker of this name was started.
+    """If `broker restart`, `down` or `rm` is run twice at the same time, the second run waits for the first. The second
+    `down` then says that there is nothing to stop, and the second `rm` that no broker of this name was started.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     if command == "rm":
@@ -331,7 +333,7 @@ def test_commands_that_change_a_broker_wait_for_each_other(
     monkeypatch.setenv("XDG_STATE_HOME", str(home.directory / "state"))
     with state.locked("default"):
         both = [home.start("mqtool", "broker", command), home.start("mqtool", "broker", command)]
-        wait_until(lambda: {each.process.pid for each in both} <= waiting_for_a_lock(), "both wait for the lock")
+        wait_until(lambda: {each.process.pid for each in both} <= waiting_for_a_lock(), "both to wait for the lock")
     ended = [each.wait() for each in both]
     assert sorted(each.code for each in ended) == ([0, 69] if command == "rm" else [0, 0])
     said = {"restart": "is up again at", "down": "nothing to stop", "rm": "no broker named 'default' was started here"}
@@ -339,9 +341,9 @@ def test_commands_that_change_a_broker_wait_for_each_other(
 
 
 @pytest.mark.parametrize("ended", ["stopped", "killed"])
-def test_a_broker_comes_back_with_its_kind_port_and_messages(home: Shell, at_port: str, ended: str) -> None:
-    """`broker up --name X` starts X again with its former kind, port and persistent messages, after `broker down` and
-    after kill -9.
+def test_broker_up_restores_a_stopped_brokers_kind_port_and_messages(home: Shell, at_port: str, ended: str) -> None:
+    """After `broker down` or kill -9 of the broker, `broker up --name NAME` starts this broker again with its former
+    kind, port and persistent messages.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--name", "mine", at_port)
     url = f"localhost:{at_port.partition('=')[2]}"
@@ -352,15 +354,15 @@ def test_a_broker_comes_back_with_its_kind_port_and_messages(home: Shell, at_por
         (saved,) = home.directory.glob("state/**/mine/broker.json")
         pid = json.loads(saved.read_text())["pid"]
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not is_alive(pid), "the broker's process is gone")
+        wait_until(lambda: not is_alive(pid), "the broker's process to end")
     assert "the embedded broker" in home.run("mqtool", "broker", "up", "--name", "mine").stdout
     assert home.run("mqtool", "receive", "-u", url, "-c", "1").stdout == " [x] Received kept\n"
     home.run("mqtool", "broker", "down", "--name", "mine")
 
 
-def test_commands_say_that_a_broker_is_stopped(home: Shell, at_port: str) -> None:
-    """After `broker down`, `status`, `restart` and another `down` say that the broker is stopped. `status` and
-    `restart` exit with 69, and their hint is the command that starts the broker again.
+def test_broker_commands_say_that_a_broker_is_stopped(home: Shell, at_port: str) -> None:
+    """After `broker down`, `broker status`, `broker restart` and another `broker down` say that the broker is stopped.
+    `status` and `restart` exit with 69, and their hint is the command that starts the broker again.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--name", "mine", at_port)
     home.run("mqtool", "broker", "down", "--name", "mine")
@@ -372,8 +374,10 @@ def test_commands_say_that_a_broker_is_stopped(home: Shell, at_port: str) -> Non
     assert (said.code, said.stderr) == (0, "nothing to stop: broker 'mine' is stopped\n")
 
 
-def test_ports_stay_the_same_after_down_and_up(home: Shell, at_port: str) -> None:
-    """After `broker down` and `broker up`, the stream protocol and the management API have the same ports as before."""
+def test_a_broker_keeps_its_ports_after_broker_down_and_broker_up(home: Shell, at_port: str) -> None:
+    """After `broker down` and `broker up`, the broker's stream protocol and management API have the same ports as
+    before.
+    """
     up = ("mqtool", "broker", "up", "--kind", "embedded", at_port)
     ports = []
     # Neither the usual ports nor any that free_port() returns: another test could take them in between.
@@ -387,20 +391,20 @@ def test_ports_stay_the_same_after_down_and_up(home: Shell, at_port: str) -> Non
 
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
-def test_broker_up_foreground_that_is_killed_leaves_no_broker(home: Shell, kind: BrokerKind, at_port: str) -> None:
-    """After kill -9 of `broker up --foreground`, the broker ends as well, and `broker status` exits with 69."""
+def test_no_broker_is_left_if_broker_up_foreground_is_killed(home: Shell, kind: BrokerKind, at_port: str) -> None:
+    """If `broker up --foreground` is killed, the broker ends as well, and `broker status` exits with 69."""
     own_broker(kind)
     foreground = home.start("mqtool", "broker", "up", "--kind", kind, "--foreground", at_port)
     foreground.wait_for_stdout(" is up at ")
     pid = int(re.findall(r"process +(\d+)", home.run("mqtool", "broker", "status").stdout)[0])
     foreground.process.send_signal(signal.SIGKILL)
     foreground.process.wait()
-    wait_until(lambda: not is_alive(pid), "the broker has ended")
-    wait_until(lambda: home.run("mqtool", "broker", "status").code == 69, "it is forgotten")
+    wait_until(lambda: not is_alive(pid), "the broker to end")
+    wait_until(lambda: home.run("mqtool", "broker", "status").code == 69, "`broker status` to exit with 69")
 
 
-def test_a_port_that_is_in_use_is_an_error_at_once(home: Shell) -> None:
-    """If the port is in use, `broker up` exits with 69 at once, names the port, and suggests --port."""
+def test_broker_up_names_a_port_that_is_in_use(home: Shell) -> None:
+    """If the port is in use, `broker up` exits with 69, names the port, and suggests --port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = home.run("mqtool", "broker", "up", "--kind", "embedded", "--port", str(port))
@@ -409,9 +413,11 @@ def test_a_port_that_is_in_use_is_an_error_at_once(home: Shell) -> None:
     assert "--port" in result.stderr
 
 
-def test_broker_up_with_tls_needs_the_port_below_each_plain_one(home: Shell, amqp_tls: Authority, at_port: str) -> None:
-    """If the port below --port, which TLS needs, is in use, `broker up` with TLS exits with 69. If the port below the
-    default management port is in use, the management API gets other ports.
+def test_broker_up_with_tls_needs_the_port_below_each_plain_port(
+    home: Shell, amqp_tls: Authority, at_port: str
+) -> None:
+    """With TLS, `broker up` also needs the port below --port, and exits with 69 if that port is in use. If the port
+    below the default management port is in use, the management API gets other ports.
     """
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", f"--tls-cert={amqp_tls.cert}")
     port = free_port()
@@ -425,7 +431,7 @@ def test_broker_up_with_tls_needs_the_port_below_each_plain_one(home: Shell, amq
     assert f":{usual_management}" not in home.run("mqtool", "broker", "status").stdout
 
 
-def test_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> None:
+def test_broker_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> None:
     """If MQTOOL_URL names a broker that does not answer, `broker up` exits with 69, since commands would not use the
     new broker.
     """
@@ -434,9 +440,9 @@ def test_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> None:
     assert "no broker answers at amqp://guest@127.0.0.1:1" in result.stderr
 
 
-def test_files_in_the_current_directory_are_not_run(home: Shell, at_port: str) -> None:
-    """Commands that start mqtool's own processes, such as `broker up` and `bench`, do not run a json.py that somebody
-    else has put in the current directory, such as /tmp.
+def test_modules_in_the_current_directory_are_not_run(home: Shell, at_port: str) -> None:
+    """Commands that start processes of mqtool, such as `broker up` and `bench`, do not run a json.py in the current
+    directory, which may be a directory such as /tmp where others can write.
     """
     (home.directory / "json.py").write_text("open('was-run', 'w').close()\nraise SystemExit(1)\n")
     up = home.run("mqtool", "broker", "up", "--kind", "embedded", at_port)
@@ -456,7 +462,9 @@ def test_a_killed_broker_can_be_started_again(home: Shell, kind: BrokerKind, at_
     status = home.run("mqtool", "broker", "status", "--name", "mine").stdout
     pid = int(next(line.split()[1] for line in status.splitlines() if line.strip().startswith("process")))
     os.kill(pid, 9)
-    wait_until(lambda: home.run("mqtool", "broker", "status", "--name", "mine").code == 69, "not running")
+    wait_until(
+        lambda: home.run("mqtool", "broker", "status", "--name", "mine").code == 69, "`broker status` to exit with 69"
+    )
     stopped = home.run("mqtool", "broker", "status", "--name", "mine").stderr
     assert f"hint: start it again: mqtool broker up --kind={kind} --name=mine\n" in stopped
     assert home.run(*up).code == 0

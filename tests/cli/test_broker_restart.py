@@ -21,9 +21,11 @@ def restartable(request: pytest.FixtureRequest) -> Iterator[Restartable]:
     broker.stop()
 
 
-# A quorum queue of RabbitMQ 3.10 that is killed moments after it was declared finds no leader ever after ("leader not
-# known"), whoever the client is; so the killed one is classic.
-@pytest.mark.parametrize(("how", "queue"), [("stop", []), ("kill", ["-q", "lines", "--queue-type", "classic"])])
+# If RabbitMQ 3.10 is killed just after a quorum queue was declared, the queue never has a leader again ("leader not
+# known"), with any client; so the queue is classic if the broker is killed.
+@pytest.mark.parametrize(
+    ("how", "queue"), [("stop", []), ("kill", ["-q", "lines", "--queue-type", "classic"])], ids=["stop", "kill"]
+)
 @pytest.mark.sampled(1)
 def test_send_and_receive_resume_after_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, how: str, queue: list[str]
@@ -57,7 +59,7 @@ def lives_through_it(restartable: Restartable, shell: Shell, how: str, queue: li
         sender.process.stdin.write(b"%d\n" % number)
         if number == lines // 2:
             sender.process.stdin.flush()
-            wait_until(lambda: receiver.stdout.count("\n") > 100, "the stream flows")
+            wait_until(lambda: receiver.stdout.count("\n") > 100, "100 received lines")
             getattr(restartable, how)()
             sender.wait_for_stderr("lost the connection")
             restartable.start()

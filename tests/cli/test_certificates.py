@@ -38,13 +38,13 @@ def tls_server(context: ssl.SSLContext) -> Iterator[str]:
     thread.join()
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["TLS 1.2", "TLS 1.3"])
 @pytest.mark.parametrize("protocol", ["amqp0.9.1", "amqp1.0"])
-def test_a_client_certificate_that_the_broker_does_not_accept_is_named(
+def test_send_says_that_the_broker_does_not_accept_the_client_certificate(
     lonely_shell: Shell, amqp_tls: Authority, protocol: str, version: ssl.TLSVersion
 ) -> None:
-    """If the broker does not accept the client's certificate, `send` says so, names --tls-cert and exits with 77, with
-    TLS 1.2 and 1.3.
+    """If the broker does not accept the client's certificate, over TLS 1.2 or 1.3, `send` says so, names --tls-cert and
+    exits with 77.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(amqp_tls.cert, amqp_tls.key)
@@ -62,8 +62,8 @@ def test_a_client_certificate_that_the_broker_does_not_accept_is_named(
 def test_a_certificate_without_a_subject_alternative_name_is_not_trusted(
     lonely_shell: Shell, amqp_tls: Authority, tmp_path: Path
 ) -> None:
-    """If a broker's certificate gives the host name only as its common name, `send` says that the certificate cannot be
-    trusted and exits with 69.
+    """If a broker's certificate has the host name only as its common name, not as a subject alternative name, `send`
+    says that the certificate cannot be trusted and exits with 69.
     """
     new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "key"]
     signed = ["-CA", str(amqp_tls.ca), "-CAkey", str(amqp_tls.ca.with_suffix(".key")), "-CAcreateserial"]

@@ -10,7 +10,7 @@ from tests.cli.shell import Shell
 @on_any_broker
 @pytest.mark.parametrize("topic", recipes())
 @pytest.mark.sampled(3)
-def test_recipes_succeed_as_printed_and_fit_on_a_screen(shell: Shell, broker: TestBroker, topic: str) -> None:
+def test_cheat_recipes_succeed_as_printed_and_fit_on_a_screen(shell: Shell, broker: TestBroker, topic: str) -> None:
     """The commands that `cheat TOPIC` prints succeed when run in order, and fit into 24 lines of 80 columns."""
     shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_CONFIG_HOME": str(shell.directory)}
     printed = shell.run("mqtool", "cheat", topic).stdout
@@ -28,7 +28,7 @@ def test_recipes_succeed_as_printed_and_fit_on_a_screen(shell: Shell, broker: Te
 
 
 def test_cheat_lists_its_topics_and_suggests_the_nearest(lonely_shell: Shell) -> None:
-    """`cheat` lists all topics; with a mistyped topic, `cheat` exits with 2 and suggests the nearest one."""
+    """`cheat` lists all topics. If a topic is mistyped, `cheat` exits with 2 and suggests the most similar one."""
     listed = lonely_shell.run("mqtool", "cheat").stdout
     assert [line.split()[2] for line in listed.splitlines()] == [*recipes()]
     wrong = lonely_shell.run("mqtool", "cheat", "worker")

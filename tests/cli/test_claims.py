@@ -25,17 +25,17 @@ from tests.mallory import KNOWN, Attack, Published, Scene, attacks, untouched
 #: In CI, and in long runs (MQTOOL_EXAMPLES), more attacks are tried. On RabbitMQ, each takes about a second.
 EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "20"))
 
-#: How a command ends that no message has stopped: all is done; `worker` had failures; some messages stay where they
-#: are; or `timeout` stopped it.
+#: Exit codes of a command that no message has stopped: success; `worker` had failures; some messages were left where
+#: they are; or `timeout` stopped the command.
 ENDED = (0, 1, 3, 124)
 
 
 @pytest.mark.timeout(1200)
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
-    """A user with permissions only on her own names forges arguments and headers. Whatever command an administrator
-    then runs, other users' queues, exchanges, bindings and messages stay unchanged, she can read none of these
-    messages, and nothing of hers routes to an exchange that she may not write to. If she has only published messages,
-    none of them stops the command, and those that the command only reads or converts stay in order.
+    """A user who may use only her own queues and exchanges forges arguments and headers. Whatever command an
+    administrator then runs, other users' queues, exchanges, bindings and messages stay unchanged, she can read none of
+    these messages, and none of her queues or exchanges leads to an exchange that she may not write to. If she has only
+    published messages, none of them stops the command, and those that the command only reads or converts stay in order.
     """
     seen: Counter[str] = Counter()
 
@@ -70,7 +70,7 @@ def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: 
                 if attack.only_publishes and attack.keeps_order:
                     _check_unchanged(attack, queue, taken)
                 if queue in attack.others:
-                    # Whoever may send requests names the queue of the reply: see docs/explanation/claims.md.
+                    # A client that may send requests names the reply queue: see docs/explanation/claims.md.
                     replies = result.stdout_bytes if "rpc-server" in attack.command else b""
                     found = [body for body in bodies if body not in replies]
                     assert (queue, found) == (queue, untouched(queue))
@@ -116,9 +116,9 @@ def arguments_of(broker: TestBroker, queue: str) -> dict[str, Any]:
     return {key: value for key, value in found["arguments"].items() if key != "x-queue-type"}  # 4.x adds the type
 
 
-def test_resume_ignores_forged_conversion_plans(shell: Shell, broker: TestBroker) -> None:
-    """`queue convert --resume` warns of forged and unreadable plans, ignores them, and continues
-    genuine conversions.
+def test_queue_convert_resume_ignores_forged_conversion_plans(shell: Shell, broker: TestBroker) -> None:
+    """`queue convert --resume` ignores forged and unreadable conversion plans, with a warning, and resumes genuine
+    conversions.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "jobs"):
@@ -146,9 +146,11 @@ def test_resume_ignores_forged_conversion_plans(shell: Shell, broker: TestBroker
 
 
 @on_any_broker
-def test_a_resumed_conversion_asks_and_shows_the_definition(shell: Shell, broker: TestBroker) -> None:
-    """`queue convert --resume` shows the new definition and needs --yes. If dead-letter arguments change, it also needs
-    the queue's name as an argument.
+def test_queue_convert_resume_shows_the_new_definition_and_needs_a_confirmation(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """`queue convert --resume` shows the queue's new definition and needs --yes. If the dead-letter arguments change,
+    it also needs the queue's name as an argument.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "mallory")
@@ -173,7 +175,7 @@ def publish(broker: TestBroker, exchange: str, key: str, body: str = "forged", *
         assert [each.confirmation for each in connection.channel().publish([message])] == [Confirmation.CONFIRMED]
 
 
-def test_a_forged_x_death_moves_no_message_into_another_queue(shell: Shell, broker: TestBroker) -> None:
+def test_dlq_redrive_moves_no_message_to_the_queue_of_a_forged_x_death(shell: Shell, broker: TestBroker) -> None:
     """If a message's x-death header names a queue that does not dead-letter to the queue where the message is, `dlq
     redrive` leaves the message there, counts it, and exits with 3.
     """
@@ -198,9 +200,9 @@ def test_a_forged_x_death_moves_no_message_into_another_queue(shell: Shell, brok
 def test_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_letter_queue(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive orders` leaves a message in orders.dlq if it was published to an exchange to which orders does not
-    dead-letter, even if its headers claim that it came from orders. Dead letters of the broker and of `worker` move
-    back.
+    """`dlq redrive orders` leaves a message in orders.dlq if it was published to an exchange to which the queue orders
+    does not dead-letter, even if its headers claim that it came from orders. It moves back the messages that the broker
+    or `worker` has dead-lettered.
     """
     # The publisher may have rights on names like `^orders[.]`, but none on orders.
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -217,7 +219,7 @@ def test_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_lette
     publish(broker, "", "orders", "of the broker")
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
-        wait_until(lambda: channel.depth_of("orders") == 1, "the message")
+        wait_until(lambda: channel.depth_of("orders") == 1, "the message in the queue")
         delivery = channel.get("orders")
         assert delivery is not None
         channel.ask(lambda pika, done: (pika.basic_nack(delivery.delivery_tag, requeue=False), done(None)))
@@ -230,11 +232,9 @@ def test_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_lette
 
 
 @pytest.mark.keeps_messages
-def test_a_dead_letter_whose_headers_fill_a_frame_does_not_keep_others_from_being_redriven(
-    shell: Shell, broker: TestBroker
-) -> None:
-    """`dlq redrive` leaves a dead letter to whose headers it cannot add the number of redrives, says so, moves those
-    behind it, and exits with 3.
+def test_a_dead_letter_whose_headers_fill_a_frame_does_not_stop_dlq_redrive(shell: Shell, broker: TestBroker) -> None:
+    """If the headers of a dead letter fill a frame, so that `dlq redrive` cannot add a header to them, it leaves this
+    dead letter where it is, says so, moves the others back, and exits with 3.
     """
     for queue in ("orders", "orders.dlq"):
         declare(broker, queue)
@@ -248,11 +248,11 @@ def test_a_dead_letter_whose_headers_fill_a_frame_does_not_keep_others_from_bein
 
 
 @pytest.mark.keeps_messages
-def test_a_delayed_message_whose_headers_fill_a_frame_does_not_keep_others_waiting(
+def test_a_delayed_message_whose_headers_fill_a_frame_does_not_stop_delayed_now(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`delayed now` leaves a message with a forged origin in its wait queue if the true origin does not fit into its
-    headers, says so, delivers the others, and exits with 3.
+    """If the headers of a delayed message claim a forged origin and have no room for the true one, `delayed now` leaves
+    the message in its wait queue, says so, delivers the others, and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     waits = {"x_message_ttl": 300_000, "x_expires": 300_000 + GRACE, "x_dead_letter_exchange": ""}
@@ -279,9 +279,9 @@ def is_governed(broker: TestBroker, queue: str) -> bool:
 def test_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive` moves a dead letter to the queue that its x-death header names only if that queue, by argument or
-    policy, dead-letters with the dead letter's exchange and routing key. A message with a forged header stays where it
-    is.
+    """`dlq redrive` moves a dead letter to the queue that its x-death header names only if this queue, by its arguments
+    or a policy, dead-letters with the exchange and routing key that the dead letter has. A message with a forged header
+    stays where it is.
     """
     vhost = broker.vhost
     broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})
@@ -301,7 +301,10 @@ def test_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
             assert delivery is not None
             channel.ask(lambda pika, done, tag=delivery.delivery_tag: (pika.basic_nack(tag, requeue=False), done(None)))
     wait_until(lambda: depth(broker, "buried") == 4, "the dead letters")
-    wait_until(lambda: is_governed(broker, "by-policy"), "the API, which RabbitMQ updates every few seconds")
+    wait_until(
+        lambda: is_governed(broker, "by-policy"),
+        "the policy in the management API, which RabbitMQ updates every few seconds",
+    )
 
     without = shell.run("mqtool", "dlq", "redrive", "any", "--from", "buried", "--management", "http://localhost:1")
     assert without.code == 3
@@ -348,9 +351,11 @@ def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, bro
     assert all(depth(broker, queue) == 1 for queue in forged[:3])
 
 
-def test_a_program_gets_the_routing_key_that_the_broker_checked(shell: Shell, broker: TestBroker) -> None:
-    """A publisher's headers cannot change the exchange and routing key that `worker` passes to its program, neither the
-    current nor, in a retry, the original ones.
+def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_on(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """A publisher's headers cannot change the exchange and routing key that `worker` passes to its program: neither
+    those of this delivery nor, in a retry, the original ones.
     """
     shell.run("mqtool", "exchange", "declare", "logs", "topic")
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -415,12 +420,12 @@ def test_a_queue_that_only_its_owner_can_read_does_not_stop_commands_on_all_queu
             assert ("wait queue 'mallory.delay.1m' is skipped" in result.stderr) is (code == 3)
 
 
-@pytest.mark.parametrize("command", ["move", "dlq redrive", "dlq redrive, broker", "delayed now"])
+@pytest.mark.parametrize("command", ["move", "dlq redrive", "dlq redrive of an expired message", "delayed now"])
 def test_worker_ignores_a_forged_origin_after_another_command_moved_the_message(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """After `move`, `dlq redrive` or `delayed now` has published a message to its queue again, `worker` still ignores
-    headers in which the message's publisher claims another exchange and routing key.
+    """If a message's publisher forges headers that claim another exchange and routing key, `worker` ignores them, even
+    after `move`, `dlq redrive` or `delayed now` has published the message again.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     forged: dict[str, Any] = {"mqtool-exchange": "payments", "mqtool-routing-key": "refund.approved"}
@@ -428,7 +433,7 @@ def test_worker_ignores_a_forged_origin_after_another_command_moved_the_message(
     places = {
         "move": ("inbox", {}, "move inbox --to jobs --yes"),
         "dlq redrive": ("jobs.dlq", {}, "dlq redrive jobs --to jobs --yes"),
-        "dlq redrive, broker": (
+        "dlq redrive of an expired message": (
             "inbox",
             {"x_message_ttl": 1, "x_dead_letter_exchange": "", "x_dead_letter_routing_key": "jobs.dlq"},
             "dlq redrive jobs --to jobs --yes",
@@ -445,14 +450,14 @@ def test_worker_ignores_a_forged_origin_after_another_command_moved_the_message(
     broker.api("PUT", f"exchanges/{broker.vhost}/public", {"type": "fanout", "durable": True})
     broker.api("POST", f"bindings/{broker.vhost}/e/public/q/{queue}", {})
     publish(broker, "public", "k", **forged)
-    if command == "dlq redrive, broker":
+    if command == "dlq redrive of an expired message":
         wait_until(lambda: depth(broker, "jobs.dlq") == 1, "the dead letter")
 
     assert shell.script(f"mqtool {typed}").code == 0
     worker = ("-q", "jobs", "-c", "1", "--exec", "printenv MQ_ORIGINAL_EXCHANGE MQ_ORIGINAL_ROUTING_KEY")
     lines = shell.run("mqtool", "worker", *worker).stdout.splitlines()
 
-    assert lines == (["", "jobs"] if command == "dlq redrive, broker" else ["public", "k"])
+    assert lines == (["", "jobs"] if command == "dlq redrive of an expired message" else ["public", "k"])
 
 
 def test_a_dead_letter_of_worker_keeps_its_original_exchange_and_key_when_it_is_moved(

@@ -26,13 +26,15 @@ def nodes() -> Iterator[list[Restartable]]:
 
 @pytest.fixture
 def shell(tmp_path: Path, nodes: list[Restartable]) -> Iterator[Shell]:
-    """Runs mqtool with the URLs of both."""
+    """Runs mqtool with the URLs of both nodes."""
     with Shell(tmp_path, {"MQTOOL_URL": ",".join(node.url for node in nodes)}) as shell:
         yield shell
 
 
-def test_a_publisher_moves_to_the_next_node(shell: Shell, nodes: list[Restartable]) -> None:
-    """If the node of `send -l` is killed, the next node confirms the unconfirmed lines and all later ones."""
+def test_send_moves_to_the_next_node_if_its_node_is_killed(shell: Shell, nodes: list[Restartable]) -> None:
+    """If the node to which `send -l` is connected is killed, `send` connects to the next node, and all later lines are
+    confirmed there.
+    """
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"one\n")
@@ -48,8 +50,12 @@ def test_a_publisher_moves_to_the_next_node(shell: Shell, nodes: list[Restartabl
     assert shell.run("mqtool", "receive", "--raw", "-c", "2").stdout == "two\nthree\n"
 
 
-def test_consumers_move_to_the_next_node(shell: Shell, nodes: list[Restartable]) -> None:
-    """If their node is killed, `receive` and `worker` connect to the next node and get the messages published there."""
+def test_receive_and_worker_move_to_the_next_node_if_their_node_is_killed(
+    shell: Shell, nodes: list[Restartable]
+) -> None:
+    """If the node to which `receive` and `worker` are connected is killed, they connect to the next node, and receive
+    the messages that are published there.
+    """
     receiver = shell.start("mqtool", "receive", "--declare", "--raw", "-q", "lines").wait_until_ready()
     worker = shell.start(
         "mqtool", "worker", "--declare", "--shell", "--exec", "cat >> done", "-q", "tasks"
@@ -62,13 +68,13 @@ def test_consumers_move_to_the_next_node(shell: Shell, nodes: list[Restartable])
 
     receiver.wait_for_stdout("hello")
     done = shell.directory / "done"
-    wait_until(lambda: done.exists() and done.read_text() == "done by the worker", "the task is done")
+    wait_until(lambda: done.exists() and done.read_text() == "done by the worker", "the task to be done")
     assert receiver.interrupt().wait().code == 0
     assert worker.interrupt().wait().code == 0
 
 
 def test_a_node_that_is_down_is_skipped(shell: Shell, nodes: list[Restartable]) -> None:
-    """If the first node of the URL list is down, `send` uses the next one and prints nothing about it."""
+    """If the first node in the list of URLs is down, `send` uses the next one, without printing a warning."""
     nodes[0].kill()
     sent = shell.run("mqtool", "send", "hello")
     assert (sent.code, sent.stderr) == (0, " [x] Sent 'hello'\n")
@@ -93,12 +99,12 @@ def test_a_cluster_of_private_nodes_keeps_messages_if_one_node_is_killed(home: S
     assert len(urls) == 3
     environment = home.run("mqtool", "broker", "env").stdout
     assert environment.count("amqp://guest:guest@127.0.0.1:") == 4
-    assert "export AMQP_URL=amqp://guest:guest@127.0.0.1:" in environment, "one, for clients that take no more"
+    assert "export AMQP_URL=amqp://guest:guest@127.0.0.1:" in environment, "one URL, for clients that accept only one"
 
     home.run("mqtool", "send", "--persistent", "kept")
     remembered = json.loads((tmp_path / "state" / "mqtool" / "brokers" / "default" / "broker.json").read_text())
     os.killpg(remembered["details"]["members"][0]["process"][0], signal.SIGKILL)
-    wait_until(lambda: home.run("mqtool", "broker", "status").code == 69, "a node is missed")
+    wait_until(lambda: home.run("mqtool", "broker", "status").code == 69, "`broker status` to exit with 69")
     assert "2 of 3 nodes running" in home.run("mqtool", "broker", "status").stdout
     assert home.run("mqtool", "receive", "-c", "1", "--raw").stdout == "kept\n"
 

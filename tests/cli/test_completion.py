@@ -18,13 +18,13 @@ from mqtool.cli.commands import whole_tree
 from tests.brokers import TestBroker, on_any_broker, skip_or_fail
 from tests.cli.shell import Shell
 
-#: How to start each shell without its user's settings, and how it takes our script.
+#: How to start each shell without its user's settings, and how it loads mqtool's completion script.
 SHELLS = {
     "bash": (["bash", "--norc", "--noprofile", "-i"], 'eval "$(mqtool completion bash)"'),
     "zsh": (["zsh", "-f", "-i"], 'autoload -U compinit; compinit -u -D; eval "$(mqtool completion zsh)"'),
     "fish": (["fish", "--no-config", "-i"], "mqtool completion fish | source"),
 }
-#: Names that mean something to a shell, and what is typed of each before Tab.
+#: Names with characters that are special to a shell, and the part of each that is typed before Tab.
 HOSTILE = {
     "back\\$(touch pwned)`touch pwned`;touch pwned": "ba",
     'quote\'d ("grün") * [a]': "quo",
@@ -82,7 +82,7 @@ class Terminal:
 
 @pytest.fixture(params=SHELLS)
 def terminal(request: pytest.FixtureRequest, shell: Shell) -> Iterator[Terminal]:
-    shell.environment["MQTOOL_COMPLETION_TIMEOUT"] = "20s"  # what names there are is tested here, not how fast we are
+    shell.environment["MQTOOL_COMPLETION_TIMEOUT"] = "20s"  # the tests are about the names, not about speed
     opened = Terminal(request.param, shell)
     yield opened
     opened.close()
@@ -99,9 +99,9 @@ def declare(broker: TestBroker, *queues: str) -> None:
 
 @on_any_broker
 @pytest.mark.sampled(1)
-def test_tab_completes_commands_options_and_names(broker: TestBroker, terminal: Terminal, shell: Shell) -> None:
-    """Tab completes commands and names of queues; a name with spaces, quotes or shell syntax becomes one quoted word,
-    and the shell executes nothing in it.
+def test_tab_completes_commands_and_queue_names(broker: TestBroker, terminal: Terminal, shell: Shell) -> None:
+    """Tab completes commands and queue names. A name with spaces, quotes or shell syntax becomes one quoted word, and
+    the shell does not execute anything in it.
     """
     declare(broker, "jobs", *HOSTILE)
     assert terminal.complete("mqtool topo") == ["topology"]
@@ -119,7 +119,7 @@ def test_tab_completes_commands_options_and_names(broker: TestBroker, terminal: 
 @on_any_broker
 @pytest.mark.sampled(1)
 def test_tab_keeps_what_was_typed_if_nothing_matches(terminal: Terminal, shell: Shell) -> None:
-    """Where mqtool proposes nothing, Tab leaves the word unchanged, or completes a file name."""
+    """If mqtool proposes nothing, Tab leaves the word unchanged, or completes the name of a file."""
     (shell.directory / "messages.ndjson").touch()
     assert terminal.complete("mqtool send -f mess") == ["send", "-f", "messages.ndjson"]
     assert terminal.complete("mqtool send -q no-such-") == ["send", "-q", "no-such-"]
@@ -127,7 +127,7 @@ def test_tab_keeps_what_was_typed_if_nothing_matches(terminal: Terminal, shell: 
 
 
 def ask(shell: Shell, line: str) -> tuple[str, str, int]:
-    """What mqtool itself answers a shell."""
+    """Return what mqtool prints for a shell that asks for completions: stdout, stderr and exit code."""
     done = shell.run("mqtool", environment={"_MQTOOL_COMPLETE": line}, timeout=20)
     return done.stdout.strip("\n"), done.stderr, done.code
 
@@ -157,9 +157,9 @@ def test_commands_options_and_values_complete_without_a_broker(lonely_shell: She
 
 
 @pytest.mark.parametrize("line", ["mqtool send -q ", "mqtool route ", "mqtool send --vhost ", "mqtool dlq show j"])
-def test_completion_without_a_broker_prints_nothing(lonely_shell: Shell, line: str) -> None:
-    """If no broker answers, or the URL is invalid, completion of a name on the broker proposes nothing and prints no
-    error.
+def test_completion_of_names_without_a_broker_prints_nothing(lonely_shell: Shell, line: str) -> None:
+    """If no broker answers, or the broker's URL is invalid, completion of a queue, exchange or virtual host proposes
+    nothing and prints no error.
     """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -172,8 +172,10 @@ def test_completion_without_a_broker_prints_nothing(lonely_shell: Shell, line: s
             assert ask(lonely_shell, line) == ("", "", 0), variables
 
 
-def test_completion_takes_names_from_the_broker_that_the_line_selects(broker: TestBroker, lonely_shell: Shell) -> None:
-    """Completion takes names from the broker that --url, --vhost and --user on the unfinished command line select."""
+def test_completion_uses_the_broker_that_the_command_line_selects(broker: TestBroker, lonely_shell: Shell) -> None:
+    """Completion proposes names from the broker and virtual host that --url, --vhost and --user on the unfinished
+    command line select.
+    """
     declare(broker, "jobs", "jo\x1b[31mbs")
     lonely_shell.environment["MQTOOL_COMPLETION_TIMEOUT"] = "20s"
     url, _, vhost = broker.url.rpartition("/")
@@ -187,7 +189,9 @@ def test_completion_takes_names_from_the_broker_that_the_line_selects(broker: Te
 
 
 def test_users_policies_and_started_brokers_are_completed(broker: TestBroker, lonely_shell: Shell) -> None:
-    """Completion proposes users and policies from the broker, and for `broker rm --name` the brokers started here."""
+    """Completion proposes the broker's users and policies and, for `broker rm --name`, the brokers that were started on
+    this machine.
+    """
     lonely_shell.environment |= {"MQTOOL_COMPLETION_TIMEOUT": "20s", "MQTOOL_MANAGEMENT_URL": broker.management}
     lonely_shell.environment["MQTOOL_URL"] = broker.url
     limits = ("--pattern", "^jobs", "--definition", '{"max-length": 9}')
@@ -205,8 +209,8 @@ LIVE = {"--context", "--queue", "--exchange", "--vhost", "--dead-letter-exchange
 
 
 def test_every_option_and_argument_that_takes_a_name_on_the_broker_completes_names() -> None:
-    """Completion proposes names wherever a command takes the name of a queue, stream, exchange, virtual host or
-    context.
+    """Wherever a command takes the name of a queue, stream, exchange, virtual host or context, completion proposes
+    names.
     """
 
     def leaves(group: Any) -> Iterator[Any]:
@@ -232,6 +236,6 @@ def test_every_option_and_argument_that_takes_a_name_on_the_broker_completes_nam
         ("mqtool send --mandat", "--mandatory\tFail if unroutable (default: only if sent to a queue)"),
     ],
 )
-def test_descriptions_of_proposals_are_not_cut(lonely_shell: Shell, line: str, proposal: str) -> None:
-    """In completion, the description beside a command or an option is not cut off."""
+def test_completion_does_not_cut_descriptions(lonely_shell: Shell, line: str, proposal: str) -> None:
+    """In completion, the description beside a command or an option is never cut off."""
     assert proposal in ask(lonely_shell, line)[0].splitlines()

@@ -20,8 +20,8 @@ from tests.cli.test_exec import depth
 
 EFFECTS = {" ".join(leaf.words): leaf.effect for leaf in leaves(described())}
 CHANGING = {name for name, effect in EFFECTS.items() if effect is Effect.CHANGES}
-#: Commands that only send or show messages, which do not ask if they declare nothing. The queue jobs, the stream events
-#: and the exchanges TYPE_used exist, and are used.
+#: Commands that only send or show messages: they do not ask if they declare nothing. The queue jobs, the stream events
+#: and the exchanges TYPE_used exist.
 NOT_ASKING = (
     "send -q jobs x",
     "send -e fanout_used x",
@@ -101,7 +101,7 @@ REFUSING = (
     "receive-stream -q new",
     "receive-stream -q new --argument max-age=7D",
 )
-#: Each names a broker of its own, the strongest first; the reason that `broker status` gives.
+#: Ways to choose a broker, each with another broker, the strongest first; the broker and reason in `broker status`.
 PRECEDENCE = {
     "--url amqp://option": "option:5672, from --url",
     "--context typed": "typed:5672, from --context typed",
@@ -143,9 +143,10 @@ def staging(shell: Shell, broker: TestBroker) -> Shell:
 
 
 @pytest.mark.parametrize("strongest", PRECEDENCE)
-def test_options_win_over_the_environment_and_the_context(home: Shell, strongest: str) -> None:
-    """A command uses the broker that an option names; else the one of an environment variable, of the context in use,
-    or of `broker up`; else localhost. `broker status` says which broker that is, and why.
+def test_options_override_the_environment_and_the_context_in_use(home: Shell, strongest: str) -> None:
+    """A command uses the broker that an option names; otherwise the one that an environment variable names, that of the
+    context in use, or the one that `broker up` started; otherwise localhost. `broker status` says which broker that is,
+    and why.
     """
     words, environment = [], {}
     rows = list(PRECEDENCE)
@@ -170,8 +171,8 @@ def test_options_win_over_the_environment_and_the_context(home: Shell, strongest
 
 @on_any_broker
 def test_broker_status_checks_a_broker_that_mqtool_did_not_start(shell: Shell) -> None:
-    """`broker status` checks a broker that mqtool did not start, given by MQTOOL_URL or -u: it exits with 0 if the
-    broker accepts connections, and with 69 if nothing listens there. With the --name of no started broker, it exits
+    """`broker status` also checks a broker that mqtool did not start, given by MQTOOL_URL or -u: it exits with 0 if the
+    broker accepts connections, and with 69 if nothing listens there. With a --name that no started broker has, it exits
     with 69.
     """
     shell.environment["XDG_STATE_HOME"] = str(shell.directory)
@@ -181,8 +182,10 @@ def test_broker_status_checks_a_broker_that_mqtool_did_not_start(shell: Shell) -
     assert shell.run("mqtool", "broker", "status", "--name", "mine").code == 69
 
 
-def test_a_context_may_come_before_the_command(home: Shell) -> None:
-    """`mqtool -C NAME send` uses the context NAME, even if MQTOOL_CONTEXT names another one."""
+def test_a_context_can_be_given_before_the_command(home: Shell) -> None:
+    """`mqtool -C NAME send` uses the context NAME, even if MQTOOL_CONTEXT names another one. A -C after the command
+    overrides the one before it.
+    """
     write_config(home, '[contexts.one]\nurl = "amqp://one.invalid"\n[contexts.two]\nurl = "amqp://two.invalid"\n')
     environment = {"MQTOOL_CONTEXT": "two"}
     assert "'two.invalid'" in home.run("mqtool", "send", "x", environment=environment).stderr
@@ -191,8 +194,8 @@ def test_a_context_may_come_before_the_command(home: Shell) -> None:
 
 
 def test_a_context_applies_to_amqp_the_management_api_and_completion(staging: Shell, broker: TestBroker) -> None:
-    """Commands and completion use a context's broker and its management URL, even if MQTOOL_MANAGEMENT_URL names
-    another.
+    """Commands and completion use a context's broker and its management URL, even if MQTOOL_MANAGEMENT_URL contains
+    another URL.
     """
     staging.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_COMPLETION_TIMEOUT": "20s"}
     assert staging.run("mqtool", "send", "-q", "jobs", "--declare", "x").code == 0
@@ -203,8 +206,8 @@ def test_a_context_applies_to_amqp_the_management_api_and_completion(staging: Sh
 
 
 def test_the_contexts_file_is_private_and_keeps_its_comments(home: Shell) -> None:
-    """Only the owner can read the contexts file, and commands that change the file keep its comments, and a symbolic
-    link to it. `context show` and `context ls` print no passwords.
+    """Only the owner can read the contexts file. Commands that change the file keep its comments; if it is a symbolic
+    link, it stays one. `context show` and `context ls` print no passwords.
     """
     config(home).parent.mkdir()
     config(home).symlink_to(home.directory / "dotfile")
@@ -246,10 +249,12 @@ def test_the_contexts_file_is_private_and_keeps_its_comments(home: Shell) -> Non
         ('use = "a"\n', "unknown context 'a'"),
         ('contexts = 1', "line 1: a context is written as [contexts.NAME]"),
     ],
+    ids=["a URL without quotes", "an unknown key", "a text that should be a boolean", "a context without a URL",
+         "an unknown setting", "an unknown context in use", "contexts that are not a table"],
 )  # fmt: skip
 def test_an_error_in_the_contexts_file_is_reported_with_its_line(home: Shell, text: str, said: str) -> None:
-    """If the contexts file is invalid, `send` says what is wrong in which line and exits with 2; `send` with --url does
-    not need the file, and connects.
+    """If the contexts file is invalid, `send` says what is wrong, and in which line, and exits with 2. With --url,
+    `send` does not read the file.
     """
     write_config(home, text)
     result = home.run("mqtool", "send", "x")
@@ -261,7 +266,9 @@ def test_an_error_in_the_contexts_file_is_reported_with_its_line(home: Shell, te
 
 
 def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
-    """A command with an unknown, invalid or misplaced context exits with 2 and says what is wrong."""
+    """A command with a context that is unknown or invalid, or that the command does not accept, says what is wrong and
+    exits with 2.
+    """
     assert home.run("mqtool", "context", "add", "staging", "-u", "amqp://a").code == 0
     for words, said in {
         "send x -C stagin": "unknown context 'stagin'\nhint: did you mean 'staging'?",
@@ -283,8 +290,8 @@ def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
 
 
 def test_context_edit_saves_only_a_valid_file(home: Shell) -> None:
-    """If the edited file is invalid, `context edit` leaves the contexts file unchanged and keeps the text in another
-    file. If the editor fails, nothing changes either.
+    """If the edited text is invalid, `context edit` leaves the contexts file unchanged and keeps the text in another
+    file. If the editor fails, the contexts file stays unchanged, too.
     """
     editor = home.directory / "editor"
     editor.write_text('#!/bin/sh\necho "$TEXT" >> "$2"\nexit "$CODE"\n')
@@ -354,12 +361,10 @@ def test_every_command_declares_its_effect_on_a_broker() -> None:
 
 
 @on_any_broker
-def test_a_typed_url_wins_over_the_context_in_use(
+def test_the_url_option_overrides_the_context_in_use(
     staging: Shell, broker: TestBroker, embedded: TestBroker, request: pytest.FixtureRequest
 ) -> None:
-    """A command with --url uses that URL and not the context in use, even if AMQP_URL happens to contain the same
-    URL.
-    """
+    """A command with --url uses that URL and not the context in use, even if AMQP_URL contains the same URL."""
     other = embedded.with_fresh_vhost(f"other-{time.monotonic_ns()}")
     request.addfinalizer(other.drop_vhost)
     for each in (broker, other):
@@ -373,9 +378,11 @@ def test_a_typed_url_wins_over_the_context_in_use(
 @pytest.mark.parametrize(
     "words", ["-C staging queue purge jobs --yes --url URL", "queue purge jobs --yes --url URL -C staging"]
 )
-def test_a_url_beside_a_protected_context_is_refused(staging: Shell, broker: TestBroker, words: str) -> None:
-    """A command with both --url and a protected context given with -C exits with 2 and changes nothing, since the URL
-    would bypass the protection.
+def test_the_url_option_cannot_be_combined_with_a_protected_context(
+    staging: Shell, broker: TestBroker, words: str
+) -> None:
+    """A command with both --url and a protected context (-C) exits with 2 and changes nothing, since the URL would
+    bypass the protection.
     """
     staging.run("mqtool", "send", "-q", "jobs", "--declare", "x")
     refused = staging.run("mqtool", *words.replace("URL", broker.url).split())
@@ -388,9 +395,9 @@ def test_a_url_beside_a_protected_context_is_refused(staging: Shell, broker: Tes
 
 @on_any_broker
 @pytest.mark.parametrize("words", ["-C prod send -q jobs x --url URL", "send -q jobs x --url URL -C prod"])
-def test_an_unknown_context_beside_a_url_is_refused(staging: Shell, broker: TestBroker, words: str) -> None:
-    """A mistyped context exits with 2 even if --url names the broker; the hint names the existing contexts, and nothing
-    is sent.
+def test_an_unknown_context_is_refused_even_with_the_url_option(staging: Shell, broker: TestBroker, words: str) -> None:
+    """A command with a mistyped context exits with 2 even if --url names the broker; the hint names the existing
+    contexts, and nothing is sent.
     """
     refused = staging.run("mqtool", *words.replace("URL", broker.url).split())
     assert (refused.code, refused.stderr) == (
@@ -401,9 +408,9 @@ def test_an_unknown_context_beside_a_url_is_refused(staging: Shell, broker: Test
 
 
 @on_any_broker
-def test_a_protected_context_asks_before_each_change(staging: Shell, broker: TestBroker) -> None:
-    """In a protected context, every command that changes the broker asks first. --yes is not enough: without a
-    terminal, --confirm must give the context's name.
+def test_a_command_in_a_protected_context_asks_before_each_change(staging: Shell, broker: TestBroker) -> None:
+    """In a protected context, every command that changes the broker asks first, even with --yes. Without a terminal,
+    --confirm must give the context's name.
     """
     staging.run("mqtool", "send", "-q", "jobs", "--declare", "x")
     staging.run("mqtool", "exchange", "declare", "logs", "fanout", "--confirm", "staging")
@@ -484,7 +491,7 @@ def in_use(staging: Shell, broker: TestBroker) -> Shell:
 
 
 def contents(broker: TestBroker) -> dict[str, object]:
-    """What a broker's virtual host has, and how many messages the queue jobs has if nobody publishes to it."""
+    """Return the queues, exchanges, bindings and firehose setting of a broker's virtual host."""
     ends = ("source", "destination", "routing_key")
     listed: Any = {kind: broker.api("GET", f"{kind}/{broker.vhost}") for kind in ("queues", "exchanges", "bindings")}
     vhost: Any = broker.api("GET", f"vhosts/{broker.vhost}")
@@ -502,8 +509,8 @@ def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_anything_
     in_use: Shell, broker: TestBroker
 ) -> None:
     """In a protected context, a command that usually only sends or shows messages asks before it declares something,
-    changes a setting, or consumes from a queue that stays. Without a terminal, it changes nothing and exits with 2, or
-    with 69 if it has --declare.
+    changes a setting, or consumes from a named queue. Without a terminal, it changes nothing and exits with 2; if the
+    command has --declare and its queue is missing, it exits with 69.
     """
     before, there = contents(broker), depth(broker, "jobs")
     for words in ASKING:
@@ -522,8 +529,8 @@ def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_anything_
 
 @on_any_broker
 def test_a_command_that_changes_nothing_does_not_ask(in_use: Shell, broker: TestBroker) -> None:
-    """In a protected context, commands that only show something, or send to what exists, do not ask, and change no
-    queue, exchange, binding or firehose.
+    """In a protected context, commands that only show something, or send to existing queues and exchanges, do not ask.
+    They change no queue, exchange or binding, and do not switch the firehose on.
     """
     before = contents(broker)
     for words in NOT_ASKING:
@@ -537,9 +544,9 @@ def test_a_command_that_changes_nothing_does_not_ask(in_use: Shell, broker: Test
 
 
 @on_any_broker
-def test_a_protected_context_asks_before_a_declaration(staging: Shell) -> None:
-    """On a terminal, `emit-log` to a missing exchange of a protected context asks, and declares the exchange if the
-    answer is yes. With --confirm NAME, commands declare exchanges, queues and streams without a question.
+def test_a_command_in_a_protected_context_asks_before_a_declaration(staging: Shell) -> None:
+    """In a protected context, `emit-log` to a missing exchange asks on a terminal, and declares the exchange only if
+    the answer is yes. With --confirm NAME, commands declare exchanges, queues and streams without asking.
     """
     emit = ("mqtool", "emit-log", "fanout", "-e", "audit", "x")
     declined = on_terminal(staging, *emit, keys=["n\n"], cue="[y/N]").stdout
@@ -561,8 +568,10 @@ def test_a_protected_context_asks_before_a_declaration(staging: Shell) -> None:
 
 
 @on_any_broker
-def test_confirm_is_refused_if_the_broker_is_not_a_protected_context(shell: Shell, broker: TestBroker) -> None:
-    """`--confirm prod` exits with 2 and changes nothing if the command does not use the protected context `prod`."""
+def test_the_confirm_option_is_refused_without_a_protected_context(shell: Shell, broker: TestBroker) -> None:
+    """A command with `--confirm prod` exits with 2 and changes nothing if it does not use the protected context
+    `prod`.
+    """
     shell.run("mqtool", "send", "-q", "jobs", "x")
     result = shell.run("mqtool", "queue", "purge", "jobs", "--confirm", "prod")
     assert (result.code, depth(broker, "jobs")) == (2, 1)
@@ -583,7 +592,9 @@ def test_broker_env_prints_the_urls_of_a_context(home: Shell) -> None:
 
 
 def test_broker_env_replaces_variables_of_another_broker(home: Shell) -> None:
-    """After `eval "$(mqtool broker env -C dev)"`, no variable names the broker that the shell used before."""
+    """After `eval "$(mqtool broker env -C dev)"`, no environment variable names the broker that the shell used
+    before.
+    """
     assert home.run("mqtool", "context", "add", "dev", "-u", "amqp://dev").code == 0
     home.environment |= {"MQTOOL_URL": "amqp://prod", "AMQP_URL": "amqp://prod"}
     home.environment |= {"MQTOOL_MANAGEMENT_URL": "http://prod:15672", "MQTOOL_STREAM_PORT": "5599"}
@@ -598,6 +609,7 @@ def test_broker_env_replaces_variables_of_another_broker(home: Shell) -> None:
         (("broker", "up", "--name", "nowhere"), "XDG_STATE_HOME"),
         (("context", "add", "there", "--url", "amqp://localhost"), "XDG_CONFIG_HOME"),
     ],
+    ids=["state", "configuration"],
 )
 def test_a_directory_that_cannot_be_written_is_named(
     lonely_shell: Shell, command: tuple[str, ...], variable: str

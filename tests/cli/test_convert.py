@@ -194,7 +194,7 @@ def kind_of(broker: TestBroker) -> str:
 
 
 def check_all_is_there(broker: TestBroker, count: int = COUNT) -> None:
-    """All messages are there once, in order, as they were published; the bindings are as before."""
+    """Assert that all messages are there once, in order and as published, and that the bindings are as before."""
     found = taken(broker, "jobs", count)
     assert [int(delivery.body) for delivery in found] == list(range(count))
     for delivery, message in zip(found, messages(count), strict=True):
@@ -218,7 +218,7 @@ def as_published(delivery: Delivery) -> dict[str, Any]:
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic"), ("classic", "stream")])
-def test_convert_keeps_the_messages_and_their_order(broker: TestBroker, before: str, after: str) -> None:
+def test_queue_convert_keeps_the_messages_and_their_order(broker: TestBroker, before: str, after: str) -> None:
     """After `queue convert`, the queue has the new type and all its messages in order, with their properties and
     headers.
     """
@@ -236,8 +236,8 @@ def test_convert_keeps_the_messages_and_their_order(broker: TestBroker, before: 
 def test_the_plan_of_a_conversion_says_which_messages_a_restart_will_lose(
     broker: TestBroker, before: str, after: str, warned: bool
 ) -> None:
-    """The plan to convert a quorum queue to a classic one warns that a restart of the broker loses messages that are
-    not persistent, and names the command that shows them.
+    """The plan to convert a quorum queue to a classic one warns that a restart of the broker will lose messages that
+    are not persistent, and names the command that shows them. The plan for the opposite conversion does not.
     """
     fill(broker, before, 1)
     api = Management(broker.management, "guest", "guest")
@@ -255,11 +255,11 @@ def test_the_plan_of_a_conversion_says_which_messages_a_restart_will_lose(
         ("classic", "quorum", 'now applies: {"delivery-limit": 9, "expires": 3600000}'),
     ],
 )
-def test_the_plan_says_which_policies_apply_to_the_other_type(
+def test_the_plan_of_a_conversion_says_which_policies_will_or_will_not_apply(
     broker: TestBroker, before: str, after: str, said: str
 ) -> None:
-    """The plan to convert a queue says that a policy no longer applies, with the reason, or applies from now on. A
-    policy applies to no queue whose type does not have one of its settings.
+    """The plan to convert a queue says which policy will no longer apply, and why, and which one will start to apply. A
+    policy does not apply to a queue type that lacks one of its settings.
     """
     fill(broker, before, 1)
     definition = {"delivery-limit": 9, "expires": 3_600_000}
@@ -279,9 +279,9 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
 @pytest.mark.usefixtures("trusting")
 @large
-def test_convert_loses_nothing_however_often_it_is_killed(broker: TestBroker, before: str, after: str) -> None:
-    """`queue convert`, killed again and again, each time one frame or request later, and resumed until it completes,
-    loses no message and no binding.
+def test_queue_convert_loses_nothing_however_often_it_is_killed(broker: TestBroker, before: str, after: str) -> None:
+    """`queue convert` is killed again and again, each time one frame or request later, and resumed until it completes.
+    It loses no message and no binding.
     """
     fill(broker, before)
     kill_at = 1
@@ -293,9 +293,9 @@ def test_convert_loses_nothing_however_often_it_is_killed(broker: TestBroker, be
 
 @pytest.mark.usefixtures("trusting")
 @large
-def test_convert_loses_no_batch_however_often_it_is_killed(broker: TestBroker) -> None:
-    """`queue convert` of 300 messages in batches, killed again and again, each time 11 frames later, and resumed until
-    it completes, loses no message.
+def test_queue_convert_loses_no_batch_however_often_it_is_killed(broker: TestBroker) -> None:
+    """`queue convert` of 300 messages in batches is killed again and again, each time 11 frames later, and resumed
+    until it completes. It loses no message.
     """
     count = 300
     fill(broker, count=count)
@@ -316,7 +316,7 @@ def test_a_conversion_that_was_killed_is_completed_by_the_next_run(broker: TestB
     check_all_is_there(broker)
 
 
-def test_the_progress_bar_is_not_full_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_bar_of_queue_convert_is_not_full_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The progress bar of `queue convert` stays below 100 % until the end, even if messages are published during the
     conversion.
     """
@@ -333,9 +333,11 @@ def test_the_progress_bar_is_not_full_before_the_end(monkeypatch: pytest.MonkeyP
 
 
 @on_any_broker
-def test_convert_stops_if_the_holding_queue_has_no_leader(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the new holding queue does not answer basic.get, `queue convert` moves no message, and the hint says how to
-    start again.
+def test_queue_convert_stops_if_the_holding_queue_has_no_leader(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`queue convert` declares a holding queue. If that queue does not answer basic.get, since it has no leader, the
+    command moves no message, and the hint says how to start again.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_LEADER", 0.3)
@@ -370,11 +372,11 @@ def test_a_queue_with_an_unacknowledged_message_is_not_converted(
 @pytest.mark.parametrize("kill_at", range(20, 260, 40))
 @pytest.mark.parametrize("what", ["consume exclusively", "get", "set a policy"])
 @pytest.mark.sampled(3)
-def test_a_killed_conversion_can_be_completed_after_others_used_the_queue(
+def test_a_killed_conversion_can_be_completed_after_other_clients_used_the_queue(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, kill_at: int, what: str
 ) -> None:
-    """If `queue convert` is killed, and then another client uses the queue or a policy is set on it, the conversion can
-    still be completed once no other client is connected, and no message is lost.
+    """`queue convert` is killed, and then another client uses the queue or sets a policy on it. Once this client has
+    disconnected, the conversion can still be completed, and no message is lost.
     """
     fill(broker)
     monkeypatch.setattr(held_messages, "_PATIENCE", 0.0)
@@ -423,8 +425,8 @@ def test_a_queue_with_an_exclusive_consumer_is_not_converted(managed: Shell, bro
 @pytest.mark.parametrize("kill_at", range(30, 260, 60))
 @pytest.mark.sampled(2)
 def test_a_killed_conversion_can_be_undone(broker: TestBroker, kill_at: int) -> None:
-    """After `queue convert` was killed, `queue convert --undo` restores the queue with its type, messages and bindings,
-    even if the undo is killed and run again.
+    """If `queue convert` is killed before it has replaced the queue, `queue convert --undo` restores the queue with its
+    type, messages and bindings, even if the undo is also killed and run again.
     """
     fill(broker)
     if convert(broker, kill_at) is None and "jobs.mqtool-convert" in definitions(broker)[0]:
@@ -446,8 +448,8 @@ def test_a_killed_conversion_can_be_undone(broker: TestBroker, kill_at: int) -> 
 
 @pytest.mark.keeps_messages
 def test_messages_published_during_a_conversion_arrive_once(broker: TestBroker) -> None:
-    """Each message published to an exchange during `queue convert` arrives in the queue once, and none is returned as
-    unroutable.
+    """Each message that is published to an exchange during `queue convert` arrives in the queue once, and none is
+    returned as unroutable.
     """
     fill(broker, count=COUNT)
     stop, published = threading.Event(), COUNT
@@ -481,11 +483,9 @@ def _unexpected(delivery: Delivery) -> Message:
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_messages_published_to_a_queue_while_it_is_moved_are_moved_once_and_in_order(
-    broker: TestBroker, kind: str
-) -> None:
-    """While clients publish to a queue at half the speed at which `queue convert` moves its messages, each message is
-    moved once and in order. When the clients stop publishing to the queue, at most 50 messages are left to move.
+def test_messages_published_while_queue_convert_moves_a_queue_are_moved_in_order(broker: TestBroker, kind: str) -> None:
+    """While `queue convert` moves a queue's messages, clients publish to the queue at half that speed. Each message is
+    moved once and in order, and when mqtool stops new messages from reaching the queue, at most 50 are left to move.
     """
     published = 300
 
@@ -512,11 +512,11 @@ def test_messages_published_to_a_queue_while_it_is_moved_are_moved_once_and_in_o
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
-def test_a_conversion_counts_the_messages_that_newer_ones_may_have_overtaken(
+def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
     broker: TestBroker, before: str, after: str
 ) -> None:
-    """Messages published during `queue convert` stay in order, except for at most 50 at the end; the conversion counts
-    those that newer ones may have overtaken.
+    """Messages that are published during `queue convert` stay in order, except for at most 50 at the end. The
+    conversion counts the messages that later ones may have overtaken.
     """
     fill(broker, before, count := 300)
     api = Management(broker.management, "guest", "guest")
@@ -540,8 +540,8 @@ def test_a_conversion_counts_the_messages_that_newer_ones_may_have_overtaken(
 def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answer(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If RabbitMQ reports a depth of 0 for the quorum queue that holds newly published messages, because that queue is
-    slow to answer, `queue convert` stops instead of deleting the queue, and can be resumed.
+    """`queue convert` holds newly published messages in a quorum queue. If RabbitMQ reports no messages in it, because
+    the queue is slow to answer, the command stops instead of deleting the queue, and can be resumed.
     """
     fill(broker, "quorum")
     depth = administration.depth
@@ -574,11 +574,11 @@ def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answ
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("by_policy", [True, False], ids=["policy", "argument"])
 @pytest.mark.parametrize(("before", "after"), [("classic", "quorum"), ("quorum", "classic")])
-def test_messages_that_do_not_fit_into_a_queue_that_rejects_them_are_kept(
+def test_messages_that_a_full_converted_queue_rejects_are_kept(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, before: str, after: str, by_policy: bool
 ) -> None:
-    """If publishers fill a queue with overflow reject-publish while it is converted, `queue convert` stops and keeps
-    every confirmed message. Once messages have been consumed, the conversion can be resumed.
+    """If publishers fill a queue that has overflow reject-publish while it is being converted, `queue convert` stops
+    and keeps every confirmed message. Once messages have been consumed, the conversion can be resumed.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
     limits = {"max-length": COUNT + 5, "overflow": "reject-publish"}
@@ -620,8 +620,8 @@ def test_messages_that_do_not_fit_into_a_queue_that_rejects_them_are_kept(
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBroker, kind: str) -> None:
-    """If publishers fill a queue with overflow reject-publish just before a batch is moved to it, rejected messages
-    stay in the queue from which they are moved, and are moved once there is room.
+    """If publishers fill a queue that has overflow reject-publish just before `queue convert` moves a batch to it, the
+    messages that it rejects stay in the queue that holds them, and are moved once there is room.
     """
     arguments = {"x-queue-type": kind, "x-max-length": 10, "x-overflow": "reject-publish"}
     with Connection(parse_addresses(broker.url)) as connection:
@@ -676,12 +676,12 @@ def test_a_conversion_moves_deliveries_that_arrive_after_the_reply_that_a_queue_
 
 
 @pytest.mark.keeps_messages
-@pytest.mark.parametrize("both", [False, True], ids=["holding queue", "both"])
+@pytest.mark.parametrize("both", [False, True], ids=["one holding queue", "both holding queues"])
 def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_deleted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, both: bool
 ) -> None:
-    """If a user deletes the queues that `queue convert` has just declared, the conversion stops and can be completed.
-    All messages keep their routing keys, and none is copied to a queue that a CC or BCC header names.
+    """If a user deletes the queues that `queue convert` has just declared to hold messages, the conversion stops and
+    can be completed. All messages keep their routing keys, and none is copied to a queue that a CC or BCC header names.
     """
     fill(broker, count=0)
     copied = {"headers": {"CC": ["victim"], "BCC": ["victim"], "mqtool-exchange": "forged"}, "priority": 3}
@@ -728,8 +728,8 @@ def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_dele
 def test_messages_go_back_to_the_holding_queue_if_the_converted_queue_is_deleted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the converted queue is deleted while `queue convert` moves messages back to it, each of them is in the holding
-    queue again, once, and is moved back when the conversion is resumed.
+    """`queue convert` holds the messages in another queue. If the converted queue is deleted while they are moved back
+    to it, they are in the holding queue again, each once, and are moved back when the conversion is resumed.
     """
     fill(broker)
     api = Management(broker.management, "guest", "guest")
@@ -811,11 +811,11 @@ def test_a_queue_is_not_replaced_while_clients_publish_to_it_by_its_name(
     assert (set(numbers), len(numbers)) == (expected, len(expected))
 
 
-def test_the_plan_refuses_to_replace_a_queue_to_which_clients_publish_by_its_name(
+def test_queue_convert_dry_run_refuses_a_queue_to_which_clients_publish_by_its_name(
     shell: Shell, broker: TestBroker
 ) -> None:
     """`queue convert --dry-run` exits with 2 for a queue to which clients publish through the default exchange. If the
-    queue has other bindings, these clients are found only with rates_mode = detailed; otherwise, the plan says that
+    queue has other bindings, mqtool finds these clients only with rates_mode = detailed; otherwise, the plan says that
     they cannot be known.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -850,7 +850,7 @@ def managed(shell: Shell, broker: TestBroker) -> Shell:
 
 
 @on_any_broker
-def test_convert_takes_several_queues_and_changes_arguments(managed: Shell, broker: TestBroker) -> None:
+def test_queue_convert_converts_several_queues_and_changes_arguments(managed: Shell, broker: TestBroker) -> None:
     """`queue convert --where` converts each matching queue, `-a NAME=VALUE` sets an argument, and `-a NAME:=null`
     removes one. Messages keep their order.
     """
@@ -886,7 +886,7 @@ def test_convert_takes_several_queues_and_changes_arguments(managed: Shell, brok
 
 @on_any_broker
 def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Shell, broker: TestBroker) -> None:
-    """If a queue cannot be converted, `queue convert` exits with 2, gives the reason, and changes nothing."""
+    """If a queue cannot be converted, `queue convert` names it with the reason, exits with 2, and changes nothing."""
     for name, words in (
         ("done", ("--queue-type", "quorum")),
         ("old", ("--queue-type", "classic", "--argument", "x-max-priority:=5")),
@@ -927,9 +927,9 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
     assert managed.run("mqtool", "queue", "convert", "old", "--to", "quorum", *left_out).code == 0
 
 
-def test_a_dry_run_needs_neither_amqp_nor_the_name_of_the_trial_queue(managed: Shell, broker: TestBroker) -> None:
-    """`queue convert --dry-run` prints its plan even if a killed run has left a trial queue, or only the management API
-    can be reached.
+def test_queue_convert_dry_run_needs_only_the_management_api(managed: Shell, broker: TestBroker) -> None:
+    """`queue convert --dry-run` prints its plan even if only the management API can be reached, or if a killed run has
+    left the queue with which it tried out the arguments.
     """
     managed.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
     managed.run("mqtool", "queue", "declare", "jobs.mqtool-convert.trial", "--queue-type", "classic")
@@ -952,11 +952,11 @@ def test_a_dry_run_needs_neither_amqp_nor_the_name_of_the_trial_queue(managed: S
         ("classic", "x-max-priority:=5", ""),
     ],
 )
-def test_a_dry_run_says_what_the_broker_would_refuse(
+def test_queue_convert_dry_run_says_what_the_broker_would_refuse(
     managed: Shell, broker: TestBroker, to: str, argument: str, said: str
 ) -> None:
-    """`queue convert --dry-run` exits with 2 and gives the reason if the broker would not accept the arguments for the
-    new type. Nothing is declared.
+    """If the broker would not accept the arguments for the new queue type, `queue convert --dry-run` gives the reason
+    and exits with 2. It declares nothing.
     """
     managed.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
     before = definitions(broker)
@@ -968,9 +968,9 @@ def test_a_dry_run_says_what_the_broker_would_refuse(
 @on_any_broker
 @pytest.mark.usefixtures("trusting")
 @large
-def test_an_undo_after_the_replacement_converts_the_queue_back(managed: Shell, broker: TestBroker) -> None:
-    """If a killed conversion has already replaced the queue, `queue convert --undo` converts it back to its former type
-    with all its messages.
+def test_queue_convert_undo_converts_a_replaced_queue_back(managed: Shell, broker: TestBroker) -> None:
+    """If a conversion was killed after it had replaced the queue, `queue convert --undo` converts the queue back to its
+    former type, with all its messages.
     """
     fill(broker)
 
@@ -992,11 +992,11 @@ def test_an_undo_after_the_replacement_converts_the_queue_back(managed: Shell, b
 @on_any_broker
 @pytest.mark.parametrize("kill_at", [120, 200])
 @pytest.mark.sampled(1)
-def test_a_conversion_resumes_after_its_holding_queue_was_deleted(
+def test_queue_convert_resume_says_that_the_holding_queue_was_deleted(
     managed: Shell, broker: TestBroker, kill_at: int
 ) -> None:
-    """If the holding queue was deleted during a conversion, its messages are lost; `queue convert --resume` says so,
-    and restores the bindings and the other messages.
+    """If the queue that holds the messages during a conversion was deleted, these messages are lost. `queue convert
+    --resume` says so, and restores the bindings and the other messages.
     """
     fill(broker)
     assert convert(broker, kill_at) is None
@@ -1018,9 +1018,9 @@ def test_a_conversion_resumes_after_its_holding_queue_was_deleted(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_conversion_resumes_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
-    """If the broker is killed during `queue convert`, the command fails with a hint, and --resume later completes the
-    conversion without losing a message. On the embedded broker, at most one batch arrives twice; on RabbitMQ, any moved
-    message may.
+    """If the broker is killed during `queue convert`, the command fails and its hint names --resume, which completes
+    the conversion without losing a message. On the embedded broker, at most one batch arrives twice; on RabbitMQ, any
+    moved message may.
     """
     own_broker(kind)
     restartable, count = Restartable(kind, f"convert-{uuid.uuid4().hex[:8]}"), 5_000
@@ -1032,7 +1032,7 @@ def test_a_conversion_resumes_after_the_broker_was_killed(lonely_shell: Shell, k
         sent = lonely_shell.run("mqtool", "send", "-q", "jobs", "-l", "--persistent", stdin=lines)
         assert sent.code == 0, sent.stderr
         converting = lonely_shell.start("mqtool", "queue", "convert", "jobs", "--yes")
-        wait_until(lambda: has_held(restartable.url), "messages that are held")
+        wait_until(lambda: has_held(restartable.url), "messages in the holding queue")
         restartable.kill()
         killed = converting.wait()
         assert killed.code != 0
@@ -1080,9 +1080,9 @@ FORGED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.keeps_messages
-def test_a_forged_header_of_a_held_message_does_not_stop_a_conversion(broker: TestBroker) -> None:
-    """A conversion returns all messages, even if a publisher has forged headers for them that no message can be
-    published with.
+def test_a_forged_header_does_not_stop_a_conversion(broker: TestBroker) -> None:
+    """`queue convert` stores a message's exchange and properties in a header. If a publisher has forged this header
+    with invalid values, such as a routing key of 300 bytes, the message is still moved back unchanged.
     """
     headers = [{"mqtool-convert": {"exchange": "logs", "routing_key": "x", **forged}} for forged in FORGED.values()]
     with Connection(parse_addresses(broker.url)) as connection:
@@ -1096,7 +1096,7 @@ def test_a_forged_header_of_a_held_message_does_not_stop_a_conversion(broker: Te
     assert definitions(broker)[0] == {"jobs"}
 
 
-#: Bodies that do not begin with headers that a message can be published with.
+#: Bodies that do not begin with valid headers.
 NOT_PACKED: dict[str, bytes] = {
     "nothing": b"",
     "a table that is cut short": b"\0\0\1\0\1a",
@@ -1109,9 +1109,9 @@ NOT_PACKED: dict[str, bytes] = {
 
 
 @pytest.mark.keeps_messages
-def test_forged_headers_in_a_body_do_not_stop_a_conversion(broker: TestBroker) -> None:
-    """A conversion returns a message unchanged if its publisher has claimed that the body contains the message's
-    headers, and no message can be published with what is there.
+def test_a_forged_claim_that_headers_are_in_the_body_does_not_stop_a_conversion(broker: TestBroker) -> None:
+    """If headers do not fit, `queue convert` stores them in the body. If a publisher claims this of a message whose
+    body has no valid headers, the message is still moved back unchanged.
     """
     headers = {"mqtool-convert": {"exchange": "logs", "routing_key": "x", "packed": True}}
     with Connection(parse_addresses(broker.url)) as connection:
@@ -1142,14 +1142,16 @@ def dead_lettered(broker: TestBroker, headers: dict[str, Any]) -> None:
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize(
-    ("kill_at", "undo"), [(None, False), *((frame, undo) for frame in (40, 70, 100) for undo in (False, True))], ids=str
+    ("kill_at", "undo"),
+    [(None, False), *((frame, undo) for frame in (40, 70, 100) for undo in (False, True))],
+    ids=["not killed", *(f"killed at {frame}, {how}" for frame in (40, 70, 100) for how in ("resumed", "undone"))],
 )
 @pytest.mark.sampled(4)
-def test_a_message_whose_headers_fill_a_frame_stops_no_conversion(
+def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
     broker: TestBroker, kill_at: int | None, undo: bool
 ) -> None:
-    """A message to whose headers nothing can be added is converted like any other, and `queue convert --resume` and
-    `--undo` complete a conversion that was killed.
+    """A message whose headers leave no room for another one is converted like any other. If the conversion is killed,
+    `queue convert --resume` and `--undo` complete it.
     """
     without_name = {"padding": FULL["padding"][:-100]}
     deepest: dict[str, Any] = {}
@@ -1183,9 +1185,9 @@ def test_a_message_whose_headers_fill_a_frame_stops_no_conversion(
 
 @pytest.mark.keeps_messages
 def test_a_message_that_no_client_can_publish_stops_a_conversion_before_it_is_moved(broker: TestBroker) -> None:
-    """If the broker has added headers to a message that filled a frame before, no client can publish it again. `queue
-    convert` moves the messages before it, then names its queue and the command that takes it out. `--undo` leaves it
-    there and completes; without it, so does `--resume`.
+    """If the broker adds headers to a message whose headers filled a frame, no client can publish it again. `queue
+    convert` moves the messages before it, stops, and names the queue and the command that removes the message. `--undo`
+    leaves the message in its queue and completes; once it is removed, so does `--resume`.
     """
     for undo in (True, False):
         fill(broker, count=7)

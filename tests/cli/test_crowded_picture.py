@@ -1,4 +1,4 @@
-"""The picture of `mqtool ui` with more than fits: groups of like queues, zoom, labels, Find, and brokers of others."""
+"""The picture of `mqtool ui` with many queues: groups, zoom, labels, Find, and the queues of others."""
 
 import re
 from collections.abc import Iterable
@@ -53,10 +53,10 @@ def group_of(page: Page, what: str) -> str | None:
 ORDERS = "group of 75 queues orders-…"
 
 
-def test_similar_queues_are_drawn_as_one_group_that_can_be_unfolded(chromium: Any, tmp_path: Path) -> None:
+def test_similar_queues_are_drawn_as_one_group_that_can_be_expanded(chromium: Any, tmp_path: Path) -> None:
     """In the picture of `mqtool ui`, queues whose names differ only in a number, the wait queues of one queue, and the
-    consumers of grouped queues are each drawn as one group, with the sums of their counts. A click or Enter unfolds a
-    group; a button or a key folds it again.
+    consumers of such a group of queues are each drawn as one group, with the totals of their counts. A click or Enter
+    expands a group; a button or a key collapses it again.
     """
     page = recorded(chromium, tmp_path, shop(75))
     page.until(lambda: group_of(page, ORDERS) == "0 ready · 0 unacked", "the group")
@@ -90,13 +90,14 @@ def test_similar_queues_are_drawn_as_one_group_that_can_be_unfolded(chromium: An
 
 
 def width_of(page: Page) -> float:
-    """How wide the picture is drawn."""
+    """Return the width of the picture, in pixels."""
     return float(page.ask("return document.querySelector('#picture').getBoundingClientRect().width"))
 
 
-def test_the_picture_zooms_and_pans(chromium: Any, tmp_path: Path) -> None:
-    """Keys, the wheel with Ctrl, and two fingers zoom the picture of `mqtool ui`, and a key fits it to the window.
-    Dragging, and Shift with an arrow key, show another part. The key minus does not zoom, but slows the play down.
+def test_the_picture_can_be_zoomed_and_dragged(chromium: Any, tmp_path: Path) -> None:
+    """On the page of `mqtool ui`, keys, the mouse wheel with Ctrl, and two fingers zoom the picture, and a key fits it
+    to the window. Dragging, or Shift with an arrow key, shows another part. The minus key does not zoom, but slows the
+    replay down.
     """
     page = recorded(chromium, tmp_path, shop(75))
     fitting = width_of(page)
@@ -121,7 +122,7 @@ def test_the_picture_zooms_and_pans(chromium: Any, tmp_path: Path) -> None:
         )
         return x, y
 
-    # What is smaller than its frame stays in its middle.
+    # A picture that is smaller than its frame is in the frame's middle.
     for _ in range(3):
         page.press("i")
     page.until(lambda: width_of(page) > 1.9 * fitting, "larger than its frame")
@@ -164,8 +165,8 @@ def test_the_picture_zooms_and_pans(chromium: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [1280, 768, 390])
 def test_binding_keys_overlap_neither_nodes_nor_each_other(chromium: Any, tmp_path: Path, width: int) -> None:
-    """In the picture of `mqtool ui`, the keys of bindings overlap neither nodes nor each other, at any width of the
-    window. A long list of keys is broken after a comma, and its tooltip has all keys.
+    """In the picture of `mqtool ui`, binding keys overlap neither nodes nor each other, whatever the width of the
+    window. A long list of keys is wrapped after a comma, and its tooltip lists all keys.
     """
     page = recorded(chromium, tmp_path, shop(3))
     page.resize(width)
@@ -199,9 +200,9 @@ def test_binding_keys_overlap_neither_nodes_nor_each_other(chromium: Any, tmp_pa
 
 
 @pytest.mark.parametrize("width", [1280, 768, 390])
-def test_the_texts_of_the_picture_can_be_read(chromium: Any, tmp_path: Path, width: int) -> None:
-    """At any width of the window, no text in the picture is drawn smaller than 10 pixels unless a reader zooms out. If
-    the picture does not fit, it scrolls.
+def test_the_text_in_the_picture_is_large_enough_to_read(chromium: Any, tmp_path: Path, width: int) -> None:
+    """Whatever the width of the window, no text in the picture of `mqtool ui` is smaller than 10 pixels, and the page
+    is no wider than the window.
     """
     page = recorded(chromium, tmp_path, shop(3))
     page.resize(width)
@@ -230,9 +231,9 @@ def with_queues(names: list[str]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_three_queues_fit_a_telephone(chromium: Any, tmp_path: Path, count: int) -> None:
-    """At 390 pixels, a picture with up to three queues beside each other is not scrolled sideways, and says all that
-    waits in them.
+def test_a_picture_with_three_queues_fits_on_a_phone(chromium: Any, tmp_path: Path, count: int) -> None:
+    """On a screen that is 390 pixels wide, a picture of `mqtool ui` with up to three queues side by side does not
+    scroll sideways, and shows the number of messages in each queue.
     """
     page = recorded(chromium, tmp_path, with_queues(["all's queue", "kernel's queue", "critical's queue"][:count]))
     page.resize(390)
@@ -243,9 +244,9 @@ def test_three_queues_fit_a_telephone(chromium: Any, tmp_path: Path, count: int)
     assert lines == ["0 ready · 0 unacked"] * count
 
 
-def test_find_counts_what_it_finds_and_dims_the_rest(chromium: Any, tmp_path: Path) -> None:
-    """`Find` on the page of `mqtool ui` searches names, binding keys, headers and bodies, says how many it has found,
-    and dims everything else. If it finds nothing, nothing is dimmed.
+def test_find_counts_the_matches_and_dims_the_rest(chromium: Any, tmp_path: Path) -> None:
+    """`Find` on the page of `mqtool ui` searches names, binding keys, headers and bodies, shows the number of matches,
+    and dims everything else. If nothing matches, nothing is dimmed.
     """
     page = recorded(chromium, tmp_path, shop(3))
     seek(page, 1)
@@ -277,7 +278,7 @@ def test_find_counts_what_it_finds_and_dims_the_rest(chromium: Any, tmp_path: Pa
 
 
 def shared(records: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    """The records of the same play on a broker with a queue and an exchange of others."""
+    """The records of the same play on a broker that also has another user's queue and exchange."""
     for record in records:
         if record["kind"] == "begins":
             yield {**record, "own": {"exchanges": [], "queues": ["jobs"]}}
@@ -293,9 +294,9 @@ def shared(records: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
             yield record
 
 
-def test_the_picture_of_a_tutorial_hides_what_others_use(chromium: Any, tmp_path: Path) -> None:
-    """On a broker that others also use, a tutorial's picture shows only the tutorial's queues, exchanges and clients. A
-    button shows the others, and a key hides them again.
+def test_the_picture_of_a_tutorial_hides_queues_of_others(chromium: Any, tmp_path: Path) -> None:
+    """On a broker that others also use, the picture of a tutorial in `mqtool ui` shows only the tutorial's queues,
+    exchanges and clients. A button shows the others, and a key hides them again.
     """
     page = recorded(chromium, tmp_path, shared(play()))
     seek(page, 0.45)

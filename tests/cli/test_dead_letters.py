@@ -27,9 +27,9 @@ def dead(shell: Shell) -> Shell:
 
 
 @pytest.mark.keeps_messages
-def test_dlq_show_leaves_the_messages_in_their_order(dead: Shell) -> None:
-    """`dlq show` prints id, reason, attempts, error and body of each dead letter, oldest first, and leaves them in
-    their order.
+def test_dlq_show_leaves_the_dead_letters_in_order(dead: Shell) -> None:
+    """`dlq show` prints the id, reason, attempts, error and body of each dead letter, oldest first, and leaves the dead
+    letters in the same order.
     """
     for _ in range(2):
         shown = dead.run("mqtool", "dlq", "show", "jobs").stdout
@@ -42,8 +42,8 @@ def test_dlq_show_leaves_the_messages_in_their_order(dead: Shell) -> None:
 
 
 def test_dlq_ls_lists_dead_letter_queues_with_reasons(dead: Shell, broker: TestBroker) -> None:
-    """`dlq ls` lists the dead-letter queues that a worker or a dead-letter exchange has filled, with the reasons;
-    without the management API, it exits with 69.
+    """`dlq ls` lists the queues with the dead letters of `worker` and of a dead-letter exchange, with the number and
+    reasons of these messages. If no management API answers, it exits with 69.
     """
     broker.api("PUT", f"exchanges/{broker.vhost}/graveyard", {"type": "fanout", "durable": True})
     broker.api("PUT", f"queues/{broker.vhost}/buried", {"durable": True})
@@ -67,8 +67,8 @@ def test_dlq_ls_lists_dead_letter_queues_with_reasons(dead: Shell, broker: TestB
     assert "no management API answers" in nowhere.stderr
 
 
-def test_dlq_show_indents_a_body_of_several_lines(shell: Shell) -> None:
-    """A body cannot forge another dead letter: `dlq show` indents all its lines."""
+def test_dlq_show_indents_every_line_of_a_body(shell: Shell) -> None:
+    """`dlq show` indents every line of a body, so that a body cannot look like another dead letter."""
     shell.run("mqtool", "queue", "declare", "jobs.dlq")
     shell.run("mqtool", "send", "-r", "jobs.dlq", "one\nm-2: rejected, from jobs")
     shown = shell.run("mqtool", "dlq", "show", "jobs").stdout
@@ -87,8 +87,10 @@ def test_dlq_show_wraps_a_long_error_between_words(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroker) -> None:
-    """`dlq redrive --id` moves one dead letter back and resets its attempts; the others stay in their order."""
+def test_dlq_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroker) -> None:
+    """`dlq redrive --id` moves only this dead letter back, and its attempts are counted from 1 again. The others stay
+    where they are, in the same order.
+    """
     result = dead.run("mqtool", "dlq", "redrive", "jobs", "--id", "m-two")
     assert "1 moved back from jobs.dlq" in result.stderr
     again = dead.run("mqtool", "worker", "-q", "jobs", "-c", "1", "--shell", "--exec", "cat; echo ,$MQ_ATTEMPT")
@@ -98,7 +100,7 @@ def test_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroker) -
     assert depth(broker, "jobs") == 0
 
 
-def test_redrive_ignores_headers_that_a_publisher_forged(shell: Shell, broker: TestBroker) -> None:
+def test_dlq_redrive_ignores_headers_that_a_publisher_forged(shell: Shell, broker: TestBroker) -> None:
     """If a publisher forges the headers that name a dead letter's original queue, `dlq redrive` does not move the
     message to that queue.
     """
@@ -133,7 +135,7 @@ def test_dlq_drop_needs_yes_without_a_terminal(dead: Shell, broker: TestBroker) 
 @on_any_broker
 def test_dlq_commands_ask_only_if_there_are_dead_letters(dead: Shell) -> None:
     """Without --yes, `dlq drop` says how many messages it would drop. If there are no dead letters, `dlq drop` and `dlq
-    redrive` on a terminal ask nothing.
+    redrive` on a terminal do not ask for a confirmation.
     """
     assert "this would drop all 3 messages of jobs.dlq for good\n" in dead.run("mqtool", "dlq", "drop", "jobs").stderr
     dead.run("mqtool", "dlq", "drop", "jobs", "--id", "m-one", "--id", "m-two", "--yes")
@@ -147,8 +149,8 @@ def test_dlq_commands_ask_only_if_there_are_dead_letters(dead: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("verb", ["show", "redrive", "drop"])
 def test_dlq_commands_refuse_the_name_of_a_dead_letter_queue(dead: Shell, verb: str) -> None:
-    """Given the name of a dead-letter queue, `dlq show`, `redrive` and `drop` exit with 69 and name the queue whose
-    dead letters it holds.
+    """If `dlq show`, `redrive` or `drop` is given the name of a dead-letter queue, it exits with 69, and its hint names
+    the queue whose dead letters are in it.
     """
     wrong = dead.run("mqtool", "dlq", verb, "jobs.dlq")
     assert (wrong.code, "hint: 'jobs.dlq' has the dead letters of 'jobs': mqtool dlq show jobs\n" in wrong.stderr) == (
@@ -159,7 +161,9 @@ def test_dlq_commands_refuse_the_name_of_a_dead_letter_queue(dead: Shell, verb: 
 
 @on_any_broker
 def test_dlq_show_says_what_declares_a_missing_dead_letter_queue(shell: Shell) -> None:
-    """If a work queue has no dead-letter queue yet, the hint of `dlq show` says which command declares it."""
+    """If a queue has no dead-letter queue yet, `dlq show` exits with 69, and its hint says that `worker` declares it
+    for the first message that it dead-letters.
+    """
     shell.run("mqtool", "send", "-q", "jobs", "one")
     shown = shell.run("mqtool", "dlq", "show", "jobs")
     hint = "hint: 'mqtool worker' declares it for the first message that it dead-letters; --from names another queue\n"
@@ -167,8 +171,8 @@ def test_dlq_show_says_what_declares_a_missing_dead_letter_queue(shell: Shell) -
 
 
 @pytest.mark.keeps_messages
-def test_dlq_drop_keeps_the_order_of_the_others(shell: Shell) -> None:
-    """`dlq drop --id` removes one of the 300 messages in a quorum queue; the others keep their order."""
+def test_dlq_drop_by_id_keeps_the_order_of_the_others(shell: Shell) -> None:
+    """`dlq drop --id` removes one of 300 messages from a quorum queue; the others keep their order."""
     lines = "".join(json.dumps({"body": str(n), "properties": {"message_id": str(n)}}) + "\n" for n in range(300))
     shell.run("mqtool", "send", "-q", "jobs.dlq", "--queue-type", "quorum", "--json", stdin=lines)
     assert "1 dropped" in shell.run("mqtool", "dlq", "drop", "jobs", "--id", "7", "--yes").stderr
@@ -177,9 +181,9 @@ def test_dlq_drop_keeps_the_order_of_the_others(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_a_killed_redrive_loses_nothing(shell: Shell, broker: TestBroker) -> None:
-    """After kill -9 of `dlq redrive`, a second run moves the rest. At most 100 messages arrive twice, each with the
-    same id.
+def test_dlq_redrive_loses_no_message_if_it_is_killed(shell: Shell, broker: TestBroker) -> None:
+    """After kill -9 of `dlq redrive`, a second run moves the other messages back, and none is lost. At most 100
+    messages arrive twice, each with the same message id.
     """
     count = 3_000
     shell.run("mqtool", "send", "-q", "jobs", "x")
@@ -191,7 +195,7 @@ def test_a_killed_redrive_loses_nothing(shell: Shell, broker: TestBroker) -> Non
     first = shell.start("mqtool", "dlq", "redrive", "jobs", "--yes", "-v")
     first.wait_for_stderr("Redriven").process.send_signal(signal.SIGKILL)
     first.wait()
-    wait_until(lambda: depth(broker, "jobs.dlq") + depth(broker, "jobs") >= count, "the rest, back in its place")
+    wait_until(lambda: depth(broker, "jobs.dlq") + depth(broker, "jobs") >= count, "the rest to be requeued")
 
     second = shell.run("mqtool", "dlq", "redrive", "jobs")
 
@@ -205,7 +209,7 @@ def test_a_killed_redrive_loses_nothing(shell: Shell, broker: TestBroker) -> Non
 
 
 @on_any_broker
-def test_reconcile_reports_missing_doubled_and_reordered_messages(shell: Shell) -> None:
+def test_recording_reconcile_reports_missing_doubled_and_reordered_messages(shell: Shell) -> None:
     """`recording reconcile` compares two recordings by message id, lists missing, doubled, unexpected and reordered
     messages, and exits with 3 if any is missing.
     """
@@ -244,9 +248,9 @@ def test_dlq_ls_exits_with_69_if_the_management_api_is_not_at_its_usual_port(lon
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
-def test_expired_and_surplus_messages_are_dead_lettered(shell: Shell, queue_type: str) -> None:
-    """A queue that `send` declares with --ttl, --max-length and --dead-letter-exchange dead-letters expired messages
-    and those beyond its length.
+def test_expired_messages_and_those_beyond_the_maximum_length_are_dead_lettered(shell: Shell, queue_type: str) -> None:
+    """A queue that `send` declares with --ttl, --max-length and --dead-letter-exchange dead-letters the messages that
+    expire and those beyond its maximum length.
     """
     dead = shell.start("mqtool", "receive", "--declare", "-q", "q.dlq", "-c", "3", "-F", "%b").wait_until_ready()
     limits = ["--ttl", "1s", "--max-length", "2", "--dead-letter-exchange", ""]
@@ -263,9 +267,9 @@ def like(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
 
 
 @pytest.mark.sampled(1)
-def test_dlq_show_leaves_a_message_with_a_forged_delivery_count_in_its_place(like: Shell) -> None:
-    """`dlq show` never moves messages of a classic queue, even if the publisher of the first one has claimed in
-    x-delivery-count that it has come back a thousand times, and somebody has looked before.
+def test_dlq_show_keeps_the_order_despite_a_forged_delivery_count(like: Shell) -> None:
+    """`dlq show` does not change the order of messages in a classic queue, even if the first one was published with a
+    forged x-delivery-count of 1000, and `dlq show` is run twice.
     """
     like.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic", "--argument", "x-max-length=10")
     for given, message_id in ("x-delivery-count:=1000", "forged"), ("a=b", "honest"):
@@ -278,8 +282,8 @@ def test_dlq_show_leaves_a_message_with_a_forged_delivery_count_in_its_place(lik
 
 @pytest.mark.sampled(1)
 def test_redrives_and_attempts_are_counted_without_x_death(like: Shell) -> None:
-    """`dlq show` counts redrives and `worker` counts attempts with every RabbitMQ version, although 4.0 ignores an
-    x-death header that a client publishes.
+    """`dlq show` counts redrives and `worker` counts attempts with every RabbitMQ version, although RabbitMQ 4.0 and
+    later ignore an x-death header that a client publishes.
     """
     like.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic")
     like.run("mqtool", "queue", "declare", "jobs", "--dead-letter-exchange", "", "--ttl", "1ms")
@@ -297,8 +301,10 @@ def test_redrives_and_attempts_are_counted_without_x_death(like: Shell) -> None:
 
 
 @pytest.mark.parametrize("command", ["show", "redrive", "drop"])
-def test_an_unknown_reason_is_refused(lonely_shell: Shell, command: str) -> None:
-    """`dlq show`, `redrive` and `drop` with a --reason that no dead letter has exit with 2, and list the reasons."""
+def test_dlq_commands_refuse_an_unknown_reason(lonely_shell: Shell, command: str) -> None:
+    """`dlq show`, `redrive` and `drop` with a --reason that does not exist exit with 2, and list the reasons that
+    do.
+    """
     refused = lonely_shell.run("mqtool", "dlq", command, "jobs", "--reason", "typo")
     assert refused.code == 2
     assert (
@@ -307,7 +313,7 @@ def test_an_unknown_reason_is_refused(lonely_shell: Shell, command: str) -> None
 
 
 @pytest.mark.parametrize(("reason", "moved"), [("rejected", 3), ("reject", 3), ("expired", 0), ("exhausted", 0)])
-def test_dead_letters_are_chosen_by_a_known_reason(dead: Shell, reason: str, moved: int) -> None:
-    """`dlq redrive --reason` moves the dead letters with this reason, or with one that contains this word."""
+def test_dlq_redrive_chooses_dead_letters_by_their_reason(dead: Shell, reason: str, moved: int) -> None:
+    """`dlq redrive --reason WORD` moves back the dead letters whose reason is or contains this word, and no others."""
     redriven = dead.run("mqtool", "dlq", "redrive", "jobs", "--reason", reason)
     assert (redriven.code, redriven.stderr) == (0, f"{moved} moved back from jobs.dlq\n")

@@ -17,7 +17,7 @@ from tests.cli import tutorial_scripts
 from tests.cli.shell import Result, Shell
 
 ROOT = Path(__file__).parents[2]
-#: For each tutorial over AMQP: its receiver, and its sender. Commands without a receiver do it all by themselves.
+#: For each tutorial over AMQP: its receiver, and its sender. publisher-confirms has no receiver.
 PAIRS = {
     "hello-world": ("receive -c 1", "send"),
     "work-queues": ("worker -c 1", "new-task A task"),
@@ -36,7 +36,7 @@ STREAM_PAIRS = {
 }
 #: Tutorials over AMQP 1.0, and the dialects of their scripts; with any of the others, they speak AMQP 0-9-1.
 AMQP_1_0 = (Dialect.JAVA_AMQP, Dialect.GO_AMQP, Dialect.DOTNET_AMQP)
-#: The tutorials' own programs: what they send, by which command.
+#: The senders of the dialects' own scripts: arguments of tutorial_scripts.py.
 SCRIPTS = {
     "hello-world": "send",
     "work-queues": "new-task",
@@ -77,7 +77,7 @@ def shell(started: EmbeddedBroker, tmp_path: Path) -> Iterator[Shell]:
 
 
 def as_is(result: Result) -> str:
-    """What a command printed that succeeded, and that declared nothing otherwise than it was."""
+    """Assert that a command succeeded, and declared nothing that existed with other arguments; return its output."""
     assert result.code == 0, result.stderr
     assert "is used as it is" not in result.stderr
     return result.stdout + result.stderr
@@ -108,8 +108,8 @@ def test_every_tutorial_is_tested_on_the_default_broker() -> None:
 
 @pytest.mark.parametrize("dialect", Dialect)
 def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: Dialect) -> None:
-    """In each dialect, a tutorial's receiver prints what mqtool's sender and the dialect's own script have sent, and
-    both declare the queue or exchange alike.
+    """In each dialect, a tutorial's receiver prints the messages of mqtool's sender and of the dialect's own script,
+    and both senders declare the same queue or exchange.
     """
     shell.environment["MQTOOL_DIALECT"] = dialect
     tutorials = list(PAIRS)
@@ -135,8 +135,8 @@ def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialec
 
 @pytest.mark.parametrize("dialect", StreamDialect)
 def test_every_stream_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: StreamDialect) -> None:
-    """In each dialect, the reader of a stream tutorial prints the sender's messages; in the second tutorial, the reader
-    reaches the last offset.
+    """In each dialect, the reader of a stream tutorial prints the sender's messages; the reader of the tutorial on
+    offset tracking reaches the last offset.
     """
     printed = [
         as_is(shell.run("mqtool", *command.split(), "--dialect", dialect))
@@ -149,8 +149,8 @@ def test_every_stream_tutorial_exchanges_messages_in_every_dialect(shell: Shell,
 
 @pytest.mark.parametrize("name", [name for name in pages.NAMES if name.startswith(pages.AMQP10)])
 def test_amqp_1_0_tutorials_exchange_messages_without_a_dialect(shell: Shell, name: str) -> None:
-    """With MQTOOL_PROTOCOL=amqp1.0 and no other option, the receiver of each AMQP 1.0 tutorial prints what the sender
-    sent.
+    """With MQTOOL_PROTOCOL=amqp1.0 and no other option, the receiver of each AMQP 1.0 tutorial prints the sender's
+    message.
     """
     shell.environment["MQTOOL_PROTOCOL"] = "amqp1.0"
     receiver, sender = (command.split() for command in PAIRS[name.removeprefix(pages.AMQP10)])

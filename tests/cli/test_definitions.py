@@ -41,8 +41,8 @@ def actions(result: Result) -> set[tuple[str, str, str]]:
 
 
 def test_exported_definitions_can_be_imported(admin: Shell) -> None:
-    """`definitions diff` lists what the broker lacks and exits with 3, and `definitions import` adds exactly what was
-    listed; with --dry-run, `import` prints what it would add, and adds nothing.
+    """`definitions diff` lists the exported definitions that the broker no longer has, and exits with 3; `definitions
+    import` adds exactly these. With --dry-run, `import` prints what it would add, and adds nothing.
     """
     assert run(admin, "diff file").code == 0
     for line in ("queue delete jobs --yes", "exchange delete logs --yes"):
@@ -62,8 +62,8 @@ def test_exported_definitions_can_be_imported(admin: Shell) -> None:
     assert run(admin, "import file").stderr == "imported 0 of 0 differences\n"
 
 
-def test_import_keeps_queues_that_differ(admin: Shell) -> None:
-    """If a queue has other arguments than in the file, `definitions import` leaves the queue unchanged and exits with
+def test_definitions_import_does_not_change_queues_that_differ(admin: Shell) -> None:
+    """If a queue has other arguments than in the file, `definitions import` leaves this queue unchanged and exits with
     3, but imports everything else.
     """
     file = admin.directory / "file"
@@ -83,7 +83,7 @@ def test_import_keeps_queues_that_differ(admin: Shell) -> None:
     assert actions(run(admin, "diff file --json")) == {("conflict", "queue", "jobs"), ("extra", "queue", "more")}
 
 
-def test_import_prints_the_reason_for_a_refusal_on_one_line(admin: Shell) -> None:
+def test_definitions_import_prints_the_reason_for_a_refusal_on_one_line(admin: Shell) -> None:
     """If the broker refuses a policy with a multi-line reason, `definitions import` prints the reason on one warning
     line, without a literal backslash-n.
     """
@@ -117,9 +117,9 @@ SERVER_NAMED = {
 
 
 @pytest.mark.parametrize("like", ["4.0", "4.3", "4.4"])
-def test_convert_leaves_out_the_bindings_of_server_named_queues(lonely_shell: Shell, like: str) -> None:
+def test_definitions_convert_leaves_out_the_bindings_of_server_named_queues(lonely_shell: Shell, like: str) -> None:
     """`definitions convert` leaves out the bindings of queues named `amq.…` and says so, and a broker imports the
-    converted file. Without the conversion, RabbitMQ 4.0 and 4.3 refuse the file because of these bindings.
+    converted file. RabbitMQ 4.0 and 4.3 refuse the original file because of these bindings.
     """
     (lonely_shell.directory / "old.json").write_text(json.dumps(SERVER_NAMED))
     converted = run(lonely_shell, f"convert old.json --to {like}")
@@ -134,12 +134,14 @@ def test_convert_leaves_out_the_bindings_of_server_named_queues(lonely_shell: Sh
     assert [each["destination"] for each in has["bindings"]] == ["jobs"]
 
 
-@pytest.mark.parametrize(("version", "found"), [("3.13", set()), ("4.3", {"reserved-queue"}), ("4.4", set())])
-def test_doctor_reports_bindings_for_which_a_file_is_refused(
+@pytest.mark.parametrize(
+    ("version", "found"), [("3.13", set()), ("4.3", {"reserved-queue"}), ("4.4", set())], ids=["3.13", "4.3", "4.4"]
+)
+def test_doctor_reports_bindings_that_make_rabbitmq_refuse_a_file(
     lonely_shell: Shell, version: str, found: set[str]
 ) -> None:
-    """`doctor FILE --upgrade 4.3` reports a binding of a queue named `amq.…`, because RabbitMQ 4.3 refuses the file.
-    With 3.13 or 4.4, which accept the file, `doctor` does not report the binding.
+    """`doctor FILE --upgrade 4.3` reports a binding of a queue named `amq.…`, because RabbitMQ 4.3 refuses a file with
+    such a binding. With 3.13 or 4.4, which accept the file, `doctor` does not report it.
     """
     (lonely_shell.directory / "old.json").write_text(json.dumps(SERVER_NAMED))
     told = lonely_shell.run("mqtool", "doctor", "old.json", "--upgrade", version, "--json")
@@ -147,9 +149,9 @@ def test_doctor_reports_bindings_for_which_a_file_is_refused(
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
-def test_definitions_files_are_exchanged_with_rabbitmq(admin: Shell, broker: TestBroker) -> None:
-    """RabbitMQ imports a file that `definitions export` wrote, and mqtool reads what RabbitMQ exports, of one virtual
-    host and of the whole broker.
+def test_mqtool_and_rabbitmq_read_each_others_definitions_files(admin: Shell, broker: TestBroker) -> None:
+    """RabbitMQ imports a file that `definitions export` wrote, and mqtool reads what RabbitMQ exports: the definitions
+    of one virtual host, or of the whole broker.
     """
     policy = ("mqtool", "policy", "set", "p", "--pattern", "^jobs", "--definition")
     admin.run(*policy, '{"max-length": 5}')
@@ -185,10 +187,10 @@ def test_definitions_files_are_exchanged_with_rabbitmq(admin: Shell, broker: Tes
         ('{"queues": [{"name": "a", "vhost": "b"}]}', "- has nothing for vhost '/', only for 'b'"),
     ],
 )
-def test_an_invalid_definitions_file_is_named_before_a_broker_is_asked(
-    lonely_shell: Shell, text: str, says: str
-) -> None:
-    """`definitions diff` of an invalid file says what is wrong and exits with 65, without needing a broker."""
+def test_an_invalid_definitions_file_is_refused_without_a_broker(lonely_shell: Shell, text: str, says: str) -> None:
+    """If a definitions file is invalid, `definitions diff` says what is wrong and exits with 65, without contacting a
+    broker.
+    """
     wrong = lonely_shell.run("mqtool", "definitions", "diff", "-", stdin=text)
     assert wrong.code == 65
     assert says in wrong.stderr
@@ -250,8 +252,12 @@ def old(lonely_shell: Shell) -> Shell:
     return lonely_shell
 
 
-@pytest.mark.parametrize(("pattern", "matches"), [("^(a+)+$", False), ("^(?!b)(a+)b$", True), ("(", False)])
-def test_an_expensive_or_invalid_policy_pattern_does_not_stop_convert(
+@pytest.mark.parametrize(
+    ("pattern", "matches"),
+    [("^(a+)+$", False), ("^(?!b)(a+)b$", True), ("(", False)],
+    ids=["exponential", "lookahead", "invalid"],
+)
+def test_an_expensive_or_invalid_policy_pattern_does_not_stop_definitions_convert(
     lonely_shell: Shell, pattern: str, matches: bool
 ) -> None:
     """`definitions convert` does not hang on a policy pattern with exponential backtracking, and skips an invalid
@@ -271,9 +277,9 @@ def test_an_expensive_or_invalid_policy_pattern_does_not_stop_convert(
     assert ("mirrors" in by_name(json.loads(converted.stdout)["policies"])) is matches
 
 
-def test_convert_changes_what_rabbitmq_4_refuses(old: Shell) -> None:
+def test_definitions_convert_changes_what_rabbitmq_4_3_refuses(old: Shell) -> None:
     """`definitions convert --to 4.3` changes what RabbitMQ 4.3 refuses, names each change, and keeps the rest. It exits
-    with 3 while decisions are left to the user.
+    with 3 as long as the user has decisions to make.
     """
     converted = run(old, "convert old.json --to 4.3")
     assert converted.code == 3
@@ -311,9 +317,9 @@ def test_convert_changes_what_rabbitmq_4_refuses(old: Shell) -> None:
     assert by_name(only_to_4_0["queues"])["events"] == by_name(OLD["queues"])["events"]
 
 
-def test_a_relay_delays_messages_of_a_converted_delayed_exchange(old: Shell, tmp_path: Path) -> None:
-    """After `definitions convert --delayed relay`, `delayed relay` delays a message with x-delay and routes it by the
-    old exchange's bindings.
+def test_delayed_relay_delays_the_messages_of_a_converted_exchange(old: Shell, tmp_path: Path) -> None:
+    """After `definitions convert --delayed relay` of an x-delayed-message exchange, `delayed relay` delays a message
+    with an x-delay header and routes it by the bindings of the old exchange.
     """
     (old.directory / "shop.json").write_text(json.dumps(of_shop(OLD)))  # as for one virtual host, without its name
     (tmp_path / "new.json").write_text(run(old, "convert shop.json --to 4.3 --mirrored quorum --delayed relay").stdout)
@@ -327,8 +333,8 @@ def test_a_relay_delays_messages_of_a_converted_delayed_exchange(old: Shell, tmp
 
 @pytest.mark.parametrize("like", ["4.3", "4.3.5"])
 def test_a_broker_like_4_3_imports_converted_definitions(old: Shell, like: str) -> None:
-    """The embedded broker, behaving like RabbitMQ 4.3, refuses definitions of 3.10, but imports the converted ones
-    without losing a queue.
+    """An embedded broker that behaves like RabbitMQ 4.3 refuses definitions from RabbitMQ 3.10, but imports the
+    converted ones, and no queue is lost.
     """
     converted = run(old, "convert old.json --to 4.3 --mirrored quorum --delayed plain")
     assert "mqtool: 2 open decisions\n" in converted.stderr  # a queue with priorities; a key that is too complex
@@ -347,11 +353,11 @@ def test_a_broker_like_4_3_imports_converted_definitions(old: Shell, like: str) 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_rabbitmq_imports_converted_definitions(old: Shell, broker: TestBroker) -> None:
-    """RabbitMQ 4.3 refuses definitions of 3.10, but imports the converted ones; no queue is lost, and only mirrored
-    queues become quorum queues.
+    """RabbitMQ 4.3 refuses definitions from RabbitMQ 3.10, but imports the converted ones. No queue is lost, and only
+    mirrored queues become quorum queues.
     """
     if not broker.differs_since("4.3", "it refuses the old definitions"):
-        pytest.skip("this RabbitMQ takes them as they are, or has the plugin for delays")
+        pytest.skip("this RabbitMQ accepts the old definitions, or has the delayed message plugin")
     with pytest.raises(OSError, match="HTTP Error 400"):
         broker.api("POST", f"definitions/{broker.vhost}", of_shop(OLD))
     new = of_shop(json.loads(run(old, "convert old.json --to 4.3 --mirrored quorum --delayed plain").stdout))
@@ -392,7 +398,7 @@ def api(broker: EmbeddedBroker, path: str, body: Any = None) -> Any:
 
 def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
     """`doctor FILE --upgrade` needs no broker, reports each problem with its line, and exits with 3. In the converted
-    file, `doctor` finds only that the default of the delivery limit has changed.
+    file, `doctor` reports only the new default of the delivery limit.
     """
     old.environment["MQTOOL_MANAGEMENT_URL"] = old.environment["MQTOOL_URL"] = "amqp://127.0.0.1:1"
     lines = (old.directory / "old.json").read_text().splitlines()
@@ -432,7 +438,7 @@ def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("kind", ["queues", "exchanges"])
-def test_a_name_that_is_not_unicode_is_not_imported(admin: Shell, kind: str) -> None:
+def test_definitions_import_refuses_a_name_that_utf_8_cannot_encode(admin: Shell, kind: str) -> None:
     """If a name in the file is half of a surrogate pair, which UTF-8 cannot encode, `definitions import` warns about
     the name and exits with 3.
     """

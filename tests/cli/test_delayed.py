@@ -40,7 +40,9 @@ def via(request: pytest.FixtureRequest, plugin: bool) -> str:
 
 
 def test_send_delayed_and_receive_delayed_print_the_tutorials_lines(shell: Shell, plugin: bool) -> None:
-    """`send-delayed` prints when the message is due, and `receive-delayed` prints how late the message arrived."""
+    """As in the tutorial, `send-delayed` prints when the message is due, and `receive-delayed` prints how late the
+    message arrived.
+    """
     receiver = shell.start("mqtool", "receive-delayed", "-c", "1").wait_until_ready()
     sent = shell.run("mqtool", "send-delayed", "--delay", "100ms", "Hello", "later")
     received = receiver.wait()
@@ -53,9 +55,9 @@ def test_send_delayed_and_receive_delayed_print_the_tutorials_lines(shell: Shell
 
 
 @on_any_broker
-def test_send_delayed_warns_if_no_queue_is_bound_by_its_key(shell: Shell, broker: TestBroker) -> None:
-    """`receive-delayed` prints the queue's binding key. On a terminal, `send-delayed` warns if no queue is bound with
-    the message's routing key.
+def test_send_delayed_warns_if_no_queue_is_bound_with_its_routing_key(shell: Shell, broker: TestBroker) -> None:
+    """`receive-delayed` prints the key with which its queue is bound. On a terminal, `send-delayed` warns if no queue
+    is bound with the message's routing key.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     receiver = shell.start("mqtool", "receive-delayed", "-e", "reminders", "-c", "1").wait_until_ready()
@@ -71,8 +73,8 @@ def test_send_delayed_warns_if_no_queue_is_bound_by_its_key(shell: Shell, broker
 
 
 def test_send_delayed_may_start_before_receive_delayed(shell: Shell, via: str) -> None:
-    """A message that `send-delayed` sends before `receive-delayed` starts waits in the queue, and is received after the
-    start.
+    """A message that `send-delayed` sends before `receive-delayed` starts waits in the queue, and `receive-delayed`
+    prints it.
     """
     sent = shell.run("mqtool", "send-delayed", "--delay", "20ms", "--via", via, "--quiet", "x")
     assert (sent.stderr, sent.code) == ("", 0)
@@ -94,8 +96,8 @@ def test_send_delayed_may_start_before_receive_delayed(shell: Shell, via: str) -
     ids=lambda words: " ".join(words),
 )
 @pytest.mark.sampled(4)
-def test_each_publishing_command_takes_a_delay(shell: Shell, via: str, receive: list[str], send: list[str]) -> None:
-    """With --delay, the message of each publishing command reaches the receiver, and not before the message is due."""
+def test_each_publishing_command_accepts_a_delay(shell: Shell, via: str, receive: list[str], send: list[str]) -> None:
+    """With --delay, the message of each publishing command reaches the receiver, but not before it is due."""
     receiver = shell.start("mqtool", *receive, "-c", "1", "-F", "%b %l").wait_until_ready()
     sent = shell.run("mqtool", *send, "later", "--delay", "150ms", "--via", via)
     body, late = receiver.wait().stdout.split()
@@ -120,8 +122,8 @@ def test_each_publishing_command_takes_a_delay(shell: Shell, via: str, receive: 
 def test_via_auto_chooses_the_plugin_or_wait_queues(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, with_plugin: str, without: str
 ) -> None:
-    """Without --via, a command with --delay chooses the plugin, or classic or quorum wait queues, depending on the
-    destination.
+    """Without --via, a command with --delay chooses the delayed message plugin, or classic or quorum wait queues,
+    depending on the destination.
     """
     broker.api("PUT", f"queues/{broker.vhost}/theirs", {"durable": True})
     sent = shell.run("mqtool", *command.split(), "x", "--delay", "1h")
@@ -130,12 +132,14 @@ def test_via_auto_chooses_the_plugin_or_wait_queues(
     expected = with_plugin if plugin else without
     assert (waiting or ["plugin"]) == [expected], sent.stderr
     assert sent.stderr.startswith(BY_EXCHANGE if expected == "plugin" else "messages wait in queues")
-    if broker.kind == "embedded":  # which has what the RabbitMQ that it behaves like has not
+    if broker.kind == "embedded":  # it has the plugin, even if the RabbitMQ that it behaves like does not
         assert "the embedded broker has" in sent.stderr or expected != "plugin"
 
 
-def test_declaring_a_delayed_exchange_without_the_plugin_names_what_to_use_instead(lonely_shell: Shell) -> None:
-    """Without the plugin, `exchange declare … x-delayed-message` exits with 78, and the hint names `delayed relay`."""
+def test_exchange_declare_without_the_delayed_message_plugin_suggests_delayed_relay(lonely_shell: Shell) -> None:
+    """If the broker lacks the delayed message plugin, `exchange declare … x-delayed-message` exits with 78, and the
+    hint suggests `delayed relay`.
+    """
     with EmbeddedBroker(like="4.3") as broker:
         refused = lonely_shell.run("mqtool", "exchange", "declare", "later", "x-delayed-message", "-u", broker.url)
     assert refused.code == 78
@@ -143,9 +147,9 @@ def test_declaring_a_delayed_exchange_without_the_plugin_names_what_to_use_inste
     assert refused.stderr.endswith("mqtool delayed relay later\n")
 
 
-def test_via_auto_prints_its_choice_and_the_reason(shell: Shell, broker: TestBroker, plugin: bool) -> None:
-    """`send --delay` prints one line that says where messages wait on this broker, and why; with --quiet, or if --via
-    names the way, it prints nothing.
+def test_send_with_a_delay_says_where_messages_wait_and_why(shell: Shell, broker: TestBroker, plugin: bool) -> None:
+    """`send --delay` prints one line that says where messages wait on this broker, and why. With --via or --quiet, it
+    does not print this line.
     """
     classic = ["-q", "classic", "--queue-type", "classic", "--durable"]
     said = shell.run("mqtool", "send", "x", *classic, "--delay", "1h").stderr.splitlines()
@@ -160,16 +164,16 @@ def test_via_auto_prints_its_choice_and_the_reason(shell: Shell, broker: TestBro
 @pytest.mark.parametrize(
     "command", ["send-delayed", "send", "send -q c --queue-type classic", "emit-log topic -e lasting --durable a.b"]
 )
-def test_only_the_first_command_says_where_messages_wait(shell: Shell, plugin: bool, command: str) -> None:
+def test_only_the_first_run_says_where_delayed_messages_wait(shell: Shell, plugin: bool, command: str) -> None:
     """If a command with --delay is run three times, only the first run says where the messages wait."""
     said = [shell.run("mqtool", *command.split(), "x", "--delay", "1h").stderr.splitlines() for _ in range(3)]
     assert said[0][0].startswith("messages wait in ")
     assert [len(lines) for lines in said] == [2, 1, 1], said
 
 
-def test_via_auto_never_uses_the_plugin_for_a_quorum_queue(shell: Shell, plugin: bool) -> None:
-    """For a quorum queue, `send --delay` uses wait queues even if the broker has the plugin; with --via plugin, it
-    warns that messages may be lost.
+def test_send_with_a_delay_does_not_use_the_plugin_for_a_quorum_queue(shell: Shell, plugin: bool) -> None:
+    """For a quorum queue, `send --delay` uses wait queues even if the broker has the delayed message plugin. With --via
+    plugin, `send` warns that the plugin may lose messages; so does `receive-delayed` for a quorum queue.
     """
     said = shell.run("mqtool", "send", "x", "--delay", "1h").stderr.splitlines()
     assert said[0] == "messages wait in queues, which lose nothing on the way to a quorum queue"
@@ -188,8 +192,10 @@ def test_via_auto_never_uses_the_plugin_for_a_quorum_queue(shell: Shell, plugin:
 
 
 @large
-def test_a_warning_appears_once_for_10000_messages_in_wait_queues(shell: Shell) -> None:
-    """`send --via ttl` warns once when it has sent 10,000 messages to wait queues, and not at all for 100 messages."""
+def test_send_warns_once_about_10000_messages_in_wait_queues(shell: Shell) -> None:
+    """`send --via ttl` warns once, when it sends its 10,000th message to wait queues, and does not warn about 100
+    messages.
+    """
     for count, said in ((100, 0), (10_001, 1)):
         sent = shell.run(
             "mqtool", "send", "-l", "--delay=1h", "--via=ttl", "--queue=c", "--queue-type=classic", stdin="x\n" * count
@@ -204,8 +210,8 @@ def test_a_warning_appears_once_for_10000_messages_in_wait_queues(shell: Shell) 
 def test_a_delayed_message_for_an_existing_quorum_queue_does_not_use_the_plugin(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, queue: str
 ) -> None:
-    """If the destination already exists as a quorum queue, a command with --delay uses quorum wait queues, even if it
-    would itself have declared a classic queue.
+    """If the destination already exists as a quorum queue, a command with --delay uses quorum wait queues, even if the
+    command itself would have declared a classic queue.
     """
     broker.api("PUT", f"queues/{broker.vhost}/{queue}", {"durable": True, "arguments": {"x-queue-type": "quorum"}})
     sent = shell.run("mqtool", *command.split(), "-l", "--delay", "1h", stdin="x\ny\n")
@@ -219,9 +225,9 @@ def test_a_delayed_message_for_an_existing_quorum_queue_does_not_use_the_plugin(
         assert warned.stderr.count("warning: the plugin loses messages for a quorum queue") == 1
 
 
-def test_an_exchange_without_the_plugins_type_is_used_as_it_is(shell: Shell, plugin: bool) -> None:
-    """If the exchange exists without the plugin's type, `send-delayed` publishes to the exchange through wait queues;
-    with --via plugin, `send-delayed` exits with 78 and says how to delete the exchange.
+def test_send_delayed_uses_an_existing_exchange_that_does_not_delay(shell: Shell, plugin: bool) -> None:
+    """If the exchange exists, but is not an x-delayed-message exchange of the plugin, `send-delayed` delays messages in
+    wait queues. With --via plugin, it exits with 78 and says how to delete the exchange.
     """
     if not plugin:
         pytest.skip("this broker has no delayed message plugin")
@@ -236,10 +242,10 @@ def test_an_exchange_without_the_plugins_type_is_used_as_it_is(shell: Shell, plu
 
 
 @pytest.mark.once_on_rabbitmq
-@pytest.mark.parametrize("command", [["send", "x"], ["emit-log", "fanout", "x"], ["send-delayed", "x"]], ids=str)
-def test_via_plugin_without_the_plugin_says_what_to_install(shell: Shell, plugin: bool, command: list[str]) -> None:
-    """If the broker lacks the plugin, --via plugin exits with 78 and suggests --via ttl. The error also says how to
-    enable the plugin, unless no plugin exists for this version of the broker.
+@pytest.mark.parametrize("command", [["send", "x"], ["emit-log", "fanout", "x"], ["send-delayed", "x"]], ids=" ".join)
+def test_via_plugin_without_the_plugin_suggests_wait_queues(shell: Shell, plugin: bool, command: list[str]) -> None:
+    """If the broker lacks the delayed message plugin, a command with --via plugin exits with 78 and suggests --via ttl.
+    The error also says how to enable the plugin, unless no plugin exists for this version of RabbitMQ.
     """
     if plugin:
         pytest.skip("this broker has the delayed message plugin")
@@ -272,7 +278,7 @@ def test_via_plugin_without_the_plugin_says_what_to_install(shell: Shell, plugin
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_an_invalid_delay_or_time_is_a_usage_error(lonely_shell: Shell, options: list[str], says: str) -> None:
-    """`send` with a delay or time that is not valid exits with 2 before it connects to a broker."""
+    """`send` with an invalid delay or time says what is wrong and exits with 2, without contacting a broker."""
     refused = lonely_shell.run("mqtool", "send", "x", *options, "-u", "amqp://127.0.0.1:1")
     assert says in refused.stderr
     assert refused.code == 2
@@ -286,8 +292,8 @@ def test_delay_and_at_cannot_be_combined(lonely_shell: Shell) -> None:
     assert refused.code == 2
 
 
-def test_messages_sent_with_at_arrive_at_that_time(shell: Shell, via: str) -> None:
-    """`send -l --at TIME` sends three lines; all arrive, and none before that time."""
+def test_messages_sent_with_a_time_do_not_arrive_before_it(shell: Shell, via: str) -> None:
+    """`send -l --at TIME` sends three lines; all of them arrive, and none before this time."""
     receiver = shell.start("mqtool", "receive", "-c", "3", "-F", "%b %t").wait_until_ready()
     due = datetime.now().astimezone() + timedelta(seconds=3)
     sent = shell.run("mqtool", "send", "-l", "--via", via, "--at", due.isoformat(), stdin="1\n2\n3\n")
@@ -298,9 +304,9 @@ def test_messages_sent_with_at_arrive_at_that_time(shell: Shell, via: str) -> No
     assert min(map(datetime.fromisoformat, came.values())) >= due.replace(microsecond=due.microsecond // 1000 * 1000)
 
 
-def test_each_line_is_delayed_from_when_it_is_sent(shell: Shell, via: str) -> None:
-    """`send -l --delay` counts each line's delay from when that line is sent: the first arrives before the second is
-    typed.
+def test_the_delay_of_each_line_starts_when_the_line_is_sent(shell: Shell, via: str) -> None:
+    """With `send -l --delay`, the delay of each line starts when that line is sent: the first line arrives before the
+    second one is typed.
     """
     receiver = shell.start("mqtool", "receive", "-c", "2", "--raw").wait_until_ready()
     sender = shell.start("mqtool", "send", "-l", "--via", via, "--delay", "50ms", stdin=PIPE)
@@ -313,9 +319,9 @@ def test_each_line_is_delayed_from_when_it_is_sent(shell: Shell, via: str) -> No
     assert sender.wait().code == 0
 
 
-def test_ndjson_gives_each_message_its_own_delay(shell: Shell, via: str) -> None:
-    """`send --json` delays each message by its "delay" or until its "at", and a message without either not at all;
-    --delay overrides both.
+def test_each_message_in_ndjson_can_have_its_own_delay(shell: Shell, via: str) -> None:
+    """`send --json` delays each message by its "delay" or until its "at". A message with neither is sent at once. The
+    option --delay overrides both.
     """
     receiver = shell.start("mqtool", "receive", "-c", "3", "-F", "%b %l").wait_until_ready()
     lines = [
@@ -350,17 +356,19 @@ def test_ndjson_gives_each_message_its_own_delay(shell: Shell, via: str) -> None
         ('{"body": "x", "delay": "50d"}', "a delay of 50d is too long"),
     ],
 )
-def test_an_invalid_delay_in_ndjson_is_named_with_its_line(shell: Shell, line: str, says: str) -> None:
-    """If a line has an invalid delay, `send --json` sends the lines before it, names the error, and exits with 65."""
+def test_an_invalid_delay_in_ndjson_is_reported_with_its_line(shell: Shell, line: str, says: str) -> None:
+    """If a line has an invalid delay, `send --json` sends the lines before it, says what is wrong, and exits with
+    65.
+    """
     refused = shell.run("mqtool", "send", "--json", stdin='{"body": "before"}\n' + line + "\n")
     assert says in refused.stderr
     assert refused.code == 65
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "before\n"
 
 
-def test_send_delayed_uses_the_header_x_delay(shell: Shell, via: str) -> None:
-    """`send-delayed --json` delays a message by its x-delay header (milliseconds); a message with a negative x-delay is
-    sent at once.
+def test_send_delayed_uses_the_x_delay_header(shell: Shell, via: str) -> None:
+    """`send-delayed --json` delays a message by its x-delay header, in milliseconds. A message with a negative x-delay
+    is sent at once.
     """
     shell.run("mqtool", "receive-delayed", "--idle-timeout", "1ms")
     given = '{"body": "x", "headers": {"x-delay": 30, "mine": 1}}\n{"body": "y", "headers": {"x-delay": 3600000}}\n'
@@ -373,8 +381,8 @@ def test_send_delayed_uses_the_header_x_delay(shell: Shell, via: str) -> None:
     assert shell.run("mqtool", "receive-delayed", "-c", "1", "--raw").stdout == "z\n"
 
 
-def test_a_received_copy_is_not_delayed_again(shell: Shell, via: str) -> None:
-    """In `receive-delayed --json | send-delayed --json`, the copy of a message is sent at once, although its headers
+def test_a_received_message_that_is_sent_again_is_not_delayed_again(shell: Shell, via: str) -> None:
+    """In `receive-delayed --json | send-delayed --json`, a message is sent again without a delay, although its headers
     contain x-delay.
     """
     shell.run("mqtool", "send-delayed", "--delay", "20ms", "--via", via, "x")
@@ -390,10 +398,10 @@ def test_a_received_copy_is_not_delayed_again(shell: Shell, via: str) -> None:
 
 
 @pytest.mark.once_on_rabbitmq("via")
-@pytest.mark.parametrize("sign", [1, -1])
-def test_keep_delay_delays_a_copy_again(shell: Shell, via: str, sign: int) -> None:
-    """`send-delayed --json --keep-delay` delays a received copy again by its x-delay; a "delay" in the line overrides
-    it.
+@pytest.mark.parametrize("sign", [1, -1], ids=["positive x-delay", "negative x-delay"])
+def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign: int) -> None:
+    """`send-delayed --json --keep-delay` delays a received message again by its x-delay header; a "delay" in the line
+    overrides the header.
     """
     shell.run("mqtool", "receive-delayed", "--idle-timeout", "1ms")
     lines = [
@@ -409,23 +417,25 @@ def test_keep_delay_delays_a_copy_again(shell: Shell, via: str, sign: int) -> No
     assert time.monotonic() - started >= 0.4
 
 
-@pytest.mark.parametrize("options", [["x"], ["--json", "--delay", "1s"]], ids=str)
+@pytest.mark.parametrize("options", [["x"], ["--json", "--delay", "1s"]], ids=" ".join)
 def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
-    """`send-delayed --keep-delay` without --json, or with --delay, exits with 2."""
+    """`send-delayed --keep-delay` without --json, or with --delay, exits with 2 and says that it needs --json."""
     refused = lonely_shell.run("mqtool", "send-delayed", "--keep-delay", *options, "-u", "amqp://127.0.0.1:1")
     assert "--keep-delay needs --json" in refused.stderr
     assert refused.code == 2
 
 
 def test_send_delayed_declares_the_tutorials_queue(shell: Shell, via: str) -> None:
-    """`send-delayed` declares the tutorial's queue, where a message that is due waits for the first receiver."""
+    """`send-delayed` declares the tutorial's queue, so a message that is due waits there for the first receiver."""
     shell.run("mqtool", "send-delayed", "--delay", "1ms", "--via", via, "early")
     assert shell.run("mqtool", "receive-delayed", "-c", "1", "--raw", "--timeout", "30s").stdout == "early\n"
 
 
 @on_any_broker
-def test_mandatory_is_refused_for_a_line_with_a_delay(shell: Shell) -> None:
-    """`send --json --mandatory` sends the lines before the first one with a delay, then exits with 2."""
+def test_send_mandatory_stops_at_a_message_with_a_delay(shell: Shell) -> None:
+    """--mandatory does not work with a delay: `send --json --mandatory` sends the messages before the first one with a
+    delay, says so, and exits with 2.
+    """
     shell.run("mqtool", "receive", "--idle-timeout", "1ms")
     refused = shell.run(
         "mqtool", "send", "--json", "--mandatory", stdin='{"body": "a"}\n{"body": "b", "delay": "1s"}\n'
@@ -435,9 +445,9 @@ def test_mandatory_is_refused_for_a_line_with_a_delay(shell: Shell) -> None:
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "a\n"
 
 
-def test_send_warns_once_that_expirations_are_lost(shell: Shell) -> None:
-    """With --via ttl, the delay replaces a message's expiration: `send` warns once for all messages, and none arrives
-    early.
+def test_send_warns_once_that_a_delay_replaces_the_expiration(shell: Shell) -> None:
+    """With --via ttl, the delay replaces a message's expiration: `send` warns about it once, however many messages it
+    sends, and no message arrives early.
     """
     shell.run("mqtool", "receive", "--idle-timeout", "1ms")
     sent = shell.run("mqtool", "send", "-l", "--delay", "200ms", "--via", "ttl", "--property", "expiration=10",
@@ -449,7 +459,7 @@ def test_send_warns_once_that_expirations_are_lost(shell: Shell) -> None:
 
 
 def test_a_delayed_message_for_a_missing_exchange_declares_nothing(shell: Shell, via: str) -> None:
-    """`send --delay` to an exchange that does not exist exits with 69, and leaves no exchange behind."""
+    """`send --delay` to an exchange that does not exist exits with 69, and declares no exchange."""
     exchanges = shell.run("mqtool", "list", "exchanges", "name").stdout
     (shell.directory / "given").write_text('{"body": "x", "exchange": "nowhere", "delay": "1s"}\n')
     for words in (["-e", "nowhere", "--delay", "1s", "x"], ["--json", "-f", "given"]):
@@ -460,8 +470,8 @@ def test_a_delayed_message_for_a_missing_exchange_declares_nothing(shell: Shell,
 
 @pytest.mark.keeps_messages
 def test_failed_to_keeps_delayed_messages_for_a_missing_queue(shell: Shell, via: str) -> None:
-    """If an input line names a queue that does not exist, `send --failed-to` writes this message and all later ones,
-    with their delays, to the file, so that a second run can send them.
+    """If an input line names a queue that does not exist, `send --failed-to FILE` writes this message and all later
+    ones to the file, with their delays, so that a second run can send them.
     """
     shell.run("mqtool", "receive", "--idle-timeout", "1ms")
     missing = {"body": "b", "exchange": "", "routing_key": "missing", "delay": "200ms"}
@@ -484,8 +494,8 @@ def test_failed_to_keeps_delayed_messages_for_a_missing_queue(shell: Shell, via:
 
 @on_any_broker
 def test_failed_to_keeps_the_delay_of_each_unsent_line(shell: Shell) -> None:
-    """If a line cannot be delayed, `send-delayed --failed-to` writes it and all later lines to the file, each with the
-    delay it would have had.
+    """If a line cannot be delayed, `send-delayed --failed-to FILE` writes this line and all later ones to the file,
+    each with the delay that it would have had.
     """
     lines = [{"body": "x", "delay": "50d"}, {"body": "y"}, {"body": "z", "headers": {"x-delay": 70}}]
     (shell.directory / "given").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -499,8 +509,8 @@ def test_failed_to_keeps_the_delay_of_each_unsent_line(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_wait_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If a wait queue exists without a TTL, `send --delay` exits with 78 and publishes nothing to it; --failed-to keeps
-    the message.
+    """If the wait queue exists but has no TTL, `send --delay` exits with 78 and publishes nothing to it; --failed-to
+    keeps the message.
     """
     broker.api("PUT", f"queues/{broker.vhost}/hello.delay.1m", {"durable": True})
     refused = shell.run("mqtool", "send", "-l", "--delay", "1m", "--via", "ttl", "--failed-to", "failed", stdin="x\n")
@@ -535,8 +545,8 @@ _LOGS = ["-e", "lasting", "--durable"]
 def test_delayed_messages_arrive_after_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, via: str, send: list[str], receive: list[str]
 ) -> None:
-    """After a restart of the broker, all delayed messages for durable queues arrive, and none early. RabbitMQ may
-    deliver messages that fall due during its start three minutes late.
+    """After a restart of the broker, all delayed messages for durable queues arrive, and none early. On RabbitMQ,
+    messages that are due during its start may arrive up to three minutes late.
     """
     shell = lonely_shell
     first = 20 if restartable.kind is BrokerKind.EMBEDDED else 20_000
@@ -555,8 +565,8 @@ def test_delayed_messages_arrive_after_a_restart_of_the_broker(
     restartable.start()
 
     receiver = shell.start("mqtool", *receive, "-F", "%b %l", ready=True)
-    # Some may come twice.
-    wait_until(lambda: len(set(receiver.stdout.split()[::2])) == 200, "all of them", patience=300)
+    # Some may arrive twice.
+    wait_until(lambda: len(set(receiver.stdout.split()[::2])) == 200, "all 200 messages", patience=300)
     assert time.time() >= due_last
     got = receiver.interrupt().wait().stdout.split()
     assert set(map(int, got[::2])) == set(range(200))
@@ -565,8 +575,8 @@ def test_delayed_messages_arrive_after_a_restart_of_the_broker(
 
 @large
 def test_thousands_of_delayed_messages_arrive_once_and_not_early(shell: Shell, broker: TestBroker, via: str) -> None:
-    """Of thousands of messages sent by `send-delayed --json` with delays from 0 to 2 s, each arrives once, and none
-    early.
+    """Each of the thousands of messages that `send-delayed --json` sends, with delays from 0 to 2 s, arrives once, and
+    none early.
     """
     count = 4_000 if broker.kind == "embedded" else 2_000  # which take RabbitMQ two seconds of computing
     given = "".join(json.dumps({"body": f"{n}", "delay": f"{n * 7919 % 2000}ms"}) + "\n" for n in range(count))
@@ -576,13 +586,11 @@ def test_thousands_of_delayed_messages_arrive_once_and_not_early(shell: Shell, b
     got = receiver.wait().stdout.split()
     assert sorted(map(int, got[::2])) == list(range(count))
     assert min(map(int, got[1::2])) >= 0
-    wait_until(lambda: depth(broker, "delay_queue") == 0, "nothing is left")
+    wait_until(lambda: depth(broker, "delay_queue") == 0, "an empty queue")
 
 
 def test_failed_to_keeps_a_message_that_cannot_be_delayed(shell: Shell) -> None:
-    """`send --delay` of a message with a CC header, which cannot be delayed, exits with 65, and --failed-to keeps the
-    message.
-    """
+    """A message with a CC header cannot be delayed: `send --delay` exits with 65, and --failed-to keeps the message."""
     copies = ("-H", 'CC:=["elsewhere"]')
     refused = shell.run("mqtool", "send", "-q", "q", "--delay", "5s", *copies, "--failed-to", "failed", "not me")
     assert refused.code == 65

@@ -65,9 +65,9 @@ def received(shell: Shell, count: int, patience: float = PATIENCE) -> list[Any]:
 
 
 @pytest.mark.keeps_messages
-def test_relay_delays_the_messages_of_any_client(shell: Shell, broker: TestBroker) -> None:
-    """`delayed relay` routes a message by its key once its x-delay is over, never early, and keeps its properties and
-    headers. It forwards a message without a positive number in x-delay at once.
+def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: TestBroker) -> None:
+    """`delayed relay` routes a message by its routing key once its x-delay is over, never early, and keeps its
+    properties and headers. If x-delay is missing or not a positive number, the relay forwards the message at once.
     """
     running = relay(shell, "--type", "topic")
     shell.run("mqtool", "send", "-e", "tasks", "-r", "nobody", "no queue is bound by this key")
@@ -94,7 +94,7 @@ def test_relay_delays_the_messages_of_any_client(shell: Shell, broker: TestBroke
 
 
 @on_any_broker
-def test_relay_by_timestamps_counts_the_delay_from_publishing(shell: Shell, broker: TestBroker) -> None:
+def test_delayed_relay_by_timestamps_counts_the_delay_from_publishing(shell: Shell, broker: TestBroker) -> None:
     """With `delayed relay --by-timestamps`, a message with a delay of one hour that was published an hour ago is
     forwarded at once.
     """
@@ -114,9 +114,9 @@ def test_relay_by_timestamps_counts_the_delay_from_publishing(shell: Shell, brok
 
 
 @pytest.mark.keeps_messages
-def test_a_killed_relay_loses_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If running relays are killed one after the other, another continues their work: no message is lost, but some may
-    arrive twice.
+def test_a_killed_delayed_relay_loses_no_message(shell: Shell, broker: TestBroker) -> None:
+    """If several processes of `delayed relay` run for one exchange, and are killed one after the other, the last one
+    delivers all messages: none is lost, but some may arrive twice.
     """
     count = 600
     first, second = relay(shell, "--type", "topic"), relay(shell)
@@ -137,7 +137,7 @@ def test_a_killed_relay_loses_no_message(shell: Shell, broker: TestBroker) -> No
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_relay_continues_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
     """After kill -9 of the broker, `delayed relay` reconnects and continues by itself, and every confirmed message
-    arrives. RabbitMQ may deliver messages that fall due while it is down or starting some minutes late.
+    arrives. On RabbitMQ, messages that are due while it is down or starting may arrive some minutes late.
     """
     own_broker(kind)
     shell, delayed, at_once = lonely_shell, 200, 400
@@ -147,9 +147,9 @@ def test_relay_continues_after_the_broker_was_killed(lonely_shell: Shell, kind: 
     try:
         running = relay(shell, "--type", "topic")
         publish(restartable.url, [first + 1_000 * (number % 4) for number in range(delayed)])
-        wait_until(lambda: taken(restartable) == delayed, "the relay has taken them")
+        wait_until(lambda: taken(restartable) == delayed, "the relay to take the messages")
         if kind is BrokerKind.NODE:
-            wait_until(lambda: has_saved_its_queues(restartable), "RabbitMQ has saved the names of its queues")
+            wait_until(lambda: has_saved_its_queues(restartable), "RabbitMQ to save the names of its queues")
         publish(restartable.url, [5_000] + [None] * at_once, first=delayed)
         wait_until(lambda: any(queue["name"].endswith(".5s") for queue in restartable.queues()), "a new wait queue")
         restartable.kill()
@@ -165,7 +165,7 @@ def test_relay_continues_after_the_broker_was_killed(lonely_shell: Shell, kind: 
 
 
 def taken(broker: Restartable) -> int:
-    """The number of messages that no longer are in the relay's queue; 0 while one is."""
+    """The number of messages in all other queues; 0 as long as messages are in the relay's queue."""
     depths = {queue["name"]: queue.get("messages", 0) for queue in broker.queues()}
     return 0 if depths["tasks.relay"] else sum(depths.values())
 
@@ -178,7 +178,7 @@ def has_saved_its_queues(node: Restartable) -> bool:
 
 
 @on_any_broker
-def test_relay_avoids_wait_queues_without_a_leader(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delayed_relay_avoids_wait_queues_without_a_leader(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """If wait queues have no leader, `delayed relay` uses others instead, delivers every message, and warns once for
     each queue without a leader.
     """
@@ -217,9 +217,9 @@ def test_relay_avoids_wait_queues_without_a_leader(broker: TestBroker, monkeypat
     assert all(depth(broker, queue) == 0 for queue in told)
 
 
-def test_delayed_commands_see_messages_that_a_relay_holds(shell: Shell, broker: TestBroker) -> None:
-    """`delayed ls`, `show`, `cancel` and `now` include the messages that a relay delays, and those that wait for a
-    relay to run.
+def test_delayed_commands_include_the_messages_of_a_relay(shell: Shell, broker: TestBroker) -> None:
+    """`delayed ls`, `show`, `cancel` and `now` include the messages that `delayed relay` delays, and those that were
+    published while no relay was running.
     """
     running = relay(shell, "--type", "topic")
 
@@ -247,9 +247,9 @@ def test_delayed_commands_see_messages_that_a_relay_holds(shell: Shell, broker: 
 
 
 @on_any_broker
-def test_relay_publishes_due_messages_to_another_exchange(shell: Shell, broker: TestBroker) -> None:
-    """`delayed relay --to` publishes due messages to an existing exchange, and warns of queues that are bound directly
-    to the relay's own exchange.
+def test_delayed_relay_publishes_due_messages_to_another_exchange(shell: Shell, broker: TestBroker) -> None:
+    """`delayed relay --to` publishes messages that are due to an existing exchange, and warns about queues that are
+    bound directly to the relay's own exchange, since they get messages without delay.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     shell.run("mqtool", "exchange", "declare", "events", "topic")
@@ -272,9 +272,9 @@ def test_relay_publishes_due_messages_to_another_exchange(shell: Shell, broker: 
 
 
 @on_any_broker
-def test_relay_replaces_the_plugin_without_duplicating_messages(shell: Shell, broker: TestBroker) -> None:
-    """After `delayed migrate`, the plugin delivers the messages that it holds, the relay delivers those published to
-    the relay's exchange, and each message arrives once.
+def test_delayed_relay_replaces_the_plugin_without_duplicating_messages(shell: Shell, broker: TestBroker) -> None:
+    """After `delayed migrate`, the delayed message plugin delivers the messages that it still holds, the relay delivers
+    those that are published to its exchange, and each message arrives once.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old = Exchange("old", DELAYED, durable=True, arguments={"x-delayed-type": "topic"})

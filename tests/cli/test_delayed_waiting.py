@@ -41,9 +41,9 @@ def waiting(shell: Shell, broker: TestBroker) -> Waiting:
     return Waiting(shell, broker)
 
 
-def test_delayed_ls_and_show_list_waiting_messages(waiting: Waiting) -> None:
-    """`delayed ls` counts the waiting messages of each destination, and `delayed show` prints them. Both include a
-    worker's retries and consume nothing.
+def test_delayed_ls_and_show_list_delayed_messages_and_retries(waiting: Waiting) -> None:
+    """`delayed ls` counts the delayed messages for each destination, and `delayed show` prints them. Both include the
+    retries of `worker`, and consume nothing.
     """
     waiting.shell.run("mqtool", "send", "-r", "jobs", "--property", "message-id=m-5", "fails")
     failing = ("mqtool", "worker", "-q", "jobs", "-c", "1", "--backoff", "2m", "--exec", "false")
@@ -74,8 +74,8 @@ def test_delayed_ls_and_show_list_waiting_messages(waiting: Waiting) -> None:
 
 
 def test_delayed_cancel_deletes_the_chosen_messages(waiting: Waiting) -> None:
-    """`delayed cancel --yes` deletes waiting messages by id or condition; the others keep waiting. Without --yes, it
-    exits with 2.
+    """`delayed cancel --yes` deletes the delayed messages that an id or a condition selects; the others keep waiting.
+    Without --yes, it exits with 2.
     """
     waiting.run("cancel", "m-1", code=2)
     waiting.run("cancel", "--yes", code=2)
@@ -86,9 +86,9 @@ def test_delayed_cancel_deletes_the_chosen_messages(waiting: Waiting) -> None:
     assert waiting.shown() == ["m-4"]
 
 
-def test_delayed_now_delivers_before_the_time(waiting: Waiting) -> None:
-    """`delayed now` publishes a waiting message to its exchange with its routing key and without an expiration; the
-    message no longer waits.
+def test_delayed_now_delivers_a_message_before_it_is_due(waiting: Waiting) -> None:
+    """`delayed now` publishes a delayed message at once, to its exchange, with its routing key and without an
+    expiration, and the message no longer waits.
     """
     assert "2 delivered" in waiting.run("now", "m-4", "m-2").stderr
     assert sorted(waiting.shown()) == ["m-1", "m-3"]
@@ -100,7 +100,7 @@ def test_delayed_now_delivers_before_the_time(waiting: Waiting) -> None:
     assert waiting.shell.run("mqtool", "receive", "-q", "jobs", "-c", "1", "--raw").stdout == "body of m-2\n"
 
 
-def test_delayed_now_keeps_a_message_that_no_queue_takes(waiting: Waiting) -> None:
+def test_delayed_now_keeps_a_message_whose_queue_was_deleted(waiting: Waiting) -> None:
     """If the destination queue no longer exists, `delayed now` exits with 75 and the message keeps waiting."""
     waiting.shell.run("mqtool", "queue", "delete", "jobs", "--yes")
     assert "'jobs' did not take message m-1" in waiting.run("now", "m-1", code=75).stderr
@@ -108,9 +108,9 @@ def test_delayed_now_keeps_a_message_that_no_queue_takes(waiting: Waiting) -> No
 
 
 @pytest.mark.parametrize("broker", ["embedded"], indirect=True)
-def test_delayed_ls_only_counts_messages_in_the_plugin(shell: Shell, broker: TestBroker) -> None:
-    """For messages that the plugin holds, `delayed ls` prints their number, and `delayed show` says that it cannot show
-    them.
+def test_delayed_ls_counts_messages_that_the_plugin_holds(shell: Shell, broker: TestBroker) -> None:
+    """For messages that the delayed message plugin holds, `delayed ls` prints their number, and `delayed show` says
+    that it cannot show them.
     """
     shell.run("mqtool", "send-delayed", "--delay", "1h", "later")
     found = shell.run("mqtool", "delayed", "ls", "--management", broker.management)

@@ -27,13 +27,15 @@ def left_behind(broker: TestBroker) -> list[str]:
 
 
 def test_make_demo_runs_every_tutorial() -> None:
-    """`make demo` runs all tutorials, in their order, except why-queues."""
+    """`make demo` runs all tutorials, in the order in which mqtool lists them, except why-queues."""
     (names,) = re.findall(r"^TUTORIALS := ([^\\\n]*(?:\\\n[^\\\n]*)*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert ["why-queues", *names.replace("\\", "").split()] == list(PLAYS)
 
 
 @large
-def test_a_real_log_arrives_whole_and_in_parts(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
+def test_the_log_demonstration_delivers_a_log_whole_and_in_parts(
+    shell: Shell, broker: TestBroker, tmp_path: Path
+) -> None:
     """In the log demonstration, one receiver gets the whole log byte for byte, and the others get parts that add up to
     the whole; no queue is left on the broker.
     """
@@ -66,8 +68,8 @@ def test_the_tutorial_incident_passes_its_checks_and_leaves_no_queue(shell: Shel
 
 
 @on_any_broker
-def test_a_tutorial_neither_takes_nor_shows_existing_messages(shell: Shell) -> None:
-    """`tutorial run` leaves a user's messages in their queue, and does not show messages of an earlier run."""
+def test_tutorial_run_neither_consumes_nor_shows_existing_messages(shell: Shell) -> None:
+    """`tutorial run` leaves the messages in a user's queue, and does not show messages that an earlier run has left."""
     shell.run("mqtool", "send", "mine")
     shell.run("mqtool", "send", "-q", "demo.hello", "stale")
 
@@ -80,7 +82,7 @@ def test_a_tutorial_neither_takes_nor_shows_existing_messages(shell: Shell) -> N
 
 
 @on_any_broker
-def test_a_missing_log_file_is_named_at_once(shell: Shell) -> None:
+def test_the_log_demonstration_names_a_missing_log_file(shell: Shell) -> None:
     """If the log file does not exist, the log demonstration names the file, sends nothing, and exits with 1."""
     result = run_real_log(shell, "/no/such/log")
 
@@ -91,9 +93,9 @@ def test_a_missing_log_file_is_named_at_once(shell: Shell) -> None:
 
 @on_any_broker
 @large
-def test_the_demo_fails_if_the_log_changes(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
-    """If the log file changes while the log demonstration reads it, the demonstration says how many lines were expected
-    and how many were sent, and exits with 1.
+def test_the_log_demonstration_fails_if_the_log_changes(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
+    """If the log file changes while the log demonstration reads it, the demonstration says how many lines it expected
+    and how many it sent, and exits with 1.
     """
     log = tmp_path / "app.log"
     log.write_text("INFO one\nWARN two\n")
@@ -109,7 +111,7 @@ def test_the_demo_fails_if_the_log_changes(shell: Shell, broker: TestBroker, tmp
     assert left_behind(broker) == []
 
 
-def test_the_demo_starts_no_broker_if_mqtool_url_names_one(lonely_shell: Shell) -> None:
+def test_tutorial_run_starts_no_broker_if_mqtool_url_names_one(lonely_shell: Shell) -> None:
     """If MQTOOL_URL names a broker that does not answer, `tutorial run` exits with 69 and starts no broker."""
     result = lonely_shell.run(*TUTORIALS, "hello-world", environment={"MQTOOL_URL": "amqp://127.0.0.1:1"})
 
@@ -118,8 +120,8 @@ def test_the_demo_starts_no_broker_if_mqtool_url_names_one(lonely_shell: Shell) 
 
 
 @on_any_broker
-def test_ctrl_c_ends_all_commands_of_the_demo(shell: Shell, broker: TestBroker) -> None:
-    """Ctrl-C during `tutorial run` exits with 130, closes every connection, and leaves no queue behind."""
+def test_ctrl_c_during_tutorial_run_ends_all_its_commands(shell: Shell, broker: TestBroker) -> None:
+    """After Ctrl-C, `tutorial run` exits with 130, closes every connection, and leaves no queue behind."""
     running = shell.start(*TUTORIALS, "work-queues", ready=False).wait_for_stdout("Received long..")
 
     running.interrupt()

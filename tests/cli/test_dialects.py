@@ -66,7 +66,9 @@ RECEIVERS = {
 @pytest.mark.parametrize(("dialect", "command"), SPOKEN)
 @pytest.mark.sampled(12)
 def test_each_dialect_prints_the_lines_of_its_scripts(shell: Shell, dialect: str, command: str) -> None:
-    """With --dialect, each command prints that dialect's lines, on stderr for Go and on stdout for the others."""
+    """With --dialect, each command prints the same lines as the dialect's tutorial scripts: on stderr for Go, and on
+    stdout for the others.
+    """
     sent, received = SPOKEN[dialect, command]
     [receive] = [whose for sender, whose in RECEIVERS.items() if command.startswith(sender)]
     receiver = shell.start("mqtool", *receive.split(), "--dialect", dialect, "-c", "1").wait_until_ready()
@@ -93,10 +95,11 @@ def of_script(result: Result, dialect: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "key"),
     [([], "nil.nil"), (["kern.critical", "A"], "nil.nil"), (["kern", "critical", "A"], "kern.critical")],
+    ids=["no word", "two words", "three words"],
 )
-def test_go_article_makes_the_routing_key_of_two_words(shell: Shell, words: list[str], key: str) -> None:
-    """`emit-log topic --dialect go-article` joins its first two words to make the routing key, if there is a third
-    word; otherwise the key is `nil.nil`.
+def test_the_dialect_go_article_makes_the_routing_key_from_two_words(shell: Shell, words: list[str], key: str) -> None:
+    """`emit-log topic --dialect go-article` joins its first two words with a dot into the routing key if there is a
+    third word; otherwise the routing key is `nil.nil`.
     """
     arguments = ("topic", "#", "--dialect", "go-article", "-c", "1", "-F", "%r")
     receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()
@@ -106,9 +109,13 @@ def test_go_article_makes_the_routing_key_of_two_words(shell: Shell, words: list
 
 @on_any_broker
 @pytest.mark.parametrize(
-    ("words", "key"), [([], "info"), (["kern.critical", "disk", "full"], "kern.critical"), (["cron"], "cron")]
+    ("words", "key"),
+    [([], "info"), (["kern.critical", "disk", "full"], "kern.critical"), (["cron"], "cron")],
+    ids=["no word", "three words", "one word"],
 )
-def test_go_article_2_takes_the_first_word_as_the_routing_key(shell: Shell, words: list[str], key: str) -> None:
+def test_the_dialect_go_article_2_takes_the_first_word_as_the_routing_key(
+    shell: Shell, words: list[str], key: str
+) -> None:
     """`emit-log topic --dialect go-article-2` uses its first word as the routing key, or `info` if no word is given."""
     arguments = ("topic", "#", "--dialect", "go-article-2", "-c", "1", "-F", "%r %b")
     receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()
@@ -129,8 +136,8 @@ def test_go_article_2_takes_the_first_word_as_the_routing_key(shell: Shell, word
 )
 @on_any_broker
 def test_a_named_queue_is_as_durable_as_in_the_dialects_scripts(shell: Shell, command: str, settings: str) -> None:
-    """With --dialect, a command declares a queue as durable or transient as the dialect's scripts do; --durable makes
-    the queue durable in any dialect.
+    """With --dialect, a command declares a queue as durable or transient, as the dialect's scripts do. With --durable,
+    the queue is durable in any dialect.
     """
     assert shell.run("mqtool", *command.split()).code == 0
     name, durable = settings.split()
@@ -142,8 +149,10 @@ def test_a_named_queue_is_as_durable_as_in_the_dialects_scripts(shell: Shell, co
 
 
 @on_any_broker
-def test_a_dialect_says_that_a_new_queue_is_transient(shell: Shell) -> None:
-    """On a terminal, `send -q NAME` says once if the dialect makes the new queue transient, and names --durable."""
+def test_send_says_that_the_dialect_makes_a_new_queue_transient(shell: Shell) -> None:
+    """With --dialect, `send -q NAME` on a terminal says once that the dialect makes the new queue transient, and names
+    --durable.
+    """
     send = ("mqtool", "send", "x", "--dialect", "go-classic", "-q")
     said = "it is transient, as in --dialect go-classic; for a durable queue, add --durable"
     assert said in on_terminal(shell, *send, "mine").stdout
@@ -153,9 +162,9 @@ def test_a_dialect_says_that_a_new_queue_is_transient(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_raw_and_output_win_over_a_dialect(shell: Shell) -> None:
-    """With --dialect, `receive --raw` prints only bodies on stdout and the script's other lines on stderr; `receive -o`
-    writes the messages to the file.
+def test_raw_output_and_output_files_work_with_a_dialect(shell: Shell) -> None:
+    """With --dialect, `receive --raw` prints only bodies on stdout, and the script's other lines on stderr; `receive -o
+    FILE` writes the lines of the messages to the file.
     """
     shell.run("mqtool", "send", "-l", "--dialect", "go-classic", stdin="one\ntwo\n")
     raw = shell.run("mqtool", "receive", "--raw", "-c", "1", "--dialect", "go-classic")
@@ -166,7 +175,7 @@ def test_raw_and_output_win_over_a_dialect(shell: Shell) -> None:
 
 @on_any_broker
 def test_without_a_dialect_only_messages_go_to_stdout(shell: Shell) -> None:
-    """Without --dialect, errors and notices of `receive-log` and `emit-log` go to stderr, and stdout stays empty."""
+    """Without --dialect, `receive-log` and `emit-log` print errors and notices on stderr, and nothing on stdout."""
     missing = shell.run("mqtool", "receive-log", "direct")
     assert (missing.stdout, missing.code) == ("", 2)
     assert missing.stderr.startswith(
@@ -195,8 +204,8 @@ def test_a_dialect_does_not_change_raw_data(shell: Shell, dialect: str) -> None:
 )  # fmt: skip
 @pytest.mark.sampled(2)
 def test_a_tutorials_queue_is_declared_without_a_notice(shell: Shell, command: str, queue: str) -> None:
-    """On a terminal, a tutorial's command declares the tutorial's queue without a notice: the first line printed is the
-    tutorial's own.
+    """On a terminal, a tutorial's command declares the tutorial's queue without a notice: the first line that it prints
+    is the tutorial's own.
     """
     shown = on_terminal(shell, "mqtool", *command.split()).stdout
     assert shown.startswith(" [")
@@ -217,7 +226,7 @@ def test_a_tutorials_queue_is_declared_without_a_notice(shell: Shell, command: s
 )
 def test_the_notice_about_a_different_queue_names_the_dialect(shell: Shell, first: str, then: str, like: str) -> None:
     """If an existing queue or exchange differs from what a command would declare, the command uses it and prints a
-    notice. If a dialect declares the queue or exchange as it exists, the notice names that dialect.
+    notice. If a dialect would declare the queue or exchange exactly as it is, the notice names this dialect.
     """
     assert shell.run("mqtool", *first.split()).code == 0
     adopted = shell.run("mqtool", *then.split())

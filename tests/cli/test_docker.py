@@ -47,8 +47,8 @@ def home(tmp_path: Path, name: str) -> Iterator[Shell]:
 
 
 def test_a_broker_in_docker_is_started_used_and_stopped(home: Shell, image: str, name: str) -> None:
-    """`broker up --kind docker` returns when the container is healthy. `status`, `logs`, `restart` and `down` find that
-    broker, and persistent messages are still there after the next `up`.
+    """`broker up --kind docker` returns when the container is healthy. `broker status`, `logs`, `restart` and `down`
+    find this broker, and persistent messages are still there after the next `broker up`.
     """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
     port, streams = str(ports.free_port()), str(ports.free_port())
@@ -58,14 +58,16 @@ def test_a_broker_in_docker_is_started_used_and_stopped(home: Shell, image: str,
     )
     assert re.search(r"management page: http://127\.0\.0\.1:\d+ \(guest, guest\)", first.stderr)
     assert docker("inspect", "-f", "{{.State.Health.Status}}", f"mqtool-{name}") == "healthy\n"
-    assert docker("port", f"mqtool-{name}", "5672") == f"127.0.0.1:{port}\n", "nobody else's machine gets in"
+    assert docker("port", f"mqtool-{name}", "5672") == f"127.0.0.1:{port}\n", "other machines cannot connect"
 
     assert home.run(*up).stdout.startswith("already running at ")
     assert home.run("mqtool", "broker", "status", "--name", name).stdout.startswith("RabbitMQ in Docker: running\n")
     url = f"amqp://127.0.0.1:{port}"
     assert home.run("mqtool", "send", "--persistent", "kept", "-u", url).code == 0
     assert docker("port", f"mqtool-{name}", "5552") == f"127.0.0.1:{streams}\n"
-    assert home.run("mqtool", "send-stream", "streamed", "-u", url).code == 0, "the port is known by the broker's URL"
+    assert home.run("mqtool", "send-stream", "streamed", "-u", url).code == 0, (
+        "mqtool finds the stream port from the broker's URL"
+    )
     follower = home.start("mqtool", "broker", "logs", "-f", "--name", name, ready=False)
     follower.wait_for_stdout("Server startup complete")
     assert follower.interrupt().wait().code == 0
@@ -80,9 +82,9 @@ def test_a_broker_in_docker_is_started_used_and_stopped(home: Shell, image: str,
     assert home.run("mqtool", "receive", "-c", "1", "--raw", "-u", url).stdout == "kept\n"
 
 
-def test_a_broker_in_docker_has_the_user_that_was_asked_for(home: Shell, image: str, name: str) -> None:
-    """With `broker up --kind docker --user`, `broker env` prints that user's URL; the generated password stays the same
-    after `down` and `up`.
+def test_broker_up_in_docker_creates_the_named_user(home: Shell, image: str, name: str) -> None:
+    """After `broker up --kind docker --user NAME`, `broker env` prints a URL with this user. The generated password
+    stays the same after `broker down` and `broker up`.
     """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name, "--user", "ann")
     env = ("mqtool", "broker", "env", "--name", name)
@@ -96,8 +98,8 @@ def test_a_broker_in_docker_has_the_user_that_was_asked_for(home: Shell, image: 
     assert urls[0].partition("@")[0] == urls[1].partition("@")[0]
 
 
-def test_docker_with_listen_needs_another_user(home: Shell, image: str, name: str) -> None:
-    """`broker up --kind docker --listen` with the user guest exits with 69, since guest could log in from other
+def test_broker_up_in_docker_with_listen_needs_a_user_other_than_guest(home: Shell, image: str, name: str) -> None:
+    """`broker up --kind docker --listen` exits with 69 if the user is guest, since guest could log in from other
     machines.
     """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
@@ -107,8 +109,8 @@ def test_docker_with_listen_needs_another_user(home: Shell, image: str, name: st
 
 
 @pytest.mark.timeout(500)
-def test_a_cluster_in_docker_delivers_messages_without_one_node(home: Shell, image: str, name: str) -> None:
-    """After one node of a Docker cluster is killed, messages can still be sent and received. `broker status` says "2 of
+def test_a_cluster_in_docker_works_after_one_node_was_killed(home: Shell, image: str, name: str) -> None:
+    """If one node of a cluster in Docker is killed, messages can still be sent and received. `broker status` says "2 of
     3 nodes running", and `broker up` starts the node again.
     """
     up = home.run(
@@ -127,7 +129,7 @@ def test_a_cluster_in_docker_delivers_messages_without_one_node(home: Shell, ima
     assert home.run("mqtool", "broker", "up", "--name", name, timeout=300).stdout.startswith("running again at ")
 
 
-def test_docker_without_a_daemon_exits_with_69(home: Shell, image: str, name: str) -> None:
+def test_broker_up_in_docker_without_a_daemon_exits_with_69(home: Shell, image: str, name: str) -> None:
     """If the Docker daemon does not answer, `broker up --kind docker` says so, suggests --kind embedded, and exits with
     69.
     """
@@ -137,21 +139,21 @@ def test_docker_without_a_daemon_exits_with_69(home: Shell, image: str, name: st
     assert "--kind embedded" in result.stderr
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody without permission")
-def test_docker_without_permission_exits_with_77(image: str, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can switch to a user without permission")
+def test_broker_up_in_docker_without_permission_exits_with_77(image: str, tmp_path: Path) -> None:
     """If the user may not use the Docker daemon's socket, `broker up --kind docker` says so and exits with 77."""
     nobody = ["setpriv", "--reuid", "65534", "--clear-groups"]
     if subprocess.run([*nobody, "mqtool", "--version"], capture_output=True, check=False).returncode:
-        pytest.skip("this checkout is not for others to read")
+        pytest.skip("other users cannot read this checkout")
     with Shell(Path("/"), {"HOME": "/nonexistent", "DOCKER_HOST": os.environ.get("DOCKER_HOST", "")}) as shell:
         result = shell.run(*nobody, "mqtool", "broker", "up", "--kind", "docker", "--name", "nobody")
     assert result.code == 77
     assert "no permission to use the Docker daemon" in result.stderr
 
 
-def test_docker_names_and_ports_in_use_are_errors(home: Shell, image: str, name: str) -> None:
-    """If the container's name or the port is in use, `broker up --kind docker` says so, exits with 69, and leaves no
-    broker behind.
+def test_broker_up_in_docker_reports_a_name_or_port_in_use(home: Shell, image: str, name: str) -> None:
+    """If the container's name or the port is already in use, `broker up --kind docker` says so, exits with 69, and
+    leaves no broker behind.
     """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
     docker("create", "--name", f"mqtool-{name}", image, "true")
@@ -175,9 +177,9 @@ def test_an_image_that_cannot_be_pulled_is_named(home: Shell, image: str, name: 
     assert "cannot pull 127.0.0.1:1/none" in result.stderr
 
 
-def test_the_image_admits_guest_only_from_loopback(image: str, home: Shell, name: str) -> None:
-    """If a container of mqtool's Docker image is started with plain `docker run`, guest cannot log in from outside of
-    it.
+def test_the_docker_image_lets_guest_log_in_only_from_the_container_itself(image: str, home: Shell, name: str) -> None:
+    """If a container is started from mqtool's Docker image with plain `docker run`, guest cannot log in from outside
+    the container.
     """
     home.run("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name, timeout=180)
     ours = docker("inspect", "-f", "{{.Config.Image}}", f"mqtool-{name}").strip()
@@ -185,7 +187,8 @@ def test_the_image_admits_guest_only_from_loopback(image: str, home: Shell, name
     docker("run", "-d", "--name", f"open-{name}", "-p", f"127.0.0.1:{port}:5672", ours)
     try:
         wait_until(
-            lambda: docker("inspect", "-f", "{{.State.Health.Status}}", f"open-{name}") == "healthy\n", "it is healthy"
+            lambda: docker("inspect", "-f", "{{.State.Health.Status}}", f"open-{name}") == "healthy\n",
+            "the container to be healthy",
         )
         refused = home.run("mqtool", "send", "-u", f"amqp://127.0.0.1:{port}")
         assert refused.code == 77, refused.stderr
@@ -193,8 +196,8 @@ def test_the_image_admits_guest_only_from_loopback(image: str, home: Shell, name
         docker("rm", "-fv", f"open-{name}")
 
 
-def test_the_image_build_verifies_the_plugin(image: str, tmp_path: Path) -> None:
-    """If the plugin's file has another checksum than expected, the build of the Docker image fails and says so."""
+def test_the_build_of_the_docker_image_verifies_the_plugins_checksum(image: str, tmp_path: Path) -> None:
+    """If the checksum of the plugin's file is not the expected one, the build of the Docker image fails and says so."""
     context = tmp_path / "image"
     shutil.copytree(IMAGE_FILES, context)
     (context / "plugin.ez").write_bytes(b"not the plugin")

@@ -46,7 +46,6 @@ PAGES = [page for page in DOCUMENTS if "```sh\n" in page.read_text() and page !=
 
 
 @functools.cache
-@functools.cache
 def commands() -> dict[tuple[str, ...], CommandHelp]:
     """Every command by its words, such as ("emit-log", "fanout")."""
     return {leaf.words: leaf for leaf in leaves(described())}
@@ -114,7 +113,7 @@ def test_command_lines_in_the_documents_are_valid() -> None:
 
 
 def test_benchmarks_run_commands_that_exist() -> None:
-    """Each command line of mqtool that a benchmark runs begins with the words of an existing command."""
+    """Each mqtool command that a benchmark runs exists."""
     unknown = set()
     for path in (ROOT / "benchmarks").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -129,7 +128,7 @@ def test_benchmarks_run_commands_that_exist() -> None:
 
 
 def test_the_generated_reference_is_up_to_date() -> None:
-    """The reference pages and the man page are what `make docs` generates from the commands today."""
+    """The reference pages and the man page are what `make docs` would generate from the commands now."""
     assert {path: path.read_text() for path in REFERENCE} == reference()
     assert MANUAL.read_text() == manual()
     assert INDEX.read_text() == index()
@@ -139,9 +138,9 @@ def test_the_generated_reference_is_up_to_date() -> None:
         assert PYTHON.read_text() == python()
 
 
-def test_the_index_of_commands_leads_to_each_command_and_topic() -> None:
-    """The index of commands links to each command, every link leads to an existing heading, and no reference page has
-    600 lines or more.
+def test_the_index_of_commands_links_to_each_command() -> None:
+    """The index of commands links to each command, every link leads to an existing heading, and each reference page has
+    fewer than 600 lines.
     """
     links = re.findall(r"\]\(commands/(\S+)#(\S+)\): ", COMMANDS.read_text())
     headings = {
@@ -187,9 +186,11 @@ def assert_shown(blocks: list[tuple[str, str]], printed: list[str]) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 @pytest.mark.sampled(4)
-def test_the_blocks_of_a_page_run_and_print_what_is_shown(lonely_shell: Shell, tmp_path: Path, page: Path) -> None:
-    """The commands on a page of the documentation run in order, in an empty directory on a new broker, and print the
-    output that the page shows.
+def test_the_commands_on_a_documentation_page_print_what_it_shows(
+    lonely_shell: Shell, tmp_path: Path, page: Path
+) -> None:
+    """The commands on a page of the documentation succeed in order, in an empty directory and on a new broker, and
+    print the output that the page shows.
     """
     blocks = blocks_of(page.read_text())
     (tmp_path / "broker").mkdir()
@@ -211,8 +212,8 @@ SECTIONS = [text for text in TUTORIALS.read_text().split("\n## ") if "\nRun this
 @on_any_broker
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.partition("\n")[0])
 @pytest.mark.sampled(3)
-def test_the_commands_of_a_tutorial_succeed_in_terminals(shell: Shell, section: str) -> None:
-    """The commands of each tutorial, pasted into several terminals in order, succeed; those that run until Ctrl-C exit
+def test_the_commands_of_a_tutorial_succeed_in_several_terminals(shell: Shell, section: str) -> None:
+    """The commands of each tutorial, pasted in order into several terminals, succeed. Those that run until Ctrl-C exit
     with 0, and at least one of them receives a message.
     """
     type_in_terminals(shell, section)

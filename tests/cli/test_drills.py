@@ -13,7 +13,7 @@ def _verdict(result: Result) -> dict[str, int]:
     assert result.code == 0, result.stderr
     [line] = result.stdout.splitlines()
     assert line.endswith("lost 0")
-    # As a lesson: its title, what breaks and what to watch, that it breaks, the sums, a verdict.
+    # The output is a lesson: its title, what to watch, the commands, the totals, a verdict.
     steps = ("drill ", " Watch ", "│ $ mqtool send", "Totals: ", "✓ nothing lost: ")
     positions = [result.stderr.find(step) for step in steps]
     assert positions == sorted(positions), result.stderr
@@ -26,8 +26,8 @@ def _drill(shell: Shell, broker: TestBroker, name: str) -> dict[str, int]:
 
 
 def test_drill_kill_worker_loses_nothing(lonely_shell: Shell, broker: TestBroker) -> None:
-    """In the drill `kill-worker`, all 200 messages are handled, those of the killed worker marked as redelivered, and
-    none is handled twice.
+    """In the drill `kill-worker`, all 200 messages are handled, and none twice. Those of the killed worker are
+    redelivered.
     """
     verdict = _drill(lonely_shell, broker, "kill-worker")
     assert (verdict["sent"], verdict["done"]) == (200, 200)
@@ -37,16 +37,20 @@ def test_drill_kill_worker_loses_nothing(lonely_shell: Shell, broker: TestBroker
 
 @large
 def test_drill_drop_connection_loses_nothing(lonely_shell: Shell, broker: TestBroker) -> None:
-    """In the drill `drop-connection`, all 10,000 messages are confirmed and handled although connections are cut."""
+    """In the drill `drop-connection`, connections are cut while 10,000 messages flow. All messages are confirmed and
+    handled.
+    """
     verdict = _drill(lonely_shell, broker, "drop-connection")
     assert verdict["sent"] == verdict["confirmed"] == verdict["done"] == 10_000
     assert verdict["redelivered"] > 0
 
 
 @on_any_broker
-def test_drill_poison_dead_letters_only_bad_messages(lonely_shell: Shell, broker: TestBroker) -> None:
-    """In the drill `poison`, the two messages that can never be handled are dead-lettered, and the other 198 are
-    handled once.
+def test_drill_poison_dead_letters_only_messages_that_can_never_be_handled(
+    lonely_shell: Shell, broker: TestBroker
+) -> None:
+    """In the drill `poison`, the two messages that can never be handled are dead-lettered, the other 198 are handled
+    once, and no queue is left behind.
     """
     result = lonely_shell.run("mqtool", "drill", "poison", "-u", broker.url)
     verdict = _verdict(result)
@@ -74,15 +78,17 @@ def test_drill_duplicate_handles_each_message_once(lonely_shell: Shell, broker: 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 @large
 def test_drill_restart_broker_loses_nothing(lonely_shell: Shell, kind: BrokerKind) -> None:
-    """In the drill `restart-broker`, the broker restarts while 10,000 messages flow: all are confirmed and handled."""
+    """In the drill `restart-broker`, the broker restarts while 10,000 messages flow. All messages are confirmed and
+    handled.
+    """
     own_broker(kind)
     verdict = _verdict(lonely_shell.run("mqtool", "drill", "restart-broker", "--kind", kind, timeout=180))
     assert verdict["sent"] == verdict["confirmed"] == verdict["done"] == 10_000
 
 
 def test_drill_kill_node_loses_nothing(lonely_shell: Shell) -> None:
-    """In the drill `kill-node`, a cluster of three nodes loses the one that leads the queue: all messages are confirmed
-    and handled, and the longest pause is below ten seconds.
+    """In the drill `kill-node`, the node that leads the queue is killed in a cluster of three. All messages are
+    confirmed and handled, and the longest pause is shorter than ten seconds.
     """
     own_broker(BrokerKind.NODE)
     result = lonely_shell.run("mqtool", "drill", "kill-node", "--kind", "node", timeout=240)
@@ -97,7 +103,7 @@ def test_drill_kill_node_loses_nothing(lonely_shell: Shell) -> None:
     "name", ["kill-worker", "kill-node", "restart-broker", "drop-connection", "poison", "duplicate"]
 )
 def test_the_help_of_each_drill_has_an_example(lonely_shell: Shell, name: str) -> None:
-    """`drill NAME --help` shows a command line with the drill's name."""
+    """`drill NAME --help` shows an example that runs this drill."""
     said = lonely_shell.run("mqtool", "drill", name, "--help")
     assert said.code == 0
     assert f"mqtool drill {name}" in said.stdout

@@ -14,9 +14,9 @@ def _message(message_id: str, body: str = "x") -> str:
 
 
 @on_any_broker
-def test_deduplicate_skips_an_id_that_was_handled_before(shell: Shell, broker: TestBroker) -> None:
-    """`worker --deduplicate` does not handle a message whose id was handled before, even by an earlier run, but
-    acknowledges the message and says so.
+def test_worker_deduplicate_skips_a_message_that_was_handled_before(shell: Shell, broker: TestBroker) -> None:
+    """If a message with the same id was handled before, even by an earlier run, `worker --deduplicate` does not handle
+    the message again, but acknowledges it and says so.
     """
     store = ["--deduplicate", "--dedup-store", "store"]
     program = ["--shell", "--exec", "echo did $MQ_MESSAGE_ID"]
@@ -32,7 +32,9 @@ def test_deduplicate_skips_an_id_that_was_handled_before(shell: Shell, broker: T
 
 
 @on_any_broker
-def test_the_same_id_on_another_vhost_is_another_message(shell: Shell, broker: TestBroker) -> None:
+def test_a_message_with_the_same_id_on_another_virtual_host_is_not_a_duplicate(
+    shell: Shell, broker: TestBroker
+) -> None:
     """`worker --deduplicate` handles a message even if one with the same id was handled on another virtual host."""
     worker = ("mqtool", "worker", "-c", "1", "--deduplicate", "--dedup-store", "store", "--exec", "echo did it")
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
@@ -48,9 +50,11 @@ def test_the_same_id_on_another_vhost_is_another_message(shell: Shell, broker: T
 
 
 @pytest.mark.keeps_messages
-def test_a_duplicate_of_a_dead_letter_is_skipped_but_not_a_redrive(shell: Shell, broker: TestBroker) -> None:
-    """`worker --deduplicate` skips a second copy of a dead-lettered message, but handles a dead letter that `dlq
-    redrive` or `move` has moved back.
+def test_a_duplicate_of_a_dead_letter_is_skipped_but_a_redriven_one_is_handled(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """`worker --deduplicate` skips a second copy of a message that it has dead-lettered, but handles a dead letter that
+    `dlq redrive` or `move` has moved back.
     """
     worker = ("mqtool", "worker", "-q", "jobs", "--deduplicate", "--dedup-store", "store", "--retries", "0", "--shell")
     shell.run("mqtool", "send", "-q", "jobs", "--json", stdin=_message("a") * 2)
@@ -67,8 +71,8 @@ def test_a_duplicate_of_a_dead_letter_is_skipped_but_not_a_redrive(shell: Shell,
 
 @on_any_broker
 def test_the_retry_of_a_failed_message_is_not_skipped_as_a_duplicate(shell: Shell) -> None:
-    """`worker --deduplicate` skips neither the retry of a failed message nor a copy received once --dedup-window is
-    over.
+    """`worker --deduplicate` does not skip the retry of a failed message, nor a message with the same id that arrives
+    after the --dedup-window.
     """
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     store = ["--deduplicate", "--dedup-store", "store", "--dedup-window", "1ms"]
@@ -82,8 +86,8 @@ def test_the_retry_of_a_failed_message_is_not_skipped_as_a_duplicate(shell: Shel
 
 @pytest.mark.keeps_messages
 def test_the_message_of_a_killed_worker_is_handled_once(shell: Shell) -> None:
-    """After kill -9 of `worker --deduplicate` and its program, the next worker handles the redelivered message, and the
-    message is handled exactly once.
+    """If `worker --deduplicate` and its program are killed with kill -9, the next worker handles the redelivered
+    message, and the message is handled exactly once.
     """
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     program = ["--deduplicate", "--dedup-store", "store", "--shell", "--exec",
@@ -98,7 +102,7 @@ def test_the_message_of_a_killed_worker_is_handled_once(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_dedup_store_that_is_another_file_is_an_error(shell: Shell) -> None:
+def test_worker_refuses_a_file_that_is_not_a_deduplication_store(shell: Shell) -> None:
     """If --dedup-store names a file that is not a deduplication store, `worker` says so and exits with 2."""
     (shell.directory / "notes").write_text("no database, but long enough to be looked at as if it were one" * 20)
     result = shell.run("mqtool", "worker", "--deduplicate", "--dedup-store", "notes", "--exec", "true")
@@ -109,7 +113,7 @@ def test_a_dedup_store_that_is_another_file_is_an_error(shell: Shell) -> None:
 @on_any_broker
 def test_rpc_server_exec_replies_with_the_programs_output(shell: Shell) -> None:
     """`rpc-client` prints the stdout of the program that `rpc-server --exec` runs, reports its stderr, and exits with
-    its exit status.
+    the program's exit status.
     """
     server = shell.start("mqtool", "rpc-server", "--shell", "--exec", 'read -r x; echo "got $x"; echo hm >&2; exit $x')
     server.wait_until_ready()
@@ -124,9 +128,9 @@ def test_rpc_server_exec_replies_with_the_programs_output(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_request_that_comes_twice_gets_the_same_reply(shell: Shell) -> None:
-    """`rpc-server --deduplicate` runs the program once for a request that arrives twice, and sends the same reply to
-    both copies.
+def test_rpc_server_deduplicate_sends_the_same_reply_to_a_repeated_request(shell: Shell) -> None:
+    """If a request arrives twice, `rpc-server --deduplicate` runs the program once, and sends the same reply to
+    both.
     """
     request = json.dumps(
         {"body": "x", "properties": {"message_id": "r1", "correlation_id": "c", "reply_to": "answers"}}
@@ -142,8 +146,10 @@ def test_a_request_that_comes_twice_gets_the_same_reply(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_two_clients_with_the_same_request_id_get_a_reply_each(shell: Shell) -> None:
-    """`rpc-server --deduplicate` treats equal message ids of two clients as different requests and replies to both."""
+def test_rpc_server_deduplicate_replies_to_two_clients_with_the_same_message_id(shell: Shell) -> None:
+    """If requests of two clients have the same message id, `rpc-server --deduplicate` treats them as different requests
+    and replies to both.
+    """
     requests = [
         {"body": client, "properties": {"message_id": "r1", "correlation_id": "c", "reply_to": client}}
         for client in ("alice", "bob")

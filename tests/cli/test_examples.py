@@ -86,7 +86,7 @@ FILES = (
 WAITING = "To exit press CTRL+C"
 SECOND = "mqtool broker up --kind embedded --name second --port $FREE_PORT --management-port $FREE_PORT_TOO"
 
-#: How the examples of a command, or one example, are typed, if it is more than to type it and wait for its end.
+#: How the examples of a command, or one example, are typed, if it takes more than typing it and waiting for its end.
 TYPED: dict[str, Typing] = {
     "mqtool bench": Typing(rest=" --duration 300ms"),
     "mqtool broker down --name": Typing(SECOND),
@@ -175,7 +175,7 @@ def is_of(example: str, name: str) -> bool:
 
 
 def typing_of(example: str) -> Typing:
-    """How to type an example: as the table says of it, or of its command."""
+    """Return how to type an example: its own entry in the table, or that of its command."""
     words = [name for name in TYPED if is_of(example, name)]
     return TYPED[max(words, key=len)] if words else Typing()
 
@@ -226,7 +226,7 @@ class Terminal:
         while select.select([screen], [], [], 0.05)[0]:
             try:
                 data = os.read(screen, 65536)
-            except OSError:  # nobody has the terminal open any more
+            except OSError:  # no process has the terminal open any more
                 time.sleep(0.01)
                 return
             self.seen += data.decode(errors="replace")
@@ -234,9 +234,9 @@ class Terminal:
 
 @large
 @pytest.mark.timeout(1500)
-def test_the_examples_of_help_can_be_typed(tmp_path: Path) -> None:
-    """Each example of --help can be typed as printed: it ends with exit code 0, or with the code that a table in
-    test_examples.py gives, and without a traceback.
+def test_the_examples_in_the_help_succeed_as_printed(tmp_path: Path) -> None:
+    """Each example in --help succeeds if it is typed as printed: it exits with 0, or with the code that a table in
+    test_examples.py gives, and prints no traceback.
     """
     failed = {}
     (tmp_path / "broker").mkdir()
@@ -265,14 +265,14 @@ def test_the_examples_of_help_can_be_typed(tmp_path: Path) -> None:
 
 
 def test_the_table_of_examples_is_up_to_date() -> None:
-    """Every example or command that the tables in test_examples.py name exists in --help."""
+    """Every example or command that the tables in test_examples.py name is in --help."""
     found = examples()
     assert [name for name in TYPED if not any(is_of(each, name) for each in found)] == []
     assert [name for name in NOT_TYPED if name not in found] == []
 
 
 def is_expected(code: int, example: str, typing: Typing) -> bool:
-    """Whether an example may end with this code. After Ctrl-C, a pipe's last command ends by it, or at end of file."""
+    """True if an example may exit with this code. Ctrl-C ends a pipe's last command by SIGINT or at end of file."""
     return code in ((0, 130, -signal.SIGINT) if typing.until and " | " in example else (typing.code,))
 
 

@@ -22,8 +22,8 @@ def depth(broker: TestBroker, queue: str) -> int:
 
 @on_any_broker
 def test_a_program_gets_the_body_on_stdin_and_the_rest_in_its_environment(shell: Shell) -> None:
-    """`worker --exec` passes the body on stdin, and properties, headers and the attempt in MQ_* variables; placeholders
-    in the command are filled in without a shell.
+    """`worker --exec` passes the body to its program on stdin, and properties, headers and the attempt in MQ_*
+    environment variables. It fills in placeholders in the command without a shell.
     """
     shell.run("mqtool", "new-task", "-H", "tenant-id=a b", "-H", "n:=[1,2]", "--property", "message-id=m1", "ünï;$x")
     result = shell.run(
@@ -40,7 +40,7 @@ def test_a_program_gets_the_body_on_stdin_and_the_rest_in_its_environment(shell:
 
 @on_any_broker
 def test_a_large_body_is_passed_whole_and_need_not_be_read(shell: Shell) -> None:
-    """`worker --exec` passes a body of 1 MB whole on stdin. If a program exits with 0 without reading the body, the
+    """`worker --exec` passes all of a body of 1 MB on stdin. If the program exits with 0 without reading the body, the
     message is still acknowledged.
     """
     for _ in range(2):
@@ -50,16 +50,16 @@ def test_a_large_body_is_passed_whole_and_need_not_be_read(shell: Shell) -> None
 
 
 @pytest.mark.keeps_messages
-def test_concurrent_programs_are_acknowledged_separately(shell: Shell, broker: TestBroker) -> None:
-    """With `worker --concurrency 3`, a slow program does not keep quick ones from running, and all messages are
-    acknowledged once the slow program ends.
+def test_a_slow_program_does_not_keep_concurrent_ones_from_running(shell: Shell, broker: TestBroker) -> None:
+    """With `worker --concurrency 3`, quick programs run while a slow one is running. All messages are acknowledged once
+    the slow program has ended.
     """
     shell.run("mqtool", "new-task", "-l", stdin="slow\n" + "quick\n" * 5)
     worker = shell.start(
         "mqtool", "worker", "--concurrency", "3", "--shell", "--exec",
         "read -r x; if [ $x = slow ]; then until [ -e go ]; do sleep 0.05; done; fi; echo $x",
     )  # fmt: skip
-    wait_until(lambda: worker.stdout.count("quick") == 5, "the quick ones")
+    wait_until(lambda: worker.stdout.count("quick") == 5, "the quick programs")
     assert "slow" not in worker.stdout
     shell.run("touch", "go")
     worker.wait_for_stdout("slow").interrupt()
@@ -80,8 +80,8 @@ def test_worker_handles_exactly_the_count_with_concurrent_programs(shell: Shell)
 
 @on_any_broker
 @pytest.mark.parametrize("status", [126, 127])
-def test_a_broken_command_stops_the_worker_and_keeps_the_message(shell: Shell, status: int) -> None:
-    """If the program cannot be run (exit status 126 or 127), `worker` exits with 1 and keeps the message in the queue
+def test_worker_exits_and_keeps_the_message_if_the_program_cannot_be_run(shell: Shell, status: int) -> None:
+    """If the program cannot be run (exit status 126 or 127), `worker` exits with 1, and the message stays in the queue
     for another worker.
     """
     shell.run("mqtool", "new-task", "precious")
@@ -92,9 +92,9 @@ def test_a_broken_command_stops_the_worker_and_keeps_the_message(shell: Shell, s
 
 
 @on_any_broker
-def test_an_invalid_command_is_refused_before_a_message_is_taken(shell: Shell) -> None:
-    """`worker --exec` with a missing program, an unknown placeholder, or shell syntax without --shell says what is
-    wrong and exits with 2.
+def test_worker_refuses_an_invalid_program(shell: Shell) -> None:
+    """If the program of `worker --exec` does not exist, or its command line has an unknown placeholder or, without
+    --shell, shell syntax, `worker` says what is wrong and exits with 2.
     """
     (shell.directory / "script").touch()
     for options, said in (
@@ -114,15 +114,17 @@ def test_an_invalid_command_is_refused_before_a_message_is_taken(shell: Shell) -
 
 
 @pytest.mark.parametrize("command", ["sh -c 'echo $MQ_QUEUE'", 'sh -c "echo $MQ_QUEUE"', r"echo \$HOME $1 a$ $"])
-def test_a_dollar_sign_in_quotes_is_for_the_program(command: str) -> None:
-    """`--exec` accepts a `$` in a quoted script, after a backslash, or if it starts no variable name."""
+def test_exec_accepts_a_dollar_sign_that_is_meant_for_the_program(command: str) -> None:
+    """`--exec` without --shell accepts a `$` in a quoted script for `sh -c`, after a backslash, or where no variable
+    name follows.
+    """
     ExecCommand(command)
 
 
 @on_any_broker
 def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
-    """When --timeout is over, `worker` kills its program and the processes that the program started; if no retries are
-    left, the message is dead-lettered.
+    """When --timeout is over, `worker` kills its program and the processes that the program has started. If no retries
+    are left, the message is dead-lettered.
     """
     shell.run("mqtool", "new-task")
     result = shell.run(
@@ -135,9 +137,9 @@ def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_stderr_that_nobody_reads_does_not_disable_the_timeout(shell: Shell) -> None:
-    """If nobody reads the stderr of `worker`, its program still ends when --timeout is over, and after kill -9 of the
-    worker.
+def test_a_program_is_killed_in_time_even_if_the_stderr_of_worker_is_not_read(shell: Shell) -> None:
+    """If no process reads the stderr of `worker`, its program is still killed when --timeout is over, and still ends
+    after kill -9 of the worker.
     """
     os.mkfifo(shell.directory / "log")
     reader = os.open(shell.directory / "log", os.O_RDONLY | os.O_NONBLOCK)
@@ -150,14 +152,14 @@ def test_a_stderr_that_nobody_reads_does_not_disable_the_timeout(shell: Shell) -
 
     command = f"exec mqtool worker -c 2 --timeout 300ms --retries 0 --shell --exec '{talk}' 2> log"
     worker = shell.start("bash", "-c", command, ready=False)
-    wait_until(lambda: pids() and not is_alive(pids()[0]), "the time limit")
+    wait_until(lambda: pids() and not is_alive(pids()[0]), "the program to be killed")
     os.close(reader)
     worker.wait()
     shell.run("mqtool", "new-task", "three")
     reader = os.open(shell.directory / "log", os.O_RDONLY | os.O_NONBLOCK)
     before = len(pids())
     worker = shell.start("bash", "-c", command.replace("300ms", "1h"), ready=False)
-    wait_until(lambda: len(pids()) > before, "its program")
+    wait_until(lambda: len(pids()) > before, "the program to start")
     worker.process.kill()
     wait_until(lambda: not is_alive(pids()[-1]), "the end of the program")
     os.close(reader)
@@ -165,8 +167,8 @@ def test_a_stderr_that_nobody_reads_does_not_disable_the_timeout(shell: Shell) -
 
 @on_any_broker
 def test_rpc_client_raw_prints_each_reply_on_its_own_line(shell: Shell) -> None:
-    """`rpc-client --raw` prints each reply on one line, whether or not the server's program ends its output with a
-    newline.
+    """`rpc-client --raw` prints each reply on a line of its own, whether or not the output of the server's program ends
+    with a newline.
     """
     server = shell.start("mqtool", "rpc-server", "--exec", "tr a-z A-Z", "-c", "3").wait_until_ready()
     assert shell.run("mqtool", "rpc-client", "--raw", "--text", "one", "two", "three\n").stdout == "ONE\nTWO\nTHREE\n"
@@ -175,8 +177,8 @@ def test_rpc_client_raw_prints_each_reply_on_its_own_line(shell: Shell) -> None:
 
 @on_any_broker
 def test_an_rpc_program_that_prints_too_much_is_killed(shell: Shell) -> None:
-    """A program that prints more than `rpc-server --max-output` allows is killed, and the client exits with 65; the
-    server continues.
+    """If a program prints more than `rpc-server --max-output` allows, the server kills it and continues, and
+    `rpc-client` exits with 65.
     """
     program = 'read body; [ "$body" = yes ] && exec yes; head -c $body /dev/zero'
     options = ("--shell", "--exec", program, "--max-output", "1MiB", "-c", "3")
@@ -191,8 +193,8 @@ def test_an_rpc_program_that_prints_too_much_is_killed(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_background_process_does_not_delay_the_acknowledgement(shell: Shell) -> None:
-    """`worker` acknowledges a message once the message's program has ended, even if a process that the program started
-    still writes to stderr.
+    """`worker` acknowledges a message once the message's program has ended, even if a background process of this
+    program still writes to stderr.
     """
     shell.run("mqtool", "new-task")
     worker = shell.run("mqtool", "worker", "-c", "1", "--shell", "--exec", "yes >&2 &")
@@ -200,17 +202,17 @@ def test_a_background_process_does_not_delay_the_acknowledgement(shell: Shell) -
 
 
 @on_any_broker
-def test_all_of_a_programs_stderr_is_forwarded(shell: Shell) -> None:
-    """`worker` forwards every line that its program writes to stderr, even to a slow reader."""
+def test_worker_forwards_all_of_a_programs_stderr(shell: Shell) -> None:
+    """`worker` forwards every line that its program writes to stderr, even if the reader of its own stderr is slow."""
     shell.run("mqtool", "new-task")
     command = "mqtool worker -c 1 --shell --exec 'seq 40000 >&2' 2>&1 >/dev/null | (sleep 1; cat) | grep -c '^[0-9]*$'"
     assert shell.run("bash", "-c", command).stdout == "40000\n"
 
 
 @pytest.mark.keeps_messages
-def test_quick_programs_are_acknowledged_before_a_slow_one_ends(shell: Shell, broker: TestBroker) -> None:
-    """`worker` acknowledges each message when the message's own program ends; quick programs do not wait for a slow one
-    that runs after them.
+def test_messages_before_a_slow_program_are_acknowledged_while_it_runs(shell: Shell, broker: TestBroker) -> None:
+    """`worker` acknowledges each message when its own program ends: while a slow program runs, all messages before it
+    are already acknowledged.
     """
     shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" + "quick\n" * 20)
     program = "read body; echo $body; if [ $body = slow ]; then while ! [ -e go ]; do sleep 0.1; done; fi"
@@ -222,36 +224,38 @@ def test_quick_programs_are_acknowledged_before_a_slow_one_ends(shell: Shell, br
         return queue.get("messages")  # statistics come late
 
     worker.wait_for_stdout("slow")
-    wait_until(lambda: messages() == 21, "the acknowledgement of all before the slow one")
+    wait_until(lambda: messages() == 21, "the acknowledgement of all messages before the slow one")
     (shell.directory / "go").touch()
-    wait_until(lambda: worker.stdout.count("quick") == 170, "the rest")
+    wait_until(lambda: worker.stdout.count("quick") == 170, "the other quick programs")
     result = worker.interrupt().wait()
     assert "171 done" in result.stderr
-    wait_until(lambda: messages() == 0, "all to be acknowledged")
+    wait_until(lambda: messages() == 0, "the acknowledgement of all messages")
 
 
 @on_any_broker
 def test_quick_programs_run_beside_slow_ones(shell: Shell, broker: TestBroker) -> None:
-    """With `worker --concurrency 4`, three slow programs do not keep quick ones from running beside them."""
+    """With `worker --concurrency 4`, quick programs run while three slow ones are running."""
     shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" * 3 + "quick\n" * 40)
     program = "read body; if [ $body = slow ]; then while ! [ -e go ]; do sleep 0.1; done; fi; echo $body"
     options = ("--concurrency", "4", "--shell", "--exec", program)
     worker = shell.start("mqtool", "worker", *options).wait_until_ready()
-    wait_until(lambda: worker.stdout.count("quick") == 190, "all others")
+    wait_until(lambda: worker.stdout.count("quick") == 190, "the quick programs")
     assert "slow" not in worker.stdout
     (shell.directory / "go").touch()
-    wait_until(lambda: worker.stdout.count("slow") == 3, "the slow ones")
+    wait_until(lambda: worker.stdout.count("slow") == 3, "the slow programs")
     assert "193 done" in worker.interrupt().wait().stderr
     assert depth(broker, "task_queue") == 0
 
 
 @on_any_broker
-@pytest.mark.parametrize(("options", "left"), [((), 4), (("-c", "6"), 4), (("--prefetch", "5"), 1)], ids=str)
-def test_a_worker_holds_one_message_for_each_program_or_as_many_as_prefetch_says(
+@pytest.mark.parametrize(
+    ("options", "left"), [((), 4), (("-c", "6"), 4), (("--prefetch", "5"), 1)], ids=["no option", "count", "prefetch"]
+)
+def test_worker_prefetches_one_message_for_each_program_or_as_many_as_prefetch_says(
     shell: Shell, broker: TestBroker, options: tuple[str, ...], left: int
 ) -> None:
-    """`worker` holds only the messages of its running programs, or as many as --prefetch says; the others stay in the
-    queue for other workers, even with --count.
+    """`worker` takes only one message for each program that it may run at once, or as many as --prefetch says. The
+    others stay in the queue for other workers, even with --count.
     """
     shell.run("mqtool", "new-task", "-l", stdin="task\n" * 6)
     program = "echo started; while ! [ -e go ]; do sleep 0.1; done"
@@ -259,15 +263,15 @@ def test_a_worker_holds_one_message_for_each_program_or_as_many_as_prefetch_says
     wait_until(lambda: worker.stdout.count("started") == 2, "two programs")
     wait_until(lambda: depth(broker, "task_queue") == left, f"{left} messages in the queue")
     (shell.directory / "go").touch()
-    wait_until(lambda: worker.stdout.count("started") == 6, "the others")
+    wait_until(lambda: worker.stdout.count("started") == 6, "the other programs")
     assert "6 done" in (worker if "-c" in options else worker.interrupt()).wait().stderr
     assert depth(broker, "task_queue") == 0
 
 
 @pytest.mark.keeps_messages
-def test_after_a_broken_command_the_remaining_messages_stay(shell: Shell) -> None:
-    """When a program exits with 127, `worker` starts no more programs, and only the messages handled before are
-    acknowledged.
+def test_worker_keeps_the_remaining_messages_if_a_program_exits_with_127(shell: Shell) -> None:
+    """If a program exits with 127, `worker` starts no more programs, and acknowledges only the messages that were
+    handled before.
     """
     shell.run("mqtool", "new-task", "-l", stdin="good\n" * 70 + "bad\n" + "good\n" * 9)
     program = "read body; echo $body; if [ $body = bad ]; then exit 127; fi"
@@ -280,7 +284,9 @@ def test_after_a_broken_command_the_remaining_messages_stay(shell: Shell) -> Non
 
 @pytest.mark.keeps_messages
 def test_worker_handles_exactly_a_count_beyond_the_prefetch(shell: Shell, broker: TestBroker) -> None:
-    """`worker -c 150` handles 150 of 170 messages, and leaves the others in the queue."""
+    """`worker -c 150`, a count beyond its prefetch, handles exactly 150 of 170 messages and leaves the others in the
+    queue.
+    """
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(170)))
     worked = shell.run("mqtool", "worker", "-c", "150", "--shell", "--exec", "cat; echo")
     assert len(worked.stdout.split()) == 150
@@ -293,7 +299,9 @@ def test_the_program_of_a_killed_worker_ends(shell: Shell) -> None:
     """After kill -9 of `worker`, its program ends as well, and the message is redelivered to another worker."""
     shell.run("mqtool", "new-task")
     worker = shell.start("mqtool", "worker", "--shell", "--exec", "echo $$ > pid; exec sleep 1000").wait_until_ready()
-    wait_until(lambda: (shell.directory / "pid").exists() and (shell.directory / "pid").read_text(), "its program")
+    wait_until(
+        lambda: (shell.directory / "pid").exists() and (shell.directory / "pid").read_text(), "the program to start"
+    )
     worker.process.kill()
     program = int((shell.directory / "pid").read_text())
     wait_until(lambda: not is_alive(program), "the end of the program")
@@ -302,8 +310,8 @@ def test_the_program_of_a_killed_worker_ends(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_term_lets_running_programs_finish(shell: Shell) -> None:
-    """After SIGTERM, `worker` lets the running programs finish and acknowledges their messages; the other messages stay
+def test_worker_lets_running_programs_finish_after_sigterm(shell: Shell) -> None:
+    """After SIGTERM, `worker` lets the running programs finish and acknowledges their messages. The other messages stay
     in the queue.
     """
     for body in "abcd":
@@ -320,7 +328,7 @@ def test_term_lets_running_programs_finish(shell: Shell) -> None:
         "--exec",
         'echo "$(cat)"; sleep 1; echo end',
     ).wait_until_ready()
-    wait_until(lambda: {"a", "b"} <= set(worker.stdout.split()), "two run")
+    wait_until(lambda: {"a", "b"} <= set(worker.stdout.split()), "two programs to run")
     worker.process.send_signal(signal.SIGTERM)
     result = worker.wait()
 
@@ -332,8 +340,10 @@ def test_term_lets_running_programs_finish(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_worker_stops_when_the_reader_of_its_output_has_gone(shell: Shell) -> None:
-    """`worker --exec … | head -1` exits with 141, and messages whose output could not be printed stay queued."""
+def test_worker_stops_when_the_reader_of_its_output_has_exited(shell: Shell) -> None:
+    """In `worker --exec … | head -1`, `worker` exits with 141, and the messages whose output could not be printed stay
+    in the queue.
+    """
     shell.run("sh", "-c", "seq 5 | mqtool send -l -q jobs")
     result = shell.run("bash", "-c", "mqtool worker -q jobs --shell --exec 'cat; echo; sleep 0.3' | head -1; "
                        "echo ${PIPESTATUS[0]}")  # fmt: skip
@@ -344,9 +354,9 @@ def test_a_worker_stops_when_the_reader_of_its_output_has_gone(shell: Shell) -> 
 
 
 @on_any_broker
-def test_a_killed_runner_ends_the_worker_and_keeps_the_message(shell: Shell) -> None:
-    """If the child process of `worker` that starts programs is killed, the worker exits with 1 and the message stays in
-    the queue.
+def test_worker_exits_and_keeps_the_message_if_its_runner_is_killed(shell: Shell) -> None:
+    """If the child process with which `worker` starts programs, its runner, is killed, `worker` exits with 1 and the
+    message stays in the queue.
     """
     worker = shell.start("mqtool", "worker", "--declare", "-q", "jobs", "--exec", "true").wait_until_ready()
     pid = worker.process.pid
@@ -360,8 +370,8 @@ def test_a_killed_runner_ends_the_worker_and_keeps_the_message(shell: Shell) -> 
 
 @pytest.mark.keeps_messages
 def test_after_a_killed_runner_at_most_one_message_is_handled_twice(shell: Shell) -> None:
-    """If the child process of `worker` that starts programs is killed, another worker handles the rest of the messages,
-    and at most one of them twice.
+    """If the child process with which `worker` starts programs, its runner, is killed, another worker handles the
+    remaining messages, and at most one message is handled twice.
     """
     shell.run("sh", "-c", "seq 200 | mqtool send -l -q jobs")
     program = ("--shell", "--exec", 'echo "$(cat)" >> done; sleep 0.01', "--concurrency", "2")
@@ -379,7 +389,7 @@ def test_after_a_killed_runner_at_most_one_message_is_handled_twice(shell: Shell
     assert len(lines) <= 200 + 1
 
 
-def test_heartbeats_go_on_while_a_program_runs(shell: Shell, broker: TestBroker) -> None:
+def test_heartbeats_continue_while_a_program_runs(shell: Shell, broker: TestBroker) -> None:
     """While a program runs longer than several heartbeat intervals, the connection of `worker` stays open, and the
     message is acknowledged.
     """
@@ -392,9 +402,9 @@ def test_heartbeats_go_on_while_a_program_runs(shell: Shell, broker: TestBroker)
 
 
 @pytest.mark.keeps_messages
-def test_a_failing_message_is_retried_with_backoff_then_dead_lettered(shell: Shell, broker: TestBroker) -> None:
-    """`worker` retries a failing message up to --retries times, with doubling delays, and then dead-letters it with
-    headers that give the reason, the attempts and the queue.
+def test_a_failing_message_is_retried_with_backoff_and_then_dead_lettered(shell: Shell, broker: TestBroker) -> None:
+    """`worker` retries a message whose program fails up to --retries times, after delays that double each time, and
+    then dead-letters it with headers that give the reason, the number of attempts and the queue.
     """
     shell.run("mqtool", "send", "-q", "jobs", "--property", "message-id=m1", "-H", "k=v", "-H", "CC:=[]", "bad")
     result = shell.run(
@@ -404,11 +414,11 @@ def test_a_failing_message_is_retried_with_backoff_then_dead_lettered(shell: She
     times = [int(line) for line in result.stdout.split()]
     assert len(times) == 3
     for (before, after), promised in zip(pairwise(times), (1500, 3000), strict=True):
-        assert promised <= after - before + 5, "never early"
+        assert promised <= after - before + 5, "no retry comes early"
     for name, promised in (("jobs.wait.1s500ms", 1500), ("jobs.wait.3s", 3000)):
         queue = broker.api("GET", f"queues/{broker.vhost}/{name}")
         assert isinstance(queue, dict)
-        assert queue["arguments"]["x-message-ttl"] == promised, "in time"
+        assert queue["arguments"]["x-message-ttl"] == promised, "the TTL is the delay"
     assert [line for line in result.stderr.splitlines() if line.startswith("tried")] == [
         f"tried {attempt}, key jobs" for attempt in (1, 2, 3)
     ]
@@ -426,9 +436,9 @@ def test_a_failing_message_is_retried_with_backoff_then_dead_lettered(shell: She
 
 
 @pytest.mark.keeps_messages
-def test_exit_status_65_dead_letters_and_others_retry(shell: Shell, broker: TestBroker) -> None:
-    """If a program exits with 65, `worker` dead-letters the message at once; after any other failure, `worker` retries
-    the message, which is done if the second attempt succeeds.
+def test_worker_dead_letters_after_exit_status_65_and_retries_after_others(shell: Shell, broker: TestBroker) -> None:
+    """If a program exits with 65, `worker` dead-letters the message at once. After any other failure, it retries the
+    message, which is done if the second attempt succeeds.
     """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="65\n75\n9\n0\n")
     result = shell.run(
@@ -442,8 +452,10 @@ def test_exit_status_65_dead_letters_and_others_retry(shell: Shell, broker: Test
 
 
 @on_any_broker
-def test_a_worker_whose_programs_all_failed_exits_with_1(shell: Shell) -> None:
-    """`worker` exits with 1 if no program succeeded, and with 0 if one succeeded and the others will be retried."""
+def test_worker_exits_with_1_if_all_programs_failed(shell: Shell) -> None:
+    """`worker` exits with 1 if no program succeeded, and with 0 if one succeeded and the other messages will be
+    retried.
+    """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n1\n0\n")
     work = ("mqtool", "worker", "-q", "jobs", "--backoff", "1h", "--shell", "--exec", "read -r x; exit $x")
     retried = shell.run(*work, "-c", "1")
@@ -457,7 +469,9 @@ def test_a_worker_whose_programs_all_failed_exits_with_1(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_long_retry_delay_does_not_hold_up_a_short_one(shell: Shell) -> None:
-    """A message that waits an hour for its retry does not delay one that waits 200 ms."""
+    """A message that waits an hour for its retry does not delay another message of the same queue that waits 200 ms for
+    its own.
+    """
     shell.run("mqtool", "send", "-q", "jobs", "first")
     first = shell.run("mqtool", "worker", "-q", "jobs", "-c", "1", "--backoff", "1h", "--backoff-max", "2h",
                       "--exec", "false")  # fmt: skip
@@ -470,7 +484,9 @@ def test_a_long_retry_delay_does_not_hold_up_a_short_one(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_retry_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If the wait queue for retries exists without a TTL, `worker` exits with 78 and the message stays in its queue."""
+    """If the wait queue for retries already exists but has no TTL, `worker` exits with 78 and the message stays in its
+    queue.
+    """
     broker.api("PUT", f"queues/{broker.vhost}/jobs.wait.1s", {"durable": True})
     shell.run("mqtool", "new-task", "-q", "jobs", "one")
     stopped = shell.run("mqtool", "worker", "-q", "jobs", "--exec", "false", "-c", "1")

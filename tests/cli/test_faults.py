@@ -28,8 +28,8 @@ def tester(lonely_shell: Shell, own: EmbeddedBroker) -> Shell:
 
 
 def test_faults_can_be_started_listed_and_ended(tester: Shell, own: EmbeddedBroker) -> None:
-    """`broker fault` cuts connections, rejects publishes or silences the embedded broker; `broker fault ls` lists the
-    active faults, and `broker fault clear` ends them.
+    """`broker fault` makes the embedded broker cut connections, nack publishes, or go silent; `broker fault ls` lists
+    the active faults, and `broker fault clear` ends them.
     """
     worker = tester.start("mqtool", "receive", "--declare", "-q", "jobs", ready=True).wait_until_ready()
     assert tester.run("mqtool", "broker", "fault", "cut-connections").stderr == "cut-connections: 1 affected\n"
@@ -52,9 +52,9 @@ def test_faults_can_be_started_listed_and_ended(tester: Shell, own: EmbeddedBrok
     assert own.faults.in_force() == []
 
 
-def test_a_nack_from_a_cluster_without_one_node_is_retried(tester: Shell, own: EmbeddedBroker) -> None:
-    """If a node of the cluster cannot be reached, `send` publishes a nacked message again, because the queue may not
-    have a leader yet. If all nodes answer, a nack is final.
+def test_send_retries_after_a_nack_if_a_node_of_the_cluster_is_down(tester: Shell, own: EmbeddedBroker) -> None:
+    """If one of the cluster's nodes cannot be reached, `send` publishes a nacked message again, because the queue may
+    not have a leader yet. If all nodes answer, a nack is final.
     """
     send = ("mqtool", "send", "-q", "jobs", "Hello")
     tester.run("mqtool", "queue", "declare", "jobs")
@@ -76,6 +76,7 @@ def test_a_nack_from_a_cluster_without_one_node_is_retried(tester: Shell, own: E
         (["nack-publishes", "jobs"], "'jobs' is not an argument of a fault"),
         (["close-channels", "code=1"], "code must be one of AMQP's"),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_an_unknown_fault_or_argument_is_a_usage_error(tester: Shell, words: list[str], said: str) -> None:
     """`broker fault` with an unknown fault or argument says which are valid and exits with 2."""
@@ -83,9 +84,9 @@ def test_an_unknown_fault_or_argument_is_a_usage_error(tester: Shell, words: lis
     assert (refused.code, said in refused.stderr) == (2, True), refused.stderr
 
 
-def test_send_stream_exits_with_69_during_an_alarm(tester: Shell, own: EmbeddedBroker) -> None:
+def test_send_stream_exits_with_69_while_the_broker_blocks_publishers(tester: Shell, own: EmbeddedBroker) -> None:
     """While the broker blocks publishers, `send-stream` exits with 69 and says that the broker may be low on memory or
-    disk; once the alarm has ended, `send-stream` exits with 0.
+    disk. Once the broker accepts messages again, `send-stream` exits with 0.
     """
     streams = ("send-stream", "--stream-port", str(own.stream_port), "x")
     tester.run("mqtool", "broker", "fault", "block-publishers")
@@ -103,9 +104,9 @@ def test_rabbitmq_does_not_support_faults(shell: Shell, broker: TestBroker) -> N
     assert (refused.code, "only the embedded broker supports faults" in refused.stderr) == (2, True)
 
 
-def test_broker_serve_runs_a_broker_in_memory(lonely_shell: Shell, tmp_path: Path) -> None:
-    """`broker serve --port 0` prints the broker's URLs, writes them to the ready file, and removes this file when the
-    command ends.
+def test_broker_serve_prints_its_urls_and_writes_a_ready_file(lonely_shell: Shell, tmp_path: Path) -> None:
+    """`broker serve --port 0 --print-url` prints the URLs of the broker and of its management API, writes them to the
+    ready file, and removes this file when it ends.
     """
     command = ("mqtool", "broker", "serve", "--port", "0", "--management-port", "0", "--print-url", "--recording")
     broker = lonely_shell.start(*command, "--ready-file", "ready", "--like", "4.3").wait_for_stdout("http://")

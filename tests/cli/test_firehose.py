@@ -34,9 +34,9 @@ def tapping(shell: Shell, *words: str) -> Running:
     return shell.start("mqtool", "tap", "--firehose", *words).wait_until_ready()
 
 
-def test_the_firehose_shows_every_published_message(shell: Shell, broker: TestBroker) -> None:
-    """`tap --all --firehose --json` prints each message as it was published, and `send --json` can publish that line
-    again unchanged.
+def test_tap_with_the_firehose_shows_every_published_message(shell: Shell, broker: TestBroker) -> None:
+    """`tap --all --firehose --json` prints each message as it was published, in a line with which `send --json` can
+    publish the same message again.
     """
     tap = tapping(shell, "--all", "--json", "-c", "2")
     sent = {
@@ -57,11 +57,9 @@ def test_the_firehose_shows_every_published_message(shell: Shell, broker: TestBr
     assert {**json.loads(again.stdout), "timestamp": ""} == {**second, "timestamp": ""}
 
 
-def test_taps_of_the_default_exchange_and_of_deliveries_share_the_firehose(
-    shell: Shell, broker: TestBroker, connection: Connection
-) -> None:
-    """With --firehose, one `tap` shows what is published to the default exchange, and another what a queue delivers.
-    The firehose is switched off when both have ended.
+def test_two_taps_share_the_firehose(shell: Shell, broker: TestBroker, connection: Connection) -> None:
+    """With --firehose, one `tap` shows the messages that are published to the default exchange, and another those that
+    a queue delivers. The firehose is switched off when both have ended.
     """
     connection.channel().declare(Queue("jobs", durable=True))
     default, queue = tapping(shell, "", "-c", "1"), tapping(shell, "-q", "jobs", "-F", "%q %r %R %b", "-c", "1")
@@ -77,8 +75,8 @@ def test_taps_of_the_default_exchange_and_of_deliveries_share_the_firehose(
 
 
 @pytest.mark.once_on_rabbitmq
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_firehose_is_switched_off_at_the_end(shell: Shell, broker: TestBroker, end: signal.Signals) -> None:
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["SIGINT", "SIGTERM", "SIGHUP"])
+def test_tap_switches_the_firehose_off_at_its_end(shell: Shell, broker: TestBroker, end: signal.Signals) -> None:
     """After SIGINT, SIGTERM or SIGHUP, `tap --all --firehose` exits with 0 and switches the firehose off again."""
     tap = tapping(shell, "--all")
     assert is_on(broker)
@@ -88,9 +86,9 @@ def test_the_firehose_is_switched_off_at_the_end(shell: Shell, broker: TestBroke
     assert tap.stderr.splitlines()[1:] == []
 
 
-def test_a_firehose_that_was_on_stays_on(shell: Shell, broker: TestBroker) -> None:
-    """If the firehose was on before, `tap --all --firehose` says so and leaves it on; `tap --firehose-off` switches the
-    firehose off.
+def test_tap_leaves_the_firehose_on_if_it_was_on_before(shell: Shell, broker: TestBroker) -> None:
+    """If the firehose was already on, `tap --all --firehose` says so and leaves it on. `tap --firehose-off` switches
+    the firehose off.
     """
     broker.api("PUT", f"vhosts/{broker.vhost}", {"tracing": True})
     tap = tapping(shell, "--all").interrupt()
@@ -101,9 +99,9 @@ def test_a_firehose_that_was_on_stays_on(shell: Shell, broker: TestBroker) -> No
     assert not is_on(broker)
 
 
-def test_a_killed_tap_is_reported_by_the_next_one(shell: Shell, broker: TestBroker) -> None:
-    """After kill -9, `tap` leaves the firehose on. The next `tap` and `doctor` say so, and `tap --firehose-off`
-    switches the firehose off.
+def test_the_next_tap_reports_that_a_killed_tap_left_the_firehose_on(shell: Shell, broker: TestBroker) -> None:
+    """If `tap` is killed with kill -9, the firehose stays on. The next `tap` and `doctor` say so, and `tap
+    --firehose-off` switches the firehose off.
     """
     tap = tapping(shell, "--all")
     tap.process.send_signal(signal.SIGKILL)
@@ -121,8 +119,10 @@ def test_a_killed_tap_is_reported_by_the_next_one(shell: Shell, broker: TestBrok
     assert "a tap was killed" not in shell.run("mqtool", "tap", "amq.fanout", "--idle-timeout", "10ms").stderr
 
 
-def test_the_next_tap_switches_off_what_a_killed_one_left_on(shell: Shell, broker: TestBroker) -> None:
-    """If a killed `tap` left the firehose on, the next `tap --firehose` to end normally switches the firehose off."""
+def test_the_next_tap_switches_off_the_firehose_of_a_killed_tap(shell: Shell, broker: TestBroker) -> None:
+    """If a `tap` that was killed has left the firehose on, the next `tap --firehose` switches the firehose off when it
+    ends normally.
+    """
     killed = tapping(shell, "--all")
     killed.process.send_signal(signal.SIGKILL)
     killed.wait()
@@ -131,9 +131,9 @@ def test_the_next_tap_switches_off_what_a_killed_one_left_on(shell: Shell, broke
 
 
 @on_any_broker
-def test_the_firehose_needs_an_option(shell: Shell) -> None:
-    """`tap` of all messages or of the default exchange exits with 2 unless --firehose is given, since the firehose
-    costs the broker time.
+def test_tap_uses_the_firehose_only_with_its_option(shell: Shell) -> None:
+    """`tap --all`, and `tap` of the default exchange, exit with 2 unless --firehose is given, since the firehose costs
+    the broker time.
     """
     for words, said in (
         (["--all"], "only the broker's firehose shows --all"),
@@ -147,8 +147,8 @@ def test_the_firehose_needs_an_option(shell: Shell) -> None:
 
 
 def test_tap_names_the_permission_that_is_missing(shell: Shell, broker: TestBroker) -> None:
-    """`tap` without the permission to declare its queue or to read the exchange exits with 77 and names the permission;
-    --firehose needs an administrator.
+    """If the user may not declare the queue of `tap` or read from the exchange, `tap` exits with 77 and names the
+    missing permission. --firehose needs an administrator.
     """
     user = f"tapper-{uuid.uuid4().hex[:8]}"
     broker.api("PUT", f"users/{user}", {"password": "secret", "tags": "management"})

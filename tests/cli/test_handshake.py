@@ -33,7 +33,7 @@ def send_to_server_that_answers(shell: Shell, answer: bytes, *options: str) -> R
     [("amqp0.9.1", b""), ("amqp0.9.1", _START), ("amqp1.0", b""), ("amqp1.0", b"AMQP\x03\x01\x00\x00")],
     ids=["0-9-1, at once", "0-9-1, after Start", "1.0, at once", "1.0, after the header"],
 )
-def test_a_connection_closed_during_the_handshake_is_explained(
+def test_send_explains_a_connection_that_is_closed_during_the_handshake(
     lonely_shell: Shell, protocol: str, answer: bytes
 ) -> None:
     """If the server closes the connection during the handshake, `send` says that the broker may be starting or
@@ -47,8 +47,8 @@ def test_a_connection_closed_during_the_handshake_is_explained(
 @pytest.mark.parametrize(
     "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x03\x00\x02\x02\x46"], ids=["HTTP", "TLS"]
 )
-def test_a_server_that_answers_in_another_protocol_is_the_wrong_port(lonely_shell: Shell, answer: bytes) -> None:
-    """If a server answers in HTTP or TLS, `send` says that this is not an AMQP broker, names AMQP's port, and exits
+def test_send_says_that_a_server_of_another_protocol_is_not_an_amqp_broker(lonely_shell: Shell, answer: bytes) -> None:
+    """If a server answers in HTTP or TLS, `send` says that it is not an AMQP broker, names AMQP's usual port, and exits
     with 69.
     """
     sent = send_to_server_that_answers(lonely_shell, answer)

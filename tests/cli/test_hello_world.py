@@ -7,8 +7,8 @@ from tests.cli.shell import Shell
 from tests.cli.terminal import on_terminal
 
 
-def test_a_message_goes_from_send_to_receive(shell: Shell) -> None:
-    """`send` and `receive` print exactly the tutorial's lines, and only the received message's line is on stdout."""
+def test_send_and_receive_print_the_lines_of_the_tutorial(shell: Shell) -> None:
+    """`send` and `receive` print exactly the tutorial's lines. Only the line of the received message is on stdout."""
     sent = shell.run("mqtool", "send")
     received = shell.run("mqtool", "receive", "-c", "1")
 
@@ -20,8 +20,8 @@ def test_a_message_goes_from_send_to_receive(shell: Shell) -> None:
 
 @on_any_broker
 def test_aliases_and_options_of_other_tools_are_accepted(shell: Shell, broker: TestBroker) -> None:
-    """The aliases `publish`, `sub` and `queue ls`, the option -n, a URL without a scheme, and a duration in plain
-    seconds are accepted.
+    """mqtool accepts the aliases `publish`, `sub` and `queue ls`, the option -n, a URL without a scheme, and a duration
+    in seconds without a unit.
     """
     assert shell.run("mqtool", "publish", "-u", broker.url.removeprefix("amqp://"), "hi").code == 0
     received = shell.run("mqtool", "sub", "-n", "1", "--timeout", "60", "--raw")
@@ -33,7 +33,7 @@ def test_aliases_and_options_of_other_tools_are_accepted(shell: Shell, broker: T
 @pytest.mark.parametrize("command", ["send x", "receive -c 1", "new-task x", "worker -c 1", "worker -c 1 --exec true",
                                      "rpc-server -c 1", "receive-delayed -c 1"])  # fmt: skip
 @pytest.mark.sampled(2)
-def test_no_declare_uses_only_existing_queues(shell: Shell, command: str) -> None:
+def test_a_command_with_no_declare_uses_only_existing_queues(shell: Shell, command: str) -> None:
     """With --no-declare, a command on a queue that does not exist exits with 69 and declares nothing."""
     name, *rest = command.split()
     result = shell.run("mqtool", name, "-q", "jbos", "--no-declare", *rest)
@@ -50,8 +50,8 @@ _RECEIVERS = ["receive", "worker", "worker --exec true", "rpc-server", "receive-
 @pytest.mark.parametrize("command", _RECEIVERS)
 @pytest.mark.sampled(3)
 def test_a_receiver_declares_its_queue(shell: Shell, command: str) -> None:
-    """If its queue does not exist, a receiver declares it, and says on a terminal that the queue is new; with
-    --no-declare, it exits with 69.
+    """If the queue of a receiving command does not exist, the command declares it, and says on a terminal that the
+    queue is new. With --no-declare, it exits with 69.
     """
     receive = ("mqtool", *command.split(), "--idle-timeout", "10ms", "-q")
     refused = shell.run(*receive, "task", "--no-declare")
@@ -66,8 +66,8 @@ def test_a_receiver_declares_its_queue(shell: Shell, command: str) -> None:
 
 @on_any_broker
 def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker) -> None:
-    """In a protected context, `receive-log --confirm` with a queue that does not exist exits with 69 unless --declare
-    is given.
+    """In a protected context, `receive-log -q QUEUE --confirm` exits with 69 if the queue does not exist, unless
+    --declare is given.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected")
@@ -81,8 +81,8 @@ def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broke
 @on_any_broker
 @pytest.mark.parametrize("command", ["send", "new-task"])
 def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker, command: str) -> None:
-    """In a protected context, `send` and `new-task` to a missing queue, even a tutorial's own one, exit with 69 and
-    suggest a similar name; --declare declares the queue.
+    """In a protected context, if the queue does not exist, `send` and `new-task` exit with 69, even if it is the
+    tutorial's own queue. The hint suggests a similar name, and --declare, which declares the queue.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     management = ("--management", broker.management)
@@ -102,8 +102,8 @@ def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, brok
 @on_any_broker
 @pytest.mark.parametrize("command", ["send", "new-task"])
 def test_a_publisher_that_declares_a_mistyped_queue_says_so(shell: Shell, broker: TestBroker, command: str) -> None:
-    """If `send` or `new-task` on a terminal declares a queue whose name resembles an existing one, it asks "did you
-    mean" once. With --declare, or if no name resembles it, the command says only that the queue is new.
+    """If `send` or `new-task` on a terminal declares a queue whose name resembles that of an existing one, it asks "did
+    you mean" once. With --declare, or if no name is similar, the command says only that the queue is new.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "invoices")
@@ -117,8 +117,10 @@ def test_a_publisher_that_declares_a_mistyped_queue_says_so(shell: Shell, broker
 
 
 @on_any_broker
-def test_a_receiver_that_names_an_offset_declares_a_stream(shell: Shell) -> None:
-    """`receive --offset first` on a missing queue declares a stream, whose messages can be read again and again."""
+def test_receive_with_an_offset_declares_a_stream(shell: Shell) -> None:
+    """If the queue does not exist, `receive --offset first` declares a stream, whose messages can be read again and
+    again.
+    """
     receive = ("mqtool", "receive", "-q", "events", "--offset", "first", "--raw")
     assert shell.run(*receive, "--idle-timeout", "10ms").code == 0
     shell.run("mqtool", "send", "-q", "events", "x")
@@ -128,9 +130,11 @@ def test_a_receiver_that_names_an_offset_declares_a_stream(shell: Shell) -> None
 @on_any_broker
 @pytest.mark.parametrize("command", ["receive -c 1", "worker -c 1", "worker -c 1 --exec true", "receive-delayed -c 1"])
 @pytest.mark.sampled(1)
-def test_receiving_creates_no_queue_by_a_mistyped_name(shell: Shell, broker: TestBroker, command: str) -> None:
-    """If the name of a missing queue resembles an existing one, a receiver exits with 69 and asks "did you mean",
-    unless --declare or a queue argument is given.
+def test_a_receiver_does_not_declare_a_queue_with_a_mistyped_name(
+    shell: Shell, broker: TestBroker, command: str
+) -> None:
+    """If a queue does not exist, but its name resembles that of an existing one, a receiving command exits with 69 and
+    asks "did you mean", unless --declare or a queue argument is given.
     """
     assert shell.run("mqtool", "send", "-q", "invoices", "x").code == 0
     name, *rest = command.split()
@@ -146,7 +150,7 @@ def test_receiving_creates_no_queue_by_a_mistyped_name(shell: Shell, broker: Tes
 
 
 @on_any_broker
-def test_an_existing_queue_with_other_settings_is_used(shell: Shell, broker: TestBroker) -> None:
+def test_send_and_receive_use_an_existing_queue_with_other_arguments(shell: Shell, broker: TestBroker) -> None:
     """`send` and `receive` use an existing queue whose arguments differ from the commands' defaults. Only if an option
     asks for another value does a notice name the difference.
     """

@@ -15,7 +15,7 @@ from mqtool.cli.usage import explain
 from tests.brokers import IN_CI
 from tests.cli.shell import Shell
 
-#: Two screens of a terminal, and what a narrow one may take.
+#: The most lines of a command's help, by columns: two screens, and more on a narrow terminal.
 LINES = {80: 60, 50: 90}
 TRANSLATED = re.compile(
     r"\b(so many|so long|so often|so far|shall|would bite|told by|be it|is no [a-z]+)\b", re.IGNORECASE
@@ -53,8 +53,8 @@ def topic_page(name: str, columns: int) -> str:
 
 @pytest.mark.parametrize("columns", LINES)
 def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
-    """`COMMAND --help` has at most 60 lines on a terminal of 80 columns and 90 lines on one of 50, none wider than the
-    terminal, and no text is cut.
+    """`COMMAND --help` has at most 60 lines on a terminal of 80 columns and 90 lines on one of 50. No line is wider
+    than the terminal, and no text is cut.
     """
     for command in every(described())[1:]:
         page = page_of(command, columns)
@@ -66,8 +66,8 @@ def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
 
 
 def test_option_texts_are_short_phrases() -> None:
-    """In the help, an option's text has at most 60 characters and no full stop, and every command has a sentence and
-    examples.
+    """In the help, the text of an option has at most 60 characters and no full stop, and every command has a sentence
+    that describes it and examples.
     """
     for command in every(described()):
         assert command.sentence, command.words
@@ -95,7 +95,7 @@ def test_help_all_shows_every_option() -> None:
 @pytest.mark.parametrize("columns", LINES)
 @pytest.mark.parametrize("name", TOPICS)
 def test_a_help_topic_fits_the_terminal(name: str, columns: int) -> None:
-    """Lines of `mqtool help TOPIC` are wrapped to the terminal's width, except for examples."""
+    """`mqtool help TOPIC` wraps its lines to the width of the terminal, except for examples."""
     page = topic_page(name, columns)
     assert not TRANSLATED.search(page)
     wide = [line for line in page.splitlines() if len(line) > columns and not line.startswith("  mqtool ")]
@@ -103,7 +103,7 @@ def test_a_help_topic_fits_the_terminal(name: str, columns: int) -> None:
 
 
 def test_help_shows_the_default_queue_and_its_type() -> None:
-    """The help of a tutorial's command names the default queue or exchange, with its type and whether it is durable."""
+    """The help of a tutorial's command names the default queue or exchange, its type, and whether it is durable."""
     assert "default: (hello, a durable quorum queue" in line_of("send")
     assert "default: (logs, a transient fanout exchange" in line_of("emit-log fanout")
     assert "default: (rpc_queue, a durable quorum queue" in line_of("rpc-server")
@@ -149,7 +149,7 @@ def test_help_finds_a_command_by_its_alias(lonely_shell: Shell) -> None:
 
 
 def test_help_can_be_piped_into_head(lonely_shell: Shell) -> None:
-    """If the reader of `--help-all` leaves early, as `head` does, nothing is printed on stderr."""
+    """If the reader of `--help-all` exits early, as `head` does, nothing is printed on stderr."""
     result = lonely_shell.script("mqtool worker --help-all | head -n 1; echo ${PIPESTATUS[0]}")
     first, code = result.stdout.splitlines()
     assert first == "Usage: mqtool worker [OPTIONS]"
@@ -201,7 +201,7 @@ def test_an_option_of_another_tool_gets_mqtools_option_as_a_hint(lonely_shell: S
 
 
 def test_hints_about_options_name_the_command() -> None:
-    """If an option of any command lacks its value, has a value that it does not take, or is misspelled, the hint names
+    """If an option of any command lacks its value, has a value although it takes none, or is misspelled, the hint names
     the command or a similar option.
     """
     tried = set()
@@ -237,15 +237,15 @@ def test_tutorial_options_are_shown_only_for_tutorial_commands() -> None:
         assert not shown[name] & special
 
 
-def test_a_group_of_commands_alone_shows_its_help(lonely_shell: Shell) -> None:
-    """A group of commands alone, such as `mqtool queue`, prints its help once and exits with 0."""
+def test_a_group_of_commands_without_a_command_shows_its_help(lonely_shell: Shell) -> None:
+    """A group of commands without a command, such as `mqtool queue`, prints its help once and exits with 0."""
     for group in (each.words for each in every(described())[1:] if each.commands):
         alone = lonely_shell.run("mqtool", *group)
         assert alone == lonely_shell.run("mqtool", *group, "--help")
         assert (alone.code, alone.stderr, alone.stdout.count("Usage:")) == (0, "", 1)
 
 
-def test_all_commands_fit_on_one_screen() -> None:
+def test_the_overview_of_all_commands_fits_on_one_screen() -> None:
     """`mqtool --help` has at most 40 lines, and names every command."""
     page = overview()
     assert len(page.splitlines()) <= 40
@@ -266,8 +266,8 @@ def test_all_commands_fit_on_one_screen() -> None:
     ],
 )
 def test_a_command_of_rabbitmqctl_gets_mqtools_command_as_a_hint(lonely_shell: Shell, typed: str, line: str) -> None:
-    """A command of rabbitmqctl, such as `mqtool list_queues`, exits with 2; the hint is mqtool's command, which `mqtool
-    help rabbitmqctl` lists as well.
+    """A command of rabbitmqctl, such as `mqtool list_queues`, exits with 2. The hint is the mqtool command that does
+    the same, which `mqtool help rabbitmqctl` also lists.
     """
     result = lonely_shell.run("mqtool", *typed.split())
     assert (result.code, result.stderr.splitlines()[1]) == (2, f"hint: {line}")
@@ -293,8 +293,8 @@ def test_commands_in_the_rabbitmqctl_topic_exist(row: str) -> None:
     ],
 )
 def test_the_hint_of_a_usage_error_shows_an_option_or_an_example(lonely_shell: Shell, typed: str, said: str) -> None:
-    """The hint of a usage error shows an option or an example that can be typed, and mqtool does not print a password
-    that was typed as an argument.
+    """The hint of a usage error shows an option or an example that can be typed. mqtool does not print a password that
+    was typed as an argument.
     """
     result = lonely_shell.run("mqtool", *typed.split())
     assert result.code == 2
@@ -303,14 +303,12 @@ def test_the_hint_of_a_usage_error_shows_an_option_or_an_example(lonely_shell: S
 
 
 def test_the_help_shows_long_options_in_lower_case() -> None:
-    """The help shows every long option in lower case, such as --rate, whichever supported release of typer is
-    installed.
-    """
+    """The help shows every long option, such as --rate, in lower case, with any supported release of typer."""
     flags = [flag for command in every(described()) for option in command.options for flag in option.flags]
     assert [flag for flag in flags if flag.startswith("--") and flag != flag.lower()] == []
 
 
 @pytest.mark.parametrize("command", ["send", "receive", "worker"])
-def test_help_of_tutorial_commands_says_where_the_protocol_is_chosen(lonely_shell: Shell, command: str) -> None:
-    """`--help` of a tutorial's command names --protocol, and the topic that explains it."""
+def test_the_help_of_tutorial_commands_names_the_option_for_the_protocol(lonely_shell: Shell, command: str) -> None:
+    """`--help` of a tutorial's command names --protocol, and the help topic that explains it."""
     assert re.search("mqtool help connection +--protocol, ", lonely_shell.run("mqtool", command, "--help").stdout)

@@ -23,9 +23,10 @@ from tests.cli.shell import Shell
         (["tutorial", "1"], "to read it: mqtool tutorial show 1; to run it: mqtool tutorial run 1"),
         (["worker", "--exec", "sleep", "1"], "quote the program and its arguments: --exec 'sleep …'"),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, command: list[str], hint: str) -> None:
-    """If a command is mistyped, the hint names what was probably meant: a similar command, its group, or missing
+    """If a command is mistyped, the hint names what the user probably meant: a similar command, its group, or missing
     quotes.
     """
     refused = lonely_shell.run("mqtool", *command)
@@ -42,15 +43,15 @@ def test_a_tutorial_can_be_named_like_its_file(lonely_shell: Shell) -> None:
     ("typed", "name"), [("pubsub", "publish_subscribe"), ("streams", "stream_hello_world"), ("7", "publisher_confirms")]
 )
 def test_a_tutorial_can_be_named_by_a_usual_short_form(lonely_shell: Shell, typed: str, name: str) -> None:
-    """`tutorial show` also accepts a tutorial's number or a usual short name, such as `pubsub` or `streams`."""
+    """`tutorial show` also accepts a tutorial's number, or a common short name such as `pubsub` or `streams`."""
     assert f"{name}.py" in lonely_shell.run("mqtool", "tutorial", "show", typed).stdout
 
 
 @pytest.mark.parametrize("command", ["show", "run", "try"])
-def test_a_number_without_a_tutorial_is_refused_with_the_numbers_that_there_are(
-    lonely_shell: Shell, command: str
-) -> None:
-    """`tutorial show 8`, `run 8` and `try 8` exit with 2 and say that RabbitMQ's tutorials are numbered 1 to 7."""
+def test_an_unknown_tutorial_number_is_refused_with_the_valid_numbers(lonely_shell: Shell, command: str) -> None:
+    """`tutorial show 8`, `tutorial run 8` and `tutorial try 8` exit with 2 and say that RabbitMQ's tutorials are
+    numbered 1 to 7.
+    """
     refused = lonely_shell.run("mqtool", "tutorial", command, "8")
     assert (refused.code, refused.stderr.splitlines()) == (
         2,
@@ -61,7 +62,7 @@ def test_a_number_without_a_tutorial_is_refused_with_the_numbers_that_there_are(
     )
 
 
-def test_broker_up_says_how_to_start_a_broker_at_the_port_of_a_variable(lonely_shell: Shell) -> None:
+def test_broker_up_says_how_to_start_a_broker_at_the_port_in_mqtool_url(lonely_shell: Shell) -> None:
     """If nothing listens at the port in MQTOOL_URL, `broker up` exits with 69, and its hint is the command that starts
     a broker at that port.
     """
@@ -71,8 +72,8 @@ def test_broker_up_says_how_to_start_a_broker_at_the_port_of_a_variable(lonely_s
 
 
 @on_any_broker
-def test_unquoted_patterns_that_became_file_names_are_noticed(shell: Shell) -> None:
-    """If every pattern of `receive-log topic` is the name of a file in the directory, the command warns that `*` was
+def test_receive_log_warns_if_unquoted_patterns_became_file_names(shell: Shell) -> None:
+    """If every pattern of `receive-log topic` is the name of a file in the directory, the command warns that a `*` was
     probably not quoted.
     """
     for name in ("notes.txt", "todo"):
@@ -86,7 +87,7 @@ def test_unquoted_patterns_that_became_file_names_are_noticed(shell: Shell) -> N
 
 
 @on_any_broker
-def test_an_unquoted_star_as_a_routing_key_is_noticed(shell: Shell) -> None:
+def test_emit_log_warns_if_an_unquoted_star_became_file_names(shell: Shell) -> None:
     """If the arguments of `emit-log topic` begin with the names of all files in the directory, the command asks whether
     the user typed a `*` without quotes.
     """
@@ -98,8 +99,8 @@ def test_an_unquoted_star_as_a_routing_key_is_noticed(shell: Shell) -> None:
 
 
 def test_an_option_before_the_command_gets_a_hint_about_the_order(lonely_shell: Shell) -> None:
-    """An option before the command, as in `mqtool -u URL receive`, exits with 2, and the hint says that options follow
-    the command.
+    """If an option comes before the command, as in `mqtool -u URL receive`, mqtool exits with 2, and the hint says that
+    options follow the command.
     """
     refused = lonely_shell.run("mqtool", "-u", "localhost", "receive")
     assert (refused.code, "hint: options follow the command: mqtool COMMAND -u …\n" in refused.stderr) == (2, True)
@@ -121,18 +122,20 @@ def test_a_queue_given_as_an_option_gets_a_hint_about_the_argument(lonely_shell:
     ],
 )
 def test_a_help_topic_says_what_scripts_rely_on(lonely_shell: Shell, topic: str, says: str) -> None:
-    """`mqtool help programs` gives the exit codes of a worker, and `mqtool help messages` says which input is sent or
-    kept.
+    """`mqtool help programs` lists the exit codes of `worker`, and `mqtool help messages` says when nothing is sent,
+    and which lines are not kept.
     """
     assert says in " ".join(lonely_shell.run("mqtool", "help", topic).stdout.split())
 
 
-@pytest.mark.parametrize("words", [["list", "users"], ["list", "users", "--management", "http://localhost:1"]])
-def test_an_embedded_broker_without_a_management_api_leads_to_broker_serve(
+@pytest.mark.parametrize(
+    "words", [["list", "users"], ["list", "users", "--management", "http://localhost:1"]], ids=" ".join
+)
+def test_the_hint_for_an_embedded_broker_without_a_management_api_names_broker_serve(
     lonely_shell: Shell, words: list[str]
 ) -> None:
-    """If a command needs the management API of an embedded broker that has none, the hint names `broker serve
-    --management-port` with the port at which commands look first, and not rabbitmq-plugins.
+    """If a command needs the management API, and the embedded broker has none, the hint names `broker serve
+    --management-port` with the port at which commands look first. It does not name rabbitmq-plugins.
     """
     with EmbeddedBroker() as broker:
         refused = lonely_shell.run("mqtool", *words, "-u", broker.url)

@@ -16,7 +16,7 @@ from tests.brokers import TestBroker, large, on_any_broker, only_in_ci
 from tests.cli.shell import Result, Shell
 from tests.cli.terminal import on_terminal
 
-#: What each broker takes of the batch, once that is known: what it refuses costs a connection each.
+#: The messages of the batch that each broker accepts, once they are known: each one that it refuses costs a connection.
 TAKEN: dict[str, list[hostile.Hostile]] = {}
 
 
@@ -73,14 +73,14 @@ def test_receive_prints_hostile_messages(shell: Shell, play: Any) -> None:
         ndjson.to_message(line, "a line")
     assert [depth(shell, name) for name in formats] == [0] * len(formats)
 
-    again = [line for line in lines if len(line) < 150_000]  # short integers take more room once they were JSON
+    again = [line for line in lines if len(line) < 150_000]  # short integers take more room in JSON
     survived(shell.run("mqtool", "send", "--json", "-e", "", "-r", "json", stdin=b"\n".join(again)))
 
 
 @on_any_broker
-def test_reconcile_finds_a_message_among_hostile_ones(shell: Shell, play: Any) -> None:
-    """`recording reconcile` finds the one message it looks for among hostile ones, and says how many have no message
-    id.
+def test_recording_reconcile_finds_a_message_among_hostile_ones(shell: Shell, play: Any) -> None:
+    """`recording reconcile` finds the message that was sent among received messages with hostile headers, and says how
+    many of these have no message id.
     """
     count = play("q")
     received = shell.run("mqtool", "receive", "-q", "q", "--durable", "-c", str(count), *LIMITS, "--json")
@@ -119,8 +119,8 @@ def test_worker_handles_hostile_messages(shell: Shell, play: Any) -> None:
 @pytest.mark.parametrize("how", ["exec", "shell", "deduplicate"])
 @pytest.mark.sampled(1)
 def test_worker_passes_hostile_messages_to_programs(shell: Shell, play: Any, how: str) -> None:
-    """`worker` fills a program's arguments and environment variables from any hostile message, and retries or
-    dead-letters none.
+    """`worker` fills in a program's arguments and environment variables from any hostile message, such as one with
+    control characters in its headers, and retries or dead-letters none.
     """
     count = play("q")
     options = {
@@ -136,7 +136,7 @@ def test_worker_passes_hostile_messages_to_programs(shell: Shell, play: Any, how
 
 @on_any_broker
 def test_a_message_that_names_a_missing_program_is_dead_lettered(shell: Shell) -> None:
-    """With `worker --exec '{message_id}'`, a message whose id names no program is dead-lettered, and the worker
+    """If a message's id is not the name of a program, `worker --exec '{message_id}'` dead-letters the message and
     continues.
     """
     shell.run("mqtool", "new-task", "--json", stdin=b'{"body":"","properties":{"message_id":"no such program"}}\n')
@@ -167,13 +167,13 @@ def test_control_characters_are_escaped_on_a_terminal(shell: Shell) -> None:
 
 @large
 def test_hostile_messages_are_retried_dead_lettered_and_redriven(shell: Shell, play: Any) -> None:
-    """Hostile messages whose program fails are all retried and dead-lettered by `worker`, and moved back by `dlq
-    redrive`.
+    """If the program fails for each message of a hostile batch, such as ones with very large headers, `worker` retries
+    and dead-letters all of them, and `dlq redrive` moves all of them back.
     """
     count = left = play("q")
     worker = ("mqtool", "worker", "-q", "q", *LIMITS, "--exec", "false", "--backoff", "1ms", "--retries", "1")
     store, said = ["--deduplicate", "--dedup-store", "store"], ""
-    while left:  # twice; on RabbitMQ 4.0 and later, retries whose priority is above 4 overtake what was never tried
+    while left:  # twice; on RabbitMQ 4.0 and later, retries with a priority above 4 overtake messages never tried
         result = survived(shell.run(*worker, "-c", str(left), *store), 1, 3)
         sums = re.search(r"^0 done, \d+ retries, (\d+) dead", result.stderr, re.MULTILINE)
         assert sums, result.stderr
@@ -184,9 +184,9 @@ def test_hostile_messages_are_retried_dead_lettered_and_redriven(shell: Shell, p
     assert depth(shell, "q") == count
 
 
-def test_dlq_commands_handle_forged_histories(shell: Shell, play: Any, broker: TestBroker) -> None:
-    """If the headers of dead letters are forged, `dlq ls`, `show` and `drop` succeed, and `dlq redrive` leaves those
-    messages where they are.
+def test_dlq_commands_handle_dead_letters_with_forged_headers(shell: Shell, play: Any, broker: TestBroker) -> None:
+    """If dead letters have forged headers, `dlq ls`, `show` and `drop` succeed, and `dlq redrive` leaves these dead
+    letters where they are.
     """
     count = play("q.dlq")
     survived(shell.run("mqtool", "dlq", "ls", "--management", broker.management))
@@ -213,8 +213,8 @@ def test_rpc_server_answers_hostile_requests(shell: Shell, play: Any) -> None:
 
 
 @on_any_broker
-def test_rpc_client_prints_no_escape_sequences_of_hostile_replies(shell: Shell, broker: TestBroker) -> None:
-    """Whatever a reply contains, `rpc-client` prints neither a traceback nor an escape sequence."""
+def test_rpc_client_prints_no_escape_sequences_of_hostile_replies_on_stderr(shell: Shell, broker: TestBroker) -> None:
+    """Whatever a reply contains, `rpc-client` prints no traceback, and no escape sequence on stderr."""
     replies = [message for message in batch() if len(message.body) < 10_000]
     shell.run("mqtool", "queue", "declare", "rpc", "--durable")
     for options in ([], ["--raw"]):
@@ -228,7 +228,7 @@ def test_rpc_client_prints_no_escape_sequences_of_hostile_replies(shell: Shell, 
 @pytest.mark.own_vhost("some of these names cannot be deleted by the management API")
 def test_listing_commands_succeed_and_escape_hostile_names(shell: Shell, broker: TestBroker) -> None:
     """Commands that list queues, exchanges and bindings succeed whatever the names and arguments contain, and no name
-    forges a line of output.
+    can forge a line of output.
     """
     hostile.name_everything(broker.url)
     api = ("--management", broker.management)
@@ -244,9 +244,9 @@ def test_listing_commands_succeed_and_escape_hostile_names(shell: Shell, broker:
         assert not re.search("^mqtool: it is all over", result.stdout, re.MULTILINE), (command, result.stdout)
 
 
-def test_a_body_of_100_mb_is_passed_on_whole_by_every_command(shell: Shell, broker: TestBroker) -> None:
-    """A body of 100 MB is passed to a program, dead-lettered, moved back and received in full, and `rpc-server` can
-    return one.
+def test_a_body_of_100_mb_is_passed_on_completely(shell: Shell, broker: TestBroker) -> None:
+    """`worker` passes a body of 100 MB to its program and dead-letters it, `dlq redrive` moves it back, and `receive`
+    prints it, all without a change in size. `rpc-server` can reply with one.
     """
     only_in_ci("it moves a gigabyte")
     # A container has too little memory for that many copies, and RabbitMQ 4.0 takes 16 MiB at most.
