@@ -37,7 +37,7 @@ from tests.protocol.test_amqp10_frames import broker, client, embedded, ends_ses
 __all__ = ["broker", "client", "embedded", "queue", "quorum"]
 
 DETACHES = Symbol("link-detach")
-#: Milliseconds: RabbitMQ may run in a container, and rounds.
+#: In milliseconds. RabbitMQ may run in a container, and rounds times.
 CLOCKS_MAY_DIFFER = 1_000
 
 
@@ -148,7 +148,7 @@ def test_the_reply_to_a_queue_deletion_comes_before_the_detach_frames(client: Ra
     """A client that deletes a queue over the AMQP 1.0 management node gets the reply before the detach frames of its
     links to this queue.
     """
-    # As the management request in rabbit_amqp_session of RabbitMQ 4.3.5: links learn of it by a later event.
+    # As in rabbit_amqp_session of RabbitMQ 4.3.5, where links learn of the deletion by a later event.
     client.attach_sender(queue, handle=1)
     client.attach_receiver(queue, handle=2)
     ends, paired = (described(SOURCE, "/management"), described(TARGET, "/management")), {Symbol("paired"): True}
@@ -276,9 +276,9 @@ def acquired(frame: Frame) -> int:
 def test_ending_a_link_with_credit_requeues_a_message_that_the_link_has_released(
     broker: TestBroker, channel: BlockingChannel, state: Described, ending: int, *, pipelined: bool
 ) -> None:
-    """From RabbitMQ 4.3 on, a message that a link releases or modifies while it has credit left is redelivered to the
-    same link, and requeued again when the link, its session or its connection ends, so x-acquired-count rises by 2.
-    Without credit left, it rises by 1.
+    """From RabbitMQ 4.3 on, if a link that still has credit releases or modifies a message, the message is redelivered
+    to the same link. When the link, its session or its connection ends, the message is requeued again, so
+    x-acquired-count rises by 2. Without credit left, it rises by 1.
     """
     if not broker.differs_since("4.3", "x-acquired-count"):
         pytest.skip("from 4.3 on")

@@ -215,8 +215,10 @@ def test_a_deleted_guest_is_not_created_again(process: BrokerProcess) -> None:
 
 
 @large
-def test_a_slow_disk_delays_only_replies_that_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the disk is slow, only replies to declarations of durable queues wait for the disk; clients on other
+def test_a_slow_disk_delays_only_replies_to_durable_declarations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the disk is slow, only the replies to declarations of durable queues are delayed; clients on other
     connections get their replies at once.
     """
     slow, syncing, done = threading.Event(), threading.Event(), threading.Event()
@@ -256,7 +258,7 @@ def test_a_slow_disk_delays_only_replies_that_wait_for_it(tmp_path: Path, monkey
             assert not thread.is_alive()
 
 
-# Definitions as a hostile client declares them, straight into the model: what is accepted comes back after a restart.
+# Definitions as a hostile client declares them, applied directly to the model. Accepted ones must survive a restart.
 
 NAMES = st.sampled_from(
     ["", "v", "q", "q\udcff", "q\\udcff", "d", "d\0k", "k\0x", "x", "\0", "\x00\x00\x00\x01q", "ü" * 60]
@@ -385,7 +387,7 @@ def test_any_accepted_definition_survives_a_restart(
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_a_changed_row_never_prevents_a_start(data: st.DataObject) -> None:
+def test_a_corrupted_definition_never_prevents_a_start(data: st.DataObject) -> None:
     """If a stored definition is changed at random on disk, the broker still starts and accepts new definitions."""
     with TemporaryDirectory() as name:
         directory = Path(name)
@@ -426,7 +428,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_any_damage_is_survived_or_explained(killed: Path, data: st.DataObject) -> None:
+def test_the_broker_survives_or_explains_any_damage_to_its_data_directory(killed: Path, data: st.DataObject) -> None:
     """If any file in the data directory is changed at random, cut off or removed, the broker either starts, or raises
     an error that says why it cannot start.
     """

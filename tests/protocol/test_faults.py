@@ -107,9 +107,9 @@ def test_faults_apply_to_stream_connections(vhost: Vhost, stream: RawStream) -> 
     assert stream.expect(CLOSE)[4:] == (320).to_bytes(2) + string("not today")
 
 
-def test_messages_of_the_stream_protocol_are_recorded(vhost: Vhost, stream: RawStream) -> None:
-    """published() returns messages that were published over the stream protocol. If no message matches, the printed
-    result shows what was published instead.
+def test_published_returns_messages_of_the_stream_protocol(vhost: Vhost, stream: RawStream) -> None:
+    """published() returns messages that were published over the stream protocol. If no message matches, the result's
+    repr shows what was published instead.
     """
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s") == 1
@@ -278,8 +278,8 @@ def test_a_blocked_publisher_publishes_nothing(vhost: Vhost, raw: RawClient) -> 
 def test_a_fault_for_a_misspelled_queue_is_refused(
     vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """A fault for a queue whose name looks misspelled raises ValueError, which suggests an existing name. A fault for
-    any other missing queue begins, except cancel_consumers, which would have no effect.
+    """If a queue's name looks misspelled, a fault for this queue raises ValueError, which suggests an existing name.
+    For any other missing queue, only cancel_consumers raises ValueError, because it would have no effect.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -406,8 +406,8 @@ def test_the_fault_delay_confirms_holds_back_publisher_confirms(vhost: Vhost, ra
 
 
 def test_the_fault_lose_acks_loses_the_next_acknowledgement(vhost: Vhost, channel: BlockingChannel) -> None:
-    """After the fault lose_acks(), the broker ignores the next acknowledgement and delivers the message again, marked
-    as redelivered.
+    """After the fault lose_acks(), the broker ignores the next acknowledgement and redelivers the message, marked as
+    redelivered.
     """
     channel.queue_declare("jobs")
     channel.basic_publish("", "jobs", b"1")

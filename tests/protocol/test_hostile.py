@@ -1,6 +1,6 @@
 """Messages that no well-behaved client sends: the embedded broker delivers and dead-letters them like all others.
 
-RabbitMQ 3.10 takes most of them; it refuses NaN and infinity, and its queues trip over an `x-death` that is no list.
+RabbitMQ 3.10 accepts most of them; it refuses NaN and infinity, and its queues fail on an `x-death` that is not a list.
 """
 
 import struct
