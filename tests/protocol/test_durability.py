@@ -134,7 +134,9 @@ def test_unacknowledged_messages_are_redelivered_after_a_restart(process: Broker
 
 
 def test_names_that_are_not_utf_8_survive_a_restart(process: BrokerProcess) -> None:
-    """A queue, an exchange and a routing key that are not UTF-8 still route a message after a restart."""
+    """If the names of a queue and an exchange, and the routing key of their binding, are not UTF-8, a message is still
+    routed after a restart.
+    """
 
     def method(index: bytes, *names: bytes, bits: bytes) -> bytes:
         return raw_frame(1, 1, index + b"\0\0" + b"".join(bytes([len(name)]) + name for name in names) + bits)

@@ -98,7 +98,7 @@ def test_a_headers_binding_matches_all_or_any_of_its_arguments(
     channel: BlockingChannel, arguments: dict[str, Any], headers: dict[str, Any], matches: bool
 ) -> None:
     """A binding of a headers exchange matches a message if all or, depending on x-match, any of its arguments equal the
-    message's headers in value and type, as in RabbitMQ.
+    message's headers. Values and types are compared as in RabbitMQ.
     """
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.headers", "", arguments=arguments)

@@ -13,7 +13,7 @@ BEFORE = Started("default", "docker", "amqp://ann:kept@127.0.0.1:5672", 0, "/now
     [
         (None, "guest:guest"),
         (("ann", "a secret"), "ann:a%20secret"),
-        (("ann", None), "ann:kept"),  # its messages are kept, and its users with them
+        (("ann", None), "ann:kept"),  # the messages and users of this broker were kept
     ],
 )
 def test_a_broker_in_docker_keeps_the_users_password(login: tuple[str, str | None] | None, expected: str) -> None:
