@@ -664,8 +664,8 @@ def test_deleting_an_exchange_detaches_a_sender_at_the_next_message(
 def test_a_receiver_gets_as_many_messages_as_its_credit(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """A receiver with a link credit of 2 gets two of three messages, and the third after settling the two and
-    granting new credit.
+    """A receiver with a link credit of 2 gets two of three messages, and the third one after it has settled both and
+    granted new credit.
     """
     for body in (b"1", b"2", b"3"):
         channel.basic_publish("", "q", body)
@@ -686,10 +686,10 @@ def test_a_receiver_gets_as_many_messages_as_its_credit(
     assert client.expect(TRANSFER).body == b"3"
 
 
-def test_a_message_for_a_receiver_of_settled_messages_leaves_the_queue_at_once(
+def test_a_message_that_is_sent_settled_leaves_the_queue_at_once(
     client: RawAmqp10, queue: str, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
-    """If a receiver attaches with the snd-settle-mode settled, each message arrives settled, and is removed from the
+    """If a receiver attaches with the snd-settle-mode settled, each message is sent settled, and is removed from the
     queue at once.
     """
     channel.basic_publish("", "q", b"1")
@@ -711,8 +711,8 @@ def test_an_unsettled_disposition_is_settled_by_the_broker(
     assert (answer.field(0), answer.field(1), answer.field(3), answer.field(4)) == (SENDER, 0, True, ACCEPT)
 
 
-def test_a_released_message_is_delivered_again(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """A message that an AMQP 1.0 receiver releases is delivered again with first-acquirer false."""
+def test_a_released_message_is_redelivered(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    """A message that an AMQP 1.0 receiver releases is redelivered with first-acquirer false."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     first = client.expect(TRANSFER).message.header

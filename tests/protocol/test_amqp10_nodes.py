@@ -96,8 +96,8 @@ def test_a_direct_reply_reaches_the_requester_over_amqp_1_0(amqp_url: str, clien
     assert (got.body, got.field(4)) == (b"reply", True)
 
 
-def test_amqp_1_0_can_reply_to_a_client_of_0_9_1(client: RawAmqp10, channel: BlockingChannel) -> None:
-    """A request sent over AMQP 0-9-1 with direct reply-to is answered over AMQP 1.0."""
+def test_an_amqp_1_0_client_can_reply_to_a_client_of_amqp_0_9_1(client: RawAmqp10, channel: BlockingChannel) -> None:
+    """An AMQP 1.0 client can reply to a request that was sent over AMQP 0-9-1 with direct reply-to."""
     replies = []
     channel.basic_consume("amq.rabbitmq.reply-to", lambda *given: replies.append(given[3]), auto_ack=True)
     channel.queue_declare("rpc")
@@ -119,8 +119,8 @@ def channel_properties() -> object:
 def test_single_active_receivers_are_told_which_one_is_active(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From RabbitMQ 4.3 on, each receiver of a quorum queue with x-single-active-consumer gets a flow whose property
-    rabbitmq:active says whether this receiver is active, and another flow when that changes.
+    """From RabbitMQ 4.3 on, the broker tells each receiver of a quorum queue with x-single-active-consumer whether it
+    is active, in the property rabbitmq:active of a flow frame, and again when that changes.
     """
     if not broker.differs_since("4.3", "consumers of quorum queues are told"):
         pytest.skip("from 4.3 on")
@@ -226,8 +226,8 @@ def test_the_outcome_modified_with_delivery_failed_raises_the_delivery_count(
 def test_a_modified_message_is_not_redelivered_before_its_x_opt_delivery_time(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From RabbitMQ 4.3 on, a quorum queue does not redeliver a message that a receiver settled as modified before the
-    time in x-opt-delivery-time, in milliseconds since 1970.
+    """From RabbitMQ 4.3 on, if a receiver settles a message as modified with x-opt-delivery-time, in milliseconds since
+    1970, a quorum queue does not redeliver the message before this time.
     """
     # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5, and its test modified_quorum_queue_delivery_time.
     channel.queue_declare("later", durable=True, arguments={"x-queue-type": "quorum"})

@@ -78,7 +78,7 @@ def test_deeply_nested_arguments_are_stored_or_refused(process: BrokerProcess, d
 
 
 def test_deleting_a_vhost_deletes_its_bindings_and_policies(process: BrokerProcess) -> None:
-    """A virtual host that is created again after its deletion and a restart has none of its former bindings and
+    """If a virtual host is deleted, and created again after a restart, it has none of its former bindings and
     policies.
     """
     api = Api(process.management_url)
@@ -119,7 +119,7 @@ def test_unusual_names_stay_distinct_after_a_restart(tmp_path: Path) -> None:
 
 def test_a_definition_that_cannot_be_read_is_skipped(process: BrokerProcess) -> None:
     """If a queue's stored definition cannot be read, the broker logs an error and starts without this queue. Once the
-    definition is repaired, the queue and its messages are there again.
+    definition is repaired, the broker has the queue and its messages again.
     """
     channel = connect(process).channel()
     channel.confirm_delivery()
@@ -173,8 +173,8 @@ def test_unknown_files_in_a_data_directory_are_ignored(process: BrokerProcess) -
 
 
 def test_a_full_disk_at_the_start_is_reported(process: BrokerProcess) -> None:
-    """If the disk is too full for the broker to start, the broker says how much space is needed and exits; a start
-    with enough space has all messages.
+    """If the disk is too full for the broker to start, the broker says how much space is needed, and exits. When it
+    starts with enough space, it has all messages.
     """
     channel = connect(process).channel()
     channel.queue_declare("q", durable=True)

@@ -67,9 +67,9 @@ def test_durable_objects_and_persistent_messages_survive_a_restart(process: Brok
             gone("gone", passive=True)
 
 
-def test_a_clean_restart_keeps_the_counts_of_a_quorum_queue(tmp_path: Path) -> None:
-    """A message of a quorum queue keeps its x-acquired-count and x-delivery-count over a clean restart, as in
-    RabbitMQ 4.3.
+def test_a_clean_restart_keeps_the_delivery_counts_of_a_quorum_queue(tmp_path: Path) -> None:
+    """After a clean restart, a message in a quorum queue has the same x-acquired-count and x-delivery-count as before,
+    as in RabbitMQ 4.3.
     """
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--like", "4.3") as process:
         channel = connect(process).channel()

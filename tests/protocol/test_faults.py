@@ -192,7 +192,7 @@ def test_messages_deleted_by_reset_do_not_return_after_a_restart(tmp_path: Path)
         assert (message.body, message.headers["x-stream-offset"]) == (b"c", 2)
 
 
-def test_cut_connections_selects_by_connection_name(vhost: Vhost, connect: Callable[..., BlockingChannel]) -> None:
+def test_cut_connections_can_select_connections_by_name(vhost: Vhost, connect: Callable[..., BlockingChannel]) -> None:
     """The fault cut_connections("orders-*") cuts only connections whose name begins with "orders-"."""
     orders, mail = connect("orders-1"), connect("mail-1")
     assert vhost.faults.cut_connections("orders-*") == 1
@@ -333,9 +333,9 @@ def test_the_fault_restart_keeps_durable_queues_and_their_messages(
         channel.exchange_declare("transient", passive=True)
 
 
-def test_nack_publishes_nacks_the_given_number(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The fault nack_publishes("jobs", 2) nacks the next two messages for the queue jobs, which do not reach the
-    queue, and no other messages.
+def test_nack_publishes_nacks_the_given_number_of_messages(vhost: Vhost, channel: BlockingChannel) -> None:
+    """The fault nack_publishes("jobs", 2) nacks the next two messages for the queue jobs, and no others. These two
+    messages do not reach the queue.
     """
     channel.confirm_delivery()
     for queue in ("jobs", "mail"):

@@ -146,8 +146,8 @@ def test_hostile_properties_are_delivered_unchanged(client: RawClient, name: byt
 def test_deeply_nested_headers_do_not_disturb_tracing(
     name: bytes, depth: int, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """With tracing on, a message with deeply nested headers is delivered and, after a nack, redelivered, and the
-    firehose copies the publish and both deliveries.
+    """With tracing on, a message with deeply nested headers is delivered and, after a nack, redelivered. The firehose
+    copies the published message and both deliveries.
     """
     value = nested(depth) if name == b"h" else b"A" + sized(nested(depth - 1))
     with EmbeddedBroker(management_port=0) as broker:

@@ -82,9 +82,9 @@ def test_declarations_over_http_get_201_204_or_400(api: Api, vhost: str, channel
     assert api("DELETE", f"exchanges/{vhost}/x")[0] == 404
 
 
-def test_booleans_may_be_sent_as_text(api: Api, vhost: str) -> None:
-    """The management API accepts the texts "true" and "false" as booleans, as rabbitmqadmin sends them, and answers
-    any other value that is not a boolean with 400.
+def test_booleans_can_be_sent_as_text(api: Api, vhost: str) -> None:
+    """The management API accepts the strings "true" and "false" as booleans, as rabbitmqadmin sends them. It answers
+    400 to any other value that is not a boolean.
     """
     flags = ("durable", "auto_delete", "internal")
     for name, wanted in (("d", (True, False, False)), ("i", (True, True, True))):
@@ -99,8 +99,8 @@ def test_booleans_may_be_sent_as_text(api: Api, vhost: str) -> None:
 
 
 def test_health_checks_return_503_for_a_missing_listener(api: Api) -> None:
-    """The management API answers a health check for a port or protocol without a listener with 503, and lists the
-    ports or protocols that have one.
+    """The management API answers 503 to a health check for a port or protocol without a listener, and lists the ports
+    or protocols that have one.
     """
     assert api("GET", "health/checks/alarms")[0] == 200
     status, answer = api("GET", "health/checks/protocol-listener/amqp091")
@@ -349,8 +349,8 @@ def test_overview_and_nodes_have_the_fields_that_monitoring_tools_use(api: Api) 
     assert {"quorum_queue", "stream_queue"} <= {each["name"] for each in api("GET", "feature-flags")[1]}
 
 
-def test_the_memory_of_a_node_is_listed_by_use(api: Api) -> None:
-    """The management API shows how much of a node's memory each use takes, in bytes and in percent. With memory=true,
+def test_the_memory_of_a_node_is_listed_by_purpose(api: Api) -> None:
+    """The management API shows how much memory a node uses for each purpose, in bytes and in percent. With memory=true,
     the node's description contains these figures as well.
     """
     name = api("GET", "nodes")[1][0]["name"]

@@ -126,7 +126,7 @@ def test_a_tls_key_needs_its_certificate(tmp_path: Path) -> None:
         TlsFiles(key=tmp_path / "key.pem").context()
 
 
-def test_a_certificate_logs_in_if_the_url_names_no_user() -> None:
+def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user() -> None:
     """With a client certificate and an amqps URL without a user, mqtool logs in with the mechanism EXTERNAL if the
     broker offers this mechanism, and otherwise as guest.
     """

@@ -101,8 +101,8 @@ def map_of(*keys):
     ids=repr,
 )
 def test_map_keys_with_predictable_hashes_are_refused(key):
-    """An AMQP 1.0 map with a list, map, UUID, float, described value or null as a key raises ValueError, because a
-    publisher could choose keys of these types so that their hashes collide and block the broker.
+    """Decoding an AMQP 1.0 map with a list, map, UUID, float, described value or null as a key raises ValueError,
+    because a publisher could choose such keys so that their hashes collide and block the broker.
     """
     with pytest.raises(ValueError, match="a key of a map"):
         decode(map_of("x", key))
@@ -119,15 +119,17 @@ def nested(count):
     return compound(0xC0, [compound(0xC0, [NULL] * (count // 20 - 1)) for _ in range(20)])
 
 
-def test_a_value_with_too_many_values_is_refused():
-    """An AMQP 1.0 value that contains too many values raises ValueError, even if they are spread over nested lists."""
+def test_an_amqp_1_0_value_with_too_many_elements_is_refused():
+    """Decoding an AMQP 1.0 value that contains too many elements raises ValueError, even if they are spread over nested
+    lists.
+    """
     assert len(decode(nested(MOST_VALUES // 20 * 20))[0]) == 20
     with pytest.raises(ValueError, match="too many values"):
         decode(nested(MOST_VALUES + 40))
 
 
-def test_the_number_of_values_in_a_message_body_is_not_limited():
-    """The body of an AMQP 1.0 message can contain any number of values, because it is kept as bytes."""
+def test_the_number_of_elements_in_a_message_body_is_not_limited():
+    """The body of an AMQP 1.0 message can contain any number of elements, because it is kept as bytes."""
     body = section(0x77, nested(2 * MOST_VALUES))
     assert Amqp10Message.decode(body).body == body
 

@@ -49,7 +49,7 @@ def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
 
 def test_a_failed_message_has_its_history_and_no_headers_of_the_broker() -> None:
     """The headers of a failed message say how often and why it failed, which queue it was in, and when it first failed.
-    The broker's own headers, and those that route copies, are removed.
+    The broker's own headers and the headers CC and BCC are removed.
     """
     message = failed(with_headers({**BROKERS, **COPIES, "x": 1}), "exit status 1", "jobs.wait.1s")
     headers = dict(message.properties["headers"])
@@ -87,7 +87,7 @@ def test_a_redriven_message_has_only_its_publishers_headers_its_origin_and_the_n
 
 def test_a_message_for_another_broker_keeps_its_properties() -> None:
     """A message that is moved to another broker keeps its properties, even its expiration. Its user id is removed
-    unless mqtool logs in as this user there. Headers that route copies or count deliveries are removed, too.
+    unless mqtool logs in as this user there. The headers CC, BCC and x-delivery-count are removed, too.
     """
     message = elsewhere(with_headers({**COPIES, "x-delivery-count": 1, "x": 1}), "other", "me")
     assert (message.body, message.exchange, message.routing_key, message.message_id) == (b"job", "", "other", "a")

@@ -266,16 +266,16 @@ def test_a_queue_stays_bound_until_each_headers_binding_is_removed() -> None:
     ],
 )
 def test_x_delay_is_a_number_of_milliseconds(value: Value, delay: int) -> None:
-    """The header x-delay is a number, or a string of digits, of milliseconds. If it is negative, longer than the plugin
-    can wait, or of another type, the message is not delayed.
+    """The header x-delay is in milliseconds, and can be a number or a string of digits. If it is negative, longer than
+    the plugin can wait, or of another type, the message is not delayed.
     """
     assert delay_of(value) == delay
 
 
 @pytest.mark.parametrize("value", ["", "1.5", "1s", "soon", b"5", b"\xff", Decimal(1, 5), float("inf"), float("nan")])
 def test_an_x_delay_that_the_plugin_cannot_read_is_refused(value: Value) -> None:
-    """If the header x-delay is a decimal, binary, an infinite float, or text that is not a whole number, it raises a
-    ValueError that contains the value.
+    """If the header x-delay is a decimal, binary, an infinite float, or text that is not a whole number, reading it
+    raises a ValueError that contains the value.
     """
     with pytest.raises(ValueError, match="x-delay is not a number of milliseconds: ") as caught:
         delay_of(value)
