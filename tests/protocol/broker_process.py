@@ -37,7 +37,7 @@ class BrokerProcess:
         else:
             words = preloaded.as_installed(command)
             self.process = subprocess.Popen(words, cwd=self.directory, env={}, stdin=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60  # which only a busy machine needs
+        deadline = time.monotonic() + 60  # only a busy machine needs that long
         while not self.ready_file.exists():
             assert self.process.poll() is None, self.log
             assert time.monotonic() < deadline, "the broker did not start"

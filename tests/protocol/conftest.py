@@ -121,7 +121,7 @@ def connect(amqp_url: str) -> Iterator[Callable[..., pika.BlockingConnection]]:
 
     yield opener
     for connection in opened:
-        # The broker may have ended it by now, because its user or its virtual host is gone.
+        # The broker may have closed it by now, because its user or its virtual host was deleted.
         with contextlib.suppress(AMQPError):
             connection.close()
 

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 from mqtool.broker.embedded.http.route_table import paths
 
 LOGIN = {"authorization": "Basic " + base64.b64encode(b"guest:guest").decode()}
-#: A valid body for each kind of path, which is then spoilt.
+#: A valid body for each kind of path, which is then made invalid.
 BODIES: dict[str, dict[str, Any]] = {
     "publish": {"properties": {"headers": {"a": 1}}, "routing_key": "k", "payload": "x", "payload_encoding": "string"},
     "get": {"ackmode": "ack_requeue_true", "count": 1, "encoding": "auto", "truncate": 5},
@@ -62,7 +62,7 @@ QUERIES = [
     *("page=1&page_size=0", "page=x", "columns=name.a,name", "sort=arguments", "columns=.", "count=x"),
     *("page=1&name=(&use_regex=true", "count=0&timeout=nan", "sort=name&sort_reverse=true", "page=" + "9" * 5000),
 ]
-#: What must go on working is never deleted, and nobody is waited for.
+#: Never deletes what the other requests need, and never waits for messages.
 SPARED = ("vhosts/%2F", "users/guest", "permissions/%2F/guest")
 
 

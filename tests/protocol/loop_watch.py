@@ -54,7 +54,7 @@ class LoopWatch:
 
     def take(self) -> float:
         """Return the longest turn since the last call."""
-        self._broker.under_test(lambda _: self._broker)  # a turn that is still going on counts
+        self._broker.under_test(lambda _: self._broker)  # waits for the current turn, which counts as well
         longest, self.longest = self.longest, 0.0
         return longest
 

@@ -152,7 +152,7 @@ def test_the_faults_of_the_embedded_broker_end_amqp_1_0_connections_and_sessions
 
 def test_the_fault_lose_acks_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: str) -> None:
     """While the fault lose_acks is in force, the embedded broker ignores an AMQP 1.0 receiver's settlement, and
-    delivers the message again.
+    redelivers the message.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue, handle=1)
@@ -167,7 +167,7 @@ def test_the_fault_lose_acks_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: 
 
 def test_the_consumer_timeout_releases_unsettled_messages_over_amqp_1_0() -> None:
     """After the consumer timeout, the broker releases a message that an AMQP 1.0 receiver has not settled, ignores the
-    receiver's late settlement, and delivers the message again.
+    receiver's late settlement, and redelivers the message.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=0.3) as broker:
         with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
@@ -206,7 +206,7 @@ def test_an_aborted_transfer_leaves_the_link_usable(broker: EmbeddedBroker, queu
 
 
 def anonymous(url: str) -> tuple[RawAmqp10, int]:
-    """A client that logs in with the mechanism ANONYMOUS, and the code of the outcome."""
+    """A client that logs in with the mechanism ANONYMOUS, and the code of the SASL outcome."""
     client = RawAmqp10(url, opened=False)
     client.socket.sendall(SASL_HEADER)
     client.read(8)
@@ -253,8 +253,8 @@ def test_anonymous_from_another_machine_is_refused_by_default(tmp_path: Path, op
 
 @pytest.mark.parametrize("user", ["CN=client", "CN=somebody"])
 def test_a_client_certificate_logs_in_over_amqp_1_0(amqp_tls: Authority, user: str) -> None:
-    """Over AMQP 1.0, the SASL mechanism EXTERNAL logs in as the subject of the client's certificate, and is refused if
-    there is no user of that name.
+    """Over AMQP 1.0, a client that uses the SASL mechanism EXTERNAL logs in as the user named in the subject of its
+    certificate. The login is refused if there is no such user.
     """
     with EmbeddedBroker(like="4.3", management_port=0, tls=amqp_tls.tls(client_certificates=True)) as broker:
         api = Api(str(broker.management_url))
@@ -351,7 +351,7 @@ def test_the_firehose_copies_amqp_1_0_messages(broker: EmbeddedBroker, queue: st
 
 def test_an_expensive_sql_filter_detaches_only_its_own_link(broker: EmbeddedBroker) -> None:
     """If an AMQP 1.0 receiver's SQL filter exceeds the time limit, the broker detaches the receiver's link with
-    resource-limit-exceeded; another link of this session stays usable.
+    resource-limit-exceeded; the other links of the session stay usable.
     """
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         connection.channel().queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})

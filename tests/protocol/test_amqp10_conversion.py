@@ -39,7 +39,7 @@ _TIME = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
 _HEADERS: dict[str, Any] = {"text": "é", "number": Int32(5), "big": Int64(1 << 40), "true": True, "void": None}
 _ANNOTATIONS: dict[str, Any] = {"x-mine": "kept", "x-list": ["a", Int32(1)]}
 
-#: What a message says in every protocol.
+#: The content of a message, the same in every protocol.
 _SAID: dict[str, Any] = {
     "message_id": _ID.urn,
     "correlation_id": "cid",
@@ -242,11 +242,11 @@ def test_a_message_keeps_its_content_across_protocols(
     ],
     ids=["data", "value", "map", "sequences"],
 )
-def test_an_amqp_1_0_message_keeps_sections_that_0_9_1_does_not_have(
+def test_an_amqp_1_0_message_keeps_what_0_9_1_cannot_express(
     channel: BlockingChannel, client: RawAmqp10, kind: str, body: bytes
 ) -> None:
-    """A message sent and received over AMQP 1.0 keeps its properties, application properties, body and footer,
-    whether the body consists of data, sequences or a value.
+    """A message sent and received over AMQP 1.0 keeps what AMQP 0-9-1 cannot express: all its properties, its
+    application properties and footer, and a body of data, sequences or a value.
     """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     sent = Amqp10Message(

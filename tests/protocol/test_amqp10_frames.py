@@ -110,7 +110,7 @@ def quorum(channel: BlockingChannel) -> str:
     return "/queues/qq"
 
 
-def test_an_amqp_1_0_connection_is_opened_and_closed_as_by_rabbitmq(amqp_url: str) -> None:
+def test_an_amqp_1_0_connection_is_opened_and_closed_as_in_rabbitmq(amqp_url: str) -> None:
     """The broker answers an AMQP 1.0 client's SASL login, open, begin, end and close with the same limits and
     capabilities as RabbitMQ.
     """
@@ -157,7 +157,7 @@ def test_anonymous_logs_in_as_guest(amqp_url: str, vhost: str) -> None:
 
 @pytest.mark.parametrize(("mechanism", "response"), [("PLAIN", b"\0guest\0wrong"), ("PLAIN", b"\0nobody\0guest")])
 def test_a_wrong_user_or_password_is_refused_over_amqp_1_0(amqp_url: str, mechanism: str, response: bytes) -> None:
-    """An AMQP 1.0 login with a wrong user or password gets the SASL outcome auth, and the connection is closed."""
+    """An AMQP 1.0 login with a wrong user name or password gets the SASL outcome auth, and the connection is closed."""
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(SASL_HEADER)
     client.read(8)
@@ -252,7 +252,7 @@ def test_a_malformed_frame_closes_the_connection(broker: TestBroker, client: Raw
 @pytest.mark.parametrize("body", [b"\x00", b"\x00\x53\x99\x45"])
 def test_an_unknown_performative_closes_the_connection(amqp_url: str, body: bytes) -> None:
     """A frame with an unknown performative closes the connection with a close frame that contains an error."""
-    # RabbitMQ's text is Erlang's, so it is not compared.
+    # RabbitMQ's error text is an Erlang term, so it is not compared.
     client = RawAmqp10(amqp_url)
     client.send(END)
     client.expect(END)
@@ -287,8 +287,10 @@ def test_invalid_handles_end_the_session(
         client.begin()
 
 
-def test_a_flow_beyond_the_sent_transfers_ends_the_session(client: RawAmqp10) -> None:
-    """A flow that acknowledges transfers that were never sent ends the session with amqp:session:window-violation."""
+def test_a_flow_for_transfers_that_were_never_sent_ends_the_session(client: RawAmqp10) -> None:
+    """A flow frame that acknowledges transfers that were never sent ends the session with
+    amqp:session:window-violation.
+    """
     client.flow(seen=1)
     assert (client.ended() or ("",))[0] == "amqp:session:window-violation"
 
@@ -419,7 +421,7 @@ def test_unsupported_link_settings_are_refused(broker: TestBroker, client: RawAm
     assert link_error(broker, client) == ("amqp:not-implemented", text)
 
 
-def test_a_link_may_be_detached_and_attached_again(client: RawAmqp10, queue: str) -> None:
+def test_a_link_can_be_detached_and_attached_again(client: RawAmqp10, queue: str) -> None:
     """After a link has been detached, a link with the same name and handle can be attached."""
     for closed in (True, False):
         client.attach_sender(queue)
@@ -662,8 +664,8 @@ def test_deleting_an_exchange_detaches_a_sender_at_the_next_message(
 def test_a_receiver_gets_as_many_messages_as_its_credit(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """A receiver with a link credit of 2 gets two of three messages, and the third after settling the two and
-    granting new credit.
+    """A receiver with a link credit of 2 gets two of three messages, and the third one after it has settled both and
+    granted new credit.
     """
     for body in (b"1", b"2", b"3"):
         channel.basic_publish("", "q", body)
@@ -684,10 +686,10 @@ def test_a_receiver_gets_as_many_messages_as_its_credit(
     assert client.expect(TRANSFER).body == b"3"
 
 
-def test_a_message_for_a_receiver_of_settled_messages_leaves_the_queue_at_once(
+def test_a_message_that_is_sent_settled_leaves_the_queue_at_once(
     client: RawAmqp10, queue: str, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
-    """If a receiver attaches with the snd-settle-mode settled, each message arrives settled, and is removed from the
+    """If a receiver attaches with the snd-settle-mode settled, each message is sent settled, and is removed from the
     queue at once.
     """
     channel.basic_publish("", "q", b"1")
@@ -709,8 +711,8 @@ def test_an_unsettled_disposition_is_settled_by_the_broker(
     assert (answer.field(0), answer.field(1), answer.field(3), answer.field(4)) == (SENDER, 0, True, ACCEPT)
 
 
-def test_a_released_message_is_delivered_again(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """A message that an AMQP 1.0 receiver releases is delivered again with first-acquirer false."""
+def test_a_released_message_is_redelivered(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
+    """A message that an AMQP 1.0 receiver releases is redelivered with first-acquirer false."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     first = client.expect(TRANSFER).message.header
@@ -802,7 +804,7 @@ def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_its_deli
     for _ in range(5):
         client.expect(TRANSFER)
     client.settle(0, state, 4)
-    if broker.kind == "rabbitmq" and state == NOT_OUTCOMES["unknown"]:  # its codec does not know the descriptor
+    if broker.kind == "rabbitmq" and state == NOT_OUTCOMES["unknown"]:  # RabbitMQ cannot decode the descriptor
         condition, text = client.expect(CLOSE).error or ("", "")
         assert condition == "amqp:internal-error"
     else:
@@ -858,8 +860,8 @@ def test_drain_uses_up_the_credit(client: RawAmqp10, queue: str, channel: Blocki
 
 
 def test_a_flow_with_echo_is_answered(client: RawAmqp10, queue: str) -> None:
-    """The broker answers a receiver's flow with echo with a flow that has the link's delivery count, credit and
-    number of available messages.
+    """If a receiver's flow frame sets echo, the broker answers with a flow frame that contains the link's delivery
+    count, credit and number of available messages.
     """
     client.attach_receiver(queue, credit=0)
     client.flow(0, 7, echo=True)
@@ -959,7 +961,7 @@ def test_a_receiver_with_a_higher_priority_is_served_first(
     client.attach_receiver(queue)
     client.attach_receiver(queue, handle=1, rest=(None, None, None, {Symbol("rabbitmq:priority"): Int32(5)}))
     client.flow(1, 100, echo=True)
-    client.expect(FLOW)  # the queue has the credit of both
+    client.expect(FLOW)  # the queue knows the credit of both links
     for body in (b"1", b"2"):
         channel.basic_publish("", "q", body)
     assert [client.expect(TRANSFER).field(0) for _ in range(2)] == [1, 1]

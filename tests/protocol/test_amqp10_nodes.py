@@ -37,7 +37,7 @@ from tests.protocol.test_amqp10_frames import broker, client, embedded, ends_ses
 __all__ = ["broker", "client", "embedded", "queue", "quorum"]
 
 DETACHES = Symbol("link-detach")
-#: Milliseconds: RabbitMQ may run in a container, and rounds.
+#: In milliseconds. RabbitMQ may run in a container, and rounds times.
 CLOCKS_MAY_DIFFER = 1_000
 
 
@@ -96,8 +96,8 @@ def test_a_direct_reply_reaches_the_requester_over_amqp_1_0(amqp_url: str, clien
     assert (got.body, got.field(4)) == (b"reply", True)
 
 
-def test_amqp_1_0_can_reply_to_a_client_of_0_9_1(client: RawAmqp10, channel: BlockingChannel) -> None:
-    """A request sent over AMQP 0-9-1 with direct reply-to is answered over AMQP 1.0."""
+def test_an_amqp_1_0_client_can_reply_to_a_client_of_amqp_0_9_1(client: RawAmqp10, channel: BlockingChannel) -> None:
+    """An AMQP 1.0 client can reply to a request that was sent over AMQP 0-9-1 with direct reply-to."""
     replies = []
     channel.basic_consume("amq.rabbitmq.reply-to", lambda *given: replies.append(given[3]), auto_ack=True)
     channel.queue_declare("rpc")
@@ -119,8 +119,8 @@ def channel_properties() -> object:
 def test_single_active_receivers_are_told_which_one_is_active(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From RabbitMQ 4.3 on, each receiver of a quorum queue with x-single-active-consumer gets a flow whose property
-    rabbitmq:active says whether this receiver is active, and another flow when that changes.
+    """From RabbitMQ 4.3 on, the broker tells each receiver of a quorum queue with x-single-active-consumer whether it
+    is active, in the property rabbitmq:active of a flow frame, and again when that changes.
     """
     if not broker.differs_since("4.3", "consumers of quorum queues are told"):
         pytest.skip("from 4.3 on")
@@ -148,7 +148,7 @@ def test_the_reply_to_a_queue_deletion_comes_before_the_detach_frames(client: Ra
     """A client that deletes a queue over the AMQP 1.0 management node gets the reply before the detach frames of its
     links to this queue.
     """
-    # As the management request in rabbit_amqp_session of RabbitMQ 4.3.5: links learn of it by a later event.
+    # As in rabbit_amqp_session of RabbitMQ 4.3.5, where links learn of the deletion by a later event.
     client.attach_sender(queue, handle=1)
     client.attach_receiver(queue, handle=2)
     ends, paired = (described(SOURCE, "/management"), described(TARGET, "/management")), {Symbol("paired"): True}
@@ -226,8 +226,8 @@ def test_the_outcome_modified_with_delivery_failed_raises_the_delivery_count(
 def test_a_modified_message_is_not_redelivered_before_its_x_opt_delivery_time(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From RabbitMQ 4.3 on, a quorum queue does not redeliver a message that a receiver settled as modified before the
-    time in x-opt-delivery-time, in milliseconds since 1970.
+    """From RabbitMQ 4.3 on, if a receiver settles a message as modified with x-opt-delivery-time, in milliseconds since
+    1970, a quorum queue does not redeliver the message before this time.
     """
     # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5, and its test modified_quorum_queue_delivery_time.
     channel.queue_declare("later", durable=True, arguments={"x-queue-type": "quorum"})
@@ -276,9 +276,9 @@ def acquired(frame: Frame) -> int:
 def test_ending_a_link_with_credit_requeues_a_message_that_the_link_has_released(
     broker: TestBroker, channel: BlockingChannel, state: Described, ending: int, *, pipelined: bool
 ) -> None:
-    """From RabbitMQ 4.3 on, a message that a link releases or modifies while it has credit left is redelivered to the
-    same link, and requeued again when the link, its session or its connection ends, so x-acquired-count rises by 2.
-    Without credit left, it rises by 1.
+    """From RabbitMQ 4.3 on, if a link that still has credit releases or modifies a message, the message is redelivered
+    to the same link. When the link, its session or its connection ends, the message is requeued again, so
+    x-acquired-count rises by 2. Without credit left, it rises by 1.
     """
     if not broker.differs_since("4.3", "x-acquired-count"):
         pytest.skip("from 4.3 on")

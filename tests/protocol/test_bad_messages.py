@@ -33,9 +33,9 @@ def dead_letters_to(channel: BlockingChannel, target: str, **arguments: object) 
 
 @pytest.mark.parametrize("depth", [60, 61, 62, 63])
 @pytest.mark.parametrize("header", ["CC", "BCC", "x"])
-def test_deeply_nested_headers_are_dead_lettered(depth: int, header: str) -> None:
+def test_messages_with_deeply_nested_headers_are_dead_lettered(depth: int, header: str) -> None:
     """A message whose headers are nested 60 to 63 levels deep, even in CC or BCC, is dead-lettered when it expires. The
-    message behind it is dead-lettered, too.
+    next message in the queue is dead-lettered, too.
     """
     value: Any = ["k"]
     for _ in range(depth):

@@ -1,4 +1,4 @@
-"""Limits that keep a client from filling the embedded broker's memory and buffers, or waiting for ever."""
+"""Limits that keep a client from filling the embedded broker's memory and buffers, or waiting forever."""
 
 import socket
 import subprocess
@@ -32,7 +32,7 @@ def small() -> Iterator[EmbeddedBroker]:
         yield broker
 
 
-def test_publishers_wait_while_memory_is_short(small: EmbeddedBroker) -> None:
+def test_publishers_are_blocked_while_the_broker_is_low_on_memory(small: EmbeddedBroker) -> None:
     """A publisher gets connection.blocked once the embedded broker's memory limit is exceeded, and
     connection.unblocked once enough messages have been consumed.
     """
@@ -49,7 +49,7 @@ def test_publishers_wait_while_memory_is_short(small: EmbeddedBroker) -> None:
         while not heard:
             channel.basic_publish("", "q", b"x" * 10_000)
             count += 1
-            publishing.process_data_events(0.001)  # time for the broker to say so, before the sockets are full
+            publishing.process_data_events(0.001)  # lets connection.blocked arrive before the sockets are full
         return count
 
     count = publish_until_blocked()
@@ -58,7 +58,7 @@ def test_publishers_wait_while_memory_is_short(small: EmbeddedBroker) -> None:
 
     consuming = connect(small)
     assert len(Take(consuming.channel()).bodies("q", count)) == count
-    # What was in the sockets when it was blocked may block it a second time.
+    # Messages that were still in the sockets may block the publisher a second time.
     take.until(lambda: heard[-1] == "unblocked")
     channel.basic_publish("", "q", b"after")
     channel.queue_declare("q", passive=True)
@@ -66,8 +66,10 @@ def test_publishers_wait_while_memory_is_short(small: EmbeddedBroker) -> None:
         connection.close()
 
 
-def test_consumers_are_served_while_memory_is_short(small: EmbeddedBroker) -> None:
-    """While a publisher is blocked because memory is short, another client can connect and consume messages."""
+def test_consumers_are_served_while_the_broker_is_low_on_memory(small: EmbeddedBroker) -> None:
+    """While a publisher is blocked because the broker is low on memory, another client can connect and consume
+    messages.
+    """
     flood = RawClient(small.url)
     flood.send(commands.Queue.Declare(queue="q"))
     flood.expect(commands.Queue.DeclareOk)
@@ -103,7 +105,7 @@ def test_a_consumer_that_does_not_read_leaves_the_queue_to_others(small: Embedde
         if channel.queue_declare("q", passive=True).method.message_count > 20:
             break
     else:
-        pytest.fail("the broker took on everything for a client that reads nothing")
+        pytest.fail("the broker sent or buffered all messages for a client that does not read")
     assert Take(channel).one("q")[2]
     lazy.socket.close()
     connection.close()
@@ -136,8 +138,8 @@ def test_the_consumer_timeout_closes_the_channel() -> None:
 def test_closed_connections_are_no_longer_counted(
     small: EmbeddedBroker, api_of: Callable[[EmbeddedBroker], Any]
 ) -> None:
-    """After many clients have connected, declared exclusive queues and disconnected, the broker counts no connections,
-    channels or queues.
+    """After many clients have connected, declared exclusive queues and disconnected, the management API counts no
+    connections, channels or queues.
     """
 
     def come_and_go() -> None:

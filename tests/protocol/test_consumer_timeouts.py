@@ -96,7 +96,7 @@ def declare(url: str, **arguments: object) -> None:
 
 
 @pytest.mark.parametrize("kind", ["embedded", "rabbitmq"])
-def test_in_3_10_only_the_brokers_timeout_counts(kind: str) -> None:
+def test_in_3_10_only_the_brokers_own_consumer_timeout_applies(kind: str) -> None:
     """In RabbitMQ 3.10, the broker's own consumer timeout closes the channel with 406 and requeues the message,
     whatever x-consumer-timeout the queue and the consumer have.
     """
@@ -149,7 +149,7 @@ def test_a_queues_timeout_can_be_longer_than_the_brokers(like: str) -> None:
 
 
 def test_from_4_3_on_a_consumers_own_timeout_takes_precedence() -> None:
-    """From RabbitMQ 4.3 on, a consumer's own timeout takes precedence over those of queue and broker. After this
+    """From RabbitMQ 4.3 on, a consumer's own timeout takes precedence over the queue's and the broker's. After this
     timeout, the consumer is cancelled, and another consumer gets the unacknowledged message.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=LONG / 1000) as broker:
@@ -232,8 +232,8 @@ def test_from_4_3_on_the_timeout_of_an_amqp_1_0_link_releases_the_delivery(broke
 def test_from_4_3_on_the_timeout_of_consumer_queue_or_policy_cancels_the_consumer(
     broker: TestBroker, api: Api, queue: int | None, policy: int | None, consumer: int | None
 ) -> None:
-    """From RabbitMQ 4.3 on, a consumer is cancelled after its own timeout or, if it has none, after the shorter one
-    of queue argument and policy. The channel stays open.
+    """From RabbitMQ 4.3 on, a consumer is cancelled after its own timeout or, if it has none, after the queue's: the
+    shorter of the timeouts that the queue argument and the policy set. The channel stays open.
     """
     since_4_3(broker)
     if policy is not None:

@@ -145,7 +145,7 @@ def test_deliveries_of_a_cancelled_consumer_can_still_be_acknowledged(channel: B
 
 
 def test_a_channel_that_deletes_its_queue_gets_the_reply_before_the_cancel(broker: TestBroker) -> None:
-    """A channel that deletes a queue which it consumes from receives queue.delete-ok, and then basic.cancel."""
+    """A channel that deletes a queue it consumes from receives queue.delete-ok, and then basic.cancel."""
     with RawClient(broker.url) as client:
         client.send(commands.Queue.Declare(queue="q", durable=True))
         client.expect(commands.Queue.DeclareOk)

@@ -78,7 +78,7 @@ def test_deeply_nested_arguments_are_stored_or_refused(process: BrokerProcess, d
 
 
 def test_deleting_a_vhost_deletes_its_bindings_and_policies(process: BrokerProcess) -> None:
-    """A virtual host that is created again after its deletion and a restart has none of its former bindings and
+    """If a virtual host is deleted, and created again after a restart, it has none of its former bindings and
     policies.
     """
     api = Api(process.management_url)
@@ -119,7 +119,7 @@ def test_unusual_names_stay_distinct_after_a_restart(tmp_path: Path) -> None:
 
 def test_a_definition_that_cannot_be_read_is_skipped(process: BrokerProcess) -> None:
     """If a queue's stored definition cannot be read, the broker logs an error and starts without this queue. Once the
-    definition is repaired, the queue and its messages are there again.
+    definition is repaired, the broker has the queue and its messages again.
     """
     channel = connect(process).channel()
     channel.confirm_delivery()
@@ -173,8 +173,8 @@ def test_unknown_files_in_a_data_directory_are_ignored(process: BrokerProcess) -
 
 
 def test_a_full_disk_at_the_start_is_reported(process: BrokerProcess) -> None:
-    """If the disk is too full for the broker to start, the broker says how much space is needed and exits; a start
-    with enough space has all messages.
+    """If the disk is too full for the broker to start, the broker says how much space is needed, and exits. When it
+    starts with enough space, it has all messages.
     """
     channel = connect(process).channel()
     channel.queue_declare("q", durable=True)
@@ -215,8 +215,10 @@ def test_a_deleted_guest_is_not_created_again(process: BrokerProcess) -> None:
 
 
 @large
-def test_a_slow_disk_delays_only_replies_that_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the disk is slow, only replies to declarations of durable queues wait for the disk; clients on other
+def test_a_slow_disk_delays_only_replies_to_durable_declarations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the disk is slow, only the replies to declarations of durable queues are delayed; clients on other
     connections get their replies at once.
     """
     slow, syncing, done = threading.Event(), threading.Event(), threading.Event()
@@ -256,7 +258,7 @@ def test_a_slow_disk_delays_only_replies_that_wait_for_it(tmp_path: Path, monkey
             assert not thread.is_alive()
 
 
-# Definitions as a hostile client declares them, straight into the model: what is accepted comes back after a restart.
+# Definitions as a hostile client declares them, applied directly to the model. Accepted ones must survive a restart.
 
 NAMES = st.sampled_from(
     ["", "v", "q", "q\udcff", "q\\udcff", "d", "d\0k", "k\0x", "x", "\0", "\x00\x00\x00\x01q", "ü" * 60]
@@ -385,7 +387,7 @@ def test_any_accepted_definition_survives_a_restart(
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_a_changed_row_never_prevents_a_start(data: st.DataObject) -> None:
+def test_a_corrupted_definition_never_prevents_a_start(data: st.DataObject) -> None:
     """If a stored definition is changed at random on disk, the broker still starts and accepts new definitions."""
     with TemporaryDirectory() as name:
         directory = Path(name)
@@ -426,7 +428,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_any_damage_is_survived_or_explained(killed: Path, data: st.DataObject) -> None:
+def test_the_broker_survives_or_explains_any_damage_to_its_data_directory(killed: Path, data: st.DataObject) -> None:
     """If any file in the data directory is changed at random, cut off or removed, the broker either starts, or raises
     an error that says why it cannot start.
     """

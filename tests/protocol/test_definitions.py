@@ -186,9 +186,9 @@ def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callabl
         assert api_of(broker)("GET", "topic-permissions")[1] == topics
 
 
-def test_after_a_failed_import_the_data_directory_can_be_used(tmp_path: Path) -> None:
-    """If the definitions file is invalid, EmbeddedBroker.start() raises OSError; with a valid file, a broker can then
-    be started on this data directory.
+def test_after_a_failed_import_the_data_directory_can_still_be_used(tmp_path: Path) -> None:
+    """If the definitions file is invalid, EmbeddedBroker.start() raises OSError. A broker with a valid file can then be
+    started on the same data directory.
     """
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     file.write_text('{"queues": [{}]}')
@@ -199,7 +199,7 @@ def test_after_a_failed_import_the_data_directory_can_be_used(tmp_path: Path) ->
         pass
 
 
-def test_definitions_that_are_left_out_are_named(tmp_path: Path) -> None:
+def test_a_broker_reports_the_definitions_that_it_leaves_out(tmp_path: Path) -> None:
     """A broker whose definitions file contains a shovel starts, and says on stderr that it left out the shovel. If
     the file does not contain a JSON object, the broker exits with 1.
     """

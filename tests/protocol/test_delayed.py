@@ -119,9 +119,9 @@ def test_a_mandatory_delayed_message_is_returned_and_still_delivered(channel: Bl
 
 
 @pytest.mark.usefixtures("delayed")
-def test_a_message_that_passes_two_delayed_exchanges_is_delayed_once(channel: BlockingChannel, take: Take) -> None:
-    """A message that passes two delayed exchanges one after the other is delayed only by the first. A queue bound to
-    the fanout exchange in front of both gets the message at once.
+def test_a_message_routed_through_two_delayed_exchanges_is_delayed_once(channel: BlockingChannel, take: Take) -> None:
+    """A message that is routed through two delayed exchanges, one after the other, is delayed only by the first. A
+    queue bound to the fanout exchange in front of both gets the message at once.
     """
     channel.exchange_declare("before", "fanout")
     channel.queue_declare("beside")
@@ -188,8 +188,8 @@ def test_a_transaction_has_no_effect_on_a_delayed_message(
 
 @pytest.mark.usefixtures("delayed")
 def test_queues_named_by_cc_and_bcc_get_copies_of_a_delayed_message(channel: BlockingChannel, take: Take) -> None:
-    """When a delayed message is due, the queues of the routing keys in CC or BCC get copies. With CC, the header
-    x-delay is unchanged; with BCC, x-delay is negative, and the header BCC is removed.
+    """When a delayed message is due, the queues bound with the routing keys in CC or BCC get copies. With CC, the
+    header x-delay is unchanged; with BCC, x-delay is negative, and the header BCC is removed.
     """
     channel.queue_declare("copy")
     channel.queue_bind("copy", "x", "c")
@@ -211,8 +211,8 @@ def test_x_delay_is_negative_after_dead_lettering(channel: BlockingChannel, take
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("kind", [DELAYED, "direct"])
 def test_delayed_messages_outlive_their_exchange(channel: BlockingChannel, take: Take, kind: str) -> None:
-    """If a delayed exchange is deleted and declared again, with this or another type, its delayed messages are still
-    delivered.
+    """If a delayed exchange is deleted and declared again, with the same or another type, its delayed messages are
+    still delivered.
     """
     channel.basic_publish("x", "k", b"old", delay(400))
     channel.exchange_delete("x")
@@ -223,7 +223,7 @@ def test_delayed_messages_outlive_their_exchange(channel: BlockingChannel, take:
 
 @pytest.mark.usefixtures("delayed")
 def test_bindings_of_a_delayed_exchange_are_checked_by_x_delayed_type(connection: pika.BlockingConnection) -> None:
-    """A binding with an invalid x-match is refused with 406 if the delayed exchange's x-delayed-type is headers."""
+    """If a delayed exchange's x-delayed-type is headers, a binding with an invalid x-match is refused with 406."""
     channel = connection.channel()
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "headers"})
     with pytest.raises(ChannelClosedByBroker) as closed:
@@ -245,7 +245,7 @@ def test_x_delayed_type_must_be_an_exchange_type(connection: pika.BlockingConnec
 
 @pytest.mark.usefixtures("delayed")
 def test_each_of_many_delayed_messages_arrives_exactly_once(channel: BlockingChannel, take: Take) -> None:
-    """Each of 500 delayed messages, later ones due earlier, arrives exactly once."""
+    """If 500 delayed messages are published, of which the later ones are due earlier, each arrives exactly once."""
     for number in range(500):
         channel.basic_publish("x", "k", str(number).encode(), delay(300 - number // 2))
     got = [int(body) for body in take.bodies("q", 500)]

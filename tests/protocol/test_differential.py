@@ -27,7 +27,7 @@ QUORUM = {"x-queue-type": "quorum", "x-delivery-limit": 1}
 
 Operation = tuple[Any, ...]
 
-# Something to work on: most sequences would begin with a dozen errors otherwise.
+# Queues to start with; without them, most sequences would begin with a dozen errors.
 TOPIC: list[Operation] = [
     ("declare queue", "b", False, {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "a"}),
     ("declare exchange", "x", "topic", False, {}),
@@ -249,12 +249,12 @@ class Side:
             self.channel.basic_nack(tag, multiple, requeue)
         else:
             self.channel.basic_reject(tag, requeue)
-        # Wait until the broker has had it: an error closes the channel only later.
+        # Wait until the broker has handled the message: an error closes the channel only later.
         self.channel.basic_qos(prefetch_count=0)
         return None
 
     def consume(self, queue: str, prefetch: int, auto_ack: bool, arguments: dict[str, Any]) -> None:
-        # One at a time: among several, which one gets what depends on timing in RabbitMQ.
+        # Only one consumer at a time: with several, RabbitMQ's distribution of messages depends on timing.
         self.cancel(self.consumers)
         self.consumers += 1
         self.channel.basic_qos(prefetch_count=prefetch)
@@ -292,7 +292,7 @@ def sides(embedded: TestBroker, rabbitmq: TestBroker | None) -> Iterator[tuple[S
 
 
 def compare(sides: tuple[Side, Side], sequence: list[Operation], *, with_counts: bool = True) -> None:
-    """Do the same on both, from nothing, and compare after each step.
+    """Perform the same operations on both brokers, on an empty virtual host, and compare after each step.
 
     Args:
         with_counts: compare how many messages the queues hold; RabbitMQ 3.10 says 0 of streams.
@@ -304,7 +304,7 @@ def compare(sides: tuple[Side, Side], sequence: list[Operation], *, with_counts:
         assert ours.do(what) == theirs.do(what), what
         expected = ours.state(with_counts=with_counts)
         deadline = time.monotonic() + 20
-        # RabbitMQ's queues deliver, and pass dead letters to each other, in their own time.
+        # RabbitMQ's queues deliver and dead-letter asynchronously.
         while theirs.state(with_counts=with_counts) != expected:
             assert time.monotonic() < deadline, (what, expected, theirs.state(with_counts=with_counts))
 

@@ -87,14 +87,14 @@ def test_guest_from_another_machine_needs_an_option(tmp_path: Path, options: tup
         ("[::1]:15672", 200),
         ("localhost:15672", 200),
         ("10.1.2.3", 200),
-        ("broker:15672", 200),  # a container's
+        ("broker:15672", 200),  # the name of a container
         ("evil.example:15672", 421),
         ("127.0.0.1.evil.example", 421),
         ("[::1", 421),
     ],
 )
 def test_requests_with_another_host_name_are_refused(broker: EmbeddedBroker, host: str, status: int) -> None:
-    """The management API answers a request whose Host header names another host, as in DNS rebinding, with 421."""
+    """The management API answers 421 if a request's Host header names another host, as in DNS rebinding."""
     assert ask(broker, f"host: {host}", LOGIN)[0] == status
 
 
@@ -103,8 +103,8 @@ def test_requests_with_another_host_name_are_refused(broker: EmbeddedBroker, hos
     [("http://127.0.0.1:15672", 200), ("http://evil.example", 403), ("null", 403), ("http://127.0.0.1:80", 403)],
 )
 def test_requests_from_pages_of_another_site_are_refused(broker: EmbeddedBroker, origin: str, status: int) -> None:
-    """The management API answers a request whose Origin header names another site with 403, even with valid
-    credentials.
+    """The management API answers 403 if a request's Origin header names another site, even if the credentials are
+    valid.
     """
     assert ask(broker, "host: 127.0.0.1:15672", LOGIN, f"origin: {origin}")[0] == status
 
@@ -119,11 +119,11 @@ def test_requests_from_pages_of_another_site_are_refused(broker: EmbeddedBroker,
         ("same-site", "no-cors", 403),  # of a page at another port
     ],
 )
-def test_images_and_scripts_of_another_site_are_refused(
+def test_images_and_scripts_in_pages_of_another_site_are_refused(
     broker: EmbeddedBroker, site: str, mode: str, status: int
 ) -> None:
-    """The management API answers 403 if a page of another site requests a response as an image or a script, for which
-    browsers send no Origin header, but the login that they have stored.
+    """The management API answers 403 if a page of another site loads a URL of the API as an image or a script. For such
+    requests, browsers send stored credentials, but no Origin header.
     """
     fetched = (f"sec-fetch-site: {site}", f"sec-fetch-mode: {mode}")
     assert ask(broker, "host: 127.0.0.1:15672", LOGIN, *fetched)[0] == status
@@ -191,14 +191,14 @@ def test_connections_from_one_address_do_not_displace_others(
     with socket.create_connection(address(broker), timeout=60, source_address=("127.0.0.2", 0)) as other:
         started = time.monotonic()
         crowd += [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS + 10)]
-        assert ask(broker, LOGIN)[0] == 200  # so all of them have been accepted
+        assert ask(broker, LOGIN)[0] == 200  # so all connections have been accepted
         other.sendall(f"GET /api/whoami HTTP/1.1\r\n{LOGIN}\r\n\r\n".encode())
         assert other.recv(65536).startswith(b"HTTP/1.1 200")
 
     def logged() -> list[str]:
         return [line for line in caplog.messages if "management connections without a login" in line]
 
-    while not logged():  # an earlier test may have logged one in the same second
+    while not logged():  # an earlier test may have logged a line in the same second
         assert time.monotonic() - started < 60
         crowd.append(socket.create_connection(address(broker), timeout=60))
         assert ask(broker, LOGIN)[0] == 200
@@ -276,8 +276,8 @@ def test_arguments_that_cannot_be_stored_are_refused(broker: EmbeddedBroker, api
 
 
 def test_an_expensive_regular_expression_does_not_block_the_broker(broker: EmbeddedBroker, api: Api) -> None:
-    """The broker does not hang on a regular expression that would take forever with backtracking, in a filter of
-    queues or in a permission.
+    """The broker does not hang on a regular expression that would take forever with backtracking, in a queue filter or
+    in a permission.
     """
     evil = "(a|a)*(a+)+$"
     api("PUT", "queues/%2F/" + "a" * 200 + "b")
@@ -290,8 +290,8 @@ def test_an_expensive_regular_expression_does_not_block_the_broker(broker: Embed
 
 @pytest.mark.parametrize("pattern", ["(", r"(a)\1", "^(?!amq)"])
 def test_an_invalid_or_unsupported_regular_expression_is_refused(api: Api, pattern: str) -> None:
-    """The management API answers a regular expression that is invalid or not supported with 400, in a permission and
-    in a filter of queues.
+    """The management API answers 400 if a regular expression in a permission or in a queue filter is invalid or not
+    supported.
     """
     status, error = api("PUT", "permissions/%2F/guest", {"configure": pattern, "write": "", "read": ""})
     assert status == 400
@@ -301,7 +301,7 @@ def test_an_invalid_or_unsupported_regular_expression_is_refused(api: Api, patte
 
 
 @pytest.mark.parametrize("pattern", [r"(?i)(\pL){300}x", "a" * 1001], ids=["large when compiled", "long"])
-def test_a_regular_expression_that_needs_much_memory_is_refused_as_a_filter(api: Api, pattern: str) -> None:
+def test_a_regular_expression_that_needs_a_lot_of_memory_is_refused_as_a_filter(api: Api, pattern: str) -> None:
     """A list request whose filter is a regular expression of more than 1000 characters, or of more than 128 KiB when
     compiled, gets 400.
     """

@@ -67,9 +67,9 @@ def test_durable_objects_and_persistent_messages_survive_a_restart(process: Brok
             gone("gone", passive=True)
 
 
-def test_a_clean_restart_keeps_the_counts_of_a_quorum_queue(tmp_path: Path) -> None:
-    """A message of a quorum queue keeps its x-acquired-count and x-delivery-count over a clean restart, as in
-    RabbitMQ 4.3.
+def test_a_clean_restart_keeps_the_delivery_counts_of_a_quorum_queue(tmp_path: Path) -> None:
+    """After a clean restart, a message in a quorum queue has the same x-acquired-count and x-delivery-count as before,
+    as in RabbitMQ 4.3.
     """
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--like", "4.3") as process:
         channel = connect(process).channel()
@@ -86,7 +86,7 @@ def test_a_clean_restart_keeps_the_counts_of_a_quorum_queue(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
-def test_a_restarted_queue_keeps_its_maximum_length(process: BrokerProcess, how: str) -> None:
+def test_a_restarted_queue_does_not_exceed_its_maximum_length(process: BrokerProcess, how: str) -> None:
     """After a restart, unacknowledged messages are ready again, and the oldest messages beyond the queue's
     x-max-length are dead-lettered.
     """
@@ -134,7 +134,9 @@ def test_unacknowledged_messages_are_redelivered_after_a_restart(process: Broker
 
 
 def test_names_that_are_not_utf_8_survive_a_restart(process: BrokerProcess) -> None:
-    """After a restart, a queue, exchange and binding whose names are not UTF-8 still route a message."""
+    """If the names of a queue and an exchange, and the routing key of their binding, are not UTF-8, a message is still
+    routed after a restart.
+    """
 
     def method(index: bytes, *names: bytes, bits: bytes) -> bytes:
         return raw_frame(1, 1, index + b"\0\0" + b"".join(bytes([len(name)]) + name for name in names) + bits)
@@ -158,7 +160,7 @@ def test_names_that_are_not_utf_8_survive_a_restart(process: BrokerProcess) -> N
 
 
 def test_users_permissions_and_virtual_hosts_survive_a_restart(tmp_path: Path) -> None:
-    """After a restart, a user can log in to a virtual host that was created before, and has the former permissions
+    """After a restart, a user can log in to a virtual host that was created before, and has the same permissions
     there.
     """
     from tests.protocol.conftest import Api
@@ -177,8 +179,10 @@ def test_users_permissions_and_virtual_hosts_survive_a_restart(tmp_path: Path) -
             connection.channel().queue_declare("bob-1")
 
 
-def test_names_cannot_forge_the_log(process: BrokerProcess) -> None:
-    """Line breaks and control characters in a client's virtual host name are escaped in the broker's log."""
+def test_a_virtual_host_name_cannot_forge_lines_in_the_log(process: BrokerProcess) -> None:
+    """If a client asks for a virtual host whose name contains line breaks or control characters, the broker's log shows
+    them escaped.
+    """
     parameters = pika.URLParameters(process.url)
     parameters.virtual_host = "no\n2026-01-01 \x1b[31mforged"
     with pytest.raises(AMQPError):
@@ -190,7 +194,7 @@ def test_names_cannot_forge_the_log(process: BrokerProcess) -> None:
 
 
 class Publisher(threading.Thread):
-    """Publishes numbers with confirms until it is cut off, and remembers which were confirmed."""
+    """Publishes numbers with confirms until the connection is lost, and records which were confirmed."""
 
     def __init__(self, url: str, start: int) -> None:
         super().__init__()
@@ -211,7 +215,7 @@ class Publisher(threading.Thread):
 
 
 class Consumer(threading.Thread):
-    """Takes messages and acknowledges them, and remembers what it had and what it acknowledged."""
+    """Consumes and acknowledges messages, and records which it got and which it acknowledged."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -257,7 +261,7 @@ def test_no_confirmed_message_is_lost_by_twenty_kills(process: BrokerProcess) ->
         confirmed.update(publisher.confirmed)
         if consumer is not None:
             unmarked = [value for value, redelivered in consumer.got if not redelivered]
-            assert not first_seen.intersection(unmarked), "came twice, not marked"
+            assert not first_seen.intersection(unmarked), "a message was delivered twice, but not marked as redelivered"
             first_seen.update(value for value, _ in consumer.got)
         process.start()
     channel = connect(process).channel()

@@ -21,7 +21,7 @@ def refused(action: Callable[[], object]) -> str:
 
 
 def publish(channel: BlockingChannel, exchange: str, key: str, properties: BasicProperties | None = None) -> None:
-    """Publish, and wait until the broker has had it."""
+    """Publish, and wait until the broker has handled the message."""
     channel.basic_publish(exchange, key, b"x", properties)
     channel.queue_declare("", exclusive=True)
 
@@ -194,7 +194,9 @@ CASES: list[Any] = [
 
 
 @pytest.mark.usefixtures("existing")
-@pytest.mark.parametrize(("action", "expected"), CASES, ids=[str(number) for number in range(len(CASES))])
+@pytest.mark.parametrize(
+    ("action", "expected"), CASES, ids=lambda value: value[:120] if isinstance(value, str) else "refused"
+)
 def test_a_refusal_has_rabbitmqs_code_and_text(
     connection: pika.BlockingConnection, vhost: str, action: Callable[[BlockingChannel], object], expected: str
 ) -> None:

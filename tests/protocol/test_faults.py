@@ -107,9 +107,9 @@ def test_faults_apply_to_stream_connections(vhost: Vhost, stream: RawStream) -> 
     assert stream.expect(CLOSE)[4:] == (320).to_bytes(2) + string("not today")
 
 
-def test_messages_of_the_stream_protocol_are_recorded(vhost: Vhost, stream: RawStream) -> None:
-    """published() returns messages that were published over the stream protocol. If no message matches, the printed
-    result shows what was published instead.
+def test_published_returns_messages_of_the_stream_protocol(vhost: Vhost, stream: RawStream) -> None:
+    """published() returns messages that were published over the stream protocol. If no message matches, the result's
+    repr shows what was published instead.
     """
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s") == 1
@@ -192,7 +192,7 @@ def test_messages_deleted_by_reset_do_not_return_after_a_restart(tmp_path: Path)
         assert (message.body, message.headers["x-stream-offset"]) == (b"c", 2)
 
 
-def test_cut_connections_selects_by_connection_name(vhost: Vhost, connect: Callable[..., BlockingChannel]) -> None:
+def test_cut_connections_can_select_connections_by_name(vhost: Vhost, connect: Callable[..., BlockingChannel]) -> None:
     """The fault cut_connections("orders-*") cuts only connections whose name begins with "orders-"."""
     orders, mail = connect("orders-1"), connect("mail-1")
     assert vhost.faults.cut_connections("orders-*") == 1
@@ -278,8 +278,8 @@ def test_a_blocked_publisher_publishes_nothing(vhost: Vhost, raw: RawClient) -> 
 def test_a_fault_for_a_misspelled_queue_is_refused(
     vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """A fault for a queue whose name looks misspelled raises ValueError, which suggests an existing name. A fault for
-    any other missing queue begins, except cancel_consumers, which would have no effect.
+    """If a queue's name looks misspelled, a fault for this queue raises ValueError, which suggests an existing name.
+    For any other missing queue, only cancel_consumers raises ValueError, because it would have no effect.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -333,9 +333,9 @@ def test_the_fault_restart_keeps_durable_queues_and_their_messages(
         channel.exchange_declare("transient", passive=True)
 
 
-def test_nack_publishes_nacks_the_given_number(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The fault nack_publishes("jobs", 2) nacks the next two messages for the queue jobs, which do not reach the
-    queue, and no other messages.
+def test_nack_publishes_nacks_the_given_number_of_messages(vhost: Vhost, channel: BlockingChannel) -> None:
+    """The fault nack_publishes("jobs", 2) nacks the next two messages for the queue jobs, and no others. These two
+    messages do not reach the queue.
     """
     channel.confirm_delivery()
     for queue in ("jobs", "mail"):
@@ -406,8 +406,8 @@ def test_the_fault_delay_confirms_holds_back_publisher_confirms(vhost: Vhost, ra
 
 
 def test_the_fault_lose_acks_loses_the_next_acknowledgement(vhost: Vhost, channel: BlockingChannel) -> None:
-    """After the fault lose_acks(), the broker ignores the next acknowledgement and delivers the message again, marked
-    as redelivered.
+    """After the fault lose_acks(), the broker ignores the next acknowledgement and redelivers the message, marked as
+    redelivered.
     """
     channel.queue_declare("jobs")
     channel.basic_publish("", "jobs", b"1")

@@ -86,8 +86,8 @@ def declare_with_everything(api: Api, vhost: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_table_of_queue_arguments_is_true(api: Api, vhost: str, kind: str) -> None:
-    """Each type of queue accepts or refuses each argument as docs/reference/embedded-broker.md says; the error of a
-    refusal names the argument.
+    """Each queue type accepts or refuses each argument as docs/reference/embedded-broker.md says. If an argument is
+    refused, the error names the argument.
     """
     rows = table("Arguments of queues")
     assert {row[0] for row in rows} == set(QUEUE_ARGUMENTS)
@@ -102,8 +102,8 @@ def test_the_table_of_queue_arguments_is_true(api: Api, vhost: str, kind: str) -
 
 
 def test_the_table_of_consumer_arguments_is_true(api: Api, vhost: str, connection: pika.BlockingConnection) -> None:
-    """Consumers of each type of queue accept exactly the arguments that docs/reference/embedded-broker.md lists for
-    this type.
+    """Consumers of each queue type accept exactly the arguments that docs/reference/embedded-broker.md lists for this
+    type.
     """
     rows = table("Arguments of consumers")
     assert {row[0] for row in rows} == {*CONSUMER_ARGUMENTS, OFFSET}
@@ -122,7 +122,7 @@ def test_the_table_of_consumer_arguments_is_true(api: Api, vhost: str, connectio
             assert refused == (406 if here[KINDS.index(kind)] == "refused" else 0), (kind, argument)
 
 
-def test_every_supported_argument_has_another_test() -> None:
+def test_every_supported_argument_appears_in_another_test_file() -> None:
     """Each argument that docs/reference/embedded-broker.md calls supported appears in at least one other test file of
     the broker.
     """
@@ -134,8 +134,8 @@ def test_every_supported_argument_has_another_test() -> None:
 
 
 def test_the_table_of_exchanges_is_true(broker: TestBroker, api: Api, vhost: str) -> None:
-    """The broker accepts the exchange types and arguments that docs/reference/embedded-broker.md lists with valid
-    values, and refuses them with invalid values.
+    """The broker supports exactly the exchange types that docs/reference/embedded-broker.md calls supported. It accepts
+    each exchange argument that the page lists with a valid value, and refuses it with an invalid one.
     """
     known = set()
     for names, here in table("Exchanges"):
@@ -168,7 +168,7 @@ def amqp_name(method: type[Frame] | Frame) -> str:
 
 
 class Recorder(RawClient):
-    """Remembers which methods have gone over the wire."""
+    """Records which methods were sent and received."""
 
     def __init__(self, url: str, seen: set[str]) -> None:
         self.seen = seen
@@ -201,7 +201,7 @@ class Recorder(RawClient):
 
 
 def play(url: str, seen: set[str]) -> None:
-    """Use every method that there is."""
+    """Use every method that the broker supports."""
     queue, basic, exchange = commands.Queue, commands.Basic, commands.Exchange
     with Recorder(url, seen) as client:
         client.call(queue.Declare(queue="q", durable=True))
@@ -347,9 +347,9 @@ BODIES: dict[str, object] = {
     "PUT cluster-name": {"name": "tests"},
     "POST rebalance/queues": {},
 }
-#: On RabbitMQ these would meet other tests.
+#: On RabbitMQ, these would affect other tests.
 SPARED = {"DELETE reset", "DELETE reset/NODE", "POST rebalance/queues", "PUT cluster-name"}
-#: RabbitMQ answers 500 if a connection of the user has just gone, so this comes before one has.
+#: RabbitMQ answers 500 if a connection of the user has just been closed, so this is requested before that.
 FIRST = "DELETE connections/username/USER"
 
 
@@ -417,7 +417,7 @@ def test_the_table_of_management_paths_is_complete(broker: TestBroker, names: di
             assert allowed.allow - {"HEAD", "OPTIONS"} == set(methods.split(", ")), path
             assert ("HEAD" in allowed.allow) is ("GET" in allowed.allow and "-limits" not in path), path
     assert browser.ask("HEAD", "overview").body == b""
-    assert browser.ask("GET", "whoami", on_same=True).status == 200, "nothing is left of the answer to HEAD"
+    assert browser.ask("GET", "whoami", on_same=True).status == 200, "the answer to HEAD had a body"
     assert browser.ask("POST", "overview", {}).status == 405
 
 
@@ -457,7 +457,9 @@ def test_every_request_in_the_table_of_management_paths_succeeds(
     def ask(request: str, body: object = None) -> Answered:
         method, path = request.split()
         answer = browser.ask(method, filled(path, names), body)
-        if answer.status == 503 and path == "health/checks/virtual-hosts":  # others are made and deleted meanwhile
+        if (
+            answer.status == 503 and path == "health/checks/virtual-hosts"
+        ):  # other tests create and delete virtual hosts meanwhile
             assert not {broker.vhost, names["VHOST"]} & set(json.loads(answer.body)["virtual-hosts"]), answer
         else:
             assert answer.status in (200, 201, 204), (request, answer)
@@ -469,7 +471,7 @@ def test_every_request_in_the_table_of_management_paths_succeeds(
     with suppress(AMQPError), connected(broker, api, names):
         for path, _, here in [row for row in rows if "GET" in row[1]]:
             found = ask(f"GET {path}").body
-            # RabbitMQ has one there for each of its plugins.
+            # On RabbitMQ, such a list may have an entry for each plugin.
             assert here != "always empty" or found == b"[]" or broker.kind == "rabbitmq", path
         ask(FIRST)
     for change in [each for each in reversed(changes) if each.startswith("DELETE") and each not in spared]:

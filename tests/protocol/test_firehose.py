@@ -15,7 +15,7 @@ Opener = Callable[..., pika.BlockingConnection]
 
 
 class Trace:
-    """A queue bound to amq.rabbitmq.trace with every key."""
+    """A queue bound to amq.rabbitmq.trace with the binding key `#`."""
 
     def __init__(self, channel: BlockingChannel) -> None:
         self._channel = channel
@@ -38,15 +38,15 @@ class Trace:
 
 @pytest.fixture
 def trace(api: Api, vhost: str, channel: BlockingChannel) -> Iterator[Trace]:
-    """The firehose of the vhost, switched on."""
+    """The firehose of the vhost, turned on."""
     assert api("PUT", f"vhosts/{vhost}", {"tracing": True})[0] == 204
     yield Trace(channel)
     api("PUT", f"vhosts/{vhost}", {"tracing": False})
 
 
 def test_the_firehose_copies_a_published_message(trace: Trace, connect: Opener, vhost: str) -> None:
-    """The firehose's copy of a published message has a routing key that names the exchange, and headers with the
-    message's properties, its routing keys and the queues that it was routed to.
+    """The firehose's copy of a published message has a routing key that names the exchange. The copy's headers contain
+    the message's properties, its routing keys and the queues that it was routed to.
     """
     client = connect().channel()
     client.queue_declare("jobs", exclusive=True)
@@ -90,7 +90,9 @@ def test_the_firehoses_copy_lists_the_routing_keys_in_cc_and_bcc(trace: Trace, c
 
 
 def test_the_firehose_copies_a_delivered_message(trace: Trace, connect: Opener, vhost: str) -> None:
-    """The firehose copies each delivery to a consumer and by basic.get, but not the deliveries of its own copies."""
+    """The firehose copies each message that is delivered to a consumer or returned by basic.get, but not its own
+    copies.
+    """
     client = connect().channel()
     client.queue_declare("jobs", exclusive=True)
     client.basic_publish("", "jobs", b"job", pika.BasicProperties(headers={"n": 1}))
@@ -123,5 +125,5 @@ def test_tracing_is_switched_on_and_off_over_http(
     assert api("PUT", f"vhosts/{vhost}", {"tracing": 1})[0] == 400
     assert api("PUT", f"vhosts/{vhost}", {"tracing": True})[0] == 204
     client.basic_publish("", "nowhere", b"last")
-    assert trace.next()[1] == b"last", "something came while it was off"
+    assert trace.next()[1] == b"last", "the firehose sent a copy while tracing was off"
     api("PUT", f"vhosts/{vhost}", {"tracing": False})

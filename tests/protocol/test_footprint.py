@@ -37,7 +37,7 @@ def broker(limit: int) -> Iterator[EmbeddedBroker]:
 @pytest.fixture
 def channel(broker: EmbeddedBroker) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
     parameters = pika.URLParameters(broker.url)
-    parameters.blocked_connection_timeout = 60  # else a publish during an alarm waits for ever, and so does close()
+    parameters.blocked_connection_timeout = 60  # else a publish during an alarm waits forever, and so does close()
     with contextlib.closing(pika.BlockingConnection(parameters)) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
@@ -70,9 +70,9 @@ def test_headers_of_messages_count_towards_memory_use(broker: EmbeddedBroker, ch
 
 
 @pytest.mark.parametrize("kind", ["fanout", "x-delayed-message"])
-def test_dead_letters_do_not_outgrow_the_memory_limit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If queues dead-letter messages to each other, so that one message becomes millions, the broker uses less than
-    one and a half times its memory limit, and can still be stopped.
+def test_a_dead_letter_cycle_does_not_exhaust_the_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If queues dead-letter messages to each other, so that one message becomes millions, the broker uses less than one
+    and a half times its memory limit, and can still be stopped.
     """
     monkeypatch.setattr(server, "_FINISHING_SECONDS", 0.1)
     with EmbeddedBroker(like="4.2", management_port=0, memory_limit=LIMIT) as broker:
@@ -236,8 +236,8 @@ def test_too_many_consumers_with_large_arguments_close_the_connection(broker: Em
 
 @pytest.mark.parametrize("kind", ["queue", "exchange", "binding"])
 def test_a_client_cannot_fill_the_memory_with_declarations(broker: EmbeddedBroker, kind: str) -> None:
-    """Declarations of queues, exchanges or bindings are refused with 406 once these take half of the broker's memory
-    limit. After some are deleted, declarations succeed again.
+    """Once queues, exchanges and bindings take half of the broker's memory limit, further declarations are refused with
+    406. After some are deleted, declarations succeed again.
     """
 
     def declare(name: str) -> None:

@@ -106,7 +106,7 @@ def test_an_unknown_protocol_gets_the_header_of_amqp(amqp_url: str, octets: byte
     with RawClient(amqp_url, opened=False) as client:
         client.socket.sendall(octets)
         assert client.read(8) == b"AMQP\x00\x00\x09\x01"
-        # What we sent too much may cost us a reset instead of an orderly end.
+        # If the broker has not read all bytes, it may reset the connection instead of closing it.
         try:
             assert client.socket.recv(1) == b""
         except ConnectionResetError:
@@ -141,7 +141,7 @@ def test_publishes_and_bindings_in_one_write_take_effect_in_order(amqp_url: str)
         client.expect(commands.Queue.DeclareOk)
         client.socket.sendall(publish + bind + publish * 3 + unbind + publish)
         client.expect(commands.Queue.UnbindOk)
-        # RabbitMQ may answer a declaration before the messages that came earlier; a purge has its turn after them.
+        # RabbitMQ may answer a declaration before it enqueues earlier messages; it purges the queue after them.
         client.send(commands.Queue.Purge(queue=queue))
         assert client.expect(commands.Queue.PurgeOk).message_count == 3
 
@@ -280,7 +280,7 @@ def test_a_reset_connection_requeues_its_messages(amqp_url: str, channel: Blocki
         client.expect(commands.Basic.Deliver)
         client.expect(header.ContentHeader)
         client.receive()
-    # Without a farewell: lingering for no time makes it a reset.
+    # With a linger time of 0, close() resets the connection.
     client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.socket.close()
     got = [take.one("q") for _ in range(2)]
@@ -299,13 +299,13 @@ def test_the_management_api_can_close_a_connection(channel: BlockingChannel, api
     """If a connection is closed through the management API, its client gets 320 CONNECTION_FORCED with the reason."""
 
     def close_all() -> None:
-        # By the names that they have over there: in a container, our address is another one.
+        # Under the names that the API lists: for a broker in a container, this client's address is another one.
         for listed in api("GET", f"vhosts/{vhost}/connections")[1]:
             api("DELETE", f"connections/{quote(listed['name'], safe='')}")
         channel.queue_declare("")
 
     with pytest.raises(pika.exceptions.ConnectionClosedByBroker) as closed:
-        # RabbitMQ's management hears of a connection a little after its client does.
+        # RabbitMQ's management API lists a connection a little after it was opened.
         take.until(close_all)
     text = "CONNECTION_FORCED - Closed via management plugin"
     assert (closed.value.reply_code, closed.value.reply_text) == (320, text)

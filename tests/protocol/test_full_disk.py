@@ -88,9 +88,9 @@ def depth(process: BrokerProcess, kind: str = "classic") -> int:
 
 
 @pytest.mark.parametrize("kind", ["classic", "stream"])
-def test_publishers_wait_until_there_is_room(process: BrokerProcess, kind: str) -> None:
-    """While the disk is full, publishers wait for their publisher confirms. Once there is room, each message is
-    confirmed, and is in the queue exactly once.
+def test_publishers_wait_while_the_disk_is_full(process: BrokerProcess, kind: str) -> None:
+    """While the disk is full, publishers wait for their publisher confirms. Once the disk has space again, each message
+    is confirmed, and is in the queue exactly once.
     """
     open_channel(process, kind)
     fill_disk(process, 300_000)
@@ -107,9 +107,9 @@ def test_publishers_wait_until_there_is_room(process: BrokerProcess, kind: str) 
     assert depth(process, kind) == 100
 
 
-def test_publishers_are_blocked_below_the_disk_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If free disk space falls below disk_free_limit, a publisher is blocked with "low on disk". Once there is room
-    again, the publisher gets its publisher confirm.
+def test_publishers_are_blocked_below_disk_free_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If free disk space falls below disk_free_limit, a publisher is blocked with "low on disk". Once the disk has
+    space again, the publisher is unblocked and gets its publisher confirm.
     """
     free = [2_000_000]
     monkeypatch.setattr(Storage, "disk_free", lambda _: free[0])
@@ -150,7 +150,7 @@ def test_block_publishers_shows_the_alarm_that_its_reason_names(reason: str, sho
         assert not api("GET", "nodes")[1][0][shown]
 
 
-def test_a_kill_during_a_full_disk_loses_no_confirmed_message(process: BrokerProcess) -> None:
+def test_a_kill_while_the_disk_is_full_loses_no_confirmed_message(process: BrokerProcess) -> None:
     """If the broker is killed while its disk is full, the queue has exactly as many messages after a restart as were
     confirmed.
     """
@@ -164,7 +164,7 @@ def test_a_kill_during_a_full_disk_loses_no_confirmed_message(process: BrokerPro
     assert depth(process) == publishing.confirmed
 
 
-def test_acknowledgements_during_a_full_disk_are_kept(process: BrokerProcess) -> None:
+def test_acknowledgements_while_the_disk_is_full_survive_a_restart(process: BrokerProcess) -> None:
     """Messages that were acknowledged while the disk was full stay acknowledged after a restart."""
     open_channel(process)
     fill_disk(process, 300_000)
@@ -181,9 +181,9 @@ def test_acknowledgements_during_a_full_disk_are_kept(process: BrokerProcess) ->
     assert 50 < depth(process) < 100
 
 
-def test_a_declaration_that_cannot_be_stored_leaves_nothing(process: BrokerProcess) -> None:
-    """If a declaration cannot be stored on a full disk, nothing is created: over AMQP, the connection is closed with
-    RESOURCE_ERROR, and over HTTP, the request gets 503.
+def test_a_declaration_that_cannot_be_stored_creates_nothing(process: BrokerProcess) -> None:
+    """If a declaration cannot be stored because the disk is full, nothing is created: over AMQP, the connection is
+    closed with RESOURCE_ERROR, and over HTTP, the request gets 503.
     """
     open_channel(process)
     fill_disk(process, 0)

@@ -1,6 +1,6 @@
 """Messages that no well-behaved client sends: the embedded broker delivers and dead-letters them like all others.
 
-RabbitMQ 3.10 takes most of them; it refuses NaN and infinity, and its queues trip over an `x-death` that is no list.
+RabbitMQ 3.10 accepts most of them; it refuses NaN and infinity, and its queues fail on an `x-death` that is not a list.
 """
 
 import struct
@@ -146,8 +146,8 @@ def test_hostile_properties_are_delivered_unchanged(client: RawClient, name: byt
 def test_deeply_nested_headers_do_not_disturb_tracing(
     name: bytes, depth: int, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """With tracing on, a message with deeply nested headers is delivered and, after a nack, redelivered, and the
-    firehose copies the publish and both deliveries.
+    """With tracing on, a message with deeply nested headers is delivered and, after a nack, redelivered. The firehose
+    copies the published message and both deliveries.
     """
     value = nested(depth) if name == b"h" else b"A" + sized(nested(depth - 1))
     with EmbeddedBroker(management_port=0) as broker:

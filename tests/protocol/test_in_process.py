@@ -129,7 +129,7 @@ def test_the_report_of_a_failed_test_says_what_was_published(tmp_path: Path) -> 
     assert re.search(rf"{section}-*\nnothing was published", done.stdout)
 
 
-def test_a_channel_that_the_broker_closed_is_reported(
+def test_recorded_events_say_why_the_broker_closed_a_channel(
     vhost: Vhost, channel: BlockingChannel, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If the broker closes a channel because of an invalid declaration, the recorded events and the broker's log
@@ -147,8 +147,8 @@ def test_a_channel_that_the_broker_closed_is_reported(
         assert f" closed: {why}" in caplog.text.replace("\\'", "'")
 
 
-def test_a_connection_that_the_broker_closed_is_reported(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If the broker closes a connection, the printed list of recorded events contains the reason."""
+def test_recorded_events_say_why_the_broker_closed_a_connection(vhost: Vhost, channel: BlockingChannel) -> None:
+    """If the broker closes a connection, the recorded events contain the reason."""
     assert vhost.faults.close_connections(501, "FRAME_ERROR - Closed by a test") > 0
     with pytest.raises(ConnectionClosedByBroker):
         channel.connection.process_data_events(10)
@@ -362,7 +362,7 @@ def test_a_query_over_http_with_a_timeout_alone_waits_for_one_message(api_of: Ca
 
 
 def test_an_async_condition_is_refused() -> None:
-    """until() and wait_for() raise TypeError for an async function as the condition, since its result would always
+    """until() and wait_for() raise TypeError if the condition is an async function, because its result would always
     count as true.
     """
 

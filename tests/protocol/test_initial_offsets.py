@@ -68,8 +68,8 @@ def refusal(broker: EmbeddedBroker, arguments: dict[str, object]) -> str:
 
 @pytest.mark.parametrize("start", ["first", "next"])
 def test_the_first_message_of_a_stream_has_the_initial_offset(broker: EmbeddedBroker, start: str) -> None:
-    """The first message published to a stream with `x-stream-initial-offset` has this offset, and is the first that a
-    reader from `first` or `next` gets.
+    """The first message published to a stream with `x-stream-initial-offset` has this offset. It is the first message
+    for a reader that starts at `first` or `next`.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()

@@ -99,11 +99,11 @@ def answer(client: RawStream, correlation: int, place: bytes = struct.pack(">H",
     client.send(CONSUMER_UPDATE | 0x8000, struct.pack(">IH", correlation, OK) + place)
 
 
-def test_the_next_consumer_of_a_group_becomes_active_when_the_active_one_leaves(
+def test_the_next_single_active_consumer_of_a_stream_becomes_active_when_the_active_one_disconnects(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
     """When the active consumer in a stream's group of single active consumers disconnects, the next consumer becomes
-    active, and starts at the offset that it asks for.
+    active, and starts at the offset that it requests.
     """
     client.declare_publisher(1, stream)
     for number in range(2):
@@ -140,8 +140,8 @@ def test_consumers_share_the_partitions_of_a_super_stream(
     subscribe(second, 1, orders[1], **{"super-stream": "orders"})
 
     correlation, *told = update(first)
-    assert told == [1, False]  # it steps down from one of them
-    assert not second.kept(CONSUMER_UPDATE)  # until it has, nobody else begins
+    assert told == [1, False]  # no longer active on one of them
+    assert not second.kept(CONSUMER_UPDATE)  # not active before the first has answered
     answer(first, correlation)
     correlation, *told = update(second)
     assert told == [1, True]
@@ -247,8 +247,8 @@ def test_a_stream_frame_that_is_too_large_closes_the_connection(client: RawStrea
 
 
 def test_a_publish_of_70000_messages_is_split_into_chunks(client: RawStream, stream: str) -> None:
-    """A publish of 70,000 messages to a stream is stored in several chunks of at most 65,535 messages; all are
-    confirmed and delivered.
+    """If a client publishes 70,000 messages to a stream at once, the broker stores them in several chunks of at most
+    65,535 messages; all are confirmed and delivered.
     """
     count = 70_000
     client.declare_publisher(1, stream)

@@ -150,7 +150,7 @@ def test_only_an_administrator_may_close_another_users_connections(
 def test_limits_and_global_parameters_survive_a_restart_and_an_export(
     tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """Limits and global parameters are there after a restart, and on another broker that imports the exported
+    """Limits and global parameters survive a restart, and are also set on another broker that imports the exported
     definitions.
     """
     with EmbeddedBroker(data_dir=tmp_path / "a", management_port=0) as broker:

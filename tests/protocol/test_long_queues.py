@@ -28,11 +28,11 @@ def connect(process: BrokerProcess) -> BlockingChannel:
 
 @pytest.fixture
 def channel(process: BrokerProcess) -> BlockingChannel:
-    """A channel with confirms, on a broker whose memory is full, so that whatever can goes to disk."""
+    """A channel with confirms, on a broker whose memory is full, so that messages are paged out to disk."""
     channel = connect(process)
     channel.confirm_delivery()
     channel.queue_declare("filler", durable=True)
-    # The small ones fill what the large ones leave.
+    # Small messages fill the memory that the large ones leave free.
     for size in [1_000_000] * 33 + [10_000] * 60:
         channel.basic_publish("", "filler", bytes(size), BasicProperties(delivery_mode=2))
     return channel
@@ -91,7 +91,9 @@ def test_paged_out_messages_keep_their_order(channel: BlockingChannel, arguments
 
 
 def test_transient_and_persistent_messages_keep_their_order(channel: BlockingChannel) -> None:
-    """Transient messages, which stay in memory, are delivered between persistent ones in the order of publishing."""
+    """If transient messages, which stay in memory, and persistent messages are published alternately, they are
+    delivered in the order of publishing.
+    """
     channel.queue_declare("q", durable=True)
     for number in range(40):
         channel.basic_publish("", "q", b"%d" % number, BasicProperties(delivery_mode=1 + number % 2))
@@ -177,7 +179,7 @@ def test_purged_messages_do_not_return_after_a_kill(
 
 
 def test_sixty_thousand_waiting_messages_take_less_than_60_mb(process: BrokerProcess) -> None:
-    """60,000 messages of 1,000 bytes that wait in a queue take less than 60 MB of the broker's memory, also after a
+    """60,000 messages of 1,000 bytes that wait in a queue take less than 60 MB of the broker's memory, even after a
     restart.
     """
     nothing = resident(process.pid)

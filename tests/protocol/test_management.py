@@ -82,9 +82,9 @@ def test_declarations_over_http_get_201_204_or_400(api: Api, vhost: str, channel
     assert api("DELETE", f"exchanges/{vhost}/x")[0] == 404
 
 
-def test_booleans_may_be_sent_as_text(api: Api, vhost: str) -> None:
-    """The management API accepts the texts "true" and "false" as booleans, as rabbitmqadmin sends them, and answers
-    any other value that is not a boolean with 400.
+def test_booleans_can_be_sent_as_text(api: Api, vhost: str) -> None:
+    """The management API accepts the strings "true" and "false" as booleans, as rabbitmqadmin sends them. It answers
+    400 to any other value that is not a boolean.
     """
     flags = ("durable", "auto_delete", "internal")
     for name, wanted in (("d", (True, False, False)), ("i", (True, True, True))):
@@ -99,8 +99,8 @@ def test_booleans_may_be_sent_as_text(api: Api, vhost: str) -> None:
 
 
 def test_health_checks_return_503_for_a_missing_listener(api: Api) -> None:
-    """The management API answers a health check for a port or protocol without a listener with 503, and lists the
-    ports or protocols that have one.
+    """The management API answers 503 to a health check for a port or protocol without a listener, and lists the ports
+    or protocols that have one.
     """
     assert api("GET", "health/checks/alarms")[0] == 200
     status, answer = api("GET", "health/checks/protocol-listener/amqp091")
@@ -124,7 +124,7 @@ def test_a_missing_policy_or_parameter_gets_404(api: Api, vhost: str) -> None:
     assert api("PUT", f"queues/{vhost}/amq.mine", {"durable": True})[0] >= 400
 
 
-def test_the_connection_name_is_listed(api: Api, vhost: str, amqp_url: str) -> None:
+def test_the_management_api_lists_a_clients_connection_name(api: Api, vhost: str, amqp_url: str) -> None:
     """The management API lists a client's connection_name as user_provided_name."""
     settings = pika.URLParameters(amqp_url)
     settings.client_properties = {"connection_name": "orders-1"}
@@ -148,8 +148,8 @@ def test_at_least_once_dead_lettering_keeps_an_unroutable_dead_letter(
     channel.basic_reject(take.one("q", auto_ack=False)[0].delivery_tag, requeue=False)
     view = eventually(api, f"queues/{vhost}/q", messages_dlx=1, messages=1)
     assert view["messages_ready"] == 0
-    assert view["message_bytes_dlx"] >= 4  # from 4.3 on, with what it is wrapped in
-    assert channel.queue_purge("q").method.message_count <= 1  # from 4.3 on, it goes as well
+    assert view["message_bytes_dlx"] >= 4  # from 4.3 on, including the message's overhead
+    assert channel.queue_purge("q").method.message_count <= 1  # from 4.3 on, a purge also removes the dead letter
 
 
 MESSAGE = {"properties": {}, "routing_key": "q", "payload": "hello", "payload_encoding": "string"}
@@ -332,9 +332,9 @@ def test_users_are_added_and_deleted_over_http(api: Api, vhost: str) -> None:
     assert api("GET", f"users/{name}")[0] == 404
 
 
-def test_overview_and_nodes_have_the_fields_of_monitoring_tools(api: Api) -> None:
-    """The management API's overview, nodes, health check of alarms and feature flags have the fields that monitoring
-    tools use, such as rabbitmq_version and fd_used.
+def test_overview_and_nodes_have_the_fields_that_monitoring_tools_use(api: Api) -> None:
+    """The management API's overview, nodes, alarm health check and feature flags have the fields that monitoring tools
+    use, such as rabbitmq_version and fd_used.
     """
     overview = api("GET", "overview")[1]
     assert re.match(r"\d+\.\d+", overview["rabbitmq_version"])
@@ -349,9 +349,9 @@ def test_overview_and_nodes_have_the_fields_of_monitoring_tools(api: Api) -> Non
     assert {"quorum_queue", "stream_queue"} <= {each["name"] for each in api("GET", "feature-flags")[1]}
 
 
-def test_the_memory_of_a_node_is_listed_by_use(api: Api) -> None:
-    """The management API shows how much of a node's memory each use takes, in bytes and in percent. With memory=true,
-    the description of the node has these figures as well.
+def test_the_memory_of_a_node_is_listed_by_purpose(api: Api) -> None:
+    """The management API shows how much memory a node uses for each purpose, in bytes and in percent. With memory=true,
+    the node's description contains these figures as well.
     """
     name = api("GET", "nodes")[1][0]["name"]
     memory = api("GET", f"nodes/{name}/memory")[1]["memory"]
@@ -494,8 +494,8 @@ def test_a_queues_message_stats_count_gets_and_show_a_publish_rate(
 
 
 def test_the_overview_lists_the_amqp_port(api: Api, amqp_url: str) -> None:
-    """The management API's overview lists the AMQP listener's port, so that a tool can tell which broker the API
-    belongs to.
+    """The management API's overview lists the AMQP listener's port, so that a tool can tell which broker the management
+    API belongs to.
     """
     ports = {listener["port"] for listener in api("GET", "overview")[1]["listeners"]}
     # A broker in a container knows its own port, not the one that Docker publishes.

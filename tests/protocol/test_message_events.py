@@ -71,8 +71,8 @@ def channel(broker: EmbeddedBroker) -> Iterator[BlockingChannel]:
 def test_events_follow_a_message_from_publish_to_acknowledgement(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """The events `ready`, `delivered`, `requeued` and `acknowledged` carry the number of the message's copy in its
-    queue, the same in all four. The event `published` contains the message's properties and body.
+    """The events `ready`, `delivered`, `requeued` and `acknowledged` of a message in a queue all have the same value of
+    `copy`. The event `published` contains the message's properties and body.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -109,7 +109,9 @@ def test_events_name_a_consumer_as_the_management_api_does(broker: EmbeddedBroke
     assert delivered["consumer"].endswith(" (1)/me")
 
 
-def test_events_name_the_exchanges_that_a_message_passes(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+def test_events_name_the_exchanges_that_a_message_passes_through(
+    broker: EmbeddedBroker, channel: BlockingChannel
+) -> None:
     """The event `published` lists each path that a message takes through bound exchanges or an alternate exchange."""
     channel.exchange_declare("rest", "fanout")
     channel.exchange_declare("first", "direct", arguments={"alternate-exchange": "rest"})
@@ -247,7 +249,7 @@ def test_events_report_discarded_and_purged_messages(broker: EmbeddedBroker, cha
     channel.basic_publish("", "q", b"y")
     method, _, _ = channel.basic_get("q")
     events = Events(broker)
-    # What is there already is shown as well: with its consumer, once it has one.
+    # Messages that were in the queue before are listed as well; only the delivered one has a consumer.
     assert [(each["queue"], "consumer" in each, each["details"]["body"]) for each in events.snapshot["waiting"]] == [
         ("q", True, "x"),
         ("q", False, "y"),
@@ -307,7 +309,7 @@ def test_events_report_appended_and_read_messages_of_a_stream(broker: EmbeddedBr
     channel.basic_publish("", "s", b"x")
     _, appended, read = events.until("published", "appended", "read")
     assert appended["copy"] == read["copy"] == 0
-    channel.connection.process_data_events(10)  # acknowledges it
+    channel.connection.process_data_events(10)  # acknowledges the message
     channel.basic_qos(prefetch_count=10)  # answered after the acknowledgement
     assert events.until() == []
 
@@ -329,7 +331,7 @@ def test_events_of_the_stream_protocol_have_no_exchange_and_count_reads(broker: 
         assert (published["paths"], published["message"]) == ([["s"]], appended["message"])
         assert (published["details"]["routing_key"], published["details"]["body"]) == ("s", "a")
         assert appended["copy"] == 0
-        client.subscribe(0, "s", at(1))  # the chunk that is sent begins at 0
+        client.subscribe(0, "s", at(1))  # the chunk that is sent begins at offset 0
         (read,) = events.until("read")
         counts = events.get(after=events.snapshot["number"], timeout=0)
         assert (read["copy"], read["offset"]) == (1, 1)
@@ -346,11 +348,11 @@ def test_events_of_the_stream_protocol_have_no_exchange_and_count_reads(broker: 
         assert len(counts["events"]) < 200
 
 
-def test_of_many_messages_all_are_counted_and_only_some_reported_as_events(
+def test_if_messages_are_published_quickly_all_are_counted_but_only_some_are_reported(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """Of 3,000 messages published quickly, all are counted, but only some are reported as events. A client that asks
-    for events that are no longer stored is told that some are lost.
+    """If 3,000 messages are published quickly, all are counted, but only some are reported as events. The response to a
+    client that asks for events that are no longer stored says that some are lost.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -358,7 +360,7 @@ def test_of_many_messages_all_are_counted_and_only_some_reported_as_events(
     for _ in range(10):
         for _ in range(300):
             channel.basic_publish("", "q", b"x")
-        channel.queue_purge("q")  # the answer comes after all of them have
+        channel.queue_purge("q")  # answered after all messages have been published
         found = events.get(after=number, timeout=0)
         number, shown = found["number"], shown + sum(each["what"] == "ready" for each in found["events"])
     assert found["queues"] == {"q": [0, 0, 3000]}
@@ -367,11 +369,11 @@ def test_of_many_messages_all_are_counted_and_only_some_reported_as_events(
     assert events.get(after=1, timeout=0)["lost"]
 
 
-def test_events_follow_a_dead_letter_although_its_key_is_too_busy_to_show_new_messages(
+def test_events_follow_a_dead_letter_to_a_queue_whose_new_messages_are_only_counted(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """A message that is shown stays in the events when it is dead-lettered, even while new messages to the same
-    exchange and key are only counted because there are too many.
+    """If messages are published to a routing key faster than events can report them, they are only counted. A message
+    that events have already reported is still followed when it is dead-lettered to the same routing key.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
@@ -388,11 +390,11 @@ def test_events_follow_a_dead_letter_although_its_key_is_too_busy_to_show_new_me
     assert len(found) < 60
 
 
-def test_a_delayed_message_that_is_not_shown_leaves_no_trace_in_later_events(
+def test_a_delayed_message_that_events_left_out_does_not_affect_later_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """On a busy broker, a delayed message is not shown. The events of the next message to the same exchange and key
-    that is shown are its own: it is not reported as delayed.
+    """On a busy broker, events leave out some messages. If a delayed message was left out, a later message to the same
+    exchange with the same routing key is reported, and not as delayed.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")
@@ -403,7 +405,7 @@ def test_a_delayed_message_that_is_not_shown_leaves_no_trace_in_later_events(
             channel.basic_publish("late", key, b"x")
     for _ in range(2):
         channel.basic_publish("late", "k", b"x", pika.BasicProperties(headers={"x-delay": 60_000}))
-    channel.queue_declare("q", passive=True)  # answered after all of them have been published
+    channel.queue_declare("q", passive=True)  # answered after all messages have been published
     number = events.get(after=events.snapshot["number"], timeout=0)["number"]
     events.get(after=number, timeout=0.1)  # by then, new messages may be shown again
     channel.basic_publish("late", "k", b"x")
@@ -425,7 +427,9 @@ def test_a_request_for_events_waits_until_there_is_one(broker: EmbeddedBroker, c
     assert [each["what"] for each in found] == ["published", "ready"]
 
 
-def test_deleting_a_queue_ends_the_events_of_its_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
+def test_messages_of_a_deleted_queue_are_no_longer_tracked_for_events(
+    broker: EmbeddedBroker, channel: BlockingChannel
+) -> None:
     """After a queue is deleted, the broker tracks neither its ready nor its unacknowledged messages for events."""
     channel.queue_declare("q")
     events = Events(broker)
@@ -441,7 +445,7 @@ def test_deleting_a_queue_ends_the_events_of_its_messages(broker: EmbeddedBroker
 
 
 def watcher_of(broker: EmbeddedBroker) -> Any:
-    """Return the recorder of events, or None if nobody watches."""
+    """Return the recorder of events, or None if no client requests events."""
     return broker.under_test(lambda under_test: under_test._scene.broker.vhosts["/"].watcher)
 
 

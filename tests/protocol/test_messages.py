@@ -76,7 +76,9 @@ def test_basic_get_from_an_empty_queue_returns_nothing(channel: BlockingChannel)
     assert channel.basic_get("q") == (None, None, None)
 
 
-def test_requeued_messages_keep_their_place_and_are_marked(channel: BlockingChannel, take: Take) -> None:
+def test_requeued_messages_keep_their_position_and_are_marked_as_redelivered(
+    channel: BlockingChannel, take: Take
+) -> None:
     """Requeued messages are delivered before later messages, in their original order, and marked as redelivered."""
     channel.queue_declare("q")
     for body in (b"1", b"2", b"3"):
@@ -100,8 +102,8 @@ def test_nack_with_multiple_requeues_all_up_to_the_tag(channel: BlockingChannel,
     assert channel.queue_declare("q", passive=True).method.message_count == 0
 
 
-def test_recover_requeues_unacknowledged_messages(channel: BlockingChannel, take: Take) -> None:
-    """After basic.recover, the channel's unacknowledged message is delivered again, marked as redelivered."""
+def test_basic_recover_requeues_unacknowledged_messages(channel: BlockingChannel, take: Take) -> None:
+    """After basic.recover, the channel's unacknowledged message is delivered again and marked as redelivered."""
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x")
     take.one("q", auto_ack=False)
@@ -176,7 +178,7 @@ def test_messages_of_a_transaction_are_routed_when_published(
     other = connection.channel()
     other.tx_select()
     other.basic_publish("amq.fanout", "", b"x")
-    other.queue_declare("early", passive=True)  # the broker has had the message
+    other.queue_declare("early", passive=True)  # the broker has handled the message
     channel.queue_bind("late", "amq.fanout")
     channel.queue_delete("deleted")
     other.tx_commit()
@@ -206,9 +208,9 @@ def test_a_rolled_back_acknowledgement_can_be_made_again(
 
 
 @pytest.mark.parametrize("overflow", ["reject-publish", "reject-publish-dlx"])
-def test_a_full_queue_nacks_a_publish(channel: BlockingChannel, take: Take, overflow: str) -> None:
-    """A full queue with x-overflow reject-publish makes the broker nack a message; with reject-publish-dlx, the
-    message is also dead-lettered.
+def test_a_message_to_a_full_queue_is_nacked(channel: BlockingChannel, take: Take, overflow: str) -> None:
+    """If a queue with x-overflow reject-publish is full, the broker nacks a message to this queue; with
+    reject-publish-dlx, the message is also dead-lettered.
     """
     channel.queue_declare("dead")
     channel.queue_declare(
@@ -251,7 +253,7 @@ def test_direct_reply_to_delivers_a_reply_without_a_queue(
     assert replies == [("", b"4")]
 
 
-@pytest.mark.differs_since("4.2", "a reply to a client that is gone is dropped, even a mandatory one")
+@pytest.mark.differs_since("4.2", "a reply to a disconnected client is dropped, even a mandatory one")
 def test_a_reply_to_a_closed_client_is_returned(
     connect: Callable[..., pika.BlockingConnection], channel: BlockingChannel
 ) -> None:

@@ -86,7 +86,7 @@ def test_a_dead_letter_routing_key_that_is_too_long_is_refused(
     assert api("GET", f"queues/{vhost}/q")[0] == 404
 
 
-def test_a_dead_letter_exchange_whose_name_is_too_long_drops_messages(
+def test_dead_letters_to_an_exchange_whose_name_is_too_long_are_dropped(
     channel: BlockingChannel, take: Take, vhost: str, api: Api
 ) -> None:
     """If the name of a dead-letter exchange is longer than 255 bytes, dead letters are dropped, and the queue still
@@ -103,8 +103,8 @@ def test_a_dead_letter_exchange_whose_name_is_too_long_drops_messages(
 
 @pytest.mark.parametrize("path", ["queues/VHOST/NAME", "exchanges/VHOST/NAME", "vhosts/NAME"])
 def test_names_over_255_bytes_are_refused_over_http(broker: TestBroker, api: Api, vhost: str, path: str) -> None:
-    """The embedded broker's management API answers a request to create a queue, exchange or virtual host whose name
-    is longer than 255 bytes with 400.
+    """The embedded broker's management API answers 400 if the name of a queue, exchange or virtual host to be created
+    is longer than 255 bytes.
     """
     if broker.kind == "rabbitmq":
         pytest.skip("RabbitMQ accepts exchanges and virtual hosts with such names")

@@ -143,9 +143,9 @@ def test_amqp_like_says_what_a_test_does_that_some_versions_refuse(tmp_path: Pat
     assert {name: (*versions, re.sub("test-[0-9a-f]+", "test-…", why)) for name, *versions, why in found} == CAUSES
 
 
-def test_every_known_refusal_is_tested() -> None:
-    """Each operation that mqtool knows some versions of RabbitMQ to refuse has a case in the test of the summary of
-    `pytest --amqp-like`.
+def test_the_summary_of_amqp_like_is_tested_for_each_known_refusal() -> None:
+    """For each operation that, as mqtool knows, some versions of RabbitMQ refuse, there is a case in the test of the
+    summary of `pytest --amqp-like`.
     """
     refusals = [each for each in vars(version_changes).values() if isinstance(each, VersionRefusal)]
     assert len(refusals) > 10

@@ -66,7 +66,7 @@ def test_topic_permissions_apply_to_publishing_and_binding(
 
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])
-def test_topic_permissions_apply_to_cc_and_bcc_since_4_0(
+def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_on(
     connect: Callable[..., pika.BlockingConnection],
     api: Api,
     amqp_url: str,
@@ -132,7 +132,9 @@ FORBIDDEN: list[tuple[Callable[[BlockingChannel], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("action", "what"), FORBIDDEN, ids=[str(number) for number in range(len(FORBIDDEN))])
+@pytest.mark.parametrize(
+    ("action", "what"), FORBIDDEN, ids=lambda value: value if isinstance(value, str) else "access to"
+)
 def test_an_operation_without_its_permission_is_refused(
     connect: Callable[..., pika.BlockingConnection],
     broker: TestBroker,

@@ -33,11 +33,11 @@ def depth(channel: BlockingChannel, queue: str) -> int:
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_a_smaller_limit_by_policy_dead_letters_at_once(
+def test_a_smaller_limit_set_by_a_policy_dead_letters_surplus_messages_at_once(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str, kind: str
 ) -> None:
-    """A policy with a smaller max-length than the queue's dead-letters surplus messages at once. After the policy is
-    deleted, the queue's own limit applies again.
+    """If a policy sets a smaller max-length than the queue's own, surplus messages are dead-lettered at once. After the
+    policy is deleted, the queue's own limit applies again.
     """
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": kind, "x-max-length": 5})
     channel.queue_declare("dead")
@@ -47,7 +47,7 @@ def test_a_smaller_limit_by_policy_dead_letters_at_once(
     set_policy("jo", {"max-length": 2, "dead-letter-exchange": "", "dead-letter-routing-key": "dead"})
     take.until(lambda: depth(channel, "jobs") == 2)
     assert sorted(take.bodies("dead", 3)) == [b"2", b"3", b"4"]
-    # The argument is the smaller one of the two.
+    # Now the queue's own limit is the smaller one.
     set_policy("jo", {"max-length": 9, "dead-letter-exchange": "", "dead-letter-routing-key": "dead"})
     assert api("DELETE", f"policies/{vhost}/jo")[0] == 204
 
@@ -102,7 +102,7 @@ def test_only_the_policy_with_the_highest_priority_applies(
     set_policy("jo", {"max-length": 1}, priority=1)
     set_policy("job", {"max-length-bytes": 4}, priority=2)
     set_policy("jobs", {"max-length": 1}, priority=3, **{"apply-to": "exchanges"})
-    # No quorum queue and no classic one can have a maximal age: the policy applies to neither.
+    # Neither quorum nor classic queues support max-age, so the policy applies to neither.
     set_policy("jobs-", {"max-length": 1, "max-age": "1D"}, priority=4)
     channel.queue_declare("jobs-1")
     for body in (b"1", b"22", b"33", b"44"):
@@ -110,11 +110,11 @@ def test_only_the_policy_with_the_highest_priority_applies(
     assert take.bodies("jobs-1", 2) == [b"33", b"44"]
 
 
-def test_overflow_ttl_and_expires_apply_by_policy(
+def test_a_policy_can_set_overflow_message_ttl_and_expires(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, amqp_url: str
 ) -> None:
-    """A policy can make a full queue reject messages (overflow), messages expire (message-ttl), and an unused queue
-    be deleted (expires).
+    """A policy can make a full queue reject messages (overflow), make messages expire (message-ttl), and make an unused
+    queue be deleted (expires).
     """
     set_policy("full", {"max-length": 0, "overflow": "reject-publish"})
     set_policy("brief", {"message-ttl": 0})
@@ -131,17 +131,17 @@ def test_overflow_ttl_and_expires_apply_by_policy(
     def gone() -> bool:
         try:
             with pika.BlockingConnection(pika.URLParameters(amqp_url)) as asking:
-                # Declared passively, it would count as used.
+                # Declaring the queue passively would count as use.
                 asking.channel().queue_bind("unused", "amq.fanout")
         except (ChannelClosedByBroker, ConnectionClosedByBroker) as error:
-            return error.reply_code in (404, 541)  # 541: RabbitMQ 4.3, at the moment when it goes
+            return error.reply_code in (404, 541)  # 541: RabbitMQ 4.3, while the queue is being deleted
         return False
 
     take.until(gone)
 
 
 @pytest.mark.differs_since("4.3", "what is returned with basic.nack does not count")
-def test_a_delivery_limit_applies_by_policy(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
+def test_a_policy_can_set_a_delivery_limit(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
     """A quorum queue drops a message once it has been requeued more often than the policy's delivery-limit allows, even
     if the queue's own limit is higher.
     """
@@ -156,7 +156,7 @@ def test_a_delivery_limit_applies_by_policy(channel: BlockingChannel, take: Take
     assert channel.basic_get("jobs")[0] is None
 
 
-def test_an_alternate_exchange_applies_by_policy(
+def test_a_policy_can_set_an_alternate_exchange(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str
 ) -> None:
     """A policy gives an existing exchange an alternate exchange until the policy is deleted."""

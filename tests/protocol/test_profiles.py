@@ -126,11 +126,11 @@ def test_delivery_counts_depend_on_the_version(
         assert seen == [first, *({"x-delivery-count": number} for number in (1, 2, 3))]
 
 
-def test_the_place_of_a_requeued_message_depends_on_the_version(
+def test_the_position_of_a_requeued_message_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
     """A quorum queue without a delivery limit (x-delivery-limit -1) puts a requeued message behind the others up to
-    RabbitMQ 4.2, and before them from 4.3 on.
+    RabbitMQ 4.2, and in front of them from 4.3 on.
     """
     limit = {"x-delivery-limit": -1} if broker.differs_since("4.0", "there is a limit") else {}
     queue = quorum(body=b"1", **limit)
@@ -169,7 +169,7 @@ def test_a_quorum_queue_with_x_max_priority_is_refused(broker: TestBroker, chann
     assert refused == (406, f"PRECONDITION_FAILED - {why}")
 
 
-def test_an_x_death_of_a_publisher_counts_only_before_4_0(
+def test_an_x_death_header_set_by_a_publisher_counts_only_before_4_0(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
     """Up to RabbitMQ 3.13, the broker increases the count in an x-death header that a publisher has set. From 4.0 on,
@@ -190,7 +190,7 @@ def test_an_x_death_of_a_publisher_counts_only_before_4_0(
     assert headers.get("x-last-death-reason") == ("rejected" if distrusts else None)
 
 
-def test_x_death_counts_rise_in_a_circle_in_every_version(
+def test_x_death_counts_rise_in_a_dead_letter_cycle_in_every_version(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
     """If a message is dead-lettered twice from each of two queues to the other, the x-death header counts 2 for each
@@ -297,7 +297,7 @@ def test_refusals_name_the_permission_from_4_0_on(
     connection = connect(amqp_url.replace("guest:guest", f"{user}:secret"))
     what = "read access" if broker.differs_since("4.0", "it says which") else "- access"
     assert what in closed(lambda: connection.channel().basic_get("q"))[1]
-    if broker.differs_since("4.3", "it takes the right to configure"):
+    if broker.differs_since("4.3", "the configure permission is needed"):
         assert "configure access" in closed(lambda: connection.channel().queue_declare("q", passive=True))[1]
     else:
         connection.channel().queue_declare("q", passive=True)
@@ -315,22 +315,22 @@ def test_a_commit_to_a_deleted_queue_depends_on_the_version(
     other = connect().channel()
     other.tx_select()
     other.basic_publish("", "q", b"x")
-    other.queue_declare("q", durable=True, passive=True)  # the broker has had the message
+    other.queue_declare("q", durable=True, passive=True)  # the broker has handled the message
     channel.queue_delete("q")
-    if broker.differs_since("4.2", "it costs the connection"):
+    if broker.differs_since("4.2", "the connection is closed"):
         code, text = closed(other.tx_commit)
         assert (code, re.sub(r"\s+", " ", text).partition(",")[0]) == (
             506,
             "RESOURCE_ERROR - failed to deliver message: {not_found",
         )
-    elif broker.differs_since("4.0", "it costs the channel"):
+    elif broker.differs_since("4.0", "the channel is closed"):
         assert closed(other.tx_commit) == (406, "PRECONDITION_FAILED - partial tx completion")
     else:
         other.tx_commit()
 
 
-def test_imitating_an_unknown_version_is_an_error() -> None:
-    """EmbeddedBroker(like="4") raises ValueError with the list of versions of RabbitMQ that the broker can imitate."""
+def test_imitating_an_unknown_version_raises_an_error() -> None:
+    """EmbeddedBroker(like="4") raises ValueError, which lists the versions of RabbitMQ that the broker can imitate."""
     with pytest.raises(ValueError, match=r"cannot behave like RabbitMQ 4, only like 3\.10, 4\.0, 4\.2"):
         EmbeddedBroker(like="4")
 
@@ -447,8 +447,8 @@ def test_a_local_random_exchange_sends_each_message_to_one_queue(
 def test_a_local_random_exchange_can_be_bound_only_to_classic_queues_without_a_key(
     broker: TestBroker, channel: BlockingChannel, source: tuple[str, str, str], text: str
 ) -> None:
-    """An x-local-random exchange refuses with 406 a binding with a routing key, to a queue that is not classic, or to
-    an exchange.
+    """A binding of an x-local-random exchange is refused with 406 if it has a routing key, or if its destination is an
+    exchange or a queue that is not classic.
     """
     # As in rabbit_exchange_type_local_random of RabbitMQ 4.0.5 and 4.3.5.
     if not broker.differs_since("4.0", "the type is new there"):
@@ -461,7 +461,7 @@ def test_a_local_random_exchange_can_be_bound_only_to_classic_queues_without_a_k
     assert closed(lambda: bind(name, "x", key)) == (406, f"PRECONDITION_FAILED - {text}")
 
 
-def test_a_long_reply_text_is_cut(broker: TestBroker, channel: BlockingChannel) -> None:
-    """A reply text longer than 255 bytes is cut to 255 bytes and ends with "..."."""
+def test_a_long_reply_text_is_truncated(broker: TestBroker, channel: BlockingChannel) -> None:
+    """A reply text longer than 255 bytes is truncated to 255 bytes and ends with "..."."""
     _, text = closed(lambda: channel.queue_declare("x" * 250, passive=True))
     assert (len(text), text[-5:]) == (255, "xx...")

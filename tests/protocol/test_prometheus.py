@@ -183,8 +183,8 @@ def comparable(found: Scraped) -> dict[Sample, float]:
 
 
 def test_metrics_have_totals_and_the_values_of_each_queue_and_channel(broker: EmbeddedBroker) -> None:
-    """The embedded broker's /metrics has totals over all queues and channels, and /metrics/per-object the values of
-    each queue and channel.
+    """The embedded broker's /metrics contains totals over all queues and channels, and /metrics/per-object contains the
+    values of each queue and channel.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         act(connection)
@@ -342,11 +342,11 @@ def test_metrics_of_many_channels_do_not_hold_up_other_clients() -> None:
         ("GET", "/metrics", {"host": "example.com"}, 421),
     ],
 )
-def test_the_port_for_metrics_serves_only_metrics_and_not_to_web_pages(
+def test_the_metrics_port_serves_only_metrics_and_refuses_web_pages(
     broker: EmbeddedBroker, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
-    """The port for metrics answers GET and HEAD without a login, and refuses other methods, other paths, and requests
-    from web pages of other hosts.
+    """The metrics port answers GET and HEAD without a login, and refuses other methods, other paths, and requests from
+    web pages of other hosts.
     """
     assert asked(metrics_url(broker), path, method, **headers)[0] == status
 
@@ -379,8 +379,8 @@ def test_broker_serve_serves_metrics_only_with_prometheus_port() -> None:
     assert ["/metrics" in each for each in found.values()] == [False, True]
 
 
-def test_a_port_for_metrics_that_is_in_use_raises_an_error(broker: EmbeddedBroker) -> None:
-    """If the port for metrics is in use, EmbeddedBroker.start() raises OSError with this port."""
+def test_a_metrics_port_that_is_in_use_raises_an_error(broker: EmbeddedBroker) -> None:
+    """If the metrics port is in use, EmbeddedBroker.start() raises an OSError that names the port."""
     taken = urlsplit(metrics_url(broker)).port
     with pytest.raises(OSError, match=str(taken)):
         EmbeddedBroker(prometheus_port=taken).start()

@@ -40,9 +40,11 @@ def deaths(properties: BasicProperties) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", [{}, QUORUM])
-def test_a_queues_ttl_dead_letters_expired_messages(channel: BlockingChannel, take: Take, kind: dict[str, Any]) -> None:
-    """A message that expires by its queue's x-message-ttl is dead-lettered; its x-death header has the queue, reason,
-    time and original exchange.
+def test_messages_that_expire_by_their_queues_ttl_are_dead_lettered(
+    channel: BlockingChannel, take: Take, kind: dict[str, Any]
+) -> None:
+    """A message that expires by its queue's x-message-ttl is dead-lettered; its x-death header contains the queue, the
+    reason, the time and the original exchange.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**kind, **dead_lettering(x_message_ttl=50)})
@@ -64,9 +66,9 @@ def test_a_queues_ttl_dead_letters_expired_messages(channel: BlockingChannel, ta
     }
 
 
-def test_a_messages_own_expiration_is_removed_when_dead_lettered(channel: BlockingChannel, take: Take) -> None:
-    """A dead letter that has expired by its own expiration no longer has this property; its x-death header has the
-    value as original-expiration.
+def test_a_dead_letter_no_longer_has_the_expiration_by_which_it_expired(channel: BlockingChannel, take: Take) -> None:
+    """A message that has expired by its own expiration is dead-lettered without this property; its x-death header
+    contains the value as original-expiration.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_message_ttl=60_000))
@@ -107,7 +109,7 @@ def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.Bloc
 
     def gone() -> bool:
         try:
-            # Whether it is there is asked on the management side: declaring it would count as use.
+            # Declaring the queue, even passively, would count as use.
             connection.channel().queue_unbind("q", "amq.direct", "k")
             connection.channel().basic_consume("q", print)
         except ChannelClosedByBroker as error:
@@ -169,7 +171,9 @@ def test_a_rejected_message_is_dead_lettered_with_its_routing_keys(channel: Bloc
 
 
 def test_x_death_counts_repeated_deaths(channel: BlockingChannel, take: Take) -> None:
-    """The header x-death has one entry with a count for each queue and reason, the latest death first."""
+    """The header x-death has one entry for each queue and reason, with the number of such deaths; the latest death
+    comes first.
+    """
     channel.queue_declare("dead", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"})
     channel.queue_declare("q", arguments=dead_lettering())
     channel.basic_publish("", "q", b"x")
@@ -183,9 +187,9 @@ def test_x_death_counts_repeated_deaths(channel: BlockingChannel, take: Take) ->
     assert properties.headers["x-first-death-queue"] == "q"
 
 
-def test_a_message_that_expires_back_into_its_queue_is_dropped(channel: BlockingChannel, take: Take) -> None:
-    """A message that expires from a queue and would be dead-lettered to this queue is dropped instead of circulating
-    forever.
+def test_an_expired_message_that_would_return_to_its_own_queue_is_dropped(channel: BlockingChannel, take: Take) -> None:
+    """If an expired message would be dead-lettered to the queue in which it expired, it is dropped instead of
+    circulating forever.
     """
     channel.queue_declare(
         "q", arguments={"x-message-ttl": 20, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"}
@@ -278,8 +282,8 @@ def test_a_quorum_queue_replaces_a_delivery_count_that_the_publisher_set(channel
 def test_a_delivery_limit_decides_where_a_quorum_queue_puts_requeued_messages(
     channel: BlockingChannel, take: Take, limit: dict[str, int], expected: bytes
 ) -> None:
-    """A quorum queue with a delivery limit puts requeued messages before all others, and one without a limit puts them
-    behind all others, in the order in which they were requeued.
+    """A quorum queue with a delivery limit puts requeued messages in front of all others. A quorum queue without one
+    puts them behind all others, in the order in which they were requeued.
     """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **limit})
     for number in b"1234":
@@ -292,11 +296,11 @@ def test_a_delivery_limit_decides_where_a_quorum_queue_puts_requeued_messages(
 
 
 @pytest.mark.parametrize("kind", [{}, QUORUM])
-def test_unacknowledged_messages_of_a_closed_channel_come_first(
+def test_unacknowledged_messages_of_a_closed_channel_are_redelivered_before_newer_ones(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take, kind: dict[str, str]
 ) -> None:
-    """When a channel is closed, its unacknowledged messages are redelivered before newer messages, in their original
-    order.
+    """When a channel is closed, its unacknowledged messages are redelivered in their original order, before newer
+    messages.
     """
     channel.queue_declare("q", durable=True, arguments=kind)
     for number in b"1234":

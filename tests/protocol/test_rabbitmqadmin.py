@@ -53,7 +53,7 @@ def test_rabbitmqadmin_works_with_the_embedded_broker_as_with_rabbitmq(
     broker.
     """
     if rabbitmq is None:
-        pytest.skip("no RabbitMQ to have it from")
+        pytest.skip("no RabbitMQ to download rabbitmqadmin from")
     try:
         with urllib.request.urlopen(f"{rabbitmq.management}/cli/rabbitmqadmin", timeout=30) as answer:
             program = compile(answer.read(), "rabbitmqadmin", "exec")
@@ -62,7 +62,7 @@ def test_rabbitmqadmin_works_with_the_embedded_broker_as_with_rabbitmq(
     where = urlsplit(broker.management)
     options = ["-H", str(where.hostname), "-P", str(where.port), "-V", broker.vhost]
     monkeypatch.chdir(tmp_path)
-    # It has a broken pipe end its process, which is this one.
+    # rabbitmqadmin makes a broken pipe end its process, which is this one.
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     for line in SCRIPT.strip().splitlines():
         words, _, expected = line.partition(" -> ")

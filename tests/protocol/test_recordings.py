@@ -61,7 +61,7 @@ def test_replay_waits_until_queues_and_bindings_exist(
     api_of: Callable[[EmbeddedBroker], Api],
 ) -> None:
     """If a test declares the exchange, queue and bindings only during a replay, all messages of the recording still
-    arrive, in order, and each is recorded as published once.
+    arrive in order, and published() lists each of them once.
     """
 
     def attempts() -> int:
@@ -71,7 +71,7 @@ def test_replay_waits_until_queues_and_bindings_exist(
 
     with replaying(vhost, recording):
         channel.exchange_declare("logs", "direct")
-        vhost.wait_for(lambda: attempts() > 2)  # the first message has come too early
+        vhost.wait_for(lambda: attempts() > 2)  # the first message was published too early
         assert not vhost.unrouted
         channel.queue_declare("jobs")
         for key in "ab":

@@ -65,7 +65,7 @@ def read_stream(channel: BlockingChannel) -> None:
 
 
 def publish(channel: BlockingChannel, exchange: str) -> None:
-    """Publish, and wait until the broker has seen it."""
+    """Publish, and wait until the broker has handled the message."""
     channel.confirm_delivery()
     channel.basic_publish(exchange, "nowhere", b"x")
 
@@ -396,7 +396,7 @@ def test_operations_of_the_management_api_need_exactly_their_permissions(world: 
         world.reset(granted)
         path = asked.path.replace("VHOST", world.vhost)
         status, answer = world.api(asked.method, path, asked.body, user=world.user, password="secret")
-        # RabbitMQ publishes by AMQP, and answers 400 with what that said.
+        # RabbitMQ's management API publishes over AMQP, and answers 400 with AMQP's error.
         refused = 400 if row.name.startswith("publish") else 401
         assert (status in (200, 201, 204)) if enough else status == refused, (granted, status, answer)
 
@@ -421,7 +421,7 @@ def test_storing_an_offset_needs_write_permission_before_3_13(
     """Up to RabbitMQ 3.12, a user who stores an offset in a stream needs the write permission for the stream; from
     3.13 on, the read permission.
     """
-    needed = "read" if broker.differs_since("4.0", "whoever may read a stream may store offsets") else "write"
+    needed = "read" if broker.differs_since("4.0", "the read permission is enough") else "write"
     for granted, enough in cases([(needed, "s")]):
         world.reset(granted)
         assert stores_offset(open_stream(world.user, "secret"), open_stream()) is enough, granted
@@ -490,7 +490,9 @@ def streams(request: pytest.FixtureRequest) -> Iterator[tuple[World, Callable[[s
 def test_super_stream_operations_need_permissions_for_each_partition(
     streams: "tuple[World, Callable[[str, str], RawStream]]", operation: str
 ) -> None:
-    """To create or delete a super stream, a user needs the permissions for its exchange and for each partition."""
+    """To create or delete a super stream, a user needs the permissions for the super stream's exchange and for each
+    partition.
+    """
     world, log_in = streams
     needs, perform = SUPER_STREAMS[operation]
     guest = log_in("guest", "guest")
@@ -521,7 +523,7 @@ LOOKUPS: list[tuple[str, list[Need], bool]] = [
 
 
 @pytest.mark.parametrize("streams", ["4.0", "4.2", "4.3"], indirect=True)
-def test_lookups_of_streams_need_permissions(
+def test_lookups_of_streams_need_permissions_from_4_2_on(
     streams: "tuple[World, Callable[[str, str], RawStream]]", request: pytest.FixtureRequest
 ) -> None:
     """From RabbitMQ 4.2 on, a user without permissions cannot find out which streams exist, or which partitions a
@@ -615,8 +617,8 @@ def grant_topics(world: World) -> None:
 def test_topic_permissions_apply_over_amqp_0_9_1(
     broker: TestBroker, world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, topic: Topic
 ) -> None:
-    """Over AMQP 0-9-1, publishing or binding with a routing key that the user's topic permission does not match is
-    refused. From RabbitMQ 4.0.3 on, that includes keys in CC and BCC.
+    """Over AMQP 0-9-1, publishing or binding with a routing key that does not match the user's topic permission is
+    refused. From RabbitMQ 4.0.3 on, this also applies to the keys in CC and BCC.
     """
     grant_topics(world)
     assert topic.channel is not None
@@ -633,8 +635,8 @@ def test_topic_permissions_apply_over_amqp_0_9_1(
 
 @of_topics
 def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world: World, topic: Topic) -> None:
-    """In the management API, publishing or binding with a routing key that the user's topic permission does not match
-    is refused. From RabbitMQ 4.0.3 on, that includes keys in CC and BCC.
+    """In the management API, publishing or binding with a routing key that does not match the user's topic permission
+    is refused. From RabbitMQ 4.0.3 on, this also applies to the keys in CC and BCC.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
     grant_topics(world)
@@ -651,8 +653,8 @@ def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world
 @of_topics
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
 def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topic: Topic) -> None:
-    """Over AMQP 1.0, a user's topic permission must match each routing key of a message or binding, including those
-    in x-cc.
+    """Over AMQP 1.0, publishing or binding is refused if any routing key of the message or binding, including those in
+    x-cc, does not match the user's topic permission.
     """
     if topic.links is None:
         pytest.skip("AMQP 1.0 has no BCC")
@@ -706,7 +708,9 @@ TAGS = [
 @pytest.mark.parametrize(
     ("tags", "asked", "status"), TAGS, ids=[f"{tags or 'none'} {a.method} {a.path}" for tags, a, _ in TAGS]
 )
-def test_a_users_tags_decide_on_management_requests(world: World, tags: str, asked: Asked, status: int) -> None:
+def test_a_users_tags_decide_which_management_requests_are_allowed(
+    world: World, tags: str, asked: Asked, status: int
+) -> None:
     """A user's tags decide whether a request to the management API, such as listing nodes or changing a user, is
     allowed or gets 401.
     """
@@ -734,10 +738,10 @@ def test_an_administrator_without_permissions_cannot_use_queues_or_exchanges(nat
                 row.channel(connection.channel())
 
 
-def test_the_management_api_cannot_use_an_exclusive_queue(world: World, connection: pika.BlockingConnection) -> None:
-    """Even an administrator gets 400 for a request to the management API that uses an exclusive queue of some
-    connection.
-    """
+def test_an_exclusive_queue_cannot_be_used_through_the_management_api(
+    world: World, connection: pika.BlockingConnection
+) -> None:
+    """Even an administrator gets 400 for a request to the management API that uses a connection's exclusive queue."""
     world.reset([])
     connection.channel().queue_declare("theirs", exclusive=True)
     asked = [
@@ -752,7 +756,7 @@ def test_the_management_api_cannot_use_an_exclusive_queue(world: World, connecti
 
 
 @pytest.mark.parametrize("kind", ["queues", "exchanges"])
-def test_a_policy_needs_no_rights_to_the_exchange_that_it_names(
+def test_a_policy_needs_no_permission_for_the_exchange_that_it_names(
     world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, kind: str
 ) -> None:
     """A user needs no permission for an exchange to name it in a policy, or to declare a queue or exchange to which

@@ -49,10 +49,12 @@ def count(channel: BlockingChannel, queue: str) -> int:
         ("a.#", "b", False),
     ],
 )
-def test_topic_patterns_match_words_star_and_hash(
+def test_a_topic_binding_matches_words_star_and_hash(
     channel: BlockingChannel, pattern: str, key: str, matches: bool
 ) -> None:
-    """A binding key of a topic exchange matches a routing key by its words, `*` and `#`, as in RabbitMQ."""
+    """A binding key of a topic exchange matches a routing key word by word; `*` matches one word, and `#` any number of
+    words, as in RabbitMQ.
+    """
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.topic", pattern)
     channel.basic_publish("amq.topic", key, b"x")
@@ -92,11 +94,11 @@ _KINDS_OF_NUMBERS = pytest.mark.differs_since("4.0", "a headers exchange tells k
         ({"a": {"b": 1, "c": 2}}, {"a": {"c": 2, "b": 1}}, False),
     ],
 )
-def test_headers_bindings_match_all_or_any(
+def test_a_headers_binding_matches_all_or_any_of_its_arguments(
     channel: BlockingChannel, arguments: dict[str, Any], headers: dict[str, Any], matches: bool
 ) -> None:
-    """A binding of a headers exchange matches a message's headers by x-match, and by the values and types of the
-    headers, as in RabbitMQ.
+    """A binding of a headers exchange matches a message if all or, depending on x-match, any of its arguments equal the
+    message's headers. Values and types are compared as in RabbitMQ.
     """
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.headers", "", arguments=arguments)
@@ -105,8 +107,8 @@ def test_headers_bindings_match_all_or_any(
     assert count(channel, "q") == matches
 
 
-def test_a_queue_gets_a_message_once(channel: BlockingChannel) -> None:
-    """A queue gets a message once, even if several bindings of an exchange lead to the queue."""
+def test_a_queue_gets_a_message_once_even_if_several_bindings_match(channel: BlockingChannel) -> None:
+    """A queue gets a message once, even if the message matches several bindings that lead to this queue."""
     channel.queue_declare("q")
     channel.exchange_declare("next", "fanout")
     channel.queue_bind("q", "next")
@@ -117,7 +119,7 @@ def test_a_queue_gets_a_message_once(channel: BlockingChannel) -> None:
     assert count(channel, "q") == 1
 
 
-def test_exchanges_bound_in_a_circle_route_a_message_once(channel: BlockingChannel) -> None:
+def test_exchanges_bound_in_a_cycle_route_a_message_once(channel: BlockingChannel) -> None:
     """If two exchanges are bound to each other, a queue that is bound to one of them gets a message once."""
     channel.queue_declare("q")
     for name in ("one", "two"):

@@ -88,7 +88,7 @@ def test_random_stream_frames_cause_no_internal_error(
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-def test_stream_publishers_wait_while_memory_is_short() -> None:
+def test_stream_publishers_wait_while_the_broker_is_low_on_memory() -> None:
     """During a memory alarm, stream clients cannot declare publishers. Once memory is freed, a message that was
     waiting is confirmed, and publishers can be declared again.
     """

@@ -28,7 +28,7 @@ def declare(connection: pika.BlockingConnection) -> BlockingChannel:
 
 
 def read_all(process: BrokerProcess, count: int) -> list[tuple[int, bytes]]:
-    """The first messages of the stream of a broker that was started anew."""
+    """The first messages of the stream of a restarted broker."""
     got: list[tuple[int, bytes]] = []
 
     def take(_channel: object, _method: object, properties: Any, body: bytes) -> None:
@@ -60,7 +60,7 @@ def test_stream_messages_survive_a_restart(tmp_path: Path, how: str) -> None:
         assert not list((tmp_path / "data" / "streams").iterdir())
 
 
-def test_an_interrupted_write_to_a_stream_is_cut_off(tmp_path: Path) -> None:
+def test_an_interrupted_write_to_a_stream_loses_no_confirmed_message(tmp_path: Path) -> None:
     """If a stream's file ends with an incomplete chunk, the broker starts, logs how many bytes could not be read, and
     has all confirmed messages.
     """

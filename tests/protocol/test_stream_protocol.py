@@ -153,7 +153,7 @@ def test_a_stream_exists_over_amqp_and_over_the_stream_protocol(
     assert client.create("other") == EXISTS
 
 
-def test_metadata_names_the_node_of_each_stream(client: RawStream, stream: str) -> None:
+def test_metadata_returns_the_leader_of_each_stream(client: RawStream, stream: str) -> None:
     """The stream command `metadata` returns the leader of an existing stream, and the code stream-does-not-exist for
     a missing one.
     """
@@ -258,7 +258,7 @@ def test_a_stream_with_a_max_age_of_5000_digits_can_be_created(client: RawStream
     assert client.create("old", **{"max-age": "9" * 5000 + "D"}) == OK
 
 
-def test_publishing_without_a_declared_publisher_is_an_error(client: RawStream) -> None:
+def test_publishing_to_a_stream_without_a_declared_publisher_is_refused(client: RawStream) -> None:
     """If a stream client publishes with an undeclared publisher id, each message is refused with
     publisher-does-not-exist.
     """
@@ -283,7 +283,7 @@ def three(client: RawStream, stream: str) -> str:
 
 def test_a_stream_subscription_gets_a_chunk_for_each_credit(client: RawStream, three: str) -> None:
     """A stream subscription gets one chunk for each credit, and each chunk has a valid checksum."""
-    # Of two credits at the start, RabbitMQ 4.0 keeps one until it has another.
+    # Of two initial credits, RabbitMQ 4.0 uses the second one only after the client has granted more.
     assert client.subscribe(1, three, credit=1) == OK
     for offset in range(3):
         chunk = client.chunk()
@@ -376,8 +376,8 @@ _PROPERTIES = pika.BasicProperties(
 def test_a_message_keeps_its_properties_from_amqp_to_streams_and_back(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
-    """A message published over AMQP 0-9-1, and the same message read and published again by a stream client, have the
-    original properties when they are read over AMQP 0-9-1.
+    """If a stream client reads a message that was published over AMQP 0-9-1 and publishes it again, both messages have
+    the original properties when they are read over AMQP 0-9-1.
     """
     channel.confirm_delivery()
     channel.queue_bind(stream, "amq.topic", "a.*")

@@ -111,9 +111,11 @@ def test_a_reader_with_an_offset_beyond_the_end_waits_for_that_message(channel: 
     assert reader.bodies == ["d", "e"]
 
 
-def test_acknowledging_makes_room_for_the_next_stream_messages(channel: BlockingChannel, take: Take) -> None:
-    """A reader of a stream gets as many messages as its prefetch, and one more for each message that the reader
-    acknowledges.
+def test_a_stream_reader_gets_another_message_for_each_one_that_it_acknowledges(
+    channel: BlockingChannel, take: Take
+) -> None:
+    """A reader of a stream first gets as many messages as its prefetch allows, and then one more for each message that
+    it acknowledges.
     """
     publish(channel, *"abcdef")
     reader = Reader(channel.connection, prefetch=2, offset="first")
@@ -133,7 +135,7 @@ def test_unacknowledged_messages_of_a_stream_are_not_redelivered(
     gone = Reader(connect(), offset="first")
     stays = Reader(channel.connection, offset="first")
     take.until(lambda: len(stays.got) == 3)
-    # What pika has not given out yet it would return, and a stream does not take it.
+    # pika nacks messages that it has buffered when it closes a channel, and a stream refuses that.
     Take(gone.channel).until(lambda: len(gone.got) == 3)
     gone.channel.connection.close()
     publish(channel, "d")
@@ -157,8 +159,8 @@ def test_deleting_a_stream_cancels_its_readers(channel: BlockingChannel, take: T
     assert (again.bodies, again.offsets) == (["b"], [0])
 
 
-def test_a_stream_is_deleted_in_spite_of_if_empty_and_if_unused(channel: BlockingChannel) -> None:
-    """A queue.delete of a stream ignores if-empty and if-unused, as in RabbitMQ."""
+def test_deleting_a_stream_ignores_if_empty_and_if_unused(channel: BlockingChannel) -> None:
+    """Deleting a stream with queue.delete ignores if-empty and if-unused, as in RabbitMQ."""
     publish(channel, "a")
     Reader(channel.connection)
     channel.queue_delete("s", if_unused=True, if_empty=True)
@@ -207,8 +209,8 @@ def test_basic_get_and_purge_of_a_stream_are_refused(
 def test_nacking_a_message_of_a_stream_closes_the_connection(
     channel: BlockingChannel, take: Take, *, requeue: bool
 ) -> None:
-    """A basic.nack of a stream's message closes the connection, because a stream can neither requeue nor dead-letter
-    it.
+    """A basic.nack of a message from a stream closes the connection, because a stream can neither requeue nor
+    dead-letter a message.
     """
     publish(channel, "a")
     reader = Reader(channel.connection, offset="first")

@@ -143,7 +143,7 @@ def test_a_client_certificate_can_be_required(amqp_tls: Authority) -> None:
         ("broker.key", "broker.key", "cannot use the TLS files"),
     ],
 )
-def test_invalid_tls_files_are_named(amqp_tls: Authority, cert: str, key: str, why: str) -> None:
+def test_invalid_tls_files_are_refused_with_the_reason(amqp_tls: Authority, cert: str, key: str, why: str) -> None:
     """If a TLS file is missing or not in PEM form, or the key does not match the certificate, EmbeddedBroker.start()
     raises OSError with the reason.
     """

@@ -55,7 +55,7 @@ def test_a_queue_declared_without_a_type_gets_the_default_queue_type(
     assert found == {"plain": "quorum", "mine": "classic", "chosen": "classic", "over-http": "quorum"}
 
 
-def test_a_protected_virtual_host_is_not_deleted(broker: TestBroker, api: Api, vhost: str) -> None:
+def test_a_protected_virtual_host_cannot_be_deleted(broker: TestBroker, api: Api, vhost: str) -> None:
     """Deleting a virtual host that is protected from deletion gets 412 with RabbitMQ's reason. The protection can be
     removed.
     """
@@ -71,7 +71,7 @@ def test_a_protected_virtual_host_is_not_deleted(broker: TestBroker, api: Api, v
 
 def test_a_node_has_the_fields_that_rabbitmqadmin_needs(api: Api) -> None:
     """The management API lists a node with the fields and types that rabbitmqadmin 2 needs."""
-    wait_until(lambda: "run_queue" in api("GET", "nodes")[1][0], "a node that has just started counts")
+    wait_until(lambda: "run_queue" in api("GET", "nodes")[1][0], "run_queue of a node that has just started")
     (node,) = api("GET", "nodes")[1]
     numbers = (
         "uptime",
@@ -199,7 +199,7 @@ def test_lists_of_unsupported_features_are_empty(broker: TestBroker, api: Api) -
 
 def test_settings_of_a_virtual_host_survive_a_restart(tmp_path: Path) -> None:
     """A virtual host's description, tags, default queue type and deletion protection survive a restart. Exported
-    definitions contain all of these but the protection.
+    definitions contain all of these except the protection.
     """
     about = {"description": "d", "tags": ["a"], "default_queue_type": "quorum"}
     with EmbeddedBroker(data_dir=tmp_path, management_port=0) as broker:

@@ -11,8 +11,8 @@ from mqtool.message import Delivery
 
 @pytest.mark.parametrize("seed", range(5))
 def test_exactly_the_handled_deliveries_are_acknowledged(seed: int) -> None:
-    """In whatever order a consumer handles deliveries, mqtool acknowledges each handled delivery once, and no unhandled
-    one.
+    """In whatever order a consumer handles deliveries, mqtool acknowledges each handled delivery once, and none that
+    has not been handled.
     """
     chance, tags = random.Random(seed), AcknowledgedTags()
     unacknowledged, in_hand = set(range(1, 3000)), [*range(1, 3000)]
@@ -29,8 +29,8 @@ def test_exactly_the_handled_deliveries_are_acknowledged(seed: int) -> None:
 
 
 def test_deliveries_handled_in_order_share_one_acknowledgement() -> None:
-    """Deliveries that were handled without a gap share one acknowledgement with `multiple`; each delivery after a gap
-    is acknowledged on its own.
+    """Deliveries that are handled without a gap before them share one acknowledgement with `multiple`; each delivery
+    after a gap is acknowledged on its own.
     """
     tags = AcknowledgedTags()
     assert [*tags.acknowledge([1])] == [(1, False)]

@@ -48,8 +48,8 @@ from mqtool.errors import UsageError
     ],
 )
 def test_a_url_is_parsed_into_an_address(url: str, address: Address) -> None:
-    """A URL is parsed into host, port, virtual host, user, password and options; missing parts have RabbitMQ's
-    defaults.
+    """A URL is parsed into host, port, virtual host, user, password and options; RabbitMQ's defaults replace missing
+    parts.
     """
     found = parse_address(url)
     assert found == address._replace(names_user="@" in url)
@@ -77,7 +77,9 @@ def test_commas_separate_the_nodes_of_a_cluster(urls: str, hosts: list[str]) -> 
      "amqp://localhost?connection_timeout=0", "amqp://localhost?colour=red"],
 )  # fmt: skip
 def test_an_invalid_url_is_a_usage_error(url: str) -> None:
-    """A broker URL with another scheme, an invalid port or an unknown option, for example, raises UsageError."""
+    """An invalid broker URL, for example one with another scheme, an invalid port or an unknown option, raises
+    UsageError.
+    """
     with pytest.raises(UsageError):
         parse_addresses(url)
 
@@ -86,8 +88,8 @@ words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8
 
 
 @given(words, words, words)
-def test_percent_encoded_parts_are_decoded(user: str, password: str, vhost: str) -> None:
-    """User, password and virtual host of a URL may contain any characters if they are percent-encoded."""
+def test_percent_encoded_parts_of_a_url_are_decoded(user: str, password: str, vhost: str) -> None:
+    """The user, password and virtual host in a URL can contain any characters if they are percent-encoded."""
     place = "/".join([f"{quote(user, safe='')}:{quote(password, safe='')}@localhost", quote(vhost, safe="")])
 
     address = parse_address(f"amqp://{place}")
@@ -97,7 +99,7 @@ def test_percent_encoded_parts_are_decoded(user: str, password: str, vhost: str)
 
 @example("", "://")
 @given(st.sampled_from(["amqp://", ""]), st.text("abc:/?#@[],.% 019", max_size=12))
-def test_a_password_is_never_shown(scheme: str, rest: str) -> None:
+def test_a_password_in_a_url_is_never_shown(scheme: str, rest: str) -> None:
     """A password in a URL never appears in the printed address or in an error, even if the password contains characters
     of URL syntax.
     """
@@ -114,7 +116,7 @@ def test_an_address_prints_as_the_url_without_its_password() -> None:
     """mqtool prints the address of a broker as an AMQP URL with percent-encoded parts and without the password."""
     assert str(Address("::1", 5673, "a/b", "m@e", "secret", tls=True)) == "amqps://m%40e@[::1]:5673/a%2Fb"
     assert str(parse_address("amqps://guest:guest@one")) == "amqps://guest@one:5671"
-    assert str(parse_address("amqps://one")) == "amqps://one:5671"  # whoever the client's certificate is for
+    assert str(parse_address("amqps://one")) == "amqps://one:5671"  # the user is the one in the client's certificate
     assert str(Address()) == "amqp://guest@localhost:5672"
 
 
@@ -124,7 +126,7 @@ def test_a_tls_key_needs_its_certificate(tmp_path: Path) -> None:
         TlsFiles(key=tmp_path / "key.pem").context()
 
 
-def test_a_certificate_logs_in_if_the_url_names_no_user() -> None:
+def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user() -> None:
     """With a client certificate and an amqps URL without a user, mqtool logs in with the mechanism EXTERNAL if the
     broker offers this mechanism, and otherwise as guest.
     """
@@ -139,8 +141,8 @@ def test_a_certificate_logs_in_if_the_url_names_no_user() -> None:
 
 
 def test_the_hint_names_the_user_of_the_certificate() -> None:
-    """If the broker refuses a user who logged in by certificate access to a virtual host, the hint's command names the
-    user from the broker's reply, not guest.
+    """If the broker refuses access to a virtual host to a user who logged in with a client certificate, the command in
+    the hint names the user from the broker's reply, not guest.
     """
     address = parse_address("amqps://host/shop")
     refused = ConnectionClosedByBroker(530, "NOT_ALLOWED - access to vhost 'shop' refused for user 'orders'")

@@ -52,8 +52,8 @@ def test_a_value_is_decoded_as_it_was_encoded(value):
     assert encode(decoded) == encoded
 
 
-def test_damaged_values_raise_no_exception_except_value_error():
-    """Decoding each of 20,000 randomly damaged AMQP 1.0 values returns a value or raises ValueError, and no other
+def test_damaged_amqp_1_0_values_raise_only_value_error():
+    """Decoding any of 20,000 randomly damaged AMQP 1.0 values returns a value or raises ValueError, but no other
     exception.
     """
     chosen = random.Random(26)
@@ -101,15 +101,15 @@ def map_of(*keys):
     ids=repr,
 )
 def test_map_keys_with_predictable_hashes_are_refused(key):
-    """An AMQP 1.0 map with a list, map, UUID, float, described value or null as a key raises ValueError, because a
-    publisher could choose keys of these types so that their hashes collide and block the broker.
+    """Decoding an AMQP 1.0 map with a list, map, UUID, float, described value or null as a key raises ValueError,
+    because a publisher could choose such keys so that their hashes collide and block the broker.
     """
     with pytest.raises(ValueError, match="a key of a map"):
         decode(map_of("x", key))
 
 
 def test_usual_map_keys_are_accepted():
-    """An AMQP 1.0 map may have strings, symbols, integers and binary values as keys."""
+    """An AMQP 1.0 map can have strings, symbols, integers and binary values as keys."""
     keys = ["text", Symbol("x-symbol"), ULong(7), Int64(1 << 40), Int32(-5), UInt8(9), b"binary"]
     assert list(decode(map_of(*keys))[0]) == keys
 
@@ -119,22 +119,24 @@ def nested(count):
     return compound(0xC0, [compound(0xC0, [NULL] * (count // 20 - 1)) for _ in range(20)])
 
 
-def test_a_value_with_too_many_values_is_refused():
-    """An AMQP 1.0 value that contains too many values raises ValueError, even if they are spread over nested lists."""
+def test_an_amqp_1_0_value_with_too_many_elements_is_refused():
+    """Decoding an AMQP 1.0 value that contains too many elements raises ValueError, even if they are spread over nested
+    lists.
+    """
     assert len(decode(nested(MOST_VALUES // 20 * 20))[0]) == 20
     with pytest.raises(ValueError, match="too many values"):
         decode(nested(MOST_VALUES + 40))
 
 
-def test_a_message_body_has_no_limit_on_its_number_of_values():
-    """The body of an AMQP 1.0 message may contain any number of values, because it is kept as bytes."""
+def test_the_number_of_elements_in_a_message_body_is_not_limited():
+    """The body of an AMQP 1.0 message can contain any number of elements, because it is kept as bytes."""
     body = section(0x77, nested(2 * MOST_VALUES))
     assert Amqp10Message.decode(body).body == body
 
 
 def test_a_client_gets_the_bytes_of_a_message_that_it_cannot_decode():
-    """A client that receives an AMQP 1.0 message that it cannot decode gets the message's bytes as the body, instead of
-    an error.
+    """If mqtool receives an AMQP 1.0 message that it cannot decode, the message's body is its encoded bytes, and no
+    error is raised.
     """
     for code, value in [
         (0x72, map_of(Described(ULong(1), ULong(2)))),

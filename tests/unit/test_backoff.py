@@ -23,8 +23,8 @@ def test_reconnection_delays_grow_up_to_the_maximum(seed: int, first: float, fac
 
 
 def test_the_number_of_reconnection_attempts_is_limited() -> None:
-    """A client that may try to reconnect 4 times waits 4 times, and one that may not try never waits. Without a limit,
-    the delays never end.
+    """A client that is allowed 4 reconnection attempts waits before each of them; one that is allowed none never waits.
+    Without a limit, a client can try again any number of times.
     """
     assert len(list(Backoff(attempts=4).delays())) == 4
     assert list(Backoff(attempts=0).delays()) == []

@@ -26,7 +26,7 @@ START = 50 * SECOND
 
 
 class Recorded(Wire):
-    """A connection that keeps what it is asked to do."""
+    """A connection that records what it is asked to do."""
 
     def __init__(self) -> None:
         self.now = START
@@ -85,7 +85,7 @@ class Recorded(Wire):
 
 
 class Clock:
-    """A monotonic clock that only goes on when something is done."""
+    """A monotonic clock that advances only when something is done."""
 
     def __init__(self) -> None:
         self.now = START
@@ -126,7 +126,7 @@ class Asked(Recorded, AmqpWire):
 
 @pytest.fixture(autouse=True)
 def _own_connection_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "unchanged")  # the processes set it, so it is set back
+    monkeypatch.setenv("MQTOOL_CONNECTION_NAME", "unchanged")  # so that the value which the processes set is restored
 
 
 def job(role: str, number: int = 0, **settings: Any) -> Job:
@@ -155,8 +155,8 @@ def delivery(tag: int, number: int, due: int, *, publisher: int = 0, redelivered
 
 
 def test_with_a_rate_each_message_carries_the_time_at_which_it_was_due() -> None:
-    """With `--rate`, a `bench` publisher that was held up sends all overdue messages at once. Each carries the time at
-    which it was due, not the time at which it is sent.
+    """With `--rate`, a `bench` publisher that was held up sends all overdue messages at once. Each message contains the
+    time at which it was due, not the time at which it is sent.
     """
     client, wire = publisher(rate=1000)
     assert client.work(wire, START + 5 * MS) == START + 6 * MS
@@ -170,7 +170,7 @@ def test_with_a_rate_each_message_carries_the_time_at_which_it_was_due() -> None
     assert [(round(at / 1000), count) for at, count in client.latencies.pairs()] == [(20, 1), (30, 1)]
 
 
-def test_several_publishers_take_turns() -> None:
+def test_bench_publishers_that_share_a_rate_take_turns() -> None:
     """Two `bench` publishers that share a rate of 1,000 messages per second send in turn, 1 ms apart."""
     first, wire = publisher(rate=1000, publishers=2)
     first.work(wire, START + 7 * MS)
@@ -208,9 +208,9 @@ def test_without_a_rate_messages_are_due_when_they_are_sent() -> None:
     ("in_flight", "credit", "unsent", "sent"),
     [(1000, sys.maxsize, 0, 256), (1000, 7, 0, 7), (5, 7, 0, 5), (1000, 0, 0, 0), (5, 7, 1 << 18, 0), (5, 7, 1, 5)],
 )
-def test_a_publisher_sends_no_more_than_all_limits_allow(in_flight: int, credit: int, unsent: int, sent: int) -> None:
-    """A `bench` publisher writes no more messages at a time than its window, its credit and the batch size each allow,
-    and none while 256 KiB wait in the socket.
+def test_a_publisher_exceeds_none_of_its_limits(in_flight: int, credit: int, unsent: int, sent: int) -> None:
+    """A `bench` publisher writes at most as many messages at a time as its window, its credit and the batch size each
+    allow, and none while 256 KiB wait in the socket.
     """
     client, wire = publisher(in_flight=in_flight)
     wire.credit, wire.waiting_bytes = credit, unsent
@@ -218,7 +218,7 @@ def test_a_publisher_sends_no_more_than_all_limits_allow(in_flight: int, credit:
     assert len(wire.published) == sent
 
 
-def test_a_publisher_is_done_when_its_share_is_confirmed() -> None:
+def test_a_publisher_is_done_when_its_messages_are_confirmed() -> None:
     """With `--messages 3`, a `bench` publisher sends three messages, and is done once all three have been confirmed."""
     client, wire = publisher(messages=3, duration=None)
     client.work(wire, START)
@@ -252,7 +252,7 @@ def test_a_publisher_without_a_duration_ends_only_with_its_last_message() -> Non
     assert not client.is_done(START + 10**6 * SECOND)
 
 
-def test_a_publisher_reports_what_became_of_its_messages() -> None:
+def test_a_publisher_reports_the_outcomes_of_its_messages() -> None:
     """A `bench` publisher reports which messages were confirmed since the last report, and how many were published,
     refused and measured. Confirms for unknown delivery tags are ignored.
     """
@@ -273,12 +273,12 @@ def test_a_publisher_reports_what_became_of_its_messages() -> None:
         "measured_at": START + 12 * MS,
     }
     assert client.latencies.count == 2
-    wire.on_confirm([5, 7])  # the first of them again
+    wire.on_confirm([5, 7])  # 5 for the second time
     assert (client.report()["confirmed"], client.measured) == ([[6, 1]], 3)
 
 
-def test_after_a_reconnection_delivery_tags_begin_again_and_message_numbers_go_on() -> None:
-    """After a reconnection, the delivery tags of a `bench` publisher begin at 1 again, and the message numbers
+def test_after_a_reconnection_delivery_tags_restart_and_message_numbers_continue() -> None:
+    """After a reconnection, the delivery tags of a `bench` publisher start at 1 again, and the message numbers
     continue. The publisher does not wait for confirms of messages that were in flight.
     """
     client, wire = publisher(in_flight=2)
@@ -292,9 +292,9 @@ def test_after_a_reconnection_delivery_tags_begin_again_and_message_numbers_go_o
     assert client.report()["confirmed"] == [[2, 1]]
 
 
-def test_a_publishers_messages_have_the_settings_of_the_options() -> None:
-    """The messages of a `bench` publisher have the destination, size, expiration and persistence that its options ask
-    for.
+def test_a_publishers_messages_follow_its_options() -> None:
+    """The messages of a `bench` publisher have the destination, size, expiration and persistence that its options
+    set.
     """
     _, wire = publisher(ttl=1.5, persistent=False, sizes=(30, 30))
     ((message, stamp, persistent),) = wire.templates
@@ -310,7 +310,7 @@ def test_a_publishers_messages_have_the_settings_of_the_options() -> None:
     assert (message.properties, persistent) == ({}, True)
 
 
-def test_the_lines_of_a_bodies_file_are_sent_in_turn(tmp_path: Any) -> None:
+def test_the_lines_of_a_file_of_bodies_are_sent_in_turn(tmp_path: Any) -> None:
     """With `--bodies`, a `bench` publisher sends the lines of the file one after another, and then starts again with
     the first.
     """
@@ -322,8 +322,8 @@ def test_the_lines_of_a_bodies_file_are_sent_in_turn(tmp_path: Any) -> None:
 
 
 def test_requests_are_measured_up_to_their_replies() -> None:
-    """With `--rpc`, a `bench` publisher asks for replies instead of confirms, and measures the time from a request to
-    the reply.
+    """With `--rpc`, a `bench` publisher requests replies instead of confirms, and measures the time from each request
+    to its reply.
     """
     client, wire = publisher(rpc=True, in_flight=2)
     assert wire.publishing == ("logs", "key", False)
@@ -337,8 +337,8 @@ def test_requests_are_measured_up_to_their_replies() -> None:
 
 
 def test_delayed_messages_are_due_after_their_delay() -> None:
-    """With `--delay`, a message of `bench` is due at the end of its delay, so its latency does not include the
-    delay.
+    """With `--delay`, a message that `bench` publishes is due at the end of its delay, so its latency does not include
+    the delay.
     """
     client, wire = publisher(rate=1000, delay=0.25)
     client.work(wire, START)
@@ -346,8 +346,8 @@ def test_delayed_messages_are_due_after_their_delay() -> None:
 
 
 def test_a_consumer_measures_from_the_time_at_which_a_message_was_due() -> None:
-    """A `bench` consumer measures latencies from the times at which messages were due, leaves out those due during the
-    warm-up, and reports the numbers of all messages that it received.
+    """A `bench` consumer measures each latency from the time at which the message was due, leaves out messages that
+    were due during the warm-up, and reports the numbers of all messages that it received.
     """
     client, wire = consumer(warm_up=0.01)
     wire.now = START + 20 * MS
@@ -365,7 +365,7 @@ def test_a_consumer_measures_from_the_time_at_which_a_message_was_due() -> None:
     assert not client.is_done(START + 10**6 * SECOND)
 
 
-def test_a_consumer_of_delayed_messages_leaves_out_those_of_the_warm_up() -> None:
+def test_a_consumer_does_not_measure_delayed_messages_from_the_warm_up() -> None:
     """With `--delay`, a `bench` consumer does not measure a message that was published during the warm-up, even if it
     arrives afterwards.
     """
@@ -385,11 +385,11 @@ def test_a_consumer_of_delayed_messages_leaves_out_those_of_the_warm_up() -> Non
         (0, [], []),
     ],
 )
-def test_a_consumer_acknowledges_as_many_together_as_ack_says(
+def test_a_consumer_acknowledges_as_many_messages_together_as_ack_says(
     acknowledge: int, at_once: list[tuple[int, bool]], in_the_end: list[tuple[int, bool]]
 ) -> None:
-    """With `--ack 1`, a `bench` consumer acknowledges each message, and with `--ack N` every N messages together; it
-    acknowledges the rest at the end of the run.
+    """With `--ack N`, a `bench` consumer acknowledges every N messages together, and the rest at the end of the run;
+    with `--ack 0`, it uses automatic acknowledgement.
     """
     client, wire = consumer(acknowledge=acknowledge)
     assert wire.consuming == {"queue": "q", "prefetch": 1000, "auto": acknowledge == 0, "offset": None}
@@ -400,9 +400,9 @@ def test_a_consumer_acknowledges_as_many_together_as_ack_says(
     assert (wire.acknowledged, wire.is_closed) == (in_the_end, True)
 
 
-def test_a_consumers_report_acknowledges_what_it_counts() -> None:
-    """A `bench` consumer acknowledges all messages that it reports as received, so at the end of the run none of them
-    is left in the queue.
+def test_a_consumer_acknowledges_the_messages_that_it_reports() -> None:
+    """A `bench` consumer acknowledges all messages that it reports as received, so that none of them is left in the
+    queue at the end of the run.
     """
     client, wire = consumer(acknowledge=10)
     wire.take([delivery(1, 0, START), delivery(2, 1, START)])
@@ -412,7 +412,7 @@ def test_a_consumers_report_acknowledges_what_it_counts() -> None:
     assert wire.acknowledged == [(2, True)]
 
 
-def test_after_a_reconnection_a_consumer_acknowledges_only_what_is_new() -> None:
+def test_after_a_reconnection_a_consumer_acknowledges_only_new_deliveries() -> None:
     """After a reconnection, a `bench` consumer does not acknowledge messages that it received on the lost
     connection.
     """
@@ -436,8 +436,8 @@ def test_a_consumer_of_a_stream_continues_after_the_last_message() -> None:
     assert again.consuming["offset"] == 1003
 
 
-def test_the_connections_of_a_run_have_names() -> None:
-    """Each connection of a `bench` run is named on the broker by its role and its number, from 1."""
+def test_the_connections_of_a_bench_run_have_names() -> None:
+    """On the broker, the name of each connection of a `bench` run contains its role and its number, counted from 1."""
     BenchPublisher(replace(job("publisher"), number=2), Orders())
     assert os.environ["MQTOOL_CONNECTION_NAME"] == "mqtool bench publisher 3"
 
@@ -452,9 +452,9 @@ def test_the_longest_gap_between_two_confirms_is_kept() -> None:
     assert client._gap == (7 * MS, START + 2 * MS)
 
 
-def test_a_publisher_stops_at_messages_and_adds_up_refusals() -> None:
-    """A `bench` publisher sends no more messages than `--messages` says, and adds up those that the broker refused at
-    different times.
+def test_a_publisher_stops_after_the_given_messages_and_adds_up_nacks() -> None:
+    """A `bench` publisher sends no more messages than `--messages` says, and adds up the messages that the broker nacks
+    at different times.
     """
     client, wire = publisher(rate=1000, messages=5, duration=None)
     client.work(wire, START + 2 * MS)
@@ -466,7 +466,7 @@ def test_a_publisher_stops_at_messages_and_adds_up_refusals() -> None:
     assert (report["published"], report["sent"], report["nacked"]) == (5, 5, 3)
 
 
-def test_a_publisher_with_a_rate_keeps_within_its_window() -> None:
+def test_a_publisher_with_a_rate_does_not_exceed_its_window() -> None:
     """If more messages are due than the window of unconfirmed messages allows, a `bench` publisher with `--rate` sends
     only as many as fit into the window.
     """
@@ -475,9 +475,9 @@ def test_a_publisher_with_a_rate_keeps_within_its_window() -> None:
     assert wire.numbers == [0, 1, 2]
 
 
-def test_a_process_without_work_sleeps() -> None:
-    """A `bench` process with nothing to do sleeps for a second at a time: a publisher whose window is full or whose run
-    is over, and a consumer.
+def test_a_bench_process_with_nothing_to_do_sleeps() -> None:
+    """A `bench` process with nothing to do, such as a consumer, or a publisher whose window is full or whose run is
+    over, sleeps for a second at a time.
     """
     client, wire = publisher(duration=1.0, in_flight=1)
     client.work(wire, START)
@@ -536,7 +536,7 @@ def test_churn_measures_each_creation_and_each_removal(
     churn: str, requests: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With `--churn`, `bench` measures each creation from the time at which it was due, and each removal from the end
-    of the creation.
+    of this creation.
     """
     clock = Clock()
     monkeypatch.setattr("time.monotonic_ns", clock)
@@ -555,7 +555,7 @@ def test_churn_measures_each_creation_and_each_removal(
     wire.requests.clear()
     client.start = client.last_event = START
     client.measured_from = START + 20 * MS
-    assert client.work(wire, START) == START + 30 * MS  # the turn of the fourth publisher
+    assert client.work(wire, START) == START + 30 * MS  # when the fourth publisher is due
     clock.now = START + 31 * MS
     assert client.work(wire, clock.now) == START + 70 * MS
     assert wire.requests == requests
@@ -574,7 +574,7 @@ def test_churn_measures_each_creation_and_each_removal(
     assert client.is_done(START + 12 * SECOND)
 
 
-def test_churn_without_a_rate_goes_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_churn_without_a_rate_continues_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """With `--churn` and without `--rate`, `bench` creates the next queue, channel or connection as soon as the
     previous one is removed, and measures nothing during the warm-up.
     """
@@ -627,10 +627,12 @@ def test_a_bench_process_runs_in_its_role_or_reports_the_error(
     ("role", "number", "deletes"), [("consumer", 0, True), ("consumer", 1, False), ("publisher", 0, False)]
 )
 @pytest.mark.parametrize("failure", [None, Unavailable("no broker")])
-def test_if_the_command_is_killed_one_process_deletes_what_it_declared(
+def test_if_bench_is_killed_one_consumer_deletes_the_queue(
     role: str, number: int, deletes: bool, failure: MqtoolError | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the command `bench` is killed, its first consumer, and no other process, deletes the queue."""
+    """If the command `bench` is killed, the process of its first consumer, and no other process, deletes the queue that
+    `bench` has declared.
+    """
     deleted: list[object] = []
 
     def delete(*what: object) -> None:

@@ -68,8 +68,8 @@ def test_competing_consumers_are_counted_together() -> None:
 
 
 def test_redelivered_messages_are_not_out_of_order() -> None:
-    """`bench` counts a redelivered message as redelivered, not as out of order, since the broker promises no order for
-    it.
+    """`bench` counts a redelivered message as redelivered, but not as out of order, because the broker does not
+    guarantee its order.
     """
     tally = Tally()
     _receive(tally, [0, 1, 5, 6])
@@ -90,7 +90,7 @@ def test_a_message_missed_by_one_stream_consumer_is_lost() -> None:
 
 
 def test_counting_ten_million_messages_takes_less_than_a_megabyte() -> None:
-    """`bench` needs less than a megabyte of memory to count ten million messages, and finds the ten that are
+    """`bench` needs less than a megabyte of memory to count ten million messages, and still finds the ten that are
     missing.
     """
     numbers = Numbers()
@@ -102,7 +102,7 @@ def test_counting_ten_million_messages_takes_less_than_a_megabyte() -> None:
     assert everything.missing_from(numbers) == 10
 
 
-def test_percentiles_are_those_of_the_recorded_latencies() -> None:
+def test_a_percentile_is_a_latency_that_was_recorded() -> None:
     """A percentile that `bench` reports, such as p99, is the smallest latency that 99 % of the messages do not exceed;
     without any messages, it is 0.
     """
@@ -115,7 +115,9 @@ def test_percentiles_are_those_of_the_recorded_latencies() -> None:
 
 
 def test_latencies_keep_three_significant_digits() -> None:
-    """`bench` records latencies up to 2 ms to the microsecond, and longer ones to a thousandth of their value."""
+    """`bench` records latencies up to 2 ms with a precision of one microsecond, and longer ones to within a thousandth
+    of their value.
+    """
     latencies = Latencies()
     latencies.record([1000, 1999, 2_047_000, 2_048_000, 2_049_000, 1_000_000_000])
     assert latencies.pairs() == [(1, 2), (2047, 1), (2049, 2), (1_000_447, 1)]
@@ -123,7 +125,7 @@ def test_latencies_keep_three_significant_digits() -> None:
 
 def test_the_latency_curve_ends_at_100_percent() -> None:
     """Each point of `bench`'s latency curve is a latency with the percentage of messages that were not slower; the last
-    one is 100 %.
+    point is at 100 %.
     """
     latencies = Latencies()
     assert latencies.curve() == []
@@ -165,8 +167,8 @@ def test_a_message_that_arrives_just_after_the_next_one_is_out_of_order() -> Non
     assert (tally.out_of_order, tally.received) == (1, 2)
 
 
-def test_all_messages_after_the_last_that_arrived_are_lost() -> None:
-    """`bench` counts confirmed messages after the last one that arrived as lost, however many they are."""
+def test_confirmed_messages_after_the_last_one_that_arrived_are_lost() -> None:
+    """`bench` counts all confirmed messages after the last one that arrived as lost, however many there are."""
     tally = Tally()
     tally.confirm(0, [(0, 20_000)])
     _receive(tally, [*range(5000)])
@@ -195,8 +197,8 @@ def test_latencies_of_several_processes_are_merged() -> None:
         ([{"os_pid": str(os.getpid()), "mem_used": 5}, {"os_pid": "1", "mem_used": 6}], 11),
     ],
 )
-def test_the_brokers_cpu_time_is_left_out_if_it_is_unknown(nodes: list[Any], memory: int | None) -> None:
-    """`bench` reports no CPU time of the broker if a node has no statistics or there are several nodes."""
+def test_unknown_cpu_time_of_the_broker_is_not_reported(nodes: list[Any], memory: int | None) -> None:
+    """`bench` reports no CPU time of the broker if a node has no statistics, or if there are several nodes."""
     api = Mock(Management)
     api.get.return_value = nodes
     use = BrokerUse(lambda: api)
@@ -212,9 +214,9 @@ def test_the_brokers_cpu_time_is_left_out_if_it_is_unknown(nodes: list[Any], mem
         ((0.5, 0.1), ""),
     ],
 )
-def test_a_result_that_is_limited_by_the_clients_says_so(busiest: tuple[float, float], said: str) -> None:
-    """If the client processes of `bench` used a whole CPU, or waited for one, the result warns that they may be slower
-    than the broker.
+def test_the_result_warns_if_the_clients_may_be_slower_than_the_broker(busiest: tuple[float, float], said: str) -> None:
+    """If a client process of `bench` used almost a whole CPU, or waited long for one, the result warns that the client
+    or the machine may be slower than the broker.
     """
     plan = Mock(churn=None, rate=None, warm_up=0, delay=0.0)
     result = Mock(busiest=busiest, plan=plan, unsent=0, reconnects=0, gap=(0.0, 0.0))
@@ -223,10 +225,10 @@ def test_a_result_that_is_limited_by_the_clients_says_so(busiest: tuple[float, f
     assert bool([*remarks(result)]) is bool(said)
 
 
-def test_a_client_that_has_to_wait_for_a_cpu_knows_how_long() -> None:
-    """When two busy client processes of `bench` share a CPU, the time that a client waited for the CPU is measured."""
+def test_the_time_that_a_client_waits_for_a_cpu_is_measured() -> None:
+    """When two busy client processes of `bench` share a CPU, `bench` measures how long each of them waited for it."""
     if not Path("/proc/self/schedstat").exists():
-        pytest.skip("this system does not tell")
+        pytest.skip("this system does not report how long a process waits for a CPU")
     code = (
         "import os, time\n"
         "from mqtool.benching.client_process import CpuTime\n"
@@ -240,8 +242,8 @@ def test_a_client_that_has_to_wait_for_a_cpu_knows_how_long() -> None:
     assert "True" in told.stdout
 
 
-def test_no_cpu_warning_for_a_client_whose_run_never_began() -> None:
-    """A `bench` client whose run never began is counted as using no CPU time, so there is no warning about it."""
+def test_a_client_whose_run_never_began_counts_as_using_no_cpu_time() -> None:
+    """A `bench` client whose run never began counts as using no CPU time, so the result does not warn about it."""
     # `bench` once warned that it used 42,059,700% of a CPU.
     assert CpuTime(1.0, 0.0).fractions(CpuTime(1.5, 0.2), -3.0) == (0.0, 0.0)
     assert CpuTime(1.0, 0.0).fractions(CpuTime(1.5, 0.5), 2.0) == (0.25, 0.25)

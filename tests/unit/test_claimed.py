@@ -1,4 +1,4 @@
-"""A queue name that a message claims, but does not prove, cannot be used before it has been checked."""
+"""A queue name from a message's headers, which a publisher can forge, cannot be used before it has been checked."""
 
 import pytest
 
@@ -14,16 +14,20 @@ def publish(key: Claimed[str]) -> Message:
 """
 
 
-def test_a_claimed_value_is_returned_only_if_the_check_accepts_it() -> None:
-    """`Claimed.proven()` returns a claimed queue name if the given check accepts the name, and None otherwise."""
+def test_a_queue_name_from_a_header_is_returned_only_if_the_check_accepts_it() -> None:
+    """`Claimed.proven()` returns the queue name from a message's header if the given check accepts it, and otherwise
+    None.
+    """
     claim = Claimed("payroll")
     assert claim.proven(lambda queue: queue == "payroll") == "payroll"
     assert claim.proven(lambda _: False) is None
     assert claim.shown() == "payroll"
 
 
-def test_mypy_refuses_a_claim_as_a_routing_key() -> None:
-    """mypy reports a type error if a claimed queue name is used as a routing key before it has been proven."""
+def test_mypy_refuses_an_unchecked_queue_name_from_a_header_as_a_routing_key() -> None:
+    """mypy reports a type error if code uses the queue name from a message's header (`Claimed`) as a routing key before
+    it was checked.
+    """
     api = pytest.importorskip("mypy.api")
     refused, _, code = api.run([*OPTIONS, "-c", USE.format("key")])
     assert code == 1

@@ -19,9 +19,9 @@ def _results(ours: dict[str, str], theirs: dict[str, str]) -> dict[str, dict[str
     return {"x": {kind: {"version": version, "date": "2030-01-02", "tests": tests} for kind, version, tests in both}}
 
 
-def test_each_suite_has_a_version_and_a_hash_and_pins_what_its_tests_need() -> None:
-    """Each suite of `make conformance` has a final or pre-release version and a SHA-256 hash in suites.toml, and each
-    requirement of the suite has one exact version.
+def test_each_suite_has_a_version_and_a_hash_and_pins_its_requirements() -> None:
+    """In suites.toml, each suite of `make conformance` has a final or pre-release version and a SHA-256 hash, and pins
+    each of its requirements to one version.
     """
     suites = load(TABLE.read_text())
     assert suites

@@ -11,8 +11,8 @@ SAID = (
 
 
 def test_the_error_about_a_consumer_timeout_states_the_timeout() -> None:
-    """When the consumer timeout closes a channel, the error states the timeout, the hint names its setting, and the
-    channel can be reopened.
+    """If the consumer timeout closes a channel, mqtool's error states the timeout, the hint names the setting, and
+    mqtool can reopen the channel.
     """
     error = failures.closed_by_broker(ChannelClosedByBroker(406, SAID))
     assert "not acknowledged within the broker's consumer timeout of 30m" in str(error)

@@ -1,4 +1,4 @@
-"""The store of `--deduplicate`: which messages it calls handled, and which ones a worker must handle."""
+"""The store of `worker --deduplicate`: which messages count as handled, and which ones a worker must handle."""
 
 import multiprocessing
 import os
@@ -33,8 +33,10 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return clock
 
 
-def test_a_message_is_handled_once(path: Path) -> None:
-    """A new message is to be handled; once it is done, a copy of it is not, and gets the stored reply."""
+def test_with_deduplicate_a_worker_handles_a_message_once(path: Path) -> None:
+    """With `--deduplicate`, a worker handles a new message. It does not handle a copy of a message that is done, but
+    sends the stored reply again, if any.
+    """
     store = HandledMessages(path, DAY)
     assert store.begin(KEY) is None
     store.done(KEY)
@@ -55,9 +57,9 @@ def test_a_message_is_handled_once(path: Path) -> None:
         KEY._replace(client="guest"),
     ],
 )
-def test_a_message_with_another_broker_queue_client_or_id_is_no_duplicate(path: Path, other: MessageKey) -> None:
-    """A message is not a duplicate of a handled message, and is handled, if it is on another broker, in another queue
-    or from another client, or if its id differs in upper and lower case.
+def test_a_message_with_another_broker_queue_client_or_id_is_not_a_duplicate(path: Path, other: MessageKey) -> None:
+    """With `--deduplicate`, a message is not a duplicate of a handled message if it is on another broker, in another
+    queue or from another client, or if its id differs, even only in upper and lower case.
     """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
@@ -65,8 +67,10 @@ def test_a_message_with_another_broker_queue_client_or_id_is_no_duplicate(path: 
     assert store.begin(other) is None
 
 
-def test_ids_that_are_not_utf_8_are_distinct(path: Path) -> None:
-    """Messages whose ids are not valid UTF-8 are told from each other by their bytes."""
+def test_messages_with_different_ids_that_are_not_utf_8_are_not_duplicates(path: Path) -> None:
+    """With `--deduplicate`, messages whose ids are not valid UTF-8 are duplicates only if the bytes of their ids are
+    equal.
+    """
     store = HandledMessages(path, DAY)
     one, other = KEY._replace(message_id="\udcff"), KEY._replace(message_id="\udcfe")
     assert store.begin(one) is None
@@ -76,7 +80,9 @@ def test_ids_that_are_not_utf_8_are_distinct(path: Path) -> None:
 
 
 def test_a_message_that_failed_is_handled_again(path: Path) -> None:
-    """A message whose handling failed is handled when it is delivered again. What was done stays done."""
+    """With `--deduplicate`, a worker handles a redelivered message again if it failed before, but not if it was
+    done.
+    """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
     store.failed(KEY)
@@ -87,8 +93,8 @@ def test_a_message_that_failed_is_handled_again(path: Path) -> None:
 
 
 def test_a_dead_letter_is_handled_again_only_after_a_redrive(path: Path) -> None:
-    """A copy of a dead-lettered message is not handled. After it was moved back from the dead-letter queue more often
-    than before, it is.
+    """With `--deduplicate`, a worker does not handle a copy of a dead-lettered message, unless the copy was moved back
+    from the dead-letter queue since then.
     """
     store = HandledMessages(path, DAY)
     assert store.begin(KEY, returns=1) is None
@@ -101,15 +107,19 @@ def test_a_dead_letter_is_handled_again_only_after_a_redrive(path: Path) -> None
 
 
 def test_a_dead_letter_that_was_never_moved_back_is_not_handled_again(path: Path) -> None:
-    """A copy of a message that was dead-lettered, and never redriven, is not handled."""
+    """With `--deduplicate`, a worker does not handle a copy of a message that was dead-lettered and never moved back
+    from the dead-letter queue.
+    """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
     store.dead_lettered(KEY, 0)
     assert store.begin(KEY) == Handled(None, dead=True)
 
 
-def test_a_message_is_remembered_for_the_window(path: Path, now: list[float]) -> None:
-    """A copy that arrives within the window is not handled, and one that arrives later is."""
+def test_a_copy_is_a_duplicate_only_within_the_window(path: Path, now: list[float]) -> None:
+    """With `--deduplicate`, a worker does not handle a copy of a message that arrives within the window (here, a day),
+    but handles one that arrives later.
+    """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
     store.done(KEY)
@@ -119,9 +129,9 @@ def test_a_message_is_remembered_for_the_window(path: Path, now: list[float]) ->
     assert store.begin(KEY) is None
 
 
-def test_old_messages_are_removed_from_the_store(path: Path, now: list[float]) -> None:
-    """Messages older than the window are removed, so that the store does not grow for ever. Newer ones, and those that
-    are being handled, stay.
+def test_old_messages_are_removed_from_the_deduplication_store(path: Path, now: list[float]) -> None:
+    """Messages older than the window are removed from the deduplication store, so that it does not grow forever. Newer
+    messages, and those that are being handled, stay in it.
     """
     store = HandledMessages(path, DAY)
     old, handling, new = (KEY._replace(message_id=name) for name in ("old", "handling", "new"))
@@ -139,8 +149,10 @@ def test_old_messages_are_removed_from_the_store(path: Path, now: list[float]) -
         }  # fmt: skip
 
 
-def test_old_messages_are_removed_once_a_minute(path: Path, now: list[float]) -> None:
-    """Old messages are removed no more than once a minute, since looking for them takes time for each message."""
+def test_old_messages_are_removed_from_the_deduplication_store_once_a_minute(path: Path, now: list[float]) -> None:
+    """The deduplication store removes old messages at most once a minute, because searching for them at each message
+    would take time.
+    """
     store = HandledMessages(path, 1)
 
     def removed_after(seconds: float) -> bool:
@@ -156,9 +168,9 @@ def test_old_messages_are_removed_once_a_minute(path: Path, now: list[float]) ->
     assert [removed_after(seconds) for seconds in (30, 30, 1)] == [False, False, True]
 
 
-def test_a_message_that_another_worker_handles_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If another worker handles a copy at the moment, the worker waits until that one is done, or until it is
-    stopped.
+def test_a_worker_waits_while_another_worker_handles_a_copy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `--deduplicate`, if another worker is handling a copy of a message, the worker waits until the other worker
+    is done, or until it is itself stopped.
     """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
@@ -194,7 +206,9 @@ def other_worker(path: Path) -> Iterator[multiprocessing.Process]:
 
 
 def test_the_message_of_a_killed_worker_is_handled_again(path: Path, other_worker: multiprocessing.Process) -> None:
-    """While another worker's process runs, its message is not handled by this one. Once it was killed, it is."""
+    """With `--deduplicate`, a worker does not handle a message that another worker is handling, but handles it after
+    the other worker was killed.
+    """
     store = HandledMessages(path, DAY)
     with pytest.raises(Interrupted):
         store.begin(KEY, lambda: True)
@@ -203,19 +217,23 @@ def test_the_message_of_a_killed_worker_is_handled_again(path: Path, other_worke
     assert store.begin(KEY, lambda: True) is None
 
 
-def test_the_message_of_a_worker_that_nobody_has_waited_for_is_handled_again(
+def test_the_message_of_a_worker_that_is_a_zombie_is_handled_again(
     path: Path, other_worker: multiprocessing.Process
 ) -> None:
-    """A worker that was killed, but whose parent has not yet asked for its exit status, holds no claim."""
+    """With `--deduplicate`, a worker handles the message of another worker that was killed, even if that is still a
+    zombie process because its parent has not read its exit status.
+    """
     other_worker.kill()
     os.waitid(os.P_PID, other_worker.pid or 0, os.WEXITED | os.WNOWAIT)  # it has ended, and is now a zombie
     assert HandledMessages(path, DAY).begin(KEY, lambda: True) is None
 
 
-def test_without_proc_a_worker_is_known_by_its_process_id(
+def test_without_proc_a_worker_is_identified_by_its_process_id(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """On systems without /proc, a message is not handled while the process with the id of its worker runs."""
+    """On systems without /proc, a worker does not handle a message of another worker as long as a process with the
+    other worker's process id runs.
+    """
     monkeypatch.setattr(deduplication, "_PROC", tmp_path)
     other_worker: multiprocessing.Process = request.getfixturevalue("other_worker")
     store = HandledMessages(path, DAY)
@@ -229,10 +247,12 @@ def test_without_proc_a_worker_is_known_by_its_process_id(
 
 
 @pytest.mark.parametrize(("state", "is_alive"), [("S", True), ("Z", False)])
-def test_a_worker_whose_name_looks_like_a_state_is_recognized(
+def test_a_worker_whose_name_looks_like_a_process_state_is_identified(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, *, is_alive: bool
 ) -> None:
-    """Whether a worker runs does not depend on its program's name, which may contain parentheses."""
+    """mqtool finds out whether another worker still runs even if the name of its program contains parentheses and looks
+    like the state of a process.
+    """
     monkeypatch.setattr(deduplication, "_PROC", tmp_path)
     stat_file = tmp_path / str(os.getpid()) / "stat"
     stat_file.parent.mkdir()
@@ -251,23 +271,27 @@ def test_a_worker_whose_name_looks_like_a_state_is_recognized(
 
 
 def test_a_reused_process_id_is_not_taken_for_the_worker(path: Path, other_worker: multiprocessing.Process) -> None:
-    """If a worker has died, and a process started later has its id, another worker handles the message."""
+    """If a worker has died, and a process that started later has the same process id, another worker handles the dead
+    worker's message.
+    """
     with sqlite3.connect(path) as store:
         store.execute("UPDATE handled_messages SET owner = owner || '0'")  # it ends with the time of the start
     assert other_worker.is_alive()
     assert HandledMessages(path, DAY).begin(KEY, lambda: True) is None
 
 
-def test_a_claim_of_this_worker_from_an_earlier_run_is_taken_over(path: Path) -> None:
-    """If an earlier run of this worker claimed a message but did not finish it, the worker takes over the claim and
-    handles the message.
+def test_a_message_that_an_earlier_run_did_not_finish_is_handled(path: Path) -> None:
+    """With `--deduplicate`, if the store says that a process with this worker's process id and start time is handling a
+    message, but this worker is not, the entry is from an earlier run, and the worker handles the message.
     """
     HandledMessages(path, DAY).begin(KEY)
     assert HandledMessages(path, DAY).begin(KEY, lambda: True) is None
 
 
-def test_a_store_is_shared_by_threads(path: Path) -> None:
-    """The threads of a worker share one store, and another worker waits for its lock for up to 30 seconds."""
+def test_the_threads_of_a_worker_share_one_deduplication_store(path: Path) -> None:
+    """The threads of a worker share one deduplication store. Another worker waits up to 30 seconds for the store's
+    lock.
+    """
     store = HandledMessages(path, DAY)
     with ThreadPoolExecutor(1) as other:
         assert other.submit(store.begin, KEY).result() is None
@@ -276,9 +300,9 @@ def test_a_store_is_shared_by_threads(path: Path) -> None:
     assert store._store.execute("PRAGMA busy_timeout").fetchone() == (30_000,)
 
 
-def test_a_worker_that_handles_many_messages_keeps_no_claims(path: Path) -> None:
-    """Once a message is done or has failed, the worker no longer remembers its claim, so that a long run needs little
-    memory.
+def test_a_worker_forgets_each_message_that_is_done_or_has_failed(path: Path) -> None:
+    """With `--deduplicate`, a worker keeps a message in memory only until it is done or has failed, so that a long run
+    needs little memory.
     """
     store = HandledMessages(path, DAY)
     for number in range(10):
@@ -288,8 +312,8 @@ def test_a_worker_that_handles_many_messages_keeps_no_claims(path: Path) -> None
     assert store._claims == set()
 
 
-def test_the_store_is_for_its_user_only(path: Path) -> None:
-    """The store and its directory are readable only by their owner, because it may contain replies."""
+def test_only_its_owner_can_read_the_deduplication_store(path: Path) -> None:
+    """Only their owner can read the deduplication store and its directory, because the store may contain replies."""
     HandledMessages(path, DAY)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -302,8 +326,10 @@ def test_the_deduplication_store_is_synced_at_each_commit(path: Path) -> None:
     assert store._store.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_a_store_that_cannot_be_opened_is_a_usage_error(tmp_path: Path) -> None:
-    """If the file is not a store, the error names the file and the option that names another."""
+def test_a_file_that_is_not_a_deduplication_store_is_a_usage_error(tmp_path: Path) -> None:
+    """If the file is not a deduplication store, or cannot be created, the error names the file, and the hint names the
+    option that chooses another file.
+    """
     path = tmp_path / "notes"
     path.write_text("these are notes, and long enough not to be taken for an empty database" * 20)
     with pytest.raises(UsageError, match=f"^cannot use the store {path}: ") as error:
@@ -313,9 +339,9 @@ def test_a_store_that_cannot_be_opened_is_a_usage_error(tmp_path: Path) -> None:
         HandledMessages(path / "in a file", DAY)
 
 
-def test_a_failure_of_the_store_says_that_the_message_was_not_acknowledged(path: Path) -> None:
-    """If the store fails while a worker runs, the error says so, and that the message was not acknowledged. The claim
-    is not kept.
+def test_if_the_deduplication_store_fails_the_error_says_that_the_message_was_not_acknowledged(path: Path) -> None:
+    """If the deduplication store fails while a worker runs, the error gives the reason, and the hint says that the
+    message was not acknowledged.
     """
     store = HandledMessages(path, DAY)
     with sqlite3.connect(path) as other:

@@ -90,7 +90,7 @@ def test_a_delayed_message_goes_where_it_would_go_without_a_delay(
     to: Exchange | Queue, exchange: str | None, key: str | None, found: Exchange | Queue
 ) -> None:
     """A delayed message goes to the exchange and routing key that the message names, or else to those of the command.
-    For the default exchange, the routing key is the name of a queue.
+    If that is the default exchange, the routing key is the name of a queue.
     """
     assert Destination(to).of(Message(b"", key, exchange)) == found
 
@@ -109,9 +109,9 @@ def test_a_delayed_message_to_several_queues_is_refused(header: str) -> None:
     assert Destination(_HELLO).of(Message(b"", None, None, {"headers": {"x": 1}})) == _HELLO
 
 
-def test_the_queue_of_a_destination_is_the_one_in_which_messages_arrive() -> None:
-    """If delayed messages go to a queue, or to an exchange to which the command binds a queue, mqtool knows this queue
-    as the one in which they arrive.
+def test_mqtool_knows_the_queue_in_which_delayed_messages_arrive() -> None:
+    """If delayed messages go to a queue, or to an exchange to which the command binds a queue, mqtool knows that they
+    arrive in this queue. For any other exchange, it knows no queue.
     """
     assert Destination(_HELLO).queue == _HELLO
     assert Destination(_LOGS).queue is None
@@ -128,11 +128,11 @@ def test_the_queue_of_a_destination_is_the_one_in_which_messages_arrive() -> Non
         (Exchange("logs", durable=False), None, False),
     ],
 )
-def test_a_destination_may_be_a_quorum_queue_unless_it_is_known_not_to_be(
+def test_a_destination_may_be_a_quorum_queue_unless_mqtool_knows_otherwise(
     to: Exchange | Queue, is_classic: bool | None, may: bool
 ) -> None:
-    """mqtool assumes that a queue may be a quorum queue unless it is known to be classic, and that a durable exchange
-    may lead to one.
+    """For delayed messages, mqtool assumes that a queue may be a quorum queue unless it knows that the queue is
+    classic, and that a durable exchange may route to a quorum queue.
     """
     destination = Destination(to, is_classic=is_classic)
     assert destination.may_lead_to_quorum_queue(to) is may
@@ -157,9 +157,9 @@ def test_a_destination_may_be_a_quorum_queue_unless_it_is_known_not_to_be(
 def test_a_queue_is_classic_only_if_the_broker_says_so(
     declared: Queue, existing: Queue | None, default: str, is_classic: bool
 ) -> None:
-    """mqtool takes a destination for a classic queue only if the broker accepts it as such, whether the queue exists or
-    is new, and whatever the default type is. mqtool asks once, and not on the command's own channel, because the broker
-    closes a channel with a wrong declaration.
+    """mqtool treats the destination of delayed messages as a classic queue only if the broker accepts its declaration
+    as one. mqtool asks once, and on a channel of its own, because the broker closes a channel on which a declaration
+    fails.
     """
     broker = FakeConnection(existing, default)
     ours = FakeChannel(broker)
@@ -183,11 +183,12 @@ def test_a_queue_is_classic_only_if_the_broker_says_so(
         (_HELLO._replace(arguments=_CLASSIC), False, False),
     ],
 )
-def test_the_broker_is_not_asked_for_the_type_of_a_queue_that_is_known(
+def test_the_broker_is_not_asked_for_the_type_of_a_destination_that_is_known(
     to: Exchange | Queue, known: bool | None, is_classic: bool
 ) -> None:
-    """Nothing is declared to find out that an exclusive queue is classic, that a queue with another type is not, or
-    that nothing is known of an exchange's queues.
+    """mqtool does not ask the broker for the type of a delayed message's destination if the destination is an exclusive
+    queue, which is always classic, a queue declared with another type, or an exchange, or if mqtool knows the type
+    already.
     """
     broker = FakeConnection()
     destination = Destination(to, is_classic=known)
@@ -197,7 +198,9 @@ def test_the_broker_is_not_asked_for_the_type_of_a_queue_that_is_known(
 
 
 def test_a_missing_destination_is_found_without_closing_the_commands_channel() -> None:
-    """mqtool checks that the destination of delayed messages exists on a channel of its own, and closes that."""
+    """mqtool checks on a separate channel whether the destination of delayed messages exists, and then closes that
+    channel, so that the command's own channel stays open.
+    """
     broker = FakeConnection(_DURABLE)
     ours = FakeChannel(broker)
     expect(cast(Channel, ours), _DURABLE)
@@ -211,7 +214,7 @@ def test_a_missing_destination_is_found_without_closing_the_commands_channel() -
 
 def test_the_name_of_a_wait_queue_is_that_of_its_target_with_a_suffix() -> None:
     """The wait queues and exchanges for delayed messages are named after their target, with a suffix. For a target such
-    as amq.topic, the name begins with mqtool, because clients may not declare names that begin with amq.
+    as amq.topic, the name begins with mqtool, because clients cannot declare names that begin with `amq.`.
     """
     assert name_for(_HELLO, "delay") == "hello.delay"
     assert name_for(Exchange("amq.topic"), "delayed") == "mqtool.amq.topic.delayed"
@@ -219,9 +222,9 @@ def test_the_name_of_a_wait_queue_is_that_of_its_target_with_a_suffix() -> None:
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "語"])
-def test_the_name_of_a_wait_queue_is_cut_to_255_bytes(letter: str) -> None:
-    """The name of a wait queue has at most 255 bytes and keeps its suffix, however long the target's name is; targets
-    with different names have wait queues with different names.
+def test_the_name_of_a_wait_queue_is_truncated_to_255_bytes(letter: str) -> None:
+    """However long a target's name is, the name of its wait queue has at most 255 bytes and keeps its suffix. The wait
+    queues of targets with different names have different names.
     """
     size = len(letter.encode())
     longest = letter * (249 // size) + "b" * (249 % size)
@@ -238,8 +241,8 @@ def test_the_name_of_a_wait_queue_is_cut_to_255_bytes(letter: str) -> None:
 
 
 def test_the_name_of_a_wait_queue_is_the_same_in_each_version() -> None:
-    """The wait queue for a long queue name has the same name in each version of mqtool, because wait queues exist
-    longer than the command that declared them.
+    """The wait queue for a long queue name has the same name in each version of mqtool, because wait queues outlive the
+    command that declared them.
     """
     assert derived_name("a" * 300, "delay") == "a" * 232 + "~8b397aa4c75429a2.delay"
 

@@ -26,9 +26,9 @@ def waited(delay: int) -> int:
 
 
 @given(delays)
-def test_wait_queues_hold_a_message_hardly_longer_than_the_delay(delay: int) -> None:
-    """The TTLs of the wait queues for a delay add up to at least the delay, and to at most 25 ms or a 300th of the
-    delay more, whichever is longer.
+def test_the_ttls_of_wait_queues_exceed_the_delay_by_at_most_25_ms_or_a_300th(delay: int) -> None:
+    """The TTLs of the wait queues for a delay add up to at least the delay, and exceed it by at most 25 ms or a 300th
+    of the delay, whichever is longer.
     """
     excess = waited(delay) - delay
     assert 0 <= excess < step_of(delay)
@@ -47,8 +47,8 @@ class FakeChannel:
 
 @given(delays)
 def test_a_message_expires_when_it_is_due(delay: int) -> None:
-    """A delayed message in wait queues waits at most a millisecond longer than its delay, because its own expiration
-    ends the wait in a queue whose TTL is rounded up.
+    """A message waits in wait queues for at most a millisecond longer than its delay, because its own expiration takes
+    effect before the wait queue's TTL, which is rounded up.
     """
     through = ThroughQueues(cast(Channel, FakeChannel()), Destination(to=Exchange("logs", durable=True)), print)
     place = through.place(Message(b"", "", "logs"), lambda: delay)
@@ -60,7 +60,9 @@ def test_a_message_expires_when_it_is_due(delay: int) -> None:
 
 @given(delays)
 def test_a_delay_needs_at_most_two_wait_queues(delay: int) -> None:
-    """A delay needs at most two wait queues, the longer one first, and neither expires while it holds a message."""
+    """A delay needs at most two wait queues, the longer one first, and neither queue is deleted as unused while it
+    holds a message.
+    """
     waits = waits_for(delay)
     assert 1 <= len(waits) <= 2
     assert waits == sorted(waits, key=lambda wait: -wait.milliseconds)
@@ -78,14 +80,14 @@ def test_a_round_delay_needs_one_wait_queue(delay: str) -> None:
 
 
 @given(delays, delays)
-def test_wait_queues_of_the_same_name_have_the_same_arguments(one: int, other: int) -> None:
-    """If two delays use a wait queue of the same name, they declare it with the same arguments."""
+def test_wait_queues_with_the_same_name_have_the_same_arguments(one: int, other: int) -> None:
+    """If two delays use wait queues with the same name, they declare them with the same arguments."""
     waits = {wait.suffix: wait for wait in waits_for(one)}
     assert all(waits.get(wait.suffix, wait) == wait for wait in waits_for(other))
 
 
 @given(delays, delays)
-def test_a_longer_delay_never_has_a_shorter_wait(one: int, other: int) -> None:
+def test_a_message_with_a_longer_delay_never_waits_less(one: int, other: int) -> None:
     """A message with a longer delay never waits less than one with a shorter delay."""
     assert (one > other) <= (waited(one) >= waited(other))
 
@@ -133,7 +135,7 @@ def test_a_delay_is_kept_to_the_millisecond_in_ndjson(message: Message) -> None:
     assert {"delay", "at"} & set(json.loads(line)) == {"at" if message.delay is None else "delay"}
 
 
-def test_times_without_a_zone_in_ndjson_are_local() -> None:
+def test_times_without_a_time_zone_in_ndjson_are_local() -> None:
     """A time in the NDJSON field "at" without a time zone is local time."""
     due = ndjson.to_message(b'{"body": "", "at": "2030-01-31T12:00"}', "line 1").due
     assert due == time.mktime((2030, 1, 31, 12, 0, 0, 0, 0, -1))

@@ -31,7 +31,7 @@ deliveries = st.builds(
 )
 Confirm = tuple[int, bool]
 confirms = st.tuples(st.integers(1, 2**63), st.booleans())
-#: What else may come on a connection between two frames of a delivery, or between deliveries.
+#: Other frames that may arrive between two deliveries, or between two frames of a delivery.
 OTHERS = [
     frame.Heartbeat().marshal(),
     frame.Method(2, spec.Basic.Deliver("ours", 5, False, "", "q")).marshal(),
@@ -94,7 +94,7 @@ def test_a_protocol_header_is_passed_to_pika() -> None:
 
 
 def test_deliveries_after_a_cancellation_are_passed_to_pika() -> None:
-    """A message that arrives after its consumer was cancelled is passed to pika."""
+    """mqtool passes a message that arrives after its consumer was cancelled to pika."""
     got: list[Delivery | bytes] = []
     reader = FrameReader(got.append)
     reader.add(ConsumerFrames(1, "ours", "q", 7, got.extend))

@@ -47,16 +47,16 @@ def test_consumers_that_never_acknowledge_are_reported() -> None:
 
 
 def test_dropped_messages_are_counted() -> None:
-    """`doctor` reports messages that are neither acknowledged nor in the queue as dropped, unless a restart has reset
-    the counters.
+    """`doctor` reports messages that left a queue without being acknowledged as dropped, unless a restart has reset the
+    counters.
     """
     assert dropped(queue(ready=2, unacked=1, publish=10, ack=3, deliver_no_ack=1, get_no_ack=1)) == 2
     assert dropped(queue(ready=7, publish=10, ack=3)) == 0
     assert dropped(queue(ack=5)) == 0
 
 
-def test_a_queue_in_which_nothing_moves_is_reported() -> None:
-    """`doctor` reports a queue if messages wait, each consumer holds one, and none was delivered or acknowledged
+def test_a_queue_whose_consumers_make_no_progress_is_reported() -> None:
+    """`doctor` reports a queue if messages wait, each consumer holds one, and no message was delivered or acknowledged
     between two measurements.
     """
     full = queue(ready=2, unacked=1, consumers=1, ack=7, deliver_get=8)
@@ -68,9 +68,13 @@ def test_a_queue_in_which_nothing_moves_is_reported() -> None:
     assert stands_still({**full, "consumers": 2, "arguments": {"x-single-active-consumer": True}}, full)
     later = queue(ready=2, unacked=1, consumers=1, ack=8, deliver_get=9)
     assert not stands_still(later, full)
-    assert not stands_still(full, {**full, "messages_ready": 3}), "one went, and the statistics do not show it yet"
+    assert not stands_still(full, {**full, "messages_ready": 3}), (
+        "one was delivered, and the statistics do not show it yet"
+    )
     stats = {"ack": 7, "deliver_get": 8, "ack_details": {"rate": 0.2}}
-    assert not stands_still({**full, "message_stats": stats}, full), "the statistics are older than the two looks"
+    assert not stands_still({**full, "message_stats": stats}, full), (
+        "the statistics are older than the two measurements"
+    )
 
 
 def expiring(name: str, exchange: str, key: str | None = None) -> Queue:
@@ -95,7 +99,7 @@ def test_a_cycle_of_expiring_queues_is_reported_once() -> None:
     assert circles(expiring("a", "logs", "x"), bindings=(Binding("logs", "a", "kern.*"),)) == []
     assert circles(expiring("a", "gone")) == []
     many = [expiring(f"q{number}", "", "jobs") for number in range(5000)]
-    assert circles(*many) == [], "and that in no time"
+    assert circles(*many) == [], "not a cycle"
     assert len(circles(*(expiring(f"q{number}", "", f"q{number}") for number in range(5000)))) == 5000
     dense = [Binding("logs", f"q{number}", "#") for number in range(300)]
     assert circles(*(expiring(f"q{number}", "logs") for number in range(300)), bindings=(*dense,))
@@ -118,7 +122,7 @@ def test_findings_are_sorted_by_severity_and_grouped() -> None:
     assert list(said(transient)) == ["queue 'q0'  (and 4 more: 'q1', 'q2', 'q3' and 1 other)"]
 
 
-def test_nagios_is_critical_only_for_blocked_publishers() -> None:
+def test_the_nagios_status_is_critical_only_if_publishers_are_blocked() -> None:
     """With `--format nagios`, `doctor` reports CRITICAL if publishers are blocked, and WARNING for problems that may
     lose messages.
     """

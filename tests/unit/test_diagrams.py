@@ -28,7 +28,7 @@ HOSTILE = [
 ]
 names = st.sampled_from(HOSTILE) | st.text(max_size=8)
 
-#: A line of our Mermaid: a node, or an edge; labels hold plain characters, and others by number.
+#: A line of a mermaid diagram: a node or an edge. Labels contain plain characters, and numbers for others.
 _LABEL = r'"(?:[^\W]|[ .,:=*/()>-]|#\d+;)+"'
 _IDENTITY = r"(?:exchange|queue|client|more)\d+"
 MERMAID_LINE = re.compile(
@@ -38,7 +38,7 @@ MERMAID_LINE = re.compile(
 
 
 def wiring(name: str, queue: str, key: str) -> Wiring:
-    """One of everything, with these names."""
+    """One exchange, queue and binding of each kind, with these names."""
     node = WiredNode(Exchange(name, "topic", arguments={"alternate-exchange": key}))
     node.publishers.append(WiredPublisher(key, "guest", Counter()))
     for binding in (
@@ -90,8 +90,10 @@ def test_graphviz_accepts_hostile_names() -> None:
         assert drawn.stderr == b""
 
 
-def test_parallel_bindings_are_one_arrow() -> None:
-    """In a diagram, nine bindings between the same exchange and queue are one arrow with four keys and "5 more"."""
+def test_bindings_between_the_same_exchange_and_queue_are_one_arrow() -> None:
+    """In a diagram, nine bindings between the same exchange and queue are one arrow, labelled with four routing keys
+    and "5 more".
+    """
     node = WiredNode(Exchange("x", "topic"))
     for number in range(9):
         node.add(Binding("x", "q", f"key{number}"), None)

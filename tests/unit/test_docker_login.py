@@ -13,18 +13,20 @@ BEFORE = Started("default", "docker", "amqp://ann:kept@127.0.0.1:5672", 0, "/now
     [
         (None, "guest:guest"),
         (("ann", "a secret"), "ann:a%20secret"),
-        (("ann", None), "ann:kept"),  # its messages are kept, and its users with them
+        (("ann", None), "ann:kept"),  # the messages and users of this broker were kept
     ],
 )
 def test_a_broker_in_docker_keeps_the_users_password(login: tuple[str, str | None] | None, expected: str) -> None:
-    """A broker in Docker that is started again with the same user and no password keeps the user's password. Without a
-    user, the broker has the user guest.
+    """If a broker in Docker is started again with the same user, but without a password, the user keeps the old
+    password. Without a user, the broker has the user guest.
     """
     assert _login(Wanted(login=login), BEFORE) == expected
 
 
 def test_a_new_user_of_a_broker_in_docker_gets_a_random_password() -> None:
-    """If a broker in Docker is started with a new user and no password, the user gets a long random password."""
+    """If a broker in Docker is started with a new user, but without a password, the user gets a long random
+    password.
+    """
     made = {_login(Wanted(login=("bob", None)), BEFORE) for _ in range(2)}
     assert len(made) == 2
     assert all(each.startswith("bob:") and len(each) > 20 for each in made)

@@ -20,7 +20,7 @@ from mqtool.duration import parse_duration
         ("1m30s500ms", 90.5),
     ],
 )
-def test_a_duration_is_numbers_with_units(text: str, seconds: float) -> None:
+def test_a_duration_is_a_sum_of_numbers_with_units(text: str, seconds: float) -> None:
     """A duration such as 1h30m is the sum of its numbers, each with a unit from milliseconds to days."""
     assert parse_duration(text) == pytest.approx(seconds)
 
@@ -28,10 +28,8 @@ def test_a_duration_is_numbers_with_units(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "text", ["", " ", "5", "s", "-5s", "+5s", "5 s", "5s ", "5sec", "5S", ".5s", "5,5s", "1e3s", "5s,2m", "soon"]
 )
-def test_a_duration_without_a_unit_is_refused(text: str) -> None:
-    """Text that is not a duration, such as a number without a unit, raises ValueError, whose text shows valid
-    examples.
-    """
+def test_text_that_is_not_a_duration_is_refused(text: str) -> None:
+    """Text that is not a duration, such as a number without a unit, raises a ValueError that shows valid examples."""
     with pytest.raises(ValueError, match="is not a duration such as 300ms, 5s, 2m or 1h30m"):
         parse_duration(text)
 

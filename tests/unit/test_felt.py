@@ -23,9 +23,9 @@ class Figures:
         return left.pop(0) if len(left) > 1 else left[0]
 
 
-def test_a_command_that_takes_over_5_percent_more_has_grown() -> None:
-    """The benchmark `felt` counts a command as grown only if it takes more than 5 % more instructions or CPU time than
-    on the base commit.
+def test_a_command_has_grown_if_it_takes_more_than_5_percent_more() -> None:
+    """The benchmark `felt` counts a command as grown only if it needs more than 1.05 times as many instructions, or as
+    much CPU time, as at the base commit.
     """
     base = {"send x": 100.0, "help": 100.0, "list queues": 100.0}
     assert grown(base, {"send x": 105.0, "help": 105.1, "list queues": 20.0}) == ["help"]
@@ -33,7 +33,7 @@ def test_a_command_that_takes_over_5_percent_more_has_grown() -> None:
 
 def test_the_check_marks_a_command_that_has_grown() -> None:
     """If a command seems to have grown, the benchmark `felt` measures it again, and marks it GREW if every measurement
-    is above that of the base commit by more than the tolerance.
+    exceeds that of the base commit by more than the tolerance.
     """
     figures = Figures([100.0], [110.0])
     (line,) = check({"send x": figures}, ONE, OTHER)
@@ -43,8 +43,8 @@ def test_the_check_marks_a_command_that_has_grown() -> None:
 
 
 def test_the_check_does_not_mark_a_command_that_was_slower_by_chance() -> None:
-    """If a command seems to have grown at the first measurement, but not at the second, the benchmark `felt` does not
-    mark the command GREW.
+    """If a command exceeds the tolerance in the first measurement, but not in the second, the benchmark `felt` does not
+    mark it GREW.
     """
     figures = Figures([100.0], [120.0, 101.0])
     (line,) = check({"send x": figures}, ONE, OTHER)
@@ -53,15 +53,15 @@ def test_the_check_does_not_mark_a_command_that_was_slower_by_chance() -> None:
 
 
 def test_the_check_measures_a_command_that_has_not_grown_only_once() -> None:
-    """The benchmark `felt` measures a command that is within the tolerance only once, which keeps CI short."""
+    """If a command is within the tolerance, the benchmark `felt` measures it only once, which keeps CI short."""
     figures = Figures([100.0], [99.0])
     assert len(list(check({"help": figures}, ONE, OTHER))) == 1
     assert sorted(figures.asked) == ["one", "other"]
 
 
 def test_felt_alternates_which_checkout_it_measures_first() -> None:
-    """The benchmark `felt` alternates which of base and change it measures first, so that a machine that becomes slower
-    or faster favours neither.
+    """The benchmark `felt` alternates between measuring the base first and measuring the change first, so that a
+    machine that becomes slower or faster favours neither.
     """
     figures = Figures([4.0, 2.0, 3.0], [6.0, 8.0, 4.0])
     (line,) = compare({"send x": figures}, ONE, OTHER, runs=3)
@@ -93,9 +93,9 @@ def test_a_broker_that_seems_slower_is_measured_again(monkeypatch: pytest.Monkey
     assert [line.endswith(GREW) for line in lines] == [bool(mark), False]
 
 
-def test_a_report_of_valgrind_without_a_summary_is_an_error() -> None:
-    """A valgrind report without a summary raises ValueError, so that a command that was not measured does not count as
-    0.
+def test_a_valgrind_report_without_a_summary_raises_an_error() -> None:
+    """A valgrind report without a summary raises ValueError, so that a command that could not be measured does not
+    count as zero instructions.
     """
     assert instructions_in("events: Ir\nfn=main\n0 5\nsummary: 250000000\n") == 250.0
     with pytest.raises(ValueError, match="no summary"):
@@ -120,8 +120,8 @@ def test_an_installation_is_a_checkout_or_an_interpreter(tmp_path: Path) -> None
 
 
 def test_felt_ignores_pythondontwritebytecode(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The benchmark `felt` ignores PYTHONDONTWRITEBYTECODE, so that it does not measure how long Python compiles
-    mqtool.
+    """The benchmark `felt` ignores PYTHONDONTWRITEBYTECODE, so that it does not measure the time that Python needs to
+    compile mqtool.
     """
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     assert "PYTHONDONTWRITEBYTECODE" not in Installation.at(Path(sys.executable)).environment

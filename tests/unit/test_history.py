@@ -29,8 +29,8 @@ def dead_in(queue: object, **more: Any) -> dict[str, Any]:
      (2**63, 2**31 - 2)],
 )  # fmt: skip
 def test_the_attempt_is_one_more_than_the_failures_so_far(count: object, failures: int) -> None:
-    """The attempts of a message are counted from 1, by the failures in its header. A header that is not a positive
-    number counts as none, and a huge one does not overflow the header of the next attempt.
+    """A message's attempts are counted from 1; the header mqtool-attempts contains the number of failed ones. A value
+    that is not a positive integer counts as 0, and a huge value does not overflow the next attempt's header.
     """
     failed = delivery(None if count is None else {"mqtool-attempts": count})
     assert history.failures_of(failed) == failures
@@ -46,8 +46,10 @@ def test_the_attempt_is_one_more_than_the_failures_so_far(count: object, failure
         ({"mqtool-redrives": 2, "mqtool-reason": "rejected"}, 3),
     ],
 )
-def test_a_dead_letter_that_is_moved_back_is_counted_as_returned(headers: dict[str, Any] | None, returns: int) -> None:
-    """Each redrive of a message counts as a return, and so does a dead letter that `move` has put back."""
+def test_mqtool_counts_how_often_a_dead_letter_was_moved_back(headers: dict[str, Any] | None, returns: int) -> None:
+    """mqtool counts how often a message was moved back from a dead-letter queue: each `dlq redrive` counts, and so does
+    a `move` that puts a dead letter back.
+    """
     assert history.returns_of(delivery(headers)) == returns
 
 
@@ -73,12 +75,12 @@ def test_a_dead_letter_that_is_moved_back_is_counted_as_returned(headers: dict[s
         ({"mqtool-exchange": "\udcff"}, "", "jobs", Origin("\udcff", "jobs")),
     ],
 )
-def test_the_origin_in_the_headers_counts_only_if_mqtool_has_published_the_message(
+def test_a_publisher_cannot_forge_the_origin_of_a_message(
     headers: dict[str, Any] | None, exchange: str, key: str, origin: Origin
 ) -> None:
-    """The headers with a message's original exchange and routing key count only if the message came through the default
-    exchange to its queue: directly, or from one of the queue's own wait queues. In any other case, and if a header is
-    not valid as a name, the exchange and routing key of the delivery are its origin.
+    """The headers with a message's original exchange and routing key count only if the message came to its queue
+    through the default exchange, directly or from one of the queue's own wait queues, and if they are valid names.
+    Otherwise, the message's origin is the exchange and routing key of the delivery.
     """
     assert history.origin_of(delivery(headers, exchange, key)) == origin
 
@@ -99,17 +101,18 @@ def test_the_origin_in_the_headers_counts_only_if_mqtool_has_published_the_messa
 def test_a_moved_message_keeps_only_an_origin_that_is_proven(
     headers: dict[str, Any] | None, exchange: str, kept: dict[str, Any]
 ) -> None:
-    """If a message is moved to another queue, its headers name the origin that was proven in the first queue. They name
-    none if the broker has dead-lettered the message, and a message without these headers gets none.
+    """If a message is moved to another queue, the headers with its original exchange and routing key contain the origin
+    that was proven in the first queue. They are removed if the broker has dead-lettered the message, and never added to
+    a message without them.
     """
     given = dict(headers or {})
     assert history.headers_with_origin(delivery(headers, exchange)) == kept
     assert (headers or {}) == given, "the delivery itself was changed"
 
 
-def test_a_message_without_room_for_its_history_keeps_the_essential_headers() -> None:
-    """A dead letter whose headers are too large keeps its attempts, its origin, the time of the first failure and its
-    properties, and loses all other headers.
+def test_a_dead_letter_whose_headers_are_too_large_keeps_the_essential_ones() -> None:
+    """A dead letter whose headers are too large keeps its properties and, of its headers, the number of attempts, its
+    origin and the time of the first failure.
     """
     headers = {"mqtool-attempts": 3, "mqtool-first-failure": FIRST, "large": "x" * 1000, **_PUBLISHED}
     large = delivery(headers)
@@ -158,18 +161,20 @@ def test_a_message_without_room_for_its_history_keeps_the_essential_headers() ->
         ({"mqtool-reason": "rejected", "x-death": "forged"}, Death("rejected")),
     ],
 )  # fmt: skip
-def test_the_death_of_a_message_is_what_the_broker_says_and_else_what_mqtool_wrote(
+def test_why_a_message_was_dead_lettered_is_read_from_x_death_or_else_from_mqtools_headers(
     headers: dict[str, Any] | None, death: Death
 ) -> None:
-    """Why, where and when a message was dead-lettered is read from the newest entry of x-death, which the broker
-    writes, or else from mqtool's headers. Its attempts are those that mqtool counted and the broker's rejections. Any
-    value may be forged; one of the wrong type counts as missing.
+    """Why, where and when a message was dead-lettered is read from the newest entry of x-death or, if there is none,
+    from mqtool's headers. Its attempts are those that mqtool has counted plus the rejections in x-death. A header of
+    the wrong type counts as missing.
     """
     assert history.death_of(delivery(headers)) == death
 
 
-def test_the_first_of_several_deaths_is_found_in_any_time_zone() -> None:
-    """The time of the first failure is the earliest, whatever the time zones of the entries are."""
+def test_the_first_failure_is_the_earliest_in_any_time_zone() -> None:
+    """The time of a dead letter's first failure is the earliest time in its x-death header, whatever the time zones of
+    the entries are.
+    """
     east = datetime(2026, 1, 31, 13, tzinfo=timezone(timedelta(hours=2)))
     times = {"x-death": [{"time": FIRST}, {"time": east}, {"time": LATER.replace(tzinfo=None)}]}
     assert history.death_of(delivery(times)).first == east

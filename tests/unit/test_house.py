@@ -81,7 +81,7 @@ def aliases(path: Path) -> Iterator[str]:
 
 
 def test_class_names_are_unique() -> None:
-    """No two public classes of mqtool have the same name, and no type alias has the name of a class; the tutorials'
+    """No two public classes of mqtool have the same name, and no type alias has the name of a class. The tutorials'
     scripts do not count.
     """
     own = [path for path in SOURCES if not is_for_learners(path)]
@@ -106,8 +106,8 @@ CHANNELS = {"AmqpChannel", "LinkSession", "StreamChannel"}
 
 
 def test_tutorials_name_the_type_of_their_channel() -> None:
-    """Each tutorial's functions declare the type of their channel, and no command that calls them hides it from mypy
-    with a cast.
+    """Each tutorial's functions declare the type of their channel, and no command that calls these functions hides the
+    type from mypy with a cast.
     """
     asked = {
         f"{path.name}: {node.name}": ast.unparse(node.args.args[0].annotation or ast.Constant(None))
@@ -139,12 +139,12 @@ def imports(path: Path, modules: set[str]) -> set[str]:
 def test_there_are_no_import_cycles() -> None:
     """No modules of mqtool import each other in a cycle."""
     paths = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
-    # A package's own face is imported by what it gathers, only to be found: that is no circle.
+    # A package's modules may import from their own package: that is not a cycle.
     graph = {name: imports(path, set(paths)) - {name} for name, path in paths.items()}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+        pytest.fail(f"an import cycle: {' -> '.join(error.args[1])}")
 
 
 def dotted(node: ast.AST) -> str:
@@ -183,8 +183,8 @@ def changed_by(node: ast.AST) -> list[ast.expr]:
 
 
 def test_no_attribute_of_a_library_is_assigned() -> None:
-    """mqtool assigns no attribute of pika, rstream, typer, rich or pamqp, so a program that imports it has unchanged
-    libraries.
+    """mqtool assigns no attribute of pika, rstream, typer, rich or pamqp, so a program that imports mqtool has
+    unchanged libraries.
     """
     for path in containing("|".join(LIBRARIES)):
         theirs = from_libraries(tree_of(path))
@@ -193,7 +193,7 @@ def test_no_attribute_of_a_library_is_assigned() -> None:
 
 
 def test_no_interpreter_tricks_are_used() -> None:
-    """mqtool fakes no modules, reads no callers' frames, does not configure the garbage collector, and calls os._exit
+    """mqtool fakes no modules, reads no callers' frames, does not configure the garbage collector, and calls os._exit()
     only in forked children.
     """
     found = []
@@ -220,8 +220,8 @@ def test_no_interpreter_tricks_are_used() -> None:
 
 
 def test_processes_of_mqtool_do_not_import_from_the_current_directory() -> None:
-    """Wherever mqtool starts a module with `python -m`, it passes -P, so that a module in the current directory, which
-    may be somebody else's, is not imported.
+    """Wherever mqtool starts a module with `python -m`, it also passes -P, so that Python does not import a module from
+    the current directory, which may belong to somebody else.
     """
     started = [
         (path, node.elts[1])
@@ -233,7 +233,7 @@ def test_processes_of_mqtool_do_not_import_from_the_current_directory() -> None:
     assert [path for path, option in started if ast.unparse(option) != "'-P'"] == []
 
 
-def test_no_text_contains_a_phrase_known_as_unclear() -> None:
+def test_no_text_contains_a_phrase_known_to_be_unclear() -> None:
     """Code, tests and documents contain none of the phrases that readers have called unclear."""
     found = [
         f"{path}:{number}: {line.strip()}"

@@ -6,8 +6,8 @@ from mqtool.cli.display import output
 from mqtool.cli.invocation import Invocation, current, running
 
 
-def test_a_quiet_run_prints_data_and_errors_only(capfd: pytest.CaptureFixture[str]) -> None:
-    """With --quiet, mqtool prints data and errors, and neither notices nor warnings."""
+def test_a_quiet_run_prints_only_data_and_errors(capfd: pytest.CaptureFixture[str]) -> None:
+    """With --quiet, mqtool prints data and errors, but neither notices nor warnings."""
     with running(Invocation(quiet=True)):
         output.notice("a notice")
         output.warning("a warning")
@@ -18,8 +18,8 @@ def test_a_quiet_run_prints_data_and_errors_only(capfd: pytest.CaptureFixture[st
 
 
 def test_a_nested_run_has_its_own_settings() -> None:
-    """A command that another command runs starts with default settings, and the settings of the outer command are
-    unchanged.
+    """A command that another command runs starts with default settings, and does not change the settings of the outer
+    command.
     """
     with running(Invocation(output_name="outer")):
         with running(Invocation()) as inner:

@@ -5,9 +5,7 @@ from mqtool.topology import Binding, Exchange, Queue
 
 
 def test_declarations_are_repeated_in_their_order() -> None:
-    """After a reconnection, exchanges, queues and bindings are declared again in the order in which they were declared
-    first.
-    """
+    """After a reconnection, exchanges, queues and bindings are declared again in their original order."""
     journal = Journal()
     entries = [Exchange("logs"), Queue("q"), Binding("logs", "q")]
     for entry in entries:
@@ -17,8 +15,8 @@ def test_declarations_are_repeated_in_their_order() -> None:
 
 
 def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
-    """If a server-named queue has another name after a reconnection, its bindings are declared for the new name;
-    bindings to an exchange of the old name are not changed.
+    """If a server-named queue has another name after a reconnection, its bindings are declared again for the new name.
+    Bindings to an exchange that has the old name are not changed.
     """
     journal = Journal()
     journal.renamed("amq.gen-1", "amq.gen-2")
@@ -29,9 +27,9 @@ def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
     assert not is_named_by_broker(Queue("amq.gen-1"))
 
 
-def test_differing_arguments_are_remembered_until_they_no_longer_differ() -> None:
-    """A connection remembers that a queue exists with other arguments, and forgets it once the arguments no longer
-    differ. An exchange of that name is not affected.
+def test_a_connection_remembers_that_a_queue_has_other_arguments_until_they_no_longer_differ() -> None:
+    """A connection remembers that a queue exists with other arguments than declared, until the arguments no longer
+    differ. An exchange with the same name is not affected.
     """
     journal = Journal()
     journal.set_differs(Queue("x"))

@@ -60,8 +60,8 @@ def test_plugins_of_a_node_that_has_just_started_are_listed() -> None:
     ],
 )
 def test_a_condition_on_a_list_compares_numbers_as_numbers(text: str, holds: bool) -> None:
-    """A condition on a column of a list compares numbers as numbers, and does not match a row for which the broker
-    reports no value.
+    """A condition on a column of a list compares numbers as numbers. It does not match a row for which the broker
+    reports no value in this column.
     """
     assert parse(text, ROW.keys()).matches({name: each for name, each in ROW.items() if each is not None}) is holds
 
@@ -75,8 +75,8 @@ def test_rows_without_a_value_are_sorted_last() -> None:
     assert [row["m"] for row in in_order(rows, ["-n", "m"])] == ["c", "a", "b", "x"]
 
 
-def test_an_unknown_column_gets_the_nearest_name_or_all_names() -> None:
-    """If a list has no column of the given name, the hint names the most similar column, or all columns if none is
+def test_the_hint_for_an_unknown_column_names_the_most_similar_one_or_all() -> None:
+    """If a list has no column with the given name, the hint names the most similar column, or all columns if none is
     similar.
     """
     with pytest.raises(UsageError, match="no column 'mesages_ready'") as caught:
@@ -99,12 +99,12 @@ def test_an_unknown_column_gets_the_nearest_name_or_all_names() -> None:
         ({"b": 1, "a": [2]}, '{"a":[2],"b":1}'),
     ],
 )
-def test_the_values_of_a_list_are_printed_as_plain_text_or_json(value: Any, text: str) -> None:
+def test_values_in_lists_are_printed_as_plain_text_or_json(value: Any, text: str) -> None:
     """In lists, booleans, numbers and lists of words are printed as plain text, and tables as JSON with sorted keys."""
     assert as_text(value) == text
 
 
-def test_counted_numbers_agree_with_their_noun() -> None:
+def test_nouns_agree_with_their_numbers() -> None:
     """mqtool prints "1 message", but "0 messages" and "1,000 findings"."""
     assert [counted(0), counted(1), counted(1000, "finding")] == ["0 messages", "1 message", "1,000 findings"]
 
@@ -116,9 +116,9 @@ def test_counted_numbers_agree_with_their_noun() -> None:
     st.integers(1, 40),
     st.sampled_from([None, 2]),
 )
-def test_a_json_array_may_arrive_in_any_pieces(items: list[dict[str, Any]], size: int, indent: int | None) -> None:
-    """A JSON array that arrives in pieces is decoded to the same objects, even if a piece ends within a string or a
-    character.
+def test_a_json_array_can_arrive_in_any_pieces(items: list[dict[str, Any]], size: int, indent: int | None) -> None:
+    """A JSON array that arrives in pieces is decoded to the same objects, even if a piece ends in the middle of a
+    string or of a character's bytes.
     """
     data = json.dumps(items, ensure_ascii=False, indent=indent).encode("utf-8", "surrogatepass")
     assert list(objects(data[at : at + size] for at in range(0, len(data), size))) == items
@@ -134,9 +134,9 @@ def test_an_incomplete_json_array_is_an_error(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", ".."])
-def test_a_management_path_refuses_empty_and_dot_names(name: str) -> None:
-    """An empty name, "." and ".." raise UsageError, because a path of the management API would mean something else with
-    them; other names are percent-encoded.
+def test_names_that_would_change_a_management_path_are_refused(name: str) -> None:
+    """An empty name, "." or ".." raises UsageError, because it would change the meaning of a path of the management
+    API. Other names are percent-encoded.
     """
     with pytest.raises(UsageError):
         path("vhosts", name)

@@ -1,4 +1,4 @@
-"""Live views: their keys, and what they show while the broker is away."""
+"""Live views: their keys, and what they show while the broker is unreachable."""
 
 import io
 import threading
@@ -18,9 +18,9 @@ def shown(live: Live) -> str:
     return text
 
 
-def test_a_live_view_keeps_its_rows_while_the_broker_is_away() -> None:
-    """While the broker is unreachable, a live view shows the last rows, their age and the reason; the reason disappears
-    after the reconnection.
+def test_a_live_view_keeps_its_rows_while_the_broker_is_unreachable() -> None:
+    """While the broker is unreachable, a live view shows the last rows, their age and the reason. After the
+    reconnection, the reason disappears.
     """
     answers = [Frame(Text("jobs 12")), Unavailable("no broker at localhost:5672"), Frame(Text("jobs 13"))]
     is_asked, may_answer, stop = threading.Event(), threading.Semaphore(0), threading.Event()

@@ -27,7 +27,9 @@ def test_every_mutated_module_and_its_tests_exist() -> None:
 
 
 def test_every_module_is_mutated_once() -> None:
-    """Each module of the packages that `make mutants` lists is mutated exactly once, and has tests that judge it."""
+    """`make mutants` mutates each module of the packages that it lists exactly once, and knows the tests that judge
+    it.
+    """
     listed = [*modules()]
     assert len(listed) == len(set(listed)) > 80
     assert {"mqtool/routing.py", "mqtool/amqp/channel.py", "mqtool/broker/embedded/model/queue.py"} <= set(listed)
@@ -36,8 +38,8 @@ def test_every_module_is_mutated_once() -> None:
 
 @pytest.mark.parametrize("page", ["docs/explanation/mutation-testing.md", "CONTRIBUTING.md", "Makefile"])
 def test_the_documentation_names_modules_that_are_mutated(page: str) -> None:
-    """Each module that the documentation names in `MODULE=…`, or in the first column of a table, is one that `make
-    mutants` accepts.
+    """`make mutants` accepts each module that the documentation names in `MODULE=…` or in the first column of a
+    table.
     """
     found = re.findall(r"(?:MODULE=|^\| `)(mqtool/[\w/]+\.py)", (ROOT / page).read_text(), re.MULTILINE)
     assert found

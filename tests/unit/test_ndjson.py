@@ -18,7 +18,7 @@ from mqtool.message import Delivery, Timestamp, Undecoded
 NOW = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-#: Names that look like ours are what a careless encoding trips over.
+#: Includes names that look like mqtool's own keys, which a careless encoding would confuse.
 names = text | st.sampled_from(["$bytes", "$decimal", "$timestamp", "$table", "$double", "$encoded", "body"])
 scalars = (
     st.none()
@@ -54,7 +54,9 @@ deliveries = st.builds(
 
 @given(deliveries)
 def test_a_message_is_read_as_it_was_written(delivery: Delivery) -> None:
-    """`send --json` publishes what `receive --json` prints with the same body, headers, properties and routing key."""
+    """`send --json` publishes a message that `receive --json` has printed with the same body, headers, properties and
+    routing key.
+    """
     message = ndjson.to_message(ndjson.from_delivery(delivery, NOW), "line 1")
 
     properties = {**message.properties, "message_id": message.message_id}
@@ -78,8 +80,8 @@ def test_a_message_is_one_line_of_json(delivery: Delivery) -> None:
 
 
 def test_a_line_of_ndjson_has_the_documented_keys() -> None:
-    """A line that `receive --json` prints has the documented keys in their order, and "headers" is null if the message
-    has none.
+    """A line that `receive --json` prints has the documented keys in the documented order. If the message has no
+    headers, "headers" is null.
     """
     delivery = Delivery("é".encode(), "e", "k", "q", False, {"priority": 5, "type": None}, 1)
 
@@ -116,8 +118,8 @@ def test_header_values_without_a_json_type_are_marked(value: object, shown: obje
     assert ndjson.to_message(line, "line 1").properties["headers"] == {"h": value}
 
 
-def test_nan_and_bytes_that_are_not_utf_8_are_valid_json() -> None:
-    """NaN, and bytes that are not UTF-8, are written as valid JSON in headers, routing keys and properties, and read
+def test_nan_and_bytes_that_are_not_utf_8_are_written_as_valid_json() -> None:
+    """NaN, and bytes that are not UTF-8, in headers, routing keys and properties are written as valid JSON, and read
     back unchanged.
     """
     properties = {"headers": {"\udcff": [float("nan")]}, "message_id": "\udc80"}
@@ -178,7 +180,7 @@ def test_a_line_of_ndjson_needs_only_a_body() -> None:
     ],
 )
 def test_an_invalid_line_of_ndjson_is_bad_data(line: str | bytes, says: str) -> None:
-    """An invalid line of NDJSON raises BadData, which names the line and says what is wrong."""
+    """An invalid line of NDJSON raises a BadData error that gives the line's number and says what is wrong."""
     with pytest.raises(BadData) as caught:
         ndjson.to_message(line.encode() if isinstance(line, str) else line, "line 7")
     assert "line 7" in str(caught.value)
@@ -195,6 +197,6 @@ json_values = st.recursive(
 
 @given(st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_any_line_of_ndjson_is_a_message_or_bad_data(line: bytes) -> None:
-    """Any line of bytes or JSON is read as a message or raises BadData, and no other exception."""
+    """Any line of bytes or JSON is read as a message or raises BadData, but no other exception."""
     with suppress(BadData):
         ndjson.to_message(line, "line 1")

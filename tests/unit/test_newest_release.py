@@ -15,8 +15,8 @@ RELEASES = [
 
 
 def test_a_new_series_needs_a_profile_within_two_weeks() -> None:
-    """CI's weekly comparison fails if a RabbitMQ release series has been out for over 14 days and `--like` has no
-    profile for it; release candidates do not count.
+    """CI's weekly comparison fails if a RabbitMQ release series, such as 4.4, has been out for more than 14 days and
+    `--like` does not accept it. Release candidates do not count.
     """
     line, is_in_time = compare(RELEASES, datetime(2030, 1, 24, 12, tzinfo=UTC))
     assert (is_in_time, "RabbitMQ 9.1, out for 14 days" in line) == (True, True)
@@ -25,7 +25,7 @@ def test_a_new_series_needs_a_profile_within_two_weeks() -> None:
 
 
 def test_a_patch_release_needs_no_profile() -> None:
-    """CI's weekly comparison accepts every patch release of a RabbitMQ series that has a profile."""
+    """CI's weekly comparison passes for every patch release of a RabbitMQ series that `--like` accepts."""
     newest = PROFILES[list(Like)[-1]].version.rpartition(".")[0]
     releases = [{"tag_name": f"v{newest}.99", "published_at": "2026-11-16T20:08:00Z"}]
     assert compare(releases, datetime(2030, 1, 1, tzinfo=UTC))[1]

@@ -38,7 +38,7 @@ def imported_by(path: Path) -> set[str]:
     return {name for name in found if name.startswith("mqtool.")}
 
 
-def test_the_test_broker_has_all_that_it_imports() -> None:
+def test_mqtool_broker_contains_each_module_that_it_imports() -> None:
     """The distribution mqtool-broker contains each module of mqtool that its files import."""
     files = files_of_the_test_broker()
     for file in files:
@@ -49,9 +49,9 @@ def test_the_test_broker_has_all_that_it_imports() -> None:
                 assert set(module) <= files, f"{file} imports {name}: add it to packaging/broker/pyproject.toml"
 
 
-def test_workflows_name_actions_by_commit() -> None:
-    """Each GitHub action in CI is pinned by a commit, since a tag or branch can be moved, and a comment names the
-    action's release.
+def test_ci_pins_github_actions_by_commit() -> None:
+    """CI pins each GitHub action by a commit, because tags and branches can be moved. A comment names the release of
+    the action.
     """
     used = [
         line.partition("uses:")[2].strip()
@@ -64,9 +64,9 @@ def test_workflows_name_actions_by_commit() -> None:
     assert [each for each in others if not re.fullmatch(r"\S+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", each)] == []
 
 
-def test_the_test_broker_has_mqtools_metadata() -> None:
-    """The distribution mqtool-broker has mqtool's licence, authors, Python version and pytest plugin, and no dependency
-    that mqtool does not have.
+def test_mqtool_broker_has_the_metadata_of_mqtool() -> None:
+    """The distribution mqtool-broker has mqtool's licence, authors, Python version and pytest plugin, and only
+    dependencies that mqtool has as well.
     """
     theirs = BROKER["project"]
     assert (ROOT / "packaging/broker/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
@@ -132,7 +132,7 @@ def is_installed(name: str) -> bool:
     return any(metadata.distributions(name=name))
 
 
-def test_the_pinned_versions_are_those_in_use() -> None:
+def test_the_pinned_versions_are_installed() -> None:
     """Every library that mqtool and its tests need is pinned in constraints.txt, and installed in the pinned
     version.
     """
@@ -148,7 +148,7 @@ def test_the_pinned_versions_are_those_in_use() -> None:
 
 
 def test_the_pinned_versions_install_on_the_oldest_python_that_mqtool_supports() -> None:
-    """No library in constraints.txt needs a later Python than `requires-python` says."""
+    """No pinned version in constraints.txt needs a later Python than the oldest one that `requires-python` allows."""
     oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
     required = {
         name: metadata.metadata(name)["Requires-Python"] or ""
@@ -159,8 +159,8 @@ def test_the_pinned_versions_install_on_the_oldest_python_that_mqtool_supports()
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_a_failed_installation_names_the_library(tmp_path: Path) -> None:
-    """If an installation fails, `make setup` prints pip's error, which names the library."""
+def test_a_failed_make_setup_names_the_library(tmp_path: Path) -> None:
+    """If an installation fails, `make setup` fails and prints pip's error, which names the library."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "constraints.txt").touch()
@@ -172,7 +172,7 @@ def test_a_failed_installation_names_the_library(tmp_path: Path) -> None:
     assert (made.returncode, "soupsieve needs Python 3.14" in made.stdout) == (2, True)
 
 
-def test_what_ci_installs_has_hashes() -> None:
+def test_libraries_that_ci_installs_have_hashes() -> None:
     """The files in .ci/requirements pin every library of constraints.txt with a hash, and name no package index."""
     files = [ROOT / ".ci" / "requirements" / f"{name}.txt" for name in ("test", "dev", "release", "mutants")]
     found: dict[str, str] = {}
@@ -187,9 +187,9 @@ def test_what_ci_installs_has_hashes() -> None:
     assert found == pinned(ROOT / "constraints.txt"), "after a change to constraints.txt, run .ci/pin"
 
 
-def test_the_image_of_mqtool_is_made_of_files_with_hashes() -> None:
-    """.ci/requirements/image.txt pins, with hashes, the packages that mqtool needs and those that build it; the
-    Dockerfile installs nothing else.
+def test_the_docker_image_of_mqtool_is_built_only_from_packages_with_hashes() -> None:
+    """.ci/requirements/image.txt pins, with hashes, the packages that mqtool needs and those that build it. mqtool's
+    Dockerfile installs no other packages.
     """
     path = ROOT / ".ci" / "requirements" / "image.txt"
     text = path.read_text()
@@ -219,8 +219,8 @@ def test_the_image_of_mqtool_is_made_of_files_with_hashes() -> None:
 def test_an_audit_fails_only_if_a_vulnerability_is_known(
     tmp_path: Path, found: list[object] | None, code: int, said: str
 ) -> None:
-    """CI's audit fails if a library has a known vulnerability. For libraries about which the index has no answer, the
-    audit only prints a warning.
+    """CI's audit fails if a library has a known vulnerability. If the index has no answer for a library, the audit only
+    prints a warning.
     """
     if found is not None:
         (tmp_path / "found.json").write_text(json.dumps({"dependencies": found}))

@@ -7,11 +7,11 @@ from mqtool.ui import page_server
 
 SOURCES = {
     path.stem: path.read_text()
-    for path in sorted(page_server._PAGE.glob("*.js"))  # what the joined file is made of
+    for path in sorted(page_server._PAGE.glob("*.js"))  # the modules that are joined
 }
 
 
-def test_no_two_modules_declare_the_same_name() -> None:
+def test_no_two_javascript_modules_declare_the_same_name() -> None:
     """No two JavaScript modules of `mqtool ui` declare the same name, because a recording joins all modules into one
     scope.
     """
@@ -23,11 +23,11 @@ def test_no_two_modules_declare_the_same_name() -> None:
     assert {name for name, count in names.items() if count > 1} == set()
 
 
-def test_imports_can_be_removed_when_joining_modules() -> None:
-    """In the JavaScript of `mqtool ui`, each import is one line without renaming, and each module comes after the
-    modules that it imports, so that a recording can join them.
+def test_javascript_modules_can_be_joined_into_one_file() -> None:
+    """In the JavaScript of `mqtool ui`, each import is one line without renaming, and each module is listed after the
+    modules that it imports, so that a recording can join all modules into one file.
     """
-    order = page_server._MODULES  # what the joined file is made of
+    order = page_server._MODULES  # the modules that are joined
     assert sorted(order) == sorted(SOURCES)
     for name, source in SOURCES.items():
         for line in re.findall(r"^import.*", source, re.M):

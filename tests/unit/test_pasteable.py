@@ -32,7 +32,7 @@ _OWN_NAMES = {"tutorial", "drill", "help", "cheat", "list"}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_printed_command_line_has_the_name_as_one_word(name: str) -> None:
+def test_a_name_in_a_printed_command_line_is_one_argument(name: str) -> None:
     """A name in a printed command line is quoted, so that bash passes it to mqtool as one argument and not as an
     option.
     """
@@ -50,15 +50,15 @@ def test_a_printed_command_line_has_the_name_as_one_word(name: str) -> None:
 
 
 def test_a_name_with_a_nul_is_not_cut_in_a_printed_command_line() -> None:
-    """A name with a NUL, which no argument can contain, does not become the name before the NUL, which is another
-    queue's, if its command line is pasted.
+    """If a queue's name contains a NUL, which no argument can contain, a pasted command line does not act on the queue
+    that is named like the part before the NUL.
     """
     script = f"mqtool() {{ printf '%s\\0' \"$@\"; }}; {pasteable('queue delete', chr(0).join(('pay', '0ll')))}"
     words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")[:-1]
     assert words == [b"queue", b"delete", b"pay\\x000ll"]
 
 
-def test_every_printed_command_line_is_quoted() -> None:
+def test_every_name_in_a_printed_command_line_is_quoted() -> None:
     """Every name in a command line that mqtool prints is quoted for the shell, except mqtool's own names."""
     found = []
     for path in SOURCES:
@@ -86,8 +86,8 @@ def test_commands_print_through_escaping_functions() -> None:
     "character", ["\x1b", "\x9b", "\u200b", "\ufeff", "\u202e", "\u2066", "\U000e0041", "\u00ad", "\udcff"]
 )
 def test_control_and_invisible_characters_are_escaped(character: str) -> None:
-    """mqtool escapes control characters and invisible characters in printed text, and in printed JSON without changing
-    the value.
+    """mqtool escapes control characters and invisible characters in the text that it prints. In JSON, escaping does not
+    change the value.
     """
     assert output.visible(f"a{character}b") == f"a{character.encode('unicode_escape').decode()}b"
     import json

@@ -1,4 +1,4 @@
-"""Plays that are printed line by line, as `tutorial run --lines` and `make demo` print them."""
+"""Tutorials that are printed line by line, as `tutorial run --lines` and `make demo` print them."""
 
 import itertools
 from unittest.mock import MagicMock
@@ -15,8 +15,8 @@ def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_a_message_is_shown_as_sent_before_it_is_shown_as_received(capsys: pytest.CaptureFixture[str]) -> None:
-    """In a tutorial's play, the lines of other terminals are printed only once the sender's command has ended, so a
-    message is never shown as received before it is shown as sent.
+    """While a sender's command runs in a tutorial, the lines of other terminals are held back until it has ended, so
+    that a message is never shown as received before it is shown as sent.
     """
     lines = PlayLines(TypingPace(auto=True, watched=False))
     lines.opened(["sender", "receiver"])
@@ -30,10 +30,10 @@ def test_a_message_is_shown_as_sent_before_it_is_shown_as_received(capsys: pytes
     assert printed(capsys) == ["receiver │  [x] Received Hello World!", "receiver │  [x] Received too"]
 
 
-def test_client_and_server_lines_are_shown_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
-    """In a tutorial's play, the lines of an RPC client and its server are shown in the order in which they were
-    printed.
-    """
+def test_the_lines_of_an_rpc_client_and_server_are_shown_in_the_order_of_printing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A running tutorial shows the lines of an RPC client and its server in the order in which they were printed."""
     lines = PlayLines(TypingPace(auto=True, watched=False))
     lines.opened(["client", "server"])
     lines.put_first(None)
@@ -47,9 +47,8 @@ def test_client_and_server_lines_are_shown_in_their_order(capsys: pytest.Capture
 def test_a_scene_is_explained_before_its_terminals_replace_the_others(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Before terminals replace those of the scene before, a tutorial waits until a reader has seen those.
-
-    Their commands do nothing here.
+    """When a tutorial's next scene needs other terminals, the tutorial explains the next step before it replaces the
+    terminals, so that the reader can see the last output.
     """
     monkeypatch.setattr(incident, "embedded_broker", MagicMock())
     incident.embedded_broker.return_value.__enter__.return_value = ("amqp://laptop", "http://laptop")

@@ -22,8 +22,8 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_options_decide_how_a_command_consumes() -> None:
-    """Which of the four consuming policies a command uses depends on its count, prefetch and acknowledgements, and on
-    whether the queue has a delivery limit.
+    """A command's count, prefetch and acknowledgement options, and whether the queue has a delivery limit, decide which
+    of the four consuming policies the command uses.
     """
     assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
     assert type(policy_for(Receiving(), limits_deliveries=True)) is Cautious
@@ -34,8 +34,8 @@ def test_the_options_decide_how_a_command_consumes() -> None:
 
 
 def test_automatic_acknowledgement_is_left_to_the_broker_unless_there_is_a_count() -> None:
-    """With automatic acknowledgement, the broker acknowledges deliveries. If there is also a count, mqtool acknowledges
-    each message instead, because the prefetch does not limit automatically acknowledged deliveries.
+    """With automatic acknowledgement, the broker acknowledges deliveries. If a count is given as well, mqtool
+    acknowledges each message itself, because the prefetch does not limit automatically acknowledged deliveries.
     """
     for receiving, auto_ack in (
         (Receiving(auto_ack=True), True),
@@ -58,13 +58,15 @@ def test_a_consumer_without_a_count_acknowledges_a_quarter_of_the_prefetch_at_a_
 
 
 def test_a_consumer_with_a_prefetch_of_one_acknowledges_each_delivery() -> None:
-    """A consumer with a prefetch of 1 acknowledges each delivery, since the next delivery arrives only after that."""
+    """A consumer with a prefetch of 1 acknowledges each delivery, because the broker sends the next one only after
+    that.
+    """
     assert handle(Streaming(1), range(1, 4)) == [1, 2, 3]
 
 
 def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
-    """A consumer prefetches messages that were requeued 15 times or more one by one, and uses the full prefetch again
-    from the first other message on.
+    """A consumer prefetches messages that were requeued 15 times or more one by one. From the first message that was
+    requeued less often, it uses the full prefetch again.
     """
     policy = Cautious()
     assert (policy.prefetch, policy.taken(delivery(1, times=15)), policy.prefetch) == (1, Step.GO_ON, 1)
@@ -73,8 +75,8 @@ def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
 
 
 def test_with_a_small_count_messages_are_prefetched_one_by_one() -> None:
-    """With a small count, messages are prefetched one by one, and the consumer is cancelled before the last one is
-    acknowledged, so no further message is delivered.
+    """With a small count, a consumer prefetches messages one by one, and is cancelled before it acknowledges the last
+    one, so that no further message is delivered.
     """
     policy = ExactCount(3)
     assert policy.prefetch == 1
@@ -82,7 +84,7 @@ def test_with_a_small_count_messages_are_prefetched_one_by_one() -> None:
     assert policy.taken(delivery(3)) is Step.CANCEL
 
 
-def test_a_large_count_withholds_the_acknowledgements_that_would_bring_too_many() -> None:
+def test_with_a_large_count_acknowledgements_are_withheld_so_that_no_surplus_message_arrives() -> None:
     """With a count of 300 and a prefetch of 250, a consumer acknowledges the first 50 messages at once and the others
     only at the end, so that no 301st message is delivered.
     """
@@ -97,8 +99,8 @@ def test_a_large_count_withholds_the_acknowledgements_that_would_bring_too_many(
 
 
 def test_an_empty_queue_releases_withheld_acknowledgements() -> None:
-    """If the queue becomes empty before a consumer with a count has that many messages, the withheld acknowledgements
-    are sent, and further messages are prefetched one by one.
+    """If the queue becomes empty before a consumer has received as many messages as its count, the consumer sends the
+    withheld acknowledgements, and prefetches further messages one by one.
     """
     policy = ExactCount(300)
     handle(policy, range(1, 101))
@@ -109,9 +111,9 @@ def test_an_empty_queue_releases_withheld_acknowledgements() -> None:
     assert handle(policy, range(101, 103)) == [101, 102]
 
 
-def test_stopping_before_a_large_count_acknowledges_what_was_taken() -> None:
-    """If the caller stops a consumer before the count is reached, the withheld acknowledgements of all messages taken
-    so far are sent.
+def test_stopping_before_a_large_count_acknowledges_all_handled_messages() -> None:
+    """If the caller stops a consumer before the count is reached, the consumer sends the withheld acknowledgements of
+    all messages handled so far.
     """
     policy = ExactCount(300)
     handle(policy, range(1, 101))
@@ -123,9 +125,9 @@ def acknowledge(policy: CallerSettles, *received: int, first: int = 1) -> list[S
     return [policy.acknowledged(tag, count, is_current=True) for tag, count in enumerate(received, first)]
 
 
-def test_a_caller_who_acknowledges_never_gets_more_than_the_count() -> None:
-    """A caller who acknowledges messages never gets more messages than the count, whenever the caller acknowledges
-    them.
+def test_a_caller_who_acknowledges_never_gets_more_messages_than_the_count() -> None:
+    """If the caller acknowledges the messages, the consumer never delivers more messages than the count, whenever the
+    caller acknowledges them.
     """
     policy = CallerSettles(Receiving(count=5, prefetch=2, acknowledge=False))
     assert policy.prefetch == 2
@@ -135,17 +137,17 @@ def test_a_caller_who_acknowledges_never_gets_more_than_the_count() -> None:
     assert acknowledge(policy, 2, 3, 4, 4) == [Step.GO_ON, Step.GO_ON, Step.GO_ON, Step.RESUBSCRIBE]
     assert policy.wants_more(4, through=4)
     assert policy.prefetch == 1
-    assert not policy.wants_more(5, through=5), "one more came while the broker was cancelling"
+    assert not policy.wants_more(5, through=5), "one more message arrived while the broker cancelled the consumer"
 
 
 def test_the_last_missing_messages_are_prefetched_together() -> None:
-    """When fewer messages are missing for the count than are prefetched, the consumer subscribes again: first with a
-    prefetch of the missing number, and later with half of the missing number.
+    """Once fewer messages are missing to reach the count than are prefetched, the consumer subscribes again: first with
+    a prefetch equal to the missing number, and the next time with half of it.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 20)) == [Step.GO_ON] * 12
     assert acknowledge(policy, 12, first=13) == [Step.RESUBSCRIBE]
-    assert policy.wants_more(12, through=15), "some came after the cancellation, and went back"
+    assert policy.wants_more(12, through=15), "some messages arrived after the cancellation, and were requeued"
     assert policy.prefetch == 8
     assert acknowledge(policy, 14, 14, first=14) == [Step.GO_ON] * 2
     assert acknowledge(policy, 14, first=16) == [Step.RESUBSCRIBE]
@@ -155,9 +157,9 @@ def test_the_last_missing_messages_are_prefetched_together() -> None:
     assert acknowledge(policy, 20, first=21) == [Step.CANCEL]
 
 
-def test_after_a_lost_channel_unacknowledged_messages_count_again() -> None:
-    """If a channel is lost, only messages that were acknowledged before count towards the count; an acknowledgement for
-    the lost channel that comes later does not.
+def test_messages_that_were_unacknowledged_when_the_channel_was_lost_count_again() -> None:
+    """If a channel is lost, only messages that were acknowledged on it count towards the consumer's count. A late
+    acknowledgement for the lost channel does not count.
     """
     policy = CallerSettles(Receiving(count=3, prefetch=1, acknowledge=False))
     policy.acknowledged(1, 1, is_current=True)
@@ -176,9 +178,9 @@ def test_without_a_count_consuming_continues_after_each_acknowledgement() -> Non
     assert {policy.acknowledged(number, number, is_current=True) for number in range(9)} == {Step.GO_ON}
 
 
-def test_a_count_that_a_publisher_has_forged_does_not_stop_a_consumer() -> None:
-    """A first delivery whose x-delivery-count is high or not a number, and a redelivery whose count is not a number,
-    count as messages that were never requeued.
+def test_a_forged_delivery_count_does_not_make_a_consumer_slow() -> None:
+    """If x-delivery-count was forged, as on a first delivery, or is not a number, the message counts as never requeued,
+    so the consumer uses its full prefetch.
     """
     for redelivered, count in (False, 1000), (False, "x"), (True, "x"), (True, None):
         forged = Delivery(b"", "", "q", "q", redelivered, {"headers": {"x-delivery-count": count}}, 1)

@@ -52,7 +52,7 @@ def test_a_node_for_other_machines_advertises_its_address(conf: Launch) -> None:
 
 def test_the_stream_plugin_listens_only_on_loopback(conf: Launch) -> None:
     """If a private RabbitMQ node is started without a stream port while its stream plugin is still enabled, the plugin
-    listens on loopback only.
+    listens only on the loopback address.
     """
     conf(6000)
 
@@ -79,9 +79,9 @@ def daemon(answers: Sequence[bytes]) -> Iterator[tuple[int, list[bytes]]]:
     serving.join()
 
 
-def test_epmd_is_stopped_without_its_program(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epmd_is_stopped_even_if_the_program_epmd_is_not_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """When a private RabbitMQ node is stopped, mqtool stops the node's epmd even if the program `epmd` is not on the
-    PATH, and repeats the request while epmd refuses.
+    PATH, and repeats the request as long as epmd refuses.
     """
     monkeypatch.setenv("PATH", "")
     with daemon([b"NO", b"NO", b"OK"]) as (port, asked):
@@ -91,8 +91,8 @@ def test_epmd_is_stopped_without_its_program(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_another_program_on_the_port_of_epmd_is_left_alone() -> None:
-    """If another program listens on the port that a stopped node's epmd had, mqtool sends the program one request, and
-    does not wait for its end.
+    """If another program listens on the port that a stopped node's epmd used, mqtool sends one request to the program,
+    and does not wait for it to end.
     """
     with daemon([b"SSH-2.0-"]) as (port, asked):
         node.stop_epmd(port)

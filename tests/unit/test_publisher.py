@@ -76,8 +76,8 @@ def publisher(wire: Wire) -> Iterator[Unconfirmed]:
 
 
 def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Unconfirmed) -> None:
-    """Receipts are returned in the order of publishing: if a message is confirmed early, its receipt waits for those of
-    earlier messages.
+    """A publisher returns receipts in the order of publishing: if a message is confirmed early, its receipt waits for
+    those of earlier messages.
     """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(3, multiple=False)
@@ -101,7 +101,7 @@ def test_a_multiple_nack_applies_to_messages_without_a_confirm(wire: Wire, publi
 
 
 def test_a_returned_message_is_matched_by_its_content(wire: Wire, publisher: Unconfirmed) -> None:
-    """A basic.return, which has no delivery tag, is matched to a published message by its content; among equal
+    """A basic.return has no delivery tag, so mqtool matches it to a published message by its content. Among equal
     messages, each return marks one of them.
     """
     wire.publish(b"1", b"same", b"same")
@@ -114,8 +114,8 @@ def test_a_returned_message_is_matched_by_its_content(wire: Wire, publisher: Unc
 def test_a_returned_message_with_changed_headers_is_matched_to_the_most_similar_one(
     wire: Wire, publisher: Unconfirmed
 ) -> None:
-    """If the broker has added a header to a returned message, or removed its BCC header, it is matched to the published
-    message that differs from it least.
+    """If the broker has added a header to a returned message or removed its BCC header, mqtool matches the return to
+    the published message that differs from it least.
     """
     for number in range(3):
         headers = {"n": number, "BCC": ["copy"]}
@@ -155,8 +155,8 @@ def test_a_nack_right_after_a_reconnection_is_retried_on_another_channel(wire: W
 
 
 def test_a_missing_confirm_raises_not_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """If confirms do not arrive within the timeout, NotConfirmed says how many messages are unconfirmed, and the
-    publisher still keeps all of them.
+    """If confirms do not arrive within the timeout, a NotConfirmed error says how many messages are unconfirmed, and
+    the publisher still keeps all of them.
     """
     wire.publish(b"1", b"2")
     with pytest.raises(NotConfirmed, match="did not confirm 2 messages"):
@@ -174,7 +174,7 @@ def test_the_confirm_timeout_pauses_without_a_connection(wire: Wire, publisher: 
         publisher.wait(1, confirm_timeout=0.01)
 
 
-def test_a_failure_ends_waiting_but_keeps_receipts(wire: Wire, publisher: Unconfirmed) -> None:
+def test_a_failed_connection_ends_waiting_for_confirms_but_keeps_receipts(wire: Wire, publisher: Unconfirmed) -> None:
     """If a connection fails, waiting for confirms raises the connection's error, and the receipts of messages confirmed
     before can still be collected.
     """
@@ -186,8 +186,8 @@ def test_a_failure_ends_waiting_but_keeps_receipts(wire: Wire, publisher: Unconf
     assert wire.collected() == [(b"1", Confirmation.CONFIRMED)]
 
 
-def test_a_window_is_full_by_number_or_by_bytes(wire: Wire, publisher: Unconfirmed) -> None:
-    """A publisher's window is full once the unconfirmed messages reach the given number, or 16 MiB."""
+def test_a_publishers_window_is_limited_by_number_and_by_bytes(wire: Wire, publisher: Unconfirmed) -> None:
+    """A publisher's window is full once the unconfirmed messages reach the given number or, together, 16 MiB."""
     wire.publish(b"1")
     assert publisher.is_full(1)
     assert not publisher.is_full(2)
@@ -209,9 +209,9 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return clock
 
 
-def test_early_confirms_count_once_those_before_them_arrive(wire: Wire, publisher: Unconfirmed) -> None:
-    """If messages are confirmed out of order, the receipts of all come once the first one is confirmed, and the
-    publisher remembers no early confirm for longer.
+def test_early_confirms_count_once_earlier_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
+    """If messages are confirmed out of order, a receipt is returned once all earlier messages are confirmed, and the
+    publisher then forgets the early confirm.
     """
     wire.publish(b"1", b"2", b"3", b"4", b"5")
     for tag in (2, 3, 5):
@@ -226,8 +226,8 @@ def test_early_confirms_count_once_those_before_them_arrive(wire: Wire, publishe
     assert publisher._answered_early == set()
 
 
-def test_a_nack_applies_to_its_message_only(wire: Wire, publisher: Unconfirmed) -> None:
-    """basic.nack without `multiple` does not apply to earlier messages, whether their receipts were collected or not.
+def test_a_nack_without_multiple_applies_only_to_its_message(wire: Wire, publisher: Unconfirmed) -> None:
+    """basic.nack without `multiple` does not apply to earlier messages, whether or not their receipts were collected.
     The receipt says that the broker refused the message.
     """
     wire.publish(b"1", b"2", b"3", b"4")
@@ -242,8 +242,8 @@ def test_a_nack_applies_to_its_message_only(wire: Wire, publisher: Unconfirmed) 
     ]  # fmt: skip
 
 
-def test_a_message_keeps_its_own_address(wire: Wire, publisher: Unconfirmed) -> None:
-    """The route's exchange and routing key are used only for messages without their own."""
+def test_a_message_keeps_its_own_exchange_and_routing_key(wire: Wire, publisher: Unconfirmed) -> None:
+    """A publisher uses the exchange and routing key of its route only for messages that do not have their own."""
     publisher.add([Message(b"1", "key", "exchange")], ROUTE)
     wire.publish(b"2")
     assert [(each.exchange, each.routing_key) for each in publisher.messages] == [("exchange", "key"), ("logs", "info")]
@@ -254,15 +254,15 @@ def test_a_message_keeps_its_own_address(wire: Wire, publisher: Unconfirmed) -> 
     assert (wire.sent, wire.routes) == ([b"2"], [ROUTE])
 
 
-def test_messages_are_collected_for_a_write_while_others_are_unconfirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """The first message is written at once. While it is unconfirmed, the next ones wait for a millisecond, or until
-    there are 64 KiB of them, and are written together.
+def test_messages_are_written_together_while_others_are_unconfirmed(wire: Wire, publisher: Unconfirmed) -> None:
+    """A publisher writes the first message at once. While that is unconfirmed, the next messages wait for a
+    millisecond, or until there are 64 KiB of them, and are written together.
     """
     wire.busy = True
     wire.publish(b"1")
     (write,) = wire.soon
     wire.publish(b"2")
-    assert (len(wire.soon), wire.later) == (1, [])  # they are in the write that is due
+    assert (len(wire.soon), wire.later) == (1, [])  # both are in the same write
     write()
     assert wire.sent == [b"1", b"2"]
     wire.publish(b"3", b"4")
@@ -283,7 +283,7 @@ def test_messages_are_collected_for_a_write_while_others_are_unconfirmed(wire: W
 
 
 def test_messages_can_wait_for_the_next_acknowledgements(wire: Wire, publisher: Unconfirmed) -> None:
-    """A message that is published with `waits` is written with the next acknowledgements, before them."""
+    """A message that is published with `waits` is written together with the next acknowledgements, and before them."""
     wire.busy = True
     publisher.add([Message(b"1")], ROUTE, waits=True)
     assert (wire.soon, wire.later) == ([], [])
@@ -294,8 +294,8 @@ def test_messages_can_wait_for_the_next_acknowledgements(wire: Wire, publisher: 
 def test_a_message_that_was_not_written_yet_is_published_once_after_a_reconnection(
     wire: Wire, publisher: Unconfirmed
 ) -> None:
-    """A message that was still to be written when the connection was lost is written once on the next channel, and so
-    are messages that are published before the first channel is open.
+    """A message that was not yet written when the connection was lost is written once, on the next channel. The same
+    applies to messages that are published before the first channel is open.
     """
     wire.busy = True
     wire.publish(b"1")
@@ -315,8 +315,8 @@ def test_a_message_that_was_not_written_yet_is_published_once_after_a_reconnecti
 
 
 def test_receipts_are_kept_over_several_reconnections(wire: Wire, publisher: Unconfirmed) -> None:
-    """Receipts that the caller has not collected yet are kept, however often the channel is reopened. Messages that
-    are published afterwards are written on the new channel.
+    """Receipts that the caller has not collected yet are kept, however often the channel is reopened. Later messages
+    are written on the new channel.
     """
     wire.publish(b"1", b"2", b"3")
     for _ in range(2):
@@ -329,7 +329,9 @@ def test_receipts_are_kept_over_several_reconnections(wire: Wire, publisher: Unc
 
 
 def test_a_return_never_marks_a_message_that_was_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """Of equal messages, basic.return marks the first one that is unconfirmed. Its receipt has the broker's reason."""
+    """Among equal messages, basic.return marks the first one that is not confirmed yet. The receipt of this message
+    contains the broker's reason.
+    """
     wire.publish(b"same", b"same")
     publisher.on_ack(1, multiple=False)
     publisher.on_return(Message(b"same", "info", ROUTE.exchange), "NO_ROUTE (312)")
@@ -360,18 +362,19 @@ def _message(exchange: str | None = None, key: str | None = None, **properties: 
         (_message("logs", "info", app_id="a"), [(_message(), ROUTE), (_message(app_id="a"), ROUTE)], 2),
     ],
 )  # fmt: skip
-def test_a_returned_message_is_the_most_similar_one_with_its_address(
+def test_a_return_is_matched_to_the_most_similar_message_with_the_same_address(
     returned: Message, published: list[tuple[Message, Route]], expected: int | None
 ) -> None:
-    """A returned message is one that was published with the same exchange, routing key, id and body. Of these, it is
-    the first one whose properties and headers differ least, where the route's delivery mode counts, and BCC does not.
+    """A returned message is matched to a published one with the same exchange, routing key, id and body. If there are
+    several, it is the first of those whose properties and headers differ least; the route's delivery mode counts, and
+    BCC does not.
     """
     assert most_similar(returned, ((tag, *each) for tag, each in enumerate(published, 1))) == expected
 
 
-def test_waiting_ends_when_enough_is_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """Waiting ends as soon as fewer messages than wanted are unconfirmed, also while their receipts are not collected,
-    and also in a thread that waits already.
+def test_waiting_for_confirms_ends_when_enough_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
+    """Waiting for confirms ends as soon as fewer than the given number of messages are unconfirmed, even if their
+    receipts have not been collected, and even if a thread is already waiting.
     """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=True)
@@ -382,9 +385,9 @@ def test_waiting_ends_when_enough_is_confirmed(wire: Wire, publisher: Unconfirme
     assert time.monotonic() - began < 30
 
 
-def test_waiting_goes_on_while_the_window_is_full_of_bytes(wire: Wire, publisher: Unconfirmed) -> None:
-    """While 16 MiB are unconfirmed, waiting goes on although few messages are. It ends once receipts can be collected,
-    which makes room.
+def test_waiting_for_confirms_continues_while_16_mib_are_unconfirmed(wire: Wire, publisher: Unconfirmed) -> None:
+    """While 16 MiB are unconfirmed, waiting for confirms continues, even if only a few messages are unconfirmed. It
+    ends once a receipt can be collected.
     """
     wire.publish(b"1", bytes(WINDOW_BYTES - 1))
     assert publisher.is_full(1000)
@@ -404,8 +407,8 @@ def test_waiting_goes_on_while_the_window_is_full_of_bytes(wire: Wire, publisher
 
 
 def test_a_command_that_must_stop_does_not_wait_for_confirms(wire: Wire, publisher: Unconfirmed) -> None:
-    """If the command is to stop, and the broker cannot answer, waiting ends with the reason and the number of messages
-    whose fate is unknown. Without such messages, it ends as usual.
+    """If a command must stop while messages are unconfirmed, waiting for confirms ends with an error that gives the
+    reason and the number of these messages. If none is unconfirmed, waiting ends without an error.
     """
     wire.reason = "stopped by SIGTERM"
     publisher.wait(1, confirm_timeout=60)
@@ -416,8 +419,8 @@ def test_a_command_that_must_stop_does_not_wait_for_confirms(wire: Wire, publish
 
 
 def test_the_confirm_timeout_counts_from_the_last_confirm(wire: Wire, publisher: Unconfirmed, now: list[float]) -> None:
-    """The confirm timeout counts from the last confirm or, after a pause in which none was expected, from the first
-    message. Later messages do not extend it.
+    """The confirm timeout starts at the last confirm or, if no message was unconfirmed since then, at the next message.
+    Later messages do not extend it.
     """
     wire.publish(b"1")
     publisher.on_ack(1, multiple=False)
@@ -442,8 +445,10 @@ def test_the_confirm_timeout_counts_from_the_last_confirm(wire: Wire, publisher:
         publisher.wait(1, confirm_timeout=1)
 
 
-def test_waiting_for_a_moment_does_not_end_early(wire: Wire, publisher: Unconfirmed) -> None:
-    """Waiting for less than the confirm timeout ends without an error."""
+def test_waiting_for_less_than_the_confirm_timeout_raises_no_error(wire: Wire, publisher: Unconfirmed) -> None:
+    """Waiting for confirms for less than the confirm timeout ends without an error, even if a message is still
+    unconfirmed.
+    """
     wire.publish(b"1")
     publisher.wait(1, confirm_timeout=0.5, at_most=0.02)
 
@@ -451,9 +456,9 @@ def test_waiting_for_a_moment_does_not_end_early(wire: Wire, publisher: Unconfir
 def test_nacks_are_final_once_queues_have_had_time_to_elect_leaders(
     wire: Wire, publisher: Unconfirmed, now: list[float]
 ) -> None:
-    """For 20 seconds after a reconnection, nacked messages are published again, each time on another channel, a quarter
-    of a second after the nack, and not while there is no connection. They fill the window meanwhile. After that, a nack
-    is final.
+    """For 20 seconds after a reconnection, a nacked message is published again a quarter of a second later, each time
+    on another channel, and only while there is a connection. Until then, it counts towards the window. After the 20
+    seconds, a nack is final.
     """
     wire.open(connection_is_new=True)
     for attempt in range(2):
@@ -482,8 +487,8 @@ def test_nacks_are_final_once_queues_have_had_time_to_elect_leaders(
 def test_a_nacked_message_is_published_again_while_the_caller_waits(
     wire: Wire, publisher: Unconfirmed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A caller who waits for a message that was nacked right after a reconnection gets its confirm as soon as the
-    broker accepts it, long before the confirm timeout.
+    """If a message is nacked right after a reconnection while the caller waits for its confirm, the caller gets the
+    confirm as soon as the broker accepts the message, long before the confirm timeout.
     """
 
     def accept() -> None:
@@ -504,7 +509,7 @@ def test_a_nacked_message_is_published_again_while_the_caller_waits(
 
 
 def test_message_ids_are_random_uuids() -> None:
-    """Message ids are unique UUIDs of version 4."""
+    """The message ids that mqtool generates are unique UUIDs of version 4."""
     ids = [*map(uuid.UUID, new_message_ids(1000))]
     assert {(each.version, each.variant) for each in ids} == {(4, uuid.RFC_4122)}
     assert len({*ids}) == len(ids)

@@ -1,4 +1,4 @@
-"""Limits of queues by arguments and policies: which messages a queue rejects, and what a new policy would cost."""
+"""Limits of queues by arguments and policies: which messages a queue rejects, and what a new policy would remove."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -16,7 +16,7 @@ FULL = {"x-overflow": "reject-publish"}
 
 
 class FakeApi:
-    """The management API with these objects by their paths; an object that is an error is raised."""
+    """A management API with these objects, by their paths. An object that is an error is raised."""
 
     def __init__(self, objects: Mapping[str, Any]) -> None:
         self._objects = objects
@@ -69,18 +69,20 @@ def api_with(policies: Any = (), operator: Any = (), queues: Any = (), **more: A
         ({"x-max-length-bytes": 5, **FULL}, [], None),
     ],
 )
-def test_a_queue_rejects_messages_beyond_the_lowest_limit_if_its_overflow_says_so(
+def test_a_queue_with_the_overflow_reject_publish_rejects_messages_beyond_its_lowest_limit(
     arguments: dict[str, Any], policies: list[dict[str, Any]], beyond: int | None
 ) -> None:
-    """A queue with the overflow reject-publish, by its argument or else by a policy, rejects messages beyond the lowest
-    of its limits. Any other queue rejects none.
+    """If a queue's argument or, without one, a policy sets the overflow reject-publish, mqtool expects the queue to
+    reject messages beyond the lowest of its limits. It expects any other queue to reject none.
     """
     assert rejects_beyond(arguments, policies) == beyond
     assert rejects_beyond(arguments, iter(policies)) == beyond
 
 
-def test_a_limit_in_bytes_is_found_by_its_name() -> None:
-    """The limit in bytes is a limit of its own, whether it is an argument or in a policy."""
+def test_a_queues_limits_in_messages_and_in_bytes_are_separate() -> None:
+    """mqtool looks up a queue's limit in bytes separately from its limit in messages, whether an argument or a policy
+    sets it.
+    """
     assert rejects_beyond({"x-max-length": 5, **FULL}, [{"max-length-bytes": 900}], "max-length-bytes") == 900
     assert rejects_beyond({"x-max-length-bytes": 800, **FULL}, [{"max-length": 5}], "max-length-bytes") == 800
 
@@ -108,14 +110,16 @@ def test_a_limit_in_bytes_is_found_by_its_name() -> None:
         ({"name": "p", "pattern": ""}, "classic", True),
     ],
 )
-def test_a_policy_applies_to_queues_of_its_pattern_and_type(given: dict[str, Any], kind: str, is_applied: bool) -> None:
-    """A policy applies to a queue if its pattern matches the name, its apply-to includes the type, and the type
-    supports all of its settings. A pattern that only Erlang can parse may match, and is assumed to.
+def test_a_policy_applies_to_queues_that_match_its_pattern_and_type(
+    given: dict[str, Any], kind: str, is_applied: bool
+) -> None:
+    """A policy applies to a queue if its pattern matches the queue's name, its apply-to includes the queue's type, and
+    the type supports all of its settings. If only Erlang can parse a pattern, mqtool assumes that it matches.
     """
     assert applies(given, "q", kind) is is_applied
 
 
-def test_the_matching_policy_of_the_highest_priority_applies() -> None:
+def test_the_matching_policy_with_the_highest_priority_applies() -> None:
     """Of several policies that match a queue, the one with the highest priority applies. The default priority is 0."""
     low, none, high = policy("low", priority=-1), policy("none"), policy("high", priority=2)
     other = policy("other", "^x", priority=9)
@@ -126,9 +130,9 @@ def test_the_matching_policy_of_the_highest_priority_applies() -> None:
     assert strongest([policy("streams", apply_to="streams", priority=5), low], "q", "classic") == low
 
 
-def test_both_policies_of_a_queue_are_found() -> None:
-    """A queue has a policy and an operator policy, each of the highest priority that matches, and either may be
-    missing.
+def test_the_policy_and_the_operator_policy_of_a_queue_are_found() -> None:
+    """mqtool finds both the policy and the operator policy of a queue: the matching one with the highest priority of
+    each kind, if any.
     """
     both = api_with([policy(max_length=5), policy("x", "^x", expires=1)], [policy(max_length=3, priority=1)])
     assert policies_of(both, "v", "q", "classic") == [{"max-length": 5}, {"max-length": 3}]
@@ -140,8 +144,10 @@ def test_both_policies_of_a_queue_are_found() -> None:
 
 
 @pytest.mark.parametrize("refusal", [AccessRefused("no"), NotFound("no")])
-def test_without_the_right_to_read_policies_the_queue_says_what_applies(refusal: Exception) -> None:
-    """For a user who may not read policies, the queue's own effective policy applies, if the queue exists."""
+def test_without_permission_to_read_policies_the_queues_effective_policy_is_used(refusal: Exception) -> None:
+    """If a user is not permitted to read policies, mqtool uses the effective policy that the management API shows for
+    the queue, if the queue exists.
+    """
     effective = {"name": "q", "effective_policy_definition": {"max-length": 9}}
     for lists in ({"policies": refusal}, {"policies": [policy(max_length=5)], "operator": refusal}):
         assert policies_of(api_with(**lists, queues=[effective]), "v", "q", "classic") == [{"max-length": 9}]
@@ -159,8 +165,10 @@ class FakeChannel:
         return self.depth
 
 
-def test_the_room_in_a_queue_is_its_limit_without_its_messages() -> None:
-    """A queue that rejects messages has room for as many as its limit allows beyond those that it has right now."""
+def test_a_queue_that_rejects_messages_can_take_its_limit_minus_its_messages() -> None:
+    """For a queue that rejects messages, mqtool computes how many more it can take: its limit, minus the messages that
+    it contains at that moment.
+    """
     channel = FakeChannel()
     given = {"name": "q", "type": "quorum", "arguments": {**FULL, "x-max-length": 10}}
     streams = policy(apply_to="streams", max_length=1)
@@ -181,9 +189,9 @@ def test_the_room_in_a_queue_is_its_limit_without_its_messages() -> None:
     assert room() == 1
 
 
-def test_a_queue_that_rejects_nothing_has_unlimited_room() -> None:
-    """The room of a queue is unlimited if the queue has no limit, drops its oldest messages beyond the limit, or does
-    not exist.
+def test_a_queue_that_never_rejects_messages_can_take_any_number() -> None:
+    """mqtool assumes that a queue can take any number of messages if it has no limit, drops its oldest messages beyond
+    the limit, or does not exist yet.
     """
     for queues in ([{"name": "q", "arguments": {"x-max-length": 10}}], [{"name": "q", "arguments": None}], []):
         limited = policy(max_length=4, overflow="reject-publish")
@@ -237,12 +245,12 @@ def lost(new: dict[str, Any], *queues: dict[str, Any], policies: Any = (), opera
          Loss("q", 1, "is deleted with 1 message if it is not used for 1m", of_queue=True)),
     ],
 )  # fmt: skip
-def test_a_policy_with_a_limit_says_what_a_queue_would_lose(
+def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
     new: dict[str, Any], there: dict[str, Any], loss: Loss
 ) -> None:
-    """Before a policy is set, the messages beyond its limits are counted, and queues that would expire with messages
-    are named; a limit in bytes is converted to messages of the queue's average size. If messages would become dead
-    letters instead, that is said.
+    """Before mqtool sets a policy, it says how many messages each queue would drop or dead-letter because of the
+    policy's limits, and which queues with messages would expire. For a limit in bytes, it estimates the number from the
+    average size.
     """
     assert lost(new, there) == [loss]
 
@@ -274,16 +282,19 @@ def test_a_policy_with_a_limit_says_what_a_queue_would_lose(
         (policy(max_length=4, queue_mode="lazy"), queue(type="quorum")),
     ],
 )
-def test_a_policy_that_changes_nothing_for_a_queue_loses_nothing(new: dict[str, Any], there: dict[str, Any]) -> None:
-    """Nothing is lost if a queue is within the limits, has lower ones, rejects new messages instead, is a stream, is in
-    use, or is not one of the policy's queues.
+def test_no_loss_is_reported_for_a_queue_that_a_new_policy_does_not_affect(
+    new: dict[str, Any], there: dict[str, Any]
+) -> None:
+    """mqtool reports no loss for a queue that is within the new policy's limits, has lower ones, rejects new messages
+    instead, is a stream, is in use, or does not match the policy.
     """
     assert lost(new, there) == []
 
 
-def test_only_the_policy_that_applies_counts() -> None:
-    """A policy that is weaker than another one of the queue loses nothing. One that replaces a policy of the same name
-    is compared with it, and an operator policy limits in addition to a policy.
+def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
+    """mqtool reports no loss if another policy of the queue takes precedence over the new one. A new policy that
+    replaces one with the same name is compared with that one, and an operator policy limits a queue in addition to its
+    policy.
     """
     strong, four = policy("strong", priority=5, max_length=20), policy(max_length=4)
     assert lost(four, queue(), policies=[strong]) == []
@@ -295,9 +306,9 @@ def test_only_the_policy_that_applies_counts() -> None:
 
 
 @pytest.mark.parametrize("new", [policy(overflow="drop-head"), policy(message_ttl=1000)])
-def test_replacing_a_policy_loses_what_the_old_one_kept(new: dict[str, Any]) -> None:
-    """If a queue no longer rejects messages because its policy is replaced, it drops those beyond the limit of its
-    operator policy, whatever the new policy is about. A limit that is no longer there loses nothing.
+def test_replacing_a_policy_can_make_a_queue_drop_messages(new: dict[str, Any]) -> None:
+    """If a queue no longer rejects messages because its policy is replaced, mqtool says that the queue drops the
+    messages beyond the limit of its operator policy. Removing a limit loses nothing.
     """
     rejects, limit = policy(overflow="reject-publish"), [policy(max_length=4)]
     assert lost(new, queue(), policies=[rejects], operator=limit) == [
@@ -309,13 +320,17 @@ def test_replacing_a_policy_loses_what_the_old_one_kept(new: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("refusal", [AccessRefused("no"), NotFound("no")])
-def test_losses_are_counted_without_the_right_to_read_policies(refusal: Exception) -> None:
-    """For a user who may not read the existing policies, the new one is judged as if it were the only one."""
+def test_losses_are_counted_without_permission_to_read_policies(refusal: Exception) -> None:
+    """If a user is not permitted to read the existing policies, mqtool counts the losses as if the new policy were the
+    only one.
+    """
     assert lost(policy(max_length=4), queue(), policies=refusal, operator=refusal)[0].messages == 6
 
 
 def test_the_losses_of_all_queues_are_listed() -> None:
-    """Each queue that would lose something is listed, in the order of the broker; one may be listed twice."""
+    """mqtool lists each queue that would lose messages by a new policy, in the broker's order. A queue that would also
+    expire is listed twice.
+    """
     new = policy(max_length=4, expires=1000)
     found = lost(new, queue(name="a"), queue(2, name="b"), queue(0, name="c"), queue(type="stream"), queue(name="d"))
     assert [(loss.queue, loss.of_queue) for loss in found] == [

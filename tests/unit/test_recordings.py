@@ -22,7 +22,7 @@ def read(
 
 
 class Clock:
-    """Stands until somebody moves it."""
+    """A clock that advances only when a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -32,21 +32,21 @@ class Clock:
 
 
 def dues(pace: ReplayPace, messages: list[RecordedMessage]) -> list[float]:
-    """Seconds after the first."""
+    """When the messages are due, in seconds after the first one."""
     all_due = [pace.due(message) for message in messages]
     return [round(due - all_due[0], 6) for due in all_due]
 
 
 def test_a_replay_keeps_the_recorded_gaps() -> None:
-    """A replayed message is due as long after the first one as in the recording, divided by the speed."""
+    """In a replay, each message is due as long after the first one as in the recording, divided by the speed."""
     messages = read(line(5), line(5.25), line(9))
     assert dues(ReplayPace(clock=Clock()), messages) == [0, 0.25, 4]
     assert dues(ReplayPace(2, clock=Clock()), messages) == [0, 0.125, 2]
     assert dues(ReplayPace(math.inf, clock=Clock()), messages) == [0, 0, 0]
 
 
-def test_a_late_replayed_message_does_not_delay_the_next() -> None:
-    """If a replayed message is late, the next ones are still due at their recorded distance from the first."""
+def test_a_late_replayed_message_does_not_delay_later_ones() -> None:
+    """If a replayed message is late, later ones are still due at their recorded time after the first message."""
     clock = Clock()
     pace = ReplayPace(clock=clock)
     first, second, third = read(line(0), line(1), line(2))
@@ -56,9 +56,9 @@ def test_a_late_replayed_message_does_not_delay_the_next() -> None:
     assert pace.due(third) == 1002
 
 
-def test_a_time_that_goes_back_starts_a_new_recording() -> None:
-    """A replayed message whose timestamp is earlier than that of the message before is due at once. If the timestamp is
-    over a second earlier, or the message is the first of a file, later gaps count from this message.
+def test_timestamps_that_go_back_start_the_recorded_times_anew() -> None:
+    """A replayed message whose timestamp is earlier than that of the previous message is due at once. If it is more
+    than a second earlier, or if the message is the first one in a file, later times count from this message.
     """
     assert dues(ReplayPace(clock=Clock()), read(line(3), line(4), line(3.5), line(5))) == [0, 1, 1, 2]
     assert dues(ReplayPace(clock=Clock()), read(line(8), line(9), line(2), line(3))) == [0, 1, 1, 2]
@@ -66,14 +66,14 @@ def test_a_time_that_goes_back_starts_a_new_recording() -> None:
     assert dues(ReplayPace(clock=Clock()), [*read(line(3)), *read(line(5))]) == [0, 2]
 
 
-def test_a_line_without_a_time_is_due_with_the_one_before() -> None:
+def test_a_line_without_a_timestamp_is_due_together_with_the_one_before() -> None:
     """A line of a recording without a timestamp, such as one typed by hand, is due together with the line before it."""
     assert dues(ReplayPace(clock=Clock()), read(line(), line(3), line(), line(4))) == [0, 0, 0, 1]
 
 
-def test_an_even_rate_has_no_burst_after_a_pause() -> None:
-    """If a recording is replayed at 500/s, messages are 2 ms apart, and after a pause of a minute the missed ones are
-    not sent in a burst.
+def test_a_replay_at_a_fixed_rate_has_no_burst_after_a_pause() -> None:
+    """If a recording is replayed at a rate of 500/s, messages are 2 ms apart. After a pause of a minute, they are still
+    2 ms apart, and not sent in a burst.
     """
     clock = Clock()
     pace, messages = ReplayPace(rate=500, clock=clock), read(*[line(0)] * 5)
@@ -82,9 +82,9 @@ def test_an_even_rate_has_no_burst_after_a_pause() -> None:
     assert [round(pace.due(message) - clock.now, 6) for message in messages[3:]] == [0, 0.002]
 
 
-def test_since_and_until_select_messages() -> None:
-    """--since and --until select recorded messages by a time, or by a duration after the first message; --until is
-    exclusive.
+def test_since_and_until_select_recorded_messages() -> None:
+    """--since and --until select recorded messages by a time, or by a duration after the first message. A message at
+    the exact time of --until is not included.
     """
     lines = [line(second, body=str(second)) for second in range(5)]
     for since, until in (
@@ -98,8 +98,8 @@ def test_since_and_until_select_messages() -> None:
 
 
 def test_a_replayed_message_goes_to_its_exchange_or_queue_unless_another_is_given() -> None:
-    """A replayed message goes to the exchange, or else the queue, from which it was recorded, unless the command names
-    another one. A message without either raises BadData.
+    """A replayed message is published to the exchange or, if there is none, to the queue from which it was recorded,
+    unless the command names another one. A message without either raises BadData.
     """
 
     def place(*lines: bytes, changes: Changes | None = None) -> tuple[str | None, str | None]:
@@ -125,6 +125,6 @@ def test_a_replay_drops_and_sets_headers() -> None:
 
 @pytest.mark.parametrize("bad", ["yesterday", 5, "2026-13-01T00:00:00Z"])
 def test_the_error_about_an_invalid_timestamp_names_the_line(bad: object) -> None:
-    """An invalid timestamp in a recording raises BadData with the number of the line."""
+    """An invalid timestamp in a recording raises a BadData error that gives the number of the line."""
     with pytest.raises(BadData, match='line 2 has a "timestamp" that is not a time'):
         read(line(1), line(timestamp=bad))

@@ -1,5 +1,5 @@
-"""Dead letters: which are chosen, what proves where they came from, and, on an embedded broker in this process, that
-none is lost on the way back.
+"""Dead letters: which are chosen, what proves their origin, and, on an embedded broker in this process, that none is
+lost when they are moved back.
 """
 
 from collections.abc import Iterator
@@ -50,15 +50,15 @@ ALL = {"ids": ["a"], "reason": "exhausted", "error": "status", "older": 60}
     ],
 )
 def test_a_dead_letter_is_chosen_if_it_meets_all_conditions(conditions: dict[str, Any], *, is_chosen: bool) -> None:
-    """A dead letter is chosen by its id, a part of its reason or of its last error, and its age, if it meets all of the
-    conditions that are given.
+    """`dlq` commands choose a dead letter by its id, a part of its reason, a part of its last error, and its age. They
+    choose it only if it meets all of the given conditions.
     """
     first = datetime.now(UTC) - timedelta(seconds=121)
     assert choice(**conditions)(letter({**DEAD, "mqtool-first-failure": first})) is is_chosen
 
 
 def test_a_dead_letter_without_an_error_or_a_time_is_not_chosen_by_them() -> None:
-    """A dead letter of which the error or the time is unknown meets no condition about it."""
+    """A dead letter whose last error or time is unknown meets no condition about it."""
     unknown = letter({"mqtool-reason": "rejected"})
     assert not choice(error="X")(unknown)
     assert choice(error="")(unknown)
@@ -79,9 +79,9 @@ def died_in(queue: str) -> dict[str, Any]:
     return {"x-death": [{"queue": queue, "reason": "expired"}]}
 
 
-def test_a_dead_letter_of_worker_came_from_the_queue_of_its_name() -> None:
-    """A message that came through the default exchange to QUEUE.dlq, as `worker` publishes it, is from QUEUE. The
-    management API is not asked.
+def test_a_dead_letter_that_worker_has_published_is_from_the_queue_in_the_dead_letter_queues_name() -> None:
+    """A dead letter that came to QUEUE.dlq through the default exchange, as `worker` publishes it, is from QUEUE.
+    mqtool does not ask the management API about it.
     """
 
     def api() -> Management:
@@ -98,11 +98,11 @@ def test_a_dead_letter_of_worker_came_from_the_queue_of_its_name() -> None:
         ({"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "all.dlq"}, "", "all.dlq"),
     ],
 )
-def test_a_dead_letter_came_from_a_queue_that_dead_letters_as_it_was_published(
+def test_a_dead_letters_origin_is_proven_if_the_queue_dead_letters_in_the_same_way(
     arguments: dict[str, Any], exchange: str, key: str
 ) -> None:
-    """A dead letter is from the queue that it names if this queue dead-letters with the exchange and the routing key
-    through which the dead letter came.
+    """A dead letter is proven to be from the queue that its headers name if this queue dead-letters to the exchange,
+    and with the routing key, with which the dead letter was published.
     """
     assert origins({"orders": arguments}, "all.dlq").of(letter(died_in("orders"), exchange, key)) == "orders"
 
@@ -126,17 +126,21 @@ def test_a_dead_letter_came_from_a_queue_that_dead_letters_as_it_was_published(
         ({"jobs": {}}, letter(key="other"), "says that it came from 'jobs', which does not dead-letter to 'jobs.dlq'"),
     ],
 )  # fmt: skip
-def test_without_proof_the_error_says_what_is_missing(queues: dict[str, Any], dead: Delivery, why: str) -> None:
-    """A dead letter is not from the queue that it names if the queue does not exist, cannot be looked up, or does not
-    dead-letter as the message was published. The error says which.
+def test_if_a_dead_letters_origin_is_not_proven_the_error_says_why(
+    queues: dict[str, Any], dead: Delivery, why: str
+) -> None:
+    """A dead letter's origin is not proven if the queue that its headers name does not exist, cannot be looked up, or
+    does not dead-letter as the dead letter was published. The error says which of these it is.
     """
     with pytest.raises(Unproven) as error:
         origins(queues).of(dead)
     assert str(error.value) == (why if why.startswith("message") else f"message a {why}")
 
 
-def test_the_api_is_asked_once_for_each_queue() -> None:
-    """The management API is asked once for each queue that dead letters name, also if it did not answer."""
+def test_each_queue_that_dead_letters_name_is_looked_up_once() -> None:
+    """mqtool looks up each queue that dead letters name only once in the management API, even if the queue does not
+    exist.
+    """
     asked = list[str]()
 
     class CountingApi(FakeApi):
@@ -153,9 +157,10 @@ def test_the_api_is_asked_once_for_each_queue() -> None:
     assert asked == ["queues/v/orders", "queues/v/missing"]
 
 
-def test_dead_letter_queues_are_found_by_name_and_by_what_leads_to_them() -> None:
-    """A queue holds dead letters if its name is NAME.dlq, if another queue dead-letters to it, or if it is bound to a
-    dead-letter exchange. A wait queue's target, a queue that does not exist, and an exclusive one, are left out.
+def test_dead_letter_queues_are_found_by_their_name_and_by_the_queues_that_dead_letter_to_them() -> None:
+    """mqtool considers a queue a dead-letter queue if its name is NAME.dlq, if another queue dead-letters to it, or if
+    it is bound to a dead-letter exchange. Exclusive queues, and queues to which only wait queues dead-letter, do not
+    count.
     """
     arguments: dict[str, dict[str, Any]] = {
         "jobs": {},
@@ -204,7 +209,7 @@ def channel(amqp_vhost: Vhost) -> Iterator[Channel]:
 
 
 def bury(channel: Channel, *queues: str) -> None:
-    """Publish dead letters to jobs.dlq that say that they came from these queues; their bodies are numbers."""
+    """Publish dead letters to jobs.dlq whose headers name these queues; their bodies are numbers."""
     messages = [Message(b"%d" % number, properties={"headers": {**DEAD, "mqtool-queue": name}})
                 for number, name in enumerate(queues)]  # fmt: skip
     assert len([*channel.publish(messages, routing_key="jobs.dlq")]) == len(queues)
@@ -214,9 +219,11 @@ def bodies(vhost: Vhost, queue: str) -> list[int]:
     return [int(message.body) for message in vhost.queue(queue).messages(0)]
 
 
-def test_dead_letters_return_to_the_queue_that_they_came_from(amqp_vhost: Vhost, channel: Channel) -> None:
-    """A redrive moves the chosen dead letters, in order. Those that are not chosen stay, and so do those whose origin
-    is not proven, of which the caller is told.
+def test_a_redrive_moves_chosen_dead_letters_back_to_the_queue_they_came_from(
+    amqp_vhost: Vhost, channel: Channel
+) -> None:
+    """A redrive moves the chosen dead letters back to the queue they came from, in order. The others stay, and so do
+    those whose origin is not proven; each of these is reported.
     """
     bury(channel, "jobs", "jobs", "other", "jobs", "jobs")
     left = list[str]()
@@ -229,11 +236,11 @@ def test_dead_letters_return_to_the_queue_that_they_came_from(amqp_vhost: Vhost,
     assert left == ["a message without id ('2') says that it came from 'other', which does not exist"]
 
 
-def test_a_queue_that_does_not_take_its_dead_letters_does_not_stop_the_others(
+def test_a_queue_that_does_not_take_its_dead_letters_does_not_stop_a_redrive(
     amqp_vhost: Vhost, channel: Channel
 ) -> None:
-    """If a queue does not take a dead letter, its other dead letters stay as well, and those of other queues are moved.
-    The caller is told of each that stays.
+    """If a queue does not take one of its dead letters back, all of its dead letters stay in the dead-letter queue, and
+    each is reported. Dead letters from other queues are still moved.
     """
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs.dlq"}
     bury(channel, *["gone"] * 150, "jobs")
@@ -247,9 +254,11 @@ def test_a_queue_that_does_not_take_its_dead_letters_does_not_stop_the_others(
     assert left[-1] == "a message without id ('149') was in 'gone', too"
 
 
-def test_a_redrive_to_a_named_queue_ends_if_it_does_not_take_a_message(amqp_vhost: Vhost, channel: Channel) -> None:
-    """If all dead letters are to go to one queue, and it does not take one, the redrive ends with an error. Its hint
-    names the option for another queue. All dead letters stay.
+def test_a_redrive_to_a_named_queue_ends_if_the_queue_does_not_take_a_message(
+    amqp_vhost: Vhost, channel: Channel
+) -> None:
+    """If a redrive is to move all dead letters to one named queue, and this queue does not take one of them, the
+    redrive ends with an error, and all dead letters stay. The hint names the option for another queue.
     """
     bury(channel, "jobs", "other")
     with pytest.raises(NotConfirmed, match="'gone' did not take a message without id") as error:
@@ -259,8 +268,10 @@ def test_a_redrive_to_a_named_queue_ends_if_it_does_not_take_a_message(amqp_vhos
     assert amqp_vhost.wait_for(lambda: bodies(amqp_vhost, "jobs.dlq") == [0, 1])
 
 
-def test_all_dead_letters_can_go_to_a_named_queue(amqp_vhost: Vhost, channel: Channel) -> None:
-    """If a queue is named, dead letters of all origins go there. Those that arrive meanwhile stay."""
+def test_a_redrive_can_move_all_dead_letters_to_a_named_queue(amqp_vhost: Vhost, channel: Channel) -> None:
+    """If a redrive names a queue, it moves the dead letters of all origins to this queue. Dead letters that arrive
+    during the redrive stay.
+    """
     bury(channel, "jobs", "other")
     moving = redrive(channel, "jobs", "jobs.dlq", lambda _: True, pytest.fail)
     bury(channel, "late")
@@ -270,7 +281,7 @@ def test_all_dead_letters_can_go_to_a_named_queue(amqp_vhost: Vhost, channel: Ch
     assert amqp_vhost.wait_for(lambda: bodies(amqp_vhost, "jobs.dlq") == [0])
 
 
-def test_chosen_dead_letters_are_deleted(amqp_vhost: Vhost, channel: Channel) -> None:
+def test_dlq_drop_deletes_only_the_chosen_dead_letters(amqp_vhost: Vhost, channel: Channel) -> None:
     """`dlq drop` deletes only the chosen dead letters, and leaves the others in order. A dead letter that arrives
     meanwhile is kept.
     """

@@ -58,8 +58,8 @@ def retrying(channel: FakeChannel, retries: int = 1, notice: Callable[[str], Non
 
 
 def test_retry_returns_whether_there_is_another_attempt() -> None:
-    """retry() publishes a failed message to the wait queue and returns True; after the last attempt, it publishes the
-    message to the dead-letter queue and returns False.
+    """After a failure, retry() publishes a message to the wait queue and returns True. After the last attempt, it
+    publishes the message to the dead-letter queue and returns False.
     """
     channel = FakeChannel(CONFIRMED, CONFIRMED)
     assert retrying(channel, retries=1).retry(JOB, "failed")
@@ -68,8 +68,8 @@ def test_retry_returns_whether_there_is_another_attempt() -> None:
 
 
 def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
-    """If the broker returns a message because the wait queue has expired, retry() declares the queue again; after three
-    returns, retry() raises NotConfirmed.
+    """If the broker returns a message because the wait queue has just expired, retry() declares the queue again. After
+    three returns, it raises NotConfirmed.
     """
     channel = FakeChannel(Confirmation.RETURNED, Confirmation.CONFIRMED)
     assert retrying(channel).retry(JOB, "failed")
@@ -78,9 +78,9 @@ def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
         retrying(FakeChannel(*[Confirmation.RETURNED] * 3)).retry(JOB, "failed")
 
 
-def test_after_a_missing_confirm_nothing_more_is_published() -> None:
-    """After a confirm has not arrived, each further retry() raises NotConfirmed without publishing, because a late
-    confirm would be taken for that of the next message.
+def test_after_a_missing_confirm_retry_publishes_nothing_more() -> None:
+    """If a confirm did not arrive, every later retry() raises NotConfirmed without publishing, because a late confirm
+    could be mistaken for that of the next message.
     """
     channel = FakeChannel(NotConfirmed("no answer"), Confirmation.CONFIRMED)
     ours = retrying(channel)
@@ -101,17 +101,19 @@ def test_after_a_missing_confirm_nothing_more_is_published() -> None:
         (RetryPolicy(retries=0), [None]),
     ],
 )
-def test_each_retry_waits_twice_as_long_up_to_the_longest_delay(
+def test_the_delay_before_each_retry_doubles_up_to_the_maximum(
     policy: RetryPolicy, seconds: list[float | None]
 ) -> None:
-    """The delay before each retry is twice the last one, up to the maximum, and rounded to milliseconds. There is no
-    delay after the last attempt, and none is shorter than 1 ms.
+    """The delay before each retry is twice the previous one, up to the maximum, and rounded to milliseconds. It is
+    never shorter than 1 ms, and there is none after the last attempt.
     """
     assert [policy.delay(failures) for failures in range(1, len(seconds) + 1)] == seconds
 
 
-def test_after_thousands_of_retries_the_delay_is_still_the_longest() -> None:
-    """A message that has failed very often waits for the maximum delay, however large the doubled delay would be."""
+def test_after_thousands_of_retries_the_delay_is_still_the_maximum() -> None:
+    """A message that has failed thousands of times waits for the maximum delay, however large the doubled delay would
+    be.
+    """
     assert RetryPolicy(retries=10_000).delay(5_000) == 300
 
 
@@ -119,8 +121,8 @@ def test_after_thousands_of_retries_the_delay_is_still_the_longest() -> None:
     ("delay", "name", "milliseconds"), [(1, "1s", 1000), (90, "1m30s", 90_000), (0.25, "250ms", 250)]
 )
 def test_messages_return_from_a_wait_queue_to_their_work_queue(delay: float, name: str, milliseconds: int) -> None:
-    """The wait queue for a retry is durable, dead-letters through the default exchange to the work queue after the
-    delay, and outlives its messages. The dead-letter queue is durable and classic.
+    """The wait queue for a retry is durable, dead-letters its messages to the work queue through the default exchange
+    after the delay, and does not expire before its messages. The dead-letter queue is durable and classic.
     """
     queue = retry_queue("jobs", delay)
     assert (queue.name, queue.durable) == (f"jobs.wait.{name}", True)
@@ -133,9 +135,9 @@ def test_messages_return_from_a_wait_queue_to_their_work_queue(delay: float, nam
     assert dead_letter_queue("jobs") == Queue("jobs.dlq", durable=True)
 
 
-def test_a_message_to_retry_says_why_it_failed_and_where_it_came_from() -> None:
-    """A message that waits for a retry has the number of failed attempts, the error, and its queue and origin in its
-    headers; a notice says when it is tried again.
+def test_a_message_that_waits_for_a_retry_contains_its_history() -> None:
+    """The headers of a message that waits for a retry contain the number of failed attempts, the last error, the queue,
+    and the original exchange and routing key. A notice says when the message is retried.
     """
     channel, notices = FakeChannel(CONFIRMED), list[str]()
     assert retrying(channel, retries=3, notice=notices.append).retry(AGAIN, "exit status 1")
@@ -153,8 +155,8 @@ def test_a_message_to_retry_says_why_it_failed_and_where_it_came_from() -> None:
     ("job", "attempts"), [(JOB, "1 attempt"), (AGAIN, "2 attempts")], ids=["first attempt", "second attempt"]
 )
 def test_a_message_that_failed_for_the_last_time_is_dead_lettered_with_the_reason(job: Delivery, attempts: str) -> None:
-    """After the last attempt, a message is in the dead-letter queue with the reason "retries exhausted", and a notice
-    counts its attempts.
+    """After its last attempt, a message is in the dead-letter queue with the reason "retries exhausted", and a notice
+    says how many attempts there were.
     """
     channel, notices = FakeChannel(CONFIRMED), list[str]()
     assert retrying(channel, retries=0, notice=notices.append).retry(job, "exit status 1") is False
@@ -165,9 +167,9 @@ def test_a_message_that_failed_for_the_last_time_is_dead_lettered_with_the_reaso
     assert notices == [f"message a: exit status 1; dead after {attempts}, now in jobs.dlq"]
 
 
-def test_exit_status_65_dead_letters_at_once() -> None:
-    """A program that ends with 65 rejects its message: it is dead-lettered without a retry. Any other exit status is
-    retried.
+def test_a_program_that_exits_with_65_rejects_its_message() -> None:
+    """If a worker's program exits with 65, its message is dead-lettered without a retry. After any other failure, the
+    message is retried.
     """
     channel = FakeChannel(CONFIRMED, CONFIRMED)
     ours = retrying(channel)
@@ -182,8 +184,8 @@ def test_exit_status_65_dead_letters_at_once() -> None:
 
 @pytest.mark.parametrize("error", [BadData("its headers are too large"), UsageError("its headers are too large")])
 def test_a_message_too_large_for_its_history_is_dead_lettered_without_its_headers(error: Exception) -> None:
-    """A failed message whose headers leave no room for its history is not retried, but dead-lettered; if it does not
-    fit there either, it loses its own headers, and the notice and the last error say so.
+    """If a failed message's headers are too large to add its history, the message is dead-lettered instead of retried.
+    If they are too large even for that, its own headers are removed, and the notice and the last error say so.
     """
     channel, notices = FakeChannel(error, error, CONFIRMED), list[str]()
     assert retrying(channel, retries=2, notice=notices.append).retry(AGAIN, "exit status 1") is False
@@ -198,7 +200,9 @@ def test_a_message_too_large_for_its_history_is_dead_lettered_without_its_header
 
 
 def test_a_message_that_fits_into_the_dead_letter_queue_keeps_its_headers() -> None:
-    """A failed message that is too large for the wait queue only keeps its own headers in the dead-letter queue."""
+    """A failed message that is too large for the wait queue, but not for the dead-letter queue, is dead-lettered with
+    its own headers.
+    """
     channel, notices = FakeChannel(BadData("too large"), CONFIRMED), list[str]()
     assert retrying(channel, retries=2, notice=notices.append).retry(AGAIN, "exit status 1") is False
     assert channel.published[0].properties["headers"]["x"] == 1
@@ -206,15 +210,17 @@ def test_a_message_that_fits_into_the_dead_letter_queue_keeps_its_headers() -> N
 
 
 def test_a_message_that_cannot_be_dead_lettered_stays_in_its_queue() -> None:
-    """If the broker does not take a dead letter, the error names the message and the queue that still has it."""
+    """If the dead-letter queue does not take a message, the error names the message, and the hint names the queue that
+    still contains it.
+    """
     with pytest.raises(NotConfirmed, match=r"'jobs\.dlq' did not take message a: NO_ROUTE") as error:
         retrying(FakeChannel(*[Confirmation.NACKED] * 3)).dead_letter(JOB, "failed")
     assert error.value.hint == "it is still in jobs"
 
 
 def test_a_notice_warns_once_if_a_restart_may_lose_waiting_messages() -> None:
-    """On a broker that cannot dead-letter at least once, messages wait in ordinary queues, and a notice warns that a
-    restart may lose them.
+    """If a broker does not support at-least-once dead-lettering, messages that wait for a retry are held in ordinary
+    queues, and a notice warns once that a restart may lose them.
     """
     channel, notices = FakeChannel(CONFIRMED, CONFIRMED, is_old=True), list[str]()
     ours = retrying(channel, notice=notices.append)

@@ -109,8 +109,8 @@ def test_near_misses_are_sorted_by_similarity() -> None:
 
 @given(pattern=keys, key=keys)
 def test_every_near_miss_has_a_reason(pattern: str, key: str) -> None:
-    """For each binding that `route` lists as nearly matching a routing key, it gives a reason why the binding does not
-    match.
+    """For each binding that `route` lists because it nearly matches a routing key, `route` says why the binding does
+    not match.
     """
     route = topic_route(key, pattern)
     assert bool(route.queues) or all(miss.reason for miss in route.near_misses)
@@ -125,7 +125,7 @@ def test_every_near_miss_has_a_reason(pattern: str, key: str) -> None:
     ],
 )
 def test_a_near_miss_says_which_header_differs(arguments: dict[str, Any], headers: dict[str, Any], reason: str) -> None:
-    """For a headers binding that does not match, `route` names each header that is missing, or has another value or
+    """For a headers binding that does not match, `route` names each header that is missing or has another value or
     type.
     """
     bound = [Binding("h", "q", "", arguments)]
@@ -133,21 +133,23 @@ def test_a_near_miss_says_which_header_differs(arguments: dict[str, Any], header
     assert [miss.reason for miss in route.near_misses] == [reason]
 
 
-def test_a_misspelt_direct_key_is_a_near_miss() -> None:
-    """For a direct exchange, `route` names the binding key that is nearest to a key that matches none."""
+def test_route_names_the_direct_binding_key_most_similar_to_a_misspelt_one() -> None:
+    """If a routing key matches no binding of a direct exchange, `route` names the binding key that is most similar."""
     bound = [Binding("d", "q", key) for key in ("warning", "error", "info")]
     route = Router(Definitions.of([Exchange("d", "direct")], [Queue("q")], bound)).route("d", "warn")
     assert [miss.reason for miss in route.near_misses] == ["the key is 'warn', not 'warning'"]
 
 
-def test_a_misspelt_queue_is_a_near_miss() -> None:
-    """For the default exchange, `route` names the queue that is nearest to a name that does not exist."""
+def test_route_names_the_queue_most_similar_to_a_misspelt_one() -> None:
+    """If a routing key to the default exchange names a queue that does not exist, `route` names the queue with the most
+    similar name.
+    """
     route = Router(Definitions.of([], [Queue("work"), Queue("logs")], [])).route("", "wrok")
     assert [miss.reason for miss in route.near_misses] == ["the key is 'wrok', not 'work'"]
 
 
 def test_a_cycle_of_dead_letter_queues_is_followed_once() -> None:
-    """`route` follows a cycle of two dead-letter queues once, and marks both queues as circular."""
+    """If two queues dead-letter to each other, `route` follows the cycle once, and marks both queues as circular."""
     queues = [
         Queue("work", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "wait"}),
         Queue("wait", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "work"}),
@@ -160,14 +162,16 @@ def test_a_cycle_of_dead_letter_queues_is_followed_once() -> None:
 
 
 def test_arguments_override_policies_in_routes() -> None:
-    """For `route`, an argument of a queue overrides the same setting in a policy; the policy's other settings apply."""
+    """In what `route` shows, an argument of a queue overrides the same setting in a policy. The policy's other settings
+    apply.
+    """
     assert management.with_policy(
         {"x-dead-letter-exchange": "mine"}, {"dead-letter-exchange": "theirs", "alternate-exchange": "rest"}
     ) == {"x-dead-letter-exchange": "mine", "alternate-exchange": "rest"}
 
 
-def test_an_exchange_of_unknown_type_is_named() -> None:
-    """If an exchange has a type that `route` does not know, `route` names the exchange, and lists no queues for it."""
+def test_route_names_an_exchange_of_unknown_type() -> None:
+    """If `route` does not know an exchange's type, it names the exchange, and lists no queues for it."""
     bound = [Binding("h", "q", "1")]
     route = Router(Definitions.of([Exchange("h", "x-consistent-hash")], [Queue("q")], bound)).route("h", "k")
     assert (dict(route.queues), route.unknown) == ({}, ["h"])

@@ -1,4 +1,4 @@
-"""A version of rstream that mqtool cannot use is named before the first connection, with the versions to install."""
+"""If mqtool cannot use the installed rstream, it says so before the first connection, and which versions to install."""
 
 import tomllib
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ def test_a_missing_attribute_of_rstream_is_named(name: str, monkeypatch: pytest.
         _connect()
 
 
-def test_the_hint_names_the_versions_that_mqtool_requires() -> None:
-    """The hint for an rstream that mqtool cannot use names the range of versions in pyproject.toml."""
+def test_the_hint_names_the_versions_of_rstream_that_mqtool_requires() -> None:
+    """If mqtool cannot use the installed rstream, the hint names the range of versions in pyproject.toml."""
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert f"rstream{rstream_private.VERSIONS}" in project["project"]["dependencies"]

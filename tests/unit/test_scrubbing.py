@@ -1,4 +1,4 @@
-"""`scrub`: no value is left unless it is to be kept, and replacements have the shape of the originals."""
+"""`scrub` replaces each value that is not to be kept by another one of the same shape."""
 
 import json
 import re
@@ -45,8 +45,8 @@ def same_shape(before: str, after: str) -> bool:
 
 @given(st.lists(words, min_size=1, max_size=4))
 def test_a_word_is_replaced_by_another_of_the_same_shape(parts: list[str]) -> None:
-    """`scrub` replaces each word by another one with letters and digits in the same places, and equal words by equal
-    ones.
+    """`scrub` replaces each word by another one with letters and digits in the same positions. It replaces equal words
+    by equal ones.
     """
     text = "-_.@ "[len(parts)].join(parts)
     after = PSEUDONYMS.text(text)
@@ -70,8 +70,8 @@ def test_different_words_have_different_replacements(alphabet: str, length: int)
 
 
 @given(st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False))
-def test_a_number_is_replaced_by_one_of_as_many_digits(number: float) -> None:
-    """`scrub` replaces a number by one with as many digits, and an integer of 64 bits by one of 64 bits."""
+def test_a_number_is_replaced_by_another_with_as_many_digits(number: float) -> None:
+    """`scrub` replaces a number by one with as many digits, and a 64-bit integer by a 64-bit integer."""
     text = json.dumps(number)
     after = PSEUDONYMS.number(text)
     assert type(json.loads(after)) is type(number)
@@ -91,7 +91,7 @@ def test_a_uuid_is_replaced_by_a_uuid(given: uuid.UUID) -> None:
 
 @given(st.datetimes(datetime(1900, 1, 1), datetime(2099, 12, 31)))
 def test_a_time_is_replaced_by_another_in_the_same_notation(moment: datetime) -> None:
-    """`scrub` replaces a time by another valid time with the same time zone and length."""
+    """`scrub` replaces a time by another valid time with the same time zone and of the same length."""
     for text in (moment.isoformat(), moment.isoformat(" ", "minutes"), f"{moment.isoformat()}+02:00"):
         after = PSEUDONYMS.text(text)
         assert datetime.fromisoformat(after) != datetime.fromisoformat(text)
@@ -130,8 +130,8 @@ def shape(value: Any) -> Any:
 @settings(max_examples=50)
 @given(st.dictionaries(st.text(max_size=5), values, max_size=4), values, words)
 def test_no_value_is_left_after_scrubbing(headers: dict[str, Any], body: Any, key: str) -> None:
-    """After `scrub`, no word of the headers, ids and body is left; structure, types, timestamp, exchange and queue are
-    unchanged.
+    """After `scrub`, the message contains no word of the original headers, ids and body. Its structure, types,
+    timestamp, exchange and queue are unchanged.
     """
     line = {
         "timestamp": "2026-01-31T12:00:00.000Z", "exchange": "logs", "routing_key": key, "queue": "q",
@@ -163,8 +163,8 @@ def test_equal_values_have_equal_replacements() -> None:
 
 
 def test_keep_and_field_choose_what_is_replaced() -> None:
-    """With --keep, `scrub` leaves the named fields unchanged; with --field, it replaces only the named fields. A
-    routing key that is a queue name is never replaced.
+    """With --keep, `scrub` leaves the named fields unchanged; with --field, it replaces only the named fields. If the
+    routing key is the name of a queue, it is never replaced.
     """
     body = '{"customer": {"email": "ann@example.com", "name": "Ann"}, "items": [{"sku": "AB-1234"}]}'
     death = [{"queue": "jobs", "reason": "rejected", "count": 2, "routing-keys": ["customer.ann"]}]
@@ -193,7 +193,9 @@ def test_keep_and_field_choose_what_is_replaced() -> None:
 
 
 def test_scrubbed_values_keep_their_amqp_types() -> None:
-    """After `scrub`, headers of every AMQP type are valid; a header that mqtool cannot decode is replaced by bytes."""
+    """After `scrub`, headers of every AMQP type are still valid. A header that mqtool cannot decode is replaced by
+    bytes.
+    """
     headers = {
         "raw": {"$bytes": "AAECAw=="}, "price": {"$decimal": "2147483647"}, "when": {"$timestamp": 1767225600},
         "nan": {"$double": "NaN"}, "deep": {"$encoded": "U0dWc2JHOD0="}, "table": {"$table": {"$bytes": "text"}},
@@ -206,15 +208,15 @@ def test_scrubbed_values_keep_their_amqp_types() -> None:
 
 
 @pytest.mark.parametrize("bad", [b"{", b"[]", b'{"body": \xff}', b'{"body_base64": "?"}'])
-def test_an_invalid_line_raises_bad_data(bad: bytes) -> None:
-    """`scrub` raises BadData for a line that is not a valid message in NDJSON."""
+def test_scrub_refuses_a_line_that_is_not_a_message(bad: bytes) -> None:
+    """If a line is not a valid message in NDJSON, `scrub` raises BadData."""
     with pytest.raises(BadData):
         Scrubber(PSEUDONYMS).line(bad, "line 1")
 
 
 def test_headers_that_repeat_x_death_are_replaced() -> None:
-    """`scrub` replaces the values of headers such as x-first-death-queue, because a publisher can write any value into
-    these headers.
+    """`scrub` replaces the values of headers such as x-first-death-queue, because a publisher can set them to any
+    value.
     """
     headers = {f"x-{which}-death-{what}": "Secret1" for which in ("first", "last") for what in ("queue", "reason")}
     line = scrubbed({"version": 1, "body": "", "headers": headers})

@@ -32,8 +32,8 @@ def cut_input(draw: st.DrawFn) -> tuple[bytes, list[bytes | None], bytes]:
 
 @given(cut_input())
 def test_input_is_split_at_delimiters_however_it_arrives(given: tuple[bytes, list[bytes | None], bytes]) -> None:
-    """A publishing command splits its input at each delimiter, whatever pieces the input arrives in, and a delimiter at
-    the end starts no empty message.
+    """A publishing command splits its input at each delimiter, in whatever pieces the input arrives. A delimiter at the
+    end does not start an empty message.
     """
     data, chunks, delimiter = given
     expected = data.split(delimiter)
@@ -44,16 +44,16 @@ def test_input_is_split_at_delimiters_however_it_arrives(given: tuple[bytes, lis
 
 
 @given(cut_input())
-def test_pauses_of_the_input_are_reported(given: tuple[bytes, list[bytes | None], bytes]) -> None:
-    """When its input pauses, a publishing command gets None in place of a message, so that it can process confirms in
-    the meantime.
+def test_pauses_in_the_input_are_reported(given: tuple[bytes, list[bytes | None], bytes]) -> None:
+    """If the input of a publishing command pauses, the command gets None instead of a message, so that it can process
+    confirms in the meantime.
     """
     _, chunks, delimiter = given
     assert list(delimited(iter(chunks), delimiter)).count(None) == chunks.count(None)
 
 
 def test_an_input_line_is_published_as_soon_as_it_is_complete() -> None:
-    """A complete input line, such as one of `tail -f`, is published at once, without waiting for the next line."""
+    """A complete input line, such as a line from `tail -f`, is published at once, without waiting for the next line."""
     pieces = delimited(iter([b"one\ntw", None, b"o\n"]), b"\n")
     assert next(pieces) == b"one"
     assert next(pieces) is None
@@ -75,9 +75,7 @@ def test_an_input_line_is_published_as_soon_as_it_is_complete() -> None:
     ],
 )
 def test_the_headers_of_a_publishing_command_are_text_or_json(text: str, key_and_value: tuple[str, object]) -> None:
-    """In publishing commands, -H key=text sets a header to text, and -H key:=json sets a header to a value of the JSON
-    type.
-    """
+    """In publishing commands, -H key=text sets a header to text, and -H key:=json sets it to a JSON value."""
     assert header(text) == key_and_value
 
 
@@ -91,16 +89,16 @@ def only(words: list[str], options: MessageOptions, addressing: Addressing | Non
     return message
 
 
-def test_words_are_joined_to_one_message() -> None:
-    """Words on the command line are joined by spaces into one message, and their bytes are kept even if they are not
-    UTF-8.
+def test_words_on_the_command_line_are_joined_into_one_message() -> None:
+    """Words on the command line are joined with spaces into one message. Their bytes are kept, even if they are not
+    valid UTF-8.
     """
     assert only(["Hello", "there"], MessageOptions()).body == b"Hello there"
     assert only([os.fsdecode(b"caf\xe9")], MessageOptions()).body == b"caf\xe9"
 
 
 def test_options_set_headers_properties_and_persistence() -> None:
-    """A published message has the headers that -H gives and the properties that --property gives, even a message id;
+    """A published message has the headers that -H sets and the properties that --property sets, even a message id.
     --persistent sets delivery mode 2.
     """
     options = MessageOptions(
@@ -113,8 +111,8 @@ def test_options_set_headers_properties_and_persistence() -> None:
 
 
 def test_unconfirmed_messages_are_saved_before_unread_lines(tmp_path: Path) -> None:
-    """If publishing fails, --failed-to gets the messages that were not confirmed, and after them the lines that were
-    not read yet.
+    """If publishing fails, the messages that were not confirmed are written to --failed-to, followed by the lines that
+    were not yet read.
     """
     lines = tmp_path / "lines"
     lines.write_bytes(b"".join(b"%d\n" % number for number in range(600)))
@@ -130,7 +128,9 @@ def test_unconfirmed_messages_are_saved_before_unread_lines(tmp_path: Path) -> N
 
 
 def test_each_message_has_its_own_id() -> None:
-    """Each published message gets a message id of its own, so that a duplicate after a reconnection is recognizable."""
+    """Each published message gets its own message id, so that a consumer can recognise a duplicate after a
+    reconnection.
+    """
     ids = {only(["x"], MessageOptions()).message_id for _ in range(100)}
     assert len(ids) == 100
 
@@ -144,8 +144,8 @@ def test_each_message_has_its_own_id() -> None:
     ],
 )
 def test_key_pattern_fills_the_routing_key(line: str, key: str) -> None:
-    """The groups of --key-pattern fill the placeholders of the routing key; a group that does not match becomes
-    'unknown'.
+    """The groups of --key-pattern fill the placeholders in the routing key. A group that does not match becomes
+    "unknown".
     """
     import re
 
@@ -154,9 +154,9 @@ def test_key_pattern_fills_the_routing_key(line: str, key: str) -> None:
     assert (message.routing_key, message.body) == (key, line.encode())
 
 
-def test_a_key_from_a_pattern_is_cut_to_255_bytes() -> None:
-    """A routing key from --key-pattern that is over 255 bytes long is cut to that length, and never within a
-    character.
+def test_a_routing_key_from_key_pattern_is_truncated_to_255_bytes() -> None:
+    """A routing key from --key-pattern that is longer than 255 bytes is truncated to at most 255 bytes, but not in the
+    middle of a character.
     """
     import re
 
@@ -171,8 +171,10 @@ def test_words_and_an_input_option_cannot_be_combined() -> None:
         read_messages(asked(["x"], MessageOptions(lines=True)), Addressing(), default=b"")
 
 
-def test_a_line_that_is_too_large_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An input line above the size limit raises BadData before all of it is read; the lines before it are published."""
+def test_an_input_line_that_is_too_large_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An input line above the size limit raises BadData before all of it is read. The lines before it are still
+    published.
+    """
     monkeypatch.setattr(source, "LARGEST", 1 << 20)
     pieces = delimited(iter([b"short\n", *[b"x" * 1000] * 2000]), b"\n")
     assert next(pieces) == b"short"

@@ -6,9 +6,9 @@ from mqtool.spelling import in_time, mistyped
 
 
 @pytest.mark.parametrize("word", ["invoicse", "invoice", "invoicess", "imvoices", "Invoices", "in-voices"])
-def test_a_queue_name_with_one_slip_is_a_misspelling(word: str) -> None:
-    """A queue name counts as a misspelling of an existing one if the two differ in one letter, two swapped letters,
-    case or separators.
+def test_a_queue_name_that_differs_in_one_letter_or_case_is_a_misspelling(word: str) -> None:
+    """A queue name counts as a misspelling of an existing one if the two differ in one letter, in two swapped letters,
+    in case or in separators.
     """
     assert mistyped(word, ["audit", "invoices"]) == "invoices"
 
@@ -19,8 +19,8 @@ def test_a_queue_name_with_one_slip_is_a_misspelling(word: str) -> None:
      ("task", "task_queue"), ("a", "b"), ("in", "on"), ("eu-orders", "us-orders"), ("..", "...")],
 )  # fmt: skip
 def test_a_queue_name_with_another_number_or_word_is_not_a_misspelling(word: str, name: str) -> None:
-    """A queue name does not count as a misspelling of an existing one if they differ in a number, a one-letter word or
-    a whole word, or if they are short.
+    """A queue name does not count as a misspelling of an existing one if the two differ in a number, in a one-letter
+    word or in a whole word, or if they are very short.
     """
     assert mistyped(word, [name]) is None
 
@@ -30,5 +30,7 @@ def test_a_queue_name_with_another_number_or_word_is_not_a_misspelling(word: str
     [(3000, 2.0, "2.0 s (1,500/s)"), (4, 2.5, "2.5 s (1.6/s)"), (1, 10.9, "10.9 s"), (0, 1.0, "1.0 s")],
 )
 def test_a_slow_rate_is_not_printed_as_zero(count: int, seconds: float, printed: str) -> None:
-    """A rate below 10/s is printed with a decimal; one below 0.1/s is left out, since "0/s" would be wrong."""
+    """A rate below 10/s is printed with one decimal place. A rate below 0.1/s is left out, because "0/s" would be
+    wrong.
+    """
     assert in_time(count, seconds) == printed

@@ -55,9 +55,9 @@ def test_an_entry_that_is_not_amqp_1_0_is_the_body(data: bytes) -> None:
         assert data[:2] == b"\x00\x53"
 
 
-def test_an_entry_published_over_amqp_has_its_exchange_and_key() -> None:
-    """A stream entry that was published over AMQP 0-9-1 has the exchange and routing key of RabbitMQ's annotations.
-    Headers that are tables are not stored.
+def test_a_stream_entry_published_over_amqp_0_9_1_has_its_exchange_and_routing_key() -> None:
+    """mqtool reads the exchange and routing key of a stream entry that was published over AMQP 0-9-1 from RabbitMQ's
+    annotations. Headers that are tables are not stored in a stream.
     """
     annotations = {"x-exchange": "logs", "x-routing-key": "kern.error"}
     stored = section(0x72, entries._map(annotations, key=0xA3)) + entries.encode(Message(b"body"))
@@ -94,9 +94,9 @@ def compressed(kind: int, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("compression", range(5))
-def test_a_batch_is_read_as_its_messages(compression: int) -> None:
-    """The messages of a sub-entry batch that another stream client published are read one by one, with each type of
-    compression.
+def test_the_messages_of_a_sub_entry_batch_are_read_one_by_one(compression: int) -> None:
+    """mqtool reads the messages of a sub-entry batch that another stream client has published one by one, with each
+    type of compression.
     """
     chunk = batch_of(compressed(compression, PLAIN), compression)
     assert (chunk.first_offset, chunk.records, [*entries.chunk_entries(chunk)]) == (42, 2, [b"one", b"two"])
@@ -104,8 +104,8 @@ def test_a_batch_is_read_as_its_messages(compression: int) -> None:
 
 @pytest.mark.parametrize("compression", range(5))
 def test_a_batch_larger_than_it_claims_is_skipped(compression: int) -> None:
-    """A stream reader skips a sub-entry batch that unpacks to more bytes than the batch claims, since 100 compressed
-    bytes could become gigabytes.
+    """A stream reader skips a sub-entry batch that unpacks to more bytes than it claims, because 100 compressed bytes
+    could become gigabytes.
     """
     chunk = batch_of(compressed(compression, bytes(1_000_000)), compression, size=100)
     assert [*entries.chunk_entries(chunk)] == [
@@ -124,16 +124,16 @@ def test_a_batch_larger_than_it_claims_is_skipped(compression: int) -> None:
     ],
 )
 def test_an_unreadable_batch_is_skipped_with_its_offsets(chunk: entries.Chunk, reason: str) -> None:
-    """A stream reader skips a sub-entry batch that is damaged or has an unknown compression, counts the batch's
-    offsets, and reports the reason.
+    """A stream reader skips a sub-entry batch that is damaged or has an unknown compression, and reports the reason.
+    The offsets of later messages are still correct.
     """
     [skipped] = entries.chunk_entries(chunk)
     assert isinstance(skipped, entries.Skipped)
     assert (skipped.messages, reason in skipped.reason) == (chunk.records, True)
 
 
-def test_a_damaged_chunk_is_an_error() -> None:
-    """A chunk of a stream with a wrong checksum raises BadData instead of returning messages."""
+def test_a_chunk_with_a_wrong_checksum_raises_an_error() -> None:
+    """If the checksum of a stream's chunk is wrong, decoding the chunk raises BadData instead of returning messages."""
     assert [*entries.chunk_entries(entries.parse_chunk(chunk_of(b"one", b"two")))] == [b"one", b"two"]
     with pytest.raises(BadData, match="checksum"):
         entries.parse_chunk(chunk_of(b"one", damaged=True))
@@ -161,8 +161,10 @@ def test_a_routing_key_selects_the_same_partition_as_in_other_clients() -> None:
     assert {number: partition_of(f"hello{number}", 3) for number in places} == places
 
 
-def test_a_super_stream_is_recognized_by_its_names() -> None:
-    """An exchange counts as a super stream only if all streams bound to it are named after it."""
+def test_an_exchange_is_a_super_stream_if_its_streams_are_named_after_it() -> None:
+    """mqtool considers an exchange a super stream only if streams are bound to it and all of them are named after
+    it.
+    """
     assert is_super_stream("orders", ["orders-0", "orders-1"])
     assert not is_super_stream("logs", ["kept", "logs-0"])
     assert not is_super_stream("orders", [])

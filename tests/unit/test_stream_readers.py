@@ -18,7 +18,7 @@ from mqtool.inspection.queue_details import ReaderOffsets, reader_findings
             ReaderOffsets(range(5_000), {"me": 0}),
             ReaderOffsets(range(6_000), {"me": 0}),
             None,
-        ),  # it may just not have stored yet
+        ),  # may just not have stored its offset yet
         (ReaderOffsets(range(50_000), {"me": None}), ReaderOffsets(range(60_000), {"me": None}), None),
         (ReaderOffsets(range(0), {"me": 9}), ReaderOffsets(range(12, 20), {"me": 9}), "has dropped 2 messages"),
         (ReaderOffsets(range(0), {"me": 9}), ReaderOffsets(range(10, 20), {"me": 9}), None),

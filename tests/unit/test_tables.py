@@ -1,4 +1,4 @@
-"""Field tables and names of received messages can be sent again unchanged, and cannot stop the I/O thread."""
+"""Field tables and names in received messages can be published again unchanged, and cannot break the I/O thread."""
 
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -31,8 +31,8 @@ values = some.recursive(scalars, lambda inner: some.lists(inner) | some.dictiona
 
 @settings(max_examples=40, deadline=None)
 @given(some.dictionaries(names, values, max_size=5))
-def test_a_table_is_decoded_as_it_was_encoded(table: dict[str, object]) -> None:
-    """After encoding and decoding, a field table has the same values, with AMQP types nested in any way."""
+def test_a_field_table_is_decoded_as_it_was_encoded(table: dict[str, object]) -> None:
+    """After encoding and decoding, a field table has the same values, even if they are nested."""
     encoded = CLIENT.encode_table(table)
 
     assert CLIENT.decode_table(encoded) == (table, len(encoded))
@@ -43,7 +43,7 @@ DEEP = [nested(MAX_DEPTH + 1), nested(20_000), nested(450, b"A")]
 
 
 @pytest.mark.parametrize("value", [*AS_THEY_ARE, *DEEP, b"F" + sized(b"?")], ids=lambda value: value[:9].hex())
-def test_a_received_value_is_encoded_to_the_same_bytes(value: bytes) -> None:
+def test_a_received_header_value_is_encoded_to_the_same_bytes(value: bytes) -> None:
     """A received header value is published again byte for byte, even if it is not UTF-8, deeply nested or damaged."""
     table = sized(headers_of((b"h\xff", value), (b"after", b"V")))
     decoded, end = CLIENT.decode_table(table)
@@ -53,8 +53,8 @@ def test_a_received_value_is_encoded_to_the_same_bytes(value: bytes) -> None:
 
 
 def test_a_header_value_that_python_cannot_represent_is_kept() -> None:
-    """A header with a timestamp beyond Python's datetime, such as one in milliseconds by mistake, stays a Timestamp,
-    and a value that is nested too deeply stays encoded.
+    """A header with a timestamp that Python's datetime cannot represent, such as one that is in milliseconds by
+    mistake, is decoded as a Timestamp. A value that is nested too deeply stays encoded.
     """
     table = headers_of((b"ms", b"T" + pack(">q", 1_700_000_000_000_000)), (b"deep", b"A" + sized(nested(MAX_DEPTH))))
     decoded = CLIENT.decode_table(sized(table))[0]
@@ -69,8 +69,8 @@ def test_a_header_value_that_python_cannot_represent_is_kept() -> None:
 
 @given(some.binary(max_size=60))
 def test_random_bytes_never_break_decoding(octets: bytes) -> None:
-    """Any bytes can be decoded as a field table or as properties without an error, and the field after a damaged table
-    is still read.
+    """Any bytes can be decoded as a field table or as properties without an error. The field after a damaged table can
+    still be read.
     """
     assert isinstance(CLIENT.decode_table(octets)[0], dict)
     _, end = CLIENT.decode_table(sized(octets) + short(b"next"))
@@ -79,7 +79,7 @@ def test_random_bytes_never_break_decoding(octets: bytes) -> None:
 
 
 def test_unreadable_properties_become_one_header() -> None:
-    """If a message's properties cannot be decoded, they become one header that contains their bytes."""
+    """If the properties of a message cannot be decoded, they are replaced by one header that contains their bytes."""
     octets = b"\x80\x80" + short(b"text/plain") + b"\xffcut"
     assert decode_properties(octets) == {"headers": {UNREADABLE: octets}}
     damaged = b"\x20\x40" + sized(b"?") + b"\7"
@@ -87,8 +87,8 @@ def test_unreadable_properties_become_one_header() -> None:
 
 
 def test_a_value_without_an_amqp_type_is_an_error() -> None:
-    """Encoding a list that contains itself raises ValueError, and encoding a value without an AMQP type raises
-    NoFieldType.
+    """Encoding a list that contains itself in a field table raises ValueError, and encoding a value without an AMQP
+    type raises NoFieldType.
     """
     endless: list[object] = []
     endless.append(endless)
@@ -99,12 +99,12 @@ def test_a_value_without_an_amqp_type_is_an_error() -> None:
 
 @pytest.mark.parametrize("text", ["1e999999999", "1e-999999999", "9" * 5000, "0." + "1" * 5000, "3e9"])
 def test_a_decimal_that_is_too_large_is_an_error(text: str) -> None:
-    """Encoding a decimal that is too large for AMQP raises an error at once, instead of computing endlessly."""
+    """Encoding a decimal that is too large for AMQP raises an error at once, instead of computing forever."""
     with pytest.raises((OverflowError, StructError)):
         CLIENT.encode_table({"h": Decimal(text)})
 
 
 @pytest.mark.parametrize("text", ["0", "-0.00", "0e99", "1.50", "-2147483648", "21474836.47", "1e9"])
 def test_a_decimal_keeps_its_value(text: str) -> None:
-    """A received decimal header is published again with the same value; only trailing zeros may be dropped."""
+    """A received decimal header is published again with the same value; only trailing zeros may be removed."""
     assert CLIENT.decode_table(CLIENT.encode_table({"h": Decimal(text)}))[0] == {"h": Decimal(text)}

@@ -14,9 +14,9 @@ def lot(*bodies: str) -> list[Delivery]:
     return [Delivery(body.encode(), "", "", "", False, {}, 0) for body in bodies]
 
 
-def test_a_full_buffer_drops_the_oldest_messages_and_counts_them() -> None:
-    """If its reader is slow, a tap drops the oldest messages from its full buffer and counts them; a batch that is
-    larger than the buffer is kept whole.
+def test_a_tap_with_a_slow_reader_drops_the_oldest_messages_and_counts_them() -> None:
+    """If the reader of a tap is slow, so that the tap's buffer is full, the tap drops the oldest messages and counts
+    them. A batch that is larger than the buffer is kept whole.
     """
     buffer = Buffer(3)
     buffer.put(lot("1", "2"))
@@ -31,9 +31,9 @@ def test_a_full_buffer_drops_the_oldest_messages_and_counts_them() -> None:
     assert buffer.empty()
 
 
-def test_an_exchange_that_divides_messages_cannot_be_tapped() -> None:
-    """Tapping a consistent-hash exchange raises UsageError, because the tap's queue would take messages away from the
-    other queues.
+def test_an_exchange_that_distributes_messages_cannot_be_tapped() -> None:
+    """Tapping a consistent-hash exchange raises UsageError, because the tap's queue would receive messages instead of
+    the other queues.
     """
 
     class Api:

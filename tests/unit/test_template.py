@@ -50,13 +50,13 @@ def test_placeholders_of_format_are_filled_once(template: str, text: bytes) -> N
 
 
 def test_headers_in_a_template_are_json() -> None:
-    """The placeholder %h of --format prints the headers as a JSON object."""
+    """The placeholder %h of --format prints a message's headers as a JSON object."""
     assert json.loads(render("%h")) == {"a": "é", "n": 5}
 
 
 @pytest.mark.parametrize("template", ["%", "100%", "%z", "%é", "%B", "% b", "%\n"])
 def test_an_unknown_placeholder_is_a_usage_error(template: str) -> None:
-    """An unknown placeholder in --format raises UsageError, and the hint names the help topic that lists all
+    """An unknown placeholder in --format raises UsageError. The hint names the help topic that lists all
     placeholders.
     """
     with pytest.raises(UsageError, match="unknown place") as caught:

@@ -39,8 +39,8 @@ def with_headers(headers: dict[str, Any], delivery: Delivery = JOB) -> Delivery:
 
 
 def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
-    """A message that is published to another queue keeps its body, id and other properties. It survives a restart,
-    does not expire there, and has no user id, which the broker might refuse.
+    """If mqtool retries or redrives a message, the message keeps its body, id and other properties. It is persistent,
+    does not expire, and has no user id, because the broker could refuse it.
     """
     for message in (failed(JOB, "exit status 1", "other"), redriven(JOB, "other")):
         assert (message.body, message.exchange, message.routing_key) == (b"job", "", "other")
@@ -49,8 +49,8 @@ def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
 
 
 def test_a_failed_message_has_its_history_and_no_headers_of_the_broker() -> None:
-    """The headers of a failed message say how often and why it failed, where it was, and when it first failed. Headers
-    of the broker, and those that ask for copies, are removed.
+    """The headers of a failed message say how often and why it failed, which queue it was in, and when it first failed.
+    The broker's own headers and the headers CC and BCC are removed.
     """
     message = failed(with_headers({**BROKERS, **COPIES, "x": 1}), "exit status 1", "jobs.wait.1s")
     headers = dict(message.properties["headers"])
@@ -70,8 +70,10 @@ def test_a_failed_message_has_its_history_and_no_headers_of_the_broker() -> None
     assert returned.properties["headers"]["mqtool-redrives"] == 2
 
 
-def test_a_redriven_message_looks_as_if_it_had_never_failed() -> None:
-    """A message that is moved back has the headers of its publisher, its origin, and the number of its redrives."""
+def test_a_redriven_message_has_only_its_publishers_headers_its_origin_and_the_number_of_redrives() -> None:
+    """A message that is moved back from a dead-letter queue has the headers that its publisher has set, its original
+    exchange and routing key, and the number of its redrives.
+    """
     ours = {
         "mqtool-attempts": 6, "mqtool-last-error": "no", "mqtool-queue": "jobs", "mqtool-first-failure": FIRST,
         "mqtool-reason": "rejected",
@@ -84,9 +86,9 @@ def test_a_redriven_message_looks_as_if_it_had_never_failed() -> None:
     assert redriven(with_headers(BROKERS), "jobs").properties["headers"] == {"mqtool-redrives": 1}
 
 
-def test_a_message_for_another_broker_keeps_what_its_publisher_wrote() -> None:
-    """A message for another broker keeps its properties, also its expiration. Its user id is removed unless it is that
-    of the login there, and so are headers that ask for copies or count deliveries.
+def test_a_message_for_another_broker_keeps_its_properties() -> None:
+    """A message that is moved to another broker keeps its properties, even its expiration. Its user id is removed
+    unless mqtool logs in as this user there. The headers CC, BCC and x-delivery-count are removed, too.
     """
     message = elsewhere(with_headers({**COPIES, "x-delivery-count": 1, "x": 1}), "other", "me")
     assert (message.body, message.exchange, message.routing_key, message.message_id) == (b"job", "", "other", "a")
@@ -96,7 +98,7 @@ def test_a_message_for_another_broker_keeps_what_its_publisher_wrote() -> None:
 
 
 def test_a_message_is_named_by_its_id_or_the_start_of_its_body() -> None:
-    """Notices name a message by its id, or else by the first 30 characters of its body."""
+    """mqtool's notices name a message by its id or, if it has none, by the first 30 characters of its body."""
     assert name_of(JOB) == "message a"
     long = replace(JOB, body="é".encode() * 100_000, properties={})
     assert name_of(long) == f"a message without id ({'é' * 30!r})"
@@ -104,8 +106,8 @@ def test_a_message_is_named_by_its_id_or_the_start_of_its_body() -> None:
 
 
 def test_the_error_about_a_message_that_was_not_moved_says_where_it_is() -> None:
-    """If a queue does not take a message, the error names both, with the broker's reason, and the hint names the queue
-    where the message still is.
+    """If a queue does not take a message, the error names the queue, the message and the broker's reason. The hint
+    names the queue that still contains the message.
     """
     error = not_taken(JOB, Receipt(Message(b"", "other"), Confirmation.RETURNED, "NO_ROUTE"))
     assert (str(error), error.hint) == ("'other' did not take message a: NO_ROUTE", "it is still in jobs")
@@ -124,7 +126,7 @@ def channel(connect: Callable[[], Channel]) -> Channel:
 
 
 def fill(channel: Channel, count: int, queue: str = "from") -> None:
-    """Put messages with the bodies "0", "1", "2" … into a queue."""
+    """Publish messages with the bodies "0", "1", "2" … into a queue."""
     channel.declare(Queue(queue, durable=True))
     assert all(
         receipt.confirmation is Confirmation.CONFIRMED
@@ -146,7 +148,9 @@ def to(queue: str, *, every: int = 1) -> Callable[[Delivery], Message | None]:
 
 
 def test_all_messages_are_moved_in_order(amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]) -> None:
-    """Moving a queue moves all of its messages, in order, and yields each once it is confirmed. Nothing is left."""
+    """Moving all messages of a queue keeps their order, yields each message once it is confirmed, and leaves the queue
+    empty.
+    """
     fill(channel, 250)
     channel.declare(Queue("to", durable=True))
     source = connect()
@@ -163,8 +167,8 @@ def test_all_messages_are_moved_in_order(amqp_vhost: Vhost, channel: Channel, co
 def test_messages_that_are_not_chosen_stay_in_order(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], kind: str
 ) -> None:
-    """If only some messages are moved, the others are in their queue afterwards, in their order, however many they
-    are; also if they had been requeued before.
+    """If only some messages of a queue are moved, the others are still in the queue afterwards, in their order, however
+    many there are, even if they have been requeued before.
     """
     channel.declare(Queue("from", durable=True, arguments={"x-queue-type": kind}))
     channel.declare(Queue("to", durable=True))
@@ -181,11 +185,11 @@ def test_messages_that_are_not_chosen_stay_in_order(
     assert drained(amqp_vhost, connect(), "from", len(left)) == left
 
 
-def test_a_refused_message_and_those_after_it_stay(
+def test_if_the_other_queue_refuses_a_message_it_and_later_ones_stay(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If the other queue does not take a message, moving ends with an error that names it. Each message is in one of
-    the two queues, in order.
+    """If the other queue refuses a message, moving ends with an error that names the message. Each message is then in
+    one of the two queues, in order.
     """
     fill(channel, 150)
     channel.declare(Queue("to", durable=True, arguments={"x-max-length": 20, "x-overflow": "reject-publish"}))
@@ -200,10 +204,12 @@ def test_a_refused_message_and_those_after_it_stay(
     assert left
 
 
-def test_moving_can_go_on_after_a_refused_message(
+def test_moving_can_continue_after_a_refused_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If the caller wants to go on, messages that could not be moved stay, and the others are moved."""
+    """If a message cannot be moved and the caller wants to continue, the message stays in its queue, and the others are
+    moved.
+    """
     fill(channel, 30)
     channel.declare(Queue("to", durable=True))
     refused = list[str]()
@@ -234,8 +240,8 @@ def test_moving_ends_at_its_limit(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], *, until: Until, every: int, moved: list[int],
     chooses: bool,
 ) -> None:  # fmt: skip
-    """Moving ends after a number of messages was moved or received, or when none has arrived for some time. All others
-    stay in the queue.
+    """Moving ends once a given number of messages was moved or received, or if no message has arrived for a given time.
+    All other messages stay in the queue.
     """
     fill(channel, 10)
     channel.declare(Queue("to", durable=True))
@@ -270,7 +276,9 @@ def test_moving_takes_deliveries_that_arrive_after_the_reply_that_a_queue_is_emp
 
 
 def test_moving_can_be_stopped(amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]) -> None:
-    """If the source is stopped, as by Ctrl-C, moving ends without an error, and each message is in one queue."""
+    """If moving is stopped, for example by Ctrl-C, it ends without an error, and each message is in exactly one
+    queue.
+    """
     fill(channel, 250)
     source, moved = connect(), list[int]()
     for delivery in QueueTransfer(source, None, "from", to("nowhere"), until=Until()):
@@ -282,16 +290,22 @@ def test_moving_can_be_stopped(amqp_vhost: Vhost, channel: Channel, connect: Cal
     assert left
 
 
-def test_a_dropped_message_is_published_nowhere(channel: Channel, connect: Callable[[], Channel]) -> None:
-    """Without a target, the chosen messages are deleted."""
+def test_moving_messages_without_a_target_deletes_them(channel: Channel, connect: Callable[[], Channel]) -> None:
+    """If messages are moved without a target, as `dlq drop` does, the chosen messages are deleted, and the others are
+    kept.
+    """
     fill(channel, 10)
     dropping = QueueTransfer(connect(), None, "from", to("nowhere", every=2), until=Until())
     assert [int(delivery.body) for delivery in dropping] == [0, 2, 4, 6, 8]
     assert channel.depth_of("from") == 5
 
 
-def test_a_limit_counts_dropped_messages(channel: Channel, connect: Callable[[], Channel]) -> None:
-    """Without a target, too, each chosen message is yielded, and no more are deleted than the limit says."""
+def test_a_limit_on_moved_messages_also_applies_without_a_target(
+    channel: Channel, connect: Callable[[], Channel]
+) -> None:
+    """If messages are moved without a target, each chosen message is yielded, and no more messages are deleted than the
+    limit says.
+    """
     fill(channel, 10)
     source = connect()
     dropping = QueueTransfer(source, None, "from", to("nowhere", every=2), until=Until(moved=2))
@@ -303,7 +317,7 @@ def test_a_limit_counts_dropped_messages(channel: Channel, connect: Callable[[],
 def test_messages_that_could_not_be_moved_are_requeued_at_the_end(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """Messages that no queue takes are back in their queue when moving ends, although the channel stays open."""
+    """Messages that no queue takes are back in their queue when moving ends, even if the channel stays open."""
     fill(channel, 3)
     moving = QueueTransfer(connect(), connect(), "from", to("missing"), until=Until(), goes_on=lambda *_: True)
     assert [*moving] == []
@@ -313,7 +327,7 @@ def test_messages_that_could_not_be_moved_are_requeued_at_the_end(
 def test_messages_are_moved_no_faster_than_the_rate(
     monkeypatch: pytest.MonkeyPatch, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """With a rate of 100 per second, each message is moved 10 ms after the last one."""
+    """With a rate of 100 per second, each message is moved 10 ms after the previous one."""
     fill(channel, 5)
     pauses = list[float]()
     sleep = transfer.time.sleep
@@ -330,11 +344,11 @@ def test_messages_are_moved_no_faster_than_the_rate(
     assert max(pauses) <= 0.012  # a pause of less than 2 ms is added to the next one
 
 
-def test_a_queue_that_delivers_nothing_is_an_error(
+def test_moving_ends_with_an_error_if_the_broker_delivers_nothing(
     monkeypatch: pytest.MonkeyPatch, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If a queue has messages, but the broker delivers none, because another consumer is the single active one, moving
-    ends with an error that says so.
+    """If a queue has messages, but the broker delivers none, for example because another consumer is the single active
+    one, moving ends with an error whose hint names the possible causes.
     """
     monkeypatch.setattr(transfer, "_STALLED", 0.3)
     queue = channel.declare(Queue("from", durable=True, arguments={"x-single-active-consumer": True}))
@@ -348,8 +362,8 @@ def test_a_queue_that_delivers_nothing_is_an_error(
     assert channel.depth_of("from") == 1
 
 
-def test_a_message_is_moved_only_if_it_is_confirmed(channel: Channel) -> None:
-    """Moving a single message fails if no queue takes it, so that the caller does not acknowledge it."""
+def test_moving_a_message_fails_unless_a_queue_takes_it(channel: Channel) -> None:
+    """If no queue takes a message, moving it raises NotMoved, so that the caller does not acknowledge it."""
     channel.declare(Queue("to", durable=True))
     move(channel, JOB, Message(b"x", "to", ""))
     with pytest.raises(NotMoved, match="'missing' did not take message a"):
@@ -446,8 +460,8 @@ class Source:
 def test_waiting_for_requeued_messages_ends_when_they_are_ready_or_after_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Waiting for a queue's messages ends as soon as the queue reports them, and otherwise after the given time. The
-    queue is asked every 10 ms.
+    """Waiting for requeued messages ends as soon as the queue reports them as ready, or else after the given time.
+    mqtool asks for the number of ready messages every 10 ms.
     """
     source = Source(monkeypatch)
     source.ready = 3
@@ -457,9 +471,9 @@ def test_waiting_for_requeued_messages_ends_when_they_are_ready_or_after_a_time(
     assert source.pauses == [0.01] * 5
 
 
-def test_idle_time_counts_from_the_last_message_while_confirms_are_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an idle time of one second, moving ends one second after the last message has arrived. The time in which
-    messages were confirmed is part of that second.
+def test_idle_time_includes_the_time_of_waiting_for_confirms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an idle time of one second, moving ends one second after the last message has arrived, even if confirms were
+    awaited during that second.
     """
     source = Source(monkeypatch, 0.0, 0.9, 1.8, 2.9)
     assert source.moves(Until(idle=1.0)) == [1, 2, 3]
@@ -467,15 +481,15 @@ def test_idle_time_counts_from_the_last_message_while_confirms_are_awaited(monke
 
 
 def test_moving_ends_at_once_when_the_queue_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the queue reports no ready messages, moving ends without waiting for more."""
+    """If the queue reports no ready messages, moving ends without waiting for more messages."""
     source = Source(monkeypatch, 0.0, 0.5)
     assert source.moves(Until()) == [1]
-    assert source.now == 0.25  # until the confirm
+    assert source.now == 0.25  # the time of the confirm
 
 
-def test_the_broker_delivers_no_more_than_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If every message is moved, up to a limit, the consumer has that limit. If some are chosen, it has none. At most
-    100 messages are on their way.
+def test_the_consumer_receives_no_more_messages_than_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If all messages are moved, up to a limit, the consumer receives no more than the limit. If only some are chosen,
+    the consumer has no limit. At most 100 messages are prefetched.
     """
     every, some = Source(monkeypatch, 0.0, 0.0), Source(monkeypatch, 0.0, 0.0)
     for source, chooses in ((every, False), (some, True)):
@@ -489,9 +503,9 @@ def test_the_broker_delivers_no_more_than_are_moved(monkeypatch: pytest.MonkeyPa
 def test_all_requeued_messages_are_received_if_some_are_held(
     monkeypatch: pytest.MonkeyPatch, requeued: int, *, chooses: bool, left: int
 ) -> None:
-    """A quorum queue delivers requeued messages first. If moving ends among them, and may hold some, the rest of them
-    is received and held, up to the first message that was not requeued, so that all keep their order. Otherwise, no
-    more messages are received.
+    """A quorum queue delivers requeued messages first. If moving ends among them and may hold some of them, mqtool also
+    receives and holds the others, up to the first message that was not requeued, so that all keep their order.
+    Otherwise, it receives no more messages.
     """
     source = Source(monkeypatch, 0.0, 0.0, 0.2, 0.25, 0.25, requeued=requeued)
     assert source.moves(Until(moved=1), chooses=chooses) == [1]
@@ -500,8 +514,8 @@ def test_all_requeued_messages_are_received_if_some_are_held(
 
 
 def test_held_messages_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Held messages are requeued batch by batch, and after some batches, the next ones wait until the queue has
-    reported the earlier ones as ready. A quorum queue could otherwise change their order.
+    """mqtool requeues held messages in batches. After a few batches, it waits until the queue reports the requeued
+    messages as ready, because a quorum queue could otherwise change their order.
     """
     monkeypatch.setattr(transfer, "AT_ONCE", 2)
     monkeypatch.setattr(transfer, "_BATCHES", 2)
@@ -510,8 +524,10 @@ def test_held_messages_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.
     assert source.given_back == [([2, 4], 0), ([6], 4), ([7], 6)]
 
 
-def test_an_error_while_messages_are_held_is_raised_if_the_connection_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the connection is lost, the broker requeues the held messages, and moving ends with the connection's error."""
+def test_a_connection_that_is_lost_while_messages_are_held_raises_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the connection is lost while messages are held, moving ends with the connection's error. The broker then
+    requeues these messages.
+    """
     monkeypatch.setattr(transfer, "AT_ONCE", 1)
     source = Source(monkeypatch, 0.0, 0.0)
 

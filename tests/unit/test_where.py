@@ -157,8 +157,8 @@ def test_a_false_condition_does_not_select_the_message(text: str) -> None:
         ("not " * 100_000, 160, "nested too deeply"),
     ],
 )
-def test_an_invalid_condition_is_reported_with_its_column(text: str, column: int, what: str) -> None:
-    """An invalid `--where` condition raises BadExpression with the column of the mistake and a hint."""
+def test_an_invalid_condition_is_reported_with_the_column_of_the_mistake(text: str, column: int, what: str) -> None:
+    """An invalid `--where` condition raises a BadExpression error that gives the column of the mistake and a hint."""
     with pytest.raises(BadExpression, match=re.escape(what)) as error:
         where.parse(text)
     assert error.value.column == column
@@ -182,7 +182,7 @@ def test_an_invalid_condition_is_reported_with_its_column(text: str, column: int
         ("queue~'('", "not a valid regular expression: ", "put it in quotes"),
     ],
 )
-def test_an_invalid_condition_is_explained(text: str, message: str, hint: str) -> None:
+def test_the_hint_for_an_invalid_condition_says_what_to_write_instead(text: str, message: str, hint: str) -> None:
     """The error about an invalid `--where` condition names the mistake and the condition, and the hint says what to
     write instead.
     """
@@ -193,16 +193,18 @@ def test_an_invalid_condition_is_explained(text: str, message: str, hint: str) -
 
 
 def test_the_error_about_a_missing_and_points_at_the_word_after_it() -> None:
-    """The error about a missing `and` in a `--where` condition points at the word before which `and` is missing, not at
-    the parenthesis.
+    """The error about a missing `and` in a `--where` condition points at the word in front of which `and` is missing,
+    not at the parenthesis.
     """
     with pytest.raises(BadExpression) as error:
         where.parse("(queue=a b)")
     assert error.value.column == 10
 
 
-def test_an_unknown_field_lists_the_fields_that_exist() -> None:
-    """If a `--where` condition names an unknown field that resembles no other, the hint lists all fields, sorted."""
+def test_the_hint_for_an_unknown_field_lists_the_existing_fields() -> None:
+    """If a `--where` condition names an unknown field, and no field has a similar name, the hint lists all fields in
+    alphabetical order.
+    """
     with pytest.raises(BadExpression) as error:
         where.parse("whatever=1", frozenset({"name", "state", "messages"}))
     assert error.value.hint == "one of messages, name, state"
@@ -224,13 +226,15 @@ def test_an_unknown_field_lists_the_fields_that_exist() -> None:
     ],
 )
 def test_a_size_is_a_number_of_bytes(size: str, bytes_: int) -> None:
-    """In a `--where` condition, 1 kB is 1,000 bytes and 1 KiB is 1,024; a size is compared exactly, to the byte."""
+    """In a `--where` condition, 1 kB is 1,000 bytes, and 1 KiB is 1,024 bytes. Sizes are compared to the byte."""
     condition = where.parse(f"size={size}")
     assert [condition.matches({"size": bytes_ + off}) for off in (-1, 0, 1)] == [False, True, False]
 
 
 def test_a_duration_is_compared_in_seconds() -> None:
-    """In a `--where` condition such as `headers.age>5s`, a duration is compared with a number of seconds."""
+    """In a `--where` condition such as `headers.age>5s`, mqtool compares the duration with the header's value as a
+    number of seconds.
+    """
     assert where.parse("headers.age=5s").matches({"headers": {"age": 5}})
     assert where.parse("headers.age>=2m").matches({"headers": {"age": 120}})
     assert not where.parse("headers.age>=2m").matches({"headers": {"age": 119}})
@@ -238,21 +242,23 @@ def test_a_duration_is_compared_in_seconds() -> None:
 
 @pytest.mark.parametrize("value", ["5s", "1kB", "2026-01-31", "2026-13-45", "3"])
 def test_a_value_that_looks_like_a_number_also_equals_its_text(value: str) -> None:
-    """In a `--where` condition, a value that looks like a size, a duration, a time or a number, such as 5s, also
-    matches a header with this text.
+    """In a `--where` condition, a value that looks like a number, size, duration or time, such as 5s, also matches a
+    header that contains this text.
     """
     assert where.parse(f"headers.h={value}").matches({"headers": {"h": value}})
 
 
 def test_large_integers_are_compared_exactly() -> None:
-    """A `--where` condition does not confuse two integers that differ only beyond the precision of a float."""
+    """A `--where` condition distinguishes two large integers even if they would be the same as floats."""
     condition = where.parse("headers.id=9007199254740993")
     assert condition.matches({"headers": {"id": 9007199254740993}})
     assert not condition.matches({"headers": {"id": 9007199254740992}})
 
 
-def test_a_timestamp_without_a_zone_is_in_utc() -> None:
-    """A `--where` condition takes a header's time without a zone as UTC, and converts one with a zone."""
+def test_a_timestamp_without_a_time_zone_is_in_utc() -> None:
+    """For a `--where` condition, a timestamp in a header that has no time zone is in UTC, and a timestamp with a time
+    zone is converted.
+    """
     condition = where.parse("headers.when=2026-01-31T12:00Z")
     zone = timezone(timedelta(hours=5))
     assert condition.matches({"headers": {"when": datetime(2026, 1, 31, 12)}})
@@ -261,8 +267,8 @@ def test_a_timestamp_without_a_zone_is_in_utc() -> None:
 
 
 def test_each_attribute_of_a_delivery_can_be_tested() -> None:
-    """A `--where` condition may test every attribute of a delivery, from exchange to body, and the time of arrival in
-    UTC.
+    """A `--where` condition can test every attribute of a delivery, from its exchange to its body, and the time at
+    which it arrived, in UTC.
     """
     delivery = Delivery(
         b"b", "ex", "rk", "q", redelivered=True, properties={"headers": {"h": 1}, "type": "t"}, delivery_tag=1
@@ -297,7 +303,7 @@ def test_a_condition_sees_a_missing_exchange_key_or_headers_as_empty() -> None:
 
 
 def test_a_condition_knows_its_text_and_its_fields() -> None:
-    """A parsed `--where` condition has its text and the names of its fields, so that callers need to fetch only these
+    """A parsed `--where` condition has its text and the names of its fields, so that the caller can fetch only these
     fields.
     """
     condition = where.parse("headers.x=1 and (queue=a or not message-id)")
@@ -308,23 +314,23 @@ def test_a_condition_knows_its_text_and_its_fields() -> None:
 
 @pytest.mark.parametrize("value", ["'X'", "X-1", '"a" or queue="X"'])
 def test_a_quoted_value_ends_at_the_next_quote(value: str) -> None:
-    """In a `--where` condition, a quoted value ends at the next quote of the same kind, and a value without quotes may
-    begin with any letter.
+    """In a `--where` condition, a quoted value ends at the next quotation mark of the same kind. A value without
+    quotation marks can begin with any letter.
     """
     record = {"queue": "X-1" if value == "X-1" else "X"}
     assert where.parse(f"queue={value}").matches(record)
 
 
-def test_a_decimal_is_searched_as_it_is_written() -> None:
+def test_a_regular_expression_sees_all_digits_of_a_decimal() -> None:
     """A regular expression in a `--where` condition is matched against all digits of a decimal header, including
     trailing zeros.
     """
     assert where.parse("headers.price~'^1[.]50$'").matches({"headers": {"price": Decimal("1.50")}})
 
 
-def test_a_condition_tests_a_line_of_ndjson() -> None:
-    """A `--where` condition selects recorded messages, even by a body in base64 and by headers of types that JSON does
-    not have.
+def test_a_condition_can_test_recorded_messages() -> None:
+    """A `--where` condition can test recorded messages, even a body in base64 and headers whose types JSON does not
+    have.
     """
     line = {
         "timestamp": "2026-01-31T12:00:00.000Z",
@@ -341,16 +347,18 @@ def test_a_condition_tests_a_line_of_ndjson() -> None:
         assert where.parse(text).matches(line)
 
 
-def test_a_condition_tests_a_message_to_be_published() -> None:
-    """A `--where` condition can test a message before it is published, when it has no timestamp and no queue yet."""
+def test_a_condition_can_test_a_message_before_it_is_published() -> None:
+    """A `--where` condition can test a message before it is published. The message then has neither a timestamp nor a
+    queue.
+    """
     record = where.of_message(Message(b"x", "key", None, {"headers": {"n": 1}, "type": "t"}, "m-1"))
     assert where.parse("routing_key=key and message_id=m-1 and type=t and headers.n=1 and body=x").matches(record)
     assert not where.parse("timestamp or queue").matches(record)
 
 
 def test_a_condition_on_a_list_may_name_only_its_columns() -> None:
-    """A condition on a list raises BadExpression if it names a field that is not a column of the list. If the columns
-    are unknown, a condition may name any field.
+    """If a condition on a list names a field that is not a column of the list, it raises BadExpression. If the columns
+    are unknown, the condition can name any field.
     """
     columns = frozenset({"name", "messages_ready"})
     assert where.parse("messages-ready>0", columns).matches({"name": "q", "messages_ready": 1})
@@ -367,7 +375,7 @@ _HOSTILE = [
 
 @pytest.mark.parametrize("body", _HOSTILE, ids=range(len(_HOSTILE)))
 def test_a_condition_never_fails_on_a_hostile_body(body: bytes) -> None:
-    """A hostile body, such as deeply nested JSON, does not match a `--where` condition and raises no error."""
+    """A hostile body, such as deeply nested JSON, does not match a `--where` condition, and raises no error."""
     record = {**RECORD, "body": body}
     for text in ("body.user.id=17", "body.user.id>17", "body.user.id~x", "body.0.0.0.0", "body.user.id<a", "body~Ann"):
         assert not where.parse(text).matches(record)
@@ -386,7 +394,7 @@ _TESTS = [
 
 
 @given(_VALUES)
-def test_a_condition_never_fails_on_a_value(value: Any) -> None:
+def test_a_condition_never_fails_whatever_a_message_contains(value: Any) -> None:
     """Whatever a header, property or body contains, testing a `--where` condition raises no error."""
     for test in _TESTS:
         test.matches({"headers": {"h": value}, "body": value, "properties": {"message_id": value}, "timestamp": value})
@@ -394,7 +402,9 @@ def test_a_condition_never_fails_on_a_value(value: Any) -> None:
 
 @given(st.text(alphabet="abz()'\".=~!<> \n\0é1") | st.text())
 def test_any_text_is_a_condition_or_an_error_with_a_column(text: str) -> None:
-    """Random text is either a valid `--where` condition or raises BadExpression with a column of the text."""
+    """Any text is either a valid `--where` condition, or raises a BadExpression error that gives a column within the
+    text.
+    """
     columns = [1]
     try:
         where.parse(text).matches(RECORD)

@@ -44,7 +44,7 @@ def shell(script: str, *, timeout: float | None = None) -> RunnerRequest:
 
 
 def test_a_programs_end_is_noticed_without_pidfd_open(runner: Runner) -> None:
-    """Without pidfd_open(), `worker --exec` still learns a program's output, and its exit code or the signal that ended
+    """Without pidfd_open(), `worker --exec` still gets a program's output, and its exit status or the signal that ended
     it.
     """
     ending = runner.run(shell("cat; echo problem >&2; exit 3"))
@@ -52,20 +52,24 @@ def test_a_programs_end_is_noticed_without_pidfd_open(runner: Runner) -> None:
     assert runner.run(shell("kill -9 $$")).status == 137
 
 
-def test_a_program_is_killed_after_its_time_without_pidfd_open(runner: Runner) -> None:
-    """Without pidfd_open(), `worker --exec` still kills a program that runs too long."""
+def test_a_program_is_killed_at_its_timeout_without_pidfd_open(runner: Runner) -> None:
+    """Without pidfd_open(), `worker --exec` still kills a program that exceeds its timeout."""
     ending = runner.run(shell("exec sleep 60", timeout=0.05))
     assert (ending.status, ending.timed_out) == (137, 0.05)
 
 
-def test_memory_is_kept_without_malloc_trim(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without glibc's malloc_trim(), the embedded broker leaves freed memory to the C library, and raises no error."""
+def test_without_malloc_trim_freed_memory_is_left_to_the_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without glibc's malloc_trim(), the embedded broker leaves freed memory to the C library, and no error is
+    raised.
+    """
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     main._return_memory()
 
 
-def test_the_broker_checks_no_memory_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without /proc, the embedded broker cannot look up its memory use, and returns no freed memory to the system."""
+def test_without_proc_the_broker_returns_no_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc, the embedded broker cannot look up its memory use, so it does not return freed memory to the
+    system.
+    """
     monkeypatch.setattr(main, "_STATM", MISSING)
     returned = Mock()
     monkeypatch.setattr(main, "_return_memory", returned)
@@ -82,11 +86,11 @@ def test_the_broker_checks_no_memory_without_proc(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("platform", "unit"), [("darwin", 1), ("freebsd14", 1024)])
-def test_the_reported_memory_is_the_highest_without_proc(
+def test_without_proc_the_management_api_reports_the_peak_memory_use(
     monkeypatch: pytest.MonkeyPatch, platform: str, unit: int
 ) -> None:
-    """Without /proc, the management API reports the most memory that the broker has ever used, whether the system
-    counts bytes, as macOS does, or kilobytes.
+    """Without /proc, the management API reports the broker's peak memory use in bytes, whether the system counts in
+    bytes, as macOS does, or in kilobytes.
     """
     monkeypatch.setattr(node_routes, "_STATM", MISSING)
     monkeypatch.setattr(sys, "platform", platform)
@@ -94,9 +98,11 @@ def test_the_reported_memory_is_the_highest_without_proc(
     assert node_routes.resident_bytes() == 50_000 * unit
 
 
-def test_a_duplicate_waits_for_a_living_process_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without /proc, `worker --deduplicate` lets a duplicate wait while the process that handles the message runs. If
-    that process has ended, the message is handled again.
+def test_without_proc_a_duplicate_waits_while_the_other_process_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without /proc, `worker --deduplicate` makes a duplicate wait while the process that handles the message runs. If
+    that process has ended, the worker handles the message.
     """
     monkeypatch.setattr(deduplication, "_PROC", MISSING)
     assert deduplication._process_name(os.getpid()) == str(os.getpid())
@@ -114,7 +120,9 @@ def test_a_duplicate_waits_for_a_living_process_without_proc(monkeypatch: pytest
     assert second.begin(key) is None
 
 
-def test_a_benchmark_client_that_cannot_tell_how_long_it_waited_says_0(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_schedstat_a_bench_client_reports_that_it_never_waited_for_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Without /proc/self/schedstat, a `bench` client reports that it waited 0 s for a CPU."""
     monkeypatch.setattr(client_process, "_WAITED", MISSING)
     now = CpuTime.now()
@@ -123,8 +131,8 @@ def test_a_benchmark_client_that_cannot_tell_how_long_it_waited_says_0(monkeypat
 
 
 def test_bench_reports_memory_from_the_management_api_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without /proc, `bench` reports no CPU time of the broker, and the memory use that the broker's management API
-    reports.
+    """Without /proc, `bench` takes the broker's memory use from the management API, and reports no CPU time of the
+    broker.
     """
     monkeypatch.setattr(run, "_PROC", MISSING)
     api = Mock(Management)
@@ -139,7 +147,7 @@ class MacPipe:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reader, self.writer = os.pipe()
-        self._lock = threading.Lock()  # the reader leaves at one moment, as a process does, not in two steps
+        self._lock = threading.Lock()  # closes both ends at once, as a process that ends does
         self._ioctl, self._fstat = fcntl.ioctl, os.fstat
         monkeypatch.setattr(delivery_writer, "STDOUT", self.writer)
         monkeypatch.setattr(delivery_writer, "_FORGETS", True)
@@ -165,8 +173,8 @@ class MacPipe:
 
 
 def test_on_macos_receive_waits_until_the_reader_has_read_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On macOS, where FIONREAD does not count unread bytes at the writing end of a pipe, mqtool still waits until the
-    reader has read a message.
+    """On macOS, where FIONREAD does not count the unread bytes at the writing end of a pipe, `receive` still waits
+    until the reader has read a message.
     """
     pipe = MacPipe(monkeypatch)
     os.write(pipe.writer, b"one\n")
@@ -181,8 +189,8 @@ def test_on_macos_receive_waits_until_the_reader_has_read_a_message(monkeypatch:
 
 
 def test_on_macos_receive_notices_that_the_reader_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On macOS, if the reader closes the pipe before it has read a message, mqtool raises ReaderGone instead of
-    counting the message as read.
+    """On macOS, if the reader closes the pipe before it has read a message, `receive` raises ReaderGone, and does not
+    count the message as read.
     """
     pipe = MacPipe(monkeypatch)
     os.write(pipe.writer, b"one\n")

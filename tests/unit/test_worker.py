@@ -21,7 +21,7 @@ def job(tag: int, message_id: str | None = None, **headers: object) -> Delivery:
 
 
 class FakeChannel:
-    """Delivers the given messages, and keeps the tags of those that are acknowledged.
+    """Delivers the given messages, and records the tags of those that are acknowledged.
 
     Args:
         error: raised after the last delivery.
@@ -103,7 +103,9 @@ def handled(tmp_path: Path) -> HandledMessages:
 
 @pytest.mark.parametrize("deduplicates", [True, False])
 def test_a_message_is_acknowledged_once_its_program_has_ended(handled: HandledMessages, *, deduplicates: bool) -> None:
-    """A message that is done, will be retried or was dead-lettered is acknowledged, and counted."""
+    """Once a message's program has succeeded, or the message was moved to a wait queue or a dead-letter queue, the
+    worker acknowledges and counts it.
+    """
     channel = FakeChannel(job(1, "a"), job(2, "b"), job(3, "c"), job(4))
     program = Job({2: Ending(1), 3: Ending(65)})
     worker, work = working(channel, program, handled if deduplicates else None)
@@ -119,8 +121,8 @@ def test_a_message_is_acknowledged_once_its_program_has_ended(handled: HandledMe
 def test_a_message_that_could_not_be_moved_is_not_acknowledged(
     handled: HandledMessages, message_id: str | None
 ) -> None:
-    """If a failed message cannot be moved to its wait queue, it is not acknowledged, and the worker ends with the
-    error. Its claim is released, so that the next worker handles it.
+    """If a failed message cannot be moved to its wait queue, the worker does not acknowledge it, and ends with the
+    error. With `--deduplicate`, the next worker can then handle the message.
     """
     channel = FakeChannel(job(1, message_id), job(2))
     worker, work = working(channel, Job({1: Ending(1)}, moves=False), handled)
@@ -132,8 +134,8 @@ def test_a_message_that_could_not_be_moved_is_not_acknowledged(
 
 @pytest.mark.parametrize("status", [126, 127])
 def test_a_program_that_cannot_be_run_ends_the_worker(handled: HandledMessages, status: int) -> None:
-    """If the program cannot be run, the worker ends, and the message stays in its queue. A program that was killed
-    after its time limit is not such a program, whatever its status.
+    """If the program cannot be run (exit status 126 or 127), the worker ends, and the message stays in its queue. This
+    does not apply to a program that was killed at its timeout, whatever its exit status.
     """
     channel = FakeChannel(job(1, "a"), job(2, "b"))
     _, work = working(channel, Job({1: Ending(status, timed_out=1.0), 2: Ending(status)}), handled)
@@ -144,11 +146,12 @@ def test_a_program_that_cannot_be_run_ends_the_worker(handled: HandledMessages, 
 
 
 @pytest.mark.parametrize("deduplicates", [True, False])
-def test_a_delivery_that_was_lost_is_neither_moved_nor_acknowledged(
+def test_a_message_whose_connection_was_lost_is_neither_moved_nor_acknowledged(
     handled: HandledMessages, *, deduplicates: bool
 ) -> None:
-    """If the connection was lost while the program ran, the broker delivers the message again: it is not acknowledged,
-    moved or counted, and the user is told. If its program succeeded, the store knows that it is done.
+    """If the connection is lost while a message's program runs, the worker neither acknowledges, moves nor counts the
+    message, because the broker redelivers it; a notice says so. With `--deduplicate`, a program that succeeded does not
+    run again.
     """
     channel, notices = FakeChannel(job(1, "a"), job(2, "b"), job(3, "c")), list[str]()
     channel.lost = {1, 2}
@@ -165,8 +168,9 @@ def test_a_delivery_that_was_lost_is_neither_moved_nor_acknowledged(
 
 
 def test_a_duplicate_is_acknowledged_without_running_its_program(handled: HandledMessages) -> None:
-    """A copy of a message that was done or dead-lettered is acknowledged, its program does not run, and a notice says
-    what became of the message. A dead letter that was moved back is handled again, and so is one that was retried.
+    """With `--deduplicate`, the worker acknowledges a copy of a message that was done or dead-lettered without running
+    the program, and a notice says why. It runs the program for a dead letter that was moved back and for a message that
+    was retried.
     """
     program = Job({2: Ending(65), 3: Ending(1)})
     working(FakeChannel(job(1, "a"), job(2, "b"), job(3, "c")), program, handled)[1]()
@@ -186,8 +190,8 @@ def test_a_duplicate_is_acknowledged_without_running_its_program(handled: Handle
 
 
 def test_a_worker_can_be_stopped_while_another_one_handles_a_copy(handled: HandledMessages) -> None:
-    """A worker that waits for another one, which handles a copy of its message, ends when it is stopped. Its message
-    is not acknowledged.
+    """If a worker waits because another worker handles a copy of its message, it ends when it is stopped, and does not
+    acknowledge the message.
     """
     channel, program = FakeChannel(job(1, "a")), Job({})
     handled.begin(MessageKey(channel.cluster, "jobs", "a"))
@@ -198,8 +202,8 @@ def test_a_worker_can_be_stopped_while_another_one_handles_a_copy(handled: Handl
     assert (channel.acknowledged, program.ran, worker.counts) == ([], [], {})
 
 
-def test_up_to_n_programs_run_at_once() -> None:
-    """With a concurrency of 3, three programs run at once, and in_hand counts them."""
+def test_with_a_concurrency_of_3_three_programs_run_at_once() -> None:
+    """With a concurrency of 3, a worker runs three programs at once, and reports that it is handling three messages."""
     together, seen = threading.Barrier(3, timeout=20), list[int]()
     channel = FakeChannel(*(job(tag) for tag in range(1, 7)))
 
@@ -217,9 +221,9 @@ def test_up_to_n_programs_run_at_once() -> None:
     assert worker.in_hand == 0
 
 
-def test_programs_that_run_finish_before_the_worker_ends_with_an_error() -> None:
-    """If handling one message fails, programs that are already running finish, their messages are acknowledged, and
-    the worker ends with the first error.
+def test_running_programs_finish_before_the_worker_ends_with_an_error() -> None:
+    """If handling a message raises an error, programs that are already running finish, and their messages are
+    acknowledged. Then the worker ends with the first error.
     """
     failed, channel = threading.Event(), FakeChannel(job(1), job(2), job(3))
 
@@ -239,7 +243,7 @@ def test_programs_that_run_finish_before_the_worker_ends_with_an_error() -> None
 
 
 def test_a_lost_channel_ends_the_worker_at_once() -> None:
-    """If the channel is lost, the worker raises its error without waiting for programs that run."""
+    """If the channel is lost, the worker raises the channel's error without waiting for running programs."""
     never = threading.Event()
     channel = FakeChannel(job(1), error=Unavailable("the queue was deleted"))
 

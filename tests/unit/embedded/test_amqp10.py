@@ -71,13 +71,13 @@ _STORED = (
 )
 
 
-def test_a_message_is_stored_as_rabbitmq_stores_it() -> None:
-    """A message published to a stream over AMQP 0-9-1 is stored as the same bytes as by RabbitMQ 3.10.8."""
+def test_a_stream_stores_the_same_bytes_of_a_message_as_rabbitmq() -> None:
+    """A message published to a stream over AMQP 0-9-1 is stored as the same bytes as in RabbitMQ 3.10.8."""
     assert encode(MessageProperties.of(_FIELDS), b"hello", "", "s1") == _STORED
 
 
 def test_a_stored_message_is_decoded_with_all_its_properties() -> None:
-    """A message that is read from a stream has the body, exchange, routing key and properties with which it was
+    """A message that is read from a stream has the same body, exchange, routing key and properties as when it was
     published.
     """
     found = decode(_STORED)
@@ -86,8 +86,8 @@ def test_a_stored_message_is_decoded_with_all_its_properties() -> None:
     assert found.properties.fields() == _FIELDS
 
 
-def test_tables_and_arrays_are_dropped_from_the_headers_as_rabbitmq_does() -> None:
-    """As in RabbitMQ, a message that is stored in a stream loses its headers that are tables or arrays."""
+def test_tables_and_arrays_are_removed_from_the_headers_of_a_message_in_a_stream() -> None:
+    """When a message is stored in a stream, headers that are tables or arrays are removed, as in RabbitMQ."""
     headers = encode_table({"x-death": [{"count": 1}], "t": {"a": 1}, "kept": "yes"})
 
     found = decode(encode(MessageProperties.of({"headers": headers}), b"", "e", "k"))
@@ -104,8 +104,8 @@ def test_tables_and_arrays_are_dropped_from_the_headers_as_rabbitmq_does() -> No
     ],
 )
 def test_an_id_that_is_not_a_string_has_its_type_in_a_header(identifier: bytes, message_id: str, kind: str) -> None:
-    """A message id of type uuid, ulong or binary is delivered over AMQP 0-9-1 as text, with the type of the id in the
-    header x-message-id-type.
+    """A message id of type uuid, ulong or binary is delivered over AMQP 0-9-1 as text, and the header x-message-id-type
+    contains its type.
     """
     found = decode(b"\x00Ss\xc0" + bytes((len(identifier) + 1, 1)) + identifier + b"\x00Su\xa0\x01x")
 
@@ -114,8 +114,8 @@ def test_an_id_that_is_not_a_string_has_its_type_in_a_header(identifier: bytes, 
 
 
 def test_an_amqp_1_0_header_becomes_delivery_mode_priority_and_expiration() -> None:
-    """The fields durable, priority and ttl of an AMQP 1.0 header become delivery mode, priority and expiration over
-    AMQP 0-9-1.
+    """The fields durable, priority and ttl of an AMQP 1.0 header are delivered over AMQP 0-9-1 as delivery mode,
+    priority and expiration.
     """
     found = decode(b"\x00Sp\xc0\x06\x03AP\x05R\x64" + b"\x00Su\xa0\x01x")
 
@@ -123,14 +123,14 @@ def test_an_amqp_1_0_header_becomes_delivery_mode_priority_and_expiration() -> N
     assert (properties.delivery_mode, properties.priority, properties.expiration) == (2, 5, "100")
 
 
-def test_several_data_sections_are_joined_to_one_body() -> None:
+def test_several_data_sections_are_joined_into_one_body() -> None:
     """If an AMQP 1.0 message has two data sections, they are delivered over AMQP 0-9-1 as one body."""
     assert decode(b"\x00Su\xa0\x01a\x00Su\xa0\x01b").body == b"ab"
 
 
 def test_a_value_body_stays_encoded() -> None:
-    """A body that is an AMQP 1.0 value is delivered over AMQP 0-9-1 as its encoded bytes, with the message type
-    amqp-1.0.
+    """If the body of a message is an AMQP 1.0 value, it is delivered over AMQP 0-9-1 as its encoded bytes, with the
+    type property amqp-1.0.
     """
     found = decode(b"\x00Sw\xa1\x02hi")
 
@@ -138,17 +138,17 @@ def test_a_value_body_stays_encoded() -> None:
 
 
 @given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda data: b"\x00Ss\xc0" + data))
-def test_any_bytes_are_decoded_to_a_message(data: bytes) -> None:
+def test_any_bytes_in_a_stream_are_decoded_as_a_message(data: bytes) -> None:
     """Whatever bytes a client stores in a stream, reading the entry returns a message and raises no error."""
     assert isinstance(decode(data).body, bytes)
 
 
-def test_bytes_that_are_not_amqp_1_0_are_the_body() -> None:
+def test_a_stream_entry_that_is_not_amqp_1_0_is_the_body() -> None:
     """A stream entry that is not AMQP 1.0 is delivered with all its bytes as the body."""
     assert decode(b"Hello, World!").body == b"Hello, World!"
 
 
-def test_deeply_nested_values_are_the_body() -> None:
+def test_a_stream_entry_of_deeply_nested_values_is_the_body() -> None:
     """A stream entry of 100,000 nested values is delivered with all the entry's bytes as the body, without an error."""
     nested = b"\x00" * 100_000
 

@@ -31,13 +31,13 @@ from tests.protocol.raw_amqp10 import (
 
 
 class _PatientClock(LoopClock):
-    """A clock by which no turn of a client is ever over, so that one read is handled in one turn."""
+    """A clock on which no turn of a client ever ends, so that each read is handled in one turn."""
 
     elapsed = staticmethod(lambda: 0.0)
 
 
 class _Client(asyncio.Transport):
-    """A transport that keeps each write of the broker."""
+    """A transport that records each write of the broker."""
 
     def __init__(self, connection: Connection10) -> None:
         super().__init__({"peername": ("127.0.0.1", 50_000), "sockname": ("127.0.0.1", 5672)})
@@ -87,8 +87,8 @@ def _frame(code: int, *fields: object, kind: int = 0) -> bytes:
 
 
 def test_messages_are_sent_after_the_reply_to_attach() -> None:
-    """If a client sends attach and the first credit in one write, the broker, like RabbitMQ, sends the reply to attach
-    first, and the messages in a second write.
+    """If a client sends attach and the first credit in one write, the broker sends the reply to attach in one write and
+    the messages in the next one, as RabbitMQ does.
     """
 
     async def writes() -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Backlogs: the order of the ready messages in each type of queue, also if most of them are paged out to disk."""
+"""Backlogs: the order of the ready messages in each type of queue, even if most of them are paged out to disk."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -111,9 +111,9 @@ def take(backlog: Backlog, expected: Expected) -> BacklogEntry:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("most", [0, 1, BATCH], ids=["in memory", "paged out, large", "paged out"])
 def test_messages_are_delivered_in_the_order_of_the_queue_type(kind: str, most: int) -> None:
-    """Whatever is published, delivered and requeued, the next message is that of RabbitMQ: the oldest; of those with
-    the highest priority, the oldest; or, in a quorum queue, a requeued one first. It makes no difference whether
-    messages were paged out meanwhile.
+    """After any sequence of publishes, deliveries and requeues, the queue delivers the same message next as RabbitMQ
+    does: the oldest one, the oldest of those with the highest priority, or, in a quorum queue, first a requeued one.
+    Paging messages out makes no difference.
     """
     for seed in range(20):
         chance = random.Random(seed)
@@ -137,9 +137,9 @@ def test_messages_are_delivered_in_the_order_of_the_queue_type(kind: str, most: 
         check(backlog, expected)
 
 
-def test_a_published_message_has_not_been_delivered() -> None:
-    """A message that has just been published is not redelivered, was never requeued, expires when its publisher wants
-    it to, and is only in memory.
+def test_a_newly_published_message_has_never_been_delivered() -> None:
+    """A message that was just published is not marked as redelivered, was never requeued, expires at the time that its
+    publisher has set, if any, and is only in memory.
     """
     new = BacklogEntry(entry(1).message, 7, expires_at=5)
     assert (new.position, new.redelivered, new.acquired_count, new.delivery_count) == (7, False, 0, 0)
@@ -161,9 +161,9 @@ def test_an_empty_backlog_has_no_next_message(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_purged_queue_returns_what_was_in_it(kind: str) -> None:
-    """A purge removes all ready messages, requeued and paged-out ones too, so that each can be deleted from the disk.
-    The queue can be used again.
+def test_a_purge_removes_all_ready_messages_even_those_that_are_paged_out(kind: str) -> None:
+    """A purge removes and returns all ready messages, even requeued and paged-out ones, so that they can be deleted
+    from the disk. The queue can be used again.
     """
     backlog = new_backlog(FakePages(), *KINDS[kind])
     for position in range(1, 4):
@@ -182,8 +182,8 @@ def test_a_purged_queue_returns_what_was_in_it(kind: str) -> None:
 
 
 def test_messages_are_read_back_in_batches() -> None:
-    """A long queue of paged-out messages is read back 500 at a time; its first message, and one that was requeued,
-    stay in memory.
+    """The paged-out messages of a long queue are read back 500 at a time. The queue's first message, and any message
+    that was requeued, stay in memory.
     """
     pages = FakePages()
     backlog = Backlog(pages)
@@ -201,8 +201,8 @@ def test_messages_are_read_back_in_batches() -> None:
     assert [each.position for each in backlog.in_memory()] == [1, 2, 3]
 
 
-def test_only_messages_behind_the_first_paged_out_one_are_read_back() -> None:
-    """Reading back stops at the first message that is still in memory."""
+def test_reading_back_stops_at_the_first_message_that_is_in_memory() -> None:
+    """When a queue reads paged-out messages back, it stops at the first message that is still in memory."""
     pages = FakePages()
     backlog = Backlog(pages)
     for position, is_stored in ((1, False), (2, True), (3, True), (4, False), (5, True)):

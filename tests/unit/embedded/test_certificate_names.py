@@ -1,4 +1,4 @@
-"""The user name that EXTERNAL makes of a certificate's subject."""
+"""The user name that the mechanism EXTERNAL derives from a certificate's subject."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from mqtool.broker.embedded.amqp10.amqp10_socket import escape_name
     ],
 )
 def test_special_characters_in_a_subject_are_escaped(value: str, escaped: str) -> None:
-    """As in RabbitMQ, special characters in a certificate's CN are escaped, so that a CN with a comma cannot pass for
-    another user's subject.
+    """As in RabbitMQ, special characters in the CN of a certificate are escaped, so that a CN with a comma cannot look
+    like another user's subject.
     """
     assert escape_name(value) == escaped

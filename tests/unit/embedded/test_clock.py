@@ -5,7 +5,7 @@ import asyncio
 from mqtool.broker.embedded.model.clock import LoopClock
 
 
-def test_every_client_gets_a_turn_while_all_are_busy() -> None:
+def test_every_client_is_served_while_all_clients_are_busy() -> None:
     """If each of 100 clients always has 1 ms of work for the broker, every client is served before any client has been
     served 40 times.
     """

@@ -21,8 +21,8 @@ def settle(data: bytes, open_ones: dict[int, bool]) -> None:
 
 @given(steps=st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans(), st.integers(0, 3)), max_size=50))
 def test_each_publish_gets_one_ack_or_nack(steps: list[tuple[bool, bool, bool, int]]) -> None:
-    """The broker answers each accepted publish with exactly one ack and each refused publish with exactly one nack,
-    whenever the disk syncs.
+    """The broker answers each accepted publish with exactly one ack, and each rejected publish with exactly one nack,
+    whenever messages are synced to disk.
     """
     confirms = Confirms()
     open_ones: dict[int, bool] = {}
@@ -30,7 +30,7 @@ def test_each_publish_gets_one_ack_or_nack(steps: list[tuple[bool, bool, bool, i
     for number, (accepted, stored, take, commits) in enumerate(steps, 1):
         on_their_way += confirms.published_one(accepted=accepted, group=group if stored else 0)
         open_ones[number] = accepted
-        # A group begins to be written, so the next publish is in another one; and the disk may be done with some.
+        # A group is being written, so the next publish is in another group. Some groups may be on disk by now.
         group += commits > 0
         for _ in range(min(commits - 1, on_their_way)):
             confirms.committed_group()

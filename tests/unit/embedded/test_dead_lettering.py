@@ -1,4 +1,4 @@
-"""Dead letters: their headers, as RabbitMQ writes them, and what becomes of those that cannot be published."""
+"""Dead letters: their headers, as RabbitMQ writes them, and what happens to those that cannot be published."""
 
 import logging
 from collections.abc import Callable
@@ -46,9 +46,9 @@ def death(queue: str = "jobs", reason: str = "expired", count: object = 1, **mor
 
 
 @pytest.mark.parametrize("trusts", [True, False], ids=["before 4.0", "since 4.0"])
-def test_a_dead_letter_says_where_and_why_it_died(trusts: bool) -> None:
-    """A dead letter keeps its body, routing key and headers, and goes to the dead-letter exchange. Its x-death has one
-    entry, with the queue, the reason, the time, and the exchange and routing keys of the message.
+def test_the_x_death_header_says_where_and_why_a_message_was_dead_lettered(trusts: bool) -> None:
+    """A dead letter keeps its body, routing key and headers, and is published to the dead-letter exchange. Its x-death
+    header has one entry, with the queue, the reason, the time, and the message's exchange and routing keys.
     """
     letter = dead(message({"x": 1, "CC": ["copy", b"raw", 5], "BCC": ["secret"]}), trusts=trusts)
     assert (letter.exchange, letter.routing_key, letter.body) == ("dlx", "eu", b"body")
@@ -68,9 +68,9 @@ def test_a_dead_letter_says_where_and_why_it_died(trusts: bool) -> None:
     assert isinstance(letter, Dead)
 
 
-def test_a_new_routing_key_replaces_all_others() -> None:
-    """If the queue has a dead-letter routing key, the dead letter has only this key: CC and BCC are removed. The
-    x-death entry names the old keys.
+def test_a_dead_letter_routing_key_replaces_all_other_routing_keys() -> None:
+    """If a queue has a dead-letter routing key, its dead letters have only this key: CC and BCC are removed. The
+    x-death header names the old keys.
     """
     letter = dead(message({"CC": ["copy"], "BCC": ["secret"]}), key="dead")
     assert letter.routing_key == "dead"
@@ -80,16 +80,18 @@ def test_a_new_routing_key_replaces_all_others() -> None:
 
 
 def test_a_dead_letter_does_not_expire_again() -> None:
-    """The expiration of a message is removed when it is dead-lettered, and kept as original-expiration."""
+    """When a message is dead-lettered, its expiration is removed, and its x-death header contains the value as
+    original-expiration.
+    """
     letter = dead(message(expiration=b"5000"))
     assert letter.properties.expiration is None
     assert deaths(letter)[0]["original-expiration"] == "5000"
     assert "original-expiration" not in deaths(dead(message()))[0]
 
 
-def test_a_repeated_death_is_counted_and_comes_first() -> None:
-    """If a queue dead-letters a message again for the same reason, its entry is counted, keeps the time of the first
-    death, and comes first. Another queue or reason gets an entry of its own.
+def test_x_death_counts_a_repeated_death_and_lists_it_first() -> None:
+    """If a queue dead-letters a message again for the same reason, the count of the entry in x-death rises, its time is
+    still that of the first death, and it comes first. Another queue or reason gets its own entry.
     """
     letter = message()
     for number, (queue, reason) in enumerate([("a", "expired"), ("b", "expired"), ("a", "rejected"), ("b", "expired")]):
@@ -107,8 +109,8 @@ def test_a_repeated_death_is_counted_and_comes_first() -> None:
 
 @pytest.mark.parametrize("forged", [{"x-death": [death(count=5)]}, dict.fromkeys(_FIRST + _LAST, "forged")])
 def test_a_publishers_death_headers_count_only_before_4_0(forged: Table) -> None:
-    """RabbitMQ since 4.0 removes the death headers of a publisher when it dead-letters the message; RabbitMQ before 4.0
-    continues them.
+    """When a message is dead-lettered, RabbitMQ 4.0 and later remove death headers that its publisher has set. Earlier
+    versions keep them and add to them.
     """
     letter = dead(message({**forged, "x": 1}))
     assert letter.headers == dead(message({"x": 1})).headers
@@ -128,8 +130,10 @@ def test_a_publishers_death_headers_count_only_before_4_0(forged: Table) -> None
         ("many", "yesterday", 1, "yesterday"),
     ],
 )
-def test_a_forged_death_does_no_harm(count: object, time: Any, next_count: int, next_time: object) -> None:
-    """The broker accepts any count and time in the x-death of a publisher, and keeps what it does not understand."""
+def test_a_forged_x_death_header_raises_no_error(count: object, time: Any, next_count: int, next_time: object) -> None:
+    """The broker accepts any count and time in an x-death header that a publisher has set, and keeps fields that it
+    does not know.
+    """
     letter = dead(message({"x-death": [death(count=count, time=time, more=7)]}), trusts=True)
     [entry] = deaths(letter)
     found = entry["time"]
@@ -139,8 +143,10 @@ def test_a_forged_death_does_no_harm(count: object, time: Any, next_count: int, 
 
 
 @pytest.mark.parametrize("forged", ["text", 5, [], ["text", 5]])
-def test_an_x_death_that_is_no_list_of_tables_counts_as_empty(forged: Any) -> None:
-    """Whatever a publisher writes into x-death, only tables in a list are entries."""
+def test_an_x_death_header_that_is_not_a_list_of_tables_counts_as_empty(forged: Any) -> None:
+    """If a publisher sets x-death to anything but a list of tables, the broker ignores it; in a list, it ignores
+    everything but tables.
+    """
     assert deaths(message({"x-death": forged})) == []
     assert len(deaths(dead(message({"x-death": forged}), trusts=True))) == 1
     assert deaths(message()) == []
@@ -159,17 +165,17 @@ def test_an_x_death_that_is_no_list_of_tables_counts_as_empty(forged: Any) -> No
         ([death("other"), death("jobs", "maxlen"), death("third", "rejected")], True),
     ],
 )
-def test_a_message_that_returns_to_a_queue_is_a_cycle_unless_it_was_rejected(
+def test_a_dead_letter_that_returns_to_its_queue_is_in_a_cycle_unless_it_was_rejected(
     entries: list[dict[str, Any]], cycles: bool
 ) -> None:
-    """A dead letter that returns to a queue which dead-lettered it before is in a cycle, unless a consumer has rejected
-    it then or since.
+    """A dead letter is in a cycle if it returns to a queue that has dead-lettered it before, unless a consumer has
+    rejected it then or since then.
     """
     assert would_cycle(message({"x-death": cast(Any, entries)}), "jobs") is cycles
 
 
 class FakeClock:
-    """A clock whose time passes only when a test says so, and which keeps the turns that are due."""
+    """A clock that a test advances, and which records the turns that are due."""
 
     def __init__(self) -> None:
         self.time = 0.0
@@ -198,9 +204,9 @@ def dead_letters(
 
 @pytest.mark.parametrize("trusts", [True, False])
 @pytest.mark.parametrize(("taken", "outcome"), [(True, Outcome.TAKEN), (False, Outcome.NOT_TAKEN)])
-def test_a_dead_letter_is_published_with_its_source(trusts: bool, taken: bool, outcome: Outcome) -> None:
-    """A message is published to its queue's dead-letter exchange with the queue's dead-letter key, and the queue hears
-    whether another queue took it.
+def test_a_dead_letter_is_published_and_its_queue_gets_the_outcome(trusts: bool, taken: bool, outcome: Outcome) -> None:
+    """A dead letter is published to its queue's dead-letter exchange with the queue's dead-letter routing key. The
+    queue gets the outcome: whether another queue took the dead letter.
     """
     published, outcomes = list[tuple[BrokerMessage, DeadLettered]](), list[Outcome]()
 
@@ -222,8 +228,8 @@ def test_a_dead_letter_is_published_with_its_source(trusts: bool, taken: bool, o
 
 @pytest.mark.parametrize("exchange", [None, "e" * 256])
 def test_a_queue_without_a_dead_letter_exchange_publishes_nothing(exchange: str | None) -> None:
-    """Messages of a queue whose dead-letter exchange is not set, or has a name that cannot exist, are taken by no other
-    queue.
+    """If a queue has no dead-letter exchange, or one whose name is longer than 255 bytes, its dead letters are not
+    published.
     """
     outcomes = list[Outcome]()
     dead_letters(lambda *_: pytest.fail("published")).add(queue(exchange), message(), "expired", outcomes.append)
@@ -231,8 +237,8 @@ def test_a_queue_without_a_dead_letter_exchange_publishes_nothing(exchange: str 
 
 
 def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    """If a message cannot be dead-lettered because of an error, its queue hears that, the log names the queue, and the
-    next message is dead-lettered.
+    """If dead-lettering a message raises an error, its queue gets the outcome "failed", the log names the queue, and
+    the next message is dead-lettered.
     """
     outcomes = list[Outcome]()
 
@@ -252,9 +258,9 @@ def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog:
     assert str(record.exc_info[1]) == "broken"
 
 
-def test_before_the_broker_stops_waiting_messages_are_dead_lettered() -> None:
-    """Messages that wait for a later turn are dead-lettered before the broker stops, as many as there is time for; the
-    others are counted.
+def test_waiting_messages_are_dead_lettered_before_the_broker_stops() -> None:
+    """Before the broker stops, it dead-letters as many of the waiting messages as the time allows, and counts the
+    others.
     """
     clock, outcomes = FakeClock(), list[Outcome]()
 

@@ -1,4 +1,4 @@
-"""Field tables: decoding returns what was encoded, types included; anything else is refused."""
+"""Field tables: decoding returns the encoded values with their types; invalid data is refused."""
 
 import pytest
 from hypothesis import given
@@ -47,8 +47,8 @@ def typed(value: ft.Value) -> object:
 
 
 @given(table=st.dictionaries(st.text(max_size=20), values, max_size=6))
-def test_a_table_is_decoded_as_it_was_encoded(table: ft.Table) -> None:
-    """After encoding and decoding, a field table has the same values of the same types."""
+def test_a_field_table_keeps_its_values_and_their_types(table: ft.Table) -> None:
+    """After encoding and decoding, a field table has the same values, with the same types."""
     data = ft.encode_table(table)
     again, end = ft.decode_table(data)
     assert end == len(data)
@@ -76,7 +76,7 @@ def test_a_deeply_nested_table_is_refused() -> None:
 
 
 @given(exchange=st.text(max_size=60), key=st.text(max_size=60))
-def test_an_address_is_parsed_as_it_was_encoded(exchange: str, key: str) -> None:
+def test_a_messages_exchange_and_routing_key_are_parsed_as_they_were_encoded(exchange: str, key: str) -> None:
     """A message's exchange and routing key are unchanged after encoding and parsing."""
     address = encode_address(exchange, key)
     assert parse_address(address) == (address, exchange, key)
@@ -112,8 +112,8 @@ def test_replacing_one_property_keeps_the_bytes_of_the_others() -> None:
     )
 )
 def test_similar_content_headers_are_not_confused(sent: list[dict[str, bytes]]) -> None:
-    """Each of several messages with similar properties keeps its own properties, although the broker caches the last
-    content header.
+    """If several messages have similar properties, each keeps its own, even though the broker caches the last content
+    header.
     """
     reader = HeaderReader()
     for fields in sent:

@@ -89,7 +89,7 @@ def test_a_false_or_unknown_sql_filter_does_not_select_the_message(expression: s
     ],
 )  # fmt: skip
 def test_an_invalid_sql_filter_is_refused(expression: str) -> None:
-    """An SQL filter with a syntax error, an unknown property, or over 4,096 characters raises ValueError."""
+    """An SQL filter with a syntax error, an unknown property or more than 4,096 characters raises ValueError."""
     with pytest.raises(ValueError):  # noqa: PT011 - the texts are for logs
         compile_sql(expression)
 
@@ -123,7 +123,7 @@ def test_property_filters_select_messages_by_value_prefix_or_suffix(
     descriptor: Any10, wanted: Map, chosen: bool
 ) -> None:
     """A filter on properties or application properties selects messages by equal values, or by a prefix or suffix of a
-    text, as in RabbitMQ 4.3.
+    string, as in RabbitMQ 4.3.
     """
     filters = _parsed({Symbol("any"): Described(descriptor, wanted)})
     assert filters.effective == {"any": Described(descriptor, wanted)}
@@ -148,14 +148,16 @@ def test_property_filters_select_messages_by_value_prefix_or_suffix(
     ],
 )
 def test_invalid_filters_are_ignored(filter_: Any10) -> None:
-    """An invalid or unknown filter is left out of the broker's attach reply, and every message is delivered."""
+    """If a client attaches with an invalid or unknown filter, the broker leaves the filter out of its attach reply, and
+    delivers every message.
+    """
     filters = _parsed({Symbol("any"): filter_, Symbol("sql-filter"): Described(Symbol("amqp:sql-filter"), "oops =")})
     assert (filters.effective, filters.arguments, filters.selector(_MESSAGE)) == ({}, {}, True)
 
 
 def test_stream_filters_become_consumer_arguments() -> None:
-    """RabbitMQ's filters for a stream's offset and filter values become the consumer arguments x-stream-offset,
-    x-stream-filter and x-stream-match-unfiltered.
+    """RabbitMQ's AMQP 1.0 filters for the offset and the filter values of a stream are converted to the consumer
+    arguments x-stream-offset, x-stream-filter and x-stream-match-unfiltered.
     """
     wanted: Map = {
         Symbol("a"): Described(Symbol("rabbitmq:stream-offset-spec"), Milliseconds(5_999)),
@@ -193,7 +195,7 @@ def test_a_broker_like_4_0_has_only_stream_filters() -> None:
 
 
 def test_like_patterns_match_the_same_texts_as_regular_expressions() -> None:
-    """20,000 random LIKE patterns match the same texts as the equivalent regular expressions."""
+    """In SQL filters, 20,000 random LIKE patterns match the same texts as the equivalent regular expressions."""
     chosen = random.Random(41)
     for _ in range(20_000):
         pattern = "".join(chosen.choices("ab%_!", weights=(3, 3, 3, 2, 1), k=chosen.randrange(9)))
@@ -212,14 +214,18 @@ def test_like_patterns_match_the_same_texts_as_regular_expressions() -> None:
     ("pattern", "text"),
     [("%a_b%", "aaxb"), ("%a_b", "aaaxb"), ("a%bb%c", "abbc"), ("%_%", "x"), ("%_a%_b%", "xaxb"), ("_%_", "ab")],
 )
-def test_a_like_pattern_matches_even_if_a_part_first_matches_too_early(pattern: str, text: str) -> None:
-    """A LIKE pattern matches a text even if a part of the pattern first matches too early: 'aaxb' is LIKE '%a_b%'."""
+def test_a_like_pattern_matches_even_if_its_first_attempt_fails(pattern: str, text: str) -> None:
+    """In SQL filters, a LIKE pattern matches a text even if a part of the pattern also occurs too early in the text:
+    'aaxb' is LIKE '%a_b%'.
+    """
     assert LikePattern(pattern).matches(text, lambda _: None)
 
 
 @pytest.mark.parametrize(("pattern", "text"), [("a%bb%c", "abc"), ("ab%ba", "aba"), ("%__%", "x"), ("a%b%a", "aa")])
 def test_the_parts_of_a_like_pattern_do_not_overlap(pattern: str, text: str) -> None:
-    """Two parts of a LIKE pattern cannot match the same character of a text: 'aba' is not LIKE 'ab%ba'."""
+    """In SQL filters, two parts of a LIKE pattern cannot match the same character of a text: 'aba' is not LIKE
+    'ab%ba'.
+    """
     assert not LikePattern(pattern).matches(text, lambda _: None)
 
 
@@ -232,12 +238,16 @@ def work_of(pattern: str, text: str) -> int:
 
 @pytest.mark.parametrize("pattern", ["%a" * 2000 + "%", "%" * 4000, "%ab" * 1300, "a" * 4000, "%" + "a" * 3900 + "b%"])
 def test_a_long_like_pattern_is_compared_in_under_a_million_steps(pattern: str) -> None:
-    """Comparing a LIKE pattern of 4,000 characters with a text of 900,000 takes fewer than a million steps."""
+    """In SQL filters, comparing a LIKE pattern of 4,000 characters with a text of 900,000 characters takes fewer than a
+    million steps.
+    """
     assert work_of(pattern, "a" * 900_000) < MOST_WORK
 
 
-def test_a_pattern_that_takes_too_long_for_a_message_is_an_error() -> None:
-    """A filter whose LIKE patterns would take too many steps on a large message raises TooMuchWork."""
+def test_a_sql_filter_that_takes_too_long_for_a_message_raises_an_error() -> None:
+    """If the LIKE patterns of an SQL filter would take too many steps on a large message, the filter raises
+    TooMuchWork.
+    """
     message = parse(Amqp10Message(application_properties={"a": "a" * 900_000}, body=data_section(b"")).encode())
     with pytest.raises(TooMuchWork):
         compile_sql(f"a LIKE '%{'a_' * 1900}b%'")(FilteredMessage(message))

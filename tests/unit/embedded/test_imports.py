@@ -1,11 +1,11 @@
-"""Importing the embedded broker into other people's tests loads little."""
+"""Importing the embedded broker into users' tests loads few modules."""
 
 import subprocess
 import sys
 
 
 def test_importing_the_broker_loads_no_client_and_no_command_line() -> None:
-    """`import mqtool.broker.embedded` loads neither pika nor typer, rich, docker or requests."""
+    """`import mqtool.broker.embedded` loads none of the libraries pika, typer, rich, docker and requests."""
     program = "import sys, mqtool.broker.embedded; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in ran.stdout.split()}
@@ -13,7 +13,9 @@ def test_importing_the_broker_loads_no_client_and_no_command_line() -> None:
 
 
 def test_a_broker_without_streams_does_not_load_their_code() -> None:
-    """Starting and stopping an embedded broker on which no stream is used loads none of the modules for streams."""
+    """If no stream is used on an embedded broker, starting and stopping the broker loads none of the modules for
+    streams.
+    """
     program = (
         "import sys; from mqtool.broker.embedded import EmbeddedBroker as B; B().start().stop(); print(*sys.modules)"
     )

@@ -1,4 +1,4 @@
-"""The management node of AMQP 1.0: status codes and texts are those of RabbitMQ 4.3.6."""
+"""The AMQP 1.0 management node: its status codes and texts are those of RabbitMQ 4.3.6."""
 
 import asyncio
 from collections.abc import Iterator
@@ -163,7 +163,7 @@ _NOT_EMPTY = ("PUT", "/queues/q", {})
         ("GET", "/queues/q?x=y", None, 200, _QUEUE),
     ],
 )  # fmt: skip
-def test_each_management_request_gets_rabbitmqs_status_and_text(
+def test_management_requests_over_amqp_1_0_get_rabbitmqs_status_and_text(
     client: _Client, method: str, target: str, body: Any10, status: int, text: Any10
 ) -> None:
     """The embedded broker answers management requests over AMQP 1.0, most of them invalid, with the same status and
@@ -187,11 +187,11 @@ def test_each_management_request_gets_rabbitmqs_status_and_text(
                                "arguments": {}}, "binding key is not UTF-8"),
     ],
 )  # fmt: skip
-def test_names_that_amqp_0_9_1_cannot_carry_are_refused(
+def test_names_that_amqp_0_9_1_does_not_allow_are_refused_over_amqp_1_0(
     client: _Client, method: str, target: str, body: Any10, wrong: str
 ) -> None:
-    """A management request over AMQP 1.0 with a name or binding key over 255 bytes or not in UTF-8 returns 400, and
-    declares nothing.
+    """Over AMQP 1.0, a management request with a name or binding key that is longer than 255 bytes or not in UTF-8
+    returns 400, and declares nothing.
     """
     client("PUT", "/queues/q", {})
     before = {*client.vhost.queues}, {*client.vhost.exchanges}, len(list(client.vhost.bindings()))
@@ -199,13 +199,15 @@ def test_names_that_amqp_0_9_1_cannot_carry_are_refused(
     assert before == ({*client.vhost.queues}, {*client.vhost.exchanges}, len(list(client.vhost.bindings())))
 
 
-def test_a_name_may_have_255_bytes_and_a_nul(client: _Client) -> None:
-    """Over AMQP 1.0, a client can declare a queue whose name has 255 bytes, or contains a NUL."""
+def test_a_queue_declared_over_amqp_1_0_can_have_a_name_of_255_bytes_or_with_a_nul(client: _Client) -> None:
+    """Over AMQP 1.0, a client can declare a queue whose name has 255 bytes, and one whose name contains a NUL
+    character.
+    """
     for name in ("x" * 255, "a%00b"):
         assert client("PUT", f"/queues/{name}", {})[0] == 201
 
 
-def test_a_stream_cannot_be_purged(client: _Client) -> None:
+def test_a_stream_cannot_be_purged_over_amqp_1_0(client: _Client) -> None:
     """Purging a stream over AMQP 1.0 returns 400 with RabbitMQ's text."""
     client("PUT", "/queues/s", {"arguments": {"x-queue-type": "stream"}})
     assert client("DELETE", "/queues/s/messages") == (400, "purge not supported by queue 's' in vhost '/'")
@@ -220,8 +222,8 @@ def test_a_queue_beyond_the_limit_of_a_virtual_host_is_refused(client: _Client) 
 
 
 def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) -> None:
-    """Over AMQP 1.0, bindings to queues and exchanges are listed with a location each, and a DELETE request for a
-    location removes the binding.
+    """Over AMQP 1.0, bindings to queues and exchanges can be added and listed. Each listed binding has a location, and
+    a DELETE request for the location removes the binding.
     """
     client("PUT", "/queues/q", {})
     assert client("PUT", "/exchanges/x%2F", {"type": "headers"}) == (204, None)
@@ -249,9 +251,9 @@ def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) ->
         ({"foo": Int32(1)}, 400, 'bad binding field {{utf8,<<"foo">>},{int,1}}'),
     ],
 )
-def test_an_invalid_binding_is_refused(client: _Client, change: Any10, status: int, text: str) -> None:
-    """Over AMQP 1.0, a binding request with a missing queue or exchange, the default exchange, or an unknown field is
-    refused with RabbitMQ's text.
+def test_an_invalid_binding_is_refused_over_amqp_1_0(client: _Client, change: Any10, status: int, text: str) -> None:
+    """Over AMQP 1.0, a request for a binding to a missing queue, from a missing exchange or the default exchange, or
+    with an unknown field is refused with RabbitMQ's text.
     """
     client(*_NOT_EMPTY)
     binding = {"source": "amq.topic", "destination_queue": "q", "binding_key": "k", "arguments": {}}
@@ -274,8 +276,8 @@ def test_an_invalid_binding_is_refused(client: _Client, change: Any10, status: i
     ],
 )
 def test_unknown_management_requests_end_the_session(client: _Client, method: str, target: str, body: Any10) -> None:
-    """A management request with an unknown path, method or body raises UnknownRequest, for which the broker ends the
-    session.
+    """If an AMQP 1.0 management request has an unknown path, method or body, it raises UnknownRequest, and the broker
+    ends the session.
     """
     with pytest.raises(UnknownRequest):
         client(method, target, body)
@@ -300,8 +302,8 @@ def test_unknown_management_requests_end_the_session(client: _Client, method: st
 def test_a_missing_permission_ends_the_session(
     client: _Client, allowed: Permissions, request_: tuple[Any10, ...], missing: str
 ) -> None:
-    """If a user lacks a permission that a management request needs, the request raises RabbitMQ's error 403, which
-    names the permission and the queue or exchange, and ends the session.
+    """If a user lacks a permission that an AMQP 1.0 management request needs, the request raises RabbitMQ's error 403,
+    which names the permission and the queue or exchange. The broker then ends the session.
     """
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", allowed)
@@ -311,14 +313,16 @@ def test_a_missing_permission_ends_the_session(
 
 
 def test_a_user_with_only_read_permission_can_get_a_queues_description(client: _Client) -> None:
-    """A user with only the permission read on a queue can get the queue's description over AMQP 1.0."""
+    """A user who has only the read permission for a queue can get the queue's description over AMQP 1.0."""
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", Permissions("^$", "^$", "q"))
     assert client("GET", "/queues/q")[0] == 200
 
 
 def test_a_broker_like_4_0_shows_queues_without_permission(loop: asyncio.AbstractEventLoop) -> None:
-    """With `--like 4.0`, a user without any permission can get a queue's description, as in RabbitMQ 4.0."""
+    """With `--like 4.0`, a user without any permissions can get a queue's description over AMQP 1.0, as in RabbitMQ
+    4.0.
+    """
     client = loop.run_until_complete(_client(Like.V4_0))
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", Permissions("^$", "^$", "^$"))

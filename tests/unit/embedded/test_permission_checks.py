@@ -1,4 +1,4 @@
-"""What a user without all permissions may do in the embedded broker, and what is refused."""
+"""What the embedded broker allows a user who does not have all permissions, and what it refuses."""
 
 import asyncio
 from collections.abc import Callable
@@ -56,9 +56,7 @@ def refusal(
 @pytest.mark.parametrize("what", ["configure", "write", "read"])
 @pytest.mark.parametrize("kind", ["queue", "exchange"])
 def test_a_permission_is_for_one_kind_of_access(what: str, kind: str) -> None:
-    """The permissions configure, write and read are independent; if one is missing, the broker's error names the
-    missing one.
-    """
+    """The permissions configure, write and read are independent. If one is missing, the broker's error names it."""
     granted = Permissions(**{"configure": "", "write": "", "read": "", what: "^mine"})
     assert refusal(lambda rights: rights.check(what, kind, "mine"), granted) == ""
     said = f"{what} access to {kind} 'yours' in vhost '/' refused for user 'ann'"
@@ -77,14 +75,14 @@ def test_with_like_3_10_an_error_does_not_name_the_permission() -> None:
 
 
 @pytest.mark.parametrize("what", ["configure", "write", "read"])
-def test_a_user_without_permissions_in_a_virtual_host_may_do_nothing_there(what: str) -> None:
-    """A user who has no permissions in a virtual host is refused every access to its queues."""
+def test_a_user_without_permissions_in_a_virtual_host_is_refused_every_access(what: str) -> None:
+    """If a user has no permissions in a virtual host, the broker refuses every access to the queues in it."""
     assert refusal(lambda rights: rights.check(what, "queue", "q"))
 
 
-def test_a_deleted_user_may_do_nothing() -> None:
-    """Once a user has been deleted, a connection that the user still has open is refused every access, even one that
-    was allowed before.
+def test_a_deleted_user_is_refused_every_access() -> None:
+    """After a user is deleted, every access on a connection that the user still has open is refused, even one that was
+    allowed before.
     """
 
     def ask(rights: Rights) -> None:
@@ -98,7 +96,9 @@ def test_a_deleted_user_may_do_nothing() -> None:
 
 
 def test_changed_permissions_apply_at_once() -> None:
-    """After a user's permissions are changed, the user's open connections are checked against the new ones at once."""
+    """After a user's permissions are changed, the broker checks accesses on the user's open connections against the new
+    permissions at once.
+    """
 
     def ask(rights: Rights) -> None:
         rights.check("read", "queue", "q")
@@ -141,8 +141,8 @@ _KEYS = TopicPermissions(write=r"^{username}\.", read="^all$")
 def test_topic_permissions_are_for_the_routing_keys_of_a_topic_exchange(
     what: str, exchange: BrokerExchange | None, key: str, topics: TopicPermissions | None, said: str
 ) -> None:
-    """A user with topic permissions for an exchange may use only the routing keys that match them. An exchange of
-    another type, or one for which the user has no topic permissions, may be used with any key.
+    """If a user has topic permissions for a topic exchange, only routing keys that match them are allowed. Without
+    topic permissions, or for an exchange of another type, any routing key is allowed.
     """
     answer = refusal(lambda rights: rights.check_topic(what, exchange, key), Permissions(), topics)
     assert answer == (f"{said} refused for user 'ann'" if said else "")
@@ -159,9 +159,9 @@ def test_topic_permissions_are_for_the_routing_keys_of_a_topic_exchange(
         ({"cc": ["bob.x"]}, False),
     ],
 )
-def test_carbon_copies_need_topic_permissions_too(headers: dict[str, Any], is_refused: bool) -> None:
-    """As in RabbitMQ since 4.0.3, a publisher needs topic permissions for the routing keys in CC and BCC headers, too;
-    with `--like 3.10`, only for the message's own key.
+def test_topic_permissions_apply_to_the_routing_keys_in_cc_and_bcc(headers: dict[str, Any], is_refused: bool) -> None:
+    """As in RabbitMQ since 4.0.3, the routing keys in CC and BCC headers must also match the publisher's topic
+    permissions. With `--like 3.10`, only the message's own routing key must match.
     """
 
     def ask(rights: Rights) -> None:
@@ -192,8 +192,8 @@ def test_a_declaration_needs_permissions_for_the_exchange_it_names(
     kind: str, argument: str, permissions: Permissions, leads_to: Any, exists: bool, missing: tuple[str, str] | None
 ) -> None:
     """To declare a new queue with a dead-letter exchange, or a new exchange with an alternate exchange, a user also
-    needs read on the new one, and write on the exchange that the argument names. To declare an existing one, configure
-    is enough.
+    needs the read permission for the new object and the write permission for the named exchange. To declare an existing
+    one, the configure permission is enough.
     """
 
     def ask(rights: Rights) -> None:
@@ -218,11 +218,11 @@ def test_a_declaration_needs_permissions_for_the_exchange_it_names(
         (Permissions(), None, None),
     ],
 )
-def test_a_binding_needs_write_to_its_destination_and_read_from_its_source(
+def test_a_binding_needs_write_permission_for_its_destination_and_read_permission_for_its_source(
     kind: str, permissions: Permissions, key: str | None, missing: tuple[str, str] | None
 ) -> None:
-    """To add a binding, a user needs write on its destination, read on its source, and read on its routing key if the
-    user has topic permissions for the source.
+    """To add a binding, a user needs the write permission for its destination and the read permission for its source.
+    If the user has topic permissions for the source, the routing key must match them, too.
     """
     answer = refusal(lambda rights: rights.check_binding(kind, "mine", "logs", key), permissions, _KEYS)
     match missing:
@@ -239,8 +239,8 @@ def test_a_binding_needs_write_to_its_destination_and_read_from_its_source(
     "algorithm", ["rabbit_password_hashing_sha256", "rabbit_password_hashing_sha512", "rabbit_password_hashing_md5"]
 )
 def test_a_password_is_checked_with_the_hashing_algorithm_of_its_user(algorithm: str) -> None:
-    """A password is checked with the hashing algorithm stored for the user, so a hash made by another algorithm lets
-    nobody log in. A user for whom no password is stored cannot log in with one.
+    """A password is checked with the hashing algorithm that is stored for the user. If the hash was made with another
+    algorithm, or if no password is stored, the user cannot log in.
     """
     user = User.with_password("ann", "secret é\udcff", ["monitoring"])
     assert (user.tags, user.permissions) == (["monitoring"], {})
@@ -261,11 +261,11 @@ def test_two_users_with_the_same_password_have_different_hashes() -> None:
 
 
 @pytest.mark.parametrize("drop", [delete_queue, purge])
-def test_a_queue_is_not_emptied_for_a_user_who_is_deleted_meanwhile(
+def test_a_queue_is_not_deleted_or_purged_for_a_user_who_is_deleted_meanwhile(
     drop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a user is deleted while their HTTP request to delete or purge a queue waits for messages that are being
-    requeued, the request is refused, and the queue stays as it is.
+    """If a user is deleted while the user's HTTP request to delete or purge a queue waits for messages that are being
+    requeued, the request is refused, and the queue is unchanged.
     """
 
     async def send() -> int:

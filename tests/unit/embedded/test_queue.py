@@ -1,4 +1,4 @@
-"""Queues with a clock of the test's own, without an event loop, sockets or waiting."""
+"""Queues on a clock that the tests set, without an event loop, sockets or waiting."""
 
 import asyncio
 import errno
@@ -131,8 +131,8 @@ def bodies(queue: BrokerQueue) -> list[bytes]:
 
 @given(actions=st.lists(st.sampled_from(["publish", "take", "return newest", "return oldest", "ack"]), max_size=60))
 def test_requeued_messages_return_to_their_original_position(actions: list[str]) -> None:
-    """Requeued messages return to their original position: after any sequence of publish, get, requeue and ack, the
-    ready messages are in the order of publishing.
+    """Requeued messages return to their original position: after any sequence of publishing, basic.get, requeuing and
+    acknowledging, the ready messages are in the order of publishing.
     """
     queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[DEFAULT]))
     taken: list[BacklogEntry] = []
@@ -157,8 +157,8 @@ def test_requeued_messages_return_to_their_original_position(actions: list[str])
 
 
 def test_memory_is_freed_however_messages_leave_a_queue(vhost: VirtualHost, ledger: Ledger) -> None:
-    """Once all messages have left a queue, whether by max-length, acknowledgement, deletion of the queue or requeuing
-    to a deleted queue, the broker counts 0 bytes of memory for them.
+    """Once all messages have left a queue, whether because of max-length, by acknowledgement, by deletion of the queue
+    or by requeuing to a deleted queue, they no longer count towards the broker's memory use.
     """
     queue = add_queue(vhost, x_max_length=Int32(3))
     for _ in range(5):
@@ -173,7 +173,7 @@ def test_memory_is_freed_however_messages_leave_a_queue(vhost: VirtualHost, ledg
     assert ledger.held_bytes == 0
 
 
-def test_messages_expire_by_a_timer(vhost: VirtualHost, clock: FakeClock) -> None:
+def test_messages_expire_even_if_no_client_uses_the_queue(vhost: VirtualHost, clock: FakeClock) -> None:
     """Messages leave the queue when their TTL has passed, even if no client uses the queue."""
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message(b"1"))
@@ -185,9 +185,9 @@ def test_messages_expire_by_a_timer(vhost: VirtualHost, clock: FakeClock) -> Non
     assert bodies(queue) == []
 
 
-def test_a_message_that_is_requeued_late_expires(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A message's TTL also runs while a consumer holds the message, so a message that is requeued after its TTL expires
-    at once.
+def test_a_message_that_is_requeued_after_its_ttl_expires_at_once(vhost: VirtualHost, clock: FakeClock) -> None:
+    """A message's TTL also runs while a consumer holds the message, so if it is requeued after its TTL has passed, it
+    expires at once.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message())
@@ -199,7 +199,7 @@ def test_a_message_that_is_requeued_late_expires(vhost: VirtualHost, clock: Fake
 
 
 def test_x_expires_counts_from_the_last_use(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A queue with x-expires is deleted once it has been unused for that time, and never while it has a consumer."""
+    """A queue with x-expires is deleted once it has not been used for that time, and never while it has a consumer."""
     queue = add_queue(vhost, x_expires=Int32(1000))
     clock.pass_by(900)
     queue.get(no_ack=True)
@@ -234,8 +234,8 @@ def test_a_message_is_dead_lettered_through_250_queues(vhost: VirtualHost) -> No
 
 
 def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
-    """Consumers of the highest priority get messages in turn; a consumer of lower priority gets a message once they
-    have all used up their prefetch.
+    """Consumers with the highest priority get messages in turn. A consumer with a lower priority gets a message once
+    all of them have used up their prefetch.
     """
     queue = add_queue(vhost)
     low, high, other = FakeConsumer(), FakeConsumer(room=2, priority=5), FakeConsumer(room=1, priority=5)
@@ -249,7 +249,7 @@ def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
 
 
 def test_a_queue_does_not_ask_busy_consumers_until_they_can_take_messages_again(vhost: VirtualHost) -> None:
-    """A queue does not ask 100 consumers that have used up their prefetch again for each message that arrives or each
+    """If 100 consumers have used up their prefetch, a queue does not ask them again for each new message or for each
     consumer that is cancelled. Once one of them can take messages again, it gets the next message.
     """
     queue = add_queue(vhost)
@@ -269,8 +269,8 @@ def test_a_queue_does_not_ask_busy_consumers_until_they_can_take_messages_again(
 
 
 def test_deleting_a_queue_cancels_consumers_and_removes_bindings(vhost: VirtualHost) -> None:
-    """When a queue is deleted, its consumers are cancelled, and an auto-delete exchange that was bound to no other
-    queue is deleted.
+    """When a queue is deleted, its consumers are cancelled, and an auto-delete exchange to which no other queue is
+    bound is deleted.
     """
     queue = add_queue(vhost)
     exchange = BrokerExchange("x", "direct", auto_delete=True)
@@ -283,9 +283,9 @@ def test_deleting_a_queue_cancels_consumers_and_removes_bindings(vhost: VirtualH
     assert "x" not in vhost.exchanges
 
 
-def test_a_delayed_exchange_releases_messages_in_time(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A delayed exchange releases each message when the delay of that message has passed. Deleting the exchange
-    discards the messages that still wait.
+def test_a_delayed_exchange_releases_each_message_after_its_delay(vhost: VirtualHost, clock: FakeClock) -> None:
+    """A delayed exchange releases each message when the message's delay has passed. Deleting the exchange discards
+    messages that still wait.
     """
     queue = add_queue(vhost)
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
@@ -318,7 +318,7 @@ class BusyClock(FakeClock):
 
 
 def requeue_many(ledger: Ledger, like: str = DEFAULT, **arguments: Any) -> tuple[BusyClock, VirtualHost, BrokerQueue]:
-    """Return a queue into which 100 messages are being put back, with another one published meanwhile."""
+    """Return a queue to which 100 messages are being requeued, with another message published meanwhile."""
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[like])
     queue = add_queue(vhost, durable=True, x_dead_letter_exchange="amq.fanout", **arguments)
@@ -342,8 +342,9 @@ KINDS: list[tuple[str, Table]] = [
 
 @pytest.mark.parametrize(("like", "arguments"), KINDS)
 def test_many_messages_are_requeued_in_turns_and_keep_their_order(ledger: Ledger, like: str, arguments: Table) -> None:
-    """Requeuing many messages takes several turns of the event loop. They count as ready at once, but none is delivered
-    until all are back, so that a consumer gets them in order, before the message that was published meanwhile.
+    """Requeuing many messages takes several turns of the event loop. All of them count as ready at once, but none is
+    delivered until all are requeued, so that a consumer gets them in order, before a message that was published in the
+    meantime.
     """
     clock, _, queue = requeue_many(ledger, like, **arguments)
     assert (len(queue), queue.unacked) == (101, 0)
@@ -358,9 +359,11 @@ def test_many_messages_are_requeued_in_turns_and_keep_their_order(ledger: Ledger
 
 
 @pytest.mark.parametrize(("like", "arguments"), KINDS)
-def test_a_queue_is_used_while_many_messages_are_requeued(ledger: Ledger, like: str, arguments: Table) -> None:
-    """Of a queue into which many messages are being put back, basic.get returns the first message, and a purge or a
-    deletion drops and counts all of them.
+def test_a_queue_can_be_used_while_many_messages_are_being_requeued(
+    ledger: Ledger, like: str, arguments: Table
+) -> None:
+    """While many messages are being requeued to a queue, basic.get returns the first of them, and a purge or deletion
+    of the queue drops and counts all of them.
     """
     clock, vhost, queue = requeue_many(ledger, like, **arguments)
     entry = queue.get(no_ack=False)
@@ -382,8 +385,8 @@ def test_a_queue_is_used_while_many_messages_are_requeued(ledger: Ledger, like: 
 @pytest.mark.parametrize("end", ["purge", "delete"])
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_the_messages_of_a_long_queue_are_dropped_in_turns(ledger: Ledger, kind: str, end: str) -> None:
-    """If a queue of many messages is purged or deleted, the messages are no longer in the queue, and the broker frees
-    them in several turns of the event loop. A message that is published meanwhile stays.
+    """If a queue with many messages is purged or deleted, it no longer has these messages, and the broker frees their
+    memory in several turns of the event loop. A message that is published after a purge stays in the queue.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -404,9 +407,9 @@ def test_the_messages_of_a_long_queue_are_dropped_in_turns(ledger: Ledger, kind:
 
 
 @pytest.mark.parametrize("end", ["line", "after"])
-def test_a_deleted_quorum_queue_dead_letters_only_what_was_requeued_before(ledger: Ledger, end: str) -> None:
-    """If a quorum queue is deleted while many messages are being put back, those that exceed the delivery limit are
-    dead-lettered, in later turns. A message that is requeued after the deletion is dropped.
+def test_a_deleted_quorum_queue_dead_letters_only_messages_that_were_requeued_before(ledger: Ledger, end: str) -> None:
+    """If a quorum queue is deleted while many messages are being requeued, those that exceed the delivery limit are
+    still dead-lettered, in later turns. A message that is requeued after the deletion is dropped.
     """
     clock, vhost, queue = requeue_many(ledger, "3.10", x_queue_type="quorum", x_delivery_limit=0)
     if end == "after":
@@ -438,8 +441,8 @@ def test_many_messages_that_exceed_the_delivery_limit_are_dead_lettered(ledger: 
 
 @pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])
 def test_a_queue_keeps_its_maximum_length_while_many_messages_are_requeued(ledger: Ledger, overflow: str) -> None:
-    """A queue with a maximum length has no more messages after many have been requeued, and rejects new ones with
-    overflow reject-publish meanwhile.
+    """While many messages are being requeued to a queue with a maximum length, the queue does not exceed it. With the
+    overflow reject-publish, the queue rejects new messages in the meantime.
     """
     clock, vhost, queue = requeue_many(ledger, x_max_length=101, x_overflow=overflow)
     is_accepted = queue.publish(message(b"101"))[0]
@@ -450,9 +453,9 @@ def test_a_queue_keeps_its_maximum_length_while_many_messages_are_requeued(ledge
 
 
 @pytest.mark.parametrize("how", ["delayed", "dead-lettered"])
-def test_many_messages_that_are_due_at_once_move_in_turns_and_in_order(ledger: Ledger, how: str) -> None:
-    """If many messages become due or are dead-lettered at the same time, the broker publishes a few of them in each
-    turn of the event loop, in order, so that other clients do not wait.
+def test_many_messages_that_are_due_at_once_are_published_in_turns_and_in_order(ledger: Ledger, how: str) -> None:
+    """If the delays of many messages end, or many messages expire, at the same time, the broker publishes a few of them
+    in each turn of the event loop, in order, so that other clients do not wait.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -483,8 +486,8 @@ def test_many_messages_that_are_due_at_once_move_in_turns_and_in_order(ledger: L
 def test_with_at_least_once_a_dead_letter_is_kept_until_a_queue_accepts_it(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """With the dead-letter strategy at-least-once, a dead letter whose target queue is missing or full is kept, and
-    retried until a queue accepts it.
+    """With the dead-letter strategy at-least-once, a quorum queue keeps a dead letter whose target queue is missing or
+    full, and publishes it again until a queue accepts it.
     """
     source = add_queue(
         vhost,
@@ -516,8 +519,8 @@ HOUR = 3_600_000
 def test_a_message_published_while_the_clock_was_ahead_expires_after_its_ttl(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """If a message was published while the clock was ahead, and the broker restarts with a correct clock, the message
-    expires once its TTL has passed since the restart.
+    """If a message was published while the system clock was ahead, and the broker restarts after the clock was
+    corrected, the message expires once its TTL has passed since the restart.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.restore(ledger.enter(message(), clock.now() + 48 * HOUR))
@@ -528,13 +531,14 @@ def test_a_message_published_while_the_clock_was_ahead_expires_after_its_ttl(
 
 
 def test_a_paged_out_message_published_while_the_clock_was_ahead_expires_after_its_ttl(tmp_path: Path) -> None:
-    """If messages were published while the clock was ahead, and the broker restarts with a correct clock and pages them
-    out, they expire once their TTL has passed since that restart, even if the broker restarts again.
+    """If messages were published while the system clock was ahead, and the broker restarts after the clock was
+    corrected and pages them out, they expire once their TTL has passed since that restart, even if the broker restarts
+    again.
     """
 
     def started(clock: FakeClock) -> tuple[Storage, VirtualHost]:
         storage = Storage(tmp_path)
-        storage.hold_bytes(64 << 20)  # memory is short
+        storage.hold_bytes(64 << 20)  # the broker is low on memory
         broker = Broker(storage, clock=clock)
         recover(broker, storage)
         return storage, broker.vhosts["/"]
@@ -558,7 +562,7 @@ def test_a_paged_out_message_published_while_the_clock_was_ahead_expires_after_i
 
 
 class DiskWithoutSpace(Disk):
-    """A disk that may be full for the files of streams."""
+    """A disk that can be full for the files of streams."""
 
     is_full = False
 
@@ -578,8 +582,8 @@ def started_in(directory: Path, clock: FakeClock, disk: Disk) -> tuple[Storage, 
 @pytest.mark.parametrize("end", ["kill", "stop"])
 def test_a_full_disk_neither_loses_nor_duplicates_a_dead_letter_for_a_stream(tmp_path: Path, end: str) -> None:
     """If the disk is full when a message is dead-lettered to a stream and a queue, and the broker is killed or stopped,
-    the message is in its first queue after the restart. Once the disk has space, the message is dead-lettered to the
-    stream and the queue, once each.
+    the message is in its original queue after the restart. Once the disk has space, the stream and the queue each get
+    the dead letter once.
     """
     directory, copy = tmp_path / "data", tmp_path / "copy"
 
@@ -622,8 +626,8 @@ def test_a_full_disk_neither_loses_nor_duplicates_a_dead_letter_for_a_stream(tmp
 def test_a_delayed_message_published_while_the_clock_was_ahead_is_released_after_its_delay(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """If a delayed message was published while the clock was ahead, and the broker restarts with a correct clock, the
-    message is released once its delay has passed since the restart.
+    """If a delayed message was published while the system clock was ahead, and the broker restarts after the clock was
+    corrected, the message is released once its delay has passed since the restart.
     """
     exchange = BrokerExchange("later", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

@@ -19,14 +19,14 @@ def by_regular_expression(pattern: str, key: str) -> bool:
     """True if a topic pattern matches a key by the equivalent regular expression."""
     parts = pattern.split(".") if pattern else []
     given_words = key.split(".") if key else []
-    # One word is anything between two marks that no word contains.
+    # A word is everything between two separators, which no word contains.
     expression = "".join({"#": "(?:[^\0]*\0)*", "*": "[^\0]*\0"}.get(part, re.escape(part) + "\0") for part in parts)
     return re.fullmatch(expression, "".join(word + "\0" for word in given_words)) is not None
 
 
 @given(patterns=st.lists(keys, max_size=8), key=keys)
 def test_topic_patterns_match_the_same_keys_as_regular_expressions(patterns: list[str], key: str) -> None:
-    """A topic exchange routes by a binding pattern in the same way as the equivalent regular expression would."""
+    """The binding keys of a topic exchange match the same routing keys as the equivalent regular expressions."""
     table: TopicTable[str] = TopicTable()
     for pattern in patterns:
         table.add(pattern, {}, pattern)
@@ -35,10 +35,12 @@ def test_topic_patterns_match_the_same_keys_as_regular_expressions(patterns: lis
 
 @pytest.mark.parametrize("kind", [DirectTable, TopicTable, FanoutTable])
 @given(patterns=st.lists(keys, max_size=8), several=st.lists(keys, min_size=1, max_size=4))
-def test_a_message_with_several_keys_goes_where_any_of_them_leads(
+def test_a_message_with_several_routing_keys_is_routed_by_each_of_them(
     kind: type[DirectTable[str] | TopicTable[str] | FanoutTable[str]], patterns: list[str], several: list[str]
 ) -> None:
-    """A message with several routing keys (CC, BCC) is routed to every queue to which at least one key leads."""
+    """A message with several routing keys (CC, BCC) is routed to every queue whose binding matches at least one of
+    them.
+    """
     table = kind()
     for pattern in patterns:
         table.add(pattern, {}, pattern)
@@ -46,8 +48,8 @@ def test_a_message_with_several_keys_goes_where_any_of_them_leads(
 
 
 @given(patterns=st.lists(st.tuples(keys, st.integers(0, 2)), max_size=8), key=keys)
-def test_a_removed_pattern_no_longer_matches(patterns: list[tuple[str, int]], key: str) -> None:
-    """A topic binding that was removed no longer matches, and an exchange without bindings keeps no routing data in
+def test_a_topic_binding_that_was_removed_no_longer_matches(patterns: list[tuple[str, int]], key: str) -> None:
+    """A topic binding that was removed no longer matches. An exchange without bindings keeps no routing data in
     memory.
     """
     table: TopicTable[int] = TopicTable()
@@ -60,9 +62,9 @@ def test_a_removed_pattern_no_longer_matches(patterns: list[tuple[str, int]], ke
     assert not table._root.children
 
 
-def test_a_pattern_with_many_wildcards_matches_quickly() -> None:
-    """Matching a topic pattern of 20 wildcards, on which backtracking would take exponential time, takes less than half
-    a second.
+def test_a_topic_pattern_with_many_wildcards_is_matched_quickly() -> None:
+    """Matching a topic pattern with 20 wildcards, for which backtracking would take exponential time, takes less than
+    half a second.
     """
     table: TopicTable[str] = TopicTable()
     table.add(".".join(["#", "a"] * 20), {}, "q")
@@ -98,8 +100,8 @@ def test_a_queue_bound_twice_to_a_fanout_exchange_gets_each_message_once() -> No
 
 
 def test_a_direct_exchange_routes_to_the_queues_bound_with_the_routing_key() -> None:
-    """A direct exchange routes a message to each queue that is bound with the message's routing key, until all bindings
-    of the queue with that key are removed.
+    """A direct exchange routes a message to each queue that is bound with the message's routing key, until all of the
+    queue's bindings with this key are removed.
     """
     table: DirectTable[str] = DirectTable()
     for key, queue in (("a", "q1"), ("a", "q2"), ("a", "q2"), ("b", "q3")):
@@ -138,11 +140,11 @@ def test_a_direct_exchange_routes_to_the_queues_bound_with_the_routing_key() -> 
         ("ALL-WITH-X", {"a": 1, "b": "two"}, True),
     ],
 )
-def test_a_headers_binding_requires_the_headers_that_x_match_says(
+def test_x_match_decides_which_headers_a_binding_requires(
     x_match: str | None, headers: dict[str, Value], matches: bool
 ) -> None:
-    """With x-match `all`, a headers binding requires every header in its arguments, and with `any` at least one.
-    Arguments that start with `x-` are ignored, unless the value of x-match ends with `-with-x`.
+    """With x-match `all`, a headers binding requires every header in its arguments; with `any`, at least one. Arguments
+    whose names begin with `x-` are ignored, unless the value of x-match ends with `-with-x`.
     """
     table: HeadersTable[str] = HeadersTable()
     arguments: dict[str, Value] = {"a": 1, "b": "two", "x-c": 3}
@@ -151,8 +153,10 @@ def test_a_headers_binding_requires_the_headers_that_x_match_says(
 
 
 @pytest.mark.parametrize("x_match", ["all", "any"])
-def test_a_headers_binding_without_a_value_requires_only_the_header(x_match: str) -> None:
-    """A headers binding whose argument has no value matches each message that has this header, with any value."""
+def test_a_headers_binding_whose_argument_has_no_value_matches_any_value(x_match: str) -> None:
+    """If an argument of a headers binding has no value, the binding matches each message that has this header, with any
+    value.
+    """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": None, "x-match": x_match}, "q")
     assert list(table.match("", {"a": "anything"})) == ["q"]
@@ -161,8 +165,8 @@ def test_a_headers_binding_without_a_value_requires_only_the_header(x_match: str
 
 
 def test_x_match_all_requires_headers_with_and_without_a_value() -> None:
-    """With `x-match: all`, a headers binding requires both a header that must only exist and one that must have a
-    certain value.
+    """With x-match `all`, a headers binding can require one header with any value and another with a certain value; a
+    message must have both.
     """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": None, "b": 1}, "q")
@@ -195,10 +199,10 @@ def test_x_match_all_requires_headers_with_and_without_a_value() -> None:
         ("anything", None, True, True),
     ],
 )
-def test_header_values_are_compared_as_by_rabbitmq(
+def test_header_values_are_compared_as_in_rabbitmq(
     value: Value, wanted: Value, until_3_13: bool, since_4_0: bool
 ) -> None:
-    """As in RabbitMQ, a headers binding compares strings by their UTF-8 bytes and numbers by value. Since 4.0, an
+    """As in RabbitMQ, a headers binding compares strings by their UTF-8 bytes, and numbers by value. From 4.0 on, an
     integer equals only integers, a decimal only decimals, and a timestamp only timestamps.
     """
     assert header_matches({"a": value}, "a", wanted) == until_3_13
@@ -212,8 +216,8 @@ def test_header_values_are_compared_as_by_rabbitmq(
 
 
 def test_headers_bindings_follow_a_change_of_version() -> None:
-    """If the broker switches to a RabbitMQ version that compares a header's number strictly by type, existing headers
-    bindings compare strictly, too.
+    """If the embedded broker switches to a RabbitMQ version that compares numbers in headers strictly by type, existing
+    headers bindings compare strictly as well.
     """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1}, "q")
@@ -262,16 +266,16 @@ def test_a_queue_stays_bound_until_each_headers_binding_is_removed() -> None:
     ],
 )
 def test_x_delay_is_a_number_of_milliseconds(value: Value, delay: int) -> None:
-    """The header x-delay is a number or a string of digits, in milliseconds. A delay that is negative or longer than
-    the plugin can wait, or a value of another type, means no delay.
+    """The header x-delay is in milliseconds, and can be a number or a string of digits. If it is negative, longer than
+    the plugin can wait, or of another type, the message is not delayed.
     """
     assert delay_of(value) == delay
 
 
 @pytest.mark.parametrize("value", ["", "1.5", "1s", "soon", b"5", b"\xff", Decimal(1, 5), float("inf"), float("nan")])
 def test_an_x_delay_that_the_plugin_cannot_read_is_refused(value: Value) -> None:
-    """An x-delay header that is a decimal, binary, an infinite float, or text other than a whole number raises
-    ValueError with the value.
+    """If the header x-delay is a decimal, binary, an infinite float, or text that is not a whole number, reading it
+    raises a ValueError that contains the value.
     """
     with pytest.raises(ValueError, match="x-delay is not a number of milliseconds: ") as caught:
         delay_of(value)
@@ -279,9 +283,7 @@ def test_an_x_delay_that_the_plugin_cannot_read_is_refused(value: Value) -> None
 
 
 def test_headers_match_numbers_by_value_and_lists_by_type() -> None:
-    """As in RabbitMQ, a headers binding with an int matches a long of the same value; if both are in lists, they do not
-    match.
-    """
+    """As in RabbitMQ, an int in a headers binding matches a long with the same value, but not if both are in lists."""
     assert header_matches({"a": Int64(1)}, "a", Int32(1))
     assert not header_matches({"a": True}, "a", Int32(1))
     assert header_matches({"a": [Int32(1)]}, "a", [Int32(1)])
@@ -289,7 +291,7 @@ def test_headers_match_numbers_by_value_and_lists_by_type() -> None:
 
 
 def test_a_headers_binding_is_removed_by_its_arguments() -> None:
-    """A headers binding is removed by its arguments, in any order; removing a binding that does not exist raises
+    """A headers binding is removed by its arguments, in any order. Removing a binding that does not exist raises
     KeyError.
     """
     table: HeadersTable[str] = HeadersTable()
@@ -302,7 +304,9 @@ def test_a_headers_binding_is_removed_by_its_arguments() -> None:
 
 
 def test_300_topic_patterns_match_the_same_keys_as_regular_expressions() -> None:
-    """A topic exchange with 300 random patterns routes in the same way as the equivalent regular expressions would."""
+    """The binding keys of a topic exchange with 300 random bindings match the same routing keys as the equivalent
+    regular expressions.
+    """
     seed = random.Random(3)
     pool = ["a", "b", "c", "*", "#"]
     patterns = {".".join(seed.choices(pool, k=seed.randint(1, 5))) for _ in range(300)}
@@ -315,8 +319,8 @@ def test_300_topic_patterns_match_the_same_keys_as_regular_expressions() -> None
 
 
 def test_300_wildcard_patterns_are_matched_quickly() -> None:
-    """Matching 500 routing keys of 120 words each against 300 topic patterns made only of wildcards takes less than 5
-    s of CPU time.
+    """Matching 500 routing keys of 120 words against 300 topic patterns that consist only of wildcards takes less than
+    5 s of CPU time.
     """
     some = random.Random(1)
     table: TopicTable[int] = TopicTable()

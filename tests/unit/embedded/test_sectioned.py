@@ -79,7 +79,9 @@ def _from_091(fields: dict[str, bytes], body: bytes = b"body") -> BrokerMessage:
 
 
 def test_amqp_1_0_properties_become_0_9_1_properties() -> None:
-    """The header and properties of an AMQP 1.0 message become the same AMQP 0-9-1 properties as in RabbitMQ."""
+    """The header and properties of an AMQP 1.0 message are converted to the same AMQP 0-9-1 properties as in
+    RabbitMQ.
+    """
     message = _published(
         Amqp10Message(MessageHeader(True, UInt8(5), UInt32(100000)), properties=_WIDE, body=data_section(b"body"))
     )
@@ -110,8 +112,8 @@ def test_amqp_1_0_properties_become_0_9_1_properties() -> None:
     ],
 )
 def test_amqp_1_0_ids_of_every_type_are_converted(sent: Any10, property_: str | None, header: object) -> None:
-    """An AMQP 1.0 message id or correlation id that is a string of at most 255 bytes, a UUID or a number becomes an
-    AMQP 0-9-1 property as text; any other id becomes a header.
+    """If an AMQP 1.0 message id or correlation id is a string of at most 255 bytes, a UUID or a number, it is converted
+    to an AMQP 0-9-1 property as text. Any other id is converted to a header.
     """
     message = _published(Amqp10Message(properties=BareProperties(sent, correlation_id=sent), body=data_section(b"")))
     for name in ("message_id", "correlation_id"):
@@ -120,8 +122,8 @@ def test_amqp_1_0_ids_of_every_type_are_converted(sent: Any10, property_: str | 
 
 
 def test_application_properties_become_headers_of_the_same_type() -> None:
-    """Each application property of AMQP 1.0 becomes an AMQP 0-9-1 header of the corresponding type, and one with a name
-    over 255 bytes is dropped.
+    """Each application property of an AMQP 1.0 message is converted to an AMQP 0-9-1 header of the corresponding type.
+    One whose name is longer than 255 bytes is dropped.
     """
     application: Map = {
         "text": "é", "symbol": Symbol("s"), "null": None, "true": True, "ubyte": UInt8(1), "ushort": UInt16(2),
@@ -142,8 +144,8 @@ def test_application_properties_become_headers_of_the_same_type() -> None:
 
 
 def test_annotations_become_headers_except_those_of_the_broker() -> None:
-    """Message annotations that begin with x- become AMQP 0-9-1 headers; x-exchange and x-routing-key are always set by
-    the broker, whatever the publisher wrote.
+    """Message annotations whose names begin with x- are converted to AMQP 0-9-1 headers. The broker always sets
+    x-exchange and x-routing-key itself, even if the publisher has set them.
     """
     annotations: Map = {
         Symbol("x-text"): "v", Symbol("x-list"): [Int64(1), "two", Symbol("3"), None, True],
@@ -176,8 +178,8 @@ def test_annotations_become_headers_except_those_of_the_broker() -> None:
         (b"\x00Sv" + encode_value([1]) + b"\x00Sv" + encode_value([2]), None),
     ],
 )
-def test_every_kind_of_body_arrives_unchanged_over_amqp_10(body: bytes, body_091: bytes | None, footer: Map) -> None:
-    """A body of data, value or sequence sections, and the footer, are delivered unchanged over AMQP 1.0."""
+def test_every_kind_of_body_arrives_unchanged_over_amqp_1_0(body: bytes, body_091: bytes | None, footer: Map) -> None:
+    """A body of data, value or sequence sections, and the footer, arrive unchanged over AMQP 1.0."""
     sent = Amqp10Message(
         MessageHeader(True, UInt8(9), UInt32(5)), {Symbol("x-hop"): 1}, {}, _WIDE, {"uuid": _ID}, body, footer
     )
@@ -192,9 +194,9 @@ def test_every_kind_of_body_arrives_unchanged_over_amqp_10(body: bytes, body_091
         assert (message.properties.named().get("type"), message.body) == (None, body_091)
 
 
-def test_a_value_body_is_unchanged_by_a_copy_over_amqp_0_9_1() -> None:
-    """An AMQP 1.0 value body that a client receives and republishes over AMQP 0-9-1 is delivered as a value over AMQP
-    1.0 again.
+def test_a_value_body_is_unchanged_after_it_is_republished_over_amqp_0_9_1() -> None:
+    """If a client receives a message whose body is an AMQP 1.0 value over AMQP 0-9-1, and republishes it, the body is
+    delivered as this value over AMQP 1.0.
     """
     message = _published(Amqp10Message(body=value_section(["a", None])))
     back = _delivered(_from_091(message.properties.fields(), message.body))
@@ -202,7 +204,9 @@ def test_a_value_body_is_unchanged_by_a_copy_over_amqp_0_9_1() -> None:
 
 
 def test_amqp_0_9_1_properties_become_1_0_sections() -> None:
-    """The properties and headers of an AMQP 0-9-1 message become the same AMQP 1.0 sections as in RabbitMQ."""
+    """The properties and headers of an AMQP 0-9-1 message are converted to the same AMQP 1.0 sections as in
+    RabbitMQ.
+    """
     headers: Table = {
         "text": "é", "long text": "l" * 5000, "nul": "a\0b", "bytes": ByteArray(b"b"), "u8": UInt8(1), "i": Int32(2),
         "l": Int64(3), "f": Float32(1.5), "d": 2.5, "t": Timestamp(1700000000), "true": True, "void": None,
@@ -244,8 +248,8 @@ def test_amqp_0_9_1_properties_become_1_0_sections() -> None:
 
 
 def test_with_like_4_0_reply_to_is_not_converted() -> None:
-    """With `--like 4.0`, reply-to is delivered unchanged from AMQP 1.0 to AMQP 0-9-1 and back. Only RabbitMQ 4.2 and
-    later convert it between an AMQP 1.0 address and a queue name.
+    """With `--like 4.0`, reply-to is unchanged between AMQP 1.0 and AMQP 0-9-1. RabbitMQ 4.2 and later convert it
+    between an AMQP 1.0 address and a queue name.
     """
     old = PROFILES[Like.V4_0]
     sent = Amqp10Message(properties=BareProperties(reply_to="/queues/q"), body=data_section(b""))
@@ -254,9 +258,9 @@ def test_with_like_4_0_reply_to_is_not_converted() -> None:
     assert delivered.properties.reply_to == "q"
 
 
-def test_from_4_4_on_streams_written_by_rabbitmq_3_lose_their_properties() -> None:
-    """Priority, delivery mode and expiration that RabbitMQ 3 stored in a stream as annotations are properties when read
-    with `--like 4.3`, and are dropped with `--like 4.4`.
+def test_from_4_4_on_priority_delivery_mode_and_expiration_that_rabbitmq_3_stored_in_a_stream_are_lost() -> None:
+    """If RabbitMQ 3 has stored a message's priority, delivery mode and expiration in a stream, as annotations, they are
+    read as properties with `--like 4.3`, and are lost with `--like 4.4`.
     """
     stored = {"x-basic-priority": UInt8(7), "x-basic-delivery-mode": UInt8(2), "x-basic-expiration": "60000"}
     annotations: Map = {Symbol(name): value for name, value in stored.items()}
@@ -272,8 +276,8 @@ def test_from_4_4_on_streams_written_by_rabbitmq_3_lose_their_properties() -> No
 
 @pytest.mark.parametrize("is_native", [True, False])
 def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
-    """A dead letter delivered over AMQP 1.0 has the annotation x-opt-deaths and annotations for its first and last
-    death.
+    """A dead letter that is delivered over AMQP 1.0 has the annotation x-opt-deaths, and annotations for its first and
+    its last death.
     """
     annotations: Map = {Symbol("x-a"): Symbol("b")}
     message = (
@@ -299,7 +303,7 @@ def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
 
 @pytest.mark.parametrize("is_native", [True, False])
 def test_a_repeated_death_has_its_first_and_last_time_in_milliseconds(is_native: bool) -> None:
-    """A message that was dead-lettered twice has the times of its first and last death in milliseconds over AMQP 1.0,
+    """If a message was dead-lettered twice, it has the times of its first and last death in milliseconds over AMQP 1.0,
     and the time of its first death in seconds over AMQP 0-9-1.
     """
     # As in the module mc of RabbitMQ 4.3.5.
@@ -314,7 +318,9 @@ def test_a_repeated_death_has_its_first_and_last_time_in_milliseconds(is_native:
 
 
 def test_a_stored_message_is_the_same_when_read_back() -> None:
-    """A message that was stored and read back has the same address, properties, annotations and body as before."""
+    """After a message was stored and read back, it has the same exchange, routing key, properties, annotations and body
+    as before.
+    """
     sent = Amqp10Message(
         MessageHeader(True), {}, {Symbol("x-a"): Symbol("b")}, _WIDE, {"u": _ID}, value_section("v"), {Symbol("x-f"): 1}
     )
@@ -350,15 +356,17 @@ def test_a_stored_message_is_the_same_when_read_back() -> None:
          "sections before the"),
     ],
 )  # fmt: skip
-def test_a_malformed_message_is_refused(payload: bytes, reason: str) -> None:
-    """A malformed AMQP 1.0 message, such as one without a body or with sections out of order, raises NotAMessage."""
+def test_a_malformed_amqp_1_0_message_is_refused(payload: bytes, reason: str) -> None:
+    """A malformed AMQP 1.0 message, such as one without a body or with its sections in the wrong order, raises
+    NotAMessage.
+    """
     with pytest.raises(NotAMessage) as refused:
         parse(payload).to("", "q", _LIKE)
     assert reason in str(refused.value)
 
 
 def test_x_cc_must_be_a_list_of_strings() -> None:
-    """A message whose annotation x-cc is not a list of strings is refused with RabbitMQ's text."""
+    """If a message's annotation x-cc is not a list of strings, the message is refused with RabbitMQ's error text."""
     sections = parse(
         Amqp10Message(message_annotations={Symbol("x-cc"): [Symbol("a")]}, body=data_section(b"")).encode()
     )
@@ -374,7 +382,7 @@ def _stream(like: Profile = _LIKE) -> tuple[StreamQueue, HandClock]:
     ), clock
 
 
-def test_a_stream_converts_messages_between_both_protocols() -> None:
+def test_a_stream_converts_messages_between_amqp_1_0_and_amqp_0_9_1() -> None:
     """A message published to a stream over AMQP 1.0 or AMQP 0-9-1 can be read over both, with its properties and
     annotations.
     """
@@ -412,8 +420,8 @@ def test_a_stream_converts_messages_between_both_protocols() -> None:
 
 @pytest.mark.parametrize("entry", [b"hello", b"\x00Sp\xc0\x03\x01\xa1\x00" + data_section(b"a"), b"\x00Su\xa0\xff"])
 def test_a_stream_entry_that_is_not_a_message_is_delivered_as_a_body(entry: bytes) -> None:
-    """A stream entry that is not a valid AMQP 1.0 message is delivered over both protocols with all its bytes as the
-    body.
+    """A stream entry that is not a valid AMQP 1.0 message is delivered over AMQP 1.0 and AMQP 0-9-1 with all its bytes
+    as the body.
     """
     stream, clock = _stream()
     stream.log.append(simple_entry(entry))
@@ -426,11 +434,11 @@ def test_a_stream_entry_that_is_not_a_message_is_delivered_as_a_body(entry: byte
 
 
 @pytest.mark.parametrize("seconds", [-1, 60])
-def test_a_filter_that_skips_many_messages_lets_other_clients_run(
+def test_a_filter_that_skips_many_messages_lets_the_broker_serve_other_clients(
     monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    """If the filter of a stream consumer skips messages for too long, the broker serves other clients, and then
-    continues where the filter stopped.
+    """If the filter of a stream consumer skips messages for too long, the broker serves other clients first, and then
+    continues where it stopped filtering.
     """
     monkeypatch.setattr(stream_queue, "TURN_SECONDS", seconds)
     stream, clock = _stream()
@@ -444,9 +452,9 @@ def test_a_filter_that_skips_many_messages_lets_other_clients_run(
     assert turns == (3 if seconds < 0 else 0)
 
 
-def test_chunks_are_filtered_by_their_filter_values() -> None:
-    """A stream consumer with x-stream-filter gets the chunks that contain one of the filter's values, and chunks
-    without a value only with x-stream-match-unfiltered.
+def test_x_stream_filter_selects_chunks_by_their_filter_values() -> None:
+    """A stream consumer with x-stream-filter gets only chunks that contain one of the given values. With
+    x-stream-match-unfiltered, it also gets chunks without any value.
     """
     stream, clock = _stream()
     for value in ("a", "b", None):
@@ -465,8 +473,8 @@ def test_chunks_are_filtered_by_their_filter_values() -> None:
     assert offsets(filter="b", match_unfiltered=True) == [1, 2]
 
 
-def test_the_sections_are_encoded_as_rabbitmq_encodes_them() -> None:
-    """A message delivered over AMQP 1.0 is encoded to the same bytes as by RabbitMQ."""
+def test_a_message_delivered_over_amqp_1_0_has_the_same_bytes_as_in_rabbitmq() -> None:
+    """A message that is delivered over AMQP 1.0 is encoded as the same bytes as in RabbitMQ."""
     message = _published(Amqp10Message(properties=BareProperties("x"), body=data_section(b"hi")))
     assert encode(message, _LIKE) == (
         b"\x00Sp\xc0\x06\x05B@@AC\x00Sr\xc1'\x04\xa3\rx-routing-key\xa1\x03key\xa3\nx-exchange\xa1\x04logs"

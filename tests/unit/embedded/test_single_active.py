@@ -12,7 +12,7 @@ from tests.unit.embedded.test_queue import FakeClock
 
 
 class FakeSession:
-    """A connection that keeps what is sent, and the reason for which it is closed."""
+    """A connection that records what is sent, and the reason for which it is closed."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.broker = SimpleNamespace(clock=clock)

@@ -1,4 +1,4 @@
-"""The embedded broker's data directory, with disks that fail or are slow."""
+"""The embedded broker's data directory on disks that fail or are slow."""
 
 import asyncio
 import sqlite3
@@ -48,8 +48,8 @@ async def turns(count: int = 10) -> None:
         await asyncio.sleep(0)
 
 
-def test_a_message_can_be_read_back_while_streams_are_written(tmp_path: Path) -> None:
-    """A paged-out message can be read back while the broker writes a stream to the disk, and after that."""
+def test_a_paged_out_message_can_be_read_back_while_a_stream_is_written(tmp_path: Path) -> None:
+    """A paged-out message can be read back while the broker writes a stream to disk, and afterwards."""
 
     async def run() -> None:
         disk = WaitingDisk()
@@ -76,8 +76,12 @@ def test_a_message_can_be_read_back_while_streams_are_written(tmp_path: Path) ->
     asyncio.run(run())
 
 
-def test_a_delayed_deletion_does_not_remove_a_new_definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a queue is deleted and declared again while the deletion waits for the disk, the new definition is kept."""
+def test_a_deletion_that_waits_for_the_disk_does_not_remove_a_new_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a queue is deleted and declared again while the deletion is waiting for the disk, the new queue's definition
+    is kept.
+    """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0)
 
     async def run() -> None:
@@ -108,8 +112,8 @@ def test_a_delayed_deletion_does_not_remove_a_new_definition(tmp_path: Path, mon
 def test_a_failed_write_of_a_definition_does_not_prevent_confirms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a definition cannot be written while the disk syncs messages, the messages are still confirmed after their
-    sync.
+    """If a definition cannot be written while messages are being synced to disk, the messages are still confirmed after
+    the sync.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0)
 

@@ -1,4 +1,4 @@
-"""The log of a stream: entries are read in order, from any offset, also after a crash."""
+"""The log of a stream: entries are read in order, from any offset, even after a crash."""
 
 import gzip
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from mqtool.broker.embedded.store.segment_files import SegmentDirectory
 
 
 class NoTimer:
-    """A timer that nobody stops."""
+    """A timer that is never stopped."""
 
     def cancel(self) -> None:
         raise AssertionError
@@ -87,8 +87,8 @@ def segment_files(path: Path) -> list[Path]:
 
 
 def test_a_stream_is_read_from_any_offset(bench: Bench) -> None:
-    """Reading a stream from an offset returns, once each, all messages of the chunk that contains the offset, and all
-    later messages.
+    """Reading a stream from an offset returns all messages of the chunk that contains the offset, and all later
+    messages, each once.
     """
     bench.add(b"a", b"b", b"c")
     bench.add(b"d")
@@ -105,9 +105,9 @@ def batch(compression: int, plain: bytes, packed: bytes, *, records: int) -> byt
     return head + len(plain).to_bytes(4) + len(packed).to_bytes(4) + packed
 
 
-def test_offsets_count_the_messages_of_batches(bench: Bench) -> None:
-    """Each message of a sub-entry batch takes one offset. Reading skips a compressed batch, and the missing end of a
-    batch that is cut off.
+def test_each_message_of_a_sub_entry_batch_takes_one_offset(bench: Bench) -> None:
+    """Each message of a sub-entry batch takes one offset. Reading a stream skips compressed batches, and the missing
+    part of a batch that is cut off.
     """
     plain = simple_entry(b"a") + simple_entry(b"b")
     bench.log.append(batch(0, plain, plain, records=2), records=2)
@@ -120,7 +120,7 @@ def test_offsets_count_the_messages_of_batches(bench: Bench) -> None:
 
 
 def test_unwritten_entries_cannot_be_read(bench: Bench) -> None:
-    """An entry appended to a stream cannot be read until the entry has been written; the stream's readers are then
+    """An entry that is appended to a stream cannot be read until it has been written. The stream's readers are then
     notified.
     """
     reader, told = StreamQueueReader(bench.log, 0), []
@@ -131,7 +131,7 @@ def test_unwritten_entries_cannot_be_read(bench: Bench) -> None:
     assert (told, len(reader.read())) == ([1], 1)
 
 
-def test_chunks_have_the_current_time_after_the_clock_was_ahead(bench: Bench) -> None:
+def test_new_chunks_have_the_current_time_even_if_the_clock_was_set_back(bench: Bench) -> None:
     """After the system clock was set back, new chunks of a stream have the current time, as in RabbitMQ."""
     for time in (9_000_000, 1_000):
         bench.clock.time = time
@@ -140,7 +140,7 @@ def test_chunks_have_the_current_time_after_the_clock_was_ahead(bench: Bench) ->
     assert [chunk.timestamp for chunk in chunks] == [9_000_000, 1_000]
 
 
-def test_a_timestamp_finds_the_first_chunk_that_is_not_older(bench: Bench) -> None:
+def test_reading_from_a_timestamp_starts_at_the_first_chunk_that_is_not_older(bench: Bench) -> None:
     """Reading a stream from a timestamp starts at the first chunk that is not older, or at the end if there is none."""
     for time in (1_000, 2_000, 3_000):
         bench.clock.time = time
@@ -149,8 +149,8 @@ def test_a_timestamp_finds_the_first_chunk_that_is_not_older(bench: Bench) -> No
 
 
 def test_a_timestamp_offset_after_the_last_chunk_means_the_end_of_the_stream(bench: Bench) -> None:
-    """As in RabbitMQ, a consumer's timestamp offset that is later than the timestamp of the last chunk means the end of
-    the stream, even if earlier chunks have later timestamps.
+    """As in RabbitMQ, a consumer with a timestamp offset later than the timestamp of the last chunk starts at the end
+    of the stream, even if earlier chunks have later timestamps.
     """
     for time in (9_000, 1_000, 2_000):
         bench.clock.time = time
@@ -160,7 +160,7 @@ def test_a_timestamp_offset_after_the_last_chunk_means_the_end_of_the_stream(ben
 
 def test_a_timestamp_is_looked_up_in_the_last_segment_that_begins_before_it(bench: Bench) -> None:
     """If the clock was set back, reading a stream from a timestamp starts in the last segment that begins before the
-    timestamp, at the first chunk from there on that is not older.
+    timestamp, at the first chunk there or later that is not older than the timestamp.
     """
     bench.open(segment_bytes=70_000)
     for time in (1_000, 9_000, 2_000, 3_000, 8_000, 4_000):
@@ -188,9 +188,9 @@ def test_old_segments_are_deleted_by_size_and_age(bench: Bench) -> None:
     assert before < log.first_offset < log.end
 
 
-def test_publishing_ids_and_stored_offsets_are_kept(on_disk: Bench) -> None:
-    """A stream keeps its publishing ids and stored offsets after a restart, and after the segment in which they were
-    written is deleted. As in RabbitMQ, a stored offset before the first message is lost with its segment.
+def test_publishing_ids_and_stored_offsets_survive_a_restart_and_the_deletion_of_a_segment(on_disk: Bench) -> None:
+    """A stream keeps its publishing ids and stored offsets after a restart, and after the segment to which they were
+    written is deleted. As in RabbitMQ, a stored offset before the first remaining message is lost.
     """
     log = on_disk.open(segment_bytes=500, max_bytes=500)
     log.append(simple_entry(b"a"), producer="p", publishing_id=7)
@@ -205,8 +205,8 @@ def test_publishing_ids_and_stored_offsets_are_kept(on_disk: Bench) -> None:
 
 
 def test_an_incomplete_chunk_at_the_end_of_a_stream_is_moved_to_another_file(on_disk: Bench, tmp_path: Path) -> None:
-    """A chunk that is incomplete because the broker was killed is moved to another file, and the next chunk is written
-    in its place.
+    """If the last chunk of a stream is incomplete because the broker was killed, the broker moves the chunk to another
+    file, and writes the next chunk in its place.
     """
     on_disk.add(b"a", b"b")
     sound = segment_files(tmp_path)[0].stat().st_size
@@ -224,10 +224,10 @@ def test_an_incomplete_chunk_at_the_end_of_a_stream_is_moved_to_another_file(on_
 
 
 @pytest.mark.parametrize("written", [0, 30])
-def test_a_kill_while_a_segment_begins_loses_no_publishing_ids_or_offsets(
+def test_a_kill_at_the_start_of_a_segment_loses_no_publishing_ids_or_offsets(
     on_disk: Bench, tmp_path: Path, written: int
 ) -> None:
-    """If the broker is killed while it begins a segment of a stream, the stream keeps its publishing ids and stored
+    """If the broker is killed while it starts a new segment of a stream, the stream keeps its publishing ids and stored
     offsets.
     """
     log = on_disk.open(segment_bytes=600)
@@ -245,8 +245,8 @@ def test_a_kill_while_a_segment_begins_loses_no_publishing_ids_or_offsets(
     assert on_disk.read() == [(0, b"a"), (1, b"b" * 600), (2, b"d"), (3, b"e")]
 
 
-def test_a_damaged_chunk_in_an_older_segment_is_the_only_one_lost(on_disk: Bench, tmp_path: Path) -> None:
-    """If a chunk in an older segment of a stream is damaged, only that chunk is lost; later chunks can be read."""
+def test_if_a_chunk_in_an_older_segment_is_damaged_only_this_chunk_is_lost(on_disk: Bench, tmp_path: Path) -> None:
+    """If a chunk in an older segment of a stream is damaged, only this chunk is lost, and later chunks can be read."""
     on_disk.open(segment_bytes=600)
     for body in (b"a", b"b" * 300, b"c" * 300, b"d"):
         on_disk.add(body)
@@ -256,8 +256,10 @@ def test_a_damaged_chunk_in_an_older_segment_is_the_only_one_lost(on_disk: Bench
     assert (log.lost, [offset for offset, _ in on_disk.read()]) == (0, [0, 2, 3])
 
 
-def test_a_failed_write_is_repeated_in_order(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stream entries whose write failed are written again, before later entries."""
+def test_stream_entries_whose_write_failed_are_written_again_in_order(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If writing stream entries fails, the entries are written again, before later entries."""
     log = bench.log
     log.append(simple_entry(b"a"))
     log.prepare()

@@ -10,8 +10,8 @@ from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import Permissions, User
 
 
-def test_the_cache_of_permissions_is_bounded() -> None:
-    """If a client uses 3,000 different names, the broker's cache of permissions keeps at most 1,000 of them."""
+def test_the_size_of_the_permission_cache_is_limited() -> None:
+    """If a client uses 3,000 different names, the broker's permission cache keeps at most 1,000 of them."""
 
     async def known() -> int:
         broker = Broker(Ledger())
@@ -45,16 +45,18 @@ def authenticate(name: str, password: str, from_loopback: bool) -> bool:
         ("nobody", "secret", True, False),
     ],
 )
-def test_guest_may_log_in_only_from_loopback(name: str, password: str, from_loopback: bool, allowed: bool) -> None:
-    """The user guest may log in only from loopback. With a wrong or empty password, or an unknown name, nobody may log
-    in.
+def test_guest_can_log_in_only_from_a_loopback_address(
+    name: str, password: str, from_loopback: bool, allowed: bool
+) -> None:
+    """The user guest can log in only from a loopback address. A login with a wrong or empty password, or with an
+    unknown user name, is refused.
     """
     assert authenticate(name, password, from_loopback) is allowed
 
 
 def test_permission_patterns_are_regular_expressions() -> None:
-    """A permission is granted if its regular expression is found anywhere in the name, which is `amq.default` for the
-    default exchange. An empty pattern grants nothing.
+    """A permission is granted if its regular expression matches any part of the name; the name of the default exchange
+    is `amq.default`. An empty pattern grants nothing.
     """
     permissions = Permissions(configure="^a$", write="default", read="")
     assert permissions.allow("configure", "a")
