@@ -80,9 +80,7 @@ def test_list_queues_shows_current_counts(shell: Shell, listing: object) -> None
     assert (ready, consumers) == (1, 1)
     assert unacknowledged == 2 or listed.stderr == "counts of unacknowledged messages are up to 5 s old\n"
     without = shell.run("mqtool", "list", "queues", "messages_ready", "consumers")
-    assert (without.stdout, without.stderr) == ("1\t1\n", ""), (
-        "there is no note without that column"
-    )
+    assert (without.stdout, without.stderr) == ("1\t1\n", ""), "there is no note without that column"
 
 
 def test_exclusive_queues_and_streams_are_listed_with_the_management_apis_counts(
