@@ -223,8 +223,8 @@ def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_topic_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
-    """Tutorial 5: `receive-log` and the script's receiver each get every log of `emit-log` and of the tutorial's script
-    that matches their patterns once, and no others.
+    """Tutorial 5: `receive-log` and the script's receiver each get the logs of `emit-log` and of the tutorial's script
+    that match their patterns, each log once, and no others.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "topic", "kern.critical", "A critical kernel error"),
@@ -294,11 +294,11 @@ HELLO = {
 
 
 @pytest.mark.parametrize("difference", HELLO)
-def test_an_existing_queue_with_other_arguments_is_used_as_it_is(
+def test_an_existing_queue_with_different_arguments_is_used_as_it_is(
     shell: Shell, connection: Connection, broker: TestBroker, difference: str
 ) -> None:
-    """If the queue 'hello' already exists with other properties or arguments, `send` and `receive` each print a notice
-    and use the queue as it is.
+    """If the queue 'hello' already exists, but with different properties or arguments, `send` and `receive` each print
+    a notice and use the queue as it is.
     """
     existing = HELLO[difference]
     keep = connection.channel(strict=True)
@@ -320,11 +320,11 @@ def test_an_existing_queue_with_other_arguments_is_used_as_it_is(
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("difference", HELLO)
-def test_strict_refuses_an_existing_queue_with_other_arguments(
+def test_the_option_strict_refuses_a_queue_with_different_arguments(
     shell: Shell, connection: Connection, difference: str
 ) -> None:
-    """If the queue already exists with other properties or arguments, `send --strict` and `receive --strict` exit with
-    78 and do not change it.
+    """If the queue already exists, but with different properties or arguments, `send --strict` and `receive --strict`
+    exit with 78 and do not change it.
     """
     existing = HELLO[difference]
     keep = connection.channel(strict=True)
@@ -342,9 +342,9 @@ def test_strict_refuses_an_existing_queue_with_other_arguments(
     assert administration.depth(keep, keep.declare(existing).name).consumers == 0
 
 
-def test_strict_leaves_the_messages_of_a_queue_with_other_arguments(shell: Shell) -> None:
-    """If `send --strict` and `receive --strict` refuse a queue because of its arguments, the queue keeps the message
-    that it had and gets no other.
+def test_a_queue_that_the_option_strict_refuses_keeps_its_messages(shell: Shell) -> None:
+    """If `send --strict` and `receive --strict` refuse a queue because its arguments differ, the queue keeps the
+    message that it had and gets no other.
     """
     shell.run("mqtool", "send", "theirs", "--dialect", "python-classic")
 
@@ -356,13 +356,13 @@ def test_strict_leaves_the_messages_of_a_queue_with_other_arguments(shell: Shell
 
 
 @pytest.mark.once_on_rabbitmq
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
 @pytest.mark.parametrize("command", ["worker", "rpc-server"])
 def test_worker_and_rpc_server_use_a_queue_of_another_dialect_unless_strict(
     shell: Shell, strict: bool, command: str
 ) -> None:
-    """`worker` and `rpc-server` use a queue that was declared with another dialect's arguments; with --strict, they
-    exit with 78.
+    """`worker` and `rpc-server` use a queue that was declared with a different --dialect. With --strict, they exit with
+    78.
     """
     other = "python-classic"
     shell.start("mqtool", command, "--dialect", other).wait_until_ready().interrupt().wait()
@@ -383,11 +383,11 @@ LOGS = {
 
 
 @pytest.mark.parametrize("difference", LOGS)
-def test_an_existing_exchange_with_other_arguments_is_used_as_it_is(
+def test_an_existing_exchange_with_different_arguments_is_used_as_it_is(
     shell: Shell, connection: Connection, difference: str
 ) -> None:
-    """If the exchange 'logs' already exists with other properties or arguments, `emit-log` and `receive-log` each print
-    a notice and use the exchange as it is.
+    """If the exchange 'logs' already exists, but with different properties or arguments, `emit-log` and `receive-log`
+    each print a notice and use the exchange as it is.
     """
     keep = connection.channel(strict=True)
     keep.declare(LOGS[difference])
@@ -406,11 +406,11 @@ def test_an_existing_exchange_with_other_arguments_is_used_as_it_is(
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("difference", LOGS)
-def test_strict_refuses_an_existing_exchange_with_other_arguments(
+def test_the_option_strict_refuses_an_exchange_with_different_arguments(
     shell: Shell, connection: Connection, difference: str
 ) -> None:
-    """If the exchange already exists with other properties or arguments, `emit-log --strict` and `receive-log --strict`
-    exit with 78 and do not change it.
+    """If the exchange already exists, but with different properties or arguments, `emit-log --strict` and `receive-log
+    --strict` exit with 78 and do not change it.
     """
     keep = connection.channel(strict=True)
     keep.declare(LOGS[difference])
@@ -424,13 +424,15 @@ def test_strict_refuses_an_existing_exchange_with_other_arguments(
 
 
 @pytest.mark.once_on_rabbitmq
-@pytest.mark.parametrize("strict", [[], ["--strict"]])
-@pytest.mark.parametrize("command", [["emit-log", "direct", "info", "x"], ["receive-log", "direct", "info"]])
-def test_an_exchange_of_another_type_is_never_used(
+@pytest.mark.parametrize("strict", [[], ["--strict"]], ids=["default", "strict"])
+@pytest.mark.parametrize(
+    "command", [["emit-log", "direct", "info", "x"], ["receive-log", "direct", "info"]], ids=lambda command: command[0]
+)
+def test_an_existing_exchange_of_a_different_type_is_never_used(
     shell: Shell, connection: Connection, command: list[str], strict: list[str]
 ) -> None:
-    """If the exchange already exists with another type, `emit-log` and `receive-log` exit with 78 and print a hint,
-    with or without --strict.
+    """If the exchange already exists, but with a different type, `emit-log` and `receive-log` exit with 78 and print a
+    hint, with or without --strict.
     """
     existing = Exchange("direct_logs", "topic")
     keep = connection.channel(strict=True)
@@ -446,7 +448,9 @@ def test_an_exchange_of_another_type_is_never_used(
 
 
 @pytest.mark.once_on_rabbitmq
-@pytest.mark.parametrize("command", [["send", "x"], ["receive"], ["worker"], ["rpc-server"]])
+@pytest.mark.parametrize(
+    "command", [["send", "x"], ["receive"], ["worker"], ["rpc-server"]], ids=lambda command: command[0]
+)
 def test_an_exclusive_queue_of_another_connection_is_never_used(
     shell: Shell, connection: Connection, command: list[str]
 ) -> None:

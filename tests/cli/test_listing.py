@@ -255,9 +255,9 @@ def test_a_list_that_could_not_be_fetched_is_not_called_empty(shell: Shell) -> N
 
 
 @on_any_broker
-def test_list_watch_prints_the_list_again_until_ctrl_c(shell: Shell, listing: object) -> None:
-    """`list queues --watch` prints the list again and again, and a new queue appears in it. After Ctrl-C, the command
-    exits with 0.
+def test_list_watch_keeps_printing_the_list_until_ctrl_c(shell: Shell, listing: object) -> None:
+    """`list queues --watch` keeps printing the list, and a new queue appears in it. After Ctrl-C, the command exits
+    with 0.
     """
     watching = shell.start("mqtool", "list", "queues", "name", "--watch", "50ms")
     watching.wait_for_stderr("no queues")
@@ -269,7 +269,7 @@ def test_list_watch_prints_the_list_again_until_ctrl_c(shell: Shell, listing: ob
 @on_any_broker
 def test_list_watch_on_a_terminal_reacts_to_keys(shell: Shell, broker: TestBroker) -> None:
     """On a terminal, keys filter, sort, scroll and quit `list queues --watch`, and a line says how many rows do not
-    fit. On a dumb terminal, the lists contain no escape sequences.
+    fit. If TERM is "dumb", the output contains no escape sequences.
     """
     for number in range(30):
         shell.run("mqtool", "queue", "declare", f"{'even' if number % 2 else 'odd'}-{number:02}")

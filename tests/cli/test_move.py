@@ -86,10 +86,12 @@ def test_move_keeps_bodies_properties_and_headers(shell: Shell, broker: TestBrok
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize(("queue_type", "count"), [("classic", 450), ("quorum", 5_000)])
 @pytest.mark.sampled(2)
-def test_move_where_leaves_messages_that_do_not_match_in_order(
+def test_move_where_keeps_the_order_of_messages_that_do_not_match(
     shell: Shell, broker: TestBroker, queue_type: str, count: int
 ) -> None:
-    """`move --where` leaves messages that do not match in the queue, in order, even thousands of them."""
+    """`move --where` moves only matching messages. All others, even thousands of them, stay in the queue in their
+    original order.
+    """
     source = Queue("a", durable=True, arguments={"x-queue-type": queue_type})
     fill(broker, source, numbered(count), Queue("b", durable=True))
 
@@ -103,11 +105,11 @@ def test_move_where_leaves_messages_that_do_not_match_in_order(
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
-def test_move_where_with_a_count_leaves_the_other_messages_in_order(
+def test_move_where_with_a_count_keeps_the_order_of_the_other_messages(
     shell: Shell, broker: TestBroker, queue_type: str
 ) -> None:
-    """`move --where … -c 1` ends after one message. The other messages stay in the queue in order, including those that
-    an earlier `move` has requeued.
+    """`move --where … -c 1` ends after one message. The others stay in the queue in their original order, even if an
+    earlier `move` has requeued them.
     """
     source = Queue("a", durable=True, arguments={"x-queue-type": queue_type})
     fill(broker, source, numbered(450), Queue("b", durable=True))
@@ -119,7 +121,7 @@ def test_move_where_with_a_count_leaves_the_other_messages_in_order(
 
 
 @pytest.mark.keeps_messages
-def test_move_stops_before_the_delivery_limit_drops_messages(shell: Shell, broker: TestBroker) -> None:
+def test_move_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
     """If another delivery would make a quorum queue drop messages because of its delivery limit, `move --where` exits
     with 1, and no message is lost.
     """

@@ -53,8 +53,10 @@ def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) 
 
 
 @on_any_broker
-def test_failed_to_writes_to_the_target_of_a_symbolic_link(shell: Shell) -> None:
-    """If the FILE of `send --failed-to` is a symbolic link, `send` writes to the link's target, and the link stays."""
+def test_send_writes_failed_messages_to_the_target_of_a_symbolic_link(shell: Shell) -> None:
+    """If the FILE of `send --failed-to FILE` is a symbolic link, `send` writes the failed messages to the link's
+    target, and the link stays.
+    """
     (shell.directory / "disk").mkdir()
     (shell.directory / "failed").symlink_to("disk/failed")
     assert shell.run("mqtool", "send", "-r", "nosuch", "-l", "--failed-to", "failed", stdin="a\n").code == 75
@@ -63,9 +65,9 @@ def test_failed_to_writes_to_the_target_of_a_symbolic_link(shell: Shell) -> None
 
 
 @on_any_broker
-def test_failed_to_never_replaces_a_device_or_a_pipe(shell: Shell) -> None:
-    """If the FILE of `send --failed-to` is a device, a named pipe or a directory, `send` exits with 2, sends nothing,
-    and leaves FILE as it is.
+def test_send_never_replaces_a_device_or_a_pipe_with_failed_messages(shell: Shell) -> None:
+    """If the FILE of `send --failed-to FILE` is a device, a named pipe or a directory, `send` exits with 2, sends
+    nothing, and leaves FILE as it is.
     """
     os.mkfifo(shell.directory / "pipe")
     (shell.directory / "null").symlink_to(os.devnull)
@@ -78,9 +80,9 @@ def test_failed_to_never_replaces_a_device_or_a_pipe(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_failed_to_names_the_unfinished_file_if_the_disk_becomes_full(shell: Shell) -> None:
-    """If the disk becomes full, `send --failed-to FILE` exits with 1 and names FILE.unfinished, which has the failed
-    messages written so far.
+def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full(shell: Shell) -> None:
+    """If the disk becomes full, `send --failed-to FILE` exits with 1 and names FILE.unfinished, which contains the
+    failed messages written so far.
     """
     shell.start_cold()  # a limit is inherited
     full = shell.script("ulimit -f 64; seq 5000 | mqtool send -r nosuch -l --quiet --failed-to failed")
@@ -127,8 +129,8 @@ def test_the_next_send_discards_a_message_that_a_killed_send_left_incomplete(she
 
 @on_any_broker
 def test_send_exits_with_3_if_messages_of_a_killed_run_are_still_unsent(shell: Shell) -> None:
-    """If FILE.unfinished has messages of a killed run, `send --failed-to FILE` exits with 3 even if the broker confirms
-    all of its own messages. It does not accept FILE.unfinished as its input.
+    """If FILE.unfinished contains messages of a killed run, `send --failed-to FILE` exits with 3 even if the broker
+    confirms all of its own messages. It refuses to read its input from FILE.unfinished.
     """
     unfinished = shell.directory / "failed.unfinished"
     unfinished.write_text('{"body": "earlier"}\n')
@@ -152,6 +154,7 @@ def test_send_exits_with_3_if_messages_of_a_killed_run_are_still_unsent(shell: S
         ("emit-log topic a.b --quiet x", ""),
         ("emit-log fanout x -H x-delay:=5000", " [x] Sent x\n"),  # the exchange might be delaying it
     ],
+    ids=["fanout", "direct", "headers", "send", "quiet", "x-delay"],
 )
 def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str, line: str) -> None:
     """If no queue receives a message that `send` or `emit-log` publishes to an exchange, the command says so and exits
@@ -300,7 +303,11 @@ def test_send_gives_up_after_the_attempts_that_max_reconnects_allows(own_shell: 
     assert _bodies(own_shell, "failed") == ["second"]
 
 
-@pytest.mark.parametrize(("words", "text", "kept"), [(["-l"], "one\ntwo\n", ["one", "two"]), ([], "all", ["all"])])
+@pytest.mark.parametrize(
+    ("words", "text", "kept"),
+    [(["-l"], "one\ntwo\n", ["one", "two"]), ([], "all", ["all"])],
+    ids=["lines", "one message"],
+)
 def test_exit_code_69_means_that_nothing_was_sent_or_kept(
     own_shell: Shell, amqp_vhost: Vhost, words: list[str], text: str, kept: list[str]
 ) -> None:
@@ -339,7 +346,7 @@ def test_send_exits_with_75_if_it_loses_the_broker_after_all_messages_were_retur
     assert sender.wait().code == 75
 
 
-@pytest.mark.parametrize("progress", [False, True])
+@pytest.mark.parametrize("progress", [False, True], ids=["no confirm", "confirms"])
 def test_max_reconnects_counts_the_attempts_since_the_last_confirm(
     own_shell: Shell, amqp_vhost: Vhost, *, progress: bool
 ) -> None:
@@ -381,7 +388,7 @@ def _block(vhost: Vhost) -> None:
     vhost.faults.block_publishers("low")
 
 
-@pytest.mark.parametrize("fault", [_block, _lose])
+@pytest.mark.parametrize("fault", [_block, _lose], ids=["blocks publishers", "is down"])
 def test_sigterm_ends_send_while_the_broker_is_down_or_blocks_publishers(
     own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None]
 ) -> None:
@@ -408,7 +415,7 @@ def test_sigterm_ends_send_while_the_broker_is_down_or_blocks_publishers(
     assert _bodies(own_shell, "failed") == ["second", "third"]
 
 
-@pytest.mark.parametrize("fault", [_block, _lose])
+@pytest.mark.parametrize("fault", [_block, _lose], ids=["blocks publishers", "is down"])
 def test_sigterm_ends_a_worker_that_cannot_publish_a_retry(
     own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None]
 ) -> None:
@@ -547,9 +554,9 @@ def test_receive_stream_declares_no_stream_with_a_mistyped_name(shell: Shell, br
         assert shell.run("mqtool", "receive-stream", *limit, *words).code == 0
 
 
-def test_publisher_confirms_explains_its_figures(shell: Shell) -> None:
-    """The last line of `publisher-confirms all` says how often `batch` waited for confirms. If `async` took about as
-    long as `batch`, it says so, too.
+def test_publisher_confirms_explains_the_times_that_it_prints(shell: Shell) -> None:
+    """`publisher-confirms all` publishes in three ways. Its last line says how often `batch` waited for confirms, and
+    whether `async` took about as long as `batch`.
     """
     shown = shell.run("mqtool", "publisher-confirms", "all", "-c", "500", "--batch-size", "10")
     batch, unwaited = (int(line.rpartition(" in ")[2][:-3].replace(",", "")) for line in shown.stdout.splitlines()[1:])

@@ -56,7 +56,7 @@ def test_mqtool_commands_that_replace_an_articles_rabbitmqctl_commands_succeed(s
 
 
 def test_the_page_of_older_tutorials_is_up_to_date() -> None:
-    """docs/how-to/older-tutorials.md contains the comparison table that `make docs` generates now."""
+    """The comparison table in docs/how-to/older-tutorials.md is the one that `make docs` generates."""
     text = Path("docs/how-to/older-tutorials.md").read_text()
     assert text == page(text)
     assert table() in text

@@ -40,8 +40,8 @@ QUEUES = {
 @pytest.mark.parametrize("kind", QUEUES)
 @pytest.mark.sampled(1)
 def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: TestBroker, kind: str) -> None:
-    """If `peek` is run several times on a queue with hundreds of messages, on all, some or matching ones, every message
-    stays in the queue, in order.
+    """If `peek` is run several times on all, some or only the matching messages of a queue with hundreds of messages,
+    all messages stay in the queue, in order.
     """
     ids = filled(shell, 4_000 if kind == "quorum" else 700, *QUEUES[kind])
     assert peeked(shell, broker, "-c", "3") == ids[:3]
@@ -57,8 +57,8 @@ def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: Test
 
 @pytest.mark.keeps_messages
 def test_peek_needs_no_management_api(shell: Shell, broker: TestBroker) -> None:
-    """Without the management API, `peek` shows messages and leaves them in order. An auto-delete queue is not
-    deleted.
+    """Without the management API, `peek` shows messages and leaves them in order, and an auto-delete queue is not
+    deleted when `peek` ends.
     """
     for settings in QUEUES["quorum"], QUEUES["auto-delete"]:
         ids = filled(shell, 300, *settings)
@@ -113,9 +113,9 @@ def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: She
 
 
 @pytest.mark.keeps_messages
-def test_peek_stops_before_the_delivery_limit_drops_messages(shell: Shell, broker: TestBroker) -> None:
-    """On a quorum queue with a delivery limit, `peek` warns that each run counts as a delivery. It exits with 1 before
-    the queue would drop messages.
+def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
+    """On a quorum queue, `peek` warns how often messages have been requeued. It exits with 1 before the delivery limit
+    would make the queue drop them.
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
     command = ("mqtool", "peek", "jobs", "--raw", "--management", broker.management)

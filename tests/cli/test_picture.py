@@ -241,9 +241,11 @@ def test_a_worker_without_a_prefetch_limit_is_drawn_with_several_messages(chromi
     assert most > 1
 
 
-def test_a_closed_consumer_is_drawn_until_its_last_message_has_been_drawn(chromium: Any, tmp_path: Path) -> None:
-    """If a consumer is closed while its messages are still being drawn, the picture of `mqtool ui` shows its box until
-    the last one has been drawn. So the counts always equal the messages drawn.
+def test_a_consumer_that_has_ended_is_drawn_until_its_last_message_has_been_drawn(
+    chromium: Any, tmp_path: Path
+) -> None:
+    """If a consumer ends while its messages are still being drawn, the picture of `mqtool ui` shows its box until the
+    last one has been drawn. So the counts always equal the messages drawn.
     """
     consumers = [{"name": f"{each}/tag", "label": f"worker {each}"} for each in range(2)]
     records = jobs(consumers)
@@ -469,7 +471,7 @@ def test_a_terminal_that_publishes_and_consumes_is_one_box(chromium: Any, tmp_pa
 
 def test_a_terminal_that_publishes_and_consumes_is_one_row_of_the_table(chromium: Any, tmp_path: Path) -> None:
     """If the program in a terminal publishes and consumes, a tutorial's table shows it in one row, with its exchange
-    and its queue. A click on its box opens one panel about both.
+    and its queue. A click on its box in the picture opens a single panel.
     """
     page = recorded(chromium, tmp_path, of_rpc())
     seek(page, 0.4)
@@ -547,7 +549,9 @@ def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("kind", "seen"), [("topic", "kern.info"), ("headers", "format=pdf pages=3"), ("fanout", ""), ("", "")]
+    ("kind", "seen"),
+    [("topic", "kern.info"), ("headers", "format=pdf pages=3"), ("fanout", ""), ("", "")],
+    ids=["topic", "headers", "fanout", "default"],
 )
 def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     chromium: Any, tmp_path: Path, kind: str, seen: str
@@ -570,7 +574,7 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     assert texts == {seen}
 
 
-@pytest.mark.parametrize("passes_exchange", [False, True])
+@pytest.mark.parametrize("passes_exchange", [False, True], ids=["stream protocol", "default exchange"])
 def test_an_exchange_before_a_stream_is_drawn_only_if_messages_pass_through_it(
     chromium: Any, tmp_path: Path, passes_exchange: bool
 ) -> None:

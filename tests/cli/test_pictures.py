@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_of_the_tutorials_is_up_to_date() -> None:
-    """docs/tutorials.md is what `make pictures` now generates from the tutorials' diagrams and from the commands and
-    links of `tutorial show`.
+    """docs/tutorials.md is identical to what `make pictures` generates from the tutorials' diagrams and from the
+    commands and links of `tutorial show`.
     """
     assert (ROOT / pictures.PAGE).read_text() == diagrams.document(), "make pictures writes it"
 
@@ -101,8 +101,8 @@ def test_a_line_that_is_only_a_link_to_a_recording_embeds_the_recording(chromium
 
 
 def test_a_page_does_not_link_to_recordings_that_have_not_been_made() -> None:
-    """If the recordings have not been made, a page of the documentation shows its still images without links, and the
-    text of other links to recordings as plain text.
+    """If the recordings have not been made, a page of the documentation shows its still images without links to them,
+    and has no broken links.
     """
     page = (
         "[Watch it](pictures/tutorials.html#routing)\n\n[![A still](a.svg)](../pictures/messages.html)\n\n"

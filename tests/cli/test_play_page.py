@@ -51,7 +51,7 @@ def go_on(page: Page, narration: str) -> None:
     page.press("n")
 
 
-@pytest.mark.parametrize("playing", [("tutorial", "run")], indirect=True)
+@pytest.mark.parametrize("playing", [("tutorial", "run")], ids=["tutorial run"], indirect=True)
 def test_keys_step_forward_and_back_through_a_tutorial(playing: tuple[Running, Page], tmp_path: Path) -> None:
     """On the page of `tutorial run --ui`, a learner can choose a tutorial and step forward and back through its scenes,
     with keys alone. The page, saved as a file, replays the scenes without mqtool.
@@ -97,7 +97,7 @@ def test_keys_step_forward_and_back_through_a_tutorial(playing: tuple[Running, P
     assert saved_page.complaints() == []
 
 
-@pytest.mark.parametrize("playing", [("drill", "duplicate", "-c", "20")], indirect=True)
+@pytest.mark.parametrize("playing", [("drill", "duplicate", "-c", "20")], ids=["drill"], indirect=True)
 def test_the_page_of_a_drill_shows_its_fault_and_its_totals(playing: tuple[Running, Page]) -> None:
     """The page of `drill --ui` explains the fault and waits for a key. Afterwards, it shows the totals, including the
     number of lost messages. It fits on a narrow screen.
@@ -114,7 +114,7 @@ def test_the_page_of_a_drill_shows_its_fault_and_its_totals(playing: tuple[Runni
     assert (ended.code, ended.stdout.splitlines()[1][:19]) == (0, "duplicate: sent 20,")
 
 
-@pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], indirect=True)
+@pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], ids=["tutorial run"], indirect=True)
 def test_a_closed_page_does_not_end_a_tutorial(playing: tuple[Running, Page], chromium: Any) -> None:
     """If the page of `tutorial run --ui` is closed, the command says so and continues, and the page shows the same
     scene when it is opened again. Ctrl-C stops the command and everything that it has started.
@@ -132,7 +132,9 @@ def test_a_closed_page_does_not_end_a_tutorial(playing: tuple[Running, Page], ch
     assert "everything it started has been stopped" in ended.stderr
 
 
-@pytest.mark.parametrize("playing", [("tutorial", "try", "hello-world", "--again")], indirect=True)
+@pytest.mark.parametrize(
+    "playing", [("tutorial", "try", "hello-world", "--again")], ids=["tutorial try"], indirect=True
+)
 def test_the_page_of_tutorial_try_shows_the_goal_and_the_learners_messages(
     playing: tuple[Running, Page], lonely_shell: Shell, tmp_path: Path
 ) -> None:
@@ -152,7 +154,7 @@ def test_the_page_of_tutorial_try_shows_the_goal_and_the_learners_messages(
     assert command.interrupt().wait().code == 0
 
 
-@pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], indirect=True)
+@pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], ids=["tutorial run"], indirect=True)
 def test_a_learners_actions_between_scenes_do_not_affect_the_tutorial(playing: tuple[Running, Page]) -> None:
     """Between two scenes of a tutorial, a learner may publish messages, consume the tutorial's messages and declare
     queues. The next scene begins as if nothing had happened, and its checks pass. After the last scene, the learner can
@@ -187,7 +189,7 @@ def test_a_learners_actions_between_scenes_do_not_affect_the_tutorial(playing: t
     assert command.interrupt().wait().code == 0
 
 
-@pytest.mark.parametrize("playing", [("tutorial", "run", "work-queues")], indirect=True)
+@pytest.mark.parametrize("playing", [("tutorial", "run", "work-queues")], ids=["tutorial run"], indirect=True)
 def test_a_learner_cannot_disturb_a_scene(playing: tuple[Running, Page]) -> None:
     """While the commands of a scene run, the page of a tutorial refuses the learner's actions and says why, and the
     scene's checks pass.

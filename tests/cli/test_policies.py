@@ -104,11 +104,11 @@ def filled(admin: Shell, broker: TestBroker, queue: str, *settings: str) -> int:
     ids=["max-length", "max-length-bytes", "expires"],
 )
 @pytest.mark.parametrize("operator", [[], ["--operator"]], ids=["user", "operator"])
-def test_policy_set_asks_before_it_removes_messages(
+def test_policy_set_asks_for_confirmation_if_a_policy_would_remove_messages(
     admin: Shell, broker: TestBroker, definition: dict[str, int], warns: str, asks: str, left: int, operator: list[str]
 ) -> None:
-    """If a policy would remove messages, `policy set` says how many from which queue, and asks. Without a terminal, it
-    exits with 2 and sets nothing. With --yes, it does not ask.
+    """If a policy would remove messages, `policy set` says how many messages of which queue, and asks for confirmation.
+    Without a terminal, it exits with 2 and sets nothing. With --yes, it does not ask.
     """
     size = filled(admin, broker, "jobs")
     if "max-length-bytes" in definition:
@@ -128,9 +128,9 @@ def test_policy_set_asks_before_it_removes_messages(
 
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell, broker: TestBroker) -> None:
-    """`policy set` does not ask if the policy removes no messages: the queue is within the limit, a lower limit or
-    another policy already applies, the queue rejects new messages instead, its type lacks one of the settings, or the
-    policy affects only future messages.
+    """`policy set` does not ask for confirmation if the policy removes no messages: the queue is within the limit, a
+    lower limit or another policy already applies, the queue rejects new messages instead, its type does not support one
+    of the settings, or the policy affects only future messages.
     """
     filled(admin, broker, "jobs")
     filled(admin, broker, "full", "--argument", "x-overflow=reject-publish")
@@ -155,9 +155,9 @@ def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell,
 
 
 @pytest.mark.own_vhost("policies stay in it")
-def test_policy_set_asks_before_it_ends_the_overflow_reject_publish(admin: Shell, broker: TestBroker) -> None:
-    """If only a policy's overflow reject-publish keeps a queue from dropping messages beyond its limit, `policy set`
-    asks before it replaces that overflow, and says how many messages the queue would drop.
+def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: Shell, broker: TestBroker) -> None:
+    """If only the overflow reject-publish of a policy keeps a queue from dropping messages beyond its limit, `policy
+    set` says how many messages would be dropped, and asks before it replaces that overflow.
     """
     filled(admin, broker, "jobs")
     command = ("mqtool", "policy", "set")
@@ -176,8 +176,8 @@ def test_policy_set_asks_before_it_ends_the_overflow_reject_publish(admin: Shell
 def test_policy_set_asks_about_all_queues_if_the_pattern_takes_too_long_to_match(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """If a pattern could take very long to match, so that mqtool does not know which queues it matches, `policy set`
-    asks about all queues that would lose messages.
+    """If a policy's pattern could take very long to match, mqtool does not test which queues it matches. `policy set`
+    then asks about all queues that would lose messages.
     """
     filled(admin, broker, "jobs")
     refused = admin.run("mqtool", "policy", "set", "limits", "--pattern", "^(?!x)([a-z]+)+$", *SET[6:])

@@ -79,9 +79,7 @@ def test_queue_show_json_prints_one_object(admin: Shell) -> None:
     ],
 )
 def test_queue_show_says_where_dead_letters_go(admin: Shell, settings: str, goes: str) -> None:
-    """`queue show` names the queue that gets the queue's dead letters, or says that they are dropped or lost, and
-    why.
-    """
+    """`queue show` names the queue to which dead letters go, or says that they are dropped or lost, and why."""
     starts = ("--dead-letter-exchange=", "--argument=x-dead-letter-routing-key=")
     options = [f"{start}{value}" for start, value in zip(starts, settings.split(), strict=False)]
     assert admin.run("mqtool", "queue", "declare", "other", *options).code == 0

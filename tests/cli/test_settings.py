@@ -117,7 +117,7 @@ def test_list_queues_counts_a_message_as_soon_as_it_is_confirmed(shell: Shell, c
     assert "quorum\t1\n" in listed
 
 
-def test_every_rabbitmq_setting_that_mqtool_changes_is_documented() -> None:
+def test_every_broker_setting_that_mqtool_changes_is_documented() -> None:
     """docs/how-to/docker-and-clusters.md names each RabbitMQ setting that mqtool changes for private nodes and in its
     Docker image.
     """

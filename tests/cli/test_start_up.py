@@ -82,10 +82,10 @@ def test_list_queues_connects_over_amqp_only_if_counts_may_be_old(shell: Shell) 
     assert loads_client()
 
 
-def test_only_the_command_that_a_command_line_names_is_built() -> None:
-    """If a command line names a command of a group, as in `queue purge`, typer builds only that command. If it names an
-    unknown command or only the group, typer builds all commands of the group, so that help, hints and completion know
-    them.
+def test_only_the_command_that_is_run_is_built_for_typer() -> None:
+    """If a command line names a command of a group, as in `queue purge`, mqtool builds only that command for typer. If
+    it names only the group or an unknown command, mqtool builds all commands of the group, so that help, hints and
+    completion know them.
     """
 
     def built(*words: str) -> set[str]:

@@ -313,7 +313,9 @@ class OtherNode(Proxy):
 
 
 @on_any_broker
-def test_the_error_about_an_unreachable_stream_node_names_the_setting(shell: Shell, broker: TestBroker) -> None:
+def test_the_error_about_an_unreachable_stream_node_names_stream_advertised_host(
+    shell: Shell, broker: TestBroker
+) -> None:
     """If the broker refers to a node that cannot be reached, as can happen in Docker, `send-stream` and
     `receive-stream` exit with 69 and name the setting stream.advertised_host.
     """

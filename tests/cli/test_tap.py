@@ -59,7 +59,7 @@ def test_tap_prints_every_message_that_passes_through_an_exchange(
 
 @pytest.mark.usefixtures("api")
 def test_tap_prints_only_messages_with_matching_keys_or_headers(shell: Shell, broker: TestBroker) -> None:
-    """With binding keys or headers on its command line, `tap` prints only the matching messages, of one or several
+    """With binding keys or headers on its command line, `tap` prints only the matching messages, from one or several
     exchanges.
     """
     by_key = shell.start("mqtool", "tap", "amq.topic", "kern.*", "-e", "amq.direct", "-c", "2").wait_until_ready()

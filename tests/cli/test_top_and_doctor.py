@@ -54,8 +54,8 @@ def test_doctor_reports_no_problem_on_a_healthy_broker(watcher: Shell, broker: T
 
 
 def test_doctor_reports_several_kinds_of_problem(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` reports problems such as queues without consumers, transient queues, missing dead-letter exchanges and
-    missing acknowledgements.
+    """`doctor` reports problems such as queues without consumers, transient queues, missing dead-letter exchanges, and
+    consumers that do not acknowledge their messages.
     """
     watcher.run("mqtool", "send", "-q", "left", "x")
     watcher.run("mqtool", "queue", "declare", "old", "--transient", "--queue-type", "classic")
@@ -149,9 +149,11 @@ def test_queue_declare_and_doctor_say_that_dead_letters_would_be_lost(watcher: S
 
 
 @on_any_broker
-def test_doctor_reports_streams_without_limits_and_readers_that_fall_behind(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` reports a stream without a size or age limit, a stream consumer that has missed deleted messages, and a
-    queue that a killed `bench` has left.
+def test_doctor_reports_streams_without_limits_and_consumers_that_missed_messages(
+    watcher: Shell, broker: TestBroker
+) -> None:
+    """`doctor` reports a stream without a size or age limit, a consumer that has missed messages because its stream's
+    limit deleted them, and a queue left behind by a killed `bench`.
     """
     for name in ("endless", "mqtool-bench-1"):
         watcher.run("mqtool", "queue", "declare", name, "--queue-type", "stream")
@@ -285,8 +287,8 @@ def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, br
     assert "upgrade amqplib to 0.10.7 or later" in said
 
 
-@pytest.mark.parametrize(("version", "is_told"), [("4.3", False), ("4.4", True)])
-def test_doctor_upgrade_lists_general_changes_in_rabbitmq_4_4(
+@pytest.mark.parametrize(("version", "is_told"), [("4.3", False), ("4.4", True)], ids=["4.3", "4.4"])
+def test_doctor_upgrade_lists_general_changes_in_version_4_4(
     watcher: Shell, broker: TestBroker, version: str, *, is_told: bool
 ) -> None:
     """`doctor --upgrade 4.4` also lists changes in RabbitMQ 4.4 that do not depend on the broker's topology: for
@@ -433,11 +435,11 @@ def test_keys_sort_and_quit_top_on_a_terminal(watcher: Shell) -> None:
     assert "\x1b[?1049l" in played.stdout, "the alternate screen was not left"
 
 
-def test_doctor_reports_a_guest_that_can_log_in_over_tls(
+def test_doctor_reports_that_guest_can_log_in_over_tls(
     amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If guest can log in over TLS from another machine, `doctor` reports it. Without the TLS files that it needs,
-    `doctor` says what it could not check.
+    """If the user guest can log in over TLS from another machine, `doctor` reports that. Without the TLS files that it
+    needs, `doctor` says what it could not check.
     """
     monkeypatch.setattr(doctor, "_LOOPBACK", ())  # treat localhost, which the certificate names, as another machine
     with EmbeddedBroker(management_port=0, tls=amqp_tls.tls()) as broker:

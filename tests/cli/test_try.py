@@ -125,9 +125,9 @@ def test_the_list_of_goals_fits_on_a_terminal(lonely_shell: Shell) -> None:
     assert lines[-1] == "To begin: mqtool tutorial try hello-world"
 
 
-def test_commands_that_find_no_broker_say_how_to_use_that_of_tutorial_try(lonely_shell: Shell) -> None:
+def test_commands_that_find_no_broker_say_how_to_use_the_broker_of_tutorial_try(lonely_shell: Shell) -> None:
     """While `tutorial try` runs, `broker up` and any command that finds no broker say how to use the broker of
-    `tutorial try`. Once it has ended, they do not.
+    `tutorial try`. After `tutorial try` has ended, they do not.
     """
     closed = "amqp://127.0.0.1:1"  # as if an earlier tutorial had ended
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")

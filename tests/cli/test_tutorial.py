@@ -192,7 +192,7 @@ def test_tutorial_run_starts_and_stops_its_own_broker(lonely_shell: Shell) -> No
 
 
 @pytest.mark.timeout(600)
-def test_every_tutorial_runs_on_rabbitmq_and_leaves_nothing_behind(
+def test_every_tutorial_runs_on_an_existing_broker_and_leaves_nothing_behind(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
     """Each tutorial passes its checks on RabbitMQ, and leaves the queues and messages that existed before as they
@@ -254,7 +254,7 @@ def test_tutorial_run_asks_before_a_scene_and_answers_after_it(lonely_shell: She
 
 @pytest.mark.parametrize("name", ["topics", "headers"])
 def test_tutorial_run_answers_while_the_scenes_receivers_still_run(lonely_shell: Shell, name: str) -> None:
-    """In the tutorials `topics` and `headers`, `tutorial run` answers which receiver gets which message before it ends
+    """In the tutorials `topics` and `headers`, `tutorial run` says which receiver gets which message before it stops
     the receivers.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", name, "--no-pause", timeout=PLAYING).stdout
@@ -402,9 +402,10 @@ def test_the_work_queues_tutorial_shows_that_a_killed_workers_task_is_redelivere
             ],
         ),
     ],
+    ids=["publish-subscribe", "routing", "topics"],
 )
 @pytest.mark.sampled(2)
-def test_tutorial_run_checks_the_statements_of_rabbitmqs_tutorials(
+def test_tutorial_run_checks_the_statements_of_the_official_tutorials(
     lonely_shell: Shell, name: str, checks: list[str]
 ) -> None:
     """`tutorial run` of publish-subscribe, routing and topics checks what RabbitMQ's tutorials explain: bindings,

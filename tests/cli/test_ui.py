@@ -533,7 +533,7 @@ def test_a_recording_of_the_page_plays_without_mqtool(shell: Shell, chromium: An
 
 
 @on_any_broker
-@pytest.mark.parametrize("command", [("ui",), ("tutorial", "run", "hello-world", "--ui")])
+@pytest.mark.parametrize("command", [("ui",), ("tutorial", "run", "hello-world", "--ui")], ids=["ui", "tutorial run"])
 def test_the_pages_secret_is_not_on_the_browsers_command_line(shell: Shell, command: tuple[str, ...]) -> None:
     """With --open, `mqtool ui` and `tutorial run --ui` write the page's address, which contains a secret, to a private
     file, and start the browser with that file. When the command ends, it deletes the file.

@@ -181,7 +181,9 @@ def test_the_message_named_after_a_restart_was_received_after_it(goal: Goal, lea
 
 
 @pytest.mark.parametrize("goal", [GOALS["work-queues"][3]], ids=["restart"])
-def test_tutorial_try_does_not_call_a_message_purged_that_the_restart_has_lost(goal: Goal, learner: Learner) -> None:
+def test_tutorial_try_does_not_say_that_a_purge_deleted_a_message_lost_in_the_restart(
+    goal: Goal, learner: Learner
+) -> None:
     """If the learner purges the queue after the restart, `tutorial try` says that the purge has deleted the persistent
     message, but not the transient one, which the restart had already lost.
     """

@@ -18,7 +18,7 @@ from tests.cli.shell import wait_until
 FULL = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"})
 
 
-@pytest.mark.parametrize(("reason", "again"), [("unavailable", True), ("maxlen", False)])
+@pytest.mark.parametrize(("reason", "again"), [("unavailable", True), ("maxlen", False)], ids=["unavailable", "full"])
 def test_an_amqp_1_0_message_rejected_by_an_unavailable_queue_after_a_reconnection_is_republished(
     monkeypatch: pytest.MonkeyPatch, reason: str, *, again: bool
 ) -> None:
@@ -55,7 +55,7 @@ def test_an_amqp_1_0_message_rejected_by_an_unavailable_queue_after_a_reconnecti
 
 
 def test_an_amqp_1_0_message_rejected_while_a_node_is_down_is_republished(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a node of the cluster is down, mqtool republishes an AMQP 1.0 message that is rejected because its queue is
+    """If one node of a cluster is down, mqtool republishes an AMQP 1.0 message that was rejected because its queue was
     unavailable.
     """
     rejected: list[Rejected] = []

@@ -147,7 +147,9 @@ def test_mqtool_decodes_deliveries_itself_and_reads_them_in_large_pieces(
 
 
 def test_heartbeats_count_as_received_bytes(broker: TestBroker) -> None:
-    """pika counts the broker's heartbeats as received bytes, so it keeps a connection on which nothing else arrives."""
+    """pika counts the broker's heartbeats as received bytes, so it does not close a connection on which nothing else
+    arrives.
+    """
     with Connection(parse_addresses(f"{broker.url}?heartbeat=1")) as connection:
         pika = connection._pika
         assert pika is not None

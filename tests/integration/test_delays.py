@@ -196,7 +196,7 @@ def test_a_delayed_messages_own_exchange_and_key_override_the_publishers(channel
     assert [delivery.body for delivery in received(channel, elsewhere, 1)] == [b"2"]
 
 
-@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("durable", [False, True], ids=["transient", "durable"])
 def test_delayed_messages_are_dropped_if_no_queue_is_bound_when_they_are_due(
     channel: Channel, publish: Publish, durable: bool
 ) -> None:
@@ -228,7 +228,11 @@ def test_messages_to_exchanges_and_queues_whose_names_begin_with_amq_can_be_dela
     assert {delivery.body for delivery in received(channel, queue, 2)} == {b"x", b"y"}
 
 
-@pytest.mark.parametrize("message", [Message(b"", "k", "missing", delay=HOUR), Message(b"", "missing", "", delay=HOUR)])
+@pytest.mark.parametrize(
+    "message",
+    [Message(b"", "k", "missing", delay=HOUR), Message(b"", "missing", "", delay=HOUR)],
+    ids=["exchange", "queue"],
+)
 def test_a_delayed_message_to_a_missing_exchange_or_queue_fails_at_once(
     channel: Channel, publish: Publish, message: Message
 ) -> None:

@@ -99,8 +99,8 @@ def test_receipts_arrive_in_the_order_of_publishing(connection: Connection) -> N
 
 
 def test_publishing_continues_while_messages_are_unconfirmed(connection: Connection) -> None:
-    """A publisher sends further messages while more than ten are unconfirmed, with the default window and with a window
-    of 1,000 messages.
+    """A publisher keeps sending while more than ten messages are unconfirmed, both with the default limit of
+    unconfirmed messages and with a limit of 1,000.
     """
     channel = connection.channel()
     channel.declare(QUEUE)

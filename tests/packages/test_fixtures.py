@@ -35,9 +35,9 @@ def test_replay_publishes_a_recording_in_order(tmp_path: Path) -> None:
         assert [message.headers["n"] for message in broker.queue("jobs").messages(200)] == list(range(200))
 
 
-def test_the_embedded_broker_can_be_started_in_a_running_event_loop() -> None:
-    """In a running event loop, `async with EmbeddedBroker()` starts a broker on 127.0.0.1, and its URL has the user
-    guest.
+def test_a_broker_can_be_started_in_a_running_event_loop() -> None:
+    """In a running event loop, `async with EmbeddedBroker()` starts a broker on 127.0.0.1, whose URL contains the name
+    and password of the user guest.
     """
 
     async def run() -> str:

@@ -151,7 +151,9 @@ def test_the_management_api_refuses_changes_while_the_disk_is_full() -> None:
     assert answers[-1].endswith(": 201")
 
 
-@pytest.mark.parametrize("killed_after", [-0.009, 0.005, 5])  # what was on its way arrives even after the kill
+@pytest.mark.parametrize(
+    "killed_after", [-0.009, 0.005, 5]
+)  # a delivery that was on its way arrives even after the kill
 def test_the_model_allows_a_second_delivery_of_a_delayed_message_only_after_a_kill(killed_after: float) -> None:
     """The simulation's model allows a delayed message to be delivered twice without the redelivered flag only if the
     broker is killed right after the first delivery.
@@ -170,8 +172,9 @@ def test_the_model_allows_a_second_delivery_of_a_delayed_message_only_after_a_ki
 
 @pytest.mark.parametrize("later", [0.003, 2])
 def test_the_model_allows_a_late_delivery_of_an_acknowledged_message_only_while_the_broker_stops(later: float) -> None:
-    """A stopping broker requeues the messages of the connections that it closes first, and another consumer may
-    acknowledge one. The simulation's model allows a late delivery of that message only if it was already on its way.
+    """While the broker stops, a message may be requeued, redelivered and acknowledged while another delivery of it is
+    still on its way to a connection that is being closed. The simulation's model allows a delivery after the
+    acknowledgement only then.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": Kind()})
@@ -260,6 +263,15 @@ def test_the_model_allows_a_declaration_with_different_arguments_after_a_queue_w
         ("stream", [9, 12], 15, False),
         ("stream", [13, 15], 14, False),
         ("classic", [9, 15], 14, False),
+    ],
+    ids=[
+        "just after it is due",
+        "before it is due",
+        "long after it is due",
+        "during a fault that began before",
+        "after a fault",
+        "during a fault that began after",
+        "in a classic queue",
     ],
 )
 def test_the_model_allows_a_delayed_message_twice_in_a_stream_only_after_a_kill_near_its_due_time(
