@@ -333,7 +333,7 @@ def test_a_reply_is_drawn_only_after_its_request_has_arrived(chromium: Any, tmp_
     line = {"t": 12_000, "kind": "printed", "terminal": "server", "line": "[.] fib(6)", "n": 50}
     opened = next(each for each in records if each["kind"] == "opened")
     opened["names"] = ["boss", "server"]
-    # The terminal is read before the broker is asked.
+    # The terminal's line is recorded before the broker's events.
     page = recorded(chromium, tmp_path, [*records[:-6], line, *records[-6:], {"kind": "now", "t": 20_000}])
     server = "c:10.0.0.7:50001 -> 10.0.0.1:5672 (1)/tag"
     moved, printed_at = [], 0

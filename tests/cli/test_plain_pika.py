@@ -18,10 +18,7 @@ class Room:
 
     def __init__(self, shell: Shell, url: str) -> None:
         self.shell = shell
-        shell.environment |= {
-            "AMQP_URL": url,
-            "PYTHONUNBUFFERED": "1",
-        }  # what a script prints is looked at while it runs
+        shell.environment |= {"AMQP_URL": url, "PYTHONUNBUFFERED": "1"}  # the output is read while the script runs
         shell.environment.pop("MQTOOL_URL")
 
     def printed(self, tutorial: str) -> None:

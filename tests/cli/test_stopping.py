@@ -154,7 +154,7 @@ def test_gnu_timeout_lets_a_worker_finish_its_task(shell: Shell) -> None:
     """If GNU `timeout` stops `worker` with SIGTERM, `worker` still finishes its current task."""
     shell.run("mqtool", "new-task", "a.")
     worker = shell.start("timeout", "600", "mqtool", "worker").wait_for_stdout("a.")
-    worker.process.send_signal(signal.SIGALRM)  # its time is up
+    worker.process.send_signal(signal.SIGALRM)  # makes timeout act as if the time were up
     result = worker.wait()
     assert " [x] Done" in result.stderr
     assert result.code == 124

@@ -37,7 +37,7 @@ def processes_with(text: str) -> list[str]:
         try:
             if text.encode() in (process / "environ").read_bytes():
                 found.append((process / "cmdline").read_text())
-        except OSError:  # it has ended, or is not ours to look at
+        except OSError:  # the process has ended, or belongs to another user
             continue
     return found
 
@@ -64,7 +64,7 @@ class Watched:
         if select.select([self._terminal], [], [], 0.05)[0]:
             try:
                 self.seen += os.read(self._terminal, 65536).decode("utf-8", "replace")
-            except OSError:  # it has ended
+            except OSError:  # the command has ended
                 time.sleep(0.05)
 
     def wait_for(self, text: str) -> None:

@@ -56,12 +56,12 @@ EVERY_MISTAKE = [
 
 @pytest.fixture
 def learner(goal: Goal, broker: TestBroker, shell: Shell) -> Iterator[Learner]:
-    """Somebody who tries a goal."""
+    """A learner who tries a goal."""
     if goal.only_embedded and broker.kind != "embedded":
         pytest.skip(goal.only_embedded)
     with ExitStack() as ending:
         is_restarted = goal.fault is not None and goal.fault.name == "restart"
-        if is_restarted or goal.over_amqp10:  # the broker of the other tests stays, and may be like 3.10
+        if is_restarted or goal.over_amqp10:  # the suite's broker must not be restarted, and may behave like 3.10
             own = ending.enter_context(EmbeddedBroker(management_port=0))
             broker = TestBroker("embedded", own.url.rpartition("/")[0], str(own.management_url)).with_fresh_vhost("try")
             shell.environment["MQTOOL_URL"] = broker.url

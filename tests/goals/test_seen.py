@@ -1,4 +1,4 @@
-"""What `try` concludes from RabbitMQ's firehose and statistics, which do not tell what happens to a single message."""
+"""What `try` concludes from RabbitMQ's firehose and statistics, which do not show what happens to each message."""
 
 from typing import Any
 

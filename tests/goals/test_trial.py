@@ -1,4 +1,4 @@
-"""What `try` does around a goal: it begins a goal again, and asks a learner of whom nothing is seen where they work."""
+"""What `try` does around a goal: it restarts goals, and helps learners whose messages do not reach its broker."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -20,7 +20,9 @@ _OTHER_SETTINGS = GOALS["repair"][5]
 
 def _names(broker: TestBroker, kind: str) -> list[str]:
     listed = watched(broker).find().get(path(kind, broker.vhost))
-    return [each["name"] for each in listed if not each["name"].startswith("amq.gen")]  # RabbitMQ: of `try` itself
+    return [
+        each["name"] for each in listed if not each["name"].startswith("amq.gen")
+    ]  # on RabbitMQ, `try` has such queues
 
 
 def _depth(plain: Plain, queue: str) -> int:

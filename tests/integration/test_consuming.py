@@ -1,4 +1,4 @@
-"""Consuming: only messages that the caller asked for are taken, and only those that the caller got are acknowledged."""
+"""Consuming: the caller gets only the messages that it asked for, and only those that it got are acknowledged."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def drain(broker: TestBroker, queue: Queue = QUORUM) -> list[tuple[bytes, bool]]
         return [(delivery.body, delivery.redelivered) for delivery in deliveries]
 
 
-#: By default the prefetch is 250, and acknowledgements go in lots; each of the other ways has an edge of its own.
+#: By default, the prefetch is 250, and messages are acknowledged in batches; the other settings have other limits.
 COUNTS = [
     *((count, {}) for count in (1, 250, 251, 600)),
     *((count, {"auto_ack": True}) for count in (1, 251)),
@@ -136,7 +136,7 @@ def test_mqtool_decodes_deliveries_itself_and_reads_them_in_large_pieces(
         FrameReader, "receive", lambda reader, data: (pieces.append(len(data)), receive(reader, data))[1]
     )
     monkeypatch.setattr(subscription, "delivery_from", lambda *_: pytest.fail("pika has decoded a delivery"))
-    # How much of many small deliveries has come when we read depends on the broker's pace; a large one comes at once.
+    # How many small deliveries arrive in one read depends on the broker's pace; a large one arrives in large pieces.
     bodies = fill(broker, 1000, QUORUM, b"x" * 100_000)
 
     with Connection(parse_addresses(broker.url)) as connection:

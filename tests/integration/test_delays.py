@@ -166,7 +166,7 @@ def test_delayed_messages_are_routed_by_their_own_key_and_headers(
     channel.bind(queue, exchange, binding[0], binding[1])
     sent = [right] if wrong is None else [wrong, right]
     for message in sent:
-        message.delay = 1.03  # two waits, in wait queues
+        message.delay = 1.03  # with wait queues, in two steps
 
     publish(sent, exchange, routing_key="not this one")
 

@@ -1,4 +1,4 @@
-"""The functions of the tutorials: what a program that imports them can rely on, beyond what the commands use."""
+"""The functions of the tutorials: what programs that import them can rely on, beyond what the commands use."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

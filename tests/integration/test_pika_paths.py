@@ -36,7 +36,7 @@ USE = """
         assert next(channel.consume(queue, Receiving(timeout=20))).body == b"again"
 """
 
-#: What there is in the libraries, module by module and class by class.
+#: Collects the attributes of all modules and classes of the libraries.
 LOOK = """
     import importlib, inspect, pkgutil, sys
     import pika, rstream, typer.completion
@@ -46,7 +46,7 @@ LOOK = """
             try:
                 importlib.import_module(module.name)
             except ImportError:
-                pass  # it is for another library
+                pass  # it needs a library that is not installed
 
     def looked_at():
         found = {}

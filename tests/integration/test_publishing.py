@@ -218,13 +218,13 @@ def test_a_batch_is_published_up_to_an_invalid_message(connection: Connection) -
     """
     channel = connection.channel()
     channel.declare(QUEUE)
-    lot = [Message(b"%d" % number, "k" * (number // 5 * 300) or QUEUE.name) for number in range(8)]
+    batch = [Message(b"%d" % number, "k" * (number // 5 * 300) or QUEUE.name) for number in range(8)]
 
     class Source(InBatches):
         def batches(self) -> Iterator[list[Message]]:
             yield [Message(b"first")]
             yield []
-            yield lot
+            yield batch
 
         def __iter__(self) -> Iterator[Message]:
             raise NotImplementedError
@@ -234,7 +234,7 @@ def test_a_batch_is_published_up_to_an_invalid_message(connection: Connection) -
     assert [next(receipts).message.body for _ in range(6)] == [b"first", b"0", b"1", b"2", b"3", b"4"]
     with pytest.raises(UsageError, match="routing key is 300 bytes"):
         next(receipts)
-    assert [message.body for message in lot] == [b"5", b"6", b"7"]
+    assert [message.body for message in batch] == [b"5", b"6", b"7"]
 
 
 def test_a_routing_key_of_more_than_255_bytes_is_refused(connection: Connection) -> None:

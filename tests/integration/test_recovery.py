@@ -64,7 +64,7 @@ def test_a_publisher_whose_connection_is_cut_loses_no_message(
     with Connection(parse_addresses(broker.url)) as connection:
         for delivery in connection.channel().consume(QUORUM, Receiving(timeout=60)):
             arrived.add((delivery.body, delivery.properties["message_id"]))
-            if len(arrived) == 30_000:  # else some are lost, and time is up
+            if len(arrived) == 30_000:  # otherwise some are lost, and the loop times out
                 break
     assert proxy.accepted >= 2
     assert any("lost the connection" in notice for notice in notices)
@@ -113,7 +113,7 @@ def test_a_message_nacked_right_after_a_reconnection_is_republished(
     def source() -> Iterator[Message | None]:
         yield Message(b"1")
         yield Message(b"2")
-        while channel.unconfirmed:  # the one has been confirmed, and the other nacked
+        while channel.unconfirmed:  # until one is confirmed, and the other nacked
             yield None
         proxy.cut()
         yield from (Message(b"%d" % number) for number in range(3, 8))
@@ -151,7 +151,7 @@ def test_a_consumer_whose_connection_is_cut_receives_every_message(proxy: Proxy,
         if len(seen) in (1_000, 3_000) and seen[delivery.body] == 1:
             proxy.cut()
 
-    assert len(seen) == 5_000, "lost"
+    assert len(seen) == 5_000, "messages were lost"
     assert all(delivery.redelivered for delivery in again)
     assert proxy.accepted == 3
 

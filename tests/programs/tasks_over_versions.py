@@ -43,7 +43,7 @@ def worker(url: str) -> Iterator[None]:
                 printed.append(line)
                 if line.endswith(" ready.\n"):
                     break
-                if "INTERNAL_ERROR" in line or "NOT_IMPLEMENTED" in line:  # it would try again, for ever
+                if "INTERNAL_ERROR" in line or "NOT_IMPLEMENTED" in line:  # it would retry forever
                     raise RuntimeError(f"the worker does not start\n{''.join(printed)}")
             yield
         finally:
