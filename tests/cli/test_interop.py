@@ -470,7 +470,9 @@ def test_an_exclusive_queue_of_another_connection_is_never_used(
 
 
 def test_send_declares_a_queue_exactly_as_its_options_say(shell: Shell, connection: Connection) -> None:
-    """`send` declares a queue with exactly the arguments that its options give, without those of the dialect."""
+    """`send` declares a queue with exactly the properties and arguments that its options give, without those of the
+    dialect.
+    """
     result = shell.run("mqtool", "send", "-q", "odd", "--transient", "--argument", "x-max-length=7", "x")
 
     assert (result.stderr, result.code) == (" [x] Sent 'x'\n", 0)

@@ -567,9 +567,9 @@ def test_publisher_confirms_explains_the_times_that_it_prints(shell: Shell) -> N
 
 
 @on_any_broker
-def test_publisher_confirms_announces_what_it_waits_for(shell: Shell) -> None:
+def test_publisher_confirms_announces_when_it_waits_for_confirms(shell: Shell) -> None:
     """Before each of its three ways of publishing, `publisher-confirms all` says how many messages it will publish and
-    which confirms it waits for.
+    when it waits for confirms.
     """
     lines = shell.script("mqtool publisher-confirms all -c 50 --batch-size 10 2>&1").stdout.splitlines()[:6]
     assert lines[::2] == [

@@ -89,7 +89,7 @@ def test_receive_keeps_a_file_that_is_a_single_line_without_a_newline(shell: She
     assert lines_of(log) == ["header", "body"]
 
 
-def test_receive_appended_by_the_shell_starts_on_a_new_line(shell: Shell) -> None:
+def test_receive_redirected_to_the_end_of_a_file_starts_on_a_new_line(shell: Shell) -> None:
     """If FILE ends with an incomplete line, `receive >> FILE` keeps that line and starts on a new one."""
     log = shell.directory / "app.log"
     log.write_text("whole\nhalf")

@@ -470,8 +470,8 @@ def test_a_terminal_that_publishes_and_consumes_is_one_box(chromium: Any, tmp_pa
 
 
 def test_a_terminal_that_publishes_and_consumes_is_one_row_of_the_table(chromium: Any, tmp_path: Path) -> None:
-    """If the program in a terminal publishes and consumes, a tutorial's table shows it in one row, with its exchange
-    and its queue. A click on its box in the picture opens a single panel.
+    """If the program in a terminal publishes and consumes, the table on a tutorial's page has one row for it, with its
+    exchange and its queue. A click on its box in the picture opens a single panel.
     """
     page = recorded(chromium, tmp_path, of_rpc())
     seek(page, 0.4)
@@ -1020,8 +1020,8 @@ def test_the_time_bar_of_a_recording_has_a_mark_for_each_scene(chromium: Any, tm
 
 
 def test_a_scene_asks_what_will_happen_and_answers_later(chromium: Any, tmp_path: Path) -> None:
-    """Before a scene's commands run, the page of a tutorial asks what will happen. It shows the answer after the
-    commands have shown what happens.
+    """Before a scene's commands run, the page of a tutorial asks what will happen. It shows the answer once the
+    commands have run.
     """
     records = play()
     scene = next(each for each in records if each["kind"] == "scene")

@@ -138,7 +138,7 @@ def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
 @on_any_broker
 def test_replay_selects_messages_and_keeps_the_time_between_them(shell: Shell, connection: Connection) -> None:
     """`recording replay` publishes the messages that --since, --until and --where select, with the same time between
-    them as in the recording. Other options change their headers and their queue.
+    them as in the recording. --to-queue, --set-header and --drop-header change their queue and headers.
     """
     connection.channel().declare(Queue("jobs", durable=True))
     name = recording(shell, *[{"routing_key": "elsewhere"}] * 9)
