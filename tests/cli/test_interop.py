@@ -1,6 +1,6 @@
-"""mqtool beside the tutorials' own programs: every tutorial, every dialect, whichever side starts first. The tests
-compare all lines of both sides: if mqtool declared anything differently, the pika program would end with a 406, and
-mqtool would print one more line on stderr.
+"""mqtool together with the tutorials' own scripts, in every dialect, whichever starts first. The tests compare all
+lines of both: if mqtool declared anything differently, the pika script would end with a 406, and mqtool would print
+one more line on stderr.
 """
 
 import pytest
@@ -21,18 +21,18 @@ AWAITING = " [x] Awaiting RPC requests\n"
 
 QUORUM = {"x-queue-type": "quorum"}
 
-#: go-article declares what go-classic declares; test_dialects.py holds its lines.
+#: Without go-article, which declares the same as go-classic; test_older_tutorials.py tests its lines.
 DIALECTS = [Dialect(name) for name in tutorial_scripts.DIALECTS]
 every_dialect = pytest.mark.parametrize("dialect", DIALECTS)
-#: Who declares is tested with one queue and each order; with others, each order in half of the dialects.
+#: Tutorial 1 runs each dialect in both orders; the other tutorials run half of the dialects in each order.
 every_dialect_in_one_order = pytest.mark.parametrize(
     ("dialect", "first"), list(zip(DIALECTS, ["mqtool", "script", "script", "mqtool"], strict=True))
 )
-whoever_is_first = pytest.mark.parametrize("first", ["mqtool", "script"])
+in_both_orders = pytest.mark.parametrize("first", ["mqtool", "script"])
 
 
 class Room:
-    """Two sides on one broker: mqtool, and the tutorial's own programs."""
+    """mqtool and the tutorial's own scripts, on the same broker."""
 
     def __init__(self, shell: Shell, url: str, dialect: Dialect) -> None:
         self._shell = shell
@@ -90,10 +90,12 @@ def leave(running: Running) -> None:
 
 @pytest.mark.once_on_rabbitmq("dialect")
 @every_dialect
-@whoever_is_first
+@in_both_orders
 @pytest.mark.sampled(3)
 def test_send_and_receive_exchange_messages_with_the_tutorials_scripts(room: Room, first: str) -> None:
-    """Tutorial 1: mqtool and the tutorial's script each receive what the other has sent, whichever starts first."""
+    """Tutorial 1: `receive` gets what the tutorial's script has sent, and the script gets what `send` has sent,
+    whichever program starts first.
+    """
 
     def mqtool_sends() -> None:
         sent = room.mqtool("send")
@@ -125,8 +127,8 @@ def test_send_and_receive_exchange_messages_with_the_tutorials_scripts(room: Roo
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_new_task_and_worker_exchange_tasks_with_the_tutorials_scripts(room: Room, first: str) -> None:
-    """Tutorial 2: mqtool's `worker` handles the tasks of the tutorial's script, and the script's worker handles those
-    of mqtool's `new-task`.
+    """Tutorial 2: `worker` handles the tasks of the tutorial's script, and the script's worker handles the tasks of
+    `new-task`.
     """
 
     def mqtool_asks() -> None:
@@ -154,7 +156,7 @@ def test_new_task_and_worker_exchange_tasks_with_the_tutorials_scripts(room: Roo
         scripts_worker.wait_for_stdout("Done")
 
     assert scripts_worker.stdout == WAITING + " [x] Received A task\n [x] Done\n"
-    # The script says Done before it acknowledges: interrupted just then, it leaves its task to the next worker.
+    # The script prints Done before it acknowledges: killed in between, it leaves its task to the next worker.
     done = "Done\n" if room.is_go else " [x] Done\n"
     script_left = room.received("A task") + done
     printed = (worked.stdout.replace(script_left, ""), worked.stderr.replace(script_left, ""), worked.code)
@@ -164,9 +166,9 @@ def test_new_task_and_worker_exchange_tasks_with_the_tutorials_scripts(room: Roo
 @pytest.mark.once_on_rabbitmq
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
-def test_fanout_logs_reach_receivers_of_both_sides(room: Room, first: str) -> None:
-    """Tutorial 3: the receivers of mqtool and of the tutorial's script both get the logs of both; a log sent before any
-    receiver has started is lost.
+def test_fanout_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
+    """Tutorial 3: `receive-log` and the script's receiver each get the logs of `emit-log` and of the tutorial's script.
+    A log emitted before any receiver has started is lost.
     """
     emit = {"mqtool": lambda: room.mqtool("emit-log", "fanout"), "script": lambda: room.script("emit-fanout", "mine")}
     emit[first]()
@@ -188,9 +190,9 @@ def test_fanout_logs_reach_receivers_of_both_sides(room: Room, first: str) -> No
 @pytest.mark.once_on_rabbitmq
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
-def test_direct_logs_reach_receivers_of_both_sides(room: Room, first: str) -> None:
-    """Tutorial 4: the receivers of mqtool and of the tutorial's script get the logs of both with the severities they
-    name, and no others.
+def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
+    """Tutorial 4: `receive-log` and the script's receiver each get the logs of `emit-log` and of the tutorial's script
+    that have the severities they asked for, and no others.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "direct", "error", "Run. Run.", "Or it will explode."),
@@ -220,9 +222,9 @@ def test_direct_logs_reach_receivers_of_both_sides(room: Room, first: str) -> No
 @pytest.mark.once_on_rabbitmq
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
-def test_topic_logs_reach_receivers_of_both_sides(room: Room, first: str) -> None:
-    """Tutorial 5: the receivers of mqtool and of the tutorial's script get each log that matches their patterns once,
-    and no others.
+def test_topic_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
+    """Tutorial 5: `receive-log` and the script's receiver each get the logs of `emit-log` and of the tutorial's script
+    that match their patterns, each log once, and no others.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "topic", "kern.critical", "A critical kernel error"),
@@ -251,9 +253,11 @@ def test_topic_logs_reach_receivers_of_both_sides(room: Room, first: str) -> Non
 
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
-def test_rpc_servers_of_mqtool_and_of_the_tutorials_scripts_answer_each_others_clients(room: Room, first: str) -> None:
-    """Tutorial 6: the servers of mqtool and of the tutorial's script answer each other's clients, whichever has
-    declared the queue.
+def test_the_rpc_servers_of_mqtool_and_of_the_tutorials_script_answer_each_others_clients(
+    room: Room, first: str
+) -> None:
+    """Tutorial 6: `rpc-server` answers the script's client, and the script's server answers `rpc-client`, whichever
+    server has declared the queue.
     """
 
     def mqtool_asks_script() -> None:
@@ -278,7 +282,7 @@ def test_rpc_servers_of_mqtool_and_of_the_tutorials_scripts_answer_each_others_c
         script_asks_mqtool()
 
 
-# When the broker already has it, but different.
+# The queue or exchange already exists, but differs.
 
 
 HELLO = {
@@ -290,11 +294,11 @@ HELLO = {
 
 
 @pytest.mark.parametrize("difference", HELLO)
-def test_a_queue_that_differs_is_used_as_it_is(
+def test_an_existing_queue_with_different_arguments_is_used_as_it_is(
     shell: Shell, connection: Connection, broker: TestBroker, difference: str
 ) -> None:
-    """If the queue 'hello' exists with other arguments, `send` and `receive` each print a notice and use the queue as
-    it is.
+    """If the queue 'hello' already exists, but with different properties or arguments, `send` and `receive` each print
+    a notice and use the queue as it is.
     """
     existing = HELLO[difference]
     keep = connection.channel(strict=True)
@@ -311,14 +315,16 @@ def test_a_queue_that_differs_is_used_as_it_is(
     if received:
         assert received.stderr == notice + "\n" + WAITING
         assert (received.stdout, received.code) == (" [x] Received Hello World!\n", 0)
-    keep.declare(existing)  # it would be refused, had it been replaced
+    keep.declare(existing)  # this fails if mqtool has replaced the queue
 
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("difference", HELLO)
-def test_strict_refuses_a_queue_that_differs(shell: Shell, connection: Connection, difference: str) -> None:
-    """With --strict, `send` and `receive` exit with 78 if the queue exists with other arguments, and the queue is not
-    changed.
+def test_the_option_strict_refuses_a_queue_with_different_arguments(
+    shell: Shell, connection: Connection, difference: str
+) -> None:
+    """If the queue already exists, but with different properties or arguments, `send --strict` and `receive --strict`
+    exit with 78 and do not change it.
     """
     existing = HELLO[difference]
     keep = connection.channel(strict=True)
@@ -336,9 +342,9 @@ def test_strict_refuses_a_queue_that_differs(shell: Shell, connection: Connectio
     assert administration.depth(keep, keep.declare(existing).name).consumers == 0
 
 
-def test_strict_leaves_the_messages_of_a_queue_that_differs(shell: Shell) -> None:
-    """If `send --strict` and `receive --strict` refuse a queue with other arguments, the queue keeps exactly the
-    message that it had.
+def test_a_queue_that_the_option_strict_refuses_keeps_its_messages(shell: Shell) -> None:
+    """If `send --strict` and `receive --strict` refuse a queue because its arguments differ, the queue keeps the
+    message that it had and gets no other.
     """
     shell.run("mqtool", "send", "theirs", "--dialect", "python-classic")
 
@@ -350,10 +356,14 @@ def test_strict_leaves_the_messages_of_a_queue_that_differs(shell: Shell) -> Non
 
 
 @pytest.mark.once_on_rabbitmq
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
 @pytest.mark.parametrize("command", ["worker", "rpc-server"])
-def test_worker_and_rpc_server_use_a_queue_that_differs_unless_strict(shell: Shell, strict: bool, command: str) -> None:
-    """`worker` and `rpc-server` use a queue that another dialect declared; with --strict, they exit with 78."""
+def test_worker_and_rpc_server_use_a_queue_of_another_dialect_unless_strict(
+    shell: Shell, strict: bool, command: str
+) -> None:
+    """`worker` and `rpc-server` use a queue that was declared with a different --dialect. With --strict, they exit with
+    78.
+    """
     other = "python-classic"
     shell.start("mqtool", command, "--dialect", other).wait_until_ready().interrupt().wait()
 
@@ -373,9 +383,11 @@ LOGS = {
 
 
 @pytest.mark.parametrize("difference", LOGS)
-def test_an_exchange_that_differs_is_used_as_it_is(shell: Shell, connection: Connection, difference: str) -> None:
-    """If the exchange 'logs' exists with other arguments, `emit-log` and `receive-log` each print a notice and use the
-    exchange as it is.
+def test_an_existing_exchange_with_different_arguments_is_used_as_it_is(
+    shell: Shell, connection: Connection, difference: str
+) -> None:
+    """If the exchange 'logs' already exists, but with different properties or arguments, `emit-log` and `receive-log`
+    each print a notice and use the exchange as it is.
     """
     keep = connection.channel(strict=True)
     keep.declare(LOGS[difference])
@@ -394,9 +406,11 @@ def test_an_exchange_that_differs_is_used_as_it_is(shell: Shell, connection: Con
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("difference", LOGS)
-def test_strict_refuses_an_exchange_that_differs(shell: Shell, connection: Connection, difference: str) -> None:
-    """With --strict, `emit-log` and `receive-log` exit with 78 if the exchange exists with other arguments, and the
-    exchange is not changed.
+def test_the_option_strict_refuses_an_exchange_with_different_arguments(
+    shell: Shell, connection: Connection, difference: str
+) -> None:
+    """If the exchange already exists, but with different properties or arguments, `emit-log --strict` and `receive-log
+    --strict` exit with 78 and do not change it.
     """
     keep = connection.channel(strict=True)
     keep.declare(LOGS[difference])
@@ -410,13 +424,15 @@ def test_strict_refuses_an_exchange_that_differs(shell: Shell, connection: Conne
 
 
 @pytest.mark.once_on_rabbitmq
-@pytest.mark.parametrize("strict", [[], ["--strict"]])
-@pytest.mark.parametrize("command", [["emit-log", "direct", "info", "x"], ["receive-log", "direct", "info"]])
-def test_an_exchange_of_another_type_is_never_used(
+@pytest.mark.parametrize("strict", [[], ["--strict"]], ids=["default", "strict"])
+@pytest.mark.parametrize(
+    "command", [["emit-log", "direct", "info", "x"], ["receive-log", "direct", "info"]], ids=lambda command: command[0]
+)
+def test_an_existing_exchange_of_a_different_type_is_never_used(
     shell: Shell, connection: Connection, command: list[str], strict: list[str]
 ) -> None:
-    """If the exchange exists with another type, `emit-log` and `receive-log` exit with 78 and a hint, with or without
-    --strict.
+    """If the exchange already exists, but with a different type, `emit-log` and `receive-log` exit with 78 and print a
+    hint, with or without --strict.
     """
     existing = Exchange("direct_logs", "topic")
     keep = connection.channel(strict=True)
@@ -432,12 +448,14 @@ def test_an_exchange_of_another_type_is_never_used(
 
 
 @pytest.mark.once_on_rabbitmq
-@pytest.mark.parametrize("command", [["send", "x"], ["receive"], ["worker"], ["rpc-server"]])
+@pytest.mark.parametrize(
+    "command", [["send", "x"], ["receive"], ["worker"], ["rpc-server"]], ids=lambda command: command[0]
+)
 def test_an_exclusive_queue_of_another_connection_is_never_used(
     shell: Shell, connection: Connection, command: list[str]
 ) -> None:
-    """Commands on a queue that is exclusive to another connection exit with 78 and a hint, and the owner keeps the
-    queue.
+    """If a queue is exclusive to another connection, `send`, `receive`, `worker` and `rpc-server` exit with 78 and
+    print a hint. They do not consume from the queue.
     """
     owner = connection.channel(strict=True)
     theirs = owner.declare(Queue("theirs", exclusive=True))
@@ -452,7 +470,9 @@ def test_an_exclusive_queue_of_another_connection_is_never_used(
 
 
 def test_send_declares_a_queue_exactly_as_its_options_say(shell: Shell, connection: Connection) -> None:
-    """`send` declares a queue with exactly the arguments that its options give, and adds none of the dialect's."""
+    """`send` declares a queue with exactly the properties and arguments that its options give, without those of the
+    dialect.
+    """
     result = shell.run("mqtool", "send", "-q", "odd", "--transient", "--argument", "x-max-length=7", "x")
 
     assert (result.stderr, result.code) == (" [x] Sent 'x'\n", 0)
@@ -463,12 +483,12 @@ def test_send_declares_a_queue_exactly_as_its_options_say(shell: Shell, connecti
 
 
 @pytest.mark.parametrize("dialect", [Dialect.PYTHON])
-@whoever_is_first
-def test_delayed_messages_are_exchanged_with_the_tutorials_scripts(
+@in_both_orders
+def test_send_delayed_and_receive_delayed_exchange_messages_with_the_tutorials_scripts(
     room: Room, connection: Connection, first: str
 ) -> None:
-    """With the delayed message plugin, mqtool and the tutorial's script each receive what the other has delayed by the
-    header x-delay.
+    """With the delayed message plugin, `receive-delayed` gets what the tutorial's script has delayed, and the script
+    gets what `send-delayed` has delayed.
     """
     if not has_plugin(connection.channel(), DELAY_EXCHANGE):
         pytest.skip("this broker has no delayed message plugin")

@@ -1,4 +1,4 @@
-"""`list`: the rows that rabbitmqctl prints, from any machine."""
+"""`list` prints the same rows as rabbitmqctl, from any machine."""
 
 import json
 import re
@@ -45,11 +45,11 @@ def busy(shell: Shell, listing: object) -> Iterator[Running]:
     return worker
 
 
-def test_each_kind_of_list_shows_what_is_on_the_broker(
+def test_each_list_command_shows_what_is_on_the_broker(
     busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker
 ) -> None:
-    """Each kind of `list`, from queues and connections to permissions and plugins, shows what is on the broker, in the
-    kind's usual columns.
+    """Each `list` command, from `list queues` to `list plugins`, shows what is on the broker in the command's default
+    columns.
     """
     mine = ("--where", f"vhost={broker.vhost}")
     counts = {"name": "task_queue", "messages_unacknowledged": 2, "messages_ready": 1}
@@ -66,8 +66,8 @@ def test_each_kind_of_list_shows_what_is_on_the_broker(
 
 
 def test_list_queues_shows_current_counts(shell: Shell, listing: object) -> None:
-    """`list queues` shows current counts of ready messages and consumers. If counts of unacknowledged messages are
-    shown and may be up to 5 s old, a note says so.
+    """`list queues` shows current counts of ready messages and consumers. Counts of unacknowledged messages may be up
+    to 5 s old; if so, a note says so.
     """
     shell.run("mqtool", "new-task", "-l", stdin="one\ntwo\nthree\n")
     listed = shell.run("mqtool", "list", "queues")
@@ -80,13 +80,15 @@ def test_list_queues_shows_current_counts(shell: Shell, listing: object) -> None
     assert (ready, consumers) == (1, 1)
     assert unacknowledged == 2 or listed.stderr == "counts of unacknowledged messages are up to 5 s old\n"
     without = shell.run("mqtool", "list", "queues", "messages_ready", "consumers")
-    assert (without.stdout, without.stderr) == ("1\t1\n", ""), "it has no column of unacknowledged messages"
+    assert (without.stdout, without.stderr) == ("1\t1\n", ""), "there is no note without that column"
 
 
-def test_exclusive_queues_and_streams_are_listed_with_counts_of_the_api(
+def test_exclusive_queues_and_streams_are_listed_with_the_management_apis_counts(
     shell: Shell, broker: TestBroker, connection: Connection, listing: object
 ) -> None:
-    """For exclusive queues and streams, `list queues` shows the management API's counts, since AMQP gives none."""
+    """For exclusive queues and streams, `list queues` shows the management API's counts, because AMQP does not provide
+    any.
+    """
     channel = connection.channel()
     channel.declare(Queue("mine", exclusive=True))
     expected = "mine\t1\n"
@@ -117,13 +119,13 @@ _OF_VHOST = ("list_queues", "list_exchanges", "list_bindings", "list_consumers",
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
-def test_list_prints_the_rows_of_rabbitmqctl(
+def test_list_prints_the_same_rows_as_rabbitmqctl(
     busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker
 ) -> None:
-    """On the same RabbitMQ, each kind of `list` prints the same rows as the corresponding rabbitmqctl command."""
+    """On RabbitMQ, each `list` command prints the same rows as the corresponding rabbitmqctl command."""
     started = state.load("suite-node")
     if started is None:
-        pytest.skip("rabbitmqctl reaches no node but our own")
+        pytest.skip("rabbitmqctl can only reach the suite's own node")
     counts = {"name": "task_queue", "messages_unacknowledged": 2, "messages_ready": 1}
     wait_until(lambda: counts in listing("queues", *counts), "statistics")
     # Each call of rabbitmqctl takes seconds of processor time.
@@ -151,9 +153,9 @@ def same(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> bool:
 
 
 @on_any_broker
-def test_rows_in_a_pipe_are_separated_by_tabs(shell: Shell, listing: object) -> None:
-    """In a pipe, `list queues` prints one line per queue with the chosen columns, separated by tabs; tabs in names are
-    escaped.
+def test_columns_in_a_pipe_are_separated_by_tabs(shell: Shell, listing: object) -> None:
+    """In a pipe, `list queues` prints one line per queue, with the chosen columns separated by tabs. Tabs and
+    backslashes in names are escaped.
     """
     shell.run("mqtool", "queue", "declare", "a\tb\\c", "--queue-type", "classic")
     shell.run("mqtool", "queue", "declare", "[/red]", "--queue-type", "classic")
@@ -162,11 +164,11 @@ def test_rows_in_a_pipe_are_separated_by_tabs(shell: Shell, listing: object) -> 
 
 
 @large
-def test_more_queues_than_one_page_are_listed_once_each(
+def test_each_of_1100_queues_is_listed_once(
     connection: Connection, listing: Callable[..., list[dict[str, Any]]], shell: Shell
 ) -> None:
-    """With 1,100 queues, more than a page of the management API, `list queues` prints each once, and --where and --sort
-    apply to all.
+    """If there are more queues than fit on a page of the management API, `list queues` prints each of them once, and
+    --where and --sort apply to all of them.
     """
     channel = connection.channel()
     for number in range(1_100):
@@ -181,14 +183,14 @@ def test_more_queues_than_one_page_are_listed_once_each(
     lines = on_terminal(shell, "mqtool", "list", "queues", "name", "durable", "--no-color").stdout.splitlines()
     assert lines[0] == "name   durable"
     assert sorted(lines[1:]) == [f"q{number:04}  false" for number in range(1_100)]
-    # The reader has left: no traceback, and 141 as in any other pipe.
+    # The reader of the pipe has exited: no traceback, and exit code 141.
     left = shell.script("mkfifo pipe; exec 3<>pipe 4>pipe 3<&-; mqtool list queues >&4")
     assert ("Traceback" in left.stderr, left.code) == (False, 141)
 
 
 @on_any_broker
-def test_where_tests_columns_that_are_not_shown(shell: Shell, listing: Callable[..., list[dict[str, Any]]]) -> None:
-    """`list queues --where` may test any column, shown or not, and keys of the queue's arguments."""
+def test_where_can_test_columns_that_are_not_shown(shell: Shell, listing: Callable[..., list[dict[str, Any]]]) -> None:
+    """`list queues --where` can test any column, even one that is not shown, and any of a queue's arguments."""
     shell.run("mqtool", "queue", "declare", "a", "--queue-type", "quorum")
     shell.run("mqtool", "queue", "declare", "b", "--queue-type", "classic")
     shell.run("mqtool", "send", "-r", "b", "one")
@@ -201,9 +203,9 @@ def test_where_tests_columns_that_are_not_shown(shell: Shell, listing: Callable[
 
 
 @on_any_broker
-def test_a_table_on_a_terminal_escapes_names(shell: Shell, listing: object) -> None:
-    """On a terminal, `list queues` shows markup and control characters in names as text, and its table fits into 80
-    columns.
+def test_a_table_on_a_terminal_escapes_names_and_fits_into_80_columns(shell: Shell, listing: object) -> None:
+    """On a terminal, `list queues` prints markup and control characters in names as plain text, and its table fits into
+    80 columns.
     """
     names = ["[/red]", "a\x1b[31mb", "q" * 60]
     for name in names:
@@ -215,14 +217,12 @@ def test_a_table_on_a_terminal_escapes_names(shell: Shell, listing: object) -> N
     assert lines[1].split() == ["name", "type", "unacknowledged", "consumers"]
     assert "\x1b[31m" not in shown
     assert max(map(len, lines)) <= 80
-    assert shown.count("q") == 60, "what is too long for a line goes on below, whole"
+    assert shown.count("q") == 60, "a long name continues on the next line, uncut"
 
 
 @on_any_broker
-def test_a_wrong_column_names_the_nearest(shell: Shell, listing: object) -> None:
-    """If a column of `list queues` is mistyped, the command exits with 2 and asks "did you mean" with the nearest
-    column.
-    """
+def test_a_mistyped_column_gets_a_suggestion(shell: Shell, listing: object) -> None:
+    """If a column is mistyped, `list queues` exits with 2 and suggests the column with the most similar name."""
     for words in (
         ["mesages_ready"],
         ["--sort", "-mesages_ready"],
@@ -235,7 +235,7 @@ def test_a_wrong_column_names_the_nearest(shell: Shell, listing: object) -> None
 
 
 @on_any_broker
-def test_an_empty_list_says_so(shell: Shell, listing: object, broker: TestBroker) -> None:
+def test_list_queues_says_that_there_are_no_queues(shell: Shell, listing: object, broker: TestBroker) -> None:
     """If there are no queues, `list queues` says so on stderr and prints nothing on stdout."""
     empty = shell.run("mqtool", "list", "queues")
     assert (empty.stdout, empty.stderr, empty.code) == ("", f"no queues in vhost '{broker.vhost}'\n", 0)
@@ -243,8 +243,8 @@ def test_an_empty_list_says_so(shell: Shell, listing: object, broker: TestBroker
 
 @on_any_broker
 def test_a_list_that_could_not_be_fetched_is_not_called_empty(shell: Shell) -> None:
-    """If the management API does not answer, `list queues` and `list exchanges` say so and exit with 3, instead of
-    claiming that there are no queues or exchanges.
+    """If the management API does not answer, `list queues` and `list exchanges` say so and exit with 3. They do not
+    claim that there are no queues or exchanges.
     """
     for things in ("queues", "exchanges"):
         unknown = shell.run("mqtool", "list", things, *NOWHERE)
@@ -255,8 +255,10 @@ def test_a_list_that_could_not_be_fetched_is_not_called_empty(shell: Shell) -> N
 
 
 @on_any_broker
-def test_watch_prints_the_list_again_until_ctrl_c(shell: Shell, listing: object) -> None:
-    """`list --watch` shows a new queue in the next list; after Ctrl-C, the command exits with 0."""
+def test_list_watch_keeps_printing_the_list_until_ctrl_c(shell: Shell, listing: object) -> None:
+    """`list queues --watch` keeps printing the list, and a new queue appears in it. After Ctrl-C, the command exits
+    with 0.
+    """
     watching = shell.start("mqtool", "list", "queues", "name", "--watch", "50ms")
     watching.wait_for_stderr("no queues")
     shell.run("mqtool", "queue", "declare", "late")
@@ -266,8 +268,8 @@ def test_watch_prints_the_list_again_until_ctrl_c(shell: Shell, listing: object)
 
 @on_any_broker
 def test_list_watch_on_a_terminal_reacts_to_keys(shell: Shell, broker: TestBroker) -> None:
-    """In `list --watch` on a terminal, keys filter, sort, scroll and quit, and rows that do not fit are counted. A dumb
-    terminal gets lists without escape sequences.
+    """On a terminal, keys filter, sort, scroll and quit `list queues --watch`, and a line says how many rows do not
+    fit. If TERM is "dumb", the output contains no escape sequences.
     """
     for number in range(30):
         shell.run("mqtool", "queue", "declare", f"{'even' if number % 2 else 'odd'}-{number:02}")
@@ -290,8 +292,8 @@ def test_list_watch_on_a_terminal_reacts_to_keys(shell: Shell, broker: TestBroke
 
 @on_any_broker
 def test_bindings_of_the_default_exchange_are_hidden_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `list bindings` hides the default exchange's bindings unless --where asks for them; in a pipe, all
-    bindings are printed.
+    """On a terminal, `list bindings` hides the default exchange's bindings unless --where asks for them. In a pipe, it
+    prints all bindings.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     shell.run("mqtool", "exchange", "bind", "amq.topic", "jobs", "a.*")
@@ -301,9 +303,9 @@ def test_bindings_of_the_default_exchange_are_hidden_on_a_terminal(shell: Shell,
     assert "jobs" in on_terminal(shell, *command, "--where", "source_name=''").stdout
 
 
-def test_list_queues_without_the_management_api_uses_amqp(shell: Shell, broker: TestBroker) -> None:
-    """Without the management API, `list queues` prints the ready messages and consumers of queues named by -q, or of
-    the tutorials' queues; `list bindings` exits with 69.
+def test_list_queues_uses_amqp_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
+    """Without the management API, `list queues` prints the ready messages and consumers of the queues that -q names, or
+    of the tutorials' queues. `list bindings` exits with 69.
     """
     shell.run("mqtool", "send", "one")
     shell.run("mqtool", "send", "-q", "jobs", "two")
@@ -327,9 +329,9 @@ def test_list_queues_without_the_management_api_uses_amqp(shell: Shell, broker: 
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_wrong_password_exits_with_77(kind: str, shell: Shell, listing: object) -> None:
-    """With a wrong password, each kind of `list` exits with 77 and says that the user is refused, without printing the
-    password.
+def test_list_exits_with_77_if_the_password_is_wrong(kind: str, shell: Shell, listing: object) -> None:
+    """If the password is wrong, each `list` command exits with 77 and says that the broker refuses the user. It does
+    not print the password.
     """
     (shell.directory / "password").write_text("very-wrong\n")
     refused = shell.run("mqtool", "list", kind, "--password-file", "password")
@@ -356,7 +358,7 @@ def test_a_wrong_password_exits_with_77(kind: str, shell: Shell, listing: object
 )
 @pytest.mark.sampled(6)
 def test_a_password_from_stdin_is_read_once(command: str, shell: Shell, broker: TestBroker, listing: object) -> None:
-    """With `--password-file -`, a command that logs in several times reads stdin only once."""
+    """With `--password-file -`, a command that logs in several times reads the password from stdin only once."""
     (shell.directory / "saved").write_text("")
     shell.environment["MQTOOL_URL"] = broker.url.replace("guest:guest", "guest:wrong")
     result = shell.run("mqtool", *command.split(), "--password-file", "-", stdin="guest\n")
@@ -365,9 +367,9 @@ def test_a_password_from_stdin_is_read_once(command: str, shell: Shell, broker: 
 
 
 @on_any_broker
-def test_wait_queues_are_one_line_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `list queues` shows mqtool's wait queues as one line with their total; with --all and in a pipe,
-    it lists each of them.
+def test_wait_queues_share_one_line_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
+    """On a terminal, `list queues` shows mqtool's wait queues as one line with their number and messages. With --all or
+    in a pipe, it lists each of them.
     """
     shell.run("mqtool", "send", "-q", "jobs", "x")
     shell.run("mqtool", "send", "-q", "jobs", "--via", "ttl", "--delay", "1h", "y")
@@ -381,8 +383,8 @@ def test_wait_queues_are_one_line_on_a_terminal(shell: Shell, broker: TestBroker
 
 
 @on_any_broker
-def test_bindings_fit_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `list bindings` fits into 80 columns and cuts no name: a long name goes on the next line."""
+def test_list_bindings_fits_into_80_columns_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
+    """On a terminal, `list bindings` fits into 80 columns without cutting names: a long name goes on the next line."""
     name = "invoices-of-the-european-branch-that-wait-to-be-paid"
     shell.run("mqtool", "queue", "declare", name)
     shell.run("mqtool", "exchange", "bind", "amq.topic", name, "orders.europe.invoices.#")

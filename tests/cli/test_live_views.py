@@ -55,9 +55,9 @@ class View:
 
 
 @pytest.mark.sampled(1)
-def test_live_views_continue_after_a_restart(restartable: Restartable, lonely_shell: Shell) -> None:
-    """While the broker is down, `top`, `list --watch` and `topology --live` show their last rows and the rows' age;
-    once the broker is back, the three views continue.
+def test_live_views_continue_after_a_restart_of_the_broker(restartable: Restartable, lonely_shell: Shell) -> None:
+    """While the broker is down, `top`, `list --watch` and `topology --live` show their last rows and how old these are.
+    Once the broker is back, all three continue.
     """
     shell = lonely_shell
     shell.environment |= {"MQTOOL_URL": restartable.url, "TERM": "xterm"}

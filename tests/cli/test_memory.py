@@ -28,7 +28,7 @@ def peak(report: Path) -> int:
 
 
 @on_any_broker
-def test_a_long_input_takes_less_than_80_mib(shell: Shell) -> None:
+def test_send_and_receive_need_less_than_80_mib_for_80000_lines(shell: Shell) -> None:
     """`send -l` and `receive` each need less than 80 MiB of memory for 80,000 lines, which arrive unchanged."""
     lines = b"".join(b"%08d %s\n" % (number, b"x" * 90) for number in range(LINES))
     (shell.directory / "in").write_bytes(lines)
@@ -46,9 +46,9 @@ def test_a_long_input_takes_less_than_80_mib(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_large_file_is_sent_in_little_more_memory_than_three_times_its_size(shell: Shell) -> None:
-    """`send -f` of a 64 MiB file needs at most three times the file's size and 80 MiB more of memory, and prints only
-    the body's first line.
+def test_send_needs_at_most_three_times_the_size_of_a_large_file_plus_80_mib(shell: Shell) -> None:
+    """`send -f` of a 64 MiB file needs at most three times the file's size plus 80 MiB of memory, and prints only the
+    first line of the body.
     """
     size = 64 << 20
     (shell.directory / "in").write_bytes(b"first line\n" + b"x" * size)

@@ -52,8 +52,8 @@ def bodies(deliveries: list[Delivery]) -> list[int]:
 
 
 def test_move_keeps_bodies_properties_and_headers(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """`move` to another broker keeps order, bodies, properties and headers, except for headers such as x-delivery-count
-    and CC.
+    """`move` to another broker keeps the order, bodies, properties and headers of messages, except for the headers
+    x-delivery-count and CC.
     """
     death = [{"queue": "gone", "reason": "expired", "count": 1}]
     headers: dict[str, Any] = {"tenant": "acme", "n": 3, "x-death": death, "x-delivery-count": 4, "CC": ["b"]}
@@ -86,10 +86,12 @@ def test_move_keeps_bodies_properties_and_headers(shell: Shell, broker: TestBrok
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize(("queue_type", "count"), [("classic", 450), ("quorum", 5_000)])
 @pytest.mark.sampled(2)
-def test_move_where_leaves_other_messages_in_order(
+def test_move_where_keeps_the_order_of_messages_that_do_not_match(
     shell: Shell, broker: TestBroker, queue_type: str, count: int
 ) -> None:
-    """`move --where` leaves the messages that do not match in the queue and in their order, even thousands of them."""
+    """`move --where` moves only matching messages. All others, even thousands of them, stay in the queue in their
+    original order.
+    """
     source = Queue("a", durable=True, arguments={"x-queue-type": queue_type})
     fill(broker, source, numbered(count), Queue("b", durable=True))
 
@@ -103,9 +105,11 @@ def test_move_where_leaves_other_messages_in_order(
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
-def test_a_move_with_a_count_leaves_the_others_in_order(shell: Shell, broker: TestBroker, queue_type: str) -> None:
-    """`move --where … -c 1` ends after one message; the other messages are in the queue in their order, even those that
-    `move` had requeued.
+def test_move_where_with_a_count_keeps_the_order_of_the_other_messages(
+    shell: Shell, broker: TestBroker, queue_type: str
+) -> None:
+    """`move --where … -c 1` ends after one message. The others stay in the queue in their original order, even if an
+    earlier `move` has requeued them.
     """
     source = Queue("a", durable=True, arguments={"x-queue-type": queue_type})
     fill(broker, source, numbered(450), Queue("b", durable=True))
@@ -117,20 +121,24 @@ def test_a_move_with_a_count_leaves_the_others_in_order(shell: Shell, broker: Te
 
 
 @pytest.mark.keeps_messages
-def test_move_stops_before_the_delivery_limit_drops_messages(shell: Shell, broker: TestBroker) -> None:
-    """If requeueing would reach a quorum queue's delivery limit, `move --where` exits with 1; no message is dropped."""
+def test_move_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
+    """If another delivery would make a quorum queue drop messages because of its delivery limit, `move --where` exits
+    with 1, and no message is lost.
+    """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     limited = Queue("a", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 6})
     fill(broker, limited, numbered(3), Queue("b", durable=True))
     moves = [shell.run("mqtool", "move", "a", "--to", "b", "--where", "size=0") for _ in range(5)]
-    wait_until(lambda: depth(broker, "a") == 3, "all of them back")
-    if not broker.differs_since("4.3", "what a client gives back does not count"):
+    wait_until(lambda: depth(broker, "a") == 3, "all messages requeued")
+    if not broker.differs_since("4.3", "messages that a client requeues do not count"):
         assert (moves[0].code, moves[-1].code) == (0, 1)
         assert "has been requeued" in moves[-1].stderr
 
 
 def test_move_with_a_count_moves_exactly_that_many_messages(shell: Shell, broker: TestBroker) -> None:
-    """`move -c 2` moves a queue's first two messages; the others stay in order and are not marked as redelivered."""
+    """`move -c 2` moves the first two messages of a queue. The others stay in the queue in order, and are not marked as
+    redelivered.
+    """
     fill(broker, Queue("a"), numbered(5), Queue("b"))
     assert shell.run("mqtool", "move", "a", "--to", "b", "-c", "2").stderr == "2 moved from a to b\n"
     assert bodies(taken(broker, "b")) == [0, 1]
@@ -140,9 +148,9 @@ def test_move_with_a_count_moves_exactly_that_many_messages(shell: Shell, broker
 
 
 @pytest.mark.keeps_messages
-def test_a_killed_move_loses_nothing(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """If `move` is killed three times and then run again, every message has arrived; each kill makes at most 100
-    messages arrive twice.
+def test_a_killed_move_loses_no_message(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
+    """If `move` is killed three times and then run again, every message arrives. Each kill makes at most 100 messages
+    arrive twice.
     """
     count, kills = 3_000, 3
     fill(broker, Queue("a", durable=True), numbered(count))
@@ -154,7 +162,7 @@ def test_a_killed_move_loses_nothing(shell: Shell, broker: TestBroker, other: Te
         running.wait_for_stderr("Moved").process.send_signal(signal.SIGKILL)
         running.wait()
         assert depth(other, "b") > before
-        wait_until(lambda: depth(broker, "a") + depth(other, "b") >= count, "what was not moved, back in its place")
+        wait_until(lambda: depth(broker, "a") + depth(other, "b") >= count, "all messages in one of the two queues")
 
     assert shell.run(*move).code == 0
 
@@ -165,9 +173,9 @@ def test_a_killed_move_loses_nothing(shell: Shell, broker: TestBroker, other: Te
 
 
 @pytest.mark.keeps_messages
-def test_messages_that_the_target_queue_rejects_stay(shell: Shell, broker: TestBroker) -> None:
-    """If the target queue is full, `move` moves what fits and exits with 3, or with 75 if nothing fits; the other
-    messages stay.
+def test_move_leaves_messages_that_the_target_queue_rejects(shell: Shell, broker: TestBroker) -> None:
+    """If the target queue becomes full, `move` exits with 3, or with 75 if no message fits. The messages that were not
+    moved stay in the source queue.
     """
     full = Queue("b", arguments={"x-max-length": 3, "x-overflow": "reject-publish"})
     fill(broker, Queue("a"), numbered(300), full)
@@ -185,10 +193,10 @@ def test_messages_that_the_target_queue_rejects_stay(shell: Shell, broker: TestB
     assert sorted(bodies(taken(broker, "a", 300 - moved) + taken(broker, "b"))) == list(range(300))
 
 
-def test_the_hint_at_a_missing_target_declares_it_on_the_other_broker(
+def test_the_hint_about_a_missing_target_queue_declares_it_on_the_other_broker(
     shell: Shell, broker: TestBroker, other: TestBroker
 ) -> None:
-    """If `move --to-url` does not find the target queue, the hint is a command that declares that queue on the other
+    """If the target queue of `move --to-url` does not exist, the hint is a command that declares it on the other
     broker.
     """
     fill(broker, Queue("a"), numbered(1))
@@ -199,9 +207,9 @@ def test_the_hint_at_a_missing_target_declares_it_on_the_other_broker(
     assert len(taken(other, "new")) == 1
 
 
-def test_move_checks_the_target_before_it_takes_messages(shell: Shell, broker: TestBroker) -> None:
-    """If the target does not exist, `move` exits with 69; if the target is the same queue, with 2. In both cases, no
-    message is delivered, so none is marked as redelivered.
+def test_move_checks_the_target_queue_before_it_consumes(shell: Shell, broker: TestBroker) -> None:
+    """If the target queue does not exist, `move` exits with 69; if it is the source queue itself, with 2. In both
+    cases, `move` consumes no message, so none is marked as redelivered.
     """
     fill(broker, Queue("a"), numbered(1))
     missing = shell.run("mqtool", "move", "a", "--to", "b")
@@ -215,23 +223,23 @@ def test_move_checks_the_target_before_it_takes_messages(shell: Shell, broker: T
 
 
 @on_any_broker
-def test_move_waits_for_more_with_idle_timeout(shell: Shell, broker: TestBroker) -> None:
-    """`move --idle-timeout` also moves messages that arrive later; without --idle-timeout, `move` ends when the queue
-    is empty.
+def test_move_waits_for_more_messages_with_idle_timeout(shell: Shell, broker: TestBroker) -> None:
+    """`move --idle-timeout` also moves messages that arrive later. Without the option, `move` ends when the queue is
+    empty.
     """
     fill(broker, Queue("a"), [], Queue("b"))
     assert shell.run("mqtool", "move", "a", "--to", "b").stderr == "0 moved from a to b\n"
     running = shell.start("mqtool", "move", "a", "--to", "b", "--idle-timeout", "3s", "-v")
     for expected in range(1, 3):
         fill(broker, Queue("a"), numbered(1))
-        wait_until(lambda expected=expected: running.stderr.count("Moved") == expected, "it")
+        wait_until(lambda expected=expected: running.stderr.count("Moved") == expected, "the message")
     assert running.wait().stderr.endswith("2 moved from a to b\n")
 
 
 @on_any_broker
 def test_move_keeps_to_its_rate_and_stops_at_ctrl_c(shell: Shell, broker: TestBroker) -> None:
-    """`move --rate` moves no faster than the rate. After Ctrl-C, `move` exits with 130, and the messages not yet moved
-    stay in the queue.
+    """`move --rate` moves messages no faster than the rate. After Ctrl-C, it exits with 130, and messages that were not
+    moved stay in the queue.
     """
     fill(broker, Queue("a"), numbered(500), Queue("b"))
     started = time.monotonic()
@@ -244,8 +252,10 @@ def test_move_keeps_to_its_rate_and_stops_at_ctrl_c(shell: Shell, broker: TestBr
 
 
 @on_any_broker
-def test_a_lost_connection_ends_a_move(shell: Shell, broker: TestBroker) -> None:
-    """If the connection is closed, `move` exits with 69 and says to run it again; the second run moves the rest."""
+def test_a_move_whose_connection_is_closed_can_be_run_again(shell: Shell, broker: TestBroker) -> None:
+    """If the broker closes the connection of `move`, the command exits with 69, and the hint says to run it again. The
+    second run moves the rest.
+    """
     fill(broker, Queue("a", durable=True), numbered(300), Queue("b", durable=True))
     running = shell.start("mqtool", "move", "a", "--to", "b", "--rate", "20/s", "-v").wait_for_stderr("Moved")
     connections: Any = broker.api("GET", f"vhosts/{broker.vhost}/connections")
@@ -259,9 +269,9 @@ def test_a_lost_connection_ends_a_move(shell: Shell, broker: TestBroker) -> None
 
 
 @on_any_broker
-def test_move_asks_in_a_protected_context(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
-    """If the target broker is a protected context, `move` without a terminal exits with 2, unless --confirm gives the
-    context's name.
+def test_move_to_a_protected_context_needs_confirm(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
+    """If the target broker is a protected context and there is no terminal, `move` exits with 2, unless --confirm gives
+    the context's name.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     assert shell.run("mqtool", "context", "add", "prod", "--url", other.url, "--protected").code == 0

@@ -24,9 +24,9 @@ _NAMED = [
 @on_any_broker
 @pytest.mark.parametrize("command", _NAMED)
 @pytest.mark.sampled(3)
-def test_without_a_message_nothing_is_sent_to_a_queue_that_was_named(shell: Shell, command: str) -> None:
-    """A publishing command that names a queue or exchange but no message exits with 2; it sends no default text and
-    declares nothing.
+def test_a_publishing_command_with_a_queue_or_exchange_needs_a_message(shell: Shell, command: str) -> None:
+    """If a publishing command names a queue or an exchange but gets no message, it exits with 2. It publishes no
+    default text and declares nothing.
     """
     unattended = shell.run("mqtool", *command.split())
     assert (unattended.code, unattended.stdout, "there is no " in unattended.stderr) == (2, "", True)
@@ -35,9 +35,9 @@ def test_without_a_message_nothing_is_sent_to_a_queue_that_was_named(shell: Shel
 
 
 @on_any_broker
-def test_an_empty_pipe_publishes_nothing_and_says_so(shell: Shell) -> None:
-    """`send` with an empty stdin or file sends nothing and says so; with the argument '' or -, it sends an empty
-    message.
+def test_empty_input_publishes_nothing_and_a_note_says_so(shell: Shell) -> None:
+    """If stdin or the file is empty, `send` and `new-task` publish nothing and say so. With '' or - as the message,
+    `send` publishes an empty message.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     for command in (["send"], ["send", "-q", "jobs"], ["new-task"]):

@@ -32,8 +32,8 @@ def _numbers(count: int) -> str:
 
 @pytest.mark.keeps_messages
 def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) -> None:
-    """`send --mandatory --failed-to` exits with 75 and keeps unroutable messages in the file; once the queue exists, a
-    second run sends them from the file.
+    """`send --mandatory --failed-to FILE` exits with 75 and keeps unroutable messages in FILE. Once the queue exists, a
+    second run sends them from FILE.
     """
     first = shell.run("mqtool", "send", "-r", "later", "-e", "", "--mandatory", "-l", "--failed-to", "failed",
                       "-H", "k:=1.5", stdin="a\nb\n")  # fmt: skip
@@ -53,8 +53,10 @@ def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) 
 
 
 @on_any_broker
-def test_messages_are_kept_in_the_file_that_a_symbolic_link_names(shell: Shell) -> None:
-    """If the FILE of `send --failed-to` is a symbolic link, the link stays, and the file that it names is written."""
+def test_send_writes_failed_messages_to_the_target_of_a_symbolic_link(shell: Shell) -> None:
+    """If the FILE of `send --failed-to FILE` is a symbolic link, `send` writes the failed messages to the link's
+    target, and the link stays.
+    """
     (shell.directory / "disk").mkdir()
     (shell.directory / "failed").symlink_to("disk/failed")
     assert shell.run("mqtool", "send", "-r", "nosuch", "-l", "--failed-to", "failed", stdin="a\n").code == 75
@@ -63,9 +65,9 @@ def test_messages_are_kept_in_the_file_that_a_symbolic_link_names(shell: Shell) 
 
 
 @on_any_broker
-def test_failed_to_never_replaces_a_device_or_a_pipe(shell: Shell) -> None:
-    """If the FILE of `send --failed-to` is a device, a named pipe or a directory, `send` exits with 2, sends nothing,
-    and leaves FILE as it is.
+def test_send_never_replaces_a_device_or_a_pipe_with_failed_messages(shell: Shell) -> None:
+    """If the FILE of `send --failed-to FILE` is a device, a named pipe or a directory, `send` exits with 2, sends
+    nothing, and leaves FILE as it is.
     """
     os.mkfifo(shell.directory / "pipe")
     (shell.directory / "null").symlink_to(os.devnull)
@@ -78,9 +80,9 @@ def test_failed_to_never_replaces_a_device_or_a_pipe(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_full_disk_under_failed_to_is_an_error_that_names_the_unfinished_file(shell: Shell) -> None:
-    """If the disk becomes full, `send --failed-to FILE` exits with 1 and names the unfinished file, which has the
-    messages written so far.
+def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full(shell: Shell) -> None:
+    """If the disk becomes full, `send --failed-to FILE` exits with 1 and names FILE.unfinished, which contains the
+    failed messages written so far.
     """
     shell.start_cold()  # a limit is inherited
     full = shell.script("ulimit -f 64; seq 5000 | mqtool send -r nosuch -l --quiet --failed-to failed")
@@ -91,9 +93,9 @@ def test_a_full_disk_under_failed_to_is_an_error_that_names_the_unfinished_file(
 
 
 @on_any_broker
-def test_failed_lines_of_a_killed_send_are_kept(shell: Shell) -> None:
-    """`send --failed-to FILE` writes each failed line to a file at once. If it is killed, the next run with the same
-    FILE keeps these lines, too, and says so.
+def test_failed_messages_of_a_killed_send_are_kept(shell: Shell) -> None:
+    """`send --failed-to FILE` writes each failed message to FILE.unfinished at once. If `send` is killed, the next run
+    with the same FILE keeps these messages and says so.
     """
     send = ("mqtool", "send", "-r", "nosuch", "-l", "--failed-to", "failed")
     sender = shell.start(*send, stdin=PIPE)
@@ -115,9 +117,9 @@ def test_failed_lines_of_a_killed_send_are_kept(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_message_that_a_killed_send_left_incomplete_is_not_continued(shell: Shell) -> None:
-    """If a killed `send --failed-to FILE` has left only a part of the first message in a file, the next run removes
-    that part.
+def test_the_next_send_discards_a_message_that_a_killed_send_left_incomplete(shell: Shell) -> None:
+    """If a killed `send --failed-to FILE` has left only the beginning of a message in FILE.unfinished, the next run
+    discards it.
     """
     (shell.directory / "failed.unfinished").write_bytes(b'{"body": "cut o')
     again = shell.run("mqtool", "send", "-r", "nosuch", "-l", "--failed-to", "failed", stdin="c\n")
@@ -126,9 +128,9 @@ def test_a_message_that_a_killed_send_left_incomplete_is_not_continued(shell: Sh
 
 
 @on_any_broker
-def test_messages_of_a_killed_send_are_not_forgotten(shell: Shell) -> None:
-    """If `send --failed-to FILE` continues the file of a killed run, it exits with 3 even if its own messages are all
-    confirmed. It refuses to read its input from that file.
+def test_send_exits_with_3_if_messages_of_a_killed_run_are_still_unsent(shell: Shell) -> None:
+    """If FILE.unfinished contains messages of a killed run, `send --failed-to FILE` exits with 3 even if the broker
+    confirms all of its own messages. It refuses to read its input from FILE.unfinished.
     """
     unfinished = shell.directory / "failed.unfinished"
     unfinished.write_text('{"body": "earlier"}\n')
@@ -150,12 +152,13 @@ def test_messages_of_a_killed_send_are_not_forgotten(shell: Shell) -> None:
         ("emit-log headers -H format=pdf x", " [x] Sent x, no queue received it\n"),
         ("send -e amq.direct -r nobody x", " [x] Sent 'x', no queue received it\n"),
         ("emit-log topic a.b --quiet x", ""),
-        ("emit-log fanout x -H x-delay:=5000", " [x] Sent x\n"),  # it might wait at the exchange
+        ("emit-log fanout x -H x-delay:=5000", " [x] Sent x\n"),  # the exchange might be delaying it
     ],
+    ids=["fanout", "direct", "headers", "send", "quiet", "x-delay"],
 )
 def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str, line: str) -> None:
-    """If no queue receives a message published to an exchange, `send` and `emit-log` say so and exit with 0; with -l,
-    they say how many messages no queue received.
+    """If no queue receives a message that `send` or `emit-log` publishes to an exchange, the command says so and exits
+    with 0. With -l, it says how many messages no queue received.
     """
     sent = shell.run("mqtool", *command.split())
     assert (sent.stdout, sent.stderr, sent.code) == ("", line, 0)
@@ -167,11 +170,11 @@ def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("command", ["send -q gone", "new-task -q gone", "send -e  -r gone"])
 @pytest.mark.sampled(2)
-def test_lines_that_are_sent_after_their_queue_was_deleted_count_as_returned(
+def test_messages_sent_after_their_queue_was_deleted_count_as_returned(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """If the queue is deleted while `send -l` runs, the lines sent afterwards count as returned and are kept by
-    --failed-to. With --no-mandatory, lines for a missing queue count as sent.
+    """If the queue is deleted while `send -l` runs, later messages count as returned, and --failed-to keeps them. With
+    --no-mandatory, messages to a missing queue count as sent.
     """
     shell.run("mqtool", "queue", "declare", "gone")
     sender = shell.start("mqtool", *command.split(" "), "-l", "-v", "--failed-to", "failed", stdin=PIPE)
@@ -195,9 +198,9 @@ def test_lines_that_are_sent_after_their_queue_was_deleted_count_as_returned(
     assert (typed.code, "queue 'gone' does not exist" in typed.stderr) == (75, True)
 
 
-def test_a_hint_names_a_similar_exchange_that_has_bindings(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, if no queue received a message and an exchange of a similar name has bindings, `emit-log` names
-    that exchange.
+def test_a_hint_names_an_exchange_with_a_similar_name_that_has_bindings(shell: Shell, broker: TestBroker) -> None:
+    """On a terminal, if no queue received a message of `emit-log` but an exchange with a similar name has bindings,
+    `emit-log` suggests that exchange.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     send = ("mqtool", "emit-log", "direct", "error", "x", "--no-color")
@@ -214,8 +217,8 @@ def test_a_hint_names_a_similar_exchange_that_has_bindings(shell: Shell, broker:
 
 @pytest.mark.keeps_messages
 def test_messages_that_a_full_queue_rejects_are_kept(shell: Shell, broker: TestBroker) -> None:
-    """If a queue with overflow reject-publish becomes full, `send --failed-to` exits with 3 and keeps exactly the
-    rejected messages in the file.
+    """If a queue with x-overflow=reject-publish becomes full, `send --failed-to FILE` exits with 3 and keeps exactly
+    the rejected messages in FILE.
     """
     full = ["-q", "full", "--queue-type", "classic", "--max-length", "5", "--argument", "x-overflow=reject-publish"]
     result = shell.run("mqtool", "send", *full, "-l", "--failed-to", "failed", stdin=_numbers(200))
@@ -227,9 +230,9 @@ def test_messages_that_a_full_queue_rejects_are_kept(shell: Shell, broker: TestB
 
 
 @pytest.mark.keeps_messages
-def test_lines_are_kept_if_their_exchange_is_deleted_while_they_are_sent(shell: Shell, broker: TestBroker) -> None:
-    """If the exchange is deleted while `send -l` runs, the command gives the broker's reason and exits with 3;
-    --failed-to keeps all lines that were not confirmed.
+def test_messages_are_kept_if_the_exchange_is_deleted_while_they_are_sent(shell: Shell, broker: TestBroker) -> None:
+    """If the exchange is deleted while `send -l --failed-to FILE` runs, the command prints the broker's reason, keeps
+    all unconfirmed messages in FILE, and exits with 3.
     """
     broker.api("PUT", f"exchanges/{broker.vhost}/fleeting", {"type": "fanout"})
     broker.api("PUT", f"queues/{broker.vhost}/q", {"durable": True})
@@ -238,7 +241,7 @@ def test_lines_are_kept_if_their_exchange_is_deleted_while_they_are_sent(shell: 
     assert sender.process.stdin is not None
     sender.process.stdin.write(_numbers(100).encode())
     sender.process.stdin.flush()
-    wait_until(lambda: depth(broker, "q") == 100, "the first hundred")
+    wait_until(lambda: depth(broker, "q") == 100, "the first 100 messages")
     broker.api("DELETE", f"exchanges/{broker.vhost}/fleeting")
     sender.process.stdin.write(b"".join(b"%d\n" % number for number in range(100, 3_000)))
     sender.process.stdin.close()
@@ -259,12 +262,14 @@ def own_shell(lonely_shell: Shell, amqp_vhost: Vhost) -> Shell:
 
 
 @large
-def test_after_ctrl_c_confirmed_and_kept_lines_are_the_whole_file(shell: Shell, broker: TestBroker) -> None:
-    """After Ctrl-C on `send -l -f FILE --failed-to`, every line of the file was either confirmed or kept."""
+def test_after_ctrl_c_each_line_was_either_confirmed_or_kept(shell: Shell, broker: TestBroker) -> None:
+    """After Ctrl-C in `send -l -f INPUT --failed-to FILE`, each line of INPUT has either been confirmed or is kept in
+    FILE.
+    """
     (shell.directory / "lines").write_text(_numbers(100_000))
     sender = shell.start("mqtool", "send", "-l", "-f", "lines", "--failed-to", "failed")
     shell.run("mqtool", "wait")
-    wait_until(lambda: _declared(broker, "hello") and depth(broker, "hello") > 0, "the stream flows")
+    wait_until(lambda: _declared(broker, "hello") and depth(broker, "hello") > 0, "messages in the queue")
     result = sender.interrupt().wait()
     assert result.code == 130
     confirmed = int(result.stderr.split(" confirmed")[0].split("\n")[-1].replace(",", ""))
@@ -279,9 +284,9 @@ def _declared(broker: TestBroker, queue: str) -> bool:
     return queue in {entry["name"] for entry in listed}
 
 
-def test_max_reconnects_limits_the_attempts(own_shell: Shell, amqp_vhost: Vhost) -> None:
-    """With --max-reconnects 2, `send` gives up after two failed attempts to reconnect; --failed-to keeps the unsent
-    lines, and the exit code is 3, since others were sent.
+def test_send_gives_up_after_the_attempts_that_max_reconnects_allows(own_shell: Shell, amqp_vhost: Vhost) -> None:
+    """`send --max-reconnects 2 --failed-to FILE` gives up after two failed attempts to reconnect and keeps the unsent
+    messages in FILE. If others were confirmed, it exits with 3.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", "--failed-to", "failed", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -298,12 +303,16 @@ def test_max_reconnects_limits_the_attempts(own_shell: Shell, amqp_vhost: Vhost)
     assert _bodies(own_shell, "failed") == ["second"]
 
 
-@pytest.mark.parametrize(("words", "text", "kept"), [(["-l"], "one\ntwo\n", ["one", "two"]), ([], "all", ["all"])])
+@pytest.mark.parametrize(
+    ("words", "text", "kept"),
+    [(["-l"], "one\ntwo\n", ["one", "two"]), ([], "all", ["all"])],
+    ids=["lines", "one message"],
+)
 def test_exit_code_69_means_that_nothing_was_sent_or_kept(
     own_shell: Shell, amqp_vhost: Vhost, words: list[str], text: str, kept: list[str]
 ) -> None:
-    """If `send --failed-to` loses the broker before any confirm, it exits with 75 and keeps its lines, or its one
-    message. If it cannot reach the broker at all, it exits with 69 and writes no file.
+    """If `send --failed-to FILE` loses the broker before any confirm, it exits with 75 and keeps its messages in FILE.
+    If it cannot reach the broker at all, it exits with 69 and does not write FILE.
     """
     send = ("mqtool", "send", *words, "--max-reconnects", "1", "--failed-to", "failed")
     amqp_vhost.faults.delay_confirms()
@@ -322,9 +331,11 @@ def test_exit_code_69_means_that_nothing_was_sent_or_kept(
     assert not (own_shell.directory / "failed").exists()
 
 
-def test_a_loss_of_the_broker_after_returned_messages_exits_with_75(own_shell: Shell, amqp_vhost: Vhost) -> None:
-    """If `send` loses the broker after all messages were returned, it exits with 75, not with 69, because the messages
-    were sent.
+def test_send_exits_with_75_if_it_loses_the_broker_after_all_messages_were_returned(
+    own_shell: Shell, amqp_vhost: Vhost
+) -> None:
+    """If `send` loses the broker after all of its messages were returned, it exits with 75. It does not exit with 69,
+    because it did send messages.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-r", "nosuch", "--no-reconnect", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -335,12 +346,12 @@ def test_a_loss_of_the_broker_after_returned_messages_exits_with_75(own_shell: S
     assert sender.wait().code == 75
 
 
-@pytest.mark.parametrize("progress", [False, True])
+@pytest.mark.parametrize("progress", [False, True], ids=["no confirm", "confirms"])
 def test_max_reconnects_counts_the_attempts_since_the_last_confirm(
     own_shell: Shell, amqp_vhost: Vhost, *, progress: bool
 ) -> None:
-    """For --max-reconnects, a connection that is cut again before a confirm counts as a failed attempt, and a confirm
-    resets the count.
+    """For --max-reconnects, `send` counts a connection that is lost before any confirm as a failed attempt. Each
+    confirm resets the count.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -352,7 +363,7 @@ def test_max_reconnects_counts_the_attempts_since_the_last_confirm(
         amqp_vhost.faults.cut_connections()
         wait_until(
             lambda losses=number + 1: sender.stderr.count("connected again") == losses or "gave up" in sender.stderr,
-            "it is back, or not",
+            "reconnected, or given up",
         )
     assert ("gave up reconnecting" in sender.stderr) is not progress
     sender.process.stdin.close()
@@ -377,12 +388,12 @@ def _block(vhost: Vhost) -> None:
     vhost.faults.block_publishers("low")
 
 
-@pytest.mark.parametrize("fault", [_block, _lose])
-def test_term_stops_a_publisher_that_waits_for_the_broker(
+@pytest.mark.parametrize("fault", [_block, _lose], ids=["blocks publishers", "is down"])
+def test_sigterm_ends_send_while_the_broker_is_down_or_blocks_publishers(
     own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None]
 ) -> None:
-    """If the broker blocks publishers or is down, SIGTERM ends `send` with 75, and --failed-to keeps the unconfirmed
-    lines.
+    """While the broker is down or blocks publishers, SIGTERM ends `send --failed-to FILE` with exit code 75, and FILE
+    keeps the unconfirmed messages.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--failed-to", "failed", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -404,11 +415,11 @@ def test_term_stops_a_publisher_that_waits_for_the_broker(
     assert _bodies(own_shell, "failed") == ["second", "third"]
 
 
-@pytest.mark.parametrize("fault", [_block, _lose])
-def test_term_stops_a_worker_that_cannot_publish_a_retry(
+@pytest.mark.parametrize("fault", [_block, _lose], ids=["blocks publishers", "is down"])
+def test_sigterm_ends_a_worker_that_cannot_publish_a_retry(
     own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None]
 ) -> None:
-    """If `worker` cannot publish a retry because the broker blocks publishers or is down, SIGTERM ends `worker`, and
+    """If `worker` cannot publish a retry because the broker is down or blocks publishers, SIGTERM ends `worker`, and
     the message stays in its queue.
     """
     own_shell.run("mqtool", "new-task", "task")
@@ -432,9 +443,9 @@ def test_term_stops_a_worker_that_cannot_publish_a_retry(
 
 
 @pytest.mark.keeps_messages
-def test_a_deleted_exchange_of_the_tutorial_is_declared_again(shell: Shell, broker: TestBroker) -> None:
-    """If the tutorial's exchange is deleted while `emit-log` runs, the command declares the exchange again, and every
-    message is confirmed.
+def test_emit_log_declares_its_exchange_again_if_it_is_deleted(shell: Shell, broker: TestBroker) -> None:
+    """If the tutorial's exchange is deleted while `emit-log` runs, the command declares the exchange again, and the
+    broker confirms every message.
     """
     sender = shell.start("mqtool", "emit-log", "fanout", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -452,9 +463,9 @@ def test_a_deleted_exchange_of_the_tutorial_is_declared_again(shell: Shell, brok
     assert "2 confirmed in " in result.stderr
 
 
-def test_a_timeout_longer_than_the_consumer_timeout_is_warned_of(shell: Shell) -> None:
-    """`worker --timeout 31m` warns that this is longer than the broker's consumer timeout of 30 minutes; `worker
-    --timeout 29m` does not warn.
+def test_worker_warns_if_its_timeout_exceeds_the_consumer_timeout(shell: Shell) -> None:
+    """`worker --timeout 31m` warns that the timeout exceeds the broker's consumer timeout of 30 minutes. With 29m,
+    there is no warning.
     """
     shell.run("mqtool", "new-task", "-l", stdin="1\n2\n")
     result = shell.run("mqtool", "worker", "--exec", "true", "--timeout", "31m", "-c", "1")
@@ -465,8 +476,8 @@ def test_a_timeout_longer_than_the_consumer_timeout_is_warned_of(shell: Shell) -
 
 
 def test_rpc_client_says_at_once_that_no_server_consumes(shell: Shell) -> None:
-    """If the request queue has no consumer, `rpc-client` says so and waits; it prints the reply once a server has
-    started.
+    """If the request queue has no consumer, `rpc-client` says so at once and waits. It prints the reply once a server
+    has started.
     """
     shell.run("mqtool", "queue", "declare", "numbers")
     client = shell.start("mqtool", "rpc-client", "6", "-q", "numbers")
@@ -480,8 +491,8 @@ def test_rpc_client_says_at_once_that_no_server_consumes(shell: Shell) -> None:
 
 @on_any_broker
 def test_rpc_server_declares_no_queue_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
-    """If the name of a missing queue resembles that of an existing one, `rpc-server` exits with 69 and suggests the
-    existing queue; with --declare, it declares the missing one.
+    """If `rpc-server -q` names a queue that does not exist, and one with a similar name does, the command exits with 69
+    and suggests that queue. With --declare, it declares the queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "numbers")
@@ -490,9 +501,9 @@ def test_rpc_server_declares_no_queue_with_a_mistyped_name(shell: Shell, broker:
     assert shell.run("mqtool", "rpc-server", "-q", "nubmers", "--declare", "--idle-timeout", "10ms").code == 0
 
 
-def test_similar_names_are_looked_up_at_mqtool_management_url(lonely_shell: Shell) -> None:
-    """If a queue's name is mistyped, receivers find the similar name through the management API that
-    MQTOOL_MANAGEMENT_URL names.
+def test_suggestions_for_a_mistyped_queue_use_mqtool_management_url(lonely_shell: Shell) -> None:
+    """If a queue's name is mistyped, receiving commands suggest the right one. They find it through the management API
+    at MQTOOL_MANAGEMENT_URL.
     """
     with EmbeddedBroker(management_port=0) as broker:
         lonely_shell.environment |= {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": str(broker.management_url)}
@@ -503,8 +514,8 @@ def test_similar_names_are_looked_up_at_mqtool_management_url(lonely_shell: Shel
 
 
 def test_receive_log_declares_no_queue_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
-    """If the name of a missing queue resembles that of an existing one, `receive-log -q` exits with 69 and suggests the
-    existing queue; with --declare, it declares the missing one.
+    """If `receive-log -q` names a queue that does not exist, and one with a similar name does, the command exits with
+    69 and suggests that queue. With --declare, it declares the queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "audit")
@@ -519,8 +530,8 @@ def test_receive_log_declares_no_queue_with_a_mistyped_name(shell: Shell, broker
 
 
 def test_receive_stream_declares_no_stream_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
-    """If the name of a missing stream resembles an existing one, `receive-stream` exits with 69, unless --declare or a
-    stream argument is given.
+    """If `receive-stream -q` names a stream that does not exist, and one with a similar name does, the command exits
+    with 69, unless --declare or an argument for the stream is given.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "send-stream", "-q", "events", "x")
@@ -544,9 +555,9 @@ def test_receive_stream_declares_no_stream_with_a_mistyped_name(shell: Shell, br
         assert shell.run("mqtool", "receive-stream", *limit, *words).code == 0
 
 
-def test_publisher_confirms_explains_its_figures(shell: Shell) -> None:
-    """The last line of `publisher-confirms` says how often `batch` waited for confirms, and whether `async` took about
-    as long as `batch`.
+def test_publisher_confirms_explains_the_times_that_it_prints(shell: Shell) -> None:
+    """`publisher-confirms all` publishes in three ways. Its last line says how often `batch` waited for confirms, and
+    whether `async` took about as long as `batch`.
     """
     shown = shell.run("mqtool", "publisher-confirms", "all", "-c", "500", "--batch-size", "10")
     batch, unwaited = (int(line.rpartition(" in ")[2][:-3].replace(",", "")) for line in shown.stdout.splitlines()[1:])
@@ -557,9 +568,9 @@ def test_publisher_confirms_explains_its_figures(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_publisher_confirms_say_in_advance_what_each_way_waits_for(shell: Shell) -> None:
-    """Before each of its three ways of publishing, `publisher-confirms` prints how many messages it publishes and what
-    it waits for.
+def test_publisher_confirms_announces_when_it_waits_for_confirms(shell: Shell) -> None:
+    """Before each of its three ways of publishing, `publisher-confirms all` says how many messages it will publish and
+    when it waits for confirms.
     """
     lines = shell.script("mqtool publisher-confirms all -c 50 --batch-size 10 2>&1").stdout.splitlines()[:6]
     assert lines[::2] == [

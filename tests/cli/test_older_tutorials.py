@@ -27,9 +27,9 @@ def _check(row: Row, result: Result) -> None:
     "scene", SCENES, ids=[f"{scene.dialect}: {scene.rows[0].mqtool.replace('#', 'any')}" for scene in SCENES]
 )
 @pytest.mark.sampled(6)
-def test_a_dialect_prints_what_its_scripts_print(shell: Shell, scene: Scene) -> None:
-    """With an article's --dialect, each command prints the lines of the article's script on the same stream, stdout or
-    stderr, and exits with the same code, except for documented differences.
+def test_each_dialect_prints_the_lines_of_its_articles_scripts(shell: Shell, scene: Scene) -> None:
+    """With the --dialect of an article about RabbitMQ, each command prints the lines of the article's script, on the
+    same stream, and exits with the same code, except for documented differences.
     """
     receivers = []
     for row in scene.rows:
@@ -44,8 +44,10 @@ def test_a_dialect_prints_what_its_scripts_print(shell: Shell, scene: Scene) -> 
 
 
 @on_any_broker
-def test_commands_for_the_articles_rabbitmqctl_commands_succeed(shell: Shell) -> None:
-    """The mqtool commands that stand for the articles' rabbitmqctl commands succeed when run in the articles' order."""
+def test_mqtool_commands_that_replace_an_articles_rabbitmqctl_commands_succeed(shell: Shell) -> None:
+    """The mqtool commands that docs/how-to/older-tutorials.md gives for the articles' rabbitmqctl commands succeed when
+    they are run in the articles' order.
+    """
     (shell.directory / "secret").write_text("a long password\n")
     for task in TASKS:
         if task.runs:
@@ -54,7 +56,7 @@ def test_commands_for_the_articles_rabbitmqctl_commands_succeed(shell: Shell) ->
 
 
 def test_the_page_of_older_tutorials_is_up_to_date() -> None:
-    """The page docs/how-to/older-tutorials.md contains the comparison table that `make docs` generates."""
+    """The comparison table in docs/how-to/older-tutorials.md is the one that `make docs` generates."""
     text = Path("docs/how-to/older-tutorials.md").read_text()
     assert text == page(text)
     assert table() in text

@@ -18,13 +18,13 @@ def lines_of(path: Path) -> list[str]:
 @on_any_broker
 @pytest.mark.parametrize("signals", ["", "trap '' HUP; "], ids=["plain", "under nohup"])
 @pytest.mark.sampled(1)
-def test_hup_reopens_the_file_after_logrotate(shell: Shell, broker: TestBroker, signals: str) -> None:
-    """After the output file is renamed and SIGHUP is sent, `receive -o` creates a new file at once; the old file ends
-    with a whole line.
+def test_receive_opens_a_new_file_after_logrotate(shell: Shell, broker: TestBroker, signals: str) -> None:
+    """After logrotate has renamed the output file and sent SIGHUP, `receive -o` opens a new file at once, without
+    waiting for a message. The old file ends with a complete line.
     """
     log, old = shell.directory / "app.log", shell.directory / "app.log.1"
     log.write_text("from before\n")
-    shell.start_cold()  # which signals it ignores, it has from its caller
+    shell.start_cold()  # a process inherits the ignored signals
     running = shell.start("sh", "-c", f"{signals}exec mqtool receive --raw -o app.log --ready-file ready")
     wait_until((shell.directory / "ready").exists, f"consuming: {running.stderr}")
     shell.run("mqtool", "send", "-l", stdin="one\ntwo\n")
@@ -41,10 +41,10 @@ def test_hup_reopens_the_file_after_logrotate(shell: Shell, broker: TestBroker, 
 
 
 @on_any_broker
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc shows that it has just started")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see when the handler is set")
 @pytest.mark.parametrize("option", ["-o", "--output=app.log"])
-def test_hup_does_not_end_a_receiver_that_has_just_started(shell: Shell, option: str) -> None:
-    """SIGHUP from logrotate does not end a `receive -o` that is still starting and has not opened its file yet."""
+def test_sighup_does_not_end_receive_while_it_starts(shell: Shell, option: str) -> None:
+    """If logrotate sends SIGHUP while `receive -o` is starting and has not opened its file yet, `receive` continues."""
     shell.start_cold()
     words = [option] if "=" in option else [option, "app.log"]
     running = shell.start("mqtool", "receive", "--raw", *words)
@@ -54,7 +54,7 @@ def test_hup_does_not_end_a_receiver_that_has_just_started(shell: Shell, option:
         caught = status.read_text().partition("SigCgt:")[2].split()[0]
         return bool(int(caught, 16) & 1 << signal.SIGHUP - 1)
 
-    wait_until(handles_hup, "mqtool starts")
+    wait_until(handles_hup, "mqtool handles SIGHUP")
     running.process.send_signal(signal.SIGHUP)
     running.wait_until_ready()
     shell.run("mqtool", "send", "hi")
@@ -62,9 +62,9 @@ def test_hup_does_not_end_a_receiver_that_has_just_started(shell: Shell, option:
     assert running.interrupt().wait().code == 0
 
 
-def test_an_incomplete_last_line_of_a_killed_run_is_removed(shell: Shell) -> None:
-    """`receive -o` removes an incomplete last line, as a killed run leaves one, from the file, and shows how that line
-    began.
+def test_receive_removes_an_incomplete_last_line_of_a_killed_run(shell: Shell) -> None:
+    """If a killed run has left an incomplete last line in the output file, `receive -o` removes that line, and prints
+    how it began.
     """
     log = shell.directory / "app.log"
     log.write_bytes(b"whole\n" + b"half" * 50_000)
@@ -78,9 +78,9 @@ def test_an_incomplete_last_line_of_a_killed_run_is_removed(shell: Shell) -> Non
     assert "removed its 19 bytes: of another \\x1bprogram\n" in result.stderr
 
 
-def test_a_short_file_without_a_newline_is_kept(shell: Shell) -> None:
-    """If the output file consists of one line without a newline, `receive -o` keeps this line and writes the message on
-    a line of its own.
+def test_receive_keeps_a_file_that_is_a_single_line_without_a_newline(shell: Shell) -> None:
+    """If the output file is a single line without a newline, `receive -o` keeps that line and appends the message on a
+    line of its own.
     """
     log = shell.directory / "app.log"
     log.write_text("header")
@@ -89,8 +89,8 @@ def test_a_short_file_without_a_newline_is_kept(shell: Shell) -> None:
     assert lines_of(log) == ["header", "body"]
 
 
-def test_appending_with_the_shell_starts_on_a_new_line(shell: Shell) -> None:
-    """`receive >> FILE` keeps an incomplete last line of the file, and starts on a new line."""
+def test_receive_redirected_to_the_end_of_a_file_starts_on_a_new_line(shell: Shell) -> None:
+    """If FILE ends with an incomplete line, `receive >> FILE` keeps that line and starts on a new one."""
     log = shell.directory / "app.log"
     log.write_text("whole\nhalf")
     shell.run("mqtool", "send", "again")
@@ -100,9 +100,9 @@ def test_appending_with_the_shell_starts_on_a_new_line(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_repeated_rotation_loses_no_line(shell: Shell) -> None:
-    """While the file of `receive-log -o` is rotated again and again, each message is one whole line in one of the
-    files, in order.
+def test_rotating_the_output_file_again_and_again_loses_no_message(shell: Shell) -> None:
+    """While the output file of `receive-log -o` is rotated again and again, each message is written once, in order, as
+    a complete line in one of the files.
     """
     log, count = shell.directory / "app.log", 20_000
     running = shell.start("mqtool", "receive-log", "fanout", "--raw", "-o", "app.log").wait_until_ready()
@@ -119,15 +119,15 @@ def test_repeated_rotation_loses_no_line(shell: Shell) -> None:
     files.append(log)
     wait_until(lambda: sum(len(lines_of(each)) for each in files) >= count, "all lines")
     running.interrupt().wait()
-    assert len(files) > 2, "it was never rotated while messages came"
+    assert len(files) > 2, "the file was never rotated while messages arrived"
     assert all(each.read_text().endswith("\n") for each in files if each.stat().st_size)
     assert [line for each in files for line in lines_of(each)] == [str(number) for number in range(1, count + 1)]
 
 
 @on_any_broker
-def test_a_file_that_cannot_be_written_is_an_error(shell: Shell, broker: TestBroker) -> None:
-    """`receive -o` exits with 2 if the file cannot be created; if the file cannot be reopened after SIGHUP, `receive
-    -o` warns and keeps writing to the old file.
+def test_receive_exits_with_2_if_its_output_file_cannot_be_created(shell: Shell, broker: TestBroker) -> None:
+    """If the output file cannot be created, `receive -o` exits with 2. If it cannot be reopened after SIGHUP, `receive
+    -o` prints a warning and keeps writing to the old file.
     """
     refused = shell.run("mqtool", "receive", "-o", "no/such/app.log")
     assert refused.code == 2
@@ -143,8 +143,10 @@ def test_a_file_that_cannot_be_written_is_an_error(shell: Shell, broker: TestBro
 
 
 @on_any_broker
-def test_a_closed_terminal_ends_receive_with_a_file(shell: Shell, broker: TestBroker) -> None:
-    """SIGHUP from a closed terminal ends `receive -o` with exit code 0 instead of reopening its file."""
+def test_receive_to_a_file_ends_when_its_terminal_is_closed(shell: Shell, broker: TestBroker) -> None:
+    """When its terminal is closed, `receive -o` exits with 0. It does not mistake the terminal's SIGHUP for that of
+    logrotate.
+    """
     pid, terminal = os.forkpty()
     if not pid:
         os.chdir(shell.directory)
@@ -159,7 +161,7 @@ def test_a_closed_terminal_ends_receive_with_a_file(shell: Shell, broker: TestBr
         return bool(reaped)
 
     try:
-        wait_until(has_ended, "its end")
+        wait_until(has_ended, "the end of receive")
     finally:
         if not ended:
             os.kill(pid, signal.SIGKILL)

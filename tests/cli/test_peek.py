@@ -1,4 +1,4 @@
-"""`peek`: shows messages of a queue, which stay there in their order, and says what that costs."""
+"""`peek` shows messages of a queue, which stay there in order, and says what that costs."""
 
 import json
 from collections.abc import Sequence
@@ -39,9 +39,9 @@ QUEUES = {
 
 @pytest.mark.parametrize("kind", QUEUES)
 @pytest.mark.sampled(1)
-def test_peek_keeps_the_order_of_a_deep_queue(shell: Shell, broker: TestBroker, kind: str) -> None:
-    """`peek` leaves all messages of a queue in their order, even if it is run several times on all, some or matching
-    messages.
+def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: TestBroker, kind: str) -> None:
+    """If `peek` is run several times on all, some or only the matching messages of a queue with hundreds of messages,
+    all messages stay in the queue, in order.
     """
     ids = filled(shell, 4_000 if kind == "quorum" else 700, *QUEUES[kind])
     assert peeked(shell, broker, "-c", "3") == ids[:3]
@@ -51,14 +51,14 @@ def test_peek_keeps_the_order_of_a_deep_queue(shell: Shell, broker: TestBroker, 
     assert peeked(shell, broker, "--where", "body=7", "-c", "1") == ids[7:8]
     cut = shell.run("sh", "-c", f"mqtool peek jobs --raw --management {broker.management} | head -n 2")
     assert cut.stdout == "0\n1\n"
-    wait_until(lambda: depth(broker, "jobs") == len(ids), "all of them back")
+    wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued")
     assert peeked(shell, broker, "--quiet") == ids
 
 
 @pytest.mark.keeps_messages
 def test_peek_needs_no_management_api(shell: Shell, broker: TestBroker) -> None:
-    """Without the management API, `peek` shows messages and leaves them in order, and does not make the broker delete
-    an auto-delete queue.
+    """Without the management API, `peek` shows messages and leaves them in order, and an auto-delete queue is not
+    deleted when `peek` ends.
     """
     for settings in QUEUES["quorum"], QUEUES["auto-delete"]:
         ids = filled(shell, 300, *settings)
@@ -71,8 +71,8 @@ def test_peek_needs_no_management_api(shell: Shell, broker: TestBroker) -> None:
 
 
 @on_any_broker
-def test_peek_prints_messages_and_says_that_they_stay(shell: Shell, broker: TestBroker) -> None:
-    """`peek` prints messages as lines, by a template or into a file, and says that they stay in the queue, marked as
+def test_peek_says_that_messages_stay_in_the_queue(shell: Shell, broker: TestBroker) -> None:
+    """`peek` prints messages as lines, with a template or to a file. It says that they stay in the queue, marked as
     redelivered.
     """
     filled(shell, 2)
@@ -99,9 +99,9 @@ def test_peek_prints_messages_and_says_that_they_stay(shell: Shell, broker: Test
 
 @on_any_broker
 @pytest.mark.parametrize("command", ["peek jobs", "move jobs --to other", "dlq show jobs"])
-def test_a_condition_on_the_time_of_receipt_is_refused_for_messages_in_a_queue(shell: Shell, command: str) -> None:
-    """`peek`, `move` and `dlq show` exit with 2 if --where tests `timestamp`, the time of receipt, which a message in a
-    queue does not have; the hint names properties.timestamp.
+def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: Shell, command: str) -> None:
+    """`peek`, `move` and `dlq show` exit with 2 if --where tests `timestamp`, the time at which a message was received:
+    those in a queue have not been received yet. The hint suggests properties.timestamp.
     """
     refused = shell.run("mqtool", *command.split(), "--where", "timestamp<2026-01-31")
     assert refused.code == 2
@@ -113,9 +113,9 @@ def test_a_condition_on_the_time_of_receipt_is_refused_for_messages_in_a_queue(s
 
 
 @pytest.mark.keeps_messages
-def test_peek_does_not_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """`peek` on a quorum queue warns, and then exits with 1, before the queue would drop messages for too many
-    deliveries.
+def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
+    """On a quorum queue, `peek` warns how often messages have been requeued. It exits with 1 before the delivery limit
+    would make the queue drop them.
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
     command = ("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
@@ -128,28 +128,30 @@ def test_peek_does_not_exceed_the_delivery_limit(shell: Shell, broker: TestBroke
     assert "has been requeued 2 times, and 'jobs' drops it after 3" in stopped.stderr
     for _ in range(6):
         assert shell.run(*command).code in (0, 1)
-        wait_until(lambda: depth(broker, "jobs") == len(ids), "all of them back", 10)
+        wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued", 10)
 
 
 @pytest.mark.keeps_messages
 def test_peek_ignores_a_delivery_count_that_a_publisher_has_forged(shell: Shell, broker: TestBroker) -> None:
-    """A new message with a forged x-delivery-count is shown by `peek`, stays in its place, and `receive` takes it."""
+    """If a publisher has forged a message's x-delivery-count, `peek` shows the message like any other, and it stays in
+    the queue in order.
+    """
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", "quorum", "--argument", "x-delivery-limit=20")
     for given, body in ("x-delivery-count:=1000", "1000"), ("x-delivery-count=x", "x"):
         assert shell.run("mqtool", "send", "-r", "jobs", "-H", given, body).code == 0
     assert shell.run("mqtool", "send", "-r", "jobs", "honest").code == 0
     peeked = shell.run("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
     assert (peeked.code, peeked.stdout.split()) == (0, ["1000", "x", "honest"]), peeked.stderr
-    wait_until(lambda: depth(broker, "jobs") == 3, "all of them back", 10)
+    wait_until(lambda: depth(broker, "jobs") == 3, "all messages requeued", 10)
     received = shell.run("mqtool", "receive", "-q", "jobs", "--raw", "--idle-timeout", "1s")
     assert (received.code, received.stdout.split()) == (0, ["1000", "x", "honest"]), received.stderr
 
 
-def test_peek_says_that_a_single_active_consumer_has_the_messages(
+def test_peek_exits_with_69_if_a_single_active_consumer_has_the_queue(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """If the broker delivers only to the queue's single active consumer, `peek` says so and exits with 69 instead of
-    waiting.
+    """If the queue's single active consumer is another client, `peek` says that the broker delivers no message to it
+    and exits with 69, instead of waiting.
     """
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-single-active-consumer:=true")
     active = connection.channel().consume(Queue("jobs"), Receiving(prefetch=1, acknowledge=False))
@@ -161,7 +163,9 @@ def test_peek_says_that_a_single_active_consumer_has_the_messages(
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_peek_reads_a_stream_from_any_offset(shell: Shell, broker: TestBroker) -> None:
-    """`peek --offset` starts at an offset or an age, at the first message, or at the last chunk of a stream."""
+    """`peek --offset` shows the messages of a stream from a numeric offset, an age or the last chunk on. Without
+    --offset, it starts at the first message.
+    """
     ids = filled(shell, 500, "--queue-type", "stream", "--argument", "x-max-length-bytes=100000000")
     assert peeked(shell, broker) == ids
     assert peeked(shell, broker, "-c", "2") == ids[:2]
@@ -175,8 +179,8 @@ def test_peek_reads_a_stream_from_any_offset(shell: Shell, broker: TestBroker) -
 
 @on_any_broker
 def test_peek_shows_ten_messages_on_a_terminal_and_says_how_many_more_there_are(shell: Shell) -> None:
-    """On a terminal, `peek` shows ten messages and says how many more there are, or shows as many as -c says; in a
-    pipe, it shows all.
+    """On a terminal, `peek` shows ten messages, or N with `-c N`, and says how many more there are. In a pipe, it shows
+    all.
     """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="".join(f"m{number}\n" for number in range(1012)))
     shown = on_terminal(shell, "mqtool", "peek", "jobs").stdout
@@ -186,10 +190,8 @@ def test_peek_shows_ten_messages_on_a_terminal_and_says_how_many_more_there_are(
 
 
 @on_any_broker
-def test_peek_stops_when_the_reader_of_its_output_has_gone(shell: Shell, broker: TestBroker) -> None:
-    """`peek | head -3` prints three messages, takes at most 12,000 of 30,000 from the queue, and requeues those that it
-    has taken.
-    """
+def test_peek_stops_when_the_reader_of_its_output_exits(shell: Shell, broker: TestBroker) -> None:
+    """On a queue with 30,000 messages, `peek | head -3` consumes at most 12,000 of them, and requeues these."""
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="x\n" * 30_000)
     taken_before = "mqtool receive -q jobs --json --idle-timeout 1s | grep -c '\"redelivered\":true'"
     script = f"mqtool peek jobs | head -3; {taken_before}"

@@ -78,7 +78,7 @@ def seek(page: Page, part: float) -> None:
     )
 
 
-#: Plays that are shown. That of publisher confirms measures: beside a browser, its 30,000 messages may take minutes.
+#: All plays except publisher-confirms, whose 30,000 messages may take minutes beside a browser.
 _SHOWN = [each for each in plays.PLAYS if each != "publisher-confirms"]
 
 
@@ -91,7 +91,7 @@ def test_the_counts_in_the_picture_agree_with_the_messages_drawn(lonely_shell: S
     command = lonely_shell.start("mqtool", "tutorial", "run", name, "--ui", ready=False).wait_for_stdout("\n")
     page = Page(chromium, command.stdout.split("\n")[0])
     page.until(lambda: page.find("#next"), "the play")
-    # Whoever reads nothing, and goes on at once.
+    # Press Next as soon as it is enabled.
     page.ask(
         """
         setInterval(() => {
@@ -117,7 +117,7 @@ def test_the_counts_in_the_picture_agree_with_the_messages_drawn(lonely_shell: S
     assert page.complaints() == []
     command.interrupt().wait()
     chromium.get("about:blank")
-    wait_until(lambda: not processes_with(mark), "all that was started to be gone")
+    wait_until(lambda: not processes_with(mark), "no process that the command has started")
 
 
 def message(number: int, body: str) -> dict[str, Any]:
@@ -178,9 +178,9 @@ def places(page: Page, fate: str) -> list[tuple[float, float]]:
     return [(x, y) for x, y in found]
 
 
-def test_messages_that_are_sent_together_are_drawn_apart(chromium: Any, tmp_path: Path) -> None:
-    """In the picture of `mqtool ui`, six messages published in the same millisecond move one after another, and wait in
-    a row.
+def test_messages_published_at_the_same_time_are_drawn_apart(chromium: Any, tmp_path: Path) -> None:
+    """In the picture of `mqtool ui`, six messages published in the same millisecond move one after another. In the
+    queue, they are drawn side by side.
     """
     sent = [event for number in range(6) for event in published(1000, number)]
     page = recorded(chromium, tmp_path, [*jobs(), *sent, {"kind": "now", "t": 8000}])
@@ -198,16 +198,16 @@ def test_messages_that_are_sent_together_are_drawn_apart(chromium: Any, tmp_path
 
 
 def test_a_queue_shows_ten_messages_and_the_number_of_the_others(chromium: Any, tmp_path: Path) -> None:
-    """Of 5,000 waiting messages, the picture of `mqtool ui` draws ten and prints the number of the others."""
+    """Of 5,000 messages in a queue, the picture of `mqtool ui` draws ten and shows the number of the others: +4,990."""
     page = recorded(chromium, tmp_path, jobs(ready=5_000))
     page.until(lambda: page.find(".node.q .more")[0].text == "+4,990", "the number")
     assert page.dots() == [("ready", "q:jobs")] * 10
     assert differences(page) == []
 
 
-def test_a_worker_with_prefetch_1_is_never_seen_with_two_messages(chromium: Any, tmp_path: Path) -> None:
-    """The picture of `mqtool ui` never draws two messages at a consumer with prefetch 1, even if the consumer
-    acknowledges each one at once.
+def test_a_worker_with_prefetch_1_is_never_drawn_with_two_messages(chromium: Any, tmp_path: Path) -> None:
+    """The picture of `mqtool ui` never draws two messages at a consumer whose prefetch is 1, even if the consumer
+    acknowledges several messages within a few milliseconds.
     """
     records = [*jobs([{"name": "one/tag", "label": "worker 1"}])]
     records += [event for number in range(4) for event in published(1000, number)]
@@ -223,9 +223,9 @@ def test_a_worker_with_prefetch_1_is_never_seen_with_two_messages(chromium: Any,
     assert most == 1
 
 
-def test_a_worker_without_a_limit_is_seen_with_several_messages(chromium: Any, tmp_path: Path) -> None:
-    """The picture of `mqtool ui` draws several messages at a consumer without a prefetch limit, even if the consumer
-    acknowledges each one at once.
+def test_a_worker_without_a_prefetch_limit_is_drawn_with_several_messages(chromium: Any, tmp_path: Path) -> None:
+    """The picture of `mqtool ui` draws several messages at once at a consumer without a prefetch limit that gets them
+    in the same millisecond, even if it acknowledges each of them immediately.
     """
     records = [*jobs([{"name": "one/tag", "label": "worker 1", "prefetch": 0}])]
     for number in range(4):
@@ -241,9 +241,11 @@ def test_a_worker_without_a_limit_is_seen_with_several_messages(chromium: Any, t
     assert most > 1
 
 
-def test_a_closed_consumer_is_drawn_until_its_last_message_has_been_drawn(chromium: Any, tmp_path: Path) -> None:
-    """In the picture of `mqtool ui`, a closed consumer stays until all its messages have been drawn there, so that
-    every message counted as unacknowledged is drawn.
+def test_a_consumer_that_has_ended_is_drawn_until_its_last_message_has_been_drawn(
+    chromium: Any, tmp_path: Path
+) -> None:
+    """If a consumer ends while its messages are still being drawn, the picture of `mqtool ui` shows its box until the
+    last one has been drawn. So the counts always equal the messages drawn.
     """
     consumers = [{"name": f"{each}/tag", "label": f"worker {each}"} for each in range(2)]
     records = jobs(consumers)
@@ -259,8 +261,8 @@ def test_a_closed_consumer_is_drawn_until_its_last_message_has_been_drawn(chromi
         assert differences(page) == [], step
 
 
-def test_a_redelivered_message_is_seen_to_go_back(chromium: Any, tmp_path: Path) -> None:
-    """In the picture of `mqtool ui`, the message of a worker that was killed goes back to its queue, and then to the
+def test_the_message_of_a_killed_worker_moves_back_to_its_queue(chromium: Any, tmp_path: Path) -> None:
+    """If a worker is killed, the picture of `mqtool ui` moves the worker's message back to its queue, and then to the
     next worker.
     """
     workers = [{"name": f"{each}/tag", "label": f"worker {each}"} for each in ("1", "2")]
@@ -285,9 +287,9 @@ def test_a_redelivered_message_is_seen_to_go_back(chromium: Any, tmp_path: Path)
     assert seen[-3:] == [("unacknowledged", "c:1/tag"), ("requeued", "q:jobs"), ("unacknowledged", "c:2/tag")]
 
 
-def test_a_message_that_a_restart_loses_is_drawn_no_longer(chromium: Any, tmp_path: Path) -> None:
-    """If the broker counts fewer messages after a restart, the picture of `mqtool ui` removes the message that was not
-    persistent.
+def test_a_message_lost_in_a_restart_disappears_from_the_picture(chromium: Any, tmp_path: Path) -> None:
+    """If a queue has fewer messages after a restart of the broker, the picture of `mqtool ui` removes the message that
+    was not persistent and keeps the persistent one.
     """
     records = [*jobs(), *published(1000, 0, "in ink"), *published(1001, 1, "in pencil")]
     records[-4]["details"]["properties"]["delivery_mode"] = 2
@@ -323,15 +325,15 @@ def drawn(page: Page) -> list[tuple[str, str]]:
     return [(fate, node) for fate, node in found]
 
 
-def test_an_effect_is_drawn_after_its_cause(chromium: Any, tmp_path: Path) -> None:
-    """If a server gets a request and publishes the reply in the same millisecond, the picture of a tutorial moves the
-    reply, and the server's terminal shows the request's line, only after the request has arrived at the server.
+def test_a_reply_is_drawn_only_after_its_request_has_arrived(chromium: Any, tmp_path: Path) -> None:
+    """If an RPC server gets a request and publishes the reply in the same millisecond, a tutorial's picture first moves
+    the request to the server. Only then does it move the reply and show the request in the server's terminal.
     """
     records = [*play(), *of_server(12_000, "fib(6)", "8")]
     line = {"t": 12_000, "kind": "printed", "terminal": "server", "line": "[.] fib(6)", "n": 50}
     opened = next(each for each in records if each["kind"] == "opened")
     opened["names"] = ["boss", "server"]
-    # The terminal is read before the broker is asked.
+    # The terminal's line is recorded before the broker's events.
     page = recorded(chromium, tmp_path, [*records[:-6], line, *records[-6:], {"kind": "now", "t": 20_000}])
     server = "c:10.0.0.7:50001 -> 10.0.0.1:5672 (1)/tag"
     moved, printed_at = [], 0
@@ -348,9 +350,9 @@ def test_an_effect_is_drawn_after_its_cause(chromium: Any, tmp_path: Path) -> No
     assert printed_at > 3
 
 
-def test_counters_follow_the_messages_that_are_drawn(chromium: Any, tmp_path: Path) -> None:
-    """Of 100 messages published at once, the picture of `mqtool ui` draws twelve on their way, and counts the other 88
-    once these have arrived, even if the broker counts them earlier.
+def test_the_count_of_a_queue_increases_only_when_the_messages_drawn_arrive(chromium: Any, tmp_path: Path) -> None:
+    """If 100 messages are published at once, the picture of `mqtool ui` draws twelve of them moving. It counts the
+    other 88 when these twelve have arrived, even if the broker reports them earlier.
     """
     sent = [event for number in range(12) for event in published(1000, number)]
     counted = {"kind": "moved", "t": 1001, "queues": {"jobs": [100, 0, 100]}, "taken": [], "published": []}
@@ -364,8 +366,9 @@ def test_counters_follow_the_messages_that_are_drawn(chromium: Any, tmp_path: Pa
 
 
 def reconnecting(label: str = "worker 1") -> list[dict[str, Any]]:
-    """The records of a consumer, and of one of the same name on another connection: it gets a message before the
-    topology has it, and while its predecessor is still there."""
+    """The records of a consumer that reconnects: the second consumer has the same name, and gets a message before the
+    topology contains it, while the first one is still there.
+    """
     connections = [f"10.0.0.7:{port} -> 10.0.0.1:5672" for port in (50001, 50002)]
     records = [*jobs([{"name": f"{connections[0]} (1)/one", "label": label}]), *published(1000, 0), *published(4000, 1)]
     for number, connection in enumerate(connections):
@@ -382,9 +385,7 @@ def consumers(page: Page) -> list[str]:
 
 
 def test_a_client_that_reconnects_is_one_box_in_the_picture_of_a_tutorial(chromium: Any, tmp_path: Path) -> None:
-    """In a tutorial's picture, a client stays one box when it reconnects, or when a second command runs in its
-    terminal.
-    """
+    """In a tutorial's picture, a client is a single box even after it has reconnected."""
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     page = recorded(chromium, tmp_path, [*begins, *reconnecting(), {"kind": "now", "t": 9000}])
     for step in range(60):
@@ -394,7 +395,9 @@ def test_a_client_that_reconnects_is_one_box_in_the_picture_of_a_tutorial(chromi
 
 
 def test_no_message_covers_the_rate_of_an_arrow(chromium: Any, tmp_path: Path) -> None:
-    """While many messages move along an arrow, its rate is readable above them."""
+    """While many messages move along an arrow in the picture of `mqtool ui`, none of them covers the arrow's message
+    rate.
+    """
     records = jobs()
     for number in range(60):
         records += published(1000 + 50 * number, number)
@@ -440,10 +443,10 @@ def of_rpc() -> list[dict[str, Any]]:
     return [*begins, *records]
 
 
-def test_a_terminal_that_publishes_and_consumes_is_one_node(chromium: Any, tmp_path: Path) -> None:
-    """In the picture of a tutorial, a terminal whose program publishes and consumes is one box. The client of an RPC is
-    on the left, and the server on the right; the reply moves from the server through the exchange and the client's own
-    queue to the client.
+def test_a_terminal_that_publishes_and_consumes_is_one_box(chromium: Any, tmp_path: Path) -> None:
+    """In a tutorial's picture, a terminal whose program publishes and consumes is one box. An RPC client is on the
+    left, and the server on the right; the reply moves from the server through the exchange and the client's own queue
+    to the client.
     """
     page = recorded(chromium, tmp_path, of_rpc())
     moved: list[tuple[str, str]] = []
@@ -467,8 +470,8 @@ def test_a_terminal_that_publishes_and_consumes_is_one_node(chromium: Any, tmp_p
 
 
 def test_a_terminal_that_publishes_and_consumes_is_one_row_of_the_table(chromium: Any, tmp_path: Path) -> None:
-    """In the table of a tutorial, and in the panel that a click on its box opens, a terminal whose program publishes
-    and consumes is one client, with the exchange and the queue that it uses.
+    """If the program in a terminal publishes and consumes, the table on a tutorial's page has one row for it, with its
+    exchange and its queue. A click on its box in the picture opens a single panel.
     """
     page = recorded(chromium, tmp_path, of_rpc())
     seek(page, 0.4)
@@ -484,9 +487,9 @@ def test_a_terminal_that_publishes_and_consumes_is_one_row_of_the_table(chromium
     assert "jobs" in page.text("#facts")
 
 
-def test_no_arrow_runs_behind_a_queue_on_a_telephone(chromium: Any, tmp_path: Path) -> None:
-    """At 390 pixels, the arrow from an RPC server back to the exchange, and the one from the replies to the client, run
-    behind no box.
+def test_no_arrow_runs_behind_a_box_on_a_phone(chromium: Any, tmp_path: Path) -> None:
+    """In a window that is only 390 pixels wide, no arrow in the picture of the RPC tutorial runs behind a queue, an
+    exchange or a client.
     """
     page = recorded(chromium, tmp_path, of_rpc())
     page.resize(390)
@@ -517,9 +520,9 @@ def of_terminal(t: int, n: int, kind: str, terminal: str = "boss") -> dict[str, 
 
 
 @pytest.mark.parametrize("place", ["a tutorial", "mqtool ui"])
-def test_an_idle_publisher_stays_until_it_ends(chromium: Any, tmp_path: Path, place: str) -> None:
-    """In the picture, a publisher that publishes nothing for seconds stays: in a tutorial until the program in its
-    terminal has ended, and in `mqtool ui` until its channel is closed.
+def test_an_idle_publisher_stays_in_the_picture_until_it_ends(chromium: Any, tmp_path: Path, place: str) -> None:
+    """A publisher that publishes nothing for some seconds stays in the picture: in a tutorial, until the program in its
+    terminal has ended; in `mqtool ui`, until its channel is closed.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     moved = {"kind": "moved", "queues": {}, "taken": []}
@@ -537,9 +540,7 @@ def test_an_idle_publisher_stays_until_it_ends(chromium: Any, tmp_path: Path, pl
 
 
 def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: Path) -> None:
-    """In the picture of `mqtool ui`, two clients that exist at the same time are two boxes, even if both have the same
-    name.
-    """
+    """If two clients with the same name are connected at the same time, the picture of `mqtool ui` shows two boxes."""
     records = reconnecting("Pika Python Client Library")
     records[-1]["consumers"] += next(each for each in records if each["kind"] == "topology")["consumers"]
     page = recorded(chromium, tmp_path, records)
@@ -548,13 +549,15 @@ def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("kind", "seen"), [("topic", "kern.info"), ("headers", "format=pdf pages=3"), ("fanout", ""), ("", "")]
+    ("kind", "seen"),
+    [("topic", "kern.info"), ("headers", "format=pdf pages=3"), ("fanout", ""), ("", "")],
+    ids=["topic", "headers", "fanout", "default"],
 )
 def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     chromium: Any, tmp_path: Path, kind: str, seen: str
 ) -> None:
-    """While a message is on its way to a queue, the picture of `mqtool ui` shows the message's routing key or, for a
-    headers exchange, the headers. For a fanout exchange and the default exchange, it shows nothing.
+    """While a message moves to a queue, the picture of `mqtool ui` shows the message's routing key beside it or, after
+    a headers exchange, its headers. After a fanout exchange or the default exchange, it shows nothing.
     """
     name = "logs" if kind else ""
     records = [*jobs(), *published(1000, 0)]
@@ -571,12 +574,12 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     assert texts == {seen}
 
 
-@pytest.mark.parametrize("passes_exchange", [False, True])
-def test_an_exchange_that_no_message_of_a_stream_passes_is_not_drawn(
+@pytest.mark.parametrize("passes_exchange", [False, True], ids=["stream protocol", "default exchange"])
+def test_an_exchange_before_a_stream_is_drawn_only_if_messages_pass_through_it(
     chromium: Any, tmp_path: Path, passes_exchange: bool
 ) -> None:
-    """The picture shows no exchange before a stream to which messages are published over the stream protocol: they pass
-    none. If messages are published through the default exchange, the picture shows it.
+    """If messages are published to a stream over the stream protocol, which has no exchanges, the picture draws none.
+    If they are published through the default exchange, the picture draws it.
     """
     records = jobs([{"name": "one/tag", "label": "reader"}])
     records[1]["queues"][0]["type"] = "stream"
@@ -605,8 +608,8 @@ def moving_labels(page: Page, steps: int) -> set[str]:
 
 
 def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tmp_path: Path) -> None:
-    """In a tutorial, a moving message has the beginning of its body beside it, unless its routing key or headers are
-    there, or many messages move at once.
+    """In a tutorial's picture, a moving message has the beginning of its body beside it, unless its routing key or
+    headers are shown there, or many messages move at once.
     """
     assert moving_labels(recorded(chromium, tmp_path, play()), 80) == {"first", "second"}
     many = [event for number in range(2, 40) for event in published(12_000, number, f"task {number}")]
@@ -618,9 +621,9 @@ def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tm
             assert not page.ask("return [...document.querySelectorAll('.dot.moving text')].some((e) => e.textContent)")
 
 
-def test_a_message_that_a_reader_of_a_stream_gets_has_its_offset_beside_it(chromium: Any, tmp_path: Path) -> None:
-    """A message on its way from a stream to a reader has its offset beside it, so that readers that start at different
-    offsets are seen to get different messages.
+def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(chromium: Any, tmp_path: Path) -> None:
+    """While a message moves from a stream to a consumer, the picture shows the message's offset beside it, so that a
+    viewer sees where each consumer starts.
     """
     records = jobs([{"name": "one/tag", "label": "third"}])
     records[1]["queues"][0]["type"] = "stream"
@@ -632,9 +635,9 @@ def test_a_message_that_a_reader_of_a_stream_gets_has_its_offset_beside_it(chrom
     assert moving_labels(page, 80) == {"offset 1"}
 
 
-def test_the_lines_of_a_terminal_stay_in_order_wherever_a_recording_is_entered(chromium: Any, tmp_path: Path) -> None:
-    """If a reader goes to a later moment, a command stands below the output of the command before it, and Ctrl-C below
-    what was printed before it, although output is held back until its message has been drawn.
+def test_the_lines_of_a_terminal_are_in_order_after_a_jump_within_a_recording(chromium: Any, tmp_path: Path) -> None:
+    """After a jump to any moment of a recording, a terminal shows each command below the output of the previous
+    command, and Ctrl-C below everything that was printed before it.
     """
     to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": {"client": "worker 1"}}
     records = play([{"name": "one/tag", "label": "worker 1"}])[:-1]
@@ -657,8 +660,10 @@ def test_the_lines_of_a_terminal_stay_in_order_wherever_a_recording_is_entered(c
 
 
 @pytest.mark.parametrize("name", ["hello-python-stream", "delayed_logs.delayed"])
-def test_a_queue_is_named_within_its_outline(chromium: Any, tmp_path: Path, name: str) -> None:
-    """The name of a queue does not cross the lines of the cylinder that it is drawn as."""
+def test_the_name_of_a_queue_fits_into_its_outline(chromium: Any, tmp_path: Path, name: str) -> None:
+    """In the picture of `mqtool ui`, the name of a queue does not cross the outline of the cylinder that stands for the
+    queue.
+    """
     records = json.loads(json.dumps(jobs()).replace('"jobs"', f'"{name}"'))
     page = recorded(chromium, tmp_path, records)
     page.until(lambda: page.find(".node.q .name")[0].text, "the name")
@@ -674,9 +679,9 @@ def test_a_queue_is_named_within_its_outline(chromium: Any, tmp_path: Path, name
     assert end <= right
 
 
-def test_purged_and_lost_messages_are_seen_to_end(chromium: Any, tmp_path: Path) -> None:
-    """The picture of `mqtool ui` marks messages as dropped when their queue is purged, or when a restart of the broker
-    loses them.
+def test_purged_and_lost_messages_are_marked_as_dropped(chromium: Any, tmp_path: Path) -> None:
+    """If a queue is purged, or a restart of the broker loses messages, the picture of `mqtool ui` marks these messages
+    as dropped before it removes them.
     """
     records = [*jobs(), *published(1000, 0), *published(1000, 1)]
     records.append({"kind": "moved", "t": 4000, "queues": {"jobs": [1, 0, 2]}, "taken": [], "published": []})
@@ -693,8 +698,8 @@ def test_purged_and_lost_messages_are_seen_to_end(chromium: Any, tmp_path: Path)
 
 
 def test_a_consumers_box_shows_the_prefetch_limit(chromium: Any, tmp_path: Path) -> None:
-    """In the picture of `mqtool ui`, a consumer's box shows the prefetch limit, "no limit" for 0, or "auto-ack" if the
-    consumer sends no acknowledgements.
+    """In the picture of `mqtool ui`, a consumer's box shows the prefetch limit, "no limit" if it is 0, or "auto-ack" if
+    the consumer does not acknowledge messages.
     """
     consumers = [
         {"name": "a/1", "label": "worker 1"},
@@ -709,8 +714,8 @@ def test_a_consumers_box_shows_the_prefetch_limit(chromium: Any, tmp_path: Path)
 
 
 def test_a_client_that_consumes_again_is_one_consumer(chromium: Any, tmp_path: Path) -> None:
-    """If a client cancels its consumer and consumes again on the same channel, the picture of `mqtool ui` shows one
-    consumer.
+    """If a client cancels its consumer and starts another one on the same channel, the picture of `mqtool ui` shows a
+    single consumer.
     """
     channel = "10.0.0.7:50001 -> 10.0.0.1:5672 (1)"
     records = [*jobs([{"name": f"{channel}/second", "label": "receiver"}]), *published(1000, 0)]
@@ -723,9 +728,10 @@ def test_a_client_that_consumes_again_is_one_consumer(chromium: Any, tmp_path: P
     assert page.dots() == [("unacknowledged", f"c:{channel}/second")]
 
 
-def test_no_generated_name_is_shown(chromium: Any, tmp_path: Path) -> None:
-    """The picture of `mqtool ui` shows no generated name: a consumer has the name of its client, and the queue of a
-    client named `screen` is called "screen's queue", or without a known client "temporary queue".
+def test_the_picture_shows_no_generated_names(chromium: Any, tmp_path: Path) -> None:
+    """The picture of `mqtool ui` shows no generated names. A consumer has the name of its client. A queue with a
+    generated name is called "screen's queue" if it belongs to the client `screen`, and "temporary queue" if its client
+    is unknown.
     """
     to = {"client": "screen", "connection": "10.0.0.7:50001 -> 10.0.0.1:5672", "protocol": "AMQP 0-9-1"}
     consumer = "10.0.0.7:50001 -> 10.0.0.1:5672 (1)/ctag1.38a78d6f44a14a9b8d6d1f7b0e1a2c3d"
@@ -744,10 +750,10 @@ def test_no_generated_name_is_shown(chromium: Any, tmp_path: Path) -> None:
 
 
 @on_any_broker
-def test_a_consumer_without_a_name_is_called_after_its_client_library(
+def test_a_consumer_without_a_name_is_named_after_its_client_library(
     shell: Shell, broker: TestBroker, chromium: Any
 ) -> None:
-    """If a consumer's connection has no name, `mqtool ui` shows the name of its client library instead of the consumer
+    """If a consumer's connection has no name, `mqtool ui` shows the name of the client library instead of the consumer
     tag.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -763,9 +769,11 @@ def test_a_consumer_without_a_name_is_called_after_its_client_library(
 
 
 @on_any_broker
-def test_an_empty_page_proposes_a_command_for_its_own_broker(shell: Shell, broker: TestBroker, chromium: Any) -> None:
-    """If nothing is declared on the broker, `mqtool ui` proposes a command with this broker's URL, without the
-    password. The command exits with 0, and the command's queue appears on the page.
+def test_the_page_of_an_empty_broker_proposes_a_command_for_that_broker(
+    shell: Shell, broker: TestBroker, chromium: Any
+) -> None:
+    """If nothing is declared on the broker, the page of `mqtool ui` proposes a `send` command with the broker's URL,
+    without the password. The command exits with 0, and its queue appears on the page.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     ui = shell.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
@@ -782,9 +790,11 @@ def test_an_empty_page_proposes_a_command_for_its_own_broker(shell: Shell, broke
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 @pytest.mark.own_vhost("a consumer that RabbitMQ has just cancelled in this vhost may still be shown")
 @large
-def test_a_tutorial_on_rabbitmq_taps_its_own_exchanges(shell: Shell, broker: TestBroker, chromium: Any) -> None:
-    """On RabbitMQ, the page of `tutorial run --ui` shows the messages of the tutorial's exchanges without any option,
-    and those of no other exchange.
+def test_the_page_of_a_tutorial_on_rabbitmq_shows_only_the_tutorials_messages(
+    shell: Shell, broker: TestBroker, chromium: Any
+) -> None:
+    """On RabbitMQ, the page of `tutorial run --ui` shows the messages published to the tutorial's exchanges, without a
+    --tap option, and no other messages.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for command in (["queue", "declare", "private"], ["exchange", "declare", "others", "fanout"]):
@@ -844,9 +854,9 @@ def play(consumers: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
     ]
 
 
-def test_the_next_scene_begins_with_the_messages_at_rest(chromium: Any) -> None:
-    """If a teacher presses Next while messages still move, the page shows them where they end before it shows the next
-    scene's commands, and the counts agree with them.
+def test_messages_arrive_before_the_next_scene_begins(chromium: Any) -> None:
+    """If a viewer presses Next while messages are still moving, the page of a tutorial draws them at their destinations
+    before it shows the next scene's commands. The counts equal the messages drawn.
     """
     watched, pressed, over = threading.Event(), threading.Event(), threading.Event()
 
@@ -918,8 +928,8 @@ def of_one_row(page: Page, selector: str) -> bool:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_picture_takes_most_of_the_page(chromium: Any, tmp_path: Path, scheme: str) -> None:
-    """At 1280×800, the page of a tutorial fits into the window without scrolling, and the picture takes most of the
-    width. At 390×844, the whole picture is on the first screen, and the buttons are in one row.
+    """In a window of 1280×800 pixels, the page of a tutorial needs no scrolling, and the picture takes most of the
+    width. In one of 390×844, the whole picture is visible without scrolling, and the buttons are in one row.
     """
     page = recorded(chromium, tmp_path, play())
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -952,9 +962,9 @@ def test_the_picture_takes_most_of_the_page(chromium: Any, tmp_path: Path, schem
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-def test_a_projected_tutorial_with_three_queues_and_charts_can_be_read(chromium: Any, tmp_path: Path) -> None:
-    """At 1280×800, with three queues below each other and charts, the names in the picture are at least 12 pixels high,
-    and the page does not scroll.
+def test_a_projected_tutorial_with_three_queues_and_charts_is_legible(chromium: Any, tmp_path: Path) -> None:
+    """At 1280×800 pixels, with charts and three queues below each other, queue names in a tutorial's picture are at
+    least 12 pixels high, and the page does not scroll.
     """
     records = play()
     for topology in (each for each in records if each["kind"] == "topology"):
@@ -972,7 +982,7 @@ def test_a_projected_tutorial_with_three_queues_and_charts_can_be_read(chromium:
     page.until(lambda: page.find("#charts figure"), "the chart")
     seek(page, 0.95)
     below = "const pre = document.querySelector('.terminal pre'); return pre.scrollHeight - pre.clientHeight"
-    assert page.ask(f"{below} - pre.scrollTop") < 2, "the latest line is seen"
+    assert page.ask(f"{below} - pre.scrollTop") < 2, "the latest line is visible"
     assert page.ask(below) > 0
     sizes = page.ask(
         "return [...document.querySelectorAll('.node.q .name')].map((e) => 13 * e.getScreenCTM().a)"  # 13 px unscaled
@@ -983,7 +993,9 @@ def test_a_projected_tutorial_with_three_queues_and_charts_can_be_read(chromium:
 
 
 def test_the_end_of_a_recording_still_shows_clients_and_queue(chromium: Any, tmp_path: Path) -> None:
-    """At the end of a recorded tutorial, the picture still shows publisher, queue and consumer, joined by arrows."""
+    """At the end of a recorded tutorial, the picture still shows the publisher, the queue and the consumer, with arrows
+    between them.
+    """
     page = recorded(chromium, tmp_path, play())
     seek(page, 1)
     page.until(lambda: "1 check passed" in page.text("#narration"), "the end")
@@ -993,9 +1005,9 @@ def test_the_end_of_a_recording_still_shows_clients_and_queue(chromium: Any, tmp
     assert page.find('.arrow.publishes[data-to="x:"]')
 
 
-def test_the_time_bar_of_a_recording_has_the_scenes(chromium: Any, tmp_path: Path) -> None:
-    """In a recorded tutorial, the time bar has a mark for each scene, and a click on the mark leads to the scene; so
-    does the number of a scene in the page's address.
+def test_the_time_bar_of_a_recording_has_a_mark_for_each_scene(chromium: Any, tmp_path: Path) -> None:
+    """The time bar of a recorded tutorial has a mark for each scene. A click on a mark leads to its scene; so does the
+    scene's number in the page's address.
     """
     page = recorded(chromium, tmp_path, play())
     page.until(lambda: len(page.find("#chapters button")) == 2, "the marks")
@@ -1007,9 +1019,9 @@ def test_the_time_bar_of_a_recording_has_the_scenes(chromium: Any, tmp_path: Pat
     linked.until(lambda: linked.text("#scene") == "Scene 2", "the second scene, by its address")
 
 
-def test_a_scene_asks_what_will_happen(chromium: Any, tmp_path: Path) -> None:
-    """Before a scene, the page of a tutorial asks what will happen. The answer appears once the commands have shown
-    what happens.
+def test_a_scene_asks_what_will_happen_and_answers_later(chromium: Any, tmp_path: Path) -> None:
+    """Before a scene's commands run, the page of a tutorial asks what will happen. It shows the answer once the
+    commands have run.
     """
     records = play()
     scene = next(each for each in records if each["kind"] == "scene")
@@ -1026,8 +1038,8 @@ def test_a_scene_asks_what_will_happen(chromium: Any, tmp_path: Path) -> None:
     page.until(lambda: page.text("#scene") == "Scene 2" and page.text("#question") == "", "a scene without a question")
 
 
-def test_a_live_region_says_what_each_client_does(chromium: Any, tmp_path: Path) -> None:
-    """For screen readers, a live region of the page of `mqtool ui` says which client has published, received or
+def test_a_live_region_tells_screen_readers_what_each_client_does(chromium: Any, tmp_path: Path) -> None:
+    """A live region of the page of `mqtool ui` tells screen readers which client has published, received or
     acknowledged which message.
     """
     page = recorded(chromium, tmp_path, play())

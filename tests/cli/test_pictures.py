@@ -22,15 +22,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_of_the_tutorials_is_up_to_date() -> None:
-    """The page docs/tutorials.md is what `make pictures` generates today from the commands and links of `tutorial
-    show`.
+    """docs/tutorials.md is identical to what `make pictures` generates from the tutorials' diagrams and from the
+    commands and links of `tutorial show`.
     """
     assert (ROOT / pictures.PAGE).read_text() == diagrams.document(), "make pictures writes it"
 
 
 @pytest.mark.parametrize("name", pages.NAMES)
 def test_a_diagram_names_what_the_tutorial_declares(name: str) -> None:
-    """Every exchange and queue in a tutorial's diagram has the name and type that the tutorial's commands declare."""
+    """Each exchange and queue in a tutorial's diagram has the name and type that the tutorial's commands declare."""
     labels = {
         f"{thing.name}, {thing.type}" if hasattr(thing, "type") else thing.name for thing in NAMES[Dialect.PYTHON]
     }
@@ -42,8 +42,8 @@ def test_a_diagram_names_what_the_tutorial_declares(name: str) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / pictures.DIRECTORY).glob("*.svg")), ids=lambda path: path.stem)
 def test_a_picture_needs_no_other_file(path: Path) -> None:
-    """Each SVG picture in the documentation is small, has a light and a dark colour scheme, and fetches neither fonts
-    nor images.
+    """Each SVG picture in the documentation is small, has a light and a dark colour scheme, and loads no fonts or
+    images.
     """
     svg = path.read_text()
     assert len(svg) < (80_000 if "@keyframes" in svg else 30_000)
@@ -53,16 +53,16 @@ def test_a_picture_needs_no_other_file(path: Path) -> None:
     assert "@font-face" not in svg
 
 
-def test_the_recording_shows_its_script() -> None:
-    """The animated terminal in the README types the commands of demo/screencast.py."""
+def test_the_recording_in_the_readme_shows_each_command_of_its_script() -> None:
+    """The animated terminal in the README shows every command of demo/screencast.py."""
     svg = (ROOT / pictures.DIRECTORY / "two-minutes.svg").read_text()
     for command in screencast.SCRIPT.strip().splitlines():
         assert html.escape(command) in svg, f"make pictures: {command}"
 
 
-def test_every_image_in_the_documents_exists() -> None:
-    """Every image that the README or a page of the documentation shows exists, and each image file is shown on at least
-    one of them.
+def test_every_image_in_the_documentation_exists() -> None:
+    """Every image that the README or a page of the documentation shows exists, and every image file is shown on at
+    least one of them.
     """
     shown = {
         document.parent.joinpath(image).resolve()
@@ -73,8 +73,8 @@ def test_every_image_in_the_documents_exists() -> None:
 
 
 def test_links_of_the_readme_lead_to_files_in_the_repository() -> None:
-    """Every relative link of the README leads to a file in the repository, and none to an HTML page that only `make
-    docs` creates.
+    """Every relative link in the README leads to a file in the repository, and never to an HTML page, because only
+    `make docs` creates those.
     """
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text())
     files = [ROOT / link for link in links if "://" not in link]
@@ -82,9 +82,9 @@ def test_links_of_the_readme_lead_to_files_in_the_repository() -> None:
     assert [path for path in files if path.suffix == ".html" or not path.exists()] == []
 
 
-def test_a_link_on_a_line_of_its_own_embeds_the_recording(chromium: Any, tmp_path: Path) -> None:
-    """On a page of the documentation, a line that only links to a recording embeds that recording. The recording is
-    loaded when the reader opens it, and begins at the linked scene.
+def test_a_line_that_is_only_a_link_to_a_recording_embeds_the_recording(chromium: Any, tmp_path: Path) -> None:
+    """If a line in the documentation is only a link to a recording, the page embeds the recording. It is loaded when a
+    reader opens it, and begins at the linked scene.
     """
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "tutorials.html").write_bytes(single_file(play()))
@@ -101,8 +101,8 @@ def test_a_link_on_a_line_of_its_own_embeds_the_recording(chromium: Any, tmp_pat
 
 
 def test_a_page_does_not_link_to_recordings_that_have_not_been_made() -> None:
-    """Before its recordings have been made, a page of the documentation shows its stills without links, and has no
-    broken link.
+    """If the recordings have not been made, a page of the documentation shows its still images without links to them,
+    and has no broken links.
     """
     page = (
         "[Watch it](pictures/tutorials.html#routing)\n\n[![A still](a.svg)](../pictures/messages.html)\n\n"
@@ -112,6 +112,6 @@ def test_a_page_does_not_link_to_recordings_that_have_not_been_made() -> None:
 
 
 @pytest.mark.parametrize("name", pages.NAMES)
-def test_each_tutorial_has_its_recording(name: str) -> None:
-    """The section of each tutorial in docs/tutorials.md has a line that embeds its recording."""
+def test_docs_tutorials_embeds_a_recording_of_each_tutorial(name: str) -> None:
+    """docs/tutorials.md has a line for each tutorial that embeds the tutorial's recording."""
     assert f"\n[Watch it](pictures/tutorials.html#{name})\n" in (ROOT / pictures.PAGE).read_text()

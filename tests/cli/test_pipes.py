@@ -1,4 +1,4 @@
-"""Commands in pipelines: bytes arrive unchanged, readers may leave, and input is sent as it arrives."""
+"""Commands in pipelines: bytes arrive unchanged, readers may exit early, and input is sent as it arrives."""
 
 import os
 import random
@@ -16,8 +16,8 @@ from tests.cli.terminal import on_terminal
 
 
 @pytest.mark.keeps_messages
-def test_head_takes_its_lines_and_leaves_the_rest(shell: Shell) -> None:
-    """`receive | head -n 3` ends by itself after three lines; all other messages stay in the queue, in order."""
+def test_receive_piped_into_head_leaves_the_other_messages_in_the_queue(shell: Shell) -> None:
+    """`receive | head -n 3` ends after three lines. All other messages stay in the queue, in order."""
     shell.run("mqtool", "send", "-l", stdin="".join(f"line {number}\n" for number in range(10)))
 
     result = shell.script("mqtool receive --raw | head -n 3", timeout=20)
@@ -29,8 +29,8 @@ def test_head_takes_its_lines_and_leaves_the_rest(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_reader_that_leaves_is_noticed_without_another_message(shell: Shell) -> None:
-    """`receive | head -n 1` ends even if no further message arrives."""
+def test_receive_ends_when_the_reader_of_its_output_exits(shell: Shell) -> None:
+    """`receive | head -n 1` ends as soon as `head` exits, even if no further message arrives."""
     shell.run("mqtool", "send")
     result = shell.script("mqtool receive | head -n 1", timeout=20)
     assert (result.stdout, result.code) == (" [x] Received Hello World!\n", 141)
@@ -39,14 +39,14 @@ def test_a_reader_that_leaves_is_noticed_without_another_message(shell: Shell) -
 @on_any_broker
 @pytest.mark.parametrize("redirect", [">", ">>", "-o"])
 @pytest.mark.sampled(1)
-def test_a_full_disk_leaves_no_fragment(shell: Shell, redirect: str) -> None:
-    """If the disk becomes full, `receive` removes the incomplete line from the file and leaves the line's message in
-    the queue; a later run appends that message.
+def test_receive_leaves_no_incomplete_line_if_the_disk_becomes_full(shell: Shell, redirect: str) -> None:
+    """If the disk becomes full, `receive` removes the incomplete line from the output file and leaves its message in
+    the queue. A later run appends that message.
     """
     lines = [letter * 400 for letter in "abc"]
     shell.run("mqtool", "send", "-l", stdin="\n".join(lines) + "\n")
 
-    shell.start_cold()  # the limit is its caller's
+    shell.start_cold()  # a process inherits the limit from the shell
     # Python must not write bytecode under that limit: half of it would stay.
     full = shell.script(f"export PYTHONDONTWRITEBYTECODE=1; ulimit -f 1; mqtool receive --raw {redirect} out")
 
@@ -81,8 +81,8 @@ def log_lines() -> bytes:
 
 @pytest.mark.keeps_messages
 def test_ten_thousand_unusual_lines_arrive_byte_for_byte(shell: Shell) -> None:
-    """`receive-log --raw` prints 10,000 lines sent by `emit-log -l` byte for byte: binary and empty ones, one of 1 MB,
-    markup and escapes.
+    """`receive-log --raw` prints 10,000 lines sent by `emit-log -l` byte for byte, including empty and binary lines, a
+    line of 1 MB, and lines with markup or escape sequences.
     """
     lines = log_lines()
     (shell.directory / "in.log").write_bytes(lines)
@@ -96,17 +96,23 @@ def test_ten_thousand_unusual_lines_arrive_byte_for_byte(shell: Shell) -> None:
 
 
 @on_any_broker
-@pytest.mark.parametrize(("option", "end"), [(["-0"], b"\0"), (["-D", "::"], b"::"), (["-D", r"\t"], b"\t")])
-def test_messages_may_be_separated_by_other_delimiters(shell: Shell, option: list[str], end: bytes) -> None:
-    """With `send -0` or `-D`, messages may contain newlines, and the last one needs no delimiter."""
+@pytest.mark.parametrize(
+    ("option", "end"), [(["-0"], b"\0"), (["-D", "::"], b"::"), (["-D", r"\t"], b"\t")], ids=["NUL", "colons", "tab"]
+)
+def test_send_splits_its_input_at_nul_or_at_another_delimiter(shell: Shell, option: list[str], end: bytes) -> None:
+    """`send -0` splits its input at NUL bytes, and `send -D` at the given delimiter. Messages may contain newlines or
+    be empty, and the last one needs no delimiter.
+    """
     shell.run("mqtool", "send", *option, stdin=b"one\ntwo" + end + b"" + end + b"three")
     result = shell.run("mqtool", "receive", "-c", "3", "--format", r"<%b>")
     assert result.stdout == "<one\ntwo>\n<>\n<three>\n"
 
 
 @on_any_broker
-def test_stdin_without_words_is_one_message(shell: Shell) -> None:
-    """`send` without words sends all of stdin as one message; with words, it does not read stdin."""
+def test_send_without_a_message_argument_sends_stdin_as_one_message(shell: Shell) -> None:
+    """Without a message on the command line, or with `-`, `send` sends all of stdin as one message. With a message on
+    the command line, it does not read stdin.
+    """
     shell.run("mqtool", "send", stdin="two\nlines\n")
     shell.run("mqtool", "send", "-", stdin="dash")
     shell.run("mqtool", "send", "words", "win", stdin="not read")
@@ -115,8 +121,8 @@ def test_stdin_without_words_is_one_message(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_lines_are_sent_as_they_arrive(shell: Shell) -> None:
-    """`send -l` sends each line from a pipe as soon as it arrives, before the next one is written."""
+def test_send_publishes_each_line_as_soon_as_it_arrives(shell: Shell) -> None:
+    """`send -l` publishes each line from a pipe as soon as it arrives, without waiting for the next one."""
     receiver = shell.start("mqtool", "receive", "--raw").wait_until_ready()
     sender = shell.start("mqtool", "send", "-l", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -132,8 +138,8 @@ def test_lines_are_sent_as_they_arrive(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_json_copies_a_queue_exactly(shell: Shell) -> None:
-    """`receive --json | send --json` copies bodies and properties unchanged, and headers with their types."""
+def test_receive_json_piped_into_send_json_copies_messages_exactly(shell: Shell) -> None:
+    """`receive --json | send --json` copies messages with unchanged bodies and properties. Headers keep their types."""
     # The first has a priority above 4, that of messages without one: since 4.3, quorum queues deliver by priority.
     shell.run("mqtool", "send", "-q", "a", "-H", "n:=1.5", "-H", 'deep:={"list":[1,null,true,"x"]}', "-H", "text=1",
               "--property", "priority=9", "--property", "content-type=text/plain", "--property", "delivery-mode=2",
@@ -149,7 +155,7 @@ def test_json_copies_a_queue_exactly(shell: Shell) -> None:
     assert copied.code == 0, copied.stderr
     first, second = (_without_place(shell.directory / name) for name in ("a.json", "b.json"))
     assert first == second
-    assert first[2]["properties"] == {}, "no property was added on the way"
+    assert first[2]["properties"] == {}, "no property was added"
     assert first[0]["headers"] == {"n": 1.5, "deep": {"list": [1, None, True, "x"]}, "text": "1"}
 
 
@@ -162,8 +168,8 @@ def _without_place(path: Path) -> list[dict[str, object]]:
 
 @on_any_broker
 def test_a_long_body_is_shortened_on_a_terminal(shell: Shell) -> None:
-    """On a terminal, `send` and `receive` show the first 200 characters of a long body and its size; in a pipe and with
-    --raw, they print all of it.
+    """On a terminal, `send` and `receive` show only the first 200 characters of a long body, and its size. In a pipe or
+    with --raw, they print all of it.
     """
     (shell.directory / "body").write_text("é" * 300)
     start = "é" * 200
@@ -181,12 +187,13 @@ def test_a_long_body_is_shortened_on_a_terminal(shell: Shell) -> None:
         (("--queue-type", "classic", "--persistent"), False),
         (("--queue-type", "quorum"), False),
     ],
+    ids=["classic", "classic and persistent", "quorum"],
 )
-def test_a_terminal_is_told_that_confirmed_messages_are_not_persistent(
+def test_send_says_on_a_terminal_that_messages_are_not_persistent(
     shell: Shell, words: tuple[str, ...], said: bool
 ) -> None:
     """On a terminal, `send -l` to a classic queue without --persistent says that the messages are lost when the broker
-    stops.
+    stops. With --persistent, or to a quorum queue, it does not.
     """
     (shell.directory / "lines").write_text("1\n2\n3\n")
     sent = on_terminal(shell, "mqtool", "send", "-q", "jobs", "-l", "-f", "lines", *words)
@@ -196,9 +203,11 @@ def test_a_terminal_is_told_that_confirmed_messages_are_not_persistent(
 
 @on_any_broker
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_the_notice_about_transient_messages_depends_on_the_existing_queue(shell: Shell, kind: str) -> None:
-    """On a terminal, `send -l` notes that messages are not persistent if the existing queue is classic, but not if it
-    is a quorum queue, whatever type `send` itself would declare.
+def test_the_notice_about_messages_that_are_not_persistent_depends_on_the_existing_queue(
+    shell: Shell, kind: str
+) -> None:
+    """On a terminal, `send -l` says that messages are not persistent if the existing queue is classic, but not if it is
+    a quorum queue. The type that `send` itself would declare does not matter.
     """
     (shell.directory / "lines").write_text("1\n2\n3\n")
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", kind)
@@ -209,7 +218,7 @@ def test_the_notice_about_transient_messages_depends_on_the_existing_queue(shell
 
 @on_any_broker
 def test_logs_are_coloured_by_severity_on_a_terminal(shell: Shell) -> None:
-    """On a terminal, `receive-log` colours critical, error and warning logs, unless --no-color is given."""
+    """On a terminal, `receive-log` prints critical, error and warning logs in colour, unless --no-color is given."""
     keys = ["kern.critical", "app.error", "web.warning.slow", "db.info"]
     for command, shown in (
         (["-c", "4"], ["\x1b[1;31m [x] kern.critical:x\x1b[0m", "\x1b[31m [x] app.error:x\x1b[0m",
@@ -230,7 +239,7 @@ def test_logs_are_coloured_by_severity_on_a_terminal(shell: Shell) -> None:
 
 @on_any_broker
 def test_pretty_indents_json_bodies(shell: Shell) -> None:
-    """`receive --raw --pretty` indents a body that is JSON, and prints any other body unchanged."""
+    """`receive --raw --pretty` indents bodies that are JSON, and prints other bodies unchanged."""
     shell.run("mqtool", "send", "-l", stdin='{"a":["ü"]}\nnot {json\n')
     assert shell.run("mqtool", "receive", "-c", "2", "--raw", "--pretty").stdout == (
         '{\n  "a": [\n    "ü"\n  ]\n}\nnot {json\n'
@@ -238,9 +247,9 @@ def test_pretty_indents_json_bodies(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_messages_written_to_a_file_are_counted_on_the_terminal(shell: Shell) -> None:
-    """If stdout is a file and stderr a terminal, `receive` shows how many messages it has received; without a terminal,
-    it does not.
+def test_receive_into_a_file_counts_messages_on_the_terminal(shell: Shell) -> None:
+    """If stdout is a file and stderr is a terminal, `receive` says how many messages it has received. If stderr is not
+    a terminal, it does not.
     """
     shell.run("mqtool", "send", "-l", stdin="1\n2\n3\n")
     seen = on_terminal(shell, "sh", "-c", "mqtool receive -c 3 --raw > out")
@@ -251,7 +260,7 @@ def test_messages_written_to_a_file_are_counted_on_the_terminal(shell: Shell) ->
 
 
 @on_any_broker
-def test_progress_shows_percent_and_rate(shell: Shell) -> None:
+def test_the_progress_line_shows_the_percentage_and_the_rate(shell: Shell) -> None:
     """If the total is known, a command's progress line shows the percentage, the count, the time and the rate."""
     script = """
 from mqtool.cli.display.progress import Progress
@@ -265,7 +274,7 @@ progress.stop()
 
 
 def test_publisher_confirms_shows_progress_on_a_terminal(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
-    """On a terminal, a slow `publisher-confirms` shows a progress line before it prints the tutorial's line."""
+    """On a terminal, a slow `publisher-confirms` shows a progress line before it prints its result."""
     lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
     amqp_vhost.faults.delay_confirms(0.25)
     watched = on_terminal(lonely_shell, "mqtool", "publisher-confirms", "individual", "-c", "8")
@@ -275,7 +284,7 @@ def test_publisher_confirms_shows_progress_on_a_terminal(lonely_shell: Shell, am
 
 @on_any_broker
 def test_control_characters_are_escaped_only_on_a_terminal(shell: Shell) -> None:
-    """On a terminal, `receive --raw` prints control characters of a body as escapes; in a pipe, it prints the body
+    """On a terminal, `receive --raw` prints the control characters of a body as escapes. In a pipe, it prints the body
     unchanged.
     """
     body = b"\x1b[2J[/red]\x07"
@@ -292,8 +301,8 @@ def test_control_characters_are_escaped_only_on_a_terminal(shell: Shell) -> None
 
 @on_any_broker
 def test_key_pattern_takes_the_routing_key_from_each_line(shell: Shell) -> None:
-    """`emit-log --key-pattern` takes each line's routing key from the line itself; if the line does not match, the
-    placeholders become 'unknown'.
+    """`emit-log --key-pattern` fills the placeholders in the routing key with parts of each line. If a line does not
+    match the pattern, they become 'unknown', and the command says how many lines did not match.
     """
     all_lines = shell.start("mqtool", "receive-log", "topic", "#", "-c", "3").wait_until_ready()
     errors = shell.start("mqtool", "receive-log", "topic", "*.error", "-c", "1").wait_until_ready()
@@ -313,8 +322,8 @@ def test_key_pattern_takes_the_routing_key_from_each_line(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_full_disk_is_an_error_and_the_message_stays(shell: Shell) -> None:
-    """If stdout cannot be written, `receive` exits with 1 and does not acknowledge the message."""
+def test_receive_exits_with_1_if_stdout_is_on_a_full_disk(shell: Shell) -> None:
+    """If the disk of stdout is full, `receive` exits with 1, and the message stays in the queue."""
     if not os.path.exists("/dev/full"):  # noqa: PTH110
         pytest.skip("no /dev/full here")
     shell.run("mqtool", "send")
@@ -325,9 +334,9 @@ def test_a_full_disk_is_an_error_and_the_message_stays(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_receivers_that_share_a_queue_lose_nothing_when_one_is_killed(shell: Shell) -> None:
-    """If one of three `receive` on a queue is killed with kill -9, the others get the messages that the killed one has
-    not acknowledged: every line is printed at least once.
+def test_receivers_that_share_a_queue_lose_no_message_when_one_is_killed(shell: Shell) -> None:
+    """If one of three `receive` commands on the same queue is killed, the others get the messages that it had not
+    acknowledged, and every message is printed at least once.
     """
     receivers = [shell.start("mqtool", "receive", "--raw", "--prefetch", "20").wait_until_ready() for _ in range(3)]
     sender = shell.start("mqtool", "send", "-l", stdin=PIPE)
@@ -336,7 +345,7 @@ def test_receivers_that_share_a_queue_lose_nothing_when_one_is_killed(shell: She
         sender.process.stdin.write(b"%d\n" % number)
         if number == 1_000:
             sender.process.stdin.flush()
-            wait_until(lambda: any(each.stdout.count("\n") > 50 for each in receivers), "they have begun")
+            wait_until(lambda: any(each.stdout.count("\n") > 50 for each in receivers), "messages at the receivers")
             max(receivers, key=lambda each: each.stdout.count("\n")).process.kill()
     sender.process.stdin.close()
     assert sender.wait().code == 0
@@ -349,9 +358,9 @@ def test_receivers_that_share_a_queue_lose_nothing_when_one_is_killed(shell: She
 
 
 @on_any_broker
-def test_only_a_closed_stderr_is_ignored(shell: Shell) -> None:
-    """With a closed stdin, `send -l` exits with 0. With a closed stdout, `receive` exits with 1 and the message stays
-    in the queue; a closed stderr is ignored.
+def test_receive_works_with_a_closed_stderr_but_not_with_a_closed_stdout(shell: Shell) -> None:
+    """With a closed stderr, `receive` works as usual. With a closed stdout, it exits with 1, and the message stays in
+    the queue. With a closed stdin, `send -l` exits with 0.
     """
     shell.start_cold()
     assert shell.script("mqtool send -l <&-", timeout=30).code == 0

@@ -1,4 +1,4 @@
-"""The scripts that `tutorial show --plain` prints: each runs as printed, beside the command that it stands for."""
+"""The scripts that `tutorial show --plain` prints run as printed, together with the commands that they stand for."""
 
 import ast
 import sys
@@ -18,10 +18,7 @@ class Room:
 
     def __init__(self, shell: Shell, url: str) -> None:
         self.shell = shell
-        shell.environment |= {
-            "AMQP_URL": url,
-            "PYTHONUNBUFFERED": "1",
-        }  # what a script prints is looked at while it runs
+        shell.environment |= {"AMQP_URL": url, "PYTHONUNBUFFERED": "1"}  # the output is read while the script runs
         shell.environment.pop("MQTOOL_URL")
 
     def printed(self, tutorial: str) -> None:
@@ -43,7 +40,7 @@ class Room:
     def mqtool(self, *words: str) -> Result:
         result = self.shell.run("mqtool", *words)
         assert result.code == 0
-        assert "using the one that is there" not in result.stderr, "the script has declared it otherwise"
+        assert "using the one that is there" not in result.stderr, "the script has declared it with other arguments"
         assert "is used as it is" not in result.stderr
         return result
 
@@ -61,8 +58,8 @@ def ends_well(script: Running) -> None:
 
 @pytest.mark.parametrize("first", ["mqtool", "script"])
 def test_the_script_of_hello_world_exchanges_messages_with_send_and_receive(room: Room, first: str) -> None:
-    """The plain script of tutorial 1 and mqtool's `send` and `receive` get each other's messages, whichever side
-    declared the queue.
+    """The script that `tutorial show hello-world --plain` prints gets the messages of `send`, and `receive` gets the
+    script's, whichever of them has declared the queue.
     """
     room.printed("hello-world")
     send = {"mqtool": lambda: room.mqtool("send"), "script": lambda: room.script("send", "Good", "morning!")}
@@ -78,7 +75,9 @@ def test_the_script_of_hello_world_exchanges_messages_with_send_and_receive(room
 
 @pytest.mark.parametrize("first", ["mqtool", "script"])
 def test_the_script_of_work_queues_exchanges_tasks_with_new_task_and_worker(room: Room, first: str) -> None:
-    """The plain script of tutorial 2 and mqtool's `new-task` and `worker` handle each other's tasks."""
+    """The script that `tutorial show work-queues --plain` prints handles the tasks of `new-task`, and `worker` handles
+    the script's tasks.
+    """
     room.printed("work-queues")
     if first == "script":
         assert room.script("new-task", "A", "task").stdout == " [x] Sent A task\n"
@@ -86,14 +85,14 @@ def test_the_script_of_work_queues_exchanges_tasks_with_new_task_and_worker(room
     else:
         room.mqtool("new-task", "A task")
         room.mqtool("new-task", "Next")
-        # It takes the next one only once the first is acknowledged, which is later than it says "Done".
+        # The script gets the next task only after it has acknowledged the first, which is after it has printed "Done".
         worker = room.start_script("worker").wait_for_stdout("Received Next")
         ends_well(worker)
         assert worker.stdout.startswith(f"{WAITING} [x] Received A task\n [x] Done\n")
         assert "A task" not in room.mqtool("receive", "-q", "task_queue", "--idle-timeout", "300ms").stdout
 
 
-#: Ctrl-C just as pika has noted what to write, and not yet that there is something to write.
+#: Raises KeyboardInterrupt when pika has buffered the acknowledgement, but not yet asked to be told when it can write.
 INTERRUPTED = """
 import runpy, sys
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter as Services
@@ -116,8 +115,8 @@ assert Services.set_writer is set_writer, "nothing was interrupted"
 
 @on_any_broker
 def test_the_worker_script_ends_at_ctrl_c_during_an_acknowledgement(room: Room) -> None:
-    """After Ctrl-C during an acknowledgement, the plain worker script exits with 0 and does not hang in closing its
-    connection.
+    """If Ctrl-C is pressed while the worker script of `tutorial show work-queues --plain` acknowledges a task, the
+    script exits with 0 and does not hang.
     """
     room.printed("work-queues")
     room.script("new-task", "A task")
@@ -157,7 +156,9 @@ LOGS = {
 
 @pytest.mark.parametrize("tutorial", LOGS)
 def test_the_scripts_of_logs_exchange_logs_with_emit_log_and_receive_log(room: Room, tutorial: str) -> None:
-    """The receivers of a plain script and of `receive-log` both get the logs of the script and of `emit-log`."""
+    """For each of the tutorials about logs, both `receive-log` and the script that `tutorial show --plain` prints
+    receive the logs of `emit-log` and of the script.
+    """
     kind, takes, script_takes, emits, script_emits, key = LOGS[tutorial]
     room.printed(tutorial)
 
@@ -175,7 +176,9 @@ def test_the_scripts_of_logs_exchange_logs_with_emit_log_and_receive_log(room: R
 
 
 def test_the_topics_script_receives_only_logs_that_match_its_patterns(room: Room) -> None:
-    """The receiver of the plain topics script prints the logs that match its binding keys, and no others."""
+    """The script that `tutorial show topics --plain` prints receives only logs whose routing keys match its binding
+    keys.
+    """
     room.printed("topics")
     receiver = room.start_script("receive", "kern.*", "*.critical")
     for key in ("cron.info", "kern.a.b", "kern.critical"):
@@ -185,8 +188,8 @@ def test_the_topics_script_receives_only_logs_that_match_its_patterns(room: Room
 
 
 def test_the_script_of_rpc_and_mqtools_rpc_commands_answer_each_other(room: Room) -> None:
-    """The plain script of tutorial 6 and mqtool's `rpc-client` and `rpc-server` answer each other; the script also
-    answers an invalid request, with an error.
+    """The script that `tutorial show rpc --plain` prints answers `rpc-client`, and `rpc-server` answers the script. To
+    an invalid request, the script replies with an error.
     """
     room.printed("rpc")
     server = room.start_script("server")
@@ -201,9 +204,9 @@ def test_the_script_of_rpc_and_mqtools_rpc_commands_answer_each_other(room: Room
     assert server.wait().stdout == " [.] fib(10)\n"
 
 
-def test_the_script_of_publisher_confirms_prints_the_commands_lines(room: Room) -> None:
-    """The plain script of publisher confirms prints the same lines and numbers of messages as `publisher-confirms all`,
-    apart from the times.
+def test_the_script_of_publisher_confirms_prints_the_same_lines_as_the_command(room: Room) -> None:
+    """The script that `tutorial show publisher-confirms --plain` prints has the same output as `publisher-confirms
+    all`, apart from the times.
     """
     room.printed("publisher-confirms")
 
@@ -213,9 +216,9 @@ def test_the_script_of_publisher_confirms_prints_the_commands_lines(room: Room) 
     assert ways(room.script("500")) == ways(room.mqtool("publisher-confirms", "all", "-c", "500"))
 
 
-def test_the_script_of_delayed_messages_exchanges_messages_with_the_commands(room: Room) -> None:
-    """The plain script of delayed messages and mqtool's commands receive each other's messages, in the order in which
-    they are due.
+def test_the_script_of_delayed_messages_exchanges_messages_with_mqtool(room: Room) -> None:
+    """The script that `tutorial show delayed-messages --plain` prints gets the messages of `send-delayed`, and
+    `receive-delayed` gets the script's messages in the order in which they are due.
     """
     room.printed("delayed-messages")
     room.script("send", "4000", "second")
@@ -238,7 +241,9 @@ def streams(room: Room, broker: TestBroker) -> Room:
 
 
 def test_the_script_of_streams_exchanges_messages_with_send_stream_and_receive_stream(streams: Room) -> None:
-    """The plain script of the first stream tutorial and mqtool each read the messages that both have sent."""
+    """The script that `tutorial show stream-hello-world --plain` prints and `receive-stream` both read the messages of
+    `send-stream` and of the script.
+    """
     streams.printed("stream-hello-world")
     assert streams.script("send").stdout == " [x] Hello, World! message sent\n"
     reader = streams.start_script("receive").wait_for_stdout("Hello, World!")
@@ -250,8 +255,10 @@ def test_the_script_of_streams_exchanges_messages_with_send_stream_and_receive_s
     assert streams.mqtool("receive-stream", "-c", "2").stdout == "".join(lines)
 
 
-def test_the_script_of_offset_tracking_shares_stored_offsets_with_offset(streams: Room) -> None:
-    """The plain script of offset tracking and mqtool's `offset` each resume at the offset that the other has stored."""
+def test_the_script_of_offset_tracking_and_mqtool_share_stored_offsets(streams: Room) -> None:
+    """The script that `tutorial show stream-offset-tracking --plain` prints resumes where `offset receive` has stopped,
+    because both store their offset under the same name.
+    """
     streams.printed("stream-offset-tracking")
     streams.script("send")
     assert "Done consuming first_offset: 0 last_offset 99 \n" in streams.mqtool("offset", "receive").stdout
@@ -264,7 +271,9 @@ def test_the_script_of_offset_tracking_shares_stored_offsets_with_offset(streams
 
 @pytest.mark.parametrize("tutorial", pages.NAMES)
 def test_a_plain_script_imports_only_one_library(tutorial: str) -> None:
-    """A plain script imports its client library and Python's standard library, and nothing else."""
+    """Each script that `tutorial show --plain` prints imports its client library, modules of Python's standard library,
+    and nothing else.
+    """
     nodes = list(ast.walk(ast.parse(pages.page(tutorial).plain)))
     modules = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
     modules += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]

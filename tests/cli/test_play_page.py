@@ -28,7 +28,7 @@ def playing(lonely_shell: Shell, chromium: Any, request: pytest.FixtureRequest) 
     command = lonely_shell.start("mqtool", *request.param, "--ui", ready=False).wait_for_stdout("\n")
     yield command, Page(chromium, command.stdout.split("\n")[0])
     chromium.get("about:blank")
-    wait_until(lambda: not processes_with(mark), "all that was started to be gone")
+    wait_until(lambda: not processes_with(mark), "no process that the command has started")
 
 
 def shown(page: Page, selector: str) -> str:
@@ -51,10 +51,10 @@ def go_on(page: Page, narration: str) -> None:
     page.press("n")
 
 
-@pytest.mark.parametrize("playing", [("tutorial", "run")], indirect=True)
-def test_a_tutorial_is_played_forward_and_back_with_keys(playing: tuple[Running, Page], tmp_path: Path) -> None:
-    """With keys alone, a learner chooses a tutorial on the page of `tutorial run --ui` and steps through its scenes,
-    forward and back; the page, saved as a file, replays the scenes without mqtool.
+@pytest.mark.parametrize("playing", [("tutorial", "run")], ids=["tutorial run"], indirect=True)
+def test_keys_step_forward_and_back_through_a_tutorial(playing: tuple[Running, Page], tmp_path: Path) -> None:
+    """On the page of `tutorial run --ui`, a learner can choose a tutorial and step forward and back through its scenes,
+    with keys alone. The page, saved as a file, replays the scenes without mqtool.
     """
     command, page = playing
     page.until(lambda: "Start: Hello World" in shown(page, "#next"), "the list, with the first one proposed")
@@ -97,10 +97,10 @@ def test_a_tutorial_is_played_forward_and_back_with_keys(playing: tuple[Running,
     assert saved_page.complaints() == []
 
 
-@pytest.mark.parametrize("playing", [("drill", "duplicate", "-c", "20")], indirect=True)
-def test_a_drill_shows_its_fault_and_its_totals(playing: tuple[Running, Page]) -> None:
-    """The page of `drill --ui` waits before the fault, then shows the totals, including how many messages were lost,
-    and fits a narrow screen.
+@pytest.mark.parametrize("playing", [("drill", "duplicate", "-c", "20")], ids=["drill"], indirect=True)
+def test_the_page_of_a_drill_shows_its_fault_and_its_totals(playing: tuple[Running, Page]) -> None:
+    """The page of `drill --ui` explains the fault and waits for a key. Afterwards, it shows the totals, including the
+    number of lost messages. It fits on a narrow screen.
     """
     command, page = playing
     page.resize(390)
@@ -114,10 +114,10 @@ def test_a_drill_shows_its_fault_and_its_totals(playing: tuple[Running, Page]) -
     assert (ended.code, ended.stdout.splitlines()[1][:19]) == (0, "duplicate: sent 20,")
 
 
-@pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], indirect=True)
+@pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], ids=["tutorial run"], indirect=True)
 def test_a_closed_page_does_not_end_a_tutorial(playing: tuple[Running, Page], chromium: Any) -> None:
-    """If the page of `tutorial run --ui` is closed, the terminal says so, and the page shows the same scene when it is
-    opened again. Ctrl-C stops the command and all that it has started.
+    """If the page of `tutorial run --ui` is closed, the command says so and continues, and the page shows the same
+    scene when it is opened again. Ctrl-C stops the command and everything that it has started.
     """
     command, page = playing
     go_on(page, "Send a message anyway")
@@ -132,12 +132,14 @@ def test_a_closed_page_does_not_end_a_tutorial(playing: tuple[Running, Page], ch
     assert "everything it started has been stopped" in ended.stderr
 
 
-@pytest.mark.parametrize("playing", [("tutorial", "try", "hello-world", "--again")], indirect=True)
-def test_the_page_shows_a_goal_and_what_the_learner_does(
+@pytest.mark.parametrize(
+    "playing", [("tutorial", "try", "hello-world", "--again")], ids=["tutorial try"], indirect=True
+)
+def test_the_page_of_tutorial_try_shows_the_goal_and_the_learners_messages(
     playing: tuple[Running, Page], lonely_shell: Shell, tmp_path: Path
 ) -> None:
-    """The page of `tutorial try --ui` shows the goal and the learner's messages, and then says how the goal was
-    reached.
+    """The page of `tutorial try --ui` shows the goal and the learner's messages. When the goal has been reached, it
+    shows how.
     """
     command, page = playing
     page.until(lambda: "while nobody receives" in shown(page, "#narration"), "the goal")
@@ -152,10 +154,11 @@ def test_the_page_shows_a_goal_and_what_the_learner_does(
     assert command.interrupt().wait().code == 0
 
 
-@pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], indirect=True)
-def test_what_a_learner_does_between_scenes_does_not_change_the_tutorial(playing: tuple[Running, Page]) -> None:
-    """Between the scenes of a tutorial, a learner can publish messages and consume the tutorial's. The next scene
-    begins as if the learner had done nothing, and the checks pass. After the end, the learner can still publish.
+@pytest.mark.parametrize("playing", [("tutorial", "run", "hello-world")], ids=["tutorial run"], indirect=True)
+def test_a_learners_actions_between_scenes_do_not_affect_the_tutorial(playing: tuple[Running, Page]) -> None:
+    """Between two scenes of a tutorial, a learner may publish messages, consume the tutorial's messages and declare
+    queues. The next scene begins as if nothing had happened, and its checks pass. After the last scene, the learner can
+    still publish.
     """
     command, page = playing
     go_on(page, "Send a message anyway")
@@ -186,10 +189,10 @@ def test_what_a_learner_does_between_scenes_does_not_change_the_tutorial(playing
     assert command.interrupt().wait().code == 0
 
 
-@pytest.mark.parametrize("playing", [("tutorial", "run", "work-queues")], indirect=True)
+@pytest.mark.parametrize("playing", [("tutorial", "run", "work-queues")], ids=["tutorial run"], indirect=True)
 def test_a_learner_cannot_disturb_a_scene(playing: tuple[Running, Page]) -> None:
-    """While the commands of a scene run, an action of the learner is refused, with the reason; the scene's checks
-    pass.
+    """While the commands of a scene run, the page of a tutorial refuses the learner's actions and says why, and the
+    scene's checks pass.
     """
     command, page = playing
     go_on(page, "Two workers share a queue")
@@ -246,8 +249,8 @@ def overlapping(page: Page, selectors: list[str]) -> list[tuple[str, str]]:
 def test_answers_the_list_of_tutorials_and_the_picture_do_not_overlap(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
-    """At each width of the window, a scene's answer is visible without scrolling once the picture has shown what
-    happens. At the end of a tutorial, the answers, the list of tutorials and the picture are visible and do not
+    """At each width of the window, a tutorial's page shows a scene's answer without scrolling once the picture has
+    shown what happens. At the end, the answers, the list of tutorials and the picture are all visible and do not
     overlap.
     """
     page = of_many_plays(chromium, tmp_path, width)
@@ -274,8 +277,8 @@ def test_answers_the_list_of_tutorials_and_the_picture_do_not_overlap(
     assert where["right"] <= header["right"]
 
 
-def test_another_tutorial_begins_at_the_top_of_the_page(chromium: Any, tmp_path: Path) -> None:
-    """When a reader who has scrolled down chooses another tutorial, the page scrolls back to the top."""
+def test_the_page_scrolls_to_the_top_when_another_tutorial_is_chosen(chromium: Any, tmp_path: Path) -> None:
+    """If a viewer has scrolled down and then chooses another tutorial, the page scrolls back to the top."""
     page = of_many_plays(chromium, tmp_path, 390)
     page.ask("document.querySelector('main').scrollTop = 300")
     assert page.ask("return document.querySelector('main').scrollTop") == 300

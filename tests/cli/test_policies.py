@@ -22,8 +22,8 @@ def admin(shell: Shell, broker: TestBroker) -> Shell:
 @pytest.mark.own_vhost("policies stay in it")
 @pytest.mark.parametrize("kind", [[], ["--operator"]], ids=["user", "operator"])
 def test_a_policy_is_set_changed_listed_and_cleared(admin: Shell, kind: list[str]) -> None:
-    """`policy set` sets a limit that applies to matching queues at once, or changes an existing policy; `policy ls`
-    lists the policy, and `policy clear` removes it.
+    """`policy set` creates or changes a policy, which applies to matching queues at once. `policy ls` lists it, and
+    `policy clear` deletes it.
     """
     admin.run("mqtool", "queue", "declare", "jobs")
     assert admin.run(*SET, "--apply-to", "queues", *kind).stderr.startswith("set ")
@@ -47,8 +47,10 @@ def test_a_policy_is_set_changed_listed_and_cleared(admin: Shell, kind: list[str
     assert admin.run("mqtool", "policy", "clear", "limits", "--if-exists", *kind).code == 0
 
 
-def test_a_refused_policy_is_reported_with_the_reason(admin: Shell) -> None:
-    """If the broker refuses a policy, `policy set` prints the reason, and no policy is created."""
+def test_policy_set_prints_the_reason_if_the_broker_refuses_a_policy(admin: Shell) -> None:
+    """If the broker refuses a policy, `policy set` prints the reason and exits with 2, or with 69 if the virtual host
+    does not exist. No policy is created.
+    """
     refused = admin.run(*SET[:-1], '{"max-lenth": 3}')
     assert refused.code == 2
     assert "max-lenth" in refused.stderr
@@ -59,8 +61,8 @@ def test_a_refused_policy_is_reported_with_the_reason(admin: Shell) -> None:
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "max-length=3", "3"])
-def test_a_policy_definition_must_be_a_json_object(lonely_shell: Shell, text: str) -> None:
-    """`policy set --definition` with anything but a non-empty JSON object exits with 2."""
+def test_a_policy_definition_must_be_a_json_object_that_is_not_empty(lonely_shell: Shell, text: str) -> None:
+    """`policy set` exits with 2 if --definition is not a JSON object, or is an empty one."""
     wrong = lonely_shell.run(*SET[:-1], text)
     assert wrong.code == 2
     assert "is not" in wrong.stderr
@@ -102,11 +104,11 @@ def filled(admin: Shell, broker: TestBroker, queue: str, *settings: str) -> int:
     ids=["max-length", "max-length-bytes", "expires"],
 )
 @pytest.mark.parametrize("operator", [[], ["--operator"]], ids=["user", "operator"])
-def test_a_policy_that_costs_messages_asks(
+def test_policy_set_asks_for_confirmation_if_a_policy_would_remove_messages(
     admin: Shell, broker: TestBroker, definition: dict[str, int], warns: str, asks: str, left: int, operator: list[str]
 ) -> None:
-    """If queues would lose messages, `policy set` says which queues and how many messages, and asks. Without a
-    terminal, it exits with 2 and sets nothing; with --yes, it does not ask.
+    """If a policy would remove messages, `policy set` says how many messages of which queue, and asks for confirmation.
+    Without a terminal, it exits with 2 and sets nothing. With --yes, it does not ask.
     """
     size = filled(admin, broker, "jobs")
     if "max-length-bytes" in definition:
@@ -125,9 +127,10 @@ def test_a_policy_that_costs_messages_asks(
 
 
 @pytest.mark.own_vhost("policies stay in it")
-def test_a_policy_that_costs_no_messages_does_not_ask(admin: Shell, broker: TestBroker) -> None:
-    """`policy set` does not ask if no message is beyond the limit, a stronger limit or policy applies, the queue
-    rejects new messages instead, its type does not have one of the settings, or the policy is for messages to come.
+def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell, broker: TestBroker) -> None:
+    """`policy set` does not ask for confirmation if the policy removes no messages: the queue is within the limit, a
+    lower limit or another policy already applies, the queue rejects new messages instead, its type does not support one
+    of the settings, or the policy affects only future messages.
     """
     filled(admin, broker, "jobs")
     filled(admin, broker, "full", "--argument", "x-overflow=reject-publish")
@@ -152,9 +155,9 @@ def test_a_policy_that_costs_no_messages_does_not_ask(admin: Shell, broker: Test
 
 
 @pytest.mark.own_vhost("policies stay in it")
-def test_a_policy_that_replaces_the_one_to_reject_asks(admin: Shell, broker: TestBroker) -> None:
-    """If a queue rejects messages beyond the limit of an operator policy, `policy set` says how many messages it drops
-    once another policy replaces the one with this overflow, and asks.
+def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: Shell, broker: TestBroker) -> None:
+    """If only the overflow reject-publish of a policy keeps a queue from dropping messages beyond its limit, `policy
+    set` says how many messages would be dropped, and asks before it replaces that overflow.
     """
     filled(admin, broker, "jobs")
     command = ("mqtool", "policy", "set")
@@ -170,9 +173,11 @@ def test_a_policy_that_replaces_the_one_to_reject_asks(admin: Shell, broker: Tes
 
 
 @pytest.mark.own_vhost("policies stay in it")
-def test_a_policy_whose_pattern_mqtool_does_not_match_asks(admin: Shell, broker: TestBroker) -> None:
-    """If mqtool cannot tell which queues a pattern matches, because that could take very long, `policy set` asks about
-    all queues that would lose messages.
+def test_policy_set_asks_about_all_queues_if_the_pattern_takes_too_long_to_match(
+    admin: Shell, broker: TestBroker
+) -> None:
+    """If a policy's pattern could take very long to match, mqtool does not test which queues it matches. `policy set`
+    then asks about all queues that would lose messages.
     """
     filled(admin, broker, "jobs")
     refused = admin.run("mqtool", "policy", "set", "limits", "--pattern", "^(?!x)([a-z]+)+$", *SET[6:])
@@ -181,7 +186,7 @@ def test_a_policy_whose_pattern_mqtool_does_not_match_asks(admin: Shell, broker:
 
 
 @pytest.mark.own_vhost("policies stay in it")
-def test_a_policy_says_what_becomes_a_dead_letter(admin: Shell, broker: TestBroker) -> None:
-    """If a queue has a dead-letter exchange, `policy set` says that messages beyond the limit are dead-lettered."""
+def test_policy_set_says_how_many_messages_are_dead_lettered(admin: Shell, broker: TestBroker) -> None:
+    """If a queue has a dead-letter exchange, `policy set` says how many messages beyond the limit are dead-lettered."""
     filled(admin, broker, "jobs", "--dead-letter-exchange", "amq.fanout")
     assert "queue 'jobs' dead-letters 7 of 10 messages: max-length is 3" in admin.run(*SET).stderr

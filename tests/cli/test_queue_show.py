@@ -1,4 +1,4 @@
-"""`queue show`: all about one queue on one screen."""
+"""`queue show` shows everything about a queue on one screen."""
 
 import json
 import signal
@@ -31,8 +31,8 @@ def admin(shell: Shell, broker: TestBroker) -> Shell:
 
 
 def test_queue_show_fits_on_one_screen(admin: Shell) -> None:
-    """On a terminal, `queue show` prints arguments, counts, consumers, bindings and dead letters in at most 24 lines,
-    however many bindings there are.
+    """On a terminal, `queue show` prints a queue's arguments, counts, consumers, bindings and dead letters in at most
+    24 lines, however many bindings there are.
     """
     admin.run("mqtool", "exchange", "bind", "in", "jobs", *map(str, range(30)))
     admin.start("mqtool", "receive", "--declare", "-q", "jobs", *SETTINGS).wait_until_ready()
@@ -40,7 +40,7 @@ def test_queue_show_fits_on_one_screen(admin: Shell) -> None:
     def shown() -> str:
         return admin.run("mqtool", "queue", "show", "jobs").stdout
 
-    wait_until(lambda: "guest at " in shown(), "the API to know the consumer")  # its statistics are seconds late
+    wait_until(lambda: "guest at " in shown(), "the consumer in the management API")  # its statistics lag by seconds
     for expected in (
         "queue jobs in vhost ",
         "quorum, durable",
@@ -58,8 +58,8 @@ def test_queue_show_fits_on_one_screen(admin: Shell) -> None:
 
 
 def test_queue_show_json_prints_one_object(admin: Shell) -> None:
-    """`queue show --json` prints one object with the columns of `list queues` and the queue's consumers, bindings and
-    dead letters.
+    """`queue show --json` prints one JSON object with the columns of `list queues` and the queue's consumers, bindings
+    and dead letters.
     """
     admin.run("mqtool", "send", "-q", "jobs", *SETTINGS, "x")
     found = json.loads(admin.run("mqtool", "queue", "show", "jobs", "--json").stdout)
@@ -79,18 +79,16 @@ def test_queue_show_json_prints_one_object(admin: Shell) -> None:
     ],
 )
 def test_queue_show_says_where_dead_letters_go(admin: Shell, settings: str, goes: str) -> None:
-    """`queue show` names the queue to which the dead-letter exchange and routing key lead, and says if dead letters
-    would be lost.
-    """
+    """`queue show` names the queue to which dead letters go, or says that they are dropped or lost, and why."""
     starts = ("--dead-letter-exchange=", "--argument=x-dead-letter-routing-key=")
     options = [f"{start}{value}" for start, value in zip(starts, settings.split(), strict=False)]
     assert admin.run("mqtool", "queue", "declare", "other", *options).code == 0
     assert goes in admin.run("mqtool", "queue", "show", "other").stdout
 
 
-def test_queue_show_lists_the_offsets_and_lag_of_stream_readers(shell: Shell, broker: TestBroker) -> None:
-    """For a stream, `queue show` prints the stored offset and the lag of each named consumer, or says that the stream
-    port does not answer.
+def test_queue_show_lists_the_offset_and_lag_of_each_stream_consumer(shell: Shell, broker: TestBroker) -> None:
+    """For a stream, `queue show` prints the stored offset and the lag of each named consumer. If nothing answers at the
+    stream port, it says that the offset is unknown.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
@@ -100,7 +98,7 @@ def test_queue_show_lists_the_offsets_and_lag_of_stream_readers(shell: Shell, br
     wait_until(lambda: shell.run("mqtool", "offset", "show", "events", "me").stdout == "2\n", "the offset to be stored")
     reader.process.send_signal(signal.SIGSTOP)
     shell.run("mqtool", "send-stream", "-l", "-q", "events", stdin="four\nfive\n")
-    wait_until(lambda: "name" in str(broker.api("GET", f"consumers/{broker.vhost}")), "the API to know the reader")
+    wait_until(lambda: "name" in str(broker.api("GET", f"consumers/{broker.vhost}")), "the consumer to be listed")
 
     found = json.loads(shell.run("mqtool", "queue", "show", "events", "--json").stdout)
     last = found["next_offset"] - 1
@@ -119,7 +117,7 @@ def test_queue_show_lists_the_offsets_and_lag_of_stream_readers(shell: Shell, br
 
 
 def test_queue_show_of_a_missing_queue_exits_with_69(admin: Shell) -> None:
-    """`queue show` with a queue that does not exist exits with 69. The error names the queue, and the hint names `list
+    """If the queue does not exist, `queue show` exits with 69. The error names the queue, and the hint suggests `list
     queues`.
     """
     missing = admin.run("mqtool", "queue", "show", "nope")
@@ -128,16 +126,18 @@ def test_queue_show_of_a_missing_queue_exits_with_69(admin: Shell) -> None:
     assert "mqtool list queues" in missing.stderr
 
 
-def test_queue_show_of_a_missing_name_that_is_not_utf_8_exits_with_69(admin: Shell) -> None:
-    """`queue show` with a name that is not UTF-8 and does not exist exits with 69, without an unexpected error."""
+def test_queue_show_of_a_missing_queue_with_a_name_that_is_not_utf_8_exits_with_69(admin: Shell) -> None:
+    """If a queue does not exist and its name is not UTF-8, `queue show` exits with 69 and prints no unexpected
+    error.
+    """
     shown = admin.script("mqtool queue show \"$(printf 'q\\377')\"")
     assert shown.code == 69, shown.stderr
     assert "unexpected" not in shown.stderr
 
 
-def test_queue_show_of_a_queue_whose_name_is_not_utf_8(admin: Shell, broker: TestBroker) -> None:
-    """On the embedded broker, `queue show` prints a queue whose name is not UTF-8. On RabbitMQ, which refuses to
-    declare a queue with that name, `queue show` exits with 69.
+def test_queue_show_prints_a_queue_whose_name_is_not_utf_8(admin: Shell, broker: TestBroker) -> None:
+    """On the embedded broker, `queue show` prints a queue whose name is not UTF-8. RabbitMQ refuses to declare such a
+    queue, so `queue show` exits with 69 there.
     """
     with RawClient(broker.url) as client:
         client.socket.sendall(raw_frame(1, 1, b"\x00\x32\x00\x0a\0\0\x02q\xff\0\0\0\0\0"))

@@ -20,7 +20,7 @@ _PROMPT = "ready> "
 
 
 def _clone(to: Path) -> None:
-    """Copy the files that git knows, as a clone has them, but as they are now."""
+    """Copy the files that git tracks, as a clone would, with changes that are not committed."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=_ROOT, capture_output=True, text=True, check=True).stdout
     for name in listed.rstrip("\0").split("\0"):
         if (_ROOT / name).is_file():
@@ -34,7 +34,9 @@ def _clone(to: Path) -> None:
 def test_the_readmes_first_commands_can_be_pasted_where_only_python_is_installed(
     lonely_shell: Shell, tmp_path: Path, interactive: str
 ) -> None:
-    """Pasted into bash or zsh in order, the README's first commands install mqtool, and send and receive messages."""
+    """On a machine that has only Python, the README's first commands, pasted into bash or zsh in order, install mqtool,
+    and send and receive messages.
+    """
     if shutil.which(interactive.split()[0]) is None:
         pytest.skip(f"{interactive.split()[0]} is not installed")
     with socket.socket() as probe:
@@ -48,7 +50,7 @@ def test_the_readmes_first_commands_can_be_pasted_where_only_python_is_installed
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python3").symlink_to(Path(sys.base_prefix, "bin", "python3"))
     pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-    pip.setdefault("PIP_CONFIG_FILE", str(Path.home() / ".config/pip/pip.conf"))  # where it finds its index
+    pip.setdefault("PIP_CONFIG_FILE", str(Path.home() / ".config/pip/pip.conf"))  # names the package index
     shell = Shell(tmp_path / "mqtool", {"PS1": _PROMPT, **pip})
     for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):
         shell.environment.pop(name, None)

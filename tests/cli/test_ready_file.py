@@ -1,4 +1,4 @@
-"""--ready-file: a file that says when a command consumes, or when a broker listens."""
+"""--ready-file: a file that a command creates when it consumes, or when its broker listens."""
 
 import os
 import subprocess
@@ -11,21 +11,23 @@ from tests.brokers import on_any_broker
 from tests.cli.shell import Shell, wait_until
 
 #: Nothing listens at this port.
-NOBODY = "amqp://localhost:1"
+NO_BROKER = "amqp://localhost:1"
 
 
 @on_any_broker
 @pytest.mark.parametrize("command", ["receive", "worker", "tap amq.topic", "rpc-server", "delayed relay later"])
-def test_a_ready_file_of_an_earlier_run_is_removed_when_the_command_starts(shell: Shell, command: str) -> None:
-    """A command with --ready-file removes the file of an earlier run when it starts, even without a broker."""
+def test_a_starting_command_removes_the_ready_file_of_an_earlier_run(shell: Shell, command: str) -> None:
+    """When it starts, a command with --ready-file removes the file that an earlier run has left, even if no broker
+    answers.
+    """
     (shell.directory / "ready").touch()
-    result = shell.run("mqtool", *command.split(), "-u", NOBODY, "--ready-file", "ready")
+    result = shell.run("mqtool", *command.split(), "-u", NO_BROKER, "--ready-file", "ready")
     assert result.code == 69
     assert not (shell.directory / "ready").exists()
 
 
 @on_any_broker
-def test_a_file_with_content_is_not_replaced_by_a_ready_file(shell: Shell) -> None:
+def test_a_file_that_is_not_empty_is_not_replaced_by_a_ready_file(shell: Shell) -> None:
     """If the --ready-file exists and is not empty, `receive` exits with 2, and the file keeps its content."""
     (shell.directory / "notes.txt").write_text("mine")
     result = shell.run("mqtool", "receive", "--ready-file", "notes.txt")
@@ -34,9 +36,9 @@ def test_a_file_with_content_is_not_replaced_by_a_ready_file(shell: Shell) -> No
     assert (shell.directory / "notes.txt").read_text() == "mine"
 
 
-def test_the_urls_of_a_killed_broker_are_removed_before_the_next_one_listens(tmp_path: Path) -> None:
-    """`broker serve --ready-file` removes an old file before it listens, so that a script never reads the URLs of a
-    dead broker.
+def test_broker_serve_removes_the_ready_file_of_a_killed_broker_before_it_listens(tmp_path: Path) -> None:
+    """`broker serve --ready-file` removes the file of an earlier run before it listens, so that a script never reads
+    the URLs of a broker that was killed.
     """
     urls, definitions = tmp_path / "urls", tmp_path / "definitions"
     urls.write_text("amqp://guest:guest@127.0.0.1:1/%2F\n")

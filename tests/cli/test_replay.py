@@ -1,4 +1,4 @@
-"""`recording replay`: each message goes to its exchange when it is due, and no loss goes unnoticed."""
+"""`recording replay` publishes each message to its exchange when it is due, and reports each loss."""
 
 import json
 import time
@@ -44,9 +44,9 @@ def received(shell: Shell, *options: str) -> list[dict[str, object]]:
 
 
 @pytest.mark.keeps_messages
-def test_replay_publishes_what_was_recorded(shell: Shell, connection: Connection) -> None:
-    """`recording replay` publishes the messages to their own exchanges with their keys, in order, with the same bodies,
-    headers and properties.
+def test_replay_publishes_the_recorded_messages_unchanged(shell: Shell, connection: Connection) -> None:
+    """`recording replay` publishes the recorded messages in order, to their own exchanges, with the same routing keys,
+    bodies, headers and properties.
     """
     channel = connection.channel()
     queue = channel.declare(Queue("jobs", durable=True, arguments={"x-queue-type": "quorum"}))
@@ -68,13 +68,13 @@ def test_replay_publishes_what_was_recorded(shell: Shell, connection: Connection
     assert [{**line, "timestamp": ""} for line in received(shell)] == before
 
 
-#: Written before lines had a version, by tap and by receive.
+#: Written by tap and receive of an early mqtool, when lines had no version.
 UNVERSIONED = Path(__file__).parents[1] / "recordings" / "unversioned.ndjson"
 
 
 def test_a_recording_without_a_version_is_replayed(shell: Shell, connection: Connection) -> None:
-    """A recording of an early mqtool, without a version, is replayed, scrubbed and sent with its bodies, headers and
-    properties.
+    """A recording of an early mqtool, whose lines have no version, can be replayed, scrubbed and sent, and its bodies,
+    headers and properties are kept.
     """
     channel = connection.channel()
     queue = channel.declare(Queue("jobs"))
@@ -105,9 +105,9 @@ def test_a_recording_without_a_version_is_replayed(shell: Shell, connection: Con
     ],
 )
 @on_any_broker
-def test_a_newer_format_is_refused(shell: Shell, command: str) -> None:
-    """Every command that reads a recording in a newer version of the format exits with 65, and the hint says to upgrade
-    mqtool.
+def test_a_recording_in_a_newer_format_is_refused(shell: Shell, command: str) -> None:
+    """If a recording is in a newer version of the format, each command that reads recordings exits with 65, and the
+    hint says to upgrade mqtool.
     """
     (shell.directory / "newer.ndjson").write_text('{"version": 2, "content": ["Hello"], "route": "jobs"}\n')
     result = shell.script(command)
@@ -118,8 +118,8 @@ def test_a_newer_format_is_refused(shell: Shell, command: str) -> None:
 
 @pytest.mark.keeps_messages
 def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
-    """If a message is unroutable, `recording replay` exits with 3, and --failed-to keeps the message; if the exchange
-    does not exist, the error names the exchange.
+    """If some messages are unroutable, `recording replay` counts them as returned and exits with 3, and --failed-to
+    keeps them. If the exchange does not exist, it names the exchange and exits with 75.
     """
     name = recording(shell, {}, {"routing_key": "nobody"}, {})
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -136,9 +136,9 @@ def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_replay_selects_messages_and_keeps_their_gaps(shell: Shell, connection: Connection) -> None:
-    """`recording replay` sends the messages that --since, --until and --where select, with the same gaps between them
-    as in the recording; other options change the messages' headers and queue.
+def test_replay_selects_messages_and_keeps_the_time_between_them(shell: Shell, connection: Connection) -> None:
+    """`recording replay` publishes the messages that --since, --until and --where select, with the same time between
+    them as in the recording. --to-queue, --set-header and --drop-header change their queue and headers.
     """
     connection.channel().declare(Queue("jobs", durable=True))
     name = recording(shell, *[{"routing_key": "elsewhere"}] * 9)
@@ -158,9 +158,9 @@ def test_replay_selects_messages_and_keeps_their_gaps(shell: Shell, connection: 
 
 
 @on_any_broker
-def test_an_interrupted_replay_keeps_the_rest(shell: Shell, connection: Connection) -> None:
-    """After Ctrl-C, `recording replay` says how many messages were confirmed, exits with 130, and --failed-to keeps all
-    others.
+def test_replay_keeps_the_unsent_messages_after_ctrl_c(shell: Shell, connection: Connection) -> None:
+    """After Ctrl-C, `recording replay --failed-to FILE` says how many messages were confirmed, keeps all others in
+    FILE, and exits with 130.
     """
     connection.channel().declare(Queue("jobs", durable=True))
     name = recording(shell, {}, {"timestamp": "2026-01-31T18:00:00Z"}, {"timestamp": "2026-01-31T18:00:01Z"})
@@ -175,8 +175,10 @@ def test_an_interrupted_replay_keeps_the_rest(shell: Shell, connection: Connecti
 
 
 @on_any_broker
-def test_a_pipe_is_replayed_as_it_arrives(shell: Shell, broker: TestBroker, connection: Connection) -> None:
-    """`recording replay` sends each line from a pipe when it arrives, while the pipe is still open."""
+def test_replay_publishes_each_line_from_a_pipe_as_it_arrives(
+    shell: Shell, broker: TestBroker, connection: Connection
+) -> None:
+    """`recording replay` publishes each line from a pipe as it arrives, while the pipe is still open."""
     connection.channel().declare(Queue("jobs", durable=True))
     lines = (shell.directory / recording(shell, {}, {})).read_bytes().splitlines(keepends=True)
     running = shell.start("mqtool", "recording", "replay", stdin=PIPE)
@@ -189,8 +191,8 @@ def test_a_pipe_is_replayed_as_it_arrives(shell: Shell, broker: TestBroker, conn
     assert running.wait().code == 0
 
 
-def test_a_dry_run_prints_times_and_destinations(lonely_shell: Shell) -> None:
-    """`recording replay --dry-run` needs no broker, and prints when and where each message would be sent."""
+def test_replay_dry_run_prints_times_and_destinations(lonely_shell: Shell) -> None:
+    """`recording replay --dry-run` prints when and where each message would be published, and needs no broker."""
     first = recording(lonely_shell, {}, {"exchange": "logs", "routing_key": "a\tb"}, name="first")
     second = recording(lonely_shell, {"timestamp": "2026-01-31T12:00:05Z"}, name="second")
     result = lonely_shell.run("mqtool", "recording", "replay", first, second, "--dry-run", "--speed", "2")
@@ -200,9 +202,9 @@ def test_a_dry_run_prints_times_and_destinations(lonely_shell: Shell) -> None:
     assert result.stderr == "3 messages would be sent in 2.5 s; nothing was sent: --dry-run\n"
 
 
-def test_an_invalid_recording_or_option_is_named(lonely_shell: Shell) -> None:
-    """`recording replay` names the number of an invalid line and exits with 65; options that contradict each other exit
-    with 2.
+def test_replay_names_an_invalid_line_or_option(lonely_shell: Shell) -> None:
+    """If a line of the recording is invalid, `recording replay` prints its number and exits with 65. If options
+    contradict each other or a value is invalid, it names the options and exits with 2.
     """
     good = recording(lonely_shell, {})
     (lonely_shell.directory / "bad").write_text('{"exchange": "", "body": "x"}\n')

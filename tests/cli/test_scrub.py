@@ -12,7 +12,7 @@ LINES = "".join(
 
 
 def test_a_scrubbed_recording_can_be_replayed(lonely_shell: Shell) -> None:
-    """A recording from `recording scrub` can be replayed to the same queue. Two runs with the same --seed give the same
+    """The output of `recording scrub` can be replayed to the same queue. Two runs with the same --seed make the same
     replacements.
     """
     (lonely_shell.directory / "recording").write_text(LINES)
@@ -28,8 +28,10 @@ def test_a_scrubbed_recording_can_be_replayed(lonely_shell: Shell) -> None:
     assert kept.stdout == LINES
 
 
-def test_scrub_passes_lines_on_as_they_arrive(lonely_shell: Shell) -> None:
-    """`recording scrub` prints each line while the pipe is still open, and Ctrl-C on the pipeline loses no line."""
+def test_scrub_prints_each_line_as_it_arrives(lonely_shell: Shell) -> None:
+    """`recording scrub` prints each line from a pipe as it arrives, while the pipe is still open. After Ctrl-C, it
+    still prints the remaining lines.
+    """
     running = lonely_shell.start("mqtool", "recording", "scrub", "--field", "headers", stdin=PIPE)
     assert running.process.stdin is not None
     first, second = LINES.splitlines(keepends=True)
@@ -43,9 +45,9 @@ def test_scrub_passes_lines_on_as_they_arrive(lonely_shell: Shell) -> None:
     assert [json.loads(line)["body"] for line in result.stdout.splitlines()] == ["mail ann", "mail bob"]
 
 
-def test_scrub_names_a_bad_line(lonely_shell: Shell) -> None:
-    """`recording scrub` prints the lines before an invalid one, names the number of the invalid line, and exits with
-    65; with an unknown field, it exits with 2.
+def test_scrub_names_an_invalid_line(lonely_shell: Shell) -> None:
+    """If a line is not JSON, `recording scrub` prints the lines before it, then its number, and exits with 65. If
+    --keep names an unknown field, it exits with 2.
     """
     result = lonely_shell.run("mqtool", "recording", "scrub", stdin=f"{LINES}\nnot JSON\n{LINES}")
     assert (result.code, len(result.stdout.splitlines())) == (65, 2)

@@ -24,7 +24,7 @@ URLS = (
     f"ftp://u:{SECRET}@localhost",
     f"http://u:{SECRET}@localhost:port",
 )
-#: One of each way to a broker: AMQP, with patience, the management API, and both.
+#: Commands that use AMQP, with and without retries, the management API, and both.
 COMMANDS = (
     ("send", "x"), ("worker",), ("wait", "--timeout", "50ms"), ("list", "queues"), ("dlq", "ls"),
     ("user", "delete", "bob", "--yes"), ("doctor",),
@@ -45,7 +45,9 @@ def test_no_error_shows_a_password(lonely_shell: Shell, url: str) -> None:
 
 
 def test_credentials_in_the_management_url_are_used_and_not_shown(shell: Shell, broker: TestBroker) -> None:
-    """`list queues --management` logs in with the credentials in the URL, and does not print a refused password."""
+    """`list queues --management URL` logs in with the credentials in the URL. If the broker refuses them, the error
+    does not show the password.
+    """
     host = urlsplit(broker.management).netloc
     assert shell.run("mqtool", "list", "queues", "--management", f"http://guest:guest@{host}").code == 0
     refused = shell.run("mqtool", "list", "queues", "--management", f"http://guest:{ESCAPED}@{host}")
@@ -55,8 +57,8 @@ def test_credentials_in_the_management_url_are_used_and_not_shown(shell: Shell, 
 
 @on_any_broker
 @pytest.mark.parametrize("how", ["--exec", "--shell"])
-def test_a_program_gets_urls_without_their_passwords(shell: Shell, how: str) -> None:
-    """`worker --exec` removes passwords from URLs in the program's environment, unless --pass-url is given."""
+def test_a_workers_program_gets_urls_without_passwords(shell: Shell, how: str) -> None:
+    """`worker --exec` removes the passwords from URLs in the program's environment, unless --pass-url is given."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = "http://guest:guest@localhost"
     shell.environment["AMQP_URL"] = f"amqp://u:{SECRET}@one,amqps://u:two@two/v"
     show = ("--exec", "env") if how == "--exec" else ("--exec", "env", "--shell")
@@ -85,8 +87,10 @@ def test_a_ready_file_is_not_created_through_a_symbolic_link(shell: Shell) -> No
 
 
 @on_any_broker
-def test_a_dedup_store_is_private(shell: Shell) -> None:
-    """The store of `worker --deduplicate` can be read only by its owner, whatever the umask is."""
+def test_a_deduplication_store_is_readable_only_by_its_owner(shell: Shell) -> None:
+    """The file that `worker --dedup-store` creates, and its directory, are readable only by their owner, whatever the
+    umask.
+    """
     shell.run("mqtool", "new-task", "x")
     worker = "mqtool worker -c 1 --exec true --deduplicate --dedup-store kept/handled"
     assert shell.script(f"umask 0; {worker}").code == 0

@@ -33,7 +33,7 @@ AS_INSTALLED = (
 )
 
 
-@pytest.fixture(scope="module", params=[AS_INSTALLED, ()], ids=["as installed", "as of broker up"])
+@pytest.fixture(scope="module", params=[AS_INSTALLED, ()], ids=["default settings", "broker up"])
 def started(request: pytest.FixtureRequest) -> Iterator[Started]:
     own_broker(BrokerKind.NODE)
     nodes = PrivateNodes("RabbitMQ", request.param)
@@ -63,8 +63,8 @@ def is_detailed(request: pytest.FixtureRequest) -> bool:
 def test_topology_shows_the_exchange_of_a_publisher_only_with_detailed_rates(
     shell: Shell, channel: Any, request: pytest.FixtureRequest
 ) -> None:
-    """With rates_mode = detailed, `topology` shows a publisher below the exchange to which it publishes; with another
-    rates_mode, `topology` lists it under "publishers" and names the missing setting.
+    """If management.rates_mode is detailed, `topology` shows a publisher below the exchange to which it publishes.
+    Otherwise, it lists all publishers together and names the missing setting.
     """
     channel.exchange_declare("logs", "fanout")
     channel.queue_declare("lines", durable=True)
@@ -80,9 +80,9 @@ def test_topology_shows_the_exchange_of_a_publisher_only_with_detailed_rates(
         assert above == "publishers (to see their exchanges, set management.rates_mode = detailed)", lines
 
 
-def test_a_conversion_does_not_delete_deliveries_that_were_made_a_moment_ago(shell: Shell, channel: Any) -> None:
-    """`queue convert` refuses a queue whose messages were delivered a moment ago and are unacknowledged, although the
-    API's count of them is up to 5 s old.
+def test_queue_convert_refuses_a_queue_with_unacknowledged_messages(shell: Shell, channel: Any) -> None:
+    """If a queue's messages were delivered a moment ago and are unacknowledged, `queue convert` refuses the queue, even
+    if the management API, whose counts are up to 5 s old, does not know it yet.
     """
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "classic"})
     channel.confirm_delivery()
@@ -104,8 +104,10 @@ def test_a_conversion_does_not_delete_deliveries_that_were_made_a_moment_ago(she
     assert "jobs\t10\n" in shell.run("mqtool", "list", "queues").stdout
 
 
-def test_counts_of_ready_messages_are_current(shell: Shell, channel: Any) -> None:
-    """`list queues` counts a message in a classic or quorum queue as soon as the publisher has its confirm."""
+def test_list_queues_counts_a_message_as_soon_as_it_is_confirmed(shell: Shell, channel: Any) -> None:
+    """As soon as the broker has confirmed a message to a classic or quorum queue, `list queues` counts the message as
+    ready.
+    """
     channel.confirm_delivery()
     for kind in ("classic", "quorum"):
         channel.queue_declare(kind, durable=True, arguments={"x-queue-type": kind})
@@ -115,8 +117,10 @@ def test_counts_of_ready_messages_are_current(shell: Shell, channel: Any) -> Non
     assert "quorum\t1\n" in listed
 
 
-def test_every_setting_that_differs_is_in_the_documentation() -> None:
-    """The documentation names each setting that mqtool changes for private nodes and for its Docker image."""
+def test_every_broker_setting_that_mqtool_changes_is_documented() -> None:
+    """docs/how-to/docker-and-clusters.md names each RabbitMQ setting that mqtool changes for private nodes and in its
+    Docker image.
+    """
     node = (ROOT / "mqtool" / "broker" / "node.py").read_text()
     image = (ROOT / "mqtool" / "broker" / "image" / "rabbitmq.conf").read_text()
     start = (ROOT / "mqtool" / "broker" / "image" / "start").read_text()

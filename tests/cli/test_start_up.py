@@ -48,8 +48,8 @@ print(json.dumps(shown))
 @pytest.mark.parametrize(
     "command", [["send", "-q", "q", "hello"], ["receive", "-q", "q", "-c", "1"]], ids=lambda words: words[0]
 )
-def test_send_and_receive_load_no_heavy_module(shell: Shell, command: list[str]) -> None:
-    """`send` and `receive` load no module that is slow to import and that they do not need, such as `rich` or
+def test_send_and_receive_import_no_slow_module(shell: Shell, command: list[str]) -> None:
+    """`send` and `receive` do not import modules that are slow to import and that they do not need, such as `rich` or
     `requests`.
     """
     shell.run("mqtool", "send", "-q", "q", "waiting")
@@ -64,9 +64,9 @@ def test_send_and_receive_load_no_heavy_module(shell: Shell, command: list[str])
 
 
 @on_any_broker
-def test_list_queues_asks_over_amqp_only_where_counts_may_be_old(shell: Shell) -> None:
-    """`list queues` connects over AMQP for a quorum queue, and for the consumers of a classic queue, but not for the
-    messages of a classic queue, whose count in the management API is current.
+def test_list_queues_connects_over_amqp_only_if_counts_may_be_old(shell: Shell) -> None:
+    """`list queues` connects over AMQP for the counts of a quorum queue and the consumers of a classic queue. It does
+    not connect for the messages of a classic queue, because the management API's count is current.
     """
 
     def loads_client(*words: str) -> bool:
@@ -82,9 +82,10 @@ def test_list_queues_asks_over_amqp_only_where_counts_may_be_old(shell: Shell) -
     assert loads_client()
 
 
-def test_a_command_line_builds_only_the_command_that_it_names() -> None:
-    """If a command line names a command of a group, typer reads the options of that command only. If it names none of
-    them, or no more than the group, typer knows all of the group's commands, so help, hints and completion have them.
+def test_only_the_command_that_is_run_is_built_for_typer() -> None:
+    """If a command line names a command of a group, as in `queue purge`, mqtool builds only that command for typer. If
+    it names only the group or an unknown command, mqtool builds all commands of the group, so that help, hints and
+    completion know them.
     """
 
     def built(*words: str) -> set[str]:
@@ -101,7 +102,9 @@ def test_a_command_line_builds_only_the_command_that_it_names() -> None:
 
 @large
 def test_each_command_can_be_imported_alone(lonely_shell: Shell) -> None:
-    """Each command prints its help in a process of its own, so no import depends on another command."""
+    """Each command prints its help in a process of its own, so that none depends on modules that another command has
+    imported.
+    """
     told = lonely_shell.run(sys.executable, "-c", _EACH_BY_ITSELF, *SENTENCES)
     assert told.code == 0, told.stderr
     shown = json.loads(told.stdout)
@@ -112,8 +115,8 @@ def test_each_command_can_be_imported_alone(lonely_shell: Shell) -> None:
 
 
 def test_ctrl_c_while_python_imports_mqtool_exits_with_130(lonely_shell: Shell) -> None:
-    """Ctrl-C while mqtool's modules are still being imported exits with 130 and prints no traceback; a process that
-    ignores SIGINT continues.
+    """If Ctrl-C is pressed while Python still imports mqtool, the command exits with 130 and prints no traceback. If
+    SIGINT is ignored, the command continues.
     """
     stand_in = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('it went on')\n"
     (lonely_shell.directory / "typer.py").write_text(stand_in)
@@ -126,9 +129,11 @@ def test_ctrl_c_while_python_imports_mqtool_exits_with_130(lonely_shell: Shell) 
 
 
 @large
-def test_a_new_process_verifies_the_certificate(lonely_shell: Shell, amqp_tls: Authority, tmp_path: Path) -> None:
-    """In a new process, `send` over TLS accepts a broker's certificate only if --tls-ca names the authority that signed
-    it; otherwise it exits with 69.
+def test_send_accepts_only_a_certificate_signed_by_the_authority_in_tls_ca(
+    lonely_shell: Shell, amqp_tls: Authority, tmp_path: Path
+) -> None:
+    """Over TLS, `send` accepts a broker's certificate only if --tls-ca names the authority that has signed it.
+    Otherwise, `send` exits with 69.
     """
     other = new_authority(tmp_path)
     shell = lonely_shell

@@ -19,9 +19,9 @@ from tests.processes import is_alive, only_on_linux
 
 
 @on_any_broker
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_stops_a_receiver_with_exit_code_0(shell: Shell, number: int) -> None:
-    """After SIGINT or SIGTERM, `receive` exits with 0 and prints nothing more on stderr."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_receive_exits_with_0_after_sigint_or_sigterm(shell: Shell, number: int) -> None:
+    """After SIGINT or SIGTERM, `receive` exits with 0 and prints nothing more."""
     receiver = shell.start("mqtool", "receive").wait_until_ready()
     receiver.process.send_signal(number)
     result = receiver.wait()
@@ -31,8 +31,8 @@ def test_the_first_signal_stops_a_receiver_with_exit_code_0(shell: Shell, number
 
 @only_on_linux
 @on_any_broker
-def test_a_signal_to_any_thread_stops_the_command(shell: Shell) -> None:
-    """A SIGTERM that another thread of the process receives also stops `receive`, which exits with 0."""
+def test_a_signal_to_any_thread_ends_receive(shell: Shell) -> None:
+    """If the kernel delivers SIGTERM to a thread other than the main one, `receive` still stops and exits with 0."""
     receiver = shell.start("mqtool", "receive").wait_until_ready()
     pid = receiver.process.pid
     [other, *_] = {int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()} - {pid}
@@ -42,7 +42,7 @@ def test_a_signal_to_any_thread_stops_the_command(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_ctrl_c_lets_a_worker_finish_its_task(shell: Shell) -> None:
-    """After Ctrl-C, `worker` finishes and acknowledges its task; the next task stays in the queue."""
+    """After Ctrl-C, `worker` finishes and acknowledges its current task. The next task stays in the queue."""
     for task in ("first.", "second."):
         shell.run("mqtool", "new-task", task)
     worker = shell.start("mqtool", "worker").wait_until_ready()
@@ -55,8 +55,10 @@ def test_ctrl_c_lets_a_worker_finish_its_task(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_second_signal_ends_a_worker_at_once(shell: Shell) -> None:
-    """A second Ctrl-C during a task ends `worker` with 130, and the broker redelivers the task to the next consumer."""
+def test_a_second_ctrl_c_ends_a_worker_at_once(shell: Shell) -> None:
+    """A second Ctrl-C during a task ends `worker` at once with exit code 130, and the broker redelivers the task to the
+    next consumer.
+    """
     shell.run("mqtool", "new-task", "long" + "." * 600)
     worker = shell.start("mqtool", "worker").wait_until_ready()
     worker.wait_for_stdout("long").interrupt()
@@ -86,7 +88,7 @@ app.run()
 
 
 def test_a_command_that_cannot_clean_up_after_ctrl_c_exits_with_130() -> None:
-    """If a command cannot clean up after Ctrl-C, the command prints the error, and the exit code is still 130."""
+    """If a command fails to clean up after Ctrl-C, it prints the error and still exits with 130."""
     done = run((sys.executable, "-c", FAILS_TO_CLEAN_UP), capture_output=True, check=False, text=True)
     assert (done.returncode, done.stderr) == (130, "mqtool: the queue could not be deleted\n")
 
@@ -99,8 +101,10 @@ app.run()
 """
 
 
-def test_a_signal_while_a_command_is_being_loaded_ends_it_without_a_traceback() -> None:
-    """SIGTERM while a command is still being imported exits with 143 and prints nothing on stderr."""
+def test_sigterm_while_a_command_is_being_imported_ends_it_without_a_traceback() -> None:
+    """If SIGTERM arrives while a command is still being imported, mqtool exits with 143 and prints nothing on
+    stderr.
+    """
     done = run((sys.executable, "-c", ENDS_WHILE_IT_LOADS), capture_output=True, check=False, text=True)
     assert (done.returncode, done.stderr) == (143, "")
 
@@ -119,8 +123,8 @@ app.run()
 
 @pytest.mark.parametrize(("debug", "hint"), [("None", "it is at <string>:7"), ("False", "--debug shows where")])
 def test_an_unexpected_error_says_where_the_bug_is(debug: str, hint: str) -> None:
-    """If a bug in mqtool raises an exception, the command exits with 1, and the hint names the line, or --debug if the
-    command has that option.
+    """If a bug in mqtool raises an exception, the command exits with 1. The hint names the line of the bug, or the
+    option --debug if the command has one.
     """
     done = run((sys.executable, "-c", HAS_A_BUG, debug), capture_output=True, check=False, text=True)
     assert done.returncode == 1
@@ -139,18 +143,18 @@ with stopping.calling(lambda: print("stopping")):
 """
 
 
-def test_a_signal_that_is_sent_twice_at_once_counts_as_one() -> None:
-    """Two SIGTERMs at the same moment count as one: the command is told to stop once, and exits with 0."""
+def test_two_signals_at_the_same_moment_count_as_one() -> None:
+    """Two SIGTERMs at the same moment count as one: the command is asked to stop once, and exits with 0."""
     result = run([sys.executable, "-c", TWO_SIGNALS], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr, result.returncode) == ("stopping\n", "", 0)
 
 
 @on_any_broker
 def test_gnu_timeout_lets_a_worker_finish_its_task(shell: Shell) -> None:
-    """If GNU `timeout` stops `worker` with SIGTERM, the worker still finishes its current task."""
+    """If GNU `timeout` stops `worker` with SIGTERM, `worker` still finishes its current task."""
     shell.run("mqtool", "new-task", "a.")
     worker = shell.start("timeout", "600", "mqtool", "worker").wait_for_stdout("a.")
-    worker.process.send_signal(signal.SIGALRM)  # its time is up
+    worker.process.send_signal(signal.SIGALRM)  # makes timeout act as if the time were up
     result = worker.wait()
     assert " [x] Done" in result.stderr
     assert result.code == 124
@@ -158,9 +162,9 @@ def test_gnu_timeout_lets_a_worker_finish_its_task(shell: Shell) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("doing", [(), ("--exec", "sh -c 'echo $$ > pid; exec sleep 600'")], ids=["task", "program"])
-def test_a_busy_worker_says_what_it_waits_for(shell: Shell, doing: tuple[str, ...]) -> None:
-    """After the first Ctrl-C, `worker` says that it finishes its task; a second Ctrl-C ends the worker and its program
-    at once, with exit code 130.
+def test_a_busy_worker_says_after_ctrl_c_that_it_finishes_its_task(shell: Shell, doing: tuple[str, ...]) -> None:
+    """After the first Ctrl-C, a busy `worker` says that it finishes its task. A second Ctrl-C ends `worker` and its
+    program at once, with exit code 130.
     """
     shell.run("mqtool", "new-task", "long" + "." * 600)
     worker = shell.start("mqtool", "worker", *doing).wait_until_ready()
@@ -170,13 +174,15 @@ def test_a_busy_worker_says_what_it_waits_for(shell: Shell, doing: tuple[str, ..
     interrupt_until_it_ends(worker)
     assert worker.wait().code == 130
     if doing:
-        wait_until(lambda: not is_alive(int(pid.read_text())), "the program ends with its worker")
+        wait_until(lambda: not is_alive(int(pid.read_text())), "the end of the program")
     assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-F", "%R").stdout == "1\n"
 
 
 @pytest.mark.keeps_messages
-def test_lines_that_an_interrupted_send_has_read_are_confirmed(shell: Shell) -> None:
-    """After Ctrl-C on `send -l`, the lines already read are confirmed and counted; the exit code is 130."""
+def test_send_waits_for_confirms_of_the_lines_read_before_ctrl_c(shell: Shell) -> None:
+    """After Ctrl-C, `send -l` waits until the lines that it has read are confirmed, says how many there are, and exits
+    with 130.
+    """
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"read\n")
@@ -189,8 +195,8 @@ def test_lines_that_an_interrupted_send_has_read_are_confirmed(shell: Shell) -> 
 
 @pytest.mark.parametrize("way", ["individual", "batch", "async"])
 @pytest.mark.sampled(1)
-def test_publisher_confirms_stop_at_the_first_signal(shell: Shell, way: str) -> None:
-    """After Ctrl-C, `publisher-confirms` says how many messages were confirmed and exits with 130."""
+def test_publisher_confirms_stops_at_the_first_ctrl_c(shell: Shell, way: str) -> None:
+    """After the first Ctrl-C, `publisher-confirms` says how many messages were confirmed, and exits with 130."""
     count = ("-c", "10000000")
     publisher = shell.start("mqtool", "publisher-confirms", way, *count, "-q", "confirmed", "--durable")
     look = ("mqtool", "receive", "-q", "confirmed", "--no-declare", "-c", "1")
@@ -201,18 +207,20 @@ def test_publisher_confirms_stop_at_the_first_signal(shell: Shell, way: str) -> 
 
 
 @pytest.mark.parametrize("options", ["--raw", "--raw --auto-ack"], ids=["one at a time", "in batches"])
-def test_term_ends_a_receiver_that_is_blocked_by_a_full_pipe(shell: Shell, broker: TestBroker, options: str) -> None:
-    """If `receive` is blocked because nobody reads its pipe, the first SIGTERM ends it with 143."""
+def test_sigterm_ends_receive_while_its_pipe_is_full(shell: Shell, broker: TestBroker, options: str) -> None:
+    """If `receive` is blocked because its reader does not read from the pipe, the first SIGTERM ends it with exit code
+    143.
+    """
     shell.run("mqtool", "send", "-l", stdin=("x" * 10_000 + "\n") * 100)
     shell.start_cold()
     receiver = f"mqtool receive {options} --ready-file ready"
     script = f"{{ {receiver} & echo $! > pid; wait $!; echo $? > code; }} | sh -c 'echo $$ > reader; exec sleep 600'"
     pipeline = shell.start("sh", "-c", script)
-    wait_until((shell.directory / "ready").exists, "it is consuming")
+    wait_until((shell.directory / "ready").exists, "receive consumes")
     pid = int((shell.directory / "pid").read_text())
     wait_until(lambda: _unread(pid) > 10_000, lambda: f"a full pipe: {pipeline.stderr}")
     os.kill(pid, signal.SIGTERM)
-    wait_until(lambda: (shell.directory / "code").exists() and (shell.directory / "code").read_text(), "it has ended")
+    wait_until(lambda: (shell.directory / "code").exists() and (shell.directory / "code").read_text(), "its end")
     assert (shell.directory / "code").read_text() == "143\n"
     os.kill(int((shell.directory / "reader").read_text()), signal.SIGKILL)
     pipeline.wait()
@@ -228,7 +236,7 @@ def _unread(pid: int) -> int:
 
 @pytest.mark.keeps_messages
 def test_a_killed_worker_loses_no_task(shell: Shell) -> None:
-    """After kill -9 of `worker` during a task, the broker redelivers the task."""
+    """If `worker` is killed during a task, the broker redelivers the task."""
     shell.run("mqtool", "new-task", "precious" + "." * 600)
     worker = shell.start("mqtool", "worker").wait_until_ready()
     worker.wait_for_stdout("precious")
@@ -238,8 +246,8 @@ def test_a_killed_worker_loses_no_task(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_a_deleted_queue_ends_the_receiver_with_69(shell: Shell, broker: TestBroker) -> None:
-    """If the queue is deleted while `receive` runs, `receive` names the queue and exits with 69, never with 0."""
+def test_receive_exits_with_69_if_its_queue_is_deleted(shell: Shell, broker: TestBroker) -> None:
+    """If the queue is deleted while `receive` runs, the command names the queue and exits with 69."""
     receiver = shell.start("mqtool", "receive", "--declare", "-q", "gone").wait_until_ready()
     broker.api("DELETE", f"queues/{broker.vhost}/gone")
     result = receiver.wait()
@@ -247,16 +255,18 @@ def test_a_deleted_queue_ends_the_receiver_with_69(shell: Shell, broker: TestBro
     assert "queue 'gone' was deleted" in result.stderr
 
 
-def test_wait_returns_when_a_connection_can_be_made(shell: Shell, lonely_shell: Shell) -> None:
-    """`wait` exits with 0 once a broker accepts connections, and with 124 if none does in time."""
+def test_wait_exits_with_0_once_a_broker_accepts_connections(shell: Shell, lonely_shell: Shell) -> None:
+    """`wait` exits with 0 once a broker accepts connections, and with 124 if none does within --timeout."""
     assert shell.run("mqtool", "wait", "--timeout", "10s").code == 0
     late = lonely_shell.run("mqtool", "wait", "--timeout", "300ms", "-u", "amqp://localhost:1")
     assert late.code == 124
     assert "no broker within 0.3 s" in late.stderr
 
 
-def test_forget_ack_redelivers_every_task_to_the_next_worker(shell: Shell) -> None:
-    """`worker --forget-ack` handles all tasks and acknowledges none; the broker redelivers each to the next worker."""
+def test_the_tasks_of_worker_forget_ack_are_redelivered_to_the_next_worker(shell: Shell) -> None:
+    """`worker --forget-ack` handles tasks without acknowledging them. When it ends, the broker redelivers all of them
+    to the next worker.
+    """
     for number in range(3):
         shell.run("mqtool", "new-task", str(number))
     worker = shell.start("mqtool", "worker", "--forget-ack", "--prefetch", "0").wait_until_ready()

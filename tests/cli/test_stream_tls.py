@@ -50,11 +50,11 @@ def encrypted(request: pytest.FixtureRequest, amqp_tls: Authority, tmp_path: Pat
         node.stop_epmd(wanted.epmd_port)
 
 
-def test_streams_over_tls_verify_the_certificate(
+def test_stream_commands_verify_the_brokers_certificate(
     lonely_shell: Shell, encrypted: Encrypted, amqp_tls: Authority
 ) -> None:
-    """`send-stream` and `receive-stream` over TLS exchange messages if they trust the broker's certificate; otherwise
-    `send-stream` exits with 69. With TLS files, a URL without TLS is refused.
+    """Over TLS, `send-stream` and `receive-stream` exchange messages if --tls-ca names the authority of the broker's
+    certificate. Without --tls-ca, `send-stream` exits with 69; with --tls-ca, it refuses a URL without TLS.
     """
     trusted = ("-u", encrypted.url, "--tls-ca", str(amqp_tls.ca), *encrypted.port)
     sent = lonely_shell.run("mqtool", "send-stream", "-q", "s", "-l", *trusted, stdin="one\ntwo\n")

@@ -35,8 +35,8 @@ def numbers(first: int, last: int) -> str:
 
 
 def test_send_stream_and_receive_stream_print_the_tutorials_lines(shell: Shell) -> None:
-    """`send-stream` and `receive-stream` print the tutorial's lines. Messages sent before a reader starts are read, and
-    stay in the stream for the next reader.
+    """`send-stream` and `receive-stream` print the lines of RabbitMQ's stream tutorial. A reader gets messages sent
+    before it started, and they stay in the stream for the next reader.
     """
     sent = shell.run("mqtool", "send-stream")
     assert (sent.stdout, sent.stderr, sent.code) == ("", " [x] Hello, World! message sent\n", 0)
@@ -53,9 +53,9 @@ def test_send_stream_and_receive_stream_print_the_tutorials_lines(shell: Shell) 
     assert reader.wait_for_stdout("news\n").interrupt().wait().code == 0
 
 
-def test_lines_are_confirmed_in_order_and_read_from_any_offset(shell: Shell) -> None:
-    """`send-stream -l` gets 5,000 lines confirmed, and `receive-stream` reads them in order from the first message, a
-    number, an age or a time.
+def test_5000_lines_can_be_read_in_order_from_any_offset(shell: Shell) -> None:
+    """The broker confirms 5,000 lines of `send-stream -l`. `receive-stream` reads them in order from the first message,
+    a numeric offset, an age or a time.
     """
     sent = shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 4999))
     assert "5,000 confirmed in" in sent.stderr
@@ -67,9 +67,9 @@ def test_lines_are_confirmed_in_order_and_read_from_any_offset(shell: Shell) -> 
         assert first.stdout == "0\n"
 
 
-def test_streams_keep_headers_and_properties(shell: Shell) -> None:
-    """A stream message keeps its headers and properties when it is read over the stream protocol, when it is copied
-    as NDJSON and sent again, and when it was published over AMQP 0-9-1.
+def test_stream_messages_keep_their_headers_and_properties(shell: Shell) -> None:
+    """A message in a stream keeps its headers and properties when `receive-stream` reads it, when it is copied as
+    NDJSON, and when it was published over AMQP 0-9-1.
     """
     send = (
         "mqtool",
@@ -95,9 +95,9 @@ def test_streams_keep_headers_and_properties(shell: Shell) -> None:
     assert (by_amqp["body"], by_amqp["headers"]["by"], by_amqp["routing_key"]) == ("over AMQP", "amqp", "s")
 
 
-def test_receive_says_that_it_reads_a_stream_from_now_on(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `receive` from a stream without --offset says that it receives only new messages, and how to
-    receive all; with --offset, it does not.
+def test_receive_says_that_it_gets_only_new_messages_of_a_stream(shell: Shell, broker: TestBroker) -> None:
+    """On a terminal, `receive` from a stream without --offset says that it gets only new messages, and which option
+    gets all of them. With --offset, it says nothing.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "send-stream", "-q", "s", "old")
@@ -112,8 +112,8 @@ def test_receive_says_that_it_reads_a_stream_from_now_on(shell: Shell, broker: T
 
 
 def test_receive_reads_a_stream_from_an_offset(shell: Shell) -> None:
-    """`receive --offset` on a stream starts at the first message, at an offset such as 42, or at messages of an age
-    such as 1h, and prints each message's stream offset as a header.
+    """`receive --offset` reads a stream from the first message, from an offset such as 42 or from an age such as 1h,
+    and shows each message's offset as a header.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", "-H", "who=ann", stdin=numbers(0, 499))
     read = ("mqtool", "receive", "-q", "s", "--queue-type", "stream", "--offset")
@@ -125,9 +125,9 @@ def test_receive_reads_a_stream_from_an_offset(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_a_tracked_reader_resumes_where_it_stopped(shell: Shell) -> None:
-    """If `receive-stream --track` was ended by its count, by Ctrl-C or by `head`, the next one resumes after the last
-    message that was printed: none is skipped or repeated.
+def test_receive_stream_track_resumes_after_the_last_printed_message(shell: Shell) -> None:
+    """If `receive-stream --track` was ended by --count, by Ctrl-C or by `head`, the next run resumes after the last
+    message that was printed. No message is skipped or repeated.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 2999))
     read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me")
@@ -136,7 +136,7 @@ def test_a_tracked_reader_resumes_where_it_stopped(shell: Shell) -> None:
     assert shell.script("mqtool receive-stream -q s --raw --track me | head -3").stdout == numbers(1500, 1502)
     reader = shell.start(*read).wait_for_stdout("2999\n")
     assert reader.interrupt().wait().code == 0
-    assert reader.stdout.split()[0] in ("1503", "1504"), "what head was sent beyond its third line is in no file"
+    assert reader.stdout.split()[0] in ("1503", "1504"), "one more line may count as printed: head has read it"
     assert shell.run(*read, "--idle-timeout", IDLE).stdout == ""
     shell.run("mqtool", "offset", "set", "s", "me", "2997")
     assert shell.run(*read, "-c", "2").stdout == numbers(2998, 2999)
@@ -145,8 +145,8 @@ def test_a_tracked_reader_resumes_where_it_stopped(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_a_killed_reader_skips_no_message(shell: Shell, broker: TestBroker) -> None:
-    """After kill -9 of `receive-stream --track`, the next run skips no message, and repeats only those whose offset was
+def test_a_killed_receive_stream_track_skips_no_message(shell: Shell, broker: TestBroker) -> None:
+    """If `receive-stream --track` is killed, the next run skips no message. It repeats only messages whose offset was
     not stored yet: about a thousand at most, or more on RabbitMQ.
     """
     output = shell.directory / "out"
@@ -173,9 +173,9 @@ def test_a_killed_reader_skips_no_message(shell: Shell, broker: TestBroker) -> N
     assert len(numbers_read) <= 20_000 + not_stored + 4
 
 
-def test_filters_select_messages_at_the_broker(shell: Shell, broker: TestBroker) -> None:
-    """`receive-stream --filter` gets only the messages sent with that filter value; on a RabbitMQ without stream
-    filters, `send-stream --filter` exits with 2.
+def test_receive_stream_filter_gets_only_messages_with_that_filter_value(shell: Shell, broker: TestBroker) -> None:
+    """`receive-stream --filter` gets only the messages that were sent with that filter value. If RabbitMQ is too old
+    for stream filters, `send-stream --filter` exits with 2.
     """
     send = ("mqtool", "send-stream", "-q", "s")
     sent = shell.run(*send, "--filter", "eu", "one")
@@ -190,16 +190,18 @@ def test_filters_select_messages_at_the_broker(shell: Shell, broker: TestBroker)
 
 
 @pytest.mark.parametrize("command", ["offset set NAME me 17", "offset reset NAME me"])
-def test_an_offset_is_stored_only_in_a_stream(shell: Shell, command: str) -> None:
-    """If the stream does not exist, or the name is that of a queue, `offset set` and `offset reset` exit with 69."""
+def test_offset_set_and_offset_reset_exit_with_69_if_there_is_no_such_stream(shell: Shell, command: str) -> None:
+    """If the stream does not exist, or the name belongs to another type of queue, `offset set` and `offset reset` exit
+    with 69.
+    """
     shell.run("mqtool", "queue", "declare", "jobs")
     for name in ("nothing", "jobs"):
         refused = shell.run("mqtool", *command.replace("NAME", name).split())
         assert (refused.code, f"stream '{name}' does not exist" in refused.stderr) == (69, True), refused.stderr
 
 
-def test_the_stream_port_is_looked_up_at_the_management_api(shell: Shell, broker: TestBroker) -> None:
-    """Without --stream-port, `send-stream` and `tutorial run` look up the stream port at the management API."""
+def test_stream_commands_ask_the_management_api_for_the_stream_port(shell: Shell, broker: TestBroker) -> None:
+    """Without --stream-port, `send-stream` and `tutorial run` ask the management API for the broker's stream port."""
     listeners = Management(broker.management, "guest", "guest").get("overview")["listeners"]
     if urlsplit(broker.streams).port not in [each["port"] for each in listeners if each["protocol"] == "stream"]:
         pytest.skip("Docker maps the stream port to another one, which RabbitMQ does not know")
@@ -219,8 +221,8 @@ def test_a_tutorial_that_fails_shows_the_last_line_of_its_command(shell: Shell, 
 
 
 def test_offset_receive_resumes_at_the_stored_offset(shell: Shell) -> None:
-    """In the second stream tutorial, the second run of `offset receive` resumes after the 100 messages that the first
-    run has read.
+    """In the tutorial on offset tracking, the second `offset receive` resumes after the 100 messages that the first one
+    has read.
     """
     sent = shell.run("mqtool", "offset", "send")
     assert sent.stderr == "Publishing 100 messages\nMessages confirmed: true\n"
@@ -228,14 +230,16 @@ def test_offset_receive_resumes_at_the_stored_offset(shell: Shell) -> None:
     assert received.stdout == "First message received\nDone consuming first_offset: 0 last_offset 99 \n"
     shell.run("mqtool", "offset", "send")
     first, last = re.findall(r"offset:? (\d+)", shell.run("mqtool", "offset", "receive").stdout)
-    assert 100 <= int(first) <= 120, "an offset that was stored may count as a message"
+    assert 100 <= int(first) <= 120, "a stored offset may take up an offset of the stream"
     assert int(last) == int(first) + 99
 
 
 @on_any_broker
 @pytest.mark.parametrize("dialect", StreamDialect)
 def test_stream_dialects_print_the_lines_of_their_scripts(shell: Shell, dialect: StreamDialect) -> None:
-    """With --dialect, stream commands use the stream, message and lines of that language's tutorial."""
+    """With --dialect, `send-stream` and `receive-stream` use the stream, message and output of that language's
+    tutorial.
+    """
     tutorial = HELLO[dialect]
     body = tutorial.body.decode()
     sent = shell.run("mqtool", "send-stream", "--dialect", dialect)
@@ -247,9 +251,9 @@ def test_stream_dialects_print_the_lines_of_their_scripts(shell: Shell, dialect:
 
 
 @on_any_broker
-def test_the_elixir_dialect_stores_bodies_without_amqp_1_0(shell: Shell, broker: TestBroker) -> None:
-    """With `--dialect elixir`, `send-stream` and `offset send` store bare bodies without AMQP 1.0 encoding, as the
-    Elixir scripts do.
+def test_the_elixir_dialect_sends_bodies_without_amqp_1_0_encoding(shell: Shell, broker: TestBroker) -> None:
+    """With `--dialect elixir`, `send-stream` and `offset send` store bodies without AMQP 1.0 encoding, as the
+    tutorial's Elixir scripts do.
     """
     dialect = "--dialect", "elixir"
     sent = shell.run("mqtool", "offset", "send", *dialect)
@@ -271,8 +275,8 @@ def test_the_elixir_dialect_stores_bodies_without_amqp_1_0(shell: Shell, broker:
 
 
 def test_errors_of_stream_commands_name_the_problem(shell: Shell, broker: TestBroker) -> None:
-    """If the stream port, the stream, an argument or an offset is wrong, a stream command says so and exits with the
-    documented code.
+    """If the stream port, the stream, an argument or an offset is wrong, a stream command says which of them, and exits
+    with the documented code.
     """
 
     def fails(code: int, *command: str) -> str:
@@ -296,22 +300,24 @@ def test_errors_of_stream_commands_name_the_problem(shell: Shell, broker: TestBr
 
 
 class OtherNode(Proxy):
-    """Makes the broker say that streams are on another node than this one: at a port where nothing is."""
+    """Makes the broker say that streams are on another node: at a port where nothing listens."""
 
     def __init__(self, target_port: int) -> None:
         super().__init__(target_port)
-        self._true = struct.pack(">I", target_port)  # as where a stream is gives it; a node gives its own as text
+        self._true = struct.pack(">I", target_port)  # metadata of a stream has the port in this form
 
     def _forward(self, source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # cut
+        with contextlib.suppress(OSError):  # the connection was cut
             while data := source.recv(65536):
                 target.sendall(data.replace(self._true, struct.pack(">I", 1)))
 
 
 @on_any_broker
-def test_a_stream_on_an_unreachable_node_names_the_setting(shell: Shell, broker: TestBroker) -> None:
-    """If the broker names a node for the stream that cannot be reached, as in Docker, stream commands exit with 69 and
-    name the setting stream.advertised_host.
+def test_the_error_about_an_unreachable_stream_node_names_stream_advertised_host(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If the broker refers to a node that cannot be reached, as can happen in Docker, `send-stream` and
+    `receive-stream` exit with 69 and name the setting stream.advertised_host.
     """
     shell.run("mqtool", "send-stream", "-q", "s", "x")
     with OtherNode(urlsplit(broker.streams).port or 0) as proxy:
@@ -323,9 +329,9 @@ def test_a_stream_on_an_unreachable_node_names_the_setting(shell: Shell, broker:
 
 
 @pytest.mark.keeps_messages
-def test_a_message_that_is_too_large_is_kept(shell: Shell) -> None:
-    """If a line is larger than a frame, `send-stream --failed-to` exits with 3 and keeps the line in the file; the
-    other lines are confirmed.
+def test_send_stream_keeps_a_message_that_is_too_large(shell: Shell) -> None:
+    """If a line is too large for a frame, `send-stream --failed-to FILE` keeps it in FILE and exits with 3. The other
+    lines are confirmed.
     """
     large = "x" * (2 << 20)
     sent = shell.run("mqtool", "send-stream", "-l", "-q", "s", "--failed-to", "failed", stdin=f"one\n{large}\nthree\n")
@@ -336,9 +342,9 @@ def test_a_message_that_is_too_large_is_kept(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_stream_reader_and_sender_resume_after_a_lost_connection(shell: Shell, broker: TestBroker) -> None:
-    """After a lost connection, `receive-stream --track` and `send-stream` reconnect, and every message arrives in
-    order.
+def test_send_stream_and_receive_stream_resume_after_a_lost_connection(shell: Shell, broker: TestBroker) -> None:
+    """Each time the connection is lost, `send-stream` and `receive-stream --track` reconnect, and every message arrives
+    in order.
     """
     target = urlsplit(broker.streams)
     with Proxy(target.port or 0) as proxy:
@@ -364,7 +370,7 @@ def test_stream_reader_and_sender_resume_after_a_lost_connection(shell: Shell, b
 
 
 @on_any_broker
-def test_offsets_of_unwritten_messages_are_not_stored(shell: Shell) -> None:
+def test_receive_stream_stores_no_offset_if_stdout_cannot_be_written(shell: Shell) -> None:
     """If stdout cannot be written, `receive-stream --track` exits with 1 and stores no offset."""
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
@@ -376,8 +382,8 @@ def test_offsets_of_unwritten_messages_are_not_stored(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_receive_resumes_a_stream_after_a_lost_connection(shell: Shell, broker: TestBroker) -> None:
-    """After a lost connection, `receive` on a stream continues after the last printed message: none is missing or
-    repeated.
+    """Each time the connection is lost, `receive` on a stream resumes after the last printed message. No message is
+    missing or repeated.
     """
     sent = ("mqtool", "send-stream", "-l", "-q", "s")
     shell.run(*sent, stdin=numbers(0, 4))
@@ -395,9 +401,9 @@ def test_receive_resumes_a_stream_after_a_lost_connection(shell: Shell, broker: 
     assert reader.interrupt().wait().stdout == numbers(1, 19)
 
 
-def test_a_deleted_stream_ends_its_readers_and_senders(shell: Shell) -> None:
-    """If the stream is deleted, `receive-stream` exits with 69, and `send-stream`, which has sent a line, with 3, or
-    with 75 if the line was not confirmed before. Neither command declares the stream again.
+def test_stream_commands_end_if_their_stream_is_deleted(shell: Shell) -> None:
+    """If the stream is deleted, `receive-stream` exits with 69. `send-stream` exits with 3 if a message was confirmed
+    before, and with 75 if not. Neither declares the stream again.
     """
     reader = shell.start("mqtool", "receive-stream", "-q", "s", "--declare", "--raw").wait_until_ready()
     sender = shell.start("mqtool", "send-stream", "-l", "-q", "s", stdin=subprocess.PIPE)
@@ -414,8 +420,8 @@ def test_a_deleted_stream_ends_its_readers_and_senders(shell: Shell) -> None:
 
 
 def test_queue_delete_if_empty_refuses_a_stream(shell: Shell, broker: TestBroker) -> None:
-    """`queue delete --if-empty` and `--if-unused` exit with 1 for a stream, since RabbitMQ deletes a stream without
-    checking these conditions.
+    """`queue delete --if-empty` and `--if-unused` exit with 1 for a stream, because RabbitMQ would delete it without
+    checking the condition.
     """
     shell.run("mqtool", "send-stream", "-q", "s", "x")
     delete = ("mqtool", "queue", "delete", "s", "--yes")
@@ -431,9 +437,9 @@ def test_queue_delete_if_empty_refuses_a_stream(shell: Shell, broker: TestBroker
 
 
 @on_any_broker
-def test_a_damaged_batch_is_skipped_with_a_warning(shell: Shell, broker: TestBroker) -> None:
-    """`receive-stream --track` skips a damaged batch, warns with the batch's offset and the reason, and reads the
-    messages after the batch.
+def test_receive_stream_skips_a_damaged_batch_with_a_warning(shell: Shell, broker: TestBroker) -> None:
+    """`receive-stream` skips a damaged batch of messages and reads those after it. A warning gives the batch's offset
+    and what is wrong.
     """
     shell.run("mqtool", "send-stream", "-q", "s", "before")
     place = urlsplit(broker.streams)
@@ -452,9 +458,9 @@ def test_a_damaged_batch_is_skipped_with_a_warning(shell: Shell, broker: TestBro
 
 
 @on_any_broker
-def test_batches_that_unpack_to_millions_of_messages_need_little_memory(shell: Shell, broker: TestBroker) -> None:
-    """`receive-stream` unpacks compressed batches one at a time: with 600 MB of address space, it reads from batches
-    that hold 6.5 million messages.
+def test_receive_stream_needs_little_memory_for_compressed_batches(shell: Shell, broker: TestBroker) -> None:
+    """`receive-stream` decompresses one batch at a time. With 600 MB of address space, it reads a stream whose
+    compressed batches contain 6.5 million messages.
     """
     place = urlsplit(broker.streams)
     client = RawStream(place.hostname or "", place.port or 0)
@@ -473,9 +479,11 @@ def test_batches_that_unpack_to_millions_of_messages_need_little_memory(shell: S
     assert (read.code, read.stdout.strip()) == (0, "70000")
 
 
-def test_bare_bytes_that_amqp_cannot_deliver_name_receive_stream(shell: Shell, broker: TestBroker) -> None:
-    """If RabbitMQ cannot deliver a stream's bare bodies over AMQP 0-9-1, `receive` and `peek` exit with 69 and name
-    `receive-stream`; the embedded broker delivers them.
+def test_receive_suggests_receive_stream_for_messages_without_amqp_1_0_encoding(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If a stream has messages without AMQP 1.0 encoding, which RabbitMQ cannot deliver over AMQP 0-9-1, `receive` and
+    `peek` exit with 69 and suggest `receive-stream`. The embedded broker delivers them.
     """
     shell.run("mqtool", "send-stream", "-q", "s", "first")
     place = urlsplit(broker.streams)
@@ -496,9 +504,9 @@ def test_bare_bytes_that_amqp_cannot_deliver_name_receive_stream(shell: Shell, b
 
 
 @on_any_broker
-def test_an_existing_stream_with_other_settings_is_used(shell: Shell) -> None:
-    """`send-stream` uses an existing stream whose arguments differ. Only if an option asks for another value does
-    `send-stream` print a notice.
+def test_an_existing_stream_with_other_arguments_is_used(shell: Shell) -> None:
+    """`send-stream` uses an existing stream even if its arguments differ. It prints a notice only if an option asks for
+    a different value.
     """
     assert shell.run("mqtool", "send-stream", "-q", "s", "--argument", "max-age=1D", "x").code == 0
     assert shell.run("mqtool", "send-stream", "-q", "s", "y").stderr == " [x] y message sent\n"

@@ -35,9 +35,9 @@ def by_partition(ndjson: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.keeps_messages
-def test_a_key_always_selects_the_same_partition(shell: Shell, broker: TestBroker) -> None:
-    """`send-stream -r` sends messages with the same routing key to the same partition, the one that other clients
-    choose; `receive-stream --json` prints partition and key.
+def test_a_routing_key_always_selects_the_same_partition(shell: Shell, broker: TestBroker) -> None:
+    """`send-stream` sends messages with the same routing key to the same partition of a super stream, as RabbitMQ's own
+    clients do. `receive-stream --json` prints the partition and the key.
     """
     lines = "".join(f"hello{number} {each}\n" for each in ("a", "b") for number in range(1, 7))
     send = ("mqtool", "send-stream", *CREATED, "-l", "--key-pattern", r"(?P<who>\w+)", "-r", "{who}")
@@ -56,9 +56,9 @@ def test_a_key_always_selects_the_same_partition(shell: Shell, broker: TestBroke
         assert "orders-2" in shell.run(*READ, "--json", "--offset", "last").stdout.splitlines()[-1]
 
 
-def test_without_a_key_partitions_take_turns(shell: Shell) -> None:
-    """Without a routing key, `send-stream` sends messages to the partitions in turn; `receive-stream --track` resumes
-    in each partition.
+def test_without_a_routing_key_messages_go_to_each_partition_in_turn(shell: Shell) -> None:
+    """Without a routing key, `send-stream` sends messages to the partitions of a super stream in turn. `receive-stream
+    --track` resumes at the stored offset of each partition.
     """
     shell.run("mqtool", "send-stream", *CREATED, "-l", stdin="".join(f"{number}\n" for number in range(1, 10)))
     assert by_partition(shell.run(*READ, "--json").stdout) == {
@@ -82,8 +82,8 @@ def test_without_a_key_partitions_take_turns(shell: Shell) -> None:
 
 @on_any_broker
 def test_an_existing_super_stream_is_used_with_its_partitions(shell: Shell) -> None:
-    """If a super stream exists with another number of partitions, `receive-stream` uses the existing partitions; with
-    --strict, it exits with 78.
+    """If a super stream exists with a different number of partitions, `receive-stream` uses the existing partitions and
+    says so. With --strict, it exits with 78.
     """
     shell.run("mqtool", "send-stream", *CREATED, "-r", "hello1", "x")
     other = ("mqtool", "receive-stream", "-q", "orders", "--partitions", "5", "-c", "1", "--raw")
@@ -100,9 +100,9 @@ def test_an_existing_super_stream_is_used_with_its_partitions(shell: Shell) -> N
 
 
 @on_any_broker
-def test_a_super_stream_resumes_after_a_lost_connection(shell: Shell, broker: TestBroker) -> None:
-    """After a lost connection, `send-stream` and `receive-stream` of a super stream reconnect, and every message
-    arrives.
+def test_super_stream_commands_reconnect_and_lose_no_message(shell: Shell, broker: TestBroker) -> None:
+    """Each time the connection is lost, `send-stream` and `receive-stream` on a super stream reconnect, and every
+    message arrives.
     """
     with Proxy(urlsplit(broker.streams).port or 0) as proxy:
         shell.environment["MQTOOL_STREAM_PORT"] = str(proxy.port)
@@ -118,13 +118,13 @@ def test_a_super_stream_resumes_after_a_lost_connection(shell: Shell, broker: Te
         sender.process.stdin.close()
         assert sender.wait().code == 0
         wait_until(lambda: reader.stderr.count("connected again to") == 4, reader.stderr)
-        # What was sent but not confirmed in time may be there twice.
+        # A message that was not confirmed before the cut may arrive twice.
         assert set(reader.interrupt().wait().stdout.split()) == {"1", "2", "3", "4"}
 
 
 @pytest.mark.keeps_messages
-def test_the_next_single_active_reader_takes_over(shell: Shell, broker: TestBroker) -> None:
-    """After kill -9 of the active `receive-stream --single-active`, the waiting one becomes active and continues at the
+def test_a_waiting_consumer_takes_over_when_the_single_active_one_is_killed(shell: Shell, broker: TestBroker) -> None:
+    """If the active `receive-stream --single-active` is killed, a waiting one becomes active and continues at the
     stored offset.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin="1\n2\n")
@@ -135,11 +135,11 @@ def test_the_next_single_active_reader_takes_over(shell: Shell, broker: TestBrok
         return
     assert "--track" in shell.run(*one[:-2]).stderr
     first = shell.start(*one).wait_for_stdout("2\n")
-    wait_until(lambda: shell.run("mqtool", "offset", "show", "s", "me").stdout == "1\n", "what was read is stored")
+    wait_until(lambda: shell.run("mqtool", "offset", "show", "s", "me").stdout == "1\n", "the stored offset")
     second = shell.start(*one).wait_until_ready()
     shell.run("mqtool", "send-stream", "-q", "s", "3")
     first.wait_for_stdout("3\n")
-    wait_until(lambda: shell.run("mqtool", "offset", "show", "s", "me").stdout > "1\n", "what was read is stored")
+    wait_until(lambda: shell.run("mqtool", "offset", "show", "s", "me").stdout > "1\n", "the stored offset")
     first.process.send_signal(signal.SIGKILL)
     second.wait_for_stderr("active: reading stream 's', from offset ")
     shell.run("mqtool", "send-stream", "-q", "s", "4")
@@ -147,21 +147,21 @@ def test_the_next_single_active_reader_takes_over(shell: Shell, broker: TestBrok
 
 
 @pytest.mark.keeps_messages
-def test_single_active_readers_share_the_partitions(shell: Shell, broker: TestBroker) -> None:
-    """Two `receive-stream --single-active` of a super stream share its partitions, so each message goes to one of them.
-    When one ends, the other reads all partitions.
+def test_single_active_consumers_share_the_partitions(shell: Shell, broker: TestBroker) -> None:
+    """Two `receive-stream --single-active` commands share the partitions of a super stream, so that each message goes
+    to only one of them. When one ends, the other reads all partitions.
     """
     if broker.kind == "rabbitmq" and broker.version.startswith("3.10"):
         pytest.skip("RabbitMQ has single active consumers since 3.11")
     shell.run("mqtool", "send-stream", *CREATED, "-l", stdin="1\n2\n3\n")
     one = ("mqtool", "receive-stream", "-q", "orders", "--single-active", "--raw", "--track", "me")
     first = shell.start(*one)
-    wait_until(lambda: sorted(first.stdout.split()) == ["1", "2", "3"], "all read")
+    wait_until(lambda: sorted(first.stdout.split()) == ["1", "2", "3"], "all messages")
     second = shell.start(*one).wait_for_stderr("active: reading stream 'orders-1', from offset 1")
     assert "standing by: another consumer reads stream 'orders-1'" in first.stderr
     shell.run("mqtool", "send-stream", "-q", "orders", "-l", stdin="4\n5\n6\n")
     second.wait_for_stdout("4\n")
-    wait_until(lambda: sorted(first.stdout.split()) == ["1", "2", "3", "5", "6"], "the others' share")
+    wait_until(lambda: sorted(first.stdout.split()) == ["1", "2", "3", "5", "6"], "the other partitions")
     assert first.interrupt().wait().code == 0
     shell.run("mqtool", "send-stream", "-q", "orders", "-l", stdin="7\n8\n9\n")
     wait_until(lambda: sorted(second.stdout.split()) == ["4", "7", "8", "9"], second.stdout)

@@ -1,4 +1,4 @@
-"""`tap`: copies of passing messages; the queues keep theirs."""
+"""`tap` prints copies of the messages that pass through an exchange; the queues keep the messages."""
 
 import json
 import signal
@@ -18,7 +18,7 @@ from tests.cli.test_exec import depth
 
 @pytest.fixture
 def api(shell: Shell, broker: TestBroker) -> None:
-    """Says where the management API is."""
+    """Name the management API in the environment."""
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
 
 
@@ -37,10 +37,10 @@ def publish(
 
 @pytest.mark.usefixtures("api")
 @pytest.mark.parametrize("kind", ["direct", "topic", "fanout", "headers"])
-def test_tap_prints_what_passes_through_an_exchange(
+def test_tap_prints_every_message_that_passes_through_an_exchange(
     shell: Shell, broker: TestBroker, connection: Connection, kind: str
 ) -> None:
-    """`tap EXCHANGE` prints each message published to an exchange of any type, and the bound queues still get every
+    """`tap EXCHANGE` prints each message published to the exchange, whatever its type. The bound queues still get every
     message.
     """
     channel, exchange = connection.channel(), Exchange("orders", kind, auto_delete=True)
@@ -58,9 +58,9 @@ def test_tap_prints_what_passes_through_an_exchange(
 
 
 @pytest.mark.usefixtures("api")
-def test_tap_selects_by_keys_and_headers(shell: Shell, broker: TestBroker) -> None:
-    """`tap` prints only the messages that match the binding keys, of one or several exchanges, or the headers on its
-    command line.
+def test_tap_prints_only_messages_with_matching_keys_or_headers(shell: Shell, broker: TestBroker) -> None:
+    """With binding keys or headers on its command line, `tap` prints only the matching messages, from one or several
+    exchanges.
     """
     by_key = shell.start("mqtool", "tap", "amq.topic", "kern.*", "-e", "amq.direct", "-c", "2").wait_until_ready()
     by_header = shell.start(
@@ -77,11 +77,11 @@ def test_tap_selects_by_keys_and_headers(shell: Shell, broker: TestBroker) -> No
 
 
 @pytest.mark.usefixtures("api")
-def test_tap_of_a_queue_shows_what_its_bindings_route_to_it(
+def test_tap_of_a_queue_prints_the_messages_that_its_bindings_route_to_it(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """`tap -q` prints the messages that the queue's bindings route to it, and says that messages of the default
-    exchange are not shown.
+    """`tap -q` prints the messages that a queue's bindings route to it. It says that it does not show messages that
+    reach the queue through the default exchange.
     """
     channel = connection.channel()
     jobs = channel.declare(Queue("jobs", durable=True))
@@ -104,8 +104,8 @@ def test_tap_of_a_queue_shows_what_its_bindings_route_to_it(
 
 @pytest.mark.usefixtures("api")
 def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> None:
-    """`tap` exits with 69 if the exchange or queue does not exist, and with 2 if a direct exchange has no bindings, or
-    unless exactly one exchange or queue is named.
+    """`tap` exits with 69 if the exchange or the queue does not exist. It exits with 2 if a direct exchange has no
+    bindings, or if the command line does not name exactly one exchange or queue.
     """
     for words, code, said in (
         (["nowhere", "key"], 69, "exchange 'nowhere' or vhost "),
@@ -124,8 +124,8 @@ def test_tap_says_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> Non
 
 @on_any_broker
 @pytest.mark.usefixtures("api")
-def test_tap_json_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
-    """`send --json` accepts the lines of `tap --json`. A line names the broker only if several brokers are tapped."""
+def test_the_output_of_tap_json_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
+    """`send --json` accepts the lines of `tap --json`. If several brokers are tapped, each line names its broker."""
     tap = shell.start("mqtool", "tap", "amq.topic", "--json", "-c", "1").wait_until_ready()
     other = f"{broker.url.partition('//')[0]}//{broker.url.partition('@')[2]}"
     both = shell.start("mqtool", "tap", "amq.topic", "-u", broker.url, "-u", other, "--json", "-c", "2")
@@ -148,9 +148,9 @@ def test_tap_json_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
 
 
 @pytest.mark.usefixtures("api")
-def test_tap_counts_what_a_slow_reader_misses(shell: Shell, broker: TestBroker) -> None:
-    """If the reader of the output is slow, `tap` drops copies and says how many; printed and dropped copies add up to
-    all messages.
+def test_tap_counts_the_copies_that_it_drops_for_a_slow_reader(shell: Shell, broker: TestBroker) -> None:
+    """If the reader of its output is slow, `tap` drops copies and says how many. The printed and the dropped copies add
+    up to all messages.
     """
     count, body = 6_000, "x" * 500
     tap = "mqtool tap amq.fanout --raw --buffer 50 --idle-timeout 3s --ready-file ready 2> said"
@@ -158,7 +158,7 @@ def test_tap_counts_what_a_slow_reader_misses(shell: Shell, broker: TestBroker) 
     wait_until((shell.directory / "ready").exists, "the tap")
     publish(broker, "amq.fanout", *[""] * count, body=body)
     said = shell.directory / "said"
-    wait_until(lambda: "dropped so far" in said.read_text(), "a word while it happens")
+    wait_until(lambda: "dropped so far" in said.read_text(), "a warning while copies are dropped")
     (shell.directory / "go").touch()
     slow.wait()
     *_, last = said.read_text().splitlines()
@@ -169,18 +169,22 @@ def test_tap_counts_what_a_slow_reader_misses(shell: Shell, broker: TestBroker) 
 
 
 @on_any_broker
-def test_a_tap_that_was_stopped_warns_of_missing_copies(shell: Shell) -> None:
-    """After SIGSTOP and SIGCONT, `tap` warns that it was too slow and that the broker may have dropped copies."""
+def test_tap_warns_of_missing_copies_after_it_was_suspended(shell: Shell) -> None:
+    """If `tap` was suspended by SIGSTOP for some seconds, it warns after SIGCONT that the broker may have dropped
+    copies.
+    """
     tap = shell.start("mqtool", "tap", "amq.fanout", "#").wait_until_ready()
     tap.process.send_signal(signal.SIGSTOP)
     stopped = time.monotonic()
-    wait_until(lambda: time.monotonic() > stopped + 2.5, "longer than a busy machine would make it wait")
+    wait_until(lambda: time.monotonic() > stopped + 2.5, "longer than a delay on a busy machine")
     tap.process.send_signal(signal.SIGCONT)
     tap.wait_for_stderr("warning: this tap was too slow: the broker may have dropped copies")
 
 
-def test_the_firehose_is_switched_on_again_after_a_restart(lonely_shell: Shell) -> None:
-    """After a restart of the broker, a running `tap --firehose` switches the firehose on again and prints messages."""
+def test_tap_firehose_continues_after_a_restart_of_the_broker(lonely_shell: Shell) -> None:
+    """After a restart of the broker, a running `tap --firehose` switches the firehose on again and prints new
+    messages.
+    """
     broker, shell = Restartable(BrokerKind.EMBEDDED, f"tap-{uuid.uuid4().hex[:8]}"), lonely_shell
     try:
         shell.environment["MQTOOL_URL"] = broker.url

@@ -1,4 +1,4 @@
-"""What mqtool's own sentences and drawings look like on a terminal: 80 columns wide, or with ASCII alone."""
+"""How mqtool prints sentences and diagrams on a terminal of 80 columns, and on one that only has ASCII."""
 
 import re
 import sys
@@ -22,8 +22,8 @@ def shown(shell: Shell, sentence: str) -> list[str]:
     return seen(shell, sys.executable, "-c", SAY, sentence).splitlines()
 
 
-def test_a_notice_is_broken_between_words(lonely_shell: Shell) -> None:
-    """On a terminal, a notice is wrapped between words at 80 columns and loses no word; one that fits stays on one
+def test_a_notice_is_wrapped_between_words(lonely_shell: Shell) -> None:
+    """On a terminal, mqtool wraps a notice between words at 80 columns. A notice that fits into 80 columns stays on one
     line.
     """
     sentence = "word " * 15 + "longer-than-that is what follows here, and 'quoted words' may be broken"
@@ -36,7 +36,9 @@ def test_a_notice_is_broken_between_words(lonely_shell: Shell) -> None:
 
 
 def test_a_command_in_a_notice_can_be_copied(lonely_shell: Shell) -> None:
-    """On a terminal, a command within a notice is printed on a line without a break, so that it can be copied whole."""
+    """On a terminal, a command within a notice is printed on one line, even if it is too long for the terminal, so that
+    it can be copied.
+    """
     commands = [
         "'mqtool receive-log topic --exchange orders --queue everything --declare'",
         'eval "$(mqtool broker env --name another-broker)"',
@@ -48,8 +50,8 @@ def test_a_command_in_a_notice_can_be_copied(lonely_shell: Shell) -> None:
     assert long in "".join(shown(lonely_shell, f"to bind it: {long}"))
 
 
-def test_an_error_is_broken_between_words(lonely_shell: Shell) -> None:
-    """On a terminal, an error and its hint are wrapped between words to fit into 80 columns."""
+def test_an_error_is_wrapped_between_words(lonely_shell: Shell) -> None:
+    """On a terminal, mqtool wraps an error and its hint between words to fit into 80 columns."""
     lonely_shell.environment["MQTOOL_URL"] = "amqp://127.0.0.1:1/" + "v" * 20
     words = ["mqtool", "tutorial", "show", "incident"], ["mqtool", "send", "--timeout", "x" * 30, "y"]
     for command in words:
@@ -58,8 +60,8 @@ def test_an_error_is_broken_between_words(lonely_shell: Shell) -> None:
         assert shown_there.split() == lonely_shell.run(*command).stderr.split()
 
 
-def test_a_terminal_of_the_locale_c_gets_ascii(lonely_shell: Shell) -> None:
-    """Under LC_ALL=C, mqtool draws diagrams and marks on a terminal with ASCII characters only."""
+def test_drawings_are_ascii_in_the_locale_c(lonely_shell: Shell) -> None:
+    """With LC_ALL=C, mqtool uses only ASCII characters for the diagrams and marks that it prints on a terminal."""
     lonely_shell.environment["LC_ALL"] = "C"
     page = seen(lonely_shell, "mqtool", "tutorial", "show", "routing")
     assert "emit-log --> (direct_logs)+" in page
@@ -72,21 +74,17 @@ def test_a_terminal_of_the_locale_c_gets_ascii(lonely_shell: Shell) -> None:
     assert "emit-log ──> (direct_logs)┤" in seen(lonely_shell, "mqtool", "tutorial", "show", "routing")
 
 
-def test_received_data_stays_as_it_is_under_the_locale_c(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
-    """Under LC_ALL=C, `receive --raw` still prints a body on a terminal byte for byte; only mqtool's own drawings
-    become ASCII.
-    """
+def test_received_bodies_are_unchanged_in_the_locale_c(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
+    """With LC_ALL=C, `receive --raw` still prints characters of a body that are not ASCII unchanged on a terminal."""
     lonely_shell.environment |= {"LC_ALL": "C", "MQTOOL_URL": amqp_vhost.url}
     assert lonely_shell.run("mqtool", "send", "grün ─").code == 0
     assert "grün ─" in seen(lonely_shell, "mqtool", "receive", "-c", "1", "--raw")
 
 
 @pytest.mark.parametrize("command", ["receive -q task_queue", "worker", "receive-log fanout -q task_queue"])
-def test_a_receiver_marks_redelivered_messages_on_a_terminal(
-    lonely_shell: Shell, amqp_vhost: Vhost, command: str
-) -> None:
-    """On a terminal, the line of a message that was delivered before ends with "(redelivered)"; in a pipe, with --raw
-    and with --dialect, nothing is added to the line.
+def test_redelivered_messages_are_marked_on_a_terminal(lonely_shell: Shell, amqp_vhost: Vhost, command: str) -> None:
+    """On a terminal, `receive`, `worker` and `receive-log` add "(redelivered)" to the line of a message that was
+    delivered before. In a pipe, with --raw or with --dialect, they do not.
     """
     lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
     receive = ("mqtool", *command.split(), "-c", "2")
@@ -101,9 +99,9 @@ def test_a_receiver_marks_redelivered_messages_on_a_terminal(
     assert "redelivered" not in lonely_shell.run(*receive[:-1], "1").stdout
 
 
-def test_the_shells_prompt_is_not_on_the_line_of_ctrl_c(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
-    """After Ctrl-C on a terminal, `receive` ends the line that shows ^C, so that the shell's prompt starts on a new
-    one.
+def test_the_shells_prompt_is_on_a_new_line_after_ctrl_c(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
+    """After Ctrl-C, `receive` ends the line on which the terminal shows ^C, so that the shell's prompt is on a new
+    line.
     """
     lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
     command = "trap : INT; mqtool receive; echo prompt"

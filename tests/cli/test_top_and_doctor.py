@@ -1,4 +1,4 @@
-"""`top` and `doctor`: what a broker is doing, and what is wrong with it."""
+"""`top` shows what a broker is doing, and `doctor` what is wrong with it."""
 
 import json
 import re
@@ -41,19 +41,21 @@ def findings(shell: Shell, broker: TestBroker) -> dict[str, dict[str, Any]]:
 
 
 def test_doctor_reports_no_problem_on_a_healthy_broker(watcher: Shell, broker: TestBroker) -> None:
-    """With a working consumer and a dead-letter queue, `doctor` says that it found no problems and exits with 0."""
+    """If each queue has a working consumer or is a dead-letter queue, `doctor` says that it found no problems, and
+    exits with 0.
+    """
     watcher.run("mqtool", "queue", "declare", "task_queue.dlq")
     watcher.run("mqtool", "new-task", "--dead-letter-exchange", "", "x")
     watcher.start("mqtool", "worker", "--dead-letter-exchange", "").wait_until_ready().wait_for_stderr("Done")
-    wait_until(lambda: not findings(watcher, broker), f"all well: {findings(watcher, broker)}")
+    wait_until(lambda: not findings(watcher, broker), f"no findings: {findings(watcher, broker)}")
     looked = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "100ms")
     assert looked.stdout == ""
     assert "no problems found" in looked.stderr
 
 
-def test_doctor_reports_each_kind_of_problem(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` finds problems such as queues without consumers, transient queues, missing dead-letter exchanges and
-    missing acknowledgements.
+def test_doctor_reports_several_kinds_of_problem(watcher: Shell, broker: TestBroker) -> None:
+    """`doctor` reports problems such as queues without consumers, transient queues, missing dead-letter exchanges, and
+    consumers that do not acknowledge their messages.
     """
     watcher.run("mqtool", "send", "-q", "left", "x")
     watcher.run("mqtool", "queue", "declare", "old", "--transient", "--queue-type", "classic")
@@ -68,7 +70,7 @@ def test_doctor_reports_each_kind_of_problem(watcher: Shell, broker: TestBroker)
     found: dict[str, dict[str, Any]] = {}
 
     def all_found() -> bool:
-        # Again each time: RabbitMQ may lose the statistics of so short a connection.
+        # Publish again each time: RabbitMQ may lose the statistics of such a short connection.
         watcher.run("mqtool", "emit-log", "fanout", "lost")
         watcher.run("mqtool", "send", "-q", "short", "--max-length", "1", "-l", stdin="a\nb\nc\n")
         found.clear()
@@ -86,7 +88,9 @@ def test_doctor_reports_each_kind_of_problem(watcher: Shell, broker: TestBroker)
 
 
 def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broker: TestBroker) -> None:
-    """If a consumer never acknowledges its message while others wait, `doctor` and `top` say that nothing moves."""
+    """If a consumer does not acknowledge its message while others wait in the queue, `doctor` and `top` report that
+    nothing moves.
+    """
     watcher.run("mqtool", "new-task", "-l", stdin="1\n2\n3\n")
     watcher.start("mqtool", "worker", "--forget-ack").wait_until_ready().wait_for_stdout("Received 1")
     wait_until(lambda: "stands-still" in findings(watcher, broker), f"found: {findings(watcher, broker)}")
@@ -98,7 +102,7 @@ def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broke
 
 
 def test_doctor_reports_cycles_and_dead_ends(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` finds a queue that dead-letters to itself, exchanges bound to each other in a cycle, and alternate
+    """`doctor` reports a queue that dead-letters to itself, exchanges bound to each other in a cycle, and alternate
     exchanges that have no bindings or do not exist.
     """
     to, key, ttl = "x-dead-letter-exchange", "x-dead-letter-routing-key", "x-message-ttl"
@@ -122,15 +126,15 @@ def test_doctor_reports_cycles_and_dead_ends(watcher: Shell, broker: TestBroker)
     looked = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms")
     text = " ".join(looked.stdout.split())
     assert f"queue 'round' in vhost {broker.vhost!r} gets its expired messages back: RabbitMQ drops" in text
-    assert "'retry'" not in text, "who rejects a message wants it to come back"
+    assert "'retry'" not in text, "a retry queue whose messages return to jobs is intended"
     assert "'one' → 'two' → 'one'" in text or "'two' → 'one' → 'two'" in text
     assert "the alternate exchange 'missed', which has no bindings: what it cannot route is lost" in text
     assert "the alternate exchange 'nowhere', which does not exist" in text
 
 
-def test_a_queue_whose_dead_letters_are_lost_is_noticed(watcher: Shell, broker: TestBroker) -> None:
-    """If a queue dead-letters to a queue that does not exist, `queue declare` and `doctor` say so and print the command
-    that declares the missing queue.
+def test_queue_declare_and_doctor_say_that_dead_letters_would_be_lost(watcher: Shell, broker: TestBroker) -> None:
+    """If a queue dead-letters to a queue that does not exist, `queue declare` and `doctor` say so, and print the
+    command that declares the missing queue.
     """
     declare = ("mqtool", "queue", "declare", "orders", "--dead-letter-exchange", "")
     said = " ".join(watcher.run(*declare).stderr.split())
@@ -145,9 +149,11 @@ def test_a_queue_whose_dead_letters_are_lost_is_noticed(watcher: Shell, broker: 
 
 
 @on_any_broker
-def test_doctor_reports_streams_without_limits_and_readers_that_fall_behind(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` finds a stream without a limit, a stream reader that has missed messages, and a queue left over from a
-    killed `bench`.
+def test_doctor_reports_streams_without_limits_and_consumers_that_missed_messages(
+    watcher: Shell, broker: TestBroker
+) -> None:
+    """`doctor` reports a stream without a size or age limit, a consumer that has missed messages because its stream's
+    limit deleted them, and a queue left behind by a killed `bench`.
     """
     for name in ("endless", "mqtool-bench-1"):
         watcher.run("mqtool", "queue", "declare", name, "--queue-type", "stream")
@@ -168,9 +174,9 @@ def test_doctor_reports_streams_without_limits_and_readers_that_fall_behind(watc
 
 
 @on_any_broker
-def test_doctor_says_how_to_continue_a_conversion(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` reports the messages that an interrupted `queue convert` holds, and advises to continue the conversion,
-    not to delete the queue.
+def test_doctor_says_how_to_resume_an_interrupted_conversion(watcher: Shell, broker: TestBroker) -> None:
+    """If an interrupted `queue convert` has left messages in its temporary queue, `doctor` reports them and suggests
+    resuming the conversion.
     """
     watcher.run("mqtool", "send", "-q", "jobs.mqtool-convert", "x")
     found = findings(watcher, broker)
@@ -179,11 +185,11 @@ def test_doctor_says_how_to_continue_a_conversion(watcher: Shell, broker: TestBr
     assert "no-consumer" not in found
 
 
-def test_doctor_reports_rights_on_a_dead_letter_queue_without_rights_on_its_queue(
+def test_doctor_reports_permissions_on_a_dead_letter_queue_but_not_on_its_queue(
     watcher: Shell, broker: TestBroker
 ) -> None:
-    """`doctor` reports a user who may declare or write to orders.dlq, but not to orders, because commands such as `dlq
-    redrive` move messages from the one to the other. A user with rights on both, or on neither, is not reported.
+    """`doctor` reports a user who may write to orders.dlq but not to orders, because `dlq redrive` moves messages from
+    the one to the other. It does not report a user with permissions on both or neither.
     """
     for queue in ("orders", "orders.dlq", "jobs"):
         watcher.run("mqtool", "queue", "declare", queue)
@@ -209,8 +215,8 @@ def test_doctor_reports_rights_on_a_dead_letter_queue_without_rights_on_its_queu
 
 @on_any_broker
 def test_doctor_groups_equal_findings(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` prints 40 queues with the same problem as one finding with 21 of their names; with --json, each queue is
-    a finding of its own.
+    """If 40 queues have the same problem, `doctor` prints one finding with 21 of their names. With --json, it prints a
+    finding for each queue.
     """
     many = [f"q{number:02}" for number in range(40)]
     for name in many:
@@ -228,7 +234,7 @@ def test_doctor_groups_equal_findings(watcher: Shell, broker: TestBroker) -> Non
 
 
 def test_doctor_reports_policies_for_mirrored_queues(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor` finds policies with ha-mode, which RabbitMQ 4.0 no longer supports."""
+    """`doctor` reports policies with ha-mode, which RabbitMQ 4.0 no longer supports."""
     policy = {"pattern": "^ha-", "definition": {"ha-mode": "all"}, "apply-to": "queues"}
     try:
         broker.api("PUT", f"policies/{broker.vhost}/mirror", policy)
@@ -239,8 +245,8 @@ def test_doctor_reports_policies_for_mirrored_queues(watcher: Shell, broker: Tes
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor --upgrade 4.3` names each queue, exchange and client that RabbitMQ 4.3 refuses or treats differently;
-    `doctor --upgrade 4.0` names only those that differ in 4.0.
+    """`doctor --upgrade 4.3` reports each queue, exchange and client that RabbitMQ 4.3 refuses or treats differently.
+    `doctor --upgrade 4.0` reports only those that are affected in 4.0.
     """
     queues: dict[str, Any] = {
         "old": {"durable": False},
@@ -281,8 +287,8 @@ def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, br
     assert "upgrade amqplib to 0.10.7 or later" in said
 
 
-@pytest.mark.parametrize(("version", "is_told"), [("4.3", False), ("4.4", True)])
-def test_doctor_upgrade_says_what_changes_in_4_4(
+@pytest.mark.parametrize(("version", "is_told"), [("4.3", False), ("4.4", True)], ids=["4.3", "4.4"])
+def test_doctor_upgrade_lists_general_changes_in_version_4_4(
     watcher: Shell, broker: TestBroker, version: str, *, is_told: bool
 ) -> None:
     """`doctor --upgrade 4.4` also lists changes in RabbitMQ 4.4 that do not depend on the broker's topology: for
@@ -310,9 +316,9 @@ def held_connection(broker: TestBroker) -> Iterator[BlockingChannel]:
 
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
-def test_doctor_upgrade_peek_checks_the_messages(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor --upgrade --peek` reports messages with an x-death count that RabbitMQ 4 treats differently, and leaves
-    them in the queue; without --peek, no message is reported.
+def test_doctor_upgrade_peek_checks_messages_and_leaves_them_in_the_queue(watcher: Shell, broker: TestBroker) -> None:
+    """`doctor --upgrade --peek` reports messages whose x-death count RabbitMQ 4 treats differently, and leaves them in
+    the queue. Without --peek, `doctor` does not look at messages.
     """
     death = json.dumps([{"count": 57, "queue": "jobs", "reason": "rejected", "exchange": ""}])
     watcher.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
@@ -326,27 +332,29 @@ def test_doctor_upgrade_peek_checks_the_messages(watcher: Shell, broker: TestBro
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_finds_messages_near_the_delivery_limit(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor --upgrade --peek` reports a message requeued 15 times in a quorum queue, since RabbitMQ 4.0 limits
-    deliveries by default.
+    """Because RabbitMQ 4.0 has a default delivery limit, `doctor --upgrade --peek` reports a message in a quorum queue
+    that was requeued 15 times.
     """
     watcher.run("mqtool", "send", "-q", "jobs", "--queue-type", "quorum", "--durable", "x")
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()
         for _ in range(15):
             method = None
-            while method is None:  # a quorum queue has a returned message a moment later
+            while method is None:  # a quorum queue has a requeued message a moment later
                 method, _, _ = channel.basic_get("jobs")
             channel.basic_nack(method.delivery_tag)
     look = ("mqtool", "doctor", "--vhost", broker.vhost, "--upgrade", "4.3", "--peek", "1")
     told = re.compile(
         r"queue 'jobs' in vhost \S+ has a message that was returned 1\d times: since RabbitMQ 4.0, the de"
     )
-    wait_until(lambda: told.search(watcher.run(*look).stdout) is not None, "the number of returns")
+    wait_until(lambda: told.search(watcher.run(*look).stdout) is not None, "the number of requeues")
 
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_needs_a_newer_version(watcher: Shell) -> None:
-    """`doctor --upgrade VERSION` exits with 2 if the broker is already newer than VERSION, or if VERSION is invalid."""
+    """`doctor --upgrade VERSION` exits with 2 if the broker is already newer than VERSION, or if VERSION is not a
+    version.
+    """
     told = watcher.run("mqtool", "doctor", "--upgrade", "3.9")
     assert told.code == 2
     assert "the broker is RabbitMQ 3." in told.stderr
@@ -355,8 +363,8 @@ def test_doctor_upgrade_needs_a_newer_version(watcher: Shell) -> None:
 
 @on_any_broker
 def test_doctor_prints_a_nagios_check(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor --format nagios` prints a summary line and uses Nagios' exit codes; a broker or management API that does
-    not answer is critical.
+    """`doctor --format nagios` prints a summary line and uses Nagios's exit codes. If the broker or its management API
+    does not answer, the state is CRITICAL.
     """
     check = ("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms", "--format", "nagios")
     fine = watcher.run(*check)
@@ -383,7 +391,7 @@ def test_doctor_prints_a_nagios_check(watcher: Shell, broker: TestBroker) -> Non
 
 @on_any_broker
 def test_doctor_prints_prometheus_metrics(watcher: Shell, broker: TestBroker) -> None:
-    """`doctor --format prometheus` prints the number of findings for each check, and exits with 0 even if there are
+    """`doctor --format prometheus` prints the number of findings of each check, and exits with 0 even if there are
     findings.
     """
     for name in ("a", "b"):
@@ -396,7 +404,7 @@ def test_doctor_prints_prometheus_metrics(watcher: Shell, broker: TestBroker) ->
 
 
 def test_top_prints_once_in_a_pipe(watcher: Shell, broker: TestBroker) -> None:
-    """In a pipe, `top` prints all queues once, sorted, with warnings; streams have no message rates."""
+    """In a pipe, `top` prints all queues once, sorted and with warnings. For streams, it prints no message rates."""
     broker.api("PUT", f"queues/{broker.vhost}/a", {"durable": True, "arguments": {"x-queue-type": "stream"}})
     watcher.run("mqtool", "send", "-q", "few", "x")
     watcher.run("mqtool", "send", "-q", "many", "-l", stdin="x\n" * 20)
@@ -414,9 +422,9 @@ def test_top_prints_once_in_a_pipe(watcher: Shell, broker: TestBroker) -> None:
 
 
 @on_any_broker
-def test_top_on_a_terminal_sorts_by_keys_and_ends_with_q(watcher: Shell) -> None:
-    """In `top` on a terminal, keys change the order, unknown keys do nothing, and q exits with 0 and restores the
-    screen.
+def test_keys_sort_and_quit_top_on_a_terminal(watcher: Shell) -> None:
+    """On a terminal, keys change the order of queues in `top`, other keys do nothing, and q quits with exit code 0 and
+    restores the screen.
     """
     watcher.run("mqtool", "send", "-q", "few", "x")
     keys = ["u", "n", "\x1b[A", "x", "q"]
@@ -424,16 +432,16 @@ def test_top_on_a_terminal_sorts_by_keys_and_ends_with_q(watcher: Shell) -> None
     assert played.code == 0, played.stdout
     for order in ("sorted by ready ↓", "sorted by unacked ↓", "sorted by name ↑"):
         assert order in played.stdout
-    assert "\x1b[?1049l" in played.stdout, "the alternate screen is left"
+    assert "\x1b[?1049l" in played.stdout, "the alternate screen was not left"
 
 
-def test_doctor_reports_a_guest_that_can_log_in_over_tls(
+def test_doctor_reports_that_guest_can_log_in_over_tls(
     amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`doctor` tries to log in as guest over TLS and reports if that succeeds; without the TLS files that it needs, it
-    says what it could not check.
+    """If the user guest can log in over TLS from another machine, `doctor` reports that. Without the TLS files that it
+    needs, `doctor` says what it could not check.
     """
-    monkeypatch.setattr(doctor, "_LOOPBACK", ())  # a certificate for this machine's own name would need a name server
+    monkeypatch.setattr(doctor, "_LOOPBACK", ())  # treat localhost, which the certificate names, as another machine
     with EmbeddedBroker(management_port=0, tls=amqp_tls.tls()) as broker:
         assert broker.tls_url is not None
         access = Access(parse_addresses(broker.tls_url), TlsFiles(amqp_tls.ca), broker.urls["https"])

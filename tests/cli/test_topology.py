@@ -1,4 +1,4 @@
-"""`topology` and `route`: where messages go, and why."""
+"""`topology` and `route` show where messages go, and why."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def channel(broker: TestBroker) -> Iterator[BlockingChannel]:
 def test_topology_shows_publishers_bindings_and_consumers(
     shell: Shell, broker: TestBroker, channel: BlockingChannel
 ) -> None:
-    """`topology` prints each exchange with its publishers and bindings, and each queue with its consumers; control
+    """`topology` prints each exchange with its publishers and bindings, and each queue with its consumers. Control
     characters in names are escaped.
     """
     channel.basic_consume("kern", lambda *_: None, auto_ack=True, consumer_tag="eater")
@@ -68,7 +68,7 @@ def test_topology_shows_publishers_bindings_and_consumers(
     assert "dies ──> (default exchange)  'dead'" in lines
     assert "otherwise ──> exchange rest" in lines
     assert "nothing is bound to it: messages published here are dropped" in lines
-    assert any(line.startswith("> dead  ") for line in lines), "a queue that only the default exchange leads to"
+    assert any(line.startswith("> dead  ") for line in lines), "a queue that only the default exchange routes to"
     assert "amq.topic" not in tree
     assert "\x1b" not in tree
     assert repr(HOSTILE) in tree
@@ -76,8 +76,8 @@ def test_topology_shows_publishers_bindings_and_consumers(
 
 @on_any_broker
 def test_topology_shows_ten_bindings_and_counts_the_rest(shell: Shell, channel: BlockingChannel) -> None:
-    """`topology EXCHANGE` prints ten of 14 bindings and "… and 4 more bindings"; with --limit 0, all bindings are
-    printed.
+    """If an exchange has 14 bindings, `topology EXCHANGE` prints ten of them and "… and 4 more bindings". With --limit
+    0, it prints all of them.
     """
     for number in range(14):
         channel.queue_declare(f"many{number}")
@@ -88,9 +88,9 @@ def test_topology_shows_ten_bindings_and_counts_the_rest(shell: Shell, channel: 
     assert shell.run("mqtool", "topology", "idle", "--limit", "0").stdout.count("many") == 14
 
 
-def test_topology_of_an_exchange_shows_what_it_leads_to(shell: Shell, channel: BlockingChannel) -> None:
-    """`topology EXCHANGE` shows only what the exchange leads to, including its alternate exchange; if the exchange does
-    not exist, the command exits with 69.
+def test_topology_of_an_exchange_shows_only_what_the_exchange_leads_to(shell: Shell, channel: BlockingChannel) -> None:
+    """`topology EXCHANGE` shows only what the exchange leads to, including its alternate exchange. If EXCHANGE does not
+    exist, the command exits with 69.
     """
     tree = shell.run("mqtool", "topology", "logs").stdout
     assert "rest  fanout" in tree
@@ -101,9 +101,11 @@ def test_topology_of_an_exchange_shows_what_it_leads_to(shell: Shell, channel: B
 
 @pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("form", ["mermaid", "dot", "json"])
-def test_topology_formats_contain_every_bound_queue(shell: Shell, channel: BlockingChannel, form: str) -> None:
-    """`topology --format` mermaid, dot and json contain the queues and exchanges of the virtual host; json also
-    contains each binding.
+def test_each_format_of_topology_contains_every_exchange_and_queue(
+    shell: Shell, channel: BlockingChannel, form: str
+) -> None:
+    """Each --format of `topology` (mermaid, dot and json) contains the exchanges and queues of the virtual host. The
+    format json also contains each binding.
     """
     text = shell.run("mqtool", "topology", "--format", form).stdout
     for name in ("kern", "audit", "other", "idle"):
@@ -118,13 +120,15 @@ def test_topology_formats_contain_every_bound_queue(shell: Shell, channel: Block
 
 @on_any_broker
 def test_topology_live_needs_a_terminal(shell: Shell) -> None:
-    """`topology --live` into a pipe exits with 2 and prints nothing on stdout."""
+    """If stdout is not a terminal, `topology --live` exits with 2 and prints nothing on stdout."""
     refused = shell.run("mqtool", "topology", "--live")
     assert (refused.code, refused.stdout) == (2, "")
 
 
-def test_route_names_the_queues_and_the_near_misses(shell: Shell, channel: BlockingChannel) -> None:
-    """`route` prints the queues that a message would reach and, if a binding key nearly matches, which word differs."""
+def test_route_names_the_matching_queues_and_almost_matching_keys(shell: Shell, channel: BlockingChannel) -> None:
+    """`route` prints the queues that a message would reach. If a binding key almost matches, it says which word
+    differs.
+    """
     told = shell.run("mqtool", "route", "logs", "kern.critical")
     assert told.stdout.splitlines()[:3] == [
         "logs  'kern.critical': 2 queues",
@@ -139,9 +143,9 @@ def test_route_names_the_queues_and_the_near_misses(shell: Shell, channel: Block
     assert json.loads(shell.run("mqtool", "route", "amq.default", "kern", "--json").stdout)["queues"] == ["kern"]
 
 
-def test_route_tests_a_table_of_keys(shell: Shell, channel: BlockingChannel) -> None:
-    """`route --test FILE` exits with 0 if each routing key reaches the expected queues; otherwise it prints the
-    differences and exits with 3.
+def test_route_tests_a_file_of_expected_routes(shell: Shell, channel: BlockingChannel) -> None:
+    """`route --test FILE` exits with 0 if each routing key in FILE reaches the expected queues. Otherwise, it prints
+    the differences and exits with 3.
     """
     table = shell.directory / "routes.txt"
     table.write_text(
@@ -159,8 +163,8 @@ def test_route_tests_a_table_of_keys(shell: Shell, channel: BlockingChannel) -> 
 
 @on_any_broker
 def test_route_of_a_missing_exchange_exits_with_69(shell: Shell, channel: BlockingChannel) -> None:
-    """`route` with an exchange that does not exist exits with 69; the hint asks "did you mean" with the nearest
-    exchange.
+    """If the exchange does not exist, `route` exits with 69, and the hint suggests the exchange with the most similar
+    name.
     """
     gone = shell.run("mqtool", "route", "lgos", "x")
     assert (gone.code, gone.stdout) == (69, "")
@@ -168,9 +172,9 @@ def test_route_of_a_missing_exchange_exits_with_69(shell: Shell, channel: Blocki
 
 
 @on_any_broker
-def test_long_names_are_cut_in_the_middle_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `topology` and `route` shorten long names in the middle to fit 80 columns; in a pipe, they print
-    whole names.
+def test_long_names_are_shortened_in_the_middle_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
+    """On a terminal, `topology` and `route` shorten long names in the middle so that lines fit into 80 columns. In a
+    pipe, they print the whole names.
     """
     exchange, queue = "exchange-" + "e" * 60 + "-end", "queue-" + "q" * 80 + "-last"
     connection = pika.BlockingConnection(pika.URLParameters(broker.url))

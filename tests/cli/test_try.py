@@ -27,7 +27,7 @@ def _own_state(lonely_shell: Shell, tmp_path: Path) -> None:
 
 
 def follow(shell: Shell, said: str) -> None:
-    """Do in the other terminals what `try` says."""
+    """Type what `tutorial try` says into another terminal."""
     if found := re.search(r"export AMQP_URL=(\S+)", said):
         shell.environment["AMQP_URL"] = found[1]
 
@@ -37,9 +37,9 @@ def reach_first(shell: Shell) -> None:
     assert shell.script("mqtool send 'Hello World!' && sleep 0.3 && mqtool receive -c 1").code == 0
 
 
-def test_a_reached_goal_is_remembered_for_the_next_run(lonely_shell: Shell) -> None:
-    """`tutorial try` notices when a goal is reached. The list then marks this goal, and the next run begins with the
-    goal after it; with --again, a run begins with the first goal, and the list does not change.
+def test_tutorial_try_continues_after_the_goals_already_reached(lonely_shell: Shell) -> None:
+    """`tutorial try` marks a reached goal in its list of goals, and its next run begins with the goal after it. With
+    --again, a run begins with the first goal, and the list does not change.
     """
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
     running.wait_for_stdout("Goal 1 of 3")
@@ -66,9 +66,9 @@ def test_a_reached_goal_is_remembered_for_the_next_run(lonely_shell: Shell) -> N
     assert lonely_shell.run("mqtool", "tutorial", "try").stdout.splitlines() == listed
 
 
-def test_hints_come_in_three_steps(lonely_shell: Shell) -> None:
-    """In `tutorial try`, each Enter prints the next of three hints: a question, the concept, and the commands. The key
-    s skips a goal, and q quits.
+def test_enter_prints_the_next_of_three_hints(lonely_shell: Shell) -> None:
+    """In `tutorial try`, each press of Enter prints the next of three hints: a question, the concept, and the commands.
+    The key s skips a goal, and q quits.
     """
     watched = Watched(lonely_shell, 80, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
     watched.wait_for("Goal 1 of 3")
@@ -83,15 +83,15 @@ def test_hints_come_in_three_steps(lonely_shell: Shell) -> None:
     assert "To continue: mqtool tutorial try hello-world" in watched.seen
 
 
-def test_a_command_that_is_typed_into_the_terminal_of_try_presses_no_keys(lonely_shell: Shell) -> None:
-    """If a whole command arrives in the terminal of `tutorial try`, its letters s and q neither skip the goal nor
-    quit.
+def test_a_command_typed_into_the_terminal_of_tutorial_try_does_not_count_as_keys(lonely_shell: Shell) -> None:
+    """If a user types a whole command into the terminal of `tutorial try`, its letters s and q neither skip the goal
+    nor quit.
     """
     watched = Watched(lonely_shell, 80, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
     watched.wait_for("Goal 1 of 3")
     watched.press("mqtool send -q hello\n")
     while "think: " not in watched.seen:
-        watched.press("h")  # alone, until it is not right behind the command any more
+        watched.press("h")  # until it counts as a key of its own, some time after the command
         for _ in range(20):
             watched.read()
     watched.wait_for(f"think: {GOALS['hello-world'][0].hints[0]}")
@@ -101,8 +101,10 @@ def test_a_command_that_is_typed_into_the_terminal_of_try_presses_no_keys(lonely
     assert watched.end() == 0
 
 
-def test_commands_in_hints_stand_on_lines_of_their_own() -> None:
-    """The third hint of each goal has its commands on lines that begin with two spaces and have at most 80 columns."""
+def test_commands_in_hints_are_on_lines_of_their_own() -> None:
+    """The third hint of each goal has its commands on lines of their own, which begin with two spaces and fit into 80
+    columns.
+    """
     for name, goals in GOALS.items():
         for goal in goals:
             commands = [line for line in goal.hints[2].splitlines() if line.startswith("  ")]
@@ -113,8 +115,8 @@ def test_commands_in_hints_stand_on_lines_of_their_own() -> None:
 
 
 def test_the_list_of_goals_fits_on_a_terminal(lonely_shell: Shell) -> None:
-    """On a terminal of 80×24, the list of `tutorial try` has a line for each tutorial, and ends with the command to
-    begin.
+    """On a terminal of 80×24, the list that `tutorial try` prints fits on the screen, and its last line is the command
+    to begin with.
     """
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "try", "--no-color")
     assert watched.end() == 0
@@ -123,11 +125,11 @@ def test_the_list_of_goals_fits_on_a_terminal(lonely_shell: Shell) -> None:
     assert lines[-1] == "To begin: mqtool tutorial try hello-world"
 
 
-def test_terminals_that_miss_the_broker_of_tutorial_try_are_told_where_it_is(lonely_shell: Shell) -> None:
-    """While `tutorial try` runs, a command that finds no broker, and `broker up`, say how to use the broker of
-    `tutorial try`; once `tutorial try` has ended, neither does.
+def test_commands_that_find_no_broker_say_how_to_use_the_broker_of_tutorial_try(lonely_shell: Shell) -> None:
+    """While `tutorial try` runs, `broker up` and any command that finds no broker say how to use the broker of
+    `tutorial try`. After `tutorial try` has ended, they do not.
     """
-    closed = "amqp://127.0.0.1:1"  # as that of a tutorial that has ended
+    closed = "amqp://127.0.0.1:1"  # as if an earlier tutorial had ended
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
     running.wait_for_stdout("Goal 1 of 3")
     refused = lonely_shell.run("mqtool", "send", "x", "--url", closed)
@@ -143,9 +145,9 @@ def test_terminals_that_miss_the_broker_of_tutorial_try_are_told_where_it_is(lon
     assert lonely_shell.run("mqtool", "broker", "down").code == 0
 
 
-def test_tutorial_try_uses_the_port_of_the_run_before(lonely_shell: Shell) -> None:
-    """When `tutorial try` runs again, its broker listens on the port of the run before, so that variables exported in
-    other terminals stay valid.
+def test_tutorial_try_uses_the_same_port_as_in_its_last_run(lonely_shell: Shell) -> None:
+    """When `tutorial try` is run again, its broker listens on the same port as before, so that URLs exported in other
+    terminals stay valid.
     """
 
     def port() -> str:
@@ -158,9 +160,9 @@ def test_tutorial_try_uses_the_port_of_the_run_before(lonely_shell: Shell) -> No
     assert port() == port()
 
 
-def test_the_next_tutorial_is_one_with_goals_left(lonely_shell: Shell) -> None:
-    """After the last goal of a tutorial, `tutorial try` counts the goals reached in all runs, and names the next
-    tutorial that has goals left.
+def test_tutorial_try_names_the_next_tutorial_that_has_goals_left(lonely_shell: Shell) -> None:
+    """After the last goal of a tutorial, `tutorial try` prints how many of its goals have been reached in all runs, and
+    names the next tutorial that has goals left.
     """
     known = Path(lonely_shell.environment["XDG_STATE_HOME"]) / "mqtool" / "goals.json"
     known.parent.mkdir(parents=True)
@@ -174,9 +176,9 @@ def test_the_next_tutorial_is_one_with_goals_left(lonely_shell: Shell) -> None:
     assert running.wait().code == 0
 
 
-def test_the_programs_to_repair_are_copied_from_the_package(lonely_shell: Shell) -> None:
-    """`tutorial show repair --copy-to` copies the six programs to repair to a directory, and keeps those that were
-    edited.
+def test_tutorial_show_repair_copies_the_programs_and_keeps_edited_ones(lonely_shell: Shell) -> None:
+    """`tutorial show repair --copy-to DIRECTORY` copies the six programs to repair into DIRECTORY. It does not replace
+    a program that the learner has edited.
     """
     shown = lonely_shell.run("mqtool", "tutorial", "show", "repair")
     assert len(shown.stdout.splitlines()) == len(GOALS["repair"])
@@ -190,8 +192,10 @@ def test_the_programs_to_repair_are_copied_from_the_package(lonely_shell: Shell)
     assert mended.read_text() == "mended"
 
 
-def test_programs_to_repair_are_not_written_through_links(lonely_shell: Shell) -> None:
-    """`tutorial show repair --copy-to` follows no symbolic link that somebody has put into the directory."""
+def test_tutorial_show_repair_does_not_write_through_symbolic_links(lonely_shell: Shell) -> None:
+    """If DIRECTORY has a symbolic link with the name of a program, `tutorial show repair --copy-to DIRECTORY` does not
+    create the link's target.
+    """
     directory, elsewhere = lonely_shell.directory / "programs", lonely_shell.directory / "elsewhere"
     directory.mkdir()
     (directory / GOALS["repair"][0].program).symlink_to(elsewhere)
@@ -200,9 +204,9 @@ def test_programs_to_repair_are_not_written_through_links(lonely_shell: Shell) -
     assert not elsewhere.exists()
 
 
-def test_the_broker_stops_only_after_enter(lonely_shell: Shell) -> None:
-    """After the last goal, `tutorial try` asks the user to end the other commands, and stops its broker only once Enter
-    is pressed.
+def test_tutorial_try_stops_its_broker_only_after_enter(lonely_shell: Shell) -> None:
+    """After the last goal, `tutorial try` asks the user to end the commands in other terminals, and stops its broker
+    only when Enter is pressed.
     """
     watched = Watched(lonely_shell, 200, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
     for number in range(1, 4):
@@ -215,9 +219,9 @@ def test_the_broker_stops_only_after_enter(lonely_shell: Shell) -> None:
     assert watched.end() == 0
 
 
-def test_the_command_that_leads_to_the_broker_of_try_overrides_mqtool_url(lonely_shell: Shell) -> None:
-    """The command that `tutorial try` prints makes a terminal use the broker of `tutorial try`, even if MQTOOL_URL
-    named another broker there.
+def test_the_command_that_selects_the_broker_of_tutorial_try_overrides_mqtool_url(lonely_shell: Shell) -> None:
+    """The command that `tutorial try` prints for other terminals selects the broker of `tutorial try`, even if
+    MQTOOL_URL names a different broker there.
     """
     with EmbeddedBroker(management_port=0) as other:
         lonely_shell.environment["MQTOOL_MANAGEMENT_URL"] = str(other.management_url)
@@ -230,8 +234,8 @@ def test_the_command_that_leads_to_the_broker_of_try_overrides_mqtool_url(lonely
         running.interrupt().wait()
 
 
-def test_the_key_r_deletes_what_was_made_and_begins_a_goal_again(lonely_shell: Shell) -> None:
-    """In `tutorial try`, the key r deletes the queue that the learner has made and begins the goal again."""
+def test_the_key_r_deletes_the_learners_queues_and_restarts_the_goal(lonely_shell: Shell) -> None:
+    """In `tutorial try`, the key r deletes the queue that the learner has declared, and restarts the goal."""
     watched = Watched(lonely_shell, 120, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
     watched.wait_for("Goal 1 of 3")
     follow(lonely_shell, watched.seen)
@@ -247,19 +251,19 @@ def test_the_key_r_deletes_what_was_made_and_begins_a_goal_again(lonely_shell: S
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_try_ends_its_broker_on_every_signal(lonely_shell: Shell, number: signal.Signals) -> None:
-    """After SIGINT, SIGTERM or SIGKILL, no process that `tutorial try` started is left, including its broker."""
+def test_tutorial_try_leaves_no_process_after_a_signal(lonely_shell: Shell, number: signal.Signals) -> None:
+    """After SIGINT, SIGTERM or SIGKILL, no process that `tutorial try` has started is left, not even its broker."""
     lonely_shell.start_cold()
     lonely_shell.environment["TRY_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
     running.wait_for_stdout("Goal 1 of 3")
     running.process.send_signal(number)
     running.wait()
-    wait_until(lambda: not processes_with(mark), "all that was started to be gone")
+    wait_until(lambda: not processes_with(mark), "no process that the command has started")
 
 
-def test_try_on_an_existing_broker_uses_a_new_virtual_host(shell: Shell, broker: TestBroker) -> None:
-    """With --url, `tutorial try` uses a new virtual host and ignores messages outside it; Ctrl-C deletes the virtual
+def test_tutorial_try_on_an_existing_broker_uses_a_new_virtual_host(shell: Shell, broker: TestBroker) -> None:
+    """With --url, `tutorial try` creates a virtual host and ignores messages outside it. Ctrl-C deletes the virtual
     host.
     """
 
@@ -284,9 +288,9 @@ def test_try_on_an_existing_broker_uses_a_new_virtual_host(shell: Shell, broker:
     assert vhosts() - before == set()
 
 
-def test_goals_over_amqp_1_0_are_skipped_on_a_broker_that_does_not_speak_it(lonely_shell: Shell) -> None:
-    """If the broker of --url does not speak AMQP 1.0, `tutorial try` skips the goals over AMQP 1.0, says why, and does
-    not count them as reached.
+def test_tutorial_try_skips_amqp_1_0_goals_if_the_broker_does_not_speak_it(lonely_shell: Shell) -> None:
+    """If the broker does not speak AMQP 1.0, `tutorial try` skips the goals that need it, says why, and does not count
+    them as reached.
     """
     with EmbeddedBroker(like="3.10", management_port=0) as old:
         lonely_shell.environment["MQTOOL_MANAGEMENT_URL"] = str(old.management_url)
@@ -296,20 +300,20 @@ def test_goals_over_amqp_1_0_are_skipped_on_a_broker_that_does_not_speak_it(lone
     assert "0 of 2 goals reached" in ended.stdout
 
 
-def test_try_of_an_unknown_tutorial_is_a_usage_error(lonely_shell: Shell) -> None:
-    """`tutorial try` with an unknown name exits with 2, and the hint asks "did you mean" with the most similar name."""
+def test_tutorial_try_suggests_a_name_for_an_unknown_tutorial(lonely_shell: Shell) -> None:
+    """If the tutorial's name is unknown, `tutorial try` exits with 2, and the hint suggests the most similar name."""
     refused = lonely_shell.run("mqtool", "tutorial", "try", "helo-world")
     assert (refused.code, refused.stderr.splitlines()[-1]) == (2, "hint: did you mean 'hello-world'?")
 
 
 def test_every_goal_belongs_to_a_tutorial() -> None:
-    """Each tutorial for which `tutorial try` has goals, except `repair`, can be played by `tutorial run`."""
+    """Each tutorial with goals for `tutorial try`, except `repair`, is also a tutorial that `tutorial run` can play."""
     assert GOALS.keys() - {"repair"} <= PLAYS.keys()
 
 
 @on_any_broker
-def test_tutorial_run_ends_by_naming_try(shell: Shell, broker: TestBroker) -> None:
-    """After a tutorial that has goals, `tutorial run` prints the command `tutorial try` for that tutorial."""
+def test_tutorial_run_ends_with_the_command_for_the_tutorials_goals(shell: Shell, broker: TestBroker) -> None:
+    """After a tutorial that has goals, `tutorial run` prints the `tutorial try` command for that tutorial."""
     watched = Watched(shell, 80, 24, "mqtool", "tutorial", "run", "hello-world", "--auto", "--lines")
     watched.wait_for("mqtool tutorial try hello-world")
     assert watched.end() == 0

@@ -31,19 +31,19 @@ ROOT = Path(__file__).parents[2]
 def processes_with(text: str) -> list[str]:
     """The command lines of this machine's processes that have a text in their environment."""
     if not Path("/proc/self").exists():
-        pytest.skip("this system does not tell the environments of processes")
+        pytest.skip("this system does not show the environments of processes")
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if text.encode() in (process / "environ").read_bytes():
                 found.append((process / "cmdline").read_text())
-        except OSError:  # it has ended, or is not ours to look at
+        except OSError:  # the process has ended, or belongs to another user
             continue
     return found
 
 
 class Watched:
-    """A command on a terminal of its own, with somebody who reads it and presses keys."""
+    """A command on a terminal of its own, with a user who reads the screen and presses keys."""
 
     def __init__(self, shell: Shell, columns: int, rows: int, *command: str) -> None:
         ours, theirs = pty.openpty()
@@ -64,11 +64,11 @@ class Watched:
         if select.select([self._terminal], [], [], 0.05)[0]:
             try:
                 self.seen += os.read(self._terminal, 65536).decode("utf-8", "replace")
-            except OSError:  # it has ended
+            except OSError:  # the command has ended
                 time.sleep(0.05)
 
     def wait_for(self, text: str) -> None:
-        """Until the text is there, which may be broken into lines."""
+        """Wait until the screen shows a text, which may be wrapped."""
         deadline = time.monotonic() + PATIENCE
         pattern = re.compile(r"\s*".join(re.escape(word) for word in text.split()))
         while not pattern.search(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[│╭╮╰╯]", " ", self.seen)):
@@ -78,9 +78,9 @@ class Watched:
     def end(self) -> int:
         deadline = time.monotonic() + PLAYING
         while self.process.poll() is None:
-            assert time.monotonic() < deadline, "it does not end"
+            assert time.monotonic() < deadline, "the command does not end"
             self.read()
-        while select.select([self._terminal], [], [], 0)[0]:  # its last words
+        while select.select([self._terminal], [], [], 0)[0]:  # the rest of the output
             before = self.seen
             self.read()
             if self.seen == before:
@@ -89,7 +89,7 @@ class Watched:
 
 
 def test_tutorial_list_names_every_tutorial(lonely_shell: Shell) -> None:
-    """`tutorial list` prints each tutorial's name and summary; with --json, it prints one object per line."""
+    """`tutorial list` prints each tutorial's name and summary. With --json, it prints one JSON object per tutorial."""
     listed = lonely_shell.run("mqtool", "tutorial", "list").stdout.splitlines()
     assert [line.split("\t")[0] for line in listed] == ["why-queues", *pages.NAMES, "incident"]
     as_json = [
@@ -100,8 +100,8 @@ def test_tutorial_list_names_every_tutorial(lonely_shell: Shell) -> None:
 
 @pytest.mark.parametrize("name", pages.NAMES)
 def test_tutorial_show_prints_diagram_explanation_commands_and_source(lonely_shell: Shell, name: str) -> None:
-    """`tutorial show` prints the diagram, the explanation, the commands and the source of a tutorial. The diagram fits
-    into 80 columns.
+    """`tutorial show` prints a tutorial's diagram, explanation, commands, link and source. The diagram fits into 80
+    columns.
     """
     page = pages.page(name)
     shown = lonely_shell.run("mqtool", "tutorial", "show", name)
@@ -110,12 +110,14 @@ def test_tutorial_show_prints_diagram_explanation_commands_and_source(lonely_she
         assert part.strip()
         assert part in shown.stdout
     assert page.source in (ROOT / page.file).read_text()
-    assert max(map(len, page.picture.splitlines())) <= 78, "the picture would break on a screen of 80 columns"
-    assert max(text.count("\n") for text in ((ROOT / page.file).read_text(), page.plain)) <= 70, "a page to read"
+    assert max(map(len, page.picture.splitlines())) <= 78, "the diagram would be wrapped at 80 columns"
+    assert max(text.count("\n") for text in ((ROOT / page.file).read_text(), page.plain)) <= 70, (
+        "the source is too long"
+    )
 
 
 def test_tutorial_show_is_coloured_on_a_terminal(lonely_shell: Shell) -> None:
-    """On a terminal, `tutorial show` colours the source, and the lines above the source fit into 80 columns."""
+    """On a terminal, `tutorial show` prints in colour, and everything above the source fits into 80 columns."""
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "routing")
     assert watched.end() == 0
     assert "\x1b[" in watched.seen
@@ -126,9 +128,9 @@ def test_tutorial_show_is_coloured_on_a_terminal(lonely_shell: Shell) -> None:
     assert "info, warning, error ─> [amq.gen-2] ─> screen" in page
 
 
-def test_a_page_that_is_longer_than_the_terminal_ends_with_a_command_for_a_pager(lonely_shell: Shell) -> None:
-    """If the page of `tutorial show` is longer than the terminal, its last line is a command that shows it in a pager;
-    in a pipe or on a tall terminal, nothing is added.
+def test_tutorial_show_suggests_a_pager_if_the_terminal_is_too_short(lonely_shell: Shell) -> None:
+    """If the output of `tutorial show` is longer than the terminal, its last line is a command that shows it in a
+    pager. On a tall terminal or in a pipe, there is no such line.
     """
     told = "To read it page by page: mqtool tutorial show routing | less"
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "4", "--no-color")
@@ -142,16 +144,16 @@ def test_a_page_that_is_longer_than_the_terminal_ends_with_a_command_for_a_pager
 
 
 def test_tutorial_show_plain_prints_the_same_script_on_a_terminal(lonely_shell: Shell) -> None:
-    """`tutorial show --plain` on a terminal prints the same script as in a pipe, with colours."""
+    """On a terminal, `tutorial show --plain` prints the same script as in a pipe, but in colour."""
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "rpc", "--plain")
     assert watched.end() == 0
     plain = re.sub(r"\x1b\[[0-9;]*m", "", watched.seen).replace("\r\n", "\n")
     assert plain == pages.page("rpc").plain != watched.seen
 
 
-def test_tutorials_can_be_named_by_rabbitmqs_numbers(lonely_shell: Shell) -> None:
-    """`tutorial show 3` shows the tutorial publish-subscribe by RabbitMQ's number for it; `tutorial list` on a terminal
-    prints these numbers.
+def test_tutorials_can_be_selected_by_rabbitmqs_numbers(lonely_shell: Shell) -> None:
+    """`tutorial show 3` shows RabbitMQ's third tutorial, publish-subscribe. On a terminal, `tutorial list` prints these
+    numbers.
     """
     assert "publish_subscribe.py" in lonely_shell.run("mqtool", "tutorial", "show", "3").stdout
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "list", "--no-color")
@@ -160,9 +162,9 @@ def test_tutorials_can_be_named_by_rabbitmqs_numbers(lonely_shell: Shell) -> Non
     assert lonely_shell.run("mqtool", "tutorial", "run", "8").code == 2
 
 
-def test_an_unknown_tutorial_is_a_usage_error_with_the_nearest_name(lonely_shell: Shell) -> None:
-    """`tutorial show` and `tutorial run` with an unknown name exit with 2, and the hint asks "did you mean" with the
-    nearest name.
+def test_tutorial_show_and_run_suggest_a_name_for_an_unknown_tutorial(lonely_shell: Shell) -> None:
+    """If the tutorial's name is unknown, `tutorial show` and `tutorial run` exit with 2, and the hint suggests the most
+    similar name.
     """
     for command in ("show", "run"):
         refused = lonely_shell.run("mqtool", "tutorial", command, "heloworld")
@@ -170,9 +172,9 @@ def test_an_unknown_tutorial_is_a_usage_error_with_the_nearest_name(lonely_shell
         assert refused.stderr == "mqtool: unknown tutorial 'heloworld'\nhint: did you mean 'hello-world'?\n"
 
 
-def test_tutorial_run_starts_and_ends_its_own_broker(lonely_shell: Shell) -> None:
-    """`tutorial run` without a broker starts one, plays the tutorial's commands on it, and leaves no process or file
-    behind.
+def test_tutorial_run_starts_and_stops_its_own_broker(lonely_shell: Shell) -> None:
+    """If no broker runs, `tutorial run` starts one, runs the tutorial's commands on it, and leaves no processes or
+    files behind.
     """
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     played = lonely_shell.run("mqtool", "tutorial", "run", "hello-world", "rpc", "--auto", timeout=PLAYING)
@@ -185,16 +187,20 @@ def test_tutorial_run_starts_and_ends_its_own_broker(lonely_shell: Shell) -> Non
         "✓ without a server, the client says so (exit 69) and does not hang\n",
     ):
         assert line in played.stdout
-    wait_until(lambda: not processes_with(mark), "all that was started to be gone")
+    wait_until(lambda: not processes_with(mark), "no process that the command has started")
     assert not [path for path in lonely_shell.directory.iterdir() if path.suffix != ".ready"]
 
 
 @pytest.mark.timeout(600)
-def test_every_tutorial_runs_on_an_existing_broker(shell: Shell, broker: TestBroker, connection: Connection) -> None:
-    """Each tutorial passes its checks on RabbitMQ, and leaves the broker's queues and messages as they were."""
-    only_in_ci("to play all takes a minute, and 'make demo' does on the embedded broker")
+def test_every_tutorial_runs_on_an_existing_broker_and_leaves_nothing_behind(
+    shell: Shell, broker: TestBroker, connection: Connection
+) -> None:
+    """Each tutorial passes its checks on RabbitMQ, and leaves the queues and messages that existed before as they
+    were.
+    """
+    only_in_ci("all tutorials take a minute, and 'make demo' runs them on the embedded broker")
     if broker.kind == "embedded":
-        pytest.skip("'make demo' does")
+        pytest.skip("'make demo' runs all tutorials")
     channel = connection.channel()
     channel.declare(Queue("hello", durable=True, arguments={"x-queue-type": "quorum"}))
     shell.run("mqtool", "send", "mine")
@@ -211,9 +217,9 @@ def test_every_tutorial_runs_on_an_existing_broker(shell: Shell, broker: TestBro
     assert channel.depth_of("hello") == 1
 
 
-def test_why_queues_measures_that_queues_decouple(shell: Shell, broker: TestBroker) -> None:
-    """In the tutorial `why-queues`, orders wait in the queue while the mail consumer is stopped, and a burst of orders
-    waits instead of slowing the sender.
+def test_why_queues_measures_that_a_queue_decouples_sender_and_consumers(shell: Shell, broker: TestBroker) -> None:
+    """In the tutorial `why-queues`, orders stay in the queue while a consumer is stopped. A burst of orders waits in
+    the queue instead of slowing the sender down.
     """
     only_in_ci("it takes half a minute")
     played = shell.run("mqtool", "tutorial", "run", "why-queues", "--auto", timeout=PLAYING)
@@ -229,8 +235,10 @@ def test_why_queues_measures_that_queues_decouple(shell: Shell, broker: TestBrok
     assert "all 49 orders were packed, at the packer's own pace" in played.stdout
 
 
-def test_a_scene_asks_before_it_answers(lonely_shell: Shell) -> None:
-    """`tutorial run` asks what will happen before a scene's commands, and answers after them, before the checks."""
+def test_tutorial_run_asks_before_a_scene_and_answers_after_it(lonely_shell: Shell) -> None:
+    """`tutorial run` asks what will happen before a scene's commands, and answers after them, before it prints the
+    checks.
+    """
     lines = lonely_shell.run("mqtool", "tutorial", "run", "headers", "--no-pause").stdout.splitlines()
     question, command, answer, check = (
         next(index for index, line in enumerate(lines) if text in line)
@@ -245,35 +253,37 @@ def test_a_scene_asks_before_it_answers(lonely_shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("name", ["topics", "headers"])
-def test_a_scene_answers_before_its_receivers_end(lonely_shell: Shell, name: str) -> None:
-    """`tutorial run topics` and `tutorial run headers` answer who gets which message while the receivers, which the
-    picture of `--ui` shows, still run.
+def test_tutorial_run_answers_while_the_scenes_receivers_still_run(lonely_shell: Shell, name: str) -> None:
+    """In the tutorials `topics` and `headers`, `tutorial run` says which receiver gets which message before it stops
+    the receivers.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", name, "--no-pause", timeout=PLAYING).stdout
     assert 0 < played.index("Answer: ") < played.index("^C")
 
 
 def test_tutorial_run_exits_with_0_as_a_background_job(lonely_shell: Shell) -> None:
-    """As a background job, which ignores Ctrl-C, `tutorial run` still stops its receivers and exits with 0."""
+    """As a background job, whose commands ignore Ctrl-C, `tutorial run` still stops its receivers and exits with 0."""
     played = lonely_shell.script("mqtool tutorial run hello-world --auto & wait $!", timeout=PLAYING)
     assert (played.stderr, played.code) == ("", 0)
     assert "✓ the receiver got both messages" in played.stdout
 
 
-def test_tutorial_run_starts_no_broker_if_one_is_named(lonely_shell: Shell) -> None:
-    """If the broker named by -u does not answer, `tutorial run` exits with 69 and starts no broker."""
+def test_tutorial_run_starts_no_broker_if_the_command_line_names_one(lonely_shell: Shell) -> None:
+    """If -u names a broker that does not answer, `tutorial run` exits with 69 and starts no broker."""
     refused = lonely_shell.run("mqtool", "tutorial", "run", "hello-world", "-u", "amqp://127.0.0.1:1")
     assert refused.code == 69
     assert "no broker answers at 127.0.0.1:1" in refused.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name
+)
 @pytest.mark.sampled(1)
 def test_tutorial_run_leaves_no_process_after_a_signal(lonely_shell: Shell, number: signal.Signals) -> None:
-    """After SIGINT, SIGTERM, SIGHUP or kill -9 of `tutorial run`, the commands and the broker that it started end as
-    well.
+    """After SIGINT, SIGTERM, SIGHUP or SIGKILL, `tutorial run` ends with exit code 128 plus the signal's number, and
+    the commands and the broker that it has started end, too.
     """
-    lonely_shell.start_cold()  # what is preloaded has the environment of its server
+    lonely_shell.start_cold()  # a preloaded command has the environment of its server
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     running = lonely_shell.start("mqtool", "tutorial", "run", "work-queues", "--auto", ready=False)
     running.wait_for_stdout("Received long..")
@@ -283,13 +293,13 @@ def test_tutorial_run_leaves_no_process_after_a_signal(lonely_shell: Shell, numb
 
     ended = running.wait()
     assert ended.code == 128 + number
-    wait_until(lambda: not processes_with(mark), "all that was started to be gone")
+    wait_until(lambda: not processes_with(mark), "no process that the command has started")
     if number is not signal.SIGKILL:
         assert ended.stderr == "interrupted; everything it started has been stopped\n"
 
 
 def test_an_interrupted_tutorial_deletes_its_queues_and_exchanges(shell: Shell, broker: TestBroker) -> None:
-    """After Ctrl-C, `tutorial run` on an existing broker deletes the queues and exchanges that it declared."""
+    """After Ctrl-C on an existing broker, `tutorial run` deletes the queues and exchanges that it has declared."""
     running = shell.start("mqtool", "tutorial", "run", "work-queues", "--auto", ready=False)
     running.wait_for_stdout("Received long..")
     assert running.interrupt().wait().code == 130
@@ -299,7 +309,7 @@ def test_an_interrupted_tutorial_deletes_its_queues_and_exchanges(shell: Shell, 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
 @pytest.mark.sampled(1)
 def test_tutorial_run_waits_for_enter_before_each_step(lonely_shell: Shell, columns: int, rows: int) -> None:
-    """On a terminal, `tutorial run` waits for Enter before each step; at the end, it restores the screen and prints the
+    """On a terminal, `tutorial run` waits for Enter before each step. At the end, it restores the screen and prints the
     checks.
     """
     watched = Watched(lonely_shell, columns, rows, "mqtool", "tutorial", "run", "hello-world")
@@ -321,7 +331,7 @@ def test_tutorial_run_waits_for_enter_before_each_step(lonely_shell: Shell, colu
 
 
 def test_the_key_q_ends_tutorial_run(lonely_shell: Shell) -> None:
-    """On a terminal, the key q ends `tutorial run` with exit code 0 and restores the terminal's settings."""
+    """On a terminal, the key q ends `tutorial run` with exit code 0, and the terminal's settings are restored."""
     watched = Watched(lonely_shell, 100, 30, "mqtool", "tutorial", "run", "hello-world")
     watched.wait_for("Enter: continue")
     watched.press("q")
@@ -331,9 +341,9 @@ def test_the_key_q_ends_tutorial_run(lonely_shell: Shell) -> None:
     assert flags & termios.ECHO
 
 
-def test_a_narrow_terminal_shows_lines_instead_of_panes(lonely_shell: Shell) -> None:
-    """On a terminal too narrow for panes, `tutorial run` prints lines that begin with a name such as `sender` or
-    `receiver`.
+def test_tutorial_run_prints_lines_instead_of_panes_on_a_narrow_terminal(lonely_shell: Shell) -> None:
+    """If the terminal is too narrow for panes, `tutorial run` prints lines that begin with the name of a pane, such as
+    `sender`.
     """
     watched = Watched(lonely_shell, 50, 24, "mqtool", "tutorial", "run", "hello-world")
     watched.wait_for("Enter: continue")
@@ -345,9 +355,9 @@ def test_a_narrow_terminal_shows_lines_instead_of_panes(lonely_shell: Shell) -> 
 
 
 @pytest.mark.parametrize("columns", [50, 100])
-def test_tutorial_run_says_where_its_broker_is(lonely_shell: Shell, columns: int) -> None:
-    """While `tutorial run` waits for Enter, it shows the address of the broker that it has started, in lines and in
-    panes; commands in another terminal find the queues there.
+def test_tutorial_run_shows_the_url_of_its_broker(lonely_shell: Shell, columns: int) -> None:
+    """While `tutorial run` waits for Enter, it shows the URL of the broker that it has started, with or without panes.
+    Commands in other terminals can use that URL.
     """
     watched = Watched(lonely_shell, columns, 24, "mqtool", "tutorial", "run", "hello-world")
     watched.wait_for("Enter: continue")
@@ -359,9 +369,9 @@ def test_tutorial_run_says_where_its_broker_is(lonely_shell: Shell, columns: int
     assert watched.end() == 0
 
 
-def test_a_work_queue_gives_a_killed_workers_task_to_another(lonely_shell: Shell) -> None:
-    """In `tutorial run work-queues`, a worker is killed during its task, which its terminal says, and the broker
-    redelivers the task to the other worker.
+def test_the_work_queues_tutorial_shows_that_a_killed_workers_task_is_redelivered(lonely_shell: Shell) -> None:
+    """In `tutorial run work-queues`, a worker is killed during its task, and the broker redelivers the task to the
+    other worker. Of two messages, only the persistent one survives a restart of the broker.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", "work-queues", "--auto", timeout=PLAYING)
     assert played.code == 0
@@ -392,11 +402,14 @@ def test_a_work_queue_gives_a_killed_workers_task_to_another(lonely_shell: Shell
             ],
         ),
     ],
+    ids=["publish-subscribe", "routing", "topics"],
 )
 @pytest.mark.sampled(2)
-def test_a_tutorial_takes_the_steps_of_the_official_page(lonely_shell: Shell, name: str, checks: list[str]) -> None:
-    """`tutorial run` of publish-subscribe, routing and topics checks what RabbitMQ's tutorial pages explain: bindings,
-    temporary queues, and which routing keys patterns such as `#.*` match.
+def test_tutorial_run_checks_the_statements_of_the_official_tutorials(
+    lonely_shell: Shell, name: str, checks: list[str]
+) -> None:
+    """`tutorial run` of publish-subscribe, routing and topics checks what RabbitMQ's tutorials explain: bindings,
+    temporary and named queues, and which routing keys a pattern such as `#.*` matches.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", name, "--auto", timeout=PLAYING)
     assert played.code == 0
@@ -404,9 +417,9 @@ def test_a_tutorial_takes_the_steps_of_the_official_page(lonely_shell: Shell, na
         assert f"✓ {check}\n" in played.stdout
 
 
-def test_names_of_tutorials_are_completed(lonely_shell: Shell) -> None:
-    """The shell completes the names of all tutorials for `tutorial run`, and for `tutorial show` those that have a
-    page.
+def test_the_shell_completes_tutorial_names(lonely_shell: Shell) -> None:
+    """Shell completion offers all tutorials for `tutorial run`. For `tutorial show`, it offers only tutorials that have
+    a page.
     """
 
     def completed(words: str) -> list[str]:

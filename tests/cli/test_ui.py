@@ -1,4 +1,4 @@
-"""`mqtool ui`: what its page shows in a browser, and what pages of other sites cannot get."""
+"""`mqtool ui`: what its page shows in a browser, and that other sites get nothing from its server."""
 
 import json
 import os
@@ -24,7 +24,7 @@ _BROWSER, _DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
-    """One browser for all tests of this worker: to start it takes seconds."""
+    """One browser for all tests of this worker, because starting it takes seconds."""
     if _BROWSER is None or _DRIVER is None:
         skip_or_fail("no chromium and chromedriver are installed (Debian: chromium, chromium-driver)")
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -39,7 +39,7 @@ def chromium() -> Iterator[Any]:
 
 
 class Page:
-    """The page in the browser, as somebody sees and uses it."""
+    """The page in the browser, as a user sees and uses it."""
 
     def __init__(self, driver: Any, url: str) -> None:
         self.driver = driver
@@ -140,9 +140,9 @@ def page(ui: Running, chromium: Any, request: pytest.FixtureRequest) -> Iterator
 
 
 @on_any_broker
-def test_a_message_is_a_dot_in_its_queue_and_at_its_consumer(shell: Shell, broker: TestBroker, page: Page) -> None:
-    """The page of `mqtool ui` draws a ready message in its queue, an unacknowledged one at its consumer, and a rejected
-    one in the dead-letter queue.
+def test_each_message_is_drawn_where_it_is(shell: Shell, broker: TestBroker, page: Page) -> None:
+    """The page of `mqtool ui` draws a ready message in its queue, an unacknowledged message at its consumer, and a
+    dead-lettered message in the dead-letter queue.
     """
     do(shell, "queue declare dead")
     do(shell, "queue declare jobs --dead-letter-exchange '' --argument x-dead-letter-routing-key=dead")
@@ -157,7 +157,7 @@ def test_a_message_is_a_dot_in_its_queue_and_at_its_consumer(shell: Shell, broke
     page.until(lambda: page.nodes()["quorum queue jobs"] == "0 ready · 1 unacked", "one unacked")
     worker.interrupt().wait()
     page.until(lambda: page.dots() == [("requeued", "q:jobs")], "the message in its queue again")
-    page.until(lambda: not [name for name in page.nodes() if name.startswith("consumer")], "no consumer any more")
+    page.until(lambda: not [name for name in page.nodes() if name.startswith("consumer")], "no consumer")
     get = {"count": 1, "ackmode": "reject_requeue_false", "encoding": "auto"}
     broker.api("POST", f"queues/{broker.vhost}/jobs/get", get)
     page.until(lambda: page.dots() == [("ready", "q:dead")], "the dead letter in its queue")
@@ -167,8 +167,8 @@ def test_a_message_is_a_dot_in_its_queue_and_at_its_consumer(shell: Shell, broke
 @on_any_broker
 @large
 def test_each_state_of_a_message_has_its_own_shape(shell: Shell, page: Page) -> None:
-    """The page of `mqtool ui` shows returned messages, delayed messages, and messages in streams. Its legend has a
-    different shape for each state of a message.
+    """The legend on the page of `mqtool ui` has a different shape for each state of a message. The page shows returned
+    messages, delayed messages, and messages in streams.
     """
     shapes = page.ask("return [...document.querySelectorAll('#legend path')].map(e => e.getAttribute('d'))")
     assert len(shapes) == len(set(shapes)) > 8
@@ -189,9 +189,9 @@ def test_each_state_of_a_message_has_its_own_shape(shell: Shell, page: Page) -> 
 
 @on_any_broker
 @large
-def test_a_paused_page_can_be_stepped_forward_and_back(shell: Shell, page: Page) -> None:
-    """While the page of `mqtool ui` is paused, new events wait; keys step forward and back through the events, and
-    return to the live view.
+def test_keys_step_forward_and_back_through_the_events_of_a_paused_page(shell: Shell, page: Page) -> None:
+    """While the page of `mqtool ui` is paused, it does not show new events. Keys step forward and back through the
+    events, and return to the live view.
     """
     do(shell, "send -q jobs one")
     page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
@@ -214,9 +214,9 @@ def test_a_paused_page_can_be_stepped_forward_and_back(shell: Shell, page: Page)
 
 @on_any_broker
 @large
-def test_the_page_can_be_used_by_keyboard(shell: Shell, page: Page) -> None:
-    """On the page of `mqtool ui`, Tab reaches every box, Enter shows details and Escape closes them. Tables show what
-    the picture shows, and names can be searched.
+def test_the_page_can_be_used_with_the_keyboard_alone(shell: Shell, page: Page) -> None:
+    """On the page of `mqtool ui`, Tab reaches every box, Enter opens its details and Escape closes them. A key opens
+    tables that show the same as the picture, and another one searches for names.
     """
     do(shell, "emit-log topic kern.critical 'A critical kernel error'")
     receiver = shell.start("mqtool", "receive-log", "topic", "kern.*").wait_until_ready()
@@ -255,8 +255,10 @@ def test_the_page_can_be_used_by_keyboard(shell: Shell, page: Page) -> None:
 
 @on_any_broker
 @large
-def test_hostile_names_and_bodies_are_shown_as_text(shell: Shell, broker: TestBroker, page: Page) -> None:
-    """The page of `mqtool ui` shows markup and scripts in names, headers and bodies as text, and executes nothing."""
+def test_markup_in_names_and_bodies_is_shown_as_text(shell: Shell, broker: TestBroker, page: Page) -> None:
+    """The page of `mqtool ui` shows markup and scripts in names, headers and bodies as plain text, and executes none of
+    them.
+    """
     markup = "<img src=x onerror=alert(1)><script>alert(2)</script>"
     hostile.name_everything(broker.url)
     sent = shell.run("mqtool", "send", "-q", markup, "-H", f"{markup}={markup}", "--property", f"type={markup}", markup)
@@ -276,9 +278,9 @@ def test_hostile_names_and_bodies_are_shown_as_text(shell: Shell, broker: TestBr
 
 @on_any_broker
 @large
-def test_the_page_fits_small_and_dark_screens(shell: Shell, page: Page) -> None:
-    """The page of `mqtool ui` fits a window of 390 pixels without scrolling sideways, and its text and messages have
-    enough contrast in light and dark.
+def test_the_page_fits_on_a_phone_and_has_enough_contrast(shell: Shell, page: Page) -> None:
+    """In a window of 390 pixels, the page of `mqtool ui` does not scroll sideways. Text and messages have enough
+    contrast in the light and the dark colour scheme.
     """
     do(shell, "send -q jobs one")
     page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
@@ -313,9 +315,9 @@ def contrast(one: str, other: str) -> float:
 
 @on_any_broker
 @large
-def test_actions_of_the_page_run_commands(shell: Shell, page: Page) -> None:
-    """An action on the page of `mqtool ui` shows the command that it runs; a consumer started on the page runs until it
-    is stopped. A message's details say by which binding the message reached its queue.
+def test_actions_on_the_page_run_commands_and_show_them(shell: Shell, page: Page) -> None:
+    """An action on the page of `mqtool ui` shows the command that it runs. A consumer started on the page runs until it
+    is stopped. The details of a message say which binding routed it to its queue.
     """
     do(shell, "exchange declare orders topic")
     do(shell, "queue declare jobs")
@@ -338,9 +340,11 @@ def test_actions_of_the_page_run_commands(shell: Shell, page: Page) -> None:
 
 @on_any_broker
 @large
-def test_the_box_of_a_publisher_publishes_in_its_name(shell: Shell, broker: TestBroker, page: Page) -> None:
-    """ "Publish" at the box of a publisher, on the page of `mqtool ui`, shows and runs a command that names its
-    connection after this publisher, so the message leaves from the same box.
+def test_publish_at_a_publishers_box_uses_the_publishers_connection_name(
+    shell: Shell, broker: TestBroker, page: Page
+) -> None:
+    """If a user clicks a publisher's box on the page of `mqtool ui` and then "Publish", the command that is run uses
+    the same connection name, so the message leaves from that box.
     """
     do(shell, "exchange declare orders fanout")
     parameters = pika.URLParameters(broker.url)
@@ -358,8 +362,10 @@ def test_the_box_of_a_publisher_publishes_in_its_name(shell: Shell, broker: Test
 
 
 @large
-def test_the_page_says_that_rabbitmq_shows_no_single_messages(shell: Shell, broker: TestBroker, page: Page) -> None:
-    """The page of `mqtool ui` draws the topology and counts of any broker; on RabbitMQ, it says that it cannot show
+def test_the_page_says_that_it_cannot_show_single_messages_of_rabbitmq(
+    shell: Shell, broker: TestBroker, page: Page
+) -> None:
+    """The page of `mqtool ui` shows the topology and the counts of any broker. On RabbitMQ, it says that it cannot show
     single messages.
     """
     do(shell, "emit-log fanout lost")
@@ -380,8 +386,8 @@ def test_the_page_says_that_rabbitmq_shows_no_single_messages(shell: Shell, brok
 def test_tap_and_firehose_show_single_messages_of_rabbitmq(
     shell: Shell, broker: TestBroker, chromium: Any, how: str
 ) -> None:
-    """With --tap or --firehose, `mqtool ui` shows single messages of RabbitMQ and hides the private queues that it
-    declares. When the command ends, these queues are deleted and the firehose is off.
+    """With --tap or --firehose, `mqtool ui` shows single messages of RabbitMQ, but not the queues that it declares for
+    that purpose. When it ends, these queues are deleted and the firehose is off.
     """
     do(shell, "queue declare kept")
     do(shell, "emit-log fanout before")
@@ -413,9 +419,9 @@ def fetch(url: str, data: bytes | None = None, **headers: str) -> tuple[int, dic
 
 
 @on_any_broker
-def test_other_sites_cannot_read_or_run_anything(ui: Running, broker: TestBroker) -> None:
-    """The server of `mqtool ui` sends events and runs actions only for requests with the secret in the page's address;
-    requests from another site or host name get nothing.
+def test_other_sites_cannot_read_events_or_run_actions(ui: Running, broker: TestBroker) -> None:
+    """The server of `mqtool ui` sends events and runs actions only if a request has the secret from the page's address.
+    It refuses requests from other sites or for other host names.
     """
     url, _, secret = ui.stdout.strip().partition("#")
     assert url.startswith("http://127.0.0.1:")
@@ -453,9 +459,9 @@ def test_other_sites_cannot_read_or_run_anything(ui: Running, broker: TestBroker
 
 
 @on_any_broker
-def test_names_in_actions_are_neither_options_nor_patterns(ui: Running) -> None:
-    """An action on the page of `mqtool ui` uses exactly the queue or connection that was chosen, even if somebody has
-    named it -x or *: cutting the connection * does not cut all connections.
+def test_names_in_actions_are_not_treated_as_options_or_patterns(ui: Running) -> None:
+    """An action on the page of `mqtool ui` uses exactly the chosen queue or connection, even if its name is -x or *.
+    Cutting the connection named * does not cut all connections.
     """
     url, _, secret = ui.stdout.strip().partition("#")
 
@@ -470,10 +476,9 @@ def test_names_in_actions_are_neither_options_nor_patterns(ui: Running) -> None:
     assert command("cut", client="") == "mqtool broker fault cut-connections"
 
 
-@on_any_broker
-def test_the_page_shows_the_default_vhost(shell: Shell, broker: TestBroker) -> None:
-    """`mqtool ui --vhost /` shows the default virtual host; on a broker that mqtool did not start, it offers only
-    actions that read.
+def test_the_page_offers_no_changes_to_a_broker_that_mqtool_did_not_start(shell: Shell, broker: TestBroker) -> None:
+    """`mqtool ui --vhost /` shows the default virtual host. On a RabbitMQ that mqtool did not start, the page offers
+    only actions that change nothing. On an embedded broker, it offers others, too.
     """
     shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_STATE_HOME": str(shell.directory / "none")}
     ui = shell.start("mqtool", "ui", "--vhost", "/", ready=False).wait_for_stdout("\n")
@@ -482,13 +487,16 @@ def test_the_page_shows_the_default_vhost(shell: Shell, broker: TestBroker) -> N
     request = urllib.request.Request(f"{url}actions", b"{}", {"Authorization": f"Bearer {secret}"})
     with urllib.request.urlopen(request, timeout=60) as answer:
         actions = [json.loads(line)["name"] for line in answer]
-    assert (actions == ["route", "peek"]) is (broker.kind == "rabbitmq")
+    if broker.kind == "rabbitmq":
+        assert actions == ["route", "peek"]
+    else:
+        assert {"route", "peek", "publish"} <= {*actions}
     ui.interrupt().wait()
 
 
 @on_any_broker
-def test_ui_exits_with_69_on_errors_and_with_0_after_ctrl_c(shell: Shell, ui: Running) -> None:
-    """`mqtool ui` exits with 69 if its port is in use or the broker does not answer, and with 0 after Ctrl-C."""
+def test_ui_exits_with_69_if_its_port_is_in_use_and_with_0_after_ctrl_c(shell: Shell, ui: Running) -> None:
+    """`mqtool ui` exits with 69 if its port is in use or if the broker does not answer, and with 0 after Ctrl-C."""
     port = re.findall(r":(\d+)/", ui.stdout)[0]
     taken = shell.run("mqtool", "ui", "--port", port)
     assert taken.code == 69
@@ -499,9 +507,9 @@ def test_ui_exits_with_69_on_errors_and_with_0_after_ctrl_c(shell: Shell, ui: Ru
 
 @on_any_broker
 @large
-def test_a_recorded_page_plays_in_a_browser_alone(shell: Shell, chromium: Any) -> None:
-    """`mqtool ui --record`, and the page's key for saving, write one file that a browser plays from the disk without
-    loading anything else.
+def test_a_recording_of_the_page_plays_without_mqtool(shell: Shell, chromium: Any) -> None:
+    """`mqtool ui --record` and the page's key for saving each write one HTML file, which a browser plays without mqtool
+    and without loading anything else.
     """
     do(shell, "send -q jobs before")
     ui = shell.start("mqtool", "ui", "--record", "seen <1>.html", ready=False).wait_for_stdout("\n")
@@ -527,10 +535,10 @@ def test_a_recorded_page_plays_in_a_browser_alone(shell: Shell, chromium: Any) -
 
 
 @on_any_broker
-@pytest.mark.parametrize("command", [("ui",), ("tutorial", "run", "hello-world", "--ui")])
-def test_the_secret_is_not_on_the_command_line_of_the_browser(shell: Shell, command: tuple[str, ...]) -> None:
-    """With --open, `mqtool ui` and `tutorial run --ui` start the browser with a private file that contains the page's
-    address. When the command ends, the file is deleted.
+@pytest.mark.parametrize("command", [("ui",), ("tutorial", "run", "hello-world", "--ui")], ids=["ui", "tutorial run"])
+def test_the_pages_secret_is_not_on_the_browsers_command_line(shell: Shell, command: tuple[str, ...]) -> None:
+    """With --open, `mqtool ui` and `tutorial run --ui` write the page's address, which contains a secret, to a private
+    file, and start the browser with that file. When the command ends, it deletes the file.
     """
     browser = shell.directory / "browser"
     browser.write_text('#!/bin/sh\necho "$1" > argument; p=${1#file://}; stat -c %a "$p" > mode; cat "$p" > seen\n')
@@ -550,8 +558,10 @@ def test_the_secret_is_not_on_the_command_line_of_the_browser(shell: Shell, comm
 
 
 @on_any_broker
-def test_a_recording_of_the_page_replaces_no_file(shell: Shell) -> None:
-    """`mqtool ui --record FILE` exits with 2 if FILE exists; only the owner can read a file that it creates."""
+def test_ui_record_does_not_replace_a_file(shell: Shell) -> None:
+    """If FILE exists, `mqtool ui --record FILE` exits with 2 and leaves it as it is. Only the owner can read a file
+    that the command creates.
+    """
     kept = shell.directory / "kept.html"
     kept.write_text("mine")
     refused = shell.run("mqtool", "ui", "--record", "kept.html")

@@ -10,47 +10,49 @@ from tests.cli.test_exec import depth
 
 
 def sent(shell: Shell, count: int) -> None:
-    """Messages with headers n, from 0."""
+    """Publish messages whose header n counts from 0."""
     lines = "\n".join(json.dumps({"body": str(number), "headers": {"n": number}}) for number in range(count))
     assert shell.run("mqtool", "send", "-r", "jobs", "--json", stdin=lines).code == 0
 
 
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
-def test_receive_where_leaves_other_messages_in_order(shell: Shell, broker: TestBroker, queue_type: str) -> None:
-    """`receive --where` prints and counts only matching messages; when it ends, the others are in the queue in their
-    order.
+def test_receive_where_keeps_the_order_of_messages_that_do_not_match(
+    shell: Shell, broker: TestBroker, queue_type: str
+) -> None:
+    """`receive --where` prints and counts only matching messages. When it ends, all others are in the queue, in their
+    original order.
     """
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", queue_type)
     sent(shell, 200)
     receive = ("mqtool", "receive", "-q", "jobs", "--queue-type", queue_type, "--raw", "--where")
     came = shell.run(*receive, "headers.n=3 or headers.n=150", "-c", "2")
     assert (came.stdout, came.code) == ("3\n150\n", 0)
-    wait_until(lambda: depth(broker, "jobs") == 198, "the others back")
+    wait_until(lambda: depth(broker, "jobs") == 198, "the other messages requeued")
     late = shell.run(*receive, "headers.n<2", "-c", "3", "--idle-timeout", IDLE)
     assert (late.stdout, late.code) == ("0\n1\n", 124)
     assert ": 2 of 3 received" in late.stderr
-    wait_until(lambda: depth(broker, "jobs") == 196, "the others back")
+    wait_until(lambda: depth(broker, "jobs") == 196, "the other messages requeued")
     rest = shell.run("mqtool", "receive", "-q", "jobs", "--queue-type", queue_type, "--raw", "-c", "196")
     assert rest.stdout.split() == [str(number) for number in range(200) if number not in (0, 1, 3, 150)]
 
 
 @on_any_broker
-def test_receive_where_into_head_leaves_the_rest(shell: Shell, broker: TestBroker) -> None:
-    """`receive --where … | head -n 2` takes two messages, and the others stay in the queue. `--where` with --auto-ack
-    exits with 2.
+def test_receive_where_piped_into_head_leaves_the_other_messages_in_the_queue(shell: Shell, broker: TestBroker) -> None:
+    """`receive --where … | head -n 2` consumes only the two messages that it prints, and the others stay in the queue.
+    With --auto-ack, `receive --where` exits with 2.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     sent(shell, 20)
     shell.run("bash", "-c", "mqtool receive -q jobs --raw --where 'headers.n>=5' | head -n 2")
-    wait_until(lambda: depth(broker, "jobs") == 18, "the others back")
+    wait_until(lambda: depth(broker, "jobs") == 18, "the other messages requeued")
     refused = shell.run("mqtool", "receive", "-q", "jobs", "--auto-ack", "--where", "headers.n>=5")
     assert refused.code == 2
 
 
 @on_any_broker
-def test_receive_log_where_discards_other_logs(shell: Shell) -> None:
-    """`receive-log --where` prints only the logs that match its condition, and --count counts only these."""
+def test_receive_log_where_prints_only_matching_logs(shell: Shell) -> None:
+    """`receive-log --where` prints only the logs that match the condition, and --count counts only these."""
     receiver = shell.start("mqtool", "receive-log", "fanout", "--raw", "-c", "2", "--where", "body~error")
     receiver.wait_until_ready()
     for text in "an error", "all is well", "error 2":

@@ -93,7 +93,7 @@ class PlainConsumer:
         return self.got[self._taken - 1][1]
 
     def wait(self, count: int) -> None:
-        """Wait until this many messages have come."""
+        """Wait until this many messages have arrived."""
 
         def has_come() -> bool:
             self.channel.connection.process_data_events(0.01)
@@ -102,7 +102,7 @@ class PlainConsumer:
         wait_until(has_come, lambda: f"{count} messages; there are {self.got}", 30)
 
     def ack(self) -> None:
-        """Acknowledge everything that has come."""
+        """Acknowledge all messages received so far."""
         if self.got and not self._auto_ack:
             self.channel.basic_ack(self.got[-1][0], multiple=True)
             self.channel.connection.process_data_events(0)
@@ -151,7 +151,7 @@ class Attempts:
     wrong: tuple[Wrong, ...]
 
 
-#: What every script begins with. It ends once the test has found its answer: until then, what consumes goes on.
+#: The beginning of every script. A script ends once the test has found its answer; its consumers run until then.
 _PRELUDE = """
 trap 'until [ -e answered ]; do sleep 0.05; done; kill $(jobs -p) 2>/dev/null; wait' EXIT
 number=0
@@ -161,7 +161,7 @@ start() { number=$((number + 1)); "$@" --ready-file ready.$number & until [ -e r
 consumers() { until [ "$(mqtool list consumers 2>/dev/null | grep -cw "$1")" -ge $2 ]; do sleep 0.1; done; }
 pause() { sleep 0.5; }
 export AMQP_URL=$MQTOOL_URL
-# copy PROGRAM [SED...]: a copy of a program to repair, mended by commands of sed
+# copy PROGRAM [SED...]: copy a program to repair, and repair the copy with sed commands
 copy() { program=$1; shift; sed "$@" -e '' $PROGRAMS/$program.py > $program.py; }
 """
 
@@ -199,12 +199,13 @@ class Learner:
             self._ready.set()
 
     def make(self, attempt: Attempt) -> None:
-        """Make an attempt. A script may fail: learners do such things. It goes on until wait_for() has its answer.
+        """Make an attempt. A script may fail, as learners' commands do. It runs until wait_for() has its answer.
 
         A program keeps its connections open until the test ends: RabbitMQ may forget the counters of one that ends.
         """
         if isinstance(attempt, str):
-            for left in (*self._shell.directory.glob("ready.*"), self._shell.directory / "answered"):  # by another one
+            # Files of an earlier attempt.
+            for left in (*self._shell.directory.glob("ready.*"), self._shell.directory / "answered"):
                 left.unlink(missing_ok=True)
             script = f"PROGRAMS={PROGRAMS}\n{_PRELUDE}{attempt}"
             self._script = self._shell.start("bash", "-c", script, ready=False)
@@ -242,7 +243,7 @@ class Learner:
         return found()[0] if found() else ""
 
     def wait_until_seen(self, body: str) -> None:
-        """Wait until a message with this body has been published, and `try` has had the time to say something."""
+        """Wait until a message with this body has been published, and `try` has had time to respond."""
 
         def has_come() -> bool:
             trial = self.trial
@@ -251,7 +252,7 @@ class Learner:
         wait_until(has_come, f"the message {body!r}")
         self._end_script()
         looks = self._looks
-        wait_until(lambda: self._looks > looks + 20, "`try` to look at it")
+        wait_until(lambda: self._looks > looks + 20, "`try` to respond")
 
     def wait_until_bound(self, exchange: str) -> None:
         """Wait until `try` has seen a queue that is bound to an exchange. Create the file `bound` for the script."""

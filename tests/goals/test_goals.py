@@ -56,12 +56,12 @@ EVERY_MISTAKE = [
 
 @pytest.fixture
 def learner(goal: Goal, broker: TestBroker, shell: Shell) -> Iterator[Learner]:
-    """Somebody who tries a goal."""
+    """A learner who tries a goal."""
     if goal.only_embedded and broker.kind != "embedded":
         pytest.skip(goal.only_embedded)
     with ExitStack() as ending:
         is_restarted = goal.fault is not None and goal.fault.name == "restart"
-        if is_restarted or goal.over_amqp10:  # the broker of the other tests stays, and may be like 3.10
+        if is_restarted or goal.over_amqp10:  # the suite's broker must not be restarted, and may behave like 3.10
             own = ending.enter_context(EmbeddedBroker(management_port=0))
             broker = TestBroker("embedded", own.url.rpartition("/")[0], str(own.management_url)).with_fresh_vhost("try")
             shell.environment["MQTOOL_URL"] = broker.url
@@ -70,16 +70,16 @@ def learner(goal: Goal, broker: TestBroker, shell: Shell) -> Iterator[Learner]:
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("goal", "attempts"), EVERY_GOAL)
-def test_a_goal_is_reached_with_commands(attempts: Attempts, learner: Learner) -> None:
-    """When mqtool commands have done what a goal asks, `tutorial try` says that the goal is reached."""
+def test_each_goal_can_be_reached_with_commands(attempts: Attempts, learner: Learner) -> None:
+    """If the learner's mqtool commands do what a goal asks for, `tutorial try` says that the goal is reached."""
     learner.make(attempts.commands)
     assert learner.wait_for("reached")
 
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("goal", "attempts"), EVERY_GOAL)
-def test_a_goal_is_reached_with_plain_pika(attempts: Attempts, learner: Learner) -> None:
-    """If a learner's own program, written with pika, does what a goal asks, `tutorial try` says that the goal is
+def test_each_goal_can_be_reached_with_plain_pika(attempts: Attempts, learner: Learner) -> None:
+    """If a learner's own program, written with pika, does what a goal asks for, `tutorial try` says that the goal is
     reached.
     """
     learner.make(attempts.plain)
@@ -88,10 +88,12 @@ def test_a_goal_is_reached_with_plain_pika(attempts: Attempts, learner: Learner)
 
 @pytest.mark.sampled(6)
 @pytest.mark.parametrize(("goal", "wrong"), EVERY_MISTAKE)
-def test_a_wrong_attempt_is_answered_and_does_not_reach_the_goal(
+def test_a_wrong_attempt_gets_an_explanation_and_does_not_reach_the_goal(
     wrong: Wrong, learner: Learner, broker: TestBroker
 ) -> None:
-    """After a wrong attempt, `tutorial try` says what is wrong or missing, and does not count the goal as reached."""
+    """After a wrong attempt at a goal, `tutorial try` says what is wrong or missing, and does not count the goal as
+    reached.
+    """
     learner.make(wrong.attempt)
     learner.wait_for("mistake", (broker.kind == "rabbitmq" and wrong.on_rabbitmq) or wrong.answer)
     assert [each for each in learner.findings if each.kind == "reached"] == []
@@ -130,11 +132,11 @@ _MISTAKES_IN_TURN = [
 
 
 @pytest.mark.parametrize(("goal", "first", "second"), _MISTAKES_IN_TURN)
-def test_a_mistake_does_not_hide_the_next_one(
+def test_tutorial_try_reports_a_second_mistake_while_the_first_is_still_visible(
     first: tuple[Attempt, str], second: tuple[Attempt, str], learner: Learner
 ) -> None:
-    """`tutorial try` answers a second mistake while the first can still be seen on the broker, and answers the first
-    mistake again only if the learner makes it again.
+    """`tutorial try` reports a second mistake even while the first one is still visible on the broker. It repeats the
+    first report only if the learner makes the first mistake again.
     """
     for attempt, answer in (first, second):
         learner.make(attempt)
@@ -150,9 +152,9 @@ def test_a_mistake_does_not_hide_the_next_one(
 
 @on_any_broker
 @pytest.mark.parametrize("goal", [GOALS["publish-subscribe"][0]], ids=["dropped"])
-def test_a_message_to_an_exchange_that_does_not_exist_is_mentioned(goal: Goal, learner: Learner) -> None:
+def test_tutorial_try_reports_each_message_to_a_missing_exchange(goal: Goal, learner: Learner) -> None:
     """If a program or a command publishes to an exchange that does not exist, `tutorial try` names the message and the
-    exchange, each time.
+    exchange, each time that it happens.
     """
     learner.make(lambda plain: plain.send("", "Hi", "lgos"))
     learner.wait_for("mistake", "'Hi' was published to the exchange 'lgos', which does not exist")
@@ -161,27 +163,29 @@ def test_a_message_to_an_exchange_that_does_not_exist_is_mentioned(goal: Goal, l
 
 
 @pytest.mark.parametrize("goal", [GOALS["hello-world"][2]], ids=["no-queue"])
-def test_the_last_hint_reaches_the_goal_after_the_example_was_tried(goal: Goal, learner: Learner) -> None:
-    """The commands in the third hint of hello-world's last goal reach that goal even if the learner has created the
-    queue 'helo' of the example.
+def test_the_last_hint_works_after_the_learner_has_tried_the_example(goal: Goal, learner: Learner) -> None:
+    """The commands in the third hint of the last hello-world goal reach that goal even if the learner has already
+    declared the queue 'helo' from the example.
     """
     learner.make(f"mqtool send -q helo 'Hello?'; {goal.hints[2]}")
     assert learner.wait_for("reached")
 
 
 @pytest.mark.parametrize("goal", [GOALS["work-queues"][3]], ids=["restart"])
-def test_the_proof_of_a_restart_names_a_message_that_was_received_after_it(goal: Goal, learner: Learner) -> None:
-    """As the proof that a message has survived a restart, `tutorial try` names a persistent message that was received
-    after the restart, not one that was received before.
+def test_the_message_named_after_a_restart_was_received_after_it(goal: Goal, learner: Learner) -> None:
+    """To show that a persistent message has survived a restart, `tutorial try` names one that was received after the
+    restart, not one that was received before.
     """
     learner.make(work_queues_attempts.received_before_the_restart)
     assert "'kept' is persistent" in learner.wait_for("reached")
 
 
 @pytest.mark.parametrize("goal", [GOALS["work-queues"][3]], ids=["restart"])
-def test_a_message_that_the_restart_has_lost_is_not_called_purged(goal: Goal, learner: Learner) -> None:
-    """If the learner purges the queue after the restart, `tutorial try` does not say that the purge deleted the
-    transient message, which the restart has lost.
+def test_tutorial_try_does_not_say_that_a_purge_deleted_a_message_lost_in_the_restart(
+    goal: Goal, learner: Learner
+) -> None:
+    """If the learner purges the queue after the restart, `tutorial try` says that the purge has deleted the persistent
+    message, but not the transient one, which the restart had already lost.
     """
     learner.make(work_queues_attempts.purge_after_restart)
     learner.wait_for("mistake", "The persistent message survived the restart, but left the queue unread")
@@ -192,10 +196,8 @@ def test_a_message_that_the_restart_has_lost_is_not_called_purged(goal: Goal, le
 
 
 @pytest.mark.parametrize("goal", [GOALS["routing"][1]], ids=["no-errors"])
-def test_a_wrong_binding_is_mentioned_once(goal: Goal, learner: Learner) -> None:
-    """`tutorial try` mentions a wrong binding once, and does not repeat that for each message that the learner
-    publishes later.
-    """
+def test_tutorial_try_mentions_a_wrong_binding_only_once(goal: Goal, learner: Learner) -> None:
+    """`tutorial try` mentions a wrong binding once, and does not repeat that for each message published later."""
     learner.make("mqtool exchange bind direct_logs errors error; mqtool emit-log direct error 1")
     learner.wait_for("mistake", "still bound with 'eror'")
     for body in ("2", "3"):
@@ -205,9 +207,9 @@ def test_a_wrong_binding_is_mentioned_once(goal: Goal, learner: Learner) -> None
 
 
 @pytest.mark.parametrize("goal", [GOALS["publish-subscribe"][1]], ids=["two-copies"])
-def test_the_proof_of_two_copies_names_a_queue_that_nobody_reads(goal: Goal, learner: Learner) -> None:
-    """If a third queue, which has no consumer, is bound to 'logs', `tutorial try` names that queue in the proof of the
-    goal "two-copies".
+def test_tutorial_try_names_a_bound_queue_without_a_consumer(goal: Goal, learner: Learner) -> None:
+    """If a third queue, which has no consumer, is bound to the exchange 'logs', the goal "two-copies" is reached, and
+    `tutorial try` says that nobody receives from that queue.
     """
     learner.make(
         "mqtool queue declare left; mqtool exchange declare logs fanout; mqtool exchange bind logs left;"
@@ -217,11 +219,11 @@ def test_the_proof_of_two_copies_names_a_queue_that_nobody_reads(goal: Goal, lea
 
 
 @pytest.mark.parametrize("goal", [GOALS["topics"][0]], ids=["star"])
-def test_the_goal_star_is_reached_by_a_receiver_that_ends_after_its_messages(
+def test_the_goal_star_is_reached_if_the_receiver_exits_after_the_messages(
     goal: Goal, learner: Learner, broker: TestBroker
 ) -> None:
-    """The goal "star" of the tutorial `topics` is reached even if the learner's receiver ends right after the three
-    messages were published.
+    """The goal "star" of the tutorial `topics` is reached even if the learner's receiver exits right after the three
+    messages are published.
     """
     if broker.kind != "embedded":
         pytest.skip("RabbitMQ's bindings are read every few seconds: a queue may be gone before it is seen")
@@ -239,9 +241,11 @@ _FIXED = [
 
 
 @pytest.mark.parametrize(("goal", "wrong", "attempts"), _FIXED)
-def test_a_program_reaches_the_goal_once_it_is_repaired(wrong: Wrong, attempts: Attempts, learner: Learner) -> None:
-    """If the learner repairs a program after `tutorial try repair` has reported the program's defect, the goal is
-    reached, and need not be begun again.
+def test_a_repaired_program_reaches_the_goal_without_a_restart_of_the_goal(
+    wrong: Wrong, attempts: Attempts, learner: Learner
+) -> None:
+    """If the learner repairs a program after `tutorial try repair` has reported its defect, the program reaches the
+    goal. The learner need not restart the goal.
     """
     learner.make(wrong.attempt)
     learner.wait_for("mistake", wrong.answer)
@@ -258,8 +262,8 @@ def test_no_mistake_is_reported_while_a_delayed_message_is_not_due(goal: Goal, w
     assert [each.text for each in learner.findings if each.kind == "mistake"] == []
 
 
-def test_the_goal_of_two_copies_says_that_files_are_not_seen() -> None:
-    """The text of the goal "two-copies" of publish-subscribe says that the broker does not see a file in which a
+def test_the_goal_two_copies_says_that_the_broker_does_not_see_files() -> None:
+    """The text of the goal "two-copies" in publish-subscribe says that the broker does not see a file in which a
     receiver saves messages.
     """
     (goal,) = (each for each in GOALS["publish-subscribe"] if each.name == "two-copies")
@@ -267,8 +271,8 @@ def test_the_goal_of_two_copies_says_that_files_are_not_seen() -> None:
 
 
 def test_every_goal_has_hints_and_tests_of_wrong_attempts() -> None:
-    """Each goal of `tutorial try` has hints, the first of them a question, and tests for at least three wrong attempts
-    with different answers.
+    """Each goal of `tutorial try` has hints, of which the first is a question, and tests for at least three wrong
+    attempts with different explanations.
     """
     for name, goals in GOALS.items():
         assert [goal.name for goal in goals] == [*ATTEMPTS[name]]

@@ -1,4 +1,4 @@
-"""What `try` concludes from RabbitMQ's firehose and statistics, which do not tell what happens to a single message."""
+"""What `try` concludes from RabbitMQ's firehose and statistics, which do not show what happens to each message."""
 
 from typing import Any
 
@@ -28,9 +28,9 @@ def _look(seen: Seen, *, unacked: int, acknowledged: int = 0, times: int = 1) ->
         seen.take({"kind": "moved", "queues": {"q": [0, unacked, 1]}, "settled": {"q": [acknowledged, 0]}})
 
 
-def test_a_message_is_received_once_rabbitmq_counts_its_acknowledgement() -> None:
-    """`tutorial try` counts a message as received once RabbitMQ's queue counters show an acknowledgement for the
-    message.
+def test_a_message_counts_as_received_once_rabbitmq_counts_its_acknowledgement() -> None:
+    """On RabbitMQ, `tutorial try` counts a message as received as soon as the counters of its queue show that it was
+    acknowledged.
     """
     seen = _seen()
     _look(seen, unacked=0)
@@ -40,8 +40,8 @@ def test_a_message_is_received_once_rabbitmq_counts_its_acknowledgement() -> Non
 
 
 def test_a_message_without_counters_counts_as_received_if_its_queue_stays_empty() -> None:
-    """If RabbitMQ has dropped the counters of a consumer that ended at once, `tutorial try` counts the delivered
-    message as received after finding the queue empty eight times.
+    """If a consumer ended so soon that RabbitMQ shows no counters for it, `tutorial try` counts the delivered message
+    as received once it has found the queue empty eight times.
     """
     seen = _seen()
     _look(seen, unacked=0, times=7)
@@ -51,17 +51,17 @@ def test_a_message_without_counters_counts_as_received_if_its_queue_stays_empty(
 
 
 def test_an_unacknowledged_message_does_not_count_as_received() -> None:
-    """`tutorial try` does not count a message as received while a consumer holds the message unacknowledged, however
-    long that is.
+    """While a consumer holds a message unacknowledged, `tutorial try` does not count the message as received, however
+    long that takes.
     """
     seen = _seen()
     _look(seen, unacked=1, times=30)
     assert seen.messages[0].receivers == []
 
 
-def test_after_a_redelivery_empty_queues_are_counted_from_zero() -> None:
-    """After a message is redelivered, `tutorial try` counts from zero how often it has found the queue empty, so that
-    the message does not count as received too early.
+def test_a_redelivered_message_does_not_count_as_received_too_early() -> None:
+    """After a message was redelivered, `tutorial try` must again find its queue empty eight times before it counts the
+    message as received.
     """
     seen = _seen()
     _look(seen, unacked=0, times=7)
@@ -70,9 +70,9 @@ def test_after_a_redelivery_empty_queues_are_counted_from_zero() -> None:
     assert seen.messages[0].receivers == []
 
 
-def test_a_message_that_a_new_exchange_delays_is_not_called_unreceived() -> None:
-    """`tutorial try` does not say that nobody has received a message that a new exchange delays. If the next topology
-    does not list that exchange, `tutorial try` says so.
+def test_a_delayed_message_is_not_reported_as_not_received() -> None:
+    """While an exchange delays a message, `tutorial try` does not report that nobody has received it. Once that
+    exchange is gone, it does.
     """
     (goal,) = GOALS["delayed-messages"]
     seen = Seen()

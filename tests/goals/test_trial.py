@@ -1,4 +1,4 @@
-"""What `try` does around a goal: it begins a goal again, and asks a learner of whom nothing is seen where they work."""
+"""What `try` does around a goal: it restarts goals, and helps learners whose messages do not reach its broker."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -20,16 +20,18 @@ _OTHER_SETTINGS = GOALS["repair"][5]
 
 def _names(broker: TestBroker, kind: str) -> list[str]:
     listed = watched(broker).find().get(path(kind, broker.vhost))
-    return [each["name"] for each in listed if not each["name"].startswith("amq.gen")]  # RabbitMQ: of `try` itself
+    return [
+        each["name"] for each in listed if not each["name"].startswith("amq.gen")
+    ]  # on RabbitMQ, `try` has such queues
 
 
 def _depth(plain: Plain, queue: str) -> int:
     return int(plain.channel().queue_declare(queue, passive=True).method.message_count)
 
 
-def test_beginning_a_goal_again_deletes_what_was_made_for_it(broker: TestBroker) -> None:
-    """When a learner begins a goal again, `tutorial try` deletes the queues and exchanges made for the goal, and purges
-    the queues that existed before.
+def test_restarting_a_goal_deletes_the_learners_queues_and_exchanges(broker: TestBroker) -> None:
+    """When a learner restarts a goal, `tutorial try` deletes the queues and exchanges declared since the goal began,
+    and purges the queues that existed before.
     """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker)) as trial:
         plain.queue("earlier")
@@ -46,9 +48,9 @@ def test_beginning_a_goal_again_deletes_what_was_made_for_it(broker: TestBroker)
         assert _depth(plain, "earlier") == 0
 
 
-def test_a_learner_whose_messages_do_not_arrive_is_told_once_how_to_reach_the_broker(broker: TestBroker) -> None:
-    """If no message has reached the broker for some time, `tutorial try` prints, once for each goal, the command that
-    makes the learner's terminal use this broker.
+def test_tutorial_try_says_once_how_to_reach_its_broker_if_no_message_arrives(broker: TestBroker) -> None:
+    """If no message has reached the broker for some time, `tutorial try` prints the command that makes the learner's
+    terminal use this broker, once for each goal.
     """
     with Trial(watched(broker, "export AMQP_URL=amqp://there"), silence=0.5) as trial:
         trial.prepare(_WAITS)
@@ -61,10 +63,8 @@ def test_a_learner_whose_messages_do_not_arrive_is_told_once_how_to_reach_the_br
         assert "No message has" in next(each for each in trial.findings(_AT_ONCE) if each is not None).text
 
 
-def test_a_learner_whose_next_message_does_not_arrive_is_told_so(broker: TestBroker) -> None:
-    """If nothing happens for some time after the first messages of a goal, `tutorial try` says once that nothing new
-    has reached the broker.
-    """
+def test_tutorial_try_says_once_that_no_further_message_arrives(broker: TestBroker) -> None:
+    """If nothing reaches the broker for some time after the first messages of a goal, `tutorial try` says so once."""
     with closing(Plain(broker.url)) as plain, Trial(watched(broker, "export AMQP_URL=x"), silence=2) as trial:
         trial.prepare(_WAITS)
         plain.send(plain.queue("hello"), "one")
@@ -72,8 +72,10 @@ def test_a_learner_whose_next_message_does_not_arrive_is_told_so(broker: TestBro
         assert sum("Nothing new has reached this broker for some time." in each for each in told) == 1
 
 
-def test_messages_that_are_published_after_a_goal_do_not_count_for_the_next_one(broker: TestBroker) -> None:
-    """Messages that a learner's program still publishes after a goal is reached do not count for the next goal."""
+def test_messages_published_while_the_next_goal_is_prepared_do_not_count_for_it(broker: TestBroker) -> None:
+    """If a learner's program still publishes after a goal was reached, these messages do not count for the next
+    goal.
+    """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker)) as trial, ThreadPoolExecutor() as threads:
         trial.prepare(_WAITS)
         channel = plain.channel()
@@ -90,9 +92,9 @@ def test_messages_that_are_published_after_a_goal_do_not_count_for_the_next_one(
         assert trial.seen.messages == []
 
 
-def test_a_queue_that_was_just_declared_for_a_goal_is_not_called_gone(broker: TestBroker) -> None:
-    """When `tutorial try` begins a goal, or begins it again, it does not say that the queue it has just declared for
-    the goal is gone.
+def test_tutorial_try_does_not_report_its_own_new_queue_as_missing(broker: TestBroker) -> None:
+    """When `tutorial try` begins or restarts a goal, it does not report that the queue it has just declared for the
+    goal is missing.
     """
     if broker.kind != "embedded":
         pytest.skip("the goal before it cannot be seen on RabbitMQ")
@@ -104,7 +106,7 @@ def test_a_queue_that_was_just_declared_for_a_goal_is_not_called_gone(broker: Te
             assert [each for each in islice(trial.findings(_OTHER_SETTINGS), 25) if each is not None] == []
 
 
-def test_a_learner_who_has_started_a_consumer_is_not_told_that_nothing_arrives(broker: TestBroker) -> None:
+def test_tutorial_try_does_not_say_that_no_message_arrives_if_there_is_a_consumer(broker: TestBroker) -> None:
     """If the learner has started a consumer, `tutorial try` does not say that no message has reached the broker."""
     with closing(Plain(broker.url)) as plain:
         plain.consume(plain.queue("hello"))
@@ -117,9 +119,9 @@ def test_a_learner_who_has_started_a_consumer_is_not_told_that_nothing_arrives(b
 
 
 @pytest.mark.usefixtures("no_other_firehose")
-def test_firehoses_that_are_switched_at_the_same_time_are_all_switched(broker: TestBroker) -> None:
-    """If the firehoses of four virtual hosts are switched on or off at the same time, as by several `tutorial try`, all
-    four are switched, although RabbitMQ may lose one of several simultaneous requests.
+def test_the_firehoses_of_four_virtual_hosts_can_be_switched_at_the_same_time(broker: TestBroker) -> None:
+    """If mqtool switches the firehoses of four virtual hosts on or off at the same time, all four are switched,
+    although RabbitMQ may lose one of several simultaneous requests.
     """
     api = watched(broker).find()
     with ExitStack() as ending, ThreadPoolExecutor() as threads:

@@ -16,8 +16,8 @@ from tests.brokers import TestBroker, on_any_broker
 def test_the_port_of_the_management_api_is_derived_from_the_amqp_port(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """mqtool looks for a broker's management API at a fixed distance from the AMQP port, as 15672 is from 5672, and
-    raises Unavailable if no API answers there.
+    """mqtool looks for a broker's management API at the AMQP port plus 10,000 (15672 for 5672). If no API answers
+    there, it raises Unavailable.
     """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     ours = access.Access(parse_addresses(broker.url), TlsFiles())
@@ -28,8 +28,8 @@ def test_the_port_of_the_management_api_is_derived_from_the_amqp_port(
         other.management()
 
 
-def test_a_stream_port_of_another_broker_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If another broker, with a different cluster name, listens on the default stream port, mqtool raises Unavailable
+def test_mqtool_does_not_use_the_stream_port_of_another_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the default stream port belongs to a different broker, as its cluster name shows, mqtool raises Unavailable
     instead of using that port.
     """
     with EmbeddedBroker(stream_port=0) as mine, EmbeddedBroker(stream_port=0) as other:

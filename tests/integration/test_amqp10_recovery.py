@@ -18,12 +18,12 @@ from tests.cli.shell import wait_until
 FULL = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"})
 
 
-@pytest.mark.parametrize(("reason", "again"), [("unavailable", True), ("maxlen", False)])
-def test_a_message_rejected_by_an_unavailable_queue_after_a_reconnection_is_republished(
+@pytest.mark.parametrize(("reason", "again"), [("unavailable", True), ("maxlen", False)], ids=["unavailable", "full"])
+def test_an_amqp_1_0_message_rejected_by_an_unavailable_queue_after_a_reconnection_is_republished(
     monkeypatch: pytest.MonkeyPatch, reason: str, *, again: bool
 ) -> None:
     """Over AMQP 1.0, mqtool republishes a message that is rejected right after a reconnection if the queue was
-    unavailable, but not if the queue was full.
+    unavailable, but not if it was full.
     """
     rejected, notices = 0, list[str]()
 
@@ -54,9 +54,9 @@ def test_a_message_rejected_by_an_unavailable_queue_after_a_reconnection_is_repu
         assert receipt.confirmation is (Confirmation.CONFIRMED if again else Confirmation.NACKED)
 
 
-def test_a_message_rejected_by_a_cluster_without_one_node_is_republished(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over AMQP 1.0, mqtool republishes a message that an unavailable queue rejects right after mqtool has connected
-    to a cluster of which one node is down.
+def test_an_amqp_1_0_message_rejected_while_a_node_is_down_is_republished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If one node of a cluster is down, mqtool republishes an AMQP 1.0 message that was rejected because its queue was
+    unavailable.
     """
     rejected: list[Rejected] = []
 

@@ -1,4 +1,4 @@
-"""Consuming: only messages that the caller asked for are taken, and only those that the caller got are acknowledged."""
+"""Consuming: the caller gets only the messages that it asked for, and only those that it got are acknowledged."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def drain(broker: TestBroker, queue: Queue = QUORUM) -> list[tuple[bytes, bool]]
         return [(delivery.body, delivery.redelivered) for delivery in deliveries]
 
 
-#: By default the prefetch is 250, and acknowledgements go in lots; each of the other ways has an edge of its own.
+#: By default, the prefetch is 250, and messages are acknowledged in batches; the other settings have other limits.
 COUNTS = [
     *((count, {}) for count in (1, 250, 251, 600)),
     *((count, {"auto_ack": True}) for count in (1, 251)),
@@ -43,10 +43,10 @@ COUNTS = [
 
 @pytest.mark.parametrize(("count", "settings"), COUNTS, ids=str)
 @pytest.mark.sampled(6)
-def test_a_consumer_with_a_count_takes_exactly_that_many_messages(
+def test_a_consumer_with_a_count_consumes_exactly_that_many_messages(
     broker: TestBroker, count: int, settings: dict[str, int]
 ) -> None:
-    """A consumer with a count of N receives the first N messages; the others stay in the queue and are not marked as
+    """A consumer with a count of N receives the first N messages. The others stay in the queue and are not marked as
     redelivered.
     """
     bodies = fill(broker, 700)
@@ -59,8 +59,10 @@ def test_a_consumer_with_a_count_takes_exactly_that_many_messages(
     assert drain(broker) == [(body, False) for body in bodies[count:]]
 
 
-def test_a_consumer_that_times_out_below_its_count_has_acknowledged_what_it_took(broker: TestBroker) -> None:
-    """A consumer with a count of 500 that finds only 400 messages times out, and has acknowledged these 400."""
+def test_a_consumer_that_times_out_has_acknowledged_the_messages_it_received(broker: TestBroker) -> None:
+    """If a consumer with a count of 500 receives only 400 messages, it raises TimedOut, and the 400 messages are
+    acknowledged.
+    """
     fill(broker, 400)
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
@@ -70,8 +72,8 @@ def test_a_consumer_that_times_out_below_its_count_has_acknowledged_what_it_took
     assert drain(broker) == []
 
 
-def test_a_delivery_is_acknowledged_when_the_next_is_asked_for(broker: TestBroker) -> None:
-    """A delivery is acknowledged when the caller asks for the next one. If the caller stops iterating, its last
+def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next_one(broker: TestBroker) -> None:
+    """mqtool acknowledges a delivery when the caller asks for the next one. If the caller stops iterating, its last
     delivery and all later ones are requeued, in order.
     """
     bodies = fill(broker, 10)
@@ -83,10 +85,8 @@ def test_a_delivery_is_acknowledged_when_the_next_is_asked_for(broker: TestBroke
     assert [body for body, _ in drain(broker)] == bodies[3:]
 
 
-def test_a_deleted_queue_ends_consuming_with_an_error_that_names_it(broker: TestBroker) -> None:
-    """If a queue is deleted while a caller iterates over its deliveries, the iteration raises Unavailable with the
-    queue's name.
-    """
+def test_a_consumer_raises_an_error_if_its_queue_is_deleted(broker: TestBroker) -> None:
+    """If its queue is deleted, a consumer raises Unavailable, and the error names the queue."""
     fill(broker, 1)
     with Connection(parse_addresses(broker.url)) as connection:
         deliveries = connection.channel().consume(QUORUM)
@@ -97,7 +97,7 @@ def test_a_deleted_queue_ends_consuming_with_an_error_that_names_it(broker: Test
 
 
 def test_a_consumer_ends_after_its_idle_timeout_and_fails_after_its_total_timeout(broker: TestBroker) -> None:
-    """A consumer without a count ends without an error after its idle timeout, and raises TimedOut after its total
+    """Without a count, a consumer ends without an error after its idle timeout, and raises TimedOut after its total
     timeout.
     """
     fill(broker, 1)
@@ -108,9 +108,9 @@ def test_a_consumer_ends_after_its_idle_timeout_and_fails_after_its_total_timeou
             list(channel.consume(QUORUM, Receiving(timeout=0.3)))
 
 
-def test_repeated_receive_into_head_does_not_reach_the_delivery_limit(broker: TestBroker) -> None:
-    """Thirty consumers that take one message each, like `receive | head -n 1`, get thirty messages: messages that
-    were only prefetched do not reach the queue's delivery limit of 20.
+def test_prefetched_messages_do_not_count_towards_the_delivery_limit(broker: TestBroker) -> None:
+    """Thirty consumers that each take one message, as `receive | head -n 1` does, get all thirty messages of a queue
+    with a delivery limit of 20. Messages that were only prefetched do not count towards the limit.
     """
     queue = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 20})
     bodies = fill(broker, 30, queue)
@@ -125,16 +125,18 @@ def test_repeated_receive_into_head_does_not_reach_the_delivery_limit(broker: Te
 
 
 @fast_path
-def test_deliveries_are_read_in_large_pieces(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A consumer reads more than 4,096 bytes from its socket at a time, and mqtool, not pika, decodes the deliveries.
-    If this fails, pika has changed, and receiving has become slow.
+def test_mqtool_decodes_deliveries_itself_and_reads_them_in_large_pieces(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mqtool, not pika, decodes deliveries, and reads more than 4,096 bytes from the socket at a time. If this fails,
+    pika has changed, and receiving has become slow.
     """
     pieces, receive = [], FrameReader.receive
     monkeypatch.setattr(
         FrameReader, "receive", lambda reader, data: (pieces.append(len(data)), receive(reader, data))[1]
     )
     monkeypatch.setattr(subscription, "delivery_from", lambda *_: pytest.fail("pika has decoded a delivery"))
-    # How much of many small deliveries has come when we read depends on the broker's pace; a large one comes at once.
+    # How many small deliveries arrive in one read depends on the broker's pace; a large one arrives in large pieces.
     bodies = fill(broker, 1000, QUORUM, b"x" * 100_000)
 
     with Connection(parse_addresses(broker.url)) as connection:

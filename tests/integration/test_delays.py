@@ -59,8 +59,10 @@ def received(channel: Channel, queue: Queue, count: int) -> list[Delivery]:
 
 @pytest.mark.parametrize("queue", [CLASSIC, QUORUM], ids=["classic", "quorum"])
 @pytest.mark.sampled(2)
-def test_no_delayed_message_is_early_or_lost(channel: Channel, publish: Publish, queue: Queue) -> None:
-    """200 messages with different delays, sent in random order, all arrive, and none before it is due."""
+def test_delayed_messages_arrive_and_none_is_early(channel: Channel, publish: Publish, queue: Queue) -> None:
+    """All of 200 messages with different delays, published in random order, arrive, and none of them before it is
+    due.
+    """
     queue = channel.declare(queue)
     delays = [7 * number for number in range(200)]
     random.Random(1).shuffle(delays)
@@ -77,15 +79,19 @@ def test_no_delayed_message_is_early_or_lost(channel: Channel, publish: Publish,
     assert sorted(came) == sorted(delays)
 
 
-def test_messages_arrive_in_the_order_of_their_due_times(channel: Channel, publish: Publish) -> None:
-    """Three delayed messages arrive in the order in which they are due, not in the order in which they were sent."""
+def test_delayed_messages_arrive_in_the_order_in_which_they_are_due(channel: Channel, publish: Publish) -> None:
+    """Three delayed messages arrive in the order in which they are due, not in the order in which they were
+    published.
+    """
     queue = channel.declare(CLASSIC)
     publish([Message(b"third", delay=4), Message(b"second", delay=2), Message(b"first", delay=0.01)], queue)
     assert [delivery.body for delivery in received(channel, queue, 3)] == [b"first", b"second", b"third"]
 
 
 def test_a_long_delay_does_not_hold_up_a_short_one(channel: Channel, publish: Publish) -> None:
-    """A message delayed by 50 ms arrives although one delayed by an hour was sent before it."""
+    """A message with a delay of 50 ms arrives on time even if a message with a delay of an hour was published before
+    it.
+    """
     queue = channel.declare(CLASSIC)
     publish([Message(b"in an hour", delay=HOUR), Message(b"soon", delay=0.05)], queue)
 
@@ -94,8 +100,8 @@ def test_a_long_delay_does_not_hold_up_a_short_one(channel: Channel, publish: Pu
 
 
 def test_a_message_with_a_due_time_does_not_arrive_before_that_time(channel: Channel, publish: Publish) -> None:
-    """A message with a due time does not arrive before that time; a message whose due time has already passed is not
-    delayed.
+    """A message with a due time does not arrive before that time. If the due time has already passed, the message is
+    not delayed.
     """
     queue = channel.declare(CLASSIC)
     due = time.time() + 2  # longer than publishing both takes
@@ -108,9 +114,9 @@ def test_a_message_with_a_due_time_does_not_arrive_before_that_time(channel: Cha
     assert first.lateness >= 5000
 
 
-def test_delayed_messages_keep_body_id_properties_and_headers(channel: Channel, publish: Publish) -> None:
-    """A delayed message keeps its body, message id, properties and headers, but becomes persistent, since it may wait
-    for a long time.
+def test_delayed_messages_keep_their_body_id_properties_and_headers(channel: Channel, publish: Publish) -> None:
+    """A delayed message keeps its body, message id, properties and headers. Only its delivery mode changes: it becomes
+    persistent, because it may wait for a long time.
     """
     queue = channel.declare(CLASSIC)
     headers = {"n": 1, "nested": {"x": [1, 2]}}
@@ -152,15 +158,15 @@ def test_delayed_messages_are_routed_by_their_own_key_and_headers(
     right: Message,
     wrong: Message | None,
 ) -> None:
-    """A direct, topic, fanout or headers exchange routes a delayed message by that message's own routing key and
-    headers.
+    """When a delayed message is due, its exchange (direct, topic, fanout or headers) routes it by its own routing key
+    and headers.
     """
     channel.declare(exchange)
     queue = channel.declare(PRIVATE_QUEUE)
     channel.bind(queue, exchange, binding[0], binding[1])
     sent = [right] if wrong is None else [wrong, right]
     for message in sent:
-        message.delay = 1.03  # two waits, in wait queues
+        message.delay = 1.03  # with wait queues, in two steps
 
     publish(sent, exchange, routing_key="not this one")
 
@@ -170,7 +176,9 @@ def test_delayed_messages_are_routed_by_their_own_key_and_headers(
 
 
 def test_a_delayed_messages_own_exchange_and_key_override_the_publishers(channel: Channel, publish: Publish) -> None:
-    """The exchange and routing key in a delayed message override those that were given to the publisher."""
+    """If a delayed message has an exchange and a routing key of its own, these override the ones that were given to the
+    publisher.
+    """
     channel.declare(Exchange("other", "direct"))
     queue = channel.declare(CLASSIC)
     elsewhere = channel.declare(Queue("elsewhere", durable=True))
@@ -188,12 +196,12 @@ def test_a_delayed_messages_own_exchange_and_key_override_the_publishers(channel
     assert [delivery.body for delivery in received(channel, elsewhere, 1)] == [b"2"]
 
 
-@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("durable", [False, True], ids=["transient", "durable"])
 def test_delayed_messages_are_dropped_if_no_queue_is_bound_when_they_are_due(
     channel: Channel, publish: Publish, durable: bool
 ) -> None:
-    """A delayed message is dropped if no queue is bound to its exchange when the message is due; later messages to
-    this exchange are delivered once a queue is bound.
+    """If no queue is bound to its exchange when a delayed message is due, the message is dropped. Later messages arrive
+    once a queue is bound.
     """
     logs = channel.declare(Exchange("logs", "fanout", durable=durable))
     marker = channel.declare(CLASSIC)
@@ -210,7 +218,7 @@ def test_delayed_messages_are_dropped_if_no_queue_is_bound_when_they_are_due(
 def test_messages_to_exchanges_and_queues_whose_names_begin_with_amq_can_be_delayed(
     channel: Channel, publish: Publish
 ) -> None:
-    """Messages to the exchange amq.topic and to a queue with a generated name can be delayed, although names that
+    """Messages to the exchange amq.topic and to a queue with a generated name can be delayed, even though names that
     begin with "amq." are reserved.
     """
     queue = channel.declare(PRIVATE_QUEUE)
@@ -220,20 +228,24 @@ def test_messages_to_exchanges_and_queues_whose_names_begin_with_amq_can_be_dela
     assert {delivery.body for delivery in received(channel, queue, 2)} == {b"x", b"y"}
 
 
-@pytest.mark.parametrize("message", [Message(b"", "k", "missing", delay=HOUR), Message(b"", "missing", "", delay=HOUR)])
+@pytest.mark.parametrize(
+    "message",
+    [Message(b"", "k", "missing", delay=HOUR), Message(b"", "missing", "", delay=HOUR)],
+    ids=["exchange", "queue"],
+)
 def test_a_delayed_message_to_a_missing_exchange_or_queue_fails_at_once(
     channel: Channel, publish: Publish, message: Message
 ) -> None:
-    """Publishing a message with a delay of an hour raises Unavailable at once if the exchange or queue does not
-    exist.
+    """If the exchange or the queue does not exist, publishing a message with a delay of an hour raises Unavailable at
+    once, not after an hour.
     """
     with pytest.raises(Unavailable, match=r"no (exchange|queue) 'missing'"):
         publish([message], channel.declare(CLASSIC))
 
 
-def test_a_message_that_has_been_delayed_before_can_be_delayed_again(channel: Channel, publish: Publish) -> None:
-    """A received message can be delayed again through the same queue; the broker does not drop it as a dead-letter
-    cycle.
+def test_a_message_can_be_delayed_again_after_it_was_received(channel: Channel, publish: Publish) -> None:
+    """A received message can be delayed again through the same queue. The broker does not drop it because of a
+    dead-letter cycle.
     """
     queue = channel.declare(CLASSIC)
     message = Message(b"x", delay=0.02)
@@ -245,16 +257,16 @@ def test_a_message_that_has_been_delayed_before_can_be_delayed_again(channel: Ch
 
 
 @pytest.mark.parametrize("copies", ["CC", "BCC"])
-def test_delayed_messages_with_cc_or_bcc_are_refused(channel: Channel, publish: Publish, copies: str) -> None:
-    """Publishing a delayed message with a CC or BCC header raises BadData, because the copies for these routing keys
-    would not be delayed, or would be lost.
+def test_a_delayed_message_with_a_cc_or_bcc_header_is_refused(channel: Channel, publish: Publish, copies: str) -> None:
+    """Publishing a delayed message with a CC or BCC header raises BadData, because the copies would arrive without the
+    delay or be lost.
     """
     with pytest.raises(BadData, match="CC"):
         publish([Message(b"", properties={"headers": {copies: ["c"]}}, delay=1)], channel.declare(CLASSIC))
 
 
 def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel: Channel, publish: Publish) -> None:
-    """The receipt of a delayed message identifies the message that the caller passed, and says when this message is
+    """The receipt of a delayed message contains the message that the caller passed, with the time at which it is
     due.
     """
     [receipt] = publish([Message(b"x", message_id="m", delay=HOUR)], channel.declare(CLASSIC))
@@ -266,8 +278,8 @@ def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel
 def test_wait_queues_outlive_their_messages_and_are_as_durable_as_the_destination(
     broker: TestBroker, connection: Connection
 ) -> None:
-    """A wait queue exists for longer than its messages wait. For a quorum queue or a durable exchange, the wait queue
-    is a quorum queue; for any other exchange, it is classic. The exchanges of wait queues are auto-delete.
+    """A wait queue expires only after its messages. It is a quorum queue if the destination is a quorum queue or a
+    durable exchange, and classic otherwise. The exchanges of wait queues are auto-delete.
     """
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]

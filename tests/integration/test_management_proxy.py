@@ -7,8 +7,8 @@ from mqtool.management import Management
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "ALL_PROXY"])
-def test_requests_to_this_machine_bypass_proxies(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    """mqtool ignores http_proxy and ALL_PROXY for requests to 127.0.0.1 and localhost, so that no proxy gets the
+def test_requests_to_localhost_bypass_proxies(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """For requests to 127.0.0.1 and localhost, mqtool ignores http_proxy and ALL_PROXY, so that no proxy gets the
     password.
     """
     for name in ("no_proxy", "NO_PROXY"):

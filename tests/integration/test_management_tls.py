@@ -11,11 +11,11 @@ from mqtool.management import Management
 
 
 @pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
-def test_a_given_ca_replaces_the_one_in_the_environment(
+def test_a_given_ca_certificate_replaces_the_one_in_the_environment(
     amqp_tls: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    """mqtool verifies the management API's certificate with the given CA alone. If none is given, mqtool uses the CA
-    that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names.
+    """mqtool verifies the management API's certificate with only the given CA certificate. If none is given, it uses
+    the one that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names.
     """
     ours, other = str(amqp_tls.ca), str(new_authority(tmp_path).ca)
     with EmbeddedBroker(management_port=0, tls=amqp_tls.tls()) as broker:

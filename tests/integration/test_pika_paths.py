@@ -36,7 +36,7 @@ USE = """
         assert next(channel.consume(queue, Receiving(timeout=20))).body == b"again"
 """
 
-#: What there is in the libraries, module by module and class by class.
+#: Collects the attributes of all modules and classes of the libraries.
 LOOK = """
     import importlib, inspect, pkgutil, sys
     import pika, rstream, typer.completion
@@ -46,7 +46,7 @@ LOOK = """
             try:
                 importlib.import_module(module.name)
             except ImportError:
-                pass  # it is for another library
+                pass  # it needs a library that is not installed
 
     def looked_at():
         found = {}
@@ -80,14 +80,18 @@ def run(*parts: str) -> str:
     return done.stdout
 
 
-def test_libraries_are_unchanged_after_mqtool_was_used() -> None:
-    """A program that has used mqtool, or only replay(), finds pika, rstream and typer unchanged."""
+def test_libraries_are_unchanged_after_a_program_has_used_mqtool() -> None:
+    """After a program has published, consumed and replayed with mqtool, all modules and classes of pika, rstream and
+    typer are unchanged.
+    """
     assert run(LOOK, USE, COMPARE) == "rejected\n"
 
 
 @pytest.mark.parametrize("name", pika_private._EXPECTED)
-def test_a_missing_or_changed_private_method_of_pika_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """mqtool notices if a private method of pika that mqtool calls is missing or takes other arguments."""
+def test_mqtool_notices_that_a_private_method_of_pika_is_missing_or_has_changed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mqtool notices if a private method of pika that it calls is missing or takes different arguments."""
     assert pika_private.is_as_expected()
     with monkeypatch.context() as changed:
         for each in SelectConnection.__mro__:
@@ -99,7 +103,7 @@ def test_a_missing_or_changed_private_method_of_pika_is_noticed(name: str, monke
         assert not pika_private.is_as_expected()
 
 
-def test_a_pika_with_other_private_names_is_used_by_its_public_methods() -> None:
+def test_mqtool_uses_pikas_public_methods_if_private_names_have_changed() -> None:
     """If pika's private names have changed, mqtool publishes and consumes through pika's public methods alone.
 
     MQTOOL_PIKA=public runs all tests in this directory that way.

@@ -49,11 +49,11 @@ EVERY_PROPERTY: dict[str, Any] = {
 @pytest.mark.parametrize("size", [0, 1, 131_063, 131_064, 131_065, 1_000_000])
 @pytest.mark.parametrize("properties", [{}, EVERY_PROPERTY], ids=["bare", "every-property"])
 @pytest.mark.sampled(8)
-def test_messages_encoded_by_mqtool_equal_those_of_pika(
+def test_messages_published_by_mqtool_equal_those_published_by_pika(
     broker: TestBroker, size: int, properties: dict[str, Any]
 ) -> None:
-    """A message that mqtool publishes arrives with the same body, properties, headers and types as one that pika
-    publishes.
+    """A message that mqtool publishes arrives with the same body, properties, headers and types as the same message
+    published by pika.
     """
     body = bytes(number % 251 for number in range(size))
     bare = pika.BlockingConnection(pika.URLParameters(broker.url))
@@ -76,7 +76,7 @@ def test_messages_encoded_by_mqtool_equal_those_of_pika(
 
 @fast_path
 def test_a_floating_point_header_arrives_unchanged(connection: Connection) -> None:
-    """mqtool publishes and receives a floating-point header, which pika itself cannot encode, unchanged."""
+    """A header with a floating-point value, which pika itself cannot encode, arrives unchanged."""
     channel = connection.channel()
     channel.declare(QUEUE)
     headers = {"price": 1.5, "nested": [{"tiny": 5e-324}], "far": datetime(9999, 12, 31, tzinfo=UTC)}
@@ -86,8 +86,8 @@ def test_a_floating_point_header_arrives_unchanged(connection: Connection) -> No
     assert next(channel.consume(QUEUE)).headers == headers
 
 
-def test_receipts_come_in_the_order_of_publishing(connection: Connection) -> None:
-    """Each of ten thousand messages in flight gets one receipt, in the order of publishing."""
+def test_receipts_arrive_in_the_order_of_publishing(connection: Connection) -> None:
+    """A publisher of 10,000 messages gets one receipt for each of them, in the order in which they were published."""
     channel = connection.channel()
     channel.declare(QUEUE)
     messages = [Message(str(number).encode()) for number in range(10_000)]
@@ -98,9 +98,9 @@ def test_receipts_come_in_the_order_of_publishing(connection: Connection) -> Non
     assert {receipt.confirmation for receipt in receipts} == {Confirmation.CONFIRMED}
 
 
-def test_publishing_goes_on_while_confirms_are_awaited(connection: Connection) -> None:
-    """A publisher sends further messages while more than ten are unconfirmed, with the default window and with a window
-    of 1,000 messages.
+def test_publishing_continues_while_messages_are_unconfirmed(connection: Connection) -> None:
+    """A publisher keeps sending while more than ten messages are unconfirmed, both with the default limit of
+    unconfirmed messages and with a limit of 1,000.
     """
     channel = connection.channel()
     channel.declare(QUEUE)
@@ -123,9 +123,11 @@ def test_publishing_goes_on_while_confirms_are_awaited(connection: Connection) -
 
 
 @fast_path
-def test_pika_does_not_write_messages_or_decode_confirms(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """mqtool itself, not pika, writes messages to the socket and decodes publisher confirms. If this fails, pika has
-    changed, and publishing has become slow.
+def test_mqtool_writes_messages_and_decodes_confirms_itself(
+    broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mqtool, not pika, writes messages to the socket and decodes publisher confirms. If this fails, pika has changed,
+    and publishing has become slow.
     """
     done_by_pika = []
     for kind, name in ((_AsyncPlaintextTransport, "_on_socket_writable"), (pika.spec.Basic.Ack, "decode")):
@@ -137,8 +139,10 @@ def test_pika_does_not_write_messages_or_decode_confirms(broker: TestBroker, mon
     assert done_by_pika == []
 
 
-def test_mandatory_reports_exactly_the_unroutable_messages(connection: Connection) -> None:
-    """Of mandatory messages, a publisher reports exactly the unroutable ones as returned, with the broker's reason."""
+def test_exactly_the_unroutable_messages_are_reported_as_returned(connection: Connection) -> None:
+    """If a publisher sets the mandatory flag, exactly the unroutable messages are reported as returned, with the
+    broker's reason.
+    """
     channel = connection.channel(mandatory=True)
     channel.declare(QUEUE)
     messages = [Message(b"%d" % number, QUEUE.name if number % 3 else "nowhere") for number in range(9)]
@@ -151,8 +155,8 @@ def test_mandatory_reports_exactly_the_unroutable_messages(connection: Connectio
 
 
 def test_of_equal_messages_only_the_unroutable_ones_are_reported_as_returned(connection: Connection) -> None:
-    """Of mandatory messages with equal ids, routing keys and bodies, a publisher reports exactly those as returned
-    whose exchange and headers lead to no queue.
+    """If mandatory messages have equal ids, routing keys and bodies, but different exchanges or headers, exactly the
+    unroutable ones are reported as returned.
     """
     channel = connection.channel(mandatory=True)
     channel.declare(QUEUE)
@@ -172,9 +176,9 @@ def test_of_equal_messages_only_the_unroutable_ones_are_reported_as_returned(con
     assert channel.depth_of(QUEUE.name) == 100
 
 
-def test_messages_that_a_full_queue_rejects_are_nacked(connection: Connection) -> None:
-    """A queue with x-max-length 3 and x-overflow reject-publish confirms the first three messages; the publisher
-    reports each message that the full queue rejects as nacked.
+def test_messages_that_a_full_queue_rejects_are_reported_as_nacked(connection: Connection) -> None:
+    """A queue with x-max-length 3 and x-overflow reject-publish confirms at least the first three messages. The
+    publisher reports each message that the full queue rejects as nacked.
     """
     channel = connection.channel()
     full = channel.declare(Queue("full", durable=True, arguments={"x-max-length": 3, "x-overflow": "reject-publish"}))
@@ -191,8 +195,8 @@ def test_messages_that_a_full_queue_rejects_are_nacked(connection: Connection) -
 
 
 def test_an_error_in_the_input_is_raised_after_earlier_messages_are_confirmed(connection: Connection) -> None:
-    """If the input of a publisher raises an error, the publisher waits for the confirms of all earlier messages
-    before it raises this error.
+    """If the iterable of messages raises an error, the publisher raises it only after all earlier messages are
+    confirmed.
     """
     channel = connection.channel()
     channel.declare(QUEUE)
@@ -214,13 +218,13 @@ def test_a_batch_is_published_up_to_an_invalid_message(connection: Connection) -
     """
     channel = connection.channel()
     channel.declare(QUEUE)
-    lot = [Message(b"%d" % number, "k" * (number // 5 * 300) or QUEUE.name) for number in range(8)]
+    batch = [Message(b"%d" % number, "k" * (number // 5 * 300) or QUEUE.name) for number in range(8)]
 
     class Source(InBatches):
         def batches(self) -> Iterator[list[Message]]:
             yield [Message(b"first")]
             yield []
-            yield lot
+            yield batch
 
         def __iter__(self) -> Iterator[Message]:
             raise NotImplementedError
@@ -230,12 +234,12 @@ def test_a_batch_is_published_up_to_an_invalid_message(connection: Connection) -
     assert [next(receipts).message.body for _ in range(6)] == [b"first", b"0", b"1", b"2", b"3", b"4"]
     with pytest.raises(UsageError, match="routing key is 300 bytes"):
         next(receipts)
-    assert [message.body for message in lot] == [b"5", b"6", b"7"]
+    assert [message.body for message in batch] == [b"5", b"6", b"7"]
 
 
-def test_a_routing_key_longer_than_amqp_allows_is_refused(connection: Connection) -> None:
-    """Publishing with a routing key of more than 255 bytes raises UsageError, and the next message on the same
-    channel is confirmed.
+def test_a_routing_key_of_more_than_255_bytes_is_refused(connection: Connection) -> None:
+    """Publishing with a routing key of more than 255 bytes raises UsageError. The next message on the same channel is
+    confirmed.
     """
     channel = connection.channel()
     channel.declare(QUEUE)
@@ -247,7 +251,7 @@ def test_a_routing_key_longer_than_amqp_allows_is_refused(connection: Connection
 
 
 def test_publishing_to_a_missing_exchange_raises_the_brokers_error(connection: Connection) -> None:
-    """A publisher to a missing exchange gets the broker's error as an exception, instead of waiting for confirms."""
+    """If the exchange does not exist, publishing raises the broker's error instead of waiting for confirms."""
     channel = connection.channel()
 
     with pytest.raises(Unavailable, match="no exchange 'missing' in vhost"):

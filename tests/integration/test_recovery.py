@@ -45,8 +45,8 @@ def notices() -> list[str]:
 def test_a_publisher_whose_connection_is_cut_loses_no_message(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """If a publisher's connection is cut three times during 30,000 messages, every message is confirmed, and is in
-    the queue at least once.
+    """If a publisher's connection is cut three times while it publishes 30,000 messages, every message is confirmed and
+    arrives in the queue at least once.
     """
     channel.declare(QUORUM)
 
@@ -64,16 +64,16 @@ def test_a_publisher_whose_connection_is_cut_loses_no_message(
     with Connection(parse_addresses(broker.url)) as connection:
         for delivery in connection.channel().consume(QUORUM, Receiving(timeout=60)):
             arrived.add((delivery.body, delivery.properties["message_id"]))
-            if len(arrived) == 30_000:  # else some are lost, and time is up
+            if len(arrived) == 30_000:  # otherwise some are lost, and the loop times out
                 break
     assert proxy.accepted >= 2
     assert any("lost the connection" in notice for notice in notices)
     assert any("connected again" in notice for notice in notices)
 
 
-def test_replay_into_a_test_reconnects_and_loses_no_message(broker: TestBroker, proxy: Proxy) -> None:
-    """If the connection of replay() in a user's test is cut, replay() reconnects, and all messages arrive in order;
-    unconfirmed ones may arrive twice.
+def test_replay_in_a_users_test_reconnects_and_loses_no_message(broker: TestBroker, proxy: Proxy) -> None:
+    """If the connection of replay(), which users call in their tests, is cut, it reconnects, and all messages arrive in
+    order. Unconfirmed ones may arrive twice.
     """
     count, stopped = 3_000, threading.Event()
 
@@ -104,8 +104,8 @@ def test_replay_into_a_test_reconnects_and_loses_no_message(broker: TestBroker, 
 def test_a_message_nacked_right_after_a_reconnection_is_republished(
     broker: TestBroker, proxy: Proxy, channel: Channel
 ) -> None:
-    """A publisher republishes a message that the broker nacks right after a reconnection, because the message's queue
-    may have had no leader yet; any other nack is final. In this test, a full queue nacks.
+    """mqtool republishes a message that the broker nacks right after a reconnection, because the queue may have had no
+    leader yet. Any other nack is final. In this test, a full queue causes the nacks.
     """
     full = Queue("full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
     channel.declare(full)
@@ -113,7 +113,7 @@ def test_a_message_nacked_right_after_a_reconnection_is_republished(
     def source() -> Iterator[Message | None]:
         yield Message(b"1")
         yield Message(b"2")
-        while channel.unconfirmed:  # the one has been confirmed, and the other nacked
+        while channel.unconfirmed:  # until one is confirmed, and the other nacked
             yield None
         proxy.cut()
         yield from (Message(b"%d" % number) for number in range(3, 8))
@@ -135,8 +135,8 @@ def test_a_message_nacked_right_after_a_reconnection_is_republished(
 
 
 def test_a_consumer_whose_connection_is_cut_receives_every_message(proxy: Proxy, channel: Channel) -> None:
-    """A consumer whose connection is cut twice receives every message; those that it receives again are marked as
-    redelivered.
+    """If a consumer's connection is cut twice, it receives every message at least once. Messages that it receives again
+    are marked as redelivered.
     """
     channel.declare(QUORUM)
     for _ in channel.publish([Message(b"%d" % number) for number in range(5_000)], routing_key="q"):
@@ -151,7 +151,7 @@ def test_a_consumer_whose_connection_is_cut_receives_every_message(proxy: Proxy,
         if len(seen) in (1_000, 3_000) and seen[delivery.body] == 1:
             proxy.cut()
 
-    assert len(seen) == 5_000, "lost"
+    assert len(seen) == 5_000, "messages were lost"
     assert all(delivery.redelivered for delivery in again)
     assert proxy.accepted == 3
 
@@ -159,8 +159,8 @@ def test_a_consumer_whose_connection_is_cut_receives_every_message(proxy: Proxy,
 def test_an_rpc_server_whose_connection_is_cut_answers_every_request(
     broker: TestBroker, proxy: Proxy, channel: Channel
 ) -> None:
-    """An RPC server whose connection is cut answers each request, because it publishes a reply before it acknowledges
-    the request.
+    """If an RPC server's connection is cut, it still answers every request, because it publishes a reply before it
+    acknowledges the request.
     """
     queue = channel.declare(Queue("requests", durable=True))
     bodies = [b"%d" % number for number in range(1_000)]
@@ -192,7 +192,7 @@ def test_an_rpc_server_whose_connection_is_cut_answers_every_request(
 def test_an_rpc_client_whose_connection_is_cut_gets_all_replies(
     broker: TestBroker, proxy: Proxy, channel: Channel, reply_to: Queue
 ) -> None:
-    """An RPC client whose connection is cut sends its requests again, and gets all replies, with a private reply
+    """If an RPC client's connection is cut, it sends its requests again and gets all replies, both with a private reply
     queue and with direct reply-to.
     """
 
@@ -217,19 +217,19 @@ def test_an_rpc_client_whose_connection_is_cut_gets_all_replies(
 
 @on_any_broker
 def test_a_consumer_started_after_ctrl_c_ends_at_once(channel: Channel) -> None:
-    """If a channel is stopped, as by Ctrl-C, before a consumer starts, the consumer ends at once instead of waiting
-    for a message.
+    """If a channel was stopped, as by Ctrl-C, before a consumer starts on it, the consumer ends at once instead of
+    waiting for a message.
     """
     queue = channel.declare(Queue("q", durable=True))
     channel.stop()
     assert list(channel.consume(queue, Receiving(timeout=30))) == []
 
 
-def test_a_reconnection_closed_during_the_handshake_is_retried(
+def test_a_reconnection_that_the_broker_closes_during_the_handshake_is_retried(
     proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """If a connection is closed during the handshake of a reconnection, the client tries again instead of reporting a
-    refused login.
+    """If the broker closes the connection during the handshake of a reconnection, mqtool tries again instead of
+    reporting that the login was refused.
     """
     channel.declare(QUORUM)
     proxy.break_early = 2
@@ -241,8 +241,8 @@ def test_a_reconnection_closed_during_the_handshake_is_retried(
 def test_a_private_queue_is_declared_and_bound_again_after_a_reconnection(
     broker: TestBroker, proxy: Proxy, channel: Channel
 ) -> None:
-    """After a reconnection, the private queue of a log receiver is declared again with the same bindings, and receives
-    later messages.
+    """After a reconnection, mqtool declares a consumer's private queue again with the same bindings, and the consumer
+    receives later messages.
     """
     logs = channel.declare(Exchange("logs", "direct"))
     queue = channel.declare(PRIVATE_QUEUE)
@@ -269,10 +269,10 @@ def _bound_keys(broker: TestBroker) -> set[str]:
 @pytest.mark.parametrize(
     ("reset", "said"), [(True, "connection reset by peer"), (False, "closed by the other end")], ids=["RST", "FIN"]
 )
-def test_without_reconnection_a_lost_connection_is_an_error_with_its_cause(
+def test_a_lost_connection_is_an_error_that_gives_the_cause_if_reconnection_is_disabled(
     amqp_vhost: Vhost, *, reset: bool, said: str
 ) -> None:
-    """If reconnection is disabled, a consumer whose connection is lost raises Unavailable, which says whether the
+    """If reconnection is disabled, a consumer whose connection is lost raises Unavailable. The error says whether the
     connection was reset or closed.
     """
     with Connection(parse_addresses(amqp_vhost.url)) as connection:
@@ -284,11 +284,11 @@ def test_without_reconnection_a_lost_connection_is_an_error_with_its_cause(
             next(deliveries)
 
 
-def test_queues_and_exchanges_with_other_settings_are_reported_once(
+def test_queues_and_exchanges_with_different_arguments_are_reported_once(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """If a queue or exchange already exists with other settings, the client uses it as it is, and reports the
-    difference only once, even after a reconnection.
+    """If a queue or an exchange already exists with different properties or arguments, mqtool uses it as it is. It
+    reports the difference only once, even after a reconnection.
     """
     others = [Queue("a", durable=True, arguments={"x-max-length": 9}), Queue("b", durable=True)]
     with Connection(parse_addresses(broker.url)) as connection:
@@ -307,8 +307,8 @@ def test_queues_and_exchanges_with_other_settings_are_reported_once(
 
 
 def test_closing_a_connection_during_a_reconnection_ends_the_waiting_thread(amqp_vhost: Vhost) -> None:
-    """If a connection is closed while it is being reopened, a thread that waits for the connection gets the error
-    "the connection is closed".
+    """If a connection is closed while mqtool reopens it, a thread that waits for the connection gets the error "the
+    connection is closed".
     """
     for cuts, pause in ((1, 0.0), (1, 0.01), (2, 0.005), (2, 0.02)):
         connection = Connection(parse_addresses(amqp_vhost.url), backoff=EAGER)
@@ -334,7 +334,9 @@ def _ask_until_it_fails(channel: Channel, ended: list[MqtoolError]) -> None:
 
 
 def test_a_channel_opened_during_a_reconnection_waits_for_the_connection(proxy: Proxy, channel: Channel) -> None:
-    """channel(), called while the connection is lost, returns a usable channel once the connection is open again."""
+    """If channel() is called while the connection is lost, it waits until the connection is open again, and returns a
+    channel that works.
+    """
     channel.declare(QUORUM)
     proxy.cut()
     assert channel.connection.channel().depth_of("q") == 0
@@ -343,8 +345,8 @@ def test_a_channel_opened_during_a_reconnection_waits_for_the_connection(proxy: 
 def test_a_consumer_waits_for_a_queue_that_is_missing_after_a_reconnection(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """If a queue is missing after a reconnection, its consumer reports the missing queue, tries again on the same
-    connection, and receives messages once the queue is declared again.
+    """If a consumer's queue is missing after a reconnection, mqtool reports that and tries again on the same
+    connection. The consumer receives messages once the queue is declared again.
     """
     with Connection(parse_addresses(broker.url)) as connection:
         other = connection.channel()

@@ -61,7 +61,7 @@ def arguments_of(chance: random.Random, kind: str) -> dict[str, Any]:
 
 
 def declare_a_maze(channel: BlockingChannel, ours: Channel, chance: random.Random) -> None:
-    """Declare exchanges of all types, bound to queues and to each other, also in circles, some with an alternate
+    """Declare exchanges of all types, bound to queues and to each other, also in cycles, some with an alternate
     exchange.
     """
     for name, kind in EXCHANGES.items():
@@ -97,17 +97,17 @@ def what_queues_hold(channel: BlockingChannel) -> dict[int, set[str]]:
         )
     while len(got) < total:
         channel.connection.process_data_events(None)
-    assert len(got) == len(set(got)), "a queue gets a message once"
+    assert len(got) == len(set(got)), "a queue got a message twice"
     found: dict[int, set[str]] = {number: set() for number in range(MESSAGES)}
     for queue, number in got:
         found[number].add(queue)
     return found
 
 
-@pytest.mark.differs_since("4.0", "a headers exchange tells kinds of numbers apart")
-def test_route_agrees_with_the_broker(broker: TestBroker, channel: BlockingChannel) -> None:
-    """Each of thousands of messages published to random exchanges arrives in exactly the queues that `route` names, or
-    is returned if `route` names none.
+@pytest.mark.differs_since("4.0", "a headers exchange distinguishes types of numbers")
+def test_route_names_exactly_the_queues_in_which_messages_arrive(broker: TestBroker, channel: BlockingChannel) -> None:
+    """Thousands of messages published to random exchanges each arrive in exactly the queues that `route` names. If
+    `route` names none, the broker returns the message.
     """
     chance = random.Random(20261120)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -124,12 +124,12 @@ def test_route_agrees_with_the_broker(broker: TestBroker, channel: BlockingChann
         expected = Confirmation.CONFIRMED if told.queues else Confirmation.RETURNED
         assert receipt.confirmation is expected, (message, told)
     routed = sum(bool(queues) for queues in held.values())
-    assert MESSAGES * 0.2 < routed < MESSAGES * 0.95, f"{routed} were routed: the maze is too easy"
+    assert MESSAGES * 0.2 < routed < MESSAGES * 0.95, f"{routed} were routed: the maze is too simple"
 
 
-def test_dead_letters_go_where_route_says(broker: TestBroker, channel: BlockingChannel) -> None:
-    """`route` names the queues in which a message's dead letters arrive, whether they keep their routing key or get a
-    new one, and reports a dead-letter exchange that does not exist.
+def test_route_names_the_queues_in_which_dead_letters_arrive(broker: TestBroker, channel: BlockingChannel) -> None:
+    """`route` names the queues in which a message's dead letters arrive, whether these keep their routing key or get a
+    new one. It also reports a dead-letter exchange that does not exist.
     """
     to_dlx = {"x-dead-letter-exchange": "dlx"}
     channel.exchange_declare("x", "topic")
@@ -164,7 +164,7 @@ def test_dead_letters_go_where_route_says(broker: TestBroker, channel: BlockingC
 
 
 def test_route_follows_exchanges_that_policies_set(broker: TestBroker, channel: BlockingChannel) -> None:
-    """`route` follows an alternate exchange and a dead-letter exchange that policies set."""
+    """`route` takes into account the alternate exchange and the dead-letter exchange that policies set."""
     channel.exchange_declare("x", "direct")
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.fanout")
@@ -179,8 +179,10 @@ def test_route_follows_exchanges_that_policies_set(broker: TestBroker, channel: 
     assert (death.queue, death.exchange, death.routing_key, death.queues) == ("q", "amq.direct", "k", [])
 
 
-def test_route_sees_policies_without_the_policymaker_tag(broker: TestBroker, channel: BlockingChannel) -> None:
-    """`route` knows the dead-letter exchange that a policy sets for a queue, even if the user may not list policies."""
+def test_route_knows_policies_even_if_the_user_may_not_list_them(broker: TestBroker, channel: BlockingChannel) -> None:
+    """`route` knows the dead-letter exchange that a policy sets for a queue, even if the user does not have the tag
+    policymaker and so may not list policies.
+    """
     channel.queue_declare("q")
     applied = {"pattern": "^q$", "definition": {"dead-letter-exchange": "amq.direct"}}
     broker.api("PUT", f"policies/{broker.vhost}/q", applied)
@@ -195,8 +197,8 @@ def test_route_sees_policies_without_the_policymaker_tag(broker: TestBroker, cha
 
 
 def test_route_treats_a_delayed_exchange_as_its_x_delayed_type(broker: TestBroker, channel: BlockingChannel) -> None:
-    """For an x-delayed-message exchange, `route` applies x-delayed-type and reports the delay in x-delay. An x-delay
-    that is not a number of milliseconds raises BadData.
+    """For an x-delayed-message exchange, `route` routes by the exchange's x-delayed-type and reports the message's
+    x-delay. If x-delay is not a number of milliseconds, it raises BadData.
     """
     overview: Any = broker.api("GET", "overview")
     if not any(each["name"] == "x-delayed-message" for each in overview["exchange_types"]):

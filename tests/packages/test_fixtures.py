@@ -13,8 +13,10 @@ from mqtool.testing import EmbeddedBroker, Vhost, replay
 LINES = [{"exchange": "", "routing_key": "jobs", "headers": {"n": n}, "body": f"job {n}"} for n in range(200)]
 
 
-def test_the_fixture_amqp_vhost_has_a_running_broker(amqp_vhost: Vhost) -> None:
-    """The fixture amqp_vhost provides a running broker: it answers an unknown protocol header with a header of AMQP."""
+def test_the_fixture_amqp_vhost_provides_a_running_broker(amqp_vhost: Vhost) -> None:
+    """The broker of the pytest fixture amqp_vhost accepts TCP connections, and answers an unknown protocol header with
+    an AMQP header.
+    """
     port = int(amqp_vhost.url.rpartition(":")[2].partition("/")[0])
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"AMQP\x01\x01\x00\x09")
@@ -33,9 +35,9 @@ def test_replay_publishes_a_recording_in_order(tmp_path: Path) -> None:
         assert [message.headers["n"] for message in broker.queue("jobs").messages(200)] == list(range(200))
 
 
-def test_the_broker_starts_in_a_running_event_loop() -> None:
-    """In a running event loop, `async with EmbeddedBroker()` starts a broker, whose URL begins with
-    amqp://guest:guest@127.0.0.1.
+def test_a_broker_can_be_started_in_a_running_event_loop() -> None:
+    """In a running event loop, `async with EmbeddedBroker()` starts a broker on 127.0.0.1, whose URL contains the name
+    and password of the user guest.
     """
 
     async def run() -> str:
@@ -46,9 +48,9 @@ def test_the_broker_starts_in_a_running_event_loop() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pika") is None, reason="there is no pika")
-def test_the_fixture_amqp_vhost_serves_pika(amqp_vhost: Vhost) -> None:
-    """With the fixture amqp_vhost, pika can publish and get a message, pika raises NackError for an injected nack, and
-    `published()` returns the message.
+def test_the_fixture_amqp_vhost_works_with_pika(amqp_vhost: Vhost) -> None:
+    """With the pytest fixture amqp_vhost, pika can publish and get a message, an injected nack raises pika's NackError,
+    and published() returns the message.
     """
     import pika
     from pika.exceptions import NackError

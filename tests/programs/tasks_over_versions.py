@@ -43,7 +43,7 @@ def worker(url: str) -> Iterator[None]:
                 printed.append(line)
                 if line.endswith(" ready.\n"):
                     break
-                if "INTERNAL_ERROR" in line or "NOT_IMPLEMENTED" in line:  # it would try again, for ever
+                if "INTERNAL_ERROR" in line or "NOT_IMPLEMENTED" in line:  # it would retry forever
                     raise RuntimeError(f"the worker does not start\n{''.join(printed)}")
             yield
         finally:
@@ -51,16 +51,14 @@ def worker(url: str) -> Iterator[None]:
 
 
 def test_a_worker_consumes_from_a_quorum_queue(amqp_vhost):
-    """A Celery worker starts to consume from a quorum queue although the worker's settings do not mention the queue's
-    type.
-    """
+    """A Celery worker can consume from a quorum queue even if the worker's settings do not mention the queue's type."""
     declare(amqp_vhost.url, "quorum")
     with worker(amqp_vhost.url):
         pass
 
 
 def test_a_caller_gets_the_result_of_a_task(amqp_vhost):
-    """A caller that sends a task to a Celery worker gets the task's result over the rpc:// backend."""
+    """A program that sends a task to a Celery worker gets the result over the rpc:// backend."""
     declare(amqp_vhost.url, "classic")
     caller = Celery("caller", broker=amqp_vhost.url, backend="rpc://")
     with worker(amqp_vhost.url):
@@ -69,7 +67,7 @@ def test_a_caller_gets_the_result_of_a_task(amqp_vhost):
 
 
 def test_a_buffer_is_read_back(amqp_vhost):
-    """A message that a program puts into a SimpleBuffer of kombu can be read from the buffer."""
+    """A message that a program has put into kombu's SimpleBuffer can be read back from it."""
     with Connection(amqp_vhost.url) as connection, connection.SimpleBuffer("buffer") as buffer:
         buffer.put("one")
         assert buffer.get(timeout=5).payload == "one"

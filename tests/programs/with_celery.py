@@ -92,7 +92,7 @@ def play() -> None:
 if __name__ == "__main__" and "RESULTS" not in os.environ:
     with worker():
         play()
-    # rpc:// cannot do chords. With files, celery asks again and again whether all are there, by messages.
+    # rpc:// does not support chords. With files, celery polls by sending messages until all results are there.
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run([sys.executable, __file__], env=os.environ | {"RESULTS": f"file://{directory}"}, check=True)
 elif __name__ == "__main__":

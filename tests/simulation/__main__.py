@@ -1,6 +1,6 @@
 """`make simulate SEEDS=N`: run simulations until one breaks a rule, and print its shortest history.
 
-`--mutation NAME` plants a fault first: see mutations.py.
+`--mutation NAME` plants a defect first: see mutations.py.
 """
 
 import argparse

@@ -26,7 +26,7 @@ _RETRY_SECONDS = 0.5
 
 _CONNECTION_FORCED = 320
 
-#: The broker gives credit for 170 messages, and for as many again once half of them have come.
+#: The broker grants credit for 170 messages, and renews it once half of them have arrived.
 _MUCH_MORE_THAN_CREDIT = 256
 
 HEADERS = {"x-match": "all", "kind": "a"}
@@ -69,7 +69,7 @@ class Role:
         self.client: Any = None
 
     async def perform(self) -> None:
-        """Perform all steps; a step is not repeated if the connection is lost meanwhile."""
+        """Perform all steps. A step during which the connection is lost is not repeated."""
         for step in self.actor.steps:
             await asyncio.sleep(max(0.0, step.at - self.world.loop.time()))
             await self.connected()
@@ -311,7 +311,7 @@ class Receiver10(Role):
 
 
 class StreamPublisher(Role):
-    """Publishes to a stream under a name, so that what it repeats is stored once."""
+    """Publishes to a stream under a name, so that messages that it repeats are stored once."""
 
     new_client = StreamClient
 
@@ -365,7 +365,7 @@ class StreamReader(Role):
     new_client = StreamClient
 
     async def read(self, stream: str, count: int, tracks: float, then: str) -> None:
-        """Read messages. Store the offset now and then, with the probability `tracks`."""
+        """Read messages, and store the offset after some of them, with the probability `tracks`."""
         client: StreamClient = self.client
         stored = await client.query_offset(stream, self.actor.name) if tracks else None
         await client.subscribe(stream, raw_stream.FIRST if stored is None else raw_stream.at(stored + 1), 2)
@@ -387,7 +387,7 @@ class StreamReader(Role):
 
 
 class Rude(Role):
-    """Makes mistakes. Its channel or connection is closed; nobody else may notice."""
+    """Makes mistakes that close its channel or connection. No other client may be affected."""
 
     async def prepare(self) -> None:
         self.client.may_be_closed = True
@@ -449,7 +449,7 @@ class Administrator(Role):
         await self._ask("GET", "/channels")
 
     async def list(self, queue: str) -> None:
-        """Compare the counts of the queues with the messages that can be there."""
+        """Compare the queues' counts with the messages that they can contain."""
         for found in await self._ask("GET", "/queues/%2F"):
             name, kind = found["name"], self.world.kinds[found["name"]]
             ready, unacked = found["messages_ready"], found["messages_unacknowledged"]
@@ -462,8 +462,8 @@ class Administrator(Role):
                 self.judge.fail("a queue keeps its limits", f"queue {name} has {ready} messages")
 
     async def peek(self, queue: str) -> None:
-        if self.world.kinds[queue].stream:  # which the API refuses, as RabbitMQ's does
-            await self._ask("GET", "/overview")  # the broker closes a connection on which nothing is asked
+        if self.world.kinds[queue].stream:  # RabbitMQ's API refuses this, too
+            await self._ask("GET", "/overview")  # the broker closes a connection without requests
             return
         body = {"count": 3, "ackmode": "ack_requeue_true", "encoding": "auto"}
         missing = [404] if queue in self.judge.deleted else []
@@ -546,7 +546,7 @@ class Faults:
             victim.vanish(told=True)
 
     async def half_open(self, seconds: float) -> None:
-        """Cut a connection. The broker is not told."""
+        """Cut a connection without the broker's noticing."""
         if (victim := self._victim()) is not None:
             self.world.judge.note(victim.name, "is cut off")
             self.world.judge.cut_off.add(victim.name)

@@ -1,4 +1,4 @@
-"""What the clients of all protocols share: a connection that is lost and opened again, and answers in bounded time."""
+"""What the clients of all protocols share: a connection that is reopened when lost, and replies within a time limit."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -80,7 +80,7 @@ class Client(asyncio.Protocol):
         for future in list(self._futures):
             if not future.done():
                 future.set_exception(Gone())
-                future.exception()  # marks it as seen: not every future is waited for
+                future.exception()  # marks the exception as retrieved: not every future is awaited
         self.lost.set()
         restarts = self.judge.restarts
         if is_broken and not (restarts and restarts[-1] > self.world.loop.time() - 1):
@@ -98,7 +98,7 @@ class Client(asyncio.Protocol):
         return future
 
     async def within(self, what: Awaitable[T], about: str) -> T:
-        """Wait for an answer. If it takes too long, a rule is broken."""
+        """Wait for a reply. A reply that takes too long breaks a rule."""
         started = self.world.loop.time()
         try:
             return await asyncio.wait_for(what, PATIENCE * 4)
@@ -130,7 +130,7 @@ class Client(asyncio.Protocol):
         self.side.write(b"".join(held), is_whole=True)
 
     def vanish(self, *, told: bool) -> None:
-        """Break the connection, as a killed client does; if the broker is not told, as a lost cable does."""
+        """Break the connection, as a killed client does; if the broker does not notice, as a pulled cable does."""
         if self.is_open:
             if not told:
                 self.judge.cut_off.add(self.name)

@@ -23,14 +23,14 @@ _CAPABILITIES = {
     "publisher_confirms": True,
 }
 
-#: What was sent longer ago than this many seconds has arrived, unless there is a fault.
+#: Without a fault, data arrives within this many seconds.
 _SURELY = 2.0
 
 _NEVER_ANSWERED = (Basic.Deliver, Basic.Return, Basic.Ack, Basic.Nack, Basic.Cancel, Connection.Blocked)
 
 
 def silence_limit(heartbeat: int) -> float:
-    """Return after how many seconds the broker closes a silent connection: it looks twice in each interval."""
+    """Return the seconds after which the broker closes a silent connection: it checks twice in each interval."""
     return heartbeat * 2.5 + 2 if heartbeat else 0
 
 
@@ -203,7 +203,7 @@ class Client091(Client):
             self.when_delivered(got)
 
     def _suspect_idle_rivals(self, queue: str, number: int) -> None:
-        """Note who should have got a message instead: consumers of higher priority that have long had nothing to do."""
+        """Note who should have got a message instead: consumers of higher priority that have been idle for long."""
         if self.judge.kinds[queue].single_active:
             return
         started = self.world.loop.time() - _SURELY
@@ -308,7 +308,7 @@ class Client091(Client):
         sent = publish()
         await self.call(Tx.Commit() if commit else Tx.Rollback())
         for each in sent:
-            # A full queue drops the messages of a transaction without a word, as in RabbitMQ.
+            # A full queue drops the messages of a transaction silently, as in RabbitMQ.
             if not commit:
                 each.outcome = "refused"
             elif not any(self.judge.kinds[name].refuses for name in each.queues):
@@ -332,7 +332,7 @@ class Client091(Client):
             self.idle_since = self.world.loop.time()
 
     def leave(self) -> None:
-        """Note that it is no longer a consumer for sure."""
+        """Note that it may no longer be a consumer."""
         for consumers in (*self.judge.consumers.values(), *self.judge.earlier.values()):
             consumers.discard(self)
 

@@ -32,7 +32,7 @@ class Violation(Exception):
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of queue, and what its messages may come to.
+    """A kind of queue, and what may happen to its messages.
 
     Attributes:
         arguments: the arguments of queue.declare.
@@ -121,11 +121,11 @@ class Judge:
         kills, restarts: when the broker was killed, and whether by a power cut; when it was killed or stopped.
         starts: when the broker was up.
         disk_faults: when syncs began to fail and, if they have ended, when that was.
-        unsure: the queues with consumers that acknowledge automatically, so that messages may be lost on the way.
+        unsure: the queues with consumers in automatic acknowledgement mode: messages may be lost on the way to them.
         emptied: the queues that an administrator has purged, deleted or limited.
-        deleted: the queues that an administrator has deleted. If a fault came next, they were not declared again.
-        cut_off: the clients that were cut off without a word to the broker, which still sends to them.
-        consumers: by queue, the clients that consume for sure.
+        deleted: the queues that an administrator has deleted. After a fault, they may not have been declared again.
+        cut_off: the clients whose connections were cut without the broker's noticing, so that it still sends to them.
+        consumers: by queue, the clients that certainly consume.
         earlier: by queue and consumer, the clients that consumed before it.
         stored_offsets: by stream and reader, the offsets that it has stored, each with the time from which on it is
             certain that the broker has got it, and the connection.
@@ -211,7 +211,7 @@ class Judge:
     def delivered(  # noqa: C901 - one rule after another
         self, queue: str, number: int, consumer: str, *, redelivered: bool | None, is_given_back: bool = False
     ) -> None:
-        """Note that a consumer received a message; with `is_given_back`, after it had asked to requeue all it has."""
+        """Note that a consumer received a message; with `is_given_back`, after it had requeued all its messages."""
         sent = self.sent.get(number)
         where = f"message {number} from queue {queue}, by {consumer}"
         if sent is None:
@@ -256,7 +256,7 @@ class Judge:
             self._last[key] = number
         copy.times += 1
         if copy.times > 1 and redelivered is False and not self._may_be_unmarked(sent, copy):
-            # This was sent first, but another connection was faster. The broker does not wait for its settlement.
+            # This message was sent first, but another connection was faster. The broker does not wait for an outcome.
             self._late.add((queue, number, consumer.partition("/")[0]))
             return None
         copy.delivered_at = self._now()

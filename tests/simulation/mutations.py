@@ -1,4 +1,4 @@
-"""Faults that are planted in the broker, to prove that the simulation finds them.
+"""Defects that are planted into the broker, to prove that the simulation finds them.
 
 Each is a text in one file of the broker, and what stands there instead. It is replaced as the file is imported, in a
 process of its own.
@@ -17,7 +17,7 @@ _PACKAGE = "mqtool.broker.embedded"
 
 @dataclass(frozen=True)
 class Mutation:
-    """A planted fault.
+    """A planted defect.
 
     Attributes:
         name: what the broker does wrong.
@@ -119,7 +119,7 @@ MUTATIONS = (
         "None if ttl is None else self.clock.now() + ttl * 100)",
     ),
     Mutation(
-        "forgets the alarm of the next message that expires",
+        "forgets the timer of the next message that expires",
         "model/queue.py",
         "            self._deliver(consumer, backlog.take())\n"
         "        if self._expiring:\n"
@@ -139,7 +139,7 @@ MUTATIONS = (
         "                self.ledger.drop(backlog.take())",
     ),
     Mutation(
-        "takes messages that it refuses",
+        "stores messages that it refuses",
         "model/queue.py",
         "            return False, False\n        properties",
         "            accepted = False\n        properties",
@@ -151,7 +151,7 @@ MUTATIONS = (
         '            self._dead_letter(entry, "expired")',
     ),
     Mutation(
-        "keeps a dead letter in its queue's data",
+        "keeps a dead letter in the data of its first queue",
         "model/queue.py",
         "            elif outcome is Outcome.TAKEN or self.deleted or not self.options.at_least_once:\n"
         "                self.ledger.drop(entry)",
@@ -177,7 +177,7 @@ MUTATIONS = (
         "        if limit is not None and entry.delivery_count > limit + 60:",
     ),
     Mutation(
-        "keeps the memory of a message that is acknowledged",
+        "keeps acknowledged messages in memory",
         "model/queue.py",
         "        self.traffic.acknowledged += 1\n        self.ledger.drop(entry)",
         "        self.traffic.acknowledged += 1\n        self.ledger.removed(entry.row)",
@@ -189,7 +189,7 @@ MUTATIONS = (
         "            self._next.removed.append(row) if row % 7 else None\n",
     ),
     Mutation(
-        "loses the second half of a failed group",
+        "loses the second half of a group of writes that failed",
         "store/storage.py",
         "            self.added | later.added,",
         "            later.added,",
@@ -203,13 +203,13 @@ MUTATIONS = (
         "        self.unacked_bytes -= len(entry.message.body)\n        self.traffic.acknowledged",
     ),
     Mutation(
-        "publishes what a transaction rolled back",
+        "publishes the messages of a transaction that was rolled back",
         "wire/basic_methods.py",
         "    channel.deliveries.put_back(_end_transaction(channel).deliveries())\n",
         "    tx_commit(channel, Tx.Commit())\n    return\n",
     ),
     Mutation(
-        "lets stream readers see what is not on disk",
+        "sends stream readers messages that are not on disk",
         "store/storage.py",
         "        for stream in group.logs:\n            stream.prepare()\n        if group.logs",
         "        for stream in group.logs:\n"
@@ -265,7 +265,7 @@ MUTATIONS = (
         "self._reader is not None and self.credit >= 0 and",
     ),
     Mutation(
-        "stores what a publisher repeats",
+        "stores messages again that a publisher repeats",
         "streaming/publishers.py",
         "        if publishing_id > last:\n",
         "        if publishing_id >= last:\n",
@@ -279,7 +279,7 @@ MUTATIONS = (
         "        any(each.transport.abort() for each in others[:1])\n        self.send(\n",
     ),
     Mutation(
-        "does not record that a queue delivers",
+        "does not record that a queue has delivered a message",
         "store/storage.py",
         '        self._write_soon({("delivering", definition_key([str(holder)])): encode_table({"holder": holder})})\n',
         "        return\n",
@@ -291,13 +291,13 @@ MUTATIONS = (
         "            self._refused.append(self._published) if self._published % 3 else None\n",
     ),
     Mutation(
-        "adds a message to the first of its queues only",
+        "adds a message only to the first of its queues",
         "model/virtual_host.py",
         "            if not queue.deleted:\n                routed = True\n",
         "            if not queue.deleted and not routed:\n                routed = True\n",
     ),
     Mutation(
-        "notices no client that has become silent",
+        "does not notice clients that have become silent",
         "sockets/client_socket.py",
         "        if self.may_read and not self._waits and now - self._heard_at > self.heartbeat * 2:\n",
         "        if False and now - self._heard_at > self.heartbeat * 2:\n",
@@ -309,7 +309,7 @@ MUTATIONS = (
         "now - self._heard_at > self.heartbeat * 3:\n",
     ),
     Mutation(
-        "notices no AMQP 1.0 client that has become silent",
+        "does not notice AMQP 1.0 clients that have become silent",
         "amqp10/amqp10_connection.py",
         "        if self.may_read and now - self._heard_at > _IDLE_SECONDS:\n",
         "        if False and now - self._heard_at > _IDLE_SECONDS:\n",
@@ -339,7 +339,7 @@ MUTATIONS = (
         "        self._ledger.drop(entry)\n",
     ),
     Mutation(
-        "holds no delayed message back again when it restarts",
+        "does not hold delayed messages back after a restart",
         "model/virtual_host.py",
         "            entry.expires_at = min(entry.expires_at, self._clock.now() + delay)\n",
         "            entry.expires_at = min(entry.expires_at, self._clock.now())\n",
@@ -351,7 +351,7 @@ MUTATIONS = (
         "        else:\n            self._ledger.set_aside(entry)\n",
     ),
     Mutation(
-        "reads the first of the paged-out messages only",
+        "reads back only the first of the paged-out messages",
         "model/backlog.py",
         "        for _ in batch:\n            self._fresh.popleft()\n        self._fresh.extendleft(reversed(batch))\n",
         "        for _ in batch:\n"
@@ -395,7 +395,7 @@ MUTATIONS = (
         "        self.setdefault(consumer, offset)\n",
     ),
     Mutation(
-        "forgets the memory of stored offsets",
+        "counts the memory of a stored offset again each time",
         "model/stored_offsets.py",
         "        if consumer not in self:\n            self._hold",
         "        if True:\n            self._hold",

@@ -12,7 +12,7 @@ from tests.simulation.virtual_loop import VirtualLoop
 
 _SLOWEST_SECONDS = 0.05
 
-#: The event loop keeps no order between timers of the same time.
+#: Timers that are due at the same time run in no particular order.
 _BETWEEN_SECONDS = 0.000001
 
 

@@ -41,7 +41,9 @@ def run(*options: str, hash_seed: str = "random") -> subprocess.CompletedProcess
 
 @pytest.mark.parametrize("first", range(0, _SEEDS, _PART))
 def test_the_broker_keeps_every_rule_of_the_model(first: int) -> None:
-    """Whatever clients and faults a seed draws, the embedded broker breaks no rule of the simulation's model."""
+    """Whatever clients and faults a seed of the simulation draws, the embedded broker does not break any rule of the
+    simulation's model.
+    """
     for seed in range(first, first + _PART):
         plan = draw(seed)
         result = simulate(plan)
@@ -49,8 +51,8 @@ def test_the_broker_keeps_every_rule_of_the_model(first: int) -> None:
             pytest.fail(story(*shrink(plan, result)))
 
 
-def test_a_seed_gives_one_history_in_every_process() -> None:
-    """A seed of the simulation gives the same history in any process, whatever Python's hash seed and the number of
+def test_a_seed_gives_the_same_history_in_every_process() -> None:
+    """A seed of the simulation gives the same history in every process, whatever Python's hash seed and the number of
     processes.
     """
     first = run("--digests", "--seeds", "12", hash_seed="1")
@@ -62,7 +64,9 @@ def test_a_seed_gives_one_history_in_every_process() -> None:
 
 
 def test_a_history_does_not_depend_on_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A simulation with a killed broker has the same history whether or not Python collects garbage afterwards."""
+    """If the broker is killed, the simulation's history is the same whether or not Python collects garbage
+    afterwards.
+    """
 
     class Collector:
         """Collects garbage after the broker was killed and started again, or does not."""
@@ -102,15 +106,15 @@ def test_a_history_does_not_depend_on_the_garbage_collector(monkeypatch: pytest.
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
 @pytest.mark.timeout(3600)
-def test_a_planted_fault_is_found(mutation: Mutation) -> None:
-    """The simulation finds each fault that is planted into the embedded broker within its first 1,000 seeds."""
+def test_the_simulation_finds_each_planted_defect(mutation: Mutation) -> None:
+    """If a known defect is planted into the embedded broker, the simulation finds it within its first 1,000 seeds."""
     found = run("--quick", "--seeds", str(_MOST_SEEDS), "--mutation", mutation.name)
     assert found.returncode == 1, f"not found: {found.stdout}{found.stderr}"
     assert found.stdout.startswith("seed "), found.stdout + found.stderr
 
 
-def test_each_planted_fault_fits_the_code() -> None:
-    """The text that a planted fault replaces occurs exactly once in its file, and the changed file is valid Python."""
+def test_each_planted_defect_can_still_be_planted() -> None:
+    """The code that a planted defect replaces occurs exactly once in its file, and the changed file is valid Python."""
     assert len(MUTATIONS) >= 30
     for mutation in MUTATIONS:
         source = (BROKER / mutation.path).read_text()
@@ -118,8 +122,8 @@ def test_each_planted_fault_fits_the_code() -> None:
 
 
 def test_a_sender_beyond_its_credit_is_detached() -> None:
-    """While the broker's disk fails, so that the broker grants no more credit, a sender that exceeds its credit is
-    detached with transfer-limit-exceeded.
+    """While the broker grants no credit because its disk fails, an AMQP 1.0 sender that exceeds its credit is detached
+    with transfer-limit-exceeded.
     """
     actors = (
         Actor("faults", "Faults", 1, (Step(1, "eio", {"seconds": 30}),)),
@@ -130,9 +134,9 @@ def test_a_sender_beyond_its_credit_is_detached() -> None:
     assert "ended by the broker: amqp:link:transfer-limit-exceeded" in [what for _, _, what in result.history]
 
 
-def test_the_management_api_refuses_definitions_while_the_disk_is_full() -> None:
-    """While the disk is full, the management API answers requests that change definitions with 503. The same requests
-    succeed once there is room.
+def test_the_management_api_refuses_changes_while_the_disk_is_full() -> None:
+    """While the embedded broker's disk is full, the management API answers requests that change policies with 503. Once
+    there is room, the same requests succeed.
     """
     queues = {f"{number}-{'x' * 100}": "classic" for number in range(20)}
     limits = tuple(Step(2, "limit", {"queue": name}) for name in queues)
@@ -147,10 +151,12 @@ def test_the_management_api_refuses_definitions_while_the_disk_is_full() -> None
     assert answers[-1].endswith(": 201")
 
 
-@pytest.mark.parametrize("killed_after", [-0.009, 0.005, 5])  # what was on its way arrives even after the kill
-def test_only_a_kill_right_after_a_delivery_may_deliver_a_delayed_message_twice(killed_after: float) -> None:
-    """The model allows a delayed message to be delivered twice without `redelivered` only if the broker is killed right
-    after the first delivery.
+@pytest.mark.parametrize(
+    "killed_after", [-0.009, 0.005, 5]
+)  # a delivery that was on its way arrives even after the kill
+def test_the_model_allows_a_second_delivery_of_a_delayed_message_only_after_a_kill(killed_after: float) -> None:
+    """The simulation's model allows a delayed message to be delivered twice without the redelivered flag only if the
+    broker is killed right after the first delivery.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": Kind()})
@@ -165,9 +171,10 @@ def test_only_a_kill_right_after_a_delivery_may_deliver_a_delayed_message_twice(
 
 
 @pytest.mark.parametrize("later", [0.003, 2])
-def test_only_a_delivery_on_its_way_may_follow_an_acknowledgement_while_the_broker_stops(later: float) -> None:
-    """A broker that stops requeues what its first connections had, and other connections get it. The model allows a
-    delivery of an acknowledged message to arrive late only then.
+def test_the_model_allows_a_late_delivery_of_an_acknowledged_message_only_while_the_broker_stops(later: float) -> None:
+    """While the broker stops, a message may be requeued, redelivered and acknowledged while another delivery of it is
+    still on its way to a connection that is being closed. The simulation's model allows a delivery after the
+    acknowledgement only then.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": Kind()})
@@ -182,9 +189,9 @@ def test_only_a_delivery_on_its_way_may_follow_an_acknowledgement_while_the_brok
         judge.delivered("q", sent.number, "closed first", redelivered=True)
 
 
-def test_a_stop_on_a_full_disk_may_bring_a_delayed_message_again() -> None:
-    """The model allows a delayed message to come again without `redelivered` if it was delivered while the disk was
-    full, and the broker was stopped before there was room.
+def test_the_model_allows_a_second_delivery_of_a_delayed_message_after_a_stop_with_a_full_disk() -> None:
+    """The simulation's model allows a delayed message to be delivered again without the redelivered flag if it was
+    first delivered while the disk was full, and the broker was stopped before there was room.
     """
     delayed = Step(2, "publish", {"queue": "q1-quorum", "count": 5, "exchange": "delayed", "delays": True})
     takes = {"prefetch": 3, "no_ack": False, "rejects": 0.0, "requeues": 0.0, "multiple": 0.0, "pause": 0.1}
@@ -200,9 +207,9 @@ def test_a_stop_on_a_full_disk_may_bring_a_delayed_message_again() -> None:
         assert simulate(Plan(seed, queues, actors, like="4.0")).violation is None, seed
 
 
-def test_a_queue_may_be_missing_after_a_fault_during_its_deletion() -> None:
-    """If the broker is killed before an administrator can declare a deleted queue again, its messages are confirmed
-    although nothing is on disk, and requests for the queue are answered with 404.
+def test_the_model_allows_a_queue_to_be_missing_after_a_kill_during_its_deletion() -> None:
+    """If the broker is killed between the deletion of a queue and its next declaration, the simulation's model allows
+    the queue to be missing: messages to it are confirmed but not stored, and requests for it get 404.
     """
     for seed in range(20):
         actors = (
@@ -219,8 +226,10 @@ def test_a_queue_may_be_missing_after_a_fault_during_its_deletion() -> None:
         assert result.violation is None, seed
 
 
-def test_a_commit_to_a_queue_that_was_just_deleted_may_fail() -> None:
-    """If an administrator deletes a queue during a transaction, the channel may be closed: "partial tx completion"."""
+def test_the_model_allows_a_commit_to_a_queue_that_was_just_deleted_to_fail() -> None:
+    """If a queue is deleted during a transaction, the simulation's model allows the broker to close the channel with
+    "partial tx completion".
+    """
     for seed in range(40):
         transaction = Step(round(0.95 + seed / 400, 4), "transact", {"queue": "q", "count": 4, "commit": True})
         actors = (
@@ -231,9 +240,9 @@ def test_a_commit_to_a_queue_that_was_just_deleted_may_fail() -> None:
         assert result.violation is None, seed
 
 
-def test_other_arguments_are_no_mistake_if_the_queue_has_just_been_deleted() -> None:
-    """If an administrator deletes a queue and declares it again, a client that declares it with other arguments at the
-    same time is refused with 406, or declares a queue of its own in between.
+def test_the_model_allows_a_declaration_with_different_arguments_after_a_queue_was_deleted() -> None:
+    """If a queue is deleted and declared again, another client may declare it with different arguments at the same
+    time. The simulation's model allows the broker to refuse that with 406, or to accept it in between.
     """
     for seed in range(60):
         actors = (
@@ -255,12 +264,21 @@ def test_other_arguments_are_no_mistake_if_the_queue_has_just_been_deleted() -> 
         ("stream", [13, 15], 14, False),
         ("classic", [9, 15], 14, False),
     ],
+    ids=[
+        "just after it is due",
+        "before it is due",
+        "long after it is due",
+        "during a fault that began before",
+        "after a fault",
+        "during a fault that began after",
+        "in a classic queue",
+    ],
 )
-def test_only_a_kill_near_the_due_time_may_put_a_delayed_message_into_a_stream_twice(
+def test_the_model_allows_a_delayed_message_twice_in_a_stream_only_after_a_kill_near_its_due_time(
     kind: str, fault: list[float] | None, killed_at: float, is_allowed: bool
 ) -> None:
-    """The model allows a stream to contain a delayed message twice only if the broker is killed just after the message
-    was due, or during a disk fault that began before the message was due.
+    """The simulation's model allows a stream to contain a delayed message twice only if the broker is killed just after
+    the message is due, or during a disk fault that began before that.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": KINDS[kind]})
@@ -278,7 +296,7 @@ def test_only_a_kill_near_the_due_time_may_put_a_delayed_message_into_a_stream_t
         judge.check({"q": [(sent.number, {}, False)] * 3})
 
 
-def test_a_failing_seed_is_shrunk_to_the_steps_that_make_it_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_seed_is_reduced_to_the_steps_that_make_it_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """If a seed of the simulation fails, the printed history contains only the clients and steps that are needed to
     make it fail.
     """

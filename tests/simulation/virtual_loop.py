@@ -14,10 +14,10 @@ RUN: ContextVar[int] = ContextVar("RUN", default=0)
 #: The time at which each simulation starts, in milliseconds since 1970.
 EPOCH = 1_700_000_000_000
 
-#: The event loop turns more often than this without waiting only if something never ends.
+#: The event loop makes more turns than this without waiting only if something never ends.
 _MOST_TURNS = 20_000
 
-#: The longest time, for the broker, between two looks at how long its work takes.
+#: The longest time, on the broker's clock, between two checks of how long its work takes.
 _SLOWEST_STEP_SECONDS = 0.05
 
 
