@@ -96,10 +96,10 @@ node_modules/.installed: package.json
 	@touch $@
 
 test-embedded: .venv/installed-dev  ## run the tests that need no RabbitMQ
-	$(PYTEST) -n $(WORKERS) --dist worksteal -q -k 'not rabbitmq'
+	$(PYTEST) -n $(WORKERS) --dist worksteal -q -k 'not [rabbitmq'
 
 test-rabbitmq: .venv/installed-dev  ## run tests/protocol and tests/integration on RabbitMQ (at MQTOOL_TEST_URL, if set)
-	$(PYTEST) -n $(WORKERS) --dist worksteal -q -k rabbitmq tests/protocol tests/integration
+	$(PYTEST) -n $(WORKERS) --dist worksteal -q -k '[rabbitmq' tests/protocol tests/integration
 
 RECORDINGS := docs/pictures/messages.html docs/pictures/tutorials.html
 
