@@ -31,6 +31,19 @@ def test_a_full_buffer_drops_the_oldest_messages_and_counts_them() -> None:
     assert buffer.empty()
 
 
+def test_a_full_buffer_keeps_the_latest_batch_and_a_wake_up() -> None:
+    """If a wake-up is waiting in a buffer, for example because the connection was lost, a batch that is larger than the
+    buffer is kept whole, and not counted as dropped; the wake-up is kept, too.
+    """
+    buffer = Buffer(1)
+    buffer.put(lot("1"))
+    buffer.put(None)
+    buffer.put(lot("2", "3"))
+    assert buffer.dropped == 1
+    assert [buffer.get_nowait(), buffer.get_nowait()] == [None, lot("2", "3")]
+    assert buffer.empty()
+
+
 def test_an_exchange_that_divides_messages_cannot_be_tapped() -> None:
     """Tapping a consistent-hash exchange raises UsageError, because the tap's queue would take messages away from the
     other queues.
