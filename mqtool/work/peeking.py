@@ -16,7 +16,7 @@ message at the head is received on its own, and checked before any others are re
 import re
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from itertools import islice
 from typing import Any
@@ -29,7 +29,7 @@ from mqtool.offsets import FIRST, Offset
 from mqtool.spelling import pasteable
 from mqtool.topology import Queue
 from mqtool.work import history
-from mqtool.work.transfer import elsewhere, move, name_of, wait_for
+from mqtool.work.transfer import elsewhere, fits, move, name_of, wait_for
 
 #: The maximum number of messages that a consumer can hold, AMQP's largest prefetch; the number of messages in the first
 #: batch; the largest ratio of a batch to all before it; the size of later batches in bytes; the estimated overhead of a
@@ -246,7 +246,7 @@ class Look:
                 "peek leaves it, because one more look would be the last",
                 hint,
             )
-        move(self._channel, head, _anew(head, self._queue))
+        move(self._channel, head, _anew(head, self._queue, self._channel.connection.frame_max))
         self._newest_channel.stop()  # else the broker delivers the next message, which may be near the limit, too
         self._newest_channel.acknowledge(head)
         raise MqtoolError(
@@ -277,9 +277,10 @@ class Look:
                     wait_for(self._channel, self._queue, ready + 1, _PATIENCE)
 
 
-def _anew(head: Delivery, queue: str) -> Message:
-    """Return the message to publish to its queue again, with its original exchange and routing key in its headers."""
-    origin, message = history.origin_of(head), elsewhere(head, queue, "")
+def _anew(head: Delivery, queue: str, frame_max: int) -> Message:
+    """Return the message to publish to its queue again, with its origin in its headers, if it fits."""
+    origin, message = history.origin_of(head), elsewhere(head, queue, "", frame_max)
     first = {history.EXCHANGE: origin.exchange, history.ROUTING_KEY: origin.routing_key}
-    message.properties = {**message.properties, "headers": {**(message.properties.get("headers") or {}), **first}}
-    return message
+    headers = {**(message.properties.get("headers") or {}), **first}
+    named = replace(message, properties={**message.properties, "headers": headers})
+    return named if fits(named, frame_max) else message

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from mqtool.amqp import Channel, Receiving
 from mqtool.amqp.consumer import Consumer
 from mqtool.channels import AmqpChannel
-from mqtool.errors import NotConfirmed, Unavailable
+from mqtool.codecs.field_tables import header_size
+from mqtool.errors import HeadersTooLarge, NotConfirmed, Unavailable
 from mqtool.message import PERSISTENT, Confirmation, Delivery, Message, Receipt
 from mqtool.topology import Queue
 from mqtool.work import history
@@ -113,14 +114,26 @@ def redriven(delivery: Delivery, to: str) -> Message:
     return _moved(delivery, headers, to)
 
 
-def elsewhere(delivery: Delivery, to: str, user: str) -> Message:
-    """Return the message to publish to the queue `to` of a broker where mqtool is logged in as `user`."""
+def elsewhere(delivery: Delivery, to: str, user: str, frame_max: int = 0) -> Message:
+    """Return the message to publish to the queue `to` of a broker where mqtool is logged in as `user`.
+
+    Headers that name its origin are left out if they do not fit: what a publisher has forged may be shorter.
+    """
     properties = _without(delivery.properties, {"message_id"})
-    if delivery.headers:
-        properties["headers"] = _without(history.headers_with_origin(delivery), _COUNTS | _COPIES)
     if properties.get("user_id") != user:
         properties["user_id"] = None
-    return Message(delivery.body, to, "", properties, delivery.message_id)
+    message = Message(delivery.body, to, "", properties, delivery.message_id)
+    if delivery.headers:
+        properties["headers"] = _without(history.headers_with_origin(delivery), _COUNTS | _COPIES)
+        if history.EXCHANGE in properties["headers"] and not fits(message, frame_max):
+            properties["headers"] = _without(properties["headers"], {history.EXCHANGE, history.ROUTING_KEY})
+    return message
+
+
+def fits(message: Message, frame_max: int) -> bool:
+    """True if the headers and properties of a message fit into one frame; 0 for AMQP's largest."""
+    size = header_size({**message.properties, "message_id": message.message_id})
+    return size <= (frame_max or 131072) - 8
 
 
 def _moved(delivery: Delivery, headers: Mapping[str, Any], to: str) -> Message:
@@ -205,6 +218,7 @@ class QueueTransfer:
         Raises:
             NotMoved: the broker did not accept a message, and goes_on() returned False. Every message
                 published after it was either confirmed or left in the queue.
+            HeadersTooLarge: a message cannot be published; its error names it. All messages before it are moved.
             MqtoolError: a connection was lost, or the queue was deleted.
         """
         try:
@@ -215,6 +229,11 @@ class QueueTransfer:
                     yield delivery
                 else:
                     self._refused(delivery, receipt)
+        except HeadersTooLarge as error:
+            raise HeadersTooLarge(
+                f"{name_of(self._on_their_way[-1])} stays in {self._queue!r}: {error}",
+                "take it out with 'mqtool receive', or leave it there with --where",
+            ) from error
         finally:
             self._settle()
             self._source.closing()  # sends the pending acknowledgements, before the rest is requeued
