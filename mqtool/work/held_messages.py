@@ -28,7 +28,7 @@ _KEPT = (*_COPIES, history.EXCHANGE, history.ROUTING_KEY, _HEADER)
 _COUNTS = ("x-delivery-count", "x-acquired-count")
 #: The most bytes in a header frame besides the message's own headers.
 _BESIDES = 4000
-#: If a body has more bytes, no headers are added to it unless they must be: the broker limits the size (16 MiB by default).
+#: Headers are added to a larger body only if they have to be: the broker limits its size, by default to 16 MiB.
 _LARGE_BODY = 8 << 20
 #: Seconds to wait for the leader of a quorum queue.
 _LEADER = 15.0

@@ -87,6 +87,18 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
     return PeekKind(How.GET if goes else How.CONSUME)
 
 
+def times_requeued(delivery: Delivery, broker: str) -> int:
+    """How many times a quorum queue of this broker has requeued a message, at most.
+
+    From RabbitMQ 4.3 on, a nack does not count. Until a message has failed for the first time, its x-delivery-count is
+    the publisher's; x-acquired-count, which counts all requeues, is always the broker's.
+    """
+    count, acquired = delivery.times_requeued, delivery.headers.get("x-acquired-count")
+    version = re.match(r"RabbitMQ (\d+)\.(\d+)", broker)
+    is_counted = version is not None and (int(version[1]), int(version[2])) >= (4, 3)
+    return min(count, acquired) if is_counted and isinstance(acquired, int) else count
+
+
 def _limit(said: Sequence[object], default: int | None) -> int | None:
     """Return the lowest limit in `said`, or `default` if there is none. None and negative numbers mean no limit."""
     limits = [limit for limit in said if isinstance(limit, int)] or ([] if default is None else [default])
@@ -235,7 +247,7 @@ class Look:
         Raises:
             MqtoolError: the queue would drop it. If it would do so now, the message is published again instead.
         """
-        count = head.times_requeued
+        count = times_requeued(head, self._channel.connection.broker)
         if count < limit - 1:
             return
         self._newest = None  # do not read the other requeued messages
