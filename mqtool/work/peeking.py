@@ -4,8 +4,9 @@ How a queue requeues messages depends on its type, as measured on RabbitMQ 3.10:
 
     classic  always returns each message to its position.
     quorum   appends requeued messages to a list of returned messages, which it delivers before all others.
-             A channel's messages are requeued in order when it closes, unless basic.cancel comes first. So if peeking
-             reads part of the list, it reads the rest, too, and requeues the messages in order, batch by batch.
+             A channel's messages are requeued in order when it closes, unless basic.cancel comes first while deliveries
+             are in transit. So if peeking reads part of the list, it reads the rest, too, and requeues the messages in
+             order, batch by batch.
     stream   keeps messages after they are consumed, so nothing is requeued.
 
 A queue that is deleted with its last consumer is read with basic.get, which is slower, but safe. A quorum queue counts
@@ -14,6 +15,7 @@ message at the head is received on its own, and checked before any others are re
 """
 
 import re
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -276,6 +278,10 @@ class Look:
                     if not self._has_more or self.count == self._ready:
                         return
                     batch = self._take(AT_ONCE)
+            if len(self._held) > 1 and not self._channel.depth_of(self._queue):
+                # The newest consumer may have room, because messages have expired. It would then get what the others
+                # requeue. Once no more arrive, it is cancelled.
+                deque(batch, maxlen=0)
 
     def give_back(self) -> None:
         """Acknowledge the messages to remove, and requeue all others in order."""

@@ -59,6 +59,24 @@ def test_peek_keeps_the_order_of_a_deep_queue(shell: Shell, broker: TestBroker, 
 
 
 @pytest.mark.keeps_messages
+@pytest.mark.parametrize("kind", ["quorum", "quorum with a limit"])
+def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
+    shell: Shell, broker: TestBroker, kind: str
+) -> None:
+    """If fewer messages arrive than a quorum queue has counted, because one has expired behind messages that an earlier
+    `peek` has requeued, `peek` leaves the others in their order.
+    """
+    ids = filled(shell, 1, *QUEUES[kind])
+    assert peeked(shell, broker) == ids
+    wait_until(lambda: depth(broker, "jobs") == 1, "the message back")
+    for name, further in ("expired", ["--property", "expiration=1"]), ("m-1", []), ("m-2", []):
+        shell.run("mqtool", "send", "-r", "jobs", "--property", f"message-id={name}", *further, "x")
+    assert peeked(shell, broker, "-c", "1") == ["m-0"]
+    wait_until(lambda: depth(broker, "jobs") == 3, "all of them back")
+    assert peeked(shell, broker) == ["m-0", "m-1", "m-2"]
+
+
+@pytest.mark.keeps_messages
 def test_peek_needs_no_management_api(shell: Shell, broker: TestBroker) -> None:
     """Without the management API, `peek` shows messages and leaves them in order, and does not make the broker delete
     an auto-delete queue.
