@@ -33,8 +33,9 @@ _LOOK = 0.1
 #: The longest pause for the rate limit, in seconds, so that acknowledgements are sent in between; and the shortest, as
 #: shorter pauses are added to the next one.
 _PAUSE, _SHORTEST_PAUSE = 0.05, 0.002
-#: The number of batches to requeue at once, and seconds to wait until the queue reports the messages as ready.
-_BATCHES, _REQUEUED = 16, 1.0
+#: The number of messages to requeue together: a quorum queue of RabbitMQ 3.10 with a delivery limit shuffles more than
+#: 32. The number of such batches to requeue at once, and seconds to wait until the queue reports them as ready.
+_TOGETHER, _BATCHES, _REQUEUED = 25, 16, 1.0
 #: Headers that the broker adds to a dead letter. It drops a message whose x-death shows a cycle.
 _BROKERS = {"x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason",
             "x-last-death-exchange", "x-last-death-queue", "x-last-death-reason"}  # fmt: skip
@@ -208,6 +209,7 @@ class QueueTransfer:
         self._confirmed: list[Delivery] = []
         self._batches: list[Delivery] = []  # the last message of each full batch of held messages
         self._held = 0  # messages not chosen or not accepted
+        self._full = 0  # consumers whose prefetch is used up by held messages
         self._last_held: Delivery | None = None
         # If every message is moved, limit the consumer, so that the broker delivers no more than that.
         self._consumer = self._consume(None if chooses else until.moved)
@@ -299,9 +301,8 @@ class QueueTransfer:
                 last = time.monotonic()
             elif self._on_their_way:
                 yield None
-            elif self._held == (len(self._batches) + 1) * AT_ONCE and self._last_held is not None:
-                self._batches.append(self._last_held)
-                self._last_held = None
+            elif self._held == (self._full + 1) * AT_ONCE:
+                self._full += 1
                 self._consumer.give_back(())  # held messages use up its prefetch, so the broker sends no more
                 self._consumer = self._consume()
                 deliveries = self._consumer.deliveries()
@@ -330,6 +331,12 @@ class QueueTransfer:
         self._held += 1
         if self._last_held is None or delivery.delivery_tag > self._last_held.delivery_tag:
             self._last_held = delivery
+        if self._held % _TOGETHER == 0 and self._is_further(self._last_held):
+            self._batches.append(self._last_held)
+
+    def _is_further(self, held: Delivery) -> bool:
+        """True if a held message is behind the last full batch."""
+        return not self._batches or held.delivery_tag > self._batches[-1].delivery_tag
 
     def _refused(self, delivery: Delivery, receipt: Receipt) -> None:
         error = not_taken(delivery, receipt)
@@ -343,8 +350,9 @@ class QueueTransfer:
             self._consumer.give_back(())
             before, batches = self._source.depth_of(self._queue), self._batches[start : start + _BATCHES]
             self._consumer.give_back(batches)
-            wait_for(self._source, self._queue, before + len(batches) * AT_ONCE)
-        self._consumer.give_back([self._last_held] if self._last_held else ())
+            wait_for(self._source, self._queue, before + len(batches) * _TOGETHER)
+        last = self._last_held
+        self._consumer.give_back([last] if last is not None and self._is_further(last) else ())
 
     def _settle(self) -> None:
         for delivery in self._confirmed:

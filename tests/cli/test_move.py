@@ -85,14 +85,16 @@ def test_move_keeps_bodies_properties_and_headers(shell: Shell, broker: TestBrok
 
 
 @pytest.mark.keeps_messages
-@pytest.mark.parametrize(("queue_type", "count"), [("classic", 450), ("quorum", 5_000)])
+@pytest.mark.parametrize(
+    ("queue_type", "limit", "count"), [("classic", 0, 450), ("quorum", 0, 5_000), ("quorum", 9, 450)]
+)
 @pytest.mark.sampled(2)
 def test_move_where_leaves_other_messages_in_order(
-    shell: Shell, broker: TestBroker, queue_type: str, count: int
+    shell: Shell, broker: TestBroker, queue_type: str, limit: int, count: int
 ) -> None:
     """`move --where` leaves the messages that do not match in the queue and in their order, even thousands of them."""
-    source = Queue("a", durable=True, arguments={"x-queue-type": queue_type})
-    fill(broker, source, numbered(count), Queue("b", durable=True))
+    arguments: dict[str, Any] = {"x-queue-type": queue_type} | ({"x-delivery-limit": limit} if limit else {})
+    fill(broker, Queue("a", durable=True, arguments=arguments), numbered(count), Queue("b", durable=True))
 
     moved = shell.run("mqtool", "move", "a", "--to", "b", "--where", "body~'[36]$'")
 
