@@ -16,7 +16,7 @@ from mqtool.amqp.io_thread import CHECK_INTERVAL
 from mqtool.amqp.receive_settings import Receiving
 from mqtool.amqp.reopening_channel import ChannelListener, ReopeningChannel
 from mqtool.amqp.subscription import Buffer, StreamPosition, Subscription
-from mqtool.errors import MqtoolError, Unavailable
+from mqtool.errors import MqtoolError, TimedOut, Unavailable
 from mqtool.message import Delivery
 from mqtool.spelling import pasteable
 from mqtool.topology import Queue
@@ -100,6 +100,9 @@ class Consumer(ChannelListener):
                     self._do(step)
                 yield delivery
                 self._done(delivery)
+        except TimedOut:
+            self._stopping = True
+            raise
         finally:
             if self._stopping and not self._receiving.acknowledge and self._channel.failure is None:
                 self._do(Step.CANCEL)  # before the caller acknowledges the last delivery

@@ -291,6 +291,8 @@ def _hint_for_refused_message(text: str) -> str | None:
         return "an expiration is a number of milliseconds, as text"
     if "user_id" in text:
         return "the property user-id must name the user who logged in"
+    if "max size" in text:
+        return "the limit is max_message_size in rabbitmq.conf"
     return None
 
 

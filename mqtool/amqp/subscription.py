@@ -1,5 +1,6 @@
 """A consumer's subscription (basic.consume, basic.cancel), its position in a stream, and a buffer for slow callers."""
 
+import contextlib
 import queue as queues
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -166,20 +167,27 @@ class Buffer:
 
     def put(self, batch: list[Delivery] | None) -> None:
         """Add a batch. None wakes up a waiting get(), which then returns None."""
-        if batch is not None:
-            self._in += len(batch)
-            self._in_size += _size(batch)
+        if batch is None:
+            self._batches.put(None)
+            return
+        self._in += len(batch)
+        self._in_size += _size(batch)
         self._batches.put(batch)
-        while self._batches.qsize() > 1 and self._is_full:
-            try:
+        if self._is_full:
+            self._drop_before(batch)
+
+    def _drop_before(self, latest: list[Delivery]) -> None:
+        kept: list[list[Delivery] | None] = []
+        with contextlib.suppress(queues.Empty):  # the other thread was faster
+            while self._is_full:
                 oldest = self._batches.get_nowait()
-            except queues.Empty:  # the other thread was faster
-                return
-            if oldest is None:
-                self._batches.put(None)
-            else:
-                self.dropped += len(oldest)
-                self._dropped_size += _size(oldest)
+                if oldest is None or oldest is latest:
+                    kept.append(oldest)
+                else:
+                    self.dropped += len(oldest)
+                    self._dropped_size += _size(oldest)
+        for batch in kept:
+            self._batches.put(batch)
 
     @property
     def _is_full(self) -> bool:

@@ -5,7 +5,8 @@ evaluate them. A script runs mqtool with the line typed so far in _MQTOOL_COMPLE
 with its description after a tab. Without proposals, the shell completes file names.
 
 If the broker does not respond within a third of a second (MQTOOL_COMPLETION_TIMEOUT), no names are proposed, and no
-error is shown. Names with line breaks or control characters are left out.
+error is shown. Names with line breaks or control characters are left out, and those that the command would take for
+options, such as a queue that somebody has named --output=FILE.
 """
 
 import os
@@ -131,7 +132,8 @@ def _on_broker(values: Mapping[str, Any], typed: Collection[str], kind: str, inc
     asking = threading.Thread(target=lambda: found.extend(_ask(values, typed, kind, incomplete)), daemon=True)
     asking.start()
     asking.join(_patience())
-    return [name for name in found if name.isprintable() and name.startswith(incomplete) and name]
+    safe = (name for name in found if name.isprintable() and not name.startswith("-"))
+    return [name for name in safe if name.startswith(incomplete) and name]
 
 
 def _patience() -> float:

@@ -51,11 +51,13 @@ class Converted:
         document: the file.
         changes: what was changed (Finding.what), and why (Finding.hint).
         losses: features that the converted file lacks because no replacement was chosen, and how to choose one.
+        unmatched: policies that are assumed to apply to nothing, because mqtool cannot match their patterns.
     """
 
     document: Json
     changes: list[Finding] = field(default_factory=list)
     losses: list[Finding] = field(default_factory=list)
+    unmatched: list[Finding] = field(default_factory=list)
 
 
 def convert(
@@ -77,6 +79,7 @@ def convert(
     """
     found = Converted(copy.deepcopy(document))
     if to >= V4_0:
+        found.unmatched += _unmatched(document)
         _give_types(found)
         _convert_mirrored(found, document, mirrored)
         _convert_policies(found, document, to)
@@ -192,6 +195,14 @@ def _convert_policies(found: Converted, original: Json, to: Version) -> None:
         found.changes += changes
     if "parameters" in found.document:
         found.document["parameters"] = parameters
+
+
+def _unmatched(document: Json) -> Iterator[Finding]:
+    for policy in _items(document, "policies"):
+        if policy_matches(policy, "") is None:  # it is None for all names
+            what = "has a pattern that mqtool cannot match, and is assumed to apply to no queue or exchange"
+            how = "if it applies to some, check what the new version does with them"
+            yield _finding("policy", policy, "pattern", what, how)
 
 
 def _settings_changes(kind: str, policy: Json, definition: Json, to: Version) -> Iterator[Finding]:

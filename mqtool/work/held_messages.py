@@ -28,6 +28,8 @@ _KEPT = (*_COPIES, history.EXCHANGE, history.ROUTING_KEY, _HEADER)
 _COUNTS = ("x-delivery-count", "x-acquired-count")
 #: The most bytes in a header frame besides the message's own headers.
 _BESIDES = 4000
+#: Headers are added to a larger body only if they have to be: the broker limits its size, by default to 16 MiB.
+_LARGE_BODY = 8 << 20
 #: Seconds to wait for the leader of a quorum queue.
 _LEADER = 15.0
 #: Seconds to wait for a new count of unacknowledged messages; for any count; for a count of 0; and between checks.
@@ -91,7 +93,8 @@ class HeldMessages:
         kept: dict[str, Any] = {"exchange": delivery.exchange, "routing_key": delivery.routing_key}
         kept |= {name: value for name in _SETTINGS if (value := delivery.properties.get(name)) is not None}
         table = self._encoded(delivery, headers)
-        if (self._is_large(table) or any(name in headers for name in _KEPT)) and _is_sound(table):
+        names_ours = len(delivery.body) <= _LARGE_BODY and any(name in headers for name in _KEPT)
+        if (names_ours or self._is_large(table)) and _is_sound(table):
             return {_HEADER: {**kept, _PACKED: True}}, table + delivery.body
         kept |= {name: headers.pop(name) for name in _KEPT if name in headers}
         return {**headers, _HEADER: kept}, delivery.body

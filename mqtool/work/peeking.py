@@ -4,8 +4,9 @@ How a queue requeues messages depends on its type, as measured on RabbitMQ 3.10:
 
     classic  always returns each message to its position.
     quorum   appends requeued messages to a list of returned messages, which it delivers before all others.
-             A channel's messages are requeued in order when it closes, unless basic.cancel comes first. So if peeking
-             reads part of the list, it reads the rest, too, and requeues the messages in order, batch by batch.
+             A channel's messages are requeued in order when it closes, unless basic.cancel comes first while deliveries
+             are in transit. So if peeking reads part of the list, it reads the rest, too, and requeues the messages in
+             order, batch by batch.
     stream   keeps messages after they are consumed, so nothing is requeued.
 
 A queue that is deleted with its last consumer is read with basic.get, which is slower, but safe. A quorum queue counts
@@ -14,9 +15,10 @@ message at the head is received on its own, and checked before any others are re
 """
 
 import re
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from itertools import islice
 from typing import Any
@@ -29,7 +31,7 @@ from mqtool.offsets import FIRST, Offset
 from mqtool.spelling import pasteable
 from mqtool.topology import Queue
 from mqtool.work import history
-from mqtool.work.transfer import elsewhere, move, name_of, wait_for
+from mqtool.work.transfer import elsewhere, fits, move, name_of, wait_for
 
 #: The maximum number of messages that a consumer can hold, AMQP's largest prefetch; the number of messages in the first
 #: batch; the largest ratio of a batch to all before it; the size of later batches in bytes; the estimated overhead of a
@@ -85,6 +87,18 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
         return PeekKind(How.IN_TURN, _limit([declared.get("x-delivery-limit"), policy.get("delivery-limit")], default))
     goes = view.get("auto_delete") or view.get("exclusive") or declared.get("x-single-active-consumer")
     return PeekKind(How.GET if goes else How.CONSUME)
+
+
+def times_requeued(delivery: Delivery, broker: str) -> int:
+    """How many times a quorum queue of this broker has requeued a message, at most.
+
+    From RabbitMQ 4.3 on, a nack does not count. Until a message has failed for the first time, its x-delivery-count is
+    the publisher's; x-acquired-count, which counts all requeues, is always the broker's.
+    """
+    count, acquired = delivery.times_requeued, delivery.headers.get("x-acquired-count")
+    version = re.match(r"RabbitMQ (\d+)\.(\d+)", broker)
+    is_counted = version is not None and (int(version[1]), int(version[2])) >= (4, 3)
+    return min(count, acquired) if is_counted and isinstance(acquired, int) else count
 
 
 def _limit(said: Sequence[object], default: int | None) -> int | None:
@@ -235,7 +249,7 @@ class Look:
         Raises:
             MqtoolError: the queue would drop it. If it would do so now, the message is published again instead.
         """
-        count = head.times_requeued
+        count = times_requeued(head, self._channel.connection.broker)
         if count < limit - 1:
             return
         self._newest = None  # do not read the other requeued messages
@@ -246,7 +260,7 @@ class Look:
                 "peek leaves it, because one more look would be the last",
                 hint,
             )
-        move(self._channel, head, _anew(head, self._queue))
+        move(self._channel, head, _anew(head, self._queue, self._channel.connection.frame_max))
         self._newest_channel.stop()  # else the broker delivers the next message, which may be near the limit, too
         self._newest_channel.acknowledge(head)
         raise MqtoolError(
@@ -264,6 +278,10 @@ class Look:
                     if not self._has_more or self.count == self._ready:
                         return
                     batch = self._take(AT_ONCE)
+            if len(self._held) > 1 and not self._channel.depth_of(self._queue):
+                # The newest consumer may have room, because messages have expired. It would then get what the others
+                # requeue. Once no more arrive, it is cancelled.
+                deque(batch, maxlen=0)
 
     def give_back(self) -> None:
         """Acknowledge the messages to remove, and requeue all others in order."""
@@ -277,9 +295,10 @@ class Look:
                     wait_for(self._channel, self._queue, ready + 1, _PATIENCE)
 
 
-def _anew(head: Delivery, queue: str) -> Message:
-    """Return the message to publish to its queue again, with its original exchange and routing key in its headers."""
-    origin, message = history.origin_of(head), elsewhere(head, queue, "")
+def _anew(head: Delivery, queue: str, frame_max: int) -> Message:
+    """Return the message to publish to its queue again, with its origin in its headers, if it fits."""
+    origin, message = history.origin_of(head), elsewhere(head, queue, "", frame_max)
     first = {history.EXCHANGE: origin.exchange, history.ROUTING_KEY: origin.routing_key}
-    message.properties = {**message.properties, "headers": {**(message.properties.get("headers") or {}), **first}}
-    return message
+    headers = {**(message.properties.get("headers") or {}), **first}
+    named = replace(message, properties={**message.properties, "headers": headers})
+    return named if fits(named, frame_max) else message

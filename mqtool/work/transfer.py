@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from mqtool.amqp import Channel, Receiving
 from mqtool.amqp.consumer import Consumer
 from mqtool.channels import AmqpChannel
-from mqtool.errors import NotConfirmed, Unavailable
+from mqtool.codecs.field_tables import header_size
+from mqtool.errors import HeadersTooLarge, NotConfirmed, Unavailable
 from mqtool.message import PERSISTENT, Confirmation, Delivery, Message, Receipt
 from mqtool.topology import Queue
 from mqtool.work import history
@@ -32,8 +33,9 @@ _LOOK = 0.1
 #: The longest pause for the rate limit, in seconds, so that acknowledgements are sent in between; and the shortest, as
 #: shorter pauses are added to the next one.
 _PAUSE, _SHORTEST_PAUSE = 0.05, 0.002
-#: The number of batches to requeue at once, and seconds to wait until the queue reports the messages as ready.
-_BATCHES, _REQUEUED = 16, 1.0
+#: The number of messages to requeue together: a quorum queue of RabbitMQ 3.10 with a delivery limit shuffles more than
+#: 32. The number of such batches to requeue at once, and seconds to wait until the queue reports them as ready.
+_TOGETHER, _BATCHES, _REQUEUED = 25, 16, 1.0
 #: Headers that the broker adds to a dead letter. It drops a message whose x-death shows a cycle.
 _BROKERS = {"x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason",
             "x-last-death-exchange", "x-last-death-queue", "x-last-death-reason"}  # fmt: skip
@@ -113,14 +115,26 @@ def redriven(delivery: Delivery, to: str) -> Message:
     return _moved(delivery, headers, to)
 
 
-def elsewhere(delivery: Delivery, to: str, user: str) -> Message:
-    """Return the message to publish to the queue `to` of a broker where mqtool is logged in as `user`."""
+def elsewhere(delivery: Delivery, to: str, user: str, frame_max: int = 0) -> Message:
+    """Return the message to publish to the queue `to` of a broker where mqtool is logged in as `user`.
+
+    Headers that name its origin are left out if they do not fit: what a publisher has forged may be shorter.
+    """
     properties = _without(delivery.properties, {"message_id"})
-    if delivery.headers:
-        properties["headers"] = _without(history.headers_with_origin(delivery), _COUNTS | _COPIES)
     if properties.get("user_id") != user:
         properties["user_id"] = None
-    return Message(delivery.body, to, "", properties, delivery.message_id)
+    message = Message(delivery.body, to, "", properties, delivery.message_id)
+    if delivery.headers:
+        properties["headers"] = _without(history.headers_with_origin(delivery), _COUNTS | _COPIES)
+        if history.EXCHANGE in properties["headers"] and not fits(message, frame_max):
+            properties["headers"] = _without(properties["headers"], {history.EXCHANGE, history.ROUTING_KEY})
+    return message
+
+
+def fits(message: Message, frame_max: int) -> bool:
+    """True if the headers and properties of a message fit into one frame; 0 for AMQP's largest."""
+    size = header_size({**message.properties, "message_id": message.message_id})
+    return size <= (frame_max or 131072) - 8
 
 
 def _moved(delivery: Delivery, headers: Mapping[str, Any], to: str) -> Message:
@@ -195,6 +209,7 @@ class QueueTransfer:
         self._confirmed: list[Delivery] = []
         self._batches: list[Delivery] = []  # the last message of each full batch of held messages
         self._held = 0  # messages not chosen or not accepted
+        self._full = 0  # consumers whose prefetch is used up by held messages
         self._last_held: Delivery | None = None
         # If every message is moved, limit the consumer, so that the broker delivers no more than that.
         self._consumer = self._consume(None if chooses else until.moved)
@@ -205,6 +220,7 @@ class QueueTransfer:
         Raises:
             NotMoved: the broker did not accept a message, and goes_on() returned False. Every message
                 published after it was either confirmed or left in the queue.
+            HeadersTooLarge: a message cannot be published; its error names it. All messages before it are moved.
             MqtoolError: a connection was lost, or the queue was deleted.
         """
         try:
@@ -215,6 +231,11 @@ class QueueTransfer:
                     yield delivery
                 else:
                     self._refused(delivery, receipt)
+        except HeadersTooLarge as error:
+            raise HeadersTooLarge(
+                f"{name_of(self._on_their_way[-1])} stays in {self._queue!r}: {error}",
+                "take it out with 'mqtool receive', or leave it there with --where",
+            ) from error
         finally:
             self._settle()
             self._source.closing()  # sends the pending acknowledgements, before the rest is requeued
@@ -280,9 +301,8 @@ class QueueTransfer:
                 last = time.monotonic()
             elif self._on_their_way:
                 yield None
-            elif self._held == (len(self._batches) + 1) * AT_ONCE and self._last_held is not None:
-                self._batches.append(self._last_held)
-                self._last_held = None
+            elif self._held == (self._full + 1) * AT_ONCE:
+                self._full += 1
                 self._consumer.give_back(())  # held messages use up its prefetch, so the broker sends no more
                 self._consumer = self._consume()
                 deliveries = self._consumer.deliveries()
@@ -311,6 +331,12 @@ class QueueTransfer:
         self._held += 1
         if self._last_held is None or delivery.delivery_tag > self._last_held.delivery_tag:
             self._last_held = delivery
+        if self._held % _TOGETHER == 0 and self._is_further(self._last_held):
+            self._batches.append(self._last_held)
+
+    def _is_further(self, held: Delivery) -> bool:
+        """True if a held message is behind the last full batch."""
+        return not self._batches or held.delivery_tag > self._batches[-1].delivery_tag
 
     def _refused(self, delivery: Delivery, receipt: Receipt) -> None:
         error = not_taken(delivery, receipt)
@@ -324,8 +350,9 @@ class QueueTransfer:
             self._consumer.give_back(())
             before, batches = self._source.depth_of(self._queue), self._batches[start : start + _BATCHES]
             self._consumer.give_back(batches)
-            wait_for(self._source, self._queue, before + len(batches) * AT_ONCE)
-        self._consumer.give_back([self._last_held] if self._last_held else ())
+            wait_for(self._source, self._queue, before + len(batches) * _TOGETHER)
+        last = self._last_held
+        self._consumer.give_back([last] if last is not None and self._is_further(last) else ())
 
     def _settle(self) -> None:
         for delivery in self._confirmed:

@@ -188,6 +188,17 @@ def test_completion_uses_the_broker_that_the_command_line_selects(broker: TestBr
     assert ask(lonely_shell, f"mqtool send -u {broker.url} --password-file - -q j") == ("jobs", "", 0)
 
 
+def test_names_that_would_become_options_are_not_proposed(broker: TestBroker, lonely_shell: Shell) -> None:
+    """Completion proposes no queue whose name begins with a dash: whoever may declare queues could add options to an
+    administrator's command.
+    """
+    declare(broker, "jobs", "--output=jobs", "-o")
+    lonely_shell.environment |= {"MQTOOL_COMPLETION_TIMEOUT": "20s", "MQTOOL_MANAGEMENT_URL": broker.management}
+    lonely_shell.environment["MQTOOL_URL"] = broker.url
+    for words in ("peek", "move", "queue purge", "send -q", "move jobs --to"):
+        assert ask(lonely_shell, f"mqtool {words} ") == ("jobs", "", 0), words
+
+
 def test_users_policies_and_started_brokers_are_completed(broker: TestBroker, lonely_shell: Shell) -> None:
     """Completion proposes the broker's users and policies and, for `broker rm --name`, the brokers that were started on
     this machine.

@@ -9,6 +9,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -24,6 +25,7 @@ from mqtool.drills.scene import Proxy
 from mqtool.errors import BadData, MqtoolError, NotConfirmed, NotFound, Unavailable
 from mqtool.management import Management
 from mqtool.message import Confirmation, Delivery, Message, Undecoded
+from mqtool.testing import EmbeddedBroker
 from mqtool.topology import Exchange, Queue
 from mqtool.work import conversion_plan, held_messages, queue_conversion
 from mqtool.work.queue_conversion import Conversion, ConversionTally
@@ -1210,3 +1212,32 @@ def test_a_message_that_no_client_can_publish_stops_a_conversion_before_it_is_mo
                 convert(broker)
                 assert [int(each.body) for each in taken(broker, "jobs", 8)] == list(range(8))
         assert definitions(broker)[0] == {"jobs"}
+
+
+@pytest.mark.keeps_messages
+def test_messages_of_the_largest_size_are_converted_if_their_headers_leave_room(tmp_path: Path) -> None:
+    """A message as large as the broker accepts is converted, even if its publisher has forged mqtool's own headers. If
+    its headers also fill a frame, it cannot be held: the conversion stops, the error names the setting, and `--undo`
+    completes.
+    """
+    with EmbeddedBroker(like="4.2", management_port=0) as broker:
+        settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}
+        with Shell(tmp_path, settings) as shell, Connection(parse_addresses(broker.url)) as connection:
+            channel = connection.channel()
+            channel.declare(Queue("jobs", durable=True))
+            largest = Message(b"y" * (16 << 20), "jobs", "", {"headers": {"mqtool-convert": {"forged": 1}, "CC": []}})
+            assert len(list(channel.publish([Message(b"0", "jobs"), largest, Message(b"2", "jobs")]))) == 3
+            converted = shell.run("mqtool", "queue", "convert", "jobs", "--yes")
+            assert converted.code == 0, converted.stderr
+            found = list(channel.consume(Queue("jobs"), Receiving(count=3)))
+            assert [each.body for each in found] == [b"0", largest.body, b"2"]
+            assert found[1].headers == largest.properties["headers"]
+
+            full = Message(largest.body, "jobs", "", {"headers": FULL})
+            assert len(list(channel.publish([Message(b"0", "jobs"), full, Message(b"2", "jobs")]))) == 3
+            stopped = shell.run("mqtool", "queue", "convert", "jobs", "--yes", "--to", "classic")
+            assert stopped.code == 65
+            assert "no message is lost; to continue: mqtool queue convert --resume jobs" in stopped.stderr
+            assert "max_message_size" in stopped.stderr
+            assert shell.run("mqtool", "queue", "convert", "jobs", "--undo", "--yes").code == 0
+            assert {each.body[:1] for each in channel.consume(Queue("jobs"), Receiving(count=3))} == {b"0", b"y", b"2"}

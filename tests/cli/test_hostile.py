@@ -148,7 +148,7 @@ def test_a_message_that_names_a_missing_program_is_dead_lettered(shell: Shell) -
 @on_any_broker
 def test_control_characters_are_escaped_on_a_terminal(shell: Shell) -> None:
     """On a terminal, `receive` and `receive-log` print control characters in keys, ids and bodies as escapes; only a
-    body may have several lines.
+    body may have several lines, and those after its first are indented.
     """
     line = {"body": "a\nb\x1b[31m", "routing_key": "k\nmqtool: \u202e", "properties": {"message_id": "\x9b\n"}}
     shell.run("mqtool", "queue", "declare", "q", "--durable")
@@ -162,7 +162,33 @@ def test_control_characters_are_escaped_on_a_terminal(shell: Shell) -> None:
     assert r" [x] k\nmqtool: \u202e:a" in logs.stdout.splitlines()
     assert r"\x9b\n k\nmqtool: \u202e|a" in template.stdout.splitlines()
     for shown in (logs.stdout, template.stdout):
-        assert r"b\x1b[31m" in shown.splitlines(), shown
+        assert r"    b\x1b[31m" in shown.splitlines(), shown
+
+
+@on_any_broker
+def test_a_body_forges_no_line_on_a_terminal(shell: Shell) -> None:
+    """On a terminal, `peek`, `receive`, `worker` and `rpc-client` indent the lines of a body after its first, so that
+    they cannot pass for other messages; with --raw, and in a pipe, the body is unchanged.
+    """
+    body = "one\nq: forged\n [x] Received forged\n [.] Got forged"
+    indented = body.replace("\n", "\n    ")
+    for _ in range(4):
+        shell.run("mqtool", "send", "-q", "q", body)
+    peek, once = ("mqtool", "peek", "q", "-c", "1"), ("-q", "q", "-c", "1", *LIMITS)
+    assert f"q: {indented}\n" in terminal_lines(shell, *peek)
+    assert f"{indented}\n" in terminal_lines(shell, *peek, "-F", "%b")
+    assert f"{body}\n" in terminal_lines(shell, *peek, "--raw")
+    assert shell.run(*peek).stdout == f"q: {body}\n"
+    assert f" [x] Received {indented} (redelivered)\n" in terminal_lines(shell, "mqtool", "receive", *once)
+    assert f" [x] Received {indented}" in terminal_lines(shell, "mqtool", "worker", *once)
+    assert shell.run("mqtool", "receive", *once).stdout == f" [x] Received {body}\n"
+    server = shell.start("mqtool", "rpc-server", "-c", "1", "--exec", "cat").wait_until_ready()
+    assert f" [.] Got {indented}\n" in terminal_lines(shell, "mqtool", "rpc-client", "--text", body)
+    assert server.wait().code == 0
+
+
+def terminal_lines(shell: Shell, *command: str) -> str:
+    return on_terminal(shell, *command).stdout.replace("\r\n", "\n")
 
 
 @large

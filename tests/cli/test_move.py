@@ -10,8 +10,9 @@ from urllib.parse import quote
 import pytest
 
 from mqtool.amqp import Connection, Receiving, parse_addresses
+from mqtool.codecs.field_tables import CLIENT
 from mqtool.message import Delivery, Message
-from mqtool.topology import Queue
+from mqtool.topology import Exchange, Queue
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
@@ -84,16 +85,18 @@ def test_move_keeps_bodies_properties_and_headers(shell: Shell, broker: TestBrok
 
 
 @pytest.mark.keeps_messages
-@pytest.mark.parametrize(("queue_type", "count"), [("classic", 450), ("quorum", 5_000)])
+@pytest.mark.parametrize(
+    ("queue_type", "limit", "count"), [("classic", 0, 450), ("quorum", 0, 5_000), ("quorum", 9, 450)]
+)
 @pytest.mark.sampled(2)
 def test_move_where_keeps_the_order_of_messages_that_do_not_match(
-    shell: Shell, broker: TestBroker, queue_type: str, count: int
+    shell: Shell, broker: TestBroker, queue_type: str, limit: int, count: int
 ) -> None:
     """`move --where` moves only matching messages. All others, even thousands of them, stay in the queue in their
     original order.
     """
-    source = Queue("a", durable=True, arguments={"x-queue-type": queue_type})
-    fill(broker, source, numbered(count), Queue("b", durable=True))
+    arguments: dict[str, Any] = {"x-queue-type": queue_type} | ({"x-delivery-limit": limit} if limit else {})
+    fill(broker, Queue("a", durable=True, arguments=arguments), numbered(count), Queue("b", durable=True))
 
     moved = shell.run("mqtool", "move", "a", "--to", "b", "--where", "body~'[36]$'")
 
@@ -285,3 +288,53 @@ def test_move_to_a_protected_context_needs_confirm(shell: Shell, broker: TestBro
     assert depth(other, "a") == 1
     both = shell.run(*move, "--to-url", other.url)
     assert (both.code, both.stderr.splitlines()[0]) == (2, "mqtool: --to-url and --to-context cannot be combined")
+
+
+#: The size of a message's largest headers and properties, in bytes, without those of AMQP's header frame.
+ROOM = 131_072 - 8 - 14
+
+
+def in_a_full_frame(headers: dict[str, Any]) -> dict[str, Any]:
+    """Add a header that fills the header frame."""
+    return {**headers, "padding": "x" * (ROOM - len(CLIENT.encode_table({**headers, "padding": ""})))}
+
+
+@pytest.mark.keeps_messages
+def test_a_forged_origin_in_a_full_frame_does_not_stop_move(shell: Shell, broker: TestBroker) -> None:
+    """`move` replaces headers in which a publisher claims another exchange and routing key. If those that are proven
+    are longer and no longer fit, `move` removes the headers instead, and moves all messages.
+    """
+    forged = in_a_full_frame({"mqtool-exchange": "", "mqtool-routing-key": ""})
+    fill(broker, Queue("a"), [Message(b"0")], Queue("b"))
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        channel.bind(Queue("a"), Exchange("amq.topic"), "#")
+        published = [Message(b"1", "a.long.key", "amq.topic", {"headers": forged}), Message(b"2", "a", "")]
+        assert len(list(channel.publish(published))) == 2
+    moved = shell.run("mqtool", "move", "a", "--to", "b")
+    assert moved.code == 0, moved.stderr
+    found = taken(broker, "b", 3)
+    assert bodies(found) == [0, 1, 2]
+    assert found[1].headers == {"padding": forged["padding"]}
+
+
+@pytest.mark.keeps_messages
+def test_move_names_the_message_that_no_client_can_publish(shell: Shell, broker: TestBroker) -> None:
+    """If the broker has dead-lettered a message whose headers filled a frame, and thereby added to them, no client can
+    publish it. `move` moves the messages before it, names it, and says how to go on; with --where, all others move.
+    """
+    to_a = {"x-message-ttl": 0, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "a"}
+    fill(broker, Queue("a"), [Message(b"0")], Queue("b"), Queue("source", arguments=to_a))
+    with Connection(parse_addresses(broker.url)) as connection:
+        full = {"headers": {"padding": in_a_full_frame({})["padding"][:-7]}}  # of the message id
+        assert len(list(connection.channel().publish([Message(b"x", "source", "", full, "m-full")]))) == 1
+        wait_until(lambda: depth(broker, "a") == 2, "the dead letter")
+        assert len(list(connection.channel().publish([Message(b"1", "a", "")]))) == 1
+    stopped = shell.run("mqtool", "move", "a", "--to", "b")
+    assert stopped.code == 65
+    assert "1 moved from a to b" in stopped.stderr
+    assert "message m-full stays in 'a': the headers and properties are 131," in stopped.stderr
+    assert "--where" in stopped.stderr
+    assert shell.run("mqtool", "move", "a", "--to", "b", "--where", "not message_id = m-full").code == 0
+    assert bodies(taken(broker, "b", 2)) == [0, 1]
+    assert [each.message_id for each in taken(broker, "a", 1)] == ["m-full"]

@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
+import pika
 import pytest
 
 from mqtool.amqp import Connection, Receiving
+from mqtool.testing import EmbeddedBroker
 from mqtool.topology import Queue
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
@@ -53,6 +56,24 @@ def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: Test
     assert cut.stdout == "0\n1\n"
     wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued")
     assert peeked(shell, broker, "--quiet") == ids
+
+
+@pytest.mark.keeps_messages
+@pytest.mark.parametrize("kind", ["quorum", "quorum with a limit"])
+def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
+    shell: Shell, broker: TestBroker, kind: str
+) -> None:
+    """If fewer messages arrive than a quorum queue has counted, because one has expired behind messages that an earlier
+    `peek` has requeued, `peek` leaves the others in their order.
+    """
+    ids = filled(shell, 1, *QUEUES[kind])
+    assert peeked(shell, broker) == ids
+    wait_until(lambda: depth(broker, "jobs") == 1, "the message back")
+    for name, further in ("expired", ["--property", "expiration=1"]), ("m-1", []), ("m-2", []):
+        shell.run("mqtool", "send", "-r", "jobs", "--property", f"message-id={name}", *further, "x")
+    assert peeked(shell, broker, "-c", "1") == ["m-0"]
+    wait_until(lambda: depth(broker, "jobs") == 3, "all of them back")
+    assert peeked(shell, broker) == ["m-0", "m-1", "m-2"]
 
 
 @pytest.mark.keeps_messages
@@ -145,6 +166,31 @@ def test_peek_ignores_a_delivery_count_that_a_publisher_has_forged(shell: Shell,
     wait_until(lambda: depth(broker, "jobs") == 3, "all messages requeued", 10)
     received = shell.run("mqtool", "receive", "-q", "jobs", "--raw", "--idle-timeout", "1s")
     assert (received.code, received.stdout.split()) == (0, ["1000", "x", "honest"]), received.stderr
+
+
+@pytest.mark.keeps_messages
+@pytest.mark.parametrize("like", ["3.10", "4.2", "4.3"])
+def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_message(
+    tmp_path: Path, like: str
+) -> None:
+    """From RabbitMQ 4.3 on, a message that was only requeued with a nack keeps the x-delivery-count that its publisher
+    has forged. `peek` leaves such a message in its place, and warns only of what the broker has counted.
+    """
+    with EmbeddedBroker(like=like, management_port=0) as broker:
+        settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}
+        with Shell(tmp_path, settings) as shell, pika.BlockingConnection(pika.URLParameters(broker.url)) as client:
+            shell.run(
+                "mqtool", "queue", "declare", "jobs", "--queue-type", "quorum", "--argument", "x-delivery-limit=9"
+            )
+            shell.run("mqtool", "send", "-r", "jobs", "-H", "x-delivery-count:=1000", "forged")
+            shell.run("mqtool", "send", "-r", "jobs", "honest")
+            channel = client.channel()
+            for _ in range(2):
+                channel.basic_nack(channel.basic_get("jobs")[0].delivery_tag)
+            for _ in range(2):
+                shown = shell.run("mqtool", "peek", "jobs", "--raw")
+                assert (shown.code, shown.stdout) == (0, "forged\nhonest\n"), shown.stderr
+                assert "1001" not in shown.stderr
 
 
 def test_peek_exits_with_69_if_a_single_active_consumer_has_the_queue(

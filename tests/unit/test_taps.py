@@ -10,7 +10,7 @@ from mqtool.message import Delivery
 from mqtool.taps import to_exchange
 
 
-def lot(*bodies: str) -> list[Delivery]:
+def batch(*bodies: str) -> list[Delivery]:
     return [Delivery(body.encode(), "", "", "", False, {}, 0) for body in bodies]
 
 
@@ -19,15 +19,28 @@ def test_a_tap_with_a_slow_reader_drops_the_oldest_messages_and_counts_them() ->
     them. A batch that is larger than the buffer is kept whole.
     """
     buffer = Buffer(3)
-    buffer.put(lot("1", "2"))
-    assert buffer.get_nowait() == lot("1", "2")
+    buffer.put(batch("1", "2"))
+    assert buffer.get_nowait() == batch("1", "2")
     for bodies in (["3", "4"], ["5", "6"], ["7"]):
-        buffer.put(lot(*bodies))
+        buffer.put(batch(*bodies))
     assert buffer.dropped == 2
-    assert buffer.get_nowait() == lot("5", "6")
-    buffer.put(lot("8", "9", "10", "11"))
+    assert buffer.get_nowait() == batch("5", "6")
+    buffer.put(batch("8", "9", "10", "11"))
     assert buffer.dropped == 3
-    assert buffer.get_nowait() == lot("8", "9", "10", "11")
+    assert buffer.get_nowait() == batch("8", "9", "10", "11")
+    assert buffer.empty()
+
+
+def test_a_full_buffer_keeps_the_latest_batch_and_a_wake_up() -> None:
+    """If a wake-up is waiting in a buffer, for example because the connection was lost, a batch that is larger than the
+    buffer is kept whole, and not counted as dropped; the wake-up is kept, too.
+    """
+    buffer = Buffer(1)
+    buffer.put(batch("1"))
+    buffer.put(None)
+    buffer.put(batch("2", "3"))
+    assert buffer.dropped == 1
+    assert [buffer.get_nowait(), buffer.get_nowait()] == [None, batch("2", "3")]
     assert buffer.empty()
 
 

@@ -518,6 +518,7 @@ def test_held_messages_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.
     messages as ready, because a quorum queue could otherwise change their order.
     """
     monkeypatch.setattr(transfer, "AT_ONCE", 2)
+    monkeypatch.setattr(transfer, "_TOGETHER", 2)
     monkeypatch.setattr(transfer, "_BATCHES", 2)
     source = Source(monkeypatch, *[0.0] * 7)
     assert source.moves(Until(), keeps=True) == []

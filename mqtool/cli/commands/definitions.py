@@ -145,7 +145,8 @@ def convert(
     output.show_json(converted.document, indent=2)
     if to > KNOWN:
         output.warning(f"this version of mqtool knows only the changes up to RabbitMQ {KNOWN}")
-    for tell, found in ((output.notice, converted.changes), (output.warning, converted.losses)):
+    told = (output.warning, converted.unmatched), (output.notice, converted.changes), (output.warning, converted.losses)
+    for tell, found in told:
         for same in grouped(worst_first(found)):
             for line in said(same, named=_NAMED):
                 tell(line)

@@ -85,7 +85,7 @@ def move(
         def message_for(delivery: Delivery) -> Message | None:
             if where is not None and not where.matches(of_delivery(delivery)):
                 return None
-            return elsewhere(delivery, destination.to, user)
+            return elsewhere(delivery, destination.to, user, target.connection.frame_max)
 
         until = Until(moved=count, idle=idle_timeout)
         transfer = QueueTransfer(

@@ -81,7 +81,7 @@ def peek(
         ready = 0 if kind.how is How.STREAM or where is not None else channel.depth_of(queue)
         with closing(peeking.peek(channel, queue, kind, most, offset or FIRST)) as deliveries:
             for delivery in stopping.until_requested(deliveries):
-                often = max(often, delivery.times_requeued)
+                often = max(often, peeking.times_requeued(delivery, connection.broker))
                 if where is None or where.matches(conditions.of_delivery(delivery)):
                     write.add(delivery)
                     shown += 1

@@ -101,7 +101,7 @@ def rpc_client(
                 results.flush()
                 output.warning(f"the server answered with an error: {reply.text}")
             else:
-                got = output.encoded(lines.got.format(body=output.visible(reply.text)))
+                got = output.encoded(lines.got.format(body=_in_lines(reply.body)))
                 results.add(_alone(reply) + b"\n" if raw else got)
         results.flush()
     if answered < len(asked):
@@ -171,10 +171,15 @@ def _show_remote(reply: Delivery, *, raw: bool) -> int:
     if raw:
         output.show_bytes(_alone(reply).removesuffix(b"\n") + b"\n")
     else:
-        output.show(f" [.] Got {output.visible(reply.text.rstrip())}")
+        output.show(f" [.] Got {_in_lines(reply.body.rstrip())}")
     for line in str(reply.headers.get(rpc_functions.STDERR) or "").splitlines():
         output.notice(f"the server's program printed on stderr: {line}")
     return status if isinstance(status, int) and 0 <= status <= 255 else ExitCode.FAILED
+
+
+def _in_lines(body: bytes) -> str:
+    body = output.continued(body) if output.is_terminal(1) else body
+    return output.visible(body.decode("utf-8", "replace"))
 
 
 def _alone(reply: Delivery) -> bytes:

@@ -127,6 +127,7 @@ class DeliveryWriter:
         cut = self._escape and not self._pretty
         data, rest = output.excerpt(delivery.body) if cut else (delivery.body, "")
         body = self._in_quotes(data) if self._quote else self._body(data)
+        body = output.continued(body) if self._escape else body
         text = line.encode("utf-8", "surrogateescape") + body + rest.encode()
         if self._after is not None:
             after = self._after(delivery)
@@ -195,7 +196,7 @@ def _place(value: Callable[[Delivery], object], *, escape: bool) -> Callable[[De
     def part(delivery: Delivery) -> bytes:
         found = value(delivery)
         if isinstance(found, bytes):
-            return found
+            return output.continued(found) if escape else found
         text = "" if found is None else str(found)
         return (output.one_line(text) if escape else text).encode("utf-8", "surrogateescape")
 

@@ -178,6 +178,11 @@ def one_line(text: str) -> str:
     return visible(text).replace("\n", r"\n").replace("\t", r"\t")
 
 
+def continued(body: bytes) -> bytes:
+    """Indent a body's lines after the first, so that they cannot pass for the lines of other messages."""
+    return body.replace(b"\n", b"\n    ")
+
+
 def excerpt(body: bytes) -> tuple[bytes, str]:
     """Shorten a body for display. Return its beginning, and if it was shortened, its size as text."""
     start = body[: _EXCERPT * 4]  # a character takes up to four bytes
