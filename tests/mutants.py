@@ -64,7 +64,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     f"{_BROKER}/amqp10/sql_filter.py": (f"{_EMBEDDED}/test_filters10.py",),
     f"{_BROKER}/model": (_EMBEDDED, _SIMULATION),
     f"{_BROKER}/model/backlog.py": (f"{_EMBEDDED}/test_backlog.py",),
-    f"{_BROKER}/model/consumers.py": (f"{_EMBEDDED}/test_queue.py",),
+    f"{_BROKER}/model/consumers.py": (f"{_EMBEDDED}/test_queue_consumers.py", f"{_EMBEDDED}/test_queue.py"),
     f"{_BROKER}/model/dead_lettering.py": (f"{_EMBEDDED}/test_dead_lettering.py",),
     f"{_BROKER}/model/exchange.py": (
         f"{_EMBEDDED}/test_exchanges.py",
@@ -76,7 +76,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         f"{_EMBEDDED}/test_dead_lettering.py",
         f"{_EMBEDDED}/test_queue.py",
     ),
-    f"{_BROKER}/store/storage.py": (f"{_EMBEDDED}/test_recovery.py", f"{_EMBEDDED}/test_storage.py"),
+    f"{_BROKER}/store/storage.py": (f"{_EMBEDDED}/test_storage.py", f"{_EMBEDDED}/test_recovery.py"),
     f"{_BROKER}/store/database.py": (f"{_EMBEDDED}/test_recovery.py", f"{_EMBEDDED}/test_storage.py"),
     f"{_BROKER}/store/recovery.py": (f"{_EMBEDDED}/test_recovery.py", f"{_EMBEDDED}/test_queue.py"),
     f"{_BROKER}/model/sectioned.py": (f"{_EMBEDDED}/test_sectioned.py",),
@@ -115,6 +115,8 @@ def copy_of_the_source(module: str) -> Path:
         "also_copy": ["README.md", "docs", "examples"],
         "pytest_add_cli_args": ["-p", "no:cacheprovider"],
         "pytest_add_cli_args_test_selection": judges_of(module),
+        # Many mutants never confirm or deliver: with mutmut's default, each would take half a minute.
+        "timeout_multiplier": 8.0,
     }
     with (directory / "pyproject.toml").open("a") as file:
         file.write("\n[tool.mutmut]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))

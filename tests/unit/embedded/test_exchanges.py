@@ -235,3 +235,21 @@ def test_a_message_that_was_delayed_has_its_delay_negated(vhost: VirtualHost) ->
         exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
         assert vhost.route(exchange, message(headers=cast(Table, found))).stored is False
         assert vhost.held(exchange) == 0
+
+
+@pytest.mark.parametrize("delay", [Int32(1000), Int32(-1000), "1000", 1000.0])
+def test_a_message_that_was_held_back_before_a_restart_waits_no_longer_than_its_delay(
+    vhost: VirtualHost, clock: FakeClock, ledger: Ledger, delay: Value
+) -> None:
+    """After a restart with another time of the system, a message is held back for its x-delay at most, whatever type
+    x-delay has, and whether or not it was negated before.
+    """
+    exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
+    vhost.add_exchange(exchange)
+    queue = add_queue(vhost)
+    vhost.bind(exchange, queue, "", {})
+    vhost.hold_again(exchange, ledger.enter(message(b"x", headers={"x-delay": delay}), clock.now() + 3_600_000))
+    clock.pass_by(999)
+    assert bodies(queue) == []
+    clock.pass_by(1)
+    assert bodies(queue) == [b"x"]
