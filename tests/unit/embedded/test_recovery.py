@@ -663,9 +663,9 @@ def test_a_broker_that_is_killed_as_it_creates_its_defaults_creates_them_at_the_
         with monkeypatch.context() as patch:
             patch.setattr(Broker, "set_permissions", fail)
             with pytest.raises(Killed):
-                started(tmp_path)
-        shutil.copytree(tmp_path, tmp_path.with_name("copy"))
-        storage, broker = started(tmp_path.with_name("copy"))
+                started(tmp_path / "data")
+        shutil.copytree(tmp_path / "data", tmp_path / "copy")
+        storage, broker = started(tmp_path / "copy")
         assert broker.users["guest"].permissions == {"/": Permissions()}
         storage.close()
 

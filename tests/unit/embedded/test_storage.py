@@ -392,7 +392,7 @@ def test_deleting_a_virtual_host_keeps_the_user_of_the_same_name(tmp_path: Path)
     """
 
     async def run() -> None:
-        storage = Storage(tmp_path)
+        storage = Storage(tmp_path / "data")
         for name in ("a", "ab"):
             for kind in ("vhost", "user", "global_parameter"):
                 storage.save(kind, (name,), {"name": name})
@@ -400,9 +400,9 @@ def test_deleting_a_virtual_host_keeps_the_user_of_the_same_name(tmp_path: Path)
                 storage.save(kind, (name, "x"), {"name": name})
         storage.forget("vhost", ("a",))
         await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
-        shutil.copytree(tmp_path, tmp_path.with_name("copy"))
+        shutil.copytree(tmp_path / "data", tmp_path / "copy")
         storage.close()
-        storage = Storage(tmp_path.with_name("copy"))
+        storage = Storage(tmp_path / "copy")
         left = storage.database.db.execute("SELECT kind, key FROM definition").fetchall()
         of_a = sorted(kind for kind, key in left if key[:5] == b"\0\0\0\1a")
         assert of_a == [b"global_parameter", b"user"]
