@@ -12,6 +12,7 @@ from mqtool.delays.wait_queues import SHORTEST_STEP, ThroughQueues, step_of
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData
 from mqtool.message import DUE, PERSISTENT, Message
+from mqtool.spelling import counted
 from mqtool.topology import DELAYED, Exchange, Queue
 
 #: The maximum number of unconfirmed messages with the shortest delays: more would wait in buffers on the way to the
@@ -80,7 +81,7 @@ class Delaying:
             yield self._held(message)
             self.at_fault = None
         if self._overdue:
-            self._notice(f"{self._overdue:,} messages were already due and sent at once")
+            self._notice(f"already due, so sent at once: {counted(self._overdue)}")
 
     def _held(self, message: Message) -> Message:
         delay = _milliseconds(message)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants import JUDGES, judges_of, modules
+from tests.mutants import JUDGES, changes, judges_of, modules
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,6 +34,17 @@ def test_every_module_is_mutated_once() -> None:
     assert len(listed) == len(set(listed)) > 80
     assert {"mqtool/routing.py", "mqtool/amqp/channel.py", "mqtool/broker/embedded/model/queue.py"} <= set(listed)
     assert all(judges_of(module) for module in listed)
+
+
+def test_the_change_that_a_surviving_mutant_makes_is_shown() -> None:
+    """Of a mutated module, which contains each function with all of its mutants, the lines in which a mutant differs
+    from the original are shown, with those next to them.
+    """
+    mutated = "\n".join(
+        f"def f__mutmut_{which}(a):\n    b = a\n    return b {operator} 1"
+        for which, operator in (("orig", "+"), ("1", "-"))
+    )
+    assert changes(mutated) == {"f__mutmut_1": "     b = a\n-    return b + 1\n+    return b - 1"}
 
 
 @pytest.mark.parametrize("page", ["docs/explanation/mutation-testing.md", "CONTRIBUTING.md", "Makefile"])

@@ -1,9 +1,11 @@
 """The embedded broker's data directory on disks that fail or are slow."""
 
 import asyncio
+import errno
+import logging
+import shutil
 import sqlite3
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
 from mqtool.broker.embedded.model.clock import LoopClock
 from mqtool.broker.embedded.model.stream_log import Retention, StreamLog
+from mqtool.broker.embedded.model.stream_segment import simple_entry
 from mqtool.broker.embedded.store import storage as store
 from mqtool.broker.embedded.store.database import definitions_of
 from mqtool.broker.embedded.store.disk import Disk
@@ -39,7 +42,23 @@ class WaitingDisk(Disk):
         super().sync(file, path)
 
 
-def fail(db: sqlite3.Connection, definitions: Mapping[tuple[str, bytes], bytes | None]) -> None:
+class FailingDisk(Disk):
+    """A disk that may fail to sync, or to write to streams."""
+
+    may_sync = may_write = True
+
+    def write(self, file: int, path: Path, data: memoryview, position: int) -> int:
+        if not self.may_write:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(file, path, data, position)
+
+    def sync(self, file: int, path: Path) -> None:
+        if not self.may_sync:
+            raise OSError(errno.EIO, "Input/output error")
+        super().sync(file, path)
+
+
+def fail(*_: object) -> None:
     raise sqlite3.OperationalError("database or disk is full")
 
 
@@ -129,6 +148,269 @@ def test_a_failed_write_of_a_definition_does_not_prevent_confirms(
         await turns()
         disk.may_go_on.set()
         await asyncio.wait_for(stored, _PATIENCE_SECONDS)
+        storage.close()
+
+    asyncio.run(run())
+
+
+def entries_in(directory: Path) -> dict[bytes, int | None]:
+    """Open a data directory; return the bodies of its messages, with the times at which they expire."""
+
+    async def run() -> dict[bytes, int | None]:
+        storage = Storage(directory)
+        found = {stored.body: stored.due for stored in storage.entries()}
+        storage.close()
+        return found
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("failing", ["sync", "streams", "rows"])
+def test_changes_that_cannot_be_written_are_written_once_the_disk_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """While the disk fails, each failure is reported and nothing is confirmed, but all changes are kept: messages added
+    and removed, their new times, deleted definitions, and data of streams. Once the disk works, this is reported, the
+    changes are written and confirmed, and a kill then loses none of them.
+    """
+    monkeypatch.setattr(store, "_RETRY_SECONDS", 0.01)
+    directory, copy = tmp_path / "data", tmp_path / "copy"
+    errors: list[Exception] = []
+    recovered: list[int] = []
+
+    async def run() -> None:
+        disk = FailingDisk()
+        storage = Storage(directory, disk)
+        storage.when_failed = errors.append
+        storage.when_recovered = lambda: recovered.append(len(errors))
+        log, *gone = (StreamLog(storage.segments(key), LoopClock(), storage, Retention()) for key in (2, 3, 4))
+        for each in gone:
+            each.append(simple_entry(b"gone"))
+        entries = {}
+        for body in (b"removed 0", b"removed 1", b"dated 0", b"dated 1", b"added 0", b"added 1"):
+            entries[body] = storage.enter(message(body), 1000)
+            if not body.startswith(b"added"):
+                storage.added(1, entries[body])
+        for name in "01":
+            storage.save("queue", ("/", name), {"name": name})
+        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+
+        confirms = []
+        with monkeypatch.context() as patch:
+            disk.may_sync, disk.may_write = failing != "sync", failing != "streams"
+            if failing == "rows":
+                patch.setattr(store, "write_entries", fail)
+                patch.setattr(store, "write_definitions", fail)
+            for number in range(2):
+                storage.removed(entries[b"removed %d" % number].row)
+                storage.expires_earlier(entries[b"dated %d" % number].row, 500 + number)
+                storage.added(1, entries[b"added %d" % number])
+                storage.forget("queue", ("/", str(number)))
+                log.append(simple_entry(b"%d" % number))
+                gone[number].delete()
+                confirms.append(asyncio.create_task(storage.stored()))
+                before = len(errors)
+                while len(errors) < before + 3:
+                    await asyncio.sleep(0.001)
+                assert not any(confirm.done() for confirm in confirms)
+                assert [entry.message.body for entry in storage.read([entries[b"added 0"].row])] == [b"added 0"]
+                assert log.end == 0
+            assert recovered == []
+            disk.may_sync = disk.may_write = True
+        for confirm in confirms:
+            await asyncio.wait_for(confirm, _PATIENCE_SECONDS)
+        assert recovered == [len(errors)]
+        assert log.end == 2
+        shutil.copytree(directory, copy)
+        assert [storage.read([entries[b"dated %d" % number].row])[0].expires_at for number in range(2)] == [500, 501]
+        assert [*definitions_of(storage.database.db, "queue")] == []
+        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+        assert recovered == [len(errors)]
+        storage.close()
+
+    asyncio.run(run())
+    assert {type(error) for error in errors} == {sqlite3.OperationalError if failing == "rows" else OSError}
+    assert entries_in(copy) == {b"dated 0": 500, b"dated 1": 501, b"added 0": 1000, b"added 1": 1000}
+    assert [path.name for path in (copy / store.STREAMS).iterdir()] == ["2"]
+
+
+def test_what_is_not_written_yet_is_written_when_the_broker_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the broker stops, it writes what is being written, what waits to be written, and what could not be written
+    before, if the disk works again.
+    """
+    monkeypatch.setattr(store, "_RETRY_SECONDS", 60)
+
+    async def run() -> None:
+        disk = FailingDisk()
+        storage = Storage(tmp_path, disk)
+        failed = asyncio.Event()
+        storage.when_failed = lambda _: failed.set()
+        disk.may_sync = False
+        storage.added(1, storage.enter(message(b"failed"), None))
+        storage.after_commit(lambda: None)
+        await asyncio.wait_for(failed.wait(), _PATIENCE_SECONDS)
+        storage.added(1, storage.enter(message(b"waiting"), None))
+        log = StreamLog(storage.segments(2), LoopClock(), storage, Retention())
+        log.append(simple_entry(b"x"))
+        await turns()
+        called: list[int] = []
+        storage.after_commit(lambda: called.append(log.end))
+        disk.may_sync = True
+        storage.close()
+        assert called == [1]
+
+    asyncio.run(run())
+    assert entries_in(tmp_path) == {b"failed": None, b"waiting": None}
+
+
+@pytest.mark.parametrize("failing", ["sync", "rows"])
+def test_a_broker_that_cannot_write_when_it_stops_reports_how_many_messages_are_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failing: str
+) -> None:
+    """If the disk fails when the broker stops, an error is logged with the number of unconfirmed messages, and the
+    data directory can be used by the next broker.
+    """
+
+    async def run() -> None:
+        disk = FailingDisk()
+        storage = Storage(tmp_path, disk)
+        disk.may_sync = failing != "sync"
+        for body in (b"1", b"2"):
+            storage.added(1, storage.enter(message(body), None))
+        with caplog.at_level(logging.ERROR), monkeypatch.context() as patch:
+            if failing == "rows":
+                patch.setattr(store, "write_entries", fail)
+            storage.close()
+
+    asyncio.run(run())
+    (record,) = caplog.records
+    reason = {"sync": "[Errno 5] Input/output error", "rows": "database or disk is full"}[failing]
+    assert record.getMessage() == f"cannot write to the data directory: {reason}; unconfirmed messages lost: 2"
+    entries_in(tmp_path)
+
+
+def test_a_message_in_a_stream_is_on_disk_before_its_row_is_deleted(tmp_path: Path) -> None:
+    """If the broker is killed while a dead letter is written to a stream, the message is still in its queue, and no
+    other queue has a second copy.
+    """
+    directory, copy = tmp_path / "data", tmp_path / "copy"
+
+    async def run() -> None:
+        disk = WaitingDisk()
+        storage = Storage(directory, disk)
+        dead = storage.enter(message(b"dead"), None)
+        storage.added(1, dead)
+        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+        disk.may_go_on.clear()
+        log = StreamLog(storage.segments(2), LoopClock(), storage, Retention())
+        log.append(simple_entry(b"dead"))
+        storage.removed(dead.row)
+        storage.added(3, storage.enter(message(b"copy"), None))
+        stored = asyncio.create_task(storage.stored())
+        await turns()
+        shutil.copytree(directory, copy)
+        assert (stored.done(), log.end) == (False, 0)
+        disk.may_go_on.set()
+        await asyncio.wait_for(stored, _PATIENCE_SECONDS)
+        assert log.end == 1
+        storage.close()
+
+    asyncio.run(run())
+    assert entries_in(copy) == {b"dead": None}
+    assert entries_in(directory) == {b"copy": None}
+
+
+def test_a_new_time_of_a_message_is_read_back(tmp_path: Path) -> None:
+    """A message that is given another time to expire has it when it is read back, whether the time is on disk, is being
+    written, or waits to be written.
+    """
+
+    async def run() -> None:
+        disk = WaitingDisk()
+        storage = Storage(tmp_path, disk)
+        entries = [storage.enter(message(b"x"), 1000) for _ in range(4)]
+        for entry in entries:
+            storage.added(1, entry)
+        storage.expires_earlier(entries[0].row, 500)
+        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+        disk.may_go_on.clear()
+        log = StreamLog(storage.segments(2), LoopClock(), storage, Retention())
+        log.append(simple_entry(b"x"))
+        storage.removed(entries[3].row)
+        storage.expires_earlier(entries[1].row, 600)
+        stored = asyncio.create_task(storage.stored())
+        await turns()
+        storage.expires_earlier(entries[2].row, 700)
+        rows = [entry.row for entry in entries]
+        assert [entry.expires_at for entry in storage.read(rows)] == [500, 600, 700, 1000]
+        disk.may_go_on.set()
+        await asyncio.wait_for(stored, _PATIENCE_SECONDS)
+        storage.close()
+
+    asyncio.run(run())
+
+
+def test_an_acknowledged_message_is_deleted_without_further_changes(tmp_path: Path) -> None:
+    """A message that is acknowledged after it was written is deleted from the disk, even if nothing else happens."""
+
+    async def run() -> None:
+        storage = Storage(tmp_path)
+        entry = storage.enter(message(b"x"), None)
+        storage.added(1, entry)
+        for _ in range(2):
+            await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+        storage.removed(entry.row)
+        with sqlite3.connect(tmp_path / "broker.sqlite3") as db:
+            while db.execute("SELECT COUNT(*) FROM entry").fetchone()[0]:
+                await asyncio.sleep(0.001)
+        db.close()
+        storage.close()
+
+    asyncio.run(asyncio.wait_for(run(), _PATIENCE_SECONDS))
+
+
+def test_a_large_log_is_copied_to_the_database_file(tmp_path: Path) -> None:
+    """After about 8 MiB of changes, and not before, SQLite's log is copied to the database file."""
+
+    async def run() -> None:
+        storage = Storage(tmp_path)
+        file = tmp_path / "broker.sqlite3"
+        sizes = []
+        for megabytes in (7, 2, 7, 2):
+            for _ in range(megabytes):
+                storage.added(1, storage.enter(message(bytes(1024 * 1024)), None))
+            for _ in range(2):
+                await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+            sizes.append(file.stat().st_size >> 20)
+        assert sizes == [0, 9, 9, 18]
+        storage.close()
+
+    asyncio.run(run())
+
+
+def test_deleting_a_virtual_host_keeps_the_user_of_the_same_name(tmp_path: Path) -> None:
+    """When a virtual host is deleted, all definitions in it are deleted from the disk, and no others, such as those of
+    a user or a virtual host whose name begins in the same way.
+    """
+
+    async def run() -> None:
+        storage = Storage(tmp_path / "data")
+        for name in ("a", "ab"):
+            for kind in ("vhost", "user", "global_parameter"):
+                storage.save(kind, (name,), {"name": name})
+            for kind in ("exchange", "queue", "binding", "policy", "operator_policy"):
+                storage.save(kind, (name, "x"), {"name": name})
+        storage.forget("vhost", ("a",))
+        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+        shutil.copytree(tmp_path / "data", tmp_path / "copy")
+        storage.close()
+        storage = Storage(tmp_path / "copy")
+        left = storage.database.db.execute("SELECT kind, key FROM definition").fetchall()
+        of_a = sorted(kind for kind, key in left if key[:5] == b"\0\0\0\1a")
+        assert of_a == [b"global_parameter", b"user"]
+        assert len(left) == 2 + 8
         storage.close()
 
     asyncio.run(run())

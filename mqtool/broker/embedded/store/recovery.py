@@ -86,8 +86,8 @@ class _Recovery:
         vhost = VirtualHost(stored["name"], self._broker.clock, self._storage, self._broker.profile)
         vhost.description = str(stored["description"])
         vhost.limits = _limits(stored)
-        tags = tuple(map(str, stored.get("tags", ())))
-        vhost.labels = VhostLabels(tags, str(stored.get("default_queue_type", "")), bool(stored.get("protected")))
+        tags = tuple(map(str, stored["tags"]))
+        vhost.labels = VhostLabels(tags, str(stored["default_queue_type"]), bool(stored["protected"]))
         self._broker.vhosts[vhost.name] = vhost
 
     def _user(self, stored: Any) -> None:
@@ -212,5 +212,6 @@ def _limits(stored: Any) -> dict[str, int]:
 
 def _described(kind: str, value: Table | None) -> str:
     """Describe a definition in words: its kind and, if it could be read, its name."""
-    name = None if value is None else value.get("name")
-    return f"a {kind.replace('_', ' ')}" if name is None else f"{kind.replace('_', ' ')} {name!a}"
+    kind, name = kind.replace("_", " "), None if value is None else value.get("name")
+    article = "an" if kind.startswith(("exchange", "operator")) else "a"
+    return f"{article} {kind}" if name is None else f"{kind} {name!a}"

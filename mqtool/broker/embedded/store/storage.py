@@ -371,9 +371,7 @@ class Storage(Ledger):
             _sync(self.database, group, (), checkpoint=False)
             _finish(group)
         except (sqlite3.Error, OSError) as error:
-            log.error(
-                "cannot write to the data directory: %s; %d unconfirmed messages are lost", error, len(group.added)
-            )
+            log.error("cannot write to the data directory: %s; unconfirmed messages lost: %d", error, len(group.added))
         self.database.close()
 
 

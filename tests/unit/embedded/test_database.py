@@ -1,0 +1,261 @@
+"""The database of the embedded broker's data directory: access, damage, full disks, and the disk space alarm."""
+
+import asyncio
+import errno
+import sqlite3
+import stat
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqtool.broker.embedded.model.backlog import BATCH
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.store import database
+from mqtool.broker.embedded.store.database import (
+    FILE,
+    SCHEMA,
+    DiskSpace,
+    StoredEntry,
+    all_entries,
+    definitions_of,
+    entries_in,
+    keys_with,
+    open_database,
+    write_definitions,
+    write_entries,
+)
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def memory() -> sqlite3.Connection:
+    """Return a database in memory."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    db.executescript(SCHEMA)
+    return db
+
+
+def stored(row: int, body: bytes = b"x") -> StoredEntry:
+    return StoredEntry(row, 1, None, 0, 0, b"", b"", body)
+
+
+def test_only_one_broker_uses_a_data_directory(tmp_path: Path) -> None:
+    """A data directory that a broker uses cannot be opened by another one, until the first one has closed it."""
+    first = open_database(tmp_path)
+    for _ in range(2):
+        with pytest.raises(OSError, match="another broker is using it") as error:
+            open_database(tmp_path)
+        assert str(error.value) == f"cannot use {tmp_path}: another broker is using it"
+    first.close()
+    open_database(tmp_path).close()
+
+
+def test_a_data_directory_can_be_read_only_by_its_user(tmp_path: Path) -> None:
+    """A new data directory and its database are accessible only to their user. If the database's mode allows more, it
+    is changed when the broker starts; that of an existing directory is not.
+    """
+    directory = tmp_path / "a" / "b"
+    open_database(directory).close()
+    assert (mode_of(directory), mode_of(directory / FILE)) == (0o700, 0o600)
+    for mode in (0o640, 0o604):
+        directory.chmod(0o755)
+        (directory / FILE).chmod(mode)
+        open_database(directory).close()
+        assert (mode_of(directory), mode_of(directory / FILE)) == (0o755, 0o600)
+
+
+_PLENTY, _TOO_LITTLE = 10**12, 999_999
+
+
+@pytest.mark.parametrize(
+    ("error", "free", "is_full"),
+    [
+        (OSError(errno.ENOSPC, "no"), _PLENTY, True),
+        (OSError(errno.EDQUOT, "no"), _PLENTY, True),
+        (OSError(errno.EFBIG, "no"), _PLENTY, True),
+        (OSError(errno.EACCES, "no"), _TOO_LITTLE, False),
+        (sqlite3.OperationalError("database or disk is full"), _PLENTY, True),
+        (sqlite3.OperationalError("disk I/O error"), _TOO_LITTLE, True),
+        (sqlite3.OperationalError("disk I/O error"), 1_000_000, False),
+        (sqlite3.OperationalError("locked"), _TOO_LITTLE, False),
+    ],
+)
+def test_a_full_disk_is_named_as_the_reason_why_a_broker_cannot_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, free: int, *, is_full: bool
+) -> None:
+    """If a data directory cannot be opened because the disk is full, the error gives the free and the required space.
+    Other errors are given as they are. In each case, the directory can be used afterwards.
+    """
+
+    def fail(_: Path) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "_open", fail)
+        patch.setattr(database, "disk_free", lambda _: free)
+        with pytest.raises(OSError, match=r".") as found:
+            open_database(tmp_path)
+    if is_full:
+        assert found.value.errno == errno.ENOSPC
+        assert found.value.strerror == (
+            f"the disk is full: {free} bytes are free, and about 1000000 are needed to open the data directory "
+            f"{tmp_path}"
+        )
+    elif isinstance(error, OSError):
+        assert found.value is error
+    else:
+        assert str(found.value) == f"cannot use {tmp_path}: {error}"
+    open_database(tmp_path).close()
+
+
+def test_the_space_needed_to_open_a_data_directory_grows_with_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To open a data directory, twice the size of SQLite's log is needed, since it is copied and then moved."""
+
+    def fail(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "no")
+
+    (tmp_path / f"{FILE}-wal").write_bytes(bytes(5000))
+    monkeypatch.setattr(database, "_open", fail)
+    with pytest.raises(OSError, match="about 1010000 are needed"):
+        open_database(tmp_path)
+
+
+def test_an_empty_database_file_is_reported(tmp_path: Path) -> None:
+    """If the file of the database is empty, the broker starts like a new one, and reports that something may have
+    truncated the file. The next time, there is nothing to report.
+    """
+    (tmp_path / FILE).touch()
+    opened = open_database(tmp_path)
+    assert opened.is_new
+    assert opened.damage == (
+        f"{tmp_path / FILE} was empty, so the broker starts like a new one, without queues, messages or users of its "
+        "own: if this is not the first start, something else has truncated the file; stop the broker and restore the "
+        "file"
+    )
+    opened.close()
+    opened = open_database(tmp_path)
+    assert opened.damage is None
+    opened.close()
+
+
+@pytest.mark.parametrize("used_by", ["mark", "definition"])
+def test_a_database_is_new_until_it_has_definitions(tmp_path: Path, used_by: str) -> None:
+    """A database counts as new until it is marked as used, or has a definition."""
+    opened = open_database(tmp_path)
+    assert opened.is_new
+    if used_by == "mark":
+        opened.mark_as_used()
+    else:
+        write_definitions(opened.db, {("user", b"a"): b""})
+    assert not opened.is_new
+    opened.close()
+    opened = open_database(tmp_path)
+    assert not opened.is_new
+    opened.close()
+
+
+def test_closing_a_database_closes_its_files(tmp_path: Path) -> None:
+    """A closed data directory leaves no open files."""
+    open_database(tmp_path).close()
+    before = len([*Path("/dev/fd").iterdir()])
+    opened = open_database(tmp_path)
+    assert len([*Path("/dev/fd").iterdir()]) > before
+    opened.close()
+    assert len([*Path("/dev/fd").iterdir()]) <= before
+
+
+@given(st.sets(st.integers(1, 40), min_size=1), st.data())
+def test_exactly_the_removed_messages_are_deleted(rows: set[int], data: st.DataObject) -> None:
+    """Whichever messages are removed, and in whatever order, all others stay, in order."""
+    removed = data.draw(st.permutations(sorted(rows)))[: data.draw(st.integers(1, len(rows)))]
+    db = memory()
+    write_entries(db, [stored(row) for row in rows], [], {})
+    write_entries(db, [], list(removed), {})
+    assert [entry.row for entry in all_entries(db)] == sorted(rows - set(removed))
+    db.close()
+
+
+def test_messages_are_read_in_batches() -> None:
+    """Up to a batch of messages is read at once, in order. If their bodies exceed 1 MiB, only the first few are."""
+    db = memory()
+    rows = range(1, BATCH + 10)
+    write_entries(db, [stored(row, b"%d" % row) for row in rows], [], {3: 17})
+    assert [entry.row for entry in entries_in(db, rows[:BATCH])] == [*rows[:BATCH]]
+    assert entries_in(db, [2, 3]) == [stored(2, b"2"), stored(3, b"3")._replace(due=17)]
+    large = bytes(1024 * 512)
+    write_entries(db, [stored(row, large) for row in range(1001, 1010)], [], {})
+    assert [entry.row for entry in entries_in(db, range(1001, 1010))] == [1001, 1002, 1003]
+    db.close()
+
+
+@pytest.mark.parametrize("rows", [[5], [4, 5], [1, 4, 6]])
+def test_a_message_that_is_missing_in_the_data_directory_is_an_error(rows: list[int]) -> None:
+    """Reading a message that the data directory does not have raises DatabaseError, instead of returning another."""
+    db = memory()
+    write_entries(db, [stored(1), stored(2), stored(6)], [], {})
+    expected = f"messages from {rows[0]} to {rows[-1]} are not in the data directory"
+    with pytest.raises(sqlite3.DatabaseError, match=expected):
+        entries_in(db, rows)
+    db.close()
+
+
+def test_definitions_are_replaced_found_and_deleted_by_kind_and_key() -> None:
+    """A definition replaces the one of the same kind and key, and only that one is deleted."""
+    db = memory()
+    db.text_factory = bytes
+    for value in (b"\0\0\0\0", b"\0\0\0\5\1aI\0\0"):
+        write_definitions(db, {("queue", b"ab"): value, ("queue", b"b"): b"\0\0\0\0", ("user", b"ab"): b"\0\0\0\0"})
+    assert [*definitions_of(db, "queue")] == [(b"ab", None), (b"b", {})]
+    assert sorted(keys_with(db, b"a")) == [("queue", b"ab"), ("user", b"ab")]
+    write_definitions(db, {("queue", b"ab"): None, ("queue", b"missing"): None})
+    assert [*definitions_of(db, "queue")] == [(b"b", {})]
+    assert [*definitions_of(db, "user")] == [(b"ab", {})]
+    db.close()
+
+
+@pytest.mark.parametrize(
+    ("free", "alarms", "seconds"),
+    [
+        (49_999_999, {"disk space": "low on disk"}, 0.5),
+        (50_000_000, {}, 0.1),
+        (300_000_000, {}, 1.0),
+        (10**12, {}, 10.0),
+    ],
+)
+def test_publishers_are_blocked_while_the_disk_has_too_little_space(
+    monkeypatch: pytest.MonkeyPatch, free: int, alarms: dict[str, str], seconds: float
+) -> None:
+    """While less than the limit is free, the disk alarm blocks publishers. The less space there is, the sooner it is
+    checked again: at most 250 MB a second can be written. Stopping ends the checks.
+    """
+    later: list[float] = []
+    cancelled: list[bool] = []
+
+    def call_later(after: float, what: object) -> Any:
+        later.append(after)
+        assert what == space.check
+        return SimpleNamespace(cancel=lambda: cancelled.append(True))
+
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: SimpleNamespace(call_later=call_later))
+    ledger = Ledger()
+    broker = Broker(ledger, clock=cast(Any, SimpleNamespace(now=lambda: 0)))
+    space = DiskSpace(broker)
+    space.stop()
+    for before in (0, 10**12):
+        monkeypatch.setattr(ledger, "disk_free", lambda before=before: before)
+        space.check()
+        monkeypatch.setattr(ledger, "disk_free", lambda: free)
+        space.check()
+        assert broker.alarms == alarms
+        assert later[-1] == seconds
+    space.stop()
+    assert cancelled == [True]

@@ -1,0 +1,255 @@
+"""The embedded broker's exchanges: types, alternate exchanges, bindings, and messages that are held back."""
+
+import re
+from typing import cast
+
+import pytest
+
+from mqtool.broker.embedded.model.amqp_errors import ConnectionException
+from mqtool.broker.embedded.model.applied_policies import USER, Policy
+from mqtool.broker.embedded.model.exchange import BrokerBinding, BrokerExchange, negate_delay, types_of
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Like
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.codecs.field_tables import Int32, Int64, Table, Value
+from tests.unit.embedded.test_queue import FakeClock, add_queue, bodies, message
+
+_ALWAYS = {"direct", "fanout", "topic", "headers"}
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+@pytest.fixture
+def vhost(clock: FakeClock, ledger: Ledger) -> VirtualHost:
+    return VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
+
+
+@pytest.mark.parametrize(
+    ("like", "more"),
+    [
+        (Like.V3_10, {"x-delayed-message"}),
+        (Like.V4_2, {"x-delayed-message", "x-local-random"}),
+        (Like.V4_3, {"x-local-random"}),
+    ],
+)
+def test_a_broker_has_the_exchange_types_of_its_version(like: Like, more: set[str]) -> None:
+    """RabbitMQ has x-local-random from 4.0 on, and its delayed message plugin has releases up to 4.2."""
+    assert set(types_of(PROFILES[like])) == _ALWAYS | more
+
+
+def test_a_local_random_exchange_routes_each_message_to_one_queue(vhost: VirtualHost) -> None:
+    """A message to an x-local-random exchange goes to exactly one of its queues, whatever the routing key, and to each
+    of them at some time. Without queues, the message is unroutable.
+    """
+    exchange = BrokerExchange("x", "x-local-random")
+    vhost.add_exchange(exchange)
+    assert [*vhost.route(exchange, message(key="k")).queues] == []
+    queues = [add_queue(vhost, name) for name in "abc"]
+    for queue in queues:
+        vhost.bind(exchange, queue, "", {})
+    found = [[*vhost.route(exchange, message(key="k")).queues] for _ in range(200)]
+    assert {len(each) for each in found} == {1}
+    assert {queue for each in found for queue in each} == set(queues)
+
+
+@pytest.mark.parametrize(
+    ("argument", "policy", "goes_to"),
+    [
+        (None, None, None),
+        ("a", None, "a"),
+        (None, "b", "b"),
+        ("a", "b", "a"),
+        ("missing", "b", None),
+        (Int32(1), "b", None),
+    ],
+)
+def test_an_unroutable_message_goes_to_the_alternate_exchange(
+    vhost: VirtualHost, argument: Value, policy: str | None, goes_to: str | None
+) -> None:
+    """A message that no binding matches goes to the alternate exchange, which the exchange's arguments name, or else a
+    policy. If that exchange does not exist, the message is unroutable.
+    """
+    queues = {name: add_queue(vhost, name) for name in "ab"}
+    for name, queue in queues.items():
+        vhost.add_exchange(BrokerExchange(name, "fanout"))
+        vhost.bind(vhost.exchanges[name], queue, "", {})
+    exchange = BrokerExchange("x", "direct", arguments={} if argument is None else {"alternate-exchange": argument})
+    vhost.add_exchange(exchange)
+    if policy is not None:
+        vhost.policies.put(USER, Policy("p", "^x$", {"alternate-exchange": policy}))
+    assert [*vhost.route(exchange, message(key="k")).queues] == [
+        queues[name] for name in ([goes_to] if goes_to else [])
+    ]
+    assert exchange.policy.policy == (None if policy is None else "p")
+    if policy is not None:
+        vhost.policies.delete(USER, "p")
+        assert exchange.alternate == (argument if isinstance(argument, str) else None)
+        assert exchange.policy.policy is None
+
+
+@pytest.mark.parametrize(("like", "matches"), [(Like.V3_10, True), (Like.V4_2, False)])
+def test_a_headers_exchange_compares_numbers_as_its_version_does(like: Like, *, matches: bool) -> None:
+    """In RabbitMQ 3.10, a headers exchange takes the integer 1 and the float 1.0 for equal, and in 4.2 it does not."""
+    vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
+    exchange, queue = BrokerExchange("x", "headers"), add_queue(vhost)
+    for each in (exchange, vhost.exchanges["amq.headers"]):
+        vhost.bind(each, queue, "", {"x-match": "all", "n": Int32(1)})
+        if each is exchange:
+            vhost.add_exchange(exchange)
+        assert [*vhost.route(each, message(headers={"n": 1.0})).queues] == [queue] * matches
+
+
+def test_a_queue_that_is_bound_twice_stays_bound_until_both_bindings_are_removed(vhost: VirtualHost) -> None:
+    """Two bindings with different keys or arguments between the same exchange and queue are independent. Removing one
+    that does not exist changes nothing.
+    """
+    exchange, queue = vhost.exchanges["amq.fanout"], add_queue(vhost)
+    bindings: list[tuple[str, Table]] = [("", {}), ("k", {}), ("k", {"a": Int32(1)})]
+    for key, arguments in bindings * 2:
+        vhost.bind(exchange, queue, key, arguments)
+    assert [(each.routing_key, each.arguments) for each in exchange.bindings] == bindings
+    assert {(each.routing_key, len(each.arguments)) for each in queue.inbound} == {("", 0), ("k", 0), ("k", 1)}
+    for key, arguments in bindings:
+        assert [*exchange.match([""], {})] == [queue]
+        vhost.unbind(exchange, queue, key, arguments)
+        vhost.unbind(exchange, queue, key, arguments)
+    assert [*exchange.match([""], {})] == []
+    assert (exchange.in_use, queue.inbound) == (False, set())
+
+
+def test_an_exchange_that_is_bound_to_itself_can_be_deleted(vhost: VirtualHost, ledger: Ledger) -> None:
+    """An exchange that is bound to itself can be deleted, and gives back the memory of its binding once."""
+    before = ledger.definition_bytes
+    exchange = BrokerExchange("x", "fanout")
+    vhost.add_exchange(exchange)
+    vhost.bind(exchange, exchange, "", {})
+    vhost.delete_exchange(exchange)
+    assert ledger.definition_bytes == before
+
+
+@pytest.mark.parametrize(
+    ("durable_exchange", "durable_queue", "stored"),
+    [(True, True, True), (True, False, False), (False, True, False), (False, False, False)],
+)
+def test_a_binding_survives_a_restart_if_both_its_ends_do(
+    vhost: VirtualHost, *, durable_exchange: bool, durable_queue: bool, stored: bool
+) -> None:
+    """A binding is durable if its exchange and its queue both are."""
+    exchange = BrokerExchange("x", "fanout", durable=durable_exchange)
+    queue = add_queue(vhost, durable=durable_queue)
+    assert BrokerBinding(exchange, queue, "", {}).stored is stored
+    assert BrokerBinding(exchange, exchange, "", {}).stored is durable_exchange
+
+
+@pytest.mark.parametrize(
+    ("routing_key", "properties_key"),
+    [("", "~"), ("k", "k"), ("a.#", "a.%23"), ("a~b", "a%7Eb"), ("a b", "a+b"), ("caf\udce9", "caf%E9")],
+)
+def test_the_properties_key_of_a_binding_is_its_quoted_routing_key(
+    vhost: VirtualHost, routing_key: str, properties_key: str
+) -> None:
+    """A binding without arguments has its routing key, quoted for a URL, as its properties_key, or ~ if it is empty."""
+    binding = BrokerBinding(vhost.exchanges["amq.topic"], add_queue(vhost), routing_key, {})
+    assert binding.properties_key == properties_key
+
+
+def test_bindings_with_different_arguments_have_different_properties_keys(vhost: VirtualHost) -> None:
+    """The properties_key of a binding with arguments ends with a hash of them, which may be part of a URL. It differs
+    from that of other bindings with the same routing key.
+    """
+    exchange, queue = vhost.exchanges["amq.topic"], add_queue(vhost)
+    tables: list[Table] = [{"a": Int32(1)}, {"a": Int32(2)}, {"b": Int32(1)}, {"a": "1"}]
+    keys = [BrokerBinding(exchange, queue, "k", table).properties_key for table in tables * 2]
+    assert len(set(keys)) == len(tables)
+    assert keys[:4] == keys[4:]
+    assert all(re.fullmatch(r"k~[-\w]{22}", key) for key in keys)
+    assert BrokerBinding(exchange, queue, "", tables[0]).properties_key == f"~{keys[0].partition('~')[2]}"
+
+
+def test_the_messages_published_to_an_exchange_are_counted() -> None:
+    """A new exchange reports that no messages were published to it."""
+    assert BrokerExchange("x", "direct").counts() == {"publish_in": 0}
+
+
+def test_an_x_delay_that_is_not_a_number_closes_the_connection(vhost: VirtualHost) -> None:
+    """A message to a delayed exchange whose x-delay is not a number closes the connection with 541 INTERNAL_ERROR."""
+    exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
+    vhost.add_exchange(exchange)
+    with pytest.raises(ConnectionException) as error:
+        vhost.route(exchange, message(headers={"x-delay": "soon"}))
+    assert error.value.code == 541
+    assert vhost.held(exchange) == 0
+
+
+def test_a_delayed_headers_exchange_routes_by_headers_when_a_message_is_due(
+    vhost: VirtualHost, clock: FakeClock
+) -> None:
+    """A delayed exchange of the type headers routes each message by its headers once it is due."""
+    exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "headers"})
+    vhost.add_exchange(exchange)
+    queues = [add_queue(vhost, name) for name in "ab"]
+    for queue in queues:
+        vhost.bind(exchange, queue, "", {"to": queue.name})
+    for name in "ab":
+        vhost.route(exchange, message(name.encode(), headers={"to": name, "x-delay": Int32(1000)}))
+    clock.pass_by(1000)
+    assert [bodies(queue) for queue in queues] == [[b"a"], [b"b"]]
+
+
+def test_each_delayed_exchange_counts_its_messages(vhost: VirtualHost, clock: FakeClock) -> None:
+    """The messages that a delayed exchange holds back are counted for each exchange, and listed in the order in which
+    they are due. Releasing those of one exchange does not change the count of another.
+    """
+    exchanges = [
+        BrokerExchange(name, "x-delayed-message", arguments={"x-delayed-type": "fanout"}) for name in ("one", "two")
+    ]
+    for exchange in exchanges:
+        vhost.add_exchange(exchange)
+    for exchange, delay in [(exchanges[0], 3000), (exchanges[1], 1000), (exchanges[0], 2000), (exchanges[0], 1000)]:
+        vhost.route(exchange, message(b"%d" % delay, headers={"x-delay": Int32(delay)}))
+    listed = [(name, entry.message.body) for name, entry in vhost.first_held(3)]
+    assert listed == [("two", b"1000"), ("one", b"1000"), ("one", b"2000")]
+    counts = []
+    for _ in range(4):
+        counts.append([vhost.held(exchange) for exchange in exchanges])
+        clock.pass_by(1000)
+    assert counts == [[3, 1], [2, 0], [1, 0], [0, 0]]
+
+
+def test_a_message_that_was_delayed_has_its_delay_negated(vhost: VirtualHost) -> None:
+    """A message that has been delayed has its x-delay negated, as a 32-bit integer if it fits, and its other headers
+    unchanged. So another delayed exchange does not delay the message again.
+    """
+    for delay, kind in ((5000, Int32), (2**31, Int32), (2**31 + 1, Int64)):
+        found = negate_delay(message(headers={"x-delay": Int64(delay), "a": "b"}), delay).headers
+        assert found == {"x-delay": -delay, "a": "b"}
+        assert type(found["x-delay"]) is kind
+        exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
+        assert vhost.route(exchange, message(headers=cast(Table, found))).stored is False
+        assert vhost.held(exchange) == 0
+
+
+@pytest.mark.parametrize("delay", [Int32(1000), Int32(-1000), "1000", 1000.0])
+def test_a_message_that_was_held_back_before_a_restart_waits_no_longer_than_its_delay(
+    vhost: VirtualHost, clock: FakeClock, ledger: Ledger, delay: Value
+) -> None:
+    """After a restart with another time of the system, a message is held back for its x-delay at most, whatever type
+    x-delay has, and whether or not it was negated before.
+    """
+    exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
+    vhost.add_exchange(exchange)
+    queue = add_queue(vhost)
+    vhost.bind(exchange, queue, "", {})
+    vhost.hold_again(exchange, ledger.enter(message(b"x", headers={"x-delay": delay}), clock.now() + 3_600_000))
+    clock.pass_by(999)
+    assert bodies(queue) == []
+    clock.pass_by(1)
+    assert bodies(queue) == [b"x"]

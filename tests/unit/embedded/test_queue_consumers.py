@@ -1,0 +1,219 @@
+"""Which of a queue's consumers gets a message, and the counts of a queue's deliveries."""
+
+from itertools import permutations
+
+import pytest
+
+from mqtool.broker.embedded.model.consumers import Consumers, Traffic, delivery_counts
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Like
+from mqtool.broker.embedded.model.queue import BrokerQueue, Why, feed
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.codecs.field_tables import Int64
+from tests.unit.embedded.test_queue import FakeClock, FakeConsumer, add_queue, message
+
+
+@pytest.fixture
+def vhost() -> VirtualHost:
+    return VirtualHost("/", FakeClock(), Ledger(), PROFILES[DEFAULT])
+
+
+def publish(queue: BrokerQueue, *bodies: bytes) -> None:
+    for body in bodies:
+        queue.publish(message(body))
+
+
+def got(*consumers: FakeConsumer) -> list[list[bytes]]:
+    return [[entry.message.body for entry in consumer.got] for consumer in consumers]
+
+
+def test_two_consumers_take_turns(vhost: VirtualHost) -> None:
+    """Two consumers of a queue get the messages in turn. Once one of them has left, the other one gets all."""
+    queue = add_queue(vhost)
+    one, two = consumers = FakeConsumer(queue=queue), FakeConsumer(queue=queue)
+    queue.add_consumer(one)
+    publish(queue, b"0")
+    queue.add_consumer(two)
+    publish(queue, b"1", b"2", b"3", b"4")
+    queue.remove_consumer(one)
+    publish(queue, b"5", b"6")
+    first, second = got(*consumers)
+    assert sorted(first + second) == [b"%d" % number for number in range(7)]
+    assert (len(first), len(second)) == (3, 4)
+
+
+def test_a_consumer_gets_no_more_than_its_prefetch(vhost: VirtualHost) -> None:
+    """The only consumer of a queue gets no more messages than its prefetch. When it can take more, it gets the next."""
+    queue = add_queue(vhost)
+    consumer = FakeConsumer(room=2, queue=queue)
+    queue.add_consumer(consumer)
+    publish(queue, b"0", b"1", b"2", b"3")
+    assert got(consumer) == [[b"0", b"1"]]
+    consumer.room = 1
+    feed([consumer])
+    assert got(consumer) == [[b"0", b"1", b"2"]]
+
+
+@pytest.mark.parametrize("order", [*permutations([-1, 0, 3, 5])])
+def test_consumers_of_higher_priority_come_first(vhost: VirtualHost, order: tuple[int, ...]) -> None:
+    """Messages go to the consumer of the highest priority that can take one, in whatever order they were added and have
+    become busy. A consumer that has left gets none, and neither does one that is not of this queue.
+    """
+    queue = add_queue(vhost)
+    consumers = {priority: FakeConsumer(room=1, queue=queue, priority=priority) for priority in order}
+    for consumer in consumers.values():
+        queue.add_consumer(consumer)
+    publish(queue, b"0", b"1", b"2", b"3")
+    assert {priority: got(consumer) for priority, consumer in consumers.items()} == {
+        5: [[b"0"]],
+        3: [[b"1"]],
+        0: [[b"2"]],
+        -1: [[b"3"]],
+    }
+    stranger = FakeConsumer(queue=queue, priority=9)
+    for consumer in consumers.values():
+        consumer.room = 1
+    feed([*consumers.values(), stranger])
+    queue.remove_consumer(consumers[order[0]])
+    publish(queue, b"4", b"5", b"6", b"7")
+    left = sorted(set(order) - {order[0]}, reverse=True)
+    assert [got(consumers[priority])[0][1:] for priority in left] == [[b"4"], [b"5"], [b"6"]]
+    assert got(stranger, consumers[order[0]])[0] == []
+    assert len(queue) == 1
+
+
+def test_only_the_oldest_consumer_of_a_single_active_queue_gets_messages(vhost: VirtualHost) -> None:
+    """With x-single-active-consumer, only the oldest consumer gets messages, even if it is busy or others have a higher
+    priority. When it leaves, the next oldest one becomes active, is asked at once, and gets the messages that wait.
+    """
+    queue = add_queue(vhost, x_single_active_consumer=True)
+    one, two, three = consumers = [FakeConsumer(room=1, queue=queue, priority=number) for number in range(3)]
+    for consumer in consumers:
+        queue.add_consumer(consumer)
+    assert [*queue.consumers] == consumers
+    publish(queue, b"0", b"1", b"2")
+    assert got(*consumers) == [[b"0"], [], []]
+    assert [queue.consumers.is_active(consumer) for consumer in consumers] == [True, False, False]
+    queue.remove_consumer(three)
+    assert three.asked == 0
+    assert [queue.consumers.is_active(consumer) for consumer in (one, two)] == [True, False]
+    queue.remove_consumer(one)
+    assert got(*consumers) == [[b"0"], [b"1"], []]
+    assert queue.consumers.active is two
+    queue.remove_consumer(two)
+    assert queue.consumers.active is None
+    queue.add_consumer(three)
+    assert queue.consumers.active is three
+    queue.pump()
+    assert got(three) == [[b"2"]]
+
+
+def test_a_consumer_that_becomes_the_active_one_is_asked_although_no_message_waits(vhost: VirtualHost) -> None:
+    """When a consumer becomes the single active one, it is asked whether it can take a message, so that it can tell its
+    client. The last one to leave leaves nobody to ask, and without single active consumer nobody is asked.
+    """
+    for is_single, asked in ((True, 1), (False, 0)):
+        queue = add_queue(vhost, f"q{is_single}", x_single_active_consumer=is_single)
+        one, two = FakeConsumer(queue=queue), FakeConsumer(queue=queue)
+        queue.add_consumer(one)
+        queue.add_consumer(two)
+        queue.remove_consumer(one)
+        assert (one.asked, two.asked) == (0, asked)
+        queue.remove_consumer(two)
+        assert (one.asked, two.asked) == (0, asked)
+
+
+def test_all_consumers_may_get_messages_without_single_active_consumer(vhost: VirtualHost) -> None:
+    """Each consumer of an ordinary queue is active, and none is the single active one."""
+    queue = add_queue(vhost)
+    consumers = [FakeConsumer(queue=queue), FakeConsumer(queue=queue)]
+    for consumer in consumers:
+        queue.add_consumer(consumer)
+    assert [queue.consumers.is_active(consumer) for consumer in consumers] == [True, True]
+    assert queue.consumers.active is None
+
+
+def test_a_queue_is_used_exclusively_if_its_first_consumer_says_so(vhost: VirtualHost) -> None:
+    """A queue with an exclusive consumer reports that no other consumer may be added, until that consumer has left."""
+    queue = add_queue(vhost)
+    assert not queue.consumers.exclusive
+    consumer = FakeConsumer(queue=queue, exclusive=True)
+    queue.add_consumer(consumer)
+    assert queue.consumers.exclusive
+    queue.remove_consumer(consumer)
+    queue.add_consumer(FakeConsumer(queue=queue))
+    assert not queue.consumers.exclusive
+
+
+@pytest.mark.parametrize("single_active", [False, True])
+def test_the_consumers_of_a_deleted_queue_are_gone(*, single_active: bool) -> None:
+    """When a queue is deleted, its consumers are returned in the order in which they were added, and none is left."""
+    consumers = Consumers(single_active=single_active)
+    added = [FakeConsumer(priority=number) for number in (0, 2, 1)]
+    for consumer in added:
+        consumers.add(consumer)
+    assert consumers.clear() == added
+    assert (len(consumers), consumers.active, consumers.next_ready()) == (0, None, None)
+    consumers.add(added[0])
+    assert consumers.next_ready() is added[0]
+
+
+def test_deliveries_are_counted_as_the_management_api_reports_them(vhost: VirtualHost) -> None:
+    """A queue counts messages published, delivered with and without acknowledgement, to consumers and to basic.get,
+    redelivered and acknowledged. `deliver_get` is the sum of all deliveries.
+    """
+    queue = add_queue(vhost)
+    publish(queue, *[b"x"] * 11)
+    entries = [queue.get(no_ack=False) for _ in range(3)]
+    taken = [entry for entry in entries if entry is not None]
+    queue.get(no_ack=True)
+    queue.acknowledge(taken[0])
+    queue.requeue(taken[1:])
+    consumer, no_ack = FakeConsumer(room=4, queue=queue), FakeConsumer(room=2, queue=queue, no_ack=True)
+    for each in (consumer, no_ack):
+        queue.add_consumer(each)
+        queue.pump()
+        queue.remove_consumer(each)
+    counts = {
+        "publish": 11,
+        "deliver_get": 10,
+        "deliver": 4,
+        "deliver_no_ack": 2,
+        "get": 3,
+        "get_no_ack": 1,
+        "ack": 1,
+        "redeliver": 2,
+    }
+    assert queue.traffic.counts() == counts
+    total = Traffic()
+    total.add(queue.traffic)
+    total.add(queue.traffic)
+    assert total.counts() == {name: 2 * count for name, count in counts.items()}
+
+
+@pytest.mark.parametrize(
+    ("like", "why", "headers"),
+    [
+        (Like.V3_10, None, {"x-delivery-count": 0}),
+        (Like.V3_10, Why.RETURNED, {"x-delivery-count": 1}),
+        (Like.V4_3, None, {"x-acquired-count": 0}),
+        (Like.V4_3, Why.RETURNED, {"x-acquired-count": 1}),
+        (Like.V4_3, Why.REJECTED, {"x-acquired-count": 1, "x-delivery-count": 1}),
+    ],
+)
+def test_a_quorum_queue_tells_how_often_it_has_delivered_a_message(
+    like: Like, why: Why | None, headers: dict[str, int]
+) -> None:
+    """Consumers of a quorum queue get x-delivery-count with each message. From RabbitMQ 4.3 on, they get it only for
+    messages with failed deliveries, and x-acquired-count with each message.
+    """
+    profile = PROFILES[like]
+    queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), profile), durable=True, x_queue_type="quorum")
+    publish(queue, b"x")
+    entry = queue.get(no_ack=False)
+    assert entry is not None
+    if why is not None:
+        queue.requeue([entry], why)
+    found = delivery_counts(entry, profile)
+    assert found == headers
+    assert {type(count) for count in found.values()} == {Int64}

@@ -1,0 +1,382 @@
+"""How delayed messages are rewritten so that they wait on the broker, and which of the two ways is chosen."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pytest
+
+from mqtool.amqp import Channel
+from mqtool.delays import LONGEST, Via, original
+from mqtool.delays.delay_plugin import LOSES, PluginMissing
+from mqtool.delays.destinations import Destination
+from mqtool.delays.holding import Delaying, Held
+from mqtool.errors import BadData, DeclaredDifferently, NotFound, UnknownExchangeType
+from mqtool.message import DUE, PERSISTENT, Message
+from mqtool.topology import DEFAULT_EXCHANGE, DELAYED, Exchange, Queue
+
+#: The time of the tests, in seconds since 1970.
+_NOW = 1_700_000_000.0
+_JOBS, _LOGS = Queue("jobs", durable=True), Exchange("logs", "fanout")
+_CLASSIC, _QUORUM = Destination(_JOBS, is_classic=True), Destination(_JOBS, is_classic=False)
+_NO_PLUGIN = f"messages wait in queues: RabbitMQ 4.2 has no exchange 'mqtool.delayed' of type {DELAYED}"
+
+
+class FakeBroker:
+    """A broker, and one channel to it.
+
+    Attributes:
+        queues, exchanges: what exists, by name.
+        declared: the names that were declared, in order.
+        in_flight: the number of unconfirmed messages.
+    """
+
+    broker = broker_to_show = "RabbitMQ 4.2"
+
+    def __init__(self, *has: Exchange | Queue, plugin: bool = True) -> None:
+        self.queues = {thing.name: thing for thing in has if isinstance(thing, Queue)}
+        self.exchanges = {thing.name: thing for thing in has if isinstance(thing, Exchange)}
+        self.plugin = plugin
+        self.declared: list[str] = []
+        self.in_flight = 0
+        self.connection = self
+
+    def channel(self) -> "FakeBroker":
+        return self
+
+    @contextmanager
+    def beside(self) -> Iterator["FakeBroker"]:
+        yield self
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def declare(self, thing: Any, **_: bool) -> Any:
+        if isinstance(thing, Queue):
+            self.queues[thing.name] = thing
+        elif thing.type == DELAYED and not self.plugin:
+            raise UnknownExchangeType("unknown type")
+        elif self.exchanges.setdefault(thing.name, thing).type != thing.type:
+            raise DeclaredDifferently("another type")
+        self.declared.append(thing.name)
+        return thing
+
+    def bind(self, *_: object, **__: object) -> None:
+        """Do nothing."""
+
+    def ask(self, request: Any) -> None:
+        """Look for a queue or an exchange; `request` sends the method."""
+        request(self, None)
+
+    def queue_declare(self, name: str, **_: object) -> None:
+        if name not in self.queues:
+            raise NotFound(f"no queue {name}")
+
+    def exchange_declare(self, name: str, *_: object, **__: object) -> None:
+        if name not in self.exchanges:
+            raise NotFound(f"no exchange {name}")
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: _NOW)
+
+
+def delaying(
+    broker: FakeBroker, destination: Destination = _CLASSIC, via: Via = Via.AUTO
+) -> tuple[Delaying, list[str], list[str]]:
+    """Return what delays messages on a broker, its notices, and its warnings."""
+    notices: list[str] = []
+    warnings: list[str] = []
+    return Delaying(cast(Channel, broker), via, destination, notices.append, warnings.append), notices, warnings
+
+
+def held(message: Message, destination: Destination = _CLASSIC, via: Via = Via.AUTO) -> Held:
+    """Return a message as it is published to a broker with the plugin."""
+    delays, _, _ = delaying(FakeBroker(_JOBS, _LOGS), destination, via)
+    (found,) = delays.hold([message])
+    assert isinstance(found, Held)
+    return found
+
+
+def test_messages_without_a_delay_are_published_unchanged() -> None:
+    """A message without a delay is published unchanged, and no way to delay messages is chosen, so nothing is declared.
+    A None among the messages is passed on.
+    """
+    broker = FakeBroker(_JOBS)
+    broker.in_flight = 1_000_000
+    delays, notices, _ = delaying(broker)
+    messages = [Message(b"a"), None, Message(b"b")]
+    assert [*delays.hold(messages)] == messages
+    assert (broker.declared, notices) == ([], [])
+
+
+@pytest.mark.parametrize("given", [{"delay": 5.25}, {"due": _NOW + 5.25}])
+def test_with_the_plugin_a_delayed_message_goes_to_its_exchange_with_the_delay_in_a_header(given: Any) -> None:
+    """With the plugin, a message with a delay or a due time is published to the plugin's exchange, persistent, with the
+    delay in milliseconds as x-delay and the due time as mqtool-due. It keeps its body, message id and properties.
+    """
+    found = held(Message(b"x", "jobs", None, {"headers": {"a": 1}, "type": "t"}, "id-1", **given))
+    assert (found.body, found.message_id) == (b"x", "id-1")
+    assert (found.exchange, found.routing_key) == ("mqtool.delayed", "jobs")
+    due = int(_NOW * 1000) + 5250
+    headers = {"a": 1, "x-delay": 5250, DUE: due}
+    assert found.properties == {"type": "t", "delivery_mode": PERSISTENT, "headers": headers}
+    assert (found.delay, found.due) == (None, None)
+
+
+def test_in_a_wait_queue_a_delayed_message_has_its_delay_as_expiration() -> None:
+    """With `--via ttl`, a message for a queue is published to the wait queue for its delay."""
+    found = held(Message(b"x", None, None, {}, None, 5.0), via=Via.TTL)
+    assert (found.exchange, found.routing_key) == ("", "jobs.delay.5s.classic")
+    assert found.properties["expiration"] == "5001"
+    assert found.properties["delivery_mode"] == PERSISTENT
+    assert found.properties["headers"] == {DUE: int(_NOW * 1000) + 5000}
+
+
+@pytest.mark.parametrize("via", [Via.PLUGIN, Via.TTL])
+def test_a_delayed_message_for_an_exchange_keeps_its_routing_key(via: Via) -> None:
+    """A delayed message for an exchange waits with its own routing key, with which it will be routed."""
+    found = held(Message(b"x", "kern.info", None, {}, None, 5.0), Destination(_LOGS), via)
+    where = {Via.PLUGIN: "logs.delayed", Via.TTL: "logs.exchange.delay.5s.classic"}
+    assert (found.exchange, found.routing_key) == (where[via], "kern.info")
+
+
+def test_a_publisher_can_send_a_delayed_message_again_as_it_was() -> None:
+    """The original of a delayed message, which `--failed-to` writes, has its due time instead of a delay, and none of
+    the headers that delay it, so that sending it again does not delay it for longer.
+    """
+    message = Message(b"x", "jobs", None, {"headers": {"a": 1}}, "id-1", 5.25)
+    again = original(held(message))
+    assert (again.delay, again.due) == (None, _NOW + 5.25)
+    assert (again.body, again.routing_key, again.exchange, again.message_id) == (b"x", "jobs", None, "id-1")
+    assert again.properties == {"headers": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    ("given", "due"), [({"due": _NOW - 60}, -60_000), ({"due": _NOW}, 0), ({"delay": 0.0}, 0), ({"delay": 0.0004}, 0)]
+)
+def test_a_message_that_is_due_is_published_to_its_destination(given: Any, due: int) -> None:
+    """A message whose due time has passed, or whose delay is less than half a millisecond, is published to its own
+    exchange at once, with its own properties and the due time as a header. Nothing is declared to delay it.
+    """
+    broker = FakeBroker(_JOBS)
+    delays, _, _ = delaying(broker)
+    (found,) = delays.hold([Message(b"x", "jobs", "logs", {"type": "t"}, "id-1", **given)])
+    assert found is not None
+    assert (found.exchange, found.routing_key, found.message_id) == ("logs", "jobs", "id-1")
+    assert found.properties == {"type": "t", "headers": {DUE: int(_NOW * 1000) + due}}
+    assert broker.declared == []
+
+
+@pytest.mark.parametrize(
+    ("overdue", "notices"),
+    [
+        (0, []),
+        (1, ["already due, so sent at once: 1 message"]),
+        (2000, ["already due, so sent at once: 2,000 messages"]),
+    ],
+)
+def test_the_user_is_told_how_many_messages_were_due_already(overdue: int, notices: list[str]) -> None:
+    """At the end of the input, a notice counts the messages whose due time had passed. A delay of 0 is not counted."""
+    delays, found, _ = delaying(FakeBroker(_JOBS))
+    messages = [Message(b"x", due=_NOW - 60)] * overdue + [Message(b"x", delay=0.0)]
+    assert len([*delays.hold(messages)]) == overdue + 1
+    assert found == notices
+
+
+@pytest.mark.parametrize("via", [Via.AUTO, Via.PLUGIN])
+def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
+    """A delay of more than 2^32 - 1 ms raises BadData, and the message at fault is known. The plugin accepts a delay of
+    exactly that. A message that was delayed before is not at fault.
+    """
+    delays, _, _ = delaying(FakeBroker(_JOBS), via=via)
+    longest, longer = (Message(b"x", delay=(LONGEST + more) / 1000) for more in (0, 1))
+    messages = delays.hold([longest, longer])
+    assert cast(Held, next(messages)).properties["headers"]["x-delay"] == LONGEST
+    with pytest.raises(BadData, match=r"^a delay of 49d17h2m47s296ms is too long$") as error:
+        next(messages)
+    assert error.value.hint == "at most 2^32 - 1 ms, 49 days"
+    assert delays.at_fault is longer
+
+
+def test_after_the_last_message_none_is_at_fault() -> None:
+    """If all messages could be delayed, none is at fault."""
+    delays, _, _ = delaying(FakeBroker(_JOBS))
+    assert delays.at_fault is None
+    for _ in delays.hold([Message(b"x", delay=5.0)]):
+        pass
+    assert delays.at_fault is None
+
+
+@pytest.mark.parametrize("via", [Via.PLUGIN, Via.TTL])
+def test_a_delay_of_a_millisecond_is_a_delay(via: Via) -> None:
+    """A message with a delay of a millisecond waits on the broker."""
+    found = held(Message(b"x", delay=0.001), via=via)
+    headers = {Via.PLUGIN: {"x-delay": 1}, Via.TTL: {}}
+    assert found.properties["headers"] == {**headers[via], DUE: int(_NOW * 1000) + 1}
+
+
+@pytest.mark.parametrize(("delay", "at_most"), [(0.001, 100), (5.0, 100), (90.0, 500), (3600.0, 12_000)])
+def test_few_messages_with_short_delays_are_in_flight(delay: float, at_most: int) -> None:
+    """At most 100 messages with a delay of up to a minute are unconfirmed at a time, because more would be late; with
+    longer delays, more. Until then, the next message is not rewritten, so its delay has not begun.
+    """
+    broker = FakeBroker(_JOBS)
+    delays, _, _ = delaying(broker)
+    messages = delays.hold([Message(b"x", delay=delay)])
+    broker.in_flight = at_most
+    assert [next(messages), next(messages)] == [None, None]
+    broker.in_flight = at_most - 1
+    assert isinstance(next(messages), Held)
+
+
+_PLUGIN_NOTICE = f"messages wait in exchange 'mqtool.delayed': RabbitMQ 4.2 has the type {DELAYED}"
+_QUORUM_NOTICE = "messages wait in queues, which lose nothing on the way to a quorum queue"
+
+
+@pytest.mark.parametrize(
+    ("via", "destination", "plugin", "where", "notices", "warnings"),
+    [
+        (Via.AUTO, _CLASSIC, True, "mqtool.delayed", [_PLUGIN_NOTICE], []),
+        (Via.AUTO, _CLASSIC, False, "", [_NO_PLUGIN], []),
+        (Via.AUTO, _QUORUM, True, "", [_QUORUM_NOTICE], []),
+        (Via.AUTO, _QUORUM, False, "", [_QUORUM_NOTICE], []),
+        (Via.TTL, _CLASSIC, True, "", [], []),
+        (Via.TTL, _QUORUM, False, "", [], []),
+        (Via.PLUGIN, _CLASSIC, True, "mqtool.delayed", [_PLUGIN_NOTICE], []),
+        (Via.PLUGIN, _QUORUM, True, "mqtool.delayed", [_PLUGIN_NOTICE], [LOSES]),
+    ],
+)
+def test_messages_wait_where_none_is_lost(
+    via: Via, destination: Destination, plugin: bool, where: str, notices: list[str], warnings: list[str]
+) -> None:
+    """Without `--via`, messages for a quorum queue wait in wait queues, and others in the plugin's exchange if the
+    broker has the plugin. The first message of a kind is announced by one notice that says why; `--via ttl` needs none,
+    and `--via plugin` warns if messages may be lost.
+    """
+    delays, told, warned = delaying(FakeBroker(_JOBS, plugin=plugin), destination, via)
+    found = [*delays.hold([Message(b"x", delay=5.0), Message(b"y", delay=5.0), Message(b"z", delay=7.0)])]
+    assert [message and message.exchange for message in found] == [where] * 3
+    assert (told, warned) == (notices, warnings)
+
+
+def test_via_plugin_fails_without_the_plugin() -> None:
+    """With `--via plugin`, a delayed message raises PluginMissing, which names the broker, if the plugin is missing."""
+    delays, notices, _ = delaying(FakeBroker(_JOBS, plugin=False), via=Via.PLUGIN)
+    with pytest.raises(PluginMissing, match=r"^RabbitMQ 4\.2 has no exchanges of type x-delayed-message"):
+        [*delays.hold([Message(b"x", delay=5.0)])]
+    assert notices == []
+
+
+@pytest.mark.parametrize("via", [Via.AUTO, Via.PLUGIN])
+def test_an_exchange_of_another_type_in_place_of_the_plugins_is_not_used(via: Via) -> None:
+    """If mqtool.delayed is an exchange of another type, messages wait in wait queues; `--via plugin` raises an error
+    that says how to delete the exchange.
+    """
+    delays, _, _ = delaying(FakeBroker(_JOBS, Exchange("mqtool.delayed")), via=via)
+    messages = delays.hold([Message(b"x", delay=5.0)])
+    if via is Via.AUTO:
+        assert cast(Held, next(messages)).routing_key == "jobs.delay.5s.classic"
+    else:
+        with pytest.raises(DeclaredDifferently) as error:
+            next(messages)
+        assert "exchange delete mqtool.delayed" in (error.value.hint or "")
+
+
+@pytest.mark.parametrize("existing", ["mqtool.delayed", "jobs.delay.5s.classic"])
+def test_a_way_that_is_in_use_already_is_not_announced(existing: str) -> None:
+    """The notice about where messages wait is left out if messages have waited there before."""
+    is_plugin = existing == "mqtool.delayed"
+    there = Exchange(existing, DELAYED) if is_plugin else Queue(existing)
+    delays, notices, _ = delaying(FakeBroker(_JOBS, there, plugin=is_plugin))
+    for _ in delays.hold([Message(b"x", delay=5.0)]):
+        pass
+    assert notices == []
+
+
+@pytest.mark.parametrize(("is_classic", "where"), [(True, "delayed-jobs"), (False, "delayed-jobs.exchange.delay.5s")])
+def test_an_x_delayed_message_exchange_delays_messages_to_a_classic_queue_itself(is_classic: bool, where: str) -> None:
+    """Messages to an x-delayed-message exchange wait there if it leads to a classic queue. If it leads to a quorum
+    queue, they wait in wait queues.
+    """
+    to = Exchange("delayed-jobs", DELAYED, durable=True, arguments={"x-delayed-type": "direct"})
+    broker = FakeBroker(_JOBS, to)
+    delays, _, _ = delaying(broker, Destination(to, leads_to=_JOBS, is_classic=is_classic))
+    (found,) = delays.hold([Message(b"x", "jobs", delay=5.0)])
+    assert found is not None
+    assert found.exchange == where
+
+
+def test_each_kind_of_destination_has_its_own_way() -> None:
+    """Messages that name another destination than the command's may go to quorum queues, so they wait in queues, while
+    those for the command's classic queue wait in the plugin's exchange. Each way is announced once.
+    """
+    delays, notices, _ = delaying(FakeBroker(_JOBS, Queue("other")))
+    keys = ["jobs", "other", "jobs", "other"]
+    found = [*delays.hold([Message(b"x", key, delay=5.0) for key in keys])]
+    assert [message and message.exchange for message in found] == ["mqtool.delayed", "", "mqtool.delayed", ""]
+    assert notices == [_PLUGIN_NOTICE, _QUORUM_NOTICE]
+
+
+@pytest.mark.parametrize("message", [Message(b"x", "k", "audit", delay=5.0), Message(b"x", delay=5.0)])
+def test_a_delayed_message_to_a_missing_exchange_is_refused(message: Message) -> None:
+    """A delayed message to an exchange that does not exist raises NotFound, and nothing is declared for it."""
+    broker = FakeBroker()
+    delays, _, _ = delaying(broker, Destination(_LOGS, is_declared=False), Via.TTL)
+    with pytest.raises(NotFound):
+        [*delays.hold([message])]
+    assert broker.declared == []
+
+
+@pytest.mark.parametrize("to", [_LOGS, DEFAULT_EXCHANGE])
+def test_the_exchange_of_the_command_need_not_exist_before(to: Exchange) -> None:
+    """A way to delay messages can be chosen before the command declares its exchange. The default exchange is not
+    looked up at all, because it always exists.
+    """
+    delays, _, _ = delaying(FakeBroker(), Destination(to, is_declared=to is _LOGS), Via.TTL)
+    delays.choose()
+    delays.choose(to)
+
+
+@pytest.mark.parametrize("arguments", [{"x-queue-type": "classic"}, {"x-queue-type": "quorum"}])
+def test_the_broker_is_asked_for_the_type_of_the_queue(arguments: dict[str, str]) -> None:
+    """mqtool finds out itself whether the command's queue is a classic queue, for which the plugin loses nothing."""
+    queue = Queue("jobs", durable=True, arguments=arguments)
+    delays, _, _ = delaying(FakeBroker(), Destination(queue))
+    (found,) = delays.hold([Message(b"x", delay=5.0)])
+    assert found is not None
+    assert (found.exchange == "mqtool.delayed") is (arguments["x-queue-type"] == "classic")
+
+
+def test_wait_queues_take_the_expiration_of_messages() -> None:
+    """A warning says that messages lose their property expiration in a wait queue."""
+    delays, _, warnings = delaying(FakeBroker(_JOBS), via=Via.TTL)
+    for _ in delays.hold([Message(b"x", None, None, {"expiration": "1000"}, None, 5.0)]):
+        pass
+    assert warnings == ["messages lose their property expiration in a wait queue"]
+
+
+def test_an_exchange_is_looked_up_once() -> None:
+    """The exchange of delayed messages is looked up for the first of them only."""
+    broker = FakeBroker(Exchange("audit"))
+    delays, _, _ = delaying(broker, Destination(_LOGS), Via.TTL)
+    delays.choose(Exchange("audit"))
+    del broker.exchanges["audit"]
+    delays.choose(Exchange("audit"))
+
+
+def test_many_messages_in_wait_queues_are_announced() -> None:
+    """At the 10,000th message for wait queues, and only then, a notice says how many a broker can move in time."""
+    delays, notices, _ = delaying(FakeBroker(_JOBS), via=Via.TTL)
+    messages = delays.hold(Message(b"x", delay=5.0) for _ in range(10_001))
+    for _, _message in zip(range(9_999), messages, strict=False):
+        assert notices == []
+    next(messages)
+    expected = (
+        "many messages for wait queues: a broker moves some 2,000 a second, and messages that are due faster arrive "
+        "late ('mqtool help delays')"
+    )
+    assert notices == [expected]
+    next(messages)
+    assert notices == [expected]
