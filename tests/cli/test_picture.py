@@ -632,6 +632,83 @@ def test_a_message_that_a_reader_of_a_stream_gets_has_its_offset_beside_it(chrom
     assert moving_labels(page, 80) == {"offset 1"}
 
 
+def test_a_request_and_its_reply_have_the_same_correlation_id_beside_them(chromium: Any, tmp_path: Path) -> None:
+    """In a tutorial, a moving request has its body and the beginning of its correlation ID beside it, and so has its
+    reply, so that it is seen which request a reply answers. Other messages have their bodies alone.
+    """
+    records = of_rpc()
+    for each in records:
+        if each.get("what") == "published":
+            each["details"]["properties"]["correlation_id"] = "23c3e3a1-7e5b-4b0e-a1d6-0c2f6b7b0a11"
+    labels = moving_labels(recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 8000}]), 120)
+    assert labels == {"fib(6) · id 23c3", "8 · id 23c3"}
+
+
+def of_offsets() -> list[dict[str, Any]]:
+    """The records of a reader of a stream that stores two offsets, and of another client that resets the offset."""
+    to = {"client": "receiver", "connection": "10.0.0.7:50001 -> 10.0.0.1:5552", "protocol": "stream"}
+    records = jobs([{"name": f"{to['connection']}/stream.subid-0", "label": "receiver", "prefetch": None}])
+    records[1]["queues"][0]["type"] = "stream"
+    for number in range(2):
+        sent, ready = published(1000, number)
+        records += [sent, {**ready, "what": "appended"}]
+    reads = {"consumer": f"{to['connection']}/stream.subid-0", "to": to, "no_ack": True}
+    records += [happens(2000, "read", number, offset=number, **reads) for number in range(2)]
+    stored = {"kind": "event", "what": "stored", "queue": "jobs", "name": "reports", "from": to}
+    records += [{**stored, "t": 2001, "offset": number} for number in range(2)]
+    reset = {**stored, "t": 12_000, "offset": -1, "from": {**to, "client": "offsets"}}
+    return [*records, reset, {"kind": "now", "t": 16_000}]
+
+
+def test_an_offset_moves_to_the_stream_and_stands_below_it(chromium: Any, tmp_path: Path) -> None:
+    """If a reader of a stream stores its offset, the picture shows the offset on its way from the reader to the stream,
+    after the messages that the reader has got, and then below the stream, with the reader's name; and that it was
+    reset.
+    """
+    page = recorded(chromium, tmp_path, of_offsets())
+    seen: list[str] = []
+    moved: list[tuple[str, str]] = []
+    for step in range(160):
+        seek(page, step / 160)
+        note = page.ask("return document.querySelector('.node.q .note').textContent")
+        moved += [each for each in drawn(page) if each[0] == "stored" and each not in moved]
+        if not seen or seen[-1] != note:
+            seen.append(note)
+        if note:
+            assert not page.ask("return [...document.querySelectorAll('.dot.stream.moving')].length")
+    assert moved == [("stored", "q:jobs")]
+    assert seen == ["", "reports: offset 0", "reports: offset 1", "reports: no offset"]
+    assert page.nodes()["stream jobs"] == "2 messages · reports: no offset"
+    page.find(".node.q")[0].click()
+    page.until(lambda: "stored last" in page.text("#facts"), "the panel")
+
+
+def test_the_stored_offset_that_the_broker_counts_stands_below_the_stream(chromium: Any, tmp_path: Path) -> None:
+    """If offsets are stored more often than events are reported, the picture shows the one that was stored last."""
+    records = of_offsets()[:-2]
+    counted = {"kind": "moved", "t": 9000, "queues": {"jobs": [2, 0, 2]}, "taken": [], "published": []}
+    page = recorded(chromium, tmp_path, [*records, {**counted, "stored": [["jobs", "reports", 1234]]}])
+    seek(page, 1)
+    assert page.nodes()["stream jobs"] == "2 messages · reports: offset 1,234"
+
+
+def test_a_client_is_drawn_although_the_queue_that_it_wants_is_missing(chromium: Any, tmp_path: Path) -> None:
+    """The picture shows an AMQP 1.0 client that cannot publish to a queue because the queue does not exist, with an
+    arrow to the default exchange.
+    """
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    records = jobs()
+    records[1].update({"exchanges": [], "links": [], "queues": []})
+    asks = {"from": {"client": "boss", "connection": "10.0.0.7:50001", "protocol": "AMQP 1-0"}}
+    asks["address"] = "/queues/nowhere"
+    refused = {"kind": "event", "t": 1000, "what": "unknown-address", **asks}
+    page = recorded(chromium, tmp_path, [*begins, *records, refused, {"kind": "now", "t": 8000}])
+    seek(page, 0.2)
+    assert set(page.nodes()) == {"publisher boss", "exchange (default exchange)"}
+    assert page.find('.arrow.publishes[data-from="p:boss"][data-to="x:"]')
+    page.until(lambda: "boss cannot publish to “/queues/nowhere”" in page.said(), "the sentence")
+
+
 def test_the_lines_of_a_terminal_stay_in_order_wherever_a_recording_is_entered(chromium: Any, tmp_path: Path) -> None:
     """If a reader goes to a later moment, a command stands below the output of the command before it, and Ctrl-C below
     what was printed before it, although output is held back until its message has been drawn.

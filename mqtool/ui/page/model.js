@@ -483,7 +483,7 @@ function publisherOf(state, client, target) {
 }
 
 /** Let something move along nodes. Returns when it arrives. */
-function move(state, key, nodes, fate, start, details, last = HOP) {
+function move(state, key, nodes, fate, start, details = undefined, last = HOP) {
   const pace = nodes.length > 1 ? Math.max(QUICKEST, 1 - Math.max(0, start - state.t) / CAUSES) : 1;
   const t1 = start + Math.max(1, nodes.length - 1) * last * pace;
   state.motions.push({ id: ++state.number, key, nodes, fate, t0: start, t1, details });
@@ -608,6 +608,11 @@ const HANDLERS = {
     if (found) found.uncopied = { ...found.uncopied, ready: found.uncopied.ready + 1 };
   },
 
+  stores(state, { queue, stored }) {
+    const found = state.queues.get(queue);
+    if (found) found.stored = stored;
+  },
+
   reads(state, { consumer, offset }) {
     const found = state.consumers.get(consumer);
     if (found) found.offset = offset;
@@ -714,6 +719,10 @@ const HANDLERS = {
     for (const [name, offset] of record.read || []) {
       const consumer = consumerId(state, name);
       later(state, arrive.get(consumer) ?? state.t, { kind: "reads", consumer, offset });
+    }
+    for (const [stream, name, offset] of record.stored || []) {
+      const queue = queueId(stream);
+      later(state, arrive.get(queue) ?? state.t, { kind: "stores", queue, stored: { name, offset } });
     }
     const published = new Map();
     for (const publisher of state.publishers.values()) {
@@ -832,6 +841,23 @@ const HANDLERS = {
     if (event.to) reached(state, event.to, arrives);
   },
 
+  stored(state, { queue: stream, name, offset, from, t }) {
+    const queue = queueOf(state, stream);
+    const reader = [...state.consumers.values()].find((each) => each.queue === queue && each.label === from.client)?.id;
+    let arrives = acts(state, from, t);
+    if (reader) {
+      const start = inTurn(state, reader, queue, arrives);
+      arrives = move(state, `${queue} stored ${state.number}`, [reader, queue], "stored", start);
+      Object.assign(state.motions[state.motions.length - 1], { offset });
+    }
+    later(state, arrives, { kind: "stores", queue, stored: { name, offset } });
+  },
+
+  "unknown-address"(state, { from, address }) {
+    // Queues get messages through the default exchange.
+    publisherOf(state, from.client, address.startsWith("/queues/") ? exchangeOf(state, "") : null);
+  },
+
   delayed(state, event) {
     const message = state.messages.get(event.message);
     if (!message) return;
@@ -929,11 +955,13 @@ const HANDLERS = {
   },
 };
 
+const OF_NO_MESSAGE = new Set(["stored", "unknown-address"]);
+
 /** An event in the names that the picture shows: who has done what with which message. */
 function toldOf(state, event) {
   const copy = event.copy === undefined || event.what === "published" ? undefined : copyOf(state, event);
   const details = event.details ?? copy?.details ?? state.messages.get(event.message)?.details;
-  if (!details) return "";
+  if (!details && !OF_NO_MESSAGE.has(event.what)) return "";
   const queue =
     event.queue === undefined ? "" : labelOf(state.queues.get(queueId(event.queue)) ?? { name: event.queue });
   const holder = copy && state.consumers.get(copy.node)?.label;

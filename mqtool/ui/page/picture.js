@@ -4,7 +4,7 @@ import { FATES } from "./fates.js";
 import { Finder } from "./finder.js";
 import { arrowsOf, curveBetween, cut, labelsOf, Layout, pointOf } from "./layout.js";
 import { addressOf, hasMotion, labelOf, momentOf, rateOf } from "./model.js";
-import { visible } from "./sentences.js";
+import { offsetOf, visible } from "./sentences.js";
 import { View } from "./view.js";
 import { Zoom } from "./zoom.js";
 
@@ -82,8 +82,9 @@ function describeJoined(state, moment, { joined }) {
 }
 
 /**
- * What a node is called, and its lines.
+ * What a node is called, and its lines; `note` is below its box.
  * @param {import("./model.js").Moment} moment
+ * @returns {{role: string, name: string, line: string, note?: string}}
  */
 export function describe(state, moment, id) {
   const kind = id[0];
@@ -105,6 +106,7 @@ export function describe(state, moment, id) {
       role: queue.type === "stream" ? "stream" : `${queue.type} queue`.trim(),
       name: visible(labelOf(queue)),
       line,
+      note: queue.stored && offsetOf(queue.stored),
     };
   }
   if (kind === "c") {
@@ -269,8 +271,8 @@ export class Picture {
     for (const [id, place] of this.places.places) {
       let drawn = this.drawnNodes.get(id);
       if (!drawn) drawn = this.newNode(id);
-      const { role, name, line } = describe(state, this.moment, id);
-      const words = `${role} ${name}: ${line}`;
+      const { role, name, line, note = "" } = describe(state, this.moment, id);
+      const words = [`${role} ${name}: ${line}`, note].filter(Boolean).join(" · ");
       const where = `translate(${place.x - width / 2} ${place.y - height / 2})`;
       if (drawn.where !== where || drawn.width !== width) {
         drawn.group.setAttribute("transform", where);
@@ -278,7 +280,7 @@ export class Picture {
         drawn.behind.setAttribute("d", drawn.isGroup ? outline(id[0], width, height) : "");
         drawn.count.setAttribute("x", String(width - (id[0] === "q" ? 12 : 14)));
         const middle = width / 2 + (id[0] === "q" ? 6 : 0);
-        for (const text of [drawn.name, drawn.line]) text.setAttribute("x", String(middle));
+        for (const text of [drawn.name, drawn.line, drawn.note]) text.setAttribute("x", String(middle));
         Object.assign(drawn, { where, width });
       }
       if (drawn.words !== words || drawn.cut !== width) {
@@ -286,6 +288,7 @@ export class Picture {
         const beside = (id[0] === "q" ? 28 : id[0] === "x" ? 16 : 10) + (drawn.isGroup ? 56 : 0);
         fit(drawn.name, name, width - beside);
         fit(drawn.line, line, width - 8);
+        fit(drawn.note, note, width);
         drawn.title.textContent = drawn.isGroup ? `${words}. Click to unfold` : words;
         drawn.group.setAttribute("aria-label", words);
         drawn.count.textContent = drawn.isGroup ? `×${number(nodeOf(state, id).members.length)}` : "";
@@ -310,6 +313,7 @@ export class Picture {
     const box = group.appendChild(element("path", { class: "box" }));
     const name = group.appendChild(element("text", { class: "name", y: "19" }));
     const line = group.appendChild(element("text", { class: "line", y: "34" }));
+    const note = group.appendChild(element("text", { class: "note", y: String(this.places.size.height + 14) }));
     const count = group.appendChild(element("text", { class: "count", y: "19" }));
     const more = group.appendChild(element("text", { class: "more" }));
     group.dataset.id = id;
@@ -320,7 +324,7 @@ export class Picture {
     group.addEventListener("keydown", (event) => {
       if (event.key === "Enter") act();
     });
-    const drawn = { group, title, behind, box, name, line, count, more, moreText: "", isGroup };
+    const drawn = { group, title, behind, box, name, line, note, count, more, moreText: "", isGroup };
     this.drawnNodes.set(id, drawn);
     return drawn;
   }
@@ -455,7 +459,7 @@ export class Picture {
       const left = group.appendChild(element("text", { x: "-9", y: "3.5" }));
       drawn = { group, shape, left };
       group.addEventListener("click", () =>
-        this.choose(drawn.message ? { message: drawn.message } : { node: drawn.node }),
+        this.choose(drawn.message?.details ? { message: drawn.message } : { node: drawn.node }),
       );
       this.drawnDots.set(key, drawn);
     }
@@ -493,10 +497,13 @@ export class Picture {
  * messages move, its body. From a stream, its offset.
  */
 function besideOf(state, { nodes, details, offset }, isFew) {
-  if (offset !== undefined) return isFew ? `offset ${number(offset)}` : "";
+  if (offset !== undefined) return isFew && offset >= 0 ? `offset ${number(offset)}` : "";
   const address = nodes.some((id) => id[0] === "x") ? addressOf(state, details) : "";
   const hasBody = state.play && isFew && nodes.length > 1 && typeof details.body === "string";
-  return address || (hasBody ? cut(details.body, SHORT) : "");
+  if (address || !hasBody) return address;
+  const id = details.properties.correlation_id;
+  // Enough of it to tell the answers of a conversation apart.
+  return cut(details.body, SHORT) + (typeof id === "string" ? ` · id ${id.slice(0, 4)}` : "");
 }
 
 /** The names of all nodes, by id; of a queue, also the full name. */
