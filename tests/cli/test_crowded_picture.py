@@ -232,7 +232,7 @@ def with_queues(names: list[str]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("count", [2, 3])
 def test_three_queues_fit_a_telephone(chromium: Any, tmp_path: Path, count: int) -> None:
     """At 390 pixels, a picture with up to three queues beside each other is not scrolled sideways, and says all that
-    waits in them.
+    waits in them, within their outlines.
     """
     page = recorded(chromium, tmp_path, with_queues(["all's queue", "kernel's queue", "critical's queue"][:count]))
     page.resize(390)
@@ -241,6 +241,16 @@ def test_three_queues_fit_a_telephone(chromium: Any, tmp_path: Path, count: int)
     assert page.ask("const frame = document.querySelector('#frame'); return frame.scrollWidth <= frame.clientWidth")
     lines = page.ask("return [...document.querySelectorAll('.node.q .line')].map((e) => e.textContent)")
     assert lines == ["0 ready · 0 unacked"] * count
+    outside = page.ask(
+        """
+        return [...document.querySelectorAll(".node.q")].filter((queue) => {
+          const box = queue.querySelector(".box").getBoundingClientRect(), scale = queue.getScreenCTM().a;
+          const { left, right } = queue.querySelector(".line").getBoundingClientRect();
+          return left < box.left + 15 * scale || right > box.right;
+        }).length;
+        """
+    )
+    assert outside == 0, "lines cross the outlines of queues"
 
 
 def test_find_counts_what_it_finds_and_dims_the_rest(chromium: Any, tmp_path: Path) -> None:

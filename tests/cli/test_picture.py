@@ -484,15 +484,9 @@ def test_a_terminal_that_publishes_and_consumes_is_one_row_of_the_table(chromium
     assert "jobs" in page.text("#facts")
 
 
-def test_no_arrow_runs_behind_a_queue_on_a_telephone(chromium: Any, tmp_path: Path) -> None:
-    """At 390 pixels, the arrow from an RPC server back to the exchange, and the one from the replies to the client, run
-    behind no box.
-    """
-    page = recorded(chromium, tmp_path, of_rpc())
-    page.resize(390)
-    page.until(lambda: page.ask("return innerWidth") == 390, "the window")
-    seek(page, 0.4)
-    behind = page.ask(
+def arrows_behind(page: Page) -> list[str]:
+    """Return the arrows that run behind a box that they do not belong to."""
+    found: list[str] = page.ask(
         """
         const boxes = [...document.querySelectorAll(".node")];
         return [...document.querySelectorAll(".arrow")].flatMap(({ dataset: { from, to }, lastChild: path }) => {
@@ -507,8 +501,87 @@ def test_no_arrow_runs_behind_a_queue_on_a_telephone(chromium: Any, tmp_path: Pa
         });
         """
     )
+    return found
+
+
+def test_no_arrow_runs_behind_a_queue_on_a_telephone(chromium: Any, tmp_path: Path) -> None:
+    """At 390 pixels, the arrow from an RPC server back to the exchange, and the one from the replies to the client, run
+    behind no box.
+    """
+    page = recorded(chromium, tmp_path, of_rpc())
+    page.resize(390)
+    page.until(lambda: page.ask("return innerWidth") == 390, "the window")
+    seek(page, 0.4)
     assert len(page.find(".arrow")) == 6
-    assert behind == []
+    assert arrows_behind(page) == []
+
+
+def test_no_arrow_runs_behind_the_last_queue_on_a_telephone(chromium: Any, tmp_path: Path) -> None:
+    """At 390 pixels, the arrow from the first of two consumers back to the exchange runs between the layers, and then
+    past the queues.
+    """
+    records = of_rpc()
+    topology = next(each for each in records if each["kind"] == "topology")
+    topology["consumers"].append({**topology["consumers"][0], "name": "other/tag", "label": "other", "queue": REPLIES})
+    page = recorded(chromium, tmp_path, records)
+    page.resize(390)
+    page.until(lambda: page.ask("return innerWidth") == 390, "the window")
+    seek(page, 0.4)
+    assert len(page.find(".node.c")) == 2
+    assert arrows_behind(page) == []
+
+
+def test_the_label_of_a_message_at_the_edge_is_seen_whole(chromium: Any, tmp_path: Path) -> None:
+    """What is beside a message that moves along the edge of the picture is within the picture, at any width."""
+    page = recorded(chromium, tmp_path, of_rpc())
+    for width in (390, 1280):
+        page.resize(width)
+        page.until(lambda: page.ask("return innerWidth") == width, "the window")  # noqa: B023
+        seen = 0
+        for step in range(40):
+            seek(page, 0.2 + step / 80)
+            labels, outside = page.ask(
+                """
+                const frame = document.querySelector("#picture").getBoundingClientRect();
+                const labels = [...document.querySelectorAll(".dot.moving text")].filter((e) => e.textContent);
+                return [labels.length, labels.map((each) => each.getBoundingClientRect()).filter((each) =>
+                  each.left < frame.left || each.right > frame.right || each.bottom > frame.bottom).length];
+                """
+            )
+            seen += labels
+            assert outside == 0, (width, step)
+        assert seen > 4
+
+
+def test_the_clients_of_a_scene_stay_until_the_next_one_begins(chromium: Any, tmp_path: Path) -> None:
+    """In the picture of a tutorial, publishers and consumers whose programs have ended stay until the commands of the
+    next scene begin, so that they are seen while its text is read.
+    """
+    records = play()
+    later = next(each for each in records if each.get("kind") == "scene" and each["number"] == 2)["t"]
+    topology = next(each for each in records if each["kind"] == "topology")
+    gone = {**topology, "t": 3000, "consumers": []}
+    records = sorted([*records, gone], key=lambda each: each["t"])
+    page = recorded(chromium, tmp_path, records)
+    end = records[-1]["t"] + 4000
+    seek(page, (later - 100) / end)
+    assert names(page)[0] == {"boss", "worker 1"}
+    assert page.nodes()["consumer worker 1"] == "cancelled or closed"
+    seek(page, (later + 1000) / end)
+    assert names(page)[0] == set()
+
+
+def test_a_recording_ends_when_its_last_message_has_been_seen_to_move(chromium: Any, tmp_path: Path) -> None:
+    """At the end of a recording, no message moves, although a worker with prefetch 1 got many in its last moment."""
+    records = jobs([{"name": "one/tag", "label": "worker 1"}])
+    to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": None}
+    for number in range(24):
+        records += [*published(1000, number), happens(1000, "delivered", number, **to)]
+        records.append(happens(1000, "acknowledged", number))
+    page = recorded(chromium, tmp_path, records)
+    seek(page, 1)
+    assert page.dots("moving") == []
+    assert page.nodes()["quorum queue jobs"] == "0 ready · 0 unacked"
 
 
 def of_terminal(t: int, n: int, kind: str, terminal: str = "boss") -> dict[str, Any]:

@@ -27,7 +27,7 @@ const KEPT_SENTENCES = 200;
 const KEPT_OFFSETS = 12;
 /**
  * A publisher or consumer that has gone is shown for this long, in milliseconds. A publisher has not gone while the broker
- * lists its channel; in a play, nobody has while the program in its terminal runs.
+ * lists its channel; in a play, nobody has while the program in its terminal runs, or before the commands of the next scene.
  */
 const LINGERS = 2000;
 /** Milliseconds over which rates are measured. */
@@ -196,19 +196,24 @@ function withoutEnding(records) {
   return isOver ? [...records.slice(0, last + 1), { kind: "rests", t: records[last].t }, ...kept] : records;
 }
 
-/** The records of a recording, in which each scene begins once the one before has been seen to its end. */
+/**
+ * The records of a recording, in which each scene and play begins once what was before has been seen to its end; and when
+ * its last one has.
+ */
 export function withPauses(records) {
   const state = emptyState();
   let pause = 0;
-  return records.map((record) => {
-    if (record.kind === "scene") {
-      const gone = [...state.publishers.values(), ...state.consumers.values()].map((each) => each.gone + LINGERS);
+  const moved = records.map((record) => {
+    if (record.kind === "scene" || record.kind === "begins") {
+      const all = record.kind === "scene" ? [...state.publishers.values(), ...state.consumers.values()] : [];
+      const gone = all.map((each) => each.gone + LINGERS);
       pause += Math.max(0, Math.ceil(Math.max(settlesAt(state), ...gone)) + 1 - record.t - pause);
     }
-    const moved = { ...record, t: record.t + pause, ...(record.until && { until: record.until + pause }) };
-    apply(state, moved);
-    return moved;
+    const later = { ...record, t: record.t + pause, ...(record.until && { until: record.until + pause }) };
+    apply(state, later);
+    return later;
   });
+  return { records: moved, end: settlesAt(state) };
 }
 
 /** Records that make this state, as far as it lasts: a recording that begins here begins with them. */
@@ -311,6 +316,8 @@ export function advanceTo(state, now) {
       // Without its queue, nothing shows what it was for.
       const hasQueue = node.queue === undefined || state.queues.has(node.queue);
       if (hasQueue && (node.isListed || isRunning(state, node) || hasReplies(state, node))) continue;
+      // What the scene was about is seen until the next one begins.
+      if (hasQueue && node.gone >= state.play?.goesOn) continue;
       // Of the consumers that are known to have gone, none stays at the end of a play.
       const since = node.queue === undefined || node.isUnknown ? time : now;
       if (node.gone >= since - LINGERS && hasQueue) continue;

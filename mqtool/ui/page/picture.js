@@ -22,6 +22,8 @@ const LONGEST_ADDRESS = 30;
 const SHORT = 14;
 const FEW = 6;
 const ROOM = { x: 70, y: 12 };
+/** The base of a label, from its moving message. Below, boxes are empty; above are their names. Half of a character. */
+const LABEL = { below: 21.5, above: -11.5, half: 3.6 };
 /** From this rate on (messages a second), an arrow shows a flow. */
 const FLOW = 20;
 
@@ -32,11 +34,18 @@ function element(name, attributes = {}, text = undefined) {
   return made;
 }
 
-/** Set a text, cut to a width. */
+/** A text that is a little too wide is drawn narrower, down to this part of its width. */
+const NARROWEST = 0.8;
+
+/** Set a text, narrower or cut if it does not fit a width. */
 function fit(drawn, text, width) {
+  drawn.removeAttribute("textLength");
   drawn.textContent = cut(text, 30);
   const needed = drawn.getComputedTextLength(); // 0 if the picture is hidden
-  if (needed > width) drawn.textContent = cut(text, Math.floor((drawn.textContent.length * width) / needed));
+  if (needed > width && needed * NARROWEST <= width) {
+    drawn.setAttribute("textLength", String(width));
+    drawn.setAttribute("lengthAdjust", "spacingAndGlyphs");
+  } else if (needed > width) drawn.textContent = cut(text, Math.floor((drawn.textContent.length * width) / needed));
   else if (!needed) drawn.textContent = cut(text, 15);
 }
 
@@ -244,8 +253,8 @@ export class Picture {
       drawn.group.setAttribute("class", `arrow ${arrow.kind}`);
       drawn.group.dataset.from = arrow.from;
       drawn.group.dataset.to = arrow.to;
-      const [a, b, c, d] = points;
-      drawn.path.setAttribute("d", `M${a.x} ${a.y}C${b.x} ${b.y} ${c.x} ${c.y} ${d.x} ${d.y}`);
+      const [first, ...rest] = points.map((each) => `${each.x} ${each.y}`);
+      drawn.path.setAttribute("d", `M${first}C${rest.join(" ")}`);
       const { x, y, lines, rate } = labels.get(arrow.key);
       drawn.label.replaceChildren(
         ...lines.map((line, index) =>
@@ -287,7 +296,7 @@ export class Picture {
         drawn.cut = width;
         const beside = (id[0] === "q" ? 28 : id[0] === "x" ? 16 : 10) + (drawn.isGroup ? 56 : 0);
         fit(drawn.name, name, width - beside);
-        fit(drawn.line, line, width - 8);
+        fit(drawn.line, line, width - (id[0] === "q" ? 24 : 10));
         fit(drawn.note, note, width);
         drawn.title.textContent = drawn.isGroup ? `${words}. Click to unfold` : words;
         drawn.group.setAttribute("aria-label", words);
@@ -489,6 +498,16 @@ export class Picture {
       drawn.left.textContent = label;
       drawn.label = label;
     }
+    if (label && how === "moving") this.keepInside(drawn.left, place);
+  }
+
+  /** Move the label of a message that moves along the edge of the picture, so that all of it is seen. */
+  keepInside(text, { x, y }) {
+    const { width, height, narrow } = this.places;
+    const half = text.textContent.length * LABEL.half;
+    const isAbove = narrow || y + LABEL.below + 4 > height;
+    text.setAttribute("x", String(Math.max(half, Math.min(width - half, x)) - x));
+    text.setAttribute("y", String(isAbove ? LABEL.above : LABEL.below));
   }
 }
 
