@@ -1143,6 +1143,21 @@ def test_the_end_of_a_recording_still_shows_clients_and_queue(chromium: Any, tmp
     assert page.find('.arrow.publishes[data-to="x:"]')
 
 
+def test_the_end_of_a_recording_shows_what_its_last_command_was_about(chromium: Any, tmp_path: Path) -> None:
+    """If a tutorial types a command after its queues are gone, such as one that lists them, the end of its recording
+    shows no queue.
+    """
+    (topology,) = [each for each in jobs(t=9500) if each["kind"] == "topology"]
+    gone = [{"kind": "event", "t": 9500, "what": "purged", "queue": "jobs"}, {**topology, "links": [], "queues": []}]
+    command = of_terminal(9600, 30, "typed")
+    page = recorded(chromium, tmp_path, [*play()[:-2], *gone, command, play()[-1]])
+    seek(page, 1)
+    assert names(page)[1] == set()
+    page = recorded(chromium, tmp_path, [*play()[:-2], *gone, play()[-1]])
+    seek(page, 1)
+    assert names(page)[1] == {"jobs"}
+
+
 def test_the_time_bar_of_a_recording_has_the_scenes(chromium: Any, tmp_path: Path) -> None:
     """In a recorded tutorial, the time bar has a mark for each scene, and a click on the mark leads to the scene; so
     does the number of a scene in the page's address.

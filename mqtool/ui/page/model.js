@@ -173,15 +173,18 @@ const namesIn = (topology) =>
 
 /**
  * The records of a recording, without the end of its programs: a play ends with the last state in which messages moved,
- * and not with an empty picture, unless its last scene is about that.
+ * and not with an empty picture, unless its last scene or command is about that.
  */
 export function withoutEndings(records) {
   const ends = records.flatMap((record, index) => (record.kind === "begins" ? [index] : []));
   return [0, ...ends].flatMap((from, part, all) => withoutEnding(records.slice(from, all[part + 1])));
 }
 
+/** A queue that is deleted with its consumer is reported as purged. */
+const isOfMessage = ({ kind, what }) => kind === "event" && what !== "purged";
+
 function withoutEnding(records) {
-  const last = records.findLastIndex((record) => record.kind === "event");
+  const last = records.findLastIndex((record) => record.kind === "typed" || isOfMessage(record));
   const later = records.slice(last + 1);
   if (last < 0 || later.some((record) => record.kind === "scene")) return records;
   let known = records.slice(0, last).findLast((record) => record.kind === "topology");
