@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -245,4 +246,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # As in demo/recordings.py: a shell ignores SIGINT in what it runs in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

@@ -188,6 +188,7 @@ def _publish_subscribe(stage: Stage) -> None:
     screen.wait_for("[x]", 2)
     if not stage.place.apart:
         _bindings_of_logs(stage, emitter, 2)
+        stage.say("Now end the receivers. Their queues are temporary: look again.")
     disk.interrupt()
     screen.interrupt()
     disk.run(f"cat {file.name}")
@@ -211,7 +212,6 @@ def _bindings_of_logs(stage: Stage, terminal: Terminal, count: int) -> None:
 
 
 def _temporary_queues_are_gone(stage: Stage, terminal: Terminal) -> None:
-    stage.say("The receivers have ended. Their queues were temporary: look again.")
     queues = terminal.run("mqtool list queues name")
     bindings = terminal.run("mqtool list bindings --where source_name=logs")
     exchanges = terminal.run("mqtool list exchanges name --where name=logs")
@@ -249,9 +249,6 @@ def _routing(stage: Stage) -> None:
     emitter.run(f"{emit} error 'Run. Run. Or it will explode.'")
     stage.wait_for_lines(file, 1)
     screen.wait_for("[x]", 3)
-    disk.interrupt()
-    screen.interrupt()
-    disk.run(f"cat {file.name}")
 
     stage.expect("the file has the error only", lines_of(file), [" [x] error:Run. Run. Or it will explode."])
     stage.expect(
@@ -259,16 +256,19 @@ def _routing(stage: Stage) -> None:
         screen.after("[x] "),
         ["info:All is well.", "warning:It ticks.", "error:Run. Run. Or it will explode."],
     )
-    _queue_with_a_name(stage, emitter, disk)
+    _queue_with_a_name(stage, emitter, disk, screen)
 
 
-def _queue_with_a_name(stage: Stage, emitter: Terminal, disk: Terminal) -> None:
+def _queue_with_a_name(stage: Stage, emitter: Terminal, disk: Terminal, screen: Terminal) -> None:
     exchange = stage.exchange("direct_logs")
     receive = f"mqtool receive-log direct{exchange} error critical -q {stage.name('errors')} --declare"
     stage.say(
-        "So far, each receiver's queue vanished with it. Now give the queue a name, and end the receiver.",
+        "So far, each receiver's queue vanishes with it. Now give the queue a name, and end the receiver.",
         predictions.NAMED_QUEUE,
     )
+    disk.interrupt()
+    screen.interrupt()
+    disk.run("cat errors.log")
     disk.start(receive)
     disk.interrupt()
     emitter.run(f"mqtool emit-log direct{exchange} critical 'Disk full.'")
@@ -334,22 +334,26 @@ def _any_number_of_words(stage: Stage, emitter: Terminal, hashed: Terminal, star
         emitter.run(f"{emit} {key} x")
     hashed.wait_for("[x] ", len(keys))
     starred.wait_for("[x] ", 1)
-    hashed.interrupt()
-    starred.interrupt()
     stage.expect("'kern.#' got all three: # is zero words or more", hashed.after("[x] "), [f"{key}:x" for key in keys])
     stage.expect("'kern.*.*' got the key of three words only", starred.after("[x] "), [f"{keys[2]}:x"])
-    _puzzles(stage)
+    _puzzles(stage, hashed, starred)
 
 
-def _puzzles(stage: Stage) -> None:
-    """The questions at the end of the official tutorial."""
+def _puzzles(stage: Stage, *running: Terminal) -> None:
+    """The questions at the end of the official tutorial. What still runs is ended first."""
     stage.say("Four puzzles of the official tutorial. The first three:", predictions.EMPTY_KEY)
+    for terminal in running:
+        terminal.interrupt()
     emitter, one, other = stage.terminals("emitter", "one", "other")
     _who_gets(stage, emitter, {one: ("*", ["word"]), other: ("#.*", ["..", "word"])}, ["", "..", "word"])
     stage.say("And the last one:", predictions.ONE_OR_MORE)
+    one.interrupt()
+    other.interrupt()
     _who_gets(
         stage, emitter, {one: ("a.*.#", ["a.b", "a.b.c"]), other: ("a.#", ["a", "a.b", "a.b.c"])}, ["a", "a.b", "a.b.c"]
     )
+    one.interrupt()
+    other.interrupt()
 
 
 def _who_gets(
@@ -363,7 +367,6 @@ def _who_gets(
         emitter.run(f"mqtool emit-log topic{exchange} {shlex.quote(key)} x")
     for terminal, (_, matched) in receivers.items():
         terminal.wait_for("[x] ", len(matched))
-        terminal.interrupt()
     for terminal, (pattern, matched) in receivers.items():
         shown = ", ".join(map(repr, matched))
         stage.expect(f"{pattern!r} got {shown} only", terminal.after("[x] "), [f"{key}:x" for key in matched])

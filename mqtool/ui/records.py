@@ -158,7 +158,7 @@ class _Counts:
             name: counts for name, counts in self._queues.items() if before.get(name) != counts or name in self.touched
         }
         self.touched.clear()
-        other = {name: found.get(name, []) for name in ("taken", "published", "appended", "read")}
+        other = {name: found.get(name, []) for name in ("taken", "published", "appended", "read", "stored")}
         return {"kind": "moved", "t": found["t"], "queues": changed, **other}
 
 

@@ -233,7 +233,7 @@ def with_queues(names: list[str]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_picture_with_three_queues_fits_on_a_phone(chromium: Any, tmp_path: Path, count: int) -> None:
     """On a screen that is 390 pixels wide, a picture of `mqtool ui` with up to three queues side by side does not
-    scroll sideways, and shows the number of messages in each queue.
+    scroll sideways, and shows the number of messages within each queue's outline.
     """
     page = recorded(chromium, tmp_path, with_queues(["all's queue", "kernel's queue", "critical's queue"][:count]))
     page.resize(390)
@@ -242,6 +242,16 @@ def test_a_picture_with_three_queues_fits_on_a_phone(chromium: Any, tmp_path: Pa
     assert page.ask("const frame = document.querySelector('#frame'); return frame.scrollWidth <= frame.clientWidth")
     lines = page.ask("return [...document.querySelectorAll('.node.q .line')].map((e) => e.textContent)")
     assert lines == ["0 ready · 0 unacked"] * count
+    outside = page.ask(
+        """
+        return [...document.querySelectorAll(".node.q")].filter((queue) => {
+          const box = queue.querySelector(".box").getBoundingClientRect(), scale = queue.getScreenCTM().a;
+          const { left, right } = queue.querySelector(".line").getBoundingClientRect();
+          return left < box.left + 15 * scale || right > box.right;
+        }).length;
+        """
+    )
+    assert outside == 0, "lines cross the outlines of queues"
 
 
 def test_find_counts_the_matches_and_dims_the_rest(chromium: Any, tmp_path: Path) -> None:

@@ -487,15 +487,9 @@ def test_a_terminal_that_publishes_and_consumes_is_one_row_of_the_table(chromium
     assert "jobs" in page.text("#facts")
 
 
-def test_no_arrow_runs_behind_a_box_on_a_phone(chromium: Any, tmp_path: Path) -> None:
-    """In a window that is only 390 pixels wide, no arrow in the picture of the RPC tutorial runs behind a queue, an
-    exchange or a client.
-    """
-    page = recorded(chromium, tmp_path, of_rpc())
-    page.resize(390)
-    page.until(lambda: page.ask("return innerWidth") == 390, "the window")
-    seek(page, 0.4)
-    behind = page.ask(
+def arrows_behind(page: Page) -> list[str]:
+    """Return the arrows that run behind a box that they do not belong to."""
+    found: list[str] = page.ask(
         """
         const boxes = [...document.querySelectorAll(".node")];
         return [...document.querySelectorAll(".arrow")].flatMap(({ dataset: { from, to }, lastChild: path }) => {
@@ -510,8 +504,87 @@ def test_no_arrow_runs_behind_a_box_on_a_phone(chromium: Any, tmp_path: Path) ->
         });
         """
     )
+    return found
+
+
+def test_no_arrow_runs_behind_a_queue_on_a_phone(chromium: Any, tmp_path: Path) -> None:
+    """At 390 pixels, the arrow from an RPC server back to the exchange, and the one from the replies to the client, run
+    behind no box.
+    """
+    page = recorded(chromium, tmp_path, of_rpc())
+    page.resize(390)
+    page.until(lambda: page.ask("return innerWidth") == 390, "the window")
+    seek(page, 0.4)
     assert len(page.find(".arrow")) == 6
-    assert behind == []
+    assert arrows_behind(page) == []
+
+
+def test_no_arrow_runs_behind_the_last_queue_on_a_phone(chromium: Any, tmp_path: Path) -> None:
+    """At 390 pixels, the arrow from the first of two consumers back to the exchange runs between the layers, and then
+    past the queues.
+    """
+    records = of_rpc()
+    topology = next(each for each in records if each["kind"] == "topology")
+    topology["consumers"].append({**topology["consumers"][0], "name": "other/tag", "label": "other", "queue": REPLIES})
+    page = recorded(chromium, tmp_path, records)
+    page.resize(390)
+    page.until(lambda: page.ask("return innerWidth") == 390, "the window")
+    seek(page, 0.4)
+    assert len(page.find(".node.c")) == 2
+    assert arrows_behind(page) == []
+
+
+def test_the_label_of_a_message_at_the_edge_is_seen_whole(chromium: Any, tmp_path: Path) -> None:
+    """What is beside a message that moves along the edge of the picture is within the picture, at any width."""
+    page = recorded(chromium, tmp_path, of_rpc())
+    for width in (390, 1280):
+        page.resize(width)
+        page.until(lambda: page.ask("return innerWidth") == width, "the window")  # noqa: B023
+        seen = 0
+        for step in range(40):
+            seek(page, 0.2 + step / 80)
+            labels, outside = page.ask(
+                """
+                const frame = document.querySelector("#picture").getBoundingClientRect();
+                const labels = [...document.querySelectorAll(".dot.moving text")].filter((e) => e.textContent);
+                return [labels.length, labels.map((each) => each.getBoundingClientRect()).filter((each) =>
+                  each.left < frame.left || each.right > frame.right || each.bottom > frame.bottom).length];
+                """
+            )
+            seen += labels
+            assert outside == 0, (width, step)
+        assert seen > 4
+
+
+def test_the_clients_of_a_scene_stay_until_the_next_one_begins(chromium: Any, tmp_path: Path) -> None:
+    """In the picture of a tutorial, publishers and consumers whose programs have ended stay until the commands of the
+    next scene begin, so that they are seen while its text is read.
+    """
+    records = play()
+    later = next(each for each in records if each.get("kind") == "scene" and each["number"] == 2)["t"]
+    topology = next(each for each in records if each["kind"] == "topology")
+    gone = {**topology, "t": 3000, "consumers": []}
+    records = sorted([*records, gone], key=lambda each: each["t"])
+    page = recorded(chromium, tmp_path, records)
+    end = records[-1]["t"] + 4000
+    seek(page, (later - 100) / end)
+    assert names(page)[0] == {"boss", "worker 1"}
+    assert page.nodes()["consumer worker 1"] == "cancelled or closed"
+    seek(page, (later + 1000) / end)
+    assert names(page)[0] == set()
+
+
+def test_a_recording_ends_when_its_last_message_has_been_seen_to_move(chromium: Any, tmp_path: Path) -> None:
+    """At the end of a recording, no message moves, although a worker with prefetch 1 got many in its last moment."""
+    records = jobs([{"name": "one/tag", "label": "worker 1"}])
+    to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": None}
+    for number in range(24):
+        records += [*published(1000, number), happens(1000, "delivered", number, **to)]
+        records.append(happens(1000, "acknowledged", number))
+    page = recorded(chromium, tmp_path, records)
+    seek(page, 1)
+    assert page.dots("moving") == []
+    assert page.nodes()["quorum queue jobs"] == "0 ready · 0 unacked"
 
 
 def of_terminal(t: int, n: int, kind: str, terminal: str = "boss") -> dict[str, Any]:
@@ -633,6 +706,83 @@ def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(c
     read = happens(4000, "read", 1, consumer="one/tag", offset=1, to=None)
     page = recorded(chromium, tmp_path, [*records, read, {"kind": "now", "t": 8000}])
     assert moving_labels(page, 80) == {"offset 1"}
+
+
+def test_a_request_and_its_reply_have_the_same_correlation_id_beside_them(chromium: Any, tmp_path: Path) -> None:
+    """In a tutorial, a moving request has its body and the beginning of its correlation ID beside it, and so has its
+    reply, so that it is seen which request a reply answers. Other messages have their bodies alone.
+    """
+    records = of_rpc()
+    for each in records:
+        if each.get("what") == "published":
+            each["details"]["properties"]["correlation_id"] = "23c3e3a1-7e5b-4b0e-a1d6-0c2f6b7b0a11"
+    labels = moving_labels(recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 8000}]), 120)
+    assert labels == {"fib(6) · id 23c3", "8 · id 23c3"}
+
+
+def of_offsets() -> list[dict[str, Any]]:
+    """The records of a reader of a stream that stores two offsets, and of another client that resets the offset."""
+    to = {"client": "receiver", "connection": "10.0.0.7:50001 -> 10.0.0.1:5552", "protocol": "stream"}
+    records = jobs([{"name": f"{to['connection']}/stream.subid-0", "label": "receiver", "prefetch": None}])
+    records[1]["queues"][0]["type"] = "stream"
+    for number in range(2):
+        sent, ready = published(1000, number)
+        records += [sent, {**ready, "what": "appended"}]
+    reads = {"consumer": f"{to['connection']}/stream.subid-0", "to": to, "no_ack": True}
+    records += [happens(2000, "read", number, offset=number, **reads) for number in range(2)]
+    stored = {"kind": "event", "what": "stored", "queue": "jobs", "name": "reports", "from": to}
+    records += [{**stored, "t": 2001, "offset": number} for number in range(2)]
+    reset = {**stored, "t": 12_000, "offset": -1, "from": {**to, "client": "offsets"}}
+    return [*records, reset, {"kind": "now", "t": 16_000}]
+
+
+def test_an_offset_moves_to_the_stream_and_then_stays_below_it(chromium: Any, tmp_path: Path) -> None:
+    """If a reader of a stream stores its offset, the picture shows the offset on its way from the reader to the stream,
+    after the messages that the reader has got, and then below the stream, with the reader's name; and that it was
+    reset.
+    """
+    page = recorded(chromium, tmp_path, of_offsets())
+    seen: list[str] = []
+    moved: list[tuple[str, str]] = []
+    for step in range(160):
+        seek(page, step / 160)
+        note = page.ask("return document.querySelector('.node.q .note').textContent")
+        moved += [each for each in drawn(page) if each[0] == "stored" and each not in moved]
+        if not seen or seen[-1] != note:
+            seen.append(note)
+        if note:
+            assert not page.ask("return [...document.querySelectorAll('.dot.stream.moving')].length")
+    assert moved == [("stored", "q:jobs")]
+    assert seen == ["", "reports: offset 0", "reports: offset 1", "reports: no offset"]
+    assert page.nodes()["stream jobs"] == "2 messages · reports: no offset"
+    page.find(".node.q")[0].click()
+    page.until(lambda: "stored last" in page.text("#facts"), "the panel")
+
+
+def test_the_stored_offset_that_the_broker_counts_stands_below_the_stream(chromium: Any, tmp_path: Path) -> None:
+    """If offsets are stored more often than events are reported, the picture shows the one that was stored last."""
+    records = of_offsets()[:-2]
+    counted = {"kind": "moved", "t": 9000, "queues": {"jobs": [2, 0, 2]}, "taken": [], "published": []}
+    page = recorded(chromium, tmp_path, [*records, {**counted, "stored": [["jobs", "reports", 1234]]}])
+    seek(page, 1)
+    assert page.nodes()["stream jobs"] == "2 messages · reports: offset 1,234"
+
+
+def test_a_client_is_drawn_although_the_queue_that_it_wants_is_missing(chromium: Any, tmp_path: Path) -> None:
+    """The picture shows an AMQP 1.0 client that cannot publish to a queue because the queue does not exist, with an
+    arrow to the default exchange.
+    """
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    records = jobs()
+    records[1].update({"exchanges": [], "links": [], "queues": []})
+    asks = {"from": {"client": "boss", "connection": "10.0.0.7:50001", "protocol": "AMQP 1-0"}}
+    asks["address"] = "/queues/nowhere"
+    refused = {"kind": "event", "t": 1000, "what": "unknown-address", **asks}
+    page = recorded(chromium, tmp_path, [*begins, *records, refused, {"kind": "now", "t": 8000}])
+    seek(page, 0.2)
+    assert set(page.nodes()) == {"publisher boss", "exchange (default exchange)"}
+    assert page.find('.arrow.publishes[data-from="p:boss"][data-to="x:"]')
+    page.until(lambda: "boss cannot publish to “/queues/nowhere”" in page.said(), "the sentence")
 
 
 def test_the_lines_of_a_terminal_are_in_order_after_a_jump_within_a_recording(chromium: Any, tmp_path: Path) -> None:
@@ -1003,6 +1153,21 @@ def test_the_end_of_a_recording_still_shows_clients_and_queue(chromium: Any, tmp
     assert page.nodes()["consumer worker 1"] == "prefetch 1"
     assert page.find('.arrow.consumes[data-from="q:jobs"]')
     assert page.find('.arrow.publishes[data-to="x:"]')
+
+
+def test_the_end_of_a_recording_shows_what_its_last_command_was_about(chromium: Any, tmp_path: Path) -> None:
+    """If a tutorial types a command after its queues are gone, such as one that lists them, the end of its recording
+    shows no queue.
+    """
+    (topology,) = [each for each in jobs(t=9500) if each["kind"] == "topology"]
+    gone = [{"kind": "event", "t": 9500, "what": "purged", "queue": "jobs"}, {**topology, "links": [], "queues": []}]
+    command = of_terminal(9600, 30, "typed")
+    page = recorded(chromium, tmp_path, [*play()[:-2], *gone, command, play()[-1]])
+    seek(page, 1)
+    assert names(page)[1] == set()
+    page = recorded(chromium, tmp_path, [*play()[:-2], *gone, play()[-1]])
+    seek(page, 1)
+    assert names(page)[1] == {"jobs"}
 
 
 def test_the_time_bar_of_a_recording_has_a_mark_for_each_scene(chromium: Any, tmp_path: Path) -> None:

@@ -252,13 +252,27 @@ def test_tutorial_run_asks_before_a_scene_and_answers_after_it(lonely_shell: She
     assert question < command < answer < check
 
 
-@pytest.mark.parametrize("name", ["topics", "headers"])
-def test_tutorial_run_answers_while_the_scenes_receivers_still_run(lonely_shell: Shell, name: str) -> None:
-    """In the tutorials `topics` and `headers`, `tutorial run` says which receiver gets which message before it stops
-    the receivers.
+@pytest.mark.parametrize(
+    ("name", "scenes"),
+    [
+        ("publish-subscribe", [("Look at the broker", "Now end the receivers")]),
+        ("routing", [("A direct exchange routes", "So far")]),
+        ("topics", [("Send four messages", "Now stop"), ("A key may", "Four puzzles"), ("topic '*'", "And the last")]),
+        ("headers", [("A headers exchange ignores", "Now stop")]),
+    ],
+)
+@pytest.mark.sampled(2)
+def test_the_receivers_of_a_scene_run_until_it_has_been_seen(
+    lonely_shell: Shell, name: str, scenes: list[tuple[str, str]]
+) -> None:
+    """In `tutorial run`, receivers with temporary queues end only after the next scene has been explained, so that the
+    picture of `--ui` shows the queues that a scene is about until its end.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", name, "--no-pause", timeout=PLAYING).stdout
-    assert 0 < played.index("Answer: ") < played.index("^C")
+    for explained, following in scenes:
+        scene = played[played.index(explained) :].partition(following)[0]
+        assert "$ mqtool emit-log" in scene or "$ mqtool list" in scene
+        assert "^C" not in scene, explained
 
 
 def test_tutorial_run_exits_with_0_as_a_background_job(lonely_shell: Shell) -> None:

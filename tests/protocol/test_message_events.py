@@ -17,8 +17,8 @@ from pika.adapters.blocking_connection import BlockingChannel
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.codecs.amqp10_message import data_section
 from tests.cli.shell import wait_until
-from tests.protocol.raw_amqp10 import CLOSE, TRANSFER, RawAmqp10
-from tests.protocol.raw_stream import OPEN, RawStream, at, string
+from tests.protocol.raw_amqp10 import CLOSE, SENDER, TRANSFER, RawAmqp10
+from tests.protocol.raw_stream import DELETE, OPEN, STORE_OFFSET, RawStream, at, string
 
 Event = dict[str, Any]
 
@@ -346,6 +346,44 @@ def test_events_of_the_stream_protocol_have_no_exchange_and_count_reads(broker: 
 
         wait_until(counted, lambda: str(counts), 10)
         assert len(counts["events"]) < 200
+
+
+def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: EmbeddedBroker) -> None:
+    """If a client stores an offset, the event `stored` names the stream, the reader and the client, and the counts have
+    the offset that was stored last. A reset offset is reported as -1.
+    """
+    address = urllib.parse.urlsplit(broker.urls["stream"])
+    with closing(RawStream(address.hostname or "", address.port or 0)) as client:
+        client.log_in()
+        client.request(OPEN, string("/"))
+        client.create("s")
+        events = Events(broker)
+        for offset in (41, 42):
+            client.send(STORE_OFFSET, string("reports") + string("s") + offset.to_bytes(8))
+        stored = events.until("stored", "stored")
+        assert [(each["queue"], each["name"], each["offset"]) for each in stored] == [
+            ("s", "reports", 41), ("s", "reports", 42),
+        ]  # fmt: skip
+        assert stored[0]["from"]["protocol"] == "stream"
+        assert events.get(after=events.snapshot["number"], timeout=0)["stored"] == [["s", "reports", 42]]
+        client.send(STORE_OFFSET, string("reports") + string("s") + b"\xff" * 8)
+        assert [each["offset"] for each in events.until("stored")] == [-1]
+        client.request(DELETE, string("s"))
+        assert events.get(after=events.snapshot["number"], timeout=0)["stored"] == []
+
+
+@pytest.mark.parametrize("address", ["/queues/nowhere", "/exchanges/nowhere/key"])
+def test_events_report_an_amqp_1_0_client_that_cannot_publish_to_an_address(
+    broker: EmbeddedBroker, address: str
+) -> None:
+    """If an AMQP 1.0 client attaches a sender to a queue or exchange that does not exist, the event unknown-address
+    names the client and the address.
+    """
+    events = Events(broker)
+    with RawAmqp10(broker.url) as client:
+        client.attach(SENDER, address)
+        (unknown,) = events.until("unknown-address")
+        assert (unknown["address"], unknown["from"]["protocol"]) == (address, "AMQP 1-0")
 
 
 def test_if_messages_are_published_quickly_all_are_counted_but_only_some_are_reported(

@@ -3,7 +3,7 @@
 
 import { labelOf } from "./model.js";
 import { describe, limitOf, nodeOf } from "./picture.js";
-import { visible } from "./sentences.js";
+import { offsetOf, visible } from "./sentences.js";
 
 const KEPT_MESSAGE_ROWS = 100;
 /** What waits in a queue is listed in the panel up to this number. */
@@ -79,6 +79,7 @@ function ofNode(state, shown, moment, id) {
   } else if (id[0] === "q") {
     const queue = state.queues.get(id);
     if (labelOf(queue) !== queue.name) pairs.push(["full name", visible(queue.name)]);
+    if (queue.stored) pairs.push(["stored last", offsetOf(queue.stored)]);
     const bound = links.filter((link) => link.to === id).map((link) => routeTo(link.from, link));
     pairs.push(["bound to", bound.join("\n") || "only the default exchange"]);
     if (hasAny(queue.arguments)) pairs.push(["arguments and policy", queue.arguments]);

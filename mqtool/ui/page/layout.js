@@ -2,12 +2,12 @@
 // when others come and go. Between two layers there is room for the labels of the arrows.
 
 export const SIZE = {
-  wide: { width: 160, height: 62, along: 96, across: 20, margin: 24, longest: 24 },
-  narrow: { width: 156, height: 62, along: 44, across: 14, margin: 24, longest: 22 },
+  wide: { width: 160, height: 62, along: 96, across: 20, margin: 24, before: 24, longest: 24 },
+  narrow: { width: 156, height: 62, along: 36, across: 14, margin: 24, before: 6, longest: 22 },
   /** Three beside each other, as wide as a telephone. More have to be scrolled anyway. */
-  three: { width: 132, height: 62, along: 44, across: 6, margin: 4, longest: 18 },
+  three: { width: 132, height: 62, along: 36, across: 6, margin: 4, before: 6, longest: 18 },
 };
-/** Above the nodes, if the layers are beside each other, and below them, where there are arrows around all. */
+/** Above the nodes, if the layers are beside each other, and below them, where there are arrows around all, or notes. */
 const ABOVE = 14;
 const BELOW = 26;
 /** The width of a character and the height of a line of a label, roughly; and the most lines in a label. */
@@ -79,12 +79,12 @@ export class Layout {
       });
     });
     const gaps = gapsOf(layers.length, places, size, narrow, arrows);
-    let along = size.margin + (narrow ? size.height : size.width) / 2;
+    let along = size.before + (narrow ? size.height : size.width) / 2;
     layers.forEach((layer, index) => {
       for (const id of layer) places.get(id)[narrow ? "y" : "x"] = along;
       along += (narrow ? size.height : size.width) + gaps[index];
     });
-    const length = along - gaps[gaps.length - 1] - (narrow ? size.height : size.width) / 2 + size.margin;
+    const length = along - gaps[gaps.length - 1] - (narrow ? size.height : size.width) / 2 + size.before;
     const low = (narrow ? size.margin : ABOVE) + most * cross - size.across;
     const breadth = low + (narrow ? size.margin + size.across : BELOW);
     return {
@@ -94,7 +94,7 @@ export class Layout {
       low,
       gaps,
       width: narrow ? breadth : length,
-      height: narrow ? length + 30 : breadth,
+      height: narrow ? length + BELOW : breadth,
     };
   }
 
@@ -276,7 +276,7 @@ function isDrawn(view, id) {
 }
 
 /**
- * A curve between two nodes, as the four points of a cubic Bézier curve.
+ * A curve between two nodes, as the four points of a cubic Bézier curve, or the seven of two that follow each other.
  * @returns {Place[]}
  */
 export function curveBetween(layout, from, to) {
@@ -319,24 +319,28 @@ export function curveBetween(layout, from, to) {
 }
 
 /**
- * A curve that leads up, to the right of all nodes. At a node that has none to its right, it ends at the right side:
- * from above or below the node, it would pass behind the last nodes between.
+ * A curve that leads up, to the right of all nodes. At a node that has none to its right, it begins or ends at the right
+ * side; from another one, it leads along the gap between the layers first: otherwise, it would pass behind the nodes above.
  */
 function aroundRight({ places, size, low }, start, end) {
   const isLast = (place) => [...places.values()].every(({ x, layer }) => layer !== place.layer || x <= place.x);
   const { along, across, width, height } = size;
-  const [s, e] = isLast(start)
-    ? [{ x: start.x + width / 2, y: start.y }, start.y]
-    : [{ x: start.x + width / 4, y: start.y - height / 2 }, start.y - height / 2 - along];
-  const [d, c] = isLast(end)
+  const s = { x: start.x + width / 4, y: start.y - height / 2 };
+  const first = isLast(start) ? { x: start.x + width / 2, y: start.y } : { x: low, y: s.y - along / 2 };
+  const [d, y] = isLast(end)
     ? [{ x: end.x + width / 2, y: end.y }, end.y]
     : [{ x: end.x + width / 4, y: end.y + height / 2 }, end.y + height / 2 + along];
-  const x = (low + across - (s.x + d.x) / 8) / 0.75;
-  return [s, { x, y: e }, { x, y: c }, d];
+  const x = (low + across - (first.x + d.x) / 8) / 0.75;
+  const curve = [first, { x, y: first.y }, { x, y }, d];
+  return isLast(start) ? curve : [s, { x: s.x, y: first.y }, { x: (s.x + low) / 2, y: first.y }, ...curve];
 }
 
 /** The point of a curve at a fraction of its length, roughly. */
-export function pointOf([a, b, c, d], fraction) {
+export function pointOf(points, fraction) {
+  if (points.length > 4) {
+    return fraction < 0.5 ? pointOf(points.slice(0, 4), 2 * fraction) : pointOf(points.slice(3), 2 * fraction - 1);
+  }
+  const [a, b, c, d] = points;
   const left = 1 - fraction;
   const mix = (axis) =>
     left ** 3 * a[axis] +

@@ -292,10 +292,11 @@ showLegend();
 if (recorded) {
   player.isLive = false;
   const records = JSON.parse(recorded.textContent).sort(inOrder);
-  for (const record of withPauses(withoutEndings(records))) take(record);
+  const paused = withPauses(withoutEndings(records));
+  for (const record of paused.records) take(record);
   player.isLive = false;
   byId("live").hidden = byId("save").hidden = true;
-  play.openRecording();
+  play.openRecording(paused.end);
 } else {
   read();
   doing.load().then(() => (play.canAct = doing.actions.has("publish")));

@@ -27,7 +27,7 @@ const KEPT_SENTENCES = 200;
 const KEPT_OFFSETS = 12;
 /**
  * A publisher or consumer that has gone is shown for this long, in milliseconds. A publisher has not gone while the broker
- * lists its channel; in a play, nobody has while the program in its terminal runs.
+ * lists its channel; in a play, nobody has while the program in its terminal runs, or before the commands of the next scene.
  */
 const LINGERS = 2000;
 /** Milliseconds over which rates are measured. */
@@ -173,15 +173,18 @@ const namesIn = (topology) =>
 
 /**
  * The records of a recording, without the end of its programs: a play ends with the last state in which messages moved,
- * and not with an empty picture, unless its last scene is about that.
+ * and not with an empty picture, unless its last scene or command is about that.
  */
 export function withoutEndings(records) {
   const ends = records.flatMap((record, index) => (record.kind === "begins" ? [index] : []));
   return [0, ...ends].flatMap((from, part, all) => withoutEnding(records.slice(from, all[part + 1])));
 }
 
+/** A queue that is deleted with its consumer is reported as purged. */
+const isOfMessage = ({ kind, what }) => kind === "event" && what !== "purged";
+
 function withoutEnding(records) {
-  const last = records.findLastIndex((record) => record.kind === "event");
+  const last = records.findLastIndex((record) => record.kind === "typed" || isOfMessage(record));
   const later = records.slice(last + 1);
   if (last < 0 || later.some((record) => record.kind === "scene")) return records;
   let known = records.slice(0, last).findLast((record) => record.kind === "topology");
@@ -196,19 +199,24 @@ function withoutEnding(records) {
   return isOver ? [...records.slice(0, last + 1), { kind: "rests", t: records[last].t }, ...kept] : records;
 }
 
-/** The records of a recording, in which each scene begins once the one before has been seen to its end. */
+/**
+ * The records of a recording, in which each scene and play begins once what was before has been seen to its end; and when
+ * its last one has.
+ */
 export function withPauses(records) {
   const state = emptyState();
   let pause = 0;
-  return records.map((record) => {
-    if (record.kind === "scene") {
-      const gone = [...state.publishers.values(), ...state.consumers.values()].map((each) => each.gone + LINGERS);
+  const moved = records.map((record) => {
+    if (record.kind === "scene" || record.kind === "begins") {
+      const all = record.kind === "scene" ? [...state.publishers.values(), ...state.consumers.values()] : [];
+      const gone = all.map((each) => each.gone + LINGERS);
       pause += Math.max(0, Math.ceil(Math.max(settlesAt(state), ...gone)) + 1 - record.t - pause);
     }
-    const moved = { ...record, t: record.t + pause, ...(record.until && { until: record.until + pause }) };
-    apply(state, moved);
-    return moved;
+    const later = { ...record, t: record.t + pause, ...(record.until && { until: record.until + pause }) };
+    apply(state, later);
+    return later;
   });
+  return { records: moved, end: settlesAt(state) };
 }
 
 /** Records that make this state, as far as it lasts: a recording that begins here begins with them. */
@@ -311,6 +319,8 @@ export function advanceTo(state, now) {
       // Without its queue, nothing shows what it was for.
       const hasQueue = node.queue === undefined || state.queues.has(node.queue);
       if (hasQueue && (node.isListed || isRunning(state, node) || hasReplies(state, node))) continue;
+      // What the scene was about is seen until the next one begins.
+      if (hasQueue && node.gone >= state.play?.goesOn) continue;
       // Of the consumers that are known to have gone, none stays at the end of a play.
       const since = node.queue === undefined || node.isUnknown ? time : now;
       if (node.gone >= since - LINGERS && hasQueue) continue;
@@ -483,7 +493,7 @@ function publisherOf(state, client, target) {
 }
 
 /** Let something move along nodes. Returns when it arrives. */
-function move(state, key, nodes, fate, start, details, last = HOP) {
+function move(state, key, nodes, fate, start, details = undefined, last = HOP) {
   const pace = nodes.length > 1 ? Math.max(QUICKEST, 1 - Math.max(0, start - state.t) / CAUSES) : 1;
   const t1 = start + Math.max(1, nodes.length - 1) * last * pace;
   state.motions.push({ id: ++state.number, key, nodes, fate, t0: start, t1, details });
@@ -608,6 +618,11 @@ const HANDLERS = {
     if (found) found.uncopied = { ...found.uncopied, ready: found.uncopied.ready + 1 };
   },
 
+  stores(state, { queue, stored }) {
+    const found = state.queues.get(queue);
+    if (found) found.stored = stored;
+  },
+
   reads(state, { consumer, offset }) {
     const found = state.consumers.get(consumer);
     if (found) found.offset = offset;
@@ -714,6 +729,10 @@ const HANDLERS = {
     for (const [name, offset] of record.read || []) {
       const consumer = consumerId(state, name);
       later(state, arrive.get(consumer) ?? state.t, { kind: "reads", consumer, offset });
+    }
+    for (const [stream, name, offset] of record.stored || []) {
+      const queue = queueId(stream);
+      later(state, arrive.get(queue) ?? state.t, { kind: "stores", queue, stored: { name, offset } });
     }
     const published = new Map();
     for (const publisher of state.publishers.values()) {
@@ -832,6 +851,23 @@ const HANDLERS = {
     if (event.to) reached(state, event.to, arrives);
   },
 
+  stored(state, { queue: stream, name, offset, from, t }) {
+    const queue = queueOf(state, stream);
+    const reader = [...state.consumers.values()].find((each) => each.queue === queue && each.label === from.client)?.id;
+    let arrives = acts(state, from, t);
+    if (reader) {
+      const start = inTurn(state, reader, queue, arrives);
+      arrives = move(state, `${queue} stored ${state.number}`, [reader, queue], "stored", start);
+      Object.assign(state.motions[state.motions.length - 1], { offset });
+    }
+    later(state, arrives, { kind: "stores", queue, stored: { name, offset } });
+  },
+
+  "unknown-address"(state, { from, address }) {
+    // Queues get messages through the default exchange.
+    publisherOf(state, from.client, address.startsWith("/queues/") ? exchangeOf(state, "") : null);
+  },
+
   delayed(state, event) {
     const message = state.messages.get(event.message);
     if (!message) return;
@@ -929,11 +965,13 @@ const HANDLERS = {
   },
 };
 
+const OF_NO_MESSAGE = new Set(["stored", "unknown-address"]);
+
 /** An event in the names that the picture shows: who has done what with which message. */
 function toldOf(state, event) {
   const copy = event.copy === undefined || event.what === "published" ? undefined : copyOf(state, event);
   const details = event.details ?? copy?.details ?? state.messages.get(event.message)?.details;
-  if (!details) return "";
+  if (!details && !OF_NO_MESSAGE.has(event.what)) return "";
   const queue =
     event.queue === undefined ? "" : labelOf(state.queues.get(queueId(event.queue)) ?? { name: event.queue });
   const holder = copy && state.consumers.get(copy.node)?.label;

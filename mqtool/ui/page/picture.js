@@ -4,7 +4,7 @@ import { FATES } from "./fates.js";
 import { Finder } from "./finder.js";
 import { arrowsOf, curveBetween, cut, labelsOf, Layout, pointOf } from "./layout.js";
 import { addressOf, hasMotion, labelOf, momentOf, rateOf } from "./model.js";
-import { visible } from "./sentences.js";
+import { offsetOf, visible } from "./sentences.js";
 import { View } from "./view.js";
 import { Zoom } from "./zoom.js";
 
@@ -22,6 +22,8 @@ const LONGEST_ADDRESS = 30;
 const SHORT = 14;
 const FEW = 6;
 const ROOM = { x: 70, y: 12 };
+/** The base of a label, from its moving message. Below, boxes are empty; above are their names. Half of a character. */
+const LABEL = { below: 21.5, above: -11.5, half: 3.6 };
 /** From this rate on (messages a second), an arrow shows a flow. */
 const FLOW = 20;
 
@@ -32,11 +34,18 @@ function element(name, attributes = {}, text = undefined) {
   return made;
 }
 
-/** Set a text, cut to a width. */
+/** A text that is a little too wide is drawn narrower, down to this part of its width. */
+const NARROWEST = 0.8;
+
+/** Set a text, narrower or cut if it does not fit a width. */
 function fit(drawn, text, width) {
+  drawn.removeAttribute("textLength");
   drawn.textContent = cut(text, 30);
   const needed = drawn.getComputedTextLength(); // 0 if the picture is hidden
-  if (needed > width) drawn.textContent = cut(text, Math.floor((drawn.textContent.length * width) / needed));
+  if (needed > width && needed * NARROWEST <= width) {
+    drawn.setAttribute("textLength", String(width));
+    drawn.setAttribute("lengthAdjust", "spacingAndGlyphs");
+  } else if (needed > width) drawn.textContent = cut(text, Math.floor((drawn.textContent.length * width) / needed));
   else if (!needed) drawn.textContent = cut(text, 15);
 }
 
@@ -82,8 +91,9 @@ function describeJoined(state, moment, { joined }) {
 }
 
 /**
- * What a node is called, and its lines.
+ * What a node is called, and its lines; `note` is below its box.
  * @param {import("./model.js").Moment} moment
+ * @returns {{role: string, name: string, line: string, note?: string}}
  */
 export function describe(state, moment, id) {
   const kind = id[0];
@@ -105,6 +115,7 @@ export function describe(state, moment, id) {
       role: queue.type === "stream" ? "stream" : `${queue.type} queue`.trim(),
       name: visible(labelOf(queue)),
       line,
+      note: queue.stored && offsetOf(queue.stored),
     };
   }
   if (kind === "c") {
@@ -242,8 +253,8 @@ export class Picture {
       drawn.group.setAttribute("class", `arrow ${arrow.kind}`);
       drawn.group.dataset.from = arrow.from;
       drawn.group.dataset.to = arrow.to;
-      const [a, b, c, d] = points;
-      drawn.path.setAttribute("d", `M${a.x} ${a.y}C${b.x} ${b.y} ${c.x} ${c.y} ${d.x} ${d.y}`);
+      const [first, ...rest] = points.map((each) => `${each.x} ${each.y}`);
+      drawn.path.setAttribute("d", `M${first}C${rest.join(" ")}`);
       const { x, y, lines, rate } = labels.get(arrow.key);
       drawn.label.replaceChildren(
         ...lines.map((line, index) =>
@@ -269,8 +280,8 @@ export class Picture {
     for (const [id, place] of this.places.places) {
       let drawn = this.drawnNodes.get(id);
       if (!drawn) drawn = this.newNode(id);
-      const { role, name, line } = describe(state, this.moment, id);
-      const words = `${role} ${name}: ${line}`;
+      const { role, name, line, note = "" } = describe(state, this.moment, id);
+      const words = [`${role} ${name}: ${line}`, note].filter(Boolean).join(" · ");
       const where = `translate(${place.x - width / 2} ${place.y - height / 2})`;
       if (drawn.where !== where || drawn.width !== width) {
         drawn.group.setAttribute("transform", where);
@@ -278,14 +289,15 @@ export class Picture {
         drawn.behind.setAttribute("d", drawn.isGroup ? outline(id[0], width, height) : "");
         drawn.count.setAttribute("x", String(width - (id[0] === "q" ? 12 : 14)));
         const middle = width / 2 + (id[0] === "q" ? 6 : 0);
-        for (const text of [drawn.name, drawn.line]) text.setAttribute("x", String(middle));
+        for (const text of [drawn.name, drawn.line, drawn.note]) text.setAttribute("x", String(middle));
         Object.assign(drawn, { where, width });
       }
       if (drawn.words !== words || drawn.cut !== width) {
         drawn.cut = width;
         const beside = (id[0] === "q" ? 28 : id[0] === "x" ? 16 : 10) + (drawn.isGroup ? 56 : 0);
         fit(drawn.name, name, width - beside);
-        fit(drawn.line, line, width - 8);
+        fit(drawn.line, line, width - (id[0] === "q" ? 24 : 10));
+        fit(drawn.note, note, width);
         drawn.title.textContent = drawn.isGroup ? `${words}. Click to unfold` : words;
         drawn.group.setAttribute("aria-label", words);
         drawn.count.textContent = drawn.isGroup ? `×${number(nodeOf(state, id).members.length)}` : "";
@@ -310,6 +322,7 @@ export class Picture {
     const box = group.appendChild(element("path", { class: "box" }));
     const name = group.appendChild(element("text", { class: "name", y: "19" }));
     const line = group.appendChild(element("text", { class: "line", y: "34" }));
+    const note = group.appendChild(element("text", { class: "note", y: String(this.places.size.height + 14) }));
     const count = group.appendChild(element("text", { class: "count", y: "19" }));
     const more = group.appendChild(element("text", { class: "more" }));
     group.dataset.id = id;
@@ -320,7 +333,7 @@ export class Picture {
     group.addEventListener("keydown", (event) => {
       if (event.key === "Enter") act();
     });
-    const drawn = { group, title, behind, box, name, line, count, more, moreText: "", isGroup };
+    const drawn = { group, title, behind, box, name, line, note, count, more, moreText: "", isGroup };
     this.drawnNodes.set(id, drawn);
     return drawn;
   }
@@ -455,7 +468,7 @@ export class Picture {
       const left = group.appendChild(element("text", { x: "-9", y: "3.5" }));
       drawn = { group, shape, left };
       group.addEventListener("click", () =>
-        this.choose(drawn.message ? { message: drawn.message } : { node: drawn.node }),
+        this.choose(drawn.message?.details ? { message: drawn.message } : { node: drawn.node }),
       );
       this.drawnDots.set(key, drawn);
     }
@@ -485,6 +498,16 @@ export class Picture {
       drawn.left.textContent = label;
       drawn.label = label;
     }
+    if (label && how === "moving") this.keepInside(drawn.left, place);
+  }
+
+  /** Move the label of a message that moves along the edge of the picture, so that all of it is seen. */
+  keepInside(text, { x, y }) {
+    const { width, height, narrow } = this.places;
+    const half = text.textContent.length * LABEL.half;
+    const isAbove = narrow || y + LABEL.below + 4 > height;
+    text.setAttribute("x", String(Math.max(half, Math.min(width - half, x)) - x));
+    text.setAttribute("y", String(isAbove ? LABEL.above : LABEL.below));
   }
 }
 
@@ -493,10 +516,13 @@ export class Picture {
  * messages move, its body. From a stream, its offset.
  */
 function besideOf(state, { nodes, details, offset }, isFew) {
-  if (offset !== undefined) return isFew ? `offset ${number(offset)}` : "";
+  if (offset !== undefined) return isFew && offset >= 0 ? `offset ${number(offset)}` : "";
   const address = nodes.some((id) => id[0] === "x") ? addressOf(state, details) : "";
   const hasBody = state.play && isFew && nodes.length > 1 && typeof details.body === "string";
-  return address || (hasBody ? cut(details.body, SHORT) : "");
+  if (address || !hasBody) return address;
+  const id = details.properties.correlation_id;
+  // Enough of it to tell the answers of a conversation apart.
+  return cut(details.body, SHORT) + (typeof id === "string" ? ` · id ${id.slice(0, 4)}` : "");
 }
 
 /** The names of all nodes, by id; of a queue, also the full name. */

@@ -45,6 +45,8 @@ export const PLAY_KINDS = {
       /** The names of its queues and exchanges, if others are on its broker. */
       own,
       scene: 0,
+      /** When the commands of the scene began. */
+      goesOn: Infinity,
       text: "",
       terminals: [],
       checks: [],
@@ -92,7 +94,7 @@ export const PLAY_KINDS = {
   ends: playing((play, record) => (play.ended = record.text)),
   failed: playing((play, record) => (play.failed = record.text)),
   again: playing((play) => (play.isAgain = true)),
-  goes_on: playing((play) => (play.isAgain = false)),
+  goes_on: playing((play, record) => Object.assign(play, { isAgain: false, goesOn: record.t })),
   gone(state) {
     state.about = { ...state.about, note: "The broker does not answer." };
   },
@@ -277,15 +279,16 @@ export class Play {
     document.getElementById("chapters").replaceChildren(...marks);
   }
 
-  /** All records of a recording have been read. */
-  openRecording() {
+  /** All records of a recording have been read; its last message has been seen to its end at `settled`. */
+  openRecording(settled) {
     const { player } = this;
+    const end = Math.max(player.last + SETTLES, settled);
     if (!this.isOn || !this.acts.length) {
       // It ends when its last motions do.
-      player.part = { from: player.first, to: player.last + SETTLES };
+      player.part = { from: player.first, to: end };
       return;
     }
-    this.acts[this.acts.length - 1].to = player.last + SETTLES;
+    this.acts[this.acts.length - 1].to = end;
     // Of a play that was begun again, only the last time is shown.
     this.acts = this.acts
       .filter((act) => act.to !== null)

@@ -9,6 +9,10 @@ export const visible = (name) =>
 
 const quote = (name) => (name === "" ? "the default exchange" : `“${visible(name)}”`);
 
+/** A stored offset, in words; -1 stands for none. */
+export const offsetOf = ({ name, offset }) =>
+  `${visible(name)}: ${offset < 0 ? "no offset" : `offset ${offset.toLocaleString("en")}`}`;
+
 /** @returns {string} an event as a sentence */
 export function sentence(event) {
   const copy = event.copy === undefined ? "" : ` ${event.copy}`;
@@ -53,6 +57,10 @@ export function sentence(event) {
       return `queue ${quote(event.queue)} is purged`;
     case "replied":
       return `message ${event.message} is a direct reply to ${event.to.client}`;
+    case "stored":
+      return `${visible(event.from.client)} stored ${offsetOf(event)} for stream ${quote(event.queue)}`;
+    case "unknown-address":
+      return `${visible(event.from.client)} cannot publish to “${visible(event.address)}”, which does not exist`;
     case "unknown-exchange":
       return `a message was published by ${event.from.client} to ${quote(event.details.exchange)}, which does not exist`;
     default:
@@ -63,10 +71,10 @@ export function sentence(event) {
 /**
  * An event for somebody who hears it, with the names of the picture; "" if others of the same message tell enough.
  * @param {any} event
- * @param {{details: any, queue: string, holder?: string, consumer?: string, publisher?: string}} known
+ * @param {{details: any, queue: string, holder?: string, consumer?: string, publisher?: string}} known  `details` are undefined if it is of no message
  */
 export function spoken(event, { details, queue, holder, consumer, publisher }) {
-  const body = details.body === undefined ? "a binary message" : `“${visible(details.body.slice(0, 40))}”`;
+  const body = details?.body === undefined ? "a binary message" : `“${visible(details.body.slice(0, 40))}”`;
   const again = event.redelivered ? " again" : "";
   switch (event.what) {
     case "published":
@@ -93,6 +101,9 @@ export function spoken(event, { details, queue, holder, consumer, publisher }) {
       return `${body} was dropped: no queue gets it`;
     case "refused":
       return `${visible(queue)} refused ${body}: it is full`;
+    case "stored":
+    case "unknown-address":
+      return sentence(event);
     case "unknown-exchange":
       return `${body} was published to ${quote(details.exchange)}, which does not exist`;
     default:

@@ -10,6 +10,7 @@ from mqtool.broker.embedded.amqp10.errors10 import (
     HANDLE_IN_USE,
     INTERNAL_ERROR,
     LIMIT_EXCEEDED,
+    MISSING,
     UNATTACHED,
     DetachError,
     LinkError,
@@ -261,6 +262,8 @@ class Amqp10Session(SessionState):
                 outgoing.start()
         except LinkError as error:
             self._release(handle)
+            if attach.role == SENDER and error.error.condition == MISSING and self.vhost.watcher is not None:
+                self.vhost.watcher.unknown_address(self.connection, attach.target.address)
             if not self.vhost.profile.detaches_links:
                 raise
             self._refuse(attach, error.error)

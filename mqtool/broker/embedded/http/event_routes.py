@@ -132,7 +132,8 @@ def events(call: RouteCall, name: str) -> HttpAnswer:
     if happened is None:
         return HttpAnswer(HTTPStatus.OK, {**view, "lost": True})
     view["events"] = [_reported(event) for event in happened]
-    return HttpAnswer(HTTPStatus.OK, {**view, **_counts(vhost, connections, found.readers)})
+    stored = [[stream, *latest] for stream, latest in found.offsets.items()]
+    return HttpAnswer(HTTPStatus.OK, {**view, **_counts(vhost, connections, found.readers), "stored": stored})
 
 
 def _counts(vhost: VirtualHost, connections: Iterable[AnyConnection], readers: dict[str | None, int]) -> Json:

@@ -247,11 +247,17 @@ class Watcher(Protocol):
     def read(self, stream: str, offsets: range, consumer: str, client: object) -> None:
         """Handle messages that are sent to a consumer of the stream protocol; `client` is its connection."""
 
+    def stored(self, stream: str, name: str, offset: int, client: object) -> None:
+        """Handle the offset that a client stores for a named reader of a stream."""
+
     def replied(self, source: object, message: BrokerMessage, to: object) -> None:
         """Handle a direct reply from one channel to another."""
 
     def unknown_exchange(self, source: object, message: BrokerMessage) -> None:
         """Handle a message that was published to an exchange that does not exist."""
+
+    def unknown_address(self, source: object, address: str) -> None:
+        """Handle an AMQP 1.0 client that asks to publish to a queue or exchange that does not exist."""
 
     def changed(self) -> None:
         """Handle a new or deleted exchange, queue, binding or consumer."""

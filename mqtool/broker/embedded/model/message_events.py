@@ -51,6 +51,7 @@ class MessageEvents:
         publishing: the messages that were published since the latest request, and their numbers.
         skipped: the addresses whose new messages are not shown until the next request.
         readers: the offset of the latest message that each stream consumer received.
+        offsets: for each stream, the name of the reader whose offset was stored last, and that offset.
 
     Args:
         client_of: describes the connection or channel that a message comes from or goes to.
@@ -70,6 +71,7 @@ class MessageEvents:
         self.publishing: dict[int, tuple[BrokerMessage, int]] = {}
         self.skipped: set[bytes] = set()
         self.readers: dict[str | None, int] = {}
+        self.offsets: dict[str, tuple[str, int]] = {}
         self._vhost = vhost
         self._client_of = client_of
         self._name_of = name_of
@@ -103,10 +105,12 @@ class MessageEvents:
                 if len(self.skipped) < _MAX_SKIPPED:
                     self.skipped.add(message.address)
                 return
-            self._take(message.address)
+            self._left -= 1
+            self._in_second[message.address] += 1
         self._messages += 1
         self.publishing[id(message)] = message, self._messages
-        self._add_published(message, source, [*_paths(self._vhost, message, routing.queues)])
+        fields = {"what": "published", "message": self._messages, "from": self._origin(source)}
+        self._add({**fields, "paths": [*_paths(self._vhost, message, routing.queues)]}, message)
         if held is not None and held[1].message.address == message.address:
             del self.publishing[id(message)]  # not lost, although no queue receives it
             exchange, entry = held
@@ -119,10 +123,6 @@ class MessageEvents:
     def _may_show(self, address: bytes) -> bool:
         """Return True if another new message may be shown."""
         return self._left >= 1 and self._in_second[address] < _PER_SECOND_ON_ARROW and len(self.shown) < _MAX_SHOWN
-
-    def _take(self, address: bytes) -> None:
-        self._left -= 1
-        self._in_second[address] += 1
 
     def unroutable(self, message: BrokerMessage, *, returned: bool) -> None:
         if (found := self.publishing.get(id(message))) is not None:
@@ -191,10 +191,12 @@ class MessageEvents:
     def streamed(self, source: object, stream: str, messages: Iterator[tuple[int, BrokerMessage]]) -> None:
         address = stream.encode(errors="surrogateescape")
         while self._may_show(address) and (found := next(messages, None)) is not None:
-            self._take(address)
+            self._left -= 1
+            self._in_second[address] += 1
             self._messages += 1
             position, message = found
-            self._add_published(message, source, [[stream]])
+            fields = {"what": "published", "message": self._messages, "from": self._origin(source)}
+            self._add({**fields, "paths": [[stream]]}, message)
             self._in_streams.append((stream, position))
             self._add({"what": "appended", "message": self._messages, "queue": stream, "copy": position})
 
@@ -203,6 +205,13 @@ class MessageEvents:
         for position in sorted(at for name, at in self._in_streams if name == stream and at in offsets):
             fields = {"queue": stream, "copy": position, "consumer": consumer, "to": to, "no_ack": True}
             self._add({"what": "read", **fields, "offset": offsets[-1]})
+
+    def stored(self, stream: str, name: str, offset: int, client: object) -> None:
+        offset = offset if offset < 1 << 63 else -1  # clients reset an offset by storing -1, which is unsigned here
+        self.offsets[stream] = name, offset
+        if self._left >= 1:
+            self._left -= 1
+            self._add({"what": "stored", "queue": stream, "name": name, "offset": offset, "from": self._origin(client)})
 
     def replied(self, source: object, message: BrokerMessage, to: object) -> None:
         if self._left >= 1:
@@ -216,8 +225,14 @@ class MessageEvents:
             self._left -= 1
             self._add({"what": "unknown-exchange", "from": self._origin(source)}, message)
 
+    def unknown_address(self, source: object, address: str) -> None:
+        if self._left >= 1:
+            self._left -= 1
+            self._add({"what": "unknown-address", "from": self._origin(source), "address": address})
+
     def changed(self) -> None:
         self.readers.clear()  # some consumers may be gone
+        self.offsets = {name: stored for name, stored in self.offsets.items() if name in self._vhost.queues}
         self.number += 1
         self.changes += 1
 
@@ -270,10 +285,6 @@ class MessageEvents:
             case ReleasedQueue():
                 return {"exchange": source.exchange, "copy": source.position}
         return self._client_of(source)
-
-    def _add_published(self, message: BrokerMessage, source: object, paths: list[list[str]]) -> None:
-        origin = self._origin(source)
-        self._add({"what": "published", "message": self._messages, "from": origin, "paths": paths}, message)
 
     def _add(self, fields: EventFields, message: BrokerMessage | None = None) -> None:
         self.number += 1

@@ -161,6 +161,8 @@ def store_offset(session: BrokerStreamSession, fields: Fields) -> None:
     check(session, "read" if session.vhost.profile.reads_offsets else "write", "queue", stream)
     check_name(name)
     find_log(session, stream).store_offset(name, offset)
+    if session.vhost.watcher is not None:
+        session.vhost.watcher.stored(stream, name, offset, session)
 
 
 def query_offset(session: BrokerStreamSession, fields: Fields, correlation: int) -> None:
