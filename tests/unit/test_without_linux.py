@@ -70,7 +70,7 @@ def test_the_broker_checks_no_memory_without_proc(monkeypatch: pytest.MonkeyPatc
     returned = Mock()
     monkeypatch.setattr(main, "_return_memory", returned)
     ledger = Mock(held_bytes=1 << 30)
-    memory = main._Memory(ledger)
+    memory = main._Memory(ledger, Mock(has_frozen=False))
 
     async def emptied() -> None:
         memory.check()
