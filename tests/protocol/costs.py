@@ -218,6 +218,8 @@ def amqp_costs() -> Iterator[Cost]:  # noqa: C901 - a list
     yield Cost("a connection with many exclusive queues ends", "amqp", [HELLO, exclusive])
     yield from dead_letter_costs()
     yield from requeue_costs()
+    yield from drop_costs()
+    yield from unbinding_costs()
 
 
 def copies_costs() -> Iterator[Cost]:
@@ -280,6 +282,42 @@ def requeue_costs() -> Iterator[Cost]:
     all_of = b"".join(_method(commands.Basic.Consume(queue=f"s{n}", nowait=True)) for n in range(1000))
     parts = [HELLO, all_of, _publish("fanout") * (count // 1000), _method(commands.Basic.Recover(requeue=True))]
     yield Cost("Basic.Recover requeues half a million of a thousand queues", "amqp", parts)
+
+
+def drop_costs() -> Iterator[Cost]:
+    """AMQP 0-9-1: one and a half million messages that are dropped at once."""
+    filled = _publish("", "new") * 1_500_000
+    quorum = {"x-queue-type": "quorum"}
+    for name, declared, last in (
+        ("Queue.Purge", commands.Queue.Declare(queue="new"), [commands.Queue.Purge(queue="new")]),
+        ("Queue.Delete", commands.Queue.Declare(queue="new", durable=True, arguments=quorum),
+         [commands.Queue.Delete(queue="new")]),
+        ("a lost connection", commands.Queue.Declare(queue="new", exclusive=True), []),
+    ):  # fmt: skip
+        yield Cost(f"{name} drops 1,500,000 messages", "amqp", [HELLO, _method(declared) + filled, *map(_method, last)])
+
+
+def unbinding_costs() -> Iterator[Cost]:
+    """AMQP 0-9-1: a queue or an exchange that is deleted with 200,000 bindings."""
+
+    def bound(binding: Frame) -> bytes:
+        return b"".join(_method(binding).replace(b"000000", b"%06d" % n) for n in range(200_000))
+
+    to_queue = commands.Queue.Bind(queue="new", exchange="amq.direct", routing_key="000000", nowait=True)
+    to_exchange = commands.Exchange.Bind(destination="new", source="amq.direct", routing_key="000000", nowait=True)
+    from_exchange = commands.Queue.Bind(queue="s0", exchange="new", routing_key="000000", nowait=True)
+    exchange, deletion = commands.Exchange.Declare(exchange="new"), commands.Exchange.Delete(exchange="new")
+    consume = commands.Basic.Consume(queue="new", consumer_tag="t")
+    for name, declared, binding, last in (
+        ("Queue.Delete", commands.Queue.Declare(queue="new"), to_queue, [commands.Queue.Delete(queue="new")]),
+        ("auto-delete", commands.Queue.Declare(queue="new", auto_delete=True), to_queue,
+         [consume, commands.Basic.Cancel(consumer_tag="t")]),
+        ("exclusive, a lost connection", commands.Queue.Declare(queue="new", exclusive=True), to_queue, []),
+        ("Exchange.Delete, to it", exchange, to_exchange, [deletion]),
+        ("Exchange.Delete, from it", exchange, from_exchange, [deletion]),
+    ):  # fmt: skip
+        parts = [_method(declared) + bound(binding), *map(_method, last)]
+        yield Cost(f"deletion with 200,000 bindings: {name}", "amqp", [HELLO, *parts])
 
 
 # -- the stream protocol
@@ -653,6 +691,9 @@ def binding_costs() -> Iterator[Cost]:
     path = "bindings/%2F/e/topic/q/full"
     for target in (path, f"{path}/x", "queues/%2F/full/bindings", "exchanges/%2F/topic/bindings/source"):
         yield Cost(f"GET {target}, many bindings", "http", [*parts, _http("GET", target)])
+    for method, target in (("GET", "definitions"), ("DELETE", "queues/%2F/full"), ("DELETE", "exchanges/%2F/topic")):
+        requests = [*parts, *(part.replace(b'"k', b'"%d' % n) for n in range(5) for part in parts)]
+        yield Cost(f"{method} {target}, 160,000 bindings", "http", [*requests, _http(method, target)])
     yield Cost("DELETE one of many bindings", "http", [*parts, _http("DELETE", f"{path}/k26999")])
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from http.client import HTTPConnection
 from itertools import islice
 from typing import Any
@@ -24,10 +25,12 @@ from pamqp import commands, frame
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.model.applied_policies import USER, Policy
 from mqtool.broker.embedded.model.message_events import MessageEvents
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.stream_segment import simple_entry
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.codecs.amqp10_values import Symbol
+from tests.brokers import large
 from tests.protocol.loop_watch import LoopWatch
 from tests.protocol.raw_amqp10 import MODIFIED, TRANSFER, RawAmqp10, described
 from tests.protocol.raw_client import RawClient, raw_frame
@@ -724,6 +727,40 @@ def test_long_lists_of_one_queue_do_not_hold_up_other_clients(managed: EmbeddedB
             statuses[path] = _request(managed, "GET", path, {})[0]
             watch.check()
         assert [*statuses.values()] == [200, 200, 200, 404]
+
+
+def test_sums_over_many_queues_do_not_hold_up_other_clients(managed: EmbeddedBroker) -> None:
+    """Summing up the messages of 30,000 queues over HTTP keeps other clients waiting for less than 0.25 s of processor
+    time.
+    """
+    watch, vhost = LoopWatch(managed), _vhost(managed)
+    numbers = iter(range(30_000))
+    while some := [QueueDeclaration(f"q{number}", {}) for number in islice(numbers, 1000)]:
+        managed.under_test(lambda _, some=some: [*map(vhost.add_queue, some)])
+    watch.take()
+    assert _request(managed, "GET", "overview", {})[1]["object_totals"]["queues"] == 30_000
+    watch.check()
+    assert _request(managed, "GET", "vhosts", {})[0] == 200
+    watch.check()
+
+
+@large
+def test_lists_of_many_bindings_do_not_hold_up_other_clients(managed: EmbeddedBroker) -> None:
+    """Listing or exporting 400,000 bindings over HTTP keeps other clients waiting for less than 0.25 s of processor
+    time.
+    """
+    watch, vhost = LoopWatch(managed), _vhost(managed)
+    queue = managed.under_test(lambda _: vhost.add_queue(QueueDeclaration("q", {})))
+    bind, keys = partial(vhost.bind, vhost.exchanges["amq.direct"], queue, arguments={}), [*map(str, range(400_000))]
+    for at in range(0, len(keys), 10_000):
+        managed.under_test(lambda _, at=at: [bind(routing_key=key) for key in keys[at : at + 10_000]])
+    watch.take()
+    listed = _request(managed, "GET", "bindings", {})[1]
+    watch.check()
+    assert [each["routing_key"] for each in listed] == ["q", *keys]
+    exported = _request(managed, "GET", "definitions", {})[1]["bindings"]
+    watch.check()
+    assert [each["routing_key"] for each in exported] == keys
 
 
 def test_arguments_of_a_megabyte_are_refused_without_holding_up_other_clients(managed: EmbeddedBroker) -> None:

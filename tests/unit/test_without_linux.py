@@ -74,7 +74,7 @@ def test_without_proc_the_broker_returns_no_freed_memory(monkeypatch: pytest.Mon
     returned = Mock()
     monkeypatch.setattr(main, "_return_memory", returned)
     ledger = Mock(held_bytes=1 << 30)
-    memory = main._Memory(ledger)
+    memory = main._Memory(ledger, Mock(has_frozen=False))
 
     async def emptied() -> None:
         memory.check()

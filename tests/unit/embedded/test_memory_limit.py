@@ -1,7 +1,14 @@
-"""The default memory limit of the embedded broker."""
+"""The default memory limit of the embedded broker, and its garbage collections."""
 
+import asyncio
+import gc
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
+import pytest
+
+from mqtool.broker.embedded import __main__ as main
 from mqtool.broker.embedded.model.ledger import default_memory_limit
 
 
@@ -14,3 +21,50 @@ def test_the_memory_limit_respects_the_container(tmp_path: Path) -> None:
     assert default_memory_limit([str(limit), "/nowhere"]) == 400_000
     limit.write_text("max\n")
     assert default_memory_limit([str(limit)]) > 1_000_000
+
+
+@pytest.fixture
+def collections(monkeypatch: pytest.MonkeyPatch) -> Iterator[main._LongCollections]:
+    """Every collection of all objects counts as long."""
+    monkeypatch.setattr(main, "_LONG", -1)
+    gc.unfreeze()
+    collections = main._LongCollections()
+    yield collections
+    gc.callbacks.remove(collections.collected)
+    gc.unfreeze()
+
+
+@pytest.mark.parametrize("end", ["emptied", "waste"])
+def test_what_survives_a_long_garbage_collection_is_left_out_of_later_ones(
+    collections: main._LongCollections, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Objects that survive a long garbage collection of a broker with many messages are left out of later collections,
+    until the broker has few messages, or its process has grown much more than its messages.
+    """
+    ledger = Mock(held_bytes=1 << 30)
+    memory = main._Memory(ledger, collections)
+    monkeypatch.setattr(memory, "_without_messages", lambda: 0)
+    gc.collect()
+
+    async def check() -> None:
+        memory.check()
+        assert gc.get_freeze_count() > 10_000
+        if end == "emptied":
+            ledger.held_bytes = 1000
+        else:
+            monkeypatch.setattr(memory, "_without_messages", lambda: 1 << 30)
+        memory.check()
+        assert gc.get_freeze_count() == 0
+
+    memory._unfrozen = 0
+    asyncio.run(check())
+
+
+def test_a_short_garbage_collection_leaves_all_objects_to_later_ones(
+    collections: main._LongCollections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Objects that survive a garbage collection of some milliseconds are looked at again in the next one."""
+    monkeypatch.setattr(main, "_LONG", 1000)
+    gc.collect()
+    assert gc.get_freeze_count() == 0
+    assert not collections.has_frozen

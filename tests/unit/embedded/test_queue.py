@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -404,6 +405,66 @@ def test_the_messages_of_a_long_queue_are_dropped_in_turns(ledger: Ledger, kind:
         assert vhost.delete_queue(queue) == 1
     clock.pass_by(1000)
     assert ledger.held_bytes < without
+
+
+def test_a_message_that_cannot_be_dropped_keeps_no_others_in_memory(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If dropping a message of a deleted queue fails, the failure is logged, the client that deletes the queue gets no
+    error, and the broker frees the other messages of that queue and of queues deleted after it.
+    """
+    clock = BusyClock()
+    vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
+    without = ledger.held_bytes
+    queues = [add_queue(vhost, name) for name in ("q", "r")]
+    for queue in queues:
+        for number in range(200):
+            queue.publish(message(b"%d" % number))
+    drop, lost = ledger.drop, queues[0].backlog.head()
+
+    def fail(entry: BacklogEntry) -> None:
+        if entry is lost:
+            raise RuntimeError("no such message")
+        drop(entry)
+
+    monkeypatch.setattr(ledger, "drop", fail)
+    with caplog.at_level(logging.ERROR):
+        assert [vhost.delete_queue(queue) for queue in queues] == [200, 200]
+        clock.pass_by(1000)
+    drop(lost)
+    assert ledger.held_bytes == without
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "messages of queue 'q' cannot be requeued or dropped"
+    ]
+
+
+@pytest.mark.parametrize("what", ["queue", "destination", "source"])
+def test_the_bindings_of_a_deleted_queue_or_exchange_are_removed_in_turns(ledger: Ledger, what: str) -> None:
+    """If a queue or an exchange with many bindings is no longer used, the broker removes its bindings in several turns
+    of the event loop, then deletes it.
+    """
+    clock = BusyClock()
+    vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
+    without, direct = ledger.held_bytes, vhost.exchanges["amq.direct"]
+    exchange = BrokerExchange("e", "direct")
+    vhost.add_exchange(exchange)
+    queue = add_queue(vhost)
+    end = queue if what == "queue" else exchange
+    for number in range(200):
+        if what == "source":
+            vhost.bind(exchange, queue, f"{number}", {})
+        else:
+            vhost.bind(direct, end, f"{number}", {})
+    vhost.deletions.soon(end)
+    assert 0 < len([*vhost.bindings()]) < 200
+    assert (end in vhost.queues.values()) == (what == "queue")
+    clock.pass_by(1000)
+    assert [*vhost.bindings()] == []
+    assert end not in [*vhost.queues.values(), *vhost.exchanges.values()]
+    for left in (queue, exchange):
+        vhost.deletions.soon(left)
+    clock.pass_by(1000)
+    assert ledger.held_bytes == without
 
 
 @pytest.mark.parametrize("end", ["line", "after"])

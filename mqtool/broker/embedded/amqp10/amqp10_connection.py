@@ -291,4 +291,4 @@ class Connection10(Amqp10Socket):
             session.shut(why)
         queues, self.exclusive_queues = self.exclusive_queues, set()
         for queue in queues:
-            self.vhost.delete_queue(queue)
+            self.vhost.deletions.soon(queue)

@@ -251,7 +251,7 @@ def _check_leads_to(arguments: Table, name: str) -> None:
         raise ManagementRefused(400, f"invalid type '{type_name(arguments[name])}' for arg '{name}'")
 
 
-def _delete_queue(request: ManagementRequest) -> ManagementAnswer:
+def _delete_queue(request: ManagementRequest) -> AnswerInSteps:
     name, vhost, client = request.name, request.vhost, request.client
     _check_line_ends(name)
     client.rights.check("configure", "queue", name)
@@ -260,7 +260,8 @@ def _delete_queue(request: ManagementRequest) -> ManagementAnswer:
         return 200, {"message_count": ULong(0)}
     with _refusals({}):
         topology.check_owner(queue, client)
-    return 200, {"message_count": ULong(vhost.delete_queue(queue))}
+    count = yield from vhost.deletions.steps(queue)
+    return 200, {"message_count": ULong(count)}
 
 
 def _purge_queue(request: ManagementRequest) -> AnswerInSteps:
@@ -303,14 +304,14 @@ def _put_exchange(request: ManagementRequest) -> ManagementAnswer:
     return 204, None
 
 
-def _delete_exchange(request: ManagementRequest) -> ManagementAnswer:
+def _delete_exchange(request: ManagementRequest) -> AnswerInSteps:
     name, vhost = request.name, request.vhost
     _check_line_ends(name)
     _check_not_default(name)
     _check_reserved("exchange", name, vhost)
     request.client.rights.check("configure", "exchange", name)
     if (exchange := vhost.exchanges.get(name)) is not None:
-        vhost.delete_exchange(exchange)
+        yield from vhost.deletions.steps(exchange)
     return 204, None
 
 

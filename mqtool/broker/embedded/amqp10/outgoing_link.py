@@ -258,7 +258,7 @@ class OutgoingLink:
         self.flow.draining = False
         self.queue.remove_consumer(self)
         if self.dynamic:
-            self.session.vhost.delete_queue(self.queue)
+            self.session.vhost.deletions.soon(self.queue)
 
     def cancelled(self) -> None:
         """Detach the link because its queue was deleted."""

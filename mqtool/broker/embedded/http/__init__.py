@@ -6,7 +6,9 @@ and `model/`, never `store/`.
 
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator
+from heapq import merge
 from http import HTTPStatus
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from mqtool.broker.embedded.http import (
@@ -50,6 +52,10 @@ from mqtool.broker.embedded.model.users import User
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
+
+
+#: How many items of a long list are sorted before other clients are served.
+_SORTED_AT_ONCE = 10_000
 
 
 class ManagementServer:
@@ -140,13 +146,13 @@ async def _listed(listed: Iterable[Json] | Listed, query: dict[str, str]) -> Any
     """Sort a list, and return the page and columns that the query string asks for."""
     columns = query["columns"].split(",") if "columns" in query else []
     items, view = listed if isinstance(listed, Listed) else (await in_slices(listed), dict)
-    items.sort(key=_sort_key)
+    items = await _sorted(items, _sort_key)
     if "sort" in query:
         ranked = await in_slices((_rank(view(item), query["sort"]), item) for item in items)
-        ranked.sort(key=lambda pair: pair[0], reverse=query.get("sort_reverse") == "true")
+        ranked = await _sorted(ranked, itemgetter(0), is_reverse=query.get("sort_reverse") == "true")
         items = [item for _, item in ranked]
     if "page" not in query:
-        return (_columns(view(item), columns) for item in items)
+        return (_columns(view(item), columns) for item in _taken_from(items))
     total = len(items)
     if query.get("name"):
         is_wanted = _name_filter(query["name"], is_pattern=query.get("use_regex") == "true")
@@ -160,15 +166,31 @@ async def _listed(listed: Iterable[Json] | Listed, query: dict[str, str]) -> Any
     if not 1 <= page <= pages:
         raise bad_request(f"page out of range: page {page} of {pages}")
     shown = await in_slices(_columns(view(item), columns) for item in items[(page - 1) * size : page * size])
+    count = len(items)
+    await in_slices(None for _ in _taken_from(items))
     return {
         "items": shown,
         "item_count": len(shown),
-        "filtered_count": len(items),
+        "filtered_count": count,
         "total_count": total,
         "page": page,
         "page_size": size,
         "page_count": pages,
     }
+
+
+def _taken_from(items: list[Any]) -> Iterator[Any]:
+    """Yield the items, and remove each from the list: to free many of them at once takes long."""
+    items.reverse()
+    while items:
+        yield items.pop()
+
+
+async def _sorted(items: list[Any], key: Callable[[Any], Any], *, is_reverse: bool = False) -> list[Any]:
+    """Sort a list, in slices, letting the event loop serve other clients between them."""
+    parts = (items[at : at + _SORTED_AT_ONCE] for at in range(0, len(items), _SORTED_AT_ONCE))
+    runs = await in_slices(sorted(part, key=key, reverse=is_reverse) for part in parts)
+    return runs[0] if len(runs) == 1 else await in_slices(merge(*runs, key=key, reverse=is_reverse))
 
 
 def _name_filter(wanted: str, *, is_pattern: bool) -> Callable[[str], bool]:

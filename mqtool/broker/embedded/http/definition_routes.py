@@ -5,7 +5,7 @@ https://www.rabbitmq.com/docs/definitions
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from mqtool.broker.embedded.http.http_server import HttpError, bad_request, in_slices, text
@@ -79,32 +79,31 @@ def _vhost_definition(vhost: VirtualHost) -> Json:
 @route(READ, "definitions/VHOST", administrator)
 def definitions_of_vhost(call: RouteCall, vhost: str) -> Json:
     """Return the definitions of a virtual host. Exchanges, queues and bindings do not contain its name."""
-    found = _topology(call.vhosts(vhost))
-    for kind in ("queues", "exchanges", "bindings"):
-        found[kind] = [{name: value for name, value in item.items() if name != "vhost"} for item in found[kind]]
+    found = _topology(call.vhosts(vhost), "vhost")
     return {"rabbit_version": call.broker.profile.version, **found}
 
 
-def _topology(vhosts: list[VirtualHost]) -> Json:
+def _topology(vhosts: list[VirtualHost], *without: str) -> Json:
+    """Return what virtual hosts contain. Queues, exchanges and bindings are iterators, without these fields."""
     queues = [queue for vhost in vhosts for queue in vhost.queues.values() if queue.owner is None]
-    names = {(queue.vhost, queue.name) for queue in queues}
-    bindings = [binding_view(vhost.name, each) for vhost in vhosts for each in vhost.bindings()]
+    exchanges = [(vhost, exchange) for vhost in vhosts for exchange in vhost.exchanges.values()]
+    bindings = (
+        binding_view(vhost.name, each)
+        for vhost, exchange in exchanges
+        for each in [*exchange.bindings]
+        if getattr(each.destination, "owner", None) is None
+    )
     return {
         "parameters": parameter_views(vhosts),
         "policies": policy_views(vhosts, USER),
-        "queues": [queue_definition(queue) for queue in queues],
-        "exchanges": [
-            exchange_definition(vhost, each)
-            for vhost in vhosts
-            for each in vhost.exchanges.values()
-            if not each.predeclared
-        ],
-        "bindings": [
-            {name: value for name, value in view.items() if name != "properties_key"}
-            for view in bindings
-            if view["destination_type"] == "exchange" or (view["vhost"], view["destination"]) in names
-        ],
+        "queues": (_without(queue_definition(queue), without) for queue in queues),
+        "exchanges": (_without(exchange_definition(*each), without) for each in exchanges if not each[1].predeclared),
+        "bindings": (_without(view, ("properties_key", *without)) for view in bindings),
     }
+
+
+def _without(view: Json, names: Collection[str]) -> Json:
+    return {name: value for name, value in view.items() if name not in names}
 
 
 def load_file(broker: Broker, path: Path) -> list[str]:

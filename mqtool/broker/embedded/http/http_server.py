@@ -40,6 +40,7 @@ _IDLE_SECONDS = 60.0
 _BODY_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
 _SLICE_SECONDS = 0.005
+_PIECE = 100_000
 
 #: The most bytes of responses that clients have not read yet; one response alone may be larger.
 _MOST_UNREAD = 32 * 1024 * 1024
@@ -225,13 +226,15 @@ class HttpServer:
         responses are closed: many clients that ask for long lists and do not read them cannot use up the memory.
         """
         is_list = isinstance(answer.value, list | Iterator) or answer.text is not None
+        if isinstance(answer.value, dict):
+            is_list = any(isinstance(each, Iterator) for each in answer.value.values())
         async with self._encoding if is_list else contextlib.nullcontext():
             try:
                 body = await _encode(answer)
             except Exception as error:
                 answer = _failure(request, error)
                 body = await _encode(answer)
-            self._unread[writer] = len(body)
+            self._unread[writer] = sum(map(len, body))
         while sum(self._unread.values()) > _MOST_UNREAD and len(self._unread) > 1:
             self._close_unread(writer)
         try:
@@ -417,36 +420,72 @@ def _credentials(authorization: str) -> tuple[str, str] | None:
     return name, password
 
 
-async def in_slices(items: Iterable[Item]) -> list[Item]:
-    """Collect a generator's items, letting the event loop serve other clients every few milliseconds."""
+async def in_slices(items: Iterable[Item | None]) -> list[Item]:
+    """Collect a generator's items but None, letting the event loop serve other clients every few milliseconds."""
     found: list[Item] = []
     time = asyncio.get_running_loop().time
     until = time() + _SLICE_SECONDS
     for item in items:
-        found.append(item)
+        if item is not None:
+            found.append(item)
         if time() > until:
             await asyncio.sleep(0)
             until = time() + _SLICE_SECONDS
     return found
 
 
-async def _encode(answer: HttpAnswer) -> bytes:
+async def _encode(answer: HttpAnswer) -> list[bytes]:
+    """Encode a body, in pieces: to join a very long one would take long."""
     if answer.text is not None:
-        return b"".join(await in_slices(part.encode(errors="replace") for part in answer.text))
-    value = answer.value
-    if isinstance(value, list | Iterator):
-        return b"[" + b", ".join(await in_slices(json.dumps(item).encode() for item in value)) + b"]"
-    return b"" if value is None else json.dumps(value).encode()
+        return await in_slices(_joined(answer.text))
+    return [] if answer.value is None else await in_slices(_joined(_json_parts(answer.value, depth=2)))
+
+
+def _joined(parts: Iterable[str]) -> Iterator[bytes | None]:
+    """Join short texts, and yield them in pieces of more than _PIECE bytes. Yield None after each other text."""
+    piece: list[str] = []
+    size = 0
+    for part in parts:
+        piece.append(part)
+        size += len(part)
+        if size > _PIECE:
+            yield "".join(piece).encode(errors="replace")
+            piece, size = [], 0
+        else:
+            yield None
+    yield "".join(piece).encode(errors="replace")
+
+
+def _json_parts(value: Any, depth: int) -> Iterator[str]:
+    """Encode a JSON value in parts: each item of a list is one, also in an object if `depth` is more than 1."""
+    if isinstance(value, dict) and depth > 1:
+        before = "{"
+        for name, each in value.items():
+            yield f"{before}{json.dumps(name)}: "
+            yield from _json_parts(each, depth - 1)
+            before = ", "
+        yield "}" if value else "{}"
+    elif isinstance(value, list | Iterator):
+        before = "["
+        for each in value:
+            yield before + json.dumps(each)
+            before = ", "
+        yield "[]" if before == "[" else "]"
+    else:
+        yield json.dumps(value)
 
 
 async def _write(writer: asyncio.StreamWriter, answer: HttpAnswer, *, stay: bool, head_only: bool = False) -> None:
     await _send(writer, answer, await _encode(answer), stay=stay, head_only=head_only)
 
 
-async def _send(writer: asyncio.StreamWriter, answer: HttpAnswer, body: bytes, *, stay: bool, head_only: bool) -> None:
-    lines = [f"HTTP/1.1 {answer.status.value} {answer.status.phrase}", f"content-length: {len(body)}"]
+async def _send(
+    writer: asyncio.StreamWriter, answer: HttpAnswer, body: list[bytes], *, stay: bool, head_only: bool
+) -> None:
+    size = sum(map(len, body))
+    lines = [f"HTTP/1.1 {answer.status.value} {answer.status.phrase}", f"content-length: {size}"]
     lines.append(f"connection: {'keep-alive' if stay else 'close'}")
-    if body:
+    if size:
         lines.append(f"content-type: {JSON if answer.text is None else TEXT}")
     if answer.allow:
         lines.append(f"allow: {', '.join(answer.allow)}")
@@ -454,6 +493,12 @@ async def _send(writer: asyncio.StreamWriter, answer: HttpAnswer, body: bytes, *
         lines.append(f"location: {answer.location}")
     if answer.status is HTTPStatus.UNAUTHORIZED:
         lines.append('www-authenticate: Basic realm="RabbitMQ Management"')
-    writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + (b"" if head_only else body))
+    head = "\r\n".join(lines).encode() + b"\r\n\r\n"
+    first, *others = [b""] if head_only or not body else body
+    writer.write(head + first)
     async with asyncio.timeout(_ANSWER_SECONDS):
         await writer.drain()
+        for piece in others:
+            await asyncio.sleep(0)
+            writer.write(piece)
+            await writer.drain()

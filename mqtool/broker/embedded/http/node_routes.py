@@ -73,7 +73,7 @@ _STATM = Path("/proc/self/statm")
 
 
 @route(READ, "overview", anyone)
-def overview(call: RouteCall) -> Json:
+async def overview(call: RouteCall) -> Json:
     broker, rates = call.broker, call.api.rates
     queues = [queue for vhost in broker.vhosts.values() for queue in vhost.queues.values()]
     return {
@@ -107,7 +107,7 @@ def overview(call: RouteCall) -> Json:
         },
         "queue_totals": rates.of(call.api.depths),
         "message_stats": {
-            **rates.total(
+            **await rates.total(
                 [
                     *(each for vhost in broker.vhosts.values() for each in vhost.deleted_traffic.values()),
                     *(each.traffic for each in queues),

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterator
 from http import HTTPStatus
-from itertools import chain
 from urllib.parse import quote
 
 from mqtool.broker.embedded.http.http_server import HttpAnswer, bad_request, boolean, in_slices, required, text
@@ -17,7 +16,6 @@ from mqtool.broker.embedded.http.route_table import (
     administrator,
     anyone,
     exchange_name,
-    first,
     member,
     missing,
     put,
@@ -172,7 +170,7 @@ async def delete_queue(call: RouteCall, vhost: str, name: str) -> None:
         raise bad_request(f"queue '{name}' in vhost '{vhost}' not empty")
     if query.get("if-unused") == "true" and len(queue.consumers):
         raise bad_request(f"queue '{name}' in vhost '{vhost}' in use")
-    call.vhost(vhost).delete_queue(queue)
+    await in_slices(call.vhost(vhost).deletions.steps(queue))
 
 
 @route("DELETE", "queues/VHOST/QUEUE/contents", member)
@@ -271,7 +269,7 @@ def declare_exchange(vhost: VirtualHost, declared: ExchangeDeclaration) -> bool:
 
 
 @route("DELETE", "exchanges/VHOST/EXCHANGE", member)
-def delete_exchange(call: RouteCall, vhost: str, name: str) -> None:
+async def delete_exchange(call: RouteCall, vhost: str, name: str) -> None:
     """Delete an exchange. With `if-unused` in the query, refuse if it is in use."""
     call.rights(vhost).check("configure", "exchange", exchange_name(name))
     exchange = call.exchange(vhost, name)
@@ -279,20 +277,23 @@ def delete_exchange(call: RouteCall, vhost: str, name: str) -> None:
         raise bad_request(f"deletion of system exchange '{exchange.name}' in vhost '{vhost}' not allowed")
     if call.request.query.get("if-unused") == "true" and exchange.in_use:
         raise bad_request(f"exchange '{exchange.name}' in vhost '{vhost}' in use")
-    call.vhost(vhost).delete_exchange(exchange)
+    await in_slices(call.vhost(vhost).deletions.steps(exchange))
 
 
 @route(READ, "bindings", anyone)
 @route(READ, "bindings/VHOST", visitor)
-def bindings(call: RouteCall, vhost: str | None = None) -> Iterator[Json]:
+def bindings(call: RouteCall, vhost: str | None = None) -> Iterator[Json | None]:
     """Return bindings, including the implicit binding of each queue to the default exchange."""
     return _bindings(call, vhost)
 
 
 def _bindings(
     call: RouteCall, vhost: str | None, source: str | None = None, kind: str = "", destination: str | None = None
-) -> Iterator[Json]:
-    """Return bindings: all, or only those with this source and destination; `kind` is the destination's type."""
+) -> Iterator[Json | None]:
+    """Return bindings: all, or only those with this source and destination; `kind` is the destination's type.
+
+    Instead of each other binding, there is None, so that looking for a few of many does not take a single long step.
+    """
 
     def is_wanted(binding: BrokerBinding) -> bool:
         return source in (None, binding.source.name) and (
@@ -300,26 +301,32 @@ def _bindings(
             or (kind, destination) == (binding.destination.destination_type, binding.destination.name)
         )
 
-    found: list[tuple[str, BrokerBinding]] = []
-    for each in call.vhosts(vhost):
-        default = each.exchanges[""]
-        implicit = (BrokerBinding(default, queue, queue.name, {}) for queue in each.queues.values())
-        found += [(each.name, binding) for binding in chain(implicit, each.bindings()) if is_wanted(binding)]
-    return (binding_view(*pair) for pair in found)
+    found = [(each, [*each.queues.values()], [*each.exchanges.values()]) for each in call.vhosts(vhost)]
+
+    def each_binding() -> Iterator[tuple[str, BrokerBinding]]:
+        for each, queues, exchanges in found:
+            default = each.exchanges[""]
+            for binding in (BrokerBinding(default, queue, queue.name, {}) for queue in queues):
+                yield each.name, binding
+            for exchange in exchanges:
+                for binding in [*exchange.bindings]:
+                    yield each.name, binding
+
+    return (binding_view(name, binding) if is_wanted(binding) else None for name, binding in each_binding())
 
 
 @route(READ, "queues/VHOST/QUEUE/bindings", visitor)
-def bindings_of_queue(call: RouteCall, vhost: str, name: str) -> Iterator[Json]:
+def bindings_of_queue(call: RouteCall, vhost: str, name: str) -> Iterator[Json | None]:
     return _bindings(call, vhost, None, "queue", name)
 
 
 @route(READ, "exchanges/VHOST/EXCHANGE/bindings/source", visitor)
-def bindings_from_exchange(call: RouteCall, vhost: str, name: str) -> Iterator[Json]:
+def bindings_from_exchange(call: RouteCall, vhost: str, name: str) -> Iterator[Json | None]:
     return _bindings(call, vhost, name)
 
 
 @route(READ, "exchanges/VHOST/EXCHANGE/bindings/destination", visitor)
-def bindings_to_exchange(call: RouteCall, vhost: str, name: str) -> Iterator[Json]:
+def bindings_to_exchange(call: RouteCall, vhost: str, name: str) -> Iterator[Json | None]:
     return _bindings(call, vhost, None, "exchange", name)
 
 
@@ -337,7 +344,7 @@ def binding_view(vhost: str, binding: BrokerBinding) -> Json:
 
 
 @route(READ, "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION", visitor)
-def bindings_between(call: RouteCall, vhost: str, source: str, kind: str, destination: str) -> Iterator[Json]:
+def bindings_between(call: RouteCall, vhost: str, source: str, kind: str, destination: str) -> Iterator[Json | None]:
     """Return the bindings between an exchange and a queue (`kind` is `q`) or another exchange (`e`)."""
     to = {"q": "queue", "e": "exchange"}.get(kind) or missing()
     return _bindings(call, vhost, exchange_name(source), to, destination)
@@ -345,7 +352,10 @@ def bindings_between(call: RouteCall, vhost: str, source: str, kind: str, destin
 
 @route(READ, "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION/KEY", visitor)
 async def binding(call: RouteCall, vhost: str, source: str, kind: str, destination: str, key: str) -> Json:
-    return first(await in_slices(bindings_between(call, vhost, source, kind, destination)), properties_key=key)
+    views = bindings_between(call, vhost, source, kind, destination)
+    wanted = (view if view is not None and view["properties_key"] == key else None for view in views)
+    found: list[Json] = await in_slices(wanted) or missing()
+    return found[0]
 
 
 @route("POST", "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION", member)

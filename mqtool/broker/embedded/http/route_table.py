@@ -42,6 +42,8 @@ SEES_ALL = {"administrator", "monitoring"}
 
 READ = "GET HEAD"
 _SAMPLE_SECONDS = 2.5
+#: After the counters of this many objects, other clients get a turn.
+_AT_ONCE = 500
 _Sample = tuple[float, dict[str, int]]
 
 
@@ -76,11 +78,13 @@ class Rates:
             stats |= {name: count, f"{name}_details": {"rate": round(rate, 1)}}
         return stats
 
-    def total(self, counting: Iterable[Counting]) -> dict[str, int | dict[str, float]]:
-        """Return the sums of the counters and rates of several objects."""
+    async def total(self, counting: Iterable[Counting]) -> dict[str, int | dict[str, float]]:
+        """Return the sums of the counters and rates of several objects. Other clients are served meanwhile."""
         counts: dict[str, int] = {}
         rates: dict[str, float] = {}
-        for each in counting:
+        for number, each in enumerate(counting, 1):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
             for name, value in self.of(each).items():
                 if isinstance(value, dict):
                     rates[name] = rates.get(name, 0.0) + value["rate"]
@@ -92,7 +96,7 @@ class Rates:
         while True:
             await asyncio.sleep(_SAMPLE_SECONDS)
             for number, counting in enumerate([*self._counting()]):
-                if number % 500 == 0:
+                if number % _AT_ONCE == 0:
                     await asyncio.sleep(0)  # lets the event loop serve clients
                 latest = asyncio.get_running_loop().time(), counting.counts()
                 _, earlier = self._samples.get(counting, (latest, latest))

@@ -7,7 +7,15 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
-from mqtool.broker.embedded.http.http_server import HttpAnswer, HttpError, bad_request, boolean, required, text
+from mqtool.broker.embedded.http.http_server import (
+    HttpAnswer,
+    HttpError,
+    bad_request,
+    boolean,
+    in_slices,
+    required,
+    text,
+)
 from mqtool.broker.embedded.http.policy_routes import checked_limits
 from mqtool.broker.embedded.http.route_table import (
     NO_CONTENT,
@@ -245,22 +253,22 @@ def delete_topic_permission(call: RouteCall, vhost: str, name: str, *exchange: s
 
 
 @route(READ, "vhosts", anyone)
-def vhosts(call: RouteCall) -> list[Json]:
-    return [_vhost_view(vhost, call.api.rates) for vhost in call.vhosts()]
+async def vhosts(call: RouteCall) -> list[Json]:
+    return [await _vhost_view(vhost, call.api.rates) for vhost in call.vhosts()]
 
 
 @route(READ, "vhosts/VHOST", visitor)
-def vhost(call: RouteCall, name: str) -> Json:
-    return _vhost_view(call.vhost(name), call.api.rates)
+async def vhost(call: RouteCall, name: str) -> Json:
+    return await _vhost_view(call.vhost(name), call.api.rates)
 
 
-def _vhost_view(vhost: VirtualHost, rates: Rates) -> Json:
+async def _vhost_view(vhost: VirtualHost, rates: Rates) -> Json:
     ready = sum(len(queue) for queue in vhost.queues.values())
     unacked = sum(queue.unacked for queue in vhost.queues.values())
     labels = vhost.labels
     tags, kind = [*labels.tags], labels.default_queue_type or "classic"
     return {
-        "message_stats": rates.total(
+        "message_stats": await rates.total(
             [*vhost.deleted_traffic.values(), *(queue.traffic for queue in vhost.queues.values())]
         ),
         "name": vhost.name,
@@ -310,12 +318,14 @@ def labels_of(body: Json, labels: VhostLabels) -> VhostLabels:
 
 
 @route("DELETE", "vhosts/VHOST", administrator)
-def delete_vhost(call: RouteCall, name: str) -> None:
+async def delete_vhost(call: RouteCall, name: str) -> None:
     vhost = call.vhost(name)
     if vhost.labels.is_protected:
         what = f"Refusing to delete virtual host '{name}' because it is protected from deletion"
         raise HttpError(HTTPStatus.PRECONDITION_FAILED, "precondition_failed", what)
-    call.broker.delete_vhost(vhost.name)
+    await in_slices(vhost.deletions.of_all([*vhost.queues.values()], [*vhost.exchanges.values()]))
+    if call.broker.vhosts.get(name) is vhost:
+        call.broker.delete_vhost(name)
 
 
 @route("POST DELETE", "vhosts/VHOST/deletion/protection", administrator)

@@ -19,6 +19,7 @@ from mqtool.broker.embedded.model.clock import TURN_SECONDS, Clock, TurnQueue
 from mqtool.broker.embedded.model.consumers import Watcher
 from mqtool.broker.embedded.model.dead_lettering import DeadLettered, DeadLetters, would_cycle
 from mqtool.broker.embedded.model.declarations import check_headers_binding, check_local_random_binding
+from mqtool.broker.embedded.model.deletions import Deletions
 from mqtool.broker.embedded.model.exchange import (
     LOCAL_RANDOM,
     PREDECLARED,
@@ -119,6 +120,7 @@ class VirtualHost:
         tracing: True if the firehose (message tracing) is on.
         failures: logs failures to process messages.
         dead_letters: publishes the messages that queues dead-letter.
+        deletions: deletes queues and exchanges in turns.
         requeueing: the queues into which messages are being put back, or whose purged messages are being dropped.
         watcher: the observer that message events are reported to, if any. Set by watch().
         deleted_traffic: the message counts of deleted queues by queue type, so that totals include them.
@@ -147,10 +149,17 @@ class VirtualHost:
         self.dead_letters = DeadLetters(self._publish_dead, clock, self.failures, trusts_deaths=profile.trusts_deaths)
 
         def work(queue: BrokerQueue) -> None:
-            if queue.work_some():
+            try:
+                has_more = queue.work_some()
+            except Exception as error:
+                # A failure must not keep the other messages in line for ever, or close the connection of any client.
+                self.failures.report(f"messages of queue '{queue.name}' cannot be requeued or dropped", error)
+                has_more = True
+            if has_more:
                 self.requeueing.add(queue)
 
         self.requeueing: TurnQueue[BrokerQueue] = TurnQueue(clock, work)
+        self.deletions = Deletions(clock, self._unbind, self.delete_queue, self.delete_exchange)
 
     def watch(self, watcher: Watcher | None) -> None:
         """Start to report message events to a watcher, in place of any previous one. None ends the reporting."""
@@ -176,7 +185,12 @@ class VirtualHost:
         self._changed()
 
     def delete_exchange(self, exchange: BrokerExchange) -> None:
-        """Delete an exchange and its bindings. Its delayed messages stay, for a later exchange of the same name."""
+        """Delete an exchange and its bindings. Its delayed messages stay, for a later exchange of the same name.
+
+        If there are many bindings, this takes long: see Deletions.
+        """
+        if self.exchanges.get(exchange.name) is not exchange:
+            return
         del self.exchanges[exchange.name]
         self._ledger.hold_bytes(-of_exchange(exchange.name, exchange.arguments), definition=True)
         self._changed()
@@ -218,7 +232,7 @@ class VirtualHost:
             self._ledger,
             self.dead_letters.add,
             self.requeueing.add,
-            self.delete_queue,
+            self.deletions.soon,
             durable=declared.durable,
             auto_delete=declared.auto_delete,
             owner=declared.owner,
@@ -264,7 +278,10 @@ class VirtualHost:
             yield
 
     def delete_queue(self, queue: BrokerQueue) -> int:
-        """Delete a queue and its bindings, and return the number of messages that BrokerQueue.delete() reports."""
+        """Delete a queue and its bindings, and return the number of messages that BrokerQueue.delete() reports.
+
+        If there are many bindings, this takes long: see Deletions.
+        """
         if queue.deleted:
             return 0
         del self.queues[queue.name]
@@ -319,7 +336,7 @@ class VirtualHost:
         if binding.stored:
             self._ledger.forget("binding", binding_names(self.name, binding))
         if source.auto_delete and not source.in_use and source.name in self.exchanges:
-            self.delete_exchange(source)
+            self.deletions.soon(source)
 
     def bindings(self) -> Iterator[BrokerBinding]:
         """Yield all bindings except the implicit ones of the default exchange."""

@@ -92,20 +92,20 @@ def create(session: BrokerStreamSession, fields: Fields, correlation: int) -> No
     session.answer(Key.CREATE, correlation)
 
 
-def delete(session: BrokerStreamSession, fields: Fields, correlation: int) -> None:
+def delete(session: BrokerStreamSession, fields: Fields, correlation: int) -> Iterator[None]:
     """Delete a stream. Its publishers and consumers get a metadata update."""
     name = fields.string()
     fields.end()
     check(session, "configure", "queue", name)
     find_log(session, name)
-    _delete_stream(session.vhost, name)
+    yield from _delete_stream(session.vhost, name)
     session.answer(Key.DELETE, correlation)
 
 
-def _delete_stream(vhost: VirtualHost, name: str) -> None:
+def _delete_stream(vhost: VirtualHost, name: str) -> Iterator[None]:
     """Delete an existing stream. Raises Refused if the deletion cannot be written to disk."""
     try:
-        vhost.delete_queue(vhost.queues[name])
+        yield from vhost.deletions.steps(vhost.queues[name])
     except ConnectionException as error:
         raise StreamRefused(Code.INTERNAL_ERROR) from error
 
@@ -272,11 +272,11 @@ def create_super_stream(session: BrokerStreamSession, fields: Fields, correlatio
 def _delete_parts(vhost: VirtualHost, name: str, streams: Sequence[str]) -> Iterator[None]:
     for stream in streams:
         if stream in vhost.queues:
-            _delete_stream(vhost, stream)
+            yield from _delete_stream(vhost, stream)
         yield
     exchange = vhost.exchanges.get(name)
     if exchange is not None:
-        vhost.delete_exchange(exchange)
+        yield from vhost.deletions.steps(exchange)
 
 
 def delete_super_stream(session: BrokerStreamSession, fields: Fields, correlation: int) -> Iterator[None]:

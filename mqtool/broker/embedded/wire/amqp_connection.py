@@ -279,8 +279,19 @@ class BrokerConnection(AmqpSession):
                 )
 
     def _close_received(self) -> None:
-        """Send connection.close-ok. Let the client close the socket: otherwise, some clients report a failure."""
-        self.shut(Why.CLOSED)
+        """Delete the exclusive queues, then send connection.close-ok: many clients expect that order.
+
+        Let the client close the socket: otherwise, some clients report a failure.
+        """
+        self._shut_channels(Why.CLOSED)
+        self.work(self._answer_close())
+
+    def _answer_close(self) -> Iterator[None]:
+        while self.exclusive_queues:
+            yield from self.vhost.deletions.steps(self.exclusive_queues.pop())
+            yield
+        if self.state == "closed":  # the socket has closed meanwhile
+            return
         self.send(commands.Connection.CloseOk)
         self.state = "closed"
         self.set_deadline(_CLOSED_SECONDS)
@@ -313,14 +324,17 @@ class BrokerConnection(AmqpSession):
         self.set_deadline(_CLOSING_SECONDS)
 
     def shut(self, why: Why = Why.LOST) -> None:
-        """Close the channels and delete the exclusive queues."""
+        """Close the channels and delete the exclusive queues, in turns if they are many."""
+        self._shut_channels(why)
+        queues, self.exclusive_queues = self.exclusive_queues, set()
+        for queue in queues:
+            self.vhost.deletions.soon(queue)
+
+    def _shut_channels(self, why: Why) -> None:
         channels, self.channels = list(self.channels.values()), {}
         for channel in channels:
             if channel.state == "open":
                 channel.shut(why)
-        queues, self.exclusive_queues = self.exclusive_queues, set()
-        for queue in queues:
-            self.vhost.delete_queue(queue)
 
 
 def _publish_index(error: ConnectionException) -> int:

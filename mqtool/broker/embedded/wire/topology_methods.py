@@ -1,6 +1,6 @@
 """Handlers for the methods that declare, bind, unbind, purge and delete queues and exchanges."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from pamqp.commands import Exchange as ExchangeClass
 from pamqp.commands import Queue as QueueClass
@@ -124,12 +124,12 @@ def queue_delete(channel: BrokerChannel, method: QueueClass.Delete) -> Iterator[
         if not _is_reply_queue(channel, method.queue):
             name = channel.queue_name(without_line_ends(method.queue))
             channel.session.rights.check("configure", "queue", name)
-            count = _delete_queue(channel, name, if_unused=method.if_unused, if_empty=method.if_empty)
+            count = yield from _delete_queue(channel, name, if_unused=method.if_unused, if_empty=method.if_empty)
         if not method.nowait:
             channel.send(QueueClass.DeleteOk, message_count=count)
 
 
-def _delete_queue(channel: BrokerChannel, name: str, *, if_unused: bool, if_empty: bool) -> int:
+def _delete_queue(channel: BrokerChannel, name: str, *, if_unused: bool, if_empty: bool) -> Generator[None, None, int]:
     queue = channel.vhost.queues.get(name)
     if queue is None:
         return 0
@@ -141,13 +141,12 @@ def _delete_queue(channel: BrokerChannel, name: str, *, if_unused: bool, if_empt
             f"cannot delete queue '{name}' in vhost '{queue.vhost}'. queue.delete operations with {flag} flag set are "
             "not supported by quorum queues",
         )
-    if queue.kind == "stream":
-        return channel.vhost.delete_queue(queue)
-    if if_empty and len(queue):
-        raise precondition_failed(f"queue '{name}' in vhost '{queue.vhost}' not empty")
-    if if_unused and len(queue.consumers):
-        raise precondition_failed(f"queue '{name}' in vhost '{queue.vhost}' in use")
-    return channel.vhost.delete_queue(queue)
+    if queue.kind != "stream":
+        if if_empty and len(queue):
+            raise precondition_failed(f"queue '{name}' in vhost '{queue.vhost}' not empty")
+        if if_unused and len(queue.consumers):
+            raise precondition_failed(f"queue '{name}' in vhost '{queue.vhost}' in use")
+    return (yield from channel.vhost.deletions.steps(queue))
 
 
 def _not_default(name: str) -> None:
@@ -182,7 +181,7 @@ def _declare_exchange(channel: BrokerChannel, method: ExchangeClass.Declare, nam
     )
 
 
-def exchange_delete(channel: BrokerChannel, method: ExchangeClass.Delete) -> None:
+def exchange_delete(channel: BrokerChannel, method: ExchangeClass.Delete) -> Iterator[None]:
     """Delete an exchange, if it exists."""
     name = without_line_ends(method.exchange)
     _not_default(name)
@@ -193,7 +192,7 @@ def exchange_delete(channel: BrokerChannel, method: ExchangeClass.Delete) -> Non
             raise access_refused(f"deletion of system exchange '{name}' in vhost '{channel.vhost.name}' not allowed")
         if method.if_unused and exchange.in_use:
             raise precondition_failed(f"exchange '{name}' in vhost '{channel.vhost.name}' in use")
-        channel.vhost.delete_exchange(exchange)
+        yield from channel.vhost.deletions.steps(exchange)
     if not method.nowait:
         channel.send(ExchangeClass.DeleteOk)
 
