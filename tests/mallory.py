@@ -445,8 +445,10 @@ class Attack:
 
     @property
     def keeps_order(self) -> bool:
-        """True if the command must leave all messages in their queues, in order. Not so: peek of a quorum queue."""
-        return re.match("mqtool (peek mallory |dlq show|dlq ls|delayed ls|queue convert)", self.command) is not None
+        """True if the command must leave all messages in their queues, in order."""
+        return (
+            re.match("mqtool (peek (?!.*receive)|dlq show|dlq ls|delayed ls|queue convert)", self.command) is not None
+        )
 
     @property
     def exchange(self) -> str:
