@@ -274,9 +274,38 @@ def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_
         storage, broker = started(copy)
         queues = broker.vhosts["/"].queues
         queues["delivered"].publish(message(b"3"))
-        found = [queues[name].get(no_ack=False) for name in ["delivered"] * 3 + ["other", "too"]]
+        found = [queues[name].get(no_ack=False) for name in ["delivered"] * 3 + ["other"] + ["too"] * 2]
         told = [(entry.message.body, entry.redelivered) for entry in found if entry is not None]
-        assert told == [(b"1", True), (b"2", True), (b"3", False), (b"1", False), (b"1", True)]
+        assert {entry.acquired_count for entry in found if entry is not None} == {0}
+        assert told == [(b"1", True), (b"2", True), (b"3", False), (b"1", False), (b"1", True), (b"2", True)]
+        storage.close()
+
+    asyncio.run(run())
+
+
+def test_after_a_kill_a_message_keeps_the_count_of_its_deliveries(tmp_path: Path) -> None:
+    """If the broker is stopped, started and killed, a message keeps the delivery counts that it had at the stop, although
+    its queue has delivered messages since then.
+    """
+    copy = tmp_path / "copy"
+
+    async def run() -> None:
+        storage, broker = started(tmp_path / "data")
+        queue = declared(broker.vhosts["/"], x_queue_type="quorum")
+        queue.publish(message(b"x"))
+        await on_disk(storage)
+        for _ in range(3):
+            entry = queue.get(no_ack=False)
+            queue.requeue([entry], Why.RELEASED)
+        storage.close([entry])
+        storage, broker = started(tmp_path / "data")
+        broker.vhosts["/"].queues["q"].get(no_ack=False)
+        await on_disk(storage)
+        shutil.copytree(tmp_path / "data", copy)
+        storage.close()
+        storage, broker = started(copy)
+        entry = broker.vhosts["/"].queues["q"].get(no_ack=False)
+        assert (entry.redelivered, entry.acquired_count) == (True, 3)
         storage.close()
 
     asyncio.run(run())
