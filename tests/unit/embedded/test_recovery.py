@@ -284,7 +284,7 @@ def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_
 
 
 def test_after_a_kill_a_message_keeps_the_count_of_its_deliveries(tmp_path: Path) -> None:
-    """If the broker is stopped, started and killed, a message keeps the delivery counts that it had at the stop, although
+    """If the broker is stopped, started and killed, a message keeps the delivery counts from before the stop, although
     its queue has delivered messages since then.
     """
     copy = tmp_path / "copy"
