@@ -75,6 +75,8 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         f"{_EMBEDDED}/test_backlog.py",
         f"{_EMBEDDED}/test_dead_lettering.py",
         f"{_EMBEDDED}/test_queue.py",
+        f"{_EMBEDDED}/test_queue_consumers.py",
+        f"{_EMBEDDED}/test_limits_of_queues.py",
     ),
     f"{_BROKER}/store/storage.py": (f"{_EMBEDDED}/test_storage.py", f"{_EMBEDDED}/test_recovery.py"),
     f"{_BROKER}/store/database.py": (f"{_EMBEDDED}/test_database.py", f"{_EMBEDDED}/test_recovery.py"),

@@ -254,18 +254,19 @@ def test_messages_survive_a_restart(tmp_path: Path) -> None:
 
 
 def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_path: Path) -> None:
-    """If the broker is killed, the unacknowledged messages of a queue are ready again, and all messages of a queue that
-    has delivered any are marked as redelivered; those of other queues, and those published later, are not.
+    """If the broker is killed, the unacknowledged messages of a queue are ready again, and all messages of each queue
+    that has delivered any are marked as redelivered; those of other queues, and those published later, are not.
     """
     copy = tmp_path / "copy"
 
     async def run() -> None:
         storage, broker = started(tmp_path / "data")
-        delivered, other = (declared(broker.vhosts["/"], name) for name in ("delivered", "other"))
-        for queue in (delivered, other):
+        delivered, other, too = (declared(broker.vhosts["/"], name) for name in ("delivered", "other", "too"))
+        for queue in (delivered, other, too):
             queue.publish(message(b"1"))
             queue.publish(message(b"2"))
         delivered.get(no_ack=False)
+        too.get(no_ack=False)
         await on_disk(storage)
         shutil.copytree(tmp_path / "data", copy)
         storage.close()
@@ -273,9 +274,38 @@ def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_
         storage, broker = started(copy)
         queues = broker.vhosts["/"].queues
         queues["delivered"].publish(message(b"3"))
-        found = [queues[name].get(no_ack=False) for name in ["delivered"] * 3 + ["other"] * 2]
+        found = [queues[name].get(no_ack=False) for name in ["delivered"] * 3 + ["other"] + ["too"] * 2]
         told = [(entry.message.body, entry.redelivered) for entry in found if entry is not None]
-        assert told == [(b"1", True), (b"2", True), (b"3", False), (b"1", False), (b"2", False)]
+        assert {entry.acquired_count for entry in found if entry is not None} == {0}
+        assert told == [(b"1", True), (b"2", True), (b"3", False), (b"1", False), (b"1", True), (b"2", True)]
+        storage.close()
+
+    asyncio.run(run())
+
+
+def test_after_a_kill_a_message_keeps_the_count_of_its_deliveries(tmp_path: Path) -> None:
+    """If the broker is stopped, started and killed, a message keeps the delivery counts from before the stop, although
+    its queue has delivered messages since then.
+    """
+    copy = tmp_path / "copy"
+
+    async def run() -> None:
+        storage, broker = started(tmp_path / "data")
+        queue = declared(broker.vhosts["/"], x_queue_type="quorum")
+        queue.publish(message(b"x"))
+        await on_disk(storage)
+        for _ in range(3):
+            entry = queue.get(no_ack=False)
+            queue.requeue([entry], Why.RELEASED)
+        storage.close([entry])
+        storage, broker = started(tmp_path / "data")
+        broker.vhosts["/"].queues["q"].get(no_ack=False)
+        await on_disk(storage)
+        shutil.copytree(tmp_path / "data", copy)
+        storage.close()
+        storage, broker = started(copy)
+        entry = broker.vhosts["/"].queues["q"].get(no_ack=False)
+        assert (entry.redelivered, entry.acquired_count) == (True, 3)
         storage.close()
 
     asyncio.run(run())

@@ -43,7 +43,7 @@ class WaitingDisk(Disk):
 
 
 class FailingDisk(Disk):
-    """A disk that may fail to sync, or to write to streams."""
+    """A disk that may fail to sync SQLite's log, or to write to streams."""
 
     may_sync = may_write = True
 
@@ -53,7 +53,7 @@ class FailingDisk(Disk):
         return super().write(file, path, data, position)
 
     def sync(self, file: int, path: Path) -> None:
-        if not self.may_sync:
+        if not self.may_sync and path.name.endswith("-wal"):
             raise OSError(errno.EIO, "Input/output error")
         super().sync(file, path)
 
@@ -352,23 +352,67 @@ def test_a_new_time_of_a_message_is_read_back(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_an_acknowledged_message_is_deleted_without_further_changes(tmp_path: Path) -> None:
-    """A message that is acknowledged after it was written is deleted from the disk, even if nothing else happens."""
+def test_a_message_is_written_and_deleted_without_further_changes(tmp_path: Path) -> None:
+    """A message that nobody waits for is written to the disk, and deleted from it once it is acknowledged, even if
+    nothing else happens.
+    """
 
     async def run() -> None:
         storage = Storage(tmp_path)
         entry = storage.enter(message(b"x"), None)
-        storage.added(1, entry)
-        for _ in range(2):
-            await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
-        storage.removed(entry.row)
         with sqlite3.connect(tmp_path / "broker.sqlite3") as db:
-            while db.execute("SELECT COUNT(*) FROM entry").fetchone()[0]:
-                await asyncio.sleep(0.001)
+            for change, rows in ((lambda: storage.added(1, entry), 1), (lambda: storage.removed(entry.row), 0)):
+                for _ in range(2):
+                    await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+                change()
+                while db.execute("SELECT COUNT(*) FROM entry").fetchone()[0] != rows:
+                    await asyncio.sleep(0.001)
         db.close()
         storage.close()
 
     asyncio.run(asyncio.wait_for(run(), _PATIENCE_SECONDS))
+
+
+def test_a_message_that_is_acknowledged_at_once_is_never_written(tmp_path: Path) -> None:
+    """A message that is acknowledged before it was written to the disk is not written at all."""
+
+    async def run() -> None:
+        storage = Storage(tmp_path)
+        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+        before = storage.database.db.total_changes
+        entry = storage.enter(message(b"x"), None)
+        storage.added(1, entry)
+        storage.removed(entry.row)
+        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+        assert storage.database.db.total_changes == before
+        storage.close()
+
+    asyncio.run(run())
+
+
+def test_each_group_of_changes_has_its_own_number(tmp_path: Path) -> None:
+    """The number of the next group rises as soon as a group is being written, so a message that is published then is
+    not confirmed together with those before it.
+    """
+
+    async def run() -> None:
+        disk = WaitingDisk()
+        storage = Storage(tmp_path, disk)
+        numbers = []
+        for _ in range(3):
+            disk.may_go_on.clear()
+            numbers.append(storage.group)
+            storage.added(1, storage.enter(message(b"x"), None))
+            stored = asyncio.create_task(storage.stored())
+            await turns()
+            assert not stored.done()
+            assert storage.group > numbers[-1]
+            disk.may_go_on.set()
+            await asyncio.wait_for(stored, _PATIENCE_SECONDS)
+        assert len(set(numbers)) == 3
+        storage.close()
+
+    asyncio.run(run())
 
 
 def test_a_large_log_is_copied_to_the_database_file(tmp_path: Path) -> None:

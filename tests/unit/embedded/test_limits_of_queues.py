@@ -1,0 +1,450 @@
+"""The embedded broker's queues: lengths, lifetimes, delivery limits, delayed retries, and what a watcher is told."""
+
+from typing import Any
+
+import pytest
+
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
+from mqtool.broker.embedded.model.applied_policies import USER, Policy
+from mqtool.broker.embedded.model.backlog import BacklogEntry
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Like
+from mqtool.broker.embedded.model.queue import BrokerQueue, Why, consumer_timeout
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.codecs.field_tables import Int32, Table
+from tests.unit.embedded.test_queue import FakeClock, FakeConsumer, add_queue, bodies, message
+
+
+class RecordingLedger(Ledger):
+    """A ledger that stores nothing, and keeps what it was asked to store.
+
+    Attributes:
+        stored_bodies: the bodies of messages.
+        delivering_keys: the keys of queues that have made their first delivery.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stored_bodies: list[bytes] = []
+        self.delivering_keys: list[int] = []
+
+    def new_key(self) -> int:
+        return 7
+
+    def added(self, holder: int, entry: BacklogEntry) -> None:
+        assert holder == 7
+        entry.row = entry.position
+        self.stored_bodies.append(entry.message.body)
+
+    def delivering(self, holder: int) -> None:
+        self.delivering_keys.append(holder)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def ledger() -> RecordingLedger:
+    return RecordingLedger()
+
+
+@pytest.fixture
+def vhost(clock: FakeClock, ledger: RecordingLedger) -> VirtualHost:
+    return VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
+
+
+def with_fields(body: bytes, **fields: bytes) -> BrokerMessage:
+    """Return a message with these encoded properties."""
+    return BrokerMessage(encode_address("", "q"), ContentHeader.of(MessageProperties.of(fields), len(body)), body)
+
+
+def take(queue: BrokerQueue) -> BacklogEntry:
+    entry = queue.get(no_ack=False)
+    assert entry is not None
+    return entry
+
+
+def quorum_queue(like: Like, **arguments: Any) -> tuple[BrokerQueue, FakeClock]:
+    clock = FakeClock()
+    return add_queue(
+        VirtualHost("/", clock, Ledger(), PROFILES[like]), durable=True, x_queue_type="quorum", **arguments
+    ), clock
+
+
+def deaths(queue: BrokerQueue) -> list[tuple[bytes, object]]:
+    """Return the body of each dead letter in a queue, with the reason for its death."""
+    found = []
+    while (entry := queue.get(no_ack=True)) is not None:
+        found.append((entry.message.body, entry.message.headers["x-first-death-reason"]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("declared", "arguments", "mode", "stored"),
+    [
+        ({"durable": True}, {}, 2, True),
+        ({"durable": True}, {}, 1, False),
+        ({"durable": True}, {"x-queue-type": "quorum"}, 1, True),
+        ({"durable": False}, {}, 2, False),
+        ({"durable": True, "owner": object()}, {}, 2, False),
+    ],
+)
+def test_a_message_is_stored_if_it_and_its_queue_survive_a_restart(
+    vhost: VirtualHost, ledger: RecordingLedger, declared: Any, arguments: Table, mode: int, *, stored: bool
+) -> None:
+    """A persistent message in a durable queue that is not exclusive, and each message in a quorum queue, is stored, and
+    its confirm waits for that; also if a consumer without acknowledgement gets it at once. Others are not.
+    """
+    queue = vhost.add_queue(QueueDeclaration("q", arguments, **declared))
+    assert queue.publish(with_fields(b"0", delivery_mode=bytes([mode]))) == (True, stored)
+    consumer = FakeConsumer(no_ack=True, queue=queue)
+    queue.add_consumer(consumer)
+    queue.pump()
+    assert queue.publish(with_fields(b"1", delivery_mode=bytes([mode]))) == (True, stored)
+    assert [entry.message.body for entry in consumer.got] == [b"0", b"1"]
+    assert ledger.stored_bodies == [b"0", b"1"] * stored
+
+
+@pytest.mark.parametrize("how", ["consumer", "get"])
+def test_the_first_delivery_of_a_durable_queue_is_recorded(
+    vhost: VirtualHost, ledger: RecordingLedger, how: str
+) -> None:
+    """The first delivery of a durable queue is recorded in the data directory, and the later ones are not."""
+    for name, durable in (("durable", True), ("transient", False)):
+        queue = add_queue(vhost, name, durable=durable)
+        if how == "consumer":
+            queue.add_consumer(FakeConsumer(queue=queue))
+        for _ in range(3):
+            queue.publish(message())
+            queue.get(no_ack=True)
+    assert ledger.delivering_keys == [7]
+
+
+def test_unacknowledged_messages_are_counted(vhost: VirtualHost) -> None:
+    """A queue counts its unacknowledged messages, and the bytes of their bodies, until they are acknowledged, rejected
+    or requeued.
+    """
+    queue = add_queue(vhost)
+    for size in (1, 10, 100, 1000):
+        queue.publish(message(bytes(size)))
+    entries = [take(queue) for _ in range(4)]
+    assert (queue.unacked, queue.unacked_bytes) == (4, 1111)
+    for entry, settle, left in zip(
+        entries,
+        [queue.acknowledge, queue.reject, lambda entry: queue.requeue([entry])],
+        [1110, 1100, 1000],
+        strict=False,
+    ):
+        settle(entry)
+        assert queue.unacked_bytes == left
+    assert (queue.unacked, len(queue)) == (1, 1)
+    queue.acknowledge(entries[3])
+    assert (queue.unacked, queue.unacked_bytes, queue.traffic.acknowledged) == (0, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("queue_ttl", "expiration", "lasts"), [(1000, b"500", 500), (500, b"1000", 500), (None, b"0", 0)]
+)
+def test_a_message_expires_after_the_shorter_of_two_times(
+    vhost: VirtualHost, clock: FakeClock, queue_ttl: int | None, expiration: bytes, lasts: int
+) -> None:
+    """A message expires after its own expiration or the queue's x-message-ttl, whichever is shorter. A message without
+    expiration has only the queue's.
+    """
+    queue = add_queue(vhost, **({} if queue_ttl is None else {"x_message_ttl": Int32(queue_ttl)}))
+    queue.publish(with_fields(b"x", expiration=bytes([len(expiration)]) + expiration))
+    queue.publish(message(b"without"))
+    if lasts:
+        clock.pass_by(lasts - 1)
+        assert bodies(queue) == [b"x", b"without"]
+        clock.pass_by(1)
+    assert bodies(queue) == [b"without"] * (queue_ttl is None or queue_ttl > lasts)
+
+
+def test_each_reason_for_a_dead_letter_is_named(vhost: VirtualHost, clock: FakeClock) -> None:
+    """A dead letter has the reason for which it left its queue: expired, maxlen, rejected or delivery_limit."""
+    dead = add_queue(vhost, "dead")
+    to = {"x_dead_letter_exchange": "", "x_dead_letter_routing_key": "dead"}
+    expiring = add_queue(vhost, "expiring", x_message_ttl=Int32(1000), **to)
+    short = add_queue(vhost, "short", x_max_length=Int32(1), **to)
+    full = add_queue(vhost, "full", x_max_length=Int32(1), x_overflow="reject-publish-dlx", **to)
+    rejecting = add_queue(vhost, "rejecting", **to)
+    limited = add_queue(vhost, "limited", durable=True, x_queue_type="quorum", x_delivery_limit=Int32(1), **to)
+    expiring.publish(message(b"expired"))
+    clock.pass_by(1000)
+    for body in (b"maxlen", b"stays"):
+        short.publish(message(body))
+    assert full.publish(message(b"stays")) == (True, False)
+    assert full.publish(message(b"refused")) == (False, False)
+    for queue, body in ((rejecting, b"rejected"), (limited, b"limit")):
+        queue.publish(message(body))
+    rejecting.reject(take(rejecting))
+    for _ in range(2):
+        limited.requeue([take(limited)], Why.REJECTED)
+    assert deaths(dead) == [
+        (b"expired", "expired"),
+        (b"maxlen", "maxlen"),
+        (b"refused", "maxlen"),
+        (b"rejected", "rejected"),
+        (b"limit", "delivery_limit"),
+    ]
+
+
+@pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])
+def test_a_maximum_length_in_bytes_counts_the_bodies_of_ready_messages(vhost: VirtualHost, overflow: str) -> None:
+    """A queue with x-max-length-bytes holds ready messages up to this many bytes. It drops the oldest ones, or refuses
+    new ones; an unacknowledged message does not count.
+    """
+    queue = add_queue(vhost, x_max_length_bytes=Int32(10), x_overflow=overflow)
+    queue.publish(message(b"unacknowledged"[:9]))
+    queue.get(no_ack=False)
+    accepted = [queue.publish(message(body))[0] for body in (b"12345", b"67890", b"x")]
+    drops = overflow == "drop-head"
+    assert accepted == [True, True, drops]
+    assert bodies(queue) == ([b"67890", b"x"] if drops else [b"12345", b"67890"])
+
+
+def test_a_policy_that_limits_a_long_queue_drops_messages_in_turns(vhost: VirtualHost, clock: FakeClock) -> None:
+    """If a policy sets a maximum length, the oldest messages of a long queue are dropped in several turns, without any
+    further use of the queue. Once the policy is deleted, the queue has no limit any more.
+    """
+    queue = add_queue(vhost)
+    for number in range(100):
+        queue.publish(message(b"%d" % number))
+    vhost.policies.put(USER, Policy("p", ".*", {"max-length": Int32(10)}))
+    assert 10 < len(queue) < 100
+    clock.pass_by(0)
+    assert bodies(queue) == [b"%d" % number for number in range(90, 100)]
+    queue.publish(message(b"100"))
+    assert len(queue) == 10
+    vhost.policies.delete(USER, "p")
+    queue.publish(message(b"101"))
+    assert len(queue) == 11
+    assert queue.policy.policy is None
+
+
+def test_a_policy_sets_the_time_after_which_an_unused_queue_is_deleted(vhost: VirtualHost, clock: FakeClock) -> None:
+    """If a policy sets `expires`, the queue is deleted once it is unused for that time. Without the policy, or with one
+    that changes something else, it is not deleted earlier.
+    """
+    queue = add_queue(vhost)
+    vhost.policies.put(USER, Policy("p", ".*", {"expires": Int32(1000)}))
+    clock.pass_by(900)
+    vhost.policies.put(USER, Policy("p", ".*", {"expires": Int32(2000)}))
+    assert queue.policy.definition == {"expires": 2000}
+    clock.pass_by(1999)
+    assert "q" in vhost.queues
+    vhost.policies.delete(USER, "p")
+    clock.pass_by(5000)
+    assert "q" in vhost.queues
+    vhost.policies.put(USER, Policy("p", ".*", {"expires": Int32(1000)}))
+    clock.pass_by(999)
+    assert "q" in vhost.queues
+    clock.pass_by(1)
+    assert "q" not in vhost.queues
+
+
+def test_an_auto_delete_queue_is_deleted_with_its_last_consumer(vhost: VirtualHost) -> None:
+    """An auto-delete queue is deleted when its last consumer leaves, and not before it had one."""
+    queue = add_queue(vhost, auto_delete=True)
+    one, two = FakeConsumer(queue=queue), FakeConsumer(queue=queue)
+    queue.remove_consumer(one)
+    assert "q" in vhost.queues
+    for consumer in (one, two):
+        queue.add_consumer(consumer)
+    queue.remove_consumer(one)
+    assert "q" in vhost.queues
+    queue.remove_consumer(two)
+    assert "q" not in vhost.queues
+
+
+_COUNTED = [Why.REJECTED, Why.FAILED, Why.CLOSED, Why.LOST]
+
+
+@pytest.mark.parametrize("why", list(Why))
+@pytest.mark.parametrize(("like", "also"), [(Like.V4_2, [Why.RETURNED]), (Like.V4_3, [])])
+def test_a_quorum_queue_counts_the_failed_deliveries_of_a_message(like: Like, also: list[Why], why: Why) -> None:
+    """Each requeueing of a message in a quorum queue is counted, and against the delivery limit count rejected, failed
+    and lost deliveries, and up to RabbitMQ 4.2 those returned with basic.nack; not those that were released.
+    """
+    queue, _ = quorum_queue(like)
+    queue.publish(message())
+    for count in (1, 2):
+        entry = take(queue)
+        queue.requeue([entry], why)
+        assert (entry.acquired_count, entry.redelivered) == (count, True)
+        assert entry.delivery_count == (count if why in _COUNTED + also else 0)
+
+
+@pytest.mark.parametrize(("like", "count"), [(Like.V4_2, 0), (Like.V4_3, 2)])
+def test_a_classic_queue_counts_failed_deliveries_over_amqp_1_0(like: Like, count: int) -> None:
+    """From RabbitMQ 4.3 on, a classic queue counts deliveries that an AMQP 1.0 client reports as failed."""
+    queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[like]))
+    queue.publish(message())
+    for why in (Why.FAILED, Why.RETURNED, Why.FAILED):
+        queue.requeue([take(queue)], why)
+    assert take(queue).delivery_count == count
+
+
+@pytest.mark.parametrize(
+    ("like", "limit", "why", "is_last"),
+    [
+        (Like.V4_2, -1, Why.RETURNED, True),
+        (Like.V4_2, -1, Why.CLOSED, False),
+        (Like.V4_2, 20, Why.RETURNED, False),
+        (Like.V4_3, -1, Why.RETURNED, False),
+    ],
+)
+def test_without_a_delivery_limit_requeued_messages_come_last(
+    like: Like, limit: int, why: Why, *, is_last: bool
+) -> None:
+    """Up to RabbitMQ 4.2, a quorum queue without a delivery limit delivers a message that a client has requeued after
+    all others. In all other cases the message returns to its position.
+    """
+    queue, _ = quorum_queue(like, x_delivery_limit=Int32(limit))
+    for body in (b"0", b"1", b"2"):
+        queue.publish(message(body))
+    queue.requeue([take(queue)], why)
+    order = [take(queue).message.body for _ in range(3)]
+    assert order == ([b"1", b"2", b"0"] if is_last else [b"0", b"1", b"2"])
+
+
+@pytest.mark.parametrize(
+    ("which", "why", "delays"),
+    [
+        ("all", Why.REJECTED, [1000, 2000, 2500, 2500]),
+        ("all", Why.RETURNED, [1000, 1000]),
+        ("failed", Why.REJECTED, [1000, 2000]),
+        ("failed", Why.RETURNED, [0, 0]),
+        ("returned", Why.REJECTED, [0, 0]),
+        ("returned", Why.RETURNED, [1000, 1000]),
+    ],
+)
+def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) -> None:
+    """From RabbitMQ 4.3 on, a quorum queue delays the messages of x-delayed-retry-type when they are requeued: each
+    failure for longer, up to the maximum. A delayed message is delivered to a waiting consumer in time.
+    """
+    arguments = {"x_delayed_retry_type": which, "x_delayed_retry_min": Int32(1000), "x_delayed_retry_max": Int32(2500)}
+    queue, clock = quorum_queue(Like.V4_3, **arguments)
+    consumer = FakeConsumer(queue=queue)
+    queue.add_consumer(consumer)
+    queue.publish(message())
+    for number, delay in enumerate(delays, 1):
+        queue.requeue([consumer.got[-1]], why)
+        if delay:
+            clock.pass_by(delay - 1)
+            assert len(consumer.got) == number
+            clock.pass_by(1)
+        assert len(consumer.got) == number + 1
+
+
+@pytest.mark.parametrize(("like", "lasts"), [(Like.V4_2, 0), (Like.V4_3, 700)])
+def test_a_client_can_delay_a_retry_itself(like: Like, lasts: int) -> None:
+    """From RabbitMQ 4.3 on, a client that requeues a message can name the time before which it is not delivered again.
+    A time that has passed, and earlier versions, do not delay it. Purging the queue drops delayed messages as well.
+    """
+    queue, clock = quorum_queue(like)
+    for body in (b"0", b"1"):
+        queue.publish(message(body))
+    queue.requeue([take(queue)], Why.FAILED, clock.wall() + 700)
+    assert bodies(queue) == ([b"1"] if lasts else [b"0", b"1"])
+    clock.pass_by(700)
+    assert bodies(queue) == [b"0", b"1"]
+    queue.requeue([take(queue)], Why.FAILED, clock.wall())
+    assert bodies(queue) == [b"0", b"1"]
+    queue.requeue([take(queue)], Why.FAILED, clock.wall() + 700)
+    assert queue.purge() == 2
+    clock.pass_by(700)
+    assert bodies(queue) == []
+
+
+@pytest.mark.parametrize(
+    ("like", "kind", "declared", "argument", "seconds"),
+    [
+        (Like.V3_10, "classic", 5000, None, 30),
+        (Like.V4_2, "classic", 5000, 2000, 5),
+        (Like.V4_2, "classic", None, 2000, 30),
+        (Like.V4_3, "classic", 5000, 2000, None),
+        (Like.V4_3, "quorum", 5000, 2000, 2),
+        (Like.V4_3, "quorum", 5000, None, 5),
+        (Like.V4_3, "quorum", None, None, 30),
+    ],
+)
+def test_each_version_has_its_own_consumer_timeouts(
+    like: Like, kind: str, declared: int | None, argument: int | None, seconds: float | None
+) -> None:
+    """RabbitMQ 3.10 has one consumer timeout for all queues. In 4.2 each queue can have its own, and from 4.3 on only
+    quorum queues have any, and each of their consumers can have its own.
+    """
+    arguments = {} if declared is None else {"x_consumer_timeout": Int32(declared)}
+    vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
+    queue = add_queue(vhost, durable=True, x_queue_type=kind, **arguments)
+    consumers: Table = {} if argument is None else {"x-consumer-timeout": Int32(argument)}
+    assert consumer_timeout(queue, consumers, 30) == seconds
+
+
+class Watching:
+    """A watcher that shows all messages, and keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.shown: Any = range(1, 1000)
+        self.publishing: Any = {}
+        self.skipped: set[bytes] = set()
+        self.told: list[tuple[object, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def tell(*arguments: object, **named: object) -> None:
+            self.told.append((name, *map(self._named, arguments), *named.items()))
+
+        return tell
+
+    def _named(self, argument: object) -> object:
+        if isinstance(argument, BacklogEntry | BrokerMessage):
+            return argument.body if isinstance(argument, BrokerMessage) else argument.message.body
+        return argument.name if isinstance(argument, BrokerQueue) else argument
+
+    def published(self, routing: Any) -> None:
+        self.publishing = {id(routing.message): routing}
+
+
+def test_a_watcher_is_told_what_happens_to_messages(vhost: VirtualHost) -> None:
+    """A watcher of message events is told when a message enters a queue, is delivered by basic.get, acknowledged,
+    requeued with the reason, dead-lettered or dropped with the reason, and when the queue is emptied. It is not told of
+    messages that it does not show.
+    """
+    watcher = Watching()
+    queue = add_queue(vhost, x_dead_letter_exchange="amq.fanout")
+    vhost.watch(watcher)  # type: ignore[arg-type]
+    for body in (b"0", b"1"):
+        vhost.enqueue(vhost.route(vhost.exchanges[""], message(body)))
+    queue.requeue([take(queue)], Why.RETURNED)
+    queue.acknowledge(take(queue))
+    queue.reject(take(queue))
+    queue.purge()
+    consumer = FakeConsumer(queue=queue)
+    queue.add_consumer(consumer)
+    queue.remove_consumer(consumer)
+    expected = [
+        ("entered", "q", b"0", 1),
+        ("entered", "q", b"1", 2),
+        ("delivered", "q", b"0", None, ("no_ack", False)),
+        ("requeued", "q", b"0", "returned"),
+        ("delivered", "q", b"0", None, ("no_ack", False)),
+        ("acknowledged", "q", b"0"),
+        ("delivered", "q", b"1", None, ("no_ack", False)),
+        ("ended", "q", b"1", "rejected", "amq.fanout"),
+        ("emptied", "q"),
+        ("changed",),
+        ("changed",),
+    ]
+    assert watcher.told == expected
+    watcher.shown = ()
+    queue.publish(message(b"2"))
+    queue.requeue([take(queue)])
+    queue.acknowledge(take(queue))
+    queue.publish(message(b"3"))
+    queue.reject(take(queue))
+    assert watcher.told == expected
