@@ -237,7 +237,7 @@ def main() -> None:
         recording = recordings.make(name).absolute().as_uri()
         with browser() as window:
             if name == recordings.SHOP_AT_WORK:
-                still(window, recording, path, 0.75)
+                still(window, recording, path, 0.45)  # orders are on their way
             else:
                 for each in _STILLS:
                     still(window, f"{recording}#{each}", DIRECTORY / f"{each}.svg")

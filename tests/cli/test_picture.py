@@ -521,7 +521,7 @@ def test_no_arrow_runs_behind_a_queue_on_a_phone(chromium: Any, tmp_path: Path) 
 
 def test_no_arrow_runs_behind_the_last_queue_on_a_phone(chromium: Any, tmp_path: Path) -> None:
     """At 390 pixels, the arrow from the first of two consumers back to the exchange runs between the layers, and then
-    past the queues.
+    past the queues, within the picture.
     """
     records = of_rpc()
     topology = next(each for each in records if each["kind"] == "topology")
@@ -532,6 +532,10 @@ def test_no_arrow_runs_behind_the_last_queue_on_a_phone(chromium: Any, tmp_path:
     seek(page, 0.4)
     assert len(page.find(".node.c")) == 2
     assert arrows_behind(page) == []
+    assert page.ask(
+        "const edge = document.querySelector('#picture').getBoundingClientRect().right;"
+        "return [...document.querySelectorAll('.arrow path')].every((e) => e.getBoundingClientRect().right <= edge)"
+    )
 
 
 def test_the_label_of_a_message_at_the_edge_is_seen_whole(chromium: Any, tmp_path: Path) -> None:

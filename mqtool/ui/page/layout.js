@@ -330,7 +330,7 @@ function aroundRight({ places, size, low }, start, end) {
   const [d, y] = isLast(end)
     ? [{ x: end.x + width / 2, y: end.y }, end.y]
     : [{ x: end.x + width / 4, y: end.y + height / 2 }, end.y + height / 2 + along];
-  const x = (low + across - (first.x + d.x) / 8) / 0.75;
+  const x = (low + across - Math.max(first.x, d.x) / 4) / 0.75;
   const curve = [first, { x, y: first.y }, { x, y }, d];
   return isLast(start) ? curve : [s, { x: s.x, y: first.y }, { x: (s.x + low) / 2, y: first.y }, ...curve];
 }

@@ -184,9 +184,9 @@ export function withoutEndings(records) {
 const isOfMessage = ({ kind, what }) => kind === "event" && what !== "purged";
 
 function withoutEnding(records) {
-  const last = records.findLastIndex((record) => record.kind === "typed" || isOfMessage(record));
+  const last = records.findLastIndex(isOfMessage);
   const later = records.slice(last + 1);
-  if (last < 0 || later.some((record) => record.kind === "scene")) return records;
+  if (last < 0 || later.some(({ kind }) => kind === "scene" || kind === "typed")) return records;
   let known = records.slice(0, last).findLast((record) => record.kind === "topology");
   let isOver = false;
   const kept = later.filter((record) => {
