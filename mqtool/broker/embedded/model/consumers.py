@@ -203,12 +203,12 @@ class Watcher(Protocol):
 
     Attributes:
         shown: the messages that the watcher shows, by position; see Entry.
-        publishing: the latest messages that the watcher shows.
+        publishing: the latest messages that the watcher shows, by id().
         skipped: the addresses whose new messages are not shown for the moment, so published() need not be called.
     """
 
     shown: dict[int, Any]
-    publishing: dict[BrokerMessage, int]
+    publishing: dict[int, Any]
     skipped: set[bytes]
 
     def published(self, routing: Any) -> None:

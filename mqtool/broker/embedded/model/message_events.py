@@ -68,7 +68,7 @@ class MessageEvents:
         self.changes = 0
         self.asked = time.monotonic()
         self.shown: dict[int, tuple[str, bool]] = {}
-        self.publishing: dict[BrokerMessage, int] = {}
+        self.publishing: dict[int, tuple[BrokerMessage, int]] = {}
         self.skipped: set[bytes] = set()
         self.readers: dict[str | None, int] = {}
         self.offsets: dict[str, tuple[str, int]] = {}
@@ -108,11 +108,11 @@ class MessageEvents:
             self._left -= 1
             self._in_second[message.address] += 1
         self._messages += 1
-        self.publishing[message] = self._messages
+        self.publishing[id(message)] = message, self._messages
         fields = {"what": "published", "message": self._messages, "from": self._origin(source)}
         self._add({**fields, "paths": [*_paths(self._vhost, message, routing.queues)]}, message)
         if held is not None and held[1].message.address == message.address:
-            del self.publishing[message]  # not lost, although no queue receives it
+            del self.publishing[id(message)]  # not lost, although no queue receives it
             exchange, entry = held
             self.shown[entry.position] = exchange, True
             fields = {"exchange": exchange, "copy": entry.position, "until": entry.expires_at}
@@ -125,12 +125,12 @@ class MessageEvents:
         return self._left >= 1 and self._in_second[address] < _PER_SECOND_ON_ARROW and len(self.shown) < _MAX_SHOWN
 
     def unroutable(self, message: BrokerMessage, *, returned: bool) -> None:
-        if (number := self.publishing.get(message)) is not None:
-            self._add({"what": "returned" if returned else "dropped", "message": number})
+        if (found := self.publishing.get(id(message))) is not None:
+            self._add({"what": "returned" if returned else "dropped", "message": found[1]})
 
     def refused(self, queue: BrokerQueue, message: BrokerMessage) -> None:
-        if (number := self.publishing.get(message)) is not None:
-            self._add({"what": "refused", "message": number, "queue": queue.name})
+        if (found := self.publishing.get(id(message))) is not None:
+            self._add({"what": "refused", "message": found[1], "queue": queue.name})
 
     def entered(self, queue: BrokerQueue, message: BrokerMessage, position: int) -> None:
         if queue.kind == "stream":
@@ -139,7 +139,7 @@ class MessageEvents:
         else:
             self.shown[position] = queue.name, True
             what = "ready"
-        number = self.publishing[message]
+        number = self.publishing[id(message)][1]
         self._add({"what": what, "message": number, "queue": queue.name, "copy": position})
 
     def delivered(

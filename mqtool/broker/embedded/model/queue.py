@@ -175,7 +175,7 @@ class BrokerQueue:
         properties = message.header.properties
         ttl = options.message_ttl if properties.expiration is None else options.time_to_live(properties.expiration)
         entry = self.ledger.enter(message, None if ttl is None else self.clock.now() + ttl)
-        if self.watcher is not None and message in self.watcher.publishing:
+        if self.watcher is not None and id(message) in self.watcher.publishing:
             self.watcher.entered(self, message, entry.position)
         if self.stored and (properties.delivery_mode == PERSISTENT or self.kind == "quorum"):
             self.ledger.added(self.key, entry)

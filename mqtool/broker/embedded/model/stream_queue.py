@@ -168,7 +168,7 @@ class StreamQueue(BrokerQueue):
     def publish(self, message: BrokerMessage) -> tuple[bool, bool]:
         """Append a message. Returns True (a stream accepts every message), and True if it is being written to disk."""
         self.traffic.published += 1
-        if self.watcher is not None and message in self.watcher.publishing:
+        if self.watcher is not None and id(message) in self.watcher.publishing:
             self.watcher.entered(self, message, self.log.next_offset)
         if self.profile.speaks_amqp10:
             data = sectioned.encode(message, self.profile)

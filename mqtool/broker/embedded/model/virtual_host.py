@@ -58,14 +58,14 @@ class Routing:
     Attributes:
         queues: the queues that get the message now, without duplicates.
         stored: True if the message is being written to disk because an x-delayed-message exchange holds it back.
-        source: the origin of the message, for a watcher: a channel, a connection, DeadLettered, ReleasedQueue, or ""
-            for the broker itself; None if the watcher skips the message.
+        source: the origin of the message, for a watcher: a channel, a connection, DeadLettered, ReleasedQueue or None.
+            Channels leave out the source if the watcher skips the message.
     """
 
     message: BrokerMessage
     queues: Collection[BrokerQueue]
     stored: bool = False
-    source: object = ""
+    source: object = None
 
 
 class ReleasedQueue(NamedTuple):
@@ -359,7 +359,7 @@ class VirtualHost:
         """Add a message to the queues that it was routed to, except those that have been deleted since."""
         routed, accepted, stored = False, True, routing.stored
         watcher = self.watcher
-        if watcher is not None and routing.source is not None:
+        if watcher is not None and (routing.source is not None or routing.message.address not in watcher.skipped):
             watcher.published(routing)
         for queue in routing.queues:
             if not queue.deleted:

@@ -146,8 +146,8 @@ def _check_expiration(expiration: str) -> None:
 def perform(channel: BrokerChannel, message: BrokerMessage, routing: Routing | None, *, mandatory: bool) -> Publication:
     """Enqueue a message. If no queue receives it, return it to the publisher if `mandatory`, otherwise drop it."""
     hooks, watcher = channel.session.broker.hooks, channel.vhost.watcher
-    if watcher is not None and routing is not None:
-        routing.source = None if message.address in watcher.skipped else channel
+    if watcher is not None and routing is not None and message.address not in watcher.skipped:
+        routing.source = channel
     if routing is None:
         publication = _reply(channel, message)
     elif hooks is None:
