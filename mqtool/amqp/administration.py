@@ -106,6 +106,18 @@ def queue_exists(channel: Asks | LooksUp, queue: Queue) -> bool:
     return channel.exists(queue) if isinstance(channel, LooksUp) else exists(channel, queue)
 
 
+def ready_after_deliveries(channel: Asks | LooksUp, queue: str) -> int:
+    """Count a queue's ready messages. After 0, all messages that the queue delivered to this channel have arrived.
+
+    A channel of RabbitMQ may reply to a request before it passes on deliveries that the queue sent it before. It passes
+    them on before it replies to the next request.
+
+    Raises:
+        NotFound: the queue does not exist.
+    """
+    return depth(channel, queue).ready or depth(channel, queue).ready
+
+
 def exists(channel: Asks, thing: Exchange | Queue) -> bool:
     """True if the broker has an exchange or a queue of this name."""
     try:

@@ -129,17 +129,6 @@ class Channel(ChannelListener):
         """
         return int(self.ask(administration.declare_request(Queue(queue), passive=True)).method.message_count)
 
-    def depth_after_deliveries(self, queue: str) -> int:
-        """The number of ready messages in a queue. After 0, all that the queue delivered to this channel has arrived.
-
-        A channel of RabbitMQ may reply to a request before it passes on deliveries that the queue sent it before. It
-        passes them on before it replies to the next request.
-
-        Raises:
-            NotFound: the queue does not exist.
-        """
-        return self.depth_of(queue) or self.depth_of(queue)
-
     def ask(self, request: Request[Reply], within: float | None = None) -> Reply:
         """Make any request, and return the broker's reply. The request is not repeated after a later reconnection.
 

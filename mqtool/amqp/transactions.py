@@ -18,7 +18,7 @@ from typing import Protocol
 from pika import spec
 from pika.channel import Channel as PikaChannel
 
-from mqtool.amqp import pika_private
+from mqtool.amqp import administration, pika_private
 from mqtool.amqp.channel import Channel
 from mqtool.amqp.consumer import Consumer
 from mqtool.amqp.publisher import returned_message
@@ -237,7 +237,7 @@ class Mover:
                         fewest, in_vain = left, 0
                     elif (in_vain := in_vain + 1) == _IN_VAIN:
                         return
-            elif not (ready := self._channel.depth_after_deliveries(self._queue)):
+            elif not (ready := administration.ready_after_deliveries(self._channel, self._queue)):
                 if not consumer.arrives(0):
                     return
             elif (silence := silence + _MOMENT) > _STALLED:
@@ -248,7 +248,7 @@ class Mover:
 
     def _left(self, consumer: Consumer) -> int:
         """Return the number of messages in the queue and of deliveries that are not moved yet."""
-        return self._channel.depth_after_deliveries(self._queue) + consumer.received - self._moved
+        return administration.ready_after_deliveries(self._channel, self._queue) + consumer.received - self._moved
 
     def _batch(self, consumer: Consumer, deliveries: Iterator[Delivery], patience: float) -> list[Delivery]:
         at_once = self._at_once_now() if self._rejected or consumer.arrives(patience) else 0

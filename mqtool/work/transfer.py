@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
 
-from mqtool.amqp import Channel, Receiving
+from mqtool.amqp import Channel, Receiving, administration
 from mqtool.amqp.consumer import Consumer
 from mqtool.channels import AmqpChannel
 from mqtool.codecs.field_tables import header_size
@@ -317,7 +317,7 @@ class QueueTransfer:
         if self._until.idle is not None:
             patience = self._until.idle - silence
             return patience <= 0 or not self._consumer.arrives(patience)
-        ready = self._source.depth_after_deliveries(self._queue)
+        ready = administration.ready_after_deliveries(self._source, self._queue)
         if not ready or self._consumer.arrives(_LOOK):
             return not self._consumer.arrives(0)
         if silence > _STALLED:

@@ -664,15 +664,14 @@ def test_a_conversion_moves_deliveries_that_arrive_after_the_reply_that_a_queue_
         for queue in ("from", "to"):
             channel.declare(Queue(queue, durable=True))
         assert len(list(channel.publish([Message(b"%d" % number, "from") for number in range(8)]))) == 8
-        requests, arrives, depth_of = list[str](), Consumer.arrives, Channel.depth_of
+        requests, arrives, ready = list[str](), Consumer.arrives, administration.depth
 
-        def counted(self: Channel, queue: str) -> int:
+        def counted(channel: Channel, queue: str) -> administration.Depth:
             requests.append(queue)
-            return depth_of(self, queue)
+            return ready(channel, queue)
 
-        monkeypatch.setattr(Channel, "depth_of", counted)
-        # The first request is made before the consumer is there.
-        monkeypatch.setattr(Consumer, "arrives", lambda self, within: len(requests) > 2 and arrives(self, within))
+        monkeypatch.setattr(administration, "depth", counted)
+        monkeypatch.setattr(Consumer, "arrives", lambda self, within: len(requests) > 1 and arrives(self, within))
         with_confirms = transactions.WithConfirms(channel, lambda each: Message(each.body, "to", ""))
         assert sum(transactions.Mover(channel, "from", 5, with_confirms).batches()) == 8
 

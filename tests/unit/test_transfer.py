@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from mqtool.amqp import Channel, Connection, Receiving, parse_addresses
+from mqtool.amqp import Channel, Connection, Receiving, administration, parse_addresses
 from mqtool.amqp.consumer import Consumer
 from mqtool.errors import Unavailable
 from mqtool.message import Confirmation, Delivery, Message, Receipt
@@ -262,13 +263,14 @@ def test_moving_takes_deliveries_that_arrive_after_the_reply_that_a_queue_is_emp
     them, too.
     """
     fill(channel, 50)
-    replies, arrives, depth_of = list[int](), Consumer.arrives, Channel.depth_of
+    replies, arrives, depth = list[int](), Consumer.arrives, administration.depth
 
-    def counted(self: Channel, queue: str) -> int:
-        replies.append(depth_of(self, queue))
-        return replies[-1]
+    def counted(channel: Channel, queue: str) -> administration.Depth:
+        reply = depth(channel, queue)
+        replies.append(reply.ready)
+        return reply
 
-    monkeypatch.setattr(Channel, "depth_of", counted)
+    monkeypatch.setattr(administration, "depth", counted)
     monkeypatch.setattr(Consumer, "arrives", lambda self, within: len(replies) > 1 and arrives(self, within))
     dropping = QueueTransfer(connect(), None, "from", to("nowhere"), until=Until())
     assert [int(delivery.body) for delivery in dropping] == [*range(50)]
@@ -420,7 +422,8 @@ class Source:
         self._reported = min(self._reported + 1, self.ready)
         return self._reported
 
-    depth_after_deliveries = depth_of
+    def ask(self, _request: object) -> SimpleNamespace:
+        return SimpleNamespace(method=SimpleNamespace(message_count=self.depth_of("from"), consumer_count=0))
 
     def give_back(self, through: Iterable[Delivery]) -> None:
         if tags := [each.delivery_tag for each in through]:
