@@ -41,6 +41,8 @@ from mqtool.codecs.field_tables import type_name
 
 #: How many messages are acknowledged, or dead-lettered, in one step. Dead-lettering can mean many publishes.
 _ACKED_AT_ONCE, _REJECTED_AT_ONCE = 500, 10
+#: Up to this many messages are requeued in a single step.
+_REQUEUED_AT_ONCE = 20_000
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
@@ -397,6 +399,8 @@ def _reject(
     if transaction is None:
         if not requeue and len(taken) > _REJECTED_AT_ONCE:
             return _reject_in_steps(channel, taken, why)
+        if len(taken) > _REQUEUED_AT_ONCE:
+            return channel.deliveries.requeue_in_steps(taken, why)
         channel.deliveries.reject(taken.values(), requeue=requeue, why=why)
     elif requeue:
         transaction.requeued |= taken
@@ -405,14 +409,14 @@ def _reject(
     return None
 
 
-def recover(channel: BrokerChannel, method: Basic.Recover) -> None:
+def recover(channel: BrokerChannel, method: Basic.Recover) -> Iterator[None]:
     """Requeue all of the channel's unacknowledged messages, then send basic.recover-ok."""
-    recover_async(channel, method)
+    yield from recover_async(channel, method)
     channel.send(Basic.RecoverOk)
 
 
-def recover_async(channel: BrokerChannel, method: Basic.Recover | Basic.RecoverAsync) -> None:
+def recover_async(channel: BrokerChannel, method: Basic.Recover | Basic.RecoverAsync) -> Iterator[None]:
     """Requeue all of the channel's unacknowledged messages, without a reply."""
     if not method.requeue:
         raise ConnectionException(NOT_IMPLEMENTED, "requeue=false")
-    channel.deliveries.reject(channel.deliveries.take(0, multiple=True).values(), requeue=True)
+    yield from channel.deliveries.requeue_in_steps(channel.deliveries.take(0, multiple=True))
