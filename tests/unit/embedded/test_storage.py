@@ -458,3 +458,30 @@ def test_deleting_a_virtual_host_keeps_the_user_of_the_same_name(tmp_path: Path)
         storage.close()
 
     asyncio.run(run())
+
+
+def test_a_broker_that_stops_while_it_writes_writes_everything(tmp_path: Path) -> None:
+    """If the broker stops while a stream is being written to the disk, the messages that wait for that are written too,
+    and those that were published later.
+    """
+
+    async def run() -> None:
+        disk = WaitingDisk()
+        storage = Storage(tmp_path, disk)
+        dead = storage.enter(message(b"dead"), None)
+        storage.added(1, dead)
+        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+        disk.may_go_on.clear()
+        log = StreamLog(storage.segments(2), LoopClock(), storage, Retention())
+        log.append(simple_entry(b"dead"))
+        storage.removed(dead.row)
+        storage.added(3, storage.enter(message(b"copy"), None))
+        storage.after_commit(lambda: None)
+        await turns()
+        storage.added(3, storage.enter(message(b"later"), None))
+        threading.Timer(0.05, disk.may_go_on.set).start()
+        storage.close()
+        assert log.end == 1
+
+    asyncio.run(run())
+    assert entries_in(tmp_path) == {b"copy": None, b"later": None}
