@@ -41,8 +41,6 @@ from mqtool.codecs.field_tables import type_name
 
 #: How many messages are acknowledged, or dead-lettered, in one step. Dead-lettering can mean many publishes.
 _ACKED_AT_ONCE, _REJECTED_AT_ONCE = 500, 10
-#: Up to this many messages are requeued in a single step.
-_REQUEUED_AT_ONCE = 20_000
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
@@ -399,8 +397,6 @@ def _reject(
     if transaction is None:
         if not requeue and len(taken) > _REJECTED_AT_ONCE:
             return _reject_in_steps(channel, taken, why)
-        if len(taken) > _REQUEUED_AT_ONCE:
-            return channel.deliveries.requeue_in_steps(taken, why)
         channel.deliveries.reject(taken.values(), requeue=requeue, why=why)
     elif requeue:
         transaction.requeued |= taken
@@ -409,14 +405,14 @@ def _reject(
     return None
 
 
-def recover(channel: BrokerChannel, method: Basic.Recover) -> Iterator[None]:
+def recover(channel: BrokerChannel, method: Basic.Recover) -> None:
     """Requeue all of the channel's unacknowledged messages, then send basic.recover-ok."""
-    yield from recover_async(channel, method)
+    recover_async(channel, method)
     channel.send(Basic.RecoverOk)
 
 
-def recover_async(channel: BrokerChannel, method: Basic.Recover | Basic.RecoverAsync) -> Iterator[None]:
+def recover_async(channel: BrokerChannel, method: Basic.Recover | Basic.RecoverAsync) -> None:
     """Requeue all of the channel's unacknowledged messages, without a reply."""
     if not method.requeue:
         raise ConnectionException(NOT_IMPLEMENTED, "requeue=false")
-    yield from channel.deliveries.requeue_in_steps(channel.deliveries.take(0, multiple=True))
+    channel.deliveries.reject(channel.deliveries.take(0, multiple=True).values(), requeue=True)

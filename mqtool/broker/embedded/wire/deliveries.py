@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 from pamqp import commands
@@ -21,9 +20,6 @@ from mqtool.codecs.field_tables import Table
 
 #: 10,000 unacknowledged deliveries are checked for the consumer timeout at most once a second.
 _CHECK_SECONDS_PER_DELIVERY = 0.0001
-
-#: How many deliveries are given up in one step before all of them are requeued.
-_AT_ONCE = 500
 
 
 class ChannelSubscription:
@@ -288,29 +284,6 @@ class Deliveries:
     def reject(self, deliveries: Iterable[ChannelDelivery], *, requeue: bool, why: Why = Why.RETURNED) -> None:
         """Requeue messages, or dead-letter or drop them; then send more messages to the consumers."""
         hungry: dict[ChannelSubscription, None] = {}
-        requeued = self._give_up(deliveries, hungry, requeue=requeue)
-        for queue, entries in requeued.items():
-            queue.requeue(entries, why)
-        self._feed(hungry)
-
-    def requeue_in_steps(self, taken: dict[int, ChannelDelivery], why: Why = Why.RETURNED) -> Iterator[None]:
-        """Requeue any number of messages. The last step puts all of them in line, so that they keep their order."""
-        hungry: dict[ChannelSubscription, None] = {}
-        requeued: dict[BrokerQueue, list[BacklogEntry]] = {}
-        tags = iter([*taken])
-        while some := [taken.pop(tag) for tag in islice(tags, _AT_ONCE)]:
-            for queue, entries in self._give_up(some, hungry, requeue=True).items():
-                requeued.setdefault(queue, []).extend(entries)
-            if taken:
-                yield
-        for queue, entries in requeued.items():
-            queue.requeue(entries, why)
-        self._feed(hungry)
-
-    def _give_up(
-        self, deliveries: Iterable[ChannelDelivery], hungry: dict[ChannelSubscription, None], *, requeue: bool
-    ) -> dict[BrokerQueue, list[BacklogEntry]]:
-        """Return the messages to requeue, by queue, or dead-letter or drop them. Add consumers that can take more."""
         requeued: dict[BrokerQueue, list[BacklogEntry]] = {}
         hooks = self.session.broker.hooks
         lets_pass = self.session.vhost.profile.streams_take_nacks
@@ -326,7 +299,9 @@ class Deliveries:
                 requeued.setdefault(delivery.queue, []).append(delivery.entry)
             else:
                 delivery.queue.reject(delivery.entry)
-        return requeued
+        for queue, entries in requeued.items():
+            queue.requeue(entries, why)
+        self._feed(hungry)
 
     def _release(self, subscription: ChannelSubscription) -> bool:
         """Subtract one delivery from the prefetch counts; return True if a limit had been reached."""
