@@ -1,4 +1,4 @@
-"""`make simulate SEEDS=N`: run simulations until one breaks a rule, and print its shortest history.
+"""`make simulate SEEDS=N`: run simulations, and print the shortest history of the first that breaks a rule.
 
 `--mutation NAME` plants a defect first: see mutations.py.
 """
@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="run only this seed, and print its whole history")
     parser.add_argument("--processes", type=int, default=1, help="how many run seeds at once")
     parser.add_argument("--mutation", choices=[each.name for each in MUTATIONS], metavar="NAME")
-    parser.add_argument("--quick", action="store_true", help="print the failing seed and its rule only")
+    parser.add_argument("--quick", action="store_true", help="end at the first failing seed, and print only its rule")
     parser.add_argument("--digests", action="store_true", help="print the digest of each seed's history")
     given = parser.parse_args()
     if given.mutation:
@@ -47,6 +47,7 @@ def main() -> int:
         return _print_history(given.seed, is_shrunk=False)
     seeds = range(given.first, given.first + given.seeds)
     hours = seconds = 0.0
+    broken: list[int] = []
     with ExitStack() as stack:
         outcomes: Iterator[Outcome] = map(outcome_of, seeds)
         if given.processes > 1:
@@ -64,15 +65,17 @@ def main() -> int:
                 print(outcome.digest)
             elif outcome.violation:
                 print(f"seed {seed}: {outcome.violation}", flush=True)
-                return 1 if given.quick else _print_history(seed, is_shrunk=True)
-            elif seed % 10_000 == 9_999:
-                print(f"no rule was broken up to seed {seed}", flush=True)
+                broken.append(seed)
+                if given.quick:
+                    return 1
+            if seed % 10_000 == 9_999 and not given.digests:
+                print(f"up to seed {seed}, {len(broken)} have broken a rule", flush=True)
     if not given.digests:
         print(
             f"{given.seeds} seeds from {given.first}: {hours:.1f} virtual hours in {seconds:.0f} s of CPU, "
             f"{given.seeds / max(seconds, 0.001):.1f} seeds per second"
         )
-    return 0
+    return _print_history(broken[0], is_shrunk=True) if broken else 0
 
 
 if __name__ == "__main__":
