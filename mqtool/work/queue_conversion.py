@@ -193,6 +193,9 @@ class Conversion:
         except UsageError as error:  # users know neither the trial's name nor the options of 'queue declare'
             raise UsageError(str(error).replace(trial.name, self._plan.queue), "see --to and --argument") from error
         administration.delete_queue(self._channel, trial.name)
+        if left_behind(self._api, self._vhost, self._plan.queue) is None:
+            # An earlier conversion that was killed before its last request: messages would seem to be coming back.
+            administration.delete_exchange(self._channel, self._names.back)
         self._channel.declare(self._holder(self._names.held, {PLAN: self._plan.as_text()}))
         self.has_begun = True
 
