@@ -22,7 +22,7 @@ WAITING = 1_000_000
 
 
 def is_rabbitmq(url: str) -> bool:
-    """True if it is the real RabbitMQ: the embedded broker reports the same product name."""
+    """True if the broker is the real RabbitMQ. The product name does not tell: the embedded broker reports it too."""
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         return str(connection._impl.server_properties["platform"]).startswith("Erlang")
 

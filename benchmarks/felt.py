@@ -107,7 +107,7 @@ def instructions_in(report: str) -> float:
 
 @contextmanager
 def _counting(command: Sequence[str]) -> Iterator[tuple[list[str], Callable[[], float]]]:
-    """Yield the command under valgrind, and a function that returns its instructions once it has ended."""
+    """Yield the command under valgrind, and a function that returns how many million instructions it executed."""
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory, "report")
         counter = ["valgrind", "--quiet", "--tool=cachegrind", "--cache-sim=no", f"--cachegrind-out-file={report}"]

@@ -143,7 +143,8 @@ def show(growth: Growth, came: list[tuple[int, Cost]]) -> None:
         print(f"{size:12,} {cost.seconds:9.3f} {ours:>10} {cost.broker:11.1f}   {bar}", flush=True)
     if each[-1] > 1.5 * each[-2] > 0:
         times = each[-1] / each[-2]
-        print(f"             perhaps worse than linear: at the end, each {growth.unit} takes {times:.1f} times as long")
+        note = f"each {growth.unit} now takes {times:.1f} times as long as one step earlier"
+        print(f"             perhaps worse than linear: {note}")
 
 
 def main() -> None:

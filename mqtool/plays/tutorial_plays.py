@@ -276,7 +276,9 @@ def _queue_with_a_name(stage: Stage, emitter: Terminal, disk: Terminal, screen: 
     disk.start(receive)
     disk.wait_for("[x]", 1)
     disk.interrupt()
-    stage.expect("the named queue has kept what came meanwhile", disk.after("[x] "), ["critical:Disk full."])
+    stage.expect(
+        "the named queue kept the messages that arrived in the meantime", disk.after("[x] "), ["critical:Disk full."]
+    )
 
 
 ROUTING = Play(

@@ -137,8 +137,8 @@ def test_bench_stops_if_nothing_is_confirmed_for_10_s(tester: Shell, own: Embedd
 def test_bench_with_a_rate_counts_messages_that_were_due_during_a_stall_as_late(
     tester: Shell, own: EmbeddedBroker
 ) -> None:
-    """If the broker stalls for a second, `bench --rate 1000` counts the hundreds of messages that were due meanwhile as
-    late. Without a rate, only the one to three messages in flight are late.
+    """If the broker stalls for a second, `bench --rate 1000` counts the hundreds of messages that were due during the
+    stall as late. Without a rate, only the one to three messages in flight are late.
     """
 
     def stall() -> None:

@@ -253,7 +253,7 @@ def test_the_contexts_file_is_private_and_keeps_its_comments(home: Shell) -> Non
          "an unknown setting", "an unknown context in use", "contexts that are not a table"],
 )  # fmt: skip
 def test_an_error_in_the_contexts_file_is_reported_with_its_line(home: Shell, text: str, said: str) -> None:
-    """If the contexts file is invalid, `send` says what is wrong, and in which line, and exits with 2. With --url,
+    """If the contexts file is invalid, `send` says what is wrong, and on which line, and exits with 2. With --url,
     `send` does not read the file.
     """
     write_config(home, text)

@@ -297,8 +297,8 @@ def test_queue_convert_loses_nothing_however_often_it_is_killed(broker: TestBrok
 @pytest.mark.usefixtures("trusting")
 @large
 def test_queue_convert_loses_no_batch_however_often_it_is_killed(broker: TestBroker) -> None:
-    """`queue convert` of 300 messages in batches is killed again and again, each time 11 frames later, and resumed
-    until it completes. It loses no message.
+    """`queue convert` moves 300 messages in batches. It is killed repeatedly, each run 11 frames later than the one
+    before, until a run completes. No message of any batch is lost.
     """
     count = 300
     fill(broker, count=count)

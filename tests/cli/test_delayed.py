@@ -446,8 +446,8 @@ def test_send_mandatory_stops_at_a_message_with_a_delay(shell: Shell) -> None:
 
 
 def test_send_warns_once_that_a_delay_replaces_the_expiration(shell: Shell) -> None:
-    """With --via ttl, the delay replaces a message's expiration: `send` warns about it once, however many messages it
-    sends, and no message arrives early.
+    """With --via ttl, the delay replaces a message's expiration: `send` prints one warning that says so, however many
+    messages it sends, and no message arrives early.
     """
     shell.run("mqtool", "receive", "--idle-timeout", "1ms")
     sent = shell.run("mqtool", "send", "-l", "--delay", "200ms", "--via", "ttl", "--property", "expiration=10",

@@ -438,7 +438,7 @@ def test_a_failing_message_is_retried_with_backoff_and_then_dead_lettered(shell:
 @pytest.mark.keeps_messages
 def test_worker_dead_letters_after_exit_status_65_and_retries_after_others(shell: Shell, broker: TestBroker) -> None:
     """If a program exits with 65, `worker` dead-letters the message at once. After any other failure, it retries the
-    message, which is done if the second attempt succeeds.
+    message, and acknowledges it if the second attempt succeeds.
     """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="65\n75\n9\n0\n")
     result = shell.run(

@@ -96,7 +96,7 @@ def test_recording_reconcile_finds_a_message_among_hostile_ones(shell: Shell, pl
 @on_any_broker
 def test_receive_log_and_receive_delayed_print_hostile_messages(shell: Shell, play: Any) -> None:
     """`receive-log` and `receive-delayed` print hostile messages, such as ones with control characters in their keys,
-    without an error and without lines on stderr that the messages forge.
+    without an error. No message can forge a line on stderr.
     """
     count = play("logs", "late")
     limits = ("--durable", "-c", str(count), *LIMITS)
@@ -271,8 +271,9 @@ def test_listing_commands_succeed_and_escape_hostile_names(shell: Shell, broker:
 
 
 def test_a_body_of_100_mb_is_passed_on_completely(shell: Shell, broker: TestBroker) -> None:
-    """`worker` passes a body of 100 MB to its program and dead-letters it, `dlq redrive` moves it back, and `receive`
-    prints it, all without a change in size. `rpc-server` can reply with one.
+    """A message with a 100 MB body reaches the program of `worker`, is dead-lettered when the program fails, is moved
+    back by `dlq redrive`, and is printed by `receive`, all without a change in size. `rpc-server` can send a reply of
+    100 MB.
     """
     only_in_ci("it moves a gigabyte")
     # A container has too little memory for that many copies, and RabbitMQ 4.0 takes 16 MiB at most.

@@ -196,8 +196,8 @@ def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_
 def test_peek_exits_with_69_if_a_single_active_consumer_has_the_queue(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """If the queue's single active consumer is another client, `peek` says that the broker delivers no message to it
-    and exits with 69, instead of waiting.
+    """If another client is the queue's single active consumer, `peek` does not wait: it says that the broker delivers
+    no message to `peek`, and exits with 69.
     """
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-single-active-consumer:=true")
     active = connection.channel().consume(Queue("jobs"), Receiving(prefetch=1, acknowledge=False))

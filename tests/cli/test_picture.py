@@ -598,8 +598,8 @@ def of_terminal(t: int, n: int, kind: str, terminal: str = "boss") -> dict[str, 
 
 @pytest.mark.parametrize("place", ["a tutorial", "mqtool ui"])
 def test_an_idle_publisher_stays_in_the_picture_until_it_ends(chromium: Any, tmp_path: Path, place: str) -> None:
-    """A publisher that publishes nothing for some seconds stays in the picture: in a tutorial, until the program in its
-    terminal has ended; in `mqtool ui`, until its channel is closed.
+    """A publisher that is idle for a few seconds stays in the picture of the broker: in a tutorial, until the program
+    in its terminal ends; in `mqtool ui`, until its channel is closed.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     moved = {"kind": "moved", "queues": {}, "taken": []}

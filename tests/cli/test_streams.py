@@ -68,8 +68,8 @@ def test_5000_lines_can_be_read_in_order_from_any_offset(shell: Shell) -> None:
 
 
 def test_stream_messages_keep_their_headers_and_properties(shell: Shell) -> None:
-    """A message in a stream keeps its headers and properties when `receive-stream` reads it, when it is copied as
-    NDJSON, and when it was published over AMQP 0-9-1.
+    """A message in a stream keeps its headers and properties when `receive-stream` reads it and when it is copied as
+    NDJSON, even if it was published over AMQP 0-9-1.
     """
     send = (
         "mqtool",

@@ -404,7 +404,7 @@ def test_the_work_queues_tutorial_shows_that_a_killed_workers_task_is_redelivere
                 "the queues and their bindings are gone, the exchange has stayed",
             ],
         ),
-        ("routing", ["the named queue has kept what came meanwhile"]),
+        ("routing", ["the named queue kept the messages that arrived in the meantime"]),
         (
             "topics",
             [

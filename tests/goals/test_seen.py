@@ -51,8 +51,8 @@ def test_a_message_without_counters_counts_as_received_if_its_queue_stays_empty(
 
 
 def test_an_unacknowledged_message_does_not_count_as_received() -> None:
-    """While a consumer holds a message unacknowledged, `tutorial try` does not count the message as received, however
-    long that takes.
+    """While a message is unacknowledged, `tutorial try` does not count it as received, however long the consumer holds
+    it.
     """
     seen = _seen()
     _look(seen, unacked=1, times=30)

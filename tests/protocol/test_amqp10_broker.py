@@ -151,7 +151,7 @@ def test_the_faults_of_the_embedded_broker_end_amqp_1_0_connections_and_sessions
 
 
 def test_the_fault_lose_acks_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: str) -> None:
-    """While the fault lose_acks is in force, the embedded broker ignores an AMQP 1.0 receiver's settlement, and
+    """While the fault `lose_acks` is in force, the embedded broker ignores an AMQP 1.0 receiver's settlement, and
     redelivers the message.
     """
     client = RawAmqp10(broker.url)

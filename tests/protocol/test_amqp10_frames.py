@@ -577,7 +577,7 @@ def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAm
 
 def test_a_sender_that_exceeds_its_credit_is_detached(client: RawAmqp10, channel: BlockingChannel, queue: str) -> None:
     """A sender that exceeds its link credit is detached with transfer-limit-exceeded, unless the broker has given the
-    link more credit meanwhile.
+    link more credit in the meantime.
     """
     # tests/simulation has a case in which the embedded broker cannot give more.
     first = client.attach_sender(queue)

@@ -61,7 +61,7 @@ def channel(connect: Callable[..., BlockingChannel]) -> BlockingChannel:
 
 
 def test_cut_connections_resets_or_closes_the_socket(vhost: Vhost) -> None:
-    """The fault cut_connections resets a client's connection (ECONNRESET); with reset=False, the connection is closed
+    """The fault `cut_connections` resets a client's connection (ECONNRESET); with reset=False, the connection is closed
     normally.
     """
     with RawClient(vhost.url) as client:
@@ -125,7 +125,7 @@ def test_published_returns_messages_of_the_stream_protocol(vhost: Vhost, stream:
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_cut_connections_cuts_stream_connections(vhost: Vhost, stream: RawStream, reset: bool) -> None:
-    """The fault cut_connections resets a connection of the stream protocol (ECONNRESET); with reset=False, the
+    """The fault `cut_connections` resets a connection of the stream protocol (ECONNRESET); with reset=False, the
     connection is closed normally.
     """
     assert vhost.faults.cut_connections(reset=reset) == 1
@@ -134,7 +134,7 @@ def test_cut_connections_cuts_stream_connections(vhost: Vhost, stream: RawStream
 
 
 def test_a_restart_closes_stream_connections(vhost: Vhost, stream: RawStream) -> None:
-    """The fault restart closes connections of the stream protocol. Afterwards, stream clients can log in again."""
+    """The fault `restart` closes connections of the stream protocol. Afterwards, stream clients can log in again."""
     vhost.faults.restart()
     assert stream.at_end()
     RawStream(*stream.socket.getpeername()).log_in()
@@ -193,7 +193,7 @@ def test_messages_deleted_by_reset_do_not_return_after_a_restart(tmp_path: Path)
 
 
 def test_cut_connections_can_select_connections_by_name(vhost: Vhost, connect: Callable[..., BlockingChannel]) -> None:
-    """The fault cut_connections("orders-*") cuts only connections whose name begins with "orders-"."""
+    """The fault `cut_connections("orders-*")` cuts only connections whose name begins with "orders-"."""
     orders, mail = connect("orders-1"), connect("mail-1")
     assert vhost.faults.cut_connections("orders-*") == 1
     with pytest.raises(exceptions.AMQPConnectionError):
@@ -202,7 +202,7 @@ def test_cut_connections_can_select_connections_by_name(vhost: Vhost, connect: C
 
 
 def test_refuse_connections_keeps_open_connections(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault refuse_connections is in force, new connections are refused, and open connections stay usable.
+    """While the fault `refuse_connections` is in force, new connections are refused, and open connections stay usable.
     After the fault, clients can connect again.
     """
     with vhost.faults.refuse_connections(), pytest.raises(ConnectionRefusedError):
@@ -213,7 +213,7 @@ def test_refuse_connections_keeps_open_connections(vhost: Vhost, raw: RawClient)
 
 
 def test_go_silent_stops_all_output(vhost: Vhost) -> None:
-    """While the fault go_silent is in force, neither connected nor new clients get replies or heartbeats; when the
+    """While the fault `go_silent` is in force, neither connected nor new clients get replies or heartbeats; when the
     fault ends, they get all replies and heartbeats that were held back.
     """
     with RawClient(vhost.url, heartbeat=1) as client:
@@ -233,7 +233,7 @@ def test_go_silent_stops_all_output(vhost: Vhost) -> None:
 
 
 def test_slow_down_delays_replies(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault slow_down(0.1) is in force, a reply takes at least 0.1 s."""
+    """While the fault `slow_down(0.1)` is in force, a reply takes at least 0.1 s."""
     with vhost.faults.slow_down(0.1):
         began = time.monotonic()
         raw.send(commands.Basic.Qos())
@@ -242,7 +242,7 @@ def test_slow_down_delays_replies(vhost: Vhost, raw: RawClient) -> None:
 
 
 def test_block_publishers_sends_blocked_and_unblocked(vhost: Vhost, raw: RawClient) -> None:
-    """The fault block_publishers sends connection.blocked with the given reason to a publisher, and
+    """The fault `block_publishers` sends connection.blocked with the given reason to a publisher, and
     connection.unblocked when the fault ends.
     """
     with vhost.faults.block_publishers("low on patience"):
@@ -252,7 +252,7 @@ def test_block_publishers_sends_blocked_and_unblocked(vhost: Vhost, raw: RawClie
 
 
 def test_a_blocked_publisher_publishes_nothing(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault block_publishers is in force, messages are held back, even a connection's first one. When the
+    """While the fault `block_publishers` is in force, messages are held back, even a connection's first one. When the
     fault ends, all messages are published.
     """
     publish = header.ContentHeader(body_size=1, properties=commands.Basic.Properties())
@@ -303,11 +303,11 @@ def test_close_channels_and_connections_send_the_given_code(vhost: Vhost, raw: R
 
 
 @pytest.mark.parametrize("keep_transient", [False, True])
-def test_the_fault_restart_keeps_durable_queues_and_their_messages(
+def test_the_restart_fault_keeps_durable_queues_and_their_messages(
     vhost: Vhost, connect: Callable[..., BlockingChannel], keep_transient: bool
 ) -> None:
-    """The fault restart keeps durable queues with their persistent messages, and all messages of quorum queues.
-    Transient queues, exchanges and messages are kept only with keep_transient.
+    """The fault `restart` keeps durable queues with their persistent messages, and all messages of quorum queues. It
+    keeps transient queues, exchanges and messages only with `keep_transient`.
     """
     channel = connect()
     channel.queue_declare("durable", durable=True)
@@ -334,7 +334,7 @@ def test_the_fault_restart_keeps_durable_queues_and_their_messages(
 
 
 def test_nack_publishes_nacks_the_given_number_of_messages(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The fault nack_publishes("jobs", 2) nacks the next two messages for the queue jobs, and no others. These two
+    """The fault `nack_publishes("jobs", 2)` nacks the next two messages for the queue jobs, and no others. These two
     messages do not reach the queue.
     """
     channel.confirm_delivery()
@@ -370,7 +370,7 @@ def test_a_fault_with_an_argument_out_of_range_is_refused(
 
 
 def test_return_unroutable_returns_the_next_message(vhost: Vhost, channel: BlockingChannel) -> None:
-    """After the fault return_unroutable(), the next mandatory message is returned, and the one after it is routed."""
+    """After the fault `return_unroutable()`, the next mandatory message is returned, and the one after it is routed."""
     channel.confirm_delivery()
     channel.queue_declare("jobs")
     vhost.faults.return_unroutable()
@@ -381,7 +381,7 @@ def test_return_unroutable_returns_the_next_message(vhost: Vhost, channel: Block
 
 
 def test_the_fault_delay_confirms_holds_back_publisher_confirms(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault delay_confirms is in force, publisher confirms arrive only after the given time or, if none is
+    """While the fault `delay_confirms` is in force, publisher confirms arrive only after the given time or, if none is
     given, when the fault ends.
     """
     raw.send(commands.Confirm.Select())
@@ -406,7 +406,7 @@ def test_the_fault_delay_confirms_holds_back_publisher_confirms(vhost: Vhost, ra
 
 
 def test_the_fault_lose_acks_loses_the_next_acknowledgement(vhost: Vhost, channel: BlockingChannel) -> None:
-    """After the fault lose_acks(), the broker ignores the next acknowledgement and redelivers the message, marked as
+    """After the fault `lose_acks()`, the broker ignores the next acknowledgement and redelivers the message, marked as
     redelivered.
     """
     channel.queue_declare("jobs")
@@ -423,7 +423,7 @@ def test_the_fault_lose_acks_loses_the_next_acknowledgement(vhost: Vhost, channe
 
 
 def test_cancel_consumers_sends_basic_cancel(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The fault cancel_consumers("jobs") sends basic.cancel with the consumer tag to a consumer of the queue jobs."""
+    """The fault `cancel_consumers("jobs")` sends basic.cancel with the consumer tag to a consumer of the queue jobs."""
     channel.queue_declare("jobs")
     channel.basic_consume("jobs", lambda *_: None, consumer_tag="mine")
     cancelled = []

@@ -168,7 +168,7 @@ def test_a_query_for_a_misspelled_queue_names_the_similar_one(vhost: Vhost, chan
 
 
 def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: BlockingChannel) -> None:
-    """If the fault nack_publishes nacks a message and the client publishes it again, both publishes are recorded, and
+    """If the fault `nack_publishes` nacks a message and the client publishes it again, both publishes are recorded, and
     neither is listed as unrouted.
     """
     channel.confirm_delivery()

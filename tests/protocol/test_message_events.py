@@ -428,11 +428,11 @@ def test_events_follow_a_dead_letter_to_a_queue_whose_new_messages_are_only_coun
     assert len(found) < 60
 
 
-def test_a_delayed_message_that_events_left_out_does_not_affect_later_events(
+def test_a_delayed_message_omitted_from_the_events_does_not_affect_later_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """On a busy broker, events leave out some messages. If a delayed message was left out, a later message to the same
-    exchange with the same routing key is reported, and not as delayed.
+    """On a busy broker, some messages are omitted from the events. If a delayed message was omitted, a later message to
+    the same exchange with the same routing key is still reported, and is not reported as delayed.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")

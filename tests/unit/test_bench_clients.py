@@ -535,8 +535,8 @@ def test_each_received_message_is_in_exactly_one_report() -> None:
 def test_churn_measures_each_creation_and_each_removal(
     churn: str, requests: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With `--churn`, `bench` measures each creation from the time at which it was due, and each removal from the end
-    of this creation.
+    """With `--churn`, `bench` measures how long it takes to create a connection, channel, queue or binding, from the
+    time at which the creation was due, and how long it then takes to remove it.
     """
     clock = Clock()
     monkeypatch.setattr("time.monotonic_ns", clock)

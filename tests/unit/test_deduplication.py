@@ -34,8 +34,8 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_with_deduplicate_a_worker_handles_a_message_once(path: Path) -> None:
-    """With `--deduplicate`, a worker handles a new message. It does not handle a copy of a message that is done, but
-    sends the stored reply again, if any.
+    """With `--deduplicate`, a worker handles each message once. For a copy of a message that it has already handled, it
+    only sends the stored reply again, if any.
     """
     store = HandledMessages(path, DAY)
     assert store.begin(KEY) is None
@@ -80,8 +80,8 @@ def test_messages_with_different_ids_that_are_not_utf_8_are_not_duplicates(path:
 
 
 def test_a_message_that_failed_is_handled_again(path: Path) -> None:
-    """With `--deduplicate`, a worker handles a redelivered message again if it failed before, but not if it was
-    done.
+    """With `--deduplicate`, a worker handles a redelivered message again if handling it failed before, but not if it
+    succeeded.
     """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
@@ -300,9 +300,9 @@ def test_the_threads_of_a_worker_share_one_deduplication_store(path: Path) -> No
     assert store._store.execute("PRAGMA busy_timeout").fetchone() == (30_000,)
 
 
-def test_a_worker_forgets_each_message_that_is_done_or_has_failed(path: Path) -> None:
-    """With `--deduplicate`, a worker keeps a message in memory only until it is done or has failed, so that a long run
-    needs little memory.
+def test_a_worker_forgets_each_message_that_it_has_handled(path: Path) -> None:
+    """With `--deduplicate`, a worker keeps a message in memory only until handling it has succeeded or failed, so that
+    a long run needs little memory.
     """
     store = HandledMessages(path, DAY)
     for number in range(10):

@@ -132,7 +132,7 @@ def test_a_destination_may_be_a_quorum_queue_unless_mqtool_knows_otherwise(
     to: Exchange | Queue, is_classic: bool | None, may: bool
 ) -> None:
     """For delayed messages, mqtool assumes that a queue may be a quorum queue unless it knows that the queue is
-    classic, and that a durable exchange may route to a quorum queue.
+    classic, and that a durable exchange may route to a quorum queue. Messages for both wait in quorum queues.
     """
     destination = Destination(to, is_classic=is_classic)
     assert destination.may_lead_to_quorum_queue(to) is may
@@ -248,6 +248,6 @@ def test_the_name_of_a_wait_queue_is_the_same_in_each_version() -> None:
 
 
 def test_a_wait_queue_can_be_named_after_a_queue_whose_name_is_not_utf_8() -> None:
-    """A queue whose name is not valid UTF-8 can have a wait queue named after it, whatever the length of the name."""
+    """A wait queue's name can be derived from a queue name that is not valid UTF-8, even from a long one."""
     assert derived_name("a\udcff", "delay") == "a\udcff.delay"
     assert derived_name("a\udcff" * 200, "delay").startswith("aaa")

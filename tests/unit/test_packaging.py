@@ -49,9 +49,9 @@ def test_mqtool_broker_contains_each_module_that_it_imports() -> None:
                 assert set(module) <= files, f"{file} imports {name}: add it to packaging/broker/pyproject.toml"
 
 
-def test_ci_pins_github_actions_by_commit() -> None:
-    """CI pins each GitHub action by a commit, because tags and branches can be moved. A comment names the release of
-    the action.
+def test_ci_workflows_pin_github_actions_to_commits() -> None:
+    """The CI workflows pin each GitHub action to a commit, because tags and branches can be moved. A comment names the
+    action's release.
     """
     used = [
         line.partition("uses:")[2].strip()

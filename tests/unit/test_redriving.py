@@ -57,8 +57,10 @@ def test_a_dead_letter_is_chosen_if_it_meets_all_conditions(conditions: dict[str
     assert choice(**conditions)(letter({**DEAD, "mqtool-first-failure": first})) is is_chosen
 
 
-def test_a_dead_letter_without_an_error_or_a_time_is_not_chosen_by_them() -> None:
-    """A dead letter whose last error or time is unknown meets no condition about it."""
+def test_a_condition_does_not_match_a_dead_letter_whose_error_or_time_is_unknown() -> None:
+    """A condition on the last error does not match a dead letter whose last error is unknown, and a condition on the
+    time does not match one whose time is unknown.
+    """
     unknown = letter({"mqtool-reason": "rejected"})
     assert not choice(error="X")(unknown)
     assert choice(error="")(unknown)
@@ -282,8 +284,8 @@ def test_a_redrive_can_move_all_dead_letters_to_a_named_queue(amqp_vhost: Vhost,
 
 
 def test_dlq_drop_deletes_only_the_chosen_dead_letters(amqp_vhost: Vhost, channel: Channel) -> None:
-    """`dlq drop` deletes only the chosen dead letters, and leaves the others in order. A dead letter that arrives
-    meanwhile is kept.
+    """`dlq drop` deletes only the chosen dead letters, and leaves the others in order. A dead letter that arrives while
+    it runs is kept.
     """
     bury(channel, "jobs", "jobs", "jobs", "jobs")
     dropping = drop(channel, "jobs.dlq", lambda each: each.body != b"1")

@@ -189,7 +189,7 @@ def test_messages_that_are_not_chosen_stay_in_order(
 def test_if_the_other_queue_refuses_a_message_it_and_later_ones_stay(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If the other queue refuses a message, moving ends with an error that names the message. Each message is then in
+    """If the other queue refuses a message, the move ends with an error that names the message. Each message is then in
     one of the two queues, in order.
     """
     fill(channel, 150)
@@ -319,7 +319,7 @@ def test_a_limit_on_moved_messages_also_applies_without_a_target(
 def test_messages_that_could_not_be_moved_are_requeued_at_the_end(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """Messages that no queue takes are back in their queue when moving ends, even if the channel stays open."""
+    """Messages that no queue takes are back in their queue when the move ends, even if the channel stays open."""
     fill(channel, 3)
     moving = QueueTransfer(connect(), connect(), "from", to("missing"), until=Until(), goes_on=lambda *_: True)
     assert [*moving] == []
@@ -346,11 +346,11 @@ def test_messages_are_moved_no_faster_than_the_rate(
     assert max(pauses) <= 0.012  # a pause of less than 2 ms is added to the next one
 
 
-def test_moving_ends_with_an_error_if_the_broker_delivers_nothing(
+def test_a_move_ends_with_an_error_if_the_broker_delivers_nothing(
     monkeypatch: pytest.MonkeyPatch, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
     """If a queue has messages, but the broker delivers none, for example because another consumer is the single active
-    one, moving ends with an error whose hint names the possible causes.
+    one, the move ends with an error whose hint names the possible causes.
     """
     monkeypatch.setattr(transfer, "_STALLED", 0.3)
     queue = channel.declare(Queue("from", durable=True, arguments={"x-single-active-consumer": True}))
@@ -474,25 +474,25 @@ def test_waiting_for_requeued_messages_ends_when_they_are_ready_or_after_a_time(
     assert source.pauses == [0.01] * 5
 
 
-def test_idle_time_includes_the_time_of_waiting_for_confirms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an idle time of one second, moving ends one second after the last message has arrived, even if confirms were
-    awaited during that second.
+def test_idle_time_includes_the_time_spent_waiting_for_confirms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an idle time limit of one second, a move ends one second after the last message arrived, even if it spent
+    part of that second waiting for confirms.
     """
     source = Source(monkeypatch, 0.0, 0.9, 1.8, 2.9)
     assert source.moves(Until(idle=1.0)) == [1, 2, 3]
     assert source.now == pytest.approx(2.8)
 
 
-def test_moving_ends_at_once_when_the_queue_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the queue reports no ready messages, moving ends without waiting for more messages."""
+def test_a_move_ends_at_once_when_the_queue_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the queue reports no ready messages, a move ends without waiting for more messages."""
     source = Source(monkeypatch, 0.0, 0.5)
     assert source.moves(Until()) == [1]
     assert source.now == 0.25  # the time of the confirm
 
 
-def test_the_consumer_receives_no_more_messages_than_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If all messages are moved, up to a limit, the consumer receives no more than the limit. If only some are chosen,
-    the consumer has no limit. At most 100 messages are prefetched.
+def test_a_move_without_a_condition_receives_no_more_messages_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A move with a limit and no condition receives no more messages than the limit. With a condition, it may receive
+    more, because not every message matches. In both cases, at most 100 messages are prefetched.
     """
     every, some = Source(monkeypatch, 0.0, 0.0), Source(monkeypatch, 0.0, 0.0)
     for source, chooses in ((every, False), (some, True)):
@@ -506,7 +506,7 @@ def test_the_consumer_receives_no_more_messages_than_are_moved(monkeypatch: pyte
 def test_all_requeued_messages_are_received_if_some_are_held(
     monkeypatch: pytest.MonkeyPatch, requeued: int, *, chooses: bool, left: int
 ) -> None:
-    """A quorum queue delivers requeued messages first. If moving ends among them and may hold some of them, mqtool also
+    """A quorum queue delivers requeued messages first. If a move ends among them and may hold some of them, mqtool also
     receives and holds the others, up to the first message that was not requeued, so that all keep their order.
     Otherwise, it receives no more messages.
     """
@@ -529,7 +529,7 @@ def test_held_messages_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.
 
 
 def test_a_connection_that_is_lost_while_messages_are_held_raises_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the connection is lost while messages are held, moving ends with the connection's error. The broker then
+    """If the connection is lost while messages are held, the move ends with the connection's error. The broker then
     requeues these messages.
     """
     monkeypatch.setattr(transfer, "AT_ONCE", 1)

@@ -149,9 +149,9 @@ def test_a_program_that_cannot_be_run_ends_the_worker(handled: HandledMessages, 
 def test_a_message_whose_connection_was_lost_is_neither_moved_nor_acknowledged(
     handled: HandledMessages, *, deduplicates: bool
 ) -> None:
-    """If the connection is lost while a message's program runs, the worker neither acknowledges, moves nor counts the
-    message, because the broker redelivers it; a notice says so. With `--deduplicate`, a program that succeeded does not
-    run again.
+    """If the connection is lost while the program handles a message, the worker does not acknowledge, move or count the
+    message, and a notice says that the broker delivers it again. With `--deduplicate`, the program does not run again
+    for a message that it handled successfully.
     """
     channel, notices = FakeChannel(job(1, "a"), job(2, "b"), job(3, "c")), list[str]()
     channel.lost = {1, 2}
@@ -168,9 +168,9 @@ def test_a_message_whose_connection_was_lost_is_neither_moved_nor_acknowledged(
 
 
 def test_a_duplicate_is_acknowledged_without_running_its_program(handled: HandledMessages) -> None:
-    """With `--deduplicate`, the worker acknowledges a copy of a message that was done or dead-lettered without running
-    the program, and a notice says why. It runs the program for a dead letter that was moved back and for a message that
-    was retried.
+    """With `--deduplicate`, the worker acknowledges a copy of a message that was handled successfully or dead-lettered
+    without running the program, and a notice says why. It runs the program for a dead letter that was moved back and
+    for a message that was retried.
     """
     program = Job({2: Ending(65), 3: Ending(1)})
     working(FakeChannel(job(1, "a"), job(2, "b"), job(3, "c")), program, handled)[1]()

@@ -1,6 +1,6 @@
 """Terminals that show only ASCII: LC_ALL=C. Lines, boxes and marks that mqtool draws are replaced by similar ASCII.
 
-Received data is not drawn: it goes to stdout byte for byte.
+Received data is never replaced: it goes to stdout byte for byte.
 """
 
 import codecs
@@ -29,9 +29,9 @@ _REPLACED = "mqtool-ascii"
 
 
 def prepare() -> None:
-    """Let stdout and stderr take only ASCII, if they are terminals and LC_ALL=C.
+    """Restrict stdout and stderr to ASCII if they are terminals and LC_ALL=C.
 
-    Python writes UTF-8 in the locale C, because most often nobody has chosen that. But LC_ALL is set on purpose.
+    Python writes UTF-8 in the C locale, because that is usually just the default. LC_ALL, however, is set on purpose.
     """
     if os.environ.get("LC_ALL") not in ("C", "POSIX"):
         return

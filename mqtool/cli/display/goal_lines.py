@@ -66,7 +66,7 @@ class GoalLines:
         self._lines.note(text)
 
     def end(self, what: str) -> None:
-        """Say what ends after the last goal, under commands that may still run; on a terminal, wait for Enter first."""
+        """After the last goal, say what ends, and how that affects running commands. On a terminal, wait for Enter."""
         if not self._pace.asks:
             self._lines.note(f"Commands in your other terminals lose their connection now: {what}.")
             return

@@ -101,7 +101,7 @@ class TerminalRecording:
 
     @property
     def is_full(self) -> bool:
-        """True if only important records should still be added."""
+        """True if only important records should be added from now on."""
         return len(self._records) >= _MAX_RECORDS
 
     def follow(self) -> Iterator[Json]:

@@ -45,7 +45,7 @@ class Progress:
         self._bar: Bar | None = None
 
     def of(self, things: Iterable[Thing]) -> Iterable[Thing]:
-        """Yield the things while counting them."""
+        """Yield each item, and count it."""
         return self._counted(things) if self._is_wanted else things
 
     def _counted(self, things: Iterable[Thing]) -> Iterable[Thing]:

@@ -74,8 +74,8 @@ _TWO_PROTOCOLS = Goal(
     ),
     (
         "Does a queue know which protocol its messages came over?",
-        "An address of AMQP 1.0, /queues/hello, names the same queue that AMQP 0-9-1 clients use. RabbitMQ converts "
-        "its messages.",
+        "The AMQP 1.0 address /queues/hello names the queue that AMQP 0-9-1 clients call 'hello'. RabbitMQ converts "
+        "messages between the two protocols.",
         "one after the other:\n  mqtool send --protocol amqp1.0 'Hello World!'\n  mqtool receive",
     ),
     only_embedded=_NO_PROTOCOLS,

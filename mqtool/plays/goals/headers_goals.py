@@ -68,7 +68,7 @@ _ALL_OR_ANY = Goal(
     _all_or_any,
     (mistakes.not_published_to(_LOGS), _one_header, _same_match, mistakes.nothing_bound(_LOGS), _other_message),
     (
-        "A routing key is one word or a row of words. What if the attributes of a message have no order?",
+        "A routing key is one word or a sequence of words. What if the attributes of a message have no order?",
         "The headers exchange ignores the routing key. The binding argument x-match says 'all' (by default) or 'any'.",
         "in two terminals:\n  mqtool receive-log headers --match all format=pdf type=report\n"
         "  mqtool receive-log headers --match any format=pdf type=report\n"

@@ -22,7 +22,7 @@ def _queues(seen: Seen, key: str) -> set[str]:
 
 
 def _known(seen: Seen) -> dict[str, SeenBound]:
-    """How the queues in which 'kern.disk' was received are bound, or were until their receiver ended."""
+    """Return the current or last bindings of each queue from which 'kern.disk' was received."""
     got = {copy.queue for each in seen.published_to(_LOGS, _TWO_WORDS) for copy in each.copies if copy.received}
     return {queue: bound for queue in got if (bound := seen.bound_before.of(queue, _LOGS)) is not None}
 

@@ -62,10 +62,10 @@ class TrialBroker:
     """The broker on which goals are tried.
 
     Attributes:
-        find: returns its management API.
+        find: a function that returns the broker's management API.
         connect: opens a connection to the virtual host; used on RabbitMQ, to receive copies of messages.
         is_embedded: True if the broker reports each event.
-        way: the command that leads the learner's terminals to the broker; empty if they need none.
+        way: the command that selects the broker in the learner's terminals; empty if none is needed.
     """
 
     find: Callable[[], Management]

@@ -355,7 +355,7 @@ def _still_dead(seen: Seen) -> str:
     for dead in _dead(seen):
         if any(not copy.end for copy in dead.copies):
             return (
-                f"{dead} is in 'jobs.dlq': its worker rejected it. Move it back to 'jobs'. mqtool does it with:\n"
+                f"{dead} is in 'jobs.dlq': its worker rejected it. Move it back to 'jobs'. With mqtool, run:\n"
                 "  mqtool dlq redrive jobs"
             )
     return ""

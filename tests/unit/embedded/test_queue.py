@@ -249,9 +249,9 @@ def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
     assert [entry.message.body for entry in low.got] == [b"3"]
 
 
-def test_a_queue_does_not_ask_busy_consumers_until_they_can_take_messages_again(vhost: VirtualHost) -> None:
-    """If 100 consumers have used up their prefetch, a queue does not ask them again for each new message or for each
-    consumer that is cancelled. Once one of them can take messages again, it gets the next message.
+def test_a_queue_does_not_check_busy_consumers_until_they_can_take_messages_again(vhost: VirtualHost) -> None:
+    """If 100 consumers have used up their prefetch, a queue does not check each of them again whenever a message
+    arrives or a consumer is cancelled. Once one of them can take messages again, it gets the next message.
     """
     queue = add_queue(vhost)
     consumers = [FakeConsumer(room=1, queue=queue, priority=number % 50) for number in range(100)]

@@ -110,7 +110,7 @@ def test_only_the_oldest_consumer_of_a_single_active_queue_gets_messages(vhost: 
 
 def test_a_consumer_that_becomes_the_active_one_is_asked_although_no_message_waits(vhost: VirtualHost) -> None:
     """When a consumer becomes the single active one, it is asked whether it can take a message, so that it can tell its
-    client. The last one to leave leaves nobody to ask, and without single active consumer nobody is asked.
+    client. When the last consumer leaves, or without single active consumer, no consumer is asked.
     """
     for is_single, asked in ((True, 1), (False, 0)):
         queue = add_queue(vhost, f"q{is_single}", x_single_active_consumer=is_single)

@@ -339,7 +339,9 @@ def test_after_a_stop_only_delivered_messages_are_redelivered(tmp_path: Path) ->
 
 
 def test_a_message_expires_after_a_restart(tmp_path: Path) -> None:
-    """The time to live of a message counts from its publication, also if the broker restarts meanwhile."""
+    """The time to live of a message counts from its publication, even if the broker restarts before the message
+    expires.
+    """
 
     async def run() -> None:
         clock = FakeClock()

@@ -302,9 +302,9 @@ def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
 
 
 @pytest.mark.parametrize("is_native", [True, False])
-def test_a_repeated_death_has_its_first_and_last_time_in_milliseconds(is_native: bool) -> None:
-    """If a message was dead-lettered twice, it has the times of its first and last death in milliseconds over AMQP 1.0,
-    and the time of its first death in seconds over AMQP 0-9-1.
+def test_a_message_dead_lettered_twice_carries_both_times_over_amqp_1_0(is_native: bool) -> None:
+    """The annotation x-opt-deaths of a message that was dead-lettered twice contains the first and last time in
+    milliseconds. Over AMQP 0-9-1, the header x-death contains the first time in seconds.
     """
     # As in the module mc of RabbitMQ 4.3.5.
     dead = _published(Amqp10Message(body=data_section(b"d"))) if is_native else _from_091({}, b"d")

@@ -120,8 +120,8 @@ def test_each_message_of_a_sub_entry_batch_takes_one_offset(bench: Bench) -> Non
 
 
 def test_unwritten_entries_cannot_be_read(bench: Bench) -> None:
-    """An entry that is appended to a stream cannot be read until it has been written. The stream's readers are then
-    notified.
+    """An entry that is appended to a stream cannot be read until it has been written to the stream's log. The stream's
+    readers are then notified.
     """
     reader, told = StreamQueueReader(bench.log, 0), []
     bench.log.watch(lambda: told.append(bench.log.end))
