@@ -1,8 +1,8 @@
 """Makes docs/pictures/two-minutes.svg, an animated terminal, from a real run (`make pictures`).
 
 Each command is typed, and its output appears line by line as it was printed, with shorter pauses. The animation is CSS:
-readers who prefer reduced motion see only the last screen. If the picture is opened on
-its own, it pauses while the pointer is over it.
+readers who prefer reduced motion see only the last screen. If the picture is opened on its own,
+it pauses while the pointer is over it.
 """
 
 import io

@@ -132,7 +132,7 @@ def test_a_destination_may_be_a_quorum_queue_unless_mqtool_knows_otherwise(
     to: Exchange | Queue, is_classic: bool | None, may: bool
 ) -> None:
     """For delayed messages, mqtool assumes that a queue may be a quorum queue unless it knows that the queue is
-    classic, and that a durable exchange may route to a quorum queue. Messages for both wait in quorum queues.
+    classic, and that a durable exchange may route to a quorum queue.
     """
     destination = Destination(to, is_classic=is_classic)
     assert destination.may_lead_to_quorum_queue(to) is may
