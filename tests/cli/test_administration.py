@@ -341,7 +341,8 @@ def test_an_enabled_plugin_is_listed_at_once_and_after_a_restart(lonely_shell: S
         assert listed() == ""
         assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").stderr == "enabled rabbitmq_shovel\n"
         assert listed() == "rabbitmq_shovel\ttrue\n"
-        lonely_shell.run("mqtool", "broker", "restart")
+        restarted = lonely_shell.run("mqtool", "broker", "restart")
+        assert restarted.code == 0, restarted.stderr
         wait_until(lambda: listed() == "rabbitmq_shovel\ttrue\n", "the plugin to run")
         lonely_shell.run("mqtool", "plugin", "disable", "rabbitmq_shovel", "--yes")
         assert listed() == ""
