@@ -149,6 +149,7 @@ def test_a_killed_receive_stream_track_skips_no_message(shell: Shell, broker: Te
     """If `receive-stream --track` is killed, the next run skips no message. It repeats only messages whose offset was
     not stored yet: about a thousand at most, or more on RabbitMQ.
     """
+    shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(1, 20_000))
     output = shell.directory / "out"
     read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me", "-o", str(output))
     not_stored = 0
@@ -156,8 +157,7 @@ def test_a_killed_receive_stream_track_skips_no_message(shell: Shell, broker: Te
     def lines() -> int:
         return output.read_text().count("\n") if output.exists() else 0
 
-    for first in range(1, 20_000, 5_000):  # a reader may read all that is there before it is killed
-        shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(first, first + 4_999))
+    for _ in range(4):
         before = lines()
         reader = shell.start(*read)
         wait_until(lambda before=before: lines() > before, "a line")
@@ -167,6 +167,8 @@ def test_a_killed_receive_stream_track_skips_no_message(shell: Shell, broker: Te
         stored = int(shell.run("mqtool", "offset", "show", "s", "me").stdout or -1)
         not_stored += newest - (stored + 1)
         assert newest - (stored + 1) <= 1_100 or broker.kind == "rabbitmq"
+        if stored == 19_999:  # the reader was killed late, after the end of the stream
+            break
     shell.run(*read, "--idle-timeout", IDLE)
     numbers_read = output.read_text().split()
     assert {int(each) for each in numbers_read if each.isdecimal()} >= set(range(1, 20_001))
