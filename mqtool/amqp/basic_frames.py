@@ -20,6 +20,7 @@ from mqtool.codecs.field_tables import (
     decode_short_string,
     encode_property,
     encode_short_string,
+    largest_payload,
 )
 from mqtool.message import PERSISTENT, PROPERTIES, Delivery, Message
 
@@ -64,7 +65,7 @@ class PublishEncoder:
 
     def __init__(self, channel_number: int, frame_max: int) -> None:
         self._channel = channel_number
-        self._body_max = (frame_max or 131072) - 8
+        self._body_max = largest_payload(frame_max)
         self._methods: dict[tuple[str, str, bool], bytes] = {}
         # The encoded properties of the latest messages, without the message id: it differs from message to message.
         self._properties: Mapping[str, Any] | None = None

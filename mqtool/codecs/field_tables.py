@@ -377,6 +377,15 @@ def encode_property(name: str, value: Any) -> bytes:
     return encode_short_string(value)
 
 
+def largest_payload(frame_max: int | None) -> int:
+    """Return the most bytes that fit into one frame, such as a message's headers and properties.
+
+    Args:
+        frame_max: the largest frame that the broker accepts, in bytes; 0 or None for 128 KiB.
+    """
+    return (frame_max or 131072) - 8
+
+
 def header_size(properties: Mapping[str, Any]) -> int:
     """Return the size of the header frame of a message with these properties, in bytes, without the frame's own 8.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from mqtool.amqp import ChannelOwner, Connection
-from mqtool.codecs.field_tables import CLIENT, EXACT, header_size
+from mqtool.codecs.field_tables import CLIENT, EXACT, header_size, largest_payload
 from mqtool.delays import LONGEST
 from mqtool.errors import HeadersTooLarge, NotConfirmed, Unavailable
 from mqtool.management import Management, path
@@ -56,7 +56,7 @@ class HeldMessages:
         self._into = into
         self._back = back
         self._user = user
-        self._largest = (frame_max or 131072) - 8
+        self._largest = largest_payload(frame_max)
 
     def held(self, delivery: Delivery) -> Message:
         """Return the message that holds a delivery. It does not expire, overtakes no others, and is not copied.

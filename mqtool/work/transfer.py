@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from mqtool.amqp import Channel, Receiving, administration
 from mqtool.amqp.consumer import Consumer
 from mqtool.channels import AmqpChannel
-from mqtool.codecs.field_tables import header_size
+from mqtool.codecs.field_tables import header_size, largest_payload
 from mqtool.errors import HeadersTooLarge, NotConfirmed, Unavailable
 from mqtool.message import PERSISTENT, Confirmation, Delivery, Message, Receipt
 from mqtool.topology import Queue
@@ -133,8 +133,12 @@ def elsewhere(delivery: Delivery, to: str, user: str, frame_max: int = 0) -> Mes
 
 def fits(message: Message, frame_max: int) -> bool:
     """True if the headers and properties of a message fit into one frame; 0 for AMQP's largest."""
-    size = header_size({**message.properties, "message_id": message.message_id})
-    return size <= (frame_max or 131072) - 8
+    return size_of_headers(message) <= largest_payload(frame_max)
+
+
+def size_of_headers(message: Message) -> int:
+    """Return the bytes that a message's headers and properties take in their frame."""
+    return header_size({**message.properties, "message_id": message.message_id})
 
 
 def _moved(delivery: Delivery, headers: Mapping[str, Any], to: str) -> Message:

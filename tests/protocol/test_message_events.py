@@ -314,15 +314,21 @@ def test_events_report_appended_and_read_messages_of_a_stream(broker: EmbeddedBr
     assert events.until() == []
 
 
+def with_stream(broker: EmbeddedBroker) -> RawStream:
+    """Return a client of the stream protocol that has declared the stream `s`."""
+    address = urllib.parse.urlsplit(broker.urls["stream"])
+    client = RawStream(address.hostname or "", address.port or 0)
+    client.log_in()
+    client.request(OPEN, string("/"))
+    client.create("s")
+    return client
+
+
 def test_events_of_the_stream_protocol_have_no_exchange_and_count_reads(broker: EmbeddedBroker) -> None:
     """The events of a message published over the stream protocol have a path without an exchange, and the messages
     delivered to each reader are counted.
     """
-    address = urllib.parse.urlsplit(broker.urls["stream"])
-    with closing(RawStream(address.hostname or "", address.port or 0)) as client:
-        client.log_in()
-        client.request(OPEN, string("/"))
-        client.create("s")
+    with closing(with_stream(broker)) as client:
         events = Events(broker)
         client.declare_publisher(0, "s")
         client.publish(0, 0, data_section(b"a"), data_section(b"b"))
@@ -352,11 +358,7 @@ def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: Embed
     """If a client stores an offset, the event `stored` names the stream, the reader and the client, and the counts have
     the offset that was stored last. A reset offset is reported as -1.
     """
-    address = urllib.parse.urlsplit(broker.urls["stream"])
-    with closing(RawStream(address.hostname or "", address.port or 0)) as client:
-        client.log_in()
-        client.request(OPEN, string("/"))
-        client.create("s")
+    with closing(with_stream(broker)) as client:
         events = Events(broker)
         for offset in (41, 42):
             client.send(STORE_OFFSET, string("reports") + string("s") + offset.to_bytes(8))

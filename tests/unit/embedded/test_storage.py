@@ -291,6 +291,20 @@ def test_a_broker_that_cannot_write_when_it_stops_reports_how_many_messages_are_
     entries_in(tmp_path)
 
 
+async def writing_a_dead_letter(directory: Path, disk: WaitingDisk) -> tuple[Storage, StreamLog]:
+    """Return a storage that waits for the disk while it writes a dead letter to a stream and a copy to a queue."""
+    storage = Storage(directory, disk)
+    dead = storage.enter(message(b"dead"), None)
+    storage.added(1, dead)
+    await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+    disk.may_go_on.clear()
+    log = StreamLog(storage.segments(2), LoopClock(), storage, Retention())
+    log.append(simple_entry(b"dead"))
+    storage.removed(dead.row)
+    storage.added(3, storage.enter(message(b"copy"), None))
+    return storage, log
+
+
 def test_a_message_in_a_stream_is_on_disk_before_its_row_is_deleted(tmp_path: Path) -> None:
     """If the broker is killed while a dead letter is written to a stream, the message is still in its queue, and no
     other queue has a second copy.
@@ -299,15 +313,7 @@ def test_a_message_in_a_stream_is_on_disk_before_its_row_is_deleted(tmp_path: Pa
 
     async def run() -> None:
         disk = WaitingDisk()
-        storage = Storage(directory, disk)
-        dead = storage.enter(message(b"dead"), None)
-        storage.added(1, dead)
-        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
-        disk.may_go_on.clear()
-        log = StreamLog(storage.segments(2), LoopClock(), storage, Retention())
-        log.append(simple_entry(b"dead"))
-        storage.removed(dead.row)
-        storage.added(3, storage.enter(message(b"copy"), None))
+        storage, log = await writing_a_dead_letter(directory, disk)
         stored = asyncio.create_task(storage.stored())
         await turns()
         shutil.copytree(directory, copy)
@@ -467,15 +473,7 @@ def test_a_broker_that_stops_while_it_writes_writes_everything(tmp_path: Path) -
 
     async def run() -> None:
         disk = WaitingDisk()
-        storage = Storage(tmp_path, disk)
-        dead = storage.enter(message(b"dead"), None)
-        storage.added(1, dead)
-        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
-        disk.may_go_on.clear()
-        log = StreamLog(storage.segments(2), LoopClock(), storage, Retention())
-        log.append(simple_entry(b"dead"))
-        storage.removed(dead.row)
-        storage.added(3, storage.enter(message(b"copy"), None))
+        storage, log = await writing_a_dead_letter(tmp_path, disk)
         storage.after_commit(lambda: None)
         await turns()
         storage.added(3, storage.enter(message(b"later"), None))
