@@ -9,27 +9,12 @@ from mqtool.broker.embedded.model.amqp_errors import ConnectionException
 from mqtool.broker.embedded.model.applied_policies import USER, Policy
 from mqtool.broker.embedded.model.exchange import BrokerBinding, BrokerExchange, negate_delay, types_of
 from mqtool.broker.embedded.model.ledger import Ledger
-from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Like
+from mqtool.broker.embedded.model.profile import PROFILES, Like
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.codecs.field_tables import Int32, Int64, Table, Value
 from tests.unit.embedded.test_queue import FakeClock, add_queue, bodies, message
 
 _ALWAYS = {"direct", "fanout", "topic", "headers"}
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def ledger() -> Ledger:
-    return Ledger()
-
-
-@pytest.fixture
-def vhost(clock: FakeClock, ledger: Ledger) -> VirtualHost:
-    return VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHead
 from mqtool.broker.embedded.model.applied_policies import USER, Policy
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.ledger import Ledger
-from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Like
+from mqtool.broker.embedded.model.profile import PROFILES, Like
 from mqtool.broker.embedded.model.queue import BrokerQueue, Why, consumer_timeout
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -42,18 +42,8 @@ class RecordingLedger(Ledger):
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
 def ledger() -> RecordingLedger:
     return RecordingLedger()
-
-
-@pytest.fixture
-def vhost(clock: FakeClock, ledger: RecordingLedger) -> VirtualHost:
-    return VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
 
 
 def with_fields(body: bytes, **fields: bytes) -> BrokerMessage:

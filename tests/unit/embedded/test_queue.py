@@ -99,21 +99,6 @@ class FakeConsumer:
         self.gone = True
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def ledger() -> Ledger:
-    return Ledger()
-
-
-@pytest.fixture
-def vhost(clock: FakeClock, ledger: Ledger) -> VirtualHost:
-    return VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
-
-
 def add_queue(
     vhost: VirtualHost, name: str = "q", *, durable: bool = False, auto_delete: bool = False, **arguments: Any
 ) -> BrokerQueue:
