@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mqtool.broker.embedded.model import ledger
 from tests.simulation import actors as roles
 from tests.simulation.judge import Judge, Kind, Violation
 from tests.simulation.mutations import MUTATIONS, Mutation, planted_in
@@ -101,6 +102,13 @@ def test_a_history_does_not_depend_on_the_garbage_collector(monkeypatch: pytest.
     finally:
         if was_enabled:
             gc.enable()
+
+
+def test_a_history_does_not_depend_on_the_free_disk_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seed of the simulation gives the same history on a machine whose disk is nearly full."""
+    before = simulate(draw(11)).digest
+    monkeypatch.setattr(ledger, "disk_free", lambda _: 1000)
+    assert simulate(draw(11)).digest == before
 
 
 @pytest.mark.sampled(4)

@@ -69,7 +69,7 @@ class VirtualDisk(Disk):
     def _written_to(self) -> list[Path]:
         """Return the files that the broker syncs."""
         log = self.directory / _LOG
-        return [*([log] if log.exists() else []), *self.directory.glob("streams/*/*.segment")]
+        return [*([log] if log.exists() else []), *sorted(self.directory.glob("streams/*/*.segment"))]
 
     def writer(self) -> Executor:
         return VirtualWriter(self._loop, self._random)

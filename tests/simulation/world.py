@@ -32,6 +32,10 @@ _log = logging.getLogger("mqtool.broker.embedded")
 #: A plan that has not ended by then, in virtual seconds, hangs.
 _LONGEST = 3600.0
 
+#: The less disk space is free, the sooner the broker checks it again. With this limit, that does not depend on the
+#: disk of the machine that runs the simulation.
+_DISK_FREE_LIMIT = -(1 << 60)
+
 
 @dataclass
 class Result:
@@ -137,7 +141,7 @@ class World:
             data_dir=self.directory if self.plan.on_disk else None,
             like=self.plan.like,
             memory_limit=1 << 40,
-            disk_free_limit=0,
+            disk_free_limit=_DISK_FREE_LIMIT,
             consumer_timeout=90.0,
         )
         server = Server(
