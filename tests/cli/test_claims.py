@@ -23,7 +23,7 @@ from tests.cli.test_exec import depth
 from tests.mallory import KNOWN, Attack, Published, Scene, attacks, untouched
 
 #: In CI, and in long runs (MQTOOL_EXAMPLES), more attacks are tried. On RabbitMQ, each takes about a second.
-EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "20"))
+EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "8"))
 
 #: Exit codes of a command that no message has stopped: success; `worker` had failures; some messages were left where
 #: they are; or `timeout` stopped the command.

@@ -106,6 +106,7 @@ def test_every_tutorial_is_tested_on_the_default_broker() -> None:
     assert over_amqp10 < set(PAIRS)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dialect", Dialect)
 def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: Dialect) -> None:
     """In each dialect, a tutorial's receiver prints the messages of mqtool's sender and of the dialect's own script,
@@ -133,6 +134,7 @@ def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialec
             assert re.search(r"Hello|hello|Hot|task|Report|Late|fib\(7\)|xcgj", text), (name, text)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dialect", StreamDialect)
 def test_every_stream_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: StreamDialect) -> None:
     """In each dialect, the reader of a stream tutorial prints the sender's messages; the reader of the tutorial on
@@ -159,6 +161,7 @@ def test_amqp_1_0_tutorials_exchange_messages_without_a_dialect(shell: Shell, na
     assert re.search(r"Hello|Hot|task|fib\(7\)", as_is(receiving.wait()))
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", pages.NAMES)
 def test_the_plain_script_of_every_tutorial_sends_and_receives(shell: Shell, name: str) -> None:
     """The script that `tutorial show --plain` prints, for pika, rstream or RabbitMQ's library for AMQP 1.0, sends and
