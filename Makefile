@@ -136,7 +136,7 @@ soak: .venv/installed-dev  ## random faults on queues, delays and streams, then 
 	MQTOOL_EXAMPLES=$(or $(DIRECTORIES),3000) $(BIN)/pytest -q tests/protocol/test_data_directory.py -k 'surviv or corrupted_definition' --timeout 3600
 
 siege: .venv/installed-dev  ## for hours, a user with few rights forges what an administrator's commands read, and clients send the largest legal frames
-	MQTOOL_EXAMPLES=$(or $(FORGERIES),9000) $(BIN)/pytest -q -s tests/cli/test_claims.py -k 'no_forged and embedded' --timeout 7200
+	MQTOOL_EXAMPLES=$(or $(FORGERIES),9000) $(BIN)/pytest -q -s tests/cli/test_claims.py -k 'no_forged and embedded'
 	$(BIN)/python -m tests.protocol.costs --seconds $(or $(COSTS_SECONDS),3600) $(if $(SEED),--seed $(SEED))
 
 simulate: .venv/installed-dev  ## the embedded broker on a virtual clock, network and disk (SEEDS=1000 FIRST=0, or SEED=7 for its history)

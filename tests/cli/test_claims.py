@@ -30,7 +30,7 @@ EXAMPLES = int(os.environ.get("MQTOOL_EXAMPLES", "100" if IN_CI else "8"))
 ENDED = (0, 1, 3, 124)
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(max(1200, 10 * EXAMPLES))
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
     """A user who may use only her own queues and exchanges forges arguments and headers. Whatever command an
     administrator then runs, other users' queues, exchanges, bindings and messages stay unchanged, she can read none of
