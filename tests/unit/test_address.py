@@ -141,8 +141,8 @@ def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user() -> No
 
 
 def test_the_hint_names_the_user_of_the_certificate() -> None:
-    """If the broker refuses access to a virtual host to a user who logged in with a client certificate, the command in
-    the hint names the user from the broker's reply, not guest.
+    """If a user who logged in with a client certificate has no access to a virtual host, the command in the error's
+    hint names the user from the broker's reply, not guest.
     """
     address = parse_address("amqps://host/shop")
     refused = ConnectionClosedByBroker(530, "NOT_ALLOWED - access to vhost 'shop' refused for user 'orders'")

@@ -42,7 +42,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
-def test_a_value_is_decoded_as_it_was_encoded(value):
+def test_an_amqp_1_0_value_is_decoded_as_it_was_encoded(value):
     """After encoding and decoding, an AMQP 1.0 value has the same type and value, and encodes to the same bytes
     again.
     """
@@ -82,7 +82,7 @@ def test_damaged_amqp_1_0_values_raise_only_value_error():
         b"\x73\xff\xff\xff\xff",
     ],
 )
-def test_truncated_or_deeply_nested_values_raise_value_error(data):
+def test_truncated_or_deeply_nested_amqp_1_0_values_raise_value_error(data):
     """Decoding an AMQP 1.0 value that is cut off, deeply nested, or claims to contain billions of elements raises
     ValueError.
     """
@@ -135,8 +135,8 @@ def test_the_number_of_elements_in_a_message_body_is_not_limited():
 
 
 def test_a_client_gets_the_bytes_of_a_message_that_it_cannot_decode():
-    """If mqtool receives an AMQP 1.0 message that it cannot decode, the message's body is its encoded bytes, and no
-    error is raised.
+    """If mqtool receives an AMQP 1.0 message that it cannot decode, it raises no error, and passes on the whole encoded
+    message as the message's body.
     """
     for code, value in [
         (0x72, map_of(Described(ULong(1), ULong(2)))),
@@ -147,7 +147,7 @@ def test_a_client_gets_the_bytes_of_a_message_that_it_cannot_decode():
         assert sections.decode(sent, "q", 1, 1).body == sent
 
 
-def test_a_message_is_decoded_as_it_was_encoded():
+def test_an_amqp_1_0_message_is_decoded_as_it_was_encoded():
     """After encoding and decoding, an AMQP 1.0 message has the same sections as before."""
     message = Amqp10Message(
         MessageHeader(durable=True, ttl=UInt32(5)),

@@ -47,7 +47,7 @@ def test_lost_duplicate_and_late_messages_are_counted_exactly() -> None:
     assert (tally.confirmed, tally.received) == (count, count - 300)
 
 
-def test_unconfirmed_messages_do_not_count_as_lost() -> None:
+def test_bench_does_not_count_unconfirmed_messages_as_lost() -> None:
     """`bench` counts a missing message as lost only if the broker had confirmed it."""
     tally = Tally()
     tally.confirm(0, [(0, 10), (20, 10)])
@@ -67,7 +67,7 @@ def test_competing_consumers_are_counted_together() -> None:
     assert (tally.lost(2), tally.duplicated, tally.out_of_order) == (0, 1, 0)
 
 
-def test_redelivered_messages_are_not_out_of_order() -> None:
+def test_bench_does_not_count_redelivered_messages_as_out_of_order() -> None:
     """`bench` counts a redelivered message as redelivered, but not as out of order, because the broker does not
     guarantee its order.
     """
@@ -103,8 +103,8 @@ def test_counting_ten_million_messages_takes_less_than_a_megabyte() -> None:
 
 
 def test_a_percentile_is_a_latency_that_was_recorded() -> None:
-    """A percentile that `bench` reports, such as p99, is the smallest latency that 99 % of the messages do not exceed;
-    without any messages, it is 0.
+    """A percentile that `bench` reports, such as p99, is the smallest recorded latency that 99 % of the messages do not
+    exceed. Without any messages, it is 0.
     """
     latencies = Latencies()
     assert latencies.at(50) == 0.0
@@ -124,7 +124,7 @@ def test_latencies_keep_three_significant_digits() -> None:
 
 
 def test_the_latency_curve_ends_at_100_percent() -> None:
-    """Each point of `bench`'s latency curve is a latency with the percentage of messages that were not slower; the last
+    """Each point of `bench`'s latency curve is a latency and the percentage of messages that were not slower. The last
     point is at 100 %.
     """
     latencies = Latencies()
@@ -136,8 +136,8 @@ def test_the_latency_curve_ends_at_100_percent() -> None:
     assert one.curve() == [(100.0, 0.001)]
 
 
-def test_a_latency_at_an_edge_belongs_to_the_bar_that_begins_there() -> None:
-    """In `bench`'s histogram, a latency exactly at an edge belongs to the bar that begins there."""
+def test_a_latency_between_two_bars_of_the_histogram_is_counted_in_the_upper_one() -> None:
+    """If a latency lies exactly between two bars of `bench`'s histogram, `bench` counts it in the upper one."""
     latencies = Latencies()
     latencies.record([each * 1000 for each in (999, 1000, 1000, 1500, 2000)])
     assert latencies.bars([0.0, 0.001, 0.002, 0.003]) == [1, 3, 1]
@@ -198,7 +198,7 @@ def test_latencies_of_several_processes_are_merged() -> None:
     ],
 )
 def test_unknown_cpu_time_of_the_broker_is_not_reported(nodes: list[Any], memory: int | None) -> None:
-    """`bench` reports no CPU time of the broker if a node has no statistics, or if there are several nodes."""
+    """`bench` reports no CPU time for the broker if a node has no statistics, or if there are several nodes."""
     api = Mock(Management)
     api.get.return_value = nodes
     use = BrokerUse(lambda: api)
@@ -225,7 +225,7 @@ def test_the_result_warns_if_the_clients_may_be_slower_than_the_broker(busiest: 
     assert bool([*remarks(result)]) is bool(said)
 
 
-def test_the_time_that_a_client_waits_for_a_cpu_is_measured() -> None:
+def test_bench_measures_how_long_a_client_waits_for_a_cpu() -> None:
     """When two busy client processes of `bench` share a CPU, `bench` measures how long each of them waited for it."""
     if not Path("/proc/self/schedstat").exists():
         pytest.skip("this system does not report how long a process waits for a CPU")
