@@ -185,7 +185,7 @@ def test_tutorial_try_does_not_say_that_a_purge_deleted_a_message_lost_in_the_re
     goal: Goal, learner: Learner
 ) -> None:
     """If the learner purges the queue after the restart, `tutorial try` says that the purge deleted the persistent
-    message. It does not say so of the transient message, which was already lost in the restart.
+    message. It does not say this about the transient message, which was already lost in the restart.
     """
     learner.make(work_queues_attempts.purge_after_restart)
     learner.wait_for("mistake", "The persistent message survived the restart, but left the queue unread")

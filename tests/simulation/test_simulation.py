@@ -42,7 +42,7 @@ def run(*options: str, hash_seed: str = "random") -> subprocess.CompletedProcess
 @pytest.mark.parametrize("first", range(0, _SEEDS, _PART))
 def test_the_embedded_broker_keeps_every_rule_of_the_simulations_model(first: int) -> None:
     """Whatever clients and faults the simulation draws from a seed, the embedded broker breaks no rule of the
-    simulation's model, such as that no confirmed message is lost.
+    simulation's model. For example, it loses no confirmed message.
     """
     for seed in range(first, first + _PART):
         plan = draw(seed)
@@ -114,8 +114,8 @@ def test_the_simulation_finds_each_planted_defect(mutation: Mutation) -> None:
 
 
 def test_each_planted_defect_can_still_be_planted() -> None:
-    """The code that a planted defect replaces occurs exactly once in its file, and the file is still valid Python with
-    the defect.
+    """The code that a planted defect replaces occurs exactly once in its file, and the file with the defect is valid
+    Python.
     """
     assert len(MUTATIONS) >= 30
     for mutation in MUTATIONS:

@@ -48,8 +48,8 @@ from mqtool.errors import UsageError
     ],
 )
 def test_a_url_is_parsed_into_an_address(url: str, address: Address) -> None:
-    """A URL is parsed into host, port, virtual host, user, password and options; RabbitMQ's defaults replace missing
-    parts.
+    """A broker URL is parsed into host, port, virtual host, user, password and options. RabbitMQ's defaults replace
+    missing parts.
     """
     found = parse_address(url)
     assert found == address._replace(names_user="@" in url)
@@ -65,7 +65,7 @@ def test_a_url_is_parsed_into_an_address(url: str, address: Address) -> None:
     ],
 )
 def test_commas_separate_the_nodes_of_a_cluster(urls: str, hosts: list[str]) -> None:
-    """Commas separate the URLs of a cluster's nodes; spaces around them are ignored."""
+    """Commas separate the URLs of a cluster's nodes. Spaces around the commas are ignored."""
     assert [address.host for address in parse_addresses(urls)] == hosts
 
 

@@ -83,8 +83,8 @@ def test_damaged_amqp_1_0_values_raise_only_value_error():
     ],
 )
 def test_truncated_or_deeply_nested_amqp_1_0_values_raise_value_error(data):
-    """Decoding an AMQP 1.0 value that is cut off, deeply nested, or claims to contain billions of elements raises
-    ValueError.
+    """Decoding an AMQP 1.0 value raises ValueError if the value is cut off, is deeply nested, or claims to contain
+    billions of elements.
     """
     with pytest.raises(ValueError, match=r"."):
         decode(data)
@@ -129,7 +129,7 @@ def test_an_amqp_1_0_value_with_too_many_elements_is_refused():
 
 
 def test_the_number_of_elements_in_a_message_body_is_not_limited():
-    """The body of an AMQP 1.0 message can contain any number of elements, because it is kept as bytes."""
+    """The body of an AMQP 1.0 message can contain any number of elements, because mqtool keeps the body as bytes."""
     body = section(0x77, nested(2 * MOST_VALUES))
     assert Amqp10Message.decode(body).body == body
 

@@ -467,8 +467,8 @@ def test_a_bench_publisher_stops_after_the_given_messages_and_adds_up_nacks() ->
 
 
 def test_a_bench_publisher_with_a_rate_does_not_exceed_its_window() -> None:
-    """If more messages are due than may be unconfirmed, a `bench` publisher with `--rate` sends only as many as this
-    window allows.
+    """If more messages are due than may be unconfirmed at a time, a `bench` publisher with `--rate` sends only as many
+    as this limit allows.
     """
     client, wire = publisher(rate=1000, in_flight=3)
     client.work(wire, START + 9 * MS)
@@ -535,8 +535,8 @@ def test_each_received_message_is_in_exactly_one_report() -> None:
 def test_churn_measures_each_creation_and_each_removal(
     churn: str, requests: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With `--churn`, `bench` measures how long it takes to create a connection, channel, queue or binding, from the
-    time at which the creation was due, and how long it then takes to remove it.
+    """With `--churn`, `bench` measures how long it takes to create a connection, channel, queue or binding, counted
+    from the time at which the creation was due. It also measures how long it takes to remove it.
     """
     clock = Clock()
     monkeypatch.setattr("time.monotonic_ns", clock)

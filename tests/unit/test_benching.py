@@ -25,7 +25,9 @@ def _receive(tally: Tally, numbers: list[int], *, consumer: int = 0, redelivered
 
 
 def test_lost_duplicate_and_late_messages_are_counted_exactly() -> None:
-    """`bench` counts each lost, duplicate and out-of-order message among 50,000 in batches of random sizes."""
+    """`bench` counts exactly how many of 50,000 messages, which arrive in batches of random sizes, are lost, duplicate
+    or out of order.
+    """
     chance = random.Random(28)
     count = 50_000
     lost = set(chance.sample(range(count), 300))
@@ -69,7 +71,7 @@ def test_competing_consumers_are_counted_together() -> None:
 
 def test_bench_does_not_count_redelivered_messages_as_out_of_order() -> None:
     """`bench` counts a redelivered message as redelivered, but not as out of order, because the broker does not
-    guarantee its order.
+    guarantee the order of redelivered messages.
     """
     tally = Tally()
     _receive(tally, [0, 1, 5, 6])

@@ -117,8 +117,8 @@ def test_a_dead_letter_that_was_never_moved_back_is_not_handled_again(path: Path
 
 
 def test_a_copy_is_a_duplicate_only_within_the_window(path: Path, now: list[float]) -> None:
-    """With `--deduplicate`, a worker ignores a copy of a message that arrives within the window (here, a day), but
-    handles one that arrives later.
+    """With `--deduplicate`, a copy of a handled message counts as a duplicate only if it arrives within the window
+    (here, a day). A worker handles a copy that arrives later.
     """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
@@ -313,7 +313,9 @@ def test_a_worker_forgets_each_message_that_it_has_handled(path: Path) -> None:
 
 
 def test_only_its_owner_can_read_the_deduplication_store(path: Path) -> None:
-    """Only their owner can read the deduplication store and its directory, because the store may contain replies."""
+    """Only the owner of the deduplication store can read the store and its directory, because the store may contain
+    replies.
+    """
     HandledMessages(path, DAY)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700

@@ -90,15 +90,15 @@ def test_a_delayed_message_goes_where_it_would_go_without_a_delay(
     to: Exchange | Queue, exchange: str | None, key: str | None, found: Exchange | Queue
 ) -> None:
     """A delayed message goes to the exchange and routing key that the message names, or else to those of the command.
-    In the default exchange, the routing key is the name of a queue.
+    If the exchange is the default exchange, the routing key is the name of a queue.
     """
     assert Destination(to).of(Message(b"", key, exchange)) == found
 
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])
 def test_a_delayed_message_to_several_queues_is_refused(header: str) -> None:
-    """Delaying a message to a queue raises BadData if the message has a CC or BCC header, because only one of its
-    queues would get it. A message to a named exchange may have these headers.
+    """Delaying a message to a queue raises BadData if the message has a CC or BCC header, because only one of the
+    queues would get the message. A message to a named exchange may have these headers.
     """
     message = Message(b"", None, None, {"headers": {header: ["a", "b"], "x": 1}})
     with pytest.raises(BadData, match="CC or BCC") as error:
@@ -111,7 +111,7 @@ def test_a_delayed_message_to_several_queues_is_refused(header: str) -> None:
 
 def test_mqtool_knows_the_queue_in_which_delayed_messages_arrive() -> None:
     """If delayed messages go to a queue, or to an exchange to which the command binds a queue, mqtool knows that they
-    arrive in this queue. For any other exchange, mqtool names no queue.
+    arrive in this queue. For any other exchange, mqtool does not know the queue.
     """
     assert Destination(_HELLO).queue == _HELLO
     assert Destination(_LOGS).queue is None

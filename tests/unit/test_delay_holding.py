@@ -127,7 +127,7 @@ def test_with_the_plugin_a_delayed_message_goes_to_its_exchange_with_the_delay_i
 
 
 def test_in_a_wait_queue_a_delayed_message_has_its_delay_as_expiration() -> None:
-    """With `--via ttl`, a delayed message for a queue is published to a wait queue, persistent, with the delay as its
+    """With `--via ttl`, a delayed message for a queue is published to a wait queue as persistent, with the delay as its
     expiration and the due time in the header mqtool-due.
     """
     found = held(Message(b"x", None, None, {}, None, 5.0), via=Via.TTL)
@@ -148,8 +148,8 @@ def test_a_delayed_message_for_an_exchange_keeps_its_routing_key(via: Via) -> No
 
 
 def test_a_publisher_can_send_a_delayed_message_again_as_it_was() -> None:
-    """`--failed-to` writes a delayed message with its due time instead of a delay, and without the headers that mqtool
-    added to delay it, so that sending the message again does not delay it for longer.
+    """`send --failed-to` writes a delayed message with its due time instead of a delay, and without the headers that
+    mqtool added to delay it, so that sending the message again does not delay it for longer.
     """
     message = Message(b"x", "jobs", None, {"headers": {"a": 1}}, "id-1", 5.25)
     again = original(held(message))
@@ -218,8 +218,8 @@ def test_if_all_messages_could_be_delayed_none_is_at_fault() -> None:
 
 @pytest.mark.parametrize("via", [Via.PLUGIN, Via.TTL])
 def test_a_message_with_a_delay_of_one_millisecond_waits_on_the_broker(via: Via) -> None:
-    """Even a message with a delay of only one millisecond is delayed by the broker, by the plugin or in a
-    wait queue.
+    """Even a message with a delay of only one millisecond waits on the broker, in the plugin's exchange or in a wait
+    queue.
     """
     found = held(Message(b"x", delay=0.001), via=via)
     headers = {Via.PLUGIN: {"x-delay": 1}, Via.TTL: {}}
@@ -272,8 +272,8 @@ def test_delayed_messages_wait_where_none_is_lost(
 
 
 def test_via_plugin_fails_without_the_plugin() -> None:
-    """With `--via plugin`, if the broker does not have the delayed message plugin, a delayed message raises
-    PluginMissing, and the error names the broker.
+    """With `--via plugin`, publishing a delayed message raises PluginMissing if the broker does not have the delayed
+    message plugin. The error names the broker.
     """
     delays, notices, _ = delaying(FakeBroker(_JOBS, plugin=False), via=Via.PLUGIN)
     with pytest.raises(PluginMissing, match=r"^RabbitMQ 4\.2 has no exchanges of type x-delayed-message"):
@@ -335,8 +335,8 @@ def test_delayed_messages_wait_in_a_place_that_suits_their_destination() -> None
 
 @pytest.mark.parametrize("message", [Message(b"x", "k", "audit", delay=5.0), Message(b"x", delay=5.0)])
 def test_a_delayed_message_to_a_missing_exchange_is_refused(message: Message) -> None:
-    """A delayed message to an exchange that does not exist raises NotFound, and mqtool declares no queue or exchange
-    for it.
+    """Publishing a delayed message to an exchange that does not exist raises NotFound, and mqtool declares no queue or
+    exchange for the message.
     """
     broker = FakeBroker()
     delays, _, _ = delaying(broker, Destination(_LOGS, is_declared=False), Via.TTL)
@@ -376,7 +376,7 @@ def test_a_warning_says_that_messages_lose_their_expiration_in_a_wait_queue() ->
 
 
 def test_the_exchange_of_delayed_messages_is_looked_up_once() -> None:
-    """mqtool checks only for the first delayed message to an exchange whether the exchange exists."""
+    """mqtool checks whether an exchange exists only for the first delayed message that is sent to it."""
     broker = FakeBroker(Exchange("audit"))
     delays, _, _ = delaying(broker, Destination(_LOGS), Via.TTL)
     delays.choose(Exchange("audit"))

@@ -81,7 +81,7 @@ def test_a_round_delay_needs_one_wait_queue(delay: str) -> None:
 
 @given(delays, delays)
 def test_wait_queues_with_the_same_name_have_the_same_arguments(one: int, other: int) -> None:
-    """If two delays use wait queues with the same name, they declare them with the same arguments."""
+    """If two delays need wait queues with the same name, mqtool declares these with the same arguments."""
     waits = {wait.suffix: wait for wait in waits_for(one)}
     assert all(waits.get(wait.suffix, wait) == wait for wait in waits_for(other))
 

@@ -33,7 +33,7 @@ def test_a_command_has_grown_if_it_needs_more_than_5_percent_more_instructions_o
 
 def test_felt_marks_a_command_that_has_grown() -> None:
     """If a command seems to have grown, the benchmark `felt` measures it again, and marks it GREW if every measurement
-    exceeds the base commit's by more than the tolerance.
+    exceeds that of the base commit by more than the tolerance.
     """
     figures = Figures([100.0], [110.0])
     (line,) = check({"send x": figures}, ONE, OTHER)

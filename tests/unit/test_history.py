@@ -29,9 +29,9 @@ def dead_in(queue: object, **more: Any) -> dict[str, Any]:
      (2**63, 2**31 - 2)],
 )  # fmt: skip
 def test_the_attempt_is_one_more_than_the_failures_so_far(count: object, failures: int) -> None:
-    """mqtool counts the attempts to handle a message from 1, and adds the failed ones in the header mqtool-attempts. A
-    value in this header that is not a positive integer counts as 0, and a huge value is limited, so that the next
-    attempt's header does not overflow.
+    """mqtool counts the attempts to handle a message from 1, and writes the number of failed ones to the header
+    mqtool-attempts. A value in this header that is not a positive integer counts as 0, and a huge value is limited, so
+    that the next attempt's header does not overflow.
     """
     failed = delivery(None if count is None else {"mqtool-attempts": count})
     assert history.failures_of(failed) == failures
@@ -112,8 +112,8 @@ def test_a_moved_message_keeps_only_an_origin_that_is_proven(
 
 
 def test_a_dead_letter_whose_headers_are_too_large_keeps_the_essential_ones() -> None:
-    """If the headers of a dead letter are too large, mqtool keeps only the number of attempts, the origin and the time
-    of the first failure, and all other properties.
+    """If the headers of a dead letter are too large, mqtool removes all of them except the number of attempts, the
+    origin and the time of the first failure. It keeps all other properties.
     """
     headers = {"mqtool-attempts": 3, "mqtool-first-failure": FIRST, "large": "x" * 1000, **_PUBLISHED}
     large = delivery(headers)

@@ -50,8 +50,8 @@ def test_a_name_in_a_printed_command_line_is_one_argument(name: str) -> None:
 
 
 def test_a_name_with_a_nul_is_not_cut_in_a_printed_command_line() -> None:
-    """If a queue's name contains a NUL, which no argument can contain, a pasted command line does not act on another
-    queue, whose name is the part before the NUL.
+    """If a queue's name contains a NUL, which no argument can contain, a pasted command line does not act on the queue
+    whose name is the part before the NUL.
     """
     script = f"mqtool() {{ printf '%s\\0' \"$@\"; }}; {pasteable('queue delete', chr(0).join(('pay', '0ll')))}"
     words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")[:-1]

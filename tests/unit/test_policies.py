@@ -66,7 +66,7 @@ def test_a_consumer_with_a_prefetch_of_one_acknowledges_each_delivery() -> None:
 
 
 def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
-    """A consumer prefetches messages one by one as long as they were requeued 15 times or more. From the first message
+    """While messages have been requeued 15 times or more, a consumer prefetches them one by one. From the first message
     that was requeued less often, it uses the full prefetch again.
     """
     policy = Cautious()
@@ -100,8 +100,8 @@ def test_with_a_large_count_acknowledgements_are_withheld_so_that_no_surplus_mes
 
 
 def test_an_empty_queue_releases_withheld_acknowledgements() -> None:
-    """If the queue becomes empty before a consumer has received the number of messages in its count, the consumer sends
-    the acknowledgements that it has withheld, and prefetches further messages one by one.
+    """If the queue becomes empty before a consumer has reached its count, the consumer sends the acknowledgements that
+    it has withheld, and prefetches further messages one by one.
     """
     policy = ExactCount(300)
     handle(policy, range(1, 101))
@@ -127,8 +127,8 @@ def acknowledge(policy: CallerSettles, *received: int, first: int = 1) -> list[S
 
 
 def test_a_caller_that_acknowledges_never_gets_more_messages_than_the_count() -> None:
-    """If the caller itself acknowledges the messages, the consumer never delivers more messages than its count, however
-    late the caller acknowledges them.
+    """If the caller acknowledges the messages itself, it never gets more messages than the count, however late it
+    acknowledges them.
     """
     policy = CallerSettles(Receiving(count=5, prefetch=2, acknowledge=False))
     assert policy.prefetch == 2

@@ -287,8 +287,8 @@ def test_messages_are_written_together_while_others_are_unconfirmed(wire: Wire, 
 
 
 def test_messages_can_wait_for_the_next_acknowledgements(wire: Wire, publisher: Unconfirmed) -> None:
-    """A message that is published with `waits`, such as a retry, is sent together with the next acknowledgements, and
-    before them.
+    """A message that is published with `waits`, such as the reply of an RPC server, is sent together with the next
+    acknowledgements, and before them.
     """
     wire.busy = True
     publisher.add([Message(b"1")], ROUTE, waits=True)
@@ -380,7 +380,7 @@ def test_a_return_is_matched_to_the_most_similar_message_with_the_same_address(
 
 def test_waiting_for_confirms_ends_when_enough_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
     """Waiting for confirms ends as soon as fewer messages than the given number are unconfirmed. It does not matter
-    whether their receipts have been collected, or whether a thread was already waiting.
+    whether the receipts of the others have been collected, or whether a thread was already waiting.
     """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=True)

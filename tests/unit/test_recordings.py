@@ -48,7 +48,7 @@ def test_a_replay_keeps_the_recorded_gaps() -> None:
 
 
 def test_a_late_replayed_message_does_not_delay_later_ones() -> None:
-    """If a replayed message is late, later ones are still due at their recorded time after the first message."""
+    """If a replayed message is late, later messages are still due as long after the first one as in the recording."""
     clock = Clock()
     pace = ReplayPace(clock=clock)
     first, second, third = read(line(0), line(1), line(2))
@@ -77,8 +77,8 @@ def test_a_line_without_a_timestamp_is_due_together_with_the_one_before() -> Non
 
 
 def test_a_replay_at_a_fixed_rate_has_no_burst_after_a_pause() -> None:
-    """At a rate of 500/s, a replay sends messages 2 ms apart. After a pause of a minute, it sends further messages 2 ms
-    apart, too, and not in a burst.
+    """With a rate of 500/s, a replay sends messages 2 ms apart. After a pause of a minute, it does not catch up in a
+    burst, but continues with 2 ms between messages.
     """
     clock = Clock()
     pace, messages = ReplayPace(rate=500, clock=clock), read(*[line(0)] * 5)
@@ -104,7 +104,7 @@ def test_since_and_until_select_recorded_messages() -> None:
 
 def test_a_replayed_message_goes_to_its_exchange_or_queue_unless_another_is_given() -> None:
     """A replayed message is published to the recorded exchange or, if there is none, to the queue from which it was
-    recorded, unless the command names another destination. A message with neither raises BadData.
+    recorded, unless the command names another destination. A message that was recorded with neither raises BadData.
     """
 
     def place(*lines: bytes, changes: Changes | None = None) -> tuple[str | None, str | None]:

@@ -57,7 +57,7 @@ def retrying(channel: FakeChannel, retries: int = 1, notice: Callable[[str], Non
     return Retrying(cast(Channel, channel), RetryPolicy(retries), notice)
 
 
-def test_retry_returns_whether_there_is_another_attempt() -> None:
+def test_a_failed_message_is_retried_unless_it_was_the_last_attempt() -> None:
     """After a failed attempt, `worker` publishes the message to a wait queue if it has retries left. Otherwise, it
     publishes the message to the dead-letter queue.
     """
@@ -78,9 +78,9 @@ def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
         retrying(FakeChannel(*[Confirmation.RETURNED] * 3)).retry(JOB, "failed")
 
 
-def test_after_a_missing_confirm_retry_publishes_nothing_more() -> None:
-    """If the confirm of a message that is to be retried does not arrive, `worker` publishes no further retries on this
-    channel: each raises NotConfirmed, because a late confirm could be mistaken for that of the next message.
+def test_after_a_missing_confirm_worker_publishes_no_further_retries() -> None:
+    """If the confirm of a message that is to be retried does not arrive, `worker` publishes no further retries. Each
+    retry raises NotConfirmed, because a late confirm could be mistaken for that of the next message.
     """
     channel = FakeChannel(NotConfirmed("no answer"), Confirmation.CONFIRMED)
     ours = retrying(channel)

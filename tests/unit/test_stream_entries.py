@@ -59,7 +59,7 @@ def test_a_stream_entry_that_is_not_amqp_1_0_is_received_as_the_body(data: bytes
 
 def test_a_stream_entry_published_over_amqp_0_9_1_has_its_exchange_and_routing_key() -> None:
     """If a stream entry was published over AMQP 0-9-1, mqtool reads its exchange and routing key from RabbitMQ's
-    annotations. mqtool does not store headers that are tables in a stream.
+    annotations. When mqtool itself stores a message in a stream, it leaves out headers that are tables.
     """
     annotations = {"x-exchange": "logs", "x-routing-key": "kern.error"}
     stored = section(0x72, entries._map(annotations, key=0xA3)) + entries.encode(Message(b"body"))

@@ -32,8 +32,8 @@ def test_a_tap_with_a_slow_reader_drops_the_oldest_messages_and_counts_them() ->
 
 
 def test_a_full_tap_buffer_keeps_the_latest_batch_and_a_wake_up() -> None:
-    """If a tap's buffer contains a wake-up, for example because the connection was lost, and a batch arrives that is
-    larger than the buffer, the buffer keeps both the wake-up and the whole batch.
+    """If the reader of a tap is to be woken, for example because the connection was lost, and a batch arrives that is
+    larger than the tap's buffer, the buffer keeps both the wake-up and the whole batch.
     """
     buffer = Buffer(1)
     buffer.put(batch("1"))

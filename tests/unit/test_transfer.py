@@ -186,7 +186,7 @@ def test_messages_that_are_not_chosen_stay_in_order(
     assert drained(amqp_vhost, connect(), "from", len(left)) == left
 
 
-def test_if_the_other_queue_refuses_a_message_it_and_later_ones_stay(
+def test_a_move_ends_with_an_error_if_the_target_queue_rejects_a_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
     """If the target queue rejects a message, the move ends with an error that names the message. Each message is then
@@ -519,8 +519,8 @@ def test_all_requeued_messages_are_received_if_some_are_held(
 
 
 def test_held_messages_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """mqtool requeues the messages that a move has held back in batches. After a few batches, it waits until the queue
-    reports the requeued messages as ready, because a quorum queue could otherwise change their order.
+    """mqtool requeues messages that a move has held back, a batch at a time. After a few batches, it waits until the
+    queue reports the requeued messages as ready, because a quorum queue could otherwise change their order.
     """
     monkeypatch.setattr(transfer, "AT_ONCE", 2)
     monkeypatch.setattr(transfer, "_TOGETHER", 2)

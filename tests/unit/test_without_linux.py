@@ -59,8 +59,8 @@ def test_a_program_is_killed_at_its_timeout_without_pidfd_open(runner: Runner) -
 
 
 def test_without_malloc_trim_freed_memory_is_left_to_the_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On systems without glibc's malloc_trim(), the embedded broker raises no error when it would return freed memory
-    to the system. The C library then keeps this memory.
+    """On systems without glibc's malloc_trim(), the embedded broker leaves freed memory to the C library, and raises no
+    error.
     """
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     main._return_memory()
@@ -123,7 +123,7 @@ def test_without_proc_a_duplicate_waits_while_the_other_process_runs(
 def test_without_schedstat_a_bench_client_reports_that_it_never_waited_for_a_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On systems without /proc/self/schedstat, a `bench` client reports that it waited for a CPU for 0 s."""
+    """On systems without /proc/self/schedstat, a `bench` client reports that it never waited for a CPU."""
     monkeypatch.setattr(client_process, "_WAITED", MISSING)
     now = CpuTime.now()
     assert now.used > 0

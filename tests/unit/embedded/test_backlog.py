@@ -138,8 +138,8 @@ def test_messages_are_delivered_in_the_order_of_the_queue_type(kind: str, most: 
 
 
 def test_a_newly_published_message_has_never_been_delivered() -> None:
-    """A message that was just published is not marked as redelivered, was never requeued, expires when its publisher
-    says, if at all, and is only in memory.
+    """A message that was just published is not marked as redelivered, was never requeued, has the expiration time that
+    its publisher has set, if any, and is only in memory.
     """
     new = BacklogEntry(entry(1).message, 7, expires_at=5)
     assert (new.position, new.redelivered, new.acquired_count, new.delivery_count) == (7, False, 0, 0)

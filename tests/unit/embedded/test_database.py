@@ -189,8 +189,8 @@ def test_exactly_the_removed_messages_are_deleted(rows: set[int], data: st.DataO
 
 
 def test_messages_are_read_from_a_data_directory_in_batches() -> None:
-    """The broker reads the messages of a batch from its data directory together, in order. If their bodies exceed 1
-    MiB, it reads only the first few.
+    """The broker reads messages from its data directory in batches, in order. If the bodies of a batch exceed 1 MiB, it
+    reads only the first few messages of the batch.
     """
     db = memory()
     rows = range(1, BATCH + 10)
@@ -218,7 +218,7 @@ def test_a_message_that_is_missing_in_the_data_directory_is_an_error(rows: list[
 
 def test_definitions_are_replaced_found_and_deleted_by_kind_and_key() -> None:
     """If a definition is written to a data directory, it replaces only the definition of the same kind, such as
-    "queue", with the same name. The same goes for deleting a definition.
+    "queue", with the same name. Deleting a definition deletes only that one.
     """
     db = memory()
     db.text_factory = bytes
@@ -245,7 +245,7 @@ def test_publishers_are_blocked_while_the_disk_has_too_little_space(
     monkeypatch: pytest.MonkeyPatch, free: int, alarms: dict[str, str], seconds: float
 ) -> None:
     """While less disk space is free than the limit, the disk alarm blocks publishers. The less space is free, the
-    sooner the broker checks it again. A broker that has stopped checks no more.
+    sooner the broker checks it again. After the broker has stopped, it no longer checks.
     """
     later: list[float] = []
     cancelled: list[bool] = []

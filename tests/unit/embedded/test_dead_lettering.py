@@ -80,7 +80,7 @@ def test_a_dead_letter_routing_key_replaces_all_other_routing_keys() -> None:
 
 
 def test_a_dead_letter_does_not_expire_again() -> None:
-    """When a message is dead-lettered, its expiration is removed. The x-death header then contains the value as
+    """When a message is dead-lettered, its expiration is removed. The x-death header contains the removed value as
     original-expiration.
     """
     letter = dead(message(expiration=b"5000"))
@@ -262,9 +262,7 @@ def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog:
 
 
 def test_waiting_messages_are_dead_lettered_before_the_broker_stops() -> None:
-    """Before the broker stops, it dead-letters as many of the messages that wait for this as time allows, and counts
-    the others.
-    """
+    """Before the broker stops, it dead-letters as many of the waiting messages as time allows, and counts the rest."""
     clock, outcomes = FakeClock(), list[Outcome]()
 
     def publish(*_: object) -> bool:

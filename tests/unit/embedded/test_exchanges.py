@@ -61,8 +61,8 @@ def test_a_local_random_exchange_routes_each_message_to_one_queue(vhost: Virtual
 def test_an_unroutable_message_goes_to_the_alternate_exchange(
     vhost: VirtualHost, argument: Value, policy: str | None, goes_to: str | None
 ) -> None:
-    """If no binding matches a message, the message goes to the alternate exchange that the exchange's arguments or else
-    a policy name. If the alternate exchange does not exist, the message is unroutable.
+    """If no binding matches a message, the message goes to the alternate exchange, which is set by the exchange's
+    arguments or, if they set none, by a policy. If the alternate exchange does not exist, the message is unroutable.
     """
     queues = {name: add_queue(vhost, name) for name in "ab"}
     for name, queue in queues.items():
@@ -84,8 +84,8 @@ def test_an_unroutable_message_goes_to_the_alternate_exchange(
 
 @pytest.mark.parametrize(("like", "matches"), [(Like.V3_10, True), (Like.V4_2, False)])
 def test_a_headers_exchange_compares_numbers_as_its_version_does(like: Like, *, matches: bool) -> None:
-    """A headers exchange of an embedded broker like RabbitMQ 3.10 considers the integer 1 equal to the float 1.0. Like
-    RabbitMQ 4.2, it does not.
+    """With `broker up --like 3.10`, a headers exchange considers the integer 1 equal to the float 1.0, as in RabbitMQ
+    3.10. With `--like 4.2`, it does not, as in RabbitMQ 4.2.
     """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
     exchange, queue = BrokerExchange("x", "headers"), add_queue(vhost)
@@ -115,8 +115,8 @@ def test_a_queue_that_is_bound_twice_stays_bound_until_both_bindings_are_removed
 
 
 def test_an_exchange_that_is_bound_to_itself_can_be_deleted(vhost: VirtualHost, ledger: Ledger) -> None:
-    """An exchange that is bound to itself can be deleted, and the memory of its binding is then counted as free exactly
-    once.
+    """An exchange that is bound to itself can be deleted. Its binding then no longer counts towards the broker's memory
+    use.
     """
     before = ledger.definition_bytes
     exchange = BrokerExchange("x", "fanout")
@@ -236,8 +236,8 @@ def test_a_message_that_was_delayed_has_its_delay_negated(vhost: VirtualHost) ->
 def test_a_message_that_was_held_back_before_a_restart_waits_no_longer_than_its_delay(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger, delay: Value
 ) -> None:
-    """After a restart with another system time, a delayed message waits for its x-delay at most, whatever type x-delay
-    has, and whether or not it is already negated.
+    """If the system time has changed when the broker is restarted, a delayed message waits for at most its x-delay,
+    whatever type x-delay has, and whether or not it is already negated.
     """
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

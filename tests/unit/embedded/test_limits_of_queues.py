@@ -86,7 +86,7 @@ def test_a_message_is_stored_if_it_and_its_queue_survive_a_restart(
     vhost: VirtualHost, ledger: RecordingLedger, declared: Any, arguments: Table, mode: int, *, stored: bool
 ) -> None:
     """A message is stored on disk if it is persistent and in a durable queue that is not exclusive, or if it is in a
-    quorum queue. Its confirm waits for this, even if a consumer with automatic acknowledgement gets the message
+    quorum queue. It is confirmed once it is stored, even if a consumer with automatic acknowledgement gets it
     immediately. Other messages are not stored.
     """
     queue = vhost.add_queue(QueueDeclaration("q", arguments, **declared))
@@ -103,8 +103,8 @@ def test_a_message_is_stored_if_it_and_its_queue_survive_a_restart(
 def test_the_first_delivery_of_a_durable_queue_is_recorded(
     vhost: VirtualHost, ledger: RecordingLedger, how: str
 ) -> None:
-    """The broker records in its data directory that a durable queue has made its first delivery. It records no later
-    deliveries, and none of transient queues.
+    """The broker records in its data directory that a durable queue has made its first delivery. It records neither
+    later deliveries nor those of transient queues.
     """
     for name, durable in (("durable", True), ("transient", False)):
         queue = add_queue(vhost, name, durable=durable)
@@ -201,8 +201,8 @@ def test_a_maximum_length_in_bytes_counts_the_bodies_of_ready_messages(vhost: Vi
 
 
 def test_a_policy_that_limits_a_long_queue_drops_messages_in_turns(vhost: VirtualHost, clock: FakeClock) -> None:
-    """If a policy sets a maximum length, a long queue drops its oldest messages in several turns, even if no client
-    uses the queue in the meantime. If the policy is deleted, the queue no longer has a limit.
+    """If a policy sets a maximum length, a long queue drops its oldest messages in several turns of the event loop,
+    even if no client uses the queue in the meantime. If the policy is deleted, the queue no longer has a limit.
     """
     queue = add_queue(vhost)
     for number in range(100):

@@ -161,7 +161,7 @@ def test_memory_is_freed_however_messages_leave_a_queue(vhost: VirtualHost, ledg
 
 
 def test_messages_expire_even_if_no_client_uses_the_queue(vhost: VirtualHost, clock: FakeClock) -> None:
-    """Messages leave the queue when their TTL has passed, even if no client uses the queue."""
+    """Messages leave their queue when their TTL has passed, even if no client uses the queue."""
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message(b"1"))
     clock.pass_by(500)

@@ -114,7 +114,7 @@ def test_only_the_oldest_consumer_gets_messages_from_a_queue_with_a_single_activ
 def test_a_consumer_that_becomes_the_active_one_is_informed_even_if_no_message_is_ready(vhost: VirtualHost) -> None:
     """When a consumer becomes the single active one, the queue informs it, even if no message is ready, so that it can
     inform its client. If the last consumer is cancelled, or if the queue has no single active consumer, the queue
-    informs none.
+    informs no consumer.
     """
     for is_single, asked in ((True, 1), (False, 0)):
         queue = add_queue(vhost, f"q{is_single}", x_single_active_consumer=is_single)
@@ -155,7 +155,7 @@ def test_an_exclusive_consumer_excludes_others_until_it_is_cancelled(vhost: Virt
 
 @pytest.mark.parametrize("single_active", [False, True])
 def test_the_consumers_of_a_deleted_queue_are_gone(*, single_active: bool) -> None:
-    """When a queue is deleted, it has no consumers left. They are returned in the order in which they were added, so
+    """When a queue is deleted, all its consumers are removed, and returned in the order in which they were added, so
     that they can be cancelled.
     """
     consumers = Consumers(single_active=single_active)

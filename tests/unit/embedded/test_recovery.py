@@ -286,8 +286,8 @@ def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_
 
 
 def test_after_a_kill_a_message_keeps_the_count_of_its_deliveries(tmp_path: Path) -> None:
-    """If the broker is stopped, started again and then killed, a message has the delivery counts from before the stop,
-    even though its queue has delivered messages since then.
+    """If the broker is stopped, started again and then killed, a message has the delivery counts from before the stop
+    after the next start, even though its queue has delivered messages since the stop.
     """
     copy = tmp_path / "copy"
 
@@ -366,8 +366,8 @@ def test_a_message_expires_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_delayed_message_survives_a_restart(tmp_path: Path) -> None:
-    """If an x-delayed-message exchange is holding a message back when the broker stops, it still holds it back after
-    the restart, and releases it when it is due.
+    """If an x-delayed-message exchange is holding a message back when the broker stops, it continues to hold the
+    message back after the restart, and releases it when it is due.
     """
 
     async def run() -> None:
@@ -393,8 +393,8 @@ def test_a_delayed_message_survives_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_queue_that_is_declared_after_a_restart_does_not_get_the_messages_of_another(tmp_path: Path) -> None:
-    """A queue or exchange that is declared after a restart does not get the messages of any that was declared before
-    the restart, even if that one was deleted.
+    """A queue or exchange that is declared after a restart does not get the messages of a queue or exchange that was
+    declared earlier, even if that one was deleted.
     """
 
     async def run() -> None:

@@ -161,8 +161,8 @@ def test_a_timestamp_offset_after_the_last_chunk_means_the_end_of_the_stream(ben
 
 
 def test_a_timestamp_is_looked_up_in_the_last_segment_that_begins_before_it(bench: Bench) -> None:
-    """If the system clock was set back, reading a stream from a timestamp starts at the first chunk that is not older
-    than the timestamp in, or after, the last segment that begins before the timestamp.
+    """If the system clock was set back, reading a stream from a timestamp begins in the last segment that starts before
+    the timestamp. It begins with the first chunk of this or a later segment that is not older than the timestamp.
     """
     bench.open(segment_bytes=70_000)
     for time in (1_000, 9_000, 2_000, 3_000, 8_000, 4_000):
