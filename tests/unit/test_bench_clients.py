@@ -384,6 +384,7 @@ def test_a_bench_consumer_does_not_measure_delayed_messages_from_the_warm_up() -
         (10, [], [(3, True)]),
         (0, [], []),
     ],
+    ids=["each", "every 2", "every 3", "every 10", "automatic"],
 )
 def test_a_bench_consumer_acknowledges_as_many_messages_together_as_ack_says(
     acknowledge: int, at_once: list[tuple[int, bool]], in_the_end: list[tuple[int, bool]]
@@ -531,6 +532,7 @@ def test_each_received_message_is_in_exactly_one_report() -> None:
         ("channels", []),
         ("connections", []),
     ],
+    ids=["queues", "bindings", "channels", "connections"],
 )
 def test_churn_measures_each_creation_and_each_removal(
     churn: str, requests: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
@@ -599,6 +601,7 @@ def test_churn_without_a_rate_continues_without_a_pause(monkeypatch: pytest.Monk
         ("consumer", {}, BenchConsumer),
         ("consumer", {"churn": "queues"}, BenchConsumer),
     ],
+    ids=["publisher", "publisher with churn", "consumer", "consumer with churn"],
 )
 @pytest.mark.parametrize(
     ("error", "told"),
@@ -607,6 +610,7 @@ def test_churn_without_a_rate_continues_without_a_pause(monkeypatch: pytest.Monk
         (Unavailable("no broker", "start one"), [{"failed": "no broker", "hint": "start one", "exit_code": 69}]),
         (ConnectionError("gone"), [{"failed": "gone", "hint": None, "exit_code": 69}]),
     ],
+    ids=["no error", "mqtool error", "connection error"],
 )
 def test_a_bench_process_runs_in_its_role_or_reports_the_error(
     role: str,
@@ -626,7 +630,7 @@ def test_a_bench_process_runs_in_its_role_or_reports_the_error(
 @pytest.mark.parametrize(
     ("role", "number", "deletes"), [("consumer", 0, True), ("consumer", 1, False), ("publisher", 0, False)]
 )
-@pytest.mark.parametrize("failure", [None, Unavailable("no broker")])
+@pytest.mark.parametrize("failure", [None, Unavailable("no broker")], ids=["deleted", "cannot be deleted"])
 def test_if_bench_is_killed_one_consumer_deletes_the_queue(
     role: str, number: int, deletes: bool, failure: MqtoolError | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

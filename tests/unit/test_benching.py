@@ -198,6 +198,7 @@ def test_latencies_of_several_processes_are_merged() -> None:
         ([{"os_pid": str(os.getpid()), "mem_used": 5}, []], None),
         ([{"os_pid": str(os.getpid()), "mem_used": 5}, {"os_pid": "1", "mem_used": 6}], 11),
     ],
+    ids=["no statistics", "one of two nodes without statistics", "two nodes"],
 )
 def test_unknown_cpu_time_of_the_broker_is_not_reported(nodes: list[Any], memory: int | None) -> None:
     """`bench` reports no CPU time for the broker if a node has no statistics, or if there are several nodes."""
@@ -215,6 +216,7 @@ def test_unknown_cpu_time_of_the_broker_is_not_reported(nodes: list[Any], memory
         ((0.5, 0.45), "a client used 50% of a CPU, and waited for one 45% of the time: this machine may be slower"),
         ((0.5, 0.1), ""),
     ],
+    ids=["busy client", "waiting client", "idle client"],
 )
 def test_the_result_warns_if_the_clients_may_be_slower_than_the_broker(busiest: tuple[float, float], said: str) -> None:
     """If a client process of `bench` used almost a whole CPU, or waited long for one, the result warns that the client

@@ -56,6 +56,7 @@ def test_with_deduplicate_a_worker_handles_a_message_once(path: Path) -> None:
         KEY._replace(message_id="A"),
         KEY._replace(client="guest"),
     ],
+    ids=["broker", "queue", "id", "client"],
 )
 def test_a_message_with_another_broker_queue_client_or_id_is_not_a_duplicate(path: Path, other: MessageKey) -> None:
     """With `--deduplicate`, a message is not a duplicate of a handled message if it is on another broker, in another

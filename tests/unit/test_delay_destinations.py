@@ -85,6 +85,20 @@ class FakeChannel:
         (DEFAULT_EXCHANGE, None, "hello", Queue("hello")),
         (DEFAULT_EXCHANGE, None, None, Queue("")),
     ],
+    ids=[
+        "queue",
+        "queue and its key",
+        "queue and other key",
+        "queue and default exchange",
+        "queue and exchange",
+        "exchange and key",
+        "exchange, same exchange",
+        "exchange, other exchange",
+        "exchange, queue",
+        "exchange, default exchange without a key",
+        "default exchange and key",
+        "default exchange without a key",
+    ],
 )
 def test_a_delayed_message_goes_where_it_would_go_without_a_delay(
     to: Exchange | Queue, exchange: str | None, key: str | None, found: Exchange | Queue
@@ -127,6 +141,7 @@ def test_mqtool_knows_the_queue_in_which_delayed_messages_arrive() -> None:
         (Exchange("logs", durable=True), None, True),
         (Exchange("logs", durable=False), None, False),
     ],
+    ids=["classic queue", "other queue", "unknown queue", "durable exchange", "transient exchange"],
 )
 def test_a_destination_may_be_a_quorum_queue_unless_mqtool_knows_otherwise(
     to: Exchange | Queue, is_classic: bool | None, may: bool
@@ -152,6 +167,18 @@ def test_a_destination_may_be_a_quorum_queue_unless_mqtool_knows_otherwise(
         (Queue("hello"), None, "classic", True),
         (Queue("hello"), _DURABLE._replace(arguments=_QUORUM), "classic", False),
         (Queue("forbidden", durable=True), None, "classic", False),
+    ],
+    ids=[
+        "new, classic by default",
+        "new, quorum by default",
+        "existing classic queue",
+        "existing quorum queue",
+        "declared as classic",
+        "limited, classic by default",
+        "limited, quorum by default",
+        "new transient queue",
+        "transient but existing quorum queue",
+        "no permission",
     ],
 )
 def test_a_queue_is_classic_only_if_the_broker_says_so(
@@ -182,6 +209,7 @@ def test_a_queue_is_classic_only_if_the_broker_says_so(
         (_HELLO, True, True),
         (_HELLO._replace(arguments=_CLASSIC), False, False),
     ],
+    ids=["exclusive queue", "quorum queue", "exchange", "known to be classic", "known not to be classic"],
 )
 def test_the_broker_is_not_asked_for_the_type_of_a_destination_that_is_known(
     to: Exchange | Queue, known: bool | None, is_classic: bool

@@ -111,7 +111,7 @@ def test_messages_without_a_delay_are_published_unchanged() -> None:
     assert (broker.declared, notices) == ([], [])
 
 
-@pytest.mark.parametrize("given", [{"delay": 5.25}, {"due": _NOW + 5.25}])
+@pytest.mark.parametrize("given", [{"delay": 5.25}, {"due": _NOW + 5.25}], ids=["delay", "due time"])
 def test_with_the_plugin_a_delayed_message_goes_to_its_exchange_with_the_delay_in_a_header(given: Any) -> None:
     """If the broker has the delayed message plugin, a message with a delay or a due time is published to the plugin's
     exchange as persistent, with the delay in milliseconds in the header x-delay and the due time in mqtool-due. Its
@@ -159,7 +159,9 @@ def test_a_publisher_can_send_a_delayed_message_again_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "due"), [({"due": _NOW - 60}, -60_000), ({"due": _NOW}, 0), ({"delay": 0.0}, 0), ({"delay": 0.0004}, 0)]
+    ("given", "due"),
+    [({"due": _NOW - 60}, -60_000), ({"due": _NOW}, 0), ({"delay": 0.0}, 0), ({"delay": 0.0004}, 0)],
+    ids=["due a minute ago", "due now", "delay of 0", "delay below half a millisecond"],
 )
 def test_a_message_that_is_already_due_is_published_to_its_destination(given: Any, due: int) -> None:
     """A message whose due time has passed, or whose delay is less than half a millisecond, is published to its own
@@ -181,6 +183,7 @@ def test_a_message_that_is_already_due_is_published_to_its_destination(given: An
         (1, ["already due, so sent at once: 1 message"]),
         (2000, ["already due, so sent at once: 2,000 messages"]),
     ],
+    ids=["none", "one", "thousands"],
 )
 def test_the_user_is_told_how_many_messages_were_already_due(overdue: int, notices: list[str]) -> None:
     """At the end of the input, a notice says how many messages were sent immediately because their due time had passed.
@@ -256,6 +259,16 @@ _QUORUM_NOTICE = "messages wait in queues, which lose nothing on the way to a qu
         (Via.TTL, _QUORUM, False, "", [], []),
         (Via.PLUGIN, _CLASSIC, True, "mqtool.delayed", [_PLUGIN_NOTICE], []),
         (Via.PLUGIN, _QUORUM, True, "mqtool.delayed", [_PLUGIN_NOTICE], [LOSES]),
+    ],
+    ids=[
+        "auto, classic, plugin",
+        "auto, classic, no plugin",
+        "auto, quorum, plugin",
+        "auto, quorum, no plugin",
+        "ttl, classic, plugin",
+        "ttl, quorum, no plugin",
+        "plugin, classic",
+        "plugin, quorum",
     ],
 )
 def test_delayed_messages_wait_where_none_is_lost(
@@ -333,7 +346,11 @@ def test_delayed_messages_wait_in_a_place_that_suits_their_destination() -> None
     assert notices == [_PLUGIN_NOTICE, _QUORUM_NOTICE]
 
 
-@pytest.mark.parametrize("message", [Message(b"x", "k", "audit", delay=5.0), Message(b"x", delay=5.0)])
+@pytest.mark.parametrize(
+    "message",
+    [Message(b"x", "k", "audit", delay=5.0), Message(b"x", delay=5.0)],
+    ids=["of the message", "of the command"],
+)
 def test_a_delayed_message_to_a_missing_exchange_is_refused(message: Message) -> None:
     """Publishing a delayed message to an exchange that does not exist raises NotFound, and mqtool declares no queue or
     exchange for the message.
@@ -345,7 +362,7 @@ def test_a_delayed_message_to_a_missing_exchange_is_refused(message: Message) ->
     assert broker.declared == []
 
 
-@pytest.mark.parametrize("to", [_LOGS, DEFAULT_EXCHANGE])
+@pytest.mark.parametrize("to", [_LOGS, DEFAULT_EXCHANGE], ids=["exchange of the command", "default exchange"])
 def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: Exchange) -> None:
     """mqtool can choose where delayed messages wait before the command declares its exchange. It does not look for the
     default exchange, which always exists.
@@ -355,7 +372,9 @@ def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: E
     delays.choose(to)
 
 
-@pytest.mark.parametrize("arguments", [{"x-queue-type": "classic"}, {"x-queue-type": "quorum"}])
+@pytest.mark.parametrize(
+    "arguments", [{"x-queue-type": "classic"}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"]
+)
 def test_the_broker_is_asked_for_the_type_of_the_queue(arguments: dict[str, str]) -> None:
     """mqtool asks the broker whether the command's queue is a classic queue. Delayed messages for a classic queue wait
     in the plugin's exchange, but those for a quorum queue do not.

@@ -124,7 +124,9 @@ def test_without_a_plugin_release_the_hint_names_via_ttl(version: str) -> None:
     assert "enable" not in (error.hint or "")
 
 
-@pytest.mark.parametrize("message", [Message(b"x", delay=5.25), Message(b"x", due=1893456000.125)])
+@pytest.mark.parametrize(
+    "message", [Message(b"x", delay=5.25), Message(b"x", due=1893456000.125)], ids=["delay", "due time"]
+)
 def test_a_delay_is_kept_to_the_millisecond_in_ndjson(message: Message) -> None:
     """If `--failed-to` writes a delay or due time as NDJSON, `send --json` reads it back exactly, to the
     millisecond.

@@ -46,6 +46,7 @@ def test_the_attempt_is_one_more_than_the_failures_so_far(count: object, failure
         ({"mqtool-reason": "rejected"}, 1),
         ({"mqtool-redrives": 2, "mqtool-reason": "rejected"}, 3),
     ],
+    ids=["never", "by redrives", "by move", "by redrives and move"],
 )
 def test_mqtool_counts_how_often_a_dead_letter_was_moved_back(headers: dict[str, Any] | None, returns: int) -> None:
     """mqtool counts how often a message was moved back from a dead-letter queue. Each `dlq redrive` counts, and so does
@@ -75,6 +76,25 @@ def test_mqtool_counts_how_often_a_dead_letter_was_moved_back(headers: dict[str,
         ({"mqtool-exchange": "e" * 255, "mqtool-routing-key": "é" * 128}, "", "jobs", Origin("e" * 255, "jobs")),
         ({"mqtool-exchange": "\udcff"}, "", "jobs", Origin("\udcff", "jobs")),
     ],
+    ids=[
+        "no headers",
+        "headers",
+        "other exchange",
+        "other routing key",
+        "wait queue",
+        "wait queue with a longer delay",
+        "another queue's wait queue",
+        "dead-lettered by its queue",
+        "empty x-death",
+        "x-death is text",
+        "x-death is a list of text",
+        "x-death without a queue",
+        "exchange only",
+        "empty routing key",
+        "invalid exchange and routing key",
+        "routing key of 256 bytes",
+        "exchange that is not UTF-8",
+    ],
 )
 def test_a_publisher_cannot_forge_the_origin_of_a_message(
     headers: dict[str, Any] | None, exchange: str, key: str, origin: Origin
@@ -97,6 +117,16 @@ def test_a_publisher_cannot_forge_the_origin_of_a_message(
         ({"mqtool-routing-key": "eu"}, "", {"mqtool-exchange": "", "mqtool-routing-key": "eu"}),
         (_PUBLISHED | dead_in("other"), "", dead_in("other")),
         (_PUBLISHED | dead_in("jobs.wait.1s"), "", _PUBLISHED | dead_in("jobs.wait.1s")),
+    ],
+    ids=[
+        "no headers",
+        "no origin",
+        "proven origin",
+        "forged origin",
+        "exchange only",
+        "routing key only",
+        "dead-lettered elsewhere",
+        "from a wait queue",
     ],
 )
 def test_a_moved_message_keeps_only_an_origin_that_is_proven(
@@ -160,6 +190,12 @@ def test_a_dead_letter_whose_headers_are_too_large_keeps_the_essential_ones() ->
          Death("5", error="5")),
         ({"mqtool-reason": "rejected", "mqtool-last-error": ""}, Death("rejected")),
         ({"mqtool-reason": "rejected", "x-death": "forged"}, Death("rejected")),
+    ],
+    ids=[
+        "no headers", "retried", "expired", "rejected twice", "rejected once", "count is text",
+        "expired seven times", "queue is a number", "time", "time without a zone", "time is a number",
+        "empty entry", "forged entry", "several entries", "by mqtool", "numbers instead of text",
+        "empty error", "x-death is text",
     ],
 )  # fmt: skip
 def test_why_a_message_was_dead_lettered_is_read_from_x_death_or_else_from_mqtools_headers(

@@ -98,6 +98,7 @@ def test_the_hint_for_an_unknown_column_names_the_most_similar_one_or_all() -> N
         ({}, ""),
         ({"b": 1, "a": [2]}, '{"a":[2],"b":1}'),
     ],
+    ids=repr,
 )
 def test_values_in_lists_are_printed_as_plain_text_or_json(value: Any, text: str) -> None:
     """In lists, booleans, numbers and lists of words are printed as plain text, and tables as JSON with sorted keys."""

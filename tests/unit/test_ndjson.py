@@ -107,6 +107,7 @@ def test_a_line_of_ndjson_has_the_documented_keys() -> None:
         ({"$other": 1}, {"$other": 1}),
         ({"$bytes": "mine", "b": 1}, {"$bytes": "mine", "b": 1}),
     ],
+    ids=repr,
 )
 def test_header_values_without_a_json_type_are_marked(value: object, shown: object) -> None:
     """In NDJSON, a header value without a JSON type, such as bytes or a decimal, becomes an object with a key such as

@@ -217,6 +217,7 @@ def test_the_docker_image_of_mqtool_is_built_only_from_packages_with_hashes() ->
             "pika 1.4.4: CVE-1, fixed in 2.0",
         ),
     ],
+    ids=["no vulnerability", "no answer", "no audit", "vulnerability"],
 )
 def test_an_audit_fails_only_if_a_vulnerability_is_known(
     tmp_path: Path, found: list[object] | None, code: int, said: str

@@ -367,6 +367,10 @@ def _message(exchange: str | None = None, key: str | None = None, **properties: 
         (_message("logs", "info", headers={"x": 1}), [(_message(), ROUTE), (_message(app_id=None), ROUTE)], 1),
         (_message("logs", "info", app_id="a"), [(_message(), ROUTE), (_message(app_id="a"), ROUTE)], 2),
     ],
+    ids=[
+        "exchange and key", "exchange and key of the route", "no message with this key", "persistent", "transient",
+        "persistent with an application", "BCC", "first of equal ones", "same application",
+    ],
 )  # fmt: skip
 def test_a_return_is_matched_to_the_most_similar_message_with_the_same_address(
     returned: Message, published: list[tuple[Message, Route]], expected: int | None

@@ -68,6 +68,24 @@ def api_with(policies: Any = (), operator: Any = (), queues: Any = (), **more: A
         ({"x-max-length": "5", **FULL}, [], None),
         ({"x-max-length-bytes": 5, **FULL}, [], None),
     ],
+    ids=[
+        "no limit",
+        "no overflow behaviour",
+        "drop-head",
+        "reject-publish",
+        "reject-publish-dlx",
+        "limit of 0",
+        "overflow without a limit",
+        "limit of a policy",
+        "lower limit of the argument",
+        "lower limit of the policy",
+        "overflow of a policy",
+        "two policies",
+        "argument overrides the policy",
+        "first policy overrides the second",
+        "limit that is not a number",
+        "limit in bytes",
+    ],
 )
 def test_a_queue_with_the_overflow_reject_publish_rejects_messages_beyond_its_lowest_limit(
     arguments: dict[str, Any], policies: list[dict[str, Any]], beyond: int | None
@@ -110,6 +128,26 @@ def test_a_queues_limits_in_messages_and_in_bytes_are_separate() -> None:
         (policy(max_length_bytes=1, expires=1), "stream", False),
         ({"name": "p", "pattern": ""}, "classic", True),
     ],
+    ids=[
+        "matching pattern",
+        "other pattern",
+        "pattern for Erlang",
+        "all",
+        "queues",
+        "exchanges",
+        "quorum queues",
+        "quorum queues, classic queue",
+        "streams",
+        "streams, quorum queue",
+        "delivery limit, quorum queue",
+        "delivery limit, classic queue",
+        "lazy, quorum queue",
+        "lazy, unknown type",
+        "max-age, classic queue",
+        "max-age, stream",
+        "expires, stream",
+        "without a definition",
+    ],
 )
 def test_a_policy_applies_to_queues_that_match_its_pattern_and_type(
     given: dict[str, Any], kind: str, is_applied: bool
@@ -145,7 +183,7 @@ def test_the_policy_and_the_operator_policy_of_a_queue_are_found() -> None:
     assert policies_of(api_with([{"name": "p", "pattern": ""}]), "v", "q", "classic") == [{}]
 
 
-@pytest.mark.parametrize("refusal", [AccessRefused("no"), NotFound("no")])
+@pytest.mark.parametrize("refusal", [AccessRefused("no"), NotFound("no")], ids=["access refused", "not found"])
 def test_without_permission_to_read_policies_the_queues_effective_policy_is_used(refusal: Exception) -> None:
     """If a user has no permission to read policies, mqtool uses the effective policy that the management API shows for
     the queue, if the queue exists.
@@ -246,6 +284,12 @@ def lost(new: dict[str, Any], *queues: dict[str, Any], policies: Any = (), opera
         (policy(expires=60_000), queue(0, messages=1),
          Loss("q", 1, "is deleted with 1 message if it is not used for 1m", of_queue=True)),
     ],
+    ids=[
+        "some messages", "all messages", "thousands of messages", "dead letters by the policy",
+        "dead letters by the argument", "bytes", "0 bytes", "more by bytes", "as many by length",
+        "shorter than the argument", "expiring queue", "expires earlier than the argument", "quorum queue",
+        "only quorum queues", "queue without a type", "unacknowledged message in an expiring queue",
+    ],
 )  # fmt: skip
 def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
     new: dict[str, Any], there: dict[str, Any], loss: Loss
@@ -283,6 +327,30 @@ def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
         (policy(max_length=4, delivery_limit=3), queue()),
         (policy(max_length=4, queue_mode="lazy"), queue(type="quorum")),
     ],
+    ids=[
+        "within the length",
+        "within the bytes",
+        "policy rejects",
+        "argument rejects",
+        "shorter argument",
+        "stream",
+        "other pattern",
+        "exchanges only",
+        "queue without statistics",
+        "message TTL",
+        "negative length",
+        "queue with a consumer",
+        "empty expiring queue",
+        "same x-expires",
+        "shorter x-expires",
+        "same x-expires and enough room",
+        "overflow only",
+        "empty queue",
+        "no bytes",
+        "classic queues only",
+        "delivery limit for a classic queue",
+        "lazy for a quorum queue",
+    ],
 )
 def test_no_loss_is_reported_for_a_queue_that_a_new_policy_does_not_affect(
     new: dict[str, Any], there: dict[str, Any]
@@ -307,7 +375,9 @@ def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
     assert losses(api_with([strong], [], [queue()]), "v", four, operator=True)[0].messages == 6
 
 
-@pytest.mark.parametrize("new", [policy(overflow="drop-head"), policy(message_ttl=1000)])
+@pytest.mark.parametrize(
+    "new", [policy(overflow="drop-head"), policy(message_ttl=1000)], ids=["drop-head", "no overflow behaviour"]
+)
 def test_replacing_a_policy_can_make_a_queue_drop_messages(new: dict[str, Any]) -> None:
     """If the new policy means that a queue no longer rejects messages, mqtool says that the queue will drop messages
     beyond the limit of its operator policy. A policy that only removes a limit loses nothing.
@@ -321,7 +391,7 @@ def test_replacing_a_policy_can_make_a_queue_drop_messages(new: dict[str, Any]) 
     assert lost(policy(expires=60_000), queue(), policies=[policy(expires=1000)]) == []
 
 
-@pytest.mark.parametrize("refusal", [AccessRefused("no"), NotFound("no")])
+@pytest.mark.parametrize("refusal", [AccessRefused("no"), NotFound("no")], ids=["access refused", "not found"])
 def test_losses_are_counted_without_permission_to_read_policies(refusal: Exception) -> None:
     """If a user has no permission to read the existing policies, mqtool counts the messages that a new policy would
     remove as if it were the only policy.

@@ -48,6 +48,22 @@ ALL = {"ids": ["a"], "reason": "exhausted", "error": "status", "older": 60}
         ({**ALL, "error": "timeout"}, False),
         ({**ALL, "older": 180}, False),
     ],
+    ids=[
+        "no condition",
+        "id",
+        "other id",
+        "reason",
+        "other reason",
+        "error",
+        "other error",
+        "older",
+        "not old enough",
+        "all conditions",
+        "all but the id",
+        "all but the reason",
+        "all but the error",
+        "all but the age",
+    ],
 )
 def test_a_dead_letter_is_chosen_if_it_meets_all_conditions(conditions: dict[str, Any], *, is_chosen: bool) -> None:
     """`dlq` commands choose dead letters by id, by a part of their reason or of their last error, and by age. They
@@ -99,6 +115,7 @@ def test_a_dead_letter_that_worker_has_published_is_from_the_queue_in_the_dead_l
         ({"x-dead-letter-exchange": "dlx", "x-dead-letter-routing-key": "dead"}, "dlx", "dead"),
         ({"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "all.dlq"}, "", "all.dlq"),
     ],
+    ids=["exchange", "exchange and key", "default exchange"],
 )
 def test_a_dead_letters_origin_is_proven_if_the_queue_dead_letters_in_the_same_way(
     arguments: dict[str, Any], exchange: str, key: str
@@ -126,6 +143,10 @@ def test_a_dead_letters_origin_is_proven_if_the_queue_dead_letters_in_the_same_w
         ({"jobs": {}}, letter(exchange="logs"),
          "says that it came from 'jobs', which does not dead-letter to 'jobs.dlq' through exchange 'logs'"),
         ({"jobs": {}}, letter(key="other"), "says that it came from 'jobs', which does not dead-letter to 'jobs.dlq'"),
+    ],
+    ids=[
+        "no queue", "missing queue", "no permission", "no dead-letter exchange", "other exchange",
+        "other key", "published by a client", "other key of the default exchange",
     ],
 )  # fmt: skip
 def test_if_a_dead_letters_origin_is_not_proven_the_error_says_why(

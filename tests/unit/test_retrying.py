@@ -100,6 +100,7 @@ def test_after_a_missing_confirm_worker_publishes_no_further_retries() -> None:
         (RetryPolicy(retries=2, backoff=0), [0.001, 0.001, None]),
         (RetryPolicy(retries=0), [None]),
     ],
+    ids=["default", "short", "limited", "rounded", "no backoff", "no retries"],
 )
 def test_the_delay_before_each_retry_doubles_up_to_the_maximum(
     policy: RetryPolicy, seconds: list[float | None]
@@ -182,7 +183,11 @@ def test_a_program_that_exits_with_65_rejects_its_message() -> None:
     assert "down" in failed["mqtool-last-error"]
 
 
-@pytest.mark.parametrize("error", [BadData("its headers are too large"), UsageError("its headers are too large")])
+@pytest.mark.parametrize(
+    "error",
+    [BadData("its headers are too large"), UsageError("its headers are too large")],
+    ids=["bad data", "usage error"],
+)
 def test_a_message_too_large_for_its_history_is_dead_lettered_without_its_headers(error: Exception) -> None:
     """If a failed message's headers are too large for its history to be added, the message is dead-lettered instead of
     retried. If they are too large even for that, the message loses its own headers, and the notice and the last error

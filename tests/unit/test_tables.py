@@ -103,7 +103,11 @@ def test_a_value_without_an_amqp_type_is_an_error() -> None:
             CLIENT.encode_table({"h": value})
 
 
-@pytest.mark.parametrize("text", ["1e999999999", "1e-999999999", "9" * 5000, "0." + "1" * 5000, "3e9"])
+@pytest.mark.parametrize(
+    "text",
+    ["1e999999999", "1e-999999999", "9" * 5000, "0." + "1" * 5000, "3e9"],
+    ids=["large exponent", "small exponent", "many digits", "many decimal places", "beyond 32 bits"],
+)
 def test_a_decimal_that_is_too_large_is_an_error(text: str) -> None:
     """Encoding a decimal header that is too large or too precise for AMQP raises an error, instead of computing
     forever.

@@ -236,6 +236,7 @@ def test_a_move_can_continue_after_a_refused_message(
     ("until", "every", "moved"),
     [(Until(moved=3), 1, [0, 1, 2]), (Until(moved=2), 4, [0, 4]), (Until(seen=5), 2, [0, 2, 4]),
      (Until(idle=0.01), 4, [0, 4, 8])],
+    ids=["three moved", "two moved", "five received", "idle"],
 )  # fmt: skip
 def test_a_move_ends_at_its_limit(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], *, until: Until, every: int, moved: list[int],

@@ -88,6 +88,16 @@ _PLENTY, _TOO_LITTLE = 10**12, 999_999
         (sqlite3.OperationalError("disk I/O error"), 1_000_000, False),
         (sqlite3.OperationalError("locked"), _TOO_LITTLE, False),
     ],
+    ids=[
+        "no space",
+        "quota exceeded",
+        "file too large",
+        "no permission",
+        "database full",
+        "I/O error, little space",
+        "I/O error, enough space",
+        "locked",
+    ],
 )
 def test_a_full_disk_is_named_as_the_reason_why_a_broker_cannot_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, free: int, *, is_full: bool
@@ -203,7 +213,7 @@ def test_messages_are_read_from_a_data_directory_in_batches() -> None:
     db.close()
 
 
-@pytest.mark.parametrize("rows", [[5], [4, 5], [1, 4, 6]])
+@pytest.mark.parametrize("rows", [[5], [4, 5], [1, 4, 6]], ids=["missing", "two missing", "missing between others"])
 def test_a_message_that_is_missing_in_the_data_directory_is_an_error(rows: list[int]) -> None:
     """Reading a message that is not in the data directory raises DatabaseError, instead of returning
     another message.
@@ -240,6 +250,7 @@ def test_definitions_are_replaced_found_and_deleted_by_kind_and_key() -> None:
         (300_000_000, {}, 1.0),
         (10**12, {}, 10.0),
     ],
+    ids=["below the limit", "at the limit", "little space", "much space"],
 )
 def test_publishers_are_blocked_while_the_disk_has_too_little_space(
     monkeypatch: pytest.MonkeyPatch, free: int, alarms: dict[str, str], seconds: float

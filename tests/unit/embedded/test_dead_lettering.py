@@ -108,7 +108,11 @@ def test_x_death_counts_a_repeated_death_and_lists_it_first() -> None:
     assert [letter.headers[name] for name in _LAST] == ["dlx", "b", "expired"]
 
 
-@pytest.mark.parametrize("forged", [{"x-death": [death(count=5)]}, dict.fromkeys(_FIRST + _LAST, "forged")])
+@pytest.mark.parametrize(
+    "forged",
+    [{"x-death": [death(count=5)]}, dict.fromkeys(_FIRST + _LAST, "forged")],
+    ids=["x-death", "first and last death"],
+)
 def test_a_publishers_death_headers_count_only_before_4_0(forged: Table) -> None:
     """When a message is dead-lettered, the embedded broker, like RabbitMQ from 4.0 on, removes death headers that the
     publisher has set. Before 4.0, it keeps them and adds to them.
@@ -130,6 +134,7 @@ def test_a_publishers_death_headers_count_only_before_4_0(forged: Table) -> None
         (-1, Timestamp(5), 0, (5, 5000, NOW)),
         ("many", "yesterday", 1, "yesterday"),
     ],
+    ids=["largest count", "almost the largest count", "negative count", "text"],
 )
 def test_a_forged_x_death_header_raises_no_error(count: object, time: Any, next_count: int, next_time: object) -> None:
     """If a publisher has set an x-death header, the broker accepts any count and time in it, and keeps fields that it
@@ -143,7 +148,7 @@ def test_a_forged_x_death_header_raises_no_error(count: object, time: Any, next_
     assert entry["more"] == 7
 
 
-@pytest.mark.parametrize("forged", ["text", 5, [], ["text", 5]])
+@pytest.mark.parametrize("forged", ["text", 5, [], ["text", 5]], ids=["text", "number", "empty list", "list of others"])
 def test_an_x_death_header_that_is_not_a_list_of_tables_counts_as_empty(forged: Any) -> None:
     """If a publisher sets x-death to something other than a list, the broker ignores it. In a list, it ignores
     everything except tables.
@@ -164,6 +169,15 @@ def test_an_x_death_header_that_is_not_a_list_of_tables_counts_as_empty(forged: 
         ([death("jobs", "rejected")], False),
         ([death("other", "rejected"), death("jobs")], False),
         ([death("other"), death("jobs", "maxlen"), death("third", "rejected")], True),
+    ],
+    ids=[
+        "first death",
+        "same queue",
+        "other queue",
+        "same queue earlier",
+        "rejected",
+        "rejected since then",
+        "rejected before that",
     ],
 )
 def test_a_dead_letter_that_returns_to_its_queue_is_in_a_cycle_unless_it_was_rejected(

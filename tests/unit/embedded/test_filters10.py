@@ -146,6 +146,20 @@ def test_property_filters_select_messages_by_value_prefix_or_suffix(
         Described(Symbol("elsewhere"), "x"),
         "text",
     ],
+    ids=[
+        "empty",
+        "value of another type",
+        "unknown prefix",
+        "unknown property",
+        "property as a string",
+        "application property as a symbol",
+        "too many application properties",
+        "text instead of a map",
+        "negative offset",
+        "match-unfiltered as text",
+        "unknown filter",
+        "filter without a descriptor",
+    ],
 )
 def test_invalid_filters_of_a_stream_consumer_are_ignored(filter_: Any10) -> None:
     """If an AMQP 1.0 client attaches to a stream with an invalid or unknown filter, the broker leaves the filter out of
@@ -238,7 +252,11 @@ def work_of(pattern: str, text: str) -> int:
     return sum(spent)
 
 
-@pytest.mark.parametrize("pattern", ["%a" * 2000 + "%", "%" * 4000, "%ab" * 1300, "a" * 4000, "%" + "a" * 3900 + "b%"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["%a" * 2000 + "%", "%" * 4000, "%ab" * 1300, "a" * 4000, "%" + "a" * 3900 + "b%"],
+    ids=["many letters", "only wildcards", "many pairs", "no wildcard", "one long part"],
+)
 def test_a_long_like_pattern_is_compared_in_under_a_million_steps(pattern: str) -> None:
     """In SQL filters, comparing a LIKE pattern of 4,000 characters with a text of 900,000 characters takes fewer than a
     million steps.

@@ -81,6 +81,7 @@ def deaths(queue: BrokerQueue) -> list[tuple[bytes, object]]:
         ({"durable": False}, {}, 2, False),
         ({"durable": True, "owner": object()}, {}, 2, False),
     ],
+    ids=["persistent", "transient message", "quorum queue", "transient queue", "exclusive queue"],
 )
 def test_a_message_is_stored_if_it_and_its_queue_survive_a_restart(
     vhost: VirtualHost, ledger: RecordingLedger, declared: Any, arguments: Table, mode: int, *, stored: bool
@@ -318,6 +319,7 @@ def test_without_a_delivery_limit_requeued_messages_come_last(
         ("returned", Why.REJECTED, [0, 0]),
         ("returned", Why.RETURNED, [1000, 1000]),
     ],
+    ids=str,
 )
 def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) -> None:
     """From RabbitMQ 4.3 on, a quorum queue with x-delayed-retry-type delays messages of this type when they are

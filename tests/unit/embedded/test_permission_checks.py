@@ -162,6 +162,14 @@ def test_topic_permissions_are_for_the_routing_keys_of_a_topic_exchange(
         ({"CC": ["ann.x"], "BCC": ["bob.x"]}, True),
         ({"cc": ["bob.x"]}, False),
     ],
+    ids=[
+        "no headers",
+        "allowed CC",
+        "one forbidden CC",
+        "forbidden BCC",
+        "allowed CC, forbidden BCC",
+        "cc in lower case",
+    ],
 )
 def test_topic_permissions_apply_to_the_routing_keys_in_cc_and_bcc(headers: dict[str, Any], is_refused: bool) -> None:
     """As in RabbitMQ from 4.0.3 on, the routing keys in CC and BCC headers must also match the publisher's topic
@@ -190,6 +198,16 @@ def test_topic_permissions_apply_to_the_routing_keys_in_cc_and_bcc(headers: dict
         (Permissions("", "", ""), None, True, ("configure", "new")),
         (Permissions("^new$", "", ""), None, False, None),
         (Permissions("^new$", "", ""), 5, False, None),
+    ],
+    ids=[
+        "all needed",
+        "no configure",
+        "no read",
+        "no write",
+        "existing",
+        "existing without configure",
+        "no exchange named",
+        "exchange is not text",
     ],
 )
 def test_a_declaration_needs_permissions_for_the_exchange_it_names(
@@ -221,6 +239,7 @@ def test_a_declaration_needs_permissions_for_the_exchange_it_names(
         (Permissions(), "ann.x", ("topic", "ann.x")),
         (Permissions(), None, None),
     ],
+    ids=["all needed", "no write", "no read", "forbidden topic", "no routing key"],
 )
 def test_a_binding_needs_write_permission_for_its_destination_and_read_permission_for_its_source(
     kind: str, permissions: Permissions, key: str | None, missing: tuple[str, str] | None

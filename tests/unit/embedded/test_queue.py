@@ -325,9 +325,10 @@ KINDS: list[tuple[str, Table]] = [
     (DEFAULT, {}), (DEFAULT, {"x_max_priority": 5}), (DEFAULT, {"x_single_active_consumer": True}),
     ("3.10", {"x_queue_type": "quorum"}), ("4.2", {"x_queue_type": "quorum"}), ("4.3", {"x_queue_type": "quorum"}),
 ]  # fmt: skip
+KIND_NAMES = ["classic", "priorities", "single active consumer", "quorum 3.10", "quorum 4.2", "quorum 4.3"]
 
 
-@pytest.mark.parametrize(("like", "arguments"), KINDS)
+@pytest.mark.parametrize(("like", "arguments"), KINDS, ids=KIND_NAMES)
 def test_many_messages_are_requeued_in_turns_and_keep_their_order(ledger: Ledger, like: str, arguments: Table) -> None:
     """If many messages are requeued, the broker needs several turns of its event loop. They all count as ready
     immediately, but the queue delivers none until all are requeued, so that a consumer gets them in order, before a
@@ -345,7 +346,7 @@ def test_many_messages_are_requeued_in_turns_and_keep_their_order(ledger: Ledger
     assert (len(queue), queue.unacked, queue.backlog.body_bytes, queue.unacked_bytes) == (0, 101, 0, 193)
 
 
-@pytest.mark.parametrize(("like", "arguments"), KINDS)
+@pytest.mark.parametrize(("like", "arguments"), KINDS, ids=KIND_NAMES)
 def test_a_queue_can_be_used_while_many_messages_are_being_requeued(
     ledger: Ledger, like: str, arguments: Table
 ) -> None:

@@ -56,7 +56,7 @@ def test_a_consumer_gets_no_more_than_its_prefetch(vhost: VirtualHost) -> None:
     assert got(consumer) == [[b"0", b"1", b"2"]]
 
 
-@pytest.mark.parametrize("order", [*permutations([-1, 0, 3, 5])])
+@pytest.mark.parametrize("order", [*permutations([-1, 0, 3, 5])], ids=str)
 def test_consumers_of_higher_priority_come_first(vhost: VirtualHost, order: tuple[int, ...]) -> None:
     """A message goes to the consumer with the highest priority that can take one, whatever the order in which consumers
     were added or became busy. A cancelled consumer gets none, and neither does a consumer of another queue.
@@ -210,6 +210,7 @@ def test_deliveries_are_counted_as_the_management_api_reports_them(vhost: Virtua
         (Like.V4_3, Why.RETURNED, {"x-acquired-count": 1}),
         (Like.V4_3, Why.REJECTED, {"x-acquired-count": 1, "x-delivery-count": 1}),
     ],
+    ids=str,
 )
 def test_a_quorum_queue_tells_how_often_it_has_delivered_a_message(
     like: Like, why: Why | None, headers: dict[str, int]

@@ -74,7 +74,7 @@ def test_a_topic_pattern_with_many_wildcards_is_matched_quickly() -> None:
     assert time.perf_counter() - started < 0.5
 
 
-@pytest.mark.parametrize("table", [DirectTable(), TopicTable()])
+@pytest.mark.parametrize("table", [DirectTable(), TopicTable()], ids=["direct", "topic"])
 def test_routing_stays_fast_with_many_bindings(table: DirectTable[int] | TopicTable[int]) -> None:
     """With 10,000 bindings, a direct or topic exchange finds the binding that matches a message in less than half a
     millisecond on average.
@@ -141,6 +141,7 @@ def test_a_direct_exchange_routes_to_the_queues_bound_with_the_routing_key() -> 
         ("any-with-x", {"x-match": "any-with-x"}, False),
         ("ALL-WITH-X", {"a": 1, "b": "two"}, True),
     ],
+    ids=repr,
 )
 def test_x_match_decides_which_headers_a_binding_requires(
     x_match: str | None, headers: dict[str, Value], matches: bool
