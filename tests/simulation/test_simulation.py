@@ -211,8 +211,8 @@ def test_the_model_allows_a_second_delivery_of_a_delayed_message_after_a_stop_wi
 
 def test_the_model_allows_a_queue_to_be_missing_after_a_kill_during_its_deletion() -> None:
     """If a client deletes a queue and declares it again, and the broker is killed in between, the simulation's model
-    allows the queue to be missing: messages to it are confirmed but not stored, and requests for it are answered with
-    404.
+    allows the queue to be missing. Messages to the missing queue are confirmed but not stored, and requests for it are
+    answered with 404.
     """
     for seed in range(20):
         actors = (

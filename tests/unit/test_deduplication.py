@@ -282,8 +282,8 @@ def test_a_reused_process_id_is_not_taken_for_the_worker(path: Path, other_worke
 
 
 def test_a_message_that_an_earlier_run_did_not_finish_is_handled(path: Path) -> None:
-    """If the deduplication store says that this process (by process id and start time) is handling a message, but the
-    process has not begun to handle it, the entry is from an earlier run, and the worker handles the message.
+    """The deduplication store may say that this process (by process id and start time) is handling a message that it
+    has not begun to handle. The entry is then from an earlier run, and the worker handles the message.
     """
     HandledMessages(path, DAY).begin(KEY)
     assert HandledMessages(path, DAY).begin(KEY, lambda: True) is None

@@ -214,8 +214,8 @@ def test_a_queue_is_classic_only_if_the_broker_says_so(
 def test_the_broker_is_not_asked_for_the_type_of_a_destination_that_is_known(
     to: Exchange | Queue, known: bool | None, is_classic: bool
 ) -> None:
-    """mqtool does not ask the broker for the type of a delayed message's destination if it already knows the type, or
-    if the destination is an exchange, an exclusive queue (which is always classic) or a queue declared with another
+    """mqtool does not ask the broker for the type of a delayed message's destination if it already knows the type. Nor
+    does it ask about an exchange, an exclusive queue (which is always classic) or a queue that is declared with another
     type.
     """
     broker = FakeConnection()

@@ -114,7 +114,7 @@ def test_messages_without_a_delay_are_published_unchanged() -> None:
 @pytest.mark.parametrize("given", [{"delay": 5.25}, {"due": _NOW + 5.25}], ids=["delay", "due time"])
 def test_with_the_plugin_a_delayed_message_goes_to_its_exchange_with_the_delay_in_a_header(given: Any) -> None:
     """If the broker has the delayed message plugin, a message with a delay or a due time is published to the plugin's
-    exchange as persistent, with the delay in milliseconds in the header x-delay and the due time in mqtool-due. Its
+    exchange as persistent. Its header x-delay contains the delay in milliseconds, and mqtool-due the due time. Its
     body, message id and other properties are unchanged.
     """
     found = held(Message(b"x", "jobs", None, {"headers": {"a": 1}, "type": "t"}, "id-1", **given))
@@ -232,7 +232,7 @@ def test_a_message_with_a_delay_of_one_millisecond_waits_on_the_broker(via: Via)
 @pytest.mark.parametrize(("delay", "at_most"), [(0.001, 100), (5.0, 100), (90.0, 500), (3600.0, 12_000)])
 def test_few_messages_with_short_delays_are_in_flight(delay: float, at_most: int) -> None:
     """At most 100 messages with a delay of up to a minute are unconfirmed at a time, because more of them would be
-    late; with longer delays, the limit is higher. The delay of the next message does not begin until the number of
+    late. With longer delays, the limit is higher. The delay of the next message does not begin until the number of
     unconfirmed messages is below the limit.
     """
     broker = FakeBroker(_JOBS)

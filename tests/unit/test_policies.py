@@ -142,8 +142,8 @@ def test_a_caller_that_acknowledges_never_gets_more_messages_than_the_count() ->
 
 
 def test_the_last_missing_messages_are_prefetched_together() -> None:
-    """Once a consumer needs fewer messages to reach its count than it prefetches, it subscribes again with a smaller
-    prefetch: first the number of missing messages, and the next time half of that number.
+    """Once a consumer needs fewer messages to reach its count than it prefetches, it subscribes again with a prefetch
+    of the number that is missing, and the next time with half of the number that is then missing.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 20)) == [Step.GO_ON] * 12

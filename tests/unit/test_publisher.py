@@ -497,7 +497,7 @@ def test_a_nacked_message_is_published_again_while_the_caller_waits(
     wire: Wire, publisher: Unconfirmed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a message is nacked right after a reconnection while the caller waits for its confirm, the publisher publishes
-    it again, and the caller gets the confirm as soon as the broker accepts it, long before the confirm timeout.
+    it again. The caller gets the confirm as soon as the broker accepts the message, long before the confirm timeout.
     """
 
     def accept() -> None:

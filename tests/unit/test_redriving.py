@@ -152,9 +152,9 @@ def test_a_dead_letters_origin_is_proven_if_the_queue_dead_letters_in_the_same_w
 def test_if_a_dead_letters_origin_is_not_proven_the_error_says_why(
     queues: dict[str, Any], dead: Delivery, why: str
 ) -> None:
-    """A dead letter's origin is not proven if its headers name no queue, or if the queue that they name does not exist,
-    cannot be looked up, or does not dead-letter in the way in which this dead letter was published. The error says
-    which of these is the case.
+    """A dead letter's origin is not proven if its headers name no queue, or if they name a queue that does not exist,
+    cannot be looked up, or dead-letters in another way than this dead letter was published. The error says which of
+    these is the case.
     """
     with pytest.raises(Unproven) as error:
         origins(queues).of(dead)

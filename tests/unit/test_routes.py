@@ -164,8 +164,8 @@ def test_a_cycle_of_dead_letter_queues_is_followed_once() -> None:
 
 
 def test_arguments_override_policies_in_routes() -> None:
-    """`route` shows what applies to a queue: an argument of the queue overrides the same setting in a policy, and the
-    policy's other settings apply.
+    """`route` shows the settings that apply to a queue. An argument of the queue overrides the same setting in a
+    policy, and the policy's other settings apply.
     """
     assert management.with_policy(
         {"x-dead-letter-exchange": "mine"}, {"dead-letter-exchange": "theirs", "alternate-exchange": "rest"}

@@ -252,8 +252,8 @@ def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) ->
     ],
 )
 def test_an_invalid_binding_is_refused_over_amqp_1_0(client: _Client, change: Any10, status: int, text: str) -> None:
-    """Over AMQP 1.0, a request for a binding is refused with the same text as in RabbitMQ if its queue or exchange does
-    not exist, if its source is the default exchange, or if it has an unknown field.
+    """Over AMQP 1.0, a request to bind a missing queue, to bind to a missing exchange or to the default exchange, or
+    with an unknown field, is refused with the same text as in RabbitMQ.
     """
     client(*_NOT_EMPTY)
     binding = {"source": "amq.topic", "destination_queue": "q", "binding_key": "k", "arguments": {}}

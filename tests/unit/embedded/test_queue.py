@@ -504,8 +504,8 @@ def test_a_queue_keeps_its_maximum_length_while_many_messages_are_requeued(ledge
 def test_many_messages_that_are_due_at_the_same_time_are_published_in_turns_and_in_order(
     ledger: Ledger, how: str
 ) -> None:
-    """If many messages expire, or their delays end, at the same time, the broker dead-letters or publishes a few of
-    them in each turn of its event loop, in order, so that other clients do not have to wait.
+    """If many messages expire at the same time, or the delays of many messages end, the broker publishes a few of these
+    messages in each turn of its event loop, in order. Other clients do not have to wait until all are published.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -581,9 +581,9 @@ def test_a_message_published_while_the_clock_was_ahead_expires_after_its_ttl(
 
 
 def test_a_paged_out_message_published_while_the_clock_was_ahead_expires_after_its_ttl(tmp_path: Path) -> None:
-    """If messages were published while the system clock was ahead, and the broker is restarted after the clock was
-    corrected and pages the messages out, they expire once their TTL has passed since that restart, even if the broker
-    is restarted again.
+    """Messages may be published while the system clock is ahead, and paged out when the broker is restarted after the
+    clock was corrected. They then expire once their TTL has passed since that restart, even if the broker is restarted
+    again.
     """
 
     def started(clock: FakeClock) -> tuple[Storage, VirtualHost]:
@@ -633,7 +633,7 @@ def started_in(directory: Path, clock: FakeClock, disk: Disk) -> tuple[Storage, 
 def test_a_full_disk_neither_loses_nor_duplicates_a_dead_letter_for_a_stream(tmp_path: Path, end: str) -> None:
     """If the disk is full when a message is dead-lettered to a stream and a queue, and the broker is then killed or
     stopped, the message is in its original queue after the restart. Once the disk has space, the stream and the queue
-    get the dead letter once each.
+    each get the dead letter exactly once.
     """
     directory, copy = tmp_path / "data", tmp_path / "copy"
 
