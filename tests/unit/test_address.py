@@ -140,7 +140,7 @@ def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user() -> No
     assert login.response_for(spec.Connection.Start(mechanisms=b"AMQPLAIN PLAIN")) == ("PLAIN", b"\0guest\0guest")
 
 
-def test_the_hint_names_the_user_of_the_certificate() -> None:
+def test_the_hint_about_refused_access_names_the_user_of_the_certificate() -> None:
     """If a user who logged in with a client certificate has no access to a virtual host, the command in the error's
     hint names the user from the broker's reply, not guest.
     """

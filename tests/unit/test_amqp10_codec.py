@@ -100,7 +100,7 @@ def map_of(*keys):
     [Described(ULong(1), ULong(2)), [Int64(1)], {"a": Int64(1)}, uuid.UUID(int=1), 1.5, Float32(0.5), None],
     ids=repr,
 )
-def test_map_keys_with_predictable_hashes_are_refused(key):
+def test_keys_of_an_amqp_1_0_map_with_predictable_hashes_are_refused(key):
     """Decoding an AMQP 1.0 map with a list, map, UUID, float, described value or null as a key raises ValueError,
     because a publisher could choose such keys so that their hashes collide and block the broker.
     """
@@ -108,7 +108,7 @@ def test_map_keys_with_predictable_hashes_are_refused(key):
         decode(map_of("x", key))
 
 
-def test_usual_map_keys_are_accepted():
+def test_usual_keys_of_an_amqp_1_0_map_are_accepted():
     """An AMQP 1.0 map can have strings, symbols, integers and binary values as keys."""
     keys = ["text", Symbol("x-symbol"), ULong(7), Int64(1 << 40), Int32(-5), UInt8(9), b"binary"]
     assert list(decode(map_of(*keys))[0]) == keys
@@ -128,7 +128,7 @@ def test_an_amqp_1_0_value_with_too_many_elements_is_refused():
         decode(nested(MOST_VALUES + 40))
 
 
-def test_the_number_of_elements_in_a_message_body_is_not_limited():
+def test_the_number_of_elements_in_an_amqp_1_0_body_is_not_limited():
     """The body of an AMQP 1.0 message can contain any number of elements, because mqtool keeps the body as bytes."""
     body = section(0x77, nested(2 * MOST_VALUES))
     assert Amqp10Message.decode(body).body == body

@@ -310,7 +310,7 @@ def test_the_messages_of_a_bench_publisher_follow_its_options() -> None:
     assert (message.properties, persistent) == ({}, True)
 
 
-def test_the_lines_of_a_file_of_bodies_are_sent_in_turn(tmp_path: Any) -> None:
+def test_bench_sends_the_lines_of_a_file_of_bodies_in_turn(tmp_path: Any) -> None:
     """With `--bodies`, a `bench` publisher sends the lines of the file one after another, and begins again with the
     first line after the last.
     """
@@ -321,7 +321,7 @@ def test_the_lines_of_a_file_of_bodies_are_sent_in_turn(tmp_path: Any) -> None:
     assert [message.body[:1] for _, message, *_ in wire.published] == [b"a", b"b", b"a"]
 
 
-def test_requests_are_measured_up_to_their_replies() -> None:
+def test_bench_measures_requests_up_to_their_replies() -> None:
     """With `--rpc`, a `bench` publisher requests replies instead of confirms, and measures the time from each request
     to its reply.
     """

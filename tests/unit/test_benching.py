@@ -57,7 +57,7 @@ def test_bench_does_not_count_unconfirmed_messages_as_lost() -> None:
     assert (tally.lost(1), tally.confirmed, tally.received) == (1, 20, 22)
 
 
-def test_competing_consumers_are_counted_together() -> None:
+def test_bench_counts_a_message_that_two_competing_consumers_received_as_a_duplicate() -> None:
     """`bench` counts a message that two competing consumers received as a duplicate, and checks the order for each
     consumer separately.
     """
