@@ -23,7 +23,9 @@ MUTMUT = Path(sys.executable).with_name("mutmut")
 _BROKER = "mqtool/broker/embedded"
 _EMBEDDED = "tests/unit/embedded"
 #: One part of the simulation: fifty seeds.
-_SIMULATION = "tests/simulation/test_simulation.py::test_the_broker_keeps_every_rule_of_the_model[0]"
+_SIMULATION = (
+    "tests/simulation/test_simulation.py::test_the_embedded_broker_keeps_every_rule_of_the_simulations_model[0]"
+)
 _CLIENT = ("tests/integration", "-k", "embedded")
 
 #: The packages and modules whose errors lose or misroute messages, falsify a figure or grant too much, each with the

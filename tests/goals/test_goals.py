@@ -71,7 +71,7 @@ def learner(goal: Goal, broker: TestBroker, shell: Shell) -> Iterator[Learner]:
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("goal", "attempts"), EVERY_GOAL)
 def test_each_goal_can_be_reached_with_commands(attempts: Attempts, learner: Learner) -> None:
-    """If the learner's mqtool commands do what a goal asks for, `tutorial try` says that the goal is reached."""
+    """If a learner's mqtool commands do what a goal asks for, `tutorial try` says that the goal is reached."""
     learner.make(attempts.commands)
     assert learner.wait_for("reached")
 
@@ -154,7 +154,7 @@ def test_tutorial_try_reports_a_second_mistake_while_the_first_is_still_visible(
 @pytest.mark.parametrize("goal", [GOALS["publish-subscribe"][0]], ids=["dropped"])
 def test_tutorial_try_reports_each_message_to_a_missing_exchange(goal: Goal, learner: Learner) -> None:
     """If a program or a command publishes to an exchange that does not exist, `tutorial try` names the message and the
-    exchange, each time that it happens.
+    exchange each time.
     """
     learner.make(lambda plain: plain.send("", "Hi", "lgos"))
     learner.wait_for("mistake", "'Hi' was published to the exchange 'lgos', which does not exist")
@@ -164,17 +164,17 @@ def test_tutorial_try_reports_each_message_to_a_missing_exchange(goal: Goal, lea
 
 @pytest.mark.parametrize("goal", [GOALS["hello-world"][2]], ids=["no-queue"])
 def test_the_last_hint_works_after_the_learner_has_tried_the_example(goal: Goal, learner: Learner) -> None:
-    """The commands in the third hint of the last hello-world goal reach that goal even if the learner has already
-    declared the queue 'helo' from the example.
+    """The commands in the last hint of the goal "no-queue" reach that goal even if the learner has already declared the
+    queue 'helo' from the example.
     """
     learner.make(f"mqtool send -q helo 'Hello?'; {goal.hints[2]}")
     assert learner.wait_for("reached")
 
 
 @pytest.mark.parametrize("goal", [GOALS["work-queues"][3]], ids=["restart"])
-def test_the_message_named_after_a_restart_was_received_after_it(goal: Goal, learner: Learner) -> None:
-    """To show that a persistent message has survived a restart, `tutorial try` names one that was received after the
-    restart, not one that was received before.
+def test_tutorial_try_names_a_message_that_was_received_after_the_restart(goal: Goal, learner: Learner) -> None:
+    """To show that persistent messages survive a restart, `tutorial try` names one that was received after the restart,
+    not one that was received before it.
     """
     learner.make(work_queues_attempts.received_before_the_restart)
     assert "'kept' is persistent" in learner.wait_for("reached")
@@ -184,8 +184,8 @@ def test_the_message_named_after_a_restart_was_received_after_it(goal: Goal, lea
 def test_tutorial_try_does_not_say_that_a_purge_deleted_a_message_lost_in_the_restart(
     goal: Goal, learner: Learner
 ) -> None:
-    """If the learner purges the queue after the restart, `tutorial try` says that the purge has deleted the persistent
-    message, but not the transient one, which the restart had already lost.
+    """If the learner purges the queue after the restart, `tutorial try` says that the purge deleted the persistent
+    message. It does not say this about the transient message, which was already lost in the restart.
     """
     learner.make(work_queues_attempts.purge_after_restart)
     learner.wait_for("mistake", "The persistent message survived the restart, but left the queue unread")
@@ -197,7 +197,9 @@ def test_tutorial_try_does_not_say_that_a_purge_deleted_a_message_lost_in_the_re
 
 @pytest.mark.parametrize("goal", [GOALS["routing"][1]], ids=["no-errors"])
 def test_tutorial_try_mentions_a_wrong_binding_only_once(goal: Goal, learner: Learner) -> None:
-    """`tutorial try` mentions a wrong binding once, and does not repeat that for each message published later."""
+    """`tutorial try` mentions a wrong binding once, and does not mention it again for each message that is published
+    later.
+    """
     learner.make("mqtool exchange bind direct_logs errors error; mqtool emit-log direct error 1")
     learner.wait_for("mistake", "still bound with 'eror'")
     for body in ("2", "3"):
@@ -208,8 +210,8 @@ def test_tutorial_try_mentions_a_wrong_binding_only_once(goal: Goal, learner: Le
 
 @pytest.mark.parametrize("goal", [GOALS["publish-subscribe"][1]], ids=["two-copies"])
 def test_tutorial_try_names_a_bound_queue_without_a_consumer(goal: Goal, learner: Learner) -> None:
-    """If a third queue, which has no consumer, is bound to the exchange 'logs', the goal "two-copies" is reached, and
-    `tutorial try` says that nobody receives from that queue.
+    """If a third queue, which has no consumer, is bound to the exchange 'logs', the goal "two-copies" is still reached,
+    and `tutorial try` says that nobody receives from that queue.
     """
     learner.make(
         "mqtool queue declare left; mqtool exchange declare logs fanout; mqtool exchange bind logs left;"
@@ -241,11 +243,11 @@ _FIXED = [
 
 
 @pytest.mark.parametrize(("goal", "wrong", "attempts"), _FIXED)
-def test_a_repaired_program_reaches_the_goal_without_a_restart_of_the_goal(
+def test_a_repaired_program_reaches_its_goal_without_a_restart_of_the_goal(
     wrong: Wrong, attempts: Attempts, learner: Learner
 ) -> None:
-    """If the learner repairs a program after `tutorial try repair` has reported its defect, the program reaches the
-    goal. The learner need not restart the goal.
+    """If the learner repairs a program after `tutorial try repair` has reported its defect, the program reaches its
+    goal. The learner does not need to restart the goal.
     """
     learner.make(wrong.attempt)
     learner.wait_for("mistake", wrong.answer)
@@ -255,24 +257,24 @@ def test_a_repaired_program_reaches_the_goal_without_a_restart_of_the_goal(
 
 @pytest.mark.parametrize("goal", [GOALS["delayed-messages"][0]], ids=["overtaken"])
 @pytest.mark.parametrize("way", ["commands", "plain"])
-def test_no_mistake_is_reported_while_a_delayed_message_is_not_due(goal: Goal, way: str, learner: Learner) -> None:
-    """While the delayed messages of a correct solution are not due yet, `tutorial try` reports no mistake."""
+def test_tutorial_try_reports_no_mistake_while_a_delayed_message_is_not_due(
+    goal: Goal, way: str, learner: Learner
+) -> None:
+    """While the delayed messages of a correct solution are not yet due, `tutorial try` reports no mistake."""
     learner.make(getattr(delayed_messages_attempts.ATTEMPTS[goal.name], way))
     learner.wait_for("reached")
     assert [each.text for each in learner.findings if each.kind == "mistake"] == []
 
 
 def test_the_goal_two_copies_says_that_the_broker_does_not_see_files() -> None:
-    """The text of the goal "two-copies" in publish-subscribe says that the broker does not see a file in which a
-    receiver saves messages.
-    """
+    """The text of the goal "two-copies" says that the broker does not see a file in which a receiver saves messages."""
     (goal,) = (each for each in GOALS["publish-subscribe"] if each.name == "two-copies")
     assert "file, which the broker does not see" in goal.ask
 
 
 def test_every_goal_has_hints_and_tests_of_wrong_attempts() -> None:
-    """Each goal of `tutorial try` has hints, of which the first is a question, and tests for at least three wrong
-    attempts with different explanations.
+    """Each goal of `tutorial try` has hints, the first of which is a question, and tests of at least three wrong
+    attempts, each with its own explanation.
     """
     for name, goals in GOALS.items():
         assert [goal.name for goal in goals] == [*ATTEMPTS[name]]

@@ -30,8 +30,8 @@ def _depth(plain: Plain, queue: str) -> int:
 
 
 def test_restarting_a_goal_deletes_the_learners_queues_and_exchanges(broker: TestBroker) -> None:
-    """When a learner restarts a goal, `tutorial try` deletes the queues and exchanges declared since the goal began,
-    and purges the queues that existed before.
+    """When a learner restarts a goal, `tutorial try` deletes the queues and exchanges that were declared since the goal
+    began, and purges older queues.
     """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker)) as trial:
         plain.queue("earlier")
@@ -49,8 +49,8 @@ def test_restarting_a_goal_deletes_the_learners_queues_and_exchanges(broker: Tes
 
 
 def test_tutorial_try_says_once_how_to_reach_its_broker_if_no_message_arrives(broker: TestBroker) -> None:
-    """If no message has reached the broker for some time, `tutorial try` prints the command that makes the learner's
-    terminal use this broker, once for each goal.
+    """If no message has reached the broker for some time, `tutorial try` prints the command that selects this broker in
+    the learner's terminals. It does so once for each goal.
     """
     with Trial(watched(broker, "export AMQP_URL=amqp://there"), silence=0.5) as trial:
         trial.prepare(_WAITS)
@@ -64,7 +64,9 @@ def test_tutorial_try_says_once_how_to_reach_its_broker_if_no_message_arrives(br
 
 
 def test_tutorial_try_says_once_that_no_further_message_arrives(broker: TestBroker) -> None:
-    """If nothing reaches the broker for some time after the first messages of a goal, `tutorial try` says so once."""
+    """If nothing more reaches the broker for some time after the first messages of a goal, `tutorial try`
+    says so once.
+    """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker, "export AMQP_URL=x"), silence=2) as trial:
         trial.prepare(_WAITS)
         plain.send(plain.queue("hello"), "one")
@@ -73,8 +75,8 @@ def test_tutorial_try_says_once_that_no_further_message_arrives(broker: TestBrok
 
 
 def test_messages_published_while_the_next_goal_is_prepared_do_not_count_for_it(broker: TestBroker) -> None:
-    """If a learner's program still publishes after a goal was reached, these messages do not count for the next
-    goal.
+    """If a learner's program still publishes messages while `tutorial try` prepares the next goal, these messages do
+    not count for that goal.
     """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker)) as trial, ThreadPoolExecutor() as threads:
         trial.prepare(_WAITS)
@@ -93,8 +95,8 @@ def test_messages_published_while_the_next_goal_is_prepared_do_not_count_for_it(
 
 
 def test_tutorial_try_does_not_report_its_own_new_queue_as_missing(broker: TestBroker) -> None:
-    """When `tutorial try` begins or restarts a goal, it does not report that the queue it has just declared for the
-    goal is missing.
+    """When `tutorial try` begins or restarts a goal and declares a queue for it, it does not report that this queue is
+    missing.
     """
     if broker.kind != "embedded":
         pytest.skip("the goal before it cannot be seen on RabbitMQ")
@@ -120,8 +122,8 @@ def test_tutorial_try_does_not_say_that_no_message_arrives_if_there_is_a_consume
 
 @pytest.mark.usefixtures("no_other_firehose")
 def test_the_firehoses_of_four_virtual_hosts_can_be_switched_at_the_same_time(broker: TestBroker) -> None:
-    """If mqtool switches the firehoses of four virtual hosts on or off at the same time, all four are switched,
-    although RabbitMQ may lose one of several simultaneous requests.
+    """If mqtool switches the firehoses of four virtual hosts on or off at the same time, it switches all four, even
+    though RabbitMQ may lose one of several simultaneous requests.
     """
     api = watched(broker).find()
     with ExitStack() as ending, ThreadPoolExecutor() as threads:

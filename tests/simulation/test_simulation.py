@@ -41,9 +41,9 @@ def run(*options: str, hash_seed: str = "random") -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("first", range(0, _SEEDS, _PART))
-def test_the_broker_keeps_every_rule_of_the_model(first: int) -> None:
-    """Whatever clients and faults a seed of the simulation draws, the embedded broker does not break any rule of the
-    simulation's model.
+def test_the_embedded_broker_keeps_every_rule_of_the_simulations_model(first: int) -> None:
+    """Whatever clients and faults the simulation draws from a seed, the embedded broker breaks no rule of the
+    simulation's model. For example, it loses no confirmed message.
     """
     for seed in range(first, first + _PART):
         plan = draw(seed)
@@ -52,9 +52,9 @@ def test_the_broker_keeps_every_rule_of_the_model(first: int) -> None:
             pytest.fail(story(*shrink(plan, result)))
 
 
-def test_a_seed_gives_the_same_history_in_every_process() -> None:
-    """A seed of the simulation gives the same history in every process, whatever Python's hash seed and the number of
-    processes.
+def test_a_seed_of_the_simulation_gives_the_same_history_in_every_process() -> None:
+    """A seed of the simulation gives the same history in every process, whatever Python's hash seed is, and however
+    many processes the simulation uses.
     """
     first = run("--digests", "--seeds", "12", hash_seed="1")
     second = run("--digests", "--seeds", "12", "--processes", "2", hash_seed="2")
@@ -64,8 +64,8 @@ def test_a_seed_gives_the_same_history_in_every_process() -> None:
     assert first.stdout.split() == digests
 
 
-def test_a_history_does_not_depend_on_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the broker is killed, the simulation's history is the same whether or not Python collects garbage
+def test_a_history_of_the_simulation_does_not_depend_on_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the embedded broker is killed in a simulation, the history is the same whether or not Python collects garbage
     afterwards.
     """
 
@@ -115,14 +115,16 @@ def test_a_history_does_not_depend_on_the_free_disk_space(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
 @pytest.mark.timeout(3600)
 def test_the_simulation_finds_each_planted_defect(mutation: Mutation) -> None:
-    """If a known defect is planted into the embedded broker, the simulation finds it within its first 1,000 seeds."""
+    """If a known defect is planted in the embedded broker, the simulation finds it within its first 1,000 seeds."""
     found = run("--quick", "--seeds", str(_MOST_SEEDS), "--mutation", mutation.name)
     assert found.returncode == 1, f"not found: {found.stdout}{found.stderr}"
     assert found.stdout.startswith("seed "), found.stdout + found.stderr
 
 
 def test_each_planted_defect_can_still_be_planted() -> None:
-    """The code that a planted defect replaces occurs exactly once in its file, and the changed file is valid Python."""
+    """The code that a planted defect replaces occurs exactly once in its file, and the file with the defect is valid
+    Python.
+    """
     assert len(MUTATIONS) >= 30
     for mutation in MUTATIONS:
         source = (BROKER / mutation.path).read_text()
@@ -130,8 +132,8 @@ def test_each_planted_defect_can_still_be_planted() -> None:
 
 
 def test_a_sender_beyond_its_credit_is_detached() -> None:
-    """While the broker grants no credit because its disk fails, an AMQP 1.0 sender that exceeds its credit is detached
-    with transfer-limit-exceeded.
+    """If the embedded broker grants no credit because its disk fails, and an AMQP 1.0 sender sends a message
+    nevertheless, the broker detaches the link with transfer-limit-exceeded.
     """
     actors = (
         Actor("faults", "Faults", 1, (Step(1, "eio", {"seconds": 30}),)),
@@ -143,8 +145,8 @@ def test_a_sender_beyond_its_credit_is_detached() -> None:
 
 
 def test_the_management_api_refuses_changes_while_the_disk_is_full() -> None:
-    """While the embedded broker's disk is full, the management API answers requests that change policies with 503. Once
-    there is room, the same requests succeed.
+    """While the embedded broker's disk is full, its management API answers requests that change policies with 503. Once
+    the disk has space, such requests succeed.
     """
     queues = {f"{number}-{'x' * 100}": "classic" for number in range(20)}
     limits = tuple(Step(2, "limit", {"queue": name}) for name in queues)
@@ -163,8 +165,8 @@ def test_the_management_api_refuses_changes_while_the_disk_is_full() -> None:
     "killed_after", [-0.009, 0.005, 5]
 )  # a delivery that was on its way arrives even after the kill
 def test_the_model_allows_a_second_delivery_of_a_delayed_message_only_after_a_kill(killed_after: float) -> None:
-    """The simulation's model allows a delayed message to be delivered twice without the redelivered flag only if the
-    broker is killed right after the first delivery.
+    """The simulation's model allows the broker to deliver a delayed message twice without the redelivered flag only if
+    the broker was killed right after the first delivery.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": Kind()})
@@ -180,9 +182,9 @@ def test_the_model_allows_a_second_delivery_of_a_delayed_message_only_after_a_ki
 
 @pytest.mark.parametrize("later", [0.003, 2])
 def test_the_model_allows_a_late_delivery_of_an_acknowledged_message_only_while_the_broker_stops(later: float) -> None:
-    """While the broker stops, a message may be requeued, redelivered and acknowledged while another delivery of it is
-    still on its way to a connection that is being closed. The simulation's model allows a delivery after the
-    acknowledgement only then.
+    """While the broker is stopping, a message may be requeued, redelivered and acknowledged while its first delivery is
+    still on the way to a connection that is being closed. Only then does the simulation's model allow a message to
+    arrive after its acknowledgement.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": Kind()})
@@ -198,8 +200,8 @@ def test_the_model_allows_a_late_delivery_of_an_acknowledged_message_only_while_
 
 
 def test_the_model_allows_a_second_delivery_of_a_delayed_message_after_a_stop_with_a_full_disk() -> None:
-    """The simulation's model allows a delayed message to be delivered again without the redelivered flag if it was
-    first delivered while the disk was full, and the broker was stopped before there was room.
+    """The simulation's model allows the broker to deliver a delayed message again without the redelivered flag if the
+    first delivery was made while the disk was full, and the broker was stopped before the disk had space.
     """
     delayed = Step(2, "publish", {"queue": "q1-quorum", "count": 5, "exchange": "delayed", "delays": True})
     takes = {"prefetch": 3, "no_ack": False, "rejects": 0.0, "requeues": 0.0, "multiple": 0.0, "pause": 0.1}
@@ -216,8 +218,9 @@ def test_the_model_allows_a_second_delivery_of_a_delayed_message_after_a_stop_wi
 
 
 def test_the_model_allows_a_queue_to_be_missing_after_a_kill_during_its_deletion() -> None:
-    """If the broker is killed between the deletion of a queue and its next declaration, the simulation's model allows
-    the queue to be missing: messages to it are confirmed but not stored, and requests for it get 404.
+    """If a client deletes a queue and declares it again, and the broker is killed in between, the simulation's model
+    allows the queue to be missing. Messages to the missing queue are confirmed but not stored, and requests for it are
+    answered with 404.
     """
     for seed in range(20):
         actors = (
@@ -235,8 +238,8 @@ def test_the_model_allows_a_queue_to_be_missing_after_a_kill_during_its_deletion
 
 
 def test_the_model_allows_a_commit_to_a_queue_that_was_just_deleted_to_fail() -> None:
-    """If a queue is deleted during a transaction, the simulation's model allows the broker to close the channel with
-    "partial tx completion".
+    """If a queue is deleted during a transaction that publishes to it, the simulation's model allows the broker to
+    close the channel with "partial tx completion".
     """
     for seed in range(40):
         transaction = Step(round(0.95 + seed / 400, 4), "transact", {"queue": "q", "count": 4, "commit": True})
@@ -249,8 +252,8 @@ def test_the_model_allows_a_commit_to_a_queue_that_was_just_deleted_to_fail() ->
 
 
 def test_the_model_allows_a_declaration_with_different_arguments_after_a_queue_was_deleted() -> None:
-    """If a queue is deleted and declared again, another client may declare it with different arguments at the same
-    time. The simulation's model allows the broker to refuse that with 406, or to accept it in between.
+    """If a client deletes a queue and declares it again, while another client declares it with different arguments, the
+    simulation's model allows the broker to refuse the other declaration with 406, and also to accept it in between.
     """
     for seed in range(60):
         actors = (
@@ -285,8 +288,8 @@ def test_the_model_allows_a_declaration_with_different_arguments_after_a_queue_w
 def test_the_model_allows_a_delayed_message_twice_in_a_stream_only_after_a_kill_near_its_due_time(
     kind: str, fault: list[float] | None, killed_at: float, is_allowed: bool
 ) -> None:
-    """The simulation's model allows a stream to contain a delayed message twice only if the broker is killed just after
-    the message is due, or during a disk fault that began before that.
+    """The simulation's model allows a stream to contain a delayed message twice only if the broker was killed just
+    after the message was due, or during a disk fault that began before then. It never allows it three times.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": KINDS[kind]})
@@ -304,9 +307,11 @@ def test_the_model_allows_a_delayed_message_twice_in_a_stream_only_after_a_kill_
         judge.check({"q": [(sent.number, {}, False)] * 3})
 
 
-def test_a_failing_seed_is_reduced_to_the_steps_that_make_it_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a seed of the simulation fails, the printed history contains only the clients and steps that are needed to
-    make it fail.
+def test_a_failing_seed_of_the_simulation_is_reduced_to_the_steps_that_make_it_fail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If a seed of the simulation fails, the printed history contains only those clients and steps without which it
+    would not fail.
     """
     from tests.simulation import shrinking
 

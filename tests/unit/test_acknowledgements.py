@@ -29,8 +29,8 @@ def test_exactly_the_handled_deliveries_are_acknowledged(seed: int) -> None:
 
 
 def test_deliveries_handled_in_order_share_one_acknowledgement() -> None:
-    """Deliveries that are handled without a gap before them share one acknowledgement with `multiple`; each delivery
-    after a gap is acknowledged on its own.
+    """Handled deliveries share one acknowledgement (with `multiple`) if all earlier deliveries have been handled, too.
+    A delivery that follows an unhandled one is acknowledged on its own.
     """
     tags = AcknowledgedTags()
     assert [*tags.acknowledge([1])] == [(1, False)]
@@ -54,8 +54,8 @@ class Loop:
 
 
 def test_acknowledgements_are_sent_together() -> None:
-    """A consumer collects acknowledgements until a batch ends, a timer fires or the connection is closed, and then
-    sends them together.
+    """A consumer collects acknowledgements, and sends them together when a batch ends, a timer fires or the connection
+    is closed.
     """
     loop, sent = Loop(), list[list[int]]()
 

@@ -48,8 +48,8 @@ from mqtool.errors import UsageError
     ],
 )
 def test_a_url_is_parsed_into_an_address(url: str, address: Address) -> None:
-    """A URL is parsed into host, port, virtual host, user, password and options; RabbitMQ's defaults replace missing
-    parts.
+    """A broker URL is parsed into host, port, virtual host, user, password and options. RabbitMQ's defaults replace
+    missing parts.
     """
     found = parse_address(url)
     assert found == address._replace(names_user="@" in url)
@@ -65,7 +65,7 @@ def test_a_url_is_parsed_into_an_address(url: str, address: Address) -> None:
     ],
 )
 def test_commas_separate_the_nodes_of_a_cluster(urls: str, hosts: list[str]) -> None:
-    """Commas separate the URLs of a cluster's nodes; spaces around them are ignored."""
+    """Commas separate the URLs of a cluster's nodes. Spaces around the commas are ignored."""
     assert [address.host for address in parse_addresses(urls)] == hosts
 
 
@@ -140,9 +140,9 @@ def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user() -> No
     assert login.response_for(spec.Connection.Start(mechanisms=b"AMQPLAIN PLAIN")) == ("PLAIN", b"\0guest\0guest")
 
 
-def test_the_hint_names_the_user_of_the_certificate() -> None:
-    """If the broker refuses access to a virtual host to a user who logged in with a client certificate, the command in
-    the hint names the user from the broker's reply, not guest.
+def test_the_hint_about_refused_access_names_the_user_of_the_certificate() -> None:
+    """If a user who logged in with a client certificate has no access to a virtual host, the command in the error's
+    hint names the user from the broker's reply, not guest.
     """
     address = parse_address("amqps://host/shop")
     refused = ConnectionClosedByBroker(530, "NOT_ALLOWED - access to vhost 'shop' refused for user 'orders'")

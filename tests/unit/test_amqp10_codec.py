@@ -42,7 +42,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
-def test_a_value_is_decoded_as_it_was_encoded(value):
+def test_an_amqp_1_0_value_is_decoded_as_it_was_encoded(value):
     """After encoding and decoding, an AMQP 1.0 value has the same type and value, and encodes to the same bytes
     again.
     """
@@ -82,9 +82,9 @@ def test_damaged_amqp_1_0_values_raise_only_value_error():
         b"\x73\xff\xff\xff\xff",
     ],
 )
-def test_truncated_or_deeply_nested_values_raise_value_error(data):
-    """Decoding an AMQP 1.0 value that is cut off, deeply nested, or claims to contain billions of elements raises
-    ValueError.
+def test_truncated_or_deeply_nested_amqp_1_0_values_raise_value_error(data):
+    """Decoding an AMQP 1.0 value raises ValueError if the value is cut off, is deeply nested, or claims to contain
+    billions of elements.
     """
     with pytest.raises(ValueError, match=r"."):
         decode(data)
@@ -100,7 +100,7 @@ def map_of(*keys):
     [Described(ULong(1), ULong(2)), [Int64(1)], {"a": Int64(1)}, uuid.UUID(int=1), 1.5, Float32(0.5), None],
     ids=repr,
 )
-def test_map_keys_with_predictable_hashes_are_refused(key):
+def test_keys_of_an_amqp_1_0_map_with_predictable_hashes_are_refused(key):
     """Decoding an AMQP 1.0 map with a list, map, UUID, float, described value or null as a key raises ValueError,
     because a publisher could choose such keys so that their hashes collide and block the broker.
     """
@@ -108,7 +108,7 @@ def test_map_keys_with_predictable_hashes_are_refused(key):
         decode(map_of("x", key))
 
 
-def test_usual_map_keys_are_accepted():
+def test_usual_keys_of_an_amqp_1_0_map_are_accepted():
     """An AMQP 1.0 map can have strings, symbols, integers and binary values as keys."""
     keys = ["text", Symbol("x-symbol"), ULong(7), Int64(1 << 40), Int32(-5), UInt8(9), b"binary"]
     assert list(decode(map_of(*keys))[0]) == keys
@@ -128,15 +128,15 @@ def test_an_amqp_1_0_value_with_too_many_elements_is_refused():
         decode(nested(MOST_VALUES + 40))
 
 
-def test_the_number_of_elements_in_a_message_body_is_not_limited():
-    """The body of an AMQP 1.0 message can contain any number of elements, because it is kept as bytes."""
+def test_the_number_of_elements_in_an_amqp_1_0_body_is_not_limited():
+    """The body of an AMQP 1.0 message can contain any number of elements, because mqtool keeps the body as bytes."""
     body = section(0x77, nested(2 * MOST_VALUES))
     assert Amqp10Message.decode(body).body == body
 
 
 def test_a_client_gets_the_bytes_of_a_message_that_it_cannot_decode():
-    """If mqtool receives an AMQP 1.0 message that it cannot decode, the message's body is its encoded bytes, and no
-    error is raised.
+    """If mqtool receives an AMQP 1.0 message that it cannot decode, it raises no error, and passes on the whole encoded
+    message as the message's body.
     """
     for code, value in [
         (0x72, map_of(Described(ULong(1), ULong(2)))),
@@ -147,7 +147,7 @@ def test_a_client_gets_the_bytes_of_a_message_that_it_cannot_decode():
         assert sections.decode(sent, "q", 1, 1).body == sent
 
 
-def test_a_message_is_decoded_as_it_was_encoded():
+def test_an_amqp_1_0_message_is_decoded_as_it_was_encoded():
     """After encoding and decoding, an AMQP 1.0 message has the same sections as before."""
     message = Amqp10Message(
         MessageHeader(durable=True, ttl=UInt32(5)),

@@ -35,7 +35,7 @@ def test_a_process_counts_as_running_until_it_has_ended(process: int) -> None:
 
 
 def test_another_process_with_the_same_id_is_not_taken_for_the_broker(process: int) -> None:
-    """The system reuses process ids, so mqtool takes a process with the broker's recorded process id for the broker
-    only if it also has the recorded start time.
+    """Because the system reuses process ids, mqtool considers a process with the broker's recorded process id to be the
+    broker only if it also has the recorded start time.
     """
     assert not background.is_running(background.started(process)._replace(born="earlier"))

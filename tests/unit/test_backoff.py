@@ -10,8 +10,8 @@ from mqtool.duration import Backoff
 
 @given(st.integers(0, 2**32), st.floats(0.01, 5), st.floats(1, 4), st.floats(5, 60))
 def test_reconnection_delays_grow_up_to_the_maximum(seed: int, first: float, factor: float, longest: float) -> None:
-    """The delays between reconnection attempts grow by a constant factor up to the maximum, and each is shortened at
-    random by up to a half.
+    """The delays between reconnection attempts grow by a constant factor up to the maximum, and each is shortened by a
+    random amount of up to half.
     """
     import random
 
@@ -23,8 +23,8 @@ def test_reconnection_delays_grow_up_to_the_maximum(seed: int, first: float, fac
 
 
 def test_the_number_of_reconnection_attempts_is_limited() -> None:
-    """A client that is allowed 4 reconnection attempts waits before each of them; one that is allowed none never waits.
-    Without a limit, a client can try again any number of times.
+    """A client that is allowed four reconnection attempts waits before each of them. A client that is allowed none
+    never waits, and one without a limit can try again any number of times.
     """
     assert len(list(Backoff(attempts=4).delays())) == 4
     assert list(Backoff(attempts=0).delays()) == []
@@ -32,7 +32,7 @@ def test_the_number_of_reconnection_attempts_is_limited() -> None:
 
 
 def test_first_reconnection_delays_are_random() -> None:
-    """The first delays of 100 clients that lose their connections differ, so that the clients do not all reconnect at
-    the same time.
+    """If 100 clients lose their connections at the same time, almost all of their first delays are different, so that
+    the clients do not all reconnect at the same time.
     """
     assert len({next(Backoff().delays()) for _ in range(100)}) > 90

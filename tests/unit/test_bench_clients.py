@@ -155,8 +155,8 @@ def delivery(tag: int, number: int, due: int, *, publisher: int = 0, redelivered
 
 
 def test_with_a_rate_each_message_carries_the_time_at_which_it_was_due() -> None:
-    """With `--rate`, a `bench` publisher that was held up sends all overdue messages at once. Each message contains the
-    time at which it was due, not the time at which it is sent.
+    """With `--rate`, a `bench` publisher that was held up immediately sends all overdue messages. Each message contains
+    the time at which it was due, not the time at which it is sent.
     """
     client, wire = publisher(rate=1000)
     assert client.work(wire, START + 5 * MS) == START + 6 * MS
@@ -182,7 +182,7 @@ def test_bench_publishers_that_share_a_rate_take_turns() -> None:
     assert {number for _, _, number, _, _ in wire.published} == {1}
 
 
-def test_a_publisher_waits_for_the_start() -> None:
+def test_a_bench_publisher_waits_for_the_start_of_the_run() -> None:
     """A `bench` publisher sends no message before the start of the run."""
     client, wire = publisher()
     assert client.work(wire, START - 1) == START
@@ -190,8 +190,8 @@ def test_a_publisher_waits_for_the_start() -> None:
 
 
 def test_without_a_rate_messages_are_due_when_they_are_sent() -> None:
-    """Without `--rate`, a `bench` publisher fills the window of unconfirmed messages at once, and continues when
-    confirms arrive. A message is due when the publisher sends it.
+    """Without `--rate`, a `bench` publisher immediately sends as many messages as may be unconfirmed, and continues
+    when confirms arrive. A message is due when the publisher sends it.
     """
     client, wire = publisher(in_flight=3)
     assert client.work(wire, START + 9 * MS) == START + 9 * MS
@@ -208,9 +208,9 @@ def test_without_a_rate_messages_are_due_when_they_are_sent() -> None:
     ("in_flight", "credit", "unsent", "sent"),
     [(1000, sys.maxsize, 0, 256), (1000, 7, 0, 7), (5, 7, 0, 5), (1000, 0, 0, 0), (5, 7, 1 << 18, 0), (5, 7, 1, 5)],
 )
-def test_a_publisher_exceeds_none_of_its_limits(in_flight: int, credit: int, unsent: int, sent: int) -> None:
-    """A `bench` publisher writes at most as many messages at a time as its window, its credit and the batch size each
-    allow, and none while 256 KiB wait in the socket.
+def test_a_bench_publisher_exceeds_none_of_its_limits(in_flight: int, credit: int, unsent: int, sent: int) -> None:
+    """A `bench` publisher sends at most as many messages at a time as the limit on unconfirmed messages, its credit
+    from the broker and the batch size each allow, and none while 256 KiB wait in the socket.
     """
     client, wire = publisher(in_flight=in_flight)
     wire.credit, wire.waiting_bytes = credit, unsent
@@ -218,7 +218,7 @@ def test_a_publisher_exceeds_none_of_its_limits(in_flight: int, credit: int, uns
     assert len(wire.published) == sent
 
 
-def test_a_publisher_is_done_when_its_messages_are_confirmed() -> None:
+def test_a_bench_publisher_is_done_when_its_messages_are_confirmed() -> None:
     """With `--messages 3`, a `bench` publisher sends three messages, and is done once all three have been confirmed."""
     client, wire = publisher(messages=3, duration=None)
     client.work(wire, START)
@@ -231,9 +231,9 @@ def test_a_publisher_is_done_when_its_messages_are_confirmed() -> None:
 
 
 @pytest.mark.parametrize(("rate", "over_after"), [(None, 1000), (10.0, 3000)])
-def test_a_publisher_stops_after_the_duration(rate: float | None, over_after: int) -> None:
-    """After `--duration`, a `bench` publisher sends no new messages. With `--rate`, it still sends messages that were
-    due before, for up to 2 s.
+def test_a_bench_publisher_stops_after_the_duration(rate: float | None, over_after: int) -> None:
+    """After `--duration`, a `bench` publisher sends no new messages. With `--rate`, it has up to 2 s more to send the
+    messages that were already due.
     """
     client, wire = publisher(duration=1.0, rate=rate, in_flight=1)
     client.work(wire, START)
@@ -244,7 +244,7 @@ def test_a_publisher_stops_after_the_duration(rate: float | None, over_after: in
     assert len(wire.published) == 1
 
 
-def test_a_publisher_without_a_duration_ends_only_with_its_last_message() -> None:
+def test_a_bench_publisher_without_a_duration_ends_only_with_its_last_message() -> None:
     """Without `--duration`, a `bench` publisher that has not sent all of its messages is not done, however long it has
     run.
     """
@@ -252,9 +252,9 @@ def test_a_publisher_without_a_duration_ends_only_with_its_last_message() -> Non
     assert not client.is_done(START + 10**6 * SECOND)
 
 
-def test_a_publisher_reports_the_outcomes_of_its_messages() -> None:
-    """A `bench` publisher reports which messages were confirmed since the last report, and how many were published,
-    refused and measured. Confirms for unknown delivery tags are ignored.
+def test_a_bench_publisher_reports_the_outcomes_of_its_messages() -> None:
+    """A `bench` publisher reports which messages have been confirmed since its last report, and how many were
+    published, nacked and measured. It ignores confirms with unknown delivery tags.
     """
     client, wire = publisher(rate=1000, warm_up=0.003)
     client.work(wire, START + 9 * MS)
@@ -278,8 +278,8 @@ def test_a_publisher_reports_the_outcomes_of_its_messages() -> None:
 
 
 def test_after_a_reconnection_delivery_tags_restart_and_message_numbers_continue() -> None:
-    """After a reconnection, the delivery tags of a `bench` publisher start at 1 again, and the message numbers
-    continue. The publisher does not wait for confirms of messages that were in flight.
+    """After a reconnection, the delivery tags of a `bench` publisher start at 1 again, and its message numbers
+    continue. The publisher does not wait for confirms of messages that were in flight on the lost connection.
     """
     client, wire = publisher(in_flight=2)
     client.work(wire, START)
@@ -292,7 +292,7 @@ def test_after_a_reconnection_delivery_tags_restart_and_message_numbers_continue
     assert client.report()["confirmed"] == [[2, 1]]
 
 
-def test_a_publishers_messages_follow_its_options() -> None:
+def test_the_messages_of_a_bench_publisher_follow_its_options() -> None:
     """The messages of a `bench` publisher have the destination, size, expiration and persistence that its options
     set.
     """
@@ -310,9 +310,9 @@ def test_a_publishers_messages_follow_its_options() -> None:
     assert (message.properties, persistent) == ({}, True)
 
 
-def test_the_lines_of_a_file_of_bodies_are_sent_in_turn(tmp_path: Any) -> None:
-    """With `--bodies`, a `bench` publisher sends the lines of the file one after another, and then starts again with
-    the first.
+def test_bench_sends_the_lines_of_a_file_of_bodies_in_turn(tmp_path: Any) -> None:
+    """With `--bodies`, a `bench` publisher sends the lines of the file one after another, and begins again with the
+    first line after the last.
     """
     file = tmp_path / "bodies"
     file.write_bytes(b"a" * 20 + b"\n" + b"b" * 20)
@@ -321,7 +321,7 @@ def test_the_lines_of_a_file_of_bodies_are_sent_in_turn(tmp_path: Any) -> None:
     assert [message.body[:1] for _, message, *_ in wire.published] == [b"a", b"b", b"a"]
 
 
-def test_requests_are_measured_up_to_their_replies() -> None:
+def test_bench_measures_requests_up_to_their_replies() -> None:
     """With `--rpc`, a `bench` publisher requests replies instead of confirms, and measures the time from each request
     to its reply.
     """
@@ -336,7 +336,7 @@ def test_requests_are_measured_up_to_their_replies() -> None:
     assert [round(at / 1000) for at, _ in client.latencies.pairs()] == [4]
 
 
-def test_delayed_messages_are_due_after_their_delay() -> None:
+def test_bench_messages_are_due_after_their_delay() -> None:
     """With `--delay`, a message that `bench` publishes is due at the end of its delay, so its latency does not include
     the delay.
     """
@@ -345,9 +345,9 @@ def test_delayed_messages_are_due_after_their_delay() -> None:
     assert wire.due == [250]
 
 
-def test_a_consumer_measures_from_the_time_at_which_a_message_was_due() -> None:
-    """A `bench` consumer measures each latency from the time at which the message was due, leaves out messages that
-    were due during the warm-up, and reports the numbers of all messages that it received.
+def test_a_bench_consumer_measures_from_the_time_at_which_a_message_was_due() -> None:
+    """A `bench` consumer measures each latency from the time at which the message was due, and does not measure
+    messages that were due during the warm-up. It reports the numbers of all messages that it received.
     """
     client, wire = consumer(warm_up=0.01)
     wire.now = START + 20 * MS
@@ -365,7 +365,7 @@ def test_a_consumer_measures_from_the_time_at_which_a_message_was_due() -> None:
     assert not client.is_done(START + 10**6 * SECOND)
 
 
-def test_a_consumer_does_not_measure_delayed_messages_from_the_warm_up() -> None:
+def test_a_bench_consumer_does_not_measure_delayed_messages_from_the_warm_up() -> None:
     """With `--delay`, a `bench` consumer does not measure a message that was published during the warm-up, even if it
     arrives afterwards.
     """
@@ -384,12 +384,13 @@ def test_a_consumer_does_not_measure_delayed_messages_from_the_warm_up() -> None
         (10, [], [(3, True)]),
         (0, [], []),
     ],
+    ids=["each", "every 2", "every 3", "every 10", "automatic"],
 )
-def test_a_consumer_acknowledges_as_many_messages_together_as_ack_says(
+def test_a_bench_consumer_acknowledges_as_many_messages_together_as_ack_says(
     acknowledge: int, at_once: list[tuple[int, bool]], in_the_end: list[tuple[int, bool]]
 ) -> None:
-    """With `--ack N`, a `bench` consumer acknowledges every N messages together, and the rest at the end of the run;
-    with `--ack 0`, it uses automatic acknowledgement.
+    """With `--ack N`, a `bench` consumer acknowledges every N messages together, and the rest at the end of the run.
+    With `--ack 0`, it uses automatic acknowledgement.
     """
     client, wire = consumer(acknowledge=acknowledge)
     assert wire.consuming == {"queue": "q", "prefetch": 1000, "auto": acknowledge == 0, "offset": None}
@@ -400,7 +401,7 @@ def test_a_consumer_acknowledges_as_many_messages_together_as_ack_says(
     assert (wire.acknowledged, wire.is_closed) == (in_the_end, True)
 
 
-def test_a_consumer_acknowledges_the_messages_that_it_reports() -> None:
+def test_a_bench_consumer_acknowledges_the_messages_that_it_reports() -> None:
     """A `bench` consumer acknowledges all messages that it reports as received, so that none of them is left in the
     queue at the end of the run.
     """
@@ -412,7 +413,7 @@ def test_a_consumer_acknowledges_the_messages_that_it_reports() -> None:
     assert wire.acknowledged == [(2, True)]
 
 
-def test_after_a_reconnection_a_consumer_acknowledges_only_new_deliveries() -> None:
+def test_after_a_reconnection_a_bench_consumer_acknowledges_only_new_deliveries() -> None:
     """After a reconnection, a `bench` consumer does not acknowledge messages that it received on the lost
     connection.
     """
@@ -424,8 +425,8 @@ def test_after_a_reconnection_a_consumer_acknowledges_only_new_deliveries() -> N
     assert again.acknowledged == []
 
 
-def test_a_consumer_of_a_stream_continues_after_the_last_message() -> None:
-    """A `bench` consumer reads a stream from its first message, and after a reconnection continues after the last
+def test_a_bench_consumer_of_a_stream_continues_after_the_last_message() -> None:
+    """A `bench` consumer reads a stream from its first message. After a reconnection, it continues after the last
     message that it received.
     """
     client, wire = consumer(queue_type="stream")
@@ -442,7 +443,7 @@ def test_the_connections_of_a_bench_run_have_names() -> None:
     assert os.environ["MQTOOL_CONNECTION_NAME"] == "mqtool bench publisher 3"
 
 
-def test_the_longest_gap_between_two_confirms_is_kept() -> None:
+def test_bench_records_the_longest_time_between_two_confirms() -> None:
     """A `bench` publisher records the longest time between two confirms, and when that time began."""
     client, wire = publisher(rate=1000)
     client.work(wire, START + 3 * MS)
@@ -452,9 +453,9 @@ def test_the_longest_gap_between_two_confirms_is_kept() -> None:
     assert client._gap == (7 * MS, START + 2 * MS)
 
 
-def test_a_publisher_stops_after_the_given_messages_and_adds_up_nacks() -> None:
-    """A `bench` publisher sends no more messages than `--messages` says, and adds up the messages that the broker nacks
-    at different times.
+def test_a_bench_publisher_stops_after_the_given_messages_and_adds_up_nacks() -> None:
+    """A `bench` publisher sends no more messages than `--messages` says, and counts all messages that the broker nacks,
+    whenever they are nacked.
     """
     client, wire = publisher(rate=1000, messages=5, duration=None)
     client.work(wire, START + 2 * MS)
@@ -466,9 +467,9 @@ def test_a_publisher_stops_after_the_given_messages_and_adds_up_nacks() -> None:
     assert (report["published"], report["sent"], report["nacked"]) == (5, 5, 3)
 
 
-def test_a_publisher_with_a_rate_does_not_exceed_its_window() -> None:
-    """If more messages are due than the window of unconfirmed messages allows, a `bench` publisher with `--rate` sends
-    only as many as fit into the window.
+def test_a_bench_publisher_with_a_rate_does_not_exceed_its_window() -> None:
+    """If more messages are due than may be unconfirmed at a time, a `bench` publisher with `--rate` sends only as many
+    as this limit allows.
     """
     client, wire = publisher(rate=1000, in_flight=3)
     client.work(wire, START + 9 * MS)
@@ -487,7 +488,7 @@ def test_a_bench_process_with_nothing_to_do_sleeps() -> None:
     assert waiting.work(wire, START) == START + SECOND
 
 
-def test_a_consumer_of_requests_replies_to_each() -> None:
+def test_a_bench_consumer_of_requests_replies_to_each() -> None:
     """With `--rpc`, a `bench` consumer replies to each request by sending the request's body back to the queue in
     reply_to.
     """
@@ -501,7 +502,7 @@ def test_a_consumer_of_requests_replies_to_each() -> None:
     assert (reply.body, reply.routing_key, reply.properties) == (request.body, "answers", {})
 
 
-def test_a_consumer_whose_connection_is_lost_ends_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bench_consumer_whose_connection_is_lost_ends_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the connection is lost at the end of the run, a `bench` consumer ends without an error."""
 
     def lost(tags: object) -> None:
@@ -531,12 +532,13 @@ def test_each_received_message_is_in_exactly_one_report() -> None:
         ("channels", []),
         ("connections", []),
     ],
+    ids=["queues", "bindings", "channels", "connections"],
 )
 def test_churn_measures_each_creation_and_each_removal(
     churn: str, requests: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With `--churn`, `bench` measures how long it takes to create a connection, channel, queue or binding, from the
-    time at which the creation was due, and how long it then takes to remove it.
+    """With `--churn`, `bench` measures how long it takes to create a connection, channel, queue or binding, counted
+    from the time at which the creation was due. It also measures how long it takes to remove it.
     """
     clock = Clock()
     monkeypatch.setattr("time.monotonic_ns", clock)
@@ -574,7 +576,7 @@ def test_churn_measures_each_creation_and_each_removal(
     assert client.is_done(START + 12 * SECOND)
 
 
-def test_churn_without_a_rate_continues_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_churn_without_a_rate_continues_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """With `--churn` and without `--rate`, `bench` creates the next queue, channel or connection as soon as the
     previous one is removed, and measures nothing during the warm-up.
     """
@@ -599,6 +601,7 @@ def test_churn_without_a_rate_continues_at_once(monkeypatch: pytest.MonkeyPatch)
         ("consumer", {}, BenchConsumer),
         ("consumer", {"churn": "queues"}, BenchConsumer),
     ],
+    ids=["publisher", "publisher with churn", "consumer", "consumer with churn"],
 )
 @pytest.mark.parametrize(
     ("error", "told"),
@@ -607,6 +610,7 @@ def test_churn_without_a_rate_continues_at_once(monkeypatch: pytest.MonkeyPatch)
         (Unavailable("no broker", "start one"), [{"failed": "no broker", "hint": "start one", "exit_code": 69}]),
         (ConnectionError("gone"), [{"failed": "gone", "hint": None, "exit_code": 69}]),
     ],
+    ids=["no error", "mqtool error", "connection error"],
 )
 def test_a_bench_process_runs_in_its_role_or_reports_the_error(
     role: str,
@@ -626,12 +630,12 @@ def test_a_bench_process_runs_in_its_role_or_reports_the_error(
 @pytest.mark.parametrize(
     ("role", "number", "deletes"), [("consumer", 0, True), ("consumer", 1, False), ("publisher", 0, False)]
 )
-@pytest.mark.parametrize("failure", [None, Unavailable("no broker")])
+@pytest.mark.parametrize("failure", [None, Unavailable("no broker")], ids=["deleted", "cannot be deleted"])
 def test_if_bench_is_killed_one_consumer_deletes_the_queue(
     role: str, number: int, deletes: bool, failure: MqtoolError | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the command `bench` is killed, the process of its first consumer, and no other process, deletes the queue that
-    `bench` has declared.
+    `bench` declared.
     """
     deleted: list[object] = []
 

@@ -25,7 +25,9 @@ def _receive(tally: Tally, numbers: list[int], *, consumer: int = 0, redelivered
 
 
 def test_lost_duplicate_and_late_messages_are_counted_exactly() -> None:
-    """`bench` counts each lost, duplicate and out-of-order message among 50,000 in batches of random sizes."""
+    """`bench` counts exactly how many of 50,000 messages, which arrive in batches of random sizes, are lost, duplicate
+    or out of order.
+    """
     chance = random.Random(28)
     count = 50_000
     lost = set(chance.sample(range(count), 300))
@@ -47,7 +49,7 @@ def test_lost_duplicate_and_late_messages_are_counted_exactly() -> None:
     assert (tally.confirmed, tally.received) == (count, count - 300)
 
 
-def test_unconfirmed_messages_do_not_count_as_lost() -> None:
+def test_bench_does_not_count_unconfirmed_messages_as_lost() -> None:
     """`bench` counts a missing message as lost only if the broker had confirmed it."""
     tally = Tally()
     tally.confirm(0, [(0, 10), (20, 10)])
@@ -55,7 +57,7 @@ def test_unconfirmed_messages_do_not_count_as_lost() -> None:
     assert (tally.lost(1), tally.confirmed, tally.received) == (1, 20, 22)
 
 
-def test_competing_consumers_are_counted_together() -> None:
+def test_bench_counts_a_message_that_two_competing_consumers_received_as_a_duplicate() -> None:
     """`bench` counts a message that two competing consumers received as a duplicate, and checks the order for each
     consumer separately.
     """
@@ -67,9 +69,9 @@ def test_competing_consumers_are_counted_together() -> None:
     assert (tally.lost(2), tally.duplicated, tally.out_of_order) == (0, 1, 0)
 
 
-def test_redelivered_messages_are_not_out_of_order() -> None:
+def test_bench_does_not_count_redelivered_messages_as_out_of_order() -> None:
     """`bench` counts a redelivered message as redelivered, but not as out of order, because the broker does not
-    guarantee its order.
+    guarantee the order of redelivered messages.
     """
     tally = Tally()
     _receive(tally, [0, 1, 5, 6])
@@ -103,8 +105,8 @@ def test_counting_ten_million_messages_takes_less_than_a_megabyte() -> None:
 
 
 def test_a_percentile_is_a_latency_that_was_recorded() -> None:
-    """A percentile that `bench` reports, such as p99, is the smallest latency that 99 % of the messages do not exceed;
-    without any messages, it is 0.
+    """A percentile that `bench` reports, such as p99, is the smallest recorded latency that 99 % of the messages do not
+    exceed. Without any messages, it is 0.
     """
     latencies = Latencies()
     assert latencies.at(50) == 0.0
@@ -124,7 +126,7 @@ def test_latencies_keep_three_significant_digits() -> None:
 
 
 def test_the_latency_curve_ends_at_100_percent() -> None:
-    """Each point of `bench`'s latency curve is a latency with the percentage of messages that were not slower; the last
+    """Each point of `bench`'s latency curve is a latency and the percentage of messages that were not slower. The last
     point is at 100 %.
     """
     latencies = Latencies()
@@ -136,8 +138,8 @@ def test_the_latency_curve_ends_at_100_percent() -> None:
     assert one.curve() == [(100.0, 0.001)]
 
 
-def test_a_latency_at_an_edge_belongs_to_the_bar_that_begins_there() -> None:
-    """In `bench`'s histogram, a latency exactly at an edge belongs to the bar that begins there."""
+def test_a_latency_between_two_bars_of_the_histogram_is_counted_in_the_upper_one() -> None:
+    """If a latency lies exactly between two bars of `bench`'s histogram, `bench` counts it in the upper one."""
     latencies = Latencies()
     latencies.record([each * 1000 for each in (999, 1000, 1000, 1500, 2000)])
     assert latencies.bars([0.0, 0.001, 0.002, 0.003]) == [1, 3, 1]
@@ -196,9 +198,10 @@ def test_latencies_of_several_processes_are_merged() -> None:
         ([{"os_pid": str(os.getpid()), "mem_used": 5}, []], None),
         ([{"os_pid": str(os.getpid()), "mem_used": 5}, {"os_pid": "1", "mem_used": 6}], 11),
     ],
+    ids=["no statistics", "one of two nodes without statistics", "two nodes"],
 )
 def test_unknown_cpu_time_of_the_broker_is_not_reported(nodes: list[Any], memory: int | None) -> None:
-    """`bench` reports no CPU time of the broker if a node has no statistics, or if there are several nodes."""
+    """`bench` reports no CPU time for the broker if a node has no statistics, or if there are several nodes."""
     api = Mock(Management)
     api.get.return_value = nodes
     use = BrokerUse(lambda: api)
@@ -213,6 +216,7 @@ def test_unknown_cpu_time_of_the_broker_is_not_reported(nodes: list[Any], memory
         ((0.5, 0.45), "a client used 50% of a CPU, and waited for one 45% of the time: this machine may be slower"),
         ((0.5, 0.1), ""),
     ],
+    ids=["busy client", "waiting client", "idle client"],
 )
 def test_the_result_warns_if_the_clients_may_be_slower_than_the_broker(busiest: tuple[float, float], said: str) -> None:
     """If a client process of `bench` used almost a whole CPU, or waited long for one, the result warns that the client
@@ -225,7 +229,7 @@ def test_the_result_warns_if_the_clients_may_be_slower_than_the_broker(busiest: 
     assert bool([*remarks(result)]) is bool(said)
 
 
-def test_the_time_that_a_client_waits_for_a_cpu_is_measured() -> None:
+def test_bench_measures_how_long_a_client_waits_for_a_cpu() -> None:
     """When two busy client processes of `bench` share a CPU, `bench` measures how long each of them waited for it."""
     if not Path("/proc/self/schedstat").exists():
         pytest.skip("this system does not report how long a process waits for a CPU")

@@ -25,8 +25,8 @@ def test_a_queue_name_from_a_header_is_returned_only_if_the_check_accepts_it() -
 
 
 def test_mypy_refuses_an_unchecked_queue_name_from_a_header_as_a_routing_key() -> None:
-    """mypy reports a type error if code uses the queue name from a message's header (`Claimed`) as a routing key before
-    it was checked.
+    """mypy reports a type error if code uses the queue name from a message's header (`Claimed`) as a routing key
+    without checking the name first.
     """
     api = pytest.importorskip("mypy.api")
     refused, _, code = api.run([*OPTIONS, "-c", USE.format("key")])

@@ -56,10 +56,11 @@ def test_with_deduplicate_a_worker_handles_a_message_once(path: Path) -> None:
         KEY._replace(message_id="A"),
         KEY._replace(client="guest"),
     ],
+    ids=["broker", "queue", "id", "client"],
 )
 def test_a_message_with_another_broker_queue_client_or_id_is_not_a_duplicate(path: Path, other: MessageKey) -> None:
     """With `--deduplicate`, a message is not a duplicate of a handled message if it is on another broker, in another
-    queue or from another client, or if its id differs, even only in upper and lower case.
+    queue or from another client, or if its id differs, even if only in upper and lower case.
     """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
@@ -93,8 +94,8 @@ def test_a_message_that_failed_is_handled_again(path: Path) -> None:
 
 
 def test_a_dead_letter_is_handled_again_only_after_a_redrive(path: Path) -> None:
-    """With `--deduplicate`, a worker does not handle a copy of a dead-lettered message, unless the copy was moved back
-    from the dead-letter queue since then.
+    """With `--deduplicate`, a worker does not handle a copy of a dead-lettered message again, unless that copy has been
+    moved back from the dead-letter queue since then.
     """
     store = HandledMessages(path, DAY)
     assert store.begin(KEY, returns=1) is None
@@ -117,8 +118,8 @@ def test_a_dead_letter_that_was_never_moved_back_is_not_handled_again(path: Path
 
 
 def test_a_copy_is_a_duplicate_only_within_the_window(path: Path, now: list[float]) -> None:
-    """With `--deduplicate`, a worker does not handle a copy of a message that arrives within the window (here, a day),
-    but handles one that arrives later.
+    """With `--deduplicate`, a copy of a handled message counts as a duplicate only if it arrives within the window
+    (here, a day). A worker handles a copy that arrives later.
     """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
@@ -130,8 +131,8 @@ def test_a_copy_is_a_duplicate_only_within_the_window(path: Path, now: list[floa
 
 
 def test_old_messages_are_removed_from_the_deduplication_store(path: Path, now: list[float]) -> None:
-    """Messages older than the window are removed from the deduplication store, so that it does not grow forever. Newer
-    messages, and those that are being handled, stay in it.
+    """The deduplication store of a worker forgets messages that were handled longer ago than the window, so that it
+    does not grow forever. It keeps newer messages, and those that are still being handled.
     """
     store = HandledMessages(path, DAY)
     old, handling, new = (KEY._replace(message_id=name) for name in ("old", "handling", "new"))
@@ -150,8 +151,8 @@ def test_old_messages_are_removed_from_the_deduplication_store(path: Path, now: 
 
 
 def test_old_messages_are_removed_from_the_deduplication_store_once_a_minute(path: Path, now: list[float]) -> None:
-    """The deduplication store removes old messages at most once a minute, because searching for them at each message
-    would take time.
+    """The deduplication store removes old messages at most once a minute, because searching for them each time a
+    message arrives would take too long.
     """
     store = HandledMessages(path, 1)
 
@@ -169,8 +170,8 @@ def test_old_messages_are_removed_from_the_deduplication_store_once_a_minute(pat
 
 
 def test_a_worker_waits_while_another_worker_handles_a_copy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `--deduplicate`, if another worker is handling a copy of a message, the worker waits until the other worker
-    is done, or until it is itself stopped.
+    """If another worker is handling a copy of a message, a worker with `--deduplicate` waits until the other worker is
+    done. The wait also ends if the waiting worker is stopped.
     """
     store = HandledMessages(path, DAY)
     store.begin(KEY)
@@ -206,8 +207,8 @@ def other_worker(path: Path) -> Iterator[multiprocessing.Process]:
 
 
 def test_the_message_of_a_killed_worker_is_handled_again(path: Path, other_worker: multiprocessing.Process) -> None:
-    """With `--deduplicate`, a worker does not handle a message that another worker is handling, but handles it after
-    the other worker was killed.
+    """With `--deduplicate`, a worker does not handle a message while another worker is handling it, but handles it if
+    the other worker is killed.
     """
     store = HandledMessages(path, DAY)
     with pytest.raises(Interrupted):
@@ -220,8 +221,8 @@ def test_the_message_of_a_killed_worker_is_handled_again(path: Path, other_worke
 def test_the_message_of_a_worker_that_is_a_zombie_is_handled_again(
     path: Path, other_worker: multiprocessing.Process
 ) -> None:
-    """With `--deduplicate`, a worker handles the message of another worker that was killed, even if that is still a
-    zombie process because its parent has not read its exit status.
+    """With `--deduplicate`, a worker handles the message of another worker that was killed, even if the killed process
+    is still a zombie, because its parent has not read its exit status.
     """
     other_worker.kill()
     os.waitid(os.P_PID, other_worker.pid or 0, os.WEXITED | os.WNOWAIT)  # it has ended, and is now a zombie
@@ -231,8 +232,8 @@ def test_the_message_of_a_worker_that_is_a_zombie_is_handled_again(
 def test_without_proc_a_worker_is_identified_by_its_process_id(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """On systems without /proc, a worker does not handle a message of another worker as long as a process with the
-    other worker's process id runs.
+    """On systems without /proc, a worker with `--deduplicate` does not handle another worker's message while a process
+    with that worker's process id is running.
     """
     monkeypatch.setattr(deduplication, "_PROC", tmp_path)
     other_worker: multiprocessing.Process = request.getfixturevalue("other_worker")
@@ -250,8 +251,8 @@ def test_without_proc_a_worker_is_identified_by_its_process_id(
 def test_a_worker_whose_name_looks_like_a_process_state_is_identified(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, *, is_alive: bool
 ) -> None:
-    """mqtool finds out whether another worker still runs even if the name of its program contains parentheses and looks
-    like the state of a process.
+    """mqtool can tell whether another worker is still running, even if the name of that worker's program contains
+    parentheses and looks like a process state in /proc.
     """
     monkeypatch.setattr(deduplication, "_PROC", tmp_path)
     stat_file = tmp_path / str(os.getpid()) / "stat"
@@ -281,8 +282,8 @@ def test_a_reused_process_id_is_not_taken_for_the_worker(path: Path, other_worke
 
 
 def test_a_message_that_an_earlier_run_did_not_finish_is_handled(path: Path) -> None:
-    """With `--deduplicate`, if the store says that a process with this worker's process id and start time is handling a
-    message, but this worker is not, the entry is from an earlier run, and the worker handles the message.
+    """The deduplication store may say that this process (by process id and start time) is handling a message that it
+    has not begun to handle. The entry is then from an earlier run, and the worker handles the message.
     """
     HandledMessages(path, DAY).begin(KEY)
     assert HandledMessages(path, DAY).begin(KEY, lambda: True) is None
@@ -313,7 +314,9 @@ def test_a_worker_forgets_each_message_that_it_has_handled(path: Path) -> None:
 
 
 def test_only_its_owner_can_read_the_deduplication_store(path: Path) -> None:
-    """Only their owner can read the deduplication store and its directory, because the store may contain replies."""
+    """Only the owner of the deduplication store can read the store and its directory, because the store may contain
+    replies.
+    """
     HandledMessages(path, DAY)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -327,8 +330,8 @@ def test_the_deduplication_store_is_synced_at_each_commit(path: Path) -> None:
 
 
 def test_a_file_that_is_not_a_deduplication_store_is_a_usage_error(tmp_path: Path) -> None:
-    """If the file is not a deduplication store, or cannot be created, the error names the file, and the hint names the
-    option that chooses another file.
+    """If the deduplication store's file contains something else or cannot be created, the error names the file, and the
+    hint names the option that chooses another file.
     """
     path = tmp_path / "notes"
     path.write_text("these are notes, and long enough not to be taken for an empty database" * 20)

@@ -85,20 +85,34 @@ class FakeChannel:
         (DEFAULT_EXCHANGE, None, "hello", Queue("hello")),
         (DEFAULT_EXCHANGE, None, None, Queue("")),
     ],
+    ids=[
+        "queue",
+        "queue and its key",
+        "queue and other key",
+        "queue and default exchange",
+        "queue and exchange",
+        "exchange and key",
+        "exchange, same exchange",
+        "exchange, other exchange",
+        "exchange, queue",
+        "exchange, default exchange without a key",
+        "default exchange and key",
+        "default exchange without a key",
+    ],
 )
 def test_a_delayed_message_goes_where_it_would_go_without_a_delay(
     to: Exchange | Queue, exchange: str | None, key: str | None, found: Exchange | Queue
 ) -> None:
     """A delayed message goes to the exchange and routing key that the message names, or else to those of the command.
-    If that is the default exchange, the routing key is the name of a queue.
+    If the exchange is the default exchange, the routing key is the name of a queue.
     """
     assert Destination(to).of(Message(b"", key, exchange)) == found
 
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])
 def test_a_delayed_message_to_several_queues_is_refused(header: str) -> None:
-    """Delaying a message to a queue raises BadData if the message has a CC or BCC header, because only one of its
-    queues would get it. A message to a named exchange may have these headers.
+    """Delaying a message to a queue raises BadData if the message has a CC or BCC header, because only one of the
+    queues would get the message. A message to a named exchange may have these headers.
     """
     message = Message(b"", None, None, {"headers": {header: ["a", "b"], "x": 1}})
     with pytest.raises(BadData, match="CC or BCC") as error:
@@ -111,7 +125,7 @@ def test_a_delayed_message_to_several_queues_is_refused(header: str) -> None:
 
 def test_mqtool_knows_the_queue_in_which_delayed_messages_arrive() -> None:
     """If delayed messages go to a queue, or to an exchange to which the command binds a queue, mqtool knows that they
-    arrive in this queue. For any other exchange, it knows no queue.
+    arrive in this queue. For any other exchange, mqtool does not know the queue.
     """
     assert Destination(_HELLO).queue == _HELLO
     assert Destination(_LOGS).queue is None
@@ -127,12 +141,13 @@ def test_mqtool_knows_the_queue_in_which_delayed_messages_arrive() -> None:
         (Exchange("logs", durable=True), None, True),
         (Exchange("logs", durable=False), None, False),
     ],
+    ids=["classic queue", "other queue", "unknown queue", "durable exchange", "transient exchange"],
 )
 def test_a_destination_may_be_a_quorum_queue_unless_mqtool_knows_otherwise(
     to: Exchange | Queue, is_classic: bool | None, may: bool
 ) -> None:
-    """For delayed messages, mqtool assumes that a queue may be a quorum queue unless it knows that the queue is
-    classic, and that a durable exchange may route to a quorum queue.
+    """When mqtool delays messages, it assumes that their queue may be a quorum queue, unless it knows that the queue is
+    classic. It assumes the same of the queues of a durable exchange, but not of those of a transient one.
     """
     destination = Destination(to, is_classic=is_classic)
     assert destination.may_lead_to_quorum_queue(to) is may
@@ -153,13 +168,25 @@ def test_a_destination_may_be_a_quorum_queue_unless_mqtool_knows_otherwise(
         (Queue("hello"), _DURABLE._replace(arguments=_QUORUM), "classic", False),
         (Queue("forbidden", durable=True), None, "classic", False),
     ],
+    ids=[
+        "new, classic by default",
+        "new, quorum by default",
+        "existing classic queue",
+        "existing quorum queue",
+        "declared as classic",
+        "limited, classic by default",
+        "limited, quorum by default",
+        "new transient queue",
+        "transient but existing quorum queue",
+        "no permission",
+    ],
 )
 def test_a_queue_is_classic_only_if_the_broker_says_so(
     declared: Queue, existing: Queue | None, default: str, is_classic: bool
 ) -> None:
-    """mqtool treats the destination of delayed messages as a classic queue only if the broker accepts its declaration
-    as one. mqtool asks once, and on a channel of its own, because the broker closes a channel on which a declaration
-    fails.
+    """mqtool treats the destination of delayed messages as a classic queue only if the broker accepts a declaration of
+    the queue as classic. It asks the broker once, on a separate channel, because the broker closes a channel on which a
+    declaration fails.
     """
     broker = FakeConnection(existing, default)
     ours = FakeChannel(broker)
@@ -182,13 +209,14 @@ def test_a_queue_is_classic_only_if_the_broker_says_so(
         (_HELLO, True, True),
         (_HELLO._replace(arguments=_CLASSIC), False, False),
     ],
+    ids=["exclusive queue", "quorum queue", "exchange", "known to be classic", "known not to be classic"],
 )
 def test_the_broker_is_not_asked_for_the_type_of_a_destination_that_is_known(
     to: Exchange | Queue, known: bool | None, is_classic: bool
 ) -> None:
-    """mqtool does not ask the broker for the type of a delayed message's destination if the destination is an exclusive
-    queue, which is always classic, a queue declared with another type, or an exchange, or if mqtool knows the type
-    already.
+    """mqtool does not ask the broker for the type of a delayed message's destination if it already knows the type. Nor
+    does it ask about an exchange, an exclusive queue (which is always classic) or a queue that is declared with another
+    type.
     """
     broker = FakeConnection()
     destination = Destination(to, is_classic=known)
@@ -212,9 +240,10 @@ def test_a_missing_destination_is_found_without_closing_the_commands_channel() -
     assert [channel.is_open for channel in broker.channels] == [False] * 4
 
 
-def test_the_name_of_a_wait_queue_is_that_of_its_target_with_a_suffix() -> None:
-    """The wait queues and exchanges for delayed messages are named after their target, with a suffix. For a target such
-    as amq.topic, the name begins with mqtool, because clients cannot declare names that begin with `amq.`.
+def test_a_wait_queue_has_the_name_of_its_target_and_a_suffix() -> None:
+    """The wait queues and exchanges for delayed messages are named after their target, with a suffix. If the target's
+    name begins with `amq.`, the new name begins with `mqtool.`, because clients cannot declare names that begin with
+    `amq.`.
     """
     assert name_for(_HELLO, "delay") == "hello.delay"
     assert name_for(Exchange("amq.topic"), "delayed") == "mqtool.amq.topic.delayed"
@@ -248,6 +277,6 @@ def test_the_name_of_a_wait_queue_is_the_same_in_each_version() -> None:
 
 
 def test_a_wait_queue_can_be_named_after_a_queue_whose_name_is_not_utf_8() -> None:
-    """A wait queue's name can be derived from a queue name that is not valid UTF-8, even from a long one."""
+    """mqtool can name a wait queue after a queue whose name is not valid UTF-8, even if that name is long."""
     assert derived_name("a\udcff", "delay") == "a\udcff.delay"
     assert derived_name("a\udcff" * 200, "delay").startswith("aaa")

@@ -100,8 +100,8 @@ def held(message: Message, destination: Destination = _CLASSIC, via: Via = Via.A
 
 
 def test_messages_without_a_delay_are_published_unchanged() -> None:
-    """A message without a delay is published unchanged, and no way to delay messages is chosen, so nothing is declared.
-    A None among the messages is passed on.
+    """Messages without a delay are published unchanged, and mqtool declares no queue or exchange for delaying messages.
+    A None among the messages, which means that there is no input right now, is passed on.
     """
     broker = FakeBroker(_JOBS)
     broker.in_flight = 1_000_000
@@ -111,10 +111,11 @@ def test_messages_without_a_delay_are_published_unchanged() -> None:
     assert (broker.declared, notices) == ([], [])
 
 
-@pytest.mark.parametrize("given", [{"delay": 5.25}, {"due": _NOW + 5.25}])
+@pytest.mark.parametrize("given", [{"delay": 5.25}, {"due": _NOW + 5.25}], ids=["delay", "due time"])
 def test_with_the_plugin_a_delayed_message_goes_to_its_exchange_with_the_delay_in_a_header(given: Any) -> None:
-    """With the plugin, a message with a delay or a due time is published to the plugin's exchange, persistent, with the
-    delay in milliseconds as x-delay and the due time as mqtool-due. It keeps its body, message id and properties.
+    """If the broker has the delayed message plugin, a message with a delay or a due time is published to the plugin's
+    exchange as persistent. Its header x-delay contains the delay in milliseconds, and mqtool-due the due time. Its
+    body, message id and other properties are unchanged.
     """
     found = held(Message(b"x", "jobs", None, {"headers": {"a": 1}, "type": "t"}, "id-1", **given))
     assert (found.body, found.message_id) == (b"x", "id-1")
@@ -126,7 +127,9 @@ def test_with_the_plugin_a_delayed_message_goes_to_its_exchange_with_the_delay_i
 
 
 def test_in_a_wait_queue_a_delayed_message_has_its_delay_as_expiration() -> None:
-    """With `--via ttl`, a message for a queue is published to the wait queue for its delay."""
+    """With `--via ttl`, a delayed message for a queue is published to a wait queue as persistent, with the delay as its
+    expiration and the due time in the header mqtool-due.
+    """
     found = held(Message(b"x", None, None, {}, None, 5.0), via=Via.TTL)
     assert (found.exchange, found.routing_key) == ("", "jobs.delay.5s.classic")
     assert found.properties["expiration"] == "5001"
@@ -136,15 +139,17 @@ def test_in_a_wait_queue_a_delayed_message_has_its_delay_as_expiration() -> None
 
 @pytest.mark.parametrize("via", [Via.PLUGIN, Via.TTL])
 def test_a_delayed_message_for_an_exchange_keeps_its_routing_key(via: Via) -> None:
-    """A delayed message for an exchange waits with its own routing key, with which it will be routed."""
+    """A delayed message for an exchange keeps its routing key while it waits, because the exchange routes the message
+    with that key when it is due.
+    """
     found = held(Message(b"x", "kern.info", None, {}, None, 5.0), Destination(_LOGS), via)
     where = {Via.PLUGIN: "logs.delayed", Via.TTL: "logs.exchange.delay.5s.classic"}
     assert (found.exchange, found.routing_key) == (where[via], "kern.info")
 
 
 def test_a_publisher_can_send_a_delayed_message_again_as_it_was() -> None:
-    """The original of a delayed message, which `--failed-to` writes, has its due time instead of a delay, and none of
-    the headers that delay it, so that sending it again does not delay it for longer.
+    """`send --failed-to` writes a delayed message with its due time instead of a delay, and without the headers that
+    mqtool added to delay it, so that sending the message again does not delay it for longer.
     """
     message = Message(b"x", "jobs", None, {"headers": {"a": 1}}, "id-1", 5.25)
     again = original(held(message))
@@ -154,11 +159,13 @@ def test_a_publisher_can_send_a_delayed_message_again_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "due"), [({"due": _NOW - 60}, -60_000), ({"due": _NOW}, 0), ({"delay": 0.0}, 0), ({"delay": 0.0004}, 0)]
+    ("given", "due"),
+    [({"due": _NOW - 60}, -60_000), ({"due": _NOW}, 0), ({"delay": 0.0}, 0), ({"delay": 0.0004}, 0)],
+    ids=["due a minute ago", "due now", "delay of 0", "delay below half a millisecond"],
 )
-def test_a_message_that_is_due_is_published_to_its_destination(given: Any, due: int) -> None:
+def test_a_message_that_is_already_due_is_published_to_its_destination(given: Any, due: int) -> None:
     """A message whose due time has passed, or whose delay is less than half a millisecond, is published to its own
-    exchange at once, with its own properties and the due time as a header. Nothing is declared to delay it.
+    exchange immediately, with its own properties and the due time as a header. mqtool declares nothing to delay it.
     """
     broker = FakeBroker(_JOBS)
     delays, _, _ = delaying(broker)
@@ -176,9 +183,12 @@ def test_a_message_that_is_due_is_published_to_its_destination(given: Any, due: 
         (1, ["already due, so sent at once: 1 message"]),
         (2000, ["already due, so sent at once: 2,000 messages"]),
     ],
+    ids=["none", "one", "thousands"],
 )
-def test_the_user_is_told_how_many_messages_were_due_already(overdue: int, notices: list[str]) -> None:
-    """At the end of the input, a notice counts the messages whose due time had passed. A delay of 0 is not counted."""
+def test_the_user_is_told_how_many_messages_were_already_due(overdue: int, notices: list[str]) -> None:
+    """At the end of the input, a notice says how many messages were sent immediately because their due time had passed.
+    Messages with a delay of 0 are not counted.
+    """
     delays, found, _ = delaying(FakeBroker(_JOBS))
     messages = [Message(b"x", due=_NOW - 60)] * overdue + [Message(b"x", delay=0.0)]
     assert len([*delays.hold(messages)]) == overdue + 1
@@ -187,8 +197,8 @@ def test_the_user_is_told_how_many_messages_were_due_already(overdue: int, notic
 
 @pytest.mark.parametrize("via", [Via.AUTO, Via.PLUGIN])
 def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
-    """A delay of more than 2^32 - 1 ms raises BadData, and the message at fault is known. The plugin accepts a delay of
-    exactly that. A message that was delayed before is not at fault.
+    """A delay longer than 2^32 - 1 ms (49 days) raises BadData, and mqtool knows which message is at fault. The plugin
+    accepts a delay of exactly 2^32 - 1 ms.
     """
     delays, _, _ = delaying(FakeBroker(_JOBS), via=via)
     longest, longer = (Message(b"x", delay=(LONGEST + more) / 1000) for more in (0, 1))
@@ -200,8 +210,8 @@ def test_a_delay_of_more_than_49_days_is_refused(via: Via) -> None:
     assert delays.at_fault is longer
 
 
-def test_after_the_last_message_none_is_at_fault() -> None:
-    """If all messages could be delayed, none is at fault."""
+def test_if_all_messages_could_be_delayed_none_is_at_fault() -> None:
+    """If mqtool could delay all messages, it reports none of them as the cause of an error."""
     delays, _, _ = delaying(FakeBroker(_JOBS))
     assert delays.at_fault is None
     for _ in delays.hold([Message(b"x", delay=5.0)]):
@@ -210,8 +220,10 @@ def test_after_the_last_message_none_is_at_fault() -> None:
 
 
 @pytest.mark.parametrize("via", [Via.PLUGIN, Via.TTL])
-def test_a_delay_of_a_millisecond_is_a_delay(via: Via) -> None:
-    """A message with a delay of a millisecond waits on the broker."""
+def test_a_message_with_a_delay_of_one_millisecond_waits_on_the_broker(via: Via) -> None:
+    """Even a message with a delay of only one millisecond waits on the broker, in the plugin's exchange or in a wait
+    queue.
+    """
     found = held(Message(b"x", delay=0.001), via=via)
     headers = {Via.PLUGIN: {"x-delay": 1}, Via.TTL: {}}
     assert found.properties["headers"] == {**headers[via], DUE: int(_NOW * 1000) + 1}
@@ -219,8 +231,9 @@ def test_a_delay_of_a_millisecond_is_a_delay(via: Via) -> None:
 
 @pytest.mark.parametrize(("delay", "at_most"), [(0.001, 100), (5.0, 100), (90.0, 500), (3600.0, 12_000)])
 def test_few_messages_with_short_delays_are_in_flight(delay: float, at_most: int) -> None:
-    """At most 100 messages with a delay of up to a minute are unconfirmed at a time, because more would be late; with
-    longer delays, more. Until then, the next message is not rewritten, so its delay has not begun.
+    """At most 100 messages with a delay of up to a minute are unconfirmed at a time, because more of them would be
+    late. With longer delays, the limit is higher. The delay of the next message does not begin until the number of
+    unconfirmed messages is below the limit.
     """
     broker = FakeBroker(_JOBS)
     delays, _, _ = delaying(broker)
@@ -247,13 +260,23 @@ _QUORUM_NOTICE = "messages wait in queues, which lose nothing on the way to a qu
         (Via.PLUGIN, _CLASSIC, True, "mqtool.delayed", [_PLUGIN_NOTICE], []),
         (Via.PLUGIN, _QUORUM, True, "mqtool.delayed", [_PLUGIN_NOTICE], [LOSES]),
     ],
+    ids=[
+        "auto, classic, plugin",
+        "auto, classic, no plugin",
+        "auto, quorum, plugin",
+        "auto, quorum, no plugin",
+        "ttl, classic, plugin",
+        "ttl, quorum, no plugin",
+        "plugin, classic",
+        "plugin, quorum",
+    ],
 )
-def test_messages_wait_where_none_is_lost(
+def test_delayed_messages_wait_where_none_is_lost(
     via: Via, destination: Destination, plugin: bool, where: str, notices: list[str], warnings: list[str]
 ) -> None:
-    """Without `--via`, messages for a quorum queue wait in wait queues, and others in the plugin's exchange if the
-    broker has the plugin. The first message of a kind is announced by one notice that says why; `--via ttl` needs none,
-    and `--via plugin` warns if messages may be lost.
+    """Without `--via`, delayed messages for a quorum queue wait in wait queues, and other messages wait in the plugin's
+    exchange if the broker has the plugin. One notice says where and why, except with `--via ttl`. `--via plugin` warns
+    if messages may be lost.
     """
     delays, told, warned = delaying(FakeBroker(_JOBS, plugin=plugin), destination, via)
     found = [*delays.hold([Message(b"x", delay=5.0), Message(b"y", delay=5.0), Message(b"z", delay=7.0)])]
@@ -262,7 +285,9 @@ def test_messages_wait_where_none_is_lost(
 
 
 def test_via_plugin_fails_without_the_plugin() -> None:
-    """With `--via plugin`, a delayed message raises PluginMissing, which names the broker, if the plugin is missing."""
+    """With `--via plugin`, publishing a delayed message raises PluginMissing if the broker does not have the delayed
+    message plugin. The error names the broker.
+    """
     delays, notices, _ = delaying(FakeBroker(_JOBS, plugin=False), via=Via.PLUGIN)
     with pytest.raises(PluginMissing, match=r"^RabbitMQ 4\.2 has no exchanges of type x-delayed-message"):
         [*delays.hold([Message(b"x", delay=5.0)])]
@@ -271,8 +296,8 @@ def test_via_plugin_fails_without_the_plugin() -> None:
 
 @pytest.mark.parametrize("via", [Via.AUTO, Via.PLUGIN])
 def test_an_exchange_of_another_type_in_place_of_the_plugins_is_not_used(via: Via) -> None:
-    """If mqtool.delayed is an exchange of another type, messages wait in wait queues; `--via plugin` raises an error
-    that says how to delete the exchange.
+    """If the exchange mqtool.delayed exists with another type than the plugin's, delayed messages wait in wait queues.
+    With `--via plugin`, the error says how to delete the exchange.
     """
     delays, _, _ = delaying(FakeBroker(_JOBS, Exchange("mqtool.delayed")), via=via)
     messages = delays.hold([Message(b"x", delay=5.0)])
@@ -285,8 +310,10 @@ def test_an_exchange_of_another_type_in_place_of_the_plugins_is_not_used(via: Vi
 
 
 @pytest.mark.parametrize("existing", ["mqtool.delayed", "jobs.delay.5s.classic"])
-def test_a_way_that_is_in_use_already_is_not_announced(existing: str) -> None:
-    """The notice about where messages wait is left out if messages have waited there before."""
+def test_the_place_where_delayed_messages_wait_is_not_announced_again(existing: str) -> None:
+    """mqtool prints no notice about where delayed messages wait if the exchange or wait queue for them already exists,
+    because messages have waited there before.
+    """
     is_plugin = existing == "mqtool.delayed"
     there = Exchange(existing, DELAYED) if is_plugin else Queue(existing)
     delays, notices, _ = delaying(FakeBroker(_JOBS, there, plugin=is_plugin))
@@ -297,8 +324,8 @@ def test_a_way_that_is_in_use_already_is_not_announced(existing: str) -> None:
 
 @pytest.mark.parametrize(("is_classic", "where"), [(True, "delayed-jobs"), (False, "delayed-jobs.exchange.delay.5s")])
 def test_an_x_delayed_message_exchange_delays_messages_to_a_classic_queue_itself(is_classic: bool, where: str) -> None:
-    """Messages to an x-delayed-message exchange wait there if it leads to a classic queue. If it leads to a quorum
-    queue, they wait in wait queues.
+    """A delayed message to an x-delayed-message exchange waits in this exchange if the exchange routes to a classic
+    queue. If it routes to a quorum queue, the message waits in a wait queue.
     """
     to = Exchange("delayed-jobs", DELAYED, durable=True, arguments={"x-delayed-type": "direct"})
     broker = FakeBroker(_JOBS, to)
@@ -308,9 +335,9 @@ def test_an_x_delayed_message_exchange_delays_messages_to_a_classic_queue_itself
     assert found.exchange == where
 
 
-def test_each_kind_of_destination_has_its_own_way() -> None:
-    """Messages that name another destination than the command's may go to quorum queues, so they wait in queues, while
-    those for the command's classic queue wait in the plugin's exchange. Each way is announced once.
+def test_delayed_messages_wait_in_a_place_that_suits_their_destination() -> None:
+    """Delayed messages for the command's classic queue wait in the plugin's exchange. Those that name another
+    destination, which may be a quorum queue, wait in wait queues. mqtool prints one notice about each of the two.
     """
     delays, notices, _ = delaying(FakeBroker(_JOBS, Queue("other")))
     keys = ["jobs", "other", "jobs", "other"]
@@ -319,9 +346,15 @@ def test_each_kind_of_destination_has_its_own_way() -> None:
     assert notices == [_PLUGIN_NOTICE, _QUORUM_NOTICE]
 
 
-@pytest.mark.parametrize("message", [Message(b"x", "k", "audit", delay=5.0), Message(b"x", delay=5.0)])
+@pytest.mark.parametrize(
+    "message",
+    [Message(b"x", "k", "audit", delay=5.0), Message(b"x", delay=5.0)],
+    ids=["of the message", "of the command"],
+)
 def test_a_delayed_message_to_a_missing_exchange_is_refused(message: Message) -> None:
-    """A delayed message to an exchange that does not exist raises NotFound, and nothing is declared for it."""
+    """Publishing a delayed message to an exchange that does not exist raises NotFound, and mqtool declares no queue or
+    exchange for the message.
+    """
     broker = FakeBroker()
     delays, _, _ = delaying(broker, Destination(_LOGS, is_declared=False), Via.TTL)
     with pytest.raises(NotFound):
@@ -329,19 +362,23 @@ def test_a_delayed_message_to_a_missing_exchange_is_refused(message: Message) ->
     assert broker.declared == []
 
 
-@pytest.mark.parametrize("to", [_LOGS, DEFAULT_EXCHANGE])
-def test_the_exchange_of_the_command_need_not_exist_before(to: Exchange) -> None:
-    """A way to delay messages can be chosen before the command declares its exchange. The default exchange is not
-    looked up at all, because it always exists.
+@pytest.mark.parametrize("to", [_LOGS, DEFAULT_EXCHANGE], ids=["exchange of the command", "default exchange"])
+def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: Exchange) -> None:
+    """mqtool can choose where delayed messages wait before the command declares its exchange. It does not look for the
+    default exchange, which always exists.
     """
     delays, _, _ = delaying(FakeBroker(), Destination(to, is_declared=to is _LOGS), Via.TTL)
     delays.choose()
     delays.choose(to)
 
 
-@pytest.mark.parametrize("arguments", [{"x-queue-type": "classic"}, {"x-queue-type": "quorum"}])
+@pytest.mark.parametrize(
+    "arguments", [{"x-queue-type": "classic"}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"]
+)
 def test_the_broker_is_asked_for_the_type_of_the_queue(arguments: dict[str, str]) -> None:
-    """mqtool finds out itself whether the command's queue is a classic queue, for which the plugin loses nothing."""
+    """mqtool asks the broker whether the command's queue is a classic queue. Delayed messages for a classic queue wait
+    in the plugin's exchange, but those for a quorum queue do not.
+    """
     queue = Queue("jobs", durable=True, arguments=arguments)
     delays, _, _ = delaying(FakeBroker(), Destination(queue))
     (found,) = delays.hold([Message(b"x", delay=5.0)])
@@ -349,16 +386,16 @@ def test_the_broker_is_asked_for_the_type_of_the_queue(arguments: dict[str, str]
     assert (found.exchange == "mqtool.delayed") is (arguments["x-queue-type"] == "classic")
 
 
-def test_wait_queues_take_the_expiration_of_messages() -> None:
-    """A warning says that messages lose their property expiration in a wait queue."""
+def test_a_warning_says_that_messages_lose_their_expiration_in_a_wait_queue() -> None:
+    """With `--via ttl`, a warning says that messages lose their property `expiration` in a wait queue."""
     delays, _, warnings = delaying(FakeBroker(_JOBS), via=Via.TTL)
     for _ in delays.hold([Message(b"x", None, None, {"expiration": "1000"}, None, 5.0)]):
         pass
     assert warnings == ["messages lose their property expiration in a wait queue"]
 
 
-def test_an_exchange_is_looked_up_once() -> None:
-    """The exchange of delayed messages is looked up for the first of them only."""
+def test_the_exchange_of_delayed_messages_is_looked_up_once() -> None:
+    """mqtool checks whether an exchange exists only for the first delayed message that is sent to it."""
     broker = FakeBroker(Exchange("audit"))
     delays, _, _ = delaying(broker, Destination(_LOGS), Via.TTL)
     delays.choose(Exchange("audit"))
@@ -367,7 +404,9 @@ def test_an_exchange_is_looked_up_once() -> None:
 
 
 def test_many_messages_in_wait_queues_are_announced() -> None:
-    """At the 10,000th message for wait queues, and only then, a notice says how many a broker can move in time."""
+    """When the 10,000th message for wait queues is sent, and only then, a notice says how many messages per second a
+    broker can move from wait queues in time.
+    """
     delays, notices, _ = delaying(FakeBroker(_JOBS), via=Via.TTL)
     messages = delays.hold(Message(b"x", delay=5.0) for _ in range(10_001))
     for _, _message in zip(range(9_999), messages, strict=False):

@@ -27,8 +27,8 @@ def waited(delay: int) -> int:
 
 @given(delays)
 def test_the_ttls_of_wait_queues_exceed_the_delay_by_at_most_25_ms_or_a_300th(delay: int) -> None:
-    """The TTLs of the wait queues for a delay add up to at least the delay, and exceed it by at most 25 ms or a 300th
-    of the delay, whichever is longer.
+    """The TTLs of the wait queues for a delay add up to at least the delay, and exceed it by at most 25 ms or 1/300 of
+    the delay, whichever is longer.
     """
     excess = waited(delay) - delay
     assert 0 <= excess < step_of(delay)
@@ -47,8 +47,8 @@ class FakeChannel:
 
 @given(delays)
 def test_a_message_expires_when_it_is_due(delay: int) -> None:
-    """A message waits in wait queues for at most a millisecond longer than its delay, because its own expiration takes
-    effect before the wait queue's TTL, which is rounded up.
+    """A delayed message waits in wait queues for at most one millisecond longer than its delay, because its own
+    expiration takes effect before the wait queue's TTL, which is rounded up.
     """
     through = ThroughQueues(cast(Channel, FakeChannel()), Destination(to=Exchange("logs", durable=True)), print)
     place = through.place(Message(b"", "", "logs"), lambda: delay)
@@ -60,8 +60,8 @@ def test_a_message_expires_when_it_is_due(delay: int) -> None:
 
 @given(delays)
 def test_a_delay_needs_at_most_two_wait_queues(delay: int) -> None:
-    """A delay needs at most two wait queues, the longer one first, and neither queue is deleted as unused while it
-    holds a message.
+    """A delay needs at most two wait queues, the longer one first. Neither queue expires as unused while it holds a
+    message.
     """
     waits = waits_for(delay)
     assert 1 <= len(waits) <= 2
@@ -81,14 +81,14 @@ def test_a_round_delay_needs_one_wait_queue(delay: str) -> None:
 
 @given(delays, delays)
 def test_wait_queues_with_the_same_name_have_the_same_arguments(one: int, other: int) -> None:
-    """If two delays use wait queues with the same name, they declare them with the same arguments."""
+    """If two delays need wait queues with the same name, mqtool declares these with the same arguments."""
     waits = {wait.suffix: wait for wait in waits_for(one)}
     assert all(waits.get(wait.suffix, wait) == wait for wait in waits_for(other))
 
 
 @given(delays, delays)
-def test_a_message_with_a_longer_delay_never_waits_less(one: int, other: int) -> None:
-    """A message with a longer delay never waits less than one with a shorter delay."""
+def test_a_message_with_a_longer_delay_never_waits_for_less_time(one: int, other: int) -> None:
+    """A message with a longer delay never waits for less time than a message with a shorter delay."""
     assert (one > other) <= (waited(one) >= waited(other))
 
 
@@ -102,8 +102,8 @@ def test_all_delays_up_to_a_minute_need_only_158_wait_queues() -> None:
 
 @pytest.mark.parametrize("version", ["3.10.8", "4.0.5", "4.2.7"])
 def test_the_hint_names_the_plugin_release_for_the_broker(version: str) -> None:
-    """If the delayed message plugin is missing, the hint names the release of the plugin for the RabbitMQ version, up
-    to 4.2, and the command that enables it.
+    """If the delayed message plugin is missing on RabbitMQ 4.2 or earlier, the hint names the plugin's release for that
+    version, and the command that enables the plugin.
     """
     error = PluginMissing(f"RabbitMQ {version}")
     assert "is not enabled there" in str(error)
@@ -114,7 +114,7 @@ def test_the_hint_names_the_plugin_release_for_the_broker(version: str) -> None:
 
 @pytest.mark.parametrize("version", ["4.3.0", "4.10.1", "5.0.0"])
 def test_without_a_plugin_release_the_hint_names_via_ttl(version: str) -> None:
-    """For RabbitMQ 4.3 and later, which cannot load the delayed message plugin, the hint names `--via ttl` and no
+    """For RabbitMQ 4.3 and later, which cannot load the delayed message plugin, the hint names `--via ttl`, and no
     command that would fail.
     """
     error = PluginMissing(f"RabbitMQ {version}")
@@ -124,9 +124,11 @@ def test_without_a_plugin_release_the_hint_names_via_ttl(version: str) -> None:
     assert "enable" not in (error.hint or "")
 
 
-@pytest.mark.parametrize("message", [Message(b"x", delay=5.25), Message(b"x", due=1893456000.125)])
+@pytest.mark.parametrize(
+    "message", [Message(b"x", delay=5.25), Message(b"x", due=1893456000.125)], ids=["delay", "due time"]
+)
 def test_a_delay_is_kept_to_the_millisecond_in_ndjson(message: Message) -> None:
-    """A delay or due time that is written as NDJSON by --failed-to, and read by `send --json`, is exact to the
+    """If `--failed-to` writes a delay or due time as NDJSON, `send --json` reads it back exactly, to the
     millisecond.
     """
     line = ndjson.from_message(message)

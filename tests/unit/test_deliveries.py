@@ -94,7 +94,9 @@ def test_a_protocol_header_is_passed_to_pika() -> None:
 
 
 def test_deliveries_after_a_cancellation_are_passed_to_pika() -> None:
-    """mqtool passes a message that arrives after its consumer was cancelled to pika."""
+    """If a message arrives after its consumer was cancelled, mqtool does not decode it, but passes its
+    frames to pika.
+    """
     got: list[Delivery | bytes] = []
     reader = FrameReader(got.append)
     reader.add(ConsumerFrames(1, "ours", "q", 7, got.extend))

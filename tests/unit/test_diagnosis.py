@@ -34,7 +34,7 @@ def test_messages_without_a_consumer_are_reported() -> None:
 
 
 def test_consumers_that_never_acknowledge_are_reported() -> None:
-    """`doctor` reports consumers that each hold several unacknowledged messages and never acknowledge any, but not
+    """`doctor` reports consumers that hold several unacknowledged messages each and never acknowledge any, but not
     consumers that are busy with one message each.
     """
     assert forgets_to_acknowledge(queue(unacked=5, consumers=1))
@@ -47,7 +47,7 @@ def test_consumers_that_never_acknowledge_are_reported() -> None:
 
 
 def test_dropped_messages_are_counted() -> None:
-    """`doctor` reports messages that left a queue without being acknowledged as dropped, unless a restart has reset the
+    """`doctor` counts messages that left a queue without being acknowledged as dropped, unless a restart has reset the
     counters.
     """
     assert dropped(queue(ready=2, unacked=1, publish=10, ack=3, deliver_no_ack=1, get_no_ack=1)) == 2
@@ -56,8 +56,8 @@ def test_dropped_messages_are_counted() -> None:
 
 
 def test_a_queue_whose_consumers_make_no_progress_is_reported() -> None:
-    """`doctor` reports a queue if messages wait, each consumer holds one, and no message was delivered or acknowledged
-    between two measurements.
+    """`doctor` reports a queue if messages are ready, each consumer holds a message, and no message was delivered or
+    acknowledged between two measurements.
     """
     full = queue(ready=2, unacked=1, consumers=1, ack=7, deliver_get=8)
     assert stands_still(full, full)
@@ -83,8 +83,8 @@ def expiring(name: str, exchange: str, key: str | None = None) -> Queue:
 
 
 def test_a_cycle_of_expiring_queues_is_reported_once() -> None:
-    """`doctor` reports queues that dead-letter expired messages to each other in a cycle, directly or through
-    exchanges, as one problem, even among thousands of queues.
+    """If queues dead-letter expired messages to each other in a cycle, directly or through exchanges, `doctor` reports
+    the cycle as one problem, even among thousands of queues.
     """
 
     def circles(*queues: Queue, bindings: tuple[Binding, ...] = ()) -> list[str]:
@@ -106,8 +106,8 @@ def test_a_cycle_of_expiring_queues_is_reported_once() -> None:
 
 
 def test_findings_are_sorted_by_severity_and_grouped() -> None:
-    """`doctor` lists problems by severity, such as a memory alarm before a transient queue, and more than three
-    problems of a kind on one line.
+    """`doctor` sorts problems by severity, for example a memory alarm before a transient queue. It puts more than three
+    problems of the same kind on one line.
     """
     transient = [Finding("transient", f"queue 'q{number}'", "", "", "/") for number in range(5)]
     mixed = [
@@ -123,8 +123,8 @@ def test_findings_are_sorted_by_severity_and_grouped() -> None:
 
 
 def test_the_nagios_status_is_critical_only_if_publishers_are_blocked() -> None:
-    """With `--format nagios`, `doctor` reports CRITICAL if publishers are blocked, and WARNING for problems that may
-    lose messages.
+    """With `--format nagios`, `doctor` reports CRITICAL if publishers are blocked, for example by a memory alarm, and
+    WARNING for problems that may lose messages.
     """
     lost, blocked = Finding("no-consumer", "queue 'a'", "", ""), Finding("alarm", "node a", "has a memory alarm", "")
     assert [reports.nagios_state(found) for found in ([], [lost], [blocked, lost])] == [0, 1, 2]

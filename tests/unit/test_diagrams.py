@@ -53,7 +53,7 @@ def wiring(name: str, queue: str, key: str) -> Wiring:
 
 
 @given(names, names, names)
-def test_any_name_gives_valid_mermaid(name: str, queue: str, key: str) -> None:
+def test_any_name_gives_a_valid_mermaid_diagram(name: str, queue: str, key: str) -> None:
     """Whatever the names of exchanges and queues, each line of a mermaid diagram is a node or an edge between known
     nodes.
     """
@@ -70,7 +70,7 @@ def test_any_name_gives_valid_mermaid(name: str, queue: str, key: str) -> None:
 
 @given(names, names, names)
 def test_any_name_is_a_quoted_string_in_dot(name: str, queue: str, key: str) -> None:
-    """Whatever the names of exchanges and queues, they appear only inside quoted strings of the dot diagram."""
+    """Whatever the names of exchanges and queues, a dot diagram contains them only inside quoted strings."""
     first, *lines, last = dot(wiring(name, queue, key))
     string = r'"(?:[^"\\]|\\["\\])*"'
     assert re.fullmatch(rf"digraph {string} \{{", first)
@@ -81,7 +81,9 @@ def test_any_name_is_a_quoted_string_in_dot(name: str, queue: str, key: str) -> 
 
 
 def test_graphviz_accepts_hostile_names() -> None:
-    """Graphviz, if installed, draws diagrams with hostile names without a warning."""
+    """Graphviz, if installed, draws diagrams without a warning even if the names in them are hostile, for example if
+    they contain quotes or control characters.
+    """
     if shutil.which("dot") is None:
         skip_or_fail("graphviz is not installed")
     for name in HOSTILE:
@@ -91,7 +93,7 @@ def test_graphviz_accepts_hostile_names() -> None:
 
 
 def test_bindings_between_the_same_exchange_and_queue_are_one_arrow() -> None:
-    """In a diagram, nine bindings between the same exchange and queue are one arrow, labelled with four routing keys
+    """A diagram shows nine bindings between the same exchange and queue as one arrow, labelled with four routing keys
     and "5 more".
     """
     node = WiredNode(Exchange("x", "topic"))

@@ -15,10 +15,11 @@ BEFORE = Started("default", "docker", "amqp://ann:kept@127.0.0.1:5672", 0, "/now
         (("ann", "a secret"), "ann:a%20secret"),
         (("ann", None), "ann:kept"),  # the messages and users of this broker were kept
     ],
+    ids=["no user", "user and password", "user without a password"],
 )
 def test_a_broker_in_docker_keeps_the_users_password(login: tuple[str, str | None] | None, expected: str) -> None:
     """If a broker in Docker is started again with the same user, but without a password, the user keeps the old
-    password. Without a user, the broker has the user guest.
+    password. If no user is given, the broker has the user guest.
     """
     assert _login(Wanted(login=login), BEFORE) == expected
 

@@ -36,6 +36,8 @@ def test_text_that_is_not_a_duration_is_refused(text: str) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from(["ms", "s", "m", "h", "d"])), min_size=1, max_size=5))
 def test_the_parts_of_a_duration_are_added(parts: list[tuple[int, str]]) -> None:
-    """The parts of a duration are added, in any order and number, even if a unit occurs twice."""
+    """The parts of a duration are added up, however many there are and whatever their order, even if a unit occurs
+    twice.
+    """
     together = parse_duration("".join(f"{number}{unit}" for number, unit in parts))
     assert together == pytest.approx(sum(parse_duration(f"{number}{unit}") for number, unit in parts))

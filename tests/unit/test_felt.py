@@ -23,15 +23,15 @@ class Figures:
         return left.pop(0) if len(left) > 1 else left[0]
 
 
-def test_a_command_has_grown_if_it_takes_more_than_5_percent_more() -> None:
-    """The benchmark `felt` counts a command as grown only if it needs more than 1.05 times as many instructions, or as
-    much CPU time, as at the base commit.
+def test_a_command_has_grown_if_it_needs_more_than_5_percent_more_instructions_or_cpu_time() -> None:
+    """The benchmark `felt` counts a command as grown only if it needs over 5 % more instructions or CPU time than at
+    the base commit.
     """
     base = {"send x": 100.0, "help": 100.0, "list queues": 100.0}
     assert grown(base, {"send x": 105.0, "help": 105.1, "list queues": 20.0}) == ["help"]
 
 
-def test_the_check_marks_a_command_that_has_grown() -> None:
+def test_felt_marks_a_command_that_has_grown() -> None:
     """If a command seems to have grown, the benchmark `felt` measures it again, and marks it GREW if every measurement
     exceeds that of the base commit by more than the tolerance.
     """
@@ -42,7 +42,7 @@ def test_the_check_marks_a_command_that_has_grown() -> None:
     assert figures.asked.count("other") == 1 + AGAIN
 
 
-def test_the_check_does_not_mark_a_command_that_was_slower_by_chance() -> None:
+def test_felt_does_not_mark_a_command_that_was_slower_by_chance() -> None:
     """If a command exceeds the tolerance in the first measurement, but not in the second, the benchmark `felt` does not
     mark it GREW.
     """
@@ -52,7 +52,7 @@ def test_the_check_does_not_mark_a_command_that_was_slower_by_chance() -> None:
     assert figures.asked.count("other") == 2
 
 
-def test_the_check_measures_a_command_that_has_not_grown_only_once() -> None:
+def test_felt_measures_a_command_that_has_not_grown_only_once() -> None:
     """If a command is within the tolerance, the benchmark `felt` measures it only once, which keeps CI short."""
     figures = Figures([100.0], [99.0])
     assert len(list(check({"help": figures}, ONE, OTHER))) == 1
@@ -60,8 +60,8 @@ def test_the_check_measures_a_command_that_has_not_grown_only_once() -> None:
 
 
 def test_felt_alternates_which_checkout_it_measures_first() -> None:
-    """The benchmark `felt` alternates between measuring the base first and measuring the change first, so that a
-    machine that becomes slower or faster favours neither.
+    """The benchmark `felt` measures the base first in one run and the change first in the next, so that a machine that
+    becomes slower or faster favours neither.
     """
     figures = Figures([4.0, 2.0, 3.0], [6.0, 8.0, 4.0])
     (line,) = compare({"send x": figures}, ONE, OTHER, runs=3)
@@ -69,8 +69,8 @@ def test_felt_alternates_which_checkout_it_measures_first() -> None:
     assert line.split() == ["send", "x", "3.0", "6.0", "2.0", "4.0", "2.00x"]
 
 
-def test_a_line_has_the_medians_the_minima_and_the_ratio_of_the_minima() -> None:
-    """A line of the benchmark `felt` has the medians of base and change, then the minima of both, then the ratio of the
+def test_a_line_of_felt_shows_the_medians_the_minima_and_their_ratio() -> None:
+    """A line of the benchmark `felt` shows the medians of base and change, then their minima, then the ratio of the
     minima.
     """
     assert row_of("help", [10, 30, 20], [5, 5, 40]).split() == ["help", "20.0", "5.0", "10.0", "5.0", "0.50x"]
@@ -79,9 +79,11 @@ def test_a_line_has_the_medians_the_minima_and_the_ratio_of_the_minima() -> None
 @pytest.mark.parametrize(
     ("later", "mark"), [pytest.param(6.0, GREW, id="slower each time"), pytest.param(5.1, "", id="slower by chance")]
 )
-def test_a_broker_that_seems_slower_is_measured_again(monkeypatch: pytest.MonkeyPatch, later: float, mark: str) -> None:
-    """If a broker seems slower than at the base commit, the benchmark `felt` measures the broker again, and marks it
-    GREW only if it is slower each time.
+def test_felt_measures_a_broker_that_seems_slower_again(
+    monkeypatch: pytest.MonkeyPatch, later: float, mark: str
+) -> None:
+    """If a broker seems slower than at the base commit, the benchmark `felt` measures it again, and marks it GREW only
+    if it is slower each time.
     """
     results = [6.0, later, later, 5.0, 5.0]
 
@@ -94,17 +96,17 @@ def test_a_broker_that_seems_slower_is_measured_again(monkeypatch: pytest.Monkey
 
 
 def test_a_valgrind_report_without_a_summary_raises_an_error() -> None:
-    """A valgrind report without a summary raises ValueError, so that a command that could not be measured does not
-    count as zero instructions.
+    """A valgrind report without a summary raises ValueError, so that the benchmark `felt` does not count a command that
+    it could not measure as zero instructions.
     """
     assert instructions_in("events: Ir\nfn=main\n0 5\nsummary: 250000000\n") == 250.0
     with pytest.raises(ValueError, match="no summary"):
         instructions_in("events: Ir\n")
 
 
-def test_an_installation_is_a_checkout_or_an_interpreter(tmp_path: Path) -> None:
-    """The benchmark `felt` accepts a Python interpreter or a checkout of mqtool, and refuses any other path. A checkout
-    is run by its own .venv, or by the current Python if it has none.
+def test_felt_measures_a_checkout_or_an_interpreter(tmp_path: Path) -> None:
+    """The benchmark `felt` accepts a Python interpreter or a checkout of mqtool, and refuses any other path. It runs a
+    checkout with the Python in the checkout's .venv, or with the current Python if there is none.
     """
     with pytest.raises(SystemExit, match="neither a checkout"):
         Installation.at(tmp_path)
@@ -120,8 +122,8 @@ def test_an_installation_is_a_checkout_or_an_interpreter(tmp_path: Path) -> None
 
 
 def test_felt_ignores_pythondontwritebytecode(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The benchmark `felt` ignores PYTHONDONTWRITEBYTECODE, so that it does not measure the time that Python needs to
-    compile mqtool.
+    """The benchmark `felt` ignores PYTHONDONTWRITEBYTECODE, so that the time that Python needs to compile mqtool is not
+    measured.
     """
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     assert "PYTHONDONTWRITEBYTECODE" not in Installation.at(Path(sys.executable)).environment

@@ -29,8 +29,9 @@ def dead_in(queue: object, **more: Any) -> dict[str, Any]:
      (2**63, 2**31 - 2)],
 )  # fmt: skip
 def test_the_attempt_is_one_more_than_the_failures_so_far(count: object, failures: int) -> None:
-    """A message's attempts are counted from 1; the header mqtool-attempts contains the number of failed ones. A value
-    that is not a positive integer counts as 0, and a huge value does not overflow the next attempt's header.
+    """mqtool counts the attempts to handle a message from 1, and writes the number of failed ones to the header
+    mqtool-attempts. A value in this header that is not a positive integer counts as 0, and a huge value is limited, so
+    that the next attempt's header does not overflow.
     """
     failed = delivery(None if count is None else {"mqtool-attempts": count})
     assert history.failures_of(failed) == failures
@@ -45,10 +46,11 @@ def test_the_attempt_is_one_more_than_the_failures_so_far(count: object, failure
         ({"mqtool-reason": "rejected"}, 1),
         ({"mqtool-redrives": 2, "mqtool-reason": "rejected"}, 3),
     ],
+    ids=["never", "by redrives", "by move", "by redrives and move"],
 )
 def test_mqtool_counts_how_often_a_dead_letter_was_moved_back(headers: dict[str, Any] | None, returns: int) -> None:
-    """mqtool counts how often a message was moved back from a dead-letter queue: each `dlq redrive` counts, and so does
-    a `move` that puts a dead letter back.
+    """mqtool counts how often a message was moved back from a dead-letter queue. Each `dlq redrive` counts, and so does
+    each `move` that takes a dead letter back to its queue.
     """
     assert history.returns_of(delivery(headers)) == returns
 
@@ -74,12 +76,31 @@ def test_mqtool_counts_how_often_a_dead_letter_was_moved_back(headers: dict[str,
         ({"mqtool-exchange": "e" * 255, "mqtool-routing-key": "é" * 128}, "", "jobs", Origin("e" * 255, "jobs")),
         ({"mqtool-exchange": "\udcff"}, "", "jobs", Origin("\udcff", "jobs")),
     ],
+    ids=[
+        "no headers",
+        "headers",
+        "other exchange",
+        "other routing key",
+        "wait queue",
+        "wait queue with a longer delay",
+        "another queue's wait queue",
+        "dead-lettered by its queue",
+        "empty x-death",
+        "x-death is text",
+        "x-death is a list of text",
+        "x-death without a queue",
+        "exchange only",
+        "empty routing key",
+        "invalid exchange and routing key",
+        "routing key of 256 bytes",
+        "exchange that is not UTF-8",
+    ],
 )
 def test_a_publisher_cannot_forge_the_origin_of_a_message(
     headers: dict[str, Any] | None, exchange: str, key: str, origin: Origin
 ) -> None:
-    """The headers with a message's original exchange and routing key count only if the message came to its queue
-    through the default exchange, directly or from one of the queue's own wait queues, and if they are valid names.
+    """The headers with a message's original exchange and routing key count only if they are valid names, and if the
+    message came to its queue through the default exchange, directly or from one of the queue's own wait queues.
     Otherwise, the message's origin is the exchange and routing key of the delivery.
     """
     assert history.origin_of(delivery(headers, exchange, key)) == origin
@@ -97,13 +118,23 @@ def test_a_publisher_cannot_forge_the_origin_of_a_message(
         (_PUBLISHED | dead_in("other"), "", dead_in("other")),
         (_PUBLISHED | dead_in("jobs.wait.1s"), "", _PUBLISHED | dead_in("jobs.wait.1s")),
     ],
+    ids=[
+        "no headers",
+        "no origin",
+        "proven origin",
+        "forged origin",
+        "exchange only",
+        "routing key only",
+        "dead-lettered elsewhere",
+        "from a wait queue",
+    ],
 )
 def test_a_moved_message_keeps_only_an_origin_that_is_proven(
     headers: dict[str, Any] | None, exchange: str, kept: dict[str, Any]
 ) -> None:
-    """If a message is moved to another queue, the headers with its original exchange and routing key contain the origin
-    that was proven in the first queue. They are removed if the broker has dead-lettered the message, and never added to
-    a message without them.
+    """If a message with headers about its original exchange and routing key is moved to another queue, these headers
+    then contain the origin that was proven in the first queue. If the broker has dead-lettered the message, they are
+    removed. mqtool never adds them to a message without them.
     """
     given = dict(headers or {})
     assert history.headers_with_origin(delivery(headers, exchange)) == kept
@@ -111,8 +142,8 @@ def test_a_moved_message_keeps_only_an_origin_that_is_proven(
 
 
 def test_a_dead_letter_whose_headers_are_too_large_keeps_the_essential_ones() -> None:
-    """A dead letter whose headers are too large keeps its properties and, of its headers, the number of attempts, its
-    origin and the time of the first failure.
+    """If the headers of a dead letter are too large, mqtool removes all of them except the number of attempts, the
+    origin and the time of the first failure. It keeps all other properties.
     """
     headers = {"mqtool-attempts": 3, "mqtool-first-failure": FIRST, "large": "x" * 1000, **_PUBLISHED}
     large = delivery(headers)
@@ -160,20 +191,26 @@ def test_a_dead_letter_whose_headers_are_too_large_keeps_the_essential_ones() ->
         ({"mqtool-reason": "rejected", "mqtool-last-error": ""}, Death("rejected")),
         ({"mqtool-reason": "rejected", "x-death": "forged"}, Death("rejected")),
     ],
+    ids=[
+        "no headers", "retried", "expired", "rejected twice", "rejected once", "count is text",
+        "expired seven times", "queue is a number", "time", "time without a zone", "time is a number",
+        "empty entry", "forged entry", "several entries", "by mqtool", "numbers instead of text",
+        "empty error", "x-death is text",
+    ],
 )  # fmt: skip
 def test_why_a_message_was_dead_lettered_is_read_from_x_death_or_else_from_mqtools_headers(
     headers: dict[str, Any] | None, death: Death
 ) -> None:
-    """Why, where and when a message was dead-lettered is read from the newest entry of x-death or, if there is none,
-    from mqtool's headers. Its attempts are those that mqtool has counted plus the rejections in x-death. A header of
-    the wrong type counts as missing.
+    """mqtool reads why, where and when a message was dead-lettered from the newest entry of x-death or, if there is
+    none, from its own headers. The number of attempts is the sum of those that mqtool has counted and the rejections in
+    x-death. A header of the wrong type counts as missing.
     """
     assert history.death_of(delivery(headers)) == death
 
 
 def test_the_first_failure_is_the_earliest_in_any_time_zone() -> None:
-    """The time of a dead letter's first failure is the earliest time in its x-death header, whatever the time zones of
-    the entries are.
+    """The time of a dead letter's first failure is the earliest time in its x-death header, even if the times are in
+    different time zones.
     """
     east = datetime(2026, 1, 31, 13, tzinfo=timezone(timedelta(hours=2)))
     times = {"x-death": [{"time": FIRST}, {"time": east}, {"time": LATER.replace(tzinfo=None)}]}

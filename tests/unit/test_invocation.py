@@ -17,9 +17,9 @@ def test_a_quiet_run_prints_only_data_and_errors(capfd: pytest.CaptureFixture[st
     assert capfd.readouterr() == ("data\n", "mqtool: an error\nafterwards\n")
 
 
-def test_a_nested_run_has_its_own_settings() -> None:
-    """A command that another command runs starts with default settings, and does not change the settings of the outer
-    command.
+def test_a_command_run_by_another_command_has_its_own_settings() -> None:
+    """If a command runs another command, that command starts with default settings, and does not change the settings of
+    the first.
     """
     with running(Invocation(output_name="outer")):
         with running(Invocation()) as inner:

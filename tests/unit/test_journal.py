@@ -5,7 +5,7 @@ from mqtool.topology import Binding, Exchange, Queue
 
 
 def test_declarations_are_repeated_in_their_order() -> None:
-    """After a reconnection, exchanges, queues and bindings are declared again in their original order."""
+    """After a reconnection, mqtool declares exchanges, queues and bindings again in their original order."""
     journal = Journal()
     entries = [Exchange("logs"), Queue("q"), Binding("logs", "q")]
     for entry in entries:
@@ -15,8 +15,8 @@ def test_declarations_are_repeated_in_their_order() -> None:
 
 
 def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
-    """If a server-named queue has another name after a reconnection, its bindings are declared again for the new name.
-    Bindings to an exchange that has the old name are not changed.
+    """If a server-named queue has another name after a reconnection, mqtool declares its bindings again with the new
+    name. Bindings to an exchange that has the same name as the old queue are not changed.
     """
     journal = Journal()
     journal.renamed("amq.gen-1", "amq.gen-2")
@@ -28,8 +28,8 @@ def test_bindings_follow_the_new_name_of_a_server_named_queue() -> None:
 
 
 def test_a_connection_remembers_that_a_queue_has_other_arguments_until_they_no_longer_differ() -> None:
-    """A connection remembers that a queue exists with other arguments than declared, until the arguments no longer
-    differ. An exchange with the same name is not affected.
+    """If a queue exists with arguments other than those that a command declares, the connection remembers this until
+    the arguments no longer differ. An exchange with the same name is not affected.
     """
     journal = Journal()
     journal.set_differs(Queue("x"))

@@ -33,8 +33,8 @@ class JustStarted(Management):
 
 
 def test_plugins_of_a_node_that_has_just_started_are_listed() -> None:
-    """On a node that has just started, `list plugins` waits for the node's first report instead of printing an empty
-    list.
+    """If a node has just started, `list plugins` waits for the node's first report instead of printing an
+    empty list.
     """
     api = JustStarted()
     assert [row["name"] for row in LISTINGS["plugins"].rows(api, None, ["name"])] == ["rabbitmq_web_dispatch"]
@@ -60,8 +60,8 @@ def test_plugins_of_a_node_that_has_just_started_are_listed() -> None:
     ],
 )
 def test_a_condition_on_a_list_compares_numbers_as_numbers(text: str, holds: bool) -> None:
-    """A condition on a column of a list compares numbers as numbers. It does not match a row for which the broker
-    reports no value in this column.
+    """A condition on a column of a list compares numbers by value. It does not match a row for which the broker reports
+    no value in this column.
     """
     assert parse(text, ROW.keys()).matches({name: each for name, each in ROW.items() if each is not None}) is holds
 
@@ -98,6 +98,7 @@ def test_the_hint_for_an_unknown_column_names_the_most_similar_one_or_all() -> N
         ({}, ""),
         ({"b": 1, "a": [2]}, '{"a":[2],"b":1}'),
     ],
+    ids=repr,
 )
 def test_values_in_lists_are_printed_as_plain_text_or_json(value: Any, text: str) -> None:
     """In lists, booleans, numbers and lists of words are printed as plain text, and tables as JSON with sorted keys."""
@@ -105,7 +106,7 @@ def test_values_in_lists_are_printed_as_plain_text_or_json(value: Any, text: str
 
 
 def test_nouns_agree_with_their_numbers() -> None:
-    """mqtool prints "1 message", but "0 messages" and "1,000 findings"."""
+    """mqtool prints "1 message" in the singular, but "0 messages" and "1,000 findings" in the plural."""
     assert [counted(0), counted(1), counted(1000, "finding")] == ["0 messages", "1 message", "1,000 findings"]
 
 
@@ -135,7 +136,7 @@ def test_an_incomplete_json_array_is_an_error(data: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", ".."])
 def test_names_that_would_change_a_management_path_are_refused(name: str) -> None:
-    """An empty name, "." or ".." raises UsageError, because it would change the meaning of a path of the management
+    """The names "", "." and ".." raise UsageError, because they would change the meaning of a path of the management
     API. Other names are percent-encoded.
     """
     with pytest.raises(UsageError):

@@ -20,7 +20,7 @@ def shown(live: Live) -> str:
 
 def test_a_live_view_keeps_its_rows_while_the_broker_is_unreachable() -> None:
     """While the broker is unreachable, a live view shows the last rows, their age and the reason. After the
-    reconnection, the reason disappears.
+    reconnection, it shows new rows, and no longer the reason.
     """
     answers = [Frame(Text("jobs 12")), Unavailable("no broker at localhost:5672"), Frame(Text("jobs 13"))]
     is_asked, may_answer, stop = threading.Event(), threading.Semaphore(0), threading.Event()
@@ -79,8 +79,8 @@ def test_keys_filter_scroll_and_quit_a_live_view() -> None:
         stop.set()
 
 
-def test_control_characters_of_names_are_escaped_in_a_live_view() -> None:
-    """A live view escapes control and invisible characters in what the broker returns."""
+def test_control_characters_in_names_are_escaped_in_a_live_view() -> None:
+    """A live view escapes control characters and invisible characters in what the broker returns."""
     live = Live(lambda _height, _wanted: Frame(Text("\x1b]0;owned \x9b \u202e")), 0.0)
     live._keep(live._fetch(10, ""))
     assert r"\x1b]0;owned \x9b \u202e" in shown(live)

@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_long_runs_of_make_select_tests_that_exist() -> None:
-    """If a target of the Makefile selects tests in a file by a word, as in `-k surviv`, at least one test in this file
+    """If a target of the Makefile selects tests of a file by a word, as in `-k surviv`, at least one test in this file
     has the word in its name.
     """
     chosen = re.findall(r"(tests/\S+\.py) -k '([^']+)'", (ROOT / "Makefile").read_text())

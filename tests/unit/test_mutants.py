@@ -27,8 +27,8 @@ def test_every_mutated_module_and_its_tests_exist() -> None:
 
 
 def test_every_module_is_mutated_once() -> None:
-    """`make mutants` mutates each module of the packages that it lists exactly once, and knows the tests that judge
-    it.
+    """`make mutants` mutates each module of the packages that it lists exactly once, and knows which tests must notice
+    a change in it.
     """
     listed = [*modules()]
     assert len(listed) == len(set(listed)) > 80
@@ -37,8 +37,8 @@ def test_every_module_is_mutated_once() -> None:
 
 
 def test_the_change_that_a_surviving_mutant_makes_is_shown() -> None:
-    """Of a mutated module, which contains each function with all of its mutants, the lines in which a mutant differs
-    from the original are shown, with those next to them.
+    """`make mutants` shows the lines in which a surviving mutant differs from the original function, with the lines
+    around them.
     """
     mutated = "\n".join(
         f"def f__mutmut_{which}(a):\n    b = a\n    return b {operator} 1"

@@ -53,9 +53,9 @@ deliveries = st.builds(
 
 
 @given(deliveries)
-def test_a_message_is_read_as_it_was_written(delivery: Delivery) -> None:
-    """`send --json` publishes a message that `receive --json` has printed with the same body, headers, properties and
-    routing key.
+def test_send_publishes_a_message_as_receive_has_printed_it(delivery: Delivery) -> None:
+    """If `receive --json` has printed a message, `send --json` publishes it with the same body, headers, properties,
+    exchange and routing key.
     """
     message = ndjson.to_message(ndjson.from_delivery(delivery, NOW), "line 1")
 
@@ -67,7 +67,7 @@ def test_a_message_is_read_as_it_was_written(delivery: Delivery) -> None:
 
 @given(deliveries)
 def test_a_message_is_one_line_of_json(delivery: Delivery) -> None:
-    """A message is printed as one line of JSON that any JSON parser can read; newlines in the message's body and
+    """A message is printed as one line of JSON that any JSON parser can read. Newlines in the message's body and
     headers are escaped.
     """
     line = ndjson.from_delivery(delivery, NOW)
@@ -107,10 +107,11 @@ def test_a_line_of_ndjson_has_the_documented_keys() -> None:
         ({"$other": 1}, {"$other": 1}),
         ({"$bytes": "mine", "b": 1}, {"$bytes": "mine", "b": 1}),
     ],
+    ids=repr,
 )
 def test_header_values_without_a_json_type_are_marked(value: object, shown: object) -> None:
-    """Header values without a JSON type, such as bytes and decimals, become an object with a key such as $bytes; a
-    header table that already has one of these keys is wrapped in $table.
+    """In NDJSON, a header value without a JSON type, such as bytes or a decimal, becomes an object with a key such as
+    $bytes. A header table whose only key looks like one of these is wrapped in $table.
     """
     line = ndjson.from_delivery(Delivery(b"", "", "", "", False, {"headers": {"h": value}}, 1), NOW)
 
@@ -119,8 +120,8 @@ def test_header_values_without_a_json_type_are_marked(value: object, shown: obje
 
 
 def test_nan_and_bytes_that_are_not_utf_8_are_written_as_valid_json() -> None:
-    """NaN, and bytes that are not UTF-8, in headers, routing keys and properties are written as valid JSON, and read
-    back unchanged.
+    """If headers, routing keys or properties contain NaN or bytes that are not UTF-8, they are written as valid JSON,
+    and read back unchanged.
     """
     properties = {"headers": {"\udcff": [float("nan")]}, "message_id": "\udc80"}
     line = ndjson.from_delivery(Delivery(b"", "", "\udcfe", "", False, properties, 1), NOW)
@@ -133,7 +134,7 @@ def test_nan_and_bytes_that_are_not_utf_8_are_written_as_valid_json() -> None:
 
 
 def test_a_line_of_ndjson_needs_only_a_body() -> None:
-    """A line of NDJSON with only a body is a valid message, without exchange, routing key, id and properties."""
+    """A line of NDJSON with only a body is a valid message without an exchange, routing key, id or properties."""
     message = ndjson.to_message(b'{"body": ""}', "line 1")
 
     assert message.body == b""
@@ -180,7 +181,7 @@ def test_a_line_of_ndjson_needs_only_a_body() -> None:
     ],
 )
 def test_an_invalid_line_of_ndjson_is_bad_data(line: str | bytes, says: str) -> None:
-    """An invalid line of NDJSON raises a BadData error that gives the line's number and says what is wrong."""
+    """An invalid line of NDJSON raises BadData. The error gives the line's number and says what is wrong."""
     with pytest.raises(BadData) as caught:
         ndjson.to_message(line.encode() if isinstance(line, str) else line, "line 7")
     assert "line 7" in str(caught.value)
@@ -197,6 +198,6 @@ json_values = st.recursive(
 
 @given(st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_any_line_of_ndjson_is_a_message_or_bad_data(line: bytes) -> None:
-    """Any line of bytes or JSON is read as a message or raises BadData, but no other exception."""
+    """Reading any bytes or any JSON as a line of NDJSON returns a message or raises BadData, but no other exception."""
     with suppress(BadData):
         ndjson.to_message(line, "line 1")

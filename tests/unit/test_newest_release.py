@@ -14,9 +14,9 @@ RELEASES = [
 ]
 
 
-def test_a_new_series_needs_a_profile_within_two_weeks() -> None:
+def test_a_new_release_series_must_be_accepted_by_like_within_two_weeks() -> None:
     """CI's weekly comparison fails if a RabbitMQ release series, such as 4.4, has been out for more than 14 days and
-    `--like` does not accept it. Release candidates do not count.
+    `broker up --like` does not accept it. Release candidates do not count.
     """
     line, is_in_time = compare(RELEASES, datetime(2030, 1, 24, 12, tzinfo=UTC))
     assert (is_in_time, "RabbitMQ 9.1, out for 14 days" in line) == (True, True)
@@ -24,13 +24,13 @@ def test_a_new_series_needs_a_profile_within_two_weeks() -> None:
     assert (is_in_time, "out for 16 days" in line) == (False, True)
 
 
-def test_a_patch_release_needs_no_profile() -> None:
-    """CI's weekly comparison passes for every patch release of a RabbitMQ series that `--like` accepts."""
+def test_a_patch_release_passes_the_weekly_comparison() -> None:
+    """CI's weekly comparison passes for every patch release of a RabbitMQ series that `broker up --like` accepts."""
     newest = PROFILES[list(Like)[-1]].version.rpartition(".")[0]
     releases = [{"tag_name": f"v{newest}.99", "published_at": "2026-11-16T20:08:00Z"}]
     assert compare(releases, datetime(2030, 1, 1, tzinfo=UTC))[1]
 
 
 def test_doctor_upgrade_knows_the_newest_version_that_like_accepts() -> None:
-    """The newest version that `doctor --upgrade` knows is the newest that `broker up --like` accepts."""
+    """The newest version that `doctor --upgrade` knows is the newest one that `broker up --like` accepts."""
     assert Version.of(list(Like)[-1]) == KNOWN

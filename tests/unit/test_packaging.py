@@ -97,7 +97,9 @@ def test_the_public_interface_changes_only_with_the_changelog() -> None:
 )
 @pytest.mark.sampled(1)
 def test_on_windows_mqtool_says_that_it_does_not_run_there(program: str, refusal: str) -> None:
-    """On Windows, mqtool and the embedded broker say that they do not run there; the pytest plugin can be imported."""
+    """On Windows, mqtool and the embedded broker say that they do not run there, but mqtool's pytest plugin can be
+    imported.
+    """
     # The standard library is imported as on this system.
     imports = "import argparse, asyncio, logging, pathlib, pytest, runpy, subprocess, sys, threading"
     typed = [sys.executable, "-c", f"{imports}; sys.platform = 'win32'; {program}"]
@@ -133,7 +135,7 @@ def is_installed(name: str) -> bool:
 
 
 def test_the_pinned_versions_are_installed() -> None:
-    """Every library that mqtool and its tests need is pinned in constraints.txt, and installed in the pinned
+    """constraints.txt pins every library that mqtool and its tests need, and each library is installed in its pinned
     version.
     """
     extras = [line for extra in ("dev", "test") for line in PROJECT["optional-dependencies"][extra]]
@@ -160,7 +162,7 @@ def test_the_pinned_versions_install_on_the_oldest_python_that_mqtool_supports()
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_a_failed_make_setup_names_the_library(tmp_path: Path) -> None:
-    """If an installation fails, `make setup` fails and prints pip's error, which names the library."""
+    """If pip cannot install a library, `make setup` fails and prints pip's error, which names the library."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "constraints.txt").touch()
@@ -173,7 +175,7 @@ def test_a_failed_make_setup_names_the_library(tmp_path: Path) -> None:
 
 
 def test_libraries_that_ci_installs_have_hashes() -> None:
-    """The files in .ci/requirements pin every library of constraints.txt with a hash, and name no package index."""
+    """The files in .ci/requirements pin every library of constraints.txt, with hashes, and name no package index."""
     files = [ROOT / ".ci" / "requirements" / f"{name}.txt" for name in ("test", "dev", "release", "mutants")]
     found: dict[str, str] = {}
     for path in files:
@@ -188,8 +190,8 @@ def test_libraries_that_ci_installs_have_hashes() -> None:
 
 
 def test_the_docker_image_of_mqtool_is_built_only_from_packages_with_hashes() -> None:
-    """.ci/requirements/image.txt pins, with hashes, the packages that mqtool needs and those that build it. mqtool's
-    Dockerfile installs no other packages.
+    """.ci/requirements/image.txt pins, with hashes, the packages that mqtool needs and those that build mqtool.
+    mqtool's Dockerfile installs no other packages.
     """
     path = ROOT / ".ci" / "requirements" / "image.txt"
     text = path.read_text()
@@ -215,12 +217,13 @@ def test_the_docker_image_of_mqtool_is_built_only_from_packages_with_hashes() ->
             "pika 1.4.4: CVE-1, fixed in 2.0",
         ),
     ],
+    ids=["no vulnerability", "no answer", "no audit", "vulnerability"],
 )
 def test_an_audit_fails_only_if_a_vulnerability_is_known(
     tmp_path: Path, found: list[object] | None, code: int, said: str
 ) -> None:
-    """CI's audit fails if a library has a known vulnerability. If the index has no answer for a library, the audit only
-    prints a warning.
+    """CI's audit fails if a library has a known vulnerability. If the package index has no answer for a library, the
+    audit only prints a warning.
     """
     if found is not None:
         (tmp_path / "found.json").write_text(json.dumps({"dependencies": found}))
@@ -230,7 +233,9 @@ def test_an_audit_fails_only_if_a_vulnerability_is_known(
 
 
 def test_the_licences_of_all_libraries_are_listed() -> None:
-    """The installation guide lists the licence of each library that is installed with mqtool, and of no other."""
+    """The installation guide lists the licence of each library that is installed with mqtool, and names no other
+    library.
+    """
     table = (ROOT / "docs" / "how-to" / "installing.md").read_text().partition("## Libraries and their licences")[2]
     listed = {
         normalized(name) for row in re.findall(r"^\| .* \| (.*) \|$", table, re.MULTILINE) for name in row.split(", ")

@@ -24,8 +24,8 @@ def test_no_two_javascript_modules_declare_the_same_name() -> None:
 
 
 def test_javascript_modules_can_be_joined_into_one_file() -> None:
-    """In the JavaScript of `mqtool ui`, each import is one line without renaming, and each module is listed after the
-    modules that it imports, so that a recording can join all modules into one file.
+    """A recording can join all JavaScript modules of `mqtool ui` into one file, because each import is on one line and
+    renames nothing, and each module is listed after the modules that it imports.
     """
     order = page_server._MODULES  # the modules that are joined
     assert sorted(order) == sorted(SOURCES)
@@ -39,8 +39,10 @@ def test_javascript_modules_can_be_joined_into_one_file() -> None:
         assert not re.search(r"^export \{", source, re.M)
 
 
-def test_a_recording_is_one_file() -> None:
-    """A recording of `mqtool ui` is one HTML file that contains its style and code, and refers to no other file."""
+def test_a_recording_of_mqtool_ui_is_one_file() -> None:
+    """A recording of `mqtool ui` is one HTML file that contains its styles and its code, and refers to no
+    other file.
+    """
     page = page_server.single_file([{"kind": "about", "t": 0, "title": "</script><link>"}]).decode()
     assert re.findall(r'(?:src|href)="([^"]*)"', page) == ["data:,"]
     assert page.count("http-equiv") == page.count("<style>") == 1

@@ -35,10 +35,12 @@ def screen_of(columns: int, rows: int, terminals: int, charts: int = 0, lines: i
 @pytest.mark.parametrize(("columns", "rows"), [(76, 22), (80, 24), (120, 30), (200, 60)])
 @pytest.mark.parametrize("terminals", [1, 2, 3, 4])
 @pytest.mark.parametrize("charts", [0, 3])
-def test_panes_show_commands_charts_check_and_explanation_at_once(
+def test_panes_show_commands_charts_check_and_explanation_on_one_screen(
     columns: int, rows: int, terminals: int, charts: int
 ) -> None:
-    """While a tutorial runs, one screen shows each terminal's command, each chart, the check and the explanation."""
+    """While a tutorial runs, one screen shows each terminal's command, each chart, the result of the check and the
+    explanation.
+    """
     seen = screen_of(columns, rows, terminals, charts)
     text = "\n".join(seen)
     assert len(seen) == rows
@@ -77,7 +79,9 @@ def test_a_pane_shows_its_newest_command(printed: int) -> None:
 @example(columns=12, rows=20, terminals=1, charts=3)
 @given(st.integers(10, 250), st.integers(5, 80), st.integers(1, 7), st.integers(0, 3))
 def test_panes_fit_any_terminal_size(columns: int, rows: int, terminals: int, charts: int) -> None:
-    """While a tutorial runs, its screen never has more lines than the terminal, whatever the size of the terminal."""
+    """While a tutorial runs, its screen never has more lines than the terminal, however large or small the
+    terminal is.
+    """
     assert len(screen_of(columns, rows, terminals, charts, lines=5)) <= rows
 
 
@@ -86,8 +90,8 @@ values = st.lists(st.floats(0, 1e6), min_size=1, max_size=300)
 
 @given(values, st.integers(1, 120), st.integers(1, 8))
 def test_a_chart_shows_its_maximum_and_every_value(values: list[float], width: int, height: int) -> None:
-    """In the chart of a running tutorial, the maximum reaches the top, each value above 0 is visible, and there are no
-    more columns than fit.
+    """In the chart of a running tutorial, the maximum reaches the top and, if there are not too many values, each value
+    above 0 is visible. The chart is never wider than the space for it.
     """
     rows = chart(values, width, height)
     columns = ["".join(column) for column in zip(*rows, strict=True)]
@@ -101,8 +105,8 @@ def test_a_chart_shows_its_maximum_and_every_value(values: list[float], width: i
 
 
 def test_the_figures_of_a_chart_are_rounded() -> None:
-    """The label of a running tutorial's chart shows the latest and the greatest value, rounded: counts have no unit,
-    and times below 10 ms have one decimal place.
+    """The label of a running tutorial's chart shows the latest and the greatest value, both rounded. Counts have no
+    unit, and times below 10 ms have one decimal place.
     """
     assert figures(Chart("", "", [3.0, 40.0, 0.0])) == ("0", "40")
     assert figures(Chart("", "ms", [1234.4, 1.26])) == ("1.3 ms", "1,234 ms")
@@ -126,8 +130,8 @@ def drawn(panes: Panes, console: Console) -> list[str]:
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
 def test_the_queue_is_drawn_between_the_panes(columns: int, rows: int) -> None:
-    """While a tutorial runs, its screen shows each message in a queue as a block, between the panes of sender and
-    receiver or between two rows of panes.
+    """While a tutorial runs, its screen shows each message in a queue as a block. The queue is between the panes of
+    sender and receiver, or between two rows of panes.
     """
     panes, console = playing(columns, rows, "sender", "receiver")
     panes.counted([QueueDepth("hello", 2, 1)])
@@ -143,8 +147,8 @@ def test_the_queue_is_drawn_between_the_panes(columns: int, rows: int) -> None:
 
 
 def test_a_busy_pane_gets_the_lines_that_another_pane_does_not_need() -> None:
-    """On a terminal of 80 columns and 24 rows, a running tutorial shows all five tasks in a worker's pane, because the
-    sender's pane takes only the lines that it needs.
+    """On a terminal of 80 columns and 24 rows, a running tutorial shows all five tasks in the pane of a worker, because
+    the pane of the sender takes no more lines than it needs.
     """
     panes, console = playing(80, 24, "boss", "worker 1", "worker 2")
     panes.narrate("Three lines of text. " * 10)

@@ -51,7 +51,7 @@ def test_a_name_in_a_printed_command_line_is_one_argument(name: str) -> None:
 
 def test_a_name_with_a_nul_is_not_cut_in_a_printed_command_line() -> None:
     """If a queue's name contains a NUL, which no argument can contain, a pasted command line does not act on the queue
-    that is named like the part before the NUL.
+    whose name is the part before the NUL.
     """
     script = f"mqtool() {{ printf '%s\\0' \"$@\"; }}; {pasteable('queue delete', chr(0).join(('pay', '0ll')))}"
     words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")[:-1]
@@ -59,7 +59,9 @@ def test_a_name_with_a_nul_is_not_cut_in_a_printed_command_line() -> None:
 
 
 def test_every_name_in_a_printed_command_line_is_quoted() -> None:
-    """Every name in a command line that mqtool prints is quoted for the shell, except mqtool's own names."""
+    """Every name in a command line that mqtool prints is quoted for the shell, except the names of mqtool's own
+    commands, tutorials and help topics.
+    """
     found = []
     for path in SOURCES:
         if {"plays", "drills", "plain_pika", "plain_rstream", "plain_amqp10"} & set(path.parts):
@@ -75,8 +77,8 @@ def test_every_name_in_a_printed_command_line_is_quoted() -> None:
 
 
 def test_commands_print_through_escaping_functions() -> None:
-    """Commands print only through functions that escape control characters; none calls output.write(), which
-    does not.
+    """Commands print only through functions that escape control characters. None calls output.write(), which does not
+    escape them.
     """
     commands = [path for path in SOURCES if path.parts[-2] in ("commands", "pipe")]
     assert [str(path) for path in commands if "output.write(" in path.read_text()] == []

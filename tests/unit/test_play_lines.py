@@ -15,8 +15,8 @@ def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_a_message_is_shown_as_sent_before_it_is_shown_as_received(capsys: pytest.CaptureFixture[str]) -> None:
-    """While a sender's command runs in a tutorial, the lines of other terminals are held back until it has ended, so
-    that a message is never shown as received before it is shown as sent.
+    """While a sender's command runs in a tutorial, the output of other terminals is held back until the command has
+    ended, so that a message is never shown as received before it is shown as sent.
     """
     lines = PlayLines(TypingPace(auto=True, watched=False))
     lines.opened(["sender", "receiver"])
@@ -47,8 +47,8 @@ def test_the_lines_of_an_rpc_client_and_server_are_shown_in_the_order_of_printin
 def test_a_scene_is_explained_before_its_terminals_replace_the_others(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """When a tutorial's next scene needs other terminals, the tutorial explains the next step before it replaces the
-    terminals, so that the reader can see the last output.
+    """If the next scene of a tutorial needs other terminals, the tutorial explains the next step before it replaces the
+    terminals, so that the reader can still see the last output.
     """
     monkeypatch.setattr(incident, "embedded_broker", MagicMock())
     incident.embedded_broker.return_value.__enter__.return_value = ("amqp://laptop", "http://laptop")

@@ -22,8 +22,9 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_options_decide_how_a_command_consumes() -> None:
-    """A command's count, prefetch and acknowledgement options, and whether the queue has a delivery limit, decide which
-    of the four consuming policies the command uses.
+    """A command's options for count, prefetch and acknowledgement, together with the queue's delivery limit, decide how
+    the command consumes: with a full prefetch, message by message, up to an exact number, or with acknowledgements by
+    the caller.
     """
     assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
     assert type(policy_for(Receiving(), limits_deliveries=True)) is Cautious
@@ -34,8 +35,8 @@ def test_the_options_decide_how_a_command_consumes() -> None:
 
 
 def test_automatic_acknowledgement_is_left_to_the_broker_unless_there_is_a_count() -> None:
-    """With automatic acknowledgement, the broker acknowledges deliveries. If a count is given as well, mqtool
-    acknowledges each message itself, because the prefetch does not limit automatically acknowledged deliveries.
+    """With `--auto-ack`, the broker acknowledges deliveries by itself. If a count is given as well, mqtool acknowledges
+    each message instead, because the prefetch does not limit automatically acknowledged deliveries.
     """
     for receiving, auto_ack in (
         (Receiving(auto_ack=True), True),
@@ -47,8 +48,8 @@ def test_automatic_acknowledgement_is_left_to_the_broker_unless_there_is_a_count
 
 
 def test_a_consumer_without_a_count_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
-    """A consumer without a count acknowledges after each quarter of its prefetch, or earlier if the last
-    acknowledgement is too long ago.
+    """A consumer without a count sends an acknowledgement after each quarter of its prefetch, or earlier if its last
+    acknowledgement was too long ago.
     """
     policy = Streaming(40)
     assert handle(policy, range(1, 26)) == [10, 20]
@@ -58,15 +59,15 @@ def test_a_consumer_without_a_count_acknowledges_a_quarter_of_the_prefetch_at_a_
 
 
 def test_a_consumer_with_a_prefetch_of_one_acknowledges_each_delivery() -> None:
-    """A consumer with a prefetch of 1 acknowledges each delivery, because the broker sends the next one only after
-    that.
+    """A consumer with a prefetch of 1 acknowledges each delivery, because the broker sends the next one only after the
+    acknowledgement.
     """
     assert handle(Streaming(1), range(1, 4)) == [1, 2, 3]
 
 
 def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
-    """A consumer prefetches messages that were requeued 15 times or more one by one. From the first message that was
-    requeued less often, it uses the full prefetch again.
+    """While messages have been requeued 15 times or more, a consumer prefetches them one by one. From the first message
+    that was requeued less often, it uses the full prefetch again.
     """
     policy = Cautious()
     assert (policy.prefetch, policy.taken(delivery(1, times=15)), policy.prefetch) == (1, Step.GO_ON, 1)
@@ -75,8 +76,8 @@ def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
 
 
 def test_with_a_small_count_messages_are_prefetched_one_by_one() -> None:
-    """With a small count, a consumer prefetches messages one by one, and is cancelled before it acknowledges the last
-    one, so that no further message is delivered.
+    """With a small count, a consumer prefetches messages one by one, and cancels its subscription before it
+    acknowledges the last one, so that the broker delivers no further message.
     """
     policy = ExactCount(3)
     assert policy.prefetch == 1
@@ -85,8 +86,8 @@ def test_with_a_small_count_messages_are_prefetched_one_by_one() -> None:
 
 
 def test_with_a_large_count_acknowledgements_are_withheld_so_that_no_surplus_message_arrives() -> None:
-    """With a count of 300 and a prefetch of 250, a consumer acknowledges the first 50 messages at once and the others
-    only at the end, so that no 301st message is delivered.
+    """With a count of 300 and a prefetch of 250, a consumer acknowledges the first 50 messages as they are handled and
+    the others only at the end, so that the broker delivers no 301st message.
     """
     policy = ExactCount(300)
     assert policy.prefetch == 250
@@ -99,8 +100,8 @@ def test_with_a_large_count_acknowledgements_are_withheld_so_that_no_surplus_mes
 
 
 def test_an_empty_queue_releases_withheld_acknowledgements() -> None:
-    """If the queue becomes empty before a consumer has received as many messages as its count, the consumer sends the
-    withheld acknowledgements, and prefetches further messages one by one.
+    """If the queue becomes empty before a consumer has reached its count, the consumer sends the acknowledgements that
+    it has withheld, and prefetches further messages one by one.
     """
     policy = ExactCount(300)
     handle(policy, range(1, 101))
@@ -112,8 +113,8 @@ def test_an_empty_queue_releases_withheld_acknowledgements() -> None:
 
 
 def test_stopping_before_a_large_count_acknowledges_all_handled_messages() -> None:
-    """If the caller stops a consumer before the count is reached, the consumer sends the withheld acknowledgements of
-    all messages handled so far.
+    """If a consumer is stopped before its count is reached, it sends the acknowledgements that it has withheld, for all
+    messages handled so far.
     """
     policy = ExactCount(300)
     handle(policy, range(1, 101))
@@ -125,9 +126,9 @@ def acknowledge(policy: CallerSettles, *received: int, first: int = 1) -> list[S
     return [policy.acknowledged(tag, count, is_current=True) for tag, count in enumerate(received, first)]
 
 
-def test_a_caller_who_acknowledges_never_gets_more_messages_than_the_count() -> None:
-    """If the caller acknowledges the messages, the consumer never delivers more messages than the count, whenever the
-    caller acknowledges them.
+def test_a_caller_that_acknowledges_never_gets_more_messages_than_the_count() -> None:
+    """If the caller acknowledges the messages itself, it never gets more messages than the count, however late it
+    acknowledges them.
     """
     policy = CallerSettles(Receiving(count=5, prefetch=2, acknowledge=False))
     assert policy.prefetch == 2
@@ -141,8 +142,8 @@ def test_a_caller_who_acknowledges_never_gets_more_messages_than_the_count() -> 
 
 
 def test_the_last_missing_messages_are_prefetched_together() -> None:
-    """Once fewer messages are missing to reach the count than are prefetched, the consumer subscribes again: first with
-    a prefetch equal to the missing number, and the next time with half of it.
+    """Once a consumer needs fewer messages to reach its count than it prefetches, it subscribes again with a prefetch
+    of the number that is missing, and the next time with half of the number that is then missing.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 20)) == [Step.GO_ON] * 12
@@ -158,8 +159,8 @@ def test_the_last_missing_messages_are_prefetched_together() -> None:
 
 
 def test_messages_that_were_unacknowledged_when_the_channel_was_lost_count_again() -> None:
-    """If a channel is lost, only messages that were acknowledged on it count towards the consumer's count. A late
-    acknowledgement for the lost channel does not count.
+    """If a channel is lost, only messages that were acknowledged on it count towards the consumer's count. An
+    acknowledgement that comes after the loss does not count.
     """
     policy = CallerSettles(Receiving(count=3, prefetch=1, acknowledge=False))
     policy.acknowledged(1, 1, is_current=True)
@@ -179,8 +180,8 @@ def test_without_a_count_consuming_continues_after_each_acknowledgement() -> Non
 
 
 def test_a_forged_delivery_count_does_not_make_a_consumer_slow() -> None:
-    """If x-delivery-count was forged, as on a first delivery, or is not a number, the message counts as never requeued,
-    so the consumer uses its full prefetch.
+    """If x-delivery-count is not a number, or is set on a first delivery, a publisher has forged it. The message then
+    counts as never requeued, so the consumer uses its full prefetch.
     """
     for redelivered, count in (False, 1000), (False, "x"), (True, "x"), (True, None):
         forged = Delivery(b"", "", "q", "q", redelivered, {"headers": {"x-delivery-count": count}}, 1)

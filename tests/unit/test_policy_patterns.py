@@ -19,8 +19,8 @@ from mqtool.management.policy_patterns import pattern_matches
     ],
 )
 def test_usual_patterns_with_lookaround_or_backreferences_are_matched(pattern: str, matching: str, other: str) -> None:
-    """mqtool matches common patterns with lookaround or backreferences, which RE2 does not support, as RabbitMQ
-    does.
+    """mqtool matches common policy patterns with lookaround or backreferences, which RE2 does not support, in the same
+    way as RabbitMQ.
     """
     assert pattern_matches(pattern, matching) is True
     assert pattern_matches(pattern, other) is False
@@ -36,8 +36,8 @@ def test_usual_patterns_with_lookaround_or_backreferences_are_matched(pattern: s
     ],
 )  # fmt: skip
 def test_a_pattern_that_could_take_very_long_is_not_matched(pattern: str) -> None:
-    """If matching a pattern with Python's regular expressions could take very long, the result is None, neither True
-    nor False, and mqtool does not try.
+    """If matching a policy pattern with Python's regular expressions could take very long, mqtool does not try, and the
+    result is None instead of True or False.
     """
     before = time.process_time()
     assert pattern_matches(pattern, "a" * 60 + "!") is None

@@ -80,8 +80,8 @@ def daemon(answers: Sequence[bytes]) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def test_epmd_is_stopped_even_if_the_program_epmd_is_not_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a private RabbitMQ node is stopped, mqtool stops the node's epmd even if the program `epmd` is not on the
-    PATH, and repeats the request as long as epmd refuses.
+    """When a private RabbitMQ node is stopped, mqtool also stops the node's epmd, even if the program `epmd` is not on
+    the PATH. It repeats the request until epmd accepts it.
     """
     monkeypatch.setenv("PATH", "")
     with daemon([b"NO", b"NO", b"OK"]) as (port, asked):
@@ -91,8 +91,8 @@ def test_epmd_is_stopped_even_if_the_program_epmd_is_not_on_the_path(monkeypatch
 
 
 def test_another_program_on_the_port_of_epmd_is_left_alone() -> None:
-    """If another program listens on the port that a stopped node's epmd used, mqtool sends one request to the program,
-    and does not wait for it to end.
+    """If another program listens on the port that a stopped node's epmd used, mqtool sends this program one request,
+    and does not wait for the program to end.
     """
     with daemon([b"SSH-2.0-"]) as (port, asked):
         node.stop_epmd(port)

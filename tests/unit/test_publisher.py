@@ -76,8 +76,8 @@ def publisher(wire: Wire) -> Iterator[Unconfirmed]:
 
 
 def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Unconfirmed) -> None:
-    """A publisher returns receipts in the order of publishing: if a message is confirmed early, its receipt waits for
-    those of earlier messages.
+    """A publisher returns receipts in the order of publishing. If a message is confirmed early, its receipt waits for
+    the receipts of earlier messages.
     """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(3, multiple=False)
@@ -90,7 +90,9 @@ def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Unconfi
 
 
 def test_a_multiple_nack_applies_to_messages_without_a_confirm(wire: Wire, publisher: Unconfirmed) -> None:
-    """basic.nack with `multiple` applies to all earlier messages, except those that were already confirmed."""
+    """A basic.nack with `multiple` applies to all earlier messages, except those that the broker has
+    already confirmed.
+    """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=False)
     publisher.on_nack(3, multiple=True)
@@ -101,8 +103,8 @@ def test_a_multiple_nack_applies_to_messages_without_a_confirm(wire: Wire, publi
 
 
 def test_a_returned_message_is_matched_by_its_content(wire: Wire, publisher: Unconfirmed) -> None:
-    """A basic.return has no delivery tag, so mqtool matches it to a published message by its content. Among equal
-    messages, each return marks one of them.
+    """Because a basic.return has no delivery tag, mqtool matches it to a published message by its content. If several
+    messages are equal, each return applies to one of them.
     """
     wire.publish(b"1", b"same", b"same")
     for _ in range(2):
@@ -114,8 +116,8 @@ def test_a_returned_message_is_matched_by_its_content(wire: Wire, publisher: Unc
 def test_a_returned_message_with_changed_headers_is_matched_to_the_most_similar_one(
     wire: Wire, publisher: Unconfirmed
 ) -> None:
-    """If the broker has added a header to a returned message or removed its BCC header, mqtool matches the return to
-    the published message that differs from it least.
+    """If the broker has added a header to a returned message or removed the message's BCC header, mqtool matches the
+    return to the published message that differs from it least.
     """
     for number in range(3):
         headers = {"n": number, "BCC": ["copy"]}
@@ -127,8 +129,8 @@ def test_a_returned_message_with_changed_headers_is_matched_to_the_most_similar_
 
 
 def test_only_unconfirmed_messages_are_republished(wire: Wire, publisher: Unconfirmed) -> None:
-    """After a reconnection, only unconfirmed messages are republished, and the receipts of messages that were confirmed
-    before are still returned.
+    """After a reconnection, a publisher republishes only unconfirmed messages, and still returns the receipts of
+    messages that were confirmed before.
     """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(1, multiple=False)
@@ -138,9 +140,9 @@ def test_only_unconfirmed_messages_are_republished(wire: Wire, publisher: Unconf
     assert wire.collected() == [(b"1", "confirmed"), (b"2", "confirmed"), (b"3", "confirmed")]
 
 
-def test_a_nack_right_after_a_reconnection_is_retried_on_another_channel(wire: Wire, publisher: Unconfirmed) -> None:
-    """A message that the broker nacks right after a reconnection is published again on another channel, because the
-    nack may only mean that a queue has no leader yet.
+def test_a_message_nacked_right_after_a_reconnection_is_published_again(wire: Wire, publisher: Unconfirmed) -> None:
+    """If the broker nacks a message right after a reconnection, the publisher publishes the message again on another
+    channel, because the nack may only mean that a queue has no leader yet.
     """
     wire.open(connection_is_new=True)
     wire.publish(b"1", b"2")
@@ -156,7 +158,7 @@ def test_a_nack_right_after_a_reconnection_is_retried_on_another_channel(wire: W
 
 def test_a_missing_confirm_raises_not_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
     """If confirms do not arrive within the timeout, a NotConfirmed error says how many messages are unconfirmed, and
-    the publisher still keeps all of them.
+    the publisher keeps all of these messages.
     """
     wire.publish(b"1", b"2")
     with pytest.raises(NotConfirmed, match="did not confirm 2 messages"):
@@ -165,7 +167,7 @@ def test_a_missing_confirm_raises_not_confirmed(wire: Wire, publisher: Unconfirm
 
 
 def test_the_confirm_timeout_pauses_without_a_connection(wire: Wire, publisher: Unconfirmed) -> None:
-    """Time without a connection does not count towards a publisher's confirm timeout."""
+    """Time during which there is no connection does not count towards a publisher's confirm timeout."""
     wire.publish(b"1")
     publisher.pause()
     publisher.wait(1, confirm_timeout=0.01, at_most=0.05)
@@ -175,8 +177,8 @@ def test_the_confirm_timeout_pauses_without_a_connection(wire: Wire, publisher: 
 
 
 def test_a_failed_connection_ends_waiting_for_confirms_but_keeps_receipts(wire: Wire, publisher: Unconfirmed) -> None:
-    """If a connection fails, waiting for confirms raises the connection's error, and the receipts of messages confirmed
-    before can still be collected.
+    """If a connection fails for good, waiting for confirms raises the connection's error. The receipts of messages that
+    were confirmed before can still be collected.
     """
     wire.publish(b"1", b"2")
     publisher.on_ack(1, multiple=False)
@@ -187,7 +189,9 @@ def test_a_failed_connection_ends_waiting_for_confirms_but_keeps_receipts(wire: 
 
 
 def test_a_publishers_window_is_limited_by_number_and_by_bytes(wire: Wire, publisher: Unconfirmed) -> None:
-    """A publisher's window is full once the unconfirmed messages reach the given number or, together, 16 MiB."""
+    """A publisher's window of unconfirmed messages is full once it contains the given number of messages or a total of
+    16 MiB.
+    """
     wire.publish(b"1")
     assert publisher.is_full(1)
     assert not publisher.is_full(2)
@@ -210,8 +214,8 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_early_confirms_count_once_earlier_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """If messages are confirmed out of order, a receipt is returned once all earlier messages are confirmed, and the
-    publisher then forgets the early confirm.
+    """If messages are confirmed out of order, the publisher returns a receipt once all earlier messages are confirmed.
+    It keeps no record of the early confirm after that.
     """
     wire.publish(b"1", b"2", b"3", b"4", b"5")
     for tag in (2, 3, 5):
@@ -227,8 +231,8 @@ def test_early_confirms_count_once_earlier_messages_are_confirmed(wire: Wire, pu
 
 
 def test_a_nack_without_multiple_applies_only_to_its_message(wire: Wire, publisher: Unconfirmed) -> None:
-    """basic.nack without `multiple` does not apply to earlier messages, whether or not their receipts were collected.
-    The receipt says that the broker refused the message.
+    """A basic.nack without `multiple` does not apply to earlier messages, whether or not their receipts were collected.
+    The receipt of the nacked message says that the broker refused it.
     """
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(1, multiple=False)
@@ -243,7 +247,7 @@ def test_a_nack_without_multiple_applies_only_to_its_message(wire: Wire, publish
 
 
 def test_a_message_keeps_its_own_exchange_and_routing_key(wire: Wire, publisher: Unconfirmed) -> None:
-    """A publisher uses the exchange and routing key of its route only for messages that do not have their own."""
+    """A publisher uses its default exchange and routing key only for messages that do not name their own."""
     publisher.add([Message(b"1", "key", "exchange")], ROUTE)
     wire.publish(b"2")
     assert [(each.exchange, each.routing_key) for each in publisher.messages] == [("exchange", "key"), ("logs", "info")]
@@ -255,8 +259,8 @@ def test_a_message_keeps_its_own_exchange_and_routing_key(wire: Wire, publisher:
 
 
 def test_messages_are_written_together_while_others_are_unconfirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """A publisher writes the first message at once. While that is unconfirmed, the next messages wait for a
-    millisecond, or until there are 64 KiB of them, and are written together.
+    """A publisher sends the first message immediately. While that message is unconfirmed, further messages wait for a
+    millisecond, or until they add up to 64 KiB, and are then sent together.
     """
     wire.busy = True
     wire.publish(b"1")
@@ -283,7 +287,9 @@ def test_messages_are_written_together_while_others_are_unconfirmed(wire: Wire, 
 
 
 def test_messages_can_wait_for_the_next_acknowledgements(wire: Wire, publisher: Unconfirmed) -> None:
-    """A message that is published with `waits` is written together with the next acknowledgements, and before them."""
+    """A message that is published with `waits`, such as the reply of an RPC server, is sent together with the next
+    acknowledgements, and before them.
+    """
     wire.busy = True
     publisher.add([Message(b"1")], ROUTE, waits=True)
     assert (wire.soon, wire.later) == ([], [])
@@ -291,11 +297,11 @@ def test_messages_can_wait_for_the_next_acknowledgements(wire: Wire, publisher: 
     assert (wire.sent, wire.acks) == ([b"1"], [(7, True)])
 
 
-def test_a_message_that_was_not_written_yet_is_published_once_after_a_reconnection(
+def test_a_message_that_was_not_sent_yet_is_published_once_after_a_reconnection(
     wire: Wire, publisher: Unconfirmed
 ) -> None:
-    """A message that was not yet written when the connection was lost is written once, on the next channel. The same
-    applies to messages that are published before the first channel is open.
+    """If a message was not yet sent when the connection was lost, it is sent once, on the next channel. The same
+    applies to a message that is published before the first channel is open.
     """
     wire.busy = True
     wire.publish(b"1")
@@ -315,8 +321,8 @@ def test_a_message_that_was_not_written_yet_is_published_once_after_a_reconnecti
 
 
 def test_receipts_are_kept_over_several_reconnections(wire: Wire, publisher: Unconfirmed) -> None:
-    """Receipts that the caller has not collected yet are kept, however often the channel is reopened. Later messages
-    are written on the new channel.
+    """Receipts that the caller has not yet collected are kept, however often the channel is reopened. Later messages
+    are sent on the new channel.
     """
     wire.publish(b"1", b"2", b"3")
     for _ in range(2):
@@ -328,9 +334,9 @@ def test_receipts_are_kept_over_several_reconnections(wire: Wire, publisher: Unc
     assert [body for body, _ in wire.collected()] == [b"1", b"2", b"3", b"4"]
 
 
-def test_a_return_never_marks_a_message_that_was_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """Among equal messages, basic.return marks the first one that is not confirmed yet. The receipt of this message
-    contains the broker's reason.
+def test_a_return_never_applies_to_a_message_that_was_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
+    """If several published messages are equal, a basic.return applies to the first one that is not yet confirmed. The
+    receipt of this message contains the broker's reason.
     """
     wire.publish(b"same", b"same")
     publisher.on_ack(1, multiple=False)
@@ -361,20 +367,24 @@ def _message(exchange: str | None = None, key: str | None = None, **properties: 
         (_message("logs", "info", headers={"x": 1}), [(_message(), ROUTE), (_message(app_id=None), ROUTE)], 1),
         (_message("logs", "info", app_id="a"), [(_message(), ROUTE), (_message(app_id="a"), ROUTE)], 2),
     ],
+    ids=[
+        "exchange and key", "exchange and key of the route", "no message with this key", "persistent", "transient",
+        "persistent with an application", "BCC", "first of equal ones", "same application",
+    ],
 )  # fmt: skip
 def test_a_return_is_matched_to_the_most_similar_message_with_the_same_address(
     returned: Message, published: list[tuple[Message, Route]], expected: int | None
 ) -> None:
-    """A returned message is matched to a published one with the same exchange, routing key, id and body. If there are
-    several, it is the first of those whose properties and headers differ least; the route's delivery mode counts, and
-    BCC does not.
+    """mqtool matches a returned message to a published one with the same exchange, routing key, id and body. If there
+    are several, it chooses the first of those whose properties and headers differ least. The delivery mode counts as a
+    difference, but a BCC header does not.
     """
     assert most_similar(returned, ((tag, *each) for tag, each in enumerate(published, 1))) == expected
 
 
 def test_waiting_for_confirms_ends_when_enough_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """Waiting for confirms ends as soon as fewer than the given number of messages are unconfirmed, even if their
-    receipts have not been collected, and even if a thread is already waiting.
+    """Waiting for confirms ends as soon as fewer messages than the given number are unconfirmed. It does not matter
+    whether the receipts of the others have been collected, or whether a thread was already waiting.
     """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=True)
@@ -386,8 +396,8 @@ def test_waiting_for_confirms_ends_when_enough_messages_are_confirmed(wire: Wire
 
 
 def test_waiting_for_confirms_continues_while_16_mib_are_unconfirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """While 16 MiB are unconfirmed, waiting for confirms continues, even if only a few messages are unconfirmed. It
-    ends once a receipt can be collected.
+    """While 16 MiB of messages are unconfirmed, waiting for confirms continues, even if these are only a few messages.
+    It ends once a receipt can be collected.
     """
     wire.publish(b"1", bytes(WINDOW_BYTES - 1))
     assert publisher.is_full(1000)
@@ -408,7 +418,7 @@ def test_waiting_for_confirms_continues_while_16_mib_are_unconfirmed(wire: Wire,
 
 def test_a_command_that_must_stop_does_not_wait_for_confirms(wire: Wire, publisher: Unconfirmed) -> None:
     """If a command must stop while messages are unconfirmed, waiting for confirms ends with an error that gives the
-    reason and the number of these messages. If none is unconfirmed, waiting ends without an error.
+    reason and the number of these messages. If no message is unconfirmed, waiting ends without an error.
     """
     wire.reason = "stopped by SIGTERM"
     publisher.wait(1, confirm_timeout=60)
@@ -419,8 +429,8 @@ def test_a_command_that_must_stop_does_not_wait_for_confirms(wire: Wire, publish
 
 
 def test_the_confirm_timeout_counts_from_the_last_confirm(wire: Wire, publisher: Unconfirmed, now: list[float]) -> None:
-    """The confirm timeout starts at the last confirm or, if no message was unconfirmed since then, at the next message.
-    Later messages do not extend it.
+    """The confirm timeout starts at the last confirm or, if no message was unconfirmed after that, when the next
+    message is published. Further messages do not extend it.
     """
     wire.publish(b"1")
     publisher.on_ack(1, multiple=False)
@@ -446,8 +456,8 @@ def test_the_confirm_timeout_counts_from_the_last_confirm(wire: Wire, publisher:
 
 
 def test_waiting_for_less_than_the_confirm_timeout_raises_no_error(wire: Wire, publisher: Unconfirmed) -> None:
-    """Waiting for confirms for less than the confirm timeout ends without an error, even if a message is still
-    unconfirmed.
+    """If the caller waits for confirms for less time than the confirm timeout, waiting ends without an error, even if a
+    message is still unconfirmed.
     """
     wire.publish(b"1")
     publisher.wait(1, confirm_timeout=0.5, at_most=0.02)
@@ -456,9 +466,8 @@ def test_waiting_for_less_than_the_confirm_timeout_raises_no_error(wire: Wire, p
 def test_nacks_are_final_once_queues_have_had_time_to_elect_leaders(
     wire: Wire, publisher: Unconfirmed, now: list[float]
 ) -> None:
-    """For 20 seconds after a reconnection, a nacked message is published again a quarter of a second later, each time
-    on another channel, and only while there is a connection. Until then, it counts towards the window. After the 20
-    seconds, a nack is final.
+    """For 20 seconds after a reconnection, a publisher publishes a nacked message again after a quarter of a second,
+    each time on another channel, but not while there is no connection. After the 20 seconds, a nack is final.
     """
     wire.open(connection_is_new=True)
     for attempt in range(2):
@@ -487,8 +496,8 @@ def test_nacks_are_final_once_queues_have_had_time_to_elect_leaders(
 def test_a_nacked_message_is_published_again_while_the_caller_waits(
     wire: Wire, publisher: Unconfirmed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a message is nacked right after a reconnection while the caller waits for its confirm, the caller gets the
-    confirm as soon as the broker accepts the message, long before the confirm timeout.
+    """If a message is nacked right after a reconnection while the caller waits for its confirm, the publisher publishes
+    it again. The caller gets the confirm as soon as the broker accepts the message, long before the confirm timeout.
     """
 
     def accept() -> None:
@@ -509,7 +518,7 @@ def test_a_nacked_message_is_published_again_while_the_caller_waits(
 
 
 def test_message_ids_are_random_uuids() -> None:
-    """The message ids that mqtool generates are unique UUIDs of version 4."""
+    """The message ids that mqtool generates are unique UUIDs of version 4, which are random."""
     ids = [*map(uuid.UUID, new_message_ids(1000))]
     assert {(each.version, each.variant) for each in ids} == {(4, uuid.RFC_4122)}
     assert len({*ids}) == len(ids)

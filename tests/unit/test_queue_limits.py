@@ -68,12 +68,31 @@ def api_with(policies: Any = (), operator: Any = (), queues: Any = (), **more: A
         ({"x-max-length": "5", **FULL}, [], None),
         ({"x-max-length-bytes": 5, **FULL}, [], None),
     ],
+    ids=[
+        "no limit",
+        "no overflow behaviour",
+        "drop-head",
+        "reject-publish",
+        "reject-publish-dlx",
+        "limit of 0",
+        "overflow without a limit",
+        "limit of a policy",
+        "lower limit of the argument",
+        "lower limit of the policy",
+        "overflow of a policy",
+        "two policies",
+        "argument overrides the policy",
+        "first policy overrides the second",
+        "limit that is not a number",
+        "limit in bytes",
+    ],
 )
 def test_a_queue_with_the_overflow_reject_publish_rejects_messages_beyond_its_lowest_limit(
     arguments: dict[str, Any], policies: list[dict[str, Any]], beyond: int | None
 ) -> None:
-    """If a queue's argument or, without one, a policy sets the overflow reject-publish, mqtool expects the queue to
-    reject messages beyond the lowest of its limits. It expects any other queue to reject none.
+    """If a queue's argument or, if it has no such argument, a policy sets the overflow behaviour to reject-publish,
+    mqtool expects the queue to reject messages beyond the lowest of its limits. It expects other queues not to reject
+    messages.
     """
     assert rejects_beyond(arguments, policies) == beyond
     assert rejects_beyond(arguments, iter(policies)) == beyond
@@ -109,18 +128,39 @@ def test_a_queues_limits_in_messages_and_in_bytes_are_separate() -> None:
         (policy(max_length_bytes=1, expires=1), "stream", False),
         ({"name": "p", "pattern": ""}, "classic", True),
     ],
+    ids=[
+        "matching pattern",
+        "other pattern",
+        "pattern for Erlang",
+        "all",
+        "queues",
+        "exchanges",
+        "quorum queues",
+        "quorum queues, classic queue",
+        "streams",
+        "streams, quorum queue",
+        "delivery limit, quorum queue",
+        "delivery limit, classic queue",
+        "lazy, quorum queue",
+        "lazy, unknown type",
+        "max-age, classic queue",
+        "max-age, stream",
+        "expires, stream",
+        "without a definition",
+    ],
 )
 def test_a_policy_applies_to_queues_that_match_its_pattern_and_type(
     given: dict[str, Any], kind: str, is_applied: bool
 ) -> None:
     """A policy applies to a queue if its pattern matches the queue's name, its apply-to includes the queue's type, and
-    the type supports all of its settings. If only Erlang can parse a pattern, mqtool assumes that it matches.
+    this type supports all of the policy's settings. If only Erlang can parse a pattern, mqtool assumes that the pattern
+    matches.
     """
     assert applies(given, "q", kind) is is_applied
 
 
 def test_the_matching_policy_with_the_highest_priority_applies() -> None:
-    """Of several policies that match a queue, the one with the highest priority applies. The default priority is 0."""
+    """If several policies match a queue, the one with the highest priority applies. The default priority is 0."""
     low, none, high = policy("low", priority=-1), policy("none"), policy("high", priority=2)
     other = policy("other", "^x", priority=9)
     assert strongest([low, none], "q", "classic") == none
@@ -131,8 +171,8 @@ def test_the_matching_policy_with_the_highest_priority_applies() -> None:
 
 
 def test_the_policy_and_the_operator_policy_of_a_queue_are_found() -> None:
-    """mqtool finds both the policy and the operator policy of a queue: the matching one with the highest priority of
-    each kind, if any.
+    """mqtool finds both the policy and the operator policy of a queue, if any. Of each kind, it chooses the matching
+    one with the highest priority.
     """
     both = api_with([policy(max_length=5), policy("x", "^x", expires=1)], [policy(max_length=3, priority=1)])
     assert policies_of(both, "v", "q", "classic") == [{"max-length": 5}, {"max-length": 3}]
@@ -143,9 +183,9 @@ def test_the_policy_and_the_operator_policy_of_a_queue_are_found() -> None:
     assert policies_of(api_with([{"name": "p", "pattern": ""}]), "v", "q", "classic") == [{}]
 
 
-@pytest.mark.parametrize("refusal", [AccessRefused("no"), NotFound("no")])
+@pytest.mark.parametrize("refusal", [AccessRefused("no"), NotFound("no")], ids=["access refused", "not found"])
 def test_without_permission_to_read_policies_the_queues_effective_policy_is_used(refusal: Exception) -> None:
-    """If a user is not permitted to read policies, mqtool uses the effective policy that the management API shows for
+    """If a user has no permission to read policies, mqtool uses the effective policy that the management API shows for
     the queue, if the queue exists.
     """
     effective = {"name": "q", "effective_policy_definition": {"max-length": 9}}
@@ -166,8 +206,8 @@ class FakeChannel:
 
 
 def test_a_queue_that_rejects_messages_can_take_its_limit_minus_its_messages() -> None:
-    """For a queue that rejects messages, mqtool computes how many more it can take: its limit, minus the messages that
-    it contains at that moment.
+    """If a queue rejects messages beyond its limit, mqtool computes how many more messages the queue can take: the
+    limit minus the messages that are in the queue at that moment.
     """
     channel = FakeChannel()
     given = {"name": "q", "type": "quorum", "arguments": {**FULL, "x-max-length": 10}}
@@ -190,8 +230,8 @@ def test_a_queue_that_rejects_messages_can_take_its_limit_minus_its_messages() -
 
 
 def test_a_queue_that_never_rejects_messages_can_take_any_number() -> None:
-    """mqtool assumes that a queue can take any number of messages if it has no limit, drops its oldest messages beyond
-    the limit, or does not exist yet.
+    """mqtool assumes that a queue can take any number of messages if it has no limit or does not exist yet, or if it
+    drops its oldest messages beyond the limit.
     """
     for queues in ([{"name": "q", "arguments": {"x-max-length": 10}}], [{"name": "q", "arguments": None}], []):
         limited = policy(max_length=4, overflow="reject-publish")
@@ -244,13 +284,19 @@ def lost(new: dict[str, Any], *queues: dict[str, Any], policies: Any = (), opera
         (policy(expires=60_000), queue(0, messages=1),
          Loss("q", 1, "is deleted with 1 message if it is not used for 1m", of_queue=True)),
     ],
+    ids=[
+        "some messages", "all messages", "thousands of messages", "dead letters by the policy",
+        "dead letters by the argument", "bytes", "0 bytes", "more by bytes", "as many by length",
+        "shorter than the argument", "expiring queue", "expires earlier than the argument", "quorum queue",
+        "only quorum queues", "queue without a type", "unacknowledged message in an expiring queue",
+    ],
 )  # fmt: skip
 def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
     new: dict[str, Any], there: dict[str, Any], loss: Loss
 ) -> None:
     """Before mqtool sets a policy, it says how many messages each queue would drop or dead-letter because of the
-    policy's limits, and which queues with messages would expire. For a limit in bytes, it estimates the number from the
-    average size.
+    policy's limits, and which queues with messages would expire. If the limit is in bytes, mqtool estimates the number
+    of messages from their average size.
     """
     assert lost(new, there) == [loss]
 
@@ -281,20 +327,44 @@ def test_mqtool_says_what_a_new_policy_would_remove_from_a_queue(
         (policy(max_length=4, delivery_limit=3), queue()),
         (policy(max_length=4, queue_mode="lazy"), queue(type="quorum")),
     ],
+    ids=[
+        "within the length",
+        "within the bytes",
+        "policy rejects",
+        "argument rejects",
+        "shorter argument",
+        "stream",
+        "other pattern",
+        "exchanges only",
+        "queue without statistics",
+        "message TTL",
+        "negative length",
+        "queue with a consumer",
+        "empty expiring queue",
+        "same x-expires",
+        "shorter x-expires",
+        "same x-expires and enough room",
+        "overflow only",
+        "empty queue",
+        "no bytes",
+        "classic queues only",
+        "delivery limit for a classic queue",
+        "lazy for a quorum queue",
+    ],
 )
 def test_no_loss_is_reported_for_a_queue_that_a_new_policy_does_not_affect(
     new: dict[str, Any], there: dict[str, Any]
 ) -> None:
-    """mqtool reports no loss for a queue that is within the new policy's limits, has lower ones, rejects new messages
-    instead, is a stream, is in use, or does not match the policy.
+    """Before mqtool sets a policy, it reports no loss for a queue that is within the policy's limits, already has lower
+    limits, rejects new messages instead, is a stream, is in use, or does not match the policy.
     """
     assert lost(new, there) == []
 
 
 def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
-    """mqtool reports no loss if another policy of the queue takes precedence over the new one. A new policy that
-    replaces one with the same name is compared with that one, and an operator policy limits a queue in addition to its
-    policy.
+    """mqtool reports no loss if another policy of the queue takes precedence over the new one. If the new policy
+    replaces one with the same name, mqtool compares the two. An operator policy limits a queue in addition to the
+    queue's policy.
     """
     strong, four = policy("strong", priority=5, max_length=20), policy(max_length=4)
     assert lost(four, queue(), policies=[strong]) == []
@@ -305,10 +375,12 @@ def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
     assert losses(api_with([strong], [], [queue()]), "v", four, operator=True)[0].messages == 6
 
 
-@pytest.mark.parametrize("new", [policy(overflow="drop-head"), policy(message_ttl=1000)])
+@pytest.mark.parametrize(
+    "new", [policy(overflow="drop-head"), policy(message_ttl=1000)], ids=["drop-head", "no overflow behaviour"]
+)
 def test_replacing_a_policy_can_make_a_queue_drop_messages(new: dict[str, Any]) -> None:
-    """If a queue no longer rejects messages because its policy is replaced, mqtool says that the queue drops the
-    messages beyond the limit of its operator policy. Removing a limit loses nothing.
+    """If the new policy means that a queue no longer rejects messages, mqtool says that the queue will drop messages
+    beyond the limit of its operator policy. A policy that only removes a limit loses nothing.
     """
     rejects, limit = policy(overflow="reject-publish"), [policy(max_length=4)]
     assert lost(new, queue(), policies=[rejects], operator=limit) == [
@@ -319,17 +391,17 @@ def test_replacing_a_policy_can_make_a_queue_drop_messages(new: dict[str, Any]) 
     assert lost(policy(expires=60_000), queue(), policies=[policy(expires=1000)]) == []
 
 
-@pytest.mark.parametrize("refusal", [AccessRefused("no"), NotFound("no")])
+@pytest.mark.parametrize("refusal", [AccessRefused("no"), NotFound("no")], ids=["access refused", "not found"])
 def test_losses_are_counted_without_permission_to_read_policies(refusal: Exception) -> None:
-    """If a user is not permitted to read the existing policies, mqtool counts the losses as if the new policy were the
-    only one.
+    """If a user has no permission to read the existing policies, mqtool counts the messages that a new policy would
+    remove as if it were the only policy.
     """
     assert lost(policy(max_length=4), queue(), policies=refusal, operator=refusal)[0].messages == 6
 
 
 def test_the_losses_of_all_queues_are_listed() -> None:
-    """mqtool lists each queue that would lose messages by a new policy, in the broker's order. A queue that would also
-    expire is listed twice.
+    """mqtool lists each queue that a new policy would cause to lose messages, in the broker's order. A queue that would
+    also expire is listed twice.
     """
     new = policy(max_length=4, expires=1000)
     found = lost(new, queue(name="a"), queue(2, name="b"), queue(0, name="c"), queue(type="stream"), queue(name="d"))

@@ -38,7 +38,9 @@ def dues(pace: ReplayPace, messages: list[RecordedMessage]) -> list[float]:
 
 
 def test_a_replay_keeps_the_recorded_gaps() -> None:
-    """In a replay, each message is due as long after the first one as in the recording, divided by the speed."""
+    """In a replay, the time between the first message and any other is the same as in the recording, divided by the
+    speed.
+    """
     messages = read(line(5), line(5.25), line(9))
     assert dues(ReplayPace(clock=Clock()), messages) == [0, 0.25, 4]
     assert dues(ReplayPace(2, clock=Clock()), messages) == [0, 0.125, 2]
@@ -46,7 +48,7 @@ def test_a_replay_keeps_the_recorded_gaps() -> None:
 
 
 def test_a_late_replayed_message_does_not_delay_later_ones() -> None:
-    """If a replayed message is late, later ones are still due at their recorded time after the first message."""
+    """If a replayed message is late, later messages are still due as long after the first one as in the recording."""
     clock = Clock()
     pace = ReplayPace(clock=clock)
     first, second, third = read(line(0), line(1), line(2))
@@ -56,9 +58,10 @@ def test_a_late_replayed_message_does_not_delay_later_ones() -> None:
     assert pace.due(third) == 1002
 
 
-def test_timestamps_that_go_back_start_the_recorded_times_anew() -> None:
-    """A replayed message whose timestamp is earlier than that of the previous message is due at once. If it is more
-    than a second earlier, or if the message is the first one in a file, later times count from this message.
+def test_a_replayed_message_with_an_earlier_timestamp_is_due_immediately() -> None:
+    """A replayed message whose timestamp is earlier than that of the message before it is due immediately. If its
+    timestamp is more than a second earlier, or if it is the first message of a file, the times of later messages are
+    relative to it.
     """
     assert dues(ReplayPace(clock=Clock()), read(line(3), line(4), line(3.5), line(5))) == [0, 1, 1, 2]
     assert dues(ReplayPace(clock=Clock()), read(line(8), line(9), line(2), line(3))) == [0, 1, 1, 2]
@@ -67,13 +70,15 @@ def test_timestamps_that_go_back_start_the_recorded_times_anew() -> None:
 
 
 def test_a_line_without_a_timestamp_is_due_together_with_the_one_before() -> None:
-    """A line of a recording without a timestamp, such as one typed by hand, is due together with the line before it."""
+    """If a line of a recording has no timestamp, for example because it was typed by hand, its message is due together
+    with that of the line before it.
+    """
     assert dues(ReplayPace(clock=Clock()), read(line(), line(3), line(), line(4))) == [0, 0, 0, 1]
 
 
 def test_a_replay_at_a_fixed_rate_has_no_burst_after_a_pause() -> None:
-    """If a recording is replayed at a rate of 500/s, messages are 2 ms apart. After a pause of a minute, they are still
-    2 ms apart, and not sent in a burst.
+    """With a rate of 500/s, a replay sends messages 2 ms apart. After a pause of a minute, it does not catch up in a
+    burst, but continues with 2 ms between messages.
     """
     clock = Clock()
     pace, messages = ReplayPace(rate=500, clock=clock), read(*[line(0)] * 5)
@@ -83,8 +88,8 @@ def test_a_replay_at_a_fixed_rate_has_no_burst_after_a_pause() -> None:
 
 
 def test_since_and_until_select_recorded_messages() -> None:
-    """--since and --until select recorded messages by a time, or by a duration after the first message. A message at
-    the exact time of --until is not included.
+    """`replay --since` and `--until` select recorded messages by time, or by a duration after the first message. A
+    message at the exact time of `--until` is not selected.
     """
     lines = [line(second, body=str(second)) for second in range(5)]
     for since, until in (
@@ -98,8 +103,8 @@ def test_since_and_until_select_recorded_messages() -> None:
 
 
 def test_a_replayed_message_goes_to_its_exchange_or_queue_unless_another_is_given() -> None:
-    """A replayed message is published to the exchange or, if there is none, to the queue from which it was recorded,
-    unless the command names another one. A message without either raises BadData.
+    """A replayed message is published to the recorded exchange or, if there is none, to the queue from which it was
+    recorded, unless the command names another destination. A message that was recorded with neither raises BadData.
     """
 
     def place(*lines: bytes, changes: Changes | None = None) -> tuple[str | None, str | None]:
@@ -117,7 +122,9 @@ def test_a_replayed_message_goes_to_its_exchange_or_queue_unless_another_is_give
 
 
 def test_a_replay_drops_and_sets_headers() -> None:
-    """A replay drops the given headers, and then sets others; the remaining headers keep their values and types."""
+    """A replay first drops the headers that it is told to drop, and then sets others. The remaining headers keep their
+    values and types.
+    """
     given = line(headers={"x-death": [], "n": 1, "raw": {"$bytes": "AA=="}}, properties={"type": "t", "user_id": "app"})
     [message] = read(given, changes=Changes(dropped_headers=["x-death", "none"], headers={"n": 2, "replayed": True}))
     assert message.properties == {"type": "t", "headers": {"n": 2, "raw": b"\0", "replayed": True}}
@@ -125,6 +132,6 @@ def test_a_replay_drops_and_sets_headers() -> None:
 
 @pytest.mark.parametrize("bad", ["yesterday", 5, "2026-13-01T00:00:00Z"])
 def test_the_error_about_an_invalid_timestamp_names_the_line(bad: object) -> None:
-    """An invalid timestamp in a recording raises a BadData error that gives the number of the line."""
+    """An invalid timestamp in a recording raises BadData. The error gives the number of the line."""
     with pytest.raises(BadData, match='line 2 has a "timestamp" that is not a time'):
         read(line(1), line(timestamp=bad))

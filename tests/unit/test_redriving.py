@@ -48,10 +48,26 @@ ALL = {"ids": ["a"], "reason": "exhausted", "error": "status", "older": 60}
         ({**ALL, "error": "timeout"}, False),
         ({**ALL, "older": 180}, False),
     ],
+    ids=[
+        "no condition",
+        "id",
+        "other id",
+        "reason",
+        "other reason",
+        "error",
+        "other error",
+        "older",
+        "not old enough",
+        "all conditions",
+        "all but the id",
+        "all but the reason",
+        "all but the error",
+        "all but the age",
+    ],
 )
 def test_a_dead_letter_is_chosen_if_it_meets_all_conditions(conditions: dict[str, Any], *, is_chosen: bool) -> None:
-    """`dlq` commands choose a dead letter by its id, a part of its reason, a part of its last error, and its age. They
-    choose it only if it meets all of the given conditions.
+    """`dlq` commands choose dead letters by id, by a part of their reason or of their last error, and by age. They
+    choose a dead letter only if it meets all of the given conditions.
     """
     first = datetime.now(UTC) - timedelta(seconds=121)
     assert choice(**conditions)(letter({**DEAD, "mqtool-first-failure": first})) is is_chosen
@@ -82,8 +98,8 @@ def died_in(queue: str) -> dict[str, Any]:
 
 
 def test_a_dead_letter_that_worker_has_published_is_from_the_queue_in_the_dead_letter_queues_name() -> None:
-    """A dead letter that came to QUEUE.dlq through the default exchange, as `worker` publishes it, is from QUEUE.
-    mqtool does not ask the management API about it.
+    """A dead letter that came to QUEUE.dlq through the default exchange, as `worker` publishes dead letters, is from
+    QUEUE. mqtool does not need the management API to know this.
     """
 
     def api() -> Management:
@@ -99,12 +115,13 @@ def test_a_dead_letter_that_worker_has_published_is_from_the_queue_in_the_dead_l
         ({"x-dead-letter-exchange": "dlx", "x-dead-letter-routing-key": "dead"}, "dlx", "dead"),
         ({"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "all.dlq"}, "", "all.dlq"),
     ],
+    ids=["exchange", "exchange and key", "default exchange"],
 )
 def test_a_dead_letters_origin_is_proven_if_the_queue_dead_letters_in_the_same_way(
     arguments: dict[str, Any], exchange: str, key: str
 ) -> None:
-    """A dead letter is proven to be from the queue that its headers name if this queue dead-letters to the exchange,
-    and with the routing key, with which the dead letter was published.
+    """A dead letter is proven to be from the queue that its headers name if that queue dead-letters to the exchange to
+    which the dead letter was published, and with the same routing key.
     """
     assert origins({"orders": arguments}, "all.dlq").of(letter(died_in("orders"), exchange, key)) == "orders"
 
@@ -127,12 +144,17 @@ def test_a_dead_letters_origin_is_proven_if_the_queue_dead_letters_in_the_same_w
          "says that it came from 'jobs', which does not dead-letter to 'jobs.dlq' through exchange 'logs'"),
         ({"jobs": {}}, letter(key="other"), "says that it came from 'jobs', which does not dead-letter to 'jobs.dlq'"),
     ],
+    ids=[
+        "no queue", "missing queue", "no permission", "no dead-letter exchange", "other exchange",
+        "other key", "published by a client", "other key of the default exchange",
+    ],
 )  # fmt: skip
 def test_if_a_dead_letters_origin_is_not_proven_the_error_says_why(
     queues: dict[str, Any], dead: Delivery, why: str
 ) -> None:
-    """A dead letter's origin is not proven if the queue that its headers name does not exist, cannot be looked up, or
-    does not dead-letter as the dead letter was published. The error says which of these it is.
+    """A dead letter's origin is not proven if its headers name no queue, or if they name a queue that does not exist,
+    cannot be looked up, or dead-letters in another way than this dead letter was published. The error says which of
+    these is the case.
     """
     with pytest.raises(Unproven) as error:
         origins(queues).of(dead)
@@ -140,8 +162,8 @@ def test_if_a_dead_letters_origin_is_not_proven_the_error_says_why(
 
 
 def test_each_queue_that_dead_letters_name_is_looked_up_once() -> None:
-    """mqtool looks up each queue that dead letters name only once in the management API, even if the queue does not
-    exist.
+    """If several dead letters name the same queue as their origin, mqtool looks it up in the management API only once,
+    even if it does not exist.
     """
     asked = list[str]()
 
@@ -160,9 +182,8 @@ def test_each_queue_that_dead_letters_name_is_looked_up_once() -> None:
 
 
 def test_dead_letter_queues_are_found_by_their_name_and_by_the_queues_that_dead_letter_to_them() -> None:
-    """mqtool considers a queue a dead-letter queue if its name is NAME.dlq, if another queue dead-letters to it, or if
-    it is bound to a dead-letter exchange. Exclusive queues, and queues to which only wait queues dead-letter, do not
-    count.
+    """mqtool considers a queue a dead-letter queue if it is named NAME.dlq, if a queue dead-letters to it, or if it is
+    bound to a dead-letter exchange. Exclusive queues do not count, nor do queues to which only wait queues dead-letter.
     """
     arguments: dict[str, dict[str, Any]] = {
         "jobs": {},
@@ -224,8 +245,8 @@ def bodies(vhost: Vhost, queue: str) -> list[int]:
 def test_a_redrive_moves_chosen_dead_letters_back_to_the_queue_they_came_from(
     amqp_vhost: Vhost, channel: Channel
 ) -> None:
-    """A redrive moves the chosen dead letters back to the queue they came from, in order. The others stay, and so do
-    those whose origin is not proven; each of these is reported.
+    """`dlq redrive` moves the chosen dead letters back to the queue they came from, in order. The others stay. Chosen
+    dead letters whose origin is not proven stay, too, and each of these is reported.
     """
     bury(channel, "jobs", "jobs", "other", "jobs", "jobs")
     left = list[str]()
@@ -238,11 +259,11 @@ def test_a_redrive_moves_chosen_dead_letters_back_to_the_queue_they_came_from(
     assert left == ["a message without id ('2') says that it came from 'other', which does not exist"]
 
 
-def test_a_queue_that_does_not_take_its_dead_letters_does_not_stop_a_redrive(
+def test_a_queue_that_does_not_accept_its_dead_letters_does_not_stop_a_redrive(
     amqp_vhost: Vhost, channel: Channel
 ) -> None:
-    """If a queue does not take one of its dead letters back, all of its dead letters stay in the dead-letter queue, and
-    each is reported. Dead letters from other queues are still moved.
+    """If a queue does not accept one of its dead letters back, `dlq redrive` leaves all dead letters of this queue
+    where they are, and reports each. It still moves dead letters that came from other queues.
     """
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "jobs.dlq"}
     bury(channel, *["gone"] * 150, "jobs")
@@ -256,11 +277,11 @@ def test_a_queue_that_does_not_take_its_dead_letters_does_not_stop_a_redrive(
     assert left[-1] == "a message without id ('149') was in 'gone', too"
 
 
-def test_a_redrive_to_a_named_queue_ends_if_the_queue_does_not_take_a_message(
+def test_a_redrive_to_a_named_queue_ends_if_the_queue_does_not_accept_a_message(
     amqp_vhost: Vhost, channel: Channel
 ) -> None:
-    """If a redrive is to move all dead letters to one named queue, and this queue does not take one of them, the
-    redrive ends with an error, and all dead letters stay. The hint names the option for another queue.
+    """If `dlq redrive --to` names a queue that does not accept one of the dead letters, the redrive ends with an error,
+    and all dead letters stay. The hint names the option that chooses another queue.
     """
     bury(channel, "jobs", "other")
     with pytest.raises(NotConfirmed, match="'gone' did not take a message without id") as error:
@@ -271,7 +292,7 @@ def test_a_redrive_to_a_named_queue_ends_if_the_queue_does_not_take_a_message(
 
 
 def test_a_redrive_can_move_all_dead_letters_to_a_named_queue(amqp_vhost: Vhost, channel: Channel) -> None:
-    """If a redrive names a queue, it moves the dead letters of all origins to this queue. Dead letters that arrive
+    """`dlq redrive --to` moves dead letters to the named queue, wherever they came from. Dead letters that arrive
     during the redrive stay.
     """
     bury(channel, "jobs", "other")

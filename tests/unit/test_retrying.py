@@ -57,9 +57,9 @@ def retrying(channel: FakeChannel, retries: int = 1, notice: Callable[[str], Non
     return Retrying(cast(Channel, channel), RetryPolicy(retries), notice)
 
 
-def test_retry_returns_whether_there_is_another_attempt() -> None:
-    """After a failure, retry() publishes a message to the wait queue and returns True. After the last attempt, it
-    publishes the message to the dead-letter queue and returns False.
+def test_a_failed_message_is_retried_unless_it_was_the_last_attempt() -> None:
+    """After a failed attempt, `worker` publishes the message to a wait queue if it has retries left. Otherwise, it
+    publishes the message to the dead-letter queue.
     """
     channel = FakeChannel(CONFIRMED, CONFIRMED)
     assert retrying(channel, retries=1).retry(JOB, "failed")
@@ -68,8 +68,8 @@ def test_retry_returns_whether_there_is_another_attempt() -> None:
 
 
 def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
-    """If the broker returns a message because the wait queue has just expired, retry() declares the queue again. After
-    three returns, it raises NotConfirmed.
+    """If the broker returns a message that is to be retried, because the wait queue has just expired, `worker` declares
+    the wait queue again. After three returns, it raises NotConfirmed.
     """
     channel = FakeChannel(Confirmation.RETURNED, Confirmation.CONFIRMED)
     assert retrying(channel).retry(JOB, "failed")
@@ -78,9 +78,9 @@ def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
         retrying(FakeChannel(*[Confirmation.RETURNED] * 3)).retry(JOB, "failed")
 
 
-def test_after_a_missing_confirm_retry_publishes_nothing_more() -> None:
-    """If a confirm did not arrive, every later retry() raises NotConfirmed without publishing, because a late confirm
-    could be mistaken for that of the next message.
+def test_after_a_missing_confirm_worker_publishes_no_further_retries() -> None:
+    """If the confirm of a message that is to be retried does not arrive, `worker` publishes no further retries. Each
+    retry raises NotConfirmed, because a late confirm could be mistaken for that of the next message.
     """
     channel = FakeChannel(NotConfirmed("no answer"), Confirmation.CONFIRMED)
     ours = retrying(channel)
@@ -100,19 +100,20 @@ def test_after_a_missing_confirm_retry_publishes_nothing_more() -> None:
         (RetryPolicy(retries=2, backoff=0), [0.001, 0.001, None]),
         (RetryPolicy(retries=0), [None]),
     ],
+    ids=["default", "short", "limited", "rounded", "no backoff", "no retries"],
 )
 def test_the_delay_before_each_retry_doubles_up_to_the_maximum(
     policy: RetryPolicy, seconds: list[float | None]
 ) -> None:
-    """The delay before each retry is twice the previous one, up to the maximum, and rounded to milliseconds. It is
-    never shorter than 1 ms, and there is none after the last attempt.
+    """The delay before each retry is twice the previous one, up to the maximum, rounded to milliseconds, and at least 1
+    ms. After the last attempt, there is no further delay.
     """
     assert [policy.delay(failures) for failures in range(1, len(seconds) + 1)] == seconds
 
 
 def test_after_thousands_of_retries_the_delay_is_still_the_maximum() -> None:
-    """A message that has failed thousands of times waits for the maximum delay, however large the doubled delay would
-    be.
+    """A message that has failed thousands of times waits for the maximum delay before the next retry, and the doubled
+    delay does not overflow.
     """
     assert RetryPolicy(retries=10_000).delay(5_000) == 300
 
@@ -121,8 +122,8 @@ def test_after_thousands_of_retries_the_delay_is_still_the_maximum() -> None:
     ("delay", "name", "milliseconds"), [(1, "1s", 1000), (90, "1m30s", 90_000), (0.25, "250ms", 250)]
 )
 def test_messages_return_from_a_wait_queue_to_their_work_queue(delay: float, name: str, milliseconds: int) -> None:
-    """The wait queue for a retry is durable, dead-letters its messages to the work queue through the default exchange
-    after the delay, and does not expire before its messages. The dead-letter queue is durable and classic.
+    """The wait queue for a retry is durable, dead-letters its messages after the delay to the work queue, through the
+    default exchange, and does not expire before its messages do. The dead-letter queue is a durable classic queue.
     """
     queue = retry_queue("jobs", delay)
     assert (queue.name, queue.durable) == (f"jobs.wait.{name}", True)
@@ -137,7 +138,7 @@ def test_messages_return_from_a_wait_queue_to_their_work_queue(delay: float, nam
 
 def test_a_message_that_waits_for_a_retry_contains_its_history() -> None:
     """The headers of a message that waits for a retry contain the number of failed attempts, the last error, the queue,
-    and the original exchange and routing key. A notice says when the message is retried.
+    and the original exchange and routing key. A notice says when the message will be retried.
     """
     channel, notices = FakeChannel(CONFIRMED), list[str]()
     assert retrying(channel, retries=3, notice=notices.append).retry(AGAIN, "exit status 1")
@@ -155,8 +156,8 @@ def test_a_message_that_waits_for_a_retry_contains_its_history() -> None:
     ("job", "attempts"), [(JOB, "1 attempt"), (AGAIN, "2 attempts")], ids=["first attempt", "second attempt"]
 )
 def test_a_message_that_failed_for_the_last_time_is_dead_lettered_with_the_reason(job: Delivery, attempts: str) -> None:
-    """After its last attempt, a message is in the dead-letter queue with the reason "retries exhausted", and a notice
-    says how many attempts there were.
+    """After its last failed attempt, a message is published to the dead-letter queue with the reason "retries
+    exhausted", and a notice says how many attempts there were.
     """
     channel, notices = FakeChannel(CONFIRMED), list[str]()
     assert retrying(channel, retries=0, notice=notices.append).retry(job, "exit status 1") is False
@@ -168,7 +169,7 @@ def test_a_message_that_failed_for_the_last_time_is_dead_lettered_with_the_reaso
 
 
 def test_a_program_that_exits_with_65_rejects_its_message() -> None:
-    """If a worker's program exits with 65, its message is dead-lettered without a retry. After any other failure, the
+    """If a worker's program exits with 65, the message is dead-lettered without a retry. After any other failure, the
     message is retried.
     """
     channel = FakeChannel(CONFIRMED, CONFIRMED)
@@ -182,10 +183,15 @@ def test_a_program_that_exits_with_65_rejects_its_message() -> None:
     assert "down" in failed["mqtool-last-error"]
 
 
-@pytest.mark.parametrize("error", [BadData("its headers are too large"), UsageError("its headers are too large")])
+@pytest.mark.parametrize(
+    "error",
+    [BadData("its headers are too large"), UsageError("its headers are too large")],
+    ids=["bad data", "usage error"],
+)
 def test_a_message_too_large_for_its_history_is_dead_lettered_without_its_headers(error: Exception) -> None:
-    """If a failed message's headers are too large to add its history, the message is dead-lettered instead of retried.
-    If they are too large even for that, its own headers are removed, and the notice and the last error say so.
+    """If a failed message's headers are too large for its history to be added, the message is dead-lettered instead of
+    retried. If they are too large even for that, the message loses its own headers, and the notice and the last error
+    say so.
     """
     channel, notices = FakeChannel(error, error, CONFIRMED), list[str]()
     assert retrying(channel, retries=2, notice=notices.append).retry(AGAIN, "exit status 1") is False
@@ -210,8 +216,8 @@ def test_a_message_that_fits_into_the_dead_letter_queue_keeps_its_headers() -> N
 
 
 def test_a_message_that_cannot_be_dead_lettered_stays_in_its_queue() -> None:
-    """If the dead-letter queue does not take a message, the error names the message, and the hint names the queue that
-    still contains it.
+    """If the dead-letter queue does not accept a message, the error names the message, and the hint names the queue
+    that still contains it.
     """
     with pytest.raises(NotConfirmed, match=r"'jobs\.dlq' did not take message a: NO_ROUTE") as error:
         retrying(FakeChannel(*[Confirmation.NACKED] * 3)).dead_letter(JOB, "failed")
@@ -219,8 +225,8 @@ def test_a_message_that_cannot_be_dead_lettered_stays_in_its_queue() -> None:
 
 
 def test_a_notice_warns_once_if_a_restart_may_lose_waiting_messages() -> None:
-    """If a broker does not support at-least-once dead-lettering, messages that wait for a retry are held in ordinary
-    queues, and a notice warns once that a restart may lose them.
+    """If the broker does not support at-least-once dead-lettering, messages that wait for a retry are in classic
+    queues, and one notice warns that a restart may lose them.
     """
     channel, notices = FakeChannel(CONFIRMED, CONFIRMED, is_old=True), list[str]()
     ours = retrying(channel, notice=notices.append)

@@ -48,8 +48,8 @@ def maze(bound: list[Binding], others: dict[str, str | None]) -> Definitions:
 def test_route_finds_the_same_queues_as_an_exhaustive_search(
     bound: list[Binding], others: dict[str, str | None], start: str, key: str
 ) -> None:
-    """`route` finds the same queues as an exhaustive search, and each hop of each path follows a binding that
-    matches.
+    """`route` finds the same queues as an exhaustive search, and each step of each path that it shows follows a binding
+    that matches the message.
     """
     definitions = maze(bound, others)
     route = Router(definitions).route(start, key, near_misses=100)
@@ -93,25 +93,25 @@ def topic_route(key: str, *patterns: str) -> QueueRoute:
         ("Error", "error", "word 1 is 'error', not 'Error'"),
     ],
 )
-def test_a_near_miss_says_which_word_differs(pattern: str, key: str, reason: str) -> None:
-    """For a topic binding that nearly matches, `route` says which word of the routing key differs."""
+def test_route_says_which_word_of_a_nearly_matching_binding_differs(pattern: str, key: str, reason: str) -> None:
+    """If the binding of a topic exchange nearly matches, `route` says which word of the routing key differs from the
+    binding key.
+    """
     [miss] = topic_route(key, pattern).near_misses
     assert miss.reason == reason
 
 
-def test_near_misses_are_sorted_by_similarity() -> None:
-    """`route` lists a binding with a misspelt word before one with a different word, and does not list bindings that
-    share no word with the routing key.
+def test_route_sorts_nearly_matching_bindings_by_similarity() -> None:
+    """`route` lists a binding in which one word is misspelt before a binding with a different word. It does not list
+    bindings that share no word with the routing key.
     """
     route = topic_route("kern.critcal", "kern.info", "kern.critical", "audit.login.eu")
     assert [miss.binding.routing_key for miss in route.near_misses] == ["kern.critical", "kern.info"]
 
 
 @given(pattern=keys, key=keys)
-def test_every_near_miss_has_a_reason(pattern: str, key: str) -> None:
-    """For each binding that `route` lists because it nearly matches a routing key, `route` says why the binding does
-    not match.
-    """
+def test_route_says_why_each_nearly_matching_binding_does_not_match(pattern: str, key: str) -> None:
+    """For each binding that nearly matches a routing key, `route` says why the binding does not match."""
     route = topic_route(key, pattern)
     assert bool(route.queues) or all(miss.reason for miss in route.near_misses)
 
@@ -124,9 +124,11 @@ def test_every_near_miss_has_a_reason(pattern: str, key: str) -> None:
         ({"x-match": "any", "a": 1, "b": 2}, {"a": 3}, "none fits: header 'a' is 3, not 1, header 'b' is missing"),
     ],
 )
-def test_a_near_miss_says_which_header_differs(arguments: dict[str, Any], headers: dict[str, Any], reason: str) -> None:
-    """For a headers binding that does not match, `route` names each header that is missing or has another value or
-    type.
+def test_route_says_which_header_does_not_match_a_binding(
+    arguments: dict[str, Any], headers: dict[str, Any], reason: str
+) -> None:
+    """If a binding of a headers exchange does not match, `route` names each header that is missing or has another value
+    or type.
     """
     bound = [Binding("h", "q", "", arguments)]
     route = Router(Definitions.of([Exchange("h", "headers")], [Queue("q")], bound)).route("h", "", headers)
@@ -134,15 +136,15 @@ def test_a_near_miss_says_which_header_differs(arguments: dict[str, Any], header
 
 
 def test_route_names_the_direct_binding_key_most_similar_to_a_misspelt_one() -> None:
-    """If a routing key matches no binding of a direct exchange, `route` names the binding key that is most similar."""
+    """If a routing key matches no binding of a direct exchange, `route` names the most similar binding key."""
     bound = [Binding("d", "q", key) for key in ("warning", "error", "info")]
     route = Router(Definitions.of([Exchange("d", "direct")], [Queue("q")], bound)).route("d", "warn")
     assert [miss.reason for miss in route.near_misses] == ["the key is 'warn', not 'warning'"]
 
 
 def test_route_names_the_queue_most_similar_to_a_misspelt_one() -> None:
-    """If a routing key to the default exchange names a queue that does not exist, `route` names the queue with the most
-    similar name.
+    """If the routing key of a message to the default exchange names a queue that does not exist, `route` names the
+    queue with the most similar name.
     """
     route = Router(Definitions.of([], [Queue("work"), Queue("logs")], [])).route("", "wrok")
     assert [miss.reason for miss in route.near_misses] == ["the key is 'wrok', not 'work'"]
@@ -162,8 +164,8 @@ def test_a_cycle_of_dead_letter_queues_is_followed_once() -> None:
 
 
 def test_arguments_override_policies_in_routes() -> None:
-    """In what `route` shows, an argument of a queue overrides the same setting in a policy. The policy's other settings
-    apply.
+    """`route` shows the settings that apply to a queue. An argument of the queue overrides the same setting in a
+    policy, and the policy's other settings apply.
     """
     assert management.with_policy(
         {"x-dead-letter-exchange": "mine"}, {"dead-letter-exchange": "theirs", "alternate-exchange": "rest"}
@@ -171,7 +173,9 @@ def test_arguments_override_policies_in_routes() -> None:
 
 
 def test_route_names_an_exchange_of_unknown_type() -> None:
-    """If `route` does not know an exchange's type, it names the exchange, and lists no queues for it."""
+    """If `route` does not know the type of an exchange, it names the exchange as unknown, and lists no
+    queues for it.
+    """
     bound = [Binding("h", "q", "1")]
     route = Router(Definitions.of([Exchange("h", "x-consistent-hash")], [Queue("q")], bound)).route("h", "k")
     assert (dict(route.queues), route.unknown) == ({}, ["h"])

@@ -25,8 +25,8 @@ def _connect() -> None:
 
 @pytest.mark.parametrize("name", rstream_private._METHODS)
 def test_a_changed_method_of_rstream_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a method of rstream's Client is missing or has other parameters, mqtool's error names the method, and the hint
-    contains the versions to install.
+    """If a method of rstream's Client that mqtool calls is missing or has other parameters, mqtool's error names the
+    method, and the hint says which versions of rstream to install.
     """
     _connect()
     rstream_private.check_rstream.cache_clear()
@@ -45,7 +45,7 @@ def test_a_changed_method_of_rstream_is_named(name: str, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", rstream_private._ATTRIBUTES)
 def test_a_missing_attribute_of_rstream_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If an attribute of rstream's Client is missing, mqtool's error names the attribute."""
+    """If an attribute of rstream's Client that mqtool needs is missing, mqtool's error names the attribute."""
     initialize = BaseClient.__init__
 
     def without(client: BaseClient, *arguments: object, **options: object) -> None:
@@ -58,6 +58,6 @@ def test_a_missing_attribute_of_rstream_is_named(name: str, monkeypatch: pytest.
 
 
 def test_the_hint_names_the_versions_of_rstream_that_mqtool_requires() -> None:
-    """If mqtool cannot use the installed rstream, the hint names the range of versions in pyproject.toml."""
+    """If mqtool cannot use the installed rstream, the hint names the same range of versions as pyproject.toml."""
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert f"rstream{rstream_private.VERSIONS}" in project["project"]["dependencies"]

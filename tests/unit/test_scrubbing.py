@@ -44,9 +44,9 @@ def same_shape(before: str, after: str) -> bool:
 
 
 @given(st.lists(words, min_size=1, max_size=4))
-def test_a_word_is_replaced_by_another_of_the_same_shape(parts: list[str]) -> None:
-    """`scrub` replaces each word by another one with letters and digits in the same positions. It replaces equal words
-    by equal ones.
+def test_scrub_replaces_a_word_with_another_of_the_same_shape(parts: list[str]) -> None:
+    """`scrub` replaces each word with another that has letters and digits in the same positions, and equal words with
+    equal words.
     """
     text = "-_.@ "[len(parts)].join(parts)
     after = PSEUDONYMS.text(text)
@@ -58,8 +58,8 @@ def test_a_word_is_replaced_by_another_of_the_same_shape(parts: list[str]) -> No
 
 @pytest.mark.parametrize("alphabet", ["0123456789", "abcdefghijklmnopqrstuvwxyz", "äöüßéèñ"])
 @pytest.mark.parametrize("length", [1, 2, 3])
-def test_different_words_have_different_replacements(alphabet: str, length: int) -> None:
-    """`scrub` replaces different words by different ones, even if the words are short."""
+def test_scrub_replaces_different_words_with_different_words(alphabet: str, length: int) -> None:
+    """`scrub` replaces different words with different words, even if they are short."""
     every = [""]
     for _ in range(length):
         every = [word + letter for word in every for letter in alphabet]
@@ -70,8 +70,8 @@ def test_different_words_have_different_replacements(alphabet: str, length: int)
 
 
 @given(st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False))
-def test_a_number_is_replaced_by_another_with_as_many_digits(number: float) -> None:
-    """`scrub` replaces a number by one with as many digits, and a 64-bit integer by a 64-bit integer."""
+def test_scrub_replaces_a_number_with_another_of_as_many_digits(number: float) -> None:
+    """`scrub` replaces a number with one that has as many digits, and a 64-bit integer with a 64-bit integer."""
     text = json.dumps(number)
     after = PSEUDONYMS.number(text)
     assert type(json.loads(after)) is type(number)
@@ -82,16 +82,16 @@ def test_a_number_is_replaced_by_another_with_as_many_digits(number: float) -> N
 
 
 @given(st.uuids(version=4))
-def test_a_uuid_is_replaced_by_a_uuid(given: uuid.UUID) -> None:
-    """`scrub` replaces a UUID by another one of the same version."""
+def test_scrub_replaces_a_uuid_with_a_uuid(given: uuid.UUID) -> None:
+    """`scrub` replaces a UUID with another UUID of the same version."""
     after = uuid.UUID(PSEUDONYMS.text(f"id={given};")[3:-1])
     assert (after.version, after.variant) == (given.version, given.variant)
     assert after != given
 
 
 @given(st.datetimes(datetime(1900, 1, 1), datetime(2099, 12, 31)))
-def test_a_time_is_replaced_by_another_in_the_same_notation(moment: datetime) -> None:
-    """`scrub` replaces a time by another valid time with the same time zone and of the same length."""
+def test_scrub_replaces_a_time_with_another_in_the_same_notation(moment: datetime) -> None:
+    """`scrub` replaces a time with another valid time that has the same time zone and the same length."""
     for text in (moment.isoformat(), moment.isoformat(" ", "minutes"), f"{moment.isoformat()}+02:00"):
         after = PSEUDONYMS.text(text)
         assert datetime.fromisoformat(after) != datetime.fromisoformat(text)
@@ -101,8 +101,8 @@ def test_a_time_is_replaced_by_another_in_the_same_notation(moment: datetime) ->
 
 
 @given(st.binary(max_size=60).filter(lambda data: data))
-def test_bytes_are_replaced_by_as_many_bytes(data: bytes) -> None:
-    """`scrub` replaces a body that is not text by as many other bytes."""
+def test_scrub_replaces_bytes_with_as_many_bytes(data: bytes) -> None:
+    """`scrub` replaces a body that is not text with other bytes, and keeps its size."""
     line = ndjson.to_object(ndjson.from_message(Message(data)), "")
     after = ndjson.message_of(scrubbed(line), "")
     assert len(after.body) == len(data)
@@ -130,8 +130,8 @@ def shape(value: Any) -> Any:
 @settings(max_examples=50)
 @given(st.dictionaries(st.text(max_size=5), values, max_size=4), values, words)
 def test_no_value_is_left_after_scrubbing(headers: dict[str, Any], body: Any, key: str) -> None:
-    """After `scrub`, the message contains no word of the original headers, ids and body. Its structure, types,
-    timestamp, exchange and queue are unchanged.
+    """After `scrub`, a message contains no long word of its original headers, ids, routing key or body. Its structure,
+    types, timestamp, exchange and queue are unchanged.
     """
     line = {
         "timestamp": "2026-01-31T12:00:00.000Z", "exchange": "logs", "routing_key": key, "queue": "q",
@@ -152,8 +152,10 @@ def test_no_value_is_left_after_scrubbing(headers: dict[str, Any], body: Any, ke
             assert word not in left
 
 
-def test_equal_values_have_equal_replacements() -> None:
-    """`scrub` replaces equal values by equal ones in all fields, and in each run with the same seed."""
+def test_scrub_replaces_equal_values_with_equal_values() -> None:
+    """`scrub` replaces equal values with equal values, in all fields of a message and in each run with the
+    same seed.
+    """
     line = {"exchange": "", "routing_key": "q", "headers": {"user": "alice", "id": 1742}, "body": "alice bought 1742"}
     after = scrubbed(line)
     assert after["body"].split()[0] == after["headers"]["user"]
@@ -162,9 +164,9 @@ def test_equal_values_have_equal_replacements() -> None:
     assert scrubbed(line, seed=b"another") != after
 
 
-def test_keep_and_field_choose_what_is_replaced() -> None:
-    """With --keep, `scrub` leaves the named fields unchanged; with --field, it replaces only the named fields. If the
-    routing key is the name of a queue, it is never replaced.
+def test_scrub_keep_and_field_choose_what_is_replaced() -> None:
+    """With `--keep`, `scrub` leaves the named fields unchanged. With `--field`, it replaces only the named fields. It
+    never replaces a routing key that is the name of a queue.
     """
     body = '{"customer": {"email": "ann@example.com", "name": "Ann"}, "items": [{"sku": "AB-1234"}]}'
     death = [{"queue": "jobs", "reason": "rejected", "count": 2, "routing-keys": ["customer.ann"]}]
@@ -193,7 +195,7 @@ def test_keep_and_field_choose_what_is_replaced() -> None:
 
 
 def test_scrubbed_values_keep_their_amqp_types() -> None:
-    """After `scrub`, headers of every AMQP type are still valid. A header that mqtool cannot decode is replaced by
+    """After `scrub`, headers of every AMQP type are still valid. A header that mqtool cannot decode is replaced with
     bytes.
     """
     headers = {
@@ -214,9 +216,9 @@ def test_scrub_refuses_a_line_that_is_not_a_message(bad: bytes) -> None:
         Scrubber(PSEUDONYMS).line(bad, "line 1")
 
 
-def test_headers_that_repeat_x_death_are_replaced() -> None:
-    """`scrub` replaces the values of headers such as x-first-death-queue, because a publisher can set them to any
-    value.
+def test_scrub_replaces_headers_that_repeat_x_death() -> None:
+    """`scrub` replaces the values of headers such as x-first-death-queue, because a publisher can set them
+    to anything.
     """
     headers = {f"x-{which}-death-{what}": "Secret1" for which in ("first", "last") for what in ("queue", "reason")}
     line = scrubbed({"version": 1, "body": "", "headers": headers})

@@ -32,8 +32,8 @@ def cut_input(draw: st.DrawFn) -> tuple[bytes, list[bytes | None], bytes]:
 
 @given(cut_input())
 def test_input_is_split_at_delimiters_however_it_arrives(given: tuple[bytes, list[bytes | None], bytes]) -> None:
-    """A publishing command splits its input at each delimiter, in whatever pieces the input arrives. A delimiter at the
-    end does not start an empty message.
+    """A publishing command splits its input at each delimiter, however the input is divided when it arrives. A
+    delimiter at the end of the input does not start an empty message.
     """
     data, chunks, delimiter = given
     expected = data.split(delimiter)
@@ -45,15 +45,17 @@ def test_input_is_split_at_delimiters_however_it_arrives(given: tuple[bytes, lis
 
 @given(cut_input())
 def test_pauses_in_the_input_are_reported(given: tuple[bytes, list[bytes | None], bytes]) -> None:
-    """If the input of a publishing command pauses, the command gets None instead of a message, so that it can process
-    confirms in the meantime.
+    """If there is a pause in the input of a publishing command, the command gets None instead of a message, so that it
+    can process confirms in the meantime.
     """
     _, chunks, delimiter = given
     assert list(delimited(iter(chunks), delimiter)).count(None) == chunks.count(None)
 
 
 def test_an_input_line_is_published_as_soon_as_it_is_complete() -> None:
-    """A complete input line, such as a line from `tail -f`, is published at once, without waiting for the next line."""
+    """A publishing command publishes each input line, such as a line from `tail -f`, as soon as the line is complete,
+    without waiting for the next one.
+    """
     pieces = delimited(iter([b"one\ntw", None, b"o\n"]), b"\n")
     assert next(pieces) == b"one"
     assert next(pieces) is None
@@ -75,7 +77,7 @@ def test_an_input_line_is_published_as_soon_as_it_is_complete() -> None:
     ],
 )
 def test_the_headers_of_a_publishing_command_are_text_or_json(text: str, key_and_value: tuple[str, object]) -> None:
-    """In publishing commands, -H key=text sets a header to text, and -H key:=json sets it to a JSON value."""
+    """In a publishing command, `-H key=text` sets a header to text, and `-H key:=json` sets it to a JSON value."""
     assert header(text) == key_and_value
 
 
@@ -90,16 +92,16 @@ def only(words: list[str], options: MessageOptions, addressing: Addressing | Non
 
 
 def test_words_on_the_command_line_are_joined_into_one_message() -> None:
-    """Words on the command line are joined with spaces into one message. Their bytes are kept, even if they are not
-    valid UTF-8.
+    """A publishing command joins the words on its command line with spaces into one message. It does not change their
+    bytes, even if they are not valid UTF-8.
     """
     assert only(["Hello", "there"], MessageOptions()).body == b"Hello there"
     assert only([os.fsdecode(b"caf\xe9")], MessageOptions()).body == b"caf\xe9"
 
 
 def test_options_set_headers_properties_and_persistence() -> None:
-    """A published message has the headers that -H sets and the properties that --property sets, even a message id.
-    --persistent sets delivery mode 2.
+    """In a publishing command, `-H` sets headers, `--property` sets properties, including the message id, and
+    `--persistent` sets delivery mode 2.
     """
     options = MessageOptions(
         headers=[("a", 1), ("b", "x")], properties=[("message_id", "mine"), ("type", "t")], persistent=True
@@ -111,8 +113,8 @@ def test_options_set_headers_properties_and_persistence() -> None:
 
 
 def test_unconfirmed_messages_are_saved_before_unread_lines(tmp_path: Path) -> None:
-    """If publishing fails, the messages that were not confirmed are written to --failed-to, followed by the lines that
-    were not yet read.
+    """If publishing fails, `send --failed-to` first writes the messages that were not confirmed, and then the input
+    lines that were not yet read.
     """
     lines = tmp_path / "lines"
     lines.write_bytes(b"".join(b"%d\n" % number for number in range(600)))
@@ -127,8 +129,8 @@ def test_unconfirmed_messages_are_saved_before_unread_lines(tmp_path: Path) -> N
     assert (first, last) == (b"356", b"599")
 
 
-def test_each_message_has_its_own_id() -> None:
-    """Each published message gets its own message id, so that a consumer can recognise a duplicate after a
+def test_each_published_message_has_its_own_id() -> None:
+    """Each message that mqtool publishes gets its own message id, so that a consumer can recognise a duplicate after a
     reconnection.
     """
     ids = {only(["x"], MessageOptions()).message_id for _ in range(100)}
@@ -144,8 +146,8 @@ def test_each_message_has_its_own_id() -> None:
     ],
 )
 def test_key_pattern_fills_the_routing_key(line: str, key: str) -> None:
-    """The groups of --key-pattern fill the placeholders in the routing key. A group that does not match becomes
-    "unknown".
+    """The groups of `--key-pattern` fill the placeholders in the routing key. A placeholder whose group does not match
+    becomes "unknown".
     """
     import re
 
@@ -155,8 +157,8 @@ def test_key_pattern_fills_the_routing_key(line: str, key: str) -> None:
 
 
 def test_a_routing_key_from_key_pattern_is_truncated_to_255_bytes() -> None:
-    """A routing key from --key-pattern that is longer than 255 bytes is truncated to at most 255 bytes, but not in the
-    middle of a character.
+    """If `--key-pattern` produces a routing key of more than 255 bytes, the key is truncated to at most 255 bytes, but
+    not in the middle of a character.
     """
     import re
 
@@ -166,14 +168,16 @@ def test_a_routing_key_from_key_pattern_is_truncated_to_255_bytes() -> None:
 
 
 def test_words_and_an_input_option_cannot_be_combined() -> None:
-    """`send -l WORD` raises UsageError, because -l reads messages from the input, not from the command line."""
+    """`send -l WORD` raises UsageError, because with `-l`, messages are read from the input and not from the command
+    line.
+    """
     with pytest.raises(UsageError):
         read_messages(asked(["x"], MessageOptions(lines=True)), Addressing(), default=b"")
 
 
 def test_an_input_line_that_is_too_large_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An input line above the size limit raises BadData before all of it is read. The lines before it are still
-    published.
+    """If an input line is larger than the limit, a publishing command raises BadData before it has read the whole line.
+    It still publishes the lines before it.
     """
     monkeypatch.setattr(source, "LARGEST", 1 << 20)
     pieces = delimited(iter([b"short\n", *[b"x" * 1000] * 2000]), b"\n")

@@ -19,8 +19,8 @@ def test_a_queue_name_that_differs_in_one_letter_or_case_is_a_misspelling(word: 
      ("task", "task_queue"), ("a", "b"), ("in", "on"), ("eu-orders", "us-orders"), ("..", "...")],
 )  # fmt: skip
 def test_a_queue_name_with_another_number_or_word_is_not_a_misspelling(word: str, name: str) -> None:
-    """A queue name does not count as a misspelling of an existing one if the two differ in a number, in a one-letter
-    word or in a whole word, or if they are very short.
+    """A queue name does not count as a misspelling of an existing one if the two differ in a number, a one-letter word
+    or a whole word, or if they are very short.
     """
     assert mistyped(word, [name]) is None
 

@@ -36,7 +36,9 @@ PROPERTIES = st.fixed_dictionaries(
 
 
 @given(st.binary(max_size=1000), PROPERTIES, st.none() | TEXT)
-def test_an_entry_is_decoded_as_it_was_encoded(body: bytes, properties: dict[str, Any], message_id: str | None) -> None:
+def test_a_stream_message_is_decoded_as_it_was_encoded(
+    body: bytes, properties: dict[str, Any], message_id: str | None
+) -> None:
     """After encoding and decoding, a stream message has the same body, properties, headers and message id."""
     entry = entries.decode(entries.encode(Message(body, properties=properties, message_id=message_id)))
     expected = properties if message_id is None else {**properties, "message_id": message_id}
@@ -46,7 +48,7 @@ def test_an_entry_is_decoded_as_it_was_encoded(body: bytes, properties: dict[str
 
 @given(st.binary(max_size=200))
 @example(b"\x00Su\xa0")
-def test_an_entry_that_is_not_amqp_1_0_is_the_body(data: bytes) -> None:
+def test_a_stream_entry_that_is_not_amqp_1_0_is_received_as_the_body(data: bytes) -> None:
     """If a stream entry is not AMQP 1.0, such as the bare bytes that RabbitMQ's Python tutorial stores, the receiver
     gets the entry's bytes unchanged as the body.
     """
@@ -56,8 +58,8 @@ def test_an_entry_that_is_not_amqp_1_0_is_the_body(data: bytes) -> None:
 
 
 def test_a_stream_entry_published_over_amqp_0_9_1_has_its_exchange_and_routing_key() -> None:
-    """mqtool reads the exchange and routing key of a stream entry that was published over AMQP 0-9-1 from RabbitMQ's
-    annotations. Headers that are tables are not stored in a stream.
+    """If a stream entry was published over AMQP 0-9-1, mqtool reads its exchange and routing key from RabbitMQ's
+    annotations. When mqtool itself stores a message in a stream, it leaves out headers that are tables.
     """
     annotations = {"x-exchange": "logs", "x-routing-key": "kern.error"}
     stored = section(0x72, entries._map(annotations, key=0xA3)) + entries.encode(Message(b"body"))
@@ -95,17 +97,17 @@ def compressed(kind: int, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("compression", range(5))
 def test_the_messages_of_a_sub_entry_batch_are_read_one_by_one(compression: int) -> None:
-    """mqtool reads the messages of a sub-entry batch that another stream client has published one by one, with each
-    type of compression.
+    """If another stream client has published a sub-entry batch, with any type of compression or none, mqtool reads the
+    messages of the batch one by one.
     """
     chunk = batch_of(compressed(compression, PLAIN), compression)
     assert (chunk.first_offset, chunk.records, [*entries.chunk_entries(chunk)]) == (42, 2, [b"one", b"two"])
 
 
 @pytest.mark.parametrize("compression", range(5))
-def test_a_batch_larger_than_it_claims_is_skipped(compression: int) -> None:
-    """A stream reader skips a sub-entry batch that unpacks to more bytes than it claims, because 100 compressed bytes
-    could become gigabytes.
+def test_a_sub_entry_batch_larger_than_it_claims_is_skipped(compression: int) -> None:
+    """A stream reader skips a sub-entry batch that decompresses to more bytes than its header says, because 100
+    compressed bytes could become gigabytes.
     """
     chunk = batch_of(compressed(compression, bytes(1_000_000)), compression, size=100)
     assert [*entries.chunk_entries(chunk)] == [
@@ -123,24 +125,24 @@ def test_a_batch_larger_than_it_claims_is_skipped(compression: int) -> None:
         (batch_of(b"no gzip", 1), "cannot be decompressed (gzip)"),
     ],
 )
-def test_an_unreadable_batch_is_skipped_with_its_offsets(chunk: entries.Chunk, reason: str) -> None:
-    """A stream reader skips a sub-entry batch that is damaged or has an unknown compression, and reports the reason.
-    The offsets of later messages are still correct.
+def test_an_unreadable_sub_entry_batch_is_skipped_with_its_offsets(chunk: entries.Chunk, reason: str) -> None:
+    """A stream reader skips a sub-entry batch that is damaged or has an unknown type of compression, and reports the
+    reason. The offsets of later messages are still correct.
     """
     [skipped] = entries.chunk_entries(chunk)
     assert isinstance(skipped, entries.Skipped)
     assert (skipped.messages, reason in skipped.reason) == (chunk.records, True)
 
 
-def test_a_chunk_with_a_wrong_checksum_raises_an_error() -> None:
+def test_a_stream_chunk_with_a_wrong_checksum_raises_an_error() -> None:
     """If the checksum of a stream's chunk is wrong, decoding the chunk raises BadData instead of returning messages."""
     assert [*entries.chunk_entries(entries.parse_chunk(chunk_of(b"one", b"two")))] == [b"one", b"two"]
     with pytest.raises(BadData, match="checksum"):
         entries.parse_chunk(chunk_of(b"one", damaged=True))
 
 
-def test_an_offset_can_be_a_name_a_number_a_time_or_an_age() -> None:
-    """A stream offset can be a name such as first, a number, a time, or an age such as 5m; anything else raises
+def test_a_stream_offset_can_be_a_name_a_number_a_time_or_an_age() -> None:
+    """A stream offset can be a name such as `first`, a number, a time, or an age such as 5m. Anything else raises
     ValueError.
     """
     assert parse_offset("first") == FIRST
@@ -156,7 +158,7 @@ def test_an_offset_can_be_a_name_a_number_a_time_or_an_age() -> None:
 
 
 def test_a_routing_key_selects_the_same_partition_as_in_other_clients() -> None:
-    """mqtool publishes a routing key to the same partition of a super stream as RabbitMQ's own clients do."""
+    """For each routing key, mqtool publishes to the same partition of a super stream as RabbitMQ's own clients do."""
     places = {2: 0, 5: 0, 7: 0, 9: 0, 1: 1, 3: 1, 8: 1, 88: 1, 4: 2, 6: 2, 10: 2}
     assert {number: partition_of(f"hello{number}", 3) for number in places} == places
 

@@ -28,7 +28,9 @@ from mqtool.inspection.queue_details import ReaderOffsets, reader_findings
 def test_stream_consumers_that_fall_behind_or_miss_messages_are_reported(
     before: ReaderOffsets, now: ReaderOffsets, found: str | None
 ) -> None:
-    """`doctor` reports a stream consumer that falls far behind, or whose unread messages were deleted by retention."""
+    """`doctor` reports a stream consumer that falls far behind, and one whose unread messages were deleted by
+    retention.
+    """
     reported = [finding.what for finding in reader_findings({("/", "s"): before}, {("/", "s"): now})]
     assert len(reported) == (found is not None)
     assert all(what.startswith(str(found)) for what in reported)

@@ -32,7 +32,9 @@ values = some.recursive(scalars, lambda inner: some.lists(inner) | some.dictiona
 @settings(max_examples=40, deadline=None)
 @given(some.dictionaries(names, values, max_size=5))
 def test_a_field_table_is_decoded_as_it_was_encoded(table: dict[str, object]) -> None:
-    """After encoding and decoding, a field table has the same values, even if they are nested."""
+    """After encoding and decoding, a field table contains the same values, even if tables and lists are
+    nested in it.
+    """
     encoded = CLIENT.encode_table(table)
 
     assert CLIENT.decode_table(encoded) == (table, len(encoded))
@@ -44,7 +46,9 @@ DEEP = [nested(MAX_DEPTH + 1), nested(20_000), nested(450, b"A")]
 
 @pytest.mark.parametrize("value", [*AS_THEY_ARE, *DEEP, b"F" + sized(b"?")], ids=lambda value: value[:9].hex())
 def test_a_received_header_value_is_encoded_to_the_same_bytes(value: bytes) -> None:
-    """A received header value is published again byte for byte, even if it is not UTF-8, deeply nested or damaged."""
+    """If mqtool publishes a received message again, each header value consists of the same bytes, even if it is not
+    UTF-8, deeply nested or damaged.
+    """
     table = sized(headers_of((b"h\xff", value), (b"after", b"V")))
     decoded, end = CLIENT.decode_table(table)
 
@@ -53,8 +57,8 @@ def test_a_received_header_value_is_encoded_to_the_same_bytes(value: bytes) -> N
 
 
 def test_a_header_value_that_python_cannot_represent_is_kept() -> None:
-    """A header with a timestamp that Python's datetime cannot represent, such as one that is in milliseconds by
-    mistake, is decoded as a Timestamp. A value that is nested too deeply stays encoded.
+    """If Python's datetime cannot represent a header's timestamp, for example because it is in milliseconds by mistake,
+    mqtool decodes it as a Timestamp. A value that is nested too deeply stays encoded.
     """
     table = headers_of((b"ms", b"T" + pack(">q", 1_700_000_000_000_000)), (b"deep", b"A" + sized(nested(MAX_DEPTH))))
     decoded = CLIENT.decode_table(sized(table))[0]
@@ -69,8 +73,8 @@ def test_a_header_value_that_python_cannot_represent_is_kept() -> None:
 
 @given(some.binary(max_size=60))
 def test_random_bytes_never_break_decoding(octets: bytes) -> None:
-    """Any bytes can be decoded as a field table or as properties without an error. The field after a damaged table can
-    still be read.
+    """Any bytes can be decoded as a field table or as properties without an error. The field that follows a damaged
+    table can still be read.
     """
     assert isinstance(CLIENT.decode_table(octets)[0], dict)
     _, end = CLIENT.decode_table(sized(octets) + short(b"next"))
@@ -79,7 +83,9 @@ def test_random_bytes_never_break_decoding(octets: bytes) -> None:
 
 
 def test_unreadable_properties_become_one_header() -> None:
-    """If the properties of a message cannot be decoded, they are replaced by one header that contains their bytes."""
+    """If the properties of a message cannot be decoded, the message has one header instead, which contains
+    their bytes.
+    """
     octets = b"\x80\x80" + short(b"text/plain") + b"\xffcut"
     assert decode_properties(octets) == {"headers": {UNREADABLE: octets}}
     damaged = b"\x20\x40" + sized(b"?") + b"\7"
@@ -87,8 +93,8 @@ def test_unreadable_properties_become_one_header() -> None:
 
 
 def test_a_value_without_an_amqp_type_is_an_error() -> None:
-    """Encoding a list that contains itself in a field table raises ValueError, and encoding a value without an AMQP
-    type raises NoFieldType.
+    """Encoding a field table raises NoFieldType if a value has no AMQP type, and ValueError if a list
+    contains itself.
     """
     endless: list[object] = []
     endless.append(endless)
@@ -97,14 +103,22 @@ def test_a_value_without_an_amqp_type_is_an_error() -> None:
             CLIENT.encode_table({"h": value})
 
 
-@pytest.mark.parametrize("text", ["1e999999999", "1e-999999999", "9" * 5000, "0." + "1" * 5000, "3e9"])
+@pytest.mark.parametrize(
+    "text",
+    ["1e999999999", "1e-999999999", "9" * 5000, "0." + "1" * 5000, "3e9"],
+    ids=["large exponent", "small exponent", "many digits", "many decimal places", "beyond 32 bits"],
+)
 def test_a_decimal_that_is_too_large_is_an_error(text: str) -> None:
-    """Encoding a decimal that is too large for AMQP raises an error at once, instead of computing forever."""
+    """Encoding a decimal header that is too large or too precise for AMQP raises an error, instead of computing
+    forever.
+    """
     with pytest.raises((OverflowError, StructError)):
         CLIENT.encode_table({"h": Decimal(text)})
 
 
 @pytest.mark.parametrize("text", ["0", "-0.00", "0e99", "1.50", "-2147483648", "21474836.47", "1e9"])
 def test_a_decimal_keeps_its_value(text: str) -> None:
-    """A received decimal header is published again with the same value; only trailing zeros may be removed."""
+    """If mqtool publishes a received decimal header again, it has the same value. Only trailing zeros may
+    be missing.
+    """
     assert CLIENT.decode_table(CLIENT.encode_table({"h": Decimal(text)}))[0] == {"h": Decimal(text)}

@@ -15,8 +15,8 @@ def batch(*bodies: str) -> list[Delivery]:
 
 
 def test_a_tap_with_a_slow_reader_drops_the_oldest_messages_and_counts_them() -> None:
-    """If the reader of a tap is slow, so that the tap's buffer is full, the tap drops the oldest messages and counts
-    them. A batch that is larger than the buffer is kept whole.
+    """If the reader of a tap is so slow that the tap's buffer is full, the tap drops the oldest messages and counts
+    them. It does not divide a batch that is larger than the buffer.
     """
     buffer = Buffer(3)
     buffer.put(batch("1", "2"))
@@ -31,9 +31,9 @@ def test_a_tap_with_a_slow_reader_drops_the_oldest_messages_and_counts_them() ->
     assert buffer.empty()
 
 
-def test_a_full_buffer_keeps_the_latest_batch_and_a_wake_up() -> None:
-    """If a wake-up is waiting in a buffer, for example because the connection was lost, a batch that is larger than the
-    buffer is kept whole, and not counted as dropped; the wake-up is kept, too.
+def test_a_full_tap_buffer_keeps_the_latest_batch_and_a_wake_up() -> None:
+    """If the reader of a tap is to be woken, for example because the connection was lost, and a batch arrives that is
+    larger than the tap's buffer, the buffer keeps both the wake-up and the whole batch.
     """
     buffer = Buffer(1)
     buffer.put(batch("1"))
@@ -45,8 +45,8 @@ def test_a_full_buffer_keeps_the_latest_batch_and_a_wake_up() -> None:
 
 
 def test_an_exchange_that_distributes_messages_cannot_be_tapped() -> None:
-    """Tapping a consistent-hash exchange raises UsageError, because the tap's queue would receive messages instead of
-    the other queues.
+    """Tapping a consistent-hash exchange raises UsageError, because the tap's queue would receive some messages instead
+    of the other queues.
     """
 
     class Api:

@@ -43,20 +43,20 @@ def render(template: str) -> bytes:
     ],
 )
 def test_placeholders_of_format_are_filled_once(template: str, text: bytes) -> None:
-    """The placeholders and escapes of --format are replaced once: a body that contains a placeholder is printed
+    """The placeholders and escapes of `--format` are replaced only once. A body that contains a placeholder is printed
     unchanged, byte for byte.
     """
     assert render(template) == text
 
 
 def test_headers_in_a_template_are_json() -> None:
-    """The placeholder %h of --format prints a message's headers as a JSON object."""
+    """The placeholder %h of `--format` prints a message's headers as a JSON object."""
     assert json.loads(render("%h")) == {"a": "é", "n": 5}
 
 
 @pytest.mark.parametrize("template", ["%", "100%", "%z", "%é", "%B", "% b", "%\n"])
-def test_an_unknown_placeholder_is_a_usage_error(template: str) -> None:
-    """An unknown placeholder in --format raises UsageError. The hint names the help topic that lists all
+def test_an_unknown_placeholder_of_format_is_a_usage_error(template: str) -> None:
+    """An unknown placeholder in `--format` raises UsageError. The hint names the help topic that lists all
     placeholders.
     """
     with pytest.raises(UsageError, match="unknown place") as caught:

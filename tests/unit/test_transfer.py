@@ -40,8 +40,8 @@ def with_headers(headers: dict[str, Any], delivery: Delivery = JOB) -> Delivery:
 
 
 def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
-    """If mqtool retries or redrives a message, the message keeps its body, id and other properties. It is persistent,
-    does not expire, and has no user id, because the broker could refuse it.
+    """If mqtool retries or redrives a message, the message keeps its body, id and other properties, but is persistent,
+    does not expire, and has no user id, because the broker could refuse a user id.
     """
     for message in (failed(JOB, "exit status 1", "other"), redriven(JOB, "other")):
         assert (message.body, message.exchange, message.routing_key) == (b"job", "", "other")
@@ -49,9 +49,9 @@ def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
         assert {**message.properties, "headers": None} == {"type": "t", "delivery_mode": 2, "headers": None}
 
 
-def test_a_failed_message_has_its_history_and_no_headers_of_the_broker() -> None:
+def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() -> None:
     """The headers of a failed message say how often and why it failed, which queue it was in, and when it first failed.
-    The broker's own headers and the headers CC and BCC are removed.
+    mqtool removes the broker's own headers and the headers CC and BCC.
     """
     message = failed(with_headers({**BROKERS, **COPIES, "x": 1}), "exit status 1", "jobs.wait.1s")
     headers = dict(message.properties["headers"])
@@ -72,8 +72,8 @@ def test_a_failed_message_has_its_history_and_no_headers_of_the_broker() -> None
 
 
 def test_a_redriven_message_has_only_its_publishers_headers_its_origin_and_the_number_of_redrives() -> None:
-    """A message that is moved back from a dead-letter queue has the headers that its publisher has set, its original
-    exchange and routing key, and the number of its redrives.
+    """A message that is moved back from a dead-letter queue has only the headers that its publisher set, those with its
+    original exchange and routing key, and the number of its redrives.
     """
     ours = {
         "mqtool-attempts": 6, "mqtool-last-error": "no", "mqtool-queue": "jobs", "mqtool-first-failure": FIRST,
@@ -88,8 +88,8 @@ def test_a_redriven_message_has_only_its_publishers_headers_its_origin_and_the_n
 
 
 def test_a_message_for_another_broker_keeps_its_properties() -> None:
-    """A message that is moved to another broker keeps its properties, even its expiration. Its user id is removed
-    unless mqtool logs in as this user there. The headers CC, BCC and x-delivery-count are removed, too.
+    """A message that is moved to another broker keeps its properties, even its expiration. mqtool removes the user id,
+    unless it logs in as this user on the other broker, and the headers CC, BCC and x-delivery-count.
     """
     message = elsewhere(with_headers({**COPIES, "x-delivery-count": 1, "x": 1}), "other", "me")
     assert (message.body, message.exchange, message.routing_key, message.message_id) == (b"job", "", "other", "a")
@@ -107,8 +107,8 @@ def test_a_message_is_named_by_its_id_or_the_start_of_its_body() -> None:
 
 
 def test_the_error_about_a_message_that_was_not_moved_says_where_it_is() -> None:
-    """If a queue does not take a message, the error names the queue, the message and the broker's reason. The hint
-    names the queue that still contains the message.
+    """If a queue does not accept a message that is moved to it, the error names that queue, the message and the
+    broker's reason. The hint names the queue that still contains the message.
     """
     error = not_taken(JOB, Receipt(Message(b"", "other"), Confirmation.RETURNED, "NO_ROUTE"))
     assert (str(error), error.hint) == ("'other' did not take message a: NO_ROUTE", "it is still in jobs")
@@ -149,8 +149,8 @@ def to(queue: str, *, every: int = 1) -> Callable[[Delivery], Message | None]:
 
 
 def test_all_messages_are_moved_in_order(amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]) -> None:
-    """Moving all messages of a queue keeps their order, yields each message once it is confirmed, and leaves the queue
-    empty.
+    """If all messages of a queue are moved, they keep their order, and the queue is empty afterwards. Each message is
+    reported as moved once it is confirmed.
     """
     fill(channel, 250)
     channel.declare(Queue("to", durable=True))
@@ -168,8 +168,8 @@ def test_all_messages_are_moved_in_order(amqp_vhost: Vhost, channel: Channel, co
 def test_messages_that_are_not_chosen_stay_in_order(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], kind: str
 ) -> None:
-    """If only some messages of a queue are moved, the others are still in the queue afterwards, in their order, however
-    many there are, even if they have been requeued before.
+    """If only some messages of a queue are moved, the others are still in the queue afterwards, in order, however many
+    there are, and even if they have been requeued before.
     """
     channel.declare(Queue("from", durable=True, arguments={"x-queue-type": kind}))
     channel.declare(Queue("to", durable=True))
@@ -186,11 +186,11 @@ def test_messages_that_are_not_chosen_stay_in_order(
     assert drained(amqp_vhost, connect(), "from", len(left)) == left
 
 
-def test_if_the_other_queue_refuses_a_message_it_and_later_ones_stay(
+def test_a_move_ends_with_an_error_if_the_target_queue_rejects_a_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If the other queue refuses a message, the move ends with an error that names the message. Each message is then in
-    one of the two queues, in order.
+    """If the target queue rejects a message, the move ends with an error that names the message. Each message is then
+    in one of the two queues, in order.
     """
     fill(channel, 150)
     channel.declare(Queue("to", durable=True, arguments={"x-max-length": 20, "x-overflow": "reject-publish"}))
@@ -205,11 +205,11 @@ def test_if_the_other_queue_refuses_a_message_it_and_later_ones_stay(
     assert left
 
 
-def test_moving_can_continue_after_a_refused_message(
+def test_a_move_can_continue_after_a_refused_message(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If a message cannot be moved and the caller wants to continue, the message stays in its queue, and the others are
-    moved.
+    """If a message cannot be moved and the caller chooses to continue, that message stays in its queue, and the move
+    goes on with the others.
     """
     fill(channel, 30)
     channel.declare(Queue("to", durable=True))
@@ -236,13 +236,14 @@ def test_moving_can_continue_after_a_refused_message(
     ("until", "every", "moved"),
     [(Until(moved=3), 1, [0, 1, 2]), (Until(moved=2), 4, [0, 4]), (Until(seen=5), 2, [0, 2, 4]),
      (Until(idle=0.01), 4, [0, 4, 8])],
+    ids=["three moved", "two moved", "five received", "idle"],
 )  # fmt: skip
-def test_moving_ends_at_its_limit(
+def test_a_move_ends_at_its_limit(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel], *, until: Until, every: int, moved: list[int],
     chooses: bool,
 ) -> None:  # fmt: skip
-    """Moving ends once a given number of messages was moved or received, or if no message has arrived for a given time.
-    All other messages stay in the queue.
+    """A move ends once a given number of messages was moved or received, or once no message has arrived for a given
+    time. All other messages stay in the queue.
     """
     fill(channel, 10)
     channel.declare(Queue("to", durable=True))
@@ -256,10 +257,10 @@ def test_moving_ends_at_its_limit(
     assert drained(amqp_vhost, connect(), "from", len(left)) == left
 
 
-def test_moving_takes_deliveries_that_arrive_after_the_reply_that_a_queue_is_empty(
+def test_a_move_includes_deliveries_that_arrive_after_the_reply_that_a_queue_is_empty(
     monkeypatch: pytest.MonkeyPatch, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """RabbitMQ may report a queue as empty before it passes on the last deliveries. Moving waits for them and moves
+    """RabbitMQ may report a queue as empty before its last deliveries have arrived. A move waits for them, and moves
     them, too.
     """
     fill(channel, 50)
@@ -277,10 +278,8 @@ def test_moving_takes_deliveries_that_arrive_after_the_reply_that_a_queue_is_emp
     assert replies[:2] == [0, 0]
 
 
-def test_moving_can_be_stopped(amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]) -> None:
-    """If moving is stopped, for example by Ctrl-C, it ends without an error, and each message is in exactly one
-    queue.
-    """
+def test_a_move_can_be_stopped(amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]) -> None:
+    """If a move is stopped, for example by Ctrl-C, it ends without an error, and no message is lost or duplicated."""
     fill(channel, 250)
     source, moved = connect(), list[int]()
     for delivery in QueueTransfer(source, None, "from", to("nowhere"), until=Until()):
@@ -292,9 +291,9 @@ def test_moving_can_be_stopped(amqp_vhost: Vhost, channel: Channel, connect: Cal
     assert left
 
 
-def test_moving_messages_without_a_target_deletes_them(channel: Channel, connect: Callable[[], Channel]) -> None:
-    """If messages are moved without a target, as `dlq drop` does, the chosen messages are deleted, and the others are
-    kept.
+def test_a_move_without_a_target_deletes_messages(channel: Channel, connect: Callable[[], Channel]) -> None:
+    """If messages are moved without a target queue, as in `dlq drop`, the chosen messages are deleted, and the others
+    are kept.
     """
     fill(channel, 10)
     dropping = QueueTransfer(connect(), None, "from", to("nowhere", every=2), until=Until())
@@ -305,7 +304,7 @@ def test_moving_messages_without_a_target_deletes_them(channel: Channel, connect
 def test_a_limit_on_moved_messages_also_applies_without_a_target(
     channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """If messages are moved without a target, each chosen message is yielded, and no more messages are deleted than the
+    """If messages are moved without a target queue, as in `dlq drop`, no more messages are deleted than the
     limit says.
     """
     fill(channel, 10)
@@ -319,7 +318,9 @@ def test_a_limit_on_moved_messages_also_applies_without_a_target(
 def test_messages_that_could_not_be_moved_are_requeued_at_the_end(
     amqp_vhost: Vhost, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """Messages that no queue takes are back in their queue when the move ends, even if the channel stays open."""
+    """If no queue accepts some of the messages that are to be moved, these messages are back in their queue when the
+    move ends, even if the channel stays open.
+    """
     fill(channel, 3)
     moving = QueueTransfer(connect(), connect(), "from", to("missing"), until=Until(), goes_on=lambda *_: True)
     assert [*moving] == []
@@ -329,7 +330,9 @@ def test_messages_that_could_not_be_moved_are_requeued_at_the_end(
 def test_messages_are_moved_no_faster_than_the_rate(
     monkeypatch: pytest.MonkeyPatch, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """With a rate of 100 per second, each message is moved 10 ms after the previous one."""
+    """With a rate of 100 per second, a move waits until 10 ms after the previous message before it moves
+    the next one.
+    """
     fill(channel, 5)
     pauses = list[float]()
     sleep = transfer.time.sleep
@@ -364,8 +367,8 @@ def test_a_move_ends_with_an_error_if_the_broker_delivers_nothing(
     assert channel.depth_of("from") == 1
 
 
-def test_moving_a_message_fails_unless_a_queue_takes_it(channel: Channel) -> None:
-    """If no queue takes a message, moving it raises NotMoved, so that the caller does not acknowledge it."""
+def test_moving_a_message_fails_unless_a_queue_accepts_it(channel: Channel) -> None:
+    """If no queue accepts a message, moving it raises NotMoved, so that the caller does not acknowledge it."""
     channel.declare(Queue("to", durable=True))
     move(channel, JOB, Message(b"x", "to", ""))
     with pytest.raises(NotMoved, match="'missing' did not take message a"):
@@ -463,8 +466,8 @@ class Source:
 def test_waiting_for_requeued_messages_ends_when_they_are_ready_or_after_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Waiting for requeued messages ends as soon as the queue reports them as ready, or else after the given time.
-    mqtool asks for the number of ready messages every 10 ms.
+    """mqtool waits until a queue reports requeued messages as ready, or until the given time is over. It asks for the
+    number of ready messages every 10 ms.
     """
     source = Source(monkeypatch)
     source.ready = 3
@@ -483,8 +486,8 @@ def test_idle_time_includes_the_time_spent_waiting_for_confirms(monkeypatch: pyt
     assert source.now == pytest.approx(2.8)
 
 
-def test_a_move_ends_at_once_when_the_queue_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the queue reports no ready messages, a move ends without waiting for more messages."""
+def test_a_move_ends_immediately_when_the_queue_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the queue reports no ready messages, a move ends without waiting for further messages."""
     source = Source(monkeypatch, 0.0, 0.5)
     assert source.moves(Until()) == [1]
     assert source.now == 0.25  # the time of the confirm
@@ -506,9 +509,9 @@ def test_a_move_without_a_condition_receives_no_more_messages_than_its_limit(mon
 def test_all_requeued_messages_are_received_if_some_are_held(
     monkeypatch: pytest.MonkeyPatch, requeued: int, *, chooses: bool, left: int
 ) -> None:
-    """A quorum queue delivers requeued messages first. If a move ends among them and may hold some of them, mqtool also
-    receives and holds the others, up to the first message that was not requeued, so that all keep their order.
-    Otherwise, it receives no more messages.
+    """A quorum queue delivers requeued messages first. If a move that holds back some messages reaches its limit among
+    the requeued ones, mqtool also receives the other requeued messages and requeues them all together, so that they
+    keep their order. Otherwise, it receives no more messages.
     """
     source = Source(monkeypatch, 0.0, 0.0, 0.2, 0.25, 0.25, requeued=requeued)
     assert source.moves(Until(moved=1), chooses=chooses) == [1]
@@ -517,8 +520,8 @@ def test_all_requeued_messages_are_received_if_some_are_held(
 
 
 def test_held_messages_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """mqtool requeues held messages in batches. After a few batches, it waits until the queue reports the requeued
-    messages as ready, because a quorum queue could otherwise change their order.
+    """mqtool requeues messages that a move has held back, a batch at a time. After a few batches, it waits until the
+    queue reports the requeued messages as ready, because a quorum queue could otherwise change their order.
     """
     monkeypatch.setattr(transfer, "AT_ONCE", 2)
     monkeypatch.setattr(transfer, "_TOGETHER", 2)
@@ -528,9 +531,9 @@ def test_held_messages_are_requeued_a_few_batches_at_a_time(monkeypatch: pytest.
     assert source.given_back == [([2, 4], 0), ([6], 4), ([7], 6)]
 
 
-def test_a_connection_that_is_lost_while_messages_are_held_raises_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the connection is lost while messages are held, the move ends with the connection's error. The broker then
-    requeues these messages.
+def test_a_move_ends_with_the_error_of_a_lost_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the connection is lost while a move is holding messages back, the move ends with the connection's error, and
+    does not try to requeue these messages, because the broker does.
     """
     monkeypatch.setattr(transfer, "AT_ONCE", 1)
     source = Source(monkeypatch, 0.0, 0.0)

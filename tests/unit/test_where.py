@@ -158,7 +158,7 @@ def test_a_false_condition_does_not_select_the_message(text: str) -> None:
     ],
 )
 def test_an_invalid_condition_is_reported_with_the_column_of_the_mistake(text: str, column: int, what: str) -> None:
-    """An invalid `--where` condition raises a BadExpression error that gives the column of the mistake and a hint."""
+    """An invalid `--where` condition raises BadExpression, and the error has a hint and the column of the mistake."""
     with pytest.raises(BadExpression, match=re.escape(what)) as error:
         where.parse(text)
     assert error.value.column == column
@@ -183,8 +183,8 @@ def test_an_invalid_condition_is_reported_with_the_column_of_the_mistake(text: s
     ],
 )
 def test_the_hint_for_an_invalid_condition_says_what_to_write_instead(text: str, message: str, hint: str) -> None:
-    """The error about an invalid `--where` condition names the mistake and the condition, and the hint says what to
-    write instead.
+    """If a `--where` condition is invalid, the error says what the mistake is and contains the condition, and the hint
+    says what to write instead.
     """
     with pytest.raises(BadExpression) as error:
         where.parse(text)
@@ -193,8 +193,8 @@ def test_the_hint_for_an_invalid_condition_says_what_to_write_instead(text: str,
 
 
 def test_the_error_about_a_missing_and_points_at_the_word_after_it() -> None:
-    """The error about a missing `and` in a `--where` condition points at the word in front of which `and` is missing,
-    not at the parenthesis.
+    """If `and` is missing in a `--where` condition, the error points at the word before which it is missing, not at the
+    parenthesis.
     """
     with pytest.raises(BadExpression) as error:
         where.parse("(queue=a b)")
@@ -226,14 +226,14 @@ def test_the_hint_for_an_unknown_field_lists_the_existing_fields() -> None:
     ],
 )
 def test_a_size_is_a_number_of_bytes(size: str, bytes_: int) -> None:
-    """In a `--where` condition, 1 kB is 1,000 bytes, and 1 KiB is 1,024 bytes. Sizes are compared to the byte."""
+    """In a `--where` condition, 1 kB is 1,000 bytes, and 1 KiB is 1,024 bytes. The condition compares sizes exactly."""
     condition = where.parse(f"size={size}")
     assert [condition.matches({"size": bytes_ + off}) for off in (-1, 0, 1)] == [False, True, False]
 
 
 def test_a_duration_is_compared_in_seconds() -> None:
-    """In a `--where` condition such as `headers.age>5s`, mqtool compares the duration with the header's value as a
-    number of seconds.
+    """In a `--where` condition such as `headers.age>5s`, the duration is compared with the header's value as a number
+    of seconds.
     """
     assert where.parse("headers.age=5s").matches({"headers": {"age": 5}})
     assert where.parse("headers.age>=2m").matches({"headers": {"age": 120}})
@@ -249,15 +249,15 @@ def test_a_value_that_looks_like_a_number_also_equals_its_text(value: str) -> No
 
 
 def test_large_integers_are_compared_exactly() -> None:
-    """A `--where` condition distinguishes two large integers even if they would be the same as floats."""
+    """A `--where` condition distinguishes two large integers even if they would be equal as floats."""
     condition = where.parse("headers.id=9007199254740993")
     assert condition.matches({"headers": {"id": 9007199254740993}})
     assert not condition.matches({"headers": {"id": 9007199254740992}})
 
 
 def test_a_timestamp_without_a_time_zone_is_in_utc() -> None:
-    """For a `--where` condition, a timestamp in a header that has no time zone is in UTC, and a timestamp with a time
-    zone is converted.
+    """In a `--where` condition, a header's timestamp without a time zone counts as UTC, and a timestamp with a time
+    zone is converted to UTC.
     """
     condition = where.parse("headers.when=2026-01-31T12:00Z")
     zone = timezone(timedelta(hours=5))
@@ -303,8 +303,8 @@ def test_a_condition_sees_a_missing_exchange_key_or_headers_as_empty() -> None:
 
 
 def test_a_condition_knows_its_text_and_its_fields() -> None:
-    """A parsed `--where` condition has its text and the names of its fields, so that the caller can fetch only these
-    fields.
+    """A parsed `--where` condition contains its text and the names of the fields that it tests, so that the caller can
+    fetch only these fields.
     """
     condition = where.parse("headers.x=1 and (queue=a or not message-id)")
     assert condition.text == "headers.x=1 and (queue=a or not message-id)"
@@ -329,8 +329,8 @@ def test_a_regular_expression_sees_all_digits_of_a_decimal() -> None:
 
 
 def test_a_condition_can_test_recorded_messages() -> None:
-    """A `--where` condition can test recorded messages, even a body in base64 and headers whose types JSON does not
-    have.
+    """A `--where` condition can test recorded messages, even if their bodies are in base64, or if JSON does not have
+    the types of their headers.
     """
     line = {
         "timestamp": "2026-01-31T12:00:00.000Z",
@@ -348,17 +348,15 @@ def test_a_condition_can_test_recorded_messages() -> None:
 
 
 def test_a_condition_can_test_a_message_before_it_is_published() -> None:
-    """A `--where` condition can test a message before it is published. The message then has neither a timestamp nor a
-    queue.
-    """
+    """A `--where` condition can test a message before it is published. Such a message has no timestamp and no queue."""
     record = where.of_message(Message(b"x", "key", None, {"headers": {"n": 1}, "type": "t"}, "m-1"))
     assert where.parse("routing_key=key and message_id=m-1 and type=t and headers.n=1 and body=x").matches(record)
     assert not where.parse("timestamp or queue").matches(record)
 
 
 def test_a_condition_on_a_list_may_name_only_its_columns() -> None:
-    """If a condition on a list names a field that is not a column of the list, it raises BadExpression. If the columns
-    are unknown, the condition can name any field.
+    """A condition on a list raises BadExpression if it names a field that is not a column of the list. If the columns
+    are not known, the condition can name any field.
     """
     columns = frozenset({"name", "messages_ready"})
     assert where.parse("messages-ready>0", columns).matches({"name": "q", "messages_ready": 1})
@@ -402,7 +400,7 @@ def test_a_condition_never_fails_whatever_a_message_contains(value: Any) -> None
 
 @given(st.text(alphabet="abz()'\".=~!<> \n\0é1") | st.text())
 def test_any_text_is_a_condition_or_an_error_with_a_column(text: str) -> None:
-    """Any text is either a valid `--where` condition, or raises a BadExpression error that gives a column within the
+    """Any text is either a valid `--where` condition or raises BadExpression, and the error gives a column within the
     text.
     """
     columns = [1]
@@ -426,6 +424,8 @@ def _grown(inner: st.SearchStrategy[tuple[str, bool]]) -> st.SearchStrategy[tupl
 
 @given(st.recursive(_LEAVES, _grown, max_leaves=8))
 def test_and_or_and_not_combine_conditions(grown: tuple[str, bool]) -> None:
-    """`--where` conditions combined at random by and, or, not and parentheses give the same result as in Python."""
+    """If `--where` conditions are combined at random with and, or, not and parentheses, the result is the same as in
+    Python.
+    """
     text, holds = grown
     assert where.parse(text).matches(RECORD) is holds

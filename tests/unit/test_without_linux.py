@@ -44,8 +44,8 @@ def shell(script: str, *, timeout: float | None = None) -> RunnerRequest:
 
 
 def test_a_programs_end_is_noticed_without_pidfd_open(runner: Runner) -> None:
-    """Without pidfd_open(), `worker --exec` still gets a program's output, and its exit status or the signal that ended
-    it.
+    """On systems without pidfd_open(), `worker --exec` still gets a program's output, and its exit status or the signal
+    that ended it.
     """
     ending = runner.run(shell("cat; echo problem >&2; exit 3"))
     assert (ending.status, ending.stdout, ending.stderr) == (3, b"body", b"problem\n")
@@ -53,22 +53,22 @@ def test_a_programs_end_is_noticed_without_pidfd_open(runner: Runner) -> None:
 
 
 def test_a_program_is_killed_at_its_timeout_without_pidfd_open(runner: Runner) -> None:
-    """Without pidfd_open(), `worker --exec` still kills a program that exceeds its timeout."""
+    """On systems without pidfd_open(), `worker --exec` still kills a program that exceeds its timeout."""
     ending = runner.run(shell("exec sleep 60", timeout=0.05))
     assert (ending.status, ending.timed_out) == (137, 0.05)
 
 
 def test_without_malloc_trim_freed_memory_is_left_to_the_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without glibc's malloc_trim(), the embedded broker leaves freed memory to the C library, and no error is
-    raised.
+    """On systems without glibc's malloc_trim(), the embedded broker leaves freed memory to the C library, and raises no
+    error.
     """
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     main._return_memory()
 
 
 def test_without_proc_the_broker_returns_no_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without /proc, the embedded broker cannot look up its memory use, so it does not return freed memory to the
-    system.
+    """On systems without /proc, the embedded broker cannot find out how much memory it uses, so it does not return
+    freed memory to the system.
     """
     monkeypatch.setattr(main, "_STATM", MISSING)
     returned = Mock()
@@ -89,8 +89,8 @@ def test_without_proc_the_broker_returns_no_freed_memory(monkeypatch: pytest.Mon
 def test_without_proc_the_management_api_reports_the_peak_memory_use(
     monkeypatch: pytest.MonkeyPatch, platform: str, unit: int
 ) -> None:
-    """Without /proc, the management API reports the broker's peak memory use in bytes, whether the system counts in
-    bytes, as macOS does, or in kilobytes.
+    """On systems without /proc, the embedded broker's management API reports the broker's peak memory use in bytes,
+    whether the system counts it in bytes, as macOS does, or in kilobytes.
     """
     monkeypatch.setattr(node_routes, "_STATM", MISSING)
     monkeypatch.setattr(sys, "platform", platform)
@@ -101,8 +101,8 @@ def test_without_proc_the_management_api_reports_the_peak_memory_use(
 def test_without_proc_a_duplicate_waits_while_the_other_process_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Without /proc, `worker --deduplicate` makes a duplicate wait while the process that handles the message runs. If
-    that process has ended, the worker handles the message.
+    """On systems without /proc, `worker --deduplicate` does not handle a message while another process is handling it.
+    Once that process has ended, the worker handles the message.
     """
     monkeypatch.setattr(deduplication, "_PROC", MISSING)
     assert deduplication._process_name(os.getpid()) == str(os.getpid())
@@ -123,7 +123,7 @@ def test_without_proc_a_duplicate_waits_while_the_other_process_runs(
 def test_without_schedstat_a_bench_client_reports_that_it_never_waited_for_a_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without /proc/self/schedstat, a `bench` client reports that it waited 0 s for a CPU."""
+    """On systems without /proc/self/schedstat, a `bench` client reports that it never waited for a CPU."""
     monkeypatch.setattr(client_process, "_WAITED", MISSING)
     now = CpuTime.now()
     assert now.used > 0
@@ -131,8 +131,8 @@ def test_without_schedstat_a_bench_client_reports_that_it_never_waited_for_a_cpu
 
 
 def test_bench_reports_memory_from_the_management_api_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without /proc, `bench` takes the broker's memory use from the management API, and reports no CPU time of the
-    broker.
+    """On systems without /proc, `bench` gets the broker's memory use from the management API, and reports no CPU time
+    for the broker.
     """
     monkeypatch.setattr(run, "_PROC", MISSING)
     api = Mock(Management)
@@ -173,8 +173,8 @@ class MacPipe:
 
 
 def test_on_macos_receive_waits_until_the_reader_has_read_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On macOS, where FIONREAD does not count the unread bytes at the writing end of a pipe, `receive` still waits
-    until the reader has read a message.
+    """On macOS, FIONREAD at the writing end of a pipe does not count unread bytes, but `receive` still waits until the
+    reader of the pipe has read a message.
     """
     pipe = MacPipe(monkeypatch)
     os.write(pipe.writer, b"one\n")
@@ -189,8 +189,8 @@ def test_on_macos_receive_waits_until_the_reader_has_read_a_message(monkeypatch:
 
 
 def test_on_macos_receive_notices_that_the_reader_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On macOS, if the reader closes the pipe before it has read a message, `receive` raises ReaderGone, and does not
-    count the message as read.
+    """On macOS, if the reader of a pipe closes it before it has read a message, `receive` raises ReaderGone, and does
+    not count the message as read.
     """
     pipe = MacPipe(monkeypatch)
     os.write(pipe.writer, b"one\n")

@@ -103,8 +103,8 @@ def handled(tmp_path: Path) -> HandledMessages:
 
 @pytest.mark.parametrize("deduplicates", [True, False])
 def test_a_message_is_acknowledged_once_its_program_has_ended(handled: HandledMessages, *, deduplicates: bool) -> None:
-    """Once a message's program has succeeded, or the message was moved to a wait queue or a dead-letter queue, the
-    worker acknowledges and counts it.
+    """A worker acknowledges and counts a message once the program has handled it successfully, or once the message has
+    been moved to a wait queue or a dead-letter queue.
     """
     channel = FakeChannel(job(1, "a"), job(2, "b"), job(3, "c"), job(4))
     program = Job({2: Ending(1), 3: Ending(65)})
@@ -121,8 +121,8 @@ def test_a_message_is_acknowledged_once_its_program_has_ended(handled: HandledMe
 def test_a_message_that_could_not_be_moved_is_not_acknowledged(
     handled: HandledMessages, message_id: str | None
 ) -> None:
-    """If a failed message cannot be moved to its wait queue, the worker does not acknowledge it, and ends with the
-    error. With `--deduplicate`, the next worker can then handle the message.
+    """If a failed message cannot be moved to its wait queue, the worker does not acknowledge the message, and ends with
+    the error. With `--deduplicate`, the next worker can handle the message.
     """
     channel = FakeChannel(job(1, message_id), job(2))
     worker, work = working(channel, Job({1: Ending(1)}, moves=False), handled)
@@ -134,8 +134,8 @@ def test_a_message_that_could_not_be_moved_is_not_acknowledged(
 
 @pytest.mark.parametrize("status", [126, 127])
 def test_a_program_that_cannot_be_run_ends_the_worker(handled: HandledMessages, status: int) -> None:
-    """If the program cannot be run (exit status 126 or 127), the worker ends, and the message stays in its queue. This
-    does not apply to a program that was killed at its timeout, whatever its exit status.
+    """If the program cannot be run (exit status 126 or 127), the worker ends, and the message stays in its queue. A
+    program that was killed at its timeout does not end the worker, whatever its exit status.
     """
     channel = FakeChannel(job(1, "a"), job(2, "b"))
     _, work = working(channel, Job({1: Ending(status, timed_out=1.0), 2: Ending(status)}), handled)
@@ -151,7 +151,7 @@ def test_a_message_whose_connection_was_lost_is_neither_moved_nor_acknowledged(
 ) -> None:
     """If the connection is lost while the program handles a message, the worker does not acknowledge, move or count the
     message, and a notice says that the broker delivers it again. With `--deduplicate`, the program does not run again
-    for a message that it handled successfully.
+    if it handled the message successfully.
     """
     channel, notices = FakeChannel(job(1, "a"), job(2, "b"), job(3, "c")), list[str]()
     channel.lost = {1, 2}
@@ -168,9 +168,9 @@ def test_a_message_whose_connection_was_lost_is_neither_moved_nor_acknowledged(
 
 
 def test_a_duplicate_is_acknowledged_without_running_its_program(handled: HandledMessages) -> None:
-    """With `--deduplicate`, the worker acknowledges a copy of a message that was handled successfully or dead-lettered
-    without running the program, and a notice says why. It runs the program for a dead letter that was moved back and
-    for a message that was retried.
+    """With `--deduplicate`, if a message was handled successfully or dead-lettered, the worker acknowledges a copy of
+    it without running the program, and a notice says why. It runs the program for a dead letter that was moved back,
+    and for a message that is retried.
     """
     program = Job({2: Ending(65), 3: Ending(1)})
     working(FakeChannel(job(1, "a"), job(2, "b"), job(3, "c")), program, handled)[1]()
@@ -190,8 +190,8 @@ def test_a_duplicate_is_acknowledged_without_running_its_program(handled: Handle
 
 
 def test_a_worker_can_be_stopped_while_another_one_handles_a_copy(handled: HandledMessages) -> None:
-    """If a worker waits because another worker handles a copy of its message, it ends when it is stopped, and does not
-    acknowledge the message.
+    """If a worker is stopped while it waits for another worker that is handling a copy of its message, it ends without
+    acknowledging the message.
     """
     channel, program = FakeChannel(job(1, "a")), Job({})
     handled.begin(MessageKey(channel.cluster, "jobs", "a"))
@@ -202,8 +202,10 @@ def test_a_worker_can_be_stopped_while_another_one_handles_a_copy(handled: Handl
     assert (channel.acknowledged, program.ran, worker.counts) == ([], [], {})
 
 
-def test_with_a_concurrency_of_3_three_programs_run_at_once() -> None:
-    """With a concurrency of 3, a worker runs three programs at once, and reports that it is handling three messages."""
+def test_with_a_concurrency_of_3_three_programs_run_at_the_same_time() -> None:
+    """With a concurrency of 3, a worker runs three programs at the same time, and reports that it is handling three
+    messages.
+    """
     together, seen = threading.Barrier(3, timeout=20), list[int]()
     channel = FakeChannel(*(job(tag) for tag in range(1, 7)))
 
@@ -242,8 +244,10 @@ def test_running_programs_finish_before_the_worker_ends_with_an_error() -> None:
     assert 2 not in channel.acknowledged
 
 
-def test_a_lost_channel_ends_the_worker_at_once() -> None:
-    """If the channel is lost, the worker raises the channel's error without waiting for running programs."""
+def test_a_lost_channel_ends_the_worker_immediately() -> None:
+    """If the channel is lost, the worker raises the channel's error immediately, without waiting for
+    running programs.
+    """
     never = threading.Event()
     channel = FakeChannel(job(1), error=Unavailable("the queue was deleted"))
 

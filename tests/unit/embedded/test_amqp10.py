@@ -76,8 +76,8 @@ def test_a_stream_stores_the_same_bytes_of_a_message_as_rabbitmq() -> None:
     assert encode(MessageProperties.of(_FIELDS), b"hello", "", "s1") == _STORED
 
 
-def test_a_stored_message_is_decoded_with_all_its_properties() -> None:
-    """A message that is read from a stream has the same body, exchange, routing key and properties as when it was
+def test_a_message_read_from_a_stream_has_all_its_properties() -> None:
+    """A message that is read from a stream has the body, exchange, routing key and properties with which it was
     published.
     """
     found = decode(_STORED)
@@ -87,7 +87,9 @@ def test_a_stored_message_is_decoded_with_all_its_properties() -> None:
 
 
 def test_tables_and_arrays_are_removed_from_the_headers_of_a_message_in_a_stream() -> None:
-    """When a message is stored in a stream, headers that are tables or arrays are removed, as in RabbitMQ."""
+    """When the embedded broker stores a message in a stream, it removes headers that are tables or arrays, as RabbitMQ
+    does.
+    """
     headers = encode_table({"x-death": [{"count": 1}], "t": {"a": 1}, "kept": "yes"})
 
     found = decode(encode(MessageProperties.of({"headers": headers}), b"", "e", "k"))
@@ -104,8 +106,8 @@ def test_tables_and_arrays_are_removed_from_the_headers_of_a_message_in_a_stream
     ],
 )
 def test_an_id_that_is_not_a_string_has_its_type_in_a_header(identifier: bytes, message_id: str, kind: str) -> None:
-    """A message id of type uuid, ulong or binary is delivered over AMQP 0-9-1 as text, and the header x-message-id-type
-    contains its type.
+    """If the message id of an AMQP 1.0 message in a stream is a uuid, ulong or binary, it is delivered over AMQP 0-9-1
+    as text, and the header x-message-id-type contains its type.
     """
     found = decode(b"\x00Ss\xc0" + bytes((len(identifier) + 1, 1)) + identifier + b"\x00Su\xa0\x01x")
 
@@ -114,8 +116,8 @@ def test_an_id_that_is_not_a_string_has_its_type_in_a_header(identifier: bytes, 
 
 
 def test_an_amqp_1_0_header_becomes_delivery_mode_priority_and_expiration() -> None:
-    """The fields durable, priority and ttl of an AMQP 1.0 header are delivered over AMQP 0-9-1 as delivery mode,
-    priority and expiration.
+    """The fields durable, priority and ttl in the header section of an AMQP 1.0 message are delivered over AMQP 0-9-1
+    as the properties delivery mode, priority and expiration.
     """
     found = decode(b"\x00Sp\xc0\x06\x03AP\x05R\x64" + b"\x00Su\xa0\x01x")
 
@@ -124,13 +126,13 @@ def test_an_amqp_1_0_header_becomes_delivery_mode_priority_and_expiration() -> N
 
 
 def test_several_data_sections_are_joined_into_one_body() -> None:
-    """If an AMQP 1.0 message has two data sections, they are delivered over AMQP 0-9-1 as one body."""
+    """If an AMQP 1.0 message has two data sections, it is delivered over AMQP 0-9-1 with both in one body."""
     assert decode(b"\x00Su\xa0\x01a\x00Su\xa0\x01b").body == b"ab"
 
 
-def test_a_value_body_stays_encoded() -> None:
-    """If the body of a message is an AMQP 1.0 value, it is delivered over AMQP 0-9-1 as its encoded bytes, with the
-    type property amqp-1.0.
+def test_an_amqp_1_0_value_as_a_body_is_delivered_encoded() -> None:
+    """If the body of a message is an AMQP 1.0 value, the message is delivered over AMQP 0-9-1 with the encoded value as
+    its body and `amqp-1.0` as its type property.
     """
     found = decode(b"\x00Sw\xa1\x02hi")
 
@@ -139,17 +141,23 @@ def test_a_value_body_stays_encoded() -> None:
 
 @given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda data: b"\x00Ss\xc0" + data))
 def test_any_bytes_in_a_stream_are_decoded_as_a_message(data: bytes) -> None:
-    """Whatever bytes a client stores in a stream, reading the entry returns a message and raises no error."""
+    """Whatever bytes a client stores as an entry of a stream, reading the entry returns a message and
+    raises no error.
+    """
     assert isinstance(decode(data).body, bytes)
 
 
-def test_a_stream_entry_that_is_not_amqp_1_0_is_the_body() -> None:
-    """A stream entry that is not AMQP 1.0 is delivered with all its bytes as the body."""
+def test_a_stream_entry_that_is_not_amqp_1_0_is_delivered_as_the_body() -> None:
+    """If a stream entry is not an AMQP 1.0 message, the message that is delivered has all bytes of the entry as its
+    body.
+    """
     assert decode(b"Hello, World!").body == b"Hello, World!"
 
 
-def test_a_stream_entry_of_deeply_nested_values_is_the_body() -> None:
-    """A stream entry of 100,000 nested values is delivered with all the entry's bytes as the body, without an error."""
+def test_a_stream_entry_of_deeply_nested_values_is_delivered_as_the_body() -> None:
+    """If a stream entry consists of 100,000 nested values, the message that is delivered has all bytes of the entry as
+    its body, and there is no error.
+    """
     nested = b"\x00" * 100_000
 
     assert decode(nested).body == nested

@@ -87,8 +87,8 @@ def _frame(code: int, *fields: object, kind: int = 0) -> bytes:
 
 
 def test_messages_are_sent_after_the_reply_to_attach() -> None:
-    """If a client sends attach and the first credit in one write, the broker sends the reply to attach in one write and
-    the messages in the next one, as RabbitMQ does.
+    """If an AMQP 1.0 client sends attach and its first credit in one write, the embedded broker sends the reply to
+    attach in one write and the messages in the next, as RabbitMQ does.
     """
 
     async def writes() -> list[list[int]]:

@@ -111,9 +111,9 @@ def take(backlog: Backlog, expected: Expected) -> BacklogEntry:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("most", [0, 1, BATCH], ids=["in memory", "paged out, large", "paged out"])
 def test_messages_are_delivered_in_the_order_of_the_queue_type(kind: str, most: int) -> None:
-    """After any sequence of publishes, deliveries and requeues, the queue delivers the same message next as RabbitMQ
-    does: the oldest one, the oldest of those with the highest priority, or, in a quorum queue, first a requeued one.
-    Paging messages out makes no difference.
+    """After any sequence of publishes, deliveries and requeues, a queue of the embedded broker delivers the same
+    message next as RabbitMQ does. This is the oldest one, the oldest one with the highest priority or, in a quorum
+    queue, first a requeued one. It makes no difference whether messages are paged out to disk.
     """
     for seed in range(20):
         chance = random.Random(seed)
@@ -138,8 +138,8 @@ def test_messages_are_delivered_in_the_order_of_the_queue_type(kind: str, most: 
 
 
 def test_a_newly_published_message_has_never_been_delivered() -> None:
-    """A message that was just published is not marked as redelivered, was never requeued, expires at the time that its
-    publisher has set, if any, and is only in memory.
+    """A message that was just published is not marked as redelivered, was never requeued, has the expiration time that
+    its publisher has set, if any, and is only in memory.
     """
     new = BacklogEntry(entry(1).message, 7, expires_at=5)
     assert (new.position, new.redelivered, new.acquired_count, new.delivery_count) == (7, False, 0, 0)
@@ -148,8 +148,8 @@ def test_a_newly_published_message_has_never_been_delivered() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_empty_backlog_has_no_next_message(kind: str) -> None:
-    """An empty queue has no next message, whether it is new or was emptied."""
+def test_an_empty_queue_has_no_next_message(kind: str) -> None:
+    """An empty queue has no next message, whether it is new or has been emptied."""
     backlog = new_backlog(FakePages(), *KINDS[kind])
     for _ in range(2):
         for ask in (backlog.head, backlog.take):
@@ -162,8 +162,8 @@ def test_an_empty_backlog_has_no_next_message(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_purge_removes_all_ready_messages_even_those_that_are_paged_out(kind: str) -> None:
-    """A purge removes and returns all ready messages, even requeued and paged-out ones, so that they can be deleted
-    from the disk. The queue can be used again.
+    """A purge removes all ready messages, even those that were requeued or paged out, and returns them, so that they
+    can be deleted from the disk. The queue can then be used again.
     """
     backlog = new_backlog(FakePages(), *KINDS[kind])
     for position in range(1, 4):
@@ -181,9 +181,9 @@ def test_a_purge_removes_all_ready_messages_even_those_that_are_paged_out(kind: 
     assert (backlog.take(), len(backlog), backlog.body_bytes) == (again, 0, 0)
 
 
-def test_messages_are_read_back_in_batches() -> None:
-    """The paged-out messages of a long queue are read back 500 at a time. The queue's first message, and any message
-    that was requeued, stay in memory.
+def test_paged_out_messages_are_read_back_in_batches() -> None:
+    """A long queue reads its paged-out messages back 500 at a time. Its first message, and each message that was
+    requeued, stay in memory.
     """
     pages = FakePages()
     backlog = Backlog(pages)

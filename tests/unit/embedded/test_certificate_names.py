@@ -18,8 +18,8 @@ from mqtool.broker.embedded.amqp10.amqp10_socket import escape_name
         ("", ""),
     ],
 )
-def test_special_characters_in_a_subject_are_escaped(value: str, escaped: str) -> None:
-    """As in RabbitMQ, special characters in the CN of a certificate are escaped, so that a CN with a comma cannot look
-    like another user's subject.
+def test_special_characters_in_the_subject_of_a_certificate_are_escaped(value: str, escaped: str) -> None:
+    """As in RabbitMQ, special characters in the CN of a client certificate are escaped in the user name, so that a CN
+    with a comma cannot look like the subject of another user.
     """
     assert escape_name(value) == escaped

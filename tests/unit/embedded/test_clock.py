@@ -6,8 +6,8 @@ from mqtool.broker.embedded.model.clock import LoopClock
 
 
 def test_every_client_is_served_while_all_clients_are_busy() -> None:
-    """If each of 100 clients always has 1 ms of work for the broker, every client is served before any client has been
-    served 40 times.
+    """If each of 100 clients always has 1 ms of work for the embedded broker, each client is served at least once
+    before any client has been served 40 times.
     """
     served = [0] * 100
 

@@ -47,7 +47,9 @@ def stored(row: int, body: bytes = b"x") -> StoredEntry:
 
 
 def test_only_one_broker_uses_a_data_directory(tmp_path: Path) -> None:
-    """A data directory that a broker uses cannot be opened by another one, until the first one has closed it."""
+    """While a broker uses a data directory, no other broker can open it. Once the first broker has closed the
+    directory, another one can.
+    """
     first = open_database(tmp_path)
     for _ in range(2):
         with pytest.raises(OSError, match="another broker is using it") as error:
@@ -57,9 +59,9 @@ def test_only_one_broker_uses_a_data_directory(tmp_path: Path) -> None:
     open_database(tmp_path).close()
 
 
-def test_a_data_directory_can_be_read_only_by_its_user(tmp_path: Path) -> None:
-    """A new data directory and its database are accessible only to their user. If the database's mode allows more, it
-    is changed when the broker starts; that of an existing directory is not.
+def test_a_data_directory_is_accessible_only_to_its_user(tmp_path: Path) -> None:
+    """A new data directory and its database are accessible only to their user. If an existing database is accessible to
+    others, the broker changes the mode of the database when it starts, but not the mode of its directory.
     """
     directory = tmp_path / "a" / "b"
     open_database(directory).close()
@@ -86,12 +88,22 @@ _PLENTY, _TOO_LITTLE = 10**12, 999_999
         (sqlite3.OperationalError("disk I/O error"), 1_000_000, False),
         (sqlite3.OperationalError("locked"), _TOO_LITTLE, False),
     ],
+    ids=[
+        "no space",
+        "quota exceeded",
+        "file too large",
+        "no permission",
+        "database full",
+        "I/O error, little space",
+        "I/O error, enough space",
+        "locked",
+    ],
 )
 def test_a_full_disk_is_named_as_the_reason_why_a_broker_cannot_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, free: int, *, is_full: bool
 ) -> None:
-    """If a data directory cannot be opened because the disk is full, the error gives the free and the required space.
-    Other errors are given as they are. In each case, the directory can be used afterwards.
+    """If a data directory cannot be opened because the disk is full, the error gives the free space and the required
+    space. Other errors are passed on unchanged. The directory can be used again later.
     """
 
     def fail(_: Path) -> None:
@@ -118,7 +130,9 @@ def test_a_full_disk_is_named_as_the_reason_why_a_broker_cannot_start(
 def test_the_space_needed_to_open_a_data_directory_grows_with_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To open a data directory, twice the size of SQLite's log is needed, since it is copied and then moved."""
+    """Opening a data directory needs free space of twice the size of SQLite's log, because the log is copied and then
+    moved.
+    """
 
     def fail(_: Path) -> None:
         raise OSError(errno.ENOSPC, "no")
@@ -130,8 +144,8 @@ def test_the_space_needed_to_open_a_data_directory_grows_with_its_log(
 
 
 def test_an_empty_database_file_is_reported(tmp_path: Path) -> None:
-    """If the file of the database is empty, the broker starts like a new one, and reports that something may have
-    truncated the file. The next time, there is nothing to report.
+    """If the database file of a data directory is empty, the broker starts without queues, messages and users, and
+    reports that something may have truncated the file. At the next start, it reports nothing.
     """
     (tmp_path / FILE).touch()
     opened = open_database(tmp_path)
@@ -148,8 +162,8 @@ def test_an_empty_database_file_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("used_by", ["mark", "definition"])
-def test_a_database_is_new_until_it_has_definitions(tmp_path: Path, used_by: str) -> None:
-    """A database counts as new until it is marked as used, or has a definition."""
+def test_a_data_directory_is_new_until_it_is_used(tmp_path: Path, used_by: str) -> None:
+    """A data directory counts as new until it is marked as used or contains a definition."""
     opened = open_database(tmp_path)
     assert opened.is_new
     if used_by == "mark":
@@ -163,8 +177,8 @@ def test_a_database_is_new_until_it_has_definitions(tmp_path: Path, used_by: str
     opened.close()
 
 
-def test_closing_a_database_closes_its_files(tmp_path: Path) -> None:
-    """A closed data directory leaves no open files."""
+def test_closing_a_data_directory_closes_its_files(tmp_path: Path) -> None:
+    """After a data directory is closed, none of its files is open."""
     open_database(tmp_path).close()
     before = len([*Path("/dev/fd").iterdir()])
     opened = open_database(tmp_path)
@@ -175,7 +189,7 @@ def test_closing_a_database_closes_its_files(tmp_path: Path) -> None:
 
 @given(st.sets(st.integers(1, 40), min_size=1), st.data())
 def test_exactly_the_removed_messages_are_deleted(rows: set[int], data: st.DataObject) -> None:
-    """Whichever messages are removed, and in whatever order, all others stay, in order."""
+    """Whichever messages are removed from a data directory, and in whatever order, all others stay in it, in order."""
     removed = data.draw(st.permutations(sorted(rows)))[: data.draw(st.integers(1, len(rows)))]
     db = memory()
     write_entries(db, [stored(row) for row in rows], [], {})
@@ -184,8 +198,10 @@ def test_exactly_the_removed_messages_are_deleted(rows: set[int], data: st.DataO
     db.close()
 
 
-def test_messages_are_read_in_batches() -> None:
-    """Up to a batch of messages is read at once, in order. If their bodies exceed 1 MiB, only the first few are."""
+def test_messages_are_read_from_a_data_directory_in_batches() -> None:
+    """The broker reads messages from its data directory in batches, in order. If the bodies of a batch exceed 1 MiB, it
+    reads only the first few messages of the batch.
+    """
     db = memory()
     rows = range(1, BATCH + 10)
     write_entries(db, [stored(row, b"%d" % row) for row in rows], [], {3: 17})
@@ -197,9 +213,11 @@ def test_messages_are_read_in_batches() -> None:
     db.close()
 
 
-@pytest.mark.parametrize("rows", [[5], [4, 5], [1, 4, 6]])
+@pytest.mark.parametrize("rows", [[5], [4, 5], [1, 4, 6]], ids=["missing", "two missing", "missing between others"])
 def test_a_message_that_is_missing_in_the_data_directory_is_an_error(rows: list[int]) -> None:
-    """Reading a message that the data directory does not have raises DatabaseError, instead of returning another."""
+    """Reading a message that is not in the data directory raises DatabaseError, instead of returning
+    another message.
+    """
     db = memory()
     write_entries(db, [stored(1), stored(2), stored(6)], [], {})
     expected = f"messages from {rows[0]} to {rows[-1]} are not in the data directory"
@@ -209,7 +227,9 @@ def test_a_message_that_is_missing_in_the_data_directory_is_an_error(rows: list[
 
 
 def test_definitions_are_replaced_found_and_deleted_by_kind_and_key() -> None:
-    """A definition replaces the one of the same kind and key, and only that one is deleted."""
+    """If a definition is written to a data directory, it replaces only the definition of the same kind, such as
+    "queue", with the same name. Deleting a definition deletes only that one.
+    """
     db = memory()
     db.text_factory = bytes
     for value in (b"\0\0\0\0", b"\0\0\0\5\1aI\0\0"):
@@ -230,12 +250,13 @@ def test_definitions_are_replaced_found_and_deleted_by_kind_and_key() -> None:
         (300_000_000, {}, 1.0),
         (10**12, {}, 10.0),
     ],
+    ids=["below the limit", "at the limit", "little space", "much space"],
 )
 def test_publishers_are_blocked_while_the_disk_has_too_little_space(
     monkeypatch: pytest.MonkeyPatch, free: int, alarms: dict[str, str], seconds: float
 ) -> None:
-    """While less than the limit is free, the disk alarm blocks publishers. The less space there is, the sooner it is
-    checked again: at most 250 MB a second can be written. Stopping ends the checks.
+    """While less disk space is free than the limit, the disk alarm blocks publishers. The less space is free, the
+    sooner the broker checks it again. After the broker has stopped, it no longer checks.
     """
     later: list[float] = []
     cancelled: list[bool] = []

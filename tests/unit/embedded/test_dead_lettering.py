@@ -48,7 +48,7 @@ def death(queue: str = "jobs", reason: str = "expired", count: object = 1, **mor
 @pytest.mark.parametrize("trusts", [True, False], ids=["before 4.0", "since 4.0"])
 def test_the_x_death_header_says_where_and_why_a_message_was_dead_lettered(trusts: bool) -> None:
     """A dead letter keeps its body, routing key and headers, and is published to the dead-letter exchange. Its x-death
-    header has one entry, with the queue, the reason, the time, and the message's exchange and routing keys.
+    header has one entry, which contains the queue, the reason, the time, and the message's exchange and routing keys.
     """
     letter = dead(message({"x": 1, "CC": ["copy", b"raw", 5], "BCC": ["secret"]}), trusts=trusts)
     assert (letter.exchange, letter.routing_key, letter.body) == ("dlx", "eu", b"body")
@@ -69,8 +69,8 @@ def test_the_x_death_header_says_where_and_why_a_message_was_dead_lettered(trust
 
 
 def test_a_dead_letter_routing_key_replaces_all_other_routing_keys() -> None:
-    """If a queue has a dead-letter routing key, its dead letters have only this key: CC and BCC are removed. The
-    x-death header names the old keys.
+    """If a queue has a dead-letter routing key, its dead letters have only this key, and the headers CC and BCC are
+    removed. The x-death header contains the old keys, except those of BCC.
     """
     letter = dead(message({"CC": ["copy"], "BCC": ["secret"]}), key="dead")
     assert letter.routing_key == "dead"
@@ -80,7 +80,7 @@ def test_a_dead_letter_routing_key_replaces_all_other_routing_keys() -> None:
 
 
 def test_a_dead_letter_does_not_expire_again() -> None:
-    """When a message is dead-lettered, its expiration is removed, and its x-death header contains the value as
+    """When a message is dead-lettered, its expiration is removed. The x-death header contains the removed value as
     original-expiration.
     """
     letter = dead(message(expiration=b"5000"))
@@ -90,8 +90,9 @@ def test_a_dead_letter_does_not_expire_again() -> None:
 
 
 def test_x_death_counts_a_repeated_death_and_lists_it_first() -> None:
-    """If a queue dead-letters a message again for the same reason, the count of the entry in x-death rises, its time is
-    still that of the first death, and it comes first. Another queue or reason gets its own entry.
+    """If a queue dead-letters a message again for the same reason, the count of the queue's entry in x-death increases,
+    and the entry moves to the first place, but its time does not change. Another queue or another reason gets an entry
+    of its own.
     """
     letter = message()
     for number, (queue, reason) in enumerate([("a", "expired"), ("b", "expired"), ("a", "rejected"), ("b", "expired")]):
@@ -107,10 +108,14 @@ def test_x_death_counts_a_repeated_death_and_lists_it_first() -> None:
     assert [letter.headers[name] for name in _LAST] == ["dlx", "b", "expired"]
 
 
-@pytest.mark.parametrize("forged", [{"x-death": [death(count=5)]}, dict.fromkeys(_FIRST + _LAST, "forged")])
+@pytest.mark.parametrize(
+    "forged",
+    [{"x-death": [death(count=5)]}, dict.fromkeys(_FIRST + _LAST, "forged")],
+    ids=["x-death", "first and last death"],
+)
 def test_a_publishers_death_headers_count_only_before_4_0(forged: Table) -> None:
-    """When a message is dead-lettered, RabbitMQ 4.0 and later remove death headers that its publisher has set. Earlier
-    versions keep them and add to them.
+    """When a message is dead-lettered, the embedded broker, like RabbitMQ from 4.0 on, removes death headers that the
+    publisher has set. Before 4.0, it keeps them and adds to them.
     """
     letter = dead(message({**forged, "x": 1}))
     assert letter.headers == dead(message({"x": 1})).headers
@@ -129,9 +134,10 @@ def test_a_publishers_death_headers_count_only_before_4_0(forged: Table) -> None
         (-1, Timestamp(5), 0, (5, 5000, NOW)),
         ("many", "yesterday", 1, "yesterday"),
     ],
+    ids=["largest count", "almost the largest count", "negative count", "text"],
 )
 def test_a_forged_x_death_header_raises_no_error(count: object, time: Any, next_count: int, next_time: object) -> None:
-    """The broker accepts any count and time in an x-death header that a publisher has set, and keeps fields that it
+    """If a publisher has set an x-death header, the broker accepts any count and time in it, and keeps fields that it
     does not know.
     """
     letter = dead(message({"x-death": [death(count=count, time=time, more=7)]}), trusts=True)
@@ -142,10 +148,10 @@ def test_a_forged_x_death_header_raises_no_error(count: object, time: Any, next_
     assert entry["more"] == 7
 
 
-@pytest.mark.parametrize("forged", ["text", 5, [], ["text", 5]])
+@pytest.mark.parametrize("forged", ["text", 5, [], ["text", 5]], ids=["text", "number", "empty list", "list of others"])
 def test_an_x_death_header_that_is_not_a_list_of_tables_counts_as_empty(forged: Any) -> None:
-    """If a publisher sets x-death to anything but a list of tables, the broker ignores it; in a list, it ignores
-    everything but tables.
+    """If a publisher sets x-death to something other than a list, the broker ignores it. In a list, it ignores
+    everything except tables.
     """
     assert deaths(message({"x-death": forged})) == []
     assert len(deaths(dead(message({"x-death": forged}), trusts=True))) == 1
@@ -164,12 +170,21 @@ def test_an_x_death_header_that_is_not_a_list_of_tables_counts_as_empty(forged: 
         ([death("other", "rejected"), death("jobs")], False),
         ([death("other"), death("jobs", "maxlen"), death("third", "rejected")], True),
     ],
+    ids=[
+        "first death",
+        "same queue",
+        "other queue",
+        "same queue earlier",
+        "rejected",
+        "rejected since then",
+        "rejected before that",
+    ],
 )
 def test_a_dead_letter_that_returns_to_its_queue_is_in_a_cycle_unless_it_was_rejected(
     entries: list[dict[str, Any]], cycles: bool
 ) -> None:
-    """A dead letter is in a cycle if it returns to a queue that has dead-lettered it before, unless a consumer has
-    rejected it then or since then.
+    """A dead letter is in a cycle if it returns to a queue that has dead-lettered it before, unless a consumer rejected
+    it at that time or later.
     """
     assert would_cycle(message({"x-death": cast(Any, entries)}), "jobs") is cycles
 
@@ -204,9 +219,11 @@ def dead_letters(
 
 @pytest.mark.parametrize("trusts", [True, False])
 @pytest.mark.parametrize(("taken", "outcome"), [(True, Outcome.TAKEN), (False, Outcome.NOT_TAKEN)])
-def test_a_dead_letter_is_published_and_its_queue_gets_the_outcome(trusts: bool, taken: bool, outcome: Outcome) -> None:
-    """A dead letter is published to its queue's dead-letter exchange with the queue's dead-letter routing key. The
-    queue gets the outcome: whether another queue took the dead letter.
+def test_a_dead_letter_is_published_and_its_queue_is_told_the_outcome(
+    trusts: bool, taken: bool, outcome: Outcome
+) -> None:
+    """A dead letter is published to its queue's dead-letter exchange, with the queue's dead-letter routing key. The
+    queue is then told whether another queue accepted the dead letter.
     """
     published, outcomes = list[tuple[BrokerMessage, DeadLettered]](), list[Outcome]()
 
@@ -228,8 +245,8 @@ def test_a_dead_letter_is_published_and_its_queue_gets_the_outcome(trusts: bool,
 
 @pytest.mark.parametrize("exchange", [None, "e" * 256])
 def test_a_queue_without_a_dead_letter_exchange_publishes_nothing(exchange: str | None) -> None:
-    """If a queue has no dead-letter exchange, or one whose name is longer than 255 bytes, its dead letters are not
-    published.
+    """If a queue has no dead-letter exchange, or the name of its dead-letter exchange is longer than 255 bytes, its
+    dead letters are not published.
     """
     outcomes = list[Outcome]()
     dead_letters(lambda *_: pytest.fail("published")).add(queue(exchange), message(), "expired", outcomes.append)
@@ -237,8 +254,8 @@ def test_a_queue_without_a_dead_letter_exchange_publishes_nothing(exchange: str 
 
 
 def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    """If dead-lettering a message raises an error, its queue gets the outcome "failed", the log names the queue, and
-    the next message is dead-lettered.
+    """If dead-lettering a message raises an error, the queue is told that it failed, the log names the queue, and the
+    next message is still dead-lettered.
     """
     outcomes = list[Outcome]()
 
@@ -259,9 +276,7 @@ def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog:
 
 
 def test_waiting_messages_are_dead_lettered_before_the_broker_stops() -> None:
-    """Before the broker stops, it dead-letters as many of the waiting messages as the time allows, and counts the
-    others.
-    """
+    """Before the broker stops, it dead-letters as many of the waiting messages as time allows, and counts the rest."""
     clock, outcomes = FakeClock(), list[Outcome]()
 
     def publish(*_: object) -> bool:

@@ -23,8 +23,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_on_macos_a_sync_waits_for_the_drive(asked: list[str], tmp_path: Path) -> None:
-    """On macOS, the broker syncs files and directories with F_FULLFSYNC, because with fsync(), data could still be in
-    the drive's memory.
+    """On macOS, the broker syncs files and directories with F_FULLFSYNC. After an fsync(), data could still be in the
+    drive's memory.
     """
     with (tmp_path / "log").open("wb") as file:
         disk.DISK.sync(file.fileno(), tmp_path / "log")
@@ -35,7 +35,7 @@ def test_on_macos_a_sync_waits_for_the_drive(asked: list[str], tmp_path: Path) -
 def test_a_file_system_without_a_full_sync_is_synced_with_fsync(
     asked: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """On macOS, if a file system does not support F_FULLFSYNC, the broker calls fsync() instead. If F_FULLFSYNC fails
+    """On macOS, if a file system does not support F_FULLFSYNC, the broker uses fsync() instead. If F_FULLFSYNC fails
     for another reason, the broker raises OSError.
     """
 

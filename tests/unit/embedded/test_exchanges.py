@@ -26,13 +26,15 @@ _ALWAYS = {"direct", "fanout", "topic", "headers"}
     ],
 )
 def test_a_broker_has_the_exchange_types_of_its_version(like: Like, more: set[str]) -> None:
-    """RabbitMQ has x-local-random from 4.0 on, and its delayed message plugin has releases up to 4.2."""
+    """The embedded broker has the exchange types of the RabbitMQ version that it imitates: x-local-random from 4.0 on,
+    and x-delayed-message up to 4.2, the last version with the plugin.
+    """
     assert set(types_of(PROFILES[like])) == _ALWAYS | more
 
 
 def test_a_local_random_exchange_routes_each_message_to_one_queue(vhost: VirtualHost) -> None:
-    """A message to an x-local-random exchange goes to exactly one of its queues, whatever the routing key, and to each
-    of them at some time. Without queues, the message is unroutable.
+    """An x-local-random exchange routes each message to exactly one of its queues, chosen at random, whatever the
+    routing key is. If it has no queue, the message is unroutable.
     """
     exchange = BrokerExchange("x", "x-local-random")
     vhost.add_exchange(exchange)
@@ -59,8 +61,8 @@ def test_a_local_random_exchange_routes_each_message_to_one_queue(vhost: Virtual
 def test_an_unroutable_message_goes_to_the_alternate_exchange(
     vhost: VirtualHost, argument: Value, policy: str | None, goes_to: str | None
 ) -> None:
-    """A message that no binding matches goes to the alternate exchange, which the exchange's arguments name, or else a
-    policy. If that exchange does not exist, the message is unroutable.
+    """If no binding matches a message, the message goes to the alternate exchange, which is set by the exchange's
+    arguments or, if they set none, by a policy. If the alternate exchange does not exist, the message is unroutable.
     """
     queues = {name: add_queue(vhost, name) for name in "ab"}
     for name, queue in queues.items():
@@ -82,7 +84,9 @@ def test_an_unroutable_message_goes_to_the_alternate_exchange(
 
 @pytest.mark.parametrize(("like", "matches"), [(Like.V3_10, True), (Like.V4_2, False)])
 def test_a_headers_exchange_compares_numbers_as_its_version_does(like: Like, *, matches: bool) -> None:
-    """In RabbitMQ 3.10, a headers exchange takes the integer 1 and the float 1.0 for equal, and in 4.2 it does not."""
+    """With `broker up --like 3.10`, a headers exchange considers the integer 1 equal to the float 1.0, as in RabbitMQ
+    3.10. With `--like 4.2`, it does not, as in RabbitMQ 4.2.
+    """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
     exchange, queue = BrokerExchange("x", "headers"), add_queue(vhost)
     for each in (exchange, vhost.exchanges["amq.headers"]):
@@ -93,8 +97,8 @@ def test_a_headers_exchange_compares_numbers_as_its_version_does(like: Like, *, 
 
 
 def test_a_queue_that_is_bound_twice_stays_bound_until_both_bindings_are_removed(vhost: VirtualHost) -> None:
-    """Two bindings with different keys or arguments between the same exchange and queue are independent. Removing one
-    that does not exist changes nothing.
+    """Bindings with different keys or arguments between the same exchange and queue are independent, so the queue stays
+    bound until all of them are removed. Removing a binding that does not exist changes nothing.
     """
     exchange, queue = vhost.exchanges["amq.fanout"], add_queue(vhost)
     bindings: list[tuple[str, Table]] = [("", {}), ("k", {}), ("k", {"a": Int32(1)})]
@@ -111,7 +115,9 @@ def test_a_queue_that_is_bound_twice_stays_bound_until_both_bindings_are_removed
 
 
 def test_an_exchange_that_is_bound_to_itself_can_be_deleted(vhost: VirtualHost, ledger: Ledger) -> None:
-    """An exchange that is bound to itself can be deleted, and gives back the memory of its binding once."""
+    """An exchange that is bound to itself can be deleted. Its binding then no longer counts towards the broker's memory
+    use.
+    """
     before = ledger.definition_bytes
     exchange = BrokerExchange("x", "fanout")
     vhost.add_exchange(exchange)
@@ -127,7 +133,7 @@ def test_an_exchange_that_is_bound_to_itself_can_be_deleted(vhost: VirtualHost, 
 def test_a_binding_survives_a_restart_if_both_its_ends_do(
     vhost: VirtualHost, *, durable_exchange: bool, durable_queue: bool, stored: bool
 ) -> None:
-    """A binding is durable if its exchange and its queue both are."""
+    """A binding survives a restart of the broker if both its exchange and its destination are durable."""
     exchange = BrokerExchange("x", "fanout", durable=durable_exchange)
     queue = add_queue(vhost, durable=durable_queue)
     assert BrokerBinding(exchange, queue, "", {}).stored is stored
@@ -141,14 +147,16 @@ def test_a_binding_survives_a_restart_if_both_its_ends_do(
 def test_the_properties_key_of_a_binding_is_its_quoted_routing_key(
     vhost: VirtualHost, routing_key: str, properties_key: str
 ) -> None:
-    """A binding without arguments has its routing key, quoted for a URL, as its properties_key, or ~ if it is empty."""
+    """The properties_key of a binding without arguments is its routing key, percent-encoded for a URL, or ~ if the
+    routing key is empty.
+    """
     binding = BrokerBinding(vhost.exchanges["amq.topic"], add_queue(vhost), routing_key, {})
     assert binding.properties_key == properties_key
 
 
 def test_bindings_with_different_arguments_have_different_properties_keys(vhost: VirtualHost) -> None:
-    """The properties_key of a binding with arguments ends with a hash of them, which may be part of a URL. It differs
-    from that of other bindings with the same routing key.
+    """The properties_key of a binding with arguments ends with a hash of the arguments, which can be part of a URL. It
+    differs from the properties_key of any other binding with the same routing key.
     """
     exchange, queue = vhost.exchanges["amq.topic"], add_queue(vhost)
     tables: list[Table] = [{"a": Int32(1)}, {"a": Int32(2)}, {"b": Int32(1)}, {"a": "1"}]
@@ -159,13 +167,15 @@ def test_bindings_with_different_arguments_have_different_properties_keys(vhost:
     assert BrokerBinding(exchange, queue, "", tables[0]).properties_key == f"~{keys[0].partition('~')[2]}"
 
 
-def test_the_messages_published_to_an_exchange_are_counted() -> None:
-    """A new exchange reports that no messages were published to it."""
+def test_a_new_exchange_reports_that_no_messages_were_published_to_it() -> None:
+    """A new exchange reports that 0 messages were published to it."""
     assert BrokerExchange("x", "direct").counts() == {"publish_in": 0}
 
 
 def test_an_x_delay_that_is_not_a_number_closes_the_connection(vhost: VirtualHost) -> None:
-    """A message to a delayed exchange whose x-delay is not a number closes the connection with 541 INTERNAL_ERROR."""
+    """If the x-delay of a message to an x-delayed-message exchange is not a number, the connection is closed with 541
+    INTERNAL_ERROR, and the message is not held back.
+    """
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)
     with pytest.raises(ConnectionException) as error:
@@ -177,7 +187,7 @@ def test_an_x_delay_that_is_not_a_number_closes_the_connection(vhost: VirtualHos
 def test_a_delayed_headers_exchange_routes_by_headers_when_a_message_is_due(
     vhost: VirtualHost, clock: FakeClock
 ) -> None:
-    """A delayed exchange of the type headers routes each message by its headers once it is due."""
+    """An x-delayed-message exchange of type headers routes each message by its headers when the message is due."""
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "headers"})
     vhost.add_exchange(exchange)
     queues = [add_queue(vhost, name) for name in "ab"]
@@ -190,8 +200,8 @@ def test_a_delayed_headers_exchange_routes_by_headers_when_a_message_is_due(
 
 
 def test_each_delayed_exchange_counts_its_messages(vhost: VirtualHost, clock: FakeClock) -> None:
-    """The messages that a delayed exchange holds back are counted for each exchange, and listed in the order in which
-    they are due. Releasing those of one exchange does not change the count of another.
+    """Each x-delayed-message exchange counts the messages that it holds back. They are listed in the order in which
+    they are due. If the messages of one exchange are released, the count of another does not change.
     """
     exchanges = [
         BrokerExchange(name, "x-delayed-message", arguments={"x-delayed-type": "fanout"}) for name in ("one", "two")
@@ -210,8 +220,8 @@ def test_each_delayed_exchange_counts_its_messages(vhost: VirtualHost, clock: Fa
 
 
 def test_a_message_that_was_delayed_has_its_delay_negated(vhost: VirtualHost) -> None:
-    """A message that has been delayed has its x-delay negated, as a 32-bit integer if it fits, and its other headers
-    unchanged. So another delayed exchange does not delay the message again.
+    """After a message was delayed, its x-delay is negated, as a 32-bit integer if it fits, so that another
+    x-delayed-message exchange does not delay the message again. Its other headers are unchanged.
     """
     for delay, kind in ((5000, Int32), (2**31, Int32), (2**31 + 1, Int64)):
         found = negate_delay(message(headers={"x-delay": Int64(delay), "a": "b"}), delay).headers
@@ -226,8 +236,8 @@ def test_a_message_that_was_delayed_has_its_delay_negated(vhost: VirtualHost) ->
 def test_a_message_that_was_held_back_before_a_restart_waits_no_longer_than_its_delay(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger, delay: Value
 ) -> None:
-    """After a restart with another time of the system, a message is held back for its x-delay at most, whatever type
-    x-delay has, and whether or not it was negated before.
+    """If the system time has changed when the broker is restarted, a delayed message waits for at most its x-delay,
+    whatever type x-delay has, and whether or not it is already negated.
     """
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

@@ -56,8 +56,8 @@ def test_a_field_table_keeps_its_values_and_their_types(table: ft.Table) -> None
 
 
 @given(data=st.binary(max_size=60))
-def test_random_bytes_decode_to_a_table_or_raise_value_error(data: bytes) -> None:
-    """Decoding random bytes as a field table returns a table or raises ValueError."""
+def test_random_bytes_decode_to_a_field_table_or_raise_value_error(data: bytes) -> None:
+    """Decoding random bytes as a field table returns a table or raises ValueError, but no other exception."""
     try:
         table, end = ft.decode_table(len(data).to_bytes(4) + data)
     except ValueError:
@@ -66,8 +66,8 @@ def test_random_bytes_decode_to_a_table_or_raise_value_error(data: bytes) -> Non
     assert isinstance(table, dict)
 
 
-def test_a_deeply_nested_table_is_refused() -> None:
-    """Decoding 1,000 nested field tables raises ValueError instead of RecursionError."""
+def test_a_deeply_nested_field_table_is_refused() -> None:
+    """Decoding a field table in which 1,000 tables are nested raises ValueError, instead of RecursionError."""
     data = b""
     for _ in range(1000):
         data = b"\x01aF" + len(data).to_bytes(4) + data
@@ -77,14 +77,14 @@ def test_a_deeply_nested_table_is_refused() -> None:
 
 @given(exchange=st.text(max_size=60), key=st.text(max_size=60))
 def test_a_messages_exchange_and_routing_key_are_parsed_as_they_were_encoded(exchange: str, key: str) -> None:
-    """A message's exchange and routing key are unchanged after encoding and parsing."""
+    """After encoding and parsing, a message's exchange and routing key are unchanged."""
     address = encode_address(exchange, key)
     assert parse_address(address) == (address, exchange, key)
 
 
 @given(data=st.binary(max_size=60))
-def test_random_bytes_decode_to_a_content_header_or_raise_value_error(data: bytes) -> None:
-    """Decoding random bytes as a content header raises ValueError, or returns properties that encode to the
+def test_random_bytes_decode_to_properties_or_raise_value_error(data: bytes) -> None:
+    """Decoding random bytes as the properties of a message raises ValueError, or returns properties that encode to the
     same bytes.
     """
     try:
@@ -95,7 +95,7 @@ def test_random_bytes_decode_to_a_content_header_or_raise_value_error(data: byte
 
 
 def test_replacing_one_property_keeps_the_bytes_of_the_others() -> None:
-    """Replacing a message's headers leaves its other properties unchanged, byte for byte."""
+    """If a message's headers are replaced, its other properties stay unchanged, byte for byte."""
     header = ContentHeader(bytes.fromhex("003c0000 0000000000000005 f800") + b"\x04text\x03utf\0\0\0\0\x02\x07")
     edited = header.properties.replace(headers={"a": ft.Int64(1)})
     assert edited.headers == {"a": 1}
@@ -111,9 +111,9 @@ def test_replacing_one_property_keeps_the_bytes_of_the_others() -> None:
         )
     )
 )
-def test_similar_content_headers_are_not_confused(sent: list[dict[str, bytes]]) -> None:
-    """If several messages have similar properties, each keeps its own, even though the broker caches the last content
-    header.
+def test_messages_with_similar_properties_are_not_confused(sent: list[dict[str, bytes]]) -> None:
+    """If several messages have similar properties, each message keeps its own, even though the broker caches the last
+    content header.
     """
     reader = HeaderReader()
     for fields in sent:

@@ -56,7 +56,7 @@ _MESSAGE = parse(
     ],
 )  # fmt: skip
 def test_a_true_sql_filter_selects_the_message(expression: str) -> None:
-    """An SQL filter that is true for a message selects the message, as in RabbitMQ 4.3."""
+    """If the SQL filter of a stream consumer is true for a message, it selects the message, as in RabbitMQ 4.3."""
     assert compile_sql(expression)(FilteredMessage(_MESSAGE))
 
 
@@ -72,8 +72,8 @@ def test_a_true_sql_filter_selects_the_message(expression: str) -> None:
     ],
 )  # fmt: skip
 def test_a_false_or_unknown_sql_filter_does_not_select_the_message(expression: str) -> None:
-    """An SQL filter that is false or unknown for a message, for example because a property is missing, does not select
-    the message.
+    """If the SQL filter of a stream consumer is false or unknown for a message, for example because a property is
+    missing, it does not select the message.
     """
     assert not compile_sql(expression)(FilteredMessage(_MESSAGE))
 
@@ -122,8 +122,8 @@ def _parsed(wanted: Map, like: Like = Like.V4_3) -> LinkFilters:
 def test_property_filters_select_messages_by_value_prefix_or_suffix(
     descriptor: Any10, wanted: Map, chosen: bool
 ) -> None:
-    """A filter on properties or application properties selects messages by equal values, or by a prefix or suffix of a
-    string, as in RabbitMQ 4.3.
+    """A filter on properties or application properties selects messages with equal values, or with strings that have a
+    given prefix or suffix, as in RabbitMQ 4.3.
     """
     filters = _parsed({Symbol("any"): Described(descriptor, wanted)})
     assert filters.effective == {"any": Described(descriptor, wanted)}
@@ -146,17 +146,31 @@ def test_property_filters_select_messages_by_value_prefix_or_suffix(
         Described(Symbol("elsewhere"), "x"),
         "text",
     ],
+    ids=[
+        "empty",
+        "value of another type",
+        "unknown prefix",
+        "unknown property",
+        "property as a string",
+        "application property as a symbol",
+        "too many application properties",
+        "text instead of a map",
+        "negative offset",
+        "match-unfiltered as text",
+        "unknown filter",
+        "filter without a descriptor",
+    ],
 )
-def test_invalid_filters_are_ignored(filter_: Any10) -> None:
-    """If a client attaches with an invalid or unknown filter, the broker leaves the filter out of its attach reply, and
-    delivers every message.
+def test_invalid_filters_of_a_stream_consumer_are_ignored(filter_: Any10) -> None:
+    """If an AMQP 1.0 client attaches to a stream with an invalid or unknown filter, the broker leaves the filter out of
+    its attach reply, and delivers every message.
     """
     filters = _parsed({Symbol("any"): filter_, Symbol("sql-filter"): Described(Symbol("amqp:sql-filter"), "oops =")})
     assert (filters.effective, filters.arguments, filters.selector(_MESSAGE)) == ({}, {}, True)
 
 
 def test_stream_filters_become_consumer_arguments() -> None:
-    """RabbitMQ's AMQP 1.0 filters for the offset and the filter values of a stream are converted to the consumer
+    """The embedded broker converts RabbitMQ's AMQP 1.0 filters for a stream's offset and filter values to the consumer
     arguments x-stream-offset, x-stream-filter and x-stream-match-unfiltered.
     """
     wanted: Map = {
@@ -173,8 +187,8 @@ def test_stream_filters_become_consumer_arguments() -> None:
 
 
 def test_sql_and_property_filters_exclude_each_other() -> None:
-    """If a client attaches with an SQL filter and property filters, the broker applies only the kind that is listed
-    last, as in RabbitMQ 4.3.
+    """If an AMQP 1.0 client attaches with both an SQL filter and property filters, the broker applies only the kind
+    that comes last, as in RabbitMQ 4.3.
     """
     sql = Described(Symbol("amqp:sql-filter"), "size = 5")
     fields = Described(_FIELDS, {Symbol("subject"): "x"})
@@ -185,7 +199,9 @@ def test_sql_and_property_filters_exclude_each_other() -> None:
 
 
 def test_a_broker_like_4_0_has_only_stream_filters() -> None:
-    """With `--like 4.0`, as in RabbitMQ 4.0, the broker applies stream filters and ignores SQL and property filters."""
+    """With `broker up --like 4.0`, the embedded broker applies stream filters, and ignores SQL filters and property
+    filters, as RabbitMQ 4.0 does.
+    """
     wanted: Map = {
         Symbol("sql-filter"): Described(Symbol("amqp:sql-filter"), "FALSE"),
         Symbol("o"): Described(Symbol("rabbitmq:stream-offset-spec"), "first"),
@@ -215,8 +231,8 @@ def test_like_patterns_match_the_same_texts_as_regular_expressions() -> None:
     [("%a_b%", "aaxb"), ("%a_b", "aaaxb"), ("a%bb%c", "abbc"), ("%_%", "x"), ("%_a%_b%", "xaxb"), ("_%_", "ab")],
 )
 def test_a_like_pattern_matches_even_if_its_first_attempt_fails(pattern: str, text: str) -> None:
-    """In SQL filters, a LIKE pattern matches a text even if a part of the pattern also occurs too early in the text:
-    'aaxb' is LIKE '%a_b%'.
+    """In SQL filters, a LIKE pattern matches a text even if a part of the pattern also occurs earlier in the text,
+    where the rest does not fit: 'aaxb' is LIKE '%a_b%'.
     """
     assert LikePattern(pattern).matches(text, lambda _: None)
 
@@ -236,7 +252,11 @@ def work_of(pattern: str, text: str) -> int:
     return sum(spent)
 
 
-@pytest.mark.parametrize("pattern", ["%a" * 2000 + "%", "%" * 4000, "%ab" * 1300, "a" * 4000, "%" + "a" * 3900 + "b%"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["%a" * 2000 + "%", "%" * 4000, "%ab" * 1300, "a" * 4000, "%" + "a" * 3900 + "b%"],
+    ids=["many letters", "only wildcards", "many pairs", "no wildcard", "one long part"],
+)
 def test_a_long_like_pattern_is_compared_in_under_a_million_steps(pattern: str) -> None:
     """In SQL filters, comparing a LIKE pattern of 4,000 characters with a text of 900,000 characters takes fewer than a
     million steps.
@@ -245,7 +265,7 @@ def test_a_long_like_pattern_is_compared_in_under_a_million_steps(pattern: str) 
 
 
 def test_a_sql_filter_that_takes_too_long_for_a_message_raises_an_error() -> None:
-    """If the LIKE patterns of an SQL filter would take too many steps on a large message, the filter raises
+    """If an SQL filter would take too many steps on a large message, because of its LIKE patterns, it raises
     TooMuchWork.
     """
     message = parse(Amqp10Message(application_properties={"a": "a" * 900_000}, body=data_section(b"")).encode())

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 
-def test_importing_the_broker_loads_no_client_and_no_command_line() -> None:
+def test_importing_the_embedded_broker_loads_no_client_and_no_command_line() -> None:
     """`import mqtool.broker.embedded` loads none of the libraries pika, typer, rich, docker and requests."""
     program = "import sys, mqtool.broker.embedded; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -13,7 +13,7 @@ def test_importing_the_broker_loads_no_client_and_no_command_line() -> None:
 
 
 def test_a_broker_without_streams_does_not_load_their_code() -> None:
-    """If no stream is used on an embedded broker, starting and stopping the broker loads none of the modules for
+    """If no stream is declared on an embedded broker, starting and stopping the broker loads none of its modules for
     streams.
     """
     program = (

@@ -81,12 +81,14 @@ def deaths(queue: BrokerQueue) -> list[tuple[bytes, object]]:
         ({"durable": False}, {}, 2, False),
         ({"durable": True, "owner": object()}, {}, 2, False),
     ],
+    ids=["persistent", "transient message", "quorum queue", "transient queue", "exclusive queue"],
 )
 def test_a_message_is_stored_if_it_and_its_queue_survive_a_restart(
     vhost: VirtualHost, ledger: RecordingLedger, declared: Any, arguments: Table, mode: int, *, stored: bool
 ) -> None:
-    """A persistent message in a durable queue that is not exclusive, and each message in a quorum queue, is stored, and
-    its confirm waits for that; also if a consumer without acknowledgement gets it at once. Others are not.
+    """A message is stored on disk if it is persistent and in a durable queue that is not exclusive, or if it is in a
+    quorum queue. It is confirmed once it is stored, even if a consumer with automatic acknowledgement gets it
+    immediately. Other messages are not stored.
     """
     queue = vhost.add_queue(QueueDeclaration("q", arguments, **declared))
     assert queue.publish(with_fields(b"0", delivery_mode=bytes([mode]))) == (True, stored)
@@ -102,7 +104,9 @@ def test_a_message_is_stored_if_it_and_its_queue_survive_a_restart(
 def test_the_first_delivery_of_a_durable_queue_is_recorded(
     vhost: VirtualHost, ledger: RecordingLedger, how: str
 ) -> None:
-    """The first delivery of a durable queue is recorded in the data directory, and the later ones are not."""
+    """The broker records in its data directory that a durable queue has made its first delivery. It records neither
+    later deliveries nor those of transient queues.
+    """
     for name, durable in (("durable", True), ("transient", False)):
         queue = add_queue(vhost, name, durable=durable)
         if how == "consumer":
@@ -114,8 +118,8 @@ def test_the_first_delivery_of_a_durable_queue_is_recorded(
 
 
 def test_unacknowledged_messages_are_counted(vhost: VirtualHost) -> None:
-    """A queue counts its unacknowledged messages, and the bytes of their bodies, until they are acknowledged, rejected
-    or requeued.
+    """A queue counts a message as unacknowledged, with the bytes of its body, until the message is acknowledged,
+    rejected or requeued.
     """
     queue = add_queue(vhost)
     for size in (1, 10, 100, 1000):
@@ -142,7 +146,7 @@ def test_a_message_expires_after_the_shorter_of_two_times(
     vhost: VirtualHost, clock: FakeClock, queue_ttl: int | None, expiration: bytes, lasts: int
 ) -> None:
     """A message expires after its own expiration or the queue's x-message-ttl, whichever is shorter. A message without
-    expiration has only the queue's.
+    an expiration of its own expires after the queue's x-message-ttl.
     """
     queue = add_queue(vhost, **({} if queue_ttl is None else {"x_message_ttl": Int32(queue_ttl)}))
     queue.publish(with_fields(b"x", expiration=bytes([len(expiration)]) + expiration))
@@ -155,7 +159,7 @@ def test_a_message_expires_after_the_shorter_of_two_times(
 
 
 def test_each_reason_for_a_dead_letter_is_named(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A dead letter has the reason for which it left its queue: expired, maxlen, rejected or delivery_limit."""
+    """A dead letter's headers say why the message left its queue: expired, maxlen, rejected or delivery_limit."""
     dead = add_queue(vhost, "dead")
     to = {"x_dead_letter_exchange": "", "x_dead_letter_routing_key": "dead"}
     expiring = add_queue(vhost, "expiring", x_message_ttl=Int32(1000), **to)
@@ -185,8 +189,8 @@ def test_each_reason_for_a_dead_letter_is_named(vhost: VirtualHost, clock: FakeC
 
 @pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])
 def test_a_maximum_length_in_bytes_counts_the_bodies_of_ready_messages(vhost: VirtualHost, overflow: str) -> None:
-    """A queue with x-max-length-bytes holds ready messages up to this many bytes. It drops the oldest ones, or refuses
-    new ones; an unacknowledged message does not count.
+    """A queue with x-max-length-bytes contains ready messages up to this many bytes, and drops the oldest messages or
+    rejects new ones beyond that. Unacknowledged messages do not count.
     """
     queue = add_queue(vhost, x_max_length_bytes=Int32(10), x_overflow=overflow)
     queue.publish(message(b"unacknowledged"[:9]))
@@ -198,8 +202,8 @@ def test_a_maximum_length_in_bytes_counts_the_bodies_of_ready_messages(vhost: Vi
 
 
 def test_a_policy_that_limits_a_long_queue_drops_messages_in_turns(vhost: VirtualHost, clock: FakeClock) -> None:
-    """If a policy sets a maximum length, the oldest messages of a long queue are dropped in several turns, without any
-    further use of the queue. Once the policy is deleted, the queue has no limit any more.
+    """If a policy sets a maximum length, a long queue drops its oldest messages in several turns of the event loop,
+    even if no client uses the queue in the meantime. If the policy is deleted, the queue no longer has a limit.
     """
     queue = add_queue(vhost)
     for number in range(100):
@@ -217,8 +221,8 @@ def test_a_policy_that_limits_a_long_queue_drops_messages_in_turns(vhost: Virtua
 
 
 def test_a_policy_sets_the_time_after_which_an_unused_queue_is_deleted(vhost: VirtualHost, clock: FakeClock) -> None:
-    """If a policy sets `expires`, the queue is deleted once it is unused for that time. Without the policy, or with one
-    that changes something else, it is not deleted earlier.
+    """If a policy sets `expires`, a queue is deleted once it has been unused for that time. If the policy is changed to
+    a longer time or deleted, the queue is not deleted before that.
     """
     queue = add_queue(vhost)
     vhost.policies.put(USER, Policy("p", ".*", {"expires": Int32(1000)}))
@@ -238,7 +242,7 @@ def test_a_policy_sets_the_time_after_which_an_unused_queue_is_deleted(vhost: Vi
 
 
 def test_an_auto_delete_queue_is_deleted_with_its_last_consumer(vhost: VirtualHost) -> None:
-    """An auto-delete queue is deleted when its last consumer leaves, and not before it had one."""
+    """An auto-delete queue is deleted when its last consumer is cancelled, but not before it has had a consumer."""
     queue = add_queue(vhost, auto_delete=True)
     one, two = FakeConsumer(queue=queue), FakeConsumer(queue=queue)
     queue.remove_consumer(one)
@@ -257,8 +261,9 @@ _COUNTED = [Why.REJECTED, Why.FAILED, Why.CLOSED, Why.LOST]
 @pytest.mark.parametrize("why", list(Why))
 @pytest.mark.parametrize(("like", "also"), [(Like.V4_2, [Why.RETURNED]), (Like.V4_3, [])])
 def test_a_quorum_queue_counts_the_failed_deliveries_of_a_message(like: Like, also: list[Why], why: Why) -> None:
-    """Each requeueing of a message in a quorum queue is counted, and against the delivery limit count rejected, failed
-    and lost deliveries, and up to RabbitMQ 4.2 those returned with basic.nack; not those that were released.
+    """A quorum queue counts each time that a message is requeued. Towards the delivery limit, it counts only deliveries
+    that were rejected, failed or lost and, up to RabbitMQ 4.2, those requeued with basic.nack, but not those that were
+    released.
     """
     queue, _ = quorum_queue(like)
     queue.publish(message())
@@ -271,7 +276,9 @@ def test_a_quorum_queue_counts_the_failed_deliveries_of_a_message(like: Like, al
 
 @pytest.mark.parametrize(("like", "count"), [(Like.V4_2, 0), (Like.V4_3, 2)])
 def test_a_classic_queue_counts_failed_deliveries_over_amqp_1_0(like: Like, count: int) -> None:
-    """From RabbitMQ 4.3 on, a classic queue counts deliveries that an AMQP 1.0 client reports as failed."""
+    """From RabbitMQ 4.3 on, a classic queue counts deliveries that an AMQP 1.0 client reports as failed. Earlier
+    versions do not count them.
+    """
     queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[like]))
     queue.publish(message())
     for why in (Why.FAILED, Why.RETURNED, Why.FAILED):
@@ -291,8 +298,8 @@ def test_a_classic_queue_counts_failed_deliveries_over_amqp_1_0(like: Like, coun
 def test_without_a_delivery_limit_requeued_messages_come_last(
     like: Like, limit: int, why: Why, *, is_last: bool
 ) -> None:
-    """Up to RabbitMQ 4.2, a quorum queue without a delivery limit delivers a message that a client has requeued after
-    all others. In all other cases the message returns to its position.
+    """Up to RabbitMQ 4.2, if a quorum queue has no delivery limit, it delivers a message that a client has requeued
+    after all other messages. In all other cases, the message returns to its position.
     """
     queue, _ = quorum_queue(like, x_delivery_limit=Int32(limit))
     for body in (b"0", b"1", b"2"):
@@ -312,10 +319,12 @@ def test_without_a_delivery_limit_requeued_messages_come_last(
         ("returned", Why.REJECTED, [0, 0]),
         ("returned", Why.RETURNED, [1000, 1000]),
     ],
+    ids=str,
 )
 def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) -> None:
-    """From RabbitMQ 4.3 on, a quorum queue delays the messages of x-delayed-retry-type when they are requeued: each
-    failure for longer, up to the maximum. A delayed message is delivered to a waiting consumer in time.
+    """From RabbitMQ 4.3 on, a quorum queue with x-delayed-retry-type delays messages of this type when they are
+    requeued. Each further failure makes the delay longer, up to the maximum. A waiting consumer gets the message when
+    the delay is over.
     """
     arguments = {"x_delayed_retry_type": which, "x_delayed_retry_min": Int32(1000), "x_delayed_retry_max": Int32(2500)}
     queue, clock = quorum_queue(Like.V4_3, **arguments)
@@ -333,8 +342,8 @@ def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) 
 
 @pytest.mark.parametrize(("like", "lasts"), [(Like.V4_2, 0), (Like.V4_3, 700)])
 def test_a_client_can_delay_a_retry_itself(like: Like, lasts: int) -> None:
-    """From RabbitMQ 4.3 on, a client that requeues a message can name the time before which it is not delivered again.
-    A time that has passed, and earlier versions, do not delay it. Purging the queue drops delayed messages as well.
+    """From RabbitMQ 4.3 on, a client that requeues a message can name the time before which it must not be delivered
+    again. Earlier versions ignore this time. Purging the queue also removes delayed messages.
     """
     queue, clock = quorum_queue(like)
     for body in (b"0", b"1"):
@@ -366,8 +375,8 @@ def test_a_client_can_delay_a_retry_itself(like: Like, lasts: int) -> None:
 def test_each_version_has_its_own_consumer_timeouts(
     like: Like, kind: str, declared: int | None, argument: int | None, seconds: float | None
 ) -> None:
-    """RabbitMQ 3.10 has one consumer timeout for all queues. In 4.2 each queue can have its own, and from 4.3 on only
-    quorum queues have any, and each of their consumers can have its own.
+    """RabbitMQ 3.10 has one consumer timeout for all queues. In 4.2, each queue can have its own. From 4.3 on, only
+    quorum queues have a consumer timeout, and each of their consumers can have its own.
     """
     arguments = {} if declared is None else {"x_consumer_timeout": Int32(declared)}
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
@@ -401,9 +410,9 @@ class Watching:
 
 
 def test_a_watcher_is_told_what_happens_to_messages(vhost: VirtualHost) -> None:
-    """A watcher of message events is told when a message enters a queue, is delivered by basic.get, acknowledged,
-    requeued with the reason, dead-lettered or dropped with the reason, and when the queue is emptied. It is not told of
-    messages that it does not show.
+    """A watcher of message events is told when a message enters a queue, is delivered, acknowledged or requeued, or is
+    dead-lettered or dropped with a reason, and when a queue is emptied. It is told nothing about messages that it does
+    not show.
     """
     watcher = Watching()
     queue = add_queue(vhost, x_dead_letter_exchange="amq.fanout")

@@ -71,8 +71,8 @@ _QUEUE = {
 
 
 def test_a_queue_is_declared_read_purged_and_deleted_over_amqp_1_0(client: _Client) -> None:
-    """Over AMQP 1.0, declaring a new queue returns 201, and later requests for the queue 200. Once the queue is
-    deleted, reading or purging it returns 404, and deleting it again 200.
+    """Over AMQP 1.0, a request to declare a new queue returns 201, and later requests for the queue return 200. Once
+    the queue is deleted, a request to read or purge it returns 404, and a request to delete it again returns 200.
     """
     assert client("PUT", "/queues/q", {}) == (201, _QUEUE)
     assert client("PUT", "/queues/q", {"durable": True, "arguments": {}}) == (200, _QUEUE)
@@ -84,9 +84,9 @@ def test_a_queue_is_declared_read_purged_and_deleted_over_amqp_1_0(client: _Clie
     assert client("DELETE", "/queues/q/messages") == (404, "no queue 'q' in vhost '/'")
 
 
-def test_a_queue_has_the_name_type_and_arguments_of_its_declaration(client: _Client) -> None:
-    """A queue declared over AMQP 1.0 with a percent-encoded name has the decoded name, the requested queue type, and
-    the arguments with their AMQP types.
+def test_a_queue_declared_over_amqp_1_0_has_the_name_type_and_arguments_of_its_declaration(client: _Client) -> None:
+    """If a queue is declared over AMQP 1.0 with a percent-encoded name, it has the decoded name, the requested queue
+    type, and arguments with unchanged AMQP types.
     """
     arguments = {"x-queue-type": "quorum", Symbol("x-max-length"): UInt32(5)}
     _, queue = client("PUT", "/queues/a%2Fb%20%C3%A9", {"arguments": arguments})
@@ -95,9 +95,9 @@ def test_a_queue_has_the_name_type_and_arguments_of_its_declaration(client: _Cli
     assert type(queue["arguments"]["x-max-length"]) is UInt32
 
 
-def test_an_exclusive_queue_cannot_be_used_by_another_connection(client: _Client) -> None:
-    """Over AMQP 1.0, declaring, purging, binding or deleting another connection's exclusive queue returns 400 with
-    RabbitMQ's text.
+def test_an_exclusive_queue_cannot_be_used_by_another_amqp_1_0_connection(client: _Client) -> None:
+    """Over AMQP 1.0, a request to declare, purge, bind or delete another connection's exclusive queue returns 400 with
+    the same text as in RabbitMQ.
     """
     other = _Client(client.broker, client.vhost, client.rights)
     assert client("PUT", "/queues/q", {"exclusive": True})[1]["exclusive"]
@@ -166,8 +166,8 @@ _NOT_EMPTY = ("PUT", "/queues/q", {})
 def test_management_requests_over_amqp_1_0_get_rabbitmqs_status_and_text(
     client: _Client, method: str, target: str, body: Any10, status: int, text: Any10
 ) -> None:
-    """The embedded broker answers management requests over AMQP 1.0, most of them invalid, with the same status and
-    text as RabbitMQ 4.3.6.
+    """The embedded broker answers management requests over AMQP 1.0, most of them invalid here, with the same status
+    and text as RabbitMQ 4.3.6.
     """
     client(*_NOT_EMPTY)
     assert client(method, target, body) == (status, text)
@@ -190,8 +190,8 @@ def test_management_requests_over_amqp_1_0_get_rabbitmqs_status_and_text(
 def test_names_that_amqp_0_9_1_does_not_allow_are_refused_over_amqp_1_0(
     client: _Client, method: str, target: str, body: Any10, wrong: str
 ) -> None:
-    """Over AMQP 1.0, a management request with a name or binding key that is longer than 255 bytes or not in UTF-8
-    returns 400, and declares nothing.
+    """If a management request over AMQP 1.0 contains a name or binding key that is longer than 255 bytes or not UTF-8,
+    it returns 400 and declares nothing.
     """
     client("PUT", "/queues/q", {})
     before = {*client.vhost.queues}, {*client.vhost.exchanges}, len(list(client.vhost.bindings()))
@@ -200,7 +200,7 @@ def test_names_that_amqp_0_9_1_does_not_allow_are_refused_over_amqp_1_0(
 
 
 def test_a_queue_declared_over_amqp_1_0_can_have_a_name_of_255_bytes_or_with_a_nul(client: _Client) -> None:
-    """Over AMQP 1.0, a client can declare a queue whose name has 255 bytes, and one whose name contains a NUL
+    """Over AMQP 1.0, a client can declare a queue whose name has 255 bytes, and a queue whose name contains a NUL
     character.
     """
     for name in ("x" * 255, "a%00b"):
@@ -208,13 +208,13 @@ def test_a_queue_declared_over_amqp_1_0_can_have_a_name_of_255_bytes_or_with_a_n
 
 
 def test_a_stream_cannot_be_purged_over_amqp_1_0(client: _Client) -> None:
-    """Purging a stream over AMQP 1.0 returns 400 with RabbitMQ's text."""
+    """Over AMQP 1.0, a request to purge a stream returns 400 with the same text as in RabbitMQ."""
     client("PUT", "/queues/s", {"arguments": {"x-queue-type": "stream"}})
     assert client("DELETE", "/queues/s/messages") == (400, "purge not supported by queue 's' in vhost '/'")
 
 
-def test_a_queue_beyond_the_limit_of_a_virtual_host_is_refused(client: _Client) -> None:
-    """Declaring a queue over AMQP 1.0 in a virtual host with max-queues 0 returns 403."""
+def test_a_queue_beyond_the_limit_of_a_virtual_host_is_refused_over_amqp_1_0(client: _Client) -> None:
+    """Over AMQP 1.0, a request to declare a queue in a virtual host whose limit max-queues is 0 returns 403."""
     client.broker.limit_vhost(client.vhost, {"max-queues": 0})
     assert client("PUT", "/queues/q", {}) == (
         403, "cannot declare queue 'q': queue limit in vhost '/' (0) is reached",
@@ -222,8 +222,8 @@ def test_a_queue_beyond_the_limit_of_a_virtual_host_is_refused(client: _Client) 
 
 
 def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) -> None:
-    """Over AMQP 1.0, bindings to queues and exchanges can be added and listed. Each listed binding has a location, and
-    a DELETE request for the location removes the binding.
+    """Over AMQP 1.0, clients can add and list bindings to queues and to exchanges. Each listed binding has a location,
+    and a DELETE request for this location removes the binding.
     """
     client("PUT", "/queues/q", {})
     assert client("PUT", "/exchanges/x%2F", {"type": "headers"}) == (204, None)
@@ -252,8 +252,8 @@ def test_bindings_are_added_listed_and_removed_over_amqp_1_0(client: _Client) ->
     ],
 )
 def test_an_invalid_binding_is_refused_over_amqp_1_0(client: _Client, change: Any10, status: int, text: str) -> None:
-    """Over AMQP 1.0, a request for a binding to a missing queue, from a missing exchange or the default exchange, or
-    with an unknown field is refused with RabbitMQ's text.
+    """Over AMQP 1.0, a request to bind a missing queue, to bind to a missing exchange or to the default exchange, or
+    with an unknown field, is refused with the same text as in RabbitMQ.
     """
     client(*_NOT_EMPTY)
     binding = {"source": "amq.topic", "destination_queue": "q", "binding_key": "k", "arguments": {}}
@@ -275,9 +275,11 @@ def test_an_invalid_binding_is_refused_over_amqp_1_0(client: _Client, change: An
         ("GET", "", None),
     ],
 )
-def test_unknown_management_requests_end_the_session(client: _Client, method: str, target: str, body: Any10) -> None:
-    """If an AMQP 1.0 management request has an unknown path, method or body, it raises UnknownRequest, and the broker
-    ends the session.
+def test_unknown_management_requests_over_amqp_1_0_end_the_session(
+    client: _Client, method: str, target: str, body: Any10
+) -> None:
+    """If an AMQP 1.0 management request has an unknown path, method or body, it raises UnknownRequest, for which the
+    broker ends the session.
     """
     with pytest.raises(UnknownRequest):
         client(method, target, body)
@@ -299,11 +301,11 @@ def test_unknown_management_requests_end_the_session(client: _Client, method: st
          "read access to exchange 'amq.topic'"),
     ],
 )  # fmt: skip
-def test_a_missing_permission_ends_the_session(
+def test_a_missing_permission_for_an_amqp_1_0_management_request_ends_the_session(
     client: _Client, allowed: Permissions, request_: tuple[Any10, ...], missing: str
 ) -> None:
     """If a user lacks a permission that an AMQP 1.0 management request needs, the request raises RabbitMQ's error 403,
-    which names the permission and the queue or exchange. The broker then ends the session.
+    for which the broker ends the session. The error names the permission and the queue or exchange.
     """
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", allowed)
@@ -313,15 +315,15 @@ def test_a_missing_permission_ends_the_session(
 
 
 def test_a_user_with_only_read_permission_can_get_a_queues_description(client: _Client) -> None:
-    """A user who has only the read permission for a queue can get the queue's description over AMQP 1.0."""
+    """A user who has only read permission for a queue can get the queue's description over AMQP 1.0."""
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", Permissions("^$", "^$", "q"))
     assert client("GET", "/queues/q")[0] == 200
 
 
 def test_a_broker_like_4_0_shows_queues_without_permission(loop: asyncio.AbstractEventLoop) -> None:
-    """With `--like 4.0`, a user without any permissions can get a queue's description over AMQP 1.0, as in RabbitMQ
-    4.0.
+    """With `broker up --like 4.0`, a user without any permission can get a queue's description over AMQP 1.0, as in
+    RabbitMQ 4.0.
     """
     client = loop.run_until_complete(_client(Like.V4_0))
     client(*_NOT_EMPTY)

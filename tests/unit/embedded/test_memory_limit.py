@@ -13,8 +13,8 @@ from mqtool.broker.embedded.model.ledger import default_memory_limit
 
 
 def test_the_memory_limit_respects_the_container(tmp_path: Path) -> None:
-    """In a container, the broker's default memory limit is 40 % of the container's memory, so that the broker blocks
-    publishers before the kernel kills it.
+    """In a container, the embedded broker's default memory limit is 40 % of the container's memory, so that the broker
+    blocks publishers before the kernel kills it.
     """
     limit = tmp_path / "memory.max"
     limit.write_text("1000000\n")
@@ -38,8 +38,8 @@ def collections(monkeypatch: pytest.MonkeyPatch) -> Iterator[main._LongCollectio
 def test_what_survives_a_long_garbage_collection_is_left_out_of_later_ones(
     collections: main._LongCollections, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    """Objects that survive a long garbage collection of a broker with many messages are left out of later collections,
-    until the broker has few messages, or its process has grown much more than its messages.
+    """If a broker has many messages, objects that survive a long garbage collection are left out of later ones, until
+    the broker has few messages again, or until its process has grown much more than its messages.
     """
     ledger = Mock(held_bytes=1 << 30)
     memory = main._Memory(ledger, collections)
@@ -60,10 +60,10 @@ def test_what_survives_a_long_garbage_collection_is_left_out_of_later_ones(
     asyncio.run(check())
 
 
-def test_a_short_garbage_collection_leaves_all_objects_to_later_ones(
+def test_what_survives_a_short_garbage_collection_is_included_in_later_ones(
     collections: main._LongCollections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Objects that survive a garbage collection of some milliseconds are looked at again in the next one."""
+    """Objects that survive a garbage collection of only a few milliseconds are included in the next one."""
     monkeypatch.setattr(main, "_LONG", 1000)
     gc.collect()
     assert gc.get_freeze_count() == 0

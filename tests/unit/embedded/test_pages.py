@@ -9,8 +9,8 @@ from mqtool.broker.embedded.http.route_table import Listed
 
 
 def test_only_the_queues_of_the_requested_page_are_described() -> None:
-    """If a client of the management API requests a page of three queues out of 1,000, the broker collects only the data
-    of these three queues.
+    """If a client of the management API requests a page with three of 1,000 queues, the embedded broker collects the
+    data of only these three.
     """
     queues = [SimpleNamespace(vhost="/", name=f"q{number:03}") for number in reversed(range(1000))]
     described: list[str] = []

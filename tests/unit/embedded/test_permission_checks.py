@@ -56,7 +56,9 @@ def refusal(
 @pytest.mark.parametrize("what", ["configure", "write", "read"])
 @pytest.mark.parametrize("kind", ["queue", "exchange"])
 def test_a_permission_is_for_one_kind_of_access(what: str, kind: str) -> None:
-    """The permissions configure, write and read are independent. If one is missing, the broker's error names it."""
+    """The permissions configure, write and read are independent of each other. If one is missing, the broker's error
+    names it.
+    """
     granted = Permissions(**{"configure": "", "write": "", "read": "", what: "^mine"})
     assert refusal(lambda rights: rights.check(what, kind, "mine"), granted) == ""
     said = f"{what} access to {kind} 'yours' in vhost '/' refused for user 'ann'"
@@ -66,8 +68,8 @@ def test_a_permission_is_for_one_kind_of_access(what: str, kind: str) -> None:
 
 
 def test_with_like_3_10_an_error_does_not_name_the_permission() -> None:
-    """With `--like 3.10`, as in RabbitMQ 3.10, the error about a missing permission says that access was refused, but
-    not which permission is missing.
+    """With `broker up --like 3.10`, the error for a missing permission says that access was refused, but not which
+    permission is missing, as in RabbitMQ 3.10.
     """
     said = "access to exchange 'amq.default' in vhost '/' refused for user 'ann'"
     denied = Permissions("", "", "")
@@ -76,13 +78,15 @@ def test_with_like_3_10_an_error_does_not_name_the_permission() -> None:
 
 @pytest.mark.parametrize("what", ["configure", "write", "read"])
 def test_a_user_without_permissions_in_a_virtual_host_is_refused_every_access(what: str) -> None:
-    """If a user has no permissions in a virtual host, the broker refuses every access to the queues in it."""
+    """If a user has no permissions in a virtual host, the broker refuses the user every access to the queues of this
+    virtual host.
+    """
     assert refusal(lambda rights: rights.check(what, "queue", "q"))
 
 
 def test_a_deleted_user_is_refused_every_access() -> None:
-    """After a user is deleted, every access on a connection that the user still has open is refused, even one that was
-    allowed before.
+    """After a user is deleted, the broker refuses every access on connections that this user still has open, even an
+    access that was allowed before.
     """
 
     def ask(rights: Rights) -> None:
@@ -95,9 +99,9 @@ def test_a_deleted_user_is_refused_every_access() -> None:
     assert refusal(ask, Permissions()) == "read access to queue 'q' in vhost '/' refused for user 'ann'"
 
 
-def test_changed_permissions_apply_at_once() -> None:
-    """After a user's permissions are changed, the broker checks accesses on the user's open connections against the new
-    permissions at once.
+def test_changed_permissions_apply_immediately() -> None:
+    """If a user's permissions are changed, they apply immediately, even on connections that the user
+    already has open.
     """
 
     def ask(rights: Rights) -> None:
@@ -141,8 +145,8 @@ _KEYS = TopicPermissions(write=r"^{username}\.", read="^all$")
 def test_topic_permissions_are_for_the_routing_keys_of_a_topic_exchange(
     what: str, exchange: BrokerExchange | None, key: str, topics: TopicPermissions | None, said: str
 ) -> None:
-    """If a user has topic permissions for a topic exchange, only routing keys that match them are allowed. Without
-    topic permissions, or for an exchange of another type, any routing key is allowed.
+    """If a user has topic permissions for a topic exchange, only routing keys that match them are allowed. If the user
+    has none, or the exchange is of another type, any routing key is allowed.
     """
     answer = refusal(lambda rights: rights.check_topic(what, exchange, key), Permissions(), topics)
     assert answer == (f"{said} refused for user 'ann'" if said else "")
@@ -158,10 +162,18 @@ def test_topic_permissions_are_for_the_routing_keys_of_a_topic_exchange(
         ({"CC": ["ann.x"], "BCC": ["bob.x"]}, True),
         ({"cc": ["bob.x"]}, False),
     ],
+    ids=[
+        "no headers",
+        "allowed CC",
+        "one forbidden CC",
+        "forbidden BCC",
+        "allowed CC, forbidden BCC",
+        "cc in lower case",
+    ],
 )
 def test_topic_permissions_apply_to_the_routing_keys_in_cc_and_bcc(headers: dict[str, Any], is_refused: bool) -> None:
-    """As in RabbitMQ since 4.0.3, the routing keys in CC and BCC headers must also match the publisher's topic
-    permissions. With `--like 3.10`, only the message's own routing key must match.
+    """As in RabbitMQ from 4.0.3 on, the routing keys in CC and BCC headers must also match the publisher's topic
+    permissions. With `broker up --like 3.10`, only the message's own routing key must match.
     """
 
     def ask(rights: Rights) -> None:
@@ -187,13 +199,23 @@ def test_topic_permissions_apply_to_the_routing_keys_in_cc_and_bcc(headers: dict
         (Permissions("^new$", "", ""), None, False, None),
         (Permissions("^new$", "", ""), 5, False, None),
     ],
+    ids=[
+        "all needed",
+        "no configure",
+        "no read",
+        "no write",
+        "existing",
+        "existing without configure",
+        "no exchange named",
+        "exchange is not text",
+    ],
 )
 def test_a_declaration_needs_permissions_for_the_exchange_it_names(
     kind: str, argument: str, permissions: Permissions, leads_to: Any, exists: bool, missing: tuple[str, str] | None
 ) -> None:
     """To declare a new queue with a dead-letter exchange, or a new exchange with an alternate exchange, a user also
-    needs the read permission for the new object and the write permission for the named exchange. To declare an existing
-    one, the configure permission is enough.
+    needs read permission for the new queue or exchange, and write permission for the exchange that it names. If the
+    queue or exchange already exists, configure permission is enough.
     """
 
     def ask(rights: Rights) -> None:
@@ -217,12 +239,13 @@ def test_a_declaration_needs_permissions_for_the_exchange_it_names(
         (Permissions(), "ann.x", ("topic", "ann.x")),
         (Permissions(), None, None),
     ],
+    ids=["all needed", "no write", "no read", "forbidden topic", "no routing key"],
 )
 def test_a_binding_needs_write_permission_for_its_destination_and_read_permission_for_its_source(
     kind: str, permissions: Permissions, key: str | None, missing: tuple[str, str] | None
 ) -> None:
-    """To add a binding, a user needs the write permission for its destination and the read permission for its source.
-    If the user has topic permissions for the source, the routing key must match them, too.
+    """To add a binding, a user needs write permission for its destination and read permission for its source. If the
+    user has topic permissions for the source, the routing key must match them, too.
     """
     answer = refusal(lambda rights: rights.check_binding(kind, "mine", "logs", key), permissions, _KEYS)
     match missing:
@@ -239,8 +262,8 @@ def test_a_binding_needs_write_permission_for_its_destination_and_read_permissio
     "algorithm", ["rabbit_password_hashing_sha256", "rabbit_password_hashing_sha512", "rabbit_password_hashing_md5"]
 )
 def test_a_password_is_checked_with_the_hashing_algorithm_of_its_user(algorithm: str) -> None:
-    """A password is checked with the hashing algorithm that is stored for the user. If the hash was made with another
-    algorithm, or if no password is stored, the user cannot log in.
+    """The broker checks a password with the hashing algorithm that is stored for the user. If the hash was made with
+    another algorithm, or if no password is stored, the user cannot log in.
     """
     user = User.with_password("ann", "secret é\udcff", ["monitoring"])
     assert (user.tags, user.permissions) == (["monitoring"], {})
@@ -261,11 +284,11 @@ def test_two_users_with_the_same_password_have_different_hashes() -> None:
 
 
 @pytest.mark.parametrize("drop", [delete_queue, purge])
-def test_a_queue_is_not_deleted_or_purged_for_a_user_who_is_deleted_meanwhile(
+def test_a_queue_is_not_deleted_or_purged_for_a_user_who_is_deleted_during_the_request(
     drop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a user is deleted while the user's HTTP request to delete or purge a queue waits for messages that are being
-    requeued, the request is refused, and the queue is unchanged.
+    requeued, the broker refuses the request, and the queue is unchanged.
     """
 
     async def send() -> int:

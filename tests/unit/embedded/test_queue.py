@@ -117,8 +117,8 @@ def bodies(queue: BrokerQueue) -> list[bytes]:
 
 @given(actions=st.lists(st.sampled_from(["publish", "take", "return newest", "return oldest", "ack"]), max_size=60))
 def test_requeued_messages_return_to_their_original_position(actions: list[str]) -> None:
-    """Requeued messages return to their original position: after any sequence of publishing, basic.get, requeuing and
-    acknowledging, the ready messages are in the order of publishing.
+    """Requeued messages return to their original position. After any sequence of publishing, basic.get, requeuing and
+    acknowledging, the ready messages are in the order in which they were published.
     """
     queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[DEFAULT]))
     taken: list[BacklogEntry] = []
@@ -143,8 +143,9 @@ def test_requeued_messages_return_to_their_original_position(actions: list[str])
 
 
 def test_memory_is_freed_however_messages_leave_a_queue(vhost: VirtualHost, ledger: Ledger) -> None:
-    """Once all messages have left a queue, whether because of max-length, by acknowledgement, by deletion of the queue
-    or by requeuing to a deleted queue, they no longer count towards the broker's memory use.
+    """Once all messages have left a queue, they no longer count towards the broker's memory use. It does not matter
+    whether they were dropped because of max-length, acknowledged, deleted with the queue, or requeued to a deleted
+    queue.
     """
     queue = add_queue(vhost, x_max_length=Int32(3))
     for _ in range(5):
@@ -160,7 +161,7 @@ def test_memory_is_freed_however_messages_leave_a_queue(vhost: VirtualHost, ledg
 
 
 def test_messages_expire_even_if_no_client_uses_the_queue(vhost: VirtualHost, clock: FakeClock) -> None:
-    """Messages leave the queue when their TTL has passed, even if no client uses the queue."""
+    """Messages leave their queue when their TTL has passed, even if no client uses the queue."""
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message(b"1"))
     clock.pass_by(500)
@@ -171,9 +172,9 @@ def test_messages_expire_even_if_no_client_uses_the_queue(vhost: VirtualHost, cl
     assert bodies(queue) == []
 
 
-def test_a_message_that_is_requeued_after_its_ttl_expires_at_once(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A message's TTL also runs while a consumer holds the message, so if it is requeued after its TTL has passed, it
-    expires at once.
+def test_a_message_that_is_requeued_after_its_ttl_expires_immediately(vhost: VirtualHost, clock: FakeClock) -> None:
+    """A message's TTL also runs while a consumer holds the message. If the message is requeued after its TTL has
+    passed, it expires immediately.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     queue.publish(message())
@@ -185,7 +186,7 @@ def test_a_message_that_is_requeued_after_its_ttl_expires_at_once(vhost: Virtual
 
 
 def test_x_expires_counts_from_the_last_use(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A queue with x-expires is deleted once it has not been used for that time, and never while it has a consumer."""
+    """A queue with x-expires is deleted once it has been unused for that time, and never while it has a consumer."""
     queue = add_queue(vhost, x_expires=Int32(1000))
     clock.pass_by(900)
     queue.get(no_ack=True)
@@ -202,7 +203,7 @@ def test_x_expires_counts_from_the_last_use(vhost: VirtualHost, clock: FakeClock
 
 
 def test_a_message_is_dead_lettered_through_250_queues(vhost: VirtualHost) -> None:
-    """A message that is dead-lettered through 250 queues arrives in the last queue with 250 entries in x-death."""
+    """If a message is dead-lettered through 250 queues, it arrives in the last one with 250 entries in x-death."""
     for number in range(250):
         add_queue(
             vhost,
@@ -220,8 +221,8 @@ def test_a_message_is_dead_lettered_through_250_queues(vhost: VirtualHost) -> No
 
 
 def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
-    """Consumers with the highest priority get messages in turn. A consumer with a lower priority gets a message once
-    all of them have used up their prefetch.
+    """Consumers with the highest priority get messages in turn. A consumer with a lower priority gets messages only
+    once all of them have used up their prefetch.
     """
     queue = add_queue(vhost)
     low, high, other = FakeConsumer(), FakeConsumer(room=2, priority=5), FakeConsumer(room=1, priority=5)
@@ -255,8 +256,8 @@ def test_a_queue_does_not_check_busy_consumers_until_they_can_take_messages_agai
 
 
 def test_deleting_a_queue_cancels_consumers_and_removes_bindings(vhost: VirtualHost) -> None:
-    """When a queue is deleted, its consumers are cancelled, and an auto-delete exchange to which no other queue is
-    bound is deleted.
+    """When a queue is deleted, its consumers are cancelled and its bindings removed, so an auto-delete exchange to
+    which no other queue is bound is deleted as well.
     """
     queue = add_queue(vhost)
     exchange = BrokerExchange("x", "direct", auto_delete=True)
@@ -270,8 +271,8 @@ def test_deleting_a_queue_cancels_consumers_and_removes_bindings(vhost: VirtualH
 
 
 def test_a_delayed_exchange_releases_each_message_after_its_delay(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A delayed exchange releases each message when the message's delay has passed. Deleting the exchange discards
-    messages that still wait.
+    """An x-delayed-message exchange releases each message when its delay has passed. If the exchange is deleted, it
+    discards the messages that are still waiting.
     """
     queue = add_queue(vhost)
     exchange = BrokerExchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
@@ -324,13 +325,14 @@ KINDS: list[tuple[str, Table]] = [
     (DEFAULT, {}), (DEFAULT, {"x_max_priority": 5}), (DEFAULT, {"x_single_active_consumer": True}),
     ("3.10", {"x_queue_type": "quorum"}), ("4.2", {"x_queue_type": "quorum"}), ("4.3", {"x_queue_type": "quorum"}),
 ]  # fmt: skip
+KIND_NAMES = ["classic", "priorities", "single active consumer", "quorum 3.10", "quorum 4.2", "quorum 4.3"]
 
 
-@pytest.mark.parametrize(("like", "arguments"), KINDS)
+@pytest.mark.parametrize(("like", "arguments"), KINDS, ids=KIND_NAMES)
 def test_many_messages_are_requeued_in_turns_and_keep_their_order(ledger: Ledger, like: str, arguments: Table) -> None:
-    """Requeuing many messages takes several turns of the event loop. All of them count as ready at once, but none is
-    delivered until all are requeued, so that a consumer gets them in order, before a message that was published in the
-    meantime.
+    """If many messages are requeued, the broker needs several turns of its event loop. They all count as ready
+    immediately, but the queue delivers none until all are requeued, so that a consumer gets them in order, before a
+    message that was published in the meantime.
     """
     clock, _, queue = requeue_many(ledger, like, **arguments)
     assert (len(queue), queue.unacked) == (101, 0)
@@ -344,12 +346,12 @@ def test_many_messages_are_requeued_in_turns_and_keep_their_order(ledger: Ledger
     assert (len(queue), queue.unacked, queue.backlog.body_bytes, queue.unacked_bytes) == (0, 101, 0, 193)
 
 
-@pytest.mark.parametrize(("like", "arguments"), KINDS)
+@pytest.mark.parametrize(("like", "arguments"), KINDS, ids=KIND_NAMES)
 def test_a_queue_can_be_used_while_many_messages_are_being_requeued(
     ledger: Ledger, like: str, arguments: Table
 ) -> None:
-    """While many messages are being requeued to a queue, basic.get returns the first of them, and a purge or deletion
-    of the queue drops and counts all of them.
+    """While many messages are being requeued, basic.get returns the first of them, and purging or deleting the queue
+    drops and counts all of them.
     """
     clock, vhost, queue = requeue_many(ledger, like, **arguments)
     entry = queue.get(no_ack=False)
@@ -371,8 +373,8 @@ def test_a_queue_can_be_used_while_many_messages_are_being_requeued(
 @pytest.mark.parametrize("end", ["purge", "delete"])
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_the_messages_of_a_long_queue_are_dropped_in_turns(ledger: Ledger, kind: str, end: str) -> None:
-    """If a queue with many messages is purged or deleted, it no longer has these messages, and the broker frees their
-    memory in several turns of the event loop. A message that is published after a purge stays in the queue.
+    """If a queue with many messages is purged or deleted, it no longer contains them, and the broker frees their memory
+    in several turns of its event loop. A message that is published after a purge stays in the queue.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -395,8 +397,8 @@ def test_the_messages_of_a_long_queue_are_dropped_in_turns(ledger: Ledger, kind:
 def test_a_message_that_cannot_be_dropped_keeps_no_others_in_memory(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If dropping a message of a deleted queue fails, the failure is logged, the client that deletes the queue gets no
-    error, and the broker frees the other messages of that queue and of queues deleted after it.
+    """If dropping a message of a deleted queue fails, the broker logs the failure, and still frees the other messages
+    of that queue and of queues deleted later. The client that deletes the queue gets no error.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -425,8 +427,8 @@ def test_a_message_that_cannot_be_dropped_keeps_no_others_in_memory(
 
 @pytest.mark.parametrize("what", ["queue", "destination", "source"])
 def test_the_bindings_of_a_deleted_queue_or_exchange_are_removed_in_turns(ledger: Ledger, what: str) -> None:
-    """If a queue or an exchange with many bindings is no longer used, the broker removes its bindings in several turns
-    of the event loop, then deletes it.
+    """If a queue or an exchange with many bindings is to be deleted because it is no longer used, the broker first
+    removes the bindings, in several turns of its event loop.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -455,7 +457,7 @@ def test_the_bindings_of_a_deleted_queue_or_exchange_are_removed_in_turns(ledger
 @pytest.mark.parametrize("end", ["line", "after"])
 def test_a_deleted_quorum_queue_dead_letters_only_messages_that_were_requeued_before(ledger: Ledger, end: str) -> None:
     """If a quorum queue is deleted while many messages are being requeued, those that exceed the delivery limit are
-    still dead-lettered, in later turns. A message that is requeued after the deletion is dropped.
+    still dead-lettered. A message that is requeued after the deletion is dropped.
     """
     clock, vhost, queue = requeue_many(ledger, "3.10", x_queue_type="quorum", x_delivery_limit=0)
     if end == "after":
@@ -473,8 +475,8 @@ def test_a_deleted_quorum_queue_dead_letters_only_messages_that_were_requeued_be
 
 @pytest.mark.parametrize("end", ["nothing", "purge", "delete"])
 def test_many_messages_that_exceed_the_delivery_limit_are_dead_lettered(ledger: Ledger, end: str) -> None:
-    """Each of many requeued messages that exceed the delivery limit is dead-lettered once, in order, even if the queue
-    is purged or deleted at once.
+    """If many messages are requeued that exceed the delivery limit, each is dead-lettered once, in order, even if the
+    queue is purged or deleted immediately afterwards.
     """
     clock, vhost, queue = requeue_many(ledger, "3.10", x_queue_type="quorum", x_delivery_limit=0)
     if end == "purge":
@@ -487,8 +489,8 @@ def test_many_messages_that_exceed_the_delivery_limit_are_dead_lettered(ledger: 
 
 @pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])
 def test_a_queue_keeps_its_maximum_length_while_many_messages_are_requeued(ledger: Ledger, overflow: str) -> None:
-    """While many messages are being requeued to a queue with a maximum length, the queue does not exceed it. With the
-    overflow reject-publish, the queue rejects new messages in the meantime.
+    """While many messages are being requeued, their queue does not exceed its maximum length. With the overflow
+    behaviour reject-publish, it rejects new messages in the meantime.
     """
     clock, vhost, queue = requeue_many(ledger, x_max_length=101, x_overflow=overflow)
     is_accepted = queue.publish(message(b"101"))[0]
@@ -499,9 +501,11 @@ def test_a_queue_keeps_its_maximum_length_while_many_messages_are_requeued(ledge
 
 
 @pytest.mark.parametrize("how", ["delayed", "dead-lettered"])
-def test_many_messages_that_are_due_at_once_are_published_in_turns_and_in_order(ledger: Ledger, how: str) -> None:
-    """If the delays of many messages end, or many messages expire, at the same time, the broker publishes a few of them
-    in each turn of the event loop, in order, so that other clients do not wait.
+def test_many_messages_that_are_due_at_the_same_time_are_published_in_turns_and_in_order(
+    ledger: Ledger, how: str
+) -> None:
+    """If many messages expire at the same time, or the delays of many messages end, the broker publishes a few of these
+    messages in each turn of its event loop, in order. Other clients do not have to wait until all are published.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -532,8 +536,8 @@ def test_many_messages_that_are_due_at_once_are_published_in_turns_and_in_order(
 def test_with_at_least_once_a_dead_letter_is_kept_until_a_queue_accepts_it(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """With the dead-letter strategy at-least-once, a quorum queue keeps a dead letter whose target queue is missing or
-    full, and publishes it again until a queue accepts it.
+    """With the dead-letter strategy at-least-once, if the target queue of a dead letter is missing or full, the quorum
+    queue keeps the dead letter, and publishes it again until a queue accepts it.
     """
     source = add_queue(
         vhost,
@@ -565,7 +569,7 @@ HOUR = 3_600_000
 def test_a_message_published_while_the_clock_was_ahead_expires_after_its_ttl(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """If a message was published while the system clock was ahead, and the broker restarts after the clock was
+    """If a message was published while the system clock was ahead, and the broker is restarted after the clock was
     corrected, the message expires once its TTL has passed since the restart.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
@@ -577,8 +581,8 @@ def test_a_message_published_while_the_clock_was_ahead_expires_after_its_ttl(
 
 
 def test_a_paged_out_message_published_while_the_clock_was_ahead_expires_after_its_ttl(tmp_path: Path) -> None:
-    """If messages were published while the system clock was ahead, and the broker restarts after the clock was
-    corrected and pages them out, they expire once their TTL has passed since that restart, even if the broker restarts
+    """Messages may be published while the system clock is ahead, and paged out when the broker is restarted after the
+    clock was corrected. They then expire once their TTL has passed since that restart, even if the broker is restarted
     again.
     """
 
@@ -627,9 +631,9 @@ def started_in(directory: Path, clock: FakeClock, disk: Disk) -> tuple[Storage, 
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
 def test_a_full_disk_neither_loses_nor_duplicates_a_dead_letter_for_a_stream(tmp_path: Path, end: str) -> None:
-    """If the disk is full when a message is dead-lettered to a stream and a queue, and the broker is killed or stopped,
-    the message is in its original queue after the restart. Once the disk has space, the stream and the queue each get
-    the dead letter once.
+    """If the disk is full when a message is dead-lettered to a stream and a queue, and the broker is then killed or
+    stopped, the message is in its original queue after the restart. Once the disk has space, the stream and the queue
+    each get the dead letter exactly once.
     """
     directory, copy = tmp_path / "data", tmp_path / "copy"
 
@@ -672,8 +676,8 @@ def test_a_full_disk_neither_loses_nor_duplicates_a_dead_letter_for_a_stream(tmp
 def test_a_delayed_message_published_while_the_clock_was_ahead_is_released_after_its_delay(
     vhost: VirtualHost, clock: FakeClock, ledger: Ledger
 ) -> None:
-    """If a delayed message was published while the system clock was ahead, and the broker restarts after the clock was
-    corrected, the message is released once its delay has passed since the restart.
+    """If a delayed message was published while the system clock was ahead, and the broker is restarted after the clock
+    was corrected, the message is released once its delay has passed since the restart.
     """
     exchange = BrokerExchange("later", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     vhost.add_exchange(exchange)

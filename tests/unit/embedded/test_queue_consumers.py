@@ -28,7 +28,7 @@ def got(*consumers: FakeConsumer) -> list[list[bytes]]:
 
 
 def test_two_consumers_take_turns(vhost: VirtualHost) -> None:
-    """Two consumers of a queue get the messages in turn. Once one of them has left, the other one gets all."""
+    """Two consumers of a queue get its messages in turn. Once one of them is cancelled, the other gets all messages."""
     queue = add_queue(vhost)
     one, two = consumers = FakeConsumer(queue=queue), FakeConsumer(queue=queue)
     queue.add_consumer(one)
@@ -43,7 +43,9 @@ def test_two_consumers_take_turns(vhost: VirtualHost) -> None:
 
 
 def test_a_consumer_gets_no_more_than_its_prefetch(vhost: VirtualHost) -> None:
-    """The only consumer of a queue gets no more messages than its prefetch. When it can take more, it gets the next."""
+    """The only consumer of a queue gets no more messages than its prefetch allows. Once it can take another one, it
+    gets the next message.
+    """
     queue = add_queue(vhost)
     consumer = FakeConsumer(room=2, queue=queue)
     queue.add_consumer(consumer)
@@ -54,10 +56,10 @@ def test_a_consumer_gets_no_more_than_its_prefetch(vhost: VirtualHost) -> None:
     assert got(consumer) == [[b"0", b"1", b"2"]]
 
 
-@pytest.mark.parametrize("order", [*permutations([-1, 0, 3, 5])])
+@pytest.mark.parametrize("order", [*permutations([-1, 0, 3, 5])], ids=str)
 def test_consumers_of_higher_priority_come_first(vhost: VirtualHost, order: tuple[int, ...]) -> None:
-    """Messages go to the consumer of the highest priority that can take one, in whatever order they were added and have
-    become busy. A consumer that has left gets none, and neither does one that is not of this queue.
+    """A message goes to the consumer with the highest priority that can take one, whatever the order in which consumers
+    were added or became busy. A cancelled consumer gets none, and neither does a consumer of another queue.
     """
     queue = add_queue(vhost)
     consumers = {priority: FakeConsumer(room=1, queue=queue, priority=priority) for priority in order}
@@ -82,9 +84,10 @@ def test_consumers_of_higher_priority_come_first(vhost: VirtualHost, order: tupl
     assert len(queue) == 1
 
 
-def test_only_the_oldest_consumer_of_a_single_active_queue_gets_messages(vhost: VirtualHost) -> None:
+def test_only_the_oldest_consumer_gets_messages_from_a_queue_with_a_single_active_consumer(vhost: VirtualHost) -> None:
     """With x-single-active-consumer, only the oldest consumer gets messages, even if it is busy or others have a higher
-    priority. When it leaves, the next oldest one becomes active, is asked at once, and gets the messages that wait.
+    priority. When it is cancelled, the next oldest consumer becomes active, and immediately gets the messages that are
+    ready.
     """
     queue = add_queue(vhost, x_single_active_consumer=True)
     one, two, three = consumers = [FakeConsumer(room=1, queue=queue, priority=number) for number in range(3)]
@@ -108,9 +111,10 @@ def test_only_the_oldest_consumer_of_a_single_active_queue_gets_messages(vhost: 
     assert got(three) == [[b"2"]]
 
 
-def test_a_consumer_that_becomes_the_active_one_is_asked_although_no_message_waits(vhost: VirtualHost) -> None:
-    """When a consumer becomes the single active one, it is asked whether it can take a message, so that it can tell its
-    client. When the last consumer leaves, or without single active consumer, no consumer is asked.
+def test_a_consumer_that_becomes_the_active_one_is_informed_even_if_no_message_is_ready(vhost: VirtualHost) -> None:
+    """When a consumer becomes the single active one, the queue informs it, even if no message is ready, so that it can
+    inform its client. If the last consumer is cancelled, or if the queue has no single active consumer, the queue
+    informs no consumer.
     """
     for is_single, asked in ((True, 1), (False, 0)):
         queue = add_queue(vhost, f"q{is_single}", x_single_active_consumer=is_single)
@@ -124,7 +128,9 @@ def test_a_consumer_that_becomes_the_active_one_is_asked_although_no_message_wai
 
 
 def test_all_consumers_may_get_messages_without_single_active_consumer(vhost: VirtualHost) -> None:
-    """Each consumer of an ordinary queue is active, and none is the single active one."""
+    """Each consumer of a queue without x-single-active-consumer is active, and none of them is the single
+    active one.
+    """
     queue = add_queue(vhost)
     consumers = [FakeConsumer(queue=queue), FakeConsumer(queue=queue)]
     for consumer in consumers:
@@ -133,8 +139,10 @@ def test_all_consumers_may_get_messages_without_single_active_consumer(vhost: Vi
     assert queue.consumers.active is None
 
 
-def test_a_queue_is_used_exclusively_if_its_first_consumer_says_so(vhost: VirtualHost) -> None:
-    """A queue with an exclusive consumer reports that no other consumer may be added, until that consumer has left."""
+def test_an_exclusive_consumer_excludes_others_until_it_is_cancelled(vhost: VirtualHost) -> None:
+    """A queue with an exclusive consumer reports that no other consumer may be added, until this consumer
+    is cancelled.
+    """
     queue = add_queue(vhost)
     assert not queue.consumers.exclusive
     consumer = FakeConsumer(queue=queue, exclusive=True)
@@ -147,7 +155,9 @@ def test_a_queue_is_used_exclusively_if_its_first_consumer_says_so(vhost: Virtua
 
 @pytest.mark.parametrize("single_active", [False, True])
 def test_the_consumers_of_a_deleted_queue_are_gone(*, single_active: bool) -> None:
-    """When a queue is deleted, its consumers are returned in the order in which they were added, and none is left."""
+    """When a queue is deleted, all its consumers are removed, and returned in the order in which they were added, so
+    that they can be cancelled.
+    """
     consumers = Consumers(single_active=single_active)
     added = [FakeConsumer(priority=number) for number in (0, 2, 1)]
     for consumer in added:
@@ -159,8 +169,8 @@ def test_the_consumers_of_a_deleted_queue_are_gone(*, single_active: bool) -> No
 
 
 def test_deliveries_are_counted_as_the_management_api_reports_them(vhost: VirtualHost) -> None:
-    """A queue counts messages published, delivered with and without acknowledgement, to consumers and to basic.get,
-    redelivered and acknowledged. `deliver_get` is the sum of all deliveries.
+    """A queue counts messages that were published, redelivered and acknowledged, and deliveries to consumers and to
+    basic.get, with and without acknowledgement. The count deliver_get is the sum of all deliveries.
     """
     queue = add_queue(vhost)
     publish(queue, *[b"x"] * 11)
@@ -200,12 +210,13 @@ def test_deliveries_are_counted_as_the_management_api_reports_them(vhost: Virtua
         (Like.V4_3, Why.RETURNED, {"x-acquired-count": 1}),
         (Like.V4_3, Why.REJECTED, {"x-acquired-count": 1, "x-delivery-count": 1}),
     ],
+    ids=str,
 )
 def test_a_quorum_queue_tells_how_often_it_has_delivered_a_message(
     like: Like, why: Why | None, headers: dict[str, int]
 ) -> None:
-    """Consumers of a quorum queue get x-delivery-count with each message. From RabbitMQ 4.3 on, they get it only for
-    messages with failed deliveries, and x-acquired-count with each message.
+    """Up to RabbitMQ 4.2, each message from a quorum queue has the header x-delivery-count. From 4.3 on, each message
+    has x-acquired-count, and only messages with failed deliveries have x-delivery-count.
     """
     profile = PROFILES[like]
     queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), profile), durable=True, x_queue_type="quorum")

@@ -119,7 +119,7 @@ def define_everything(broker: Broker) -> None:
 
 def test_definitions_survive_a_restart(tmp_path: Path) -> None:
     """All virtual hosts, users, permissions, limits, parameters, policies, exchanges, queues and bindings are the same
-    after a restart, and again after another one.
+    after one restart, and after a second one.
     """
 
     async def run() -> None:
@@ -140,8 +140,8 @@ def test_definitions_survive_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_new_data_directory_has_the_definitions_of_a_new_broker(tmp_path: Path) -> None:
-    """A broker with a new data directory has the virtual host / and the user guest. Once guest is deleted, a restart
-    does not create it again, even if nothing is defined at all.
+    """A broker with a new data directory has the virtual host / and the user guest. If both are deleted, a restart does
+    not create them again, even if there are no other definitions.
     """
 
     async def run() -> None:
@@ -159,7 +159,7 @@ def test_a_new_data_directory_has_the_definitions_of_a_new_broker(tmp_path: Path
 
 def test_deleted_definitions_do_not_come_back(tmp_path: Path) -> None:
     """A deleted virtual host, user, parameter, policy, exchange, queue or binding does not come back after a restart.
-    With a virtual host, everything in it is deleted, but nothing in others.
+    Deleting a virtual host deletes everything in it, and nothing in other virtual hosts.
     """
 
     async def run() -> None:
@@ -198,7 +198,7 @@ def test_deleted_definitions_do_not_come_back(tmp_path: Path) -> None:
 
 
 def test_only_durable_definitions_survive_a_restart(tmp_path: Path) -> None:
-    """Transient queues and exchanges, exclusive queues, and their bindings, are gone after a restart."""
+    """After a restart, transient queues and exchanges, exclusive queues, and the bindings of all these are gone."""
 
     async def run() -> None:
         storage, broker = started(tmp_path)
@@ -221,7 +221,8 @@ def test_only_durable_definitions_survive_a_restart(tmp_path: Path) -> None:
 
 def test_messages_survive_a_restart(tmp_path: Path) -> None:
     """Persistent messages in durable queues, and all messages in quorum queues, survive a restart, in order and with
-    their properties; acknowledged and transient ones, and those of a purged queue, do not.
+    their properties. Acknowledged messages, transient messages in classic queues, and messages of a purged queue do
+    not.
     """
 
     async def run() -> None:
@@ -254,8 +255,9 @@ def test_messages_survive_a_restart(tmp_path: Path) -> None:
 
 
 def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_path: Path) -> None:
-    """If the broker is killed, the unacknowledged messages of a queue are ready again, and all messages of each queue
-    that has delivered any are marked as redelivered; those of other queues, and those published later, are not.
+    """If the broker is killed, unacknowledged messages are ready again after the restart. If a queue has delivered any
+    message, all of its messages are then marked as redelivered. Messages of other queues, and messages published later,
+    are not.
     """
     copy = tmp_path / "copy"
 
@@ -284,8 +286,8 @@ def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_
 
 
 def test_after_a_kill_a_message_keeps_the_count_of_its_deliveries(tmp_path: Path) -> None:
-    """If the broker is stopped, started and killed, a message keeps the delivery counts from before the stop, although
-    its queue has delivered messages since then.
+    """If the broker is stopped, started again and then killed, a message has the delivery counts from before the stop
+    after the next start, even though its queue has delivered messages since the stop.
     """
     copy = tmp_path / "copy"
 
@@ -313,7 +315,7 @@ def test_after_a_kill_a_message_keeps_the_count_of_its_deliveries(tmp_path: Path
 
 def test_after_a_stop_only_delivered_messages_are_redelivered(tmp_path: Path) -> None:
     """If the broker is stopped, a message that was delivered and requeued is marked as redelivered after the restart,
-    with its delivery counts, and the others are not.
+    and has its delivery counts. Other messages are not marked.
     """
 
     async def run() -> None:
@@ -339,9 +341,7 @@ def test_after_a_stop_only_delivered_messages_are_redelivered(tmp_path: Path) ->
 
 
 def test_a_message_expires_after_a_restart(tmp_path: Path) -> None:
-    """The time to live of a message counts from its publication, even if the broker restarts before the message
-    expires.
-    """
+    """The TTL of a message counts from its publication, even if the broker is restarted before the message expires."""
 
     async def run() -> None:
         clock = FakeClock()
@@ -366,7 +366,9 @@ def test_a_message_expires_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_delayed_message_survives_a_restart(tmp_path: Path) -> None:
-    """A message that a delayed exchange holds back is held back after a restart, and released when it is due."""
+    """If an x-delayed-message exchange is holding a message back when the broker stops, it continues to hold the
+    message back after the restart, and releases it when it is due.
+    """
 
     async def run() -> None:
         clock = FakeClock()
@@ -391,8 +393,8 @@ def test_a_delayed_message_survives_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_queue_that_is_declared_after_a_restart_does_not_get_the_messages_of_another(tmp_path: Path) -> None:
-    """Queues and exchanges that are declared after a restart do not share messages with those declared before, not even
-    with deleted ones.
+    """A queue or exchange that is declared after a restart does not get the messages of a queue or exchange that was
+    declared earlier, even if that one was deleted.
     """
 
     async def run() -> None:
@@ -420,8 +422,8 @@ def test_a_queue_that_is_declared_after_a_restart_does_not_get_the_messages_of_a
 
 
 def test_the_maximum_length_counts_messages_that_were_unacknowledged(tmp_path: Path) -> None:
-    """Messages that were unacknowledged when the broker was killed count towards the maximum length after the restart,
-    so the oldest ones are dropped.
+    """Messages that were unacknowledged when the broker was killed are ready after the restart, and count towards the
+    maximum length of their queue, which therefore drops its oldest messages.
     """
     copy = tmp_path / "copy"
 
@@ -469,7 +471,7 @@ def test_one_damaged_definition_does_not_prevent_the_recovery_of_the_rest(
     tmp_path: Path, kind: str, unreadable: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If a definition cannot be read, the broker starts with all others, and reports and logs the damage at each start.
-    What is damaged stays in the data directory, and so do the messages of a queue with a damaged definition.
+    The damaged definition stays in the data directory, and so do the messages of a queue whose definition is damaged.
     """
 
     def kinds(broker: Broker) -> set[str]:
@@ -519,8 +521,9 @@ def test_one_damaged_definition_does_not_prevent_the_recovery_of_the_rest(
 
 
 def test_a_damaged_virtual_host_is_lost_with_its_contents_but_left_in_the_data_directory(tmp_path: Path) -> None:
-    """If the definition of a virtual host cannot be read, the broker starts without it, names what belongs to it in the
-    report, and keeps all of that in the data directory. Once the definition is restored, everything is there again.
+    """If the definition of a virtual host cannot be read, the broker starts without this virtual host, reports which of
+    its queues are missing, and leaves everything in the data directory. Once the definition is restored, everything is
+    available again.
     """
 
     async def run() -> None:
@@ -579,7 +582,7 @@ def test_a_damaged_message_does_not_prevent_the_recovery_of_the_others(
 
 
 def test_messages_of_a_deleted_queue_are_deleted_at_the_next_start(tmp_path: Path) -> None:
-    """If the broker is killed before it has deleted the messages of a deleted queue, they are deleted when it starts,
+    """If the broker is killed before it has deleted the messages of a deleted queue, it deletes them at its next start,
     and no later queue gets them.
     """
 
@@ -605,8 +608,9 @@ def test_messages_of_a_deleted_queue_are_deleted_at_the_next_start(tmp_path: Pat
 
 @pytest.mark.parametrize("is_damaged", [False, True])
 def test_the_files_of_a_deleted_stream_are_deleted_unless_data_is_damaged(tmp_path: Path, *, is_damaged: bool) -> None:
-    """If the broker is killed before it has deleted the files of a deleted stream, they are deleted when it starts.
-    They are kept if any definition is damaged, since it may be the stream's, and no later stream gets them.
+    """If the broker is killed before it has deleted the files of a deleted stream, it deletes them at its next start.
+    If any definition is damaged, it keeps the files, because the damaged definition may be that of the stream. No later
+    stream gets them.
     """
 
     async def run() -> None:
@@ -630,7 +634,9 @@ def test_the_files_of_a_deleted_stream_are_deleted_unless_data_is_damaged(tmp_pa
 def test_files_in_a_data_directory_that_are_not_the_brokers_are_left_there(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At its start, the broker warns about each file among its streams that it has not created, and leaves it there."""
+    """When the broker starts, it warns about each file among its streams that it did not create, and leaves this file
+    where it is.
+    """
 
     async def run() -> None:
         storage, broker = started(tmp_path)
@@ -656,7 +662,9 @@ def test_files_in_a_data_directory_that_are_not_the_brokers_are_left_there(
 
 
 def test_unreadable_bytes_at_the_end_of_streams_are_reported(tmp_path: Path) -> None:
-    """If files of streams end with bytes that are not a chunk, the broker starts, and reports each stream's."""
+    """If the files of several streams end with bytes that cannot be read, the broker starts, and reports each of these
+    streams.
+    """
 
     async def run() -> None:
         storage, broker = started(tmp_path)
@@ -683,7 +691,9 @@ def test_unreadable_bytes_at_the_end_of_streams_are_reported(tmp_path: Path) -> 
 def test_a_broker_that_is_killed_as_it_creates_its_defaults_creates_them_at_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a new broker is killed before it has created all of its default definitions, the next start creates them."""
+    """If a new broker is killed before it has created all of its default definitions, it creates them at its next
+    start.
+    """
 
     class Killed(Exception):
         pass

@@ -79,8 +79,8 @@ def _from_091(fields: dict[str, bytes], body: bytes = b"body") -> BrokerMessage:
 
 
 def test_amqp_1_0_properties_become_0_9_1_properties() -> None:
-    """The header and properties of an AMQP 1.0 message are converted to the same AMQP 0-9-1 properties as in
-    RabbitMQ.
+    """The embedded broker converts the header and properties of an AMQP 1.0 message to the same AMQP 0-9-1 properties
+    as RabbitMQ does.
     """
     message = _published(
         Amqp10Message(MessageHeader(True, UInt8(5), UInt32(100000)), properties=_WIDE, body=data_section(b"body"))
@@ -112,8 +112,8 @@ def test_amqp_1_0_properties_become_0_9_1_properties() -> None:
     ],
 )
 def test_amqp_1_0_ids_of_every_type_are_converted(sent: Any10, property_: str | None, header: object) -> None:
-    """If an AMQP 1.0 message id or correlation id is a string of at most 255 bytes, a UUID or a number, it is converted
-    to an AMQP 0-9-1 property as text. Any other id is converted to a header.
+    """If the message id or correlation id of an AMQP 1.0 message is a string of at most 255 bytes, a UUID or a number,
+    it becomes an AMQP 0-9-1 property as text. Any other id becomes a header.
     """
     message = _published(Amqp10Message(properties=BareProperties(sent, correlation_id=sent), body=data_section(b"")))
     for name in ("message_id", "correlation_id"):
@@ -122,8 +122,8 @@ def test_amqp_1_0_ids_of_every_type_are_converted(sent: Any10, property_: str | 
 
 
 def test_application_properties_become_headers_of_the_same_type() -> None:
-    """Each application property of an AMQP 1.0 message is converted to an AMQP 0-9-1 header of the corresponding type.
-    One whose name is longer than 255 bytes is dropped.
+    """Each application property of an AMQP 1.0 message becomes an AMQP 0-9-1 header of the corresponding type. An
+    application property whose name is longer than 255 bytes is dropped.
     """
     application: Map = {
         "text": "é", "symbol": Symbol("s"), "null": None, "true": True, "ubyte": UInt8(1), "ushort": UInt16(2),
@@ -144,8 +144,8 @@ def test_application_properties_become_headers_of_the_same_type() -> None:
 
 
 def test_annotations_become_headers_except_those_of_the_broker() -> None:
-    """Message annotations whose names begin with x- are converted to AMQP 0-9-1 headers. The broker always sets
-    x-exchange and x-routing-key itself, even if the publisher has set them.
+    """Message annotations whose names begin with x- become AMQP 0-9-1 headers. The broker sets x-exchange and
+    x-routing-key itself, even if the publisher has set them.
     """
     annotations: Map = {
         Symbol("x-text"): "v", Symbol("x-list"): [Int64(1), "two", Symbol("3"), None, True],
@@ -179,7 +179,9 @@ def test_annotations_become_headers_except_those_of_the_broker() -> None:
     ],
 )
 def test_every_kind_of_body_arrives_unchanged_over_amqp_1_0(body: bytes, body_091: bytes | None, footer: Map) -> None:
-    """A body of data, value or sequence sections, and the footer, arrive unchanged over AMQP 1.0."""
+    """A body that consists of data, value or sequence sections arrives unchanged over AMQP 1.0, and so does
+    the footer.
+    """
     sent = Amqp10Message(
         MessageHeader(True, UInt8(9), UInt32(5)), {Symbol("x-hop"): 1}, {}, _WIDE, {"uuid": _ID}, body, footer
     )
@@ -194,9 +196,9 @@ def test_every_kind_of_body_arrives_unchanged_over_amqp_1_0(body: bytes, body_09
         assert (message.properties.named().get("type"), message.body) == (None, body_091)
 
 
-def test_a_value_body_is_unchanged_after_it_is_republished_over_amqp_0_9_1() -> None:
-    """If a client receives a message whose body is an AMQP 1.0 value over AMQP 0-9-1, and republishes it, the body is
-    delivered as this value over AMQP 1.0.
+def test_an_amqp_1_0_value_is_unchanged_after_it_is_republished_over_amqp_0_9_1() -> None:
+    """If the body of a message is an AMQP 1.0 value, and a client receives and republishes the message over AMQP 0-9-1,
+    the body is delivered over AMQP 1.0 as the same value.
     """
     message = _published(Amqp10Message(body=value_section(["a", None])))
     back = _delivered(_from_091(message.properties.fields(), message.body))
@@ -204,8 +206,8 @@ def test_a_value_body_is_unchanged_after_it_is_republished_over_amqp_0_9_1() -> 
 
 
 def test_amqp_0_9_1_properties_become_1_0_sections() -> None:
-    """The properties and headers of an AMQP 0-9-1 message are converted to the same AMQP 1.0 sections as in
-    RabbitMQ.
+    """The embedded broker converts the properties and headers of an AMQP 0-9-1 message to the same AMQP 1.0 sections as
+    RabbitMQ does.
     """
     headers: Table = {
         "text": "é", "long text": "l" * 5000, "nul": "a\0b", "bytes": ByteArray(b"b"), "u8": UInt8(1), "i": Int32(2),
@@ -248,7 +250,7 @@ def test_amqp_0_9_1_properties_become_1_0_sections() -> None:
 
 
 def test_with_like_4_0_reply_to_is_not_converted() -> None:
-    """With `--like 4.0`, reply-to is unchanged between AMQP 1.0 and AMQP 0-9-1. RabbitMQ 4.2 and later convert it
+    """With `broker up --like 4.0`, reply-to is the same over AMQP 1.0 and AMQP 0-9-1. RabbitMQ 4.2 and later convert it
     between an AMQP 1.0 address and a queue name.
     """
     old = PROFILES[Like.V4_0]
@@ -259,8 +261,8 @@ def test_with_like_4_0_reply_to_is_not_converted() -> None:
 
 
 def test_from_4_4_on_priority_delivery_mode_and_expiration_that_rabbitmq_3_stored_in_a_stream_are_lost() -> None:
-    """If RabbitMQ 3 has stored a message's priority, delivery mode and expiration in a stream, as annotations, they are
-    read as properties with `--like 4.3`, and are lost with `--like 4.4`.
+    """RabbitMQ 3 stored a message's priority, delivery mode and expiration in a stream as annotations. With `broker up
+    --like 4.3`, they are read as properties, and with `--like 4.4`, they are lost.
     """
     stored = {"x-basic-priority": UInt8(7), "x-basic-delivery-mode": UInt8(2), "x-basic-expiration": "60000"}
     annotations: Map = {Symbol(name): value for name, value in stored.items()}
@@ -276,8 +278,8 @@ def test_from_4_4_on_priority_delivery_mode_and_expiration_that_rabbitmq_3_store
 
 @pytest.mark.parametrize("is_native", [True, False])
 def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
-    """A dead letter that is delivered over AMQP 1.0 has the annotation x-opt-deaths, and annotations for its first and
-    its last death.
+    """A dead letter that is delivered over AMQP 1.0 has the annotation x-opt-deaths, and annotations for the first and
+    the last time that it was dead-lettered.
     """
     annotations: Map = {Symbol("x-a"): Symbol("b")}
     message = (
@@ -302,9 +304,9 @@ def test_a_dead_letter_has_its_history_as_annotations(is_native: bool) -> None:
 
 
 @pytest.mark.parametrize("is_native", [True, False])
-def test_a_message_dead_lettered_twice_carries_both_times_over_amqp_1_0(is_native: bool) -> None:
-    """The annotation x-opt-deaths of a message that was dead-lettered twice contains the first and last time in
-    milliseconds. Over AMQP 0-9-1, the header x-death contains the first time in seconds.
+def test_a_message_dead_lettered_twice_contains_both_times_over_amqp_1_0(is_native: bool) -> None:
+    """If a message was dead-lettered twice, its annotation x-opt-deaths over AMQP 1.0 contains the first and the last
+    time, in milliseconds. Its header x-death over AMQP 0-9-1 contains only the first, in seconds.
     """
     # As in the module mc of RabbitMQ 4.3.5.
     dead = _published(Amqp10Message(body=data_section(b"d"))) if is_native else _from_091({}, b"d")
@@ -318,8 +320,8 @@ def test_a_message_dead_lettered_twice_carries_both_times_over_amqp_1_0(is_nativ
 
 
 def test_a_stored_message_is_the_same_when_read_back() -> None:
-    """After a message was stored and read back, it has the same exchange, routing key, properties, annotations and body
-    as before.
+    """After an AMQP 1.0 message is stored in the data directory and read back, it has the same exchange, routing key,
+    properties, annotations and body as before.
     """
     sent = Amqp10Message(
         MessageHeader(True), {}, {Symbol("x-a"): Symbol("b")}, _WIDE, {"u": _ID}, value_section("v"), {Symbol("x-f"): 1}
@@ -366,7 +368,9 @@ def test_a_malformed_amqp_1_0_message_is_refused(payload: bytes, reason: str) ->
 
 
 def test_x_cc_must_be_a_list_of_strings() -> None:
-    """If a message's annotation x-cc is not a list of strings, the message is refused with RabbitMQ's error text."""
+    """If a message's annotation x-cc is not a list of strings, the embedded broker refuses the message with RabbitMQ's
+    error text.
+    """
     sections = parse(
         Amqp10Message(message_annotations={Symbol("x-cc"): [Symbol("a")]}, body=data_section(b"")).encode()
     )
@@ -383,8 +387,8 @@ def _stream(like: Profile = _LIKE) -> tuple[StreamQueue, HandClock]:
 
 
 def test_a_stream_converts_messages_between_amqp_1_0_and_amqp_0_9_1() -> None:
-    """A message published to a stream over AMQP 1.0 or AMQP 0-9-1 can be read over both, with its properties and
-    annotations.
+    """A message that is published to a stream over AMQP 1.0 or AMQP 0-9-1 can be read over either protocol, with its
+    properties and annotations.
     """
     stream, clock = _stream()
     sent = Amqp10Message(MessageHeader(True, UInt8(3)), {}, {Symbol("x-a"): 1}, _WIDE, {"u": _ID}, data_section(b"10"))
@@ -420,8 +424,8 @@ def test_a_stream_converts_messages_between_amqp_1_0_and_amqp_0_9_1() -> None:
 
 @pytest.mark.parametrize("entry", [b"hello", b"\x00Sp\xc0\x03\x01\xa1\x00" + data_section(b"a"), b"\x00Su\xa0\xff"])
 def test_a_stream_entry_that_is_not_a_message_is_delivered_as_a_body(entry: bytes) -> None:
-    """A stream entry that is not a valid AMQP 1.0 message is delivered over AMQP 1.0 and AMQP 0-9-1 with all its bytes
-    as the body.
+    """If a stream entry is not a valid AMQP 1.0 message, it is delivered over both AMQP 1.0 and AMQP 0-9-1 with all its
+    bytes as the body.
     """
     stream, clock = _stream()
     stream.log.append(simple_entry(entry))
@@ -453,8 +457,8 @@ def test_a_filter_that_skips_many_messages_lets_the_broker_serve_other_clients(
 
 
 def test_x_stream_filter_selects_chunks_by_their_filter_values() -> None:
-    """A stream consumer with x-stream-filter gets only chunks that contain one of the given values. With
-    x-stream-match-unfiltered, it also gets chunks without any value.
+    """A stream consumer with x-stream-filter gets only chunks that contain one of the given filter values. With
+    x-stream-match-unfiltered, it also gets chunks without a filter value.
     """
     stream, clock = _stream()
     for value in ("a", "b", None):
@@ -474,7 +478,7 @@ def test_x_stream_filter_selects_chunks_by_their_filter_values() -> None:
 
 
 def test_a_message_delivered_over_amqp_1_0_has_the_same_bytes_as_in_rabbitmq() -> None:
-    """A message that is delivered over AMQP 1.0 is encoded as the same bytes as in RabbitMQ."""
+    """The embedded broker encodes a message that it delivers over AMQP 1.0 as the same bytes as RabbitMQ does."""
     message = _published(Amqp10Message(properties=BareProperties("x"), body=data_section(b"hi")))
     assert encode(message, _LIKE) == (
         b"\x00Sp\xc0\x06\x05B@@AC\x00Sr\xc1'\x04\xa3\rx-routing-key\xa1\x03key\xa3\nx-exchange\xa1\x04logs"

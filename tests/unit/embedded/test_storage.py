@@ -68,7 +68,7 @@ async def turns(count: int = 10) -> None:
 
 
 def test_a_paged_out_message_can_be_read_back_while_a_stream_is_written(tmp_path: Path) -> None:
-    """A paged-out message can be read back while the broker writes a stream to disk, and afterwards."""
+    """A paged-out message can be read back both while the broker is writing a stream to disk and afterwards."""
 
     async def run() -> None:
         disk = WaitingDisk()
@@ -131,8 +131,8 @@ def test_a_deletion_that_waits_for_the_disk_does_not_remove_a_new_queue(
 def test_a_failed_write_of_a_definition_does_not_prevent_confirms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a definition cannot be written while messages are being synced to disk, the messages are still confirmed after
-    the sync.
+    """If the broker cannot write a definition while it is syncing messages to disk, these messages are still confirmed
+    after the sync.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0)
 
@@ -169,9 +169,9 @@ def entries_in(directory: Path) -> dict[bytes, int | None]:
 def test_changes_that_cannot_be_written_are_written_once_the_disk_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    """While the disk fails, each failure is reported and nothing is confirmed, but all changes are kept: messages added
-    and removed, their new times, deleted definitions, and data of streams. Once the disk works, this is reported, the
-    changes are written and confirmed, and a kill then loses none of them.
+    """While the disk fails, the broker reports each failure and confirms nothing, but keeps all changes: added and
+    removed messages, new expiration times, deleted definitions, and entries of streams. Once the disk works, it reports
+    this, and writes and confirms the changes. If it is then killed, no change is lost.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0.01)
     directory, copy = tmp_path / "data", tmp_path / "copy"
@@ -237,8 +237,8 @@ def test_changes_that_cannot_be_written_are_written_once_the_disk_works(
 def test_what_is_not_written_yet_is_written_when_the_broker_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the broker stops, it writes what is being written, what waits to be written, and what could not be written
-    before, if the disk works again.
+    """When the broker stops, it writes all changes that are not yet on disk, even those that it could not write before,
+    if the disk works again.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 60)
 
@@ -269,8 +269,8 @@ def test_what_is_not_written_yet_is_written_when_the_broker_stops(
 def test_a_broker_that_cannot_write_when_it_stops_reports_how_many_messages_are_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failing: str
 ) -> None:
-    """If the disk fails when the broker stops, an error is logged with the number of unconfirmed messages, and the
-    data directory can be used by the next broker.
+    """If the disk fails when the broker stops, the broker logs an error with the number of unconfirmed messages.
+    Another broker can use the data directory afterwards.
     """
 
     async def run() -> None:
@@ -305,9 +305,9 @@ async def writing_a_dead_letter(directory: Path, disk: WaitingDisk) -> tuple[Sto
     return storage, log
 
 
-def test_a_message_in_a_stream_is_on_disk_before_its_row_is_deleted(tmp_path: Path) -> None:
-    """If the broker is killed while a dead letter is written to a stream, the message is still in its queue, and no
-    other queue has a second copy.
+def test_a_kill_while_a_dead_letter_is_written_to_a_stream_neither_loses_nor_duplicates_it(tmp_path: Path) -> None:
+    """If the broker is killed while it is writing a dead letter to a stream, the message is still in its original
+    queue, and no other queue has a copy yet.
     """
     directory, copy = tmp_path / "data", tmp_path / "copy"
 
@@ -328,9 +328,9 @@ def test_a_message_in_a_stream_is_on_disk_before_its_row_is_deleted(tmp_path: Pa
     assert entries_in(directory) == {b"copy": None}
 
 
-def test_a_new_time_of_a_message_is_read_back(tmp_path: Path) -> None:
-    """A message that is given another time to expire has it when it is read back, whether the time is on disk, is being
-    written, or waits to be written.
+def test_a_new_expiration_time_of_a_message_is_read_back(tmp_path: Path) -> None:
+    """If the broker changes the time at which a message expires, the message has this time when it is read back,
+    whether the time is already on disk, is being written, or is still waiting to be written.
     """
 
     async def run() -> None:
@@ -359,8 +359,8 @@ def test_a_new_time_of_a_message_is_read_back(tmp_path: Path) -> None:
 
 
 def test_a_message_is_written_and_deleted_without_further_changes(tmp_path: Path) -> None:
-    """A message that nobody waits for is written to the disk, and deleted from it once it is acknowledged, even if
-    nothing else happens.
+    """The broker writes a message to disk, and deletes it once it is acknowledged, even if no client waits for a
+    confirm and nothing else changes.
     """
 
     async def run() -> None:
@@ -379,8 +379,8 @@ def test_a_message_is_written_and_deleted_without_further_changes(tmp_path: Path
     asyncio.run(asyncio.wait_for(run(), _PATIENCE_SECONDS))
 
 
-def test_a_message_that_is_acknowledged_at_once_is_never_written(tmp_path: Path) -> None:
-    """A message that is acknowledged before it was written to the disk is not written at all."""
+def test_a_message_that_is_acknowledged_before_it_is_written_is_never_written(tmp_path: Path) -> None:
+    """If a message is acknowledged before the broker has written it to disk, the broker does not write it at all."""
 
     async def run() -> None:
         storage = Storage(tmp_path)
@@ -396,9 +396,9 @@ def test_a_message_that_is_acknowledged_at_once_is_never_written(tmp_path: Path)
     asyncio.run(run())
 
 
-def test_each_group_of_changes_has_its_own_number(tmp_path: Path) -> None:
-    """The number of the next group rises as soon as a group is being written, so a message that is published then is
-    not confirmed together with those before it.
+def test_a_message_published_during_a_write_is_not_confirmed_by_that_write(tmp_path: Path) -> None:
+    """As soon as the broker begins to write a group of changes to disk, later changes belong to the next group, so a
+    message that is published then is not confirmed together with those before it.
     """
 
     async def run() -> None:
@@ -422,7 +422,7 @@ def test_each_group_of_changes_has_its_own_number(tmp_path: Path) -> None:
 
 
 def test_a_large_log_is_copied_to_the_database_file(tmp_path: Path) -> None:
-    """After about 8 MiB of changes, and not before, SQLite's log is copied to the database file."""
+    """After about 8 MiB of changes, and not before, the broker copies SQLite's log to the database file."""
 
     async def run() -> None:
         storage = Storage(tmp_path)
@@ -440,9 +440,9 @@ def test_a_large_log_is_copied_to_the_database_file(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_deleting_a_virtual_host_keeps_the_user_of_the_same_name(tmp_path: Path) -> None:
-    """When a virtual host is deleted, all definitions in it are deleted from the disk, and no others, such as those of
-    a user or a virtual host whose name begins in the same way.
+def test_deleting_a_virtual_host_keeps_the_user_with_the_same_name(tmp_path: Path) -> None:
+    """If a virtual host is deleted, all definitions in it are deleted from the disk. Other definitions are kept, even
+    those of a user with the same name, or of a virtual host whose name begins with this name.
     """
 
     async def run() -> None:
@@ -467,7 +467,7 @@ def test_deleting_a_virtual_host_keeps_the_user_of_the_same_name(tmp_path: Path)
 
 
 def test_a_broker_that_stops_while_it_writes_writes_everything(tmp_path: Path) -> None:
-    """If the broker stops while a stream is being written to the disk, the messages that wait for that are written too,
+    """If the broker stops while it is writing a stream to disk, it also writes the messages that are waiting for this,
     and those that were published later.
     """
 

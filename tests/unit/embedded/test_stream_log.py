@@ -106,8 +106,8 @@ def batch(compression: int, plain: bytes, packed: bytes, *, records: int) -> byt
 
 
 def test_each_message_of_a_sub_entry_batch_takes_one_offset(bench: Bench) -> None:
-    """Each message of a sub-entry batch takes one offset. Reading a stream skips compressed batches, and the missing
-    part of a batch that is cut off.
+    """Each message of a sub-entry batch takes one offset. A consumer that reads the stream over AMQP does not get the
+    messages of compressed batches, or the missing part of a batch that is cut off.
     """
     plain = simple_entry(b"a") + simple_entry(b"b")
     bench.log.append(batch(0, plain, plain, records=2), records=2)
@@ -119,9 +119,9 @@ def test_each_message_of_a_sub_entry_batch_takes_one_offset(bench: Bench) -> Non
     assert bench.read() == [(0, b"a"), (1, b"b"), (6, b"a"), (10, b"c")]
 
 
-def test_unwritten_entries_cannot_be_read(bench: Bench) -> None:
-    """An entry that is appended to a stream cannot be read until it has been written to the stream's log. The stream's
-    readers are then notified.
+def test_unwritten_stream_entries_cannot_be_read(bench: Bench) -> None:
+    """An entry that is appended to a stream cannot be read until it has been written to the stream's log. Then the
+    stream's readers are notified.
     """
     reader, told = StreamQueueReader(bench.log, 0), []
     bench.log.watch(lambda: told.append(bench.log.end))
@@ -132,7 +132,7 @@ def test_unwritten_entries_cannot_be_read(bench: Bench) -> None:
 
 
 def test_new_chunks_have_the_current_time_even_if_the_clock_was_set_back(bench: Bench) -> None:
-    """After the system clock was set back, new chunks of a stream have the current time, as in RabbitMQ."""
+    """If the system clock was set back, new chunks of a stream have the current time, as in RabbitMQ."""
     for time in (9_000_000, 1_000):
         bench.clock.time = time
         bench.add(b"a")
@@ -141,7 +141,9 @@ def test_new_chunks_have_the_current_time_even_if_the_clock_was_set_back(bench: 
 
 
 def test_reading_from_a_timestamp_starts_at_the_first_chunk_that_is_not_older(bench: Bench) -> None:
-    """Reading a stream from a timestamp starts at the first chunk that is not older, or at the end if there is none."""
+    """Reading a stream from a timestamp starts at the first chunk that is not older than the timestamp, or at the end
+    if there is none.
+    """
     for time in (1_000, 2_000, 3_000):
         bench.clock.time = time
         bench.add(b"a", b"b")
@@ -159,8 +161,8 @@ def test_a_timestamp_offset_after_the_last_chunk_means_the_end_of_the_stream(ben
 
 
 def test_a_timestamp_is_looked_up_in_the_last_segment_that_begins_before_it(bench: Bench) -> None:
-    """If the clock was set back, reading a stream from a timestamp starts in the last segment that begins before the
-    timestamp, at the first chunk there or later that is not older than the timestamp.
+    """If the system clock was set back, reading a stream from a timestamp begins in the last segment that starts before
+    the timestamp. It begins with the first chunk of this or a later segment that is not older than the timestamp.
     """
     bench.open(segment_bytes=70_000)
     for time in (1_000, 9_000, 2_000, 3_000, 8_000, 4_000):
@@ -171,7 +173,9 @@ def test_a_timestamp_is_looked_up_in_the_last_segment_that_begins_before_it(benc
 
 
 def test_old_segments_are_deleted_by_size_and_age(bench: Bench) -> None:
-    """Retention by size and by age deletes whole old segments of a stream, and a reader continues after them."""
+    """Retention by size or by age deletes whole old segments of a stream. A reader that was in a deleted segment
+    continues with the first one that is left.
+    """
     log = bench.open(segment_bytes=1_000, max_bytes=2_500)
     bench.add(b"first")
     reader = StreamQueueReader(log, 0)
@@ -189,7 +193,7 @@ def test_old_segments_are_deleted_by_size_and_age(bench: Bench) -> None:
 
 
 def test_publishing_ids_and_stored_offsets_survive_a_restart_and_the_deletion_of_a_segment(on_disk: Bench) -> None:
-    """A stream keeps its publishing ids and stored offsets after a restart, and after the segment to which they were
+    """A stream keeps its publishing ids and stored offsets after a restart, even if the segment in which they were
     written is deleted. As in RabbitMQ, a stored offset before the first remaining message is lost.
     """
     log = on_disk.open(segment_bytes=500, max_bytes=500)
@@ -205,8 +209,8 @@ def test_publishing_ids_and_stored_offsets_survive_a_restart_and_the_deletion_of
 
 
 def test_an_incomplete_chunk_at_the_end_of_a_stream_is_moved_to_another_file(on_disk: Bench, tmp_path: Path) -> None:
-    """If the last chunk of a stream is incomplete because the broker was killed, the broker moves the chunk to another
-    file, and writes the next chunk in its place.
+    """If the last chunk of a stream is incomplete because the broker was killed, the broker moves the incomplete chunk
+    to another file at its next start, and writes the next chunk in its place.
     """
     on_disk.add(b"a", b"b")
     sound = segment_files(tmp_path)[0].stat().st_size
@@ -246,7 +250,9 @@ def test_a_kill_at_the_start_of_a_segment_loses_no_publishing_ids_or_offsets(
 
 
 def test_if_a_chunk_in_an_older_segment_is_damaged_only_this_chunk_is_lost(on_disk: Bench, tmp_path: Path) -> None:
-    """If a chunk in an older segment of a stream is damaged, only this chunk is lost, and later chunks can be read."""
+    """If a chunk in an older segment of a stream is damaged, only this chunk is lost. Later chunks can
+    still be read.
+    """
     on_disk.open(segment_bytes=600)
     for body in (b"a", b"b" * 300, b"c" * 300, b"d"):
         on_disk.add(body)
@@ -259,7 +265,7 @@ def test_if_a_chunk_in_an_older_segment_is_damaged_only_this_chunk_is_lost(on_di
 def test_stream_entries_whose_write_failed_are_written_again_in_order(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If writing stream entries fails, the entries are written again, before later entries."""
+    """If the broker cannot write entries of a stream, it writes them again, before later entries."""
     log = bench.log
     log.append(simple_entry(b"a"))
     log.prepare()

@@ -50,8 +50,8 @@ def new_stream() -> tuple[StreamQueue, HandClock]:
 def test_a_stream_returns_each_message_unchanged(
     messages: list[tuple[bytes | None, bytes | None, dict[str, object], str, bytes]],
 ) -> None:
-    """Each message that is read from a stream has its own properties, id and routing key, and its offset in
-    x-stream-offset, whatever message was read before.
+    """Each message that is read from a stream has its own id, properties and routing key, and its offset in
+    x-stream-offset, whichever message was read before it.
     """
     stream, clock = new_stream()
     for message_id, content_type, headers, key, body in messages:
@@ -74,8 +74,8 @@ def test_a_stream_returns_each_message_unchanged(
 def test_truncated_entries_of_stream_clients_are_delivered(
     entries: list[tuple[bytes | None, str, bytes, bytes]],
 ) -> None:
-    """Stream entries that are truncated, or have additional bytes after the body, are delivered, and no error is
-    raised.
+    """Stream entries that are truncated, or that contain additional bytes after the body, are delivered, and no error
+    is raised.
     """
     stream, clock = new_stream()
     encoded = [encode(published(mid, None, None), body, "x", key) + more for mid, key, body, more in entries]

@@ -11,7 +11,7 @@ from mqtool.broker.embedded.model.users import Permissions, User
 
 
 def test_the_size_of_the_permission_cache_is_limited() -> None:
-    """If a client uses 3,000 different names, the broker's permission cache keeps at most 1,000 of them."""
+    """If a client uses 3,000 different names, the embedded broker caches the permissions for at most 1,000 of them."""
 
     async def known() -> int:
         broker = Broker(Ledger())
@@ -48,15 +48,15 @@ def authenticate(name: str, password: str, from_loopback: bool) -> bool:
 def test_guest_can_log_in_only_from_a_loopback_address(
     name: str, password: str, from_loopback: bool, allowed: bool
 ) -> None:
-    """The user guest can log in only from a loopback address. A login with a wrong or empty password, or with an
+    """The user guest can log in only from a loopback address. Any login with a wrong or empty password, or with an
     unknown user name, is refused.
     """
     assert authenticate(name, password, from_loopback) is allowed
 
 
 def test_permission_patterns_are_regular_expressions() -> None:
-    """A permission is granted if its regular expression matches any part of the name; the name of the default exchange
-    is `amq.default`. An empty pattern grants nothing.
+    """A user has a permission if its regular expression matches any part of the name of the queue or exchange. The name
+    of the default exchange is `amq.default`. An empty pattern matches nothing.
     """
     permissions = Permissions(configure="^a$", write="default", read="")
     assert permissions.allow("configure", "a")
