@@ -284,8 +284,8 @@ def run(case: Case, shell: Shell, places: dict[str, str]) -> None:
 @pytest.mark.parametrize("case", COMMAND_LINE, ids=str)
 @pytest.mark.sampled(30)
 def test_a_wrong_command_line_is_a_usage_error(lonely_shell: Shell, case: Case) -> None:
-    """A wrong option or value on the command line is reported in one sentence, with exit code 2, without contacting a
-    broker.
+    """A wrong option or value on the command line is reported in one sentence, with exit code 2 and without contacting
+    a broker.
     """
     run(case, lonely_shell, {})
 
@@ -347,8 +347,8 @@ def test_values_that_amqp_cannot_carry_are_refused_by_mqtool(shell: Shell, broke
 def test_a_refusal_by_the_broker_is_reported_in_one_sentence(
     shell: Shell, broker: TestBroker, connection: Connection, case: Case
 ) -> None:
-    """If the broker refuses an operation, the command prints the broker's reason in one sentence and exits with the
-    documented code.
+    """If the broker refuses an operation, the command reports the reason in one sentence and exits with the documented
+    code.
     """
     channel = connection.channel()
     channel.declare(Queue("there", auto_delete=True))

@@ -95,9 +95,9 @@ def width_of(page: Page) -> float:
 
 
 def test_the_picture_can_be_zoomed_and_dragged(chromium: Any, tmp_path: Path) -> None:
-    """On the page of `mqtool ui`, keys, the mouse wheel with Ctrl, and two fingers zoom the picture, and a key fits it
-    to the window. Dragging, or Shift with an arrow key, shows another part. The minus key does not zoom, but slows the
-    replay down.
+    """On the page of `mqtool ui`, keys, the mouse wheel with Ctrl, or a gesture with two fingers zoom the picture, and
+    a key fits it to the window. Dragging, or Shift with an arrow key, shows another part. The minus key does not zoom,
+    but slows the replay down.
     """
     page = recorded(chromium, tmp_path, shop(75))
     fitting = width_of(page)
@@ -232,7 +232,7 @@ def with_queues(names: list[str]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_picture_with_three_queues_fits_on_a_phone(chromium: Any, tmp_path: Path, count: int) -> None:
-    """On a screen that is 390 pixels wide, a picture of `mqtool ui` with up to three queues side by side does not
+    """On a screen that is 390 pixels wide, a picture of `mqtool ui` with two or three queues side by side does not
     scroll sideways, and shows the number of messages within each queue's outline.
     """
     page = recorded(chromium, tmp_path, with_queues(["all's queue", "kernel's queue", "critical's queue"][:count]))
@@ -304,9 +304,9 @@ def shared(records: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
             yield record
 
 
-def test_the_picture_of_a_tutorial_hides_queues_of_others(chromium: Any, tmp_path: Path) -> None:
+def test_the_picture_of_a_tutorial_hides_the_queues_of_other_users(chromium: Any, tmp_path: Path) -> None:
     """On a broker that others also use, the picture of a tutorial in `mqtool ui` shows only the tutorial's queues,
-    exchanges and clients. A button shows the others, and a key hides them again.
+    exchanges and clients. A button shows those of other users, and a key hides them again.
     """
     page = recorded(chromium, tmp_path, shared(play()))
     seek(page, 0.45)
