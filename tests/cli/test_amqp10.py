@@ -207,7 +207,7 @@ def test_a_worker_handles_the_tasks_of_new_task(shell: Shell) -> None:
 
 
 def test_a_message_whose_program_fails_is_retried_and_then_dead_lettered(shell: Shell) -> None:
-    """Over AMQP 1.0, `worker` retries a message whose program fails up to --retries times, then dead-letters it."""
+    """Over AMQP 1.0, if the program fails, `worker` retries the message up to --retries times and then dead-letters it."""
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n2\n3\n")
     worker = shell.run("mqtool", "worker", "-q", "jobs", "--shell", "--exec", 'read n; test "$n" != 2', "-c", "4",
                        "--retries", "1", "--backoff", "50ms", "--concurrency", "2")  # fmt: skip

@@ -150,8 +150,8 @@ def test_a_named_queue_is_as_durable_as_in_the_dialects_scripts(shell: Shell, co
 
 @on_any_broker
 def test_send_says_that_the_dialect_makes_a_new_queue_transient(shell: Shell) -> None:
-    """With --dialect, `send -q NAME` on a terminal says once that the dialect makes the new queue transient, and names
-    --durable.
+    """When `send --dialect NAME -q QUEUE` on a terminal declares a new queue, it says that the dialect makes the queue
+    transient, and names --durable. It does not say so again once the queue exists.
     """
     send = ("mqtool", "send", "x", "--dialect", "go-classic", "-q")
     said = "it is transient, as in --dialect go-classic; for a durable queue, add --durable"
@@ -163,8 +163,8 @@ def test_send_says_that_the_dialect_makes_a_new_queue_transient(shell: Shell) ->
 
 @on_any_broker
 def test_raw_output_and_output_files_work_with_a_dialect(shell: Shell) -> None:
-    """With --dialect, `receive --raw` prints only bodies on stdout, and the script's other lines on stderr; `receive -o
-    FILE` writes the lines of the messages to the file.
+    """With --dialect, `receive --raw` prints only bodies on stdout, and the script's other lines on stderr. With -o
+    FILE, `receive` writes the lines of the messages to the file.
     """
     shell.run("mqtool", "send", "-l", "--dialect", "go-classic", stdin="one\ntwo\n")
     raw = shell.run("mqtool", "receive", "--raw", "-c", "1", "--dialect", "go-classic")
@@ -175,7 +175,7 @@ def test_raw_output_and_output_files_work_with_a_dialect(shell: Shell) -> None:
 
 @on_any_broker
 def test_without_a_dialect_only_messages_go_to_stdout(shell: Shell) -> None:
-    """Without --dialect, `receive-log` and `emit-log` print errors and notices on stderr, and nothing on stdout."""
+    """Without --dialect, `receive-log` and `emit-log` print errors and notices on stderr; stdout is only for messages."""
     missing = shell.run("mqtool", "receive-log", "direct")
     assert (missing.stdout, missing.code) == ("", 2)
     assert missing.stderr.startswith(

@@ -26,8 +26,8 @@ def _drill(shell: Shell, broker: TestBroker, name: str) -> dict[str, int]:
 
 
 def test_drill_kill_worker_loses_nothing(lonely_shell: Shell, broker: TestBroker) -> None:
-    """In the drill `kill-worker`, all 200 messages are handled, and none twice. Those of the killed worker are
-    redelivered.
+    """In the drill `kill-worker`, all 200 messages are handled, and none twice. The messages that the killed worker had
+    not acknowledged are redelivered.
     """
     verdict = _drill(lonely_shell, broker, "kill-worker")
     assert (verdict["sent"], verdict["done"]) == (200, 200)
