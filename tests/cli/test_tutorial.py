@@ -144,7 +144,7 @@ def test_tutorial_show_suggests_a_pager_if_the_terminal_is_too_short(lonely_shel
 
 
 def test_tutorial_show_plain_prints_the_same_script_on_a_terminal(lonely_shell: Shell) -> None:
-    """On a terminal, `tutorial show --plain` prints the same script as in a pipe, but in colour."""
+    """On a terminal, `tutorial show --plain` prints the same script as in a pipe, but coloured."""
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "rpc", "--plain")
     assert watched.end() == 0
     plain = re.sub(r"\x1b\[[0-9;]*m", "", watched.seen).replace("\r\n", "\n")
@@ -236,8 +236,8 @@ def test_why_queues_measures_that_a_queue_decouples_sender_and_consumers(shell: 
 
 
 def test_tutorial_run_asks_before_a_scene_and_answers_after_it(lonely_shell: Shell) -> None:
-    """`tutorial run` asks what will happen before a scene's commands, and answers after them, before it prints the
-    checks.
+    """Before the commands of a scene run, `tutorial run` asks what will happen. After them, it prints the answer, and
+    then the checks.
     """
     lines = lonely_shell.run("mqtool", "tutorial", "run", "headers", "--no-pause").stdout.splitlines()
     question, command, answer, check = (
@@ -262,11 +262,11 @@ def test_tutorial_run_asks_before_a_scene_and_answers_after_it(lonely_shell: She
     ],
 )
 @pytest.mark.sampled(2)
-def test_the_receivers_of_a_scene_run_until_it_has_been_seen(
+def test_the_receivers_of_a_scene_run_until_the_next_scene_has_been_explained(
     lonely_shell: Shell, name: str, scenes: list[tuple[str, str]]
 ) -> None:
     """In `tutorial run`, receivers with temporary queues end only after the next scene has been explained, so that the
-    picture of `--ui` shows the queues that a scene is about until its end.
+    picture of `tutorial run --ui` shows these queues until the scene ends.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", name, "--no-pause", timeout=PLAYING).stdout
     for explained, following in scenes:
@@ -276,7 +276,9 @@ def test_the_receivers_of_a_scene_run_until_it_has_been_seen(
 
 
 def test_tutorial_run_exits_with_0_as_a_background_job(lonely_shell: Shell) -> None:
-    """As a background job, whose commands ignore Ctrl-C, `tutorial run` still stops its receivers and exits with 0."""
+    """If `tutorial run` is a background job, so that its commands ignore SIGINT, it still stops its receivers and exits
+    with 0.
+    """
     played = lonely_shell.script("mqtool tutorial run hello-world --auto & wait $!", timeout=PLAYING)
     assert (played.stderr, played.code) == ("", 0)
     assert "✓ the receiver got both messages" in played.stdout
