@@ -86,8 +86,8 @@ def test_queue_commands_declare_purge_and_delete_a_queue(admin: Shell, broker: T
 def test_the_hint_for_a_missing_queue_or_exchange_suggests_a_similar_name(
     admin: Shell, connection: Connection, command: str
 ) -> None:
-    """If a command names a queue or exchange that does not exist, the command fails, and its hint suggests the most
-    similar name of an existing one.
+    """If a command names a queue or exchange that does not exist, the command fails, and its hint suggests the existing
+    queue or exchange with the most similar name.
     """
     channel = connection.channel()
     for name in ("jobs", "jobs.dlq", "other"):
@@ -101,7 +101,9 @@ def test_the_hint_for_a_missing_queue_or_exchange_suggests_a_similar_name(
 
 @on_any_broker
 def test_queue_declare_refuses_a_name_with_a_line_break(admin: Shell) -> None:
-    """`queue declare` exits with 2 if the name contains a line break, because RabbitMQ would silently remove it."""
+    """`queue declare` exits with 2 if the name contains a line break, because RabbitMQ would silently remove the line
+    break.
+    """
     wrong = admin.run("mqtool", "queue", "declare", "a\nb")
     assert wrong.code == 2
     assert "line break" in wrong.stderr
@@ -145,9 +147,9 @@ def test_queue_delete_if_empty_and_unused_keeps_a_classic_queue_with_messages(ad
 
 
 def test_exchange_commands_create_and_delete_exchanges_and_bindings(admin: Shell, broker: TestBroker) -> None:
-    """After `exchange bind` has bound two exchanges to each other and a queue to the second one, a message passes
-    through both exchanges to the queue; after `exchange unbind`, later messages do not. Without a terminal, `exchange
-    delete` needs --yes. If the exchange does not exist, it exits with 69.
+    """After `exchange bind` has bound a queue to an exchange, and this exchange to another one, a message passes
+    through both exchanges to the queue. After `exchange unbind`, later messages do not. Without a terminal, `exchange
+    delete` needs --yes. If the exchange does not exist, the command exits with 69.
     """
     assert admin.run("mqtool", "exchange", "declare", "in", "topic").code == 0
     assert admin.run("mqtool", "exchange", "declare", "in", "fanout").code == 78

@@ -156,8 +156,8 @@ def test_send_reports_rejected_and_released_messages(shell: Shell) -> None:
 def test_errors_over_amqp_1_0_say_what_is_wrong(
     shell: Shell, broker: TestBroker, command: list[str], code: int, says: str
 ) -> None:
-    """Over AMQP 1.0, a command with an unsupported option or header, a missing queue or exchange, or a refused login
-    says what is wrong and exits with the documented code.
+    """Over AMQP 1.0, if an option or header is not supported, a queue or exchange does not exist, or the login is
+    refused, the command says so and exits with the documented code.
     """
     management = broker.management.replace("http:", "amqp:")
     told = shell.run("mqtool", *(each.format(management=management) for each in command))
@@ -207,7 +207,9 @@ def test_a_worker_handles_the_tasks_of_new_task(shell: Shell) -> None:
 
 
 def test_a_message_whose_program_fails_is_retried_and_then_dead_lettered(shell: Shell) -> None:
-    """Over AMQP 1.0, if the program fails, `worker` retries the message up to --retries times and then dead-letters it."""
+    """Over AMQP 1.0, if the program fails, `worker` retries the message up to --retries times and then
+    dead-letters it.
+    """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n2\n3\n")
     worker = shell.run("mqtool", "worker", "-q", "jobs", "--shell", "--exec", 'read n; test "$n" != 2', "-c", "4",
                        "--retries", "1", "--backoff", "50ms", "--concurrency", "2")  # fmt: skip
@@ -233,8 +235,8 @@ def test_rpc_client_and_server_may_use_different_protocols(
 
 
 def test_rpc_client_uses_direct_reply_to(shell: Shell, broker: TestBroker) -> None:
-    """Over AMQP 1.0, `rpc-client --direct-reply-to` prints the reply. The reply-to of its request is RabbitMQ's
-    pseudo-queue amq.rabbitmq.reply-to, not a queue of its own.
+    """Over AMQP 1.0, `rpc-client --direct-reply-to` prints the reply. The request's reply-to is RabbitMQ's pseudo-queue
+    amq.rabbitmq.reply-to, not a queue that the client has declared.
     """
     skip_before_4_2(broker, "direct replies work over AMQP 1.0")
     shell.start("mqtool", "rpc-server", "-c", "1").wait_until_ready()
@@ -252,7 +254,11 @@ def test_rpc_client_without_a_server_exits_with_69(shell: Shell) -> None:
     assert (asked.code, "queue 'rpc_queue' does not exist" in asked.stderr) == (69, True)
 
 
-@pytest.mark.parametrize("options", ["", "--queue-type stream", "--size 100-200KiB --exchange topic --ack auto"])
+@pytest.mark.parametrize(
+    "options",
+    ["", "--queue-type stream", "--size 100-200KiB --exchange topic --ack auto"],
+    ids=lambda options: options or "no options",
+)
 @pytest.mark.sampled(1)
 def test_bench_receives_each_message_once(shell: Shell, options: str) -> None:
     """Over AMQP 1.0, each message that `bench` publishes is confirmed and received once, and `bench` deletes its queue
@@ -331,7 +337,7 @@ def test_sender_and_receiver_resume_after_a_lost_connection(shell: Shell, broker
 
 
 def test_no_confirmed_message_is_lost_when_send_or_receive_is_killed(shell: Shell) -> None:
-    """If `send -v` and then `receive` are killed with kill -9 (over AMQP 1.0), every message that `send -v` has
+    """Over AMQP 1.0, `send -v` is killed with kill -9, and so is then `receive`. Every message that `send -v` had
     reported as sent was printed by `receive` or is still in the queue.
     """
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
@@ -404,8 +410,8 @@ COMMANDS = {"publish-subscribe": "fanout", "routing": "direct", "topics": "topic
 def test_a_command_in_a_protected_context_declares_nothing_without_confirmation(
     shell: Shell, broker: TestBroker, words: str
 ) -> None:
-    """Over AMQP 1.0, a command in a protected context that would declare a missing exchange or queue says so and,
-    without a terminal to ask on, exits with 2. If the exchange or queue exists, the command runs without asking.
+    """Over AMQP 1.0, a command in a protected context asks before it declares a missing exchange or queue. Without a
+    terminal, it says what it would declare and exits with 2. If the exchange or queue exists, the command does not ask.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected")

@@ -123,8 +123,8 @@ def _once_it_runs(tester: Shell, own: EmbeddedBroker, *options: str, then: Calla
 
 @large
 def test_bench_stops_if_nothing_is_confirmed_for_10_s(tester: Shell, own: EmbeddedBroker) -> None:
-    """If the broker confirms nothing for 10 s, `bench` stops, and reports how many messages were unconfirmed and
-    unsent.
+    """If the broker confirms nothing for 10 s, `bench` stops, and reports how many messages are unconfirmed and how
+    many were not sent.
     """
     own.faults.delay_confirms()
     result = tester.run(*BENCH, "-c", "300", "--confirms", "50", "--json")
@@ -218,8 +218,8 @@ def test_bench_names_a_command_that_failed_during_the_run(shell: Shell) -> None:
 def test_bench_with_rpc_delay_ack_or_churn_loses_no_message(
     shell: Shell, broker: TestBroker, options: str, totals: tuple[int, int]
 ) -> None:
-    """`bench` with --rpc, --delay, --ack or --churn reports that all messages were confirmed and none was lost, and
-    leaves no queue behind.
+    """`bench` with --rpc, --delay or --ack reports that all messages were confirmed and none was lost. With --churn, it
+    counts each connection, channel, queue or binding that it has created as confirmed. It leaves no queue behind.
     """
     (shell.directory / "bodies").write_text("short\n" + "long" * 40_000 + "\n")
     found = _result(shell, "-c", "200", *options.split())
@@ -232,8 +232,8 @@ def test_bench_with_rpc_delay_ack_or_churn_loses_no_message(
 @on_any_broker
 @large
 def test_bench_vary_and_bench_compare_report_several_runs(shell: Shell, broker: TestBroker) -> None:
-    """`bench --vary` prints a row for each value. `bench compare` compares two queue types, or the results in two
-    files.
+    """`bench --vary` prints a row for each value of the option that it varies. `bench compare` compares two queue
+    types, or the results in two files.
     """
     varied = shell.run(*BENCH, "--vary", "size=50,1KiB", "-c", "100", "--csv")
     assert (varied.code, len(varied.stdout.splitlines())) == (0, 3), varied.stderr

@@ -79,8 +79,8 @@ def test_a_broker_is_started_used_and_stopped(home: Shell, kind: BrokerKind) -> 
 
 
 def test_the_definitions_of_broker_up_are_loaded_at_each_start(home: Shell, at_port: str) -> None:
-    """`broker up --definitions` makes the broker load the file at each start. If the broker refuses the file, the
-    command exits with 2 and leaves no broker running.
+    """If `broker up` is given --definitions, the broker loads the file at each start. If the broker refuses the file,
+    the command exits with 2 and leaves no broker running.
     """
     exported = {kind: value for kind, value in ORDERS.items() if kind != "vhost"}
     (home.directory / "topology.json").write_text(json.dumps({"queues": [exported]}))
@@ -322,8 +322,9 @@ def waiting_for_a_lock() -> set[int]:
 def test_a_second_broker_restart_down_or_rm_waits_for_the_first(
     home: Shell, at_port: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If `broker restart`, `down` or `rm` is run twice at the same time, the second run waits for the first. The second
-    `down` then says that there is nothing to stop, and the second `rm` that no broker of this name was started.
+    """If `broker restart`, `broker down` or `broker rm` is run twice at the same time, the second run waits for the
+    first. The second `broker down` then says that there is nothing to stop, and the second `broker rm` that no broker
+    of this name was started.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     if command == "rm":
@@ -360,7 +361,7 @@ def test_broker_up_restores_a_stopped_brokers_kind_port_and_messages(home: Shell
 
 def test_broker_commands_say_that_a_broker_is_stopped(home: Shell, at_port: str) -> None:
     """After `broker down`, `broker status`, `broker restart` and another `broker down` say that the broker is stopped.
-    `status` and `restart` exit with 69, and their hint is the command that starts the broker again.
+    `broker status` and `broker restart` exit with 69, and their hint is the command that starts the broker again.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--name", "mine", at_port)
     home.run("mqtool", "broker", "down", "--name", "mine")
@@ -431,8 +432,8 @@ def test_broker_up_with_tls_needs_the_port_below_each_plain_port(
 
 
 def test_broker_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> None:
-    """If MQTOOL_URL names a broker that does not answer, `broker up` starts no broker, because commands would not use
-    it, and exits with 69.
+    """If MQTOOL_URL names a broker that does not answer, `broker up` exits with 69 and starts no broker, because
+    commands would not use the new one.
     """
     result = home.run("mqtool", "broker", "up", environment={"MQTOOL_URL": "amqp://127.0.0.1:1"})
     assert result.code == 69

@@ -280,8 +280,8 @@ def is_governed(broker: TestBroker, queue: str) -> bool:
 def test_dlq_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive` moves a dead letter back to the queue that its x-death header names only if that queue's arguments
-    or policy dead-letter messages to the exchange, and with the routing key, of the dead letter. A message with a
+    """`dlq redrive` moves a dead letter back to the queue that its x-death header names only if its exchange and
+    routing key are those with which this queue dead-letters messages, by its arguments or a policy. A message with a
     forged header stays where it is.
     """
     vhost = broker.vhost

@@ -235,7 +235,11 @@ def test_queue_convert_keeps_the_messages_and_their_order(broker: TestBroker, be
         check_all_is_there(broker)
 
 
-@pytest.mark.parametrize(("before", "after", "warned"), [("quorum", "classic", True), ("classic", "quorum", False)])
+@pytest.mark.parametrize(
+    ("before", "after", "warned"),
+    [("quorum", "classic", True), ("classic", "quorum", False)],
+    ids=["quorum to classic", "classic to quorum"],
+)
 def test_the_plan_of_a_conversion_says_which_messages_a_restart_will_lose(
     broker: TestBroker, before: str, after: str, warned: bool
 ) -> None:
@@ -308,7 +312,7 @@ def test_queue_convert_loses_no_batch_however_often_it_is_killed(broker: TestBro
     check_all_is_there(broker, count)
 
 
-@pytest.mark.parametrize("kill_at", range(20, 260, 40))
+@pytest.mark.parametrize("kill_at", range(20, 260, 40), ids="killed at frame {}".format)
 @pytest.mark.sampled(2)
 def test_a_conversion_that_was_killed_is_completed_by_the_next_run(broker: TestBroker, kill_at: int) -> None:
     """A second run of `queue convert` completes a conversion that was killed, and no message is lost."""
@@ -339,7 +343,7 @@ def test_the_progress_bar_of_queue_convert_is_not_full_before_the_end(monkeypatc
 def test_queue_convert_stops_if_the_holding_queue_has_no_leader(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` declares a holding queue. If that queue does not answer basic.get, since it has no leader, the
+    """`queue convert` declares a holding queue. If that queue does not answer basic.get, because it has no leader, the
     command moves no message, and the hint says how to start again.
     """
     fill(broker)
@@ -372,7 +376,7 @@ def test_a_queue_with_an_unacknowledged_message_is_not_converted(
     assert sorted(int(delivery.body) for delivery in taken(broker, "jobs", COUNT)) == list(range(COUNT))
 
 
-@pytest.mark.parametrize("kill_at", range(20, 260, 40))
+@pytest.mark.parametrize("kill_at", range(20, 260, 40), ids="killed at frame {}".format)
 @pytest.mark.parametrize("what", ["consume exclusively", "get", "set a policy"])
 @pytest.mark.sampled(3)
 def test_a_killed_conversion_can_be_completed_after_other_clients_used_the_queue(
@@ -442,7 +446,7 @@ def test_a_queue_is_converted_after_a_conversion_that_was_killed_before_its_last
     check_all_is_there(broker)
 
 
-@pytest.mark.parametrize("kill_at", range(30, 260, 60))
+@pytest.mark.parametrize("kill_at", range(30, 260, 60), ids="killed at frame {}".format)
 @pytest.mark.sampled(2)
 def test_a_killed_conversion_can_be_undone(broker: TestBroker, kill_at: int) -> None:
     """If `queue convert` is killed before it has replaced the queue, `queue convert --undo` restores the queue with its
@@ -561,8 +565,8 @@ def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
 def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answer(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` holds newly published messages in a quorum queue. If RabbitMQ reports no messages in it, because
-    the queue is slow to answer, the command stops instead of deleting the queue, and can be resumed.
+    """`queue convert` holds newly published messages in a temporary quorum queue. If RabbitMQ reports no messages in
+    this queue, because it is slow to answer, the command stops instead of deleting the queue, and can be resumed.
     """
     fill(broker, "quorum")
     depth = administration.depth
@@ -1012,7 +1016,7 @@ def test_queue_convert_undo_converts_a_replaced_queue_back(managed: Shell, broke
 
 
 @on_any_broker
-@pytest.mark.parametrize("kill_at", [120, 200])
+@pytest.mark.parametrize("kill_at", [120, 200], ids="killed at frame {}".format)
 @pytest.mark.sampled(1)
 def test_queue_convert_resume_says_that_the_holding_queue_was_deleted(
     managed: Shell, broker: TestBroker, kill_at: int

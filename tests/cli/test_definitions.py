@@ -42,7 +42,7 @@ def actions(result: Result) -> set[tuple[str, str, str]]:
 
 def test_exported_definitions_can_be_imported(admin: Shell) -> None:
     """`definitions diff` lists the exported definitions that the broker no longer has, and exits with 3; `definitions
-    import` adds exactly these. With --dry-run, `import` prints what it would add, and adds nothing.
+    import` adds exactly these. `definitions import --dry-run` prints what would be added, and adds nothing.
     """
     assert run(admin, "diff file").code == 0
     for line in ("queue delete jobs --yes", "exchange delete logs --yes"):

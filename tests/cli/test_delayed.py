@@ -173,7 +173,8 @@ def test_only_the_first_run_says_where_delayed_messages_wait(shell: Shell, plugi
 
 def test_send_with_a_delay_does_not_use_the_plugin_for_a_quorum_queue(shell: Shell, plugin: bool) -> None:
     """For a quorum queue, `send --delay` uses wait queues even if the broker has the delayed message plugin. With --via
-    plugin, `send` warns that the plugin may lose messages; so does `receive-delayed` for a quorum queue.
+    plugin, `send` warns that the plugin may lose messages. `receive-delayed` from a quorum queue prints the same
+    warning.
     """
     said = shell.run("mqtool", "send", "x", "--delay", "1h").stderr.splitlines()
     assert said[0] == "messages wait in queues, which lose nothing on the way to a quorum queue"
@@ -419,7 +420,9 @@ def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign
 
 @pytest.mark.parametrize("options", [["x"], ["--json", "--delay", "1s"]], ids=" ".join)
 def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
-    """`send-delayed --keep-delay` without --json, or with --delay, exits with 2 and says that it needs --json."""
+    """`send-delayed --keep-delay` exits with 2 if --json is missing or if --delay is also given, and says that
+    --keep-delay needs --json.
+    """
     refused = lonely_shell.run("mqtool", "send-delayed", "--keep-delay", *options, "-u", "amqp://127.0.0.1:1")
     assert "--keep-delay needs --json" in refused.stderr
     assert refused.code == 2
@@ -446,8 +449,8 @@ def test_send_mandatory_stops_at_a_message_with_a_delay(shell: Shell) -> None:
 
 
 def test_send_warns_once_that_a_delay_replaces_the_expiration(shell: Shell) -> None:
-    """With `send --delay --via ttl`, the delay replaces a message's property expiration. `send` prints one warning
-    about this, however many messages it sends, and no message arrives early.
+    """With `send --delay --via ttl`, the delay replaces the expiration of a message. `send` prints one warning about
+    this, however many messages it sends, and no message arrives early.
     """
     shell.run("mqtool", "receive", "--idle-timeout", "1ms")
     sent = shell.run("mqtool", "send", "-l", "--delay", "200ms", "--via", "ttl", "--property", "expiration=10",

@@ -219,8 +219,8 @@ def test_delayed_relay_avoids_wait_queues_without_a_leader(broker: TestBroker, m
 
 
 def test_delayed_commands_include_the_messages_of_a_relay(shell: Shell, broker: TestBroker) -> None:
-    """`delayed ls`, `show`, `cancel` and `now` include the messages that `delayed relay` delays, and those that were
-    published while no relay was running.
+    """`delayed ls`, `delayed show`, `delayed cancel` and `delayed now` include the messages that `delayed relay`
+    delays, and those that were published while no relay was running.
     """
     running = relay(shell, "--type", "topic")
 

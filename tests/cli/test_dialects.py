@@ -175,7 +175,9 @@ def test_raw_output_and_output_files_work_with_a_dialect(shell: Shell) -> None:
 
 @on_any_broker
 def test_without_a_dialect_only_messages_go_to_stdout(shell: Shell) -> None:
-    """Without --dialect, `receive-log` and `emit-log` print errors and notices on stderr; stdout is only for messages."""
+    """Without --dialect, `receive-log` and `emit-log` print errors and notices on stderr; stdout is only for
+    messages.
+    """
     missing = shell.run("mqtool", "receive-log", "direct")
     assert (missing.stdout, missing.code) == ("", 2)
     assert missing.stderr.startswith(
@@ -204,8 +206,8 @@ def test_a_dialect_does_not_change_raw_data(shell: Shell, dialect: str) -> None:
 )  # fmt: skip
 @pytest.mark.sampled(2)
 def test_a_tutorials_queue_is_declared_without_a_notice(shell: Shell, command: str, queue: str) -> None:
-    """On a terminal, a tutorial's command declares the tutorial's queue without a notice: the first line that it prints
-    is the tutorial's own.
+    """On a terminal, a tutorial's command declares the tutorial's queue without a notice, so that the first line that
+    it prints is the tutorial's own.
     """
     shown = on_terminal(shell, "mqtool", *command.split()).stdout
     assert shown.startswith(" [")

@@ -99,7 +99,9 @@ def parse(arguments: list[str]) -> None:
 
 
 def test_command_lines_in_the_documents_are_valid() -> None:
-    """Each mqtool command line in the documentation and in the help parses: its command, options and values exist."""
+    """In each mqtool command line in the documentation and in the help, the command, the options and their values
+    exist.
+    """
     refused = {}
     for line in documented_lines():
         for arguments in invocations(line):

@@ -15,8 +15,8 @@ def _message(message_id: str, body: str = "x") -> str:
 
 @on_any_broker
 def test_worker_deduplicate_skips_a_message_that_was_handled_before(shell: Shell, broker: TestBroker) -> None:
-    """If a message has the id of one that was handled before, even by an earlier run, `worker --deduplicate` does not
-    handle it, but acknowledges it and says so.
+    """If a message has the same id as one that was handled before, even by an earlier run, `worker --deduplicate` does
+    not handle it, but acknowledges it and says so.
     """
     store = ["--deduplicate", "--dedup-store", "store"]
     program = ["--shell", "--exec", "echo did $MQ_MESSAGE_ID"]
@@ -35,7 +35,9 @@ def test_worker_deduplicate_skips_a_message_that_was_handled_before(shell: Shell
 def test_a_message_with_the_same_id_on_another_virtual_host_is_not_a_duplicate(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`worker --deduplicate` handles a message even if a message with the same id was handled on another virtual host."""
+    """`worker --deduplicate` handles a message even if a message with the same id was handled on another
+    virtual host.
+    """
     worker = ("mqtool", "worker", "-c", "1", "--deduplicate", "--dedup-store", "store", "--exec", "echo did it")
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     assert shell.run(*worker).stdout == "did it\n"
@@ -71,8 +73,8 @@ def test_a_duplicate_of_a_dead_letter_is_skipped_but_a_redriven_one_is_handled(
 
 @on_any_broker
 def test_the_retry_of_a_failed_message_is_not_skipped_as_a_duplicate(shell: Shell) -> None:
-    """`worker --deduplicate` does not skip the retry of a failed message, nor a message with the same id that arrives
-    after the --dedup-window.
+    """`worker --deduplicate` skips neither the retry of a failed message, nor a message with the same id that arrives
+    after the time given with --dedup-window.
     """
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     store = ["--deduplicate", "--dedup-store", "store", "--dedup-window", "1ms"]

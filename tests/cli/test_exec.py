@@ -79,7 +79,7 @@ def test_worker_handles_exactly_the_count_with_concurrent_programs(shell: Shell)
 
 
 @on_any_broker
-@pytest.mark.parametrize("status", [126, 127])
+@pytest.mark.parametrize("status", [126, 127], ids="exit status {}".format)
 def test_worker_exits_and_keeps_the_message_if_the_program_cannot_be_run(shell: Shell, status: int) -> None:
     """If the program cannot be run (exit status 126 or 127), `worker` exits with 1, and the message stays in the queue
     for another worker.
@@ -286,8 +286,8 @@ def test_worker_keeps_the_remaining_messages_if_a_program_exits_with_127(shell: 
 
 @pytest.mark.keeps_messages
 def test_worker_handles_exactly_a_count_beyond_the_prefetch(shell: Shell, broker: TestBroker) -> None:
-    """`worker -c 150`, a count beyond its prefetch, handles exactly 150 of 170 messages and leaves the others in the
-    queue.
+    """Even if its count is larger than its prefetch, `worker -c 150` handles exactly 150 of 170 messages and leaves the
+    others in the queue.
     """
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(170)))
     worked = shell.run("mqtool", "worker", "-c", "150", "--shell", "--exec", "cat; echo")

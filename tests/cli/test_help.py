@@ -51,10 +51,10 @@ def topic_page(name: str, columns: int) -> str:
     return str(formatter.getvalue())
 
 
-@pytest.mark.parametrize("columns", LINES)
+@pytest.mark.parametrize("columns", LINES, ids="{} columns".format)
 def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
-    """`COMMAND --help` has at most 60 lines on a terminal of 80 columns and 90 lines on one of 50. No line is wider
-    than the terminal, and no text is cut.
+    """`COMMAND --help` has at most 60 lines on a terminal of 80 columns, and at most 90 lines on a terminal of 50
+    columns. No line is wider than the terminal, and no text is cut.
     """
     for command in every(described())[1:]:
         page = page_of(command, columns)
@@ -92,7 +92,7 @@ def test_help_all_shows_every_option() -> None:
                 assert option.flags[-1] in topics[option.topic]
 
 
-@pytest.mark.parametrize("columns", LINES)
+@pytest.mark.parametrize("columns", LINES, ids="{} columns".format)
 @pytest.mark.parametrize("name", TOPICS)
 def test_a_help_topic_fits_the_terminal(name: str, columns: int) -> None:
     """`mqtool help TOPIC` wraps its lines to the width of the terminal, except for examples."""
@@ -110,7 +110,7 @@ def test_help_shows_the_default_queue_and_its_type() -> None:
 
 
 def test_mqtool_alone_says_how_to_start(lonely_shell: Shell) -> None:
-    """`mqtool` without arguments prints at most ten lines: what to type first, and where to find the rest."""
+    """`mqtool` without arguments prints at most ten lines, which say what to type first and where to find the rest."""
     result = lonely_shell.run("mqtool")
     assert result.code == 0
     for command in ("mqtool tutorial run hello-world", "mqtool broker up", "mqtool send", "mqtool --help"):

@@ -304,8 +304,8 @@ def test_bindings_of_the_default_exchange_are_hidden_on_a_terminal(shell: Shell,
 
 
 def test_list_queues_uses_amqp_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
-    """Without the management API, `list queues` uses AMQP: it prints the numbers of ready messages and consumers of the
-    queues that -q names, or else of the tutorials' queues. `list bindings` exits with 69.
+    """Without the management API, `list queues` uses AMQP, and prints how many ready messages and consumers the queues
+    have that -q names, or else the tutorials' queues. `list bindings` exits with 69.
     """
     shell.run("mqtool", "send", "one")
     shell.run("mqtool", "send", "-q", "jobs", "two")

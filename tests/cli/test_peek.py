@@ -154,8 +154,8 @@ def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, brok
 
 @pytest.mark.keeps_messages
 def test_peek_ignores_a_delivery_count_that_a_publisher_has_forged(shell: Shell, broker: TestBroker) -> None:
-    """If a publisher has forged a message's x-delivery-count, `peek` shows the message like any other, and it stays in
-    the queue in order.
+    """If a publisher has forged a message's x-delivery-count, `peek` shows the message like any other, and the message
+    stays in its place in the queue.
     """
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", "quorum", "--argument", "x-delivery-limit=20")
     for given, body in ("x-delivery-count:=1000", "1000"), ("x-delivery-count=x", "x"):

@@ -198,7 +198,9 @@ def test_messages_published_at_the_same_time_are_drawn_apart(chromium: Any, tmp_
 
 
 def test_a_queue_shows_ten_messages_and_the_number_of_the_others(chromium: Any, tmp_path: Path) -> None:
-    """Of 5,000 messages in a queue, the picture of `mqtool ui` draws ten, and shows the number of the others as +4,990."""
+    """Of 5,000 messages in a queue, the picture of `mqtool ui` draws ten, and shows the number of the others
+    as +4,990.
+    """
     page = recorded(chromium, tmp_path, jobs(ready=5_000))
     page.until(lambda: page.find(".node.q .more")[0].text == "+4,990", "the number")
     assert page.dots() == [("ready", "q:jobs")] * 10
@@ -508,8 +510,8 @@ def arrows_behind(page: Page) -> list[str]:
 
 
 def test_no_arrow_of_an_rpc_tutorial_runs_behind_a_box_on_a_phone(chromium: Any, tmp_path: Path) -> None:
-    """If the window is 390 pixels wide, no arrow in the picture of an RPC tutorial runs behind a box: neither the one
-    from the server back to the exchange, nor the one from the reply queue to the client.
+    """If the window is 390 pixels wide, no arrow in the picture of an RPC tutorial runs behind a box, not even the
+    arrow from the server back to the exchange, or the one from the reply queue to the client.
     """
     page = recorded(chromium, tmp_path, of_rpc())
     page.resize(390)
@@ -955,8 +957,8 @@ def test_the_page_of_an_empty_broker_proposes_a_command_for_that_broker(
 def test_the_page_of_a_tutorial_on_rabbitmq_shows_only_the_tutorials_messages(
     shell: Shell, broker: TestBroker, chromium: Any
 ) -> None:
-    """On RabbitMQ, the page of `tutorial run --ui` shows the messages published to the tutorial's exchanges, without a
-    --tap option, and no other messages.
+    """On RabbitMQ, even without --tap, the page of `tutorial run --ui` shows the messages published to the tutorial's
+    exchanges, and no others.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for command in (["queue", "declare", "private"], ["exchange", "declare", "others", "fanout"]):
@@ -1126,8 +1128,8 @@ def test_the_picture_takes_most_of_the_page(chromium: Any, tmp_path: Path, schem
 
 
 def test_a_projected_tutorial_with_three_queues_and_charts_is_legible(chromium: Any, tmp_path: Path) -> None:
-    """At 1280×800 pixels, with charts and three queues below each other, queue names in a tutorial's picture are at
-    least 12 pixels high, and the page does not scroll.
+    """In a window of 1280×800 pixels, with charts and with three queues one below the other, queue names in a
+    tutorial's picture are at least 12 pixels high, and the page does not scroll.
     """
     records = play()
     for topology in (each for each in records if each["kind"] == "topology"):

@@ -245,7 +245,7 @@ def overlapping(page: Page, selectors: list[str]) -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.parametrize("width", [1280, 768, 390])
+@pytest.mark.parametrize("width", [1280, 768, 390], ids="{} pixels".format)
 def test_answers_the_list_of_tutorials_and_the_picture_do_not_overlap(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
@@ -278,7 +278,9 @@ def test_answers_the_list_of_tutorials_and_the_picture_do_not_overlap(
 
 
 def test_the_page_scrolls_to_the_top_when_another_tutorial_is_chosen(chromium: Any, tmp_path: Path) -> None:
-    """If a viewer of a recording has scrolled down and then chooses another tutorial, the page scrolls back to the top."""
+    """If a viewer of a recording has scrolled down and then chooses another tutorial, the page scrolls back
+    to the top.
+    """
     page = of_many_plays(chromium, tmp_path, 390)
     page.ask("document.querySelector('main').scrollTop = 300")
     assert page.ask("return document.querySelector('main').scrollTop") == 300

@@ -178,7 +178,9 @@ def test_replay_keeps_the_unsent_messages_after_ctrl_c(shell: Shell, connection:
 def test_replay_publishes_each_line_from_a_pipe_as_it_arrives(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """`recording replay` publishes each message from a pipe as soon as its line arrives, while the pipe is still open."""
+    """`recording replay` publishes each message from a pipe as soon as its line arrives, while the pipe is
+    still open.
+    """
     connection.channel().declare(Queue("jobs", durable=True))
     lines = (shell.directory / recording(shell, {}, {})).read_bytes().splitlines(keepends=True)
     running = shell.start("mqtool", "recording", "replay", stdin=PIPE)

@@ -121,10 +121,14 @@ app.run()
 """
 
 
-@pytest.mark.parametrize(("debug", "hint"), [("None", "it is at <string>:7"), ("False", "--debug shows where")])
+@pytest.mark.parametrize(
+    ("debug", "hint"),
+    [("None", "it is at <string>:7"), ("False", "--debug shows where")],
+    ids=["without --debug", "with --debug"],
+)
 def test_an_unexpected_error_says_where_the_bug_is(debug: str, hint: str) -> None:
-    """If a bug in mqtool raises an exception, the command exits with 1. The hint names the line of the bug, or the
-    option --debug if the command has one.
+    """If a bug in mqtool raises an exception, the command exits with 1. If the command has the option --debug, the hint
+    names this option; otherwise, it names the line of the bug.
     """
     done = run((sys.executable, "-c", HAS_A_BUG, debug), capture_output=True, check=False, text=True)
     assert done.returncode == 1

@@ -278,8 +278,8 @@ def test_the_elixir_dialect_sends_bodies_without_amqp_1_0_encoding(shell: Shell,
 
 
 def test_errors_of_stream_commands_name_the_problem(shell: Shell, broker: TestBroker) -> None:
-    """If the stream port, the stream, an argument or an offset is wrong, a stream command says which of them, and exits
-    with the documented code.
+    """If the stream port, the stream, an argument or an offset is wrong, a stream command says which of them is wrong,
+    and exits with the documented code.
     """
 
     def fails(code: int, *command: str) -> str:

@@ -88,8 +88,8 @@ def test_doctor_reports_several_kinds_of_problem(watcher: Shell, broker: TestBro
 
 
 def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broker: TestBroker) -> None:
-    """If a consumer does not acknowledge its message while others wait in the queue, `doctor` and `top` report that
-    nothing moves.
+    """If a consumer does not acknowledge its message while other messages wait in the queue, `doctor` and `top` report
+    that nothing moves.
     """
     watcher.run("mqtool", "new-task", "-l", stdin="1\n2\n3\n")
     watcher.start("mqtool", "worker", "--forget-ack").wait_until_ready().wait_for_stdout("Received 1")

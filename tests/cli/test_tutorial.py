@@ -152,8 +152,8 @@ def test_tutorial_show_plain_prints_the_same_script_on_a_terminal(lonely_shell: 
 
 
 def test_tutorials_can_be_selected_by_rabbitmqs_numbers(lonely_shell: Shell) -> None:
-    """`tutorial show 3` shows RabbitMQ's third tutorial, publish-subscribe. On a terminal, `tutorial list` prints these
-    numbers.
+    """`tutorial show 3` shows RabbitMQ's third tutorial, publish-subscribe. On a terminal, `tutorial list` prints the
+    numbers of RabbitMQ's tutorials.
     """
     assert "publish_subscribe.py" in lonely_shell.run("mqtool", "tutorial", "show", "3").stdout
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "list", "--no-color")
@@ -260,6 +260,7 @@ def test_tutorial_run_asks_before_a_scene_and_answers_after_it(lonely_shell: She
         ("topics", [("Send four messages", "Now stop"), ("A key may", "Four puzzles"), ("topic '*'", "And the last")]),
         ("headers", [("A headers exchange ignores", "Now stop")]),
     ],
+    ids=["publish-subscribe", "routing", "topics", "headers"],
 )
 @pytest.mark.sampled(2)
 def test_the_receivers_of_a_scene_run_until_the_next_scene_has_been_explained(
@@ -322,7 +323,7 @@ def test_an_interrupted_tutorial_deletes_its_queues_and_exchanges(shell: Shell, 
     assert left_behind(broker) == []
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)], ids=["80x24", "120x40"])
 @pytest.mark.sampled(1)
 def test_tutorial_run_waits_for_enter_before_each_step(lonely_shell: Shell, columns: int, rows: int) -> None:
     """On a terminal, `tutorial run` waits for Enter before each step. At the end, it restores the screen and prints the
@@ -370,7 +371,7 @@ def test_tutorial_run_prints_lines_instead_of_panes_on_a_narrow_terminal(lonely_
     assert "\x1b[?1049h" not in watched.seen
 
 
-@pytest.mark.parametrize("columns", [50, 100])
+@pytest.mark.parametrize("columns", [50, 100], ids="{} columns".format)
 def test_tutorial_run_shows_the_url_of_its_broker(lonely_shell: Shell, columns: int) -> None:
     """While `tutorial run` waits for Enter, it shows the URL of the broker that it has started, with or without panes.
     Commands in other terminals can use that URL.
@@ -424,8 +425,8 @@ def test_the_work_queues_tutorial_shows_that_a_killed_workers_task_is_redelivere
 def test_tutorial_run_checks_the_statements_of_the_official_tutorials(
     lonely_shell: Shell, name: str, checks: list[str]
 ) -> None:
-    """`tutorial run` of publish-subscribe, routing and topics checks what RabbitMQ's tutorials explain: bindings,
-    temporary and named queues, and which routing keys a pattern such as `#.*` matches.
+    """`tutorial run` of publish-subscribe, routing and topics checks what RabbitMQ's tutorials explain about bindings,
+    about temporary and named queues, and about the routing keys that a pattern such as `#.*` matches.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", name, "--auto", timeout=PLAYING)
     assert played.code == 0
