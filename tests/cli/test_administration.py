@@ -291,7 +291,7 @@ def test_user_password_on_a_terminal_asks_twice_for_the_password(admin: Shell, a
 
 def test_a_virtual_host_is_added_used_and_deleted(admin: Shell, broker: TestBroker) -> None:
     """Messages can be sent to a virtual host after `vhost add`, and no longer after `vhost delete`. `vhost add` fails
-    if the virtual host exists. `vhost delete` fails if it does not exist, and needs --yes without a terminal.
+    if the virtual host exists, and `vhost delete` if it does not exist. Without a terminal, `vhost delete` needs --yes.
     """
     name = f"stage-{uuid.uuid4().hex[:8]}"
     vhost = ("mqtool", "vhost")

@@ -207,7 +207,7 @@ def test_a_worker_handles_the_tasks_of_new_task(shell: Shell) -> None:
 
 
 def test_a_message_whose_program_fails_is_retried_and_then_dead_lettered(shell: Shell) -> None:
-    """Over AMQP 1.0, if the program fails, `worker` retries the message up to --retries times and then
+    """Over AMQP 1.0, if its program fails, `worker` retries the message up to --retries times and then
     dead-letters it.
     """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n2\n3\n")

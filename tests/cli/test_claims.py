@@ -280,9 +280,9 @@ def is_governed(broker: TestBroker, queue: str) -> bool:
 def test_dlq_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive` moves a dead letter back to the queue that its x-death header names only if its exchange and
-    routing key are those with which this queue dead-letters messages, by its arguments or a policy. A message with a
-    forged header stays where it is.
+    """`dlq redrive` checks the queue that a dead letter's x-death header names. It moves the dead letter back only if
+    this queue, by its arguments or a policy, dead-letters messages with the exchange and routing key that the dead
+    letter has. A message with a forged header stays where it is.
     """
     vhost = broker.vhost
     broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})

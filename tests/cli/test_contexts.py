@@ -353,8 +353,8 @@ def test_the_password_is_the_first_line_of_the_password_command(shell: Shell, br
 
 
 def test_every_command_declares_its_effect_on_a_broker() -> None:
-    """Every command declares its effect on a broker, which decides whether the command asks for a confirmation in a
-    protected context.
+    """Every command declares whether it shows, sends or changes something on a broker. This decides whether the command
+    asks for a confirmation in a protected context.
     """
     assert [leaf.words for leaf in leaves(described()) if leaf.effect is None] == []
     assert len(CHANGING) > 30

@@ -431,8 +431,8 @@ def test_a_queue_with_an_exclusive_consumer_is_not_converted(managed: Shell, bro
 
 @pytest.mark.keeps_messages
 def test_a_queue_is_converted_after_a_conversion_that_was_killed_before_its_last_request(broker: TestBroker) -> None:
-    """If an earlier `queue convert` was killed before it deleted its last exchange, the next one still converts the
-    queue, and keeps all messages.
+    """If `queue convert` was killed before it deleted its last exchange, the next run still converts the queue, and
+    keeps all messages.
     """
     fill(broker)
     assert convert(broker) is not None
@@ -509,8 +509,8 @@ def _unexpected(delivery: Delivery) -> Message:
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_messages_published_while_queue_convert_moves_a_queue_are_moved_in_order(broker: TestBroker, kind: str) -> None:
     """While `queue convert` moves a queue's messages, clients publish to the queue at half that speed. Each message is
-    moved once and in order. For the last messages, mqtool stops new ones from reaching the queue; at that point, at
-    most 50 are left to move.
+    moved once and in order. Before it moves the last messages, mqtool stops new ones from reaching the queue; at most
+    50 are then left to move.
     """
     published = 300
 
@@ -1136,8 +1136,8 @@ NOT_PACKED: dict[str, bytes] = {
 
 @pytest.mark.keeps_messages
 def test_a_forged_claim_that_headers_are_in_the_body_does_not_stop_a_conversion(broker: TestBroker) -> None:
-    """`queue convert` stores headers in the body if they do not fit into a frame. If a publisher's header says so of a
-    body that does not begin with valid headers, the message is still moved, and moved back unchanged.
+    """`queue convert` stores headers in the body if they do not fit into a frame. If a forged header says that they are
+    in the body, but the body does not begin with valid headers, the message is still moved, and moved back unchanged.
     """
     headers = {"mqtool-convert": {"exchange": "logs", "routing_key": "x", "packed": True}}
     with Connection(parse_addresses(broker.url)) as connection:

@@ -150,8 +150,8 @@ def test_doctor_reports_bindings_that_make_rabbitmq_refuse_a_file(
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_mqtool_and_rabbitmq_read_each_others_definitions_files(admin: Shell, broker: TestBroker) -> None:
-    """RabbitMQ imports a file that `definitions export` wrote, and mqtool reads what RabbitMQ exports: the definitions
-    of one virtual host, or of the whole broker.
+    """RabbitMQ imports a file that `definitions export` wrote, and mqtool reads what RabbitMQ exports for one virtual
+    host or for the whole broker.
     """
     policy = ("mqtool", "policy", "set", "p", "--pattern", "^jobs", "--definition")
     admin.run(*policy, '{"max-length": 5}')

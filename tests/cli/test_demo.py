@@ -27,7 +27,7 @@ def left_behind(broker: TestBroker) -> list[str]:
 
 
 def test_make_demo_runs_every_tutorial() -> None:
-    """`make demo` runs all tutorials, in the order in which mqtool lists them, except why-queues."""
+    """`make demo` runs all tutorials except why-queues, in the order in which mqtool lists them."""
     (names,) = re.findall(r"^TUTORIALS := ([^\\\n]*(?:\\\n[^\\\n]*)*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert ["why-queues", *names.replace("\\", "").split()] == list(PLAYS)
 

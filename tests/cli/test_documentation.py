@@ -141,8 +141,8 @@ def test_the_generated_reference_is_up_to_date() -> None:
 
 
 def test_the_index_of_commands_links_to_each_command() -> None:
-    """The index of commands in the documentation links to each command, every link leads to an existing heading, and
-    each reference page has fewer than 600 lines.
+    """The index of commands in the documentation links to each command, and every link leads to an existing heading.
+    Each reference page has fewer than 600 lines.
     """
     links = re.findall(r"\]\(commands/(\S+)#(\S+)\): ", COMMANDS.read_text())
     headings = {

@@ -61,7 +61,7 @@ def test_drill_poison_dead_letters_only_messages_that_can_never_be_handled(
 
 @on_any_broker
 def test_drill_quiet_prints_only_the_totals(lonely_shell: Shell, broker: TestBroker) -> None:
-    """With --quiet, a drill prints one line with its totals on stdout, and nothing on stderr."""
+    """`drill duplicate --quiet` prints one line with its totals on stdout, and nothing on stderr."""
     result = lonely_shell.run("mqtool", "drill", "duplicate", "-c", "20", "--quiet", "-u", broker.url)
     assert (result.stderr, result.code) == ("", 0)
     assert re.fullmatch(r"duplicate: sent 20, .*, lost 0\n", result.stdout)

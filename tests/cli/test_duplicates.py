@@ -131,8 +131,8 @@ def test_rpc_server_exec_replies_with_the_programs_output(shell: Shell) -> None:
 
 @on_any_broker
 def test_rpc_server_deduplicate_sends_the_same_reply_to_a_repeated_request(shell: Shell) -> None:
-    """If a request arrives twice, `rpc-server --deduplicate` runs the program once, and sends the same reply to
-    both.
+    """If a request arrives twice, `rpc-server --deduplicate` runs the program once, and sends the same reply both
+    times.
     """
     request = json.dumps(
         {"body": "x", "properties": {"message_id": "r1", "correlation_id": "c", "reply_to": "answers"}}

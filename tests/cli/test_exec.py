@@ -405,7 +405,7 @@ def test_heartbeats_continue_while_a_program_runs(shell: Shell, broker: TestBrok
 
 @pytest.mark.keeps_messages
 def test_a_failing_message_is_retried_with_backoff_and_then_dead_lettered(shell: Shell, broker: TestBroker) -> None:
-    """If the program fails, `worker` retries the message up to --retries times, after delays that double each time.
+    """If its program fails, `worker` retries the message up to --retries times, after delays that double each time.
     Then it dead-letters the message, with headers that give the reason, the number of attempts and the queue.
     """
     shell.run("mqtool", "send", "-q", "jobs", "--property", "message-id=m1", "-H", "k=v", "-H", "CC:=[]", "bad")

@@ -58,8 +58,8 @@ def test_tap_with_the_firehose_shows_every_published_message(shell: Shell, broke
 
 
 def test_two_taps_share_the_firehose(shell: Shell, broker: TestBroker, connection: Connection) -> None:
-    """Two `tap --firehose` commands can run at the same time: one shows the messages that are published to the default
-    exchange, the other those that a queue delivers. The firehose is switched off only when both have ended.
+    """While one `tap --firehose` shows the messages that are published to the default exchange, another one can show
+    the messages that a queue delivers. The firehose is switched off only when both have ended.
     """
     connection.channel().declare(Queue("jobs", durable=True))
     default, queue = tapping(shell, "", "-c", "1"), tapping(shell, "-q", "jobs", "-F", "%q %r %R %b", "-c", "1")

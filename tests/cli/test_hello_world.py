@@ -84,8 +84,8 @@ def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broke
 @pytest.mark.parametrize("command", ["send", "new-task"])
 def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker, command: str) -> None:
     """In a protected context, if the queue does not exist, `send` and `new-task` exit with 69, even if it is the
-    tutorial's own queue. The hint suggests the similar name of an existing queue, and --declare, which declares the
-    queue.
+    tutorial's own queue. The hint suggests an existing queue with a similar name, and says that --declare declares the
+    missing queue.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     management = ("--management", broker.management)

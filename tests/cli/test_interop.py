@@ -192,7 +192,7 @@ def test_fanout_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 @pytest.mark.sampled(2)
 def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
     """In tutorial 4, `receive-log` and the script's receiver each get the logs of `emit-log` and of the tutorial's
-    script whose severities they are bound to, and no others.
+    script that have the severities given to the receiver, and no others.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "direct", "error", "Run. Run.", "Or it will explode."),

@@ -472,8 +472,8 @@ def test_a_terminal_that_publishes_and_consumes_is_one_box(chromium: Any, tmp_pa
 
 
 def test_a_terminal_that_publishes_and_consumes_is_one_row_of_the_table(chromium: Any, tmp_path: Path) -> None:
-    """If the program in a terminal publishes and consumes, the table on a tutorial's page has one row for it, with its
-    exchange and its queue. A click on its box in the picture opens a single panel.
+    """If the program in a terminal publishes and consumes, the table on a tutorial's page has one row for the terminal,
+    with the exchange and the queue that it uses. A click on the terminal's box in the picture opens a single panel.
     """
     page = recorded(chromium, tmp_path, of_rpc())
     seek(page, 0.4)

@@ -99,8 +99,8 @@ def test_keys_step_forward_and_back_through_a_tutorial(playing: tuple[Running, P
 
 @pytest.mark.parametrize("playing", [("drill", "duplicate", "-c", "20")], ids=["drill"], indirect=True)
 def test_the_page_of_a_drill_shows_its_fault_and_its_totals(playing: tuple[Running, Page]) -> None:
-    """The page of `drill --ui` explains the fault and waits for a key. Afterwards, it shows the totals, including the
-    number of lost messages. It fits on a narrow screen.
+    """The page of `drill --ui` explains the fault and waits for a key. Afterwards, the page shows the totals, including
+    the number of lost messages. The page fits on a narrow screen.
     """
     command, page = playing
     page.resize(390)
