@@ -40,10 +40,10 @@ _AS_INSTALLED = PrivateNodes("RabbitMQ", ("management.rates_mode = basic",))
 #: They start RabbitMQ nodes, in CI. They come first, so the first worker gets them: rarely two of them at a time.
 _WITH_NODES = {
     "test_drill_kill_node_loses_nothing",
-    "test_relay_continues_after_the_broker_was_killed",
+    "test_delayed_relay_continues_after_the_broker_was_killed",
     "test_drill_restart_broker_loses_nothing",
     "test_a_broker_is_started_used_and_stopped",
-    "test_an_enabled_plugin_is_listed_at_once_and_after_a_restart",
+    "test_an_enabled_plugin_is_listed_immediately_and_after_a_restart",
     "test_a_cluster_of_private_nodes_keeps_messages_if_one_node_is_killed",
     "test_a_broker_in_docker_is_started_used_and_stopped",
     "test_a_conversion_resumes_after_the_broker_was_killed",

@@ -42,10 +42,10 @@ def said(result: Result) -> tuple[int, str]:
     return result.code, result.stderr.splitlines()[0]
 
 
-def test_a_queue_is_declared_purged_and_deleted(admin: Shell, broker: TestBroker) -> None:
-    """`queue declare` changes nothing if the queue exists, and exits with 78 if its arguments differ. Without a
-    terminal, `queue purge` and `queue delete` need --yes. For a missing queue, `queue delete` exits with 69; with
-    --if-exists, it and `queue purge` succeed.
+def test_queue_commands_declare_purge_and_delete_a_queue(admin: Shell, broker: TestBroker) -> None:
+    """`queue declare` exits with 0 if the queue exists with the same arguments, and with 78 if the arguments differ.
+    Without a terminal, `queue purge` and `queue delete` need --yes. If the queue does not exist, `queue delete` exits
+    with 69; with --if-exists, both commands exit with 0.
     """
     queue = ("mqtool", "queue")
     assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "declared queue 'jobs'")
@@ -86,8 +86,8 @@ def test_a_queue_is_declared_purged_and_deleted(admin: Shell, broker: TestBroker
 def test_the_hint_for_a_missing_queue_or_exchange_suggests_a_similar_name(
     admin: Shell, connection: Connection, command: str
 ) -> None:
-    """If a command names a queue or exchange that does not exist, the command fails, and its hint suggests the most
-    similar name of an existing one.
+    """If a command names a queue or exchange that does not exist, the command fails, and its hint suggests the existing
+    queue or exchange with the most similar name.
     """
     channel = connection.channel()
     for name in ("jobs", "jobs.dlq", "other"):
@@ -101,7 +101,9 @@ def test_the_hint_for_a_missing_queue_or_exchange_suggests_a_similar_name(
 
 @on_any_broker
 def test_queue_declare_refuses_a_name_with_a_line_break(admin: Shell) -> None:
-    """`queue declare` exits with 2 if the name contains a line break, because RabbitMQ would silently remove it."""
+    """`queue declare` exits with 2 if the name contains a line break, because RabbitMQ would silently remove the line
+    break.
+    """
     wrong = admin.run("mqtool", "queue", "declare", "a\nb")
     assert wrong.code == 2
     assert "line break" in wrong.stderr
@@ -116,8 +118,8 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 @pytest.mark.parametrize("command", ["queue delete", "queue purge", "exchange delete"])
 def test_delete_and_purge_stop_at_a_missing_name_and_say_what_is_left(admin: Shell, command: str) -> None:
     """If one of several queues or exchanges does not exist, `queue delete`, `queue purge` and `exchange delete` stop at
-    it, exit with 3, and say how many were deleted or purged, and which were not. If it is the first one, they exit with
-    69.
+    it, exit with 3, and say how many were deleted or purged, and which were not. If the missing one is the first, the
+    commands exit with 69.
     """
     kind, verb = command.split()
     for name in ("one", "two"):
@@ -144,9 +146,10 @@ def test_queue_delete_if_empty_and_unused_keeps_a_classic_queue_with_messages(ad
     assert admin.run("mqtool", "queue", "delete", "old", "--if-empty", "--if-unused").code == 0
 
 
-def test_exchanges_and_bindings_are_created_and_deleted(admin: Shell, broker: TestBroker) -> None:
-    """After `exchange bind`, a message passes through two exchanges to a queue; after `exchange unbind`, later messages
-    do not. `exchange delete` needs --yes, and exits with 69 if the exchange does not exist.
+def test_exchange_commands_create_and_delete_exchanges_and_bindings(admin: Shell, broker: TestBroker) -> None:
+    """After `exchange bind` has bound a queue to an exchange, and this exchange to another one, a message passes
+    through both exchanges to the queue. After `exchange unbind`, later messages do not. Without a terminal, `exchange
+    delete` needs --yes. If the exchange does not exist, the command exits with 69.
     """
     assert admin.run("mqtool", "exchange", "declare", "in", "topic").code == 0
     assert admin.run("mqtool", "exchange", "declare", "in", "fanout").code == 78
@@ -262,8 +265,8 @@ def test_invalid_user_and_permission_commands_are_usage_errors(admin: Shell, ann
 
 @on_any_broker
 def test_user_password_never_prints_the_password(admin: Shell, ann: str) -> None:
-    """`user password` does not print the new password, even with --debug. `user add` has no option that takes a
-    password on the command line.
+    """`user password` does not print the new password, even with --debug. `user add` has no option to give a password
+    on the command line.
     """
     result = admin.run("mqtool", "user", "password", ann, "--password-file", "secret", "--debug")
     assert result.code == 0
@@ -288,7 +291,7 @@ def test_user_password_on_a_terminal_asks_twice_for_the_password(admin: Shell, a
 
 def test_a_virtual_host_is_added_used_and_deleted(admin: Shell, broker: TestBroker) -> None:
     """Messages can be sent to a virtual host after `vhost add`, and no longer after `vhost delete`. `vhost add` fails
-    if the virtual host exists; `vhost delete` needs --yes, and fails if the virtual host does not exist.
+    if the virtual host exists, and `vhost delete` if it does not exist. Without a terminal, `vhost delete` needs --yes.
     """
     name = f"stage-{uuid.uuid4().hex[:8]}"
     vhost = ("mqtool", "vhost")
@@ -306,8 +309,8 @@ def test_a_virtual_host_is_added_used_and_deleted(admin: Shell, broker: TestBrok
 
 
 def test_plugins_of_the_embedded_broker_cannot_be_disabled(lonely_shell: Shell) -> None:
-    """On the embedded broker, `plugin disable` exits with 2, and so does `plugin enable` for a plugin that the embedded
-    broker does not have. If no broker was started with `broker up`, `plugin enable` exits with 69.
+    """On the embedded broker, `plugin disable` exits with 2, and so does `plugin enable` if the embedded broker does
+    not have the plugin. If no broker was started with `broker up`, `plugin enable` exits with 69.
     """
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").code == 69
@@ -324,7 +327,7 @@ def test_plugins_of_the_embedded_broker_cannot_be_disabled(lonely_shell: Shell) 
         lonely_shell.run("mqtool", "broker", "down")
 
 
-def test_an_enabled_plugin_is_listed_at_once_and_after_a_restart(lonely_shell: Shell) -> None:
+def test_an_enabled_plugin_is_listed_immediately_and_after_a_restart(lonely_shell: Shell) -> None:
     """`list plugins` shows a plugin as running as soon as `plugin enable` has returned, and again after `broker
     restart`.
     """
@@ -371,8 +374,8 @@ def test_ctrl_c_at_a_confirmation_prompt_changes_nothing(admin: Shell, broker: T
 
 @on_any_broker
 def test_ctrl_c_at_the_second_prompt_says_which_queue_was_deleted(admin: Shell, broker: TestBroker) -> None:
-    """`queue delete` with two queues asks about each. After Ctrl-C at the second prompt, it exits with 130 and says
-    that only the first queue was deleted.
+    """If `queue delete` is given two queues, it asks about each. After Ctrl-C at the second prompt, the command exits
+    with 130 and says that only the first queue was deleted.
     """
     admin.run("mqtool", "send", "-q", "jobs", "x")
     admin.run("mqtool", "queue", "declare", "other")

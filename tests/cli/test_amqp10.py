@@ -98,9 +98,9 @@ def test_lines_are_received_once_and_in_order(shell: Shell, prefetch: list[str])
     assert shell.run("mqtool", "receive", "--raw", "-c", "1500", *prefetch).stdout == lines
 
 
-def test_receive_keeps_all_other_messages_in_the_queue(shell: Shell, broker: TestBroker) -> None:
-    """Over AMQP 1.0, `receive -c 1` consumes exactly one message, and `receive --where` requeues the messages that do
-    not match.
+def test_receive_consumes_only_the_messages_that_it_prints(shell: Shell, broker: TestBroker) -> None:
+    """Over AMQP 1.0, `receive -c 1` consumes exactly one message, and `receive --where` leaves the messages that do not
+    match in the queue.
     """
     shell.run("mqtool", "send", "-l", stdin="1\n2\n3\n4\n")
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "1\n"
@@ -111,7 +111,7 @@ def test_receive_keeps_all_other_messages_in_the_queue(shell: Shell, broker: Tes
         assert not any("x-delivery-count" in (json.loads(line)["headers"] or {}) for line in rest)
 
 
-def test_rejected_and_released_messages_are_reported(shell: Shell) -> None:
+def test_send_reports_rejected_and_released_messages(shell: Shell) -> None:
     """Over AMQP 1.0, `send` reports a rejected message as nacked and, with --mandatory, a released one as returned. In
     both cases, `send` gives the reason and exits with 75.
     """
@@ -156,8 +156,8 @@ def test_rejected_and_released_messages_are_reported(shell: Shell) -> None:
 def test_errors_over_amqp_1_0_say_what_is_wrong(
     shell: Shell, broker: TestBroker, command: list[str], code: int, says: str
 ) -> None:
-    """Over AMQP 1.0, a command with an unsupported option or header, a missing queue or exchange, or a refused login
-    says what is wrong and exits with the documented code.
+    """Over AMQP 1.0, if an option or header is not supported, a queue or exchange does not exist, or the login is
+    refused, the command says so and exits with the documented code.
     """
     management = broker.management.replace("http:", "amqp:")
     told = shell.run("mqtool", *(each.format(management=management) for each in command))
@@ -167,8 +167,8 @@ def test_errors_over_amqp_1_0_say_what_is_wrong(
 
 
 def test_send_json_over_amqp_1_0_stops_at_a_message_with_a_delay(shell: Shell) -> None:
-    """mqtool cannot delay messages over AMQP 1.0: `send --json` sends the messages before the first one with a delay,
-    says so, and exits with 2.
+    """Over AMQP 1.0, mqtool cannot delay messages. If the input of `send --json` contains a message with a delay, the
+    messages before it are sent; then the command says why it stops, and exits with 2.
     """
     sent = shell.run("mqtool", "send", "--json", stdin='{"body":"a"}\n{"body":"b","delay":"5s"}\n')
     assert (sent.code, "cannot delay messages over AMQP 1.0" in sent.stderr) == (2, True)
@@ -177,8 +177,8 @@ def test_send_json_over_amqp_1_0_stops_at_a_message_with_a_delay(shell: Shell) -
 
 @pytest.mark.parametrize("kind", ["direct", "topic"])
 def test_receive_log_gets_only_logs_with_the_given_routing_key(shell: Shell, kind: str) -> None:
-    """Over AMQP 1.0, `receive-log KEY` prints the logs that were published with this routing key to a direct or a topic
-    exchange, and no others.
+    """Over AMQP 1.0, `receive-log KEY` prints the messages that were published with this routing key to a direct or a
+    topic exchange, and no others.
     """
     receiver = shell.start("mqtool", "receive-log", kind, "error", "-c", "2").wait_until_ready()
     for key, text in (("info", "no"), ("error", "one"), ("error", "two")):
@@ -187,8 +187,8 @@ def test_receive_log_gets_only_logs_with_the_given_routing_key(shell: Shell, kin
 
 
 def test_receive_log_gets_logs_from_fanout_and_headers_exchanges(shell: Shell) -> None:
-    """Over AMQP 1.0, `receive-log` gets every log from a fanout exchange, but from a headers exchange only the logs
-    with the headers that the command names.
+    """Over AMQP 1.0, `receive-log` gets every message from a fanout exchange, but from a headers exchange only the
+    messages with the headers that are given on the command line.
     """
     everything = shell.start("mqtool", "receive-log", "fanout", "-c", "1", "--raw").wait_until_ready()
     pdf = shell.start("mqtool", "receive-log", "headers", "format=pdf", "-c", "1", "--raw").wait_until_ready()
@@ -207,7 +207,9 @@ def test_a_worker_handles_the_tasks_of_new_task(shell: Shell) -> None:
 
 
 def test_a_message_whose_program_fails_is_retried_and_then_dead_lettered(shell: Shell) -> None:
-    """Over AMQP 1.0, `worker` retries a message whose program fails up to --retries times, then dead-letters it."""
+    """Over AMQP 1.0, if its program fails, `worker` retries the message up to --retries times and then
+    dead-letters it.
+    """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n2\n3\n")
     worker = shell.run("mqtool", "worker", "-q", "jobs", "--shell", "--exec", 'read n; test "$n" != 2', "-c", "4",
                        "--retries", "1", "--backoff", "50ms", "--concurrency", "2")  # fmt: skip
@@ -233,8 +235,8 @@ def test_rpc_client_and_server_may_use_different_protocols(
 
 
 def test_rpc_client_uses_direct_reply_to(shell: Shell, broker: TestBroker) -> None:
-    """Over AMQP 1.0, `rpc-client --direct-reply-to` sends a request that names no queue but amq.rabbitmq.reply-to, and
-    prints the reply.
+    """Over AMQP 1.0, `rpc-client --direct-reply-to` prints the reply. The request's reply-to is RabbitMQ's pseudo-queue
+    amq.rabbitmq.reply-to, not a queue that the client has declared.
     """
     skip_before_4_2(broker, "direct replies work over AMQP 1.0")
     shell.start("mqtool", "rpc-server", "-c", "1").wait_until_ready()
@@ -252,7 +254,11 @@ def test_rpc_client_without_a_server_exits_with_69(shell: Shell) -> None:
     assert (asked.code, "queue 'rpc_queue' does not exist" in asked.stderr) == (69, True)
 
 
-@pytest.mark.parametrize("options", ["", "--queue-type stream", "--size 100-200KiB --exchange topic --ack auto"])
+@pytest.mark.parametrize(
+    "options",
+    ["", "--queue-type stream", "--size 100-200KiB --exchange topic --ack auto"],
+    ids=lambda options: options or "no options",
+)
 @pytest.mark.sampled(1)
 def test_bench_receives_each_message_once(shell: Shell, options: str) -> None:
     """Over AMQP 1.0, each message that `bench` publishes is confirmed and received once, and `bench` deletes its queue
@@ -280,8 +286,8 @@ def test_publisher_confirms_runs_all_three_strategies(shell: Shell) -> None:
     ids=["first message", "offset", "age"],
 )
 def test_receive_reads_a_stream_from_an_offset(shell: Shell, offset: str, expected: str) -> None:
-    """Over AMQP 1.0, `receive --offset` starts to read a stream at its first message, at an offset such as 2, or at the
-    messages of the last hour (1h).
+    """Over AMQP 1.0, `receive --offset` starts to read a stream at the first message, at an offset such as 2, or with
+    the messages of the last hour (1h).
     """
     shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
     assert shell.run("mqtool", "send", "-q", "log", "-l", stdin="1\n2\n3\n4\n5\n").code == 0
@@ -290,8 +296,9 @@ def test_receive_reads_a_stream_from_an_offset(shell: Shell, offset: str, expect
 
 
 def test_the_broker_filters_a_stream_for_receive(shell: Shell, broker: TestBroker) -> None:
-    """Over AMQP 1.0, `receive --filter` gets only the messages of a stream with that filter value. With --sql, RabbitMQ
-    4.2 and later sends only those that match the SQL filter.
+    """Over AMQP 1.0, `receive --filter` gets only those messages of a stream that have the given filter value. With
+    --sql, RabbitMQ 4.2 and later send only the messages that match the SQL filter; with an earlier version, the command
+    exits with 2.
     """
     shell.run("mqtool", "queue", "declare", "log", "--queue-type", "stream")
     for country, level in (("NL", 1), ("NL", 5), ("BE", 7)):
@@ -309,8 +316,8 @@ def test_the_broker_filters_a_stream_for_receive(shell: Shell, broker: TestBroke
 
 
 def test_sender_and_receiver_resume_after_a_lost_connection(shell: Shell, broker: TestBroker, proxy: Proxy) -> None:
-    """Over AMQP 1.0, `send` and `receive` reconnect each time the connection is cut, and every message is received at
-    least once.
+    """Over AMQP 1.0, `send` and `receive` reconnect each time their connections are cut, and every message is received
+    at least once.
     """
     url = through(proxy, broker)
     receiver = shell.start("mqtool", "receive", "--raw", "-u", url).wait_until_ready()
@@ -330,8 +337,8 @@ def test_sender_and_receiver_resume_after_a_lost_connection(shell: Shell, broker
 
 
 def test_no_confirmed_message_is_lost_when_send_or_receive_is_killed(shell: Shell) -> None:
-    """After kill -9 of `send` and of `receive` over AMQP 1.0, every message whose confirm `send` printed has been
-    printed by `receive` or is still in the queue.
+    """Over AMQP 1.0, `send -v` is killed with kill -9, and so is then `receive`. Every message that `send -v` had
+    reported as sent was printed by `receive` or is still in the queue.
     """
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -400,11 +407,11 @@ COMMANDS = {"publish-subscribe": "fanout", "routing": "direct", "topics": "topic
 @pytest.mark.parametrize(
     "words", ["emit-log fanout -e new x", "publisher-confirms async -c 10 -q new", "receive-log fanout -e new"]
 )
-def test_a_command_in_a_protected_context_asks_before_it_declares_anything(
+def test_a_command_in_a_protected_context_declares_nothing_without_confirmation(
     shell: Shell, broker: TestBroker, words: str
 ) -> None:
-    """In a protected context, a command that sends or shows messages over AMQP 1.0 asks before it declares an exchange
-    or a queue, and does not ask if the exchange or queue exists.
+    """Over AMQP 1.0, a command in a protected context asks before it declares a missing exchange or queue. Without a
+    terminal, it says what it would declare and exits with 2. If the exchange or queue exists, the command does not ask.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected")

@@ -284,8 +284,8 @@ def run(case: Case, shell: Shell, places: dict[str, str]) -> None:
 @pytest.mark.parametrize("case", COMMAND_LINE, ids=str)
 @pytest.mark.sampled(30)
 def test_a_wrong_command_line_is_a_usage_error(lonely_shell: Shell, case: Case) -> None:
-    """A wrong option or value on the command line is reported in one sentence, with exit code 2, without contacting a
-    broker.
+    """A wrong option or value on the command line is reported in one sentence, with exit code 2 and without contacting
+    a broker.
     """
     run(case, lonely_shell, {})
 
@@ -327,8 +327,8 @@ def places() -> Iterator[dict[str, str]]:
 def test_an_error_says_what_is_at_an_address_without_a_broker(
     lonely_shell: Shell, places: dict[str, str], case: Case
 ) -> None:
-    """If no AMQP broker answers at the address, the command says why: for example, the host is unknown, the port is
-    closed, a web server answers, or the server does not use TLS.
+    """If no AMQP broker answers at the address, the command says why; for example, that the host is unknown, that the
+    port is closed, that a web server answers, or that the server does not use TLS.
     """
     run(case, lonely_shell, places)
 
@@ -347,8 +347,8 @@ def test_values_that_amqp_cannot_carry_are_refused_by_mqtool(shell: Shell, broke
 def test_a_refusal_by_the_broker_is_reported_in_one_sentence(
     shell: Shell, broker: TestBroker, connection: Connection, case: Case
 ) -> None:
-    """If the broker refuses an operation, the command prints the broker's reason in one sentence and exits with the
-    documented code.
+    """If the broker refuses an operation, the command reports the reason in one sentence and exits with the documented
+    code.
     """
     channel = connection.channel()
     channel.declare(Queue("there", auto_delete=True))

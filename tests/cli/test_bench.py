@@ -49,8 +49,8 @@ def _result(shell: Shell, *options: str, code: int = 0) -> dict[str, Any]:
 @pytest.mark.own_vhost("the totals are those of its vhost")
 @pytest.mark.sampled(1)
 def test_the_totals_of_bench_agree_with_the_management_api(shell: Shell, broker: TestBroker, queue_type: str) -> None:
-    """`bench` reports each message as published, confirmed and received once, the management API counts the same, and
-    `bench` deletes its queue afterwards.
+    """`bench` reports that each message was published, confirmed and received once. The management API reports the same
+    totals, except over the stream protocol. `bench` deletes its queue afterwards.
     """
     options = ("--protocol", "stream") if queue_type.endswith("protocol") else ("--queue-type", queue_type)
     found = _result(shell, "-c", "500", "--publishers", "2", *options)
@@ -91,8 +91,8 @@ def test_the_report_of_bench_fits_into_80_columns(shell: Shell, broker: TestBrok
 
 
 def test_bench_needs_a_confirmation_for_a_broker_that_mqtool_did_not_start(tester: Shell, own: EmbeddedBroker) -> None:
-    """Without a terminal or --yes, `bench` exits with 2 if mqtool did not start the broker, and says that it would put
-    load on it.
+    """If mqtool did not start the broker, `bench` without a terminal and without --yes exits with 2, and says that it
+    would put load on the broker.
     """
     done = tester.run("mqtool", "bench", "-c", "1")
     assert (done.code, "this would put load on" in done.stderr) == (2, True), done.stderr
@@ -123,8 +123,8 @@ def _once_it_runs(tester: Shell, own: EmbeddedBroker, *options: str, then: Calla
 
 @large
 def test_bench_stops_if_nothing_is_confirmed_for_10_s(tester: Shell, own: EmbeddedBroker) -> None:
-    """If the broker confirms nothing for 10 s, `bench` stops, and reports how many messages were unconfirmed and
-    unsent.
+    """If the broker confirms nothing for 10 s, `bench` stops, and reports how many messages are unconfirmed and how
+    many were not sent.
     """
     own.faults.delay_confirms()
     result = tester.run(*BENCH, "-c", "300", "--confirms", "50", "--json")
@@ -138,7 +138,8 @@ def test_bench_with_a_rate_counts_messages_that_were_due_during_a_stall_as_late(
     tester: Shell, own: EmbeddedBroker
 ) -> None:
     """If the broker stalls for a second, `bench --rate 1000` counts the hundreds of messages that were due during the
-    stall as late. Without a rate, only the one to three messages in flight are late.
+    stall as late. Without --rate and with `--confirms 1`, only one to three messages are late, because only one was in
+    flight.
     """
 
     def stall() -> None:
@@ -162,9 +163,9 @@ def test_bench_with_a_rate_counts_messages_that_were_due_during_a_stall_as_late(
 def test_latencies_count_from_the_due_time_if_the_publisher_waits_for_confirms(
     tester: Shell, own: EmbeddedBroker, protocol: str
 ) -> None:
-    """If the broker stalls for a second, `bench --rate --confirms 20` stops publishing at 20 unconfirmed messages. The
-    latency of the messages that it sends afterwards counts from when they were due, so hundreds of messages are late,
-    not just 20.
+    """If the broker stalls for a second, `bench --rate 1000 --confirms 20` stops publishing at 20 unconfirmed messages.
+    The latency of each message that it publishes afterwards is measured from the time at which the message was due, so
+    hundreds of messages are late, not just 20.
     """
     load = ("--rate", "1000", "--duration", "3s", "--confirms", "20", "--protocol", protocol)
     found = _once_it_runs(tester, own, *load, then=lambda: own.faults.go_silent(1.0))
@@ -176,9 +177,9 @@ def test_latencies_count_from_the_due_time_if_the_publisher_waits_for_confirms(
 
 
 @on_any_broker
-def test_bench_runs_the_commands_of_its_options_at_and_during(shell: Shell, broker: TestBroker) -> None:
-    """`bench` runs the commands of --at and --during while it measures, keeps their output out of the result, and names
-    each command that was due only after the end of the run.
+def test_bench_runs_the_commands_given_with_at_and_during(shell: Shell, broker: TestBroker) -> None:
+    """`bench` runs the commands given with --at and --during while it measures, and keeps their output out of the
+    result. It names each command that did not run because the run ended before the command was due.
     """
     begun = ("--at", "0s", "touch begun; echo done", "--at", "1h", "touch late")
     found = shell.run(*BENCH, "--json", "--duration", "1s", "--rate", "50", *begun, "--during", "touch third")
@@ -217,8 +218,9 @@ def test_bench_names_a_command_that_failed_during_the_run(shell: Shell) -> None:
 def test_bench_with_rpc_delay_ack_or_churn_loses_no_message(
     shell: Shell, broker: TestBroker, options: str, totals: tuple[int, int]
 ) -> None:
-    """`bench` with --rpc, --delay, --ack or --churn reports that all messages were confirmed and none was lost, and
-    leaves no queue behind.
+    """`bench` with --rpc, --delay or --ack reports that all messages were confirmed and none was lost. `bench --churn`
+    reports each connection, channel, queue or binding that it has created as confirmed. In all cases, `bench` leaves no
+    queue behind.
     """
     (shell.directory / "bodies").write_text("short\n" + "long" * 40_000 + "\n")
     found = _result(shell, "-c", "200", *options.split())
@@ -231,8 +233,8 @@ def test_bench_with_rpc_delay_ack_or_churn_loses_no_message(
 @on_any_broker
 @large
 def test_bench_vary_and_bench_compare_report_several_runs(shell: Shell, broker: TestBroker) -> None:
-    """`bench --vary` prints a row for each value. `bench compare` compares the results of two queue types, or of two
-    files.
+    """`bench --vary` prints a row for each value of the option that it varies. `bench compare` compares two queue
+    types, or the results in two files.
     """
     varied = shell.run(*BENCH, "--vary", "size=50,1KiB", "-c", "100", "--csv")
     assert (varied.code, len(varied.stdout.splitlines())) == (0, 3), varied.stderr
@@ -285,7 +287,9 @@ def test_an_invalid_bench_command_is_a_usage_error(tester: Shell, words: list[st
 
 
 def test_a_bench_run_that_cannot_start_leaves_no_stream_behind(tester: Shell, own: EmbeddedBroker) -> None:
-    """If --stream-port is not the port of the stream protocol, `bench` exits with 69 and leaves no stream behind."""
+    """If the port given with --stream-port does not speak the stream protocol, `bench --protocol stream` exits with 69
+    and leaves no stream behind.
+    """
     done = tester.run(*BENCH, "--protocol", "stream", "--stream-port", str(own.port))
     assert (done.code, "does not speak RabbitMQ's stream protocol" in done.stderr) == (69, True), done.stderr
     assert tester.run("mqtool", "list", "queues").stdout == ""
@@ -346,8 +350,8 @@ def test_bench_counts_lost_duplicated_and_reordered_messages(tester: Shell, own:
 )
 @pytest.mark.sampled(1)
 def test_bench_resumes_after_its_connections_were_cut(tester: Shell, own: EmbeddedBroker, options: str) -> None:
-    """If its connections are cut, the publisher and the consumer of `bench` reconnect and no confirmed message is lost;
-    on a stream, none is received twice.
+    """If the connections of `bench` are cut, its publisher and its consumer reconnect, and no confirmed message is
+    lost. On a stream, no message is received twice.
     """
     load = ("--rate", "300", "-c", "1800", *options.split())  # a count, so that a busy machine only takes longer
     name, port = ("STREAM_PORT", own.stream_port) if "protocol stream" in options else ("URL", own.port)
@@ -381,7 +385,9 @@ def test_bench_prints_the_result_so_far_after_ctrl_c(tester: Shell, own: Embedde
 def test_a_killed_bench_run_leaves_no_queue_or_exchange_behind(
     tester: Shell, own: EmbeddedBroker, options: str, numbers: Sequence[int]
 ) -> None:
-    """If `bench` is killed with SIGKILL or gets a second signal, the run's queues and exchanges are still deleted."""
+    """If `bench` is killed with SIGKILL or gets a second signal while it stops, the queues and exchanges that it
+    declared are still deleted.
+    """
 
     def declared() -> str:
         return "".join(tester.run("mqtool", "list", kind, "--json").stdout for kind in ("queues", "exchanges"))

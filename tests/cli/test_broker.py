@@ -39,8 +39,8 @@ def at_port() -> str:
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_broker_is_started_used_and_stopped(home: Shell, kind: BrokerKind) -> None:
-    """`broker up` starts a broker that the other `broker` commands find by its name, and `broker down` stops it. Its
-    log is kept, and after the next `broker up`, persistent messages are still there.
+    """`broker up` starts a broker that the other `broker` commands find by its name, and `broker down` stops it. The
+    log is kept, and persistent messages are still there after the next `broker up`.
     """
     own_broker(kind)
     port = str(free_port())
@@ -79,8 +79,8 @@ def test_a_broker_is_started_used_and_stopped(home: Shell, kind: BrokerKind) -> 
 
 
 def test_the_definitions_of_broker_up_are_loaded_at_each_start(home: Shell, at_port: str) -> None:
-    """`broker up --definitions` makes the broker load the file at each start. If the broker refuses the file, the
-    command exits with 2 and leaves no broker running.
+    """If `broker up` is given --definitions, the broker loads the file at each start. If the broker refuses the file,
+    the command exits with 2 and leaves no broker running.
     """
     exported = {kind: value for kind, value in ORDERS.items() if kind != "vhost"}
     (home.directory / "topology.json").write_text(json.dumps({"queues": [exported]}))
@@ -105,11 +105,9 @@ def management_of(status: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
-def test_a_broker_for_other_machines_has_a_user_with_a_generated_password(
-    home: Shell, kind: BrokerKind, at_port: str
-) -> None:
+def test_broker_up_listen_creates_a_user_with_a_generated_password(home: Shell, kind: BrokerKind, at_port: str) -> None:
     """`broker up --listen ADDRESS`, which lets other machines connect, creates a user, prints the generated password
-    and stores it in a file that only the owner can read. The password is still valid after a restart.
+    and stores it in a file that only the file's owner can read. The password is still valid after a restart.
     """
     own_broker(kind)
     up = home.run("mqtool", "broker", "up", f"--kind={kind}", "--name=mine", "--listen=127.0.0.2", at_port)
@@ -133,11 +131,11 @@ def test_a_broker_for_other_machines_has_a_user_with_a_generated_password(
     assert received.stdout == " [x] Received from elsewhere\n", "the password is still valid"
 
 
-def test_broker_up_with_a_client_ca_refuses_clients_without_a_certificate(
+def test_a_broker_started_with_a_client_ca_refuses_clients_without_a_certificate(
     home: Shell, amqp_tls: Authority, at_port: str
 ) -> None:
-    """`broker up` with certificates starts a broker whose TLS address `broker status` shows. With --tls-client-ca, the
-    broker refuses a client without a certificate.
+    """`broker up --tls-cert --tls-key` starts a broker with a TLS address, which `broker status` shows. If
+    --tls-client-ca is also given, the broker refuses a client without a certificate.
     """
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", "--name=mine", at_port)
     files = ("--tls-cert", str(amqp_tls.cert), "--tls-key", str(amqp_tls.key), "--tls-client-ca", str(amqp_tls.ca))
@@ -207,9 +205,9 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
     assert not [*home.directory.glob("state/mqtool/brokers/*")]
 
 
-def test_broker_status_says_which_broker_commands_use_and_why(home: Shell) -> None:
-    """`broker status` says which broker commands use, and why. `broker up` says so only if commands do not use the
-    broker that it started.
+def test_broker_status_says_which_broker_is_used_and_why(home: Shell) -> None:
+    """`broker status` says which broker mqtool's commands connect to, and why. `broker up` says so only if commands do
+    not connect to the broker that it started.
     """
     assert home.run("mqtool", "broker", "status").stdout == "commands use amqp://guest@localhost:5672, the default\n"
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(port := free_port()))
@@ -321,11 +319,12 @@ def waiting_for_a_lock() -> set[int]:
 
 @only_on_linux
 @pytest.mark.parametrize("command", ["restart", "down", "rm"])
-def test_two_runs_of_broker_restart_down_or_rm_wait_for_each_other(
+def test_a_second_broker_restart_down_or_rm_waits_for_the_first(
     home: Shell, at_port: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If `broker restart`, `down` or `rm` is run twice at the same time, the second run waits for the first. The second
-    `down` then says that there is nothing to stop, and the second `rm` that no broker of this name was started.
+    """If `broker restart`, `broker down` or `broker rm` is run twice at the same time, the second run waits for the
+    first. The second `broker down` then says that there is nothing to stop, and the second `broker rm` that no broker
+    of this name was started.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     if command == "rm":
@@ -362,7 +361,7 @@ def test_broker_up_restores_a_stopped_brokers_kind_port_and_messages(home: Shell
 
 def test_broker_commands_say_that_a_broker_is_stopped(home: Shell, at_port: str) -> None:
     """After `broker down`, `broker status`, `broker restart` and another `broker down` say that the broker is stopped.
-    `status` and `restart` exit with 69, and their hint is the command that starts the broker again.
+    `broker status` and `broker restart` exit with 69, and their hint is the command that starts the broker again.
     """
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--name", "mine", at_port)
     home.run("mqtool", "broker", "down", "--name", "mine")
@@ -416,8 +415,9 @@ def test_broker_up_names_a_port_that_is_in_use(home: Shell) -> None:
 def test_broker_up_with_tls_needs_the_port_below_each_plain_port(
     home: Shell, amqp_tls: Authority, at_port: str
 ) -> None:
-    """With TLS, `broker up` also needs the port below --port, and exits with 69 if that port is in use. If the port
-    below the default management port is in use, the management API gets other ports.
+    """`broker up` with TLS also needs the port below each plain port, as 5671 is below 5672. If the port below --port
+    is in use, the command exits with 69. If the port below the default management port is in use, the management API
+    gets other ports.
     """
     up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", f"--tls-cert={amqp_tls.cert}")
     port = free_port()
@@ -432,8 +432,8 @@ def test_broker_up_with_tls_needs_the_port_below_each_plain_port(
 
 
 def test_broker_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> None:
-    """If MQTOOL_URL names a broker that does not answer, `broker up` exits with 69, since commands would not use the
-    new broker.
+    """If MQTOOL_URL names a broker that does not answer, `broker up` exits with 69 and starts no broker, because
+    commands would not use the new one.
     """
     result = home.run("mqtool", "broker", "up", environment={"MQTOOL_URL": "amqp://127.0.0.1:1"})
     assert result.code == 69
@@ -441,8 +441,8 @@ def test_broker_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> 
 
 
 def test_modules_in_the_current_directory_are_not_run(home: Shell, at_port: str) -> None:
-    """Commands that start processes of mqtool, such as `broker up` and `bench`, do not run a json.py in the current
-    directory, which may be a directory such as /tmp where others can write.
+    """Commands that start further processes of mqtool, such as `broker up` and `bench`, do not run a file json.py in
+    the current directory, which may be a directory such as /tmp where other users can write.
     """
     (home.directory / "json.py").write_text("open('was-run', 'w').close()\nraise SystemExit(1)\n")
     up = home.run("mqtool", "broker", "up", "--kind", "embedded", at_port)
@@ -453,8 +453,8 @@ def test_modules_in_the_current_directory_are_not_run(home: Shell, at_port: str)
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
 def test_a_killed_broker_can_be_started_again(home: Shell, kind: BrokerKind, at_port: str) -> None:
-    """After kill -9 of the broker, `broker status` exits with 69 and names the command that starts this broker again;
-    `broker up` starts it at the same port.
+    """After kill -9 of the broker, `broker status` exits with 69, and its hint is the command that starts this broker
+    again. `broker up` starts the broker at the same port.
     """
     own_broker(kind)
     up = ("mqtool", "broker", "up", "--kind", kind, "--name", "mine", at_port)

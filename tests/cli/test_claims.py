@@ -32,10 +32,11 @@ ENDED = (0, 1, 3, 124)
 
 @pytest.mark.timeout(max(1200, 10 * EXAMPLES))
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
-    """A user who may use only her own queues and exchanges forges arguments and headers. Whatever command an
-    administrator then runs, other users' queues, exchanges, bindings and messages stay unchanged, she can read none of
-    these messages, and none of her queues or exchanges leads to an exchange that she may not write to. If she has only
-    published messages, none of them stops the command, and those that the command only reads or converts stay in order.
+    """A user has permissions only on her own queues and exchanges, and forges arguments and headers. Whatever command
+    an administrator then runs, the queues, exchanges, bindings and messages of other users stay unchanged, she cannot
+    read their messages, and none of her queues or exchanges passes messages to an exchange that she may not write to.
+    If she has only published messages, they do not stop the command; if the command only reads or converts messages,
+    hers stay in order.
     """
     seen: Counter[str] = Counter()
 
@@ -175,9 +176,9 @@ def publish(broker: TestBroker, exchange: str, key: str, body: str = "forged", *
         assert [each.confirmation for each in connection.channel().publish([message])] == [Confirmation.CONFIRMED]
 
 
-def test_dlq_redrive_moves_no_message_to_the_queue_of_a_forged_x_death(shell: Shell, broker: TestBroker) -> None:
+def test_dlq_redrive_moves_no_message_to_a_queue_that_a_forged_x_death_names(shell: Shell, broker: TestBroker) -> None:
     """If a message's x-death header names a queue that does not dead-letter to the queue where the message is, `dlq
-    redrive` leaves the message there, counts it, and exits with 3.
+    redrive` leaves the message there, counts it as not moved, and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "mallory", "mallory.dlq"):
@@ -197,12 +198,12 @@ def test_dlq_redrive_moves_no_message_to_the_queue_of_a_forged_x_death(shell: Sh
     assert (depth(broker, "payroll"), depth(broker, "mallory")) == (0, 1)
 
 
-def test_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_letter_queue(
+def test_dlq_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_letter_queue(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive orders` leaves a message in orders.dlq if it was published to an exchange to which the queue orders
-    does not dead-letter, even if its headers claim that it came from orders. It moves back the messages that the broker
-    or `worker` has dead-lettered.
+    """`dlq redrive orders` leaves a message in the queue `orders.dlq` if the message was published to an exchange to
+    which the queue `orders` does not dead-letter, even if its headers claim that it came from `orders`. The messages
+    that the broker or `worker` has dead-lettered are moved back.
     """
     # The publisher may have rights on names like `^orders[.]`, but none on orders.
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -233,8 +234,8 @@ def test_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_lette
 
 @pytest.mark.keeps_messages
 def test_a_dead_letter_whose_headers_fill_a_frame_does_not_stop_dlq_redrive(shell: Shell, broker: TestBroker) -> None:
-    """If the headers of a dead letter fill a frame, so that `dlq redrive` cannot add a header to them, it leaves this
-    dead letter where it is, says so, moves the others back, and exits with 3.
+    """If the headers of a dead letter fill a frame, so that `dlq redrive` cannot add a header, the command leaves this
+    dead letter where it is and says so, moves the others back, and exits with 3.
     """
     for queue in ("orders", "orders.dlq"):
         declare(broker, queue)
@@ -251,8 +252,8 @@ def test_a_dead_letter_whose_headers_fill_a_frame_does_not_stop_dlq_redrive(shel
 def test_a_delayed_message_whose_headers_fill_a_frame_does_not_stop_delayed_now(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If the headers of a delayed message claim a forged origin and have no room for the true one, `delayed now` leaves
-    the message in its wait queue, says so, delivers the others, and exits with 3.
+    """If the headers of a delayed message claim a false origin and fill a frame, so that `delayed now` cannot add the
+    true origin, the command leaves this message in its wait queue and says so, delivers the others, and exits with 3.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     waits = {"x_message_ttl": 300_000, "x_expires": 300_000 + GRACE, "x_dead_letter_exchange": ""}
@@ -276,12 +277,12 @@ def is_governed(broker: TestBroker, queue: str) -> bool:
     return bool(found.get("effective_policy_definition"))
 
 
-def test_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
+def test_dlq_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`dlq redrive` moves a dead letter to the queue that its x-death header names only if this queue, by its arguments
-    or a policy, dead-letters with the exchange and routing key that the dead letter has. A message with a forged header
-    stays where it is.
+    """`dlq redrive` checks the queue that a dead letter's x-death header names. It moves the dead letter back only if
+    this queue, by its arguments or a policy, dead-letters messages with the exchange and routing key that the dead
+    letter has. A message with a forged header stays where it is.
     """
     vhost = broker.vhost
     broker.api("PUT", f"exchanges/{vhost}/graveyard", {"type": "topic", "durable": True})
@@ -317,8 +318,8 @@ def test_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchange(
 
 @pytest.mark.parametrize("command", ["now", "cancel"])
 def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, broker: TestBroker, command: str) -> None:
-    """If forged queue arguments or a message's CC header name another queue as the destination, `delayed now` and
-    `delayed cancel` publish nothing to that queue.
+    """If forged queue arguments or a message's CC header name another queue as the destination of a delayed message,
+    `delayed now` and `delayed cancel` publish nothing to that queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for queue in ("payroll", "mallory"):
@@ -351,11 +352,11 @@ def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, bro
     assert all(depth(broker, queue) == 1 for queue in forged[:3])
 
 
-def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_on(
+def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_to_its_program(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A publisher's headers cannot change the exchange and routing key that `worker` passes to its program: neither
-    those of this delivery nor, in a retry, the original ones.
+    """A publisher's headers cannot change the exchange and routing key that `worker` passes to its program. On a retry,
+    this is also true of the original exchange and routing key.
     """
     shell.run("mqtool", "exchange", "declare", "logs", "topic")
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -380,8 +381,8 @@ def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_o
 def test_a_queue_that_only_its_owner_can_read_does_not_stop_commands_on_all_queues(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If only its owner can read a queue, because it is exclusive or has a single active consumer, `dlq ls` and the
-    `delayed` commands print a warning about the queue and handle all others.
+    """If a queue can be read only by its owner, because it is exclusive or has a single active consumer, `dlq ls` and
+    the `delayed` commands print a warning about it, and process all other queues.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     single: dict[str, Any] = {"x_single_active_consumer": True}

@@ -119,7 +119,9 @@ def test_tab_completes_commands_and_queue_names(broker: TestBroker, terminal: Te
 @on_any_broker
 @pytest.mark.sampled(1)
 def test_tab_keeps_what_was_typed_if_nothing_matches(terminal: Terminal, shell: Shell) -> None:
-    """If mqtool proposes nothing, Tab leaves the word unchanged, or completes the name of a file."""
+    """If mqtool proposes nothing, Tab completes the name of a matching file, if any, and otherwise leaves the word
+    unchanged.
+    """
     (shell.directory / "messages.ndjson").touch()
     assert terminal.complete("mqtool send -f mess") == ["send", "-f", "messages.ndjson"]
     assert terminal.complete("mqtool send -q no-such-") == ["send", "-q", "no-such-"]
@@ -158,8 +160,8 @@ def test_commands_options_and_values_complete_without_a_broker(lonely_shell: She
 
 @pytest.mark.parametrize("line", ["mqtool send -q ", "mqtool route ", "mqtool send --vhost ", "mqtool dlq show j"])
 def test_completion_of_names_without_a_broker_prints_nothing(lonely_shell: Shell, line: str) -> None:
-    """If no broker answers, or the broker's URL is invalid, completion of a queue, exchange or virtual host proposes
-    nothing and prints no error.
+    """If no broker answers, or the broker's URL is invalid, completion of the name of a queue, exchange or virtual host
+    proposes nothing and prints no error.
     """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]

@@ -144,9 +144,9 @@ def staging(shell: Shell, broker: TestBroker) -> Shell:
 
 @pytest.mark.parametrize("strongest", PRECEDENCE)
 def test_options_override_the_environment_and_the_context_in_use(home: Shell, strongest: str) -> None:
-    """A command uses the broker that an option names; otherwise the one that an environment variable names, that of the
-    context in use, or the one that `broker up` started; otherwise localhost. `broker status` says which broker that is,
-    and why.
+    """A command uses the broker that an option names. Without such an option, it uses the broker that an environment
+    variable names; then that of the context in use; then the one that `broker up` started; and otherwise localhost.
+    `broker status` says which broker is used, and why.
     """
     words, environment = [], {}
     rows = list(PRECEDENCE)
@@ -172,8 +172,8 @@ def test_options_override_the_environment_and_the_context_in_use(home: Shell, st
 @on_any_broker
 def test_broker_status_checks_a_broker_that_mqtool_did_not_start(shell: Shell) -> None:
     """`broker status` also checks a broker that mqtool did not start, given by MQTOOL_URL or -u: it exits with 0 if the
-    broker accepts connections, and with 69 if nothing listens there. With a --name that no started broker has, it exits
-    with 69.
+    broker accepts connections, and with 69 if nothing listens there. It also exits with 69 if no started broker has the
+    name given with --name.
     """
     shell.environment["XDG_STATE_HOME"] = str(shell.directory)
     answers = shell.run("mqtool", "broker", "status")
@@ -266,7 +266,7 @@ def test_an_error_in_the_contexts_file_is_reported_with_its_line(home: Shell, te
 
 
 def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
-    """A command with a context that is unknown or invalid, or that the command does not accept, says what is wrong and
+    """If the given context is unknown or invalid, or if the command does not take a context, the command says so and
     exits with 2.
     """
     assert home.run("mqtool", "context", "add", "staging", "-u", "amqp://a").code == 0
@@ -353,8 +353,8 @@ def test_the_password_is_the_first_line_of_the_password_command(shell: Shell, br
 
 
 def test_every_command_declares_its_effect_on_a_broker() -> None:
-    """Every command declares its effect on a broker, which decides whether the command asks for a confirmation in a
-    protected context.
+    """Every command declares whether it shows, sends or changes something on a broker. This decides whether the command
+    asks for a confirmation in a protected context.
     """
     assert [leaf.words for leaf in leaves(described()) if leaf.effect is None] == []
     assert len(CHANGING) > 30
@@ -396,8 +396,8 @@ def test_the_url_option_cannot_be_combined_with_a_protected_context(
 @on_any_broker
 @pytest.mark.parametrize("words", ["-C prod send -q jobs x --url URL", "send -q jobs x --url URL -C prod"])
 def test_an_unknown_context_is_refused_even_with_the_url_option(staging: Shell, broker: TestBroker, words: str) -> None:
-    """A command with a mistyped context exits with 2 even if --url names the broker; the hint names the existing
-    contexts, and nothing is sent.
+    """A command with a mistyped context sends nothing and exits with 2, even if --url names the broker. The hint lists
+    the existing contexts.
     """
     refused = staging.run("mqtool", *words.replace("URL", broker.url).split())
     assert (refused.code, refused.stderr) == (
@@ -544,9 +544,10 @@ def test_a_command_that_changes_nothing_does_not_ask(in_use: Shell, broker: Test
 
 
 @on_any_broker
-def test_a_command_in_a_protected_context_asks_before_a_declaration(staging: Shell) -> None:
+def test_emit_log_in_a_protected_context_declares_an_exchange_only_if_the_answer_is_yes(staging: Shell) -> None:
     """In a protected context, `emit-log` to a missing exchange asks on a terminal, and declares the exchange only if
-    the answer is yes. With --confirm NAME, commands declare exchanges, queues and streams without asking.
+    the answer is yes. With --confirm and the context's name, commands declare exchanges, queues and streams without
+    asking.
     """
     emit = ("mqtool", "emit-log", "fanout", "-e", "audit", "x")
     declined = on_terminal(staging, *emit, keys=["n\n"], cue="[y/N]").stdout
@@ -582,7 +583,7 @@ def test_the_confirm_option_is_refused_without_a_protected_context(shell: Shell,
 
 
 def test_broker_env_prints_the_urls_of_a_context(home: Shell) -> None:
-    """`broker env` prints the URLs of the context given with -C, before or after the command's name."""
+    """`broker env` prints the URLs of the context given with -C, whether -C is before or after the command's name."""
     add = ("mqtool", "context", "add", "dev", "-u", "amqp://ann@dev/shop", "--management", "http://dev:8080")
     assert home.run(*add).code == 0
     urls = ("export AMQP_URL=amqp://ann@dev/shop", "export MQTOOL_URL=amqp://ann@dev/shop")
@@ -611,11 +612,11 @@ def test_broker_env_replaces_variables_of_another_broker(home: Shell) -> None:
     ],
     ids=["state", "configuration"],
 )
-def test_a_directory_that_cannot_be_written_is_named(
+def test_an_error_names_a_state_or_configuration_directory_that_cannot_be_written(
     lonely_shell: Shell, command: tuple[str, ...], variable: str
 ) -> None:
     """If the state or configuration directory cannot be written, the error names the directory, and the hint names the
-    variable that selects another one.
+    environment variable that selects another one.
     """
     result = lonely_shell.run("mqtool", *command, environment={variable: "/proc/home"})
     assert "/proc/home" in result.stderr

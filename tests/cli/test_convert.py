@@ -235,7 +235,11 @@ def test_queue_convert_keeps_the_messages_and_their_order(broker: TestBroker, be
         check_all_is_there(broker)
 
 
-@pytest.mark.parametrize(("before", "after", "warned"), [("quorum", "classic", True), ("classic", "quorum", False)])
+@pytest.mark.parametrize(
+    ("before", "after", "warned"),
+    [("quorum", "classic", True), ("classic", "quorum", False)],
+    ids=["quorum to classic", "classic to quorum"],
+)
 def test_the_plan_of_a_conversion_says_which_messages_a_restart_will_lose(
     broker: TestBroker, before: str, after: str, warned: bool
 ) -> None:
@@ -297,8 +301,8 @@ def test_queue_convert_loses_nothing_however_often_it_is_killed(broker: TestBrok
 @pytest.mark.usefixtures("trusting")
 @large
 def test_queue_convert_loses_no_batch_however_often_it_is_killed(broker: TestBroker) -> None:
-    """`queue convert` moves 300 messages in batches. It is killed repeatedly, each run 11 frames later than the one
-    before, until a run completes. No message of any batch is lost.
+    """`queue convert`, which moves 300 messages in batches, is killed repeatedly, each time 11 frames or requests later
+    than before, until a run completes. No message of any batch is lost.
     """
     count = 300
     fill(broker, count=count)
@@ -308,7 +312,7 @@ def test_queue_convert_loses_no_batch_however_often_it_is_killed(broker: TestBro
     check_all_is_there(broker, count)
 
 
-@pytest.mark.parametrize("kill_at", range(20, 260, 40))
+@pytest.mark.parametrize("kill_at", range(20, 260, 40), ids="killed at frame {}".format)
 @pytest.mark.sampled(2)
 def test_a_conversion_that_was_killed_is_completed_by_the_next_run(broker: TestBroker, kill_at: int) -> None:
     """A second run of `queue convert` completes a conversion that was killed, and no message is lost."""
@@ -339,7 +343,7 @@ def test_the_progress_bar_of_queue_convert_is_not_full_before_the_end(monkeypatc
 def test_queue_convert_stops_if_the_holding_queue_has_no_leader(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` declares a holding queue. If that queue does not answer basic.get, since it has no leader, the
+    """`queue convert` declares a holding queue. If that queue does not answer basic.get, because it has no leader, the
     command moves no message, and the hint says how to start again.
     """
     fill(broker)
@@ -372,7 +376,7 @@ def test_a_queue_with_an_unacknowledged_message_is_not_converted(
     assert sorted(int(delivery.body) for delivery in taken(broker, "jobs", COUNT)) == list(range(COUNT))
 
 
-@pytest.mark.parametrize("kill_at", range(20, 260, 40))
+@pytest.mark.parametrize("kill_at", range(20, 260, 40), ids="killed at frame {}".format)
 @pytest.mark.parametrize("what", ["consume exclusively", "get", "set a policy"])
 @pytest.mark.sampled(3)
 def test_a_killed_conversion_can_be_completed_after_other_clients_used_the_queue(
@@ -427,8 +431,8 @@ def test_a_queue_with_an_exclusive_consumer_is_not_converted(managed: Shell, bro
 
 @pytest.mark.keeps_messages
 def test_a_queue_is_converted_after_a_conversion_that_was_killed_before_its_last_request(broker: TestBroker) -> None:
-    """If an earlier `queue convert` was killed before it deleted its last exchange, the next one converts the queue all
-    the same, and keeps all messages.
+    """If `queue convert` was killed before it deleted its last exchange, the next run still converts the queue, and
+    keeps all messages.
     """
     fill(broker)
     assert convert(broker) is not None
@@ -442,7 +446,7 @@ def test_a_queue_is_converted_after_a_conversion_that_was_killed_before_its_last
     check_all_is_there(broker)
 
 
-@pytest.mark.parametrize("kill_at", range(30, 260, 60))
+@pytest.mark.parametrize("kill_at", range(30, 260, 60), ids="killed at frame {}".format)
 @pytest.mark.sampled(2)
 def test_a_killed_conversion_can_be_undone(broker: TestBroker, kill_at: int) -> None:
     """If `queue convert` is killed before it has replaced the queue, `queue convert --undo` restores the queue with its
@@ -505,7 +509,8 @@ def _unexpected(delivery: Delivery) -> Message:
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_messages_published_while_queue_convert_moves_a_queue_are_moved_in_order(broker: TestBroker, kind: str) -> None:
     """While `queue convert` moves a queue's messages, clients publish to the queue at half that speed. Each message is
-    moved once and in order, and when mqtool stops new messages from reaching the queue, at most 50 are left to move.
+    moved once and in order. Before it moves the last messages, mqtool stops new ones from reaching the queue; at most
+    50 are then left to move.
     """
     published = 300
 
@@ -535,8 +540,8 @@ def test_messages_published_while_queue_convert_moves_a_queue_are_moved_in_order
 def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
     broker: TestBroker, before: str, after: str
 ) -> None:
-    """Messages that are published during `queue convert` stay in order, except for at most 50 at the end. The
-    conversion counts the messages that later ones may have overtaken.
+    """If messages are published during `queue convert`, all messages stay in order, except for at most 50 at the end.
+    The command counts the messages that later ones may have overtaken.
     """
     fill(broker, before, count := 300)
     api = Management(broker.management, "guest", "guest")
@@ -560,8 +565,8 @@ def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
 def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answer(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` holds newly published messages in a quorum queue. If RabbitMQ reports no messages in it, because
-    the queue is slow to answer, the command stops instead of deleting the queue, and can be resumed.
+    """`queue convert` holds newly published messages in a temporary quorum queue. If RabbitMQ reports no messages in
+    this queue, because it is slow to answer, the command stops instead of deleting the queue, and can be resumed.
     """
     fill(broker, "quorum")
     depth = administration.depth
@@ -597,8 +602,8 @@ def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answ
 def test_messages_that_a_full_converted_queue_rejects_are_kept(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, before: str, after: str, by_policy: bool
 ) -> None:
-    """If publishers fill a queue that has overflow reject-publish while it is being converted, `queue convert` stops
-    and keeps every confirmed message. Once messages have been consumed, the conversion can be resumed.
+    """If publishers fill a queue with `overflow` set to `reject-publish` while it is being converted, `queue convert`
+    stops and keeps every confirmed message. Once messages have been consumed, the conversion can be resumed.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
     limits = {"max-length": COUNT + 5, "overflow": "reject-publish"}
@@ -640,8 +645,8 @@ def test_messages_that_a_full_converted_queue_rejects_are_kept(
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBroker, kind: str) -> None:
-    """If publishers fill a queue that has overflow reject-publish just before `queue convert` moves a batch to it, the
-    messages that it rejects stay in the queue that holds them, and are moved once there is room.
+    """If publishers fill a queue with `x-overflow` set to `reject-publish` just before `queue convert` moves a batch to
+    it, the messages that the queue rejects stay in the holding queue, and are moved once there is room.
     """
     arguments = {"x-queue-type": kind, "x-max-length": 10, "x-overflow": "reject-publish"}
     with Connection(parse_addresses(broker.url)) as connection:
@@ -674,8 +679,8 @@ def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBrok
 def test_a_conversion_moves_deliveries_that_arrive_after_the_reply_that_a_queue_is_empty(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RabbitMQ may report a queue as empty before it passes on the last deliveries. Each step of `queue convert` that
-    empties a queue waits for them and moves them, too.
+    """RabbitMQ may report a queue as empty before it sends the last deliveries. Each step of `queue convert` that
+    empties a queue waits for these deliveries and moves them, too.
     """
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
@@ -699,8 +704,9 @@ def test_a_conversion_moves_deliveries_that_arrive_after_the_reply_that_a_queue_
 def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_deleted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, both: bool
 ) -> None:
-    """If a user deletes the queues that `queue convert` has just declared to hold messages, the conversion stops and
-    can be completed. All messages keep their routing keys, and none is copied to a queue that a CC or BCC header names.
+    """If a user deletes the queues that `queue convert` has just declared to hold messages, the conversion stops, and a
+    later run completes it. All messages keep their routing keys, and none is copied to a queue that a CC or BCC header
+    names.
     """
     fill(broker, count=0)
     copied = {"headers": {"CC": ["victim"], "BCC": ["victim"], "mqtool-exchange": "forged"}, "priority": 3}
@@ -747,8 +753,9 @@ def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_dele
 def test_messages_go_back_to_the_holding_queue_if_the_converted_queue_is_deleted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` holds the messages in another queue. If the converted queue is deleted while they are moved back
-    to it, they are in the holding queue again, each once, and are moved back when the conversion is resumed.
+    """`queue convert` holds the messages in another queue. If the converted queue is deleted while the messages are
+    moved back to it, each of them is in the holding queue again, once. They are moved back when the conversion is
+    resumed.
     """
     fill(broker)
     api = Management(broker.management, "guest", "guest")
@@ -833,9 +840,9 @@ def test_a_queue_is_not_replaced_while_clients_publish_to_it_by_its_name(
 def test_queue_convert_dry_run_refuses_a_queue_to_which_clients_publish_by_its_name(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`queue convert --dry-run` exits with 2 for a queue to which clients publish through the default exchange. If the
-    queue has other bindings, mqtool finds these clients only with rates_mode = detailed; otherwise, the plan says that
-    they cannot be known.
+    """`queue convert --dry-run` exits with 2 if clients publish to the queue through the default exchange. If the queue
+    has other bindings, mqtool finds such clients only if the broker has rates_mode = detailed; otherwise, the plan says
+    that they cannot be known.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     plan = ("mqtool", "queue", "convert", "jobs", "--dry-run")
@@ -947,8 +954,8 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
 
 
 def test_queue_convert_dry_run_needs_only_the_management_api(managed: Shell, broker: TestBroker) -> None:
-    """`queue convert --dry-run` prints its plan even if only the management API can be reached, or if a killed run has
-    left the queue with which it tried out the arguments.
+    """`queue convert --dry-run` prints its plan even if only the management API can be reached, and even if a killed
+    run has left behind the queue that it declared to try the arguments.
     """
     managed.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
     managed.run("mqtool", "queue", "declare", "jobs.mqtool-convert.trial", "--queue-type", "classic")
@@ -1009,13 +1016,13 @@ def test_queue_convert_undo_converts_a_replaced_queue_back(managed: Shell, broke
 
 
 @on_any_broker
-@pytest.mark.parametrize("kill_at", [120, 200])
+@pytest.mark.parametrize("kill_at", [120, 200], ids="killed at frame {}".format)
 @pytest.mark.sampled(1)
 def test_queue_convert_resume_says_that_the_holding_queue_was_deleted(
     managed: Shell, broker: TestBroker, kill_at: int
 ) -> None:
-    """If the queue that holds the messages during a conversion was deleted, these messages are lost. `queue convert
-    --resume` says so, and restores the bindings and the other messages.
+    """If the holding queue was deleted during a conversion, the messages in it are lost. `queue convert --resume` says
+    so, and restores the bindings and the other messages.
     """
     fill(broker)
     assert convert(broker, kill_at) is None
@@ -1101,7 +1108,7 @@ FORGED: dict[str, dict[str, Any]] = {
 @pytest.mark.keeps_messages
 def test_a_forged_header_does_not_stop_a_conversion(broker: TestBroker) -> None:
     """`queue convert` stores a message's exchange and properties in a header. If a publisher has forged this header
-    with invalid values, such as a routing key of 300 bytes, the message is still moved back unchanged.
+    with invalid values, such as a routing key of 300 bytes, the message is still moved, and moved back unchanged.
     """
     headers = [{"mqtool-convert": {"exchange": "logs", "routing_key": "x", **forged}} for forged in FORGED.values()]
     with Connection(parse_addresses(broker.url)) as connection:
@@ -1129,8 +1136,8 @@ NOT_PACKED: dict[str, bytes] = {
 
 @pytest.mark.keeps_messages
 def test_a_forged_claim_that_headers_are_in_the_body_does_not_stop_a_conversion(broker: TestBroker) -> None:
-    """If headers do not fit, `queue convert` stores them in the body. If a publisher claims this of a message whose
-    body has no valid headers, the message is still moved back unchanged.
+    """`queue convert` stores headers in the body if they do not fit into a frame. If a forged header says that they are
+    in the body, but the body does not begin with valid headers, the message is still moved, and moved back unchanged.
     """
     headers = {"mqtool-convert": {"exchange": "logs", "routing_key": "x", "packed": True}}
     with Connection(parse_addresses(broker.url)) as connection:
@@ -1169,8 +1176,8 @@ def dead_lettered(broker: TestBroker, headers: dict[str, Any]) -> None:
 def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
     broker: TestBroker, kill_at: int | None, undo: bool
 ) -> None:
-    """A message whose headers leave no room for another one is converted like any other. If the conversion is killed,
-    `queue convert --resume` and `--undo` complete it.
+    """A message whose headers fill a frame, so that no header can be added, is converted like any other. If the
+    conversion is killed, `queue convert --resume` completes it, and `--undo` reverses it.
     """
     without_name = {"padding": FULL["padding"][:-100]}
     deepest: dict[str, Any] = {}
@@ -1204,9 +1211,10 @@ def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
 
 @pytest.mark.keeps_messages
 def test_a_message_that_no_client_can_publish_stops_a_conversion_before_it_is_moved(broker: TestBroker) -> None:
-    """If the broker adds headers to a message whose headers filled a frame, no client can publish it again. `queue
-    convert` moves the messages before it, stops, and names the queue and the command that removes the message. `--undo`
-    leaves the message in its queue and completes; once it is removed, so does `--resume`.
+    """If the broker has added headers to a dead letter whose headers filled a frame, no client can publish it again.
+    `queue convert` moves the messages before it, stops, and names the queue and the command that removes the message.
+    Then `--undo` restores the queue with this message; `--resume` completes the conversion once the message has been
+    removed.
     """
     for undo in (True, False):
         fill(broker, count=7)
@@ -1234,8 +1242,8 @@ def test_a_message_that_no_client_can_publish_stops_a_conversion_before_it_is_mo
 @pytest.mark.keeps_messages
 def test_messages_of_the_largest_size_are_converted_if_their_headers_leave_room(tmp_path: Path) -> None:
     """A message as large as the broker accepts is converted, even if its publisher has forged mqtool's own headers. If
-    its headers also fill a frame, it cannot be held: the conversion stops, the error names the setting, and `--undo`
-    completes.
+    the headers of such a message also fill a frame, the conversion stops, the error names the setting max_message_size,
+    and `queue convert --undo` restores all messages.
     """
     with EmbeddedBroker(like="4.2", management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}

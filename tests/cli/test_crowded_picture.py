@@ -95,9 +95,9 @@ def width_of(page: Page) -> float:
 
 
 def test_the_picture_can_be_zoomed_and_dragged(chromium: Any, tmp_path: Path) -> None:
-    """On the page of `mqtool ui`, keys, the mouse wheel with Ctrl, and two fingers zoom the picture, and a key fits it
-    to the window. Dragging, or Shift with an arrow key, shows another part. The minus key does not zoom, but slows the
-    replay down.
+    """On the page of `mqtool ui`, keys, the mouse wheel with Ctrl, or a gesture with two fingers zoom the picture, and
+    a key fits it to the window. Dragging, or Shift with an arrow key, shows another part. The minus key does not zoom,
+    but slows the replay down.
     """
     page = recorded(chromium, tmp_path, shop(75))
     fitting = width_of(page)
@@ -163,7 +163,7 @@ def test_the_picture_can_be_zoomed_and_dragged(chromium: Any, tmp_path: Path) ->
     assert page.complaints() == []
 
 
-@pytest.mark.parametrize("width", [1280, 768, 390])
+@pytest.mark.parametrize("width", [1280, 768, 390], ids="{} pixels".format)
 def test_binding_keys_overlap_neither_nodes_nor_each_other(chromium: Any, tmp_path: Path, width: int) -> None:
     """In the picture of `mqtool ui`, binding keys overlap neither nodes nor each other, whatever the width of the
     window. A long list of keys is wrapped after a comma, and its tooltip lists all keys.
@@ -199,7 +199,7 @@ def test_binding_keys_overlap_neither_nodes_nor_each_other(chromium: Any, tmp_pa
     assert not [line for line in lines if "*.critica" in line and "*.critical" not in line]
 
 
-@pytest.mark.parametrize("width", [1280, 768, 390])
+@pytest.mark.parametrize("width", [1280, 768, 390], ids="{} pixels".format)
 def test_the_text_in_the_picture_is_large_enough_to_read(chromium: Any, tmp_path: Path, width: int) -> None:
     """Whatever the width of the window, no text in the picture of `mqtool ui` is smaller than 10 pixels, and the page
     is no wider than the window.
@@ -230,9 +230,9 @@ def with_queues(names: list[str]) -> list[dict[str, Any]]:
     return records
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, 3], ids="{} queues".format)
 def test_a_picture_with_three_queues_fits_on_a_phone(chromium: Any, tmp_path: Path, count: int) -> None:
-    """On a screen that is 390 pixels wide, a picture of `mqtool ui` with up to three queues side by side does not
+    """On a screen that is 390 pixels wide, a picture of `mqtool ui` with two or three queues side by side does not
     scroll sideways, and shows the number of messages within each queue's outline.
     """
     page = recorded(chromium, tmp_path, with_queues(["all's queue", "kernel's queue", "critical's queue"][:count]))
@@ -304,9 +304,9 @@ def shared(records: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
             yield record
 
 
-def test_the_picture_of_a_tutorial_hides_queues_of_others(chromium: Any, tmp_path: Path) -> None:
-    """On a broker that others also use, the picture of a tutorial in `mqtool ui` shows only the tutorial's queues,
-    exchanges and clients. A button shows the others, and a key hides them again.
+def test_the_picture_of_a_tutorial_hides_the_queues_of_other_users(chromium: Any, tmp_path: Path) -> None:
+    """On a broker that other users also use, the picture of a tutorial in `mqtool ui` shows only the tutorial's queues,
+    exchanges and clients. A button shows those of other users, and a key hides them again.
     """
     page = recorded(chromium, tmp_path, shared(play()))
     seek(page, 0.45)

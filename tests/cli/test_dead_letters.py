@@ -42,8 +42,9 @@ def test_dlq_show_leaves_the_dead_letters_in_order(dead: Shell) -> None:
 
 
 def test_dlq_ls_lists_dead_letter_queues_with_reasons(dead: Shell, broker: TestBroker) -> None:
-    """`dlq ls` lists the queues with the dead letters of `worker` and of a dead-letter exchange, with the number and
-    reasons of these messages. If no management API answers, it exits with 69.
+    """`dlq ls` lists each queue that holds dead letters of `worker` or of a dead-letter exchange, with their number and
+    reasons. If no management API answers, it exits with 69. If the queue that `dlq redrive --to` names does not exist,
+    the command exits with 75.
     """
     broker.api("PUT", f"exchanges/{broker.vhost}/graveyard", {"type": "fanout", "durable": True})
     broker.api("PUT", f"queues/{broker.vhost}/buried", {"durable": True})
@@ -88,8 +89,8 @@ def test_dlq_show_wraps_a_long_error_between_words(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_dlq_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroker) -> None:
-    """`dlq redrive --id` moves only this dead letter back, and its attempts are counted from 1 again. The others stay
-    where they are, in the same order.
+    """`dlq redrive --id` moves only the dead letter with this message id back, and its attempts are counted from 1
+    again. The others stay where they are, in the same order.
     """
     result = dead.run("mqtool", "dlq", "redrive", "jobs", "--id", "m-two")
     assert "1 moved back from jobs.dlq" in result.stderr
@@ -149,8 +150,8 @@ def test_dlq_commands_ask_only_if_there_are_dead_letters(dead: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("verb", ["show", "redrive", "drop"])
 def test_dlq_commands_refuse_the_name_of_a_dead_letter_queue(dead: Shell, verb: str) -> None:
-    """If `dlq show`, `redrive` or `drop` is given the name of a dead-letter queue, it exits with 69, and its hint names
-    the queue whose dead letters are in it.
+    """If `dlq show`, `dlq redrive` or `dlq drop` is given the name of a dead-letter queue, it exits with 69, and its
+    hint names the queue from which the dead letters came.
     """
     wrong = dead.run("mqtool", "dlq", verb, "jobs.dlq")
     assert (wrong.code, "hint: 'jobs.dlq' has the dead letters of 'jobs': mqtool dlq show jobs\n" in wrong.stderr) == (
@@ -182,8 +183,8 @@ def test_dlq_drop_by_id_keeps_the_order_of_the_others(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_dlq_redrive_loses_no_message_if_it_is_killed(shell: Shell, broker: TestBroker) -> None:
-    """After kill -9 of `dlq redrive`, a second run moves the other messages back, and none is lost. At most 100
-    messages arrive twice, each with the same message id.
+    """If `dlq redrive` is killed with kill -9, a second run moves the remaining messages back, and none is lost. At
+    most 100 messages arrive twice, both times with the same message id.
     """
     count = 3_000
     shell.run("mqtool", "send", "-q", "jobs", "x")
@@ -249,8 +250,8 @@ def test_dlq_ls_exits_with_69_if_the_management_api_is_not_at_its_usual_port(lon
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 def test_expired_messages_and_those_beyond_the_maximum_length_are_dead_lettered(shell: Shell, queue_type: str) -> None:
-    """A queue that `send` declares with --ttl, --max-length and --dead-letter-exchange dead-letters the messages that
-    expire and those beyond its maximum length.
+    """If `send` declares a queue with --ttl, --max-length and --dead-letter-exchange, the queue dead-letters the
+    messages that expire and those beyond its maximum length.
     """
     dead = shell.start("mqtool", "receive", "--declare", "-q", "q.dlq", "-c", "3", "-F", "%b").wait_until_ready()
     limits = ["--ttl", "1s", "--max-length", "2", "--dead-letter-exchange", ""]
@@ -269,7 +270,7 @@ def like(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
 @pytest.mark.sampled(1)
 def test_dlq_show_keeps_the_order_despite_a_forged_delivery_count(like: Shell) -> None:
     """`dlq show` does not change the order of messages in a classic queue, even if the first one was published with a
-    forged x-delivery-count of 1000, and `dlq show` is run twice.
+    forged x-delivery-count of 1000. A second run prints the same order.
     """
     like.run("mqtool", "queue", "declare", "jobs.dlq", "--queue-type", "classic", "--argument", "x-max-length=10")
     for given, message_id in ("x-delivery-count:=1000", "forged"), ("a=b", "honest"):
@@ -302,9 +303,7 @@ def test_redrives_and_attempts_are_counted_without_x_death(like: Shell) -> None:
 
 @pytest.mark.parametrize("command", ["show", "redrive", "drop"])
 def test_dlq_commands_refuse_an_unknown_reason(lonely_shell: Shell, command: str) -> None:
-    """`dlq show`, `redrive` and `drop` with a --reason that does not exist exit with 2, and list the reasons that
-    do.
-    """
+    """`dlq show`, `dlq redrive` and `dlq drop` with an unknown --reason exit with 2 and list the known reasons."""
     refused = lonely_shell.run("mqtool", "dlq", command, "jobs", "--reason", "typo")
     assert refused.code == 2
     assert (

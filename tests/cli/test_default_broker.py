@@ -83,7 +83,7 @@ def as_is(result: Result) -> str:
     return result.stdout + result.stderr
 
 
-def test_the_default_version_is_the_same_everywhere() -> None:
+def test_the_default_version_of_rabbitmq_is_the_same_everywhere() -> None:
     """Docker Compose, `broker up --kind docker`, the embedded broker and the documentation name the same RabbitMQ
     version.
     """
@@ -99,7 +99,9 @@ def test_the_default_version_is_the_same_everywhere() -> None:
 
 
 def test_every_tutorial_is_tested_on_the_default_broker() -> None:
-    """The tables in test_default_broker.py name every tutorial, so that each one is tested on the default broker."""
+    """The tables in test_default_broker.py name every tutorial, so that each tutorial is tested on the
+    default broker.
+    """
     over_amqp10 = {name.removeprefix(pages.AMQP10) for name in pages.NAMES if name.startswith(pages.AMQP10)}
     assert {*PAIRS, *STREAM_PAIRS} == set(PLAIN)
     assert set(PLAIN) == {name for name in pages.NAMES if not name.startswith(pages.AMQP10)}
@@ -109,8 +111,8 @@ def test_every_tutorial_is_tested_on_the_default_broker() -> None:
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("dialect", Dialect)
 def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: Dialect) -> None:
-    """In each dialect, a tutorial's receiver prints the messages of mqtool's sender and of the dialect's own script,
-    and both senders declare the same queue or exchange.
+    """With each --dialect, such as `go`, a tutorial's receiver prints the messages of mqtool's sender and those of the
+    dialect's own script, and both senders declare the same queue or exchange.
     """
     shell.environment["MQTOOL_DIALECT"] = dialect
     tutorials = list(PAIRS)
@@ -137,8 +139,8 @@ def test_every_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialec
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("dialect", StreamDialect)
 def test_every_stream_tutorial_exchanges_messages_in_every_dialect(shell: Shell, dialect: StreamDialect) -> None:
-    """In each dialect, the reader of a stream tutorial prints the sender's messages; the reader of the tutorial on
-    offset tracking reaches the last offset.
+    """With each --dialect, the reader of a stream tutorial prints the sender's messages, and the reader of the tutorial
+    on offset tracking reaches the last offset.
     """
     printed = [
         as_is(shell.run("mqtool", *command.split(), "--dialect", dialect))

@@ -42,7 +42,7 @@ def actions(result: Result) -> set[tuple[str, str, str]]:
 
 def test_exported_definitions_can_be_imported(admin: Shell) -> None:
     """`definitions diff` lists the exported definitions that the broker no longer has, and exits with 3; `definitions
-    import` adds exactly these. With --dry-run, `import` prints what it would add, and adds nothing.
+    import` adds exactly these. `definitions import --dry-run` prints what would be added, and adds nothing.
     """
     assert run(admin, "diff file").code == 0
     for line in ("queue delete jobs --yes", "exchange delete logs --yes"):
@@ -63,8 +63,8 @@ def test_exported_definitions_can_be_imported(admin: Shell) -> None:
 
 
 def test_definitions_import_does_not_change_queues_that_differ(admin: Shell) -> None:
-    """If a queue has other arguments than in the file, `definitions import` leaves this queue unchanged and exits with
-    3, but imports everything else.
+    """If a queue's arguments differ from those in the file, `definitions import` leaves this queue unchanged and exits
+    with 3, but imports everything else.
     """
     file = admin.directory / "file"
     contents = json.loads(file.read_text())
@@ -150,8 +150,8 @@ def test_doctor_reports_bindings_that_make_rabbitmq_refuse_a_file(
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_mqtool_and_rabbitmq_read_each_others_definitions_files(admin: Shell, broker: TestBroker) -> None:
-    """RabbitMQ imports a file that `definitions export` wrote, and mqtool reads what RabbitMQ exports: the definitions
-    of one virtual host, or of the whole broker.
+    """RabbitMQ imports a file that `definitions export` wrote, and mqtool reads what RabbitMQ exports for one virtual
+    host or for the whole broker.
     """
     policy = ("mqtool", "policy", "set", "p", "--pattern", "^jobs", "--definition")
     admin.run(*policy, '{"max-length": 5}')
@@ -260,8 +260,8 @@ def old(lonely_shell: Shell) -> Shell:
 def test_an_expensive_or_invalid_policy_pattern_does_not_stop_definitions_convert(
     lonely_shell: Shell, pattern: str, matches: bool | None
 ) -> None:
-    """`definitions convert` does not hang on a policy pattern with exponential backtracking. It says if it assumes that
-    a policy applies to nothing, because it cannot match its pattern.
+    """`definitions convert` does not hang on a policy pattern with exponential backtracking. If it cannot match a
+    pattern, it assumes that the policy applies to no queue, and says so.
     """
     document = {
         "vhosts": [{"name": "/"}],
@@ -280,8 +280,8 @@ def test_an_expensive_or_invalid_policy_pattern_does_not_stop_definitions_conver
 
 
 def test_definitions_convert_changes_what_rabbitmq_4_3_refuses(old: Shell) -> None:
-    """`definitions convert --to 4.3` changes what RabbitMQ 4.3 refuses, names each change, and keeps the rest. It exits
-    with 3 as long as the user has decisions to make.
+    """`definitions convert --to 4.3` changes the definitions that RabbitMQ 4.3 refuses, names each change, and keeps
+    everything else. It exits with 3 as long as the user has decisions to make.
     """
     converted = run(old, "convert old.json --to 4.3")
     assert converted.code == 3
@@ -320,8 +320,8 @@ def test_definitions_convert_changes_what_rabbitmq_4_3_refuses(old: Shell) -> No
 
 
 def test_delayed_relay_delays_the_messages_of_a_converted_exchange(old: Shell, tmp_path: Path) -> None:
-    """After `definitions convert --delayed relay` of an x-delayed-message exchange, `delayed relay` delays a message
-    with an x-delay header and routes it by the bindings of the old exchange.
+    """After `definitions convert --delayed relay` has converted an x-delayed-message exchange, `delayed relay` delays a
+    message by its x-delay header and routes it by the bindings of the old exchange.
     """
     (old.directory / "shop.json").write_text(json.dumps(of_shop(OLD)))  # as for one virtual host, without its name
     (tmp_path / "new.json").write_text(run(old, "convert shop.json --to 4.3 --mirrored quorum --delayed relay").stdout)

@@ -97,7 +97,7 @@ def test_send_delayed_may_start_before_receive_delayed(shell: Shell, via: str) -
 )
 @pytest.mark.sampled(4)
 def test_each_publishing_command_accepts_a_delay(shell: Shell, via: str, receive: list[str], send: list[str]) -> None:
-    """With --delay, the message of each publishing command reaches the receiver, but not before it is due."""
+    """If a publishing command is given --delay, its message reaches the receiver, but not before it is due."""
     receiver = shell.start("mqtool", *receive, "-c", "1", "-F", "%b %l").wait_until_ready()
     sent = shell.run("mqtool", *send, "later", "--delay", "150ms", "--via", via)
     body, late = receiver.wait().stdout.split()
@@ -173,7 +173,8 @@ def test_only_the_first_run_says_where_delayed_messages_wait(shell: Shell, plugi
 
 def test_send_with_a_delay_does_not_use_the_plugin_for_a_quorum_queue(shell: Shell, plugin: bool) -> None:
     """For a quorum queue, `send --delay` uses wait queues even if the broker has the delayed message plugin. With --via
-    plugin, `send` warns that the plugin may lose messages; so does `receive-delayed` for a quorum queue.
+    plugin, `send` warns that the plugin may lose messages. `receive-delayed` from a quorum queue prints the same
+    warning.
     """
     said = shell.run("mqtool", "send", "x", "--delay", "1h").stderr.splitlines()
     assert said[0] == "messages wait in queues, which lose nothing on the way to a quorum queue"
@@ -293,7 +294,7 @@ def test_delay_and_at_cannot_be_combined(lonely_shell: Shell) -> None:
 
 
 def test_messages_sent_with_a_time_do_not_arrive_before_it(shell: Shell, via: str) -> None:
-    """`send -l --at TIME` sends three lines; all of them arrive, and none before this time."""
+    """If `send -l --at TIME` sends three lines, all of them arrive, and none before this time."""
     receiver = shell.start("mqtool", "receive", "-c", "3", "-F", "%b %t").wait_until_ready()
     due = datetime.now().astimezone() + timedelta(seconds=3)
     sent = shell.run("mqtool", "send", "-l", "--via", via, "--at", due.isoformat(), stdin="1\n2\n3\n")
@@ -305,8 +306,8 @@ def test_messages_sent_with_a_time_do_not_arrive_before_it(shell: Shell, via: st
 
 
 def test_the_delay_of_each_line_starts_when_the_line_is_sent(shell: Shell, via: str) -> None:
-    """With `send -l --delay`, the delay of each line starts when that line is sent: the first line arrives before the
-    second one is typed.
+    """With `send -l --delay`, the delay of each line starts when that line is sent, so the first line arrives before
+    the second one is typed.
     """
     receiver = shell.start("mqtool", "receive", "-c", "2", "--raw").wait_until_ready()
     sender = shell.start("mqtool", "send", "-l", "--via", via, "--delay", "50ms", stdin=PIPE)
@@ -320,8 +321,8 @@ def test_the_delay_of_each_line_starts_when_the_line_is_sent(shell: Shell, via: 
 
 
 def test_each_message_in_ndjson_can_have_its_own_delay(shell: Shell, via: str) -> None:
-    """`send --json` delays each message by its "delay" or until its "at". A message with neither is sent at once. The
-    option --delay overrides both.
+    """`send --json` delays each message by its "delay" or until its "at", and sends a message with neither immediately.
+    The option --delay overrides both.
     """
     receiver = shell.start("mqtool", "receive", "-c", "3", "-F", "%b %l").wait_until_ready()
     lines = [
@@ -367,8 +368,8 @@ def test_an_invalid_delay_in_ndjson_is_reported_with_its_line(shell: Shell, line
 
 
 def test_send_delayed_uses_the_x_delay_header(shell: Shell, via: str) -> None:
-    """`send-delayed --json` delays a message by its x-delay header, in milliseconds. A message with a negative x-delay
-    is sent at once.
+    """`send-delayed --json` delays a message by its x-delay header, in milliseconds, and sends a message with a
+    negative x-delay immediately.
     """
     shell.run("mqtool", "receive-delayed", "--idle-timeout", "1ms")
     given = '{"body": "x", "headers": {"x-delay": 30, "mine": 1}}\n{"body": "y", "headers": {"x-delay": 3600000}}\n'
@@ -400,8 +401,8 @@ def test_a_received_message_that_is_sent_again_is_not_delayed_again(shell: Shell
 @pytest.mark.once_on_rabbitmq("via")
 @pytest.mark.parametrize("sign", [1, -1], ids=["positive x-delay", "negative x-delay"])
 def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign: int) -> None:
-    """`send-delayed --json --keep-delay` delays a received message again by its x-delay header; a "delay" in the line
-    overrides the header.
+    """`send-delayed --json --keep-delay` delays a received message again by its x-delay header. If the line also has
+    the key "delay", this key overrides the header.
     """
     shell.run("mqtool", "receive-delayed", "--idle-timeout", "1ms")
     lines = [
@@ -419,7 +420,9 @@ def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign
 
 @pytest.mark.parametrize("options", [["x"], ["--json", "--delay", "1s"]], ids=" ".join)
 def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
-    """`send-delayed --keep-delay` without --json, or with --delay, exits with 2 and says that it needs --json."""
+    """`send-delayed --keep-delay` exits with 2 if --json is missing or if --delay is also given, and says that
+    --keep-delay needs --json.
+    """
     refused = lonely_shell.run("mqtool", "send-delayed", "--keep-delay", *options, "-u", "amqp://127.0.0.1:1")
     assert "--keep-delay needs --json" in refused.stderr
     assert refused.code == 2
@@ -433,8 +436,8 @@ def test_send_delayed_declares_the_tutorials_queue(shell: Shell, via: str) -> No
 
 @on_any_broker
 def test_send_mandatory_stops_at_a_message_with_a_delay(shell: Shell) -> None:
-    """--mandatory does not work with a delay: `send --json --mandatory` sends the messages before the first one with a
-    delay, says so, and exits with 2.
+    """If the input of `send --json --mandatory` contains a message with a delay, the messages before it are sent; then
+    the command says that --mandatory does not work with a delay, and exits with 2.
     """
     shell.run("mqtool", "receive", "--idle-timeout", "1ms")
     refused = shell.run(
@@ -446,8 +449,8 @@ def test_send_mandatory_stops_at_a_message_with_a_delay(shell: Shell) -> None:
 
 
 def test_send_warns_once_that_a_delay_replaces_the_expiration(shell: Shell) -> None:
-    """With --via ttl, the delay replaces a message's expiration: `send` prints one warning that says so, however many
-    messages it sends, and no message arrives early.
+    """With `send --delay --via ttl`, the delay replaces the expiration of a message. `send` prints one warning about
+    this, however many messages it sends, and no message arrives early.
     """
     shell.run("mqtool", "receive", "--idle-timeout", "1ms")
     sent = shell.run("mqtool", "send", "-l", "--delay", "200ms", "--via", "ttl", "--property", "expiration=10",
@@ -495,7 +498,7 @@ def test_failed_to_keeps_delayed_messages_for_a_missing_queue(shell: Shell, via:
 @on_any_broker
 def test_failed_to_keeps_the_delay_of_each_unsent_line(shell: Shell) -> None:
     """If a line cannot be delayed, `send-delayed --failed-to FILE` writes this line and all later ones to the file,
-    each with the delay that it would have had.
+    each with the delay that was meant for it.
     """
     lines = [{"body": "x", "delay": "50d"}, {"body": "y"}, {"body": "z", "headers": {"x-delay": 70}}]
     (shell.directory / "given").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -509,8 +512,8 @@ def test_failed_to_keeps_the_delay_of_each_unsent_line(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_wait_queue_without_a_ttl_gets_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If the wait queue exists but has no TTL, `send --delay` exits with 78 and publishes nothing to it; --failed-to
-    keeps the message.
+    """If the wait queue exists but has no TTL, `send --delay` exits with 78 and publishes nothing to it. With
+    --failed-to FILE, the message is written to the file.
     """
     broker.api("PUT", f"queues/{broker.vhost}/hello.delay.1m", {"durable": True})
     refused = shell.run("mqtool", "send", "-l", "--delay", "1m", "--via", "ttl", "--failed-to", "failed", stdin="x\n")
@@ -546,7 +549,7 @@ def test_delayed_messages_arrive_after_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, via: str, send: list[str], receive: list[str]
 ) -> None:
     """After a restart of the broker, all delayed messages for durable queues arrive, and none early. On RabbitMQ,
-    messages that are due during its start may arrive up to three minutes late.
+    messages that are due while it starts may arrive up to three minutes late.
     """
     shell = lonely_shell
     first = 20 if restartable.kind is BrokerKind.EMBEDDED else 20_000
@@ -575,8 +578,8 @@ def test_delayed_messages_arrive_after_a_restart_of_the_broker(
 
 @large
 def test_thousands_of_delayed_messages_arrive_once_and_not_early(shell: Shell, broker: TestBroker, via: str) -> None:
-    """Each of the thousands of messages that `send-delayed --json` sends, with delays from 0 to 2 s, arrives once, and
-    none early.
+    """`send-delayed --json` sends thousands of messages with delays from 0 to 2 s. Each of them arrives once, and none
+    early.
     """
     count = 4_000 if broker.kind == "embedded" else 2_000  # which take RabbitMQ two seconds of computing
     given = "".join(json.dumps({"body": f"{n}", "delay": f"{n * 7919 % 2000}ms"}) + "\n" for n in range(count))
@@ -590,7 +593,9 @@ def test_thousands_of_delayed_messages_arrive_once_and_not_early(shell: Shell, b
 
 
 def test_failed_to_keeps_a_message_that_cannot_be_delayed(shell: Shell) -> None:
-    """A message with a CC header cannot be delayed: `send --delay` exits with 65, and --failed-to keeps the message."""
+    """A message with a CC header cannot be delayed. If `send --delay` is given one, it exits with 65, and --failed-to
+    FILE writes the message to the file.
+    """
     copies = ("-H", 'CC:=["elsewhere"]')
     refused = shell.run("mqtool", "send", "-q", "q", "--delay", "5s", *copies, "--failed-to", "failed", "not me")
     assert refused.code == 65

@@ -66,8 +66,9 @@ def received(shell: Shell, count: int, patience: float = PATIENCE) -> list[Any]:
 
 @pytest.mark.keeps_messages
 def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: TestBroker) -> None:
-    """`delayed relay` routes a message by its routing key once its x-delay is over, never early, and keeps its
-    properties and headers. If x-delay is missing or not a positive number, the relay forwards the message at once.
+    """`delayed relay` routes a message by its routing key once the delay in its x-delay header is over, never early,
+    and keeps the message's properties and headers. If x-delay is missing or not a positive number, the relay forwards
+    the message immediately.
     """
     running = relay(shell, "--type", "topic")
     shell.run("mqtool", "send", "-e", "tasks", "-r", "nobody", "no queue is bound by this key")
@@ -95,8 +96,8 @@ def test_delayed_relay_delays_the_messages_of_any_client(shell: Shell, broker: T
 
 @on_any_broker
 def test_delayed_relay_by_timestamps_counts_the_delay_from_publishing(shell: Shell, broker: TestBroker) -> None:
-    """With `delayed relay --by-timestamps`, a message with a delay of one hour that was published an hour ago is
-    forwarded at once.
+    """`delayed relay --by-timestamps` counts the delay from the time at which the message was published: it immediately
+    forwards a message with a delay of one hour that was published an hour ago.
     """
     running = relay(shell, "--type", "topic", "--by-timestamps")
     now = int(time.time() * 1000)
@@ -115,8 +116,8 @@ def test_delayed_relay_by_timestamps_counts_the_delay_from_publishing(shell: She
 
 @pytest.mark.keeps_messages
 def test_a_killed_delayed_relay_loses_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If several processes of `delayed relay` run for one exchange, and are killed one after the other, the last one
-    delivers all messages: none is lost, but some may arrive twice.
+    """If several processes of `delayed relay` run for one exchange, and all but the last are killed one after the
+    other, the last one delivers all messages. None is lost, but some may arrive twice.
     """
     count = 600
     first, second = relay(shell, "--type", "topic"), relay(shell)
@@ -135,9 +136,9 @@ def test_a_killed_delayed_relay_loses_no_message(shell: Shell, broker: TestBroke
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
-def test_relay_continues_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
-    """After kill -9 of the broker, `delayed relay` reconnects and continues by itself, and every confirmed message
-    arrives. On RabbitMQ, messages that are due while it is down or starting may arrive some minutes late.
+def test_delayed_relay_continues_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
+    """After kill -9 of the broker, `delayed relay` reconnects and continues without help, and every confirmed message
+    arrives. On RabbitMQ, messages that are due while the broker is down or starting may arrive some minutes late.
     """
     own_broker(kind)
     shell, delayed, at_once = lonely_shell, 200, 400
@@ -179,8 +180,8 @@ def has_saved_its_queues(node: Restartable) -> bool:
 
 @on_any_broker
 def test_delayed_relay_avoids_wait_queues_without_a_leader(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If wait queues have no leader, `delayed relay` uses others instead, delivers every message, and warns once for
-    each queue without a leader.
+    """If some wait queues have no leader, `delayed relay` uses other wait queues instead, delivers every message, and
+    warns once for each queue without a leader.
     """
     dead = re.compile(r"delay\.(\d\d|1\d\d|200)ms$")
     known, warnings, counts, told = threading.Event(), list[str](), Counter[str](), set[str]()
@@ -218,8 +219,8 @@ def test_delayed_relay_avoids_wait_queues_without_a_leader(broker: TestBroker, m
 
 
 def test_delayed_commands_include_the_messages_of_a_relay(shell: Shell, broker: TestBroker) -> None:
-    """`delayed ls`, `show`, `cancel` and `now` include the messages that `delayed relay` delays, and those that were
-    published while no relay was running.
+    """`delayed ls`, `delayed show`, `delayed cancel` and `delayed now` include the messages that `delayed relay`
+    delays, and those that were published while no relay was running.
     """
     running = relay(shell, "--type", "topic")
 
@@ -248,8 +249,8 @@ def test_delayed_commands_include_the_messages_of_a_relay(shell: Shell, broker: 
 
 @on_any_broker
 def test_delayed_relay_publishes_due_messages_to_another_exchange(shell: Shell, broker: TestBroker) -> None:
-    """`delayed relay --to` publishes messages that are due to an existing exchange, and warns about queues that are
-    bound directly to the relay's own exchange, since they get messages without delay.
+    """`delayed relay --to` publishes messages that are due to an existing exchange. It warns about each queue that is
+    bound directly to the relay's own exchange, because such a queue gets the messages without delay.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
     shell.run("mqtool", "exchange", "declare", "events", "topic")
@@ -273,8 +274,8 @@ def test_delayed_relay_publishes_due_messages_to_another_exchange(shell: Shell, 
 
 @on_any_broker
 def test_delayed_relay_replaces_the_plugin_without_duplicating_messages(shell: Shell, broker: TestBroker) -> None:
-    """After `delayed migrate`, the delayed message plugin delivers the messages that it still holds, the relay delivers
-    those that are published to its exchange, and each message arrives once.
+    """After `delayed migrate`, the delayed message plugin delivers the messages that it still holds, and the relay
+    delivers those that are published to the relay's exchange. Each message arrives once.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old = Exchange("old", DELAYED, durable=True, arguments={"x-delayed-type": "topic"})

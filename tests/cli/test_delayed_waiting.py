@@ -75,7 +75,7 @@ def test_delayed_ls_and_show_list_delayed_messages_and_retries(waiting: Waiting)
 
 def test_delayed_cancel_deletes_the_chosen_messages(waiting: Waiting) -> None:
     """`delayed cancel --yes` deletes the delayed messages that an id or a condition selects; the others keep waiting.
-    Without --yes, it exits with 2.
+    Without a terminal and without --yes, it exits with 2.
     """
     waiting.run("cancel", "m-1", code=2)
     waiting.run("cancel", "--yes", code=2)
@@ -87,8 +87,8 @@ def test_delayed_cancel_deletes_the_chosen_messages(waiting: Waiting) -> None:
 
 
 def test_delayed_now_delivers_a_message_before_it_is_due(waiting: Waiting) -> None:
-    """`delayed now` publishes a delayed message at once, to its exchange, with its routing key and without an
-    expiration, and the message no longer waits.
+    """`delayed now` immediately publishes a delayed message to its exchange, with its routing key and without an
+    expiration, and removes it from the wait queue.
     """
     assert "2 delivered" in waiting.run("now", "m-4", "m-2").stderr
     assert sorted(waiting.shown()) == ["m-1", "m-3"]

@@ -27,7 +27,7 @@ def left_behind(broker: TestBroker) -> list[str]:
 
 
 def test_make_demo_runs_every_tutorial() -> None:
-    """`make demo` runs all tutorials, in the order in which mqtool lists them, except why-queues."""
+    """`make demo` runs all tutorials except why-queues, in the order in which mqtool lists them."""
     (names,) = re.findall(r"^TUTORIALS := ([^\\\n]*(?:\\\n[^\\\n]*)*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert ["why-queues", *names.replace("\\", "").split()] == list(PLAYS)
 
@@ -36,8 +36,8 @@ def test_make_demo_runs_every_tutorial() -> None:
 def test_the_log_demonstration_delivers_a_log_whole_and_in_parts(
     shell: Shell, broker: TestBroker, tmp_path: Path
 ) -> None:
-    """In the log demonstration, one receiver gets the whole log byte for byte, and the others get parts that add up to
-    the whole; no queue is left on the broker.
+    """In the log demonstration of `make demo`, one receiver gets the whole log byte for byte, and the others get parts
+    that add up to the whole. No queue is left on the broker.
     """
     log = tmp_path / "dpkg.log"
     actions = [f"{action} package{n}:all" for n in range(300) for action in ("install", "status unpacked", "configure")]

@@ -66,8 +66,8 @@ RECEIVERS = {
 @pytest.mark.parametrize(("dialect", "command"), SPOKEN)
 @pytest.mark.sampled(12)
 def test_each_dialect_prints_the_lines_of_its_scripts(shell: Shell, dialect: str, command: str) -> None:
-    """With --dialect, each command prints the same lines as the dialect's tutorial scripts: on stderr for Go, and on
-    stdout for the others.
+    """With --dialect, each command prints the same lines as the dialect's tutorial scripts, on stderr for Go and on
+    stdout for the other languages.
     """
     sent, received = SPOKEN[dialect, command]
     [receive] = [whose for sender, whose in RECEIVERS.items() if command.startswith(sender)]
@@ -150,8 +150,8 @@ def test_a_named_queue_is_as_durable_as_in_the_dialects_scripts(shell: Shell, co
 
 @on_any_broker
 def test_send_says_that_the_dialect_makes_a_new_queue_transient(shell: Shell) -> None:
-    """With --dialect, `send -q NAME` on a terminal says once that the dialect makes the new queue transient, and names
-    --durable.
+    """When `send --dialect NAME -q QUEUE` on a terminal declares a new queue, it says that the dialect makes the queue
+    transient, and names --durable. It does not say so again once the queue exists.
     """
     send = ("mqtool", "send", "x", "--dialect", "go-classic", "-q")
     said = "it is transient, as in --dialect go-classic; for a durable queue, add --durable"
@@ -163,8 +163,8 @@ def test_send_says_that_the_dialect_makes_a_new_queue_transient(shell: Shell) ->
 
 @on_any_broker
 def test_raw_output_and_output_files_work_with_a_dialect(shell: Shell) -> None:
-    """With --dialect, `receive --raw` prints only bodies on stdout, and the script's other lines on stderr; `receive -o
-    FILE` writes the lines of the messages to the file.
+    """With --dialect, `receive --raw` prints only bodies on stdout, and the script's other lines on stderr. With -o
+    FILE, `receive` writes the lines of the messages to the file.
     """
     shell.run("mqtool", "send", "-l", "--dialect", "go-classic", stdin="one\ntwo\n")
     raw = shell.run("mqtool", "receive", "--raw", "-c", "1", "--dialect", "go-classic")
@@ -175,7 +175,9 @@ def test_raw_output_and_output_files_work_with_a_dialect(shell: Shell) -> None:
 
 @on_any_broker
 def test_without_a_dialect_only_messages_go_to_stdout(shell: Shell) -> None:
-    """Without --dialect, `receive-log` and `emit-log` print errors and notices on stderr, and nothing on stdout."""
+    """Without --dialect, `receive-log` and `emit-log` print errors and notices on stderr; stdout is only for
+    messages.
+    """
     missing = shell.run("mqtool", "receive-log", "direct")
     assert (missing.stdout, missing.code) == ("", 2)
     assert missing.stderr.startswith(
@@ -204,8 +206,8 @@ def test_a_dialect_does_not_change_raw_data(shell: Shell, dialect: str) -> None:
 )  # fmt: skip
 @pytest.mark.sampled(2)
 def test_a_tutorials_queue_is_declared_without_a_notice(shell: Shell, command: str, queue: str) -> None:
-    """On a terminal, a tutorial's command declares the tutorial's queue without a notice: the first line that it prints
-    is the tutorial's own.
+    """On a terminal, a tutorial's command declares the tutorial's queue without a notice, so that the first line that
+    it prints is the tutorial's own.
     """
     shown = on_terminal(shell, "mqtool", *command.split()).stdout
     assert shown.startswith(" [")

@@ -47,8 +47,8 @@ def home(tmp_path: Path, name: str) -> Iterator[Shell]:
 
 
 def test_a_broker_in_docker_is_started_used_and_stopped(home: Shell, image: str, name: str) -> None:
-    """`broker up --kind docker` returns when the container is healthy. `broker status`, `logs`, `restart` and `down`
-    find this broker, and persistent messages are still there after the next `broker up`.
+    """`broker up --kind docker` returns when the container is healthy. `broker status`, `broker logs`, `broker restart`
+    and `broker down` find this broker by its name, and persistent messages are still there after the next `broker up`.
     """
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
     port, streams = str(ports.free_port()), str(ports.free_port())
@@ -110,8 +110,8 @@ def test_broker_up_in_docker_with_listen_needs_a_user_other_than_guest(home: She
 
 @pytest.mark.timeout(500)
 def test_a_cluster_in_docker_works_after_one_node_was_killed(home: Shell, image: str, name: str) -> None:
-    """If one node of a cluster in Docker is killed, messages can still be sent and received. `broker status` says "2 of
-    3 nodes running", and `broker up` starts the node again.
+    """If one node of a cluster in Docker is killed, messages can still be sent and received, and `broker status` says
+    "2 of 3 nodes running". `broker up` starts the killed node again.
     """
     up = home.run(
         "mqtool", "broker", "up", "--kind", "docker", "--image", image, "--cluster", "--name", name, timeout=300
@@ -170,7 +170,7 @@ def test_broker_up_in_docker_reports_a_name_or_port_in_use(home: Shell, image: s
     assert home.run("mqtool", "broker", "status", "--name", name).code == 69
 
 
-def test_an_image_that_cannot_be_pulled_is_named(home: Shell, image: str, name: str) -> None:
+def test_broker_up_names_a_docker_image_that_cannot_be_pulled(home: Shell, image: str, name: str) -> None:
     """If the Docker image cannot be pulled, `broker up` names the image and exits with 69."""
     result = home.run("mqtool", "broker", "up", "--kind", "docker", "--image", "127.0.0.1:1/none", "--name", name)
     assert result.code == 69

@@ -99,7 +99,9 @@ def parse(arguments: list[str]) -> None:
 
 
 def test_command_lines_in_the_documents_are_valid() -> None:
-    """Each mqtool command line in the documentation and in the help parses: its command, options and values exist."""
+    """In each mqtool command line in the documentation and in the help, the command, the options and their values
+    exist.
+    """
     refused = {}
     for line in documented_lines():
         for arguments in invocations(line):
@@ -139,8 +141,8 @@ def test_the_generated_reference_is_up_to_date() -> None:
 
 
 def test_the_index_of_commands_links_to_each_command() -> None:
-    """The index of commands links to each command, every link leads to an existing heading, and each reference page has
-    fewer than 600 lines.
+    """The index of commands in the documentation links to each command, and every link leads to an existing heading.
+    Each reference page has fewer than 600 lines.
     """
     links = re.findall(r"\]\(commands/(\S+)#(\S+)\): ", COMMANDS.read_text())
     headings = {
@@ -213,8 +215,8 @@ SECTIONS = [text for text in TUTORIALS.read_text().split("\n## ") if "\nRun this
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.partition("\n")[0])
 @pytest.mark.sampled(3)
 def test_the_commands_of_a_tutorial_succeed_in_several_terminals(shell: Shell, section: str) -> None:
-    """The commands of each tutorial, pasted in order into several terminals, succeed. Those that run until Ctrl-C exit
-    with 0, and at least one of them receives a message.
+    """The commands of each tutorial in the documentation, pasted in order into several terminals, succeed. Those that
+    run until Ctrl-C then exit with 0, and at least one of them receives a message.
     """
     type_in_terminals(shell, section)
 

@@ -26,8 +26,8 @@ def _drill(shell: Shell, broker: TestBroker, name: str) -> dict[str, int]:
 
 
 def test_drill_kill_worker_loses_nothing(lonely_shell: Shell, broker: TestBroker) -> None:
-    """In the drill `kill-worker`, all 200 messages are handled, and none twice. Those of the killed worker are
-    redelivered.
+    """In the drill `kill-worker`, all 200 messages are handled, and none twice. The messages that the killed worker had
+    not acknowledged are redelivered.
     """
     verdict = _drill(lonely_shell, broker, "kill-worker")
     assert (verdict["sent"], verdict["done"]) == (200, 200)
@@ -61,7 +61,7 @@ def test_drill_poison_dead_letters_only_messages_that_can_never_be_handled(
 
 @on_any_broker
 def test_drill_quiet_prints_only_the_totals(lonely_shell: Shell, broker: TestBroker) -> None:
-    """With --quiet, a drill prints one line with its totals on stdout, and nothing on stderr."""
+    """`drill duplicate --quiet` prints one line with its totals on stdout, and nothing on stderr."""
     result = lonely_shell.run("mqtool", "drill", "duplicate", "-c", "20", "--quiet", "-u", broker.url)
     assert (result.stderr, result.code) == ("", 0)
     assert re.fullmatch(r"duplicate: sent 20, .*, lost 0\n", result.stdout)

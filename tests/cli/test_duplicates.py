@@ -15,8 +15,8 @@ def _message(message_id: str, body: str = "x") -> str:
 
 @on_any_broker
 def test_worker_deduplicate_skips_a_message_that_was_handled_before(shell: Shell, broker: TestBroker) -> None:
-    """If a message with the same id was handled before, even by an earlier run, `worker --deduplicate` does not handle
-    the message again, but acknowledges it and says so.
+    """If a message has the same id as one that was handled before, even by an earlier run, `worker --deduplicate` does
+    not handle it, but acknowledges it and says so.
     """
     store = ["--deduplicate", "--dedup-store", "store"]
     program = ["--shell", "--exec", "echo did $MQ_MESSAGE_ID"]
@@ -35,7 +35,9 @@ def test_worker_deduplicate_skips_a_message_that_was_handled_before(shell: Shell
 def test_a_message_with_the_same_id_on_another_virtual_host_is_not_a_duplicate(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """`worker --deduplicate` handles a message even if one with the same id was handled on another virtual host."""
+    """`worker --deduplicate` handles a message even if a message with the same id was handled on another
+    virtual host.
+    """
     worker = ("mqtool", "worker", "-c", "1", "--deduplicate", "--dedup-store", "store", "--exec", "echo did it")
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     assert shell.run(*worker).stdout == "did it\n"
@@ -71,8 +73,8 @@ def test_a_duplicate_of_a_dead_letter_is_skipped_but_a_redriven_one_is_handled(
 
 @on_any_broker
 def test_the_retry_of_a_failed_message_is_not_skipped_as_a_duplicate(shell: Shell) -> None:
-    """`worker --deduplicate` does not skip the retry of a failed message, nor a message with the same id that arrives
-    after the --dedup-window.
+    """`worker --deduplicate` skips neither the retry of a failed message, nor a message with the same id that arrives
+    after the time given with --dedup-window.
     """
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
     store = ["--deduplicate", "--dedup-store", "store", "--dedup-window", "1ms"]
@@ -86,7 +88,7 @@ def test_the_retry_of_a_failed_message_is_not_skipped_as_a_duplicate(shell: Shel
 
 @pytest.mark.keeps_messages
 def test_the_message_of_a_killed_worker_is_handled_once(shell: Shell) -> None:
-    """If `worker --deduplicate` and its program are killed with kill -9, the next worker handles the redelivered
+    """If `worker --deduplicate` is killed with kill -9 while its program runs, the next worker handles the redelivered
     message, and the message is handled exactly once.
     """
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
@@ -129,8 +131,8 @@ def test_rpc_server_exec_replies_with_the_programs_output(shell: Shell) -> None:
 
 @on_any_broker
 def test_rpc_server_deduplicate_sends_the_same_reply_to_a_repeated_request(shell: Shell) -> None:
-    """If a request arrives twice, `rpc-server --deduplicate` runs the program once, and sends the same reply to
-    both.
+    """If a request arrives twice, `rpc-server --deduplicate` runs the program once, and sends the same reply both
+    times.
     """
     request = json.dumps(
         {"body": "x", "properties": {"message_id": "r1", "correlation_id": "c", "reply_to": "answers"}}
@@ -147,8 +149,8 @@ def test_rpc_server_deduplicate_sends_the_same_reply_to_a_repeated_request(shell
 
 @on_any_broker
 def test_rpc_server_deduplicate_replies_to_two_clients_with_the_same_message_id(shell: Shell) -> None:
-    """If requests of two clients have the same message id, `rpc-server --deduplicate` treats them as different requests
-    and replies to both.
+    """If requests from two clients have the same message id, `rpc-server --deduplicate` treats them as different
+    requests and replies to both.
     """
     requests = [
         {"body": client, "properties": {"message_id": "r1", "correlation_id": "c", "reply_to": client}}

@@ -40,8 +40,8 @@ def test_a_program_gets_the_body_on_stdin_and_the_rest_in_its_environment(shell:
 
 @on_any_broker
 def test_a_large_body_is_passed_whole_and_need_not_be_read(shell: Shell) -> None:
-    """`worker --exec` passes all of a body of 1 MB on stdin. If the program exits with 0 without reading the body, the
-    message is still acknowledged.
+    """`worker --exec` passes the whole of a 1 MB body on stdin. If the program exits with 0 without reading the body,
+    the message is still acknowledged.
     """
     for _ in range(2):
         shell.run("mqtool", "new-task", stdin=b"x" * 1_000_000)
@@ -79,7 +79,7 @@ def test_worker_handles_exactly_the_count_with_concurrent_programs(shell: Shell)
 
 
 @on_any_broker
-@pytest.mark.parametrize("status", [126, 127])
+@pytest.mark.parametrize("status", [126, 127], ids="exit status {}".format)
 def test_worker_exits_and_keeps_the_message_if_the_program_cannot_be_run(shell: Shell, status: int) -> None:
     """If the program cannot be run (exit status 126 or 127), `worker` exits with 1, and the message stays in the queue
     for another worker.
@@ -115,16 +115,16 @@ def test_worker_refuses_an_invalid_program(shell: Shell) -> None:
 
 @pytest.mark.parametrize("command", ["sh -c 'echo $MQ_QUEUE'", 'sh -c "echo $MQ_QUEUE"', r"echo \$HOME $1 a$ $"])
 def test_exec_accepts_a_dollar_sign_that_is_meant_for_the_program(command: str) -> None:
-    """`--exec` without --shell accepts a `$` in a quoted script for `sh -c`, after a backslash, or where no variable
-    name follows.
+    """`worker --exec` without --shell accepts a `$` in a quoted script for `sh -c`, after a backslash, or where no
+    variable name follows.
     """
     ExecCommand(command)
 
 
 @on_any_broker
 def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
-    """When --timeout is over, `worker` kills its program and the processes that the program has started. If no retries
-    are left, the message is dead-lettered.
+    """If its program runs longer than --timeout allows, `worker` kills the program and the processes that it has
+    started. If no retries are left, the message is dead-lettered.
     """
     shell.run("mqtool", "new-task")
     result = shell.run(
@@ -138,8 +138,8 @@ def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_program_is_killed_in_time_even_if_the_stderr_of_worker_is_not_read(shell: Shell) -> None:
-    """If no process reads the stderr of `worker`, its program is still killed when --timeout is over, and still ends
-    after kill -9 of the worker.
+    """Even if no process reads the stderr of `worker`, its program is killed once it has run longer than --timeout
+    allows, and also ends after kill -9 of the worker.
     """
     os.mkfifo(shell.directory / "log")
     reader = os.open(shell.directory / "log", os.O_RDONLY | os.O_NONBLOCK)
@@ -203,7 +203,9 @@ def test_a_background_process_does_not_delay_the_acknowledgement(shell: Shell) -
 
 @on_any_broker
 def test_worker_forwards_all_of_a_programs_stderr(shell: Shell) -> None:
-    """`worker` forwards every line that its program writes to stderr, even if the reader of its own stderr is slow."""
+    """`worker` forwards every line that its program writes to stderr, even if the process that reads the output of
+    `worker` is slow.
+    """
     shell.run("mqtool", "new-task")
     command = "mqtool worker -c 1 --shell --exec 'seq 40000 >&2' 2>&1 >/dev/null | (sleep 1; cat) | grep -c '^[0-9]*$'"
     assert shell.run("bash", "-c", command).stdout == "40000\n"
@@ -211,8 +213,8 @@ def test_worker_forwards_all_of_a_programs_stderr(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_messages_before_a_slow_program_are_acknowledged_while_it_runs(shell: Shell, broker: TestBroker) -> None:
-    """`worker` acknowledges each message when its own program ends: while a slow program runs, all messages before it
-    are already acknowledged.
+    """`worker` acknowledges each message when the program for this message ends. While a slow program runs, all
+    messages before its message are already acknowledged.
     """
     shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" + "quick\n" * 20)
     program = "read body; echo $body; if [ $body = slow ]; then while ! [ -e go ]; do sleep 0.1; done; fi"
@@ -254,8 +256,8 @@ def test_quick_programs_run_beside_slow_ones(shell: Shell, broker: TestBroker) -
 def test_worker_prefetches_one_message_for_each_program_or_as_many_as_prefetch_says(
     shell: Shell, broker: TestBroker, options: tuple[str, ...], left: int
 ) -> None:
-    """`worker` takes only one message for each program that it may run at once, or as many as --prefetch says. The
-    others stay in the queue for other workers, even with --count.
+    """`worker` prefetches one message for each program that it may run at the same time, or as many as --prefetch says.
+    The other messages stay in the queue for other workers, even with --count.
     """
     shell.run("mqtool", "new-task", "-l", stdin="task\n" * 6)
     program = "echo started; while ! [ -e go ]; do sleep 0.1; done"
@@ -284,8 +286,8 @@ def test_worker_keeps_the_remaining_messages_if_a_program_exits_with_127(shell: 
 
 @pytest.mark.keeps_messages
 def test_worker_handles_exactly_a_count_beyond_the_prefetch(shell: Shell, broker: TestBroker) -> None:
-    """`worker -c 150`, a count beyond its prefetch, handles exactly 150 of 170 messages and leaves the others in the
-    queue.
+    """Even if its count is larger than its prefetch, `worker -c 150` handles exactly 150 of 170 messages and leaves the
+    others in the queue.
     """
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(170)))
     worked = shell.run("mqtool", "worker", "-c", "150", "--shell", "--exec", "cat; echo")
@@ -355,7 +357,7 @@ def test_worker_stops_when_the_reader_of_its_output_has_exited(shell: Shell) -> 
 
 @on_any_broker
 def test_worker_exits_and_keeps_the_message_if_its_runner_is_killed(shell: Shell) -> None:
-    """If the child process with which `worker` starts programs, its runner, is killed, `worker` exits with 1 and the
+    """`worker` starts programs from a child process, its runner. If the runner is killed, `worker` exits with 1 and the
     message stays in the queue.
     """
     worker = shell.start("mqtool", "worker", "--declare", "-q", "jobs", "--exec", "true").wait_until_ready()
@@ -370,8 +372,8 @@ def test_worker_exits_and_keeps_the_message_if_its_runner_is_killed(shell: Shell
 
 @pytest.mark.keeps_messages
 def test_after_a_killed_runner_at_most_one_message_is_handled_twice(shell: Shell) -> None:
-    """If the child process with which `worker` starts programs, its runner, is killed, another worker handles the
-    remaining messages, and at most one message is handled twice.
+    """`worker` starts programs from a child process, its runner. If the runner is killed, `worker` exits with 1,
+    another worker handles the remaining messages, and at most one message is handled twice.
     """
     shell.run("sh", "-c", "seq 200 | mqtool send -l -q jobs")
     program = ("--shell", "--exec", 'echo "$(cat)" >> done; sleep 0.01', "--concurrency", "2")
@@ -403,8 +405,8 @@ def test_heartbeats_continue_while_a_program_runs(shell: Shell, broker: TestBrok
 
 @pytest.mark.keeps_messages
 def test_a_failing_message_is_retried_with_backoff_and_then_dead_lettered(shell: Shell, broker: TestBroker) -> None:
-    """`worker` retries a message whose program fails up to --retries times, after delays that double each time, and
-    then dead-letters it with headers that give the reason, the number of attempts and the queue.
+    """If its program fails, `worker` retries the message up to --retries times, after delays that double each time.
+    Then it dead-letters the message, with headers that give the reason, the number of attempts and the queue.
     """
     shell.run("mqtool", "send", "-q", "jobs", "--property", "message-id=m1", "-H", "k=v", "-H", "CC:=[]", "bad")
     result = shell.run(
@@ -437,8 +439,8 @@ def test_a_failing_message_is_retried_with_backoff_and_then_dead_lettered(shell:
 
 @pytest.mark.keeps_messages
 def test_worker_dead_letters_after_exit_status_65_and_retries_after_others(shell: Shell, broker: TestBroker) -> None:
-    """If a program exits with 65, `worker` dead-letters the message at once. After any other failure, it retries the
-    message, and acknowledges it if the second attempt succeeds.
+    """If a program exits with 65, `worker` dead-letters the message without a retry. After any other failure, it
+    retries the message, and acknowledges it if the second attempt succeeds.
     """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="65\n75\n9\n0\n")
     result = shell.run(
@@ -469,8 +471,8 @@ def test_worker_exits_with_1_if_all_programs_failed(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_a_long_retry_delay_does_not_hold_up_a_short_one(shell: Shell) -> None:
-    """A message that waits an hour for its retry does not delay another message of the same queue that waits 200 ms for
-    its own.
+    """A message that waits an hour for its retry does not delay another message of the same queue whose retry is due in
+    200 ms.
     """
     shell.run("mqtool", "send", "-q", "jobs", "first")
     first = shell.run("mqtool", "worker", "-q", "jobs", "-c", "1", "--backoff", "1h", "--backoff-max", "2h",

@@ -28,8 +28,8 @@ def tester(lonely_shell: Shell, own: EmbeddedBroker) -> Shell:
 
 
 def test_faults_can_be_started_listed_and_ended(tester: Shell, own: EmbeddedBroker) -> None:
-    """`broker fault` makes the embedded broker cut connections, nack publishes, or go silent; `broker fault ls` lists
-    the active faults, and `broker fault clear` ends them.
+    """`broker fault` makes the embedded broker cut connections, nack published messages, or go silent. `broker fault
+    ls` lists the active faults, and `broker fault clear` ends them.
     """
     worker = tester.start("mqtool", "receive", "--declare", "-q", "jobs", ready=True).wait_until_ready()
     assert tester.run("mqtool", "broker", "fault", "cut-connections").stderr == "cut-connections: 1 affected\n"

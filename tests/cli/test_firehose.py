@@ -58,8 +58,8 @@ def test_tap_with_the_firehose_shows_every_published_message(shell: Shell, broke
 
 
 def test_two_taps_share_the_firehose(shell: Shell, broker: TestBroker, connection: Connection) -> None:
-    """With --firehose, one `tap` shows the messages that are published to the default exchange, and another those that
-    a queue delivers. The firehose is switched off when both have ended.
+    """While one `tap --firehose` shows the messages that are published to the default exchange, another one can show
+    the messages that a queue delivers. The firehose is switched off only when both have ended.
     """
     connection.channel().declare(Queue("jobs", durable=True))
     default, queue = tapping(shell, "", "-c", "1"), tapping(shell, "-q", "jobs", "-F", "%q %r %R %b", "-c", "1")
@@ -132,8 +132,8 @@ def test_the_next_tap_switches_off_the_firehose_of_a_killed_tap(shell: Shell, br
 
 @on_any_broker
 def test_tap_uses_the_firehose_only_with_its_option(shell: Shell) -> None:
-    """`tap --all`, and `tap` of the default exchange, exit with 2 unless --firehose is given, since the firehose costs
-    the broker time.
+    """`tap --all`, and `tap` with the default exchange, exit with 2 unless --firehose is given, because the firehose
+    slows the broker down.
     """
     for words, said in (
         (["--all"], "only the broker's firehose shows --all"),
@@ -148,7 +148,7 @@ def test_tap_uses_the_firehose_only_with_its_option(shell: Shell) -> None:
 
 def test_tap_names_the_permission_that_is_missing(shell: Shell, broker: TestBroker) -> None:
     """If the user may not declare the queue of `tap` or read from the exchange, `tap` exits with 77 and names the
-    missing permission. --firehose needs an administrator.
+    missing permission. If the user is not an administrator, so does `tap --firehose`.
     """
     user = f"tapper-{uuid.uuid4().hex[:8]}"
     broker.api("PUT", f"users/{user}", {"password": "secret", "tags": "management"})

@@ -31,7 +31,7 @@ def send_to_server_that_answers(shell: Shell, answer: bytes, *options: str) -> R
 @pytest.mark.parametrize(
     ("protocol", "answer"),
     [("amqp0.9.1", b""), ("amqp0.9.1", _START), ("amqp1.0", b""), ("amqp1.0", b"AMQP\x03\x01\x00\x00")],
-    ids=["0-9-1, at once", "0-9-1, after Start", "1.0, at once", "1.0, after the header"],
+    ids=["0-9-1, immediately", "0-9-1, after Start", "1.0, immediately", "1.0, after the header"],
 )
 def test_send_explains_a_connection_that_is_closed_during_the_handshake(
     lonely_shell: Shell, protocol: str, answer: bytes

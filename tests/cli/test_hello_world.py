@@ -34,7 +34,9 @@ def test_aliases_and_options_of_other_tools_are_accepted(shell: Shell, broker: T
                                      "rpc-server -c 1", "receive-delayed -c 1"])  # fmt: skip
 @pytest.mark.sampled(2)
 def test_a_command_with_no_declare_uses_only_existing_queues(shell: Shell, command: str) -> None:
-    """With --no-declare, a command on a queue that does not exist exits with 69 and declares nothing."""
+    """If the queue does not exist, a command with --no-declare exits with 69 and declares nothing. If the queue exists,
+    the command uses it.
+    """
     name, *rest = command.split()
     result = shell.run("mqtool", name, "-q", "jbos", "--no-declare", *rest)
     assert (result.code, "queue 'jbos' does not exist" in result.stderr) == (69, True)
@@ -66,8 +68,8 @@ def test_a_receiver_declares_its_queue(shell: Shell, command: str) -> None:
 
 @on_any_broker
 def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker) -> None:
-    """In a protected context, `receive-log -q QUEUE --confirm` exits with 69 if the queue does not exist, unless
-    --declare is given.
+    """In a protected context, if the queue does not exist, `receive-log -q QUEUE` exits with 69, even with --confirm,
+    unless --declare is given.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected")
@@ -82,7 +84,8 @@ def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broke
 @pytest.mark.parametrize("command", ["send", "new-task"])
 def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker, command: str) -> None:
     """In a protected context, if the queue does not exist, `send` and `new-task` exit with 69, even if it is the
-    tutorial's own queue. The hint suggests a similar name, and --declare, which declares the queue.
+    tutorial's own queue. The hint suggests an existing queue with a similar name, and says that --declare declares the
+    missing queue.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     management = ("--management", broker.management)

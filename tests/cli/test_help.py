@@ -51,10 +51,10 @@ def topic_page(name: str, columns: int) -> str:
     return str(formatter.getvalue())
 
 
-@pytest.mark.parametrize("columns", LINES)
+@pytest.mark.parametrize("columns", LINES, ids="{} columns".format)
 def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
-    """`COMMAND --help` has at most 60 lines on a terminal of 80 columns and 90 lines on one of 50. No line is wider
-    than the terminal, and no text is cut.
+    """`COMMAND --help` has at most 60 lines on a terminal of 80 columns, and at most 90 lines on a terminal of 50
+    columns. No line is wider than the terminal, and no text is cut.
     """
     for command in every(described())[1:]:
         page = page_of(command, columns)
@@ -66,8 +66,8 @@ def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
 
 
 def test_option_texts_are_short_phrases() -> None:
-    """In the help, the text of an option has at most 60 characters and no full stop, and every command has a sentence
-    that describes it and examples.
+    """In the help, the text of an option has at most 60 characters and no full stop. Every command has examples, and
+    one sentence that describes it.
     """
     for command in every(described()):
         assert command.sentence, command.words
@@ -92,7 +92,7 @@ def test_help_all_shows_every_option() -> None:
                 assert option.flags[-1] in topics[option.topic]
 
 
-@pytest.mark.parametrize("columns", LINES)
+@pytest.mark.parametrize("columns", LINES, ids="{} columns".format)
 @pytest.mark.parametrize("name", TOPICS)
 def test_a_help_topic_fits_the_terminal(name: str, columns: int) -> None:
     """`mqtool help TOPIC` wraps its lines to the width of the terminal, except for examples."""
@@ -110,7 +110,7 @@ def test_help_shows_the_default_queue_and_its_type() -> None:
 
 
 def test_mqtool_alone_says_how_to_start(lonely_shell: Shell) -> None:
-    """`mqtool` without arguments prints at most ten lines: what to type first, and where to find the rest."""
+    """`mqtool` without arguments prints at most ten lines, which say what to type first and where to find the rest."""
     result = lonely_shell.run("mqtool")
     assert result.code == 0
     for command in ("mqtool tutorial run hello-world", "mqtool broker up", "mqtool send", "mqtool --help"):
@@ -119,8 +119,8 @@ def test_mqtool_alone_says_how_to_start(lonely_shell: Shell) -> None:
 
 
 def test_mqtool_help_prints_the_help_of_a_command_or_topic(lonely_shell: Shell) -> None:
-    """`mqtool help X` prints the same as `mqtool X --help`, or a help topic; without X, it prints the same as `mqtool
-    --help`.
+    """`mqtool help COMMAND` prints the same as `mqtool COMMAND --help`, `mqtool help TOPIC` prints a help topic, and
+    `mqtool help` prints the same as `mqtool --help`.
     """
     assert lonely_shell.run("mqtool", "help").stdout == lonely_shell.run("mqtool", "--help").stdout
     assert (
@@ -177,7 +177,9 @@ def test_help_can_be_piped_into_head(lonely_shell: Shell) -> None:
     ],
 )
 def test_a_mistyped_word_gets_the_nearest_name_as_a_hint(lonely_shell: Shell, typed: str, meant: str) -> None:
-    """A mistyped command, option or value exits with 2, and the hint asks "did you mean" with the nearest name."""
+    """If a command, an option or a value is mistyped, mqtool exits with 2, and the hint asks "did you mean" with the
+    most similar name.
+    """
     result = lonely_shell.run("mqtool", *typed.split())
     assert result.code == 2
     assert f"hint: did you mean {meant!r}?" in result.stderr
@@ -194,7 +196,9 @@ def test_a_mistyped_word_gets_the_nearest_name_as_a_hint(lonely_shell: Shell, ty
     ],
 )
 def test_an_option_of_another_tool_gets_mqtools_option_as_a_hint(lonely_shell: Shell, typed: str, hint: str) -> None:
-    """An option that other tools have, such as --host, exits with 2, and the hint names mqtool's option for it."""
+    """If a command is given an option that other tools have, such as --host, it exits with 2, and the hint names
+    mqtool's own option.
+    """
     result = lonely_shell.run("mqtool", *typed.split())
     assert (result.code, result.stdout) == (2, "")
     assert f"hint: {hint}" in result.stderr
@@ -238,7 +242,9 @@ def test_tutorial_options_are_shown_only_for_tutorial_commands() -> None:
 
 
 def test_a_group_of_commands_without_a_command_shows_its_help(lonely_shell: Shell) -> None:
-    """A group of commands without a command, such as `mqtool queue`, prints its help once and exits with 0."""
+    """If only a group of commands is typed, such as `mqtool queue`, mqtool prints the group's help once and exits with
+    0.
+    """
     for group in (each.words for each in every(described())[1:] if each.commands):
         alone = lonely_shell.run("mqtool", *group)
         assert alone == lonely_shell.run("mqtool", *group, "--help")
@@ -266,8 +272,8 @@ def test_the_overview_of_all_commands_fits_on_one_screen() -> None:
     ],
 )
 def test_a_command_of_rabbitmqctl_gets_mqtools_command_as_a_hint(lonely_shell: Shell, typed: str, line: str) -> None:
-    """A command of rabbitmqctl, such as `mqtool list_queues`, exits with 2. The hint is the mqtool command that does
-    the same, which `mqtool help rabbitmqctl` also lists.
+    """If the command is one of rabbitmqctl's, as in `mqtool list_queues`, mqtool exits with 2. The hint is the mqtool
+    command that does the same, which `mqtool help rabbitmqctl` also lists.
     """
     result = lonely_shell.run("mqtool", *typed.split())
     assert (result.code, result.stderr.splitlines()[1]) == (2, f"hint: {line}")
@@ -303,12 +309,12 @@ def test_the_hint_of_a_usage_error_shows_an_option_or_an_example(lonely_shell: S
 
 
 def test_the_help_shows_long_options_in_lower_case() -> None:
-    """The help shows every long option, such as --rate, in lower case, with any supported release of typer."""
+    """The help shows every long option, such as --rate, in lower case."""
     flags = [flag for command in every(described()) for option in command.options for flag in option.flags]
     assert [flag for flag in flags if flag.startswith("--") and flag != flag.lower()] == []
 
 
 @pytest.mark.parametrize("command", ["send", "receive", "worker"])
 def test_the_help_of_tutorial_commands_names_the_option_for_the_protocol(lonely_shell: Shell, command: str) -> None:
-    """`--help` of a tutorial's command names --protocol, and the help topic that explains it."""
+    """`--help` of a tutorial's command names --protocol, and the help topic that explains this option."""
     assert re.search("mqtool help connection +--protocol, ", lonely_shell.run("mqtool", command, "--help").stdout)

@@ -26,8 +26,8 @@ from tests.cli.shell import Shell
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, command: list[str], hint: str) -> None:
-    """If a command is mistyped, the hint names what the user probably meant: a similar command, its group, or missing
-    quotes.
+    """If a command is mistyped, the hint names what the user probably meant: a similar command, a command of a group
+    such as `dlq`, an option, or missing quotes.
     """
     refused = lonely_shell.run("mqtool", *command)
     assert (refused.code, hint in refused.stderr) == (2, True), refused.stderr
@@ -134,8 +134,8 @@ def test_a_help_topic_says_what_scripts_rely_on(lonely_shell: Shell, topic: str,
 def test_the_hint_for_an_embedded_broker_without_a_management_api_names_broker_serve(
     lonely_shell: Shell, words: list[str]
 ) -> None:
-    """If a command needs the management API, and the embedded broker has none, the hint names `broker serve
-    --management-port` with the port at which commands look first. It does not name rabbitmq-plugins.
+    """If a command needs the management API and the embedded broker has none, the hint names `broker serve
+    --management-port`, with the port at which commands look first, and not rabbitmq-plugins.
     """
     with EmbeddedBroker() as broker:
         refused = lonely_shell.run("mqtool", *words, "-u", broker.url)

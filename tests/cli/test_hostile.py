@@ -57,7 +57,7 @@ LIMITS = ("--timeout", "30s")
 
 def test_receive_prints_hostile_messages(shell: Shell, play: Any) -> None:
     """`receive` prints every message of a hostile batch, such as bodies that are not UTF-8 and headers with control
-    characters, in each format; the NDJSON is valid input for `send --json`.
+    characters, in each format. The NDJSON that it prints is valid input for `send --json`.
     """
     formats = {"text": [], "raw": ["--raw"], "json": ["--json"], "places": ["-F", "%r %e %i %c %l %h %s %b"]}
     count = play(*formats)
@@ -95,8 +95,8 @@ def test_recording_reconcile_finds_a_message_among_hostile_ones(shell: Shell, pl
 
 @on_any_broker
 def test_receive_log_and_receive_delayed_print_hostile_messages(shell: Shell, play: Any) -> None:
-    """`receive-log` and `receive-delayed` print hostile messages, such as ones with control characters in their keys,
-    without an error. No message can forge a line on stderr.
+    """`receive-log` and `receive-delayed` print hostile messages without an error, for example if their routing keys
+    contain control characters. No message can forge a line on stderr.
     """
     count = play("logs", "late")
     limits = ("--durable", "-c", str(count), *LIMITS)
@@ -108,8 +108,8 @@ def test_receive_log_and_receive_delayed_print_hostile_messages(shell: Shell, pl
 
 @on_any_broker
 def test_worker_handles_hostile_messages(shell: Shell, play: Any) -> None:
-    """`worker` without a program handles hostile messages, such as ones with control characters in their headers,
-    without an error and without lines on stderr that the messages forge.
+    """`worker` without a program handles hostile messages without an error, for example if their headers contain
+    control characters. No message can forge a line on stderr.
     """
     result = survived(shell.run("mqtool", "worker", "-q", "q", "-c", str(play("q")), *LIMITS))
     assert b"Received last\n" in result.stdout_bytes
@@ -119,8 +119,8 @@ def test_worker_handles_hostile_messages(shell: Shell, play: Any) -> None:
 @pytest.mark.parametrize("how", ["exec", "shell", "deduplicate"])
 @pytest.mark.sampled(1)
 def test_worker_passes_hostile_messages_to_programs(shell: Shell, play: Any, how: str) -> None:
-    """`worker` fills in a program's arguments and environment variables from any hostile message, such as one with
-    control characters in its headers, and retries or dead-letters none.
+    """`worker` fills in a program's arguments and environment variables from any hostile message, for example one with
+    control characters in its headers, and no message is retried or dead-lettered.
     """
     count = play("q")
     options = {
@@ -147,8 +147,8 @@ def test_a_message_that_names_a_missing_program_is_dead_lettered(shell: Shell) -
 
 @on_any_broker
 def test_control_characters_are_escaped_on_a_terminal(shell: Shell) -> None:
-    """On a terminal, `receive` and `receive-log` print control characters in keys, ids and bodies as escapes; only a
-    body may have several lines, and those after its first are indented.
+    """On a terminal, `receive` and `receive-log` print control characters in keys, ids and bodies as escapes. Only a
+    body may have several lines, and all its lines but the first are indented.
     """
     line = {"body": "a\nb\x1b[31m", "routing_key": "k\nmqtool: \u202e", "properties": {"message_id": "\x9b\n"}}
     shell.run("mqtool", "queue", "declare", "q", "--durable")
@@ -167,8 +167,8 @@ def test_control_characters_are_escaped_on_a_terminal(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_body_forges_no_line_on_a_terminal(shell: Shell) -> None:
-    """On a terminal, `peek`, `receive`, `worker` and `rpc-client` indent the lines of a body after its first, so that
-    they cannot pass for other messages; with --raw, and in a pipe, the body is unchanged.
+    """On a terminal, `peek`, `receive`, `worker` and `rpc-client` indent all lines of a body but the first, so that
+    they cannot be mistaken for other messages. With --raw, and in a pipe, the body is unchanged.
     """
     body = "one\nq: forged\n [x] Received forged\n [.] Got forged"
     indented = body.replace("\n", "\n    ")
@@ -193,8 +193,8 @@ def terminal_lines(shell: Shell, *command: str) -> str:
 
 @large
 def test_hostile_messages_are_retried_dead_lettered_and_redriven(shell: Shell, play: Any) -> None:
-    """If the program fails for each message of a hostile batch, such as ones with very large headers, `worker` retries
-    and dead-letters all of them, and `dlq redrive` moves all of them back.
+    """If the program fails for each message of a hostile batch, for example one with very large headers, `worker`
+    retries and dead-letters all of them, and `dlq redrive` moves all of them back.
     """
     count = left = play("q")
     worker = ("mqtool", "worker", "-q", "q", *LIMITS, "--exec", "false", "--backoff", "1ms", "--retries", "1")
@@ -211,8 +211,8 @@ def test_hostile_messages_are_retried_dead_lettered_and_redriven(shell: Shell, p
 
 
 def test_dlq_commands_handle_dead_letters_with_forged_headers(shell: Shell, play: Any, broker: TestBroker) -> None:
-    """If dead letters have forged headers, `dlq ls`, `show` and `drop` succeed, and `dlq redrive` leaves these dead
-    letters where they are.
+    """If dead letters have forged headers, `dlq ls`, `dlq show` and `dlq drop` succeed, and `dlq redrive` leaves these
+    dead letters where they are.
     """
     count = play("q.dlq")
     survived(shell.run("mqtool", "dlq", "ls", "--management", broker.management))

@@ -93,8 +93,8 @@ def leave(running: Running) -> None:
 @in_both_orders
 @pytest.mark.sampled(3)
 def test_send_and_receive_exchange_messages_with_the_tutorials_scripts(room: Room, first: str) -> None:
-    """Tutorial 1: `receive` gets what the tutorial's script has sent, and the script gets what `send` has sent,
-    whichever program starts first.
+    """In tutorial 1, `receive` gets the message that the tutorial's script has sent, and the script gets the message
+    that `send` has sent, whichever program starts first.
     """
 
     def mqtool_sends() -> None:
@@ -127,7 +127,7 @@ def test_send_and_receive_exchange_messages_with_the_tutorials_scripts(room: Roo
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_new_task_and_worker_exchange_tasks_with_the_tutorials_scripts(room: Room, first: str) -> None:
-    """Tutorial 2: `worker` handles the tasks of the tutorial's script, and the script's worker handles the tasks of
+    """In tutorial 2, `worker` handles the tasks of the tutorial's script, and the script's worker handles the tasks of
     `new-task`.
     """
 
@@ -167,8 +167,8 @@ def test_new_task_and_worker_exchange_tasks_with_the_tutorials_scripts(room: Roo
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_fanout_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
-    """Tutorial 3: `receive-log` and the script's receiver each get the logs of `emit-log` and of the tutorial's script.
-    A log emitted before any receiver has started is lost.
+    """In tutorial 3, `receive-log` and the script's receiver each get the logs of `emit-log` and of the tutorial's
+    script. A log that is emitted before any receiver has started is lost.
     """
     emit = {"mqtool": lambda: room.mqtool("emit-log", "fanout"), "script": lambda: room.script("emit-fanout", "mine")}
     emit[first]()
@@ -191,8 +191,8 @@ def test_fanout_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
-    """Tutorial 4: `receive-log` and the script's receiver each get the logs of `emit-log` and of the tutorial's script
-    that have the severities they asked for, and no others.
+    """In tutorial 4, `receive-log` and the script's receiver each get the logs of `emit-log` and of the tutorial's
+    script that have the severities given to the receiver, and no others.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "direct", "error", "Run. Run.", "Or it will explode."),
@@ -223,8 +223,8 @@ def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_topic_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
-    """Tutorial 5: `receive-log` and the script's receiver each get the logs of `emit-log` and of the tutorial's script
-    that match their patterns, each log once, and no others.
+    """In tutorial 5, `receive-log` and the script's receiver each get the logs of `emit-log` and of the tutorial's
+    script that match their patterns. They get each of these logs once, and no others.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "topic", "kern.critical", "A critical kernel error"),
@@ -256,7 +256,7 @@ def test_topic_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(r
 def test_the_rpc_servers_of_mqtool_and_of_the_tutorials_script_answer_each_others_clients(
     room: Room, first: str
 ) -> None:
-    """Tutorial 6: `rpc-server` answers the script's client, and the script's server answers `rpc-client`, whichever
+    """In tutorial 6, `rpc-server` answers the script's client, and the script's server answers `rpc-client`, whichever
     server has declared the queue.
     """
 
@@ -324,7 +324,7 @@ def test_the_option_strict_refuses_a_queue_with_different_arguments(
     shell: Shell, connection: Connection, difference: str
 ) -> None:
     """If the queue already exists, but with different properties or arguments, `send --strict` and `receive --strict`
-    exit with 78 and do not change it.
+    exit with 78 and do not change the queue.
     """
     existing = HELLO[difference]
     keep = connection.channel(strict=True)
@@ -343,8 +343,8 @@ def test_the_option_strict_refuses_a_queue_with_different_arguments(
 
 
 def test_a_queue_that_the_option_strict_refuses_keeps_its_messages(shell: Shell) -> None:
-    """If `send --strict` and `receive --strict` refuse a queue because its arguments differ, the queue keeps the
-    message that it had and gets no other.
+    """If `send --strict` and `receive --strict` refuse a queue because its arguments differ, the message in the queue
+    stays there, and no other is added.
     """
     shell.run("mqtool", "send", "theirs", "--dialect", "python-classic")
 
@@ -410,7 +410,7 @@ def test_the_option_strict_refuses_an_exchange_with_different_arguments(
     shell: Shell, connection: Connection, difference: str
 ) -> None:
     """If the exchange already exists, but with different properties or arguments, `emit-log --strict` and `receive-log
-    --strict` exit with 78 and do not change it.
+    --strict` exit with 78 and do not change the exchange.
     """
     keep = connection.channel(strict=True)
     keep.declare(LOGS[difference])
@@ -470,8 +470,8 @@ def test_an_exclusive_queue_of_another_connection_is_never_used(
 
 
 def test_send_declares_a_queue_exactly_as_its_options_say(shell: Shell, connection: Connection) -> None:
-    """`send` declares a queue with exactly the properties and arguments that its options give, without those of the
-    dialect.
+    """`send` declares a queue with exactly the properties and arguments that its options give, without adding the
+    defaults of the dialect.
     """
     result = shell.run("mqtool", "send", "-q", "odd", "--transient", "--argument", "x-max-length=7", "x")
 

@@ -48,8 +48,8 @@ def busy(shell: Shell, listing: object) -> Iterator[Running]:
 def test_each_list_command_shows_what_is_on_the_broker(
     busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker
 ) -> None:
-    """Each `list` command, from `list queues` to `list plugins`, shows what is on the broker in the command's default
-    columns.
+    """Each `list` command, such as `list queues` or `list plugins`, shows what is on the broker, in the command's
+    default columns or in those that are named.
     """
     mine = ("--where", f"vhost={broker.vhost}")
     counts = {"name": "task_queue", "messages_unacknowledged": 2, "messages_ready": 1}
@@ -292,7 +292,7 @@ def test_list_watch_on_a_terminal_reacts_to_keys(shell: Shell, broker: TestBroke
 
 @on_any_broker
 def test_bindings_of_the_default_exchange_are_hidden_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `list bindings` hides the default exchange's bindings unless --where asks for them. In a pipe, it
+    """On a terminal, `list bindings` hides the default exchange's bindings unless --where selects them. In a pipe, it
     prints all bindings.
     """
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -304,8 +304,8 @@ def test_bindings_of_the_default_exchange_are_hidden_on_a_terminal(shell: Shell,
 
 
 def test_list_queues_uses_amqp_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
-    """Without the management API, `list queues` prints the ready messages and consumers of the queues that -q names, or
-    of the tutorials' queues. `list bindings` exits with 69.
+    """Without the management API, `list queues` uses AMQP, and prints how many ready messages and consumers the queues
+    have that -q names, or else the tutorials' queues. `list bindings` exits with 69.
     """
     shell.run("mqtool", "send", "one")
     shell.run("mqtool", "send", "-q", "jobs", "two")
@@ -368,8 +368,8 @@ def test_a_password_from_stdin_is_read_once(command: str, shell: Shell, broker: 
 
 @on_any_broker
 def test_wait_queues_share_one_line_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `list queues` shows mqtool's wait queues as one line with their number and messages. With --all or
-    in a pipe, it lists each of them.
+    """On a terminal, `list queues` shows mqtool's wait queues as one line, which gives the number of these queues and
+    of their messages. With --all or in a pipe, the command lists each of them.
     """
     shell.run("mqtool", "send", "-q", "jobs", "x")
     shell.run("mqtool", "send", "-q", "jobs", "--via", "ttl", "--delay", "1h", "y")
@@ -384,7 +384,7 @@ def test_wait_queues_share_one_line_on_a_terminal(shell: Shell, broker: TestBrok
 
 @on_any_broker
 def test_list_bindings_fits_into_80_columns_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `list bindings` fits into 80 columns without cutting names: a long name goes on the next line."""
+    """On a terminal, `list bindings` fits into 80 columns without cutting names. A long name goes on the next line."""
     name = "invoices-of-the-european-branch-that-wait-to-be-paid"
     shell.run("mqtool", "queue", "declare", name)
     shell.run("mqtool", "exchange", "bind", "amq.topic", name, "orders.europe.invoices.#")

@@ -111,8 +111,8 @@ def test_move_where_keeps_the_order_of_messages_that_do_not_match(
 def test_move_where_with_a_count_keeps_the_order_of_the_other_messages(
     shell: Shell, broker: TestBroker, queue_type: str
 ) -> None:
-    """`move --where … -c 1` ends after one message. The others stay in the queue in their original order, even if an
-    earlier `move` has requeued them.
+    """`move --where … -c 1` ends after it has moved one message. The others stay in the queue in their original order,
+    even if an earlier `move` has requeued them.
     """
     source = Queue("a", durable=True, arguments={"x-queue-type": queue_type})
     fill(broker, source, numbered(450), Queue("b", durable=True))
@@ -177,8 +177,8 @@ def test_a_killed_move_loses_no_message(shell: Shell, broker: TestBroker, other:
 
 @pytest.mark.keeps_messages
 def test_move_leaves_messages_that_the_target_queue_rejects(shell: Shell, broker: TestBroker) -> None:
-    """If the target queue becomes full, `move` exits with 3, or with 75 if no message fits. The messages that were not
-    moved stay in the source queue.
+    """If the target queue becomes full, `move` exits with 3, or with 75 if it could not move any message. The messages
+    that were not moved stay in the source queue.
     """
     full = Queue("b", arguments={"x-max-length": 3, "x-overflow": "reject-publish"})
     fill(broker, Queue("a"), numbered(300), full)
@@ -301,8 +301,8 @@ def in_a_full_frame(headers: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.keeps_messages
 def test_a_forged_origin_in_a_full_frame_does_not_stop_move(shell: Shell, broker: TestBroker) -> None:
-    """`move` replaces headers in which a publisher claims another exchange and routing key. If those that are proven
-    are longer and no longer fit, `move` removes the headers instead, and moves all messages.
+    """`move` corrects headers in which a publisher claims another exchange and routing key. If the true values are
+    longer and do not fit into the frame, `move` removes these headers instead. It moves all messages.
     """
     forged = in_a_full_frame({"mqtool-exchange": "", "mqtool-routing-key": ""})
     fill(broker, Queue("a"), [Message(b"0")], Queue("b"))
@@ -320,8 +320,9 @@ def test_a_forged_origin_in_a_full_frame_does_not_stop_move(shell: Shell, broker
 
 @pytest.mark.keeps_messages
 def test_move_names_the_message_that_no_client_can_publish(shell: Shell, broker: TestBroker) -> None:
-    """If the broker has dead-lettered a message whose headers filled a frame, and thereby added to them, no client can
-    publish it. `move` moves the messages before it, names it, and says how to go on; with --where, all others move.
+    """If the broker has added headers to a dead letter whose headers filled a frame, no client can publish this message
+    again. `move` moves the messages before it, names this message, says how to go on, and exits with 65. With --where,
+    all other messages can be moved.
     """
     to_a = {"x-message-ttl": 0, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "a"}
     fill(broker, Queue("a"), [Message(b"0")], Queue("b"), Queue("source", arguments=to_a))

@@ -94,8 +94,8 @@ def test_send_names_the_file_of_failed_messages_if_the_disk_becomes_full(shell: 
 
 @on_any_broker
 def test_failed_messages_of_a_killed_send_are_kept(shell: Shell) -> None:
-    """`send --failed-to FILE` writes each failed message to FILE.unfinished at once. If `send` is killed, the next run
-    with the same FILE keeps these messages and says so.
+    """`send --failed-to FILE` immediately writes each failed message to FILE.unfinished. If `send` is killed, the next
+    run with the same FILE keeps these messages and says so.
     """
     send = ("mqtool", "send", "-r", "nosuch", "-l", "--failed-to", "failed")
     sender = shell.start(*send, stdin=PIPE)
@@ -119,7 +119,7 @@ def test_failed_messages_of_a_killed_send_are_kept(shell: Shell) -> None:
 @on_any_broker
 def test_the_next_send_discards_a_message_that_a_killed_send_left_incomplete(shell: Shell) -> None:
     """If a killed `send --failed-to FILE` has left only the beginning of a message in FILE.unfinished, the next run
-    discards it.
+    discards this beginning.
     """
     (shell.directory / "failed.unfinished").write_bytes(b'{"body": "cut o')
     again = shell.run("mqtool", "send", "-r", "nosuch", "-l", "--failed-to", "failed", stdin="c\n")
@@ -129,8 +129,8 @@ def test_the_next_send_discards_a_message_that_a_killed_send_left_incomplete(she
 
 @on_any_broker
 def test_send_exits_with_3_if_messages_of_a_killed_run_are_still_unsent(shell: Shell) -> None:
-    """If FILE.unfinished contains messages of a killed run, `send --failed-to FILE` exits with 3 even if the broker
-    confirms all of its own messages. It refuses to read its input from FILE.unfinished.
+    """If FILE.unfinished contains messages of a killed run, `send --failed-to FILE` exits with 3, even if the broker
+    confirms all messages of the new run. With FILE.unfinished as its input, it exits with 2 and sends nothing.
     """
     unfinished = shell.directory / "failed.unfinished"
     unfinished.write_text('{"body": "earlier"}\n')
@@ -173,8 +173,8 @@ def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str
 def test_messages_sent_after_their_queue_was_deleted_count_as_returned(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """If the queue is deleted while `send -l` runs, later messages count as returned, and --failed-to keeps them. With
-    --no-mandatory, messages to a missing queue count as sent.
+    """If the queue is deleted while `send -l` runs, the messages sent afterwards count as returned, and --failed-to
+    keeps them. With --no-mandatory, messages to a missing queue count as sent.
     """
     shell.run("mqtool", "queue", "declare", "gone")
     sender = shell.start("mqtool", *command.split(" "), "-l", "-v", "--failed-to", "failed", stdin=PIPE)
@@ -286,7 +286,7 @@ def _declared(broker: TestBroker, queue: str) -> bool:
 
 def test_send_gives_up_after_the_attempts_that_max_reconnects_allows(own_shell: Shell, amqp_vhost: Vhost) -> None:
     """`send --max-reconnects 2 --failed-to FILE` gives up after two failed attempts to reconnect and keeps the unsent
-    messages in FILE. If others were confirmed, it exits with 3.
+    messages in FILE. If other messages were confirmed, it exits with 3.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", "--failed-to", "failed", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -311,8 +311,8 @@ def test_send_gives_up_after_the_attempts_that_max_reconnects_allows(own_shell: 
 def test_exit_code_69_means_that_nothing_was_sent_or_kept(
     own_shell: Shell, amqp_vhost: Vhost, words: list[str], text: str, kept: list[str]
 ) -> None:
-    """If `send --failed-to FILE` loses the broker before any confirm, it exits with 75 and keeps its messages in FILE.
-    If it cannot reach the broker at all, it exits with 69 and does not write FILE.
+    """If `send --failed-to FILE` loses the connection before any confirm and cannot reconnect, it exits with 75 and
+    keeps its messages in FILE. If it cannot reach the broker at all, it exits with 69 and does not write FILE.
     """
     send = ("mqtool", "send", *words, "--max-reconnects", "1", "--failed-to", "failed")
     amqp_vhost.faults.delay_confirms()
@@ -331,10 +331,10 @@ def test_exit_code_69_means_that_nothing_was_sent_or_kept(
     assert not (own_shell.directory / "failed").exists()
 
 
-def test_send_exits_with_75_if_it_loses_the_broker_after_all_messages_were_returned(
+def test_send_exits_with_75_if_it_loses_the_connection_after_all_messages_were_returned(
     own_shell: Shell, amqp_vhost: Vhost
 ) -> None:
-    """If `send` loses the broker after all of its messages were returned, it exits with 75. It does not exit with 69,
+    """If `send` loses the connection after all of its messages were returned, it exits with 75, and not with 69,
     because it did send messages.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-r", "nosuch", "--no-reconnect", stdin=PIPE)
@@ -475,9 +475,9 @@ def test_worker_warns_if_its_timeout_exceeds_the_consumer_timeout(shell: Shell) 
     )
 
 
-def test_rpc_client_says_at_once_that_no_server_consumes(shell: Shell) -> None:
-    """If the request queue has no consumer, `rpc-client` says so at once and waits. It prints the reply once a server
-    has started.
+def test_rpc_client_says_immediately_that_no_server_consumes(shell: Shell) -> None:
+    """If the request queue has no consumer, `rpc-client` immediately says so and waits. It prints the reply once a
+    server has started.
     """
     shell.run("mqtool", "queue", "declare", "numbers")
     client = shell.start("mqtool", "rpc-client", "6", "-q", "numbers")
@@ -491,8 +491,8 @@ def test_rpc_client_says_at_once_that_no_server_consumes(shell: Shell) -> None:
 
 @on_any_broker
 def test_rpc_server_declares_no_queue_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
-    """If `rpc-server -q` names a queue that does not exist, and one with a similar name does, the command exits with 69
-    and suggests that queue. With --declare, it declares the queue.
+    """If the queue that `rpc-server -q` names does not exist, but a queue with a similar name does, the command exits
+    with 69 and suggests that queue. With --declare, it declares the missing queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "numbers")
@@ -502,8 +502,8 @@ def test_rpc_server_declares_no_queue_with_a_mistyped_name(shell: Shell, broker:
 
 
 def test_suggestions_for_a_mistyped_queue_use_mqtool_management_url(lonely_shell: Shell) -> None:
-    """If a queue's name is mistyped, receiving commands suggest the right one. They find it through the management API
-    at MQTOOL_MANAGEMENT_URL.
+    """If a queue's name is mistyped, receiving commands suggest the most similar name. They find it through the
+    management API at MQTOOL_MANAGEMENT_URL.
     """
     with EmbeddedBroker(management_port=0) as broker:
         lonely_shell.environment |= {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": str(broker.management_url)}
@@ -514,8 +514,8 @@ def test_suggestions_for_a_mistyped_queue_use_mqtool_management_url(lonely_shell
 
 
 def test_receive_log_declares_no_queue_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
-    """If `receive-log -q` names a queue that does not exist, and one with a similar name does, the command exits with
-    69 and suggests that queue. With --declare, it declares the queue.
+    """If the queue that `receive-log -q` names does not exist, but a queue with a similar name does, the command exits
+    with 69 and suggests that queue. With --declare, it declares the missing queue.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "audit")
@@ -530,8 +530,8 @@ def test_receive_log_declares_no_queue_with_a_mistyped_name(shell: Shell, broker
 
 
 def test_receive_stream_declares_no_stream_with_a_mistyped_name(shell: Shell, broker: TestBroker) -> None:
-    """If `receive-stream -q` names a stream that does not exist, and one with a similar name does, the command exits
-    with 69, unless --declare or an argument for the stream is given.
+    """If the stream that `receive-stream -q` names does not exist, but a stream with a similar name does, the command
+    exits with 69 and suggests that stream, unless --declare or an argument for declaring the stream is given.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "send-stream", "-q", "events", "x")

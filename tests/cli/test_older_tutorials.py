@@ -24,7 +24,7 @@ def _check(row: Row, result: Result) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize(
-    "scene", SCENES, ids=[f"{scene.dialect}: {scene.rows[0].mqtool.replace('#', 'any')}" for scene in SCENES]
+    "scene", SCENES, ids=[f"{scene.dialect}: {scene.rows[0].script.replace('#', 'any')}" for scene in SCENES]
 )
 @pytest.mark.sampled(6)
 def test_each_dialect_prints_the_lines_of_its_articles_scripts(shell: Shell, scene: Scene) -> None:

@@ -19,7 +19,7 @@ def lines_of(path: Path) -> list[str]:
 @pytest.mark.parametrize("signals", ["", "trap '' HUP; "], ids=["plain", "under nohup"])
 @pytest.mark.sampled(1)
 def test_receive_opens_a_new_file_after_logrotate(shell: Shell, broker: TestBroker, signals: str) -> None:
-    """After logrotate has renamed the output file and sent SIGHUP, `receive -o` opens a new file at once, without
+    """After logrotate has renamed the output file and sent SIGHUP, `receive -o` opens a new file immediately, without
     waiting for a message. The old file ends with a complete line.
     """
     log, old = shell.directory / "app.log", shell.directory / "app.log.1"
@@ -63,8 +63,8 @@ def test_sighup_does_not_end_receive_while_it_starts(shell: Shell, option: str) 
 
 
 def test_receive_removes_an_incomplete_last_line_of_a_killed_run(shell: Shell) -> None:
-    """If a killed run has left an incomplete last line in the output file, `receive -o` removes that line, and prints
-    how it began.
+    """If the output file has several lines and the last one is incomplete, as after a killed run, `receive -o` removes
+    that line and prints its beginning.
     """
     log = shell.directory / "app.log"
     log.write_bytes(b"whole\n" + b"half" * 50_000)
@@ -90,7 +90,9 @@ def test_receive_keeps_a_file_that_is_a_single_line_without_a_newline(shell: She
 
 
 def test_receive_redirected_to_the_end_of_a_file_starts_on_a_new_line(shell: Shell) -> None:
-    """If FILE ends with an incomplete line, `receive >> FILE` keeps that line and starts on a new one."""
+    """If FILE ends with an incomplete line, `receive >> FILE` keeps that line and prints the first message on a new
+    line.
+    """
     log = shell.directory / "app.log"
     log.write_text("whole\nhalf")
     shell.run("mqtool", "send", "again")

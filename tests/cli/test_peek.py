@@ -63,8 +63,8 @@ def test_peek_keeps_the_order_of_hundreds_of_messages(shell: Shell, broker: Test
 def test_peek_keeps_the_order_of_a_quorum_queue_with_expired_messages(
     shell: Shell, broker: TestBroker, kind: str
 ) -> None:
-    """If fewer messages arrive than a quorum queue has counted, because one has expired behind messages that an earlier
-    `peek` has requeued, `peek` leaves the others in their order.
+    """If one of a quorum queue's messages has expired, so that `peek` gets fewer messages than the queue has counted,
+    the other messages stay in order, even those that an earlier `peek` has requeued.
     """
     ids = filled(shell, 1, *QUEUES[kind])
     assert peeked(shell, broker) == ids
@@ -121,8 +121,8 @@ def test_peek_says_that_messages_stay_in_the_queue(shell: Shell, broker: TestBro
 @on_any_broker
 @pytest.mark.parametrize("command", ["peek jobs", "move jobs --to other", "dlq show jobs"])
 def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: Shell, command: str) -> None:
-    """`peek`, `move` and `dlq show` exit with 2 if --where tests `timestamp`, the time at which a message was received:
-    those in a queue have not been received yet. The hint suggests properties.timestamp.
+    """`peek`, `move` and `dlq show` exit with 2 if --where tests `timestamp`, the time at which a message was received,
+    because messages in a queue have not been received yet. The hint suggests properties.timestamp.
     """
     refused = shell.run("mqtool", *command.split(), "--where", "timestamp<2026-01-31")
     assert refused.code == 2
@@ -135,8 +135,8 @@ def test_where_cannot_test_the_time_of_receipt_of_messages_in_a_queue(shell: She
 
 @pytest.mark.keeps_messages
 def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, broker: TestBroker) -> None:
-    """On a quorum queue, `peek` warns how often messages have been requeued. It exits with 1 before the delivery limit
-    would make the queue drop them.
+    """On a quorum queue, `peek` warns how often messages have been requeued. Before another delivery would make the
+    queue drop messages because of its delivery limit, `peek` exits with 1.
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
     command = ("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
@@ -154,8 +154,8 @@ def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, brok
 
 @pytest.mark.keeps_messages
 def test_peek_ignores_a_delivery_count_that_a_publisher_has_forged(shell: Shell, broker: TestBroker) -> None:
-    """If a publisher has forged a message's x-delivery-count, `peek` shows the message like any other, and it stays in
-    the queue in order.
+    """If a publisher has forged a message's x-delivery-count, `peek` shows the message like any other, and the message
+    stays in its place in the queue.
     """
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", "quorum", "--argument", "x-delivery-limit=20")
     for given, body in ("x-delivery-count:=1000", "1000"), ("x-delivery-count=x", "x"):
@@ -174,7 +174,7 @@ def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_
     tmp_path: Path, like: str
 ) -> None:
     """From RabbitMQ 4.3 on, a message that was only requeued with a nack keeps the x-delivery-count that its publisher
-    has forged. `peek` leaves such a message in its place, and warns only of what the broker has counted.
+    has forged. `peek` leaves such a message in its place, and its warnings ignore the forged count.
     """
     with EmbeddedBroker(like=like, management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}
@@ -196,7 +196,7 @@ def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_
 def test_peek_exits_with_69_if_a_single_active_consumer_has_the_queue(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """If another client is the queue's single active consumer, `peek` does not wait: it says that the broker delivers
+    """If another client is the queue's single active consumer, `peek` does not wait, but says that the broker delivers
     no message to `peek`, and exits with 69.
     """
     filled(shell, 3, "--queue-type", "quorum", "--argument", "x-single-active-consumer:=true")
@@ -209,8 +209,8 @@ def test_peek_exits_with_69_if_a_single_active_consumer_has_the_queue(
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_peek_reads_a_stream_from_any_offset(shell: Shell, broker: TestBroker) -> None:
-    """`peek --offset` shows the messages of a stream from a numeric offset, an age or the last chunk on. Without
-    --offset, it starts at the first message.
+    """`peek --offset` shows the messages of a stream from a numeric offset, an age or the start of the last chunk to
+    the end. Without --offset, it starts at the first message.
     """
     ids = filled(shell, 500, "--queue-type", "stream", "--argument", "x-max-length-bytes=100000000")
     assert peeked(shell, broker) == ids

@@ -84,8 +84,8 @@ _SHOWN = [each for each in plays.PLAYS if each != "publisher-confirms"]
 
 @pytest.mark.parametrize("name", [pytest.param(each, marks=[] if each == "hello-world" else large) for each in _SHOWN])
 def test_the_counts_in_the_picture_agree_with_the_messages_drawn(lonely_shell: Shell, chromium: Any, name: str) -> None:
-    """In the picture of a tutorial, live and replayed, each queue's counts equal the number of messages drawn. Clients
-    have the names of the tutorial's terminals, and no generated name is shown.
+    """In the picture of `tutorial run --ui`, both live and replayed, each queue's counts equal the number of messages
+    drawn. Clients have the names of the tutorial's terminals, and no generated name is shown.
     """
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     command = lonely_shell.start("mqtool", "tutorial", "run", name, "--ui", ready=False).wait_for_stdout("\n")
@@ -198,7 +198,9 @@ def test_messages_published_at_the_same_time_are_drawn_apart(chromium: Any, tmp_
 
 
 def test_a_queue_shows_ten_messages_and_the_number_of_the_others(chromium: Any, tmp_path: Path) -> None:
-    """Of 5,000 messages in a queue, the picture of `mqtool ui` draws ten and shows the number of the others: +4,990."""
+    """Of 5,000 messages in a queue, the picture of `mqtool ui` draws ten, and shows the number of the others
+    as +4,990.
+    """
     page = recorded(chromium, tmp_path, jobs(ready=5_000))
     page.until(lambda: page.find(".node.q .more")[0].text == "+4,990", "the number")
     assert page.dots() == [("ready", "q:jobs")] * 10
@@ -224,8 +226,8 @@ def test_a_worker_with_prefetch_1_is_never_drawn_with_two_messages(chromium: Any
 
 
 def test_a_worker_without_a_prefetch_limit_is_drawn_with_several_messages(chromium: Any, tmp_path: Path) -> None:
-    """The picture of `mqtool ui` draws several messages at once at a consumer without a prefetch limit that gets them
-    in the same millisecond, even if it acknowledges each of them immediately.
+    """If a consumer without a prefetch limit gets several messages in the same millisecond, the picture of `mqtool ui`
+    draws several of them at the consumer at the same time, even if it acknowledges each of them immediately.
     """
     records = [*jobs([{"name": "one/tag", "label": "worker 1", "prefetch": 0}])]
     for number in range(4):
@@ -244,8 +246,8 @@ def test_a_worker_without_a_prefetch_limit_is_drawn_with_several_messages(chromi
 def test_a_consumer_that_has_ended_is_drawn_until_its_last_message_has_been_drawn(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """If a consumer ends while its messages are still being drawn, the picture of `mqtool ui` shows its box until the
-    last one has been drawn. So the counts always equal the messages drawn.
+    """If a consumer ends while its messages are still being drawn, the picture of `mqtool ui` shows the consumer's box
+    until the last message has been drawn, so that the counts always equal the messages drawn.
     """
     consumers = [{"name": f"{each}/tag", "label": f"worker {each}"} for each in range(2)]
     records = jobs(consumers)
@@ -288,8 +290,8 @@ def test_the_message_of_a_killed_worker_moves_back_to_its_queue(chromium: Any, t
 
 
 def test_a_message_lost_in_a_restart_disappears_from_the_picture(chromium: Any, tmp_path: Path) -> None:
-    """If a queue has fewer messages after a restart of the broker, the picture of `mqtool ui` removes the message that
-    was not persistent and keeps the persistent one.
+    """If a queue has one message fewer after a restart of the broker, the picture of `mqtool ui` removes the message
+    that was not persistent and keeps the persistent one.
     """
     records = [*jobs(), *published(1000, 0, "in ink"), *published(1001, 1, "in pencil")]
     records[-4]["details"]["properties"]["delivery_mode"] = 2
@@ -351,8 +353,8 @@ def test_a_reply_is_drawn_only_after_its_request_has_arrived(chromium: Any, tmp_
 
 
 def test_the_count_of_a_queue_increases_only_when_the_messages_drawn_arrive(chromium: Any, tmp_path: Path) -> None:
-    """If 100 messages are published at once, the picture of `mqtool ui` draws twelve of them moving. It counts the
-    other 88 when these twelve have arrived, even if the broker reports them earlier.
+    """If 100 messages are published at the same time, the picture of `mqtool ui` draws twelve of them moving. It counts
+    the other 88 when these twelve have arrived, even if the broker reports the 88 earlier.
     """
     sent = [event for number in range(12) for event in published(1000, number)]
     counted = {"kind": "moved", "t": 1001, "queues": {"jobs": [100, 0, 100]}, "taken": [], "published": []}
@@ -470,8 +472,8 @@ def test_a_terminal_that_publishes_and_consumes_is_one_box(chromium: Any, tmp_pa
 
 
 def test_a_terminal_that_publishes_and_consumes_is_one_row_of_the_table(chromium: Any, tmp_path: Path) -> None:
-    """If the program in a terminal publishes and consumes, the table on a tutorial's page has one row for it, with its
-    exchange and its queue. A click on its box in the picture opens a single panel.
+    """If the program in a terminal publishes and consumes, the table on a tutorial's page has one row for the terminal,
+    with the exchange and the queue that it uses. A click on the terminal's box in the picture opens a single panel.
     """
     page = recorded(chromium, tmp_path, of_rpc())
     seek(page, 0.4)
@@ -507,9 +509,9 @@ def arrows_behind(page: Page) -> list[str]:
     return found
 
 
-def test_no_arrow_runs_behind_a_queue_on_a_phone(chromium: Any, tmp_path: Path) -> None:
-    """At 390 pixels, the arrow from an RPC server back to the exchange, and the one from the replies to the client, run
-    behind no box.
+def test_no_arrow_of_an_rpc_tutorial_runs_behind_a_box_on_a_phone(chromium: Any, tmp_path: Path) -> None:
+    """If the window is 390 pixels wide, no arrow in the picture of an RPC tutorial runs behind a box, not even the
+    arrow from the server back to the exchange, or the one from the reply queue to the client.
     """
     page = recorded(chromium, tmp_path, of_rpc())
     page.resize(390)
@@ -519,9 +521,9 @@ def test_no_arrow_runs_behind_a_queue_on_a_phone(chromium: Any, tmp_path: Path) 
     assert arrows_behind(page) == []
 
 
-def test_no_arrow_runs_behind_the_last_queue_on_a_phone(chromium: Any, tmp_path: Path) -> None:
-    """At 390 pixels, the arrow from the first of two consumers back to the exchange runs between the layers, and then
-    past the queues, within the picture.
+def test_with_two_consumers_no_arrow_runs_behind_a_box_on_a_phone(chromium: Any, tmp_path: Path) -> None:
+    """If the window is 390 pixels wide and there are two consumers, of which the first one publishes replies, no arrow
+    in a tutorial's picture runs behind a box or leaves the picture.
     """
     records = of_rpc()
     topology = next(each for each in records if each["kind"] == "topology")
@@ -538,8 +540,10 @@ def test_no_arrow_runs_behind_the_last_queue_on_a_phone(chromium: Any, tmp_path:
     )
 
 
-def test_the_label_of_a_message_at_the_edge_is_seen_whole(chromium: Any, tmp_path: Path) -> None:
-    """What is beside a message that moves along the edge of the picture is within the picture, at any width."""
+def test_the_text_beside_a_moving_message_is_not_cut_at_the_edge_of_the_picture(chromium: Any, tmp_path: Path) -> None:
+    """In a tutorial's picture, the text beside a moving message is never cut at the edge of the picture, whether the
+    window is 390 or 1280 pixels wide.
+    """
     page = recorded(chromium, tmp_path, of_rpc())
     for width in (390, 1280):
         page.resize(width)
@@ -562,7 +566,7 @@ def test_the_label_of_a_message_at_the_edge_is_seen_whole(chromium: Any, tmp_pat
 
 def test_the_clients_of_a_scene_stay_until_the_next_one_begins(chromium: Any, tmp_path: Path) -> None:
     """In the picture of a tutorial, publishers and consumers whose programs have ended stay until the commands of the
-    next scene begin, so that they are seen while its text is read.
+    next scene begin, so that a viewer sees them while reading the next scene's text.
     """
     records = play()
     later = next(each for each in records if each.get("kind") == "scene" and each["number"] == 2)["t"]
@@ -578,8 +582,10 @@ def test_the_clients_of_a_scene_stay_until_the_next_one_begins(chromium: Any, tm
     assert names(page)[0] == set()
 
 
-def test_a_recording_ends_when_its_last_message_has_been_seen_to_move(chromium: Any, tmp_path: Path) -> None:
-    """At the end of a recording, no message moves, although a worker with prefetch 1 got many in its last moment."""
+def test_a_recording_ends_only_when_no_message_moves_any_more(chromium: Any, tmp_path: Path) -> None:
+    """At the end of a recording of `mqtool ui`, no message moves any more, even if a worker with prefetch 1 got many
+    messages in the recording's last moment.
+    """
     records = jobs([{"name": "one/tag", "label": "worker 1"}])
     to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": None}
     for number in range(24):
@@ -598,8 +604,8 @@ def of_terminal(t: int, n: int, kind: str, terminal: str = "boss") -> dict[str, 
 
 @pytest.mark.parametrize("place", ["a tutorial", "mqtool ui"])
 def test_an_idle_publisher_stays_in_the_picture_until_it_ends(chromium: Any, tmp_path: Path, place: str) -> None:
-    """A publisher that is idle for a few seconds stays in the picture of the broker: in a tutorial, until the program
-    in its terminal ends; in `mqtool ui`, until its channel is closed.
+    """A publisher that is idle for a few seconds stays in the picture. In a tutorial, it stays until the program in its
+    terminal ends; in `mqtool ui`, until its channel is closed.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     moved = {"kind": "moved", "queues": {}, "taken": []}
@@ -634,7 +640,7 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     chromium: Any, tmp_path: Path, kind: str, seen: str
 ) -> None:
     """While a message moves to a queue, the picture of `mqtool ui` shows the message's routing key beside it or, after
-    a headers exchange, its headers. After a fanout exchange or the default exchange, it shows nothing.
+    a headers exchange, its headers. After a fanout exchange or the default exchange, there is no text beside it.
     """
     name = "logs" if kind else ""
     records = [*jobs(), *published(1000, 0)]
@@ -655,8 +661,8 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
 def test_an_exchange_before_a_stream_is_drawn_only_if_messages_pass_through_it(
     chromium: Any, tmp_path: Path, passes_exchange: bool
 ) -> None:
-    """If messages are published to a stream over the stream protocol, which has no exchanges, the picture draws none.
-    If they are published through the default exchange, the picture draws it.
+    """If messages are published to a stream over the stream protocol, which has no exchanges, the picture of `mqtool
+    ui` draws no exchange. If they are published through the default exchange, the picture draws it.
     """
     records = jobs([{"name": "one/tag", "label": "reader"}])
     records[1]["queues"][0]["type"] = "stream"
@@ -685,8 +691,8 @@ def moving_labels(page: Page, steps: int) -> set[str]:
 
 
 def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tmp_path: Path) -> None:
-    """In a tutorial's picture, a moving message has the beginning of its body beside it, unless its routing key or
-    headers are shown there, or many messages move at once.
+    """In a tutorial's picture, a moving message has the beginning of its body beside it, unless many messages move at
+    the same time.
     """
     assert moving_labels(recorded(chromium, tmp_path, play()), 80) == {"first", "second"}
     many = [event for number in range(2, 40) for event in published(12_000, number, f"task {number}")]
@@ -699,8 +705,8 @@ def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tm
 
 
 def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(chromium: Any, tmp_path: Path) -> None:
-    """While a message moves from a stream to a consumer, the picture shows the message's offset beside it, so that a
-    viewer sees where each consumer starts.
+    """While a message moves from a stream to a consumer, the picture of `mqtool ui` shows the message's offset beside
+    it, so that a viewer sees where each consumer starts.
     """
     records = jobs([{"name": "one/tag", "label": "third"}])
     records[1]["queues"][0]["type"] = "stream"
@@ -713,8 +719,8 @@ def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(c
 
 
 def test_a_request_and_its_reply_have_the_same_correlation_id_beside_them(chromium: Any, tmp_path: Path) -> None:
-    """In a tutorial, a moving request has its body and the beginning of its correlation ID beside it, and so has its
-    reply, so that it is seen which request a reply answers. Other messages have their bodies alone.
+    """In a tutorial's picture, a moving RPC request has its body and the beginning of its correlation ID beside it, and
+    so has the reply, so that a viewer sees which request the reply answers.
     """
     records = of_rpc()
     for each in records:
@@ -741,9 +747,9 @@ def of_offsets() -> list[dict[str, Any]]:
 
 
 def test_an_offset_moves_to_the_stream_and_then_stays_below_it(chromium: Any, tmp_path: Path) -> None:
-    """If a reader of a stream stores its offset, the picture shows the offset on its way from the reader to the stream,
-    after the messages that the reader has got, and then below the stream, with the reader's name; and that it was
-    reset.
+    """If a reader of a stream stores its offset, the picture of `mqtool ui` moves the offset from the reader to the
+    stream, after the messages that the reader has received. Below the stream, it then shows the offset with the
+    reader's name or, after a reset, that there is no offset.
     """
     page = recorded(chromium, tmp_path, of_offsets())
     seen: list[str] = []
@@ -763,8 +769,10 @@ def test_an_offset_moves_to_the_stream_and_then_stays_below_it(chromium: Any, tm
     page.until(lambda: "stored last" in page.text("#facts"), "the panel")
 
 
-def test_the_stored_offset_that_the_broker_counts_stands_below_the_stream(chromium: Any, tmp_path: Path) -> None:
-    """If offsets are stored more often than events are reported, the picture shows the one that was stored last."""
+def test_the_offset_that_was_stored_last_is_shown_below_the_stream(chromium: Any, tmp_path: Path) -> None:
+    """If a reader stores offsets more often than events about them are reported, the picture of `mqtool ui` shows the
+    offset that was stored last below the stream.
+    """
     records = of_offsets()[:-2]
     counted = {"kind": "moved", "t": 9000, "queues": {"jobs": [2, 0, 2]}, "taken": [], "published": []}
     page = recorded(chromium, tmp_path, [*records, {**counted, "stored": [["jobs", "reports", 1234]]}])
@@ -772,9 +780,11 @@ def test_the_stored_offset_that_the_broker_counts_stands_below_the_stream(chromi
     assert page.nodes()["stream jobs"] == "2 messages · reports: offset 1,234"
 
 
-def test_a_client_is_drawn_although_the_queue_that_it_wants_is_missing(chromium: Any, tmp_path: Path) -> None:
-    """The picture shows an AMQP 1.0 client that cannot publish to a queue because the queue does not exist, with an
-    arrow to the default exchange.
+def test_a_client_is_drawn_even_if_the_queue_to_which_it_publishes_does_not_exist(
+    chromium: Any, tmp_path: Path
+) -> None:
+    """If an AMQP 1.0 client cannot publish to a queue because the queue does not exist, a tutorial's picture still
+    shows the client, with an arrow to the default exchange.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = jobs()
@@ -947,8 +957,8 @@ def test_the_page_of_an_empty_broker_proposes_a_command_for_that_broker(
 def test_the_page_of_a_tutorial_on_rabbitmq_shows_only_the_tutorials_messages(
     shell: Shell, broker: TestBroker, chromium: Any
 ) -> None:
-    """On RabbitMQ, the page of `tutorial run --ui` shows the messages published to the tutorial's exchanges, without a
-    --tap option, and no other messages.
+    """On RabbitMQ, even without --tap, the page of `tutorial run --ui` shows the messages published to the tutorial's
+    exchanges, and no others.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     for command in (["queue", "declare", "private"], ["exchange", "declare", "others", "fanout"]):
@@ -1009,8 +1019,8 @@ def play(consumers: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
 
 
 def test_messages_arrive_before_the_next_scene_begins(chromium: Any) -> None:
-    """If a viewer presses Next while messages are still moving, the page of a tutorial draws them at their destinations
-    before it shows the next scene's commands. The counts equal the messages drawn.
+    """If a viewer presses Next while messages are still moving, the page of a tutorial draws the messages at their
+    destinations before it shows the next scene's commands. The counts equal the messages drawn.
     """
     watched, pressed, over = threading.Event(), threading.Event(), threading.Event()
 
@@ -1083,7 +1093,8 @@ def of_one_row(page: Page, selector: str) -> bool:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_picture_takes_most_of_the_page(chromium: Any, tmp_path: Path, scheme: str) -> None:
     """In a window of 1280×800 pixels, the page of a tutorial needs no scrolling, and the picture takes most of the
-    width. In one of 390×844, the whole picture is visible without scrolling, and the buttons are in one row.
+    width. In a window of 390×844 pixels, the whole picture is visible without scrolling, and the buttons are in one
+    row.
     """
     page = recorded(chromium, tmp_path, play())
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -1117,8 +1128,8 @@ def test_the_picture_takes_most_of_the_page(chromium: Any, tmp_path: Path, schem
 
 
 def test_a_projected_tutorial_with_three_queues_and_charts_is_legible(chromium: Any, tmp_path: Path) -> None:
-    """At 1280×800 pixels, with charts and three queues below each other, queue names in a tutorial's picture are at
-    least 12 pixels high, and the page does not scroll.
+    """In a window of 1280×800 pixels, with charts and with three queues one below the other, queue names in a
+    tutorial's picture are at least 12 pixels high, and the page does not scroll.
     """
     records = play()
     for topology in (each for each in records if each["kind"] == "topology"):
@@ -1159,9 +1170,9 @@ def test_the_end_of_a_recording_still_shows_clients_and_queue(chromium: Any, tmp
     assert page.find('.arrow.publishes[data-to="x:"]')
 
 
-def test_the_end_of_a_recording_shows_what_its_last_command_was_about(chromium: Any, tmp_path: Path) -> None:
-    """If a tutorial types a command after its queues are gone, such as one that lists them, the end of its recording
-    shows no queue.
+def test_the_end_of_a_recording_shows_deleted_queues_only_if_no_command_follows(chromium: Any, tmp_path: Path) -> None:
+    """If a tutorial runs a command after its queues were deleted, such as one that lists them, the picture at the end
+    of its recording shows no queue. Without such a command, it still shows the deleted queues.
     """
     (topology,) = [each for each in jobs(t=9500) if each["kind"] == "topology"]
     gone = [{"kind": "event", "t": 9500, "what": "purged", "queue": "jobs"}, {**topology, "links": [], "queues": []}]
@@ -1175,7 +1186,7 @@ def test_the_end_of_a_recording_shows_what_its_last_command_was_about(chromium: 
 
 
 def test_the_time_bar_of_a_recording_has_a_mark_for_each_scene(chromium: Any, tmp_path: Path) -> None:
-    """The time bar of a recorded tutorial has a mark for each scene. A click on a mark leads to its scene; so does the
+    """The time bar of a recorded tutorial has a mark for each scene. A click on a mark shows its scene, and so does the
     scene's number in the page's address.
     """
     page = recorded(chromium, tmp_path, play())
@@ -1189,8 +1200,8 @@ def test_the_time_bar_of_a_recording_has_a_mark_for_each_scene(chromium: Any, tm
 
 
 def test_a_scene_asks_what_will_happen_and_answers_later(chromium: Any, tmp_path: Path) -> None:
-    """Before a scene's commands run, the page of a tutorial asks what will happen. It shows the answer once the
-    commands have run.
+    """Before a scene's commands run, the page of a tutorial asks what will happen. Once the commands have run, the page
+    shows the answer.
     """
     records = play()
     scene = next(each for each in records if each["kind"] == "scene")

@@ -73,8 +73,8 @@ def test_every_image_in_the_documentation_exists() -> None:
 
 
 def test_links_of_the_readme_lead_to_files_in_the_repository() -> None:
-    """Every relative link in the README leads to a file in the repository, and never to an HTML page, because only
-    `make docs` creates those.
+    """Every relative link in the README leads to a file in the repository. None leads to an HTML page, because only
+    `make docs` creates HTML pages.
     """
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text())
     files = [ROOT / link for link in links if "://" not in link]

@@ -261,7 +261,9 @@ def test_receive_into_a_file_counts_messages_on_the_terminal(shell: Shell) -> No
 
 @on_any_broker
 def test_the_progress_line_shows_the_percentage_and_the_rate(shell: Shell) -> None:
-    """If the total is known, a command's progress line shows the percentage, the count, the time and the rate."""
+    """On a terminal, if the total is known, a command's progress line shows the percentage, the count, the time and the
+    rate.
+    """
     script = """
 from mqtool.cli.display.progress import Progress
 progress = Progress("confirmed", patience=0, fraction=lambda: 0.5)
@@ -302,7 +304,7 @@ def test_control_characters_are_escaped_only_on_a_terminal(shell: Shell) -> None
 @on_any_broker
 def test_key_pattern_takes_the_routing_key_from_each_line(shell: Shell) -> None:
     """`emit-log --key-pattern` fills the placeholders in the routing key with parts of each line. If a line does not
-    match the pattern, they become 'unknown', and the command says how many lines did not match.
+    match the pattern, the placeholders become 'unknown', and the command says how many lines did not match.
     """
     all_lines = shell.start("mqtool", "receive-log", "topic", "#", "-c", "3").wait_until_ready()
     errors = shell.start("mqtool", "receive-log", "topic", "*.error", "-c", "1").wait_until_ready()
@@ -323,7 +325,7 @@ def test_key_pattern_takes_the_routing_key_from_each_line(shell: Shell) -> None:
 
 @on_any_broker
 def test_receive_exits_with_1_if_stdout_is_on_a_full_disk(shell: Shell) -> None:
-    """If the disk of stdout is full, `receive` exits with 1, and the message stays in the queue."""
+    """If stdout is a file on a full disk, `receive` exits with 1, and the message stays in the queue."""
     if not os.path.exists("/dev/full"):  # noqa: PTH110
         pytest.skip("no /dev/full here")
     shell.run("mqtool", "send")

@@ -59,7 +59,7 @@ def ends_well(script: Running) -> None:
 @pytest.mark.parametrize("first", ["mqtool", "script"])
 def test_the_script_of_hello_world_exchanges_messages_with_send_and_receive(room: Room, first: str) -> None:
     """The script that `tutorial show hello-world --plain` prints gets the messages of `send`, and `receive` gets the
-    script's, whichever of them has declared the queue.
+    script's messages, whichever program has declared the queue.
     """
     room.printed("hello-world")
     send = {"mqtool": lambda: room.mqtool("send"), "script": lambda: room.script("send", "Good", "morning!")}

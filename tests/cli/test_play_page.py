@@ -53,8 +53,8 @@ def go_on(page: Page, narration: str) -> None:
 
 @pytest.mark.parametrize("playing", [("tutorial", "run")], ids=["tutorial run"], indirect=True)
 def test_keys_step_forward_and_back_through_a_tutorial(playing: tuple[Running, Page], tmp_path: Path) -> None:
-    """On the page of `tutorial run --ui`, a learner can choose a tutorial and step forward and back through its scenes,
-    with keys alone. The page, saved as a file, replays the scenes without mqtool.
+    """On the page of `tutorial run --ui`, a learner can choose a tutorial and step forward and back through its scenes
+    with keys alone. If the page is saved as a file, the file replays the scenes without mqtool.
     """
     command, page = playing
     page.until(lambda: "Start: Hello World" in shown(page, "#next"), "the list, with the first one proposed")
@@ -99,8 +99,8 @@ def test_keys_step_forward_and_back_through_a_tutorial(playing: tuple[Running, P
 
 @pytest.mark.parametrize("playing", [("drill", "duplicate", "-c", "20")], ids=["drill"], indirect=True)
 def test_the_page_of_a_drill_shows_its_fault_and_its_totals(playing: tuple[Running, Page]) -> None:
-    """The page of `drill --ui` explains the fault and waits for a key. Afterwards, it shows the totals, including the
-    number of lost messages. It fits on a narrow screen.
+    """The page of `drill --ui` explains the fault and waits for a key. Afterwards, the page shows the totals, including
+    the number of lost messages. The page fits on a narrow screen.
     """
     command, page = playing
     page.resize(390)
@@ -245,7 +245,7 @@ def overlapping(page: Page, selectors: list[str]) -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.parametrize("width", [1280, 768, 390])
+@pytest.mark.parametrize("width", [1280, 768, 390], ids="{} pixels".format)
 def test_answers_the_list_of_tutorials_and_the_picture_do_not_overlap(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
@@ -278,7 +278,9 @@ def test_answers_the_list_of_tutorials_and_the_picture_do_not_overlap(
 
 
 def test_the_page_scrolls_to_the_top_when_another_tutorial_is_chosen(chromium: Any, tmp_path: Path) -> None:
-    """If a viewer has scrolled down and then chooses another tutorial, the page scrolls back to the top."""
+    """If a viewer of a recording has scrolled down and then chooses another tutorial, the page scrolls back
+    to the top.
+    """
     page = of_many_plays(chromium, tmp_path, 390)
     page.ask("document.querySelector('main').scrollTop = 300")
     assert page.ask("return document.querySelector('main').scrollTop") == 300

@@ -22,8 +22,8 @@ def admin(shell: Shell, broker: TestBroker) -> Shell:
 @pytest.mark.own_vhost("policies stay in it")
 @pytest.mark.parametrize("kind", [[], ["--operator"]], ids=["user", "operator"])
 def test_a_policy_is_set_changed_listed_and_cleared(admin: Shell, kind: list[str]) -> None:
-    """`policy set` creates or changes a policy, which applies to matching queues at once. `policy ls` lists it, and
-    `policy clear` deletes it.
+    """`policy set` creates or changes a policy, which immediately applies to matching queues. `policy ls` lists the
+    policy, and `policy clear` deletes it.
     """
     admin.run("mqtool", "queue", "declare", "jobs")
     assert admin.run(*SET, "--apply-to", "queues", *kind).stderr.startswith("set ")
@@ -128,9 +128,9 @@ def test_policy_set_asks_for_confirmation_if_a_policy_would_remove_messages(
 
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell, broker: TestBroker) -> None:
-    """`policy set` does not ask for confirmation if the policy removes no messages: the queue is within the limit, a
-    lower limit or another policy already applies, the queue rejects new messages instead, its type does not support one
-    of the settings, or the policy affects only future messages.
+    """`policy set` does not ask for confirmation if the policy removes no messages. This is so if the queue is within
+    the limit, if a lower limit or another policy already applies, if the queue rejects new messages instead, if its
+    type does not support one of the settings, or if the policy affects only future messages.
     """
     filled(admin, broker, "jobs")
     filled(admin, broker, "full", "--argument", "x-overflow=reject-publish")
@@ -156,8 +156,8 @@ def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell,
 
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: Shell, broker: TestBroker) -> None:
-    """If only the overflow reject-publish of a policy keeps a queue from dropping messages beyond its limit, `policy
-    set` says how many messages would be dropped, and asks before it replaces that overflow.
+    """If a queue keeps the messages beyond its limit only because a policy sets overflow to reject-publish, `policy
+    set` says how many messages would be dropped without that setting, and asks before it replaces the policy.
     """
     filled(admin, broker, "jobs")
     command = ("mqtool", "policy", "set")
@@ -176,8 +176,8 @@ def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: S
 def test_policy_set_asks_about_all_queues_if_the_pattern_takes_too_long_to_match(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """If a policy's pattern could take very long to match, mqtool does not test which queues it matches. `policy set`
-    then asks about all queues that would lose messages.
+    """If a policy's pattern could take very long to match, mqtool does not test which queues it matches. Instead,
+    `policy set` asks about every queue whose messages the policy would remove if it applied.
     """
     filled(admin, broker, "jobs")
     refused = admin.run("mqtool", "policy", "set", "limits", "--pattern", "^(?!x)([a-z]+)+$", *SET[6:])
@@ -187,6 +187,6 @@ def test_policy_set_asks_about_all_queues_if_the_pattern_takes_too_long_to_match
 
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_says_how_many_messages_are_dead_lettered(admin: Shell, broker: TestBroker) -> None:
-    """If a queue has a dead-letter exchange, `policy set` says how many messages beyond the limit are dead-lettered."""
+    """If a queue has a dead-letter exchange, `policy set` says how many messages the new limit would dead-letter."""
     filled(admin, broker, "jobs", "--dead-letter-exchange", "amq.fanout")
     assert "queue 'jobs' dead-letters 7 of 10 messages: max-length is 3" in admin.run(*SET).stderr

@@ -127,8 +127,8 @@ def test_queue_show_of_a_missing_queue_exits_with_69(admin: Shell) -> None:
 
 
 def test_queue_show_of_a_missing_queue_with_a_name_that_is_not_utf_8_exits_with_69(admin: Shell) -> None:
-    """If a queue does not exist and its name is not UTF-8, `queue show` exits with 69 and prints no unexpected
-    error.
+    """If a queue does not exist and its name is not UTF-8, `queue show` exits with 69, and does not report an
+    unexpected error.
     """
     shown = admin.script("mqtool queue show \"$(printf 'q\\377')\"")
     assert shown.code == 69, shown.stderr

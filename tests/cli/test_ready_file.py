@@ -28,7 +28,9 @@ def test_a_starting_command_removes_the_ready_file_of_an_earlier_run(shell: Shel
 
 @on_any_broker
 def test_a_file_that_is_not_empty_is_not_replaced_by_a_ready_file(shell: Shell) -> None:
-    """If the --ready-file exists and is not empty, `receive` exits with 2, and the file keeps its content."""
+    """If the file given with --ready-file exists and is not empty, `receive` exits with 2, and the file keeps its
+    content.
+    """
     (shell.directory / "notes.txt").write_text("mine")
     result = shell.run("mqtool", "receive", "--ready-file", "notes.txt")
     assert result.code == 2

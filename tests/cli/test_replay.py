@@ -119,7 +119,7 @@ def test_a_recording_in_a_newer_format_is_refused(shell: Shell, command: str) ->
 @pytest.mark.keeps_messages
 def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
     """If some messages are unroutable, `recording replay` counts them as returned and exits with 3, and --failed-to
-    keeps them. If the exchange does not exist, it names the exchange and exits with 75.
+    keeps them. If the exchange given with --to-exchange does not exist, it names this exchange and exits with 75.
     """
     name = recording(shell, {}, {"routing_key": "nobody"}, {})
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -178,7 +178,9 @@ def test_replay_keeps_the_unsent_messages_after_ctrl_c(shell: Shell, connection:
 def test_replay_publishes_each_line_from_a_pipe_as_it_arrives(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """`recording replay` publishes each line from a pipe as it arrives, while the pipe is still open."""
+    """`recording replay` publishes each message from a pipe as soon as its line arrives, while the pipe is
+    still open.
+    """
     connection.channel().declare(Queue("jobs", durable=True))
     lines = (shell.directory / recording(shell, {}, {})).read_bytes().splitlines(keepends=True)
     running = shell.start("mqtool", "recording", "replay", stdin=PIPE)

@@ -78,7 +78,9 @@ def test_a_workers_program_gets_urls_without_passwords(shell: Shell, how: str) -
 
 @on_any_broker
 def test_a_ready_file_is_not_created_through_a_symbolic_link(shell: Shell) -> None:
-    """If the --ready-file is a symbolic link, `receive` exits with 2 and does not create the link's target."""
+    """If the path given with --ready-file is a symbolic link, `receive` exits with 2 and does not create the link's
+    target.
+    """
     (shell.directory / "ready").symlink_to("target")
     result = shell.run("mqtool", "receive", "--ready-file", "ready", "--idle-timeout", "10ms")
     assert result.code == 2

@@ -55,9 +55,9 @@ def test_ctrl_c_lets_a_worker_finish_its_task(shell: Shell) -> None:
 
 
 @on_any_broker
-def test_a_second_ctrl_c_ends_a_worker_at_once(shell: Shell) -> None:
-    """A second Ctrl-C during a task ends `worker` at once with exit code 130, and the broker redelivers the task to the
-    next consumer.
+def test_a_second_ctrl_c_ends_a_worker_immediately(shell: Shell) -> None:
+    """A second Ctrl-C during a task ends `worker` immediately with exit code 130, and the broker redelivers the task to
+    the next consumer.
     """
     shell.run("mqtool", "new-task", "long" + "." * 600)
     worker = shell.start("mqtool", "worker").wait_until_ready()
@@ -121,10 +121,14 @@ app.run()
 """
 
 
-@pytest.mark.parametrize(("debug", "hint"), [("None", "it is at <string>:7"), ("False", "--debug shows where")])
+@pytest.mark.parametrize(
+    ("debug", "hint"),
+    [("None", "it is at <string>:7"), ("False", "--debug shows where")],
+    ids=["without --debug", "with --debug"],
+)
 def test_an_unexpected_error_says_where_the_bug_is(debug: str, hint: str) -> None:
-    """If a bug in mqtool raises an exception, the command exits with 1. The hint names the line of the bug, or the
-    option --debug if the command has one.
+    """If a bug in mqtool raises an exception, the command exits with 1. If the command has the option --debug, the hint
+    names this option; otherwise, it names the line of the bug.
     """
     done = run((sys.executable, "-c", HAS_A_BUG, debug), capture_output=True, check=False, text=True)
     assert done.returncode == 1
@@ -144,7 +148,7 @@ with stopping.calling(lambda: print("stopping")):
 
 
 def test_two_signals_at_the_same_moment_count_as_one() -> None:
-    """Two SIGTERMs at the same moment count as one: the command is asked to stop once, and exits with 0."""
+    """If two SIGTERMs arrive at the same moment, the command is asked to stop only once, and exits with 0."""
     result = run([sys.executable, "-c", TWO_SIGNALS], capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr, result.returncode) == ("stopping\n", "", 0)
 
@@ -163,8 +167,8 @@ def test_gnu_timeout_lets_a_worker_finish_its_task(shell: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("doing", [(), ("--exec", "sh -c 'echo $$ > pid; exec sleep 600'")], ids=["task", "program"])
 def test_a_busy_worker_says_after_ctrl_c_that_it_finishes_its_task(shell: Shell, doing: tuple[str, ...]) -> None:
-    """After the first Ctrl-C, a busy `worker` says that it finishes its task. A second Ctrl-C ends `worker` and its
-    program at once, with exit code 130.
+    """After the first Ctrl-C, a busy `worker` says that it finishes its task. A second Ctrl-C immediately ends `worker`
+    and its program, with exit code 130.
     """
     shell.run("mqtool", "new-task", "long" + "." * 600)
     worker = shell.start("mqtool", "worker", *doing).wait_until_ready()
@@ -180,8 +184,8 @@ def test_a_busy_worker_says_after_ctrl_c_that_it_finishes_its_task(shell: Shell,
 
 @pytest.mark.keeps_messages
 def test_send_waits_for_confirms_of_the_lines_read_before_ctrl_c(shell: Shell) -> None:
-    """After Ctrl-C, `send -l` waits until the lines that it has read are confirmed, says how many there are, and exits
-    with 130.
+    """After Ctrl-C, `send -l` waits until the lines that it has read are confirmed, says how many were confirmed, and
+    exits with 130.
     """
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -208,8 +212,8 @@ def test_publisher_confirms_stops_at_the_first_ctrl_c(shell: Shell, way: str) ->
 
 @pytest.mark.parametrize("options", ["--raw", "--raw --auto-ack"], ids=["one at a time", "in batches"])
 def test_sigterm_ends_receive_while_its_pipe_is_full(shell: Shell, broker: TestBroker, options: str) -> None:
-    """If `receive` is blocked because its reader does not read from the pipe, the first SIGTERM ends it with exit code
-    143.
+    """If `receive` is blocked because nothing reads from the pipe to which it prints, the first SIGTERM ends it with
+    exit code 143.
     """
     shell.run("mqtool", "send", "-l", stdin=("x" * 10_000 + "\n") * 100)
     shell.start_cold()

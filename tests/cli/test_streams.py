@@ -96,8 +96,8 @@ def test_stream_messages_keep_their_headers_and_properties(shell: Shell) -> None
 
 
 def test_receive_says_that_it_gets_only_new_messages_of_a_stream(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `receive` from a stream without --offset says that it gets only new messages, and which option
-    gets all of them. With --offset, it says nothing.
+    """On a terminal, `receive` without --offset on a stream says that it gets only new messages, and which option gets
+    all of them. With --offset, it prints no such notice.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "send-stream", "-q", "s", "old")
@@ -127,7 +127,8 @@ def test_receive_reads_a_stream_from_an_offset(shell: Shell) -> None:
 @pytest.mark.keeps_messages
 def test_receive_stream_track_resumes_after_the_last_printed_message(shell: Shell) -> None:
     """If `receive-stream --track` was ended by --count, by Ctrl-C or by `head`, the next run resumes after the last
-    message that was printed. No message is skipped or repeated.
+    message that was printed. No message is repeated, and none is skipped, except that `head` may have read one line
+    more than it prints.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 2999))
     read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me")
@@ -147,7 +148,7 @@ def test_receive_stream_track_resumes_after_the_last_printed_message(shell: Shel
 @pytest.mark.keeps_messages
 def test_a_killed_receive_stream_track_skips_no_message(shell: Shell, broker: TestBroker) -> None:
     """If `receive-stream --track` is killed, the next run skips no message. It repeats only messages whose offset was
-    not stored yet: about a thousand at most, or more on RabbitMQ.
+    not stored yet, which are about a thousand at most on the embedded broker.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(1, 20_000))
     output = shell.directory / "out"
@@ -224,7 +225,7 @@ def test_a_tutorial_that_fails_shows_the_last_line_of_its_command(shell: Shell, 
 
 def test_offset_receive_resumes_at_the_stored_offset(shell: Shell) -> None:
     """In the tutorial on offset tracking, the second `offset receive` resumes after the 100 messages that the first one
-    has read.
+    read.
     """
     sent = shell.run("mqtool", "offset", "send")
     assert sent.stderr == "Publishing 100 messages\nMessages confirmed: true\n"
@@ -277,8 +278,8 @@ def test_the_elixir_dialect_sends_bodies_without_amqp_1_0_encoding(shell: Shell,
 
 
 def test_errors_of_stream_commands_name_the_problem(shell: Shell, broker: TestBroker) -> None:
-    """If the stream port, the stream, an argument or an offset is wrong, a stream command says which of them, and exits
-    with the documented code.
+    """If the stream port, the stream, an argument or an offset is wrong, a stream command says which of them is wrong,
+    and exits with the documented code.
     """
 
     def fails(code: int, *command: str) -> str:
@@ -345,8 +346,8 @@ def test_send_stream_keeps_a_message_that_is_too_large(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_send_stream_and_receive_stream_resume_after_a_lost_connection(shell: Shell, broker: TestBroker) -> None:
-    """Each time the connection is lost, `send-stream` and `receive-stream --track` reconnect, and every message arrives
-    in order.
+    """Each time the connection is lost, `send-stream` and `receive-stream --track` reconnect, and every message
+    arrives, in order.
     """
     target = urlsplit(broker.streams)
     with Proxy(target.port or 0) as proxy:
@@ -461,8 +462,8 @@ def test_receive_stream_skips_a_damaged_batch_with_a_warning(shell: Shell, broke
 
 @on_any_broker
 def test_receive_stream_needs_little_memory_for_compressed_batches(shell: Shell, broker: TestBroker) -> None:
-    """`receive-stream` decompresses one batch at a time. With 600 MB of address space, it reads a stream whose
-    compressed batches contain 6.5 million messages.
+    """`receive-stream` decompresses one batch at a time, so that 600 MB of address space are enough to read a stream
+    whose compressed batches contain 6.5 million messages. The test reads 70,000 of them, which are more than one batch.
     """
     place = urlsplit(broker.streams)
     client = RawStream(place.hostname or "", place.port or 0)
@@ -507,8 +508,8 @@ def test_receive_suggests_receive_stream_for_messages_without_amqp_1_0_encoding(
 
 @on_any_broker
 def test_an_existing_stream_with_other_arguments_is_used(shell: Shell) -> None:
-    """`send-stream` uses an existing stream even if its arguments differ. It prints a notice only if an option asks for
-    a different value.
+    """`send-stream` uses an existing stream even if its arguments differ from those that the command would declare. It
+    prints a notice only if an option asks for a different value.
     """
     assert shell.run("mqtool", "send-stream", "-q", "s", "--argument", "max-age=1D", "x").code == 0
     assert shell.run("mqtool", "send-stream", "-q", "s", "y").stderr == " [x] y message sent\n"

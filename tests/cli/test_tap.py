@@ -40,8 +40,8 @@ def publish(
 def test_tap_prints_every_message_that_passes_through_an_exchange(
     shell: Shell, broker: TestBroker, connection: Connection, kind: str
 ) -> None:
-    """`tap EXCHANGE` prints each message published to the exchange, whatever its type. The bound queues still get every
-    message.
+    """`tap EXCHANGE` prints each message published to the exchange, whatever the exchange's type. The bound queues
+    still get every message.
     """
     channel, exchange = connection.channel(), Exchange("orders", kind, auto_delete=True)
     channel.declare(exchange)
@@ -149,8 +149,8 @@ def test_the_output_of_tap_json_can_be_sent_again(shell: Shell, broker: TestBrok
 
 @pytest.mark.usefixtures("api")
 def test_tap_counts_the_copies_that_it_drops_for_a_slow_reader(shell: Shell, broker: TestBroker) -> None:
-    """If the reader of its output is slow, `tap` drops copies and says how many. The printed and the dropped copies add
-    up to all messages.
+    """If the process that reads the output of `tap` is slow, `tap` drops copies and says how many. The printed and the
+    dropped copies add up to all messages.
     """
     count, body = 6_000, "x" * 500
     tap = "mqtool tap amq.fanout --raw --buffer 50 --idle-timeout 3s --ready-file ready 2> said"

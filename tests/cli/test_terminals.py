@@ -75,7 +75,7 @@ def test_drawings_are_ascii_in_the_locale_c(lonely_shell: Shell) -> None:
 
 
 def test_received_bodies_are_unchanged_in_the_locale_c(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
-    """With LC_ALL=C, `receive --raw` still prints characters of a body that are not ASCII unchanged on a terminal."""
+    """On a terminal with LC_ALL=C, `receive --raw` still prints the non-ASCII characters of a body unchanged."""
     lonely_shell.environment |= {"LC_ALL": "C", "MQTOOL_URL": amqp_vhost.url}
     assert lonely_shell.run("mqtool", "send", "grün ─").code == 0
     assert "grün ─" in seen(lonely_shell, "mqtool", "receive", "-c", "1", "--raw")

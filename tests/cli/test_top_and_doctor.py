@@ -88,8 +88,8 @@ def test_doctor_reports_several_kinds_of_problem(watcher: Shell, broker: TestBro
 
 
 def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broker: TestBroker) -> None:
-    """If a consumer does not acknowledge its message while others wait in the queue, `doctor` and `top` report that
-    nothing moves.
+    """If a consumer does not acknowledge its message while other messages wait in the queue, `doctor` and `top` report
+    that nothing moves.
     """
     watcher.run("mqtool", "new-task", "-l", stdin="1\n2\n3\n")
     watcher.start("mqtool", "worker", "--forget-ack").wait_until_ready().wait_for_stdout("Received 1")
@@ -185,11 +185,11 @@ def test_doctor_says_how_to_resume_an_interrupted_conversion(watcher: Shell, bro
     assert "no-consumer" not in found
 
 
-def test_doctor_reports_permissions_on_a_dead_letter_queue_but_not_on_its_queue(
+def test_doctor_reports_a_user_who_may_write_only_to_the_dead_letter_queue_of_a_queue(
     watcher: Shell, broker: TestBroker
 ) -> None:
-    """`doctor` reports a user who may write to orders.dlq but not to orders, because `dlq redrive` moves messages from
-    the one to the other. It does not report a user with permissions on both or neither.
+    """`doctor` reports a user who may write to the queue orders.dlq but not to orders, because `dlq redrive` moves
+    messages from orders.dlq to orders. It does not report a user who may write to both.
     """
     for queue in ("orders", "orders.dlq", "jobs"):
         watcher.run("mqtool", "queue", "declare", queue)
@@ -246,7 +246,7 @@ def test_doctor_reports_policies_for_mirrored_queues(watcher: Shell, broker: Tes
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, broker: TestBroker) -> None:
     """`doctor --upgrade 4.3` reports each queue, exchange and client that RabbitMQ 4.3 refuses or treats differently.
-    `doctor --upgrade 4.0` reports only those that are affected in 4.0.
+    `doctor --upgrade 4.0` reports only those that RabbitMQ 4.0 already refuses or treats differently.
     """
     queues: dict[str, Any] = {
         "old": {"durable": False},
@@ -291,8 +291,8 @@ def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, br
 def test_doctor_upgrade_lists_general_changes_in_version_4_4(
     watcher: Shell, broker: TestBroker, version: str, *, is_told: bool
 ) -> None:
-    """`doctor --upgrade 4.4` also lists changes in RabbitMQ 4.4 that do not depend on the broker's topology: for
-    example, OpenID Connect requires https. `doctor --upgrade 4.3` does not list them.
+    """`doctor --upgrade 4.4` also lists changes in RabbitMQ 4.4 that do not depend on the broker's topology; for
+    example, that OpenID Connect requires https. `doctor --upgrade 4.3` does not list these changes.
     """
     told = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--upgrade", version).stderr
     for what in (
@@ -332,8 +332,8 @@ def test_doctor_upgrade_peek_checks_messages_and_leaves_them_in_the_queue(watche
 
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_finds_messages_near_the_delivery_limit(watcher: Shell, broker: TestBroker) -> None:
-    """Because RabbitMQ 4.0 has a default delivery limit, `doctor --upgrade --peek` reports a message in a quorum queue
-    that was requeued 15 times.
+    """Because RabbitMQ 4.0 has a default delivery limit, `doctor --upgrade --peek` reports a quorum queue with a
+    message that was requeued 15 times.
     """
     watcher.run("mqtool", "send", "-q", "jobs", "--queue-type", "quorum", "--durable", "x")
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
@@ -364,7 +364,7 @@ def test_doctor_upgrade_needs_a_newer_version(watcher: Shell) -> None:
 @on_any_broker
 def test_doctor_prints_a_nagios_check(watcher: Shell, broker: TestBroker) -> None:
     """`doctor --format nagios` prints a summary line and uses Nagios's exit codes. If the broker or its management API
-    does not answer, the state is CRITICAL.
+    does not answer, the state is CRITICAL. If the virtual host does not exist, the state is UNKNOWN.
     """
     check = ("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms", "--format", "nagios")
     fine = watcher.run(*check)
@@ -404,7 +404,9 @@ def test_doctor_prints_prometheus_metrics(watcher: Shell, broker: TestBroker) ->
 
 
 def test_top_prints_once_in_a_pipe(watcher: Shell, broker: TestBroker) -> None:
-    """In a pipe, `top` prints all queues once, sorted and with warnings. For streams, it prints no message rates."""
+    """In a pipe, `top` prints all queues once, sorted and with warnings. For streams, it leaves the message rates
+    empty.
+    """
     broker.api("PUT", f"queues/{broker.vhost}/a", {"durable": True, "arguments": {"x-queue-type": "stream"}})
     watcher.run("mqtool", "send", "-q", "few", "x")
     watcher.run("mqtool", "send", "-q", "many", "-l", stdin="x\n" * 20)

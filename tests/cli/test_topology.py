@@ -88,9 +88,9 @@ def test_topology_shows_ten_bindings_and_counts_the_rest(shell: Shell, channel: 
     assert shell.run("mqtool", "topology", "idle", "--limit", "0").stdout.count("many") == 14
 
 
-def test_topology_of_an_exchange_shows_only_what_the_exchange_leads_to(shell: Shell, channel: BlockingChannel) -> None:
-    """`topology EXCHANGE` shows only what the exchange leads to, including its alternate exchange. If EXCHANGE does not
-    exist, the command exits with 69.
+def test_topology_of_an_exchange_shows_only_where_the_exchange_routes(shell: Shell, channel: BlockingChannel) -> None:
+    """`topology EXCHANGE` shows only the exchanges and queues to which EXCHANGE routes messages, including its
+    alternate exchange. If EXCHANGE does not exist, the command exits with 69.
     """
     tree = shell.run("mqtool", "topology", "logs").stdout
     assert "rest  fanout" in tree
@@ -126,8 +126,8 @@ def test_topology_live_needs_a_terminal(shell: Shell) -> None:
 
 
 def test_route_names_the_matching_queues_and_almost_matching_keys(shell: Shell, channel: BlockingChannel) -> None:
-    """`route` prints the queues that a message would reach. If a binding key almost matches, it says which word
-    differs.
+    """`route` prints the queues that a message would reach. If a binding key almost matches, the command says which
+    word differs.
     """
     told = shell.run("mqtool", "route", "logs", "kern.critical")
     assert told.stdout.splitlines()[:3] == [

@@ -38,8 +38,8 @@ def reach_first(shell: Shell) -> None:
 
 
 def test_tutorial_try_continues_after_the_goals_already_reached(lonely_shell: Shell) -> None:
-    """`tutorial try` marks a reached goal in its list of goals, and its next run begins with the goal after it. With
-    --again, a run begins with the first goal, and the list does not change.
+    """`tutorial try` marks a reached goal in its list of goals, and the next run begins with the following goal. With
+    --again, a run begins with the first goal, and the list stays the same.
     """
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
     running.wait_for_stdout("Goal 1 of 3")
@@ -161,8 +161,8 @@ def test_tutorial_try_uses_the_same_port_as_in_its_last_run(lonely_shell: Shell)
 
 
 def test_tutorial_try_names_the_next_tutorial_that_has_goals_left(lonely_shell: Shell) -> None:
-    """After the last goal of a tutorial, `tutorial try` prints how many of its goals have been reached in all runs, and
-    names the next tutorial that has goals left.
+    """After the last goal of a tutorial, `tutorial try` prints how many of the tutorial's goals have been reached in
+    all runs, and names the next tutorial that has goals left.
     """
     known = Path(lonely_shell.environment["XDG_STATE_HOME"]) / "mqtool" / "goals.json"
     known.parent.mkdir(parents=True)
@@ -220,8 +220,8 @@ def test_tutorial_try_stops_its_broker_only_after_enter(lonely_shell: Shell) -> 
 
 
 def test_the_command_that_selects_the_broker_of_tutorial_try_overrides_mqtool_url(lonely_shell: Shell) -> None:
-    """The command that `tutorial try` prints for other terminals selects the broker of `tutorial try`, even if
-    MQTOOL_URL names a different broker there.
+    """The command that `tutorial try` prints for other terminals selects the broker and virtual host of `tutorial try`,
+    even if MQTOOL_URL names others there.
     """
     with EmbeddedBroker(management_port=0) as other:
         lonely_shell.environment["MQTOOL_MANAGEMENT_URL"] = str(other.management_url)

@@ -144,7 +144,7 @@ def test_tutorial_show_suggests_a_pager_if_the_terminal_is_too_short(lonely_shel
 
 
 def test_tutorial_show_plain_prints_the_same_script_on_a_terminal(lonely_shell: Shell) -> None:
-    """On a terminal, `tutorial show --plain` prints the same script as in a pipe, but in colour."""
+    """On a terminal, `tutorial show --plain` prints the same script as in a pipe, but coloured."""
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "rpc", "--plain")
     assert watched.end() == 0
     plain = re.sub(r"\x1b\[[0-9;]*m", "", watched.seen).replace("\r\n", "\n")
@@ -152,8 +152,8 @@ def test_tutorial_show_plain_prints_the_same_script_on_a_terminal(lonely_shell: 
 
 
 def test_tutorials_can_be_selected_by_rabbitmqs_numbers(lonely_shell: Shell) -> None:
-    """`tutorial show 3` shows RabbitMQ's third tutorial, publish-subscribe. On a terminal, `tutorial list` prints these
-    numbers.
+    """`tutorial show 3` shows RabbitMQ's third tutorial, publish-subscribe. On a terminal, `tutorial list` prints the
+    numbers of RabbitMQ's tutorials.
     """
     assert "publish_subscribe.py" in lonely_shell.run("mqtool", "tutorial", "show", "3").stdout
     watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "list", "--no-color")
@@ -236,8 +236,8 @@ def test_why_queues_measures_that_a_queue_decouples_sender_and_consumers(shell: 
 
 
 def test_tutorial_run_asks_before_a_scene_and_answers_after_it(lonely_shell: Shell) -> None:
-    """`tutorial run` asks what will happen before a scene's commands, and answers after them, before it prints the
-    checks.
+    """Before the commands of a scene run, `tutorial run` asks what will happen. After them, it prints the answer, and
+    then the checks.
     """
     lines = lonely_shell.run("mqtool", "tutorial", "run", "headers", "--no-pause").stdout.splitlines()
     question, command, answer, check = (
@@ -260,13 +260,14 @@ def test_tutorial_run_asks_before_a_scene_and_answers_after_it(lonely_shell: She
         ("topics", [("Send four messages", "Now stop"), ("A key may", "Four puzzles"), ("topic '*'", "And the last")]),
         ("headers", [("A headers exchange ignores", "Now stop")]),
     ],
+    ids=["publish-subscribe", "routing", "topics", "headers"],
 )
 @pytest.mark.sampled(2)
-def test_the_receivers_of_a_scene_run_until_it_has_been_seen(
+def test_the_receivers_of_a_scene_run_until_the_next_scene_has_been_explained(
     lonely_shell: Shell, name: str, scenes: list[tuple[str, str]]
 ) -> None:
     """In `tutorial run`, receivers with temporary queues end only after the next scene has been explained, so that the
-    picture of `--ui` shows the queues that a scene is about until its end.
+    picture of `tutorial run --ui` shows these queues until the scene ends.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", name, "--no-pause", timeout=PLAYING).stdout
     for explained, following in scenes:
@@ -276,7 +277,9 @@ def test_the_receivers_of_a_scene_run_until_it_has_been_seen(
 
 
 def test_tutorial_run_exits_with_0_as_a_background_job(lonely_shell: Shell) -> None:
-    """As a background job, whose commands ignore Ctrl-C, `tutorial run` still stops its receivers and exits with 0."""
+    """If `tutorial run` is a background job, so that its commands ignore SIGINT, it still stops its receivers and exits
+    with 0.
+    """
     played = lonely_shell.script("mqtool tutorial run hello-world --auto & wait $!", timeout=PLAYING)
     assert (played.stderr, played.code) == ("", 0)
     assert "✓ the receiver got both messages" in played.stdout
@@ -320,7 +323,7 @@ def test_an_interrupted_tutorial_deletes_its_queues_and_exchanges(shell: Shell, 
     assert left_behind(broker) == []
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)], ids=["80x24", "120x40"])
 @pytest.mark.sampled(1)
 def test_tutorial_run_waits_for_enter_before_each_step(lonely_shell: Shell, columns: int, rows: int) -> None:
     """On a terminal, `tutorial run` waits for Enter before each step. At the end, it restores the screen and prints the
@@ -368,7 +371,7 @@ def test_tutorial_run_prints_lines_instead_of_panes_on_a_narrow_terminal(lonely_
     assert "\x1b[?1049h" not in watched.seen
 
 
-@pytest.mark.parametrize("columns", [50, 100])
+@pytest.mark.parametrize("columns", [50, 100], ids="{} columns".format)
 def test_tutorial_run_shows_the_url_of_its_broker(lonely_shell: Shell, columns: int) -> None:
     """While `tutorial run` waits for Enter, it shows the URL of the broker that it has started, with or without panes.
     Commands in other terminals can use that URL.
@@ -422,8 +425,8 @@ def test_the_work_queues_tutorial_shows_that_a_killed_workers_task_is_redelivere
 def test_tutorial_run_checks_the_statements_of_the_official_tutorials(
     lonely_shell: Shell, name: str, checks: list[str]
 ) -> None:
-    """`tutorial run` of publish-subscribe, routing and topics checks what RabbitMQ's tutorials explain: bindings,
-    temporary and named queues, and which routing keys a pattern such as `#.*` matches.
+    """`tutorial run` of publish-subscribe, routing and topics checks what RabbitMQ's tutorials explain about bindings,
+    about temporary and named queues, and about the routing keys that a pattern such as `#.*` matches.
     """
     played = lonely_shell.run("mqtool", "tutorial", "run", name, "--auto", timeout=PLAYING)
     assert played.code == 0

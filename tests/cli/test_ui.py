@@ -140,7 +140,7 @@ def page(ui: Running, chromium: Any, request: pytest.FixtureRequest) -> Iterator
 
 
 @on_any_broker
-def test_each_message_is_drawn_where_it_is(shell: Shell, broker: TestBroker, page: Page) -> None:
+def test_each_message_is_drawn_in_its_queue_or_at_its_consumer(shell: Shell, broker: TestBroker, page: Page) -> None:
     """The page of `mqtool ui` draws a ready message in its queue, an unacknowledged message at its consumer, and a
     dead-lettered message in the dead-letter queue.
     """
@@ -190,8 +190,8 @@ def test_each_state_of_a_message_has_its_own_shape(shell: Shell, page: Page) -> 
 @on_any_broker
 @large
 def test_keys_step_forward_and_back_through_the_events_of_a_paused_page(shell: Shell, page: Page) -> None:
-    """While the page of `mqtool ui` is paused, it does not show new events. Keys step forward and back through the
-    events, and return to the live view.
+    """While the page of `mqtool ui` is paused, it shows no new events. Keys step forward and back through the events,
+    and return to the live view.
     """
     do(shell, "send -q jobs one")
     page.until(lambda: page.dots() == [("ready", "q:jobs")], "a message in the queue")
@@ -279,7 +279,7 @@ def test_markup_in_names_and_bodies_is_shown_as_text(shell: Shell, broker: TestB
 @on_any_broker
 @large
 def test_the_page_fits_on_a_phone_and_has_enough_contrast(shell: Shell, page: Page) -> None:
-    """In a window of 390 pixels, the page of `mqtool ui` does not scroll sideways. Text and messages have enough
+    """If the window is 390 pixels wide, the page of `mqtool ui` does not scroll sideways. Text and messages have enough
     contrast in the light and the dark colour scheme.
     """
     do(shell, "send -q jobs one")
@@ -477,8 +477,8 @@ def test_names_in_actions_are_not_treated_as_options_or_patterns(ui: Running) ->
 
 
 def test_the_page_offers_no_changes_to_a_broker_that_mqtool_did_not_start(shell: Shell, broker: TestBroker) -> None:
-    """`mqtool ui --vhost /` shows the default virtual host. On a RabbitMQ that mqtool did not start, the page offers
-    only actions that change nothing. On an embedded broker, it offers others, too.
+    """`mqtool ui --vhost /` shows the default virtual host. If mqtool did not start the RabbitMQ broker, the page
+    offers only actions that change nothing. For an embedded broker, it offers other actions, too.
     """
     shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_STATE_HOME": str(shell.directory / "none")}
     ui = shell.start("mqtool", "ui", "--vhost", "/", ready=False).wait_for_stdout("\n")
@@ -559,8 +559,8 @@ def test_the_pages_secret_is_not_on_the_browsers_command_line(shell: Shell, comm
 
 @on_any_broker
 def test_ui_record_does_not_replace_a_file(shell: Shell) -> None:
-    """If FILE exists, `mqtool ui --record FILE` exits with 2 and leaves it as it is. Only the owner can read a file
-    that the command creates.
+    """If FILE exists, `mqtool ui --record FILE` exits with 2 and leaves FILE as it is. If the command creates FILE,
+    only the owner can read it.
     """
     kept = shell.directory / "kept.html"
     kept.write_text("mine")

@@ -1,5 +1,5 @@
-"""Programs that use aio-pika get confirms, transactions and RPC, and a robust connection recovers after the broker
-closes it.
+"""Programs that use aio-pika can use confirms, transactions and RPC. A robust connection recovers after the broker has
+closed it.
 """
 
 import asyncio

@@ -1,4 +1,5 @@
-// With amqp091-go: confirms and returns arrive, dead letters are routed, and a closed channel or a cut is reported.
+// Programs that use amqp091-go get confirms, returned messages and dead letters, and the client library tells them
+// that a channel or the connection was closed.
 package main
 
 import (

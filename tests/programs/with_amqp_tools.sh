@@ -1,4 +1,5 @@
-# With amqp-tools: lines are published, fetched and passed to a command; a message is requeued if its command fails.
+# Scripts that use amqp-tools can publish lines, fetch messages and pass them to a command. If the command fails, its
+# message is requeued.
 set -eu
 
 equal() { [ "$1" = "$2" ] || { echo "$1 expected, $2 found"; exit 1; }; }

@@ -1,4 +1,4 @@
-# With bunny: confirms and returns arrive, dead letters are routed, and the client recovers from a lost connection.
+# Programs that use bunny get confirms, returned messages and dead letters, and bunny recovers from a lost connection.
 require "bunny"
 
 def equal(expected, found)

@@ -1,4 +1,4 @@
-"""Programs that use Celery get retries with a countdown, eta on quorum queues, events, remote control, results and
+"""Programs that use Celery can use retries with a countdown, eta on quorum queues, events, remote control, results and
 chords.
 """
 

@@ -1,4 +1,6 @@
-"""Programs that use dramatiq get retries, delays and priorities, and a task that fails too often is dead-lettered."""
+"""Programs that use dramatiq can use retries, delays and priorities, and a task that fails too often is
+dead-lettered.
+"""
 
 import os
 import threading

@@ -1,5 +1,5 @@
-"""Programs that use FastStream can subscribe to exchanges and quorum queues and reply; a rejected message is
-dead-lettered.
+"""Programs that use FastStream can subscribe to exchanges and quorum queues, and reply to requests. A rejected message
+is dead-lettered.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Programs that use kombu can publish with confirms, compression, headers and priorities, and use pools and a
+"""Programs that use kombu can publish with confirms, compression, headers and priorities, and can use pools and a
 SimpleQueue.
 """
 

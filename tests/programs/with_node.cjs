@@ -1,4 +1,5 @@
-// With amqplib and rascal: confirms, prefetch, dead letters and RPC work, and rascal republishes with a retry delay.
+// Programs that use amqplib get confirms, dead letters and RPC replies. If handling a message fails, rascal publishes the
+// message again after a delay.
 const assert = require("node:assert");
 const amqplib = require("amqplib");
 const { BrokerAsPromised } = require("rascal");

@@ -1,5 +1,5 @@
 <?php
-// With php-amqplib: confirms and returns arrive, dead letters are routed, and the client can reconnect.
+// Programs that use php-amqplib get confirms, returned messages and dead letters, and can reconnect.
 
 require 'PhpAmqpLib/autoload.php';
 

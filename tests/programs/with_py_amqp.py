@@ -1,4 +1,6 @@
-"""Programs that use py-amqp get 64-bit integers, confirms and returns, and an error closes only the channel."""
+"""Programs that use py-amqp can use 64-bit integers, confirms and returned messages, and an error closes only the
+channel.
+"""
 
 import os
 from urllib.parse import unquote, urlsplit

@@ -1,4 +1,5 @@
-// With rhea, over AMQP 1.0: messages of any size are sent, settled in every way, filtered and answered.
+// Programs that use rhea can send large messages over AMQP 1.0, settle them with every outcome, filter a stream, and
+// reply to requests.
 const assert = require("node:assert");
 const { once } = require("node:events");
 const rhea = require("rhea");

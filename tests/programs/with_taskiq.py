@@ -1,4 +1,4 @@
-"""Programs that use taskiq can run tasks, delay them in wait queues, and retry them."""
+"""Programs that use taskiq can run tasks, delay them in wait queues, and retry them if they fail."""
 
 import asyncio
 import os
