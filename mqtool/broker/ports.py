@@ -43,7 +43,8 @@ def choose(wanted: int | None, usual: Iterable[int] = (), listen: str | None = N
             raise Unavailable(f"{taken} is taken", "choose another with --port, --management-port or --stream-port")
         return wanted
     for port in usual:
-        if not _taken(port, listen, tls) and _claim(port):
+        # Another command may have released the port because its broker listens there by now.
+        if not _taken(port, listen, tls) and _claim(port) and not _taken(port, listen, tls):
             return port
     return free_port()
 
@@ -69,6 +70,13 @@ def _claim(port: int) -> bool:
         return False
     _claims.append(lock)
     return True
+
+
+def keep(started: "Started") -> None:
+    """Reserve a broker's ports, so that no `broker up` chooses one of them while the broker restarts."""
+    urls = (*started.url.split(","), started.details.get("management", ""), started.details.get("streams", ""))
+    for port in filter(None, (urlsplit(url).port for url in urls)):
+        _claim(port)
 
 
 def usual_amqp(before: "Started | None") -> list[int]:

@@ -14,7 +14,7 @@ import pytest
 from mqtool.broker import state
 from mqtool.broker.choice import STARTERS, BrokerKind
 from mqtool.broker.embedded.testing.authority import Authority
-from mqtool.broker.ports import free_port, is_free
+from mqtool.broker.ports import free_port, is_free, keep
 from tests.brokers import own_broker
 from tests.cli.shell import Shell, wait_until
 from tests.processes import children_of, is_alive, only_on_linux
@@ -334,9 +334,22 @@ def test_a_second_broker_restart_down_or_rm_waits_for_the_first(
         both = [home.start("mqtool", "broker", command), home.start("mqtool", "broker", command)]
         wait_until(lambda: {each.process.pid for each in both} <= waiting_for_a_lock(), "both to wait for the lock")
     ended = [each.wait() for each in both]
-    assert sorted(each.code for each in ended) == ([0, 69] if command == "rm" else [0, 0])
+    assert sorted(each.code for each in ended) == ([0, 69] if command == "rm" else [0, 0]), ended
     said = {"restart": "is up again at", "down": "nothing to stop", "rm": "no broker named 'default' was started here"}
     assert said[command] in "".join(each.stdout + each.stderr for each in ended)
+
+
+def test_broker_up_does_not_take_a_port_of_a_broker_that_is_being_restarted(home: Shell) -> None:
+    """If `broker up` runs during a `broker restart`, it does not choose a port of the broker that is being restarted,
+    although nothing listens there for a moment.
+    """
+    port = free_port()
+    home.run("mqtool", "broker", "up", "--kind", "embedded", "--name", "mine", f"--port={port}")
+    home.run("mqtool", "broker", "down", "--name", "mine")
+    keep(state.Started("mine", "embedded", f"amqp://localhost:{port}", 0, "", {}))
+    again = home.run("mqtool", "broker", "up", "--name", "mine").stdout
+    assert "is up at amqp://" in again
+    assert f":{port}" not in again
 
 
 @pytest.mark.parametrize("ended", ["stopped", "killed"])

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.amqp import Address, Connection, parse_addresses
-from mqtool.broker import choice, readiness, state, tutorial_broker
+from mqtool.broker import choice, ports, readiness, state, tutorial_broker
 from mqtool.broker.choice import BrokerKind, starter_of
 from mqtool.broker.embedded.model.profile import DEFAULT, Like
 from mqtool.broker.embedded.settings import TLS_OPTIONS, Settings, help_of
@@ -363,6 +363,7 @@ def restart(name: Name = DEFAULT_NAME) -> None:
     with state.locked(name):
         starter = starter_of(started := known(name))
         output.status(f"restarting {starter.describe} …")
+        ports.keep(started)
         with stopping.calling(lambda: None):  # defer Ctrl-C, so that the broker is not left stopped
             started = starter.restart(started)
         started = _ready(started)
