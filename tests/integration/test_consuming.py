@@ -97,7 +97,7 @@ def test_a_consumer_raises_an_error_if_its_queue_is_deleted(broker: TestBroker) 
 
 
 def test_a_consumer_ends_after_its_idle_timeout_and_fails_after_its_total_timeout(broker: TestBroker) -> None:
-    """Without a count, a consumer ends without an error after its idle timeout, and raises TimedOut after its total
+    """A consumer without a count ends without an error after its idle timeout, and raises TimedOut after its total
     timeout.
     """
     fill(broker, 1)
