@@ -146,7 +146,7 @@ def test_mqtool_decodes_deliveries_itself_and_reads_them_in_large_pieces(
     assert max(pieces) > 4096  # what pika reads at a time
 
 
-def test_heartbeats_count_as_received_bytes(broker: TestBroker) -> None:
+def test_pika_counts_heartbeats_as_received_bytes(broker: TestBroker) -> None:
     """pika counts the broker's heartbeats as received bytes, so it does not close a connection on which nothing else
     arrives.
     """

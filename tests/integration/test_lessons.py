@@ -34,7 +34,7 @@ def test_the_tutorials_delayed_exchange_delivers_in_the_order_of_the_delays(conn
 
 
 def test_the_tutorial_delays_messages_without_the_plugin(connection: Connection) -> None:
-    """The tutorial's send_by_dead_lettering() delays messages without the plugin: a message with a shorter delay
+    """The tutorial's send_by_dead_lettering() delays messages without the plugin. A message with a shorter delay
     arrives first, even though it was published second.
     """
     channel = connection.channel()

@@ -187,7 +187,9 @@ def test_the_consumer_timeout_releases_unsettled_messages_over_amqp_1_0() -> Non
 
 
 def test_the_management_api_closes_an_amqp_1_0_connection(broker: EmbeddedBroker, queue: str) -> None:
-    """Deleting an AMQP 1.0 connection over HTTP sends the client a close frame with RabbitMQ's reason."""
+    """If an AMQP 1.0 connection is deleted over HTTP, the broker sends its client a close frame with
+    RabbitMQ's reason.
+    """
     client = RawAmqp10(broker.url)
     api = Api(str(broker.management_url))
     (found,) = api("GET", "connections")[1]
@@ -197,7 +199,7 @@ def test_the_management_api_closes_an_amqp_1_0_connection(broker: EmbeddedBroker
 
 
 def test_an_aborted_transfer_leaves_the_link_usable(broker: EmbeddedBroker, queue: str) -> None:
-    """After a sender has aborted a transfer, the broker accepts the next message on the same link."""
+    """After an AMQP 1.0 sender has aborted a transfer, the broker accepts the next message on the same link."""
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
     client.publish(0, bytes(50_000), more=True)
@@ -217,8 +219,8 @@ def anonymous(url: str) -> tuple[RawAmqp10, int]:
 
 @pytest.mark.parametrize("change", ["another password", "no password", "no user"])
 def test_anonymous_is_refused_if_guest_lacks_the_default_password(broker: EmbeddedBroker, change: str) -> None:
-    """The SASL mechanism ANONYMOUS logs in as guest with the default password. The login is refused if guest has
-    another password or none, or has been deleted.
+    """A client that uses the SASL mechanism ANONYMOUS logs in as guest with the default password. The broker refuses
+    the login if guest has another password or none, or has been deleted.
     """
     api = Api(str(broker.management_url))
     if change == "no user":

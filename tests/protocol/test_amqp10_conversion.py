@@ -267,7 +267,8 @@ def test_an_amqp_1_0_message_keeps_what_amqp_0_9_1_cannot_express(
 
 def test_a_value_body_arrives_encoded_over_amqp_0_9_1(channel: BlockingChannel, take: Take, client: RawAmqp10) -> None:
     """The amqp-value body of an AMQP 1.0 message arrives over AMQP 0-9-1 in its AMQP 1.0 encoding, with the type
-    property amqp-1.0. If a 0-9-1 client publishes this message again, an AMQP 1.0 receiver gets the original value.
+    property amqp-1.0. If an AMQP 0-9-1 client publishes this message again, an AMQP 1.0 receiver gets the original
+    value.
     """
     channel.queue_declare("q", durable=True)
     _publish_10(client, "q", Amqp10Message(body=value_section(["a", True])))

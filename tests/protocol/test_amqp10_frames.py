@@ -192,7 +192,7 @@ def test_a_malformed_amqp_1_0_login_closes_the_connection(amqp_url: str, mechani
     ids=["vhost", "frame size", "idle time-out"],
 )
 def test_an_invalid_open_frame_closes_the_amqp_1_0_connection(amqp_url: str, fields: tuple[Any, ...]) -> None:
-    """If an AMQP 1.0 client's open frame names an unknown virtual host, a max-frame-size below 512 bytes or an idle
+    """If an AMQP 1.0 client's open frame has an unknown virtual host, a max-frame-size below 512 bytes or an idle
     time-out below one second, the broker closes the connection without a close frame.
     """
     client = RawAmqp10(amqp_url, opened=False)
@@ -303,8 +303,12 @@ def test_a_flow_for_transfers_that_were_never_sent_ends_the_session(client: RawA
     assert (client.ended() or ("",))[0] == "amqp:session:window-violation"
 
 
-def test_attaching_a_handle_that_is_in_use_ends_the_session(broker: TestBroker, client: RawAmqp10, queue: str) -> None:
-    """Attaching a second link to a handle that is in use ends the session with amqp:session:handle-in-use."""
+def test_attaching_a_link_with_a_handle_that_is_in_use_ends_the_session(
+    broker: TestBroker, client: RawAmqp10, queue: str
+) -> None:
+    """If an AMQP 1.0 client attaches a link with a handle that another link uses, the broker ends the session with
+    amqp:session:handle-in-use.
+    """
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "it is checked"):
         pytest.skip("replaces the link")
     client.attach_sender(queue)
@@ -326,7 +330,9 @@ def test_the_incoming_window_opens_again_once_half_of_it_is_used(client: RawAmqp
 
 
 def test_a_second_begin_on_the_channel_of_a_session_ends_the_session(client: RawAmqp10) -> None:
-    """A begin frame on a channel that already has a session ends that session with amqp:internal-error."""
+    """If an AMQP 1.0 client sends a begin frame on a channel that already has a session, the broker ends this session
+    with amqp:internal-error.
+    """
     client.send(BEGIN, None, UInt32(0), UInt32(1), UInt32(1))
     condition, _ = client.ended() or ("", "")
     assert condition == "amqp:internal-error"
@@ -362,8 +368,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_link_is_detached_with_an_error(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
-    """If the broker refuses a link, such as one to a missing queue, it attaches the link without a terminus and then
-    detaches it with an error; the session continues. Before RabbitMQ 4.2, the session ends with the error instead.
+    """If the broker refuses a link, for example to a missing queue, it first attaches the link without a terminus, and
+    then detaches it with an error. The session continues. Before RabbitMQ 4.2, the session ends with the error instead.
     """
     role, address, condition, text = REFUSED[case]
     client.attach(role, address)
@@ -590,8 +596,8 @@ def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAm
 
 
 def test_a_sender_that_exceeds_its_credit_is_detached(client: RawAmqp10, channel: BlockingChannel, queue: str) -> None:
-    """A sender that exceeds its link credit is detached with transfer-limit-exceeded, unless the broker has given the
-    link more credit in the meantime.
+    """If an AMQP 1.0 sender exceeds its link credit, the broker detaches the link with transfer-limit-exceeded, unless
+    it has given the link more credit in the meantime.
     """
     # tests/simulation has a case in which the embedded broker cannot give more.
     first = client.attach_sender(queue)

@@ -23,8 +23,8 @@ ROOM = 2
 def test_no_frame_or_request_holds_up_other_clients_for_half_a_second(
     wire: str, tmp_path: Path, *, is_stored: bool
 ) -> None:
-    """No frame or request that a client may send, however large, occupies the embedded broker's event loop for more
-    than half a second of processor time without a pause, so other clients are served.
+    """However large a frame or request from a client is, the embedded broker handles it in steps of at most half a
+    second of processor time, and serves other clients in between.
     """
     with World("4.3", tmp_path / "data" if is_stored else None) as world:
         every = EVERY[is_stored]

@@ -161,7 +161,9 @@ def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
 
 @pytest.mark.parametrize("document", [{"queues": 3}, {"queues": ["q"]}, {"users": [{}]}, {"parameters": [3]}])
 def test_malformed_definitions_are_refused(document: dict[str, Any], api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """If a section of the definitions is not a list of valid objects, importing them gets the status 400."""
+    """If a section of imported definitions is not a list of valid objects, the management API answers with the status
+    400.
+    """
     with EmbeddedBroker(management_port=0) as broker:
         assert api_of(broker)("POST", "definitions", document)[0] == 400
 

@@ -190,7 +190,7 @@ def test_http_connections_from_one_address_do_not_displace_connections_from_anot
     broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If too many HTTP connections without a login come from one address, they do not displace a connection from
-    another address. The broker logs them at most once a second.
+    another address. The broker logs this at most once a second.
     """
     caplog.set_level(logging.WARNING)
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]

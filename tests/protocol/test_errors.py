@@ -308,6 +308,6 @@ def test_publishing_with_the_flag_immediate_closes_the_connection(channel: Block
 def test_an_exclusive_queue_cannot_be_used_by_other_connections(
     channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection], vhost: str, use: Callable[..., object]
 ) -> None:
-    """The broker refuses every operation on an exclusive queue of another connection with 405."""
+    """If a client uses an exclusive queue of another connection, the broker refuses every operation with 405."""
     channel.queue_declare("q", exclusive=True)
     assert refused(lambda: use(connect().channel())) == LOCKED.format(vhost=vhost)

@@ -198,8 +198,8 @@ def test_a_connection_with_too_many_unacknowledged_stream_deliveries_is_closed(
 
 
 def test_the_queues_of_uncommitted_messages_count_towards_memory_use(broker: EmbeddedBroker, channel: Any) -> None:
-    """The lists of the queues that the messages of a transaction will be routed to count towards the broker's memory
-    use until the channel is closed.
+    """Until a transaction is committed, the broker keeps a list of the queues that will get each message. These lists
+    count towards the broker's memory use until the channel is closed.
     """
     for number in range(200):
         channel.queue_declare(f"q{number}")
