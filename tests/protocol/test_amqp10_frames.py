@@ -282,6 +282,7 @@ def test_an_unknown_amqp_1_0_performative_closes_the_connection(amqp_url: str, b
         ((TRANSFER, UInt32(3), UInt32(0), b"", None, True),
          ("amqp:session:unattached-handle", "Unknown link handle: 3")),
     ],
+    ids=["flow", "attach", "transfer"],
 )  # fmt: skip
 def test_a_frame_with_an_invalid_link_handle_ends_the_session(
     broker: TestBroker, client: RawAmqp10, frame: tuple[Any, ...], error: tuple[str, str]

@@ -111,7 +111,7 @@ def test_the_consumer_with_the_higher_priority_is_served_first(channel: Blocking
     assert low.bodies == [b"2"]
 
 
-@pytest.mark.parametrize("kind", [{}, {"x-queue-type": "quorum"}])
+@pytest.mark.parametrize("kind", [{}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"])
 def test_only_one_consumer_of_a_queue_with_x_single_active_consumer_gets_messages(
     channel: BlockingChannel, take: Take, kind: dict[str, Any]
 ) -> None:

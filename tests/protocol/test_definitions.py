@@ -159,7 +159,7 @@ def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
     assert api("GET", f"queues/{vhost}") == (200, [])
 
 
-@pytest.mark.parametrize("document", [{"queues": 3}, {"queues": ["q"]}, {"users": [{}]}, {"parameters": [3]}])
+@pytest.mark.parametrize("document", [{"queues": 3}, {"queues": ["q"]}, {"users": [{}]}, {"parameters": [3]}], ids=str)
 def test_malformed_definitions_are_refused(document: dict[str, Any], api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """If a section of imported definitions is not a list of valid objects, the management API answers with the status
     400.

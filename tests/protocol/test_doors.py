@@ -63,7 +63,7 @@ def ask(
 LOGIN = f"authorization: Basic {GUEST}"
 
 
-@pytest.mark.parametrize(("options", "status"), [((), 401), (("--guest-from-anywhere",), 200)])
+@pytest.mark.parametrize(("options", "status"), [((), 401), (("--guest-from-anywhere",), 200)], ids=str)
 def test_guest_may_log_in_from_another_machine_only_with_guest_from_anywhere(
     tmp_path: Path, options: tuple[str, ...], status: int
 ) -> None:

@@ -304,6 +304,7 @@ def test_publishing_with_the_flag_immediate_closes_the_connection(channel: Block
         lambda c: c.queue_bind("q", "amq.direct", "k"),
         lambda c: c.queue_delete("q"),
     ],
+    ids=["declare", "declare passively", "declare exclusively", "get", "consume", "purge", "bind", "delete"],
 )
 def test_an_exclusive_queue_cannot_be_used_by_other_connections(
     channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection], vhost: str, use: Callable[..., object]

@@ -164,7 +164,7 @@ def test_a_payload_may_be_as_long_as_frame_max(amqp_url: str) -> None:
         assert "frame_too_large,8193,8184" in client.closed_with()
 
 
-@pytest.mark.parametrize("pieces", [[b"hello"], [b"hel", b"lo"]])
+@pytest.mark.parametrize("pieces", [[b"hello"], [b"hel", b"lo"]], ids=["one frame", "two frames"])
 def test_the_error_for_the_flag_immediate_names_basic_publish(amqp_url: str, pieces: list[bytes]) -> None:
     """The error 540 for a message with the flag `immediate` names the method basic.publish, even if the frames of the
     message's body have already arrived.

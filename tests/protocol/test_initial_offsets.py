@@ -158,7 +158,9 @@ def test_an_invalid_initial_offset_is_refused(broker: EmbeddedBroker, arguments:
     assert f"invalid arg '{INITIAL_OFFSET}' for queue 's' in vhost '/'" in refusal(broker, arguments)
 
 
-@pytest.mark.parametrize("value", ["-1", "x", "", str(MAX_INITIAL_OFFSET + 1), str(2**63), "9" * 5000])
+@pytest.mark.parametrize(
+    "value", ["-1", "x", "", str(MAX_INITIAL_OFFSET + 1), str(2**63), "9" * 5000], ids=lambda value: value[:30]
+)
 def test_an_invalid_initial_offset_is_refused_over_the_stream_protocol(broker: EmbeddedBroker, value: str) -> None:
     """The broker answers the stream command `create` with PRECONDITION_FAILED if `stream-initial-offset` is not an
     integer from 0 to 2^62-1.

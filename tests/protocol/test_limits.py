@@ -84,6 +84,7 @@ def test_limits_of_a_user_apply_to_connections_and_channels(api: Api, ann: str, 
         ("user", {"max-queues": 1}),
         ("user", {"max-channels": None}),
     ],
+    ids=str,
 )
 def test_an_invalid_limit_is_refused(api: Api, vhost: str, ann: str, of: str, wrong: dict[str, Any]) -> None:
     """If a limit that is unknown or not an integer is set over HTTP, the broker answers with the status 400, and does

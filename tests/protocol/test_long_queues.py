@@ -72,7 +72,7 @@ def numbers(taken: list[tuple[int, bool]]) -> list[int]:
     return [number for number, _ in taken]
 
 
-@pytest.mark.parametrize("arguments", KINDS)
+@pytest.mark.parametrize("arguments", KINDS, ids=["classic", "quorum", "priority"])
 def test_paged_out_messages_keep_their_order(channel: BlockingChannel, arguments: dict[str, Any]) -> None:
     """If 1,200 messages were paged out to disk, they are delivered in order, even if some of them were requeued because
     a channel was closed.
@@ -136,6 +136,7 @@ def test_a_full_queue_dead_letters_its_oldest_messages_from_disk(channel: Blocki
 @pytest.mark.parametrize(
     ("how", "arguments"),
     [*zip(["stop", "kill", "kill, then stop"], KINDS, strict=True), ("stop", KINDS[1]), ("kill", KINDS[0])],
+    ids=str,
 )
 def test_paged_out_messages_survive_a_restart(
     process: BrokerProcess, channel: BlockingChannel, arguments: dict[str, Any], how: str
@@ -160,7 +161,7 @@ def test_paged_out_messages_survive_a_restart(
         assert taken == [(number, number == 0) for number in range(MANY)]
 
 
-@pytest.mark.parametrize("arguments", KINDS)
+@pytest.mark.parametrize("arguments", KINDS, ids=["classic", "quorum", "priority"])
 def test_purged_messages_do_not_return_after_a_kill(
     process: BrokerProcess, channel: BlockingChannel, arguments: dict[str, Any]
 ) -> None:

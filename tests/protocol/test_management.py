@@ -197,6 +197,7 @@ def test_messages_can_be_published_and_read_over_http(
         {"properties": {"delivery_mode": "2"}},
         {"properties": {"expiration": "soon"}},
     ],
+    ids=str,
 )
 def test_publishing_an_invalid_message_over_http_gets_400(
     api: Api, vhost: str, channel: BlockingChannel, wrong: dict[str, Any]

@@ -222,7 +222,9 @@ def test_events_name_the_protocol_of_publishers_and_consumers(broker: EmbeddedBr
         assert delivered["consumer"].startswith(delivered["to"]["connection"])
 
 
-@pytest.mark.parametrize(("arguments", "reason"), [({"x-message-ttl": 1}, "expired"), ({"x-max-length": 0}, "maxlen")])
+@pytest.mark.parametrize(
+    ("arguments", "reason"), [({"x-message-ttl": 1}, "expired"), ({"x-max-length": 0}, "maxlen")], ids=str
+)
 def test_events_follow_a_dead_letter_to_its_queue(
     broker: EmbeddedBroker, channel: BlockingChannel, arguments: dict[str, int], reason: str
 ) -> None:

@@ -41,7 +41,9 @@ ALL_PROPERTIES = BasicProperties(
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"\x00\xff\xce", "grüße".encode(), b"x" * 131_064, b"x" * 131_065, b"y" * 400_000]
+    "body",
+    [b"", b"\x00\xff\xce", "grüße".encode(), b"x" * 131_064, b"x" * 131_065, b"y" * 400_000],
+    ids=lambda body: f"{len(body)} bytes",
 )
 def test_a_message_body_is_delivered_unchanged(channel: BlockingChannel, take: Take, body: bytes) -> None:
     """A text or binary message body of 0 to 400,000 bytes arrives unchanged, whether it fits into one frame or needs
@@ -145,7 +147,7 @@ def test_an_unroutable_message_that_is_not_mandatory_is_confirmed(channel: Block
     channel.basic_publish("amq.direct", "nobody", b"x")
 
 
-@pytest.mark.parametrize("arguments", [{}, {"x-queue-type": "quorum"}])
+@pytest.mark.parametrize("arguments", [{}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"])
 def test_each_persistent_message_is_confirmed(channel: BlockingChannel, arguments: dict[str, Any]) -> None:
     """Each persistent message published to a durable classic or quorum queue is confirmed."""
     channel.queue_declare("q", durable=True, arguments=arguments)

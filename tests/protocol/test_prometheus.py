@@ -343,6 +343,7 @@ def test_metrics_of_many_channels_do_not_hold_up_other_clients() -> None:
         ("GET", "/metrics", {"origin": "https://example.com"}, 403),
         ("GET", "/metrics", {"host": "example.com"}, 421),
     ],
+    ids=str,
 )
 def test_the_metrics_port_serves_only_metrics_and_refuses_web_pages(
     broker: EmbeddedBroker, method: str, path: str, headers: dict[str, str], status: int

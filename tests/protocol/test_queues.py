@@ -39,7 +39,7 @@ def deaths(properties: BasicProperties) -> list[dict[str, Any]]:
     return [{name: value for name, value in death.items() if name != "time"} for death in headers["x-death"]]
 
 
-@pytest.mark.parametrize("kind", [{}, QUORUM])
+@pytest.mark.parametrize("kind", [{}, QUORUM], ids=["classic", "quorum"])
 def test_a_message_that_expires_by_its_queues_ttl_is_dead_lettered(
     channel: BlockingChannel, take: Take, kind: dict[str, Any]
 ) -> None:
@@ -126,7 +126,7 @@ def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.Bloc
     assert gone()
 
 
-@pytest.mark.parametrize("kind", [{}, QUORUM])
+@pytest.mark.parametrize("kind", [{}, QUORUM], ids=["classic", "quorum"])
 def test_a_full_queue_dead_letters_its_oldest_message(
     channel: BlockingChannel, take: Take, kind: dict[str, Any]
 ) -> None:
@@ -280,6 +280,7 @@ def test_a_quorum_queue_replaces_a_delivery_count_that_the_publisher_set(channel
         pytest.param({}, b"4213", marks=pytest.mark.differs_since("4.0", "the delivery limit is 20 without one")),
         ({"x-delivery-limit": 5}, b"2134"),
     ],
+    ids=["no limit", "limit 5"],
 )
 def test_a_delivery_limit_decides_where_a_quorum_queue_puts_requeued_messages(
     channel: BlockingChannel, take: Take, limit: dict[str, int], expected: bytes
@@ -297,7 +298,7 @@ def test_a_delivery_limit_decides_where_a_quorum_queue_puts_requeued_messages(
     assert b"".join(take.bodies("q", 4)) == expected
 
 
-@pytest.mark.parametrize("kind", [{}, QUORUM])
+@pytest.mark.parametrize("kind", [{}, QUORUM], ids=["classic", "quorum"])
 def test_unacknowledged_messages_of_a_closed_channel_are_redelivered_before_newer_ones(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take, kind: dict[str, str]
 ) -> None:

@@ -93,6 +93,7 @@ _KINDS_OF_NUMBERS = pytest.mark.differs_since("4.0", "a headers exchange tells k
         ({"a": [1]}, {"a": [long(1)]}, False),
         ({"a": {"b": 1, "c": 2}}, {"a": {"c": 2, "b": 1}}, False),
     ],
+    ids=str,
 )
 def test_a_binding_of_a_headers_exchange_matches_all_or_any_of_its_arguments(
     channel: BlockingChannel, arguments: dict[str, Any], headers: dict[str, Any], matches: bool

@@ -136,6 +136,7 @@ def test_creating_an_existing_stream_is_refused(client: RawStream) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [("", {}), ("amq.s", {}), ("s", {"queue_leader_locator": "nowhere"}), ("s", {"initial_cluster_size": "0"})],
+    ids=str,
 )
 def test_an_invalid_stream_name_or_argument_is_refused(client: RawStream, name: str, arguments: dict[str, str]) -> None:
     """If a client creates a stream with an empty name, a reserved name or an invalid argument, the broker answers with
