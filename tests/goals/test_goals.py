@@ -208,8 +208,8 @@ def test_tutorial_try_mentions_a_wrong_binding_only_once(goal: Goal, learner: Le
 
 @pytest.mark.parametrize("goal", [GOALS["publish-subscribe"][1]], ids=["two-copies"])
 def test_tutorial_try_names_a_bound_queue_without_a_consumer(goal: Goal, learner: Learner) -> None:
-    """If a third queue, which has no consumer, is bound to the exchange 'logs', the goal "two-copies" is reached, and
-    `tutorial try` says that this queue has no consumer.
+    """If a third queue, which has no consumer, is bound to the exchange 'logs', the goal "two-copies" is still reached,
+    and `tutorial try` says that nobody receives from that queue.
     """
     learner.make(
         "mqtool queue declare left; mqtool exchange declare logs fanout; mqtool exchange bind logs left;"
