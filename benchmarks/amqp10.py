@@ -29,7 +29,7 @@ _REQUESTS = 500
 
 @contextmanager
 def connected() -> Iterator[Connection]:
-    """Connect with the library."""
+    """Connect with rabbitmq-amqp-python-client."""
     where = urlsplit(URL)
     connection = Connection(
         ConnectionParameters(
@@ -45,7 +45,7 @@ def connected() -> Iterator[Connection]:
 
 
 def publish() -> None:
-    """Publish stdin line by line, each accepted before the next."""
+    """Publish stdin line by line, and wait until each message is accepted before publishing the next one."""
     with connected() as connection:
         publisher = connection.publisher_builder().queue(QUEUE).build()
         for line in sys.stdin.buffer:
@@ -90,7 +90,7 @@ def request(count: int) -> None:
 
 
 def measure(count: int, pairs: int) -> None:
-    """Measure sending this many lines, receiving them, and asking an RPC server."""
+    """Measure how long it takes to send this many lines, to receive them, and to get replies from an RPC server."""
     with tempfile.TemporaryDirectory() as directory:
         lines, out = Path(directory) / "lines", Path(directory) / "out"
         write_lines(lines, count)

@@ -6,10 +6,10 @@ Measures wait queues (`--via ttl`) for classic and quorum queues, the exchange t
 with 1,000, 10,000 and 100,000 messages. Starts the embedded broker, and RabbitMQ if it is installed. Takes about
 twelve minutes on an otherwise idle machine. The lateness of a message is its time of arrival minus the time in its
 header mqtool-due or, for the relay, minus its time of publishing and its delay. Before the measurement, the relay gets
-one message with each delay, since it declares a queue at the first message with a delay.
+one message with each delay, because it declares a queue for each delay when the first message with this delay arrives.
 
-    python -m benchmarks.delay relay URL 10000 60      only the relay, at a broker: 10,000 messages with delays of up to
-                                                       60 s, as fast as they can be published
+    python -m benchmarks.delay relay URL 10000 60      only the relay, on this broker: 10,000 messages with delays of up
+                                                       to 60 s, as fast as they can be published
     python -m benchmarks.delay relay URL 10000 30 500  500 messages a second, with delays of 20 to 30 s: 10,000 wait
 """
 
@@ -62,7 +62,7 @@ def messages(count: int, longest: int) -> bytes:
 
 
 def measure(url: str, count: int, longest: int, queue_type: str, via: str) -> str:
-    """Send and receive the messages at the same time; return the cells of a row."""
+    """Send and receive the messages at the same time; return the cells of a table row."""
     queue = ["-q", f"{queue_type}-{via}-{count}", "--queue-type", queue_type, "--durable", "-u", url, "--quiet"]
     with tempfile.TemporaryDirectory() as directory:
         ready, out, lines = (Path(directory) / name for name in ("ready", "out", "lines"))
@@ -97,11 +97,10 @@ def cells(count: int, lasted: float, arrived: list[tuple[int, str]]) -> str:
 
 
 def measure_relay(url: str, count: int, longest: int, rate: int = 0) -> str:
-    """Publish messages to a relay, and receive them at the same time; return the cells of a row.
-
+    """Publish messages to a relay, and receive them at the same time; return the cells of a table row.
     Args:
         longest: the longest delay, in seconds.
-        rate: messages to publish in a second, whose delays are then at least two thirds of the longest; 0 for no limit.
+        rate: messages to publish per second, with delays of at least two thirds of the longest; 0 for no limit.
     """
     name = f"relayed-{uuid.uuid4().hex[:8]}"  # no messages of an earlier run count
     due = Exchange(f"{name}.relayed", "direct", durable=True)

@@ -98,7 +98,7 @@ def publish_confirmed(client: Client, exchange: str, key: str, count: int) -> fl
 
 
 def consume(client: Client, queue: str, count: int, window: int = WINDOW) -> float:
-    """Take messages with a prefetch of `window`, and acknowledge many at a time; return the seconds taken."""
+    """Consume messages with a prefetch of `window`, and acknowledge many at a time; return the seconds taken."""
     client.call(commands.Basic.Qos(prefetch_count=window), commands.Basic.QosOk)
     started = time.perf_counter()
     client.call(commands.Basic.Consume(queue=queue, consumer_tag="c"), commands.Basic.ConsumeOk)
@@ -125,14 +125,14 @@ def consume(client: Client, queue: str, count: int, window: int = WINDOW) -> flo
 
 
 class Throughput(NamedTuple):
-    """Messages per second: published, and consumed."""
+    """How many messages were published and consumed per second."""
 
     published: float
     consumed: float
 
 
 def throughput(url: str, count: int) -> Throughput:
-    """Return how many messages a second are published to a durable classic queue, and consumed from it."""
+    """Return how many messages per second can be published to a durable classic queue, and consumed from it."""
     client = Client(url)
     queue = "embedded-benchmark"
     client.call(commands.Queue.Declare(queue=queue, durable=True), commands.Queue.DeclareOk)
@@ -145,7 +145,7 @@ def throughput(url: str, count: int) -> Throughput:
 
 
 def by_length(url: str, ready: int, count: int) -> float:
-    """Return the microseconds for publishing and taking a message while this many others are ready."""
+    """Return how many microseconds it takes to publish and consume a message while this many others are ready."""
     client = Client(url)
     queue = f"embedded-benchmark-{ready}"
     client.call(commands.Queue.Declare(queue=queue), commands.Queue.DeclareOk)
@@ -163,7 +163,7 @@ def by_length(url: str, ready: int, count: int) -> float:
 
 
 def by_bindings(url: str, kind: str, bindings: int, count: int) -> float:
-    """Return the microseconds for routing a message through an exchange with many bindings, one of which matches."""
+    """Return how many microseconds it takes to route a message by many bindings, one of which matches."""
     client = Client(url)
     exchange = f"embedded-benchmark-{kind}-{bindings}"
     queue = client.call(commands.Queue.Declare(exclusive=True), commands.Queue.DeclareOk).queue
@@ -182,7 +182,7 @@ def by_bindings(url: str, kind: str, bindings: int, count: int) -> float:
 
 
 class Process:
-    """The embedded broker as a process of its own, with its data in a directory or in memory."""
+    """The embedded broker in a separate process, with its data in a directory or in memory."""
 
     def __init__(self, *where: str) -> None:
         self.directory = tempfile.TemporaryDirectory()

@@ -22,7 +22,7 @@ WAITING = 1_000_000
 
 
 def is_rabbitmq(url: str) -> bool:
-    """True if the broker is the real RabbitMQ. The product name does not tell: the embedded broker reports it too."""
+    """True if the broker is the real RabbitMQ. The embedded broker reports the same product name."""
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         return str(connection._impl.server_properties["platform"]).startswith("Erlang")
 
@@ -48,7 +48,7 @@ def through(url: str, lines: Path, out: Path) -> Callable[[], Run]:
 
 
 def beside_rabbitmq() -> None:
-    """Measure the speed of the commands, including their start, and of the brokers alone, with `mqtool bench`."""
+    """Measure the speed of the commands, including their start-up, and, with `mqtool bench`, of the brokers alone."""
     if not is_rabbitmq(URL):
         print("there is no RabbitMQ at MQTOOL_URL, so the embedded broker's speed is not compared")
         return
@@ -62,7 +62,7 @@ def beside_rabbitmq() -> None:
 
 
 def waiting() -> None:
-    """Measure the memory for each of a million waiting messages, before and after a restart of the broker."""
+    """Measure how much memory each of a million waiting messages takes, before and after a restart of the broker."""
     with tempfile.TemporaryDirectory() as directory:
         data = ("--data-dir", f"{directory}/data")
         with Process(*data) as broker:

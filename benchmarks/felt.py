@@ -60,7 +60,7 @@ class Installation:
         """Return the installation at a path.
 
         Raises:
-            SystemExit: there is none.
+            SystemExit: there is no installation at this path.
         """
         # Hashes of strings are fixed, because they change the number of instructions. The bytecode cache is on, because
         # many containers turn it off, and each start would then compile mqtool.
@@ -77,7 +77,7 @@ class Installation:
 
 
 def grown(base: Mapping[str, float], change: Mapping[str, float], tolerance: float = TOLERANCE) -> list[str]:
-    """Return the names of the rows that take more than `tolerance` times as much as in `base`; empty if none do."""
+    """Return the names of the rows whose cost is more than `tolerance` times the cost in `base`, if any."""
     return [name for name, before in base.items() if change[name] > before * tolerance]
 
 
@@ -94,7 +94,7 @@ HEADING = f"{'':<38} {'medians':>9} {'':>9} {'minima':>9} {'':>9} {'change /':>9
 
 
 def instructions_in(report: str) -> float:
-    """Return the millions of instructions in a file that cachegrind has written.
+    """Return how many million instructions were executed, according to a file that cachegrind has written.
 
     Raises:
         ValueError: the file has no summary.
@@ -116,12 +116,12 @@ def _counting(command: Sequence[str]) -> Iterator[tuple[list[str], Callable[[], 
 
 @dataclass(frozen=True)
 class CommandRow:
-    """A row of the table: what an mqtool command takes from its start to its end.
+    """A row of the table: the cost of an mqtool command from its start to its end.
 
     Attributes:
         words: the command line.
         stdin: its input.
-        counted: True for instructions.
+        counted: True if its instructions are counted.
         first: a command to run before it, which is not measured.
     """
 
@@ -197,7 +197,7 @@ def broker_rounds(
     rounds: int,
     messages: int = 10_000,
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """Measure what the embedded brokers of two installations take for messages of 100 bytes, persistent and confirmed.
+    """Measure the CPU time of two installations' embedded brokers for persistent, confirmed messages of 100 bytes.
 
     Both brokers run at the same time, and take turns in short rounds: the minimum of many rounds is stable even on a
     busy machine. The number of instructions would not be: under valgrind, a broker is so slow that each turn of its
@@ -206,11 +206,11 @@ def broker_rounds(
     Args:
         queue_type: the type of the queue.
         options: options of the brokers.
-        rounds: how many rounds.
-        messages: messages in a round, a multiple of 500.
+        rounds: the number of rounds.
+        messages: the number of messages in a round, a multiple of 500.
 
     Returns:
-        Microseconds of CPU time for a message, for "in" and "out": those of `base`, and those of `change`.
+        For "in" and "out": the microseconds of CPU time per message with `base`, and those with `change`.
     """
     figures: dict[str, tuple[list[float], list[float]]] = {"in": ([], []), "out": ([], [])}
     with (
@@ -311,7 +311,7 @@ def _grown_brokers(figures: Mapping[str, tuple[Sequence[float], Sequence[float]]
 
 
 def _warm_up(installation: Installation) -> None:
-    """Compile what is not in the bytecode cache yet, and declare the queues."""
+    """Compile the modules that are not in the bytecode cache yet, and declare the queues."""
     for words in (["send", "x"], ["help"], ["send", "--help"], ["list", "queues"], ["receive", "-c", "1"]):
         CommandRow(words)(installation)
 

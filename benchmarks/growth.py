@@ -72,7 +72,7 @@ def queues(broker: Process, size: int, directory: Path) -> Run:
 
 
 def bindings(broker: Process, size: int, directory: Path) -> Run:
-    """Start `receive-log` with this many bindings, until it has received a message."""
+    """Run `receive-log` with this many bindings until it has received a message."""
     keys = [f"site.{number}.*" for number in range(size)]
     log = ["emit-log", "topic", f"site.{size - 1}.error", "x", "-u", broker.url]
     ready, done = directory / "ready", directory / "done"
@@ -86,7 +86,7 @@ def bindings(broker: Process, size: int, directory: Path) -> Run:
 
 
 def connections(broker: Process, size: int, _directory: Path) -> float:
-    """Open this many connections at once, each with a channel."""
+    """Open this many connections at the same time, each with a channel."""
     with ExitStack() as opened:
         started = time.perf_counter()
         for _ in range(size):
@@ -95,7 +95,7 @@ def connections(broker: Process, size: int, _directory: Path) -> float:
 
 
 def bodies(broker: Process, size: int, directory: Path) -> Run:
-    """Send and receive ten bodies of this size."""
+    """Send and receive ten messages with bodies of this size."""
     (directory / "lines").write_text(f"{json.dumps({'body': 'x' * size})}\n" * 10)
     sent = run([MQTOOL, "send", "--json", "-u", broker.url], stdin=directory / "lines")
     received = run([MQTOOL, "receive", "--raw", "-c", "10", "-u", broker.url], stdout=directory / "out")

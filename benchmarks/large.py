@@ -4,7 +4,7 @@
 
 Starts a new broker for each row, on loopback: the embedded broker with --data-dir, and a private node of the installed
 RabbitMQ, if there is one. Queues are durable classic queues; messages are persistent and confirmed. The table shows
-how much a broker's memory (RSS) has grown five seconds after all of them are there, and the CPU time until then. On
+how much a broker's memory (RSS) has grown five seconds after everything was created, and the CPU time until then. On
 Linux only.
 
 By default, all sizes are a tenth of those in docs/explanation/performance.md; with `--part 1`, the brokers need up to 5
@@ -61,7 +61,7 @@ class Broker(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a broker needs: MiB when idle, MiB more with everything, and seconds of CPU time until then."""
+    """The cost of a broker: MiB when idle, additional MiB with all objects, and seconds of CPU time until then."""
 
     idle: float
     memory: float
@@ -129,8 +129,8 @@ class Row:
     """A row of the table.
 
     Attributes:
-        size: how many there are with `--part 1`.
-        fill: makes this many on the broker at a URL, and leaves open sockets in the stack.
+        size: the number of objects with `--part 1`.
+        fill: creates this many objects on the broker at a URL, and leaves its open sockets to the stack.
     """
 
     what: str
@@ -148,7 +148,7 @@ ROWS = (
 
 
 def cost(row: Row, size: int, running: AbstractContextManager[Broker]) -> Cost:
-    """Measure what one row costs a new broker."""
+    """Measure the cost of one row on a new broker."""
     with running as broker, ExitStack() as held:
         time.sleep(_SETTLE)
         idle, before = broker.memory, broker.cpu

@@ -70,7 +70,7 @@ def rpc_server(queue: str) -> None:
 
 
 def rpc_client(queue: str, count: int) -> None:
-    """Send this many requests at once, and wait for the replies."""
+    """Send this many requests without waiting in between, and then wait for the replies."""
     connection = pika.BlockingConnection(pika.URLParameters(_URL))
     channel = connection.channel()
     replies = channel.queue_declare("", exclusive=True).method.queue

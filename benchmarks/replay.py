@@ -42,7 +42,7 @@ def recording(path: Path) -> list[float]:
 
 
 def lateness(url: str, path: Path, moments: list[float], speed: int) -> list[float]:
-    """Return how late each message came, in milliseconds after the most punctual one, sorted."""
+    """Return how much later than the most punctual message each message arrived, in milliseconds, sorted."""
     with Connection(parse_addresses(url)) as connection:
         channel = connection.channel()
         deliveries = channel.consume(channel.declare(QUEUE), Receiving(auto_ack=True))

@@ -1,5 +1,5 @@
-"""Measure the time of an RPC round trip, compared with a bare pika server, and of 2,000 requests at once, compared
-with a bare pika client and server.
+"""Measure the time of an RPC round trip, compared with a bare pika server, and of 2,000 requests sent without waiting,
+compared with a bare pika client and server.
 """
 
 import statistics

@@ -2,8 +2,8 @@
 
     python -m benchmarks.streams [COUNT [PAIRS]]
 
-Uses the broker of MQTOOL_URL, with its stream port in MQTOOL_STREAM_PORT. rstream publishes in batches of 500, its
-fastest way, and waits for all confirms.
+Uses the broker of MQTOOL_URL, with its stream port in MQTOOL_STREAM_PORT. rstream publishes in batches of 500, which is
+its fastest way, and waits for all confirms.
 """
 
 import asyncio
@@ -79,7 +79,7 @@ async def consume(count: int) -> None:
 
 
 def measure(count: int, pairs: int) -> None:
-    """Measure sending this many lines, and receiving them."""
+    """Measure how long it takes to send this many lines, and to receive them."""
     peer = [sys.executable, "-m", "benchmarks.streams"]
     with tempfile.TemporaryDirectory() as directory:
         lines, out = Path(directory) / "lines", Path(directory) / "out"

@@ -96,7 +96,7 @@ def started(role: str, *words: object) -> "subprocess.Popen[str]":
 
 
 def measured(url: str, pid: int, directory: Path, *, tapped: bool) -> Taken:
-    """Publish to two consumers; return what it took. Fails unless they and the tap, if any, got all messages."""
+    """Publish to two consumers; return the time taken. Fails unless they and the tap, if any, got all messages."""
     lines, seen, ready = (directory / name for name in ("lines", "seen", "ready"))
     consumers = []
     for number in range(2):

@@ -16,7 +16,7 @@ PEERS = [sys.executable, "-m", "benchmarks.peers"]
 
 
 def measure(count: int, pairs: int) -> None:
-    """Measure sending this many lines, and receiving them."""
+    """Measure how long it takes to send this many lines, and to receive them."""
     with tempfile.TemporaryDirectory() as directory:
         lines, some, out = (Path(directory) / name for name in ("lines", "some", "out"))
         write_lines(lines, count)

@@ -25,7 +25,7 @@ def read(management: str) -> None:
 
 
 def measured(broker: Process) -> tuple[Throughput, float]:
-    """Measure messages a second, and microseconds of the broker's processor time for each message."""
+    """Measure how many messages per second the broker handles, and its CPU time for each message in microseconds."""
     computed = processor_time(broker.process.pid)
     found = throughput(broker.url, COUNT)
     return found, (processor_time(broker.process.pid) - computed) / COUNT * 1e6

@@ -25,12 +25,12 @@ _SAMPLE = 500
 
 @dataclass(frozen=True)
 class LogFormat:
-    """How to make a routing key of two words from a line.
+    """A rule for making a routing key of two words from a line.
 
     Attributes:
-        name: what a sentence calls such a log.
+        name: a name for such a log, for use in a sentence.
         first, second: names of the pattern's groups that match the two words. The first word has no dots and few
-            values, since receivers choose by it.
+            values, because receivers select lines by it.
         pattern: a regular expression for --key-pattern.
     """
 
@@ -90,7 +90,7 @@ def read(path: Path) -> bytes:
     """The bytes of a log file.
 
     Raises:
-        CheckFailed: it cannot be read, or is empty.
+        CheckFailed: the file cannot be read, or is empty.
     """
     try:
         log = path.read_bytes()

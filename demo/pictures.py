@@ -179,7 +179,7 @@ def _theme(ground: str, colours: str) -> TerminalTheme:
 
 
 def svg(console: Console) -> str:
-    """Return what a console has recorded as a picture in both colour schemes."""
+    """Return a picture, in both colour schemes, of what a console has recorded."""
     light, dark = (
         console.export_svg(theme=_theme(*theme), code_format=_FORMAT, unique_id=_ID, clear=False, title="")
         for theme in (_LIGHT, _DARK)

@@ -56,7 +56,10 @@ def play(stage: Stage) -> None:
 def _fails(stage: Stage, shop: Terminal, worker: Terminal, tap: Terminal) -> list[str]:
     """Cause the incident; return the lines that `dlq show` prints about the dead letter."""
     exchange, queue = stage.name("payments"), stage.name("charges")
-    stage.say("A worker charges cards, and now and then a charge fails. A tap gets copies, and takes no message away.")
+    stage.say(
+        "A worker charges cards, and now and then a charge fails. A tap gets copies of the messages, and removes none "
+        "of them."
+    )
     shop.run(f"mqtool exchange declare {exchange} topic")
     shop.run(f"mqtool exchange bind {exchange} {queue} 'charge.#'")
     tap.start(f"mqtool tap {exchange} 'charge.#' --json > seen.ndjson")

@@ -53,7 +53,7 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
 def _ports() -> dict[str, int]:
     """Choose free ports for AMQP and the management API, with the usual difference of 10,000 if possible.
 
-    So commands in other terminals can find the management API if they know only the broker's URL.
+    Commands in other terminals then find the management API, even if they know only the broker's URL.
     """
     port = ports.free_port()
     return {"port": port, "management_port": ports.choose(None, ports.usual_management(None, port)[:1])}

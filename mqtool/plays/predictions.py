@@ -1,4 +1,4 @@
-"""What plays ask before a scene: the learner predicts what will happen, sees it, and then reads the answer."""
+"""The questions that plays ask before a scene: the learner predicts what will happen, sees it, and reads the answer."""
 
 from mqtool.stage.stage import Question
 

@@ -16,7 +16,7 @@ def _hello_world(stage: Stage) -> None:
     stage.say("Now start a receiver. It gets the message from the queue, then waits for more.")
     receiver.start(f"mqtool receive{stage.queue('hello')}")
     receiver.wait_for("[x] Received", 1)
-    stage.say("With the receiver waiting, the next message arrives at once.")
+    stage.say("The receiver is waiting, so the next message arrives immediately.")
     sender.run(f"mqtool send{stage.queue('hello')} 'Good morning!'")
     receiver.wait_for("[x] Received", 2)
     receiver.interrupt()
@@ -69,7 +69,8 @@ def _fair_dispatch(stage: Stage, boss: Terminal, workers: list[Terminal]) -> Non
 
 def _round_robin(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
     stage.say(
-        "Now without a limit (--prefetch 0): the broker delivers all tasks at once, in turn, however long each takes.",
+        "Now without a limit (--prefetch 0): the broker delivers all tasks immediately, in turn, however long each "
+        "takes.",
         predictions.ROUND_ROBIN,
     )
     busy, other = _share(stage, boss, workers, f"mqtool worker{stage.declared_queue('task_queue')} --prefetch 0")
@@ -109,7 +110,7 @@ def _killed_worker(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -
     two.wait_for("[x] Done", 1)
     two.interrupt()
     stage.expect(
-        "the killed worker's task was not lost: worker 2 did it, redelivered",
+        "the killed worker's task was not lost: it was redelivered to worker 2, which did it",
         (one.after("Received "), one.count("[x] Done"), two.after("Received ")),
         (["slow..., redelivered 0"], 0, ["slow..., redelivered 1"]),
     )
@@ -130,7 +131,7 @@ def _forgotten_acknowledgement(stage: Stage, boss: Terminal, one: Terminal, two:
     two.wait_for("[x] Done", 3)
     two.interrupt()
     stage.expect(
-        "nothing was acknowledged: the next worker got all three tasks again, redelivered",
+        "nothing was acknowledged: all three tasks were redelivered to the next worker",
         (one.after("Received "), two.after("Received ")),
         ([f"{task}, redelivered 0" for task in "abc"], [f"{task}, redelivered 1" for task in "abc"]),
     )
@@ -216,7 +217,7 @@ def _temporary_queues_are_gone(stage: Stage, terminal: Terminal) -> None:
     bindings = terminal.run("mqtool list bindings --where source_name=logs")
     exchanges = terminal.run("mqtool list exchanges name --where name=logs")
     stage.expect(
-        "the queues and their bindings are gone, the exchange has stayed",
+        "the queues and their bindings are gone, but the exchange is still there",
         (queues, bindings, exchanges),
         (["no queues in vhost '/'"], ["no such bindings in vhost '/'"], ["logs"]),
     )
@@ -337,12 +338,12 @@ def _any_number_of_words(stage: Stage, emitter: Terminal, hashed: Terminal, star
     hashed.wait_for("[x] ", len(keys))
     starred.wait_for("[x] ", 1)
     stage.expect("'kern.#' got all three: # is zero words or more", hashed.after("[x] "), [f"{key}:x" for key in keys])
-    stage.expect("'kern.*.*' got the key of three words only", starred.after("[x] "), [f"{keys[2]}:x"])
+    stage.expect("'kern.*.*' got only the key of three words", starred.after("[x] "), [f"{keys[2]}:x"])
     _puzzles(stage, hashed, starred)
 
 
 def _puzzles(stage: Stage, *running: Terminal) -> None:
-    """The questions at the end of the official tutorial. What still runs is ended first."""
+    """Play the questions at the end of the official tutorial. Commands that are still running are ended first."""
     stage.say("Four puzzles of the official tutorial. The first three:", predictions.EMPTY_KEY)
     for terminal in running:
         terminal.interrupt()
@@ -406,9 +407,9 @@ def _headers(stage: Stage) -> None:
     both.run(f"cat {all_file.name}")
     either.run(f"cat {any_file.name}")
 
-    stage.expect("--match all got the message with both headers", lines_of(all_file), [" [x] A report, printed"])
+    stage.expect("--match all got only the message with both headers", lines_of(all_file), [" [x] A report, printed"])
     stage.expect(
-        "--match any got the messages with at least one",
+        "--match any got the messages with at least one of the headers",
         lines_of(any_file),
         [" [x] A log, printed", " [x] A report, packed", " [x] A report, printed"],
     )
@@ -426,7 +427,7 @@ def _rpc(stage: Stage) -> None:
     client, server = stage.terminals("client", "server")
     ask = f"mqtool rpc-client{stage.queue('rpc_queue')}"
 
-    stage.say("A client asks, but no server is running. The client must not wait forever.")
+    stage.say("A client sends a request, but no server is running. The client must not wait forever.")
     client.run(f"{ask} 30", code=ExitCode.UNAVAILABLE)
     stage.expect("without a server, the client says so (exit 69) and does not hang", client.count("no RPC server"), 1)
 
@@ -509,8 +510,8 @@ def _in_the_order_of_their_times(stage: Stage, sender: Terminal, receiver: Termi
     stage.say("Start a receiver. It gets messages when they are due.")
     receiver.start(f"mqtool receive-delayed{exchange}{stage.declared_queue('delay_queue')}")
     stage.say(
-        f"The first message is due in {_DELAY_LONG} seconds, the second in {_DELAY_SHORT}. Each send command ends at "
-        "once: the messages wait in the broker."
+        f"The first message is due in {_DELAY_LONG} seconds, the second in {_DELAY_SHORT}. Each send command ends "
+        "immediately: the messages wait in the broker."
     )
     sender.run(f"mqtool send-delayed{exchange} --delay {_DELAY_LONG}s 'Wake up!'")
     sender.run(f"mqtool send-delayed{exchange} --delay {_DELAY_SHORT}s 'Tea is ready.'")

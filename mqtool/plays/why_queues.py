@@ -129,7 +129,7 @@ def _asynchrony(stage: Stage) -> None:
 
 
 def _forget_orders(stage: Stage) -> None:
-    """Delete the queues and the exchange of the first reason: pictures of the other reasons should not show them."""
+    """Delete what was declared for the first reason, so that pictures of the other reasons do not show it."""
     with Connection(parse_addresses(stage.place.url)) as connection:
         channel = connection.channel()
         for queue in ("stock", "mail"):
@@ -178,7 +178,7 @@ def _peak_clipping(stage: Stage) -> None:
 class Shop:
     """Sends orders to the command in a terminal, and measures the response time of each order.
 
-    The first order is sent at once and not measured, since the program has to start first.
+    The first order is sent immediately and is not measured, because the program has to start first.
 
     Args:
         answer: text contained in each reply line; replies appear in the order in which orders are sent.

@@ -67,7 +67,7 @@ def test_keys_step_forward_and_back_through_a_tutorial(playing: tuple[Running, P
     go_on(page, "Now start a receiver")
     page.until(lambda: "consumer receiver" in page.nodes(), "the consumer, by its terminal's name")
     assert terminals(page)["sender"] == ["$ mqtool send 'Hello World!'", " [x] Sent 'Hello World!'"]
-    go_on(page, "With the receiver waiting")
+    go_on(page, "The receiver is waiting")
     page.until(lambda: "1 check passed" in shown(page, "#narration"), "the end")
     assert shown(page, "#checks").startswith("✓ the receiver got both messages")
     at_the_end = terminals(page)
@@ -142,7 +142,7 @@ def test_the_page_of_tutorial_try_shows_the_goal_and_the_learners_messages(
     shows how.
     """
     command, page = playing
-    page.until(lambda: "while nobody receives" in shown(page, "#narration"), "the goal")
+    page.until(lambda: "while no receiver is running" in shown(page, "#narration"), "the goal")
     command.wait_for_stdout("Goal 1 of 3")
     if found := re.search(r"export AMQP_URL=(\S+)", command.stdout):
         lonely_shell.environment["AMQP_URL"] = found[1]
@@ -174,7 +174,7 @@ def test_a_learners_actions_between_scenes_do_not_affect_the_tutorial(playing: t
     page.act("declare-queue", name="mine")
     page.until(lambda: "quorum queue mine" in page.nodes(), "the learner's queue")
     page.find("#next")[0].click()
-    page.until(lambda: "With the receiver waiting" in shown(page, "#narration"), "the third scene")
+    page.until(lambda: "The receiver is waiting" in shown(page, "#narration"), "the third scene")
     page.until(lambda: " [x] Received Hello World!" in terminals(page)["receiver"], "the tutorial's message")
     assert terminals(page)["receiver"][:2] == ["$ mqtool receive", " [*] Waiting for messages. To exit press CTRL+C"]
     assert " [x] Received of my own" not in terminals(page)["receiver"]

@@ -125,7 +125,7 @@ HELLO_WORLD = {
             Wrong("was sent and received over AMQP 1.0", _over_1_0_only),
             Wrong("Send it over AMQP 1.0", _same_body),
             Wrong("was fetched (basic.get)", _fetch),
-            Wrong("nobody receives from that queue", f"mqtool send {_OVER_1_0} 'Hello World!'"),
+            Wrong("which has no consumer", f"mqtool send {_OVER_1_0} 'Hello World!'"),
             Wrong("went to the queue 'hallo'", f"mqtool send {_OVER_1_0} -q hallo 'Hello World!'"),
         ),
     ),
@@ -148,7 +148,7 @@ WORK_QUEUES = {
             Wrong("Let another worker use AMQP 1.0", f"start mqtool worker; start mqtool worker; {_TASKS}"),
             Wrong("Let another worker use AMQP 0-9-1", _do_alone),
             Wrong("There were 1 of 4 tasks", f"start mqtool worker {_OVER_1_0}; mqtool new-task a"),
-            Wrong("nobody receives from that queue", _TASKS),
+            Wrong("which has no consumer", _TASKS),
         ),
     ),
     "outcomes": Attempts(

@@ -173,7 +173,7 @@ ATTEMPTS = {
             ),
             Wrong("which takes two seconds", _ACK_FIRST + _PAY + "python early_ack.py &"),
             Wrong("Run the program again", _EARLY + _PAY + "python early_ack.py"),
-            Wrong("nobody receives", _PAY),
+            Wrong("which has no consumer", _PAY),
             Wrong("There were 2 of 3 payments", _two_payments),
             Wrong("was delivered more than 5 s ago, and is not acknowledged", _never_ack),
         ),
@@ -186,7 +186,7 @@ ATTEMPTS = {
             Wrong("No picture had to wait", _one_by_one),
             Wrong("Run a second one", "seq 6 | mqtool send -l -q pictures; mqtool worker -q pictures -c 6"),
             Wrong("acknowledged as soon as they are delivered", _automatic),
-            Wrong("nobody receives", "mqtool send -q pictures a"),
+            Wrong("which has no consumer", "mqtool send -q pictures a"),
         ),
     ),
     "unconfirmed": Attempts(
@@ -214,7 +214,7 @@ ATTEMPTS = {
             Wrong("where the reply should go", "mqtool send -q rpc_queue 6"),
             Wrong("only after the first one had its reply", _ask_in_turn),
             Wrong("names that another client can choose", lambda plain: _ask_at_once(plain, "replies.6", "replies.7")),
-            Wrong("nobody receives from that queue", "copy shared_replies; timeout 5 python shared_replies.py 6"),
+            Wrong("which has no consumer", "copy shared_replies; timeout 5 python shared_replies.py 6"),
         ),
     ),
     "requeue-loop": Attempts(
@@ -224,7 +224,7 @@ ATTEMPTS = {
             Wrong("has been delivered more than 5 times", "copy requeue_loop;" + _MAILS),
             Wrong("as if it had been sent", _swallow),
             Wrong("Now send an address without an @", "mqtool send -q mails a@b; mqtool receive -q mails -c 1"),
-            Wrong("nobody receives", "mqtool send -q mails nowhere"),
+            Wrong("which has no consumer", "mqtool send -q mails nowhere"),
         ),
     ),
     "other-settings": Attempts(
@@ -232,7 +232,7 @@ ATTEMPTS = {
         _invoice,
         (
             Wrong("was declared again", _anew),
-            Wrong("nobody receives", "copy other_settings; mqtool send -q invoices 42; python other_settings.py"),
+            Wrong("which has no consumer", "copy other_settings; mqtool send -q invoices 42; python other_settings.py"),
             Wrong("not to 'invoices'", "mqtool send -q invoice 42"),
             Wrong("was deleted", "mqtool queue delete invoices --yes"),
         ),

@@ -89,7 +89,7 @@ ATTEMPTS = {
         "rpc-server; sleep 2",
         _late,
         (
-            Wrong("was answered at once", "start mqtool rpc-server; mqtool rpc-client 6"),
+            Wrong("was answered immediately", "start mqtool rpc-server; mqtool rpc-client 6"),
             Wrong(
                 "had given up",
                 "start mqtool rpc-server; kill -INT %1; wait %1; mqtool rpc-client 6 --timeout 1s; "

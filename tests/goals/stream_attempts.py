@@ -63,7 +63,7 @@ READING = {
                 "mqtool send -q hello-python-stream --queue-type classic hi; mqtool receive -q hello-python-stream "
                 "-c 1",
             ),
-            Wrong("nobody receives", "mqtool send-stream hi"),
+            Wrong("which has no consumer", "mqtool send-stream hi"),
             Wrong("Begin at the offset 'first'", _from_the_next),
         ),
     )
@@ -74,7 +74,7 @@ TRACKING = {
         lambda plain: _resume(plain, "first", 2),
         (
             Wrong("began with 'a' again", lambda plain: _resume(plain, "first", "first")),
-            Wrong("did not go on where", lambda plain: _resume(plain, "first", 3)),
+            Wrong("did not continue where", lambda plain: _resume(plain, "first", 3)),
             Wrong("Stop it, send more", f"{_SEND} a; {_RECEIVE} --track me"),
             Wrong("not to 'stream-offset-tracking-python'", "mqtool send-stream hi"),
         ),

@@ -62,7 +62,7 @@ ATTEMPTS = {
                 "with the key 'kern' yet", "start mqtool receive-log topic 'kern.*'; mqtool emit-log topic kern.disk x"
             ),
             Wrong("reached nobody", _PUBLISH),
-            Wrong("'kern' was published before this receiver was there", _BY_ANOTHER),
+            Wrong("'kern' was published before this receiver was started", _BY_ANOTHER),
             Wrong(
                 "The receiver has ended. Let it run",
                 "start mqtool receive-log topic 'kern.*' -c 1; mqtool emit-log topic kern.disk x; wait %1; sleep 2;"

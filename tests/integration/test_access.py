@@ -17,7 +17,7 @@ def test_the_port_of_the_management_api_is_derived_from_the_amqp_port(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """mqtool looks for a broker's management API at the AMQP port plus 10,000 (15672 for 5672). If no API answers
-    there, it raises Unavailable.
+    there, mqtool raises Unavailable.
     """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     ours = access.Access(parse_addresses(broker.url), TlsFiles())

@@ -22,8 +22,8 @@ FULL = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-max-leng
 def test_an_amqp_1_0_message_rejected_by_an_unavailable_queue_after_a_reconnection_is_republished(
     monkeypatch: pytest.MonkeyPatch, reason: str, *, again: bool
 ) -> None:
-    """Over AMQP 1.0, mqtool republishes a message that is rejected right after a reconnection if the queue was
-    unavailable, but not if it was full.
+    """If an AMQP 1.0 message is rejected right after a reconnection, mqtool republishes the message if the queue was
+    unavailable, but not if the queue was full.
     """
     rejected, notices = 0, list[str]()
 
@@ -55,8 +55,8 @@ def test_an_amqp_1_0_message_rejected_by_an_unavailable_queue_after_a_reconnecti
 
 
 def test_an_amqp_1_0_message_rejected_while_a_node_is_down_is_republished(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If one node of a cluster is down, mqtool republishes an AMQP 1.0 message that was rejected because its queue was
-    unavailable.
+    """While one node of a cluster is down, mqtool republishes an AMQP 1.0 message that was rejected because its queue
+    was unavailable.
     """
     rejected: list[Rejected] = []
 

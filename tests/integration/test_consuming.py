@@ -97,7 +97,7 @@ def test_a_consumer_raises_an_error_if_its_queue_is_deleted(broker: TestBroker) 
 
 
 def test_a_consumer_ends_after_its_idle_timeout_and_fails_after_its_total_timeout(broker: TestBroker) -> None:
-    """Without a count, a consumer ends without an error after its idle timeout, and raises TimedOut after its total
+    """A consumer without a count ends without an error after its idle timeout, and raises TimedOut after its total
     timeout.
     """
     fill(broker, 1)
@@ -146,7 +146,7 @@ def test_mqtool_decodes_deliveries_itself_and_reads_them_in_large_pieces(
     assert max(pieces) > 4096  # what pika reads at a time
 
 
-def test_heartbeats_count_as_received_bytes(broker: TestBroker) -> None:
+def test_pika_counts_heartbeats_as_received_bytes(broker: TestBroker) -> None:
     """pika counts the broker's heartbeats as received bytes, so it does not close a connection on which nothing else
     arrives.
     """

@@ -59,9 +59,9 @@ def received(channel: Channel, queue: Queue, count: int) -> list[Delivery]:
 
 @pytest.mark.parametrize("queue", [CLASSIC, QUORUM], ids=["classic", "quorum"])
 @pytest.mark.sampled(2)
-def test_delayed_messages_arrive_and_none_is_early(channel: Channel, publish: Publish, queue: Queue) -> None:
-    """All of 200 messages with different delays, published in random order, arrive, and none of them before it is
-    due.
+def test_all_delayed_messages_arrive_and_none_arrives_early(channel: Channel, publish: Publish, queue: Queue) -> None:
+    """If 200 messages with different delays are published in random order, all of them arrive, and none arrives before
+    it is due.
     """
     queue = channel.declare(queue)
     delays = [7 * number for number in range(200)]
@@ -88,9 +88,11 @@ def test_delayed_messages_arrive_in_the_order_in_which_they_are_due(channel: Cha
     assert [delivery.body for delivery in received(channel, queue, 3)] == [b"first", b"second", b"third"]
 
 
-def test_a_long_delay_does_not_hold_up_a_short_one(channel: Channel, publish: Publish) -> None:
-    """A message with a delay of 50 ms arrives on time even if a message with a delay of an hour was published before
-    it.
+def test_a_message_with_a_long_delay_does_not_hold_up_one_with_a_short_delay(
+    channel: Channel, publish: Publish
+) -> None:
+    """A message with a delay of 50 ms does not wait for a message with a delay of an hour that was published
+    before it.
     """
     queue = channel.declare(CLASSIC)
     publish([Message(b"in an hour", delay=HOUR), Message(b"soon", delay=0.05)], queue)
@@ -100,8 +102,8 @@ def test_a_long_delay_does_not_hold_up_a_short_one(channel: Channel, publish: Pu
 
 
 def test_a_message_with_a_due_time_does_not_arrive_before_that_time(channel: Channel, publish: Publish) -> None:
-    """A message with a due time does not arrive before that time. If the due time has already passed, the message is
-    not delayed.
+    """A message that has a due time does not arrive before that time. If the due time has already passed, the message
+    is not delayed.
     """
     queue = channel.declare(CLASSIC)
     due = time.time() + 2  # longer than publishing both takes
@@ -114,8 +116,8 @@ def test_a_message_with_a_due_time_does_not_arrive_before_that_time(channel: Cha
     assert first.lateness >= 5000
 
 
-def test_delayed_messages_keep_their_body_id_properties_and_headers(channel: Channel, publish: Publish) -> None:
-    """A delayed message keeps its body, message id, properties and headers. Only its delivery mode changes: it becomes
+def test_a_delayed_message_keeps_its_body_properties_and_headers(channel: Channel, publish: Publish) -> None:
+    """A delayed message keeps its body, properties and headers. Only its delivery mode changes: the message becomes
     persistent, because it may wait for a long time.
     """
     queue = channel.declare(CLASSIC)
@@ -158,8 +160,8 @@ def test_delayed_messages_are_routed_by_their_own_key_and_headers(
     right: Message,
     wrong: Message | None,
 ) -> None:
-    """When a delayed message is due, its exchange (direct, topic, fanout or headers) routes it by its own routing key
-    and headers.
+    """When a delayed message is due, its exchange (direct, topic, fanout or headers) routes it by the message's own
+    routing key and headers, not by the routing key that was given to the publisher.
     """
     channel.declare(exchange)
     queue = channel.declare(PRIVATE_QUEUE)
@@ -176,8 +178,8 @@ def test_delayed_messages_are_routed_by_their_own_key_and_headers(
 
 
 def test_a_delayed_messages_own_exchange_and_key_override_the_publishers(channel: Channel, publish: Publish) -> None:
-    """If a delayed message has an exchange and a routing key of its own, these override the ones that were given to the
-    publisher.
+    """If a delayed message has its own exchange and routing key, these override the exchange and routing key that were
+    given to the publisher.
     """
     channel.declare(Exchange("other", "direct"))
     queue = channel.declare(CLASSIC)
@@ -233,11 +235,11 @@ def test_messages_to_exchanges_and_queues_whose_names_begin_with_amq_can_be_dela
     [Message(b"", "k", "missing", delay=HOUR), Message(b"", "missing", "", delay=HOUR)],
     ids=["exchange", "queue"],
 )
-def test_a_delayed_message_to_a_missing_exchange_or_queue_fails_at_once(
+def test_publishing_a_delayed_message_to_a_missing_exchange_or_queue_fails_immediately(
     channel: Channel, publish: Publish, message: Message
 ) -> None:
-    """If the exchange or the queue does not exist, publishing a message with a delay of an hour raises Unavailable at
-    once, not after an hour.
+    """If the exchange or the queue does not exist, publishing a message with a delay of an hour raises Unavailable
+    immediately, not after an hour.
     """
     with pytest.raises(Unavailable, match=r"no (exchange|queue) 'missing'"):
         publish([message], channel.declare(CLASSIC))
@@ -278,8 +280,9 @@ def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel
 def test_wait_queues_outlive_their_messages_and_are_as_durable_as_the_destination(
     broker: TestBroker, connection: Connection
 ) -> None:
-    """A wait queue expires only after its messages. It is a quorum queue if the destination is a quorum queue or a
-    durable exchange, and classic otherwise. The exchanges of wait queues are auto-delete.
+    """The wait queues, in which messages spend their delay, expire only after their messages. They are quorum queues if
+    the destination is a quorum queue or a durable exchange, and classic queues otherwise. The exchanges of wait queues
+    are auto-delete.
     """
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]

@@ -34,7 +34,7 @@ def test_the_tutorials_delayed_exchange_delivers_in_the_order_of_the_delays(conn
 
 
 def test_the_tutorial_delays_messages_without_the_plugin(connection: Connection) -> None:
-    """The tutorial's send_by_dead_lettering() delays messages without the plugin: a message with a shorter delay
+    """The tutorial's send_by_dead_lettering() delays messages without the plugin. A message with a shorter delay
     arrives first, even though it was published second.
     """
     channel = connection.channel()
@@ -104,7 +104,7 @@ def test_a_reply_larger_than_the_publishers_window_is_sent(
         assert [reply.body for _, reply in replies.result(30)] == [b"x" * 100] * 2
 
 
-def test_the_error_about_missing_replies_says_if_no_server_consumes(connection: Connection) -> None:
+def test_the_error_about_missing_replies_says_that_no_server_consumes(connection: Connection) -> None:
     """If an RPC client gets no reply and its request is still in the queue, the error says that no server consumes from
     the queue. Otherwise, the error says how many replies are missing.
     """

@@ -52,8 +52,8 @@ EVERY_PROPERTY: dict[str, Any] = {
 def test_messages_published_by_mqtool_equal_those_published_by_pika(
     broker: TestBroker, size: int, properties: dict[str, Any]
 ) -> None:
-    """A message that mqtool publishes arrives with the same body, properties, headers and types as the same message
-    published by pika.
+    """A message that mqtool publishes arrives with the same body, properties and headers, and the same types of values,
+    as the same message published by pika.
     """
     body = bytes(number % 251 for number in range(size))
     bare = pika.BlockingConnection(pika.URLParameters(broker.url))
@@ -214,7 +214,7 @@ def test_an_error_in_the_input_is_raised_after_earlier_messages_are_confirmed(co
 
 def test_a_batch_is_published_up_to_an_invalid_message(connection: Connection) -> None:
     """If a batch contains an invalid message, the messages before it are confirmed, and publishing raises UsageError.
-    The invalid message and all later ones stay in the batch, for `--failed-to`.
+    The invalid message and all later ones stay in the batch, so that `send --failed-to` can write them to a file.
     """
     channel = connection.channel()
     channel.declare(QUEUE)

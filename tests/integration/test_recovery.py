@@ -72,8 +72,8 @@ def test_a_publisher_whose_connection_is_cut_loses_no_message(
 
 
 def test_replay_in_a_users_test_reconnects_and_loses_no_message(broker: TestBroker, proxy: Proxy) -> None:
-    """If the connection of replay(), which users call in their tests, is cut, it reconnects, and all messages arrive in
-    order. Unconfirmed ones may arrive twice.
+    """If its connection is cut, replay(), which users call in their tests, reconnects. All messages arrive in order,
+    but unconfirmed messages may arrive twice.
     """
     count, stopped = 3_000, threading.Event()
 
@@ -216,9 +216,9 @@ def test_an_rpc_client_whose_connection_is_cut_gets_all_replies(
 
 
 @on_any_broker
-def test_a_consumer_started_after_ctrl_c_ends_at_once(channel: Channel) -> None:
-    """If a channel was stopped, as by Ctrl-C, before a consumer starts on it, the consumer ends at once instead of
-    waiting for a message.
+def test_a_consumer_started_after_ctrl_c_ends_immediately(channel: Channel) -> None:
+    """If a channel was stopped, as Ctrl-C does, before a consumer starts on it, the consumer ends immediately instead
+    of waiting for a message.
     """
     queue = channel.declare(Queue("q", durable=True))
     channel.stop()

@@ -106,8 +106,8 @@ def what_queues_hold(channel: BlockingChannel) -> dict[int, set[str]]:
 
 @pytest.mark.differs_since("4.0", "a headers exchange distinguishes types of numbers")
 def test_route_names_exactly_the_queues_in_which_messages_arrive(broker: TestBroker, channel: BlockingChannel) -> None:
-    """Thousands of messages published to random exchanges each arrive in exactly the queues that `route` names. If
-    `route` names none, the broker returns the message.
+    """Each of at least a thousand messages, published to random exchanges, arrives in exactly the queues that `route`
+    names. If `route` names none, the broker returns the message.
     """
     chance = random.Random(20261120)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -179,9 +179,11 @@ def test_route_follows_exchanges_that_policies_set(broker: TestBroker, channel: 
     assert (death.queue, death.exchange, death.routing_key, death.queues) == ("q", "amq.direct", "k", [])
 
 
-def test_route_knows_policies_even_if_the_user_may_not_list_them(broker: TestBroker, channel: BlockingChannel) -> None:
-    """`route` knows the dead-letter exchange that a policy sets for a queue, even if the user does not have the tag
-    policymaker and so may not list policies.
+def test_route_follows_policies_even_if_the_user_may_not_list_them(
+    broker: TestBroker, channel: BlockingChannel
+) -> None:
+    """`route` takes into account the dead-letter exchange that a policy sets for a queue, even if the user lacks the
+    tag policymaker and therefore may not list policies.
     """
     channel.queue_declare("q")
     applied = {"pattern": "^q$", "definition": {"dead-letter-exchange": "amq.direct"}}
@@ -196,9 +198,9 @@ def test_route_knows_policies_even_if_the_user_may_not_list_them(broker: TestBro
         broker.api("DELETE", f"users/{user}")
 
 
-def test_route_treats_a_delayed_exchange_as_its_x_delayed_type(broker: TestBroker, channel: BlockingChannel) -> None:
-    """For an x-delayed-message exchange, `route` routes by the exchange's x-delayed-type and reports the message's
-    x-delay. If x-delay is not a number of milliseconds, it raises BadData.
+def test_route_follows_a_delayed_exchange_by_its_x_delayed_type(broker: TestBroker, channel: BlockingChannel) -> None:
+    """For an x-delayed-message exchange, `route` finds the queues by the exchange's x-delayed-type, and reports the
+    message's x-delay. If x-delay is not a number of milliseconds, `route` raises BadData.
     """
     overview: Any = broker.api("GET", "overview")
     if not any(each["name"] == "x-delayed-message" for each in overview["exchange_types"]):

@@ -56,9 +56,9 @@ def queue(broker: EmbeddedBroker) -> str:
     return "/queues/q"
 
 
-def test_a_broker_like_3_10_answers_amqp_1_0_with_the_header_of_0_9_1() -> None:
+def test_a_broker_that_behaves_like_rabbitmq_3_10_refuses_amqp_1_0_clients() -> None:
     """An embedded broker that behaves like RabbitMQ 3.10 answers an AMQP 1.0 client with the protocol header of AMQP
-    0-9-1 and closes the connection.
+    0-9-1, and closes the connection.
     """
     with EmbeddedBroker(like="3.10") as broker:
         client = RawAmqp10(broker.url, opened=False)
@@ -100,8 +100,8 @@ def test_messages_accepted_over_amqp_1_0_survive_a_crash(tmp_path: Path) -> None
 
 
 def test_an_alarm_stops_amqp_1_0_publishers_but_not_receivers(broker: EmbeddedBroker, queue: str) -> None:
-    """During a resource alarm, the broker sets a publishing session's incoming window to 0, but still delivers
-    messages to receivers in this session; after the alarm, the window opens again.
+    """During a resource alarm, the broker sets a publishing session's incoming window to 0, but still delivers messages
+    to receivers in this session. After the alarm, the window opens again.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
@@ -130,11 +130,11 @@ def test_exceeding_the_session_window_during_an_alarm_ends_the_session(broker: E
         assert got.error is not None
 
 
-def test_the_faults_of_the_embedded_broker_end_amqp_1_0_connections_and_sessions(
+def test_faults_of_the_embedded_broker_end_amqp_1_0_connections_and_sessions(
     broker: EmbeddedBroker, queue: str
 ) -> None:
-    """The embedded broker's faults close_connections and cut_connections end AMQP 1.0 connections, and close_channels
-    ends AMQP 1.0 sessions.
+    """The embedded broker's faults `close_connections` and `cut_connections` end AMQP 1.0 connections, and the fault
+    `close_channels` ends AMQP 1.0 sessions.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
@@ -150,9 +150,9 @@ def test_the_faults_of_the_embedded_broker_end_amqp_1_0_connections_and_sessions
         client.receive()
 
 
-def test_the_fault_lose_acks_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: str) -> None:
-    """While the fault `lose_acks` is in force, the embedded broker ignores an AMQP 1.0 receiver's settlement, and
-    redelivers the message.
+def test_the_lose_acks_fault_applies_to_amqp_1_0(broker: EmbeddedBroker, queue: str) -> None:
+    """While the fault `lose_acks` is in force, the embedded broker ignores the settlement of a message by an AMQP 1.0
+    receiver, and redelivers the message.
     """
     client = RawAmqp10(broker.url)
     client.attach_sender(queue, handle=1)
@@ -187,7 +187,9 @@ def test_the_consumer_timeout_releases_unsettled_messages_over_amqp_1_0() -> Non
 
 
 def test_the_management_api_closes_an_amqp_1_0_connection(broker: EmbeddedBroker, queue: str) -> None:
-    """Deleting an AMQP 1.0 connection over HTTP sends the client a close frame with RabbitMQ's reason."""
+    """If an AMQP 1.0 connection is deleted over HTTP, the broker sends its client a close frame with
+    RabbitMQ's reason.
+    """
     client = RawAmqp10(broker.url)
     api = Api(str(broker.management_url))
     (found,) = api("GET", "connections")[1]
@@ -197,7 +199,7 @@ def test_the_management_api_closes_an_amqp_1_0_connection(broker: EmbeddedBroker
 
 
 def test_an_aborted_transfer_leaves_the_link_usable(broker: EmbeddedBroker, queue: str) -> None:
-    """After a sender has aborted a transfer, the broker accepts the next message on the same link."""
+    """After an AMQP 1.0 sender has aborted a transfer, the broker accepts the next message on the same link."""
     client = RawAmqp10(broker.url)
     client.attach_sender(queue)
     client.publish(0, bytes(50_000), more=True)
@@ -217,8 +219,8 @@ def anonymous(url: str) -> tuple[RawAmqp10, int]:
 
 @pytest.mark.parametrize("change", ["another password", "no password", "no user"])
 def test_anonymous_is_refused_if_guest_lacks_the_default_password(broker: EmbeddedBroker, change: str) -> None:
-    """The SASL mechanism ANONYMOUS logs in as guest with the default password. The login is refused if guest has
-    another password or none, or has been deleted.
+    """A client that uses the SASL mechanism ANONYMOUS logs in as guest with the default password. The broker refuses
+    the login if guest has another password or none, or has been deleted.
     """
     api = Api(str(broker.management_url))
     if change == "no user":
@@ -233,7 +235,7 @@ def test_anonymous_is_refused_if_guest_lacks_the_default_password(broker: Embedd
 
 @pytest.mark.parametrize("options", [(), ("--guest-from-anywhere",)], ids=["by default", "guest from anywhere"])
 def test_anonymous_from_another_machine_is_refused_by_default(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """A client on another machine cannot connect with the SASL mechanism ANONYMOUS, except with
+    """A client on another machine cannot connect with the SASL mechanism ANONYMOUS, unless the broker was started with
     --guest-from-anywhere.
     """
     here = other_address()
@@ -289,8 +291,8 @@ def test_a_client_certificate_logs_in_over_amqp_1_0(amqp_tls: Authority, user: s
 def test_unsettled_messages_of_a_deleted_queue_do_not_count_towards_memory_use(
     broker: EmbeddedBroker, queue: str
 ) -> None:
-    """After a queue is deleted, messages of this queue that an AMQP 1.0 receiver has not settled no longer count
-    towards the broker's memory use.
+    """After a queue is deleted, its messages that an AMQP 1.0 receiver has not settled no longer count towards the
+    broker's memory use.
     """
     api = Api(str(broker.management_url))
     with (
@@ -333,7 +335,9 @@ def test_long_link_names_count_towards_memory_use() -> None:
 
 
 def test_the_firehose_copies_amqp_1_0_messages(broker: EmbeddedBroker, queue: str) -> None:
-    """With tracing on, messages published and delivered over AMQP 1.0 are copied to the exchange amq.rabbitmq.trace."""
+    """While tracing is on, the broker copies messages that are published or delivered over AMQP 1.0 to the exchange
+    amq.rabbitmq.trace.
+    """
     Api(str(broker.management_url))("PUT", "vhosts/%2F", {"tracing": True})
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         channel = connection.channel()
@@ -351,7 +355,7 @@ def test_the_firehose_copies_amqp_1_0_messages(broker: EmbeddedBroker, queue: st
 
 def test_an_expensive_sql_filter_detaches_only_its_own_link(broker: EmbeddedBroker) -> None:
     """If an AMQP 1.0 receiver's SQL filter exceeds the time limit, the broker detaches the receiver's link with
-    resource-limit-exceeded; the other links of the session stay usable.
+    resource-limit-exceeded. The other links of the session stay usable.
     """
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         connection.channel().queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})

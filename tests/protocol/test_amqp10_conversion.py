@@ -208,8 +208,8 @@ def test_a_message_keeps_its_content_across_protocols(
     kind: str,
     reader: str,
 ) -> None:
-    """A message sent over AMQP 0-9-1, AMQP 1.0 or the stream protocol keeps its properties, headers, annotations and
-    body, whichever of these protocols it is read over.
+    """A message keeps its properties, headers, annotations and body if it is published over AMQP 0-9-1, AMQP 1.0 or the
+    stream protocol, and read over the same or another of these protocols.
     """
     channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     match sender:
@@ -242,7 +242,7 @@ def test_a_message_keeps_its_content_across_protocols(
     ],
     ids=["data", "value", "map", "sequences"],
 )
-def test_an_amqp_1_0_message_keeps_what_0_9_1_cannot_express(
+def test_an_amqp_1_0_message_keeps_what_amqp_0_9_1_cannot_express(
     channel: BlockingChannel, client: RawAmqp10, kind: str, body: bytes
 ) -> None:
     """A message sent and received over AMQP 1.0 keeps what AMQP 0-9-1 cannot express: all its properties, its
@@ -267,7 +267,8 @@ def test_an_amqp_1_0_message_keeps_what_0_9_1_cannot_express(
 
 def test_a_value_body_arrives_encoded_over_amqp_0_9_1(channel: BlockingChannel, take: Take, client: RawAmqp10) -> None:
     """The amqp-value body of an AMQP 1.0 message arrives over AMQP 0-9-1 in its AMQP 1.0 encoding, with the type
-    property amqp-1.0. If a 0-9-1 client publishes this message again, an AMQP 1.0 receiver gets the original value.
+    property amqp-1.0. If an AMQP 0-9-1 client publishes this message again, an AMQP 1.0 receiver gets the original
+    value.
     """
     channel.queue_declare("q", durable=True)
     _publish_10(client, "q", Amqp10Message(body=value_section(["a", True])))
@@ -279,10 +280,10 @@ def test_a_value_body_arrives_encoded_over_amqp_0_9_1(channel: BlockingChannel, 
 
 @pytest.mark.parametrize("reader", ["0-9-1", "1.0"])
 @pytest.mark.parametrize("sender", ["0-9-1", "1.0"])
-def test_a_dead_letter_has_its_history_in_each_protocol(
+def test_a_dead_letter_carries_its_death_history_over_each_protocol(
     channel: BlockingChannel, take: Take, client: RawAmqp10, sender: str, reader: str
 ) -> None:
-    """Whichever protocol a message was published with, its dead letter has the header x-death over AMQP 0-9-1 and the
+    """Whichever protocol a message was published over, its dead letter has the header x-death over AMQP 0-9-1 and the
     annotation x-opt-deaths over AMQP 1.0.
     """
     channel.queue_declare("dead", durable=True)
@@ -313,11 +314,11 @@ def test_a_dead_letter_has_its_history_in_each_protocol(
     assert got.body == data_section(b"body")
 
 
-def test_cc_and_x_cc_are_converted_into_each_other(
+def test_the_header_cc_and_the_annotation_x_cc_are_converted_into_each_other(
     broker: TestBroker, channel: BlockingChannel, take: Take, client: RawAmqp10
 ) -> None:
-    """The header CC of AMQP 0-9-1 and the annotation x-cc of AMQP 1.0 route copies of a message. Over the other
-    protocol, CC arrives as x-cc, and x-cc as CC.
+    """The header CC of AMQP 0-9-1 and the annotation x-cc of AMQP 1.0 both route copies of a message. CC arrives as
+    x-cc over AMQP 1.0, and x-cc arrives as CC over AMQP 0-9-1.
     """
     if not broker.differs_since("4.2", "x-cc is a list of routing keys"):
         pytest.skip("RabbitMQ 4.0 does not route by x-cc")
@@ -341,10 +342,12 @@ def test_cc_and_x_cc_are_converted_into_each_other(
     ],
     ids=["sql", "properties", "application-properties"],
 )
-def test_a_stream_is_filtered_by_sql_and_properties(
+def test_a_stream_receiver_with_an_sql_or_property_filter_gets_only_matching_messages(
     broker: TestBroker, channel: BlockingChannel, client: RawAmqp10, filter_: Described, chosen: list[bytes]
 ) -> None:
-    """An AMQP 1.0 receiver of a stream with an SQL or property filter gets only the matching messages."""
+    """If an AMQP 1.0 receiver of a stream has an SQL filter or a property filter, it gets only the matching
+    messages.
+    """
     if not broker.differs_since("4.2", "messages are filtered"):
         pytest.skip("RabbitMQ 4.0 filters no messages")
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
@@ -372,8 +375,8 @@ def test_a_stream_is_filtered_by_sql_and_properties(
 def test_the_management_api_lists_and_closes_amqp_1_0_connections(
     broker: TestBroker, api: Api, channel: BlockingChannel, take: Take, client: RawAmqp10
 ) -> None:
-    """The management API lists the connections, sessions, links and consumers of AMQP 1.0 clients as RabbitMQ does,
-    and closes a listed connection on DELETE.
+    """As in RabbitMQ, the management API lists the connections, sessions, links and consumers of AMQP 1.0 clients. A
+    DELETE request closes the connection.
     """
     channel.queue_declare("q", durable=True)
     client.attach_sender("/queues/q", handle=5)
@@ -430,9 +433,9 @@ def test_the_management_api_lists_and_closes_amqp_1_0_connections(
     assert error[0] in ("amqp:internal-error", "amqp:connection:forced")
 
 
-def test_amqp_1_0_sections_survive_a_crash(tmp_path: Path) -> None:
-    """After the broker is killed and restarted, a stored AMQP 1.0 message has the same header, annotations, properties,
-    body and footer.
+def test_all_sections_of_an_amqp_1_0_message_survive_a_crash(tmp_path: Path) -> None:
+    """After the broker is killed and restarted, a stored AMQP 1.0 message still has its header, annotations,
+    properties, body and footer.
     """
     sent = Amqp10Message(
         MessageHeader(True, UInt8(3)),

@@ -111,8 +111,8 @@ def quorum(channel: BlockingChannel) -> str:
 
 
 def test_an_amqp_1_0_connection_is_opened_and_closed_as_in_rabbitmq(amqp_url: str) -> None:
-    """The broker answers an AMQP 1.0 client's SASL login, open, begin, end and close with the same limits and
-    capabilities as RabbitMQ.
+    """When an AMQP 1.0 client logs in, opens a connection and a session, and closes both, the broker answers with the
+    same limits and capabilities as RabbitMQ.
     """
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
@@ -132,8 +132,8 @@ def test_an_amqp_1_0_connection_is_opened_and_closed_as_in_rabbitmq(amqp_url: st
 
 @pytest.mark.parametrize("header", [AMQP_HEADER, b"AMQP\x02\x01\x00\x00", b"AMQP\x00\x02\x00\x00"])
 def test_a_client_that_does_not_begin_with_the_sasl_header_is_disconnected(amqp_url: str, header: bytes) -> None:
-    """The broker answers an AMQP 1.0 client that does not begin with the SASL header with that header, and closes the
-    connection.
+    """If an AMQP 1.0 client begins with a header other than the SASL header, the broker answers with the SASL header,
+    and closes the connection.
     """
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(header)
@@ -141,7 +141,7 @@ def test_a_client_that_does_not_begin_with_the_sasl_header_is_disconnected(amqp_
     assert client.closed()
 
 
-def test_anonymous_logs_in_as_guest(amqp_url: str, vhost: str) -> None:
+def test_a_client_that_logs_in_with_anonymous_is_the_user_guest(amqp_url: str, vhost: str) -> None:
     """A client that logs in with the SASL mechanism ANONYMOUS can open a virtual host to which guest has access."""
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(SASL_HEADER)
@@ -156,8 +156,12 @@ def test_anonymous_logs_in_as_guest(amqp_url: str, vhost: str) -> None:
 
 
 @pytest.mark.parametrize(("mechanism", "response"), [("PLAIN", b"\0guest\0wrong"), ("PLAIN", b"\0nobody\0guest")])
-def test_a_wrong_user_or_password_is_refused_over_amqp_1_0(amqp_url: str, mechanism: str, response: bytes) -> None:
-    """An AMQP 1.0 login with a wrong user name or password gets the SASL outcome auth, and the connection is closed."""
+def test_a_login_with_a_wrong_user_or_password_is_refused_over_amqp_1_0(
+    amqp_url: str, mechanism: str, response: bytes
+) -> None:
+    """If an AMQP 1.0 client logs in with a wrong user name or password, the broker answers with the SASL outcome auth,
+    and closes the connection.
+    """
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(SASL_HEADER)
     client.read(8)
@@ -170,8 +174,10 @@ def test_a_wrong_user_or_password_is_refused_over_amqp_1_0(amqp_url: str, mechan
 @pytest.mark.parametrize(
     ("mechanism", "response"), [("PLAIN", b"guest"), ("PLAIN", b""), ("CRAM-MD5", b"x"), ("", b"")]
 )
-def test_a_malformed_login_closes_the_connection(amqp_url: str, mechanism: str, response: bytes) -> None:
-    """A malformed SASL response, or an unknown SASL mechanism, closes an AMQP 1.0 connection."""
+def test_a_malformed_amqp_1_0_login_closes_the_connection(amqp_url: str, mechanism: str, response: bytes) -> None:
+    """The broker closes an AMQP 1.0 connection if the client's SASL response is malformed or its SASL mechanism is
+    unknown.
+    """
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(SASL_HEADER)
     client.read(8)
@@ -185,9 +191,9 @@ def test_a_malformed_login_closes_the_connection(amqp_url: str, mechanism: str, 
     [("me", "vhost:none-of-this-name"), ("me", None, UInt32(511)), ("me", None, None, None, UInt32(999))],
     ids=["vhost", "frame size", "idle time-out"],
 )
-def test_a_refused_open_closes_the_connection(amqp_url: str, fields: tuple[Any, ...]) -> None:
-    """An open frame with an unknown virtual host, a max-frame-size below 512 bytes or an idle time-out below one
-    second closes the connection without a close frame.
+def test_an_invalid_open_frame_closes_the_amqp_1_0_connection(amqp_url: str, fields: tuple[Any, ...]) -> None:
+    """If an AMQP 1.0 client's open frame has an unknown virtual host, a max-frame-size below 512 bytes or an idle
+    time-out below one second, the broker closes the connection without a close frame.
     """
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
@@ -195,9 +201,9 @@ def test_a_refused_open_closes_the_connection(amqp_url: str, fields: tuple[Any, 
     assert client.closed()
 
 
-def test_an_open_by_a_user_without_permissions_closes_the_connection(broker: TestBroker, ann: str) -> None:
-    """If a user has no permissions in a virtual host, the broker disconnects the user's AMQP 1.0 client when the
-    client sends open for this virtual host.
+def test_an_open_frame_from_a_user_without_permissions_closes_the_connection(broker: TestBroker, ann: str) -> None:
+    """If an AMQP 1.0 client opens a virtual host in which its user has no permissions, the broker closes the
+    connection.
     """
     parts = broker.url.split("@")[-1]
     client = RawAmqp10(f"amqp://{ann}:secret@{parts}", opened=False)
@@ -206,9 +212,9 @@ def test_an_open_by_a_user_without_permissions_closes_the_connection(broker: Tes
     assert client.closed()
 
 
-def test_a_channel_above_the_clients_maximum_closes_the_connection(amqp_url: str) -> None:
-    """A begin frame on a channel above the maximum that the client has set closes the connection with a framing
-    error.
+def test_a_channel_number_above_the_clients_own_maximum_closes_the_connection(amqp_url: str) -> None:
+    """If an AMQP 1.0 client begins a session on a channel above the maximum that the client itself has set, the broker
+    closes the connection with a framing error.
     """
     client = RawAmqp10(amqp_url, opening=(UInt32(512), UInt16(3), UInt32(0)))
     assert client.opened.field(3) == 3
@@ -219,8 +225,8 @@ def test_a_channel_above_the_clients_maximum_closes_the_connection(amqp_url: str
     )
 
 
-def test_a_client_that_wants_heartbeats_gets_them(amqp_url: str) -> None:
-    """If the client's open frame has an idle time-out, the broker sends empty frames as heartbeats."""
+def test_an_amqp_1_0_client_that_sets_an_idle_time_out_gets_heartbeats(amqp_url: str) -> None:
+    """If an AMQP 1.0 client's open frame sets an idle time-out, the broker sends empty frames as heartbeats."""
     client = RawAmqp10(amqp_url, opening=(None, None, UInt32(1000)))
     assert client.read(8) == b"\0\0\0\x08\x02\0\0\0"
 
@@ -238,9 +244,9 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("case", FRAMES)
-def test_a_malformed_frame_closes_the_connection(broker: TestBroker, client: RawAmqp10, case: str) -> None:
-    """A malformed frame closes the connection with the error amqp:connection:framing-error, which says what is wrong
-    with the frame.
+def test_a_malformed_amqp_1_0_frame_closes_the_connection(broker: TestBroker, client: RawAmqp10, case: str) -> None:
+    """After a malformed AMQP 1.0 frame, the broker closes the connection with the error amqp:connection:framing-error,
+    whose text says what is wrong with the frame.
     """
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "the error is sent"):
         pytest.skip("closes the socket")
@@ -250,8 +256,10 @@ def test_a_malformed_frame_closes_the_connection(broker: TestBroker, client: Raw
 
 
 @pytest.mark.parametrize("body", [b"\x00", b"\x00\x53\x99\x45"])
-def test_an_unknown_performative_closes_the_connection(amqp_url: str, body: bytes) -> None:
-    """A frame with an unknown performative closes the connection with a close frame that contains an error."""
+def test_an_unknown_amqp_1_0_performative_closes_the_connection(amqp_url: str, body: bytes) -> None:
+    """After a frame with an unknown performative, the broker closes the AMQP 1.0 connection with a close frame that
+    contains an error.
+    """
     # RabbitMQ's error text is an Erlang term, so it is not compared.
     client = RawAmqp10(amqp_url)
     client.send(END)
@@ -274,12 +282,13 @@ def test_an_unknown_performative_closes_the_connection(amqp_url: str, body: byte
         ((TRANSFER, UInt32(3), UInt32(0), b"", None, True),
          ("amqp:session:unattached-handle", "Unknown link handle: 3")),
     ],
+    ids=["flow", "attach", "transfer"],
 )  # fmt: skip
-def test_invalid_handles_end_the_session(
+def test_a_frame_with_an_invalid_link_handle_ends_the_session(
     broker: TestBroker, client: RawAmqp10, frame: tuple[Any, ...], error: tuple[str, str]
 ) -> None:
-    """A frame with a link handle that is unknown or above the maximum ends the session with an error that names the
-    handle.
+    """A frame with a link handle that is unknown or above the maximum ends the AMQP 1.0 session with an error that
+    names the handle.
     """
     client.send(*frame)
     assert client.ended() == error
@@ -288,15 +297,19 @@ def test_invalid_handles_end_the_session(
 
 
 def test_a_flow_for_transfers_that_were_never_sent_ends_the_session(client: RawAmqp10) -> None:
-    """A flow frame that acknowledges transfers that were never sent ends the session with
-    amqp:session:window-violation.
+    """If an AMQP 1.0 client's flow frame acknowledges transfers that the broker has not sent, the broker ends the
+    session with amqp:session:window-violation.
     """
     client.flow(seen=1)
     assert (client.ended() or ("",))[0] == "amqp:session:window-violation"
 
 
-def test_attaching_a_handle_that_is_in_use_ends_the_session(broker: TestBroker, client: RawAmqp10, queue: str) -> None:
-    """Attaching a second link to a handle that is in use ends the session with amqp:session:handle-in-use."""
+def test_attaching_a_link_with_a_handle_that_is_in_use_ends_the_session(
+    broker: TestBroker, client: RawAmqp10, queue: str
+) -> None:
+    """If an AMQP 1.0 client attaches a link with a handle that another link uses, the broker ends the session with
+    amqp:session:handle-in-use.
+    """
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "it is checked"):
         pytest.skip("replaces the link")
     client.attach_sender(queue)
@@ -305,8 +318,8 @@ def test_attaching_a_handle_that_is_in_use_ends_the_session(broker: TestBroker, 
 
 
 def test_the_incoming_window_opens_again_once_half_of_it_is_used(client: RawAmqp10, queue: str) -> None:
-    """After 200 transfers, half of the session's incoming window of 400, the broker opens the full window again. The
-    broker also gives the sender new link credit.
+    """After 200 transfers, which is half of an AMQP 1.0 session's incoming window of 400, the broker opens the full
+    window again. The broker also gives the sender new link credit.
     """
     client.attach_sender(queue)
     for number in range(200):
@@ -318,7 +331,9 @@ def test_the_incoming_window_opens_again_once_half_of_it_is_used(client: RawAmqp
 
 
 def test_a_second_begin_on_the_channel_of_a_session_ends_the_session(client: RawAmqp10) -> None:
-    """A begin frame on a channel that already has a session ends that session with amqp:internal-error."""
+    """If an AMQP 1.0 client sends a begin frame on a channel that already has a session, the broker ends this session
+    with amqp:internal-error.
+    """
     client.send(BEGIN, None, UInt32(0), UInt32(1), UInt32(1))
     condition, _ = client.ended() or ("", "")
     assert condition == "amqp:internal-error"
@@ -354,8 +369,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_link_is_detached_with_an_error(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
-    """A link that the broker refuses, such as a link to a missing queue, is attached without a terminus and detached
-    with an error; the session continues. Before RabbitMQ 4.2, the session ends with the error instead.
+    """If the broker refuses a link, for example to a missing queue, it first attaches the link without a terminus, and
+    then detaches it with an error. The session continues. Before RabbitMQ 4.2, the session ends with the error instead.
     """
     role, address, condition, text = REFUSED[case]
     client.attach(role, address)
@@ -407,9 +422,11 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("case", UNSUPPORTED)
-def test_unsupported_link_settings_are_refused(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
-    """A link with a settle mode, outcome or target that RabbitMQ does not support is refused with
-    amqp:not-implemented.
+def test_a_link_with_an_unsupported_setting_is_refused(
+    broker: TestBroker, client: RawAmqp10, queue: str, case: str
+) -> None:
+    """If an AMQP 1.0 link uses transactions, link recovery, the receiver settle mode second or unknown outcomes, none
+    of which RabbitMQ supports, the broker refuses the link with amqp:not-implemented.
     """
     (sending, receiving), given, text = UNSUPPORTED[case]
     source = described(SOURCE, *[None] * 9, given["outcomes"]) if "outcomes" in given else described(SOURCE)
@@ -435,8 +452,8 @@ def test_a_link_can_be_detached_and_attached_again(client: RawAmqp10, queue: str
 def test_a_message_published_over_amqp_1_0_is_accepted(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any
 ) -> None:
-    """An AMQP 1.0 sender gets a link credit of 170, and a message from this sender arrives in the queue and gets the
-    outcome accepted.
+    """An AMQP 1.0 sender gets a link credit of 170. A message that it sends arrives in the queue and gets the outcome
+    accepted.
     """
     flow = client.attach_sender(queue)
     assert (flow.field(5), flow.field(6)) == (0, 170)
@@ -444,9 +461,9 @@ def test_a_message_published_over_amqp_1_0_is_accepted(
     assert take.one("q")[2] == b"hello"
 
 
-def test_each_of_many_messages_sent_at_once_is_accepted(client: RawAmqp10, queue: str) -> None:
-    """Each of 80 messages sent at once over AMQP 1.0 gets the outcome accepted, in a disposition for this message or
-    for a range of messages.
+def test_each_of_80_messages_sent_without_waiting_is_accepted_over_amqp_1_0(client: RawAmqp10, queue: str) -> None:
+    """If an AMQP 1.0 client sends 80 messages without waiting for their outcomes, each gets the outcome accepted, in a
+    disposition for this message or for a range of messages.
     """
     client.attach_sender(queue)
     for number in range(80):
@@ -460,11 +477,11 @@ def test_each_of_many_messages_sent_at_once_is_accepted(client: RawAmqp10, queue
     assert settled == set(range(80))
 
 
-def test_each_of_many_messages_gets_the_outcome_of_its_own_routing(
+def test_each_message_of_a_batch_gets_the_outcome_of_its_own_routing_over_amqp_1_0(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """Of twenty messages sent at once over AMQP 1.0, each routable one gets the outcome accepted and each unroutable
-    one released.
+    """If an AMQP 1.0 client sends twenty messages in one write, each routable message gets the outcome accepted, and
+    each unroutable message gets the outcome released.
     """
     client.attach_sender(None)
     frames = []
@@ -482,13 +499,15 @@ def test_each_of_many_messages_gets_the_outcome_of_its_own_routing(
     assert channel.queue_declare("q", passive=True).method.message_count == 10
 
 
-def test_an_unroutable_message_is_released(client: RawAmqp10) -> None:
+def test_an_unroutable_message_gets_the_outcome_released_over_amqp_1_0(client: RawAmqp10) -> None:
     """An AMQP 1.0 message to an exchange without a matching binding gets the outcome released."""
     client.attach_sender("/exchanges/amq.direct/nowhere")
     assert client.published(0) == RELEASE
 
 
-def test_a_full_queue_rejects_a_message(client: RawAmqp10, channel: BlockingChannel) -> None:
+def test_a_message_to_a_full_queue_gets_the_outcome_rejected_over_amqp_1_0(
+    client: RawAmqp10, channel: BlockingChannel
+) -> None:
     """An AMQP 1.0 message to a full queue with x-overflow reject-publish gets the outcome rejected. From RabbitMQ 4.2
     on, the outcome names the queue and the reason.
     """
@@ -504,7 +523,9 @@ def test_a_full_queue_rejects_a_message(client: RawAmqp10, channel: BlockingChan
 
 
 def test_a_message_split_into_several_transfers_is_delivered_whole(client: RawAmqp10, queue: str, take: Any) -> None:
-    """A message with a body of 200 kB that is sent in several transfers is accepted and delivered whole."""
+    """If an AMQP 1.0 client sends a message with a body of 200 kB in several transfers, the message is accepted and
+    delivered whole.
+    """
     client.attach_sender(queue)
     payload = message(b"0123456789" * 20_000)
     parts = [payload[at : at + 60_000] for at in range(0, len(payload), 60_000)]
@@ -562,8 +583,8 @@ LINK_ERRORS: dict[str, tuple[UInt8 | None, list[tuple[Any, ...]], str, str]] = {
 
 @pytest.mark.parametrize("case", LINK_ERRORS)
 def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
-    """The broker detaches a link if a transfer lacks the delivery id, if the delivery id or the settled flag changes
-    within a message, or if the settled flag contradicts the link's settle mode.
+    """The broker detaches an AMQP 1.0 link if the delivery id or the settled flag changes within a message, if the
+    settled flag contradicts the link's settle mode, or if a transfer asks for the receiver settle mode second.
     """
     mode, transfers, condition, text = LINK_ERRORS[case]
     client.attach_sender(queue, mode=mode)
@@ -576,8 +597,8 @@ def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAm
 
 
 def test_a_sender_that_exceeds_its_credit_is_detached(client: RawAmqp10, channel: BlockingChannel, queue: str) -> None:
-    """A sender that exceeds its link credit is detached with transfer-limit-exceeded, unless the broker has given the
-    link more credit in the meantime.
+    """If an AMQP 1.0 sender exceeds its link credit, the broker detaches the link with transfer-limit-exceeded, unless
+    it has given the link more credit in the meantime.
     """
     # tests/simulation has a case in which the embedded broker cannot give more.
     first = client.attach_sender(queue)
@@ -602,7 +623,9 @@ def test_a_sender_that_exceeds_its_credit_is_detached(client: RawAmqp10, channel
 
 @pytest.mark.parametrize("payload", [b"", b"\x00", b"garbage", b"\x00\x53\x70\xc0\x01", b"\x00\x53\x99\x40"])
 def test_a_malformed_message_ends_the_link_or_the_session(client: RawAmqp10, queue: str, payload: bytes) -> None:
-    """A transfer whose payload is not an AMQP 1.0 message ends the link or the session with an error."""
+    """If the payload of a transfer is not an AMQP 1.0 message, the broker ends the link or the session with
+    an error.
+    """
     client.attach_sender(queue)
     client.publish(0, payload)
     got = client.receive()
@@ -613,8 +636,8 @@ def test_a_malformed_message_ends_the_link_or_the_session(client: RawAmqp10, que
 def test_messages_on_a_link_without_a_target_are_routed_by_their_to_property(
     client: RawAmqp10, queue: str, channel: BlockingChannel, vhost: str
 ) -> None:
-    """On a link without a target, each message is routed by its property `to`. A message whose `to` is missing or
-    invalid is rejected, and the link stays attached.
+    """On an AMQP 1.0 link without a target, the broker routes each message by its property `to`. If `to` is missing or
+    invalid, the broker rejects the message, and the link stays attached.
     """
     channel.queue_bind("q", "amq.direct", "a/b ä")
     client.attach_sender(None)
@@ -636,8 +659,8 @@ def test_messages_on_a_link_without_a_target_are_routed_by_their_to_property(
 
 
 def test_a_settled_message_with_a_bad_address_detaches_the_link(client: RawAmqp10) -> None:
-    """On a link without a target, a settled message with a bad address in `to` detaches the link, because a settled
-    message cannot be rejected.
+    """On an AMQP 1.0 link without a target, a settled message with an invalid address in `to` detaches the link,
+    because a settled message cannot be rejected.
     """
     client.attach_sender(None)
     client.publish(0, message(to="/what"), settled=True)
@@ -647,8 +670,8 @@ def test_a_settled_message_with_a_bad_address_detaches_the_link(client: RawAmqp1
 def test_deleting_an_exchange_detaches_a_sender_at_the_next_message(
     client: RawAmqp10, channel: BlockingChannel, vhost: str
 ) -> None:
-    """After an exchange is deleted, a sender's next message to this exchange gets the outcome released, and the
-    sender's link is detached with not-found.
+    """After an exchange is deleted, the next message that an AMQP 1.0 sender publishes to this exchange gets the
+    outcome released, and the sender's link is detached with not-found.
     """
     channel.exchange_declare("x", "fanout")
     client.attach_sender("/exchanges/x")
@@ -661,11 +684,11 @@ def test_deleting_an_exchange_detaches_a_sender_at_the_next_message(
 # Receiving
 
 
-def test_a_receiver_gets_as_many_messages_as_its_credit(
+def test_an_amqp_1_0_receiver_gets_as_many_messages_as_its_credit(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """A receiver with a link credit of 2 gets two of three messages, and the third one after it has settled both and
-    granted new credit.
+    """An AMQP 1.0 receiver with a link credit of 2 gets two of three messages. It gets the third one after it has
+    settled both and granted new credit.
     """
     for body in (b"1", b"2", b"3"):
         channel.basic_publish("", "q", body)
@@ -686,11 +709,11 @@ def test_a_receiver_gets_as_many_messages_as_its_credit(
     assert client.expect(TRANSFER).body == b"3"
 
 
-def test_a_message_that_is_sent_settled_leaves_the_queue_at_once(
+def test_a_message_that_the_broker_sends_settled_leaves_the_queue_immediately(
     client: RawAmqp10, queue: str, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
-    """If a receiver attaches with the snd-settle-mode settled, each message is sent settled, and is removed from the
-    queue at once.
+    """If an AMQP 1.0 receiver attaches with the snd-settle-mode settled, the broker sends each message settled, and
+    removes it from the queue immediately.
     """
     channel.basic_publish("", "q", b"1")
     assert client.attach_receiver(queue, mode=SETTLED).field(3) == SETTLED
@@ -702,7 +725,9 @@ def test_a_message_that_is_sent_settled_leaves_the_queue_at_once(
 def test_an_unsettled_disposition_is_settled_by_the_broker(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """The broker answers a receiver's unsettled disposition with a settled one for the same delivery."""
+    """If an AMQP 1.0 receiver sends an unsettled disposition, the broker answers with a settled one for the same
+    delivery.
+    """
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     client.expect(TRANSFER)
@@ -711,8 +736,10 @@ def test_an_unsettled_disposition_is_settled_by_the_broker(
     assert (answer.field(0), answer.field(1), answer.field(3), answer.field(4)) == (SENDER, 0, True, ACCEPT)
 
 
-def test_a_released_message_is_redelivered(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """A message that an AMQP 1.0 receiver releases is redelivered with first-acquirer false."""
+def test_a_message_that_an_amqp_1_0_receiver_releases_is_redelivered(
+    client: RawAmqp10, queue: str, channel: BlockingChannel
+) -> None:
+    """A message that an AMQP 1.0 receiver releases is redelivered with the header field first-acquirer set to false."""
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
     first = client.expect(TRANSFER).message.header
@@ -732,11 +759,11 @@ def test_a_released_message_is_redelivered(client: RawAmqp10, queue: str, channe
     ],
     ids=["rejected", "undeliverable here", "failed and undeliverable", "released", "modified"],
 )
-def test_rejected_messages_are_dead_lettered_and_others_requeued(
+def test_an_amqp_1_0_outcome_decides_whether_a_message_is_dead_lettered_or_requeued(
     client: RawAmqp10, quorum: str, state: Any, dead: bool
 ) -> None:
-    """A message is dead-lettered after the outcome rejected, or modified with undeliverable-here. After released, or
-    modified without undeliverable-here, the message is requeued.
+    """After the AMQP 1.0 outcome rejected, or modified with undeliverable-here, the message is dead-lettered. After the
+    outcome released, or modified without undeliverable-here, the message is requeued.
     """
     client.attach_sender(quorum, handle=1)
     assert client.published(0, handle=1) == ACCEPT
@@ -764,17 +791,23 @@ def counts(client: RawAmqp10, quorum: str, state: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("case", ["released", "failed", "not failed"])
-def test_only_failed_deliveries_are_counted(client: RawAmqp10, quorum: str, case: str) -> None:
-    """In a quorum queue, a message's delivery count rises after the outcome modified with delivery-failed, but not
-    after released, or after modified without delivery-failed.
+def test_only_the_outcome_modified_with_delivery_failed_raises_the_delivery_count(
+    client: RawAmqp10, quorum: str, case: str
+) -> None:
+    """In a quorum queue, a message's delivery count rises after the outcome modified with delivery-failed. It does not
+    rise after released, or after modified without delivery-failed.
     """
     state = {"released": RELEASE, "failed": described(MODIFIED, True), "not failed": described(MODIFIED, False)}[case]
     expected = [(0, True), (1, False), (2, False)] if case == "failed" else [(0, True), (0, False), (0, False)]
     assert counts(client, quorum, state) == expected
 
 
-def test_annotations_added_by_modified_arrive_with_the_redelivered_message(client: RawAmqp10, quorum: str) -> None:
-    """A quorum queue redelivers a message with the annotations that a receiver added with the outcome modified."""
+def test_annotations_added_by_the_outcome_modified_arrive_with_the_redelivered_message(
+    client: RawAmqp10, quorum: str
+) -> None:
+    """If an AMQP 1.0 receiver adds annotations to a message with the outcome modified, the quorum queue redelivers the
+    message with these annotations.
+    """
     client.attach_sender(quorum, handle=1)
     client.published(0, handle=1)
     client.attach_receiver(quorum)
@@ -795,8 +828,8 @@ NOT_OUTCOMES = {
 def test_a_disposition_without_an_outcome_ends_the_session_and_requeues_its_deliveries(
     broker: TestBroker, client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, state: Any
 ) -> None:
-    """If a receiver settles five deliveries with a state that is not an outcome, the broker ends the session or the
-    connection, and requeues all five in order.
+    """If an AMQP 1.0 receiver settles five deliveries with a state that is not an outcome, the broker ends the session
+    or the connection, and requeues all five messages in order.
     """
     for number in range(5):
         channel.basic_publish("", "q", b"%d" % number)
@@ -822,11 +855,11 @@ BAD_ANNOTATIONS = {
 
 
 @pytest.mark.parametrize("annotations", BAD_ANNOTATIONS.values(), ids=BAD_ANNOTATIONS)
-def test_invalid_annotations_in_the_outcome_modified_lose_no_message(
+def test_no_message_is_lost_if_the_outcome_modified_has_invalid_annotations(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel, quorum: str, take: Any, annotations: Any
 ) -> None:
-    """If a receiver settles deliveries as modified with invalid annotations, the embedded broker ends the session or
-    connection, and requeues all these deliveries.
+    """If an AMQP 1.0 receiver settles deliveries with the outcome modified and invalid annotations, the embedded broker
+    ends the session or the connection, and requeues all these messages in order.
     """
     if broker.kind != "embedded":
         pytest.skip("RabbitMQ keeps values that AMQP 0-9-1 does not have")
@@ -843,9 +876,11 @@ def test_invalid_annotations_in_the_outcome_modified_lose_no_message(
     assert take.bodies("qq", 5) == [b"0", b"1", b"2", b"3", b"4"]
 
 
-def test_drain_uses_up_the_credit(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """After a receiver's flow with drain, the broker sends the messages that are ready, and then a flow with credit
-    0. A later message is delivered once the receiver grants new credit.
+def test_a_flow_with_drain_uses_up_the_credit_of_an_amqp_1_0_link(
+    client: RawAmqp10, queue: str, channel: BlockingChannel
+) -> None:
+    """After an AMQP 1.0 receiver's flow frame with drain, the broker sends the messages that are ready, and then a flow
+    frame with a credit of 0. A later message is delivered once the receiver grants new credit.
     """
     channel.confirm_delivery()
     channel.basic_publish("", "q", b"1")
@@ -859,9 +894,9 @@ def test_drain_uses_up_the_credit(client: RawAmqp10, queue: str, channel: Blocki
     assert client.expect(TRANSFER).body == b"2"
 
 
-def test_a_flow_with_echo_is_answered(client: RawAmqp10, queue: str) -> None:
-    """If a receiver's flow frame sets echo, the broker answers with a flow frame that contains the link's delivery
-    count, credit and number of available messages.
+def test_a_flow_frame_with_echo_is_answered(client: RawAmqp10, queue: str) -> None:
+    """If an AMQP 1.0 receiver's flow frame sets echo, the broker answers with a flow frame that contains the link's
+    delivery count, its credit and the number of available messages.
     """
     client.attach_receiver(queue, credit=0)
     client.flow(0, 7, echo=True)
@@ -869,11 +904,11 @@ def test_a_flow_with_echo_is_answered(client: RawAmqp10, queue: str) -> None:
     assert [flow.field(number) for number in (4, 5, 6, 7)] == [0, 0, 7, 0]
 
 
-def test_the_broker_sends_no_more_transfers_than_the_session_window(
+def test_the_broker_sends_no_more_transfers_than_the_clients_window_allows(
     amqp_url: str, queue: str, channel: BlockingChannel
 ) -> None:
-    """If a client's incoming window is 2, the broker sends two transfers, and the next ones only after the client
-    opens the window.
+    """If an AMQP 1.0 client's incoming window is 2, the broker sends two transfers, and sends the next ones only after
+    the client opens the window.
     """
     client = RawAmqp10(amqp_url, opened=False)
     client.log_in()
@@ -899,8 +934,8 @@ def test_the_broker_sends_no_more_transfers_than_the_session_window(
 def test_a_message_larger_than_the_receivers_maximum_ends_the_session(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """Delivering a message larger than the receiver's max-message-size ends the session with
-    amqp:link:message-size-exceeded.
+    """If a message is larger than an AMQP 1.0 receiver's max-message-size, the broker does not deliver it, but ends the
+    session with amqp:link:message-size-exceeded.
     """
     channel.basic_publish("", "q", b"x" * 1000)
     client.attach_receiver(queue, rest=(ULong(500),))
@@ -909,8 +944,12 @@ def test_a_message_larger_than_the_receivers_maximum_ends_the_session(
     assert str(text).endswith("> maximum message size (500 bytes)")
 
 
-def test_deleting_the_queue_detaches_its_receivers(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """When a queue is deleted, the links of its receivers are detached with resource-deleted."""
+def test_deleting_a_queue_detaches_its_amqp_1_0_receivers(
+    client: RawAmqp10, queue: str, channel: BlockingChannel
+) -> None:
+    """When a queue is deleted, the broker detaches the links of the queue's AMQP 1.0 receivers with the error
+    resource-deleted.
+    """
     client.attach_receiver(queue)
     client.flow(echo=True)
     channel.queue_delete("q")
@@ -920,7 +959,7 @@ def test_deleting_the_queue_detaches_its_receivers(client: RawAmqp10, queue: str
 def test_unsettled_messages_are_requeued_when_the_link_is_detached(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any
 ) -> None:
-    """When an AMQP 1.0 receiver's link is detached, the receiver's unsettled message is requeued and delivered to
+    """When an AMQP 1.0 receiver's link is detached, the receiver's unsettled message is requeued. It is delivered to
     another client, marked as redelivered.
     """
     channel.basic_publish("", "q", b"1")
@@ -936,8 +975,8 @@ def test_unsettled_messages_are_requeued_when_the_link_is_detached(
 def test_unsettled_messages_are_requeued_when_the_session_or_connection_ends(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any, how: str
 ) -> None:
-    """When an AMQP 1.0 receiver's session or connection is closed, or the connection is cut, the receiver's unsettled
-    message is requeued and delivered to another client.
+    """When an AMQP 1.0 receiver ends its session or closes its connection, or when the connection is cut, the
+    receiver's unsettled message is requeued and delivered to another client.
     """
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
@@ -952,7 +991,7 @@ def test_unsettled_messages_are_requeued_when_the_session_or_connection_ends(
     assert take.one("q")[2] == b"1"
 
 
-def test_a_receiver_with_a_higher_priority_is_served_first(
+def test_an_amqp_1_0_receiver_with_a_higher_priority_is_served_first(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
     """Of two AMQP 1.0 receivers, the one whose link has the higher rabbitmq:priority gets all messages as long as
@@ -988,10 +1027,10 @@ def restricted(broker: TestBroker, api: Api, ann: str) -> Iterator[RawAmqp10]:
         (RECEIVER, "/queues/q", "read access to queue 'q'"),
     ],
 )
-def test_permissions_are_checked_when_a_link_is_attached(
+def test_permissions_are_checked_when_an_amqp_1_0_link_is_attached(
     restricted: RawAmqp10, queue: str, vhost: str, ann: str, role: bool, address: str, text: str
 ) -> None:
-    """If a user attaches a link without permission to write to the target or read from the source, the session ends
+    """If a user attaches a link without permission to write to its target or to read from its source, the session ends
     with amqp:unauthorized-access and RabbitMQ's error text.
     """
     restricted.attach(role, address)
@@ -999,9 +1038,11 @@ def test_permissions_are_checked_when_a_link_is_attached(
     assert restricted.ended() == ("amqp:unauthorized-access", refused)
 
 
-def test_a_user_id_of_another_user_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str) -> None:
-    """If a message's user-id is not that of the logged-in user, the sender's link is detached with
-    unauthorized-access.
+def test_a_message_with_the_user_id_of_another_user_detaches_the_link(
+    broker: TestBroker, client: RawAmqp10, queue: str
+) -> None:
+    """If the user-id of an AMQP 1.0 message is not the name of the logged-in user, the broker detaches the sender's
+    link with unauthorized-access.
     """
     client.attach_sender(queue)
     client.publish(0, message(user_id=b"somebody"))

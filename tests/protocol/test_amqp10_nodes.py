@@ -56,9 +56,9 @@ def _is_there(broker: TestBroker) -> None:
         pytest.skip("RabbitMQ has dynamic sources from 4.2 on")
 
 
-def test_a_temporary_queue_lives_as_long_as_its_link(client: RawAmqp10) -> None:
-    """A receiver with a dynamic source gets a temporary queue. Messages can be sent to the queue until the receiver's
-    link is detached, which deletes the queue.
+def test_the_temporary_queue_of_a_dynamic_source_lives_as_long_as_its_link(client: RawAmqp10) -> None:
+    """An AMQP 1.0 receiver with a dynamic source gets a temporary queue, to which messages can be sent. The queue is
+    deleted when the receiver's link is detached.
     """
     source = attach_dynamic(client, "temporary-queue").field(5).value
     address = source[0]
@@ -96,7 +96,7 @@ def test_a_direct_reply_reaches_the_requester_over_amqp_1_0(amqp_url: str, clien
     assert (got.body, got.field(4)) == (b"reply", True)
 
 
-def test_an_amqp_1_0_client_can_reply_to_a_client_of_amqp_0_9_1(client: RawAmqp10, channel: BlockingChannel) -> None:
+def test_an_amqp_1_0_client_can_reply_to_an_amqp_0_9_1_client(client: RawAmqp10, channel: BlockingChannel) -> None:
     """An AMQP 1.0 client can reply to a request that was sent over AMQP 0-9-1 with direct reply-to."""
     replies = []
     channel.basic_consume("amq.rabbitmq.reply-to", lambda *given: replies.append(given[3]), auto_ack=True)
@@ -116,11 +116,12 @@ def channel_properties() -> object:
     return BasicProperties(reply_to="amq.rabbitmq.reply-to")
 
 
-def test_single_active_receivers_are_told_which_one_is_active(
+def test_receivers_of_a_queue_with_a_single_active_consumer_are_told_which_one_is_active(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From RabbitMQ 4.3 on, the broker tells each receiver of a quorum queue with x-single-active-consumer whether it
-    is active, in the property rabbitmq:active of a flow frame, and again when that changes.
+    """From RabbitMQ 4.3 on, the broker tells each AMQP 1.0 receiver of a quorum queue with x-single-active-consumer
+    whether this receiver is active, in the property rabbitmq:active of a flow frame. It tells them again when that
+    changes.
     """
     if not broker.differs_since("4.3", "consumers of quorum queues are told"):
         pytest.skip("from 4.3 on")
@@ -136,8 +137,12 @@ def test_single_active_receivers_are_told_which_one_is_active(
     assert next(frame for frame in frames if frame.code == FLOW).field(10) == {"rabbitmq:active": True}
 
 
-def test_deleting_the_queue_detaches_its_senders(client: RawAmqp10, queue: str, channel: BlockingChannel) -> None:
-    """When a queue is deleted, the link of its sender is detached with resource-deleted."""
+def test_deleting_a_queue_detaches_its_amqp_1_0_senders(
+    client: RawAmqp10, queue: str, channel: BlockingChannel
+) -> None:
+    """When a queue is deleted, the broker detaches the links of the queue's AMQP 1.0 senders with the error
+    resource-deleted.
+    """
     client.attach_sender(queue)
     assert client.published(0).descriptor == ACCEPTED
     channel.queue_delete("q")
@@ -145,8 +150,8 @@ def test_deleting_the_queue_detaches_its_senders(client: RawAmqp10, queue: str, 
 
 
 def test_the_reply_to_a_queue_deletion_comes_before_the_detach_frames(client: RawAmqp10, queue: str) -> None:
-    """A client that deletes a queue over the AMQP 1.0 management node gets the reply before the detach frames of its
-    links to this queue.
+    """If a client deletes a queue over the AMQP 1.0 management node, the client gets the reply before the detach frames
+    of its links to this queue.
     """
     # As in rabbit_amqp_session of RabbitMQ 4.3.5, where links learn of the deletion by a later event.
     client.attach_sender(queue, handle=1)
@@ -165,9 +170,11 @@ def test_the_reply_to_a_queue_deletion_comes_before_the_detach_frames(client: Ra
     assert {client.expect(DETACH).field(0) for _ in range(2)} == {1, 2}
 
 
-def test_a_rejected_message_is_dead_lettered_with_its_history(client: RawAmqp10, quorum: str) -> None:
-    """A message that a receiver rejects is dead-lettered with the annotation x-opt-deaths, which has the queue, the
-    reason, the count, and the times of the first and the last death, in milliseconds.
+def test_a_message_that_an_amqp_1_0_receiver_rejects_is_dead_lettered_with_its_history(
+    client: RawAmqp10, quorum: str
+) -> None:
+    """A message that an AMQP 1.0 receiver rejects is dead-lettered with the annotation x-opt-deaths. The annotation
+    contains the queue, the reason, the count, and the times of the first and the last death in milliseconds.
     """
     before = int(time.time() * 1000)
     client.attach_sender(quorum, handle=1)
@@ -185,11 +192,11 @@ def test_a_rejected_message_is_dead_lettered_with_its_history(client: RawAmqp10,
     assert before - CLOCKS_MAY_DIFFER <= times[0] == times[1] <= time.time() * 1000 + CLOCKS_MAY_DIFFER
 
 
-def test_dispositions_of_unknown_deliveries_are_ignored(
+def test_a_disposition_does_not_affect_unknown_deliveries(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """If a disposition covers delivery ids that do not exist, the broker ignores these ids and settles the deliveries
-    that do exist.
+    """If an AMQP 1.0 receiver's disposition covers delivery ids that do not exist, the broker ignores these ids, and
+    settles the deliveries that exist.
     """
     channel.basic_publish("", "q", b"1")
     client.attach_receiver(queue)
@@ -208,8 +215,8 @@ def test_dispositions_of_unknown_deliveries_are_ignored(
 def test_the_outcome_modified_with_delivery_failed_raises_the_delivery_count(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel, kind: str
 ) -> None:
-    """The outcome modified with delivery-failed raises a message's delivery count in quorum queues and, from RabbitMQ
-    4.3 on, in classic queues.
+    """The AMQP 1.0 outcome modified with delivery-failed raises a message's delivery count in quorum queues. From
+    RabbitMQ 4.3 on, it does so in classic queues, too.
     """
     channel.queue_declare("failing", durable=True, arguments={"x-queue-type": kind})
     channel.basic_publish("", "failing", b"x")
@@ -226,8 +233,8 @@ def test_the_outcome_modified_with_delivery_failed_raises_the_delivery_count(
 def test_a_modified_message_is_not_redelivered_before_its_x_opt_delivery_time(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From RabbitMQ 4.3 on, if a receiver settles a message as modified with x-opt-delivery-time, in milliseconds since
-    1970, a quorum queue does not redeliver the message before this time.
+    """From RabbitMQ 4.3 on, an AMQP 1.0 receiver can settle a message as modified with the annotation
+    x-opt-delivery-time, in milliseconds since 1970. A quorum queue does not redeliver the message before this time.
     """
     # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5, and its test modified_quorum_queue_delivery_time.
     channel.queue_declare("later", durable=True, arguments={"x-queue-type": "quorum"})
@@ -243,11 +250,11 @@ def test_a_modified_message_is_not_redelivered_before_its_x_opt_delivery_time(
     assert client.expect(TRANSFER).body == b"1"
 
 
-def test_x_opt_delivery_time_takes_precedence_over_the_delayed_retry_of_the_queue(
+def test_x_opt_delivery_time_takes_precedence_over_a_queues_x_delayed_retry_max(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """A message requeued with an x-opt-delivery-time of tomorrow is held back while later messages are delivered,
-    although the queue's x-delayed-retry-max is 1 ms.
+    """If an AMQP 1.0 receiver returns a message with an x-opt-delivery-time of tomorrow, the queue holds the message
+    back while later messages are delivered, even if the queue's x-delayed-retry-max is 1 ms.
     """
     # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5.
     if not broker.differs_since("4.3", "delayed retry"):
@@ -273,12 +280,12 @@ def acquired(frame: Frame) -> int:
 @pytest.mark.parametrize("state", [described(RELEASED), described(MODIFIED, False)], ids=["released", "modified"])
 @pytest.mark.parametrize("pipelined", [True, False], ids=["detach at once", "detach later"])
 @pytest.mark.parametrize("ending", [DETACH, END, CLOSE], ids=["detach", "end", "close"])
-def test_ending_a_link_with_credit_requeues_a_message_that_the_link_has_released(
+def test_ending_a_link_with_credit_requeues_a_message_that_the_link_released(
     broker: TestBroker, channel: BlockingChannel, state: Described, ending: int, *, pipelined: bool
 ) -> None:
-    """From RabbitMQ 4.3 on, if a link that still has credit releases or modifies a message, the message is redelivered
-    to the same link. When the link, its session or its connection ends, the message is requeued again, so
-    x-acquired-count rises by 2. Without credit left, it rises by 1.
+    """From RabbitMQ 4.3 on, if an AMQP 1.0 link that still has credit releases or modifies a message, the message is
+    redelivered to the same link. When the link, its session or its connection ends, the message is requeued again, so
+    x-acquired-count rises by 2. If the link has no credit left, x-acquired-count rises by 1.
     """
     if not broker.differs_since("4.3", "x-acquired-count"):
         pytest.skip("from 4.3 on")
@@ -302,8 +309,8 @@ def test_ending_a_link_with_credit_requeues_a_message_that_the_link_has_released
 def test_classic_queues_accept_only_valid_values_of_x_queue_leader_locator(
     client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """A classic queue can be declared with a valid `x-queue-leader-locator`; a declaration with an invalid value is
-    refused.
+    """A classic queue can be declared with a valid `x-queue-leader-locator`. The broker refuses a declaration with an
+    invalid value.
     """
     locator = {"x-queue-type": "classic", "x-queue-leader-locator": "balanced"}
     channel.queue_declare("located", durable=True, arguments=locator)

@@ -34,8 +34,8 @@ def dead_letters_to(channel: BlockingChannel, target: str, **arguments: object) 
 @pytest.mark.parametrize("depth", [60, 61, 62, 63])
 @pytest.mark.parametrize("header", ["CC", "BCC", "x"])
 def test_messages_with_deeply_nested_headers_are_dead_lettered(depth: int, header: str) -> None:
-    """A message whose headers are nested 60 to 63 levels deep, even in CC or BCC, is dead-lettered when it expires. The
-    next message in the queue is dead-lettered, too.
+    """If a message expires whose headers are nested 60 to 63 levels deep, it is dead-lettered, even if the nested
+    header is CC or BCC. The next message in the queue is dead-lettered, too.
     """
     value: Any = ["k"]
     for _ in range(depth):
@@ -49,11 +49,11 @@ def test_messages_with_deeply_nested_headers_are_dead_lettered(depth: int, heade
         assert take.bodies("dead", 2) == [b"bad", b"good"]
 
 
-def test_a_message_whose_dead_lettering_fails_is_kept(
+def test_a_message_that_cannot_be_dead_lettered_is_kept_until_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If dead-lettering fails inside the broker, the message is set aside, and is dead-lettered after a restart; the
-    failure is logged once.
+    """If dead-lettering a message fails inside the broker, the broker keeps the message on disk, and dead-letters it
+    after a restart. The broker logs the failure once.
     """
     caplog.set_level(logging.ERROR)
     make = dead_lettering.dead_letter
@@ -80,7 +80,7 @@ def test_a_message_whose_dead_lettering_fails_is_kept(
         assert Take(channel).bodies("dead", 2) == [b"bad 1", b"bad 2"]
 
 
-def test_a_delayed_message_whose_publish_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_delayed_message_that_cannot_be_published_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """If publishing a delayed message fails inside the broker when the message is due, other delayed messages are
     still delivered.
     """
@@ -104,8 +104,8 @@ def test_a_delayed_message_whose_publish_fails_does_not_stop_the_others(monkeypa
 
 @pytest.mark.parametrize("step", [-3600, 3600])
 def test_setting_the_clock_affects_neither_ttl_nor_delays(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """If the system clock is set forward or back by an hour, messages still expire, and delayed messages still arrive,
-    when they are due: not earlier, and not an hour later.
+    """If the system clock is set forward or back by an hour, messages still expire when they are due, and delayed
+    messages still arrive when they are due, neither earlier nor an hour later.
     """
     now, now_ns = time.time, time.time_ns
     with EmbeddedBroker() as broker:

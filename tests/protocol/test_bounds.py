@@ -33,8 +33,8 @@ def small() -> Iterator[EmbeddedBroker]:
 
 
 def test_publishers_are_blocked_while_the_broker_is_low_on_memory(small: EmbeddedBroker) -> None:
-    """A publisher gets connection.blocked once the embedded broker's memory limit is exceeded, and
-    connection.unblocked once enough messages have been consumed.
+    """A publisher gets connection.blocked when the embedded broker's memory limit is exceeded, and connection.unblocked
+    when enough messages have been consumed.
     """
     publishing = connect(small)
     heard: list[str] = []
@@ -88,9 +88,9 @@ def test_consumers_are_served_while_the_broker_is_low_on_memory(small: EmbeddedB
     flood.socket.close()
 
 
-def test_a_consumer_that_does_not_read_leaves_the_queue_to_others(small: EmbeddedBroker) -> None:
-    """A consumer that does not read from its socket is sent only what fits into the socket's buffers. The other
-    messages stay in the queue, and other clients can get them.
+def test_a_consumer_that_does_not_read_leaves_messages_to_other_clients(small: EmbeddedBroker) -> None:
+    """If a consumer does not read from its socket, the broker sends it only what fits into the socket's buffers. The
+    other messages stay in the queue, and other clients can get them.
     """
     connection = connect(small)
     channel = connection.channel()
@@ -162,9 +162,9 @@ def test_closed_connections_are_no_longer_counted(
         assert time.monotonic() < deadline, totals
 
 
-def test_without_file_descriptors_new_clients_wait(tmp_path: Path) -> None:
-    """If the broker has no file descriptors left, new clients wait until others disconnect, and the log reports the
-    shortage once.
+def test_new_clients_wait_while_the_broker_has_no_file_descriptors_left(tmp_path: Path) -> None:
+    """While the broker has no file descriptors left, new clients wait until other clients disconnect. The log reports
+    the shortage once.
     """
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32)); "
     program = limited + "from mqtool.broker.embedded.__main__ import main; main()"
@@ -187,9 +187,9 @@ def test_without_file_descriptors_new_clients_wait(tmp_path: Path) -> None:
         assert (tmp_path / "log").read_text().count("file descriptors") == 1
 
 
-def test_without_file_descriptors_streams_can_be_read(tmp_path: Path) -> None:
-    """If the broker has no file descriptors left, a client that is already connected can still read a stream from its
-    first segment.
+def test_connected_clients_can_read_streams_while_no_file_descriptors_are_left(tmp_path: Path) -> None:
+    """While the broker has no file descriptors left, a client that is already connected can still read a stream from
+    its first segment.
     """
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); "
     program = limited + "from mqtool.broker.embedded.__main__ import main; main()"
@@ -219,7 +219,7 @@ def test_without_file_descriptors_streams_can_be_read(tmp_path: Path) -> None:
             client.close()
 
 
-def test_a_port_that_is_in_use_raises_an_error() -> None:
-    """If the embedded broker's port is in use, EmbeddedBroker.start() raises OSError in the caller's thread."""
+def test_starting_the_embedded_broker_on_a_port_in_use_raises_an_error() -> None:
+    """If the embedded broker's port is in use, EmbeddedBroker.start() raises OSError in the thread that called it."""
     with EmbeddedBroker() as broker, pytest.raises(OSError, match="in use"):
         EmbeddedBroker(port=broker.port).start()

@@ -96,9 +96,9 @@ def declare(url: str, **arguments: object) -> None:
 
 
 @pytest.mark.parametrize("kind", ["embedded", "rabbitmq"])
-def test_in_3_10_only_the_brokers_own_consumer_timeout_applies(kind: str) -> None:
-    """In RabbitMQ 3.10, the broker's own consumer timeout closes the channel with 406 and requeues the message,
-    whatever x-consumer-timeout the queue and the consumer have.
+def test_in_rabbitmq_3_10_only_the_brokers_own_consumer_timeout_applies(kind: str) -> None:
+    """In RabbitMQ 3.10, the broker's own consumer timeout applies, even if the queue or the consumer has a longer
+    x-consumer-timeout. After this timeout, the broker closes the channel with 406 and requeues the message.
     """
     with impatient_broker(kind) as url, channel_at(url) as channel:
         if not (version := server_version(channel)).startswith("3.10."):
@@ -117,9 +117,9 @@ def test_in_3_10_only_the_brokers_own_consumer_timeout_applies(kind: str) -> Non
             channel.cancel()
 
 
-def test_the_shorter_timeout_of_queue_argument_and_policy_applies(started: EmbeddedBroker, like: str) -> None:
-    """If a queue argument and a policy both set a consumer timeout, the shorter one applies: up to RabbitMQ 4.2, it
-    closes the channel, and from 4.3 on, it cancels the consumer.
+def test_the_shorter_consumer_timeout_of_queue_argument_and_policy_applies(started: EmbeddedBroker, like: str) -> None:
+    """If a queue argument and a policy both set a consumer timeout, the shorter one applies. After this timeout,
+    RabbitMQ closes the channel up to version 4.2, and cancels the consumer from 4.3 on.
     """
     declare(started.url, **{"x-consumer-timeout": LONG})
     Api(str(started.management_url))(
@@ -132,9 +132,9 @@ def test_the_shorter_timeout_of_queue_argument_and_policy_applies(started: Embed
             assert client.expect(commands.Basic.Cancel).consumer_tag == "t"
 
 
-def test_a_queues_timeout_can_be_longer_than_the_brokers(like: str) -> None:
-    """A queue's long consumer timeout replaces the broker's shorter one: a consumer of this queue can acknowledge late,
-    while a consumer of another queue times out.
+def test_a_queues_consumer_timeout_can_be_longer_than_the_brokers(like: str) -> None:
+    """A queue's consumer timeout replaces the broker's, even if the broker's is shorter. A consumer of this queue can
+    acknowledge late, while a consumer of another queue times out.
     """
     with EmbeddedBroker(like=like, consumer_timeout=SHORT / 1000) as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})
@@ -149,8 +149,8 @@ def test_a_queues_timeout_can_be_longer_than_the_brokers(like: str) -> None:
 
 
 def test_from_4_3_on_a_consumers_own_timeout_takes_precedence() -> None:
-    """From RabbitMQ 4.3 on, a consumer's own timeout takes precedence over the queue's and the broker's. After this
-    timeout, the consumer is cancelled, and another consumer gets the unacknowledged message.
+    """From RabbitMQ 4.3 on, a consumer's own timeout takes precedence over the timeouts of the queue and the broker.
+    After this timeout, the broker cancels the consumer, and another consumer gets the unacknowledged message.
     """
     with EmbeddedBroker(like="4.3", consumer_timeout=LONG / 1000) as broker:
         declare(broker.url, **{"x-consumer-timeout": LONG})
@@ -165,8 +165,8 @@ def test_from_4_3_on_a_consumers_own_timeout_takes_precedence() -> None:
 
 
 def test_up_to_4_2_a_consumers_own_timeout_has_no_effect() -> None:
-    """Up to RabbitMQ 4.2, a consumer's own x-consumer-timeout has no effect: the queue's shorter consumer timeout
-    closes the channel.
+    """Up to RabbitMQ 4.2, a consumer's own x-consumer-timeout has no effect. If the queue's consumer timeout is
+    shorter, the broker closes the channel after the queue's timeout.
     """
     with EmbeddedBroker(like="4.2") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})
@@ -175,8 +175,8 @@ def test_up_to_4_2_a_consumers_own_timeout_has_no_effect() -> None:
 
 
 def test_from_4_3_on_a_timeout_without_a_cancellable_consumer_closes_the_channel() -> None:
-    """From RabbitMQ 4.3 on, the consumer timeout closes the channel if the message was fetched with basic.get, or if
-    the client does not support basic.cancel from the broker.
+    """From RabbitMQ 4.3 on, the broker closes the channel after the consumer timeout if the message was fetched with
+    basic.get, or if the client does not support a basic.cancel from the broker.
     """
     with EmbeddedBroker(like="4.3") as broker:
         declare(broker.url, **{"x-consumer-timeout": SHORT})
@@ -210,8 +210,8 @@ def test_from_4_3_on_classic_queues_have_no_consumer_timeout() -> None:
 
 
 def test_from_4_3_on_the_timeout_of_an_amqp_1_0_link_releases_the_delivery(broker: TestBroker) -> None:
-    """From RabbitMQ 4.3 on, the link property `rabbitmq:consumer-timeout` replaces the queue's consumer timeout. When
-    the link's timeout has passed, the broker releases an unsettled delivery.
+    """From RabbitMQ 4.3 on, the link property `rabbitmq:consumer-timeout` replaces the queue's consumer timeout. After
+    the link's timeout, the broker releases an unsettled delivery.
     """
     since_4_3(broker)
     declare(broker.url, **{"x-consumer-timeout": LONG})
@@ -232,8 +232,8 @@ def test_from_4_3_on_the_timeout_of_an_amqp_1_0_link_releases_the_delivery(broke
 def test_from_4_3_on_the_timeout_of_consumer_queue_or_policy_cancels_the_consumer(
     broker: TestBroker, api: Api, queue: int | None, policy: int | None, consumer: int | None
 ) -> None:
-    """From RabbitMQ 4.3 on, a consumer is cancelled after its own timeout or, if it has none, after the queue's: the
-    shorter of the timeouts that the queue argument and the policy set. The channel stays open.
+    """From RabbitMQ 4.3 on, the broker cancels a consumer after the consumer's own timeout. If the consumer has none,
+    the shorter of the timeouts set by the queue argument and the policy applies. The channel stays open.
     """
     since_4_3(broker)
     if policy is not None:
@@ -248,8 +248,8 @@ def test_from_4_3_on_the_timeout_of_consumer_queue_or_policy_cancels_the_consume
 
 
 def test_from_4_3_on_a_consumers_long_timeout_replaces_the_queues(broker: TestBroker) -> None:
-    """From RabbitMQ 4.3 on, a consumer whose own timeout is longer than the queue's can acknowledge late and gets
-    more messages, while another consumer of this queue is cancelled.
+    """From RabbitMQ 4.3 on, a consumer whose own timeout is longer than the queue's can acknowledge late and then gets
+    more messages, while the broker cancels another consumer of the same queue.
     """
     since_4_3(broker)
     declare(broker.url, **{"x-consumer-timeout": SHORT})
@@ -261,9 +261,9 @@ def test_from_4_3_on_a_consumers_long_timeout_replaces_the_queues(broker: TestBr
             patient.expect(commands.Basic.Deliver)
 
 
-def test_from_4_3_on_the_timeout_of_basic_get_closes_the_channel(broker: TestBroker) -> None:
-    """From RabbitMQ 4.3 on, if a message from basic.get is not acknowledged within the queue's consumer timeout, the
-    channel is closed with 406.
+def test_from_4_3_on_an_unacknowledged_message_from_basic_get_closes_the_channel(broker: TestBroker) -> None:
+    """From RabbitMQ 4.3 on, the broker closes the channel with 406 if a client does not acknowledge a message from
+    basic.get within the queue's consumer timeout.
     """
     since_4_3(broker)
     declare(broker.url, **{"x-consumer-timeout": SHORT})
@@ -288,8 +288,8 @@ def test_from_4_3_on_the_timeout_of_basic_get_closes_the_channel(broker: TestBro
 def test_an_invalid_consumer_timeout_is_refused_from_4_3_on(
     broker: TestBroker, connection: pika.BlockingConnection, kind: str, timeout: object, why: str
 ) -> None:
-    """From RabbitMQ 4.3 on, x-consumer-timeout is refused if the value is negative or not an integer, or if the queue
-    is a classic queue or a stream. Earlier versions ignore the argument.
+    """From RabbitMQ 4.3 on, the broker refuses x-consumer-timeout if its value is negative or not an integer, or if the
+    queue is a classic queue or a stream. Earlier versions ignore the argument.
     """
     channel = connection.channel()
     arguments = {"x-queue-type": kind, "x-consumer-timeout": timeout}

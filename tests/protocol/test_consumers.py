@@ -40,8 +40,8 @@ def settled(channel: BlockingChannel) -> None:
 
 
 def test_prefetch_limits_each_consumer(channel: BlockingChannel, take: Take) -> None:
-    """A consumer with prefetch 2 gets two messages, and a third after acknowledging one. The prefetch does not limit
-    basic.get.
+    """A consumer with a prefetch of 2 gets two messages, and a third one after it acknowledges one. The prefetch does
+    not limit basic.get.
     """
     channel.queue_declare("q")
     publish(channel, 5)
@@ -58,7 +58,7 @@ def test_prefetch_limits_each_consumer(channel: BlockingChannel, take: Take) -> 
 
 
 @pytest.mark.differs_since("4.3", "prefetch of a whole channel is refused by default, and does nothing")
-def test_global_prefetch_limits_the_channel(channel: BlockingChannel, take: Take) -> None:
+def test_a_global_prefetch_limits_all_consumers_of_a_channel_together(channel: BlockingChannel, take: Take) -> None:
     """With a global prefetch of 3, all consumers of the channel together have at most three unacknowledged messages."""
     for queue in ("q", "r"):
         channel.queue_declare(queue)
@@ -85,8 +85,8 @@ def test_prefetch_does_not_limit_automatic_acknowledgement(channel: BlockingChan
     take.until(lambda: len(consumer.got) == 5)
 
 
-def test_consumers_take_turns(channel: BlockingChannel, take: Take) -> None:
-    """Nine messages are delivered to three consumers in turn, three to each."""
+def test_messages_are_delivered_to_the_consumers_of_a_queue_in_turn(channel: BlockingChannel, take: Take) -> None:
+    """If nine messages are published to a queue with three consumers, each consumer gets three of them."""
     channel.queue_declare("q")
     consumers = [Recorder(), Recorder(), Recorder()]
     for consumer in consumers:
@@ -97,7 +97,7 @@ def test_consumers_take_turns(channel: BlockingChannel, take: Take) -> None:
 
 
 def test_the_consumer_with_the_higher_priority_is_served_first(channel: BlockingChannel, take: Take) -> None:
-    """The consumer with the highest x-priority gets messages up to its prefetch; a consumer with a lower priority gets
+    """The consumer with the higher x-priority gets messages up to its prefetch. A consumer with a lower priority gets
     only the messages beyond that.
     """
     channel.queue_declare("q")
@@ -111,12 +111,12 @@ def test_the_consumer_with_the_higher_priority_is_served_first(channel: Blocking
     assert low.bodies == [b"2"]
 
 
-@pytest.mark.parametrize("kind", [{}, {"x-queue-type": "quorum"}])
-def test_only_one_consumer_of_a_single_active_queue_gets_messages(
+@pytest.mark.parametrize("kind", [{}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"])
+def test_only_one_consumer_of_a_queue_with_x_single_active_consumer_gets_messages(
     channel: BlockingChannel, take: Take, kind: dict[str, Any]
 ) -> None:
-    """The first consumer of a queue with x-single-active-consumer gets all messages, and the second consumer gets
-    messages only after the first is cancelled.
+    """The first consumer of a queue with x-single-active-consumer gets all messages. The second consumer gets messages
+    only after the first one is cancelled.
     """
     channel.queue_declare("q", durable=True, arguments={**kind, "x-single-active-consumer": True})
     first, second = Recorder(), Recorder()
@@ -131,7 +131,7 @@ def test_only_one_consumer_of_a_single_active_queue_gets_messages(
 
 
 def test_deliveries_of_a_cancelled_consumer_can_still_be_acknowledged(channel: BlockingChannel, take: Take) -> None:
-    """After a client cancels a consumer, the client can still acknowledge messages that were delivered to this
+    """After a client cancels a consumer, the client can still acknowledge the messages that were delivered to this
     consumer before.
     """
     channel.queue_declare("q")
@@ -144,8 +144,10 @@ def test_deliveries_of_a_cancelled_consumer_can_still_be_acknowledged(channel: B
     channel.close()
 
 
-def test_a_channel_that_deletes_its_queue_gets_the_reply_before_the_cancel(broker: TestBroker) -> None:
-    """A channel that deletes a queue it consumes from receives queue.delete-ok, and then basic.cancel."""
+def test_a_channel_that_deletes_its_queue_gets_queue_delete_ok_before_basic_cancel(broker: TestBroker) -> None:
+    """If a client deletes a queue on a channel that consumes from it, the client receives queue.delete-ok first, and
+    then basic.cancel.
+    """
     with RawClient(broker.url) as client:
         client.send(commands.Queue.Declare(queue="q", durable=True))
         client.expect(commands.Queue.DeclareOk)

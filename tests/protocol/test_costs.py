@@ -20,11 +20,11 @@ ROOM = 2
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize("is_stored", [False, True], ids=["in memory", "with a data directory"])
 @pytest.mark.parametrize("wire", WIRES)
-def test_no_frame_or_request_occupies_the_event_loop_for_half_a_second(
+def test_no_frame_or_request_holds_up_other_clients_for_half_a_second(
     wire: str, tmp_path: Path, *, is_stored: bool
 ) -> None:
-    """No frame or request that a client may send, however large, occupies the embedded broker's event loop for more
-    than half a second of processor time at once.
+    """However large a frame or request from a client is, the embedded broker handles it in steps of at most half a
+    second of processor time, and serves other clients in between.
     """
     with World("4.3", tmp_path / "data" if is_stored else None) as world:
         every = EVERY[is_stored]

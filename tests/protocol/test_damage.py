@@ -47,9 +47,9 @@ def kept(process: BrokerProcess) -> Path:
     return path
 
 
-def test_after_a_kill_or_stop_no_damage_is_reported(process: BrokerProcess) -> None:
-    """When a broker that was killed or stopped starts again, it has all messages, logs no damage, and sets no file
-    aside.
+def test_no_damage_is_reported_after_the_broker_was_killed_or_stopped(process: BrokerProcess) -> None:
+    """When a broker that was killed or stopped starts again, it has all messages and logs no damage. It keeps no
+    damaged files.
     """
     for end in (process.kill, process.stop):
         end()
@@ -61,9 +61,9 @@ def test_after_a_kill_or_stop_no_damage_is_reported(process: BrokerProcess) -> N
 
 
 @pytest.mark.parametrize("where", [0.5, 0.0], ids=["in the middle", "in its header"])
-def test_a_flipped_bit_in_the_log_is_reported(process: BrokerProcess, where: float) -> None:
-    """If a bit of the write-ahead log is flipped, the broker warns at its next start, keeps a copy of the log, and
-    recovers the messages before the damage.
+def test_a_flipped_bit_in_the_write_ahead_log_is_reported(process: BrokerProcess, where: float) -> None:
+    """If a bit in the write-ahead log is flipped, the broker logs a warning at its next start, keeps a copy of the log,
+    and recovers the messages before the damage.
     """
     process.kill()
     _, log = files(process)
@@ -77,9 +77,9 @@ def test_a_flipped_bit_in_the_log_is_reported(process: BrokerProcess, where: flo
         assert 0 < depth(process) < MESSAGES
 
 
-def test_damage_at_the_end_of_the_log_loses_only_the_last_change(process: BrokerProcess) -> None:
-    """If the end of the write-ahead log is damaged, only the last change is lost: here, the last message. The broker
-    logs a warning, and keeps a copy of the log.
+def test_damage_at_the_end_of_the_write_ahead_log_loses_only_the_last_change(process: BrokerProcess) -> None:
+    """If the end of the write-ahead log is damaged, only the last change is lost, which is one message in this test.
+    The broker logs a warning, and keeps a copy of the log.
     """
     process.kill()
     _, log = files(process)
@@ -90,7 +90,7 @@ def test_damage_at_the_end_of_the_log_loses_only_the_last_change(process: Broker
     assert (kept(process) / log.name).exists()
 
 
-def test_an_empty_database_beside_its_log_stops_the_start(process: BrokerProcess) -> None:
+def test_the_broker_does_not_start_with_an_empty_database_beside_its_write_ahead_log(process: BrokerProcess) -> None:
     """If the database is empty but its write-ahead log is not, the broker does not start, because SQLite would delete
     the log.
     """
@@ -103,9 +103,9 @@ def test_an_empty_database_beside_its_log_stops_the_start(process: BrokerProcess
     assert log.read_bytes() == before
 
 
-def test_an_empty_database_without_a_log_is_a_new_broker(process: BrokerProcess) -> None:
-    """If the database is empty and has no write-ahead log, the broker starts like a new one. Only the first such
-    start logs that the database was empty.
+def test_a_broker_with_an_empty_database_and_no_write_ahead_log_starts_like_a_new_one(process: BrokerProcess) -> None:
+    """If the database is empty and has no write-ahead log, the broker starts like a new one, and logs that the database
+    was empty. The next start does not log this again.
     """
     process.stop()
     files(process)[0].write_bytes(b"")
@@ -118,8 +118,8 @@ def test_an_empty_database_without_a_log_is_a_new_broker(process: BrokerProcess)
 
 
 def test_a_truncated_database_is_read_up_to_its_end(process: BrokerProcess) -> None:
-    """If the database is cut off in the middle, the broker recovers the messages that are left, warns once, and keeps
-    the truncated file.
+    """If the database file is cut off in the middle, the broker recovers the messages in the remaining part, warns
+    once, and keeps the truncated file.
     """
     process.stop()
     database, _ = files(process)
@@ -134,9 +134,9 @@ def test_a_truncated_database_is_read_up_to_its_end(process: BrokerProcess) -> N
     assert process.log.count("was damaged") == 1
 
 
-def test_a_damaged_page_loses_less_than_half_of_the_messages(process: BrokerProcess) -> None:
-    """If one page in the middle of the database is overwritten, the broker warns and still recovers more than half of
-    the messages.
+def test_a_damaged_page_of_the_database_loses_less_than_half_of_the_messages(process: BrokerProcess) -> None:
+    """If one page in the middle of the database is overwritten, the broker logs a warning, and still recovers more than
+    half of the messages.
     """
     process.stop()
     database, _ = files(process)
@@ -148,8 +148,8 @@ def test_a_damaged_page_loses_less_than_half_of_the_messages(process: BrokerProc
     assert MESSAGES // 2 < depth(process) < MESSAGES
 
 
-def test_a_file_that_is_not_a_database_stops_the_start(process: BrokerProcess) -> None:
-    """If the database file is not a database, the broker does not start, says that nothing in the file can be read,
+def test_the_broker_does_not_start_if_its_database_file_is_not_a_database(process: BrokerProcess) -> None:
+    """If the database file is not a database, the broker does not start. It says that nothing in the file can be read,
     and leaves the file unchanged.
     """
     process.stop()
@@ -160,8 +160,8 @@ def test_a_file_that_is_not_a_database_stops_the_start(process: BrokerProcess) -
     assert database.read_bytes() == b"x" * 8192
 
 
-def test_a_data_directory_is_private(tmp_path: Path) -> None:
-    """A new data directory and its files are accessible to their owner only, whatever the umask."""
+def test_a_data_directory_is_accessible_only_to_its_owner(tmp_path: Path) -> None:
+    """Only the owner can access a new data directory and its files, whatever the umask."""
     mask = os.umask(0)
     try:
         with BrokerProcess(tmp_path) as process:

@@ -62,9 +62,9 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("depth", [62, 63, 64, 65, 80, 400])
-def test_deeply_nested_arguments_are_stored_or_refused(process: BrokerProcess, depth: int) -> None:
-    """A queue with deeply nested arguments is either refused when it is declared over HTTP, or still there after a
-    restart.
+def test_deeply_nested_queue_arguments_are_stored_or_refused(process: BrokerProcess, depth: int) -> None:
+    """If a queue with deeply nested arguments is declared over HTTP, the broker either refuses it, or still has it
+    after a restart.
     """
     api = Api(process.management_url)
     status, _ = api("PUT", "queues/%2F/q", {"durable": True, "arguments": {"x-unknown": nested(depth)}})
@@ -77,8 +77,8 @@ def test_deeply_nested_arguments_are_stored_or_refused(process: BrokerProcess, d
     assert "could not be read" not in process.log
 
 
-def test_deleting_a_vhost_deletes_its_bindings_and_policies(process: BrokerProcess) -> None:
-    """If a virtual host is deleted, and created again after a restart, it has none of its former bindings and
+def test_deleting_a_virtual_host_deletes_its_bindings_and_policies(process: BrokerProcess) -> None:
+    """If a virtual host is deleted, and is created again after a restart, it has none of its former bindings and
     policies.
     """
     api = Api(process.management_url)
@@ -96,8 +96,8 @@ def test_deleting_a_vhost_deletes_its_bindings_and_policies(process: BrokerProce
 
 
 def test_unusual_names_stay_distinct_after_a_restart(tmp_path: Path) -> None:
-    """Names that are not UTF-8, that look like the escaped form of such a name, or that contain NUL stay distinct
-    after a restart.
+    """Names that are not valid UTF-8, names that look like the escaped form of such a name, and names that contain NUL
+    are still distinct after a restart.
     """
     names = ("q\udcff", "q\\udcff", "q\\xff")
     bindings = [("d", "k\0x"), ("d\0k", "x")]
@@ -117,7 +117,7 @@ def test_unusual_names_stay_distinct_after_a_restart(tmp_path: Path) -> None:
     assert {(queue, key) for _, _, _, queue, key, _ in found["bindings"]} >= set(bindings)
 
 
-def test_a_definition_that_cannot_be_read_is_skipped(process: BrokerProcess) -> None:
+def test_a_stored_definition_that_cannot_be_read_is_skipped(process: BrokerProcess) -> None:
     """If a queue's stored definition cannot be read, the broker logs an error and starts without this queue. Once the
     definition is repaired, the broker has the queue and its messages again.
     """
@@ -200,7 +200,7 @@ def test_a_full_disk_at_the_start_is_reported(process: BrokerProcess) -> None:
     assert connect(process).channel().queue_declare("q", passive=True).method.message_count == 20
 
 
-def test_a_deleted_guest_is_not_created_again(process: BrokerProcess) -> None:
+def test_a_deleted_user_guest_is_not_created_again(process: BrokerProcess) -> None:
     """If the user guest and the virtual host `/` have been deleted, the broker does not create guest again at its
     next start.
     """
@@ -215,11 +215,11 @@ def test_a_deleted_guest_is_not_created_again(process: BrokerProcess) -> None:
 
 
 @large
-def test_a_slow_disk_delays_only_replies_to_durable_declarations(
+def test_a_slow_disk_delays_only_the_replies_to_declarations_of_durable_queues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the disk is slow, only the replies to declarations of durable queues are delayed; clients on other
-    connections get their replies at once.
+    """While the disk is slow, only the replies to declarations of durable queues are delayed. Clients on other
+    connections get their replies immediately.
     """
     slow, syncing, done = threading.Event(), threading.Event(), threading.Event()
     sync = Database.sync
@@ -369,8 +369,8 @@ def reopened(directory: Path, change: Callable[[Broker], object] = lambda _: Non
 def test_any_accepted_definition_survives_a_restart(
     operations: list[tuple[str, str, str, str, dict[str, Any]]],
 ) -> None:
-    """After a restart, the broker has exactly the definitions that it accepted before, for any random sequence of
-    declarations and deletions.
+    """After a restart, the broker has exactly the definitions that it accepted before. The test makes random sequences
+    of declarations and deletions.
     """
 
     def change(broker: Broker) -> None:
@@ -429,8 +429,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_the_broker_survives_or_explains_any_damage_to_its_data_directory(killed: Path, data: st.DataObject) -> None:
-    """If any file in the data directory is changed at random, cut off or removed, the broker either starts, or raises
-    an error that says why it cannot start.
+    """If any file in the data directory is changed at random, cut off, extended or removed, the broker either starts,
+    or raises an error that says why it cannot start.
     """
     with TemporaryDirectory() as name:
         directory = Path(name) / "data"

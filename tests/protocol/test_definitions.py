@@ -91,8 +91,8 @@ def has(exported: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def test_imported_definitions_are_exported(api: Api, vhost: str, channel: BlockingChannel, broker: TestBroker) -> None:
-    """An export contains the imported definitions, but no exclusive queues or their bindings. Importing an existing
-    queue with other arguments does not change this queue.
+    """An export contains the imported definitions, but no exclusive queues and none of their bindings. An import does
+    not change an existing queue that has other arguments.
     """
     channel.queue_declare("mine", exclusive=True)
     channel.queue_bind("mine", "amq.fanout")
@@ -141,7 +141,9 @@ def test_definitions_of_the_whole_broker_contain_users_and_permissions(api: Api,
 
 
 def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
-    """Importing definitions with an unknown virtual host, type, user or policy key is refused, and creates no queue."""
+    """The broker refuses to import definitions with an unknown virtual host, type, user or policy key, and creates no
+    queue.
+    """
     queue = {"name": "q", "durable": True, "auto_delete": False, "arguments": {}}
     for document in (
         {"queues": [queue]},
@@ -157,16 +159,19 @@ def test_invalid_definitions_are_refused(api: Api, vhost: str) -> None:
     assert api("GET", f"queues/{vhost}") == (200, [])
 
 
-@pytest.mark.parametrize("document", [{"queues": 3}, {"queues": ["q"]}, {"users": [{}]}, {"parameters": [3]}])
+@pytest.mark.parametrize("document", [{"queues": 3}, {"queues": ["q"]}, {"users": [{}]}, {"parameters": [3]}], ids=str)
 def test_malformed_definitions_are_refused(document: dict[str, Any], api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """Importing definitions with a section that is not a list of valid objects gets 400."""
+    """If a section of imported definitions is not a list of valid objects, the management API answers with the status
+    400.
+    """
     with EmbeddedBroker(management_port=0) as broker:
         assert api_of(broker)("POST", "definitions", document)[0] == 400
 
 
 def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A broker started with a definitions file, even twice on one data directory, has the file's queues, policies and
-    users, in `/` if the file names no virtual host. Topic permissions remain after a start without the file.
+    """A broker that is started with a definitions file has the queues, policies and users in the file, even if it is
+    started twice on the same data directory. If the file names no virtual host, they are in `/`. Topic permissions are
+    still there after a start without the file.
     """
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     rights = {"user": "ann", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
@@ -186,7 +191,7 @@ def test_a_broker_starts_with_a_definitions_file(tmp_path: Path, api_of: Callabl
         assert api_of(broker)("GET", "topic-permissions")[1] == topics
 
 
-def test_after_a_failed_import_the_data_directory_can_still_be_used(tmp_path: Path) -> None:
+def test_the_data_directory_can_still_be_used_after_a_failed_import(tmp_path: Path) -> None:
     """If the definitions file is invalid, EmbeddedBroker.start() raises OSError. A broker with a valid file can then be
     started on the same data directory.
     """
@@ -199,9 +204,9 @@ def test_after_a_failed_import_the_data_directory_can_still_be_used(tmp_path: Pa
         pass
 
 
-def test_a_broker_reports_the_definitions_that_it_leaves_out(tmp_path: Path) -> None:
-    """A broker whose definitions file contains a shovel starts, and says on stderr that it left out the shovel. If
-    the file does not contain a JSON object, the broker exits with 1.
+def test_a_broker_reports_the_definitions_that_it_does_not_support(tmp_path: Path) -> None:
+    """If the definitions file of a broker contains a shovel, the broker starts, and says on stderr that it left out the
+    shovel. If the file does not contain a JSON object, the broker exits with 1.
     """
     file, ready = tmp_path / "definitions.json", tmp_path / "ready"
     shovel = {"component": "shovel", "vhost": "/", "name": "away", "value": {}}
@@ -235,8 +240,8 @@ BOUND = [
 
 
 def test_an_import_skips_reserved_names(api: Api, vhost: str) -> None:
-    """Importing definitions skips the default exchange, and queues and exchanges whose names begin with `amq.`. All
-    other objects are declared.
+    """An import of definitions skips the default exchange, and all queues and exchanges whose names begin with `amq.`.
+    All other objects are declared.
     """
     before = api("GET", f"exchanges/{vhost}")[1]
     assert api("POST", f"definitions/{vhost}", {**RESERVED, "bindings": BOUND[1:]}) == (204, None)
@@ -259,11 +264,11 @@ def test_an_import_skips_the_bindings_of_reserved_names(api: Api, vhost: str) ->
     ("like", "reserved", "other"),
     [("3.10", 204, 204), ("4.0", 400, 400), ("4.2", 400, 400), ("4.3", 400, 400), ("4.4", 204, 400)],
 )
-def test_an_imported_binding_of_a_missing_queue_is_skipped_or_refused_as_in_each_version(
+def test_an_imported_binding_of_a_missing_queue_is_handled_as_in_each_rabbitmq_version(
     like: str, reserved: int, other: int, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """An imported binding of a missing queue is skipped by RabbitMQ 3.10 and refused from 4.0 on. RabbitMQ 4.4 skips
-    the binding if the queue's name begins with `amq.`.
+    """RabbitMQ 3.10 skips an imported binding of a missing queue. From 4.0 on, RabbitMQ refuses the import, but 4.4
+    skips the binding if the queue's name begins with `amq.`.
     """
     with EmbeddedBroker(management_port=0, like=like) as broker:
         api = api_of(broker)
@@ -274,9 +279,9 @@ def test_an_imported_binding_of_a_missing_queue_is_skipped_or_refused_as_in_each
         assert api("POST", "definitions/%2F", {"bindings": loose})[0] == other
 
 
-def test_a_broker_starts_with_a_definitions_file_that_names_reserved_queues(tmp_path: Path) -> None:
-    """If a definitions file contains a queue named `amq.…`, the broker starts, warns on stderr that it skipped this
-    queue, and declares the others.
+def test_a_broker_starts_with_a_definitions_file_that_contains_a_reserved_queue_name(tmp_path: Path) -> None:
+    """If a definitions file contains a queue whose name begins with `amq.`, the broker starts, warns on stderr that it
+    skipped this queue, and declares the others.
     """
     file = tmp_path / "definitions.json"
     file.write_text(json.dumps({**RESERVED, "bindings": BOUND[1:]}))

@@ -34,9 +34,11 @@ def delay(milliseconds: object) -> BasicProperties:
 
 
 @pytest.mark.usefixtures("delayed")
-def test_delayed_messages_arrive_when_due(channel: BlockingChannel, take: Take) -> None:
-    """Messages published to an x-delayed-message exchange arrive in the order of their delays, none early, with the
-    header x-delay unchanged.
+def test_delayed_messages_arrive_in_the_order_of_their_delays_and_none_is_early(
+    channel: BlockingChannel, take: Take
+) -> None:
+    """Messages that are published to an x-delayed-message exchange arrive in the order of their delays. None is early,
+    and the header x-delay is unchanged.
     """
     started = time.monotonic()
     for milliseconds in (150, 50, 100):
@@ -53,8 +55,8 @@ def test_delayed_messages_arrive_when_due(channel: BlockingChannel, take: Take) 
 def test_x_delay_may_be_a_float_or_a_string_of_digits(
     channel: BlockingChannel, take: Take, milliseconds: object
 ) -> None:
-    """A message whose x-delay is a float or a string of digits, even with a plus sign or a leading zero, is delayed
-    by that many milliseconds.
+    """If a message's x-delay is a float or a string of digits, even with a plus sign or a leading zero, the message is
+    delayed by that many milliseconds.
     """
     started = time.monotonic()
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
@@ -69,8 +71,8 @@ def test_x_delay_may_be_a_float_or_a_string_of_digits(
     ids=repr,
 )
 def test_an_invalid_x_delay_closes_the_connection(connection: pika.BlockingConnection, milliseconds: object) -> None:
-    """An x-delay that is NaN, infinite, a decimal, or text that is not a number closes the connection with 541, as in
-    RabbitMQ's plugin.
+    """As in RabbitMQ's plugin, an x-delay that is NaN, infinite, a decimal, or text that is not a number closes the
+    connection with 541.
     """
     channel = connection.channel()
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
@@ -85,10 +87,10 @@ def test_an_invalid_x_delay_closes_the_connection(connection: pika.BlockingConne
     [0, -5, 2**32, "-5", "9" * 5000, 0.5, True, None, [50], {"a": 50}, b"50", datetime(2040, 1, 1, tzinfo=UTC)],
     ids=lambda value: repr(value)[:30],
 )
-def test_messages_whose_x_delay_is_not_a_valid_delay_are_routed_at_once(
+def test_a_message_whose_x_delay_is_out_of_range_or_not_a_number_is_not_delayed(
     channel: BlockingChannel, take: Take, milliseconds: object
 ) -> None:
-    """A message is not delayed if its x-delay is below 1, at least 2^32, or neither a number nor text."""
+    """A message is not delayed if its x-delay is below 1, is 2^32 or more, or is neither a number nor text."""
     channel.basic_publish("x", "k", b"later", delay(3_600_000))
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
     assert take.one("q")[2] == b"x"
@@ -120,8 +122,8 @@ def test_a_mandatory_delayed_message_is_returned_and_still_delivered(channel: Bl
 
 @pytest.mark.usefixtures("delayed")
 def test_a_message_routed_through_two_delayed_exchanges_is_delayed_once(channel: BlockingChannel, take: Take) -> None:
-    """A message that is routed through two delayed exchanges, one after the other, is delayed only by the first. A
-    queue bound to the fanout exchange in front of both gets the message at once.
+    """If a message is routed through two delayed exchanges, one after the other, only the first one delays it. A queue
+    bound to the fanout exchange in front of both gets the message immediately.
     """
     channel.exchange_declare("before", "fanout")
     channel.queue_declare("beside")
@@ -153,11 +155,11 @@ def test_two_delayed_exchanges_deliver_a_message_twice(channel: BlockingChannel,
 
 @pytest.mark.usefixtures("delayed")
 @pytest.mark.parametrize("is_bound", [True, False])
-def test_the_alternate_exchange_of_a_delayed_exchange_gets_a_copy_at_once(
+def test_the_alternate_exchange_of_a_delayed_exchange_gets_a_copy_immediately(
     channel: BlockingChannel, take: Take, *, is_bound: bool
 ) -> None:
-    """A message to a delayed exchange goes to the alternate exchange at once. When the message is due, it is routed
-    again: to a bound queue or, if none is bound, to the alternate exchange.
+    """When a message is published to a delayed exchange, the alternate exchange gets a copy immediately. When the
+    message is due, it is routed again, to a bound queue or, if no queue is bound, to the alternate exchange.
     """
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "direct", "alternate-exchange": "amq.fanout"})
     channel.queue_declare("spare")
@@ -187,9 +189,11 @@ def test_a_transaction_has_no_effect_on_a_delayed_message(
 
 
 @pytest.mark.usefixtures("delayed")
-def test_queues_named_by_cc_and_bcc_get_copies_of_a_delayed_message(channel: BlockingChannel, take: Take) -> None:
-    """When a delayed message is due, the queues bound with the routing keys in CC or BCC get copies. With CC, the
-    header x-delay is unchanged; with BCC, x-delay is negative, and the header BCC is removed.
+def test_queues_bound_with_the_keys_in_cc_or_bcc_get_copies_of_a_delayed_message(
+    channel: BlockingChannel, take: Take
+) -> None:
+    """When a delayed message is due, the queues that are bound with the routing keys in CC or BCC get copies. If the
+    message has CC, its header x-delay is unchanged. If it has BCC, x-delay is negative, and the header BCC is removed.
     """
     channel.queue_declare("copy")
     channel.queue_bind("copy", "x", "c")
@@ -223,7 +227,9 @@ def test_delayed_messages_outlive_their_exchange(channel: BlockingChannel, take:
 
 @pytest.mark.usefixtures("delayed")
 def test_bindings_of_a_delayed_exchange_are_checked_by_x_delayed_type(connection: pika.BlockingConnection) -> None:
-    """If a delayed exchange's x-delayed-type is headers, a binding with an invalid x-match is refused with 406."""
+    """If a delayed exchange's x-delayed-type is headers, the broker refuses a binding with an invalid x-match with the
+    code 406.
+    """
     channel = connection.channel()
     channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "headers"})
     with pytest.raises(ChannelClosedByBroker) as closed:
@@ -233,7 +239,9 @@ def test_bindings_of_a_delayed_exchange_are_checked_by_x_delayed_type(connection
 
 @pytest.mark.usefixtures("delayed")
 def test_x_delayed_type_must_be_an_exchange_type(connection: pika.BlockingConnection) -> None:
-    """Declaring an x-delayed-message exchange without a valid x-delayed-type is refused with RabbitMQ's error text."""
+    """If an x-delayed-message exchange is declared without a valid x-delayed-type, the broker refuses it with
+    RabbitMQ's error text.
+    """
     for arguments, text in (
         ({}, "Invalid argument, 'x-delayed-type' must be an existing exchange type"),
         ({"x-delayed-type": DELAYED}, "Invalid argument, 'x-delayed-message' can't be used for 'x-delayed-type'"),
@@ -245,7 +253,7 @@ def test_x_delayed_type_must_be_an_exchange_type(connection: pika.BlockingConnec
 
 @pytest.mark.usefixtures("delayed")
 def test_each_of_many_delayed_messages_arrives_exactly_once(channel: BlockingChannel, take: Take) -> None:
-    """If 500 delayed messages are published, of which the later ones are due earlier, each arrives exactly once."""
+    """If 500 delayed messages are published, and later ones are due earlier, each message arrives exactly once."""
     for number in range(500):
         channel.basic_publish("x", "k", str(number).encode(), delay(300 - number // 2))
     got = [int(body) for body in take.bodies("q", 500)]
@@ -254,8 +262,8 @@ def test_each_of_many_delayed_messages_arrives_exactly_once(channel: BlockingCha
 
 
 def test_delayed_messages_survive_a_restart(tmp_path: Path) -> None:
-    """After the broker is killed and restarted, both delayed messages of a durable exchange arrive: a persistent one
-    that is overdue, and a transient one that is not.
+    """If the broker is killed and restarted, the delayed messages of a durable exchange arrive: both a persistent
+    message that is overdue and a transient one that is not yet due.
     """
     with BrokerProcess(tmp_path) as process:
         channel = pika.BlockingConnection(pika.URLParameters(process.url)).channel()

@@ -325,7 +325,8 @@ def test_classic_queues_behave_alike_on_both_brokers(sides: tuple[Side, Side], s
 @given(sequence=operations([*CLASSIC_ARGUMENTS, *QUORUM_ARGUMENTS]))
 def test_quorum_queues_behave_alike_on_both_brokers(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
     """For random operations on quorum queues, RabbitMQ and the embedded broker give the same replies, errors and
-    message counts. Consumers are left out, because RabbitMQ 3.10 sometimes exceeds their prefetch.
+    message counts. The operations do not include consuming, because RabbitMQ 3.10 sometimes exceeds a consumer's
+    prefetch.
     """
     compare(sides, [*QUORUM_START, *sequence])
 

@@ -63,10 +63,12 @@ def ask(
 LOGIN = f"authorization: Basic {GUEST}"
 
 
-@pytest.mark.parametrize(("options", "status"), [((), 401), (("--guest-from-anywhere",), 200)])
-def test_guest_from_another_machine_needs_an_option(tmp_path: Path, options: tuple[str, ...], status: int) -> None:
-    """The user guest may log in from another machine only with --guest-from-anywhere, over AMQP and at the management
-    API.
+@pytest.mark.parametrize(("options", "status"), [((), 401), (("--guest-from-anywhere",), 200)], ids=str)
+def test_guest_may_log_in_from_another_machine_only_with_guest_from_anywhere(
+    tmp_path: Path, options: tuple[str, ...], status: int
+) -> None:
+    """Over AMQP and at the management API, the user guest may log in from another machine only if the broker was
+    started with --guest-from-anywhere.
     """
     here = other_address()
     if here is None:
@@ -93,8 +95,12 @@ def test_guest_from_another_machine_needs_an_option(tmp_path: Path, options: tup
         ("[::1", 421),
     ],
 )
-def test_requests_with_another_host_name_are_refused(broker: EmbeddedBroker, host: str, status: int) -> None:
-    """The management API answers 421 if a request's Host header names another host, as in DNS rebinding."""
+def test_http_requests_whose_host_header_names_another_host_are_refused(
+    broker: EmbeddedBroker, host: str, status: int
+) -> None:
+    """If the Host header of a request names another host, as in a DNS rebinding attack, the management API answers with
+    the status 421.
+    """
     assert ask(broker, f"host: {host}", LOGIN)[0] == status
 
 
@@ -102,9 +108,9 @@ def test_requests_with_another_host_name_are_refused(broker: EmbeddedBroker, hos
     ("origin", "status"),
     [("http://127.0.0.1:15672", 200), ("http://evil.example", 403), ("null", 403), ("http://127.0.0.1:80", 403)],
 )
-def test_requests_from_pages_of_another_site_are_refused(broker: EmbeddedBroker, origin: str, status: int) -> None:
-    """The management API answers 403 if a request's Origin header names another site, even if the credentials are
-    valid.
+def test_http_requests_from_pages_of_another_site_are_refused(broker: EmbeddedBroker, origin: str, status: int) -> None:
+    """If the Origin header of a request names another site, the management API answers with the status 403, even if the
+    credentials are valid.
     """
     assert ask(broker, "host: 127.0.0.1:15672", LOGIN, f"origin: {origin}")[0] == status
 
@@ -119,27 +125,27 @@ def test_requests_from_pages_of_another_site_are_refused(broker: EmbeddedBroker,
         ("same-site", "no-cors", 403),  # of a page at another port
     ],
 )
-def test_images_and_scripts_in_pages_of_another_site_are_refused(
+def test_pages_of_another_site_cannot_load_the_management_api_as_an_image_or_a_script(
     broker: EmbeddedBroker, site: str, mode: str, status: int
 ) -> None:
-    """The management API answers 403 if a page of another site loads a URL of the API as an image or a script. For such
-    requests, browsers send stored credentials, but no Origin header.
+    """If a page of another site loads a URL of the management API as an image or a script, the API answers with the
+    status 403. Browsers send stored credentials with such requests, but no Origin header.
     """
     fetched = (f"sec-fetch-site: {site}", f"sec-fetch-mode: {mode}")
     assert ask(broker, "host: 127.0.0.1:15672", LOGIN, *fetched)[0] == status
 
 
-def test_a_large_body_is_not_read_before_the_login(broker: EmbeddedBroker) -> None:
-    """The management API answers a request that announces a body of 16 MB without waiting for the body: with 401 if
-    the request has no login, otherwise with 413.
+def test_the_management_api_does_not_wait_for_a_body_of_16_mb(broker: EmbeddedBroker) -> None:
+    """The management API answers a request that announces a body of 16 MB without waiting for the body. It answers with
+    the status 401 if the request has no login, and with 413 otherwise.
     """
     assert ask(broker, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 401
     assert ask(broker, LOGIN, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 413
 
 
-def test_the_connection_stays_open_after_a_401(broker: EmbeddedBroker) -> None:
-    """After the management API has answered 401, the next request on this HTTP connection succeeds if it has valid
-    credentials.
+def test_an_http_connection_stays_open_after_the_status_401(broker: EmbeddedBroker) -> None:
+    """After the management API has answered with the status 401, the next request on the same HTTP connection succeeds
+    if it has valid credentials.
     """
     with socket.create_connection(address(broker), timeout=60) as connection:
         connection.sendall(b"PUT /api/queues/%2F/q HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}")
@@ -158,17 +164,17 @@ def test_the_connection_stays_open_after_a_401(broker: EmbeddedBroker) -> None:
     ],
 )
 def test_http_requests_with_a_malformed_header_are_refused(broker: EmbeddedBroker, header: str, status: int) -> None:
-    """An HTTP request with a malformed or too long header is refused with 400, 411 or 431, and the next request is
-    answered.
+    """The management API refuses an HTTP request with a malformed or too long header with the status 400, 411 or 431.
+    It then answers the next request.
     """
     assert ask(broker, LOGIN, header)[0] == status
     assert ask(broker, LOGIN)[0] == 200
 
 
 @pytest.mark.parametrize("sent", ["", "GET /api/whoami HTTP/1.1\r\n\r\n"])
-def test_connections_without_a_login_make_room_for_others(broker: EmbeddedBroker, sent: str) -> None:
-    """If clients without a login hold as many HTTP connections as the broker allows, the broker still answers other
-    clients.
+def test_http_connections_without_a_login_do_not_keep_other_clients_out(broker: EmbeddedBroker, sent: str) -> None:
+    """If clients without a login hold as many HTTP connections as the broker allows, the broker still answers clients
+    that log in.
     """
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
     for connection in crowd:
@@ -180,11 +186,11 @@ def test_connections_without_a_login_make_room_for_others(broker: EmbeddedBroker
         connection.close()
 
 
-def test_connections_from_one_address_do_not_displace_others(
+def test_http_connections_from_one_address_do_not_displace_connections_from_another(
     broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Too many HTTP connections without a login from one address do not displace a connection from another address, and
-    are logged at most once a second.
+    """If too many HTTP connections without a login come from one address, they do not displace a connection from
+    another address. The broker logs this at most once a second.
     """
     caplog.set_level(logging.WARNING)
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
@@ -208,8 +214,8 @@ def test_connections_from_one_address_do_not_displace_others(
         connection.close()
 
 
-def test_logged_in_connections_are_limited(broker: EmbeddedBroker) -> None:
-    """If logged-in clients hold as many HTTP connections as the broker allows, a further client is refused until
+def test_the_number_of_logged_in_http_connections_is_limited(broker: EmbeddedBroker) -> None:
+    """If logged-in clients hold as many HTTP connections as the broker allows, the broker refuses further clients until
     these connections are closed.
     """
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
@@ -231,7 +237,7 @@ def test_logged_in_connections_are_limited(broker: EmbeddedBroker) -> None:
 
 
 @pytest.mark.parametrize("sent", ["GET /api", f"PUT /api/vhosts/x HTTP/1.1\r\n{LOGIN}\r\ncontent-length: 9\r\n\r\n{{"])
-def test_a_connection_with_an_incomplete_request_is_closed(
+def test_an_http_connection_with_an_incomplete_request_is_closed(
     broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, sent: str
 ) -> None:
     """If the headers or the body of an HTTP request do not arrive within the time limit, the broker closes the
@@ -258,8 +264,8 @@ def test_a_connection_with_an_incomplete_request_is_closed(
     ids=["a large integer", "a lone surrogate", "a long name", "deeply nested", "very deeply nested", "no object"],
 )
 def test_arguments_that_cannot_be_stored_are_refused(broker: EmbeddedBroker, api: Api, arguments: str) -> None:
-    """Declaring a queue, exchange or binding over HTTP with arguments that cannot be stored gets 400, and creates
-    nothing.
+    """If a queue, exchange or binding is declared over HTTP with arguments that cannot be stored, the broker answers
+    with the status 400 and creates nothing.
     """
     body = f'{{"arguments": {arguments}}}'.encode()
     headers = (LOGIN, f"content-length: {len(body)}")
@@ -276,8 +282,8 @@ def test_arguments_that_cannot_be_stored_are_refused(broker: EmbeddedBroker, api
 
 
 def test_an_expensive_regular_expression_does_not_block_the_broker(broker: EmbeddedBroker, api: Api) -> None:
-    """The broker does not hang on a regular expression that would take forever with backtracking, in a queue filter or
-    in a permission.
+    """The broker does not hang if a queue filter or a permission contains a regular expression whose matching with
+    backtracking would take forever.
     """
     evil = "(a|a)*(a+)+$"
     api("PUT", "queues/%2F/" + "a" * 200 + "b")
@@ -290,8 +296,8 @@ def test_an_expensive_regular_expression_does_not_block_the_broker(broker: Embed
 
 @pytest.mark.parametrize("pattern", ["(", r"(a)\1", "^(?!amq)"])
 def test_an_invalid_or_unsupported_regular_expression_is_refused(api: Api, pattern: str) -> None:
-    """The management API answers 400 if a regular expression in a permission or in a queue filter is invalid or not
-    supported.
+    """If a regular expression in a permission or a queue filter is invalid or not supported, the management API answers
+    with the status 400.
     """
     status, error = api("PUT", "permissions/%2F/guest", {"configure": pattern, "write": "", "read": ""})
     assert status == 400
@@ -302,8 +308,8 @@ def test_an_invalid_or_unsupported_regular_expression_is_refused(api: Api, patte
 
 @pytest.mark.parametrize("pattern", [r"(?i)(\pL){300}x", "a" * 1001], ids=["large when compiled", "long"])
 def test_a_regular_expression_that_needs_a_lot_of_memory_is_refused_as_a_filter(api: Api, pattern: str) -> None:
-    """A list request whose filter is a regular expression of more than 1000 characters, or of more than 128 KiB when
-    compiled, gets 400.
+    """If the filter of a list request is a regular expression of more than 1000 characters, or of more than 128 KiB
+    when compiled, the management API answers with the status 400.
     """
     status, error = api("GET", f"queues?page=1&name={quote(pattern)}&use_regex=true")
     assert status == 400
@@ -311,10 +317,8 @@ def test_a_regular_expression_that_needs_a_lot_of_memory_is_refused_as_a_filter(
 
 
 @large
-def test_a_long_list_does_not_stall_other_clients(tmp_path: Path) -> None:
-    """While the management API lists 5,000 queues, requests on another connection are answered before the list is
-    complete.
-    """
+def test_a_list_of_5000_queues_does_not_hold_up_other_clients(tmp_path: Path) -> None:
+    """While the management API lists 5,000 queues for one client, it answers requests on another connection."""
     with BrokerProcess(tmp_path, "--management-port", "0") as broker, ThreadPoolExecutor() as pool:
         queues = [{"name": f"queue-{number}", "vhost": "/", "durable": False} for number in range(5_000)]
         assert Api(broker.management_url)("POST", "definitions", {"queues": queues})[0] == 204
@@ -334,8 +338,8 @@ def test_a_long_list_does_not_stall_other_clients(tmp_path: Path) -> None:
 def test_repeated_internal_errors_are_logged_once_a_second(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Repeated internal errors of the management API are logged about once a second, with the number of errors that
-    were not logged.
+    """If internal errors of the management API are repeated, the broker logs about one of them a second, with the
+    number of errors that it did not log.
     """
     caplog.set_level(logging.WARNING)
 

@@ -33,8 +33,8 @@ def restart(process: BrokerProcess, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_durable_objects_and_persistent_messages_survive_a_restart(process: BrokerProcess, how: str) -> None:
-    """After a stop or kill, a restarted broker has the durable exchanges and queues, their bindings and the
-    persistent messages; transient exchanges, queues and messages are gone.
+    """After a broker was stopped or killed, and restarted, it has the durable exchanges and queues, their bindings and
+    the persistent messages. Transient exchanges, queues and messages are gone.
     """
     channel = connect(process).channel()
     channel.exchange_declare("x", "topic", durable=True, arguments={"alternate-exchange": "amq.fanout"})
@@ -68,8 +68,8 @@ def test_durable_objects_and_persistent_messages_survive_a_restart(process: Brok
 
 
 def test_a_clean_restart_keeps_the_delivery_counts_of_a_quorum_queue(tmp_path: Path) -> None:
-    """After a clean restart, a message in a quorum queue has the same x-acquired-count and x-delivery-count as before,
-    as in RabbitMQ 4.3.
+    """As in RabbitMQ 4.3, a message in a quorum queue has the same x-acquired-count and x-delivery-count after a clean
+    restart as before.
     """
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--like", "4.3") as process:
         channel = connect(process).channel()
@@ -86,9 +86,9 @@ def test_a_clean_restart_keeps_the_delivery_counts_of_a_quorum_queue(tmp_path: P
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
-def test_a_restarted_queue_does_not_exceed_its_maximum_length(process: BrokerProcess, how: str) -> None:
-    """After a restart, unacknowledged messages are ready again, and the oldest messages beyond the queue's
-    x-max-length are dead-lettered.
+def test_a_queue_does_not_exceed_its_maximum_length_after_a_restart(process: BrokerProcess, how: str) -> None:
+    """After a restart, unacknowledged messages are ready again. If the queue then exceeds its x-max-length, its oldest
+    messages are dead-lettered.
     """
     channel = connect(process).channel()
     channel.queue_declare("dead", durable=True)
@@ -110,8 +110,8 @@ def test_a_restarted_queue_does_not_exceed_its_maximum_length(process: BrokerPro
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_unacknowledged_messages_are_redelivered_after_a_restart(process: BrokerProcess, how: str) -> None:
-    """After a restart, a queue has its unacknowledged messages in their original order, marked as redelivered.
-    Acknowledged messages are gone.
+    """After a restart, a queue has its unacknowledged messages in their original order, and redelivers them marked as
+    redelivered. Acknowledged messages are gone.
     """
     channel = connect(process).channel()
     channel.queue_declare("q", durable=True)
@@ -134,8 +134,8 @@ def test_unacknowledged_messages_are_redelivered_after_a_restart(process: Broker
 
 
 def test_names_that_are_not_utf_8_survive_a_restart(process: BrokerProcess) -> None:
-    """If the names of a queue and an exchange, and the routing key of their binding, are not UTF-8, a message is still
-    routed after a restart.
+    """If the name of a queue, the name of an exchange and the routing key of their binding are not valid UTF-8, the
+    exchange still routes a message to the queue after a restart.
     """
 
     def method(index: bytes, *names: bytes, bits: bytes) -> bytes:
@@ -160,8 +160,8 @@ def test_names_that_are_not_utf_8_survive_a_restart(process: BrokerProcess) -> N
 
 
 def test_users_permissions_and_virtual_hosts_survive_a_restart(tmp_path: Path) -> None:
-    """After a restart, a user can log in to a virtual host that was created before, and has the same permissions
-    there.
+    """After a restart, a user can log in to a virtual host that was created before the restart, and has the same
+    permissions there.
     """
     from tests.protocol.conftest import Api
 
@@ -236,9 +236,9 @@ class Consumer(threading.Thread):
             return
 
 
-def test_no_confirmed_message_is_lost_by_twenty_kills(process: BrokerProcess) -> None:
-    """If the broker is killed twenty times, no confirmed message is lost, and messages that are delivered twice are
-    marked as redelivered.
+def test_no_confirmed_message_is_lost_when_the_broker_is_killed_twenty_times(process: BrokerProcess) -> None:
+    """If the broker is killed twenty times while clients publish and consume, no confirmed message is lost, and
+    messages that are delivered twice are marked as redelivered.
     """
     seed = random.Random(20)
     connect(process).channel().queue_declare("q", durable=True)
@@ -276,7 +276,9 @@ def test_no_confirmed_message_is_lost_by_twenty_kills(process: BrokerProcess) ->
 
 
 def test_two_brokers_cannot_share_a_data_directory(process: BrokerProcess) -> None:
-    """A second broker on a data directory that is in use exits with 1; the first broker stays usable."""
+    """If a second broker is started on a data directory that is in use, it exits with 1. The first broker
+    stays usable.
+    """
     second = BrokerProcess(process.directory)
     second.ready_file = process.directory / "second"
     with pytest.raises(AssertionError):

@@ -197,10 +197,10 @@ CASES: list[Any] = [
 @pytest.mark.parametrize(
     ("action", "expected"), CASES, ids=lambda value: value[:120] if isinstance(value, str) else "refused"
 )
-def test_a_refusal_has_rabbitmqs_code_and_text(
+def test_an_invalid_operation_is_refused_with_rabbitmqs_code_and_text(
     connection: pika.BlockingConnection, vhost: str, action: Callable[[BlockingChannel], object], expected: str
 ) -> None:
-    """The embedded broker refuses an invalid operation with the reply code and text of RabbitMQ."""
+    """The embedded broker refuses an invalid operation with the same reply code and text as RabbitMQ."""
     channel = connection.channel()
     assert refused(lambda: action(channel)) == expected.format(vhost=vhost)
 
@@ -229,7 +229,7 @@ ARGUMENTS: list[Any] = [
 
 
 def test_a_quorum_queue_with_an_initial_group_size_of_0_is_refused(channel: BlockingChannel, vhost: str) -> None:
-    """A quorum queue with an initial group size of 0 is refused with an error that names
+    """If a quorum queue is declared with an initial group size of 0, the broker refuses it with an error that names
     x-quorum-initial-group-size.
     """
     arguments = {"x-queue-type": "quorum", "x-quorum-initial-group-size": 0}
@@ -257,14 +257,18 @@ def test_the_error_for_an_invalid_queue_argument_names_the_argument(
         ("99999999999999", "{value_too_large,99999999999999}"),
     ],
 )
-def test_an_invalid_expiration_is_refused(channel: BlockingChannel, expiration: str, wrong: str) -> None:
-    """Publishing a message whose expiration is not a valid number of milliseconds is refused with 406."""
+def test_a_message_with_an_invalid_expiration_is_refused(channel: BlockingChannel, expiration: str, wrong: str) -> None:
+    """If a client publishes a message whose expiration is not a valid number of milliseconds, the broker closes the
+    channel with 406.
+    """
     reply = refused(lambda: publish(channel, "", "q", BasicProperties(expiration=expiration)))
     assert reply == f"406 PRECONDITION_FAILED - invalid expiration '{expiration}': {wrong}"
 
 
 def test_a_consumer_tag_cannot_be_used_twice(channel: BlockingChannel) -> None:
-    """Starting a second consumer with a consumer tag that is in use on the channel closes the connection with 530."""
+    """If a client starts a second consumer with a consumer tag that is in use on the channel, the broker closes the
+    connection with 530.
+    """
     channel.queue_declare("q")
     channel.basic_consume("q", print, consumer_tag="t")
 
@@ -276,7 +280,9 @@ def test_a_consumer_tag_cannot_be_used_twice(channel: BlockingChannel) -> None:
 
 
 def test_publishing_with_the_flag_immediate_closes_the_connection(channel: BlockingChannel) -> None:
-    """basic.publish with the flag `immediate` closes the connection with 540, as in RabbitMQ since 3.0."""
+    """If a client publishes a message with the flag `immediate`, the broker closes the connection with 540, as RabbitMQ
+    does since 3.0.
+    """
 
     def publish_immediately() -> None:
         method = spec.Basic.Publish(exchange="", routing_key="q", immediate=True)
@@ -298,10 +304,11 @@ def test_publishing_with_the_flag_immediate_closes_the_connection(channel: Block
         lambda c: c.queue_bind("q", "amq.direct", "k"),
         lambda c: c.queue_delete("q"),
     ],
+    ids=["declare", "declare passively", "declare exclusively", "get", "consume", "purge", "bind", "delete"],
 )
-def test_an_exclusive_queue_is_locked_to_others(
+def test_an_exclusive_queue_cannot_be_used_by_other_connections(
     channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection], vhost: str, use: Callable[..., object]
 ) -> None:
-    """Every operation on an exclusive queue of another connection is refused with 405."""
+    """If a client uses an exclusive queue of another connection, the broker refuses every operation with 405."""
     channel.queue_declare("q", exclusive=True)
     assert refused(lambda: use(connect().channel())) == LOCKED.format(vhost=vhost)

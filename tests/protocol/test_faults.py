@@ -60,8 +60,8 @@ def channel(connect: Callable[..., BlockingChannel]) -> BlockingChannel:
     return connect()
 
 
-def test_cut_connections_resets_or_closes_the_socket(vhost: Vhost) -> None:
-    """The fault `cut_connections` resets a client's connection (ECONNRESET); with reset=False, the connection is closed
+def test_the_cut_connections_fault_resets_or_closes_connections(vhost: Vhost) -> None:
+    """The fault `cut_connections` resets a client's connection (ECONNRESET). With reset=False, it closes the connection
     normally.
     """
     with RawClient(vhost.url) as client:
@@ -84,9 +84,9 @@ def stream(whole: EmbeddedBroker, vhost: Vhost) -> Iterator[RawStream]:
     client.close()
 
 
-def test_faults_apply_to_stream_connections(vhost: Vhost, stream: RawStream) -> None:
-    """The faults slow_down, go_silent, refuse_connections and close_connections also affect connections of the stream
-    protocol.
+def test_faults_also_affect_connections_of_the_stream_protocol(vhost: Vhost, stream: RawStream) -> None:
+    """The faults `slow_down`, `go_silent`, `refuse_connections` and `close_connections` also affect connections of the
+    stream protocol.
     """
     assert stream.create("s") == 1
     with vhost.faults.slow_down(0.1):
@@ -107,9 +107,9 @@ def test_faults_apply_to_stream_connections(vhost: Vhost, stream: RawStream) -> 
     assert stream.expect(CLOSE)[4:] == (320).to_bytes(2) + string("not today")
 
 
-def test_published_returns_messages_of_the_stream_protocol(vhost: Vhost, stream: RawStream) -> None:
-    """published() returns messages that were published over the stream protocol. If no message matches, the result's
-    repr shows what was published instead.
+def test_published_returns_messages_published_over_the_stream_protocol(vhost: Vhost, stream: RawStream) -> None:
+    """published() returns messages that were published over the stream protocol. If no message matches, the repr of the
+    result shows the messages that were published instead.
     """
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s") == 1
@@ -124,16 +124,18 @@ def test_published_returns_messages_of_the_stream_protocol(vhost: Vhost, stream:
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_cut_connections_cuts_stream_connections(vhost: Vhost, stream: RawStream, reset: bool) -> None:
-    """The fault `cut_connections` resets a connection of the stream protocol (ECONNRESET); with reset=False, the
-    connection is closed normally.
+def test_the_cut_connections_fault_resets_or_closes_stream_connections(
+    vhost: Vhost, stream: RawStream, reset: bool
+) -> None:
+    """The fault `cut_connections` resets a connection of the stream protocol (ECONNRESET). With reset=False, it closes
+    the connection normally.
     """
     assert vhost.faults.cut_connections(reset=reset) == 1
     with pytest.raises(ConnectionResetError if reset else EOFError):
         stream.next()
 
 
-def test_a_restart_closes_stream_connections(vhost: Vhost, stream: RawStream) -> None:
+def test_the_restart_fault_closes_stream_connections(vhost: Vhost, stream: RawStream) -> None:
     """The fault `restart` closes connections of the stream protocol. Afterwards, stream clients can log in again."""
     vhost.faults.restart()
     assert stream.at_end()
@@ -141,8 +143,8 @@ def test_a_restart_closes_stream_connections(vhost: Vhost, stream: RawStream) ->
 
 
 def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: BlockingChannel) -> None:
-    """reset() empties a stream: readers stay subscribed and get only later messages, and publishers may reuse their
-    publishing ids.
+    """reset() empties a stream. Readers stay subscribed and get only later messages. Publishers may use their
+    publishing ids again.
     """
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s", "me") == 1
@@ -171,7 +173,9 @@ def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: Blockin
 
 
 def test_messages_deleted_by_reset_do_not_return_after_a_restart(tmp_path: Path) -> None:
-    """After reset() and a restart, a stream has only messages published since, and continues at the next offset."""
+    """After reset() and a restart, a stream has only the messages that were published after reset(), and continues at
+    the next offset.
+    """
 
     def publish(broker: EmbeddedBroker, body: bytes) -> None:
         with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
@@ -192,8 +196,10 @@ def test_messages_deleted_by_reset_do_not_return_after_a_restart(tmp_path: Path)
         assert (message.body, message.headers["x-stream-offset"]) == (b"c", 2)
 
 
-def test_cut_connections_can_select_connections_by_name(vhost: Vhost, connect: Callable[..., BlockingChannel]) -> None:
-    """The fault `cut_connections("orders-*")` cuts only connections whose name begins with "orders-"."""
+def test_the_cut_connections_fault_can_select_connections_by_name(
+    vhost: Vhost, connect: Callable[..., BlockingChannel]
+) -> None:
+    """The fault `cut_connections("orders-*")` cuts only the connections whose names begin with "orders-"."""
     orders, mail = connect("orders-1"), connect("mail-1")
     assert vhost.faults.cut_connections("orders-*") == 1
     with pytest.raises(exceptions.AMQPConnectionError):
@@ -201,8 +207,8 @@ def test_cut_connections_can_select_connections_by_name(vhost: Vhost, connect: C
     mail.queue_declare("q")
 
 
-def test_refuse_connections_keeps_open_connections(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault `refuse_connections` is in force, new connections are refused, and open connections stay usable.
+def test_the_refuse_connections_fault_does_not_close_open_connections(vhost: Vhost, raw: RawClient) -> None:
+    """While the fault `refuse_connections` is in force, new connections are refused, but open connections stay usable.
     After the fault, clients can connect again.
     """
     with vhost.faults.refuse_connections(), pytest.raises(ConnectionRefusedError):
@@ -212,8 +218,8 @@ def test_refuse_connections_keeps_open_connections(vhost: Vhost, raw: RawClient)
     RawClient(vhost.url).socket.close()
 
 
-def test_go_silent_stops_all_output(vhost: Vhost) -> None:
-    """While the fault `go_silent` is in force, neither connected nor new clients get replies or heartbeats; when the
+def test_the_go_silent_fault_holds_back_everything_that_the_broker_sends(vhost: Vhost) -> None:
+    """While the fault `go_silent` is in force, neither connected nor new clients get replies or heartbeats. When the
     fault ends, they get all replies and heartbeats that were held back.
     """
     with RawClient(vhost.url, heartbeat=1) as client:
@@ -232,7 +238,7 @@ def test_go_silent_stops_all_output(vhost: Vhost) -> None:
         new.socket.close()
 
 
-def test_slow_down_delays_replies(vhost: Vhost, raw: RawClient) -> None:
+def test_the_slow_down_fault_delays_replies(vhost: Vhost, raw: RawClient) -> None:
     """While the fault `slow_down(0.1)` is in force, a reply takes at least 0.1 s."""
     with vhost.faults.slow_down(0.1):
         began = time.monotonic()
@@ -241,9 +247,9 @@ def test_slow_down_delays_replies(vhost: Vhost, raw: RawClient) -> None:
         assert time.monotonic() - began >= 0.1
 
 
-def test_block_publishers_sends_blocked_and_unblocked(vhost: Vhost, raw: RawClient) -> None:
-    """The fault `block_publishers` sends connection.blocked with the given reason to a publisher, and
-    connection.unblocked when the fault ends.
+def test_the_block_publishers_fault_sends_connection_blocked_and_unblocked(vhost: Vhost, raw: RawClient) -> None:
+    """When the fault `block_publishers` is in force, a publisher gets connection.blocked with the given reason. When
+    the fault ends, the publisher gets connection.unblocked.
     """
     with vhost.faults.block_publishers("low on patience"):
         raw.send(commands.Basic.Publish(exchange="", routing_key="q"))
@@ -251,9 +257,9 @@ def test_block_publishers_sends_blocked_and_unblocked(vhost: Vhost, raw: RawClie
     raw.expect(commands.Connection.Unblocked)
 
 
-def test_a_blocked_publisher_publishes_nothing(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault `block_publishers` is in force, messages are held back, even a connection's first one. When the
-    fault ends, all messages are published.
+def test_the_block_publishers_fault_holds_back_all_messages(vhost: Vhost, raw: RawClient) -> None:
+    """While the fault `block_publishers` is in force, the broker holds back all messages, even the first one of a
+    connection. When the fault ends, all these messages are published.
     """
     publish = header.ContentHeader(body_size=1, properties=commands.Basic.Properties())
     message = frame.marshal(commands.Basic.Publish(exchange="", routing_key="q"), 1)
@@ -278,8 +284,9 @@ def test_a_blocked_publisher_publishes_nothing(vhost: Vhost, raw: RawClient) -> 
 def test_a_fault_for_a_misspelled_queue_is_refused(
     vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """If a queue's name looks misspelled, a fault for this queue raises ValueError, which suggests an existing name.
-    For any other missing queue, only cancel_consumers raises ValueError, because it would have no effect.
+    """If a fault is for a queue that does not exist, and the name resembles that of an existing queue, calling the
+    fault raises ValueError and suggests the existing name. If no name is similar, only `cancel_consumers` raises
+    ValueError, because it would have no effect.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -289,8 +296,8 @@ def test_a_fault_for_a_misspelled_queue_is_refused(
     assert len(vhost.faults.in_force()) == 1
 
 
-def test_close_channels_and_connections_send_the_given_code(vhost: Vhost, raw: RawClient) -> None:
-    """The faults close_channels and close_connections send the given code and text; a code that AMQP does not have
+def test_the_faults_close_channels_and_close_connections_send_the_given_code(vhost: Vhost, raw: RawClient) -> None:
+    """The faults `close_channels` and `close_connections` send the given code and text. A code that AMQP does not have
     raises ValueError.
     """
     assert vhost.faults.close_channels(404, "NOT_FOUND - it was here") == 1
@@ -333,8 +340,8 @@ def test_the_restart_fault_keeps_durable_queues_and_their_messages(
         channel.exchange_declare("transient", passive=True)
 
 
-def test_nack_publishes_nacks_the_given_number_of_messages(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The fault `nack_publishes("jobs", 2)` nacks the next two messages for the queue jobs, and no others. These two
+def test_the_nack_publishes_fault_nacks_the_given_number_of_messages(vhost: Vhost, channel: BlockingChannel) -> None:
+    """The fault `nack_publishes("jobs", 2)` nacks the next two messages to the queue jobs, and no others. These two
     messages do not reach the queue.
     """
     channel.confirm_delivery()
@@ -369,7 +376,7 @@ def test_a_fault_with_an_argument_out_of_range_is_refused(
     assert vhost.faults.in_force() == []
 
 
-def test_return_unroutable_returns_the_next_message(vhost: Vhost, channel: BlockingChannel) -> None:
+def test_the_return_unroutable_fault_returns_the_next_message(vhost: Vhost, channel: BlockingChannel) -> None:
     """After the fault `return_unroutable()`, the next mandatory message is returned, and the one after it is routed."""
     channel.confirm_delivery()
     channel.queue_declare("jobs")
@@ -380,9 +387,9 @@ def test_return_unroutable_returns_the_next_message(vhost: Vhost, channel: Block
     assert vhost.unrouted.bodies == [b"1"]
 
 
-def test_the_fault_delay_confirms_holds_back_publisher_confirms(vhost: Vhost, raw: RawClient) -> None:
-    """While the fault `delay_confirms` is in force, publisher confirms arrive only after the given time or, if none is
-    given, when the fault ends.
+def test_the_delay_confirms_fault_holds_back_publisher_confirms(vhost: Vhost, raw: RawClient) -> None:
+    """While the fault `delay_confirms` is in force, publisher confirms arrive only after the given time. If no time is
+    given, they arrive when the fault ends.
     """
     raw.send(commands.Confirm.Select())
     raw.expect(commands.Confirm.SelectOk)
@@ -405,9 +412,9 @@ def test_the_fault_delay_confirms_holds_back_publisher_confirms(vhost: Vhost, ra
     assert raw.expect(commands.Basic.Ack).delivery_tag == 2
 
 
-def test_the_fault_lose_acks_loses_the_next_acknowledgement(vhost: Vhost, channel: BlockingChannel) -> None:
-    """After the fault `lose_acks()`, the broker ignores the next acknowledgement and redelivers the message, marked as
-    redelivered.
+def test_the_lose_acks_fault_loses_the_next_acknowledgement(vhost: Vhost, channel: BlockingChannel) -> None:
+    """After the fault `lose_acks()`, the broker ignores the next acknowledgement, and delivers the message again,
+    marked as redelivered.
     """
     channel.queue_declare("jobs")
     channel.basic_publish("", "jobs", b"1")
@@ -422,8 +429,8 @@ def test_the_fault_lose_acks_loses_the_next_acknowledgement(vhost: Vhost, channe
     assert vhost.wait_for(lambda: vhost.queue("jobs").acked).bodies == [b"1"]
 
 
-def test_cancel_consumers_sends_basic_cancel(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The fault `cancel_consumers("jobs")` sends basic.cancel with the consumer tag to a consumer of the queue jobs."""
+def test_the_cancel_consumers_fault_sends_basic_cancel(vhost: Vhost, channel: BlockingChannel) -> None:
+    """The fault `cancel_consumers("jobs")` sends a consumer of the queue jobs a basic.cancel with its consumer tag."""
     channel.queue_declare("jobs")
     channel.basic_consume("jobs", lambda *_: None, consumer_tag="mine")
     cancelled = []
@@ -433,9 +440,9 @@ def test_cancel_consumers_sends_basic_cancel(vhost: Vhost, channel: BlockingChan
     assert cancelled == ["mine"]
 
 
-def test_a_fault_ends_with_its_virtual_host_or_its_duration(whole: EmbeddedBroker) -> None:
-    """A fault of a virtual host ends when the virtual host is deleted, and a fault with a duration ends when the
-    duration has passed.
+def test_a_fault_ends_with_its_virtual_host_or_after_its_duration(whole: EmbeddedBroker) -> None:
+    """A fault of a virtual host ends when the virtual host is deleted. A fault with a duration ends after this
+    duration.
     """
     with whole.fresh_vhost() as vhost:
         vhost.faults.refuse_connections()

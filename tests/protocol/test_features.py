@@ -85,9 +85,9 @@ def declare_with_everything(api: Api, vhost: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_table_of_queue_arguments_is_true(api: Api, vhost: str, kind: str) -> None:
-    """Each queue type accepts or refuses each argument as docs/reference/embedded-broker.md says. If an argument is
-    refused, the error names the argument.
+def test_the_documented_table_of_queue_arguments_is_true(api: Api, vhost: str, kind: str) -> None:
+    """Each queue type accepts or refuses each argument as docs/reference/embedded-broker.md says. If a queue type
+    refuses an argument, the error names the argument.
     """
     rows = table("Arguments of queues")
     assert {row[0] for row in rows} == set(QUEUE_ARGUMENTS)
@@ -101,9 +101,11 @@ def test_the_table_of_queue_arguments_is_true(api: Api, vhost: str, kind: str) -
             assert (status, f"'{argument}'" in answer["reason"]) == (400, True), (argument, answer)
 
 
-def test_the_table_of_consumer_arguments_is_true(api: Api, vhost: str, connection: pika.BlockingConnection) -> None:
-    """Consumers of each queue type accept exactly the arguments that docs/reference/embedded-broker.md lists for this
-    type.
+def test_the_documented_table_of_consumer_arguments_is_true(
+    api: Api, vhost: str, connection: pika.BlockingConnection
+) -> None:
+    """For each queue type, consumers accept exactly the arguments that docs/reference/embedded-broker.md lists for this
+    queue type.
     """
     rows = table("Arguments of consumers")
     assert {row[0] for row in rows} == {*CONSUMER_ARGUMENTS, OFFSET}
@@ -122,7 +124,7 @@ def test_the_table_of_consumer_arguments_is_true(api: Api, vhost: str, connectio
             assert refused == (406 if here[KINDS.index(kind)] == "refused" else 0), (kind, argument)
 
 
-def test_every_supported_argument_appears_in_another_test_file() -> None:
+def test_every_argument_documented_as_supported_appears_in_another_test_file() -> None:
     """Each argument that docs/reference/embedded-broker.md calls supported appears in at least one other test file of
     the broker.
     """
@@ -133,9 +135,9 @@ def test_every_supported_argument_appears_in_another_test_file() -> None:
             assert "yes" not in kinds or any(argument in text for text in texts), argument
 
 
-def test_the_table_of_exchanges_is_true(broker: TestBroker, api: Api, vhost: str) -> None:
+def test_the_documented_table_of_exchanges_is_true(broker: TestBroker, api: Api, vhost: str) -> None:
     """The broker supports exactly the exchange types that docs/reference/embedded-broker.md calls supported. It accepts
-    each exchange argument that the page lists with a valid value, and refuses it with an invalid one.
+    each exchange argument on that page if its value is valid, and refuses it otherwise.
     """
     known = set()
     for names, here in table("Exchanges"):
@@ -247,8 +249,8 @@ def play(url: str, seen: set[str]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This command is deprecated")
-def test_the_table_of_amqp_methods_is_true(amqp_url: str, connection: pika.BlockingConnection) -> None:
-    """docs/reference/embedded-broker.md lists all methods of AMQP 0-9-1, and the broker answers exactly those that
+def test_the_documented_table_of_amqp_methods_is_true(amqp_url: str, connection: pika.BlockingConnection) -> None:
+    """docs/reference/embedded-broker.md lists all methods of AMQP 0-9-1. The broker supports exactly the methods that
     the page calls supported.
     """
     seen: set[str] = set()
@@ -275,8 +277,8 @@ REFUSED: dict[str, Callable[[RawClient], None]] = {
 
 
 def test_methods_that_are_not_implemented_close_the_connection(api: Api, vhost: str, amqp_url: str) -> None:
-    """Each method, flag or value that docs/reference/embedded-broker.md calls unsupported closes the connection with
-    540 NOT_IMPLEMENTED.
+    """If a client uses a method, flag or value that docs/reference/embedded-broker.md calls unsupported, the broker
+    closes the connection with 540 NOT_IMPLEMENTED.
     """
     for kind in ("quorum", "stream"):
         api("PUT", f"queues/{vhost}/{kind}", {"durable": True, "arguments": {"x-queue-type": kind}})
@@ -397,8 +399,8 @@ def filled(path: str, names: dict[str, str]) -> str:
     return "/".join(quote(names.get(each, each), safe="") for each in path.split("/"))
 
 
-def test_the_table_of_management_paths_is_complete(broker: TestBroker, names: dict[str, str]) -> None:
-    """docs/reference/embedded-broker.md lists every path of the management API with the HTTP methods that the broker
+def test_the_documented_table_of_management_paths_is_complete(broker: TestBroker, names: dict[str, str]) -> None:
+    """docs/reference/embedded-broker.md lists every path of the management API, with the HTTP methods that the broker
     allows.
     """
     rows = table("Paths of the management API", -1)
@@ -422,11 +424,12 @@ def test_the_table_of_management_paths_is_complete(broker: TestBroker, names: di
 
 
 @on_any_broker
-def test_every_request_in_the_table_of_later_paths_succeeds(
+def test_every_documented_request_of_later_versions_and_plugins_succeeds(
     broker: TestBroker, api: Api, names: dict[str, str]
 ) -> None:
-    """Each path of later versions and plugins in docs/reference/embedded-broker.md gets 200 or 204, and those that
-    the page calls always empty return an empty list. A path with a missing virtual host gets 404.
+    """Each path of later RabbitMQ versions and of plugins that docs/reference/embedded-broker.md lists gets the status
+    200 or 204. Paths that the page calls always empty return an empty list. A path with a missing virtual host gets
+    404.
     """
     browser = Browser(broker.management)
     assert browser.ask("PUT", filled("users/USER", names), BODIES["PUT users/USER"]).status == 201
@@ -445,10 +448,12 @@ def test_every_request_in_the_table_of_later_paths_succeeds(
         assert browser.ask("GET", filled(path, {"VHOST": "none"})).status == 404
 
 
-def test_every_request_in_the_table_of_management_paths_succeeds(
+def test_every_documented_request_of_the_management_api_succeeds(
     broker: TestBroker, api: Api, names: dict[str, str]
 ) -> None:
-    """Each management path and method in docs/reference/embedded-broker.md gets 200, 201 or 204 from both brokers."""
+    """Both brokers answer each management path and method that docs/reference/embedded-broker.md lists with the status
+    200, 201 or 204.
+    """
     rows = [row for row in table("Paths of the management API", -1) if row[2] != "missing"]
     changes = [f"{method} {path}" for path, methods, _ in rows for method in methods.split(", ") if method != "GET"]
     assert {each for each in changes if not each.startswith("DELETE")} == set(BODIES)

@@ -45,8 +45,8 @@ def trace(api: Api, vhost: str, channel: BlockingChannel) -> Iterator[Trace]:
 
 
 def test_the_firehose_copies_a_published_message(trace: Trace, connect: Opener, vhost: str) -> None:
-    """The firehose's copy of a published message has a routing key that names the exchange. The copy's headers contain
-    the message's properties, its routing keys and the queues that it was routed to.
+    """The routing key of the firehose's copy of a published message names the exchange. The copy's headers contain the
+    message's properties, its routing keys and the queues to which it was routed.
     """
     client = connect().channel()
     client.queue_declare("jobs", exclusive=True)
@@ -76,8 +76,8 @@ def test_the_firehose_copies_a_published_message(trace: Trace, connect: Opener, 
 
 
 def test_the_firehoses_copy_lists_the_routing_keys_in_cc_and_bcc(trace: Trace, connect: Opener) -> None:
-    """The firehose's copy of a published message lists all routing keys of the message, including those in CC and
-    BCC, and arrives before the message's transaction is committed.
+    """The firehose's copy of a published message lists all routing keys of the message, including those in CC and BCC.
+    The copy arrives before the transaction in which the message was published is committed.
     """
     client = connect().channel()
     client.tx_select()
@@ -111,8 +111,8 @@ def test_the_firehose_copies_a_delivered_message(trace: Trace, connect: Opener, 
 def test_tracing_is_switched_on_and_off_over_http(
     api: Api, vhost: str, channel: BlockingChannel, connect: Opener
 ) -> None:
-    """Setting a virtual host's `tracing` over HTTP starts or stops the firehose. A request without `tracing` leaves the
-    setting unchanged, and a number gets 400.
+    """Setting `tracing` of a virtual host over HTTP starts or stops the firehose. A request without `tracing` leaves
+    the setting unchanged, and a request with a number gets the status 400.
     """
     trace, client = Trace(channel), connect().channel()
     for body, is_on in (({"tracing": True}, True), ({}, True), ({"tracing": "false"}, False)):

@@ -49,7 +49,7 @@ def memory(broker: EmbeddedBroker) -> int:
     return int(Api(str(broker.management_url))("GET", "nodes")[1][0]["mem_used"])
 
 
-def test_headers_of_messages_count_towards_memory_use(broker: EmbeddedBroker, channel: Any) -> None:
+def test_message_headers_count_towards_the_brokers_memory_use(broker: EmbeddedBroker, channel: Any) -> None:
     """Headers of AMQP 0-9-1 messages and application properties of AMQP 1.0 messages count towards the broker's memory
     use until the messages are removed.
     """
@@ -107,10 +107,10 @@ def annotated(size: int, name: str = "x-opt-a") -> Any:
     return described(MODIFIED, False, False, {Symbol(name): "x" * size})
 
 
-def test_annotations_of_modified_count_towards_memory_use(
+def test_annotations_added_by_the_outcome_modified_count_towards_memory_use(
     broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any
 ) -> None:
-    """Annotations that an AMQP 1.0 receiver adds with the outcome modified count towards the broker's memory use
+    """If an AMQP 1.0 receiver adds annotations with the outcome modified, they count towards the broker's memory use
     until the messages are removed.
     """
     before = memory(broker)
@@ -126,11 +126,12 @@ def test_annotations_of_modified_count_towards_memory_use(
 
 
 @pytest.mark.parametrize("case", ["more than a frame", "during an alarm"])
-def test_annotations_of_modified_have_a_limit(
+def test_too_many_annotations_added_by_the_outcome_modified_end_the_session(
     broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any, case: str
 ) -> None:
-    """If annotations that a client adds with the outcome modified exceed the connection's memory limit, or arrive
-    during a memory alarm, the session ends with resource-limit-exceeded, and its deliveries are requeued.
+    """If an AMQP 1.0 receiver adds annotations with the outcome modified that exceed the connection's memory limit, or
+    adds them during a memory alarm, the broker ends the session with resource-limit-exceeded and requeues the session's
+    deliveries.
     """
     if case == "during an alarm":
         channel.queue_declare("large")
@@ -181,10 +182,10 @@ def read_by_amqp_091(broker: EmbeddedBroker) -> str:
 
 @pytest.mark.parametrize("limit", [1_200_000])
 @pytest.mark.parametrize("read", [read_by_amqp10, read_by_amqp_091])
-def test_a_connection_with_too_many_unacknowledged_deliveries_is_closed(
+def test_a_connection_with_too_many_unacknowledged_stream_deliveries_is_closed(
     broker: EmbeddedBroker, channel: Any, read: Callable[[EmbeddedBroker], str]
 ) -> None:
-    """If a client's unacknowledged deliveries of a stream take more memory than a connection may use, the broker
+    """If a client's unacknowledged deliveries from a stream take more memory than a connection may use, the broker
     closes the connection.
     """
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
@@ -196,9 +197,9 @@ def test_a_connection_with_too_many_unacknowledged_deliveries_is_closed(
     assert channel.queue_declare("s", passive=True).method.consumer_count == 0
 
 
-def test_transactions_to_many_queues_count_towards_memory_use(broker: EmbeddedBroker, channel: Any) -> None:
-    """In a transaction, the list of queues that will get each message counts towards the broker's memory use until the
-    channel is closed.
+def test_the_queues_of_uncommitted_messages_count_towards_memory_use(broker: EmbeddedBroker, channel: Any) -> None:
+    """Until a transaction is committed, the broker keeps a list of the queues that will get each message. These lists
+    count towards the broker's memory use until the channel is closed.
     """
     for number in range(200):
         channel.queue_declare(f"q{number}")
@@ -236,8 +237,8 @@ def test_too_many_consumers_with_large_arguments_close_the_connection(broker: Em
 
 @pytest.mark.parametrize("kind", ["queue", "exchange", "binding"])
 def test_a_client_cannot_fill_the_memory_with_declarations(broker: EmbeddedBroker, kind: str) -> None:
-    """Once queues, exchanges and bindings take half of the broker's memory limit, further declarations are refused with
-    406. After some are deleted, declarations succeed again.
+    """Once queues, exchanges and bindings take half of the broker's memory limit, the broker refuses further
+    declarations with 406. After some of them are deleted, declarations succeed again.
     """
 
     def declare(name: str) -> None:
@@ -273,9 +274,11 @@ _LARGE = {"a": [{"k": number} for number in range(1000)]}
 
 
 @pytest.mark.parametrize("kind", ["queue", "exchange", "binding", "client properties"])
-def test_large_arguments_count_towards_memory_use(broker: EmbeddedBroker, channel: Any, kind: str) -> None:
-    """Large arguments of queues, exchanges and bindings count towards the broker's memory use until these are deleted,
-    and large client properties until the client disconnects.
+def test_large_arguments_and_client_properties_count_towards_memory_use(
+    broker: EmbeddedBroker, channel: Any, kind: str
+) -> None:
+    """Large arguments of a queue, exchange or binding count towards the broker's memory use until it is deleted. Large
+    client properties count until the client disconnects.
     """
     channel.queue_declare("q", durable=True)
     before = memory(broker)
@@ -302,9 +305,9 @@ def test_large_arguments_count_towards_memory_use(broker: EmbeddedBroker, channe
         pass
 
 
-def test_deleting_a_virtual_host_frees_the_memory_of_arguments(broker: EmbeddedBroker) -> None:
-    """The arguments of exchanges, and of bindings between exchanges, no longer count towards the broker's memory use
-    once their virtual host is deleted.
+def test_deleting_a_virtual_host_frees_the_memory_of_its_arguments(broker: EmbeddedBroker) -> None:
+    """After a virtual host is deleted, the arguments of its exchanges, and of the bindings between them, no longer
+    count towards the broker's memory use.
     """
     api, before = Api(str(broker.management_url)), memory(broker)
     api("PUT", "vhosts/v")
@@ -316,9 +319,10 @@ def test_deleting_a_virtual_host_frees_the_memory_of_arguments(broker: EmbeddedB
     assert memory(broker) == before
 
 
-def test_names_of_deleted_exchanges_count_towards_the_memory_use_of_a_channel() -> None:
-    """The names of exchanges that a channel has published to count towards the broker's memory use until the channel
-    is closed, even if the exchanges were deleted. A deleted delayed exchange leaves nothing else in memory.
+def test_the_names_of_exchanges_that_a_channel_published_to_count_towards_memory_use() -> None:
+    """The names of the exchanges that a channel has published to count towards the broker's memory use until the
+    channel is closed, even if the exchanges were deleted. A deleted x-delayed-message exchange leaves nothing else in
+    memory.
     """
     with EmbeddedBroker(like="4.2", management_port=0) as delaying, RawClient(delaying.url) as client:
         before = memory(delaying)

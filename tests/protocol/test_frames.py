@@ -85,11 +85,11 @@ SINCE = {"body too long": pytest.mark.differs_since("4.2", "a body that is too l
 @pytest.mark.parametrize(
     ("octets", "reply"), [pytest.param(*case, id=name, marks=SINCE.get(name, ())) for name, case in CASES.items()]
 )
-def test_malformed_frames_close_only_their_connection(
+def test_a_malformed_frame_closes_only_its_senders_connection(
     amqp_url: str, channel: BlockingChannel, octets: bytes, reply: str
 ) -> None:
-    """A malformed frame closes the sender's connection with RabbitMQ's code and error text; other connections stay
-    usable.
+    """If a client sends a malformed frame, the broker closes this client's connection with RabbitMQ's code and error
+    text. Other connections stay usable.
     """
     with RawClient(amqp_url) as client:
         client.socket.sendall(octets)
@@ -99,8 +99,8 @@ def test_malformed_frames_close_only_their_connection(
 
 @pytest.mark.differs_since("4.0", "the answer is the header of AMQP 1.0 with SASL, which it prefers")
 @pytest.mark.parametrize("octets", [b"GET / HTTP/1.1\r\n\r\n", b"AMQP\x00\x01\x00\x00", b"\x00" * 8])
-def test_an_unknown_protocol_gets_the_header_of_amqp(amqp_url: str, octets: bytes) -> None:
-    """The broker answers a client that does not speak AMQP 0-9-1 with the header of AMQP 0-9-1, and closes the
+def test_a_client_of_another_protocol_gets_the_header_of_amqp_0_9_1(amqp_url: str, octets: bytes) -> None:
+    """If a client does not speak AMQP 0-9-1, the broker answers with the header of AMQP 0-9-1, and closes the
     connection.
     """
     with RawClient(amqp_url, opened=False) as client:
@@ -128,9 +128,9 @@ def test_frames_may_arrive_byte_by_byte(amqp_url: str) -> None:
         assert client.expect(header.ContentHeader).body_size == 5
 
 
-def test_publishes_and_bindings_in_one_write_take_effect_in_order(amqp_url: str) -> None:
-    """If a client sends messages, queue.bind and queue.unbind in one write, each message is routed by the bindings
-    that precede it.
+def test_messages_and_bindings_sent_in_one_write_take_effect_in_order(amqp_url: str) -> None:
+    """If a client sends messages, queue.bind and queue.unbind in one write, the broker routes each message by the
+    bindings that were made before it.
     """
     queue, exchange = "q", "amq.fanout"
     publish = frame.marshal(commands.Basic.Publish(exchange=exchange), 1) + HEADER + raw_frame(3, 1, b"hello")
@@ -147,8 +147,8 @@ def test_publishes_and_bindings_in_one_write_take_effect_in_order(amqp_url: str)
 
 
 def test_a_payload_may_be_as_long_as_frame_max(amqp_url: str) -> None:
-    """A frame with a payload of frame_max bytes is accepted, as in RabbitMQ; a payload of one byte more closes the
-    connection.
+    """As in RabbitMQ, the broker accepts a frame with a payload of frame_max bytes. If the payload is one byte longer,
+    the broker closes the connection.
     """
     body = b"x" * 8192
     longest = frame.marshal(header.ContentHeader(body_size=8192, properties=commands.Basic.Properties()), 1)
@@ -164,10 +164,10 @@ def test_a_payload_may_be_as_long_as_frame_max(amqp_url: str) -> None:
         assert "frame_too_large,8193,8184" in client.closed_with()
 
 
-@pytest.mark.parametrize("pieces", [[b"hello"], [b"hel", b"lo"]])
-def test_the_error_for_immediate_names_basic_publish(amqp_url: str, pieces: list[bytes]) -> None:
-    """The error 540 for the flag `immediate` names the method basic.publish, even if the frames of the message's body
-    have already arrived.
+@pytest.mark.parametrize("pieces", [[b"hello"], [b"hel", b"lo"]], ids=["one frame", "two frames"])
+def test_the_error_for_the_flag_immediate_names_basic_publish(amqp_url: str, pieces: list[bytes]) -> None:
+    """The error 540 for a message with the flag `immediate` names the method basic.publish, even if the frames of the
+    message's body have already arrived.
     """
     with RawClient(amqp_url) as client:
         client.send(commands.Basic.Publish(exchange="", routing_key="q", immediate=True))
@@ -176,8 +176,8 @@ def test_the_error_for_immediate_names_basic_publish(amqp_url: str, pieces: list
         assert (close.reply_code, close.class_id, close.method_id) == (540, 60, 40)
 
 
-def test_integers_with_the_field_type_l_are_read(amqp_url: str) -> None:
-    """The broker reads integers with the field type `L`, which kombu and py-amqp send, in arguments and headers."""
+def test_integers_with_the_field_type_l_are_accepted(amqp_url: str) -> None:
+    """The broker accepts integers with the field type `L`, which kombu and py-amqp send, in arguments and headers."""
     number = (2**40).to_bytes(8)
     arguments = b"\x09x-expiresL" + number
     headers = b"\x04sizeL" + number
@@ -198,7 +198,7 @@ def test_integers_with_the_field_type_l_are_read(amqp_url: str) -> None:
 
 
 def test_frames_for_a_closing_channel_are_ignored(amqp_url: str) -> None:
-    """The broker ignores frames that a client sends on a channel after the broker has sent channel.close. After
+    """After the broker has sent channel.close, it ignores the frames that the client sends on this channel. After
     channel.close-ok, the client can open the channel again.
     """
     with RawClient(amqp_url) as client:
@@ -210,8 +210,8 @@ def test_frames_for_a_closing_channel_are_ignored(amqp_url: str) -> None:
         client.expect(commands.Channel.OpenOk)
 
 
-def test_the_broker_leaves_it_to_the_client_to_close_the_socket(amqp_url: str) -> None:
-    """After connection.close-ok, the broker keeps the socket open until the client closes it."""
+def test_the_broker_lets_the_client_close_the_socket_after_connection_close_ok(amqp_url: str) -> None:
+    """After the broker has sent connection.close-ok, it keeps the socket open until the client closes it."""
     with RawClient(amqp_url) as client:
         client.send(commands.Connection.Close(reply_code=200, class_id=0, method_id=0), 0)
         client.expect(commands.Connection.CloseOk)
@@ -230,9 +230,9 @@ def test_a_client_can_log_in_with_amqplain(amqp_url: str) -> None:
         client.expect(commands.Connection.Tune)
 
 
-def test_the_server_properties_are_rabbitmqs(connection: pika.BlockingConnection) -> None:
-    """The broker's server properties name RabbitMQ as the product, and list the capabilities by which client libraries
-    decide which extensions to use.
+def test_the_server_properties_are_those_of_rabbitmq(connection: pika.BlockingConnection) -> None:
+    """The broker's server properties name RabbitMQ as the product, and list the capabilities that client libraries look
+    for before they use an extension.
     """
     properties = connection._impl.server_properties
     assert properties["product"] == "RabbitMQ"
@@ -253,8 +253,8 @@ def test_the_server_properties_are_rabbitmqs(connection: pika.BlockingConnection
 
 
 def test_a_wrong_password_is_refused_with_403(amqp_url: str) -> None:
-    """If a client has the capability authentication_failure_close, a login with a wrong password gets 403
-    ACCESS_REFUSED, with a text that refers to the broker's log for the reason.
+    """If a client that has the capability authentication_failure_close logs in with a wrong password, the broker closes
+    the connection with 403 ACCESS_REFUSED, and the text refers to the broker's log.
     """
     with RawClient(amqp_url.replace("guest:guest", "guest:wrong"), opened=False) as client:
         client.socket.sendall(b"AMQP\x00\x00\x09\x01")
@@ -266,9 +266,11 @@ def test_a_wrong_password_is_refused_with_403(amqp_url: str) -> None:
         assert client.closed_with() == f"403 ACCESS_REFUSED - {text}"
 
 
-def test_a_reset_connection_requeues_its_messages(amqp_url: str, channel: BlockingChannel, take: Take) -> None:
-    """If a client's connection is reset, its unacknowledged messages are requeued in order and marked
-    as redelivered.
+def test_the_unacknowledged_messages_of_a_reset_connection_are_requeued(
+    amqp_url: str, channel: BlockingChannel, take: Take
+) -> None:
+    """If a client's connection is reset, the messages that the client has not acknowledged are requeued in order, and
+    marked as redelivered.
     """
     channel.queue_declare("q")
     for body in (b"1", b"2"):
@@ -287,7 +289,7 @@ def test_a_reset_connection_requeues_its_messages(amqp_url: str, channel: Blocki
     assert [(body, method.redelivered) for method, _, body in got] == [(b"1", True), (b"2", True)]
 
 
-def test_a_client_without_heartbeats_is_disconnected(amqp_url: str) -> None:
+def test_a_client_that_sends_no_heartbeats_is_disconnected(amqp_url: str) -> None:
     """The broker sends heartbeats, and closes the connection of a client that sends none."""
     with RawClient(amqp_url, heartbeat=1) as client:
         assert client.read(8) == b"\x08\x00\x00\x00\x00\x00\x00\xce"

@@ -107,9 +107,11 @@ def test_publishers_wait_while_the_disk_is_full(process: BrokerProcess, kind: st
     assert depth(process, kind) == 100
 
 
-def test_publishers_are_blocked_below_disk_free_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If free disk space falls below disk_free_limit, a publisher is blocked with "low on disk". Once the disk has
-    space again, the publisher is unblocked and gets its publisher confirm.
+def test_publishers_are_blocked_while_free_disk_space_is_below_disk_free_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If free disk space falls below disk_free_limit, a publisher gets connection.blocked with the reason "low on
+    disk". Once the disk has space again, the publisher gets connection.unblocked and its publisher confirm.
     """
     free = [2_000_000]
     monkeypatch.setattr(Storage, "disk_free", lambda _: free[0])
@@ -137,7 +139,7 @@ def test_publishers_are_blocked_below_disk_free_limit(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(("reason", "shown"), [("low on memory", "mem_alarm"), ("low on disk", "disk_free_alarm")])
-def test_block_publishers_shows_the_alarm_that_its_reason_names(reason: str, shown: str) -> None:
+def test_the_block_publishers_fault_shows_the_alarm_that_its_reason_names(reason: str, shown: str) -> None:
     """While the fault `block_publishers` is in force, /api/nodes shows mem_alarm if the fault's reason is "low on
     memory", and disk_free_alarm if it is "low on disk".
     """
@@ -182,8 +184,8 @@ def test_acknowledgements_while_the_disk_is_full_survive_a_restart(process: Brok
 
 
 def test_a_declaration_that_cannot_be_stored_creates_nothing(process: BrokerProcess) -> None:
-    """If a declaration cannot be stored because the disk is full, nothing is created: over AMQP, the connection is
-    closed with RESOURCE_ERROR, and over HTTP, the request gets 503.
+    """If the disk is too full to store a declaration, the broker creates nothing. Over AMQP, it closes the connection
+    with RESOURCE_ERROR. Over HTTP, it answers with the status 503.
     """
     open_channel(process)
     fill_disk(process, 0)

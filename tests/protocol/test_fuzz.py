@@ -22,8 +22,8 @@ INPUTS = 10_000 if IN_CI else 300
     "inputs", [AmqpInputs(seed=91), StreamInputs(seed=92), Amqp10Inputs(seed=93)], ids=["amqp", "stream", "amqp10"]
 )
 def test_malformed_input_does_not_harm_the_broker(tmp_path: Path, inputs: Inputs) -> None:
-    """After thousands of malformed inputs, the broker is still running, has logged no traceback, and serves its other
-    clients.
+    """After thousands of malformed inputs, the broker is still running, has logged no traceback, and still serves its
+    other clients.
     """
     like = "4.3" if isinstance(inputs, Amqp10Inputs) else "3.10"
     options = ("--in-memory", "--management-port", "0", "--stream-port", "0", "--like", like)
@@ -45,9 +45,9 @@ def test_malformed_input_does_not_harm_the_broker(tmp_path: Path, inputs: Inputs
         assert "internal error" not in process.log.lower()
 
 
-def test_malformed_requests_never_get_500(tmp_path: Path) -> None:
-    """The management API never answers 500 to thousands of requests with almost valid JSON bodies, and logs no
-    traceback.
+def test_the_management_api_never_answers_a_malformed_request_with_500(tmp_path: Path) -> None:
+    """If the management API gets thousands of requests with almost valid JSON bodies, it never answers with the status
+    500, and logs no traceback.
     """
     with BrokerProcess(tmp_path, "--in-memory", "--management-port", "0", "--recording") as process:
         sender = Sender(process.management_url, seed=19)
@@ -60,8 +60,8 @@ def test_malformed_requests_never_get_500(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["whoami", "queues/%2F/none", "nothing", "whoami?login=no"])
-def test_an_answer_to_head_has_no_body(tmp_path: Path, path: str) -> None:
-    """The management API's answer to a HEAD request has no body, even if the answer is an error."""
+def test_the_response_to_a_head_request_has_no_body(tmp_path: Path, path: str) -> None:
+    """The management API's response to a HEAD request has no body, even if the response is an error."""
     with BrokerProcess(tmp_path, "--in-memory", "--management-port", "0") as process:
         address = urlsplit(process.management_url)
         with socket.create_connection((address.hostname, address.port), timeout=60) as client:

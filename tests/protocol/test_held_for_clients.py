@@ -165,8 +165,8 @@ def test_incomplete_stream_frames_do_not_fill_the_memory(measured: MeasuredBroke
 
 
 def test_unacknowledged_messages_of_a_stream_stay_on_disk(measured: MeasuredBroker) -> None:
-    """Messages of a stream that an AMQP 0-9-1 consumer has not acknowledged stay on disk: with 200 MB of them, the
-    broker's memory grows by less than 60 MB.
+    """Messages of a stream that an AMQP 0-9-1 consumer has not acknowledged stay on disk. If there are 200 MB of them,
+    the broker's memory grows by less than 60 MB.
     """
     publisher = log_in(measured.stream_port)
     assert publisher.create("large") == 1
@@ -211,8 +211,8 @@ def test_channels_count_towards_memory_use() -> None:
 
 
 def test_memory_held_for_clients_is_freed_when_they_disconnect() -> None:
-    """If clients disconnect in the middle of a transaction, a publish or a stream frame, the broker frees all memory
-    that it held for them.
+    """If a client disconnects in the middle of a transaction, of a message or of a stream frame, the broker frees all
+    memory that it held for this client.
     """
     with EmbeddedBroker(stream_port=0, memory_limit=LIMIT) as embedded:
         broker = embedded._server.broker  # type: ignore[attr-defined]
@@ -245,8 +245,8 @@ def http(method: str, path: str, body: dict[str, Any]) -> bytes:
 
 
 def test_unread_http_responses_do_not_fill_the_memory(measured: MeasuredBroker) -> None:
-    """If eighty HTTP clients each request 4 MB of messages and do not read them, the memory of a broker with a limit of
-    60 MB grows by less than 240 MB, and the broker serves other clients.
+    """If eighty HTTP clients each request 4 MB of messages and do not read the responses, the memory of a broker with a
+    limit of 60 MB grows by less than 240 MB, and the broker serves other clients.
     """
     with pika.BlockingConnection(pika.URLParameters(measured.url)) as connection:
         channel = connection.channel()
@@ -270,7 +270,9 @@ def test_unread_http_responses_do_not_fill_the_memory(measured: MeasuredBroker) 
 
 
 def test_publishing_over_http_is_refused_while_memory_is_low(measured: MeasuredBroker) -> None:
-    """While messages take more memory than the broker's limit, publishing a message over HTTP is refused with 503."""
+    """While messages take more memory than the broker's limit, the management API answers requests to publish a message
+    with the status 503.
+    """
     where = urlsplit(measured.management)
     message = {"properties": {}, "routing_key": "q", "payload": "x" * 1_000_000, "payload_encoding": "string"}
     statuses = []

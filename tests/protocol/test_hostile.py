@@ -122,8 +122,8 @@ def test_messages_with_hostile_headers_are_routed_and_dead_lettered(client: RawC
 
 @pytest.mark.parametrize("key", NAMES)
 def test_hostile_routing_keys_are_kept_in_x_death(client: RawClient, key: bytes) -> None:
-    """A dead letter's x-death header contains the message's routing key unchanged, even if the key is not UTF-8 or
-    contains NUL.
+    """A dead letter's x-death header contains the message's routing key unchanged, even if the key is not valid UTF-8
+    or contains NUL.
     """
     publish(client, b"amq.fanout", key, b"")
     found = b"".join(buried(client) for _ in range(2))
@@ -133,8 +133,8 @@ def test_hostile_routing_keys_are_kept_in_x_death(client: RawClient, key: bytes)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_hostile_properties_are_delivered_unchanged(client: RawClient, name: bytes) -> None:
-    """A message's text properties, such as its correlation id, are delivered unchanged, even if they are not UTF-8 or
-    contain NUL.
+    """A message's text properties, such as its correlation id, are delivered unchanged, even if they are not valid
+    UTF-8 or contain NUL.
     """
     publish(client, b"amq.fanout", b"k", b"", short(name) * 5, flags=0x0400 | 0x0200 | 0x0080 | 0x0020 | 0x0008)
     for _ in range(2):
@@ -146,8 +146,8 @@ def test_hostile_properties_are_delivered_unchanged(client: RawClient, name: byt
 def test_deeply_nested_headers_do_not_disturb_tracing(
     name: bytes, depth: int, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """With tracing on, a message with deeply nested headers is delivered and, after a nack, redelivered. The firehose
-    copies the published message and both deliveries.
+    """While tracing is on, a message with deeply nested headers is delivered and, after a nack, redelivered. The
+    firehose copies the published message and both deliveries.
     """
     value = nested(depth) if name == b"h" else b"A" + sized(nested(depth - 1))
     with EmbeddedBroker(management_port=0) as broker:

@@ -42,7 +42,7 @@ def channel(vhost: Vhost) -> Iterator[BlockingChannel]:
 
 
 def test_the_broker_can_run_on_the_callers_event_loop_without_a_thread() -> None:
-    """`async with EmbeddedBroker()` runs the broker on the caller's event loop, without a thread."""
+    """`async with EmbeddedBroker()` runs the broker on the caller's event loop, without starting a thread."""
 
     async def greeted() -> bytes:
         async with EmbeddedBroker() as broker:
@@ -66,7 +66,7 @@ def test_importing_the_broker_loads_no_heavy_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_published_finds_messages_by_exchange_key_and_queue(vhost: Vhost, channel: BlockingChannel) -> None:
+def test_published_finds_messages_by_exchange_routing_key_and_queue(vhost: Vhost, channel: BlockingChannel) -> None:
     """vhost.published() finds messages by exchange, routing key or queue, with all their properties. vhost.unrouted
     lists the messages that were routed to no queue.
     """
@@ -85,8 +85,8 @@ def test_published_finds_messages_by_exchange_key_and_queue(vhost: Vhost, channe
 
 
 def test_one_returns_the_only_message_or_raises_an_error(vhost: Vhost, channel: BlockingChannel) -> None:
-    """one() returns the only message of a result. If there is none or more than one, one() raises AssertionError,
-    which shows what was published.
+    """one() returns the only message of a result. If the result contains no message or more than one, one() raises
+    AssertionError, whose text shows what was published.
     """
     channel.basic_publish("amq.topic", "order.new", b"7")
     assert vhost.published(exchange="amq.topic").one().body == b"7"
@@ -181,7 +181,9 @@ def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: Blocki
 
 
 def test_a_queue_object_lists_messages_by_what_happened_to_them(vhost: Vhost, channel: BlockingChannel) -> None:
-    """vhost.queue("jobs") lists the queue's acknowledged, rejected, requeued and ready messages, until reset()."""
+    """vhost.queue("jobs") lists the messages of the queue jobs that were acknowledged, rejected or requeued, and those
+    that are ready. After reset(), it lists none.
+    """
     jobs = vhost.queue("jobs")
     for number in range(5):
         channel.basic_publish("", "jobs", b"%d" % number)
@@ -202,8 +204,8 @@ def test_a_queue_object_lists_messages_by_what_happened_to_them(vhost: Vhost, ch
 
 
 def test_published_waits_for_a_message(vhost: Vhost, channel: BlockingChannel) -> None:
-    """published() waits for a message. If none comes before the timeout, the printed result says what was published
-    instead.
+    """published() waits for a message. If none is published before the timeout, the printed result says what was
+    published instead.
     """
     timer = threading.Timer(0.05, lambda: channel.basic_publish("", "jobs", b"late"))
     timer.start()
@@ -218,8 +220,8 @@ def test_published_waits_for_a_message(vhost: Vhost, channel: BlockingChannel) -
 
 
 def test_published_does_not_block_an_event_loop() -> None:
-    """On an event loop, published() returns at once, wait_for() raises RuntimeError, and `await until()` waits without
-    blocking the loop.
+    """On an event loop, published() returns immediately, wait_for() raises RuntimeError, and `await until()` waits
+    without blocking the loop.
     """
 
     async def ask() -> None:
@@ -241,8 +243,8 @@ def _publish(url: str) -> None:
         connection.channel().basic_publish("", "jobs", b"1")
 
 
-def test_the_management_api_queries_messages_and_injects_faults(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """Over HTTP, an administrator can query published messages, if they are recorded, and inject faults."""
+def test_administrators_can_query_messages_and_inject_faults_over_http(api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """Over HTTP, an administrator can query published messages, if the broker records them, and inject faults."""
     with EmbeddedBroker(management_port=0, recording=True) as broker:
         api = api_of(broker)
         with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
@@ -272,8 +274,8 @@ def test_the_management_api_queries_messages_and_injects_faults(api_of: Callable
 
 
 def test_a_query_over_http_for_a_misspelled_name_is_refused(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """A query over HTTP for a virtual host or queue that never existed gets 404, so that a misspelled name does not
-    look like an absent message. A misspelled query parameter gets 400.
+    """An HTTP query for a virtual host or queue that never existed gets the status 404, so that a misspelled name does
+    not look like a missing message. A misspelled query parameter gets 400.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker:
         api = api_of(broker)
@@ -315,8 +317,8 @@ def test_a_query_over_http_waits_for_a_queue_to_be_declared(api_of: Callable[[Em
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs the command node")
 def test_the_javascript_helper_in_the_documentation_accepts_answers_without_a_body() -> None:
-    """The function api() in the documentation's example for Node.js can reset the broker, whose answer has no body,
-    and returns the answers of queries.
+    """The function api() in the documentation's example for Node.js can reset the broker, whose response has no body,
+    and returns the results of queries.
     """
     page = (ROOT / "docs/how-to/testing-in-any-language.md").read_text()
     helper = page[page.index("const api =") : page.index("test(")]
@@ -332,8 +334,8 @@ def test_the_javascript_helper_in_the_documentation_accepts_answers_without_a_bo
     assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
 
 
-def test_a_query_over_http_waits_for_the_count(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """An HTTP query for published messages with a count and a timeout is answered once that many messages were
+def test_a_query_over_http_waits_for_the_given_number_of_messages(api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """An HTTP query for published messages with a count and a timeout is answered when that many messages have been
     published, or after the timeout.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
@@ -349,8 +351,8 @@ def test_a_query_over_http_waits_for_the_count(api_of: Callable[[EmbeddedBroker]
 
 
 def test_a_query_over_http_with_a_timeout_alone_waits_for_one_message(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """An HTTP query with a timeout but no count waits for one message. With the timeout 0, the query is answered at
-    once.
+    """An HTTP query with a timeout but no count waits for one message. If the timeout is 0, the query is answered
+    immediately.
     """
     with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
         api = api_of(broker)
@@ -379,7 +381,9 @@ def test_an_async_condition_is_refused() -> None:
         broker.wait_for(never)
 
 
-def test_a_failure_names_the_queue_whose_messages_were_not_acknowledged(vhost: Vhost, channel: BlockingChannel) -> None:
+def test_a_failed_assertion_names_the_queue_whose_messages_were_not_acknowledged(
+    vhost: Vhost, channel: BlockingChannel
+) -> None:
     """If a message was delivered but not acknowledged, a failed assertion says so and names the queue. After the
     consumer's channel is closed, the assertion says that the message is ready again.
     """
@@ -393,7 +397,7 @@ def test_a_failure_names_the_queue_whose_messages_were_not_acknowledged(vhost: V
         vhost.wait_for(lambda: vhost.queue("jobs").acked, timeout=0.01)
 
 
-def test_a_failure_lists_the_faults_in_force(vhost: Vhost, channel: BlockingChannel) -> None:
+def test_a_failed_wait_for_lists_the_faults_in_force(vhost: Vhost, channel: BlockingChannel) -> None:
     """The error of a failed wait_for() lists each fault that is in force, with its arguments, and no fault that has
     ended.
     """
@@ -409,7 +413,7 @@ def test_a_failure_lists_the_faults_in_force(vhost: Vhost, channel: BlockingChan
     ]
 
 
-def test_a_failure_says_that_a_fault_has_no_effect_without_its_queue(vhost: Vhost) -> None:
+def test_a_failed_wait_for_says_that_a_fault_has_no_effect_without_its_queue(vhost: Vhost) -> None:
     """If a fault is in force for a queue that does not exist, the error of a failed wait_for() says that the fault has
     had no effect, and names the queue.
     """
@@ -462,13 +466,15 @@ def test_stopping_a_broker_that_hangs_raises_an_error(monkeypatch: pytest.Monkey
 
 
 def test_published_without_recording_raises_an_error() -> None:
-    """Without recording=True, published() raises LookupError, which names this option."""
+    """Without recording=True, published() raises LookupError, whose text names this option."""
     with EmbeddedBroker() as broker, pytest.raises(LookupError, match="recording=True"):
         broker.published()
 
 
 def test_published_raises_an_error_after_the_broker_was_stopped() -> None:
-    """After the embedded broker was stopped, published() raises AssertionError with "the broker has been stopped"."""
+    """After the embedded broker was stopped, published() raises AssertionError with the text "the broker has been
+    stopped".
+    """
     with EmbeddedBroker(recording=True) as broker:
         pass
     with pytest.raises(AssertionError, match="the broker has been stopped"):
@@ -476,7 +482,7 @@ def test_published_raises_an_error_after_the_broker_was_stopped() -> None:
 
 
 def test_a_version_that_is_a_number_is_refused() -> None:
-    """EmbeddedBroker(like=4.3) raises ValueError, which says that the version must be a string."""
+    """EmbeddedBroker(like=4.3) raises ValueError, whose text says that the version must be a string."""
     with pytest.raises(ValueError, match=r'like must be a string, such as "4\.3", not 4\.3'):
         EmbeddedBroker(like=4.3)
 
@@ -485,8 +491,8 @@ def test_a_version_that_is_a_number_is_refused() -> None:
     "written", ["[tool.pytest]\namqp_broker_like = 4.3", "[tool.pytest.ini_options]\namqp_broker_like = 3.10"]
 )
 def test_a_version_without_quotes_in_pyproject_is_explained(tmp_path: Path, written: str) -> None:
-    """If amqp_broker_like in pyproject.toml is a number, tests fail with an error that names the setting and asks for
-    quotes.
+    """If amqp_broker_like in pyproject.toml is a number, tests fail with an error that names the setting and says to
+    write the version in quotes.
     """
     if "ini_options" not in written and pytest.version_tuple < (9, 0):
         pytest.skip("pytest reads [tool.pytest] from version 9 on")
@@ -525,8 +531,8 @@ OVER_VERSIONS = inspect.cleandoc("""
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_amqp_like_runs_tests_for_each_version_and_lists_which_depend_on_it(tmp_path: Path, workers: str) -> None:
-    """`pytest --amqp-like 3.10,4.3.5,4.3` runs each test that uses the broker once per version, and lists the tests
-    that fail with some versions only, with the reason. An unknown version is refused.
+    """`pytest --amqp-like 3.10,4.3.5,4.3` runs each test that uses the broker once per version. It lists the tests that
+    fail with only some versions, and gives the reason. It refuses an unknown version.
     """
     (tmp_path / "test_mine.py").write_text(OVER_VERSIONS)
     pytest_like = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", workers, "--amqp-like"]
@@ -572,8 +578,8 @@ OVERRIDDEN = {
 
 
 def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path) -> None:
-    """With --amqp-like, a test whose own fixture amqp_broker ignores the requested version fails, and the error says
-    how to change the fixture. With the changed fixture, the test passes, with and without --amqp-like.
+    """With `pytest --amqp-like`, a test whose own fixture amqp_broker ignores the requested version fails, and the
+    error says how to change the fixture. After this change, the test passes with and without the option.
     """
     (tmp_path / "ours").mkdir()
     for name, text in OVERRIDDEN.items():
@@ -592,8 +598,8 @@ def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path)
 
 
 def test_amqp_like_fails_a_test_that_it_cannot_run_once_per_version(tmp_path: Path) -> None:
-    """With --amqp-like, a test that gets the broker by getfixturevalue() fails, and the error says how to name the
-    fixture instead. Without the option, the test passes.
+    """With `pytest --amqp-like`, a test that gets the broker by getfixturevalue() fails, and the error says how to name
+    the fixture instead. Without the option, the test passes.
     """
     (tmp_path / "test_mine.py").write_text("def test_one(request): request.getfixturevalue('amqp_vhost')")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -632,8 +638,8 @@ FIXTURES = inspect.cleandoc("""
 
 
 def test_the_pytest_fixtures_isolate_tests(tmp_path: Path) -> None:
-    """Each test that uses the pytest fixtures has its own virtual host, and a fault ends with the test that began it.
-    Tests without these fixtures do not import the broker.
+    """Each test that uses the pytest fixtures has its own virtual host, and a fault ends when the test that injected it
+    ends. Tests without these fixtures do not import the broker.
     """
     (tmp_path / "test_mine.py").write_text(FIXTURES)
     (tmp_path / "pytest.ini").write_text("[pytest]\namqp_broker_like = 4.3\n")

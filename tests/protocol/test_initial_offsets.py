@@ -68,8 +68,8 @@ def refusal(broker: EmbeddedBroker, arguments: dict[str, object]) -> str:
 
 @pytest.mark.parametrize("start", ["first", "next"])
 def test_the_first_message_of_a_stream_has_the_initial_offset(broker: EmbeddedBroker, start: str) -> None:
-    """The first message published to a stream with `x-stream-initial-offset` has this offset. It is the first message
-    for a reader that starts at `first` or `next`.
+    """The first message that is published to a stream with `x-stream-initial-offset` has this offset. A reader that
+    starts at `first` or `next` gets this message first.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         channel = connection.channel()
@@ -91,7 +91,7 @@ def test_the_first_message_of_a_stream_has_the_initial_offset(broker: EmbeddedBr
 
 def test_the_initial_offset_survives_a_restart(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
     """If the broker is restarted while a stream with `x-stream-initial-offset` is empty, the stream's first message
-    still gets that offset, and the management API counts one message.
+    still gets this offset. The management API then counts one message.
     """
     for count in range(2):
         with (
@@ -108,9 +108,11 @@ def test_the_initial_offset_survives_a_restart(tmp_path: Path, api_of: Callable[
 
 
 @pytest.mark.parametrize("initial", [0, MAX_INITIAL_OFFSET])
-def test_the_stream_protocol_creates_streams_with_an_initial_offset(broker: EmbeddedBroker, initial: int) -> None:
-    """A stream created over the stream protocol with `stream-initial-offset` begins at this offset. A reader from the
-    first, the next or a lower offset gets the message at the initial offset first.
+def test_a_stream_created_over_the_stream_protocol_can_have_an_initial_offset(
+    broker: EmbeddedBroker, initial: int
+) -> None:
+    """A stream that is created over the stream protocol with `stream-initial-offset` begins at this offset. A reader
+    that starts at the first, the next or a lower offset gets the message at the initial offset first.
     """
     client = opened(broker)
     assert client.create("s", stream_initial_offset=str(initial)) == 1
@@ -126,8 +128,8 @@ def test_the_stream_protocol_creates_streams_with_an_initial_offset(broker: Embe
 
 
 def test_declaring_a_stream_again_with_another_initial_offset_is_refused(broker: EmbeddedBroker) -> None:
-    """Declaring a stream again is refused, over AMQP 0-9-1 and over the stream protocol, if `x-stream-initial-offset`
-    differs, and succeeds if it is equal.
+    """A stream that is declared again, over AMQP 0-9-1 or the stream protocol, must have the same
+    `x-stream-initial-offset`. If it differs, the broker refuses the declaration.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         for _ in range(2):
@@ -150,16 +152,18 @@ def test_declaring_a_stream_again_with_another_initial_offset_is_refused(broker:
     ids=str,
 )
 def test_an_invalid_initial_offset_is_refused(broker: EmbeddedBroker, arguments: dict[str, object]) -> None:
-    """`x-stream-initial-offset` is refused with 406 if it is negative, larger than 2^62-1 or not an integer, or if the
-    queue is not a stream.
+    """The broker refuses `x-stream-initial-offset` with 406 if the value is negative, larger than 2^62-1 or not an
+    integer, or if the queue is not a stream.
     """
     assert f"invalid arg '{INITIAL_OFFSET}' for queue 's' in vhost '/'" in refusal(broker, arguments)
 
 
-@pytest.mark.parametrize("value", ["-1", "x", "", str(MAX_INITIAL_OFFSET + 1), str(2**63), "9" * 5000])
-def test_the_stream_protocol_refuses_an_invalid_initial_offset(broker: EmbeddedBroker, value: str) -> None:
-    """The command Create of the stream protocol gets PRECONDITION_FAILED if `stream-initial-offset` is not an integer
-    from 0 to 2^62-1.
+@pytest.mark.parametrize(
+    "value", ["-1", "x", "", str(MAX_INITIAL_OFFSET + 1), str(2**63), "9" * 5000], ids=lambda value: value[:30]
+)
+def test_an_invalid_initial_offset_is_refused_over_the_stream_protocol(broker: EmbeddedBroker, value: str) -> None:
+    """The broker answers the stream command `create` with PRECONDITION_FAILED if `stream-initial-offset` is not an
+    integer from 0 to 2^62-1.
     """
     client = opened(broker)
     assert client.create("s", stream_initial_offset=value) == PRECONDITION_FAILED
@@ -167,8 +171,8 @@ def test_the_stream_protocol_refuses_an_invalid_initial_offset(broker: EmbeddedB
 
 
 @pytest.mark.parametrize("like", ["3.10", "4.2", "4.3"])
-def test_older_versions_ignore_the_initial_offset(like: str) -> None:
-    """Up to RabbitMQ 4.3, `x-stream-initial-offset` has no effect: a stream's first message has offset 0."""
+def test_rabbitmq_up_to_4_3_ignores_the_initial_offset(like: str) -> None:
+    """Up to RabbitMQ 4.3, `x-stream-initial-offset` has no effect, and a stream's first message has the offset 0."""
     with (
         EmbeddedBroker(like=like, stream_port=0) as broker,
         pika.BlockingConnection(pika.URLParameters(broker.url)) as connection,

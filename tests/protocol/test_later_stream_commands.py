@@ -46,9 +46,11 @@ def orders(client: RawStream) -> list[str]:
     return partitions
 
 
-def test_partitions_and_route_return_the_streams_of_a_super_stream(client: RawStream, orders: list[str]) -> None:
-    """The stream command `partitions` returns all partitions of a super stream, and `route` returns those for a
-    routing key. Both are refused for a super stream that does not exist.
+def test_the_commands_partitions_and_route_return_the_streams_of_a_super_stream(
+    client: RawStream, orders: list[str]
+) -> None:
+    """The stream command `partitions` returns all partitions of a super stream, and the command `route` returns the
+    partitions for a routing key. The broker refuses both for a super stream that does not exist.
     """
     assert client.request(PARTITIONS, string("orders")) == (OK, strings(*orders))
     assert client.request(ROUTE, string("us") + string("orders")) == (OK, strings("orders-1"))
@@ -57,9 +59,9 @@ def test_partitions_and_route_return_the_streams_of_a_super_stream(client: RawSt
     assert client.request(ROUTE, string("us") + string("none")).code == NO_STREAM
 
 
-def test_a_super_stream_is_created_in_full_or_not_at_all(client: RawStream, orders: list[str]) -> None:
-    """A super stream is not created, not even in part, if one of its partitions already exists, or if it has more
-    binding keys than partitions.
+def test_a_super_stream_is_created_completely_or_not_at_all(client: RawStream, orders: list[str]) -> None:
+    """If a partition of a new super stream already exists, or if the super stream has more binding keys than
+    partitions, the broker creates no part of it.
     """
     again = string("more") + strings("more-0", orders[0]) + strings("a", "b") + table({})
     assert client.request(CREATE_SUPER_STREAM, again).code == EXISTS
@@ -70,7 +72,9 @@ def test_a_super_stream_is_created_in_full_or_not_at_all(client: RawStream, orde
 
 
 def test_a_super_stream_is_deleted_with_its_partitions(client: RawStream, orders: list[str]) -> None:
-    """Deleting a super stream deletes its partitions, and sends metadata-update to their readers."""
+    """When a client deletes a super stream, the broker deletes its partitions, and sends metadata-update to their
+    readers.
+    """
     client.subscribe(1, orders[0])
 
     assert client.request(DELETE_SUPER_STREAM, string("orders")).code == OK
@@ -102,8 +106,8 @@ def answer(client: RawStream, correlation: int, place: bytes = struct.pack(">H",
 def test_the_next_single_active_consumer_of_a_stream_becomes_active_when_the_active_one_disconnects(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
-    """When the active consumer in a stream's group of single active consumers disconnects, the next consumer becomes
-    active, and starts at the offset that it requests.
+    """If a stream has several single active consumers with the same name, and the active one disconnects, the next one
+    becomes active, and starts at the offset that it requests.
     """
     client.declare_publisher(1, stream)
     for number in range(2):
@@ -129,8 +133,8 @@ def test_the_next_single_active_consumer_of_a_stream_becomes_active_when_the_act
 def test_consumers_share_the_partitions_of_a_super_stream(
     open_stream: Opener, client: RawStream, orders: list[str]
 ) -> None:
-    """Two consumers of a super stream are each active on one of its two partitions. When one unsubscribes from its
-    partition, the other becomes active there as well.
+    """If two consumers read a super stream with two partitions, each is active on one of them. If one unsubscribes from
+    its partition, the other becomes active there as well.
     """
     first, second = open_stream(), open_stream()
     for number, partition in enumerate(orders):
@@ -151,15 +155,19 @@ def test_consumers_share_the_partitions_of_a_super_stream(
 
 
 def test_a_single_active_consumer_of_a_stream_needs_a_name(client: RawStream, stream: str) -> None:
-    """A stream subscription with single-active-consumer, but without a name, is refused with PRECONDITION_FAILED."""
+    """If a client subscribes to a stream with single-active-consumer but without a name, the broker answers with
+    PRECONDITION_FAILED.
+    """
     assert client.subscribe(1, stream, **{"single-active-consumer": "true"}) == PRECONDITION_FAILED
 
 
 # -- versions
 
 
-def test_deliver_version_2_contains_the_last_committed_chunk_id(client: RawStream, stream: str) -> None:
-    """If a client accepts version 2 of the stream command `deliver`, each delivered chunk comes with the id of the last
+def test_version_2_of_the_stream_command_deliver_contains_the_last_committed_chunk_id(
+    client: RawStream, stream: str
+) -> None:
+    """If a client accepts version 2 of the stream command `deliver`, each chunk is delivered with the id of the last
     committed chunk.
     """
     versions = client.request(EXCHANGE_COMMAND_VERSIONS, struct.pack(">IHHH", 1, DELIVER, 1, 2))
@@ -201,9 +209,11 @@ def test_a_stream_filter_skips_chunks_without_its_values(client: RawStream, stre
     assert client.entries(1) == [b"1"]
 
 
-def test_stream_stats_returns_the_first_and_last_chunk(client: RawStream, stream: str) -> None:
-    """The command stream_stats returns the ids of a stream's first chunk and last committed chunk, and is refused for
-    a stream that does not exist.
+def test_the_command_stream_stats_returns_the_first_and_the_last_committed_chunk(
+    client: RawStream, stream: str
+) -> None:
+    """The stream command `stream_stats` returns the ids of a stream's first chunk and its last committed chunk. The
+    broker refuses the command for a stream that does not exist.
     """
 
     def statistics() -> dict[str, int]:
@@ -223,8 +233,8 @@ def test_stream_stats_returns_the_first_and_last_chunk(client: RawStream, stream
 # -- the management API
 
 
-def test_stream_connections_are_listed_and_can_be_closed(client: RawStream, api: Api, vhost: str) -> None:
-    """The management API lists connections of the stream protocol, and closes a listed connection on DELETE."""
+def test_the_management_api_lists_and_closes_stream_connections(client: RawStream, api: Api, vhost: str) -> None:
+    """The management API lists connections of the stream protocol. A DELETE request closes the connection."""
     (found,) = api("GET", f"vhosts/{vhost}/connections")[1]
     assert (found["protocol"], found["user"], found["channels"]) == ("stream", "guest", 0)
     assert found["client_properties"] == {"product": "raw"}
@@ -239,16 +249,18 @@ def test_stream_connections_are_listed_and_can_be_closed(client: RawStream, api:
 
 
 def test_a_stream_frame_that_is_too_large_closes_the_connection(client: RawStream) -> None:
-    """A frame of the stream protocol above the negotiated maximum closes the connection with "frame too large"."""
+    """If a frame of the stream protocol is larger than the negotiated maximum, the broker closes the connection with
+    "frame too large".
+    """
     client.socket.sendall(struct.pack(">I", 1 << 30))
     client.socket.sendall(struct.pack(">HH", PUBLISH, 1))
 
     assert client.expect(CLOSE) == struct.pack(">IH", 1, 14) + string("frame too large")
 
 
-def test_a_publish_of_70000_messages_is_split_into_chunks(client: RawStream, stream: str) -> None:
-    """If a client publishes 70,000 messages to a stream at once, the broker stores them in several chunks of at most
-    65,535 messages; all are confirmed and delivered.
+def test_70000_messages_published_in_one_frame_are_split_into_chunks(client: RawStream, stream: str) -> None:
+    """If a client publishes 70,000 messages to a stream in one frame, the broker stores them in several chunks of at
+    most 65,535 messages. All of them are confirmed and delivered.
     """
     count = 70_000
     client.declare_publisher(1, stream)
@@ -264,9 +276,9 @@ def test_a_publish_of_70000_messages_is_split_into_chunks(client: RawStream, str
     assert max(sizes) <= 65_535
 
 
-def test_rstream_publishes_consumes_and_stores_an_offset_on_the_embedded_broker(broker: TestBroker) -> None:
-    """A program that uses the Python library rstream can publish with publisher confirms and in compressed batches,
-    consume, and store an offset.
+def test_rstream_can_publish_consume_and_store_an_offset_on_the_embedded_broker(broker: TestBroker) -> None:
+    """A program that uses the Python library rstream can publish with publisher confirms, publish in compressed
+    batches, consume, and store an offset.
     """
     rstream = pytest.importorskip("rstream")
     port = int(broker.streams.rpartition(":")[2])

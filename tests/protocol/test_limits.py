@@ -35,8 +35,10 @@ def ann(api: Api, vhost: str, amqp_url: str, ann: str) -> str:
     return amqp_url.replace("guest:guest", f"{ann}:secret")
 
 
-def test_limits_of_a_virtual_host_take_effect_at_once(api: Api, vhost: str, connect: Connect) -> None:
-    """A virtual host's max-connections and max-queues apply as soon as they are set, and until they are deleted."""
+def test_limits_of_a_virtual_host_take_effect_immediately(api: Api, vhost: str, connect: Connect) -> None:
+    """The limits max-connections and max-queues of a virtual host apply as soon as they are set, and until they are
+    deleted.
+    """
     for name in ("max-connections", "max-queues"):
         assert api("PUT", f"vhost-limits/{vhost}/{name}", {"value": 1})[0] in (201, 204)
     limits = {"max-connections": 1, "max-queues": 1}
@@ -56,7 +58,9 @@ def test_limits_of_a_virtual_host_take_effect_at_once(api: Api, vhost: str, conn
 
 
 def test_limits_of_a_user_apply_to_connections_and_channels(api: Api, ann: str, connect: Connect) -> None:
-    """A user with max-connections 1 and max-channels 2 is refused a second connection and a third channel."""
+    """If a user has the limits max-connections 1 and max-channels 2, the broker refuses the user's second connection
+    and third channel.
+    """
     name = urlsplit(ann).username
     api("PUT", f"user-limits/{name}/max-connections", {"value": 1})
     api("PUT", f"user-limits/{name}/max-channels", {"value": 2})
@@ -80,9 +84,12 @@ def test_limits_of_a_user_apply_to_connections_and_channels(api: Api, ann: str, 
         ("user", {"max-queues": 1}),
         ("user", {"max-channels": None}),
     ],
+    ids=str,
 )
 def test_an_invalid_limit_is_refused(api: Api, vhost: str, ann: str, of: str, wrong: dict[str, Any]) -> None:
-    """Setting an unknown limit, or a limit that is not an integer, gets 400, and the limit is not stored."""
+    """If a limit that is unknown or not an integer is set over HTTP, the broker answers with the status 400, and does
+    not store the limit.
+    """
     name = vhost if of == "vhost" else urlsplit(ann).username
     ((limit, value),) = wrong.items()
     assert api("PUT", f"{of}-limits/{name}/{limit}", {"value": value})[0] == 400
@@ -90,9 +97,9 @@ def test_an_invalid_limit_is_refused(api: Api, vhost: str, ann: str, of: str, wr
     assert api("GET", f"{of}-limits/{name}") == (200, [])
 
 
-def test_runtime_parameters_are_stored_by_component(api: Api, vhost: str) -> None:
+def test_the_limits_of_a_virtual_host_can_be_set_as_a_runtime_parameter(api: Api, vhost: str) -> None:
     """The limits of a virtual host can be set, read and deleted as a runtime parameter. Setting a parameter of an
-    unknown component gets 400.
+    unknown component gets the status 400.
     """
     value = {"max-queues": 7}
     path = f"parameters/vhost-limits/{vhost}"
@@ -114,8 +121,8 @@ def test_runtime_parameters_are_stored_by_component(api: Api, vhost: str) -> Non
     assert api("GET", "parameters/none/none")[0] == 404
 
 
-def test_global_parameters_store_any_value(api: Api) -> None:
-    """A global parameter can have any JSON value, and can be set, changed, listed and deleted over HTTP."""
+def test_a_global_parameter_can_have_any_json_value(api: Api) -> None:
+    """A global parameter can have any JSON value. It can be set, changed, listed and deleted over HTTP."""
     path = f"global-parameters/mqtool-{uuid.uuid4().hex[:8]}"
     assert api("PUT", path, {"value": {"a": [1, None]}})[0] == 201
     assert api("PUT", path, {"value": 5})[0] == 204
@@ -130,7 +137,9 @@ def test_global_parameters_store_any_value(api: Api) -> None:
 def test_only_an_administrator_may_close_another_users_connections(
     api: Api, vhost: str, ann: str, connect: Connect
 ) -> None:
-    """A user without the tag administrator cannot close another user's connections over HTTP; an administrator can."""
+    """A user without the tag administrator cannot close another user's connections over HTTP, but an
+    administrator can.
+    """
     bob = f"bob-{uuid.uuid4().hex[:8]}"
     api("PUT", f"users/{bob}", {"password": "secret", "tags": "management"})
     name, connection = urlsplit(ann).username, connect(ann)
@@ -150,8 +159,8 @@ def test_only_an_administrator_may_close_another_users_connections(
 def test_limits_and_global_parameters_survive_a_restart_and_an_export(
     tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """Limits and global parameters survive a restart, and are also set on another broker that imports the exported
-    definitions.
+    """Limits and global parameters survive a restart. If another broker imports the exported definitions, they are set
+    on that broker as well.
     """
     with EmbeddedBroker(data_dir=tmp_path / "a", management_port=0) as broker:
         api = api_of(broker)

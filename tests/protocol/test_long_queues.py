@@ -72,10 +72,10 @@ def numbers(taken: list[tuple[int, bool]]) -> list[int]:
     return [number for number, _ in taken]
 
 
-@pytest.mark.parametrize("arguments", KINDS)
+@pytest.mark.parametrize("arguments", KINDS, ids=["classic", "quorum", "priority"])
 def test_paged_out_messages_keep_their_order(channel: BlockingChannel, arguments: dict[str, Any]) -> None:
-    """1,200 messages that were paged out to disk are delivered in order, even after closing a channel has requeued
-    some of them.
+    """If 1,200 messages were paged out to disk, they are delivered in order, even if some of them were requeued because
+    a channel was closed.
     """
     channel.queue_declare("q", durable=True, arguments=arguments)
     publish(channel)
@@ -92,7 +92,7 @@ def test_paged_out_messages_keep_their_order(channel: BlockingChannel, arguments
 
 def test_transient_and_persistent_messages_keep_their_order(channel: BlockingChannel) -> None:
     """If transient messages, which stay in memory, and persistent messages are published alternately, they are
-    delivered in the order of publishing.
+    delivered in the order in which they were published.
     """
     channel.queue_declare("q", durable=True)
     for number in range(40):
@@ -101,7 +101,7 @@ def test_transient_and_persistent_messages_keep_their_order(channel: BlockingCha
 
 
 def test_paged_out_messages_are_delivered_by_priority(channel: BlockingChannel) -> None:
-    """Of 1,200 messages paged out to disk, those with the higher priority are delivered first."""
+    """If 1,200 messages were paged out to disk, those with the higher priority are delivered first."""
     channel.queue_declare("q", durable=True, arguments={"x-max-priority": 2})
     publish(channel, range(600))
     publish(channel, range(600, MANY), priority=1)
@@ -109,7 +109,7 @@ def test_paged_out_messages_are_delivered_by_priority(channel: BlockingChannel) 
 
 
 def test_paged_out_messages_expire_in_order(channel: BlockingChannel) -> None:
-    """Messages that were paged out to disk expire, and are dead-lettered in the order of publishing."""
+    """Messages that were paged out to disk expire, and are dead-lettered in the order in which they were published."""
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     channel.queue_declare("q", durable=True, arguments=arguments)
     channel.queue_declare("dead", durable=True)
@@ -121,8 +121,8 @@ def test_paged_out_messages_expire_in_order(channel: BlockingChannel) -> None:
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_full_queue_dead_letters_its_oldest_messages_from_disk(channel: BlockingChannel, kind: str) -> None:
-    """A queue with x-max-length 700 that gets 1,200 messages, paged out to disk, dead-letters the oldest 500 in
-    order.
+    """If a queue with x-max-length 700 gets 1,200 messages, which are paged out to disk, it dead-letters the oldest 500
+    messages in order.
     """
     arguments = {"x-queue-type": kind, "x-max-length": 700}
     dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
@@ -136,6 +136,7 @@ def test_a_full_queue_dead_letters_its_oldest_messages_from_disk(channel: Blocki
 @pytest.mark.parametrize(
     ("how", "arguments"),
     [*zip(["stop", "kill", "kill, then stop"], KINDS, strict=True), ("stop", KINDS[1]), ("kill", KINDS[0])],
+    ids=str,
 )
 def test_paged_out_messages_survive_a_restart(
     process: BrokerProcess, channel: BlockingChannel, arguments: dict[str, Any], how: str
@@ -160,7 +161,7 @@ def test_paged_out_messages_survive_a_restart(
         assert taken == [(number, number == 0) for number in range(MANY)]
 
 
-@pytest.mark.parametrize("arguments", KINDS)
+@pytest.mark.parametrize("arguments", KINDS, ids=["classic", "quorum", "priority"])
 def test_purged_messages_do_not_return_after_a_kill(
     process: BrokerProcess, channel: BlockingChannel, arguments: dict[str, Any]
 ) -> None:
@@ -178,8 +179,8 @@ def test_purged_messages_do_not_return_after_a_kill(
     assert depth(channel) == 0
 
 
-def test_sixty_thousand_waiting_messages_take_less_than_60_mb(process: BrokerProcess) -> None:
-    """60,000 messages of 1,000 bytes that wait in a queue take less than 60 MB of the broker's memory, even after a
+def test_60000_waiting_messages_take_less_than_60_mb_of_memory(process: BrokerProcess) -> None:
+    """If 60,000 messages of 1,000 bytes wait in a queue, they take less than 60 MB of the broker's memory, even after a
     restart.
     """
     nothing = resident(process.pid)

@@ -61,8 +61,8 @@ def test_a_stream_reader_is_listed_as_a_consumer(api: Api, vhost: str, client: R
 
 
 def test_declarations_over_http_get_201_204_or_400(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """Over HTTP, declaring a new object gets 201, declaring it again 204, and declaring an existing queue with other
-    arguments 400. A missing object gets 404.
+    """Over HTTP, declaring a new object gets the status 201, and declaring it again gets 204. Declaring an existing
+    queue with other arguments gets 400, and reading a missing object gets 404.
     """
     queue = {"durable": True, "arguments": {"x-message-ttl": 1000}}
     assert api("PUT", f"queues/{vhost}/q", queue)[0] == 201
@@ -83,8 +83,8 @@ def test_declarations_over_http_get_201_204_or_400(api: Api, vhost: str, channel
 
 
 def test_booleans_can_be_sent_as_text(api: Api, vhost: str) -> None:
-    """The management API accepts the strings "true" and "false" as booleans, as rabbitmqadmin sends them. It answers
-    400 to any other value that is not a boolean.
+    """The management API accepts the strings "true" and "false", which rabbitmqadmin sends, as booleans. If a value is
+    any other text or type, the API answers with the status 400.
     """
     flags = ("durable", "auto_delete", "internal")
     for name, wanted in (("d", (True, False, False)), ("i", (True, True, True))):
@@ -98,9 +98,9 @@ def test_booleans_can_be_sent_as_text(api: Api, vhost: str) -> None:
         assert api("PUT", f"queues/{vhost}/wrong", {"durable": wrong})[0] == 400
 
 
-def test_health_checks_return_503_for_a_missing_listener(api: Api) -> None:
-    """The management API answers 503 to a health check for a port or protocol without a listener, and lists the ports
-    or protocols that have one.
+def test_a_health_check_for_a_port_or_protocol_without_a_listener_gets_503(api: Api) -> None:
+    """If a health check asks for a port or protocol without a listener, the management API answers with the status 503,
+    and lists the ports or protocols that have one.
     """
     assert api("GET", "health/checks/alarms")[0] == 200
     status, answer = api("GET", "health/checks/protocol-listener/amqp091")
@@ -115,8 +115,8 @@ def test_health_checks_return_503_for_a_missing_listener(api: Api) -> None:
 
 
 def test_a_missing_policy_or_parameter_gets_404(api: Api, vhost: str) -> None:
-    """GET of a missing policy or global parameter gets 404; the list of a virtual host without policies is empty.
-    Declaring a queue named `amq.…` over HTTP is refused.
+    """If a policy or a global parameter does not exist, reading it over HTTP gets the status 404. The list of policies
+    of a virtual host without policies is empty. A queue whose name begins with `amq.` cannot be declared over HTTP.
     """
     assert api("GET", f"policies/{vhost}") == (200, [])
     for path in (f"policies/{vhost}/none", f"operator-policies/{vhost}/none", "global-parameters/none"):
@@ -138,8 +138,8 @@ def test_the_management_api_lists_a_clients_connection_name(api: Api, vhost: str
 def test_at_least_once_dead_lettering_keeps_an_unroutable_dead_letter(
     api: Api, vhost: str, channel: BlockingChannel, take: Take
 ) -> None:
-    """With at-least-once dead-lettering, a quorum queue keeps a dead letter that cannot be routed, and counts the
-    dead letter in messages_dlx.
+    """If a quorum queue uses at-least-once dead-lettering, it keeps a dead letter that cannot be routed, and counts it
+    in messages_dlx.
     """
     strategy = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
     arguments = {"x-queue-type": "quorum", "x-dead-letter-exchange": "amq.fanout", **strategy}
@@ -159,7 +159,7 @@ GET = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto"}
 def test_messages_can_be_published_and_read_over_http(
     api: Api, vhost: str, channel: BlockingChannel, take: Take
 ) -> None:
-    """Over HTTP, messages can be published and read, as text or base64, with their properties. The ackmode decides
+    """Messages can be published and read over HTTP, as text or base64, with their properties. The ackmode decides
     whether a message is requeued or removed after it was read.
     """
     channel.queue_declare("q", durable=True)
@@ -197,11 +197,14 @@ def test_messages_can_be_published_and_read_over_http(
         {"properties": {"delivery_mode": "2"}},
         {"properties": {"expiration": "soon"}},
     ],
+    ids=str,
 )
 def test_publishing_an_invalid_message_over_http_gets_400(
     api: Api, vhost: str, channel: BlockingChannel, wrong: dict[str, Any]
 ) -> None:
-    """Publishing a message over HTTP with an invalid encoding or property, or without a required field, gets 400."""
+    """If a message with an invalid encoding or property, or without a required field, is published over HTTP, the
+    management API answers with the status 400.
+    """
     channel.queue_declare("q", durable=True)
     assert api("POST", f"exchanges/{vhost}/amq.default/publish", {**MESSAGE, **wrong})[0] == 400
     for missing in MESSAGE:
@@ -209,8 +212,10 @@ def test_publishing_an_invalid_message_over_http_gets_400(
         assert api("POST", f"exchanges/{vhost}/amq.default/publish", body)[0] == 400
 
 
-def test_a_binding_is_read_by_its_properties_key(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """GET of a binding by its properties key returns the binding; GET with another key gets 404."""
+def test_a_binding_can_be_read_over_http_by_its_properties_key(api: Api, vhost: str, channel: BlockingChannel) -> None:
+    """A GET request with a binding's properties key returns the binding. A GET request with another key gets the status
+    404.
+    """
     channel.queue_declare("q", durable=True)
     path = f"bindings/{vhost}/e/amq.topic/q/q"
     assert api("POST", path, {"routing_key": "a.b", "arguments": {}})[0] == 201
@@ -218,11 +223,11 @@ def test_a_binding_is_read_by_its_properties_key(api: Api, vhost: str, channel: 
     assert api("GET", f"{path}/none")[0] == 404
 
 
-def test_lists_of_bindings_contain_those_of_the_default_exchange(
+def test_lists_of_bindings_contain_the_bindings_of_the_default_exchange(
     api: Api, vhost: str, channel: BlockingChannel
 ) -> None:
-    """The management API's lists of bindings contain those of the default exchange. DELETE with a binding's
-    properties key removes the binding.
+    """The management API's lists of bindings contain the bindings of the default exchange. A DELETE request with a
+    binding's properties key removes the binding.
     """
     channel.queue_declare("q")
     channel.exchange_declare("x", "topic")
@@ -245,8 +250,8 @@ def test_lists_of_bindings_contain_those_of_the_default_exchange(
 def test_a_queue_is_shown_with_its_counts_and_arguments(
     broker: TestBroker, api: Api, vhost: str, channel: BlockingChannel, take: Take
 ) -> None:
-    """The management API shows a queue's type, arguments, number of consumers, and counts of ready and unacknowledged
-    messages.
+    """The management API shows a queue's type, its arguments, the number of its consumers, and the numbers of its ready
+    and unacknowledged messages.
     """
     channel.queue_declare("q", durable=True, arguments={"x-max-priority": 3})
     channel.confirm_delivery()
@@ -284,9 +289,11 @@ def test_consumers_are_listed_with_queue_and_prefetch(api: Api, vhost: str, chan
 
 
 @pytest.mark.parametrize("query", ["page=1&page_size=2", "page=2&page_size=2", "page=1&page_size=100&name=q"])
-def test_lists_can_be_read_in_pages(api: Api, vhost: str, channel: BlockingChannel, query: str) -> None:
-    """A request to the management API with page and page_size returns that page of the list, with the counts of all
-    items and of the items on the page.
+def test_lists_of_the_management_api_can_be_read_in_pages(
+    api: Api, vhost: str, channel: BlockingChannel, query: str
+) -> None:
+    """If a request to the management API has the parameters page and page_size, it returns this page of the list, with
+    the number of all items and the number of items on the page.
     """
     for number in range(3):
         channel.queue_declare(f"q{number}")
@@ -296,7 +303,7 @@ def test_lists_can_be_read_in_pages(api: Api, vhost: str, channel: BlockingChann
     assert page["item_count"] == len(page["items"]) == (3 if "100" in query else 2 if "page=1" in query else 1)
 
 
-def test_a_new_vhost_has_the_predeclared_exchanges(api: Api, vhost: str) -> None:
+def test_a_new_virtual_host_has_the_predeclared_exchanges(api: Api, vhost: str) -> None:
     """A new virtual host has exactly RabbitMQ's predeclared exchanges: the default exchange, amq.direct, amq.topic
     and so on.
     """
@@ -314,9 +321,9 @@ def test_a_new_vhost_has_the_predeclared_exchanges(api: Api, vhost: str) -> None
     assert exchanges["amq.rabbitmq.trace"]["internal"] is True
 
 
-def test_users_are_added_and_deleted_over_http(api: Api, vhost: str) -> None:
-    """A user can be added over HTTP, with a password, tags and permissions, and deleted. A login with a wrong
-    password gets 401.
+def test_users_can_be_added_and_deleted_over_http(api: Api, vhost: str) -> None:
+    """A user can be added over HTTP with a password, tags and permissions, and can be deleted. A login with a wrong
+    password gets the status 401.
     """
     name = f"ann-{uuid.uuid4().hex[:8]}"
     assert api("PUT", f"users/{name}", {"password": "secret", "tags": "monitoring"})[0] == 201
@@ -332,9 +339,9 @@ def test_users_are_added_and_deleted_over_http(api: Api, vhost: str) -> None:
     assert api("GET", f"users/{name}")[0] == 404
 
 
-def test_overview_and_nodes_have_the_fields_that_monitoring_tools_use(api: Api) -> None:
-    """The management API's overview, nodes, alarm health check and feature flags have the fields that monitoring tools
-    use, such as rabbitmq_version and fd_used.
+def test_the_management_api_has_the_fields_that_monitoring_tools_use(api: Api) -> None:
+    """In the management API, the overview, the nodes, the health check of alarms and the feature flags have the fields
+    that monitoring tools use, such as rabbitmq_version and fd_used.
     """
     overview = api("GET", "overview")[1]
     assert re.match(r"\d+\.\d+", overview["rabbitmq_version"])
@@ -367,7 +374,7 @@ def test_the_memory_of_a_node_is_listed_by_purpose(api: Api) -> None:
 
 
 def test_logins_are_counted_by_protocol(api: Api, broker: TestBroker) -> None:
-    """The management API counts successful and failed logins by protocol, and resets the counts on DELETE."""
+    """The management API counts successful and failed logins for each protocol. A DELETE request resets the counts."""
     name = api("GET", "nodes")[1][0]["name"]
 
     def counts(protocol: str) -> tuple[int, int, int]:
@@ -391,9 +398,9 @@ def test_logins_are_counted_by_protocol(api: Api, broker: TestBroker) -> None:
     assert counts("amqp091")[2] < later[2]
 
 
-def test_a_missing_vhost_gets_404(api: Api, vhost: str) -> None:
-    """GET of a virtual host that does not exist, or of its queues, gets 404. Declaring an existing virtual host gets
-    204.
+def test_a_missing_virtual_host_gets_404(api: Api, vhost: str) -> None:
+    """If a virtual host does not exist, reading it or its queues over HTTP gets the status 404. Declaring an existing
+    virtual host gets 204.
     """
     assert api("PUT", f"vhosts/{vhost}")[0] == 204
     assert api("GET", f"vhosts/{vhost}")[1]["name"] == vhost
@@ -420,8 +427,8 @@ def ann(api: Api, ann: str) -> str:
 
 @pytest.mark.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")
 def test_the_management_api_checks_tags_and_permissions(api: Api, vhost: str, ann: str) -> None:
-    """A user with the tag management may declare and delete over HTTP what the user's permissions allow; lists of
-    users, permissions and nodes are refused with 401.
+    """Over HTTP, a user with the tag management may declare and delete what the user's permissions allow. If this user
+    requests the users, permissions or nodes, the management API answers with the status 401.
     """
 
     def as_ann(method: str, path: str, body: object = None) -> int:
@@ -441,7 +448,7 @@ def test_the_management_api_checks_tags_and_permissions(api: Api, vhost: str, an
     assert as_ann("DELETE", f"queues/{vhost}/ann-q") == 204
 
 
-def test_the_creator_of_a_vhost_gets_full_permissions(api: Api) -> None:
+def test_the_creator_of_a_virtual_host_gets_full_permissions(api: Api) -> None:
     """The user who creates a virtual host over HTTP gets full permissions for it."""
     name = f"made-{uuid.uuid4().hex[:8]}"
     assert api("PUT", f"vhosts/{name}", {"description": "to try"})[0] == 201
@@ -451,7 +458,9 @@ def test_the_creator_of_a_vhost_gets_full_permissions(api: Api) -> None:
     assert api("DELETE", f"vhosts/{name}")[0] == 204
 
 
-def test_lists_are_sorted_by_name_or_column(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
+def test_lists_of_the_management_api_are_sorted_by_name_or_by_the_given_column(
+    api: Api, vhost: str, channel: BlockingChannel, take: Take
+) -> None:
     """The management API sorts lists by name, or by the column that the parameter `sort` names."""
     for number, name in enumerate("cab"):
         channel.queue_declare(name)
@@ -470,8 +479,8 @@ def test_lists_are_sorted_by_name_or_column(api: Api, vhost: str, channel: Block
 def test_a_queues_message_stats_count_gets_and_show_a_publish_rate(
     api: Api, vhost: str, channel: BlockingChannel, take: Take
 ) -> None:
-    """A queue's message_stats count deliveries by basic.get with and without acknowledgement separately, and show the
-    rate of publishes.
+    """A queue's message_stats count deliveries by basic.get, separately with and without acknowledgement, and show the
+    rate of publishing.
     """
     channel.queue_declare("q")
     for _ in range(2):
@@ -494,8 +503,8 @@ def test_a_queues_message_stats_count_gets_and_show_a_publish_rate(
 
 
 def test_the_overview_lists_the_amqp_port(api: Api, amqp_url: str) -> None:
-    """The management API's overview lists the AMQP listener's port, so that a tool can tell which broker the management
-    API belongs to.
+    """The management API's overview lists the port of the AMQP listener, so that a tool can tell which broker the
+    management API belongs to.
     """
     ports = {listener["port"] for listener in api("GET", "overview")[1]["listeners"]}
     # A broker in a container knows its own port, not the one that Docker publishes.
@@ -503,7 +512,7 @@ def test_the_overview_lists_the_amqp_port(api: Api, amqp_url: str) -> None:
 
 
 def test_the_overview_lists_the_management_api(api: Api) -> None:
-    """The "contexts" in the management API's overview contain the management plugin and its port."""
+    """In the management API's overview, "contexts" contains the management plugin and its port."""
 
     def found() -> list[Any]:
         return [each for each in api("GET", "overview")[1]["contexts"] if each["description"] == "RabbitMQ Management"]
@@ -513,7 +522,9 @@ def test_the_overview_lists_the_management_api(api: Api) -> None:
 
 
 def test_deleting_a_virtual_host_closes_its_connections(api_of: Callable[[EmbeddedBroker], Api]) -> None:
-    """If a virtual host is deleted, the embedded broker sends connection.close to its clients, with the reason."""
+    """When a virtual host is deleted, the embedded broker sends connection.close with the reason to the virtual host's
+    clients.
+    """
     with EmbeddedBroker(management_port=0) as broker:
         api = api_of(broker)
         api("PUT", "vhosts/gone", {})

@@ -99,7 +99,7 @@ def test_events_follow_a_message_from_publish_to_acknowledgement(
 
 
 def test_events_name_a_consumer_as_the_management_api_does(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event `delivered` names the consumer by its channel and consumer tag, as the management API does."""
+    """The event `delivered` names the consumer by its channel and its consumer tag, as the management API does."""
     channel.queue_declare("q")
     events = Events(broker)
     channel.basic_consume("q", lambda *_: None, auto_ack=True, consumer_tag="me")
@@ -146,8 +146,8 @@ def test_events_report_returned_dropped_and_refused_messages(broker: EmbeddedBro
 def test_events_report_a_message_to_an_exchange_that_does_not_exist(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """A message published to an exchange that does not exist causes only the event unknown-exchange, which names the
-    exchange and the publisher's protocol, and has the body.
+    """If a message is published to an exchange that does not exist, the only event is `unknown-exchange`. It names the
+    exchange and the publisher's protocol, and contains the body.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -158,8 +158,8 @@ def test_events_report_a_message_to_an_exchange_that_does_not_exist(
 
 
 def test_events_say_whether_a_connection_was_closed_or_lost(broker: EmbeddedBroker) -> None:
-    """The event `requeued` gives the reason `closed` if the client closed the channel or connection, and `lost` if
-    the connection broke.
+    """The event `requeued` has the reason `closed` if the client closed the channel or the connection, and the reason
+    `lost` if the connection broke.
     """
     with RawAmqp10(broker.url) as client, pika.BlockingConnection(pika.URLParameters(broker.url)) as publisher:
         publisher.channel().queue_declare("q", durable=True)
@@ -207,7 +207,7 @@ def test_events_report_an_unroutable_amqp_1_0_message_as_returned_or_dropped(bro
 
 
 def test_events_name_the_protocol_of_publishers_and_consumers(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event `published` names the publisher's protocol, and the event `delivered` the consumer's protocol and
+    """The event `published` names the publisher's protocol. The event `delivered` names the consumer's protocol and
     connection.
     """
     channel.queue_declare("q", durable=True)
@@ -222,12 +222,14 @@ def test_events_name_the_protocol_of_publishers_and_consumers(broker: EmbeddedBr
         assert delivered["consumer"].startswith(delivered["to"]["connection"])
 
 
-@pytest.mark.parametrize(("arguments", "reason"), [({"x-message-ttl": 1}, "expired"), ({"x-max-length": 0}, "maxlen")])
+@pytest.mark.parametrize(
+    ("arguments", "reason"), [({"x-message-ttl": 1}, "expired"), ({"x-max-length": 0}, "maxlen")], ids=str
+)
 def test_events_follow_a_dead_letter_to_its_queue(
     broker: EmbeddedBroker, channel: BlockingChannel, arguments: dict[str, int], reason: str
 ) -> None:
-    """The event `dead-lettered` has the reason and the dead-letter exchange, and the event `published` after it names
-    the queue in which the message died.
+    """The event `dead-lettered` contains the reason and the dead-letter exchange. The event `published` that follows it
+    names the queue from which the message was dead-lettered.
     """
     channel.queue_declare("dead")
     to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
@@ -241,8 +243,8 @@ def test_events_follow_a_dead_letter_to_its_queue(
 
 
 def test_events_report_discarded_and_purged_messages(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """A message rejected from a queue without a dead-letter exchange causes the event `discarded`, and a purge causes
-    the event `purged` with the queue's name.
+    """If a message is rejected and its queue has no dead-letter exchange, this causes the event `discarded`. A purge
+    causes the event `purged` with the name of the queue.
     """
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x")
@@ -262,9 +264,11 @@ def test_events_report_discarded_and_purged_messages(broker: EmbeddedBroker, cha
     assert purged["queue"] == "q"
 
 
-def test_events_report_until_when_a_message_is_delayed(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """The event `delayed` says until when a message is delayed. Until then, the list of waiting messages contains the
-    message with its exchange.
+def test_events_report_the_time_until_which_a_message_is_delayed(
+    broker: EmbeddedBroker, channel: BlockingChannel
+) -> None:
+    """The event `delayed` contains the time until which a message is delayed. Until then, the list of waiting messages
+    contains the message and its exchange.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")
@@ -281,8 +285,8 @@ def test_events_report_until_when_a_message_is_delayed(broker: EmbeddedBroker, c
 def test_events_report_that_a_delayed_message_or_dead_letter_is_dropped(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If no queue gets a dead letter, or a delayed message when it is due, the event `dropped` follows the event
-    `published`.
+    """If a dead letter, or a delayed message that is due, reaches no queue, the event `published` is followed by the
+    event `dropped`.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "direct"})
     dead = {"x-dead-letter-exchange": "amq.direct", "x-message-ttl": 1}
@@ -297,8 +301,8 @@ def test_events_report_that_a_delayed_message_or_dead_letter_is_dropped(
 
 
 def test_events_report_appended_and_read_messages_of_a_stream(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """A message of a stream causes the event `appended` when it is published and `read` when it is delivered, each
-    with its offset; acknowledging the message causes no event.
+    """A message of a stream causes the event `appended` when it is published, and the event `read` when it is
+    delivered, each with its offset. Acknowledging the message causes no event.
     """
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
     channel.basic_qos(prefetch_count=10)
@@ -324,9 +328,9 @@ def with_stream(broker: EmbeddedBroker) -> RawStream:
     return client
 
 
-def test_events_of_the_stream_protocol_have_no_exchange_and_count_reads(broker: EmbeddedBroker) -> None:
-    """The events of a message published over the stream protocol have a path without an exchange, and the messages
-    delivered to each reader are counted.
+def test_events_of_the_stream_protocol_name_no_exchange_and_count_deliveries(broker: EmbeddedBroker) -> None:
+    """If a message is published over the stream protocol, the path in its events contains no exchange. The messages
+    that are delivered to each reader are counted.
     """
     with closing(with_stream(broker)) as client:
         events = Events(broker)
@@ -355,8 +359,8 @@ def test_events_of_the_stream_protocol_have_no_exchange_and_count_reads(broker: 
 
 
 def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: EmbeddedBroker) -> None:
-    """If a client stores an offset, the event `stored` names the stream, the reader and the client, and the counts have
-    the offset that was stored last. A reset offset is reported as -1.
+    """If a client stores an offset, the event `stored` names the stream, the reader and the client, and the response
+    contains the offset that was stored last. If the offset is reset, the event reports -1.
     """
     with closing(with_stream(broker)) as client:
         events = Events(broker)
@@ -378,7 +382,7 @@ def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: Embed
 def test_events_report_an_amqp_1_0_client_that_cannot_publish_to_an_address(
     broker: EmbeddedBroker, address: str
 ) -> None:
-    """If an AMQP 1.0 client attaches a sender to a queue or exchange that does not exist, the event unknown-address
+    """If an AMQP 1.0 client attaches a sender to a queue or exchange that does not exist, the event `unknown-address`
     names the client and the address.
     """
     events = Events(broker)
@@ -388,11 +392,11 @@ def test_events_report_an_amqp_1_0_client_that_cannot_publish_to_an_address(
         assert (unknown["address"], unknown["from"]["protocol"]) == (address, "AMQP 1-0")
 
 
-def test_if_messages_are_published_quickly_all_are_counted_but_only_some_are_reported(
+def test_quickly_published_messages_are_all_counted_but_only_some_cause_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If 3,000 messages are published quickly, all are counted, but only some are reported as events. The response to a
-    client that asks for events that are no longer stored says that some are lost.
+    """If 3,000 messages are published quickly, all of them are counted, but only some cause events. If a client
+    requests events that are no longer stored, the response says that some are lost.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -412,8 +416,8 @@ def test_if_messages_are_published_quickly_all_are_counted_but_only_some_are_rep
 def test_events_follow_a_dead_letter_to_a_queue_whose_new_messages_are_only_counted(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If messages are published to a routing key faster than events can report them, they are only counted. A message
-    that events have already reported is still followed when it is dead-lettered to the same routing key.
+    """If messages are published to a routing key faster than events can report them, they are only counted. If a
+    message that events have already reported is dead-lettered to this routing key, events still report it.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
@@ -455,7 +459,7 @@ def test_a_delayed_message_omitted_from_the_events_does_not_affect_later_events(
 
 
 def test_a_request_for_events_waits_until_there_is_one(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """A request for events with a timeout is answered with the next event as soon as it happens."""
+    """If a request for events has a timeout, it is answered as soon as the next event happens."""
     channel.queue_declare("q")
     events = Events(broker)
     with ThreadPoolExecutor() as threads:
@@ -470,7 +474,7 @@ def test_a_request_for_events_waits_until_there_is_one(broker: EmbeddedBroker, c
 def test_messages_of_a_deleted_queue_are_no_longer_tracked_for_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """After a queue is deleted, the broker tracks neither its ready nor its unacknowledged messages for events."""
+    """After a queue is deleted, the broker no longer tracks its ready and unacknowledged messages for events."""
     channel.queue_declare("q")
     events = Events(broker)
     for body in (b"x", b"y"):
@@ -492,7 +496,9 @@ def watcher_of(broker: EmbeddedBroker) -> Any:
 def test_the_broker_stops_recording_events_that_nobody_requests(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """The broker records events only once a client requests them, and stops within 30 seconds of the last request."""
+    """The broker starts recording events when a client requests them, and stops within 30 seconds after the last
+    request.
+    """
     assert channel.is_open
     assert watcher_of(broker) is None
     Events(broker)
@@ -501,7 +507,9 @@ def test_the_broker_stops_recording_events_that_nobody_requests(
 
 
 def test_only_administrators_may_read_events(broker: EmbeddedBroker) -> None:
-    """A user with the tag monitoring gets 401 for GET /api/mqtool/events, because events contain message bodies."""
+    """A user with the tag monitoring gets the status 401 for GET /api/mqtool/events, because events contain message
+    bodies.
+    """
     api = f"{broker.urls['http']}/api/users/looker"
     body = json.dumps({"password": "x", "tags": "monitoring"}).encode()
     login = {"Authorization": "Basic " + base64.b64encode(b"guest:guest").decode()}

@@ -41,26 +41,28 @@ ALL_PROPERTIES = BasicProperties(
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"\x00\xff\xce", "grüße".encode(), b"x" * 131_064, b"x" * 131_065, b"y" * 400_000]
+    "body",
+    [b"", b"\x00\xff\xce", "grüße".encode(), b"x" * 131_064, b"x" * 131_065, b"y" * 400_000],
+    ids=lambda body: f"{len(body)} bytes",
 )
-def test_a_body_is_delivered_unchanged(channel: BlockingChannel, take: Take, body: bytes) -> None:
-    """A message body of 0 to 400,000 bytes, text or binary, arrives unchanged, whether it fits into one frame or
-    needs several.
+def test_a_message_body_is_delivered_unchanged(channel: BlockingChannel, take: Take, body: bytes) -> None:
+    """A text or binary message body of 0 to 400,000 bytes arrives unchanged, whether it fits into one frame or needs
+    several.
     """
     channel.queue_declare("q")
     channel.basic_publish("", "q", body)
     assert take.one("q")[2] == body
 
 
-def test_properties_are_delivered_unchanged(channel: BlockingChannel, take: Take) -> None:
-    """A message arrives with all its properties unchanged, including headers of many types."""
+def test_message_properties_are_delivered_unchanged(channel: BlockingChannel, take: Take) -> None:
+    """A message arrives with all its properties unchanged, including headers with values of many types."""
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x", ALL_PROPERTIES)
     assert take.one("q")[1] == ALL_PROPERTIES
 
 
-def test_messages_are_delivered_in_order_with_rising_tags(channel: BlockingChannel, take: Take) -> None:
-    """Messages are delivered in the order of publishing, with delivery tags that count from 1."""
+def test_messages_are_delivered_in_order_with_consecutive_delivery_tags(channel: BlockingChannel, take: Take) -> None:
+    """Messages are delivered in the order in which they were published, with the delivery tags 1, 2, 3 and so on."""
     channel.queue_declare("q")
     for number in range(10):
         channel.basic_publish("", "q", str(number).encode())
@@ -71,7 +73,7 @@ def test_messages_are_delivered_in_order_with_rising_tags(channel: BlockingChann
 
 
 def test_basic_get_from_an_empty_queue_returns_nothing(channel: BlockingChannel) -> None:
-    """The broker answers basic.get from an empty queue with basic.get-empty."""
+    """If a client sends basic.get for an empty queue, the broker answers with basic.get-empty."""
     channel.queue_declare("q")
     assert channel.basic_get("q") == (None, None, None)
 
@@ -90,7 +92,9 @@ def test_requeued_messages_keep_their_position_and_are_marked_as_redelivered(
     assert [(body, method.redelivered) for method, _, body in got] == [(b"1", True), (b"2", True), (b"3", False)]
 
 
-def test_nack_with_multiple_requeues_all_up_to_the_tag(channel: BlockingChannel, take: Take) -> None:
+def test_basic_nack_with_multiple_requeues_all_messages_up_to_the_delivery_tag(
+    channel: BlockingChannel, take: Take
+) -> None:
     """basic.nack with `multiple` requeues all unacknowledged messages up to and including the given delivery tag."""
     channel.queue_declare("q")
     for number in range(5):
@@ -103,7 +107,7 @@ def test_nack_with_multiple_requeues_all_up_to_the_tag(channel: BlockingChannel,
 
 
 def test_basic_recover_requeues_unacknowledged_messages(channel: BlockingChannel, take: Take) -> None:
-    """After basic.recover, the channel's unacknowledged message is delivered again and marked as redelivered."""
+    """After basic.recover, the channel's unacknowledged messages are delivered again, marked as redelivered."""
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"x")
     take.one("q", auto_ack=False)
@@ -111,10 +115,12 @@ def test_basic_recover_requeues_unacknowledged_messages(channel: BlockingChannel
     assert take.one("q")[0].redelivered
 
 
-def test_closing_a_channel_requeues_its_messages(
+def test_closing_a_channel_requeues_its_unacknowledged_messages(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """When a channel is closed, its unacknowledged message is requeued and marked as redelivered."""
+    """When a channel is closed, its unacknowledged messages are requeued, and are marked as redelivered when they are
+    delivered again.
+    """
     channel.queue_declare("q")
     other = connection.channel()
     channel.basic_publish("", "q", b"x")
@@ -125,7 +131,7 @@ def test_closing_a_channel_requeues_its_messages(
 
 
 def test_an_unroutable_mandatory_message_is_returned(channel: BlockingChannel) -> None:
-    """The publisher of an unroutable mandatory message gets basic.return with 312 NO_ROUTE and the whole message."""
+    """If a mandatory message is unroutable, its publisher gets basic.return with 312 NO_ROUTE and the whole message."""
     channel.confirm_delivery()
     with pytest.raises(UnroutableError) as unroutable:
         channel.basic_publish("amq.direct", "nobody", b"x", ALL_PROPERTIES, mandatory=True)
@@ -141,7 +147,7 @@ def test_an_unroutable_message_that_is_not_mandatory_is_confirmed(channel: Block
     channel.basic_publish("amq.direct", "nobody", b"x")
 
 
-@pytest.mark.parametrize("arguments", [{}, {"x-queue-type": "quorum"}])
+@pytest.mark.parametrize("arguments", [{}, {"x-queue-type": "quorum"}], ids=["classic", "quorum"])
 def test_each_persistent_message_is_confirmed(channel: BlockingChannel, arguments: dict[str, Any]) -> None:
     """Each persistent message published to a durable classic or quorum queue is confirmed."""
     channel.queue_declare("q", durable=True, arguments=arguments)
@@ -151,8 +157,10 @@ def test_each_persistent_message_is_confirmed(channel: BlockingChannel, argument
     assert channel.queue_declare("q", durable=True, arguments=arguments).method.message_count == 20
 
 
-def test_a_transaction_publishes_when_it_is_committed(channel: BlockingChannel, take: Take) -> None:
-    """A message published in a transaction is in the queue after tx.commit, and never after tx.rollback."""
+def test_messages_of_a_transaction_reach_the_queue_only_after_tx_commit(channel: BlockingChannel, take: Take) -> None:
+    """A message that is published in a transaction is in the queue after tx.commit. After tx.rollback, it never reaches
+    the queue.
+    """
     channel.queue_declare("q")
     channel.tx_select()
     channel.basic_publish("", "q", b"dropped")
@@ -165,11 +173,11 @@ def test_a_transaction_publishes_when_it_is_committed(channel: BlockingChannel, 
 
 
 @pytest.mark.differs_since("4.0", "a transaction that cannot reach a queue fails")
-def test_messages_of_a_transaction_are_routed_when_published(
+def test_messages_of_a_transaction_are_routed_when_they_are_published(
     channel: BlockingChannel, connection: pika.BlockingConnection
 ) -> None:
-    """A message in a transaction is routed when it is published: a queue bound before the commit does not get the
-    message. If one of two queues is deleted before the commit, the other still gets the message.
+    """A message in a transaction is routed when it is published, so a queue that is bound before the commit does not
+    get the message. If one of two queues is deleted before the commit, the other still gets the message.
     """
     for queue in ("early", "late", "deleted"):
         channel.queue_declare(queue)
@@ -209,8 +217,8 @@ def test_a_rolled_back_acknowledgement_can_be_made_again(
 
 @pytest.mark.parametrize("overflow", ["reject-publish", "reject-publish-dlx"])
 def test_a_message_to_a_full_queue_is_nacked(channel: BlockingChannel, take: Take, overflow: str) -> None:
-    """If a queue with x-overflow reject-publish is full, the broker nacks a message to this queue; with
-    reject-publish-dlx, the message is also dead-lettered.
+    """If a queue with x-overflow reject-publish or reject-publish-dlx is full, the broker nacks a message to this
+    queue. With reject-publish-dlx, the message is also dead-lettered.
     """
     channel.queue_declare("dead")
     channel.queue_declare(
@@ -234,8 +242,8 @@ def test_a_message_to_a_full_queue_is_nacked(channel: BlockingChannel, take: Tak
 def test_direct_reply_to_delivers_a_reply_without_a_queue(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:
-    """With direct reply-to, a request arrives with a generated reply_to. The reply that a server publishes to this
-    address reaches the client, which has declared no queue.
+    """If a client uses direct reply-to, its request arrives with a generated reply_to. A reply that a server publishes
+    to this address reaches the client, which has declared no queue.
     """
     replies: list[tuple[str, bytes]] = []
     channel.queue_declare("requests")
@@ -254,10 +262,10 @@ def test_direct_reply_to_delivers_a_reply_without_a_queue(
 
 
 @pytest.mark.differs_since("4.2", "a reply to a disconnected client is dropped, even a mandatory one")
-def test_a_reply_to_a_closed_client_is_returned(
+def test_a_mandatory_direct_reply_to_a_disconnected_client_is_returned(
     connect: Callable[..., pika.BlockingConnection], channel: BlockingChannel
 ) -> None:
-    """Once an RPC client has closed its connection, a mandatory reply to its direct reply-to address is returned as
+    """After an RPC client has closed its connection, a mandatory reply to its direct reply-to address is returned as
     unroutable.
     """
     channel.queue_declare("requests")
@@ -275,7 +283,9 @@ def test_a_reply_to_a_closed_client_is_returned(
 def test_a_large_message_is_delivered_with_the_smallest_frame_size(
     connect: Callable[..., pika.BlockingConnection], broker: TestBroker
 ) -> None:
-    """A message body larger than the smallest frame_max that a client may negotiate is delivered whole."""
+    """If a client negotiates the smallest frame_max that the broker allows, a message body that is larger than this is
+    delivered whole.
+    """
     smallest = 8192 if broker.differs_since("4.1", "a frame has at least 8,192 octets") else 4096
     channel = connect(frame_max=smallest).channel()
     channel.queue_declare("q")

@@ -32,7 +32,9 @@ def native(like: str) -> Iterator[EmbeddedBroker]:
 def test_an_amqp_1_0_target_with_a_name_over_255_bytes_is_refused(
     native: EmbeddedBroker, like: str, address: str
 ) -> None:
-    """An AMQP 1.0 sender to an address with a name longer than 255 bytes is refused with amqp:invalid-field."""
+    """If an AMQP 1.0 client attaches a sender to an address with a name longer than 255 bytes, the broker refuses the
+    link with amqp:invalid-field.
+    """
     with RawAmqp10(native.url) as client:
         client.attach(SENDER, address)
         error = client.ended() if like == "4.0" else (client.receive(), client.detached())[1]
@@ -103,8 +105,8 @@ def test_dead_letters_to_an_exchange_whose_name_is_too_long_are_dropped(
 
 @pytest.mark.parametrize("path", ["queues/VHOST/NAME", "exchanges/VHOST/NAME", "vhosts/NAME"])
 def test_names_over_255_bytes_are_refused_over_http(broker: TestBroker, api: Api, vhost: str, path: str) -> None:
-    """The embedded broker's management API answers 400 if the name of a queue, exchange or virtual host to be created
-    is longer than 255 bytes.
+    """If a queue, exchange or virtual host whose name is longer than 255 bytes is declared over HTTP, the embedded
+    broker answers with the status 400.
     """
     if broker.kind == "rabbitmq":
         pytest.skip("RabbitMQ accepts exchanges and virtual hosts with such names")

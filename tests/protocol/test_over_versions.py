@@ -129,8 +129,8 @@ CAUSES = {
 
 
 def test_amqp_like_says_what_a_test_does_that_some_versions_refuse(tmp_path: Path) -> None:
-    """If some versions of RabbitMQ refuse an operation of a test, such as declaring a transient queue, the summary of
-    `pytest --amqp-like` names the operation and the test's line, however the client reports the error.
+    """If some versions of RabbitMQ refuse an operation of a user's test, such as declaring a transient queue, the
+    summary of `pytest --amqp-like` names the operation and the line of the test, however the client reports the error.
     """
     (tmp_path / "test_mine.py").write_text(SUITE)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
@@ -144,8 +144,8 @@ def test_amqp_like_says_what_a_test_does_that_some_versions_refuse(tmp_path: Pat
 
 
 def test_the_summary_of_amqp_like_is_tested_for_each_known_refusal() -> None:
-    """For each operation that, as mqtool knows, some versions of RabbitMQ refuse, there is a case in the test of the
-    summary of `pytest --amqp-like`.
+    """mqtool has a list of operations that some versions of RabbitMQ refuse. For each of them, a test checks that the
+    summary of `pytest --amqp-like` names the operation.
     """
     refusals = [each for each in vars(version_changes).values() if isinstance(each, VersionRefusal)]
     assert len(refusals) > 10

@@ -12,11 +12,11 @@ from tests.brokers import TestBroker
 from tests.protocol.conftest import Api
 
 
-def test_a_user_without_permissions_cannot_connect(
+def test_a_user_without_permissions_cannot_connect_to_a_virtual_host(
     connect: Callable[..., pika.BlockingConnection], amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """A user without permissions in a virtual host cannot connect to it; the error names the user and the virtual
-    host.
+    """A user without permissions in a virtual host cannot connect to it. The error names the user and the
+    virtual host.
     """
     with pytest.raises(ProbableAccessDeniedError) as refused:
         connect(amqp_url.replace("guest:guest", f"{ann}:secret"))
@@ -37,8 +37,8 @@ TOPICS: list[tuple[Callable[[BlockingChannel], object], str | None]] = [
 def test_topic_permissions_apply_to_publishing_and_binding(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """A user's topic permissions limit the routing keys with which the user may publish to a topic exchange and bind
-    to it; other exchanges are not affected.
+    """A user's topic permissions limit the routing keys with which the user may publish to a topic exchange, and the
+    binding keys with which the user may bind queues and exchanges to it. Other exchanges are not affected.
     """
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
     path = f"topic-permissions/{vhost}/{ann}"
@@ -75,8 +75,8 @@ def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_on(
     broker: TestBroker,
     header: str,
 ) -> None:
-    """From RabbitMQ 4.0.3 on, topic permissions also apply to the routing keys in CC and BCC; RabbitMQ 3.10 checks
-    only the message's own routing key.
+    """From RabbitMQ 4.0.3 on, topic permissions also apply to the routing keys in CC and BCC. RabbitMQ 3.10 checks only
+    the message's own routing key.
     """
     api("PUT", f"users/{ann}", {"password": "secret", "tags": "management"})
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
@@ -106,8 +106,8 @@ def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_on(
 def test_connecting_to_a_virtual_host_that_does_not_exist_is_refused(
     connect: Callable[..., pika.BlockingConnection], amqp_url: str, vhost: str
 ) -> None:
-    """A client that connects to a virtual host that does not exist is refused with NOT_ALLOWED and the virtual host's
-    name.
+    """If a client connects to a virtual host that does not exist, the broker refuses the connection with NOT_ALLOWED
+    and the name of the virtual host.
     """
     with pytest.raises(ProbableAccessDeniedError) as refused:
         connect(amqp_url.replace(vhost, "none"))
@@ -135,7 +135,7 @@ FORBIDDEN: list[tuple[Callable[[BlockingChannel], object], str]] = [
 @pytest.mark.parametrize(
     ("action", "what"), FORBIDDEN, ids=lambda value: value if isinstance(value, str) else "access to"
 )
-def test_an_operation_without_its_permission_is_refused(
+def test_an_operation_for_which_the_user_lacks_the_permission_is_refused(
     connect: Callable[..., pika.BlockingConnection],
     broker: TestBroker,
     api: Api,
@@ -145,8 +145,8 @@ def test_an_operation_without_its_permission_is_refused(
     action: Callable[[BlockingChannel], object],
     what: str,
 ) -> None:
-    """An AMQP 0-9-1 operation for which a user lacks the configure, write or read permission is refused with
-    RabbitMQ's error text.
+    """If a user lacks the configure, write or read permission for an AMQP 0-9-1 operation, the broker refuses the
+    operation with RabbitMQ's error text.
     """
     rights = {"configure": "^mine", "write": "^mine", "read": "^(mine|amq|hers)"}
     api("PUT", f"permissions/{vhost}/{ann}", rights)
@@ -163,8 +163,8 @@ def test_an_operation_without_its_permission_is_refused(
 def test_a_permission_allows_only_matching_names(
     connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
 ) -> None:
-    """A user may declare and publish to a queue whose name matches the user's configure and write patterns. With an
-    empty read pattern, the user may not read from this queue.
+    """A user may declare and publish to a queue whose name matches the user's configure and write patterns. If the read
+    pattern is empty, the user may not read from this queue.
     """
     api("PUT", f"permissions/{vhost}/{ann}", {"configure": "^mine$", "write": ".*", "read": ""})
     connection = connect(amqp_url.replace("guest:guest", f"{ann}:secret"))

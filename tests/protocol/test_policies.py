@@ -33,11 +33,11 @@ def depth(channel: BlockingChannel, queue: str) -> int:
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_a_smaller_limit_set_by_a_policy_dead_letters_surplus_messages_at_once(
+def test_a_policy_with_a_smaller_max_length_dead_letters_surplus_messages_immediately(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str, kind: str
 ) -> None:
-    """If a policy sets a smaller max-length than the queue's own, surplus messages are dead-lettered at once. After the
-    policy is deleted, the queue's own limit applies again.
+    """If a policy sets a max-length smaller than the queue's own, the surplus messages are dead-lettered immediately.
+    After the policy is deleted, the queue's own limit applies again.
     """
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": kind, "x-max-length": 5})
     channel.queue_declare("dead")
@@ -77,10 +77,10 @@ def test_the_smaller_limit_of_policy_and_operator_policy_applies(
     take.until(lambda: full() and full() and full() and full() and full())
 
 
-def test_arguments_override_a_policy_except_for_limits(
+def test_queue_arguments_override_a_policy_except_for_limits(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """A queue's own dead-letter arguments override those of a policy, while the policy's max-length applies."""
+    """A queue's own dead-letter arguments override those of a policy, but the policy's max-length applies."""
     channel.queue_declare("dead")
     channel.queue_declare("other")
     set_policy("jobs", {"dead-letter-exchange": "amq.fanout", "dead-letter-routing-key": "other", "max-length": 1})
@@ -96,8 +96,8 @@ def test_arguments_override_a_policy_except_for_limits(
 def test_only_the_policy_with_the_highest_priority_applies(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy
 ) -> None:
-    """A queue gets only the settings of the matching policy with the highest priority. Policies for exchanges, or
-    with settings that the queue's type does not have, do not match.
+    """Of the policies that match a queue, only the one with the highest priority applies. A policy for exchanges, or
+    with settings that the queue's type does not support, does not match.
     """
     set_policy("jo", {"max-length": 1}, priority=1)
     set_policy("job", {"max-length-bytes": 4}, priority=2)
@@ -113,8 +113,8 @@ def test_only_the_policy_with_the_highest_priority_applies(
 def test_a_policy_can_set_overflow_message_ttl_and_expires(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, amqp_url: str
 ) -> None:
-    """A policy can make a full queue reject messages (overflow), make messages expire (message-ttl), and make an unused
-    queue be deleted (expires).
+    """A policy can make a full queue reject messages (overflow), make messages expire (message-ttl), and have the
+    broker delete an unused queue (expires).
     """
     set_policy("full", {"max-length": 0, "overflow": "reject-publish"})
     set_policy("brief", {"message-ttl": 0})
@@ -142,8 +142,8 @@ def test_a_policy_can_set_overflow_message_ttl_and_expires(
 
 @pytest.mark.differs_since("4.3", "what is returned with basic.nack does not count")
 def test_a_policy_can_set_a_delivery_limit(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
-    """A quorum queue drops a message once it has been requeued more often than the policy's delivery-limit allows, even
-    if the queue's own limit is higher.
+    """If a policy sets a delivery-limit, a quorum queue drops a message that has been requeued more often than the
+    limit allows, even if the queue's own limit is higher.
     """
     set_policy("jobs", {"delivery-limit": 1})
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 9})
@@ -159,7 +159,9 @@ def test_a_policy_can_set_a_delivery_limit(channel: BlockingChannel, take: Take,
 def test_a_policy_can_set_an_alternate_exchange(
     channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str
 ) -> None:
-    """A policy gives an existing exchange an alternate exchange until the policy is deleted."""
+    """A policy can set the alternate exchange of an existing exchange. After the policy is deleted, the exchange has
+    none.
+    """
     channel.exchange_declare("x")
     channel.queue_declare("rest")
     channel.queue_bind("rest", "amq.fanout")
@@ -255,7 +257,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.differs_since("4.0", "there are more things to apply a policy to, and other settings")
 def test_an_invalid_policy_is_refused(api: Api, vhost: str) -> None:
-    """An invalid policy gets 400 with RabbitMQ's error text, and is not stored."""
+    """If an invalid policy is set over HTTP, the broker answers with the status 400 and RabbitMQ's error text, and does
+    not store the policy.
+    """
     for kind, body, words in REFUSED:
         status, answer = api("PUT", f"{kind}/{vhost}/p", body)
         reason = html.unescape(answer["reason"])
@@ -270,7 +274,7 @@ def test_an_invalid_policy_is_refused(api: Api, vhost: str) -> None:
 @pytest.mark.differs_since("4.3", "404 in place of 401, for a virtual host that one has no permissions in")
 def test_only_policymakers_may_change_policies(api: Api, vhost: str, tag: str, changes: int) -> None:
     """A user with the tag policymaker may set policies, but not operator policies. A user with the tag management may
-    only list policies.
+    list policies, but not set them.
     """
     user, body = f"{tag}-{vhost}", {"pattern": "a", "definition": {"max-length": 3}}
     api("PUT", f"users/{user}", {"password": "secret", "tags": tag})

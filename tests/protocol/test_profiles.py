@@ -79,7 +79,7 @@ def closed(what: Callable[[], object]) -> tuple[int, str]:
 def test_the_broker_reports_the_version_that_it_imitates(
     broker: TestBroker, connection: pika.BlockingConnection, api: Api
 ) -> None:
-    """An embedded broker that imitates a version of RabbitMQ reports that version over AMQP and in the
+    """An embedded broker that imitates a version of RabbitMQ reports this version over AMQP and in the
     management API.
     """
     version = connection._impl.server_properties["version"]
@@ -90,8 +90,8 @@ def test_the_broker_reports_the_version_that_it_imitates(
 def test_the_default_delivery_limit_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """Up to RabbitMQ 3.13, a quorum queue has no default delivery limit. From 4.0 on, a message is dropped when it is
-    requeued for the 21st time; from 4.3 on, requeues by basic.nack do not count.
+    """Up to RabbitMQ 3.13, a quorum queue has no default delivery limit. From 4.0 on, it drops a message that is
+    requeued for the 21st time. From 4.3 on, requeues by basic.nack do not count.
     """
     queue = quorum()
     give_back = channel.basic_reject if broker.differs_since("4.3", "a nack does not count") else channel.basic_nack
@@ -106,8 +106,9 @@ def test_the_default_delivery_limit_depends_on_the_version(
 def test_delivery_counts_depend_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """In a quorum queue up to RabbitMQ 4.2, x-delivery-count counts requeues by basic.nack, basic.reject and closed
-    channels. From 4.3 on, x-acquired-count counts all three, and x-delivery-count all but basic.nack.
+    """Up to RabbitMQ 4.2, a quorum queue counts requeues by basic.nack, basic.reject and closed channels in
+    x-delivery-count. From 4.3 on, it counts all of them in x-acquired-count, and all but those by basic.nack in
+    x-delivery-count.
     """
     queue, seen = quorum(), []
     for give_back in (channel.basic_nack, channel.basic_reject, channel.basic_recover):
@@ -129,8 +130,8 @@ def test_delivery_counts_depend_on_the_version(
 def test_the_position_of_a_requeued_message_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
 ) -> None:
-    """A quorum queue without a delivery limit (x-delivery-limit -1) puts a requeued message behind the others up to
-    RabbitMQ 4.2, and in front of them from 4.3 on.
+    """Up to RabbitMQ 4.2, a quorum queue without a delivery limit (x-delivery-limit -1) puts a requeued message behind
+    the others. From 4.3 on, it puts the message in front of them.
     """
     limit = {"x-delivery-limit": -1} if broker.differs_since("4.0", "there is a limit") else {}
     queue = quorum(body=b"1", **limit)
@@ -144,8 +145,8 @@ def test_the_position_of_a_requeued_message_depends_on_the_version(
 def test_priorities_of_quorum_queues_depend_on_the_version(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
-    """In RabbitMQ 3.10, quorum queues ignore priorities. From 4.0 on, they have two, and deliver two messages of the
-    higher one for each of the lower one. From 4.3 on, they have 32.
+    """In RabbitMQ 3.10, quorum queues ignore priorities. From 4.0 on, they have two priorities, and deliver two
+    messages with the higher priority for each one with the lower. From 4.3 on, they have 32 priorities.
     """
     channel.queue_declare("q", durable=True, arguments=QUORUM)
     for body, priority in ((b"a", None), (b"b", 1), (b"c", 5), (b"d", 9), (b"e", 7), (b"f", 200)):
@@ -160,7 +161,7 @@ def test_priorities_of_quorum_queues_depend_on_the_version(
 
 
 def test_a_quorum_queue_with_x_max_priority_is_refused(broker: TestBroker, channel: BlockingChannel) -> None:
-    """All versions of RabbitMQ refuse a quorum queue with x-max-priority, even 4.3, whose quorum queues have
+    """All versions of RabbitMQ refuse a quorum queue with x-max-priority, even version 4.3, in which quorum queues have
     priorities.
     """
     arguments = {**QUORUM, "x-max-priority": 5}
@@ -172,7 +173,7 @@ def test_a_quorum_queue_with_x_max_priority_is_refused(broker: TestBroker, chann
 def test_an_x_death_header_set_by_a_publisher_counts_only_before_4_0(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
-    """Up to RabbitMQ 3.13, the broker increases the count in an x-death header that a publisher has set. From 4.0 on,
+    """Up to RabbitMQ 3.13, the broker increases the count in an x-death header that the publisher has set. From 4.0 on,
     the broker counts from 1, and adds x-last-death headers to dead letters.
     """
     channel.queue_declare("dead", durable=True)
@@ -193,8 +194,8 @@ def test_an_x_death_header_set_by_a_publisher_counts_only_before_4_0(
 def test_x_death_counts_rise_in_a_dead_letter_cycle_in_every_version(
     broker: TestBroker, channel: BlockingChannel, take: Take
 ) -> None:
-    """If a message is dead-lettered twice from each of two queues to the other, the x-death header counts 2 for each
-    queue, in every version of RabbitMQ.
+    """If a message goes back and forth between two queues, and is dead-lettered twice from each of them, its x-death
+    header has a count of 2 for each queue, in every version of RabbitMQ.
     """
     for name, other, ttl in (("a", "b", {}), ("b", "a", {"x-message-ttl": 1})):
         arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": other, **ttl}
@@ -212,8 +213,8 @@ def test_x_death_counts_rise_in_a_dead_letter_cycle_in_every_version(
 def test_the_default_queue_type_is_listed_from_4_0_on(
     broker: TestBroker, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
-    """From RabbitMQ 4.0 on, a queue declared without a type is listed with x-queue-type classic. Declaring this queue
-    again as a quorum queue is refused in every version.
+    """From RabbitMQ 4.0 on, a queue that is declared without a type is listed with x-queue-type classic. In every
+    version, the broker refuses to declare this queue again as a quorum queue.
     """
     channel.queue_declare("q", durable=True)
     listed = {"x-queue-type": "classic"} if broker.differs_since("4.0", "it is listed") else {}
@@ -227,8 +228,8 @@ def test_the_default_queue_type_is_listed_from_4_0_on(
 def test_arguments_of_classic_queues_depend_on_the_version(
     broker: TestBroker, connection: pika.BlockingConnection, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """Up to RabbitMQ 4.2, classic queues refuse an invalid x-queue-mode, and accept x-queue-version 1 and
-    x-queue-master-locator. From 4.3 on, they ignore x-queue-mode and refuse the other two.
+    """Up to RabbitMQ 4.2, classic queues refuse an invalid x-queue-mode, but accept x-queue-version 1 and
+    x-queue-master-locator. From 4.3 on, they ignore x-queue-mode and refuse the other two arguments.
     """
     has_gone = broker.differs_since("4.3", "they are gone")
 
@@ -249,7 +250,7 @@ def test_arguments_of_classic_queues_depend_on_the_version(
 def test_transient_queues_are_refused_from_4_3_0_to_4_3_5(
     broker: TestBroker, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """RabbitMQ 4.3.0 to 4.3.5 refuses a queue that is neither durable nor exclusive with 541; all other versions
+    """If a queue is neither durable nor exclusive, RabbitMQ 4.3.0 to 4.3.5 refuses it with 541. All other versions
     accept it.
     """
     connect().channel().queue_declare("mine", exclusive=True)
@@ -305,11 +306,11 @@ def test_refusals_name_the_permission_and_passive_declarations_need_one(
     api("DELETE", f"users/{user}")
 
 
-def test_a_commit_to_a_deleted_queue_depends_on_the_version(
+def test_a_transaction_commit_to_a_deleted_queue_depends_on_the_version(
     broker: TestBroker, channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection]
 ) -> None:
-    """If the queue of a transaction's message is deleted, tx.commit succeeds up to RabbitMQ 3.13, closes the channel
-    in 4.0, and closes the connection from 4.2 on.
+    """If the queue of a transaction's message is deleted, tx.commit succeeds up to RabbitMQ 3.13. In 4.0, it closes the
+    channel, and from 4.2 on, it closes the connection.
     """
     channel.queue_declare("q", durable=True)
     other = connect().channel()
@@ -330,7 +331,9 @@ def test_a_commit_to_a_deleted_queue_depends_on_the_version(
 
 
 def test_imitating_an_unknown_version_raises_an_error() -> None:
-    """EmbeddedBroker(like="4") raises ValueError, which lists the versions of RabbitMQ that the broker can imitate."""
+    """EmbeddedBroker(like="4") raises ValueError, whose text lists the versions of RabbitMQ that the broker can
+    imitate.
+    """
     with pytest.raises(ValueError, match=r"cannot behave like RabbitMQ 4, only like 3\.10, 4\.0, 4\.2"):
         EmbeddedBroker(like="4")
 
@@ -355,8 +358,8 @@ def test_x_delayed_retry_type_decides_which_requeued_messages_are_delayed(
     give_back: str,
     is_held: bool,
 ) -> None:
-    """From RabbitMQ 4.3 on, the argument x-delayed-retry-type decides whether messages requeued with basic.nack, with
-    basic.reject or with both are delayed.
+    """From RabbitMQ 4.3 on, the queue argument x-delayed-retry-type decides which messages are delayed: those requeued
+    with basic.nack, those requeued with basic.reject, or both.
     """
     queue = quorum(body=b"1", **{"x-delayed-retry-type": which, "x-delayed-retry-min": 60_000})
     getattr(channel, give_back)(take.one(queue, auto_ack=False)[0].delivery_tag)
@@ -367,11 +370,11 @@ def test_x_delayed_retry_type_decides_which_requeued_messages_are_delayed(
     assert channel.queue_purge(queue).method.message_count == 1
 
 
-def test_delays_of_delayed_retries_grow_up_to_the_maximum(
+def test_the_delay_of_delayed_retries_grows_up_to_the_maximum(
     broker: TestBroker, channel: BlockingChannel, take: Take, api: Api, vhost: str
 ) -> None:
-    """From RabbitMQ 4.3 on, a rejected message is redelivered after a delay that grows with each rejection, up to the
-    policy's delayed-retry-max.
+    """From RabbitMQ 4.3 on, a policy can delay the redelivery of rejected messages. The delay grows with each rejection
+    of the message, up to the policy's delayed-retry-max.
     """
     if not broker.differs_since("4.3", "it is held back"):
         return
@@ -392,9 +395,9 @@ def test_delays_of_delayed_retries_grow_up_to_the_maximum(
     assert times[2] - times[1] >= 0.15
 
 
-def test_delayed_exchanges_exist_up_to_4_2(broker: TestBroker, channel: BlockingChannel, api: Api) -> None:
-    """From RabbitMQ 4.3 on, declaring an x-delayed-message exchange is refused as an unknown type; up to 4.2, the
-    embedded broker has this type.
+def test_x_delayed_message_exchanges_exist_up_to_4_2(broker: TestBroker, channel: BlockingChannel, api: Api) -> None:
+    """Up to RabbitMQ 4.2, the embedded broker has the exchange type x-delayed-message. From 4.3 on, it refuses this
+    type as unknown.
     """
     types = [each["name"] for each in api("GET", "overview")[1]["exchange_types"]]
     if broker.differs_since("4.3", "there is no plugin for it"):
@@ -447,8 +450,8 @@ def test_a_local_random_exchange_sends_each_message_to_one_queue(
 def test_a_local_random_exchange_can_be_bound_only_to_classic_queues_without_a_key(
     broker: TestBroker, channel: BlockingChannel, source: tuple[str, str, str], text: str
 ) -> None:
-    """A binding of an x-local-random exchange is refused with 406 if it has a routing key, or if its destination is an
-    exchange or a queue that is not classic.
+    """The broker refuses a binding of an x-local-random exchange with 406 if the binding has a routing key, or if its
+    destination is not a classic queue.
     """
     # As in rabbit_exchange_type_local_random of RabbitMQ 4.0.5 and 4.3.5.
     if not broker.differs_since("4.0", "the type is new there"):
@@ -461,7 +464,9 @@ def test_a_local_random_exchange_can_be_bound_only_to_classic_queues_without_a_k
     assert closed(lambda: bind(name, "x", key)) == (406, f"PRECONDITION_FAILED - {text}")
 
 
-def test_a_long_reply_text_is_truncated(broker: TestBroker, channel: BlockingChannel) -> None:
-    """A reply text longer than 255 bytes is truncated to 255 bytes and ends with "..."."""
+def test_a_reply_text_longer_than_255_bytes_is_truncated(broker: TestBroker, channel: BlockingChannel) -> None:
+    """If the text of an error is longer than 255 bytes, the broker truncates it to 255 bytes, and it ends
+    with "...".
+    """
     _, text = closed(lambda: channel.queue_declare("x" * 250, passive=True))
     assert (len(text), text[-5:]) == (255, "xx...")

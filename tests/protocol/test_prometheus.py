@@ -140,9 +140,9 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Started, st
         starter.discard(started)
 
 
-def test_each_metric_is_one_of_rabbitmqs(node: tuple[Started, str]) -> None:
-    """Each of the embedded broker's metrics has the name, type and labels of a metric of RabbitMQ 3.10 and, after the
-    same operations, the same value as in RabbitMQ.
+def test_each_metric_of_the_embedded_broker_is_one_of_rabbitmqs_metrics(node: tuple[Started, str]) -> None:
+    """Each metric of the embedded broker has the name, type and labels of a metric of RabbitMQ 3.10. After the same
+    operations, it has the same value as in RabbitMQ.
     """
     started, url = node
     with (
@@ -183,7 +183,7 @@ def comparable(found: Scraped) -> dict[Sample, float]:
 
 
 def test_metrics_have_totals_and_the_values_of_each_queue_and_channel(broker: EmbeddedBroker) -> None:
-    """The embedded broker's /metrics contains totals over all queues and channels, and /metrics/per-object contains the
+    """The embedded broker's /metrics contains totals of all queues and channels. Its /metrics/per-object contains the
     values of each queue and channel.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
@@ -215,9 +215,9 @@ def protocol(found: Scraped, name: str, of: str, kind: str | None = None) -> flo
     return found.value(f"global_{name}", **labels)
 
 
-def test_messages_are_counted_by_protocol(broker: EmbeddedBroker) -> None:
+def test_metrics_count_messages_separately_for_each_protocol(broker: EmbeddedBroker) -> None:
     """The totals in the embedded broker's /metrics count messages of AMQP 0-9-1, AMQP 1.0 and the stream protocol
-    separately, even for queues that clients of several protocols use.
+    separately, even if clients of several protocols use the same queue.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection, RawAmqp10(broker.url) as client10:
         act(connection)
@@ -261,8 +261,8 @@ def test_messages_are_counted_by_protocol(broker: EmbeddedBroker) -> None:
 
 
 def test_totals_in_metrics_do_not_decrease(broker: EmbeddedBroker) -> None:
-    """The totals in the embedded broker's /metrics do not decrease when channels are closed, even because of an
-    error, or when a virtual host is deleted.
+    """The totals in the embedded broker's /metrics do not decrease when a channel is closed, even because of an error,
+    or when a virtual host is deleted.
     """
     broker.under_test(lambda found: found.add_vhost("other"))
     other = broker.url.replace("%2F", "other")
@@ -283,7 +283,7 @@ def test_totals_in_metrics_do_not_decrease(broker: EmbeddedBroker) -> None:
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "ä"])
-def test_names_in_metrics_are_escaped(broker: EmbeddedBroker, name: str) -> None:
+def test_queue_names_in_metrics_are_escaped(broker: EmbeddedBroker, name: str) -> None:
     """The embedded broker's metrics escape quotes and backslashes in queue names as Prometheus's text format
     requires.
     """
@@ -295,8 +295,8 @@ def test_names_in_metrics_are_escaped(broker: EmbeddedBroker, name: str) -> None
 
 
 def test_metrics_of_many_queues_do_not_hold_up_other_clients() -> None:
-    """Serving the metrics of 10,000 queues keeps other clients waiting for less than 0.25 s of processor time, and the
-    metrics are complete.
+    """While the broker serves the metrics of 10,000 queues, other clients wait for less than 0.25 s of processor time.
+    The metrics are complete.
     """
     with EmbeddedBroker(prometheus_port=0) as broker:
         assert broker._server is not None
@@ -314,7 +314,9 @@ def test_metrics_of_many_queues_do_not_hold_up_other_clients() -> None:
 
 
 def test_metrics_of_many_channels_do_not_hold_up_other_clients() -> None:
-    """Serving the metrics of 100,000 channels keeps other clients waiting for less than 0.25 s of processor time."""
+    """While the broker serves the metrics of 100,000 channels, other clients wait for less than 0.25 s of processor
+    time.
+    """
     with EmbeddedBroker(prometheus_port=0) as broker, RawClient(broker.url):
 
         def open_channels() -> None:
@@ -341,18 +343,19 @@ def test_metrics_of_many_channels_do_not_hold_up_other_clients() -> None:
         ("GET", "/metrics", {"origin": "https://example.com"}, 403),
         ("GET", "/metrics", {"host": "example.com"}, 421),
     ],
+    ids=str,
 )
 def test_the_metrics_port_serves_only_metrics_and_refuses_web_pages(
     broker: EmbeddedBroker, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
-    """The metrics port answers GET and HEAD without a login, and refuses other methods, other paths, and requests from
-    web pages of other hosts.
+    """The metrics port answers GET and HEAD requests without a login. It refuses other methods, other paths, and
+    requests from web pages of other hosts.
     """
     assert asked(metrics_url(broker), path, method, **headers)[0] == status
 
 
 def test_metrics_are_served_on_the_loopback_address_only() -> None:
-    """Even if the embedded broker listens on all addresses, it serves metrics on 127.0.0.1 only."""
+    """The embedded broker serves metrics only on 127.0.0.1, even if it listens on all addresses."""
     with EmbeddedBroker(host="0.0.0.0", prometheus_port=0) as broker:
         url = metrics_url(broker)
         assert urlsplit(url).hostname == "127.0.0.1"
@@ -363,8 +366,8 @@ def test_metrics_are_served_on_the_loopback_address_only() -> None:
 
 
 def test_broker_serve_serves_metrics_only_with_prometheus_port() -> None:
-    """With `--prometheus-port`, `broker serve` serves metrics and prints their URL. Without the option, it prints no
-    such URL.
+    """`broker serve --prometheus-port` serves metrics and prints their URL. Without the option, `broker serve` prints
+    no such URL.
     """
     command = [sys.executable, "-m", "mqtool", "broker", "serve", "--port", "0", "--print-url"]
     found: dict[str, str] = {}

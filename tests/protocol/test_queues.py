@@ -39,12 +39,12 @@ def deaths(properties: BasicProperties) -> list[dict[str, Any]]:
     return [{name: value for name, value in death.items() if name != "time"} for death in headers["x-death"]]
 
 
-@pytest.mark.parametrize("kind", [{}, QUORUM])
-def test_messages_that_expire_by_their_queues_ttl_are_dead_lettered(
+@pytest.mark.parametrize("kind", [{}, QUORUM], ids=["classic", "quorum"])
+def test_a_message_that_expires_by_its_queues_ttl_is_dead_lettered(
     channel: BlockingChannel, take: Take, kind: dict[str, Any]
 ) -> None:
-    """A message that expires by its queue's x-message-ttl is dead-lettered; its x-death header contains the queue, the
-    reason, the time and the original exchange.
+    """A message that expires because of its queue's x-message-ttl is dead-lettered. Its x-death header contains the
+    queue, the reason, the time and the original exchange.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**kind, **dead_lettering(x_message_ttl=50)})
@@ -67,8 +67,8 @@ def test_messages_that_expire_by_their_queues_ttl_are_dead_lettered(
 
 
 def test_a_dead_letter_no_longer_has_the_expiration_by_which_it_expired(channel: BlockingChannel, take: Take) -> None:
-    """A message that has expired by its own expiration is dead-lettered without this property; its x-death header
-    contains the value as original-expiration.
+    """A message that expires because of its own property expiration is dead-lettered without this property. Its x-death
+    header contains the value as original-expiration.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_message_ttl=60_000))
@@ -79,7 +79,7 @@ def test_a_dead_letter_no_longer_has_the_expiration_by_which_it_expired(channel:
 
 
 def test_a_classic_queue_dead_letters_an_expired_message_only_at_its_head(channel: BlockingChannel, take: Take) -> None:
-    """A classic queue dead-letters an expired message only once all messages before it have been consumed."""
+    """A classic queue dead-letters an expired message only after all messages before it have been consumed."""
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering())
     channel.basic_publish("", "q", b"long")
@@ -92,7 +92,9 @@ def test_a_classic_queue_dead_letters_an_expired_message_only_at_its_head(channe
 def test_a_message_with_expiration_0_is_delivered_only_to_a_waiting_consumer(
     channel: BlockingChannel, take: Take
 ) -> None:
-    """A message with expiration 0 is delivered if a consumer is waiting for it, and otherwise expires at once."""
+    """A message with the expiration 0 is delivered if a consumer is waiting for it. Otherwise, it expires
+    immediately.
+    """
     got: list[bytes] = []
     channel.queue_declare("q")
     channel.basic_publish("", "q", b"1", BasicProperties(expiration="0"))
@@ -104,7 +106,7 @@ def test_a_message_with_expiration_0_is_delivered_only_to_a_waiting_consumer(
 
 
 def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.BlockingConnection, take: Take) -> None:
-    """A queue with x-expires of one second, unused for three seconds, is deleted."""
+    """If a queue with an x-expires of one second is not used for three seconds, the broker deletes it."""
     channel.queue_declare("q", arguments={"x-expires": 1000})
 
     def gone() -> bool:
@@ -124,11 +126,11 @@ def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.Bloc
     assert gone()
 
 
-@pytest.mark.parametrize("kind", [{}, QUORUM])
+@pytest.mark.parametrize("kind", [{}, QUORUM], ids=["classic", "quorum"])
 def test_a_full_queue_dead_letters_its_oldest_message(
     channel: BlockingChannel, take: Take, kind: dict[str, Any]
 ) -> None:
-    """A queue that exceeds its x-max-length dead-letters its oldest message with the reason maxlen."""
+    """When a queue exceeds its x-max-length, it dead-letters its oldest message with the reason maxlen."""
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**kind, **dead_lettering(x_max_length=2)})
     for body in (b"1", b"2", b"3"):
@@ -141,8 +143,8 @@ def test_a_full_queue_dead_letters_its_oldest_message(
 def test_a_queue_that_exceeds_x_max_length_bytes_drops_its_oldest_messages(
     channel: BlockingChannel, take: Take
 ) -> None:
-    """A queue with x-max-length-bytes drops its oldest messages once all bodies together exceed this limit, and a
-    message larger than the limit at once.
+    """When the message bodies in a queue together exceed its x-max-length-bytes, the queue drops its oldest messages. A
+    message that is itself larger than the limit is dropped immediately.
     """
     channel.queue_declare("q", arguments={"x-max-length-bytes": 10})
     for body in (b"1234567", b"123", b"1"):
@@ -153,8 +155,8 @@ def test_a_queue_that_exceeds_x_max_length_bytes_drops_its_oldest_messages(
 
 
 def test_a_rejected_message_is_dead_lettered_with_its_routing_keys(channel: BlockingChannel, take: Take) -> None:
-    """A message rejected from a queue without x-dead-letter-routing-key is dead-lettered with its own routing key and
-    its CC header.
+    """If a message is rejected and its queue has no x-dead-letter-routing-key, the message is dead-lettered with its
+    own routing key and its CC header.
     """
     channel.exchange_declare("dlx", "fanout")
     channel.queue_declare("dead")
@@ -171,8 +173,8 @@ def test_a_rejected_message_is_dead_lettered_with_its_routing_keys(channel: Bloc
 
 
 def test_x_death_counts_repeated_deaths(channel: BlockingChannel, take: Take) -> None:
-    """The header x-death has one entry for each queue and reason, with the number of such deaths; the latest death
-    comes first.
+    """The header x-death has one entry for each queue and reason, with the number of times that the message was
+    dead-lettered from this queue for this reason. The entry for the latest time comes first.
     """
     channel.queue_declare("dead", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"})
     channel.queue_declare("q", arguments=dead_lettering())
@@ -199,7 +201,7 @@ def test_an_expired_message_that_would_return_to_its_own_queue_is_dropped(channe
 
 
 def test_dead_letters_to_a_missing_exchange_are_dropped(channel: BlockingChannel) -> None:
-    """If a queue's dead-letter exchange does not exist, dead letters of the queue are dropped, and the publisher's
+    """If a queue's dead-letter exchange does not exist, the queue's dead letters are dropped, and the publisher's
     channel stays open.
     """
     channel.queue_declare("q", arguments={"x-dead-letter-exchange": "none"})
@@ -209,8 +211,8 @@ def test_dead_letters_to_a_missing_exchange_are_dropped(channel: BlockingChannel
 
 
 def test_a_classic_queue_delivers_by_priority(channel: BlockingChannel, take: Take) -> None:
-    """A classic queue with x-max-priority delivers by priority, and messages of equal priority in order. A priority
-    above x-max-priority counts as x-max-priority, and a missing one as 0.
+    """A classic queue with x-max-priority delivers messages with a higher priority first, and messages with equal
+    priorities in order. A priority above x-max-priority counts as x-max-priority, and a missing priority counts as 0.
     """
     channel.queue_declare("q", arguments={"x-max-priority": 5})
     for body, priority in ((b"a", None), (b"b", 1), (b"c", 5), (b"d", 9), (b"e", 1), (b"f", 0)):
@@ -220,8 +222,8 @@ def test_a_classic_queue_delivers_by_priority(channel: BlockingChannel, take: Ta
 
 @pytest.mark.differs_since("4.0", "basic.get of a message that never came back has no x-delivery-count")
 def test_a_quorum_queue_counts_requeues_up_to_the_delivery_limit(channel: BlockingChannel, take: Take) -> None:
-    """In a quorum queue, a message's x-delivery-count rises with each requeue. Above x-delivery-limit, the message is
-    dead-lettered.
+    """In a quorum queue, a message's x-delivery-count rises with each requeue. When it exceeds x-delivery-limit, the
+    message is dead-lettered.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **dead_lettering(x_delivery_limit=2)})
@@ -239,8 +241,8 @@ def test_a_quorum_queue_counts_requeues_up_to_the_delivery_limit(channel: Blocki
 
 @pytest.mark.differs_since("4.3", "what was given back with a nack is counted as x-acquired-count, and not limited")
 def test_a_consumer_gets_x_delivery_count_only_after_a_requeue(channel: BlockingChannel, take: Take) -> None:
-    """A consumer of a quorum queue gets a new message without x-delivery-count, and with the count 1 once the message
-    has been requeued.
+    """A consumer of a quorum queue gets a new message without x-delivery-count. After the message is requeued, the
+    consumer gets it with an x-delivery-count of 1.
     """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, "x-delivery-limit": 5})
     channel.basic_publish("", "q", b"x")
@@ -257,7 +259,7 @@ def test_a_consumer_gets_x_delivery_count_only_after_a_requeue(channel: Blocking
 
 
 def test_a_quorum_queue_replaces_a_delivery_count_that_the_publisher_set(channel: BlockingChannel, take: Take) -> None:
-    """If a publisher sets the header x-delivery-count, a quorum queue replaces it when it redelivers the message."""
+    """If a publisher has set the header x-delivery-count, a quorum queue replaces it when it redelivers the message."""
     channel.queue_declare("q", durable=True, arguments={**QUORUM, "x-delivery-limit": 5})
     channel.basic_publish("", "q", b"x", BasicProperties(headers={"x-delivery-count": 1000}))
     seen: list[Any] = []
@@ -278,11 +280,12 @@ def test_a_quorum_queue_replaces_a_delivery_count_that_the_publisher_set(channel
         pytest.param({}, b"4213", marks=pytest.mark.differs_since("4.0", "the delivery limit is 20 without one")),
         ({"x-delivery-limit": 5}, b"2134"),
     ],
+    ids=["no limit", "limit 5"],
 )
 def test_a_delivery_limit_decides_where_a_quorum_queue_puts_requeued_messages(
     channel: BlockingChannel, take: Take, limit: dict[str, int], expected: bytes
 ) -> None:
-    """A quorum queue with a delivery limit puts requeued messages in front of all others. A quorum queue without one
+    """A quorum queue with a delivery limit puts requeued messages in front of all others. Without a delivery limit, it
     puts them behind all others, in the order in which they were requeued.
     """
     channel.queue_declare("q", durable=True, arguments={**QUORUM, **limit})
@@ -295,7 +298,7 @@ def test_a_delivery_limit_decides_where_a_quorum_queue_puts_requeued_messages(
     assert b"".join(take.bodies("q", 4)) == expected
 
 
-@pytest.mark.parametrize("kind", [{}, QUORUM])
+@pytest.mark.parametrize("kind", [{}, QUORUM], ids=["classic", "quorum"])
 def test_unacknowledged_messages_of_a_closed_channel_are_redelivered_before_newer_ones(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take, kind: dict[str, str]
 ) -> None:
@@ -313,7 +316,7 @@ def test_unacknowledged_messages_of_a_closed_channel_are_redelivered_before_newe
     assert b"".join(take.bodies("q", 4)) == b"1234"
 
 
-def test_an_auto_delete_queue_is_deleted_with_its_last_consumer(channel: BlockingChannel) -> None:
+def test_an_auto_delete_queue_is_deleted_when_its_last_consumer_is_cancelled(channel: BlockingChannel) -> None:
     """An auto-delete queue is deleted when its last consumer is cancelled, and not before."""
     channel.queue_declare("q", auto_delete=True)
     tags = [channel.basic_consume("q", print) for _ in range(2)]
@@ -328,7 +331,7 @@ def test_an_auto_delete_queue_is_deleted_with_its_last_consumer(channel: Blockin
 def test_an_exclusive_queue_is_deleted_with_its_connection(
     connect: Callable[..., pika.BlockingConnection], connection: pika.BlockingConnection, take: Take
 ) -> None:
-    """When a connection is closed, its exclusive queue is deleted, even if the queue was declared durable."""
+    """When a connection is closed, its exclusive queues are deleted, even those that were declared durable."""
     other = connect()
     other.channel().queue_declare("q", exclusive=True, durable=True)
     other.close()
@@ -343,8 +346,8 @@ def test_an_exclusive_queue_is_deleted_with_its_connection(
     take.until(gone)
 
 
-def test_purge_and_delete_return_the_number_of_ready_messages(channel: BlockingChannel, take: Take) -> None:
-    """queue.purge and queue.delete return the number of ready messages; unacknowledged messages are not counted."""
+def test_queue_purge_and_queue_delete_return_the_number_of_ready_messages(channel: BlockingChannel, take: Take) -> None:
+    """queue.purge and queue.delete return the number of ready messages. They do not count unacknowledged messages."""
     channel.queue_declare("q")
     for _ in range(3):
         channel.basic_publish("", "q", b"x")
@@ -356,7 +359,7 @@ def test_purge_and_delete_return_the_number_of_ready_messages(channel: BlockingC
 
 
 def test_x_death_can_be_encoded_as_json(channel: BlockingChannel, take: Take) -> None:
-    """The entries of a dead letter's x-death header can be encoded as JSON, except for their times."""
+    """The entries of a dead letter's x-death header, except for their times, can be encoded as JSON."""
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_max_length=0))
     channel.basic_publish("", "q", b"x")

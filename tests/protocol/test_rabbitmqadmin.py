@@ -49,9 +49,7 @@ def test_rabbitmqadmin_works_with_the_embedded_broker_as_with_rabbitmq(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Each rabbitmqadmin command in this test prints the expected text both with RabbitMQ and with the embedded
-    broker.
-    """
+    """With both RabbitMQ and the embedded broker, each rabbitmqadmin command in this test prints the expected text."""
     if rabbitmq is None:
         pytest.skip("no RabbitMQ to download rabbitmqadmin from")
     try:

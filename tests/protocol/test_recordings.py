@@ -60,8 +60,8 @@ def test_replay_waits_until_queues_and_bindings_exist(
     amqp_broker: EmbeddedBroker,
     api_of: Callable[[EmbeddedBroker], Api],
 ) -> None:
-    """If a test declares the exchange, queue and bindings only during a replay, all messages of the recording still
-    arrive in order, and published() lists each of them once.
+    """If a user's test declares the exchange, the queue and the bindings only during a replay, all messages of the
+    recording still arrive in order, and published() lists each of them once.
     """
 
     def attempts() -> int:
@@ -87,8 +87,8 @@ def test_replay_waits_until_queues_and_bindings_exist(
 
 
 def test_replay_says_why_a_message_stays_unroutable(vhost: Vhost, channel: BlockingChannel, recording: Path) -> None:
-    """If a message of a recording stays unroutable, replay() raises Unavailable, which names the missing exchange or
-    the unbound routing key.
+    """If a message of a recording stays unroutable, replay() raises Unavailable, whose text names the missing exchange
+    or the unbound routing key.
     """
     with pytest.raises(Unavailable, match=r"incident.ndjson went nowhere: exchange 'logs' does not exist"):
         replay(vhost, recording, patience=0)
@@ -171,9 +171,9 @@ WRONG = {
 }
 
 
-def test_wrong_arguments_of_the_marker_amqp_recording_fail_the_test(tmp_path: Path, recording: Path) -> None:
-    """If an argument of the marker amqp_recording is invalid or unknown, or no message would be replayed, the test
-    fails before it runs, and the error names the file and the argument.
+def test_a_test_whose_marker_amqp_recording_has_a_wrong_argument_fails(tmp_path: Path, recording: Path) -> None:
+    """If an argument of the pytest marker amqp_recording is invalid or unknown, or if no message would be replayed, the
+    test fails before it runs, and the error names the file and the argument.
     """
     assert recording.parent == tmp_path
     (tmp_path / "empty.ndjson").write_text("\n")
@@ -194,8 +194,8 @@ def test_wrong_arguments_of_the_marker_amqp_recording_fail_the_test(tmp_path: Pa
 
 
 def test_any_error_during_a_replay_is_raised(vhost: Vhost, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If an unexpected error occurs in the thread of replaying(), the with statement raises the error when it ends, so
-    that the test fails.
+    """If an unexpected error occurs in the thread of replaying(), the with statement raises this error at its end, so
+    that the user's test fails.
     """
 
     def fail(*_: object) -> None:

@@ -353,8 +353,8 @@ def native(request: pytest.FixtureRequest) -> Iterator[tuple[World, str]]:
 def test_operations_over_amqp_0_9_1_need_exactly_their_permissions(
     world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, row: Row
 ) -> None:
-    """Over AMQP 0-9-1, a user can perform an operation with exactly the permissions that it needs, and is refused
-    with 403 if one of them is missing.
+    """Over AMQP 0-9-1, a user who has exactly the permissions that an operation needs can perform it. If one of these
+    permissions is missing, the broker refuses the operation with 403.
     """
     assert row.channel is not None
     for granted, enough in cases(row.needs):
@@ -372,8 +372,8 @@ def test_operations_over_amqp_0_9_1_need_exactly_their_permissions(
 @rows("links")
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
 def test_operations_over_amqp_1_0_need_exactly_their_permissions(native: "tuple[World, str]", row: Row) -> None:
-    """Over AMQP 1.0, a user can perform an operation with exactly the permissions that it needs, and is refused with
-    unauthorized-access if one of them is missing.
+    """Over AMQP 1.0, a user who has exactly the permissions that an operation needs can perform it. If one of these
+    permissions is missing, the broker refuses the operation with unauthorized-access.
     """
     world, url = native
     assert row.links is not None
@@ -386,8 +386,8 @@ def test_operations_over_amqp_1_0_need_exactly_their_permissions(native: "tuple[
 
 @rows("http")
 def test_operations_of_the_management_api_need_exactly_their_permissions(world: World, row: Row) -> None:
-    """In the management API, a user can perform an operation with exactly the permissions that it needs, and is
-    refused with 401 (for publishing, 400) if one of them is missing.
+    """In the management API, a user who has exactly the permissions that an operation needs can perform it. If one of
+    these permissions is missing, the broker refuses the operation with 401, or with 400 if the operation is to publish.
     """
     asked = row.http
     assert asked is not None
@@ -405,8 +405,8 @@ def test_operations_of_the_management_api_need_exactly_their_permissions(world: 
 def test_operations_of_the_stream_protocol_need_exactly_their_permissions(
     world: World, open_stream: Opener, row: Row
 ) -> None:
-    """In the stream protocol, a user can perform an operation with exactly the permissions that it needs, and is
-    refused if one of them is missing.
+    """In the stream protocol, a user who has exactly the permissions that an operation needs can perform it. If one of
+    these permissions is missing, the broker refuses the operation.
     """
     assert row.stream is not None
     for granted, enough in cases(row.needs):
@@ -415,11 +415,11 @@ def test_operations_of_the_stream_protocol_need_exactly_their_permissions(
         assert (row.stream(client) == 1) is enough, granted
 
 
-def test_storing_an_offset_needs_write_permission_before_3_13(
+def test_storing_an_offset_needs_the_write_permission_only_before_3_13(
     broker: TestBroker, world: World, open_stream: Opener
 ) -> None:
-    """Up to RabbitMQ 3.12, a user who stores an offset in a stream needs the write permission for the stream; from
-    3.13 on, the read permission.
+    """To store an offset in a stream, a user needs the write permission for the stream up to RabbitMQ 3.12, and the
+    read permission from 3.13 on.
     """
     needed = "read" if broker.differs_since("4.0", "the read permission is enough") else "write"
     for granted, enough in cases([(needed, "s")]):
@@ -431,8 +431,8 @@ def test_storing_an_offset_needs_write_permission_before_3_13(
 def test_refused_offsets_do_not_fill_the_log(
     streams: "tuple[World, Callable[[str, str], RawStream]]", caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a client without permission stores offsets a thousand times, the broker logs some of the refusals, but fewer
-    than a hundred.
+    """If a client without permission tries to store an offset a thousand times, the broker logs some of the refusals,
+    but fewer than a hundred.
     """
     world, log_in = streams
     world.reset([])
@@ -526,7 +526,7 @@ LOOKUPS: list[tuple[str, list[Need], bool]] = [
 def test_lookups_of_streams_need_permissions_from_4_2_on(
     streams: "tuple[World, Callable[[str, str], RawStream]]", request: pytest.FixtureRequest
 ) -> None:
-    """From RabbitMQ 4.2 on, a user without permissions cannot find out which streams exist, or which partitions a
+    """From RabbitMQ 4.2 on, a user without permissions cannot find out whether a stream exists, or which partitions a
     super stream has.
     """
     world, log_in = streams
@@ -617,8 +617,8 @@ def grant_topics(world: World) -> None:
 def test_topic_permissions_apply_over_amqp_0_9_1(
     broker: TestBroker, world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, topic: Topic
 ) -> None:
-    """Over AMQP 0-9-1, publishing or binding with a routing key that does not match the user's topic permission is
-    refused. From RabbitMQ 4.0.3 on, this also applies to the keys in CC and BCC.
+    """Over AMQP 0-9-1, a user cannot publish or bind with a routing key that does not match the user's topic
+    permission. From RabbitMQ 4.0.3 on, this also applies to the keys in CC and BCC.
     """
     grant_topics(world)
     assert topic.channel is not None
@@ -635,8 +635,8 @@ def test_topic_permissions_apply_over_amqp_0_9_1(
 
 @of_topics
 def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world: World, topic: Topic) -> None:
-    """In the management API, publishing or binding with a routing key that does not match the user's topic permission
-    is refused. From RabbitMQ 4.0.3 on, this also applies to the keys in CC and BCC.
+    """In the management API, a user cannot publish or bind with a routing key that does not match the user's topic
+    permission. From RabbitMQ 4.0.3 on, this also applies to the keys in CC and BCC.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
     grant_topics(world)
@@ -653,8 +653,8 @@ def test_topic_permissions_apply_to_the_management_api(broker: TestBroker, world
 @of_topics
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
 def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topic: Topic) -> None:
-    """Over AMQP 1.0, publishing or binding is refused if any routing key of the message or binding, including those in
-    x-cc, does not match the user's topic permission.
+    """Over AMQP 1.0, a user cannot publish or bind if a routing key of the message or the binding, including the keys
+    in x-cc, does not match the user's topic permission.
     """
     if topic.links is None:
         pytest.skip("AMQP 1.0 has no BCC")
@@ -666,9 +666,11 @@ def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topi
 
 
 @pytest.mark.parametrize("native", ["4.0", "4.3"], indirect=True)
-def test_topic_permissions_apply_to_cc_and_bcc_from_4_0_on(native: "tuple[World, str]") -> None:
-    """An embedded broker that imitates RabbitMQ 4.0 or 4.3 also checks topic permissions for routing keys in CC and
-    BCC, over AMQP 0-9-1 and over HTTP.
+def test_an_embedded_broker_that_imitates_4_0_or_4_3_checks_topic_permissions_for_cc_and_bcc(
+    native: "tuple[World, str]",
+) -> None:
+    """If an embedded broker imitates RabbitMQ 4.0 or 4.3, it also checks topic permissions for the routing keys in CC
+    and BCC, both over AMQP 0-9-1 and over HTTP.
     """
     world, url = native
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})
@@ -712,7 +714,7 @@ def test_a_users_tags_decide_which_management_requests_are_allowed(
     world: World, tags: str, asked: Asked, status: int
 ) -> None:
     """A user's tags decide whether a request to the management API, such as listing nodes or changing a user, is
-    allowed or gets 401.
+    allowed or gets the status 401.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": tags})
     world.reset([])
@@ -722,8 +724,8 @@ def test_a_users_tags_decide_which_management_requests_are_allowed(
 
 @pytest.mark.parametrize("native", ["4.3"], indirect=True)
 def test_an_administrator_without_permissions_cannot_use_queues_or_exchanges(native: "tuple[World, str]") -> None:
-    """Over AMQP 0-9-1 and AMQP 1.0, an administrator without permissions is refused each operation on queues and
-    exchanges.
+    """If an administrator has no permissions, the broker refuses every operation of this user on queues and exchanges,
+    both over AMQP 0-9-1 and over AMQP 1.0.
     """
     world, url = native
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "administrator"})
@@ -741,7 +743,9 @@ def test_an_administrator_without_permissions_cannot_use_queues_or_exchanges(nat
 def test_an_exclusive_queue_cannot_be_used_through_the_management_api(
     world: World, connection: pika.BlockingConnection
 ) -> None:
-    """Even an administrator gets 400 for a request to the management API that uses a connection's exclusive queue."""
+    """If a request to the management API uses an exclusive queue of a connection, even an administrator gets the status
+    400.
+    """
     world.reset([])
     connection.channel().queue_declare("theirs", exclusive=True)
     asked = [
@@ -759,8 +763,8 @@ def test_an_exclusive_queue_cannot_be_used_through_the_management_api(
 def test_a_policy_needs_no_permission_for_the_exchange_that_it_names(
     world: World, connect: Callable[..., pika.BlockingConnection], amqp_url: str, kind: str
 ) -> None:
-    """A user needs no permission for an exchange to name it in a policy, or to declare a queue or exchange to which
-    such a policy applies.
+    """A user who names an exchange in a policy needs no permission for this exchange. The same goes for a user who
+    declares a queue or an exchange to which such a policy applies.
     """
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "policymaker"})
     world.reset([("configure", "new")])

@@ -49,11 +49,11 @@ def count(channel: BlockingChannel, queue: str) -> int:
         ("a.#", "b", False),
     ],
 )
-def test_a_topic_binding_matches_words_star_and_hash(
+def test_a_binding_key_of_a_topic_exchange_matches_words_star_and_hash(
     channel: BlockingChannel, pattern: str, key: str, matches: bool
 ) -> None:
-    """A binding key of a topic exchange matches a routing key word by word; `*` matches one word, and `#` any number of
-    words, as in RabbitMQ.
+    """As in RabbitMQ, the binding key of a topic exchange matches a routing key word by word. In the binding key, `*`
+    matches one word, and `#` matches any number of words.
     """
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.topic", pattern)
@@ -93,12 +93,13 @@ _KINDS_OF_NUMBERS = pytest.mark.differs_since("4.0", "a headers exchange tells k
         ({"a": [1]}, {"a": [long(1)]}, False),
         ({"a": {"b": 1, "c": 2}}, {"a": {"c": 2, "b": 1}}, False),
     ],
+    ids=str,
 )
-def test_a_headers_binding_matches_all_or_any_of_its_arguments(
+def test_a_binding_of_a_headers_exchange_matches_all_or_any_of_its_arguments(
     channel: BlockingChannel, arguments: dict[str, Any], headers: dict[str, Any], matches: bool
 ) -> None:
-    """A binding of a headers exchange matches a message if all or, depending on x-match, any of its arguments equal the
-    message's headers. Values and types are compared as in RabbitMQ.
+    """A binding of a headers exchange matches a message if the message's headers equal all or, depending on x-match,
+    any of the binding's arguments. Values and types are compared as in RabbitMQ.
     """
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.headers", "", arguments=arguments)
@@ -131,7 +132,7 @@ def test_exchanges_bound_in_a_cycle_route_a_message_once(channel: BlockingChanne
     assert count(channel, "q") == 1
 
 
-def test_unbind_removes_only_the_binding_with_the_same_arguments(channel: BlockingChannel) -> None:
+def test_queue_unbind_removes_only_the_binding_with_the_same_arguments(channel: BlockingChannel) -> None:
     """queue.unbind removes only the binding with the same routing key and arguments."""
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.direct", "k", arguments={"a": 1})
@@ -145,8 +146,8 @@ def test_unbind_removes_only_the_binding_with_the_same_arguments(channel: Blocki
 
 
 def test_an_alternate_exchange_gets_unmatched_messages(channel: BlockingChannel, take: Take) -> None:
-    """A message without a matching binding goes to the alternate exchange. If no queue is bound to the alternate
-    exchange either, a mandatory message is returned as unroutable.
+    """A message that matches no binding of an exchange goes to the exchange's alternate exchange. If no queue is bound
+    to the alternate exchange either, a mandatory message is returned as unroutable.
     """
     channel.exchange_declare("rest", "fanout")
     channel.exchange_declare("x", "direct", arguments={"alternate-exchange": "rest"})
@@ -164,8 +165,8 @@ def test_an_alternate_exchange_gets_unmatched_messages(channel: BlockingChannel,
 
 
 def test_cc_and_bcc_are_additional_routing_keys(channel: BlockingChannel, take: Take) -> None:
-    """Each queue named by the routing key, in CC or in BCC gets a message once. The header BCC is removed, and CC is
-    kept.
+    """Each queue that is named by a message's routing key, or by a key in its headers CC or BCC, gets the message once.
+    The header BCC is removed, and CC is kept.
     """
     for queue in ("to", "cc", "bcc"):
         channel.queue_declare(queue)
@@ -200,8 +201,8 @@ def test_deleting_an_exchange_deletes_its_bindings(channel: BlockingChannel) -> 
 
 
 def test_an_empty_queue_name_means_the_last_declared_queue(channel: BlockingChannel) -> None:
-    """A queue.bind with an empty queue name and routing key binds the queue that the channel declared last, with the
-    queue's name as the routing key.
+    """If queue.bind has an empty queue name and an empty routing key, it binds the queue that was declared last on the
+    channel, with the queue's name as the routing key.
     """
     name = channel.queue_declare("", exclusive=True).method.queue
     assert name.startswith("amq.gen-")

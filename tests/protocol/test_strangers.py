@@ -15,8 +15,8 @@ _UNDECODABLE = b"AMQP\x00\x00\x09\x01" + raw_frame(1, 0, b"\x00\x0a\x00\x0b" + b
 
 
 def test_clients_without_a_login_cannot_fill_the_log(tmp_path: Path) -> None:
-    """If clients without a login send frames that cannot be decoded, the broker logs at most one line per second, of
-    less than 800 characters, with the number of similar errors.
+    """If clients without a login send frames that cannot be decoded, the broker logs at most one line per second. The
+    line has less than 800 characters, and contains the number of similar errors.
     """
     with BrokerProcess(tmp_path, "--in-memory") as broker:
         port = int(broker.url.rpartition(":")[2].partition("/")[0])
@@ -43,8 +43,8 @@ def test_clients_without_a_login_cannot_fill_the_log(tmp_path: Path) -> None:
 
 
 def test_connections_without_a_login_are_limited_per_address(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """If one address opens more connections without a login than the limit, the oldest of them are closed, and a
-    logged-in connection stays open.
+    """If one address opens more connections without a login than the limit allows, the broker closes the oldest of
+    them. A logged-in connection stays open.
     """
     monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker() as broker, RawClient(broker.url) as friend:

@@ -66,8 +66,8 @@ def port() -> Iterator[int]:
 def test_random_stream_frames_cause_no_internal_error(
     port: int, caplog: pytest.LogCaptureFixture, frames: list[tuple[int, int, bytes]], is_logged_in: bool
 ) -> None:
-    """Random frames on the stream port, before or after the login, cause no error in the broker's log, and other
-    clients can still log in.
+    """If a client sends random frames to the stream port, before or after its login, the broker logs no error, and
+    other clients can still log in.
     """
     caplog.set_level(logging.ERROR)
     client = RawStream("127.0.0.1", port)
@@ -89,8 +89,8 @@ def test_random_stream_frames_cause_no_internal_error(
 
 
 def test_stream_publishers_wait_while_the_broker_is_low_on_memory() -> None:
-    """During a memory alarm, stream clients cannot declare publishers. Once memory is freed, a message that was
-    waiting is confirmed, and publishers can be declared again.
+    """During a memory alarm, stream clients cannot declare publishers, and a message that was published waits. Once
+    memory is freed, this message is confirmed, and publishers can be declared again.
     """
     with EmbeddedBroker(stream_port=0, memory_limit=1_000_000) as broker:
         assert broker.stream_port is not None
@@ -139,7 +139,7 @@ def _connect(port: int) -> RawStream:
 
 
 def test_stored_offsets_are_not_rewritten_with_each_segment() -> None:
-    """With 5,000 stored offsets, a stream of 100 tiny segments stays below 3.3 MB, because the offsets are not
+    """A stream that has 100 tiny segments and 5,000 stored offsets takes less than 3.3 MB, because the offsets are not
     written again for each segment.
     """
     with EmbeddedBroker(stream_port=0) as embedded:
@@ -160,8 +160,8 @@ def test_stored_offsets_are_not_rewritten_with_each_segment() -> None:
 
 
 def test_stored_offsets_count_towards_memory_use(caplog: pytest.LogCaptureFixture) -> None:
-    """A thousand long stored offsets of a stream cause a memory alarm at a limit of 400 kB. Deleting the stream ends
-    the alarm.
+    """If the memory limit is 400 kB, a thousand stored offsets with long names cause a memory alarm. The alarm ends
+    when the stream is deleted.
     """
     caplog.set_level(logging.WARNING)
     with EmbeddedBroker(stream_port=0, memory_limit=400_000) as embedded:

@@ -21,8 +21,8 @@ def connect(process: BrokerProcess) -> RawStream:
 
 
 def test_confirmed_stream_messages_survive_a_kill(tmp_path: Path) -> None:
-    """After the broker was killed, a stream has all confirmed messages in order. A named publisher that continues at
-    its last publishing id stores no message twice.
+    """After the broker was killed and restarted, a stream has all confirmed messages in order. If a named publisher
+    continues at its last publishing id, no message is stored twice.
     """
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--stream-port", "0") as process:
         client = connect(process)

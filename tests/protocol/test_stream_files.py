@@ -44,7 +44,9 @@ def read_all(process: BrokerProcess, count: int) -> list[tuple[int, bytes]]:
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_stream_messages_survive_a_restart(tmp_path: Path, how: str) -> None:
-    """After a restart, a stream has its persistent and transient messages. Deleting the stream deletes its files."""
+    """After a restart, a stream has all its messages, whether persistent or transient. If the stream is deleted, its
+    files are deleted, too.
+    """
     with BrokerProcess(tmp_path) as process:
         channel = declare(connect(process))
         for number in range(20):
@@ -61,8 +63,8 @@ def test_stream_messages_survive_a_restart(tmp_path: Path, how: str) -> None:
 
 
 def test_an_interrupted_write_to_a_stream_loses_no_confirmed_message(tmp_path: Path) -> None:
-    """If a stream's file ends with an incomplete chunk, the broker starts, logs how many bytes could not be read, and
-    has all confirmed messages.
+    """If a stream's file ends with an incomplete chunk, the broker still starts, logs how many bytes could not be read,
+    and has all confirmed messages.
     """
     with BrokerProcess(tmp_path) as process:
         channel = declare(connect(process))
@@ -77,8 +79,8 @@ def test_an_interrupted_write_to_a_stream_loses_no_confirmed_message(tmp_path: P
         assert [body for _, body in read_all(process, 3)] == [b"a", b"b", b"c"]
 
 
-def test_files_of_a_half_deleted_stream_are_not_reused(tmp_path: Path) -> None:
-    """If the broker stops before the files of a deleted stream are removed, a new stream with the same name does not
+def test_the_files_of_a_partly_deleted_stream_are_not_used_again(tmp_path: Path) -> None:
+    """If the broker stops before it has removed the files of a deleted stream, a new stream with the same name does not
     contain the old messages.
     """
     with BrokerProcess(tmp_path) as process:

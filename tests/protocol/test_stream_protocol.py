@@ -51,11 +51,11 @@ ACCESS_REFUSED, PRECONDITION_FAILED, NO_PUBLISHER, NO_OFFSET = range(16, 20)
     ("mechanism", "secret", "code"),
     [("FOO", b"\0guest\0guest", 7), ("PLAIN", b"\0guest\0wrong", 8), ("PLAIN", b"guest", 9)],
 )
-def test_a_stream_login_that_fails_ends_the_connection(
+def test_a_stream_connection_is_closed_after_a_failed_login(
     connect_stream: Opener, mechanism: str, secret: bytes, code: int
 ) -> None:
-    """Over the stream protocol, a login with an unknown mechanism, a wrong password or a malformed response gets the
-    error code for this failure, and the connection is closed.
+    """If a client logs in over the stream protocol with an unknown mechanism, a wrong password or a malformed response,
+    it gets the error code for this failure, and the broker closes the connection.
     """
     client = connect_stream()
     client.request(PEER_PROPERTIES, table({}))
@@ -67,8 +67,10 @@ def test_a_stream_login_that_fails_ends_the_connection(
     assert client.at_end()
 
 
-def test_opening_an_unknown_virtual_host_ends_a_stream_connection(connect_stream: Opener) -> None:
-    """The stream command `open` with an unknown virtual host gets code 12, and the connection is closed."""
+def test_opening_an_unknown_virtual_host_closes_a_stream_connection(connect_stream: Opener) -> None:
+    """If the stream command `open` names an unknown virtual host, the broker answers with the code 12, and closes the
+    connection.
+    """
     client = connect_stream()
     client.log_in()
 
@@ -76,8 +78,8 @@ def test_opening_an_unknown_virtual_host_ends_a_stream_connection(connect_stream
     assert client.at_end()
 
 
-def test_a_command_before_the_login_ends_a_stream_connection(connect_stream: Opener) -> None:
-    """A stream client that sends the command `create` before it has logged in is disconnected."""
+def test_a_command_before_the_login_closes_a_stream_connection(connect_stream: Opener) -> None:
+    """If a stream client sends the command `create` before it has logged in, the broker closes the connection."""
     client = connect_stream()
     client.send(CREATE, struct.pack(">I", 1) + string("s") + table({}))
 
@@ -95,8 +97,8 @@ def test_a_command_before_the_login_ends_a_stream_connection(connect_stream: Ope
     ids=["unknown", "too short", "too long", "of another version"],
 )
 def test_an_invalid_frame_closes_a_stream_connection(client: RawStream, key: int, body: bytes, version: int) -> None:
-    """A frame of the stream protocol with an unknown key, a wrong length or an unsupported version closes the
-    connection with "unknown frame".
+    """If a frame of the stream protocol has an unknown key, a wrong length or an unsupported version, the broker closes
+    the connection with "unknown frame".
     """
     client.send(key, body, version)
 
@@ -123,8 +125,8 @@ def test_the_stream_command_close_is_answered_before_the_connection_ends(client:
 
 
 def test_creating_an_existing_stream_is_refused(client: RawStream) -> None:
-    """Creating an existing stream again is refused with already-exists if the arguments are equal, and otherwise with
-    precondition-failed.
+    """If an existing stream is created again, the broker answers with already-exists if the arguments are equal, and
+    with precondition-failed otherwise.
     """
     assert client.create("s", max_length_bytes="5000000000", max_age="1h") == OK
     assert client.create("s", max_length_bytes="5000000000", max_age="1h") == EXISTS
@@ -134,17 +136,20 @@ def test_creating_an_existing_stream_is_refused(client: RawStream) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [("", {}), ("amq.s", {}), ("s", {"queue_leader_locator": "nowhere"}), ("s", {"initial_cluster_size": "0"})],
+    ids=str,
 )
 def test_an_invalid_stream_name_or_argument_is_refused(client: RawStream, name: str, arguments: dict[str, str]) -> None:
-    """Creating a stream with an empty or reserved name, or an invalid argument, is refused with precondition-failed."""
+    """If a client creates a stream with an empty name, a reserved name or an invalid argument, the broker answers with
+    precondition-failed.
+    """
     assert client.create(name, **arguments) == PRECONDITION_FAILED
 
 
-def test_a_stream_exists_over_amqp_and_over_the_stream_protocol(
+def test_amqp_and_the_stream_protocol_have_the_same_streams(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
-    """A stream created over the stream protocol can be declared over AMQP, and a stream declared over AMQP exists in
-    the stream protocol.
+    """A stream that was created over the stream protocol can be declared again over AMQP. A stream that was declared
+    over AMQP exists for clients of the stream protocol.
     """
     arguments = {"x-queue-type": "stream"}
 
@@ -153,9 +158,9 @@ def test_a_stream_exists_over_amqp_and_over_the_stream_protocol(
     assert client.create("other") == EXISTS
 
 
-def test_metadata_returns_the_leader_of_each_stream(client: RawStream, stream: str) -> None:
-    """The stream command `metadata` returns the leader of an existing stream, and the code stream-does-not-exist for
-    a missing one.
+def test_the_stream_command_metadata_returns_the_leader_of_each_stream(client: RawStream, stream: str) -> None:
+    """The stream command `metadata` returns the leader of a stream that exists, and the code stream-does-not-exist for
+    one that does not.
     """
     client.send(METADATA, struct.pack(">II", 7, 2) + string(stream) + string("none"))
 
@@ -168,8 +173,8 @@ def test_metadata_returns_the_leader_of_each_stream(client: RawStream, stream: s
 def test_publishers_and_readers_are_told_that_their_stream_was_deleted(
     open_stream: Opener, client: RawStream, stream: str
 ) -> None:
-    """When a stream is deleted, its publishers and readers get metadata-update, and their publisher and subscription
-    ids become invalid.
+    """When a stream is deleted, its publishers and readers get metadata-update. Their publisher ids and subscription
+    ids are no longer valid.
     """
     reader = open_stream()
     reader.subscribe(1, stream)
@@ -190,8 +195,8 @@ def test_publishers_and_readers_are_told_that_their_stream_was_deleted(
 
 
 def test_ids_and_names_of_stream_publishers_are_unique(client: RawStream, stream: str) -> None:
-    """A client cannot declare two stream publishers with the same id, or with the same name on one stream. After the
-    first publisher is deleted, its name can be used again.
+    """A client cannot declare two stream publishers with the same id, or two with the same name on one stream. After
+    the first publisher is deleted, its name can be used again.
     """
     assert client.declare_publisher(1, "none") == NO_STREAM
     assert client.declare_publisher(1, stream) == OK
@@ -220,8 +225,8 @@ def test_a_message_with_a_used_publishing_id_is_confirmed_but_not_stored(client:
 
 
 def test_sub_entry_batches_of_a_stream_are_stored_unchanged(client: RawStream, stream: str) -> None:
-    """A stream stores and delivers a sub-entry batch without unpacking it, and the offset of the next message counts
-    all messages in the batch.
+    """A stream stores and delivers a sub-entry batch without unpacking it. All messages in the batch count towards the
+    offset of the next message.
     """
     batch = struct.pack(">BHII", 0xC0, 3, 100, 7) + b"packed!"
     client.declare_publisher(1, stream, "ann")
@@ -242,9 +247,9 @@ def test_sub_entry_batches_of_a_stream_are_stored_unchanged(client: RawStream, s
 
 
 @pytest.mark.differs_since("4.3", "a publish frame above the negotiated size closes the connection")
-def test_a_publish_above_the_negotiated_frame_size_is_accepted(client: RawStream, stream: str) -> None:
-    """Up to RabbitMQ 4.2, a stream client's publish frame above the negotiated maximum size is accepted, because
-    clients with large batches rely on that.
+def test_a_publish_frame_above_the_negotiated_frame_size_is_accepted(client: RawStream, stream: str) -> None:
+    """Up to RabbitMQ 4.2, the broker accepts a stream client's publish frame that is larger than the negotiated
+    maximum, because clients that send large batches rely on it.
     """
     client.declare_publisher(1, stream)
     client.publish(1, 0, *[bytes(500_000)] * 40)
@@ -254,12 +259,12 @@ def test_a_publish_above_the_negotiated_frame_size_is_accepted(client: RawStream
 
 
 def test_a_stream_with_a_max_age_of_5000_digits_can_be_created(client: RawStream) -> None:
-    """A stream with a max-age of 5,000 digits can be created over the stream protocol."""
+    """A stream can be created over the stream protocol with a max-age of 5,000 digits."""
     assert client.create("old", **{"max-age": "9" * 5000 + "D"}) == OK
 
 
 def test_publishing_to_a_stream_without_a_declared_publisher_is_refused(client: RawStream) -> None:
-    """If a stream client publishes with an undeclared publisher id, each message is refused with
+    """If a stream client publishes with a publisher id that it has not declared, the broker refuses each message with
     publisher-does-not-exist.
     """
     client.publish(9, 5, b"a", b"b")
@@ -311,8 +316,8 @@ def test_a_stream_subscription_starts_at_the_requested_offset(
 
 
 def test_a_stream_client_that_has_unsubscribed_gets_no_messages(client: RawStream, three: str) -> None:
-    """After the stream command `unsubscribe`, a client gets no more chunks. Unsubscribing with an unknown
-    subscription id is refused.
+    """After the stream command `unsubscribe`, a client gets no more chunks. If the subscription id is unknown, the
+    broker refuses the command.
     """
     assert client.subscribe(1, "none") == NO_STREAM
     assert client.request(UNSUBSCRIBE, b"\1").code == NOT_SUBSCRIBED
@@ -324,8 +329,8 @@ def test_a_stream_client_that_has_unsubscribed_gets_no_messages(client: RawStrea
 
 
 def test_a_stored_offset_can_be_queried(client: RawStream, stream: str) -> None:
-    """The stream command query_offset returns no-offset until store_offset has stored an offset for the reader, and
-    then this offset.
+    """The stream command `query_offset` returns no-offset until `store_offset` has stored an offset for the reader. It
+    then returns this offset.
     """
     asked = string("reader") + string(stream)
     assert client.request(QUERY_OFFSET, asked) == (NO_OFFSET, struct.pack(">Q", 0))
@@ -338,8 +343,8 @@ def test_a_stored_offset_can_be_queried(client: RawStream, stream: str) -> None:
     assert answer == (OK, struct.pack(">Q", 42))
 
 
-def test_a_stored_offset_is_deleted_with_its_message(client: RawStream) -> None:
-    """When a stream deletes its oldest segment, it also deletes a reader's stored offset that lies in this segment."""
+def test_a_stored_offset_is_deleted_with_its_segment(client: RawStream) -> None:
+    """When a stream deletes its oldest segment, it also deletes a stored offset of a message in this segment."""
     client.create("short", max_length_bytes="2000", stream_max_segment_size_bytes="1000")
     client.declare_publisher(1, "short")
     asked = string("reader") + string("short")
@@ -373,7 +378,7 @@ _PROPERTIES = pika.BasicProperties(
 )
 
 
-def test_a_message_keeps_its_properties_from_amqp_to_streams_and_back(
+def test_a_message_keeps_its_properties_from_amqp_to_the_stream_protocol_and_back(
     client: RawStream, stream: str, channel: BlockingChannel
 ) -> None:
     """If a stream client reads a message that was published over AMQP 0-9-1 and publishes it again, both messages have
@@ -426,8 +431,8 @@ def ann(api: Api, vhost: str, ann: str) -> str:
 def test_stream_commands_without_permission_are_refused(
     open_stream: Opener, client: RawStream, stream: str, ann: str
 ) -> None:
-    """Over the stream protocol, every command on a stream for which the user lacks the permission is refused with
-    access-refused.
+    """If a user lacks the permission for a stream, the broker refuses each command of the stream protocol on this
+    stream with access-refused.
     """
     client.create("hers")
     hers = open_stream(ann, "secret")

@@ -52,8 +52,8 @@ class Reader:
 
 
 def test_each_stream_reader_gets_every_message(channel: BlockingChannel, take: Take) -> None:
-    """Each reader of a stream gets all messages in order, with their original properties, and with x-stream-offset
-    among the headers.
+    """Each reader of a stream gets all messages in order, with their original properties and with the additional header
+    x-stream-offset.
     """
     channel.queue_bind("s", "amq.topic", "a.#")
     properties = BasicProperties(
@@ -90,8 +90,8 @@ def test_each_stream_reader_gets_every_message(channel: BlockingChannel, take: T
 def test_a_stream_reader_starts_at_x_stream_offset(
     channel: BlockingChannel, take: Take, offset: object, expected: list[int]
 ) -> None:
-    """A reader of a stream starts at its x-stream-offset (first, last, next, a number, a time or an age), and without
-    one, at the next message.
+    """A reader of a stream starts at its x-stream-offset: first, last, next, a number, a time or an age. Without
+    x-stream-offset, the reader starts at the next message.
     """
     publish(channel, *"abcde")
     reader = Reader(channel.connection, **({} if offset is None else {"offset": offset}))
@@ -100,9 +100,11 @@ def test_a_stream_reader_starts_at_x_stream_offset(
     assert reader.offsets == [*expected, 5]
 
 
-def test_a_reader_with_an_offset_beyond_the_end_waits_for_that_message(channel: BlockingChannel, take: Take) -> None:
-    """A reader whose x-stream-offset is beyond the end of the stream gets no message until the one at this offset is
-    published.
+def test_a_stream_reader_with_an_offset_beyond_the_end_waits_for_the_message_there(
+    channel: BlockingChannel, take: Take
+) -> None:
+    """If a reader's x-stream-offset is beyond the end of the stream, the reader gets no message until the message at
+    this offset is published.
     """
     publish(channel, "a")
     reader = Reader(channel.connection, offset=3)
@@ -114,8 +116,8 @@ def test_a_reader_with_an_offset_beyond_the_end_waits_for_that_message(channel: 
 def test_a_stream_reader_gets_another_message_for_each_one_that_it_acknowledges(
     channel: BlockingChannel, take: Take
 ) -> None:
-    """A reader of a stream first gets as many messages as its prefetch allows, and then one more for each message that
-    it acknowledges.
+    """A reader of a stream first gets as many messages as its prefetch allows. It then gets one more for each message
+    that it acknowledges.
     """
     publish(channel, *"abcdef")
     reader = Reader(channel.connection, prefetch=2, offset="first")
@@ -145,7 +147,9 @@ def test_unacknowledged_messages_of_a_stream_are_not_redelivered(
 
 
 def test_deleting_a_stream_cancels_its_readers(channel: BlockingChannel, take: Take) -> None:
-    """When a stream is deleted, its readers get basic.cancel. A new stream with the old name starts at offset 0."""
+    """When a stream is deleted, its readers get basic.cancel. A new stream with the same name starts at the
+    offset 0.
+    """
     publish(channel, "a")
     reader = Reader(channel.connection)
     cancelled: list[object] = []
@@ -160,7 +164,9 @@ def test_deleting_a_stream_cancels_its_readers(channel: BlockingChannel, take: T
 
 
 def test_deleting_a_stream_ignores_if_empty_and_if_unused(channel: BlockingChannel) -> None:
-    """Deleting a stream with queue.delete ignores if-empty and if-unused, as in RabbitMQ."""
+    """As in RabbitMQ, queue.delete deletes a stream even if if-empty or if-unused is set and the stream has messages or
+    readers.
+    """
     publish(channel, "a")
     Reader(channel.connection)
     channel.queue_delete("s", if_unused=True, if_empty=True)
@@ -168,7 +174,9 @@ def test_deleting_a_stream_ignores_if_empty_and_if_unused(channel: BlockingChann
 
 
 def test_the_oldest_segments_of_a_full_stream_are_deleted(channel: BlockingChannel, take: Take) -> None:
-    """If a stream exceeds x-max-length-bytes, its oldest messages are deleted, and the newest are kept without gaps."""
+    """If a stream exceeds its x-max-length-bytes, its oldest messages are deleted. The newest messages are kept without
+    gaps.
+    """
     channel.queue_delete("s")
     limits = {"x-max-length-bytes": 20_000, "x-stream-max-segment-size-bytes": 5_000}
     channel.queue_declare("s", durable=True, arguments={**STREAM, **limits})
@@ -195,10 +203,12 @@ def test_the_oldest_segments_of_a_full_stream_are_deleted(channel: BlockingChann
     ],
     ids=["get", "purge"],
 )
-def test_basic_get_and_purge_of_a_stream_are_refused(
+def test_basic_get_and_queue_purge_of_a_stream_are_refused(
     channel: BlockingChannel, what: Callable[[BlockingChannel], None], words: str
 ) -> None:
-    """basic.get and queue.purge of a stream close the connection with 540 and RabbitMQ's error text."""
+    """If a client sends basic.get or queue.purge for a stream, the broker closes the connection with 540 and RabbitMQ's
+    error text.
+    """
     with pytest.raises(ConnectionClosedByBroker, match=f"NOT_IMPLEMENTED - {words}") as caught:
         what(channel)
     assert caught.value.reply_code == 540
@@ -209,8 +219,8 @@ def test_basic_get_and_purge_of_a_stream_are_refused(
 def test_nacking_a_message_of_a_stream_closes_the_connection(
     channel: BlockingChannel, take: Take, *, requeue: bool
 ) -> None:
-    """A basic.nack of a message from a stream closes the connection, because a stream can neither requeue nor
-    dead-letter a message.
+    """If a client nacks a message of a stream, the broker closes the connection, because a stream can neither requeue
+    nor dead-letter a message.
     """
     publish(channel, "a")
     reader = Reader(channel.connection, offset="first")
@@ -231,11 +241,11 @@ def test_nacking_a_message_of_a_stream_closes_the_connection(
     ],
     ids=["prefetch", "auto_ack", "priority", "offset"],
 )
-def test_a_stream_consumer_needs_prefetch_and_acknowledgements(
+def test_a_stream_consumer_needs_a_prefetch_and_acknowledgements(
     channel: BlockingChannel, prefetch: int, options: dict[str, Any], code: int, words: str
 ) -> None:
-    """A basic.consume on a stream is refused without a prefetch, with automatic acknowledgement, with a priority, or
-    with an invalid offset.
+    """The broker refuses a basic.consume on a stream without a prefetch, with automatic acknowledgement, with a
+    priority or with an invalid offset.
     """
     channel.basic_qos(prefetch_count=prefetch)
     with pytest.raises((ChannelClosedByBroker, ConnectionClosedByBroker)) as caught:
@@ -270,8 +280,8 @@ def test_a_stream_consumer_needs_prefetch_and_acknowledgements(
 def test_an_invalid_stream_declaration_is_refused(
     channel: BlockingChannel, arguments: dict[str, Any], options: dict[str, Any], words: str
 ) -> None:
-    """Declaring a transient, exclusive, auto-delete or unnamed stream, or a stream with invalid arguments, is refused
-    with RabbitMQ's error text.
+    """The broker refuses to declare a transient, exclusive, auto-delete or unnamed stream, or a stream with invalid
+    arguments, with RabbitMQ's error text.
     """
     with pytest.raises(ChannelClosedByBroker, match=words):
         channel.queue_declare(**{"queue": "other", "durable": True, **options}, arguments={**STREAM, **arguments})
@@ -281,7 +291,9 @@ def test_an_invalid_stream_declaration_is_refused(
 def test_declaring_a_stream_with_other_arguments_is_refused(
     channel: BlockingChannel, arguments: dict[str, Any]
 ) -> None:
-    """Declaring an existing stream again with another type or limit is refused with "inequivalent arg"."""
+    """If an existing stream is declared again with another type or limit, the broker refuses it with "inequivalent
+    arg".
+    """
     channel.queue_declare("s", durable=True, arguments=STREAM)
     with pytest.raises(
         ChannelClosedByBroker, match=r"inequivalent arg 'x-(queue-type|max-age)' for queue 's' in vhost"
@@ -292,7 +304,7 @@ def test_declaring_a_stream_with_other_arguments_is_refused(
 def test_the_management_api_counts_all_messages_of_a_stream_as_ready(
     channel: BlockingChannel, take: Take, api: Api, vhost: str
 ) -> None:
-    """The management API counts all messages of a stream as ready, even after a reader has got them."""
+    """The management API counts all messages of a stream as ready, even those that a reader has received."""
     publish(channel, *"abc")
     reader = Reader(channel.connection, offset="first")
     take.until(lambda: len(reader.got) == 3)
@@ -305,9 +317,9 @@ def test_the_management_api_counts_all_messages_of_a_stream_as_ready(
     assert (queue["type"], queue["messages_ready"], queue["messages_unacknowledged"]) == ("stream", 3, 0)
 
 
-def test_a_stream_age_or_offset_of_5000_digits_is_accepted(channel: BlockingChannel, take: Take) -> None:
-    """A stream can have an x-max-age of 5,000 digits. A reader whose x-stream-offset is an age of 5,000 digits starts
-    at the first message.
+def test_a_stream_age_of_5000_digits_is_accepted(channel: BlockingChannel, take: Take) -> None:
+    """A stream can have an x-max-age of 5,000 digits. If a reader's x-stream-offset is an age of 5,000 digits, the
+    reader starts at the first message.
     """
     for_ever = "9" * 5000 + "D"
     channel.queue_declare("old", durable=True, arguments={**STREAM, "x-max-age": for_ever})

@@ -46,8 +46,8 @@ def port_of(broker: EmbeddedBroker, protocol: str) -> tuple[str, int]:
 
 
 def test_clients_of_every_protocol_can_log_in_over_tls(broker: EmbeddedBroker, amqp_tls: Authority) -> None:
-    """Over TLS, clients can log in to AMQP, the management API and the stream port, and an AMQP client gets a message
-    of 1 MB.
+    """Over TLS, clients can log in to AMQP, the management API and the stream port. An AMQP client gets a message of 1
+    MB.
     """
     api = Management(broker.urls["https"], "guest", "guest", ca=str(amqp_tls.ca))
     with connection(broker, amqp_tls) as opened:
@@ -73,7 +73,7 @@ def test_a_failed_tls_handshake_is_logged_in_one_line(
     broker: EmbeddedBroker, amqp_tls: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If a client does not speak TLS, or does not trust the broker's certificate, the broker logs one line, and other
-    clients can connect.
+    clients can still connect.
     """
     with caplog.at_level(logging.WARNING), socket.create_connection(port_of(broker, "amqp/ssl"), timeout=60) as plain:
         plain.sendall(b"AMQP\x00\x00\x09\x01")
@@ -93,8 +93,8 @@ def test_a_failed_tls_handshake_is_logged_in_one_line(
 def test_unfinished_tls_handshakes_are_limited_per_address(
     amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If one address has more connections with an unfinished TLS handshake than the limit, the oldest of them are
-    closed, and other clients are served.
+    """If one address has more connections with an unfinished TLS handshake than the limit allows, the broker closes the
+    oldest of them, and still serves other clients.
     """
     monkeypatch.setattr(listener, "stranger_limit", lambda: 10)
     with EmbeddedBroker(tls=amqp_tls.tls()) as broker, ExitStack() as stack:
@@ -120,8 +120,8 @@ def test_a_tls_handshake_has_a_time_limit(amqp_tls: Authority, monkeypatch: pyte
 
 
 def test_a_client_certificate_can_be_required(amqp_tls: Authority) -> None:
-    """If client certificates are required, a client without one is refused. A client with one can connect, and gets
-    connection.close when the broker stops.
+    """If the broker requires client certificates, it refuses a client without one. A client with a certificate can
+    connect, and gets connection.close when the broker stops.
     """
     with EmbeddedBroker(tls=amqp_tls.tls(client_certificates=True)) as broker:
         with pytest.raises(AMQPError), connection(broker, amqp_tls):
@@ -144,7 +144,7 @@ def test_a_client_certificate_can_be_required(amqp_tls: Authority) -> None:
     ],
 )
 def test_invalid_tls_files_are_refused_with_the_reason(amqp_tls: Authority, cert: str, key: str, why: str) -> None:
-    """If a TLS file is missing or not in PEM form, or the key does not match the certificate, EmbeddedBroker.start()
+    """If a TLS file is missing or not in PEM form, or if the key does not match the certificate, EmbeddedBroker.start()
     raises OSError with the reason.
     """
     with pytest.raises(OSError, match=why):
@@ -170,8 +170,8 @@ def ipv6() -> bool:
 
 @pytest.mark.parametrize("host", ["::", "localhost"])
 def test_one_port_serves_ipv4_and_ipv6(host: str) -> None:
-    """A broker with the host `::` or `localhost` listens on one port for IPv4 and IPv6; a second broker on this port,
-    for IPv6 alone, fails to start with OSError.
+    """A broker with the host `::` or `localhost` listens for IPv4 and IPv6 on the same port. If a second broker is
+    started on this port for IPv6 alone, it fails with OSError.
     """
     names = {address[0] for _, _, _, _, address in socket.getaddrinfo("localhost", 1)}
     if not ipv6() or (host == "localhost" and "::1" not in names):
@@ -192,7 +192,7 @@ def test_one_port_serves_ipv4_and_ipv6(host: str) -> None:
 
 
 def test_the_url_of_an_ipv6_address_has_brackets() -> None:
-    """EmbeddedBroker(host="::1").url has brackets around the address, and pika can connect to the URL."""
+    """EmbeddedBroker(host="::1").url has brackets around the address, and pika can connect to this URL."""
     if not ipv6():
         pytest.skip("there is no IPv6 here")
     with EmbeddedBroker(host="::1") as broker, pika.BlockingConnection(pika.URLParameters(broker.url)):

@@ -108,8 +108,8 @@ def publish_batches(client: RawStream, count: int, encoded: bytes) -> None:
 def test_a_consumer_of_millions_of_empty_messages_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, client: RawStream, watch: LoopWatch, offset: str, *, is_packed: bool
 ) -> None:
-    """basic.consume on a stream with millions of empty messages in sub-entry batches keeps other clients waiting for
-    less than 0.25 s of processor time.
+    """While a client consumes from a stream with millions of empty messages in sub-entry batches, other clients wait
+    for less than 0.25 s of processor time.
     """
     client.create("s")
     client.declare_publisher(1, "s")
@@ -130,8 +130,8 @@ def test_a_consumer_of_millions_of_empty_messages_does_not_hold_up_other_clients
 def test_comparing_a_large_header_with_many_bindings_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
-    """Routing a message with a large list in its headers by a thousand headers bindings keeps other clients waiting
-    for less than 0.25 s of processor time.
+    """While a headers exchange with a thousand bindings routes a message whose headers contain a large list, other
+    clients wait for less than 0.25 s of processor time.
     """
     with RawClient(broker.url) as client:
         client.send(commands.Exchange.Declare(exchange="h", exchange_type="headers"))
@@ -153,9 +153,11 @@ def test_comparing_a_large_header_with_many_bindings_does_not_hold_up_other_clie
     watch.check()
 
 
-def test_a_subscription_with_many_filters_does_not_hold_up_other_clients(client: RawStream, watch: LoopWatch) -> None:
-    """A stream subscription with 45,000 filter values keeps other clients waiting for less than 0.25 s of processor
-    time, and gets a message with one of these values.
+def test_a_stream_subscription_with_many_filters_does_not_hold_up_other_clients(
+    client: RawStream, watch: LoopWatch
+) -> None:
+    """While a client subscribes to a stream with 45,000 filter values, other clients wait for less than 0.25 s of
+    processor time. The subscription gets a message with one of these values.
     """
     client.create("s")
     client.declare_publisher(1, "s")
@@ -172,9 +174,9 @@ def test_a_subscription_with_many_filters_does_not_hold_up_other_clients(client:
     watch.check()
 
 
-def test_subscriptions_by_time_do_not_hold_up_other_clients(client: RawStream, watch: LoopWatch) -> None:
-    """Subscribing by timestamp to a stream of thousands of tiny segments keeps other clients waiting for less than
-    0.25 s of processor time.
+def test_stream_subscriptions_by_timestamp_do_not_hold_up_other_clients(client: RawStream, watch: LoopWatch) -> None:
+    """While a client subscribes by timestamp to a stream with thousands of tiny segments, other clients wait for less
+    than 0.25 s of processor time.
     """
     client.create("s", stream_max_segment_size_bytes="1")
     client.declare_publisher(1, "s")
@@ -193,9 +195,11 @@ def test_subscriptions_by_time_do_not_hold_up_other_clients(client: RawStream, w
     watch.check()
 
 
-def test_creating_a_large_super_stream_does_not_hold_up_other_clients(client: RawStream, watch: LoopWatch) -> None:
-    """Creating and deleting a super stream with thousands of partitions keeps other clients waiting for less than 0.25
-    s of processor time.
+def test_creating_or_deleting_a_large_super_stream_does_not_hold_up_other_clients(
+    client: RawStream, watch: LoopWatch
+) -> None:
+    """While a client creates or deletes a super stream with thousands of partitions, other clients wait for less than
+    0.25 s of processor time.
     """
     names = [f"p{number}" for number in range(6000)]
     assert client.request(CREATE_SUPER_STREAM, string("x") + strings(*names) * 2 + table({})).code == 1
@@ -204,9 +208,11 @@ def test_creating_a_large_super_stream_does_not_hold_up_other_clients(client: Ra
     watch.check()
 
 
-def test_metadata_of_many_streams_does_not_hold_up_other_clients(client: RawStream, watch: LoopWatch) -> None:
-    """Answering a stream client's metadata request with 50,000 names keeps other clients waiting for less than 0.25 s
-    of processor time.
+def test_a_metadata_request_for_many_streams_does_not_hold_up_other_clients(
+    client: RawStream, watch: LoopWatch
+) -> None:
+    """While the broker answers a stream client's metadata request with 50,000 names, other clients wait for less than
+    0.25 s of processor time.
     """
     names = [f"p{number}" for number in range(3000)]
     assert client.request(CREATE_SUPER_STREAM, string("x") + strings(*names) * 2 + table({})).code == 1
@@ -215,9 +221,9 @@ def test_metadata_of_many_streams_does_not_hold_up_other_clients(client: RawStre
     watch.check()
 
 
-def test_a_publish_of_a_million_messages_does_not_hold_up_other_clients() -> None:
-    """A stream client's publish frame with a million empty messages keeps other clients waiting for less than 0.25 s
-    of processor time.
+def test_a_publish_frame_with_a_million_messages_does_not_hold_up_other_clients() -> None:
+    """While the broker handles a stream client's publish frame with a million empty messages, other clients wait for
+    less than 0.25 s of processor time.
     """
     count = 1_000_000
     with EmbeddedBroker(stream_port=0, like="4.2") as broker:
@@ -233,8 +239,8 @@ def test_a_publish_of_a_million_messages_does_not_hold_up_other_clients() -> Non
 def test_unpacking_large_batches_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, client: RawStream, watch: LoopWatch
 ) -> None:
-    """An AMQP consumer of a stream with compressed batches that unpack to 64 MiB each keeps other clients waiting for
-    less than 0.25 s of processor time.
+    """While an AMQP client consumes from a stream whose compressed batches unpack to 64 MiB each, other clients wait
+    for less than 0.25 s of processor time.
     """
     client.create("s")
     client.declare_publisher(1, "s")
@@ -255,8 +261,8 @@ def test_unpacking_large_batches_does_not_hold_up_other_clients(
 def test_committing_a_large_transaction_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
-    """Committing a transaction of 100,000 messages keeps other clients waiting for less than 0.25 s of processor time.
-    The broker sends tx.commit-ok once all messages are in the queue.
+    """While the broker commits a transaction of 100,000 messages, other clients wait for less than 0.25 s of processor
+    time. The broker sends tx.commit-ok when all messages are in the queue.
     """
     count = 100_000
     with RawClient(broker.url) as client:
@@ -274,8 +280,8 @@ def test_committing_a_large_transaction_does_not_hold_up_other_clients(
 
 
 def test_amqp_0_9_1_readers_skip_compressed_batches(broker: EmbeddedBroker, client: RawStream) -> None:
-    """An AMQP 0-9-1 reader of a stream gets the messages in uncompressed batches, but not those in compressed batches,
-    as in RabbitMQ 4.
+    """As in RabbitMQ 4, an AMQP 0-9-1 reader of a stream gets the messages in uncompressed batches, but not those in
+    compressed batches.
     """
     plain = b"".join(simple_entry(b"\x00\x53\x75\xa0\x01" + body) for body in (b"a", b"b"))
     client.create("s")
@@ -291,9 +297,11 @@ def test_amqp_0_9_1_readers_skip_compressed_batches(broker: EmbeddedBroker, clie
     connection.close()
 
 
-def test_routing_many_copies_does_not_hold_up_other_clients(broker: EmbeddedBroker, watch: LoopWatch) -> None:
-    """Routing a message with 10,000 keys in CC to 500 queues, each of which gets it once, keeps other clients waiting
-    for less than 0.25 s of processor time.
+def test_routing_a_message_with_many_keys_in_cc_does_not_hold_up_other_clients(
+    broker: EmbeddedBroker, watch: LoopWatch
+) -> None:
+    """While the broker routes a message with 10,000 keys in CC to 500 queues, other clients wait for less than 0.25 s
+    of processor time. Each queue gets the message once.
     """
     with RawClient(broker.url) as client:
         for number in range(500):
@@ -316,8 +324,8 @@ def test_routing_many_copies_does_not_hold_up_other_clients(broker: EmbeddedBrok
 def test_closing_many_busy_consumers_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch, channels: int
 ) -> None:
-    """Closing a connection with 4,000 consumers of one queue, each with an unacknowledged message, keeps other clients
-    waiting for less than 0.25 s of processor time.
+    """While the broker closes a connection with 4,000 consumers of one queue, each with an unacknowledged message,
+    other clients wait for less than 0.25 s of processor time.
     """
     count = 4000
     with RawClient(broker.url) as other:
@@ -345,11 +353,11 @@ def test_closing_many_busy_consumers_does_not_hold_up_other_clients(
 
 
 @pytest.mark.parametrize("is_watched", [False, True])
-def test_routing_many_copies_by_patterns_does_not_hold_up_other_clients(
+def test_routing_many_keys_in_cc_by_topic_bindings_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch, *, is_watched: bool
 ) -> None:
-    """Routing a message with 10,000 keys in CC by 300 topic bindings keeps other clients waiting for less than 0.25 s
-    of processor time. The broker refuses to route such a message through 60 topic exchanges.
+    """While the broker routes a message with 10,000 keys in CC by 300 topic bindings, other clients wait for less than
+    0.25 s of processor time. The broker refuses to route such a message through 60 topic exchanges.
     """
     if is_watched:
         broker.under_test(lambda _: _vhost(broker).watch(MessageEvents(_vhost(broker), lambda _: {}, lambda *_: None)))
@@ -376,8 +384,9 @@ def test_routing_many_copies_by_patterns_does_not_hold_up_other_clients(
 def test_large_annotations_for_many_messages_do_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch, count: int, *, is_settled: bool
 ) -> None:
-    """An AMQP 1.0 disposition that adds a list of 12,000 maps to each of 100 messages keeps other clients waiting for
-    less than 0.25 s of processor time. For 300 messages, the session ends, and all messages are requeued.
+    """While the broker handles an AMQP 1.0 disposition that adds a list of 12,000 maps to each of 100 messages, other
+    clients wait for less than 0.25 s of processor time. If the disposition is for 300 messages, the broker ends the
+    session, and requeues all of them.
     """
     with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
         channel = connection.channel()
@@ -401,7 +410,7 @@ def test_large_annotations_for_many_messages_do_not_hold_up_other_clients(
         assert headers["x-opt-a"] == [{}] * 12_000
 
 
-def test_many_connections_that_publish_at_once_do_not_hold_up_other_clients(
+def test_many_connections_that_publish_at_the_same_time_do_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch
 ) -> None:
     """If 60 connections publish ten messages each at the same time, and each message is routed to a thousand queues,
@@ -430,9 +439,9 @@ def test_many_connections_that_publish_at_once_do_not_hold_up_other_clients(
     watch.check()
 
 
-def test_acknowledging_many_messages_at_once_is_done_in_several_turns(broker: EmbeddedBroker) -> None:
-    """If one basic.ack acknowledges 100,000 messages, the broker handles it in several turns of its event loop, and
-    handles the client's next method afterwards.
+def test_acknowledging_100000_messages_is_done_in_several_turns_of_the_event_loop(broker: EmbeddedBroker) -> None:
+    """If one basic.ack acknowledges 100,000 messages, the broker handles it in several turns of its event loop, so that
+    other clients can be served in between. It handles the client's next method afterwards.
     """
     count = 100_000
     with RawClient(broker.url) as client:
@@ -464,8 +473,8 @@ def test_acknowledging_many_messages_at_once_is_done_in_several_turns(broker: Em
 def test_dead_lettering_many_messages_does_not_hold_up_other_clients(
     broker: EmbeddedBroker, watch: LoopWatch, how: str
 ) -> None:
-    """Dead-lettering 2,000 messages to 50 queues, after a nack or by a new policy, keeps other clients waiting for
-    less than 0.25 s of processor time.
+    """While the broker dead-letters 2,000 messages to 50 queues, after a nack or because of a new policy, other clients
+    wait for less than 0.25 s of processor time.
     """
     count = 2000
     with RawClient(broker.url) as client:
@@ -497,8 +506,8 @@ def test_dead_lettering_many_messages_does_not_hold_up_other_clients(
 
 @pytest.mark.parametrize("how", ["expired", "delivery limit", "HTTP"])
 def test_dead_lettering_a_whole_queue_does_not_hold_up_other_clients(managed: EmbeddedBroker, how: str) -> None:
-    """Dead-lettering 10,000 messages at once, by expiry, by the delivery limit or by a get request over HTTP, keeps
-    their order and keeps other clients waiting for less than 0.25 s of processor time.
+    """While the broker dead-letters all 10,000 messages of a queue in order, because of expiry, the delivery limit or a
+    get request over HTTP, other clients wait for less than 0.25 s of processor time.
     """
     count, watch = 10_000, LoopWatch(managed)
     with closing(pika.BlockingConnection(pika.URLParameters(managed.url))) as connection:
@@ -537,7 +546,7 @@ def test_dead_lettering_a_whole_queue_does_not_hold_up_other_clients(managed: Em
 
 
 def test_adding_many_policies_does_not_hold_up_other_clients(broker: EmbeddedBroker, watch: LoopWatch) -> None:
-    """Adding a thousand policies to a broker with 500 queues keeps other clients waiting for less than 0.25 s of
+    """While a thousand policies are added to a broker with 500 queues, other clients wait for less than 0.25 s of
     processor time.
     """
     with RawClient(broker.url) as client:
@@ -571,8 +580,8 @@ def many_files() -> Iterator[None]:
 
 
 def test_the_loss_of_many_connections_with_many_channels_does_not_hold_up_other_clients() -> None:
-    """If 60 connections with 2,047 channels each are lost at the same moment, the broker closes all of them, and keeps
-    other clients waiting for less than 0.25 s of processor time.
+    """If 60 connections with 2,047 channels each are lost at the same time, the broker closes all of them, and other
+    clients wait for less than 0.25 s of processor time.
     """
     opened = b"".join(frame.marshal(commands.Channel.Open(), number) for number in range(2, 2048))
     with EmbeddedBroker(like="4.3", memory_limit=1 << 40) as broker, ExitStack() as stack:
@@ -599,7 +608,7 @@ def test_the_loss_of_many_connections_with_many_channels_does_not_hold_up_other_
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("kind", ["amqp", "amqp/ssl", "stream/ssl", "https"])
 def test_a_thousand_handshakes_do_not_hold_up_other_clients(amqp_tls: Authority, kind: str) -> None:
-    """A thousand clients that connect at once and send nothing, over TLS or without it, keep other clients waiting for
+    """If a thousand clients connect at the same time, with or without TLS, and send nothing, other clients wait for
     less than 0.25 s of processor time.
     """
     with EmbeddedBroker(stream_port=0, management_port=0, tls=amqp_tls.tls()) as broker, ExitStack() as stack:
@@ -616,9 +625,9 @@ def test_a_thousand_handshakes_do_not_hold_up_other_clients(amqp_tls: Authority,
 
 
 @pytest.mark.parametrize(("path", "password"), [("/", ""), ("/api/whoami", "wrong"), ("/api/overview", "guest")])
-def test_many_requests_in_one_write_do_not_hold_up_other_clients(path: str, password: str) -> None:
-    """Answering 7,000 requests that one client sends to the management API at once, with or without a login, keeps
-    other clients waiting for less than 0.25 s of processor time.
+def test_many_http_requests_in_one_write_do_not_hold_up_other_clients(path: str, password: str) -> None:
+    """While the management API answers 7,000 requests that one client has sent in one write, with or without a login,
+    other clients wait for less than 0.25 s of processor time.
     """
     credentials = base64.b64encode(f"guest:{password}".encode()).decode()
     request = f"GET {path} HTTP/1.1\r\n" + (f"authorization: Basic {credentials}\r\n" if password else "")
@@ -654,7 +663,9 @@ def _request(broker: EmbeddedBroker, method: str, path: str, body: dict[str, Any
 def test_a_user_or_virtual_host_with_more_than_1000_tags_is_refused(
     managed: EmbeddedBroker, path: str, tags: list[str] | str
 ) -> None:
-    """A request to the management API that creates a user or virtual host with more than 1,000 tags gets 400."""
+    """If a request to the management API creates a user or a virtual host with more than 1,000 tags, it gets the status
+    400.
+    """
     status, answer = _request(managed, "PUT", path, {"password": "p", "tags": tags})
     assert status == 400
     assert "tags are more than 1000" in answer["reason"]
@@ -664,7 +675,9 @@ def test_a_user_or_virtual_host_with_more_than_1000_tags_is_refused(
 def test_an_import_of_thousands_of_definitions_does_not_hold_up_other_clients(
     managed: EmbeddedBroker, kind: str
 ) -> None:
-    """Importing 6,000 definitions over HTTP keeps other clients waiting for less than 0.25 s of processor time."""
+    """While the broker imports 6,000 definitions over HTTP, other clients wait for less than 0.25 s of
+    processor time.
+    """
     rights = {"user": "guest", "vhost": "/", "write": ".*", "read": ".*"}
     bound = {"source": "amq.topic", "vhost": "/", "destination": "amq.fanout", "destination_type": "exchange"}
     items: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -679,7 +692,9 @@ def test_an_import_of_thousands_of_definitions_does_not_hold_up_other_clients(
 
 
 def test_one_get_request_over_http_returns_at_most_10000_messages(managed: EmbeddedBroker) -> None:
-    """`POST /api/queues/…/get` with a count of a billion returns 10,000 messages and leaves the rest in the queue."""
+    """`POST /api/queues/…/get` with a count of a billion returns 10,000 messages, and leaves the others in
+    the queue.
+    """
     with closing(pika.BlockingConnection(pika.URLParameters(managed.url))) as connection:
         channel = connection.channel()
         channel.queue_declare("q")
@@ -691,8 +706,8 @@ def test_one_get_request_over_http_returns_at_most_10000_messages(managed: Embed
 
 
 def test_one_get_request_over_http_stops_after_16_mib(managed: EmbeddedBroker) -> None:
-    """`POST /api/queues/…/get` returns messages up to the one that exceeds 16 MiB in all, and leaves the others in
-    the queue.
+    """`POST /api/queues/…/get` stops after the message with which the total size exceeds 16 MiB, and leaves the others
+    in the queue.
     """
     with closing(pika.BlockingConnection(pika.URLParameters(managed.url))) as connection:
         channel = connection.channel()
@@ -707,8 +722,8 @@ def test_one_get_request_over_http_stops_after_16_mib(managed: EmbeddedBroker) -
 _PATHS = ("queues/%2F/q", "consumers", "queues/%2F/q/bindings", "bindings/%2F/e/amq.topic/q/q/none")
 
 
-def test_long_lists_of_one_queue_do_not_hold_up_other_clients(managed: EmbeddedBroker) -> None:
-    """Listing 15,000 consumers or 60,000 bindings of one queue over HTTP keeps other clients waiting for less than
+def test_long_lists_of_consumers_or_bindings_do_not_hold_up_other_clients(managed: EmbeddedBroker) -> None:
+    """While the management API lists 15,000 consumers or 60,000 bindings of one queue, other clients wait for less than
     0.25 s of processor time.
     """
     watch = LoopWatch(managed)
@@ -729,9 +744,9 @@ def test_long_lists_of_one_queue_do_not_hold_up_other_clients(managed: EmbeddedB
         assert [*statuses.values()] == [200, 200, 200, 404]
 
 
-def test_sums_over_many_queues_do_not_hold_up_other_clients(managed: EmbeddedBroker) -> None:
-    """Summing up the messages of 30,000 queues over HTTP keeps other clients waiting for less than 0.25 s of processor
-    time.
+def test_totals_of_many_queues_do_not_hold_up_other_clients(managed: EmbeddedBroker) -> None:
+    """While the management API adds up the messages of 30,000 queues, other clients wait for less than 0.25 s of
+    processor time.
     """
     watch, vhost = LoopWatch(managed), _vhost(managed)
     numbers = iter(range(30_000))
@@ -745,8 +760,8 @@ def test_sums_over_many_queues_do_not_hold_up_other_clients(managed: EmbeddedBro
 
 
 @large
-def test_lists_of_many_bindings_do_not_hold_up_other_clients(managed: EmbeddedBroker) -> None:
-    """Listing or exporting 400,000 bindings over HTTP keeps other clients waiting for less than 0.25 s of processor
+def test_listing_or_exporting_many_bindings_does_not_hold_up_other_clients(managed: EmbeddedBroker) -> None:
+    """While the management API lists or exports 400,000 bindings, other clients wait for less than 0.25 s of processor
     time.
     """
     watch, vhost = LoopWatch(managed), _vhost(managed)
@@ -764,8 +779,8 @@ def test_lists_of_many_bindings_do_not_hold_up_other_clients(managed: EmbeddedBr
 
 
 def test_arguments_of_a_megabyte_are_refused_without_holding_up_other_clients(managed: EmbeddedBroker) -> None:
-    """Declaring a queue over HTTP with arguments of a megabyte gets 400, and keeps other clients waiting for less than
-    0.25 s of processor time.
+    """If a queue is declared over HTTP with arguments of a megabyte, the broker answers with the status 400, and other
+    clients wait for less than 0.25 s of processor time.
     """
     watch = LoopWatch(managed)
     status, answer = _request(managed, "PUT", "queues/%2F/new", {"arguments": {"a": [{}] * 240_000}})

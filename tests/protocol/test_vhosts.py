@@ -25,8 +25,8 @@ def _since_4_0(broker: TestBroker) -> None:
 def test_a_virtual_host_keeps_its_description_tags_and_default_queue_type(
     broker: TestBroker, api: Api, vhost: str
 ) -> None:
-    """A virtual host has the description, tags and default queue type that were set over HTTP. Setting an invalid
-    queue type is refused with 400.
+    """A virtual host has the description, the tags and the default queue type that were set over HTTP. If the queue
+    type is invalid, the broker answers with the status 400.
     """
     about = {"description": "d", "tags": ["a", "b"], "default_queue_type": "quorum"}
     assert api("PUT", f"vhosts/{vhost}", about)[0] in (201, 204)
@@ -42,8 +42,8 @@ def test_a_virtual_host_keeps_its_description_tags_and_default_queue_type(
 def test_a_queue_declared_without_a_type_gets_the_default_queue_type(
     api: Api, vhost: str, channel: BlockingChannel
 ) -> None:
-    """A queue declared without a type, over AMQP or HTTP, gets the default queue type of its virtual host. Exclusive
-    queues are still classic, and a type in the declaration takes precedence.
+    """A queue that is declared over AMQP or HTTP without a type gets the default queue type of its virtual host.
+    Exclusive queues are still classic, and a type in the declaration takes precedence.
     """
     api("PUT", f"vhosts/{vhost}", {"default_queue_type": "quorum"})
     for _ in range(2):
@@ -56,8 +56,8 @@ def test_a_queue_declared_without_a_type_gets_the_default_queue_type(
 
 
 def test_a_protected_virtual_host_cannot_be_deleted(broker: TestBroker, api: Api, vhost: str) -> None:
-    """Deleting a virtual host that is protected from deletion gets 412 with RabbitMQ's reason. The protection can be
-    removed.
+    """If a virtual host is protected from deletion, a request to delete it gets the status 412 with RabbitMQ's reason.
+    The protection can be removed.
     """
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "virtual hosts can be protected"):
         pytest.skip("from 4.1 on")
@@ -70,7 +70,7 @@ def test_a_protected_virtual_host_cannot_be_deleted(broker: TestBroker, api: Api
 
 
 def test_a_node_has_the_fields_that_rabbitmqadmin_needs(api: Api) -> None:
-    """The management API lists a node with the fields and types that rabbitmqadmin 2 needs."""
+    """The management API lists a node with the fields that rabbitmqadmin 2 needs, and with the right types."""
     wait_until(lambda: "run_queue" in api("GET", "nodes")[1][0], "run_queue of a node that has just started")
     (node,) = api("GET", "nodes")[1]
     numbers = (
@@ -162,10 +162,10 @@ def lacks(found: Any, required: Any, where: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", REQUIRED)
-def test_answers_have_the_fields_that_rabbitmqadmin_requires(
+def test_the_management_api_has_the_fields_that_rabbitmqadmin_requires(
     broker: TestBroker, api: Api, channel: BlockingChannel, path: str
 ) -> None:
-    """The management API's answers have all the fields that the client library of rabbitmqadmin 2 requires."""
+    """The management API's responses contain all fields that the client library of rabbitmqadmin 2 requires."""
     if broker.kind == "rabbitmq" and not broker.differs_since("4.2", "older versions lack some"):
         pytest.skip("rabbitmqadmin 2 is for later versions")
     channel.queue_declare("q", durable=True)
@@ -183,8 +183,8 @@ def test_answers_have_the_fields_that_rabbitmqadmin_requires(
 
 
 def test_lists_of_unsupported_features_are_empty(broker: TestBroker, api: Api) -> None:
-    """The embedded broker answers requests for deprecated features, shovels and federation links with an empty list,
-    instead of an error.
+    """If a client requests deprecated features, shovels or federation links, the embedded broker answers with an empty
+    list instead of an error.
     """
     if broker.kind == "rabbitmq":
         status, used = api("GET", "deprecated-features/used")
@@ -198,7 +198,7 @@ def test_lists_of_unsupported_features_are_empty(broker: TestBroker, api: Api) -
 
 
 def test_settings_of_a_virtual_host_survive_a_restart(tmp_path: Path) -> None:
-    """A virtual host's description, tags, default queue type and deletion protection survive a restart. Exported
+    """A virtual host's description, tags, default queue type and protection from deletion survive a restart. Exported
     definitions contain all of these except the protection.
     """
     about = {"description": "d", "tags": ["a"], "default_queue_type": "quorum"}

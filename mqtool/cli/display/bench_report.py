@@ -148,7 +148,7 @@ def histogram(latencies: Latencies) -> Iterator[str]:
 
 
 def _edges(low: float, high: float) -> list[float]:
-    """Return the bounds of the bars in seconds, which grow by a constant factor; the last one is above all values."""
+    """Return the bounds of the bars in seconds. They grow by a constant factor; the last one is above all values."""
     high = max(high * 1.001, low * 1.01)
     ratio = (high / low) ** (1 / _BARS)
     return [0.0, *(low * ratio**number for number in range(1, _BARS)), high]

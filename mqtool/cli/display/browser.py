@@ -1,4 +1,4 @@
-"""Opens a page of mqtool's in a browser."""
+"""Opens a page of mqtool in a browser."""
 
 import os
 import tempfile

@@ -276,7 +276,7 @@ def _start_new_line() -> None:
 
 
 def remove_fragment(path: Path) -> tuple[int, bytes]:
-    """Remove what follows the last newline of a file; return the number of bytes, and the first of them."""
+    """Remove everything after the last newline of a file; return the number of removed bytes, and the first of them."""
     if not path.is_file():
         return 0, b""
     with path.open("rb+") as file:

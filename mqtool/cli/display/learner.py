@@ -16,7 +16,7 @@ class Learner:
 
     Attributes:
         answers: answer the page's requests to list, preview and run actions.
-        has_changed: True if the broker is no longer as the play has left it.
+        has_changed: True if the broker is no longer as the play left it.
     """
 
     def __init__(self, *, is_offered: bool) -> None:

@@ -113,7 +113,7 @@ def show(text: str, *, style: str = "") -> None:
 
 
 def drawn(text: str) -> str:
-    """Replace what mqtool draws with, such as lines and marks, if stdout is a terminal that shows only ASCII."""
+    """Replace drawn characters, such as lines, by similar ASCII if stdout is a terminal that shows only ASCII."""
     return text.translate(ascii_terminal.ASCII) if ascii_terminal.is_ascii(sys.stdout) else text
 
 
@@ -179,7 +179,7 @@ def one_line(text: str) -> str:
 
 
 def continued(body: bytes) -> bytes:
-    """Indent a body's lines after the first, so that they cannot pass for the lines of other messages."""
+    """Indent a body's lines after the first, so that they cannot be mistaken for other messages."""
     return body.replace(b"\n", b"\n    ")
 
 
@@ -285,7 +285,7 @@ class PipeReader:
 
 
 def remove_ready_file(path: Path | None) -> None:
-    """Remove the file given by --ready-file, if an earlier command has left it.
+    """Remove the file given by --ready-file, if an earlier command has left it behind.
 
     Raises:
         UsageError: the file cannot be removed, or is not empty, so mqtool did not create it.

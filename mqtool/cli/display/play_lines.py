@@ -104,7 +104,7 @@ class TypingPace:
         return key
 
     def lone_key(self) -> bytes:
-        """Return the key that was pressed; b"" if there was none, or if others are pressed right before or after it.
+        """Return the key that was pressed; b"" if there was none, or if others were pressed right before or after it.
 
         So a command that is typed or pasted into the wrong terminal does nothing. Does not raise Exit on q.
         """
@@ -181,11 +181,13 @@ class PlayLines:
     def on_broker(
         self, find: "Callable[[], Management] | None", environment: Mapping[str, str] | None = None
     ) -> AbstractContextManager[None]:
-        """Say where the play's own broker is, if the user has the time to look at it; show nothing else of it."""
+        """Print the address of the play's own broker if the user has time to look at it, and nothing else about it."""
         del find
         if address := address_to_tell(environment, self._pace):
             look = pasteable("list queues --url=", address)
-            self.note(f"Its broker, until it ends: {address}\nTo look at it from another terminal: {look}")
+            self.note(
+                f"While this tutorial runs, its broker is at {address}\nTo look at it from another terminal: {look}"
+            )
         return nullcontext()
 
     def opened(self, names: Sequence[str]) -> None:
@@ -256,7 +258,7 @@ class PlayLines:
         self._print(Text(text, "dim"))
 
     def goal(self, text: str) -> None:
-        """Print what the learner has to bring about."""
+        """Print the goal that the learner has to reach."""
         self._print(Text(text, "bold"))
 
     def table(self, table: RenderableType) -> None:

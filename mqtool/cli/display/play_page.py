@@ -85,7 +85,7 @@ class TerminalRecording:
             self._held.append((kind, fields))
 
     def hold(self) -> None:
-        """Add nothing until resume(): what follows is recorded already."""
+        """Add no records until resume() is called, because what follows is already recorded."""
         self._held = []
 
     def resume(self) -> None:
@@ -203,8 +203,8 @@ class PlayPage(SeparateTerminals):
         """Context manager: show a play until the `with` block ends. If the block raises an error, the page shows it.
 
         Args:
-            exchanges, queues: the play's own. On a broker that others also use, the page hides everything else, and on
-                RabbitMQ it shows copies of the messages of these exchanges.
+            exchanges, queues: the play's own exchanges and queues. On a broker that others also use, the page hides
+                all others. On RabbitMQ, it shows copies of the messages of these exchanges.
         """
         self._exchanges = exchanges
         self._said = self._continued = self._resumes_at = 0
@@ -266,7 +266,7 @@ class PlayPage(SeparateTerminals):
             self._learner.come_to(None)
 
     def _start_to_watch(self, over: threading.Event, source: ShownBroker) -> None:
-        """Record the broker's events. Returns once the messages that already wait there are recorded."""
+        """Record the broker's events. Returns once the messages that already wait in queues are recorded."""
         is_known = threading.Event()
         arguments = (over, source, is_known)
         threading.Thread(target=self._watch, args=arguments, name="mqtool-watch", daemon=True).start()
@@ -348,7 +348,7 @@ class PlayPage(SeparateTerminals):
         self._recording.add("answered", text=answer)
 
     def goal(self, text: str) -> None:
-        """Show what the learner has to bring about. Does not wait."""
+        """Show the goal that the learner has to reach. Does not wait."""
         self._said += 1
         self._recording.add("scene", number=self._said, text=text, waits=False, pace=None)
         self._recording.add("goes_on", number=self._said)

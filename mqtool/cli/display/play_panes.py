@@ -91,7 +91,7 @@ class Panes(SeparateTerminals):
     def on_broker(
         self, find: "Callable[[], Management] | None", environment: Mapping[str, str] | None = None
     ) -> AbstractContextManager[None]:
-        """Show where the play's own broker is; of its queues, this view shows what plays report with counted()."""
+        """Show the address of the play's own broker; of its queues, show only the counts passed to counted()."""
         del find
         with self._lock:
             self._address = address_to_tell(environment, self._pace)
@@ -218,7 +218,9 @@ class Panes(SeparateTerminals):
         return layouts
 
     def _heights(self, rows: list[list[str]], width: int, height: int) -> list[int]:
-        """Divide the height among the rows. Give each what its latest commands and output need, then share the rest."""
+        """Divide the height among the rows. Each gets the lines that its latest commands and output need; the rest is
+        shared.
+        """
         wanted = [2 + max(self._needed(name, width // len(row) - 4, height) for name in row) for row in rows]
         heights = [_PANE_HEIGHT] * len(rows)
         for _ in range(height - sum(heights)):

@@ -1,4 +1,4 @@
-"""Goals of `tutorial try`: what a learner brings about with commands or programs, while only the broker is watched.
+"""Goals of `tutorial try`: learners reach them with commands or programs, while `try` watches only the broker.
 
 Each file NAME_goals.py has the goals of a tutorial, as data and functions of what was seen. CONTRIBUTING.md shows how
 to add one.

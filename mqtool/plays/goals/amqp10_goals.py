@@ -14,7 +14,7 @@ _NO_OUTCOMES = "RabbitMQ does not report the outcome of a single message"
 
 
 def _named(protocol: str) -> str:
-    """Return what a sentence calls a protocol; without a protocol, messages come over the management API."""
+    """Return a name for a protocol, for use in a sentence. Messages without a protocol come over the management API."""
     return {AMQP_1_0: "AMQP 1.0", "": "the management API"}.get(protocol, protocol)
 
 
@@ -73,7 +73,7 @@ _TWO_PROTOCOLS = Goal(
         mistakes.nobody_receives(_HELLO),
     ),
     (
-        "Does a queue know which protocol its messages came over?",
+        "Does a queue know over which protocol its messages were published?",
         "The AMQP 1.0 address /queues/hello names the queue that AMQP 0-9-1 clients call 'hello'. RabbitMQ converts "
         "messages between the two protocols.",
         "one after the other:\n  mqtool send --protocol amqp1.0 'Hello World!'\n  mqtool receive",
@@ -85,7 +85,7 @@ _TWO_PROTOCOLS = Goal(
 
 def _released(seen: Seen) -> str:
     released = [each for each in seen.lost("returned") if each.protocol == AMQP_1_0]
-    return f"No queue got {released[0]}: its outcome was 'released', so its publisher knows." if released else ""
+    return f"No queue got {released[0]}: its outcome was 'released', so its publisher knows that." if released else ""
 
 
 def _published_otherwise(seen: Seen) -> str:
@@ -114,13 +114,13 @@ def _accepted(seen: Seen) -> str:
 
 _RELEASED = Goal(
     "released",
-    "Publish a message over AMQP 1.0 to an exchange, with a routing key that matches no binding, so that its "
-    "publisher is told the outcome 'released'.",
+    "Publish a message over AMQP 1.0 to an exchange, with a routing key that matches no binding, so that its publisher "
+    "gets the outcome 'released'.",
     _released,
     (_published_otherwise, _settled, _rejected, _accepted),
     (
-        "An AMQP 0-9-1 publisher is told only if it has asked for it with the flag mandatory. Is there such a flag in "
-        "AMQP 1.0?",
+        "An AMQP 0-9-1 publisher is told that no queue got its message only if the message had the flag mandatory. "
+        "Does AMQP 1.0 have such a flag?",
         "Outcomes: the broker settles each message of a publisher as accepted, rejected, or, if no queue gets it, "
         "released.",
         "  mqtool send --protocol amqp1.0 -e amq.direct -r helo 'Hello?'",
@@ -170,9 +170,9 @@ _SHARED = Goal(
         _one_protocol,
     ),
     (
-        "How could you move the workers of a queue to AMQP 1.0, one after the other, while the others go on?",
-        "A queue gives its messages to all its consumers in turn, whatever protocol they use. The credit of AMQP 1.0 "
-        "limits them as the prefetch count of AMQP 0-9-1 does.",
+        "How could you move the workers of a queue to AMQP 1.0, one after the other, while the others go on working?",
+        "A queue delivers its messages to all its consumers in turn, whatever protocol they use. Link credit limits a "
+        "consumer in AMQP 1.0, as the prefetch count does in AMQP 0-9-1.",
         "in two terminals:\n  mqtool worker --protocol amqp1.0\n  mqtool worker\n"
         "in a third one:\n  printf '%s\\n' a. b. c. d. | mqtool new-task -l",
     ),
@@ -233,8 +233,8 @@ def _not_rejected(seen: Seen) -> str:
 
 _OUTCOMES = Goal(
     "outcomes",
-    "The queue 'jobs' sends its dead letters to 'jobs.dlq'. Send a job. A program of your own receives it over AMQP "
-    "1.0: first, it releases the job; when the job is redelivered, it rejects it.",
+    "The queue 'jobs' sends its dead letters to 'jobs.dlq'. Send a job. Write a program that receives the job over "
+    "AMQP 1.0 and releases it, and that rejects it when it is redelivered.",
     _came_again,
     (mistakes.not_sent_to(_JOBS), _not_over_1_0, _not_released, _not_rejected, mistakes.nobody_receives(_JOBS)),
     (

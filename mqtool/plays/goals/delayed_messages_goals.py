@@ -70,8 +70,8 @@ _OVERTAKEN = Goal(
     (_not_delayed, _in_order, _one, _nobody),
     (
         "A queue is first in, first out. Where can a message wait, so that others pass it?",
-        "An x-delayed-message exchange holds messages back until they are due; or each delay has a wait queue of its "
-        "own.",
+        "An x-delayed-message exchange holds messages back until they are due. Without one, each delay needs its own "
+        "wait queue.",
         "in one terminal:\n  mqtool receive-delayed\nin another one:\n  mqtool send-delayed --delay 6s first\n"
         "  mqtool send-delayed --delay 2s second",
     ),

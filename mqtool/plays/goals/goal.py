@@ -1,4 +1,4 @@
-"""A goal of `tutorial try`: what the learner has to bring about on a broker, as data and functions of what was seen.
+"""A goal of `tutorial try`: what the learner has to do on a broker, as data and as functions of what was seen.
 
 A function takes what was seen (seen.py) and returns a sentence, or "" if it does not apply. Such functions print
 nothing, and do nothing to the broker.
@@ -34,7 +34,7 @@ class TrialFault:
 
 @dataclass(frozen=True)
 class Goal:
-    """One thing to bring about.
+    """A goal of a tutorial.
 
     Attributes:
         name: names the goal in the list and in the state file; unique within its tutorial.
@@ -47,7 +47,7 @@ class Goal:
             each on a line of its own, which begins with two spaces.
         queues, bindings: what is declared before the goal begins: queues with their arguments, and bindings as
             exchange, type, key and queue.
-        fault: what `try` does to the broker meanwhile, if anything.
+        fault: what `try` does to the broker while the goal is tried, if anything.
         only_embedded: why the goal cannot be seen on RabbitMQ, as a clause; empty if it can.
         over_amqp10: True if the learner needs a broker that speaks AMQP 1.0.
         program: the program in mqtool/plays/repair that the learner has to fix; empty for none.

@@ -14,7 +14,7 @@ def _binding_of(seen: Seen, queue: str) -> dict[str, str]:
 
 
 def _matching(seen: Seen, message: SeenMessage, how: str) -> list[str]:
-    """The receivers that got a message through a binding with two headers or more, and this x-match."""
+    """The receivers that got a message through a binding that has at least two headers and this x-match."""
     found = []
     for copy in message.copies:
         binding = _binding_of(seen, copy.queue)

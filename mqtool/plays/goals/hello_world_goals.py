@@ -17,7 +17,7 @@ def _it_waited(seen: Seen) -> str:
 def _a_receiver_was_there(seen: Seen) -> str:
     got = [copy.message for copy in seen.copies_in(_HELLO) if copy.received]
     return (
-        f"{got[-1]} did not wait: a receiver was there already. End the receiver with Ctrl-C, and send again."
+        f"{got[-1]} did not wait: a receiver was already running. End the receiver with Ctrl-C, and send again."
         if got
         else ""
     )
@@ -25,7 +25,7 @@ def _a_receiver_was_there(seen: Seen) -> str:
 
 _WAITS = Goal(
     "waits",
-    "Send 'Hello World!' to the queue 'hello' while nobody receives. Then receive it.",
+    "Send 'Hello World!' to the queue 'hello' while no receiver is running. Then receive it.",
     _it_waited,
     (
         mistakes.thrown_away(_HELLO),
@@ -36,7 +36,7 @@ _WAITS = Goal(
         mistakes.nobody_receives(_HELLO),
     ),
     (
-        "A letter comes while nobody is at home. Where is it until somebody is?",
+        "A letter arrives while nobody is at home. Where does it wait until somebody comes?",
         "The queue: it stores a message until a consumer has got and acknowledged it. Sender and receiver need not run "
         "at the same time.",
         "in one terminal:\n  mqtool send 'Hello World!'\nand then, in another one:\n  mqtool receive",
@@ -95,7 +95,7 @@ _AT_ONCE = Goal(
     ),
     (
         "Does a receiver have to ask again and again whether there is a message?",
-        "A consumer subscribes once; then the broker pushes messages to it, in the order of the queue.",
+        "A consumer subscribes once; then the broker pushes messages to it, in queue order.",
         "in one terminal:\n  mqtool receive\nin another one, three times:\n  mqtool send 'Hello World!'",
     ),
     patient=(_too_few,),
@@ -130,12 +130,13 @@ def _told(seen: Seen) -> str:
 _NO_QUEUE = Goal(
     "no-queue",
     "A publisher misspells the name of its queue. Publish a message to the default exchange with a routing key that no "
-    "queue has as its name, such as 'helo'. Without the flag mandatory, nobody is told.",
+    "queue has as its name, such as 'helo'. Without the flag mandatory, the publisher is not told.",
     _lost_without_a_word,
     (mistakes.not_published_to(""), _told, _queue_was_made),
     (
         "Who would have to notice that a message has no queue: the sender, the receiver, or the broker?",
-        "The default exchange routes to the queue whose name is the routing key; what no queue gets is dropped.",
+        "The default exchange routes to the queue whose name is the routing key. A message that no queue gets is "
+        "dropped.",
         "  mqtool send -e '' -r no-such-queue --no-mandatory 'Hello?'",
     ),
     only_embedded="RabbitMQ tells only the publisher, not mqtool, whether a message was returned",

@@ -8,7 +8,7 @@ _HELD = 5000
 
 
 def _is_reply(message: SeenMessage) -> bool:
-    """True if it was published for a server-named queue, or as a direct reply: nobody typed its address."""
+    """True if it was published for a server-named queue, or as a direct reply, so nobody typed its address."""
     return not message.exchange and (message.routing_key.startswith("amq.") or bool(message.reply_to))
 
 
@@ -68,7 +68,7 @@ def nobody_receives(queue: str) -> Said:
             return ""
         others = sorted({each.queue for each in seen.consumers if not seen.depth(each.queue)})
         elsewhere = f" A receiver waits for messages from {others[0]!r}, which is empty." if others else ""
-        return f"{waiting[0].message} waits in {queue!r}: nobody receives from that queue.{elsewhere}"
+        return f"{waiting[0].message} waits in {queue!r}, which has no consumer.{elsewhere}"
 
     return said
 
@@ -116,7 +116,7 @@ def never_acknowledged(queue: str) -> Said:
 
 
 def not_done(queue: str, advice: str = "") -> Said:
-    """A receiver published a message again, for a retry, for example, and then acknowledged it."""
+    """A receiver published a message again, for example for a retry, and then acknowledged it."""
 
     def said(seen: Seen) -> str:
         for copy in reversed(seen.copies_in(queue)):
@@ -157,14 +157,14 @@ def _unheard(seen: Seen, exchange: str) -> SeenMessage | None:
 
 
 def useless_binding(exchange: str) -> Said:
-    """No queue got a message, and a queue is bound with a key with which nobody has published."""
+    """No queue got a message, and a queue is bound with a key that no publisher has used."""
 
     def said(seen: Seen) -> str:
         used = {each.routing_key for each in seen.published_to(exchange)}
         keys = sorted(each.key for each in seen.bound(exchange) if each.key not in used and each.key.isalnum())
         if not keys or _unheard(seen, exchange) is None:
             return ""
-        return f"A queue is bound to {exchange!r} with {keys[0]!r}: nobody has published with that key."
+        return f"A queue is bound to {exchange!r} with {keys[0]!r}: no publisher has used that key."
 
     return said
 

@@ -19,7 +19,7 @@ def _nothing_lost(seen: Seen) -> str:
     got = [each for each in seen.published_to(_LOGS) if each.queues]
     if not got or any(each.lost for each in seen.published_to(_LOGS)):
         return ""
-    return f"There was a queue for {got[0]} already. Stop all receivers, and begin with a message that nobody gets."
+    return f"There was a queue for {got[0]} already. Stop all receivers, and begin with a message that no queue gets."
 
 
 def _only_lost(seen: Seen) -> str:
@@ -54,7 +54,7 @@ def _two_copies(seen: Seen) -> str:
         if len({*message.receivers}) >= 2:
             receivers = " and ".join(seen.called(each) for each in dict.fromkeys(message.receivers))
             unread = sorted(copy.queue for copy in message.copies if not copy.received)
-            left = f" Nobody receives from {', '.join(map(repr, unread))}, which is bound, too." if unread else ""
+            left = f" No consumer receives from {', '.join(map(repr, unread))}, which is also bound." if unread else ""
             return f"{message} was copied into {len(message.queues)} queues: {receivers} got it.{left}"
     return ""
 
@@ -80,7 +80,8 @@ _TWO_COPIES = Goal(
     _two_copies,
     (mistakes.not_published_to(_LOGS), _share_a_queue, _one_receiver, _not_read, _only_lost),
     (
-        "In the last tutorial, two workers shared a queue, and each task reached one of them. How many queues now?",
+        "In the last tutorial, two workers shared a queue, and each task reached one of them. How many queues do you "
+        "need now?",
         "Temporary queues: each receiver binds a queue of its own to the exchange, and gets a copy of each message.",
         "in two terminals:\n  mqtool receive-log fanout > logs.log\n  mqtool receive-log fanout\n"
         "in a third one:\n  mqtool emit-log fanout hi",

@@ -38,7 +38,9 @@ def _dropped(seen: Seen) -> str:
 def _routed(seen: Seen) -> str:
     got = [each for each in seen.messages if each.queues]
     return (
-        f"{got[-1]} reached the queue {sorted(got[-1].queues)[0]!r}. Publish it where no queue gets it." if got else ""
+        f"{got[-1]} reached the queue {sorted(got[-1].queues)[0]!r}. Publish a message that no queue gets."
+        if got
+        else ""
     )
 
 
@@ -56,8 +58,8 @@ _RETURNED = Goal(
     _returned,
     (_full, _unconfirmed, _dropped, _routed),
     (
-        "The broker confirms a message that it could not route to any queue. How could it say more?",
-        "The flag mandatory: the broker returns (basic.return) what no queue gets, and then confirms it.",
+        "The broker confirms even a message that it could not route to any queue. How can the publisher find out?",
+        "The flag mandatory: the broker returns (basic.return) a message that no queue gets, and then confirms it.",
         "  mqtool send -e '' -r helo 'Hello?'",
     ),
     only_embedded="RabbitMQ tells only the publisher, not mqtool, whether a message was returned",
@@ -73,7 +75,7 @@ def _again(seen: Seen) -> str:
 
 
 def _has_made_room(seen: Seen, first: SeenMessage, again: SeenCopy) -> bool:
-    """True if an order was received, and so made room, between a refusal and the message published again."""
+    """True if an order was received, which made room, after another was refused and before it was published again."""
     received = [copy.deliveries[-1].ended_at for copy in seen.copies_in(_ORDERS) if copy.received and copy.deliveries]
     return any(first.at < moment < again.at for moment in received)
 

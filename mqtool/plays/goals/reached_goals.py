@@ -1,4 +1,4 @@
-"""Which goals the learner has reached, in a file of the XDG state directory."""
+"""Stores which goals the learner has reached, in a file in the XDG state directory."""
 
 import json
 
@@ -19,7 +19,7 @@ def load() -> dict[str, list[str]]:
 
 
 def add(tutorial: str, goal: Goal) -> None:
-    """Add a goal to those that were reached.
+    """Store that a goal was reached.
 
     Raises:
         MqtoolError: the file cannot be written.

@@ -20,7 +20,7 @@ def _wrong(copy: SeenCopy) -> bool:
 
 
 def _is_hasty(copy: SeenCopy) -> bool:
-    """True if it was acknowledged before the worker can have taken it. The broker sees only the time, not the work."""
+    """True if it was acknowledged too soon for the worker to have taken it. The broker sees the time, not the work."""
     return copy.acknowledged and copy.deliveries[-1].held_milliseconds < _TAKING
 
 
@@ -186,9 +186,7 @@ def _none_waited(seen: Seen) -> str:
     done = [copy for copy in _pictures(seen) if copy.acknowledged]
     if len(done) < 6 or len({copy.receiver for copy in done} & _limited(seen)) > 1:
         return ""
-    return (
-        "No picture had to wait until a worker was done with its last one. Send all six at once, while two workers run."
-    )
+    return "No picture had to wait for a busy worker. Send all six without a pause, while two workers run."
 
 
 def _hoards(seen: Seen) -> str:
@@ -225,7 +223,7 @@ _NO_PREFETCH = Goal(
         _none_waited,
     ),
     (
-        "How many messages may the broker send to a worker that has not said when it has enough?",
+        "How many messages may the broker send to a worker that has not set a limit?",
         "Consumer prefetch (basic.qos): the number of deliveries that a consumer may hold unacknowledged.",
         "before basic_consume:\n  channel.basic_qos(prefetch_count=1)",
     ),
@@ -242,7 +240,7 @@ def _refused(seen: Seen) -> list[SeenMessage]:
 
 
 def _missing(seen: Seen) -> list[SeenMessage]:
-    """Return the orders that were refused, and have not reached the queue since, published by the same run."""
+    """Return the orders that were refused, and that the same run has not published successfully since."""
     return [
         each
         for each in _refused(seen)
@@ -344,7 +342,7 @@ def _replied(seen: Seen) -> list[tuple[SeenMessage, SeenMessage, str]]:
 def _overlapping(seen: Seen) -> list[tuple[tuple[SeenMessage, str], tuple[SeenMessage, str]]]:
     """Return pairs of requests from two clients that were waiting for their replies at the same time.
 
-    Each request is with the name of its reply queue. Empty if there are no such pairs.
+    Each request comes with the name of its reply queue. Empty if there are no such pairs.
     """
     replied = _replied(seen)
     return [
@@ -499,7 +497,7 @@ _REQUEUE_LOOP = Goal(
         _only_good,
     ),
     (
-        "Will the mail succeed the next time, a tenth of a second later?",
+        "Will sending the mail succeed the next time, a tenth of a second later?",
         "Dead lettering: a message that is rejected with requeue=False goes to the dead-letter exchange of its queue.",
         "instead of the program's basic_reject():\n  channel.basic_reject(method.delivery_tag, requeue=False)",
     ),

@@ -1,4 +1,4 @@
-"""The programs that the goals "repair" are about: where they are, and copies of them to edit."""
+"""The programs of the goals named "repair": where they are, and copies of them to edit."""
 
 import ast
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ def _originals() -> Iterator[Traversable]:
 
 
 def summaries() -> dict[str, str]:
-    """Return what each program is for, by its name."""
+    """Return the purpose of each program, by the program's name."""
     return {each.name: ast.get_docstring(ast.parse(each.read_text("utf-8"))) or "" for each in _originals()}
 
 
 def copy_to(directory: Path) -> tuple[list[Path], list[Path]]:
     """Copy the programs to a directory, which is created if needed.
 
-    Returns: the copies, and the files that were there already and stay as they are.
+    Returns: the copies, and the files that already existed, which are left unchanged.
 
     Raises:
         UsageError: the directory or a copy cannot be written.

@@ -64,7 +64,8 @@ _ALL_AND_ERRORS = Goal(
         _one_for_errors,
     ),
     (
-        "With a fanout exchange, everybody gets everything. What else would an exchange need to know to choose?",
+        "With a fanout exchange, every queue gets every message. What would an exchange need to know to choose among "
+        "them?",
         "Bindings with a binding key: a direct exchange routes to the queues whose binding key equals the routing key.",
         "in two terminals:\n  mqtool receive-log direct info warning error\n  mqtool receive-log direct error\n"
         "in a third one, with each of the three keys:\n  mqtool emit-log direct error Run",

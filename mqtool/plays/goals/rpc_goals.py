@@ -131,7 +131,11 @@ def _late(seen: Seen) -> str:
 
 def _was_there(seen: Seen) -> str:
     answered = [copy for copy in seen.copies_in(_RPC) if not copy.waited and _received(seen, copy.message)]
-    return f"{answered[-1].message} was answered at once. Stop the server, and ask again." if answered else ""
+    return (
+        f"{answered[-1].message} was answered immediately. Stop the server, and send another request."
+        if answered
+        else ""
+    )
 
 
 def _start_it(seen: Seen) -> str:
@@ -143,12 +147,12 @@ def _start_it(seen: Seen) -> str:
 
 _LATE = Goal(
     "late-server",
-    "Send a request to 'rpc_queue' while no server is running. Start the server before the client gives up: it "
-    "replies.",
+    "Send a request to 'rpc_queue' while no server is running. Start the server before the client gives up, so that "
+    "the client gets a reply.",
     _late,
     (mistakes.not_sent_to(_RPC), _no_reply_to, _unlike, _start_it, _gave_up, _was_there, _no_server),
     (
-        "Is a request over a queue lost if the server is not there?",
+        "Is a request in a queue lost if no server is running?",
         "The request waits in the queue like any message. How long a client waits for the reply is up to the client.",
         "in one terminal, once the queue exists:\n  mqtool rpc-client 30\nat once, in another one:\n"
         "  mqtool rpc-server",

@@ -1,4 +1,4 @@
-"""What a broker was seen to do, for goals: the records of `mqtool ui` as messages, copies and deliveries.
+"""The history of a broker, by which goals are judged: the records of `mqtool ui` as messages, copies and deliveries.
 
     publisher ──> SeenMessage ─┬─> SeenCopy (in a queue) ──> SeenDelivery ──> receiver 1
                                │                         └─> SeenDelivery ──> receiver 2 (redelivered)
@@ -6,7 +6,7 @@
 
 The embedded broker reports each event. RabbitMQ's firehose shows what is published and delivered, but not what happens
 then: a queue's counters of acknowledgements show that all its deliveries were acknowledged, a few seconds later. If a
-receiver ends at once, RabbitMQ may drop its part of the counters; then the queue, which stays empty, shows it.
+receiver ends immediately, RabbitMQ may drop its part of the counters; then the queue, which stays empty, shows it.
 """
 
 from collections import Counter
@@ -36,7 +36,8 @@ class SeenDelivery:
     Attributes:
         receiver: identifies the consumer (on RabbitMQ, its connection); empty for basic.get.
         protocol: the consumer's protocol; empty on RabbitMQ and for basic.get.
-        at, ended_at: the sequence numbers of the events that began and ended it; ended_at is 0 if it has not ended.
+        at, ended_at: the sequence numbers of the events that began and ended the delivery; `ended_at` is 0 until it
+            ends.
         milliseconds, ended_milliseconds: the broker's clock at these events, in ms since 1970; 0 if unknown.
         end: "acknowledged", "requeued: " and why, "dead-lettered: " or "discarded: " and the reason; "gone" if RabbitMQ
             does not tell which of these, but the message is not in its queue any more; or empty.
@@ -57,7 +58,7 @@ class SeenDelivery:
 
     @property
     def held_milliseconds(self) -> int:
-        """How many milliseconds the receiver held it, until it was acknowledged or requeued; 0 if that is not known."""
+        """The milliseconds for which the receiver held it until it was acknowledged or requeued; 0 if unknown."""
         return max(0, self.ended_milliseconds - self.milliseconds)
 
 
@@ -100,7 +101,9 @@ class SeenCopy:
 
     @property
     def republished(self) -> "SeenMessage | None":
-        """What its last receiver published with the same body while it held the copy; None if nothing."""
+        """The message that its last receiver published with the same body while it held the copy; None if there is
+        none.
+        """
         return self.deliveries[-1].republished if self.deliveries else None
 
     @property
@@ -192,12 +195,13 @@ class SeenBinding(NamedTuple):
 
 
 class SeenBound(NamedTuple):
-    """How a queue is bound to an exchange, or was until it was unbound or deleted.
+    """The bindings of a queue to an exchange, or its last ones if it was unbound or deleted.
 
     Attributes:
         keys: the keys of its bindings.
         since, until: the broker's times, in milliseconds since 1970, when the first binding was seen, and when it was
-            not seen any more; `until` is 0 for bindings that exist. The topology is read with pauses, so they are late.
+            not seen any more; `until` is 0 while they exist. The topology is read only from time to time, so these
+            times are late.
     """
 
     keys: set[str]
@@ -212,17 +216,17 @@ class SeenBound(NamedTuple):
 
 
 class BindingHistory:
-    """Which queues are bound to which exchanges, or were."""
+    """The current and former bindings of queues to exchanges."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], SeenBound] = {}
 
     def of(self, queue: str, exchange: str) -> SeenBound | None:
-        """Return how a queue is bound to an exchange, or was; None if it never was."""
+        """Return the current or last bindings of a queue to an exchange; None if there never were any."""
         return self._known.get((queue, exchange))
 
     def take(self, bindings: Iterable[SeenBinding], milliseconds: int) -> None:
-        """Take the bindings that exist at a time."""
+        """Record the bindings that exist at a given time."""
         now: dict[tuple[str, str], set[str]] = {}
         for each in bindings:
             now.setdefault((each.destination, each.exchange), set()).add(each.key)
@@ -235,7 +239,7 @@ class BindingHistory:
 
 
 class SeenConsumer(NamedTuple):
-    """A consumer that is there now. A prefetch of 0 is unlimited."""
+    """A current consumer. A prefetch of 0 means no limit."""
 
     name: str
     queue: str
@@ -268,15 +272,16 @@ class Seen:
         queues: the queues that exist now, by name, each with "type", "arguments", "ready" and "unacked".
         exchanges: the types of the exchanges that exist now, by name.
         bindings, consumers: the bindings and consumers that exist now.
-        astray: the messages that were published to an exchange that did not exist, also before the goal began.
+        astray: the messages that were published to an exchange that did not exist, including those before the goal
+            began.
         is_complete: False until the first records have been taken.
-        acted: the sequence number of the fault that `try` brought about for the goal; 0 if it has not yet.
+        acted: the sequence number of the fault that `try` brought about for the goal; 0 before that.
         note: the target of that fault, for the sentences of the goal.
-        bound_before: how queues are bound, or were before.
-        looks: how often RabbitMQ's queues have been looked at; 0 on the embedded broker, which tells when they change.
-        topologies: how often the topology has been taken.
-        topology_at: the sequence number of the latest event when the topology was last taken.
-        milliseconds: the broker's time of the latest record, since 1970.
+        bound_before: the current and former bindings of queues to exchanges.
+        looks: how often RabbitMQ's queues have been read; 0 on the embedded broker, which reports when they change.
+        topologies: how often the topology has been read.
+        topology_at: the sequence number of the latest event when the topology was last read.
+        milliseconds: the broker's time at the latest record, in milliseconds since 1970.
     """
 
     def __init__(self) -> None:
@@ -357,7 +362,7 @@ class Seen:
         return f"receiver {self._receivers.index(receiver) + 1}"
 
     def take(self, record: Json) -> bool:
-        """Take a record; return True if it changed something."""
+        """Process a record; return True if it changed something."""
         self.milliseconds = max(self.milliseconds, record.get("t", 0))
         match record["kind"]:
             case "topology":
@@ -396,7 +401,7 @@ class Seen:
         self.bound_before.take(self.bindings, record.get("t", 0))
 
     def _take_snapshot(self, waiting: list[Json]) -> None:
-        """Take the messages that are in queues: at the start, after a restart, or when events were lost."""
+        """Record the messages that are in queues, at the start, after a restart, or after events were lost."""
         for each in waiting:
             if "queue" in each and (each["queue"], each["copy"]) not in self._copies:
                 self._enter(self._message(each, "", ""), each["queue"], each["copy"])
@@ -467,7 +472,7 @@ class Seen:
         return [copy for each in self._all for copy in each.copies if copy.queue == queue and not copy.end]
 
     def _taken(self, record: Json) -> SeenCopy:
-        """Return the copy that RabbitMQ has delivered, found by its contents, which is all that the firehose shows."""
+        """Return the copy that RabbitMQ has delivered, by its contents, because the firehose shows nothing else."""
         details = record["details"]
         for copy in self._open(record["queue"]):
             same = copy.message.body == details.get("body", "") and copy.message.routing_key == details["routing_key"]
@@ -495,9 +500,9 @@ class Seen:
             copy.finish({"what": "automatic"}, self.now)
 
     def _settle(self, counters: Mapping[str, list[int]], depths: Mapping[str, list[int]]) -> None:
-        """Take RabbitMQ's counters of each queue: how many deliveries were acknowledged, and how many needed not be.
+        """Process RabbitMQ's counters of each queue: how many deliveries were, or did not have to be, acknowledged.
 
-        Which ones they were is known only when they are all, or when the queue stays empty.
+        Which deliveries they were is known only when all were acknowledged, or when the queue stays empty.
         """
         for queue, (acknowledged, automatic) in counters.items():
             copies = [copy for each in self._all for copy in each.copies if copy.queue == queue and copy.deliveries]
@@ -522,7 +527,7 @@ def _message(record: Json, now: int, connection: str, origin: str) -> SeenMessag
 
 
 def since(seen: Seen, moment: int) -> Seen:
-    """Return the same history with a later begin, so that `messages` contains only what is new since a moment."""
+    """Return the same history with a later beginning, so that `messages` contains only what is new since a moment."""
     later = shallow_copy(seen)
     later.begun = moment
     return later

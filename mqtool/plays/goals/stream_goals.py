@@ -103,7 +103,7 @@ def _resumed(seen: Seen) -> str:
         last = before[-1].deliveries[-1]
         if at < len(stream) and after[0] is stream[at] and _came_later(after[0], last.at, second):
             ended, went_on = before[-1].message, after[0].message
-            return f"{seen.called(first)} read up to {ended}; {seen.called(second)} went on with {went_on}."
+            return f"{seen.called(first)} read up to {ended}; {seen.called(second)} continued with {went_on}."
     return ""
 
 
@@ -122,7 +122,7 @@ def _from_the_start(seen: Seen) -> str:
 
 def _missed(seen: Seen) -> str:
     readers = [*_read_by(seen, _TRACKED).values()]
-    return "The second reader did not go on where the first one ended." if len(readers) > 1 else ""
+    return "The second reader did not continue where the first one ended." if len(readers) > 1 else ""
 
 
 def _one_reader(seen: Seen) -> str:
@@ -138,7 +138,7 @@ _RESUMED = Goal(
     _resumed,
     (mistakes.not_sent_to(_TRACKED), _from_the_start, _missed, _without_offset(_TRACKED), _one_reader),
     (
-        "Nothing is acknowledged in a stream. Who remembers how far a reader has come?",
+        "Messages stay in a stream after they are acknowledged. Who remembers how far a reader has read?",
         "Offset tracking: a reader stores the offset of the last message that it has handled; after a restart, it "
         "resumes with the next one.",
         f"run these two commands, and then both again:\n  mqtool send-stream -q {_TRACKED} a\n"

@@ -28,7 +28,7 @@ def _known(seen: Seen) -> dict[str, SeenBound]:
 
 
 def _missed(seen: Seen, bound: SeenBound) -> list[str]:
-    """Return the keys with which nobody published while a queue was bound; empty if all three were used."""
+    """Return the keys that no publisher used while a queue was bound; empty if all three were used."""
     return [
         key for key in (_TWO_WORDS, *_OTHERS) if not any(bound.covers(each) for each in seen.published_to(_LOGS, key))
     ]
@@ -49,7 +49,7 @@ def _star(seen: Seen) -> str:
         others = [[each for each in seen.published_to(_LOGS, key) if bound.covers(each)] for key in _OTHERS]
         is_right = _PATTERN in bound.keys and all(map(_is_narrow, bound.keys))
         if is_right and all(others) and not any(queue in each[-1].queues for each in others):
-            return f"{_PATTERN!r} matches 'kern.disk', and neither 'kern' nor 'kern.disk.full'."
+            return f"{_PATTERN!r} matches 'kern.disk', but neither 'kern' nor 'kern.disk.full'."
     return ""
 
 
@@ -85,11 +85,11 @@ def _key_missing(seen: Seen) -> str:
 
 
 def _before_it(seen: Seen) -> str:
-    """All three were published, but not all while the receiver with the right pattern was there."""
+    """All three were published, but not all while the receiver with the right pattern was running."""
     for bound in _known(seen).values():
         missed = _missed(seen, bound)
         if missed and not bound.until and bound.keys == {_PATTERN} and not _key_missing(seen):
-            return f"{missed[0]!r} was published before this receiver was there. Publish it again."
+            return f"{missed[0]!r} was published before this receiver was started. Publish it again."
     return ""
 
 
@@ -116,7 +116,7 @@ _STAR = Goal(
         _gone,
     ),
     (
-        "Which sign stands for exactly one word, and which one for any number of words?",
+        "Which character stands for exactly one word, and which one for any number of words?",
         "Topic exchange: * (star) can substitute for exactly one word, # (hash) for zero or more words.",
         "in one terminal:\n  mqtool receive-log topic 'kern.*'\nin another one, with each of the three keys:\n"
         "  mqtool emit-log topic kern.disk hi",

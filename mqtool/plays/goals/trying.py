@@ -80,7 +80,7 @@ def why_not(goal: Goal, broker: TrialBroker) -> str:
     if not broker.is_embedded and goal.only_embedded:
         return goal.only_embedded
     if goal.over_amqp10 and (version := running(broker.find())) < _SPEAKS_AMQP_1_0:
-        return f"it is like RabbitMQ {version}, and does not speak AMQP 1.0"
+        return f"it behaves like RabbitMQ {version}, and does not speak AMQP 1.0"
     return ""
 
 
@@ -173,7 +173,7 @@ class Trial:
         return changed
 
     def prepare(self, goal: Goal) -> None:
-        """Declare what the goal begins with, and look only at what happens from now on."""
+        """Declare what the goal needs, and look only at what happens from now on."""
         if not self._is_first:
             self._calm_down()
         self._is_first = False
@@ -184,7 +184,7 @@ class Trial:
         self._prepare(goal)
 
     def _calm_down(self) -> None:
-        """Wait until nothing happens any more that belongs to the goal before."""
+        """Wait until everything that belongs to the previous goal has happened."""
         begun_at = changed_at = time.monotonic()
         while (now := time.monotonic()) - changed_at < _CALM and now - begun_at < _CALM_AT_MOST:
             before = self.seen.now
@@ -228,7 +228,7 @@ class Trial:
         self.seen.begin()
 
     def _is_prepared(self, goal: Goal, topologies: int) -> bool:
-        """True once what was declared for the goal has been seen; `topologies` had been taken before."""
+        """True once what was declared for the goal has been seen, in a topology later than number `topologies`."""
         known, is_new = self.seen.queues, self.seen.topologies > topologies
         return not goal.queues or (
             is_new
@@ -239,9 +239,9 @@ class Trial:
         )
 
     def findings(self, goal: Goal) -> Iterator[TrialFinding | None]:
-        """Yield what there is to tell until the goal is reached. Yields None, often, if there is nothing new.
+        """Yield findings for the learner until the goal is reached. Yields None, often, while there is nothing new.
 
-        A mistake is told again only if it is made again: otherwise, one that is still true would hide all others.
+        A mistake is reported again only if it is made again. Otherwise, one that is still true would hide all others.
         """
         mistake = ""
         #: The mistakes that were told and are still true; the latest one; and the others that were true then.
@@ -284,14 +284,14 @@ class Trial:
                 yield None
 
     def _what_is(self) -> tuple[int, ...]:
-        """Return numbers that change if anything happens. RabbitMQ's records also come if nothing does."""
+        """Return numbers that change if anything happens. RabbitMQ also sends records if nothing has happened."""
         seen = self.seen
         return seen.now, len(seen.queues), len(seen.bindings), len(seen.consumers)
 
     def _made_since(self, moment: int, mistakes: Iterable[Said]) -> set[Said]:
         """Return the mistakes that can be seen from the messages since a moment; none if there are no messages.
 
-        What can be seen without any message, such as a binding, is not made again.
+        Mistakes that can be seen without any message, such as a wrong binding, are not made again.
         """
         later, none = since(self.seen, moment), since(self.seen, self.seen.now)
         if not later.messages and not to_unknown_exchange(later):
@@ -301,7 +301,7 @@ class Trial:
     def _may_be_elsewhere(self, goal: Goal) -> bool:
         """True if what the learner does may reach another broker.
 
-        Without a command that leads to this broker, only if no client has done anything here yet.
+        If no command is needed to select this broker, only if no client has done anything on it yet.
         """
         if self._broker.way:
             return True
@@ -312,7 +312,7 @@ class Trial:
         if self._broker.way:
             what = "Nothing new has" if self.seen.messages else "No message has"
             return (
-                f"{what} reached this broker for some time. Have you typed this in the terminal that you send from?\n"
+                f"{what} reached this broker for some time. Have you typed this in the terminal from which you send?\n"
                 f"  {self._broker.way}\nIf a command there has failed, see what it says: its exchange may not exist."
             )
         said = "Nothing has reached this broker yet. If a command has failed, see what it says. "

@@ -21,7 +21,7 @@ def _done_copies(seen: Seen) -> list[SeenCopy]:
 
 
 def _done(seen: Seen) -> Counter[str]:
-    """How many tasks each worker has done."""
+    """The number of tasks that each worker has done."""
     return Counter(copy.receiver for copy in _done_copies(seen))
 
 
@@ -81,7 +81,7 @@ _SHARED = Goal(
         _uneven,
     ),
     (
-        "If two workers get their tasks from one queue, does each task get done once, or twice?",
+        "If two workers get their tasks from one queue, is each task done once, or twice?",
         "Round-robin dispatching: the broker gives each message of a queue to one of its consumers, in turn.",
         "in two terminals:\n  mqtool worker\nin a third one:\n  seq 6 | mqtool new-task -l",
     ),
@@ -96,7 +96,7 @@ def _deliveries(seen: Seen) -> list[tuple[SeenCopy, SeenDelivery]]:
 
 
 def _meanwhile(seen: Seen, long: SeenDelivery) -> list[tuple[SeenCopy, SeenDelivery]]:
-    """The deliveries while a worker was busy with one task."""
+    """The deliveries that began while a worker held this one."""
     return [(copy, each) for copy, each in _deliveries(seen) if long.at < each.at < (long.ended_at or seen.now + 1)]
 
 
@@ -183,11 +183,11 @@ def _given_back(seen: Seen) -> str:
     copy, latest = max(ended, key=lambda pair: pair[1].ended_at)
     if latest.end == "requeued: closed":
         return (
-            f"{seen.called(latest.receiver)} closed its channel or connection itself, so {copy.message} was requeued. "
+            f"{seen.called(latest.receiver)} itself closed its channel or connection, so {copy.message} was requeued. "
             "Kill the worker while it works (kill -9)."
         )
     if latest.end != "requeued: lost":
-        return f"{seen.called(latest.receiver)} requeued {copy.message} itself. Kill the worker while it works."
+        return f"{seen.called(latest.receiver)} itself requeued {copy.message}. Kill the worker while it works."
     return ""
 
 
@@ -223,7 +223,7 @@ _KILLED = Goal(
         mistakes.nobody_receives(_TASKS),
     ),
     (
-        "What does the broker know of a task whose worker has died?",
+        "What does the broker know about a task whose worker has died?",
         "Message acknowledgment: a message that was not acknowledged is redelivered when its consumer's channel "
         "closes.",
         "in one terminal:\n  mqtool worker\nin another one:\n  mqtool new-task long..........\n"
@@ -401,7 +401,7 @@ _DEAD_LETTER = Goal(
         _requeued,
         _thrown_into,
         mistakes.not_sent_to(_JOBS),
-        mistakes.not_done(_JOBS, "To reject at once: mqtool worker --retries 0"),
+        mistakes.not_done(_JOBS, "To reject immediately: mqtool worker --retries 0"),
         mistakes.thrown_away(_JOBS),
         _just_done,
     ),

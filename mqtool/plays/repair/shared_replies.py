@@ -1,4 +1,4 @@
-"""Requests a Fibonacci number from the server on 'rpc_queue'. Several people run this program at once."""
+"""Requests a Fibonacci number from the server on 'rpc_queue'. Several people run this program at the same time."""
 
 import os
 import sys

@@ -50,7 +50,7 @@ def replay(
         path: the recording.
         speed: the speed as a multiple of the recorded speed; "max" publishes without pauses.
         where: a condition as for `--where`; only matching messages are published.
-        patience: how many seconds to wait until a message can be routed, as the tested program may still be starting.
+        patience: how many seconds to wait until a message can be routed; the program under test may still be starting.
 
     Returns:
         The number of messages.
@@ -73,7 +73,7 @@ def check_names(options: Mapping[str, Any]) -> None:
 
 
 def explained(error: MqtoolError) -> str:
-    """Return what the command line shows of an error: its text, the condition with a mark, and the hint."""
+    """Return an error as the command line shows it: its text, the condition with a mark, and the hint."""
     lines = [str(error)]
     if isinstance(error, BadExpression):
         lines += [f"  {error.text}", f"  {' ' * (error.column - 1)}^"]
@@ -86,7 +86,8 @@ def explained(error: MqtoolError) -> str:
 def replaying(broker: HasUrl | str, path: str | Path, **how: Any) -> Iterator[None]:
     """Replay in a thread until the `with` block ends. Takes replay()'s arguments.
 
-    Raises errors of the arguments, and of a recording without messages, at once; other errors at the end.
+    An error in the arguments, or a recording without messages, raises an error immediately; other errors are raised at
+    the end of the block.
     """
     going = _Replay(broker, Path(path), **how)
     failures: list[BaseException] = []
