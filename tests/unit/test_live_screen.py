@@ -8,6 +8,7 @@ from rich.text import Text
 
 from mqtool.cli.display.live_screen import Frame, Live
 from mqtool.errors import Unavailable
+from tests.cli.shell import wait_until
 
 
 def shown(live: Live) -> str:
@@ -66,6 +67,7 @@ def test_keys_filter_scroll_and_quit_a_live_view() -> None:
         assert not live._obey("/jobs\x15line")
         assert "/line_" in shown(live)
         assert not live._obey("\r")
+        wait_until(lambda: "line" in wanted, "the rows to be requested with the filter")
         assert not live._obey("\x1b")
         assert "/line" not in shown(live)
         assert not live._obey("\x1b[F")

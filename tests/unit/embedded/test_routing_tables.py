@@ -62,29 +62,34 @@ def test_a_topic_binding_that_was_removed_no_longer_matches(patterns: list[tuple
     assert not table._root.children
 
 
-def test_a_topic_pattern_with_many_wildcards_is_matched_quickly() -> None:
-    """Matching a binding key with 20 wildcards, for which backtracking would take exponential time, takes a topic
-    exchange less than half a second.
+def test_a_topic_pattern_with_many_wildcards_is_matched_without_backtracking() -> None:
+    """A topic exchange matches a binding key with 20 wildcards without backtracking, which would take years and so end
+    with the test's timeout.
     """
     table: TopicTable[str] = TopicTable()
     table.add(".".join(["#", "a"] * 20), {}, "q")
-    started = time.perf_counter()
     assert not table.match(".".join(["a"] * 19 + ["b"] * 60), {})
     assert table.match(".".join(["a"] * 60), {})
-    assert time.perf_counter() - started < 0.5
 
 
-@pytest.mark.parametrize("table", [DirectTable(), TopicTable()], ids=["direct", "topic"])
-def test_routing_stays_fast_with_many_bindings(table: DirectTable[int] | TopicTable[int]) -> None:
-    """With 10,000 bindings, a direct or topic exchange finds the binding that matches a message in less than half a
-    millisecond on average.
+@pytest.mark.parametrize("kind", [DirectTable, TopicTable], ids=["direct", "topic"])
+def test_other_bindings_of_an_exchange_do_not_slow_down_routing(
+    kind: type[DirectTable[int] | TopicTable[int]],
+) -> None:
+    """With 10,000 bindings, a direct or topic exchange takes less than 20 times as long as with one binding to find the
+    one that matches a message.
     """
-    for number in range(10_000):
-        table.add(f"a.{number}.c", {}, number)
-    started = time.perf_counter()
-    for _ in range(1000):
-        assert list(table.match("a.7.c", {})) == [7]
-    assert time.perf_counter() - started < 0.5
+
+    def seconds(count: int) -> float:
+        table = kind()
+        for number in range(count):
+            table.add(f"a.{number}.c", {}, number)
+        started = time.process_time()
+        for _ in range(1000):
+            assert list(table.match("a.0.c", {})) == [0]
+        return time.process_time() - started
+
+    assert min(seconds(10_000) for _ in range(3)) < 20 * min(seconds(1) for _ in range(3))
 
 
 def test_a_queue_bound_twice_to_a_fanout_exchange_gets_each_message_once() -> None:
