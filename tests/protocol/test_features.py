@@ -125,8 +125,8 @@ def test_the_documented_table_of_consumer_arguments_is_true(
 
 
 def test_every_argument_documented_as_supported_appears_in_another_test_file() -> None:
-    """Each argument that docs/reference/embedded-broker.md calls supported appears in at least one other test file of
-    the broker.
+    """Each argument that docs/reference/embedded-broker.md calls supported appears in at least one test file of the
+    broker besides test_features.py.
     """
     here = Path(__file__)
     texts = [path.read_text() for path in here.parent.glob("test_*.py") if path != here]
@@ -137,7 +137,7 @@ def test_every_argument_documented_as_supported_appears_in_another_test_file() -
 
 def test_the_documented_table_of_exchanges_is_true(broker: TestBroker, api: Api, vhost: str) -> None:
     """The broker supports exactly the exchange types that docs/reference/embedded-broker.md calls supported. It accepts
-    each exchange argument on that page if its value is valid, and refuses it otherwise.
+    an exchange argument from that page if the argument's value is valid, and refuses the argument otherwise.
     """
     known = set()
     for names, here in table("Exchanges"):
@@ -428,8 +428,8 @@ def test_every_documented_request_of_later_versions_and_plugins_succeeds(
     broker: TestBroker, api: Api, names: dict[str, str]
 ) -> None:
     """Each path of later RabbitMQ versions and of plugins that docs/reference/embedded-broker.md lists gets the status
-    200 or 204. Paths that the page calls always empty return an empty list. A path with a missing virtual host gets
-    404.
+    200 or 204. Paths that the page describes as always empty return an empty list. A path with a virtual host that does
+    not exist gets 404.
     """
     browser = Browser(broker.management)
     assert browser.ask("PUT", filled("users/USER", names), BODIES["PUT users/USER"]).status == 201
@@ -451,8 +451,8 @@ def test_every_documented_request_of_later_versions_and_plugins_succeeds(
 def test_every_documented_request_of_the_management_api_succeeds(
     broker: TestBroker, api: Api, names: dict[str, str]
 ) -> None:
-    """Both brokers answer each management path and method that docs/reference/embedded-broker.md lists with the status
-    200, 201 or 204.
+    """RabbitMQ and the embedded broker answer each path and method of the management API that
+    docs/reference/embedded-broker.md lists with the status 200, 201 or 204.
     """
     rows = [row for row in table("Paths of the management API", -1) if row[2] != "missing"]
     changes = [f"{method} {path}" for path, methods, _ in rows for method in methods.split(", ") if method != "GET"]

@@ -76,8 +76,8 @@ def test_the_firehose_copies_a_published_message(trace: Trace, connect: Opener, 
 
 
 def test_the_firehoses_copy_lists_the_routing_keys_in_cc_and_bcc(trace: Trace, connect: Opener) -> None:
-    """The firehose's copy of a published message lists all routing keys of the message, including those in CC and BCC.
-    The copy arrives before the transaction in which the message was published is committed.
+    """If a message is published in a transaction, the firehose's copy arrives before the transaction is committed. The
+    copy lists all routing keys of the message, including those in CC and BCC.
     """
     client = connect().channel()
     client.tx_select()
@@ -112,7 +112,7 @@ def test_tracing_is_switched_on_and_off_over_http(
     api: Api, vhost: str, channel: BlockingChannel, connect: Opener
 ) -> None:
     """Setting `tracing` of a virtual host over HTTP starts or stops the firehose. A request without `tracing` leaves
-    the setting unchanged, and a request with a number gets the status 400.
+    the setting unchanged, and a request in which `tracing` is a number gets the status 400.
     """
     trace, client = Trace(channel), connect().channel()
     for body, is_on in (({"tracing": True}, True), ({}, True), ({"tracing": "false"}, False)):

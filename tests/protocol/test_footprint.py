@@ -110,8 +110,8 @@ def annotated(size: int, name: str = "x-opt-a") -> Any:
 def test_annotations_added_by_the_outcome_modified_count_towards_memory_use(
     broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any
 ) -> None:
-    """If an AMQP 1.0 receiver adds annotations with the outcome modified, they count towards the broker's memory use
-    until the messages are removed.
+    """If an AMQP 1.0 receiver adds annotations to messages with the outcome `modified`, the annotations count towards
+    the broker's memory use until the messages are removed.
     """
     before = memory(broker)
     quorum.settle(0, annotated(20_000), 49, settled=False)
@@ -129,9 +129,9 @@ def test_annotations_added_by_the_outcome_modified_count_towards_memory_use(
 def test_too_many_annotations_added_by_the_outcome_modified_end_the_session(
     broker: EmbeddedBroker, quorum: RawAmqp10, channel: Any, case: str
 ) -> None:
-    """If an AMQP 1.0 receiver adds annotations with the outcome modified that exceed the connection's memory limit, or
-    adds them during a memory alarm, the broker ends the session with resource-limit-exceeded and requeues the session's
-    deliveries.
+    """If an AMQP 1.0 receiver uses the outcome `modified` to add annotations that exceed the connection's memory limit,
+    or to add any annotations during a memory alarm, the broker ends the session with resource-limit-exceeded and
+    requeues the session's deliveries.
     """
     if case == "during an alarm":
         channel.queue_declare("large")
@@ -198,8 +198,8 @@ def test_a_connection_with_too_many_unacknowledged_stream_deliveries_is_closed(
 
 
 def test_the_queues_of_uncommitted_messages_count_towards_memory_use(broker: EmbeddedBroker, channel: Any) -> None:
-    """Until a transaction is committed, the broker keeps a list of the queues that will get each message. These lists
-    count towards the broker's memory use until the channel is closed.
+    """For each message in an open transaction, the broker keeps a list of the queues that will get the message. These
+    lists count towards the broker's memory use until the channel is closed.
     """
     for number in range(200):
         channel.queue_declare(f"q{number}")

@@ -155,7 +155,7 @@ def test_recorded_events_say_why_the_broker_closed_a_connection(vhost: Vhost, ch
     assert "<connection closed: 501 FRAME_ERROR - Closed by a test>" in repr(vhost.published(timeout=0))
 
 
-def test_a_query_for_a_misspelled_queue_names_the_similar_one(vhost: Vhost, channel: BlockingChannel) -> None:
+def test_a_query_for_a_misspelled_queue_suggests_a_similar_name(vhost: Vhost, channel: BlockingChannel) -> None:
     """If a test asks for a queue that does not exist, the printed result says so, and suggests an existing queue with
     a similar name.
     """
@@ -316,9 +316,9 @@ def test_a_query_over_http_waits_for_a_queue_to_be_declared(api_of: Callable[[Em
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs the command node")
-def test_the_javascript_helper_in_the_documentation_accepts_answers_without_a_body() -> None:
-    """The function api() in the documentation's example for Node.js can reset the broker, whose response has no body,
-    and returns the results of queries.
+def test_the_javascript_helper_in_the_documentation_accepts_responses_without_a_body() -> None:
+    """In the documentation's example for Node.js, the function api() can reset the broker, although the response to
+    this request has no body. It also returns the results of queries.
     """
     page = (ROOT / "docs/how-to/testing-in-any-language.md").read_text()
     helper = page[page.index("const api =") : page.index("test(")]
@@ -530,9 +530,11 @@ OVER_VERSIONS = inspect.cleandoc("""
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_amqp_like_runs_tests_for_each_version_and_lists_which_depend_on_it(tmp_path: Path, workers: str) -> None:
-    """`pytest --amqp-like 3.10,4.3.5,4.3` runs each test that uses the broker once per version. It lists the tests that
-    fail with only some versions, and gives the reason. It refuses an unknown version.
+def test_amqp_like_runs_each_test_once_per_version_and_lists_tests_that_depend_on_the_version(
+    tmp_path: Path, workers: str
+) -> None:
+    """`pytest --amqp-like 3.10,4.3.5,4.3` runs each test that uses the broker once per version, and lists the tests
+    that fail with only some versions, with the reasons. A version that mqtool does not know is refused.
     """
     (tmp_path / "test_mine.py").write_text(OVER_VERSIONS)
     pytest_like = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", workers, "--amqp-like"]

@@ -114,9 +114,9 @@ def test_a_health_check_for_a_port_or_protocol_without_a_listener_gets_503(api: 
     assert api("GET", "health/checks/none")[0] == 404
 
 
-def test_a_missing_policy_or_parameter_gets_404(api: Api, vhost: str) -> None:
-    """If a policy or a global parameter does not exist, reading it over HTTP gets the status 404. The list of policies
-    of a virtual host without policies is empty. A queue whose name begins with `amq.` cannot be declared over HTTP.
+def test_missing_policies_and_parameters_get_404_and_reserved_queue_names_are_refused(api: Api, vhost: str) -> None:
+    """Over HTTP, reading a policy or a global parameter that does not exist gets the status 404, and the list of
+    policies of a virtual host without policies is empty. Declaring a queue whose name begins with `amq.` is refused.
     """
     assert api("GET", f"policies/{vhost}") == (200, [])
     for path in (f"policies/{vhost}/none", f"operator-policies/{vhost}/none", "global-parameters/none"):
@@ -159,8 +159,8 @@ GET = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto"}
 def test_messages_can_be_published_and_read_over_http(
     api: Api, vhost: str, channel: BlockingChannel, take: Take
 ) -> None:
-    """Messages can be published and read over HTTP, as text or base64, with their properties. The ackmode decides
-    whether a message is requeued or removed after it was read.
+    """Messages can be published and read over HTTP, as text or base64, with their properties. The request's `ackmode`
+    decides whether a message is requeued or removed after it was read.
     """
     channel.queue_declare("q", durable=True)
     publish, get = f"exchanges/{vhost}/amq.default/publish", f"queues/{vhost}/q/get"
@@ -223,11 +223,9 @@ def test_a_binding_can_be_read_over_http_by_its_properties_key(api: Api, vhost: 
     assert api("GET", f"{path}/none")[0] == 404
 
 
-def test_lists_of_bindings_contain_the_bindings_of_the_default_exchange(
-    api: Api, vhost: str, channel: BlockingChannel
-) -> None:
-    """The management API's lists of bindings contain the bindings of the default exchange. A DELETE request with a
-    binding's properties key removes the binding.
+def test_bindings_are_listed_and_deleted_over_http(api: Api, vhost: str, channel: BlockingChannel) -> None:
+    """The management API's lists of bindings contain all bindings, including those of the default exchange. A DELETE
+    request with a binding's properties key removes the binding.
     """
     channel.queue_declare("q")
     channel.exchange_declare("x", "topic")
@@ -398,9 +396,9 @@ def test_logins_are_counted_by_protocol(api: Api, broker: TestBroker) -> None:
     assert counts("amqp091")[2] < later[2]
 
 
-def test_a_missing_virtual_host_gets_404(api: Api, vhost: str) -> None:
-    """If a virtual host does not exist, reading it or its queues over HTTP gets the status 404. Declaring an existing
-    virtual host gets 204.
+def test_reading_a_missing_virtual_host_gets_404_and_declaring_an_existing_one_gets_204(api: Api, vhost: str) -> None:
+    """Over HTTP, reading a virtual host that does not exist, or its queues, gets the status 404. Declaring a virtual
+    host that already exists gets 204.
     """
     assert api("PUT", f"vhosts/{vhost}")[0] == 204
     assert api("GET", f"vhosts/{vhost}")[1]["name"] == vhost

@@ -359,8 +359,9 @@ def test_events_of_the_stream_protocol_name_no_exchange_and_count_deliveries(bro
 
 
 def test_events_report_the_stored_offset_of_a_reader_and_its_reset(broker: EmbeddedBroker) -> None:
-    """If a client stores an offset, the event `stored` names the stream, the reader and the client, and the response
-    contains the offset that was stored last. If the offset is reset, the event reports -1.
+    """If a client stores an offset, the event `stored` names the stream, the reader and the client, and the response to
+    a request for events contains the offset that was stored last. If the offset is reset, the event `stored` contains
+    the offset -1.
     """
     with closing(with_stream(broker)) as client:
         events = Events(broker)
@@ -416,8 +417,9 @@ def test_quickly_published_messages_are_all_counted_but_only_some_cause_events(
 def test_events_follow_a_dead_letter_to_a_queue_whose_new_messages_are_only_counted(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """If messages are published to a routing key faster than events can report them, they are only counted. If a
-    message that events have already reported is dead-lettered to this routing key, events still report it.
+    """If messages are published to a routing key faster than events can report them, the broker only counts these
+    messages. If a message that events have already reported is dead-lettered to this routing key, events still report
+    it.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})

@@ -283,8 +283,8 @@ def test_a_mandatory_direct_reply_to_a_disconnected_client_is_returned(
 def test_a_large_message_is_delivered_with_the_smallest_frame_size(
     connect: Callable[..., pika.BlockingConnection], broker: TestBroker
 ) -> None:
-    """If a client negotiates the smallest frame_max that the broker allows, a message body that is larger than this is
-    delivered whole.
+    """If a client negotiates the smallest frame_max that the broker allows, a message body larger than this frame_max
+    is delivered whole.
     """
     smallest = 8192 if broker.differs_since("4.1", "a frame has at least 8,192 octets") else 4096
     channel = connect(frame_max=smallest).channel()

@@ -43,7 +43,7 @@ def test_an_amqp_1_0_target_with_a_name_over_255_bytes_is_refused(
 
 
 def test_an_amqp_1_0_message_to_a_name_over_255_bytes_is_rejected(native: EmbeddedBroker) -> None:
-    """An AMQP 1.0 message whose property `to` contains a name longer than 255 bytes gets the outcome rejected."""
+    """An AMQP 1.0 message whose property `to` contains a name longer than 255 bytes gets the outcome `rejected`."""
     with RawAmqp10(native.url) as client:
         client.attach_sender(None)
         assert client.published(0, message(to=f"/queues/{LONG}")).descriptor == REJECTED

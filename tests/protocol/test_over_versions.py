@@ -128,7 +128,7 @@ CAUSES = {
 }
 
 
-def test_amqp_like_says_what_a_test_does_that_some_versions_refuse(tmp_path: Path) -> None:
+def test_amqp_like_names_the_operation_that_some_versions_refuse(tmp_path: Path) -> None:
     """If some versions of RabbitMQ refuse an operation of a user's test, such as declaring a transient queue, the
     summary of `pytest --amqp-like` names the operation and the line of the test, however the client reports the error.
     """

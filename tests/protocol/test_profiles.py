@@ -447,7 +447,7 @@ def test_a_local_random_exchange_sends_each_message_to_one_queue(
         (("exchange", "amq.fanout", ""), "Destination not found"),
     ],
 )
-def test_a_local_random_exchange_can_be_bound_only_to_classic_queues_without_a_key(
+def test_a_binding_of_a_local_random_exchange_needs_a_classic_queue_and_no_routing_key(
     broker: TestBroker, channel: BlockingChannel, source: tuple[str, str, str], text: str
 ) -> None:
     """The broker refuses a binding of an x-local-random exchange with 406 if the binding has a routing key, or if its
@@ -465,8 +465,8 @@ def test_a_local_random_exchange_can_be_bound_only_to_classic_queues_without_a_k
 
 
 def test_a_reply_text_longer_than_255_bytes_is_truncated(broker: TestBroker, channel: BlockingChannel) -> None:
-    """If the text of an error is longer than 255 bytes, the broker truncates it to 255 bytes, and it ends
-    with "...".
+    """If the text of an error is longer than 255 bytes, the broker truncates the text to 255 bytes, the last of which
+    are "...".
     """
     _, text = closed(lambda: channel.queue_declare("x" * 250, passive=True))
     assert (len(text), text[-5:]) == (255, "xx...")

@@ -67,8 +67,8 @@ def test_a_message_that_expires_by_its_queues_ttl_is_dead_lettered(
 
 
 def test_a_dead_letter_no_longer_has_the_expiration_by_which_it_expired(channel: BlockingChannel, take: Take) -> None:
-    """A message that expires because of its own property expiration is dead-lettered without this property. Its x-death
-    header contains the value as original-expiration.
+    """A message that expires because of its own property `expiration` is dead-lettered without this property. The
+    x-death header of the dead letter contains the value as original-expiration.
     """
     channel.queue_declare("dead")
     channel.queue_declare("q", arguments=dead_lettering(x_message_ttl=60_000))

@@ -194,7 +194,7 @@ def test_a_test_whose_marker_amqp_recording_has_a_wrong_argument_fails(tmp_path:
 
 
 def test_any_error_during_a_replay_is_raised(vhost: Vhost, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If an unexpected error occurs in the thread of replaying(), the with statement raises this error at its end, so
+    """If an unexpected error occurs in the thread of replaying(), the `with` statement raises this error at its end, so
     that the user's test fails.
     """
 

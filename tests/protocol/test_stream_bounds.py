@@ -89,8 +89,8 @@ def test_random_stream_frames_cause_no_internal_error(
 
 
 def test_stream_publishers_wait_while_the_broker_is_low_on_memory() -> None:
-    """During a memory alarm, stream clients cannot declare publishers, and a message that was published waits. Once
-    memory is freed, this message is confirmed, and publishers can be declared again.
+    """During a memory alarm, stream clients cannot declare publishers, and messages of existing publishers wait. Once
+    memory is freed, these messages are confirmed, and publishers can be declared again.
     """
     with EmbeddedBroker(stream_port=0, memory_limit=1_000_000) as broker:
         assert broker.stream_port is not None
@@ -139,8 +139,8 @@ def _connect(port: int) -> RawStream:
 
 
 def test_stored_offsets_are_not_rewritten_with_each_segment() -> None:
-    """A stream that has 100 tiny segments and 5,000 stored offsets takes less than 3.3 MB, because the offsets are not
-    written again for each segment.
+    """The files of a stream with 100 tiny segments and 5,000 stored offsets take less than 3.3 MB, because the broker
+    does not write all offsets again for each segment.
     """
     with EmbeddedBroker(stream_port=0) as embedded:
         client = _client(embedded)

@@ -249,7 +249,7 @@ def test_sub_entry_batches_of_a_stream_are_stored_unchanged(client: RawStream, s
 @pytest.mark.differs_since("4.3", "a publish frame above the negotiated size closes the connection")
 def test_a_publish_frame_above_the_negotiated_frame_size_is_accepted(client: RawStream, stream: str) -> None:
     """Up to RabbitMQ 4.2, the broker accepts a stream client's publish frame that is larger than the negotiated
-    maximum, because clients that send large batches rely on it.
+    maximum, because clients send large batches in such frames.
     """
     client.declare_publisher(1, stream)
     client.publish(1, 0, *[bytes(500_000)] * 40)

@@ -163,9 +163,9 @@ def test_deleting_a_stream_cancels_its_readers(channel: BlockingChannel, take: T
     assert (again.bodies, again.offsets) == (["b"], [0])
 
 
-def test_deleting_a_stream_ignores_if_empty_and_if_unused(channel: BlockingChannel) -> None:
-    """As in RabbitMQ, queue.delete deletes a stream even if if-empty or if-unused is set and the stream has messages or
-    readers.
+def test_deleting_a_stream_ignores_the_flags_if_empty_and_if_unused(channel: BlockingChannel) -> None:
+    """As in RabbitMQ, queue.delete with the flag `if-empty` or `if-unused` deletes a stream even if the stream has
+    messages or readers.
     """
     publish(channel, "a")
     Reader(channel.connection)
@@ -291,8 +291,8 @@ def test_an_invalid_stream_declaration_is_refused(
 def test_declaring_a_stream_with_other_arguments_is_refused(
     channel: BlockingChannel, arguments: dict[str, Any]
 ) -> None:
-    """If an existing stream is declared again with another type or limit, the broker refuses it with "inequivalent
-    arg".
+    """If an existing stream is declared again with another type or limit, the broker refuses the declaration with
+    "inequivalent arg".
     """
     channel.queue_declare("s", durable=True, arguments=STREAM)
     with pytest.raises(

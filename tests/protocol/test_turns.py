@@ -441,7 +441,7 @@ def test_many_connections_that_publish_at_the_same_time_do_not_hold_up_other_cli
 
 def test_acknowledging_100000_messages_is_done_in_several_turns_of_the_event_loop(broker: EmbeddedBroker) -> None:
     """If one basic.ack acknowledges 100,000 messages, the broker handles it in several turns of its event loop, so that
-    other clients can be served in between. It handles the client's next method afterwards.
+    other clients can be served in between. Only then does the broker handle the client's next method.
     """
     count = 100_000
     with RawClient(broker.url) as client:
@@ -663,8 +663,8 @@ def _request(broker: EmbeddedBroker, method: str, path: str, body: dict[str, Any
 def test_a_user_or_virtual_host_with_more_than_1000_tags_is_refused(
     managed: EmbeddedBroker, path: str, tags: list[str] | str
 ) -> None:
-    """If a request to the management API creates a user or a virtual host with more than 1,000 tags, it gets the status
-    400.
+    """If a request to the management API would create a user or a virtual host with more than 1,000 tags, the API
+    answers with the status 400.
     """
     status, answer = _request(managed, "PUT", path, {"password": "p", "tags": tags})
     assert status == 400

@@ -104,8 +104,8 @@ def test_a_history_of_the_simulation_does_not_depend_on_the_garbage_collector(mo
             gc.enable()
 
 
-def test_a_history_does_not_depend_on_the_free_disk_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A seed of the simulation gives the same history on a machine whose disk is nearly full."""
+def test_a_history_of_the_simulation_does_not_depend_on_the_free_disk_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seed of the simulation gives the same history on a machine whose disk is nearly full as on any other machine."""
     before = simulate(draw(11)).digest
     monkeypatch.setattr(ledger, "disk_free", lambda _: 1000)
     assert simulate(draw(11)).digest == before
@@ -252,8 +252,9 @@ def test_the_model_allows_a_commit_to_a_queue_that_was_just_deleted_to_fail() ->
 
 
 def test_the_model_allows_a_declaration_with_different_arguments_after_a_queue_was_deleted() -> None:
-    """If a client deletes a queue and declares it again, while another client declares it with different arguments, the
-    simulation's model allows the broker to refuse the other declaration with 406, and also to accept it in between.
+    """If a client deletes a queue and declares it again, while another client declares the queue with different
+    arguments, the simulation's model allows the broker to refuse the other client's declaration with 406, or to accept
+    it while the queue is deleted.
     """
     for seed in range(60):
         actors = (
@@ -289,7 +290,8 @@ def test_the_model_allows_a_delayed_message_twice_in_a_stream_only_after_a_kill_
     kind: str, fault: list[float] | None, killed_at: float, is_allowed: bool
 ) -> None:
     """The simulation's model allows a stream to contain a delayed message twice only if the broker was killed just
-    after the message was due, or during a disk fault that began before then. It never allows it three times.
+    after the message was due, or during a disk fault that began before the message was due. The model never allows
+    three copies.
     """
     now = 10.0
     judge = Judge(lambda: now, {"q": KINDS[kind]})
@@ -310,8 +312,8 @@ def test_the_model_allows_a_delayed_message_twice_in_a_stream_only_after_a_kill_
 def test_a_failing_seed_of_the_simulation_is_reduced_to_the_steps_that_make_it_fail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If a seed of the simulation fails, the printed history contains only those clients and steps without which it
-    would not fail.
+    """If a seed of the simulation fails, the printed history contains only those clients and steps without which the
+    seed would not fail.
     """
     from tests.simulation import shrinking
 

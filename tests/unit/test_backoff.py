@@ -10,8 +10,8 @@ from mqtool.duration import Backoff
 
 @given(st.integers(0, 2**32), st.floats(0.01, 5), st.floats(1, 4), st.floats(5, 60))
 def test_reconnection_delays_grow_up_to_the_maximum(seed: int, first: float, factor: float, longest: float) -> None:
-    """The delays between reconnection attempts grow by a constant factor up to the maximum, and each is shortened by a
-    random amount of up to half.
+    """The delays between reconnection attempts grow by a constant factor up to the maximum. Each delay is shortened by
+    a random amount of up to half of its length.
     """
     import random
 

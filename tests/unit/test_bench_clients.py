@@ -155,8 +155,8 @@ def delivery(tag: int, number: int, due: int, *, publisher: int = 0, redelivered
 
 
 def test_with_a_rate_each_message_carries_the_time_at_which_it_was_due() -> None:
-    """With `--rate`, a `bench` publisher that was held up immediately sends all overdue messages. Each message contains
-    the time at which it was due, not the time at which it is sent.
+    """If a `bench` publisher with `--rate` was held up, it then sends all overdue messages immediately. Each message
+    contains the time at which it was due, not the time at which it is sent.
     """
     client, wire = publisher(rate=1000)
     assert client.work(wire, START + 5 * MS) == START + 6 * MS
@@ -347,7 +347,8 @@ def test_bench_messages_are_due_after_their_delay() -> None:
 
 def test_a_bench_consumer_measures_from_the_time_at_which_a_message_was_due() -> None:
     """A `bench` consumer measures each latency from the time at which the message was due, and does not measure
-    messages that were due during the warm-up. It reports the numbers of all messages that it received.
+    messages that were due during the warm-up. It reports the sequence numbers of all messages that it received,
+    measured or not.
     """
     client, wire = consumer(warm_up=0.01)
     wire.now = START + 20 * MS
@@ -386,7 +387,7 @@ def test_a_bench_consumer_does_not_measure_delayed_messages_from_the_warm_up() -
     ],
     ids=["each", "every 2", "every 3", "every 10", "automatic"],
 )
-def test_a_bench_consumer_acknowledges_as_many_messages_together_as_ack_says(
+def test_the_option_ack_sets_how_many_messages_a_bench_consumer_acknowledges_together(
     acknowledge: int, at_once: list[tuple[int, bool]], in_the_end: list[tuple[int, bool]]
 ) -> None:
     """With `--ack N`, a `bench` consumer acknowledges every N messages together, and the rest at the end of the run.
@@ -453,9 +454,9 @@ def test_bench_records_the_longest_time_between_two_confirms() -> None:
     assert client._gap == (7 * MS, START + 2 * MS)
 
 
-def test_a_bench_publisher_stops_after_the_given_messages_and_adds_up_nacks() -> None:
-    """A `bench` publisher sends no more messages than `--messages` says, and counts all messages that the broker nacks,
-    whenever they are nacked.
+def test_a_bench_publisher_stops_after_the_given_number_of_messages_and_counts_nacks() -> None:
+    """A `bench` publisher sends no more messages than `--messages` allows, and counts all messages that the broker
+    nacks, whenever they are nacked.
     """
     client, wire = publisher(rate=1000, messages=5, duration=None)
     client.work(wire, START + 2 * MS)
@@ -488,7 +489,7 @@ def test_a_bench_process_with_nothing_to_do_sleeps() -> None:
     assert waiting.work(wire, START) == START + SECOND
 
 
-def test_a_bench_consumer_of_requests_replies_to_each() -> None:
+def test_a_bench_consumer_with_rpc_replies_to_each_request() -> None:
     """With `--rpc`, a `bench` consumer replies to each request by sending the request's body back to the queue in
     reply_to.
     """

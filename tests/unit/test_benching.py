@@ -24,7 +24,7 @@ def _receive(tally: Tally, numbers: list[int], *, consumer: int = 0, redelivered
     tally.receive(consumer, 0, [(first, count, bool(marked)) for first, count, marked in runs])
 
 
-def test_lost_duplicate_and_late_messages_are_counted_exactly() -> None:
+def test_lost_duplicate_and_out_of_order_messages_are_counted_exactly() -> None:
     """`bench` counts exactly how many of 50,000 messages, which arrive in batches of random sizes, are lost, duplicate
     or out of order.
     """

@@ -118,8 +118,8 @@ def test_a_dead_letter_that_was_never_moved_back_is_not_handled_again(path: Path
 
 
 def test_a_copy_is_a_duplicate_only_within_the_window(path: Path, now: list[float]) -> None:
-    """With `--deduplicate`, a copy of a handled message counts as a duplicate only if it arrives within the window
-    (here, a day). A worker handles a copy that arrives later.
+    """With `--deduplicate`, a copy of a handled message counts as a duplicate only if it arrives within the window (a
+    day in this test). A worker handles a copy that arrives later.
     """
     store = HandledMessages(path, DAY)
     store.begin(KEY)

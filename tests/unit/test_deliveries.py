@@ -55,7 +55,9 @@ def frames_of(delivery: Delivery) -> list[bytes]:
 
 
 @given(st.lists(deliveries | confirms | st.sampled_from(OTHERS), max_size=8), st.lists(st.integers(0, 400), max_size=8))
-def test_other_frames_are_passed_to_pika_unchanged(sent: list[Delivery | Confirm | bytes], ends: list[int]) -> None:
+def test_frames_that_mqtool_does_not_decode_are_passed_to_pika_unchanged(
+    sent: list[Delivery | Confirm | bytes], ends: list[int]
+) -> None:
     """mqtool decodes confirms and deliveries with at most one body frame itself, and passes all other frames to pika
     unchanged and in order, however the bytes are split.
     """

@@ -60,8 +60,8 @@ def test_felt_measures_a_command_that_has_not_grown_only_once() -> None:
 
 
 def test_felt_alternates_which_checkout_it_measures_first() -> None:
-    """The benchmark `felt` measures the base first in one run and the change first in the next, so that a machine that
-    becomes slower or faster favours neither.
+    """The benchmark `felt` measures the base commit first in one run and the changed checkout first in the next, so
+    that a machine that becomes slower or faster favours neither.
     """
     figures = Figures([4.0, 2.0, 3.0], [6.0, 8.0, 4.0])
     (line,) = compare({"send x": figures}, ONE, OTHER, runs=3)

@@ -20,8 +20,8 @@ def shown(live: Live) -> str:
 
 
 def test_a_live_view_keeps_its_rows_while_the_broker_is_unreachable() -> None:
-    """While the broker is unreachable, a live view shows the last rows, their age and the reason. After the
-    reconnection, it shows new rows, and no longer the reason.
+    """While the broker is unreachable, a live view shows the last rows, their age, and the reason why the broker is
+    unreachable. After the reconnection, the view shows new rows, and no longer the reason.
     """
     answers = [Frame(Text("jobs 12")), Unavailable("no broker at localhost:5672"), Frame(Text("jobs 13"))]
     is_asked, may_answer, stop = threading.Event(), threading.Semaphore(0), threading.Event()

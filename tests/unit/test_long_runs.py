@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_long_runs_of_make_select_tests_that_exist() -> None:
+def test_each_word_by_which_the_makefile_selects_tests_is_in_a_test_name() -> None:
     """If a target of the Makefile selects tests of a file by a word, as in `-k surviv`, at least one test in this file
     has the word in its name.
     """

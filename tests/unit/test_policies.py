@@ -22,9 +22,9 @@ def handle(policy: ConsumePolicy, tags: range, now: float = SOON) -> list[int]:
 
 
 def test_the_options_decide_how_a_command_consumes() -> None:
-    """A command's options for count, prefetch and acknowledgement, together with the queue's delivery limit, decide how
-    the command consumes: with a full prefetch, message by message, up to an exact number, or with acknowledgements by
-    the caller.
+    """A command's options `--count`, `--prefetch` and those for acknowledgement, together with the queue's delivery
+    limit, decide how the command consumes: with a full prefetch, message by message, up to an exact number of messages,
+    or with acknowledgements by the caller.
     """
     assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
     assert type(policy_for(Receiving(), limits_deliveries=True)) is Cautious
@@ -34,9 +34,9 @@ def test_the_options_decide_how_a_command_consumes() -> None:
     assert type(policy_for(Receiving(count=3, acknowledge=False), limits_deliveries=True)) is CallerSettles
 
 
-def test_automatic_acknowledgement_is_left_to_the_broker_unless_there_is_a_count() -> None:
-    """With `--auto-ack`, the broker acknowledges deliveries by itself. If a count is given as well, mqtool acknowledges
-    each message instead, because the prefetch does not limit automatically acknowledged deliveries.
+def test_automatic_acknowledgement_is_left_to_the_broker_unless_the_number_of_messages_is_limited() -> None:
+    """With `--auto-ack`, the broker acknowledges deliveries by itself. If `--count` is given as well, mqtool
+    acknowledges each message instead, because the prefetch does not limit automatically acknowledged deliveries.
     """
     for receiving, auto_ack in (
         (Receiving(auto_ack=True), True),
@@ -47,8 +47,8 @@ def test_automatic_acknowledgement_is_left_to_the_broker_unless_there_is_a_count
         assert policy_for(receiving, limits_deliveries=False).auto_ack is auto_ack
 
 
-def test_a_consumer_without_a_count_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
-    """A consumer without a count sends an acknowledgement after each quarter of its prefetch, or earlier if its last
+def test_a_consumer_without_a_message_limit_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
+    """A consumer without `--count` sends an acknowledgement after each quarter of its prefetch, or earlier if its last
     acknowledgement was too long ago.
     """
     policy = Streaming(40)
@@ -66,8 +66,8 @@ def test_a_consumer_with_a_prefetch_of_one_acknowledges_each_delivery() -> None:
 
 
 def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
-    """While messages have been requeued 15 times or more, a consumer prefetches them one by one. From the first message
-    that was requeued less often, it uses the full prefetch again.
+    """While messages arrive that have been requeued 15 times or more, a consumer prefetches messages one by one. From
+    the first message that was requeued less often, the consumer uses the full prefetch again.
     """
     policy = Cautious()
     assert (policy.prefetch, policy.taken(delivery(1, times=15)), policy.prefetch) == (1, Step.GO_ON, 1)
@@ -75,9 +75,9 @@ def test_often_requeued_messages_are_prefetched_one_by_one() -> None:
     assert policy.taken(delivery(3)) is Step.GO_ON
 
 
-def test_with_a_small_count_messages_are_prefetched_one_by_one() -> None:
-    """With a small count, a consumer prefetches messages one by one, and cancels its subscription before it
-    acknowledges the last one, so that the broker delivers no further message.
+def test_with_a_low_message_limit_messages_are_prefetched_one_by_one() -> None:
+    """With a low `--count`, a consumer prefetches messages one by one, and cancels its subscription before it
+    acknowledges the last message, so that the broker delivers no further message.
     """
     policy = ExactCount(3)
     assert policy.prefetch == 1
@@ -85,8 +85,8 @@ def test_with_a_small_count_messages_are_prefetched_one_by_one() -> None:
     assert policy.taken(delivery(3)) is Step.CANCEL
 
 
-def test_with_a_large_count_acknowledgements_are_withheld_so_that_no_surplus_message_arrives() -> None:
-    """With a count of 300 and a prefetch of 250, a consumer acknowledges the first 50 messages as they are handled and
+def test_with_a_high_message_limit_acknowledgements_are_held_back_so_that_no_surplus_message_arrives() -> None:
+    """With `--count 300` and a prefetch of 250, a consumer acknowledges the first 50 messages as they are handled and
     the others only at the end, so that the broker delivers no 301st message.
     """
     policy = ExactCount(300)
@@ -99,9 +99,9 @@ def test_with_a_large_count_acknowledgements_are_withheld_so_that_no_surplus_mes
     assert policy.release() == delivery(300)
 
 
-def test_an_empty_queue_releases_withheld_acknowledgements() -> None:
-    """If the queue becomes empty before a consumer has reached its count, the consumer sends the acknowledgements that
-    it has withheld, and prefetches further messages one by one.
+def test_acknowledgements_that_are_held_back_are_sent_when_the_queue_is_empty() -> None:
+    """If the queue becomes empty before a consumer has received `--count` messages, the consumer sends the
+    acknowledgements that it has held back, and prefetches further messages one by one.
     """
     policy = ExactCount(300)
     handle(policy, range(1, 101))
@@ -126,9 +126,9 @@ def acknowledge(policy: CallerSettles, *received: int, first: int = 1) -> list[S
     return [policy.acknowledged(tag, count, is_current=True) for tag, count in enumerate(received, first)]
 
 
-def test_a_caller_that_acknowledges_never_gets_more_messages_than_the_count() -> None:
-    """If the caller acknowledges the messages itself, it never gets more messages than the count, however late it
-    acknowledges them.
+def test_a_caller_that_acknowledges_never_gets_more_messages_than_the_limit() -> None:
+    """If the caller acknowledges the messages itself, it never gets more messages than `--count` allows, however late
+    it acknowledges them.
     """
     policy = CallerSettles(Receiving(count=5, prefetch=2, acknowledge=False))
     assert policy.prefetch == 2
@@ -142,8 +142,8 @@ def test_a_caller_that_acknowledges_never_gets_more_messages_than_the_count() ->
 
 
 def test_the_last_missing_messages_are_prefetched_together() -> None:
-    """Once a consumer needs fewer messages to reach its count than it prefetches, it subscribes again with a prefetch
-    of the number that is missing, and the next time with half of the number that is then missing.
+    """Once a consumer with `--count` needs fewer messages than it prefetches, it subscribes again with a prefetch of
+    the number that is missing, and the next time with half of the number that is then missing.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     assert acknowledge(policy, *range(8, 20)) == [Step.GO_ON] * 12
@@ -158,9 +158,9 @@ def test_the_last_missing_messages_are_prefetched_together() -> None:
     assert acknowledge(policy, 20, first=21) == [Step.CANCEL]
 
 
-def test_messages_that_were_unacknowledged_when_the_channel_was_lost_count_again() -> None:
-    """If a channel is lost, only messages that were acknowledged on it count towards the consumer's count. An
-    acknowledgement that comes after the loss does not count.
+def test_messages_that_were_unacknowledged_when_the_channel_was_lost_do_not_count() -> None:
+    """If a channel is lost, only messages that were acknowledged on it count towards `--count`. An acknowledgement that
+    comes after the loss does not count.
     """
     policy = CallerSettles(Receiving(count=3, prefetch=1, acknowledge=False))
     policy.acknowledged(1, 1, is_current=True)
@@ -170,9 +170,9 @@ def test_messages_that_were_unacknowledged_when_the_channel_was_lost_count_again
     assert policy.acknowledged(2, 2, is_current=True) is Step.CANCEL
 
 
-def test_without_a_count_consuming_continues_after_each_acknowledgement() -> None:
-    """If the caller acknowledges messages and there is no count, the consumer continues after each acknowledgement, and
-    mqtool itself acknowledges nothing.
+def test_without_a_message_limit_consuming_continues_after_each_acknowledgement() -> None:
+    """If the caller acknowledges messages and `--count` is not given, the consumer continues after each
+    acknowledgement, and mqtool itself acknowledges nothing.
     """
     policy = CallerSettles(Receiving(prefetch=0, acknowledge=False))
     assert (policy.prefetch, policy.acknowledges) == (0, False)

@@ -81,7 +81,7 @@ def daemon(answers: Sequence[bytes]) -> Iterator[tuple[int, list[bytes]]]:
 
 def test_epmd_is_stopped_even_if_the_program_epmd_is_not_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """When a private RabbitMQ node is stopped, mqtool also stops the node's epmd, even if the program `epmd` is not on
-    the PATH. It repeats the request until epmd accepts it.
+    the PATH. mqtool repeats the request to stop until epmd accepts it.
     """
     monkeypatch.setenv("PATH", "")
     with daemon([b"NO", b"NO", b"OK"]) as (port, asked):

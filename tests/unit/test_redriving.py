@@ -162,8 +162,8 @@ def test_if_a_dead_letters_origin_is_not_proven_the_error_says_why(
 
 
 def test_each_queue_that_dead_letters_name_is_looked_up_once() -> None:
-    """If several dead letters name the same queue as their origin, mqtool looks it up in the management API only once,
-    even if it does not exist.
+    """If several dead letters name the same queue as their origin, mqtool looks this queue up in the management API
+    only once, even if there is no such queue.
     """
     asked = list[str]()
 

@@ -118,7 +118,7 @@ def test_a_decimal_that_is_too_large_is_an_error(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0", "-0.00", "0e99", "1.50", "-2147483648", "21474836.47", "1e9"])
 def test_a_decimal_keeps_its_value(text: str) -> None:
-    """If mqtool publishes a received decimal header again, it has the same value. Only trailing zeros may
-    be missing.
+    """If mqtool receives a message with a decimal header and publishes it again, the header has the same value. Only
+    trailing zeros may be missing.
     """
     assert CLIENT.decode_table(CLIENT.encode_table({"h": Decimal(text)}))[0] == {"h": Decimal(text)}

@@ -466,8 +466,8 @@ class Source:
 def test_waiting_for_requeued_messages_ends_when_they_are_ready_or_after_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """mqtool waits until a queue reports requeued messages as ready, or until the given time is over. It asks for the
-    number of ready messages every 10 ms.
+    """mqtool waits until a queue reports requeued messages as ready, or until the given time is over. While waiting,
+    mqtool requests the number of ready messages every 10 ms.
     """
     source = Source(monkeypatch)
     source.ready = 3

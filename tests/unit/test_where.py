@@ -192,9 +192,9 @@ def test_the_hint_for_an_invalid_condition_says_what_to_write_instead(text: str,
     assert (error.value.text, error.value.hint) == (text, hint)
 
 
-def test_the_error_about_a_missing_and_points_at_the_word_after_it() -> None:
-    """If `and` is missing in a `--where` condition, the error points at the word before which it is missing, not at the
-    parenthesis.
+def test_the_error_about_a_missing_operator_points_at_the_next_word() -> None:
+    """If the word `and` is missing between two parts of a `--where` condition, the error points at the first word of
+    the second part, and not at a parenthesis that follows.
     """
     with pytest.raises(BadExpression) as error:
         where.parse("(queue=a b)")
@@ -268,7 +268,7 @@ def test_a_timestamp_without_a_time_zone_is_in_utc() -> None:
 
 def test_each_attribute_of_a_delivery_can_be_tested() -> None:
     """A `--where` condition can test every attribute of a delivery, from its exchange to its body, and the time at
-    which it arrived, in UTC.
+    which the delivery arrived, in UTC.
     """
     delivery = Delivery(
         b"b", "ex", "rk", "q", redelivered=True, properties={"headers": {"h": 1}, "type": "t"}, delivery_tag=1

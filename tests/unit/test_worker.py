@@ -102,9 +102,11 @@ def handled(tmp_path: Path) -> HandledMessages:
 
 
 @pytest.mark.parametrize("deduplicates", [True, False])
-def test_a_message_is_acknowledged_once_its_program_has_ended(handled: HandledMessages, *, deduplicates: bool) -> None:
-    """A worker acknowledges and counts a message once the program has handled it successfully, or once the message has
-    been moved to a wait queue or a dead-letter queue.
+def test_a_message_is_acknowledged_once_it_has_been_handled_or_moved(
+    handled: HandledMessages, *, deduplicates: bool
+) -> None:
+    """A worker acknowledges and counts a message once the worker's program has handled the message successfully, or
+    once the message has been moved to a wait queue or a dead-letter queue.
     """
     channel = FakeChannel(job(1, "a"), job(2, "b"), job(3, "c"), job(4))
     program = Job({2: Ending(1), 3: Ending(65)})
@@ -134,8 +136,8 @@ def test_a_message_that_could_not_be_moved_is_not_acknowledged(
 
 @pytest.mark.parametrize("status", [126, 127])
 def test_a_program_that_cannot_be_run_ends_the_worker(handled: HandledMessages, status: int) -> None:
-    """If the program cannot be run (exit status 126 or 127), the worker ends, and the message stays in its queue. A
-    program that was killed at its timeout does not end the worker, whatever its exit status.
+    """If a worker's program cannot be run (exit status 126 or 127), the worker ends, and the message stays in its
+    queue. If the program was killed at its timeout, the worker does not end, whatever the exit status.
     """
     channel = FakeChannel(job(1, "a"), job(2, "b"))
     _, work = working(channel, Job({1: Ending(status, timed_out=1.0), 2: Ending(status)}), handled)

@@ -126,7 +126,9 @@ def test_an_amqp_1_0_header_becomes_delivery_mode_priority_and_expiration() -> N
 
 
 def test_several_data_sections_are_joined_into_one_body() -> None:
-    """If an AMQP 1.0 message has two data sections, it is delivered over AMQP 0-9-1 with both in one body."""
+    """If an AMQP 1.0 message has two data sections, the message is delivered over AMQP 0-9-1 with one body that
+    contains both.
+    """
     assert decode(b"\x00Su\xa0\x01a\x00Su\xa0\x01b").body == b"ab"
 
 

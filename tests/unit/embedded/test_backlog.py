@@ -112,8 +112,8 @@ def take(backlog: Backlog, expected: Expected) -> BacklogEntry:
 @pytest.mark.parametrize("most", [0, 1, BATCH], ids=["in memory", "paged out, large", "paged out"])
 def test_messages_are_delivered_in_the_order_of_the_queue_type(kind: str, most: int) -> None:
     """After any sequence of publishes, deliveries and requeues, a queue of the embedded broker delivers the same
-    message next as RabbitMQ does. This is the oldest one, the oldest one with the highest priority or, in a quorum
-    queue, first a requeued one. It makes no difference whether messages are paged out to disk.
+    message next as RabbitMQ does: the oldest one, the oldest one with the highest priority or, in a quorum queue, a
+    requeued one if there is any. It makes no difference whether messages are paged out to disk.
     """
     for seed in range(20):
         chance = random.Random(seed)

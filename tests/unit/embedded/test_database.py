@@ -256,7 +256,7 @@ def test_publishers_are_blocked_while_the_disk_has_too_little_space(
     monkeypatch: pytest.MonkeyPatch, free: int, alarms: dict[str, str], seconds: float
 ) -> None:
     """While less disk space is free than the limit, the disk alarm blocks publishers. The less space is free, the
-    sooner the broker checks it again. After the broker has stopped, it no longer checks.
+    sooner the broker checks the space again. After the broker has stopped, no further checks are made.
     """
     later: list[float] = []
     cancelled: list[bool] = []

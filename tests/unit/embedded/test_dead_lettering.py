@@ -137,8 +137,8 @@ def test_a_publishers_death_headers_count_only_before_4_0(forged: Table) -> None
     ids=["largest count", "almost the largest count", "negative count", "text"],
 )
 def test_a_forged_x_death_header_raises_no_error(count: object, time: Any, next_count: int, next_time: object) -> None:
-    """If a publisher has set an x-death header, the broker accepts any count and time in it, and keeps fields that it
-    does not know.
+    """If a publisher has set an x-death header, the broker accepts any count and time in the header, and keeps fields
+    that the broker does not know.
     """
     letter = dead(message({"x-death": [death(count=count, time=time, more=7)]}), trusts=True)
     [entry] = deaths(letter)
@@ -183,8 +183,8 @@ def test_an_x_death_header_that_is_not_a_list_of_tables_counts_as_empty(forged: 
 def test_a_dead_letter_that_returns_to_its_queue_is_in_a_cycle_unless_it_was_rejected(
     entries: list[dict[str, Any]], cycles: bool
 ) -> None:
-    """A dead letter is in a cycle if it returns to a queue that has dead-lettered it before, unless a consumer rejected
-    it at that time or later.
+    """A dead letter that returns to a queue which has dead-lettered it before is in a cycle, unless it was
+    dead-lettered then, or from any queue since then, because a consumer rejected it.
     """
     assert would_cycle(message({"x-death": cast(Any, entries)}), "jobs") is cycles
 
@@ -254,8 +254,8 @@ def test_a_queue_without_a_dead_letter_exchange_publishes_nothing(exchange: str 
 
 
 def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    """If dead-lettering a message raises an error, the queue is told that it failed, the log names the queue, and the
-    next message is still dead-lettered.
+    """If dead-lettering a message raises an error, the queue is informed of the failure, the log names the queue, and
+    the next message is still dead-lettered.
     """
     outcomes = list[Outcome]()
 
@@ -275,8 +275,10 @@ def test_a_dead_letter_that_cannot_be_published_does_not_stop_the_others(caplog:
     assert str(record.exc_info[1]) == "broken"
 
 
-def test_waiting_messages_are_dead_lettered_before_the_broker_stops() -> None:
-    """Before the broker stops, it dead-letters as many of the waiting messages as time allows, and counts the rest."""
+def test_messages_that_wait_to_be_dead_lettered_are_dead_lettered_before_the_broker_stops() -> None:
+    """Before the broker stops, it dead-letters as many of the messages that wait to be dead-lettered as time allows,
+    and counts the rest.
+    """
     clock, outcomes = FakeClock(), list[Outcome]()
 
     def publish(*_: object) -> bool:

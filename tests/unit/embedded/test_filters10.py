@@ -89,7 +89,9 @@ def test_a_false_or_unknown_sql_filter_does_not_select_the_message(expression: s
     ],
 )  # fmt: skip
 def test_an_invalid_sql_filter_is_refused(expression: str) -> None:
-    """An SQL filter with a syntax error, an unknown property or more than 4,096 characters raises ValueError."""
+    """Parsing an SQL filter raises ValueError if the filter has a syntax error, an unknown property or more than 4,096
+    characters.
+    """
     with pytest.raises(ValueError):  # noqa: PT011 - the texts are for logs
         compile_sql(expression)
 
@@ -265,8 +267,8 @@ def test_a_long_like_pattern_is_compared_in_under_a_million_steps(pattern: str) 
 
 
 def test_a_sql_filter_that_takes_too_long_for_a_message_raises_an_error() -> None:
-    """If an SQL filter would take too many steps on a large message, because of its LIKE patterns, it raises
-    TooMuchWork.
+    """Evaluating an SQL filter raises TooMuchWork if it would take too many steps on a large message because of the
+    filter's LIKE patterns.
     """
     message = parse(Amqp10Message(application_properties={"a": "a" * 900_000}, body=data_section(b"")).encode())
     with pytest.raises(TooMuchWork):

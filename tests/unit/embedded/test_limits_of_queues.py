@@ -222,7 +222,7 @@ def test_a_policy_that_limits_a_long_queue_drops_messages_in_turns(vhost: Virtua
 
 def test_a_policy_sets_the_time_after_which_an_unused_queue_is_deleted(vhost: VirtualHost, clock: FakeClock) -> None:
     """If a policy sets `expires`, a queue is deleted once it has been unused for that time. If the policy is changed to
-    a longer time or deleted, the queue is not deleted before that.
+    a longer time or is deleted, the original time no longer applies.
     """
     queue = add_queue(vhost)
     vhost.policies.put(USER, Policy("p", ".*", {"expires": Int32(1000)}))
@@ -261,9 +261,9 @@ _COUNTED = [Why.REJECTED, Why.FAILED, Why.CLOSED, Why.LOST]
 @pytest.mark.parametrize("why", list(Why))
 @pytest.mark.parametrize(("like", "also"), [(Like.V4_2, [Why.RETURNED]), (Like.V4_3, [])])
 def test_a_quorum_queue_counts_the_failed_deliveries_of_a_message(like: Like, also: list[Why], why: Why) -> None:
-    """A quorum queue counts each time that a message is requeued. Towards the delivery limit, it counts only deliveries
-    that were rejected, failed or lost and, up to RabbitMQ 4.2, those requeued with basic.nack, but not those that were
-    released.
+    """A quorum queue counts how often a message is requeued. Towards the delivery limit, it counts only deliveries that
+    were rejected, failed or lost and, up to RabbitMQ 4.2, those requeued with basic.nack, but not those with the AMQP
+    1.0 outcome `released`.
     """
     queue, _ = quorum_queue(like)
     queue.publish(message())
@@ -322,9 +322,9 @@ def test_without_a_delivery_limit_requeued_messages_come_last(
     ids=str,
 )
 def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) -> None:
-    """From RabbitMQ 4.3 on, a quorum queue with x-delayed-retry-type delays messages of this type when they are
-    requeued. Each further failure makes the delay longer, up to the maximum. A waiting consumer gets the message when
-    the delay is over.
+    """From RabbitMQ 4.3 on, the argument x-delayed-retry-type of a quorum queue decides which messages are delayed when
+    they are requeued. Each further failure makes the delay longer, up to the maximum. A waiting consumer gets the
+    message when the delay is over.
     """
     arguments = {"x_delayed_retry_type": which, "x_delayed_retry_min": Int32(1000), "x_delayed_retry_max": Int32(2500)}
     queue, clock = quorum_queue(Like.V4_3, **arguments)
@@ -341,9 +341,9 @@ def test_a_quorum_queue_delays_retries(which: str, why: Why, delays: list[int]) 
 
 
 @pytest.mark.parametrize(("like", "lasts"), [(Like.V4_2, 0), (Like.V4_3, 700)])
-def test_a_client_can_delay_a_retry_itself(like: Like, lasts: int) -> None:
-    """From RabbitMQ 4.3 on, a client that requeues a message can name the time before which it must not be delivered
-    again. Earlier versions ignore this time. Purging the queue also removes delayed messages.
+def test_a_client_can_delay_the_redelivery_of_a_message_that_it_requeues(like: Like, lasts: int) -> None:
+    """From RabbitMQ 4.3 on, a client that requeues a message can name the time before which the message must not be
+    delivered again. Earlier versions ignore this time. Purging the queue also removes delayed messages.
     """
     queue, clock = quorum_queue(like)
     for body in (b"0", b"1"):
@@ -411,8 +411,8 @@ class Watching:
 
 def test_a_watcher_is_told_what_happens_to_messages(vhost: VirtualHost) -> None:
     """A watcher of message events is told when a message enters a queue, is delivered, acknowledged or requeued, or is
-    dead-lettered or dropped with a reason, and when a queue is emptied. It is told nothing about messages that it does
-    not show.
+    dead-lettered or dropped with a reason, and when a queue is emptied. A watcher is told nothing about messages that
+    it has chosen not to show.
     """
     watcher = Watching()
     queue = add_queue(vhost, x_dead_letter_exchange="amq.fanout")

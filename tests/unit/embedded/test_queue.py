@@ -373,8 +373,8 @@ def test_a_queue_can_be_used_while_many_messages_are_being_requeued(
 @pytest.mark.parametrize("end", ["purge", "delete"])
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_the_messages_of_a_long_queue_are_dropped_in_turns(ledger: Ledger, kind: str, end: str) -> None:
-    """If a queue with many messages is purged or deleted, it no longer contains them, and the broker frees their memory
-    in several turns of its event loop. A message that is published after a purge stays in the queue.
+    """If a queue with many messages is purged or deleted, the queue is empty immediately, and the broker frees the
+    messages' memory in several turns of its event loop. A message that is published after a purge stays in the queue.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])

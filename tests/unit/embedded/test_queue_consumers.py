@@ -58,8 +58,8 @@ def test_a_consumer_gets_no_more_than_its_prefetch(vhost: VirtualHost) -> None:
 
 @pytest.mark.parametrize("order", [*permutations([-1, 0, 3, 5])], ids=str)
 def test_consumers_of_higher_priority_come_first(vhost: VirtualHost, order: tuple[int, ...]) -> None:
-    """A message goes to the consumer with the highest priority that can take one, whatever the order in which consumers
-    were added or became busy. A cancelled consumer gets none, and neither does a consumer of another queue.
+    """A message goes to the consumer with the highest priority that can take another message, whatever the order in
+    which consumers were added or became busy. A cancelled consumer and a consumer of another queue get no messages.
     """
     queue = add_queue(vhost)
     consumers = {priority: FakeConsumer(room=1, queue=queue, priority=priority) for priority in order}
@@ -169,8 +169,8 @@ def test_the_consumers_of_a_deleted_queue_are_gone(*, single_active: bool) -> No
 
 
 def test_deliveries_are_counted_as_the_management_api_reports_them(vhost: VirtualHost) -> None:
-    """A queue counts messages that were published, redelivered and acknowledged, and deliveries to consumers and to
-    basic.get, with and without acknowledgement. The count deliver_get is the sum of all deliveries.
+    """A queue has separate counts of messages that were published, redelivered or acknowledged, and of deliveries to
+    consumers and to basic.get, with and without acknowledgement. The count deliver_get is the sum of all deliveries.
     """
     queue = add_queue(vhost)
     publish(queue, *[b"x"] * 11)

@@ -286,8 +286,8 @@ def test_after_a_kill_messages_that_may_have_been_delivered_are_redelivered(tmp_
 
 
 def test_after_a_kill_a_message_keeps_the_count_of_its_deliveries(tmp_path: Path) -> None:
-    """If the broker is stopped, started again and then killed, a message has the delivery counts from before the stop
-    after the next start, even though its queue has delivered messages since the stop.
+    """If the broker is stopped, started again and then killed, a message still has the delivery counts from before the
+    stop when the broker is started once more, even though the message's queue has delivered messages since the stop.
     """
     copy = tmp_path / "copy"
 
@@ -557,8 +557,8 @@ def test_a_damaged_virtual_host_is_lost_with_its_contents_but_left_in_the_data_d
 def test_a_damaged_message_does_not_prevent_the_recovery_of_the_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a stored message cannot be read, the broker logs its number, leaves it in the data directory, and restores the
-    messages before and after it.
+    """If a stored message cannot be read, the broker logs the number of the message in the database, leaves the message
+    in the data directory, and restores the messages before and after it.
     """
 
     async def run() -> None:
@@ -634,8 +634,8 @@ def test_the_files_of_a_deleted_stream_are_deleted_unless_data_is_damaged(tmp_pa
 def test_files_in_a_data_directory_that_are_not_the_brokers_are_left_there(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When the broker starts, it warns about each file among its streams that it did not create, and leaves this file
-    where it is.
+    """When the broker starts, it warns about each file in the directories of its streams that the broker did not
+    create, and leaves this file where it is.
     """
 
     async def run() -> None:

@@ -359,7 +359,7 @@ def test_a_stored_message_is_the_same_when_read_back() -> None:
     ],
 )  # fmt: skip
 def test_a_malformed_amqp_1_0_message_is_refused(payload: bytes, reason: str) -> None:
-    """A malformed AMQP 1.0 message, such as one without a body or with its sections in the wrong order, raises
+    """Parsing a malformed AMQP 1.0 message, such as one without a body or with its sections in the wrong order, raises
     NotAMessage.
     """
     with pytest.raises(NotAMessage) as refused:

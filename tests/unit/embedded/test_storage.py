@@ -170,8 +170,9 @@ def test_changes_that_cannot_be_written_are_written_once_the_disk_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     """While the disk fails, the broker reports each failure and confirms nothing, but keeps all changes: added and
-    removed messages, new expiration times, deleted definitions, and entries of streams. Once the disk works, it reports
-    this, and writes and confirms the changes. If it is then killed, no change is lost.
+    removed messages, new expiration times, deleted definitions, and entries of streams. Once the disk works again, the
+    broker reports the recovery, and writes and confirms the changes. If the broker is killed after that, no change is
+    lost.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 0.01)
     directory, copy = tmp_path / "data", tmp_path / "copy"
@@ -234,11 +235,9 @@ def test_changes_that_cannot_be_written_are_written_once_the_disk_works(
     assert [path.name for path in (copy / store.STREAMS).iterdir()] == ["2"]
 
 
-def test_what_is_not_written_yet_is_written_when_the_broker_stops(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When the broker stops, it writes all changes that are not yet on disk, even those that it could not write before,
-    if the disk works again.
+def test_unwritten_changes_are_written_when_the_broker_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the disk works again when the broker stops, the broker writes all changes that are not yet on disk, even those
+    that it could not write before.
     """
     monkeypatch.setattr(store, "_RETRY_SECONDS", 60)
 

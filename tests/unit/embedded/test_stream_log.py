@@ -161,8 +161,9 @@ def test_a_timestamp_offset_after_the_last_chunk_means_the_end_of_the_stream(ben
 
 
 def test_a_timestamp_is_looked_up_in_the_last_segment_that_begins_before_it(bench: Bench) -> None:
-    """If the system clock was set back, reading a stream from a timestamp begins in the last segment that starts before
-    the timestamp. It begins with the first chunk of this or a later segment that is not older than the timestamp.
+    """If the system clock was set back, a reader that starts at a timestamp looks in the last segment that begins
+    before the timestamp. The reader starts at the first chunk of this or a later segment that is not older than the
+    timestamp.
     """
     bench.open(segment_bytes=70_000)
     for time in (1_000, 9_000, 2_000, 3_000, 8_000, 4_000):
@@ -265,7 +266,7 @@ def test_if_a_chunk_in_an_older_segment_is_damaged_only_this_chunk_is_lost(on_di
 def test_stream_entries_whose_write_failed_are_written_again_in_order(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the broker cannot write entries of a stream, it writes them again, before later entries."""
+    """If the broker cannot write entries of a stream, it tries to write them again, before later entries."""
     log = bench.log
     log.append(simple_entry(b"a"))
     log.prepare()

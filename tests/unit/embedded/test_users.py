@@ -11,7 +11,9 @@ from mqtool.broker.embedded.model.users import Permissions, User
 
 
 def test_the_size_of_the_permission_cache_is_limited() -> None:
-    """If a client uses 3,000 different names, the embedded broker caches the permissions for at most 1,000 of them."""
+    """If a client publishes to 3,000 different exchanges, the embedded broker caches the client's permissions for at
+    most 1,000 of them.
+    """
 
     async def known() -> int:
         broker = Broker(Ledger())
