@@ -105,7 +105,7 @@ def test_a_history_of_the_simulation_does_not_depend_on_the_garbage_collector(mo
 
 
 def test_a_history_of_the_simulation_does_not_depend_on_the_free_disk_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A seed of the simulation gives the same history on a machine whose disk is nearly full as on any other machine."""
+    """A seed of the simulation gives the same history on a machine whose disk is nearly full as on other machines."""
     before = simulate(draw(11)).digest
     monkeypatch.setattr(ledger, "disk_free", lambda _: 1000)
     assert simulate(draw(11)).digest == before
