@@ -84,9 +84,9 @@ def test_published_finds_messages_by_exchange_routing_key_and_queue(vhost: Vhost
     assert not vhost.published(exchange="amq.direct", timeout=0)
 
 
-def test_one_returns_the_only_message_or_raises_an_error(vhost: Vhost, channel: BlockingChannel) -> None:
-    """one() returns the only message of a result. If the result contains no message or more than one, one() raises
-    AssertionError, whose text shows what was published.
+def test_the_function_one_returns_the_only_message_or_raises_an_error(vhost: Vhost, channel: BlockingChannel) -> None:
+    """The function one() returns the only message of a result. If the result contains no message or more than one,
+    one() raises AssertionError, whose text shows what was published.
     """
     channel.basic_publish("amq.topic", "order.new", b"7")
     assert vhost.published(exchange="amq.topic").one().body == b"7"

@@ -129,7 +129,7 @@ def test_a_stream_created_over_the_stream_protocol_can_have_an_initial_offset(
 
 def test_declaring_a_stream_again_with_another_initial_offset_is_refused(broker: EmbeddedBroker) -> None:
     """A stream that is declared again, over AMQP 0-9-1 or the stream protocol, must have the same
-    `x-stream-initial-offset`. If it differs, the broker refuses the declaration.
+    `x-stream-initial-offset`. If the value differs, the broker refuses the declaration.
     """
     with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
         for _ in range(2):

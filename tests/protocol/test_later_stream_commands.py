@@ -133,8 +133,8 @@ def test_the_next_single_active_consumer_of_a_stream_becomes_active_when_the_act
 def test_consumers_share_the_partitions_of_a_super_stream(
     open_stream: Opener, client: RawStream, orders: list[str]
 ) -> None:
-    """If two consumers read a super stream with two partitions, each is active on one of them. If one unsubscribes from
-    its partition, the other becomes active there as well.
+    """If two consumers read a super stream with two partitions, each consumer is active on one partition. If one
+    consumer unsubscribes from its partition, the other becomes active on this partition as well.
     """
     first, second = open_stream(), open_stream()
     for number, partition in enumerate(orders):

@@ -290,8 +290,8 @@ def test_consumers_are_listed_with_queue_and_prefetch(api: Api, vhost: str, chan
 def test_lists_of_the_management_api_can_be_read_in_pages(
     api: Api, vhost: str, channel: BlockingChannel, query: str
 ) -> None:
-    """If a request to the management API has the parameters page and page_size, it returns this page of the list, with
-    the number of all items and the number of items on the page.
+    """If a request to the management API has the parameters `page` and `page_size`, the response contains this page of
+    the list, the number of all items, and the number of items on the page.
     """
     for number in range(3):
         channel.queue_declare(f"q{number}")

@@ -397,7 +397,7 @@ def test_quickly_published_messages_are_all_counted_but_only_some_cause_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
     """If 3,000 messages are published quickly, all of them are counted, but only some cause events. If a client
-    requests events that are no longer stored, the response says that some are lost.
+    requests events that are no longer stored, the response says that some events are lost.
     """
     channel.queue_declare("q")
     events = Events(broker)
@@ -460,8 +460,10 @@ def test_a_delayed_message_omitted_from_the_events_does_not_affect_later_events(
     assert [each["what"] for each in found] == ["published", "ready"]
 
 
-def test_a_request_for_events_waits_until_there_is_one(broker: EmbeddedBroker, channel: BlockingChannel) -> None:
-    """If a request for events has a timeout, it is answered as soon as the next event happens."""
+def test_a_request_for_events_with_a_timeout_waits_for_an_event(
+    broker: EmbeddedBroker, channel: BlockingChannel
+) -> None:
+    """If a request for events has a timeout, the request is answered as soon as the next event happens."""
     channel.queue_declare("q")
     events = Events(broker)
     with ThreadPoolExecutor() as threads:

@@ -130,7 +130,7 @@ def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.Bloc
 def test_a_full_queue_dead_letters_its_oldest_message(
     channel: BlockingChannel, take: Take, kind: dict[str, Any]
 ) -> None:
-    """When a queue exceeds its x-max-length, it dead-letters its oldest message with the reason maxlen."""
+    """When a queue exceeds its x-max-length, it dead-letters its oldest message with the reason `maxlen`."""
     channel.queue_declare("dead")
     channel.queue_declare("q", durable=True, arguments={**kind, **dead_lettering(x_max_length=2)})
     for body in (b"1", b"2", b"3"):

@@ -669,8 +669,8 @@ def test_topic_permissions_apply_over_amqp_1_0(native: "tuple[World, str]", topi
 def test_an_embedded_broker_that_imitates_4_0_or_4_3_checks_topic_permissions_for_cc_and_bcc(
     native: "tuple[World, str]",
 ) -> None:
-    """If an embedded broker imitates RabbitMQ 4.0 or 4.3, it also checks topic permissions for the routing keys in CC
-    and BCC, both over AMQP 0-9-1 and over HTTP.
+    """An embedded broker that imitates RabbitMQ 4.0 or 4.3 checks topic permissions not only for a message's own
+    routing key, but also for the routing keys in CC and BCC, both over AMQP 0-9-1 and over HTTP.
     """
     world, url = native
     world.api("PUT", f"users/{world.user}", {"password": "secret", "tags": "management"})

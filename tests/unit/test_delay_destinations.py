@@ -146,8 +146,9 @@ def test_mqtool_knows_the_queue_in_which_delayed_messages_arrive() -> None:
 def test_a_destination_may_be_a_quorum_queue_unless_mqtool_knows_otherwise(
     to: Exchange | Queue, is_classic: bool | None, may: bool
 ) -> None:
-    """When mqtool delays messages, it assumes that their queue may be a quorum queue, unless it knows that the queue is
-    classic. It assumes the same of the queues of a durable exchange, but not of those of a transient one.
+    """When mqtool delays messages for a queue, it assumes that this may be a quorum queue, unless it knows that the
+    queue is classic. mqtool assumes the same of queues that are bound to a durable exchange, but not of queues that are
+    bound to a transient one.
     """
     destination = Destination(to, is_classic=is_classic)
     assert destination.may_lead_to_quorum_queue(to) is may

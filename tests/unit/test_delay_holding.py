@@ -275,8 +275,8 @@ def test_delayed_messages_wait_where_none_is_lost(
     via: Via, destination: Destination, plugin: bool, where: str, notices: list[str], warnings: list[str]
 ) -> None:
     """Without `--via`, delayed messages for a quorum queue wait in wait queues, and other messages wait in the plugin's
-    exchange if the broker has the plugin. One notice says where and why, except with `--via ttl`. `--via plugin` warns
-    if messages may be lost.
+    exchange if the broker has the plugin. One notice says where the messages wait, and why, unless `--via ttl` is
+    given. With `--via plugin`, a warning is printed if messages may be lost.
     """
     delays, told, warned = delaying(FakeBroker(_JOBS, plugin=plugin), destination, via)
     found = [*delays.hold([Message(b"x", delay=5.0), Message(b"y", delay=5.0), Message(b"z", delay=7.0)])]
@@ -284,7 +284,7 @@ def test_delayed_messages_wait_where_none_is_lost(
     assert (told, warned) == (notices, warnings)
 
 
-def test_via_plugin_fails_without_the_plugin() -> None:
+def test_the_option_via_plugin_fails_without_the_plugin() -> None:
     """With `--via plugin`, publishing a delayed message raises PluginMissing if the broker does not have the delayed
     message plugin. The error names the broker.
     """

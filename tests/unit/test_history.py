@@ -99,9 +99,9 @@ def test_mqtool_counts_how_often_a_dead_letter_was_moved_back(headers: dict[str,
 def test_a_publisher_cannot_forge_the_origin_of_a_message(
     headers: dict[str, Any] | None, exchange: str, key: str, origin: Origin
 ) -> None:
-    """The headers with a message's original exchange and routing key count only if they are valid names, and if the
-    message came to its queue through the default exchange, directly or from one of the queue's own wait queues.
-    Otherwise, the message's origin is the exchange and routing key of the delivery.
+    """mqtool trusts the headers with a message's original exchange and routing key only if they contain valid names,
+    and if the message came to its queue through the default exchange, directly or from one of the queue's own wait
+    queues. Otherwise, the message's origin is the exchange and routing key of the delivery.
     """
     assert history.origin_of(delivery(headers, exchange, key)) == origin
 
@@ -133,8 +133,8 @@ def test_a_moved_message_keeps_only_an_origin_that_is_proven(
     headers: dict[str, Any] | None, exchange: str, kept: dict[str, Any]
 ) -> None:
     """If a message with headers about its original exchange and routing key is moved to another queue, these headers
-    then contain the origin that was proven in the first queue. If the broker has dead-lettered the message, they are
-    removed. mqtool never adds them to a message without them.
+    then contain the origin that was proven in the first queue. If the broker has dead-lettered the message, mqtool
+    removes these headers. mqtool never adds such headers to a message without them.
     """
     given = dict(headers or {})
     assert history.headers_with_origin(delivery(headers, exchange)) == kept
@@ -143,7 +143,7 @@ def test_a_moved_message_keeps_only_an_origin_that_is_proven(
 
 def test_a_dead_letter_whose_headers_are_too_large_keeps_the_essential_ones() -> None:
     """If the headers of a dead letter are too large, mqtool removes all of them except the number of attempts, the
-    origin and the time of the first failure. It keeps all other properties.
+    origin and the time of the first failure. mqtool keeps all other properties of the dead letter.
     """
     headers = {"mqtool-attempts": 3, "mqtool-first-failure": FIRST, "large": "x" * 1000, **_PUBLISHED}
     large = delivery(headers)

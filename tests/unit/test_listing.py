@@ -60,8 +60,8 @@ def test_plugins_of_a_node_that_has_just_started_are_listed() -> None:
     ],
 )
 def test_a_condition_on_a_list_compares_numbers_as_numbers(text: str, holds: bool) -> None:
-    """A condition on a column of a list compares numbers by value. It does not match a row for which the broker reports
-    no value in this column.
+    """A condition on a column of a list compares numbers by value. The condition does not match a row for which the
+    broker reports no value in this column.
     """
     assert parse(text, ROW.keys()).matches({name: each for name, each in ROW.items() if each is not None}) is holds
 

@@ -28,7 +28,7 @@ def test_every_mutated_module_and_its_tests_exist() -> None:
 
 def test_every_module_is_mutated_once() -> None:
     """`make mutants` mutates each module of the packages that it lists exactly once, and knows which tests must notice
-    a change in it.
+    a change in the module.
     """
     listed = [*modules()]
     assert len(listed) == len(set(listed)) > 80

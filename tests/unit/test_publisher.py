@@ -213,9 +213,9 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return clock
 
 
-def test_early_confirms_count_once_earlier_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """If messages are confirmed out of order, the publisher returns a receipt once all earlier messages are confirmed.
-    It keeps no record of the early confirm after that.
+def test_an_early_confirm_takes_effect_once_earlier_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
+    """If messages are confirmed out of order, the publisher returns the receipt of a message only once all earlier
+    messages are confirmed. The publisher keeps no record of an early confirm after that.
     """
     wire.publish(b"1", b"2", b"3", b"4", b"5")
     for tag in (2, 3, 5):
@@ -287,8 +287,8 @@ def test_messages_are_written_together_while_others_are_unconfirmed(wire: Wire, 
 
 
 def test_messages_can_wait_for_the_next_acknowledgements(wire: Wire, publisher: Unconfirmed) -> None:
-    """A message that is published with `waits`, such as the reply of an RPC server, is sent together with the next
-    acknowledgements, and before them.
+    """A message that is published with the argument `waits`, such as the reply of an RPC server, is not sent until the
+    next acknowledgements are, and then immediately before them.
     """
     wire.busy = True
     publisher.add([Message(b"1")], ROUTE, waits=True)
@@ -383,8 +383,8 @@ def test_a_return_is_matched_to_the_most_similar_message_with_the_same_address(
 
 
 def test_waiting_for_confirms_ends_when_enough_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """Waiting for confirms ends as soon as fewer messages than the given number are unconfirmed. It does not matter
-    whether the receipts of the others have been collected, or whether a thread was already waiting.
+    """Waiting for confirms ends as soon as no more messages are unconfirmed than the caller allows. It does not matter
+    whether the receipts of confirmed messages have been collected, or whether a thread was already waiting.
     """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=True)

@@ -87,7 +87,7 @@ def test_a_replay_at_a_fixed_rate_has_no_burst_after_a_pause() -> None:
     assert [round(pace.due(message) - clock.now, 6) for message in messages[3:]] == [0, 0.002]
 
 
-def test_since_and_until_select_recorded_messages() -> None:
+def test_the_options_since_and_until_select_recorded_messages() -> None:
     """`replay --since` and `--until` select recorded messages by time, or by a duration after the first message. A
     message at the exact time of `--until` is not selected.
     """

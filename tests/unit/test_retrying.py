@@ -58,8 +58,8 @@ def retrying(channel: FakeChannel, retries: int = 1, notice: Callable[[str], Non
 
 
 def test_a_failed_message_is_retried_unless_it_was_the_last_attempt() -> None:
-    """After a failed attempt, `worker` publishes the message to a wait queue if it has retries left. Otherwise, it
-    publishes the message to the dead-letter queue.
+    """After a failed attempt, `worker` publishes the message to a wait queue if the message has retries left, and
+    otherwise to the dead-letter queue.
     """
     channel = FakeChannel(CONFIRMED, CONFIRMED)
     assert retrying(channel, retries=1).retry(JOB, "failed")
@@ -68,8 +68,9 @@ def test_a_failed_message_is_retried_unless_it_was_the_last_attempt() -> None:
 
 
 def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
-    """If the broker returns a message that is to be retried, because the wait queue has just expired, `worker` declares
-    the wait queue again. After three returns, it raises NotConfirmed.
+    """If the wait queue for a retry has just expired, the broker returns the message as unroutable, and `worker`
+    declares the wait queue and publishes the message again. If the broker returns the message three times, `worker`
+    raises NotConfirmed.
     """
     channel = FakeChannel(Confirmation.RETURNED, Confirmation.CONFIRMED)
     assert retrying(channel).retry(JOB, "failed")
@@ -80,7 +81,7 @@ def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
 
 def test_after_a_missing_confirm_worker_publishes_no_further_retries() -> None:
     """If the confirm of a message that is to be retried does not arrive, `worker` publishes no further retries. Each
-    retry raises NotConfirmed, because a late confirm could be mistaken for that of the next message.
+    further retry raises NotConfirmed, because a late confirm could be mistaken for that of the next message.
     """
     channel = FakeChannel(NotConfirmed("no answer"), Confirmation.CONFIRMED)
     ours = retrying(channel)

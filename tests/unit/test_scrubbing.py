@@ -164,7 +164,7 @@ def test_scrub_replaces_equal_values_with_equal_values() -> None:
     assert scrubbed(line, seed=b"another") != after
 
 
-def test_scrub_keep_and_field_choose_what_is_replaced() -> None:
+def test_the_options_keep_and_field_of_scrub_choose_what_is_replaced() -> None:
     """With `--keep`, `scrub` leaves the named fields unchanged. With `--field`, it replaces only the named fields. It
     never replaces a routing key that is the name of a queue.
     """

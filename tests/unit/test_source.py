@@ -145,7 +145,7 @@ def test_each_published_message_has_its_own_id() -> None:
         ("cron[1]: odd?", "cron.unknown"),
     ],
 )
-def test_key_pattern_fills_the_routing_key(line: str, key: str) -> None:
+def test_the_option_key_pattern_fills_the_routing_key(line: str, key: str) -> None:
     """The groups of `--key-pattern` fill the placeholders in the routing key. A placeholder whose group does not match
     becomes "unknown".
     """
@@ -177,7 +177,7 @@ def test_words_and_an_input_option_cannot_be_combined() -> None:
 
 def test_an_input_line_that_is_too_large_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """If an input line is larger than the limit, a publishing command raises BadData before it has read the whole line.
-    It still publishes the lines before it.
+    The command still publishes the lines before this one.
     """
     monkeypatch.setattr(source, "LARGEST", 1 << 20)
     pieces = delimited(iter([b"short\n", *[b"x" * 1000] * 2000]), b"\n")

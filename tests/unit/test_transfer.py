@@ -50,8 +50,8 @@ def test_a_moved_message_is_persistent_and_does_not_expire() -> None:
 
 
 def test_a_failed_message_contains_its_history_and_no_headers_of_the_broker() -> None:
-    """The headers of a failed message say how often and why it failed, which queue it was in, and when it first failed.
-    mqtool removes the broker's own headers and the headers CC and BCC.
+    """The headers of a failed message say how often and why handling the message failed, which queue it was in, and
+    when it first failed. mqtool removes the broker's own headers and the headers CC and BCC.
     """
     message = failed(with_headers({**BROKERS, **COPIES, "x": 1}), "exit status 1", "jobs.wait.1s")
     headers = dict(message.properties["headers"])
@@ -260,8 +260,8 @@ def test_a_move_ends_at_its_limit(
 def test_a_move_includes_deliveries_that_arrive_after_the_reply_that_a_queue_is_empty(
     monkeypatch: pytest.MonkeyPatch, channel: Channel, connect: Callable[[], Channel]
 ) -> None:
-    """RabbitMQ may report a queue as empty before its last deliveries have arrived. A move waits for them, and moves
-    them, too.
+    """RabbitMQ may report a queue as empty before its last deliveries have arrived. A move waits for these deliveries,
+    and moves their messages, too.
     """
     fill(channel, 50)
     replies, arrives, depth = list[int](), Consumer.arrives, administration.depth
@@ -509,9 +509,9 @@ def test_a_move_without_a_condition_receives_no_more_messages_than_its_limit(mon
 def test_all_requeued_messages_are_received_if_some_are_held(
     monkeypatch: pytest.MonkeyPatch, requeued: int, *, chooses: bool, left: int
 ) -> None:
-    """A quorum queue delivers requeued messages first. If a move that holds back some messages reaches its limit among
-    the requeued ones, mqtool also receives the other requeued messages and requeues them all together, so that they
-    keep their order. Otherwise, it receives no more messages.
+    """A quorum queue delivers requeued messages first. If a move that holds back some messages reaches its limit while
+    it receives requeued messages, mqtool also receives the remaining requeued messages, and requeues all of them
+    together, so that they keep their order. Otherwise, the move receives no messages beyond its limit.
     """
     source = Source(monkeypatch, 0.0, 0.0, 0.2, 0.25, 0.25, requeued=requeued)
     assert source.moves(Until(moved=1), chooses=chooses) == [1]

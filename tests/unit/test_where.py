@@ -302,7 +302,7 @@ def test_a_condition_sees_a_missing_exchange_key_or_headers_as_empty() -> None:
     assert (addressed["exchange"], addressed["routing_key"], addressed["headers"]) == ("logs", "key", {"h": 1})
 
 
-def test_a_condition_knows_its_text_and_its_fields() -> None:
+def test_a_parsed_condition_contains_its_text_and_its_fields() -> None:
     """A parsed `--where` condition contains its text and the names of the fields that it tests, so that the caller can
     fetch only these fields.
     """
@@ -423,7 +423,7 @@ def _grown(inner: st.SearchStrategy[tuple[str, bool]]) -> st.SearchStrategy[tupl
 
 
 @given(st.recursive(_LEAVES, _grown, max_leaves=8))
-def test_and_or_and_not_combine_conditions(grown: tuple[str, bool]) -> None:
+def test_conditions_can_be_combined_with_and_or_and_not(grown: tuple[str, bool]) -> None:
     """If `--where` conditions are combined at random with and, or, not and parentheses, the result is the same as in
     Python.
     """

@@ -151,9 +151,9 @@ def test_a_program_that_cannot_be_run_ends_the_worker(handled: HandledMessages, 
 def test_a_message_whose_connection_was_lost_is_neither_moved_nor_acknowledged(
     handled: HandledMessages, *, deduplicates: bool
 ) -> None:
-    """If the connection is lost while the program handles a message, the worker does not acknowledge, move or count the
-    message, and a notice says that the broker delivers it again. With `--deduplicate`, the program does not run again
-    if it handled the message successfully.
+    """If the connection is lost while a worker's program handles a message, the worker does not acknowledge, move or
+    count the message, and a notice says that the broker delivers the message again. With `--deduplicate`, the program
+    does not run a second time for a message that it has handled successfully.
     """
     channel, notices = FakeChannel(job(1, "a"), job(2, "b"), job(3, "c")), list[str]()
     channel.lost = {1, 2}

@@ -116,8 +116,8 @@ def test_an_id_that_is_not_a_string_has_its_type_in_a_header(identifier: bytes, 
 
 
 def test_an_amqp_1_0_header_becomes_delivery_mode_priority_and_expiration() -> None:
-    """The fields durable, priority and ttl in the header section of an AMQP 1.0 message are delivered over AMQP 0-9-1
-    as the properties delivery mode, priority and expiration.
+    """The fields `durable`, `priority` and `ttl` in the header section of an AMQP 1.0 message are delivered over AMQP
+    0-9-1 as the properties delivery mode, priority and expiration.
     """
     found = decode(b"\x00Sp\xc0\x06\x03AP\x05R\x64" + b"\x00Su\xa0\x01x")
 

@@ -113,9 +113,10 @@ def test_x_death_counts_a_repeated_death_and_lists_it_first() -> None:
     [{"x-death": [death(count=5)]}, dict.fromkeys(_FIRST + _LAST, "forged")],
     ids=["x-death", "first and last death"],
 )
-def test_a_publishers_death_headers_count_only_before_4_0(forged: Table) -> None:
-    """When a message is dead-lettered, the embedded broker, like RabbitMQ from 4.0 on, removes death headers that the
-    publisher has set. Before 4.0, it keeps them and adds to them.
+def test_a_publishers_death_headers_are_kept_only_before_4_0(forged: Table) -> None:
+    """When a message is dead-lettered, an embedded broker that imitates RabbitMQ 4.0 or later removes death headers
+    that the publisher has set. An embedded broker that imitates an earlier version keeps these headers and adds to
+    them.
     """
     letter = dead(message({**forged, "x": 1}))
     assert letter.headers == dead(message({"x": 1})).headers
@@ -150,8 +151,8 @@ def test_a_forged_x_death_header_raises_no_error(count: object, time: Any, next_
 
 @pytest.mark.parametrize("forged", ["text", 5, [], ["text", 5]], ids=["text", "number", "empty list", "list of others"])
 def test_an_x_death_header_that_is_not_a_list_of_tables_counts_as_empty(forged: Any) -> None:
-    """If a publisher sets x-death to something other than a list, the broker ignores it. In a list, it ignores
-    everything except tables.
+    """If a publisher sets x-death to something other than a list, the broker ignores the header. If x-death is a list,
+    the broker ignores all elements of the list except tables.
     """
     assert deaths(message({"x-death": forged})) == []
     assert len(deaths(dead(message({"x-death": forged}), trusts=True))) == 1

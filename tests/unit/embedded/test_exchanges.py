@@ -34,7 +34,7 @@ def test_a_broker_has_the_exchange_types_of_its_version(like: Like, more: set[st
 
 def test_a_local_random_exchange_routes_each_message_to_one_queue(vhost: VirtualHost) -> None:
     """An x-local-random exchange routes each message to exactly one of its queues, chosen at random, whatever the
-    routing key is. If it has no queue, the message is unroutable.
+    routing key is. If no queue is bound to the exchange, the message is unroutable.
     """
     exchange = BrokerExchange("x", "x-local-random")
     vhost.add_exchange(exchange)
@@ -200,8 +200,8 @@ def test_a_delayed_headers_exchange_routes_by_headers_when_a_message_is_due(
 
 
 def test_each_delayed_exchange_counts_its_messages(vhost: VirtualHost, clock: FakeClock) -> None:
-    """Each x-delayed-message exchange counts the messages that it holds back. They are listed in the order in which
-    they are due. If the messages of one exchange are released, the count of another does not change.
+    """Each x-delayed-message exchange counts the messages that it holds back, and lists them in the order in which they
+    are due. If the messages of one exchange are released, the count of another exchange does not change.
     """
     exchanges = [
         BrokerExchange(name, "x-delayed-message", arguments={"x-delayed-type": "fanout"}) for name in ("one", "two")

@@ -186,7 +186,7 @@ def test_a_message_that_is_requeued_after_its_ttl_expires_immediately(vhost: Vir
 
 
 def test_x_expires_counts_from_the_last_use(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A queue with x-expires is deleted once it has been unused for that time, and never while it has a consumer."""
+    """A queue is deleted once it has been unused for the time in its x-expires, and never while it has a consumer."""
     queue = add_queue(vhost, x_expires=Int32(1000))
     clock.pass_by(900)
     queue.get(no_ack=True)
@@ -237,7 +237,8 @@ def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
 
 def test_a_queue_does_not_check_busy_consumers_until_they_can_take_messages_again(vhost: VirtualHost) -> None:
     """If 100 consumers have used up their prefetch, a queue does not check each of them again whenever a message
-    arrives or a consumer is cancelled. Once one of them can take messages again, it gets the next message.
+    arrives or a consumer is cancelled. Once one of these consumers can take messages again, that consumer gets the next
+    message.
     """
     queue = add_queue(vhost)
     consumers = [FakeConsumer(room=1, queue=queue, priority=number % 50) for number in range(100)]
@@ -330,9 +331,9 @@ KIND_NAMES = ["classic", "priorities", "single active consumer", "quorum 3.10", 
 
 @pytest.mark.parametrize(("like", "arguments"), KINDS, ids=KIND_NAMES)
 def test_many_messages_are_requeued_in_turns_and_keep_their_order(ledger: Ledger, like: str, arguments: Table) -> None:
-    """If many messages are requeued, the broker needs several turns of its event loop. They all count as ready
-    immediately, but the queue delivers none until all are requeued, so that a consumer gets them in order, before a
-    message that was published in the meantime.
+    """If many messages are requeued, the broker needs several turns of its event loop. All these messages count as
+    ready immediately, but the queue delivers none until all are requeued, so that a consumer gets them in order, before
+    a message that was published in the meantime.
     """
     clock, _, queue = requeue_many(ledger, like, **arguments)
     assert (len(queue), queue.unacked) == (101, 0)
@@ -581,8 +582,8 @@ def test_a_message_published_while_the_clock_was_ahead_expires_after_its_ttl(
 
 
 def test_a_paged_out_message_published_while_the_clock_was_ahead_expires_after_its_ttl(tmp_path: Path) -> None:
-    """Messages may be published while the system clock is ahead, and paged out when the broker is restarted after the
-    clock was corrected. They then expire once their TTL has passed since that restart, even if the broker is restarted
+    """If messages were published while the system clock was ahead, and are paged out when the broker is restarted with
+    a corrected clock, the messages expire once their TTL has passed since that restart, even if the broker is restarted
     again.
     """
 

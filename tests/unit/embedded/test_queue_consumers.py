@@ -43,8 +43,8 @@ def test_two_consumers_take_turns(vhost: VirtualHost) -> None:
 
 
 def test_a_consumer_gets_no_more_than_its_prefetch(vhost: VirtualHost) -> None:
-    """The only consumer of a queue gets no more messages than its prefetch allows. Once it can take another one, it
-    gets the next message.
+    """The only consumer of a queue gets no more messages than its prefetch allows. Once the consumer can take another
+    message, it gets the next one.
     """
     queue = add_queue(vhost)
     consumer = FakeConsumer(room=2, queue=queue)
@@ -85,9 +85,9 @@ def test_consumers_of_higher_priority_come_first(vhost: VirtualHost, order: tupl
 
 
 def test_only_the_oldest_consumer_gets_messages_from_a_queue_with_a_single_active_consumer(vhost: VirtualHost) -> None:
-    """With x-single-active-consumer, only the oldest consumer gets messages, even if it is busy or others have a higher
-    priority. When it is cancelled, the next oldest consumer becomes active, and immediately gets the messages that are
-    ready.
+    """With x-single-active-consumer, only the oldest consumer gets messages, even if this consumer is busy or others
+    have a higher priority. When the oldest consumer is cancelled, the next oldest one becomes active, and immediately
+    gets the messages that are ready.
     """
     queue = add_queue(vhost, x_single_active_consumer=True)
     one, two, three = consumers = [FakeConsumer(room=1, queue=queue, priority=number) for number in range(3)]
@@ -112,9 +112,9 @@ def test_only_the_oldest_consumer_gets_messages_from_a_queue_with_a_single_activ
 
 
 def test_a_consumer_that_becomes_the_active_one_is_informed_even_if_no_message_is_ready(vhost: VirtualHost) -> None:
-    """When a consumer becomes the single active one, the queue informs it, even if no message is ready, so that it can
-    inform its client. If the last consumer is cancelled, or if the queue has no single active consumer, the queue
-    informs no consumer.
+    """When a consumer becomes the single active one, the queue informs this consumer, even if no message is ready, so
+    that the consumer can inform its client. If the last consumer is cancelled, or if the queue has no single active
+    consumer, the queue informs no consumer.
     """
     for is_single, asked in ((True, 1), (False, 0)):
         queue = add_queue(vhost, f"q{is_single}", x_single_active_consumer=is_single)

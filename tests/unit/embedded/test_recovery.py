@@ -140,8 +140,8 @@ def test_definitions_survive_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_new_data_directory_has_the_definitions_of_a_new_broker(tmp_path: Path) -> None:
-    """A broker with a new data directory has the virtual host / and the user guest. If both are deleted, a restart does
-    not create them again, even if there are no other definitions.
+    """A broker with a new data directory has the virtual host `/` and the user `guest`. If both are deleted, a restart
+    does not create them again, even if there are no other definitions.
     """
 
     async def run() -> None:
@@ -607,10 +607,12 @@ def test_messages_of_a_deleted_queue_are_deleted_at_the_next_start(tmp_path: Pat
 
 
 @pytest.mark.parametrize("is_damaged", [False, True])
-def test_the_files_of_a_deleted_stream_are_deleted_unless_data_is_damaged(tmp_path: Path, *, is_damaged: bool) -> None:
-    """If the broker is killed before it has deleted the files of a deleted stream, it deletes them at its next start.
-    If any definition is damaged, it keeps the files, because the damaged definition may be that of the stream. No later
-    stream gets them.
+def test_the_files_of_a_deleted_stream_are_deleted_unless_a_definition_is_damaged(
+    tmp_path: Path, *, is_damaged: bool
+) -> None:
+    """If the broker is killed before it has deleted the files of a deleted stream, it deletes the files at its next
+    start. If any definition is damaged, the broker keeps the files, because the damaged definition may be that of the
+    stream. In neither case does a later stream get these files.
     """
 
     async def run() -> None:

@@ -50,7 +50,7 @@ def authenticate(name: str, password: str, from_loopback: bool) -> bool:
 def test_guest_can_log_in_only_from_a_loopback_address(
     name: str, password: str, from_loopback: bool, allowed: bool
 ) -> None:
-    """The user guest can log in only from a loopback address. Any login with a wrong or empty password, or with an
+    """The user `guest` can log in only from a loopback address. Any login with a wrong or empty password, or with an
     unknown user name, is refused.
     """
     assert authenticate(name, password, from_loopback) is allowed
