@@ -137,8 +137,8 @@ def test_a_global_parameter_can_have_any_json_value(api: Api) -> None:
 def test_only_an_administrator_may_close_another_users_connections(
     api: Api, vhost: str, ann: str, connect: Connect
 ) -> None:
-    """A user without the tag administrator cannot close another user's connections over HTTP, but an
-    administrator can.
+    """A user without the tag `administrator` cannot close another user's connections over HTTP, but an administrator
+    can.
     """
     bob = f"bob-{uuid.uuid4().hex[:8]}"
     api("PUT", f"users/{bob}", {"password": "secret", "tags": "management"})

@@ -425,8 +425,8 @@ def ann(api: Api, ann: str) -> str:
 
 @pytest.mark.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")
 def test_the_management_api_checks_tags_and_permissions(api: Api, vhost: str, ann: str) -> None:
-    """Over HTTP, a user with the tag management may declare and delete what the user's permissions allow. If this user
-    requests the users, permissions or nodes, the management API answers with the status 401.
+    """Over HTTP, a user with the tag `management` may declare and delete what the user's permissions allow. If this
+    user requests the users, permissions or nodes, the management API answers with the status 401.
     """
 
     def as_ann(method: str, path: str, body: object = None) -> int:

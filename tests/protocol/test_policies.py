@@ -273,8 +273,8 @@ def test_an_invalid_policy_is_refused(api: Api, vhost: str) -> None:
 @pytest.mark.parametrize(("tag", "changes"), [("management", 401), ("policymaker", 201)])
 @pytest.mark.differs_since("4.3", "404 in place of 401, for a virtual host that one has no permissions in")
 def test_only_policymakers_may_change_policies(api: Api, vhost: str, tag: str, changes: int) -> None:
-    """A user with the tag policymaker may set policies, but not operator policies. A user with the tag management may
-    list policies, but not set them.
+    """A user with the tag `policymaker` may set policies, but not operator policies. A user with the tag `management`
+    may list policies, but not set them.
     """
     user, body = f"{tag}-{vhost}", {"pattern": "a", "definition": {"max-length": 3}}
     api("PUT", f"users/{user}", {"password": "secret", "tags": tag})

@@ -128,7 +128,7 @@ def test_a_tls_key_needs_its_certificate(tmp_path: Path) -> None:
 
 def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user() -> None:
     """With a client certificate and an amqps URL without a user, mqtool logs in with the mechanism EXTERNAL if the
-    broker offers this mechanism, and otherwise as guest.
+    broker offers this mechanism, and otherwise as `guest`.
     """
     files = TlsFiles(cert=Path("cert.pem"))
     assert files.logs_in(parse_address("amqps://host"))
@@ -142,7 +142,7 @@ def test_a_client_certificate_is_used_to_log_in_if_the_url_names_no_user() -> No
 
 def test_the_hint_about_refused_access_names_the_user_of_the_certificate() -> None:
     """If a user who logged in with a client certificate has no access to a virtual host, the command in the error's
-    hint names the user from the broker's reply, not guest.
+    hint names the user from the broker's reply, not `guest`.
     """
     address = parse_address("amqps://host/shop")
     refused = ConnectionClosedByBroker(530, "NOT_ALLOWED - access to vhost 'shop' refused for user 'orders'")

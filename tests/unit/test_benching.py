@@ -57,9 +57,9 @@ def test_bench_does_not_count_unconfirmed_messages_as_lost() -> None:
     assert (tally.lost(1), tally.confirmed, tally.received) == (1, 20, 22)
 
 
-def test_bench_counts_a_message_that_two_competing_consumers_received_as_a_duplicate() -> None:
-    """`bench` counts a message that two competing consumers received as a duplicate, and checks the order for each
-    consumer separately.
+def test_a_message_that_two_competing_consumers_received_is_a_duplicate() -> None:
+    """If two competing consumers receive the same message, `bench` counts one duplicate. `bench` checks the order of
+    messages for each consumer separately.
     """
     tally = Tally()
     tally.confirm(0, [(0, 10_000)])
@@ -170,7 +170,9 @@ def test_a_message_that_arrives_just_after_the_next_one_is_out_of_order() -> Non
 
 
 def test_confirmed_messages_after_the_last_one_that_arrived_are_lost() -> None:
-    """`bench` counts all confirmed messages after the last one that arrived as lost, however many there are."""
+    """If confirmed messages at the end of a run do not arrive, `bench` counts all of them as lost, however many there
+    are.
+    """
     tally = Tally()
     tally.confirm(0, [(0, 20_000)])
     _receive(tally, [*range(5000)])
@@ -247,7 +249,9 @@ def test_bench_measures_how_long_a_client_waits_for_a_cpu() -> None:
 
 
 def test_a_client_whose_run_never_began_counts_as_using_no_cpu_time() -> None:
-    """A `bench` client whose run never began counts as using no CPU time, so the result does not warn about it."""
+    """A `bench` client whose run never began counts as using no CPU time, so the result does not warn about this
+    client.
+    """
     # `bench` once warned that it used 42,059,700% of a CPU.
     assert CpuTime(1.0, 0.0).fractions(CpuTime(1.5, 0.2), -3.0) == (0.0, 0.0)
     assert CpuTime(1.0, 0.0).fractions(CpuTime(1.5, 0.5), 2.0) == (0.25, 0.25)

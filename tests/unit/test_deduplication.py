@@ -34,8 +34,8 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_with_deduplicate_a_worker_handles_a_message_once(path: Path) -> None:
-    """With `--deduplicate`, a worker handles each message once. For a copy of a message that it has already handled, it
-    only sends the stored reply again, if any.
+    """With `--deduplicate`, a worker handles each message once. If a copy of a handled message arrives, the worker only
+    sends the stored reply, if any, again.
     """
     store = HandledMessages(path, DAY)
     assert store.begin(KEY) is None

@@ -325,7 +325,7 @@ def test_the_place_where_delayed_messages_wait_is_not_announced_again(existing: 
 @pytest.mark.parametrize(("is_classic", "where"), [(True, "delayed-jobs"), (False, "delayed-jobs.exchange.delay.5s")])
 def test_an_x_delayed_message_exchange_delays_messages_to_a_classic_queue_itself(is_classic: bool, where: str) -> None:
     """A delayed message to an x-delayed-message exchange waits in this exchange if the exchange routes to a classic
-    queue. If it routes to a quorum queue, the message waits in a wait queue.
+    queue. If the exchange routes to a quorum queue, the message waits in a wait queue.
     """
     to = Exchange("delayed-jobs", DELAYED, durable=True, arguments={"x-delayed-type": "direct"})
     broker = FakeBroker(_JOBS, to)
@@ -337,7 +337,8 @@ def test_an_x_delayed_message_exchange_delays_messages_to_a_classic_queue_itself
 
 def test_delayed_messages_wait_in_a_place_that_suits_their_destination() -> None:
     """Delayed messages for the command's classic queue wait in the plugin's exchange. Those that name another
-    destination, which may be a quorum queue, wait in wait queues. mqtool prints one notice about each of the two.
+    destination, which may be a quorum queue, wait in wait queues. mqtool prints one notice about the plugin's exchange,
+    and one about the wait queues.
     """
     delays, notices, _ = delaying(FakeBroker(_JOBS, Queue("other")))
     keys = ["jobs", "other", "jobs", "other"]
@@ -364,8 +365,8 @@ def test_a_delayed_message_to_a_missing_exchange_is_refused(message: Message) ->
 
 @pytest.mark.parametrize("to", [_LOGS, DEFAULT_EXCHANGE], ids=["exchange of the command", "default exchange"])
 def test_where_messages_wait_can_be_chosen_before_the_exchange_is_declared(to: Exchange) -> None:
-    """mqtool can choose where delayed messages wait before the command declares its exchange. It does not look for the
-    default exchange, which always exists.
+    """mqtool can choose where delayed messages wait before the command declares its exchange. mqtool does not check
+    whether the default exchange exists, because it always does.
     """
     delays, _, _ = delaying(FakeBroker(), Destination(to, is_declared=to is _LOGS), Via.TTL)
     delays.choose()

@@ -47,8 +47,8 @@ def test_consumers_that_never_acknowledge_are_reported() -> None:
 
 
 def test_dropped_messages_are_counted() -> None:
-    """`doctor` counts messages that left a queue without being acknowledged as dropped, unless a restart has reset the
-    counters.
+    """`doctor` counts a message as dropped if it left a queue without being acknowledged, unless a restart has reset
+    the counters.
     """
     assert dropped(queue(ready=2, unacked=1, publish=10, ack=3, deliver_no_ack=1, get_no_ack=1)) == 2
     assert dropped(queue(ready=7, publish=10, ack=3)) == 0

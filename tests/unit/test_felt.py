@@ -32,8 +32,9 @@ def test_a_command_has_grown_if_it_needs_more_than_5_percent_more_instructions_o
 
 
 def test_felt_marks_a_command_that_has_grown() -> None:
-    """If a command seems to have grown, the benchmark `felt` measures it again, and marks it GREW if every measurement
-    exceeds that of the base commit by more than the tolerance.
+    """If the CPU time or the instructions that a command needs seem to have grown since the base commit, the benchmark
+    `felt` measures the command again, and marks it GREW if every measurement exceeds that of the base commit by more
+    than the tolerance.
     """
     figures = Figures([100.0], [110.0])
     (line,) = check({"send x": figures}, ONE, OTHER)
@@ -96,8 +97,8 @@ def test_felt_measures_a_broker_that_seems_slower_again(
 
 
 def test_a_valgrind_report_without_a_summary_raises_an_error() -> None:
-    """A valgrind report without a summary raises ValueError, so that the benchmark `felt` does not count a command that
-    it could not measure as zero instructions.
+    """A valgrind report without a summary raises ValueError, so that the benchmark `felt` does not report zero
+    instructions for a command that it could not measure.
     """
     assert instructions_in("events: Ir\nfn=main\n0 5\nsummary: 250000000\n") == 250.0
     with pytest.raises(ValueError, match="no summary"):

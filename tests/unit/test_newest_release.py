@@ -14,7 +14,7 @@ RELEASES = [
 ]
 
 
-def test_a_new_release_series_must_be_accepted_by_like_within_two_weeks() -> None:
+def test_broker_up_must_accept_a_new_release_series_within_two_weeks() -> None:
     """CI's weekly comparison fails if a RabbitMQ release series, such as 4.4, has been out for more than 14 days and
     `broker up --like` does not accept it. Release candidates do not count.
     """
@@ -31,6 +31,6 @@ def test_a_patch_release_passes_the_weekly_comparison() -> None:
     assert compare(releases, datetime(2030, 1, 1, tzinfo=UTC))[1]
 
 
-def test_doctor_upgrade_knows_the_newest_version_that_like_accepts() -> None:
+def test_doctor_upgrade_knows_the_newest_version_that_broker_up_accepts() -> None:
     """The newest version that `doctor --upgrade` knows is the newest one that `broker up --like` accepts."""
     assert Version.of(list(Like)[-1]) == KNOWN

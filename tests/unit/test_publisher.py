@@ -383,8 +383,9 @@ def test_a_return_is_matched_to_the_most_similar_message_with_the_same_address(
 
 
 def test_waiting_for_confirms_ends_when_enough_messages_are_confirmed(wire: Wire, publisher: Unconfirmed) -> None:
-    """Waiting for confirms ends as soon as no more messages are unconfirmed than the caller allows. It does not matter
-    whether the receipts of confirmed messages have been collected, or whether a thread was already waiting.
+    """Waiting for confirms ends as soon as fewer messages are unconfirmed than the number that the caller gives. It
+    does not matter whether the receipts of confirmed messages have been collected, or whether a thread was already
+    waiting.
     """
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=True)

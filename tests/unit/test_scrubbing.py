@@ -129,7 +129,7 @@ def shape(value: Any) -> Any:
 
 @settings(max_examples=50)
 @given(st.dictionaries(st.text(max_size=5), values, max_size=4), values, words)
-def test_no_value_is_left_after_scrubbing(headers: dict[str, Any], body: Any, key: str) -> None:
+def test_no_long_word_is_left_after_scrubbing(headers: dict[str, Any], body: Any, key: str) -> None:
     """After `scrub`, a message contains no long word of its original headers, ids, routing key or body. Its structure,
     types, timestamp, exchange and queue are unchanged.
     """

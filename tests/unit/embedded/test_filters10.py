@@ -56,7 +56,9 @@ _MESSAGE = parse(
     ],
 )  # fmt: skip
 def test_a_true_sql_filter_selects_the_message(expression: str) -> None:
-    """If the SQL filter of a stream consumer is true for a message, it selects the message, as in RabbitMQ 4.3."""
+    """If the SQL filter of a stream consumer is true for a message, the filter selects this message, as in RabbitMQ
+    4.3.
+    """
     assert compile_sql(expression)(FilteredMessage(_MESSAGE))
 
 
@@ -73,7 +75,7 @@ def test_a_true_sql_filter_selects_the_message(expression: str) -> None:
 )  # fmt: skip
 def test_a_false_or_unknown_sql_filter_does_not_select_the_message(expression: str) -> None:
     """If the SQL filter of a stream consumer is false or unknown for a message, for example because a property is
-    missing, it does not select the message.
+    missing, the filter does not select this message.
     """
     assert not compile_sql(expression)(FilteredMessage(_MESSAGE))
 

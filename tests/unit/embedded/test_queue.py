@@ -491,7 +491,7 @@ def test_many_messages_that_exceed_the_delivery_limit_are_dead_lettered(ledger: 
 @pytest.mark.parametrize("overflow", ["drop-head", "reject-publish"])
 def test_a_queue_keeps_its_maximum_length_while_many_messages_are_requeued(ledger: Ledger, overflow: str) -> None:
     """While many messages are being requeued, their queue does not exceed its maximum length. With the overflow
-    behaviour reject-publish, it rejects new messages in the meantime.
+    behaviour `reject-publish`, the queue rejects new messages in the meantime.
     """
     clock, vhost, queue = requeue_many(ledger, x_max_length=101, x_overflow=overflow)
     is_accepted = queue.publish(message(b"101"))[0]

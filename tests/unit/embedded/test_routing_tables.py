@@ -74,8 +74,8 @@ def test_a_topic_pattern_with_many_wildcards_is_matched_without_backtracking() -
 
 @pytest.mark.parametrize("kind", [DirectTable, TopicTable], ids=["direct", "topic"])
 def test_other_bindings_of_an_exchange_do_not_slow_down_routing(kind: type[DirectTable[int] | TopicTable[int]]) -> None:
-    """With 10,000 bindings, a direct or topic exchange takes less than 20 times as long as with one binding to find the
-    one that matches a message.
+    """To find the binding that matches a message, a direct or topic exchange with 10,000 bindings takes less than 20
+    times as long as an exchange with one binding.
     """
 
     def seconds(count: int) -> float:
@@ -223,7 +223,7 @@ def test_header_values_are_compared_as_in_rabbitmq(
 
 def test_headers_bindings_follow_a_change_of_version() -> None:
     """If the embedded broker changes to a RabbitMQ version that compares numbers in headers strictly by type, its
-    existing headers bindings do so, too.
+    existing headers bindings compare numbers in this way, too.
     """
     table: HeadersTable[str] = HeadersTable()
     table.add("", {"a": 1}, "q")
