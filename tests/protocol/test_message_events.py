@@ -329,8 +329,8 @@ def with_stream(broker: EmbeddedBroker) -> RawStream:
 
 
 def test_events_of_the_stream_protocol_name_no_exchange_and_count_deliveries(broker: EmbeddedBroker) -> None:
-    """If a message is published over the stream protocol, the path in its events contains no exchange. The messages
-    that are delivered to each reader are counted.
+    """If a message is published over the stream protocol, the path in its event `published` contains no exchange. The
+    response to a request for events also contains the number of messages that each reader has received.
     """
     with closing(with_stream(broker)) as client:
         events = Events(broker)

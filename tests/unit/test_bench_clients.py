@@ -253,7 +253,7 @@ def test_a_bench_publisher_without_a_duration_ends_only_with_its_last_message() 
 
 
 def test_a_bench_publisher_reports_the_outcomes_of_its_messages() -> None:
-    """A `bench` publisher reports which messages have been confirmed since its last report, and how many were
+    """A `bench` publisher reports which messages have been confirmed since its last report, and how many messages were
     published, nacked and measured. It ignores confirms with unknown delivery tags.
     """
     client, wire = publisher(rate=1000, warm_up=0.003)

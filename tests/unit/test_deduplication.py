@@ -330,8 +330,8 @@ def test_the_deduplication_store_is_synced_at_each_commit(path: Path) -> None:
 
 
 def test_a_file_that_is_not_a_deduplication_store_is_a_usage_error(tmp_path: Path) -> None:
-    """If the deduplication store's file contains something else or cannot be created, the error names the file, and the
-    hint names the option that chooses another file.
+    """If the file that is named as the deduplication store contains something else, or cannot be created, the error
+    names the file, and the hint names the option that chooses another file.
     """
     path = tmp_path / "notes"
     path.write_text("these are notes, and long enough not to be taken for an empty database" * 20)

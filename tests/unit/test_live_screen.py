@@ -52,7 +52,7 @@ def test_a_live_view_keeps_its_rows_while_the_broker_is_unreachable() -> None:
     assert "reconnecting" not in shown(live)
 
 
-def test_keys_filter_scroll_and_quit_a_live_view() -> None:
+def test_a_live_view_can_be_filtered_scrolled_and_quit_with_keys() -> None:
     """In a live view, keys edit and clear the filter, scroll to both ends, show the list of keys, and quit."""
     wanted: list[str] = []
 

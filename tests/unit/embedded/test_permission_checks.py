@@ -56,8 +56,8 @@ def refusal(
 @pytest.mark.parametrize("what", ["configure", "write", "read"])
 @pytest.mark.parametrize("kind", ["queue", "exchange"])
 def test_a_permission_is_for_one_kind_of_access(what: str, kind: str) -> None:
-    """The permissions configure, write and read are independent of each other. If one is missing, the broker's error
-    names it.
+    """The permissions `configure`, `write` and `read` are independent of each other. If a user lacks one of them, the
+    broker's error names the missing permission.
     """
     granted = Permissions(**{"configure": "", "write": "", "read": "", what: "^mine"})
     assert refusal(lambda rights: rights.check(what, kind, "mine"), granted) == ""

@@ -222,7 +222,7 @@ def test_a_message_is_dead_lettered_through_250_queues(vhost: VirtualHost) -> No
 
 def test_consumers_take_turns_within_a_priority(vhost: VirtualHost) -> None:
     """Consumers with the highest priority get messages in turn. A consumer with a lower priority gets messages only
-    once all of them have used up their prefetch.
+    once all consumers with the highest priority have used up their prefetch.
     """
     queue = add_queue(vhost)
     low, high, other = FakeConsumer(), FakeConsumer(room=2, priority=5), FakeConsumer(room=1, priority=5)

@@ -272,8 +272,8 @@ def test_a_queue_stays_bound_until_each_headers_binding_is_removed() -> None:
     ],
 )
 def test_x_delay_is_a_number_of_milliseconds(value: Value, delay: int) -> None:
-    """The header x-delay is a number of milliseconds, or a string of digits. If it is negative, longer than the plugin
-    can wait, or of another type, the message is not delayed.
+    """The header x-delay is a number of milliseconds, or a string of digits. If the value is negative, longer than the
+    plugin can wait, or of another type, the message is not delayed.
     """
     assert delay_of(value) == delay
 
