@@ -243,8 +243,8 @@ MUTATIONS = (
     Mutation(
         "forgets the publishing ids of a stream when it restarts",
         "model/stream_log.py",
-        "            self.publishing_ids |= tracking.publishing_ids\n",
-        "            pass\n",
+        "            for producer, publishing_id in tracking.publishing_ids.items():\n",
+        "            for producer, publishing_id in ():\n",
     ),
     Mutation(
         "deletes the newest segments of a stream instead of the oldest",

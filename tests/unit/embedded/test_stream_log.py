@@ -99,6 +99,35 @@ def test_a_stream_is_read_from_any_offset(bench: Bench) -> None:
     assert bench.log.last_chunk == 3
 
 
+def test_many_watchers_of_a_stream_are_called_in_turns() -> None:
+    """If calling the watchers of a stream takes long, some are called at once, and the others in later turns; each is
+    called once, and those that have stopped watching meanwhile are not called.
+    """
+    bench = Bench(lambda: MemorySegments(lambda _: None))
+    seconds, called = 0.0, list[int]()
+
+    def watcher(number: int) -> Callable[[], object]:
+        def call() -> None:
+            nonlocal seconds
+            seconds += 0.004
+            called.append(number)
+
+        return call
+
+    watchers = [watcher(number) for number in range(9)]
+    bench.clock.elapsed = lambda: seconds  # type: ignore[method-assign]
+    for each in watchers:
+        bench.log.watch(each)
+    bench.add(b"a")
+    assert called == [0, 1, 2]
+    bench.log.unwatch(watchers[4])
+    bench.clock.turn()
+    assert called == [0, 1, 2, 3, 5, 6]
+    bench.clock.turn()
+    assert called == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert not bench.clock.due
+
+
 def batch(compression: int, plain: bytes, packed: bytes, *, records: int) -> bytes:
     """An entry with several messages, as a publisher of the stream protocol packs them."""
     head = bytes([0x80 | compression << 4]) + records.to_bytes(2)

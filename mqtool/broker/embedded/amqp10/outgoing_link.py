@@ -224,7 +224,7 @@ class OutgoingLink:
             self.flow.send(len(self.queue))
 
     def finish_drain(self) -> None:
-        """End a drain, unless messages are waiting for the client, for its window, or to be put back into the queue."""
+        """End a drain, unless messages wait for the client, its window, or a turn, or to be put back into the queue."""
         if not self.flow.draining:
             return
         session = self.session
@@ -233,7 +233,7 @@ class OutgoingLink:
             return
         if session.backlog:
             return
-        if self.queue.line.waiting:
+        if self.queue.line.waiting or self in self.queue.due:
             self.queue.clock.take_turn(self.finish_drain)
             return
         self.flow.finish_drain(len(self.queue) if self.queue.kind != "stream" else 0, self._news())

@@ -109,6 +109,7 @@ class BrokerQueue:
         backlog, line: the ready messages, and those that will be in the backlog soon.
         dead_letters: dead-lettered messages that no queue has accepted yet, with the reasons. Only used with the
             strategy at-least-once. After a restart, they are ready messages again.
+        due: the consumers of a stream that will get messages in later turns, although they can take them now.
         publishers: functions that detach the AMQP 1.0 links that publish to the queue. Called when it is deleted.
         unacked, unacked_bytes: the number of unacknowledged messages, and the size of their bodies. While a message is
             in line, it counts as ready, and its body as unacknowledged.
@@ -142,6 +143,7 @@ class BrokerQueue:
         self.deleted = False
         self.consumers = Consumers(single_active=self.options.single_active)
         self.backlog = new_backlog(self.ledger, self.kind, self.options.max_priority, self.profile.quorum_priorities)
+        self.due: Collection[QueueConsumer] = ()
         self.traffic = Traffic()
         self.line = RequeueLine()
         self._leaving: deque[BacklogEntry | int] = deque()

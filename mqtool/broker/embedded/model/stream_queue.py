@@ -1,7 +1,7 @@
 """Queues of type stream, and the reading of their logs. Reading deletes nothing: each consumer has its own offset."""
 
 import logging
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TypeAlias
@@ -134,15 +134,17 @@ class StreamQueue(BrokerQueue):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._cursors: dict[QueueConsumer, Cursor] = {}
-        # The consumers whose next turn to read is due, in order.
-        self._tired: deque[QueueConsumer] = deque()
+        # The consumers that have read everything, and those that are to be fed, in order. All others are not ready.
+        self._at_end: dict[QueueConsumer, None] = {}
+        self.due: OrderedDict[QueueConsumer, None] = OrderedDict()
+        self._has_turn = False
 
     @cached_property
     def log(self) -> StreamLog:
         """The log. It is opened on first use, because a stream gets its key only after it has been created."""
         segments = self.ledger.segments(self.key)
         log = StreamLog(segments, self.clock, self.ledger, self._retention(), self.initial_offset)
-        log.watch(self.pump)
+        log.watch(self._pump_news)
         return log
 
     @property
@@ -205,28 +207,43 @@ class StreamQueue(BrokerQueue):
 
     def remove_consumer(self, consumer: QueueConsumer) -> None:
         self._cursors.pop(consumer, None)
+        self._at_end.pop(consumer, None)
+        self.due.pop(consumer, None)
         super().remove_consumer(consumer)
 
     def pump(self) -> None:
-        """Deliver messages to each consumer until it can take no more."""
-        for consumer, cursor in list(self._cursors.items()):
-            if not cursor.is_tired:
-                self._feed(consumer, cursor)
+        """Deliver messages to the consumers that can take them: at once while that is quick, to the others in turns."""
+        while (consumer := self.consumers.pop_awake()) is not None:
+            self.due[consumer] = None
+        if not self._has_turn:
+            self._feed_some()
 
-    def _feed(self, consumer: QueueConsumer, cursor: "Cursor") -> None:
-        while consumer.ready() and (entry := cursor.next_entry()) is not None:
+    def _pump_news(self) -> None:
+        self.due.update(self._at_end)
+        self._at_end.clear()
+        self.pump()
+
+    def _feed_some(self) -> None:
+        self._has_turn = False
+        elapsed = self.clock.elapsed
+        until = elapsed() + TURN_SECONDS
+        while self.due and elapsed() <= until:
+            consumer, _ = self.due.popitem(last=False)
+            self._feed(consumer)
+        if self.due and not self._has_turn:
+            # One turn for all: the turns of other clients must not wait behind those of thousands of consumers.
+            self._has_turn = True
+            self.clock.take_turn(self._feed_some)
+
+    def _feed(self, consumer: QueueConsumer) -> None:
+        cursor = self._cursors.get(consumer)
+        while cursor is not None and consumer.ready():
+            entry = cursor.next_entry()
+            if entry is None:
+                (self.due if cursor.is_tired else self._at_end)[consumer] = None
+                return
             self.traffic.delivered += 1
             consumer.take(entry)
-        if cursor.is_tired:
-            self._tired.append(consumer)
-            self.clock.take_turn(self._feed_tired)
-
-    def _feed_tired(self) -> None:
-        consumer = self._tired.popleft()
-        cursor = self._cursors.get(consumer)
-        if cursor is not None:
-            cursor.is_tired = False
-            self._feed(consumer, cursor)
 
     def acknowledge(self, entry: BacklogEntry) -> None:  # noqa: ARG002
         """Count an acknowledgement. The message stays in the stream."""
@@ -254,6 +271,7 @@ class StreamQueue(BrokerQueue):
         """Delete all messages, for tests only. Consumers stay, and get the messages published from now on."""
         self.log.clear()
         self._cursors = {consumer: Cursor(self, self.log.next_offset) for consumer in self._cursors}
+        self._pump_news()
 
     def _not_supported(self, what: str) -> ConnectionException:
         return ConnectionException(
@@ -263,7 +281,8 @@ class StreamQueue(BrokerQueue):
     def delete(self) -> int:
         """Delete the stream and cancel its consumers. As in RabbitMQ, returns 0 rather than the number of messages."""
         self.deleted = True
-        self._cursors.clear()
+        for consumers in (self._cursors, self._at_end, self.due):
+            consumers.clear()
         self.log.delete()
         cancel_links(self)
         return 0
