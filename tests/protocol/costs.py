@@ -266,7 +266,7 @@ def dead_letter_costs() -> Iterator[Cost]:
 
 
 def requeue_costs() -> Iterator[Cost]:
-    """AMQP 0-9-1: half a million messages that one frame requeues, from one queue or from a thousand."""
+    """AMQP 0-9-1: half a million or a million messages that one frame requeues, from one queue or from a thousand."""
     count = 500_000
     acquired = _method(commands.Basic.Consume(queue="new"))
     for kind, settled in (
@@ -282,6 +282,10 @@ def requeue_costs() -> Iterator[Cost]:
     all_of = b"".join(_method(commands.Basic.Consume(queue=f"s{n}", nowait=True)) for n in range(1000))
     parts = [HELLO, all_of, _publish("fanout") * (count // 1000), _method(commands.Basic.Recover(requeue=True))]
     yield Cost("Basic.Recover requeues half a million of a thousand queues", "amqp", parts)
+    declared = _method(commands.Queue.Declare(queue="new", durable=True)) + _publish("", "new") * 1_000_000
+    for tag in (0, 999_999):
+        parts = [HELLO, declared, acquired, _method(commands.Basic.Nack(tag, multiple=True, requeue=True))]
+        yield Cost(f"Basic.Nack with the tag {tag} requeues a million", "amqp", parts)
 
 
 def drop_costs() -> Iterator[Cost]:
