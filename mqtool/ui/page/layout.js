@@ -14,6 +14,8 @@ const BELOW = 26;
 const CHARACTER = 6.8;
 const LINE = 14;
 const LINES = 3;
+/** How far beside an arrow that leads down its rate begins, so that messages do not cover it. */
+const BESIDE_ARROW = 9;
 
 /**
  * @typedef {object} Place  the middle of a node, and the number of its layer
@@ -117,7 +119,13 @@ export class Layout {
     const before = (id) =>
       state.consumers.has(id) ? this.order.get(state.drawn(state.consumers.get(id).queue)) || 0 : 0;
     for (const layer of layers) {
-      layer.sort((one, other) => before(one) - before(other) || this.order.get(one) - this.order.get(other));
+      // The default exchange is below the others: what comes back from below, such as dead letters, passes it.
+      layer.sort(
+        (one, other) =>
+          before(one) - before(other) ||
+          Number(one === "x:") - Number(other === "x:") ||
+          this.order.get(one) - this.order.get(other),
+      );
     }
     return layers;
   }
@@ -146,8 +154,8 @@ function gapsOf(count, places, size, narrow, arrows) {
 
 /**
  * Where the labels of arrows are: between two layers, so never over a node, and not over each other.
- * @returns {Map<string, {x: number, y: number, lines: string[], rate: number}>}  by arrow; the middle of the first
- *   line's base, and how far below it the base of the rate is
+ * @returns {Map<string, {x: number, y: number, lines: string[], rate: number, beside: number}>}  by arrow; the middle of
+ *   the first line's base, and how far below it the base of the rate is, and beside it
  */
 export function labelsOf(layout, arrows, curve) {
   const { places, narrow, size } = layout;
@@ -161,12 +169,14 @@ export function labelsOf(layout, arrows, curve) {
     const width = Math.max(0, ...lines.map((line) => line.length)) * CHARACTER;
     const height = lines.length * LINE;
     let { x, y } = pointOf(points, 0.5);
+    let beside = 0;
     let rate = height + (lines.length ? 1 : 6);
     y += 8 - height / 2;
     if (end.layer > start.layer && narrow) {
       // Above the node, where arrows to others are far.
       x = end.x;
       y = end.y - half - 16 - height;
+      beside = BESIDE_ARROW;
     } else if (end.layer > start.layer) {
       // Beside the node, on the side of the arrow that the arrow does not come from.
       x = end.x - half - 12 - Math.max(width, 30) / 2;
@@ -175,7 +185,7 @@ export function labelsOf(layout, arrows, curve) {
       // Messages that move along the arrow do not cover the rate.
       if (!isBelow) rate = end.y + (lines.length ? 19 : -11) - y;
     }
-    found.push({ key, lines, x, y, width, rate });
+    found.push({ key, lines, x, y, width, rate, beside });
   }
   found.sort((one, other) => one.y - other.y);
   const labels = new Map();
