@@ -1,6 +1,8 @@
 // Where the nodes are: publishers, exchanges, queues and consumers in layers. A node keeps its place among its layer
 // when others come and go. Between two layers there is room for the labels of the arrows.
 
+import { labelOf } from "./model.js";
+
 export const SIZE = {
   wide: { width: 160, height: 62, along: 96, across: 20, margin: 24, before: 24, longest: 24 },
   narrow: { width: 156, height: 62, along: 36, across: 14, margin: 24, before: 6, longest: 22 },
@@ -16,6 +18,12 @@ const LINE = 14;
 const LINES = 3;
 /** How far beside an arrow that leads down its rate begins, so that messages do not cover it. */
 const BESIDE_ARROW = 9;
+/** Boxes are as wide as the longest name needs, if that is not wider than this, and layers beside each other have room. */
+const WIDEST = 236;
+const NAME = 7;
+const ROOM = 1290;
+/** How much room there is at the sides for an offset that stands beside the arrow below its stream. */
+const NOTE = 68;
 
 /**
  * @typedef {object} Place  the middle of a node, and the number of its layer
@@ -70,7 +78,7 @@ export class Layout {
   of(state, narrow, arrows) {
     const layers = this.layersOf(state);
     const most = Math.max(1, ...layers.map((layer) => layer.length));
-    const size = !narrow ? SIZE.wide : most === 3 ? SIZE.three : SIZE.narrow;
+    const size = sizeOf(state, narrow, most, layers.length);
     const cross = (narrow ? size.width : size.height) + size.across;
     const places = new Map();
     layers.forEach((layer, index) => {
@@ -129,6 +137,18 @@ export class Layout {
     }
     return layers;
   }
+}
+
+/** The sizes of a picture: of all its boxes, and between them. */
+function sizeOf(state, narrow, most, count) {
+  const size = !narrow ? SIZE.wide : most === 3 ? SIZE.three : SIZE.narrow;
+  const isStored = [...state.queues.values()].some(({ stored }) => stored);
+  const margin = size.margin + (narrow && isStored && most < 3 ? NOTE : 0);
+  const names = [...[...state.queues.values()].map(labelOf), ...[...state.exchanges.values()].map(({ name }) => name)];
+  const needed = Math.max(...names.map((name) => name.length * NAME + 28), 0);
+  const widest = !narrow ? (ROOM - (size.along + 34) * (count - 1)) / count : most === 1 ? WIDEST : 0;
+  const width = Math.max(size.width, Math.min(needed, WIDEST, Math.floor(widest)));
+  return { ...size, margin, width };
 }
 
 /** The room after each layer: enough for the labels of the arrows that end at the next one. */

@@ -24,12 +24,11 @@ const LONGEST_ADDRESS = 30;
 /** A body is cut to this length; beside more messages that move at once, bodies would cover each other. */
 const SHORT = 14;
 const FEW = 6;
-const ROOM = { x: 70, y: 12 };
 /**
  * The base of a label, from its moving message. Below, boxes are empty; above are their names. Half of a character. Where a
  * label is beside its message, how far.
  */
-const LABEL = { below: 21.5, above: -11.5, half: 3.6, beside: 10 };
+const LABEL = { below: 21.5, above: -11.5, half: 3.6, beside: 10, height: 12 };
 /** From this rate on (messages a second), an arrow shows a flow. */
 const FLOW = 20;
 
@@ -186,6 +185,7 @@ export class Picture {
       ...shown.consumers.keys(),
       ...shown.publishers.keys(),
       ...arrows.map((arrow) => arrow.key + arrow.label),
+      ...[...shown.queues.values()].map(({ stored }) => stored !== undefined),
     ].join("\n");
     if (signature !== this.laidOut) {
       this.laidOut = signature;
@@ -299,7 +299,9 @@ export class Picture {
         drawn.behind.setAttribute("d", drawn.isGroup ? outline(id[0], width, height) : "");
         drawn.count.setAttribute("x", String(width - (id[0] === "q" ? 12 : 14)));
         const middle = width / 2 + (id[0] === "q" ? 6 : 0);
-        for (const text of [drawn.name, drawn.line, drawn.note]) text.setAttribute("x", String(middle));
+        for (const text of [drawn.name, drawn.line]) text.setAttribute("x", String(middle));
+        // Messages move along the arrow that leads down.
+        drawn.note.setAttribute("x", String(this.places.narrow ? width / 2 - LABEL.beside : middle));
         Object.assign(drawn, { where, width });
       }
       if (drawn.words !== words || drawn.cut !== width) {
@@ -307,7 +309,7 @@ export class Picture {
         const beside = (id[0] === "q" ? 28 : id[0] === "x" ? 16 : 10) + (drawn.isGroup ? 56 : 0);
         fit(drawn.name, name, width - beside);
         fit(drawn.line, line, width - (id[0] === "q" ? 24 : 10));
-        fit(drawn.note, note, width);
+        fit(drawn.note, note, Math.max(width, 160));
         drawn.title.textContent = drawn.isGroup ? `${words}. Click to unfold` : words;
         drawn.group.setAttribute("aria-label", words);
         drawn.count.textContent = drawn.isGroup ? `×${number(nodeOf(state, id).members.length)}` : "";
@@ -395,8 +397,11 @@ export class Picture {
       const end = this.shown.drawn(motion.nodes[motion.nodes.length - 1]);
       // Unless that would cover the one before.
       const label = cut(visible(besideOf(state, motion, isFew)), LONGEST_ADDRESS);
-      const isFree = labelled.every(({ x, y }) => Math.abs(x - place.x) > ROOM.x || Math.abs(y - place.y) > ROOM.y);
-      if (label && isFree) labelled.push(place);
+      const half = label.length * LABEL.half;
+      const isFree = labelled.every(
+        (each) => Math.abs(each.x - place.x) > each.half + half || Math.abs(each.y - place.y) > LABEL.height,
+      );
+      if (label && isFree) labelled.push({ ...place, half });
       const how = motion.nodes.length > 1 ? "moving" : "moving ended";
       this.drawDot(`${motion.id}`, place, motion.fate, motion, end, how, isFree ? label : "");
     }
