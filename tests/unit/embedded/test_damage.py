@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mqtool.broker.embedded.store.damage import new_directory
+from mqtool.broker.embedded.store.damage import is_sound, new_directory
 from mqtool.broker.embedded.store.database import (
     FILE,
     Database,
@@ -202,6 +202,16 @@ def test_a_start_that_fails_leaves_no_copy_of_the_log(killed: Path, monkeypatch:
 
 def body(row: int) -> bytes:
     return b"body %03d " % row * 200
+
+
+def test_a_file_that_is_not_a_database_is_not_sound(tmp_path: Path) -> None:
+    """A file in which SQLite can read nothing is not sound; an empty one is."""
+    for content, sound in ((b"not a database" * 1000, False), (b"", True)):
+        (tmp_path / FILE).write_bytes(content)
+        db = sqlite3.connect(tmp_path / FILE)
+        db.text_factory = bytes
+        assert is_sound(db) == sound
+        db.close()
 
 
 @pytest.fixture
