@@ -559,6 +559,7 @@ def test_with_at_least_once_a_dead_letter_is_kept_until_a_queue_accepts_it(
     dead = add_queue(vhost, "dead")
     clock.pass_by(RETRY_DEAD_LETTERS)
     assert (len(source.dead_letters), bodies(dead)) == (0, [b"1"])
+    assert dead.backlog.head().message.headers["x-first-death-reason"] == "rejected"
     dead.purge()
     assert ledger.held_bytes == ledger.definition_bytes
 
