@@ -115,6 +115,36 @@ def bodies(queue: BrokerQueue) -> list[bytes]:
     return [entry.message.body for entry in sorted(queue.backlog.in_memory(), key=lambda entry: entry.position)]
 
 
+def test_the_consumers_of_a_deleted_queue_are_cancelled_in_turns() -> None:
+    """If a queue with many consumers and publishing links is deleted, some are told at once, and the others in later
+    turns. A link that the client has detached meanwhile is not told.
+    """
+    clock, seconds, told = FakeClock(), 0.0, list[str]()
+    clock.elapsed = lambda: seconds  # type: ignore[method-assign]
+    queue = add_queue(VirtualHost("/", clock, Ledger(), PROFILES[DEFAULT]))
+
+    class SlowConsumer(FakeConsumer):
+        def cancelled(self) -> None:
+            nonlocal seconds
+            seconds += 0.004
+            told.append(self.tag)
+
+    def tell() -> None:
+        told.append("link")
+
+    def not_told() -> None:
+        told.append("detached")
+
+    for number in range(5):
+        queue.add_consumer(SlowConsumer(queue=queue, tag=f"{number}"))
+    queue.publishers |= {tell, not_told}
+    queue.delete()
+    assert told == ["0", "1", "2"]
+    queue.publishers.discard(not_told)
+    clock.pass_by(0)
+    assert told == ["0", "1", "2", "3", "4", "link"]
+
+
 @given(actions=st.lists(st.sampled_from(["publish", "take", "return newest", "return oldest", "ack"]), max_size=60))
 def test_requeued_messages_return_to_their_original_position(actions: list[str]) -> None:
     """Requeued messages return to their original position. After any sequence of publishing, basic.get, requeuing and

@@ -66,7 +66,7 @@ class Bench:
 
     def read(self, offset: int = 0) -> list[tuple[int, bytes]]:
         reader, found = StreamQueueReader(self.log, offset), []
-        while chunks := reader.read():
+        while (chunks := reader.read()) or reader.is_tired:
             found += [message for chunk in chunks for message in chunk.messages()]
         return found
 
@@ -97,6 +97,25 @@ def test_a_stream_is_read_from_any_offset(bench: Bench) -> None:
     assert bench.read(3) == everything[3:]
     assert bench.read(4) == bench.read(9) == []
     assert bench.log.last_chunk == 3
+
+
+def test_the_index_of_a_segment_is_built_in_turns_after_a_restart(on_disk: Bench) -> None:
+    """After a restart, a reader that starts in the middle of an old segment gets its first chunk after several turns,
+    in each of which the broker adds 256 KiB to the segment's index. A later reader of the segment needs only one turn.
+    """
+    on_disk.open(segment_bytes=600_000)
+    for number in range(400):
+        on_disk.add(b"%03d" % number * 700)
+    log = on_disk.open(segment_bytes=600_000)
+    assert log.segments == 2
+    reader, turns = StreamQueueReader(log, 250), 0
+    while not (chunks := reader.read()):
+        assert reader.is_tired
+        turns += 1
+    assert turns == 3
+    assert chunks[0].offset == 250
+    assert StreamQueueReader(log, 260).read()[0].offset == 260
+    assert [offset for offset, _ in on_disk.read(270)] == [*range(270, 400)]
 
 
 def test_many_watchers_of_a_stream_are_called_in_turns() -> None:

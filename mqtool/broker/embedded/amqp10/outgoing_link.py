@@ -117,6 +117,7 @@ class OutgoingLink:
         self._totals = session.connection.broker.totals.delivered[AMQP10, queue.kind]
         #: The client's flow frames that came before the broker's attach frame was sent; None once it has been sent.
         self._early: list[Flow] | None = []
+        self._is_stopped = False
 
     @property
     def queue_name(self) -> str:
@@ -254,15 +255,16 @@ class OutgoingLink:
 
     def stop(self) -> None:
         """End the consumer, and delete the queue if it was created for this link."""
-        self._early = None
+        self._early, self._is_stopped = None, True
         self.flow.draining = False
         self.queue.remove_consumer(self)
         if self.dynamic:
             self.session.vhost.deletions.soon(self.queue)
 
     def cancelled(self) -> None:
-        """Detach the link because its queue was deleted."""
-        self.session.detach_soon(self.handle, LinkError(DELETED).error)
+        """Detach the link because its queue was deleted, unless the client has detached it meanwhile."""
+        if not self._is_stopped:
+            self.session.detach_soon(self.handle, LinkError(DELETED).error)
 
 
 class ReplyLink:

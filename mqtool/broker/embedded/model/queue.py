@@ -10,7 +10,7 @@ from typing import ClassVar
 from mqtool.broker.embedded.model.amqp_message import PERSISTENT, BrokerMessage
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry, new_backlog
-from mqtool.broker.embedded.model.clock import Alarm, Clock, Timetable
+from mqtool.broker.embedded.model.clock import TURN_SECONDS, Alarm, Clock, Timetable
 from mqtool.broker.embedded.model.consumers import Consumers, QueueConsumer, Traffic, Watcher
 from mqtool.broker.embedded.model.exchange import BrokerBinding
 from mqtool.broker.embedded.model.ledger import Ledger
@@ -557,11 +557,22 @@ def feed(consumers: Iterable[QueueConsumer]) -> None:
 
 
 def cancel_links(queue: BrokerQueue) -> None:
-    """Cancel the consumers of a deleted queue, and detach the AMQP 1.0 links that publish to it."""
-    for consumer in queue.consumers.clear():
-        consumer.cancelled()
-    for tell in list(queue.publishers):
-        tell()
+    """Cancel the consumers of a deleted queue, and detach the AMQP 1.0 links that publish to it: if many, in turns."""
+    consumers, publishers = queue.consumers.clear(), [*queue.publishers]
+
+    def go_on() -> None:
+        until = queue.clock.elapsed() + TURN_SECONDS
+        while consumers or publishers:
+            if consumers:
+                consumers.pop().cancelled()
+            elif (tell := publishers.pop()) in queue.publishers:
+                tell()
+            if queue.clock.elapsed() > until:
+                queue.clock.take_turn(go_on)
+                return
+
+    consumers.reverse()
+    go_on()
 
 
 def consumer_timeout(queue: BrokerQueue, arguments: Table, default: float) -> float | None:

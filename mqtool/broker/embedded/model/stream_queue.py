@@ -58,7 +58,8 @@ class StreamQueueReader:
 
     Attributes:
         offset: the offset of the next message to be read.
-        is_tired: True if read() has returned no chunk because it skipped many, not because it reached the end.
+        is_tired: True if read() has returned no chunk because it skipped or indexed many, not because it reached the
+            end.
     """
 
     def __init__(self, stream: StreamLog, offset: int, filters: ChunkFilters | None = None) -> None:
@@ -67,7 +68,10 @@ class StreamQueueReader:
         self.is_tired = False
         self.offset = max(min(offset, stream.end), stream.first_offset)
         self._segment = stream.segment_of(self.offset)
-        self._position = self._segment.position_of(self.offset)
+        self._position = 0
+        self._is_placed = self.offset <= self._segment.base
+        if self._segment.is_indexed:
+            self._find_position()
 
     def read(self) -> list[StoredChunk]:
         """Read the next chunk of messages, or several small ones.
@@ -75,6 +79,12 @@ class StreamQueueReader:
         Returns an empty list at the end of the log, or if `is_tired` becomes true.
         """
         cost, self.is_tired = 0, False
+        if not self._is_placed:
+            if self._segment is self._stream.segment_of(self._segment.base) and not self._segment.is_indexed:
+                self._segment.index_some(_COST_AT_ONCE * _COST_UNIT)
+                self.is_tired = True
+                return []
+            self._find_position()
         while not self._stream.deleted:
             segment, start = self._segment, self._position
             if start < segment.size and segment is self._stream.segment_of(segment.base):
@@ -92,6 +102,11 @@ class StreamQueueReader:
                 self.is_tired = True
                 return []
         return []
+
+    def _find_position(self) -> None:
+        if self._segment.is_indexed:
+            self._position = self._segment.position_of(self.offset)
+        self._is_placed = True
 
     def _read_block(self) -> list[StoredChunk]:
         segment = self._segment

@@ -207,7 +207,9 @@ class Deliveries:
         return subscription
 
     def queue_gone(self, subscription: ChannelSubscription) -> None:
-        """End a consumer whose queue was deleted."""
+        """End a consumer whose queue was deleted, unless the client has cancelled it meanwhile."""
+        if self.subscriptions.get(subscription.tag) is not subscription:
+            return
         self.remove(subscription.tag)
         if self.session.capability("consumer_cancel_notify"):
             cancel = encode_method(commands.Basic.Cancel, consumer_tag=subscription.tag, nowait=True)
