@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -232,6 +233,41 @@ def test_changes_that_cannot_be_written_are_written_once_the_disk_works(
     assert {type(error) for error in errors} == {sqlite3.OperationalError if failing == "rows" else OSError}
     assert entries_in(copy) == {b"dated 0": 500, b"dated 1": 501, b"added 0": 1000, b"added 1": 1000}
     assert [path.name for path in (copy / store.STREAMS).iterdir()] == ["2"]
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_rows_of_many_purged_messages_are_deleted_in_several_transactions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_stopped: bool
+) -> None:
+    """If a queue with many stored messages is purged, the broker deletes their rows in several transactions, between
+    which it serves its clients; or in one when it stops.
+    """
+    deleted: list[int] = []
+    write_entries = store.write_entries
+
+    def write(db: sqlite3.Connection, added: Any, removed: list[int], due: Any) -> None:
+        deleted.append(len(removed))
+        write_entries(db, added, removed, due)
+
+    monkeypatch.setattr(store, "_PURGED_AT_ONCE", 10)
+    monkeypatch.setattr(store, "write_entries", write)
+
+    async def run() -> None:
+        storage = Storage(tmp_path)
+        entries = [storage.enter(message(b"%d" % number), None) for number in range(25)]
+        for entry in entries:
+            storage.added(1, entry)
+        await storage.stored()
+        deleted.clear()
+        for entry in entries[1:]:
+            storage.drop_purged(entry)
+        while not is_stopped and sum(deleted) < 24:
+            await storage.stored()
+        storage.close()
+
+    asyncio.run(run())
+    assert [count for count in deleted if count] == ([24] if is_stopped else [10, 10, 4])
+    assert [*entries_in(tmp_path)] == [b"0"]
 
 
 def test_what_is_not_written_yet_is_written_when_the_broker_stops(
