@@ -270,6 +270,38 @@ def test_rows_of_many_purged_messages_are_deleted_in_several_transactions(
     assert [*entries_in(tmp_path)] == [b"0"]
 
 
+def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If writing a group of changes fails with an error that is not SQLite's, the error is reported like any other
+    failed write, and the group is written again: its messages are not lost, and their confirms are sent.
+    """
+    errors: list[Exception] = []
+    recovered = asyncio.Event()
+
+    def unforeseen(*_: object) -> None:
+        raise TypeError("unforeseen")
+
+    async def run() -> None:
+        storage = Storage(tmp_path)
+        storage.when_failed, storage.when_recovered = errors.append, recovered.set
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_RETRY_SECONDS", 0.001)
+            patch.setattr(store, "write_entries", unforeseen)
+            storage.added(1, storage.enter(message(b"x"), None))
+            stored = asyncio.create_task(storage.stored())
+            while not errors:
+                await asyncio.sleep(0.001)
+            assert not stored.done()
+        await asyncio.wait_for(stored, _PATIENCE_SECONDS)
+        assert recovered.is_set()
+        storage.close()
+
+    asyncio.run(run())
+    assert {repr(error) for error in errors} == {"TypeError('unforeseen')"}
+    assert [*entries_in(tmp_path)] == [b"x"]
+
+
 def test_what_is_not_written_yet_is_written_when_the_broker_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -310,7 +310,9 @@ class Storage(Ledger):
         try:
             if error is None:
                 self._commit(group)
-        except sqlite3.Error as failure:
+        except Exception as failure:
+            if not self._failing and not isinstance(failure, sqlite3.Error):
+                log.exception("internal error while writing to the data directory")
             error = failure
         if error is not None:
             self._keep(group, error)
