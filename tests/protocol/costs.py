@@ -289,7 +289,7 @@ def requeue_costs() -> Iterator[Cost]:
 
 
 def drop_costs() -> Iterator[Cost]:
-    """AMQP 0-9-1: one and a half million messages that are dropped at once."""
+    """AMQP 0-9-1: half a million messages or more that are dropped at once."""
     filled = _publish("", "new") * 1_500_000
     quorum = {"x-queue-type": "quorum"}
     for name, declared, last in (
@@ -299,6 +299,13 @@ def drop_costs() -> Iterator[Cost]:
         ("a lost connection", commands.Queue.Declare(queue="new", exclusive=True), []),
     ):  # fmt: skip
         yield Cost(f"{name} drops 1,500,000 messages", "amqp", [HELLO, _method(declared) + filled, *map(_method, last)])
+    both = b"".join(
+        _method(commands.Queue.Declare(queue=name, durable=True, arguments=quorum))
+        + _method(commands.Queue.Bind(queue=name, exchange="amq.fanout"))
+        for name in ("new", "other")
+    )
+    parts = [HELLO, both, *[_publish("amq.fanout") * 50_000] * 10, _method(commands.Queue.Purge(queue="new"))]
+    yield Cost("Queue.Purge drops half a million messages that lie between those of another queue", "amqp", parts)
 
 
 def unbinding_costs() -> Iterator[Cost]:

@@ -437,14 +437,14 @@ def test_a_message_that_cannot_be_dropped_keeps_no_others_in_memory(
     for queue in queues:
         for number in range(200):
             queue.publish(message(b"%d" % number))
-    drop, lost = ledger.drop, queues[0].backlog.head()
+    drop, lost = ledger.drop_purged, queues[0].backlog.head()
 
-    def fail(entry: BacklogEntry) -> None:
+    def fail(entry: BacklogEntry | int) -> None:
         if entry is lost:
             raise RuntimeError("no such message")
         drop(entry)
 
-    monkeypatch.setattr(ledger, "drop", fail)
+    monkeypatch.setattr(ledger, "drop_purged", fail)
     with caplog.at_level(logging.ERROR):
         assert [vhost.delete_queue(queue) for queue in queues] == [200, 200]
         clock.pass_by(1000)

@@ -385,11 +385,7 @@ class BrokerQueue:
                 self._drop_surplus()
         else:
             for _ in range(min(_AT_ONCE, len(self._leaving))):
-                leaving = self._leaving.popleft()
-                if isinstance(leaving, int):
-                    self.ledger.drop_paged_out(leaving)
-                else:
-                    self.ledger.drop(leaving)
+                self.ledger.drop_purged(self._leaving.popleft())
         return bool(self.line.waiting or self._leaving)
 
     def _put_back(self, entry: BacklogEntry, why: Why | None, not_before: int | None) -> None:
