@@ -81,7 +81,11 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         f"{_EMBEDDED}/test_queue_consumers.py",
         f"{_EMBEDDED}/test_limits_of_queues.py",
     ),
-    f"{_BROKER}/model/virtual_host.py": (f"{_EMBEDDED}/test_virtual_host.py", f"{_EMBEDDED}/test_exchanges.py"),
+    f"{_BROKER}/model/virtual_host.py": (
+        f"{_EMBEDDED}/test_exchanges.py",
+        f"{_EMBEDDED}/test_queue.py",
+        f"{_EMBEDDED}/test_virtual_host.py",
+    ),
     f"{_BROKER}/store/storage.py": (f"{_EMBEDDED}/test_storage.py", f"{_EMBEDDED}/test_recovery.py"),
     f"{_BROKER}/store/database.py": (
         f"{_EMBEDDED}/test_damage.py",

@@ -13,6 +13,7 @@ from mqtool.broker.embedded.model.exchange import PREDECLARED, TRACE_EXCHANGE, B
 from mqtool.broker.embedded.model.ledger import Ledger, decode_definition, definition_key
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Like
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
+from mqtool.broker.embedded.model.stream_queue import StreamQueue
 from mqtool.broker.embedded.model.virtual_host import ReleasedQueue, Routing, VirtualHost, limit_of
 from mqtool.codecs.field_tables import Int32, Table
 from tests.unit.embedded.test_limits_of_queues import Watching
@@ -142,7 +143,7 @@ def test_all_memory_of_definitions_is_given_back(vhost: VirtualHost, ledger: Sto
     counts = [ledger.definition_bytes]
     queue = add_queue(vhost)
     counts.append(ledger.definition_bytes)
-    exchange = add_exchange(vhost)
+    exchange = add_exchange(vhost, arguments={"alternate-exchange": "none"})
     counts.append(ledger.definition_bytes)
     vhost.bind(exchange, queue, "", {})
     vhost.bind(exchange, queue, "", {})
@@ -156,6 +157,8 @@ def test_all_memory_of_definitions_is_given_back(vhost: VirtualHost, ledger: Sto
     assert (vhost.delete_queue(queue), vhost.delete_queue(queue)) == (0, 0)
     assert ledger.definition_bytes == counts[0] == 0
     assert counts == sorted({*counts})
+    vhost.delete_queue(add_queue(vhost, "s", durable=True, x_queue_type="stream"))
+    assert ledger.definition_bytes == 0
 
     add_queue(vhost).publish(message())
     delayed = add_exchange(vhost, kind="x-delayed-message", arguments=DELAYED)
@@ -254,6 +257,9 @@ def test_a_message_takes_all_exchanges_on_its_way_once(vhost: VirtualHost) -> No
     vhost.bind(one, two, "", {})
     vhost.bind(two, one, "q", {})
     vhost.bind(two, queues[0], "q", {})
+    three = add_exchange(vhost, "three")
+    vhost.bind(two, three, "q", {})
+    vhost.bind(three, two, "", {})
     vhost.bind(one, queues[0], "", {})
     vhost.bind(one, queues[1], "", {})
     vhost.bind(alternate, queues[2], "", {})
@@ -353,8 +359,8 @@ def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: Virtu
     """A queue or exchange that is declared after a policy has it. A queue has the type argument that its version lists,
     and its declared properties.
     """
-    vhost.policies.put(USER, Policy("p", ".*", {"max-length": Int32(1)}, 0, "queues"))
-    vhost.policies.put(USER, Policy("e", ".*", {"alternate-exchange": "alt"}, 0, "exchanges"))
+    vhost.policies.put(USER, Policy("p", "^q$", {"max-length": Int32(1)}, 0, "queues"))
+    vhost.policies.put(USER, Policy("e", "^x$", {"alternate-exchange": "alt"}, 0, "exchanges"))
     owner = object()
     queue = vhost.add_queue(QueueDeclaration("q", {}, durable=True, auto_delete=True, owner=owner))
     assert (queue.policy.policy, queue.options.max_length, add_exchange(vhost).alternate) == ("p", 1, "alt")
@@ -362,7 +368,7 @@ def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: Virtu
     old = VirtualHost("v", FakeClock(), Ledger(), PROFILES[Like.V3_10])
     assert "x-queue-type" not in add_queue(old).arguments
     assert old.queues["q"].profile is PROFILES[Like.V3_10]
-    assert add_queue(vhost, "s", durable=True, x_queue_type="stream").kind == "stream"
+    assert isinstance(add_queue(vhost, "s", durable=True, x_queue_type="stream"), StreamQueue)
     assert add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V4_3]), "c").arguments.get(
         "x-queue-type"
     ) == ("classic" if PROFILES[Like.V4_3].lists_type else None)
@@ -406,7 +412,10 @@ def test_a_delayed_message_is_stored_with_its_exchange_and_released_with_its_sou
         vhost.bind(exchange, queue, "", {})
         assert publish(vhost, name, message(name.encode(), headers={"x-delay": Int32(1000)})) == (False, True, durable)
     assert ledger.added_to == [vhost.exchanges["x"].key]
-    assert [each[0] for each in watcher.told if each[0] == "delayed"] == ["delayed"] * 2
+    assert [each for each in watcher.told if each[0] == "delayed"] == [
+        ("delayed", vhost.exchanges["x"], b"x"),
+        ("delayed", vhost.exchanges["t"], b"t"),
+    ]
     sources = []
     watcher.published = lambda routing: sources.append(routing.source)  # type: ignore[method-assign]
     clock.pass_by(1000)
@@ -426,7 +435,8 @@ def test_the_delay_of_a_message_whose_headers_the_broker_has_changed_is_negated(
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queue = add_queue(vhost)
     vhost.bind(exchange, queue, "", {})
-    routing = vhost.route(exchange, message(headers={"x-delay": Int32(1000), **headers}), is_changed=is_changed)
+    changed: Any = {"is_changed": True} if is_changed else {}
+    routing = vhost.route(exchange, message(headers={"x-delay": Int32(1000), **headers}), **changed)
     assert not routing.queues
     clock.pass_by(1000)
     assert queue.backlog.head().message.headers == {"x-delay": delay}
@@ -489,6 +499,7 @@ def test_a_delayed_message_that_cannot_be_published_is_set_aside(
     with caplog.at_level(logging.ERROR):
         clock.pass_by(1000)
     assert (bodies(queue), removed) == ([b"good"], [2])
+    assert str(caplog.records[0].exc_info[1]) == "broken"  # type: ignore[index]
     assert caplog.messages[0].startswith("a delayed message of exchange 'x' cannot be published: ")
     queue.purge()
     assert ledger.held_bytes == ledger.definition_bytes
@@ -518,6 +529,7 @@ def test_a_dead_letter_is_delayed_unless_its_delay_cannot_be_read(
     assert len(dead) == (x_delay == "soon")
     clock.pass_by(1000)
     assert len(dead) == 1
+    assert dead.backlog.head().message.headers["x-delay"] == ("soon" if x_delay == "soon" else -1000)
 
 
 @pytest.mark.parametrize("strategy", ["at-most-once", "at-least-once"])
@@ -565,19 +577,47 @@ def test_a_dead_letter_of_a_missing_or_full_destination_is_kept_only_at_least_on
 
 
 def test_an_expired_message_is_not_dead_lettered_back_to_its_own_queue(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A message that expires in a circle of queues, without being rejected in between, is dropped when it would return
-    to its queue. A rejected one returns.
+    """A message that expires, and would be dead-lettered to its own queue and others, goes only to the others. One that
+    is rejected also returns.
     """
-    to = {"x_dead_letter_exchange": "", "x_dead_letter_routing_key": "q"}
-    queue = add_queue(vhost, x_message_ttl=Int32(1000), **to)
-    queue.publish(message())
-    queue.reject(queue.get(no_ack=False))  # type: ignore[arg-type]
-    assert len(queue) == 1
-    vhost.delete_queue(queue)
-    queue = add_queue(vhost, x_message_ttl=Int32(1000), **to)
+    queue = add_queue(vhost, x_message_ttl=Int32(1000), x_dead_letter_exchange="amq.fanout")
+    other = add_queue(vhost, "other")
+    for each in (queue, other):
+        vhost.bind(vhost.exchanges["amq.fanout"], each, "", {})
     queue.publish(message())
     clock.pass_by(1000)
-    assert len(queue) == 0
+    assert (len(queue), len(other)) == (0, 1)
+    queue.publish(message())
+    queue.reject(queue.get(no_ack=False))  # type: ignore[arg-type]
+    assert (len(queue), len(other)) == (1, 2)
+
+
+@pytest.mark.parametrize(("like", "deaths"), [(Like.V3_10, 2), (Like.V4_2, 1)])
+def test_deaths_that_a_publisher_claims_are_kept_by_old_versions_only(ledger: Storing, like: Like, deaths: int) -> None:
+    """A dead letter keeps an x-death header of its publisher in RabbitMQ 3.10, and not in 4.2. A watcher is told from
+    which queue a dead letter comes, and why.
+    """
+    vhost = VirtualHost("/", FakeClock(), ledger, PROFILES[like])
+    dead, watcher, sources = add_queue(vhost, "dead"), Watching(), []
+    vhost.watch(cast(Any, watcher))
+    watcher.published = lambda routing: sources.append(routing.source)  # type: ignore[method-assign]
+    queue = add_queue(vhost, x_dead_letter_exchange="", x_dead_letter_routing_key="dead")
+    queue.publish(message(headers={"x-death": [{"queue": "old", "reason": "expired", "count": 1}]}))
+    queue.reject(queue.get(no_ack=False))  # type: ignore[arg-type]
+    found: Any = dead.backlog.head().message.headers["x-death"]
+    assert [each["queue"] for each in found] == ["q", "old"][:deaths]
+    assert [(source.queue, source.reason) for source in sources] == [(queue, "rejected")]
+
+
+@pytest.mark.parametrize("first_is_durable", [True, False])
+def test_a_message_that_several_exchanges_delay_is_stored_if_one_of_them_is_durable(
+    vhost: VirtualHost, *, first_is_durable: bool
+) -> None:
+    """If a message is held back by a durable and a transient exchange, its publisher's confirm waits for the disk."""
+    for name, durable in (("a", first_is_durable), ("b", not first_is_durable)):
+        delaying = add_exchange(vhost, name, "x-delayed-message", durable=durable, arguments=DELAYED)
+        vhost.bind(vhost.exchanges["amq.fanout"], delaying, "", {})
+    assert publish(vhost, "amq.fanout", message(headers={"x-delay": Int32(1000)})) == (False, True, True)
 
 
 def test_a_watcher_is_told_of_changes_and_of_what_is_published(vhost: VirtualHost) -> None:
@@ -589,6 +629,7 @@ def test_a_watcher_is_told_of_changes_and_of_what_is_published(vhost: VirtualHos
     vhost.watch(cast(Any, watcher))
     assert queue.watcher is watcher  # type: ignore[comparison-overlap]
     full = add_queue(vhost, "full", x_max_length=Int32(0), x_overflow="reject-publish")
+    assert full.watcher is watcher  # type: ignore[comparison-overlap]
     exchange = add_exchange(vhost)
     vhost.bind(exchange, full, "", {})
     vhost.policies.put(USER, Policy("p", "none", {"max-length": Int32(1)}))
