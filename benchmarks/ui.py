@@ -8,6 +8,7 @@ too.
 import statistics
 import subprocess
 import sys
+import time
 
 from benchmarks.embedded import Process, Throughput, throughput
 from benchmarks.tap import processor_time
@@ -15,6 +16,8 @@ from mqtool.management import Management
 from mqtool.ui.records import records
 
 COUNT, PAIRS = 100_000, 7
+#: Seconds for which nothing is published.
+IDLE = 5.0
 
 
 def read(management: str) -> None:
@@ -31,6 +34,13 @@ def measured(broker: Process) -> tuple[Throughput, float]:
     return found, (processor_time(broker.process.pid) - computed) / COUNT * 1e6
 
 
+def idle(broker: Process) -> float:
+    """Measure milliseconds of the broker's processor time for each second in which nothing happens."""
+    computed = processor_time(broker.process.pid)
+    time.sleep(IDLE)
+    return (processor_time(broker.process.pid) - computed) / IDLE * 1e3
+
+
 def main() -> None:
     with Process("--management-port", "0") as alone, Process("--management-port", "0") as watched:
         management = watched.ready.read_text().splitlines()[1]
@@ -40,6 +50,7 @@ def main() -> None:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "reading\n"
         found = [(measured(alone), measured(watched)) for _ in range(PAIRS)]
+        at_rest = idle(alone), idle(watched)
         reader.terminate()
         reader.communicate()
     for word, name in (("published", "published"), ("consumed", "consumed")):
@@ -49,6 +60,7 @@ def main() -> None:
         print(f"messages {word}: {without:,.0f}/s; with a page open {with_page:,.0f}/s ({ratio:.0%})")
     costs = [statistics.median(each[1] for each in side) for side in zip(*found, strict=True)]
     print(f"the broker uses {costs[0]:.1f} µs of CPU time per message; with a page open {costs[1]:.1f} µs")
+    print(f"at rest, it uses {at_rest[0]:.0f} ms of CPU time per second; with a page open {at_rest[1]:.0f} ms")
 
 
 if __name__ == "__main__":

@@ -131,6 +131,8 @@ def make(name: str) -> Path:
         record(path)
     else:
         record_plays(path, [*pages.NAMES, "why-queues"])
+    # mqtool ui --record writes a file for its user alone; this one is published.
+    path.chmod(0o644)
     return path
 
 

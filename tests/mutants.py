@@ -73,6 +73,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         f"{_EMBEDDED}/test_queue.py",
         f"{_EMBEDDED}/test_recovery.py",
     ),
+    f"{_BROKER}/model/ledger.py": (f"{_EMBEDDED}/test_ledger.py", f"{_EMBEDDED}/test_memory_limit.py"),
     f"{_BROKER}/model/queue.py": (
         f"{_EMBEDDED}/test_backlog.py",
         f"{_EMBEDDED}/test_dead_lettering.py",
@@ -80,8 +81,19 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
         f"{_EMBEDDED}/test_queue_consumers.py",
         f"{_EMBEDDED}/test_limits_of_queues.py",
     ),
+    f"{_BROKER}/model/virtual_host.py": (
+        f"{_EMBEDDED}/test_exchanges.py",
+        f"{_EMBEDDED}/test_queue.py",
+        f"{_EMBEDDED}/test_virtual_host.py",
+    ),
     f"{_BROKER}/store/storage.py": (f"{_EMBEDDED}/test_storage.py", f"{_EMBEDDED}/test_recovery.py"),
-    f"{_BROKER}/store/database.py": (f"{_EMBEDDED}/test_database.py", f"{_EMBEDDED}/test_recovery.py"),
+    f"{_BROKER}/store/database.py": (
+        f"{_EMBEDDED}/test_damage.py",
+        f"{_EMBEDDED}/test_database.py",
+        f"{_EMBEDDED}/test_recovery.py",
+        f"{_EMBEDDED}/test_sectioned.py",
+    ),
+    f"{_BROKER}/store/damage.py": (f"{_EMBEDDED}/test_damage.py",),
     f"{_BROKER}/store/recovery.py": (f"{_EMBEDDED}/test_recovery.py", f"{_EMBEDDED}/test_queue.py"),
     f"{_BROKER}/model/sectioned.py": (f"{_EMBEDDED}/test_sectioned.py",),
     f"{_BROKER}/model/rights.py": (f"{_EMBEDDED}/test_permission_checks.py", f"{_EMBEDDED}/test_users.py"),

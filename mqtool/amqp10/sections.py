@@ -268,8 +268,10 @@ def _annotations(data: bytes, at: int, end: int) -> dict[str, Any]:
     if (known := _annotations_cache.get(raw)) is not None:
         return known
     pairs = plain_map(data, at + 3) if raw else {}
-    decoded = {"exchange": str(pairs.pop(_EXCHANGE, None) or ""), "key": pairs.pop(_KEY, None)}
-    decoded["type"] = pairs.pop(_TYPE, None)
+    decoded: dict[str, Any] = {"exchange": str(pairs.pop(_EXCHANGE, None) or "")}
+    for name, where in (("key", _KEY), ("type", _TYPE)):
+        value = pairs.pop(where, None)  # a publisher can write a value of any type
+        decoded[name] = value if isinstance(value, str) else None
     if (deaths := pairs.pop(_DEATHS, None)) is not None:
         pairs["x-death"] = [_death(each) for each in deaths if isinstance(each, dict)]
     if isinstance(received := pairs.pop(_RECEIVED, None), datetime):

@@ -168,7 +168,9 @@ def _properties(data: bytes, sections: Mapping[int, int], annotations: Mapping[s
             if name and value is not None:
                 found[name] = _property(name, value)
     for name, where in _IN_ANNOTATIONS.items():
-        if (value := annotations.get(where)) is not None:
+        value = annotations.get(where)
+        # A publisher can write a value of any type.
+        if isinstance(value, str if name == "expiration" else int) and not isinstance(value, bool):
             found[name] = value
     headers = plain_map(data, sections[APPLICATION_PROPERTIES]) if APPLICATION_PROPERTIES in sections else {}
     for name, where in _IN_HEADERS.items():

@@ -226,7 +226,7 @@ def _files() -> set[Path]:
 
 #: The page's modules, each after those that it imports.
 _MODULES = (
-    "fates", "layout", "sentences", "play", "model", "view", "zoom", "finder", "picture", "player", "details",
+    "fates", "sentences", "play", "model", "layout", "view", "zoom", "finder", "picture", "player", "details",
     "actions", "main",
 )  # fmt: skip
 

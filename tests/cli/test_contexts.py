@@ -289,6 +289,22 @@ def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
     assert exported.stderr.startswith("mqtool: MQTOOL_CONTEXT: unknown context 'nothing'")
 
 
+def test_contexts_added_at_the_same_time_are_all_kept(home: Shell) -> None:
+    """If eight commands each add a context at the same time, all eight are in the file. `context edit` does not replace
+    a file that another command has changed meanwhile.
+    """
+    started = [home.start("mqtool", "context", "add", f"c{n}", "--url", f"amqp://h{n}") for n in range(8)]
+    assert [each.wait().code for each in started] == [0] * 8
+    listed = home.run("mqtool", "context", "ls").stdout.splitlines()
+    assert [line.split("\t")[0] for line in sorted(listed)] == [f"c{n}" for n in range(8)]
+    editor = home.directory / "editor"
+    editor.write_text(f"#!/bin/sh\necho 'use = \"c1\"' >> {config(home)}\n")
+    editor.chmod(0o755)
+    edited = home.run("mqtool", "context", "edit", environment={"EDITOR": str(editor)})
+    assert edited.code == 1
+    assert "has been changed meanwhile" in edited.stderr
+
+
 def test_context_edit_saves_only_a_valid_file(home: Shell) -> None:
     """If the edited text is invalid, `context edit` leaves the contexts file unchanged and keeps the text in another
     file. If the editor fails, the contexts file stays unchanged, too.

@@ -197,14 +197,24 @@ def test_messages_published_at_the_same_time_are_drawn_apart(chromium: Any, tmp_
     assert page.nodes()["quorum queue jobs"] == "6 ready · 0 unacked"
 
 
-def test_a_queue_shows_ten_messages_and_the_number_of_the_others(chromium: Any, tmp_path: Path) -> None:
-    """Of 5,000 messages in a queue, the picture of `mqtool ui` draws ten, and shows the number of the others
-    as +4,990.
+@pytest.mark.parametrize(("width", "ready", "row"), [(1280, 12, 10), (1280, 5_000, 9), (390, 9_356, 6)])
+def test_a_queue_shows_some_messages_and_the_number_of_the_others(
+    chromium: Any, tmp_path: Path, width: int, ready: int, row: int
+) -> None:
+    """Of many messages in a queue, the picture of `mqtool ui` draws up to ten and shows the number of the others, such
+    as +4,991. The number is within the queue's outline, beside two other queues on a phone, too.
     """
-    page = recorded(chromium, tmp_path, jobs(ready=5_000))
-    page.until(lambda: page.find(".node.q .more")[0].text == "+4,990", "the number")
-    assert page.dots() == [("ready", "q:jobs")] * 10
+    records = jobs(ready=ready)
+    (queue,) = records[1]["queues"]
+    records[1]["queues"] += [{**queue, "name": name, "ready": 0} for name in ("mail", "stock")]
+    page = recorded(chromium, tmp_path, records)
+    page.resize(width)
+    seek(page, 1)
+    page.until(lambda: page.find(".node.q .more")[0].text == f"+{ready - row:,}", "the number")
+    assert page.dots() == [("ready", "q:jobs")] * row
     assert differences(page) == []
+    scale = page.ask("return document.querySelector('.node.q').getScreenCTM().a")
+    assert box(page, ".node.q .more")["left"] >= box(page, ".node.q .box")["left"] + 15 * scale
 
 
 def test_a_worker_with_prefetch_1_is_never_drawn_with_two_messages(chromium: Any, tmp_path: Path) -> None:
@@ -396,9 +406,10 @@ def test_a_client_that_reconnects_is_one_box_in_the_picture_of_a_tutorial(chromi
     assert len(page.dots()) == 2
 
 
-def test_no_message_covers_the_rate_of_an_arrow(chromium: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_message_covers_the_rate_of_an_arrow(chromium: Any, tmp_path: Path, width: int) -> None:
     """While many messages move along an arrow in the picture of `mqtool ui`, none of them covers the arrow's message
-    rate.
+    rate, neither on a wide page nor on a phone.
     """
     records = jobs()
     for number in range(60):
@@ -409,6 +420,7 @@ def test_no_message_covers_the_rate_of_an_arrow(chromium: Any, tmp_path: Path) -
         for t, n in counts
     ]
     page = recorded(chromium, tmp_path, sorted(records, key=lambda each: each["t"]))
+    page.resize(width)
     seek(page, 0.51)
     covered = page.ask(
         """
@@ -419,7 +431,7 @@ def test_no_message_covers_the_rate_of_an_arrow(chromium: Any, tmp_path: Path) -
         return [rates.length, dots.length, rates.filter((rate) => dots.some((dot) => meet(rate, dot))).length];
         """
     )
-    assert covered[0] == 2
+    assert covered[0] == 2, covered
     assert covered[1] > 4
     assert covered[2] == 0
 
@@ -487,6 +499,91 @@ def test_a_terminal_that_publishes_and_consumes_is_one_row_of_the_table(chromium
     page.find('.node[data-name="server"]')[0].click()
     page.until(lambda: "Publisher and consumer" in page.text("#facts"), "the panel")
     assert "jobs" in page.text("#facts")
+
+
+def test_a_queue_for_replies_is_drawn_once_it_is_used(chromium: Any, tmp_path: Path) -> None:
+    """A tutorial's picture shows a queue with a generated name only once it has a consumer or a message: before that,
+    nothing shows whose it is.
+    """
+    records = of_rpc()
+    (topology,) = [each for each in records if each["kind"] == "topology"]
+    declared = {**topology, "t": 500, "consumers": topology["consumers"][:1]}
+    late = [{**each, "t": each["t"] + 3000} for each in records if each["kind"] == "event"]
+    begins = [each for each in records if each["kind"] not in ("topology", "event")]
+    page = recorded(chromium, tmp_path, [*begins, declared, *late, {"kind": "now", "t": 12_000}])
+    seek(page, 0.2)
+    assert names(page) == ({"server"}, {"jobs"})
+    seek(page, 0.45)
+    assert names(page) == ({"boss", "server"}, {"jobs", "boss's queue"})
+
+
+def test_a_queue_that_was_deleted_is_not_in_the_picture_at_the_end(chromium: Any, tmp_path: Path) -> None:
+    """If a tutorial's queue is deleted shortly before the last message is published, the end of the recording does not
+    show the queue, although its own message was still seen to move then.
+    """
+    records = of_rpc()
+    (topology,) = [each for each in records if each["kind"] == "topology"]
+    without = {**topology, "t": 1500, "queues": topology["queues"][:1], "links": topology["links"][:1]}
+    without["consumers"] = topology["consumers"][:1]
+    gone = {**without, "t": 4000, "consumers": []}
+    page = recorded(chromium, tmp_path, [*records, without, *published(1600, 7), gone])
+    seek(page, 1)
+    assert names(page) == ({"boss", "server"}, {"jobs"})
+
+
+def of_dead_letters() -> list[dict[str, Any]]:
+    """The records of a play in which boss publishes to the exchange payments, and later reads dead letters."""
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    records = jobs([{"name": "one/tag", "label": "worker 1"}])
+    (topology,) = [each for each in records if each["kind"] == "topology"]
+    topology["exchanges"].append({"name": "payments", "type": "topic", "alternate": None})
+    topology["queues"].append({**topology["queues"][0], "name": "jobs.dlq"})
+    topology["links"] += [
+        {**topology["links"][0], "to": "jobs.dlq"},
+        {**topology["links"][0], "from": "payments", "keys": ["charge.#"]},
+    ]
+    sent, ready = published(1000, 1)
+    sent |= {"paths": [["payments", "jobs"]], "details": {**sent["details"], "exchange": "payments"}}
+    reader = {"name": "two/tag", "label": "boss", "queue": "jobs.dlq", "prefetch": 1, "isAutomatic": False}
+    looks = {**topology, "t": 5000, "consumers": [*topology["consumers"], reader]}
+    return [*begins, {"kind": "goes_on", "t": 0, "n": 10}, *records, sent, ready, looks, {"kind": "now", "t": 9000}]
+
+
+def test_arrows_from_two_exchanges_do_not_cross(chromium: Any, tmp_path: Path) -> None:
+    """If an exchange and the default exchange lead to a queue and to its dead-letter queue, their arrows do not cross
+    in the picture: the default exchange is below the other one, though it was there first.
+    """
+    page = recorded(chromium, tmp_path, of_dead_letters())
+    seek(page, 0.3)
+    assert len(page.find(".arrow.binding")) == 3
+    exchanges = [box(page, f'.node.x[data-name="{name}"]')["top"] for name in ("payments", "(default exchange)")]
+    queues = [box(page, f'.node.q[data-name="{name}"]')["top"] for name in ("jobs", "jobs.dlq")]
+    assert exchanges == sorted(exchanges)
+    assert queues == sorted(queues)
+
+
+def test_a_publisher_that_reads_a_queue_later_stays_where_it_is(chromium: Any, tmp_path: Path) -> None:
+    """If a tutorial's terminal publishes, and later consumes from a queue, its box stays at the left, before the
+    exchanges.
+    """
+    page = recorded(chromium, tmp_path, of_dead_letters())
+    for at in (0.3, 0.8):
+        seek(page, at)
+        boss, exchange = box(page, '.node[data-name="boss"]'), box(page, '.node[data-name="payments"]')
+        assert boss["right"] < exchange["left"], at
+    assert page.find('.arrow.consumes[data-from="q:jobs.dlq"][data-to="p:boss"]')
+
+
+def test_a_terminal_that_has_published_and_stopped_consuming_says_so_in_full(chromium: Any, tmp_path: Path) -> None:
+    """If a tutorial's terminal that publishes and consumes stops consuming, its box says "cancelled or closed", and the
+    words are not cut.
+    """
+    records = of_rpc()
+    (topology,) = [each for each in records if each["kind"] == "topology"]
+    records.insert(3, {"kind": "goes_on", "t": 0, "n": 10})
+    page = recorded(chromium, tmp_path, [*records, {**topology, "t": 5000, "consumers": []}, *published(8000, 7)])
+    seek(page, 0.6)
+    assert page.ask("return document.querySelector('[data-name=server] .line').textContent") == "cancelled or closed"
 
 
 def arrows_behind(page: Page) -> list[str]:
@@ -704,6 +801,33 @@ def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tm
             assert not page.ask("return [...document.querySelectorAll('.dot.moving text')].some((e) => e.textContent)")
 
 
+def test_the_label_of_a_moving_message_does_not_cover_the_messages_in_a_queue(chromium: Any, tmp_path: Path) -> None:
+    """On a phone, what is beside a message that moves to its consumer does not cover the messages that wait in the
+    queue above.
+    """
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    records = [*begins, *jobs([{"name": "one/tag", "label": "worker 1"}])]
+    records += [event for number in range(9) for event in published(1000, number, f"task {number}")]
+    to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": None}
+    page = recorded(chromium, tmp_path, [*records, happens(6000, "delivered", 0, **to), {"kind": "now", "t": 8000}])
+    page.resize(390)
+    seen = 0
+    for step in range(30):
+        seek(page, 0.5 + step / 200)
+        labels, waiting = page.ask(
+            """
+            const box = (each) => each.getBoundingClientRect();
+            const labels = [...document.querySelectorAll(".dot.unacknowledged.moving text")];
+            const waiting = [...document.querySelectorAll('.dot.resting[data-node="q:jobs"] path')].map(box);
+            const meet = (a, b) => a.left < b.right && b.left < a.right && a.top + 2 < b.bottom && b.top < a.bottom - 2;
+            return [labels.length, labels.map(box).filter((each) => waiting.some((dot) => meet(each, dot))).length];
+            """
+        )
+        seen += labels
+        assert not waiting, step
+    assert seen > 3
+
+
 def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(chromium: Any, tmp_path: Path) -> None:
     """While a message moves from a stream to a consumer, the picture of `mqtool ui` shows the message's offset beside
     it, so that a viewer sees where each consumer starts.
@@ -767,6 +891,61 @@ def test_an_offset_moves_to_the_stream_and_then_stays_below_it(chromium: Any, tm
     assert page.nodes()["stream jobs"] == "2 messages · reports: no offset"
     page.find(".node.q")[0].click()
     page.until(lambda: "stored last" in page.text("#facts"), "the panel")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_message_and_no_offset_on_its_way_covers_the_stored_offset(
+    chromium: Any, tmp_path: Path, width: int
+) -> None:
+    """While messages move from a stream to its reader, and an offset moves back, neither they nor the words beside them
+    cover the offset that stands below the stream.
+    """
+    records = of_offsets()
+    for each in records:
+        if each.get("what") == "stored":
+            each["name"] = "nightly-reports"
+    reads = [{**each, "t": 6000, "copy": each["copy"] + 2} for each in records if each.get("what") == "read"]
+    later = [event for number in (2, 3) for event in published(4000, number)]
+    for event in later[1::2]:
+        event["what"] = "appended"
+    records[-2:-2] = [*later, *reads]
+    page = recorded(chromium, tmp_path, records)
+    page.resize(width)
+    seen = 0
+    for step in range(180):
+        seek(page, 0.15 + step / 500)
+        note, labels = page.ask(
+            """
+            const box = (each) => each.getBoundingClientRect().toJSON();
+            const moving = [...document.querySelectorAll(".dot.moving :is(path, text)")];
+            const drawn = moving.filter((each) => each.tagName === "path" || each.textContent);
+            return [box(document.querySelector(".node.q .note")), drawn.map(box)];
+            """
+        )
+        for label in labels if note["width"] else []:
+            seen += 1
+            is_beside = label["left"] >= note["right"] - 1 or label["right"] <= note["left"]
+            assert is_beside or label["bottom"] <= note["top"] + 1 or label["top"] >= note["bottom"] - 1, step
+    assert seen > 8
+
+
+def test_a_look_at_the_ends_of_a_stream_is_not_drawn_as_a_reader(chromium: Any, tmp_path: Path) -> None:
+    """If a command looks at the first and last message of a stream, as `offset show` does, a tutorial's picture shows
+    no reader for it, and no message moves.
+    """
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    records = of_offsets()[:-2]
+    look = "10.0.0.7:50001 -> 10.0.0.1:5552/stream.subid-255"
+    for each in records:
+        if each.get("what") == "read":
+            each["consumer"] = look
+    records[1]["consumers"][0]["name"] = look
+    page = recorded(chromium, tmp_path, [*begins, *records, {"kind": "now", "t": 9000}])
+    for step in range(60):
+        seek(page, step / 60)
+        assert not page.find(".node.c"), step
+        assert not page.find('.dot.moving[data-node^="c:"]'), step
+    assert "is read" not in page.said()
 
 
 def test_the_offset_that_was_stored_last_is_shown_below_the_stream(chromium: Any, tmp_path: Path) -> None:
@@ -841,6 +1020,45 @@ def test_the_name_of_a_queue_fits_into_its_outline(chromium: Any, tmp_path: Path
     )
     assert left <= start
     assert end <= right
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_name_of_a_tutorials_stream_is_not_cut(chromium: Any, tmp_path: Path, width: int) -> None:
+    """The picture shows a name as long as stream-offset-tracking-python in full."""
+    name = "stream-offset-tracking-python"
+    page = recorded(chromium, tmp_path, json.loads(json.dumps(jobs()).replace('"jobs"', f'"{name}"')))
+    page.resize(width)
+    seek(page, 1)
+    assert page.ask("return document.querySelector('.node.q .name').textContent") == name
+
+
+def test_the_labels_of_messages_that_move_beside_each_other_do_not_overlap(chromium: Any, tmp_path: Path) -> None:
+    """On a phone, what is beside two messages that move side by side does not overlap, however long it is."""
+    records = jobs()
+    (queue,), (link,) = records[1]["queues"], records[1]["links"]
+    records[1]["queues"].append({**queue, "name": "mail"})
+    records[1]["exchanges"].append({"name": "logs", "type": "topic", "alternate": None})
+    records[1]["links"] = [{**link, "from": "logs", "to": each} for each in ("jobs", "mail")]
+    for number, (key, to) in enumerate({"kern.disk.full.again": "jobs", "kern.disk.full.now": "mail"}.items()):
+        sent, ready = published(1000, number)
+        sent |= {"paths": [["logs", to]], "details": {**sent["details"], "exchange": "logs", "routing_key": key}}
+        sent["from"] = {"client": f"boss {number}"}
+        records += [sent, {**ready, "queue": to}]
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 4000}])
+    page.resize(390)
+    seen = 0
+    for step in range(80):
+        seek(page, 0.2 + step / 200)
+        labels = page.ask(
+            "return [...document.querySelectorAll('.dot.moving text')].filter((e) => e.textContent)"
+            ".map((e) => e.getBoundingClientRect().toJSON())"
+        )
+        seen += len(labels)
+        for one, other in itertools.combinations(labels, 2):
+            apart = max(one["left"], other["left"]) - min(one["right"], other["right"])
+            above = max(one["top"], other["top"]) - min(one["bottom"], other["bottom"])
+            assert max(apart, above) > -4, step
+    assert seen > 20
 
 
 def test_purged_and_lost_messages_are_marked_as_dropped(chromium: Any, tmp_path: Path) -> None:

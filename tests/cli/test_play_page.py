@@ -277,6 +277,33 @@ def test_answers_the_list_of_tutorials_and_the_picture_do_not_overlap(
     assert where["right"] <= header["right"]
 
 
+def test_the_list_of_tutorials_does_not_cut_the_picture(chromium: Any, tmp_path: Path) -> None:
+    """At the end of a tutorial, at 1280×800 pixels, the list of tutorials takes its room from the terminals: a picture
+    with three queues below each other is visible as a whole, and so are the latest lines of the terminals.
+    """
+    records = many_plays()
+    for topology in (each for each in records if each["kind"] == "topology"):
+        (queue,) = topology["queues"]
+        topology["queues"] += [{**queue, "name": name} for name in ("mail", "stock")]
+    lines = [{"t": 9000, "n": 0, "kind": "printed", "terminal": "boss", "line": f"line {n}"} for n in range(9)]
+    at = next(index for index, each in enumerate(records) if each["t"] > 9000)
+    records[at:at] = lines
+    numbers = itertools.count()
+    file = tmp_path / "recording.html"
+    file.write_bytes(single_file({**each, "n": next(numbers)} if "n" in each else each for each in records))
+    page = Page(chromium, f"{file.as_uri()}#work-queues")
+    size = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    page.until(lambda: page.find("#play-title") and shown(page, "#play-title") == "Work queues", "the tutorial")
+    seek(page, 1)
+    page.until(lambda: page.find("#plays:not([hidden]) button"), "the list of tutorials")
+    seek(page, 1)
+    assert page.ask("const e = document.querySelector('#frame'); return e.scrollHeight - e.clientHeight") <= 0
+    below = "const pre = document.querySelector('.terminal pre'); return pre.scrollHeight - pre.clientHeight"
+    assert page.ask(below) > 0
+    assert page.ask(f"{below} - pre.scrollTop") < 2, "the latest line is visible"
+
+
 def test_the_page_scrolls_to_the_top_when_another_tutorial_is_chosen(chromium: Any, tmp_path: Path) -> None:
     """If a viewer of a recording has scrolled down and then chooses another tutorial, the page scrolls back
     to the top.

@@ -266,7 +266,7 @@ def dead_letter_costs() -> Iterator[Cost]:
 
 
 def requeue_costs() -> Iterator[Cost]:
-    """AMQP 0-9-1: half a million messages that one frame requeues, from one queue or from a thousand."""
+    """AMQP 0-9-1: half a million or a million messages that one frame requeues, from one queue or from a thousand."""
     count = 500_000
     acquired = _method(commands.Basic.Consume(queue="new"))
     for kind, settled in (
@@ -282,10 +282,14 @@ def requeue_costs() -> Iterator[Cost]:
     all_of = b"".join(_method(commands.Basic.Consume(queue=f"s{n}", nowait=True)) for n in range(1000))
     parts = [HELLO, all_of, _publish("fanout") * (count // 1000), _method(commands.Basic.Recover(requeue=True))]
     yield Cost("Basic.Recover requeues half a million of a thousand queues", "amqp", parts)
+    declared = _method(commands.Queue.Declare(queue="new", durable=True)) + _publish("", "new") * 1_000_000
+    for tag in (0, 999_999):
+        parts = [HELLO, declared, acquired, _method(commands.Basic.Nack(tag, multiple=True, requeue=True))]
+        yield Cost(f"Basic.Nack with the tag {tag} requeues a million", "amqp", parts)
 
 
 def drop_costs() -> Iterator[Cost]:
-    """AMQP 0-9-1: one and a half million messages that are dropped at once."""
+    """AMQP 0-9-1: half a million messages or more that are dropped at once."""
     filled = _publish("", "new") * 1_500_000
     quorum = {"x-queue-type": "quorum"}
     for name, declared, last in (
@@ -295,6 +299,13 @@ def drop_costs() -> Iterator[Cost]:
         ("a lost connection", commands.Queue.Declare(queue="new", exclusive=True), []),
     ):  # fmt: skip
         yield Cost(f"{name} drops 1,500,000 messages", "amqp", [HELLO, _method(declared) + filled, *map(_method, last)])
+    both = b"".join(
+        _method(commands.Queue.Declare(queue=name, durable=True, arguments=quorum))
+        + _method(commands.Queue.Bind(queue=name, exchange="amq.fanout"))
+        for name in ("new", "other")
+    )
+    parts = [HELLO, both, *[_publish("amq.fanout") * 50_000] * 10, _method(commands.Queue.Purge(queue="new"))]
+    yield Cost("Queue.Purge drops half a million messages that lie between those of another queue", "amqp", parts)
 
 
 def unbinding_costs() -> Iterator[Cost]:

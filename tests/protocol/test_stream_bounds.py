@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.streaming import stream_requests
 from tests.brokers import IN_CI
 from tests.protocol.conftest import Api
 from tests.protocol.raw_stream import (
@@ -131,6 +132,83 @@ def test_properties_of_stream_subscriptions_count_towards_memory_use(api_of: Cal
         client.close()
 
 
+def test_stream_subscriptions_count_towards_memory_use() -> None:
+    """Stream subscriptions without properties, and the streams that a client has subscribed to, count towards the
+    broker's memory use until the client disconnects.
+    """
+    with EmbeddedBroker(stream_port=0) as embedded:
+        client, other = _client(embedded), _client(embedded)
+        broker = _broker(embedded)
+        for number in range(100):
+            client.create(f"s{number}")
+        for number in range(200):
+            assert other.subscribe(number, "s0") == _OK
+        assert embedded.under_test(lambda _: broker.held_for_clients) > 200 * 1500
+        for number in range(200):
+            assert other.request(UNSUBSCRIBE, bytes((number,))).code == _OK
+        for number in range(100):
+            other.subscribe(0, f"s{number}")
+            other.request(UNSUBSCRIBE, b"\0")
+        assert 100 * 700 < embedded.under_test(lambda _: broker.held_for_clients) < 100 * 1500
+        for number in range(50):
+            client.request(DELETE, string(f"s{number}"))
+        assert embedded.under_test(lambda _: broker.held_for_clients) < 60 * 800
+        other.close()
+        while embedded.under_test(lambda _: len([*broker.clients()])) > 1:
+            pass
+        assert embedded.under_test(lambda _: broker.held_for_clients) == 0
+        client.close()
+
+
+def test_names_of_stream_producers_count_towards_memory_use() -> None:
+    """The names of the producers that have published to a stream count towards the broker's memory use until the
+    stream is deleted.
+    """
+    with EmbeddedBroker(stream_port=0) as embedded:
+        client = _client(embedded)
+        broker = _broker(embedded)
+        client.create("s")
+        before = embedded.under_test(lambda _: broker.ledger.held_bytes)
+        for number in range(300):
+            assert client.declare_publisher(1, "s", f"{number:0255}") == _OK
+            client.publish(1, 1, b"x")
+            client.confirmed(1)
+            client.request(DELETE_PUBLISHER, b"\1")
+        size = embedded.under_test(lambda _: broker.vhosts["/"].queues["s"].log.size)  # type: ignore[attr-defined]
+        assert embedded.under_test(lambda _: broker.ledger.held_bytes) > before + size + 300 * 455
+        assert client.request(DELETE, string("s")).code == _OK
+        assert embedded.under_test(lambda _: broker.ledger.held_bytes) == embedded.under_test(
+            lambda _: broker.held_for_clients
+        )
+        client.close()
+
+
+def test_a_stream_does_not_store_the_offsets_of_any_number_of_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream stores no offset under a new name during an alarm, or if it has those of the maximum
+    number of readers already; it still stores those of its known readers.
+    """
+    monkeypatch.setattr(stream_requests, "_MOST_READERS", 3)
+    with EmbeddedBroker(stream_port=0) as embedded:
+        client = _client(embedded)
+        broker = _broker(embedded)
+
+        def store(name: str, offset: int) -> int | None:
+            client.send(STORE_OFFSET, string(name) + string("s") + struct.pack(">Q", offset))
+            found = client.request(QUERY_OFFSET, string(name) + string("s"))
+            return int.from_bytes(found.rest) if found.code == _OK else None
+
+        client.create("s")
+        assert [store(name, 1) for name in "abcd"] == [1, 1, 1, None]
+        client.request(DELETE, string("s"))
+        client.create("s")
+        assert store("a", 2) == 2
+        embedded.under_test(lambda _: broker.raise_alarm("disk", "low on disk", "test"))
+        assert (store("a", 3), store("b", 3)) == (3, None)
+        embedded.under_test(lambda _: broker.clear_alarm("disk"))
+        assert store("b", 4) == 4
+        client.close()
+
+
 def _connect(port: int) -> RawStream:
     client = RawStream("127.0.0.1", port)
     client.log_in()
@@ -170,9 +248,7 @@ def test_stored_offsets_count_towards_memory_use(caplog: pytest.LogCaptureFixtur
         client.create("s")
         for number in range(1000):
             client.send(STORE_OFFSET, string(f"{number:0255}") + string("s") + bytes(8))
-        asked = string(f"{999:0255}") + string("s")
-        while client.request(QUERY_OFFSET, asked).code != _OK:
-            pass
+        assert client.request(QUERY_OFFSET, string(f"{0:0255}") + string("s")).code == _OK
         assert embedded.under_test(lambda _: "memory" in broker.alarms)
         for number in range(1000):
             client.send(STORE_OFFSET, string(f"{number:0255}") + string("s") + bytes(8))

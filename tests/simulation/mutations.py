@@ -91,8 +91,8 @@ MUTATIONS = (
     Mutation(
         "does not count an acknowledgement towards the prefetch limit",
         "wire/deliveries.py",
-        "        subscription.unacked -= 1\n        self.global_unacked",
-        "        subscription.unacked -= 1 if self.last_tag % 5 else 0\n        self.global_unacked",
+        "        subscription.unacked -= count\n        self.global_unacked",
+        "        subscription.unacked -= count if self.last_tag % 5 else 0\n        self.global_unacked",
     ),
     Mutation(
         "loses the unacknowledged messages of a closed channel",
@@ -103,8 +103,8 @@ MUTATIONS = (
     Mutation(
         "acknowledges one delivery too many with multiple",
         "wire/deliveries.py",
-        "            if each > tag:\n",
-        "            if each > tag + 1:\n",
+        "takewhile(tag.__ge__",
+        "takewhile((tag + 1).__ge__",
     ),
     Mutation(
         "requeues at the tail of the queue",
@@ -243,8 +243,8 @@ MUTATIONS = (
     Mutation(
         "forgets the publishing ids of a stream when it restarts",
         "model/stream_log.py",
-        "            self.publishing_ids |= tracking.publishing_ids\n",
-        "            pass\n",
+        "            for producer, publishing_id in tracking.publishing_ids.items():\n",
+        "            for producer, publishing_id in ():\n",
     ),
     Mutation(
         "deletes the newest segments of a stream instead of the oldest",

@@ -151,6 +151,7 @@ class World:
             open_storage=self._open_storage,
         )
         await self.loop.create_task(server.start(), context=context_of(run))
+        server.broker.requeued_per_step = 1  # clients requeue too few messages at once for a second step
         self.server = server
         self.judge.started()
         self.up.set()

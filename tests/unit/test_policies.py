@@ -1,5 +1,9 @@
 """Consuming policies: how many messages a consumer prefetches, and when it acknowledges them."""
 
+from typing import Any, cast
+
+import pytest
+
 from mqtool.amqp.consume_policies import CallerSettles, Cautious, ConsumePolicy, ExactCount, Step, Streaming, policy_for
 from mqtool.amqp.receive_settings import PREFETCH, Receiving
 from mqtool.message import Delivery
@@ -186,3 +190,84 @@ def test_a_forged_delivery_count_does_not_make_a_consumer_slow() -> None:
     for redelivered, count in (False, 1000), (False, "x"), (True, "x"), (True, None):
         forged = Delivery(b"", "", "q", "q", redelivered, {"headers": {"x-delivery-count": count}}, 1)
         assert Cautious().taken(forged) is Step.RESUBSCRIBE
+
+
+@pytest.mark.parametrize(
+    ("receiving", "is_stream", "expected"),
+    [
+        (Receiving(prefetch=7), False, (Streaming, 7, False, True)),
+        (Receiving(prefetch=7, auto_ack=True), False, (Streaming, 7, True, False)),
+        (Receiving(prefetch=7), True, (Streaming, 7, False, True)),
+        (Receiving(prefetch=7, auto_ack=True, count=3), True, (Streaming, 7, True, False)),
+        (Receiving(prefetch=7, buffer=cast(Any, object())), False, (Streaming, 7, True, False)),
+        (Receiving(count=250), False, (ExactCount, 1, False, True)),
+        (Receiving(count=251), False, (ExactCount, 201, False, True)),
+        (Receiving(count=1000), False, (ExactCount, 950, False, True)),
+        (Receiving(count=2000, prefetch=0), False, (ExactCount, PREFETCH, False, True)),
+        (Receiving(count=2000, prefetch=1500), False, (ExactCount, 1500, False, True)),
+        (Receiving(count=2000, prefetch=999), False, (ExactCount, 1, False, True)),
+        (Receiving(count=3, prefetch=7, acknowledge=False), False, (CallerSettles, 3, False, False)),
+        (Receiving(prefetch=7, acknowledge=False), True, (CallerSettles, 7, False, False)),
+    ],
+)
+def test_the_options_decide_how_many_messages_are_prefetched_and_who_acknowledges(
+    receiving: Receiving, expected: tuple[object, ...], *, is_stream: bool
+) -> None:
+    """A consumer prefetches as many messages as its options say. With a count, it prefetches one by one, or up to 50
+    less than a large count. The policy acknowledges, unless the broker or the caller does.
+    """
+    policy = policy_for(receiving, limits_deliveries=False, is_stream=is_stream)
+    assert (type(policy), policy.prefetch, policy.auto_ack, policy.acknowledges) == expected
+    assert not policy.withholds
+
+
+def test_acknowledgements_are_sent_together_for_a_twentieth_of_a_second() -> None:
+    """The first delivery is acknowledged at once, and later ones once the last acknowledgement is more than 50 ms ago.
+    Without a limit on the prefetch, only this time decides.
+    """
+    for prefetch in (0, 1000):
+        assert handle(Streaming(prefetch), range(1, 50), 0.05) == []
+        policy = Streaming(prefetch)
+        assert policy.done(delivery(1), LATER)
+        assert not policy.done(delivery(2), LATER + 0.04)
+        assert policy.done(delivery(3), LATER + 0.06)
+
+
+def test_a_consumer_whose_caller_acknowledges_is_cancelled_after_its_count() -> None:
+    """If the caller acknowledges, the subscription is cancelled with the last message of the count. Without a count, it
+    goes on, also after it was cancelled and opened again.
+    """
+    policy = CallerSettles(Receiving(count=3, acknowledge=False))
+    assert [policy.taken(delivery(tag)) for tag in (1, 2, 3)] == [Step.GO_ON, Step.GO_ON, Step.CANCEL]
+    endless = CallerSettles(Receiving(acknowledge=False))
+    assert {endless.taken(delivery(tag)) for tag in range(1, 9)} == {Step.GO_ON}
+    assert endless.wants_more(8, through=8)
+    endless.opened()
+    assert endless.prefetch == PREFETCH
+
+
+def test_after_a_lost_channel_the_rest_of_the_count_is_prefetched_as_at_first() -> None:
+    """After a channel was lost, each acknowledgement lets the broker send one more message of those that are still
+    missing. Once it may have sent all of them, the consumer subscribes again for the rest.
+    """
+    policy = CallerSettles(Receiving(count=7, prefetch=2, acknowledge=False))
+    assert acknowledge(policy, 2, 3) == [Step.GO_ON] * 2
+    policy.opened()
+    assert acknowledge(policy, 2, 3, 4, 4) == [Step.GO_ON, Step.GO_ON, Step.GO_ON, Step.RESUBSCRIBE]
+    policy = CallerSettles(Receiving(count=7, prefetch=2, acknowledge=False))
+    assert acknowledge(policy, 2, 3) == [Step.GO_ON] * 2
+    policy.opened()
+    assert acknowledge(policy, 4, 5) == [Step.GO_ON, Step.CANCEL]
+
+
+def test_a_small_rest_of_the_count_is_prefetched_in_whole_messages() -> None:
+    """If a consumer subscribes again for the rest of its count, it prefetches half of the rest, rounded down, and at
+    least one message.
+    """
+    policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
+    prefetched = []
+    for received in (12, 15, 18, 19):
+        assert policy.wants_more(received, through=received)
+        prefetched.append(policy.prefetch)
+    assert prefetched == [8, 2, 1, 1]
+    assert all(isinstance(each, int) for each in prefetched)

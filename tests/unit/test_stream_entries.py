@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mqtool.codecs.amqp10_values import section
+from mqtool.codecs.amqp10_message import DATA, MESSAGE_ANNOTATIONS
+from mqtool.codecs.amqp10_values import compound, section, variable
 from mqtool.errors import BadData
 from mqtool.message import Message
 from mqtool.offsets import FIRST, Offset, Start, parse_offset
@@ -55,6 +56,17 @@ def test_a_stream_entry_that_is_not_amqp_1_0_is_received_as_the_body(data: bytes
     entry = entries.decode(data)
     if entry.body != data:  # by chance, sections
         assert data[:2] == b"\x00\x53"
+
+
+@pytest.mark.parametrize("value", [b"\x74" + bytes(4), b"\xa0\x01\xff", b"\x45", b"\x41", b"\x82\x7f\xf8" + bytes(6)])
+def test_annotations_of_other_types_are_ignored(value: bytes) -> None:
+    """If a publisher writes a priority, a delivery mode or an expiration as a decimal, binary, a list, a boolean or a
+    double, the stream message has no such property, and can be printed as JSON.
+    """
+    names = (b"x-basic-priority", b"x-basic-delivery-mode", b"x-basic-expiration")
+    annotations = compound(0xC1, [part for name in names for part in (variable(0xA3, name), value)])
+    entry = entries.decode(section(MESSAGE_ANNOTATIONS, annotations) + section(DATA, b"\xa0\x01x"))
+    assert (entry.body, entry.properties) == (b"x", {})
 
 
 def test_a_stream_entry_published_over_amqp_0_9_1_has_its_exchange_and_routing_key() -> None:

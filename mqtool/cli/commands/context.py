@@ -1,11 +1,14 @@
 """mqtool context add, ls, use, show, edit, rm."""
 
+import fcntl
 import json
 import os
 import re
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,16 +64,17 @@ def add(
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise UsageError(f"{name!r} is not a valid context name", "use letters, digits, - and _")
     parse_addresses(url)
-    text = contexts.read()
-    known = contexts.parse(text)
-    if name in known.known:
-        raise UsageError(f"context {name!r} already exists", "change it with 'mqtool context edit'")
     given: dict[str, Any] = {"url": url, "management": management, "tls-ca": tls_ca, "tls-cert": tls_cert}
     given |= {"tls-key": tls_key, "password-command": password_command, "protected": protected or None}
     given["protocol"] = protocol
     lines = [f"{key} = {_value(value)}" for key, value in given.items() if value is not None]
-    before = f"{text.rstrip()}\n\n" if text.strip() else ""
-    _write("\n".join((f"{before}[contexts.{name}]", *lines, "")), {*known.known, name}, known.in_use)
+    with _locked():
+        text = contexts.read()
+        known = contexts.parse(text)
+        if name in known.known:
+            raise UsageError(f"context {name!r} already exists", "change it with 'mqtool context edit'")
+        before = f"{text.rstrip()}\n\n" if text.strip() else ""
+        _write("\n".join((f"{before}[contexts.{name}]", *lines, "")), {*known.known, name}, known.in_use)
     output.status(
         f"added context {name!r} to {contexts.path()}; to make it the default: {pasteable('context use', name)}"
     )
@@ -92,11 +96,12 @@ def use(
     """Make a context the default for all commands."""
     if (name is None) != none:
         raise UsageError("give either the name of a context or --none", "'mqtool context ls' lists the contexts")
-    text = contexts.read()
-    known = contexts.parse(text)
-    if name is not None:
-        known.named(name)
-    _write(_using(text, name), {*known.known}, name)
+    with _locked():
+        text = contexts.read()
+        known = contexts.parse(text)
+        if name is not None:
+            known.named(name)
+        _write(_using(text, name), {*known.known}, name)
     output.status(f"context {name!r} is in use" if name else "no context is in use")
 
 
@@ -138,7 +143,8 @@ def edit() -> None:
     """
     command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     path = contexts.path().resolve()  # it may be a symbolic link
-    draft = _draft(path, contexts.read())
+    before = contexts.read()
+    draft = _draft(path, before)
     try:
         with stopping.calling(lambda: None):  # Ctrl-C is for the editor
             code = subprocess.run([*shlex.split(command), draft], check=False).returncode
@@ -153,18 +159,22 @@ def edit() -> None:
         contexts.parse(text)
     except (UnicodeDecodeError, UsageError) as error:
         raise UsageError(f"nothing was changed: {error}", f"your text is in {draft}") from error
-    draft.replace(path)
+    with _locked():
+        if contexts.read() != before:
+            raise MqtoolError(f"nothing was changed: {path} has been changed meanwhile", f"your text is in {draft}")
+        draft.replace(path)
     output.status(f"saved {path}")
 
 
 @command(app, "mqtool context rm staging", effect=Effect.NONE)
 def rm(name: Name) -> None:
     """Remove a context."""
-    text = contexts.read()
-    known = contexts.parse(text)
-    known.named(name)
-    in_use = None if known.in_use == name else known.in_use
-    _write(_without(text if in_use else _using(text, None), name).lstrip("\n"), {*known.known} - {name}, in_use)
+    with _locked():
+        text = contexts.read()
+        known = contexts.parse(text)
+        known.named(name)
+        in_use = None if known.in_use == name else known.in_use
+        _write(_without(text if in_use else _using(text, None), name).lstrip("\n"), {*known.known} - {name}, in_use)
     output.status(f"removed context {name!r}")
 
 
@@ -187,6 +197,22 @@ def _value(value: Any) -> str:
     return json.dumps(value if isinstance(value, bool) else str(value), ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
+@contextmanager
+def _locked() -> Iterator[None]:
+    """Make other commands that change the contexts wait until the block ends."""
+    path = contexts.path().resolve().parent
+    _make(path)
+    try:
+        directory = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
 def _write(text: str, names: set[str], in_use: str | None) -> None:
     """Replace the file atomically. Raise MqtoolError unless `text` defines exactly `names` and `in_use`."""
     after = contexts.parse(text)
@@ -198,16 +224,25 @@ def _write(text: str, names: set[str], in_use: str | None) -> None:
 
 def _draft(path: Path, text: str) -> Path:
     """Write text to a temporary file in the directory of `path`. The caller renames that file to `path`."""
+    _make(path.parent)
     try:
-        path.parent.mkdir(0o700, parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(".toml", "new-", path.parent)  # 0600
     except OSError as error:
-        raise MqtoolError(
-            f"cannot write to {path.parent}: {error.strerror}",
-            "set XDG_CONFIG_HOME to a directory that you can write to",
-        ) from error
+        raise _cannot_write(path.parent, error) from error
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(descriptor)
     return Path(name)
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(directory, error) from error
+
+
+def _cannot_write(directory: Path, error: OSError) -> MqtoolError:
+    hint = "set XDG_CONFIG_HOME to a directory that you can write to"
+    return MqtoolError(f"cannot write to {directory}: {error.strerror}", hint)

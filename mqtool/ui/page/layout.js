@@ -1,6 +1,8 @@
 // Where the nodes are: publishers, exchanges, queues and consumers in layers. A node keeps its place among its layer
 // when others come and go. Between two layers there is room for the labels of the arrows.
 
+import { labelOf } from "./model.js";
+
 export const SIZE = {
   wide: { width: 160, height: 62, along: 96, across: 20, margin: 24, before: 24, longest: 24 },
   narrow: { width: 156, height: 62, along: 36, across: 14, margin: 24, before: 6, longest: 22 },
@@ -14,6 +16,14 @@ const BELOW = 26;
 const CHARACTER = 6.8;
 const LINE = 14;
 const LINES = 3;
+/** How far beside an arrow that leads down its rate begins, so that messages do not cover it. */
+const BESIDE_ARROW = 9;
+/** Boxes are as wide as the longest name needs, if that is not wider than this, and layers beside each other have room. */
+const WIDEST = 236;
+const NAME = 7;
+const ROOM = 1290;
+/** How much room there is at the sides for an offset that stands beside the arrow below its stream. */
+const NOTE = 68;
 
 /**
  * @typedef {object} Place  the middle of a node, and the number of its layer
@@ -68,7 +78,7 @@ export class Layout {
   of(state, narrow, arrows) {
     const layers = this.layersOf(state);
     const most = Math.max(1, ...layers.map((layer) => layer.length));
-    const size = !narrow ? SIZE.wide : most === 3 ? SIZE.three : SIZE.narrow;
+    const size = sizeOf(state, narrow, most, layers.length);
     const cross = (narrow ? size.width : size.height) + size.across;
     const places = new Map();
     layers.forEach((layer, index) => {
@@ -117,10 +127,28 @@ export class Layout {
     const before = (id) =>
       state.consumers.has(id) ? this.order.get(state.drawn(state.consumers.get(id).queue)) || 0 : 0;
     for (const layer of layers) {
-      layer.sort((one, other) => before(one) - before(other) || this.order.get(one) - this.order.get(other));
+      // The default exchange is below the others: what comes back from below, such as dead letters, passes it.
+      layer.sort(
+        (one, other) =>
+          before(one) - before(other) ||
+          Number(one === "x:") - Number(other === "x:") ||
+          this.order.get(one) - this.order.get(other),
+      );
     }
     return layers;
   }
+}
+
+/** The sizes of a picture: of all its boxes, and between them. */
+function sizeOf(state, narrow, most, count) {
+  const size = !narrow ? SIZE.wide : most === 3 ? SIZE.three : SIZE.narrow;
+  const isStored = [...state.queues.values()].some(({ stored }) => stored);
+  const margin = size.margin + (narrow && isStored && most < 3 ? NOTE : 0);
+  const names = [...[...state.queues.values()].map(labelOf), ...[...state.exchanges.values()].map(({ name }) => name)];
+  const needed = Math.max(...names.map((name) => name.length * NAME + 28), 0);
+  const widest = !narrow ? (ROOM - (size.along + 34) * (count - 1)) / count : most === 1 ? WIDEST : 0;
+  const width = Math.max(size.width, Math.min(needed, WIDEST, Math.floor(widest)));
+  return { ...size, margin, width };
 }
 
 /** The room after each layer: enough for the labels of the arrows that end at the next one. */
@@ -146,8 +174,8 @@ function gapsOf(count, places, size, narrow, arrows) {
 
 /**
  * Where the labels of arrows are: between two layers, so never over a node, and not over each other.
- * @returns {Map<string, {x: number, y: number, lines: string[], rate: number}>}  by arrow; the middle of the first
- *   line's base, and how far below it the base of the rate is
+ * @returns {Map<string, {x: number, y: number, lines: string[], rate: number, beside: number}>}  by arrow; the middle of
+ *   the first line's base, and how far below it the base of the rate is, and beside it
  */
 export function labelsOf(layout, arrows, curve) {
   const { places, narrow, size } = layout;
@@ -161,12 +189,14 @@ export function labelsOf(layout, arrows, curve) {
     const width = Math.max(0, ...lines.map((line) => line.length)) * CHARACTER;
     const height = lines.length * LINE;
     let { x, y } = pointOf(points, 0.5);
+    let beside = 0;
     let rate = height + (lines.length ? 1 : 6);
     y += 8 - height / 2;
     if (end.layer > start.layer && narrow) {
       // Above the node, where arrows to others are far.
       x = end.x;
       y = end.y - half - 16 - height;
+      beside = BESIDE_ARROW;
     } else if (end.layer > start.layer) {
       // Beside the node, on the side of the arrow that the arrow does not come from.
       x = end.x - half - 12 - Math.max(width, 30) / 2;
@@ -175,7 +205,7 @@ export function labelsOf(layout, arrows, curve) {
       // Messages that move along the arrow do not cover the rate.
       if (!isBelow) rate = end.y + (lines.length ? 19 : -11) - y;
     }
-    found.push({ key, lines, x, y, width, rate });
+    found.push({ key, lines, x, y, width, rate, beside });
   }
   found.sort((one, other) => one.y - other.y);
   const labels = new Map();

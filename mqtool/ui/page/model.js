@@ -83,8 +83,15 @@ export function emptyState() {
   };
 }
 
+/**
+ * mqtool looks at the ends of a stream with this subscription, such as to tell how far a reader is behind. Whoever looks
+ * at a play would take it for a reader.
+ */
+const isLook = ({ play }, name) => play && name?.endsWith("/stream.subid-255");
+
 /** Apply a record to a state. */
 export function apply(state, record) {
+  if (isLook(state, record.consumer)) return;
   // What is due by then comes first: otherwise, a command would stand before the output of the one before it.
   if (state.due.length) advanceTo(state, record.t);
   state.t = Math.max(state.t, record.t);
@@ -311,7 +318,7 @@ export function advanceTo(state, now) {
   showDue(state, now);
   const time = Math.min(now, state.rests);
   for (const nodes of [state.queues, state.exchanges]) {
-    for (const [id, { isDeleted }] of nodes) if (isDeleted && !isStillSeen(state, id, time)) nodes.delete(id);
+    for (const [id, { isDeleted }] of nodes) if (isDeleted && !isStillSeen(state, id, now)) nodes.delete(id);
   }
   for (const nodes of [state.publishers, state.consumers]) {
     for (const [id, node] of nodes) {
@@ -474,7 +481,8 @@ function consumerOf(state, name, queue, client) {
   const id = newConsumerId(state, name, queue, label, false);
   if (!state.consumers.has(id)) {
     belongs(state, queueId(queue), label);
-    state.consumers.set(id, { id, name, label, queue: queueId(queue), prefetch: 0, isUnknown: true, gone: state.t });
+    const known = { id, name, label, queue: queueId(queue), since: state.t };
+    state.consumers.set(id, { ...known, prefetch: 0, isUnknown: true, gone: state.t });
   }
   // Until the topology has it, it is shown only for a while: it may have gone already.
   const consumer = state.consumers.get(id);
@@ -485,7 +493,7 @@ function consumerOf(state, name, queue, client) {
 /** @param {string | null} target  the id of an exchange; or of a stream, for the stream protocol */
 function publisherOf(state, client, target) {
   const id = publisherId(client);
-  const publisher = state.publishers.get(id) || { id, name: client, targets: new Map() };
+  const publisher = state.publishers.get(id) || { id, name: client, since: state.t, targets: new Map() };
   publisher.gone = state.t;
   if (target !== null) publisher.targets.set(target, state.t);
   state.publishers.set(id, publisher);
@@ -628,7 +636,8 @@ const HANDLERS = {
     if (found) found.offset = offset;
   },
 
-  topology(state, record) {
+  topology(state, given) {
+    const record = { ...given, consumers: given.consumers.filter(({ name }) => !isLook(state, name)) };
     state.topology = record;
     const keep = (nodes, list, idOf, make) => {
       const found = new Map(list.map((each) => [idOf(each), each]));
@@ -660,8 +669,8 @@ const HANDLERS = {
     }
     for (const each of record.consumers) {
       const id = newConsumerId(state, each.name, each.queue, each.label, true);
-      const { offset } = state.consumers.get(id) || {};
-      state.consumers.set(id, { id, offset, ...each, queue: queueId(each.queue), gone: 0 });
+      const { offset, since = state.t } = state.consumers.get(id) || {};
+      state.consumers.set(id, { id, offset, since, ...each, queue: queueId(each.queue), gone: 0 });
       belongs(state, queueId(each.queue), each.label);
     }
     for (const each of record.publishers || []) publisherOf(state, each.client, exchangeId(each.exchange));

@@ -14,6 +14,9 @@ const SHOWN_IN_NODE = 10;
 const PITCH = 12;
 /** Closer together, if there has to be room for a number beside them. */
 const CLOSE_PITCH = 10;
+/** The width of a digit of this number, roughly; and of what is beside the row and the number. */
+const DIGIT = 7;
+const BESIDE_NUMBER = 26;
 /** The height of a line of an arrow's label. */
 const LINE_HEIGHT = 14;
 /** What a message is routed by is cut to this length, and beside a moving message there is room for one. */
@@ -21,9 +24,11 @@ const LONGEST_ADDRESS = 30;
 /** A body is cut to this length; beside more messages that move at once, bodies would cover each other. */
 const SHORT = 14;
 const FEW = 6;
-const ROOM = { x: 70, y: 12 };
-/** The base of a label, from its moving message. Below, boxes are empty; above are their names. Half of a character. */
-const LABEL = { below: 21.5, above: -11.5, half: 3.6 };
+/**
+ * The base of a label, from its moving message. Below, boxes are empty; above are their names. Half of a character. Where a
+ * label is beside its message, how far.
+ */
+const LABEL = { below: 21.5, above: -11.5, half: 3.6, beside: 10, height: 12 };
 /** From this rate on (messages a second), an arrow shows a flow. */
 const FLOW = 20;
 
@@ -71,10 +76,12 @@ function describeGroup(node, moment) {
   return { role, name, line: what === "consumers" ? limitOf(node) || what : what };
 }
 
+const GONE = "cancelled or closed";
+
 /** What a consumer's box says below its name. */
 function lineOfConsumer(state, moment, consumer) {
   if (consumer.offset !== undefined) return `at offset ${number(consumer.offset)}`;
-  if (consumer.gone && !consumer.isUnknown && !hasMotion(state, consumer.id, moment.now)) return "cancelled or closed";
+  if (consumer.gone && !consumer.isUnknown && !hasMotion(state, consumer.id, moment.now)) return GONE;
   return limitOf(consumer);
 }
 
@@ -83,10 +90,11 @@ function describeJoined(state, moment, { joined }) {
   const consumer = joined[joined.length - 1];
   const line = lineOfConsumer(state, moment, consumer);
   const isPublisher = joined[0].queue === undefined;
+  const words = line === GONE ? [line] : [isPublisher && "publisher", line];
   return {
     role: isPublisher ? "publisher and consumer" : "consumer",
     name: visible(consumer.label),
-    line: [isPublisher && "publisher", line].filter(Boolean).join(" · ") || "consumer",
+    line: words.filter(Boolean).join(" · ") || "consumer",
   };
 }
 
@@ -177,6 +185,7 @@ export class Picture {
       ...shown.consumers.keys(),
       ...shown.publishers.keys(),
       ...arrows.map((arrow) => arrow.key + arrow.label),
+      ...[...shown.queues.values()].map(({ stored }) => stored !== undefined),
     ].join("\n");
     if (signature !== this.laidOut) {
       this.laidOut = signature;
@@ -255,7 +264,7 @@ export class Picture {
       drawn.group.dataset.to = arrow.to;
       const [first, ...rest] = points.map((each) => `${each.x} ${each.y}`);
       drawn.path.setAttribute("d", `M${first}C${rest.join(" ")}`);
-      const { x, y, lines, rate } = labels.get(arrow.key);
+      const { x, y, lines, rate, beside } = labels.get(arrow.key);
       drawn.label.replaceChildren(
         ...lines.map((line, index) =>
           element("tspan", { x: String(x), y: String(y + index * LINE_HEIGHT) }, visible(line)),
@@ -263,7 +272,8 @@ export class Picture {
       );
       drawn.title.textContent = drawn.whole.textContent = visible(arrow.label);
       drawn.words.dataset.arrow = arrow.key;
-      drawn.rate.setAttribute("x", String(x));
+      drawn.rate.setAttribute("x", String(x + beside));
+      drawn.rate.classList.toggle("beside", beside > 0);
       drawn.rate.setAttribute("y", String(y + rate));
     }
   }
@@ -289,7 +299,9 @@ export class Picture {
         drawn.behind.setAttribute("d", drawn.isGroup ? outline(id[0], width, height) : "");
         drawn.count.setAttribute("x", String(width - (id[0] === "q" ? 12 : 14)));
         const middle = width / 2 + (id[0] === "q" ? 6 : 0);
-        for (const text of [drawn.name, drawn.line, drawn.note]) text.setAttribute("x", String(middle));
+        for (const text of [drawn.name, drawn.line]) text.setAttribute("x", String(middle));
+        // Messages move along the arrow that leads down.
+        drawn.note.setAttribute("x", String(this.places.narrow ? width / 2 - LABEL.beside : middle));
         Object.assign(drawn, { where, width });
       }
       if (drawn.words !== words || drawn.cut !== width) {
@@ -297,7 +309,7 @@ export class Picture {
         const beside = (id[0] === "q" ? 28 : id[0] === "x" ? 16 : 10) + (drawn.isGroup ? 56 : 0);
         fit(drawn.name, name, width - beside);
         fit(drawn.line, line, width - (id[0] === "q" ? 24 : 10));
-        fit(drawn.note, note, width);
+        fit(drawn.note, note, Math.max(width, 160));
         drawn.title.textContent = drawn.isGroup ? `${words}. Click to unfold` : words;
         drawn.group.setAttribute("aria-label", words);
         drawn.count.textContent = drawn.isGroup ? `×${number(nodeOf(state, id).members.length)}` : "";
@@ -385,8 +397,11 @@ export class Picture {
       const end = this.shown.drawn(motion.nodes[motion.nodes.length - 1]);
       // Unless that would cover the one before.
       const label = cut(visible(besideOf(state, motion, isFew)), LONGEST_ADDRESS);
-      const isFree = labelled.every(({ x, y }) => Math.abs(x - place.x) > ROOM.x || Math.abs(y - place.y) > ROOM.y);
-      if (label && isFree) labelled.push(place);
+      const half = label.length * LABEL.half;
+      const isFree = labelled.every(
+        (each) => Math.abs(each.x - place.x) > each.half + half || Math.abs(each.y - place.y) > LABEL.height,
+      );
+      if (label && isFree) labelled.push({ ...place, half });
       const how = motion.nodes.length > 1 ? "moving" : "moving ended";
       this.drawDot(`${motion.id}`, place, motion.fate, motion, end, how, isFree ? label : "");
     }
@@ -411,9 +426,9 @@ export class Picture {
       const isStream = id[0] === "q" && state.queues.get(id).type === "stream";
       // Beside a delayed message is the time that is left.
       const isDelayed = copies.length > 0 && copies[0].until !== undefined;
-      const isLong = copies.length + uncopied > SHOWN_IN_NODE;
-      const pitch = isDelayed ? 44 : isLong ? CLOSE_PITCH : PITCH;
-      const most = Math.min(SHOWN_IN_NODE, Math.floor((this.places.size.width - 34) / pitch));
+      const all = copies.length + uncopied;
+      const pitch = isDelayed ? 44 : all > SHOWN_IN_NODE ? CLOSE_PITCH : PITCH;
+      const most = mostInRow(this.places.size.width, pitch, all);
       const shown = isStream ? copies.slice(-most).reverse() : copies.slice(0, most);
       shown.forEach((copy, index) => {
         seen.add(copy.key);
@@ -425,7 +440,7 @@ export class Picture {
         seen.add(key);
         this.drawDot(key, this.placeInRow(id, index * pitch), isStream ? "stream" : "ready", null, id, "resting");
       }
-      more = copies.length + uncopied - shown.length - others;
+      more = all - shown.length - others;
       const { x, y } = this.placeInRow(id, (shown.length + others) * pitch - 4);
       const { x: left, y: top } = this.places.places.get(id);
       drawn.more.setAttribute("x", String(x - left + this.places.size.width / 2));
@@ -434,7 +449,7 @@ export class Picture {
     // Unacknowledged messages that are only counted are not drawn: nobody knows which consumer has them.
     const counted = counts.has(id) ? String(state.queues.get(id).uncopied.unacked) : "";
     if (drawn.counted !== counted) drawn.group.dataset.counted = drawn.counted = counted;
-    const text = more ? `+${more.toLocaleString("en")}` : "";
+    const text = more ? `+${number(more)}` : "";
     if (drawn.moreText !== text) drawn.more.textContent = drawn.moreText = text;
   }
 
@@ -498,14 +513,22 @@ export class Picture {
       drawn.left.textContent = label;
       drawn.label = label;
     }
-    if (label && how === "moving") this.keepInside(drawn.left, place);
+    // An offset moves above the one that was stored before, which is below its stream.
+    if (label && how === "moving") this.keepInside(drawn.left, place, fate === "stored");
   }
 
-  /** Move the label of a message that moves along the edge of the picture, so that all of it is seen. */
-  keepInside(text, { x, y }) {
-    const { width, height, narrow } = this.places;
+  /** Move the label of a message that moves so that all of it is seen, and covers little; on demand, above it. */
+  keepInside(text, { x, y }, wantsAbove) {
+    const { width, height, narrow, size } = this.places;
     const half = text.textContent.length * LABEL.half;
-    const isAbove = narrow || y + LABEL.below + 4 > height;
+    const right = LABEL.beside + half;
+    if (narrow && half < size.width / 4 && x + right + half < width) {
+      // Arrows lead down: what is beside them is between the boxes, too.
+      text.setAttribute("x", String(right));
+      text.setAttribute("y", "4");
+      return;
+    }
+    const isAbove = wantsAbove || narrow || y + LABEL.below + 4 > height;
     text.setAttribute("x", String(Math.max(half, Math.min(width - half, x)) - x));
     text.setAttribute("y", String(isAbove ? LABEL.above : LABEL.below));
   }
@@ -531,6 +554,13 @@ function* namesOf(state) {
   for (const queue of state.queues.values()) yield [queue.id, `${labelOf(queue)}\n${queue.name}`];
   for (const { id, label } of state.consumers.values()) yield [id, label];
   for (const { id, name } of state.publishers.values()) yield [id, name];
+}
+
+/** How many of all messages at a node are drawn in its row, so that there is room for the number of the others. */
+function mostInRow(width, pitch, all) {
+  const most = Math.min(SHOWN_IN_NODE, Math.floor((width - 34) / pitch));
+  const digits = `+${number(all)}`.length * DIGIT;
+  return all <= most ? most : Math.min(most, Math.floor((width - BESIDE_NUMBER - digits) / pitch));
 }
 
 function leftOf(copy, now) {

@@ -498,9 +498,11 @@ export class Play {
     const mayAct = this.canAct && isLatest && play !== null && !play.isAgain && !play.failed;
     parts.act.hidden = !(mayAct && (waits || isChoosing));
     const isMenu = isChoosing || this.isMenuOpen;
+    const isNew = parts.menu.hidden === isMenu;
     document.body.classList.toggle("choosing", play === null);
     parts.menu.hidden = !isMenu || !this.plays.length;
     parts.other.setAttribute("aria-expanded", String(isMenu));
+    if (isNew) this.showLatestLines();
     if (isMenu && this.menuIsNew) {
       this.menuIsNew = false;
       const first = proposed ? parts.next : parts.menu.querySelector("button");
@@ -562,7 +564,11 @@ export class Play {
         return figure;
       }),
     );
-    // With charts below them, the terminals are lower.
-    if (isNew) for (const pre of this.parts.terminals.querySelectorAll("pre")) pre.scrollTop = pre.scrollHeight;
+    if (isNew) this.showLatestLines();
+  }
+
+  /** Beside charts or the list of tutorials, the terminals are lower. */
+  showLatestLines() {
+    for (const pre of this.parts.terminals.querySelectorAll("pre")) pre.scrollTop = pre.scrollHeight;
   }
 }

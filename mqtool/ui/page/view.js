@@ -74,7 +74,7 @@ export class View {
     const ways = usedWays(state);
     const shown = {
       exchanges: kept(usedExchanges(state, ways)),
-      queues: kept(state.queues),
+      queues: kept(usedQueues(state)),
       consumers: kept(state.consumers),
       publishers: kept(state.publishers),
     };
@@ -99,7 +99,7 @@ export class View {
   }
 
   /**
-   * In a play, a terminal is one box, even if its program publishes and consumes: at its consumer, or at its publisher if
+   * In a play, a terminal is one box, even if its programs publish and consume: where it was first, but at its publisher if
    * it only consumes from queues with generated names, such as one for replies. `joined` are all its nodes.
    */
   join(shown, standsFor) {
@@ -110,7 +110,8 @@ export class View {
     }
     for (const joined of parties.values()) {
       if (joined.length < 2) continue;
-      const at = joined.find(({ queue }) => queue !== undefined && !isGenerated(queue)) ?? joined[0];
+      const begun = joined.filter(({ queue }) => queue === undefined || !isGenerated(queue));
+      const at = begun.reduce((first, each) => (each.since <= first.since ? each : first), begun[0] ?? joined[0]);
       for (const { id, queue } of joined) {
         const kind = queue === undefined ? "publishers" : "consumers";
         shown[kind] = new Map(shown[kind]);
@@ -193,6 +194,21 @@ const groupOf = {
     prefetch: sameOf(members, (each) => each.prefetch, null),
   }),
 };
+
+/**
+ * The queues of a state; in a play, without those with generated names that nobody uses yet: a client that has declared a
+ * queue for replies consumes from it only later.
+ */
+function usedQueues({ play, queues, links, copies, messages, consumers }) {
+  if (!play) return queues;
+  const ends = [...links.values()].filter(({ from }) => from !== "x:").map(({ to }) => to);
+  const used = new Set(ends);
+  for (const { place } of copies.values()) used.add(place);
+  for (const { paths } of messages.values()) for (const queue of paths.keys()) used.add(queue);
+  for (const { queue } of consumers.values()) used.add(queue);
+  const isUsed = ([id, { name, ready, unacked }]) => !isGenerated(name) || used.has(id) || ready + unacked > 0;
+  return new Map([...queues].filter(isUsed));
+}
 
 /**
  * The links of a state without those that nobody uses: the default exchange is bound to streams, too, but with the stream

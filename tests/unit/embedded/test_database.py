@@ -2,8 +2,11 @@
 
 import asyncio
 import errno
+import logging
+import os
 import sqlite3
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mqtool.broker.embedded.model.amqp_message import ContentHeader, HeaderReader, MessageProperties, encode_address
 from mqtool.broker.embedded.model.backlog import BATCH
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.ledger import Ledger
@@ -29,6 +33,7 @@ from mqtool.broker.embedded.store.database import (
     write_definitions,
     write_entries,
 )
+from mqtool.broker.embedded.store.disk import Disk
 
 
 def mode_of(path: Path) -> int:
@@ -111,7 +116,7 @@ def test_a_full_disk_is_named_as_the_reason_why_a_broker_cannot_start(
 
     with monkeypatch.context() as patch:
         patch.setattr(database, "_open", fail)
-        patch.setattr(database, "disk_free", lambda _: free)
+        patch.setattr(database, "disk_free", lambda directory: free if directory == tmp_path else _PLENTY)
         with pytest.raises(OSError, match=r".") as found:
             open_database(tmp_path)
     if is_full:
@@ -187,6 +192,47 @@ def test_closing_a_data_directory_closes_its_files(tmp_path: Path) -> None:
     assert len([*Path("/dev/fd").iterdir()]) <= before
 
 
+class RecordingDisk(Disk):
+    """A disk that records which files are synced."""
+
+    def __init__(self) -> None:
+        self.synced: list[tuple[int, Path]] = []
+
+    def sync(self, file: int, path: Path) -> None:
+        self.synced.append((os.fstat(file).st_ino, path))
+
+
+def test_changes_are_synced_and_moved_to_the_database_on_the_thread_that_writes(tmp_path: Path) -> None:
+    """Changes are written to SQLite's log, which only sync() syncs. The thread that writes can sync the log, and copy
+    it to the database file, while the event loop uses the database.
+    """
+    disk, log = RecordingDisk(), tmp_path / f"{FILE}-wal"
+    opened = open_database(tmp_path, disk)
+    assert [opened.db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "wal_autocheckpoint")] == [
+        1,
+        0,
+    ]
+    write_definitions(opened.db, {("queue", b"written"): b"\0\0\0\0"})
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(opened.sync).result()
+        assert disk.synced == [(log.stat().st_ino, log)]
+        assert b"queuewritten" not in (tmp_path / FILE).read_bytes()
+        thread.submit(opened.checkpoint).result()
+    assert b"queuewritten" in (tmp_path / FILE).read_bytes()
+    opened.close()
+
+
+def test_a_message_that_is_read_back_has_the_position_and_the_counts_that_were_stored() -> None:
+    """A message that is read back has its position, its time, and its counts. One that was delivered before is marked
+    as redelivered.
+    """
+    header = ContentHeader.of(MessageProperties(b"\0\0"), 1).raw
+    for stored, counts in (((0, 0), (0, 0, False)), ((2, 1), (2, 2, True)), ((2, 6), (2, 5, True))):
+        entry = StoredEntry(7, 1, 99, *stored, encode_address("", "q"), header, b"x").entry(HeaderReader())
+        assert (entry.position, entry.row, entry.expires_at, entry.message.body) == (7, 7, 99, b"x")
+        assert (entry.delivery_count, entry.acquired_count, entry.redelivered) == counts
+
+
 @given(st.sets(st.integers(1, 40), min_size=1), st.data())
 def test_exactly_the_removed_messages_are_deleted(rows: set[int], data: st.DataObject) -> None:
     """Whichever messages are removed from a data directory, and in whatever order, all others stay in it, in order."""
@@ -253,11 +299,13 @@ def test_definitions_are_replaced_found_and_deleted_by_kind_and_key() -> None:
     ids=["below the limit", "at the limit", "little space", "much space"],
 )
 def test_publishers_are_blocked_while_the_disk_has_too_little_space(
-    monkeypatch: pytest.MonkeyPatch, free: int, alarms: dict[str, str], seconds: float
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int, alarms: dict[str, str], seconds: float
 ) -> None:
-    """While less disk space is free than the limit, the disk alarm blocks publishers. The less space is free, the
-    sooner the broker checks the space again. After the broker has stopped, no further checks are made.
+    """While less disk space is free than the limit, the disk alarm blocks publishers, and the log says how much is
+    free. The less space is free, the sooner the broker checks the space again. After the broker has stopped, no further
+    checks are made.
     """
+    caplog.set_level(logging.WARNING)
     later: list[float] = []
     cancelled: list[bool] = []
 
@@ -280,3 +328,7 @@ def test_publishers_are_blocked_while_the_disk_has_too_little_space(
         assert later[-1] == seconds
     space.stop()
     assert cancelled == [True]
+    warned = [
+        record.getMessage() for record in caplog.records if record.getMessage().startswith("disk space alarm set")
+    ]
+    assert warned[-1] == f"disk space alarm set: only {free if alarms else 0} bytes are free"

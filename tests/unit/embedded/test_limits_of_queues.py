@@ -9,11 +9,11 @@ from mqtool.broker.embedded.model.applied_policies import USER, Policy
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import PROFILES, Like
-from mqtool.broker.embedded.model.queue import BrokerQueue, Why, consumer_timeout
+from mqtool.broker.embedded.model.queue import BrokerQueue, Outcome, Why, consumer_timeout, feed, in_memory
 from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.codecs.field_tables import Int32, Table
-from tests.unit.embedded.test_queue import FakeClock, FakeConsumer, add_queue, bodies, message
+from tests.unit.embedded.test_queue import BusyClock, FakeClock, FakeConsumer, add_queue, bodies, message, requeue_many
 
 
 class RecordingLedger(Ledger):
@@ -22,12 +22,14 @@ class RecordingLedger(Ledger):
     Attributes:
         stored_bodies: the bodies of messages.
         delivering_keys: the keys of queues that have made their first delivery.
+        removed_rows: the rows of messages that were deleted.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.stored_bodies: list[bytes] = []
         self.delivering_keys: list[int] = []
+        self.removed_rows: list[int] = []
 
     def new_key(self) -> int:
         return 7
@@ -39,6 +41,9 @@ class RecordingLedger(Ledger):
 
     def delivering(self, holder: int) -> None:
         self.delivering_keys.append(holder)
+
+    def removed(self, row: int) -> None:
+        self.removed_rows.append(row)
 
 
 @pytest.fixture
@@ -383,6 +388,227 @@ def test_each_version_has_its_own_consumer_timeouts(
     queue = add_queue(vhost, durable=True, x_queue_type=kind, **arguments)
     consumers: Table = {} if argument is None else {"x-consumer-timeout": Int32(argument)}
     assert consumer_timeout(queue, consumers, 30) == seconds
+
+
+@pytest.mark.parametrize(
+    ("queue_ttl", "policy_ttl", "expiration", "stored", "lasts"),
+    [
+        (1000, None, b"", 500, 500),
+        (1000, None, b"", 5000, 1000),
+        (1000, None, b"300", 500, 300),
+        (None, None, b"700", 5000, 700),
+        (None, 400, b"", 900, 900),
+        (None, None, b"", 900, 900),
+        (1000, None, b"", None, None),
+        (None, None, b"", None, None),
+    ],
+)
+def test_a_recovered_message_expires_no_later_than_its_queue_and_itself_say(
+    vhost: VirtualHost,
+    clock: FakeClock,
+    ledger: Ledger,
+    queue_ttl: int | None,
+    policy_ttl: int | None,
+    expiration: bytes,
+    stored: int | None,
+    lasts: int | None,
+) -> None:
+    """A message that is recovered from disk expires at the time that was stored with it. If that is later than the
+    queue's arguments and the message's expiration allow, because the clock was ahead, the message expires after these.
+    One without a stored time never does.
+    """
+    if policy_ttl is not None:
+        vhost.policies.put(USER, Policy("p", ".*", {"message-ttl": Int32(policy_ttl)}))
+    queue = add_queue(vhost, **({} if queue_ttl is None else {"x_message_ttl": Int32(queue_ttl)}))
+    fields = {"expiration": bytes([len(expiration)]) + expiration} if expiration else {}
+    queue.restore(ledger.enter(with_fields(b"x", **fields), None if stored is None else clock.now() + stored))
+    clock.pass_by(100_000 if lasts is None else lasts - 1)
+    assert len(queue) == 1
+    clock.pass_by(1)
+    assert len(queue) == (lasts is None)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "outcome", "is_deleted", "end"),
+    [
+        ("at-most-once", Outcome.TAKEN, False, "dropped"),
+        ("at-most-once", Outcome.NOT_TAKEN, False, "dropped"),
+        ("at-most-once", Outcome.FAILED, False, "set aside"),
+        ("at-most-once", Outcome.FAILED, True, "dropped"),
+        ("at-least-once", Outcome.TAKEN, False, "dropped"),
+        ("at-least-once", Outcome.NOT_TAKEN, False, "kept"),
+        ("at-least-once", Outcome.NOT_TAKEN, True, "dropped"),
+        ("at-least-once", Outcome.FAILED, False, "set aside"),
+    ],
+)
+def test_a_dead_letter_leaves_its_queue_once_another_queue_has_it(
+    vhost: VirtualHost, ledger: RecordingLedger, strategy: str, outcome: Outcome, end: str, *, is_deleted: bool
+) -> None:
+    """A dead letter is deleted once a queue has it; if none takes it, too, except with the strategy at-least-once. If
+    publishing it fails, it stays on disk, and is in its queue again after a restart. A deleted queue keeps nothing.
+    """
+    to: Table = {"x_dead_letter_exchange": "x", "x_dead_letter_strategy": strategy, "x_overflow": "reject-publish"}
+    queue = add_queue(vhost, durable=True, x_queue_type="quorum", **to)
+    empty = ledger.held_bytes
+    settled: list[Any] = []
+    queue.dead_letter = lambda *arguments: settled.append(arguments[-1])
+    queue.publish(message())
+    queue.reject(take(queue))
+    if is_deleted:
+        vhost.delete_queue(queue)
+    settled[0](outcome)
+    assert ledger.removed_rows == ([1] if end == "dropped" else [])
+    if not is_deleted:
+        assert (ledger.held_bytes == empty) == (end != "kept")
+        vhost.delete_queue(queue)
+        assert ledger.removed_rows == ([] if end == "set aside" else [1])
+    assert ledger.held_bytes < empty
+
+
+def test_a_consumer_gets_messages_that_wait_until_they_expire(vhost: VirtualHost, clock: FakeClock) -> None:
+    """A new consumer gets the waiting messages of a queue with a TTL. If the TTL of many messages has passed since, a
+    consumer that can take messages again gets none of them.
+    """
+    queue = add_queue(vhost, x_message_ttl=Int32(1000))
+    for body in (b"0", b"1"):
+        queue.publish(message(body))
+    consumer = FakeConsumer(room=2, queue=queue)
+    queue.add_consumer(consumer)
+    queue.pump()
+    for _ in range(60):
+        queue.publish(message())
+    clock.time += 1000
+    consumer.room = 100
+    feed([consumer])
+    assert [entry.message.body for entry in consumer.got] == [b"0", b"1"]
+    clock.pass_by(0)
+    assert len(queue) == 0
+
+
+def test_basic_get_never_returns_an_expired_message(vhost: VirtualHost, clock: FakeClock, ledger: Ledger) -> None:
+    """If the TTL of many messages has passed, basic.get finds the queue empty, even if the messages are just being
+    requeued in turns.
+    """
+    queue = add_queue(vhost, x_message_ttl=Int32(1000))
+    for _ in range(60):
+        queue.publish(message())
+    clock.time += 1000
+    assert queue.get(no_ack=True) is None
+    busy, _, requeued = requeue_many(ledger, x_message_ttl=Int32(1000))
+    busy.time += 1000
+    assert requeued.get(no_ack=True) is None
+
+
+def test_a_message_that_is_requeued_to_an_empty_queue_expires_in_time(vhost: VirtualHost, clock: FakeClock) -> None:
+    """A requeued message expires after its TTL even if its queue was found empty in the meantime."""
+    queue = add_queue(vhost, x_message_ttl=Int32(1000))
+    queue.publish(message())
+    entry = take(queue)
+    assert queue.get(no_ack=True) is None
+    queue.requeue([entry])
+    clock.pass_by(999)
+    assert len(queue) == 1
+    clock.pass_by(1)
+    assert len(queue) == 0
+
+
+def test_messages_that_are_published_and_requeued_in_turn_keep_their_order() -> None:
+    """If messages are published and others requeued while many are already being requeued, all are delivered in the
+    order in which they were first published, and only the requeued ones are marked as redelivered.
+    """
+    clock = BusyClock()
+    queue = add_queue(VirtualHost("/", clock, Ledger(), PROFILES[Like.V4_2]))
+    taker, reader = FakeConsumer(queue=queue), FakeConsumer(queue=queue)
+    queue.add_consumer(taker)
+    for number in range(102):
+        queue.publish(message(b"%03d" % number))
+    queue.remove_consumer(taker)
+    queue.requeue(taker.got[:100])
+    queue.publish(message(b"102"))
+    queue.requeue([taker.got[100]])
+    for body in (b"103", b"104"):
+        queue.publish(message(body))
+    queue.requeue([taker.got[101]])
+    assert len(queue.line.waiting) == 5
+    waiting = sorted((entry.message.body, entry.redelivered) for entry in in_memory(queue))
+    assert waiting == [(b"%03d" % number, number < 102) for number in range(105)]
+    clock.pass_by(1000)
+    assert (len(queue), queue.unacked, queue.unacked_bytes, queue.backlog.body_bytes) == (105, 0, 0, 315)
+    queue.add_consumer(reader)
+    queue.pump()
+    assert [entry.message.body for entry in reader.got] == [b"%03d" % number for number in range(105)]
+    assert [entry.redelivered for entry in reader.got] == [True] * 102 + [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("like", "arguments", "is_first"),
+    [
+        (Like.V4_2, {}, False),
+        (Like.V4_2, {"x_max_priority": Int32(5)}, True),
+        (Like.V3_10, {"x_queue_type": "quorum"}, False),
+        (Like.V4_2, {"x_queue_type": "quorum"}, True),
+        (Like.V4_3, {"x_queue_type": "quorum"}, True),
+    ],
+)
+def test_a_message_of_high_priority_comes_first_in_queues_with_priorities(
+    like: Like, arguments: Table, *, is_first: bool
+) -> None:
+    """A message of high priority is delivered before earlier ones by classic queues with x-max-priority and, from
+    RabbitMQ 4.0 on, by quorum queues. Other queues ignore priorities.
+    """
+    queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[like]), durable=True, **arguments)
+    queue.publish(message(b"low"))
+    queue.publish(with_fields(b"high", priority=b"\5"))
+    assert take(queue).message.body == (b"high" if is_first else b"low")
+
+
+def test_a_policy_does_not_give_quorum_queues_of_old_versions_a_delivery_limit() -> None:
+    """A quorum queue of RabbitMQ 3.10 has no delivery limit, with or without a policy that sets something else."""
+    vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V3_10])
+    queue = add_queue(vhost, durable=True, x_queue_type="quorum")
+    vhost.policies.put(USER, Policy("p", ".*", {"max-length": Int32(10)}))
+    queue.publish(message())
+    for _ in range(25):
+        queue.requeue([take(queue)], Why.REJECTED)
+    assert len(queue) == 1
+
+
+def test_paged_out_messages_that_are_purged_are_deleted_on_disk(vhost: VirtualHost, ledger: RecordingLedger) -> None:
+    """A purge deletes each message on disk, and frees the memory that the messages take, also of those paged out."""
+    queue = add_queue(vhost, durable=True, x_queue_type="quorum")
+    empty, ledger.roomy_bytes = ledger.held_bytes, 0
+    for _ in range(10):
+        queue.publish(message())
+    assert len([*in_memory(queue)]) == 1
+    assert queue.purge() == 10
+    assert ledger.removed_rows == [*range(1, 11)]
+    assert ledger.held_bytes == empty
+
+
+def test_a_message_that_is_rejected_after_its_queue_was_deleted_is_dropped(
+    vhost: VirtualHost, ledger: RecordingLedger
+) -> None:
+    """If a consumer rejects a message whose queue was deleted in the meantime, the message is dropped, and not
+    dead-lettered.
+    """
+    dead = add_queue(vhost, "dead")
+    queue = add_queue(vhost, x_dead_letter_exchange="", x_dead_letter_routing_key="dead")
+    queue.publish(message())
+    entry = take(queue)
+    vhost.delete_queue(queue)
+    held = ledger.held_bytes
+    queue.reject(entry)
+    assert (len(dead), ledger.held_bytes < held) == (0, True)
+
+
+def test_each_basic_get_is_counted(vhost: VirtualHost) -> None:
+    """A queue counts its deliveries by basic.get, with and without acknowledgement; not those that found it empty."""
+    queue = add_queue(vhost)
+    for _ in range(5):
+        queue.publish(message())
+    for no_ack in (True, True, False, False, False, False):
+        queue.get(no_ack=no_ack)
+    assert (queue.traffic.got_no_ack, queue.traffic.got, queue.traffic.delivered) == (2, 3, 5)
 
 
 class Watching:

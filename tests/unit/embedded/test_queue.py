@@ -115,6 +115,36 @@ def bodies(queue: BrokerQueue) -> list[bytes]:
     return [entry.message.body for entry in sorted(queue.backlog.in_memory(), key=lambda entry: entry.position)]
 
 
+def test_the_consumers_of_a_deleted_queue_are_cancelled_in_turns() -> None:
+    """If a queue with many consumers and publishing links is deleted, some are told at once, and the others in later
+    turns. A link that the client has detached meanwhile is not told.
+    """
+    clock, seconds, told = FakeClock(), 0.0, list[str]()
+    clock.elapsed = lambda: seconds  # type: ignore[method-assign]
+    queue = add_queue(VirtualHost("/", clock, Ledger(), PROFILES[DEFAULT]))
+
+    class SlowConsumer(FakeConsumer):
+        def cancelled(self) -> None:
+            nonlocal seconds
+            seconds += 0.004
+            told.append(self.tag)
+
+    def tell() -> None:
+        told.append("link")
+
+    def not_told() -> None:
+        told.append("detached")
+
+    for number in range(5):
+        queue.add_consumer(SlowConsumer(queue=queue, tag=f"{number}"))
+    queue.publishers |= {tell, not_told}
+    queue.delete()
+    assert told == ["0", "1", "2"]
+    queue.publishers.discard(not_told)
+    clock.pass_by(0)
+    assert told == ["0", "1", "2", "3", "4", "link"]
+
+
 @given(actions=st.lists(st.sampled_from(["publish", "take", "return newest", "return oldest", "ack"]), max_size=60))
 def test_requeued_messages_return_to_their_original_position(actions: list[str]) -> None:
     """Requeued messages return to their original position. After any sequence of publishing, basic.get, requeuing and
@@ -408,14 +438,14 @@ def test_a_message_that_cannot_be_dropped_keeps_no_others_in_memory(
     for queue in queues:
         for number in range(200):
             queue.publish(message(b"%d" % number))
-    drop, lost = ledger.drop, queues[0].backlog.head()
+    drop, lost = ledger.drop_purged, queues[0].backlog.head()
 
-    def fail(entry: BacklogEntry) -> None:
+    def fail(entry: BacklogEntry | int) -> None:
         if entry is lost:
             raise RuntimeError("no such message")
         drop(entry)
 
-    monkeypatch.setattr(ledger, "drop", fail)
+    monkeypatch.setattr(ledger, "drop_purged", fail)
     with caplog.at_level(logging.ERROR):
         assert [vhost.delete_queue(queue) for queue in queues] == [200, 200]
         clock.pass_by(1000)
@@ -560,6 +590,7 @@ def test_with_at_least_once_a_dead_letter_is_kept_until_a_queue_accepts_it(
     dead = add_queue(vhost, "dead")
     clock.pass_by(RETRY_DEAD_LETTERS)
     assert (len(source.dead_letters), bodies(dead)) == (0, [b"1"])
+    assert dead.backlog.head().message.headers["x-first-death-reason"] == "rejected"
     dead.purge()
     assert ledger.held_bytes == ledger.definition_bytes
 

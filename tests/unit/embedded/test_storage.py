@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -233,6 +234,73 @@ def test_changes_that_cannot_be_written_are_written_once_the_disk_works(
     assert {type(error) for error in errors} == {sqlite3.OperationalError if failing == "rows" else OSError}
     assert entries_in(copy) == {b"dated 0": 500, b"dated 1": 501, b"added 0": 1000, b"added 1": 1000}
     assert [path.name for path in (copy / store.STREAMS).iterdir()] == ["2"]
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_rows_of_many_purged_messages_are_deleted_in_several_transactions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_stopped: bool
+) -> None:
+    """If a queue with many stored messages is purged, the broker deletes their rows in several transactions, between
+    which it serves its clients; or in one when it stops.
+    """
+    deleted: list[int] = []
+    write_entries = store.write_entries
+
+    def write(db: sqlite3.Connection, added: Any, removed: list[int], due: Any) -> None:
+        deleted.append(len(removed))
+        write_entries(db, added, removed, due)
+
+    monkeypatch.setattr(store, "_PURGED_AT_ONCE", 10)
+    monkeypatch.setattr(store, "write_entries", write)
+
+    async def run() -> None:
+        storage = Storage(tmp_path)
+        entries = [storage.enter(message(b"%d" % number), None) for number in range(25)]
+        for entry in entries:
+            storage.added(1, entry)
+        await storage.stored()
+        deleted.clear()
+        for entry in entries[1:]:
+            storage.drop_purged(entry)
+        while not is_stopped and sum(deleted) < 24:
+            await storage.stored()
+        storage.close()
+
+    asyncio.run(run())
+    assert [count for count in deleted if count] == ([24] if is_stopped else [10, 10, 4])
+    assert [*entries_in(tmp_path)] == [b"0"]
+
+
+def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If writing a group of changes fails with an error that is not SQLite's, the error is reported like any other
+    failed write, and the group is written again: its messages are not lost, and their confirms are sent.
+    """
+    errors: list[Exception] = []
+    recovered = asyncio.Event()
+
+    def unforeseen(*_: object) -> None:
+        raise TypeError("unforeseen")
+
+    async def run() -> None:
+        storage = Storage(tmp_path)
+        storage.when_failed, storage.when_recovered = errors.append, recovered.set
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_RETRY_SECONDS", 0.001)
+            patch.setattr(store, "write_entries", unforeseen)
+            storage.added(1, storage.enter(message(b"x"), None))
+            stored = asyncio.create_task(storage.stored())
+            while not errors:
+                await asyncio.sleep(0.001)
+            assert not stored.done()
+        await asyncio.wait_for(stored, _PATIENCE_SECONDS)
+        assert recovered.is_set()
+        storage.close()
+
+    asyncio.run(run())
+    assert {repr(error) for error in errors} == {"TypeError('unforeseen')"}
+    assert [*entries_in(tmp_path)] == [b"x"]
 
 
 def test_unwritten_changes_are_written_when_the_broker_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

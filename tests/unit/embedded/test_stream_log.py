@@ -66,7 +66,7 @@ class Bench:
 
     def read(self, offset: int = 0) -> list[tuple[int, bytes]]:
         reader, found = StreamQueueReader(self.log, offset), []
-        while chunks := reader.read():
+        while (chunks := reader.read()) or reader.is_tired:
             found += [message for chunk in chunks for message in chunk.messages()]
         return found
 
@@ -97,6 +97,54 @@ def test_a_stream_is_read_from_any_offset(bench: Bench) -> None:
     assert bench.read(3) == everything[3:]
     assert bench.read(4) == bench.read(9) == []
     assert bench.log.last_chunk == 3
+
+
+def test_the_index_of_a_segment_is_built_in_turns_after_a_restart(on_disk: Bench) -> None:
+    """After a restart, a reader that starts in the middle of an old segment gets its first chunk after several turns,
+    in each of which the broker adds 256 KiB to the segment's index. A later reader of the segment needs only one turn.
+    """
+    on_disk.open(segment_bytes=600_000)
+    for number in range(400):
+        on_disk.add(b"%03d" % number * 700)
+    log = on_disk.open(segment_bytes=600_000)
+    assert log.segments == 2
+    reader, turns = StreamQueueReader(log, 250), 0
+    while not (chunks := reader.read()):
+        assert reader.is_tired
+        turns += 1
+    assert turns == 3
+    assert chunks[0].offset == 250
+    assert StreamQueueReader(log, 260).read()[0].offset == 260
+    assert [offset for offset, _ in on_disk.read(270)] == [*range(270, 400)]
+
+
+def test_many_watchers_of_a_stream_are_called_in_turns() -> None:
+    """If calling the watchers of a stream takes long, some are called at once, and the others in later turns; each is
+    called once, and those that have stopped watching meanwhile are not called.
+    """
+    bench = Bench(lambda: MemorySegments(lambda _: None))
+    seconds, called = 0.0, list[int]()
+
+    def watcher(number: int) -> Callable[[], object]:
+        def call() -> None:
+            nonlocal seconds
+            seconds += 0.004
+            called.append(number)
+
+        return call
+
+    watchers = [watcher(number) for number in range(9)]
+    bench.clock.elapsed = lambda: seconds  # type: ignore[method-assign]
+    for each in watchers:
+        bench.log.watch(each)
+    bench.add(b"a")
+    assert called == [0, 1, 2]
+    bench.log.unwatch(watchers[4])
+    bench.clock.turn()
+    assert called == [0, 1, 2, 3, 5, 6]
+    bench.clock.turn()
+    assert called == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert not bench.clock.due
 
 
 def batch(compression: int, plain: bytes, packed: bytes, *, records: int) -> bytes:

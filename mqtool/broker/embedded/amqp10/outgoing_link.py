@@ -117,6 +117,7 @@ class OutgoingLink:
         self._totals = session.connection.broker.totals.delivered[AMQP10, queue.kind]
         #: The client's flow frames that came before the broker's attach frame was sent; None once it has been sent.
         self._early: list[Flow] | None = []
+        self._is_stopped = False
 
     @property
     def queue_name(self) -> str:
@@ -224,7 +225,7 @@ class OutgoingLink:
             self.flow.send(len(self.queue))
 
     def finish_drain(self) -> None:
-        """End a drain, unless messages are waiting for the client, for its window, or to be put back into the queue."""
+        """End a drain, unless messages wait for the client, its window, or a turn, or to be put back into the queue."""
         if not self.flow.draining:
             return
         session = self.session
@@ -233,7 +234,7 @@ class OutgoingLink:
             return
         if session.backlog:
             return
-        if self.queue.line.waiting:
+        if self.queue.line.waiting or self in self.queue.due:
             self.queue.clock.take_turn(self.finish_drain)
             return
         self.flow.finish_drain(len(self.queue) if self.queue.kind != "stream" else 0, self._news())
@@ -254,15 +255,16 @@ class OutgoingLink:
 
     def stop(self) -> None:
         """End the consumer, and delete the queue if it was created for this link."""
-        self._early = None
+        self._early, self._is_stopped = None, True
         self.flow.draining = False
         self.queue.remove_consumer(self)
         if self.dynamic:
             self.session.vhost.deletions.soon(self.queue)
 
     def cancelled(self) -> None:
-        """Detach the link because its queue was deleted."""
-        self.session.detach_soon(self.handle, LinkError(DELETED).error)
+        """Detach the link because its queue was deleted, unless the client has detached it meanwhile."""
+        if not self._is_stopped:
+            self.session.detach_soon(self.handle, LinkError(DELETED).error)
 
 
 class ReplyLink:

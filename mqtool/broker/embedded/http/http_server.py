@@ -35,7 +35,8 @@ JSON, TEXT = "application/json", "text/plain; version=0.0.4; charset=utf-8"
 _SMALL_BODY = 16 * 1024
 
 _FIRST_SECONDS = 10.0
-_ASK_AGAIN_SECONDS = 0.01
+#: Seconds between calls of a handler, and of is_outdated(): an open page always waits, so that is called less often.
+_ASK_AGAIN_SECONDS, _LOOK_AGAIN_SECONDS = 0.01, 0.05
 _IDLE_SECONDS = 60.0
 _BODY_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
@@ -255,7 +256,7 @@ class HttpServer:
         while (answer := await self._answer(request)).patience > loop.time() - asked:
             await asyncio.sleep(_ASK_AGAIN_SECONDS)
             while not answer.is_outdated() and answer.patience > loop.time() - asked:
-                await asyncio.sleep(_ASK_AGAIN_SECONDS)
+                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
         return answer
 
     async def _answer(self, request: HttpRequest) -> HttpAnswer:

@@ -114,6 +114,7 @@ class Broker:
         permissions_version: incremented each time a user is added, changed or deleted.
         loopback_users: users who may log in only from this machine.
         hooks: called while a test records messages or injects faults; None at other times.
+        requeued_per_step: how many messages that one frame requeues are collected in a step, before others are served.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class Broker:
         self.permissions_version = 0
         self.loopback_users = {DEFAULT_USER}
         self.hooks: Hooks | None = None
+        self.requeued_per_step = 500
         self.started_at = self.clock.now()
         ledger.when_changed = self._check_memory
         ledger.quiet_bytes = self.memory_limit

@@ -123,6 +123,14 @@ class Consumers:
                 del self._awake[priority]
                 del self._descending[bisect_left(self._descending, -priority, key=neg)]
 
+    def pop_awake(self) -> QueueConsumer | None:
+        """Return a consumer that may be able to take a message, and do not return it again until wake()."""
+        if not self._descending:
+            return None
+        consumer = next(iter(self._awake[self._descending[0]]))
+        self._rest(consumer)
+        return consumer
+
     def remove(self, consumer: QueueConsumer) -> bool:
         """Remove a consumer. Returns True if another one has become the single active one."""
         self.all.pop(consumer, None)

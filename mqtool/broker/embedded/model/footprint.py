@@ -19,6 +19,9 @@ PUBLISHED_TO = 400
 #: A consumer or a link, besides its names and arguments.
 CONSUMER = 4000
 
+#: A subscription of the stream protocol, and a stream that a client of it uses, besides their names.
+SUBSCRIPTION, WATCHED = 1500, 700
+
 #: A queue, a stream, an exchange and a binding, besides their names and arguments. Measured with 20,000 of each.
 QUEUE, STREAM, EXCHANGE, BINDING = 5500, 8500, 900, 700
 

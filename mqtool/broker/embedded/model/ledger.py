@@ -249,10 +249,16 @@ class Ledger:
         """Stop counting the memory of a message, but keep any copy on disk. It cannot be processed, or changes."""
         self.hold_bytes(-of_message(entry.message))
 
-    def drop_paged_out(self, row: int) -> None:
-        """Delete a message that is paged out."""
-        self._page(-_PAGED_OUT)
-        self.removed(row)
+    def drop_purged(self, purged: BacklogEntry | int) -> None:
+        """Drop a message of a queue that was purged or deleted; a paged-out message is represented by its row."""
+        if isinstance(purged, int):
+            self._page(-_PAGED_OUT)
+            row = purged
+        else:
+            self.hold_bytes(-of_message(purged.message))
+            row = purged.row
+        if row:
+            self.removed(row, purged=True)
 
     def page_out(self, entry: BacklogEntry) -> bool:
         """Page out a stored message if memory is short. If True is returned, the caller must keep only `entry.row`."""
@@ -328,8 +334,8 @@ class Ledger:
     def added(self, holder: int, entry: BacklogEntry) -> None:
         """Store a message of the queue or delayed exchange with the key `holder`, and set the entry's row."""
 
-    def removed(self, row: int) -> None:
-        """Delete a stored message."""
+    def removed(self, row: int, *, purged: bool = False) -> None:
+        """Delete a stored message; if it was `purged`, not necessarily with the next group."""
 
     def read(self, rows: Sequence[int]) -> list[BacklogEntry]:  # noqa: ARG002
         """Read up to BATCH messages, in the order of `rows`. If they are large, return only the first few."""

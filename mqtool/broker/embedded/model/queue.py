@@ -10,7 +10,7 @@ from typing import ClassVar
 from mqtool.broker.embedded.model.amqp_message import PERSISTENT, BrokerMessage
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import BacklogEntry, new_backlog
-from mqtool.broker.embedded.model.clock import Alarm, Clock, Timetable
+from mqtool.broker.embedded.model.clock import TURN_SECONDS, Alarm, Clock, Timetable
 from mqtool.broker.embedded.model.consumers import Consumers, QueueConsumer, Traffic, Watcher
 from mqtool.broker.embedded.model.exchange import BrokerBinding
 from mqtool.broker.embedded.model.ledger import Ledger
@@ -109,6 +109,7 @@ class BrokerQueue:
         backlog, line: the ready messages, and those that will be in the backlog soon.
         dead_letters: dead-lettered messages that no queue has accepted yet, with the reasons. Only used with the
             strategy at-least-once. After a restart, they are ready messages again.
+        due: the consumers of a stream that will get messages in later turns, although they can take them now.
         publishers: functions that detach the AMQP 1.0 links that publish to the queue. Called when it is deleted.
         unacked, unacked_bytes: the number of unacknowledged messages, and the size of their bodies. While a message is
             in line, it counts as ready, and its body as unacknowledged.
@@ -142,6 +143,7 @@ class BrokerQueue:
         self.deleted = False
         self.consumers = Consumers(single_active=self.options.single_active)
         self.backlog = new_backlog(self.ledger, self.kind, self.options.max_priority, self.profile.quorum_priorities)
+        self.due: Collection[QueueConsumer] = ()
         self.traffic = Traffic()
         self.line = RequeueLine()
         self._leaving: deque[BacklogEntry | int] = deque()
@@ -383,11 +385,7 @@ class BrokerQueue:
                 self._drop_surplus()
         else:
             for _ in range(min(_AT_ONCE, len(self._leaving))):
-                leaving = self._leaving.popleft()
-                if isinstance(leaving, int):
-                    self.ledger.drop_paged_out(leaving)
-                else:
-                    self.ledger.drop(leaving)
+                self.ledger.drop_purged(self._leaving.popleft())
         return bool(self.line.waiting or self._leaving)
 
     def _put_back(self, entry: BacklogEntry, why: Why | None, not_before: int | None) -> None:
@@ -555,11 +553,22 @@ def feed(consumers: Iterable[QueueConsumer]) -> None:
 
 
 def cancel_links(queue: BrokerQueue) -> None:
-    """Cancel the consumers of a deleted queue, and detach the AMQP 1.0 links that publish to it."""
-    for consumer in queue.consumers.clear():
-        consumer.cancelled()
-    for tell in list(queue.publishers):
-        tell()
+    """Cancel the consumers of a deleted queue, and detach the AMQP 1.0 links that publish to it: if many, in turns."""
+    consumers, publishers = queue.consumers.clear(), [*queue.publishers]
+
+    def go_on() -> None:
+        until = queue.clock.elapsed() + TURN_SECONDS
+        while consumers or publishers:
+            if consumers:
+                consumers.pop().cancelled()
+            elif (tell := publishers.pop()) in queue.publishers:
+                tell()
+            if queue.clock.elapsed() > until:
+                queue.clock.take_turn(go_on)
+                return
+
+    consumers.reverse()
+    go_on()
 
 
 def consumer_timeout(queue: BrokerQueue, arguments: Table, default: float) -> float | None:

@@ -5,14 +5,15 @@ confirmed and available to readers.
 """
 
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
-from mqtool.broker.embedded.model.clock import Clock
+from mqtool.broker.embedded.model.clock import TURN_SECONDS, Clock
 from mqtool.broker.embedded.model.ledger import Ledger, Segments
-from mqtool.broker.embedded.model.stored_offsets import StoredOffsets
+from mqtool.broker.embedded.model.stored_offsets import PublishingIds, StoredOffsets
 from mqtool.broker.embedded.model.stream_segment import (
     SNAPSHOT,
     TRACKING,
@@ -87,6 +88,43 @@ class _Write(NamedTuple):
     data: bytes
 
 
+class _Watchers:
+    """The functions that are called whenever a log has changed: at once while that is quick, the others in turns."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._all: dict[Callable[[], object], None] = {}
+        # Those that have not been called since the last change.
+        self._unaware: OrderedDict[Callable[[], object], None] = OrderedDict()
+        self._has_turn = False
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def add(self, what: Callable[[], object]) -> None:
+        self._all[what] = None
+
+    def discard(self, what: Callable[[], object]) -> None:
+        self._all.pop(what, None)
+        self._unaware.pop(what, None)
+
+    def wake(self) -> None:
+        self._unaware.update(self._all)
+        if not self._has_turn:
+            self._wake_some()
+
+    def _wake_some(self) -> None:
+        self._has_turn = False
+        until = self._clock.elapsed() + TURN_SECONDS
+        while self._unaware:
+            what, _ = self._unaware.popitem(last=False)
+            what()
+            if self._unaware and self._clock.elapsed() > until:
+                self._has_turn = True
+                self._clock.take_turn(self._wake_some)
+                return
+
+
 class StreamLog:
     """The append-only log of a stream.
 
@@ -115,11 +153,11 @@ class StreamLog:
         self.retention = retention
         self.deleted = False
         self.lost = 0
-        self.publishing_ids: dict[str, int] = {}
+        self.publishing_ids = PublishingIds(ledger)
         self.offsets = StoredOffsets(ledger)
         self.subscriptions = 0
         self._changed_offsets: dict[str, int] = {}
-        self._watchers: dict[Callable[[], object], None] = {}
+        self._watchers = _Watchers(clock)
         self._sealed: list[_Draft] = []
         self._draft: _Draft | None = None
         self._writes: list[_Write] = []
@@ -153,7 +191,8 @@ class StreamLog:
                 break
             last.add(header)
             end = header.offset + header.records
-            self.publishing_ids |= tracking.publishing_ids
+            for producer, publishing_id in tracking.publishing_ids.items():
+                self.publishing_ids.publish(producer, publishing_id)
             for consumer, offset in tracking.offsets.items():
                 self.offsets.store(consumer, offset)
         if last.size < size:
@@ -227,9 +266,8 @@ class StreamLog:
         draft.filter |= filter_bits
         self.next_offset = offset + records
         if producer is not None:
-            # Kept in order of the last publish.
-            self.publishing_ids.pop(producer, None)
-            self.publishing_ids[producer] = draft.publishing_ids[producer] = publishing_id
+            self.publishing_ids.publish(producer, publishing_id)
+            draft.publishing_ids[producer] = publishing_id
         return offset
 
     def _new_draft(self) -> _Draft:
@@ -258,7 +296,7 @@ class StreamLog:
 
     @property
     def is_watched(self) -> bool:
-        return bool(self._watchers)
+        return len(self._watchers) > 0
 
     def prepare(self) -> None:
         """Collect the chunks for the next write(): all new ones, and any left over from a failed write()."""
@@ -285,7 +323,7 @@ class StreamLog:
         largest = max(self.retention.segment_bytes, self._smallest_segment)
         if position >= largest or (anew and segment.base < offset):
             segment, position = Segment(offset, self._kept.new(offset)), 0
-            self.publishing_ids = dict(list(self.publishing_ids.items())[-_PRODUCERS:])
+            self.publishing_ids.keep_last(_PRODUCERS)
             self.offsets.forget_before(self.first_offset)
             snapshot = _tracking_chunk(SNAPSHOT, offset, self._timestamp, self.publishing_ids, self.offsets)
             # Otherwise, each message in a stream with tiny segments would write a large snapshot as well.
@@ -324,7 +362,7 @@ class StreamLog:
                 self.last_chunk, self.end = header.offset, header.offset + header.records
         if len(self._segments) > before:
             self._forget_old()
-        self._wake()
+        self._watchers.wake()
 
     def _forget_old(self) -> None:
         """Delete the oldest segments beyond the retention limits. Called only after adding one, as in RabbitMQ."""
@@ -345,7 +383,8 @@ class StreamLog:
 
     def clear(self) -> None:
         """Delete all messages, publishing ids and stored offsets. Later messages do not reuse offsets."""
-        self.publishing_ids, self._changed_offsets = {}, {}
+        self._changed_offsets = {}
+        self.publishing_ids.forget_all()
         self.offsets.forget_all()
         if self._draft is not None:
             self._sealed.append(self._draft)
@@ -359,9 +398,10 @@ class StreamLog:
     def delete(self) -> None:
         """Mark the log as deleted, and have the ledger delete its segments."""
         self.deleted = True
+        self.publishing_ids.forget_all()
         self.offsets.forget_all()
         self._ledger.discard_log(self)
-        self._wake()
+        self._watchers.wake()
 
     def delete_files(self) -> None:
         """Delete the segments. Runs on the writer thread, if there is one."""
@@ -371,15 +411,11 @@ class StreamLog:
 
     def watch(self, what: Callable[[], object]) -> None:
         """Call a function whenever there are new messages, and when the log is deleted."""
-        self._watchers[what] = None
+        self._watchers.add(what)
 
     def unwatch(self, what: Callable[[], object]) -> None:
         """Stop calling a function passed to watch()."""
-        self._watchers.pop(what, None)
-
-    def _wake(self) -> None:
-        for what in list(self._watchers):
-            what()
+        self._watchers.discard(what)
 
     def segment_of(self, offset: int) -> Segment:
         """Return the segment that contains an offset; the first or the last one if the offset is out of range."""

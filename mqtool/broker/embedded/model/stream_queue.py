@@ -1,7 +1,7 @@
 """Queues of type stream, and the reading of their logs. Reading deletes nothing: each consumer has its own offset."""
 
 import logging
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TypeAlias
@@ -58,7 +58,8 @@ class StreamQueueReader:
 
     Attributes:
         offset: the offset of the next message to be read.
-        is_tired: True if read() has returned no chunk because it skipped many, not because it reached the end.
+        is_tired: True if read() has returned no chunk because it skipped or indexed many, not because it reached the
+            end.
     """
 
     def __init__(self, stream: StreamLog, offset: int, filters: ChunkFilters | None = None) -> None:
@@ -67,7 +68,10 @@ class StreamQueueReader:
         self.is_tired = False
         self.offset = max(min(offset, stream.end), stream.first_offset)
         self._segment = stream.segment_of(self.offset)
-        self._position = self._segment.position_of(self.offset)
+        self._position = 0
+        self._is_placed = self.offset <= self._segment.base
+        if self._segment.is_indexed:
+            self._find_position()
 
     def read(self) -> list[StoredChunk]:
         """Read the next chunk of messages, or several small ones.
@@ -75,6 +79,12 @@ class StreamQueueReader:
         Returns an empty list at the end of the log, or if `is_tired` becomes true.
         """
         cost, self.is_tired = 0, False
+        if not self._is_placed:
+            if self._segment is self._stream.segment_of(self._segment.base) and not self._segment.is_indexed:
+                self._segment.index_some(_COST_AT_ONCE * _COST_UNIT)
+                self.is_tired = True
+                return []
+            self._find_position()
         while not self._stream.deleted:
             segment, start = self._segment, self._position
             if start < segment.size and segment is self._stream.segment_of(segment.base):
@@ -92,6 +102,11 @@ class StreamQueueReader:
                 self.is_tired = True
                 return []
         return []
+
+    def _find_position(self) -> None:
+        if self._segment.is_indexed:
+            self._position = self._segment.position_of(self.offset)
+        self._is_placed = True
 
     def _read_block(self) -> list[StoredChunk]:
         segment = self._segment
@@ -134,15 +149,17 @@ class StreamQueue(BrokerQueue):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._cursors: dict[QueueConsumer, Cursor] = {}
-        # The consumers whose next turn to read is due, in order.
-        self._tired: deque[QueueConsumer] = deque()
+        # The consumers that have read everything, and those that are to be fed, in order. All others are not ready.
+        self._at_end: dict[QueueConsumer, None] = {}
+        self.due: OrderedDict[QueueConsumer, None] = OrderedDict()
+        self._has_turn = False
 
     @cached_property
     def log(self) -> StreamLog:
         """The log. It is opened on first use, because a stream gets its key only after it has been created."""
         segments = self.ledger.segments(self.key)
         log = StreamLog(segments, self.clock, self.ledger, self._retention(), self.initial_offset)
-        log.watch(self.pump)
+        log.watch(self._pump_news)
         return log
 
     @property
@@ -205,28 +222,43 @@ class StreamQueue(BrokerQueue):
 
     def remove_consumer(self, consumer: QueueConsumer) -> None:
         self._cursors.pop(consumer, None)
+        self._at_end.pop(consumer, None)
+        self.due.pop(consumer, None)
         super().remove_consumer(consumer)
 
     def pump(self) -> None:
-        """Deliver messages to each consumer until it can take no more."""
-        for consumer, cursor in list(self._cursors.items()):
-            if not cursor.is_tired:
-                self._feed(consumer, cursor)
+        """Deliver messages to the consumers that can take them: at once while that is quick, to the others in turns."""
+        while (consumer := self.consumers.pop_awake()) is not None:
+            self.due[consumer] = None
+        if not self._has_turn:
+            self._feed_some()
 
-    def _feed(self, consumer: QueueConsumer, cursor: "Cursor") -> None:
-        while consumer.ready() and (entry := cursor.next_entry()) is not None:
+    def _pump_news(self) -> None:
+        self.due.update(self._at_end)
+        self._at_end.clear()
+        self.pump()
+
+    def _feed_some(self) -> None:
+        self._has_turn = False
+        elapsed = self.clock.elapsed
+        until = elapsed() + TURN_SECONDS
+        while self.due and elapsed() <= until:
+            consumer, _ = self.due.popitem(last=False)
+            self._feed(consumer)
+        if self.due and not self._has_turn:
+            # One turn for all: the turns of other clients must not wait behind those of thousands of consumers.
+            self._has_turn = True
+            self.clock.take_turn(self._feed_some)
+
+    def _feed(self, consumer: QueueConsumer) -> None:
+        cursor = self._cursors.get(consumer)
+        while cursor is not None and consumer.ready():
+            entry = cursor.next_entry()
+            if entry is None:
+                (self.due if cursor.is_tired else self._at_end)[consumer] = None
+                return
             self.traffic.delivered += 1
             consumer.take(entry)
-        if cursor.is_tired:
-            self._tired.append(consumer)
-            self.clock.take_turn(self._feed_tired)
-
-    def _feed_tired(self) -> None:
-        consumer = self._tired.popleft()
-        cursor = self._cursors.get(consumer)
-        if cursor is not None:
-            cursor.is_tired = False
-            self._feed(consumer, cursor)
 
     def acknowledge(self, entry: BacklogEntry) -> None:  # noqa: ARG002
         """Count an acknowledgement. The message stays in the stream."""
@@ -254,6 +286,7 @@ class StreamQueue(BrokerQueue):
         """Delete all messages, for tests only. Consumers stay, and get the messages published from now on."""
         self.log.clear()
         self._cursors = {consumer: Cursor(self, self.log.next_offset) for consumer in self._cursors}
+        self._pump_news()
 
     def _not_supported(self, what: str) -> ConnectionException:
         return ConnectionException(
@@ -263,7 +296,8 @@ class StreamQueue(BrokerQueue):
     def delete(self) -> int:
         """Delete the stream and cancel its consumers. As in RabbitMQ, returns 0 rather than the number of messages."""
         self.deleted = True
-        self._cursors.clear()
+        for consumers in (self._cursors, self._at_end, self.due):
+            consumers.clear()
         self.log.delete()
         cancel_links(self)
         return 0

@@ -269,6 +269,7 @@ class Segment:
     Attributes:
         size: the position of the next chunk to be written. The chunks before this position can be read.
         last_timestamp: the timestamp of the last chunk.
+        is_indexed: True if the index has all chunks.
     """
 
     def __init__(self, base: int, data: SegmentData, size: int = 0) -> None:
@@ -283,8 +284,9 @@ class Segment:
         self._positions: list[int] = []
         self._timestamps: list[int] = []
         self._latest_timestamp = 0
-        # The index of an existing segment is built when it is first needed.
-        self._is_known = not size
+        # The index of an existing segment is built when it is first needed. It has the chunks before this position.
+        self._indexed = 0
+        self.is_indexed = not size
 
     def add(self, header: ChunkHeader) -> None:
         """Count and index a chunk that has been written at the end."""
@@ -303,10 +305,16 @@ class Segment:
 
     def build_index(self) -> None:
         """Build the index of a segment that existed when the broker started, unless it is already built."""
-        if not self._is_known:
-            self._is_known = True
-            for position, header in _headers(self.data, 0, self.size):
-                self._note(position, header)
+        while not self.is_indexed:
+            self.index_some(self.size)
+
+    def index_some(self, size: int) -> None:
+        """Add the chunks in the next `size` bytes to the index."""
+        start = self._indexed
+        for position, header in _headers(self.data, start, min(start + size, self.size)):
+            self._note(position, header)
+            self._indexed = position + header.length
+        self.is_indexed = self._indexed in (start, self.size)  # it ends at a damaged header
 
     @property
     def first_timestamp(self) -> int | None:

@@ -78,7 +78,8 @@ class LogCheck:
                 "the last group of changes in the log is incomplete: nothing is lost if the broker was killed, or its "
                 f"disk was full, as it wrote it; else the disk has damaged it. The files as they were are in {kept}"
             )
-        gone = f"the last {len(lost)} groups of changes" if self._readable else "all recent changes"
+        groups = "the last group of changes" if len(lost) == 1 else f"the last {len(lost)} groups of changes"
+        gone = groups if self._readable else "all recent changes"
         return f"the log was damaged: {gone} in it could not be read. The files as they were are in {kept}"
 
     def discard(self) -> None:
@@ -135,6 +136,15 @@ def new_directory(parent: Path) -> Path:
     path = parent / f"damaged-{time.strftime('%Y%m%d-%H%M%S')}"
     path.mkdir(mode=0o700, exist_ok=True)
     return path
+
+
+def check_header(database: Path) -> None:
+    """Raise DatabaseError if a file is not an SQLite database.
+
+    If SQLite opened such a file together with its log, it would copy the log to the file, and then delete the log.
+    """
+    with closing(sqlite3.connect(f"{database.absolute().as_uri()}?immutable=1", uri=True)) as db:
+        db.execute("PRAGMA schema_version").fetchone()
 
 
 def is_sound(db: sqlite3.Connection) -> bool:
@@ -204,7 +214,7 @@ def _copy(old: sqlite3.Connection, into: sqlite3.Connection, table: str, order: 
     descending = ", ".join(f"{column} DESC" for column in order.split(", "))
     for ordered in (order, descending):
         try:
-            for row in old.execute(f"SELECT * FROM {table} ORDER BY {ordered}"):  # noqa: S608 - our own names
+            for row in _rows(old, f"SELECT * FROM {table} ORDER BY {ordered}"):  # noqa: S608 - our own names
                 # Next to damage, rows may be incomplete.
                 if isinstance(row[-1], bytes):
                     into.execute(insert, row)
@@ -214,3 +224,16 @@ def _copy(old: sqlite3.Connection, into: sqlite3.Connection, table: str, order: 
             break
     whole = ordered == order
     return into.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0], whole  # noqa: S608 - our own names
+
+
+def _rows(db: sqlite3.Connection, query: str) -> Iterator[tuple[bytes, ...]]:
+    """Yield all rows up to the first that cannot be read; then raise DatabaseError."""
+    number = 0
+    try:
+        for row in db.execute(query):
+            number += 1
+            yield row
+    except sqlite3.DatabaseError:
+        # Python's cursor reads one row ahead, so it fails before it returns the last readable row.
+        yield from db.execute(f"{query} LIMIT 1 OFFSET {number}")
+        raise

@@ -13,7 +13,7 @@ from mqtool.broker.embedded.model.amqp_message import BrokerMessage, HeaderReade
 from mqtool.broker.embedded.model.backlog import BATCH, BacklogEntry
 from mqtool.broker.embedded.model.broker import LOW_ON_DISK, Broker
 from mqtool.broker.embedded.model.ledger import decode_definition, disk_free
-from mqtool.broker.embedded.store.damage import LogCheck, is_sound, salvage
+from mqtool.broker.embedded.store.damage import LogCheck, check_header, is_sound, salvage
 from mqtool.broker.embedded.store.disk import DISK, Disk
 from mqtool.codecs.field_tables import Table
 
@@ -132,6 +132,7 @@ def _open(directory: Path) -> tuple[sqlite3.Connection, str | None]:
     if path.stat().st_mode & 0o077:
         path.chmod(0o600)
     try:
+        check_header(path)
         db = _connect(path)
         damage = check.damage(db)
         if is_sound(db):

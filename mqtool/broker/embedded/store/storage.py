@@ -51,6 +51,9 @@ _UNHURRIED_SECONDS = 0.02
 #: The delay before another attempt to write a group after a failure.
 _RETRY_SECONDS = 0.5
 
+#: How many rows of purged messages are deleted in one transaction. Meanwhile, the event loop serves nobody.
+_PURGED_AT_ONCE = 20_000
+
 #: The approximate size of the log at which the writer thread copies it to the database file.
 _CHECKPOINT_BYTES = 8 * 1024 * 1024
 
@@ -138,6 +141,7 @@ class Storage(Ledger):
         self._writer = Writer(disk.writer())
         self._next = ChangeGroup()
         self._syncing = ChangeGroup()
+        self._purged: list[int] = []
         self._scheduled: asyncio.Handle | None = None
         self._hurried = self._failing = False
         self._log_bytes = 0
@@ -221,9 +225,9 @@ class Storage(Ledger):
         if self._scheduled is None:
             self._schedule()
 
-    def removed(self, row: int) -> None:
+    def removed(self, row: int, *, purged: bool = False) -> None:
         if self._next.added.pop(row, None) is None:
-            self._next.removed.append(row)
+            (self._purged if purged else self._next.removed).append(row)
             if self._scheduled is None:
                 self._schedule()
 
@@ -283,6 +287,8 @@ class Storage(Ledger):
             return
         self._hurried = False
         group, self._next = self._next, ChangeGroup()
+        group.removed += self._purged[:_PURGED_AT_ONCE]
+        del self._purged[:_PURGED_AT_ONCE]
         self.group += 1
         for stream in group.logs:
             stream.prepare()
@@ -304,7 +310,9 @@ class Storage(Ledger):
         try:
             if error is None:
                 self._commit(group)
-        except sqlite3.Error as failure:
+        except Exception as failure:
+            if not self._failing and not isinstance(failure, sqlite3.Error):
+                log.exception("internal error while writing to the data directory")
             error = failure
         if error is not None:
             self._keep(group, error)
@@ -338,7 +346,7 @@ class Storage(Ledger):
             self._failing = False
             self.when_recovered()
         _finish(group)
-        if self._next:
+        if self._next or self._purged:
             self._schedule()
 
     def _keep(self, group: ChangeGroup, error: BaseException) -> None:
@@ -360,6 +368,7 @@ class Storage(Ledger):
         error = self._writer.stop()
         is_written = error is None and not self._syncing.has_rows
         group = self._next if is_written else self._syncing.then(self._next)
+        group.removed += self._purged
         try:
             for stream in group.logs:
                 stream.prepare()

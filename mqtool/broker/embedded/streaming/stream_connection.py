@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from mqtool.broker.embedded.model.amqp_errors import ConnectionException
 from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.footprint import WATCHED
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.sockets.listener import Connections, caused_by
 from mqtool.broker.embedded.streaming import stream_requests
@@ -153,6 +154,8 @@ class StreamConnection(BrokerStreamSession):
     def watch(self, stream: str, log: StreamLog) -> None:
         if stream in self._watches and self._watches[stream][0] is log:
             return
+        if stream not in self._watches:
+            self.add_held_bytes(WATCHED + len(stream))
 
         def wake() -> None:
             if log.deleted:
@@ -168,6 +171,7 @@ class StreamConnection(BrokerStreamSession):
         if stream not in self._watches or self._watches[stream][0] is not log:
             return
         del self._watches[stream]
+        self.add_held_bytes(-WATCHED - len(stream))
         had_publishers = self.publishers.forget_stream(stream)
         if self.subscriptions.forget_stream(stream) or had_publishers:
             self.write(frame(Key.METADATA_UPDATE, u16(Code.STREAM_NOT_AVAILABLE) + string(stream)))
@@ -222,6 +226,7 @@ class StreamConnection(BrokerStreamSession):
         self.subscriptions.close()
         for log, wake in self._watches.values():
             log.unwatch(wake)
+        self.add_held_bytes(-sum(WATCHED + len(stream) for stream in self._watches))
         self._watches.clear()
 
 

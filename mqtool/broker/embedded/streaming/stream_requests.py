@@ -37,6 +37,8 @@ from mqtool.codecs.field_tables import Int64, Table
 
 _NO_LEADER = 0xFFFF
 _NUMBERS = ("max-length-bytes", "stream-max-segment-size-bytes", "initial-cluster-size")
+#: The number of readers whose offsets a stream stores: all of them are written at once. RabbitMQ has no such limit.
+_MOST_READERS = 100_000
 _MAX_NUMBER = 2**63 - 1
 _TEXTS = ("max-age", "queue-leader-locator")
 _LOCATORS = ("client-local", "balanced", "random", "least-leaders")
@@ -160,7 +162,10 @@ def store_offset(session: BrokerStreamSession, fields: Fields) -> None:
     fields.end()
     check(session, "read" if session.vhost.profile.reads_offsets else "write", "queue", stream)
     check_name(name)
-    find_log(session, stream).store_offset(name, offset)
+    log = find_log(session, stream)
+    if name not in log.offsets and (session.broker.alarms or len(log.offsets) >= _MOST_READERS):
+        raise StreamRefused(Code.PRECONDITION_FAILED)
+    log.store_offset(name, offset)
     if session.vhost.watcher is not None:
         session.vhost.watcher.stored(stream, name, offset, session)
 

@@ -6,6 +6,7 @@ from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
 from mqtool.broker.embedded.model.clock import Timer
+from mqtool.broker.embedded.model.footprint import SUBSCRIPTION
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.stream_queue import StreamQueueReader
 from mqtool.broker.embedded.model.stream_segment import UNFILTERED, ChunkFilters, StoredChunk, bits_of
@@ -162,9 +163,11 @@ class StreamSubscription:
         self.sent: int | None = None
 
     def set_properties(self, properties: Mapping[str, str]) -> None:
-        """Set the properties. Until the subscription ends, they count as memory held for the client."""
+        """Set the properties. Until the subscription ends, it and they count as memory held for the client."""
         self.properties, self.filters = properties, _filters(properties)
-        self._held_bytes = sum(len(name) + len(value) + _PROPERTY_OVERHEAD for name, value in properties.items())
+        self._held_bytes = SUBSCRIPTION + sum(
+            len(name) + len(value) + _PROPERTY_OVERHEAD for name, value in properties.items()
+        )
         self._session.add_held_bytes(self._held_bytes)
 
     @property

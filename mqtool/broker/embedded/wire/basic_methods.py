@@ -212,8 +212,8 @@ def tx_commit(channel: BrokerChannel, method: Tx.Commit) -> Iterator[None]:  # n
         stored |= perform(channel, publish.message, publish.routing, mandatory=publish.mandatory).stored
         yield
     yield from _acknowledge_in_steps(channel, transaction.acked)
-    yield from _reject_in_steps(channel, transaction.rejected, Why.RETURNED)
-    channel.deliveries.reject(transaction.requeued.values(), requeue=True)
+    yield from _reject_in_steps(channel, transaction.rejected)
+    yield from channel.deliveries.requeue(transaction.requeued)
     if lost is not None:
         _report_lost(lost, channel.vhost.profile)
     if stored:
@@ -228,10 +228,10 @@ def _in_batches(deliveries: Mapping[int, ChannelDelivery], size: int) -> Iterato
         yield batch
 
 
-def _reject_in_steps(channel: BrokerChannel, rejected: Mapping[int, ChannelDelivery], why: Why) -> Iterator[None]:
+def _reject_in_steps(channel: BrokerChannel, rejected: Mapping[int, ChannelDelivery]) -> Iterator[None]:
     """Dead-letter or drop messages."""
     for batch in _in_batches(rejected, _REJECTED_AT_ONCE):
-        channel.deliveries.reject(batch, requeue=False, why=why)
+        channel.deliveries.reject(batch)
         yield
 
 
@@ -385,9 +385,9 @@ def nack(channel: BrokerChannel, method: Basic.Nack) -> Iterator[None] | None:
     return _reject(channel, method.delivery_tag, Why.RETURNED, multiple=method.multiple, requeue=method.requeue)
 
 
-def reject(channel: BrokerChannel, method: Basic.Reject) -> None:
+def reject(channel: BrokerChannel, method: Basic.Reject) -> Iterator[None] | None:
     """Handle basic.reject: requeue a message, or dead-letter or drop it."""
-    _reject(channel, method.delivery_tag or 0, Why.REJECTED, multiple=False, requeue=method.requeue)
+    return _reject(channel, method.delivery_tag or 0, Why.REJECTED, multiple=False, requeue=method.requeue)
 
 
 def _reject(
@@ -395,9 +395,11 @@ def _reject(
 ) -> Iterator[None] | None:
     taken, transaction = channel.deliveries.take(delivery_tag, multiple=multiple), channel.transaction
     if transaction is None:
-        if not requeue and len(taken) > _REJECTED_AT_ONCE:
-            return _reject_in_steps(channel, taken, why)
-        channel.deliveries.reject(taken.values(), requeue=requeue, why=why)
+        if requeue:
+            return channel.deliveries.requeue(taken, why)
+        if len(taken) > _REJECTED_AT_ONCE:
+            return _reject_in_steps(channel, taken)
+        channel.deliveries.reject(taken.values())
     elif requeue:
         transaction.requeued |= taken
     else:
@@ -405,14 +407,15 @@ def _reject(
     return None
 
 
-def recover(channel: BrokerChannel, method: Basic.Recover) -> None:
+def recover(channel: BrokerChannel, method: Basic.Recover) -> Iterator[None]:
     """Requeue all of the channel's unacknowledged messages, then send basic.recover-ok."""
-    recover_async(channel, method)
-    channel.send(Basic.RecoverOk)
+    yield from recover_async(channel, method)
+    if channel.state == "open":
+        channel.send(Basic.RecoverOk)
 
 
-def recover_async(channel: BrokerChannel, method: Basic.Recover | Basic.RecoverAsync) -> None:
+def recover_async(channel: BrokerChannel, method: Basic.Recover | Basic.RecoverAsync) -> Iterator[None]:
     """Requeue all of the channel's unacknowledged messages, without a reply."""
     if not method.requeue:
         raise ConnectionException(NOT_IMPLEMENTED, "requeue=false")
-    channel.deliveries.reject(channel.deliveries.take(0, multiple=True).values(), requeue=True)
+    return channel.deliveries.requeue(channel.deliveries.take(0, multiple=True))

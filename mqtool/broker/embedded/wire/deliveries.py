@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice, takewhile
 from typing import Any
 
 from pamqp import commands
@@ -157,6 +158,8 @@ class Deliveries:
         self._held_cancels: list[bytes] | None = None
         # Tags of deliveries that were requeued after the consumer timeout: a late acknowledgement has no effect.
         self._timed_out: set[int] = set()
+        # The deliveries that requeue() is about to requeue.
+        self._requeuing: Mapping[int, ChannelDelivery] = {}
 
     @property
     def kept(self) -> int:
@@ -204,7 +207,9 @@ class Deliveries:
         return subscription
 
     def queue_gone(self, subscription: ChannelSubscription) -> None:
-        """End a consumer whose queue was deleted."""
+        """End a consumer whose queue was deleted, unless the client has cancelled it meanwhile."""
+        if self.subscriptions.get(subscription.tag) is not subscription:
+            return
         self.remove(subscription.tag)
         if self.session.capability("consumer_cancel_notify"):
             cancel = encode_method(commands.Basic.Cancel, consumer_tag=subscription.tag, nowait=True)
@@ -254,12 +259,13 @@ class Deliveries:
             raise precondition_failed(f"unknown delivery tag {tag}")
         elif not multiple:
             return {tag: self.unacked.pop(tag)}
-        tags = []
+        tags = [*takewhile(tag.__ge__, self.unacked)]
+        if len(tags) <= len(self.unacked) // 2:
+            return {each: self.unacked.pop(each) for each in tags}
+        taken, self.unacked = self.unacked, {each: self.unacked[each] for each in islice(self.unacked, len(tags), None)}
         for each in self.unacked:
-            if each > tag:
-                break
-            tags.append(each)
-        return {each: self.unacked.pop(each) for each in tags}
+            del taken[each]
+        return taken
 
     def put_back(self, taken: Mapping[int, ChannelDelivery]) -> None:
         """Undo take(): mark deliveries as unacknowledged again."""
@@ -272,7 +278,8 @@ class Deliveries:
         if hooks is not None:
             arrived = {each: hooks.acknowledge(each.queue, each.entry) for each in deliveries}
             deliveries = [each for each in arrived if arrived[each]]
-            self.reject((each for each in arrived if not arrived[each]), requeue=True)
+            for _ in self.requeue(dict(enumerate(each for each in arrived if not arrived[each]))):
+                pass
         for delivery in deliveries:
             subscription = delivery.subscription
             delivery.queue.acknowledge(delivery.entry)
@@ -281,10 +288,43 @@ class Deliveries:
         if hungry:
             self._feed(hungry)
 
-    def reject(self, deliveries: Iterable[ChannelDelivery], *, requeue: bool, why: Why = Why.RETURNED) -> None:
-        """Requeue messages, or dead-letter or drop them; then send more messages to the consumers."""
+    def reject(self, deliveries: Iterable[ChannelDelivery]) -> None:
+        """Dead-letter or drop messages; then send more messages to the consumers."""
         hungry: dict[ChannelSubscription, None] = {}
+        for delivery in self._rejectable(deliveries, requeue=False):
+            subscription = delivery.subscription
+            if subscription is not None and self._release(subscription):
+                hungry[subscription] = None
+            delivery.queue.reject(delivery.entry)
+        self._feed(hungry)
+
+    def requeue(self, taken: Mapping[int, ChannelDelivery], why: Why = Why.RETURNED) -> Iterator[None]:
+        """Requeue messages; then send more messages to the consumers. Many messages take several steps.
+
+        Nothing changes before the last step, which requeues all of them, so they keep their order. If the channel ends
+        before, it requeues them with its other deliveries.
+        """
+        self._requeuing = taken
         requeued: dict[BrokerQueue, list[BacklogEntry]] = {}
+        released: dict[ChannelSubscription, int] = {}
+        remaining, step = self._rejectable(taken.values(), requeue=True), self.session.broker.requeued_per_step
+        while some := [*islice(remaining, step)]:
+            for delivery in some:
+                requeued.setdefault(delivery.queue, []).append(delivery.entry)
+                if (subscription := delivery.subscription) is not None:
+                    released[subscription] = released.get(subscription, 0) + 1
+            if len(some) == step:
+                yield
+            if self._requeuing is not taken:
+                return
+        self._requeuing = {}
+        hungry = [each for each, count in released.items() if self._release(each, count)]
+        for queue, entries in requeued.items():
+            queue.requeue(entries, why)
+        self._feed(hungry)
+
+    def _rejectable(self, deliveries: Iterable[ChannelDelivery], *, requeue: bool) -> Iterator[ChannelDelivery]:
+        """Yield the deliveries that a rejection affects: those from streams may stay unacknowledged."""
         hooks = self.session.broker.hooks
         lets_pass = self.session.vhost.profile.streams_take_nacks
         for delivery in deliveries:
@@ -292,22 +332,13 @@ class Deliveries:
                 continue
             if hooks is not None:
                 hooks.rejected(delivery.queue, delivery.entry, requeue=requeue)
-            subscription = delivery.subscription
-            if subscription is not None and self._release(subscription):
-                hungry[subscription] = None
-            if requeue:
-                requeued.setdefault(delivery.queue, []).append(delivery.entry)
-            else:
-                delivery.queue.reject(delivery.entry)
-        for queue, entries in requeued.items():
-            queue.requeue(entries, why)
-        self._feed(hungry)
+            yield delivery
 
-    def _release(self, subscription: ChannelSubscription) -> bool:
-        """Subtract one delivery from the prefetch counts; return True if a limit had been reached."""
+    def _release(self, subscription: ChannelSubscription, count: int = 1) -> bool:
+        """Subtract deliveries from the prefetch counts; return True if a limit had been reached."""
         freed = subscription.unacked == subscription.prefetch or self.global_unacked == self.global_prefetch
-        subscription.unacked -= 1
-        self.global_unacked -= 1
+        subscription.unacked -= count
+        self.global_unacked -= count
         return freed
 
     def _feed(self, subscriptions: Iterable[ChannelSubscription]) -> None:
@@ -377,7 +408,8 @@ class Deliveries:
         self.session.add_held_bytes(-self._consumer_bytes)
         self._consumer_bytes = 0
         unacked, self.unacked = self.unacked, {}
-        self._requeue([*uncommitted, *unacked.values()], why)
+        requeuing, self._requeuing = self._requeuing, {}
+        self._requeue([*requeuing.values(), *uncommitted, *unacked.values()], why)
 
     def _requeue(self, deliveries: Iterable[ChannelDelivery], why: Why) -> None:
         """Requeue deliveries whose consumer is gone."""

@@ -1,0 +1,250 @@
+"""The ledger: the memory that messages, streams and definitions take, and how definitions are encoded."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from mqtool.broker.embedded.model.amqp_errors import ChannelException
+from mqtool.broker.embedded.model.amqp_message import Dead
+from mqtool.broker.embedded.model.backlog import BacklogEntry
+from mqtool.broker.embedded.model.footprint import ENTRY
+from mqtool.broker.embedded.model.ledger import (
+    Ledger,
+    decode_definition,
+    default_memory_limit,
+    definition_key,
+    disk_free,
+    encode_definition,
+)
+from mqtool.codecs.field_tables import Int32, Table, Value
+from mqtool.message import MAX_DEPTH
+from tests.unit.embedded.test_queue import message
+
+
+class Reading(Ledger):
+    """A ledger from which each row is read as a message of 100 bytes.
+
+    Attributes:
+        reported: what `when_changed` was called with.
+        deleted: the rows that were deleted.
+        written: the definitions that were written.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reported: list[int] = []
+        self.when_changed = self.reported.append
+        self.deleted: list[int] = []
+        self.written: list[tuple[str, bytes, bytes]] = []
+
+    def read(self, rows: Sequence[int]) -> list[BacklogEntry]:
+        return [BacklogEntry(message(bytes(100)), row) for row in rows]
+
+    def removed(self, row: int) -> None:
+        self.deleted.append(row)
+
+    def write_definition(self, kind: str, key: bytes, value: bytes) -> None:
+        self.written.append((kind, key, value))
+
+
+@pytest.fixture
+def ledger() -> Reading:
+    return Reading()
+
+
+MESSAGE = ENTRY + 100
+
+
+def entered(ledger: Ledger, row: int = 0) -> BacklogEntry:
+    entry = ledger.enter(message(bytes(100)), None)
+    entry.row = row
+    return entry
+
+
+def test_the_memory_of_a_message_is_counted_until_it_leaves_its_queue(ledger: Reading) -> None:
+    """A message counts from when it enters a queue, or is recovered, until it is dropped or set aside. Each change is
+    reported, and only a dropped message is deleted on disk.
+    """
+    first, second, third = entered(ledger, 1), entered(ledger, 2), entered(ledger)
+    ledger.hold(first)
+    assert ledger.held_bytes == 4 * MESSAGE
+    for drop, entry in ((ledger.set_aside, first), (ledger.drop, second), (ledger.drop, third), (ledger.drop, first)):
+        drop(entry)
+    assert ledger.reported == [MESSAGE * count for count in (1, 2, 3, 4, 3, 2, 1, 0)]
+    assert (ledger.held_bytes, ledger.deleted) == (0, [2, 1])
+
+
+def test_messages_are_numbered_in_the_order_in_which_they_arrive(ledger: Reading) -> None:
+    """Each message gets the next position, and the time at which it expires."""
+    entries = [ledger.enter(message(body), when) for body, when in ((b"0", None), (b"1", 17), (b"2", None))]
+    assert [(entry.position, entry.expires_at, entry.message.body) for entry in entries] == [
+        (1, None, b"0"),
+        (2, 17, b"1"),
+        (3, None, b"2"),
+    ]
+
+
+def test_changes_of_memory_are_reported_only_above_a_limit(ledger: Reading) -> None:
+    """While the memory in use is not above `quiet_bytes`, no change is reported."""
+    ledger.quiet_bytes = 2 * MESSAGE
+    entries = [entered(ledger) for _ in range(4)]
+    for entry in entries:
+        ledger.drop(entry)
+    ledger.hold_bytes(2 * MESSAGE)
+    ledger.hold_bytes(1)
+    assert ledger.reported == [3 * MESSAGE, 4 * MESSAGE, 3 * MESSAGE, 2 * MESSAGE + 1]
+
+
+def test_definitions_are_part_of_the_memory_in_use(ledger: Reading) -> None:
+    """The memory of queues, exchanges and bindings is part of the memory in use, and is counted on its own, too."""
+    ledger.hold_bytes(100)
+    ledger.hold_bytes(20, definition=True)
+    ledger.hold_bytes(5, definition=True)
+    assert (ledger.held_bytes, ledger.definition_bytes) == (125, 25)
+    ledger.hold_bytes(-20, definition=True)
+    assert (ledger.held_bytes, ledger.definition_bytes) == (105, 5)
+
+
+def test_messages_are_paged_out_only_while_memory_is_short(ledger: Reading) -> None:
+    """A stored message is paged out while more than `roomy_bytes` are held, not counting what the paged-out messages
+    themselves take. A message that is paged out takes 40 bytes; read back, it takes as much as before; it is deleted
+    like any other.
+    """
+    ledger.roomy_bytes = 3 * MESSAGE
+    entries = [entered(ledger, row) for row in range(1, 6)]
+    assert [ledger.page_out(entry) for entry in entries] == [True, True, False, False, False]
+    assert ledger.held_bytes == 3 * MESSAGE + 80
+    assert [entry.position for entry in ledger.page_in([1, 2])] == [1, 2]
+    assert ledger.held_bytes == 5 * MESSAGE
+    assert [ledger.page_out(entry) for entry in entries] == [True, True, False, False, False]
+    ledger.drop_paged_out(2)
+    assert (ledger.held_bytes, ledger.deleted) == (3 * MESSAGE + 40, [2])
+    assert ledger.reported[-1] == ledger.held_bytes
+    short = Reading()
+    assert short.roomy_bytes == 32 << 20
+    short.roomy_bytes = MESSAGE - 1
+    assert short.page_out(entered(short, 1))
+
+
+def test_a_dead_letter_is_never_paged_out(ledger: Reading) -> None:
+    """A dead letter stays in memory, because it would be read back without what it knows of its deaths."""
+    ledger.roomy_bytes = 0
+    entry = entered(ledger, 1)
+    dead = object.__new__(Dead)
+    entry.message = dead
+    assert not ledger.page_out(entry)
+    assert ledger.held_bytes == MESSAGE
+
+
+def test_segments_in_memory_count_until_they_are_cut_or_deleted(ledger: Reading) -> None:
+    """Without a data directory, a stream's segments are kept in memory, and their bytes count until they are removed. A
+    new write replaces what a failed one has left.
+    """
+    segments = ledger.segments(1)
+    assert [*segments.existing()] == []
+    segment = segments.new(0)
+    segment.write(0, b"0123456789")
+    segment.write(4, b"abc")
+    assert (segment.size(), segment.read(0, 100), segment.read(2, 3)) == (7, b"0123abc", b"23a")
+    assert ledger.held_bytes == 7
+    segment.sync()
+    segment.close()
+    segment.cut(5)
+    assert (segment.read(0, 100), ledger.held_bytes) == (b"0123a", 5)
+    segment.delete()
+    segments.delete()
+    assert (segment.size(), ledger.held_bytes) == (0, 0)
+
+
+def test_definitions_with_different_names_have_different_keys() -> None:
+    """The key of a definition contains the length of each name, so that no two lists of names have the same key. A name
+    that is not UTF-8 keeps its bytes.
+    """
+    assert definition_key(["/", "q\udce9"]) == b"\0\0\0\1/\0\0\0\2q\xe9"
+    assert definition_key([b"ab", ""]) == b"\0\0\0\2ab\0\0\0\0"
+    assert definition_key(["a", "b"]) != definition_key(["ab"]) != definition_key(["", "ab"])
+
+
+@pytest.mark.parametrize(
+    ("value", "decoded"),
+    [
+        ({"name": "q\udce9".encode(errors="surrogateescape")}, {"name": "q\udce9"}),
+        ({"limits": {"a": [b"x\xff", {"b": b"y"}]}}, {"limits": {"a": ["x\udcff", {"b": "y"}]}}),
+        ({"arguments": {"a": b"x\xff"}}, {"arguments": {"a": b"x\xff"}}),
+        ({"definition": {"a": [b"x\xff"]}}, {"definition": {"a": [b"x\xff"]}}),
+        ({"key": Int32(5), "durable": True}, {"key": 5, "durable": True}),
+    ],
+)
+def test_definitions_are_read_back_as_they_were_stored(value: Table, decoded: Table) -> None:
+    """Names in a definition are text, even those that are not UTF-8, and the tables of clients are kept as they were
+    sent.
+    """
+    assert decode_definition(encode_definition(value)) == decoded
+
+
+def nested(depth: int) -> Table:
+    value: Value = Int32(0)
+    for _ in range(depth):
+        value = {"a": value}
+    return cast(Table, value)
+
+
+@pytest.mark.parametrize("value", [nested(MAX_DEPTH + 10), {"a": 1 << 70}, {"a" * 300: True}])
+def test_a_definition_that_could_not_be_read_back_is_refused(ledger: Reading, value: Any) -> None:
+    """A definition that is nested too deeply, or has a value or name that cannot be encoded, is refused with 406, and
+    not stored. One that is a little deeper than a message may be is stored.
+    """
+    with pytest.raises(ChannelException, match="a definition cannot be stored: ") as error:
+        ledger.save("queue", ("/", "q"), value)
+    assert error.value.code == 406
+    assert ledger.written == []
+    ledger.save("queue", ("/", "q"), {"arguments": nested(MAX_DEPTH + 8)})
+    assert [(kind, key) for kind, key, _ in ledger.written] == [("queue", definition_key(["/", "q"]))]
+    assert decode_definition(ledger.written[0][2]) == {"arguments": nested(MAX_DEPTH + 8)}
+
+
+def test_the_default_memory_limit_is_that_of_the_smallest_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default memory limit is 40 % of the memory of the machine or, if that is less, of the container."""
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 50}.__getitem__)
+    files = []
+    for name, content in (("a", "max"), ("b", "40000"), ("c", "30000"), ("d", "60000")):
+        (tmp_path / name).write_text(content)
+        files.append(str(tmp_path / name))
+    assert default_memory_limit([str(tmp_path / "missing"), *files]) == 12_000
+    assert default_memory_limit([files[3], files[0]]) == 20_000
+
+
+def test_the_free_space_is_what_a_user_may_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The free space on a disk is what is left for users other than root, in bytes."""
+    asked = []
+
+    def statvfs(path: Path) -> SimpleNamespace:
+        asked.append(path)
+        return SimpleNamespace(f_bavail=3, f_bfree=5, f_frsize=1024, f_bsize=4096)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    assert (disk_free(tmp_path), Ledger().disk_free()) == (3072, 3072)
+    assert asked == [tmp_path, Path("/")]
+
+
+def test_without_a_disk_everything_counts_as_stored_at_once() -> None:
+    """Without a data directory, nobody waits for the disk, definitions are not kept, and no key or row is used."""
+    ledger, called = Ledger(), []
+    ledger.after_commit(lambda: called.append(True))
+    assert called == [True]
+    asyncio.run(asyncio.wait_for(ledger.stored(), 60))
+    entry = entered(ledger)
+    ledger.added(1, entry)
+    assert (entry.row, ledger.new_key(), ledger.read([1]), ledger.on_disk) == (0, 0, [], False)
+    assert (ledger.group, ledger.definitions_saved, ledger.quiet_bytes) == (1, 0, -1)
+    assert ledger.most_bytes == ledger.most_definition_bytes == float("inf")
+    deleted = []
+    ledger.discard_log(cast(Any, SimpleNamespace(delete_files=lambda: deleted.append(True))))
+    assert deleted == [True]

@@ -1,0 +1,667 @@
+"""A virtual host of the embedded broker: routing, what is stored, memory, and messages that wait for their delay."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from mqtool.broker.embedded.model.amqp_errors import ChannelException
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage
+from mqtool.broker.embedded.model.applied_policies import USER, Policy
+from mqtool.broker.embedded.model.exchange import PREDECLARED, TRACE_EXCHANGE, BrokerExchange, binding_names
+from mqtool.broker.embedded.model.ledger import Ledger, decode_definition, definition_key
+from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Like
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
+from mqtool.broker.embedded.model.stream_queue import StreamQueue
+from mqtool.broker.embedded.model.virtual_host import ReleasedQueue, Routing, VirtualHost, limit_of
+from mqtool.codecs.field_tables import Int32, Table
+from tests.unit.embedded.test_limits_of_queues import Watching
+from tests.unit.embedded.test_queue import BusyClock, FakeClock, FakeConsumer, add_queue, bodies, message
+
+DELAYED: Table = {"x-delayed-type": "fanout"}
+
+
+class Storing(Ledger):
+    """A ledger that keeps what it was asked to store.
+
+    Attributes:
+        definitions: the definitions, by kind and key.
+        forgotten: the kinds and names of the definitions that were deleted.
+        added_to: the keys of the queues and exchanges to which messages were added.
+        refuses: True to refuse all definitions.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.definitions: dict[tuple[str, bytes], Table] = {}
+        self.forgotten: list[tuple[str, tuple[str | bytes, ...]]] = []
+        self.added_to: list[int] = []
+        self.keys = 0
+
+    def new_key(self) -> int:
+        self.keys += 1
+        return self.keys
+
+    def write_definition(self, kind: str, key: bytes, value: bytes) -> None:
+        self.definitions[kind, key] = decode_definition(value)
+
+    def forget(self, kind: str, names: Any) -> None:
+        self.definitions.pop((kind, definition_key(names)), None)
+        self.forgotten.append((kind, tuple(names)))
+
+    def added(self, holder: int, entry: Any) -> None:
+        entry.row = entry.position
+        self.added_to.append(holder)
+
+
+@pytest.fixture
+def ledger() -> Storing:
+    return Storing()
+
+
+def names_of(routing: Routing) -> list[str]:
+    return [queue.name for queue in routing.queues]
+
+
+def add_exchange(vhost: VirtualHost, name: str = "x", kind: str = "fanout", **properties: Any) -> BrokerExchange:
+    exchange = BrokerExchange(name, kind, **properties)
+    vhost.add_exchange(exchange)
+    return exchange
+
+
+def publish(vhost: VirtualHost, exchange: str, sent: BrokerMessage) -> tuple[bool, bool, bool]:
+    return tuple(vhost.enqueue(vhost.route(vhost.exchanges[exchange], sent)))  # type: ignore[return-value]
+
+
+def test_a_new_virtual_host_has_the_predeclared_exchanges(vhost: VirtualHost) -> None:
+    """A new virtual host has no queues, limits, labels or description, its firehose is off, and it has the predeclared
+    exchanges, of which only the one for the firehose is internal.
+    """
+    assert (vhost.name, vhost.description, vhost.limits, vhost.tracing, vhost.watcher) == ("/", "", {}, False, None)
+    assert (vhost.queues, tuple(vhost.labels)) == ({}, ((), "", False))
+    assert {name: exchange.kind for name, exchange in vhost.exchanges.items()} == {
+        **PREDECLARED,
+        TRACE_EXCHANGE: "topic",
+    }
+    assert {name for name, exchange in vhost.exchanges.items() if exchange.internal} == {TRACE_EXCHANGE}
+    assert all(each.predeclared and each.name == name for name, each in vhost.exchanges.items())
+    first, second = vhost.new_queue_name(), vhost.new_queue_name()
+    assert first != second
+    assert first.startswith("amq.gen-")
+    assert len(first) == 30
+
+
+def test_durable_queues_exchanges_and_bindings_are_stored_until_they_are_deleted(
+    vhost: VirtualHost, ledger: Storing
+) -> None:
+    """A durable queue, exchange or binding is stored when it is declared, and forgotten when it is deleted. Transient
+    ones, and those that were read from the data directory, are not stored.
+    """
+    queue = add_queue(vhost, durable=True, auto_delete=True, x_max_length=Int32(5))
+    exchange = add_exchange(vhost, "x", "headers", internal=True)
+    vhost.bind(exchange, queue, "k", {"a": Int32(1)})
+    (binding,) = vhost.bindings()
+    names = binding_names("/", binding)
+    assert ledger.definitions == {
+        ("queue", definition_key(["/", "q"])): {
+            "vhost": "/", "name": "q", "auto_delete": True, "key": 1, "arguments": queue.arguments,
+        },
+        ("exchange", definition_key(["/", "x"])): {
+            "vhost": "/", "name": "x", "kind": "headers", "auto_delete": False, "internal": True, "arguments": {},
+            "key": 2,
+        },
+        ("binding", definition_key(names)): {
+            "vhost": "/", "source": "x", "destination": "q", "to_queue": True, "routing_key": "k",
+            "arguments": {"a": 1},
+        },
+    }  # fmt: skip
+    vhost.delete_queue(queue)
+    vhost.delete_exchange(exchange)
+    assert ledger.definitions == {}
+    assert ledger.forgotten == [
+        ("binding", names),
+        ("queue", ("/", "q")),
+        ("delivering", ("1",)),
+        ("exchange", ("/", "x")),
+    ]
+    transient, other = add_queue(vhost, "t"), add_exchange(vhost, "t", durable=False)
+    vhost.bind(other, transient, "", {})
+    vhost.add_queue(QueueDeclaration("r", {}, durable=True), key=9)
+    add_exchange(vhost, "r", key=8)
+    assert (vhost.queues["r"].key, vhost.exchanges["r"].key) == (9, 8)
+    vhost.delete_queue(transient)
+    vhost.delete_exchange(other)
+    assert ledger.definitions == {}
+    assert len(ledger.forgotten) == 4
+
+
+def test_all_memory_of_definitions_is_given_back(vhost: VirtualHost, ledger: Storing) -> None:
+    """Each queue, exchange and binding takes memory as a definition, until it is deleted, on its own or with its
+    virtual host.
+    """
+    counts = [ledger.definition_bytes]
+    queue = add_queue(vhost)
+    counts.append(ledger.definition_bytes)
+    exchange = add_exchange(vhost, arguments={"alternate-exchange": "none"})
+    counts.append(ledger.definition_bytes)
+    vhost.bind(exchange, queue, "", {})
+    vhost.bind(exchange, queue, "", {})
+    counts.append(ledger.definition_bytes)
+    vhost.unbind(exchange, queue, "", {})
+    vhost.unbind(exchange, queue, "", {})
+    assert ledger.definition_bytes == counts[2]
+    vhost.delete_exchange(exchange)
+    vhost.delete_exchange(exchange)
+    assert ledger.definition_bytes == counts[1]
+    assert (vhost.delete_queue(queue), vhost.delete_queue(queue)) == (0, 0)
+    assert ledger.definition_bytes == counts[0] == 0
+    assert counts == sorted({*counts})
+    vhost.delete_queue(add_queue(vhost, "s", durable=True, x_queue_type="stream"))
+    assert ledger.definition_bytes == 0
+
+    add_queue(vhost).publish(message())
+    delayed = add_exchange(vhost, kind="x-delayed-message", arguments=DELAYED)
+    other = add_exchange(vhost, "other")
+    for source in (delayed, other, vhost.exchanges["amq.fanout"]):
+        vhost.bind(source, vhost.queues["q"], "", {})
+    vhost.bind(delayed, other, "", {})
+    publish(vhost, "x", message(headers={"x-delay": Int32(1000)}))
+    vhost.delete_contents()
+    assert (ledger.definition_bytes, ledger.held_bytes) == (0, 0)
+    assert ledger.forgotten[-1] == ("vhost", ("/",))
+
+
+def test_declarations_are_refused_while_definitions_take_too_much_memory(vhost: VirtualHost, ledger: Storing) -> None:
+    """Once queues, exchanges and bindings take more than their limit, no further ones are declared: the error names the
+    thing, the memory, and the limit. Those that a restarted broker reads from disk are added nevertheless.
+    """
+    queue = add_queue(vhost)
+    exchange = add_exchange(vhost)
+    ledger.most_definition_bytes = ledger.definition_bytes
+    vhost.bind(exchange, queue, "", {})
+    taken, most = ledger.definition_bytes, ledger.most_definition_bytes
+    declarations: list[tuple[str, Any]] = [
+        ("queue 'more'", lambda: add_queue(vhost, "more")),
+        ("exchange 'more'", lambda: add_exchange(vhost, "more")),
+        ("binding", lambda: vhost.bind(exchange, queue, "k", {})),
+    ]
+    for what, declare in declarations:
+        with pytest.raises(ChannelException) as error:
+            declare()
+        assert error.value.code == 406
+        assert str(error.value.text).endswith(
+            f"cannot declare {what}: queues, exchanges and bindings take {taken} bytes, which is more than {most}"
+        )
+    assert ("more" in vhost.queues, "more" in vhost.exchanges, len([*vhost.bindings()])) == (False, False, 1)
+    vhost.add_queue(QueueDeclaration("restored", {}, durable=True), key=1)
+    add_exchange(vhost, "restored", key=2)
+    assert ledger.definition_bytes > taken
+
+
+@pytest.mark.parametrize(("limit", "is_refused"), [(2, True), (1, True), (3, False), (-1, False), (None, False)])
+def test_a_virtual_host_has_no_more_queues_than_its_limit(
+    vhost: VirtualHost, limit: int | None, *, is_refused: bool
+) -> None:
+    """A queue is refused with 406 if its virtual host has as many as `max-queues` allows. A negative limit is none."""
+    for name in "ab":
+        add_queue(vhost, name)
+    if limit is not None:
+        vhost.limits["max-queues"] = limit
+    assert limit_of(vhost.limits, "max-queues") == (None if limit in (None, -1) else limit)
+    assert limit_of({"max-connections": 0}, "max-connections") == 0
+    if is_refused:
+        with pytest.raises(ChannelException) as error:
+            vhost.check_queue_limit("c")
+        assert error.value.code == 406
+        assert str(error.value.text).endswith(
+            f"cannot declare queue 'c': queue limit in vhost '/' ({limit}) is reached"
+        )
+    else:
+        vhost.check_queue_limit("c")
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected", "left"),
+    [
+        ({}, ["q"], []),
+        ({"CC": ["a", "b", "q", "missing"]}, ["q", "a", "b"], ["CC"]),
+        ({"BCC": ["a"], "x": "y"}, ["q", "a"], ["x"]),
+        ({"CC": ["b"], "BCC": ["a"]}, ["q", "b", "a"], ["CC"]),
+    ],
+)
+@pytest.mark.parametrize("exchange", ["", "amq.direct", "amq.topic"])
+def test_a_message_goes_to_the_queues_of_all_its_routing_keys(
+    vhost: VirtualHost, exchange: str, headers: Table, expected: list[str], left: list[str]
+) -> None:
+    """A message goes once to each queue that matches its routing key, or one in its headers CC and BCC. The header BCC
+    is removed before the message is delivered.
+    """
+    for name in ("q", "a", "b", "other"):
+        queue = add_queue(vhost, name)
+        if exchange:
+            vhost.bind(vhost.exchanges[exchange], queue, name, {})
+    routing = vhost.route(vhost.exchanges[exchange], message(headers=headers))
+    assert sorted(names_of(routing)) == sorted(expected)
+    assert [*routing.message.headers] == left
+    assert names_of(vhost.route(vhost.exchanges[exchange], message(key="missing"))) == []
+
+
+def test_a_message_takes_all_exchanges_on_its_way_once(vhost: VirtualHost) -> None:
+    """A message passes through exchanges that are bound to each other, each once, even in a circle, and goes once to
+    each queue. If an exchange on the way matches nothing, its alternate exchange gets the message.
+    """
+    one, two = add_exchange(vhost, "one"), add_exchange(vhost, "two", "direct", arguments={"alternate-exchange": "alt"})
+    alternate = add_exchange(vhost, "alt")
+    queues = [add_queue(vhost, name) for name in "abc"]
+    vhost.bind(one, two, "", {})
+    vhost.bind(two, one, "q", {})
+    vhost.bind(two, queues[0], "q", {})
+    three = add_exchange(vhost, "three")
+    vhost.bind(two, three, "q", {})
+    vhost.bind(three, two, "", {})
+    vhost.bind(one, queues[0], "", {})
+    vhost.bind(one, queues[1], "", {})
+    vhost.bind(alternate, queues[2], "", {})
+    assert sorted(names_of(vhost.route(one, message()))) == ["a", "b"]
+    assert sorted(names_of(vhost.route(one, message(key="k")))) == ["a", "b", "c"]
+    del vhost.exchanges["alt"]
+    assert sorted(names_of(vhost.route(one, message(key="k")))) == ["a", "b"]
+
+
+def test_a_message_with_too_many_routing_keys_for_its_exchanges_is_refused(
+    vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each routing key is looked up in each direct or topic exchange on the way, and other exchanges count once. If
+    that is more than the limit, the channel is closed with 406.
+    """
+    monkeypatch.setattr("mqtool.broker.embedded.model.virtual_host._MOST_LOOKUPS", 7)
+    fanout, direct, topic = (
+        add_exchange(vhost, "f"),
+        add_exchange(vhost, "d", "direct"),
+        add_exchange(vhost, "t", "topic"),
+    )
+    vhost.bind(fanout, direct, "", {})
+    vhost.bind(fanout, topic, "", {})
+    three = message(headers={"CC": ["a", "b"]})
+    assert names_of(vhost.route(fanout, three)) == []
+    four = message(headers={"CC": ["a", "b", "c"]})
+    with pytest.raises(ChannelException) as error:
+        vhost.route(fanout, four)
+    assert error.value.code == 406
+    assert str(error.value.text).endswith("too many exchanges on the way of a message with 4 routing keys")
+
+
+def test_the_outcome_of_a_publish_says_whether_queues_took_the_message(vhost: VirtualHost) -> None:
+    """A publish has three outcomes: whether a queue got the message, whether none refused it, and whether it is being
+    written to disk. A queue that was deleted in the meantime does not count.
+    """
+    add_queue(vhost)
+    add_queue(vhost, "stored", durable=True, x_queue_type="quorum")
+    add_queue(vhost, "full", x_max_length=Int32(0), x_overflow="reject-publish")
+    assert publish(vhost, "", message(key="missing")) == (False, True, False)
+    assert publish(vhost, "", message()) == (True, True, False)
+    assert publish(vhost, "", message(key="stored")) == (True, True, True)
+    assert publish(vhost, "", message(key="full")) == (True, False, False)
+    assert publish(vhost, "", message(key="full", headers={"CC": ["q", "stored"]})) == (True, False, True)
+    routing = vhost.route(vhost.exchanges[""], message(headers={"CC": ["stored"]}))
+    vhost.delete_queue(vhost.queues["stored"])
+    assert tuple(vhost.enqueue(routing)) == (True, True, False)
+    vhost.delete_queue(vhost.queues["q"])
+    assert tuple(vhost.enqueue(routing)) == (False, True, False)
+    assert vhost.deleted_traffic["quorum"].published == 2
+    assert vhost.deleted_traffic["classic"].published == 3
+
+
+def test_a_binding_of_a_topic_exchange_has_no_more_wildcards_than_its_version_allows() -> None:
+    """From RabbitMQ 4.3 on, the binding key of a topic exchange has at most two `#`; other exchanges have no limit."""
+    for like, is_refused in ((Like.V4_2, False), (Like.V4_3, True)):
+        vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
+        queue = add_queue(vhost, durable=True)
+        vhost.bind(vhost.exchanges["amq.topic"], queue, "#.a.#", {})
+        vhost.bind(vhost.exchanges["amq.direct"], queue, "#.a.#.#", {})
+        if is_refused:
+            with pytest.raises(ChannelException) as error:
+                vhost.bind(vhost.exchanges["amq.topic"], queue, "#.a.#.#", {})
+            assert str(error.value.text).endswith("key '#.a.#.#' uses 3 '#' wildcards, at most 2 are allowed")
+        else:
+            vhost.bind(vhost.exchanges["amq.topic"], queue, "#.a.#.#", {})
+        assert len([*vhost.bindings()]) == 3 - is_refused
+
+
+def test_bindings_that_their_exchange_cannot_have_are_refused(vhost: VirtualHost) -> None:
+    """A binding to a headers exchange with an x-match that does not exist, and one of an x-local-random exchange with a
+    routing key, are refused.
+    """
+    queue = add_queue(vhost)
+    local = add_exchange(vhost, kind="x-local-random")
+    for exchange, key, arguments in ((vhost.exchanges["amq.headers"], "", {"x-match": "no"}), (local, "k", {})):
+        with pytest.raises(ChannelException):
+            vhost.bind(exchange, queue, key, cast(Table, arguments))
+    vhost.bind(vhost.exchanges["amq.direct"], queue, "k", {"x-match": "no"})
+    assert len([*vhost.bindings()]) == 1
+
+
+def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(vhost: VirtualHost) -> None:
+    """An auto-delete exchange is deleted when its last binding is removed; others are not."""
+    queue = add_queue(vhost)
+    for name, auto_delete in (("auto", True), ("other", False)):
+        exchange = add_exchange(vhost, name, auto_delete=auto_delete)
+        for key in "ab":
+            vhost.bind(exchange, queue, key, {})
+        vhost.unbind(exchange, queue, "a", {})
+        assert name in vhost.exchanges
+        vhost.unbind(exchange, queue, "b", {})
+        assert (name in vhost.exchanges) != auto_delete
+
+
+def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: VirtualHost) -> None:
+    """A queue or exchange that is declared after a policy has it. A queue has the type argument that its version lists,
+    and its declared properties.
+    """
+    vhost.policies.put(USER, Policy("p", "^q$", {"max-length": Int32(1)}, 0, "queues"))
+    vhost.policies.put(USER, Policy("e", "^x$", {"alternate-exchange": "alt"}, 0, "exchanges"))
+    owner = object()
+    queue = vhost.add_queue(QueueDeclaration("q", {}, durable=True, auto_delete=True, owner=owner))
+    assert (queue.policy.policy, queue.options.max_length, add_exchange(vhost).alternate) == ("p", 1, "alt")
+    assert (queue.vhost, queue.durable, queue.auto_delete, queue.owner) == ("/", True, True, owner)
+    old = VirtualHost("v", FakeClock(), Ledger(), PROFILES[Like.V3_10])
+    assert "x-queue-type" not in add_queue(old).arguments
+    assert old.queues["q"].profile is PROFILES[Like.V3_10]
+    assert isinstance(add_queue(vhost, "s", durable=True, x_queue_type="stream"), StreamQueue)
+    assert add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V4_3]), "c").arguments.get(
+        "x-queue-type"
+    ) == ("classic" if PROFILES[Like.V4_3].lists_type else None)
+
+
+def test_policies_are_applied_to_many_queues_in_turns(ledger: Storing) -> None:
+    """If there are many queues, a policy is applied to a few of them in each turn of the event loop. If it changes
+    meanwhile, all queues get the new one.
+    """
+    clock = BusyClock()
+    vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
+    queues = [add_queue(vhost, f"q{number}") for number in range(30)]
+    vhost.policies.put(USER, Policy("p", ".*", {"max-length": Int32(1)}))
+    assert {queue.options.max_length for queue in queues} == {None}
+    clock.pass_by(3)
+    vhost.policies.put(USER, Policy("p", ".*", {"max-length": Int32(2)}))
+    vhost.delete_queue(queues[-1])
+    clock.pass_by(15)
+    assert {queue.options.max_length for queue in queues} == {None, 2}
+    clock.pass_by(1000)
+    assert {queue.options.max_length for queue in queues[:-1]} == {2}
+    assert queues[-1].options.max_length is None
+    vhost.policies.delete(USER, "p")
+    clock.pass_by(1000)
+    assert {queue.options.max_length for queue in queues} == {None}
+
+
+@pytest.mark.parametrize("like", [Like.V3_10, Like.V4_2])
+def test_a_delayed_message_is_stored_with_its_exchange_and_released_with_its_source(
+    ledger: Storing, clock: FakeClock, like: Like
+) -> None:
+    """A delayed message is written to disk if its exchange is durable, and its publisher's confirm waits for that. When
+    it is released, a watcher is told from which exchange.
+    """
+    vhost = VirtualHost("/", clock, ledger, PROFILES[like])
+    watcher = Watching()
+    vhost.watch(cast(Any, watcher))
+    for name, durable in (("x", True), ("t", False)):
+        exchange = add_exchange(vhost, name, "x-delayed-message", durable=durable, arguments=DELAYED)
+        queue = add_queue(vhost, f"q{name}")
+        vhost.bind(exchange, queue, "", {})
+        assert publish(vhost, name, message(name.encode(), headers={"x-delay": Int32(1000)})) == (False, True, durable)
+    assert ledger.added_to == [vhost.exchanges["x"].key]
+    assert [each for each in watcher.told if each[0] == "delayed"] == [
+        ("delayed", vhost.exchanges["x"], b"x"),
+        ("delayed", vhost.exchanges["t"], b"t"),
+    ]
+    sources = []
+    watcher.published = lambda routing: sources.append(routing.source)  # type: ignore[method-assign]
+    clock.pass_by(1000)
+    assert sources == [ReleasedQueue("x", 1), ReleasedQueue("t", 2)]
+    assert [bodies(vhost.queues[name]) for name in ("qx", "qt")] == [[b"x"], [b"t"]]
+
+
+@pytest.mark.parametrize(
+    ("is_changed", "headers", "delay"), [(True, {}, -1000), (False, {}, 1000), (False, {"BCC": ["b"]}, -1000)]
+)
+def test_the_delay_of_a_message_whose_headers_the_broker_has_changed_is_negated(
+    vhost: VirtualHost, clock: FakeClock, headers: Table, delay: int, *, is_changed: bool
+) -> None:
+    """Consumers see the x-delay of a delayed message negated if the broker has changed its headers: a dead letter's, or
+    those of a message with BCC. Otherwise they see what the publisher sent.
+    """
+    exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
+    queue = add_queue(vhost)
+    vhost.bind(exchange, queue, "", {})
+    changed: Any = {"is_changed": True} if is_changed else {}
+    routing = vhost.route(exchange, message(headers={"x-delay": Int32(1000), **headers}), **changed)
+    assert not routing.queues
+    clock.pass_by(1000)
+    assert queue.backlog.head().message.headers == {"x-delay": delay}
+
+
+def test_a_delayed_message_waits_for_memory_for_its_copies(
+    vhost: VirtualHost, clock: FakeClock, ledger: Storing
+) -> None:
+    """If there is no memory for several copies of a delayed message, it is held back for another second, until there
+    is. A message for one queue is released at once, and one whose exchange was deleted is dropped.
+    """
+    exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
+    queues = [add_queue(vhost, name) for name in "ab"]
+    for queue in queues:
+        vhost.bind(exchange, queue, "", {})
+    publish(vhost, "x", message(headers={"x-delay": Int32(1000)}))
+    ledger.most_bytes = 0
+    clock.pass_by(1999)
+    assert (vhost.held(exchange), len(queues[0])) == (1, 0)
+    ledger.most_bytes = ledger.held_bytes
+    clock.pass_by(1)
+    assert (vhost.held(exchange), [len(queue) for queue in queues]) == (0, [1, 1])
+    vhost.unbind(exchange, queues[1], "", {})
+    publish(vhost, "x", message(headers={"x-delay": Int32(1000)}))
+    ledger.most_bytes = 0
+    clock.pass_by(1000)
+    assert [len(queue) for queue in queues] == [2, 1]
+    held = ledger.held_bytes - ledger.definition_bytes
+    publish(vhost, "x", message(headers={"x-delay": Int32(1000)}))
+    vhost.delete_exchange(exchange)
+    clock.pass_by(1000)
+    assert ledger.held_bytes - ledger.definition_bytes == held
+
+
+def test_a_delayed_message_that_cannot_be_published_is_set_aside(
+    vhost: VirtualHost,
+    clock: FakeClock,
+    ledger: Storing,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """If publishing a delayed message fails, the failure is logged, the message stays on disk, but no longer takes
+    memory, and the others are published.
+    """
+    exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
+    queue = add_queue(vhost)
+    vhost.bind(exchange, queue, "", {})
+    for body in (b"bad", b"good"):
+        publish(vhost, "x", message(body, headers={"x-delay": Int32(1000)}))
+    removed: list[int] = []
+    monkeypatch.setattr(ledger, "removed", removed.append)
+    accept = queue.publish
+
+    def fail(sent: BrokerMessage) -> tuple[bool, bool]:
+        if sent.body == b"bad":
+            raise RuntimeError("broken")
+        return accept(sent)
+
+    monkeypatch.setattr(queue, "publish", fail)
+    with caplog.at_level(logging.ERROR):
+        clock.pass_by(1000)
+    assert (bodies(queue), removed) == ([b"good"], [2])
+    assert str(caplog.records[0].exc_info[1]) == "broken"  # type: ignore[index]
+    assert caplog.messages[0].startswith("a delayed message of exchange 'x' cannot be published: ")
+    queue.purge()
+    assert ledger.held_bytes == ledger.definition_bytes
+
+
+def dead_lettering(vhost: VirtualHost, exchange: str, **arguments: Any) -> Any:
+    """Return a queue that dead-letters to an exchange, with a message that was rejected."""
+    queue = add_queue(vhost, "source", x_dead_letter_exchange=exchange, **arguments)
+    queue.publish(message())
+    queue.reject(queue.get(no_ack=False))
+    return queue
+
+
+@pytest.mark.parametrize("x_delay", [Int32(1000), "soon"])
+def test_a_dead_letter_is_delayed_unless_its_delay_cannot_be_read(
+    vhost: VirtualHost, clock: FakeClock, x_delay: Any
+) -> None:
+    """A dead letter that goes to a delayed exchange is held back for its x-delay. If that is not a number, it is
+    published at once.
+    """
+    exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
+    dead = add_queue(vhost, "dead")
+    vhost.bind(exchange, dead, "", {})
+    source = add_queue(vhost, x_dead_letter_exchange="x")
+    source.publish(message(headers={"x-delay": x_delay}))
+    source.reject(source.get(no_ack=False))  # type: ignore[arg-type]
+    assert len(dead) == (x_delay == "soon")
+    clock.pass_by(1000)
+    assert len(dead) == 1
+    assert dead.backlog.head().message.headers["x-delay"] == ("soon" if x_delay == "soon" else -1000)
+
+
+@pytest.mark.parametrize("strategy", ["at-most-once", "at-least-once"])
+def test_a_dead_letter_needs_memory_for_its_copies(
+    vhost: VirtualHost, ledger: Storing, caplog: pytest.LogCaptureFixture, strategy: str
+) -> None:
+    """If there is no memory for several copies of a dead letter, its queue keeps it with the strategy at-least-once.
+    Otherwise it is set aside, and the log says why. A single copy always has room.
+    """
+    for name in "ab":
+        vhost.bind(vhost.exchanges["amq.fanout"], add_queue(vhost, name), "", {})
+    ledger.most_bytes = 0
+    to: Table = {"x_queue_type": "quorum", "x_dead_letter_strategy": strategy, "x_overflow": "reject-publish"}
+    with caplog.at_level(logging.ERROR):
+        queue = dead_lettering(vhost, "amq.fanout", durable=True, **to)
+    assert len(queue.dead_letters) == (strategy == "at-least-once")
+    assert [len(vhost.queues[name]) for name in "ab"] == [0, 0]
+    if strategy == "at-most-once":
+        assert str(caplog.records[0].exc_info[1]).endswith(  # type: ignore[index]
+            "no memory for 2 copies of a message"
+        )
+    else:
+        assert caplog.records == []
+    vhost.delete_queue(vhost.queues["b"])
+    vhost.delete_queue(queue)
+    dead_lettering(vhost, "amq.fanout", durable=True, **to)
+    assert len(vhost.queues["a"]) == 1
+
+
+@pytest.mark.parametrize("strategy", ["at-most-once", "at-least-once"])
+def test_a_dead_letter_of_a_missing_or_full_destination_is_kept_only_at_least_once(
+    vhost: VirtualHost, strategy: str
+) -> None:
+    """A dead letter whose exchange is missing, whose queue is missing, or whose queue is full, is kept with the
+    strategy at-least-once, and dropped otherwise.
+    """
+    vhost.bind(
+        vhost.exchanges["amq.fanout"], add_queue(vhost, "full", x_max_length=0, x_overflow="reject-publish"), "", {}
+    )
+    to: Table = {"x_queue_type": "quorum", "x_dead_letter_strategy": strategy, "x_overflow": "reject-publish"}
+    for exchange in ("missing", "amq.direct", "amq.fanout"):
+        queue = dead_lettering(vhost, exchange, durable=True, **to)
+        assert len(queue.dead_letters) == (strategy == "at-least-once")
+        vhost.delete_queue(queue)
+
+
+def test_an_expired_message_is_not_dead_lettered_back_to_its_own_queue(vhost: VirtualHost, clock: FakeClock) -> None:
+    """A message that expires, and would be dead-lettered to its own queue and others, goes only to the others. One that
+    is rejected also returns.
+    """
+    queue = add_queue(vhost, x_message_ttl=Int32(1000), x_dead_letter_exchange="amq.fanout")
+    other = add_queue(vhost, "other")
+    for each in (queue, other):
+        vhost.bind(vhost.exchanges["amq.fanout"], each, "", {})
+    queue.publish(message())
+    clock.pass_by(1000)
+    assert (len(queue), len(other)) == (0, 1)
+    queue.publish(message())
+    queue.reject(queue.get(no_ack=False))  # type: ignore[arg-type]
+    assert (len(queue), len(other)) == (1, 2)
+
+
+@pytest.mark.parametrize(("like", "deaths"), [(Like.V3_10, 2), (Like.V4_2, 1)])
+def test_deaths_that_a_publisher_claims_are_kept_by_old_versions_only(ledger: Storing, like: Like, deaths: int) -> None:
+    """A dead letter keeps an x-death header of its publisher in RabbitMQ 3.10, and not in 4.2. A watcher is told from
+    which queue a dead letter comes, and why.
+    """
+    vhost = VirtualHost("/", FakeClock(), ledger, PROFILES[like])
+    dead, watcher, sources = add_queue(vhost, "dead"), Watching(), []
+    vhost.watch(cast(Any, watcher))
+    watcher.published = lambda routing: sources.append(routing.source)  # type: ignore[method-assign]
+    queue = add_queue(vhost, x_dead_letter_exchange="", x_dead_letter_routing_key="dead")
+    queue.publish(message(headers={"x-death": [{"queue": "old", "reason": "expired", "count": 1}]}))
+    queue.reject(queue.get(no_ack=False))  # type: ignore[arg-type]
+    found: Any = dead.backlog.head().message.headers["x-death"]
+    assert [each["queue"] for each in found] == ["q", "old"][:deaths]
+    assert [(source.queue, source.reason) for source in sources] == [(queue, "rejected")]
+
+
+@pytest.mark.parametrize("first_is_durable", [True, False])
+def test_a_message_that_several_exchanges_delay_is_stored_if_one_of_them_is_durable(
+    vhost: VirtualHost, *, first_is_durable: bool
+) -> None:
+    """If a message is held back by a durable and a transient exchange, its publisher's confirm waits for the disk."""
+    for name, durable in (("a", first_is_durable), ("b", not first_is_durable)):
+        delaying = add_exchange(vhost, name, "x-delayed-message", durable=durable, arguments=DELAYED)
+        vhost.bind(vhost.exchanges["amq.fanout"], delaying, "", {})
+    assert publish(vhost, "amq.fanout", message(headers={"x-delay": Int32(1000)})) == (False, True, True)
+
+
+def test_a_watcher_is_told_of_changes_and_of_what_is_published(vhost: VirtualHost) -> None:
+    """A watcher is told of each change to queues, exchanges, bindings and policies, of each message that is published,
+    except those of addresses that it skips, and of each queue that refuses one. Without it, nothing is reported.
+    """
+    queue = add_queue(vhost)
+    watcher = Watching()
+    vhost.watch(cast(Any, watcher))
+    assert queue.watcher is watcher  # type: ignore[comparison-overlap]
+    full = add_queue(vhost, "full", x_max_length=Int32(0), x_overflow="reject-publish")
+    assert full.watcher is watcher  # type: ignore[comparison-overlap]
+    exchange = add_exchange(vhost)
+    vhost.bind(exchange, full, "", {})
+    vhost.policies.put(USER, Policy("p", "none", {"max-length": Int32(1)}))
+    vhost.delete_exchange(exchange)
+    assert watcher.told == [("changed",)] * 6
+    watcher.told.clear()
+    published: list[Any] = []
+    watcher.published = published.append  # type: ignore[method-assign]
+    publish(vhost, "", message(b"1", key="full"))
+    assert watcher.told == [("refused", "full", b"1")]
+    watcher.skipped = {message(key="full").address}
+    publish(vhost, "", message(b"2", key="full"))
+    routing = vhost.route(vhost.exchanges[""], message(b"3", key="full"))
+    routing.source = SimpleNamespace()
+    vhost.enqueue(routing)
+    assert [each.message.body for each in published] == [b"1", b"3"]
+    watcher.told.clear()
+    vhost.delete_queue(full)
+    assert ("changed",) in watcher.told
+    vhost.watch(None)
+    assert (vhost.watcher, queue.watcher) == (None, None)
+
+
+def test_an_unused_queue_is_deleted_even_if_it_never_had_a_consumer(vhost: VirtualHost, clock: FakeClock) -> None:
+    """A queue with x-expires that nobody uses after its declaration is deleted once that time has passed. One with a
+    consumer is deleted with it, if it is an auto-delete queue.
+    """
+    add_queue(vhost, x_expires=Int32(1000))
+    clock.pass_by(1000)
+    assert "q" not in vhost.queues
+    queue = add_queue(vhost, auto_delete=True)
+    consumer = FakeConsumer(queue=queue)
+    queue.add_consumer(consumer)
+    queue.remove_consumer(consumer)
+    assert "q" not in vhost.queues
