@@ -45,7 +45,7 @@ def said(result: Result) -> tuple[int, str]:
 def test_queue_commands_declare_purge_and_delete_a_queue(admin: Shell, broker: TestBroker) -> None:
     """`queue declare` exits with 0 if the queue exists with the same arguments, and with 78 if the arguments differ.
     Without a terminal, `queue purge` and `queue delete` need --yes. If the queue does not exist, `queue delete` exits
-    with 69; with --if-exists, both commands exit with 0.
+    with 69, but `queue purge --if-exists` and `queue delete --if-exists` exit with 0.
     """
     queue = ("mqtool", "queue")
     assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "declared queue 'jobs'")
@@ -148,8 +148,8 @@ def test_queue_delete_if_empty_and_unused_keeps_a_classic_queue_with_messages(ad
 
 def test_exchange_commands_create_and_delete_exchanges_and_bindings(admin: Shell, broker: TestBroker) -> None:
     """After `exchange bind` has bound a queue to an exchange, and this exchange to another one, a message passes
-    through both exchanges to the queue. After `exchange unbind`, later messages do not. Without a terminal, `exchange
-    delete` needs --yes. If the exchange does not exist, the command exits with 69.
+    through both exchanges to the queue. After `exchange unbind`, no further message reaches the queue. Without a
+    terminal, `exchange delete` needs --yes. If the exchange does not exist, `exchange delete` exits with 69.
     """
     assert admin.run("mqtool", "exchange", "declare", "in", "topic").code == 0
     assert admin.run("mqtool", "exchange", "declare", "in", "fanout").code == 78
@@ -219,9 +219,9 @@ def test_a_user_can_do_only_what_the_permission_patterns_allow(admin: Shell, ann
     assert as_ann("mqtool", "queue", "declare", "ann-new") == 77
 
 
-def test_a_user_is_added_changed_and_deleted(admin: Shell, ann: str) -> None:
-    """`user password` keeps a user's tags, and `user tags` keeps the password. Adding an existing user or deleting a
-    missing one fails, unless --if-not-exists or --if-exists is given.
+def test_user_commands_add_change_and_delete_a_user(admin: Shell, ann: str) -> None:
+    """`user add` fails for an existing user unless --if-not-exists is given, and `user delete` fails for a missing user
+    unless --if-exists is given. `user password` keeps the user's tags, and `user tags` keeps the password.
     """
     assert said(admin.run("mqtool", "user", "add", ann, "--password-file", "secret"))[0] == 1
     assert admin.run("mqtool", "user", "add", ann, "--if-not-exists").code == 0
@@ -289,7 +289,7 @@ def test_user_password_on_a_terminal_asks_twice_for_the_password(admin: Shell, a
     assert admin.run("mqtool", "wait", "--user", ann, "--password-file", "secret").code == 0
 
 
-def test_a_virtual_host_is_added_used_and_deleted(admin: Shell, broker: TestBroker) -> None:
+def test_messages_can_be_sent_to_a_virtual_host_until_it_is_deleted(admin: Shell, broker: TestBroker) -> None:
     """Messages can be sent to a virtual host after `vhost add`, and no longer after `vhost delete`. `vhost add` fails
     if the virtual host exists, and `vhost delete` if it does not exist. Without a terminal, `vhost delete` needs --yes.
     """

@@ -207,8 +207,8 @@ def test_a_worker_handles_the_tasks_of_new_task(shell: Shell) -> None:
 
 
 def test_a_message_whose_program_fails_is_retried_and_then_dead_lettered(shell: Shell) -> None:
-    """Over AMQP 1.0, if its program fails, `worker` retries the message up to --retries times and then
-    dead-letters it.
+    """Over AMQP 1.0, if the program of `worker` fails for a message, `worker` retries the message up to --retries times
+    and then dead-letters it.
     """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n2\n3\n")
     worker = shell.run("mqtool", "worker", "-q", "jobs", "--shell", "--exec", 'read n; test "$n" != 2', "-c", "4",
@@ -336,9 +336,9 @@ def test_sender_and_receiver_resume_after_a_lost_connection(shell: Shell, broker
     assert "connected again" in received.stderr
 
 
-def test_no_confirmed_message_is_lost_when_send_or_receive_is_killed(shell: Shell) -> None:
-    """Over AMQP 1.0, `send -v` is killed with kill -9, and so is then `receive`. Every message that `send -v` had
-    reported as sent was printed by `receive` or is still in the queue.
+def test_no_confirmed_message_is_lost_when_send_and_receive_are_killed(shell: Shell) -> None:
+    """Over AMQP 1.0, first `send -v` and then `receive` is killed with kill -9. Every message that `send -v` has
+    reported as sent has been printed by `receive` or is still in the queue.
     """
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None

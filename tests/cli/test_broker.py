@@ -38,9 +38,9 @@ def at_port() -> str:
 
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
-def test_a_broker_is_started_used_and_stopped(home: Shell, kind: BrokerKind) -> None:
-    """`broker up` starts a broker that the other `broker` commands find by its name, and `broker down` stops it. The
-    log is kept, and persistent messages are still there after the next `broker up`.
+def test_broker_up_starts_a_broker_and_broker_down_stops_it(home: Shell, kind: BrokerKind) -> None:
+    """`broker up` starts a broker, the other `broker` commands find the broker by its name, and `broker down` stops it.
+    The broker's log is kept, and persistent messages are still there after the next `broker up`.
     """
     own_broker(kind)
     port = str(free_port())

@@ -32,11 +32,11 @@ ENDED = (0, 1, 3, 124)
 
 @pytest.mark.timeout(max(1200, 10 * EXAMPLES))
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
-    """A user has permissions only on her own queues and exchanges, and forges arguments and headers. Whatever command
-    an administrator then runs, the queues, exchanges, bindings and messages of other users stay unchanged, she cannot
-    read their messages, and none of her queues or exchanges passes messages to an exchange that she may not write to.
-    If she has only published messages, they do not stop the command; if the command only reads or converts messages,
-    hers stay in order.
+    """A user with permissions only on her own queues and exchanges forges arguments and headers. Whatever command an
+    administrator then runs, the queues, exchanges, bindings and messages of other users stay unchanged, she cannot read
+    other users' messages, and none of her queues or exchanges passes messages to an exchange that she may not write to.
+    If she has only published messages, these do not stop the command; if the command only reads or converts messages,
+    her messages stay in order.
     """
     seen: Counter[str] = Counter()
 
@@ -355,8 +355,8 @@ def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, bro
 def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_to_its_program(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A publisher's headers cannot change the exchange and routing key that `worker` passes to its program. On a retry,
-    this is also true of the original exchange and routing key.
+    """A publisher's headers change neither the exchange and routing key that `worker` passes to its program, nor the
+    original exchange and routing key that `worker` passes on a retry.
     """
     shell.run("mqtool", "exchange", "declare", "logs", "topic")
     shell.run("mqtool", "queue", "declare", "jobs")

@@ -244,7 +244,8 @@ def test_the_plan_of_a_conversion_says_which_messages_a_restart_will_lose(
     broker: TestBroker, before: str, after: str, warned: bool
 ) -> None:
     """The plan to convert a quorum queue to a classic one warns that a restart of the broker will lose messages that
-    are not persistent, and names the command that shows them. The plan for the opposite conversion does not.
+    are not persistent, and names the command that shows these messages. The plan to convert a classic queue to a quorum
+    one has no such warning.
     """
     fill(broker, before, 1)
     api = Management(broker.management, "guest", "guest")
@@ -508,9 +509,9 @@ def _unexpected(delivery: Delivery) -> Message:
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_messages_published_while_queue_convert_moves_a_queue_are_moved_in_order(broker: TestBroker, kind: str) -> None:
-    """While `queue convert` moves a queue's messages, clients publish to the queue at half that speed. Each message is
-    moved once and in order. Before it moves the last messages, mqtool stops new ones from reaching the queue; at most
-    50 are then left to move.
+    """While `queue convert` moves the messages of a queue, clients publish to the queue half as fast as mqtool moves
+    messages. Each message is moved once and in order. Before mqtool moves the last messages, it stops new ones from
+    reaching the queue; at most 50 are then left to move.
     """
     published = 300
 
@@ -602,8 +603,8 @@ def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answ
 def test_messages_that_a_full_converted_queue_rejects_are_kept(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, before: str, after: str, by_policy: bool
 ) -> None:
-    """If publishers fill a queue with `overflow` set to `reject-publish` while it is being converted, `queue convert`
-    stops and keeps every confirmed message. Once messages have been consumed, the conversion can be resumed.
+    """If publishers fill a queue whose `overflow` is `reject-publish` while the queue is being converted, `queue
+    convert` stops and keeps every confirmed message. Once messages have been consumed, the conversion can be resumed.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
     limits = {"max-length": COUNT + 5, "overflow": "reject-publish"}
@@ -645,8 +646,8 @@ def test_messages_that_a_full_converted_queue_rejects_are_kept(
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBroker, kind: str) -> None:
-    """If publishers fill a queue with `x-overflow` set to `reject-publish` just before `queue convert` moves a batch to
-    it, the messages that the queue rejects stay in the holding queue, and are moved once there is room.
+    """If publishers fill a queue whose `x-overflow` is `reject-publish` just before `queue convert` moves a batch to
+    the queue, the messages that the queue rejects stay in the holding queue, and are moved once there is room.
     """
     arguments = {"x-queue-type": kind, "x-max-length": 10, "x-overflow": "reject-publish"}
     with Connection(parse_addresses(broker.url)) as connection:
@@ -753,9 +754,9 @@ def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_dele
 def test_messages_go_back_to_the_holding_queue_if_the_converted_queue_is_deleted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` holds the messages in another queue. If the converted queue is deleted while the messages are
-    moved back to it, each of them is in the holding queue again, once. They are moved back when the conversion is
-    resumed.
+    """`queue convert` holds the messages in another queue. If the converted queue is deleted while messages are moved
+    back to it, each message returns to the holding queue exactly once. The messages are moved back when the conversion
+    is resumed.
     """
     fill(broker)
     api = Management(broker.management, "guest", "guest")
@@ -842,7 +843,7 @@ def test_queue_convert_dry_run_refuses_a_queue_to_which_clients_publish_by_its_n
 ) -> None:
     """`queue convert --dry-run` exits with 2 if clients publish to the queue through the default exchange. If the queue
     has other bindings, mqtool finds such clients only if the broker has rates_mode = detailed; otherwise, the plan says
-    that they cannot be known.
+    that mqtool cannot know in advance whether there are such clients.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     plan = ("mqtool", "queue", "convert", "jobs", "--dry-run")
@@ -1046,7 +1047,7 @@ def test_queue_convert_resume_says_that_the_holding_queue_was_deleted(
 def test_a_conversion_resumes_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
     """If the broker is killed during `queue convert`, the command fails and its hint names --resume, which completes
     the conversion without losing a message. On the embedded broker, at most one batch arrives twice; on RabbitMQ, any
-    moved message may.
+    message that was moved may arrive twice.
     """
     own_broker(kind)
     restartable, count = Restartable(kind, f"convert-{uuid.uuid4().hex[:8]}"), 5_000
@@ -1210,11 +1211,11 @@ def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
 
 
 @pytest.mark.keeps_messages
-def test_a_message_that_no_client_can_publish_stops_a_conversion_before_it_is_moved(broker: TestBroker) -> None:
-    """If the broker has added headers to a dead letter whose headers filled a frame, no client can publish it again.
-    `queue convert` moves the messages before it, stops, and names the queue and the command that removes the message.
-    Then `--undo` restores the queue with this message; `--resume` completes the conversion once the message has been
-    removed.
+def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBroker) -> None:
+    """If the broker has added headers to a dead letter whose headers filled a frame, no client can publish this dead
+    letter again. `queue convert` moves the messages before it, stops, and names the queue and the command that removes
+    the dead letter. Then `--undo` restores the queue with the dead letter; `--resume` completes the conversion once the
+    dead letter has been removed.
     """
     for undo in (True, False):
         fill(broker, count=7)

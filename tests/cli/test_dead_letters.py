@@ -43,8 +43,8 @@ def test_dlq_show_leaves_the_dead_letters_in_order(dead: Shell) -> None:
 
 def test_dlq_ls_lists_dead_letter_queues_with_reasons(dead: Shell, broker: TestBroker) -> None:
     """`dlq ls` lists each queue that holds dead letters of `worker` or of a dead-letter exchange, with their number and
-    reasons. If no management API answers, it exits with 69. If the queue that `dlq redrive --to` names does not exist,
-    the command exits with 75.
+    reasons. If no management API answers, `dlq ls` exits with 69. If QUEUE does not exist, `dlq redrive --to QUEUE`
+    exits with 75.
     """
     broker.api("PUT", f"exchanges/{broker.vhost}/graveyard", {"type": "fanout", "durable": True})
     broker.api("PUT", f"queues/{broker.vhost}/buried", {"durable": True})

@@ -593,8 +593,8 @@ def test_thousands_of_delayed_messages_arrive_once_and_not_early(shell: Shell, b
 
 
 def test_failed_to_keeps_a_message_that_cannot_be_delayed(shell: Shell) -> None:
-    """A message with a CC header cannot be delayed. If `send --delay` is given one, it exits with 65, and --failed-to
-    FILE writes the message to the file.
+    """A message with a CC header cannot be delayed. If the input of `send --delay` contains such a message, the command
+    exits with 65, and --failed-to FILE writes the message to the file.
     """
     copies = ("-H", 'CC:=["elsewhere"]')
     refused = shell.run("mqtool", "send", "-q", "q", "--delay", "5s", *copies, "--failed-to", "failed", "not me")

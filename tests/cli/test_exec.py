@@ -68,7 +68,7 @@ def test_a_slow_program_does_not_keep_concurrent_ones_from_running(shell: Shell,
 
 
 @on_any_broker
-def test_worker_handles_exactly_the_count_with_concurrent_programs(shell: Shell) -> None:
+def test_worker_with_concurrent_programs_handles_exactly_as_many_messages_as_count_says(shell: Shell) -> None:
     """`worker -c 10 --concurrency 4` handles exactly ten of 20 messages; the others stay in the queue."""
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(20)))
     result = shell.run("mqtool", "worker", "-c", "10", "--concurrency", "4", "--shell", "--exec", 'echo "$(cat)"')
@@ -138,8 +138,8 @@ def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_program_is_killed_in_time_even_if_the_stderr_of_worker_is_not_read(shell: Shell) -> None:
-    """Even if no process reads the stderr of `worker`, its program is killed once it has run longer than --timeout
-    allows, and also ends after kill -9 of the worker.
+    """Even if no process reads the stderr of `worker`, the program that `worker` runs is killed once it has run longer
+    than --timeout allows. The program also ends if `worker` itself is killed with kill -9.
     """
     os.mkfifo(shell.directory / "log")
     reader = os.open(shell.directory / "log", os.O_RDONLY | os.O_NONBLOCK)
@@ -212,9 +212,9 @@ def test_worker_forwards_all_of_a_programs_stderr(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_messages_before_a_slow_program_are_acknowledged_while_it_runs(shell: Shell, broker: TestBroker) -> None:
-    """`worker` acknowledges each message when the program for this message ends. While a slow program runs, all
-    messages before its message are already acknowledged.
+def test_earlier_messages_are_acknowledged_while_a_slow_program_runs(shell: Shell, broker: TestBroker) -> None:
+    """`worker` acknowledges each message when the program for this message ends. While a slow program runs for one
+    message, all messages that were delivered earlier are already acknowledged.
     """
     shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" + "quick\n" * 20)
     program = "read body; echo $body; if [ $body = slow ]; then while ! [ -e go ]; do sleep 0.1; done; fi"
@@ -285,8 +285,10 @@ def test_worker_keeps_the_remaining_messages_if_a_program_exits_with_127(shell: 
 
 
 @pytest.mark.keeps_messages
-def test_worker_handles_exactly_a_count_beyond_the_prefetch(shell: Shell, broker: TestBroker) -> None:
-    """Even if its count is larger than its prefetch, `worker -c 150` handles exactly 150 of 170 messages and leaves the
+def test_worker_handles_exactly_as_many_messages_as_count_says_beyond_its_prefetch(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """Even if --count is larger than the prefetch, `worker -c 150` handles exactly 150 of 170 messages and leaves the
     others in the queue.
     """
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(170)))

@@ -53,8 +53,8 @@ def test_faults_can_be_started_listed_and_ended(tester: Shell, own: EmbeddedBrok
 
 
 def test_send_retries_after_a_nack_if_a_node_of_the_cluster_is_down(tester: Shell, own: EmbeddedBroker) -> None:
-    """If one of the cluster's nodes cannot be reached, `send` publishes a nacked message again, because the queue may
-    not have a leader yet. If all nodes answer, a nack is final.
+    """If a node of a cluster cannot be reached, `send` publishes a nacked message again, because the queue may not have
+    a leader yet. If all nodes answer, a nack is final.
     """
     send = ("mqtool", "send", "-q", "jobs", "Hello")
     tester.run("mqtool", "queue", "declare", "jobs")

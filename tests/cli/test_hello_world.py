@@ -52,8 +52,8 @@ _RECEIVERS = ["receive", "worker", "worker --exec true", "rpc-server", "receive-
 @pytest.mark.parametrize("command", _RECEIVERS)
 @pytest.mark.sampled(3)
 def test_a_receiver_declares_its_queue(shell: Shell, command: str) -> None:
-    """If the queue of a receiving command does not exist, the command declares it, and says on a terminal that the
-    queue is new. With --no-declare, it exits with 69.
+    """If the queue of a receiving command does not exist, the command declares the queue, and says on a terminal that
+    the queue is new. With --no-declare, the command exits with 69.
     """
     receive = ("mqtool", *command.split(), "--idle-timeout", "10ms", "-q")
     refused = shell.run(*receive, "task", "--no-declare")
@@ -83,8 +83,8 @@ def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broke
 @on_any_broker
 @pytest.mark.parametrize("command", ["send", "new-task"])
 def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker, command: str) -> None:
-    """In a protected context, if the queue does not exist, `send` and `new-task` exit with 69, even if it is the
-    tutorial's own queue. The hint suggests an existing queue with a similar name, and says that --declare declares the
+    """In a protected context, `send` and `new-task` exit with 69 if the queue does not exist, even if it is the default
+    queue of the command. The hint suggests an existing queue with a similar name, and says that --declare declares the
     missing queue.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)

@@ -747,9 +747,9 @@ def of_offsets() -> list[dict[str, Any]]:
 
 
 def test_an_offset_moves_to_the_stream_and_then_stays_below_it(chromium: Any, tmp_path: Path) -> None:
-    """If a reader of a stream stores its offset, the picture of `mqtool ui` moves the offset from the reader to the
-    stream, after the messages that the reader has received. Below the stream, it then shows the offset with the
-    reader's name or, after a reset, that there is no offset.
+    """If a reader of a stream stores its offset, the picture of `mqtool ui` first shows the messages that move to the
+    reader. It then moves the offset from the reader to the stream, and shows the offset with the reader's name below
+    the stream. After a reset, the text below the stream says that there is no offset.
     """
     page = recorded(chromium, tmp_path, of_offsets())
     seen: list[str] = []

@@ -155,9 +155,9 @@ LOGS = {
 
 
 @pytest.mark.parametrize("tutorial", LOGS)
-def test_the_scripts_of_logs_exchange_logs_with_emit_log_and_receive_log(room: Room, tutorial: str) -> None:
-    """For each of the tutorials about logs, both `receive-log` and the script that `tutorial show --plain` prints
-    receive the logs of `emit-log` and of the script.
+def test_plain_scripts_exchange_logs_with_emit_log_and_receive_log(room: Room, tutorial: str) -> None:
+    """For each tutorial about logs, `tutorial show --plain` prints a script that can send and receive logs. Both
+    `receive-log` and the script print the logs that `emit-log` sends and the logs that the script sends.
     """
     kind, takes, script_takes, emits, script_emits, key = LOGS[tutorial]
     room.printed(tutorial)

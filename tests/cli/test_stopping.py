@@ -166,9 +166,9 @@ def test_gnu_timeout_lets_a_worker_finish_its_task(shell: Shell) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("doing", [(), ("--exec", "sh -c 'echo $$ > pid; exec sleep 600'")], ids=["task", "program"])
-def test_a_busy_worker_says_after_ctrl_c_that_it_finishes_its_task(shell: Shell, doing: tuple[str, ...]) -> None:
-    """After the first Ctrl-C, a busy `worker` says that it finishes its task. A second Ctrl-C immediately ends `worker`
-    and its program, with exit code 130.
+def test_a_busy_worker_says_after_ctrl_c_that_it_is_finishing_its_task(shell: Shell, doing: tuple[str, ...]) -> None:
+    """After the first Ctrl-C, a busy `worker` says that it is finishing its task. A second Ctrl-C immediately ends
+    `worker` and its program, with exit code 130.
     """
     shell.run("mqtool", "new-task", "long" + "." * 600)
     worker = shell.start("mqtool", "worker", *doing).wait_until_ready()

@@ -284,9 +284,9 @@ def test_the_block_publishers_fault_holds_back_all_messages(vhost: Vhost, raw: R
 def test_a_fault_for_a_misspelled_queue_is_refused(
     vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """If a fault is for a queue that does not exist, and the name resembles that of an existing queue, calling the
-    fault raises ValueError and suggests the existing name. If no name is similar, only `cancel_consumers` raises
-    ValueError, because it would have no effect.
+    """If a method of `faults` is given the name of a queue that does not exist, and an existing queue has a similar
+    name, the method raises ValueError and suggests the existing name. If no name is similar, only `cancel_consumers`
+    raises ValueError, because that fault would have no effect.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -367,10 +367,10 @@ def test_the_nack_publishes_fault_nacks_the_given_number_of_messages(vhost: Vhos
         (lambda faults: faults.go_silent(-5), "seconds must be at least 0, not -5"),
     ],
 )
-def test_a_fault_with_an_argument_out_of_range_is_refused(
+def test_a_method_of_faults_refuses_an_argument_out_of_range(
     vhost: Vhost, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """Calling a fault with an argument out of range raises ValueError with the reason, and the fault does not begin."""
+    """If an argument is out of range, a method of `faults` raises ValueError with the reason, and no fault begins."""
     with pytest.raises(ValueError, match=f"^{message}$"):
         begin(vhost.faults)
     assert vhost.faults.in_force() == []
