@@ -117,9 +117,9 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 
 @pytest.mark.parametrize("command", ["queue delete", "queue purge", "exchange delete"])
 def test_delete_and_purge_stop_at_a_missing_name_and_say_what_is_left(admin: Shell, command: str) -> None:
-    """If one of several queues or exchanges does not exist, `queue delete`, `queue purge` and `exchange delete` stop at
-    it, exit with 3, and say how many were deleted or purged, and which were not. If the missing one is the first, the
-    commands exit with 69.
+    """If one of several given queues or exchanges does not exist, `queue delete`, `queue purge` and `exchange delete`
+    stop there, exit with 3, and say how many they deleted or purged, and which ones they did not. If the first one does
+    not exist, the commands exit with 69.
     """
     kind, verb = command.split()
     for name in ("one", "two"):

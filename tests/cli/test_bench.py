@@ -91,8 +91,8 @@ def test_the_report_of_bench_fits_into_80_columns(shell: Shell, broker: TestBrok
 
 
 def test_bench_needs_a_confirmation_for_a_broker_that_mqtool_did_not_start(tester: Shell, own: EmbeddedBroker) -> None:
-    """If mqtool did not start the broker, `bench` without a terminal and without --yes exits with 2, and says that it
-    would put load on the broker.
+    """If mqtool did not start the broker, `bench` without a terminal and without --yes exits with 2, and says that the
+    benchmark would put load on the broker.
     """
     done = tester.run("mqtool", "bench", "-c", "1")
     assert (done.code, "this would put load on" in done.stderr) == (2, True), done.stderr
@@ -138,8 +138,8 @@ def test_bench_with_a_rate_counts_messages_that_were_due_during_a_stall_as_late(
     tester: Shell, own: EmbeddedBroker
 ) -> None:
     """If the broker stalls for a second, `bench --rate 1000` counts the hundreds of messages that were due during the
-    stall as late. Without --rate and with `--confirms 1`, only one to three messages are late, because only one was in
-    flight.
+    stall as late. Without --rate and with `--confirms 1`, only one message is in flight at a time, so at most three
+    messages are late.
     """
 
     def stall() -> None:

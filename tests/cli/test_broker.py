@@ -303,8 +303,8 @@ def test_a_reused_process_id_is_not_taken_for_the_broker(home: Shell) -> None:
 
 
 def test_broker_up_run_twice_at_the_same_time_starts_one_broker(home: Shell, at_port: str) -> None:
-    """If `broker up` is run twice at the same time, one command starts the broker, and the other says that the broker
-    is already running.
+    """If two `broker up` commands run at the same time, one of them starts the broker, and the other says that the
+    broker is already running.
     """
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     both = [home.start(*up), home.start(*up)]

@@ -151,7 +151,7 @@ def test_queue_convert_resume_shows_the_new_definition_and_needs_a_confirmation(
     shell: Shell, broker: TestBroker
 ) -> None:
     """`queue convert --resume` shows the queue's new definition and needs --yes. If the dead-letter arguments change,
-    it also needs the queue's name as an argument.
+    the command also needs the queue's name as an argument.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "mallory")

@@ -396,7 +396,7 @@ def test_the_url_option_cannot_be_combined_with_a_protected_context(
 @on_any_broker
 @pytest.mark.parametrize("words", ["-C prod send -q jobs x --url URL", "send -q jobs x --url URL -C prod"])
 def test_an_unknown_context_is_refused_even_with_the_url_option(staging: Shell, broker: TestBroker, words: str) -> None:
-    """A command with a mistyped context sends nothing and exits with 2, even if --url names the broker. The hint lists
+    """A command with a mistyped context sends nothing and exits with 2, even if --url names a broker. The hint lists
     the existing contexts.
     """
     refused = staging.run("mqtool", *words.replace("URL", broker.url).split())

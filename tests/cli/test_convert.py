@@ -432,8 +432,8 @@ def test_a_queue_with_an_exclusive_consumer_is_not_converted(managed: Shell, bro
 
 @pytest.mark.keeps_messages
 def test_a_queue_is_converted_after_a_conversion_that_was_killed_before_its_last_request(broker: TestBroker) -> None:
-    """If `queue convert` was killed before it deleted its last exchange, the next run still converts the queue, and
-    keeps all messages.
+    """If `queue convert` was killed before its last request, which deletes an exchange, the next run still converts the
+    queue, and keeps all messages.
     """
     fill(broker)
     assert convert(broker) is not None
@@ -1137,8 +1137,9 @@ NOT_PACKED: dict[str, bytes] = {
 
 @pytest.mark.keeps_messages
 def test_a_forged_claim_that_headers_are_in_the_body_does_not_stop_a_conversion(broker: TestBroker) -> None:
-    """`queue convert` stores headers in the body if they do not fit into a frame. If a forged header says that they are
-    in the body, but the body does not begin with valid headers, the message is still moved, and moved back unchanged.
+    """`queue convert` stores headers in the body if they do not fit into a frame. If a forged header claims that a
+    message's headers are in its body, but the body does not begin with valid headers, the message is still moved, and
+    moved back unchanged.
     """
     headers = {"mqtool-convert": {"exchange": "logs", "routing_key": "x", "packed": True}}
     with Connection(parse_addresses(broker.url)) as connection:

@@ -440,7 +440,9 @@ def test_a_failing_message_is_retried_with_backoff_and_then_dead_lettered(shell:
 
 
 @pytest.mark.keeps_messages
-def test_worker_dead_letters_after_exit_status_65_and_retries_after_others(shell: Shell, broker: TestBroker) -> None:
+def test_worker_dead_letters_after_exit_status_65_and_retries_after_other_failures(
+    shell: Shell, broker: TestBroker
+) -> None:
     """If a program exits with 65, `worker` dead-letters the message without a retry. After any other failure, it
     retries the message, and acknowledges it if the second attempt succeeds.
     """

@@ -286,7 +286,7 @@ def _declared(broker: TestBroker, queue: str) -> bool:
 
 def test_send_gives_up_after_the_attempts_that_max_reconnects_allows(own_shell: Shell, amqp_vhost: Vhost) -> None:
     """`send --max-reconnects 2 --failed-to FILE` gives up after two failed attempts to reconnect and keeps the unsent
-    messages in FILE. If other messages were confirmed, it exits with 3.
+    messages in FILE. If other messages were confirmed before, the command exits with 3.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", "--failed-to", "failed", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -443,8 +443,8 @@ def test_sigterm_ends_a_worker_that_cannot_publish_a_retry(
 
 
 @pytest.mark.keeps_messages
-def test_emit_log_declares_its_exchange_again_if_it_is_deleted(shell: Shell, broker: TestBroker) -> None:
-    """If the tutorial's exchange is deleted while `emit-log` runs, the command declares the exchange again, and the
+def test_emit_log_declares_a_deleted_exchange_again(shell: Shell, broker: TestBroker) -> None:
+    """If the exchange of `emit-log` is deleted while the command runs, the command declares the exchange again, and the
     broker confirms every message.
     """
     sender = shell.start("mqtool", "emit-log", "fanout", "-l", "-v", stdin=PIPE)

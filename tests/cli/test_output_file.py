@@ -128,8 +128,8 @@ def test_rotating_the_output_file_again_and_again_loses_no_message(shell: Shell)
 
 @on_any_broker
 def test_receive_exits_with_2_if_its_output_file_cannot_be_created(shell: Shell, broker: TestBroker) -> None:
-    """If the output file cannot be created, `receive -o` exits with 2. If it cannot be reopened after SIGHUP, `receive
-    -o` prints a warning and keeps writing to the old file.
+    """If the output file cannot be created, `receive -o` exits with 2. If the file cannot be reopened after SIGHUP,
+    `receive -o` prints a warning and keeps writing to the old file.
     """
     refused = shell.run("mqtool", "receive", "-o", "no/such/app.log")
     assert refused.code == 2

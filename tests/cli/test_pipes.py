@@ -168,8 +168,8 @@ def _without_place(path: Path) -> list[dict[str, object]]:
 
 @on_any_broker
 def test_a_long_body_is_shortened_on_a_terminal(shell: Shell) -> None:
-    """On a terminal, `send` and `receive` show only the first 200 characters of a long body, and its size. In a pipe or
-    with --raw, they print all of it.
+    """On a terminal, `send` and `receive` show only the first 200 characters of a long body, and the body's size. In a
+    pipe or with --raw, they print the whole body.
     """
     (shell.directory / "body").write_text("é" * 300)
     start = "é" * 200
@@ -337,8 +337,8 @@ def test_receive_exits_with_1_if_stdout_is_on_a_full_disk(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_receivers_that_share_a_queue_lose_no_message_when_one_is_killed(shell: Shell) -> None:
-    """If one of three `receive` commands on the same queue is killed, the others get the messages that it had not
-    acknowledged, and every message is printed at least once.
+    """If one of three `receive` commands on the same queue is killed, the other two get the messages that the killed
+    one had not acknowledged, and every message is printed at least once.
     """
     receivers = [shell.start("mqtool", "receive", "--raw", "--prefetch", "20").wait_until_ready() for _ in range(3)]
     sender = shell.start("mqtool", "send", "-l", stdin=PIPE)
@@ -360,9 +360,9 @@ def test_receivers_that_share_a_queue_lose_no_message_when_one_is_killed(shell: 
 
 
 @on_any_broker
-def test_receive_works_with_a_closed_stderr_but_not_with_a_closed_stdout(shell: Shell) -> None:
-    """With a closed stderr, `receive` works as usual. With a closed stdout, it exits with 1, and the message stays in
-    the queue. With a closed stdin, `send -l` exits with 0.
+def test_commands_work_with_a_closed_stdin_or_stderr_but_not_with_a_closed_stdout(shell: Shell) -> None:
+    """With a closed stdin, `send -l` exits with 0. With a closed stderr, `receive` works as usual. With a closed
+    stdout, `receive` exits with 1, and the message stays in the queue.
     """
     shell.start_cold()
     assert shell.script("mqtool send -l <&-", timeout=30).code == 0

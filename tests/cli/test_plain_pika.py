@@ -58,8 +58,8 @@ def ends_well(script: Running) -> None:
 
 @pytest.mark.parametrize("first", ["mqtool", "script"])
 def test_the_script_of_hello_world_exchanges_messages_with_send_and_receive(room: Room, first: str) -> None:
-    """The script that `tutorial show hello-world --plain` prints gets the messages of `send`, and `receive` gets the
-    script's messages, whichever program has declared the queue.
+    """`tutorial show hello-world --plain` prints a script that gets the message of `send`, and whose own message
+    `receive` gets, whichever program has declared the queue.
     """
     room.printed("hello-world")
     send = {"mqtool": lambda: room.mqtool("send"), "script": lambda: room.script("send", "Good", "morning!")}
@@ -75,8 +75,8 @@ def test_the_script_of_hello_world_exchanges_messages_with_send_and_receive(room
 
 @pytest.mark.parametrize("first", ["mqtool", "script"])
 def test_the_script_of_work_queues_exchanges_tasks_with_new_task_and_worker(room: Room, first: str) -> None:
-    """The script that `tutorial show work-queues --plain` prints handles the tasks of `new-task`, and `worker` handles
-    the script's tasks.
+    """`tutorial show work-queues --plain` prints a script that handles the tasks of `new-task`, and whose own tasks
+    `worker` handles.
     """
     room.printed("work-queues")
     if first == "script":

@@ -21,7 +21,7 @@ def admin(shell: Shell, broker: TestBroker) -> Shell:
 
 @pytest.mark.own_vhost("policies stay in it")
 @pytest.mark.parametrize("kind", [[], ["--operator"]], ids=["user", "operator"])
-def test_a_policy_is_set_changed_listed_and_cleared(admin: Shell, kind: list[str]) -> None:
+def test_policy_commands_set_list_and_clear_a_policy(admin: Shell, kind: list[str]) -> None:
     """`policy set` creates or changes a policy, which immediately applies to matching queues. `policy ls` lists the
     policy, and `policy clear` deletes it.
     """

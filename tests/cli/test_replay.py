@@ -72,9 +72,9 @@ def test_replay_publishes_the_recorded_messages_unchanged(shell: Shell, connecti
 UNVERSIONED = Path(__file__).parents[1] / "recordings" / "unversioned.ndjson"
 
 
-def test_a_recording_without_a_version_is_replayed(shell: Shell, connection: Connection) -> None:
-    """A recording of an early mqtool, whose lines have no version, can be replayed, scrubbed and sent, and its bodies,
-    headers and properties are kept.
+def test_a_recording_of_an_early_version_of_mqtool_is_replayed(shell: Shell, connection: Connection) -> None:
+    """A recording of an early version of mqtool, whose lines do not name the version of the format, can be replayed,
+    scrubbed and sent, and its bodies, headers and properties are kept.
     """
     channel = connection.channel()
     queue = channel.declare(Queue("jobs"))
@@ -205,8 +205,8 @@ def test_replay_dry_run_prints_times_and_destinations(lonely_shell: Shell) -> No
 
 
 def test_replay_names_an_invalid_line_or_option(lonely_shell: Shell) -> None:
-    """If a line of the recording is invalid, `recording replay` prints its number and exits with 65. If options
-    contradict each other or a value is invalid, it names the options and exits with 2.
+    """If a line of the recording is invalid, `recording replay` prints the line's number and exits with 65. If options
+    contradict each other or a value is invalid, the command names the options and exits with 2.
     """
     good = recording(lonely_shell, {})
     (lonely_shell.directory / "bad").write_text('{"exchange": "", "body": "x"}\n')

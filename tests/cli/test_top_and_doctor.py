@@ -88,8 +88,8 @@ def test_doctor_reports_several_kinds_of_problem(watcher: Shell, broker: TestBro
 
 
 def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broker: TestBroker) -> None:
-    """If a consumer does not acknowledge its message while other messages wait in the queue, `doctor` and `top` report
-    that nothing moves.
+    """If a consumer does not acknowledge its message while other messages wait in the queue, `doctor` and `top` say of
+    this queue that nothing moves.
     """
     watcher.run("mqtool", "new-task", "-l", stdin="1\n2\n3\n")
     watcher.start("mqtool", "worker", "--forget-ack").wait_until_ready().wait_for_stdout("Received 1")
@@ -188,8 +188,8 @@ def test_doctor_says_how_to_resume_an_interrupted_conversion(watcher: Shell, bro
 def test_doctor_reports_a_user_who_may_write_only_to_the_dead_letter_queue_of_a_queue(
     watcher: Shell, broker: TestBroker
 ) -> None:
-    """`doctor` reports a user who may write to the queue orders.dlq but not to orders, because `dlq redrive` moves
-    messages from orders.dlq to orders. It does not report a user who may write to both.
+    """`doctor` reports a user who may write to the queue `orders.dlq` but not to `orders`, because `dlq redrive` moves
+    messages from `orders.dlq` to `orders`. It does not report a user who may write to both queues.
     """
     for queue in ("orders", "orders.dlq", "jobs"):
         watcher.run("mqtool", "queue", "declare", queue)

@@ -193,8 +193,8 @@ def test_tutorial_show_repair_copies_the_programs_and_keeps_edited_ones(lonely_s
 
 
 def test_tutorial_show_repair_does_not_write_through_symbolic_links(lonely_shell: Shell) -> None:
-    """If DIRECTORY has a symbolic link with the name of a program, `tutorial show repair --copy-to DIRECTORY` does not
-    create the link's target.
+    """If DIRECTORY contains a symbolic link with the name of a program, `tutorial show repair --copy-to DIRECTORY` does
+    not create the link's target.
     """
     directory, elsewhere = lonely_shell.directory / "programs", lonely_shell.directory / "elsewhere"
     directory.mkdir()

@@ -236,8 +236,8 @@ def test_why_queues_measures_that_a_queue_decouples_sender_and_consumers(shell: 
 
 
 def test_tutorial_run_asks_before_a_scene_and_answers_after_it(lonely_shell: Shell) -> None:
-    """Before the commands of a scene run, `tutorial run` asks what will happen. After them, it prints the answer, and
-    then the checks.
+    """Before the commands of a scene run, `tutorial run` asks what will happen. When the commands have run, it prints
+    the answer and then the checks.
     """
     lines = lonely_shell.run("mqtool", "tutorial", "run", "headers", "--no-pause").stdout.splitlines()
     question, command, answer, check = (

@@ -269,7 +269,7 @@ def _bound_keys(broker: TestBroker) -> set[str]:
 @pytest.mark.parametrize(
     ("reset", "said"), [(True, "connection reset by peer"), (False, "closed by the other end")], ids=["RST", "FIN"]
 )
-def test_a_lost_connection_is_an_error_that_gives_the_cause_if_reconnection_is_disabled(
+def test_a_consumer_that_may_not_reconnect_reports_why_the_connection_was_lost(
     amqp_vhost: Vhost, *, reset: bool, said: str
 ) -> None:
     """If reconnection is disabled, a consumer whose connection is lost raises Unavailable. The error says whether the

@@ -109,7 +109,7 @@ def test_faults_also_affect_connections_of_the_stream_protocol(vhost: Vhost, str
 
 def test_published_returns_messages_published_over_the_stream_protocol(vhost: Vhost, stream: RawStream) -> None:
     """published() returns messages that were published over the stream protocol. If no message matches, the repr of the
-    result shows the messages that were published instead.
+    empty result shows which messages were published.
     """
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s") == 1
@@ -341,7 +341,7 @@ def test_the_restart_fault_keeps_durable_queues_and_their_messages(
 
 
 def test_the_nack_publishes_fault_nacks_the_given_number_of_messages(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The fault `nack_publishes("jobs", 2)` nacks the next two messages to the queue jobs, and no others. These two
+    """The fault `nack_publishes("jobs", 2)` nacks the next two messages to the queue `jobs`, and no others. These two
     messages do not reach the queue.
     """
     channel.confirm_delivery()
@@ -430,7 +430,8 @@ def test_the_lose_acks_fault_loses_the_next_acknowledgement(vhost: Vhost, channe
 
 
 def test_the_cancel_consumers_fault_sends_basic_cancel(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The fault `cancel_consumers("jobs")` sends a consumer of the queue jobs a basic.cancel with its consumer tag."""
+    """The fault `cancel_consumers("jobs")` sends a consumer of the queue `jobs` a basic.cancel with its
+    consumer tag."""
     channel.queue_declare("jobs")
     channel.basic_consume("jobs", lambda *_: None, consumer_tag="mine")
     cancelled = []
