@@ -168,7 +168,7 @@ def test_errors_over_amqp_1_0_say_what_is_wrong(
 
 def test_send_json_over_amqp_1_0_stops_at_a_message_with_a_delay(shell: Shell) -> None:
     """Over AMQP 1.0, mqtool cannot delay messages. If the input of `send --json` contains a message with a delay, the
-    messages before it are sent; then the command says why it stops, and exits with 2.
+    command sends the messages before it, gives the reason why it stops, and exits with 2.
     """
     sent = shell.run("mqtool", "send", "--json", stdin='{"body":"a"}\n{"body":"b","delay":"5s"}\n')
     assert (sent.code, "cannot delay messages over AMQP 1.0" in sent.stderr) == (2, True)

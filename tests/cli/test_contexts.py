@@ -206,8 +206,8 @@ def test_a_context_applies_to_amqp_the_management_api_and_completion(staging: Sh
 
 
 def test_the_contexts_file_is_private_and_keeps_its_comments(home: Shell) -> None:
-    """Only the owner can read the contexts file. Commands that change the file keep its comments; if it is a symbolic
-    link, it stays one. `context show` and `context ls` print no passwords.
+    """Only the owner can read the contexts file. Commands that change the file keep its comments; if the file is a
+    symbolic link, it stays one. `context show` and `context ls` print no passwords.
     """
     config(home).parent.mkdir()
     config(home).symlink_to(home.directory / "dotfile")

@@ -677,7 +677,7 @@ def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBrok
     assert depth(broker, held.name) == 0
 
 
-def test_a_conversion_moves_deliveries_that_arrive_after_the_reply_that_a_queue_is_empty(
+def test_a_conversion_moves_messages_that_arrive_after_the_queue_is_reported_as_empty(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RabbitMQ may report a queue as empty before it sends the last deliveries. Each step of `queue convert` that
@@ -956,7 +956,7 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
 
 def test_queue_convert_dry_run_needs_only_the_management_api(managed: Shell, broker: TestBroker) -> None:
     """`queue convert --dry-run` prints its plan even if only the management API can be reached, and even if a killed
-    run has left behind the queue that it declared to try the arguments.
+    run has left behind a queue that was declared only to try the arguments.
     """
     managed.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
     managed.run("mqtool", "queue", "declare", "jobs.mqtool-convert.trial", "--queue-type", "classic")
@@ -1178,8 +1178,9 @@ def dead_lettered(broker: TestBroker, headers: dict[str, Any]) -> None:
 def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
     broker: TestBroker, kill_at: int | None, undo: bool
 ) -> None:
-    """A message whose headers fill a frame, so that no header can be added, is converted like any other. If the
-    conversion is killed, `queue convert --resume` completes it, and `--undo` reverses it.
+    """A message whose headers fill a frame, so that no header can be added, is converted like any other. If `queue
+    convert` is killed, `queue convert --resume` completes the conversion, and `queue convert --undo` reverses the
+    conversion.
     """
     without_name = {"padding": FULL["padding"][:-100]}
     deepest: dict[str, Any] = {}

@@ -89,8 +89,8 @@ def test_dlq_show_wraps_a_long_error_between_words(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_dlq_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroker) -> None:
-    """`dlq redrive --id` moves only the dead letter with this message id back, and its attempts are counted from 1
-    again. The others stay where they are, in the same order.
+    """`dlq redrive --id` moves back only the dead letter with this message id. The attempts to handle this message are
+    counted from 1 again. The other dead letters stay where they are, in the same order.
     """
     result = dead.run("mqtool", "dlq", "redrive", "jobs", "--id", "m-two")
     assert "1 moved back from jobs.dlq" in result.stderr
@@ -150,8 +150,8 @@ def test_dlq_commands_ask_only_if_there_are_dead_letters(dead: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("verb", ["show", "redrive", "drop"])
 def test_dlq_commands_refuse_the_name_of_a_dead_letter_queue(dead: Shell, verb: str) -> None:
-    """If `dlq show`, `dlq redrive` or `dlq drop` is given the name of a dead-letter queue, it exits with 69, and its
-    hint names the queue from which the dead letters came.
+    """If `dlq show`, `dlq redrive` or `dlq drop` is given the name of a dead-letter queue, the command exits with 69,
+    and the hint names the queue from which the dead letters came.
     """
     wrong = dead.run("mqtool", "dlq", verb, "jobs.dlq")
     assert (wrong.code, "hint: 'jobs.dlq' has the dead letters of 'jobs': mqtool dlq show jobs\n" in wrong.stderr) == (
@@ -162,8 +162,8 @@ def test_dlq_commands_refuse_the_name_of_a_dead_letter_queue(dead: Shell, verb: 
 
 @on_any_broker
 def test_dlq_show_says_what_declares_a_missing_dead_letter_queue(shell: Shell) -> None:
-    """If a queue has no dead-letter queue yet, `dlq show` exits with 69, and its hint says that `worker` declares it
-    for the first message that it dead-letters.
+    """If a queue has no dead-letter queue yet, `dlq show` exits with 69, and the hint says that `worker` declares the
+    dead-letter queue when it dead-letters the first message.
     """
     shell.run("mqtool", "send", "-q", "jobs", "one")
     shown = shell.run("mqtool", "dlq", "show", "jobs")

@@ -260,8 +260,8 @@ def old(lonely_shell: Shell) -> Shell:
 def test_an_expensive_or_invalid_policy_pattern_does_not_stop_definitions_convert(
     lonely_shell: Shell, pattern: str, matches: bool | None
 ) -> None:
-    """`definitions convert` does not hang on a policy pattern with exponential backtracking. If it cannot match a
-    pattern, it assumes that the policy applies to no queue, and says so.
+    """`definitions convert` does not hang on a policy pattern with exponential backtracking. If the command cannot
+    match a pattern, it assumes that the policy applies to no queue, and says so.
     """
     document = {
         "vhosts": [{"name": "/"}],

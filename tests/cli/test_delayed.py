@@ -97,7 +97,7 @@ def test_send_delayed_may_start_before_receive_delayed(shell: Shell, via: str) -
 )
 @pytest.mark.sampled(4)
 def test_each_publishing_command_accepts_a_delay(shell: Shell, via: str, receive: list[str], send: list[str]) -> None:
-    """If a publishing command is given --delay, its message reaches the receiver, but not before it is due."""
+    """If a publishing command is given --delay, the message reaches the receiver, but not before the message is due."""
     receiver = shell.start("mqtool", *receive, "-c", "1", "-F", "%b %l").wait_until_ready()
     sent = shell.run("mqtool", *send, "later", "--delay", "150ms", "--via", via)
     body, late = receiver.wait().stdout.split()
@@ -321,8 +321,8 @@ def test_the_delay_of_each_line_starts_when_the_line_is_sent(shell: Shell, via: 
 
 
 def test_each_message_in_ndjson_can_have_its_own_delay(shell: Shell, via: str) -> None:
-    """`send --json` delays each message by its "delay" or until its "at", and sends a message with neither immediately.
-    The option --delay overrides both.
+    """`send --json` delays each message by its "delay" or until its "at", and immediately sends a message that has
+    neither key. The option --delay overrides both keys.
     """
     receiver = shell.start("mqtool", "receive", "-c", "3", "-F", "%b %l").wait_until_ready()
     lines = [

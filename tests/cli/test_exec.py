@@ -123,8 +123,8 @@ def test_exec_accepts_a_dollar_sign_that_is_meant_for_the_program(command: str) 
 
 @on_any_broker
 def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
-    """If its program runs longer than --timeout allows, `worker` kills the program and the processes that it has
-    started. If no retries are left, the message is dead-lettered.
+    """If the program of `worker` runs longer than --timeout allows, `worker` kills the program and the processes that
+    the program has started. If no retries are left, the message is dead-lettered.
     """
     shell.run("mqtool", "new-task")
     result = shell.run(
@@ -407,8 +407,9 @@ def test_heartbeats_continue_while_a_program_runs(shell: Shell, broker: TestBrok
 
 @pytest.mark.keeps_messages
 def test_a_failing_message_is_retried_with_backoff_and_then_dead_lettered(shell: Shell, broker: TestBroker) -> None:
-    """If its program fails, `worker` retries the message up to --retries times, after delays that double each time.
-    Then it dead-letters the message, with headers that give the reason, the number of attempts and the queue.
+    """If the program of `worker` fails for a message, `worker` retries the message up to --retries times, after delays
+    that double each time. Then `worker` dead-letters the message, with headers that give the reason, the number of
+    attempts and the queue.
     """
     shell.run("mqtool", "send", "-q", "jobs", "--property", "message-id=m1", "-H", "k=v", "-H", "CC:=[]", "bad")
     result = shell.run(
@@ -443,7 +444,7 @@ def test_a_failing_message_is_retried_with_backoff_and_then_dead_lettered(shell:
 def test_worker_dead_letters_after_exit_status_65_and_retries_after_other_failures(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a program exits with 65, `worker` dead-letters the message without a retry. After any other failure, it
+    """If a program exits with 65, `worker` dead-letters the message without a retry. After any other failure, `worker`
     retries the message, and acknowledges it if the second attempt succeeds.
     """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="65\n75\n9\n0\n")

@@ -105,8 +105,8 @@ def test_rabbitmq_does_not_support_faults(shell: Shell, broker: TestBroker) -> N
 
 
 def test_broker_serve_prints_its_urls_and_writes_a_ready_file(lonely_shell: Shell, tmp_path: Path) -> None:
-    """`broker serve --port 0 --print-url` prints the URLs of the broker and of its management API, writes them to the
-    ready file, and removes this file when it ends.
+    """`broker serve --port 0 --print-url` prints the URLs of the broker and of its management API, writes these URLs to
+    the ready file, and removes this file when the broker ends.
     """
     command = ("mqtool", "broker", "serve", "--port", "0", "--management-port", "0", "--print-url", "--recording")
     broker = lonely_shell.start(*command, "--ready-file", "ready", "--like", "4.3").wait_for_stdout("http://")

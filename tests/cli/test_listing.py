@@ -167,8 +167,8 @@ def test_columns_in_a_pipe_are_separated_by_tabs(shell: Shell, listing: object) 
 def test_each_of_1100_queues_is_listed_once(
     connection: Connection, listing: Callable[..., list[dict[str, Any]]], shell: Shell
 ) -> None:
-    """If there are more queues than fit on a page of the management API, `list queues` prints each of them once, and
-    --where and --sort apply to all of them.
+    """If there are more queues than fit on a page of the management API, `list queues` prints each queue once, and
+    --where and --sort apply to all queues.
     """
     channel = connection.channel()
     for number in range(1_100):

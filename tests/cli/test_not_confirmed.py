@@ -130,7 +130,7 @@ def test_the_next_send_discards_a_message_that_a_killed_send_left_incomplete(she
 @on_any_broker
 def test_send_exits_with_3_if_messages_of_a_killed_run_are_still_unsent(shell: Shell) -> None:
     """If FILE.unfinished contains messages of a killed run, `send --failed-to FILE` exits with 3, even if the broker
-    confirms all messages of the new run. With FILE.unfinished as its input, it exits with 2 and sends nothing.
+    confirms all messages of the new run. If FILE.unfinished is also the input, `send` exits with 2 and sends nothing.
     """
     unfinished = shell.directory / "failed.unfinished"
     unfinished.write_text('{"body": "earlier"}\n')
@@ -311,8 +311,9 @@ def test_send_gives_up_after_the_attempts_that_max_reconnects_allows(own_shell: 
 def test_exit_code_69_means_that_nothing_was_sent_or_kept(
     own_shell: Shell, amqp_vhost: Vhost, words: list[str], text: str, kept: list[str]
 ) -> None:
-    """If `send --failed-to FILE` loses the connection before any confirm and cannot reconnect, it exits with 75 and
-    keeps its messages in FILE. If it cannot reach the broker at all, it exits with 69 and does not write FILE.
+    """If `send --failed-to FILE` loses the connection before any confirm and cannot reconnect, the command exits with
+    75 and keeps the messages in FILE. If `send` cannot reach the broker at all, it exits with 69 and does not write
+    FILE.
     """
     send = ("mqtool", "send", *words, "--max-reconnects", "1", "--failed-to", "failed")
     amqp_vhost.faults.delay_confirms()
@@ -334,8 +335,8 @@ def test_exit_code_69_means_that_nothing_was_sent_or_kept(
 def test_send_exits_with_75_if_it_loses_the_connection_after_all_messages_were_returned(
     own_shell: Shell, amqp_vhost: Vhost
 ) -> None:
-    """If `send` loses the connection after all of its messages were returned, it exits with 75, and not with 69,
-    because it did send messages.
+    """If `send` loses the connection after the broker has returned all messages, `send` exits with 75. It does not exit
+    with 69, which would mean that it sent nothing.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-r", "nosuch", "--no-reconnect", stdin=PIPE)
     assert sender.process.stdin is not None

@@ -227,7 +227,7 @@ def test_a_worker_with_prefetch_1_is_never_drawn_with_two_messages(chromium: Any
 
 def test_a_worker_without_a_prefetch_limit_is_drawn_with_several_messages(chromium: Any, tmp_path: Path) -> None:
     """If a consumer without a prefetch limit gets several messages in the same millisecond, the picture of `mqtool ui`
-    draws several of them at the consumer at the same time, even if it acknowledges each of them immediately.
+    draws several messages at the consumer at the same time, even if the consumer acknowledges each message immediately.
     """
     records = [*jobs([{"name": "one/tag", "label": "worker 1", "prefetch": 0}])]
     for number in range(4):
@@ -604,8 +604,8 @@ def of_terminal(t: int, n: int, kind: str, terminal: str = "boss") -> dict[str, 
 
 @pytest.mark.parametrize("place", ["a tutorial", "mqtool ui"])
 def test_an_idle_publisher_stays_in_the_picture_until_it_ends(chromium: Any, tmp_path: Path, place: str) -> None:
-    """A publisher that is idle for a few seconds stays in the picture. In a tutorial, it stays until the program in its
-    terminal ends; in `mqtool ui`, until its channel is closed.
+    """A publisher that is idle for a few seconds stays in the picture of `mqtool ui` until its channel is closed, and
+    in the picture of a tutorial until the program in its terminal ends.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     moved = {"kind": "moved", "queues": {}, "taken": []}
@@ -639,8 +639,9 @@ def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: P
 def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     chromium: Any, tmp_path: Path, kind: str, seen: str
 ) -> None:
-    """While a message moves to a queue, the picture of `mqtool ui` shows the message's routing key beside it or, after
-    a headers exchange, its headers. After a fanout exchange or the default exchange, there is no text beside it.
+    """While a message moves to a queue, the picture of `mqtool ui` shows the routing key beside the message or, after a
+    headers exchange, the message's headers. After a fanout exchange or the default exchange, there is no text beside
+    the message.
     """
     name = "logs" if kind else ""
     records = [*jobs(), *published(1000, 0)]
@@ -662,7 +663,7 @@ def test_an_exchange_before_a_stream_is_drawn_only_if_messages_pass_through_it(
     chromium: Any, tmp_path: Path, passes_exchange: bool
 ) -> None:
     """If messages are published to a stream over the stream protocol, which has no exchanges, the picture of `mqtool
-    ui` draws no exchange. If they are published through the default exchange, the picture draws it.
+    ui` draws no exchange. If messages are published through the default exchange, the picture draws this exchange.
     """
     records = jobs([{"name": "one/tag", "label": "reader"}])
     records[1]["queues"][0]["type"] = "stream"
@@ -894,8 +895,8 @@ def test_a_client_that_consumes_again_is_one_consumer(chromium: Any, tmp_path: P
 
 def test_the_picture_shows_no_generated_names(chromium: Any, tmp_path: Path) -> None:
     """The picture of `mqtool ui` shows no generated names. A consumer has the name of its client. A queue with a
-    generated name is called "screen's queue" if it belongs to the client `screen`, and "temporary queue" if its client
-    is unknown.
+    generated name is called "screen's queue" if the queue belongs to the client `screen`, and "temporary queue" if the
+    queue's client is unknown.
     """
     to = {"client": "screen", "connection": "10.0.0.7:50001 -> 10.0.0.1:5672", "protocol": "AMQP 0-9-1"}
     consumer = "10.0.0.7:50001 -> 10.0.0.1:5672 (1)/ctag1.38a78d6f44a14a9b8d6d1f7b0e1a2c3d"
@@ -1171,8 +1172,8 @@ def test_the_end_of_a_recording_still_shows_clients_and_queue(chromium: Any, tmp
 
 
 def test_the_end_of_a_recording_shows_deleted_queues_only_if_no_command_follows(chromium: Any, tmp_path: Path) -> None:
-    """If a tutorial runs a command after its queues were deleted, such as one that lists them, the picture at the end
-    of its recording shows no queue. Without such a command, it still shows the deleted queues.
+    """If a tutorial runs a command after its queues were deleted, for example to list the queues, the picture at the
+    end of the recording shows no queue. If no such command follows, the picture still shows the deleted queues.
     """
     (topology,) = [each for each in jobs(t=9500) if each["kind"] == "topology"]
     gone = [{"kind": "event", "t": 9500, "what": "purged", "queue": "jobs"}, {**topology, "links": [], "queues": []}]

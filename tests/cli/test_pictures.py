@@ -101,7 +101,7 @@ def test_a_line_that_is_only_a_link_to_a_recording_embeds_the_recording(chromium
 
 
 def test_a_page_does_not_link_to_recordings_that_have_not_been_made() -> None:
-    """If the recordings have not been made, a page of the documentation shows its still images without links to them,
+    """If the recordings have not been made, a page of the documentation shows still images without links to recordings,
     and has no broken links.
     """
     page = (

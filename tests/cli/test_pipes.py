@@ -249,7 +249,7 @@ def test_pretty_indents_json_bodies(shell: Shell) -> None:
 @on_any_broker
 def test_receive_into_a_file_counts_messages_on_the_terminal(shell: Shell) -> None:
     """If stdout is a file and stderr is a terminal, `receive` says how many messages it has received. If stderr is not
-    a terminal, it does not.
+    a terminal, `receive` does not say that.
     """
     shell.run("mqtool", "send", "-l", stdin="1\n2\n3\n")
     seen = on_terminal(shell, "sh", "-c", "mqtool receive -c 3 --raw > out")

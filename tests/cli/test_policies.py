@@ -108,7 +108,7 @@ def test_policy_set_asks_for_confirmation_if_a_policy_would_remove_messages(
     admin: Shell, broker: TestBroker, definition: dict[str, int], warns: str, asks: str, left: int, operator: list[str]
 ) -> None:
     """If a policy would remove messages, `policy set` says how many messages of which queue, and asks for confirmation.
-    Without a terminal, it exits with 2 and sets nothing. With --yes, it does not ask.
+    Without a terminal, the command exits with 2 and sets nothing. With --yes, the command does not ask.
     """
     size = filled(admin, broker, "jobs")
     if "max-length-bytes" in definition:
@@ -176,8 +176,8 @@ def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: S
 def test_policy_set_asks_about_all_queues_if_the_pattern_takes_too_long_to_match(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """If a policy's pattern could take very long to match, mqtool does not test which queues it matches. Instead,
-    `policy set` asks about every queue whose messages the policy would remove if it applied.
+    """If a policy's pattern could take very long to match, mqtool does not test which queues the pattern matches.
+    Instead, `policy set` asks about every queue from which the policy would remove messages if the pattern matched.
     """
     filled(admin, broker, "jobs")
     refused = admin.run("mqtool", "policy", "set", "limits", "--pattern", "^(?!x)([a-z]+)+$", *SET[6:])

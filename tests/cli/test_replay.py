@@ -119,7 +119,8 @@ def test_a_recording_in_a_newer_format_is_refused(shell: Shell, command: str) ->
 @pytest.mark.keeps_messages
 def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
     """If some messages are unroutable, `recording replay` counts them as returned and exits with 3, and --failed-to
-    keeps them. If the exchange given with --to-exchange does not exist, it names this exchange and exits with 75.
+    keeps these messages. If the exchange given with --to-exchange does not exist, `recording replay` names this
+    exchange and exits with 75.
     """
     name = recording(shell, {}, {"routing_key": "nobody"}, {})
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -138,7 +139,8 @@ def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
 @on_any_broker
 def test_replay_selects_messages_and_keeps_the_time_between_them(shell: Shell, connection: Connection) -> None:
     """`recording replay` publishes the messages that --since, --until and --where select, with the same time between
-    them as in the recording. --to-queue, --set-header and --drop-header change their queue and headers.
+    them as in the recording. With --to-queue, --set-header and --drop-header, the messages get another queue and other
+    headers.
     """
     connection.channel().declare(Queue("jobs", durable=True))
     name = recording(shell, *[{"routing_key": "elsewhere"}] * 9)

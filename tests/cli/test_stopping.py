@@ -268,8 +268,8 @@ def test_wait_exits_with_0_once_a_broker_accepts_connections(shell: Shell, lonel
 
 
 def test_the_tasks_of_worker_forget_ack_are_redelivered_to_the_next_worker(shell: Shell) -> None:
-    """`worker --forget-ack` handles tasks without acknowledging them. When it ends, the broker redelivers all of them
-    to the next worker.
+    """`worker --forget-ack` handles tasks without acknowledging them. When the command ends, the broker redelivers all
+    of these tasks to the next worker.
     """
     for number in range(3):
         shell.run("mqtool", "new-task", str(number))

@@ -35,8 +35,8 @@ def numbers(first: int, last: int) -> str:
 
 
 def test_send_stream_and_receive_stream_print_the_tutorials_lines(shell: Shell) -> None:
-    """`send-stream` and `receive-stream` print the lines of RabbitMQ's stream tutorial. A reader gets messages sent
-    before it started, and they stay in the stream for the next reader.
+    """`send-stream` and `receive-stream` print the lines of RabbitMQ's stream tutorial. A reader gets messages that
+    were sent before the reader started, and these messages stay in the stream for the next reader.
     """
     sent = shell.run("mqtool", "send-stream")
     assert (sent.stdout, sent.stderr, sent.code) == ("", " [x] Hello, World! message sent\n", 0)
@@ -68,8 +68,8 @@ def test_5000_lines_can_be_read_in_order_from_any_offset(shell: Shell) -> None:
 
 
 def test_stream_messages_keep_their_headers_and_properties(shell: Shell) -> None:
-    """A message in a stream keeps its headers and properties when `receive-stream` reads it and when it is copied as
-    NDJSON, even if it was published over AMQP 0-9-1.
+    """A message in a stream keeps its headers and properties when `receive-stream` reads the message and when the
+    message is copied as NDJSON, even if the message was published over AMQP 0-9-1.
     """
     send = (
         "mqtool",
@@ -96,8 +96,8 @@ def test_stream_messages_keep_their_headers_and_properties(shell: Shell) -> None
 
 
 def test_receive_says_that_it_gets_only_new_messages_of_a_stream(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `receive` without --offset on a stream says that it gets only new messages, and which option gets
-    all of them. With --offset, it prints no such notice.
+    """On a terminal, `receive` without --offset on a stream says that it gets only new messages, and names the option
+    with which it gets all messages. With --offset, it prints no such notice.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "send-stream", "-q", "s", "old")

@@ -36,8 +36,8 @@ def test_a_notice_is_wrapped_between_words(lonely_shell: Shell) -> None:
 
 
 def test_a_command_in_a_notice_can_be_copied(lonely_shell: Shell) -> None:
-    """On a terminal, a command within a notice is printed on one line, even if it is too long for the terminal, so that
-    it can be copied.
+    """On a terminal, mqtool prints a command within a notice on one line, so that a user can copy the command, even if
+    the line is too long for the terminal.
     """
     commands = [
         "'mqtool receive-log topic --exchange orders --queue everything --declare'",

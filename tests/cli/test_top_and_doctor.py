@@ -175,8 +175,8 @@ def test_doctor_reports_streams_without_limits_and_consumers_that_missed_message
 
 @on_any_broker
 def test_doctor_says_how_to_resume_an_interrupted_conversion(watcher: Shell, broker: TestBroker) -> None:
-    """If an interrupted `queue convert` has left messages in its temporary queue, `doctor` reports them and suggests
-    resuming the conversion.
+    """If an interrupted `queue convert` has left messages in its temporary queue, `doctor` reports these messages and
+    suggests resuming the conversion.
     """
     watcher.run("mqtool", "send", "-q", "jobs.mqtool-convert", "x")
     found = findings(watcher, broker)
@@ -215,8 +215,8 @@ def test_doctor_reports_a_user_who_may_write_only_to_the_dead_letter_queue_of_a_
 
 @on_any_broker
 def test_doctor_groups_equal_findings(watcher: Shell, broker: TestBroker) -> None:
-    """If 40 queues have the same problem, `doctor` prints one finding with 21 of their names. With --json, it prints a
-    finding for each queue.
+    """If 40 queues have the same problem, `doctor` prints one finding, which names 21 of the queues. With --json,
+    `doctor` prints one finding for each queue.
     """
     many = [f"q{number:02}" for number in range(40)]
     for name in many:
@@ -440,8 +440,8 @@ def test_keys_sort_and_quit_top_on_a_terminal(watcher: Shell) -> None:
 def test_doctor_reports_that_guest_can_log_in_over_tls(
     amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If the user guest can log in over TLS from another machine, `doctor` reports that. Without the TLS files that it
-    needs, `doctor` says what it could not check.
+    """If the user guest can log in over TLS from another machine, `doctor` reports that. If `doctor` lacks the TLS
+    files that it needs for this check, it says what it could not check.
     """
     monkeypatch.setattr(doctor, "_LOOPBACK", ())  # treat localhost, which the certificate names, as another machine
     with EmbeddedBroker(management_port=0, tls=amqp_tls.tls()) as broker:

@@ -76,8 +76,8 @@ def test_topology_shows_publishers_bindings_and_consumers(
 
 @on_any_broker
 def test_topology_shows_ten_bindings_and_counts_the_rest(shell: Shell, channel: BlockingChannel) -> None:
-    """If an exchange has 14 bindings, `topology EXCHANGE` prints ten of them and "… and 4 more bindings". With --limit
-    0, it prints all of them.
+    """If an exchange has 14 bindings, `topology EXCHANGE` prints ten bindings and "… and 4 more bindings". With --limit
+    0, the command prints all 14.
     """
     for number in range(14):
         channel.queue_declare(f"many{number}")

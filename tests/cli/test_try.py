@@ -288,9 +288,9 @@ def test_tutorial_try_on_an_existing_broker_uses_a_new_virtual_host(shell: Shell
     assert vhosts() - before == set()
 
 
-def test_tutorial_try_skips_amqp_1_0_goals_if_the_broker_does_not_speak_it(lonely_shell: Shell) -> None:
-    """If the broker does not speak AMQP 1.0, `tutorial try` skips the goals that need it, says why, and does not count
-    them as reached.
+def test_tutorial_try_skips_amqp_1_0_goals_if_the_broker_does_not_support_amqp_1_0(lonely_shell: Shell) -> None:
+    """If the broker does not support AMQP 1.0, `tutorial try` skips the goals that need AMQP 1.0, says why, and does
+    not count these goals as reached.
     """
     with EmbeddedBroker(like="3.10", management_port=0) as old:
         lonely_shell.environment["MQTOOL_MANAGEMENT_URL"] = str(old.management_url)

@@ -277,8 +277,8 @@ def test_the_receivers_of_a_scene_run_until_the_next_scene_has_been_explained(
 
 
 def test_tutorial_run_exits_with_0_as_a_background_job(lonely_shell: Shell) -> None:
-    """If `tutorial run` is a background job, so that its commands ignore SIGINT, it still stops its receivers and exits
-    with 0.
+    """If `tutorial run` is a background job, so that its commands ignore SIGINT, `tutorial run` still stops its
+    receivers and exits with 0.
     """
     played = lonely_shell.script("mqtool tutorial run hello-world --auto & wait $!", timeout=PLAYING)
     assert (played.stderr, played.code) == ("", 0)

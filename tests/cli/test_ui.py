@@ -215,8 +215,8 @@ def test_keys_step_forward_and_back_through_the_events_of_a_paused_page(shell: S
 @on_any_broker
 @large
 def test_the_page_can_be_used_with_the_keyboard_alone(shell: Shell, page: Page) -> None:
-    """On the page of `mqtool ui`, Tab reaches every box, Enter opens its details and Escape closes them. A key opens
-    tables that show the same as the picture, and another one searches for names.
+    """On the page of `mqtool ui`, Tab reaches every box, Enter opens a box's details, and Escape closes the details. A
+    key opens tables that show the same as the picture, and another key searches for names.
     """
     do(shell, "emit-log topic kern.critical 'A critical kernel error'")
     receiver = shell.start("mqtool", "receive-log", "topic", "kern.*").wait_until_ready()
@@ -316,8 +316,8 @@ def contrast(one: str, other: str) -> float:
 @on_any_broker
 @large
 def test_actions_on_the_page_run_commands_and_show_them(shell: Shell, page: Page) -> None:
-    """An action on the page of `mqtool ui` shows the command that it runs. A consumer started on the page runs until it
-    is stopped. The details of a message say which binding routed it to its queue.
+    """An action on the page of `mqtool ui` runs a command and shows this command. A consumer started on the page runs
+    until a user stops it. The details of a message say which binding routed the message to its queue.
     """
     do(shell, "exchange declare orders topic")
     do(shell, "queue declare jobs")
@@ -365,8 +365,8 @@ def test_publish_at_a_publishers_box_uses_the_publishers_connection_name(
 def test_the_page_says_that_it_cannot_show_single_messages_of_rabbitmq(
     shell: Shell, broker: TestBroker, page: Page
 ) -> None:
-    """The page of `mqtool ui` shows the topology and the counts of any broker. On RabbitMQ, it says that it cannot show
-    single messages.
+    """The page of `mqtool ui` shows the topology and the counts of any broker. On RabbitMQ, the page says that it
+    cannot show single messages.
     """
     do(shell, "emit-log fanout lost")
     do(shell, "queue declare kept")
@@ -387,7 +387,7 @@ def test_tap_and_firehose_show_single_messages_of_rabbitmq(
     shell: Shell, broker: TestBroker, chromium: Any, how: str
 ) -> None:
     """With --tap or --firehose, `mqtool ui` shows single messages of RabbitMQ, but not the queues that it declares for
-    that purpose. When it ends, these queues are deleted and the firehose is off.
+    that purpose. When `mqtool ui` ends, these queues are deleted and the firehose is off.
     """
     do(shell, "queue declare kept")
     do(shell, "emit-log fanout before")

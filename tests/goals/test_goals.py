@@ -246,8 +246,8 @@ _FIXED = [
 def test_a_repaired_program_reaches_its_goal_without_a_restart_of_the_goal(
     wrong: Wrong, attempts: Attempts, learner: Learner
 ) -> None:
-    """If the learner repairs a program after `tutorial try repair` has reported its defect, the program reaches its
-    goal. The learner does not need to restart the goal.
+    """If the learner repairs a program after `tutorial try repair` has reported a defect, the program reaches the goal.
+    The learner does not need to restart the goal.
     """
     learner.make(wrong.attempt)
     learner.wait_for("mistake", wrong.answer)

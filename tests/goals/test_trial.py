@@ -95,8 +95,8 @@ def test_messages_published_while_the_next_goal_is_prepared_do_not_count_for_it(
 
 
 def test_tutorial_try_does_not_report_its_own_new_queue_as_missing(broker: TestBroker) -> None:
-    """When `tutorial try` begins or restarts a goal and declares a queue for it, it does not report that this queue is
-    missing.
+    """When `tutorial try` begins or restarts a goal and declares a queue for this goal, it does not report that the
+    queue is missing.
     """
     if broker.kind != "embedded":
         pytest.skip("the goal before it cannot be seen on RabbitMQ")

@@ -160,7 +160,7 @@ def test_delayed_messages_are_routed_by_their_own_key_and_headers(
     right: Message,
     wrong: Message | None,
 ) -> None:
-    """When a delayed message is due, its exchange (direct, topic, fanout or headers) routes it by the message's own
+    """When a delayed message is due, the exchange (direct, topic, fanout or headers) routes the message by its own
     routing key and headers, not by the routing key that was given to the publisher.
     """
     channel.declare(exchange)
@@ -280,9 +280,9 @@ def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel
 def test_wait_queues_outlive_their_messages_and_are_as_durable_as_the_destination(
     broker: TestBroker, connection: Connection
 ) -> None:
-    """The wait queues, in which messages spend their delay, expire only after their messages. They are quorum queues if
-    the destination is a quorum queue or a durable exchange, and classic queues otherwise. The exchanges of wait queues
-    are auto-delete.
+    """Wait queues, in which messages spend their delay, expire only after all of these messages. Wait queues are quorum
+    queues if the destination is a quorum queue or a durable exchange, and classic queues otherwise. The exchanges of
+    wait queues are auto-delete.
     """
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]

@@ -370,7 +370,8 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_link_is_detached_with_an_error(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
     """If the broker refuses a link, for example to a missing queue, it first attaches the link without a terminus, and
-    then detaches it with an error. The session continues. Before RabbitMQ 4.2, the session ends with the error instead.
+    then detaches the link with an error. The session continues. Before RabbitMQ 4.2, the broker ends the session with
+    the error instead.
     """
     role, address, condition, text = REFUSED[case]
     client.attach(role, address)
@@ -598,7 +599,7 @@ def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAm
 
 def test_a_sender_that_exceeds_its_credit_is_detached(client: RawAmqp10, channel: BlockingChannel, queue: str) -> None:
     """If an AMQP 1.0 sender exceeds its link credit, the broker detaches the link with transfer-limit-exceeded, unless
-    it has given the link more credit in the meantime.
+    the broker has granted more credit in the meantime.
     """
     # tests/simulation has a case in which the embedded broker cannot give more.
     first = client.attach_sender(queue)

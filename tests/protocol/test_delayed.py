@@ -193,7 +193,8 @@ def test_queues_bound_with_the_keys_in_cc_or_bcc_get_copies_of_a_delayed_message
     channel: BlockingChannel, take: Take
 ) -> None:
     """When a delayed message is due, the queues that are bound with the routing keys in CC or BCC get copies. If the
-    message has CC, its header x-delay is unchanged. If it has BCC, x-delay is negative, and the header BCC is removed.
+    message has CC, its header x-delay is unchanged. If the message has BCC, x-delay is negative, and the header BCC is
+    removed.
     """
     channel.queue_declare("copy")
     channel.queue_bind("copy", "x", "c")

@@ -189,8 +189,8 @@ def test_http_connections_without_a_login_do_not_keep_other_clients_out(broker: 
 def test_http_connections_from_one_address_do_not_displace_connections_from_another(
     broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If too many HTTP connections without a login come from one address, the broker closes some of them, but no
-    connection from another address. It logs at most once a second that it has closed connections.
+    """If too many HTTP connections without a login come from one address, the broker closes some of these connections,
+    but none from another address. The broker logs such closings at most once a second.
     """
     caplog.set_level(logging.WARNING)
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
