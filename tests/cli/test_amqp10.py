@@ -236,7 +236,7 @@ def test_rpc_client_and_server_may_use_different_protocols(
 
 def test_rpc_client_uses_direct_reply_to(shell: Shell, broker: TestBroker) -> None:
     """Over AMQP 1.0, `rpc-client --direct-reply-to` prints the reply. The request's reply-to is RabbitMQ's pseudo-queue
-    amq.rabbitmq.reply-to, not a queue that the client has declared.
+    `amq.rabbitmq.reply-to`, not a queue that the client has declared.
     """
     skip_before_4_2(broker, "direct replies work over AMQP 1.0")
     shell.start("mqtool", "rpc-server", "-c", "1").wait_until_ready()
@@ -411,7 +411,8 @@ def test_a_command_in_a_protected_context_declares_nothing_without_confirmation(
     shell: Shell, broker: TestBroker, words: str
 ) -> None:
     """Over AMQP 1.0, a command in a protected context asks before it declares a missing exchange or queue. Without a
-    terminal, it says what it would declare and exits with 2. If the exchange or queue exists, the command does not ask.
+    terminal, the command says what it would declare and exits with 2. If the exchange or queue exists, the command does
+    not ask.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected")

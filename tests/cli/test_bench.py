@@ -164,8 +164,8 @@ def test_latencies_count_from_the_due_time_if_the_publisher_waits_for_confirms(
     tester: Shell, own: EmbeddedBroker, protocol: str
 ) -> None:
     """If the broker stalls for a second, `bench --rate 1000 --confirms 20` stops publishing at 20 unconfirmed messages.
-    The latency of each message that it publishes afterwards is measured from the time at which the message was due, so
-    hundreds of messages are late, not just 20.
+    The latency of each message that is published after the stall is measured from the time at which the message was
+    due, so hundreds of messages are late, not just 20.
     """
     load = ("--rate", "1000", "--duration", "3s", "--confirms", "20", "--protocol", protocol)
     found = _once_it_runs(tester, own, *load, then=lambda: own.faults.go_silent(1.0))
@@ -335,8 +335,8 @@ class Meddler(Proxy):
 
 @large
 def test_bench_counts_lost_duplicated_and_reordered_messages(tester: Shell, own: EmbeddedBroker) -> None:
-    """If a proxy drops 100 deliveries, duplicates 100 and reorders 100, `bench` counts 100 lost, 100 duplicated and 100
-    out of order, and exits with 1.
+    """If a proxy drops 100 deliveries, duplicates 100 and reorders 100, `bench` reports 100 messages as lost, 100 as
+    duplicated and 100 as out of order, and exits with 1.
     """
     with Meddler(own.port) as proxy:
         tester.environment["MQTOOL_URL"] = own.url.replace(f":{own.port}", f":{proxy.port}")

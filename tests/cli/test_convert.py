@@ -266,8 +266,8 @@ def test_the_plan_of_a_conversion_says_which_messages_a_restart_will_lose(
 def test_the_plan_of_a_conversion_says_which_policies_will_or_will_not_apply(
     broker: TestBroker, before: str, after: str, said: str
 ) -> None:
-    """The plan to convert a queue says which policy will no longer apply, and why, and which one will start to apply. A
-    policy does not apply to a queue type that lacks one of its settings.
+    """The plan to convert a queue says which policy will no longer apply, and why, and which policy will start to
+    apply. A policy does not apply to a queue whose type does not support all of the policy's settings.
     """
     fill(broker, before, 1)
     definition = {"delivery-limit": 9, "expires": 3_600_000}
@@ -288,8 +288,8 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("trusting")
 @large
 def test_queue_convert_loses_nothing_however_often_it_is_killed(broker: TestBroker, before: str, after: str) -> None:
-    """`queue convert` is killed again and again, each time one frame or request later, and resumed until it completes.
-    It loses no message and no binding.
+    """`queue convert` is killed repeatedly, each time one frame or request later than before, and then resumed, until
+    it completes. No message and no binding is lost.
     """
     fill(broker, before)
     kill_at = 1
@@ -566,8 +566,9 @@ def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
 def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answer(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` holds newly published messages in a temporary quorum queue. If RabbitMQ reports no messages in
-    this queue, because it is slow to answer, the command stops instead of deleting the queue, and can be resumed.
+    """`queue convert` holds newly published messages in a temporary quorum queue. If this queue is slow to answer, so
+    that RabbitMQ reports no messages in it, the command stops instead of deleting the queue, and the conversion can be
+    resumed.
     """
     fill(broker, "quorum")
     depth = administration.depth

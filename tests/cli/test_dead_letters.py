@@ -212,7 +212,7 @@ def test_dlq_redrive_loses_no_message_if_it_is_killed(shell: Shell, broker: Test
 @on_any_broker
 def test_recording_reconcile_reports_missing_doubled_and_reordered_messages(shell: Shell) -> None:
     """`recording reconcile` compares two recordings by message id, lists missing, doubled, unexpected and reordered
-    messages, and exits with 3 if any is missing.
+    messages, and exits with 3 if any message is missing.
     """
 
     def lines(*ids: str) -> str:
@@ -238,8 +238,8 @@ def test_recording_reconcile_reports_missing_doubled_and_reordered_messages(shel
 
 
 def test_dlq_ls_exits_with_69_if_the_management_api_is_not_at_its_usual_port(lonely_shell: Shell) -> None:
-    """If no management API answers at the broker's usual management port, `dlq ls` exits with 69, even if the broker
-    has one at another port.
+    """If no management API answers at the usual port, `dlq ls` exits with 69, even if the broker's management API has
+    another port.
     """
     with EmbeddedBroker(management_port=0) as broker:  # at a port where no command looks
         listed = lonely_shell.run("mqtool", "dlq", "ls", "-u", broker.url)

@@ -42,7 +42,7 @@ def actions(result: Result) -> set[tuple[str, str, str]]:
 
 def test_exported_definitions_can_be_imported(admin: Shell) -> None:
     """`definitions diff` lists the exported definitions that the broker no longer has, and exits with 3; `definitions
-    import` adds exactly these. `definitions import --dry-run` prints what would be added, and adds nothing.
+    import` adds exactly these definitions. `definitions import --dry-run` prints what would be added, and adds nothing.
     """
     assert run(admin, "diff file").code == 0
     for line in ("queue delete jobs --yes", "exchange delete logs --yes"):
@@ -335,8 +335,8 @@ def test_delayed_relay_delays_the_messages_of_a_converted_exchange(old: Shell, t
 
 @pytest.mark.parametrize("like", ["4.3", "4.3.5"])
 def test_a_broker_like_4_3_imports_converted_definitions(old: Shell, like: str) -> None:
-    """An embedded broker that behaves like RabbitMQ 4.3 refuses definitions from RabbitMQ 3.10, but imports the
-    converted ones, and no queue is lost.
+    """An embedded broker that behaves like RabbitMQ 4.3 refuses definitions from RabbitMQ 3.10. After `definitions
+    convert`, it imports these definitions, and no queue is lost.
     """
     converted = run(old, "convert old.json --to 4.3 --mirrored quorum --delayed plain")
     assert "mqtool: 2 open decisions\n" in converted.stderr  # a queue with priorities; a key that is too complex
@@ -355,8 +355,8 @@ def test_a_broker_like_4_3_imports_converted_definitions(old: Shell, like: str) 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_rabbitmq_imports_converted_definitions(old: Shell, broker: TestBroker) -> None:
-    """RabbitMQ 4.3 refuses definitions from RabbitMQ 3.10, but imports the converted ones. No queue is lost, and only
-    mirrored queues become quorum queues.
+    """RabbitMQ 4.3 refuses definitions from RabbitMQ 3.10. After `definitions convert`, it imports these definitions.
+    No queue is lost, and only mirrored queues become quorum queues.
     """
     if not broker.differs_since("4.3", "it refuses the old definitions"):
         pytest.skip("this RabbitMQ accepts the old definitions, or has the delayed message plugin")

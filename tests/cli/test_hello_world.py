@@ -8,7 +8,8 @@ from tests.cli.terminal import on_terminal
 
 
 def test_send_and_receive_print_the_lines_of_the_tutorial(shell: Shell) -> None:
-    """`send` and `receive` print exactly the tutorial's lines. Only the line of the received message is on stdout."""
+    """`send` and `receive` print exactly the lines of RabbitMQ's first tutorial. Only the line of the received message
+    is on stdout."""
     sent = shell.run("mqtool", "send")
     received = shell.run("mqtool", "receive", "-c", "1")
 

@@ -34,7 +34,7 @@ def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, comman
 
 
 def test_a_tutorial_can_be_named_like_its_file(lonely_shell: Shell) -> None:
-    """`tutorial show hello_world`, with an underscore as in the script's file name, shows `hello-world`."""
+    """`tutorial show hello_world`, with an underscore as in the name of the tutorial's file, shows `hello-world`."""
     shown = lonely_shell.run("mqtool", "tutorial", "show", "hello_world")
     assert (shown.code, "mqtool send" in shown.stdout) == (0, True)
 

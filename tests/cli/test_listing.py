@@ -369,7 +369,7 @@ def test_a_password_from_stdin_is_read_once(command: str, shell: Shell, broker: 
 @on_any_broker
 def test_wait_queues_share_one_line_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
     """On a terminal, `list queues` shows mqtool's wait queues as one line, which gives the number of these queues and
-    of their messages. With --all or in a pipe, the command lists each of them.
+    of their messages. With --all or in a pipe, the command lists each wait queue.
     """
     shell.run("mqtool", "send", "-q", "jobs", "x")
     shell.run("mqtool", "send", "-q", "jobs", "--via", "ttl", "--delay", "1h", "y")

@@ -211,8 +211,8 @@ def test_the_hint_about_a_missing_target_queue_is_for_the_other_broker(
 
 
 def test_move_checks_the_target_queue_before_it_consumes(shell: Shell, broker: TestBroker) -> None:
-    """If the target queue does not exist, `move` exits with 69; if it is the source queue itself, with 2. In both
-    cases, `move` consumes no message, so none is marked as redelivered.
+    """If the target queue does not exist, `move` exits with 69. If the target queue is the source queue, `move` exits
+    with 2. In both cases, `move` consumes no message, so none is marked as redelivered.
     """
     fill(broker, Queue("a"), numbered(1))
     missing = shell.run("mqtool", "move", "a", "--to", "b")
@@ -302,7 +302,7 @@ def in_a_full_frame(headers: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.keeps_messages
 def test_a_forged_origin_in_a_full_frame_does_not_stop_move(shell: Shell, broker: TestBroker) -> None:
     """`move` corrects headers in which a publisher claims another exchange and routing key. If the true values are
-    longer and do not fit into the frame, `move` removes these headers instead. It moves all messages.
+    longer and do not fit into the frame, `move` removes these headers instead. All messages are moved.
     """
     forged = in_a_full_frame({"mqtool-exchange": "", "mqtool-routing-key": ""})
     fill(broker, Queue("a"), [Message(b"0")], Queue("b"))

@@ -173,8 +173,8 @@ def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str
 def test_messages_sent_after_their_queue_was_deleted_count_as_returned(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """If the queue is deleted while `send -l` runs, the messages sent afterwards count as returned, and --failed-to
-    keeps them. With --no-mandatory, messages to a missing queue count as sent.
+    """If the queue is deleted while `send -l` runs, the messages sent after the deletion count as returned, and
+    --failed-to keeps these messages. With --no-mandatory, messages to a missing queue count as sent.
     """
     shell.run("mqtool", "queue", "declare", "gone")
     sender = shell.start("mqtool", *command.split(" "), "-l", "-v", "--failed-to", "failed", stdin=PIPE)
@@ -351,8 +351,8 @@ def test_send_exits_with_75_if_it_loses_the_connection_after_all_messages_were_r
 def test_max_reconnects_counts_the_attempts_since_the_last_confirm(
     own_shell: Shell, amqp_vhost: Vhost, *, progress: bool
 ) -> None:
-    """For --max-reconnects, `send` counts a connection that is lost before any confirm as a failed attempt. Each
-    confirm resets the count.
+    """For --max-reconnects, `send` counts a connection that is lost before any confirm as a failed attempt. After each
+    confirm, `send` counts the failed attempts from zero again.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -503,8 +503,8 @@ def test_rpc_server_declares_no_queue_with_a_mistyped_name(shell: Shell, broker:
 
 
 def test_suggestions_for_a_mistyped_queue_use_mqtool_management_url(lonely_shell: Shell) -> None:
-    """If a queue's name is mistyped, receiving commands suggest the most similar name. They find it through the
-    management API at MQTOOL_MANAGEMENT_URL.
+    """If a queue's name is mistyped, receiving commands ask the management API at MQTOOL_MANAGEMENT_URL for the queues'
+    names, and suggest the most similar one.
     """
     with EmbeddedBroker(management_port=0) as broker:
         lonely_shell.environment |= {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": str(broker.management_url)}

@@ -64,7 +64,7 @@ def test_sighup_does_not_end_receive_while_it_starts(shell: Shell, option: str) 
 
 def test_receive_removes_an_incomplete_last_line_of_a_killed_run(shell: Shell) -> None:
     """If the output file has several lines and the last one is incomplete, as after a killed run, `receive -o` removes
-    that line and prints its beginning.
+    this line from the file and reports the beginning of the line.
     """
     log = shell.directory / "app.log"
     log.write_bytes(b"whole\n" + b"half" * 50_000)

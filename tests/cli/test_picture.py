@@ -180,7 +180,7 @@ def places(page: Page, fate: str) -> list[tuple[float, float]]:
 
 def test_messages_published_at_the_same_time_are_drawn_apart(chromium: Any, tmp_path: Path) -> None:
     """In the picture of `mqtool ui`, six messages published in the same millisecond move one after another. In the
-    queue, they are drawn side by side.
+    queue, these messages are drawn side by side.
     """
     sent = [event for number in range(6) for event in published(1000, number)]
     page = recorded(chromium, tmp_path, [*jobs(), *sent, {"kind": "now", "t": 8000}])
@@ -353,8 +353,8 @@ def test_a_reply_is_drawn_only_after_its_request_has_arrived(chromium: Any, tmp_
 
 
 def test_the_count_of_a_queue_increases_only_when_the_messages_drawn_arrive(chromium: Any, tmp_path: Path) -> None:
-    """If 100 messages are published at the same time, the picture of `mqtool ui` draws twelve of them moving. It counts
-    the other 88 when these twelve have arrived, even if the broker reports the 88 earlier.
+    """If 100 messages are published at the same time, the picture of `mqtool ui` draws twelve of them moving. The
+    queue's count includes the other 88 only when these twelve have arrived, even if the broker reports the 88 earlier.
     """
     sent = [event for number in range(12) for event in published(1000, number)]
     counted = {"kind": "moved", "t": 1001, "queues": {"jobs": [100, 0, 100]}, "taken": [], "published": []}
@@ -473,7 +473,8 @@ def test_a_terminal_that_publishes_and_consumes_is_one_box(chromium: Any, tmp_pa
 
 def test_a_terminal_that_publishes_and_consumes_is_one_row_of_the_table(chromium: Any, tmp_path: Path) -> None:
     """If the program in a terminal publishes and consumes, the table on a tutorial's page has one row for the terminal,
-    with the exchange and the queue that it uses. A click on the terminal's box in the picture opens a single panel.
+    with the exchange and the queue that the program uses. A click on the terminal's box in the picture opens a single
+    panel.
     """
     page = recorded(chromium, tmp_path, of_rpc())
     seek(page, 0.4)
@@ -771,8 +772,8 @@ def test_an_offset_moves_to_the_stream_and_then_stays_below_it(chromium: Any, tm
 
 
 def test_the_offset_that_was_stored_last_is_shown_below_the_stream(chromium: Any, tmp_path: Path) -> None:
-    """If a reader stores offsets more often than events about them are reported, the picture of `mqtool ui` shows the
-    offset that was stored last below the stream.
+    """If a reader stores offsets more often than the broker reports them, the picture of `mqtool ui` shows, below the
+    stream, the offset that was stored last.
     """
     records = of_offsets()[:-2]
     counted = {"kind": "moved", "t": 9000, "queues": {"jobs": [2, 0, 2]}, "taken": [], "published": []}
@@ -802,7 +803,7 @@ def test_a_client_is_drawn_even_if_the_queue_to_which_it_publishes_does_not_exis
 
 def test_the_lines_of_a_terminal_are_in_order_after_a_jump_within_a_recording(chromium: Any, tmp_path: Path) -> None:
     """After a jump to any moment of a recording, a terminal shows each command below the output of the previous
-    command, and Ctrl-C below everything that was printed before it.
+    command, and Ctrl-C below everything that was printed before Ctrl-C.
     """
     to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": {"client": "worker 1"}}
     records = play([{"name": "one/tag", "label": "worker 1"}])[:-1]
@@ -1187,8 +1188,8 @@ def test_the_end_of_a_recording_shows_deleted_queues_only_if_no_command_follows(
 
 
 def test_the_time_bar_of_a_recording_has_a_mark_for_each_scene(chromium: Any, tmp_path: Path) -> None:
-    """The time bar of a recorded tutorial has a mark for each scene. A click on a mark shows its scene, and so does the
-    scene's number in the page's address.
+    """The time bar of a recorded tutorial has a mark for each scene. A click on a mark shows the mark's scene. The
+    number of a scene in the page's address also selects this scene.
     """
     page = recorded(chromium, tmp_path, play())
     page.until(lambda: len(page.find("#chapters button")) == 2, "the marks")

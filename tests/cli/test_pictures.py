@@ -61,8 +61,8 @@ def test_the_recording_in_the_readme_shows_each_command_of_its_script() -> None:
 
 
 def test_every_image_in_the_documentation_exists() -> None:
-    """Every image that the README or a page of the documentation shows exists, and every image file is shown on at
-    least one of them.
+    """Every image that the README or a page of the documentation shows exists, and every image file is shown in the
+    README or on a page.
     """
     shown = {
         document.parent.joinpath(image).resolve()

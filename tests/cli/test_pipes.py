@@ -40,8 +40,8 @@ def test_receive_ends_when_the_reader_of_its_output_exits(shell: Shell) -> None:
 @pytest.mark.parametrize("redirect", [">", ">>", "-o"])
 @pytest.mark.sampled(1)
 def test_receive_leaves_no_incomplete_line_if_the_disk_becomes_full(shell: Shell, redirect: str) -> None:
-    """If the disk becomes full, `receive` removes the incomplete line from the output file and leaves its message in
-    the queue. A later run appends that message.
+    """If the disk becomes full, `receive` removes the incomplete line from the output file and leaves the line's
+    message in the queue. A later run appends that message.
     """
     lines = [letter * 400 for letter in "abc"]
     shell.run("mqtool", "send", "-l", stdin="\n".join(lines) + "\n")
@@ -111,7 +111,7 @@ def test_send_splits_its_input_at_nul_or_at_another_delimiter(shell: Shell, opti
 @on_any_broker
 def test_send_without_a_message_argument_sends_stdin_as_one_message(shell: Shell) -> None:
     """Without a message on the command line, or with `-`, `send` sends all of stdin as one message. With a message on
-    the command line, it does not read stdin.
+    the command line, `send` does not read stdin.
     """
     shell.run("mqtool", "send", stdin="two\nlines\n")
     shell.run("mqtool", "send", "-", stdin="dash")
@@ -122,7 +122,7 @@ def test_send_without_a_message_argument_sends_stdin_as_one_message(shell: Shell
 
 @on_any_broker
 def test_send_publishes_each_line_as_soon_as_it_arrives(shell: Shell) -> None:
-    """`send -l` publishes each line from a pipe as soon as it arrives, without waiting for the next one."""
+    """`send -l` publishes each line from a pipe as soon as the line arrives, without waiting for the next one."""
     receiver = shell.start("mqtool", "receive", "--raw").wait_until_ready()
     sender = shell.start("mqtool", "send", "-l", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -193,7 +193,7 @@ def test_send_says_on_a_terminal_that_messages_are_not_persistent(
     shell: Shell, words: tuple[str, ...], said: bool
 ) -> None:
     """On a terminal, `send -l` to a classic queue without --persistent says that the messages are lost when the broker
-    stops. With --persistent, or to a quorum queue, it does not.
+    stops. With --persistent, or to a quorum queue, `send -l` does not say that.
     """
     (shell.directory / "lines").write_text("1\n2\n3\n")
     sent = on_terminal(shell, "mqtool", "send", "-q", "jobs", "-l", "-f", "lines", *words)
@@ -206,8 +206,8 @@ def test_send_says_on_a_terminal_that_messages_are_not_persistent(
 def test_the_notice_about_messages_that_are_not_persistent_depends_on_the_existing_queue(
     shell: Shell, kind: str
 ) -> None:
-    """On a terminal, `send -l` says that messages are not persistent if the existing queue is classic, but not if it is
-    a quorum queue. The type that `send` itself would declare does not matter.
+    """On a terminal, `send -l` says that messages are not persistent if the existing queue is a classic queue, but not
+    if the existing queue is a quorum queue. The type that `send` itself would declare does not matter.
     """
     (shell.directory / "lines").write_text("1\n2\n3\n")
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", kind)

@@ -62,7 +62,7 @@ def test_policy_set_prints_the_reason_if_the_broker_refuses_a_policy(admin: Shel
 
 @pytest.mark.parametrize("text", ["[]", "{}", "max-length=3", "3"])
 def test_a_policy_definition_must_be_a_json_object_that_is_not_empty(lonely_shell: Shell, text: str) -> None:
-    """`policy set` exits with 2 if --definition is not a JSON object, or is an empty one."""
+    """`policy set` exits with 2 if --definition is not a JSON object, or is an empty JSON object."""
     wrong = lonely_shell.run(*SET[:-1], text)
     assert wrong.code == 2
     assert "is not" in wrong.stderr
@@ -128,9 +128,9 @@ def test_policy_set_asks_for_confirmation_if_a_policy_would_remove_messages(
 
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell, broker: TestBroker) -> None:
-    """`policy set` does not ask for confirmation if the policy removes no messages. This is so if the queue is within
-    the limit, if a lower limit or another policy already applies, if the queue rejects new messages instead, if its
-    type does not support one of the settings, or if the policy affects only future messages.
+    """`policy set` does not ask for confirmation if the policy removes no messages: because the queue is within the
+    limit, a lower limit or another policy already applies, the queue rejects new messages instead, the queue's type
+    does not support one of the settings, or the policy affects only future messages.
     """
     filled(admin, broker, "jobs")
     filled(admin, broker, "full", "--argument", "x-overflow=reject-publish")

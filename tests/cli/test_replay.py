@@ -106,8 +106,8 @@ def test_a_recording_of_an_early_version_of_mqtool_is_replayed(shell: Shell, con
 )
 @on_any_broker
 def test_a_recording_in_a_newer_format_is_refused(shell: Shell, command: str) -> None:
-    """If a recording is in a newer version of the format, each command that reads recordings exits with 65, and the
-    hint says to upgrade mqtool.
+    """If a recording is in a newer version of the recording format than mqtool knows, each command that reads
+    recordings exits with 65, and the hint says to upgrade mqtool.
     """
     (shell.directory / "newer.ndjson").write_text('{"version": 2, "content": ["Hello"], "route": "jobs"}\n')
     result = shell.script(command)

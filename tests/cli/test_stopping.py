@@ -128,7 +128,7 @@ app.run()
 )
 def test_an_unexpected_error_says_where_the_bug_is(debug: str, hint: str) -> None:
     """If a bug in mqtool raises an exception, the command exits with 1. If the command has the option --debug, the hint
-    names this option; otherwise, it names the line of the bug.
+    names this option; otherwise, the hint names the line of code with the bug.
     """
     done = run((sys.executable, "-c", HAS_A_BUG, debug), capture_output=True, check=False, text=True)
     assert done.returncode == 1
@@ -260,7 +260,7 @@ def test_receive_exits_with_69_if_its_queue_is_deleted(shell: Shell, broker: Tes
 
 
 def test_wait_exits_with_0_once_a_broker_accepts_connections(shell: Shell, lonely_shell: Shell) -> None:
-    """`wait` exits with 0 once a broker accepts connections, and with 124 if none does within --timeout."""
+    """`wait` exits with 0 once a broker accepts connections, and with 124 if no broker does so within --timeout."""
     assert shell.run("mqtool", "wait", "--timeout", "10s").code == 0
     late = lonely_shell.run("mqtool", "wait", "--timeout", "300ms", "-u", "amqp://localhost:1")
     assert late.code == 124

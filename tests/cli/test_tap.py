@@ -170,7 +170,7 @@ def test_tap_counts_the_copies_that_it_drops_for_a_slow_reader(shell: Shell, bro
 
 @on_any_broker
 def test_tap_warns_of_missing_copies_after_it_was_suspended(shell: Shell) -> None:
-    """If `tap` was suspended by SIGSTOP for a few seconds, it warns after SIGCONT that the broker may have dropped
+    """If `tap` was suspended by SIGSTOP for a few seconds, `tap` warns after SIGCONT that the broker may have dropped
     copies.
     """
     tap = shell.start("mqtool", "tap", "amq.fanout", "#").wait_until_ready()

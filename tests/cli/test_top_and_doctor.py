@@ -246,7 +246,7 @@ def test_doctor_reports_policies_for_mirrored_queues(watcher: Shell, broker: Tes
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, broker: TestBroker) -> None:
     """`doctor --upgrade 4.3` reports each queue, exchange and client that RabbitMQ 4.3 refuses or treats differently.
-    `doctor --upgrade 4.0` reports only those that RabbitMQ 4.0 already refuses or treats differently.
+    `doctor --upgrade 4.0` reports only what RabbitMQ 4.0 already refuses or treats differently.
     """
     queues: dict[str, Any] = {
         "old": {"durable": False},
@@ -404,7 +404,7 @@ def test_doctor_prints_prometheus_metrics(watcher: Shell, broker: TestBroker) ->
 
 
 def test_top_prints_once_in_a_pipe(watcher: Shell, broker: TestBroker) -> None:
-    """In a pipe, `top` prints all queues once, sorted and with warnings. For streams, it leaves the message rates
+    """In a pipe, `top` prints all queues once, sorted and with warnings. For streams, `top` leaves the message rates
     empty.
     """
     broker.api("PUT", f"queues/{broker.vhost}/a", {"durable": True, "arguments": {"x-queue-type": "stream"}})

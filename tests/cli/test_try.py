@@ -38,8 +38,8 @@ def reach_first(shell: Shell) -> None:
 
 
 def test_tutorial_try_continues_after_the_goals_already_reached(lonely_shell: Shell) -> None:
-    """`tutorial try` marks a reached goal in its list of goals, and the next run begins with the following goal. With
-    --again, a run begins with the first goal, and the list stays the same.
+    """`tutorial try` marks a reached goal in its list of goals, and the next run begins with the goal after it. With
+    --again, a run begins with the first goal, and the marks in the list stay the same.
     """
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
     running.wait_for_stdout("Goal 1 of 3")
@@ -84,8 +84,8 @@ def test_enter_prints_the_next_of_three_hints(lonely_shell: Shell) -> None:
 
 
 def test_a_command_typed_into_the_terminal_of_tutorial_try_does_not_count_as_keys(lonely_shell: Shell) -> None:
-    """If a user types a whole command into the terminal of `tutorial try`, its letters s and q neither skip the goal
-    nor quit.
+    """If a user types a whole command into the terminal of `tutorial try`, the letters s and q in the command neither
+    skip the goal nor quit `tutorial try`.
     """
     watched = Watched(lonely_shell, 80, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
     watched.wait_for("Goal 1 of 3")
@@ -127,7 +127,7 @@ def test_the_list_of_goals_fits_on_a_terminal(lonely_shell: Shell) -> None:
 
 def test_commands_that_find_no_broker_say_how_to_use_the_broker_of_tutorial_try(lonely_shell: Shell) -> None:
     """While `tutorial try` runs, `broker up` and any command that finds no broker say how to use the broker of
-    `tutorial try`. After `tutorial try` has ended, they do not.
+    `tutorial try`. After `tutorial try` has ended, these commands no longer mention its broker.
     """
     closed = "amqp://127.0.0.1:1"  # as if an earlier tutorial had ended
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")

@@ -421,7 +421,7 @@ def fetch(url: str, data: bytes | None = None, **headers: str) -> tuple[int, dic
 @on_any_broker
 def test_other_sites_cannot_read_events_or_run_actions(ui: Running, broker: TestBroker) -> None:
     """The server of `mqtool ui` sends events and runs actions only if a request has the secret from the page's address.
-    It refuses requests from other sites or for other host names.
+    The server refuses requests from other sites or for other host names.
     """
     url, _, secret = ui.stdout.strip().partition("#")
     assert url.startswith("http://127.0.0.1:")
@@ -460,8 +460,8 @@ def test_other_sites_cannot_read_events_or_run_actions(ui: Running, broker: Test
 
 @on_any_broker
 def test_names_in_actions_are_not_treated_as_options_or_patterns(ui: Running) -> None:
-    """An action on the page of `mqtool ui` uses exactly the chosen queue or connection, even if its name is -x or *.
-    Cutting the connection named * does not cut all connections.
+    """An action on the page of `mqtool ui` uses exactly the chosen queue or connection, even if its name is `-x` or
+    `*`. Cutting the connection named `*` does not cut all connections.
     """
     url, _, secret = ui.stdout.strip().partition("#")
 
@@ -538,7 +538,7 @@ def test_a_recording_of_the_page_plays_without_mqtool(shell: Shell, chromium: An
 @pytest.mark.parametrize("command", [("ui",), ("tutorial", "run", "hello-world", "--ui")], ids=["ui", "tutorial run"])
 def test_the_pages_secret_is_not_on_the_browsers_command_line(shell: Shell, command: tuple[str, ...]) -> None:
     """With --open, `mqtool ui` and `tutorial run --ui` write the page's address, which contains a secret, to a private
-    file, and start the browser with that file. When the command ends, it deletes the file.
+    file, and start the browser with that file. The file is deleted when the command ends.
     """
     browser = shell.directory / "browser"
     browser.write_text('#!/bin/sh\necho "$1" > argument; p=${1#file://}; stat -c %a "$p" > mode; cat "$p" > seen\n')

@@ -135,8 +135,8 @@ _MISTAKES_IN_TURN = [
 def test_tutorial_try_reports_a_second_mistake_while_the_first_is_still_visible(
     first: tuple[Attempt, str], second: tuple[Attempt, str], learner: Learner
 ) -> None:
-    """`tutorial try` reports a second mistake even while the first one is still visible on the broker. It repeats the
-    first report only if the learner makes the first mistake again.
+    """`tutorial try` reports a second mistake even while the first one is still visible on the broker. The first report
+    is repeated only if the learner makes the first mistake again.
     """
     for attempt, answer in (first, second):
         learner.make(attempt)

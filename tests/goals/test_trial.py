@@ -50,7 +50,7 @@ def test_restarting_a_goal_deletes_the_learners_queues_and_exchanges(broker: Tes
 
 def test_tutorial_try_says_once_how_to_reach_its_broker_if_no_message_arrives(broker: TestBroker) -> None:
     """If no message has reached the broker for some time, `tutorial try` prints the command that selects this broker in
-    the learner's terminals. It does so once for each goal.
+    the learner's terminals, once for each goal.
     """
     with Trial(watched(broker, "export AMQP_URL=amqp://there"), silence=0.5) as trial:
         trial.prepare(_WAITS)
@@ -64,8 +64,8 @@ def test_tutorial_try_says_once_how_to_reach_its_broker_if_no_message_arrives(br
 
 
 def test_tutorial_try_says_once_that_no_further_message_arrives(broker: TestBroker) -> None:
-    """If nothing more reaches the broker for some time after the first messages of a goal, `tutorial try`
-    says so once.
+    """If no further message reaches the broker for some time after the first messages of a goal, `tutorial try` says so
+    once.
     """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker, "export AMQP_URL=x"), silence=2) as trial:
         trial.prepare(_WAITS)

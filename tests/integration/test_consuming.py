@@ -73,8 +73,8 @@ def test_a_consumer_that_times_out_has_acknowledged_the_messages_it_received(bro
 
 
 def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next_one(broker: TestBroker) -> None:
-    """mqtool acknowledges a delivery when the caller asks for the next one. If the caller stops iterating, its last
-    delivery and all later ones are requeued, in order.
+    """mqtool acknowledges a delivery when the caller asks for the next one. If the caller stops iterating, the last
+    delivery that the caller got and all later ones are requeued, in order.
     """
     bodies = fill(broker, 10)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -86,7 +86,7 @@ def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next_one(broker
 
 
 def test_a_consumer_raises_an_error_if_its_queue_is_deleted(broker: TestBroker) -> None:
-    """If its queue is deleted, a consumer raises Unavailable, and the error names the queue."""
+    """If a consumer's queue is deleted, the consumer raises Unavailable, and the error names the queue."""
     fill(broker, 1)
     with Connection(parse_addresses(broker.url)) as connection:
         deliveries = connection.channel().consume(QUORUM)

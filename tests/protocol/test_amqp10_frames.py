@@ -688,8 +688,8 @@ def test_deleting_an_exchange_detaches_a_sender_at_the_next_message(
 def test_an_amqp_1_0_receiver_gets_as_many_messages_as_its_credit(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """An AMQP 1.0 receiver with a link credit of 2 gets two of three messages. It gets the third one after it has
-    settled both and granted new credit.
+    """An AMQP 1.0 receiver with a link credit of 2 gets two of three messages. The receiver gets the third message
+    after it has settled the first two and granted new credit.
     """
     for body in (b"1", b"2", b"3"):
         channel.basic_publish("", "q", body)
@@ -960,7 +960,7 @@ def test_deleting_a_queue_detaches_its_amqp_1_0_receivers(
 def test_unsettled_messages_are_requeued_when_the_link_is_detached(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any
 ) -> None:
-    """When an AMQP 1.0 receiver's link is detached, the receiver's unsettled message is requeued. It is delivered to
+    """When an AMQP 1.0 receiver's link is detached, the receiver's unsettled message is requeued, and is delivered to
     another client, marked as redelivered.
     """
     channel.basic_publish("", "q", b"1")

@@ -149,8 +149,8 @@ def test_a_damaged_page_of_the_database_loses_less_than_half_of_the_messages(pro
 
 
 def test_the_broker_does_not_start_if_its_database_file_is_not_a_database(process: BrokerProcess) -> None:
-    """If the database file is not a database, the broker does not start. It says that nothing in the file can be read,
-    and leaves the file unchanged.
+    """If the database file is not a database, the broker does not start, says that nothing in the file can be read, and
+    leaves the file unchanged.
     """
     process.stop()
     database, _ = files(process)
