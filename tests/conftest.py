@@ -42,10 +42,10 @@ _WITH_NODES = {
     "test_drill_kill_node_loses_nothing",
     "test_delayed_relay_continues_after_the_broker_was_killed",
     "test_drill_restart_broker_loses_nothing",
-    "test_a_broker_is_started_used_and_stopped",
+    "test_broker_up_starts_a_broker_and_broker_down_stops_it",
     "test_an_enabled_plugin_is_listed_immediately_and_after_a_restart",
     "test_a_cluster_of_private_nodes_keeps_messages_if_one_node_is_killed",
-    "test_a_broker_in_docker_is_started_used_and_stopped",
+    "test_broker_commands_work_with_a_broker_in_docker",
     "test_a_conversion_resumes_after_the_broker_was_killed",
 }
 

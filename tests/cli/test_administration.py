@@ -45,7 +45,7 @@ def said(result: Result) -> tuple[int, str]:
 def test_queue_commands_declare_purge_and_delete_a_queue(admin: Shell, broker: TestBroker) -> None:
     """`queue declare` exits with 0 if the queue exists with the same arguments, and with 78 if the arguments differ.
     Without a terminal, `queue purge` and `queue delete` need --yes. If the queue does not exist, `queue delete` exits
-    with 69; with --if-exists, both commands exit with 0.
+    with 69, but `queue purge --if-exists` and `queue delete --if-exists` exit with 0.
     """
     queue = ("mqtool", "queue")
     assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "declared queue 'jobs'")
@@ -117,9 +117,9 @@ def test_queue_declare_declares_the_same_queue_as_send(admin: Shell) -> None:
 
 @pytest.mark.parametrize("command", ["queue delete", "queue purge", "exchange delete"])
 def test_delete_and_purge_stop_at_a_missing_name_and_say_what_is_left(admin: Shell, command: str) -> None:
-    """If one of several queues or exchanges does not exist, `queue delete`, `queue purge` and `exchange delete` stop at
-    it, exit with 3, and say how many were deleted or purged, and which were not. If the missing one is the first, the
-    commands exit with 69.
+    """If one of several given queues or exchanges does not exist, `queue delete`, `queue purge` and `exchange delete`
+    stop there, exit with 3, and say how many they deleted or purged, and which ones they did not. If the first one does
+    not exist, the commands exit with 69.
     """
     kind, verb = command.split()
     for name in ("one", "two"):
@@ -148,8 +148,8 @@ def test_queue_delete_if_empty_and_unused_keeps_a_classic_queue_with_messages(ad
 
 def test_exchange_commands_create_and_delete_exchanges_and_bindings(admin: Shell, broker: TestBroker) -> None:
     """After `exchange bind` has bound a queue to an exchange, and this exchange to another one, a message passes
-    through both exchanges to the queue. After `exchange unbind`, later messages do not. Without a terminal, `exchange
-    delete` needs --yes. If the exchange does not exist, the command exits with 69.
+    through both exchanges to the queue. After `exchange unbind`, no further message reaches the queue. Without a
+    terminal, `exchange delete` needs --yes. If the exchange does not exist, `exchange delete` exits with 69.
     """
     assert admin.run("mqtool", "exchange", "declare", "in", "topic").code == 0
     assert admin.run("mqtool", "exchange", "declare", "in", "fanout").code == 78
@@ -219,9 +219,9 @@ def test_a_user_can_do_only_what_the_permission_patterns_allow(admin: Shell, ann
     assert as_ann("mqtool", "queue", "declare", "ann-new") == 77
 
 
-def test_a_user_is_added_changed_and_deleted(admin: Shell, ann: str) -> None:
-    """`user password` keeps a user's tags, and `user tags` keeps the password. Adding an existing user or deleting a
-    missing one fails, unless --if-not-exists or --if-exists is given.
+def test_user_commands_add_change_and_delete_a_user(admin: Shell, ann: str) -> None:
+    """`user add` fails for an existing user unless --if-not-exists is given, and `user delete` fails for a missing user
+    unless --if-exists is given. `user password` keeps the user's tags, and `user tags` keeps the password.
     """
     assert said(admin.run("mqtool", "user", "add", ann, "--password-file", "secret"))[0] == 1
     assert admin.run("mqtool", "user", "add", ann, "--if-not-exists").code == 0
@@ -289,7 +289,7 @@ def test_user_password_on_a_terminal_asks_twice_for_the_password(admin: Shell, a
     assert admin.run("mqtool", "wait", "--user", ann, "--password-file", "secret").code == 0
 
 
-def test_a_virtual_host_is_added_used_and_deleted(admin: Shell, broker: TestBroker) -> None:
+def test_messages_can_be_sent_to_a_virtual_host_until_it_is_deleted(admin: Shell, broker: TestBroker) -> None:
     """Messages can be sent to a virtual host after `vhost add`, and no longer after `vhost delete`. `vhost add` fails
     if the virtual host exists, and `vhost delete` if it does not exist. Without a terminal, `vhost delete` needs --yes.
     """
@@ -309,8 +309,8 @@ def test_a_virtual_host_is_added_used_and_deleted(admin: Shell, broker: TestBrok
 
 
 def test_plugins_of_the_embedded_broker_cannot_be_disabled(lonely_shell: Shell) -> None:
-    """On the embedded broker, `plugin disable` exits with 2, and so does `plugin enable` if the embedded broker does
-    not have the plugin. If no broker was started with `broker up`, `plugin enable` exits with 69.
+    """On the embedded broker, `plugin disable` exits with 2, and `plugin enable` exits with 2 if the embedded broker
+    does not have the plugin. If no broker was started with `broker up`, `plugin enable` exits with 69.
     """
     lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
     assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").code == 69

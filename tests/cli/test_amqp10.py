@@ -168,7 +168,7 @@ def test_errors_over_amqp_1_0_say_what_is_wrong(
 
 def test_send_json_over_amqp_1_0_stops_at_a_message_with_a_delay(shell: Shell) -> None:
     """Over AMQP 1.0, mqtool cannot delay messages. If the input of `send --json` contains a message with a delay, the
-    messages before it are sent; then the command says why it stops, and exits with 2.
+    command sends the messages before it, gives the reason why it stops, and exits with 2.
     """
     sent = shell.run("mqtool", "send", "--json", stdin='{"body":"a"}\n{"body":"b","delay":"5s"}\n')
     assert (sent.code, "cannot delay messages over AMQP 1.0" in sent.stderr) == (2, True)
@@ -207,8 +207,8 @@ def test_a_worker_handles_the_tasks_of_new_task(shell: Shell) -> None:
 
 
 def test_a_message_whose_program_fails_is_retried_and_then_dead_lettered(shell: Shell) -> None:
-    """Over AMQP 1.0, if its program fails, `worker` retries the message up to --retries times and then
-    dead-letters it.
+    """Over AMQP 1.0, if the program of `worker` fails for a message, `worker` retries the message up to --retries times
+    and then dead-letters it.
     """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n2\n3\n")
     worker = shell.run("mqtool", "worker", "-q", "jobs", "--shell", "--exec", 'read n; test "$n" != 2', "-c", "4",
@@ -236,7 +236,7 @@ def test_rpc_client_and_server_may_use_different_protocols(
 
 def test_rpc_client_uses_direct_reply_to(shell: Shell, broker: TestBroker) -> None:
     """Over AMQP 1.0, `rpc-client --direct-reply-to` prints the reply. The request's reply-to is RabbitMQ's pseudo-queue
-    amq.rabbitmq.reply-to, not a queue that the client has declared.
+    `amq.rabbitmq.reply-to`, not a queue that the client has declared.
     """
     skip_before_4_2(broker, "direct replies work over AMQP 1.0")
     shell.start("mqtool", "rpc-server", "-c", "1").wait_until_ready()
@@ -336,9 +336,9 @@ def test_sender_and_receiver_resume_after_a_lost_connection(shell: Shell, broker
     assert "connected again" in received.stderr
 
 
-def test_no_confirmed_message_is_lost_when_send_or_receive_is_killed(shell: Shell) -> None:
-    """Over AMQP 1.0, `send -v` is killed with kill -9, and so is then `receive`. Every message that `send -v` had
-    reported as sent was printed by `receive` or is still in the queue.
+def test_no_confirmed_message_is_lost_when_send_and_receive_are_killed(shell: Shell) -> None:
+    """Over AMQP 1.0, first `send -v` and then `receive` is killed with kill -9. Every message that `send -v` has
+    reported as sent has been printed by `receive` or is still in the queue.
     """
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -411,7 +411,8 @@ def test_a_command_in_a_protected_context_declares_nothing_without_confirmation(
     shell: Shell, broker: TestBroker, words: str
 ) -> None:
     """Over AMQP 1.0, a command in a protected context asks before it declares a missing exchange or queue. Without a
-    terminal, it says what it would declare and exits with 2. If the exchange or queue exists, the command does not ask.
+    terminal, the command says what it would declare and exits with 2. If the exchange or queue exists, the command does
+    not ask.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
     shell.run("mqtool", "context", "add", "prod", "--url", broker.url, "--protected")

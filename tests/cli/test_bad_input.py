@@ -324,7 +324,7 @@ def places() -> Iterator[dict[str, str]]:
 
 @pytest.mark.parametrize("case", NO_BROKER, ids=str)
 @pytest.mark.sampled(5)
-def test_an_error_says_what_is_at_an_address_without_a_broker(
+def test_an_error_says_why_no_broker_answers_at_an_address(
     lonely_shell: Shell, places: dict[str, str], case: Case
 ) -> None:
     """If no AMQP broker answers at the address, the command says why; for example, that the host is unknown, that the
@@ -408,8 +408,8 @@ def test_debug_output_does_not_contain_the_password(shell: Shell, broker: TestBr
 
 
 def test_send_on_a_terminal_names_the_address_that_does_not_answer(lonely_shell: Shell) -> None:
-    """If a port accepts the connection but does not answer, `send` on a terminal says which address it is waiting for
-    before it fails. Without a terminal, it prints only the error.
+    """If a port accepts the connection but does not answer, `send` on a terminal first says which address it is waiting
+    for, and then fails. Without a terminal, `send` prints only the error.
     """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         at = f"127.0.0.1:{silent.getsockname()[1]}"

@@ -91,8 +91,8 @@ def test_the_report_of_bench_fits_into_80_columns(shell: Shell, broker: TestBrok
 
 
 def test_bench_needs_a_confirmation_for_a_broker_that_mqtool_did_not_start(tester: Shell, own: EmbeddedBroker) -> None:
-    """If mqtool did not start the broker, `bench` without a terminal and without --yes exits with 2, and says that it
-    would put load on the broker.
+    """If mqtool did not start the broker, `bench` without a terminal and without --yes exits with 2, and says that the
+    benchmark would put load on the broker.
     """
     done = tester.run("mqtool", "bench", "-c", "1")
     assert (done.code, "this would put load on" in done.stderr) == (2, True), done.stderr
@@ -138,8 +138,8 @@ def test_bench_with_a_rate_counts_messages_that_were_due_during_a_stall_as_late(
     tester: Shell, own: EmbeddedBroker
 ) -> None:
     """If the broker stalls for a second, `bench --rate 1000` counts the hundreds of messages that were due during the
-    stall as late. Without --rate and with `--confirms 1`, only one to three messages are late, because only one was in
-    flight.
+    stall as late. Without --rate and with `--confirms 1`, only one message is in flight at a time, so at most three
+    messages are late.
     """
 
     def stall() -> None:
@@ -164,8 +164,8 @@ def test_latencies_count_from_the_due_time_if_the_publisher_waits_for_confirms(
     tester: Shell, own: EmbeddedBroker, protocol: str
 ) -> None:
     """If the broker stalls for a second, `bench --rate 1000 --confirms 20` stops publishing at 20 unconfirmed messages.
-    The latency of each message that it publishes afterwards is measured from the time at which the message was due, so
-    hundreds of messages are late, not just 20.
+    The latency of each message that is published after the stall is measured from the time at which the message was
+    due, so hundreds of messages are late, not just 20.
     """
     load = ("--rate", "1000", "--duration", "3s", "--confirms", "20", "--protocol", protocol)
     found = _once_it_runs(tester, own, *load, then=lambda: own.faults.go_silent(1.0))
@@ -178,8 +178,8 @@ def test_latencies_count_from_the_due_time_if_the_publisher_waits_for_confirms(
 
 @on_any_broker
 def test_bench_runs_the_commands_given_with_at_and_during(shell: Shell, broker: TestBroker) -> None:
-    """`bench` runs the commands given with --at and --during while it measures, and keeps their output out of the
-    result. It names each command that did not run because the run ended before the command was due.
+    """`bench` runs the commands given with --at and --during while it measures, and keeps the output of these commands
+    out of the result. If the benchmark ends before a command is due, `bench` names this command, which did not run.
     """
     begun = ("--at", "0s", "touch begun; echo done", "--at", "1h", "touch late")
     found = shell.run(*BENCH, "--json", "--duration", "1s", "--rate", "50", *begun, "--during", "touch third")
@@ -335,8 +335,8 @@ class Meddler(Proxy):
 
 @large
 def test_bench_counts_lost_duplicated_and_reordered_messages(tester: Shell, own: EmbeddedBroker) -> None:
-    """If a proxy drops 100 deliveries, duplicates 100 and reorders 100, `bench` counts 100 lost, 100 duplicated and 100
-    out of order, and exits with 1.
+    """If a proxy drops 100 deliveries, duplicates 100 and reorders 100, `bench` reports 100 messages as lost, 100 as
+    duplicated and 100 as out of order, and exits with 1.
     """
     with Meddler(own.port) as proxy:
         tester.environment["MQTOOL_URL"] = own.url.replace(f":{own.port}", f":{proxy.port}")

@@ -38,9 +38,9 @@ def at_port() -> str:
 
 
 @pytest.mark.parametrize("kind", [BrokerKind.EMBEDDED, BrokerKind.NODE])
-def test_a_broker_is_started_used_and_stopped(home: Shell, kind: BrokerKind) -> None:
-    """`broker up` starts a broker that the other `broker` commands find by its name, and `broker down` stops it. The
-    log is kept, and persistent messages are still there after the next `broker up`.
+def test_broker_up_starts_a_broker_and_broker_down_stops_it(home: Shell, kind: BrokerKind) -> None:
+    """`broker up` starts a broker, the other `broker` commands find the broker by its name, and `broker down` stops it.
+    The broker's log is kept, and persistent messages are still there after the next `broker up`.
     """
     own_broker(kind)
     port = str(free_port())
@@ -175,8 +175,8 @@ def test_broker_up_refuses_options_that_the_running_broker_was_not_started_with(
 
 
 def test_brokers_are_listed_and_removed(home: Shell) -> None:
-    """`broker ls` lists running and stopped brokers. `broker rm` removes a stopped broker from the list, but keeps its
-    messages and says where they are; only `broker rm --purge --yes` deletes them.
+    """`broker ls` lists running and stopped brokers. `broker rm` removes a stopped broker from the list, but keeps the
+    broker's messages and says where they are. Only `broker rm --purge --yes` deletes the messages.
     """
     up, down = (("mqtool", "broker", word, "--name", "mine") for word in ("up", "down"))
     rm = ("mqtool", "broker", "rm", "--name", "mine")
@@ -206,8 +206,8 @@ def test_brokers_are_listed_and_removed(home: Shell) -> None:
 
 
 def test_broker_status_says_which_broker_is_used_and_why(home: Shell) -> None:
-    """`broker status` says which broker mqtool's commands connect to, and why. `broker up` says so only if commands do
-    not connect to the broker that it started.
+    """`broker status` says to which broker mqtool's commands connect, and why. `broker up` says this only if commands
+    do not connect to the broker that `broker up` has started.
     """
     assert home.run("mqtool", "broker", "status").stdout == "commands use amqp://guest@localhost:5672, the default\n"
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(port := free_port()))
@@ -303,8 +303,8 @@ def test_a_reused_process_id_is_not_taken_for_the_broker(home: Shell) -> None:
 
 
 def test_broker_up_run_twice_at_the_same_time_starts_one_broker(home: Shell, at_port: str) -> None:
-    """If `broker up` is run twice at the same time, one command starts the broker, and the other says that the broker
-    is already running.
+    """If two `broker up` commands run at the same time, one of them starts the broker, and the other says that the
+    broker is already running.
     """
     up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     both = [home.start(*up), home.start(*up)]
@@ -446,7 +446,7 @@ def test_broker_up_with_tls_needs_the_port_below_each_plain_port(
 
 def test_broker_up_starts_no_broker_if_mqtool_url_names_another(home: Shell) -> None:
     """If MQTOOL_URL names a broker that does not answer, `broker up` exits with 69 and starts no broker, because
-    commands would not use the new one.
+    commands would not use the new broker.
     """
     result = home.run("mqtool", "broker", "up", environment={"MQTOOL_URL": "amqp://127.0.0.1:1"})
     assert result.code == 69

@@ -32,11 +32,11 @@ ENDED = (0, 1, 3, 124)
 
 @pytest.mark.timeout(max(1200, 10 * EXAMPLES))
 def test_no_forged_argument_or_header_affects_other_users(shell: Shell, broker: TestBroker) -> None:
-    """A user has permissions only on her own queues and exchanges, and forges arguments and headers. Whatever command
-    an administrator then runs, the queues, exchanges, bindings and messages of other users stay unchanged, she cannot
-    read their messages, and none of her queues or exchanges passes messages to an exchange that she may not write to.
-    If she has only published messages, they do not stop the command; if the command only reads or converts messages,
-    hers stay in order.
+    """A user with permissions only on her own queues and exchanges forges arguments and headers. Whatever command an
+    administrator then runs, the queues, exchanges, bindings and messages of other users stay unchanged, she cannot read
+    other users' messages, and none of her queues or exchanges passes messages to an exchange that she may not write to.
+    If she has only published messages, these do not stop the command; if the command only reads or converts messages,
+    her messages stay in order.
     """
     seen: Counter[str] = Counter()
 
@@ -151,7 +151,7 @@ def test_queue_convert_resume_shows_the_new_definition_and_needs_a_confirmation(
     shell: Shell, broker: TestBroker
 ) -> None:
     """`queue convert --resume` shows the queue's new definition and needs --yes. If the dead-letter arguments change,
-    it also needs the queue's name as an argument.
+    the command also needs the queue's name as an argument.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     declare(broker, "mallory")
@@ -202,8 +202,8 @@ def test_dlq_redrive_leaves_a_message_that_another_exchange_routed_to_the_dead_l
     shell: Shell, broker: TestBroker
 ) -> None:
     """`dlq redrive orders` leaves a message in the queue `orders.dlq` if the message was published to an exchange to
-    which the queue `orders` does not dead-letter, even if its headers claim that it came from `orders`. The messages
-    that the broker or `worker` has dead-lettered are moved back.
+    which the queue `orders` does not dead-letter, even if the message's headers claim that the message came from
+    `orders`. Messages that the broker or `worker` has dead-lettered are moved back.
     """
     # The publisher may have rights on names like `^orders[.]`, but none on orders.
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
@@ -355,8 +355,8 @@ def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, bro
 def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_to_its_program(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """A publisher's headers cannot change the exchange and routing key that `worker` passes to its program. On a retry,
-    this is also true of the original exchange and routing key.
+    """A publisher's headers change neither the exchange and routing key that `worker` passes to its program, nor the
+    original exchange and routing key that `worker` passes on a retry.
     """
     shell.run("mqtool", "exchange", "declare", "logs", "topic")
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -381,8 +381,8 @@ def test_headers_cannot_change_the_exchange_and_routing_key_that_worker_passes_t
 def test_a_queue_that_only_its_owner_can_read_does_not_stop_commands_on_all_queues(
     shell: Shell, broker: TestBroker
 ) -> None:
-    """If a queue can be read only by its owner, because it is exclusive or has a single active consumer, `dlq ls` and
-    the `delayed` commands print a warning about it, and process all other queues.
+    """If only the owner of a queue can read the queue, because it is exclusive or has a single active consumer, `dlq
+    ls` and the `delayed` commands print a warning about this queue, and process all other queues.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     single: dict[str, Any] = {"x_single_active_consumer": True}

@@ -221,7 +221,7 @@ def test_users_policies_and_started_brokers_are_completed(broker: TestBroker, lo
 LIVE = {"--context", "--queue", "--exchange", "--vhost", "--dead-letter-exchange"}
 
 
-def test_every_option_and_argument_that_takes_a_name_on_the_broker_completes_names() -> None:
+def test_completion_proposes_names_wherever_a_command_takes_one() -> None:
     """Wherever a command takes the name of a queue, stream, exchange, virtual host or context, completion proposes
     names.
     """

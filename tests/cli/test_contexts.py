@@ -144,9 +144,9 @@ def staging(shell: Shell, broker: TestBroker) -> Shell:
 
 @pytest.mark.parametrize("strongest", PRECEDENCE)
 def test_options_override_the_environment_and_the_context_in_use(home: Shell, strongest: str) -> None:
-    """A command uses the broker that an option names. Without such an option, it uses the broker that an environment
-    variable names; then that of the context in use; then the one that `broker up` started; and otherwise localhost.
-    `broker status` says which broker is used, and why.
+    """A command uses the broker that an option names. Without such an option, it uses the first of these that is set:
+    the broker that an environment variable names, the broker of the context in use, the broker that `broker up`
+    started, and otherwise localhost. `broker status` says which broker is used, and why.
     """
     words, environment = [], {}
     rows = list(PRECEDENCE)
@@ -206,8 +206,8 @@ def test_a_context_applies_to_amqp_the_management_api_and_completion(staging: Sh
 
 
 def test_the_contexts_file_is_private_and_keeps_its_comments(home: Shell) -> None:
-    """Only the owner can read the contexts file. Commands that change the file keep its comments; if it is a symbolic
-    link, it stays one. `context show` and `context ls` print no passwords.
+    """Only the owner can read the contexts file. Commands that change the file keep its comments; if the file is a
+    symbolic link, it stays one. `context show` and `context ls` print no passwords.
     """
     config(home).parent.mkdir()
     config(home).symlink_to(home.directory / "dotfile")
@@ -369,8 +369,8 @@ def test_the_password_is_the_first_line_of_the_password_command(shell: Shell, br
 
 
 def test_every_command_declares_its_effect_on_a_broker() -> None:
-    """Every command declares whether it shows, sends or changes something on a broker. This decides whether the command
-    asks for a confirmation in a protected context.
+    """Every command declares whether it shows, sends or changes something on a broker. In a protected context, the
+    declared effect decides whether the command asks for a confirmation.
     """
     assert [leaf.words for leaf in leaves(described()) if leaf.effect is None] == []
     assert len(CHANGING) > 30
@@ -412,7 +412,7 @@ def test_the_url_option_cannot_be_combined_with_a_protected_context(
 @on_any_broker
 @pytest.mark.parametrize("words", ["-C prod send -q jobs x --url URL", "send -q jobs x --url URL -C prod"])
 def test_an_unknown_context_is_refused_even_with_the_url_option(staging: Shell, broker: TestBroker, words: str) -> None:
-    """A command with a mistyped context sends nothing and exits with 2, even if --url names the broker. The hint lists
+    """A command with a mistyped context sends nothing and exits with 2, even if --url names a broker. The hint lists
     the existing contexts.
     """
     refused = staging.run("mqtool", *words.replace("URL", broker.url).split())
@@ -521,12 +521,12 @@ def contents(broker: TestBroker) -> dict[str, object]:
 
 
 @on_any_broker
-def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_anything_else(
+def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_the_broker(
     in_use: Shell, broker: TestBroker
 ) -> None:
     """In a protected context, a command that usually only sends or shows messages asks before it declares something,
-    changes a setting, or consumes from a named queue. Without a terminal, it changes nothing and exits with 2; if the
-    command has --declare and its queue is missing, it exits with 69.
+    changes a setting, or consumes from a named queue. Without a terminal, the command changes nothing and exits with 2,
+    or with 69 if it has --declare and the queue is missing.
     """
     before, there = contents(broker), depth(broker, "jobs")
     for words in ASKING:
@@ -545,8 +545,8 @@ def test_a_command_that_sends_or_shows_messages_asks_before_it_changes_anything_
 
 @on_any_broker
 def test_a_command_that_changes_nothing_does_not_ask(in_use: Shell, broker: TestBroker) -> None:
-    """In a protected context, commands that only show something, or send to existing queues and exchanges, do not ask.
-    They change no queue, exchange or binding, and do not switch the firehose on.
+    """In a protected context, commands that only show something, or send to existing queues and exchanges, do not ask
+    for a confirmation. These commands change no queue, exchange or binding, and do not switch the firehose on.
     """
     before = contents(broker)
     for words in NOT_ASKING:

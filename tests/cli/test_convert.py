@@ -244,7 +244,8 @@ def test_the_plan_of_a_conversion_says_which_messages_a_restart_will_lose(
     broker: TestBroker, before: str, after: str, warned: bool
 ) -> None:
     """The plan to convert a quorum queue to a classic one warns that a restart of the broker will lose messages that
-    are not persistent, and names the command that shows them. The plan for the opposite conversion does not.
+    are not persistent, and names the command that shows these messages. The plan to convert a classic queue to a quorum
+    one has no such warning.
     """
     fill(broker, before, 1)
     api = Management(broker.management, "guest", "guest")
@@ -265,8 +266,8 @@ def test_the_plan_of_a_conversion_says_which_messages_a_restart_will_lose(
 def test_the_plan_of_a_conversion_says_which_policies_will_or_will_not_apply(
     broker: TestBroker, before: str, after: str, said: str
 ) -> None:
-    """The plan to convert a queue says which policy will no longer apply, and why, and which one will start to apply. A
-    policy does not apply to a queue type that lacks one of its settings.
+    """The plan to convert a queue says which policy will no longer apply, and why, and which policy will start to
+    apply. A policy does not apply to a queue whose type does not support all of the policy's settings.
     """
     fill(broker, before, 1)
     definition = {"delivery-limit": 9, "expires": 3_600_000}
@@ -287,8 +288,8 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("trusting")
 @large
 def test_queue_convert_loses_nothing_however_often_it_is_killed(broker: TestBroker, before: str, after: str) -> None:
-    """`queue convert` is killed again and again, each time one frame or request later, and resumed until it completes.
-    It loses no message and no binding.
+    """`queue convert` is killed repeatedly, each time one frame or request later than before, and then resumed, until
+    it completes. No message and no binding is lost.
     """
     fill(broker, before)
     kill_at = 1
@@ -431,8 +432,8 @@ def test_a_queue_with_an_exclusive_consumer_is_not_converted(managed: Shell, bro
 
 @pytest.mark.keeps_messages
 def test_a_queue_is_converted_after_a_conversion_that_was_killed_before_its_last_request(broker: TestBroker) -> None:
-    """If `queue convert` was killed before it deleted its last exchange, the next run still converts the queue, and
-    keeps all messages.
+    """If `queue convert` was killed before its last request, which deletes an exchange, the next run still converts the
+    queue, and keeps all messages.
     """
     fill(broker)
     assert convert(broker) is not None
@@ -508,9 +509,9 @@ def _unexpected(delivery: Delivery) -> Message:
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_messages_published_while_queue_convert_moves_a_queue_are_moved_in_order(broker: TestBroker, kind: str) -> None:
-    """While `queue convert` moves a queue's messages, clients publish to the queue at half that speed. Each message is
-    moved once and in order. Before it moves the last messages, mqtool stops new ones from reaching the queue; at most
-    50 are then left to move.
+    """While `queue convert` moves the messages of a queue, clients publish to the queue half as fast as mqtool moves
+    messages. Each message is moved once and in order. Before mqtool moves the last messages, it stops new ones from
+    reaching the queue; at most 50 are then left to move.
     """
     published = 300
 
@@ -565,8 +566,9 @@ def test_a_conversion_counts_the_messages_that_later_ones_may_have_overtaken(
 def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answer(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` holds newly published messages in a temporary quorum queue. If RabbitMQ reports no messages in
-    this queue, because it is slow to answer, the command stops instead of deleting the queue, and can be resumed.
+    """`queue convert` holds newly published messages in a temporary quorum queue. If this queue is slow to answer, so
+    that RabbitMQ reports no messages in it, the command stops instead of deleting the queue, and the conversion can be
+    resumed.
     """
     fill(broker, "quorum")
     depth = administration.depth
@@ -602,8 +604,8 @@ def test_a_conversion_deletes_no_messages_of_a_quorum_queue_that_is_slow_to_answ
 def test_messages_that_a_full_converted_queue_rejects_are_kept(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch, before: str, after: str, by_policy: bool
 ) -> None:
-    """If publishers fill a queue with `overflow` set to `reject-publish` while it is being converted, `queue convert`
-    stops and keeps every confirmed message. Once messages have been consumed, the conversion can be resumed.
+    """If publishers fill a queue whose `overflow` is `reject-publish` while the queue is being converted, `queue
+    convert` stops and keeps every confirmed message. Once messages have been consumed, the conversion can be resumed.
     """
     monkeypatch.setattr(transactions, "_STALLED", 0.3)
     limits = {"max-length": COUNT + 5, "overflow": "reject-publish"}
@@ -645,8 +647,8 @@ def test_messages_that_a_full_converted_queue_rejects_are_kept(
 @pytest.mark.keeps_messages
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBroker, kind: str) -> None:
-    """If publishers fill a queue with `x-overflow` set to `reject-publish` just before `queue convert` moves a batch to
-    it, the messages that the queue rejects stay in the holding queue, and are moved once there is room.
+    """If publishers fill a queue whose `x-overflow` is `reject-publish` just before `queue convert` moves a batch to
+    the queue, the messages that the queue rejects stay in the holding queue, and are moved once there is room.
     """
     arguments = {"x-queue-type": kind, "x-max-length": 10, "x-overflow": "reject-publish"}
     with Connection(parse_addresses(broker.url)) as connection:
@@ -676,7 +678,7 @@ def test_a_queue_that_fills_up_during_a_batch_loses_no_messages(broker: TestBrok
     assert depth(broker, held.name) == 0
 
 
-def test_a_conversion_moves_deliveries_that_arrive_after_the_reply_that_a_queue_is_empty(
+def test_a_conversion_moves_messages_that_arrive_after_the_queue_is_reported_as_empty(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RabbitMQ may report a queue as empty before it sends the last deliveries. Each step of `queue convert` that
@@ -753,9 +755,9 @@ def test_messages_keep_their_routing_keys_if_the_queues_of_a_conversion_are_dele
 def test_messages_go_back_to_the_holding_queue_if_the_converted_queue_is_deleted(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`queue convert` holds the messages in another queue. If the converted queue is deleted while the messages are
-    moved back to it, each of them is in the holding queue again, once. They are moved back when the conversion is
-    resumed.
+    """`queue convert` holds the messages in another queue. If the converted queue is deleted while messages are moved
+    back to it, each message returns to the holding queue exactly once. The messages are moved back when the conversion
+    is resumed.
     """
     fill(broker)
     api = Management(broker.management, "guest", "guest")
@@ -842,7 +844,7 @@ def test_queue_convert_dry_run_refuses_a_queue_to_which_clients_publish_by_its_n
 ) -> None:
     """`queue convert --dry-run` exits with 2 if clients publish to the queue through the default exchange. If the queue
     has other bindings, mqtool finds such clients only if the broker has rates_mode = detailed; otherwise, the plan says
-    that they cannot be known.
+    that mqtool cannot know in advance whether there are such clients.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     plan = ("mqtool", "queue", "convert", "jobs", "--dry-run")
@@ -955,7 +957,7 @@ def test_queues_that_cannot_be_converted_are_named_before_any_change(managed: Sh
 
 def test_queue_convert_dry_run_needs_only_the_management_api(managed: Shell, broker: TestBroker) -> None:
     """`queue convert --dry-run` prints its plan even if only the management API can be reached, and even if a killed
-    run has left behind the queue that it declared to try the arguments.
+    run has left behind a queue that was declared only to try the arguments.
     """
     managed.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic")
     managed.run("mqtool", "queue", "declare", "jobs.mqtool-convert.trial", "--queue-type", "classic")
@@ -1046,7 +1048,7 @@ def test_queue_convert_resume_says_that_the_holding_queue_was_deleted(
 def test_a_conversion_resumes_after_the_broker_was_killed(lonely_shell: Shell, kind: BrokerKind) -> None:
     """If the broker is killed during `queue convert`, the command fails and its hint names --resume, which completes
     the conversion without losing a message. On the embedded broker, at most one batch arrives twice; on RabbitMQ, any
-    moved message may.
+    message that was moved may arrive twice.
     """
     own_broker(kind)
     restartable, count = Restartable(kind, f"convert-{uuid.uuid4().hex[:8]}"), 5_000
@@ -1136,8 +1138,9 @@ NOT_PACKED: dict[str, bytes] = {
 
 @pytest.mark.keeps_messages
 def test_a_forged_claim_that_headers_are_in_the_body_does_not_stop_a_conversion(broker: TestBroker) -> None:
-    """`queue convert` stores headers in the body if they do not fit into a frame. If a forged header says that they are
-    in the body, but the body does not begin with valid headers, the message is still moved, and moved back unchanged.
+    """`queue convert` stores headers in the body if they do not fit into a frame. If a forged header claims that a
+    message's headers are in its body, but the body does not begin with valid headers, the message is still moved, and
+    moved back unchanged.
     """
     headers = {"mqtool-convert": {"exchange": "logs", "routing_key": "x", "packed": True}}
     with Connection(parse_addresses(broker.url)) as connection:
@@ -1176,8 +1179,9 @@ def dead_lettered(broker: TestBroker, headers: dict[str, Any]) -> None:
 def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
     broker: TestBroker, kill_at: int | None, undo: bool
 ) -> None:
-    """A message whose headers fill a frame, so that no header can be added, is converted like any other. If the
-    conversion is killed, `queue convert --resume` completes it, and `--undo` reverses it.
+    """A message whose headers fill a frame, so that no header can be added, is converted like any other. If `queue
+    convert` is killed, `queue convert --resume` completes the conversion, and `queue convert --undo` reverses the
+    conversion.
     """
     without_name = {"padding": FULL["padding"][:-100]}
     deepest: dict[str, Any] = {}
@@ -1210,11 +1214,11 @@ def test_a_message_whose_headers_fill_a_frame_does_not_stop_a_conversion(
 
 
 @pytest.mark.keeps_messages
-def test_a_message_that_no_client_can_publish_stops_a_conversion_before_it_is_moved(broker: TestBroker) -> None:
-    """If the broker has added headers to a dead letter whose headers filled a frame, no client can publish it again.
-    `queue convert` moves the messages before it, stops, and names the queue and the command that removes the message.
-    Then `--undo` restores the queue with this message; `--resume` completes the conversion once the message has been
-    removed.
+def test_a_message_that_no_client_can_publish_stops_a_conversion(broker: TestBroker) -> None:
+    """If the broker has added headers to a dead letter whose headers filled a frame, no client can publish this dead
+    letter again. `queue convert` moves the messages before it, stops, and names the queue and the command that removes
+    the dead letter. Then `--undo` restores the queue with the dead letter; `--resume` completes the conversion once the
+    dead letter has been removed.
     """
     for undo in (True, False):
         fill(broker, count=7)

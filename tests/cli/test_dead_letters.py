@@ -43,8 +43,8 @@ def test_dlq_show_leaves_the_dead_letters_in_order(dead: Shell) -> None:
 
 def test_dlq_ls_lists_dead_letter_queues_with_reasons(dead: Shell, broker: TestBroker) -> None:
     """`dlq ls` lists each queue that holds dead letters of `worker` or of a dead-letter exchange, with their number and
-    reasons. If no management API answers, it exits with 69. If the queue that `dlq redrive --to` names does not exist,
-    the command exits with 75.
+    reasons. If no management API answers, `dlq ls` exits with 69. If QUEUE does not exist, `dlq redrive --to QUEUE`
+    exits with 75.
     """
     broker.api("PUT", f"exchanges/{broker.vhost}/graveyard", {"type": "fanout", "durable": True})
     broker.api("PUT", f"queues/{broker.vhost}/buried", {"durable": True})
@@ -89,8 +89,8 @@ def test_dlq_show_wraps_a_long_error_between_words(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_dlq_redrive_by_id_moves_one_message_back(dead: Shell, broker: TestBroker) -> None:
-    """`dlq redrive --id` moves only the dead letter with this message id back, and its attempts are counted from 1
-    again. The others stay where they are, in the same order.
+    """`dlq redrive --id` moves back only the dead letter with this message id. The attempts to handle this message are
+    counted from 1 again. The other dead letters stay where they are, in the same order.
     """
     result = dead.run("mqtool", "dlq", "redrive", "jobs", "--id", "m-two")
     assert "1 moved back from jobs.dlq" in result.stderr
@@ -150,8 +150,8 @@ def test_dlq_commands_ask_only_if_there_are_dead_letters(dead: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("verb", ["show", "redrive", "drop"])
 def test_dlq_commands_refuse_the_name_of_a_dead_letter_queue(dead: Shell, verb: str) -> None:
-    """If `dlq show`, `dlq redrive` or `dlq drop` is given the name of a dead-letter queue, it exits with 69, and its
-    hint names the queue from which the dead letters came.
+    """If `dlq show`, `dlq redrive` or `dlq drop` is given the name of a dead-letter queue, the command exits with 69,
+    and the hint names the queue from which the dead letters came.
     """
     wrong = dead.run("mqtool", "dlq", verb, "jobs.dlq")
     assert (wrong.code, "hint: 'jobs.dlq' has the dead letters of 'jobs': mqtool dlq show jobs\n" in wrong.stderr) == (
@@ -162,8 +162,8 @@ def test_dlq_commands_refuse_the_name_of_a_dead_letter_queue(dead: Shell, verb: 
 
 @on_any_broker
 def test_dlq_show_says_what_declares_a_missing_dead_letter_queue(shell: Shell) -> None:
-    """If a queue has no dead-letter queue yet, `dlq show` exits with 69, and its hint says that `worker` declares it
-    for the first message that it dead-letters.
+    """If a queue has no dead-letter queue yet, `dlq show` exits with 69, and the hint says that `worker` declares the
+    dead-letter queue when it dead-letters the first message.
     """
     shell.run("mqtool", "send", "-q", "jobs", "one")
     shown = shell.run("mqtool", "dlq", "show", "jobs")
@@ -212,7 +212,7 @@ def test_dlq_redrive_loses_no_message_if_it_is_killed(shell: Shell, broker: Test
 @on_any_broker
 def test_recording_reconcile_reports_missing_doubled_and_reordered_messages(shell: Shell) -> None:
     """`recording reconcile` compares two recordings by message id, lists missing, doubled, unexpected and reordered
-    messages, and exits with 3 if any is missing.
+    messages, and exits with 3 if any message is missing.
     """
 
     def lines(*ids: str) -> str:
@@ -238,8 +238,8 @@ def test_recording_reconcile_reports_missing_doubled_and_reordered_messages(shel
 
 
 def test_dlq_ls_exits_with_69_if_the_management_api_is_not_at_its_usual_port(lonely_shell: Shell) -> None:
-    """If no management API answers at the broker's usual management port, `dlq ls` exits with 69, even if the broker
-    has one at another port.
+    """If no management API answers at the usual port, `dlq ls` exits with 69, even if the broker's management API has
+    another port.
     """
     with EmbeddedBroker(management_port=0) as broker:  # at a port where no command looks
         listed = lonely_shell.run("mqtool", "dlq", "ls", "-u", broker.url)

@@ -42,7 +42,7 @@ def actions(result: Result) -> set[tuple[str, str, str]]:
 
 def test_exported_definitions_can_be_imported(admin: Shell) -> None:
     """`definitions diff` lists the exported definitions that the broker no longer has, and exits with 3; `definitions
-    import` adds exactly these. `definitions import --dry-run` prints what would be added, and adds nothing.
+    import` adds exactly these definitions. `definitions import --dry-run` prints what would be added, and adds nothing.
     """
     assert run(admin, "diff file").code == 0
     for line in ("queue delete jobs --yes", "exchange delete logs --yes"):
@@ -63,8 +63,8 @@ def test_exported_definitions_can_be_imported(admin: Shell) -> None:
 
 
 def test_definitions_import_does_not_change_queues_that_differ(admin: Shell) -> None:
-    """If a queue's arguments differ from those in the file, `definitions import` leaves this queue unchanged and exits
-    with 3, but imports everything else.
+    """If a queue's arguments differ from those in the definitions file, `definitions import` leaves this queue
+    unchanged and exits with 3, but imports everything else.
     """
     file = admin.directory / "file"
     contents = json.loads(file.read_text())
@@ -118,8 +118,8 @@ SERVER_NAMED = {
 
 @pytest.mark.parametrize("like", ["4.0", "4.3", "4.4"])
 def test_definitions_convert_leaves_out_the_bindings_of_server_named_queues(lonely_shell: Shell, like: str) -> None:
-    """`definitions convert` leaves out the bindings of queues named `amq.…` and says so, and a broker imports the
-    converted file. RabbitMQ 4.0 and 4.3 refuse the original file because of these bindings.
+    """`definitions convert` leaves out the bindings of queues named `amq.…` and says so. A broker imports the file that
+    the command writes, but RabbitMQ 4.0 and 4.3 refuse the original file because of these bindings.
     """
     (lonely_shell.directory / "old.json").write_text(json.dumps(SERVER_NAMED))
     converted = run(lonely_shell, f"convert old.json --to {like}")
@@ -260,8 +260,8 @@ def old(lonely_shell: Shell) -> Shell:
 def test_an_expensive_or_invalid_policy_pattern_does_not_stop_definitions_convert(
     lonely_shell: Shell, pattern: str, matches: bool | None
 ) -> None:
-    """`definitions convert` does not hang on a policy pattern with exponential backtracking. If it cannot match a
-    pattern, it assumes that the policy applies to no queue, and says so.
+    """`definitions convert` does not hang on a policy pattern with exponential backtracking. If the command cannot
+    match a pattern, it assumes that the policy applies to no queue, and says so.
     """
     document = {
         "vhosts": [{"name": "/"}],
@@ -335,8 +335,8 @@ def test_delayed_relay_delays_the_messages_of_a_converted_exchange(old: Shell, t
 
 @pytest.mark.parametrize("like", ["4.3", "4.3.5"])
 def test_a_broker_like_4_3_imports_converted_definitions(old: Shell, like: str) -> None:
-    """An embedded broker that behaves like RabbitMQ 4.3 refuses definitions from RabbitMQ 3.10, but imports the
-    converted ones, and no queue is lost.
+    """An embedded broker that behaves like RabbitMQ 4.3 refuses definitions from RabbitMQ 3.10. After `definitions
+    convert`, it imports these definitions, and no queue is lost.
     """
     converted = run(old, "convert old.json --to 4.3 --mirrored quorum --delayed plain")
     assert "mqtool: 2 open decisions\n" in converted.stderr  # a queue with priorities; a key that is too complex
@@ -355,8 +355,8 @@ def test_a_broker_like_4_3_imports_converted_definitions(old: Shell, like: str) 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_rabbitmq_imports_converted_definitions(old: Shell, broker: TestBroker) -> None:
-    """RabbitMQ 4.3 refuses definitions from RabbitMQ 3.10, but imports the converted ones. No queue is lost, and only
-    mirrored queues become quorum queues.
+    """RabbitMQ 4.3 refuses definitions from RabbitMQ 3.10. After `definitions convert`, it imports these definitions.
+    No queue is lost, and only mirrored queues become quorum queues.
     """
     if not broker.differs_since("4.3", "it refuses the old definitions"):
         pytest.skip("this RabbitMQ accepts the old definitions, or has the delayed message plugin")
@@ -399,8 +399,8 @@ def api(broker: EmbeddedBroker, path: str, body: Any = None) -> Any:
 
 
 def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
-    """`doctor FILE --upgrade` needs no broker, reports each problem with its line, and exits with 3. In the converted
-    file, `doctor` reports only the new default of the delivery limit.
+    """`doctor FILE --upgrade` needs no broker, reports each problem with its line number, and exits with 3. After
+    `definitions convert` has converted the file, `doctor` reports only the new default of the delivery limit.
     """
     old.environment["MQTOOL_MANAGEMENT_URL"] = old.environment["MQTOOL_URL"] = "amqp://127.0.0.1:1"
     lines = (old.directory / "old.json").read_text().splitlines()
@@ -441,8 +441,8 @@ def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("kind", ["queues", "exchanges"])
 def test_definitions_import_refuses_a_name_that_utf_8_cannot_encode(admin: Shell, kind: str) -> None:
-    """If a name in the file is half of a surrogate pair, which UTF-8 cannot encode, `definitions import` warns about
-    the name and exits with 3.
+    """If a name in a definitions file is half of a surrogate pair, which UTF-8 cannot encode, `definitions import`
+    warns about the name and exits with 3.
     """
     each = {"name": "\ud800", "type": "direct", "durable": True, "auto_delete": False, "arguments": {}}
     (admin.directory / "bad.json").write_text(json.dumps({kind: [each]}))

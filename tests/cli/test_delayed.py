@@ -97,7 +97,7 @@ def test_send_delayed_may_start_before_receive_delayed(shell: Shell, via: str) -
 )
 @pytest.mark.sampled(4)
 def test_each_publishing_command_accepts_a_delay(shell: Shell, via: str, receive: list[str], send: list[str]) -> None:
-    """If a publishing command is given --delay, its message reaches the receiver, but not before it is due."""
+    """If a publishing command is given --delay, the message reaches the receiver, but not before the message is due."""
     receiver = shell.start("mqtool", *receive, "-c", "1", "-F", "%b %l").wait_until_ready()
     sent = shell.run("mqtool", *send, "later", "--delay", "150ms", "--via", via)
     body, late = receiver.wait().stdout.split()
@@ -294,7 +294,7 @@ def test_delay_and_at_cannot_be_combined(lonely_shell: Shell) -> None:
 
 
 def test_messages_sent_with_a_time_do_not_arrive_before_it(shell: Shell, via: str) -> None:
-    """If `send -l --at TIME` sends three lines, all of them arrive, and none before this time."""
+    """If `send -l --at TIME` sends three lines, all of them arrive, and none before TIME."""
     receiver = shell.start("mqtool", "receive", "-c", "3", "-F", "%b %t").wait_until_ready()
     due = datetime.now().astimezone() + timedelta(seconds=3)
     sent = shell.run("mqtool", "send", "-l", "--via", via, "--at", due.isoformat(), stdin="1\n2\n3\n")
@@ -321,8 +321,8 @@ def test_the_delay_of_each_line_starts_when_the_line_is_sent(shell: Shell, via: 
 
 
 def test_each_message_in_ndjson_can_have_its_own_delay(shell: Shell, via: str) -> None:
-    """`send --json` delays each message by its "delay" or until its "at", and sends a message with neither immediately.
-    The option --delay overrides both.
+    """`send --json` delays each message by its "delay" or until its "at", and immediately sends a message that has
+    neither key. The option --delay overrides both keys.
     """
     receiver = shell.start("mqtool", "receive", "-c", "3", "-F", "%b %l").wait_until_ready()
     lines = [
@@ -549,7 +549,7 @@ def test_delayed_messages_arrive_after_a_restart_of_the_broker(
     restartable: Restartable, lonely_shell: Shell, via: str, send: list[str], receive: list[str]
 ) -> None:
     """After a restart of the broker, all delayed messages for durable queues arrive, and none early. On RabbitMQ,
-    messages that are due while it starts may arrive up to three minutes late.
+    messages that are due while the broker starts may arrive up to three minutes late.
     """
     shell = lonely_shell
     first = 20 if restartable.kind is BrokerKind.EMBEDDED else 20_000
@@ -593,8 +593,8 @@ def test_thousands_of_delayed_messages_arrive_once_and_not_early(shell: Shell, b
 
 
 def test_failed_to_keeps_a_message_that_cannot_be_delayed(shell: Shell) -> None:
-    """A message with a CC header cannot be delayed. If `send --delay` is given one, it exits with 65, and --failed-to
-    FILE writes the message to the file.
+    """A message with a CC header cannot be delayed. If the input of `send --delay` contains such a message, the command
+    exits with 65, and --failed-to FILE writes the message to the file.
     """
     copies = ("-H", 'CC:=["elsewhere"]')
     refused = shell.run("mqtool", "send", "-q", "q", "--delay", "5s", *copies, "--failed-to", "failed", "not me")

@@ -274,8 +274,8 @@ def test_delayed_relay_publishes_due_messages_to_another_exchange(shell: Shell, 
 
 @on_any_broker
 def test_delayed_relay_replaces_the_plugin_without_duplicating_messages(shell: Shell, broker: TestBroker) -> None:
-    """After `delayed migrate`, the delayed message plugin delivers the messages that it still holds, and the relay
-    delivers those that are published to the relay's exchange. Each message arrives once.
+    """After `delayed migrate`, the delayed message plugin delivers the messages that it still holds, and `delayed
+    relay` delivers those that are published to the relay's exchange. Each message arrives once.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     old = Exchange("old", DELAYED, durable=True, arguments={"x-delayed-type": "topic"})

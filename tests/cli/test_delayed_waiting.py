@@ -87,8 +87,8 @@ def test_delayed_cancel_deletes_the_chosen_messages(waiting: Waiting) -> None:
 
 
 def test_delayed_now_delivers_a_message_before_it_is_due(waiting: Waiting) -> None:
-    """`delayed now` immediately publishes a delayed message to its exchange, with its routing key and without an
-    expiration, and removes it from the wait queue.
+    """`delayed now` immediately publishes a delayed message to the message's exchange, with the message's routing key
+    and without an expiration, and removes the message from the wait queue.
     """
     assert "2 delivered" in waiting.run("now", "m-4", "m-2").stderr
     assert sorted(waiting.shown()) == ["m-1", "m-3"]

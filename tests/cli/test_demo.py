@@ -69,7 +69,8 @@ def test_the_tutorial_incident_passes_its_checks_and_leaves_no_queue(shell: Shel
 
 @on_any_broker
 def test_tutorial_run_neither_consumes_nor_shows_existing_messages(shell: Shell) -> None:
-    """`tutorial run` leaves the messages in a user's queue, and does not show messages that an earlier run has left."""
+    """`tutorial run` leaves the messages in a user's queue, and does not show messages that an earlier `tutorial run`
+    has left in its own queue."""
     shell.run("mqtool", "send", "mine")
     shell.run("mqtool", "send", "-q", "demo.hello", "stale")
 
@@ -83,7 +84,8 @@ def test_tutorial_run_neither_consumes_nor_shows_existing_messages(shell: Shell)
 
 @on_any_broker
 def test_the_log_demonstration_names_a_missing_log_file(shell: Shell) -> None:
-    """If the log file does not exist, the log demonstration names the file, sends nothing, and exits with 1."""
+    """If the log file that `make demo` is to send does not exist, the log demonstration names the file, sends nothing,
+    and exits with 1."""
     result = run_real_log(shell, "/no/such/log")
 
     assert result.code == 1
@@ -94,8 +96,8 @@ def test_the_log_demonstration_names_a_missing_log_file(shell: Shell) -> None:
 @on_any_broker
 @large
 def test_the_log_demonstration_fails_if_the_log_changes(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
-    """If the log file changes while the log demonstration reads it, the demonstration says how many lines it expected
-    and how many it sent, and exits with 1.
+    """If the log file changes while the log demonstration of `make demo` reads it, the demonstration says how many
+    lines it expected and how many it sent, and exits with 1.
     """
     log = tmp_path / "app.log"
     log.write_text("INFO one\nWARN two\n")

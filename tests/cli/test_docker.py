@@ -46,7 +46,7 @@ def home(tmp_path: Path, name: str) -> Iterator[Shell]:
         docker("volume", "rm", volume)
 
 
-def test_a_broker_in_docker_is_started_used_and_stopped(home: Shell, image: str, name: str) -> None:
+def test_broker_commands_work_with_a_broker_in_docker(home: Shell, image: str, name: str) -> None:
     """`broker up --kind docker` returns when the container is healthy. `broker status`, `broker logs`, `broker restart`
     and `broker down` find this broker by its name, and persistent messages are still there after the next `broker up`.
     """

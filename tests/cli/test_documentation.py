@@ -130,7 +130,7 @@ def test_benchmarks_run_commands_that_exist() -> None:
 
 
 def test_the_generated_reference_is_up_to_date() -> None:
-    """The reference pages and the man page are what `make docs` would generate from the commands now."""
+    """The reference pages and the man page are identical to what `make docs` generates from the current commands."""
     assert {path: path.read_text() for path in REFERENCE} == reference()
     assert MANUAL.read_text() == manual()
     assert INDEX.read_text() == index()
@@ -215,8 +215,8 @@ SECTIONS = [text for text in TUTORIALS.read_text().split("\n## ") if "\nRun this
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.partition("\n")[0])
 @pytest.mark.sampled(3)
 def test_the_commands_of_a_tutorial_succeed_in_several_terminals(shell: Shell, section: str) -> None:
-    """The commands of each tutorial in the documentation, pasted in order into several terminals, succeed. Those that
-    run until Ctrl-C then exit with 0, and at least one of them receives a message.
+    """The commands of each tutorial in the documentation, pasted in order into several terminals, succeed. Commands
+    that run until Ctrl-C exit with 0 after Ctrl-C, and at least one of them receives a message.
     """
     type_in_terminals(shell, section)
 

@@ -68,7 +68,7 @@ def test_a_slow_program_does_not_keep_concurrent_ones_from_running(shell: Shell,
 
 
 @on_any_broker
-def test_worker_handles_exactly_the_count_with_concurrent_programs(shell: Shell) -> None:
+def test_worker_with_concurrent_programs_handles_exactly_as_many_messages_as_count_says(shell: Shell) -> None:
     """`worker -c 10 --concurrency 4` handles exactly ten of 20 messages; the others stay in the queue."""
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(20)))
     result = shell.run("mqtool", "worker", "-c", "10", "--concurrency", "4", "--shell", "--exec", 'echo "$(cat)"')
@@ -123,8 +123,8 @@ def test_exec_accepts_a_dollar_sign_that_is_meant_for_the_program(command: str) 
 
 @on_any_broker
 def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
-    """If its program runs longer than --timeout allows, `worker` kills the program and the processes that it has
-    started. If no retries are left, the message is dead-lettered.
+    """If the program of `worker` runs longer than --timeout allows, `worker` kills the program and the processes that
+    the program has started. If no retries are left, the message is dead-lettered.
     """
     shell.run("mqtool", "new-task")
     result = shell.run(
@@ -138,8 +138,8 @@ def test_a_timeout_kills_the_program_and_its_children(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_program_is_killed_in_time_even_if_the_stderr_of_worker_is_not_read(shell: Shell) -> None:
-    """Even if no process reads the stderr of `worker`, its program is killed once it has run longer than --timeout
-    allows, and also ends after kill -9 of the worker.
+    """Even if no process reads the stderr of `worker`, the program that `worker` runs is killed once it has run longer
+    than --timeout allows. The program also ends if `worker` itself is killed with kill -9.
     """
     os.mkfifo(shell.directory / "log")
     reader = os.open(shell.directory / "log", os.O_RDONLY | os.O_NONBLOCK)
@@ -212,9 +212,9 @@ def test_worker_forwards_all_of_a_programs_stderr(shell: Shell) -> None:
 
 
 @pytest.mark.keeps_messages
-def test_messages_before_a_slow_program_are_acknowledged_while_it_runs(shell: Shell, broker: TestBroker) -> None:
-    """`worker` acknowledges each message when the program for this message ends. While a slow program runs, all
-    messages before its message are already acknowledged.
+def test_earlier_messages_are_acknowledged_while_a_slow_program_runs(shell: Shell, broker: TestBroker) -> None:
+    """`worker` acknowledges each message when the program for this message ends. While a slow program runs for one
+    message, all messages that were delivered earlier are already acknowledged.
     """
     shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" + "quick\n" * 20)
     program = "read body; echo $body; if [ $body = slow ]; then while ! [ -e go ]; do sleep 0.1; done; fi"
@@ -285,8 +285,10 @@ def test_worker_keeps_the_remaining_messages_if_a_program_exits_with_127(shell: 
 
 
 @pytest.mark.keeps_messages
-def test_worker_handles_exactly_a_count_beyond_the_prefetch(shell: Shell, broker: TestBroker) -> None:
-    """Even if its count is larger than its prefetch, `worker -c 150` handles exactly 150 of 170 messages and leaves the
+def test_worker_handles_exactly_as_many_messages_as_count_says_beyond_its_prefetch(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """Even if --count is larger than the prefetch, `worker -c 150` handles exactly 150 of 170 messages and leaves the
     others in the queue.
     """
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(170)))
@@ -405,8 +407,9 @@ def test_heartbeats_continue_while_a_program_runs(shell: Shell, broker: TestBrok
 
 @pytest.mark.keeps_messages
 def test_a_failing_message_is_retried_with_backoff_and_then_dead_lettered(shell: Shell, broker: TestBroker) -> None:
-    """If its program fails, `worker` retries the message up to --retries times, after delays that double each time.
-    Then it dead-letters the message, with headers that give the reason, the number of attempts and the queue.
+    """If the program of `worker` fails for a message, `worker` retries the message up to --retries times, after delays
+    that double each time. Then `worker` dead-letters the message, with headers that give the reason, the number of
+    attempts and the queue.
     """
     shell.run("mqtool", "send", "-q", "jobs", "--property", "message-id=m1", "-H", "k=v", "-H", "CC:=[]", "bad")
     result = shell.run(
@@ -438,8 +441,10 @@ def test_a_failing_message_is_retried_with_backoff_and_then_dead_lettered(shell:
 
 
 @pytest.mark.keeps_messages
-def test_worker_dead_letters_after_exit_status_65_and_retries_after_others(shell: Shell, broker: TestBroker) -> None:
-    """If a program exits with 65, `worker` dead-letters the message without a retry. After any other failure, it
+def test_worker_dead_letters_after_exit_status_65_and_retries_after_other_failures(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """If a program exits with 65, `worker` dead-letters the message without a retry. After any other failure, `worker`
     retries the message, and acknowledges it if the second attempt succeeds.
     """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="65\n75\n9\n0\n")

@@ -53,8 +53,8 @@ def test_faults_can_be_started_listed_and_ended(tester: Shell, own: EmbeddedBrok
 
 
 def test_send_retries_after_a_nack_if_a_node_of_the_cluster_is_down(tester: Shell, own: EmbeddedBroker) -> None:
-    """If one of the cluster's nodes cannot be reached, `send` publishes a nacked message again, because the queue may
-    not have a leader yet. If all nodes answer, a nack is final.
+    """If a node of a cluster cannot be reached, `send` publishes a nacked message again, because the queue may not have
+    a leader yet. If all nodes answer, a nack is final.
     """
     send = ("mqtool", "send", "-q", "jobs", "Hello")
     tester.run("mqtool", "queue", "declare", "jobs")
@@ -79,7 +79,7 @@ def test_send_retries_after_a_nack_if_a_node_of_the_cluster_is_down(tester: Shel
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_an_unknown_fault_or_argument_is_a_usage_error(tester: Shell, words: list[str], said: str) -> None:
-    """`broker fault` with an unknown fault or argument says which are valid and exits with 2."""
+    """`broker fault` with an unknown fault or argument says which faults or arguments are valid, and exits with 2."""
     refused = tester.run("mqtool", "broker", "fault", *words)
     assert (refused.code, said in refused.stderr) == (2, True), refused.stderr
 
@@ -105,8 +105,8 @@ def test_rabbitmq_does_not_support_faults(shell: Shell, broker: TestBroker) -> N
 
 
 def test_broker_serve_prints_its_urls_and_writes_a_ready_file(lonely_shell: Shell, tmp_path: Path) -> None:
-    """`broker serve --port 0 --print-url` prints the URLs of the broker and of its management API, writes them to the
-    ready file, and removes this file when it ends.
+    """`broker serve --port 0 --print-url` prints the URLs of the broker and of its management API, writes these URLs to
+    the ready file, and removes this file when the broker ends.
     """
     command = ("mqtool", "broker", "serve", "--port", "0", "--management-port", "0", "--print-url", "--recording")
     broker = lonely_shell.start(*command, "--ready-file", "ready", "--like", "4.3").wait_for_stdout("http://")

@@ -48,8 +48,8 @@ def test_send_explains_a_connection_that_is_closed_during_the_handshake(
     "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x03\x00\x02\x02\x46"], ids=["HTTP", "TLS"]
 )
 def test_send_says_that_a_server_of_another_protocol_is_not_an_amqp_broker(lonely_shell: Shell, answer: bytes) -> None:
-    """If a server answers in HTTP or TLS, `send` says that it is not an AMQP broker, names AMQP's usual port, and exits
-    with 69.
+    """If a server answers in HTTP or TLS, `send` says that the server is not an AMQP broker, names AMQP's usual port,
+    and exits with 69.
     """
     sent = send_to_server_that_answers(lonely_shell, answer)
     assert (sent.code, "is not an AMQP 0-9-1 broker" in sent.stderr) == (69, True), sent.stderr

@@ -8,7 +8,8 @@ from tests.cli.terminal import on_terminal
 
 
 def test_send_and_receive_print_the_lines_of_the_tutorial(shell: Shell) -> None:
-    """`send` and `receive` print exactly the tutorial's lines. Only the line of the received message is on stdout."""
+    """`send` and `receive` print exactly the lines of RabbitMQ's first tutorial. Only the line of the received message
+    is on stdout."""
     sent = shell.run("mqtool", "send")
     received = shell.run("mqtool", "receive", "-c", "1")
 
@@ -52,8 +53,8 @@ _RECEIVERS = ["receive", "worker", "worker --exec true", "rpc-server", "receive-
 @pytest.mark.parametrize("command", _RECEIVERS)
 @pytest.mark.sampled(3)
 def test_a_receiver_declares_its_queue(shell: Shell, command: str) -> None:
-    """If the queue of a receiving command does not exist, the command declares it, and says on a terminal that the
-    queue is new. With --no-declare, it exits with 69.
+    """If the queue of a receiving command does not exist, the command declares the queue, and says on a terminal that
+    the queue is new. With --no-declare, the command exits with 69.
     """
     receive = ("mqtool", *command.split(), "--idle-timeout", "10ms", "-q")
     refused = shell.run(*receive, "task", "--no-declare")
@@ -83,8 +84,8 @@ def test_a_receiver_declares_no_queue_in_a_protected_context(shell: Shell, broke
 @on_any_broker
 @pytest.mark.parametrize("command", ["send", "new-task"])
 def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, broker: TestBroker, command: str) -> None:
-    """In a protected context, if the queue does not exist, `send` and `new-task` exit with 69, even if it is the
-    tutorial's own queue. The hint suggests an existing queue with a similar name, and says that --declare declares the
+    """In a protected context, `send` and `new-task` exit with 69 if the queue does not exist, even if it is the default
+    queue of the command. The hint suggests an existing queue with a similar name, and says that --declare declares the
     missing queue.
     """
     shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
@@ -105,8 +106,8 @@ def test_a_publisher_declares_no_queue_in_a_protected_context(shell: Shell, brok
 @on_any_broker
 @pytest.mark.parametrize("command", ["send", "new-task"])
 def test_a_publisher_that_declares_a_mistyped_queue_says_so(shell: Shell, broker: TestBroker, command: str) -> None:
-    """If `send` or `new-task` on a terminal declares a queue whose name resembles that of an existing one, it asks "did
-    you mean" once. With --declare, or if no name is similar, the command says only that the queue is new.
+    """If `send` or `new-task` on a terminal declares a queue whose name resembles that of an existing one, the command
+    asks "did you mean" once. With --declare, or if no name is similar, the command says only that the queue is new.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "queue", "declare", "invoices")

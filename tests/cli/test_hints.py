@@ -34,7 +34,7 @@ def test_a_usage_error_names_what_was_probably_meant(lonely_shell: Shell, comman
 
 
 def test_a_tutorial_can_be_named_like_its_file(lonely_shell: Shell) -> None:
-    """`tutorial show hello_world`, with an underscore as in the script's file name, shows `hello-world`."""
+    """`tutorial show hello_world`, with an underscore as in the name of the tutorial's file, shows `hello-world`."""
     shown = lonely_shell.run("mqtool", "tutorial", "show", "hello_world")
     assert (shown.code, "mqtool send" in shown.stdout) == (0, True)
 
@@ -73,8 +73,8 @@ def test_broker_up_says_how_to_start_a_broker_at_the_port_in_mqtool_url(lonely_s
 
 @on_any_broker
 def test_receive_log_warns_if_unquoted_patterns_became_file_names(shell: Shell) -> None:
-    """If every pattern of `receive-log topic` is the name of a file in the directory, the command warns that a `*` was
-    probably not quoted.
+    """If every pattern of `receive-log topic` is the name of a file in the current directory, the command warns that a
+    `*` was probably not quoted.
     """
     for name in ("notes.txt", "todo"):
         (shell.directory / name).touch()
@@ -88,8 +88,8 @@ def test_receive_log_warns_if_unquoted_patterns_became_file_names(shell: Shell) 
 
 @on_any_broker
 def test_emit_log_warns_if_an_unquoted_star_became_file_names(shell: Shell) -> None:
-    """If the arguments of `emit-log topic` begin with the names of all files in the directory, the command asks whether
-    the user typed a `*` without quotes.
+    """If the arguments of `emit-log topic` begin with the names of all files in the current directory, the command asks
+    whether the user typed a `*` without quotes.
     """
     for name in ("notes.txt", "todo"):
         (shell.directory / name).touch()
@@ -122,8 +122,8 @@ def test_a_queue_given_as_an_option_gets_a_hint_about_the_argument(lonely_shell:
     ],
 )
 def test_a_help_topic_says_what_scripts_rely_on(lonely_shell: Shell, topic: str, says: str) -> None:
-    """`mqtool help programs` lists the exit codes of `worker`, and `mqtool help messages` says when nothing is sent,
-    and which lines are not kept.
+    """`mqtool help programs` lists the exit codes of `worker`. `mqtool help messages` says with which input a command
+    sends nothing, and which unsent lines --failed-to does not keep.
     """
     assert says in " ".join(lonely_shell.run("mqtool", "help", topic).stdout.split())
 

@@ -56,8 +56,8 @@ LIMITS = ("--timeout", "30s")
 
 
 def test_receive_prints_hostile_messages(shell: Shell, play: Any) -> None:
-    """`receive` prints every message of a hostile batch, such as bodies that are not UTF-8 and headers with control
-    characters, in each format. The NDJSON that it prints is valid input for `send --json`.
+    """In each format, `receive` prints every hostile message, for example one with a body that is not UTF-8 or with
+    control characters in its headers. The NDJSON that `receive` prints is valid input for `send --json`.
     """
     formats = {"text": [], "raw": ["--raw"], "json": ["--json"], "places": ["-F", "%r %e %i %c %l %h %s %b"]}
     count = play(*formats)
@@ -79,8 +79,8 @@ def test_receive_prints_hostile_messages(shell: Shell, play: Any) -> None:
 
 @on_any_broker
 def test_recording_reconcile_finds_a_message_among_hostile_ones(shell: Shell, play: Any) -> None:
-    """`recording reconcile` finds the message that was sent among received messages with hostile headers, and says how
-    many of these have no message id.
+    """`recording reconcile` finds a sent message among received messages with hostile headers, and says how many of the
+    received messages have no message id.
     """
     count = play("q")
     received = shell.run("mqtool", "receive", "-q", "q", "--durable", "-c", str(count), *LIMITS, "--json")
@@ -193,8 +193,8 @@ def terminal_lines(shell: Shell, *command: str) -> str:
 
 @large
 def test_hostile_messages_are_retried_dead_lettered_and_redriven(shell: Shell, play: Any) -> None:
-    """If the program fails for each message of a hostile batch, for example one with very large headers, `worker`
-    retries and dead-letters all of them, and `dlq redrive` moves all of them back.
+    """If the program of `worker` fails for each message of a hostile batch, for example one with very large headers,
+    `worker` retries and dead-letters all of these messages, and `dlq redrive` moves all of them back.
     """
     count = left = play("q")
     worker = ("mqtool", "worker", "-q", "q", *LIMITS, "--exec", "false", "--backoff", "1ms", "--retries", "1")

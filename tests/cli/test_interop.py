@@ -93,8 +93,8 @@ def leave(running: Running) -> None:
 @in_both_orders
 @pytest.mark.sampled(3)
 def test_send_and_receive_exchange_messages_with_the_tutorials_scripts(room: Room, first: str) -> None:
-    """In tutorial 1, `receive` gets the message that the tutorial's script has sent, and the script gets the message
-    that `send` has sent, whichever program starts first.
+    """In RabbitMQ's tutorial 1, `receive` gets the message of the tutorial's sending script, and the tutorial's
+    receiving script gets the message of `send`, whichever of the programs starts first.
     """
 
     def mqtool_sends() -> None:
@@ -127,8 +127,8 @@ def test_send_and_receive_exchange_messages_with_the_tutorials_scripts(room: Roo
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_new_task_and_worker_exchange_tasks_with_the_tutorials_scripts(room: Room, first: str) -> None:
-    """In tutorial 2, `worker` handles the tasks of the tutorial's script, and the script's worker handles the tasks of
-    `new-task`.
+    """In RabbitMQ's tutorial 2, `worker` handles the task of the tutorial's sending script, and the tutorial's worker
+    script handles the task of `new-task`.
     """
 
     def mqtool_asks() -> None:
@@ -167,8 +167,8 @@ def test_new_task_and_worker_exchange_tasks_with_the_tutorials_scripts(room: Roo
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_fanout_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
-    """In tutorial 3, `receive-log` and the script's receiver each get the logs of `emit-log` and of the tutorial's
-    script. A log that is emitted before any receiver has started is lost.
+    """In RabbitMQ's tutorial 3, both `receive-log` and the tutorial's receiving script get the logs of `emit-log` and
+    the logs of the tutorial's sending script. A log that is emitted before any receiver has started is lost.
     """
     emit = {"mqtool": lambda: room.mqtool("emit-log", "fanout"), "script": lambda: room.script("emit-fanout", "mine")}
     emit[first]()
@@ -191,8 +191,8 @@ def test_fanout_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
-    """In tutorial 4, `receive-log` and the script's receiver each get the logs of `emit-log` and of the tutorial's
-    script that have the severities given to the receiver, and no others.
+    """In RabbitMQ's tutorial 4, both `receive-log` and the tutorial's receiving script get exactly those logs of
+    `emit-log` and of the tutorial's sending script that have one of the severities given to the receiver.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "direct", "error", "Run. Run.", "Or it will explode."),
@@ -223,8 +223,9 @@ def test_direct_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
 def test_topic_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(room: Room, first: str) -> None:
-    """In tutorial 5, `receive-log` and the script's receiver each get the logs of `emit-log` and of the tutorial's
-    script that match their patterns. They get each of these logs once, and no others.
+    """In RabbitMQ's tutorial 5, both `receive-log` and the tutorial's receiving script get exactly those logs of
+    `emit-log` and of the tutorial's sending script that match one of the patterns given to the receiver, and get each
+    of these logs once.
     """
     emit = {
         "mqtool": lambda: room.mqtool("emit-log", "topic", "kern.critical", "A critical kernel error"),
@@ -253,11 +254,9 @@ def test_topic_logs_of_mqtool_and_of_the_tutorials_script_reach_both_receivers(r
 
 @every_dialect_in_one_order
 @pytest.mark.sampled(2)
-def test_the_rpc_servers_of_mqtool_and_of_the_tutorials_script_answer_each_others_clients(
-    room: Room, first: str
-) -> None:
-    """In tutorial 6, `rpc-server` answers the script's client, and the script's server answers `rpc-client`, whichever
-    server has declared the queue.
+def test_rpc_server_and_rpc_client_work_with_the_tutorials_scripts(room: Room, first: str) -> None:
+    """In RabbitMQ's tutorial 6, `rpc-server` answers the tutorial's client script, and the tutorial's server script
+    answers `rpc-client`, whichever server has declared the queue.
     """
 
     def mqtool_asks_script() -> None:
@@ -487,8 +486,8 @@ def test_send_declares_a_queue_exactly_as_its_options_say(shell: Shell, connecti
 def test_send_delayed_and_receive_delayed_exchange_messages_with_the_tutorials_scripts(
     room: Room, connection: Connection, first: str
 ) -> None:
-    """With the delayed message plugin, `receive-delayed` gets what the tutorial's script has delayed, and the script
-    gets what `send-delayed` has delayed.
+    """With the delayed message plugin, `receive-delayed` gets the message that the tutorial's sending script has
+    delayed, and the tutorial's receiving script gets the message that `send-delayed` has delayed.
     """
     if not has_plugin(connection.channel(), DELAY_EXCHANGE):
         pytest.skip("this broker has no delayed message plugin")

@@ -49,7 +49,7 @@ def test_each_list_command_shows_what_is_on_the_broker(
     busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker
 ) -> None:
     """Each `list` command, such as `list queues` or `list plugins`, shows what is on the broker, in the command's
-    default columns or in those that are named.
+    default columns or in the columns that its arguments name.
     """
     mine = ("--where", f"vhost={broker.vhost}")
     counts = {"name": "task_queue", "messages_unacknowledged": 2, "messages_ready": 1}
@@ -67,7 +67,7 @@ def test_each_list_command_shows_what_is_on_the_broker(
 
 def test_list_queues_shows_current_counts(shell: Shell, listing: object) -> None:
     """`list queues` shows current counts of ready messages and consumers. Counts of unacknowledged messages may be up
-    to 5 s old; if so, a note says so.
+    to 5 s old; in that case, a note says so.
     """
     shell.run("mqtool", "new-task", "-l", stdin="one\ntwo\nthree\n")
     listed = shell.run("mqtool", "list", "queues")
@@ -167,8 +167,8 @@ def test_columns_in_a_pipe_are_separated_by_tabs(shell: Shell, listing: object) 
 def test_each_of_1100_queues_is_listed_once(
     connection: Connection, listing: Callable[..., list[dict[str, Any]]], shell: Shell
 ) -> None:
-    """If there are more queues than fit on a page of the management API, `list queues` prints each of them once, and
-    --where and --sort apply to all of them.
+    """If there are more queues than fit on a page of the management API, `list queues` prints each queue once, and
+    --where and --sort apply to all queues.
     """
     channel = connection.channel()
     for number in range(1_100):
@@ -304,8 +304,8 @@ def test_bindings_of_the_default_exchange_are_hidden_on_a_terminal(shell: Shell,
 
 
 def test_list_queues_uses_amqp_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
-    """Without the management API, `list queues` uses AMQP, and prints how many ready messages and consumers the queues
-    have that -q names, or else the tutorials' queues. `list bindings` exits with 69.
+    """Without the management API, `list queues` looks up ready messages and consumers over AMQP, for the queues that -q
+    names or, without -q, for the tutorials' queues. `list bindings` exits with 69, because AMQP cannot list bindings.
     """
     shell.run("mqtool", "send", "one")
     shell.run("mqtool", "send", "-q", "jobs", "two")
@@ -369,7 +369,7 @@ def test_a_password_from_stdin_is_read_once(command: str, shell: Shell, broker: 
 @on_any_broker
 def test_wait_queues_share_one_line_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
     """On a terminal, `list queues` shows mqtool's wait queues as one line, which gives the number of these queues and
-    of their messages. With --all or in a pipe, the command lists each of them.
+    of their messages. With --all or in a pipe, the command lists each wait queue.
     """
     shell.run("mqtool", "send", "-q", "jobs", "x")
     shell.run("mqtool", "send", "-q", "jobs", "--via", "ttl", "--delay", "1h", "y")

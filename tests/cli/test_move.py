@@ -196,7 +196,7 @@ def test_move_leaves_messages_that_the_target_queue_rejects(shell: Shell, broker
     assert sorted(bodies(taken(broker, "a", 300 - moved) + taken(broker, "b"))) == list(range(300))
 
 
-def test_the_hint_about_a_missing_target_queue_declares_it_on_the_other_broker(
+def test_the_hint_about_a_missing_target_queue_is_for_the_other_broker(
     shell: Shell, broker: TestBroker, other: TestBroker
 ) -> None:
     """If the target queue of `move --to-url` does not exist, the hint is a command that declares it on the other
@@ -211,8 +211,8 @@ def test_the_hint_about_a_missing_target_queue_declares_it_on_the_other_broker(
 
 
 def test_move_checks_the_target_queue_before_it_consumes(shell: Shell, broker: TestBroker) -> None:
-    """If the target queue does not exist, `move` exits with 69; if it is the source queue itself, with 2. In both
-    cases, `move` consumes no message, so none is marked as redelivered.
+    """If the target queue does not exist, `move` exits with 69. If the target queue is the source queue, `move` exits
+    with 2. In both cases, `move` consumes no message, so none is marked as redelivered.
     """
     fill(broker, Queue("a"), numbered(1))
     missing = shell.run("mqtool", "move", "a", "--to", "b")
@@ -227,8 +227,8 @@ def test_move_checks_the_target_queue_before_it_consumes(shell: Shell, broker: T
 
 @on_any_broker
 def test_move_waits_for_more_messages_with_idle_timeout(shell: Shell, broker: TestBroker) -> None:
-    """`move --idle-timeout` also moves messages that arrive later. Without the option, `move` ends when the queue is
-    empty.
+    """`move --idle-timeout` waits for further messages and moves them, too. Without this option, `move` ends when the
+    queue is empty.
     """
     fill(broker, Queue("a"), [], Queue("b"))
     assert shell.run("mqtool", "move", "a", "--to", "b").stderr == "0 moved from a to b\n"
@@ -256,8 +256,8 @@ def test_move_keeps_to_its_rate_and_stops_at_ctrl_c(shell: Shell, broker: TestBr
 
 @on_any_broker
 def test_a_move_whose_connection_is_closed_can_be_run_again(shell: Shell, broker: TestBroker) -> None:
-    """If the broker closes the connection of `move`, the command exits with 69, and the hint says to run it again. The
-    second run moves the rest.
+    """If the broker closes the connection of `move`, the command exits with 69, and the hint says to run `move` again.
+    The second run moves the remaining messages.
     """
     fill(broker, Queue("a", durable=True), numbered(300), Queue("b", durable=True))
     running = shell.start("mqtool", "move", "a", "--to", "b", "--rate", "20/s", "-v").wait_for_stderr("Moved")
@@ -302,7 +302,7 @@ def in_a_full_frame(headers: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.keeps_messages
 def test_a_forged_origin_in_a_full_frame_does_not_stop_move(shell: Shell, broker: TestBroker) -> None:
     """`move` corrects headers in which a publisher claims another exchange and routing key. If the true values are
-    longer and do not fit into the frame, `move` removes these headers instead. It moves all messages.
+    longer and do not fit into the frame, `move` removes these headers instead. All messages are moved.
     """
     forged = in_a_full_frame({"mqtool-exchange": "", "mqtool-routing-key": ""})
     fill(broker, Queue("a"), [Message(b"0")], Queue("b"))

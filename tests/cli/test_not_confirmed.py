@@ -130,7 +130,7 @@ def test_the_next_send_discards_a_message_that_a_killed_send_left_incomplete(she
 @on_any_broker
 def test_send_exits_with_3_if_messages_of_a_killed_run_are_still_unsent(shell: Shell) -> None:
     """If FILE.unfinished contains messages of a killed run, `send --failed-to FILE` exits with 3, even if the broker
-    confirms all messages of the new run. With FILE.unfinished as its input, it exits with 2 and sends nothing.
+    confirms all messages of the new run. If FILE.unfinished is also the input, `send` exits with 2 and sends nothing.
     """
     unfinished = shell.directory / "failed.unfinished"
     unfinished.write_text('{"body": "earlier"}\n')
@@ -173,8 +173,8 @@ def test_a_message_that_no_queue_received_is_reported(shell: Shell, command: str
 def test_messages_sent_after_their_queue_was_deleted_count_as_returned(
     shell: Shell, broker: TestBroker, command: str
 ) -> None:
-    """If the queue is deleted while `send -l` runs, the messages sent afterwards count as returned, and --failed-to
-    keeps them. With --no-mandatory, messages to a missing queue count as sent.
+    """If the queue is deleted while `send -l` runs, the messages sent after the deletion count as returned, and
+    --failed-to keeps these messages. With --no-mandatory, messages to a missing queue count as sent.
     """
     shell.run("mqtool", "queue", "declare", "gone")
     sender = shell.start("mqtool", *command.split(" "), "-l", "-v", "--failed-to", "failed", stdin=PIPE)
@@ -286,7 +286,7 @@ def _declared(broker: TestBroker, queue: str) -> bool:
 
 def test_send_gives_up_after_the_attempts_that_max_reconnects_allows(own_shell: Shell, amqp_vhost: Vhost) -> None:
     """`send --max-reconnects 2 --failed-to FILE` gives up after two failed attempts to reconnect and keeps the unsent
-    messages in FILE. If other messages were confirmed, it exits with 3.
+    messages in FILE. If other messages were confirmed before, the command exits with 3.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", "--failed-to", "failed", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -311,8 +311,9 @@ def test_send_gives_up_after_the_attempts_that_max_reconnects_allows(own_shell: 
 def test_exit_code_69_means_that_nothing_was_sent_or_kept(
     own_shell: Shell, amqp_vhost: Vhost, words: list[str], text: str, kept: list[str]
 ) -> None:
-    """If `send --failed-to FILE` loses the connection before any confirm and cannot reconnect, it exits with 75 and
-    keeps its messages in FILE. If it cannot reach the broker at all, it exits with 69 and does not write FILE.
+    """If `send --failed-to FILE` loses the connection before any confirm and cannot reconnect, the command exits with
+    75 and keeps the messages in FILE. If `send` cannot reach the broker at all, it exits with 69 and does not write
+    FILE.
     """
     send = ("mqtool", "send", *words, "--max-reconnects", "1", "--failed-to", "failed")
     amqp_vhost.faults.delay_confirms()
@@ -334,8 +335,8 @@ def test_exit_code_69_means_that_nothing_was_sent_or_kept(
 def test_send_exits_with_75_if_it_loses_the_connection_after_all_messages_were_returned(
     own_shell: Shell, amqp_vhost: Vhost
 ) -> None:
-    """If `send` loses the connection after all of its messages were returned, it exits with 75, and not with 69,
-    because it did send messages.
+    """If `send` loses the connection after the broker has returned all messages, `send` exits with 75. It does not exit
+    with 69, which would mean that it sent nothing.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-r", "nosuch", "--no-reconnect", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -350,8 +351,8 @@ def test_send_exits_with_75_if_it_loses_the_connection_after_all_messages_were_r
 def test_max_reconnects_counts_the_attempts_since_the_last_confirm(
     own_shell: Shell, amqp_vhost: Vhost, *, progress: bool
 ) -> None:
-    """For --max-reconnects, `send` counts a connection that is lost before any confirm as a failed attempt. Each
-    confirm resets the count.
+    """For --max-reconnects, `send` counts a connection that is lost before any confirm as a failed attempt. After each
+    confirm, `send` counts the failed attempts from zero again.
     """
     sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-reconnects", "2", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -443,8 +444,8 @@ def test_sigterm_ends_a_worker_that_cannot_publish_a_retry(
 
 
 @pytest.mark.keeps_messages
-def test_emit_log_declares_its_exchange_again_if_it_is_deleted(shell: Shell, broker: TestBroker) -> None:
-    """If the tutorial's exchange is deleted while `emit-log` runs, the command declares the exchange again, and the
+def test_emit_log_declares_a_deleted_exchange_again(shell: Shell, broker: TestBroker) -> None:
+    """If the exchange of `emit-log` is deleted while the command runs, the command declares the exchange again, and the
     broker confirms every message.
     """
     sender = shell.start("mqtool", "emit-log", "fanout", "-l", "-v", stdin=PIPE)
@@ -502,8 +503,8 @@ def test_rpc_server_declares_no_queue_with_a_mistyped_name(shell: Shell, broker:
 
 
 def test_suggestions_for_a_mistyped_queue_use_mqtool_management_url(lonely_shell: Shell) -> None:
-    """If a queue's name is mistyped, receiving commands suggest the most similar name. They find it through the
-    management API at MQTOOL_MANAGEMENT_URL.
+    """If a queue's name is mistyped, receiving commands ask the management API at MQTOOL_MANAGEMENT_URL for the queues'
+    names, and suggest the most similar one.
     """
     with EmbeddedBroker(management_port=0) as broker:
         lonely_shell.environment |= {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": str(broker.management_url)}

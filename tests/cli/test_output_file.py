@@ -64,7 +64,7 @@ def test_sighup_does_not_end_receive_while_it_starts(shell: Shell, option: str) 
 
 def test_receive_removes_an_incomplete_last_line_of_a_killed_run(shell: Shell) -> None:
     """If the output file has several lines and the last one is incomplete, as after a killed run, `receive -o` removes
-    that line and prints its beginning.
+    this line from the file and reports the beginning of the line.
     """
     log = shell.directory / "app.log"
     log.write_bytes(b"whole\n" + b"half" * 50_000)
@@ -128,8 +128,8 @@ def test_rotating_the_output_file_again_and_again_loses_no_message(shell: Shell)
 
 @on_any_broker
 def test_receive_exits_with_2_if_its_output_file_cannot_be_created(shell: Shell, broker: TestBroker) -> None:
-    """If the output file cannot be created, `receive -o` exits with 2. If it cannot be reopened after SIGHUP, `receive
-    -o` prints a warning and keeps writing to the old file.
+    """If the output file cannot be created, `receive -o` exits with 2. If the file cannot be reopened after SIGHUP,
+    `receive -o` prints a warning and keeps writing to the old file.
     """
     refused = shell.run("mqtool", "receive", "-o", "no/such/app.log")
     assert refused.code == 2

@@ -93,8 +93,8 @@ def test_peek_needs_no_management_api(shell: Shell, broker: TestBroker) -> None:
 
 @on_any_broker
 def test_peek_says_that_messages_stay_in_the_queue(shell: Shell, broker: TestBroker) -> None:
-    """`peek` prints messages as lines, with a template or to a file. It says that they stay in the queue, marked as
-    redelivered.
+    """`peek` prints messages as lines, with a template or to a file, and says that the messages stay in the queue,
+    marked as redelivered.
     """
     filled(shell, 2)
     shown = shell.run("mqtool", "peek", "jobs")
@@ -174,7 +174,7 @@ def test_peek_ignores_a_forged_delivery_count_after_a_consumer_has_requeued_the_
     tmp_path: Path, like: str
 ) -> None:
     """From RabbitMQ 4.3 on, a message that was only requeued with a nack keeps the x-delivery-count that its publisher
-    has forged. `peek` leaves such a message in its place, and its warnings ignore the forged count.
+    has forged. `peek` leaves such a message in its place in the queue, and ignores the forged count in its warnings.
     """
     with EmbeddedBroker(like=like, management_port=0) as broker:
         settings = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}
@@ -210,7 +210,7 @@ def test_peek_exits_with_69_if_a_single_active_consumer_has_the_queue(
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_peek_reads_a_stream_from_any_offset(shell: Shell, broker: TestBroker) -> None:
     """`peek --offset` shows the messages of a stream from a numeric offset, an age or the start of the last chunk to
-    the end. Without --offset, it starts at the first message.
+    the end. Without --offset, `peek` starts at the first message.
     """
     ids = filled(shell, 500, "--queue-type", "stream", "--argument", "x-max-length-bytes=100000000")
     assert peeked(shell, broker) == ids
@@ -225,8 +225,8 @@ def test_peek_reads_a_stream_from_any_offset(shell: Shell, broker: TestBroker) -
 
 @on_any_broker
 def test_peek_shows_ten_messages_on_a_terminal_and_says_how_many_more_there_are(shell: Shell) -> None:
-    """On a terminal, `peek` shows ten messages, or N with `-c N`, and says how many more there are. In a pipe, it shows
-    all.
+    """On a terminal, `peek` shows ten messages, or N with `-c N`, and says how many more there are. In a pipe, `peek`
+    shows all messages.
     """
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="".join(f"m{number}\n" for number in range(1012)))
     shown = on_terminal(shell, "mqtool", "peek", "jobs").stdout
@@ -237,7 +237,7 @@ def test_peek_shows_ten_messages_on_a_terminal_and_says_how_many_more_there_are(
 
 @on_any_broker
 def test_peek_stops_when_the_reader_of_its_output_exits(shell: Shell, broker: TestBroker) -> None:
-    """On a queue with 30,000 messages, `peek | head -3` consumes at most 12,000 of them, and requeues these."""
+    """On a queue with 30,000 messages, `peek | head -3` consumes at most 12,000 messages, and requeues all of them."""
     shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="x\n" * 30_000)
     taken_before = "mqtool receive -q jobs --json --idle-timeout 1s | grep -c '\"redelivered\":true'"
     script = f"mqtool peek jobs | head -3; {taken_before}"

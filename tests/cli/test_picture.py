@@ -180,7 +180,7 @@ def places(page: Page, fate: str) -> list[tuple[float, float]]:
 
 def test_messages_published_at_the_same_time_are_drawn_apart(chromium: Any, tmp_path: Path) -> None:
     """In the picture of `mqtool ui`, six messages published in the same millisecond move one after another. In the
-    queue, they are drawn side by side.
+    queue, these messages are drawn side by side.
     """
     sent = [event for number in range(6) for event in published(1000, number)]
     page = recorded(chromium, tmp_path, [*jobs(), *sent, {"kind": "now", "t": 8000}])
@@ -237,7 +237,7 @@ def test_a_worker_with_prefetch_1_is_never_drawn_with_two_messages(chromium: Any
 
 def test_a_worker_without_a_prefetch_limit_is_drawn_with_several_messages(chromium: Any, tmp_path: Path) -> None:
     """If a consumer without a prefetch limit gets several messages in the same millisecond, the picture of `mqtool ui`
-    draws several of them at the consumer at the same time, even if it acknowledges each of them immediately.
+    draws several messages at the consumer at the same time, even if the consumer acknowledges each message immediately.
     """
     records = [*jobs([{"name": "one/tag", "label": "worker 1", "prefetch": 0}])]
     for number in range(4):
@@ -363,8 +363,8 @@ def test_a_reply_is_drawn_only_after_its_request_has_arrived(chromium: Any, tmp_
 
 
 def test_the_count_of_a_queue_increases_only_when_the_messages_drawn_arrive(chromium: Any, tmp_path: Path) -> None:
-    """If 100 messages are published at the same time, the picture of `mqtool ui` draws twelve of them moving. It counts
-    the other 88 when these twelve have arrived, even if the broker reports the 88 earlier.
+    """If 100 messages are published at the same time, the picture of `mqtool ui` draws twelve of them moving. The
+    queue's count includes the other 88 only when these twelve have arrived, even if the broker reports the 88 earlier.
     """
     sent = [event for number in range(12) for event in published(1000, number)]
     counted = {"kind": "moved", "t": 1001, "queues": {"jobs": [100, 0, 100]}, "taken": [], "published": []}
@@ -485,7 +485,8 @@ def test_a_terminal_that_publishes_and_consumes_is_one_box(chromium: Any, tmp_pa
 
 def test_a_terminal_that_publishes_and_consumes_is_one_row_of_the_table(chromium: Any, tmp_path: Path) -> None:
     """If the program in a terminal publishes and consumes, the table on a tutorial's page has one row for the terminal,
-    with the exchange and the queue that it uses. A click on the terminal's box in the picture opens a single panel.
+    with the exchange and the queue that the program uses. A click on the terminal's box in the picture opens a single
+    panel.
     """
     page = recorded(chromium, tmp_path, of_rpc())
     seek(page, 0.4)
@@ -701,8 +702,8 @@ def of_terminal(t: int, n: int, kind: str, terminal: str = "boss") -> dict[str, 
 
 @pytest.mark.parametrize("place", ["a tutorial", "mqtool ui"])
 def test_an_idle_publisher_stays_in_the_picture_until_it_ends(chromium: Any, tmp_path: Path, place: str) -> None:
-    """A publisher that is idle for a few seconds stays in the picture. In a tutorial, it stays until the program in its
-    terminal ends; in `mqtool ui`, until its channel is closed.
+    """A publisher that is idle for a few seconds stays in the picture of `mqtool ui` until its channel is closed, and
+    in the picture of a tutorial until the program in its terminal ends.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     moved = {"kind": "moved", "queues": {}, "taken": []}
@@ -736,8 +737,9 @@ def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: P
 def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     chromium: Any, tmp_path: Path, kind: str, seen: str
 ) -> None:
-    """While a message moves to a queue, the picture of `mqtool ui` shows the message's routing key beside it or, after
-    a headers exchange, its headers. After a fanout exchange or the default exchange, there is no text beside it.
+    """While a message moves to a queue, the picture of `mqtool ui` shows the routing key beside the message or, after a
+    headers exchange, the message's headers. After a fanout exchange or the default exchange, there is no text beside
+    the message.
     """
     name = "logs" if kind else ""
     records = [*jobs(), *published(1000, 0)]
@@ -759,7 +761,7 @@ def test_an_exchange_before_a_stream_is_drawn_only_if_messages_pass_through_it(
     chromium: Any, tmp_path: Path, passes_exchange: bool
 ) -> None:
     """If messages are published to a stream over the stream protocol, which has no exchanges, the picture of `mqtool
-    ui` draws no exchange. If they are published through the default exchange, the picture draws it.
+    ui` draws no exchange. If messages are published through the default exchange, the picture draws this exchange.
     """
     records = jobs([{"name": "one/tag", "label": "reader"}])
     records[1]["queues"][0]["type"] = "stream"
@@ -871,9 +873,9 @@ def of_offsets() -> list[dict[str, Any]]:
 
 
 def test_an_offset_moves_to_the_stream_and_then_stays_below_it(chromium: Any, tmp_path: Path) -> None:
-    """If a reader of a stream stores its offset, the picture of `mqtool ui` moves the offset from the reader to the
-    stream, after the messages that the reader has received. Below the stream, it then shows the offset with the
-    reader's name or, after a reset, that there is no offset.
+    """If a reader of a stream stores its offset, the picture of `mqtool ui` first shows the messages that move to the
+    reader. It then moves the offset from the reader to the stream, and shows the offset with the reader's name below
+    the stream. After a reset, the text below the stream says that there is no offset.
     """
     page = recorded(chromium, tmp_path, of_offsets())
     seen: list[str] = []
@@ -949,8 +951,8 @@ def test_a_look_at_the_ends_of_a_stream_is_not_drawn_as_a_reader(chromium: Any, 
 
 
 def test_the_offset_that_was_stored_last_is_shown_below_the_stream(chromium: Any, tmp_path: Path) -> None:
-    """If a reader stores offsets more often than events about them are reported, the picture of `mqtool ui` shows the
-    offset that was stored last below the stream.
+    """If a reader stores offsets more often than the broker reports them, the picture of `mqtool ui` shows, below the
+    stream, the offset that was stored last.
     """
     records = of_offsets()[:-2]
     counted = {"kind": "moved", "t": 9000, "queues": {"jobs": [2, 0, 2]}, "taken": [], "published": []}
@@ -980,7 +982,7 @@ def test_a_client_is_drawn_even_if_the_queue_to_which_it_publishes_does_not_exis
 
 def test_the_lines_of_a_terminal_are_in_order_after_a_jump_within_a_recording(chromium: Any, tmp_path: Path) -> None:
     """After a jump to any moment of a recording, a terminal shows each command below the output of the previous
-    command, and Ctrl-C below everything that was printed before it.
+    command, and Ctrl-C below everything that was printed before Ctrl-C.
     """
     to = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": {"client": "worker 1"}}
     records = play([{"name": "one/tag", "label": "worker 1"}])[:-1]
@@ -1112,8 +1114,8 @@ def test_a_client_that_consumes_again_is_one_consumer(chromium: Any, tmp_path: P
 
 def test_the_picture_shows_no_generated_names(chromium: Any, tmp_path: Path) -> None:
     """The picture of `mqtool ui` shows no generated names. A consumer has the name of its client. A queue with a
-    generated name is called "screen's queue" if it belongs to the client `screen`, and "temporary queue" if its client
-    is unknown.
+    generated name is called "screen's queue" if the queue belongs to the client `screen`, and "temporary queue" if the
+    queue's client is unknown.
     """
     to = {"client": "screen", "connection": "10.0.0.7:50001 -> 10.0.0.1:5672", "protocol": "AMQP 0-9-1"}
     consumer = "10.0.0.7:50001 -> 10.0.0.1:5672 (1)/ctag1.38a78d6f44a14a9b8d6d1f7b0e1a2c3d"
@@ -1389,8 +1391,8 @@ def test_the_end_of_a_recording_still_shows_clients_and_queue(chromium: Any, tmp
 
 
 def test_the_end_of_a_recording_shows_deleted_queues_only_if_no_command_follows(chromium: Any, tmp_path: Path) -> None:
-    """If a tutorial runs a command after its queues were deleted, such as one that lists them, the picture at the end
-    of its recording shows no queue. Without such a command, it still shows the deleted queues.
+    """If a tutorial runs a command after its queues were deleted, for example to list the queues, the picture at the
+    end of the recording shows no queue. If no such command follows, the picture still shows the deleted queues.
     """
     (topology,) = [each for each in jobs(t=9500) if each["kind"] == "topology"]
     gone = [{"kind": "event", "t": 9500, "what": "purged", "queue": "jobs"}, {**topology, "links": [], "queues": []}]
@@ -1404,8 +1406,8 @@ def test_the_end_of_a_recording_shows_deleted_queues_only_if_no_command_follows(
 
 
 def test_the_time_bar_of_a_recording_has_a_mark_for_each_scene(chromium: Any, tmp_path: Path) -> None:
-    """The time bar of a recorded tutorial has a mark for each scene. A click on a mark shows its scene, and so does the
-    scene's number in the page's address.
+    """The time bar of a recorded tutorial has a mark for each scene. A click on a mark shows the mark's scene. The
+    number of a scene in the page's address also selects this scene.
     """
     page = recorded(chromium, tmp_path, play())
     page.until(lambda: len(page.find("#chapters button")) == 2, "the marks")

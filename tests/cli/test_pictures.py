@@ -61,8 +61,8 @@ def test_the_recording_in_the_readme_shows_each_command_of_its_script() -> None:
 
 
 def test_every_image_in_the_documentation_exists() -> None:
-    """Every image that the README or a page of the documentation shows exists, and every image file is shown on at
-    least one of them.
+    """Every image that the README or a page of the documentation shows exists, and every image file is shown in the
+    README or on a page.
     """
     shown = {
         document.parent.joinpath(image).resolve()
@@ -83,8 +83,8 @@ def test_links_of_the_readme_lead_to_files_in_the_repository() -> None:
 
 
 def test_a_line_that_is_only_a_link_to_a_recording_embeds_the_recording(chromium: Any, tmp_path: Path) -> None:
-    """If a line in the documentation is only a link to a recording, the page embeds the recording. It is loaded when a
-    reader opens it, and begins at the linked scene.
+    """If a line in the documentation is only a link to a recording, the page embeds the recording. The recording is
+    loaded when a reader opens it, and begins at the linked scene.
     """
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "tutorials.html").write_bytes(single_file(play()))
@@ -101,7 +101,7 @@ def test_a_line_that_is_only_a_link_to_a_recording_embeds_the_recording(chromium
 
 
 def test_a_page_does_not_link_to_recordings_that_have_not_been_made() -> None:
-    """If the recordings have not been made, a page of the documentation shows its still images without links to them,
+    """If the recordings have not been made, a page of the documentation shows still images without links to recordings,
     and has no broken links.
     """
     page = (
@@ -113,5 +113,5 @@ def test_a_page_does_not_link_to_recordings_that_have_not_been_made() -> None:
 
 @pytest.mark.parametrize("name", pages.NAMES)
 def test_docs_tutorials_embeds_a_recording_of_each_tutorial(name: str) -> None:
-    """docs/tutorials.md has a line for each tutorial that embeds the tutorial's recording."""
+    """For each tutorial, docs/tutorials.md has a line that embeds a recording of the tutorial."""
     assert f"\n[Watch it](pictures/tutorials.html#{name})\n" in (ROOT / pictures.PAGE).read_text()

@@ -40,8 +40,8 @@ def test_receive_ends_when_the_reader_of_its_output_exits(shell: Shell) -> None:
 @pytest.mark.parametrize("redirect", [">", ">>", "-o"])
 @pytest.mark.sampled(1)
 def test_receive_leaves_no_incomplete_line_if_the_disk_becomes_full(shell: Shell, redirect: str) -> None:
-    """If the disk becomes full, `receive` removes the incomplete line from the output file and leaves its message in
-    the queue. A later run appends that message.
+    """If the disk becomes full, `receive` removes the incomplete line from the output file and leaves the line's
+    message in the queue. A later run appends that message.
     """
     lines = [letter * 400 for letter in "abc"]
     shell.run("mqtool", "send", "-l", stdin="\n".join(lines) + "\n")
@@ -111,7 +111,7 @@ def test_send_splits_its_input_at_nul_or_at_another_delimiter(shell: Shell, opti
 @on_any_broker
 def test_send_without_a_message_argument_sends_stdin_as_one_message(shell: Shell) -> None:
     """Without a message on the command line, or with `-`, `send` sends all of stdin as one message. With a message on
-    the command line, it does not read stdin.
+    the command line, `send` does not read stdin.
     """
     shell.run("mqtool", "send", stdin="two\nlines\n")
     shell.run("mqtool", "send", "-", stdin="dash")
@@ -122,7 +122,7 @@ def test_send_without_a_message_argument_sends_stdin_as_one_message(shell: Shell
 
 @on_any_broker
 def test_send_publishes_each_line_as_soon_as_it_arrives(shell: Shell) -> None:
-    """`send -l` publishes each line from a pipe as soon as it arrives, without waiting for the next one."""
+    """`send -l` publishes each line from a pipe as soon as the line arrives, without waiting for the next one."""
     receiver = shell.start("mqtool", "receive", "--raw").wait_until_ready()
     sender = shell.start("mqtool", "send", "-l", stdin=PIPE)
     assert sender.process.stdin is not None
@@ -168,8 +168,8 @@ def _without_place(path: Path) -> list[dict[str, object]]:
 
 @on_any_broker
 def test_a_long_body_is_shortened_on_a_terminal(shell: Shell) -> None:
-    """On a terminal, `send` and `receive` show only the first 200 characters of a long body, and its size. In a pipe or
-    with --raw, they print all of it.
+    """On a terminal, `send` and `receive` show only the first 200 characters of a long body, and the body's size. In a
+    pipe or with --raw, they print the whole body.
     """
     (shell.directory / "body").write_text("é" * 300)
     start = "é" * 200
@@ -193,7 +193,7 @@ def test_send_says_on_a_terminal_that_messages_are_not_persistent(
     shell: Shell, words: tuple[str, ...], said: bool
 ) -> None:
     """On a terminal, `send -l` to a classic queue without --persistent says that the messages are lost when the broker
-    stops. With --persistent, or to a quorum queue, it does not.
+    stops. With --persistent, or to a quorum queue, `send -l` does not say that.
     """
     (shell.directory / "lines").write_text("1\n2\n3\n")
     sent = on_terminal(shell, "mqtool", "send", "-q", "jobs", "-l", "-f", "lines", *words)
@@ -206,8 +206,8 @@ def test_send_says_on_a_terminal_that_messages_are_not_persistent(
 def test_the_notice_about_messages_that_are_not_persistent_depends_on_the_existing_queue(
     shell: Shell, kind: str
 ) -> None:
-    """On a terminal, `send -l` says that messages are not persistent if the existing queue is classic, but not if it is
-    a quorum queue. The type that `send` itself would declare does not matter.
+    """On a terminal, `send -l` says that messages are not persistent if the existing queue is a classic queue, but not
+    if the existing queue is a quorum queue. The type that `send` itself would declare does not matter.
     """
     (shell.directory / "lines").write_text("1\n2\n3\n")
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", kind)
@@ -249,7 +249,7 @@ def test_pretty_indents_json_bodies(shell: Shell) -> None:
 @on_any_broker
 def test_receive_into_a_file_counts_messages_on_the_terminal(shell: Shell) -> None:
     """If stdout is a file and stderr is a terminal, `receive` says how many messages it has received. If stderr is not
-    a terminal, it does not.
+    a terminal, `receive` does not say that.
     """
     shell.run("mqtool", "send", "-l", stdin="1\n2\n3\n")
     seen = on_terminal(shell, "sh", "-c", "mqtool receive -c 3 --raw > out")
@@ -337,8 +337,8 @@ def test_receive_exits_with_1_if_stdout_is_on_a_full_disk(shell: Shell) -> None:
 
 @pytest.mark.keeps_messages
 def test_receivers_that_share_a_queue_lose_no_message_when_one_is_killed(shell: Shell) -> None:
-    """If one of three `receive` commands on the same queue is killed, the others get the messages that it had not
-    acknowledged, and every message is printed at least once.
+    """If one of three `receive` commands on the same queue is killed, the other two get the messages that the killed
+    one had not acknowledged, and every message is printed at least once.
     """
     receivers = [shell.start("mqtool", "receive", "--raw", "--prefetch", "20").wait_until_ready() for _ in range(3)]
     sender = shell.start("mqtool", "send", "-l", stdin=PIPE)
@@ -360,9 +360,9 @@ def test_receivers_that_share_a_queue_lose_no_message_when_one_is_killed(shell: 
 
 
 @on_any_broker
-def test_receive_works_with_a_closed_stderr_but_not_with_a_closed_stdout(shell: Shell) -> None:
-    """With a closed stderr, `receive` works as usual. With a closed stdout, it exits with 1, and the message stays in
-    the queue. With a closed stdin, `send -l` exits with 0.
+def test_commands_work_with_a_closed_stdin_or_stderr_but_not_with_a_closed_stdout(shell: Shell) -> None:
+    """With a closed stdin, `send -l` exits with 0. With a closed stderr, `receive` works as usual. With a closed
+    stdout, `receive` exits with 1, and the message stays in the queue.
     """
     shell.start_cold()
     assert shell.script("mqtool send -l <&-", timeout=30).code == 0

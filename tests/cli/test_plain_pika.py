@@ -58,8 +58,8 @@ def ends_well(script: Running) -> None:
 
 @pytest.mark.parametrize("first", ["mqtool", "script"])
 def test_the_script_of_hello_world_exchanges_messages_with_send_and_receive(room: Room, first: str) -> None:
-    """The script that `tutorial show hello-world --plain` prints gets the messages of `send`, and `receive` gets the
-    script's messages, whichever program has declared the queue.
+    """`tutorial show hello-world --plain` prints a script that gets the message of `send`, and whose own message
+    `receive` gets, whichever program has declared the queue.
     """
     room.printed("hello-world")
     send = {"mqtool": lambda: room.mqtool("send"), "script": lambda: room.script("send", "Good", "morning!")}
@@ -75,8 +75,8 @@ def test_the_script_of_hello_world_exchanges_messages_with_send_and_receive(room
 
 @pytest.mark.parametrize("first", ["mqtool", "script"])
 def test_the_script_of_work_queues_exchanges_tasks_with_new_task_and_worker(room: Room, first: str) -> None:
-    """The script that `tutorial show work-queues --plain` prints handles the tasks of `new-task`, and `worker` handles
-    the script's tasks.
+    """`tutorial show work-queues --plain` prints a script that handles the tasks of `new-task`, and whose own tasks
+    `worker` handles.
     """
     room.printed("work-queues")
     if first == "script":
@@ -155,9 +155,9 @@ LOGS = {
 
 
 @pytest.mark.parametrize("tutorial", LOGS)
-def test_the_scripts_of_logs_exchange_logs_with_emit_log_and_receive_log(room: Room, tutorial: str) -> None:
-    """For each of the tutorials about logs, both `receive-log` and the script that `tutorial show --plain` prints
-    receive the logs of `emit-log` and of the script.
+def test_plain_scripts_exchange_logs_with_emit_log_and_receive_log(room: Room, tutorial: str) -> None:
+    """For each tutorial about logs, `tutorial show --plain` prints a script that can send and receive logs. Both
+    `receive-log` and the script print the logs that `emit-log` sends and the logs that the script sends.
     """
     kind, takes, script_takes, emits, script_emits, key = LOGS[tutorial]
     room.printed(tutorial)
@@ -176,8 +176,8 @@ def test_the_scripts_of_logs_exchange_logs_with_emit_log_and_receive_log(room: R
 
 
 def test_the_topics_script_receives_only_logs_that_match_its_patterns(room: Room) -> None:
-    """The script that `tutorial show topics --plain` prints receives only logs whose routing keys match its binding
-    keys.
+    """The script that `tutorial show topics --plain` prints receives only logs whose routing keys match the script's
+    binding keys.
     """
     room.printed("topics")
     receiver = room.start_script("receive", "kern.*", "*.critical")
@@ -188,8 +188,8 @@ def test_the_topics_script_receives_only_logs_that_match_its_patterns(room: Room
 
 
 def test_the_script_of_rpc_and_mqtools_rpc_commands_answer_each_other(room: Room) -> None:
-    """The script that `tutorial show rpc --plain` prints answers `rpc-client`, and `rpc-server` answers the script. To
-    an invalid request, the script replies with an error.
+    """`tutorial show rpc --plain` prints a script whose server answers `rpc-client`, and whose client gets its answer
+    from `rpc-server`. To an invalid request, the script's server replies with an error.
     """
     room.printed("rpc")
     server = room.start_script("server")
@@ -217,8 +217,8 @@ def test_the_script_of_publisher_confirms_prints_the_same_lines_as_the_command(r
 
 
 def test_the_script_of_delayed_messages_exchanges_messages_with_mqtool(room: Room) -> None:
-    """The script that `tutorial show delayed-messages --plain` prints gets the messages of `send-delayed`, and
-    `receive-delayed` gets the script's messages in the order in which they are due.
+    """`tutorial show delayed-messages --plain` prints a script that gets the messages of `send-delayed`.
+    `receive-delayed` gets the script's messages in the order in which the messages are due.
     """
     room.printed("delayed-messages")
     room.script("send", "4000", "second")
@@ -241,8 +241,8 @@ def streams(room: Room, broker: TestBroker) -> Room:
 
 
 def test_the_script_of_streams_exchanges_messages_with_send_stream_and_receive_stream(streams: Room) -> None:
-    """The script that `tutorial show stream-hello-world --plain` prints and `receive-stream` both read the messages of
-    `send-stream` and of the script.
+    """`tutorial show stream-hello-world --plain` prints a script that reads the messages of `send-stream` and its own.
+    `receive-stream` also reads the messages of both.
     """
     streams.printed("stream-hello-world")
     assert streams.script("send").stdout == " [x] Hello, World! message sent\n"
@@ -257,7 +257,7 @@ def test_the_script_of_streams_exchanges_messages_with_send_stream_and_receive_s
 
 def test_the_script_of_offset_tracking_and_mqtool_share_stored_offsets(streams: Room) -> None:
     """The script that `tutorial show stream-offset-tracking --plain` prints resumes where `offset receive` has stopped,
-    because both store their offset under the same name.
+    because the script and mqtool store their offset under the same name.
     """
     streams.printed("stream-offset-tracking")
     streams.script("send")

@@ -99,8 +99,8 @@ def test_keys_step_forward_and_back_through_a_tutorial(playing: tuple[Running, P
 
 @pytest.mark.parametrize("playing", [("drill", "duplicate", "-c", "20")], ids=["drill"], indirect=True)
 def test_the_page_of_a_drill_shows_its_fault_and_its_totals(playing: tuple[Running, Page]) -> None:
-    """The page of `drill --ui` explains the fault and waits for a key. Afterwards, the page shows the totals, including
-    the number of lost messages. The page fits on a narrow screen.
+    """The page of `drill --ui` explains the drill's fault and waits for a key. When the drill has ended, the page shows
+    the totals, including the number of lost messages. The page fits on a narrow screen.
     """
     command, page = playing
     page.resize(390)
@@ -138,8 +138,8 @@ def test_a_closed_page_does_not_end_a_tutorial(playing: tuple[Running, Page], ch
 def test_the_page_of_tutorial_try_shows_the_goal_and_the_learners_messages(
     playing: tuple[Running, Page], lonely_shell: Shell, tmp_path: Path
 ) -> None:
-    """The page of `tutorial try --ui` shows the goal and the learner's messages. When the goal has been reached, it
-    shows how.
+    """The page of `tutorial try --ui` shows the goal and the learner's messages. When the goal has been reached, the
+    page says how the learner reached it.
     """
     command, page = playing
     page.until(lambda: "while no receiver is running" in shown(page, "#narration"), "the goal")
@@ -246,7 +246,7 @@ def overlapping(page: Page, selectors: list[str]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("width", [1280, 768, 390], ids="{} pixels".format)
-def test_answers_the_list_of_tutorials_and_the_picture_do_not_overlap(
+def test_the_picture_the_answers_and_the_list_of_tutorials_do_not_overlap(
     chromium: Any, tmp_path: Path, width: int
 ) -> None:
     """At each width of the window, a tutorial's page shows a scene's answer without scrolling once the picture has

@@ -21,7 +21,7 @@ def admin(shell: Shell, broker: TestBroker) -> Shell:
 
 @pytest.mark.own_vhost("policies stay in it")
 @pytest.mark.parametrize("kind", [[], ["--operator"]], ids=["user", "operator"])
-def test_a_policy_is_set_changed_listed_and_cleared(admin: Shell, kind: list[str]) -> None:
+def test_policy_commands_set_list_and_clear_a_policy(admin: Shell, kind: list[str]) -> None:
     """`policy set` creates or changes a policy, which immediately applies to matching queues. `policy ls` lists the
     policy, and `policy clear` deletes it.
     """
@@ -62,7 +62,7 @@ def test_policy_set_prints_the_reason_if_the_broker_refuses_a_policy(admin: Shel
 
 @pytest.mark.parametrize("text", ["[]", "{}", "max-length=3", "3"])
 def test_a_policy_definition_must_be_a_json_object_that_is_not_empty(lonely_shell: Shell, text: str) -> None:
-    """`policy set` exits with 2 if --definition is not a JSON object, or is an empty one."""
+    """`policy set` exits with 2 if --definition is not a JSON object, or is an empty JSON object."""
     wrong = lonely_shell.run(*SET[:-1], text)
     assert wrong.code == 2
     assert "is not" in wrong.stderr
@@ -108,7 +108,7 @@ def test_policy_set_asks_for_confirmation_if_a_policy_would_remove_messages(
     admin: Shell, broker: TestBroker, definition: dict[str, int], warns: str, asks: str, left: int, operator: list[str]
 ) -> None:
     """If a policy would remove messages, `policy set` says how many messages of which queue, and asks for confirmation.
-    Without a terminal, it exits with 2 and sets nothing. With --yes, it does not ask.
+    Without a terminal, the command exits with 2 and sets nothing. With --yes, the command does not ask.
     """
     size = filled(admin, broker, "jobs")
     if "max-length-bytes" in definition:
@@ -128,9 +128,9 @@ def test_policy_set_asks_for_confirmation_if_a_policy_would_remove_messages(
 
 @pytest.mark.own_vhost("policies stay in it")
 def test_policy_set_does_not_ask_if_the_policy_removes_no_messages(admin: Shell, broker: TestBroker) -> None:
-    """`policy set` does not ask for confirmation if the policy removes no messages. This is so if the queue is within
-    the limit, if a lower limit or another policy already applies, if the queue rejects new messages instead, if its
-    type does not support one of the settings, or if the policy affects only future messages.
+    """`policy set` does not ask for confirmation if the policy removes no messages: because the queue is within the
+    limit, a lower limit or another policy already applies, the queue rejects new messages instead, the queue's type
+    does not support one of the settings, or the policy affects only future messages.
     """
     filled(admin, broker, "jobs")
     filled(admin, broker, "full", "--argument", "x-overflow=reject-publish")
@@ -176,8 +176,8 @@ def test_policy_set_asks_before_it_replaces_the_overflow_reject_publish(admin: S
 def test_policy_set_asks_about_all_queues_if_the_pattern_takes_too_long_to_match(
     admin: Shell, broker: TestBroker
 ) -> None:
-    """If a policy's pattern could take very long to match, mqtool does not test which queues it matches. Instead,
-    `policy set` asks about every queue whose messages the policy would remove if it applied.
+    """If a policy's pattern could take very long to match, mqtool does not test which queues the pattern matches.
+    Instead, `policy set` asks about every queue from which the policy would remove messages if the pattern matched.
     """
     filled(admin, broker, "jobs")
     refused = admin.run("mqtool", "policy", "set", "limits", "--pattern", "^(?!x)([a-z]+)+$", *SET[6:])

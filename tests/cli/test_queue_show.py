@@ -79,7 +79,7 @@ def test_queue_show_json_prints_one_object(admin: Shell) -> None:
     ],
 )
 def test_queue_show_says_where_dead_letters_go(admin: Shell, settings: str, goes: str) -> None:
-    """`queue show` names the queue to which dead letters go, or says that they are dropped or lost, and why."""
+    """`queue show` names the queue to which dead letters go, or says that dead letters are dropped or lost, and why."""
     starts = ("--dead-letter-exchange=", "--argument=x-dead-letter-routing-key=")
     options = [f"{start}{value}" for start, value in zip(starts, settings.split(), strict=False)]
     assert admin.run("mqtool", "queue", "declare", "other", *options).code == 0
@@ -88,7 +88,7 @@ def test_queue_show_says_where_dead_letters_go(admin: Shell, settings: str, goes
 
 def test_queue_show_lists_the_offset_and_lag_of_each_stream_consumer(shell: Shell, broker: TestBroker) -> None:
     """For a stream, `queue show` prints the stored offset and the lag of each named consumer. If nothing answers at the
-    stream port, it says that the offset is unknown.
+    stream port, `queue show` says that the offset is unknown.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
@@ -136,8 +136,8 @@ def test_queue_show_of_a_missing_queue_with_a_name_that_is_not_utf_8_exits_with_
 
 
 def test_queue_show_prints_a_queue_whose_name_is_not_utf_8(admin: Shell, broker: TestBroker) -> None:
-    """On the embedded broker, `queue show` prints a queue whose name is not UTF-8. RabbitMQ refuses to declare such a
-    queue, so `queue show` exits with 69 there.
+    """On the embedded broker, `queue show` prints a queue whose name is not UTF-8. On RabbitMQ, which refuses to
+    declare such a queue, `queue show` exits with 69.
     """
     with RawClient(broker.url) as client:
         client.socket.sendall(raw_frame(1, 1, b"\x00\x32\x00\x0a\0\0\x02q\xff\0\0\0\0\0"))

@@ -17,8 +17,8 @@ NO_BROKER = "amqp://localhost:1"
 @on_any_broker
 @pytest.mark.parametrize("command", ["receive", "worker", "tap amq.topic", "rpc-server", "delayed relay later"])
 def test_a_starting_command_removes_the_ready_file_of_an_earlier_run(shell: Shell, command: str) -> None:
-    """When it starts, a command with --ready-file removes the file that an earlier run has left, even if no broker
-    answers.
+    """When a command with --ready-file starts, it removes the ready file that an earlier run has left, even if no
+    broker answers.
     """
     (shell.directory / "ready").touch()
     result = shell.run("mqtool", *command.split(), "-u", NO_BROKER, "--ready-file", "ready")
@@ -39,8 +39,8 @@ def test_a_file_that_is_not_empty_is_not_replaced_by_a_ready_file(shell: Shell) 
 
 
 def test_broker_serve_removes_the_ready_file_of_a_killed_broker_before_it_listens(tmp_path: Path) -> None:
-    """`broker serve --ready-file` removes the file of an earlier run before it listens, so that a script never reads
-    the URLs of a broker that was killed.
+    """`broker serve --ready-file` removes the ready file of an earlier run before the new broker listens, so that a
+    script never reads the URLs of a broker that was killed.
     """
     urls, definitions = tmp_path / "urls", tmp_path / "definitions"
     urls.write_text("amqp://guest:guest@127.0.0.1:1/%2F\n")

@@ -72,9 +72,9 @@ def test_replay_publishes_the_recorded_messages_unchanged(shell: Shell, connecti
 UNVERSIONED = Path(__file__).parents[1] / "recordings" / "unversioned.ndjson"
 
 
-def test_a_recording_without_a_version_is_replayed(shell: Shell, connection: Connection) -> None:
-    """A recording of an early mqtool, whose lines have no version, can be replayed, scrubbed and sent, and its bodies,
-    headers and properties are kept.
+def test_a_recording_of_an_early_version_of_mqtool_is_replayed(shell: Shell, connection: Connection) -> None:
+    """A recording of an early version of mqtool, whose lines do not name the version of the format, can be replayed,
+    scrubbed and sent, and its bodies, headers and properties are kept.
     """
     channel = connection.channel()
     queue = channel.declare(Queue("jobs"))
@@ -106,8 +106,8 @@ def test_a_recording_without_a_version_is_replayed(shell: Shell, connection: Con
 )
 @on_any_broker
 def test_a_recording_in_a_newer_format_is_refused(shell: Shell, command: str) -> None:
-    """If a recording is in a newer version of the format, each command that reads recordings exits with 65, and the
-    hint says to upgrade mqtool.
+    """If a recording is in a newer version of the recording format than mqtool knows, each command that reads
+    recordings exits with 65, and the hint says to upgrade mqtool.
     """
     (shell.directory / "newer.ndjson").write_text('{"version": 2, "content": ["Hello"], "route": "jobs"}\n')
     result = shell.script(command)
@@ -119,7 +119,8 @@ def test_a_recording_in_a_newer_format_is_refused(shell: Shell, command: str) ->
 @pytest.mark.keeps_messages
 def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
     """If some messages are unroutable, `recording replay` counts them as returned and exits with 3, and --failed-to
-    keeps them. If the exchange given with --to-exchange does not exist, it names this exchange and exits with 75.
+    keeps these messages. If the exchange given with --to-exchange does not exist, `recording replay` names this
+    exchange and exits with 75.
     """
     name = recording(shell, {}, {"routing_key": "nobody"}, {})
     shell.run("mqtool", "queue", "declare", "jobs")
@@ -138,7 +139,8 @@ def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
 @on_any_broker
 def test_replay_selects_messages_and_keeps_the_time_between_them(shell: Shell, connection: Connection) -> None:
     """`recording replay` publishes the messages that --since, --until and --where select, with the same time between
-    them as in the recording. --to-queue, --set-header and --drop-header change their queue and headers.
+    them as in the recording. With --to-queue, --set-header and --drop-header, the messages get another queue and other
+    headers.
     """
     connection.channel().declare(Queue("jobs", durable=True))
     name = recording(shell, *[{"routing_key": "elsewhere"}] * 9)
@@ -205,8 +207,8 @@ def test_replay_dry_run_prints_times_and_destinations(lonely_shell: Shell) -> No
 
 
 def test_replay_names_an_invalid_line_or_option(lonely_shell: Shell) -> None:
-    """If a line of the recording is invalid, `recording replay` prints its number and exits with 65. If options
-    contradict each other or a value is invalid, it names the options and exits with 2.
+    """If a line of the recording is invalid, `recording replay` prints the line's number and exits with 65. If options
+    contradict each other or a value is invalid, the command names the options and exits with 2.
     """
     good = recording(lonely_shell, {})
     (lonely_shell.directory / "bad").write_text('{"exchange": "", "body": "x"}\n')

@@ -46,8 +46,8 @@ def test_scrub_prints_each_line_as_it_arrives(lonely_shell: Shell) -> None:
 
 
 def test_scrub_names_an_invalid_line(lonely_shell: Shell) -> None:
-    """If a line is not JSON, `recording scrub` prints the lines before it, reports its number, and exits with 65. If
-    --keep names an unknown field, the command exits with 2.
+    """If a line is not JSON, `recording scrub` prints the lines before it, reports the number of the invalid line, and
+    exits with 65. If --keep names an unknown field, the command exits with 2.
     """
     result = lonely_shell.run("mqtool", "recording", "scrub", stdin=f"{LINES}\nnot JSON\n{LINES}")
     assert (result.code, len(result.stdout.splitlines())) == (65, 2)

@@ -26,8 +26,9 @@ def site() -> list[Path]:
 @large
 @pytest.mark.timeout(1500)
 def test_every_command_on_the_site_can_be_typed_twice_on_one_broker(lonely_shell: Shell, tmp_path: Path) -> None:
-    """If a reader types the commands of every page of the documentation's site twice on the same broker, they print
-    what the pages show. Only the README's output is not compared the second time, because it lists all queues.
+    """If a reader types the commands of every page of the documentation's site twice on the same broker, the commands
+    print what the pages show. Only the README's output is not compared the second time, because the README lists all
+    queues.
     """
     (tmp_path / "broker").mkdir()
     (tmp_path / "typed").mkdir()

@@ -84,8 +84,8 @@ def test_list_queues_connects_over_amqp_only_if_counts_may_be_old(shell: Shell) 
 
 def test_only_the_command_that_is_run_is_built_for_typer() -> None:
     """If a command line names a command of a group, as in `queue purge`, mqtool builds only that command for typer. If
-    it names only the group or an unknown command, mqtool builds all commands of the group, so that help, hints and
-    completion know them.
+    a command line names only the group or an unknown command, mqtool builds all commands of the group, so that help,
+    hints and completion know them.
     """
 
     def built(*words: str) -> set[str]:
@@ -102,8 +102,8 @@ def test_only_the_command_that_is_run_is_built_for_typer() -> None:
 
 @large
 def test_each_command_can_be_imported_alone(lonely_shell: Shell) -> None:
-    """Each command prints its help in a process of its own, so that none depends on modules that another command has
-    imported.
+    """Each command prints its help in a process of its own, so no command depends on modules that only another command
+    imports.
     """
     told = lonely_shell.run(sys.executable, "-c", _EACH_BY_ITSELF, *SENTENCES)
     assert told.code == 0, told.stderr

@@ -128,7 +128,7 @@ app.run()
 )
 def test_an_unexpected_error_says_where_the_bug_is(debug: str, hint: str) -> None:
     """If a bug in mqtool raises an exception, the command exits with 1. If the command has the option --debug, the hint
-    names this option; otherwise, it names the line of the bug.
+    names this option; otherwise, the hint names the line of code with the bug.
     """
     done = run((sys.executable, "-c", HAS_A_BUG, debug), capture_output=True, check=False, text=True)
     assert done.returncode == 1
@@ -166,9 +166,9 @@ def test_gnu_timeout_lets_a_worker_finish_its_task(shell: Shell) -> None:
 
 @on_any_broker
 @pytest.mark.parametrize("doing", [(), ("--exec", "sh -c 'echo $$ > pid; exec sleep 600'")], ids=["task", "program"])
-def test_a_busy_worker_says_after_ctrl_c_that_it_finishes_its_task(shell: Shell, doing: tuple[str, ...]) -> None:
-    """After the first Ctrl-C, a busy `worker` says that it finishes its task. A second Ctrl-C immediately ends `worker`
-    and its program, with exit code 130.
+def test_a_busy_worker_says_after_ctrl_c_that_it_is_finishing_its_task(shell: Shell, doing: tuple[str, ...]) -> None:
+    """After the first Ctrl-C, a busy `worker` says that it is finishing its task. A second Ctrl-C immediately ends
+    `worker` and its program, with exit code 130.
     """
     shell.run("mqtool", "new-task", "long" + "." * 600)
     worker = shell.start("mqtool", "worker", *doing).wait_until_ready()
@@ -260,7 +260,7 @@ def test_receive_exits_with_69_if_its_queue_is_deleted(shell: Shell, broker: Tes
 
 
 def test_wait_exits_with_0_once_a_broker_accepts_connections(shell: Shell, lonely_shell: Shell) -> None:
-    """`wait` exits with 0 once a broker accepts connections, and with 124 if none does within --timeout."""
+    """`wait` exits with 0 once a broker accepts connections, and with 124 if no broker does so within --timeout."""
     assert shell.run("mqtool", "wait", "--timeout", "10s").code == 0
     late = lonely_shell.run("mqtool", "wait", "--timeout", "300ms", "-u", "amqp://localhost:1")
     assert late.code == 124
@@ -268,8 +268,8 @@ def test_wait_exits_with_0_once_a_broker_accepts_connections(shell: Shell, lonel
 
 
 def test_the_tasks_of_worker_forget_ack_are_redelivered_to_the_next_worker(shell: Shell) -> None:
-    """`worker --forget-ack` handles tasks without acknowledging them. When it ends, the broker redelivers all of them
-    to the next worker.
+    """`worker --forget-ack` handles tasks without acknowledging them. When the command ends, the broker redelivers all
+    of these tasks to the next worker.
     """
     for number in range(3):
         shell.run("mqtool", "new-task", str(number))

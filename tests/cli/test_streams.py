@@ -35,8 +35,8 @@ def numbers(first: int, last: int) -> str:
 
 
 def test_send_stream_and_receive_stream_print_the_tutorials_lines(shell: Shell) -> None:
-    """`send-stream` and `receive-stream` print the lines of RabbitMQ's stream tutorial. A reader gets messages sent
-    before it started, and they stay in the stream for the next reader.
+    """`send-stream` and `receive-stream` print the lines of RabbitMQ's stream tutorial. A reader gets messages that
+    were sent before the reader started, and these messages stay in the stream for the next reader.
     """
     sent = shell.run("mqtool", "send-stream")
     assert (sent.stdout, sent.stderr, sent.code) == ("", " [x] Hello, World! message sent\n", 0)
@@ -54,8 +54,8 @@ def test_send_stream_and_receive_stream_print_the_tutorials_lines(shell: Shell) 
 
 
 def test_5000_lines_can_be_read_in_order_from_any_offset(shell: Shell) -> None:
-    """The broker confirms 5,000 lines of `send-stream -l`. `receive-stream` reads them in order from the first message,
-    a numeric offset, an age or a time.
+    """The broker confirms 5,000 lines of `send-stream -l`. `receive-stream` reads these lines in order, starting at the
+    first message, a numeric offset, an age or a time.
     """
     sent = shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 4999))
     assert "5,000 confirmed in" in sent.stderr
@@ -68,8 +68,8 @@ def test_5000_lines_can_be_read_in_order_from_any_offset(shell: Shell) -> None:
 
 
 def test_stream_messages_keep_their_headers_and_properties(shell: Shell) -> None:
-    """A message in a stream keeps its headers and properties when `receive-stream` reads it and when it is copied as
-    NDJSON, even if it was published over AMQP 0-9-1.
+    """A message in a stream keeps its headers and properties when `receive-stream` reads the message and when the
+    message is copied as NDJSON, even if the message was published over AMQP 0-9-1.
     """
     send = (
         "mqtool",
@@ -96,8 +96,8 @@ def test_stream_messages_keep_their_headers_and_properties(shell: Shell) -> None
 
 
 def test_receive_says_that_it_gets_only_new_messages_of_a_stream(shell: Shell, broker: TestBroker) -> None:
-    """On a terminal, `receive` without --offset on a stream says that it gets only new messages, and which option gets
-    all of them. With --offset, it prints no such notice.
+    """On a terminal, `receive` without --offset on a stream says that it gets only new messages, and names the option
+    with which it gets all messages. With --offset, it prints no such notice.
     """
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     shell.run("mqtool", "send-stream", "-q", "s", "old")
@@ -127,8 +127,8 @@ def test_receive_reads_a_stream_from_an_offset(shell: Shell) -> None:
 @pytest.mark.keeps_messages
 def test_receive_stream_track_resumes_after_the_last_printed_message(shell: Shell) -> None:
     """If `receive-stream --track` was ended by --count, by Ctrl-C or by `head`, the next run resumes after the last
-    message that was printed. No message is repeated, and none is skipped, except that `head` may have read one line
-    more than it prints.
+    message that was printed, so that no message is repeated or skipped. Only `head` may have read one line more than it
+    prints.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 2999))
     read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me")
@@ -147,8 +147,8 @@ def test_receive_stream_track_resumes_after_the_last_printed_message(shell: Shel
 
 @pytest.mark.keeps_messages
 def test_a_killed_receive_stream_track_skips_no_message(shell: Shell, broker: TestBroker) -> None:
-    """If `receive-stream --track` is killed, the next run skips no message. It repeats only messages whose offset was
-    not stored yet, which are about a thousand at most on the embedded broker.
+    """If `receive-stream --track` is killed, the next run skips no message. The next run repeats only messages whose
+    offset was not stored yet, which are at most about a thousand on the embedded broker.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(1, 20_000))
     output = shell.directory / "out"
@@ -406,7 +406,7 @@ def test_receive_resumes_a_stream_after_a_lost_connection(shell: Shell, broker: 
 
 def test_stream_commands_end_if_their_stream_is_deleted(shell: Shell) -> None:
     """If the stream is deleted, `receive-stream` exits with 69. `send-stream` exits with 3 if a message was confirmed
-    before, and with 75 if not. Neither declares the stream again.
+    before the deletion, and otherwise with 75. Neither command declares the stream again.
     """
     reader = shell.start("mqtool", "receive-stream", "-q", "s", "--declare", "--raw").wait_until_ready()
     sender = shell.start("mqtool", "send-stream", "-l", "-q", "s", stdin=subprocess.PIPE)
@@ -463,7 +463,8 @@ def test_receive_stream_skips_a_damaged_batch_with_a_warning(shell: Shell, broke
 @on_any_broker
 def test_receive_stream_needs_little_memory_for_compressed_batches(shell: Shell, broker: TestBroker) -> None:
     """`receive-stream` decompresses one batch at a time, so that 600 MB of address space are enough to read a stream
-    whose compressed batches contain 6.5 million messages. The test reads 70,000 of them, which are more than one batch.
+    whose compressed batches contain 6.5 million messages. The test reads only 70,000 messages, which are more than one
+    batch.
     """
     place = urlsplit(broker.streams)
     client = RawStream(place.hostname or "", place.port or 0)
@@ -486,7 +487,7 @@ def test_receive_suggests_receive_stream_for_messages_without_amqp_1_0_encoding(
     shell: Shell, broker: TestBroker
 ) -> None:
     """If a stream has messages without AMQP 1.0 encoding, which RabbitMQ cannot deliver over AMQP 0-9-1, `receive` and
-    `peek` exit with 69 and suggest `receive-stream`. The embedded broker delivers them.
+    `peek` exit with 69 and suggest `receive-stream`. The embedded broker delivers such messages.
     """
     shell.run("mqtool", "send-stream", "-q", "s", "first")
     place = urlsplit(broker.streams)
@@ -508,8 +509,8 @@ def test_receive_suggests_receive_stream_for_messages_without_amqp_1_0_encoding(
 
 @on_any_broker
 def test_an_existing_stream_with_other_arguments_is_used(shell: Shell) -> None:
-    """`send-stream` uses an existing stream even if its arguments differ from those that the command would declare. It
-    prints a notice only if an option asks for a different value.
+    """`send-stream` uses an existing stream even if its arguments differ from those that the command would declare. The
+    command prints a notice only if an option asks for a different value.
     """
     assert shell.run("mqtool", "send-stream", "-q", "s", "--argument", "max-age=1D", "x").code == 0
     assert shell.run("mqtool", "send-stream", "-q", "s", "y").stderr == " [x] y message sent\n"

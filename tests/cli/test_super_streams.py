@@ -83,7 +83,7 @@ def test_without_a_routing_key_messages_go_to_each_partition_in_turn(shell: Shel
 @on_any_broker
 def test_an_existing_super_stream_is_used_with_its_partitions(shell: Shell) -> None:
     """If a super stream exists with a different number of partitions than --partitions says, `receive-stream` uses the
-    existing partitions and says so. With --strict, it exits with 78.
+    existing partitions and says so. With --strict, `receive-stream` exits with 78.
     """
     shell.run("mqtool", "send-stream", *CREATED, "-r", "hello1", "x")
     other = ("mqtool", "receive-stream", "-q", "orders", "--partitions", "5", "-c", "1", "--raw")
@@ -124,8 +124,8 @@ def test_super_stream_commands_reconnect_and_lose_no_message(shell: Shell, broke
 
 @pytest.mark.keeps_messages
 def test_a_waiting_consumer_takes_over_when_the_single_active_one_is_killed(shell: Shell, broker: TestBroker) -> None:
-    """If the active one of two `receive-stream --single-active` commands is killed, the other one becomes active and
-    continues at the stored offset.
+    """If the active one of two `receive-stream --single-active` commands is killed, the other command becomes active
+    and continues at the stored offset.
     """
     shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin="1\n2\n")
     one = ("mqtool", "receive-stream", "-q", "s", "--single-active", "--raw", "--track", "me")

@@ -80,8 +80,8 @@ def test_tap_prints_only_messages_with_matching_keys_or_headers(shell: Shell, br
 def test_tap_of_a_queue_prints_the_messages_that_its_bindings_route_to_it(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """`tap -q` prints the messages that a queue's bindings route to it. It says that it does not show messages that
-    reach the queue through the default exchange.
+    """`tap -q` prints the messages that a queue's bindings route to the queue, and says that it does not show messages
+    that reach the queue through the default exchange.
     """
     channel = connection.channel()
     jobs = channel.declare(Queue("jobs", durable=True))
@@ -170,7 +170,7 @@ def test_tap_counts_the_copies_that_it_drops_for_a_slow_reader(shell: Shell, bro
 
 @on_any_broker
 def test_tap_warns_of_missing_copies_after_it_was_suspended(shell: Shell) -> None:
-    """If `tap` was suspended by SIGSTOP for a few seconds, it warns after SIGCONT that the broker may have dropped
+    """If `tap` was suspended by SIGSTOP for a few seconds, `tap` warns after SIGCONT that the broker may have dropped
     copies.
     """
     tap = shell.start("mqtool", "tap", "amq.fanout", "#").wait_until_ready()

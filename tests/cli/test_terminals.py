@@ -36,8 +36,8 @@ def test_a_notice_is_wrapped_between_words(lonely_shell: Shell) -> None:
 
 
 def test_a_command_in_a_notice_can_be_copied(lonely_shell: Shell) -> None:
-    """On a terminal, a command within a notice is printed on one line, even if it is too long for the terminal, so that
-    it can be copied.
+    """On a terminal, mqtool prints a command within a notice on one line, so that a user can copy the command, even if
+    the line is too long for the terminal.
     """
     commands = [
         "'mqtool receive-log topic --exchange orders --queue everything --declare'",
@@ -84,7 +84,7 @@ def test_received_bodies_are_unchanged_in_the_locale_c(lonely_shell: Shell, amqp
 @pytest.mark.parametrize("command", ["receive -q task_queue", "worker", "receive-log fanout -q task_queue"])
 def test_redelivered_messages_are_marked_on_a_terminal(lonely_shell: Shell, amqp_vhost: Vhost, command: str) -> None:
     """On a terminal, `receive`, `worker` and `receive-log` add "(redelivered)" to the line of a message that was
-    delivered before. In a pipe, with --raw or with --dialect, they do not.
+    delivered before. In a pipe, with --raw or with --dialect, these commands add nothing.
     """
     lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
     receive = ("mqtool", *command.split(), "-c", "2")

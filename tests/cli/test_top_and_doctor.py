@@ -88,8 +88,8 @@ def test_doctor_reports_several_kinds_of_problem(watcher: Shell, broker: TestBro
 
 
 def test_doctor_and_top_report_a_forgotten_acknowledgement(watcher: Shell, broker: TestBroker) -> None:
-    """If a consumer does not acknowledge its message while other messages wait in the queue, `doctor` and `top` report
-    that nothing moves.
+    """If a consumer does not acknowledge its message while other messages wait in the queue, `doctor` and `top` say of
+    this queue that nothing moves.
     """
     watcher.run("mqtool", "new-task", "-l", stdin="1\n2\n3\n")
     watcher.start("mqtool", "worker", "--forget-ack").wait_until_ready().wait_for_stdout("Received 1")
@@ -175,8 +175,8 @@ def test_doctor_reports_streams_without_limits_and_consumers_that_missed_message
 
 @on_any_broker
 def test_doctor_says_how_to_resume_an_interrupted_conversion(watcher: Shell, broker: TestBroker) -> None:
-    """If an interrupted `queue convert` has left messages in its temporary queue, `doctor` reports them and suggests
-    resuming the conversion.
+    """If an interrupted `queue convert` has left messages in its temporary queue, `doctor` reports these messages and
+    suggests resuming the conversion.
     """
     watcher.run("mqtool", "send", "-q", "jobs.mqtool-convert", "x")
     found = findings(watcher, broker)
@@ -188,8 +188,8 @@ def test_doctor_says_how_to_resume_an_interrupted_conversion(watcher: Shell, bro
 def test_doctor_reports_a_user_who_may_write_only_to_the_dead_letter_queue_of_a_queue(
     watcher: Shell, broker: TestBroker
 ) -> None:
-    """`doctor` reports a user who may write to the queue orders.dlq but not to orders, because `dlq redrive` moves
-    messages from orders.dlq to orders. It does not report a user who may write to both.
+    """`doctor` reports a user who may write to the queue `orders.dlq` but not to `orders`, because `dlq redrive` moves
+    messages from `orders.dlq` to `orders`. It does not report a user who may write to both queues.
     """
     for queue in ("orders", "orders.dlq", "jobs"):
         watcher.run("mqtool", "queue", "declare", queue)
@@ -215,8 +215,8 @@ def test_doctor_reports_a_user_who_may_write_only_to_the_dead_letter_queue_of_a_
 
 @on_any_broker
 def test_doctor_groups_equal_findings(watcher: Shell, broker: TestBroker) -> None:
-    """If 40 queues have the same problem, `doctor` prints one finding with 21 of their names. With --json, it prints a
-    finding for each queue.
+    """If 40 queues have the same problem, `doctor` prints one finding, which names 21 of the queues. With --json,
+    `doctor` prints one finding for each queue.
     """
     many = [f"q{number:02}" for number in range(40)]
     for name in many:
@@ -246,7 +246,7 @@ def test_doctor_reports_policies_for_mirrored_queues(watcher: Shell, broker: Tes
 @pytest.mark.differs_since("4.0", "it is 4.0 already")
 def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, broker: TestBroker) -> None:
     """`doctor --upgrade 4.3` reports each queue, exchange and client that RabbitMQ 4.3 refuses or treats differently.
-    `doctor --upgrade 4.0` reports only those that RabbitMQ 4.0 already refuses or treats differently.
+    `doctor --upgrade 4.0` reports only what RabbitMQ 4.0 already refuses or treats differently.
     """
     queues: dict[str, Any] = {
         "old": {"durable": False},
@@ -404,7 +404,7 @@ def test_doctor_prints_prometheus_metrics(watcher: Shell, broker: TestBroker) ->
 
 
 def test_top_prints_once_in_a_pipe(watcher: Shell, broker: TestBroker) -> None:
-    """In a pipe, `top` prints all queues once, sorted and with warnings. For streams, it leaves the message rates
+    """In a pipe, `top` prints all queues once, sorted and with warnings. For streams, `top` leaves the message rates
     empty.
     """
     broker.api("PUT", f"queues/{broker.vhost}/a", {"durable": True, "arguments": {"x-queue-type": "stream"}})
@@ -440,8 +440,8 @@ def test_keys_sort_and_quit_top_on_a_terminal(watcher: Shell) -> None:
 def test_doctor_reports_that_guest_can_log_in_over_tls(
     amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If the user guest can log in over TLS from another machine, `doctor` reports that. Without the TLS files that it
-    needs, `doctor` says what it could not check.
+    """If the user guest can log in over TLS from another machine, `doctor` reports that. If `doctor` lacks the TLS
+    files that it needs for this check, it says what it could not check.
     """
     monkeypatch.setattr(doctor, "_LOOPBACK", ())  # treat localhost, which the certificate names, as another machine
     with EmbeddedBroker(management_port=0, tls=amqp_tls.tls()) as broker:

@@ -76,8 +76,8 @@ def test_topology_shows_publishers_bindings_and_consumers(
 
 @on_any_broker
 def test_topology_shows_ten_bindings_and_counts_the_rest(shell: Shell, channel: BlockingChannel) -> None:
-    """If an exchange has 14 bindings, `topology EXCHANGE` prints ten of them and "… and 4 more bindings". With --limit
-    0, it prints all of them.
+    """If an exchange has 14 bindings, `topology EXCHANGE` prints ten bindings and "… and 4 more bindings". With --limit
+    0, the command prints all 14.
     """
     for number in range(14):
         channel.queue_declare(f"many{number}")
@@ -89,8 +89,8 @@ def test_topology_shows_ten_bindings_and_counts_the_rest(shell: Shell, channel: 
 
 
 def test_topology_of_an_exchange_shows_only_where_the_exchange_routes(shell: Shell, channel: BlockingChannel) -> None:
-    """`topology EXCHANGE` shows only the exchanges and queues to which EXCHANGE routes messages, including its
-    alternate exchange. If EXCHANGE does not exist, the command exits with 69.
+    """`topology EXCHANGE` shows only the exchanges and queues to which EXCHANGE routes messages, including the
+    alternate exchange of EXCHANGE. If EXCHANGE does not exist, the command exits with 69.
     """
     tree = shell.run("mqtool", "topology", "logs").stdout
     assert "rest  fanout" in tree
@@ -144,8 +144,8 @@ def test_route_names_the_matching_queues_and_almost_matching_keys(shell: Shell, 
 
 
 def test_route_tests_a_file_of_expected_routes(shell: Shell, channel: BlockingChannel) -> None:
-    """`route --test FILE` exits with 0 if each routing key in FILE reaches the expected queues. Otherwise, it prints
-    the differences and exits with 3.
+    """`route --test FILE` exits with 0 if each routing key in FILE reaches the expected queues. Otherwise, the command
+    prints the differences and exits with 3.
     """
     table = shell.directory / "routes.txt"
     table.write_text(

@@ -38,8 +38,8 @@ def reach_first(shell: Shell) -> None:
 
 
 def test_tutorial_try_continues_after_the_goals_already_reached(lonely_shell: Shell) -> None:
-    """`tutorial try` marks a reached goal in its list of goals, and the next run begins with the following goal. With
-    --again, a run begins with the first goal, and the list stays the same.
+    """`tutorial try` marks a reached goal in its list of goals, and the next run begins with the goal after it. With
+    --again, a run begins with the first goal, and the marks in the list stay the same.
     """
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
     running.wait_for_stdout("Goal 1 of 3")
@@ -84,8 +84,8 @@ def test_enter_prints_the_next_of_three_hints(lonely_shell: Shell) -> None:
 
 
 def test_a_command_typed_into_the_terminal_of_tutorial_try_does_not_count_as_keys(lonely_shell: Shell) -> None:
-    """If a user types a whole command into the terminal of `tutorial try`, its letters s and q neither skip the goal
-    nor quit.
+    """If a user types a whole command into the terminal of `tutorial try`, the letters s and q in the command neither
+    skip the goal nor quit `tutorial try`.
     """
     watched = Watched(lonely_shell, 80, 40, "mqtool", "tutorial", "try", "hello-world", "--no-color")
     watched.wait_for("Goal 1 of 3")
@@ -127,7 +127,7 @@ def test_the_list_of_goals_fits_on_a_terminal(lonely_shell: Shell) -> None:
 
 def test_commands_that_find_no_broker_say_how_to_use_the_broker_of_tutorial_try(lonely_shell: Shell) -> None:
     """While `tutorial try` runs, `broker up` and any command that finds no broker say how to use the broker of
-    `tutorial try`. After `tutorial try` has ended, they do not.
+    `tutorial try`. After `tutorial try` has ended, these commands no longer mention its broker.
     """
     closed = "amqp://127.0.0.1:1"  # as if an earlier tutorial had ended
     running = lonely_shell.start("mqtool", "tutorial", "try", "hello-world")
@@ -193,8 +193,8 @@ def test_tutorial_show_repair_copies_the_programs_and_keeps_edited_ones(lonely_s
 
 
 def test_tutorial_show_repair_does_not_write_through_symbolic_links(lonely_shell: Shell) -> None:
-    """If DIRECTORY has a symbolic link with the name of a program, `tutorial show repair --copy-to DIRECTORY` does not
-    create the link's target.
+    """If DIRECTORY contains a symbolic link with the name of a program, `tutorial show repair --copy-to DIRECTORY` does
+    not create the link's target.
     """
     directory, elsewhere = lonely_shell.directory / "programs", lonely_shell.directory / "elsewhere"
     directory.mkdir()
@@ -288,9 +288,9 @@ def test_tutorial_try_on_an_existing_broker_uses_a_new_virtual_host(shell: Shell
     assert vhosts() - before == set()
 
 
-def test_tutorial_try_skips_amqp_1_0_goals_if_the_broker_does_not_speak_it(lonely_shell: Shell) -> None:
-    """If the broker does not speak AMQP 1.0, `tutorial try` skips the goals that need it, says why, and does not count
-    them as reached.
+def test_tutorial_try_skips_amqp_1_0_goals_if_the_broker_does_not_support_amqp_1_0(lonely_shell: Shell) -> None:
+    """If the broker does not support AMQP 1.0, `tutorial try` skips the goals that need AMQP 1.0, says why, and does
+    not count these goals as reached.
     """
     with EmbeddedBroker(like="3.10", management_port=0) as old:
         lonely_shell.environment["MQTOOL_MANAGEMENT_URL"] = str(old.management_url)

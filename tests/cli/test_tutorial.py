@@ -173,8 +173,8 @@ def test_tutorial_show_and_run_suggest_a_name_for_an_unknown_tutorial(lonely_she
 
 
 def test_tutorial_run_starts_and_stops_its_own_broker(lonely_shell: Shell) -> None:
-    """If no broker runs, `tutorial run` starts one, runs the tutorial's commands on it, and leaves no processes or
-    files behind.
+    """If no broker runs, `tutorial run` starts a broker, runs the tutorial's commands on this broker, and leaves no
+    processes or files behind.
     """
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     played = lonely_shell.run("mqtool", "tutorial", "run", "hello-world", "rpc", "--auto", timeout=PLAYING)
@@ -195,8 +195,8 @@ def test_tutorial_run_starts_and_stops_its_own_broker(lonely_shell: Shell) -> No
 def test_every_tutorial_runs_on_an_existing_broker_and_leaves_nothing_behind(
     shell: Shell, broker: TestBroker, connection: Connection
 ) -> None:
-    """Each tutorial passes its checks on RabbitMQ, and leaves the queues and messages that existed before as they
-    were.
+    """Each tutorial passes its checks on RabbitMQ, and leaves queues and messages that existed before the tutorial
+    unchanged.
     """
     only_in_ci("all tutorials take a minute, and 'make demo' runs them on the embedded broker")
     if broker.kind == "embedded":
@@ -236,8 +236,8 @@ def test_why_queues_measures_that_a_queue_decouples_sender_and_consumers(shell: 
 
 
 def test_tutorial_run_asks_before_a_scene_and_answers_after_it(lonely_shell: Shell) -> None:
-    """Before the commands of a scene run, `tutorial run` asks what will happen. After them, it prints the answer, and
-    then the checks.
+    """Before the commands of a scene run, `tutorial run` asks what will happen. When the commands have run, it prints
+    the answer and then the checks.
     """
     lines = lonely_shell.run("mqtool", "tutorial", "run", "headers", "--no-pause").stdout.splitlines()
     question, command, answer, check = (
@@ -277,8 +277,8 @@ def test_the_receivers_of_a_scene_run_until_the_next_scene_has_been_explained(
 
 
 def test_tutorial_run_exits_with_0_as_a_background_job(lonely_shell: Shell) -> None:
-    """If `tutorial run` is a background job, so that its commands ignore SIGINT, it still stops its receivers and exits
-    with 0.
+    """If `tutorial run` is a background job, so that its commands ignore SIGINT, `tutorial run` still stops its
+    receivers and exits with 0.
     """
     played = lonely_shell.script("mqtool tutorial run hello-world --auto & wait $!", timeout=PLAYING)
     assert (played.stderr, played.code) == ("", 0)
@@ -438,8 +438,8 @@ def test_tutorial_run_checks_the_statements_of_the_official_tutorials(
 
 
 def test_the_shell_completes_tutorial_names(lonely_shell: Shell) -> None:
-    """Shell completion offers all tutorials for `tutorial run`. For `tutorial show`, it offers only tutorials that have
-    a page.
+    """For `tutorial run`, shell completion offers all tutorials. For `tutorial show`, shell completion offers only
+    tutorials that have a page.
     """
 
     def completed(words: str) -> list[str]:

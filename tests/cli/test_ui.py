@@ -215,8 +215,8 @@ def test_keys_step_forward_and_back_through_the_events_of_a_paused_page(shell: S
 @on_any_broker
 @large
 def test_the_page_can_be_used_with_the_keyboard_alone(shell: Shell, page: Page) -> None:
-    """On the page of `mqtool ui`, Tab reaches every box, Enter opens its details and Escape closes them. A key opens
-    tables that show the same as the picture, and another one searches for names.
+    """On the page of `mqtool ui`, Tab reaches every box, Enter opens a box's details, and Escape closes the details. A
+    key opens tables that show the same as the picture, and another key searches for names.
     """
     do(shell, "emit-log topic kern.critical 'A critical kernel error'")
     receiver = shell.start("mqtool", "receive-log", "topic", "kern.*").wait_until_ready()
@@ -316,8 +316,8 @@ def contrast(one: str, other: str) -> float:
 @on_any_broker
 @large
 def test_actions_on_the_page_run_commands_and_show_them(shell: Shell, page: Page) -> None:
-    """An action on the page of `mqtool ui` shows the command that it runs. A consumer started on the page runs until it
-    is stopped. The details of a message say which binding routed it to its queue.
+    """An action on the page of `mqtool ui` runs a command and shows this command. A consumer started on the page runs
+    until a user stops it. The details of a message say which binding routed the message to its queue.
     """
     do(shell, "exchange declare orders topic")
     do(shell, "queue declare jobs")
@@ -365,8 +365,8 @@ def test_publish_at_a_publishers_box_uses_the_publishers_connection_name(
 def test_the_page_says_that_it_cannot_show_single_messages_of_rabbitmq(
     shell: Shell, broker: TestBroker, page: Page
 ) -> None:
-    """The page of `mqtool ui` shows the topology and the counts of any broker. On RabbitMQ, it says that it cannot show
-    single messages.
+    """The page of `mqtool ui` shows the topology and the counts of any broker. On RabbitMQ, the page says that it
+    cannot show single messages.
     """
     do(shell, "emit-log fanout lost")
     do(shell, "queue declare kept")
@@ -387,7 +387,7 @@ def test_tap_and_firehose_show_single_messages_of_rabbitmq(
     shell: Shell, broker: TestBroker, chromium: Any, how: str
 ) -> None:
     """With --tap or --firehose, `mqtool ui` shows single messages of RabbitMQ, but not the queues that it declares for
-    that purpose. When it ends, these queues are deleted and the firehose is off.
+    that purpose. When `mqtool ui` ends, these queues are deleted and the firehose is off.
     """
     do(shell, "queue declare kept")
     do(shell, "emit-log fanout before")
@@ -421,7 +421,7 @@ def fetch(url: str, data: bytes | None = None, **headers: str) -> tuple[int, dic
 @on_any_broker
 def test_other_sites_cannot_read_events_or_run_actions(ui: Running, broker: TestBroker) -> None:
     """The server of `mqtool ui` sends events and runs actions only if a request has the secret from the page's address.
-    It refuses requests from other sites or for other host names.
+    The server refuses requests from other sites or for other host names.
     """
     url, _, secret = ui.stdout.strip().partition("#")
     assert url.startswith("http://127.0.0.1:")
@@ -460,8 +460,8 @@ def test_other_sites_cannot_read_events_or_run_actions(ui: Running, broker: Test
 
 @on_any_broker
 def test_names_in_actions_are_not_treated_as_options_or_patterns(ui: Running) -> None:
-    """An action on the page of `mqtool ui` uses exactly the chosen queue or connection, even if its name is -x or *.
-    Cutting the connection named * does not cut all connections.
+    """An action on the page of `mqtool ui` uses exactly the chosen queue or connection, even if its name is `-x` or
+    `*`. Cutting the connection named `*` does not cut all connections.
     """
     url, _, secret = ui.stdout.strip().partition("#")
 
@@ -538,7 +538,7 @@ def test_a_recording_of_the_page_plays_without_mqtool(shell: Shell, chromium: An
 @pytest.mark.parametrize("command", [("ui",), ("tutorial", "run", "hello-world", "--ui")], ids=["ui", "tutorial run"])
 def test_the_pages_secret_is_not_on_the_browsers_command_line(shell: Shell, command: tuple[str, ...]) -> None:
     """With --open, `mqtool ui` and `tutorial run --ui` write the page's address, which contains a secret, to a private
-    file, and start the browser with that file. When the command ends, it deletes the file.
+    file, and start the browser with that file. The file is deleted when the command ends.
     """
     browser = shell.directory / "browser"
     browser.write_text('#!/bin/sh\necho "$1" > argument; p=${1#file://}; stat -c %a "$p" > mode; cat "$p" > seen\n')

@@ -20,8 +20,8 @@ def sent(shell: Shell, count: int) -> None:
 def test_receive_where_keeps_the_order_of_messages_that_do_not_match(
     shell: Shell, broker: TestBroker, queue_type: str
 ) -> None:
-    """`receive --where` prints and counts only matching messages. When it ends, all others are in the queue, in their
-    original order.
+    """`receive --where` prints and counts only matching messages. When the command ends, all other messages are in the
+    queue, in their original order.
     """
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", queue_type)
     sent(shell, 200)

@@ -135,8 +135,8 @@ _MISTAKES_IN_TURN = [
 def test_tutorial_try_reports_a_second_mistake_while_the_first_is_still_visible(
     first: tuple[Attempt, str], second: tuple[Attempt, str], learner: Learner
 ) -> None:
-    """`tutorial try` reports a second mistake even while the first one is still visible on the broker. It repeats the
-    first report only if the learner makes the first mistake again.
+    """`tutorial try` reports a second mistake even while the first one is still visible on the broker. The first report
+    is repeated only if the learner makes the first mistake again.
     """
     for attempt, answer in (first, second):
         learner.make(attempt)
@@ -165,7 +165,7 @@ def test_tutorial_try_reports_each_message_to_a_missing_exchange(goal: Goal, lea
 @pytest.mark.parametrize("goal", [GOALS["hello-world"][2]], ids=["no-queue"])
 def test_the_last_hint_works_after_the_learner_has_tried_the_example(goal: Goal, learner: Learner) -> None:
     """The commands in the last hint of the goal "no-queue" reach that goal even if the learner has already declared the
-    queue 'helo' from the example.
+    queue 'helo', which the goal's text names as an example of a missing queue.
     """
     learner.make(f"mqtool send -q helo 'Hello?'; {goal.hints[2]}")
     assert learner.wait_for("reached")
@@ -173,8 +173,8 @@ def test_the_last_hint_works_after_the_learner_has_tried_the_example(goal: Goal,
 
 @pytest.mark.parametrize("goal", [GOALS["work-queues"][3]], ids=["restart"])
 def test_tutorial_try_names_a_message_that_was_received_after_the_restart(goal: Goal, learner: Learner) -> None:
-    """To show that persistent messages survive a restart, `tutorial try` names one that was received after the restart,
-    not one that was received before it.
+    """If a goal asks for a message that survives a restart of the broker, `tutorial try` names a persistent message
+    that was received after the restart, not one that was received before the restart.
     """
     learner.make(work_queues_attempts.received_before_the_restart)
     assert "'kept' is persistent" in learner.wait_for("reached")
@@ -184,8 +184,8 @@ def test_tutorial_try_names_a_message_that_was_received_after_the_restart(goal: 
 def test_tutorial_try_does_not_say_that_a_purge_deleted_a_message_lost_in_the_restart(
     goal: Goal, learner: Learner
 ) -> None:
-    """If the learner purges the queue after the restart, `tutorial try` says that the purge deleted the persistent
-    message. It does not say this about the transient message, which was already lost in the restart.
+    """If the learner purges the queue after a restart of the broker, `tutorial try` says that the purge deleted the
+    persistent message. It does not say this about the transient message, which was already lost in the restart.
     """
     learner.make(work_queues_attempts.purge_after_restart)
     learner.wait_for("mistake", "The persistent message survived the restart, but left the queue unread")
@@ -221,11 +221,11 @@ def test_tutorial_try_names_a_bound_queue_without_a_consumer(goal: Goal, learner
 
 
 @pytest.mark.parametrize("goal", [GOALS["topics"][0]], ids=["star"])
-def test_the_goal_star_is_reached_if_the_receiver_exits_after_the_messages(
+def test_the_goal_star_is_reached_even_if_the_receiver_exits_immediately(
     goal: Goal, learner: Learner, broker: TestBroker
 ) -> None:
-    """The goal "star" of the tutorial `topics` is reached even if the learner's receiver exits right after the three
-    messages are published.
+    """The goal "star" of the tutorial `topics` is reached even if the learner's receiver exits immediately after three
+    messages have been published.
     """
     if broker.kind != "embedded":
         pytest.skip("RabbitMQ's bindings are read every few seconds: a queue may be gone before it is seen")
@@ -246,8 +246,8 @@ _FIXED = [
 def test_a_repaired_program_reaches_its_goal_without_a_restart_of_the_goal(
     wrong: Wrong, attempts: Attempts, learner: Learner
 ) -> None:
-    """If the learner repairs a program after `tutorial try repair` has reported its defect, the program reaches its
-    goal. The learner does not need to restart the goal.
+    """If the learner repairs a program after `tutorial try repair` has reported a defect, the program reaches the goal.
+    The learner does not need to restart the goal.
     """
     learner.make(wrong.attempt)
     learner.wait_for("mistake", wrong.answer)

@@ -40,8 +40,8 @@ def test_a_message_counts_as_received_once_rabbitmq_counts_its_acknowledgement()
 
 
 def test_a_message_without_counters_counts_as_received_if_its_queue_stays_empty() -> None:
-    """If a consumer ended so quickly that RabbitMQ shows no counters for it, `tutorial try` counts the delivered
-    message as received once it has found the queue empty eight times.
+    """If a consumer ended so quickly that RabbitMQ shows no counters for this consumer, `tutorial try` counts the
+    delivered message as received once `tutorial try` has found the queue empty eight times.
     """
     seen = _seen()
     _look(seen, unacked=0, times=7)
@@ -51,8 +51,8 @@ def test_a_message_without_counters_counts_as_received_if_its_queue_stays_empty(
 
 
 def test_an_unacknowledged_message_does_not_count_as_received() -> None:
-    """While a message is unacknowledged, `tutorial try` does not count it as received, however long the consumer holds
-    it.
+    """`tutorial try` does not count an unacknowledged message as received, however long the consumer
+    holds the message.
     """
     seen = _seen()
     _look(seen, unacked=1, times=30)
@@ -60,8 +60,8 @@ def test_an_unacknowledged_message_does_not_count_as_received() -> None:
 
 
 def test_a_redelivered_message_does_not_count_as_received_too_early() -> None:
-    """After a message was redelivered, `tutorial try` must find its queue empty another eight times before it counts
-    the message as received.
+    """After a message was redelivered, `tutorial try` counts the message as received only if it finds the message's
+    queue empty another eight times.
     """
     seen = _seen()
     _look(seen, unacked=0, times=7)
@@ -71,8 +71,8 @@ def test_a_redelivered_message_does_not_count_as_received_too_early() -> None:
 
 
 def test_a_delayed_message_is_not_reported_as_not_received() -> None:
-    """While an exchange delays a message, `tutorial try` does not report that nobody has received the message. Once the
-    exchange is deleted, it does.
+    """While an exchange delays a message, `tutorial try` does not report that nobody has received the message.
+    `tutorial try` reports that once the exchange is deleted.
     """
     (goal,) = GOALS["delayed-messages"]
     seen = Seen()

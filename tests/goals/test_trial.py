@@ -50,7 +50,7 @@ def test_restarting_a_goal_deletes_the_learners_queues_and_exchanges(broker: Tes
 
 def test_tutorial_try_says_once_how_to_reach_its_broker_if_no_message_arrives(broker: TestBroker) -> None:
     """If no message has reached the broker for some time, `tutorial try` prints the command that selects this broker in
-    the learner's terminals. It does so once for each goal.
+    the learner's terminals, once for each goal.
     """
     with Trial(watched(broker, "export AMQP_URL=amqp://there"), silence=0.5) as trial:
         trial.prepare(_WAITS)
@@ -64,8 +64,8 @@ def test_tutorial_try_says_once_how_to_reach_its_broker_if_no_message_arrives(br
 
 
 def test_tutorial_try_says_once_that_no_further_message_arrives(broker: TestBroker) -> None:
-    """If nothing more reaches the broker for some time after the first messages of a goal, `tutorial try`
-    says so once.
+    """If no further message reaches the broker for some time after the first messages of a goal, `tutorial try` says so
+    once.
     """
     with closing(Plain(broker.url)) as plain, Trial(watched(broker, "export AMQP_URL=x"), silence=2) as trial:
         trial.prepare(_WAITS)
@@ -95,8 +95,8 @@ def test_messages_published_while_the_next_goal_is_prepared_do_not_count_for_it(
 
 
 def test_tutorial_try_does_not_report_its_own_new_queue_as_missing(broker: TestBroker) -> None:
-    """When `tutorial try` begins or restarts a goal and declares a queue for it, it does not report that this queue is
-    missing.
+    """When `tutorial try` begins or restarts a goal and declares a queue for this goal, it does not report that the
+    queue is missing.
     """
     if broker.kind != "embedded":
         pytest.skip("the goal before it cannot be seen on RabbitMQ")

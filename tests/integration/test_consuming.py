@@ -43,11 +43,11 @@ COUNTS = [
 
 @pytest.mark.parametrize(("count", "settings"), COUNTS, ids=str)
 @pytest.mark.sampled(6)
-def test_a_consumer_with_a_count_consumes_exactly_that_many_messages(
+def test_a_consumer_with_a_limit_of_messages_consumes_exactly_that_many(
     broker: TestBroker, count: int, settings: dict[str, int]
 ) -> None:
-    """A consumer with a count of N receives the first N messages. The others stay in the queue and are not marked as
-    redelivered.
+    """A consumer with a limit of N messages receives the first N messages. The others stay in the queue and are not
+    marked as redelivered.
     """
     bodies = fill(broker, 700)
 
@@ -60,7 +60,7 @@ def test_a_consumer_with_a_count_consumes_exactly_that_many_messages(
 
 
 def test_a_consumer_that_times_out_has_acknowledged_the_messages_it_received(broker: TestBroker) -> None:
-    """If a consumer with a count of 500 receives only 400 messages, it raises TimedOut, and the 400 messages are
+    """If a consumer that waits for 500 messages receives only 400, it raises TimedOut, and the 400 messages are
     acknowledged.
     """
     fill(broker, 400)
@@ -73,8 +73,8 @@ def test_a_consumer_that_times_out_has_acknowledged_the_messages_it_received(bro
 
 
 def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next_one(broker: TestBroker) -> None:
-    """mqtool acknowledges a delivery when the caller asks for the next one. If the caller stops iterating, its last
-    delivery and all later ones are requeued, in order.
+    """mqtool acknowledges a delivery when the caller asks for the next one. If the caller stops iterating, the last
+    delivery that the caller got and all later ones are requeued, in order.
     """
     bodies = fill(broker, 10)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -86,7 +86,7 @@ def test_a_delivery_is_acknowledged_when_the_caller_asks_for_the_next_one(broker
 
 
 def test_a_consumer_raises_an_error_if_its_queue_is_deleted(broker: TestBroker) -> None:
-    """If its queue is deleted, a consumer raises Unavailable, and the error names the queue."""
+    """If a consumer's queue is deleted, the consumer raises Unavailable, and the error names the queue."""
     fill(broker, 1)
     with Connection(parse_addresses(broker.url)) as connection:
         deliveries = connection.channel().consume(QUORUM)
@@ -97,8 +97,8 @@ def test_a_consumer_raises_an_error_if_its_queue_is_deleted(broker: TestBroker) 
 
 
 def test_a_consumer_ends_after_its_idle_timeout_and_fails_after_its_total_timeout(broker: TestBroker) -> None:
-    """A consumer without a count ends without an error after its idle timeout, and raises TimedOut after its total
-    timeout.
+    """A consumer without a limit of messages ends without an error after its idle timeout, and raises TimedOut after
+    its total timeout.
     """
     fill(broker, 1)
     with Connection(parse_addresses(broker.url)) as connection:
@@ -128,8 +128,8 @@ def test_prefetched_messages_do_not_count_towards_the_delivery_limit(broker: Tes
 def test_mqtool_decodes_deliveries_itself_and_reads_them_in_large_pieces(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """mqtool, not pika, decodes deliveries, and reads more than 4,096 bytes from the socket at a time. If this fails,
-    pika has changed, and receiving has become slow.
+    """mqtool, not pika, decodes deliveries, and reads more than 4,096 bytes from the socket at a time. If this test
+    fails, pika has changed, and receiving has become slow.
     """
     pieces, receive = [], FrameReader.receive
     monkeypatch.setattr(

@@ -160,7 +160,7 @@ def test_delayed_messages_are_routed_by_their_own_key_and_headers(
     right: Message,
     wrong: Message | None,
 ) -> None:
-    """When a delayed message is due, its exchange (direct, topic, fanout or headers) routes it by the message's own
+    """When a delayed message is due, the exchange (direct, topic, fanout or headers) routes the message by its own
     routing key and headers, not by the routing key that was given to the publisher.
     """
     channel.declare(exchange)
@@ -202,8 +202,8 @@ def test_a_delayed_messages_own_exchange_and_key_override_the_publishers(channel
 def test_delayed_messages_are_dropped_if_no_queue_is_bound_when_they_are_due(
     channel: Channel, publish: Publish, durable: bool
 ) -> None:
-    """If no queue is bound to its exchange when a delayed message is due, the message is dropped. Later messages arrive
-    once a queue is bound.
+    """If no queue is bound to the exchange of a delayed message when the message is due, the message is dropped. Later
+    messages arrive once a queue is bound.
     """
     logs = channel.declare(Exchange("logs", "fanout", durable=durable))
     marker = channel.declare(CLASSIC)
@@ -239,14 +239,14 @@ def test_publishing_a_delayed_message_to_a_missing_exchange_or_queue_fails_immed
     channel: Channel, publish: Publish, message: Message
 ) -> None:
     """If the exchange or the queue does not exist, publishing a message with a delay of an hour raises Unavailable
-    immediately, not after an hour.
+    immediately, not when the message is due.
     """
     with pytest.raises(Unavailable, match=r"no (exchange|queue) 'missing'"):
         publish([message], channel.declare(CLASSIC))
 
 
 def test_a_message_can_be_delayed_again_after_it_was_received(channel: Channel, publish: Publish) -> None:
-    """A received message can be delayed again through the same queue. The broker does not drop it because of a
+    """A received message can be delayed again through the same queue. The broker does not drop the message because of a
     dead-letter cycle.
     """
     queue = channel.declare(CLASSIC)
@@ -268,8 +268,8 @@ def test_a_delayed_message_with_a_cc_or_bcc_header_is_refused(channel: Channel, 
 
 
 def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel: Channel, publish: Publish) -> None:
-    """The receipt of a delayed message contains the message that the caller passed, with the time at which it is
-    due.
+    """The receipt of a delayed message contains the message that the caller passed, with the time at which the message
+    is due.
     """
     [receipt] = publish([Message(b"x", message_id="m", delay=HOUR)], channel.declare(CLASSIC))
     seen = original(receipt.message)
@@ -280,9 +280,9 @@ def test_the_receipt_of_a_delayed_message_identifies_the_callers_message(channel
 def test_wait_queues_outlive_their_messages_and_are_as_durable_as_the_destination(
     broker: TestBroker, connection: Connection
 ) -> None:
-    """The wait queues, in which messages spend their delay, expire only after their messages. They are quorum queues if
-    the destination is a quorum queue or a durable exchange, and classic queues otherwise. The exchanges of wait queues
-    are auto-delete.
+    """Wait queues, in which messages spend their delay, expire only after all of these messages. Wait queues are quorum
+    queues if the destination is a quorum queue or a durable exchange, and classic queues otherwise. The exchanges of
+    wait queues are auto-delete.
     """
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]

@@ -126,8 +126,8 @@ def test_publishing_continues_while_messages_are_unconfirmed(connection: Connect
 def test_mqtool_writes_messages_and_decodes_confirms_itself(
     broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """mqtool, not pika, writes messages to the socket and decodes publisher confirms. If this fails, pika has changed,
-    and publishing has become slow.
+    """mqtool, not pika, writes messages to the socket and decodes publisher confirms. If this test fails, pika has
+    changed, and publishing has become slow.
     """
     done_by_pika = []
     for kind, name in ((_AsyncPlaintextTransport, "_on_socket_writable"), (pika.spec.Basic.Ack, "decode")):

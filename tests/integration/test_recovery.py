@@ -72,8 +72,8 @@ def test_a_publisher_whose_connection_is_cut_loses_no_message(
 
 
 def test_replay_in_a_users_test_reconnects_and_loses_no_message(broker: TestBroker, proxy: Proxy) -> None:
-    """If its connection is cut, replay(), which users call in their tests, reconnects. All messages arrive in order,
-    but unconfirmed messages may arrive twice.
+    """If the connection of replay(), which users call in their tests, is cut, replay() reconnects. All messages arrive
+    in order, but unconfirmed messages may arrive twice.
     """
     count, stopped = 3_000, threading.Event()
 
@@ -135,8 +135,8 @@ def test_a_message_nacked_right_after_a_reconnection_is_republished(
 
 
 def test_a_consumer_whose_connection_is_cut_receives_every_message(proxy: Proxy, channel: Channel) -> None:
-    """If a consumer's connection is cut twice, it receives every message at least once. Messages that it receives again
-    are marked as redelivered.
+    """If a consumer's connection is cut twice, the consumer receives every message at least once. Messages that it
+    receives again are marked as redelivered.
     """
     channel.declare(QUORUM)
     for _ in channel.publish([Message(b"%d" % number) for number in range(5_000)], routing_key="q"):
@@ -159,8 +159,8 @@ def test_a_consumer_whose_connection_is_cut_receives_every_message(proxy: Proxy,
 def test_an_rpc_server_whose_connection_is_cut_answers_every_request(
     broker: TestBroker, proxy: Proxy, channel: Channel
 ) -> None:
-    """If an RPC server's connection is cut, it still answers every request, because it publishes a reply before it
-    acknowledges the request.
+    """If an RPC server's connection is cut, the server still answers every request, because it publishes a reply before
+    it acknowledges the request.
     """
     queue = channel.declare(Queue("requests", durable=True))
     bodies = [b"%d" % number for number in range(1_000)]
@@ -192,8 +192,8 @@ def test_an_rpc_server_whose_connection_is_cut_answers_every_request(
 def test_an_rpc_client_whose_connection_is_cut_gets_all_replies(
     broker: TestBroker, proxy: Proxy, channel: Channel, reply_to: Queue
 ) -> None:
-    """If an RPC client's connection is cut, it sends its requests again and gets all replies, both with a private reply
-    queue and with direct reply-to.
+    """If an RPC client's connection is cut, the client sends its requests again and gets all replies, both with a
+    private reply queue and with direct reply-to.
     """
 
     def answer(request: Message) -> Message:
@@ -217,8 +217,8 @@ def test_an_rpc_client_whose_connection_is_cut_gets_all_replies(
 
 @on_any_broker
 def test_a_consumer_started_after_ctrl_c_ends_immediately(channel: Channel) -> None:
-    """If a channel was stopped, as Ctrl-C does, before a consumer starts on it, the consumer ends immediately instead
-    of waiting for a message.
+    """If a channel is stopped, as Ctrl-C does, before a consumer starts on this channel, the consumer ends immediately
+    instead of waiting for a message.
     """
     queue = channel.declare(Queue("q", durable=True))
     channel.stop()
@@ -269,7 +269,7 @@ def _bound_keys(broker: TestBroker) -> set[str]:
 @pytest.mark.parametrize(
     ("reset", "said"), [(True, "connection reset by peer"), (False, "closed by the other end")], ids=["RST", "FIN"]
 )
-def test_a_lost_connection_is_an_error_that_gives_the_cause_if_reconnection_is_disabled(
+def test_a_consumer_that_may_not_reconnect_reports_why_the_connection_was_lost(
     amqp_vhost: Vhost, *, reset: bool, said: str
 ) -> None:
     """If reconnection is disabled, a consumer whose connection is lost raises Unavailable. The error says whether the
@@ -287,8 +287,8 @@ def test_a_lost_connection_is_an_error_that_gives_the_cause_if_reconnection_is_d
 def test_queues_and_exchanges_with_different_arguments_are_reported_once(
     broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
 ) -> None:
-    """If a queue or an exchange already exists with different properties or arguments, mqtool uses it as it is. It
-    reports the difference only once, even after a reconnection.
+    """If a queue or an exchange already exists with different properties or arguments, mqtool uses the existing one as
+    it is, and reports the difference only once, even after a reconnection.
     """
     others = [Queue("a", durable=True, arguments={"x-max-length": 9}), Queue("b", durable=True)]
     with Connection(parse_addresses(broker.url)) as connection:
@@ -307,8 +307,8 @@ def test_queues_and_exchanges_with_different_arguments_are_reported_once(
 
 
 def test_closing_a_connection_during_a_reconnection_ends_the_waiting_thread(amqp_vhost: Vhost) -> None:
-    """If a connection is closed while mqtool reopens it, a thread that waits for the connection gets the error "the
-    connection is closed".
+    """If a connection is closed while mqtool reopens the connection, a thread that waits for the connection gets the
+    error "the connection is closed".
     """
     for cuts, pause in ((1, 0.0), (1, 0.01), (2, 0.005), (2, 0.02)):
         connection = Connection(parse_addresses(amqp_vhost.url), backoff=EAGER)
@@ -334,8 +334,8 @@ def _ask_until_it_fails(channel: Channel, ended: list[MqtoolError]) -> None:
 
 
 def test_a_channel_opened_during_a_reconnection_waits_for_the_connection(proxy: Proxy, channel: Channel) -> None:
-    """If channel() is called while the connection is lost, it waits until the connection is open again, and returns a
-    channel that works.
+    """If channel() is called while the connection is lost, the call waits until the connection is open again, and
+    returns a channel that works.
     """
     channel.declare(QUORUM)
     proxy.cut()

@@ -128,8 +128,8 @@ def test_route_names_exactly_the_queues_in_which_messages_arrive(broker: TestBro
 
 
 def test_route_names_the_queues_in_which_dead_letters_arrive(broker: TestBroker, channel: BlockingChannel) -> None:
-    """`route` names the queues in which a message's dead letters arrive, whether these keep their routing key or get a
-    new one. It also reports a dead-letter exchange that does not exist.
+    """`route` names the queues in which a message's dead letters arrive, whether the dead letters keep their routing
+    key or get a new one. `route` also reports a dead-letter exchange that does not exist.
     """
     to_dlx = {"x-dead-letter-exchange": "dlx"}
     channel.exchange_declare("x", "topic")

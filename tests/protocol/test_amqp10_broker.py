@@ -187,7 +187,7 @@ def test_the_consumer_timeout_releases_unsettled_messages_over_amqp_1_0() -> Non
 
 
 def test_the_management_api_closes_an_amqp_1_0_connection(broker: EmbeddedBroker, queue: str) -> None:
-    """If an AMQP 1.0 connection is deleted over HTTP, the broker sends its client a close frame with
+    """If an AMQP 1.0 connection is deleted over HTTP, the broker sends the connection's client a close frame with
     RabbitMQ's reason.
     """
     client = RawAmqp10(broker.url)
@@ -335,8 +335,8 @@ def test_long_link_names_count_towards_memory_use() -> None:
 
 
 def test_the_firehose_copies_amqp_1_0_messages(broker: EmbeddedBroker, queue: str) -> None:
-    """While tracing is on, the broker copies messages that are published or delivered over AMQP 1.0 to the exchange
-    amq.rabbitmq.trace.
+    """While tracing is on, the broker sends copies of messages that are published or delivered over AMQP 1.0 to the
+    exchange `amq.rabbitmq.trace`.
     """
     Api(str(broker.management_url))("PUT", "vhosts/%2F", {"tracing": True})
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:

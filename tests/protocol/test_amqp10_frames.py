@@ -159,8 +159,8 @@ def test_a_client_that_logs_in_with_anonymous_is_the_user_guest(amqp_url: str, v
 def test_a_login_with_a_wrong_user_or_password_is_refused_over_amqp_1_0(
     amqp_url: str, mechanism: str, response: bytes
 ) -> None:
-    """If an AMQP 1.0 client logs in with a wrong user name or password, the broker answers with the SASL outcome auth,
-    and closes the connection.
+    """If an AMQP 1.0 client logs in with a wrong user name or password, the broker answers with the SASL outcome
+    `auth`, and closes the connection.
     """
     client = RawAmqp10(amqp_url, opened=False)
     client.socket.sendall(SASL_HEADER)
@@ -370,7 +370,8 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_link_is_detached_with_an_error(broker: TestBroker, client: RawAmqp10, vhost: str, case: str) -> None:
     """If the broker refuses a link, for example to a missing queue, it first attaches the link without a terminus, and
-    then detaches it with an error. The session continues. Before RabbitMQ 4.2, the session ends with the error instead.
+    then detaches the link with an error. The session continues. Before RabbitMQ 4.2, the broker ends the session with
+    the error instead.
     """
     role, address, condition, text = REFUSED[case]
     client.attach(role, address)
@@ -425,7 +426,7 @@ UNSUPPORTED = {
 def test_a_link_with_an_unsupported_setting_is_refused(
     broker: TestBroker, client: RawAmqp10, queue: str, case: str
 ) -> None:
-    """If an AMQP 1.0 link uses transactions, link recovery, the receiver settle mode second or unknown outcomes, none
+    """If an AMQP 1.0 link uses transactions, link recovery, the receiver settle mode `second` or unknown outcomes, none
     of which RabbitMQ supports, the broker refuses the link with amqp:not-implemented.
     """
     (sending, receiving), given, text = UNSUPPORTED[case]
@@ -452,8 +453,8 @@ def test_a_link_can_be_detached_and_attached_again(client: RawAmqp10, queue: str
 def test_a_message_published_over_amqp_1_0_is_accepted(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any
 ) -> None:
-    """An AMQP 1.0 sender gets a link credit of 170. A message that it sends arrives in the queue and gets the outcome
-    accepted.
+    """An AMQP 1.0 sender gets a link credit of 170. A message that the client sends arrives in the queue and gets the
+    outcome `accepted`.
     """
     flow = client.attach_sender(queue)
     assert (flow.field(5), flow.field(6)) == (0, 170)
@@ -462,8 +463,8 @@ def test_a_message_published_over_amqp_1_0_is_accepted(
 
 
 def test_each_of_80_messages_sent_without_waiting_is_accepted_over_amqp_1_0(client: RawAmqp10, queue: str) -> None:
-    """If an AMQP 1.0 client sends 80 messages without waiting for their outcomes, each gets the outcome accepted, in a
-    disposition for this message or for a range of messages.
+    """If an AMQP 1.0 client sends 80 messages without waiting for their outcomes, each message gets the outcome
+    `accepted`, in a disposition of its own or in one for a range of messages.
     """
     client.attach_sender(queue)
     for number in range(80):
@@ -480,8 +481,8 @@ def test_each_of_80_messages_sent_without_waiting_is_accepted_over_amqp_1_0(clie
 def test_each_message_of_a_batch_gets_the_outcome_of_its_own_routing_over_amqp_1_0(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """If an AMQP 1.0 client sends twenty messages in one write, each routable message gets the outcome accepted, and
-    each unroutable message gets the outcome released.
+    """If an AMQP 1.0 client sends twenty messages in one write, each routable message gets the outcome `accepted`, and
+    each unroutable message gets the outcome `released`.
     """
     client.attach_sender(None)
     frames = []
@@ -500,7 +501,7 @@ def test_each_message_of_a_batch_gets_the_outcome_of_its_own_routing_over_amqp_1
 
 
 def test_an_unroutable_message_gets_the_outcome_released_over_amqp_1_0(client: RawAmqp10) -> None:
-    """An AMQP 1.0 message to an exchange without a matching binding gets the outcome released."""
+    """An AMQP 1.0 message to an exchange without a matching binding gets the outcome `released`."""
     client.attach_sender("/exchanges/amq.direct/nowhere")
     assert client.published(0) == RELEASE
 
@@ -508,8 +509,8 @@ def test_an_unroutable_message_gets_the_outcome_released_over_amqp_1_0(client: R
 def test_a_message_to_a_full_queue_gets_the_outcome_rejected_over_amqp_1_0(
     client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """An AMQP 1.0 message to a full queue with x-overflow reject-publish gets the outcome rejected. From RabbitMQ 4.2
-    on, the outcome names the queue and the reason.
+    """An AMQP 1.0 message to a full queue whose x-overflow is reject-publish gets the outcome `rejected`. From RabbitMQ
+    4.2 on, the outcome names the queue and the reason.
     """
     channel.queue_declare("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}, durable=True)
     client.attach_sender("/queues/full")
@@ -584,7 +585,7 @@ LINK_ERRORS: dict[str, tuple[UInt8 | None, list[tuple[Any, ...]], str, str]] = {
 @pytest.mark.parametrize("case", LINK_ERRORS)
 def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAmqp10, queue: str, case: str) -> None:
     """The broker detaches an AMQP 1.0 link if the delivery id or the settled flag changes within a message, if the
-    settled flag contradicts the link's settle mode, or if a transfer asks for the receiver settle mode second.
+    settled flag contradicts the link's settle mode, or if a transfer asks for the receiver settle mode `second`.
     """
     mode, transfers, condition, text = LINK_ERRORS[case]
     client.attach_sender(queue, mode=mode)
@@ -598,7 +599,7 @@ def test_an_invalid_transfer_detaches_the_link(broker: TestBroker, client: RawAm
 
 def test_a_sender_that_exceeds_its_credit_is_detached(client: RawAmqp10, channel: BlockingChannel, queue: str) -> None:
     """If an AMQP 1.0 sender exceeds its link credit, the broker detaches the link with transfer-limit-exceeded, unless
-    it has given the link more credit in the meantime.
+    the broker has granted more credit in the meantime.
     """
     # tests/simulation has a case in which the embedded broker cannot give more.
     first = client.attach_sender(queue)
@@ -671,7 +672,7 @@ def test_deleting_an_exchange_detaches_a_sender_at_the_next_message(
     client: RawAmqp10, channel: BlockingChannel, vhost: str
 ) -> None:
     """After an exchange is deleted, the next message that an AMQP 1.0 sender publishes to this exchange gets the
-    outcome released, and the sender's link is detached with not-found.
+    outcome `released`, and the sender's link is detached with not-found.
     """
     channel.exchange_declare("x", "fanout")
     client.attach_sender("/exchanges/x")
@@ -687,8 +688,8 @@ def test_deleting_an_exchange_detaches_a_sender_at_the_next_message(
 def test_an_amqp_1_0_receiver_gets_as_many_messages_as_its_credit(
     client: RawAmqp10, queue: str, channel: BlockingChannel
 ) -> None:
-    """An AMQP 1.0 receiver with a link credit of 2 gets two of three messages. It gets the third one after it has
-    settled both and granted new credit.
+    """An AMQP 1.0 receiver with a link credit of 2 gets two of three messages. The receiver gets the third message
+    after it has settled the first two and granted new credit.
     """
     for body in (b"1", b"2", b"3"):
         channel.basic_publish("", "q", body)
@@ -712,7 +713,7 @@ def test_an_amqp_1_0_receiver_gets_as_many_messages_as_its_credit(
 def test_a_message_that_the_broker_sends_settled_leaves_the_queue_immediately(
     client: RawAmqp10, queue: str, channel: BlockingChannel, api: Api, vhost: str
 ) -> None:
-    """If an AMQP 1.0 receiver attaches with the snd-settle-mode settled, the broker sends each message settled, and
+    """If an AMQP 1.0 receiver attaches with the snd-settle-mode `settled`, the broker sends each message settled, and
     removes it from the queue immediately.
     """
     channel.basic_publish("", "q", b"1")
@@ -762,8 +763,8 @@ def test_a_message_that_an_amqp_1_0_receiver_releases_is_redelivered(
 def test_an_amqp_1_0_outcome_decides_whether_a_message_is_dead_lettered_or_requeued(
     client: RawAmqp10, quorum: str, state: Any, dead: bool
 ) -> None:
-    """After the AMQP 1.0 outcome rejected, or modified with undeliverable-here, the message is dead-lettered. After the
-    outcome released, or modified without undeliverable-here, the message is requeued.
+    """After the AMQP 1.0 outcome `rejected`, or `modified` with undeliverable-here, the message is dead-lettered. After
+    the outcome `released`, or `modified` without undeliverable-here, the message is requeued.
     """
     client.attach_sender(quorum, handle=1)
     assert client.published(0, handle=1) == ACCEPT
@@ -794,8 +795,8 @@ def counts(client: RawAmqp10, quorum: str, state: Any) -> list[Any]:
 def test_only_the_outcome_modified_with_delivery_failed_raises_the_delivery_count(
     client: RawAmqp10, quorum: str, case: str
 ) -> None:
-    """In a quorum queue, a message's delivery count rises after the outcome modified with delivery-failed. It does not
-    rise after released, or after modified without delivery-failed.
+    """In a quorum queue, a message's delivery count rises after the outcome `modified` with delivery-failed. It does
+    not rise after `released`, or after `modified` without delivery-failed.
     """
     state = {"released": RELEASE, "failed": described(MODIFIED, True), "not failed": described(MODIFIED, False)}[case]
     expected = [(0, True), (1, False), (2, False)] if case == "failed" else [(0, True), (0, False), (0, False)]
@@ -805,8 +806,8 @@ def test_only_the_outcome_modified_with_delivery_failed_raises_the_delivery_coun
 def test_annotations_added_by_the_outcome_modified_arrive_with_the_redelivered_message(
     client: RawAmqp10, quorum: str
 ) -> None:
-    """If an AMQP 1.0 receiver adds annotations to a message with the outcome modified, the quorum queue redelivers the
-    message with these annotations.
+    """If an AMQP 1.0 receiver settles a message with the outcome `modified` and adds annotations, the quorum queue
+    redelivers the message with these annotations.
     """
     client.attach_sender(quorum, handle=1)
     client.published(0, handle=1)
@@ -858,8 +859,8 @@ BAD_ANNOTATIONS = {
 def test_no_message_is_lost_if_the_outcome_modified_has_invalid_annotations(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel, quorum: str, take: Any, annotations: Any
 ) -> None:
-    """If an AMQP 1.0 receiver settles deliveries with the outcome modified and invalid annotations, the embedded broker
-    ends the session or the connection, and requeues all these messages in order.
+    """If an AMQP 1.0 receiver settles deliveries with the outcome `modified` and invalid annotations, the embedded
+    broker ends the session or the connection, and requeues all these messages in order.
     """
     if broker.kind != "embedded":
         pytest.skip("RabbitMQ keeps values that AMQP 0-9-1 does not have")
@@ -959,7 +960,7 @@ def test_deleting_a_queue_detaches_its_amqp_1_0_receivers(
 def test_unsettled_messages_are_requeued_when_the_link_is_detached(
     client: RawAmqp10, queue: str, channel: BlockingChannel, take: Any
 ) -> None:
-    """When an AMQP 1.0 receiver's link is detached, the receiver's unsettled message is requeued. It is delivered to
+    """When an AMQP 1.0 receiver's link is detached, the receiver's unsettled message is requeued, and is delivered to
     another client, marked as redelivered.
     """
     channel.basic_publish("", "q", b"1")

@@ -120,8 +120,8 @@ def test_receivers_of_a_queue_with_a_single_active_consumer_are_told_which_one_i
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
     """From RabbitMQ 4.3 on, the broker tells each AMQP 1.0 receiver of a quorum queue with x-single-active-consumer
-    whether this receiver is active, in the property rabbitmq:active of a flow frame. It tells them again when that
-    changes.
+    whether this receiver is active, in the property rabbitmq:active of a flow frame. When the active receiver detaches,
+    the broker tells the next one that it is active now.
     """
     if not broker.differs_since("4.3", "consumers of quorum queues are told"):
         pytest.skip("from 4.3 on")
@@ -215,8 +215,8 @@ def test_a_disposition_does_not_affect_unknown_deliveries(
 def test_the_outcome_modified_with_delivery_failed_raises_the_delivery_count(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel, kind: str
 ) -> None:
-    """The AMQP 1.0 outcome modified with delivery-failed raises a message's delivery count in quorum queues. From
-    RabbitMQ 4.3 on, it does so in classic queues, too.
+    """The AMQP 1.0 outcome `modified` with delivery-failed raises a message's delivery count in quorum queues and, from
+    RabbitMQ 4.3 on, also in classic queues.
     """
     channel.queue_declare("failing", durable=True, arguments={"x-queue-type": kind})
     channel.basic_publish("", "failing", b"x")
@@ -233,7 +233,7 @@ def test_the_outcome_modified_with_delivery_failed_raises_the_delivery_count(
 def test_a_modified_message_is_not_redelivered_before_its_x_opt_delivery_time(
     broker: TestBroker, client: RawAmqp10, channel: BlockingChannel
 ) -> None:
-    """From RabbitMQ 4.3 on, an AMQP 1.0 receiver can settle a message as modified with the annotation
+    """From RabbitMQ 4.3 on, an AMQP 1.0 receiver can settle a message with the outcome `modified` and the annotation
     x-opt-delivery-time, in milliseconds since 1970. A quorum queue does not redeliver the message before this time.
     """
     # As in rabbit_fifo of RabbitMQ 4.3.0 and 4.3.5, and its test modified_quorum_queue_delivery_time.

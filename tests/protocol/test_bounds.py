@@ -89,8 +89,8 @@ def test_consumers_are_served_while_the_broker_is_low_on_memory(small: EmbeddedB
 
 
 def test_a_consumer_that_does_not_read_leaves_messages_to_other_clients(small: EmbeddedBroker) -> None:
-    """If a consumer does not read from its socket, the broker sends it only what fits into the socket's buffers. The
-    other messages stay in the queue, and other clients can get them.
+    """If a consumer does not read from its socket, the broker sends only as many messages as fit into the socket's
+    buffers. The other messages stay in the queue, and other clients can get them.
     """
     connection = connect(small)
     channel = connection.channel()

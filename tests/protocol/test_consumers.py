@@ -40,8 +40,8 @@ def settled(channel: BlockingChannel) -> None:
 
 
 def test_prefetch_limits_each_consumer(channel: BlockingChannel, take: Take) -> None:
-    """A consumer with a prefetch of 2 gets two messages, and a third one after it acknowledges one. The prefetch does
-    not limit basic.get.
+    """A consumer with a prefetch of 2 gets two messages, and a third one after the consumer has acknowledged one
+    message. The prefetch does not limit basic.get.
     """
     channel.queue_declare("q")
     publish(channel, 5)
@@ -97,8 +97,8 @@ def test_messages_are_delivered_to_the_consumers_of_a_queue_in_turn(channel: Blo
 
 
 def test_the_consumer_with_the_higher_priority_is_served_first(channel: BlockingChannel, take: Take) -> None:
-    """The consumer with the higher x-priority gets messages up to its prefetch. A consumer with a lower priority gets
-    only the messages beyond that.
+    """Of two consumers of a queue, the one with the higher x-priority gets messages up to its prefetch. The other
+    consumer gets only the messages beyond this prefetch.
     """
     channel.queue_declare("q")
     channel.basic_qos(prefetch_count=2)

@@ -48,8 +48,8 @@ def kept(process: BrokerProcess) -> Path:
 
 
 def test_no_damage_is_reported_after_the_broker_was_killed_or_stopped(process: BrokerProcess) -> None:
-    """When a broker that was killed or stopped starts again, it has all messages and logs no damage. It keeps no
-    damaged files.
+    """When a broker that was killed or stopped starts again, it has all messages, logs no damage, and keeps no copies
+    of damaged files.
     """
     for end in (process.kill, process.stop):
         end()
@@ -149,8 +149,8 @@ def test_a_damaged_page_of_the_database_loses_less_than_half_of_the_messages(pro
 
 
 def test_the_broker_does_not_start_if_its_database_file_is_not_a_database(process: BrokerProcess) -> None:
-    """If the database file is not a database, the broker does not start. It says that nothing in the file can be read,
-    and leaves the file unchanged.
+    """If the database file is not a database, the broker does not start, says that nothing in the file can be read, and
+    leaves the file unchanged.
     """
     process.stop()
     database, _ = files(process)

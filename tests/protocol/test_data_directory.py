@@ -63,8 +63,8 @@ def nested(depth: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("depth", [62, 63, 64, 65, 80, 400])
 def test_deeply_nested_queue_arguments_are_stored_or_refused(process: BrokerProcess, depth: int) -> None:
-    """If a queue with deeply nested arguments is declared over HTTP, the broker either refuses it, or still has it
-    after a restart.
+    """If a queue with deeply nested arguments is declared over HTTP, the broker either refuses the queue, or still has
+    it after a restart.
     """
     api = Api(process.management_url)
     status, _ = api("PUT", "queues/%2F/q", {"durable": True, "arguments": {"x-unknown": nested(depth)}})
@@ -78,8 +78,8 @@ def test_deeply_nested_queue_arguments_are_stored_or_refused(process: BrokerProc
 
 
 def test_deleting_a_virtual_host_deletes_its_bindings_and_policies(process: BrokerProcess) -> None:
-    """If a virtual host is deleted, and is created again after a restart, it has none of its former bindings and
-    policies.
+    """If a virtual host is deleted, and is created again after a restart of the broker, the virtual host has none of
+    its former bindings and policies.
     """
     api = Api(process.management_url)
     api("PUT", "vhosts/v")
@@ -152,8 +152,8 @@ def test_a_stored_definition_that_cannot_be_read_is_skipped(process: BrokerProce
 
 
 def test_unknown_files_in_a_data_directory_are_ignored(process: BrokerProcess) -> None:
-    """The broker starts with unknown files in its data directory, logs that they do not belong to the broker, and
-    leaves them there.
+    """The broker starts with unknown files in its data directory, logs that these files do not belong to the broker,
+    and leaves them there.
     """
     channel = connect(process).channel()
     channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
@@ -173,8 +173,8 @@ def test_unknown_files_in_a_data_directory_are_ignored(process: BrokerProcess) -
 
 
 def test_a_full_disk_at_the_start_is_reported(process: BrokerProcess) -> None:
-    """If the disk is too full for the broker to start, the broker says how much space is needed, and exits. When it
-    starts with enough space, it has all messages.
+    """If the disk is too full for the broker to start, the broker says how much space is needed, and exits. When the
+    broker starts again with enough space, it has all messages.
     """
     channel = connect(process).channel()
     channel.queue_declare("q", durable=True)
@@ -369,8 +369,8 @@ def reopened(directory: Path, change: Callable[[Broker], object] = lambda _: Non
 def test_any_accepted_definition_survives_a_restart(
     operations: list[tuple[str, str, str, str, dict[str, Any]]],
 ) -> None:
-    """After a restart, the broker has exactly the definitions that it accepted before. The test makes random sequences
-    of declarations and deletions.
+    """After a restart, the broker has exactly the definitions that it had accepted before the restart. The test makes
+    random sequences of declarations and deletions.
     """
 
     def change(broker: Broker) -> None:

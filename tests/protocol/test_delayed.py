@@ -122,8 +122,8 @@ def test_a_mandatory_delayed_message_is_returned_and_still_delivered(channel: Bl
 
 @pytest.mark.usefixtures("delayed")
 def test_a_message_routed_through_two_delayed_exchanges_is_delayed_once(channel: BlockingChannel, take: Take) -> None:
-    """If a message is routed through two delayed exchanges, one after the other, only the first one delays it. A queue
-    bound to the fanout exchange in front of both gets the message immediately.
+    """If a message is routed through two delayed exchanges, one after the other, only the first one delays the message.
+    A queue that is bound to the fanout exchange in front of both gets the message immediately.
     """
     channel.exchange_declare("before", "fanout")
     channel.queue_declare("beside")
@@ -177,7 +177,7 @@ def test_the_alternate_exchange_of_a_delayed_exchange_gets_a_copy_immediately(
 def test_a_transaction_has_no_effect_on_a_delayed_message(
     channel: BlockingChannel, connection: pika.BlockingConnection, take: Take, end: str
 ) -> None:
-    """A delayed message published in a transaction is delivered once, even if the transaction is rolled back or its
+    """A delayed message published in a transaction is delivered once, even if the transaction is rolled back or the
     channel is closed.
     """
     other = connection.channel()
@@ -193,7 +193,8 @@ def test_queues_bound_with_the_keys_in_cc_or_bcc_get_copies_of_a_delayed_message
     channel: BlockingChannel, take: Take
 ) -> None:
     """When a delayed message is due, the queues that are bound with the routing keys in CC or BCC get copies. If the
-    message has CC, its header x-delay is unchanged. If it has BCC, x-delay is negative, and the header BCC is removed.
+    message has CC, its header x-delay is unchanged. If the message has BCC, x-delay is negative, and the header BCC is
+    removed.
     """
     channel.queue_declare("copy")
     channel.queue_bind("copy", "x", "c")

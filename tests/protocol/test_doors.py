@@ -136,8 +136,8 @@ def test_pages_of_another_site_cannot_load_the_management_api_as_an_image_or_a_s
 
 
 def test_the_management_api_does_not_wait_for_a_body_of_16_mb(broker: EmbeddedBroker) -> None:
-    """The management API answers a request that announces a body of 16 MB without waiting for the body. It answers with
-    the status 401 if the request has no login, and with 413 otherwise.
+    """The management API answers a request that announces a body of 16 MB without waiting for the body: with the status
+    401 if the request has no login, and otherwise with 413.
     """
     assert ask(broker, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 401
     assert ask(broker, LOGIN, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 413
@@ -164,8 +164,8 @@ def test_an_http_connection_stays_open_after_the_status_401(broker: EmbeddedBrok
     ],
 )
 def test_http_requests_with_a_malformed_header_are_refused(broker: EmbeddedBroker, header: str, status: int) -> None:
-    """The management API refuses an HTTP request with a malformed or too long header with the status 400, 411 or 431.
-    It then answers the next request.
+    """The management API refuses an HTTP request with a malformed or too long header with the status 400, 411 or 431,
+    and answers the next request.
     """
     assert ask(broker, LOGIN, header)[0] == status
     assert ask(broker, LOGIN)[0] == 200
@@ -189,8 +189,8 @@ def test_http_connections_without_a_login_do_not_keep_other_clients_out(broker: 
 def test_http_connections_from_one_address_do_not_displace_connections_from_another(
     broker: EmbeddedBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If too many HTTP connections without a login come from one address, they do not displace a connection from
-    another address. The broker logs this at most once a second.
+    """If too many HTTP connections without a login come from one address, the broker closes some of these connections,
+    but none from another address. The broker logs such closings at most once a second.
     """
     caplog.set_level(logging.WARNING)
     crowd = [socket.create_connection(address(broker), timeout=60) for _ in range(MAX_CONNECTIONS)]
@@ -318,7 +318,8 @@ def test_a_regular_expression_that_needs_a_lot_of_memory_is_refused_as_a_filter(
 
 @large
 def test_a_list_of_5000_queues_does_not_hold_up_other_clients(tmp_path: Path) -> None:
-    """While the management API lists 5,000 queues for one client, it answers requests on another connection."""
+    """While the management API lists 5,000 queues for one client, it answers requests of other clients on other
+    connections."""
     with BrokerProcess(tmp_path, "--management-port", "0") as broker, ThreadPoolExecutor() as pool:
         queues = [{"name": f"queue-{number}", "vhost": "/", "durable": False} for number in range(5_000)]
         assert Api(broker.management_url)("POST", "definitions", {"queues": queues})[0] == 204
@@ -338,8 +339,8 @@ def test_a_list_of_5000_queues_does_not_hold_up_other_clients(tmp_path: Path) ->
 def test_repeated_internal_errors_are_logged_once_a_second(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If internal errors of the management API are repeated, the broker logs about one of them a second, with the
-    number of errors that it did not log.
+    """If the management API has many internal errors, the broker logs about one error a second, with the number of
+    errors that were not logged.
     """
     caplog.set_level(logging.WARNING)
 

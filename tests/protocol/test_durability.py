@@ -33,8 +33,8 @@ def restart(process: BrokerProcess, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_durable_objects_and_persistent_messages_survive_a_restart(process: BrokerProcess, how: str) -> None:
-    """After a broker was stopped or killed, and restarted, it has the durable exchanges and queues, their bindings and
-    the persistent messages. Transient exchanges, queues and messages are gone.
+    """After a restart, whether it was stopped or killed, a broker has the durable exchanges and queues, their bindings
+    and the persistent messages. Transient exchanges, queues and messages are gone.
     """
     channel = connect(process).channel()
     channel.exchange_declare("x", "topic", durable=True, arguments={"alternate-exchange": "amq.fanout"})
@@ -68,8 +68,8 @@ def test_durable_objects_and_persistent_messages_survive_a_restart(process: Brok
 
 
 def test_a_clean_restart_keeps_the_delivery_counts_of_a_quorum_queue(tmp_path: Path) -> None:
-    """As in RabbitMQ 4.3, a message in a quorum queue has the same x-acquired-count and x-delivery-count after a clean
-    restart as before.
+    """After a clean restart, a message in a quorum queue has the same x-acquired-count and x-delivery-count as before
+    the restart, as in RabbitMQ 4.3.
     """
     with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--like", "4.3") as process:
         channel = connect(process).channel()
@@ -181,7 +181,7 @@ def test_users_permissions_and_virtual_hosts_survive_a_restart(tmp_path: Path) -
 
 def test_a_virtual_host_name_cannot_forge_lines_in_the_log(process: BrokerProcess) -> None:
     """If a client asks for a virtual host whose name contains line breaks or control characters, the broker's log shows
-    them escaped.
+    these characters escaped.
     """
     parameters = pika.URLParameters(process.url)
     parameters.virtual_host = "no\n2026-01-01 \x1b[31mforged"
@@ -276,8 +276,8 @@ def test_no_confirmed_message_is_lost_when_the_broker_is_killed_twenty_times(pro
 
 
 def test_two_brokers_cannot_share_a_data_directory(process: BrokerProcess) -> None:
-    """If a second broker is started on a data directory that is in use, it exits with 1. The first broker
-    stays usable.
+    """If a second broker is started on a data directory that is in use, the second broker exits with 1. The first
+    broker stays usable.
     """
     second = BrokerProcess(process.directory)
     second.ready_file = process.directory / "second"

@@ -61,8 +61,8 @@ def channel(connect: Callable[..., BlockingChannel]) -> BlockingChannel:
 
 
 def test_the_cut_connections_fault_resets_or_closes_connections(vhost: Vhost) -> None:
-    """The fault `cut_connections` resets a client's connection (ECONNRESET). With reset=False, it closes the connection
-    normally.
+    """The fault `cut_connections` resets a client's connection (ECONNRESET). With reset=False, the fault closes the
+    connection normally.
     """
     with RawClient(vhost.url) as client:
         assert vhost.faults.cut_connections() == 1
@@ -109,7 +109,7 @@ def test_faults_also_affect_connections_of_the_stream_protocol(vhost: Vhost, str
 
 def test_published_returns_messages_published_over_the_stream_protocol(vhost: Vhost, stream: RawStream) -> None:
     """published() returns messages that were published over the stream protocol. If no message matches, the repr of the
-    result shows the messages that were published instead.
+    empty result shows which messages were published.
     """
     assert stream.create("s") == 1
     assert stream.declare_publisher(1, "s") == 1
@@ -127,8 +127,8 @@ def test_published_returns_messages_published_over_the_stream_protocol(vhost: Vh
 def test_the_cut_connections_fault_resets_or_closes_stream_connections(
     vhost: Vhost, stream: RawStream, reset: bool
 ) -> None:
-    """The fault `cut_connections` resets a connection of the stream protocol (ECONNRESET). With reset=False, it closes
-    the connection normally.
+    """The fault `cut_connections` resets a connection of the stream protocol (ECONNRESET). With reset=False, the fault
+    closes the connection normally.
     """
     assert vhost.faults.cut_connections(reset=reset) == 1
     with pytest.raises(ConnectionResetError if reset else EOFError):
@@ -136,7 +136,8 @@ def test_the_cut_connections_fault_resets_or_closes_stream_connections(
 
 
 def test_the_restart_fault_closes_stream_connections(vhost: Vhost, stream: RawStream) -> None:
-    """The fault `restart` closes connections of the stream protocol. Afterwards, stream clients can log in again."""
+    """The fault `restart` closes connections of the stream protocol. After the restart, stream clients can log in
+    again."""
     vhost.faults.restart()
     assert stream.at_end()
     RawStream(*stream.socket.getpeername()).log_in()
@@ -220,7 +221,7 @@ def test_the_refuse_connections_fault_does_not_close_open_connections(vhost: Vho
 
 def test_the_go_silent_fault_holds_back_everything_that_the_broker_sends(vhost: Vhost) -> None:
     """While the fault `go_silent` is in force, neither connected nor new clients get replies or heartbeats. When the
-    fault ends, they get all replies and heartbeats that were held back.
+    fault ends, the clients get all replies and heartbeats that were held back.
     """
     with RawClient(vhost.url, heartbeat=1) as client:
         client.socket.settimeout(1.2)
@@ -284,9 +285,9 @@ def test_the_block_publishers_fault_holds_back_all_messages(vhost: Vhost, raw: R
 def test_a_fault_for_a_misspelled_queue_is_refused(
     vhost: Vhost, channel: BlockingChannel, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """If a fault is for a queue that does not exist, and the name resembles that of an existing queue, calling the
-    fault raises ValueError and suggests the existing name. If no name is similar, only `cancel_consumers` raises
-    ValueError, because it would have no effect.
+    """If a method of `faults` is given the name of a queue that does not exist, and an existing queue has a similar
+    name, the method raises ValueError and suggests the existing name. If no name is similar, only `cancel_consumers`
+    raises ValueError, because that fault would have no effect.
     """
     channel.queue_declare("jobs")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -313,8 +314,8 @@ def test_the_faults_close_channels_and_close_connections_send_the_given_code(vho
 def test_the_restart_fault_keeps_durable_queues_and_their_messages(
     vhost: Vhost, connect: Callable[..., BlockingChannel], keep_transient: bool
 ) -> None:
-    """The fault `restart` keeps durable queues with their persistent messages, and all messages of quorum queues. It
-    keeps transient queues, exchanges and messages only with `keep_transient`.
+    """The fault `restart` keeps durable queues with their persistent messages, and all messages of quorum queues.
+    Transient queues, exchanges and messages are kept only with `keep_transient`.
     """
     channel = connect()
     channel.queue_declare("durable", durable=True)
@@ -341,7 +342,7 @@ def test_the_restart_fault_keeps_durable_queues_and_their_messages(
 
 
 def test_the_nack_publishes_fault_nacks_the_given_number_of_messages(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The fault `nack_publishes("jobs", 2)` nacks the next two messages to the queue jobs, and no others. These two
+    """The fault `nack_publishes("jobs", 2)` nacks the next two messages to the queue `jobs`, and no others. These two
     messages do not reach the queue.
     """
     channel.confirm_delivery()
@@ -367,10 +368,10 @@ def test_the_nack_publishes_fault_nacks_the_given_number_of_messages(vhost: Vhos
         (lambda faults: faults.go_silent(-5), "seconds must be at least 0, not -5"),
     ],
 )
-def test_a_fault_with_an_argument_out_of_range_is_refused(
+def test_a_method_of_faults_refuses_an_argument_out_of_range(
     vhost: Vhost, begin: Callable[[Faults], object], message: str
 ) -> None:
-    """Calling a fault with an argument out of range raises ValueError with the reason, and the fault does not begin."""
+    """If an argument is out of range, a method of `faults` raises ValueError with the reason, and no fault begins."""
     with pytest.raises(ValueError, match=f"^{message}$"):
         begin(vhost.faults)
     assert vhost.faults.in_force() == []
@@ -389,7 +390,7 @@ def test_the_return_unroutable_fault_returns_the_next_message(vhost: Vhost, chan
 
 def test_the_delay_confirms_fault_holds_back_publisher_confirms(vhost: Vhost, raw: RawClient) -> None:
     """While the fault `delay_confirms` is in force, publisher confirms arrive only after the given time. If no time is
-    given, they arrive when the fault ends.
+    given, publisher confirms arrive when the fault ends.
     """
     raw.send(commands.Confirm.Select())
     raw.expect(commands.Confirm.SelectOk)
@@ -430,7 +431,8 @@ def test_the_lose_acks_fault_loses_the_next_acknowledgement(vhost: Vhost, channe
 
 
 def test_the_cancel_consumers_fault_sends_basic_cancel(vhost: Vhost, channel: BlockingChannel) -> None:
-    """The fault `cancel_consumers("jobs")` sends a consumer of the queue jobs a basic.cancel with its consumer tag."""
+    """The fault `cancel_consumers("jobs")` sends a consumer of the queue `jobs` a basic.cancel with its
+    consumer tag."""
     channel.queue_declare("jobs")
     channel.basic_consume("jobs", lambda *_: None, consumer_tag="mine")
     cancelled = []
@@ -441,7 +443,7 @@ def test_the_cancel_consumers_fault_sends_basic_cancel(vhost: Vhost, channel: Bl
 
 
 def test_a_fault_ends_with_its_virtual_host_or_after_its_duration(whole: EmbeddedBroker) -> None:
-    """A fault of a virtual host ends when the virtual host is deleted. A fault with a duration ends after this
+    """If a virtual host is deleted, the faults of this virtual host end. A fault with a duration ends after this
     duration.
     """
     with whole.fresh_vhost() as vhost:

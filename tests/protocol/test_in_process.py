@@ -181,8 +181,8 @@ def test_a_nacked_message_is_not_shown_as_unrouted(vhost: Vhost, channel: Blocki
 
 
 def test_a_queue_object_lists_messages_by_what_happened_to_them(vhost: Vhost, channel: BlockingChannel) -> None:
-    """vhost.queue("jobs") lists the messages of the queue jobs that were acknowledged, rejected or requeued, and those
-    that are ready. After reset(), it lists none.
+    """vhost.queue("jobs") lists separately which messages of the queue `jobs` were acknowledged, rejected or requeued,
+    and which are ready. After reset(), these lists are empty.
     """
     jobs = vhost.queue("jobs")
     for number in range(5):

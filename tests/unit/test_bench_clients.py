@@ -539,7 +539,7 @@ def test_churn_measures_each_creation_and_each_removal(
     churn: str, requests: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With `--churn`, `bench` measures how long it takes to create a connection, channel, queue or binding, counted
-    from the time at which the creation was due. It also measures how long it takes to remove it.
+    from the time at which the creation was due, and how long it takes to remove the same object again.
     """
     clock = Clock()
     monkeypatch.setattr("time.monotonic_ns", clock)

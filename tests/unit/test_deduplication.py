@@ -282,8 +282,8 @@ def test_a_reused_process_id_is_not_taken_for_the_worker(path: Path, other_worke
 
 
 def test_a_message_that_an_earlier_run_did_not_finish_is_handled(path: Path) -> None:
-    """The deduplication store may say that this process (by process id and start time) is handling a message that it
-    has not begun to handle. The entry is then from an earlier run, and the worker handles the message.
+    """If an entry in the deduplication store has the worker's own process id and start time, but the worker has not
+    begun to handle the message, the entry is from an earlier run of `worker`, and the worker handles the message.
     """
     HandledMessages(path, DAY).begin(KEY)
     assert HandledMessages(path, DAY).begin(KEY, lambda: True) is None

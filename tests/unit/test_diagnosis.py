@@ -82,7 +82,7 @@ def expiring(name: str, exchange: str, key: str | None = None) -> Queue:
     return Queue(name, arguments=arguments if key is None else {**arguments, "x-dead-letter-routing-key": key})
 
 
-def test_a_cycle_of_expiring_queues_is_reported_once() -> None:
+def test_a_cycle_of_queues_that_dead_letter_expired_messages_is_reported_once() -> None:
     """If queues dead-letter expired messages to each other in a cycle, directly or through exchanges, `doctor` reports
     the cycle as one problem, even among thousands of queues.
     """

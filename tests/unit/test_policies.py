@@ -116,9 +116,9 @@ def test_acknowledgements_that_are_held_back_are_sent_when_the_queue_is_empty() 
     assert handle(policy, range(101, 103)) == [101, 102]
 
 
-def test_stopping_before_a_large_count_acknowledges_all_handled_messages() -> None:
-    """If a consumer is stopped before its count is reached, it sends the acknowledgements that it has withheld, for all
-    messages handled so far.
+def test_a_consumer_stopped_early_acknowledges_all_messages_that_it_has_handled() -> None:
+    """If a consumer of 300 messages, which acknowledges them in groups, is stopped after 100 messages, it acknowledges
+    all 100.
     """
     policy = ExactCount(300)
     handle(policy, range(1, 101))

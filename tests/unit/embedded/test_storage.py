@@ -533,9 +533,9 @@ def test_deleting_a_virtual_host_keeps_the_user_with_the_same_name(tmp_path: Pat
     asyncio.run(run())
 
 
-def test_a_broker_that_stops_while_it_writes_writes_everything(tmp_path: Path) -> None:
-    """If the broker stops while it is writing a stream to disk, it also writes the messages that are waiting for this,
-    and those that were published later.
+def test_stopping_the_broker_during_a_write_loses_no_message_for_a_stream(tmp_path: Path) -> None:
+    """If the broker is stopped while it is writing a message of a stream to disk, it finishes this write, and also
+    writes the messages that were published during the write.
     """
 
     async def run() -> None:
