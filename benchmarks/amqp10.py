@@ -2,8 +2,8 @@
 
     python -m benchmarks.amqp10 [COUNT [PAIRS]]
 
-Uses the broker of MQTOOL_URL: RabbitMQ 4, or the embedded broker with --like 4.3. The library can only publish one
-message at a time and wait for its outcome.
+Uses the broker of MQTOOL_URL: RabbitMQ 4, or the embedded broker with --like 4.3. The library can only publish
+one message at a time, and waits for its outcome.
 """
 
 import filecmp
@@ -29,7 +29,7 @@ _REQUESTS = 500
 
 @contextmanager
 def connected() -> Iterator[Connection]:
-    """Connect with rabbitmq-amqp-python-client."""
+    """Yield a connection of rabbitmq-amqp-python-client, and close it at the end."""
     where = urlsplit(URL)
     connection = Connection(
         ConnectionParameters(

@@ -125,7 +125,7 @@ def consume(client: Client, queue: str, count: int, window: int = WINDOW) -> flo
 
 
 class Throughput(NamedTuple):
-    """How many messages were published and consumed per second."""
+    """Numbers of messages published and consumed per second."""
 
     published: float
     consumed: float

@@ -22,7 +22,7 @@ WAITING = 1_000_000
 
 
 def is_rabbitmq(url: str) -> bool:
-    """True if the broker is the real RabbitMQ. The embedded broker reports the same product name."""
+    """Return True if the broker is RabbitMQ itself. The embedded broker reports the same product name."""
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         return str(connection._impl.server_properties["platform"]).startswith("Erlang")
 
@@ -48,7 +48,7 @@ def through(url: str, lines: Path, out: Path) -> Callable[[], Run]:
 
 
 def beside_rabbitmq() -> None:
-    """Measure the speed of the commands, including their start-up, and, with `mqtool bench`, of the brokers alone."""
+    """Compare the speed of both brokers, with `send` and `receive`, and with `mqtool bench`. Print the results."""
     if not is_rabbitmq(URL):
         print("there is no RabbitMQ at MQTOOL_URL, so the embedded broker's speed is not compared")
         return

@@ -50,7 +50,7 @@ Measure = Callable[["Installation"], float]
 
 @dataclass(frozen=True)
 class Installation:
-    """A Python interpreter, and the environment in which it finds mqtool."""
+    """A Python interpreter, and environment variables with which it finds mqtool."""
 
     python: str
     environment: Mapping[str, str]
@@ -107,7 +107,7 @@ def instructions_in(report: str) -> float:
 
 @contextmanager
 def _counting(command: Sequence[str]) -> Iterator[tuple[list[str], Callable[[], float]]]:
-    """Yield the command under valgrind, and a function that returns how many million instructions it executed."""
+    """Yield a command line to count instructions, and a function that returns the count in millions."""
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory, "report")
         counter = ["valgrind", "--quiet", "--tool=cachegrind", "--cache-sim=no", f"--cachegrind-out-file={report}"]
@@ -119,10 +119,10 @@ class CommandRow:
     """A row of the table: the cost of an mqtool command from its start to its end.
 
     Attributes:
-        words: the command line.
-        stdin: its input.
-        counted: True if its instructions are counted.
-        first: a command to run before it, which is not measured.
+        words: the arguments of the command.
+        stdin: the input of the command.
+        counted: True to count instructions instead of CPU time.
+        first: a command to run before this one, which is not measured.
     """
 
     words: Sequence[str]
@@ -210,7 +210,8 @@ def broker_rounds(
         messages: the number of messages in a round, a multiple of 500.
 
     Returns:
-        For "in" and "out": the microseconds of CPU time per message with `base`, and those with `change`.
+        For "in" (publishing) and "out" (consuming), the CPU time per message in microseconds: a list with an entry per
+        round for `base`, and one for `change`.
     """
     figures: dict[str, tuple[list[float], list[float]]] = {"in": ([], []), "out": ([], [])}
     with (
@@ -235,7 +236,7 @@ def broker_rounds(
 
 
 def _cpu(pid: int) -> float:
-    """Return the milliseconds of CPU time of a process so far. On Linux only."""
+    """Return how many milliseconds of CPU time a process has used. On Linux only."""
     tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e6
 
@@ -269,7 +270,7 @@ def compare(table: Mapping[str, Measure], base: Installation, change: Installati
 
 
 def check(table: Mapping[str, Measure], base: Installation, change: Installation) -> Iterator[str]:
-    """Measure each row once, and again if it seems to have grown; yield its line, with "GREW" if it has.
+    """Measure each row; repeat this if its cost seems to have grown. Yield its line, with "GREW" if the cost has grown.
 
     Both installations are measured at the same time: instructions do not depend on what else the machine does.
     """
@@ -288,7 +289,7 @@ def compare_brokers(base: Installation, change: Installation, word: str = "", *,
     """Measure the brokers; yield a line for each row whose name contains `word`.
 
     Args:
-        judged: True to measure again if a row seems to have grown, and to add "GREW" to the line of one that has.
+        judged: True to repeat measurements if a cost seems to have grown, and to add "GREW" to lines whose cost has.
     """
     for kind, (queue_type, options) in BROKERS.items():
         names = {way: f"broker, {kind}, {way} (µs per message)" for way in ("in", "out")}
@@ -321,7 +322,7 @@ def main() -> None:
     parser.add_argument("base", type=Path, metavar="BASE")
     parser.add_argument("change", type=Path, metavar="CHANGE", nargs="?", default=HERE)
     parser.add_argument(
-        "--instructions", action="store_true", help="count instructions; exit with 1 if a row has grown"
+        "--instructions", action="store_true", help="count instructions; exit with 1 if any cost has grown"
     )
     parser.add_argument("--rows", metavar="WORD", default="", help="only rows whose names contain WORD")
     parser.add_argument("--runs", type=int, default=7, help="runs of each row (default: 7)")

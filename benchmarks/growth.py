@@ -28,7 +28,7 @@ _BAR = 30
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one size: seconds, and MiB of memory of mqtool (None if it does not run) and of the broker."""
+    """The cost of one size: seconds, MiB of memory of mqtool, if it ran, and MiB of memory of the broker."""
 
     seconds: float
     ours: float | None
@@ -37,10 +37,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Growth:
-    """A kind of work that is measured in several sizes.
+    """A task that is measured at several sizes.
 
     Attributes:
-        measure: does the work of one size on a broker.
+        what: a name for the task.
+        unit: what the size counts, such as "queue".
+        measure: performs the task on a broker; takes the broker, the size and an empty directory. Returns the time and
+            memory that mqtool used, or only the seconds if mqtool did not run.
     """
 
     what: str
@@ -72,7 +75,7 @@ def queues(broker: Process, size: int, directory: Path) -> Run:
 
 
 def bindings(broker: Process, size: int, directory: Path) -> Run:
-    """Run `receive-log` with this many bindings until it has received a message."""
+    """Run `receive-log` with this many binding keys until it has received a message."""
     keys = [f"site.{number}.*" for number in range(size)]
     log = ["emit-log", "topic", f"site.{size - 1}.error", "x", "-u", broker.url]
     ready, done = directory / "ready", directory / "done"
@@ -113,7 +116,7 @@ GROWTHS = (
 
 
 def costs(growth: Growth) -> Iterator[tuple[int, Cost]]:
-    """Measure the time and memory that each size takes."""
+    """Measure the task at each size on a new broker; yield the size and its cost."""
     for size in growth.sizes:
         with Process("--data-dir", "{}/data") as broker, tempfile.TemporaryDirectory() as directory:
             before = _resident(broker)

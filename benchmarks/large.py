@@ -1,4 +1,4 @@
-"""Measure what many queues, bindings, connections and messages cost a broker: the embedded one, and RabbitMQ.
+"""Measure the memory and CPU time that many queues, bindings, connections and messages cost both brokers.
 
     python -m benchmarks.large [--part N] [--rows WORD]
 
@@ -49,13 +49,13 @@ class Broker(NamedTuple):
 
     @property
     def memory(self) -> float:
-        """Its resident memory in MiB."""
+        """The resident memory of the broker in MiB."""
         status = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
 
     @property
     def cpu(self) -> float:
-        """The seconds of CPU time that it has taken, in all threads."""
+        """How many seconds of CPU time the broker has used, in all threads."""
         after_name = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -76,7 +76,7 @@ def embedded() -> Iterator[Broker]:
 
 @contextmanager
 def rabbitmq() -> Iterator[Broker]:
-    """Run a private node, configured as most users' nodes are."""
+    """Run a private node of RabbitMQ, configured as most users' nodes are."""
     starter = PrivateNodes("RabbitMQ", ("management.rates_mode = basic",))
     started = starter.start(Wanted(f"large-{os.getpid()}", ports.free_port(), management_port=ports.free_port()))
     try:
@@ -130,7 +130,8 @@ class Row:
 
     Attributes:
         size: the number of objects with `--part 1`.
-        fill: creates this many objects on the broker at a URL, and leaves its open sockets to the stack.
+        fill: a function that creates objects on a broker; takes its URL, the number of objects, and a stack that closes
+            the open sockets in the end.
     """
 
     what: str

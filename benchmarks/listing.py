@@ -28,7 +28,7 @@ def management() -> Management:
 
 
 def fill(queues: range) -> None:
-    """Declare the queues with these numbers, and their bindings."""
+    """Declare the queues with numbers in this range, and their bindings."""
     parts = urlsplit(URL)
     with pika.BlockingConnection(pika.URLParameters(f"{parts.scheme}://{parts.netloc}/{VHOST}")) as connection:
         channel = connection.channel()

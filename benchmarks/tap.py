@@ -38,7 +38,7 @@ class Taken:
 
 
 def publish(url: str, lines: list[bytes]) -> None:
-    """Publish lines at a steady rate; print when the first was due."""
+    """Publish lines at a steady rate; print the time at which the first line was due."""
     method = frame.marshal(commands.Basic.Publish(exchange=EXCHANGE, routing_key=""), 1)
     about = frame.marshal(header.ContentHeader(body_size=len(lines[0]), properties=commands.Basic.Properties()), 1)
     start = method + about + struct.pack(">BHI", 3, 1, len(lines[0]))
@@ -53,7 +53,7 @@ def publish(url: str, lines: list[bytes]) -> None:
 
 
 def consume(url: str, lines: list[bytes], ready: Path) -> None:
-    """Consume all lines, check that they are unchanged and in order, and print when the last one arrived."""
+    """Consume all lines, check that they are unchanged and in order, and print when the last line arrived."""
     client = Client(url)
     queue = client.call(commands.Queue.Declare(exclusive=True), commands.Queue.DeclareOk).queue
     client.call(commands.Queue.Bind(queue=queue, exchange=EXCHANGE), commands.Queue.BindOk)
@@ -96,7 +96,7 @@ def started(role: str, *words: object) -> "subprocess.Popen[str]":
 
 
 def measured(url: str, pid: int, directory: Path, *, tapped: bool) -> Taken:
-    """Publish to two consumers; return the time taken. Fails unless they and the tap, if any, got all messages."""
+    """Publish to two consumers, and return the time taken. Fails if a consumer or the tap missed a message."""
     lines, seen, ready = (directory / name for name in ("lines", "seen", "ready"))
     consumers = []
     for number in range(2):

@@ -49,7 +49,7 @@ def fill(url: str, queues: int, bindings: int) -> None:
 
 
 def measure(title: str, *command: str) -> float:
-    """Run the command several times, print the median time and the greatest memory in MiB, and return the memory."""
+    """Run the command several times, print the median time and the peak memory in MiB, and return the peak memory."""
     runs = [run([MQTOOL, *command]) for _ in range(RUNS)]
     seconds = [each.seconds for each in runs]
     peak = max(each.peak for each in runs)

@@ -1,8 +1,8 @@
 """python -m demo.pictures [NAME...]: make docs/pictures/*.svg, from real runs, and docs/tutorials.md.
 
 A picture shows what a command prints on a terminal, or a moment in a recording of `mqtool ui` or of the tutorials. Each
-picture contains a light and a dark colour scheme, and uses the one that the reader's system prefers. It loads nothing
-from elsewhere.
+picture contains a light and a dark colour scheme, and uses the one that the reader's system prefers. A picture loads no
+other files.
 """
 
 import io
@@ -84,7 +84,7 @@ def of_command(columns: int, command: str, lines: int | None = None, code: int =
 
 
 def of_shop(columns: int, command: str, code: int = 0) -> Console:
-    """Print what a command says about the broker of a small shop."""
+    """Return a console with a command and what it prints about the broker of a small shop."""
     with EmbeddedBroker(management_port=0) as broker, tempfile.TemporaryDirectory() as directory:
         place = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url or ""}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -121,7 +121,11 @@ def browser() -> "Iterator[WebDriver]":
 
 
 def still(window: "WebDriver", recording: str, path: Path, moment: float | None = None) -> None:
-    """Save a picture of a recording at a moment: a fraction of its length, or when most messages are visible."""
+    """Save a picture from a recording.
+
+    Args:
+        moment: the moment to show, as a fraction of the recording's length; None: when most messages are visible.
+    """
     window.get("about:blank")  # another fragment alone would not load the page again
     window.get(recording)
     if moment is None:
@@ -131,7 +135,7 @@ def still(window: "WebDriver", recording: str, path: Path, moment: float | None 
 
 
 def _seek(window: "WebDriver", moment: float) -> int:
-    """Show a recording at a moment; return how many messages are visible."""
+    """Show the recording at a moment, a fraction of its length; return how many messages are visible."""
     window.execute_script(_SEEK, moment)
     time.sleep(0.2)
     return int(window.execute_script("return document.querySelectorAll('.dot').length"))

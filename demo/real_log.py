@@ -42,9 +42,9 @@ class Receiver:
     """A receiver of a part of the log.
 
     Attributes:
-        binding_keys: its binding keys.
+        binding_keys: the binding keys of the receiver.
         key_regex: a regular expression that matches the same routing keys.
-        is_part: True if it gets one of the parts that add up to the whole log.
+        is_part: True if the receiver gets one of the parts that add up to the whole log.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Receiver:
         return f"mqtool receive-log topic -e {_EXCHANGE} {keys} --raw > {self.file}"
 
     def should_get(self, lines: Sequence[bytes], keys: Sequence[str]) -> list[bytes]:
-        """Return the lines whose routing keys match."""
+        """Return the lines whose routing keys match key_regex."""
         fits = re.compile(self.key_regex)
         return [line for line, key in zip(lines, keys, strict=True) if fits.fullmatch(key)]
 
@@ -76,14 +76,14 @@ def play_of(log: Path | None, note: Callable[[str], None], table: Callable[[Tabl
     """
     return Play(
         "A real log",
-        "A log file of this machine is sent line by line through a topic exchange. Two words of each line are its key.",
+        "A log file is sent line by line through a topic exchange. Two words of each line make its routing key.",
         lambda stage: _play(stage, log or _find(note), note, table),
         exchanges=(_NAME,),
     )
 
 
 def _play(stage: Stage, path: Path, note: Callable[[str], None], table: Callable[[Table], None]) -> None:
-    """Choose receivers that fit the log, send it through the exchange, and compare the results."""
+    """Choose receivers that fit the log, send the log through the exchange, and compare the results."""
     log = log_formats.read(path)
     log_format = log_formats.format_of(log)
     receivers = _receivers([log_format.key(line) for line in _lines(log)])
@@ -124,7 +124,7 @@ def _lines(log: bytes) -> list[bytes]:
 
 
 def _receivers(keys: Sequence[str]) -> list[Receiver]:
-    """Return a receiver for all lines, one for each frequent first word, one for the rest, one for a second word."""
+    """Return receivers: for all lines, for each frequent first word, for other first words, and for a second word."""
     first = [word for word, _ in Counter(key.partition(".")[0] for key in keys).most_common()]
     own, rest = first[:_OWN], first[_OWN:]
     receivers = [Receiver("all", ("#",), ".*")]
@@ -156,10 +156,10 @@ def _spare_the_log(path: Path, receivers: Sequence[Receiver]) -> None:
 
 
 def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
-    """Return the part of the log that was sent: a log that is in use may have grown.
+    """Return the part of the log that was sent. A log that is in use may have grown in the meantime.
 
     Raises:
-        CheckFailed: not all lines were confirmed, or the log changed in another way.
+        CheckFailed: not all lines were confirmed, or the log changed other than by new lines at the end.
     """
     last = emitter.lines[-1] if emitter.lines else ""
     confirmed = re.match(r"([\d,]+) confirmed in ", last)
@@ -170,7 +170,7 @@ def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
     at_least, at_most = len(_lines(before)), len(_lines(now))
     if not (now.startswith(before) and at_least <= count <= at_most):
         raise CheckFailed(
-            f"{path} has changed while it was read, other than by new lines at its end: expected {at_least:,} lines, "
+            f"{path} changed while it was being read, not only by new lines at the end: expected {at_least:,} lines, "
             f"{count:,} were sent, and the file now has {at_most:,}"
         )
     return now if count == at_most else b"".join(line + b"\n" for line in _lines(now)[:count])

@@ -1,6 +1,6 @@
 """python -m demo.recordings [NAME...]: make docs/pictures/*.html, recordings of `mqtool ui` and of the tutorials.
 
-`make docs` makes those that are missing. Any browser plays a recording, without mqtool and without a network.
+`make docs` makes the recordings that are missing. Any browser plays a recording, without mqtool and without a network.
 """
 
 import os
@@ -112,7 +112,7 @@ class PlaysRecorder(PlayPage):
 
 
 def record_plays(path: Path, names: Iterable[str]) -> None:
-    """Record these plays in one page; its address names the play to show, or its reader chooses one."""
+    """Record these plays in one page. The page shows the play that its address names, or lets the reader choose one."""
     offered = [{"name": name, "title": plays.PLAYS[name].title, "story": plays.PLAYS[name].story} for name in names]
     guard = Guard()
     with PlaysRecorder(offered) as recorder:

@@ -2,7 +2,7 @@
 
 Each command is typed, and its output appears line by line as it was printed, with shorter pauses. The animation is CSS:
 readers who prefer reduced motion see only the last screen. If the picture is opened on its own,
-it pauses while the pointer is over it.
+the animation pauses while the pointer is over it.
 """
 
 import io
@@ -126,7 +126,7 @@ def _read(terminal: int) -> bytes:
 
 
 def console(shown: list[Line]) -> Console:
-    """Return all lines in one tall terminal."""
+    """Return a console that shows all lines, without scrolling."""
     found = Console(
         record=True, width=COLUMNS, height=len(shown), file=io.StringIO(), force_terminal=True, highlight=False
     )

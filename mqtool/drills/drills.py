@@ -97,7 +97,7 @@ def drop_connection(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
 
 
 def _flow(scene: DrillScene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
-    """Send and receive messages in four parts, numbered from 0. Before part N, call breaks[N], if it is defined."""
+    """Send and receive messages in four parts, numbered from 0. Before part N, call breaks[N], if there is one."""
     got = scene.directory / "got"
     receiver, sender = scene.terminals("receiver", "sender", url=url)
     receiver.start(f"mqtool receive --declare --json -q {scene.queue} > got")

@@ -66,7 +66,7 @@ class Verdict:
         return f"Totals: {self.sent:,} messages sent, {self.confirmed:,} confirmed, {came}{pause}."
 
     def balance(self) -> str:
-        """The number of lost messages, and the equation sent = done + dead letters + lost."""
+        """The number of lost messages, followed by the equation sent = done + dead letters + lost."""
         dead = f" + {self.dead:,} dead letters" if self.dead else ""
         what, lost = (f"{self.lost:,}", f" + {self.lost:,} lost") if self.lost else ("nothing", "")
         return f"{what} lost: {self.sent:,} sent = {self.done:,} done{dead}{lost}"
@@ -98,10 +98,10 @@ class DrillScene:
     """Context manager for a drill: starts a broker, and provides a directory and terminals.
 
     Args:
-        url: use this broker instead of starting one.
+        url: the URL of a broker to use; None to start one.
         guard: kills the commands if mqtool is killed.
-        cluster: start three nodes.
-        image: the RabbitMQ image to build on; implies Docker.
+        cluster: start a cluster of three nodes instead of one broker.
+        image: start RabbitMQ in Docker, from this image.
     """
 
     def __init__(
@@ -228,12 +228,12 @@ def number_of(terminal: Terminal, what: str) -> int:
 
 
 def message(number: int, body: str | None = None) -> str:
-    """A message as a line of input for `send --json`."""
+    """Return a message as a line of input for `send --json`."""
     return json.dumps({"body": body or f"message {number}", "properties": {"message_id": f"m-{number}"}})
 
 
 def received(path: Path) -> list[dict[str, Any]]:
-    """The messages that `receive --json` has written to a file."""
+    """Return the messages that `receive --json` has written to a file."""
     return [json.loads(line) for line in lines_of(path)]
 
 

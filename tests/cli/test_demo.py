@@ -108,7 +108,7 @@ def test_the_log_demonstration_fails_if_the_log_changes(shell: Shell, broker: Te
     log.write_text("INFO one\nWARN three\nINFO four\n")
 
     assert running.wait().code == 1
-    assert "app.log has changed while it was read" in running.stderr
+    assert "app.log changed while it was being read" in running.stderr
     assert "expected 2 lines, 3 were sent" in running.stderr
     assert left_behind(broker) == []
 

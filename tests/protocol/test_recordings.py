@@ -90,10 +90,10 @@ def test_replay_says_why_a_message_stays_unroutable(vhost: Vhost, channel: Block
     """If a message of a recording stays unroutable, replay() raises Unavailable, whose text names the missing exchange
     or the unbound routing key.
     """
-    with pytest.raises(Unavailable, match=r"incident.ndjson went nowhere: exchange 'logs' does not exist"):
+    with pytest.raises(Unavailable, match=r"incident.ndjson could not be routed: exchange 'logs' does not exist"):
         replay(vhost, recording, patience=0)
     channel.exchange_declare("logs", "direct")
-    with pytest.raises(Unavailable, match="no queue gets routing key 'a' from exchange 'logs'"):
+    with pytest.raises(Unavailable, match="exchange 'logs' has no binding for routing key 'a'"):
         replay(vhost, recording, patience=0)
     with pytest.raises(FileNotFoundError):
         replay(vhost, "missing.ndjson")
@@ -147,7 +147,7 @@ def test_the_marker_amqp_recording_replays_in_a_users_test(tmp_path: Path, recor
     command = [sys.executable, "-m", "pytest", "-q", "--strict-markers", "-p", "no:cacheprovider", "--rootdir", "."]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "3 passed, 4 errors" in done.stdout, done.stdout + done.stderr
-    assert "went nowhere: no queue gets routing key 'a' from exchange 'logs'" in done.stdout
+    assert "could not be routed: exchange 'logs' has no binding for routing key 'a'" in done.stdout
     assert "amqp_recording is for tests that use amqp_vhost or amqp_broker" in done.stdout
     assert "No such file or directory" in done.stdout
     assert "amqp_recording needs the path of one recording" in done.stdout

@@ -214,8 +214,11 @@ def test_unknown_cpu_time_of_the_broker_is_not_reported(nodes: list[Any], memory
 @pytest.mark.parametrize(
     ("busiest", "said"),
     [
-        ((0.95, 0.01), "a client used 95% of a CPU: it may be slower than the broker"),
-        ((0.5, 0.45), "a client used 50% of a CPU, and waited for one 45% of the time: this machine may be slower"),
+        ((0.95, 0.01), "a client used 95% of a CPU, so the client may be slower than the broker"),
+        (
+            (0.5, 0.45),
+            "a client used 50% of a CPU, and waited for a CPU 45% of the time, so this machine may be slower",
+        ),
         ((0.5, 0.1), ""),
     ],
     ids=["busy client", "waiting client", "idle client"],

@@ -31,7 +31,7 @@ _REPLACED = "mqtool-ascii"
 def prepare() -> None:
     """Restrict stdout and stderr to ASCII if they are terminals and LC_ALL=C.
 
-    Python writes UTF-8 in the C locale, because that is usually just the default. LC_ALL, however, is set on purpose.
+    In the C locale, Python writes UTF-8, because the C locale is usually just the default. LC_ALL=C is set on purpose.
     """
     if os.environ.get("LC_ALL") not in ("C", "POSIX"):
         return

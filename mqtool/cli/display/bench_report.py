@@ -1,4 +1,4 @@
-"""Formats benchmark results as text: a table, a histogram, a line to quote, and warnings."""
+"""Formats benchmark results as text: a table, a histogram, a one-line summary, and warnings."""
 
 import csv
 import io
@@ -60,7 +60,7 @@ def _names(plan: BenchPlan) -> tuple[str, ...]:
 
 
 def counts(result: Result) -> str:
-    """Return a line that says how many messages were lost, duplicated and so on."""
+    """Return a line with the numbers of messages that were lost, duplicated and so on."""
     if result.plan.churn is not None:
         return f"failed {result.unconfirmed:,}"
     lost = "lost or expired" if result.plan.ttl is not None else "lost"
@@ -84,7 +84,7 @@ def broker_use(result: Result) -> str:
 
 
 def quotable(result: Result) -> str:
-    """Summarize the result in one line, to quote."""
+    """Return the most important numbers of the result in one line, which the user can copy into a message."""
     plan, rate = result.plan, f"{result.rates[1]:,.0f}"
     if plan.churn is not None:
         return f"{rate} {plan.churn}/s created; latency {_points(result.confirm)}"
@@ -103,11 +103,11 @@ def remarks(result: Result) -> Iterator[str]:
     plan = result.plan
     used, waited = result.busiest
     if used > BUSY:
-        yield f"a client used {used:.0%} of a CPU: it may be slower than the broker; use more processes"
+        yield f"a client used {used:.0%} of a CPU, so the client may be slower than the broker; use more processes"
     elif used + waited > BUSY:
         yield (
-            f"a client used {used:.0%} of a CPU, and waited for one {waited:.0%} of the time: this machine may be "
-            "slower than the broker; stop other programs, or run bench on another machine"
+            f"a client used {used:.0%} of a CPU, and waited for a CPU {waited:.0%} of the time, so this machine may "
+            "be slower than the broker; stop other programs, or run bench on another machine"
         )
     if plan.warm_up and result.confirmed and not result.confirm.count:
         yield "the run ended before its --warm-up was over, so no latencies were measured"
@@ -122,7 +122,7 @@ def remarks(result: Result) -> Iterator[str]:
     if result.reconnects or max(result.gap) > _NOTABLE_GAP + plan.delay:
         confirm, deliver = (f"{each * 1000:,.0f} ms" for each in result.gap)
         again = f"; {counted(result.reconnects, 'reconnect')}" if result.reconnects else ""
-        yield f"the longest time without a confirm was {confirm}, without a delivery {deliver}{again}"
+        yield f"the longest time without a confirm was {confirm}, and without a delivery {deliver}{again}"
     backlog = result.confirm.at(99) * 10 < result.deliver.at(50)
     if plan.rate is None and backlog:
         yield "consumers were slower than publishers, so messages waited in the queue; limit the rate with --rate"
@@ -139,7 +139,7 @@ def duration(seconds: float) -> str:
 
 
 def histogram(latencies: Latencies) -> Iterator[str]:
-    """Draw a histogram of the latencies; yields one line per bar."""
+    """Draw a histogram of the latencies; yield one line per bar."""
     edges = _edges(max(latencies.at(0.1), 1e-6), latencies.at(100))
     bars = latencies.bars(edges)
     most = max(bars)
@@ -148,7 +148,7 @@ def histogram(latencies: Latencies) -> Iterator[str]:
 
 
 def _edges(low: float, high: float) -> list[float]:
-    """Return the bounds of the bars in seconds. They grow by a constant factor; the last one is above all values."""
+    """Return the limits of a histogram's bars, in seconds: 0, and then limits that grow by a constant factor."""
     high = max(high * 1.001, low * 1.01)
     ratio = (high / low) ** (1 / _BARS)
     return [0.0, *(low * ratio**number for number in range(1, _BARS)), high]

@@ -20,8 +20,8 @@ _REDIRECT = (
 def opened(url: str) -> Iterator[None]:
     """Context manager: open a page whose address contains a secret, and tell the user if no browser was found.
 
-    All users of the machine can see the command line of the browser. So the browser opens a file that only this user
-    can read, and that leads to the page. The file is deleted when the `with` block ends.
+    All users of the machine can see the command line of the browser. So the browser opens a file, which only this user
+    can read, and which redirects to the page. The file is deleted when the `with` block ends.
     """
     directory = state.home()
     state.make(directory)

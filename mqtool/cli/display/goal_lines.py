@@ -66,7 +66,11 @@ class GoalLines:
         self._lines.note(text)
 
     def end(self, what: str) -> None:
-        """After the last goal, say what ends, and how that affects running commands. On a terminal, wait for Enter."""
+        """Say that commands in other terminals lose their connection. On a terminal, wait for Enter.
+
+        Args:
+            what: what ends now, such as a broker.
+        """
         if not self._pace.asks:
             self._lines.note(f"Commands in your other terminals lose their connection now: {what}.")
             return
@@ -76,5 +80,5 @@ class GoalLines:
             self._pace.wait(what)
 
     def key(self) -> str:
-        """Return the key that was pressed since the last call; "" if there was none, or if it was one of several."""
+        """Return the key that was pressed since the last call; "" if no key or several keys were pressed."""
         return self._pace.lone_key().decode("ascii", "replace").lower()

@@ -1,4 +1,4 @@
-"""What the user does on a tutorial's own broker, in the page of `tutorial run --ui`."""
+"""Lets the user run commands on a tutorial's own broker, in the page of `tutorial run --ui`."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,14 +9,14 @@ from mqtool.ui.page_server import Answerer, Json
 
 
 class Learner:
-    """What the user does on a play's own broker, between its scenes.
+    """Lets the user run commands on a play's own broker while the play waits between two scenes.
 
     Args:
-        is_offered: False if the page offers nothing to run.
+        is_offered: False if the page offers no commands to run.
 
     Attributes:
-        answers: answer the page's requests to list, preview and run actions.
-        has_changed: True if the broker is no longer as the play left it.
+        answers: functions that answer the page's requests to list, preview and run actions, by path.
+        has_changed: True if a command of the user may have changed the broker.
     """
 
     def __init__(self, *, is_offered: bool) -> None:
@@ -31,7 +31,7 @@ class Learner:
         self._has_broker = self._is_turn = False
 
     def come_to(self, environment: Mapping[str, str] | None) -> None:
-        """Run commands on another broker from now on; on none, if `environment` is None."""
+        """Run later commands on the broker that these variables select; None: do not run any commands."""
         self._has_broker, self.has_changed = self._is_offered and environment is not None, False
         # The picture shows the name. Some actions have no AMQP 1.0.
         self._actions.move({**(environment or {}), "MQTOOL_CONNECTION_NAME": "you", "MQTOOL_PROTOCOL": ""})

@@ -60,7 +60,7 @@ def status(line: str) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line of a tutorial's script: with --dialect on the stream that the script uses, otherwise on stderr."""
+    """Print a line that a tutorial's script also prints: with --dialect where the script does, otherwise on stderr."""
     if current().script_output == STDOUT and not current().quiet:
         write(encoded(one_line(line)))
     else:
@@ -68,12 +68,12 @@ def say(line: str) -> None:
 
 
 def speaks_as_script() -> bool:
-    """Return True if only the lines of a tutorial's script are to be printed, as with --dialect."""
+    """Return True if the command prints only what the tutorial's script prints, as with --dialect."""
     return current().script_output is not None
 
 
 def join_stderr() -> None:
-    """Redirect stdout to stderr, for a script that prints what it receives there."""
+    """Redirect stdout to stderr, for a dialect whose script prints received messages on stderr."""
     continue_in(os.dup(STDERR), "standard error")
 
 
@@ -84,7 +84,7 @@ def notice(text: str) -> None:
 
 
 def interject(text: str) -> None:
-    """Print a notice from a signal handler: unbuffered, since the signal may interrupt another write."""
+    """Print a notice in a signal handler, without a buffer, since the signal may have interrupted another write."""
     if not current().quiet:
         with contextlib.suppress(OSError):  # stderr is closed
             os.write(STDERR, f"{text}\n".encode())
@@ -97,7 +97,7 @@ def warning(text: str) -> None:
 
 
 def error(what: str, hint: str | None = None, *, text: str = "", column: int = 1) -> None:
-    """Print why the command failed and how to fix it; if `text` is given, also print it with a mark below `column`."""
+    """Print an error and a hint; if `text` is given, also print the text, with a mark below its column `column`."""
     _to_stderr(what, styled("mqtool: ", "1;31"))
     if text:
         _to_stderr(text, "  ", is_sentence=False)

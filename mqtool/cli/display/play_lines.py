@@ -68,7 +68,7 @@ _TYPING = 0.4
 
 
 class TypingPace:
-    """Waits between the steps of a play: for Enter, or long enough to read the text. Raises Exit if the user quits."""
+    """Waits between the steps of a play, for Enter or until a text can be read. Raises Exit if the user quits."""
 
     def __init__(self, *, auto: bool, watched: bool | None = None) -> None:
         self._watched = output.is_terminal(1) if watched is None else watched
@@ -81,7 +81,7 @@ class TypingPace:
             pass
 
     def wait(self, text: str) -> None:
-        """Wait for Enter, or for as long as it takes to read the text."""
+        """Wait for Enter or, if the play does not ask the user, for the time it takes to read the text."""
         if not self._watched:
             return
         limit = None if self.asks else time.monotonic() + max(_SHORTEST, len(text) / _READ_PER_SECOND)
@@ -106,7 +106,7 @@ class TypingPace:
     def lone_key(self) -> bytes:
         """Return the key that was pressed; b"" if there was none, or if others were pressed right before or after it.
 
-        So a command that is typed or pasted into the wrong terminal does nothing. Does not raise Exit on q.
+        A command that is typed or pasted into the wrong terminal is thus ignored. Does not raise Exit on q.
         """
         pressed = set[bytes]()
         while self._keys and select.select([0], [], [], _TYPING if pressed else 0)[0]:
@@ -122,9 +122,9 @@ class TypingPace:
 
 
 def address_to_tell(environment: Mapping[str, str] | None, pace: TypingPace) -> str:
-    """Return the address of a play's own broker, for other terminals.
+    """Return the address of a play's own broker, with which the user can connect from other terminals.
 
-    Returns "" if the broker is not the play's own, or if the play does not wait for Enter, so the broker soon ends.
+    Returns "" if the play has no broker of its own, or does not wait for Enter, so that its broker ends too soon.
     """
     if environment is None or not pace.asks:
         return ""
@@ -181,12 +181,12 @@ class PlayLines:
     def on_broker(
         self, find: "Callable[[], Management] | None", environment: Mapping[str, str] | None = None
     ) -> AbstractContextManager[None]:
-        """Print the address of the play's own broker if the user has time to look at it, and nothing else about it."""
+        """Print the address of the play's own broker, unless the play does not wait for the user."""
         del find
         if address := address_to_tell(environment, self._pace):
             look = pasteable("list queues --url=", address)
             self.note(
-                f"While this tutorial runs, its broker is at {address}\nTo look at it from another terminal: {look}"
+                f"While this tutorial runs, its broker is at {address}\nTo see its queues from another terminal: {look}"
             )
         return nullcontext()
 
@@ -303,7 +303,7 @@ _PAGE_WIDTH = 100
 
 
 def show_page(page: Page) -> None:
-    """Print a tutorial's page: picture, story, commands, source."""
+    """Print a tutorial's page: its diagram, explanation, commands and source."""
     if not output.is_terminal(1):
         output.show(_as_text(page))
         return
@@ -351,9 +351,9 @@ def _highlighted(source: str) -> "Text":
 
 def _more(page: Page) -> str:
     return (
-        f"Use a terminal for each; 'mqtool broker up' starts a broker. 'mqtool tutorial run {page.name}' plays it "
-        f"here, and 'mqtool tutorial show {page.name} --plain' prints a script that does the same with only "
-        f"{page.library}, on the broker that AMQP_URL names."
+        f"Run each command in its own terminal; 'mqtool broker up' starts a broker. 'mqtool tutorial run {page.name}' "
+        f"plays the tutorial here, and 'mqtool tutorial show {page.name} --plain' prints a script that does the same "
+        f"with only {page.library}, on the broker that AMQP_URL names."
     )
 
 

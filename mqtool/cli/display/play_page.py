@@ -1,7 +1,7 @@
 """Shows plays and drills in the page of `mqtool ui`: explanations, terminals and checks beside the animation.
 
-What happens in a play is recorded with its time, like the broker's events. The page plays both from one recording,
-so it can show an earlier scene again.
+The output of a play and the events of the broker are recorded together, with their times. So the page can show an
+earlier scene again.
 """
 
 import threading
@@ -45,13 +45,20 @@ class Left(Exception):
 
 
 class Again(Exception):
-    """The user has changed something on the play's own broker: perform the play again. The page shows it from the
-    scene that was announced last.
+    """The user has changed something on the play's own broker, so the caller has to perform the play again.
+
+    The page continues with the scene that was announced last.
     """
 
 
 class ShownBroker(NamedTuple):
-    """A broker that others also use, on which plays run: its management API, virtual host, title and connections."""
+    """A broker on which plays run, and which others may use, too.
+
+    Attributes:
+        find: returns the broker's management API.
+        title: a name for the broker, which the page shows.
+        connect: opens a connection; used on RabbitMQ, to receive copies of messages.
+    """
 
     find: "Callable[[], Management]"
     vhost: str
@@ -60,7 +67,7 @@ class ShownBroker(NamedTuple):
 
 
 class TerminalRecording:
-    """All records since the start. An open page gets all of them, and then each new one.
+    """Keeps all records since the start. An open page receives the past records first, and then each new one.
 
     Attributes:
         changed: notified when a record is added, or when a page is opened or closed.
@@ -85,11 +92,11 @@ class TerminalRecording:
             self._held.append((kind, fields))
 
     def hold(self) -> None:
-        """Add no records until resume() is called, because what follows is already recorded."""
+        """Add no records until resume() is called, while scenes are performed again that are already recorded."""
         self._held = []
 
     def resume(self) -> None:
-        """Add the terminals as they are now."""
+        """Add records again, beginning with the current terminals and their output."""
         held, self._held = self._held or [], None
         for kind, fields in held:
             self.add(kind, **fields)
@@ -101,7 +108,7 @@ class TerminalRecording:
 
     @property
     def is_full(self) -> bool:
-        """True if only important records should be added from now on."""
+        """True if the recording is so large that only important records should be added."""
         return len(self._records) >= _MAX_RECORDS
 
     def follow(self) -> Iterator[Json]:
@@ -138,7 +145,7 @@ class PlayPage(SeparateTerminals):
 
     Args:
         plays: the names, titles and stories of the plays that the page offers; empty for a drill.
-        auto: continue after each explanation without waiting for the user, once there was time to read it.
+        auto: after each explanation, do not wait for the user, but only as long as it takes to read the text.
         broker: the broker named on the command line, if any.
         port: the port to listen on; 0 for any free one.
         open_page: open the page in a browser.
@@ -203,8 +210,8 @@ class PlayPage(SeparateTerminals):
         """Context manager: show a play until the `with` block ends. If the block raises an error, the page shows it.
 
         Args:
-            exchanges, queues: the play's own exchanges and queues. On a broker that others also use, the page hides
-                all others. On RabbitMQ, it shows copies of the messages of these exchanges.
+            exchanges, queues: the play's own exchanges and queues. On a broker that others also use, the page shows
+                only these. On RabbitMQ, it shows copies of the messages of these exchanges.
         """
         self._exchanges = exchanges
         self._said = self._continued = self._resumes_at = 0
@@ -238,9 +245,9 @@ class PlayPage(SeparateTerminals):
         return wanted or None
 
     def stay(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Show the result of a drill, as rows of names and numbers, until Ctrl-C."""
+        """Show the result of a drill, as rows of names and numbers, until the user presses Ctrl-C."""
         self._recording.add("counts", rows=rows)
-        output.status("The page stays available until Ctrl-C.")
+        output.status("The page stays open until you press Ctrl-C.")
         self.choice(None)
 
     # The methods of an Audience.
@@ -266,7 +273,7 @@ class PlayPage(SeparateTerminals):
             self._learner.come_to(None)
 
     def _start_to_watch(self, over: threading.Event, source: ShownBroker) -> None:
-        """Record the broker's events. Returns once the messages that already wait in queues are recorded."""
+        """Start to record the broker's events. If a play is repeated, wait for a record of the messages in queues."""
         is_known = threading.Event()
         arguments = (over, source, is_known)
         threading.Thread(target=self._watch, args=arguments, name="mqtool-watch", daemon=True).start()
@@ -309,7 +316,7 @@ class PlayPage(SeparateTerminals):
         """Do nothing: the animation shows the numbers."""
 
     def say(self, text: str, question: str = "") -> None:
-        """Show an explanation, and wait until the user continues (in a drill, only before the drill begins).
+        """Show an explanation, and wait until the user continues. A drill waits only before it begins.
 
         Raises:
             Left: the user has chosen another play, or ended the command.
@@ -397,7 +404,7 @@ class PlayPage(SeparateTerminals):
         return iter(())
 
     def _wait(self, condition: Callable[[], bool], *, says_so: bool = True) -> None:
-        """Wait until an action of the user meets the condition. If the page is closed, say so once."""
+        """Wait until the user has done something that meets the condition. If no page is open, say so once."""
         while True:
             with self._recording.changed:
                 if self._recording.changed.wait_for(condition, _LOOK):

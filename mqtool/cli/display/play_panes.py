@@ -91,7 +91,7 @@ class Panes(SeparateTerminals):
     def on_broker(
         self, find: "Callable[[], Management] | None", environment: Mapping[str, str] | None = None
     ) -> AbstractContextManager[None]:
-        """Show the address of the play's own broker; of its queues, show only the counts passed to counted()."""
+        """Show the address of the play's own broker, unless the play does not wait for the user."""
         del find
         with self._lock:
             self._address = address_to_tell(environment, self._pace)

@@ -81,7 +81,7 @@ def _exchange(node: WiredNode, wiring: Wiring, told: set[str], *, rates: bool, w
     if node.more:
         branch.branches.append(_Branch([(f"… and {node.more:,} more bindings", DIM)]))
     if not node.links and not isinstance(alternate, str) and not exchange.internal:
-        branch.branches.append(_Branch([("nothing is bound to it: messages published here are dropped", BAD)]))
+        branch.branches.append(_Branch([("no bindings: messages published here are dropped", BAD)]))
     return branch
 
 
@@ -153,7 +153,7 @@ def _publisher(publisher: WiredPublisher, *, rates: bool) -> _Branch:
 
 
 def _client(channel: str, user: str) -> str:
-    """Name a client by its own address, the first one in a channel name: '127.0.0.1:1234 -> 127.0.0.1:5672 (1)'."""
+    """Return a client's address and user, from a channel name such as '127.0.0.1:1234 -> 127.0.0.1:5672 (1)'."""
     ours, arrow, theirs = channel.partition(" -> ")
     number = f" {theirs[theirs.rindex('(') :]}" if arrow and "(" in theirs else ""
     return f"{shown(ours + number)}  {shown(user)}" if user else shown(ours + number)
@@ -221,9 +221,9 @@ def compared_route(route: QueueRoute, expected: set[str] | None) -> Iterator[Lin
 def _remarks(route: QueueRoute, definitions: Definitions) -> Iterator[Line]:
     exchange = definitions.exchanges[route.exchange]
     if not route.queues and not route.unknown:
-        yield ["  the broker drops it, or returns it if it is mandatory"]
+        yield ["  the broker drops the message, or returns it if it is mandatory"]
     if route.delay:
-        yield [f"  {_exchange_name(route.exchange)} delays it by {route.delay:,} ms first"]
+        yield [f"  {_exchange_name(route.exchange)} delays the message by {route.delay:,} ms first"]
     if exchange.internal:
         yield [f"  {_exchange_name(route.exchange)} is internal: no client may publish to it"]
     for name in route.unknown:

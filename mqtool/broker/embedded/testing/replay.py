@@ -84,10 +84,10 @@ def explained(error: MqtoolError) -> str:
 
 @contextmanager
 def replaying(broker: HasUrl | str, path: str | Path, **how: Any) -> Iterator[None]:
-    """Replay in a thread until the `with` block ends. Takes replay()'s arguments.
+    """Replay a recording in a thread until the `with` block ends. Takes the arguments of replay().
 
-    An error in the arguments, or a recording without messages, raises an error immediately; other errors are raised at
-    the end of the block.
+    Raises the errors of replay(): immediately, if an argument is not valid or the recording has no messages; at the end
+    of the block, if the replay failed.
     """
     going = _Replay(broker, Path(path), **how)
     failures: list[BaseException] = []
@@ -134,7 +134,7 @@ class _Replay:
     """One replay of a file.
 
     Attributes:
-        stopped: set it to end the replay early.
+        stopped: an event; if it is set, the replay ends early.
     """
 
     def __init__(
@@ -198,11 +198,11 @@ class _Replay:
                 if not client.publish([message]):
                     self._routed.add((message.exchange, message.routing_key))
                     return
-                why = f"no queue gets routing key {message.routing_key!r} from exchange {message.exchange!r}"
+                why = f"exchange {message.exchange!r} has no binding for routing key {message.routing_key!r}"
                 if not message.exchange:
                     why = f"queue {message.routing_key!r} does not exist"
             if time.monotonic() > deadline or self.stopped.wait(_LOOK):
-                raise Unavailable(f"a message of {self._path} went nowhere: {why}")
+                raise Unavailable(f"a message of {self._path} could not be routed: {why}")
 
     def _missing(self, exchange: str, client: ReplayClient) -> str | None:
         """Return an error message if an exchange does not exist; otherwise None."""

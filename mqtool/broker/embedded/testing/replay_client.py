@@ -19,6 +19,7 @@ from mqtool.codecs.field_tables import encode_property, encode_short_string
 from mqtool.duration import Backoff
 from mqtool.errors import BadData, NotConfirmed, Unavailable
 from mqtool.message import PROPERTIES, Message
+from mqtool.spelling import counted
 
 _ANSWER_SECONDS = 30.0
 _RECONNECTING = Backoff(first=0.05, longest=1.0, attempts=10)
@@ -33,11 +34,11 @@ _NOT_FOUND, _CONNECTION_FORCED = 404, 320
 
 
 class _ChannelClosed(Exception):
-    """The broker closed a channel. Its arguments are the reply code and text."""
+    """The broker closed a channel. The arguments of the exception are the reply code and text."""
 
 
 class ReplayClient:
-    """Publishes messages and waits for confirms. If the connection is lost, it reconnects and publishes them again.
+    """Publishes messages and waits for confirms. After a lost connection, reconnects and republishes unconfirmed ones.
 
     Args:
         url: an AMQP URL.
@@ -118,12 +119,14 @@ class ReplayClient:
         return sum(len(message.body) for message in self._unconfirmed.values())
 
     def _resuming(self, action: Callable[[], None]) -> None:
-        """Call a function. If the connection is lost, reconnect and republish all unconfirmed messages."""
+        """Call this function. If the connection is lost, reconnect and republish all unconfirmed messages."""
         try:
             action()
         except TimeoutError as error:
             count = len(self._unconfirmed)
-            raise NotConfirmed(f"not confirmed within {_ANSWER_SECONDS:g} s: {count} messages") from error
+            raise NotConfirmed(
+                f"the broker did not confirm {counted(count, 'message')} within {_ANSWER_SECONDS:g} s"
+            ) from error
         except _ChannelClosed as closed:
             raise self._unavailable(closed.args[1]) from closed
         except OSError as error:
@@ -189,7 +192,7 @@ class ReplayClient:
         self._socket.sendall(amqp_frames.method_frame(channel, amqp_frames.encode_method(kind, **fields)))
 
     def _frame(self) -> tuple[int, int, bytes]:
-        """Read a frame: its type, channel and payload. Raises OSError if the connection is lost."""
+        """Read a frame; return its type, channel and payload. Raises OSError if the connection is lost."""
         head = self._read(amqp_frames.FRAME_HEADER.size)
         kind, channel, size = amqp_frames.FRAME_HEADER.unpack(head)
         return kind, channel, self._read(size + 1)[:-1]
@@ -231,7 +234,7 @@ class ReplayClient:
         return [message for tag, message in answered.items() if nacked or tag in self._returned]
 
     def _mark_returned(self, method: commands.Basic.Return, body: bytes) -> None:
-        """Mark the oldest unconfirmed message that matches the returned one, since basic.return has no delivery tag."""
+        """Mark the oldest unconfirmed message that equals the returned one, since basic.return has no delivery tag."""
         for tag, message in self._unconfirmed.items():
             address = (message.exchange or "", message.routing_key or "")
             if tag not in self._returned and address == (method.exchange, method.routing_key) and message.body == body:
