@@ -79,7 +79,7 @@ def convert(
     """
     found = Converted(copy.deepcopy(document))
     if to >= V4_0:
-        found.unmatched += _unmatched(document)
+        found.unmatched += unmatched_policies(document)
         _give_types(found)
         _convert_mirrored(found, document, mirrored)
         _convert_policies(found, document, to)
@@ -197,7 +197,8 @@ def _convert_policies(found: Converted, original: Json, to: Version) -> None:
         found.document["parameters"] = parameters
 
 
-def _unmatched(document: Json) -> Iterator[Finding]:
+def unmatched_policies(document: Json) -> Iterator[Finding]:
+    """Yield the policies of a definitions file that are assumed to apply to nothing."""
     for policy in _items(document, "policies"):
         if policy_matches(policy, "") is None:  # it is None for all names
             what = "has a pattern that mqtool cannot match, and is assumed to apply to no queue or exchange"

@@ -1,4 +1,4 @@
-"""What existing queues would lose if a policy was set: messages beyond a new limit, and queues that would expire.
+"""What queues would lose if a policy was set or cleared: messages beyond a limit, and queues that would expire.
 
 A policy's message-ttl is not among them: brokers apply it to messages that are published later.
 
@@ -53,14 +53,34 @@ def losses(api: Management, vhost: str, policy: Json, *, operator: bool) -> list
     if not removes and not any("overflow" in each["definition"] for each in now[kind]):
         return []
     then = {**now, kind: [*(each for each in now[kind] if each["name"] != policy["name"]), policy]}
-    found: list[Loss] = []
+    return [*_of_queues(api, vhost, policy, now, then)]
+
+
+def losses_by_clearing(api: Management, vhost: str, name: str, *, operator: bool) -> list[Loss]:
+    """Return what existing queues would lose if a policy was cleared, because other limits would then apply to them.
+
+    Raises:
+        Unavailable, AccessRefused: see Management.get().
+    """
+    kind = _KINDS[operator]
+    now = {each: _policies(api, vhost, each) for each in _KINDS}
+    cleared = next((each for each in now[kind] if each["name"] == name), None)
+    if cleared is None:
+        return []
+    then = {**now, kind: [each for each in now[kind] if each is not cleared]}
+    return [*_of_queues(api, vhost, cleared, now, then)]
+
+
+def _of_queues(
+    api: Management, vhost: str, policy: Json, now: Mapping[str, list[Json]], then: Mapping[str, list[Json]]
+) -> Iterator[Loss]:
+    """Yield what the queues that a policy may apply to would lose if the policies were changed."""
     for view in management.queues(api, vhost, _COLUMNS):
         # Of a stream, whole segments would be deleted, whose messages are not known.
         if view.get("type") != "stream" and policy_matches(policy, view["name"]) is not False:
             before, after = _Limits.of(view, now.values()), _Limits.of(view, then.values())
             if before != after:
-                found += _of_queue(view, before, after)
-    return found
+                yield from _of_queue(view, before, after)
 
 
 def _policies(api: Management, vhost: str, kind: str) -> list[Json]:

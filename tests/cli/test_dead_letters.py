@@ -73,7 +73,7 @@ def test_dlq_show_indents_every_line_of_a_body(shell: Shell) -> None:
     shell.run("mqtool", "queue", "declare", "jobs.dlq")
     shell.run("mqtool", "send", "-r", "jobs.dlq", "one\nm-2: rejected, from jobs")
     shown = shell.run("mqtool", "dlq", "show", "jobs").stdout
-    assert shown.endswith("\n  body:  one\n         m-2: rejected, from jobs\n")
+    assert shown.endswith("\n  body:  one\n    m-2: rejected, from jobs\n")
 
 
 def test_dlq_show_wraps_a_long_error_between_words(shell: Shell) -> None:

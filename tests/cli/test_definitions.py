@@ -398,6 +398,20 @@ def api(broker: EmbeddedBroker, path: str, body: Any = None) -> Any:
     return json.loads(text) if text else None
 
 
+@pytest.mark.parametrize(("options", "warns"), [((), True), (("--vhost", "/"), True), (("--vhost", "other"), False)])
+def test_doctor_says_that_it_cannot_match_a_pattern_in_a_definitions_file(
+    lonely_shell: Shell, options: tuple[str, ...], *, warns: bool
+) -> None:
+    """`doctor FILE --upgrade` says if it assumes that a policy applies to nothing, because it cannot match its pattern,
+    unless the policy is in another virtual host than the chosen one.
+    """
+    policy = {"vhost": "/", "name": "ttl", "pattern": "(", "priority": 0, "definition": {"message-ttl": 1000}}
+    (lonely_shell.directory / "new.json").write_text(json.dumps({"vhosts": [{"name": "/"}], "policies": [policy]}))
+    told = lonely_shell.run("mqtool", "doctor", "new.json", "--upgrade", "4.3", *options)
+    assumed = "warning: policy 'ttl' has a pattern that mqtool cannot match, and is assumed to apply to no queue"
+    assert (told.code, assumed in told.stderr) == (0, warns), told.stderr
+
+
 def test_doctor_reads_a_definitions_file_without_a_broker(old: Shell) -> None:
     """`doctor FILE --upgrade` needs no broker, reports each problem with its line number, and exits with 3. After
     `definitions convert` has converted the file, `doctor` reports only the new default of the delivery limit.

@@ -47,6 +47,26 @@ def test_policy_commands_set_list_and_clear_a_policy(admin: Shell, kind: list[st
     assert admin.run("mqtool", "policy", "clear", "limits", "--if-exists", *kind).code == 0
 
 
+@pytest.mark.own_vhost("policies stay in it")
+def test_policy_clear_asks_for_confirmation_if_another_policy_would_then_remove_messages(
+    admin: Shell, broker: TestBroker
+) -> None:
+    """If a queue would lose messages because another policy applies once its policy is cleared, `policy clear` says how
+    many, and asks for confirmation. Without a terminal, it exits with 2 and clears nothing. With --yes, it does not
+    ask.
+    """
+    filled(admin, broker, "jobs")
+    common = ("mqtool", "policy", "set", "--pattern", "^jobs", "--definition")
+    assert admin.run(*common, '{"max-length": 20}', "--priority", "1", "limits").code == 0
+    assert admin.run(*common, '{"max-length": 7}', "weaker").code == 0
+    refused = admin.run("mqtool", "policy", "clear", "limits")
+    assert (refused.code, depth(broker, "jobs")) == (2, 10), refused.stderr
+    assert "warning: queue 'jobs' drops 3 of 10 messages: max-length is 7\n" in refused.stderr
+    assert "remove 3 messages from 1 queue" in refused.stderr
+    assert admin.run("mqtool", "policy", "clear", "limits", "--yes").code == 0
+    wait_until(lambda: depth(broker, "jobs") == 7, "the weaker policy to apply")
+
+
 def test_policy_set_prints_the_reason_if_the_broker_refuses_a_policy(admin: Shell) -> None:
     """If the broker refuses a policy, `policy set` prints the reason and exits with 2, or with 69 if the virtual host
     does not exist. No policy is created.

@@ -4,8 +4,10 @@ import json
 import signal
 import subprocess
 from collections import defaultdict
+from contextlib import closing
 from urllib.parse import urlsplit
 
+import pika
 import pytest
 
 from tests.brokers import TestBroker, on_any_broker
@@ -166,3 +168,18 @@ def test_single_active_consumers_share_the_partitions(shell: Shell, broker: Test
     shell.run("mqtool", "send-stream", "-q", "orders", "-l", stdin="7\n8\n9\n")
     wait_until(lambda: sorted(second.stdout.split()) == ["4", "7", "8", "9"], second.stdout)
     assert second.interrupt().wait().code == 0
+
+
+def test_offset_show_prints_a_partition_on_one_line(shell: Shell, broker: TestBroker) -> None:
+    """If a partition's name contains a newline or a control character, `offset show` prints escapes, so that the name
+    cannot pass for another partition.
+    """
+    name, stream = "a\n\x1bb", {"x-queue-type": "stream"}
+    with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+        channel = connection.channel()
+        channel.exchange_declare("orders", durable=True, arguments={"x-super-stream": True})
+        channel.queue_declare(name, durable=True, arguments=stream)
+        channel.queue_bind(name, "orders", "0", {"x-stream-partition-order": 0})
+    assert shell.run("mqtool", "offset", "set", name, "app", "3").code == 0
+    shown = shell.run("mqtool", "offset", "show", "orders", "app")
+    assert shown.stdout == "a\\n\\x1bb\t3\n", shown.stderr

@@ -9,7 +9,7 @@ import pytest
 from mqtool.amqp import Channel
 from mqtool.errors import AccessRefused, NotFound
 from mqtool.management import Management
-from mqtool.work.policy_losses import Loss, losses
+from mqtool.work.policy_losses import Loss, losses, losses_by_clearing
 from mqtool.work.queue_limits import applies, policies_of, rejects_beyond, room_in, strongest
 
 FULL = {"x-overflow": "reject-publish"}
@@ -373,6 +373,30 @@ def test_losses_are_reported_only_for_a_policy_that_would_apply() -> None:
     assert lost(policy(max_length=3), queue(), policies=[four])[0].messages == 7
     assert lost(four, queue(), operator=[policy("o", max_length=2)]) == []
     assert losses(api_with([strong], [], [queue()]), "v", four, operator=True)[0].messages == 6
+
+
+@pytest.mark.parametrize(
+    ("cleared", "there", "weaker", "loss"),
+    [
+        (policy(priority=1, max_length=20), queue(), policy("w", max_length=4),
+         Loss("q", 6, "drops 6 of 10 messages: max-length is 4")),
+        (policy(priority=1, message_ttl=1), queue(), policy("w", expires=60_000),
+         Loss("q", 10, "is deleted with 10 messages if it is not used for 1m", of_queue=True)),
+        (policy(overflow="reject-publish"), queue(arguments={"x-max-length": 4}), None,
+         Loss("q", 6, "drops 6 of 10 messages: max-length is 4")),
+        (policy(max_length=4), queue(), None, None),
+        (policy(priority=1, max_length=20), queue(), policy("w", "^z", max_length=4), None),
+        (policy("other", max_length=20), queue(), policy("w", max_length=4), None),
+    ],
+)  # fmt: skip
+def test_clearing_a_policy_can_make_a_queue_drop_messages(
+    cleared: dict[str, Any], there: dict[str, Any], weaker: dict[str, Any] | None, loss: Loss | None
+) -> None:
+    """If other limits apply to a queue once its policy is cleared, mqtool says what the queue loses. Otherwise, or if
+    there is no such policy, clearing loses nothing.
+    """
+    api = api_with([cleared, *([weaker] if weaker else [])], [], [there])
+    assert losses_by_clearing(api, "v", policy()["name"], operator=False) == ([loss] if loss else [])
 
 
 @pytest.mark.parametrize(

@@ -207,8 +207,7 @@ def _show(letter: Delivery) -> None:
     layout.show_wrapped(output.one_line(what), "  ")
     if death.error:
         layout.show_wrapped(f"  error: {output.one_line(death.error)}", "         ")
-    body = letter.body.decode("utf-8", "backslashreplace").replace("\n", "\n         ")  # else it could forge a letter
-    output.show(f"  body:  {body}")
+    output.show(f"  body:  {output.continued(letter.body).decode('utf-8', 'backslashreplace')}")
 
 
 @command(

@@ -23,6 +23,7 @@ from mqtool.cli.pipe.source import text_of
 from mqtool.cli.values import TIME_LIMIT, parsed
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, SomeFailed, Unavailable, UsageError
 from mqtool.inspection import connected_clients, definitions, diagnosis, helper_names, queue_details, upgrade
+from mqtool.inspection.converted_definitions import unmatched_policies
 from mqtool.inspection.findings import Finding, worst_first
 from mqtool.inspection.upgrade import Version
 from mqtool.management import Management
@@ -130,6 +131,9 @@ def _of_file(file: Path, vhost: str | None, wanted: Version) -> Iterator[Finding
     for finding in upgrade.file_findings(document, definitions.lines_of(text), wanted):
         if vhost is None or finding.vhost in (None, vhost):
             yield finding
+    for assumed in unmatched_policies(document):
+        if vhost is None or assumed.vhost in (None, vhost):
+            output.warning(f"{assumed.thing} {assumed.what}; {assumed.hint}")
     _warn_of_unknown(wanted)
 
 

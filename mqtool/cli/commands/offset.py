@@ -49,7 +49,7 @@ def show(stream: StreamName, name: ReaderName, broker: BrokerOptions, port: Stre
             "a reader with --track stores its offset; until then, it starts at --offset",
         )
     for each, offset in stored.items():
-        output.show(str(offset) if each == stream else f"{each}	{offset}")
+        output.show(str(offset) if each == stream else f"{output.one_line(each)}\t{offset}")
     # Without a stored offset, the whole stream is unread.
     lags = [(each.lag(name), len(each.offsets)) for each in seen.values()]
     if behind := sum(there if lag is None else lag for lag, there in lags):

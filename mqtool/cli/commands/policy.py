@@ -19,7 +19,7 @@ from mqtool.cli.values import parsed
 from mqtool.errors import NotFound
 from mqtool.management import path
 from mqtool.spelling import counted
-from mqtool.work.policy_losses import Loss, losses
+from mqtool.work.policy_losses import Loss, losses, losses_by_clearing
 
 app = group("policy", "Set, list and clear policies of queues and exchanges.", heading="Manage")
 
@@ -86,8 +86,7 @@ def set_policy(
     what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
     api = access.management()
     lost = losses(api, access.vhost, {**body, "name": name}, operator=operator)
-    for each in lost[:_SHOWN]:
-        output.warning(f"queue {each.queue!r} {each.why}")
+    _warn(lost)
     ask(f"set {what}{_costing(lost)}", access, yes=yes, is_safe=not lost)
     is_new = api.put(path(_kind(operator=operator), access.vhost, name), body)
     output.status(f"{'set' if is_new else 'changed'} {what}")
@@ -113,20 +112,31 @@ def list_policies(
 def clear_policy(
     name: PolicyName, broker: ManagedBroker, yes: Yes = False, operator: Operator = False, if_exists: IfExists = False
 ) -> None:
-    """Remove a policy; its queues and exchanges lose its settings."""
+    """Remove a policy; its queues and exchanges lose its settings.
+
+    Asks first if existing queues would lose messages because other limits, such as another policy's, would then apply.
+    """
     access = access_to(broker)
     what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
-    ask(f"remove {what}", access, yes=yes, is_safe=True)
+    api = access.management()
+    lost = losses_by_clearing(api, access.vhost, name, operator=operator)
+    _warn(lost)
+    ask(f"remove {what}{_costing(lost)}", access, yes=yes, is_safe=not lost)
     try:
-        access.management().delete(path(_kind(operator=operator), access.vhost, name))
+        api.delete(path(_kind(operator=operator), access.vhost, name))
     except NotFound:
         missing(what, "'mqtool policy ls' shows them", is_fine=if_exists)
     else:
         output.status(f"removed {what}")
 
 
+def _warn(lost: Sequence[Loss]) -> None:
+    for each in lost[:_SHOWN]:
+        output.warning(f"queue {each.queue!r} {each.why}")
+
+
 def _costing(lost: Sequence[Loss]) -> str:
-    """Return what follows "set policy": how many messages are dropped, dead-lettered, or deleted with their queues."""
+    """Return what follows the name of the change: how many messages are removed, or deleted with their queues."""
     dropping, expiring = ([each for each in lost if each.of_queue is of_queue] for of_queue in (False, True))
     parts = ""
     if dropping:
