@@ -1,11 +1,17 @@
-"""Deliveries decoded by mqtool equal those that pika decodes from the same bytes."""
+"""What mqtool encodes and decodes itself equals what pika encodes and decodes."""
 
+from itertools import product
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pika import frame, spec
 
-from mqtool.amqp.basic_frames import ConsumerFrames, FrameReader
-from mqtool.message import Delivery
+from mqtool.amqp.basic_frames import ConsumerFrames, FrameReader, PublishEncoder, acknowledgements, decode_frame
+from mqtool.amqp.unconfirmed import Route
+from mqtool.errors import MqtoolError
+from mqtool.message import Delivery, Message
 
 #: Bytes of a body that fit into a frame here.
 BODY_MAX = 50
@@ -106,3 +112,108 @@ def test_deliveries_after_a_cancellation_are_passed_to_pika() -> None:
     frames = frames_of(Delivery(b"late", "", "q", "q", False, {}, 1, 7))
     reader.receive(b"".join(frames))
     assert got == frames
+
+
+def published(method: spec.Basic.Publish, properties: dict[str, Any], body: bytes) -> bytes:
+    """Return the frames of a message on channel 3, as pika encodes them, with bodies in pieces of BODY_MAX bytes."""
+    pieces = [body[start : start + BODY_MAX] for start in range(0, len(body), BODY_MAX)]
+    frames = [frame.Method(3, method), frame.Header(3, len(body), spec.BasicProperties(**properties))]
+    return b"".join(each.marshal() for each in (*frames, *(frame.Body(3, piece) for piece in pieces)))
+
+
+PROPERTIES: list[dict[str, Any]] = [
+    {},
+    {"content_type": "text", "delivery_mode": 1},
+    {"headers": {"a": 1}, "app_id": "x", "cluster_id": ""},
+    {"priority": 0, "timestamp": 1, "type": None},
+]
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_messages_are_published_in_the_frames_that_pika_would_send(*, persistent: bool) -> None:
+    """A message is sent with its own exchange, routing key and properties, or else those of the command, in frames that
+    are as large as the broker accepts. A message has its own delivery mode, or the command's.
+    """
+    encoder = PublishEncoder(3, BODY_MAX + 8)
+    route = Route("x", "k", mandatory=True, persistent=persistent)
+    for own, properties, message_id, size in product(
+        [None, "other"], PROPERTIES, [None, "", "id"], [0, 1, BODY_MAX, BODY_MAX + 1, 2 * BODY_MAX, 2 * BODY_MAX + 1]
+    ):
+        body = bytes(range(size))
+        sent = [Message(body, own, own, properties, message_id)] * 2
+        expected = {name: value for name, value in properties.items() if value is not None}
+        if persistent:
+            expected.setdefault("delivery_mode", 2)
+        method = spec.Basic.Publish(exchange=own or "x", routing_key=own or "k", mandatory=True)
+        frames = published(method, expected if message_id is None else {**expected, "message_id": message_id}, body)
+        assert encoder.encode(sent, route) == frames * 2
+    assert encoder.encode([Message(b"", "", "")], Route("x", "k")) == published(spec.Basic.Publish(), {}, b"")
+    assert encoder.encode([], route) == b""
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        (Message(b"", "k" * 256), "the routing key is 256 bytes long; AMQP allows 255"),
+        (Message(b"", "k", "x" * 257), "the exchange is 257 bytes long; AMQP allows 255"),
+        (Message(b"", message_id="\u00e4" * 128), "the message id is 256 bytes long; AMQP allows 255"),
+        (Message(b"", message_id="\ud800"), "a name, a key or a header is not valid UTF-8"),
+        (Message(b"", "\ud800"), "a name, a key or a header is not valid UTF-8"),
+        (Message(b"", properties={"headers": {"a": 1 << 70}}), "is too large"),
+        (Message(b"", properties={"headers": {"a": object()}}), "AMQP has no type for the value"),
+        (
+            Message(b"", properties={"headers": {"a": "x" * 4000}}, message_id="id"),
+            "the headers and properties are 4,028 bytes long; the broker takes up to 4,000",
+        ),
+    ],
+)
+def test_a_message_that_cannot_be_encoded_is_an_error_that_names_the_reason(message: Message, error: str) -> None:
+    """A message whose names are too long, or whose properties AMQP cannot express or that do not fit into a frame, is
+    not sent: the error says why. The encoder can then encode other messages.
+    """
+    encoder = PublishEncoder(3, 4008)
+    with pytest.raises(MqtoolError, match=error):
+        encoder.encode([message], Route())
+    assert encoder.encode([Message(b"", "k" * 255)], Route()) == published(
+        spec.Basic.Publish(routing_key="k" * 255), {}, b""
+    )
+
+
+def test_acknowledgements_are_sent_in_the_frames_that_pika_would_send() -> None:
+    """Each acknowledgement is a basic.ack with its delivery tag, of one delivery or of all up to it."""
+    assert acknowledgements(3, [(5, True), (1 << 40, False)]) == [
+        frame.Method(3, spec.Basic.Ack(5, True)).marshal(),
+        frame.Method(3, spec.Basic.Ack(1 << 40, False)).marshal(),
+    ]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        spec.Basic.Deliver("tag", 5, True, "x", "k"),
+        spec.Basic.GetOk(5, False, "x", "k", 17),
+        spec.Basic.Return(312, "NO_ROUTE", "x", "k"),
+        spec.Channel.Close(404, "NOT_FOUND", 60, 40),
+        spec.Connection.Close(541, "INTERNAL_ERROR", 0, 0),
+    ],
+)
+def test_methods_with_strings_from_others_are_decoded_like_pika_does(method: Any) -> None:
+    """A method that contains strings of other clients has the fields that pika decodes; a string that is not UTF-8 is
+    no error.
+    """
+    data = frame.Method(3, method).marshal()
+    found = decode_frame(data)
+    assert isinstance(found, frame.Method)
+    assert (found.channel_number, type(found.method), vars(found.method)) == (3, type(method), vars(method))
+    damaged = data.replace(b"\1k", b"\1\xff") if b"\1k" in data else data.replace(b"N", b"\xff")
+    assert isinstance(decode_frame(damaged), frame.Method)
+
+
+def test_content_headers_are_decoded_and_other_frames_are_left_to_pika() -> None:
+    """A content header is decoded with its size and properties. Other frames are left to pika."""
+    found = decode_frame(frame.Header(3, 17, spec.BasicProperties(message_id="id", priority=4)).marshal())
+    assert isinstance(found, frame.Header)
+    assert (found.channel_number, found.body_size) == (3, 17)
+    assert (found.properties.message_id, found.properties.priority, found.properties.app_id) == ("id", 4, None)
+    assert decode_frame(frame.Body(3, b"x").marshal()) is None
+    assert decode_frame(frame.Method(3, spec.Basic.CancelOk("t")).marshal()) is None
