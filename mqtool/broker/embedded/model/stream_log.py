@@ -6,7 +6,7 @@ confirmed and available to readers.
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from mqtool.broker.embedded.model.clock import TURN_SECONDS, Clock
 from mqtool.broker.embedded.model.ledger import Ledger, Segments
 from mqtool.broker.embedded.model.stored_offsets import PublishingIds, StoredOffsets
 from mqtool.broker.embedded.model.stream_segment import (
+    INDEX_AT_ONCE,
     SNAPSHOT,
     TRACKING,
     UNFILTERED,
@@ -216,23 +217,19 @@ class StreamLog:
         """The number of segments."""
         return len(self._segments)
 
-    def offset_at(self, timestamp: int) -> int:
-        """Return the offset of the first chunk at or after `timestamp` (ms since 1970), or `end` if there is none.
+    def has_since(self, timestamp: int) -> bool:
+        """Return True if the last chunk is not older than `timestamp` (ms since 1970).
 
-        If the clock was ahead for a while, the chunks are out of order. As in RabbitMQ, `end` is then returned if the
-        last chunk is older; otherwise the search begins in the last segment whose first chunk is not younger.
+        If the clock was ahead for a while, the chunks are out of order. As in RabbitMQ, reading from a timestamp starts
+        at the end if the last chunk is older; otherwise the search begins in the last segment whose first chunk is not
+        younger.
         """
-        found = self.end
-        written = [segment for segment in self._segments if segment.size]
-        if not written or written[-1].last_timestamp < timestamp:
-            return found
-        for segment in reversed(written):
-            begun = segment.first_timestamp
-            if begun is not None and begun <= timestamp:
-                offset = segment.offset_at(timestamp)
-                return found if offset is None else offset
-            found = segment.base
-        return found
+        last = next(self.newest_first(), None)
+        return last is not None and last.last_timestamp >= timestamp
+
+    def newest_first(self) -> Iterator[Segment]:
+        """Yield the segments that are not empty, the last one first. Those added meanwhile are left out."""
+        return (segment for segment in self._segments[::-1] if segment.size)
 
     def append(
         self,
@@ -367,13 +364,16 @@ class StreamLog:
     def _forget_old(self) -> None:
         """Delete the oldest segments beyond the retention limits. Called only after adding one, as in RabbitMQ."""
         limits = self.retention
-        while len(self._segments) > 1:
+        while len(self._segments) > 1 and not self.deleted:
             first = self._segments[0]
             too_large = limits.max_bytes is not None and self.size > limits.max_bytes
             too_large = too_large or self._segments[1].base <= self._floor
             # All messages of this segment are before the base of the next one.
             if not too_large and limits.max_age is not None:
-                first.build_index()
+                if not first.is_indexed:
+                    first.index_some(INDEX_AT_ONCE)
+                    self._clock.take_turn(self._forget_old)
+                    return
                 too_large = first.last_timestamp < self._clock.now() - limits.max_age
             if not too_large:
                 return

@@ -20,10 +20,12 @@ from mqtool.broker.embedded.model.stream_conversion import Decoded, decode, enco
 from mqtool.broker.embedded.model.stream_log import SEGMENT_BYTES, Retention, StreamLog
 from mqtool.broker.embedded.model.stream_segment import (
     HEADER_SIZE,
+    INDEX_AT_ONCE,
     UNFILTERED,
     USER,
     ChunkFilters,
     ChunkHeader,
+    Segment,
     StoredChunk,
     bits_of,
     is_sound,
@@ -48,6 +50,9 @@ _FILTER_VALUE = "x-stream-filter-value"
 _COST_AT_ONCE = 64
 _COST_UNIT = 4096
 
+#: In one turn, a reader that searches for a timestamp looks at this many segments.
+_SEGMENTS_AT_ONCE = 256
+
 
 class StreamQueueReader:
     """Reads the log of a stream, chunk by chunk.
@@ -55,6 +60,7 @@ class StreamQueueReader:
     Args:
         offset: the offset to start at. The whole chunk that contains this offset is read.
         filters: the wanted filter values: chunks that match none of them are skipped. None for all chunks.
+        since: start at the first chunk at or after this timestamp (ms since 1970) instead; see StreamLog.has_since().
 
     Attributes:
         offset: the offset of the next message to be read.
@@ -62,16 +68,19 @@ class StreamQueueReader:
             end.
     """
 
-    def __init__(self, stream: StreamLog, offset: int, filters: ChunkFilters | None = None) -> None:
+    def __init__(
+        self, stream: StreamLog, offset: int, filters: ChunkFilters | None = None, since: int | None = None
+    ) -> None:
         self._stream = stream
         self._filters = filters
         self.is_tired = False
+        if since is not None:
+            offset = stream.first_offset if stream.has_since(since) else stream.end
         self.offset = max(min(offset, stream.end), stream.first_offset)
         self._segment = stream.segment_of(self.offset)
         self._position = 0
-        self._is_placed = self.offset <= self._segment.base
-        if self._segment.is_indexed:
-            self._find_position()
+        self._seeking = self._seek(since if self.offset < stream.end else None)
+        self._is_placed = next(self._seeking, True)
 
     def read(self) -> list[StoredChunk]:
         """Read the next chunk of messages, or several small ones.
@@ -80,14 +89,13 @@ class StreamQueueReader:
         """
         cost, self.is_tired = 0, False
         if not self._is_placed:
-            if self._segment is self._stream.segment_of(self._segment.base) and not self._segment.is_indexed:
-                self._segment.index_some(_COST_AT_ONCE * _COST_UNIT)
+            self._is_placed = next(self._seeking, True)
+            if not self._is_placed:
                 self.is_tired = True
                 return []
-            self._find_position()
         while not self._stream.deleted:
             segment, start = self._segment, self._position
-            if start < segment.size and segment is self._stream.segment_of(segment.base):
+            if start < segment.size and self._is_kept(segment):
                 chunks = self._read_block()
                 if chunks:
                     self.offset = chunks[-1].end
@@ -103,10 +111,31 @@ class StreamQueueReader:
                 return []
         return []
 
-    def _find_position(self) -> None:
-        if self._segment.is_indexed:
-            self._position = self._segment.position_of(self.offset)
-        self._is_placed = True
+    def _seek(self, since: int | None) -> Iterator[bool]:
+        """Find the position to start at. Yields False before each turn that takes long."""
+        if since is not None:
+            for number, segment in enumerate(self._stream.newest_first()):
+                if number % _SEGMENTS_AT_ONCE == _SEGMENTS_AT_ONCE - 1:
+                    yield False
+                if not self._is_kept(segment):
+                    break
+                self._segment, begun = segment, segment.first_timestamp
+                if begun is not None and begun <= since:
+                    break
+            self.offset = self._segment.base
+        elif self.offset <= self._segment.base:
+            return
+        segment = self._segment
+        if not segment.is_indexed:
+            yield False
+        while not segment.is_indexed and self._is_kept(segment):
+            segment.index_some(INDEX_AT_ONCE)
+            yield False
+        if self._is_kept(segment):
+            self._position = segment.position_of(self.offset) if since is None else segment.position_at(since)
+
+    def _is_kept(self, segment: Segment) -> bool:
+        return not self._stream.deleted and segment is self._stream.segment_of(segment.base)
 
     def _read_block(self) -> list[StoredChunk]:
         segment = self._segment
@@ -199,26 +228,26 @@ class StreamQueue(BrokerQueue):
     def add_consumer(self, consumer: QueueConsumer) -> None:
         """Add a consumer, starting at its `x-stream-offset`."""
         super().add_consumer(consumer)
-        offset = self._first_offset(consumer.arguments.get(OFFSET))
+        offset, since = self._start(consumer.arguments.get(OFFSET))
         filters = wanted_filters(consumer.arguments) if self.profile.speaks_amqp10 else None
-        reader = StreamQueueReader(self.log, offset, filters)
+        reader = StreamQueueReader(self.log, offset, filters, since)
         self._cursors[consumer] = Cursor(self, offset, reader, consumer.selector)
 
-    def _first_offset(self, offset: object) -> int:
-        """Convert an `x-stream-offset` to the offset of the first message to deliver."""
+    def _start(self, offset: object) -> tuple[int, int | None]:
+        """Return the first offset to deliver, or a timestamp to start at, as an `x-stream-offset` says."""
         log = self.log
         match offset:
             case "first":
-                return log.first_offset
+                return log.first_offset, None
             case "last":
-                return log.last_chunk
+                return log.last_chunk, None
             case Timestamp():
-                return log.offset_at(offset * 1000)
+                return 0, offset * 1000
             case str() if (age := interval(offset)) is not None:
-                return log.offset_at(self.clock.now() - age)
+                return 0, self.clock.now() - age
             case int():
-                return offset
-        return log.end
+                return offset, None
+        return log.end, None
 
     def remove_consumer(self, consumer: QueueConsumer) -> None:
         self._cursors.pop(consumer, None)

@@ -254,6 +254,9 @@ def tracking_in(header: ChunkHeader, data: bytes | memoryview, position: int = 0
 # The index has an entry for at most one chunk in this many bytes, so that small chunks do not make it large.
 _INDEX_STEP = 64 * 1024
 
+#: The number of bytes that are added to the index of an existing segment in one turn.
+INDEX_AT_ONCE = 256 * 1024
+
 # The number of bytes read at once, unless a chunk is larger.
 _BLOCK = 256 * 1024
 
@@ -331,14 +334,13 @@ class Segment:
         self.build_index()
         return self._find(bisect_right(self._offsets, offset), lambda header: header.offset + header.records > offset)
 
-    def offset_at(self, timestamp: int) -> int | None:
-        """Return the offset of the first chunk of messages at or after a timestamp; None if every chunk is older."""
+    def position_at(self, timestamp: int) -> int:
+        """Return the position of the first chunk at or after a timestamp; `size` if every chunk is older.
+
+        The chunk may be one without messages, because a segment may have very many of them in succession.
+        """
         self.build_index()
-        position = self._find(
-            bisect_left(self._timestamps, timestamp),
-            lambda header: header.kind == USER and header.timestamp >= timestamp,
-        )
-        return next((header.offset for _, header in _headers(self.data, position, self.size)), None)
+        return self._find(bisect_left(self._timestamps, timestamp), lambda header: header.timestamp >= timestamp)
 
     def _find(self, noted: int, wanted: Callable[[ChunkHeader], bool]) -> int:
         """Return the position of the first wanted chunk after `noted` index entries; `size` if there is none."""
@@ -349,8 +351,9 @@ class Segment:
     def last_messages(self) -> int | None:
         """Return the offset of the last chunk of messages; None if the segment has no messages."""
         self.build_index()
-        for start in reversed(self._positions):
-            found = [header.offset for _, header in _headers(self.data, start, self.size) if header.kind == USER]
+        ends = [*self._positions, self.size][1:]
+        for start, end in zip(reversed(self._positions), reversed(ends), strict=True):
+            found = [header.offset for _, header in _headers(self.data, start, end) if header.kind == USER]
             if found:
                 return found[-1]
         return None

@@ -122,8 +122,13 @@ class _Start(NamedTuple):
             case _From.OFFSET:
                 return self.value
             case _From.TIMESTAMP:
-                return log.offset_at(self.value)
+                return 0  # the first chunk that is sent begins at the timestamp
         return log.end
+
+    @property
+    def since(self) -> int | None:
+        """The time to start at, in milliseconds since 1970; None if the start is not a time."""
+        return self.value if self.kind == _From.TIMESTAMP else None
 
 
 class StreamSubscription:
@@ -185,7 +190,7 @@ class StreamSubscription:
         self.drop_chunks()
         asked = self._start if start.kind == _From.NONE else start
         self.first = asked.offset_in(self.log)
-        self._reader = StreamQueueReader(self.log, self.first, self.filters)
+        self._reader = StreamQueueReader(self.log, self.first, self.filters, asked.since)
         self.pump()
 
     def pump(self) -> None:
