@@ -45,7 +45,7 @@ class Reading(Ledger):
     def read(self, rows: Sequence[int]) -> list[BacklogEntry]:
         return [BacklogEntry(message(bytes(100)), row) for row in rows]
 
-    def removed(self, row: int) -> None:
+    def removed(self, row: int, *, purged: bool = False) -> None:  # noqa: ARG002
         self.deleted.append(row)
 
     def write_definition(self, kind: str, key: bytes, value: bytes) -> None:
@@ -122,7 +122,7 @@ def test_messages_are_paged_out_only_while_memory_is_short(ledger: Reading) -> N
     assert [entry.position for entry in ledger.page_in([1, 2])] == [1, 2]
     assert ledger.held_bytes == 5 * MESSAGE
     assert [ledger.page_out(entry) for entry in entries] == [True, True, False, False, False]
-    ledger.drop_paged_out(2)
+    ledger.drop_purged(2)
     assert (ledger.held_bytes, ledger.deleted) == (3 * MESSAGE + 40, [2])
     assert ledger.reported[-1] == ledger.held_bytes
     short = Reading()

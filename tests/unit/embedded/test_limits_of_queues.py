@@ -42,7 +42,7 @@ class RecordingLedger(Ledger):
     def delivering(self, holder: int) -> None:
         self.delivering_keys.append(holder)
 
-    def removed(self, row: int) -> None:
+    def removed(self, row: int, *, purged: bool = False) -> None:  # noqa: ARG002
         self.removed_rows.append(row)
 
 
