@@ -151,6 +151,17 @@ def test_messages_are_published_in_the_frames_that_pika_would_send(*, persistent
     assert encoder.encode([], route) == b""
 
 
+def test_the_same_properties_are_sent_persistent_or_not_as_the_command_says() -> None:
+    """If two commands share an encoder, messages with the same properties have each command's delivery mode. A message
+    ID may have 255 bytes, and may be no UTF-8.
+    """
+    encoder, message = PublishEncoder(3, BODY_MAX + 500), Message(b"", message_id="\udce9" + "x" * 254)
+    for persistent in (True, False, True):
+        properties = {"message_id": "A" + "x" * 254, **({"delivery_mode": 2} if persistent else {})}
+        expected = published(spec.Basic.Publish(), properties, b"").replace(b"Axx", b"\xe9xx")
+        assert encoder.encode([message], Route(persistent=persistent)) == expected
+
+
 @pytest.mark.parametrize(
     ("message", "error"),
     [
