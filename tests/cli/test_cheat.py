@@ -27,7 +27,7 @@ def test_cheat_recipes_succeed_as_printed_and_fit_on_a_screen(shell: Shell, brok
     assert result.code == 0, result.stderr
 
 
-def test_cheat_lists_its_topics_and_suggests_the_nearest(lonely_shell: Shell) -> None:
+def test_cheat_lists_its_topics_and_suggests_the_most_similar_one(lonely_shell: Shell) -> None:
     """`cheat` lists all topics. If a topic is mistyped, `cheat` exits with 2 and suggests the most similar one."""
     listed = lonely_shell.run("mqtool", "cheat").stdout
     assert [line.split()[2] for line in listed.splitlines()] == [*recipes()]

@@ -40,8 +40,8 @@ def via(request: pytest.FixtureRequest, plugin: bool) -> str:
 
 
 def test_send_delayed_and_receive_delayed_print_the_tutorials_lines(shell: Shell, plugin: bool) -> None:
-    """As in the tutorial, `send-delayed` prints when the message is due, and `receive-delayed` prints how late the
-    message arrived.
+    """As in the tutorial on delayed messages, `send-delayed` prints when the message is due, and `receive-delayed`
+    prints how late the message arrived.
     """
     receiver = shell.start("mqtool", "receive-delayed", "-c", "1").wait_until_ready()
     sent = shell.run("mqtool", "send-delayed", "--delay", "100ms", "Hello", "later")
@@ -429,7 +429,8 @@ def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
 
 
 def test_send_delayed_declares_the_tutorials_queue(shell: Shell, via: str) -> None:
-    """`send-delayed` declares the tutorial's queue, so a message that is due waits there for the first receiver."""
+    """`send-delayed` declares the queue of the tutorial on delayed messages, so a message that is due waits in this
+    queue for the first receiver."""
     shell.run("mqtool", "send-delayed", "--delay", "1ms", "--via", via, "early")
     assert shell.run("mqtool", "receive-delayed", "-c", "1", "--raw", "--timeout", "30s").stdout == "early\n"
 

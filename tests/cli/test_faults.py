@@ -27,7 +27,7 @@ def tester(lonely_shell: Shell, own: EmbeddedBroker) -> Shell:
     return lonely_shell
 
 
-def test_faults_can_be_started_listed_and_ended(tester: Shell, own: EmbeddedBroker) -> None:
+def test_broker_fault_controls_the_faults_of_the_embedded_broker(tester: Shell, own: EmbeddedBroker) -> None:
     """`broker fault` makes the embedded broker cut connections, nack published messages, or go silent. `broker fault
     ls` lists the active faults, and `broker fault clear` ends them.
     """

@@ -1082,8 +1082,8 @@ def test_purged_and_lost_messages_are_marked_as_dropped(chromium: Any, tmp_path:
 
 
 def test_a_consumers_box_shows_the_prefetch_limit(chromium: Any, tmp_path: Path) -> None:
-    """In the picture of `mqtool ui`, a consumer's box shows the prefetch limit, "no limit" if it is 0, or "auto-ack" if
-    the consumer does not acknowledge messages.
+    """In the picture of `mqtool ui`, a consumer's box shows the prefetch limit, or "no limit" if the limit is 0, or
+    "auto-ack" if the consumer does not acknowledge messages.
     """
     consumers = [
         {"name": "a/1", "label": "worker 1"},

@@ -240,8 +240,8 @@ def test_offset_receive_resumes_at_the_stored_offset(shell: Shell) -> None:
 @on_any_broker
 @pytest.mark.parametrize("dialect", StreamDialect)
 def test_stream_dialects_print_the_lines_of_their_scripts(shell: Shell, dialect: StreamDialect) -> None:
-    """With --dialect, `send-stream` and `receive-stream` use the stream, message and output of that language's
-    tutorial.
+    """With --dialect, `send-stream` and `receive-stream` use the stream, the message and the output of the stream
+    tutorial in the dialect's language.
     """
     tutorial = HELLO[dialect]
     body = tutorial.body.decode()
@@ -255,8 +255,8 @@ def test_stream_dialects_print_the_lines_of_their_scripts(shell: Shell, dialect:
 
 @on_any_broker
 def test_the_elixir_dialect_sends_bodies_without_amqp_1_0_encoding(shell: Shell, broker: TestBroker) -> None:
-    """With `--dialect elixir`, `send-stream` and `offset send` store bodies without AMQP 1.0 encoding, as the
-    tutorial's Elixir scripts do.
+    """With `--dialect elixir`, `send-stream` and `offset send` store bodies without AMQP 1.0 encoding, as the Elixir
+    scripts of RabbitMQ's stream tutorials do.
     """
     dialect = "--dialect", "elixir"
     sent = shell.run("mqtool", "offset", "send", *dialect)

@@ -23,8 +23,8 @@ def shown(shell: Shell, sentence: str) -> list[str]:
 
 
 def test_a_notice_is_wrapped_between_words(lonely_shell: Shell) -> None:
-    """On a terminal, mqtool wraps a notice between words at 80 columns. A notice that fits into 80 columns stays on one
-    line.
+    """On a terminal, mqtool wraps a notice between words at 80 columns, and prints a notice that fits into 80 columns
+    on one line.
     """
     sentence = "word " * 15 + "longer-than-that is what follows here, and 'quoted words' may be broken"
     lines = shown(lonely_shell, sentence)

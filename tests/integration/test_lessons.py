@@ -18,8 +18,8 @@ QUEUE = Queue("lessons", durable=True)
 
 
 def test_the_tutorials_delayed_exchange_delivers_in_the_order_of_the_delays(connection: Connection) -> None:
-    """Through the tutorial's x-delayed-message exchange, messages arrive in the order of their delays. A message
-    without a delay arrives first.
+    """Through the x-delayed-message exchange of the tutorial on delayed messages, messages arrive in the order of their
+    delays. A message without a delay arrives first.
     """
     channel = connection.channel()
     if not has_plugin(channel, DELAY_EXCHANGE):
@@ -34,8 +34,8 @@ def test_the_tutorials_delayed_exchange_delivers_in_the_order_of_the_delays(conn
 
 
 def test_the_tutorial_delays_messages_without_the_plugin(connection: Connection) -> None:
-    """The tutorial's send_by_dead_lettering() delays messages without the plugin. A message with a shorter delay
-    arrives first, even though it was published second.
+    """send_by_dead_lettering(), from the tutorial on delayed messages, delays messages without the plugin. A message
+    with a shorter delay arrives first, even though it was published second.
     """
     channel = connection.channel()
     queue = channel.declare(QUEUE)
@@ -46,8 +46,8 @@ def test_the_tutorial_delays_messages_without_the_plugin(connection: Connection)
 
 
 def test_the_tutorials_asynchronous_publisher_collects_the_nacked_messages(connection: Connection) -> None:
-    """The tutorial's asynchronously() numbers receipts from 1, and collects exactly the messages that a full queue has
-    rejected.
+    """asynchronously(), from the tutorial on publisher confirms, numbers receipts from 1, and collects exactly the
+    messages that a full queue has rejected.
     """
     channel = connection.channel()
     full = channel.declare(Queue(exclusive=True, arguments={"x-max-length": 5, "x-overflow": "reject-publish"}))
@@ -61,8 +61,8 @@ def test_the_tutorials_asynchronous_publisher_collects_the_nacked_messages(conne
 
 @pytest.mark.parametrize("reply_queue", [PRIVATE_QUEUE, rpc.DIRECT_REPLY_TO], ids=["queue", "direct"])
 def test_replies_are_matched_to_their_requests(connection: Connection, reply_queue: Queue) -> None:
-    """The tutorial's RPC client yields replies as they arrive, each with the number of its request, and ignores a reply
-    with an unknown correlation ID. in_order() sorts the replies by request.
+    """The client of the RPC tutorial yields replies as they arrive, each with the number of its request, and ignores a
+    reply with an unknown correlation ID. in_order() sorts the replies by request.
     """
     channel = connection.channel()
     queue = channel.declare(Queue("requests", durable=True))
@@ -86,7 +86,7 @@ def test_replies_are_matched_to_their_requests(connection: Connection, reply_que
         assert [reply.body for reply in in_order(came, channel, queue, 2)] == [b"A", b"B"]
 
 
-def test_a_reply_larger_than_the_publishers_window_is_sent(
+def test_a_reply_larger_than_the_limit_of_unconfirmed_bytes_is_sent(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An RPC server can send a reply that is larger than the publisher's limit of unconfirmed bytes, and then the next

@@ -229,7 +229,7 @@ def test_from_4_3_on_the_timeout_of_an_amqp_1_0_link_releases_the_delivery(broke
     ("queue", "policy", "consumer"),
     [(SHORT, None, None), (LONG, SHORT, None), (SHORT, LONG, None), (None, SHORT, None), (LONG, LONG, SHORT)],
 )
-def test_from_4_3_on_the_timeout_of_consumer_queue_or_policy_cancels_the_consumer(
+def test_from_4_3_on_a_timeout_of_the_consumer_the_queue_or_a_policy_cancels_the_consumer(
     broker: TestBroker, api: Api, queue: int | None, policy: int | None, consumer: int | None
 ) -> None:
     """From RabbitMQ 4.3 on, the broker cancels a consumer after the consumer's own timeout. If the consumer has none,
