@@ -97,8 +97,8 @@ def test_messages_keep_their_order_when_one_nack_requeues_25000_of_them(
 def test_messages_keep_their_order_when_one_nack_puts_25000_over_the_delivery_limit(
     broker_in_process: EmbeddedBroker,
 ) -> None:
-    """If one basic.nack puts 25,000 messages of a quorum queue over the delivery limit, they are dead-lettered in their
-    order. RabbitMQ 3.10 dead-letters them in any order.
+    """If one basic.nack puts 25,000 messages of a quorum queue over the delivery limit, the embedded broker
+    dead-letters these messages in their order. RabbitMQ 3.10 dead-letters them in any order.
     """
     dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     with RawClient(broker_in_process.url) as client:
@@ -233,11 +233,11 @@ Start = Callable[..., Nacking]
 
 
 @_BOTH
-def test_a_message_published_while_others_are_requeued_comes_after_them(
+def test_a_message_that_is_published_while_others_are_requeued_is_delivered_after_them(
     nacking: Start, arguments: dict[str, Any]
 ) -> None:
-    """While one basic.nack requeues four messages, a fifth is published. The client's consumer, which was at its
-    prefetch limit, gets the four messages again, and not the fifth one.
+    """If a fifth message is published while one basic.nack requeues four messages, the client's consumer, which was at
+    its prefetch limit, gets the four messages again, and not the fifth one.
     """
     nack = nacking(arguments, b"1234", 4, prefetch=4)
     nack.stop_in(_NACK)
@@ -248,11 +248,9 @@ def test_a_message_published_while_others_are_requeued_comes_after_them(
 
 
 @_BOTH
-def test_a_client_that_gets_a_message_while_others_are_requeued_takes_none_of_them(
-    nacking: Start, arguments: dict[str, Any]
-) -> None:
-    """While one basic.nack requeues four messages, another client's basic.get gets the fifth one. Then it gets the four
-    messages in order.
+def test_basic_get_returns_no_message_that_is_being_requeued(nacking: Start, arguments: dict[str, Any]) -> None:
+    """If a client sends basic.get while one basic.nack of another client requeues four of five messages, basic.get
+    returns the fifth message. The four messages are delivered later, in order.
     """
     nack = nacking(arguments, b"12345", 4)
     nack.stop_in(_NACK)
@@ -262,11 +260,11 @@ def test_a_client_that_gets_a_message_while_others_are_requeued_takes_none_of_th
 
 
 @_BOTH
-def test_a_consumer_started_while_messages_are_requeued_gets_them_in_order(
+def test_a_consumer_that_starts_while_messages_are_requeued_gets_them_in_order(
     nacking: Start, arguments: dict[str, Any]
 ) -> None:
-    """While one basic.nack requeues four messages, another client starts a consumer. The consumer gets the fifth and
-    the sixth message, and then the four in order.
+    """If another client starts a consumer while one basic.nack requeues four of six messages, the consumer first gets
+    the fifth and the sixth message, and then the four messages in order.
     """
     nack = nacking(arguments, b"123456", 4)
     nack.stop_in(_NACK)
@@ -280,9 +278,9 @@ def test_a_consumer_started_while_messages_are_requeued_gets_them_in_order(
 
 
 @_BOTH
-def test_a_purge_while_messages_are_requeued_keeps_them(nacking: Start, arguments: dict[str, Any]) -> None:
-    """While one basic.nack requeues four messages, the queue is purged. That drops the two that were ready; then the
-    four are in the queue, in order.
+def test_a_purge_keeps_messages_that_are_being_requeued(nacking: Start, arguments: dict[str, Any]) -> None:
+    """If a queue is purged while one basic.nack requeues four of its messages, the purge drops only the two messages
+    that were ready. The four messages are then in the queue, in order.
     """
     nack = nacking(arguments, b"123456", 4)
     nack.stop_in(_NACK)
@@ -295,8 +293,8 @@ def test_a_purge_while_messages_are_requeued_keeps_them(nacking: Start, argument
 def test_messages_being_requeued_are_dropped_if_their_queue_is_deleted(
     nacking: Start, arguments: dict[str, Any]
 ) -> None:
-    """While one basic.nack requeues four messages, the queue is deleted. They do not come back in a new queue of the
-    same name, and their memory is freed.
+    """If a queue is deleted while one basic.nack requeues four of its messages, the broker frees the memory of these
+    messages. A new queue with the same name does not contain them.
     """
     nack = nacking(arguments, b"1234", 4)
     nack.stop_in(_NACK)
@@ -311,8 +309,8 @@ def test_messages_being_requeued_are_dropped_if_their_queue_is_deleted(
 
 @_BOTH
 def test_a_second_nack_waits_until_the_first_one_is_done(nacking: Start, arguments: dict[str, Any]) -> None:
-    """While one basic.nack requeues two messages, the client sends another one for two more. All four come back in
-    order.
+    """If a client sends a second basic.nack while the first one requeues two messages, the second one takes effect
+    afterwards. All four messages are requeued in order.
     """
     nack = nacking(arguments, b"1234", 4)
     nack.stop_in(commands.Basic.Nack(delivery_tag=2, multiple=True), _NACK)
@@ -321,8 +319,8 @@ def test_a_second_nack_waits_until_the_first_one_is_done(nacking: Start, argumen
 
 
 def test_a_nack_of_another_client_does_not_wait(nacking: Start) -> None:
-    """While one basic.nack requeues four messages of a quorum queue, another client requeues two. These two are first
-    in the queue, and then the four, in order.
+    """If another client requeues two messages of a quorum queue while one basic.nack requeues four, the two messages
+    come first in the queue, followed by the four messages in order.
     """
     nack = nacking(_LIMITED, b"123456", 4)
     tags = [Take(nack.other).one("q", auto_ack=False)[0].delivery_tag for _ in range(2)]
@@ -338,8 +336,8 @@ def test_a_nack_of_another_client_does_not_wait(nacking: Start) -> None:
 def test_messages_being_requeued_keep_their_order_if_the_connection_ends(
     nacking: Start, api_of: Callable[[EmbeddedBroker], Api], arguments: dict[str, Any], how: str
 ) -> None:
-    """While one basic.nack requeues two of four messages, its connection is lost, or closed with the management API.
-    All four come back in order, before those that are ready.
+    """If a connection is lost or is closed through the management API while its basic.nack requeues two of four
+    unacknowledged messages, all four messages are requeued in order, before the messages that are ready.
     """
     nack = nacking(arguments, b"12345", 4)
     nack.stop_in(commands.Basic.Nack(delivery_tag=2, multiple=True))
@@ -353,11 +351,11 @@ def test_messages_being_requeued_keep_their_order_if_the_connection_ends(
     assert nack.other.queue_declare("q", passive=True).method.message_count == 0
 
 
-def test_basic_recover_is_not_answered_on_a_channel_that_was_closed_meanwhile(
+def test_basic_recover_is_not_answered_after_the_connection_was_closed(
     nacking: Start, api_of: Callable[[EmbeddedBroker], Api]
 ) -> None:
-    """While basic.recover requeues messages, the connection is closed with the management API. The client gets
-    connection.close and no basic.recover-ok, and the messages come back in order.
+    """If a connection is closed through the management API while basic.recover requeues messages, the client gets
+    connection.close and no basic.recover-ok, and the messages are requeued in order.
     """
     nack = nacking({}, b"1234", 4)
     nack.stop_in(commands.Basic.Recover(requeue=True))
@@ -370,8 +368,8 @@ def test_basic_recover_is_not_answered_on_a_channel_that_was_closed_meanwhile(
 
 
 def test_messages_being_requeued_are_dead_lettered_in_order_above_the_delivery_limit(nacking: Start) -> None:
-    """While one basic.nack puts four messages of a quorum queue above the delivery limit, a fifth is published. The
-    four are dead-lettered in order, and the fifth stays.
+    """If a fifth message is published while one basic.nack puts four messages of a quorum queue over the delivery
+    limit, the four messages are dead-lettered in order, and the fifth one stays in the queue.
     """
     dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     nack = nacking({**_QUORUM, "x-delivery-limit": 0, **dead}, b"1234", 4)
@@ -384,8 +382,8 @@ def test_messages_being_requeued_are_dead_lettered_in_order_above_the_delivery_l
 
 
 def test_messages_being_requeued_while_the_broker_stops_are_redelivered_after_a_restart(tmp_path: Path) -> None:
-    """The broker is stopped while one basic.nack requeues four persistent messages. After the restart, they are in
-    the queue, in order, and marked as redelivered.
+    """If the broker is stopped while one basic.nack requeues four persistent messages, the messages are in the queue
+    after the restart, in order, and marked as redelivered.
     """
     with EmbeddedBroker(data_dir=tmp_path) as broker, closing(Nacking(broker, {}, b"12345", 4)) as nack:
         nack.stop_in(_NACK)

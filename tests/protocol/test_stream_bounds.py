@@ -183,9 +183,9 @@ def test_names_of_stream_producers_count_towards_memory_use() -> None:
         client.close()
 
 
-def test_a_stream_does_not_store_the_offsets_of_any_number_of_readers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream stores no offset under a new name during an alarm, or if it has those of the maximum
-    number of readers already; it still stores those of its known readers.
+def test_the_number_of_readers_whose_offsets_a_stream_stores_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """During an alarm, or once a stream stores the offsets of the maximum number of readers, the stream stores no
+    offset for a new reader. It still stores new offsets of readers that it knows.
     """
     monkeypatch.setattr(stream_requests, "_MOST_READERS", 3)
     with EmbeddedBroker(stream_port=0) as embedded:

@@ -149,8 +149,8 @@ def test_a_client_gets_the_bytes_of_a_message_that_it_cannot_decode():
 
 @pytest.mark.parametrize("value", [RawDecimal(4), [True], {"a": 1}, b"\xff", 1.5], ids=repr)
 def test_a_client_ignores_a_type_and_a_routing_key_that_are_not_text(value):
-    """If a publisher writes the annotations for the type and the routing key with values that are not text, a client's
-    delivery has no type, and the name of the queue as its routing key.
+    """If a publisher writes values that are not text to the annotations for the type and the routing key, a client's
+    delivery has no type, and has the name of the queue as its routing key.
     """
     annotations = {Symbol("x-basic-type"): value, Symbol("x-routing-key"): value}
     sent = Amqp10Message(message_annotations=annotations, body=data_section(b"x")).encode()

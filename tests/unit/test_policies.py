@@ -213,17 +213,18 @@ def test_a_forged_delivery_count_does_not_make_a_consumer_slow() -> None:
 def test_the_options_decide_how_many_messages_are_prefetched_and_who_acknowledges(
     receiving: Receiving, expected: tuple[object, ...], *, is_stream: bool
 ) -> None:
-    """A consumer prefetches as many messages as its options say. With a count, it prefetches one by one, or up to 50
-    less than a large count. The policy acknowledges, unless the broker or the caller does.
+    """A consumer prefetches as many messages as its options allow. With a low `--count`, it prefetches messages one by
+    one, and with a high one, at most 50 fewer than `--count`. mqtool acknowledges the messages, unless the broker or
+    the caller does.
     """
     policy = policy_for(receiving, limits_deliveries=False, is_stream=is_stream)
     assert (type(policy), policy.prefetch, policy.auto_ack, policy.acknowledges) == expected
     assert not policy.withholds
 
 
-def test_acknowledgements_are_sent_together_for_a_twentieth_of_a_second() -> None:
-    """The first delivery is acknowledged at once, and later ones once the last acknowledgement is more than 50 ms ago.
-    Without a limit on the prefetch, only this time decides.
+def test_acknowledgements_of_50_ms_are_sent_together() -> None:
+    """A consumer acknowledges its first delivery immediately, and later ones once the last acknowledgement was sent
+    more than 50 ms ago. If the prefetch is unlimited, only this time decides when acknowledgements are sent.
     """
     for prefetch in (0, 1000):
         assert handle(Streaming(prefetch), range(1, 50), 0.05) == []
@@ -233,9 +234,9 @@ def test_acknowledgements_are_sent_together_for_a_twentieth_of_a_second() -> Non
         assert policy.done(delivery(3), LATER + 0.06)
 
 
-def test_a_consumer_whose_caller_acknowledges_is_cancelled_after_its_count() -> None:
-    """If the caller acknowledges, the subscription is cancelled with the last message of the count. Without a count, it
-    goes on, also after it was cancelled and opened again.
+def test_a_consumer_whose_caller_acknowledges_is_cancelled_at_its_message_limit() -> None:
+    """If the caller acknowledges messages, the subscription is cancelled once the last message that `--count` allows
+    has arrived. Without `--count`, consuming continues, even after the subscription was cancelled and opened again.
     """
     policy = CallerSettles(Receiving(count=3, acknowledge=False))
     assert [policy.taken(delivery(tag)) for tag in (1, 2, 3)] == [Step.GO_ON, Step.GO_ON, Step.CANCEL]
@@ -246,9 +247,10 @@ def test_a_consumer_whose_caller_acknowledges_is_cancelled_after_its_count() -> 
     assert endless.prefetch == PREFETCH
 
 
-def test_after_a_lost_channel_the_rest_of_the_count_is_prefetched_as_at_first() -> None:
-    """After a channel was lost, each acknowledgement lets the broker send one more message of those that are still
-    missing. Once it may have sent all of them, the consumer subscribes again for the rest.
+def test_after_a_lost_channel_the_remaining_messages_are_prefetched_as_before() -> None:
+    """If a channel is lost before a consumer has reached its `--count`, each acknowledgement on the new channel lets
+    the broker send one more of the missing messages. Once the broker may have sent all of them, the consumer subscribes
+    again for the rest.
     """
     policy = CallerSettles(Receiving(count=7, prefetch=2, acknowledge=False))
     assert acknowledge(policy, 2, 3) == [Step.GO_ON] * 2
@@ -260,9 +262,9 @@ def test_after_a_lost_channel_the_rest_of_the_count_is_prefetched_as_at_first() 
     assert acknowledge(policy, 4, 5) == [Step.GO_ON, Step.CANCEL]
 
 
-def test_a_small_rest_of_the_count_is_prefetched_in_whole_messages() -> None:
-    """If a consumer subscribes again for the rest of its count, it prefetches half of the rest, rounded down, and at
-    least one message.
+def test_a_consumer_prefetches_half_of_the_missing_messages_and_at_least_one() -> None:
+    """If a consumer with `--count` subscribes again for the missing messages, it prefetches half of them, rounded down,
+    but at least one message and no more than its prefetch.
     """
     policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
     prefetched = []

@@ -203,8 +203,8 @@ class RecordingDisk(Disk):
 
 
 def test_changes_are_synced_and_moved_to_the_database_on_the_thread_that_writes(tmp_path: Path) -> None:
-    """Changes are written to SQLite's log, which only sync() syncs. The thread that writes can sync the log, and copy
-    it to the database file, while the event loop uses the database.
+    """The broker writes changes to SQLite's log, which only sync() syncs to disk. The thread that writes can sync the
+    log, and copy the log to the database file, while the event loop uses the database.
     """
     disk, log = RecordingDisk(), tmp_path / f"{FILE}-wal"
     opened = open_database(tmp_path, disk)
@@ -223,8 +223,8 @@ def test_changes_are_synced_and_moved_to_the_database_on_the_thread_that_writes(
 
 
 def test_a_message_that_is_read_back_has_the_position_and_the_counts_that_were_stored() -> None:
-    """A message that is read back has its position, its time, and its counts. One that was delivered before is marked
-    as redelivered.
+    """A message that is read back from the data directory has the position, the expiration time and the delivery counts
+    that were stored. A message that was delivered before is marked as redelivered.
     """
     header = ContentHeader.of(MessageProperties(b"\0\0"), 1).raw
     for stored, counts in (((0, 0), (0, 0, False)), ((2, 1), (2, 2, True)), ((2, 6), (2, 5, True))):

@@ -67,8 +67,9 @@ def entered(ledger: Ledger, row: int = 0) -> BacklogEntry:
 
 
 def test_the_memory_of_a_message_is_counted_until_it_leaves_its_queue(ledger: Reading) -> None:
-    """A message counts from when it enters a queue, or is recovered, until it is dropped or set aside. Each change is
-    reported, and only a dropped message is deleted on disk.
+    """A message counts towards the broker's memory use from the time at which it enters a queue, or is recovered, until
+    it is dropped or set aside. Each change of the memory use is reported, and only a dropped message is deleted on
+    disk.
     """
     first, second, third = entered(ledger, 1), entered(ledger, 2), entered(ledger)
     ledger.hold(first)
@@ -80,7 +81,7 @@ def test_the_memory_of_a_message_is_counted_until_it_leaves_its_queue(ledger: Re
 
 
 def test_messages_are_numbered_in_the_order_in_which_they_arrive(ledger: Reading) -> None:
-    """Each message gets the next position, and the time at which it expires."""
+    """Each message that arrives gets the next position and its expiration time."""
     entries = [ledger.enter(message(body), when) for body, when in ((b"0", None), (b"1", 17), (b"2", None))]
     assert [(entry.position, entry.expires_at, entry.message.body) for entry in entries] == [
         (1, None, b"0"),
@@ -90,7 +91,7 @@ def test_messages_are_numbered_in_the_order_in_which_they_arrive(ledger: Reading
 
 
 def test_changes_of_memory_are_reported_only_above_a_limit(ledger: Reading) -> None:
-    """While the memory in use is not above `quiet_bytes`, no change is reported."""
+    """While the broker's memory use does not exceed `quiet_bytes`, changes of the memory use are not reported."""
     ledger.quiet_bytes = 2 * MESSAGE
     entries = [entered(ledger) for _ in range(4)]
     for entry in entries:
@@ -100,8 +101,10 @@ def test_changes_of_memory_are_reported_only_above_a_limit(ledger: Reading) -> N
     assert ledger.reported == [3 * MESSAGE, 4 * MESSAGE, 3 * MESSAGE, 2 * MESSAGE + 1]
 
 
-def test_definitions_are_part_of_the_memory_in_use(ledger: Reading) -> None:
-    """The memory of queues, exchanges and bindings is part of the memory in use, and is counted on its own, too."""
+def test_definitions_count_towards_the_brokers_memory_use(ledger: Reading) -> None:
+    """The memory of queues, exchanges and bindings counts towards the broker's memory use, and is also counted
+    separately.
+    """
     ledger.hold_bytes(100)
     ledger.hold_bytes(20, definition=True)
     ledger.hold_bytes(5, definition=True)
@@ -111,9 +114,8 @@ def test_definitions_are_part_of_the_memory_in_use(ledger: Reading) -> None:
 
 
 def test_messages_are_paged_out_only_while_memory_is_short(ledger: Reading) -> None:
-    """A stored message is paged out while more than `roomy_bytes` are held, not counting what the paged-out messages
-    themselves take. A message that is paged out takes 40 bytes; read back, it takes as much as before; it is deleted
-    like any other.
+    """Stored messages are paged out only while messages take more than `roomy_bytes` of memory, not counting those that
+    are already paged out. A paged-out message takes 40 bytes. After it is read back, it takes as much memory as before.
     """
     ledger.roomy_bytes = 3 * MESSAGE
     entries = [entered(ledger, row) for row in range(1, 6)]
@@ -132,7 +134,7 @@ def test_messages_are_paged_out_only_while_memory_is_short(ledger: Reading) -> N
 
 
 def test_a_dead_letter_is_never_paged_out(ledger: Reading) -> None:
-    """A dead letter stays in memory, because it would be read back without what it knows of its deaths."""
+    """A dead letter stays in memory, because its death history would be missing if it were read back from disk."""
     ledger.roomy_bytes = 0
     entry = entered(ledger, 1)
     dead = object.__new__(Dead)
@@ -142,8 +144,8 @@ def test_a_dead_letter_is_never_paged_out(ledger: Reading) -> None:
 
 
 def test_segments_in_memory_count_until_they_are_cut_or_deleted(ledger: Reading) -> None:
-    """Without a data directory, a stream's segments are kept in memory, and their bytes count until they are removed. A
-    new write replaces what a failed one has left.
+    """Without a data directory, a stream's segments are kept in memory, and count towards the broker's memory use until
+    they are removed. A new write replaces the incomplete data of a failed write.
     """
     segments = ledger.segments(1)
     assert [*segments.existing()] == []
@@ -181,8 +183,8 @@ def test_definitions_with_different_names_have_different_keys() -> None:
     ],
 )
 def test_definitions_are_read_back_as_they_were_stored(value: Table, decoded: Table) -> None:
-    """Names in a definition are text, even those that are not UTF-8, and the tables of clients are kept as they were
-    sent.
+    """In a definition that is read back, names are text, even if they are not valid UTF-8, and the tables that clients
+    have sent are unchanged.
     """
     assert decode_definition(encode_definition(value)) == decoded
 
@@ -196,8 +198,8 @@ def nested(depth: int) -> Table:
 
 @pytest.mark.parametrize("value", [nested(MAX_DEPTH + 10), {"a": 1 << 70}, {"a" * 300: True}])
 def test_a_definition_that_could_not_be_read_back_is_refused(ledger: Reading, value: Any) -> None:
-    """A definition that is nested too deeply, or has a value or name that cannot be encoded, is refused with 406, and
-    not stored. One that is a little deeper than a message may be is stored.
+    """The broker refuses a definition with 406, and does not store the definition, if it is nested too deeply or
+    contains a value or name that cannot be encoded. A definition may be nested a little more deeply than a message.
     """
     with pytest.raises(ChannelException, match="a definition cannot be stored: ") as error:
         ledger.save("queue", ("/", "q"), value)
@@ -221,8 +223,10 @@ def test_the_default_memory_limit_is_that_of_the_smallest_container(
     assert default_memory_limit([files[3], files[0]]) == 20_000
 
 
-def test_the_free_space_is_what_a_user_may_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The free space on a disk is what is left for users other than root, in bytes."""
+def test_the_free_disk_space_is_what_users_other_than_root_may_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The free disk space that the broker reports is the number of bytes that are left for users other than root."""
     asked = []
 
     def statvfs(path: Path) -> SimpleNamespace:
@@ -234,8 +238,10 @@ def test_the_free_space_is_what_a_user_may_use(monkeypatch: pytest.MonkeyPatch, 
     assert asked == [tmp_path, Path("/")]
 
 
-def test_without_a_disk_everything_counts_as_stored_at_once() -> None:
-    """Without a data directory, nobody waits for the disk, definitions are not kept, and no key or row is used."""
+def test_without_a_data_directory_everything_counts_as_stored_immediately() -> None:
+    """Without a data directory, clients do not wait for the disk, definitions are not stored, and no database keys or
+    rows are used.
+    """
     ledger, called = Ledger(), []
     ledger.after_commit(lambda: called.append(True))
     assert called == [True]

@@ -403,7 +403,7 @@ def test_each_version_has_its_own_consumer_timeouts(
         (None, None, b"", None, None),
     ],
 )
-def test_a_recovered_message_expires_no_later_than_its_queue_and_itself_say(
+def test_a_recovered_message_expires_no_later_than_its_ttl_allows(
     vhost: VirtualHost,
     clock: FakeClock,
     ledger: Ledger,
@@ -413,9 +413,9 @@ def test_a_recovered_message_expires_no_later_than_its_queue_and_itself_say(
     stored: int | None,
     lasts: int | None,
 ) -> None:
-    """A message that is recovered from disk expires at the time that was stored with it. If that is later than the
-    queue's arguments and the message's expiration allow, because the clock was ahead, the message expires after these.
-    One without a stored time never does.
+    """A message that is recovered from disk expires at its stored expiration time. If this time is later than the
+    queue's and the message's own TTL allow, because the clock was ahead, the message expires after its TTL. A message
+    without a stored time does not expire.
     """
     if policy_ttl is not None:
         vhost.policies.put(USER, Policy("p", ".*", {"message-ttl": Int32(policy_ttl)}))
@@ -444,8 +444,9 @@ def test_a_recovered_message_expires_no_later_than_its_queue_and_itself_say(
 def test_a_dead_letter_leaves_its_queue_once_another_queue_has_it(
     vhost: VirtualHost, ledger: RecordingLedger, strategy: str, outcome: Outcome, end: str, *, is_deleted: bool
 ) -> None:
-    """A dead letter is deleted once a queue has it; if none takes it, too, except with the strategy at-least-once. If
-    publishing it fails, it stays on disk, and is in its queue again after a restart. A deleted queue keeps nothing.
+    """A queue deletes a dead letter once another queue has accepted it or, except with the strategy at-least-once, if
+    no queue accepts it. If publishing the dead letter fails, it stays on disk, and is in its queue again after a
+    restart. A deleted queue keeps no dead letters.
     """
     to: Table = {"x_dead_letter_exchange": "x", "x_dead_letter_strategy": strategy, "x_overflow": "reject-publish"}
     queue = add_queue(vhost, durable=True, x_queue_type="quorum", **to)
@@ -466,8 +467,8 @@ def test_a_dead_letter_leaves_its_queue_once_another_queue_has_it(
 
 
 def test_a_consumer_gets_messages_that_wait_until_they_expire(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A new consumer gets the waiting messages of a queue with a TTL. If the TTL of many messages has passed since, a
-    consumer that can take messages again gets none of them.
+    """A new consumer gets the waiting messages of a queue with a TTL. A consumer that can take messages again only
+    after the TTL of many messages has passed gets none of these messages.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     for body in (b"0", b"1"):
@@ -486,8 +487,8 @@ def test_a_consumer_gets_messages_that_wait_until_they_expire(vhost: VirtualHost
 
 
 def test_basic_get_never_returns_an_expired_message(vhost: VirtualHost, clock: FakeClock, ledger: Ledger) -> None:
-    """If the TTL of many messages has passed, basic.get finds the queue empty, even if the messages are just being
-    requeued in turns.
+    """If the TTL of all messages in a queue has passed, basic.get returns no message, even while many of these messages
+    are still being requeued.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000))
     for _ in range(60):
@@ -513,8 +514,8 @@ def test_a_message_that_is_requeued_to_an_empty_queue_expires_in_time(vhost: Vir
 
 
 def test_messages_that_are_published_and_requeued_in_turn_keep_their_order() -> None:
-    """If messages are published and others requeued while many are already being requeued, all are delivered in the
-    order in which they were first published, and only the requeued ones are marked as redelivered.
+    """If clients publish some messages and requeue others while many messages are already being requeued, all messages
+    are delivered in the order in which they were first published, and only the requeued ones are marked as redelivered.
     """
     clock = BusyClock()
     queue = add_queue(VirtualHost("/", clock, Ledger(), PROFILES[Like.V4_2]))
@@ -563,7 +564,9 @@ def test_a_message_of_high_priority_comes_first_in_queues_with_priorities(
 
 
 def test_a_policy_does_not_give_quorum_queues_of_old_versions_a_delivery_limit() -> None:
-    """A quorum queue of RabbitMQ 3.10 has no delivery limit, with or without a policy that sets something else."""
+    """In RabbitMQ 3.10, a quorum queue has no delivery limit, either without a policy or with a policy that sets
+    something else.
+    """
     vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[Like.V3_10])
     queue = add_queue(vhost, durable=True, x_queue_type="quorum")
     vhost.policies.put(USER, Policy("p", ".*", {"max-length": Int32(10)}))
@@ -574,7 +577,9 @@ def test_a_policy_does_not_give_quorum_queues_of_old_versions_a_delivery_limit()
 
 
 def test_paged_out_messages_that_are_purged_are_deleted_on_disk(vhost: VirtualHost, ledger: RecordingLedger) -> None:
-    """A purge deletes each message on disk, and frees the memory that the messages take, also of those paged out."""
+    """A purge deletes all messages of a queue on disk, and frees the memory that they take, even if some of them are
+    paged out.
+    """
     queue = add_queue(vhost, durable=True, x_queue_type="quorum")
     empty, ledger.roomy_bytes = ledger.held_bytes, 0
     for _ in range(10):
@@ -601,8 +606,10 @@ def test_a_message_that_is_rejected_after_its_queue_was_deleted_is_dropped(
     assert (len(dead), ledger.held_bytes < held) == (0, True)
 
 
-def test_each_basic_get_is_counted(vhost: VirtualHost) -> None:
-    """A queue counts its deliveries by basic.get, with and without acknowledgement; not those that found it empty."""
+def test_each_delivery_by_basic_get_is_counted(vhost: VirtualHost) -> None:
+    """A queue counts its deliveries by basic.get, separately with and without acknowledgement. A basic.get that finds
+    the queue empty is not counted.
+    """
     queue = add_queue(vhost)
     for _ in range(5):
         queue.publish(message())

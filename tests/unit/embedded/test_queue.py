@@ -116,8 +116,8 @@ def bodies(queue: BrokerQueue) -> list[bytes]:
 
 
 def test_the_consumers_of_a_deleted_queue_are_cancelled_in_turns() -> None:
-    """If a queue with many consumers and publishing links is deleted, some are told at once, and the others in later
-    turns. A link that the client has detached meanwhile is not told.
+    """If a queue with many consumers and publishing links is deleted, the broker informs some of them immediately, and
+    the others in later turns of its event loop. A link that its client has detached in the meantime is not informed.
     """
     clock, seconds, told = FakeClock(), 0.0, list[str]()
     clock.elapsed = lambda: seconds  # type: ignore[method-assign]

@@ -76,7 +76,9 @@ def keys(count: int) -> list[bytes]:
 
 
 def test_the_log_of_a_killed_broker_is_read_and_no_copy_of_it_is_left(killed: Path) -> None:
-    """The log of a broker that was killed is read to its end. No damage is reported, and no other file is left."""
+    """If the broker was killed, it reads SQLite's log to the end at its next start, reports no damage, and leaves no
+    copy of the log.
+    """
     assert read(killed) == (None, keys(5))
     assert [path.name for path in killed.iterdir()] == [FILE]
 
@@ -98,8 +100,8 @@ def test_the_log_of_a_killed_broker_is_read_and_no_copy_of_it_is_left(killed: Pa
 def test_damage_to_the_log_is_reported_with_the_number_of_lost_changes(
     killed: Path, page: int, offset: int, reported: str, count: int
 ) -> None:
-    """If a bit of SQLite's log is flipped, what is before it is read, what is lost is reported, and the log and the
-    database are kept as they were, readable only by their user.
+    """If a bit of SQLite's log is flipped, the broker reads the changes before the damage, and reports those that are
+    lost. The damaged log and the database are kept as they were, readable only by their user.
     """
     log = killed / f"{FILE}-wal"
     flip(log, offset + (LOG_HEADER + (page - 1) * (PAGE_HEADER + PAGE) if page else 0))
@@ -116,8 +118,9 @@ def test_damage_to_the_log_is_reported_with_the_number_of_lost_changes(
 def test_only_damage_to_the_last_page_of_a_group_looks_like_an_incomplete_write(
     opened: Database, tmp_path: Path, page: int, *, is_torn: bool
 ) -> None:
-    """If the last group of changes fills several pages, and only its last page is damaged, the broker may have been
-    killed as it wrote that page. Damage to an earlier page is reported as damage.
+    """If the last group of changes in SQLite's log fills several pages, and only its last page is damaged, the broker
+    reports an incomplete write, because it may have been killed while it was writing that page. Damage to an earlier
+    page is reported as damage.
     """
     opened.db.execute("BEGIN")
     write_definitions(opened.db, {("queue", b"large"): bytes(2 * PAGE)})
@@ -135,8 +138,8 @@ def test_only_damage_to_the_last_page_of_a_group_looks_like_an_incomplete_write(
 
 
 def test_an_older_part_of_a_log_that_was_restarted_is_not_reported(opened: Database, tmp_path: Path) -> None:
-    """Once SQLite has copied its log to the database, it writes the log from the start again. The older pages after the
-    new ones are no damage.
+    """After SQLite has copied its log to the database, it writes the log from the start again. Older pages that follow
+    the new ones in the log are not reported as damage.
     """
     opened.checkpoint()
     write_definitions(opened.db, {("queue", b"5"): b"\0\0\0\0"})
@@ -147,8 +150,8 @@ def test_an_older_part_of_a_log_that_was_restarted_is_not_reported(opened: Datab
 
 @pytest.mark.parametrize("database", ["missing", "empty"])
 def test_a_log_without_its_database_is_not_touched(killed: Path, database: str) -> None:
-    """If the database is missing or empty, but its log is not, the data directory is not opened, because SQLite would
-    delete the log. A log without pages is nothing to lose.
+    """If SQLite's log contains pages, but the database is missing or empty, the broker refuses to open the data
+    directory, because SQLite would delete the log. If the log contains no pages, the broker opens the data directory.
     """
     path, log = killed / FILE, killed / f"{FILE}-wal"
     path.unlink()
@@ -169,8 +172,8 @@ def test_a_log_without_its_database_is_not_touched(killed: Path, database: str) 
 
 @pytest.mark.parametrize("why", ["full", "locked", "garbage"])
 def test_a_start_that_fails_leaves_no_copy_of_the_log(killed: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    """If a data directory cannot be opened, because the disk is full, another program locks the database, or nothing in
-    it can be read, its files are as before, and no copy of its log is left.
+    """If the broker cannot open a data directory because the disk is full, another program locks the database, or
+    nothing in the database can be read, the files of the directory are unchanged, and no copy of SQLite's log is left.
     """
     database, log = killed / FILE, killed / f"{FILE}-wal"
     other = sqlite3.connect(database, isolation_level=None)
@@ -204,8 +207,8 @@ def body(row: int) -> bytes:
     return b"body %03d " % row * 200
 
 
-def test_a_file_that_is_not_a_database_is_not_sound(tmp_path: Path) -> None:
-    """A file in which SQLite can read nothing is not sound; an empty one is."""
+def test_a_file_that_is_not_a_database_counts_as_damaged(tmp_path: Path) -> None:
+    """A database file counts as damaged if SQLite cannot read anything in the file, but not if the file is empty."""
     for content, sound in ((b"not a database" * 1000, False), (b"", True)):
         (tmp_path / FILE).write_bytes(content)
         db = sqlite3.connect(tmp_path / FILE)
@@ -246,9 +249,9 @@ def overwrite(database: Path, *contents: bytes) -> None:
 def test_the_messages_before_and_after_a_damaged_part_of_the_database_are_read(
     stopped: Path, contents: list[bytes], lost: str
 ) -> None:
-    """If pages of the database are damaged, the definitions and messages before and after them are moved to a new
-    database, readable only by its user; what is lost is reported once, and the damaged file is kept as it was. The
-    broker does not count as new, so its default user is not created again.
+    """If pages of the database are damaged, the broker moves the definitions and messages before and after the damage
+    to a new database, readable only by its user. It reports once what is lost, keeps the damaged file as it was, and
+    does not create the default user again.
     """
     overwrite(stopped, *contents)
     before = stopped.read_bytes()
@@ -273,8 +276,8 @@ def test_the_messages_before_and_after_a_damaged_part_of_the_database_are_read(
 def test_incomplete_messages_beside_a_damaged_part_of_the_database_are_left_out(
     stopped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A message that has no body, as those beside a damaged page may be read, is not taken over. The log says which
-    table is damaged. A file that an earlier attempt has left is replaced.
+    """If damage to the database leaves a message without a body, the broker does not copy the message to the new
+    database, and logs which table is damaged. A file that is left from an earlier attempt is replaced.
     """
     db = sqlite3.connect(stopped)
     db.execute("UPDATE entry SET body = NULL WHERE row IN (1, 99)")

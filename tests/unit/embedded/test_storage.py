@@ -240,8 +240,8 @@ def test_changes_that_cannot_be_written_are_written_once_the_disk_works(
 def test_rows_of_many_purged_messages_are_deleted_in_several_transactions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_stopped: bool
 ) -> None:
-    """If a queue with many stored messages is purged, the broker deletes their rows in several transactions, between
-    which it serves its clients; or in one when it stops.
+    """If a queue with many stored messages is purged, the broker deletes their rows in several database transactions,
+    and serves its clients in between. When the broker stops, it deletes all remaining rows in one transaction.
     """
     deleted: list[int] = []
     write_entries = store.write_entries
@@ -274,8 +274,9 @@ def test_rows_of_many_purged_messages_are_deleted_in_several_transactions(
 def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If writing a group of changes fails with an error that is not SQLite's, the error is reported like any other
-    failed write, and the group is written again: its messages are not lost, and their confirms are sent.
+    """If writing a group of changes to disk fails with an error that does not come from SQLite, the broker reports the
+    error like any other failed write, and writes the group again. No message of the group is lost, and all of them are
+    confirmed.
     """
     errors: list[Exception] = []
     recovered = asyncio.Event()

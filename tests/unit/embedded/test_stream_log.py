@@ -112,8 +112,9 @@ def test_a_stream_is_read_from_any_offset(bench: Bench) -> None:
 
 
 def test_the_index_of_a_segment_is_built_in_turns_after_a_restart(on_disk: Bench) -> None:
-    """After a restart, a reader that starts in the middle of an old segment gets its first chunk after several turns,
-    in each of which the broker adds 256 KiB to the segment's index. A later reader of the segment needs only one turn.
+    """After a restart, the broker adds 256 KiB of a segment to the segment's index in each turn of its event loop, so a
+    reader that starts in the middle of an old segment gets its first chunk after several turns. For a later reader of
+    the segment, one turn is enough.
     """
     on_disk.open(segment_bytes=600_000)
     for number in range(400):
@@ -197,8 +198,8 @@ def test_chunks_without_messages_are_read_once_when_a_stream_is_opened(in_memory
 
 
 def test_many_watchers_of_a_stream_are_called_in_turns() -> None:
-    """If calling the watchers of a stream takes long, some are called at once, and the others in later turns; each is
-    called once, and those that have stopped watching meanwhile are not called.
+    """If calling all watchers of a stream takes long, the broker calls some immediately, and the others in later turns
+    of its event loop. Each watcher is called once. Those that have stopped watching in the meantime are not called.
     """
     bench = Bench(lambda: MemorySegments(lambda _: None))
     seconds, called = 0.0, list[int]()

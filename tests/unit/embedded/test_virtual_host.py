@@ -95,8 +95,8 @@ def test_a_new_virtual_host_has_the_predeclared_exchanges(vhost: VirtualHost) ->
 def test_durable_queues_exchanges_and_bindings_are_stored_until_they_are_deleted(
     vhost: VirtualHost, ledger: Storing
 ) -> None:
-    """A durable queue, exchange or binding is stored when it is declared, and forgotten when it is deleted. Transient
-    ones, and those that were read from the data directory, are not stored.
+    """A durable queue, exchange or binding is stored on disk when it is declared, and removed from the disk when it is
+    deleted. Transient ones are not stored, and those that were read from the data directory are not stored again.
     """
     queue = add_queue(vhost, durable=True, auto_delete=True, x_max_length=Int32(5))
     exchange = add_exchange(vhost, "x", "headers", internal=True)
@@ -136,9 +136,9 @@ def test_durable_queues_exchanges_and_bindings_are_stored_until_they_are_deleted
     assert len(ledger.forgotten) == 4
 
 
-def test_all_memory_of_definitions_is_given_back(vhost: VirtualHost, ledger: Storing) -> None:
-    """Each queue, exchange and binding takes memory as a definition, until it is deleted, on its own or with its
-    virtual host.
+def test_all_memory_of_definitions_is_freed_when_they_are_deleted(vhost: VirtualHost, ledger: Storing) -> None:
+    """Each queue, exchange and binding counts towards the memory use of definitions until it is deleted, alone or with
+    its virtual host.
     """
     counts = [ledger.definition_bytes]
     queue = add_queue(vhost)
@@ -173,8 +173,9 @@ def test_all_memory_of_definitions_is_given_back(vhost: VirtualHost, ledger: Sto
 
 
 def test_declarations_are_refused_while_definitions_take_too_much_memory(vhost: VirtualHost, ledger: Storing) -> None:
-    """Once queues, exchanges and bindings take more than their limit, no further ones are declared: the error names the
-    thing, the memory, and the limit. Those that a restarted broker reads from disk are added nevertheless.
+    """Once queues, exchanges and bindings take more memory than their limit, the broker refuses further declarations.
+    The error names the queue, exchange or binding, the memory, and the limit. When the broker restarts, it recovers all
+    stored definitions nevertheless.
     """
     queue = add_queue(vhost)
     exchange = add_exchange(vhost)
@@ -203,7 +204,9 @@ def test_declarations_are_refused_while_definitions_take_too_much_memory(vhost: 
 def test_a_virtual_host_has_no_more_queues_than_its_limit(
     vhost: VirtualHost, limit: int | None, *, is_refused: bool
 ) -> None:
-    """A queue is refused with 406 if its virtual host has as many as `max-queues` allows. A negative limit is none."""
+    """The broker refuses a new queue with 406 if the virtual host already has as many queues as `max-queues` allows. A
+    negative value means that there is no limit.
+    """
     for name in "ab":
         add_queue(vhost, name)
     if limit is not None:
@@ -234,8 +237,8 @@ def test_a_virtual_host_has_no_more_queues_than_its_limit(
 def test_a_message_goes_to_the_queues_of_all_its_routing_keys(
     vhost: VirtualHost, exchange: str, headers: Table, expected: list[str], left: list[str]
 ) -> None:
-    """A message goes once to each queue that matches its routing key, or one in its headers CC and BCC. The header BCC
-    is removed before the message is delivered.
+    """A message goes once to each queue that is bound with the message's routing key, or with one of the keys in its
+    headers CC and BCC. The header BCC is removed before the message is delivered.
     """
     for name in ("q", "a", "b", "other"):
         queue = add_queue(vhost, name)
@@ -247,9 +250,9 @@ def test_a_message_goes_to_the_queues_of_all_its_routing_keys(
     assert names_of(vhost.route(vhost.exchanges[exchange], message(key="missing"))) == []
 
 
-def test_a_message_takes_all_exchanges_on_its_way_once(vhost: VirtualHost) -> None:
-    """A message passes through exchanges that are bound to each other, each once, even in a circle, and goes once to
-    each queue. If an exchange on the way matches nothing, its alternate exchange gets the message.
+def test_a_message_passes_through_each_bound_exchange_once(vhost: VirtualHost) -> None:
+    """If exchanges are bound to each other, even in a cycle, a message passes through each exchange once, and goes once
+    to each queue. If no binding of an exchange matches, the message goes to the alternate exchange of this exchange.
     """
     one, two = add_exchange(vhost, "one"), add_exchange(vhost, "two", "direct", arguments={"alternate-exchange": "alt"})
     alternate = add_exchange(vhost, "alt")
@@ -272,8 +275,9 @@ def test_a_message_takes_all_exchanges_on_its_way_once(vhost: VirtualHost) -> No
 def test_a_message_with_too_many_routing_keys_for_its_exchanges_is_refused(
     vhost: VirtualHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each routing key is looked up in each direct or topic exchange on the way, and other exchanges count once. If
-    that is more than the limit, the channel is closed with 406.
+    """The broker looks up each routing key of a message in each direct or topic exchange that the message passes
+    through. Every other exchange counts as one lookup. If there are more lookups than the limit, the broker closes the
+    channel with 406.
     """
     monkeypatch.setattr("mqtool.broker.embedded.model.virtual_host._MOST_LOOKUPS", 7)
     fanout, direct, topic = (
@@ -293,8 +297,8 @@ def test_a_message_with_too_many_routing_keys_for_its_exchanges_is_refused(
 
 
 def test_the_outcome_of_a_publish_says_whether_queues_took_the_message(vhost: VirtualHost) -> None:
-    """A publish has three outcomes: whether a queue got the message, whether none refused it, and whether it is being
-    written to disk. A queue that was deleted in the meantime does not count.
+    """The outcome of a publish says whether a queue got the message, whether no queue refused it, and whether it is
+    being written to disk. A queue that was deleted in the meantime does not count.
     """
     add_queue(vhost)
     add_queue(vhost, "stored", durable=True, x_queue_type="quorum")
@@ -314,7 +318,9 @@ def test_the_outcome_of_a_publish_says_whether_queues_took_the_message(vhost: Vi
 
 
 def test_a_binding_of_a_topic_exchange_has_no_more_wildcards_than_its_version_allows() -> None:
-    """From RabbitMQ 4.3 on, the binding key of a topic exchange has at most two `#`; other exchanges have no limit."""
+    """From RabbitMQ 4.3 on, the binding key of a topic exchange can contain at most two `#`. Binding keys of other
+    exchanges have no such limit.
+    """
     for like, is_refused in ((Like.V4_2, False), (Like.V4_3, True)):
         vhost = VirtualHost("/", FakeClock(), Ledger(), PROFILES[like])
         queue = add_queue(vhost, durable=True)
@@ -330,8 +336,8 @@ def test_a_binding_of_a_topic_exchange_has_no_more_wildcards_than_its_version_al
 
 
 def test_bindings_that_their_exchange_cannot_have_are_refused(vhost: VirtualHost) -> None:
-    """A binding to a headers exchange with an x-match that does not exist, and one of an x-local-random exchange with a
-    routing key, are refused.
+    """The broker refuses a binding of a headers exchange with an unknown x-match, and a binding of an x-local-random
+    exchange with a routing key.
     """
     queue = add_queue(vhost)
     local = add_exchange(vhost, kind="x-local-random")
@@ -356,8 +362,8 @@ def test_an_auto_delete_exchange_is_deleted_with_its_last_binding(vhost: Virtual
 
 
 def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: VirtualHost) -> None:
-    """A queue or exchange that is declared after a policy has it. A queue has the type argument that its version lists,
-    and its declared properties.
+    """If a policy matches a queue or exchange that is declared later, the policy applies to it. The queue is listed
+    with its declared properties, and with a type argument if the RabbitMQ version lists one.
     """
     vhost.policies.put(USER, Policy("p", "^q$", {"max-length": Int32(1)}, 0, "queues"))
     vhost.policies.put(USER, Policy("e", "^x$", {"alternate-exchange": "alt"}, 0, "exchanges"))
@@ -375,8 +381,8 @@ def test_new_queues_and_exchanges_have_the_policies_that_match_them(vhost: Virtu
 
 
 def test_policies_are_applied_to_many_queues_in_turns(ledger: Storing) -> None:
-    """If there are many queues, a policy is applied to a few of them in each turn of the event loop. If it changes
-    meanwhile, all queues get the new one.
+    """If a virtual host has many queues, the broker applies a policy to a few of them in each turn of its event loop.
+    If the policy is changed in the meantime, the new policy applies to all queues.
     """
     clock = BusyClock()
     vhost = VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
@@ -400,8 +406,8 @@ def test_policies_are_applied_to_many_queues_in_turns(ledger: Storing) -> None:
 def test_a_delayed_message_is_stored_with_its_exchange_and_released_with_its_source(
     ledger: Storing, clock: FakeClock, like: Like
 ) -> None:
-    """A delayed message is written to disk if its exchange is durable, and its publisher's confirm waits for that. When
-    it is released, a watcher is told from which exchange.
+    """A delayed message is written to disk if its exchange is durable, and is confirmed only after it has been written.
+    When the message is released, a watcher of events is told which exchange held it back.
     """
     vhost = VirtualHost("/", clock, ledger, PROFILES[like])
     watcher = Watching()
@@ -429,8 +435,8 @@ def test_a_delayed_message_is_stored_with_its_exchange_and_released_with_its_sou
 def test_the_delay_of_a_message_whose_headers_the_broker_has_changed_is_negated(
     vhost: VirtualHost, clock: FakeClock, headers: Table, delay: int, *, is_changed: bool
 ) -> None:
-    """Consumers see the x-delay of a delayed message negated if the broker has changed its headers: a dead letter's, or
-    those of a message with BCC. Otherwise they see what the publisher sent.
+    """If the broker has changed the headers of a delayed message, as it does for a dead letter or a message with BCC,
+    consumers get the message with a negated x-delay. Otherwise, consumers get the x-delay that the publisher sent.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queue = add_queue(vhost)
@@ -445,8 +451,9 @@ def test_the_delay_of_a_message_whose_headers_the_broker_has_changed_is_negated(
 def test_a_delayed_message_waits_for_memory_for_its_copies(
     vhost: VirtualHost, clock: FakeClock, ledger: Storing
 ) -> None:
-    """If there is no memory for several copies of a delayed message, it is held back for another second, until there
-    is. A message for one queue is released at once, and one whose exchange was deleted is dropped.
+    """If a delayed message is due for several queues, but there is no memory for the copies, the exchange holds the
+    message back for another second, until there is memory. A message for one queue is released immediately, and a
+    message whose exchange was deleted is dropped.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queues = [add_queue(vhost, name) for name in "ab"]
@@ -478,8 +485,8 @@ def test_a_delayed_message_that_cannot_be_published_is_set_aside(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """If publishing a delayed message fails, the failure is logged, the message stays on disk, but no longer takes
-    memory, and the others are published.
+    """If publishing a delayed message that is due fails, the broker logs the failure, keeps the message on disk but no
+    longer in memory, and publishes the other messages.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     queue = add_queue(vhost)
@@ -517,8 +524,8 @@ def dead_lettering(vhost: VirtualHost, exchange: str, **arguments: Any) -> Any:
 def test_a_dead_letter_is_delayed_unless_its_delay_cannot_be_read(
     vhost: VirtualHost, clock: FakeClock, x_delay: Any
 ) -> None:
-    """A dead letter that goes to a delayed exchange is held back for its x-delay. If that is not a number, it is
-    published at once.
+    """A dead letter that is published to an x-delayed-message exchange is held back for its x-delay. If the x-delay is
+    not a number, the dead letter is published immediately.
     """
     exchange = add_exchange(vhost, "x", "x-delayed-message", arguments=DELAYED)
     dead = add_queue(vhost, "dead")
@@ -536,8 +543,9 @@ def test_a_dead_letter_is_delayed_unless_its_delay_cannot_be_read(
 def test_a_dead_letter_needs_memory_for_its_copies(
     vhost: VirtualHost, ledger: Storing, caplog: pytest.LogCaptureFixture, strategy: str
 ) -> None:
-    """If there is no memory for several copies of a dead letter, its queue keeps it with the strategy at-least-once.
-    Otherwise it is set aside, and the log says why. A single copy always has room.
+    """If a dead letter goes to several queues, but there is no memory for the copies, its queue keeps the dead letter
+    with the strategy at-least-once. Otherwise, the dead letter is set aside, and the log gives the reason. A dead
+    letter for one queue is always published.
     """
     for name in "ab":
         vhost.bind(vhost.exchanges["amq.fanout"], add_queue(vhost, name), "", {})
@@ -563,8 +571,8 @@ def test_a_dead_letter_needs_memory_for_its_copies(
 def test_a_dead_letter_of_a_missing_or_full_destination_is_kept_only_at_least_once(
     vhost: VirtualHost, strategy: str
 ) -> None:
-    """A dead letter whose exchange is missing, whose queue is missing, or whose queue is full, is kept with the
-    strategy at-least-once, and dropped otherwise.
+    """If the exchange or the queue to which a dead letter goes is missing, or if the queue is full, the dead letter is
+    kept with the strategy at-least-once, and dropped otherwise.
     """
     vhost.bind(
         vhost.exchanges["amq.fanout"], add_queue(vhost, "full", x_max_length=0, x_overflow="reject-publish"), "", {}
@@ -577,8 +585,8 @@ def test_a_dead_letter_of_a_missing_or_full_destination_is_kept_only_at_least_on
 
 
 def test_an_expired_message_is_not_dead_lettered_back_to_its_own_queue(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A message that expires, and would be dead-lettered to its own queue and others, goes only to the others. One that
-    is rejected also returns.
+    """If an expired message would be dead-lettered to its own queue and to others, it goes only to the others. A
+    rejected message also returns to its own queue.
     """
     queue = add_queue(vhost, x_message_ttl=Int32(1000), x_dead_letter_exchange="amq.fanout")
     other = add_queue(vhost, "other")
@@ -593,9 +601,11 @@ def test_an_expired_message_is_not_dead_lettered_back_to_its_own_queue(vhost: Vi
 
 
 @pytest.mark.parametrize(("like", "deaths"), [(Like.V3_10, 2), (Like.V4_2, 1)])
-def test_deaths_that_a_publisher_claims_are_kept_by_old_versions_only(ledger: Storing, like: Like, deaths: int) -> None:
-    """A dead letter keeps an x-death header of its publisher in RabbitMQ 3.10, and not in 4.2. A watcher is told from
-    which queue a dead letter comes, and why.
+def test_an_x_death_header_that_a_publisher_has_set_is_kept_only_by_old_versions(
+    ledger: Storing, like: Like, deaths: int
+) -> None:
+    """In RabbitMQ 3.10, a dead letter keeps an x-death header that its publisher has set. In 4.2, it does not. A
+    watcher of events is told the queue from which a message was dead-lettered, and the reason.
     """
     vhost = VirtualHost("/", FakeClock(), ledger, PROFILES[like])
     dead, watcher, sources = add_queue(vhost, "dead"), Watching(), []
@@ -613,7 +623,9 @@ def test_deaths_that_a_publisher_claims_are_kept_by_old_versions_only(ledger: St
 def test_a_message_that_several_exchanges_delay_is_stored_if_one_of_them_is_durable(
     vhost: VirtualHost, *, first_is_durable: bool
 ) -> None:
-    """If a message is held back by a durable and a transient exchange, its publisher's confirm waits for the disk."""
+    """If a durable and a transient x-delayed-message exchange both hold a message back, the message is confirmed only
+    after it has been written to disk.
+    """
     for name, durable in (("a", first_is_durable), ("b", not first_is_durable)):
         delaying = add_exchange(vhost, name, "x-delayed-message", durable=durable, arguments=DELAYED)
         vhost.bind(vhost.exchanges["amq.fanout"], delaying, "", {})
@@ -621,8 +633,9 @@ def test_a_message_that_several_exchanges_delay_is_stored_if_one_of_them_is_dura
 
 
 def test_a_watcher_is_told_of_changes_and_of_what_is_published(vhost: VirtualHost) -> None:
-    """A watcher is told of each change to queues, exchanges, bindings and policies, of each message that is published,
-    except those of addresses that it skips, and of each queue that refuses one. Without it, nothing is reported.
+    """A watcher of events is told of each change to queues, exchanges, bindings and policies, of each published
+    message, except for addresses that the watcher skips, and of each queue that refuses a message. Without a watcher,
+    nothing is reported.
     """
     queue = add_queue(vhost)
     watcher = Watching()
@@ -653,9 +666,9 @@ def test_a_watcher_is_told_of_changes_and_of_what_is_published(vhost: VirtualHos
     assert (vhost.watcher, queue.watcher) == (None, None)
 
 
-def test_an_unused_queue_is_deleted_even_if_it_never_had_a_consumer(vhost: VirtualHost, clock: FakeClock) -> None:
-    """A queue with x-expires that nobody uses after its declaration is deleted once that time has passed. One with a
-    consumer is deleted with it, if it is an auto-delete queue.
+def test_unused_and_auto_delete_queues_are_deleted(vhost: VirtualHost, clock: FakeClock) -> None:
+    """A queue that no client uses after its declaration is deleted once the time in its x-expires has passed. An
+    auto-delete queue is deleted with its last consumer.
     """
     add_queue(vhost, x_expires=Int32(1000))
     clock.pass_by(1000)
