@@ -10,6 +10,7 @@ from mqtool.broker.embedded.model.ledger import Ledger, MemorySegments, Segments
 from mqtool.broker.embedded.model.stream_log import Retention, StreamLog
 from mqtool.broker.embedded.model.stream_queue import StreamQueueReader
 from mqtool.broker.embedded.model.stream_segment import simple_entry
+from mqtool.broker.embedded.store.disk import Disk
 from mqtool.broker.embedded.store.segment_files import SegmentDirectory
 
 
@@ -94,6 +95,18 @@ def on_disk(tmp_path: Path) -> Bench:
     return Bench(lambda: SegmentDirectory(tmp_path / "streams" / "1"))
 
 
+class QuickDisk(Disk):
+    """A disk that does not wait."""
+
+    def sync(self, file: int, path: Path) -> None:
+        pass
+
+
+@pytest.fixture
+def quick_disk(tmp_path: Path) -> Bench:
+    return Bench(lambda: SegmentDirectory(tmp_path / "streams" / "1", QuickDisk()))
+
+
 def segment_files(path: Path) -> list[Path]:
     return sorted(path.glob("streams/1/*.segment"))
 
@@ -176,15 +189,15 @@ def test_the_age_of_an_old_segment_is_looked_up_in_turns(on_disk: Bench) -> None
     assert turns == 2
 
 
-def test_chunks_without_messages_are_read_once_when_a_stream_is_opened(in_memory: Bench) -> None:
+def test_chunks_without_messages_are_read_once_when_a_stream_is_opened(quick_disk: Bench) -> None:
     """If a reader has stored offsets very often since the last message, the broker reads these chunks only once to find
     the last message.
     """
-    in_memory.add(b"a")
-    for number in range(20_000):
-        in_memory.log.store_offset("c", number)
-        in_memory.clock.turn()
-    segment, read = in_memory.log.segment_of(0), 0
+    quick_disk.add(b"a")
+    for number in range(4_000):
+        quick_disk.log.store_offset("c" * 250, number)
+        quick_disk.clock.turn()
+    segment, read = quick_disk.log.segment_of(0), 0
     data = segment.data.read
 
     def count(position: int, size: int) -> bytes:
@@ -195,6 +208,34 @@ def test_chunks_without_messages_are_read_once_when_a_stream_is_opened(in_memory
     segment.data.read = count  # type: ignore[method-assign]
     assert segment.last_messages() == 0
     assert read < 3 * segment.size
+
+
+def test_offsets_stored_without_end_lose_no_messages_and_take_limited_space(
+    quick_disk: Bench, in_memory: Bench, tmp_path: Path
+) -> None:
+    """A reader stores offsets again and again, more than fit into a segment, in a stream that keeps only its latest
+    messages. No message after that is lost, neither before nor after a restart. The offsets stored since the last
+    message take at most 1 MiB or the size of a segment on disk, and nothing in memory.
+    """
+    limits = {"segment_bytes": 600, "max_bytes": 3_000}
+    in_memory.open(**limits)
+    quick_disk.open(**limits)
+    for bench in (in_memory, quick_disk):
+        bench.add(b"a")
+        for number in range(5_000):
+            bench.log.store_offset("c" * 200, number)
+            bench.clock.turn()
+    assert sum(each.stat().st_size for each in segment_files(tmp_path)) < 1024 * 1024 + 2_000
+    assert in_memory.log.size < 100
+    for bench in (in_memory, quick_disk):
+        for body in (b"b", b"c", b"d"):
+            bench.add(body)
+        bench.log.store_offset("c" * 200, 2)
+        bench.clock.turn()
+        assert bench.read(3) == [(3, b"d")]
+    log = quick_disk.open(**limits)
+    assert (log.lost, log.end, log.offsets) == (0, 4, {"c" * 200: 2})
+    assert quick_disk.read(3) == [(3, b"d")]
 
 
 def test_many_watchers_of_a_stream_are_called_in_turns() -> None:

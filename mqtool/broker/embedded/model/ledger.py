@@ -65,7 +65,14 @@ class SegmentData(Protocol):
 
 
 class Segments(Protocol):
-    """The stored segments of one stream."""
+    """The stored segments of one stream.
+
+    Attributes:
+        are_lasting: True if they survive a restart.
+    """
+
+    @property
+    def are_lasting(self) -> bool: ...
 
     def existing(self) -> Iterable[tuple[int, SegmentData]]:
         """Return the segments that exist when the broker starts, in order, each with its first offset."""
@@ -111,6 +118,8 @@ class MemorySegment:
 
 class MemorySegments:
     """The segments of a stream in memory, which do not survive a restart."""
+
+    are_lasting = False
 
     def __init__(self, hold: Callable[[int], None]) -> None:
         self._hold = hold

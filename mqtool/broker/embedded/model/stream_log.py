@@ -39,6 +39,9 @@ _CHUNK_BYTES = 256 * 1024
 # A snapshot of up to this size does not make a segment larger.
 _SMALL_SNAPSHOT = 4096
 
+# The least room for offsets that are stored after the last message, in a stream with small segments.
+_LEAST_ROOM = 1024 * 1024
+
 # The number of producers whose publishing ids are kept, as in RabbitMQ. Those that published last are kept.
 _PRODUCERS = 255
 
@@ -217,16 +220,6 @@ class StreamLog:
         """The number of segments."""
         return len(self._segments)
 
-    def has_since(self, timestamp: int) -> bool:
-        """Return True if the last chunk is not older than `timestamp` (ms since 1970).
-
-        If the clock was ahead for a while, the chunks are out of order. As in RabbitMQ, reading from a timestamp starts
-        at the end if the last chunk is older; otherwise the search begins in the last segment whose first chunk is not
-        younger.
-        """
-        last = next(self.newest_first(), None)
-        return last is not None and last.last_timestamp >= timestamp
-
     def newest_first(self) -> Iterator[Segment]:
         """Yield the segments that are not empty, the last one first. Those added meanwhile are left out."""
         return (segment for segment in self._segments[::-1] if segment.size)
@@ -279,8 +272,9 @@ class StreamLog:
     def store_offset(self, consumer: str, offset: int) -> None:
         """Store the offset of a consumer."""
         self.offsets.store(consumer, offset)
-        self._changed_offsets[consumer] = offset
-        self._due()
+        if self._kept.are_lasting:
+            self._changed_offsets[consumer] = offset
+            self._due()
 
     def _due(self) -> None:
         if self._is_due or self.deleted:
@@ -309,16 +303,26 @@ class StreamLog:
             self._plan(draft.encode(), draft.offset)
         if self._floor == self.next_offset:
             self._plan(b"", self.next_offset, anew=True)
-        if self._changed_offsets:
+        # Offsets stored since the last message fill at most one segment, or a reader could fill the disk. The next
+        # message makes room: a new segment begins with all offsets.
+        segment, position = self._tail()
+        has_room = segment.base < self.next_offset or position < max(self.retention.segment_bytes, _LEAST_ROOM)
+        if self._changed_offsets and has_room:
             offsets, self._changed_offsets = self._changed_offsets, {}
             self._plan(_tracking_chunk(TRACKING, self.next_offset, self._timestamp, {}, offsets), self.next_offset)
 
+    def _tail(self) -> tuple[Segment, int]:
+        """Return the segment and the position of the next chunk to be planned."""
+        if not self._writes:
+            return self._segments[-1], self._segments[-1].size
+        last = self._writes[-1]
+        return last.segment, last.position + len(last.data)
+
     def _plan(self, data: bytes, offset: int, *, anew: bool = False) -> None:
-        last = self._writes[-1] if self._writes else None
-        segment = last.segment if last is not None else self._segments[-1]
-        position = last.position + len(last.data) if last is not None else segment.size
+        segment, position = self._tail()
         largest = max(self.retention.segment_bytes, self._smallest_segment)
-        if position >= largest or (anew and segment.base < offset):
+        # A segment that still has no messages is continued, because its successor would have the same name.
+        if (anew or position >= largest) and segment.base < offset:
             segment, position = Segment(offset, self._kept.new(offset)), 0
             self.publishing_ids.keep_last(_PRODUCERS)
             self.offsets.forget_before(self.first_offset)

@@ -60,7 +60,9 @@ class StreamQueueReader:
     Args:
         offset: the offset to start at. The whole chunk that contains this offset is read.
         filters: the wanted filter values: chunks that match none of them are skipped. None for all chunks.
-        since: start at the first chunk at or after this timestamp (ms since 1970) instead; see StreamLog.has_since().
+        since: start at the first chunk at or after this timestamp (ms since 1970) instead. If the clock was ahead for a
+            while, the chunks are out of order. As in RabbitMQ, the reader then starts at the end if the last chunk is
+            older; otherwise the search begins in the last segment whose first chunk is not younger.
 
     Attributes:
         offset: the offset of the next message to be read.
@@ -75,7 +77,8 @@ class StreamQueueReader:
         self._filters = filters
         self.is_tired = False
         if since is not None:
-            offset = stream.first_offset if stream.has_since(since) else stream.end
+            last = next(stream.newest_first(), None)
+            offset = stream.end if last is None or last.last_timestamp < since else stream.first_offset
         self.offset = max(min(offset, stream.end), stream.first_offset)
         self._segment = stream.segment_of(self.offset)
         self._position = 0

@@ -114,6 +114,8 @@ class SegmentFile:
 class SegmentDirectory:
     """The directory that contains the segment files of one stream. The first write to a segment creates it."""
 
+    are_lasting = True
+
     def __init__(self, directory: Path, disk: Disk = DISK) -> None:
         self._directory = directory
         self._disk = disk
