@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import importlib.util
 import json
 import re
 import signal
@@ -481,6 +482,36 @@ def test_receive_stream_needs_little_memory_for_compressed_batches(shell: Shell,
     client.close()
     read = shell.script("ulimit -v 600000; mqtool receive-stream -q s --raw -c 70000 | wc -l")
     assert (read.code, read.stdout.strip()) == (0, "70000")
+
+
+@on_any_broker
+def test_receive_stream_ends_before_a_batch_for_which_a_package_is_missing(shell: Shell, broker: TestBroker) -> None:
+    """If a Python package is missing to decompress a batch, `receive-stream --track` prints and tracks the messages
+    before the batch, names the package, and exits with 2. Nothing is skipped, so that no message is lost. A reader that
+    does not need the batch continues after it with `offset set`.
+    """
+    if importlib.util.find_spec("lz4") is not None:
+        pytest.skip("lz4 is installed")
+    place = urlsplit(broker.streams)
+    client = RawStream(place.hostname or "", place.port or 0)
+    client.log_in()
+    assert client.request(OPEN, string(broker.vhost)).code == 1
+    shell.run("mqtool", "send-stream", "-q", "s", "before")
+    client.declare_publisher(1, "s")
+    batch = struct.pack(">BHII", 0xB0, 2, 10, 3) + b"lz4"
+    client.send(PUBLISH, struct.pack(">BIQ", 1, 1, 0) + batch)
+    client.confirmed(1)
+    client.close()
+    shell.run("mqtool", "send-stream", "-q", "s", "after")
+    read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me", "--idle-timeout", IDLE)
+    for printed in ("before\n", ""):
+        ended = shell.run(*read)
+        assert (ended.code, ended.stdout) == (2, printed)
+        assert "compressed with lz4" in ended.stderr
+        assert "pip install lz4" in ended.stderr
+        assert shell.run("mqtool", "offset", "show", "s", "me").stdout == "0\n"
+    shell.run("mqtool", "offset", "set", "s", "me", "2")
+    assert shell.run(*read).stdout == "after\n"
 
 
 def test_receive_suggests_receive_stream_for_messages_without_amqp_1_0_encoding(
