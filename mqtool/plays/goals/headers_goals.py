@@ -14,7 +14,7 @@ def _binding_of(seen: Seen, queue: str) -> dict[str, str]:
 
 
 def _matching(seen: Seen, message: SeenMessage, how: str) -> list[str]:
-    """Return the receivers that got a message through a binding with this x-match and at least two headers."""
+    """Return the receivers that got a message through a binding with this value of x-match and two or more headers."""
     found = []
     for copy in message.copies:
         binding = _binding_of(seen, copy.queue)

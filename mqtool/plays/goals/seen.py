@@ -73,7 +73,7 @@ class SeenCopy:
         at: the sequence number of the event at which the message entered the queue.
         end: how the message left the queue: as in SeenDelivery, or "purged", "deleted" or "lost in the restart"; empty
             while the message is in the queue.
-        look: how often the queues had been read when the message was first seen in this one.
+        look: how often the queues had been read when the message was first seen in this queue.
     """
 
     message: "SeenMessage"

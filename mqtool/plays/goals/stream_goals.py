@@ -116,7 +116,9 @@ def _came_later(copy: SeenCopy, at: int, reader: str) -> bool:
 def _from_the_start(seen: Seen) -> str:
     readers = [*_read_by(seen, _TRACKED).values()]
     if len(readers) > 1 and readers[-1][0] is readers[0][0]:
-        return f"The second reader began with {readers[0][0].message} again. Where had the first one stored its offset?"
+        return (
+            f"The second reader began with {readers[0][0].message} again. Where had the first reader stored its offset?"
+        )
     return ""
 
 

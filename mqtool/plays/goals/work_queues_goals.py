@@ -263,7 +263,7 @@ def _kept_and_lost(seen: Seen) -> str:
     lost = [copy for copy in before if copy.end == "lost in the restart" and not copy.deliveries]
     if not seen.acted or not kept or not lost or seen.depth(_KEPT):
         return ""
-    return f"{kept[0].message} is persistent, and survived the restart; {lost[0].message} is not, and was lost."
+    return f"{kept[0].message} is persistent, and survived the restart; {lost[0].message} is transient, and was lost."
 
 
 def _other_type(seen: Seen) -> str:
