@@ -77,7 +77,7 @@ def publish_frames(exchange: str, key: str, *, persistent: bool) -> bytes:
 
 
 def publish_confirmed(client: Client, exchange: str, key: str, count: int) -> float:
-    """Publish persistent messages with at most WINDOW unconfirmed; return the seconds taken."""
+    """Publish persistent messages, with at most WINDOW of them unconfirmed at a time; return the seconds taken."""
     client.call(commands.Confirm.Select(), commands.Confirm.SelectOk)
     one = publish_frames(exchange, key, persistent=True)
     lot = 500
@@ -208,7 +208,7 @@ class Process:
 
     @property
     def resident(self) -> int:
-        """Return the bytes of memory that the process uses; on Linux only."""
+        """Return how many bytes of memory the process uses; on Linux only."""
         status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
 

@@ -200,8 +200,8 @@ def broker_rounds(
     """Measure the CPU time of two installations' embedded brokers for persistent, confirmed messages of 100 bytes.
 
     Both brokers run at the same time, and take turns in short rounds: the minimum of many rounds is stable even on a
-    busy machine. The number of instructions would not be: under valgrind, a broker is so slow that each turn of its
-    event loop reaches the limit of 10 ms.
+    busy machine. The number of instructions would not be stable: under valgrind, a broker is so slow that each turn of
+    its event loop reaches the limit of 10 ms.
 
     Args:
         queue_type: the type of the queue.

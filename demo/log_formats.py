@@ -87,7 +87,7 @@ def format_of(log: bytes) -> LogFormat:
 
 
 def read(path: Path) -> bytes:
-    """The bytes of a log file.
+    """Return the contents of a log file.
 
     Raises:
         CheckFailed: the file cannot be read, or is empty.

@@ -66,7 +66,7 @@ class Line(NamedTuple):
 
 
 def lines() -> Iterator[Line]:
-    """Run the script with the embedded broker in an empty directory; yield what a terminal shows."""
+    """Run the commands of the picture on the embedded broker, in an empty directory; yield what a terminal shows."""
     with tempfile.TemporaryDirectory() as directory:
         tools = Path(directory, "bin")
         tools.mkdir()

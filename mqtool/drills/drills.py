@@ -1,4 +1,4 @@
-"""The drills. They disturb a flow of messages to a receiver, or workers that run a program for each message.
+"""The drills: each one disturbs a flow of messages to a receiver, or workers that run a program for each message.
 
 A flow of messages; the broker restarts, a node dies, or connections are cut:
 
@@ -126,7 +126,7 @@ def _flow(scene: DrillScene, url: str, count: int, breaks: dict[int, Callable[[]
 
 
 def _longest_pause(deliveries: list[dict[str, Any]]) -> float:
-    """The longest time in seconds between two consecutive deliveries."""
+    """Return the longest time between two consecutive deliveries, in seconds."""
     times = [datetime.fromisoformat(delivery["timestamp"]) for delivery in deliveries]
     return max((later - earlier).total_seconds() for earlier, later in pairwise(times))
 
@@ -201,7 +201,7 @@ def duplicate(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
 
 
 def _worker(scene: DrillScene, program: str, *options: str) -> str:
-    """The command line of a worker that exits when no more messages arrive."""
+    """Return the command line of a worker that exits when no more messages arrive."""
     return shlex.join([
         "mqtool", "worker", "--declare", "-q", scene.queue, "--concurrency", str(_AT_ONCE),
         "--deduplicate", "--dedup-store", "handled.sqlite", "--idle-timeout", "3s",

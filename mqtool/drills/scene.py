@@ -60,19 +60,19 @@ class Verdict:
     pause: float | None = None
 
     def sums(self) -> str:
-        """The counts as a sentence."""
+        """Return the counts as a sentence."""
         came = f"{self.redelivered:,} redelivered, {self.suppressed:,} duplicates recognised by their message ID"
         pause = "" if self.pause is None else f". The longest pause was {self.pause:.1f} s"
         return f"Totals: {self.sent:,} messages sent, {self.confirmed:,} confirmed, {came}{pause}."
 
     def balance(self) -> str:
-        """The number of lost messages, followed by the equation sent = done + dead letters + lost."""
+        """Return the number of lost messages, followed by the equation sent = done + dead letters + lost."""
         dead = f" + {self.dead:,} dead letters" if self.dead else ""
         what, lost = (f"{self.lost:,}", f" + {self.lost:,} lost") if self.lost else ("nothing", "")
         return f"{what} lost: {self.sent:,} sent = {self.done:,} done{dead}{lost}"
 
     def rows(self) -> list[tuple[str, str]]:
-        """The counts with their names, for a table."""
+        """Return the names and values of the counts, for a table."""
         rows = [
             ("sent", self.sent), ("confirmed", self.confirmed), ("handled", self.done),
             ("redelivered", self.redelivered), ("duplicates recognised", self.suppressed),
@@ -146,7 +146,7 @@ class DrillScene:
         return parse_addresses(self.url)[0].port
 
     def through(self, port: int) -> str:
-        """The broker's URL with another port, such as that of a proxy."""
+        """Return the broker's URL with another port, such as the port of a proxy."""
         return self.url.replace(f":{self.port}", f":{port}")
 
     @property

@@ -43,7 +43,7 @@ def play(stage: Stage) -> None:
         laptop.run(f"mqtool recording replay incident.ndjson --speed max --to-queue {queue}")
         again.wait_for(_DEAD, 1)
         shown = laptop.run(f"mqtool dlq show {queue}")
-        stage.expect("the charge fails there too, for the same reason", _errors(shown), said)
+        stage.expect("the charge also fails on the laptop, for the same reason", _errors(shown), said)
 
         stage.say("Fix the worker, and move the failed message: to another queue or, with --to-url, to another broker.")
         charge.write_text(_FIXED)
@@ -76,8 +76,8 @@ def _fails(stage: Stage, shop: Terminal, worker: Terminal, tap: Terminal) -> lis
 
 def _is_made_fit_to_share(stage: Stage, terminal: Terminal) -> None:
     stage.say(
-        "The recording contains names and addresses. scrub replaces them with others of the same form. Equal values "
-        "get equal replacements, and only the fields named by --keep stay unchanged."
+        "The recording contains names and addresses. `recording scrub` replaces them with others of the same form. "
+        "Equal values get equal replacements, and only the fields named by --keep stay unchanged."
     )
     terminal.run("mqtool recording scrub --keep routing_key,body.currency seen.ndjson > incident.ndjson")
     terminal.run("mqtool recording replay incident.ndjson --dry-run")
@@ -92,7 +92,7 @@ def _errors(shown: list[str]) -> list[str]:
 
 INCIDENT = Play(
     "Replay an incident",
-    "A failure in production is recorded, scrubbed so that it can be shared, and reproduced on a laptop.",
+    "A failure in production is recorded, cleared of personal data so that it can be shared, and repeated elsewhere.",
     play,
     queues=("charges", "charges.dlq"),
     exchanges=("payments",),

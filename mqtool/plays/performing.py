@@ -25,7 +25,7 @@ _BETWEEN_COUNTS = 0.2
 
 
 def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None, directory: Path | None = None) -> int:
-    """Perform a play, and delete the queues and exchanges it declared; return the number of checks passed.
+    """Perform a play, and delete the queues and exchanges that it declared. Return the number of checks passed.
 
     Args:
         guard: kills the play's processes if mqtool is killed.
@@ -96,8 +96,8 @@ def embedded_broker(
 ) -> Iterator[tuple[str, str]]:
     """Context manager: run an embedded broker in memory. Yields its URL and the URL of its management API.
 
-    The broker runs in its own process, so that it does not affect the times that plays measure. A port of 0 is any free
-    one.
+    The broker runs in its own process, so that it does not affect the times that plays measure. Port 0 means any free
+    port.
     """
     directory.mkdir()
     settings = Settings(port=port, management_port=management_port, stream_port=stream_port)

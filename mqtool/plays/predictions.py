@@ -1,13 +1,13 @@
-"""The questions that plays ask before a scene: the learner predicts what will happen, sees it, and reads the answer."""
+"""Questions that plays ask before a scene, with their answers. The learner predicts what will happen in the scene."""
 
 from mqtool.stage.stage import Question
 
 FAIR_DISPATCH = Question(
-    "One worker gets the long task. How many of the five quick ones does it do?",
-    "None. While it works on the long task, it gets no other; the other worker does all five.",
+    "One worker gets the long task. How many of the five quick tasks does this worker do?",
+    "None. While it works on the long task, it gets no other task. The other worker does all five quick tasks.",
 )
 ROUND_ROBIN = Question(
-    "The same six tasks again. How many of them does the worker with the long task get now?",
+    "The same six tasks are sent again. How many of them does the worker with the long task get now?",
     "Three: every second one. Two quick tasks wait behind the long one, while the other worker has nothing to do.",
 )
 KILLED_WORKER = Question(
@@ -19,43 +19,43 @@ FORGOTTEN_ACKNOWLEDGEMENT = Question(
     "All three tasks again: only an acknowledgement tells the broker that a task is done.",
 )
 RESTARTED_BROKER = Question(
-    "A durable queue has a message that is persistent and one that is not. Which of them is there after the restart?",
+    "A durable queue has a message that is persistent and one that is not. Which of them survives the restart?",
     "Only the persistent one. The queue itself survives, since it is durable.",
 )
 UNBOUND_EXCHANGE = Question(
     "Where does the message wait until a receiver comes?",
-    "Nowhere. An exchange keeps no messages: without a bound queue, it drops them or, if the publisher asks for that, "
-    "returns them.",
+    "Nowhere. An exchange keeps no messages: without a bound queue, it drops them, or returns them if the publisher "
+    "wants them back.",
 )
 FANOUT = Question(
-    "Two messages, two receivers. How many messages does each receiver get?",
+    "Two messages are sent, and two receivers are running. How many messages does each receiver get?",
     "Two: each receiver's queue gets a copy of each message. The receivers do not share them, as workers would.",
 )
 DIRECT = Question(
     "Four severities are sent: info, debug, warning, error. Who gets debug?",
-    "Nobody. No queue is bound with the key debug. The exchange returns the message, since the emitter asks for that; "
-    "otherwise it would drop it.",
+    "Nobody. No queue is bound with the key debug. The broker returns the message, because the emitter wants such "
+    "messages back; otherwise, the broker would drop it.",
 )
 NAMED_QUEUE = Question(
-    "A critical message is sent while nobody reads. Does the receiver get it when it starts again?",
-    "Yes. The queue has a name, stays with its bindings, and has kept the message.",
+    "A critical message is sent while no receiver runs. Does the receiver get the message when it starts again?",
+    "Yes. The queue has a name, so it was not deleted with the receiver. It has kept its bindings and the message.",
 )
 TWO_BINDINGS = Question(
-    "kern.critical matches both patterns of the third receiver. How often does that receiver get it?",
+    "kern.critical matches both patterns of the third receiver. How often does that receiver get the message?",
     "Once. A queue gets one copy of a message, however many of its bindings match.",
 )
 WORDS = Question(
-    "'kern.#' and 'kern.*.*': who gets the keys of one, two, three words?",
-    "'kern.#' gets all three, since # is zero words or more. 'kern.*.*' gets the one of three words.",
+    "One receiver has the pattern 'kern.#', the other 'kern.*.*'. Who gets keys of one, two and three words?",
+    "'kern.#' gets all three keys, since # matches zero or more words. 'kern.*.*' gets only the key of three words.",
 )
 EMPTY_KEY = Question(
-    "Does '*' match an empty key? Does '#.*' match the key '..'? And a key of one word?",
-    "'*' does not match an empty key, since it is exactly one word. '#.*' matches both '..' and one word.",
+    "Does '*' match an empty key? Does '#.*' match the key '..'? Does '#.*' match a key of one word?",
+    "'*' does not match an empty key, since * stands for exactly one word. '#.*' matches '..' and keys of one word.",
 )
 ONE_OR_MORE = Question(
     "How does 'a.*.#' differ from 'a.#'?", "'a.*.#' needs at least one word after a; 'a.#' also matches a alone."
 )
 HEADERS = Question(
-    "Four messages: two have one of the headers, one has none, one has both. How many does each receiver get?",
-    "The first gets one message, with both headers. The second gets three, with at least one.",
+    "Two messages have one of the headers, one message has none, and one has both. How many does each receiver get?",
+    "The first receiver gets one message, with both headers. The second gets three, each with at least one header.",
 )

@@ -10,9 +10,9 @@ def _stream_hello_world(stage: Stage) -> None:
     stream = stage.queue(_HELLO_STREAM)
     received = f"' from stream {stage.name(_HELLO_STREAM)}"
 
-    stage.say("A stream keeps messages after they have been read. Send one before anybody reads.")
+    stage.say("A stream keeps messages after they have been read. Send a message before any reader starts.")
     sender.run(f"mqtool send-stream{stream} 'Hello, World!'")
-    stage.say("A reader gets it, and then each new message.")
+    stage.say("A reader gets this message, and then each new one.")
     early.start(f"mqtool receive-stream{stream}")
     sender.run(f"mqtool send-stream{stream} 'Good morning!'")
     early.wait_for("Got message", 2)
@@ -61,7 +61,9 @@ def _stream_offset_tracking(stage: Stage) -> None:
     sender.run(f"mqtool offset send{stream}")
     receiver.run(f"mqtool offset receive{stream}")
     first, last = (int(number) for number in receiver.after(done)[0].split(" last_offset "))
-    stage.expect("the receiver read the second hundred, and no message twice", (first >= 100, last - first), (True, 99))
+    stage.expect(
+        "the receiver read the second hundred messages, and none of the first", (first >= 100, last - first), (True, 99)
+    )
     stage.say("To read the whole stream again, reset the offset.")
     third.run(f"mqtool offset reset {stage.name(_NAME)} subscriber_1")
     receiver.run(f"mqtool offset receive{stream}")
@@ -70,7 +72,7 @@ def _stream_offset_tracking(stage: Stage) -> None:
 
 STREAM_OFFSET_TRACKING = Play(
     "Offset tracking",
-    "The broker remembers how far a reader of a stream has read, so that the reader can continue there.",
+    "The broker remembers how far a reader of a stream has read, so that the reader can continue from there.",
     _stream_offset_tracking,
     queues=(_NAME,),
     has_streams=True,

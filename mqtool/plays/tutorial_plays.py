@@ -42,7 +42,7 @@ _LONG_TASK = "long.."
 
 
 def _work_queues(stage: Stage) -> None:
-    """Fair dispatch, round-robin dispatch, a killed worker, a forgotten acknowledgement, a restarted broker."""
+    """Show fair dispatch, round-robin dispatch, a killed worker, a forgotten acknowledgement and a restarted broker."""
     boss, one, two = stage.terminals("boss", "worker 1", "worker 2")
     _fair_dispatch(stage, boss, [one, two])
     _round_robin(stage, boss, [one, two])
@@ -98,7 +98,7 @@ def _share(stage: Stage, boss: Terminal, workers: list[Terminal], command: str) 
 
 def _killed_worker(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -> None:
     stage.say(
-        "Now kill worker 1 in the middle of a task, as with kill -9. It has not acknowledged the task.",
+        "Now worker 1 is killed in the middle of a task, as with kill -9. It has not acknowledged the task.",
         predictions.KILLED_WORKER,
     )
     queue, shown = stage.queue("task_queue"), "-F 'Received %b, redelivered %R'"
@@ -118,7 +118,7 @@ def _killed_worker(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -
 
 def _forgotten_acknowledgement(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -> None:
     stage.say(
-        "The classic mistake: worker 1 does its tasks but never acknowledges them. To the broker they are not done.",
+        "The classic mistake: worker 1 does its tasks but never acknowledges them. To the broker, they are not done.",
         predictions.FORGOTTEN_ACKNOWLEDGEMENT,
     )
     shown = "-F 'Received %b, redelivered %R'"
@@ -139,8 +139,8 @@ def _forgotten_acknowledgement(stage: Stage, boss: Terminal, one: Terminal, two:
 
 def _restarted_broker(stage: Stage, boss: Terminal, worker: Terminal, reader: Terminal) -> None:
     stage.say(
-        "What if the broker itself restarts? Tasks are persistent, and their queue is durable. The notes go to a "
-        "durable classic queue: one is persistent, the other is not.",
+        "What if the broker itself restarts? Tasks are persistent, and their queue is durable. Two notes go to a "
+        "durable classic queue: one note is persistent, the other is not.",
         predictions.RESTARTED_BROKER,
     )
     notes = "mqtool send -q notes --queue-type classic --durable"
@@ -180,7 +180,7 @@ def _publish_subscribe(stage: Stage) -> None:
     disk.start(f"{receive} --raw > {file.name}")
     screen.start(receive)
     stage.say(
-        "A fanout exchange copies each message to every queue bound to it. The emitter does not know them.",
+        "A fanout exchange copies each message to every queue bound to it. The emitter does not know the queues.",
         predictions.FANOUT,
     )
     emitter.run(f"{emit} 'info: Hello World!'")
@@ -189,20 +189,26 @@ def _publish_subscribe(stage: Stage) -> None:
     screen.wait_for("[x]", 2)
     if not stage.place.apart:
         _bindings_of_logs(stage, emitter, 2)
-        stage.say("Now end the receivers. Their queues are temporary: look again.")
+        stage.say("Now end the receivers, and look again: their queues were temporary.")
     disk.interrupt()
     screen.interrupt()
     disk.run(f"cat {file.name}")
 
     since = ["info: Hello World!", "warning: it is late"]
-    stage.expect("the file has the messages published since then, and not the first one", lines_of(file), since)
+    stage.expect(
+        "the file has the messages published after the receiver had started, and not the first one",
+        lines_of(file),
+        since,
+    )
     stage.expect("the screen shows the same messages", screen.after("[x] "), since)
     if not stage.place.apart:
         _temporary_queues_are_gone(stage, emitter)
 
 
 def _bindings_of_logs(stage: Stage, terminal: Terminal, count: int) -> None:
-    stage.say("Look at the broker: the exchange, and a binding for each receiver's queue, whose name the broker chose.")
+    stage.say(
+        "Look at the broker: the exchange is bound to each receiver's queue. The broker chose the names of the queues."
+    )
     terminal.run("mqtool list exchanges --where name=logs")
     bindings = terminal.run("mqtool list bindings source_name destination_name --where source_name=logs")
     stage.expect(
@@ -264,7 +270,7 @@ def _queue_with_a_name(stage: Stage, emitter: Terminal, disk: Terminal, screen: 
     exchange = stage.exchange("direct_logs")
     receive = f"mqtool receive-log direct{exchange} error critical -q {stage.name('errors')} --declare"
     stage.say(
-        "So far, each receiver's queue vanishes with it. Now give the queue a name, and end the receiver.",
+        "So far, each queue was deleted when its receiver ended. Now give the queue a name, and end the receiver.",
         predictions.NAMED_QUEUE,
     )
     disk.interrupt()
@@ -306,7 +312,7 @@ def _topics(stage: Stage) -> None:
         (critical, "'kern.*' '*.critical'", [all_lines[0], all_lines[1], all_lines[3]], "each matching message once"),
     ]
 
-    stage.say("Three receivers use patterns: * matches exactly one word of the routing key, # matches any number.")
+    stage.say("Three receivers use patterns: * matches exactly one word of the routing key, # any number of words.")
     for terminal, patterns, _, _ in receivers:
         terminal.start(f"mqtool receive-log topic{exchange} {patterns} > {terminal.name}.log")
     stage.say(
@@ -327,7 +333,7 @@ def _topics(stage: Stage) -> None:
 
 
 def _any_number_of_words(stage: Stage, emitter: Terminal, hashed: Terminal, starred: Terminal) -> None:
-    """Keys of one, two and three words: # also matches no word at all, * matches exactly one."""
+    """Show with keys of one, two and three words that # matches any number of words, even none, and * exactly one."""
     emit, receive = (f"mqtool {command} topic{stage.exchange('topic_logs')}" for command in ("emit-log", "receive-log"))
     stage.say("A key may have any number of words.", predictions.WORDS)
     hashed.start(f"{receive} 'kern.#'")
@@ -337,14 +343,16 @@ def _any_number_of_words(stage: Stage, emitter: Terminal, hashed: Terminal, star
         emitter.run(f"{emit} {key} x")
     hashed.wait_for("[x] ", len(keys))
     starred.wait_for("[x] ", 1)
-    stage.expect("'kern.#' got all three: # is zero words or more", hashed.after("[x] "), [f"{key}:x" for key in keys])
+    stage.expect(
+        "'kern.#' got all three keys: # matches zero or more words", hashed.after("[x] "), [f"{key}:x" for key in keys]
+    )
     stage.expect("'kern.*.*' got only the key of three words", starred.after("[x] "), [f"{keys[2]}:x"])
     _puzzles(stage, hashed, starred)
 
 
 def _puzzles(stage: Stage, *running: Terminal) -> None:
-    """Play the questions at the end of the official tutorial. Commands that are still running are ended first."""
-    stage.say("Four puzzles of the official tutorial. The first three:", predictions.EMPTY_KEY)
+    """End the commands that are still running, and answer the questions at the end of the official tutorial."""
+    stage.say("The official tutorial ends with four puzzles. Here are the first three:", predictions.EMPTY_KEY)
     for terminal in running:
         terminal.interrupt()
     emitter, one, other = stage.terminals("emitter", "one", "other")
@@ -362,7 +370,7 @@ def _puzzles(stage: Stage, *running: Terminal) -> None:
 def _who_gets(
     stage: Stage, emitter: Terminal, receivers: dict[Terminal, tuple[str, list[str]]], keys: list[str]
 ) -> None:
-    """Send a message with each key. Check that each terminal gets only the keys that are listed with its pattern."""
+    """Send a message with each key. Check that each terminal receives only the keys listed with its pattern."""
     exchange = stage.exchange("topic_logs")
     for terminal, (pattern, _) in receivers.items():
         terminal.start(f"mqtool receive-log topic{exchange} '{pattern}'")
@@ -389,7 +397,9 @@ def _headers(stage: Stage) -> None:
     receive = f"mqtool receive-log headers{stage.exchange('headers_logs')}"
     all_file, any_file = stage.file("all.log"), stage.file("any.log")
 
-    stage.say("Both receivers name the same two headers. One wants messages with both of them, the other with either.")
+    stage.say(
+        "Both receivers name the same two headers. One gets messages with both headers, the other with at least one."
+    )
     both.start(f"{receive} --match all format=pdf type=report > {all_file.name}")
     either.start(f"{receive} --match any format=pdf type=report > {any_file.name}")
     stage.say(
@@ -429,14 +439,14 @@ def _rpc(stage: Stage) -> None:
 
     stage.say("A client sends a request, but no server is running. The client must not wait forever.")
     client.run(f"{ask} 30", code=ExitCode.UNAVAILABLE)
-    stage.expect("without a server, the client says so (exit 69) and does not hang", client.count("no RPC server"), 1)
+    stage.expect("the client says that there is no server, and exits with 69", client.count("no RPC server"), 1)
 
     stage.say("Start a server. Each request names the queue for its reply.")
     server.start(f"mqtool rpc-server{stage.declared_queue('rpc_queue')}")
     client.run(f"{ask} 30", converses=True)
     stage.expect("fib(30) is 832040", client.after("[.] Got "), ["832040"])
 
-    stage.say("Three requests at once: the correlation ID in each reply shows which request it answers.")
+    stage.say("Send three requests at once. The correlation ID of each reply shows which request it answers.")
     client.run(f"{ask} 6 7 8", converses=True)
     stage.expect("each of the three requests got its own answer", client.after("[.] Got "), ["8", "13", "21"])
 
@@ -455,7 +465,7 @@ def _rpc(stage: Stage) -> None:
 
 RPC = Play(
     "RPC",
-    "A request goes over one queue, its reply over another, and a correlation ID matches the two.",
+    "A request goes over one queue, and its reply over another. A correlation ID shows that they belong together.",
     _rpc,
     queues=("rpc_queue",),
 )
@@ -527,7 +537,9 @@ def _in_the_order_of_their_times(stage: Stage, sender: Terminal, receiver: Termi
 
 def _any_command(stage: Stage, sender: Terminal, receiver: Terminal) -> None:
     logs = stage.name("delayed_logs")
-    stage.say("Any command that publishes can delay messages. These logs are routed by key as usual, a second later.")
+    stage.say(
+        "Any command that publishes can delay messages. These logs are routed by key as usual, but a second later."
+    )
     receiver.start(f"mqtool receive-log topic -e {logs} 'kern.*'")
     sender.run(f"mqtool emit-log topic -e {logs} --delay 1s cron.info 'Nobody has asked for this.'")
     sender.run(f"mqtool emit-log topic -e {logs} --delay 1s kern.info 'Booted.'")
@@ -538,7 +550,7 @@ def _any_command(stage: Stage, sender: Terminal, receiver: Terminal) -> None:
 
 DELAYED_MESSAGES = Play(
     "Delayed messages",
-    "The broker holds a message back and delivers it when it is due.",
+    "The broker holds a message back, and delivers it when its delay is over.",
     _delayed_messages,
     queues=("delay_queue", "delay_exchange.nowhere", *_DELAY_WAITING),
     exchanges=("delay_exchange", "delay_exchange.due", "delayed_logs", "delayed_logs.delayed", *_DELAY_WAITING),

@@ -67,7 +67,7 @@ def _decoupling(stage: Stage) -> None:
                 wait_until(lambda: meanwhile in gauge.values[1], lambda: f"{meanwhile} orders to wait for mail")
             stage.say(
                 f"Nobody does. {meanwhile} orders wait for mail, stock carries on, and customers get an answer in "
-                f"{shop}. Now mail comes back."
+                f"{shop}. Now the mail department comes back."
             )
             mail.start(consume[mail])
             with gauge.measuring():
@@ -93,8 +93,8 @@ def _asynchrony(stage: Stage) -> None:
     count, per_second = 8, 3.0
 
     stage.say(
-        f"Second reason: asynchrony. Packing an order takes {_PACK_SECONDS:g} s. First the shop calls ./pack itself, "
-        "and the customer waits for it."
+        f"Second reason: asynchrony. Packing an order takes {_PACK_SECONDS:g} s. First, the shop itself runs ./pack, "
+        "and the customer has to wait."
     )
     _forget_orders(stage)
     packer.start(f"mqtool worker -q {packing} --declare --exec ./pack")
@@ -115,7 +115,7 @@ def _asynchrony(stage: Stage) -> None:
         direct.finish()
         stage.say(
             f"A customer waited {by_hand}. Now the shop puts each order into a queue, and a worker runs the same "
-            "./pack in its own time."
+            "./pack at its own pace."
         )
         queued = Shop(shop_terminal, f"mqtool new-task -q {packing} -l -v", _SENT)
         answered.append(queued)
@@ -129,7 +129,7 @@ def _asynchrony(stage: Stage) -> None:
 
 
 def _forget_orders(stage: Stage) -> None:
-    """Delete what was declared for the first reason, so that pictures of the other reasons do not show it."""
+    """Delete the queues and the exchange of the first reason, so that later pictures do not show them."""
     with Connection(parse_addresses(stage.place.url)) as connection:
         channel = connection.channel()
         for queue in ("stock", "mail"):
@@ -143,7 +143,7 @@ def _peak_clipping(stage: Stage) -> None:
     burst, capacity = 40, 1 / _PACK_SECONDS
 
     stage.say(
-        f"Third reason: peak clipping. The packer can do {capacity:g} orders a second and no more. On a quiet day that "
+        f"Third reason: peak clipping. The packer can do {capacity:g} orders a second at most. On a quiet day that "
         f"is enough. Now {burst} orders come within a second."
     )
     packer.start(f"mqtool worker -q {packing} --declare --exec ./pack")
@@ -219,7 +219,11 @@ class Shop:
 
 
 class Gauge:
-    """Calls functions repeatedly on its own thread, and charts their values. A reading is (title, unit, function)."""
+    """Calls functions repeatedly on its own thread, and charts their values.
+
+    Args:
+        readings: for each chart, its title, its unit, and the function that returns its next value.
+    """
 
     def __init__(self, stage: Stage, *readings: tuple[str, str, Callable[[], float]]) -> None:
         self._audience = stage.audience
@@ -269,7 +273,7 @@ def depths(stage: Stage) -> Iterator[Callable[[str], int]]:
 
 
 def times(terminal: Terminal, text: str) -> list[float]:
-    """Arrival times (`time.monotonic()`) of the lines that contain the text."""
+    """Return the arrival times, as from `time.monotonic()`, of a terminal's lines that contain the text."""
     return [then for line, then in zip(list(terminal.lines), list(terminal.times), strict=False) if text in line]
 
 
@@ -281,7 +285,7 @@ def rate(moments: Sequence[float]) -> float:
 
 WHY_QUEUES = Play(
     "Why queues",
-    "Three reasons for a queue between two programs: decoupling, asynchrony, peak clipping. Each is measured.",
+    "Three reasons for a queue between two programs: decoupling, asynchrony, peak clipping. Each one is measured.",
     play,
     queues=("stock", "mail", "packing"),
     exchanges=("orders",),

@@ -135,7 +135,7 @@ HELLO_WORLD = {
         (
             Wrong("was published over AMQP 0-9-1", "mqtool send -e amq.direct -r helo 'Hello?'"),
             Wrong("was sent settled", lambda plain: _send(plain, "/exchanges/amq.direct/helo", "Hello?", settled=True)),
-            Wrong("its outcome was 'rejected'", _full),
+            Wrong("the outcome was 'rejected'", _full),
             Wrong("reached the queue 'helo'", f"mqtool send {_OVER_1_0} -q helo 'Hello?'"),
         ),
     ),

@@ -30,7 +30,7 @@ ATTEMPTS = {
             Wrong("Both receivers are bound with x-match 'all'", _ALL + _ALL + _BOTH + _ONE),
             Wrong("only one of the headers", _ALL + _ANY + _BOTH),
             Wrong("bound with one header", "start mqtool receive-log headers format=pdf;" + _BOTH),
-            Wrong("reached nobody", _ALL + _ONE),
+            Wrong("reached no queue", _ALL + _ONE),
             Wrong("not to 'headers_logs'", "mqtool emit-log fanout hi"),
         ),
     )

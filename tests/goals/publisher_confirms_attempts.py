@@ -67,7 +67,7 @@ ATTEMPTS = {
             Wrong("its publisher was not told", _twice_unconfirmed),
             Wrong("First receive the order in it", "mqtool send -q orders one; mqtool send -q orders two"),
             Wrong(
-                "publish it again",
+                "Publish it again",
                 "mqtool send -q orders one; mqtool send -q orders two; mqtool receive -q orders -c 1",
             ),
             Wrong(

@@ -171,7 +171,7 @@ ATTEMPTS = {
                 "was acknowledged automatically, as soon as it was delivered",
                 "copy early_ack;" + _PAY + "python early_ack.py &",
             ),
-            Wrong("which takes two seconds", _ACK_FIRST + _PAY + "python early_ack.py &"),
+            Wrong("the work on a payment takes two seconds", _ACK_FIRST + _PAY + "python early_ack.py &"),
             Wrong("Run the program again", _EARLY + _PAY + "python early_ack.py"),
             Wrong("which has no consumer", _PAY),
             Wrong("There were 2 of 3 payments", _two_payments),
@@ -184,7 +184,7 @@ ATTEMPTS = {
         (
             Wrong("A worker held", "copy no_prefetch;" + _RENDER),
             Wrong("No picture had to wait", _one_by_one),
-            Wrong("Run a second one", "seq 6 | mqtool send -l -q pictures; mqtool worker -q pictures -c 6"),
+            Wrong("Run a second worker", "seq 6 | mqtool send -l -q pictures; mqtool worker -q pictures -c 6"),
             Wrong("acknowledged as soon as they are delivered", _automatic),
             Wrong("which has no consumer", "mqtool send -q pictures a"),
         ),
@@ -198,7 +198,7 @@ ATTEMPTS = {
             Wrong("has gone on without publishing it again", _publish_once),
             Wrong("because the queue is full. Now receive the orders in it", _insist),
             Wrong(
-                "its program was not told",
+                "the program was not told",
                 "copy unconfirmed; python unconfirmed.py; start mqtool receive -q orders; python unconfirmed.py",
             ),
             Wrong("No order was refused", "mqtool send -q orders one"),
@@ -209,11 +209,14 @@ ATTEMPTS = {
         f"copy shared_replies -e '{_OWN}';" + _ASK,
         lambda plain: _ask_at_once(plain, "", ""),
         (
-            Wrong("name the same queue for their replies", lambda plain: _ask_at_once(plain, "replies", "replies")),
+            Wrong("use the same reply queue", lambda plain: _ask_at_once(plain, "replies", "replies")),
             Wrong("Run the program in two terminals at the same time", lambda plain: _ask_at_once(plain, "")),
             Wrong("where the reply should go", "mqtool send -q rpc_queue 6"),
             Wrong("only after the first one had its reply", _ask_in_turn),
-            Wrong("names that another client can choose", lambda plain: _ask_at_once(plain, "replies.6", "replies.7")),
+            Wrong(
+                "Another client could choose the queue names",
+                lambda plain: _ask_at_once(plain, "replies.6", "replies.7"),
+            ),
             Wrong("which has no consumer", "copy shared_replies; timeout 5 python shared_replies.py 6"),
         ),
     ),

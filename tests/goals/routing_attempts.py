@@ -55,11 +55,11 @@ ATTEMPTS = {
             Wrong("reached both receivers", _all_to_both),
             Wrong("('info') reached both receivers", _pretend),
             Wrong(
-                "bound to 'direct_logs' with 'err'",
+                "bound to 'direct_logs' with the key 'err'",
                 "start mqtool receive-log direct err; mqtool emit-log direct error Run",
             ),
             Wrong("with the key 'info' yet", _BOTH + "mqtool emit-log direct error Run"),
-            Wrong("reached one receiver", "start mqtool receive-log direct info warning error;" + _EACH),
+            Wrong("reached only one receiver", "start mqtool receive-log direct info warning error;" + _EACH),
             Wrong("default exchange", "mqtool send -q error Run"),
         ),
     ),

@@ -91,7 +91,7 @@ ATTEMPTS = {
         (
             Wrong("was answered immediately", "start mqtool rpc-server; mqtool rpc-client 6"),
             Wrong(
-                "had given up",
+                "may have given up",
                 "start mqtool rpc-server; kill -INT %1; wait %1; mqtool rpc-client 6 --timeout 1s; "
                 "start mqtool rpc-server",
             ),

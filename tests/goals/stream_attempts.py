@@ -75,7 +75,7 @@ TRACKING = {
         (
             Wrong("began with 'a' again", lambda plain: _resume(plain, "first", "first")),
             Wrong("did not continue where", lambda plain: _resume(plain, "first", 3)),
-            Wrong("Stop it, send more", f"{_SEND} a; {_RECEIVE} --track me"),
+            Wrong("Stop the reader, send more messages", f"{_SEND} a; {_RECEIVE} --track me"),
             Wrong("not to 'stream-offset-tracking-python'", "mqtool send-stream hi"),
         ),
     )

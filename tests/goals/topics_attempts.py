@@ -57,17 +57,17 @@ ATTEMPTS = {
             Wrong("'kern.#' matches 'kern' as well", "start mqtool receive-log topic 'kern.#';" + _PUBLISH),
             Wrong("'#' matches 'kern' as well", _too_late),
             Wrong("'*.disk' matches 'cron.disk' as well", lambda plain: _receive(plain, "*.disk")),
-            Wrong("it is not a pattern", lambda plain: _receive(plain, "kern.disk")),
+            Wrong("matches only itself", lambda plain: _receive(plain, "kern.disk")),
             Wrong(
                 "with the key 'kern' yet", "start mqtool receive-log topic 'kern.*'; mqtool emit-log topic kern.disk x"
             ),
-            Wrong("reached nobody", _PUBLISH),
+            Wrong("reached no queue", _PUBLISH),
             Wrong("'kern' was published before this receiver was started", _BY_ANOTHER),
             Wrong(
                 "The receiver has ended. Let it run",
                 "start mqtool receive-log topic 'kern.*' -c 1; mqtool emit-log topic kern.disk x; wait %1; sleep 2;"
                 "mqtool emit-log topic kern x; mqtool emit-log topic kern.disk.full x",
-                "reached nobody",
+                "reached no queue",
             ),
         ),
     ),

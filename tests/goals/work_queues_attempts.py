@@ -224,7 +224,7 @@ ATTEMPTS = {
         "start mqtool worker; start mqtool worker; printf '%s\\n' long.. a b c d | mqtool new-task -l",
         _fair,
         (
-            Wrong("was busy with 'long', and held 'b' as well. Limit it", _hoard),
+            Wrong("was busy with 'long', and held 'b' as well. Limit each worker", _hoard),
             Wrong("automatic acknowledgement", _automatic),
             Wrong("Send at least three quick tasks right after", _too_late),
             Wrong("No worker was busy", "start mqtool worker; seq 4 | mqtool new-task -l"),
@@ -236,10 +236,10 @@ ATTEMPTS = {
         (
             Wrong("itself requeued 'long'", _nack),
             Wrong("itself closed its channel or connection", _leave),
-            Wrong("Now another worker must do it", _die_alone),
+            Wrong("Now another worker must do the task", _die_alone),
             Wrong("automatic acknowledgement", _die_with_nothing),
             Wrong("was done before its worker ended", "mqtool new-task quick; mqtool worker -c 1"),
-            Wrong("receiver 1 published it again, to 'task_queue.wait.1s'", f"mqtool new-task x; {_FAILS}"),
+            Wrong("receiver 1 published it again to 'task_queue.wait.1s'", f"mqtool new-task x; {_FAILS}"),
             Wrong("'task_queue' was purged", _die_and_purge),
             Wrong("A receiver waits for messages from 'task_queues', which is empty", _misspelt),
         ),
@@ -265,9 +265,9 @@ ATTEMPTS = {
         "mqtool worker -q jobs -c 1",
         _redrive,
         (
-            Wrong("is in 'jobs.dlq': its worker rejected it", _reject_only),
+            Wrong("is in 'jobs.dlq', because its worker rejected it", _reject_only),
             Wrong("was requeued in 'jobs'", _requeue),
-            Wrong("has not come back to 'jobs'", _do_another),
+            Wrong("but not published to 'jobs' again", _do_another),
             Wrong("is back in 'jobs'", _ANOTHER_FIRST),
             Wrong("it is not a dead letter of 'jobs'", _pretend),
             Wrong("To reject immediately: mqtool worker --retries 0", f"mqtool send -q jobs x; {_FAILS} -q jobs"),

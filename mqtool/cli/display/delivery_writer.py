@@ -229,7 +229,7 @@ _SHOWN = 200
 
 
 def redirect(path: Path | None) -> None:
-    """Append output to this file (--output), if any. If stdout is a file, start on a new line.
+    """Append output to the file of --output, if there is one. If stdout is a file, start on a new line.
 
     Raises:
         UsageError: the file cannot be opened.

@@ -285,7 +285,7 @@ class PlayLines:
             self._print(Text.assemble(label, (_EDGE, "dim"), piece))
 
     def _print(self, what: RenderableType) -> None:
-        """Print a renderable. If stdout's reader is gone, the next call from the main thread raises ReaderGone."""
+        """Print a renderable. If nobody reads stdout any more, the next call from the main thread raises ReaderGone."""
         with self._lock:
             if not self._reader_gone:
                 try:

@@ -14,7 +14,7 @@ _NO_OUTCOMES = "RabbitMQ does not report the outcome of a single message"
 
 
 def _named(protocol: str) -> str:
-    """Return a name for a protocol, for use in a sentence. Messages without a protocol come over the management API."""
+    """Return a name for a protocol, for use in a sentence. "" stands for the management API."""
     return {AMQP_1_0: "AMQP 1.0", "": "the management API"}.get(protocol, protocol)
 
 
@@ -24,7 +24,7 @@ def _received(seen: Seen, queue: str) -> list[tuple[SeenCopy, SeenDelivery]]:
 
 
 def _sent_otherwise(queue: str) -> Said:
-    """A message was sent to the queue, but not over AMQP 1.0."""
+    """Return a function that reports the latest message to this queue, if it was not sent over AMQP 1.0."""
 
     def said(seen: Seen) -> str:
         copies = seen.copies_in(queue)
@@ -37,7 +37,7 @@ def _sent_otherwise(queue: str) -> Said:
 
 
 def _fetched(queue: str) -> Said:
-    """A message was received, but not by a consumer."""
+    """Return a function that reports a message that was fetched from this queue (basic.get)."""
 
     def said(seen: Seen) -> str:
         fetched = [copy.message for copy, delivery in _received(seen, queue) if not delivery.protocol]
@@ -85,7 +85,7 @@ _TWO_PROTOCOLS = Goal(
 
 def _released(seen: Seen) -> str:
     released = [each for each in seen.lost("returned") if each.protocol == AMQP_1_0]
-    return f"No queue got {released[0]}: its outcome was 'released', so its publisher knows that." if released else ""
+    return f"No queue got {released[0]}. Its publisher knows, because the outcome was 'released'." if released else ""
 
 
 def _published_otherwise(seen: Seen) -> str:
@@ -102,7 +102,7 @@ def _settled(seen: Seen) -> str:
 
 def _rejected(seen: Seen) -> str:
     refused = seen.lost("refused")
-    return f"{refused[-1]} was refused by a full queue: its outcome was 'rejected', not 'released'." if refused else ""
+    return f"{refused[-1]} was refused by a full queue: the outcome was 'rejected', not 'released'." if refused else ""
 
 
 def _accepted(seen: Seen) -> str:
@@ -158,8 +158,8 @@ def _one_protocol(seen: Seen) -> str:
 
 _SHARED = Goal(
     "shared",
-    "Two workers share the queue 'task_queue': one over AMQP 1.0, the other over AMQP 0-9-1. Send four tasks; each "
-    "worker does some of them.",
+    "Let two workers share the queue 'task_queue': one over AMQP 1.0, the other over AMQP 0-9-1. Send four tasks, so "
+    "that each worker does some of them.",
     _shared,
     (
         mistakes.thrown_away(_TASKS),
@@ -234,13 +234,13 @@ def _not_rejected(seen: Seen) -> str:
 _OUTCOMES = Goal(
     "outcomes",
     "The queue 'jobs' sends its dead letters to 'jobs.dlq'. Send a job. Write a program that receives the job over "
-    "AMQP 1.0 and releases it, and that rejects it when it is redelivered.",
+    "AMQP 1.0 and releases it. When the job is redelivered, the program has to reject it.",
     _came_again,
     (mistakes.not_sent_to(_JOBS), _not_over_1_0, _not_released, _not_rejected, mistakes.nobody_receives(_JOBS)),
     (
         "A receiver cannot do a job. When should the broker redeliver the job, and when should it not?",
-        "Outcomes: accepted removes a message; released requeues it; rejected drops or dead-letters it; modified can "
-        "do either.",
+        "Outcomes: accepted removes a message; released requeues it; rejected drops or dead-letters it; modified "
+        "requeues, drops or dead-letters it.",
         "any client of AMQP 1.0 will do. RabbitMQ's client for Python, and a worker that uses it:\n"
         "  pip install --pre rabbitmq-amqp-python-client\n"
         "  mqtool tutorial show amqp10-work-queues --plain > worker.py\n"

@@ -9,7 +9,7 @@ _SECOND = 1000
 
 
 def _arrived(seen: Seen) -> Iterator[tuple[SeenMessage, SeenCopy]]:
-    """Yield each delayed message that a receiver has got: as it was sent, and its last copy."""
+    """Yield each delayed message that a receiver has got: the message as sent, and the copy that was delivered."""
     for message in seen.messages:
         if message.was_held:
             yield from ((message, copy) for copy in message.copies if copy.deliveries)
@@ -20,7 +20,7 @@ def _arrived(seen: Seen) -> Iterator[tuple[SeenMessage, SeenCopy]]:
 
 
 def _is_pending(seen: Seen) -> bool:
-    """True if an exchange or a wait queue still holds a message back, so it is too early to judge."""
+    """Return True if an exchange or a wait queue still holds back a message, so that it is too early to judge."""
     waits = {name for name, queue in seen.queues.items() if "x-dead-letter-exchange" in queue["arguments"]}
     # An exchange or a queue that was declared just now is not known yet. The queue may be a wait queue.
     held = (each for each in seen.messages if each.held_by)
@@ -48,14 +48,14 @@ def _in_order(seen: Seen) -> str:
     arrived = [*_arrived(seen)]
     if len(arrived) < 2 or _is_pending(seen):
         return ""
-    return f"{arrived[-1][0]} arrived last, and was sent last. Give the first message the longer delay."
+    return f"{arrived[-1][0]} was sent last, and also arrived last. Give the first message the longer delay."
 
 
 def _one(seen: Seen) -> str:
     arrived = [*_arrived(seen)]
     if not arrived or _is_pending(seen):
         return ""
-    return f"{arrived[-1][0]} arrived after its delay. Now send two, the first with the longer delay."
+    return f"{arrived[-1][0]} arrived after its delay. Now send two messages, the first with the longer delay."
 
 
 def _nobody(seen: Seen) -> str:
@@ -65,11 +65,11 @@ def _nobody(seen: Seen) -> str:
 
 _OVERTAKEN = Goal(
     "overtaken",
-    "Send two delayed messages. The one that was sent second arrives first.",
+    "Send two delayed messages in such a way that the second one arrives first.",
     _overtaken,
     (_not_delayed, _in_order, _one, _nobody),
     (
-        "A queue is first in, first out. Where can a message wait, so that others pass it?",
+        "A queue is first in, first out. Where can a message wait so that later ones overtake it?",
         "An x-delayed-message exchange holds messages back until they are due. Without one, each delay needs its own "
         "wait queue.",
         "in one terminal:\n  mqtool receive-delayed\nin another one:\n  mqtool send-delayed --delay 6s first\n"

@@ -1,7 +1,7 @@
-"""A goal of `tutorial try`: what the learner has to do on a broker, as data and as functions of what was seen.
+"""A goal of `tutorial try`: a task for the learner, and functions that judge what the learner has done.
 
-A function takes what was seen (seen.py) and returns a sentence, or "" if it does not apply. Such functions print
-nothing, and do nothing to the broker.
+Each function takes the history of the broker (seen.py), and returns a sentence, or "" if there is nothing to say. These
+functions print nothing, and do nothing to the broker.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,20 +9,20 @@ from dataclasses import dataclass, field
 
 from mqtool.plays.goals.seen import Seen
 
-#: Returns a sentence about what was seen; "" if there is nothing to say.
+#: Returns a sentence about the history of the broker; "" if there is nothing to say.
 Said = Callable[[Seen], str]
 
 
 @dataclass(frozen=True)
 class TrialFault:
-    """What `try` does to the broker in the middle of a goal.
+    """A fault that `try` causes while the learner works on a goal.
 
     Attributes:
         name: "restart" (of the broker), or "cut" (the connection that `target` returns).
-        when: returns True when it is time.
-        say: a sentence that says what has been done; {} stands for the target.
-        target: returns the name of the connection to cut; "" for a restart.
-        is_repeated: True to do it each time when `when` returns True, and not only once.
+        when: takes the history; returns True when the fault is due.
+        say: a sentence that tells the learner about the fault; {} stands for the target.
+        target: takes the history; returns the name of the connection to cut, or "" for a restart.
+        is_repeated: True to cause the fault each time `when` returns True, not only the first time.
     """
 
     name: str
@@ -37,17 +37,18 @@ class Goal:
     """A goal of a tutorial.
 
     Attributes:
-        name: names the goal in the list and in the state file; unique within its tutorial.
-        ask: what to bring about, in one to three sentences.
-        reached: returns the proof that the goal was reached, "" until then.
-        mistakes: functions that say what is wrong or missing. The first sentence that one of them returns is shown.
+        name: the name of the goal in the list and in the state file; unique within its tutorial.
+        ask: what the learner has to achieve, in one to three sentences.
+        reached: takes the history; returns a sentence that says why the goal is reached, or "" until then.
+        mistakes: functions that take the history, and return what is wrong or missing, or "". The learner sees the
+            first sentence that is not empty.
         patient: the functions in `mistakes` whose sentences are shown only after some seconds without any event,
             because what is missing may be on its way.
         hints: a question that makes the learner think; the concept, by its name in the official tutorial; commands,
             each on a line of its own, which begins with two spaces.
         queues, bindings: what is declared before the goal begins: queues with their arguments, and bindings as
             exchange, type, key and queue.
-        fault: what `try` does to the broker while the goal is tried, if anything.
+        fault: a fault that `try` causes while the learner works on the goal, if any.
         only_embedded: why the goal cannot be seen on RabbitMQ, as a clause; empty if it can.
         over_amqp10: True if the learner needs a broker that speaks AMQP 1.0.
         program: the program in mqtool/plays/repair that the learner has to fix; empty for none.

@@ -8,13 +8,13 @@ _LOGS = "headers_logs"
 
 
 def _binding_of(seen: Seen, queue: str) -> dict[str, str]:
-    """The arguments of a queue's first binding."""
+    """Return the arguments of a queue's first binding."""
     words = " ".join(sorted(seen.keys_of(queue, _LOGS))[:1]).split()
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
 def _matching(seen: Seen, message: SeenMessage, how: str) -> list[str]:
-    """The receivers that got a message through a binding that has at least two headers and this x-match."""
+    """Return the receivers that got a message through a binding with this value of x-match and two or more headers."""
     found = []
     for copy in message.copies:
         binding = _binding_of(seen, copy.queue)
@@ -31,8 +31,8 @@ def _all_or_any(seen: Seen) -> str:
             if every and some and _matching(seen, both, "any") and not _matching(seen, one, "all"):
                 first, second = seen.called(every[0]), seen.called(some[0])
                 return (
-                    f"{both} has all headers, and reached both receivers; {one} has only some, and reached {second}, "
-                    f"not {first}."
+                    f"{both} has all headers, and reached both receivers; {one} has only some of them, and reached "
+                    f"{second}, not {first}."
                 )
     return ""
 
@@ -47,7 +47,7 @@ def _same_match(seen: Seen) -> str:
 def _one_header(seen: Seen) -> str:
     for each in seen.bound(_LOGS):
         if len(_binding_of(seen, each.destination).keys() - {"x-match"}) == 1:
-            return "A receiver is bound with one header, so 'all' and 'any' are the same. Name two headers."
+            return "A receiver is bound with one header, so 'all' and 'any' are the same. Bind it with two headers."
     return ""
 
 
@@ -62,9 +62,9 @@ def _other_message(seen: Seen) -> str:
 
 _ALL_OR_ANY = Goal(
     "all-or-any",
-    "Start two receivers of 'headers_logs' with the same two headers, such as format=pdf and type=report. One wants "
-    "messages with all of them, the other messages with any. Publish a message that both receivers get, and one that "
-    "only one receiver gets.",
+    "Start two receivers of 'headers_logs' with the same two headers, such as format=pdf and type=report. One of "
+    "them gets messages with both headers, the other messages with at least one. Publish a message that both receivers "
+    "get, and one that only one of them gets.",
     _all_or_any,
     (mistakes.not_published_to(_LOGS), _one_header, _same_match, mistakes.nothing_bound(_LOGS), _other_message),
     (

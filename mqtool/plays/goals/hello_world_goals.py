@@ -69,7 +69,7 @@ def _received(seen: Seen) -> list[SeenCopy]:
 
 def _several_receivers(seen: Seen) -> str:
     receivers = at_once(_received(seen))
-    return f"{len(receivers)} receivers shared the messages of 'hello'. Let only one run." if receivers else ""
+    return f"{len(receivers)} receivers shared the messages of 'hello'. Let only one receiver run." if receivers else ""
 
 
 def _too_few(seen: Seen) -> str:
@@ -77,7 +77,7 @@ def _too_few(seen: Seen) -> str:
         return ""
     receivers = [seen.called(copy.receiver) for copy in received]
     got = receivers.count(receivers[-1])
-    return f"{receivers[-1]} got {got} of 3 messages. Let it run, and send more." if got < 3 else ""
+    return f"{receivers[-1]} got {got} of 3 messages. Let it run, and send more messages." if got < 3 else ""
 
 
 _AT_ONCE = Goal(
@@ -121,7 +121,7 @@ def _queue_was_made(seen: Seen) -> str:
 def _told(seen: Seen) -> str:
     returned = seen.lost("returned")
     return (
-        f"{returned[-1]} was returned: it had the flag mandatory, which 'mqtool send' sets. Publish without it."
+        f"{returned[-1]} was returned: it had the flag mandatory, which 'mqtool send' sets. Publish without this flag."
         if returned
         else ""
     )

@@ -1,4 +1,4 @@
-"""Mistakes that can happen in many goals, as functions of what was seen (Said), or as functions that return one."""
+"""Mistakes that learners can make in many goals. Each function reports a mistake (Said), or returns such a function."""
 
 from mqtool.plays.goals.goal import Said
 from mqtool.plays.goals.seen import Seen, SeenMessage
@@ -8,12 +8,12 @@ _HELD = 5000
 
 
 def _is_reply(message: SeenMessage) -> bool:
-    """True if it was published for a server-named queue, or as a direct reply, so nobody typed its address."""
+    """Return True if a message was sent to a server-named queue, or as a direct reply, so nobody typed its address."""
     return not message.exchange and (message.routing_key.startswith("amq.") or bool(message.reply_to))
 
 
 def to_unknown_exchange(seen: Seen) -> str:
-    """A message was published to an exchange that does not exist."""
+    """Report a message that was published to a missing exchange."""
     astray = [each for each in seen.astray if each.at > seen.begun and each.exchange not in seen.exchanges]
     if not astray:
         return ""
@@ -22,7 +22,7 @@ def to_unknown_exchange(seen: Seen) -> str:
 
 
 def not_sent_to(queue: str) -> Said:
-    """A message was published, but not to this queue."""
+    """Return a function that reports a message if messages were published, but none to this queue."""
 
     def said(seen: Seen) -> str:
         elsewhere = [each for each in seen.messages if queue not in each.queues and not _is_reply(each)]
@@ -33,14 +33,14 @@ def not_sent_to(queue: str) -> Said:
         if queues := message.queues & seen.queues.keys() if seen.looks else message.queues:
             return f"{message} went to the queue {min(queues)!r}, not to {queue!r}."
         if message.exchange:
-            return f"{message} was published to the exchange {message.exchange!r}, which has no queue for it."
-        return f"{message} was published with the routing key {message.routing_key!r}, and there is no such queue."
+            return f"{message} was published to the exchange {message.exchange!r}, and no queue got it."
+        return f"{message} was published with the routing key {message.routing_key!r}, and no queue has that name."
 
     return said
 
 
 def not_published_to(exchange: str) -> Said:
-    """A message was published, but not to this exchange."""
+    """Return a function that reports a message if messages were published, but none to this exchange."""
 
     def said(seen: Seen) -> str:
         published = [each for each in seen.messages if not _is_reply(each)]
@@ -51,7 +51,7 @@ def not_published_to(exchange: str) -> Said:
             return f"{message} was published to the exchange {message.exchange!r}, not to the default exchange ('')."
         if not message.exchange:
             return (
-                f"{message} was published to the default exchange, which takes {message.routing_key!r} for the name "
+                f"{message} was published to the default exchange, which takes {message.routing_key!r} as the name "
                 f"of a queue. Publish to {exchange!r}."
             )
         return f"{message} was published to the exchange {message.exchange!r}, not to {exchange!r}."
@@ -60,7 +60,7 @@ def not_published_to(exchange: str) -> Said:
 
 
 def nobody_receives(queue: str) -> Said:
-    """A message waits in a queue that has no consumer."""
+    """Return a function that reports a message that waits in this queue while the queue has no consumer."""
 
     def said(seen: Seen) -> str:
         waiting = [copy for copy in seen.copies_in(queue) if not copy.end and not copy.is_held]
@@ -74,7 +74,7 @@ def nobody_receives(queue: str) -> Said:
 
 
 def given_back(queue: str) -> Said:
-    """A message was delivered and put back into its queue."""
+    """Return a function that reports a message that was delivered from this queue, and requeued."""
 
     def said(seen: Seen) -> str:
         for copy in seen.copies_in(queue):
@@ -86,7 +86,7 @@ def given_back(queue: str) -> Said:
 
 
 def not_acknowledged(queue: str) -> Said:
-    """A receiver has a message, and does not acknowledge it."""
+    """Return a function that reports a delivered message of this queue that is not acknowledged yet."""
 
     def said(seen: Seen) -> str:
         held = next((copy for copy in seen.copies_in(queue) if copy.is_held), None)
@@ -101,7 +101,7 @@ def not_acknowledged(queue: str) -> Said:
 
 
 def never_acknowledged(queue: str) -> Said:
-    """A receiver has had a message for some seconds, and has not acknowledged any."""
+    """Return a function that reports a message held for some seconds, if no message of this queue was acknowledged."""
 
     def said(seen: Seen) -> str:
         copies = seen.copies_in(queue)
@@ -116,15 +116,15 @@ def never_acknowledged(queue: str) -> Said:
 
 
 def not_done(queue: str, advice: str = "") -> Said:
-    """A receiver published a message again, for example for a retry, and then acknowledged it."""
+    """Return a function that reports a message that its receiver published again, as for a retry, and acknowledged."""
 
     def said(seen: Seen) -> str:
         for copy in reversed(seen.copies_in(queue)):
             if copy.acknowledged and (again := copy.republished) is not None:
                 where = again.routing_key or again.exchange
                 return (
-                    f"{copy.message} was not done: {seen.called(copy.receiver)} published it again, to {where!r}, and "
-                    f"then acknowledged it, as for a retry.{advice and ' '}{advice}"
+                    f"{copy.message} was not done: {seen.called(copy.receiver)} published it again to {where!r}, as "
+                    f"for a retry, and then acknowledged it.{advice and ' '}{advice}"
                 )
         return ""
 
@@ -132,7 +132,7 @@ def not_done(queue: str, advice: str = "") -> Said:
 
 
 def thrown_away(queue: str) -> Said:
-    """A message left the queue without having been received."""
+    """Return a function that reports a message that left this queue without being received."""
 
     def said(seen: Seen) -> str:
         for copy in seen.copies_in(queue):
@@ -148,7 +148,7 @@ def thrown_away(queue: str) -> Said:
 
 
 def _unheard(seen: Seen, exchange: str) -> SeenMessage | None:
-    """Return the latest message to an exchange if no queue got it, and none has been bound with its key; else None."""
+    """Return the latest message to an exchange if no queue got it, and none is bound with its key now; else None."""
     published = seen.published_to(exchange)
     keys = {each.key for each in seen.bound(exchange)}
     if not published or not published[-1].lost or published[-1].routing_key in keys:
@@ -157,26 +157,26 @@ def _unheard(seen: Seen, exchange: str) -> SeenMessage | None:
 
 
 def useless_binding(exchange: str) -> Said:
-    """No queue got a message, and a queue is bound with a key that no publisher has used."""
+    """Return a function that reports an unused binding key of this exchange, if no queue got the latest message."""
 
     def said(seen: Seen) -> str:
         used = {each.routing_key for each in seen.published_to(exchange)}
         keys = sorted(each.key for each in seen.bound(exchange) if each.key not in used and each.key.isalnum())
         if not keys or _unheard(seen, exchange) is None:
             return ""
-        return f"A queue is bound to {exchange!r} with {keys[0]!r}: no publisher has used that key."
+        return f"A queue is bound to {exchange!r} with the key {keys[0]!r}, but no publisher has used that key."
 
     return said
 
 
 def nothing_bound(exchange: str) -> Said:
-    """A message was published to an exchange, and no binding matches."""
+    """Return a function that reports the latest message to this exchange, if no binding matches."""
 
     def said(seen: Seen) -> str:
         message = _unheard(seen, exchange)
         if message is None:
             return ""
         key = f" with the key {message.routing_key!r}" if message.routing_key else ""
-        return f"{message}{key} reached nobody: no queue is bound to {exchange!r} for it."
+        return f"{message}{key} reached no queue: no binding of {exchange!r} matches."
 
     return said

@@ -31,7 +31,7 @@ def _only_lost(seen: Seen) -> str:
 
 def _not_read(seen: Seen) -> str:
     unread = [each for each in seen.published_to(_LOGS) if each.queues and not each.receivers]
-    return f"{unread[-1]} is in a queue, and nobody has received it." if unread else ""
+    return f"{unread[-1]} is in a queue, but nobody has received it." if unread else ""
 
 
 _NOBODY_LISTENS = Goal(
@@ -54,8 +54,8 @@ def _two_copies(seen: Seen) -> str:
         if len({*message.receivers}) >= 2:
             receivers = " and ".join(seen.called(each) for each in dict.fromkeys(message.receivers))
             unread = sorted(copy.queue for copy in message.copies if not copy.received)
-            left = f" No consumer receives from {', '.join(map(repr, unread))}, which is also bound." if unread else ""
-            return f"{message} was copied into {len(message.queues)} queues: {receivers} got it.{left}"
+            left = f" No consumer receives from {', '.join(map(repr, unread))}, which also got it." if unread else ""
+            return f"{message} was copied to {len(message.queues)} queues: {receivers} got it.{left}"
     return ""
 
 
@@ -75,8 +75,8 @@ def _one_receiver(seen: Seen) -> str:
 
 _TWO_COPIES = Goal(
     "two-copies",
-    "Start two receivers; one of them may write to a file, which the broker does not see. Each gets every log that is "
-    "published to 'logs'.",
+    "Start two receivers, and publish a log to 'logs' that both of them get. One of them may write to a file; "
+    "the broker does not see the file.",
     _two_copies,
     (mistakes.not_published_to(_LOGS), _share_a_queue, _one_receiver, _not_read, _only_lost),
     (

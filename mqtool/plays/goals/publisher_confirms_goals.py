@@ -12,7 +12,7 @@ def _returned(seen: Seen) -> str:
         if message.confirms:
             return f"No queue got {message}: the broker returned it (basic.return), and then confirmed it (basic.ack)."
         if message.protocol == AMQP_1_0:
-            return f"No queue got {message}: its publisher was told the outcome 'released'."
+            return f"No queue got {message}. Its publisher knows, because the outcome was 'released'."
     return ""
 
 
@@ -21,15 +21,15 @@ def _unconfirmed(seen: Seen) -> str:
     if not returned:
         return ""
     return (
-        f"{returned[-1]} was returned, but published without publisher confirms: its publisher cannot tell how long to "
-        "wait for the return."
+        f"{returned[-1]} was published without publisher confirms. It was returned, but without a confirm, the "
+        "publisher cannot know how long to wait for a return."
     )
 
 
 def _dropped(seen: Seen) -> str:
     dropped = seen.lost("dropped")
     return (
-        f"No queue got {dropped[-1]}, and nobody was told. A confirm does not say that a queue got it."
+        f"No queue got {dropped[-1]}, and nobody was told. A confirm does not say that a queue got the message."
         if dropped
         else ""
     )
@@ -53,8 +53,8 @@ def _full(seen: Seen) -> str:
 
 _RETURNED = Goal(
     "returned",
-    "Publish a message that no queue gets, with publisher confirms, and let the broker return it, so that its "
-    "publisher can notice.",
+    "With publisher confirms, publish a message that no queue gets. Let the broker return the message, so that its "
+    "publisher notices.",
     _returned,
     (_full, _unconfirmed, _dropped, _routed),
     (
@@ -70,12 +70,12 @@ def _again(seen: Seen) -> str:
     for first in seen.lost("refused"):
         again = [copy for copy in seen.copies_in(_ORDERS) if copy.message.body == first.body and copy.at > first.at]
         if first.confirms and any(_has_made_room(seen, first, each) for each in again):
-            return f"The broker refused {first} (basic.nack); it was published again, and reached 'orders'."
+            return f"The broker refused {first} (basic.nack). It was published again, and reached 'orders'."
     return ""
 
 
 def _has_made_room(seen: Seen, first: SeenMessage, again: SeenCopy) -> bool:
-    """True if an order was received, which made room, after another was refused and before it was published again."""
+    """Return True if an order was received, and so made room, after `first` was refused and before `again` arrived."""
     received = [copy.deliveries[-1].ended_at for copy in seen.copies_in(_ORDERS) if copy.received and copy.deliveries]
     return any(first.at < moment < again.at for moment in received)
 
@@ -103,7 +103,7 @@ def _gave_up(seen: Seen) -> str:
         return ""
     if any(not copy.end for copy in seen.copies_in(_ORDERS)):
         return f"The broker refused {refused[-1]} (basic.nack): 'orders' is full. First receive the order in it."
-    return f"The broker refused {refused[-1]} (basic.nack), so no queue has it: publish it again."
+    return f"The broker refused {refused[-1]} (basic.nack), so no queue has it. Publish it again."
 
 
 def _room(seen: Seen) -> str:
@@ -117,14 +117,14 @@ def _room(seen: Seen) -> str:
 
 _NACKED = Goal(
     "nacked",
-    "The queue 'orders' has room for one message, and refuses more. Publish two orders. When the second one is "
+    "The queue 'orders' has room for one message, and refuses all others. Publish two orders. When the second one is "
     "refused, receive the first, and publish the second again.",
     _again,
     (_purged, _not_told, _gave_up, mistakes.not_sent_to(_ORDERS), _room),
     (
         "If publishing a message ends without an error, where is the message?",
-        "Negative acknowledgement (basic.nack): the broker could not take the message. The publisher has to send it "
-        "again.",
+        "Negative acknowledgement (basic.nack): the broker could not take the message. The publisher has to send the "
+        "message again.",
         "one after the other (the second one fails):\n  mqtool send -q orders one\n  mqtool send -q orders two\n"
         "  mqtool receive -q orders -c 1\n  mqtool send -q orders two",
     ),

@@ -15,17 +15,17 @@ _FIX = "End the program, fix it, run it, and send three payments again."
 
 
 def _wrong(copy: SeenCopy) -> bool:
-    """True if the worker would have lost the payment, because it was acknowledged too early."""
+    """Return True if the payment was acknowledged too early, so that the worker could have lost it."""
     return copy.is_early or _is_hasty(copy)
 
 
 def _is_hasty(copy: SeenCopy) -> bool:
-    """True if it was acknowledged too soon for the worker to have taken it. The broker sees the time, not the work."""
+    """Return True if a payment was acknowledged sooner than a worker can have done the work on it."""
     return copy.acknowledged and copy.deliveries[-1].held_milliseconds < _TAKING
 
 
 def _payments(seen: Seen) -> list[SeenCopy]:
-    """Return the payments published after the last one that was acknowledged too early; all if there is none.
+    """Return the payments published after the last one that was acknowledged too early; all payments if none was.
 
     Earlier payments do not count, so that a corrected program can pass.
     """
@@ -35,9 +35,9 @@ def _payments(seen: Seen) -> list[SeenCopy]:
 
 
 def _working(seen: Seen) -> list[SeenCopy]:
-    """Return the payments that workers hold unacknowledged, once one has been held for more than _A_WHILE.
+    """Return the unacknowledged payments of all workers, once one of them has been held for 0.3 s.
 
-    Empty until then, and until three payments have been published.
+    The list is empty until then, and until three payments have been published.
     """
     copies = _payments(seen)
     held = [copy for copy in copies if copy.is_held]
@@ -50,7 +50,7 @@ def _may_be_cut(seen: Seen) -> bool:
 
 
 def _cut(seen: Seen) -> list[SeenCopy]:
-    """The payments whose worker's connection was cut."""
+    """Return the payments whose worker's connection was cut."""
     return [copy for copy in _payments(seen) if any(each.end == "requeued: lost" for each in copy.deliveries)]
 
 
@@ -64,7 +64,7 @@ def _none_lost(seen: Seen) -> str:
         return ""
     return (
         f"{cut[0].message} was requeued when its worker's connection was cut, and redelivered. All {len(copies)} "
-        "payments are acknowledged, none of them before there was time to take it."
+        "payments are acknowledged, and none was acknowledged too early."
     )
 
 
@@ -74,8 +74,8 @@ def _acknowledged_first(seen: Seen) -> str:
         return ""
     seconds = hasty[-1].deliveries[-1].held_milliseconds / 1000
     return (
-        f"{hasty[-1].message} was acknowledged {seconds:.1f} s after its delivery, before the end of the work on it, "
-        f"which takes two seconds: the payment is lost if the worker ends in between. {_FIX}"
+        f"{hasty[-1].message} was acknowledged {seconds:.1f} s after its delivery, but the work on a payment "
+        f"takes two seconds. If the worker ends in between, the payment is lost. {_FIX}"
     )
 
 
@@ -85,14 +85,14 @@ def _lost(seen: Seen) -> str:
         return ""
     return (
         f"{early[-1].message} was acknowledged automatically, as soon as it was delivered: the payment is lost if the "
-        f"worker ends before it is done. {_FIX}"
+        f"worker ends before the work is done. {_FIX}"
     )
 
 
 def _run_again(seen: Seen) -> str:
     if not seen.acted or all(copy.end for copy in _payments(seen)) or any(copy.is_held for copy in _payments(seen)):
         return ""
-    return "Not all payments are taken yet. Run the program again, and let it finish."
+    return "The work on some payments is not done yet. Run the program again, and let it finish."
 
 
 def _send_three(seen: Seen) -> str:
@@ -116,14 +116,14 @@ _EARLY_ACK = Goal(
         _send_three,
     ),
     (
-        "At which moment does the broker forget a payment: when it is delivered, or when it is taken?",
-        "Message acknowledgment: with auto_ack, a message counts as done as soon as it is sent to the consumer.",
+        "When does the broker forget a payment: when the payment is delivered, or when the work on it is done?",
+        "Message acknowledgement: with auto_ack, a message counts as done as soon as it is sent to the consumer.",
         "remove auto_ack=True, and end take() with:\n  channel.basic_ack(method.delivery_tag)",
     ),
     queues={_PAYMENTS: {}},
     patient=(_send_three,),
     fault=TrialFault(
-        "cut", _may_be_cut, "The worker's connection was cut. Run it again.", _connection_of, is_repeated=True
+        "cut", _may_be_cut, "The worker's connection was cut. Run the worker again.", _connection_of, is_repeated=True
     ),
     only_embedded="RabbitMQ lists a new connection only after some seconds, when it is too late to cut it",
     program="early_ack.py",
@@ -135,8 +135,8 @@ _PICTURES = "pictures"
 def _hoarded(seen: Seen) -> tuple[int, SeenCopy | None, int]:
     """Find the worker that held the most pictures at a time.
 
-    Returns: the number of pictures; the last of them to be delivered; and the event at which a worker last got a
-    picture while it held another. (1, None, 0) if no worker ever held several.
+    Returns: how many pictures this worker held; the last of these pictures to be delivered; and the sequence number of
+    the last event at which any worker got a picture while it held another. (1, None, 0) if no worker ever held several.
     """
     copies = seen.copies_in(_PICTURES)
     found = [each for copy in copies for each in copy.deliveries]
@@ -152,7 +152,7 @@ def _hoarded(seen: Seen) -> tuple[int, SeenCopy | None, int]:
 
 
 def _pictures(seen: Seen) -> list[SeenCopy]:
-    """Return the pictures published after a worker last held several at a time; all if none ever did.
+    """Return the pictures published after a worker last held several at a time; all pictures if no worker ever did.
 
     Earlier pictures do not count, so that a corrected program can pass.
     """
@@ -161,7 +161,7 @@ def _pictures(seen: Seen) -> list[SeenCopy]:
 
 
 def _limited(seen: Seen) -> set[str]:
-    """Return the workers that held a picture while another one waited in the queue until they were done."""
+    """Return the workers that finished a picture while another picture still waited in the queue."""
     copies = _pictures(seen)
     return {
         held.receiver
@@ -177,8 +177,8 @@ def _one_at_a_time(seen: Seen) -> str:
     if len(done) < 6 or len(workers) < 2 or any(copy.is_early for copy in done):
         return ""
     return (
-        f"{len(workers)} workers rendered {len(done)} pictures. None had more than one at a time, although others were "
-        "waiting in the queue."
+        f"{len(workers)} workers rendered {len(done)} pictures. No worker had more than one picture at a time, "
+        "although others were waiting in the queue."
     )
 
 
@@ -201,7 +201,7 @@ def _hoards(seen: Seen) -> str:
 
 def _one_renders(seen: Seen) -> str:
     workers = {copy.receiver for copy in _pictures(seen) if copy.received}
-    return "One worker rendered all pictures. Run a second one." if len(workers) == 1 else ""
+    return "One worker rendered all pictures. Run a second worker." if len(workers) == 1 else ""
 
 
 def _early_pictures(seen: Seen) -> str:
@@ -211,8 +211,8 @@ def _early_pictures(seen: Seen) -> str:
 
 _NO_PREFETCH = Goal(
     "no-prefetch",
-    "no_prefetch.py gets all pictures in the queue at once, so that other workers have nothing to do. Fix it, run it "
-    "in two terminals, and send it six pictures:\n  seq 6 | mqtool send -l -q pictures",
+    "no_prefetch.py gets all pictures in the queue at once, so that other workers have nothing to do. Fix the "
+    "program, run it in two terminals, and send six pictures:\n  seq 6 | mqtool send -l -q pictures",
     _one_at_a_time,
     (
         _early_pictures,
@@ -240,7 +240,7 @@ def _refused(seen: Seen) -> list[SeenMessage]:
 
 
 def _missing(seen: Seen) -> list[SeenMessage]:
-    """Return the orders that were refused, and that the same run has not published successfully since."""
+    """Return the refused orders that the same run of the program has not published again successfully."""
     return [
         each
         for each in _refused(seen)
@@ -258,8 +258,8 @@ def _all_came(seen: Seen) -> str:
         bodies = {each.body for each in run}
         if first.connection not in missing and len(bodies) >= 6 and all(each.confirms for each in (first, *run)):
             return (
-                f"{first} was refused (basic.nack), and its program published it again: all {len(bodies)} orders "
-                "reached the queue."
+                f"{first} was refused (basic.nack), and the program published it again: all {len(bodies)} "
+                "orders reached the queue."
             )
     return ""
 
@@ -268,7 +268,7 @@ def _not_told(seen: Seen) -> str:
     untold = [each for each in _refused(seen) if not each.confirms]
     if not untold:
         return ""
-    return f"{untold[-1]} was refused. It was published without confirms, so its program was not told."
+    return f"{untold[-1]} was refused. It was published without confirms, so the program was not told."
 
 
 def _never_again(seen: Seen) -> str:
@@ -280,7 +280,7 @@ def _never_again(seen: Seen) -> str:
     ]
     if not left:
         return ""
-    return f"{left[-1]} was refused (basic.nack), and its program has gone on without publishing it again."
+    return f"{left[-1]} was refused (basic.nack), and the program has gone on without publishing it again."
 
 
 def _still_refused(seen: Seen) -> str:
@@ -288,7 +288,7 @@ def _still_refused(seen: Seen) -> str:
         return ""
     if any(not copy.end for copy in seen.copies_in(_ORDERS)):
         return f"{missing[-1]} was refused (basic.nack), because the queue is full. Now receive the orders in it."
-    return f"{missing[-1]} was refused (basic.nack). Its program has to publish it again."
+    return f"{missing[-1]} was refused (basic.nack). The program has to publish it again."
 
 
 def _none_refused(seen: Seen) -> str:
@@ -306,8 +306,8 @@ _UNCONFIRMED = Goal(
     (_not_told, _never_again, _still_refused, _none_refused, mistakes.not_sent_to(_ORDERS)),
     (
         "The program goes on after basic_publish(). What does it know about the message then?",
-        "Publisher confirms: the broker tells the publisher of each message whether it accepted it (basic.ack) or not "
-        "(basic.nack).",
+        "Publisher confirms: the broker tells the publisher of each message whether it accepted the message "
+        "(basic.ack) or not (basic.nack).",
         "after the channel is opened:\n  channel.confirm_delivery()\n"
         "then basic_publish() raises pika.exceptions.NackError: wait a little, and publish the order again",
     ),
@@ -322,7 +322,7 @@ _RPC = "rpc_queue"
 def _replied(seen: Seen) -> list[tuple[SeenMessage, SeenMessage, str]]:
     """Return the requests whose clients have received a reply, each with its reply and the name of its reply queue.
 
-    The name is "" for a direct reply. Empty if no client has received a reply.
+    The name is "" for a direct reply. The list is empty if no client has received a reply.
     """
     found = []
     for request in (copy.message for copy in seen.copies_in(_RPC)):
@@ -342,7 +342,7 @@ def _replied(seen: Seen) -> list[tuple[SeenMessage, SeenMessage, str]]:
 def _overlapping(seen: Seen) -> list[tuple[tuple[SeenMessage, str], tuple[SeenMessage, str]]]:
     """Return pairs of requests from two clients that were waiting for their replies at the same time.
 
-    Each request comes with the name of its reply queue. Empty if there are no such pairs.
+    Each request comes with the name of its reply queue. The list is empty if there are no such pairs.
     """
     replied = _replied(seen)
     return [
@@ -354,7 +354,7 @@ def _overlapping(seen: Seen) -> list[tuple[tuple[SeenMessage, str], tuple[SeenMe
 
 
 def _is_own(queue: str) -> bool:
-    """True if no other client uses the reply queue: the broker chose its name, or the reply was direct."""
+    """Return True if no other client uses the reply queue: the broker chose its name, or the reply was direct."""
     return not queue or queue.startswith("amq.gen-")
 
 
@@ -380,8 +380,9 @@ def _named_by_the_question(seen: Seen) -> str:
     for (one, its), (other, others) in _overlapping(seen):
         if its != others and one.body != other.body and not (_is_own(its) and _is_own(others)):
             return (
-                f"The queues {its!r} and {others!r} have names that another client can choose, too. Let two clients "
-                "ask for the same number, or declare an exclusive queue with the name ''."
+                f"Another client could choose the queue names {its!r} and {others!r}, too. Declare an exclusive queue "
+                "with the name '', so that the broker chooses a unique name. If the program makes unique names itself, "
+                "run it in two terminals with the same number to show this."
             )
     return ""
 
@@ -393,7 +394,7 @@ def _one_queue(seen: Seen) -> str:
     shared = [queue for queue, some in clients.items() if len(some) > 1]
     if not shared:
         return ""
-    return f"Two clients name the same queue for their replies, {shared[0]!r}: each may get the other's reply."
+    return f"Two clients use the same reply queue, {shared[0]!r}, so each client may get the other's reply."
 
 
 def _one_client(seen: Seen) -> str:
@@ -467,7 +468,7 @@ def _late_dead(seen: Seen) -> str:
 def _swallowed(seen: Seen) -> str:
     for copy in seen.copies_in(_MAILS):
         if copy.acknowledged and "@" not in copy.message.body:
-            return f"{copy.message} was acknowledged as if it had been sent. Nobody will ever look at it."
+            return f"{copy.message} was acknowledged as if it had been sent. Nobody will notice that it was not."
     return ""
 
 
@@ -507,7 +508,7 @@ _REQUEUE_LOOP = Goal(
 )
 
 _INVOICES = "invoices"
-_NOT_THE_QUEUE = "Press r to declare it as it was, and fix the program."
+_NOT_THE_QUEUE = "Press r to declare the queue as it was, and fix the program."
 
 
 def _as_declared(seen: Seen) -> bool:
@@ -518,7 +519,7 @@ def _printed(seen: Seen) -> str:
     got = [copy for copy in seen.copies_in(_INVOICES) if copy.acknowledged]
     if not got or not _as_declared(seen) or not is_topology_known(seen, got[0]):
         return ""
-    return f"{got[0].message} was received, and the queue still has the settings that its owners gave it."
+    return f"{got[0].message} was received, and the queue still has the arguments with which it was first declared."
 
 
 def _declared_anew(seen: Seen) -> str:
@@ -531,8 +532,8 @@ def _declared_anew(seen: Seen) -> str:
 
 _OTHER_SETTINGS = Goal(
     "other-settings",
-    "other_settings.py ends with PRECONDITION_FAILED: the queue 'invoices' exists, with settings that its owners "
-    "chose. Fix the program, not the queue. Run it, and send it an invoice:\n"
+    "other_settings.py ends with PRECONDITION_FAILED: the queue 'invoices' exists, and the bookkeepers have "
+    "declared it with other arguments. Fix the program, not the queue. Run the program, and send an invoice:\n"
     "  mqtool send -q invoices 42",
     _printed,
     (
@@ -542,8 +543,8 @@ _OTHER_SETTINGS = Goal(
         mistakes.not_acknowledged(_INVOICES),
     ),
     (
-        "Who knows with which settings a queue was declared: each program, or the broker?",
-        "A queue can be declared again only with the same settings. passive=True only checks that it exists.",
+        "Where are the arguments of a queue stored: in each program, or on the broker?",
+        "A queue can be declared again only with the same arguments. passive=True only checks that the queue exists.",
         "instead of the program's declaration:\n  channel.queue_declare('invoices', passive=True)",
     ),
     queues={_INVOICES: {"x-max-length": 100}},

@@ -1,4 +1,4 @@
-"""The programs of the goals named "repair": where they are, and copies of them to edit."""
+"""Find the programs that the goals "repair" are about, and copy them so that the learner can edit the copies."""
 
 import ast
 from collections.abc import Iterator

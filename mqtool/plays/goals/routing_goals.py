@@ -9,7 +9,7 @@ _ALL = ("info", "warning", "error")
 
 
 def _latest(seen: Seen) -> dict[str, SeenMessage]:
-    """The latest message of each severity that reached a receiver."""
+    """Return, for each severity, the latest message that reached a receiver."""
     return {each.routing_key: each for each in seen.published_to(_LOGS, *_ALL) if each.receivers}
 
 
@@ -41,7 +41,7 @@ def _both_get_all(seen: Seen) -> str:
 
 def _one_for_errors(seen: Seen) -> str:
     errors = [each for each in seen.published_to(_LOGS, "error") if len(each.queues) == 1]
-    return f"{errors[-1]} ('error') reached one receiver, and should reach both." if errors else ""
+    return f"{errors[-1]} ('error') reached only one receiver, but should reach both." if errors else ""
 
 
 def _severity_missing(seen: Seen) -> str:
@@ -52,8 +52,8 @@ def _severity_missing(seen: Seen) -> str:
 
 _ALL_AND_ERRORS = Goal(
     "all-and-errors",
-    "Start two receivers of 'direct_logs'. One gets info, warning and error, the other only error. Then publish one "
-    "message of each severity while both run.",
+    "Start two receivers of 'direct_logs'. Let one of them get info, warning and error, and the other only error. "
+    "Then publish one message of each severity while both run.",
     _all_and_errors,
     (
         mistakes.not_published_to(_LOGS),
@@ -101,7 +101,7 @@ def _still_nothing(seen: Seen) -> str:
 
 def _by_hand(seen: Seen) -> str:
     direct = [each for each in seen.published_to("") if _ERRORS in each.queues]
-    return f"{direct[-1]} was published to the queue itself. It should come from 'direct_logs'." if direct else ""
+    return f"{direct[-1]} was published to the queue itself. Publish to 'direct_logs' instead." if direct else ""
 
 
 _NO_ERRORS = Goal(

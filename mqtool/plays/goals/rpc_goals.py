@@ -14,7 +14,7 @@ def _requests(seen: Seen) -> list[SeenMessage]:
 
 
 def _replies(seen: Seen, request: SeenMessage) -> list[SeenMessage]:
-    """Return the messages that were sent later to the request's reply_to; empty if there are none."""
+    """Return the replies: all messages that were sent to the request's reply_to after the request; empty if none."""
     to = request.properties.get("reply_to")
     direct = to == "amq.rabbitmq.reply-to"
     return [
@@ -45,8 +45,8 @@ def _gave_up(seen: Seen) -> str:
         answer = _answer(seen, request)
         if answer is not None and _received(seen, request) is None:
             return (
-                f"The server replied to {request}, but the connection that had sent it did not get the reply: perhaps "
-                "the client had given up."
+                f"The server replied to {request}, but the connection that had sent the request did not get the reply. "
+                "The client may have given up."
             )
     return ""
 
@@ -67,7 +67,7 @@ def _unlike(seen: Seen) -> str:
         identities = {each.properties.get("correlation_id") for each in _requests(seen)}
         others = [each for each in replies if each.properties.get("correlation_id") not in identities - {None}]
         if others:
-            return f"The reply {others[0]} does not have the correlation ID of a request: whose answer is it?"
+            return f"The reply {others[0]} does not have the correlation ID of any request, so it answers none of them."
     return ""
 
 
@@ -94,7 +94,7 @@ def _same_identity(seen: Seen) -> str:
         if len(requests) >= 3 and len(identities) < 3:
             return (
                 f"Of {len(requests)} requests, some had the same correlation ID, {min(identities)!r}, so the client "
-                "cannot tell their replies apart. Use a different one for each."
+                "cannot tell their replies apart. Use a different ID for each request."
             )
     return ""
 
@@ -106,12 +106,12 @@ def _no_server(seen: Seen) -> str:
 
 _ANSWERED = Goal(
     "answered",
-    "Start a server on 'rpc_queue'. One client sends three requests, and gets three replies. Each reply has "
+    "Start a server on 'rpc_queue'. Let one client send three requests, and get three replies. Each reply must have "
     "the correlation ID of its request.",
     _three_answers,
     (mistakes.not_sent_to(_RPC), _no_reply_to, _same_identity, _unlike, _gave_up, _no_server, _few),
     (
-        "Three replies come back over one queue. How does the client know which is which?",
+        "Three replies come back over one queue. How does the client know which request each reply answers?",
         "Correlation ID: the client sets it to a unique value for every request, and the server copies it to the "
         "reply.",
         "in one terminal:\n  mqtool rpc-server\nin another one:\n  mqtool rpc-client 6 7 8",

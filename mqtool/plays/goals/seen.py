@@ -1,12 +1,14 @@
-"""The history of a broker, by which goals are judged: the records of `mqtool ui` as messages, copies and deliveries.
+"""The history of a broker: messages, their copies in queues, and the deliveries of these copies.
+
+The history is built from the records that `mqtool ui` shows. The functions of a goal judge by this history.
 
     publisher ──> SeenMessage ─┬─> SeenCopy (in a queue) ──> SeenDelivery ──> receiver 1
                                │                         └─> SeenDelivery ──> receiver 2 (redelivered)
                                └─> SeenCopy (in another queue)
 
-The embedded broker reports each event. RabbitMQ's firehose shows what is published and delivered, but not what happens
-then: a queue's counters of acknowledgements show that all its deliveries were acknowledged, a few seconds later. If a
-receiver ends immediately, RabbitMQ may drop its part of the counters; then the queue, which stays empty, shows it.
+The embedded broker reports each event. RabbitMQ's firehose shows what is published and delivered, but not what is
+acknowledged. A few seconds later, a queue's counters show that all its deliveries were acknowledged. If a receiver ends
+immediately, RabbitMQ may not count its acknowledgements; then a queue that stays empty shows that nothing is left.
 """
 
 from collections import Counter
@@ -31,18 +33,19 @@ _EMPTY_LOOKS = 8
 
 @dataclass
 class SeenDelivery:
-    """A delivery of a copy to a receiver.
+    """A delivery of a message to a receiver.
 
     Attributes:
-        receiver: identifies the consumer (on RabbitMQ, its connection); empty for basic.get.
+        receiver: a name for the consumer or, on RabbitMQ, for its connection; empty for basic.get.
         protocol: the consumer's protocol; empty on RabbitMQ and for basic.get.
-        at, ended_at: the sequence numbers of the events that began and ended the delivery; `ended_at` is 0 until it
-            ends.
+        at, ended_at: the sequence numbers of the events that began and ended the delivery; `ended_at` is 0 before
+            the end.
         milliseconds, ended_milliseconds: the broker's clock at these events, in ms since 1970; 0 if unknown.
-        end: "acknowledged", "requeued: " and why, "dead-lettered: " or "discarded: " and the reason; "gone" if RabbitMQ
-            does not tell which of these, but the message is not in its queue any more; or empty.
+        end: how the delivery ended: "acknowledged", or "automatic"; "requeued: ", "dead-lettered: " or "discarded: "
+            with the reason; "read" from a stream; "gone" if the message has left the queue, and RabbitMQ does not
+            report how. Empty until the delivery ends.
         no_ack: True if the receiver consumes with automatic acknowledgement.
-        republished: what the receiver published with the same body while it held the copy, such as a retry.
+        republished: the message that the receiver published with the same body during the delivery, such as a retry.
     """
 
     receiver: str
@@ -58,7 +61,7 @@ class SeenDelivery:
 
     @property
     def held_milliseconds(self) -> int:
-        """The milliseconds for which the receiver held it until it was acknowledged or requeued; 0 if unknown."""
+        """How many milliseconds it took until the delivery was acknowledged or requeued; 0 if unknown."""
         return max(0, self.ended_milliseconds - self.milliseconds)
 
 
@@ -67,10 +70,10 @@ class SeenCopy:
     """A message in one queue.
 
     Attributes:
-        at: the sequence number of the event at which it entered the queue.
-        end: how it left the queue, as in SeenDelivery, "purged", "deleted" or "lost in the restart"; empty if it has
-            not.
-        look: how often the queues had been read before it was seen.
+        at: the sequence number of the event at which the message entered the queue.
+        end: how the message left the queue: as in SeenDelivery, or "purged", "deleted" or "lost in the restart"; empty
+            while the message is in the queue.
+        look: how often the queues had been read when the message was first seen in this queue.
     """
 
     message: "SeenMessage"
@@ -81,7 +84,7 @@ class SeenCopy:
     end: str = ""
 
     def finish(self, record: Json, now: int) -> None:
-        """Record the event that ended the latest delivery. Unless the message was requeued, the copy ends, too."""
+        """Record the event that ended the latest delivery. Unless the message was requeued, it has left the queue."""
         why = record.get("why") or record.get("reason")
         end = f"{record['what']}: {why}" if why else str(record["what"])
         if self.deliveries and not self.deliveries[-1].end:
@@ -96,34 +99,32 @@ class SeenCopy:
 
     @property
     def received(self) -> bool:
-        """True if a receiver has acknowledged it, or got it with automatic acknowledgement."""
+        """True if a receiver has acknowledged the message, or got it with automatic acknowledgement."""
         return self.end in ("acknowledged", "automatic", "gone")
 
     @property
     def republished(self) -> "SeenMessage | None":
-        """The message that its last receiver published with the same body while it held the copy; None if there is
-        none.
-        """
+        """The message that the last receiver published with the same body while it held this one; None if none."""
         return self.deliveries[-1].republished if self.deliveries else None
 
     @property
     def receiver(self) -> str:
-        """The receiver that got it last; empty if none did."""
+        """The receiver that got the message last; empty if none did."""
         return self.deliveries[-1].receiver if self.deliveries else ""
 
     @property
     def waited(self) -> bool:
-        """True if no receiver was waiting for it when it was published."""
+        """True if no receiver was waiting when the message was published."""
         return bool(self.deliveries) and self.deliveries[0].milliseconds - self.message.milliseconds > _AT_ONCE
 
     @property
     def is_held(self) -> bool:
-        """True if a receiver has it, and has not acknowledged it yet."""
+        """True if a receiver has the message, and has not acknowledged it yet."""
         return bool(self.deliveries) and not self.deliveries[-1].end
 
     @property
     def is_early(self) -> bool:
-        """True if it was acknowledged automatically, before any work was done."""
+        """True if the message was acknowledged automatically, before any work was done."""
         return any(each.no_ack for each in self.deliveries)
 
 
@@ -132,17 +133,18 @@ class SeenMessage:
     """A message that was published.
 
     Attributes:
-        at: the sequence number of the event at which it was published; not a clock time.
+        at: the sequence number of the event at which the message was published; not a clock time.
         milliseconds: the broker's clock at that event, in ms since 1970.
         connection: the publisher's connection; empty if a queue dead-lettered the message, or it was found in a queue.
         protocol: that connection's protocol; empty on RabbitMQ and for the management API.
-        confirms: True if it was published on a channel with publisher confirms; always False on RabbitMQ, which does
-            not report it.
-        origin, reason: the queue that dead-lettered it, and why, if one did.
-        held_by: the exchange that is holding it back for its delay; empty if none does now.
-        was_held: True if an exchange held it back for its delay, which is over.
-        reply_to: for a direct reply, the connection that receives it; otherwise empty.
-        lost: "dropped" or "returned" if no queue got it, "refused" if a full queue refused it; otherwise empty.
+        confirms: True if the message was published on a channel with publisher confirms; always False on RabbitMQ,
+            which does not report this.
+        origin, reason: the queue that dead-lettered the message, and why; empty if no queue did.
+        held_by: the exchange that is holding back the message until its delay is over; empty if none is.
+        was_held: True if an exchange held back the message, and its delay is over.
+        reply_to: for a direct reply, the connection that receives the reply; otherwise empty.
+        lost: "dropped" or "returned" if no queue got the message, "refused" if a full queue refused it; otherwise
+            empty.
     """
 
     at: int
@@ -172,7 +174,7 @@ class SeenMessage:
 
     @property
     def receivers(self) -> list[str]:
-        """The receivers that got it, one for each copy that was received."""
+        """The receivers of the message, with one entry for each copy that was received."""
         return [copy.receiver for copy in self.copies if copy.received]
 
     @property
@@ -186,7 +188,7 @@ class SeenMessage:
 class SeenBinding(NamedTuple):
     """A binding; `key` is the routing key, or the arguments as "name=value" words.
 
-    Of many bindings to one destination, only the first few are known; "…" is the key of the others.
+    If a destination has many bindings, only the first few are known; the key "…" stands for the others.
     """
 
     exchange: str
@@ -195,13 +197,13 @@ class SeenBinding(NamedTuple):
 
 
 class SeenBound(NamedTuple):
-    """The bindings of a queue to an exchange, or its last ones if it was unbound or deleted.
+    """The bindings of a queue to an exchange or, if the queue was unbound or deleted, its last bindings.
 
     Attributes:
-        keys: the keys of its bindings.
-        since, until: the broker's times, in milliseconds since 1970, when the first binding was seen, and when it was
-            not seen any more; `until` is 0 while they exist. The topology is read only from time to time, so these
-            times are late.
+        keys: the keys of the bindings.
+        since, until: the times at which the first of the bindings was seen, and at which none was seen any more, by
+            the broker's clock, in milliseconds since 1970; `until` is 0 while the queue is bound. Both times are late,
+            because the topology is read only from time to time.
     """
 
     keys: set[str]
@@ -209,7 +211,7 @@ class SeenBound(NamedTuple):
     until: int
 
     def covers(self, message: "SeenMessage") -> bool:
-        """True if the queue was bound when a message was published."""
+        """Return True if the queue was bound when a message was published."""
         return self.since - _TOPOLOGY_LATE < message.milliseconds and (
             not self.until or message.milliseconds < self.until
         )
@@ -247,7 +249,7 @@ class SeenConsumer(NamedTuple):
 
 
 def at_once(copies: Iterable[SeenCopy], fewest: int = 1) -> dict[str, int]:
-    """Return the receivers that were active at the same time as another, and how many copies each got; {} if none.
+    """Find receivers that were active at the same time; return how many copies each of them got, or {} if none were.
 
     Args:
         copies: copies that were received.
@@ -266,17 +268,17 @@ def at_once(copies: Iterable[SeenCopy], fewest: int = 1) -> dict[str, int]:
 
 
 class Seen:
-    """The history of a virtual host since it was first looked at, and its topology now.
+    """The history of a virtual host since the first record, and the current topology.
 
     Attributes:
-        queues: the queues that exist now, by name, each with "type", "arguments", "ready" and "unacked".
-        exchanges: the types of the exchanges that exist now, by name.
-        bindings, consumers: the bindings and consumers that exist now.
+        queues: the current queues, by name, each with "type", "arguments", "ready" and "unacked".
+        exchanges: the types of the current exchanges, by name.
+        bindings, consumers: the current bindings and consumers.
         astray: the messages that were published to an exchange that did not exist, including those before the goal
             began.
-        is_complete: False until the first records have been taken.
-        acted: the sequence number of the fault that `try` brought about for the goal; 0 before that.
-        note: the target of that fault, for the sentences of the goal.
+        is_complete: False until the first complete set of records has been processed.
+        acted: the sequence number of the fault that `try` has caused for the goal; 0 before that.
+        note: the target of that fault, which the sentences of the goal can name.
         bound_before: the current and former bindings of queues to exchanges.
         looks: how often RabbitMQ's queues have been read; 0 on the embedded broker, which reports when they change.
         topologies: how often the topology has been read.
@@ -308,12 +310,12 @@ class Seen:
         self.looks = self.topologies = self.topology_at = self.milliseconds = 0
 
     def begin(self) -> None:
-        """Begin a goal: `messages` and `receivers` contain only what is new from now on."""
+        """Begin a goal: from now on, `messages` contains only new messages, and receivers are numbered from 1 again."""
         self.begun, self.acted, self.note = self.now, 0, ""
         self._receivers.clear()
 
     def act(self, note: str) -> None:
-        """Remember that `try` has brought about the fault of the goal, and its target."""
+        """Record that `try` has caused the fault of the goal; `note` is the target of the fault."""
         self.now += 1
         self.acted, self.note = self.now, note
 
@@ -323,7 +325,7 @@ class Seen:
         return [each for each in self._all if each.at > self.begun and not each.origin]
 
     def lost(self, how: str) -> list[SeenMessage]:
-        """The messages since the goal began that were lost in this way: "dropped", "returned" or "refused"."""
+        """Return the messages since the goal began with this value of `lost`: "dropped", "returned" or "refused"."""
         return [each for each in self.messages if each.lost == how]
 
     @property
@@ -332,11 +334,11 @@ class Seen:
         return [each for each in self._all if each.at > self.begun and each.origin]
 
     def published_to(self, exchange: str, *keys: str) -> list[SeenMessage]:
-        """The messages published to an exchange since the goal began, with one of these keys if any are named."""
+        """Return the messages published to an exchange since the goal began, with one of these keys, if any."""
         return [each for each in self.messages if each.exchange == exchange and (not keys or each.routing_key in keys)]
 
     def copies_in(self, queue: str) -> list[SeenCopy]:
-        """The copies that clients published to a queue since the goal began, oldest first."""
+        """Return the copies that a queue got of the messages published since the goal began, oldest first."""
         return [copy for each in self.messages for copy in each.copies if copy.queue == queue]
 
     def bound(self, exchange: str) -> list[SeenBinding]:
@@ -351,18 +353,18 @@ class Seen:
         return {each.key for each in self.bindings if each.exchange == exchange and each.destination == queue}
 
     def is_without_queue(self, copy: SeenCopy) -> bool:
-        """True if the copy's queue does not exist any more."""
+        """Return True if the copy's queue does not exist any more."""
         is_current = self.looks > copy.look + 1 if self.looks else self.topologies > copy.look
         return not copy.end and copy.queue not in self.queues and is_current
 
     def called(self, receiver: str) -> str:
-        """Return a name for a receiver, such as "receiver 2": they are numbered as they appear."""
+        """Return a name for a receiver, such as "receiver 2". Receivers are numbered in order of appearance."""
         if receiver not in self._receivers:
             self._receivers.append(receiver)
         return f"receiver {self._receivers.index(receiver) + 1}"
 
     def take(self, record: Json) -> bool:
-        """Process a record; return True if it changed something."""
+        """Process a record; return True if it may have changed the history or the topology."""
         self.milliseconds = max(self.milliseconds, record.get("t", 0))
         match record["kind"]:
             case "topology":
@@ -401,7 +403,7 @@ class Seen:
         self.bound_before.take(self.bindings, record.get("t", 0))
 
     def _take_snapshot(self, waiting: list[Json]) -> None:
-        """Record the messages that are in queues, at the start, after a restart, or after events were lost."""
+        """Record the messages that wait in queues: at the start, after a restart, or after events were lost."""
         for each in waiting:
             if "queue" in each and (each["queue"], each["copy"]) not in self._copies:
                 self._enter(self._message(each, "", ""), each["queue"], each["copy"])
@@ -468,11 +470,11 @@ class Seen:
         return copy
 
     def _open(self, queue: str) -> list[SeenCopy]:
-        """The copies that are in a queue, oldest first."""
+        """Return the copies that are in a queue, oldest first."""
         return [copy for each in self._all for copy in each.copies if copy.queue == queue and not copy.end]
 
     def _taken(self, record: Json) -> SeenCopy:
-        """Return the copy that RabbitMQ has delivered, by its contents, because the firehose shows nothing else."""
+        """Find the copy that RabbitMQ has delivered by its body and routing key; return a new copy if none matches."""
         details = record["details"]
         for copy in self._open(record["queue"]):
             same = copy.message.body == details.get("body", "") and copy.message.routing_key == details["routing_key"]
@@ -500,9 +502,14 @@ class Seen:
             copy.finish({"what": "automatic"}, self.now)
 
     def _settle(self, counters: Mapping[str, list[int]], depths: Mapping[str, list[int]]) -> None:
-        """Process RabbitMQ's counters of each queue: how many deliveries were, or did not have to be, acknowledged.
+        """Process RabbitMQ's counters.
 
-        Which deliveries they were is known only when all were acknowledged, or when the queue stays empty.
+        The counters do not show which deliveries were acknowledged. So a queue's copies end only once all its
+        deliveries are counted, or once the queue stays empty.
+
+        Args:
+            counters: for each queue, the deliveries that were acknowledged, and those that need no acknowledgement.
+            depths: for each queue, its ready and its unacknowledged messages.
         """
         for queue, (acknowledged, automatic) in counters.items():
             copies = [copy for each in self._all for copy in each.copies if copy.queue == queue and copy.deliveries]
@@ -527,14 +534,14 @@ def _message(record: Json, now: int, connection: str, origin: str) -> SeenMessag
 
 
 def since(seen: Seen, moment: int) -> Seen:
-    """Return the same history with a later beginning, so that `messages` contains only what is new since a moment."""
+    """Return a copy of the history whose `messages` contains only what was published after the event `moment`."""
     later = shallow_copy(seen)
     later.begun = moment
     return later
 
 
 def lose_transient(seen: Seen) -> None:
-    """Note that the broker has been restarted: classic queues have lost their transient messages."""
+    """Record that the broker has been restarted: classic queues have lost their transient messages."""
     for message in seen.messages:
         for copy in message.copies:
             kind = seen.queues.get(copy.queue, {}).get("type")
@@ -543,6 +550,6 @@ def lose_transient(seen: Seen) -> None:
 
 
 def is_topology_known(seen: Seen, copy: SeenCopy) -> bool:
-    """True if the topology that was seen is not older than the end of a copy's last delivery."""
+    """Return True if the topology must have been read since the last delivery of a copy ended."""
     ended = copy.deliveries[-1].ended_milliseconds if copy.deliveries else 0
     return seen.milliseconds - ended > _TOPOLOGY_LATE

@@ -11,7 +11,7 @@ _UNSEEN = "RabbitMQ does not report what is read from a stream"
 
 
 def _read_by(seen: Seen, stream: str) -> dict[str, list[SeenCopy]]:
-    """Return the copies that each reader has read, in order; empty if nobody has read."""
+    """Return, for each reader, the copies that it has read, in order; empty if nobody has read any."""
     found: dict[str, list[tuple[int, SeenCopy]]] = {}
     for copy in seen.copies_in(stream):
         for each in copy.deliveries:
@@ -27,7 +27,7 @@ _STREAM_ARGUMENTS = (
 
 
 def _without_offset(stream: str) -> Said:
-    """A consumer of a stream does not get the messages that were sent before it started."""
+    """Return a function that reports a consumer of this stream that misses the messages sent before it started."""
 
     def said(seen: Seen) -> str:
         copies = seen.copies_in(stream)
@@ -36,7 +36,7 @@ def _without_offset(stream: str) -> Said:
         if any(each.at > copies[0].at for copy in copies for each in copy.deliveries):
             return ""
         return (
-            f"A reader has started, and has not got {copies[0].message}: without an offset, a reader gets only later "
+            f"A reader has started, but has not got {copies[0].message}: without an offset, a reader gets only new "
             "messages. Begin at the offset 'first' (the argument x-stream-offset)."
         )
 
@@ -68,14 +68,14 @@ def _no_stream(seen: Seen) -> str:
     if not queue or queue["type"] == "stream":
         return ""
     return (
-        f"{_STREAM!r} is a {queue['type']} queue, not a stream. Delete it, and declare it with the argument "
+        f"{_STREAM!r} is a {queue['type']} queue, not a stream. Delete the queue, and declare it with the argument "
         "x-queue-type 'stream'."
     )
 
 
 _READ_TWICE = Goal(
     "read-twice",
-    f"Send a message to the stream {_STREAM!r}. Two readers read it, one after the other.",
+    f"Send a message to the stream {_STREAM!r}. Let two readers read it, one after the other.",
     _twice,
     (
         _no_stream,
@@ -108,7 +108,7 @@ def _resumed(seen: Seen) -> str:
 
 
 def _came_later(copy: SeenCopy, at: int, reader: str) -> bool:
-    """True if the copy was appended after the event `at`, and before this reader started."""
+    """Return True if the copy was appended after the event with the number `at`, and before the reader started."""
     (delivery,) = [each for each in copy.deliveries if each.receiver == reader][:1]
     return copy.at > at and delivery.milliseconds - copy.message.milliseconds > 100
 
@@ -116,7 +116,9 @@ def _came_later(copy: SeenCopy, at: int, reader: str) -> bool:
 def _from_the_start(seen: Seen) -> str:
     readers = [*_read_by(seen, _TRACKED).values()]
     if len(readers) > 1 and readers[-1][0] is readers[0][0]:
-        return f"The second reader began with {readers[0][0].message} again. Where had the first one stored its offset?"
+        return (
+            f"The second reader began with {readers[0][0].message} again. Where had the first reader stored its offset?"
+        )
     return ""
 
 
@@ -127,14 +129,14 @@ def _missed(seen: Seen) -> str:
 
 def _one_reader(seen: Seen) -> str:
     if len(readers := [*_read_by(seen, _TRACKED).values()]) == 1:
-        return f"A reader has read {readers[0][-1].message}. Stop it, send more, and start it again."
+        return f"A reader has read {readers[0][-1].message}. Stop the reader, send more messages, and start it again."
     return ""
 
 
 _RESUMED = Goal(
     "resumed",
-    f"Send some messages to the stream {_TRACKED!r}, and read them. Stop the reader, send more, and start it again: it "
-    "goes on with the first message that it has not read.",
+    f"Send some messages to the stream {_TRACKED!r}, and read them. Stop the reader, send more messages, and start the "
+    "reader again. It has to continue with the first message that it has not read.",
     _resumed,
     (mistakes.not_sent_to(_TRACKED), _from_the_start, _missed, _without_offset(_TRACKED), _one_reader),
     (

@@ -16,7 +16,7 @@ def _match(pattern: str, key: str) -> bool:
 
 
 def _queues(seen: Seen, key: str) -> set[str]:
-    """The queues in which a message with this key was received, and which are still bound."""
+    """Return the queues from which a message with this key was received, and which are still bound."""
     got = {copy.queue for each in seen.published_to(_LOGS, key) for copy in each.copies if copy.received}
     return {queue for queue in got if seen.keys_of(queue, _LOGS)}
 
@@ -28,7 +28,7 @@ def _known(seen: Seen) -> dict[str, SeenBound]:
 
 
 def _missed(seen: Seen, bound: SeenBound) -> list[str]:
-    """Return the keys that no publisher used while a queue was bound; empty if all three were used."""
+    """Return which of the three keys no publisher used while a queue was bound; empty if all three were used."""
     return [
         key for key in (_TWO_WORDS, *_OTHERS) if not any(bound.covers(each) for each in seen.published_to(_LOGS, key))
     ]
@@ -39,7 +39,7 @@ _PATTERN = "kern.*"
 
 
 def _is_narrow(pattern: str) -> bool:
-    """True if it matches nothing but keys of two words that begin with 'kern'."""
+    """Return True if a binding key matches only routing keys of two words whose first word is 'kern'."""
     first, _, second = pattern.partition(".")
     return first == "kern" and bool(second) and "." not in second and second != "#"
 
@@ -59,7 +59,7 @@ def _too_wide(seen: Seen) -> str:
             matched = next((key for key in (*_OTHERS, "cron.disk") if _match(pattern, key)), None)
             if matched is not None:
                 return f"{pattern!r} matches {matched!r} as well."
-            return f"The receiver is also bound with {pattern!r}. Give it one pattern only."
+            return f"The receiver is also bound with {pattern!r}. Start it with one pattern only."
     return ""
 
 
@@ -74,7 +74,7 @@ def _was_wide(seen: Seen) -> str:
 def _no_pattern(seen: Seen) -> str:
     for queue in _queues(seen, _TWO_WORDS):
         if _PATTERN not in (patterns := seen.keys_of(queue, _LOGS)):
-            return f"{sorted(patterns)[0]!r} matches, but it is not a pattern: 'kern.net' should match, too."
+            return f"{sorted(patterns)[0]!r} matches only itself. Use a binding key that also matches 'kern.net'."
     return ""
 
 
@@ -85,7 +85,7 @@ def _key_missing(seen: Seen) -> str:
 
 
 def _before_it(seen: Seen) -> str:
-    """All three were published, but not all while the receiver with the right pattern was running."""
+    """Report a key that was used only before the receiver with the right pattern was started."""
     for bound in _known(seen).values():
         missed = _missed(seen, bound)
         if missed and not bound.until and bound.keys == {_PATTERN} and not _key_missing(seen):
@@ -102,8 +102,9 @@ def _gone(seen: Seen) -> str:
 
 _STAR = Goal(
     "star",
-    "Start a receiver of 'topic_logs' with a pattern that matches keys of two words that begin with 'kern'. While it "
-    "runs, publish with the keys 'kern', 'kern.disk' and 'kern.disk.full': the receiver gets only 'kern.disk'.",
+    "Start a receiver of 'topic_logs' with a pattern that matches all keys of two words whose first word is 'kern'. "
+    "While it runs, publish with the keys 'kern', 'kern.disk' and 'kern.disk.full'. The receiver gets only "
+    "'kern.disk'.",
     _star,
     (
         mistakes.not_published_to(_LOGS),
@@ -140,7 +141,7 @@ def _once(seen: Seen) -> str:
 def _twice(seen: Seen) -> str:
     for message in seen.published_to(_LOGS, "kern.critical"):
         if len(message.receivers) > 1:
-            return f"{message} reached {len(message.receivers)} receivers. Give both patterns to a single one."
+            return f"{message} reached {len(message.receivers)} receivers. Start a single receiver with both patterns."
     return ""
 
 
@@ -161,7 +162,7 @@ def _other_key(seen: Seen) -> str:
 
 _ONCE = Goal(
     "once",
-    "Start one receiver with two patterns, 'kern.*' and '*.critical'. Publish with a key that both match, "
+    "Start one receiver with two patterns, 'kern.*' and '*.critical'. Publish with a key that both patterns match, "
     "'kern.critical'. How often does the receiver get the message?",
     _once,
     (mistakes.not_published_to(_LOGS), _twice, _other_key, mistakes.nothing_bound(_LOGS), _one_pattern),

@@ -1,4 +1,4 @@
-"""Tries a goal: prepares it, watches the broker, and says what is missing until the goal is reached.
+"""Lets a learner try a goal: prepares the broker, watches it, and says what is missing until the goal is reached.
 
 records() of mqtool/ui ──> Seen ──> Goal.reached, Goal.mistakes ──> TrialFinding
 """
@@ -47,10 +47,11 @@ _SPEAKS_AMQP_1_0 = Version(4, 0)
 
 
 class TrialFinding(NamedTuple):
-    """Something to tell the learner.
+    """A sentence for the learner.
 
     Attributes:
-        kind: "mistake": something is wrong or missing. "fault": what `try` has done. "reached": the proof.
+        kind: what the sentence says: "mistake", what is wrong or missing; "fault", what `try` has done to the broker;
+            "reached", why the goal is reached.
     """
 
     kind: Literal["mistake", "fault", "reached"]
@@ -94,7 +95,7 @@ def is_embedded(api: Management) -> bool:
 
 @contextmanager
 def own_vhost(api: Management, name: str, user: str) -> Iterator[None]:
-    """Context manager: add a virtual host for the learner alone, and delete it with everything in it."""
+    """Context manager: add a virtual host for the learner alone; at the end, delete it with everything in it."""
     try:
         api.put(path("vhosts", name), {})
         api.put(path("permissions", name, user), {"configure": ".*", "write": ".*", "read": ".*"})
@@ -108,7 +109,7 @@ class Trial:
     """A context manager that watches a virtual host while goals are tried there, one after the other.
 
     Args:
-        silence: after how many seconds without any event the learner is asked where they work.
+        silence: seconds without any event after which the learner is asked whether they use another broker.
     """
 
     def __init__(self, broker: TrialBroker, silence: float = _SILENCE) -> None:
@@ -159,7 +160,7 @@ class Trial:
             self._records.put(error)
 
     def _take(self, seconds: float) -> bool:
-        """Take the records that have arrived; return True if they changed what was seen. Wait if there are none."""
+        """Process the records that have arrived; wait if there are none. Return True if they changed the history."""
         changed, timeout = False, seconds
         with suppress(Empty):
             while True:
@@ -173,7 +174,7 @@ class Trial:
         return changed
 
     def prepare(self, goal: Goal) -> None:
-        """Declare what the goal needs, and look only at what happens from now on."""
+        """Declare the queues and bindings that the goal needs. Only what happens from now on counts for the goal."""
         if not self._is_first:
             self._calm_down()
         self._is_first = False
@@ -184,7 +185,7 @@ class Trial:
         self._prepare(goal)
 
     def _calm_down(self) -> None:
-        """Wait until everything that belongs to the previous goal has happened."""
+        """Wait until nothing happens any more, so that late events do not count for the next goal."""
         begun_at = changed_at = time.monotonic()
         while (now := time.monotonic()) - changed_at < _CALM and now - begun_at < _CALM_AT_MOST:
             before = self.seen.now
@@ -195,7 +196,7 @@ class Trial:
     def prepare_again(self, goal: Goal) -> list[str]:
         """Delete the queues and exchanges that are new since prepare(), empty the other queues, and prepare again.
 
-        Returns: the names of what was deleted. Exclusive queues stay: they belong to a client that is running.
+        Returns: the names of the deleted queues and exchanges. Exclusive queues stay, since a running client uses them.
         """
         vhost, deleted = self._broker.vhost, []
         for kind in _MADE:
@@ -228,7 +229,7 @@ class Trial:
         self.seen.begin()
 
     def _is_prepared(self, goal: Goal, topologies: int) -> bool:
-        """True once what was declared for the goal has been seen, in a topology later than number `topologies`."""
+        """Return True once the goal's queues are in a topology that is newer than the first `topologies` ones."""
         known, is_new = self.seen.queues, self.seen.topologies > topologies
         return not goal.queues or (
             is_new
@@ -239,9 +240,10 @@ class Trial:
         )
 
     def findings(self, goal: Goal) -> Iterator[TrialFinding | None]:
-        """Yield findings for the learner until the goal is reached. Yields None, often, while there is nothing new.
+        """Yield findings for the learner until the goal is reached; while there are none, yield None every 0.1 s.
 
-        A mistake is reported again only if it is made again. Otherwise, one that is still true would hide all others.
+        A mistake is reported again only if the learner makes it again. Otherwise, a mistake that is still there would
+        hide all others.
         """
         mistake = ""
         #: The mistakes that were told and are still true; the latest one; and the others that were true then.
@@ -284,14 +286,14 @@ class Trial:
                 yield None
 
     def _what_is(self) -> tuple[int, ...]:
-        """Return numbers that change if anything happens. RabbitMQ also sends records if nothing has happened."""
+        """Return numbers that change if anything happens. RabbitMQ also sends records while nothing happens."""
         seen = self.seen
         return seen.now, len(seen.queues), len(seen.bindings), len(seen.consumers)
 
     def _made_since(self, moment: int, mistakes: Iterable[Said]) -> set[Said]:
-        """Return the mistakes that can be seen from the messages since a moment; none if there are no messages.
+        """Return the mistakes that show in the messages since the event `moment`; none if there are no such messages.
 
-        Mistakes that can be seen without any message, such as a wrong binding, are not made again.
+        Mistakes that show without any message, such as a wrong binding, do not count as made again.
         """
         later, none = since(self.seen, moment), since(self.seen, self.seen.now)
         if not later.messages and not to_unknown_exchange(later):
@@ -299,9 +301,9 @@ class Trial:
         return {each for each in mistakes if each(later) and not each(none)}
 
     def _may_be_elsewhere(self, goal: Goal) -> bool:
-        """True if what the learner does may reach another broker.
+        """Return True if the learner's commands may be using another broker.
 
-        If no command is needed to select this broker, only if no client has done anything on it yet.
+        If the learner needs no command to select this broker, return False once a client has done anything on it.
         """
         if self._broker.way:
             return True
@@ -312,11 +314,11 @@ class Trial:
         if self._broker.way:
             what = "Nothing new has" if self.seen.messages else "No message has"
             return (
-                f"{what} reached this broker for some time. Have you typed this in the terminal from which you send?\n"
-                f"  {self._broker.way}\nIf a command there has failed, see what it says: its exchange may not exist."
+                f"{what} reached this broker for some time. Have you run this in the terminal from which you send?\n"
+                f"  {self._broker.way}\nIf a command has failed there, read its error: the exchange may not exist."
             )
-        said = "Nothing has reached this broker yet. If a command has failed, see what it says. "
-        return f"{said}If your other terminals use another broker, type there: unset MQTOOL_URL AMQP_URL"
+        said = "Nothing has reached this broker yet. If a command has failed, read its error. "
+        return f"{said}If your other terminals use another broker, run this command in them: unset MQTOOL_URL AMQP_URL"
 
     def _bring_about(self, fault: TrialFault) -> str:
         target = fault.target(self.seen)
@@ -332,5 +334,5 @@ class Trial:
 
 
 def hint(goal: Goal, asked: int) -> str:
-    """Return the next hint for a learner who has had `asked` hints of a goal; the last hint is repeated."""
+    """Return the next hint for a learner who has already seen `asked` hints of a goal; the last hint is repeated."""
     return goal.hints[min(asked, len(goal.hints) - 1)]

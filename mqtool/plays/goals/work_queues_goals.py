@@ -15,13 +15,13 @@ _LONG = 1000
 
 
 def _done_copies(seen: Seen) -> list[SeenCopy]:
-    """Return the tasks that were received, by a consumer or basic.get, and not published again, as for a retry."""
+    """Return the tasks that a consumer or basic.get has received, except those published again for a retry."""
     copies = seen.copies_in(_TASKS)
     return [copy for copy in copies if copy.received and copy.deliveries and copy.republished is None]
 
 
 def _done(seen: Seen) -> Counter[str]:
-    """The number of tasks that each worker has done."""
+    """Return how many tasks each worker has done."""
     return Counter(copy.receiver for copy in _done_copies(seen))
 
 
@@ -37,7 +37,8 @@ def _one_worker(seen: Seen) -> str:
     if done.total() < _MANY or len(done) > 1:
         return ""
     return (
-        f"{seen.called(next(iter(done)))} did all {done.total()} tasks alone. Start a second one, and send six tasks."
+        f"{seen.called(next(iter(done)))} did all {done.total()} tasks alone. Start a second worker, and "
+        "send six more tasks."
     )
 
 
@@ -49,7 +50,7 @@ def _in_turn(seen: Seen) -> str:
     other = next(copy for copy in tasks if copy.receiver != last.receiver)
     return (
         f"{seen.called(other.receiver)} got its last task before {seen.called(last.receiver)} got its first. "
-        "Let both run at the same time, and send six tasks."
+        "Let both run at the same time, and send six more tasks."
     )
 
 
@@ -68,7 +69,7 @@ def _few_tasks(seen: Seen) -> str:
 
 _SHARED = Goal(
     "shared",
-    "Start two workers on the queue 'task_queue', and send six tasks. The workers share them.",
+    "Start two workers on the queue 'task_queue', and send six tasks, so that the workers share them.",
     _shared,
     (
         mistakes.thrown_away(_TASKS),
@@ -90,13 +91,13 @@ _SHARED = Goal(
 
 
 def _deliveries(seen: Seen) -> list[tuple[SeenCopy, SeenDelivery]]:
-    """The deliveries of tasks, in order."""
+    """Return all deliveries of tasks, each with its task, in order."""
     found = [(copy, each) for copy in seen.copies_in(_TASKS) for each in copy.deliveries]
     return sorted(found, key=lambda pair: pair[1].at)
 
 
 def _meanwhile(seen: Seen, long: SeenDelivery) -> list[tuple[SeenCopy, SeenDelivery]]:
-    """The deliveries that began while a worker held this one."""
+    """Return the deliveries that began during this one, each with its task."""
     return [(copy, each) for copy, each in _deliveries(seen) if long.at < each.at < (long.ended_at or seen.now + 1)]
 
 
@@ -117,8 +118,8 @@ def _hoards(seen: Seen) -> str:
         if meanwhile and not long.no_ack:
             held = ", ".join(str(each.message) for each in meanwhile)
             return (
-                f"{seen.called(long.receiver)} was busy with {copy.message}, and held {held} as well. Limit it to one "
-                "unacknowledged message (a prefetch count of 1)."
+                f"{seen.called(long.receiver)} was busy with {copy.message}, and held {held} as well. Limit each "
+                "worker to one unacknowledged message (a prefetch count of 1)."
             )
     return ""
 
@@ -150,12 +151,12 @@ def _too_quick(seen: Seen) -> str:
 _FAIR = Goal(
     "fair",
     "Start two workers again. Send a long task, then at least three quick ones. While one worker is busy, the other "
-    "does all the quick tasks.",
+    "has to do all the quick tasks.",
     _fair,
     (mistakes.not_sent_to(_TASKS), _automatic, _hoards, mistakes.nobody_receives(_TASKS), _one_worker, _too_quick),
     (
         "When does the broker know that a worker can take another task?",
-        "Fair dispatch: with a prefetch count of 1, a consumer gets no new message until it has acknowledged the last.",
+        "Fair dispatch: with a prefetch count of 1, a consumer gets no new message until it acknowledges the last one.",
         "in two terminals (the prefetch count of mqtool's worker is 1):\n  mqtool worker\n"
         "in a third one:\n  printf '%s\\n' long..... a b c | mqtool new-task -l",
     ),
@@ -194,7 +195,7 @@ def _given_back(seen: Seen) -> str:
 def _needs_another(seen: Seen) -> str:
     for copy in seen.copies_in(_TASKS):
         if not copy.end and copy.deliveries and copy.deliveries[-1].end == "requeued: lost":
-            return f"{copy.message} was requeued, because its worker was disconnected. Now another worker must do it."
+            return f"{copy.message} was requeued, as its worker was disconnected. Now another worker must do the task."
     return ""
 
 
@@ -204,13 +205,13 @@ def _was_done(seen: Seen) -> str:
         for copy in seen.copies_in(_TASKS)
         if copy.acknowledged and len(copy.deliveries) == 1 and copy.republished is None
     ]
-    return f"{done[-1].message} was done before its worker ended. Kill the worker in the middle." if done else ""
+    return f"{done[-1].message} was done before its worker ended. Kill the worker while it works." if done else ""
 
 
 _KILLED = Goal(
     "killed",
-    "Kill a worker in the middle of a task (kill -9), so that it cannot even close its connection. Another worker does "
-    "the task.",
+    "Kill a worker in the middle of a task (kill -9), so that it cannot even close its connection. Let another worker "
+    "do the task.",
     _survived,
     (
         _automatic,
@@ -224,7 +225,7 @@ _KILLED = Goal(
     ),
     (
         "What does the broker know about a task whose worker has died?",
-        "Message acknowledgment: a message that was not acknowledged is redelivered when its consumer's channel "
+        "Message acknowledgement: a message that was not acknowledged is redelivered when its consumer's channel "
         "closes.",
         "in one terminal:\n  mqtool worker\nin another one:\n  mqtool new-task long..........\n"
         "while the worker works, look up its process, kill it, and start a worker again:\n"
@@ -250,7 +251,10 @@ def _gone_after(seen: Seen) -> str:
         return ""
     if any(_is_received_after(copy, seen.acted) for copy in seen.copies_in(_KEPT) if copy.at < seen.acted):
         return ""
-    return "The persistent message survived the restart, but left the queue unread. Press r to begin this goal again."
+    return (
+        "The persistent message survived the restart, but left the queue before anybody received it. Press r to begin "
+        "this goal again."
+    )
 
 
 def _kept_and_lost(seen: Seen) -> str:
@@ -259,7 +263,7 @@ def _kept_and_lost(seen: Seen) -> str:
     lost = [copy for copy in before if copy.end == "lost in the restart" and not copy.deliveries]
     if not seen.acted or not kept or not lost or seen.depth(_KEPT):
         return ""
-    return f"{kept[0].message} is persistent, and was there after the restart; {lost[0].message} was not."
+    return f"{kept[0].message} is persistent, and survived the restart; {lost[0].message} is transient, and was lost."
 
 
 def _other_type(seen: Seen) -> str:
@@ -289,7 +293,7 @@ def _taken_before(seen: Seen) -> str:
 _RESTART = Goal(
     "restart",
     "There is a durable classic queue 'tasks'. Send it two messages: one that survives a restart of the broker, and "
-    "one that does not. When both are in the queue, the broker is restarted. Then receive what is left.",
+    "one that does not. Once both are in the queue, the broker restarts. Then receive the message that is left.",
     _kept_and_lost,
     (_other_type, _gone_after, mistakes.thrown_away(_KEPT), _taken_before, mistakes.not_sent_to(_KEPT), _kind_missing),
     (
@@ -307,7 +311,7 @@ _JOBS, _DEAD = "jobs", "jobs.dlq"
 
 
 def _dead(seen: Seen) -> list[SeenMessage]:
-    """The dead letters of the jobs, published by the broker, or by a worker before it acknowledged the job."""
+    """Return the dead letters of jobs: published by the broker, or by a worker before it acknowledged the job."""
     jobs = [(copy.message.body, each) for copy in seen.copies_in(_JOBS) for each in copy.deliveries]
     by_workers = [
         dead
@@ -320,10 +324,10 @@ def _dead(seen: Seen) -> list[SeenMessage]:
 
 
 def _returned(seen: Seen, dead: SeenMessage) -> list[SeenCopy]:
-    """Return the jobs that may be a dead letter that was published to 'jobs' again; empty if it was not.
+    """Return the messages in 'jobs' that may be this dead letter, published again; empty if there are none.
 
-    If the client that received the dead letter published the same body while it held the dead letter, only that job is
-    meant. Otherwise, any job with this body may be meant that was published after the dead letter was delivered.
+    If the receiver of the dead letter published its body again before acknowledging it, only that message is returned.
+    Otherwise, all messages with the same body are returned that were published after the dead letter was delivered.
     """
     taken = dead.copy_in(_DEAD)
     if taken is None or not taken.deliveries:
@@ -339,7 +343,7 @@ def _redriven(seen: Seen) -> str:
         taken, jobs = dead.copy_in(_DEAD), _returned(seen, dead)
         is_taken = taken is not None and taken.received
         if is_taken and jobs and all(copy.acknowledged and copy.republished is None for copy in jobs):
-            return f"{dead} was rejected and dead-lettered to 'jobs.dlq', then published to 'jobs' again, and done."
+            return f"{dead} was rejected, dead-lettered to 'jobs.dlq', published to 'jobs' again, and then done."
     return ""
 
 
@@ -347,7 +351,7 @@ def _not_back(seen: Seen) -> str:
     for dead in _dead(seen):
         taken = dead.copy_in(_DEAD)
         if taken is not None and taken.received and not _returned(seen, dead):
-            return f"{dead} was taken out of 'jobs.dlq', and has not come back to 'jobs'."
+            return f"{dead} was received from 'jobs.dlq', but not published to 'jobs' again."
     return ""
 
 
@@ -355,7 +359,7 @@ def _still_dead(seen: Seen) -> str:
     for dead in _dead(seen):
         if any(not copy.end for copy in dead.copies):
             return (
-                f"{dead} is in 'jobs.dlq': its worker rejected it. Move it back to 'jobs'. With mqtool, run:\n"
+                f"{dead} is in 'jobs.dlq', because its worker rejected it. Move it back to 'jobs'. With mqtool, run:\n"
                 "  mqtool dlq redrive jobs"
             )
     return ""
@@ -364,7 +368,7 @@ def _still_dead(seen: Seen) -> str:
 def _back(seen: Seen) -> str:
     for dead in _dead(seen):
         if any(not copy.end for copy in _returned(seen, dead)):
-            return f"{dead} is back in 'jobs'. Now a worker must do it."
+            return f"{dead} is back in 'jobs'. Now a worker must do the job."
     return ""
 
 
@@ -372,14 +376,15 @@ def _requeued(seen: Seen) -> str:
     for copy in seen.copies_in(_JOBS):
         if any(each.end.startswith("requeued") for each in copy.deliveries):
             return (
-                f"{copy.message} was requeued in 'jobs'. It is dead-lettered only if it is rejected with requeue=false."
+                f"{copy.message} was requeued in 'jobs'. A message is dead-lettered only if it is rejected with "
+                "requeue=false."
             )
     return ""
 
 
 def _thrown_into(seen: Seen) -> str:
     direct = [each for each in seen.published_to("", _DEAD) if each not in _dead(seen)]
-    return f"{direct[-1]} was published to 'jobs.dlq': it is not a dead letter of 'jobs'." if direct else ""
+    return f"{direct[-1]} was published directly to 'jobs.dlq', so it is not a dead letter of 'jobs'." if direct else ""
 
 
 def _just_done(seen: Seen) -> str:
@@ -391,7 +396,7 @@ def _just_done(seen: Seen) -> str:
 
 _DEAD_LETTER = Goal(
     "dead-letter",
-    "The queue 'jobs' sends its dead letters to 'jobs.dlq'. Send a job, and let its worker reject it. Then move the "
+    "The queue 'jobs' sends its dead letters to 'jobs.dlq'. Send a job, and let a worker reject it. Then move the "
     "dead letter back to 'jobs', and do the job.",
     _redriven,
     (

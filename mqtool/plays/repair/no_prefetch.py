@@ -1,4 +1,4 @@
-"""Renders the pictures that are named in the queue 'pictures'. Several of these programs share the work."""
+"""Renders the pictures that are named in the queue 'pictures'. Several copies of this program share the work."""
 
 import os
 import time
