@@ -290,8 +290,8 @@ def test_mistakes_with_contexts_are_usage_errors(home: Shell) -> None:
 
 
 def test_contexts_added_at_the_same_time_are_all_kept(home: Shell) -> None:
-    """If eight commands each add a context at the same time, all eight are in the file. `context edit` does not replace
-    a file that another command has changed meanwhile.
+    """If eight commands each add a context at the same time, the file contains all eight contexts. `context edit` does
+    not replace a file that another command has changed in the meantime.
     """
     started = [home.start("mqtool", "context", "add", f"c{n}", "--url", f"amqp://h{n}") for n in range(8)]
     assert [each.wait().code for each in started] == [0] * 8

@@ -198,11 +198,11 @@ def test_messages_published_at_the_same_time_are_drawn_apart(chromium: Any, tmp_
 
 
 @pytest.mark.parametrize(("width", "ready", "row"), [(1280, 12, 10), (1280, 5_000, 9), (390, 9_356, 6)])
-def test_a_queue_shows_some_messages_and_the_number_of_the_others(
+def test_the_picture_shows_up_to_ten_messages_of_a_queue_and_the_number_of_the_others(
     chromium: Any, tmp_path: Path, width: int, ready: int, row: int
 ) -> None:
-    """Of many messages in a queue, the picture of `mqtool ui` draws up to ten and shows the number of the others, such
-    as +4,991. The number is within the queue's outline, beside two other queues on a phone, too.
+    """If a queue has many messages, the picture of `mqtool ui` shows up to ten of them, and the number of the others,
+    such as +4,991. The number is inside the queue's outline, even on a phone with two other queues in the picture.
     """
     records = jobs(ready=ready)
     (queue,) = records[1]["queues"]
@@ -502,9 +502,9 @@ def test_a_terminal_that_publishes_and_consumes_is_one_row_of_the_table(chromium
     assert "jobs" in page.text("#facts")
 
 
-def test_a_queue_for_replies_is_drawn_once_it_is_used(chromium: Any, tmp_path: Path) -> None:
-    """A tutorial's picture shows a queue with a generated name only once it has a consumer or a message: before that,
-    nothing shows whose it is.
+def test_the_picture_shows_a_queue_for_replies_once_it_is_used(chromium: Any, tmp_path: Path) -> None:
+    """A tutorial's picture shows a queue with a generated name only once the queue has a consumer or a message, because
+    before that, it is not known which client the queue belongs to.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]
@@ -518,7 +518,7 @@ def test_a_queue_for_replies_is_drawn_once_it_is_used(chromium: Any, tmp_path: P
     assert names(page) == ({"boss", "server"}, {"jobs", "boss's queue"})
 
 
-def test_a_queue_that_was_deleted_is_not_in_the_picture_at_the_end(chromium: Any, tmp_path: Path) -> None:
+def test_the_picture_does_not_show_a_deleted_queue_at_the_end(chromium: Any, tmp_path: Path) -> None:
     """If a tutorial's queue is deleted shortly before the last message is published, the end of the recording does not
     show the queue, although its own message was still seen to move then.
     """
@@ -551,8 +551,9 @@ def of_dead_letters() -> list[dict[str, Any]]:
 
 
 def test_arrows_from_two_exchanges_do_not_cross(chromium: Any, tmp_path: Path) -> None:
-    """If an exchange and the default exchange lead to a queue and to its dead-letter queue, their arrows do not cross
-    in the picture: the default exchange is below the other one, though it was there first.
+    """If an exchange is bound to a queue, and the default exchange leads to the queue's dead-letter queue, the arrows
+    from the two exchanges do not cross in the picture. The default exchange is below the other exchange, even if the
+    default exchange was shown first.
     """
     page = recorded(chromium, tmp_path, of_dead_letters())
     seek(page, 0.3)
@@ -563,9 +564,9 @@ def test_arrows_from_two_exchanges_do_not_cross(chromium: Any, tmp_path: Path) -
     assert queues == sorted(queues)
 
 
-def test_a_publisher_that_reads_a_queue_later_stays_where_it_is(chromium: Any, tmp_path: Path) -> None:
-    """If a tutorial's terminal publishes, and later consumes from a queue, its box stays at the left, before the
-    exchanges.
+def test_a_terminal_that_publishes_and_later_consumes_stays_where_it_is(chromium: Any, tmp_path: Path) -> None:
+    """If a terminal of a tutorial first publishes, and later consumes from a queue, the terminal's box stays on the
+    left side of the picture, before the exchanges.
     """
     page = recorded(chromium, tmp_path, of_dead_letters())
     for at in (0.3, 0.8):
@@ -575,9 +576,9 @@ def test_a_publisher_that_reads_a_queue_later_stays_where_it_is(chromium: Any, t
     assert page.find('.arrow.consumes[data-from="q:jobs.dlq"][data-to="p:boss"]')
 
 
-def test_a_terminal_that_has_published_and_stopped_consuming_says_so_in_full(chromium: Any, tmp_path: Path) -> None:
-    """If a tutorial's terminal that publishes and consumes stops consuming, its box says "cancelled or closed", and the
-    words are not cut.
+def test_the_box_of_a_terminal_that_has_stopped_consuming_says_so_in_full(chromium: Any, tmp_path: Path) -> None:
+    """If a terminal of a tutorial publishes and consumes, and then stops consuming, the terminal's box in the picture
+    says "cancelled or closed", and these words are not cut.
     """
     records = of_rpc()
     (topology,) = [each for each in records if each["kind"] == "topology"]
@@ -804,8 +805,8 @@ def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tm
 
 
 def test_the_label_of_a_moving_message_does_not_cover_the_messages_in_a_queue(chromium: Any, tmp_path: Path) -> None:
-    """On a phone, what is beside a message that moves to its consumer does not cover the messages that wait in the
-    queue above.
+    """On a phone, the label of a message that moves to its consumer does not cover the messages that wait in the queue
+    above.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = [*begins, *jobs([{"name": "one/tag", "label": "worker 1"}])]
@@ -896,11 +897,9 @@ def test_an_offset_moves_to_the_stream_and_then_stays_below_it(chromium: Any, tm
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_no_message_and_no_offset_on_its_way_covers_the_stored_offset(
-    chromium: Any, tmp_path: Path, width: int
-) -> None:
-    """While messages move from a stream to its reader, and an offset moves back, neither they nor the words beside them
-    cover the offset that stands below the stream.
+def test_moving_messages_and_offsets_do_not_cover_the_stored_offset(chromium: Any, tmp_path: Path, width: int) -> None:
+    """While messages move from a stream to its reader, or an offset moves back to the stream, neither these nor their
+    labels cover the stored offset below the stream.
     """
     records = of_offsets()
     for each in records:
@@ -931,9 +930,9 @@ def test_no_message_and_no_offset_on_its_way_covers_the_stored_offset(
     assert seen > 8
 
 
-def test_a_look_at_the_ends_of_a_stream_is_not_drawn_as_a_reader(chromium: Any, tmp_path: Path) -> None:
-    """If a command looks at the first and last message of a stream, as `offset show` does, a tutorial's picture shows
-    no reader for it, and no message moves.
+def test_a_command_that_looks_at_the_ends_of_a_stream_is_not_drawn_as_a_reader(chromium: Any, tmp_path: Path) -> None:
+    """If a command looks at the first and the last message of a stream, as `offset show` does, a tutorial's picture
+    does not show the command as a reader, and no message moves.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = of_offsets()[:-2]
@@ -1026,7 +1025,9 @@ def test_the_name_of_a_queue_fits_into_its_outline(chromium: Any, tmp_path: Path
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_name_of_a_tutorials_stream_is_not_cut(chromium: Any, tmp_path: Path, width: int) -> None:
-    """The picture shows a name as long as stream-offset-tracking-python in full."""
+    """The picture of `mqtool ui` shows the whole name of a stream, even if it is as long as
+    `stream-offset-tracking-python`.
+    """
     name = "stream-offset-tracking-python"
     page = recorded(chromium, tmp_path, json.loads(json.dumps(jobs()).replace('"jobs"', f'"{name}"')))
     page.resize(width)
@@ -1035,7 +1036,7 @@ def test_the_name_of_a_tutorials_stream_is_not_cut(chromium: Any, tmp_path: Path
 
 
 def test_the_labels_of_messages_that_move_beside_each_other_do_not_overlap(chromium: Any, tmp_path: Path) -> None:
-    """On a phone, what is beside two messages that move side by side does not overlap, however long it is."""
+    """On a phone, the labels of two messages that move side by side do not overlap, however long the labels are."""
     records = jobs()
     (queue,), (link,) = records[1]["queues"], records[1]["links"]
     records[1]["queues"].append({**queue, "name": "mail"})

@@ -278,8 +278,9 @@ def test_the_picture_the_answers_and_the_list_of_tutorials_do_not_overlap(
 
 
 def test_the_list_of_tutorials_does_not_cut_the_picture(chromium: Any, tmp_path: Path) -> None:
-    """At the end of a tutorial, at 1280×800 pixels, the list of tutorials takes its room from the terminals: a picture
-    with three queues below each other is visible as a whole, and so are the latest lines of the terminals.
+    """At the end of a tutorial, in a window of 1280×800 pixels, the list of tutorials takes its space from the
+    terminals. A picture with three queues below each other is still completely visible, and so are the latest lines of
+    the terminals.
     """
     records = many_plays()
     for topology in (each for each in records if each["kind"] == "topology"):
