@@ -184,8 +184,8 @@ def test_names_of_stream_producers_count_towards_memory_use() -> None:
 
 
 def test_the_number_of_readers_whose_offsets_a_stream_stores_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """During an alarm, or once a stream stores the offsets of the maximum number of readers, the stream stores no
-    offset for a new reader. It still stores new offsets of readers that it knows.
+    """During a memory alarm, or once a stream stores the offsets of the maximum number of readers, the stream stores no
+    offset for a new reader. It still stores new offsets of readers that it knows. A disk alarm changes nothing.
     """
     monkeypatch.setattr(stream_requests, "_MOST_READERS", 3)
     with EmbeddedBroker(stream_port=0) as embedded:
@@ -202,9 +202,10 @@ def test_the_number_of_readers_whose_offsets_a_stream_stores_is_limited(monkeypa
         client.request(DELETE, string("s"))
         client.create("s")
         assert store("a", 2) == 2
-        embedded.under_test(lambda _: broker.raise_alarm("disk", "low on disk", "test"))
+        embedded.under_test(lambda _: broker.raise_alarm("memory", "short of memory", "test"))
         assert (store("a", 3), store("b", 3)) == (3, None)
-        embedded.under_test(lambda _: broker.clear_alarm("disk"))
+        embedded.under_test(lambda _: broker.clear_alarm("memory"))
+        embedded.under_test(lambda _: broker.raise_alarm("disk", "low on disk", "test"))
         assert store("b", 4) == 4
         client.close()
 

@@ -185,8 +185,8 @@ MUTATIONS = (
     Mutation(
         "forgets to delete an acknowledged message from the disk",
         "store/storage.py",
-        "            self._next.removed.append(row)\n",
-        "            self._next.removed.append(row) if row % 7 else None\n",
+        "            (self._purged if purged else self._next.removed).append(row)\n",
+        "            (self._purged if purged else self._next.removed).append(row) if purged or row % 7 else None\n",
     ),
     Mutation(
         "loses the second half of a group of writes that failed",
@@ -367,8 +367,8 @@ MUTATIONS = (
     Mutation(
         "leaves paged-out messages on disk when a queue is purged",
         "model/ledger.py",
-        "        self._page(-_PAGED_OUT)\n        self.removed(row)\n",
-        "        self._page(-_PAGED_OUT)\n",
+        "            self._page(-_PAGED_OUT)\n            row = purged\n",
+        "            self._page(-_PAGED_OUT)\n            row = 0\n",
     ),
     Mutation(
         "forgets when a paged-out message expires",

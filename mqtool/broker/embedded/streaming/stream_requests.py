@@ -163,7 +163,7 @@ def store_offset(session: BrokerStreamSession, fields: Fields) -> None:
     check(session, "read" if session.vhost.profile.reads_offsets else "write", "queue", stream)
     check_name(name)
     log = find_log(session, stream)
-    if name not in log.offsets and (session.broker.alarms or len(log.offsets) >= _MOST_READERS):
+    if name not in log.offsets and ("memory" in session.broker.alarms or len(log.offsets) >= _MOST_READERS):
         raise StreamRefused(Code.PRECONDITION_FAILED)
     log.store_offset(name, offset)
     if session.vhost.watcher is not None:
