@@ -246,7 +246,8 @@ def _network(daemon: "DockerClient", name: str) -> str:
 
 def _containers(daemon: "DockerClient", started: Started) -> list["Container"]:
     """Return the existing containers of a broker, running or stopped."""
-    found: dict[str, Any] = {each.name: each for each in daemon.containers.list(all=True)}
+    # Any other container may be removed while its details are asked for.
+    found: dict[str, Any] = {each.name: each for each in daemon.containers.list(all=True, ignore_removed=True)}
     return [found[name] for name in started.details["containers"] if name in found]
 
 

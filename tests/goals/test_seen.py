@@ -8,24 +8,25 @@ from mqtool.plays.goals.seen import Seen
 _DETAILS: dict[str, Any] = {"exchange": "logs", "routing_key": "", "body": "hi"}
 
 
-def _delivered(seen: Seen, *, redelivered: bool = False) -> None:
-    how = {"queue": "q", "consumer": None, "connection": "there", "redelivered": redelivered}
+def _delivered(seen: Seen, queue: str, *, redelivered: bool = False) -> None:
+    how = {"queue": queue, "consumer": None, "connection": "there", "redelivered": redelivered}
     seen.take({"kind": "event", "what": "taken", "t": 2, "details": _DETAILS, **how})
 
 
-def _seen() -> Seen:
-    """A message was published to the queue 'q', and delivered."""
+def _seen(queue: str = "q") -> Seen:
+    """A message was published to a queue, and delivered."""
     seen = Seen()
     published = {"what": "published", "t": 1, "message": 1, "from": {"connection": "here"}, "details": _DETAILS}
     seen.take({"kind": "event", **published})
-    seen.take({"kind": "event", "what": "routed", "t": 1, "message": 1, "queue": "q"})
-    _delivered(seen)
+    seen.take({"kind": "event", "what": "routed", "t": 1, "message": 1, "queue": queue})
+    _delivered(seen, queue)
     return seen
 
 
 def _look(seen: Seen, *, unacked: int, acknowledged: int = 0, times: int = 1) -> None:
+    [queue] = {copy.queue for message in seen.messages for copy in message.copies}
     for _ in range(times):
-        seen.take({"kind": "moved", "queues": {"q": [0, unacked, 1]}, "settled": {"q": [acknowledged, 0]}})
+        seen.take({"kind": "moved", "queues": {queue: [0, unacked, 1]}, "settled": {queue: [acknowledged, 0]}})
 
 
 def test_a_message_counts_as_received_once_rabbitmq_counts_its_acknowledgement() -> None:
@@ -50,6 +51,21 @@ def test_a_message_without_counters_counts_as_received_if_its_queue_stays_empty(
     assert seen.messages[0].receivers == ["there"]
 
 
+def test_a_goal_is_reached_if_the_program_ended_before_rabbitmq_counted_its_acknowledgement() -> None:
+    """If a learner's program acknowledges the invoice, and ends so quickly that RabbitMQ shows no counters for it, the
+    goal 'other-settings' is reached once `tutorial try` has found the queue empty eight times.
+    """
+    goal = next(each for each in GOALS["repair"] if each.name == "other-settings")
+    seen = _seen("invoices")
+    declared = {"name": "invoices", "arguments": {"x-max-length": 100}}
+    seen.take({"kind": "topology", "queues": [declared], "exchanges": [], "links": [], "consumers": []})
+    _look(seen, unacked=0, times=7)
+    seen.milliseconds = 10_000
+    assert goal.reached(seen) == ""
+    _look(seen, unacked=0)
+    assert goal.reached(seen).startswith("'hi' was received")
+
+
 def test_an_unacknowledged_message_does_not_count_as_received() -> None:
     """`tutorial try` does not count an unacknowledged message as received, however long the consumer
     holds the message.
@@ -65,7 +81,7 @@ def test_a_redelivered_message_does_not_count_as_received_too_early() -> None:
     """
     seen = _seen()
     _look(seen, unacked=0, times=7)
-    _delivered(seen, redelivered=True)
+    _delivered(seen, "q", redelivered=True)
     _look(seen, unacked=0, times=7)
     assert seen.messages[0].receivers == []
 

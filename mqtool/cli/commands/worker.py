@@ -183,8 +183,8 @@ def worker(
     write = delivery_writer(receiving, broker.lines.received_task or broker.lines.received)
 
     def do(task: Delivery) -> None:
-        write(task)
         with announcing_unfinished_work(lambda: 1):
+            write(task)
             time.sleep(work_queues.seconds_of_work(task))
         output.say(broker.lines.done)
 

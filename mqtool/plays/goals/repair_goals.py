@@ -516,7 +516,7 @@ def _as_declared(seen: Seen) -> bool:
 
 
 def _printed(seen: Seen) -> str:
-    got = [copy for copy in seen.copies_in(_INVOICES) if copy.acknowledged]
+    got = [copy for copy in seen.copies_in(_INVOICES) if copy.received]
     if not got or not _as_declared(seen) or not is_topology_known(seen, got[0]):
         return ""
     return f"{got[0].message} was received, and the queue still has the arguments with which it was first declared."
