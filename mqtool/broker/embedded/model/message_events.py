@@ -40,6 +40,39 @@ class Event(NamedTuple):
     message: BrokerMessage | None
 
 
+class _Quota:
+    """How many more new messages are shown, so that the page of a busy broker shows some and counts the others."""
+
+    def __init__(self) -> None:
+        self._left = float(_AT_ONCE)
+        #: How many have been shown in this second, by exchange and routing key.
+        self._in_second: Counter[bytes] = Counter()
+        self._second = 0
+
+    def has(self, address: bytes) -> bool:
+        """Return True if another message with this exchange and routing key may be shown."""
+        return self._left >= 1 and self._in_second[address] < _PER_SECOND_ON_ARROW
+
+    def use(self, address: bytes) -> None:
+        """Count a message that is shown."""
+        self._left -= 1
+        self._in_second[address] += 1
+
+    def use_if_any(self) -> bool:
+        """Count an event that has no address of its own. Return False if it must not be shown."""
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+    def refill(self, now: float, passed: float) -> None:
+        """Allow more messages, in proportion to the seconds that have passed since the latest request."""
+        self._left = min(self._left + passed * _PER_SECOND, _AT_ONCE)
+        if int(now) != self._second:
+            self._second = int(now)
+            self._in_second.clear()
+
+
 class MessageEvents:
     """Records what happens to the messages of a virtual host. Implements consumers.Watcher.
 
@@ -84,11 +117,7 @@ class MessageEvents:
         self._held: tuple[str, BacklogEntry] | None = None
         #: Messages that are being dead-lettered.
         self._dead: deque[BrokerMessage] = deque(maxlen=LISTED)
-        #: How many more messages may be shown until the next request.
-        self._left = float(_AT_ONCE)
-        #: How many have been shown in this second, by exchange and routing key.
-        self._in_second: Counter[bytes] = Counter()
-        self._second = 0
+        self._quota = _Quota()
 
     def published(self, routing: Routing) -> None:
         message, source = routing.message, routing.source
@@ -105,8 +134,7 @@ class MessageEvents:
                 if len(self.skipped) < _MAX_SKIPPED:
                     self.skipped.add(message.address)
                 return
-            self._left -= 1
-            self._in_second[message.address] += 1
+            self._quota.use(message.address)
         self._messages += 1
         self.publishing[id(message)] = message, self._messages
         fields = {"what": "published", "message": self._messages, "from": self._origin(source)}
@@ -122,7 +150,7 @@ class MessageEvents:
 
     def _may_show(self, address: bytes) -> bool:
         """Return True if another new message may be shown."""
-        return self._left >= 1 and self._in_second[address] < _PER_SECOND_ON_ARROW and len(self.shown) < _MAX_SHOWN
+        return len(self.shown) < _MAX_SHOWN and self._quota.has(address)
 
     def unroutable(self, message: BrokerMessage, *, returned: bool) -> None:
         if (found := self.publishing.get(id(message))) is not None:
@@ -191,8 +219,7 @@ class MessageEvents:
     def streamed(self, source: object, stream: str, messages: Iterator[tuple[int, BrokerMessage]]) -> None:
         address = stream.encode(errors="surrogateescape")
         while self._may_show(address) and (found := next(messages, None)) is not None:
-            self._left -= 1
-            self._in_second[address] += 1
+            self._quota.use(address)
             self._messages += 1
             position, message = found
             fields = {"what": "published", "message": self._messages, "from": self._origin(source)}
@@ -209,25 +236,21 @@ class MessageEvents:
     def stored(self, stream: str, name: str, offset: int, client: object) -> None:
         offset = offset if offset < 1 << 63 else -1  # clients reset an offset by storing -1, which is unsigned here
         self.offsets[stream] = name, offset
-        if self._left >= 1:
-            self._left -= 1
+        if self._quota.use_if_any():
             self._add({"what": "stored", "queue": stream, "name": name, "offset": offset, "from": self._origin(client)})
 
     def replied(self, source: object, message: BrokerMessage, to: object) -> None:
-        if self._left >= 1:
-            self._left -= 1
+        if self._quota.use_if_any():
             self._messages += 1
             ends = {"from": self._origin(source), "to": self._origin(to)}
             self._add({"what": "replied", "message": self._messages, **ends}, message)
 
     def unknown_exchange(self, source: object, message: BrokerMessage) -> None:
-        if self._left >= 1:
-            self._left -= 1
+        if self._quota.use_if_any():
             self._add({"what": "unknown-exchange", "from": self._origin(source)}, message)
 
     def unknown_address(self, source: object, address: str) -> None:
-        if self._left >= 1:
-            self._left -= 1
+        if self._quota.use_if_any():
             self._add({"what": "unknown-address", "from": self._origin(source), "address": address})
 
     def changed(self) -> None:
@@ -241,13 +264,10 @@ class MessageEvents:
     def refill(self) -> None:
         """Allow more messages to be shown, in proportion to the time since the latest request."""
         now = time.monotonic()
-        self._left = min(self._left + (now - self.asked) * _PER_SECOND, _AT_ONCE)
+        self._quota.refill(now, now - self.asked)
         self.asked = now
         self.publishing.clear()
         self.skipped.clear()
-        if int(now) != self._second:
-            self._second = int(now)
-            self._in_second.clear()
 
     def since(self, number: int) -> list[Event] | None:
         """Return the events after this one; None if some of them have been dropped."""
