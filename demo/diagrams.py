@@ -158,14 +158,14 @@ two queues, one for the stock and one for the mail:
 
 
 def document() -> str:
-    """Return the whole page."""
+    """Return the complete page with all diagrams, as Markdown."""
     first = [name for name in pages.NAMES if not name.startswith(pages.AMQP10)]
     over_amqp10 = [name for name in pages.NAMES if name.startswith(pages.AMQP10)]
     return "\n".join([_HEAD, *map(_section, first), _OVER_AMQP10, *map(_section_over_amqp10, over_amqp10), _TAIL])
 
 
 def _section_over_amqp10(name: str) -> str:
-    """Return the section of a tutorial whose commands are in another tutorial's section."""
+    """Return the section of a tutorial over AMQP 1.0. Its commands are in the section of the tutorial over 0-9-1."""
     page = pages.page(name)
     return f"### {page.title.partition(',')[0]}\n\n{_introduction(page)}"
 

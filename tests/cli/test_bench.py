@@ -179,7 +179,7 @@ def test_latencies_count_from_the_due_time_if_the_publisher_waits_for_confirms(
 @on_any_broker
 def test_bench_runs_the_commands_given_with_at_and_during(shell: Shell, broker: TestBroker) -> None:
     """`bench` runs the commands given with --at and --during while it measures, and keeps the output of these commands
-    out of the result. If the benchmark ends before a command is due, `bench` names this command, which did not run.
+    out of the result. If the benchmark ends before a command is due, `bench` says that this command did not run.
     """
     begun = ("--at", "0s", "touch begun; echo done", "--at", "1h", "touch late")
     found = shell.run(*BENCH, "--json", "--duration", "1s", "--rate", "50", *begun, "--during", "touch third")

@@ -211,8 +211,8 @@ def test_send_warns_once_about_10000_messages_in_wait_queues(shell: Shell) -> No
 def test_a_delayed_message_for_an_existing_quorum_queue_does_not_use_the_plugin(
     shell: Shell, broker: TestBroker, plugin: bool, command: str, queue: str
 ) -> None:
-    """If the destination already exists as a quorum queue, a command with --delay uses quorum wait queues, even if the
-    command itself would have declared a classic queue.
+    """If the destination already exists as a quorum queue, a command with --delay uses quorum wait queues instead of
+    the delayed message plugin, even if the command itself would have declared a classic queue.
     """
     broker.api("PUT", f"queues/{broker.vhost}/{queue}", {"durable": True, "arguments": {"x-queue-type": "quorum"}})
     sent = shell.run("mqtool", *command.split(), "-l", "--delay", "1h", stdin="x\ny\n")
@@ -420,8 +420,8 @@ def test_keep_delay_delays_a_received_message_again(shell: Shell, via: str, sign
 
 @pytest.mark.parametrize("options", [["x"], ["--json", "--delay", "1s"]], ids=" ".join)
 def test_keep_delay_needs_json(lonely_shell: Shell, options: list[str]) -> None:
-    """`send-delayed --keep-delay` exits with 2 if --json is missing or if --delay is also given, and says that
-    --keep-delay needs --json.
+    """`send-delayed --keep-delay` exits with 2 if --json is missing or --delay is also given. In both cases, it says
+    that --keep-delay needs --json, and cannot be combined with --delay.
     """
     refused = lonely_shell.run("mqtool", "send-delayed", "--keep-delay", *options, "-u", "amqp://127.0.0.1:1")
     assert "--keep-delay needs --json" in refused.stderr

@@ -964,7 +964,7 @@ def test_a_client_is_drawn_even_if_the_queue_to_which_it_publishes_does_not_exis
     chromium: Any, tmp_path: Path
 ) -> None:
     """If an AMQP 1.0 client cannot publish to a queue because the queue does not exist, a tutorial's picture still
-    shows the client, with an arrow to the default exchange.
+    shows the client, with an arrow to the default exchange, and a message that returns from there.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     records = jobs()
@@ -976,6 +976,12 @@ def test_a_client_is_drawn_even_if_the_queue_to_which_it_publishes_does_not_exis
     seek(page, 0.2)
     assert set(page.nodes()) == {"publisher boss", "exchange (default exchange)"}
     assert page.find('.arrow.publishes[data-from="p:boss"][data-to="x:"]')
+    moving = []
+    for number in range(10, 40):
+        seek(page, number / 80)
+        moving += [fate for fate, _ in page.dots("moving")][:1]
+    assert list(dict.fromkeys(moving)) == ["ready", "returned"]
+    assert page.dots() == []
     page.until(lambda: "boss cannot publish to “/queues/nowhere”" in page.said(), "the sentence")
 
 

@@ -238,11 +238,11 @@ def test_a_reconnection_that_the_broker_closes_during_the_handshake_is_retried(
     assert sum("closed the connection before it was open" in notice for notice in notices) == 2
 
 
-def test_a_private_queue_is_declared_and_bound_again_after_a_reconnection(
+def test_an_exclusive_queue_is_declared_and_bound_again_after_a_reconnection(
     broker: TestBroker, proxy: Proxy, channel: Channel
 ) -> None:
-    """After a reconnection, mqtool declares a consumer's private queue again with the same bindings, and the consumer
-    receives later messages.
+    """After a reconnection, mqtool declares a consumer's exclusive queue again with the same bindings, and the consumer
+    receives the messages published from then on.
     """
     logs = channel.declare(Exchange("logs", "direct"))
     queue = channel.declare(PRIVATE_QUEUE)

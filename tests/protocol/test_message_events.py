@@ -439,8 +439,8 @@ def test_events_follow_a_dead_letter_to_a_queue_whose_new_messages_are_only_coun
 def test_a_delayed_message_omitted_from_the_events_does_not_affect_later_events(
     broker: EmbeddedBroker, channel: BlockingChannel
 ) -> None:
-    """On a busy broker, some messages are omitted from the events. If a delayed message was omitted, a later message to
-    the same exchange with the same routing key is still reported, and is not reported as delayed.
+    """A busy broker omits some messages from the events that /api/mqtool/events returns. If it omitted a delayed
+    message, it still reports a later message with the same exchange and routing key, and does not report it as delayed.
     """
     channel.exchange_declare("late", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
     channel.queue_declare("q")

@@ -133,8 +133,8 @@ def test_properties_of_stream_subscriptions_count_towards_memory_use(api_of: Cal
 
 
 def test_stream_subscriptions_count_towards_memory_use() -> None:
-    """Stream subscriptions without properties, and the streams that a client has subscribed to, count towards the
-    broker's memory use until the client disconnects.
+    """Each stream subscription counts towards the broker's memory use, even if it has no properties. So does what the
+    broker remembers of each stream that a client has used, until the stream is deleted or the client disconnects.
     """
     with EmbeddedBroker(stream_port=0) as embedded:
         client, other = _client(embedded), _client(embedded)

@@ -97,9 +97,9 @@ def died_in(queue: str) -> dict[str, Any]:
     return {"x-death": [{"queue": queue, "reason": "expired"}]}
 
 
-def test_a_dead_letter_that_worker_has_published_is_from_the_queue_in_the_dead_letter_queues_name() -> None:
-    """A dead letter that came to QUEUE.dlq through the default exchange, as `worker` publishes dead letters, is from
-    QUEUE. mqtool does not need the management API to know this.
+def test_the_origin_of_a_dead_letter_of_worker_follows_from_the_name_of_its_dead_letter_queue() -> None:
+    """`worker` publishes dead letters to QUEUE.dlq through the default exchange. mqtool takes QUEUE as the origin of
+    such a dead letter, without asking the management API.
     """
 
     def api() -> Management:

@@ -346,9 +346,9 @@ def _to_stderr(text: str, prefix: str = "", *, is_sentence: bool = True) -> None
 
 
 def _broken(text: str, used: int, width: int) -> str:
-    """Break a sentence into lines of up to `width` columns, the first of which has `used` columns already.
+    """Break a sentence into lines of up to `width` columns. On the first line, `used` columns are already taken.
 
-    A command stays on one line, so that it can be copied.
+    A command is never broken, so that it can be copied.
     """
     lines = [""]
     for unit in re.findall(_UNBROKEN, text):

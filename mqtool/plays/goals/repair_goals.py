@@ -161,7 +161,7 @@ def _pictures(seen: Seen) -> list[SeenCopy]:
 
 
 def _limited(seen: Seen) -> set[str]:
-    """Return the workers that finished a picture while another picture still waited in the queue."""
+    """Return the workers that finished one task (a picture) while another task still waited in the queue."""
     copies = _pictures(seen)
     return {
         held.receiver

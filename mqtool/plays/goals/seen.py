@@ -1,6 +1,7 @@
 """The history of a broker: messages, their copies in queues, and the deliveries of these copies.
 
-The history is built from the records that `mqtool ui` shows. The functions of a goal judge by this history.
+The history is built from the records that `mqtool ui` shows. A goal's functions use this history to decide
+whether the goal is reached.
 
     publisher ──> SeenMessage ─┬─> SeenCopy (in a queue) ──> SeenDelivery ──> receiver 1
                                │                         └─> SeenDelivery ──> receiver 2 (redelivered)

@@ -77,7 +77,7 @@ class TrialBroker:
 
 
 def why_not(goal: Goal, broker: TrialBroker) -> str:
-    """Return why a goal cannot be tried on a broker, as a clause; empty if it can."""
+    """Return the reason why a goal cannot be tried on a broker, as a clause, or "" if it can be tried."""
     if not broker.is_embedded and goal.only_embedded:
         return goal.only_embedded
     if goal.over_amqp10 and (version := running(broker.find())) < _SPEAKS_AMQP_1_0:

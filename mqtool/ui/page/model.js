@@ -872,9 +872,19 @@ const HANDLERS = {
     later(state, arrives, { kind: "stores", queue, stored: { name, offset } });
   },
 
-  "unknown-address"(state, { from, address }) {
-    // Queues get messages through the default exchange.
-    publisherOf(state, from.client, address.startsWith("/queues/") ? exchangeOf(state, "") : null);
+  "unknown-address"(state, { from, address, t }) {
+    if (!address.startsWith("/queues/")) {
+      publisherOf(state, from.client, null);
+      return;
+    }
+    // Queues get messages through the default exchange. The client keeps the message; it is drawn as one that returns.
+    const exchange = exchangeOf(state, "");
+    const publisher = publisherOf(state, from.client, exchange);
+    const key = `unknown ${state.number}`;
+    const arrives = move(state, key, [publisher, exchange], "ready", acts(state, from, t));
+    state.publishers.get(publisher).gone = arrives;
+    reached(state, from, move(state, key, [exchange, publisher], "returned", arrives));
+    for (const motion of state.motions.slice(-2)) motion.unknown = address.slice("/queues/".length);
   },
 
   delayed(state, event) {

@@ -536,10 +536,11 @@ export class Picture {
 
 /**
  * What is said beside a moving message: to its queue, what it is routed by; in a play, where that says nothing and few
- * messages move, its body. From a stream, its offset.
+ * messages move, its body. From a stream, its offset; if no queue has the name that the client asks for, that name.
  */
-function besideOf(state, { nodes, details, offset }, isFew) {
+function besideOf(state, { nodes, details, offset, unknown }, isFew) {
   if (offset !== undefined) return isFew && offset >= 0 ? `offset ${number(offset)}` : "";
+  if (unknown !== undefined) return cut(visible(unknown), SHORT);
   const address = nodes.some((id) => id[0] === "x") ? addressOf(state, details) : "";
   const hasBody = state.play && isFew && nodes.length > 1 && typeof details.body === "string";
   if (address || !hasBody) return address;

@@ -183,8 +183,8 @@ def test_definitions_with_different_names_have_different_keys() -> None:
     ],
 )
 def test_definitions_are_read_back_as_they_were_stored(value: Table, decoded: Table) -> None:
-    """In a definition that is read back, names are text, even if they are not valid UTF-8, and the tables that clients
-    have sent are unchanged.
+    """When a definition is read back, its names are str, even if they are not valid UTF-8, and the arguments that a
+    client has declared are unchanged.
     """
     assert decode_definition(encode_definition(value)) == decoded
 

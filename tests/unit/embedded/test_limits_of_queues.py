@@ -413,9 +413,9 @@ def test_a_recovered_message_expires_no_later_than_its_ttl_allows(
     stored: int | None,
     lasts: int | None,
 ) -> None:
-    """A message that is recovered from disk expires at its stored expiration time. If this time is later than the
-    queue's and the message's own TTL allow, because the clock was ahead, the message expires after its TTL. A message
-    without a stored time does not expire.
+    """A message that is recovered from disk expires at its stored expiration time, but no later than one TTL (its own
+    or the queue's) after the recovery. So it expires in time even if the clock was ahead when the time was stored. A
+    message without a stored time does not expire.
     """
     if policy_ttl is not None:
         vhost.policies.put(USER, Policy("p", ".*", {"message-ttl": Int32(policy_ttl)}))

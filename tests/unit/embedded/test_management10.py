@@ -304,8 +304,8 @@ def test_unknown_management_requests_over_amqp_1_0_end_the_session(
 def test_a_missing_permission_for_an_amqp_1_0_management_request_ends_the_session(
     client: _Client, allowed: Permissions, request_: tuple[Any10, ...], missing: str
 ) -> None:
-    """If a user lacks a permission that an AMQP 1.0 management request needs, the request raises RabbitMQ's error 403,
-    for which the broker ends the session. The error names the permission and the queue or exchange.
+    """If a user lacks a permission that an AMQP 1.0 management request needs, the broker ends the session with
+    RabbitMQ's error 403, which names the permission and the queue or exchange.
     """
     client(*_NOT_EMPTY)
     client.broker.set_permissions("guest", "/", allowed)
