@@ -404,8 +404,8 @@ def test_doctor_prints_prometheus_metrics(watcher: Shell, broker: TestBroker) ->
 
 
 def test_top_prints_once_in_a_pipe(watcher: Shell, broker: TestBroker) -> None:
-    """In a pipe, `top` prints all queues once, sorted and with warnings. For streams, `top` leaves the message rates
-    empty.
+    """In a pipe, `top` prints all queues once, sorted by the column that --sort names, with a warning for each queue
+    that has messages and no consumer. For streams, `top` leaves the message rates empty.
     """
     broker.api("PUT", f"queues/{broker.vhost}/a", {"durable": True, "arguments": {"x-queue-type": "stream"}})
     watcher.run("mqtool", "send", "-q", "few", "x")

@@ -429,8 +429,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_the_broker_survives_or_explains_any_damage_to_its_data_directory(killed: Path, data: st.DataObject) -> None:
-    """If any file in the data directory is changed at random, cut off, extended or removed, the broker either starts,
-    or raises an error that says why it cannot start.
+    """If any file in the data directory is corrupted, truncated, extended or removed, the broker either starts, or
+    raises an error that says why it cannot start.
     """
     with TemporaryDirectory() as name:
         directory = Path(name) / "data"

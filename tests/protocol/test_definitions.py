@@ -92,7 +92,7 @@ def has(exported: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 def test_imported_definitions_are_exported(api: Api, vhost: str, channel: BlockingChannel, broker: TestBroker) -> None:
     """An export contains the imported definitions, but no exclusive queues and none of their bindings. An import does
-    not change an existing queue that has other arguments.
+    not change an existing queue whose arguments differ from the imported ones.
     """
     channel.queue_declare("mine", exclusive=True)
     channel.queue_bind("mine", "amq.fanout")

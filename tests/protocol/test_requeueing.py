@@ -263,8 +263,8 @@ def test_basic_get_returns_no_message_that_is_being_requeued(nacking: Start, arg
 def test_a_consumer_that_starts_while_messages_are_requeued_gets_them_in_order(
     nacking: Start, arguments: dict[str, Any]
 ) -> None:
-    """If another client starts a consumer while one basic.nack requeues four of six messages, the consumer first gets
-    the fifth and the sixth message, and then the four messages in order.
+    """If a client starts a consumer while another client's basic.nack requeues the first four of six messages, the
+    consumer first gets the two ready messages, and then the four requeued messages in order.
     """
     nack = nacking(arguments, b"123456", 4)
     nack.stop_in(_NACK)

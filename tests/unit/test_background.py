@@ -21,8 +21,8 @@ def process(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_process_counts_as_running_until_it_has_ended(process: int) -> None:
-    """mqtool reports a process that it started as running until the process has ended, whatever the time zone and
-    language of the terminal.
+    """A process that mqtool started counts as running until the process has ended, whatever the time zone and language
+    of the terminal.
     """
     started = background.started(process)
     assert background.is_running(started)
