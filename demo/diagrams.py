@@ -165,7 +165,7 @@ def document() -> str:
 
 
 def _section_over_amqp10(name: str) -> str:
-    """Return the section of a tutorial over AMQP 1.0. Its commands are in the section of the tutorial over 0-9-1."""
+    """Return the section of a tutorial over AMQP 1.0. The tutorial over AMQP 0-9-1 has its commands."""
     page = pages.page(name)
     return f"### {page.title.partition(',')[0]}\n\n{_introduction(page)}"
 
