@@ -15,6 +15,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from http.client import HTTPConnection
 from itertools import islice
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,8 +32,9 @@ from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.codecs.amqp10_values import Symbol
 from tests.brokers import large
-from tests.protocol.loop_watch import LoopWatch
-from tests.protocol.raw_amqp10 import MODIFIED, TRANSFER, RawAmqp10, described
+from tests.cli.shell import wait_until
+from tests.protocol.loop_watch import LIMIT, LoopWatch
+from tests.protocol.raw_amqp10 import ACCEPTED, DISPOSITION, MODIFIED, TRANSFER, RawAmqp10, described, message
 from tests.protocol.raw_client import RawClient, raw_frame
 from tests.protocol.raw_stream import (
     CREATE_SUPER_STREAM,
@@ -490,6 +492,80 @@ def test_acknowledging_100000_messages_is_done_in_several_turns_of_the_event_loo
         client.expect(commands.Queue.DeclareOk)
         assert broker.under_test(lambda _: queue.unacked) == 0
     assert len({*unacked}) > 2
+
+
+@large
+def test_a_message_for_40000_queues_does_not_hold_up_other_clients(tmp_path: Path) -> None:
+    """While the broker adds a persistent message to 40,000 queues with a TTL and a maximum length, other clients wait
+    for less than 0.25 s of processor time, however the message comes: by AMQP 0-9-1, with a confirm or in a
+    transaction, by AMQP 1.0, by the management API, as a dead letter, or after a delay. All queues get it before the
+    publisher is told so, and before they get the publisher's next message.
+    """
+    with EmbeddedBroker(management_port=0, data_dir=tmp_path, like="4.2") as broker:
+        vhost, watch, queues = _vhost(broker), LoopWatch(broker), []
+
+        def add(numbers: range) -> None:
+            for number in numbers:
+                declaration = QueueDeclaration(f"q{number}", {"x-message-ttl": 600_000, "x-max-length": 100})
+                queues.append(vhost.add_queue(declaration))
+                vhost.bind(vhost.exchanges["amq.fanout"], queues[-1], "", {})
+
+        for first in range(0, 40_000, 1000):
+            broker.under_test(lambda _, first=first: add(range(first, first + 1000)))
+        bodies = []
+        with closing(pika.BlockingConnection(pika.URLParameters(broker.url))) as connection:
+            for way, send, sent in _ways_to_publish(broker, connection):
+                bodies.extend(sent)
+                assert watch.settle(60)
+                watch.take()
+                send()
+                if way in ("dead letter", "delay"):
+                    wait_until(lambda: len(queues[-1]) == len(bodies), f"the {way} is in the last queue")
+                assert broker.under_test(lambda _: {len(queue) for queue in queues}) == {len(bodies)}, way
+                assert watch.take() < LIMIT, way
+            channel = connection.channel()
+            for name in ("q0", "q39999"):
+                assert [channel.basic_get(name, auto_ack=True)[2] for _ in bodies] == bodies
+
+
+def _ways_to_publish(
+    broker: EmbeddedBroker, connection: pika.BlockingConnection
+) -> Iterator[tuple[str, Callable[[], object], list[bytes]]]:
+    """Yield each way to publish to amq.fanout: its name, a function that does it, and the bodies that it publishes."""
+    persistent = pika.BasicProperties(delivery_mode=2)
+    channel, committing = connection.channel(), connection.channel()
+    channel.confirm_delivery()
+    yield "confirm", lambda: channel.basic_publish("amq.fanout", "", b"confirm", persistent), [b"confirm"]
+
+    def commit() -> None:
+        committing.basic_publish("amq.fanout", "", b"transaction", persistent)
+        committing.tx_commit()
+
+    committing.tx_select()
+    yield "transaction", commit, [b"transaction"]
+
+    def send_by_amqp10() -> None:
+        with RawAmqp10(broker.url) as client:
+            client.attach_sender("/exchanges/amq.fanout")
+            for number in (0, 1):
+                client.publish(number, message(b"%d" % number))
+            assert [client.expect(DISPOSITION).field(4) for _ in (0, 1)] == [described(ACCEPTED)] * 2
+
+    yield "AMQP 1.0", send_by_amqp10, [b"0", b"1"]
+
+    def publish_over_http() -> None:
+        request = {"routing_key": "", "payload": "HTTP", "payload_encoding": "string", "properties": {}}
+        assert _post(broker, "exchanges/%2F/amq.fanout/publish", request) == {"routed": True}
+
+    yield "HTTP", publish_over_http, [b"HTTP"]
+    channel.queue_declare("dying", durable=True, arguments={"x-dead-letter-exchange": "amq.fanout"})
+    channel.basic_publish("", "dying", b"dead letter", persistent)
+    tag = channel.basic_get("dying")[0].delivery_tag
+    yield "dead letter", lambda: channel.basic_reject(tag, requeue=False), [b"dead letter"]
+    channel.exchange_declare("later", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
+    channel.exchange_bind("amq.fanout", "later")
+    delayed = pika.BasicProperties(headers={"x-delay": 1})
+    yield "delay", lambda: channel.basic_publish("later", "", b"delay", delayed), [b"delay"]
 
 
 @pytest.mark.parametrize("how", ["rejected", "policy"])

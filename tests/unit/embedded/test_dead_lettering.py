@@ -1,7 +1,7 @@
 """Dead letters: their headers, as RabbitMQ writes them, and what happens to those that cannot be published."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -215,7 +215,11 @@ def queue(exchange: str | None = "dlx", key: str | None = None) -> BrokerQueue:
 def dead_letters(
     publish: Callable[[BrokerMessage, DeadLettered], bool], clock: FakeClock | None = None, *, trusts: bool = False
 ) -> DeadLetters:
-    return DeadLetters(publish, cast(Clock, clock or FakeClock()), FailureLog(), trusts_deaths=trusts)
+    def in_one_step(message: BrokerMessage, source: DeadLettered) -> Generator[None, None, bool]:
+        yield from ()
+        return publish(message, source)
+
+    return DeadLetters(in_one_step, cast(Clock, clock or FakeClock()), FailureLog(), trusts_deaths=trusts)
 
 
 @pytest.mark.parametrize("trusts", [True, False])
@@ -292,3 +296,28 @@ def test_messages_that_wait_to_be_dead_lettered_are_dead_lettered_before_the_bro
     assert outcomes == [Outcome.TAKEN]
     assert letters.finish(until=clock.time + 2.5) == 1
     assert outcomes == [Outcome.TAKEN] * 4
+
+
+def test_a_dead_letter_for_many_queues_is_published_in_turns_before_the_next_one() -> None:
+    """If it takes several turns to add a dead letter to its queues, other clients have their turns in between, the next
+    dead letter waits, and the queue is told the outcome after the last turn. A dead letter that is not in all its
+    queues when the broker stops counts as waiting.
+    """
+    clock, outcomes, added = FakeClock(), list[Outcome](), list[tuple[int, int]]()
+
+    def publish(letter: BrokerMessage, _: DeadLettered) -> Generator[None, None, bool]:
+        for part in range(3):
+            clock.time += 1
+            added.append((cast(int, letter.headers["number"]), part))
+            yield
+        return True
+
+    letters = DeadLetters(publish, cast(Clock, clock), FailureLog(), trusts_deaths=False)
+    for number in range(3):
+        letters.add(queue(), message({"number": number}), "expired", outcomes.append)
+    assert (added, outcomes) == ([(0, 0)], [])
+    for _ in range(3):
+        clock.turns.pop()()
+    assert (added, outcomes) == ([(0, 0), (0, 1), (0, 2), (1, 0)], [Outcome.TAKEN])
+    assert letters.finish(until=clock.time + 2.5) == 1
+    assert outcomes == [Outcome.TAKEN] * 2

@@ -140,7 +140,8 @@ class Amqp10Session(SessionState):
         if link is None:
             self.connection.work(_answer(self, self.management.transfer(transfer, payload)))
             return
-        link.transfer(transfer, payload)
+        if (steps := link.transfer(transfer, payload)) is not None:
+            self.connection.work(steps)
 
     def _flow(self, flow: Flow) -> None:
         was_open = self.may_transfer

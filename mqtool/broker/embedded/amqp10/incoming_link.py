@@ -1,5 +1,7 @@
 """A link on which a client publishes: assembles messages from transfers, routes them, and settles them."""
 
+from collections.abc import Generator, Iterator
+
 from mqtool.broker.embedded.amqp10.addresses import PublishTarget, parse_target
 from mqtool.broker.embedded.amqp10.errors10 import (
     DECODE_ERROR,
@@ -19,12 +21,13 @@ from mqtool.broker.embedded.amqp10.errors10 import (
 from mqtool.broker.embedded.amqp10.session_state import SessionState, Settlement, add
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO
+from mqtool.broker.embedded.model.clock import rest_of
 from mqtool.broker.embedded.model.exchange import BrokerExchange
 from mqtool.broker.embedded.model.firehose import trace_published
 from mqtool.broker.embedded.model.queue import BrokerQueue
 from mqtool.broker.embedded.model.sectioned import BadCarbonCopies, NotAMessage, Sections, parse
 from mqtool.broker.embedded.model.totals import AMQP10
-from mqtool.broker.embedded.model.virtual_host import Publication
+from mqtool.broker.embedded.model.virtual_host import Publication, enqueue_in_steps
 from mqtool.codecs.amqp10_frames import (
     SECOND,
     SETTLED,
@@ -118,8 +121,11 @@ class IncomingLink:
             self.credit = LINK_CREDIT
             self._send_credit()
 
-    def transfer(self, transfer: Transfer, payload: bytes) -> None:
-        """Handle a transfer. Raises LinkError or SessionError if it is not valid or its message cannot be published."""
+    def transfer(self, transfer: Transfer, payload: bytes) -> Iterator[None] | None:
+        """Handle a transfer, or return steps that do.
+
+        Raises LinkError or SessionError if it is not valid or its message cannot be published.
+        """
         partial = self._partial
         if partial is None:
             if transfer.delivery_id is None:
@@ -133,17 +139,17 @@ class IncomingLink:
             raise SessionError(TOO_LARGE, f"message size ({size} bytes) > maximum message size ({limit} bytes)")
         if transfer.aborted:
             self._drop()
-            return
+            return None
         if transfer.more:
             partial.data += payload
             self.session.connection.add_held_bytes(len(payload))
-            return
+            return None
         if self.credit <= 0:
             raise DetachError(TRANSFER_LIMIT)
         whole = bytes(partial.data + payload) if partial.data else payload
         self._drop()
         self._check_modes(transfer, settled=partial.settled)
-        self._publish(partial, whole, transfer.delivery_tag or b"")
+        return self._publish(partial, whole, transfer.delivery_tag or b"")
 
     def _drop(self) -> None:
         """Discard an incomplete message, if any."""
@@ -162,7 +168,7 @@ class IncomingLink:
         if transfer.rcv_settle_mode == SECOND and not settled:
             raise LinkError(UNSUPPORTED, "rcv-settle-mode second not supported")
 
-    def _publish(self, partial: _Partial, payload: bytes, tag: bytes) -> None:
+    def _publish(self, partial: _Partial, payload: bytes, tag: bytes) -> Iterator[None] | None:
         try:
             sections = parse(payload)
         except NotAMessage as error:
@@ -173,8 +179,13 @@ class IncomingLink:
             message, exchange = self._message(sections)
         except _Undeliverable as refused:
             self._refuse(refused.error, partial, tag)
-            return
-        publication = self._enqueue(message, exchange, settled=partial.settled)
+            return None
+        steps = self._steps(message, exchange, partial)
+        # Only for messages that go to very many queues, there is more than one step.
+        return steps if rest_of(steps) else None
+
+    def _steps(self, message: BrokerMessage, exchange: BrokerExchange, partial: _Partial) -> Iterator[None]:
+        publication = yield from self._enqueue(message, exchange, settled=partial.settled)
         self._count(publication, settled=partial.settled)
         state = _RELEASED if not publication.routed else _ACCEPTED if publication.accepted else self._rejected(message)
         self.unsettled += 1
@@ -251,7 +262,9 @@ class IncomingLink:
                 UNAUTHORIZED, f"user_id property set to '{claimed}' but authenticated user was '{user.name}'"
             )
 
-    def _enqueue(self, message: BrokerMessage, exchange: BrokerExchange, *, settled: bool) -> Publication:
+    def _enqueue(
+        self, message: BrokerMessage, exchange: BrokerExchange, *, settled: bool
+    ) -> Generator[None, None, Publication]:
         session = self.session
         broker, vhost = session.connection.broker, session.vhost
         exchange.published_in += 1
@@ -265,7 +278,10 @@ class IncomingLink:
             trace_published(session.connection, session.number, message, routing)
         routing.source = session.connection
         broker.totals.published[AMQP10].routed += len(routing.queues)
-        publication = vhost.enqueue(routing) if broker.hooks is None else broker.hooks.enqueue(vhost, routing)
+        if broker.hooks is None:
+            publication = yield from enqueue_in_steps(vhost, routing)
+        else:
+            publication = broker.hooks.enqueue(vhost, routing)
         if not publication.routed and vhost.watcher is not None:
             vhost.watcher.unroutable(message, returned=not settled)
         return publication

@@ -5,12 +5,12 @@ import base64
 import contextlib
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mqtool.broker.embedded.http.http_server import HttpAnswer, HttpError, bad_request, required, text
+from mqtool.broker.embedded.http.http_server import HttpAnswer, HttpError, Item, bad_request, in_slices, required, text
 from mqtool.broker.embedded.http.route_table import (
     READ,
     AnyConnection,
@@ -37,6 +37,7 @@ from mqtool.broker.embedded.model.broker import LOW_ON_MEMORY, NODE, Broker
 from mqtool.broker.embedded.model.footprint import of_message
 from mqtool.broker.embedded.model.queue import BrokerQueue, consumer_timeout
 from mqtool.broker.embedded.model.totals import AMQP091
+from mqtool.broker.embedded.model.virtual_host import enqueue_in_steps
 from mqtool.broker.embedded.testing.fault import fault_of
 from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
 from mqtool.broker.embedded.wire.amqp_session import AmqpSession
@@ -118,7 +119,7 @@ def plain(value: Value) -> Any:
 
 
 @route("POST", "exchanges/VHOST/EXCHANGE/publish", member)
-def publish(call: RouteCall, vhost_name: str, name: str) -> Json:
+async def publish(call: RouteCall, vhost_name: str, name: str) -> Json:
     """Publish a message. `routed` in the response is true if at least one queue accepted it and none refused it."""
     vhost, exchange, body, broker = call.vhost(vhost_name), call.exchange(vhost_name, name), call.body, call.broker
     for each in ("properties", "routing_key", "payload", "payload_encoding"):
@@ -149,13 +150,21 @@ def publish(call: RouteCall, vhost_name: str, name: str) -> Json:
     totals.received += 1
     routing = vhost.route(exchange, message)
     totals.routed += len(routing.queues)
-    publication = vhost.enqueue(routing) if broker.hooks is None else broker.hooks.enqueue(vhost, routing)
+    if broker.hooks is None:
+        [publication] = await in_slices(_with_result(enqueue_in_steps(vhost, routing)))
+    else:
+        publication = broker.hooks.enqueue(vhost, routing)
     if not publication.routed:
         broker.dropped_unroutable += 1
         totals.dropped += 1
         if vhost.watcher is not None:
             vhost.watcher.unroutable(message, returned=False)
     return {"routed": publication.routed and publication.accepted}
+
+
+def _with_result(steps: Generator[None, None, Item]) -> Iterator[Item | None]:
+    """Yield what steps return after them."""
+    yield (yield from steps)
 
 
 def _payload(payload: str, encoding: object) -> bytes:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from heapq import heappop, heappush, nsmallest
 from typing import Generic, Protocol, TypeVar
 
@@ -163,15 +163,18 @@ class Timetable(Generic[Item]):
 
     Args:
         clock: the source of the time and of timers.
-        due: called with each item once it is due. Items due at the same time are passed in the order they were added.
-            Many items are passed in several turns.
+        due: called with each item once it is due; returns steps if it takes long. Items due at the same time are passed
+            in the order they were added. Many items are passed in several turns.
         done: called at the end of each of these turns.
     """
 
-    def __init__(self, clock: Clock, due: Callable[[Item], object], done: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, clock: Clock, due: Callable[[Item], Iterator[None] | None], done: Callable[[], object] = lambda: None
+    ) -> None:
         self._clock = clock
         self._when_due = due
         self._when_done = done
+        self._steps: Iterator[None] | None = None
         self._heap: list[tuple[int, int, Item]] = []
         self._alarm = Alarm(clock, self._ring)
         self._added = 0
@@ -204,8 +207,10 @@ class Timetable(Generic[Item]):
     def _pass_due(self) -> None:
         """Pass the items that are due, in as many turns as necessary."""
         now, ends = self._clock.now(), self._clock.elapsed() + TURN_SECONDS
-        while self._heap and self._heap[0][0] <= now and not self._waits:
-            self._when_due(heappop(self._heap)[2])
+        while not self._waits and (self._steps is not None or (self._heap and self._heap[0][0] <= now)):
+            if self._steps is None:
+                self._steps = self._when_due(heappop(self._heap)[2])
+            self._steps = rest_of(self._steps)
             if self._clock.elapsed() > ends:
                 self._waits = True
                 self._clock.take_turn(self._next_turn)
@@ -214,18 +219,27 @@ class Timetable(Generic[Item]):
         self._when_done()
 
 
+def rest_of(steps: Iterator[None] | None) -> Iterator[None] | None:
+    """Take one step; return the steps if there are more."""
+    if steps is not None:
+        for _ in steps:
+            return steps
+    return None
+
+
 class TurnQueue(Generic[Item]):
     """Handles items one after another: at once as long as that is quick, and the others in later turns.
 
     If handling an item adds others, these are handled after it, so that calls do not nest.
 
     Args:
-        handle: called with each item, in the order in which they were added.
+        handle: called with each item, in the order in which they were added; returns steps if it takes long.
     """
 
-    def __init__(self, clock: Clock, handle: Callable[[Item], object]) -> None:
+    def __init__(self, clock: Clock, handle: Callable[[Item], Iterator[None] | None]) -> None:
         self._clock = clock
         self._handle = handle
+        self._steps: Iterator[None] | None = None
         self._waiting: deque[Item] = deque()
         self._is_busy = self._has_turn = False
         self._turn_ends = 0.0
@@ -248,15 +262,17 @@ class TurnQueue(Generic[Item]):
 
     def _next_turn(self) -> None:
         self._has_turn = False
-        if self._waiting and not self._is_busy:
+        if (self._waiting or self._steps is not None) and not self._is_busy:
             self._begin_turn()
             self._work()
 
     def _work(self) -> None:
         self._is_busy = True
         try:
-            while self._waiting:
-                self._handle(self._waiting.popleft())
+            while self._waiting or self._steps is not None:
+                if self._steps is None:
+                    self._steps = self._handle(self._waiting.popleft())
+                self._steps = rest_of(self._steps)
                 if self._clock.elapsed() > self._turn_ends:
                     return
         finally:
@@ -270,6 +286,7 @@ class TurnQueue(Generic[Item]):
         """
         self._turn_ends = until
         self._work()
-        left = len(self._waiting)
+        left = len(self._waiting) + (self._steps is not None)
+        self._steps = None
         self._waiting.clear()  # else they would be handled in later turns, when the broker has stopped
         return left

@@ -1,6 +1,6 @@
 """Dead-lettering: messages that expire, are rejected or exceed a limit are published again with an `x-death` header."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.amqp_errors import FailureLog
@@ -31,14 +31,14 @@ class DeadLetters:
 
     Args:
         publish: called with each dead letter and its source. Publishes the dead letter to the exchange in its address,
-            and returns True if at least one queue accepted it and none refused it.
+            in steps, and returns True if at least one queue accepted it and none refused it.
         failures: logs failures to publish a dead letter.
         trusts_deaths: see Profile.trusts_deaths.
     """
 
     def __init__(
         self,
-        publish: Callable[[BrokerMessage, DeadLettered], bool],
+        publish: Callable[[BrokerMessage, DeadLettered], Generator[None, None, bool]],
         clock: Clock,
         failures: FailureLog,
         *,
@@ -57,9 +57,9 @@ class DeadLetters:
         """
         self._waiting.add((queue, message, reason, done))
 
-    def _handle(self, each: tuple[BrokerQueue, BrokerMessage, str, Settled]) -> None:
+    def _handle(self, each: tuple[BrokerQueue, BrokerMessage, str, Settled]) -> Iterator[None]:
         queue, message, reason, done = each
-        done(self._publish_again(queue, message, reason))
+        done((yield from self._publish_again(queue, message, reason)))
 
     def finish(self, until: float) -> int:
         """Dead-letter waiting messages now, because the broker is about to stop; return how many are left.
@@ -71,14 +71,14 @@ class DeadLetters:
         """
         return self._waiting.finish(until)
 
-    def _publish_again(self, queue: BrokerQueue, message: BrokerMessage, reason: str) -> Outcome:
+    def _publish_again(self, queue: BrokerQueue, message: BrokerMessage, reason: str) -> Generator[None, None, Outcome]:
         exchange, key = queue.options.dead_letter_exchange, queue.options.dead_letter_routing_key
         if exchange is None or is_too_long(exchange):  # there is no exchange with such a name
             return Outcome.NOT_TAKEN
         now = self._clock.wall()
         try:
             dead = dead_letter(message, queue.name, reason, exchange, key, now, trusts_deaths=self._trusts_deaths)
-            taken = self._publish(dead, DeadLettered(queue, message, reason))
+            taken = yield from self._publish(dead, DeadLettered(queue, message, reason))
             return Outcome.TAKEN if taken else Outcome.NOT_TAKEN
         except Exception as error:
             # A failure must not stop the other messages from being dead-lettered, or close a client's connection.

@@ -233,10 +233,10 @@ class DelayedMessages:
     They are held by the name of their exchange, so they are released even if it was deleted and declared again.
 
     Args:
-        release: called with the name of the exchange and a message when the message is due.
+        release: called with the name of the exchange and a message when the message is due; publishes it in steps.
     """
 
-    def __init__(self, clock: Clock, release: Callable[[str, BacklogEntry], None]) -> None:
+    def __init__(self, clock: Clock, release: Callable[[str, BacklogEntry], Iterator[None]]) -> None:
         self._release = release
         self._waiting: Timetable[tuple[str, BacklogEntry]] = Timetable(clock, self._due)
         self._counts: Counter[str] = Counter()
@@ -255,12 +255,12 @@ class DelayedMessages:
         """Return the `count` messages that are due first, each with the name of its exchange."""
         return self._waiting.first(count)
 
-    def _due(self, item: tuple[str, BacklogEntry]) -> None:
+    def _due(self, item: tuple[str, BacklogEntry]) -> Iterator[None]:
         exchange, entry = item
         self._counts[exchange] -= 1
         if not self._counts[exchange]:
             del self._counts[exchange]  # it may have been deleted
-        self._release(exchange, entry)
+        return self._release(exchange, entry)
 
     def clear(self) -> list[BacklogEntry]:
         """Remove all messages and return them."""

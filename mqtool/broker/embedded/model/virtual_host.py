@@ -1,8 +1,9 @@
 """A virtual host: its exchanges, queues, bindings and policies, and the routing of messages."""
 
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.amqp_errors import (
@@ -51,6 +52,10 @@ _MOST_LOOKUPS = 50_000
 _RETRY_RELEASE = 1000
 
 
+#: A message for more queues than this is added to them in steps of this size, so that others are served meanwhile.
+_QUEUES_AT_ONCE = 1000
+
+
 @dataclass(slots=True)
 class Routing:
     """A message and the queues that it is routed to.
@@ -66,6 +71,11 @@ class Routing:
     queues: Collection[BrokerQueue]
     stored: bool = False
     source: object = None
+
+    @property
+    def takes_turns(self) -> bool:
+        """True if the message goes to more queues than one turn has time for."""
+        return len(self.queues) > _QUEUES_AT_ONCE
 
 
 class ReleasedQueue(NamedTuple):
@@ -357,20 +367,8 @@ class VirtualHost:
 
     def enqueue(self, routing: Routing) -> Publication:
         """Add a message to the queues that it was routed to, except those that have been deleted since."""
-        routed, accepted, stored = False, True, routing.stored
-        watcher = self.watcher
-        if watcher is not None and (routing.source is not None or routing.message.address not in watcher.skipped):
-            watcher.published(routing)
-        for queue in routing.queues:
-            if not queue.deleted:
-                routed = True
-                taken, written = queue.publish(routing.message)
-                if not taken and watcher is not None:
-                    watcher.refused(queue, routing.message)
-                accepted, stored = accepted and taken, stored or written
-        if routed and accepted:
-            return _STORED if stored else _IN_MEMORY
-        return Publication(routed, accepted, stored)
+        _report_published(self.watcher, routing)
+        return _add(self.watcher, routing.message, routing.queues, stored=routing.stored)
 
     def route(
         self, exchange: BrokerExchange, message: BrokerMessage, *, is_changed: bool = False, is_due: bool = False
@@ -428,8 +426,8 @@ class VirtualHost:
             return [self.queues[key] for key in keys if key in self.queues]
         return exchange.match(keys, message.headers)
 
-    def _publish_dead(self, message: BrokerMessage, source: DeadLettered) -> bool:
-        """Publish a dead letter. Returns True if at least one queue accepted it and none refused it."""
+    def _publish_dead(self, message: BrokerMessage, source: DeadLettered) -> Generator[None, None, bool]:
+        """Publish a dead letter in steps. Returns True if at least one queue accepted it and none refused it."""
         exchange = self.exchanges.get(message.exchange)
         if exchange is None:
             return False
@@ -444,7 +442,7 @@ class VirtualHost:
             if source.queue.options.at_least_once:
                 return False  # its queue keeps the message, and tries again later
             raise ChannelException(RESOURCE_ERROR, f"no memory for {len(routing.queues)} copies of a message")
-        publication = self.enqueue(routing)
+        publication = yield from enqueue_in_steps(self, routing)
         return publication.routed and publication.accepted
 
     def _hold(self, exchange: BrokerExchange, message: BrokerMessage, delay: int, *, is_changed: bool) -> bool:
@@ -477,8 +475,8 @@ class VirtualHost:
         """Return the delayed messages that are due first, each with the name of its exchange."""
         return self._delayed.first(count)
 
-    def _release(self, name: str, entry: BacklogEntry) -> None:
-        """Publish a message whose delay is over; drop it if its exchange is gone, set it aside if publishing fails.
+    def _release(self, name: str, entry: BacklogEntry) -> Iterator[None]:
+        """Publish a message whose delay is over, in steps; drop it if its exchange is gone, set it aside on a failure.
 
         If there is no memory for several copies, hold it back for another second.
         """
@@ -491,12 +489,51 @@ class VirtualHost:
                     self._delayed.hold(name, entry)
                     return
                 routing.source = ReleasedQueue(name, entry.position)
-                self.enqueue(routing)
+                yield from enqueue_in_steps(self, routing)
         except Exception as error:
             self.failures.report(f"a delayed message of exchange '{name}' cannot be published", error)
             self._ledger.set_aside(entry)
         else:
             self._ledger.drop(entry)
+
+
+def enqueue_in_steps(vhost: VirtualHost, routing: Routing) -> Generator[None, None, Publication]:
+    """Do what VirtualHost.enqueue() does in short steps, one for each thousand queues.
+
+    As in RabbitMQ, the other clients can find the message in some queues before it is in the others. The publisher's
+    next message must wait for the last step.
+    """
+    if not routing.takes_turns:
+        return vhost.enqueue(routing)
+    _report_published(vhost.watcher, routing)
+    routed, accepted, stored = False, True, routing.stored
+    queues = iter(routing.queues)
+    while some := [*islice(queues, _QUEUES_AT_ONCE)]:
+        part = _add(vhost.watcher, routing.message, some, stored=False)
+        routed, accepted, stored = routed or part.routed, accepted and part.accepted, stored or part.stored
+        yield
+    return Publication(routed, accepted, stored)
+
+
+def _report_published(watcher: Watcher | None, routing: Routing) -> None:
+    if watcher is not None and (routing.source is not None or routing.message.address not in watcher.skipped):
+        watcher.published(routing)
+
+
+def _add(
+    watcher: Watcher | None, message: BrokerMessage, queues: Iterable[BrokerQueue], *, stored: bool
+) -> Publication:
+    routed, accepted = False, True
+    for queue in queues:
+        if not queue.deleted:
+            routed = True
+            taken, written = queue.publish(message)
+            if not taken and watcher is not None:
+                watcher.refused(queue, message)
+            accepted, stored = accepted and taken, stored or written
+    if routed and accepted:
+        return _STORED if stored else _IN_MEMORY
+    return Publication(routed, accepted, stored)
 
 
 def _check_room(ledger: Ledger, what: str) -> None:

@@ -190,7 +190,8 @@ class BrokerConnection(AmqpSession):
             return 0
         message, after = whole
         try:
-            publish(channel, message)
+            if (steps := publish(channel, message)) is not None:
+                self.work(steps)
         except ChannelException as error:
             channel.close(error, commands.Basic.Publish.index)
         except ConnectionException as error:
@@ -348,12 +349,12 @@ def _take_frame(  # noqa: C901 - one case per kind
     """Handle a frame on an open channel, or return steps that do. The most frequent kinds are checked first."""
     if kind == frames.BODY:
         if (message := channel.content.body(payload)) is not None:
-            publish(channel, message)
-        elif channel.session.broker.alarms:
+            return publish(channel, message)
+        if channel.session.broker.alarms:
             channel.session.block()
     elif kind == frames.HEADER:
         if (message := channel.content.header(payload)) is not None:
-            publish(channel, message)
+            return publish(channel, message)
     elif kind != frames.METHOD:
         raise _unknown_frame(kind, channel.number, payload)
     elif payload.startswith(frames.BASIC_PUBLISH):

@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from itertools import islice
 
 from pamqp.commands import Basic, Confirm, Tx
@@ -26,7 +26,7 @@ from mqtool.broker.embedded.model.queue import BrokerQueue, Why
 from mqtool.broker.embedded.model.queue_arguments import check_expiry
 from mqtool.broker.embedded.model.totals import AMQP091
 from mqtool.broker.embedded.model.users import User
-from mqtool.broker.embedded.model.virtual_host import Publication, Routing
+from mqtool.broker.embedded.model.virtual_host import Publication, Routing, enqueue_in_steps
 from mqtool.broker.embedded.wire.amqp_channel import (
     BrokerChannel,
     ChannelReplyConsumer,
@@ -45,8 +45,8 @@ _ACKED_AT_ONCE, _REJECTED_AT_ONCE = 500, 10
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
-def publish(channel: BrokerChannel, message: BrokerMessage) -> None:
-    """Publish a complete message, or add the message to the channel's transaction."""
+def publish(channel: BrokerChannel, message: BrokerMessage) -> Iterator[None] | None:
+    """Publish a complete message, or return steps that do; or add the message to the channel's transaction."""
     content, route = channel.content, channel.route
     if content.immediate:
         raise ConnectionException(NOT_IMPLEMENTED, "immediate=true")
@@ -63,8 +63,18 @@ def publish(channel: BrokerChannel, message: BrokerMessage) -> None:
         routing = _checked_routing(channel, message)
     if channel.transaction is not None:
         channel.session.add_held_bytes(channel.transaction.add(UncommittedPublish(message, routing, mandatory)))
-        return
-    publication = perform(channel, message, routing, mandatory=mandatory)
+        return None
+    if routing is not None and routing.takes_turns:
+        return _publish_in_steps(channel, UncommittedPublish(message, routing, mandatory))
+    _settle(channel, _perform(channel, message, routing, mandatory=mandatory))
+    return None
+
+
+def _publish_in_steps(channel: BrokerChannel, publish: UncommittedPublish) -> Iterator[None]:
+    _settle(channel, (yield from _perform_in_steps(channel, publish)))
+
+
+def _settle(channel: BrokerChannel, publication: Publication) -> None:
     if channel.confirms is not None:
         channel.settle_publish(channel.confirms, accepted=publication.accepted, stored=publication.stored)
 
@@ -143,30 +153,54 @@ def _check_expiration(expiration: str) -> None:
         raise precondition_failed(f"invalid expiration '{expiration}': {wrong}")
 
 
-def perform(channel: BrokerChannel, message: BrokerMessage, routing: Routing | None, *, mandatory: bool) -> Publication:
+def _perform(
+    channel: BrokerChannel, message: BrokerMessage, routing: Routing | None, *, mandatory: bool
+) -> Publication:
     """Enqueue a message. If no queue receives it, return it to the publisher if `mandatory`, otherwise drop it."""
-    hooks, watcher = channel.session.broker.hooks, channel.vhost.watcher
-    if watcher is not None and routing is not None and message.address not in watcher.skipped:
-        routing.source = channel
+    hooks = channel.session.broker.hooks
+    _count_routed(channel, routing)
     if routing is None:
         publication = _reply(channel, message)
     elif hooks is None:
         publication = channel.vhost.enqueue(routing)
     else:
         publication = hooks.enqueue(channel.vhost, routing, retries=channel.session.capability(RETRIES))
-    if routing is not None:
-        channel.routed += len(routing.queues)
     if not publication.routed:
-        totals = channel.session.broker.totals.published[AMQP091]
-        if watcher is not None:
-            watcher.unroutable(message, returned=mandatory)
-        if mandatory:
-            channel.send_return(message)
-            totals.returned += 1
-        else:
-            channel.session.broker.dropped_unroutable += 1
-            totals.dropped += 1
+        _return_or_drop(channel, message, mandatory=mandatory)
     return publication
+
+
+def _perform_in_steps(channel: BrokerChannel, publish: UncommittedPublish) -> Generator[None, None, Publication]:
+    """Do the same in steps, unless a test's hooks may delay the message."""
+    message, routing, mandatory = publish
+    if routing is None or channel.session.broker.hooks is not None:
+        return _perform(channel, message, routing, mandatory=mandatory)
+    _count_routed(channel, routing)
+    publication = yield from enqueue_in_steps(channel.vhost, routing)
+    if not publication.routed:
+        _return_or_drop(channel, message, mandatory=mandatory)
+    return publication
+
+
+def _count_routed(channel: BrokerChannel, routing: Routing | None) -> None:
+    if routing is None:
+        return
+    watcher = channel.vhost.watcher
+    if watcher is not None and routing.message.address not in watcher.skipped:
+        routing.source = channel
+    channel.routed += len(routing.queues)
+
+
+def _return_or_drop(channel: BrokerChannel, message: BrokerMessage, *, mandatory: bool) -> None:
+    totals, watcher = channel.session.broker.totals.published[AMQP091], channel.vhost.watcher
+    if watcher is not None:
+        watcher.unroutable(message, returned=mandatory)
+    if mandatory:
+        channel.send_return(message)
+        totals.returned += 1
+    else:
+        channel.session.broker.dropped_unroutable += 1
+        totals.dropped += 1
 
 
 def _reply(channel: BrokerChannel, message: BrokerMessage) -> Publication:
@@ -209,7 +243,8 @@ def tx_commit(channel: BrokerChannel, method: Tx.Commit) -> Iterator[None]:  # n
     stored, lost = False, None
     for publish in transaction.publishes:
         lost = lost or _deleted_queue(publish)
-        stored |= perform(channel, publish.message, publish.routing, mandatory=publish.mandatory).stored
+        publication = yield from _perform_in_steps(channel, publish)
+        stored |= publication.stored
         yield
     yield from _acknowledge_in_steps(channel, transaction.acked)
     yield from _reject_in_steps(channel, transaction.rejected)
