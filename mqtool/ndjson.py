@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+from mqtool.claims import Claimed
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData
 from mqtool.message import END_OF_TIME, MAX_DEPTH, PROPERTIES, Delivery, Message, Timestamp, Undecoded
@@ -31,6 +32,10 @@ OF_A_DELIVERY = frozenset(
 )
 #: With several brokers, 'mqtool tap' adds "broker", which is not part of the message.
 _KNOWN = OF_A_DELIVERY | {"version", "broker", "delay", "at", "body_base64"}
+#: The headers with more routing keys; RabbitMQ reads the last one from AMQP 1.0 clients.
+COPIES = ("CC", "BCC", "x-cc")
+#: RabbitMQ sets this header in each message that it delivers from a stream, whatever the publisher wrote.
+_OFFSET = "x-stream-offset"
 _TEXT = frozenset(PROPERTIES) - {"headers", "delivery_mode", "priority", "timestamp"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 #: The number of bytes of a body that abridged() shows.
@@ -142,16 +147,51 @@ def to_object(line: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def message_of(value: Mapping[str, Any], where: str) -> Message:
-    """Convert the parsed JSON of a line to a message. Raises BadData if a key or value is not valid."""
+def message_of(value: Mapping[str, Any], where: str, *, trusts_streams: bool = False) -> Message:
+    """Convert the parsed JSON of a line to a message. Raises BadData if a key or value is not valid.
+
+    Args:
+        trusts_streams: publish a message that was read from a stream as it says. Otherwise, it is addressed to its
+            stream, through the default exchange, and loses its COPIES: the broker has not checked what it says.
+    """
     if unknown := sorted(set(value) - _KNOWN):
         raise BadData(f"{where} has an unknown key {unknown[0]!r}", f"one of {', '.join(sorted(_KNOWN))}")
     properties = _properties(value, where)
     message_id = properties.pop("message_id", None)
     routing_key, exchange = _text(value, "routing_key", where), _text(value, "exchange", where)
+    if (stream := _stream(value)) is not None:
+        exchange, routing_key = Claimed((exchange, routing_key)).proven(lambda _: trusts_streams) or ("", stream)
+        if not trusts_streams:
+            properties = without_copies(properties)
     delay, due = _delay(value, where), _due(value, where)
     body, received = _body(value, where), "redelivered" in value
     return Message(body, routing_key, exchange, properties, message_id, delay, due, received)
+
+
+def _stream(value: Mapping[str, Any]) -> str | None:
+    """Return the stream that a message was read from; None if it is not from a stream, or the line names no queue.
+
+    A publisher can write the header into a message for another queue, which then goes to that queue only.
+    """
+    headers, queue = value.get("headers"), value.get("queue")
+    is_from_stream = isinstance(headers, dict) and _OFFSET in headers
+    return queue if is_from_stream and isinstance(queue, str) and queue else None
+
+
+def leads_elsewhere(value: Mapping[str, Any]) -> bool:
+    """Return True if the message was read from a stream, and says that it is to be published anywhere else."""
+    if (stream := _stream(value)) is None:
+        return False
+    place = value.get("exchange"), value.get("routing_key")
+    return place != ("", stream) or not value["headers"].keys().isdisjoint(COPIES)
+
+
+def without_copies(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message's properties without the headers that contain more routing keys."""
+    headers = properties.get("headers") or {}
+    if headers.keys().isdisjoint(COPIES):
+        return dict(properties)
+    return {**properties, "headers": {name: value for name, value in headers.items() if name not in COPIES}}
 
 
 def _body(value: Mapping[str, Any], where: str) -> bytes:

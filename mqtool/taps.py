@@ -53,7 +53,7 @@ class Tap:
             self._queue = channel.declare(Queue(exclusive=True, auto_delete=True, arguments=limits))
             for binding in bindings:
                 channel.bind(self._queue, Exchange(binding.source), binding.routing_key, binding.arguments)
-            self.deliveries: Iterator[Delivery] = channel.consume(self._queue, receiving)
+            self.deliveries: Iterator[Delivery] = map(_copy, channel.consume(self._queue, receiving))
         except AccessRefused as error:
             raise AccessRefused(str(error), _permissions_for(str(error))) from error
 
@@ -68,6 +68,12 @@ class Tap:
             return self._beside.depth_of(self.queue) > _MAX_LENGTH * _NEARLY_FULL
         except MqtoolError:
             return False  # the connection was lost, which deleted the queue
+
+
+def _copy(delivery: Delivery) -> Delivery:
+    """Remove the name of the private queue: the message is for whatever its exchange routes it to."""
+    delivery.queue = ""
+    return delivery
 
 
 def _permissions_for(refusal: str) -> str:

@@ -21,18 +21,19 @@ dead-lettered with the reason. A message published twice is handled once.
 """
 
 import shlex
+import signal
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.drills.scene import PATIENCE, DrillScene, Proxy, Verdict, message, number_of, received
+from mqtool.drills.scene import PATIENCE, Arrivals, DrillMessages, DrillScene, Proxy, Verdict, number_of
 from mqtool.errors import ExitCode
 from mqtool.spelling import counted
 from mqtool.stage.stage import lines_of
-from mqtool.stage.terminal import LineCount, Terminal, wait_until
+from mqtool.stage.terminal import Terminal, wait_until
 from mqtool.work import peeking
 from mqtool.work.history import death_of
 from mqtool.work.retry_or_dead_letter import dead_letter_queue
@@ -98,23 +99,23 @@ def drop_connection(scene: DrillScene, count: int = STREAM_MESSAGES) -> Verdict:
 
 def _flow(scene: DrillScene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
     """Send and receive messages in four parts, numbered from 0. Before part N, call breaks[N], if there is one."""
-    got = scene.directory / "got"
+    messages = DrillMessages(count)
+    arrivals = Arrivals(scene.directory / "got", messages)
     receiver, sender = scene.terminals("receiver", "sender", url=url)
     receiver.start(f"mqtool receive --declare --json -q {scene.queue} > got")
     sender.feed(scene.sending)
-    arrived = LineCount(got)
     for quarter in range(4):
         first, last = count * quarter // 4, count * (quarter + 1) // 4
         if quarter in breaks:
             # By now, some messages are in the queue, some are unconfirmed, and some are unacknowledged.
-            wait_until(lambda half=first // 2: arrived() > half, "messages to arrive", PATIENCE)  # type: ignore[misc]
+            wait_until(lambda half=first // 2: arrivals.count() > half, "messages to arrive", PATIENCE)  # type: ignore[misc]
             breaks[quarter]()
-        sender.write("\n".join(message(number) for number in range(first, last)))
+        sender.write("\n".join(map(messages.line, range(first, last))))
     sender.finish(PATIENCE)
-    scene.wait_until_still(lambda: arrived() >= count and len(set(_ids(got))) == count, arrived)
+    scene.wait_until_still(lambda: len(arrivals.ids) == count, arrivals.count)
     receiver.interrupt()
-    deliveries = received(got)
-    done = len(set(_ids(got)))
+    arrivals.count()
+    deliveries, done = arrivals.deliveries, len(arrivals.ids)
     return Verdict(
         sent=count,
         confirmed=number_of(sender, "confirmed"),
@@ -122,22 +123,19 @@ def _flow(scene: DrillScene, url: str, count: int, breaks: dict[int, Callable[[]
         redelivered=sum(delivery["redelivered"] for delivery in deliveries),
         suppressed=len(deliveries) - done,
         pause=_longest_pause(deliveries),
+        foreign=arrivals.foreign,
     )
 
 
 def _longest_pause(deliveries: list[dict[str, Any]]) -> float:
     """Return the longest time between two consecutive deliveries, in seconds."""
     times = [datetime.fromisoformat(delivery["timestamp"]) for delivery in deliveries]
-    return max((later - earlier).total_seconds() for earlier, later in pairwise(times))
-
-
-def _ids(got: Path) -> list[str]:
-    return [delivery["properties"]["message_id"] for delivery in received(got)]
+    return max(((later - earlier).total_seconds() for earlier, later in pairwise(times)), default=0.0)
 
 
 WORKER_MESSAGES = 200
-#: A shell command that records the effect of a message: a line with its ID, and 1 if it was redelivered.
-_EFFECT = 'echo "$MQ_MESSAGE_ID $MQ_REDELIVERED" >> effects'
+#: A shell command that records the effect of a message: a line with its ID, after 1 if it was redelivered.
+_EFFECT = 'printf "%s %s\\n" "$MQ_REDELIVERED" "$MQ_MESSAGE_ID" >> effects'
 _RETRIES = 3
 _AT_ONCE = 4
 
@@ -150,9 +148,11 @@ def kill_worker(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
         "marked as redelivered, and then the rest."
     )
     sender, first, second = scene.terminals("sender", "worker 1", "worker 2")
-    confirmed = scene.send(sender, (message(number) for number in range(count)))
+    messages = DrillMessages(count)
+    confirmed = scene.send(sender, map(messages.line, range(count)))
     # After a quarter of the messages, the worker's programs run for minutes, so they still run when it is killed.
-    long = f"[ ${{MQ_MESSAGE_ID#m-}} -lt {count // 4} ] || {{ touch running-$MQ_MESSAGE_ID; exec sleep 600; }}; "
+    (scene.directory / "long").write_text("".join(f"{each}\n" for each in messages.ids[count // 4 :]))
+    long = 'if grep -qxFe "$MQ_MESSAGE_ID" long; then touch "running-$MQ_MESSAGE_ID"; exec sleep 600; fi; '
     first.start(_worker(scene, long + _EFFECT))
     wait_until(
         lambda: len(list(scene.directory.glob("running-*"))) == _AT_ONCE or first.has_ended, "programs to run", PATIENCE
@@ -160,8 +160,8 @@ def kill_worker(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
     scene.say(f"Now worker 1 is killed (kill -9) while it runs {_AT_ONCE} programs, and worker 2 starts.")
     first.kill()
     second.start(_worker(scene, _EFFECT))
-    second.wait(PATIENCE)
-    return _verdict(scene, count, confirmed, second)
+    _finish(scene, messages, second)
+    return _verdict(scene, messages, confirmed, second)
 
 
 def poison(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
@@ -172,17 +172,23 @@ def poison(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
         "the second not at all. Both become dead letters, and the other messages are handled without waiting for them."
     )
     sender, worker = scene.terminals("sender", "worker")
-    bodies = {count // 3: "always fails", count // 2: "bad data"}
-    confirmed = scene.send(sender, (message(number, bodies.get(number)) for number in range(count)))
+    messages, bodies = DrillMessages(count), {count // 3: "always fails", count // 2: "bad data"}
+    confirmed = scene.send(sender, (messages.line(number, bodies.get(number)) for number in range(count)))
     program = 'case "$(cat)" in "always fails") echo I cannot >&2; exit 1;; "bad data") exit 65;; esac; ' + _EFFECT
     worker.start(_worker(scene, program, "--retries", str(_RETRIES), "--backoff", "100ms"))
-    worker.wait(PATIENCE, ExitCode.SOME_FAILED)
+    _finish(scene, messages, worker, ExitCode.SOME_FAILED)
     with Connection(parse_addresses(scene.url)) as connection:
         queue = dead_letter_queue(scene.queue).name
-        dead = [(letter.message_id, death_of(letter)) for letter in peeking.peek(connection.channel(), queue)]
-    why = [f"{name} {death.reason} after {counted(death.attempts, 'attempt')}" for name, death in dead]
+        letters = list(peeking.peek(connection.channel(), queue))
+    deaths = {letter.message_id: death_of(letter) for letter in letters if letter.message_id in messages}
+    why = [
+        f"{name.rpartition('-')[0]} {death.reason} after {counted(death.attempts, 'attempt')}"
+        for name, death in deaths.items()
+        if name
+    ]
     scene.say(f"The dead letters contain the reasons: {', '.join(why)}.")
-    return _verdict(scene, count, confirmed, worker, dead=len(dead))
+    verdict = _verdict(scene, messages, confirmed, worker, dead=len(deaths))
+    return replace(verdict, foreign=verdict.foreign + sum(letter.message_id not in messages for letter in letters))
 
 
 def duplicate(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
@@ -193,11 +199,11 @@ def duplicate(scene: DrillScene, count: int = WORKER_MESSAGES) -> Verdict:
         "program only for the original."
     )
     sender, worker = scene.terminals("sender", "worker")
-    messages = [message(number) for number in range(count)]
-    confirmed = scene.send(sender, messages + messages[::10])
+    messages = DrillMessages(count)
+    confirmed = scene.send(sender, map(messages.line, [*range(count), *range(0, count, 10)]))
     worker.start(_worker(scene, _EFFECT))
-    worker.wait(PATIENCE)
-    return _verdict(scene, count, confirmed, worker)
+    _finish(scene, messages, worker)
+    return _verdict(scene, messages, confirmed, worker)
 
 
 def _worker(scene: DrillScene, program: str, *options: str) -> str:
@@ -209,15 +215,33 @@ def _worker(scene: DrillScene, program: str, *options: str) -> str:
     ])  # fmt: skip
 
 
-def _verdict(scene: DrillScene, count: int, confirmed: int, worker: Terminal, *, dead: int = 0) -> Verdict:
-    effects = [line.split() for line in lines_of(scene.directory / "effects")]
+def _effects(scene: DrillScene, messages: DrillMessages) -> tuple[list[tuple[str, bool]], int]:
+    """Return the ID of each message of the drill that was handled, and whether it was redelivered; count the others."""
+    lines = [line.partition(" ") for line in lines_of(scene.directory / "effects")]
+    own = [(message_id, redelivered == "1") for redelivered, _, message_id in lines if message_id in messages]
+    return own, len(lines) - len(own)
+
+
+def _finish(scene: DrillScene, messages: DrillMessages, worker: Terminal, code: int = 0) -> None:
+    """Wait until a worker ends because its queue is empty. Interrupt it if others keep publishing to the queue."""
+    scene.wait_until_still(lambda: worker.has_ended, lambda: len(_effects(scene, messages)[0]))
+    if worker.has_ended:
+        worker.wait(PATIENCE, code)
+    else:
+        worker.signal(signal.SIGINT)
+        worker.end()
+
+
+def _verdict(scene: DrillScene, messages: DrillMessages, confirmed: int, worker: Terminal, *, dead: int = 0) -> Verdict:
+    effects, foreign = _effects(scene, messages)
     done = {message_id for message_id, _ in effects}
     return Verdict(
-        sent=count,
+        sent=len(messages.ids),
         confirmed=confirmed,
         done=len(done),
-        redelivered=sum(redelivered == "1" for _, redelivered in effects),
+        redelivered=sum(redelivered for _, redelivered in effects),
         suppressed=number_of(worker, "suppressed"),
         twice=len(effects) - len(done),
         dead=dead,
+        foreign=foreign,
     )

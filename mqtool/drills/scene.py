@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import socket
 import tempfile
 import threading
@@ -21,7 +22,7 @@ from mqtool.broker.readiness import wait_until_up
 from mqtool.broker.state import Started, Wanted
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import new_message_id
-from mqtool.stage.stage import Stage, lines_of, undisturbed
+from mqtool.stage.stage import Stage, undisturbed
 from mqtool.stage.terminal import Audience, Guard, Terminal, TerminalPlace
 from mqtool.work.retry_or_dead_letter import dead_letter_queue
 
@@ -48,6 +49,7 @@ class Verdict:
         twice: messages handled more than once.
         dead: messages in the dead-letter queue.
         pause: the longest time without a delivery, in seconds, if measured.
+        foreign: messages that others published to the drill's queue, which none of the other counts includes.
     """
 
     sent: int
@@ -58,6 +60,7 @@ class Verdict:
     twice: int = 0
     dead: int = 0
     pause: float | None = None
+    foreign: int = 0
 
     def sums(self) -> str:
         """Return the counts as a sentence."""
@@ -65,8 +68,15 @@ class Verdict:
         pause = "" if self.pause is None else f". The longest pause was {self.pause:.1f} s"
         return f"Totals: {self.sent:,} messages sent, {self.confirmed:,} confirmed, {came}{pause}."
 
+    @property
+    def is_inconclusive(self) -> bool:
+        """True if messages are missing that may still be in the queue, behind those of others."""
+        return self.lost > 0 and self.foreign > 0
+
     def balance(self) -> str:
         """Return the number of lost messages, followed by the equation sent = done + dead letters + lost."""
+        if self.is_inconclusive:
+            return f"inconclusive: {self.lost:,} missing, which may still wait behind the messages of others"
         dead = f" + {self.dead:,} dead letters" if self.dead else ""
         what, lost = (f"{self.lost:,}", f" + {self.lost:,} lost") if self.lost else ("nothing", "")
         return f"{what} lost: {self.sent:,} sent = {self.done:,} done{dead}{lost}"
@@ -76,7 +86,9 @@ class Verdict:
         rows = [
             ("sent", self.sent), ("confirmed", self.confirmed), ("handled", self.done),
             ("redelivered", self.redelivered), ("duplicates recognised", self.suppressed),
-            ("handled twice", self.twice), ("dead letters", self.dead), ("lost", self.lost),
+            ("handled twice", self.twice), ("dead letters", self.dead),
+            ("missing" if self.is_inconclusive else "lost", self.lost),
+            *([("not of this drill", self.foreign)] if self.foreign else []),
         ]  # fmt: skip
         pause = [] if self.pause is None else [("longest pause", f"{self.pause:.1f} s")]
         return [(name, f"{count:,}") for name, count in rows] + pause
@@ -88,10 +100,10 @@ class Verdict:
 
     def __str__(self) -> str:
         what = ("sent", "confirmed", "done", "redelivered", "suppressed")
-        more = tuple(name for name in ("twice", "dead") if getattr(self, name))
+        more = tuple(name for name in ("twice", "dead", "foreign") if getattr(self, name))
         pause = "" if self.pause is None else f"longest pause {self.pause:.1f} s, "
         counts = [f"{name} {getattr(self, name):,}" for name in (*what, *more)]
-        return f"{', '.join(counts)}, {pause}lost {self.lost:,}"
+        return f"{', '.join(counts)}, {pause}{'missing' if self.is_inconclusive else 'lost'} {self.lost:,}"
 
 
 class DrillScene:
@@ -211,7 +223,10 @@ class DrillScene:
         return number_of(terminal, "confirmed")
 
     def wait_until_still(self, complete: Callable[[], bool], progress: Callable[[], int]) -> None:
-        """Wait until complete() is true, or until progress() stops changing, which means that messages are lost."""
+        """Wait until complete() is true, or until progress() stops changing.
+
+        Messages that are then missing are lost, or behind those that others publish to the queue.
+        """
         before, still_since = progress(), time.monotonic()
         while not complete():
             if (now := progress()) != before:
@@ -227,14 +242,58 @@ def number_of(terminal: Terminal, what: str) -> int:
     return int(found[-1].replace(",", "")) if found else 0
 
 
-def message(number: int, body: str | None = None) -> str:
-    """Return a message as a line of input for `send --json`."""
-    return json.dumps({"body": body or f"message {number}", "properties": {"message_id": f"m-{number}"}})
+class DrillMessages:
+    """The messages of a run. Their IDs have random digits, so that a message of anybody else cannot pass for one.
+
+    Attributes:
+        ids: the messages' IDs, by number.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.ids = [f"m-{number}-{secrets.token_hex(8)}" for number in range(count)]
+        self._numbers = {message_id: number for number, message_id in enumerate(self.ids)}
+
+    def __contains__(self, message_id: object) -> bool:
+        return message_id in self._numbers
+
+    def line(self, number: int, body: str | None = None) -> str:
+        """Return a message as a line of input for `send --json`."""
+        return json.dumps({"body": body or f"message {number}", "properties": {"message_id": self.ids[number]}})
 
 
-def received(path: Path) -> list[dict[str, Any]]:
-    """Return the messages that `receive --json` has written to a file."""
-    return [json.loads(line) for line in lines_of(path)]
+class Arrivals:
+    """The messages of a run that `receive --json` has written to a file. count() reads what was added to the file.
+
+    Attributes:
+        deliveries: the deliveries of the run's messages.
+        ids: the IDs of the messages that have arrived.
+        foreign: the number of deliveries of other messages.
+    """
+
+    def __init__(self, path: Path, messages: DrillMessages) -> None:
+        self.deliveries: list[dict[str, Any]] = []
+        self.ids: set[str] = set()
+        self.foreign = 0
+        self._path = path
+        self._messages = messages
+        self._read = 0
+
+    def count(self) -> int:
+        """Return the number of deliveries of the run's messages so far."""
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._read += len(line)
+                delivery = json.loads(line)
+                message_id = delivery["properties"].get("message_id")
+                if message_id in self._messages:
+                    self.deliveries.append(delivery)
+                    self.ids.add(message_id)
+                else:
+                    self.foreign += 1
+        return len(self.deliveries)
 
 
 class Proxy:

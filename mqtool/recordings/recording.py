@@ -22,12 +22,14 @@ class Changes:
     Attributes:
         exchange, routing_key: replace the message's exchange and routing key; None keeps its own.
         dropped_headers: names of headers to remove, before `headers` are added.
+        trusts_streams: see ndjson.message_of(), which is applied first.
     """
 
     exchange: str | None = None
     routing_key: str | None = None
     dropped_headers: Sequence[str] = ()
     headers: Mapping[str, Any] = field(default_factory=dict)
+    trusts_streams: bool = False
 
     def apply(self, message: Message) -> None:
         """Change a message in place."""
@@ -49,10 +51,12 @@ class RecordedMessage(Message):
     Attributes:
         moment: when the message was recorded, in seconds since 1970; None if no timestamp has been read so far.
         opens: True for the first message in its file.
+        leads_elsewhere: True if it was read from a stream, and says that it is to be published anywhere else.
     """
 
     moment: float | None = None
     opens: bool = False
+    leads_elsewhere: bool = False
 
 
 class Moment(NamedTuple):
@@ -114,8 +118,9 @@ def recorded(
 ) -> Iterator[RecordedMessage | None]:
     """Yield the selected messages of one file, with `changes` applied.
 
-    A message without an exchange goes to its original queue. A line without a timestamp gets the timestamp of the
-    previous line. The property user_id is removed, since a broker accepts only the name of the user who publishes.
+    A message without an exchange goes to its original queue, and so does one that was read from a stream. A line
+    without a timestamp gets the timestamp of the previous line. The property user_id is removed, since a broker accepts
+    only the name of the user who publishes.
 
     Args:
         lines: lines of the file. None means that no line is available right now; a None is then yielded.
@@ -134,7 +139,7 @@ def recorded(
             continue
         place = f"line {number}" if name is None else f"{name}: line {number}"
         said = ndjson.to_object(line, place)
-        message = ndjson.message_of(said, place)
+        message = ndjson.message_of(said, place, trusts_streams=changes.trusts_streams)
         moment = _moment(said, place, moment)
         if not selection.takes(said, moment, place):
             continue
@@ -150,6 +155,7 @@ def recorded(
         yield RecordedMessage(
             message.body, message.routing_key, message.exchange, message.properties, message.message_id,
             message.delay, message.due, message.received, moment=moment, opens=opens,
+            leads_elsewhere=ndjson.leads_elsewhere(said),
         )  # fmt: skip
         opens = False
 

@@ -1,12 +1,16 @@
 """Drills: each ends with "lost 0" and reports what it has counted."""
 
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker.choice import BrokerKind
+from mqtool.message import Message
 from tests.brokers import TestBroker, large, on_any_broker, own_broker
-from tests.cli.shell import Result, Shell
+from tests.cli.shell import Result, Shell, wait_until
 
 
 def _verdict(result: Result) -> dict[str, int]:
@@ -97,6 +101,70 @@ def test_drill_kill_node_loses_nothing(lonely_shell: Shell) -> None:
     pause = re.search(r"longest pause ([\d.]+) s", result.stdout)
     assert pause
     assert float(pause[1]) < 10
+
+
+def _queue_of_drill(broker: TestBroker) -> str:
+    names: list[str] = []
+
+    def is_declared() -> bool:
+        names[:] = [each["name"] for each in broker.api("GET", f"queues/{broker.vhost}")]
+        return bool(names)
+
+    wait_until(is_declared, "the drill's queue")
+    return min(names, key=len)
+
+
+def _intrude(broker: TestBroker, queue: str, place: Path) -> None:
+    """Publish to a drill's queue, as anyone may who can write to it, messages that look like those of the drill."""
+    properties: dict[str, Any] = {"delivery_mode": 2}
+    ids = (None, "m-0", "m-20000", "evil", f"m-900 {place}", "\\c")
+    bodies = ("message 0", "always fails", "bad data")
+    messages = [Message(body.encode(), queue, "", properties, each) for each in ids for body in bodies]
+    with Connection(parse_addresses(broker.url)) as connection:
+        assert len(list(connection.channel().publish(messages))) == len(messages)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("drop-connection", 2000), ("kill-worker", 200), ("poison", 200), ("duplicate", 200)]
+)
+@pytest.mark.once_on_rabbitmq
+def test_a_drill_does_not_count_messages_that_others_publish_to_its_queue(
+    lonely_shell: Shell, broker: TestBroker, name: str, count: int
+) -> None:
+    """If others publish to a drill's queue, with message IDs and bodies like those of the drill, the drill counts these
+    messages separately, reports that nothing was lost, and exits with 0. The IDs of others' messages are never run as
+    a part of a command.
+    """
+    drill = lonely_shell.start("mqtool", "drill", name, "-c", str(count), "-u", broker.url)
+    trap = lonely_shell.directory / "created"
+
+    _intrude(broker, _queue_of_drill(broker), trap)
+
+    result = drill.wait(120)
+    assert result.code == 0, result.stderr
+    assert f"nothing lost: {count:,} sent = " in result.stderr
+    assert "not of this drill, and not counted: " in result.stderr
+    assert not trap.exists()
+
+
+@large
+@on_any_broker
+def test_a_drill_ends_although_others_publish_to_its_queue_without_end(lonely_shell: Shell, broker: TestBroker) -> None:
+    """If others keep publishing to a drill's queue, so that the queue is never empty, the drill ends after none of its
+    own messages have been handled for 20 s, and reports that nothing was lost.
+    """
+    drill = lonely_shell.start("mqtool", "drill", "duplicate", "-c", "20", "-u", broker.url)
+    queue = _queue_of_drill(broker)
+
+    def go_on() -> bool:
+        if drill.process.poll() is None:
+            _intrude(broker, queue, lonely_shell.directory / "created")
+        return drill.process.poll() is not None
+
+    wait_until(go_on, "the end of the drill", 120)
+    result = drill.wait()
+    assert result.code == 0, result.stderr
+    assert "nothing lost: 20 sent = 20 done" in result.stderr
 
 
 @pytest.mark.parametrize(

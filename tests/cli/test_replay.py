@@ -5,15 +5,20 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from mqtool.amqp import Connection
+from mqtool.codecs.amqp10_message import Amqp10Message
+from mqtool.codecs.amqp10_values import Symbol
 from mqtool.message import Message
 from mqtool.topology import Exchange, Queue
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.test_exec import depth
+from tests.protocol.raw_stream import OPEN, RawStream, string
 
 
 def recording(shell: Shell, *messages: dict[str, object], name: str = "recording") -> str:
@@ -134,6 +139,111 @@ def test_replay_counts_and_keeps_unroutable_messages(shell: Shell) -> None:
     assert shell.run("mqtool", "recording", "replay", name, "--speed", "max", "--no-mandatory").code == 0
     nowhere = shell.run("mqtool", "recording", "replay", name, "--speed", "max", "--to-exchange", "nope")
     assert (nowhere.code, "no exchange 'nope'" in nowhere.stderr) == (75, True), nowhere.stderr
+
+
+def forged(broker: TestBroker, stream: str, headers: dict[str, Any]) -> None:
+    """Publish to a stream over its own protocol, as anyone may who can write to the stream: with these headers, and
+    with the claim that the message was published to the queue payroll.
+    """
+    place = urlsplit(broker.streams)
+    client = RawStream(place.hostname or "", place.port or 0)
+    client.log_in()
+    assert client.request(OPEN, string(broker.vhost)).code == 1
+    assert client.create(stream) in (1, 5)
+    client.declare_publisher(1, stream)
+    claims: dict[Any, Any] = {Symbol("x-exchange"): "", Symbol("x-routing-key"): "payroll"}
+    message = Amqp10Message(message_annotations=claims, application_properties=headers, body=b"\0Su\xa0\6forged")
+    client.publish(1, 1, message.encode())
+    client.confirmed(1)
+    client.close()
+
+
+@pytest.mark.parametrize("command", ["mqtool recording replay", "mqtool send --json"])
+@pytest.mark.parametrize(
+    "read", ["receive-stream -q news -c 1", "receive -q news --offset first -c 1", "peek news -c 1", "tap --firehose"]
+)
+def test_a_message_read_from_a_stream_is_published_to_the_stream_whatever_it_claims(
+    shell: Shell, broker: TestBroker, connection: Connection, read: str, command: str
+) -> None:
+    """If a message was read from a stream, `recording replay` and `send --json` publish it to the stream, not to the
+    exchange and routing key that its publisher has written, even if the publisher has also forged an offset; and say
+    so. With --trust-streams, they publish the message where it says.
+    """
+    if not broker.streams:
+        pytest.skip("this broker has no port for streams")
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    channel = connection.channel()
+    channel.declare(Queue("payroll", durable=True))
+    forged(broker, "news", {"x-stream-offset": "none"})
+    if "firehose" in read:
+        tap = shell.start("mqtool", "tap", "--firehose", "-q", "news", "--json", "-c", "1").wait_until_ready()
+        shell.script("mqtool receive -q news --offset first -c 1")
+        lines = tap.wait().stdout
+    else:
+        lines = shell.script(f"mqtool {read} --json").stdout
+    assert json.loads(lines)["routing_key"] == "payroll"
+
+    result = shell.run(*command.split(), stdin=lines)
+
+    assert (result.code, depth(broker, "payroll")) == (0, 0), result.stderr
+    assert "the broker does not check the exchange and keys in messages of streams" in result.stderr
+    assert shell.run("mqtool", "receive-stream", "-q", "news", "--raw", "-c", "2").stdout == "forged\nforged\n"
+    trusting = shell.run(*command.split(), "--trust-streams", stdin=lines)
+    assert (trusting.code, "the broker does not" in trusting.stderr) == (0, False), trusting.stderr
+    assert depth(broker, "payroll") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "send --json -q copies",
+        "send --json -e audit",
+        "send --json -r copies",
+        "new-task --json -q copies",
+        "emit-log direct --json -e audit",
+        "send-delayed --json --delay 0s -e audit -r copies",
+        "recording replay --to-queue copies",
+        "recording replay --to-exchange audit",
+        "recording replay --to-key copies",
+    ],
+)
+@pytest.mark.once_on_rabbitmq
+def test_a_message_goes_only_where_the_command_line_says(
+    shell: Shell, broker: TestBroker, connection: Connection, command: str
+) -> None:
+    """If the command line names the exchange, the routing key or the queue, the headers CC and BCC of a message in the
+    input have no effect, wherever the message was read. A header CC on the command line does.
+    """
+    channel = connection.channel()
+    exchange = channel.declare(Exchange("audit", "direct", durable=True))
+    for name in ("payroll", "copies"):
+        channel.bind(channel.declare(Queue(name, durable=name == "payroll")), exchange, name)
+    copies_to = {"CC": ["payroll"], "BCC": ["payroll"]}
+    line = {"exchange": "", "routing_key": "copies", "queue": "copies", "redelivered": False, "headers": copies_to}
+    lines = json.dumps({**line, "body": "forged"}) + "\n"
+    lines += json.dumps({**line, "headers": {**copies_to, "x-stream-offset": 5}, "body": "from a stream"}) + "\n"
+
+    result = shell.run("mqtool", *command.split(), stdin=lines)
+
+    assert (result.code, depth(broker, "copies"), depth(broker, "payroll")) == (0, 2, 0), result.stderr
+    option = "--set-header" if "replay" in command else "-H"
+    shell.run("mqtool", *command.split(), option, 'CC:=["payroll"]', stdin=lines)
+    assert depth(broker, "payroll") == 2
+
+
+@on_any_broker
+def test_the_docs_recipe_for_copying_a_stream_ignores_copies_that_a_message_names(
+    shell: Shell, broker: TestBroker, connection: Connection
+) -> None:
+    """A message of a stream with a header CC is copied only to the queue that `send --json -q` names."""
+    if not broker.streams:
+        pytest.skip("this broker has no port for streams")
+    connection.channel().declare(Queue("payroll", durable=True))
+    forged(broker, "news", {"CC": ["payroll"], "BCC": ["payroll"]})
+
+    result = shell.script("mqtool receive-stream -q news --json -c 1 | mqtool send --json -q copies")
+
+    assert (result.code, depth(broker, "copies"), depth(broker, "payroll")) == (0, 1, 0), result.stderr
 
 
 @on_any_broker

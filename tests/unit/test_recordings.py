@@ -103,8 +103,9 @@ def test_the_options_since_and_until_select_recorded_messages() -> None:
 
 
 def test_a_replayed_message_goes_to_its_exchange_or_queue_unless_another_is_given() -> None:
-    """A replayed message is published to the recorded exchange or, if there is none, to the queue from which it was
-    recorded, unless the command names another destination. A message that was recorded with neither raises BadData.
+    """A replayed message is published to the recorded exchange or, if there is none or the message was read from a
+    stream, to the queue from which it was recorded, unless the command names another destination. A message that was
+    recorded with neither raises BadData.
     """
 
     def place(*lines: bytes, changes: Changes | None = None) -> tuple[str | None, str | None]:
@@ -115,6 +116,8 @@ def test_a_replayed_message_goes_to_its_exchange_or_queue_unless_another_is_give
     assert place(line(exchange="", routing_key="jobs", queue="jobs")) == ("", "jobs")
     assert place(line(exchange=None, queue="jobs")) == ("", "jobs")
     assert place(line(exchange="", routing_key=None, queue="jobs")) == ("", "jobs")
+    assert place(line(queue="s", headers={"x-stream-offset": None})) == ("", "s")
+    assert place(line(queue="", headers={"x-stream-offset": 5})) == ("logs", "key")
     assert place(line(), changes=Changes("other")) == ("other", "key")
     assert place(line(), changes=Changes("", "jobs")) == ("", "jobs")
     with pytest.raises(BadData, match="line 1 names neither an exchange nor a queue"):

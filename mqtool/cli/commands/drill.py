@@ -70,6 +70,8 @@ def _add(
                 audience.say(verdict.sums())
                 if verdict.twice:
                     audience.note(f"handled twice: {counted(verdict.twice)}")
+                if verdict.foreign:
+                    audience.note(f"not of this drill, and not counted: {counted(verdict.foreign)}")
                 (audience.note if verdict.lost else audience.right)(verdict.balance())
                 audience.blank()
             output.show(f"{name}: {verdict}")
@@ -83,6 +85,11 @@ def _add(
                 shown.stay(verdict.rows())
         else:
             verdict = shown_by(PlayLines(TypingPace(auto=True, watched=False), aside=True, quiet=quiet), kind)
+        if verdict.is_inconclusive:
+            raise SomeFailed(
+                f"{verdict.lost:,} of {verdict.sent:,} messages are missing, perhaps only behind those of others",
+                "use a broker on which nobody else publishes to the drill's queue",
+            )
         if verdict.lost:
             raise SomeFailed(f"{verdict.lost:,} of {verdict.sent:,} messages are lost")
 

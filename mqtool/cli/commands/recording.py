@@ -21,7 +21,7 @@ from mqtool.cli.options import RATE, ConfirmTimeout, DelayOptions, MessageOption
 from mqtool.cli.options.broker_options import HiddenDialect, HiddenStrict, PublishingBroker
 from mqtool.cli.options.receiving_options import WhereOption
 from mqtool.cli.pipe.publishing import publishing_channel
-from mqtool.cli.pipe.source import LOOK_UP, STDIN, Addressing, Input, chunks, delimited, opened, whole
+from mqtool.cli.pipe.source import LOOK_UP, STDIN, Addressing, Input, StreamNotice, chunks, delimited, opened, whole
 from mqtool.cli.values import header, parsed
 from mqtool.errors import BadData, MqtoolError, SomeFailed, UsageError
 from mqtool.message import CONFIRM_TIMEOUT, Message
@@ -62,6 +62,9 @@ class RecordingOptions:
         self._selection = selection
         self._changes = changes
         self._times = times
+        self._streams = StreamNotice(
+            is_wanted=not changes.trusts_streams and None in (changes.exchange, changes.routing_key)
+        )
         self._passes = 0
         self._descriptors = [opened(path) for path in paths] or [STDIN]
         self._names = [str(path) for path in paths]
@@ -81,7 +84,9 @@ class RecordingOptions:
             for index, (descriptor, size) in enumerate(zip(self._descriptors, self._sizes, strict=True)):
                 lines = delimited((whole if to_the_end and size is not None else chunks)(descriptor), b"\n")
                 name = self._names[index] if len(self._names) > 1 else None
-                yield from recorded(lines, self._selection, self._changes, name)
+                for message in recorded(lines, self._selection, self._changes, name):
+                    self._streams.see(leads_elsewhere=message is not None and message.leads_elsewhere)
+                    yield message
             self._passes += 1
 
     def fraction(self, pace: ReplayPace) -> Callable[[], float] | None:
@@ -198,6 +203,9 @@ class Changing:
         typer.Option(parser=parsed(header), metavar="KEY=VALUE", help="Header to set; KEY:=JSON for a type"),
     ] = None
     drop_header: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Header to remove")] = None
+    trust_streams: Annotated[
+        bool, typer.Option("--trust-streams", help="Trust exchange, keys, CC and BCC in messages of streams")
+    ] = False
 
     def changes(self) -> Changes:
         """Return the changes to make to each message.
@@ -212,9 +220,10 @@ class Changing:
                     "--to-queue cannot be combined with --to-exchange or --to-key", "a queue needs neither of them"
                 )
             exchange, key = "", self.to_queue
-        # In the default exchange, a message's CC and BCC would name more queues.
-        copies = ("CC", "BCC") if exchange == "" else ()
-        return Changes(exchange, key, (*copies, *(self.drop_header or ())), dict(self.set_header or ()))
+        # If the user chooses the destination, the message must not add others.
+        copies = () if exchange is None and key is None else ndjson.COPIES
+        dropped = (*copies, *(self.drop_header or ()))
+        return Changes(exchange, key, dropped, dict(self.set_header or ()), self.trust_streams)
 
 
 @command(
@@ -245,7 +254,8 @@ def replay(
     """Publish the messages of a recording, at their original pace.
 
     A recording is NDJSON, as 'receive --json' and 'tap --json' print it. Each message is published to its original
-    exchange with its original routing key, and counts as failed if no queue receives it.
+    exchange with its original routing key, and counts as failed if no queue receives it. A message that was read from a
+    stream is published to the stream again, unless --trust-streams is given.
     """
     pace = playing.pace()
     chosen = Selection(playing.since, playing.until, playing.where)

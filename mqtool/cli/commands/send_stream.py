@@ -57,7 +57,7 @@ class Appending:
     "mqtool send-stream -q orders --partitions 3 -r ann 'two books'",
     effect=Effect.SENDS,
     heading="Tutorials",
-    without=("protocol", "delay", "at", "via", "mandatory", "persistent", "declare"),
+    without=("protocol", "delay", "at", "via", "mandatory", "persistent", "declare", "trust_streams"),
     instead={"dialect": DialectOfStreams},
 )
 def send_stream(stream: StreamOptions, publishing: Publishing, appending: Appending) -> None:

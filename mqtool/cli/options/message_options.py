@@ -184,6 +184,14 @@ class MessageOptions:
     as_json: Annotated[
         bool, typer.Option("--json", help="Each line is a message as NDJSON", rich_help_panel="Messages")
     ] = False
+    trust_streams: Annotated[
+        bool,
+        typer.Option(
+            "--trust-streams",
+            help="Trust exchange, keys, CC and BCC in messages of streams",
+            rich_help_panel="Messages",
+        ),
+    ] = False
     key_pattern: Annotated[
         Any | None,
         typer.Option(

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -113,6 +114,8 @@ def publishing_stream_channel(
     default: bytes | None,
 ) -> "Iterator[tuple[StreamChannel, Outgoing]]":
     """Open a stream channel, and read the messages to publish. Yields the channel and an Outgoing with the messages."""
+    # Nothing routes a message of the named stream: its own routing key selects at most a partition.
+    asked = replace(asked, options=replace(asked.options, trust_streams=asked.options.as_json))
     source = read_messages(asked, Addressing(None, routing_key), default=default, with_ids=False)
     access = access_to(asked.broker)
     with opened(access) as channel:

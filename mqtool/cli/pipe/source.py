@@ -253,6 +253,8 @@ def read_messages(
             "use either message words, or input with -l, -0, -D, --json or -f",
         )
     asked.delays.check(mandatory=options.mandatory)
+    if options.trust_streams and not options.as_json:
+        raise UsageError("--trust-streams needs --json", "only an NDJSON line says that its message is from a stream")
     making = _Making(options, addressing, asked.delays, with_ids=with_ids)
     delimiter = _delimiter(options)
     if said is not None:
@@ -308,6 +310,22 @@ def _from_input(
     making.report_unmatched()
 
 
+class StreamNotice:
+    """Says once that messages of streams are not published to the exchange and with the keys that they name."""
+
+    def __init__(self, *, is_wanted: bool) -> None:
+        self._is_wanted = is_wanted
+
+    def see(self, *, leads_elsewhere: bool) -> None:
+        """Take note of a message. See ndjson.leads_elsewhere()."""
+        if leads_elsewhere and self._is_wanted:
+            self._is_wanted = False
+            output.notice(
+                "the broker does not check the exchange and keys in messages of streams: the default exchange and the "
+                "stream's name are used (to trust the messages: --trust-streams)"
+            )
+
+
 class _Making:
     def __init__(
         self, options: MessageOptions, addressing: Addressing, delays: DelayOptions, *, with_ids: bool
@@ -318,6 +336,9 @@ class _Making:
         self._routing_key = addressing.routing_key
         self._places = re.findall(_PLACE, addressing.routing_key) if addressing.routing_key else []
         self._unmatched = 0
+        self._trusts_streams = options.trust_streams
+        is_addressed = None not in addressing
+        self._streams = StreamNotice(is_wanted=not (options.trust_streams or is_addressed))
         if self._pattern is None and self._places and options.is_stream and not options.as_json:
             raise UsageError(
                 f"the routing key contains {{{self._places[0]}}}, but --key-pattern is missing",
@@ -363,7 +384,11 @@ class _Making:
             number += 1
             if not line.strip():
                 continue
-            message = ndjson.to_message(line, f"line {number}")
+            said = ndjson.to_object(line, f"line {number}")
+            message = ndjson.message_of(said, f"line {number}", trusts_streams=self._trusts_streams)
+            self._streams.see(leads_elsewhere=ndjson.leads_elsewhere(said))
+            if self._exchange is not None or self._routing_key is not None:
+                message.properties = ndjson.without_copies(message.properties)
             self._overrule(message, has_properties=b'"properties"' in line)
             yield [message]
 
