@@ -20,6 +20,7 @@ from mqtool.benching.stream_wire import StreamWire
 from mqtool.benching.tally import Latencies
 from mqtool.benching.wire import AmqpWire, Wire
 from mqtool.errors import MqtoolError, Unavailable
+from mqtool.message import Delivery
 
 SECOND = 1_000_000_000
 #: The nanoseconds that this process has run, and has waited for a CPU, and how often it has run.
@@ -112,6 +113,7 @@ class BenchClient:
         start, measured_from: the times at which publishing starts, and at which the warm-up ends.
         latencies, measured: the latencies of messages after the warm-up, and the number of these messages.
         last_event: the time at which the latest confirm or delivery arrived.
+        secret: how the messages of this run begin.
     """
 
     def __init__(self, job: Job, orders: Orders) -> None:
@@ -119,12 +121,13 @@ class BenchClient:
         os.environ["MQTOOL_CONNECTION_NAME"] = " ".join(("mqtool bench", job.role, str(job.number + 1)))
         self.job = job
         self.plan = job.plan
+        self.secret = job.secret.encode()
         self.orders = orders
         self.latencies = Latencies()
         self.wire: Wire | None = None
         self.start = self.measured_from = 0
         self.measured = 0
-        self._reconnects = 0
+        self._reconnects = self._others = 0
         self.last_event = 0
         self._gap = (0, 0)
 
@@ -153,6 +156,7 @@ class BenchClient:
             gap_at=(at - self.start) / SECOND,
             cpu=cpu,
             reconnects=self._reconnects,
+            others=self._others,
         )
 
     def connected(self) -> Wire:
@@ -212,6 +216,13 @@ class BenchClient:
         """Record that a confirm or a delivery has arrived, and update the longest gap between two of them."""
         self._gap = max(self._gap, (at - self.last_event, self.last_event))
         self.last_event = at
+
+    def of_this_run(self, batch: list[Delivery]) -> list[Delivery]:
+        """Return the messages of this run; only count the others, which anyone may have published."""
+        secret = self.secret
+        found = [delivery for delivery in batch if delivery.body.startswith(secret)]
+        self._others += len(batch) - len(found)
+        return found
 
     # Methods that each role overrides.
 

@@ -105,10 +105,11 @@ class BenchPublisher(BenchClient):
         return self._intended(self._next)
 
     def _publish(self, wire: Wire, intended: list[int]) -> None:
-        templates, publisher, delay = self._templates, self.job.number, round(self.plan.delay * SECOND)
+        templates, secret, publisher = self._templates, self.secret, self.job.number
+        delay = round(self.plan.delay * SECOND)
         messages: list[tuple[int, Any, bytes]] = []
         for number, at in enumerate(intended, self._next):
-            stamp = STAMP.pack(publisher, number, at + delay)
+            stamp = STAMP.pack(secret, publisher, number, at + delay)
             messages.append((number + self._base, templates[number % len(templates)], stamp))
             self._pending[number + self._base] = at
         self._next += len(intended)
@@ -136,7 +137,8 @@ class BenchPublisher(BenchClient):
         self.happened(now)
 
     def _on_replies(self, wire: Wire, batch: list[Delivery]) -> None:
-        self._on_confirm(wire, [STAMP.unpack_from(delivery.body)[1] + self._base for delivery in batch])
+        if ours := self.of_this_run(batch):
+            self._on_confirm(wire, [STAMP.unpack_from(delivery.body)[2] + self._base for delivery in ours])
 
     def _on_nack(self, tags: Iterable[int]) -> None:
         self._nacked += len([*self._settled(tags)])
@@ -174,23 +176,9 @@ class BenchConsumer(BenchClient):
         return False  # the command says when to stop, because it knows what was published
 
     def _take(self, wire: Wire, batch: list[Delivery]) -> None:
-        if self.plan.rpc:
-            assert isinstance(wire, AmqpWire)
-            replies = [Message(each.body, str(each.properties["reply_to"]), properties=_REPLY) for each in batch]
-            wire.reply(replies)
-        now, runs, latencies = wire.now, self._runs, []
-        measured_from = self.measured_from + round(self.plan.delay * SECOND)
-        for delivery in batch:
-            publisher, number, intended = STAMP.unpack_from(delivery.body)
-            add_to_runs(runs[publisher], number, delivery.redelivered)
-            if intended >= measured_from:
-                latencies.append(now - intended)
-        self._received += len(batch)
-        self.measured += len(latencies)
-        self.latencies.record(latencies)
+        if ours := self.of_this_run(batch):
+            self._count(wire, ours)
         self._last_tag = batch[-1].delivery_tag
-        if self._next_offset is not None:
-            self._next_offset = wire.offset_of(batch[-1]) + 1  # a new connection continues from there
         if each := self.plan.acknowledge:
             self._unacknowledged += len(batch)
             if each == 1:
@@ -198,6 +186,25 @@ class BenchConsumer(BenchClient):
                 self._unacknowledged = 0
             elif self._unacknowledged >= each:
                 self._acknowledge_all(wire)
+
+    def _count(self, wire: Wire, batch: list[Delivery]) -> None:
+        """Reply to messages of this run, if they are requests, and record their numbers and latencies."""
+        if self.plan.rpc:
+            assert isinstance(wire, AmqpWire)
+            replies = [Message(each.body, str(each.properties["reply_to"]), properties=_REPLY) for each in batch]
+            wire.reply(replies)
+        now, runs, latencies = wire.now, self._runs, []
+        measured_from = self.measured_from + round(self.plan.delay * SECOND)
+        for delivery in batch:
+            _, publisher, number, intended = STAMP.unpack_from(delivery.body)
+            add_to_runs(runs[publisher], number, delivery.redelivered)
+            if intended >= measured_from:
+                latencies.append(now - intended)
+        self._received += len(batch)
+        self.measured += len(latencies)
+        self.latencies.record(latencies)
+        if self._next_offset is not None:
+            self._next_offset = wire.offset_of(batch[-1]) + 1  # a new connection continues from there
         self.happened(now)
 
     def _acknowledge_all(self, wire: Wire) -> None:

@@ -14,9 +14,9 @@ from mqtool.errors import UsageError
 from mqtool.management import Management
 from mqtool.topology import Exchange, Queue
 
-#: The first bytes of each body: the publisher, the message's number, and the time at which it should have been sent,
-#: in nanoseconds of the monotonic clock, which all processes on a machine share.
-STAMP = Struct(">HQq")
+#: The first bytes of each body: the run's secret, the publisher, the message's number, and the time at which it should
+#: have been sent, in nanoseconds of the monotonic clock, which all processes on a machine share.
+STAMP = Struct(">8sHQq")
 #: The protocols' names in options.
 AMQP_0_9_1, AMQP_1_0, STREAM = PROTOCOLS = ("amqp0.9.1", "amqp1.0", "stream")
 #: The number of different bodies if their sizes vary, and their approximate total size in bytes.
@@ -237,6 +237,7 @@ class Job:
         number: the publisher's or consumer's number, from 0.
         addresses: the nodes to connect to, with the port of the plan's protocol.
         amqp_addresses: the nodes, with the port of AMQP 0-9-1.
+        secret: 8 ASCII characters with which every message of the run begins, and no message of anyone else.
     """
 
     role: str
@@ -248,6 +249,7 @@ class Job:
     exchange: str
     routing_key: str
     queue: str
+    secret: str
 
     @property
     def declared(self) -> list[Queue | Exchange]:

@@ -32,6 +32,7 @@ class Result:
         waiting: used instead of `lost` if the run was interrupted: confirmed messages that had not arrived yet.
         unconfirmed: messages that the broker did not confirm or reject before the connection was lost or time was up.
         unsent: messages that were not sent because the broker did not keep up or stopped responding.
+        others: messages that were received, but are not of this run. Nothing else counts them.
         gap: the longest time in seconds without a confirm, and the longest without a delivery.
         busiest: the largest fractions of the time in which any client used a CPU, and waited for one.
         broker_cpu, broker_memory: CPUs and bytes that the broker used; None if unknown.
@@ -56,6 +57,7 @@ class Result:
     duplicated: int
     redelivered: int
     out_of_order: int
+    others: int
     reconnects: int
     gap: tuple[float, float]
     busiest: tuple[float, float]
@@ -74,6 +76,7 @@ class Result:
             "duplicated",
             "redelivered",
             "out_of_order",
+            "others",
             "reconnects",
             "broker_cpu",
             "broker_memory",

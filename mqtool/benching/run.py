@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import selectors
 import subprocess
 import sys
@@ -129,6 +130,7 @@ class Run:
         self._commands = sorted(commands)
         self._notice = notice
         self._name = f"mqtool-bench-{new_message_id()[:8]}"
+        self._secret = secrets.token_urlsafe(6)
         self._things: list[Queue | Exchange] = []
         self._routing_key = ""
         self._addresses = place.addresses
@@ -243,7 +245,7 @@ class Run:
     def _launch(self, role: str, number: int) -> None:
         place, exchange = self._place, self._name if self.plan.exchange else ""
         nodes = (self._addresses, place.addresses)
-        job = Job(role, number, self.plan, *nodes, place.tls, exchange, self._routing_key, self._name)
+        job = Job(role, number, self.plan, *nodes, place.tls, exchange, self._routing_key, self._name, self._secret)
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "mqtool.benching"],
             stdin=subprocess.PIPE,
@@ -378,6 +380,7 @@ class Run:
             duplicated=tally.duplicated,
             redelivered=tally.redelivered,
             out_of_order=tally.out_of_order,
+            others=sum(each.get("others", 0) for each in told_by),
             reconnects=sum(each.get("reconnects", 0) for each in told_by),
             gap=(gaps[0], gaps[1]),
             busiest=max((each["cpu"] for each in told_by if "cpu" in each), key=sum, default=(0.0, 0.0)),

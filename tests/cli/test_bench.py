@@ -8,9 +8,12 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from urllib.error import HTTPError
 
+import pika
 import pytest
 
+from mqtool.benching.plan import STAMP
 from mqtool.benching.tally import Latencies
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.drills.scene import Proxy
@@ -119,6 +122,68 @@ def _once_it_runs(tester: Shell, own: EmbeddedBroker, *options: str, then: Calla
     assert done.code == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def _forge(broker: TestBroker) -> int:
+    """Publish messages to the queue of a run as soon as it is declared; return their number."""
+    names: list[str] = []
+
+    def declared() -> bool:
+        with contextlib.suppress(HTTPError):  # RabbitMQ replies with 500 while a stream is being declared
+            queues: Any = broker.api("GET", f"queues/{broker.vhost or '%2F'}")
+            names.extend(each["name"] for each in queues if each["name"].startswith("mqtool-bench-"))
+        return bool(names)
+
+    wait_until(declared, "the queue of the run")
+    stamps = [STAMP.pack(b"mallory!", publisher, number, 0) for publisher, number in ((0, 5), (0, 2**63), (65535, 1))]
+    bodies = [b"", b"short", bytes(100), *stamps]
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as hers:
+        channel = hers.channel()
+        channel.queue_declare("mallory")
+        channel.confirm_delivery()
+        for body in bodies:
+            properties = pika.BasicProperties(reply_to="mallory", headers={"x-stream-offset": 2**40})
+            channel.basic_publish("", names[0], body, properties)
+    return len(bodies)
+
+
+def _disturbed(shell: Shell, broker: TestBroker, *options: str) -> None:
+    """Start a run, publish other messages to its queue, and check its result, and that no reply was sent for them."""
+    bench = shell.start(*BENCH, "--json", "-c", "300", "--rate", "200", *options)
+    forged = _forge(broker)
+    done = bench.wait()
+    found = json.loads(done.stdout)
+    assert (done.code, found["others"]) == (0, forged), done.stderr
+    assert f"{forged} other messages were received; they are not counted" in done.stderr
+    assert [found[name] for name in ("published", "confirmed", "received")] == [300, 300, 300]
+    assert [found[name] for name in ("lost", "duplicated", "out_of_order", "redelivered")] == [0, 0, 0, 0]
+    assert Latencies(found["deliver"]["histogram"]).count == Latencies(found["confirm"]["histogram"]).count == 300
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as hers:
+        assert hers.channel().queue_delete("mallory").method.message_count == 0
+
+
+@pytest.mark.parametrize("options", ["", "--rpc", "--queue-type stream", "--protocol stream", "--delay 1s"])
+@pytest.mark.own_vhost("it looks for the queue of the run")
+@pytest.mark.sampled(2)
+def test_other_messages_in_the_queue_of_bench_are_counted_separately(
+    shell: Shell, broker: TestBroker, options: str
+) -> None:
+    """If somebody else publishes messages to the queue of `bench`, with forged numbers or without any, `bench` reports
+    how many there were, and does not count them otherwise. With --rpc, no reply is sent to the queue that such a
+    message names in reply_to.
+    """
+    _disturbed(shell, broker, *options.split())
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "stream"])
+def test_other_messages_in_the_queue_of_bench_are_counted_separately_over_amqp10(
+    tester: Shell, own: EmbeddedBroker, queue_type: str
+) -> None:
+    """With --protocol amqp1.0, `bench` also reports how many messages in its queue were published by somebody else, and
+    does not count them otherwise.
+    """
+    broker = TestBroker("embedded", own.url, own.management_url or "")
+    _disturbed(tester, broker, "--protocol", "amqp1.0", "--queue-type", queue_type)
 
 
 @large

@@ -211,11 +211,10 @@ MUTATIONS = (
     Mutation(
         "sends stream readers messages that are not on disk",
         "store/storage.py",
-        "        for stream in group.logs:\n            stream.prepare()\n        if group.logs",
-        "        for stream in group.logs:\n"
-        "            stream.prepare()\n"
-        "            stream.write = stream.commit if self._failing else stream.write\n"
-        "        if group.logs",
+        "                stream.prepare()\n        except Exception",
+        "                stream.prepare()\n"
+        "                stream.write = stream.commit if self._failing else stream.write\n"
+        "        except Exception",
     ),
     Mutation(
         "deletes a released message before a stream has it on disk",

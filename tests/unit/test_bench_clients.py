@@ -23,6 +23,7 @@ from mqtool.message import Delivery, Message
 
 MS = SECOND // 1000
 START = 50 * SECOND
+SECRET = "runs-own"
 
 
 class Recorded(Wire):
@@ -62,7 +63,10 @@ class Recorded(Wire):
         return message
 
     def publish(self, messages: Iterable[tuple[int, Message, bytes]]) -> None:
-        self.published += [(tag, template, *STAMP.unpack(stamp)) for tag, template, stamp in messages]
+        for tag, template, stamp in messages:
+            secret, publisher, number, due = STAMP.unpack(stamp)
+            assert secret == SECRET.encode()
+            self.published.append((tag, template, publisher, number, due))
 
     def consume(self, queue: str, prefetch: int, take: Take, *, auto: bool, offset: int | None) -> None:
         self.take = take
@@ -130,7 +134,7 @@ def _own_connection_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def job(role: str, number: int = 0, **settings: Any) -> Job:
-    return Job(role, number, BenchPlan(**settings), [], [], TlsFiles(), "logs", "key", "q")
+    return Job(role, number, BenchPlan(**settings), [], [], TlsFiles(), "logs", "key", "q", SECRET)
 
 
 def publisher(number: int = 0, **settings: Any) -> tuple[BenchPublisher, Recorded]:
@@ -149,8 +153,10 @@ def consumer(**settings: Any) -> tuple[BenchConsumer, Recorded]:
     return client, wire
 
 
-def delivery(tag: int, number: int, due: int, *, publisher: int = 0, redelivered: bool = False) -> Delivery:
-    body = STAMP.pack(publisher, number, due)
+def delivery(
+    tag: int, number: int, due: int, *, publisher: int = 0, redelivered: bool = False, secret: str = SECRET
+) -> Delivery:
+    body = STAMP.pack(secret.encode(), publisher, number, due)
     return Delivery(body, "", "q", "q", redelivered=redelivered, properties={}, delivery_tag=tag)
 
 
@@ -496,11 +502,46 @@ def test_a_bench_consumer_with_rpc_replies_to_each_request() -> None:
     wire = Asked(Clock())
     client = BenchConsumer(job("consumer", rpc=True), Orders())
     client.open(wire)
-    body = STAMP.pack(0, 7, START)
+    body = STAMP.pack(SECRET.encode(), 0, 7, START)
     request = Delivery(body, "", "q", "q", redelivered=False, properties={"reply_to": "answers"}, delivery_tag=1)
     wire.take([request])
     (reply,) = wire.replies
     assert (reply.body, reply.routing_key, reply.properties) == (request.body, "answers", {})
+
+
+def test_a_bench_consumer_acknowledges_and_counts_other_messages() -> None:
+    """With `--rpc`, a `bench` consumer sends no reply to messages that are not of its run, whatever they contain. It
+    acknowledges them, but they affect no figure except their own number.
+    """
+    wire = Asked(Clock())
+    client = BenchConsumer(job("consumer", rpc=True), Orders())
+    client.open(wire)
+    client.last_event = START
+    forged = [delivery(1, 0, START, secret="mallorys"), delivery(2, 2**64 - 1, 0, publisher=65535, secret="12345678")]
+    for tag, body in ((3, b""), (4, b"short")):
+        forged.append(replace(delivery(tag, 0, 0), body=body, properties={"reply_to": "answers"}))
+    wire.take(forged)
+    assert wire.acknowledged == [(1, False), (2, False), (3, False), (4, False)]
+    assert (wire.replies, client.report(), client._gap, client._others) == (
+        [],
+        {"received": 0, "runs": [], "measured": 0, "measured_at": START},
+        (0, 0),
+        4,
+    )
+    own = replace(delivery(6, 0, START), properties={"reply_to": "answers"})
+    wire.take([delivery(5, 1, START, secret="mallorys"), own])
+    assert [reply.body for reply in wire.replies] == [own.body]
+    assert (client.report()["runs"], client._others) == ([(0, [[0, 1, False]])], 5)
+
+
+def test_a_bench_publisher_counts_replies_of_others() -> None:
+    """With `--rpc`, a `bench` publisher takes a reply that is not of its run for no reply to a request, and counts
+    it.
+    """
+    client, wire = publisher(rpc=True, in_flight=2)
+    client.work(wire, START)
+    wire.take([delivery(1, 0, START, secret="mallorys"), replace(delivery(2, 1, START), body=b"short")])
+    assert (client.report()["confirmed"], client._gap, client._others) == ([], (0, 0), 2)
 
 
 def test_a_bench_consumer_whose_connection_is_lost_ends_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,10 +228,27 @@ def test_the_result_warns_if_the_clients_may_be_slower_than_the_broker(busiest: 
     or the machine may be slower than the broker.
     """
     plan = Mock(churn=None, rate=None, warm_up=0, delay=0.0)
-    result = Mock(busiest=busiest, plan=plan, unsent=0, reconnects=0, gap=(0.0, 0.0))
+    result = Mock(busiest=busiest, plan=plan, unsent=0, others=0, reconnects=0, gap=(0.0, 0.0))
     result.confirm.at.return_value = result.deliver.at.return_value = 1.0
     assert "".join(remarks(result)).startswith(said)
     assert bool([*remarks(result)]) is bool(said)
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (1, ["1 other message was received; it is not counted"]),
+        (2, ["2 other messages were received; they are not counted"]),
+        (0, []),
+    ],
+    ids=["one", "two", "none"],
+)
+def test_the_result_says_how_many_other_messages_were_received(others: int, said: list[str]) -> None:
+    """If the consumers of `bench` received messages that are not of the run, the result says how many."""
+    plan = Mock(churn=None, rate=1, warm_up=0, delay=0.0)
+    result = Mock(busiest=(0.0, 0.0), plan=plan, unsent=0, others=others, reconnects=0, gap=(0.0, 0.0))
+    result.confirm.at.return_value = result.deliver.at.return_value = 1.0
+    assert [*remarks(result)] == said
 
 
 def test_bench_measures_how_long_a_client_waits_for_a_cpu() -> None:

@@ -123,6 +123,9 @@ def remarks(result: Result) -> Iterator[str]:
         confirm, deliver = (f"{each * 1000:,.0f} ms" for each in result.gap)
         again = f"; {counted(result.reconnects, 'reconnect')}" if result.reconnects else ""
         yield f"the longest time without a confirm was {confirm}, and without a delivery {deliver}{again}"
+    if result.others:
+        verb, pronoun, form = ("was", "it", "is") if result.others == 1 else ("were", "they", "are")
+        yield f"{counted(result.others, 'other message')} {verb} received; {pronoun} {form} not counted"
     backlog = result.confirm.at(99) * 10 < result.deliver.at(50)
     if plan.rate is None and backlog:
         yield "consumers were slower than publishers, so messages waited in the queue; limit the rate with --rate"

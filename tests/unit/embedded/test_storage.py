@@ -14,10 +14,12 @@ import pytest
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
 from mqtool.broker.embedded.model.clock import LoopClock
 from mqtool.broker.embedded.model.stream_log import Retention, StreamLog
+from mqtool.broker.embedded.model.stream_queue import StreamQueueReader
 from mqtool.broker.embedded.model.stream_segment import simple_entry
 from mqtool.broker.embedded.store import storage as store
 from mqtool.broker.embedded.store.database import definitions_of
 from mqtool.broker.embedded.store.disk import Disk
+from mqtool.broker.embedded.store.segment_files import SegmentDirectory
 from mqtool.broker.embedded.store.storage import Storage
 
 _PATIENCE_SECONDS = 60
@@ -302,6 +304,63 @@ def test_a_group_that_cannot_be_written_for_an_unforeseen_reason_is_reported_and
     asyncio.run(run())
     assert {repr(error) for error in errors} == {"TypeError('unforeseen')"}
     assert [*entries_in(tmp_path)] == [b"x"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), TypeError("unforeseen")], ids=repr)
+def test_if_a_stream_cannot_get_a_new_segment_its_whole_group_is_reported_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """If the broker cannot create the next segment of a stream, it reports the error and confirms nothing, but keeps
+    the whole group of changes: messages for queues, entries of streams in their order, and stored offsets. All are
+    written and confirmed once the segment can be created. An error that does not come from the disk is also logged.
+    """
+    monkeypatch.setattr(store, "_RETRY_SECONDS", 0.01)
+    directory, copy = tmp_path / "data", tmp_path / "copy"
+    errors: list[Exception] = []
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    async def run() -> None:
+        storage = Storage(directory)
+        storage.when_failed = errors.append
+        stream = StreamLog(storage.segments(2), LoopClock(), storage, Retention(segment_bytes=1))
+        reading = StreamLog(storage.segments(3), LoopClock(), storage, Retention(segment_bytes=1))
+        for each in (stream, reading):
+            each.append(simple_entry(b"first"))
+        await asyncio.wait_for(storage.stored(), _PATIENCE_SECONDS)
+        with monkeypatch.context() as patch:
+            patch.setattr(SegmentDirectory, "new", refuse)
+            reading.store_offset("reader", 1)
+            stream.append(b"".join([simple_entry(b"second")] * 4000), entries=4000, records=4000)
+            storage.added(1, storage.enter(message(b"x"), None))
+            stored = asyncio.create_task(storage.stored())
+            while len(errors) < 2:
+                await asyncio.sleep(0.001)
+            stream.append(b"".join([simple_entry(b"third")] * 4000), entries=4000, records=4000)
+            while len(errors) < 4:
+                await asyncio.sleep(0.001)
+            assert not stored.done()
+        await asyncio.wait_for(stored, _PATIENCE_SECONDS)
+        assert stream.end == 8001
+        shutil.copytree(directory, copy)
+        storage.close()
+
+    async def bodies() -> tuple[list[bytes], dict[str, int]]:
+        storage = Storage(copy)
+        stream, reading = (StreamLog(storage.segments(key), LoopClock(), storage, Retention()) for key in (2, 3))
+        reader, found = StreamQueueReader(stream, 0), []
+        while chunks := reader.read():
+            found += [bytes(body) for chunk in chunks for _, body in chunk.messages()]
+        storage.close()
+        return found, {**reading.offsets}
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(asyncio.wait_for(run(), _PATIENCE_SECONDS))
+    assert set(errors) == {error}
+    assert ("internal error" in caplog.text) is isinstance(error, TypeError)
+    assert [*entries_in(copy)] == [b"x"]
+    assert asyncio.run(bodies()) == ([b"first"] + [b"second"] * 4000 + [b"third"] * 4000, {"reader": 1})
 
 
 def test_unwritten_changes_are_written_when_the_broker_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -295,12 +295,12 @@ class StreamLog:
         if self.deleted:
             self._writes.clear()
             return
-        drafts, self._sealed = self._sealed, []
         if self._draft is not None:
-            drafts.append(self._draft)
+            self._sealed.append(self._draft)
             self._draft = None
-        for draft in drafts:
-            self._plan(draft.encode(), draft.offset)
+        while self._sealed:
+            self._plan(self._sealed[0].encode(), self._sealed[0].offset)
+            del self._sealed[0]  # only now: if a new segment cannot be created, the next attempt needs the draft
         if self._floor == self.next_offset:
             self._plan(b"", self.next_offset, anew=True)
         # Offsets stored since the last message fill at most one segment, or a reader could fill the disk. The next
@@ -308,8 +308,9 @@ class StreamLog:
         segment, position = self._tail()
         has_room = segment.base < self.next_offset or position < max(self.retention.segment_bytes, _LEAST_ROOM)
         if self._changed_offsets and has_room:
-            offsets, self._changed_offsets = self._changed_offsets, {}
-            self._plan(_tracking_chunk(TRACKING, self.next_offset, self._timestamp, {}, offsets), self.next_offset)
+            chunk = _tracking_chunk(TRACKING, self.next_offset, self._timestamp, {}, self._changed_offsets)
+            self._plan(chunk, self.next_offset)
+            self._changed_offsets = {}
 
     def _tail(self) -> tuple[Segment, int]:
         """Return the segment and the position of the next chunk to be planned."""

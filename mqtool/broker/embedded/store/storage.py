@@ -290,8 +290,12 @@ class Storage(Ledger):
         group.removed += self._purged[:_PURGED_AT_ONCE]
         del self._purged[:_PURGED_AT_ONCE]
         self.group += 1
-        for stream in group.logs:
-            stream.prepare()
+        try:
+            for stream in group.logs:
+                stream.prepare()
+        except Exception as error:
+            self._keep(group, error)
+            return
         if group.logs and group.removed:
             # All of its rows wait: a message may also go to a queue, and a kill must not find it there twice.
             self._syncing = group
@@ -311,8 +315,6 @@ class Storage(Ledger):
             if error is None:
                 self._commit(group)
         except Exception as failure:
-            if not self._failing and not isinstance(failure, sqlite3.Error):
-                log.exception("internal error while writing to the data directory")
             error = failure
         if error is not None:
             self._keep(group, error)
@@ -351,6 +353,8 @@ class Storage(Ledger):
 
     def _keep(self, group: ChangeGroup, error: BaseException) -> None:
         """Merge a group that could not be written into the next one, report the error, and schedule another attempt."""
+        if not self._failing and not isinstance(error, sqlite3.Error | OSError):
+            log.error("internal error while writing to the data directory", exc_info=error)
         self._next, self._syncing = group.then(self._next), ChangeGroup()
         self._failed(error)
 
