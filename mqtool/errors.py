@@ -77,6 +77,10 @@ class NothingAnswers(Unavailable):
     """No broker listens at the address."""
 
 
+class StoppedWaiting(Unavailable):
+    """A signal stopped the command while it waited for a broker that cannot reply."""
+
+
 class NotFound(Unavailable):
     """The broker has no queue, exchange or other object with this name."""
 

@@ -156,7 +156,8 @@ class Channel(ChannelListener):
         """Publish messages; yield their receipts in order, each once the broker has confirmed or rejected the message.
 
         Publishing continues while confirms are outstanding. After a reconnection, unconfirmed messages are published
-        again.
+        again. Before that, and before an error is raised, the receipts of messages that the broker has confirmed out of
+        order are yielded, without waiting for those of earlier messages.
 
         Args:
             messages: None means that there is no message right now, so that receipts can be yielded.

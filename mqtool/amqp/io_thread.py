@@ -13,7 +13,7 @@ from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import pika_errors
 from mqtool.amqp.administration import Reply, Request
-from mqtool.errors import NotConfirmed, Unavailable
+from mqtool.errors import NotConfirmed, StoppedWaiting
 
 T = TypeVar("T")
 
@@ -176,7 +176,7 @@ class Requests:
                 if deadline is not None and time.monotonic() > deadline:
                     raise NotConfirmed(f"the broker did not reply within {within:g} s")
                 if why := self._hopeless():
-                    raise Unavailable(f"stopped: {why}")
+                    raise StoppedWaiting(f"stopped: {why}")
             return answer.result()
 
     def send(self, epoch: int, method: Callable[[PikaChannel], None]) -> None:

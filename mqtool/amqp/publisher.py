@@ -49,7 +49,7 @@ class Publisher(ChannelListener):
         try:
             yield from self._receipts(_batches(messages, window), route, window)
         except MqtoolError:
-            yield from self.unconfirmed.collect()  # for messages confirmed before the error
+            yield from self.unconfirmed.collect(out_of_order=True)  # for messages confirmed before the error
             raise
 
     def add(self, message: Message) -> None:

@@ -10,7 +10,7 @@ from pika.channel import Channel as PikaChannel
 from mqtool.amqp import administration, pika_errors
 from mqtool.amqp.administration import Reply, Request
 from mqtool.amqp.io_thread import CHECK_INTERVAL, CONNECTION_LOST, IoThread, Requests
-from mqtool.errors import MqtoolError, Unavailable
+from mqtool.errors import MqtoolError, StoppedWaiting
 from mqtool.topology import Binding, Exchange, Queue
 
 
@@ -253,7 +253,7 @@ class ReopeningChannel:
         with self._changed:
             while not self._changed.wait_for(lambda: self.is_ready or self.failure is not None, CHECK_INTERVAL):
                 if why := self._connection.hopeless:
-                    raise Unavailable(f"stopped: {why}")
+                    raise StoppedWaiting(f"stopped: {why}")
         if self.failure is not None:
             raise self.failure
 

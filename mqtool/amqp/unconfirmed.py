@@ -131,6 +131,7 @@ class Unconfirmed:
         self._collected = 0
         self._answered = 0
         self._answered_early: set[int] = set()
+        self._collected_early: set[int] = set()
         self._refused: dict[int, Receipt] = {}
         # The tags of messages to publish again, the messages themselves once collected, and the time when to do so.
         self._again: set[int] = set()
@@ -194,10 +195,16 @@ class Unconfirmed:
         """True if `window` messages or WINDOW_BYTES bytes are unconfirmed, so that no more can be published now."""
         return len(self._outstanding) + len(self._later) >= window or self._bytes >= WINDOW_BYTES
 
-    def collect(self) -> list[Receipt]:
-        """Return the receipts of messages confirmed or rejected since the last call, in publishing order."""
+    def collect(self, *, out_of_order: bool = False) -> list[Receipt]:
+        """Return the receipts of messages confirmed or rejected since the last call, in publishing order.
+
+        Args:
+            out_of_order: add the receipts that wait for those of earlier messages, which may never come after an error.
+        """
         with self._changed:
             receipts, self._done = self._done + self._take_answered(), []
+            if out_of_order:
+                receipts += self._take_early()
         return receipts
 
     def _take_answered(self) -> list[Receipt]:
@@ -209,8 +216,20 @@ class Unconfirmed:
             receipts = [self._refused.pop(tag, receipt) for tag, receipt in zip(tags, receipts, strict=True)]
         if self._again:
             self._later += (published for tag, published in zip(tags, taken, strict=True) if tag in self._again)
-            receipts = [receipt for tag, receipt in zip(tags, receipts, strict=True) if tag not in self._again]
+        if gone := self._again | self._collected_early:
+            receipts = [receipt for tag, receipt in zip(tags, receipts, strict=True) if tag not in gone]
             self._again.difference_update(tags)
+            self._collected_early.difference_update(tags)
+        self._bytes -= sum([len(receipt.message.body) for receipt in receipts])
+        return receipts
+
+    def _take_early(self) -> list[Receipt]:
+        # The messages stay in _outstanding: their places there are their delivery tags.
+        receipts = []
+        for tag in sorted(self._answered_early - self._collected_early - self._again):
+            message, _, sequence = self._outstanding[tag - self._collected - 1]
+            receipts.append(self._refused.pop(tag, Receipt(message, Confirmation.CONFIRMED, "", sequence)))
+            self._collected_early.add(tag)
         self._bytes -= sum([len(receipt.message.body) for receipt in receipts])
         return receipts
 
@@ -236,7 +255,8 @@ class Unconfirmed:
                 if unanswered < until_below and (unanswered == 0 or self._bytes < WINDOW_BYTES or self.has_answers):
                     return
                 if unanswered and (why := self._hopeless()):
-                    raise NotConfirmed(f"stopped with {_messages(unanswered)} unconfirmed: {why}", _FATE)
+                    left = unanswered - len(self._answered_early)
+                    raise NotConfirmed(f"stopped with {_messages(left)} unconfirmed: {why}", _FATE)
                 now = time.monotonic()
                 if self._later and now >= self._later_at and not (self._is_reopening or self._paused):
                     self._is_reopening = True
@@ -247,7 +267,7 @@ class Unconfirmed:
                 if self._paused:
                     patience = min(confirm_timeout, _CHECK_INTERVAL)
                 elif patience <= 0:
-                    raise _not_confirmed(unanswered, confirm_timeout)
+                    raise _not_confirmed(unanswered - len(self._answered_early), confirm_timeout)
                 if self._later and not self._is_reopening:
                     patience = min(patience, max(self._later_at - now, _PAUSE / 10))
                 self._changed.wait(patience if deadline is None else min(patience, deadline - now))
@@ -256,7 +276,14 @@ class Unconfirmed:
     def messages(self) -> list[Message]:
         """The unconfirmed messages, oldest first. After a failure, the broker may or may not have received them."""
         with self._changed:
-            return [addressed(message, route) for message, route, _ in (*self._outstanding, *self._later)]
+            waiting = enumerate(self._outstanding, self._collected + 1)
+            unconfirmed = (published for tag, published in waiting if not self._is_confirmed(tag))
+            return [addressed(message, route) for message, route, _ in (*unconfirmed, *self._later)]
+
+    def _is_confirmed(self, tag: int) -> bool:
+        """True if the broker has confirmed a message, or if the receipt of a rejected one has been collected."""
+        is_answered = tag <= self._answered or tag in self._answered_early
+        return is_answered and tag not in self._refused and tag not in self._again
 
     # For the connection.
 
@@ -267,7 +294,9 @@ class Unconfirmed:
             may_lack_leaders: the cluster has just lost a node, so that some queues may have no leader yet.
         """
         with self._changed:
-            self._done += self._take_answered()
+            self._done += self._take_answered() + self._take_early()
+            waiting = enumerate(self._outstanding, self._collected + 1)
+            self._outstanding = deque(published for tag, published in waiting if tag not in self._collected_early)
             self._outstanding.extendleft(reversed(self._later))
             self._later.clear()
             if may_lack_leaders:
@@ -276,6 +305,7 @@ class Unconfirmed:
             self._writer = writer
             self._collected = self._answered = 0
             self._answered_early.clear()
+            self._collected_early.clear()
             self._refused.clear()
             self._again.clear()
             self._outbox.clear()
@@ -319,6 +349,8 @@ class Unconfirmed:
 
     def _answer(self, tag: int, *, multiple: bool) -> None:
         if multiple:
+            if self._answered_early:
+                self._answered_early.difference_update(range(self._answered + 1, tag + 1))
             self._answered = max(self._answered, tag)
         elif tag == self._answered + 1:
             self._answered = tag

@@ -214,7 +214,8 @@ class Sender:
                 self._wait()
                 yield from self._collected()
         except MqtoolError:
-            yield from self._collected()  # outcomes from before the error
+            self._sort_by_outcome()  # those after a message that will never have one
+            yield from self._collected()
             raise
         if (bad_input := self._bad_input) is not None:
             self._bad_input = None
@@ -288,6 +289,10 @@ class Sender:
 
     def _has_outcome(self) -> bool:
         return bool(self._outstanding) and self._outstanding[0].confirmation is not None
+
+    def _sort_by_outcome(self) -> None:
+        with self._session.changed:
+            self._outstanding = deque(sorted(self._outstanding, key=lambda each: each.confirmation is None))
 
     def _collected(self) -> Iterator[Receipt]:
         ready = []

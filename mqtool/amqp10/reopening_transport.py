@@ -15,7 +15,7 @@ from mqtool.address import connection_name
 from mqtool.amqp import Address, Backoff
 from mqtool.amqp10.refusals import ClosedByBroker, Lost, too_old
 from mqtool.amqp10.transport import Transport
-from mqtool.errors import MqtoolError, Unavailable
+from mqtool.errors import MqtoolError, StoppedWaiting, Unavailable
 
 #: Seconds to wait for the broker's reply.
 _PATIENCE = 20.0
@@ -178,7 +178,7 @@ class ReopeningTransport:
             while not done():
                 self.check()
                 if timeout is None and (why := self.hopeless):
-                    raise Unavailable(f"stopped: {why}")
+                    raise StoppedWaiting(f"stopped: {why}")
                 left = _TICK if deadline is None else min(_TICK, deadline - time.monotonic())
                 if left <= 0:
                     return

@@ -23,6 +23,7 @@ from typer.core import TyperCommand, TyperGroup
 from mqtool.cli import contexts
 from mqtool.cli.contexts import Effect
 from mqtool.cli.display import output
+from mqtool.cli.help.index import ALIASES
 from mqtool.cli.help.option_sections import SECTIONS
 from mqtool.cli.help.sentence import sentence_of
 from mqtool.cli.invocation import Call, current
@@ -172,6 +173,8 @@ def command(
         vars(with_groups).update(facts, meant_by=tuple(meant_by), extra=extra)
         text = "\n".join(f"  {each}" for each in examples)
         told = about or getdoc(function) or ""
+        if aliases:
+            told += "\n\nOther names: " + ", ".join(f"'mqtool {alias}'" for alias in aliases) + "."
         named = name or function.__name__.replace("_", "-")
 
         def add(to: typer.Typer) -> None:
@@ -244,11 +247,13 @@ def group(
         if ctx.invoked_subcommand is None:
             output.show(ctx.get_help())
 
+    also = [alias for alias in ALIASES if alias.startswith(f"{name} ")]
     vars(shown_alone).update(heading=heading, meant_by=tuple(meant_by), hint=hint)
     return CommandGroup(
         name=name,
         help=about,
         short_help=sentence_of(about),
+        epilog=f"{' and '.join(map(repr, also))} mean {ALIASES[also[0]]!r}." if also else None,
         cls=Group,
         callback=shown_alone,
         invoke_without_command=True,

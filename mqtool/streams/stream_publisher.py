@@ -4,12 +4,13 @@ import queue as queues
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import count
 
 import mmh3
 
 from mqtool.amqp import Channel
-from mqtool.errors import DeclaredDifferently, Unavailable
+from mqtool.errors import DeclaredDifferently, MqtoolError, Unavailable
 from mqtool.message import Confirmation, Message, Receipt
 from mqtool.streams.rstream_private import CONFIRM, ERROR, METADATA_UPDATE
 from mqtool.streams.session import SessionOwner, StreamSession, not_confirmed, refusal
@@ -113,16 +114,25 @@ class StreamPublisher:
         self._answers: dict[int, str] = {}
         self._sent = self._answered = 0
         self._partitions: list[_Partition] = []
+        self._inbox = channel.inbox
         self._is_due = False  # True when it is time to check for confirms
         self._last_answer = time.monotonic()
         self._start()
 
     @property
     def unconfirmed(self) -> list[Message]:
-        return [*self._outstanding.values()]
+        return [message for number, message in self._outstanding.items() if self._answers.get(number) != ""]
 
     def publish(self, messages: Iterable[Message | None]) -> Iterator[Receipt]:
         """Publish messages; see StreamChannel.publish()."""
+        try:
+            yield from self._published(messages)
+        except MqtoolError:
+            self._take_late_confirms()
+            yield from self._receipts(out_of_order=True)
+            raise
+
+    def _published(self, messages: Iterable[Message | None]) -> Iterator[Receipt]:
         for message in messages:
             if message is None:
                 self._flush()
@@ -143,6 +153,7 @@ class StreamPublisher:
             yield from self._receipts()
 
     def _start(self) -> None:
+        self._inbox = self._channel.inbox
         sessions = self._channel.sessions_for(self._streams, to_publish=True)
         self._partitions = list(map(_Partition, self._streams, count(), sessions))
         for each in self._partitions:
@@ -217,7 +228,7 @@ class StreamPublisher:
             return
         key = int.from_bytes(frame[:2])
         if key == CONFIRM:
-            self._answers.update(dict.fromkeys(struct.unpack_from(f">{(len(frame) - 9) // 8}Q", frame, 9), ""))
+            self._confirm(frame)
             self._last_answer = time.monotonic()
         elif key == ERROR:
             for number, code in _REFUSED.iter_unpack(frame[9:]):
@@ -226,9 +237,24 @@ class StreamPublisher:
         elif key == METADATA_UPDATE:
             self._recover()
 
+    def _confirm(self, frame: bytes) -> None:
+        self._answers.update(dict.fromkeys(struct.unpack_from(f">{(len(frame) - 9) // 8}Q", frame, 9), ""))
+
+    def _take_late_confirms(self) -> None:
+        """Handle the confirms that have arrived after the frame that told that a connection or a stream is lost.
+
+        Errors that follow it are about the loss, and not about the messages.
+        """
+        with suppress(queues.Empty):
+            while True:
+                frame = self._inbox.get_nowait()
+                if frame is not None and int.from_bytes(frame[:2]) == CONFIRM:
+                    self._confirm(frame)
+
     def _recover(self) -> None:
 
         def go_on() -> None:
+            self._take_late_confirms()
             self._start()
             self._size = 0
             for number, message in self._outstanding.items():
@@ -239,14 +265,22 @@ class StreamPublisher:
         if not self._channel.reopen(go_on):
             raise Unavailable("the connection was lost, and not all messages are confirmed")
 
-    def _receipts(self) -> Iterator[Receipt]:
-        """Yield the receipts of confirmed and rejected messages, in order."""
-        answers, outstanding = self._answers, self._outstanding
-        while (number := self._answered + 1) in answers:
-            reason = answers.pop(number)
-            message = outstanding.pop(number)
-            self._answered = number
-            self._size -= len(message.body)
-            yield Receipt(message, Confirmation.NACKED if reason else Confirmation.CONFIRMED, reason, number)
-        if not outstanding:
+    def _receipts(self, *, out_of_order: bool = False) -> Iterator[Receipt]:
+        """Yield the receipts of confirmed and rejected messages, in order.
+
+        Args:
+            out_of_order: also yield those that wait for the receipt of an earlier message.
+        """
+        while self._answered + 1 in self._answers:
+            self._answered += 1
+            yield self._receipt(self._answered)
+        if out_of_order:
+            for number in [each for each in self._outstanding if each in self._answers]:
+                yield self._receipt(number)
+        if not self._outstanding:
             self._size = 0
+
+    def _receipt(self, number: int) -> Receipt:
+        reason, message = self._answers.pop(number), self._outstanding.pop(number)
+        self._size -= len(message.body)
+        return Receipt(message, Confirmation.NACKED if reason else Confirmation.CONFIRMED, reason, number)

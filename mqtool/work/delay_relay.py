@@ -269,8 +269,10 @@ class Relay:
         self._through = ThroughQueues(target, Destination(to=names.out), warn, self._checks.avoided)
         self._consumer = source.consumer(names.intake, Receiving(_AT_ONCE, acknowledge=False))
         self._deliveries = self._consumer.deliveries()
-        #: Published deliveries, each with the earliest time (time.monotonic()) to acknowledge it once it is confirmed.
-        self._on_their_way: deque[tuple[Delivery, float]] = deque()
+        #: Published deliveries by the sequence numbers of their messages, each with the earliest time
+        #: (time.monotonic()) to acknowledge it once it is confirmed.
+        self._on_their_way: dict[int, tuple[Delivery, float]] = {}
+        self._sequence = 0
         #: Deliveries to publish next, and those whose wait queue has not answered yet.
         self._next: deque[Taken] = deque()
         self._parked: list[Taken] = []
@@ -292,6 +294,7 @@ class Relay:
 
     def _run(self) -> None:
         while True:
+            self._sequence = 0
             try:
                 for receipt in self._target.publish(self._messages(), mandatory=True, window=_AT_ONCE):
                     self._settle(receipt)
@@ -299,7 +302,7 @@ class Relay:
                 self._acknowledge()
                 return
             except (BadData, UsageError) as error:  # the message cannot be encoded; earlier ones are confirmed
-                self._warn(f"{name_of(self._on_their_way.pop()[0])} stays in {self._names.intake.name}: {error}")
+                self._warn(f"{name_of(self._on_their_way.popitem()[1][0])} stays in {self._names.intake.name}: {error}")
 
     def _messages(self) -> Iterator[Message | None]:
         while True:
@@ -346,7 +349,8 @@ class Relay:
     def _message(self, taken: Taken) -> Message | None:
         """Return the message to publish; None if its wait queue has not answered yet."""
         delivery, delay, due, wait = taken
-        self._on_their_way.append((delivery, 0.0))
+        self._sequence += 1
+        self._on_their_way[self._sequence] = delivery, 0.0
         headers = {name: value for name, value in delivery.headers.items() if name not in _NOT_THEIRS}
         properties = {name: value for name, value in delivery.properties.items() if name != "message_id"}
         if properties.get("user_id") != self._user:
@@ -357,17 +361,19 @@ class Relay:
             return message
         place = self._through.place(message, lambda: max(1, due - _now()), wait)
         if not self._checks.have_answered(place.queues):
-            self._on_their_way.pop()
+            del self._on_their_way[self._sequence]
+            self._sequence -= 1
             self._parked.append(taken._replace(wait=place.milliseconds))
             return None
-        self._on_their_way[-1] = delivery, place.since + self._young
+        self._on_their_way[self._sequence] = delivery, place.since + self._young
         told = {DUE: due, _X_DELAY: -delay} if _X_DELAY in headers else {DUE: due}
         message.exchange = place.exchange
         message.properties = {**place.properties, "headers": {**place.properties["headers"], **told}}
         return message
 
     def _settle(self, receipt: Receipt) -> None:
-        (delivery, safe), is_due = self._on_their_way.popleft(), receipt.message.exchange == self._names.out.name
+        delivery, safe = self._on_their_way.pop(receipt.sequence)
+        is_due = receipt.message.exchange == self._names.out.name
         if receipt.confirmation is Confirmation.CONFIRMED:
             self.counts["at once" if is_due else "delayed"] += 1
         elif is_due and receipt.confirmation is Confirmation.RETURNED:

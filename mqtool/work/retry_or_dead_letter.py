@@ -27,7 +27,7 @@ from mqtool.channels import AmqpChannel
 from mqtool.delays.destinations import derived_name
 from mqtool.delays.wait_queues import AtLeastOnce, wait_queue
 from mqtool.duration import compact_duration
-from mqtool.errors import BadData, NotConfirmed, UsageError
+from mqtool.errors import BadData, NotConfirmed, StoppedWaiting, UsageError
 from mqtool.message import Delivery, Message
 from mqtool.topology import Queue
 from mqtool.work import history
@@ -146,17 +146,25 @@ class Retrying:
         with self._lock:
             if self._failure is not None:  # a late confirm would be mistaken for this message's
                 raise self._failure
-            for tries_left in reversed(range(_TRIES)):
-                declare()
-                try:
-                    move(self._channel, delivery, message)
-                except NotMoved:
-                    if not tries_left:
-                        raise
-                except NotConfirmed as error:
-                    self._failure = error
+            try:
+                self._move_or_declare_again(delivery, message, declare)
+            except StoppedWaiting as error:
+                # The broker reads nothing from a connection that it blocks, so it does not declare the queue either.
+                what, hint = f"{name_of(delivery)} was not moved: {error}", f"it is still in {delivery.queue}"
+                raise NotConfirmed(what, hint) from error
+
+    def _move_or_declare_again(self, delivery: Delivery, message: Message, declare: Callable[[], Queue]) -> None:
+        for tries_left in reversed(range(_TRIES)):
+            declare()
+            try:
+                move(self._channel, delivery, message)
+            except NotMoved:
+                if not tries_left:
                     raise
-                except (BadData, UsageError) as error:
-                    raise _TooLarge(str(error)) from error
-                else:
-                    return
+            except NotConfirmed as error:
+                self._failure = error
+                raise
+            except (BadData, UsageError) as error:
+                raise _TooLarge(str(error)) from error
+            else:
+                return

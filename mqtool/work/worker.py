@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from mqtool.amqp import Receiving
 from mqtool.channels import AmqpChannel
-from mqtool.errors import MqtoolError
+from mqtool.errors import MqtoolError, StoppedWaiting
 from mqtool.message import Delivery
 from mqtool.topology import Queue
 from mqtool.work.deduplication import HandledMessages, MessageKey
@@ -110,6 +110,8 @@ class Worker:
                 except BaseException as error:  # raised by work(), in its caller's thread
                     self._error = self._error or error
                     self._channel.stop()
+        except StoppedWaiting:  # the broker blocks the connection, so it does not reply to basic.cancel
+            pass
         except BaseException as error:  # likewise
             lost = error
         self._ended.put(lost)

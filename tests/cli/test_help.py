@@ -133,8 +133,8 @@ def test_mqtool_help_prints_the_help_of_a_command_or_topic(lonely_shell: Shell) 
 
 
 def test_help_finds_a_command_by_its_alias(lonely_shell: Shell) -> None:
-    """`mqtool help ALIAS` and `mqtool ALIAS --help` print the help of the command itself; the overview lists no
-    aliases.
+    """`mqtool help ALIAS` and `mqtool ALIAS --help` print the help of the command itself, which names the alias. The
+    overview lists no aliases; the help of `queue`, `user` and other groups does.
     """
     for typed, meant in (
         ("pub", "send"),
@@ -146,7 +146,10 @@ def test_help_finds_a_command_by_its_alias(lonely_shell: Shell) -> None:
         assert expected.code == 0
         for asked in (["help", *typed.split()], [*typed.split(), "--help"]):
             assert lonely_shell.run("mqtool", *asked).stdout == expected.stdout
+        assert f"'mqtool {typed}'" in expected.stdout
     assert "publish " not in overview()
+    assert "'queue list' and 'queue ls' mean 'list queues'." in lonely_shell.run("mqtool", "queue", "--help").stdout
+    assert "'user list' and 'user ls' mean 'list users'." in lonely_shell.run("mqtool", "help", "user").stdout
 
 
 def test_help_can_be_piped_into_head(lonely_shell: Shell) -> None:

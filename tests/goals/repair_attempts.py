@@ -234,10 +234,10 @@ ATTEMPTS = {
         f"copy other_settings -e '{_PASSIVE}'; python other_settings.py & mqtool send -q invoices 42",
         _invoice,
         (
-            Wrong("was declared again", _anew),
+            Wrong("Now the bookkeepers' programs fail", _anew),
             Wrong("which has no consumer", "copy other_settings; mqtool send -q invoices 42; python other_settings.py"),
             Wrong("not to 'invoices'", "mqtool send -q invoice 42"),
-            Wrong("was deleted", "mqtool queue delete invoices --yes"),
+            Wrong("was deleted, but the bookkeepers' programs still use it", "mqtool queue delete invoices --yes"),
         ),
     ),
 }

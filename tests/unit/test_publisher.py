@@ -188,6 +188,40 @@ def test_a_failed_connection_ends_waiting_for_confirms_but_keeps_receipts(wire: 
     assert wire.collected() == [(b"1", Confirmation.CONFIRMED)]
 
 
+def test_messages_confirmed_out_of_order_are_not_unconfirmed_after_an_error(wire: Wire, publisher: Unconfirmed) -> None:
+    """If an error ends publishing after the broker has confirmed a message before an earlier one, the receipt of the
+    later message can be collected, once. Only messages without an answer count as unconfirmed.
+    """
+    wire.publish(b"1", b"2", b"3", b"4")
+    publisher.on_ack(2, multiple=False)
+    publisher.on_nack(4, multiple=False)
+    assert [message.body for message in publisher.messages] == [b"1", b"3", b"4"]
+    with pytest.raises(NotConfirmed, match="did not confirm 2 messages"):
+        publisher.wait(1, confirm_timeout=0)
+    receipts = publisher.collect(out_of_order=True)
+    assert [(each.message.body, each.confirmation, each.sequence) for each in receipts] == [
+        (b"2", "confirmed", 2), (b"4", "nacked", 4),
+    ]  # fmt: skip
+    assert [message.body for message in publisher.messages] == [b"1", b"3"]
+    publisher.on_ack(3, multiple=True)
+    assert wire.collected() == [(b"1", "confirmed"), (b"3", "confirmed")]
+    assert (publisher.collect(out_of_order=True), publisher.is_waiting, publisher._bytes) == ([], False, 0)
+
+
+def test_a_message_confirmed_out_of_order_is_not_republished(wire: Wire, publisher: Unconfirmed) -> None:
+    """If the connection is lost after the broker has confirmed a message before an earlier one, the publisher
+    republishes only the earlier one, and the receipt of the later one can be collected immediately.
+    """
+    wire.publish(b"1", b"2", b"3")
+    publisher.on_ack(2, multiple=False)
+    wire.open()
+    assert wire.sent == [b"1", b"3"]
+    assert wire.collected() == [(b"2", "confirmed")]
+    publisher.on_ack(2, multiple=True)
+    assert wire.collected() == [(b"1", "confirmed"), (b"3", "confirmed")]
+    assert not publisher.is_waiting
+
+
 def test_a_publishers_window_is_limited_by_number_and_by_bytes(wire: Wire, publisher: Unconfirmed) -> None:
     """A publisher's window of unconfirmed messages is full once it contains the given number of messages or a total of
     16 MiB.

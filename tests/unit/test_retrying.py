@@ -8,7 +8,7 @@ import pytest
 
 from mqtool.amqp import Channel
 from mqtool.delays.wait_queues import GRACE
-from mqtool.errors import BadData, NotConfirmed, UsageError
+from mqtool.errors import BadData, NotConfirmed, StoppedWaiting, UsageError
 from mqtool.message import Confirmation, Delivery, Message, Receipt
 from mqtool.topology import Queue
 from mqtool.work.retry_or_dead_letter import Retrying, RetryPolicy, dead_letter_queue, retry_queue
@@ -65,6 +65,16 @@ def test_a_failed_message_is_retried_unless_it_was_the_last_attempt() -> None:
     assert retrying(channel, retries=1).retry(JOB, "failed")
     assert not retrying(channel, retries=0).retry(JOB, "failed")
     assert channel.declared == ["jobs.wait.1s", "jobs.dlq"]
+
+
+def test_a_worker_that_is_stopped_before_it_can_publish_a_retry_raises_not_confirmed() -> None:
+    """If a signal stops `worker` before it can publish a retry, because the broker blocks its connection, `worker`
+    raises NotConfirmed, and a hint names the queue that still has the message.
+    """
+    blocked = FakeChannel(StoppedWaiting("stopped: the broker blocks publishers"))
+    with pytest.raises(NotConfirmed, match="message a was not moved: stopped: the broker blocks publishers") as error:
+        retrying(blocked).retry(JOB, "failed")
+    assert error.value.hint == "it is still in jobs"
 
 
 def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from mqtool.amqp import Receiving
-from mqtool.errors import MqtoolError, NotConfirmed, Unavailable
+from mqtool.errors import MqtoolError, NotConfirmed, StoppedWaiting, Unavailable
 from mqtool.message import Delivery
 from mqtool.topology import Queue
 from mqtool.work.deduplication import HandledMessages, Interrupted, MessageKey
@@ -244,6 +244,17 @@ def test_running_programs_finish_before_the_worker_ends_with_an_error() -> None:
         work()
     assert 1 in channel.acknowledged
     assert 2 not in channel.acknowledged
+
+
+def test_a_worker_whose_connection_is_blocked_ends_with_the_error_of_the_retry() -> None:
+    """If a signal stops `worker` while the broker blocks its connection, so that neither a retry is confirmed nor the
+    consumer is cancelled, the worker ends with the error of the retry.
+    """
+    channel = FakeChannel(job(1), error=StoppedWaiting("stopped: the broker blocks publishers"))
+    _, work = working(channel, Job({1: Ending(1)}, moves=False), concurrency=2)
+    with pytest.raises(NotConfirmed, match="no answer"):
+        work()
+    assert channel.acknowledged == []
 
 
 def test_a_lost_channel_ends_the_worker_immediately() -> None:
