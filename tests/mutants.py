@@ -54,6 +54,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     ),
     "mqtool/amqp/unconfirmed.py": ("tests/unit/test_publisher.py",),
     "mqtool/amqp10": ("tests/unit/test_amqp10_codec.py", *_CLIENT),
+    "mqtool/amqp10/link_connection.py": ("tests/unit/test_link_connection.py",),
     "mqtool/amqp10/link_receiver.py": ("tests/unit/test_link_receiver.py",),
     "mqtool/amqp10/link_sender.py": ("tests/unit/test_link_sender.py",),
     "mqtool/delays": ("tests/unit/test_delay_destinations.py", "tests/unit/test_delays.py", *_CLIENT),

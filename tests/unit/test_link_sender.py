@@ -433,6 +433,19 @@ def test_a_missing_outcome_raises_not_confirmed(broker: Broker) -> None:
         sender.settle()
 
 
+def test_a_sender_can_be_used_again_after_a_missing_outcome(broker: Broker) -> None:
+    """If an outcome is missing while the window is full, the error is raised once. When the broker has reported it, the
+    sender can send again.
+    """
+    sender = Sender(broker, QUEUE, persistent=False)
+    with pytest.raises(NotConfirmed):
+        [*sender.send(messages(b"1", b"2"), window=1)]
+    broker.decide()
+    broker.last_outcome = broker.now
+    broker.steps = [broker.decide]
+    assert [each.message.body for each in sender.send(messages(b"3"), window=1)] == [b"1", b"3"]
+
+
 def test_a_sender_that_must_stop_does_not_wait_for_outcomes(broker: Broker) -> None:
     """If a command must stop while messages are unconfirmed, sending ends with an error that gives the reason and the
     number of these messages.
