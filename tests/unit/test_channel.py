@@ -9,6 +9,7 @@ from pika import spec
 from mqtool.amqp import Receiving
 from mqtool.amqp.administration import declare_request
 from mqtool.amqp.channel import Channel
+from mqtool.amqp.reopening_channel import ChannelListener
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotConfirmed, NotFound, Unavailable
 from mqtool.message import Delivery, Message
 from mqtool.offsets import FIRST
@@ -167,6 +168,7 @@ def test_messages_go_to_the_exchange_and_routing_key_of_the_caller(broker: Scrip
     have their own. They are persistent only if the caller says so.
     """
     channel = broker.channel()
+    assert channel.addressed(Message(b"0")) == Message(b"0", "", "")
     own = Message(b"2", "own-key", "own", {"delivery_mode": 1})
     [*channel.publish([Message(b"1"), own], exchange=Exchange("x"), routing_key="k", persistent=True)]
     assert channel.addressed(Message(b"3")) == Message(b"3", "k", "x")
@@ -308,6 +310,20 @@ def test_a_consumer_of_a_missing_queue_is_an_error(broker: ScriptedBroker) -> No
     assert names(broker.methods) == ["Channel.Open"]
     channel.stop()
     assert channel._consumers == []
+
+
+def test_a_consumer_that_has_ended_is_told_nothing(broker: ScriptedBroker) -> None:
+    """A channel passes its events to a consumer only until the consumer ends."""
+    channel = broker.channel()
+    assert channel.cluster == "cluster"
+    before, during, after = (list[ChannelListener]() for _ in range(3))
+    channel.reopening.tell(before.append)
+    deliveries = channel.consume(Queue("q"), Receiving(count=1, timeout=20))
+    channel.reopening.tell(during.append)
+    broker.deliver(consumer_tag(broker), 1, Message(b"1"))
+    assert len([*deliveries]) == 1
+    channel.reopening.tell(after.append)
+    assert (before, len(during)) == (after, len(before) + 1)
 
 
 def test_stopping_a_channel_ends_its_consumers(broker: ScriptedBroker) -> None:
