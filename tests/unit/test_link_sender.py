@@ -205,11 +205,12 @@ def test_a_message_keeps_its_own_exchange_and_routing_key_over_amqp_1_0(
         (QUEUE, None, None, QUEUE, None),
         (QUEUE, "", "q", QUEUE, None),
         (QUEUE, None, "other", None, "/queues/other"),
-        (QUEUE, "x", None, None, "/exchanges/x"),
+        (QUEUE, "x", None, None, "/exchanges/x/q"),
         ("/exchanges/x/k", "x", "k", "/exchanges/x/k", None),
         ("/exchanges/x/k", None, "own", None, "/exchanges/x/own"),
         ("/exchanges/x/k", None, "", None, "/exchanges/x"),
         ("/exchanges/x/k", "y", "k", None, "/exchanges/y/k"),
+        ("/exchanges/x/k", "y", None, None, "/exchanges/y/k"),
         ("/exchanges/x/k", "", "k", None, "/queues/k"),
         (None, None, "q", None, "/queues/q"),
         (None, "x", "k", None, "/exchanges/x/k"),
@@ -222,7 +223,7 @@ def test_a_message_with_an_address_of_its_own_uses_the_link_without_an_address(
 ) -> None:
     """A message goes over the sender's link if its exchange and routing key are those of the sender. A message with
     others goes over the link without an address, and contains its own address. A message with only a routing key goes
-    to the sender's exchange.
+    to the sender's exchange, and one with only an exchange has the sender's routing key, as over AMQP 0-9-1.
     """
     message = Message(b"body", key, exchange)
     broker.steps = [lambda: broker.decide(state=Released())]
