@@ -26,7 +26,7 @@ _EMBEDDED = "tests/unit/embedded"
 _SIMULATION = (
     "tests/simulation/test_simulation.py::test_the_embedded_broker_keeps_every_rule_of_the_simulations_model[0]"
 )
-_CLIENT = ("tests/integration", "-k", "embedded")
+_CLIENT = ("tests/integration", "-k", "not [rabbitmq")
 
 #: The packages and modules whose errors lose or misroute messages, falsify a figure or grant too much, each with the
 #: tests that judge it. A module that is named itself is judged by its own tests, not by those of its package.
@@ -45,9 +45,19 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     ),
     "mqtool/address.py": ("tests/unit/test_address.py",),
     "mqtool/amqp/basic_frames.py": ("tests/unit/test_deliveries.py",),
+    "mqtool/amqp/channel.py": ("tests/unit/test_channel.py", "tests/unit/test_publishing.py"),
     "mqtool/amqp/consume_policies.py": ("tests/unit/test_policies.py",),
+    "mqtool/amqp/publisher.py": (
+        "tests/unit/test_acknowledgements.py",
+        "tests/unit/test_publisher.py",
+        "tests/unit/test_publishing.py",
+    ),
     "mqtool/amqp/unconfirmed.py": ("tests/unit/test_publisher.py",),
     "mqtool/amqp10": ("tests/unit/test_amqp10_codec.py", *_CLIENT),
+    "mqtool/amqp10/link_connection.py": ("tests/unit/test_link_connection.py",),
+    "mqtool/amqp10/link_receiver.py": ("tests/unit/test_link_receiver.py",),
+    "mqtool/amqp10/link_sender.py": ("tests/unit/test_link_sender.py",),
+    "mqtool/amqp10/sections.py": ("tests/unit/test_amqp10_codec.py", "tests/unit/test_sections.py"),
     "mqtool/delays": ("tests/unit/test_delay_destinations.py", "tests/unit/test_delays.py", *_CLIENT),
     "mqtool/delays/destinations.py": ("tests/unit/test_delay_destinations.py",),
     "mqtool/delays/holding.py": ("tests/unit/test_delay_holding.py",),

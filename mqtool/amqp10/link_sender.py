@@ -252,9 +252,9 @@ class Sender:
         own = (key is not None and key != self._key) or (exchange is not None and exchange != self._exchange)
         to = self.address or ""
         if own or self.address is None:
-            to = sections.exchange_address(exchange or "", key or "")
-            if exchange is None and self._exchange:
-                to = sections.exchange_address(self._exchange, key or "")
+            to = sections.exchange_address(
+                self._exchange if exchange is None else exchange, self._key if key is None else key
+            )
         link = self._session.sending_link(None if own else self.address)
         data = sections.encode(message, to=to if link.address is None else None, persistent=self._persistent)
         if 0 < link.largest < len(data):

@@ -44,13 +44,13 @@ class Loop:
 
     def __init__(self) -> None:
         self.soon: list[Callable[[], None]] = []
-        self.later: list[Callable[[], None]] = []
+        self.later: list[tuple[float, Callable[[], None]]] = []
 
     def run(self, callback: Callable[[], None]) -> None:
         self.soon.append(callback)
 
-    def run_later(self, _seconds: float, callback: Callable[[], None]) -> None:
-        self.later.append(callback)
+    def run_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        self.later.append((seconds, callback))
 
 
 def test_acknowledgements_are_sent_together() -> None:
@@ -67,14 +67,38 @@ def test_acknowledgements_are_sent_together() -> None:
     acks.add([first], more_follow=True)
     acks.add([second], more_follow=True)
     assert not loop.soon
-    assert len(loop.later) == 1
+    assert [seconds for seconds, _ in loop.later] == [0.002]
     acks.add([third])
     loop.soon.pop()()
     assert sent == [[1, 2, 3]]
     acks.add([fourth], more_follow=True)
-    loop.later.pop()()
+    loop.later.pop()[1]()
     assert sent[1:] == [[4]]
     acks.add([fifth], more_follow=True)
     acks.flush()
     loop.soon.pop()()
     assert sent[2:] == [[5]]
+
+
+def test_acknowledgements_are_sent_once() -> None:
+    """Acknowledgements that are about to be sent are not sent twice, and those that are added in the meantime are sent
+    with them. Without pending acknowledgements, nothing is sent.
+    """
+    loop, sent = Loop(), list[list[int]]()
+    acks = Acknowledgements(loop, lambda lot: sent.append([each.delivery_tag for each in lot]))  # type: ignore[arg-type]
+    first, second, third = (Delivery(b"", "", "", "q", False, {}, tag) for tag in range(1, 4))
+    acks.flush()
+    acks.add([])
+    assert loop.soon == []
+    acks.add([first])
+    acks.flush()
+    acks.add([second], more_follow=True)
+    acks.add([third])
+    assert (len(loop.soon), loop.later) == (1, [])
+    loop.soon.pop()()
+    assert sent == [[1, 2, 3]]
+    acks.flush()
+    assert loop.soon == []
+    acks.add([first])
+    loop.soon.pop()()
+    assert sent[1:] == [[1]]

@@ -1,0 +1,674 @@
+"""An AMQP 1.0 session and its links: windows, ids, outcomes and reconnections, with frames in place of a socket."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mqtool.amqp import Receiving, parse_addresses
+from mqtool.amqp10 import link_connection, reopening_transport, sections
+from mqtool.amqp10.link_connection import LinkConnection, new_name
+from mqtool.amqp10.link_receiver import Receiver
+from mqtool.amqp10.link_sender import Sender
+from mqtool.amqp10.refusals import ClosedByBroker, Lost
+from mqtool.codecs.amqp10_frames import (
+    Accepted,
+    Attach,
+    Begin,
+    Close,
+    Detach,
+    Disposition,
+    End,
+    Error,
+    Flow,
+    Rejected,
+    Released,
+    Source,
+    Target,
+    Transfer,
+    decode_performative,
+    frame,
+)
+from mqtool.codecs.amqp10_values import Symbol
+from mqtool.errors import NotFound, Unavailable
+from mqtool.message import Message
+
+QUEUE, OTHER = "/queues/q", "/queues/other"
+UNAVAILABLE = Rejected(Error(Symbol("amqp:precondition-failed"), "no leader", {Symbol("reason"): "unavailable"}))
+
+
+class Broker:
+    """The broker at the other end of the session, in place of a Transport.
+
+    Attributes:
+        now: the time in seconds.
+        received: the performatives that the broker has received, without Begin and Attach.
+        payloads: the payloads of the transfers.
+        attached: the Attach frames that the broker has received.
+        refuses: the addresses whose links the broker refuses.
+        window: how many transfers the broker accepts.
+        handles: the broker's handle of each link, by name.
+    """
+
+    frame_max = 512
+
+    def __init__(self) -> None:
+        self.properties = {"version": "4.1.0"}
+        self.now = 1000.0
+        self.begun: list[Begin] = []
+        self.received: list[Any] = []
+        self.payloads: list[bytes] = []
+        self.attached: list[Attach] = []
+        self.refuses: set[str | None] = set()
+        self.window = 100
+        self.handles: dict[str, int] = {}
+        self.bodies: list[bytes] = []
+        self.wakes = 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    # A Transport's methods.
+
+    def send(self, frames: list[bytes]) -> None:
+        for each in frames:
+            body = each[8:]
+            told, end = decode_performative(body)
+            if isinstance(told, Begin):
+                self.begun.append(told)
+                self.tell(Begin(0, 70, self.window, 5000))
+            elif isinstance(told, Attach):
+                self.attached.append(told)
+                self._attach(told)
+            else:
+                self.received.append(told)
+                self.payloads += [body[end:]] if isinstance(told, Transfer) else []
+
+    def read(self, timeout: float) -> list[bytes]:
+        bodies, self.bodies = self.bodies, []
+        self.now += 0 if bodies else timeout
+        return bodies
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+    def close(self, *, politely: bool = True) -> None:
+        pass
+
+    # What the broker sends.
+
+    def tell(self, performative: Any, payload: bytes = b"") -> None:
+        self.bodies.append(frame(0, performative)[8:] + payload)
+
+    def _attach(self, told: Attach) -> None:
+        mine = self.handles[told.name] = 40 + told.handle
+        address = told.source.address if told.role else told.target.address
+        refused = address in self.refuses
+        source = None if refused and told.role else Source(address)
+        target = None if refused and not told.role else Target(address)
+        self.tell(
+            Attach(
+                told.name, mine, not told.role, source=source, target=target,
+                initial_delivery_count=0 if told.role else None,
+            )
+        )  # fmt: skip
+        if refused:
+            self.tell(Detach(mine, closed=True, error=Error(Symbol("amqp:not-found"), f"no queue {address}")))
+
+    def credit(self, handle: int, count: int, credit: int, *, next_id: int = 0, window: int | None = None) -> None:
+        self.tell(Flow(next_id, self.window if window is None else window, 70, 5000, 40 + handle, count, credit))
+
+    def deliver(self, handle: int, *numbers: int) -> None:
+        for number in numbers:
+            payload = sections.encode(Message(b"%d" % number))
+            self.tell(Transfer(40 + handle, number, b"tag", 0, False, False), payload)
+
+    def of(self, kind: type) -> list[Any]:
+        """The performatives of a type that were received since the last call."""
+        found = [each for each in self.received if isinstance(each, kind)]
+        self.received = [each for each in self.received if not isinstance(each, kind)]
+        return found
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
+    broker = Broker()
+    monkeypatch.setattr(link_connection, "time", broker)
+    monkeypatch.setattr(reopening_transport, "time", broker)
+    monkeypatch.setattr(reopening_transport, "Transport", lambda *_, **__: broker)
+    return broker
+
+
+@pytest.fixture
+def session(broker: Broker) -> LinkConnection:
+    return connect()
+
+
+def connect(url: str = "amqp://127.0.0.1") -> LinkConnection:
+    return LinkConnection(
+        parse_addresses(url), None, backoff=None, confirm_timeout=5.0, notice=lambda _: None, threaded=False
+    )
+
+
+def lose(session: LinkConnection) -> Any:
+    """Lose the connection; return what to call once it is open again."""
+    session.is_lost = True
+    return session.lost()
+
+
+def reopen(session: LinkConnection, resume: Any) -> None:
+    session.begin()
+    resume()
+    session.epoch += 1
+    session.is_lost = False
+    session.reopened()
+    session.taken()
+
+
+def receiver(session: LinkConnection, address: str = QUEUE, **receiving: Any) -> Receiver:
+    receiver = Receiver(session, new_name(), address, Receiving(**receiving), {})
+    session.retrying(lambda: session.attach(receiver))
+    session.give_credit(receiver)
+    return receiver
+
+
+def published(session: LinkConnection, *bodies: bytes, address: str = QUEUE) -> Sender:
+    sender = Sender(session, address, persistent=False)
+    for number, body in enumerate(bodies, 1):
+        sender.add(Message(body), number)
+    return sender
+
+
+def told(sender: Sender) -> list[tuple[bytes, str]]:
+    return [(each.message.body, each.confirmation) for each in sender._collected()]
+
+
+def test_a_session_begins_with_a_window_of_5000_transfers(broker: Broker, session: LinkConnection) -> None:
+    """A session begins with windows of 5,000 transfers, and with up to 256 links."""
+    assert broker.begun == [Begin(None, 0, 5000, 5000, handle_max=255)]
+    assert broker.received == []
+
+
+def test_a_link_is_attached_once_for_each_address(broker: Broker, session: LinkConnection) -> None:
+    """A session has one sending link for each address, with a handle and a name of its own. The handle of a link that
+    the broker refuses is used again.
+    """
+    first = session.sending_link(QUEUE)
+    assert session.sending_link(QUEUE) is first
+    broker.refuses = {OTHER}
+    with pytest.raises(NotFound, match="no queue /queues/other"):
+        session.sending_link(OTHER)
+    assert broker.of(Detach) == [Detach(1, closed=True)]
+    broker.refuses = set()
+    assert session.sending_link(OTHER).handle == 1
+    assert session.sending_link(None).handle == 2
+    assert [each.handle for each in broker.attached] == [0, 1, 1, 2]
+    names = [each.name for each in broker.attached]
+    assert len({*names}) == 4
+    assert all(name.startswith("mqtool-") and len(name) == 19 for name in names)
+
+
+def test_a_receiver_of_a_missing_queue_is_refused(broker: Broker, session: LinkConnection) -> None:
+    """If the broker refuses a receiver's link, NotFound is raised, with the broker's reason."""
+    broker.refuses = {QUEUE}
+    with pytest.raises(NotFound, match="no queue /queues/q"):
+        receiver(session)
+
+
+def test_messages_are_sent_when_the_broker_gives_credit(broker: Broker, session: LinkConnection) -> None:
+    """Messages are sent, unsettled, with consecutive delivery ids on all links, as soon as the broker gives credit."""
+    published(session, b"1", b"2")
+    published(session, b"3", address=OTHER)
+    session.pump()
+    assert broker.of(Transfer) == []
+    broker.credit(0, 0, 1)
+    broker.credit(1, 0, 5)
+    session.run(0)
+    broker.credit(0, 1, 1)
+    session.run(0)
+    sent = broker.of(Transfer)
+    assert [(each.handle, each.delivery_id, each.settled, each.more) for each in sent] == [
+        (0, 0, False, False), (1, 1, False, False), (0, 2, False, False),
+    ]  # fmt: skip
+    assert [payload[-1:] for payload in broker.payloads] == [b"1", b"3", b"2"]
+    assert [each.delivery_tag for each in sent] == [number.to_bytes(4, "big") for number in range(3)]
+
+
+def test_a_large_message_waits_until_the_session_has_room_for_all_of_its_frames(
+    broker: Broker, session: LinkConnection
+) -> None:
+    """A message that is larger than a frame is sent in several frames. Each of them uses the broker's incoming window,
+    which counts from the transfers that the broker has received. A message waits until there is room for all.
+    """
+    broker.window = 4
+    session.begin()
+    published(session, bytes(1000), bytes(1000))
+    broker.credit(0, 0, 9)
+    session.run(0)
+    sent = broker.of(Transfer)
+    assert [(each.delivery_id, each.more) for each in sent] == [(0, True), (0, True), (0, False)]
+    broker.credit(0, 1, 9, next_id=1)  # two transfers are in transit, so there is room for two more
+    session.run(0)
+    assert broker.of(Transfer) == []
+    broker.credit(0, 1, 9, next_id=2)
+    session.run(0)
+    assert [(each.delivery_id, each.more) for each in broker.of(Transfer)] == [(1, True), (1, True), (1, False)]
+    assert b"".join(broker.payloads[:3]) == b"".join(broker.payloads[3:]) == sections.encode(Message(bytes(1000)))
+    session.give_credit(receiver(session))
+    assert broker.of(Flow)[-1].next_outgoing_id == 6
+
+
+def test_a_flow_for_the_session_alone_extends_its_window(broker: Broker, session: LinkConnection) -> None:
+    """A flow frame without a handle changes the session's window, not the credit of any link. A flow frame that asks
+    for an echo is answered.
+    """
+    broker.window = 0
+    session.begin()
+    published(session, b"1")
+    broker.credit(0, 0, 1)
+    session.run(0)
+    assert broker.of(Transfer) == []
+    broker.tell(Flow(None, 9, 70, 5000))  # the broker has not seen the session's Begin yet
+    session.run(0)
+    assert broker.of(Transfer) == []
+    assert broker.of(Flow) == []
+    broker.tell(Flow(0, 9, 70, 5000, echo=True))
+    session.run(0)
+    assert len(broker.of(Transfer)) == 1
+    assert broker.of(Flow) == [Flow(70, 5000, 0, 5000, echo=False)]
+
+
+def test_outcomes_apply_to_ranges_of_messages(broker: Broker, session: LinkConnection) -> None:
+    """A disposition applies to all messages from its first to its last id, or to one if it has no last. Ids of messages
+    that already have an outcome are ignored.
+    """
+    sender = published(session, *(b"%d" % number for number in range(6)))
+    broker.credit(0, 0, 9)
+    session.run(0)
+    session.has_progressed = False
+    broker.tell(Disposition(True, 1, 2, settled=True, state=Released()))
+    session.run(0)
+    assert not session.has_progressed
+    broker.tell(Disposition(True, 0, None, settled=True, state=Accepted()))
+    session.run(0)
+    assert session.has_progressed
+    assert told(sender) == [(b"0", "confirmed"), (b"1", "returned"), (b"2", "returned")]
+    broker.tell(Disposition(True, 2, 4, settled=True, state=Accepted()))
+    broker.tell(Disposition(True, 5, 5, settled=True, state=UNAVAILABLE))
+    session.run(0)
+    assert told(sender) == [(b"3", "confirmed"), (b"4", "confirmed"), (b"5", "nacked")]
+    assert session._sent == {}
+
+
+def test_delivery_ids_wrap_after_32_bits(broker: Broker, session: LinkConnection) -> None:
+    """Delivery ids are 32-bit numbers that wrap. A disposition may apply to a range across the end."""
+    sender = published(session, b"1", b"2", b"3")
+    session._next_id = session._next_out = 0xFFFF_FFFE
+    broker.credit(0, 0, 9, next_id=0xFFFF_FFFE)
+    session.run(0)
+    assert [each.delivery_id for each in broker.of(Transfer)] == [0xFFFF_FFFE, 0xFFFF_FFFF, 0]
+    broker.tell(Disposition(True, 0xFFFF_FFFE, 0, settled=True, state=Accepted()))
+    broker.credit(0, 3, 9, next_id=0xFFFF_FFFF)
+    session.run(0)
+    assert told(sender) == [(b"1", "confirmed"), (b"2", "confirmed"), (b"3", "confirmed")]
+    assert session._broker_window == broker.window - 2
+
+
+def test_a_message_rejected_by_an_unavailable_queue_is_sent_again_for_20_seconds(
+    broker: Broker, session: LinkConnection
+) -> None:
+    """For 20 seconds after a reconnection, a message that an unavailable queue rejects is sent again after a quarter of
+    a second, before later messages. After that, the rejection is final.
+    """
+    sender = published(session, b"1", b"2")
+    reopen(session, lose(session))
+    broker.credit(0, 0, 2)
+    session.run(0)
+    broker.of(Transfer)
+    broker.payloads.clear()
+    broker.tell(Disposition(True, 0, 1, settled=True, state=UNAVAILABLE))
+    session.run(0)
+    sender.add(Message(b"3"))
+    broker.credit(0, 2, 9)
+    broker.now += 0.24
+    session.run(0)
+    assert told(sender) == []
+    assert [payload[-1:] for payload in broker.payloads] == [b"3"]
+    assert session.due_at == 1000.25
+    broker.now += 0.01
+    session.run(0)
+    assert [payload[-1:] for payload in broker.payloads] == [b"3", b"1", b"2"]
+    assert session.due_at is None
+    broker.now = 1019.9
+    broker.tell(Disposition(True, 3, 3, settled=True, state=UNAVAILABLE))
+    session.run(0)
+    assert told(sender) == []
+    broker.now = 1020.2
+    session.run(0)
+    assert [each.delivery_id for each in broker.of(Transfer)] == [2, 3, 4, 5]
+    broker.tell(Disposition(True, 5, 5, settled=True, state=UNAVAILABLE))
+    broker.tell(Disposition(True, 4, 4, settled=True, state=Accepted()))
+    session.run(0)
+    assert told(sender) == [(b"1", "nacked"), (b"2", "confirmed")]
+
+
+@pytest.mark.parametrize("lacks_a_node", [True, False])
+def test_a_queue_may_lack_a_leader_if_a_node_could_not_be_reached(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, *, lacks_a_node: bool
+) -> None:
+    """If a node of the cluster could not be reached when the connection was opened, a message that an unavailable queue
+    rejects is sent again. Otherwise, the rejection is final.
+    """
+    failures = [Unavailable("no route to host")] * lacks_a_node
+
+    def transport(*_: object, **__: object) -> Broker:
+        if failures:
+            raise failures.pop()
+        return broker
+
+    monkeypatch.setattr(reopening_transport, "Transport", transport)
+    session = connect("amqp://127.0.0.1:5001,amqp://127.0.0.1:5002")
+    sender = published(session, b"1")
+    broker.credit(0, 0, 9)
+    session.run(0)
+    broker.now += 19.9
+    broker.tell(Disposition(True, 0, 0, settled=True, state=UNAVAILABLE))
+    session.run(0)
+    assert told(sender) == ([] if lacks_a_node else [(b"1", "nacked")])
+    assert len(session._refused) == lacks_a_node
+
+
+def test_messages_without_an_outcome_are_sent_again_after_a_reconnection(
+    broker: Broker, session: LinkConnection
+) -> None:
+    """After a reconnection, messages without an outcome are sent again, in order, before those that were not sent yet,
+    on links that are attached again. Nothing is sent while the connection is lost.
+    """
+    sender = published(session, b"1", b"2", b"3", b"4")
+    broker.credit(0, 0, 3)
+    session.run(0)
+    broker.tell(Disposition(True, 0, 0, settled=True, state=Accepted()))
+    session.run(0)
+    calls = list[int]()
+    session.set_up = lambda: calls.append(len(broker.attached))
+    resume = lose(session)
+    assert not session.sending_link(QUEUE).is_attached
+    broker.of(Transfer)
+    broker.payloads.clear()
+    session.pump()
+    broker.credit(0, 0, 9)
+    reopen(session, resume)
+    assert calls == [1]  # what is declared is declared again first
+    assert len(broker.attached) == 2
+    broker.credit(0, 0, 9)
+    session.run(0)
+    assert [payload[-1:] for payload in broker.payloads] == [b"2", b"3", b"4"]
+    assert [each.delivery_id for each in broker.of(Transfer)] == [0, 1, 2]
+    broker.tell(Disposition(True, 0, 2, settled=True, state=Accepted()))
+    session.run(0)
+    assert told(sender) == [(b"%d" % number, "confirmed") for number in range(1, 5)]
+
+
+def test_the_confirm_timeout_of_a_session_counts_from_the_last_outcome(broker: Broker, session: LinkConnection) -> None:
+    """The confirm timeout counts from the last outcome or, if no message was without one, from the next message. It
+    does not pass while the connection is lost.
+    """
+    broker.now += 60
+    assert session.patience() == 5.0
+    published(session, b"1", b"2", b"3")
+    broker.credit(0, 0, 1)
+    session.run(0)
+    broker.now += 4
+    assert session.patience() == 1.0
+    broker.credit(0, 1, 1)
+    session.run(0)
+    assert session.patience() == 1.0
+    broker.tell(Disposition(True, 0, 0, settled=True, state=Accepted()))
+    session.run(0)
+    broker.now += 4
+    assert session.patience() == 1.0
+    session.is_lost = True
+    assert session.patience() == 5.0
+    session.is_lost = False
+    broker.tell(Disposition(True, 1, 1, settled=True, state=Accepted()))
+    session.run(0)
+    broker.now += 60
+    broker.credit(0, 2, 1)
+    session.run(0)
+    assert session.patience() == 5.0
+
+
+def test_a_session_that_must_stop_does_not_wait_for_a_broker_that_takes_no_messages(
+    broker: Broker, session: LinkConnection
+) -> None:
+    """If a command must stop, it waits for outcomes of messages that were sent, but not for a broker that has no room
+    for any, or while the connection is lost.
+    """
+    assert session.hopeless is None
+    session.stopping = True
+    assert session.hopeless is None
+    session._broker_window = 0
+    assert session.hopeless == "the broker takes no messages"
+    session.is_lost = True
+    assert session.hopeless == "the connection is lost"
+    session.stopping = False
+    assert session.hopeless is None
+    session.is_lost = False
+    assert session.hopeless is None
+    session._broker_window = 9
+    published(session, b"1")
+    broker.credit(0, 0, 1)
+    session.run(0)
+    session._broker_window, session.stopping = 0, True
+    assert session.hopeless is None
+
+
+def test_a_receiver_gives_credit_and_accepts_deliveries(broker: Broker, session: LinkConnection) -> None:
+    """A receiver gives the broker credit for its prefetch. Deliveries are accepted in ranges, in one frame each, and
+    make room for more credit. A delivery is settled once.
+    """
+    link = receiver(session, prefetch=4)
+    assert broker.of(Flow) == [Flow(70, 5000, 0, 5000, 0, 0, 4, echo=False)]
+    broker.deliver(0, 0, 1, 2, 3)
+    session.run(0)
+    deliveries = link.arrived()
+    assert [each.body for each in deliveries] == [b"0", b"1", b"2", b"3"]
+    assert all(session.is_current(each) for each in deliveries)
+    session.has_progressed = False
+    session.settle([deliveries[0], deliveries[1], deliveries[3]], Accepted())
+    assert session.has_progressed
+    accepted = [Disposition(True, 0, 1, settled=True, state=Accepted())]
+    assert broker.of(Disposition) == [*accepted, Disposition(True, 3, 3, settled=True, state=Accepted())]
+    assert broker.of(Flow) == [Flow(74, 5000, 0, 5000, 0, 4, 3, echo=False)]
+    assert [session.is_current(each) for each in deliveries] == [False, False, True, False]
+    assert [each.settled for each in deliveries] == [True, True, False, True]
+    session.has_progressed = False
+    session.settle(deliveries[:2], Accepted())
+    session.settle([], Accepted())
+    assert (broker.received, session.has_progressed) == ([], False)
+
+
+def test_a_delivery_that_the_broker_has_requeued_cannot_be_settled(broker: Broker, session: LinkConnection) -> None:
+    """After a consumer timeout, the broker requeues deliveries: they are not current any more, and make room for
+    others. Deliveries of an earlier connection are not current, either.
+    """
+    link = receiver(session, prefetch=4)
+    broker.deliver(0, 0, 1, 2, 3)
+    session.run(0)
+    deliveries = link.arrived()
+    broker.of(Flow)
+    broker.tell(Disposition(False, 1, 2, settled=True, state=Released()))
+    broker.tell(Disposition(False, 9, 9, settled=True, state=Released()))
+    session.run(0)
+    assert [session.is_current(each) for each in deliveries] == [True, False, False, True]
+    session.give_credit(link)
+    assert [each.link_credit for each in broker.of(Flow)] == [2]
+    session.settle(deliveries[:2], Accepted())
+    assert broker.of(Disposition) == [Disposition(True, 0, 0, settled=True, state=Accepted())]
+    resume = lose(session)
+    assert not session.is_current(deliveries[3])
+    reopen(session, resume)
+    assert [each.link_credit for each in broker.of(Flow)] == [4]
+    broker.deliver(0, 3)
+    session.run(0)
+    assert not session.is_current(deliveries[3])
+    session.settle([deliveries[3]], Accepted())
+    assert broker.of(Disposition) == []
+    assert [session.is_current(each) for each in link.arrived()] == [True]
+
+
+def test_the_sessions_window_is_extended_when_half_of_it_is_used(broker: Broker, session: LinkConnection) -> None:
+    """When the broker has sent half of the 5,000 transfers of the session's window, the window is extended. Aborted
+    transfers, and those of links that are not known, use the window, too.
+    """
+    link = receiver(session, prefetch=0)
+    broker.of(Flow)
+    broker.tell(Transfer(40, 0, b"", 0, False, True), b"cut short")
+    broker.tell(Transfer(40, 0, aborted=True))
+    broker.tell(Transfer(99, 1, b"", 0, False, False), b"unknown")
+    broker.deliver(0, *range(2, 2499))
+    session.run(0)
+    assert broker.of(Flow) == []
+    broker.deliver(0, 2499)
+    session.run(0)
+    assert broker.of(Flow) == [Flow(70 + 2501, 5000, 0, 5000, echo=False)]
+    assert link.delivery_count == 2498
+    broker.deliver(0, *range(2500, 4999))
+    session.run(0)
+    assert broker.of(Flow) == []
+
+
+def test_a_receiver_that_ends_gives_back_what_the_caller_has_not_received(
+    broker: Broker, session: LinkConnection
+) -> None:
+    """A receiver that ends first withdraws its credit, and waits for deliveries in transit. Then it releases the
+    deliveries that the caller has not received, and detaches.
+    """
+    link = receiver(session, prefetch=5)
+    broker.deliver(0, 0)
+    session.run(0)
+    [handled] = link.arrived()
+    broker.of(Flow)
+    broker.deliver(0, 1, 2)
+    broker.credit(0, 3, 0)
+    session.end_receiver(link, stays=False)
+    assert broker.received == [
+        Flow(71, 5000, 0, 5000, 0, 1, 0, echo=True),
+        Disposition(True, 1, 2, settled=True, state=Released()),
+        Detach(0, closed=True),
+    ]
+    assert session.is_current(handled)
+    broker.tell(Detach(40, closed=True))
+    session.run(0)
+    assert broker.now == 1000
+    assert receiver(session, OTHER).handle == 0
+
+
+def test_a_broker_that_does_not_give_back_the_credit_is_not_waited_for(
+    broker: Broker, session: LinkConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the broker does not answer when a receiver withdraws its credit, the receiver ends after two seconds. If the
+    broker has no credit, the receiver ends at once.
+    """
+    silent, empty = receiver(session, prefetch=1), receiver(session, prefetch=1)
+    broker.deliver(1, 0)
+    session.run(0)
+    broker.received.clear()
+    monkeypatch.setattr(session, "_reader", None)  # the I/O thread reads, not this one
+    monkeypatch.setattr(session, "wait", lambda _, seconds: setattr(broker, "now", broker.now + seconds))
+    session.end_receiver(silent, stays=True)
+    assert 1002 < broker.now < 1002.5
+    assert broker.of(Flow) == [Flow(71, 5000, 0, 5000, 0, 0, 0, echo=True)]
+    broker.now = 1000
+    session.end_receiver(empty, stays=True)
+    assert broker.now == 1000
+    assert broker.received == []
+
+
+def test_all_deliveries_are_released_when_a_session_ends(broker: Broker, session: LinkConnection) -> None:
+    """When a session ends, all unsettled deliveries are released, so that they do not count as failed, including those
+    that the caller has received. Links stay attached meanwhile.
+    """
+    links = [receiver(session, address, prefetch=2) for address in (QUEUE, OTHER)]
+    broker.deliver(0, 0, 2)
+    broker.deliver(1, 1)
+    session.run(0)
+    assert len(links[0].arrived()) == 2
+    broker.received.clear()
+    broker.credit(1, 1, 0)
+    session.release_all()
+    assert broker.of(Flow)[0] == Flow(73, 5000, 0, 5000, 1, 1, 0, echo=True)
+    assert broker.of(Disposition) == [Disposition(True, 0, 2, settled=True, state=Released())]
+    assert broker.of(Detach) == []
+
+
+def test_nothing_is_sent_when_a_lost_session_ends(broker: Broker, session: LinkConnection) -> None:
+    """When a session ends while its connection is lost, nothing is sent."""
+    link = receiver(session)
+    broker.deliver(0, 0)
+    session.run(0)
+    broker.received.clear()
+    session.is_lost = True
+    session.release_all()
+    session.end_receiver(link, stays=False)
+    session.give_credit(link)
+    session.pump()
+    assert broker.received == []
+
+
+def test_a_link_that_the_broker_detaches_is_an_error(broker: Broker, session: LinkConnection) -> None:
+    """If the broker detaches a link, such as because its queue was deleted, mqtool confirms this, and raises the
+    broker's reason. A detach without an error is the reply to mqtool's own.
+    """
+    receiver(session)
+    broker.tell(Detach(40, closed=True))
+    broker.tell(Detach(99, closed=True, error=Error(Symbol("amqp:not-found"), "unknown")))
+    session.run(0)
+    assert broker.of(Detach) == []
+    link = receiver(session)
+    broker.tell(Detach(40, closed=True, error=Error(Symbol("amqp:resource-deleted"), "queue 'q' was deleted")))
+    with pytest.raises(ClosedByBroker, match="queue 'q' was deleted"):
+        session.run(0)
+    assert broker.of(Detach) == [Detach(0, closed=True)]
+    assert not link.is_attached
+
+
+@pytest.mark.parametrize("performative", [End, Close])
+def test_a_session_that_the_broker_ends_is_an_error(
+    broker: Broker, session: LinkConnection, performative: type[End | Close]
+) -> None:
+    """If the broker ends the session or closes the connection, its reason is raised."""
+    broker.tell(performative(Error(Symbol("amqp:internal-error"), "the reason")))
+    with pytest.raises(ClosedByBroker, match="the reason"):
+        session.run(0)
+
+
+def test_a_link_that_nobody_asked_for_is_an_error(broker: Broker, session: LinkConnection) -> None:
+    """If the broker attaches a link that mqtool did not ask for, or with the wrong role, the connection is lost."""
+    session.sending_link(QUEUE)
+    name = broker.attached[0].name
+    for attach in (Attach("unknown", 50, True), Attach(name, 50, False)):
+        broker.tell(attach)
+        with pytest.raises(ValueError, match="a link was attached that nobody asked for"):
+            session.run(0)
+
+
+def test_a_request_is_sent_settled_and_needs_no_outcome(broker: Broker, session: LinkConnection) -> None:
+    """A management request is sent settled, whatever the window, so it is not sent again after a reconnection."""
+    session._broker_window = 0
+    session.send_request(7, b"request")
+    [transfer] = broker.of(Transfer)
+    assert (transfer.handle, transfer.delivery_id, transfer.settled, broker.payloads) == (7, 0, True, [b"request"])
+    assert session._sent == {}
+    session.is_lost = True
+    session.send_request(7, b"while the connection is set up again")
+    assert len(broker.of(Transfer)) == 1
+    session._reader = None  # the I/O thread sets the connection up, not this one
+    with pytest.raises(Lost):
+        session.send_request(7, b"request")
+    assert broker.of(Transfer) == []
+
+
+def test_the_names_of_links_are_random() -> None:
+    """Each link has a name of its own, so that a broker does not take it for a link of another client."""
+    assert len({new_name() for _ in range(100)}) == 100

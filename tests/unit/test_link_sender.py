@@ -1,0 +1,576 @@
+"""The AMQP 1.0 sender, its links and the broker's outcomes, with plain callables in place of a connection."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mqtool.amqp10 import link_sender, sections
+from mqtool.amqp10.link_sender import WINDOW, OutgoingTransfer, Sender, SendingLink, addressed, is_unavailable
+from mqtool.codecs.amqp10_frames import Accepted, Attach, Error, Flow, Modified, Rejected, Released, Source, Target
+from mqtool.codecs.amqp10_values import Symbol
+from mqtool.errors import BadData, MqtoolError, NotConfirmed, Unavailable
+from mqtool.message import Confirmation, InBatches, Message
+
+QUEUE = "/queues/q"
+
+
+class Broker:
+    """A connection to a broker that grants credit, and reports outcomes when the sender waits for them.
+
+    Attributes:
+        now: the time in seconds.
+        room: how many more messages the session may send.
+        credit: the credit of a link that is attached.
+        largest: the link's max-message-size.
+        sent: the messages sent so far, in order.
+        steps: what happens when the sender waits, one step for each time.
+        waits: how long the sender waited, each time.
+    """
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.failure: MqtoolError | None = None
+        self.stopping = False
+        self.confirm_timeout = 5.0
+        self.hopeless: str | None = None
+        self.now = self.last_outcome = 1000.0
+        self.room = self.credit = 1_000_000
+        self.largest = 0
+        self.links: dict[str | None, SendingLink] = {}
+        self.sent: list[OutgoingTransfer] = []
+        self.steps: list[Callable[[], None]] = []
+        self.waits: list[float | None] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sending_link(self, address: str | None) -> SendingLink:
+        if address not in self.links:
+            link = self.links[address] = SendingLink(f"link {len(self.links)}", address)
+            link.attach(len(self.links))
+            link.attached(Attach(link.name, link.handle, True, target=Target(address), max_message_size=self.largest))
+            link.flow(Flow(0, 0, 0, 0, link.handle, 0, self.credit))
+        return self.links[address]
+
+    def transfers(self, handle: int, outgoing: OutgoingTransfer) -> list[bytes] | None:
+        assert handle == self.links[outgoing.address].handle
+        if not self.room:
+            return None
+        self.room -= 1
+        self.sent.append(outgoing)
+        return [outgoing.data]
+
+    def pump(self) -> None:
+        for link in self.links.values():
+            link.pump(self)
+
+    def check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    def patience(self) -> float:
+        return self.last_outcome + self.confirm_timeout - self.now
+
+    def wait(self, done: Callable[[], bool], timeout: float | None) -> None:
+        self.waits.append(timeout)
+        if done():
+            return
+        if self.steps:
+            self.steps.pop(0)()
+        else:
+            assert timeout is not None, "the sender waits forever"
+            self.now += timeout
+
+    def decide(self, *bodies: bytes, state: object = Accepted()) -> None:
+        """Report the outcome of sent messages; of all of them if none is named."""
+        for outgoing in self.sent:
+            if outgoing.confirmation is None and (not bodies or outgoing.message.body in bodies):
+                outgoing.decide(state)
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [outgoing.message.body for outgoing in self.sent]
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
+    broker = Broker()
+    monkeypatch.setattr(link_sender, "time", broker)
+    return broker
+
+
+def messages(*bodies: bytes) -> Iterator[Message]:
+    return (Message(body) for body in bodies)
+
+
+def test_receipts_of_amqp_1_0_messages_come_in_the_order_of_publishing(broker: Broker) -> None:
+    """An AMQP 1.0 sender returns receipts in the order of publishing, each with the message's number. If a later
+    message gets its outcome first, its receipt waits.
+    """
+    broker.steps = [lambda: broker.decide(b"2"), lambda: broker.decide(b"1", state=Released()), broker.decide]
+    sender = Sender(broker, QUEUE, persistent=False)
+    receipts = [*sender.send(messages(b"1", b"2", b"3"))]
+    assert [(each.message.body, each.confirmation, each.sequence) for each in receipts] == [
+        (b"1", "returned", 1), (b"2", "confirmed", 2), (b"3", "confirmed", 3),
+    ]  # fmt: skip
+    assert broker.bodies == [b"1", b"2", b"3"]
+    assert sender.unconfirmed == []
+
+
+def rejected(condition: str, description: str | None = None, **info: object) -> Rejected:
+    return Rejected(Error(Symbol(condition), description, {Symbol(name): value for name, value in info.items()}))
+
+
+@pytest.mark.parametrize(
+    ("state", "confirmation", "reason"),
+    [
+        (Accepted(), "confirmed", ""),
+        (Released(), "returned", "no queue is bound for it (released)"),
+        (Modified(), "nacked", "the broker did not take it (modified)"),
+        (Rejected(), "nacked", "the broker refused it (rejected)"),
+        (rejected("c", "text", queue="q", reason="maxlen"), "nacked", "queue 'q' refused it: maxlen"),
+        (rejected("c", "text", queue="q"), "nacked", "queue 'q' refused it: rejected"),
+        (rejected("c", "text", reason="maxlen"), "nacked", "text"),
+        (rejected("amqp:precondition-failed"), "nacked", "amqp:precondition-failed"),
+        (Rejected(Error(Symbol("c"), "text")), "nacked", "text"),
+    ],
+    ids=["accepted", "released", "modified", "rejected", "queue", "no reason", "no queue", "condition", "no info"],
+)
+def test_an_outcome_becomes_a_confirmation_and_a_reason(
+    broker: Broker, state: object, confirmation: str, reason: str
+) -> None:
+    """The receipt of an AMQP 1.0 message says that an accepted message is confirmed, that a released one is returned,
+    and that any other is nacked. Its reason names the queue that rejected the message, if the broker has named it, or
+    else contains the broker's description or condition.
+    """
+    broker.steps = [lambda: broker.decide(state=state)]
+    [receipt] = Sender(broker, QUEUE, persistent=False).send([Message(b"")])
+    assert (receipt.confirmation, receipt.reason) == (confirmation, reason)
+
+
+def test_the_receipt_of_a_message_that_was_not_accepted_contains_its_address(broker: Broker) -> None:
+    """The receipt of a message that was not accepted contains the exchange and the routing key to which the message
+    was published, so that it can be published again. An accepted message is returned as it was.
+    """
+    given = Message(b"1"), Message(b"2")
+    broker.steps = [lambda: broker.decide(b"1", state=Rejected()), broker.decide]
+    receipts = [*Sender(broker, "/exchanges/x/k", persistent=False).send(iter(given))]
+    assert (receipts[0].message.exchange, receipts[0].message.routing_key) == ("x", "k")
+    assert receipts[1].message is given[1]
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (rejected("c", reason="unavailable"), True),
+        (Rejected(), True),
+        (rejected("c", reason="maxlen"), False),
+        (Rejected(Error(Symbol("c"))), False),
+        (Released(), False),
+        (Accepted(), False),
+    ],
+    ids=["unavailable", "no error", "full", "no info", "released", "accepted"],
+)
+def test_only_a_message_rejected_by_an_unavailable_queue_is_sent_again(state: object, *, expected: bool) -> None:
+    """A message was rejected by an unavailable queue if the broker says so, or gives no reason at all."""
+    assert is_unavailable(state) is expected
+
+
+@pytest.mark.parametrize(
+    ("message", "to", "expected"),
+    [
+        (Message(b""), "/exchanges/x/k", ("x", "k")),
+        (Message(b"", "own"), "/exchanges/x/k", ("x", "own")),
+        (Message(b"", None, "own"), "/exchanges/x/k", ("own", "k")),
+        (Message(b"", "", ""), "/exchanges/x/k", ("", "")),
+        (Message(b""), QUEUE, ("", "q")),
+    ],
+    ids=["none", "key", "exchange", "empty", "queue"],
+)
+def test_a_message_keeps_its_own_exchange_and_routing_key_over_amqp_1_0(
+    broker: Broker, message: Message, to: str, expected: tuple[str, str]
+) -> None:
+    """The exchange and the routing key of an address apply only to messages that do not have their own."""
+    for found in (addressed(message, to), Sender(broker, to, persistent=False).addressed(message)):
+        assert found == replace(message, exchange=expected[0], routing_key=expected[1])
+    assert Sender(broker, None, persistent=False).addressed(Message(b"")) == Message(b"", "", "")
+
+
+@pytest.mark.parametrize(
+    ("address", "exchange", "key", "link", "to"),
+    [
+        (QUEUE, None, None, QUEUE, None),
+        (QUEUE, "", "q", QUEUE, None),
+        (QUEUE, None, "other", None, "/queues/other"),
+        (QUEUE, "x", None, None, "/exchanges/x/q"),
+        ("/exchanges/x/k", "x", "k", "/exchanges/x/k", None),
+        ("/exchanges/x/k", None, "own", None, "/exchanges/x/own"),
+        ("/exchanges/x/k", None, "", None, "/exchanges/x"),
+        ("/exchanges/x/k", "y", "k", None, "/exchanges/y/k"),
+        ("/exchanges/x/k", "y", None, None, "/exchanges/y/k"),
+        ("/exchanges/x/k", "", "k", None, "/queues/k"),
+        (None, None, "q", None, "/queues/q"),
+        (None, "x", "k", None, "/exchanges/x/k"),
+        (None, None, None, None, "/queues/"),
+        (None, "", "", None, "/queues/"),
+    ],
+)
+def test_a_message_with_an_address_of_its_own_uses_the_link_without_an_address(
+    broker: Broker, address: str | None, exchange: str | None, key: str | None, link: str | None, to: str | None
+) -> None:
+    """A message goes over the sender's link if its exchange and routing key are those of the sender. A message with
+    others goes over the link without an address, and contains its own address. A message with only a routing key goes
+    to the sender's exchange, and one with only an exchange has the sender's routing key, as over AMQP 0-9-1.
+    """
+    message = Message(b"body", key, exchange)
+    broker.steps = [lambda: broker.decide(state=Released())]
+    [receipt] = Sender(broker, address, persistent=True).send([message])
+    [outgoing] = broker.sent
+    assert outgoing.address == link
+    assert outgoing.data == sections.encode(message, to=to, persistent=True)
+    expected = sections.exchange_and_key(to or address)
+    assert outgoing.to == (to or address)
+    assert (receipt.message.exchange, receipt.message.routing_key) == (
+        expected[0] if exchange is None else exchange,
+        expected[1] if key is None else key,
+    )
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_messages_are_durable_if_the_sender_is_persistent(broker: Broker, *, persistent: bool) -> None:
+    """A persistent sender makes messages without a delivery mode durable; any other sender does not."""
+    Sender(broker, QUEUE, persistent=persistent).add(Message(b"body"))
+    broker.pump()
+    assert broker.sent[0].data == sections.encode(Message(b"body"), persistent=persistent)
+
+
+def test_a_message_that_is_larger_than_the_broker_accepts_is_not_sent(broker: Broker) -> None:
+    """If a message is larger than the link's max-message-size, mqtool does not send it, and raises an error that names
+    both sizes and the broker's setting. A message of exactly this size is sent.
+    """
+    message = Message(bytes(2000))
+    broker.largest = len(sections.encode(message))
+    sender = Sender(broker, QUEUE, persistent=False)
+    sender.add(message)
+    broker.pump()
+    assert len(broker.sent) == 1
+    words = r"^the message is 2,009 bytes long; the broker takes up to 2,008$"
+    with pytest.raises(BadData, match=words) as error:
+        sender.add(Message(bytes(2001)))
+    assert error.value.hint == "its limit is max_message_size in rabbitmq.conf"
+    assert sender.unconfirmed == [addressed(message, QUEUE)]
+    broker.largest = 1
+    with pytest.raises(BadData):
+        Sender(broker, "/queues/other", persistent=False).add(Message(b""))
+
+
+def test_an_error_in_the_input_is_raised_after_earlier_amqp_1_0_messages_have_their_outcomes(broker: Broker) -> None:
+    """If the input contains an error, an AMQP 1.0 sender raises it only once all earlier messages have an outcome. The
+    next call of send() does not raise it again.
+    """
+
+    def source() -> Iterator[Message]:
+        yield from messages(b"1", b"2")
+        raise BadData("line 3 is not JSON")
+
+    broker.steps = [broker.decide, broker.decide]
+    sender = Sender(broker, QUEUE, persistent=False)
+    receipts = sender.send(source())
+    assert [next(receipts).message.body for _ in range(2)] == [b"1", b"2"]
+    with pytest.raises(BadData, match="line 3 is not JSON"):
+        next(receipts)
+    assert [each.sequence for each in sender.send(messages(b"3"))] == [1]
+
+
+def test_a_batch_is_sent_up_to_an_invalid_message_over_amqp_1_0(broker: Broker) -> None:
+    """Messages that were sent are removed from their batch. An invalid message and all later ones stay in it, so that
+    `send --failed-to` can write them to a file.
+    """
+    batch = [Message(b"1"), Message(b"2"), Message(b"3", properties={"cluster_id": "c"}), Message(b"4")]
+
+    class Source(InBatches):
+        def batches(self) -> Iterator[list[Message]]:
+            yield batch
+
+    broker.steps = [broker.decide]
+    receipts = Sender(broker, QUEUE, persistent=False).send(Source())  # type: ignore[arg-type]
+    assert [next(receipts).message.body for _ in range(2)] == [b"1", b"2"]
+    with pytest.raises(BadData, match="cluster-id"):
+        next(receipts)
+    assert [message.body for message in batch] == [b"3", b"4"]
+
+
+def test_a_lost_connection_ends_sending_but_keeps_receipts(broker: Broker) -> None:
+    """If the connection is lost for good, sending raises its error, and first yields the receipts of messages that
+    have an outcome. The unconfirmed messages can be asked for.
+    """
+
+    def fail() -> None:
+        broker.decide(b"1")
+        broker.failure = Unavailable("gone")
+
+    broker.steps = [fail]
+    sender = Sender(broker, QUEUE, persistent=False)
+    receipts = sender.send(messages(b"1", b"2"))
+    assert next(receipts).message.body == b"1"
+    with pytest.raises(Unavailable, match="gone"):
+        next(receipts)
+    assert sender.unconfirmed == [Message(b"2", "q", "")]
+
+
+def test_an_error_of_a_lost_connection_is_not_taken_for_one_of_the_input(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a link cannot be attached because the connection is lost for good, sending ends with this error at once."""
+
+    def lost(_: str | None) -> SendingLink:
+        raise broker.failure or AssertionError
+
+    sender = Sender(broker, QUEUE, persistent=False)
+    sender.add(Message(b"1"))
+    broker.pump()
+    broker.failure = Unavailable("gone")
+    monkeypatch.setattr(broker, "sending_link", lost)
+    with pytest.raises(Unavailable, match="gone"):
+        next(sender.send(messages(b"2")))
+    assert broker.waits == []
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_sender_keeps_to_its_window(broker: Broker, window: int) -> None:
+    """No more messages than the window are without an outcome. With a window of 1, each message has its outcome before
+    the next one is sent.
+    """
+    unconfirmed = list[int]()
+
+    def decide() -> None:
+        unconfirmed.append(sum(each.confirmation is None for each in broker.sent))
+        broker.decide(next(each.message.body for each in broker.sent if each.confirmation is None))
+
+    broker.steps = [decide] * 7
+    receipts = [
+        *Sender(broker, QUEUE, persistent=False).send(messages(*(b"%d" % number for number in range(7))), window)
+    ]
+    assert len(receipts) == 7
+    assert unconfirmed[0] == max(unconfirmed) == window
+
+
+def test_a_sender_keeps_to_a_window_of_16_mib(broker: Broker) -> None:
+    """Once messages of 16 MiB are without an outcome, an AMQP 1.0 sender waits before it sends more, and continues when
+    an outcome has made room for more.
+    """
+    sent_before = list[int]()
+
+    def decide() -> None:
+        sent_before.append(len(broker.sent))
+        broker.decide(next(each.message.body for each in broker.sent if each.confirmation is None))
+
+    broker.steps = [decide] * 4
+    sizes = (8 << 20, (8 << 20) - 1, 1, 2)
+    assert len([*Sender(broker, QUEUE, persistent=False).send(messages(*map(bytes, sizes)))]) == 4
+    assert sent_before == [3, 4, 4, 4]
+
+
+def test_receipts_are_yielded_while_there_is_no_input(broker: Broker) -> None:
+    """While there is no input, a sender waits for outcomes for 50 ms at a time, yields their receipts, and then looks
+    for input again.
+    """
+    looked = list[float]()
+
+    def source() -> Iterator[Message | None]:
+        yield Message(b"1")
+        for _ in range(3):
+            looked.append(broker.now)
+            yield None
+        yield Message(b"2")
+
+    def decide() -> None:
+        broker.now += 0.01
+        broker.decide(b"1")
+
+    sender = Sender(broker, QUEUE, persistent=False)
+    receipts = sender.send(source())
+    broker.steps = [lambda: None, decide]
+    assert next(receipts).message.body == b"1"
+    assert [round(at - 1000, 6) for at in looked] == [0]
+    assert [round(each or 0, 6) for each in broker.waits] == [0.05, 0.05]
+    broker.steps = []
+    broker.waits.clear()
+    with pytest.raises(NotConfirmed):
+        next(receipts)
+    assert [round(at - 1000, 6) for at in looked] == [0, 0.01, 0.06]
+    assert [round(each or 0, 6) for each in broker.waits[:2]] == [0.05, 0.05]
+
+
+def test_a_sender_without_input_notices_at_once_that_it_must_stop(broker: Broker) -> None:
+    """While there is neither input nor an unconfirmed message, a sender looks for input every 50 ms. If the command
+    must stop, it does not wait.
+    """
+    broker.stopping = True
+    assert [*Sender(broker, QUEUE, persistent=False).send(iter([None]))] == []
+    assert broker.waits == [0.05]
+    assert broker.now == 1000
+
+
+def test_a_missing_outcome_raises_not_confirmed(broker: Broker) -> None:
+    """If the broker reports no outcome within the confirm timeout, NotConfirmed says how many messages are unconfirmed,
+    and which option waits longer. Receipts of earlier messages are yielded first.
+    """
+    broker.steps = [lambda: broker.decide(b"1")]
+    broker.confirm_timeout = 2.5
+    sender = Sender(broker, QUEUE, persistent=False)
+    receipts = sender.send(messages(b"1", b"2"))
+    next(receipts)
+    with pytest.raises(NotConfirmed, match=r"^the broker did not confirm 1 message within 2.5 s$") as error:
+        next(receipts)
+    assert error.value.hint == "they may or may not have arrived; --confirm-timeout waits longer"
+    assert broker.now == 1002.5
+    for _ in range(1233):
+        sender.add(Message(b""))
+    with pytest.raises(NotConfirmed, match=r"^the broker did not confirm 1,234 messages within 2.5 s$"):
+        sender.settle()
+
+
+def test_a_sender_can_be_used_again_after_a_missing_outcome(broker: Broker) -> None:
+    """If an outcome is missing while the window is full, the error is raised once. When the broker has reported it, the
+    sender can send again.
+    """
+    sender = Sender(broker, QUEUE, persistent=False)
+    with pytest.raises(NotConfirmed):
+        [*sender.send(messages(b"1", b"2"), window=1)]
+    broker.decide()
+    broker.last_outcome = broker.now
+    broker.steps = [broker.decide]
+    assert [each.message.body for each in sender.send(messages(b"3"), window=1)] == [b"1", b"3"]
+
+
+def test_a_sender_that_must_stop_does_not_wait_for_outcomes(broker: Broker) -> None:
+    """If a command must stop while messages are unconfirmed, sending ends with an error that gives the reason and the
+    number of these messages.
+    """
+    broker.hopeless = "the connection is lost"
+    words = r"^stopped with 2 messages unconfirmed: the connection is lost$"
+    with pytest.raises(NotConfirmed, match=words) as error:
+        [*Sender(broker, QUEUE, persistent=False).send(messages(b"1", b"2"))]
+    assert error.value.hint == "they may or may not have arrived"
+    assert broker.waits == []
+
+
+def test_a_reply_is_sent_before_its_request_is_accepted(broker: Broker) -> None:
+    """flush() waits until all messages are sent, but not for their outcomes; the messages with an outcome are then
+    forgotten. settle() waits for the outcomes of all others.
+    """
+    broker.credit = 1
+    sender = Sender(broker, None, persistent=False)
+    sender.add(Message(b"1", "q"))
+    sender.add(Message(b"2", "q"))
+
+    def grant() -> None:
+        broker.decide(b"1")
+        broker.links[None].flow(Flow(0, 0, 0, 0, 1, 1, 1))
+        broker.pump()
+
+    broker.steps = [grant]
+    sender.flush()
+    assert broker.bodies == [b"1", b"2"]
+    assert broker.waits == [None]
+    assert [outgoing.message.body for outgoing in sender._outstanding] == [b"2"]
+    sender.add(Message(b"3", "q"))
+    broker.links[None].flow(Flow(0, 0, 0, 0, 1, 2, 1))
+    broker.steps = [lambda: broker.decide(b"2"), lambda: broker.decide(b"3")]
+    sender.settle()
+    assert broker.steps == []
+    assert sender.unconfirmed == []
+    assert sender._bytes == 0
+
+
+def test_messages_are_sent_in_batches_of_those_that_are_available(broker: Broker) -> None:
+    """With the default window, the messages of a list are sent in batches of 256, and None in it is skipped. With a
+    small window, or from an iterator, messages are sent one by one.
+    """
+    listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
+    listed[5] = None
+    assert [len(batch) for batch in link_sender._batches(listed, WINDOW)] == [255, 256, 88]
+    assert [len(batch) for batch in link_sender._batches(listed[:7], 5)] == [1] * 5 + [0, 1]
+    assert [len(batch) for batch in link_sender._batches(iter(listed[:7]), WINDOW)] == [1] * 5 + [0, 1]
+    broker.steps = [broker.decide] * 3
+    receipts = [*Sender(broker, QUEUE, persistent=False).send(listed)]
+    assert [each.message for each in receipts] == [each for each in listed if each is not None]
+    assert [each.sequence for each in receipts] == [*range(1, 600)]
+
+    class Source(InBatches):
+        def batches(self) -> Iterator[list[Message]]:
+            return iter([[Message(b"a"), Message(b"b")], []])
+
+        def __iter__(self) -> Iterator[Message]:
+            return messages(b"a", b"b")
+
+    source: Any = Source()
+    assert [len(batch) for batch in link_sender._batches(source, WINDOW)] == [2, 0]
+    assert [len(batch) for batch in link_sender._batches(source, 5)] == [1, 1]
+
+
+def test_a_sending_link_is_attached_as_a_sender_of_unsettled_messages() -> None:
+    """A link is attached as a sender to its address, for unsettled messages, with a delivery count of 0. It is attached
+    again after a reconnection, without the credit from before.
+    """
+    link = SendingLink("name", QUEUE)
+    assert (link.is_attached, link.credit, link.largest, link.is_kept) == (False, 0, 0, True)
+    expected = Attach(
+        "name", 3, False, snd_settle_mode=0, source=Source(), target=Target(QUEUE), initial_delivery_count=0
+    )
+    assert link.attach(3) == expected
+    assert link.attached(Attach("name", 0, True, target=Target(QUEUE), max_message_size=500))
+    assert (link.is_attached, link.largest) == (True, 500)
+    link.flow(Flow(0, 0, 0, 0, 3, 0, 9))
+    assert link.attach(4) == expected._replace(handle=4)
+    assert (link.handle, link.is_attached, link.credit) == (4, False, 0)
+    assert not link.attached(Attach("name", 0, True))
+    assert (link.is_attached, link.largest) == (False, 0)
+    assert link.is_for(True)
+    assert not link.is_for(False)
+    link.take(None, b"", settled=False, more=False)
+
+
+def test_a_sender_never_sends_more_messages_than_it_has_credit_for(broker: Broker) -> None:
+    """A sender sends as many messages as it has credit for, in order. The broker's link-credit counts from its
+    delivery-count, so messages in transit have used some of it. Nothing is sent on a link that is not attached, or
+    while the session's window is full.
+    """
+    broker.credit = 0
+    link = broker.sending_link(QUEUE)
+    sender = Sender(broker, QUEUE, persistent=False)
+    for number in range(9):
+        sender.add(Message(b"%d" % number))
+    assert link.pump(broker) == []
+    link.flow(Flow(0, 0, 0, 0, 1, 0, 2))
+    assert link.pump(broker) == [outgoing.data for outgoing in broker.sent]
+    assert broker.bodies == [b"0", b"1"]
+    link.flow(Flow(0, 0, 0, 0, 1, 1, 2))  # sent before the broker got the second message
+    assert link.credit == 1
+    link.pump(broker)
+    assert broker.bodies == [b"0", b"1", b"2"]
+    link.flow(Flow(0, 0, 0, 0, 1, 3, 4))
+    broker.room = 1
+    link.pump(broker)
+    assert (broker.bodies[3:], link.credit) == ([b"3"], 3)
+    broker.room, link.is_attached = 9, False
+    link.pump(broker)
+    assert len(broker.sent) == 4
+    link.attach(1)
+    link.attached(Attach("", 0, True, target=Target(QUEUE)))
+    link.flow(Flow(0, 0, 0, 0, 1, None, 1))  # from here on, the delivery count starts at 0 again
+    link.pump(broker)
+    assert broker.bodies[4:] == [b"4"]
+    link.flow(Flow(0, 0, 0, 0, 1, 1, None))
+    assert link.credit == 0
+    link.flow(Flow(0, 0, 0, 0, 1, 1, 9))
+    link.pump(broker)
+    assert broker.bodies == [b"%d" % number for number in range(9)]
+    assert link.pump(broker) == []
+    assert [each.confirmation for each in broker.sent] == [None] * 9
+    broker.decide(state=Accepted())
+    assert {each.confirmation for each in broker.sent} == {Confirmation.CONFIRMED}

@@ -1,0 +1,474 @@
+"""Publishing on a channel: confirms, returns, reopened channels, and replies in one write with acknowledgements."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from pika import spec
+
+from mqtool.amqp import publisher
+from mqtool.amqp.channel import Channel
+from mqtool.amqp.publisher import _batches
+from mqtool.amqp.unconfirmed import LEADERLESS, WINDOW, Unconfirmed
+from mqtool.errors import BadData, NotConfirmed, Unavailable, UsageError
+from mqtool.message import Delivery, InBatches, Message, Receipt
+from mqtool.topology import Exchange, Queue
+from tests.unit.scripted_broker import ScriptedBroker, scripted_broker
+
+
+@pytest.fixture
+def broker() -> Iterator[ScriptedBroker]:
+    with scripted_broker() as broker:
+        yield broker
+
+
+class Waits:
+    """What happens when the publisher waits for confirms, one step for each time, and how it waited.
+
+    Attributes:
+        calls: the arguments of each wait: the number of unconfirmed messages, the confirm timeout, the longest time.
+    """
+
+    def __init__(self, broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.steps: list[Callable[[], None]] = []
+        self.calls: list[tuple[int, float, float | None]] = []
+        waits = self
+
+        def wait(_: Unconfirmed, until_below: int, confirm_timeout: float, at_most: float | None = None) -> None:
+            waits.calls.append((until_below, confirm_timeout, at_most))
+            broker.io.run_due()
+            if not waits.steps:
+                raise NotConfirmed("no confirm arrives")
+            waits.steps.pop(0)()
+
+        monkeypatch.setattr(Unconfirmed, "wait", wait)
+
+
+@pytest.fixture
+def waits(broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch) -> Waits:
+    return Waits(broker, monkeypatch)
+
+
+def told(receipts: list[Receipt]) -> list[tuple[bytes, str, str, int]]:
+    return [(each.message.body, each.confirmation, each.reason, each.sequence) for each in receipts]
+
+
+def bodies(broker: ScriptedBroker) -> list[bytes]:
+    return [message.body for _, message in broker.published]
+
+
+def test_a_channel_is_put_into_confirm_mode_before_its_first_message(broker: ScriptedBroker) -> None:
+    """A channel is put into confirm mode once, when its first message is published. A channel that only consumes never
+    is.
+    """
+    channel = broker.channel()
+    channel.declare(Queue("q"))
+    assert broker.of(spec.Confirm.Select) == []
+    for body in (b"1", b"2"):
+        assert [each.message.body for each in channel.publish([Message(body)], routing_key="q")] == [body]
+    assert [write[0] for write in broker.writes[-3:]] == ["Confirm.Select", "Basic.Publish", "Basic.Publish"]
+    assert len(broker.of(spec.Confirm.Select)) == 1
+    assert broker.has_progressed
+
+
+def test_receipts_say_what_the_broker_did_with_each_message(broker: ScriptedBroker, waits: Waits) -> None:
+    """The receipt of a message says that the broker confirmed it, rejected it or returned it, with the broker's reason.
+    Acknowledgements with `multiple` apply to all earlier messages.
+    """
+    broker.confirms = False
+    given = [
+        Message(b"same", properties={"app_id": "a", "headers": {"n": 1}}, message_id="id-1"),
+        Message(b"same", properties={"app_id": "b", "headers": {"n": 1}}, message_id="id-1"),
+        Message(b"same", properties={"app_id": "b", "headers": {"n": 1}}, message_id="id-2"),
+        Message(b"4"), Message(b"5"), Message(b"6"), Message(b"7"),
+    ]  # fmt: skip
+
+    def answer() -> None:
+        broker.send(spec.Basic.Return(312, "NO_ROUTE", "x", "k"), content=given[1])
+        broker.send(spec.Basic.Ack(4, multiple=True))
+        broker.send(spec.Basic.Nack(5))
+        broker.send(spec.Basic.Nack(7, multiple=True))
+
+    waits.steps = [answer]
+    receipts = [*broker.channel().publish(given, exchange=Exchange("x"), routing_key="k")]
+    assert [(each.confirmation, each.reason) for each in receipts] == [
+        ("confirmed", ""), ("returned", "NO_ROUTE (312)"), ("confirmed", ""), ("confirmed", ""),
+        ("nacked", "the broker refused it"), ("nacked", "the broker refused it"), ("nacked", "the broker refused it"),
+    ]  # fmt: skip
+    assert [each.sequence for each in receipts] == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected"),
+    [
+        (Message(b"m", properties={"priority": 4}), 0),
+        (Message(b"m", properties={"priority": 5}), 1),
+        (Message(b"m", message_id="id"), 2),
+        (Message(b"other"), 3),
+    ],
+    ids=["priority", "other priority", "id", "body"],
+)
+def test_a_returned_message_is_recognized(
+    broker: ScriptedBroker, waits: Waits, returned: Message, expected: int
+) -> None:
+    """A returned message is recognized by its exchange, routing key, body, id and properties."""
+    broker.confirms = False
+    given = [
+        Message(b"m", properties={"priority": 4}), Message(b"m", properties={"priority": 5}),
+        Message(b"m", message_id="id"), Message(b"other"), Message(b"m", "other-key"), Message(b"m", None, "other"),
+    ]  # fmt: skip
+
+    def answer() -> None:
+        broker.send(spec.Basic.Return(312, "NO_ROUTE", "", "q"), content=returned)
+        broker.send(spec.Basic.Ack(len(given), multiple=True))
+
+    waits.steps = [answer]
+    receipts = [*broker.channel().publish(given, routing_key="q")]
+    assert [each.confirmation for each in receipts] == [
+        "returned" if number == expected else "confirmed" for number in range(len(given))
+    ]
+
+
+def test_messages_are_sent_while_others_are_unconfirmed(broker: ScriptedBroker, waits: Waits) -> None:
+    """A publisher sends messages until its window of unconfirmed messages is full. It continues once half of the window
+    is confirmed, and yields receipts in the meantime.
+    """
+    broker.confirms = False
+    sent = list[int]()
+
+    def confirm(tag: int) -> None:
+        sent.append(len(broker.published))
+        broker.send(spec.Basic.Ack(tag, multiple=True))
+
+    waits.steps = [partial(confirm, tag) for tag in (4, 5, 7)]
+    receipts = broker.channel(confirm_timeout=7.0).publish((Message(b"%d" % n) for n in range(7)), window=5)
+    assert next(receipts).message.body == b"0"
+    assert len([*receipts]) == 6
+    assert sent == [5, 7, 7]
+    assert waits.calls == [(2, 7.0, None), (1, 7.0, 0.25), (1, 7.0, 0.25)]
+
+
+def test_with_a_window_of_one_each_message_is_confirmed_before_the_next(broker: ScriptedBroker, waits: Waits) -> None:
+    """With a window of 1, each message is sent only when the one before it has been confirmed."""
+    broker.confirms = False
+
+    def confirm() -> None:
+        sent.append(len(broker.published))
+        broker.send(spec.Basic.Ack(len(sent)))
+
+    sent, waits.steps = list[int](), [confirm] * 3
+    receipts = broker.channel().publish((Message(b"%d" % n) for n in range(3)), window=1)
+    assert told([*receipts]) == [(b"%d" % n, "confirmed", "", n + 1) for n in range(3)]
+    assert [until for until, *_ in waits.calls] == [1, 1, 1]
+    assert sent == [1, 2, 3]
+
+
+def test_receipts_are_yielded_while_there_is_no_message(broker: ScriptedBroker, waits: Waits) -> None:
+    """While there is no message to publish, a publisher waits for confirms for 50 ms at a time, and yields their
+    receipts before it asks for more messages.
+    """
+    broker.confirms = False
+    asked = list[int]()
+
+    def source() -> Iterator[Message | None]:
+        yield Message(b"1")
+        for number in range(3):
+            asked.append(number)
+            yield None
+        yield Message(b"2")
+
+    waits.steps = [lambda: None, lambda: broker.send(spec.Basic.Ack(1))]
+    receipts = broker.channel(confirm_timeout=7.0).publish(source(), routing_key="q")
+    assert next(receipts).message.body == b"1"
+    assert asked == [0, 1]
+    assert waits.calls == [(1, 7.0, 0.05)] * 2
+    waits.steps = [lambda: None, lambda: broker.send(spec.Basic.Ack(2))]
+    assert told([*receipts]) == [(b"2", "confirmed", "", 2)]
+    assert waits.calls[2:] == [(1, 7.0, 0.05), (1, 7.0, 0.25)]
+
+
+def test_a_missing_confirm_keeps_the_receipts_of_confirmed_messages(broker: ScriptedBroker, waits: Waits) -> None:
+    """If a confirm is missing, publishing fails, but yields the receipts of all messages that the broker confirmed
+    before. The others are still unconfirmed.
+    """
+    broker.confirms = False
+
+    def confirm_one() -> None:
+        broker.send(spec.Basic.Ack(1))
+        raise NotConfirmed("the broker did not confirm 1 message")
+
+    waits.steps = [confirm_one]
+    channel = broker.channel()
+    receipts = channel.publish([Message(b"1"), Message(b"2")], exchange=Exchange("x"), routing_key="k")
+    assert next(receipts).message.body == b"1"
+    with pytest.raises(NotConfirmed, match="did not confirm 1 message"):
+        next(receipts)
+    assert channel.unconfirmed == [Message(b"2", "k", "x")]
+    assert channel.in_flight == 1
+
+
+def test_an_error_in_the_input_is_raised_once_earlier_messages_are_confirmed(
+    broker: ScriptedBroker, waits: Waits
+) -> None:
+    """If the input contains an error, a publisher raises it only once the broker has confirmed all earlier messages."""
+
+    def source() -> Iterator[Message]:
+        yield Message(b"1")
+        yield Message(b"2")
+        raise BadData("line 3 is not JSON")
+
+    broker.confirms = False
+    waits.steps = [lambda: broker.send(spec.Basic.Ack(1)), lambda: broker.send(spec.Basic.Ack(2))]
+    receipts = broker.channel().publish(source(), routing_key="q")
+    assert [next(receipts).message.body for _ in range(2)] == [b"1", b"2"]
+    with pytest.raises(BadData, match="line 3 is not JSON"):
+        next(receipts)
+    assert waits.steps == []
+
+
+class Batches(InBatches):
+    """A source of batches."""
+
+    def __init__(self, *batches: list[Message]) -> None:
+        self.given = batches
+
+    def batches(self) -> Iterator[list[Message]]:
+        return iter(self.given)
+
+    def __iter__(self) -> Iterator[Message]:
+        return (message for batch in self.given for message in batch)
+
+
+def test_the_messages_before_an_invalid_one_are_published_with_their_numbers(broker: ScriptedBroker) -> None:
+    """If a batch contains a message that cannot be encoded, the messages before it are published, and their receipts
+    contain their numbers. It and all later ones stay in the batch.
+    """
+    long = Message(b"bad", "k" * 300)
+    first, batch = [Message(b"1"), Message(b"2")], [Message(b"3"), Message(b"4"), long, Message(b"6")]
+    source: Any = Batches(first, batch)
+    receipts = broker.channel().publish(source, routing_key="q")
+    assert told([next(receipts) for _ in range(4)]) == [(b"%d" % n, "confirmed", "", n) for n in (1, 2, 3, 4)]
+    with pytest.raises(UsageError, match="the routing key is 300 bytes long"):
+        next(receipts)
+    assert (first, batch) == ([], [long, Message(b"6")])
+    assert bodies(broker) == [b"1", b"2", b"3", b"4"]
+    only = [long]
+    with pytest.raises(UsageError, match="300 bytes"):
+        next(broker.channel().publish(Batches(only), routing_key="q"))
+    assert only == [long]
+
+
+def test_a_list_is_published_in_batches_of_256() -> None:
+    """With the default window, a list is published in batches of 256 messages, and None in it is skipped. With a small
+    window, or from an iterator, messages are published one by one.
+    """
+    listed: list[Message | None] = [Message(b"%d" % number) for number in range(600)]
+    listed[5] = None
+    assert [len(batch) for batch in _batches(listed, WINDOW)] == [255, 256, 88]
+    assert [message for batch in _batches(listed, WINDOW) for message in batch] == [each for each in listed if each]
+    for few in (_batches(listed[:7], 5), _batches(iter(listed[:7]), WINDOW)):
+        assert [[message.body for message in batch] for batch in few] == [
+            [b"0"], [b"1"], [b"2"], [b"3"], [b"4"], [], [b"6"],
+        ]  # fmt: skip
+    source: Any = Batches([Message(b"a"), Message(b"b")], [])
+    assert [len(batch) for batch in _batches(source, WINDOW)] == [2, 0]
+    assert [len(batch) for batch in _batches(source, 5)] == [1, 1]
+
+
+def test_unconfirmed_messages_are_published_again_on_the_next_channel(broker: ScriptedBroker, waits: Waits) -> None:
+    """After a reconnection, unconfirmed messages are published again, once, on the new channel, in confirm mode. A
+    confirm that still arrives on the old channel applies to none of them.
+    """
+    broker.confirms = False
+    channel = broker.channel()
+
+    def reconnect() -> None:
+        channel.reopening.lost()
+        channel.reopening.open(connection_is_new=True)
+        broker.has_progressed = False
+        broker.send(spec.Basic.Ack(2, multiple=True), 1)
+        broker.send(spec.Basic.Nack(1), 1)
+        assert not broker.has_progressed
+        assert channel.in_flight == 2
+        broker.send(spec.Basic.Ack(1))
+        assert broker.has_progressed
+
+    waits.steps = [reconnect, lambda: broker.send(spec.Basic.Ack(2))]
+    receipts = [*channel.publish([Message(b"1"), Message(b"2")], routing_key="q")]
+    assert told(receipts) == [(b"1", "confirmed", "", 1), (b"2", "confirmed", "", 2)]
+    assert bodies(broker) == [b"1", b"2"] * 2
+    assert len(broker.of(spec.Confirm.Select)) == 2
+    broker.confirms = True
+    assert len([*channel.publish([Message(b"3")], routing_key="q")]) == 1
+    assert bodies(broker)[4:] == [b"3"]
+    assert len(broker.of(spec.Confirm.Select)) == 2
+
+
+@pytest.mark.parametrize("when", ["new connection", "lacks a node", "reopened channel"])
+def test_a_nack_is_not_final_while_queues_may_lack_a_leader(broker: ScriptedBroker, waits: Waits, when: str) -> None:
+    """If the connection is new, or if a node could not be reached when it was opened, a nacked message stays
+    unconfirmed, to be published again, since its queue may have no leader yet. Otherwise, a nack is final.
+    """
+    broker.confirms = False
+    broker.lacks_a_node = when == "lacks a node"
+    channel = broker.channel()
+
+    def nack() -> None:
+        if when != "lacks a node":
+            channel.reopening.lost()
+            channel.reopening.open(connection_is_new=when == "new connection")
+        broker.send(spec.Basic.Nack(1))
+
+    waits.steps = [nack]
+    receipts = channel.publish([Message(b"1")], routing_key="q")
+    if when == "reopened channel":
+        assert told([*receipts]) == [(b"1", "nacked", "the broker refused it", 1)]
+    else:
+        with pytest.raises(NotConfirmed):
+            next(receipts)
+        assert [message.body for message in channel.unconfirmed] == [b"1"]
+    assert LEADERLESS == 20
+
+
+def test_the_confirm_timeout_does_not_pass_while_the_broker_blocks_publishers(broker: ScriptedBroker) -> None:
+    """Time during which the broker blocks publishers, or there is no connection, does not count towards the confirm
+    timeout.
+    """
+    broker.confirms = False
+    channel, steps = broker.channel(confirm_timeout=0.01), list[str]()
+
+    def source() -> Iterator[Message | None]:
+        yield Message(b"1")
+        channel.reopening.tell(lambda listener: listener.paused())
+        yield None
+        steps.append("still waiting")
+        channel.reopening.tell(lambda listener: listener.resumed())
+        yield from [None] * 1000
+
+    with pytest.raises(NotConfirmed, match=r"did not confirm 1 message within 0\.01 s"):
+        [*channel.publish(source())]
+    assert steps == ["still waiting"]
+
+
+def test_a_channel_that_is_closed_for_good_ends_publishing(broker: ScriptedBroker) -> None:
+    """If the channel is closed for good, publishing does not wait for confirms, but raises the error."""
+    broker.confirms = False
+    channel = broker.channel()
+
+    def source() -> Iterator[Message | None]:
+        yield Message(b"1")
+        channel.reopening.fail(Unavailable("gone"))
+        yield None
+
+    with pytest.raises(Unavailable, match="gone"):
+        [*channel.publish(source())]
+
+
+def test_a_command_that_must_stop_does_not_wait_for_confirms_without_hope(broker: ScriptedBroker) -> None:
+    """If a command must stop and the broker cannot reply, publishing ends with an error that gives the reason."""
+    broker.confirms = False
+    channel = broker.channel()
+    broker.silent = {spec.Confirm.Select}
+
+    def source() -> Iterator[Message | None]:
+        yield Message(b"1")
+        broker.hopeless = "the connection is lost"
+        yield None
+
+    with pytest.raises(NotConfirmed, match="stopped with 1 message unconfirmed: the connection is lost"):
+        [*channel.publish(source())]
+
+
+def test_a_nacked_message_is_published_again_on_another_channel(broker: ScriptedBroker) -> None:
+    """If a message is nacked right after a reconnection, the publisher publishes it again on another channel, and then
+    closes the previous one. The caller gets one receipt for it.
+    """
+    broker.confirms = False
+    broker.lacks_a_node = True
+    channel = broker.channel()
+
+    def source() -> Iterator[Message | None]:
+        yield Message(b"1")
+        broker.send(spec.Basic.Nack(1))
+        broker.confirms = True
+        while len(broker.published) < 2:
+            yield None
+
+    assert told([*channel.publish(source(), routing_key="q")]) == [(b"1", "confirmed", "", 1)]
+    assert bodies(broker) == [b"1", b"1"]
+    assert len(broker.of(spec.Channel.Open)) == 2
+
+
+def test_a_channel_is_put_into_confirm_mode_once_if_it_is_reopened_meanwhile(
+    broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the channel is reopened when the first message is about to be published, the new channel is put into confirm
+    mode once.
+    """
+    channel = broker.channel()
+    channel.reopening.lost()
+    monkeypatch.setattr(channel.reopening, "wait_until_ready", channel.reopening.open)
+    assert len([*channel.publish([Message(b"1")])]) == 1
+    assert len(broker.of(spec.Confirm.Select)) == 1
+
+
+def delivery(channel: Channel, tag: int) -> Delivery:
+    return Delivery(b"request", "", "q", "q", False, {}, tag, channel.reopening.requests.epoch)
+
+
+def test_a_reply_is_published_in_the_same_write_before_its_request_is_acknowledged(broker: ScriptedBroker) -> None:
+    """The reply to a delivery goes to the queue that it names on the default exchange, in the same write as the
+    delivery's acknowledgement, and before it.
+    """
+    channel = broker.channel()
+    for tag in (1, 2):
+        channel.answer(delivery(channel, tag), Message(b"reply", "reply-to"))
+        assert broker.writes[-1] == ["Basic.Publish", "Basic.Ack"]
+    assert [(method.exchange, method.routing_key, method.mandatory) for method, _ in broker.published] == [
+        ("", "reply-to", False)
+    ] * 2
+    assert broker.acks == [(1, False), (2, False)]
+    channel.wait_for_confirms()
+    assert channel.in_flight == 0
+
+
+def test_replies_wait_while_too_many_are_unconfirmed(
+    broker: ScriptedBroker, waits: Waits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If as many replies are unconfirmed as the window allows, a server waits until half of them are confirmed."""
+    monkeypatch.setattr(publisher, "WINDOW", 5)
+    broker.confirms = False
+    channel = broker.channel(confirm_timeout=7.0)
+    for tag in range(1, 6):
+        channel.answer(delivery(channel, tag), Message(b"%d" % tag, "reply-to"))
+    assert waits.calls == []
+    waits.steps = [lambda: broker.send(spec.Basic.Ack(4, multiple=True))]
+    channel.answer(delivery(channel, 6), Message(b"6", "reply-to"))
+    assert waits.calls == [(2, 7.0, None)]
+    channel.answer(delivery(channel, 7), Message(b"7", "reply-to"))
+    assert len(waits.calls) == 1
+    waits.steps = [lambda: broker.send(spec.Basic.Ack(7, multiple=True))]
+    channel.wait_for_confirms()
+    assert bodies(broker) == [b"%d" % tag for tag in range(1, 8)]
+
+
+def test_acknowledgements_are_sent_on_the_channel_of_their_deliveries(broker: ScriptedBroker) -> None:
+    """Deliveries are acknowledged on the channel on which they arrived, whether or not messages are published on it.
+    After a reconnection, older deliveries are not acknowledged, since the broker redelivers them.
+    """
+    channel = broker.channel()
+    old, older = delivery(channel, 1), delivery(channel, 2)
+    channel.acknowledge(old)
+    channel.reopening.lost()
+    channel.acknowledge(older)
+    channel.reopening.open(connection_is_new=True)
+    channel.acknowledge(delivery(channel, 1))
+    [*channel.publish([Message(b"1")])]
+    channel.acknowledge(delivery(channel, 2))
+    channel.reopening.lost()
+    channel.acknowledge(delivery(channel, 3))
+    channel.reopening.open()
+    channel.acknowledge(delivery(channel, 1))
+    assert broker.acks == [(1, False)] * 2 + [(2, False), (1, False)]
+    assert broker.acked_on == [1, 2, 2, 3]

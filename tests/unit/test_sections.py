@@ -1,0 +1,342 @@
+"""Messages in AMQP 1.0: properties and headers keep their meaning, and addresses name exchanges and queues."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from mqtool.amqp10 import sections
+from mqtool.amqp10.sections import decode, encode, exchange_address, exchange_and_key, queue_address
+from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, MessageHeader, data_section, value_section
+from mqtool.codecs.amqp10_values import Milliseconds, Symbol
+from mqtool.codecs.field_tables import UInt8, UInt32
+from mqtool.errors import BadData, UsageError
+from mqtool.message import Delivery, Message
+
+
+@pytest.mark.parametrize(
+    ("exchange", "key", "address"),
+    [
+        ("", "q", "/queues/q"),
+        ("", "a/b c%é\udcff", "/queues/a%2Fb%20c%25%C3%A9%FF"),
+        ("", "/exchanges/x/k", "/exchanges/x/k"),
+        ("", "/queues/q", "/queues/%2Fqueues%2Fq"),
+        ("x", "", "/exchanges/x"),
+        ("x", "k", "/exchanges/x/k"),
+        ("a/b\udcff", "c/d\udcfe", "/exchanges/a%2Fb%FF/c%2Fd%FE"),
+    ],
+)
+def test_an_address_names_an_exchange_and_a_routing_key(exchange: str, key: str, address: str) -> None:
+    """The address of a message is /exchanges/, an exchange and a routing key, or /queues/ and a queue for the default
+    exchange. Names are percent-encoded, and need not be UTF-8. An address as routing key is kept, for replies.
+    """
+    assert exchange_address(exchange, key) == address
+    if not key.startswith("/"):
+        assert exchange_and_key(address) == (exchange, key)
+        assert exchange or queue_address(key) == address
+
+
+def test_a_message_without_an_address_has_neither_exchange_nor_routing_key() -> None:
+    """Without an address, a message goes to the default exchange with an empty routing key."""
+    assert exchange_and_key(None) == exchange_and_key("") == exchange_and_key("q") == ("", "")
+    assert exchange_and_key("/queues/") == ("", "")
+    assert exchange_address("x") == "/exchanges/x"
+
+
+PROPERTIES: dict[str, Any] = {
+    "content_type": "text/plain",
+    "content_encoding": "gzip",
+    "delivery_mode": 2,
+    "priority": 7,
+    "correlation_id": "c",
+    "reply_to": "answers here",
+    "expiration": "60000",
+    "timestamp": 1_700_000_000,
+    "type": "t",
+    "user_id": "guest",
+    "app_id": "a",
+    "headers": {"n": 1, "text": "é", "x-list": [1, "two"], "CC": ["copy"]},
+}
+
+
+def test_each_property_has_its_place_in_an_amqp_1_0_message() -> None:
+    """Each property of a message is sent where AMQP 1.0 and RabbitMQ have it: delivery mode, priority and expiration in
+    the header; type, x- headers and CC as annotations; other headers as application properties.
+    """
+    sent = Amqp10Message.decode(encode(Message(b"body", properties=PROPERTIES, message_id="id"), to="/queues/q"))
+    assert sent == Amqp10Message(
+        MessageHeader(durable=True, priority=UInt8(7), ttl=UInt32(60_000)),
+        {},
+        {Symbol("x-list"): [1, "two"], Symbol("x-cc"): ["copy"], Symbol("x-basic-type"): "t"},
+        BareProperties(
+            message_id="id", user_id=b"guest", to="/queues/q", reply_to="/queues/answers%20here", correlation_id="c",
+            content_type=Symbol("text/plain"), content_encoding=Symbol("gzip"),
+            creation_time=Milliseconds(1_700_000_000_000), group_id="a",
+        ),
+        {"n": 1, "text": "é"},
+        data_section(b"body"),
+    )  # fmt: skip
+    assert isinstance(sent.properties.content_type, Symbol)
+    assert isinstance(sent.properties.content_encoding, Symbol)
+    assert not isinstance(sent.message_annotations[Symbol("x-basic-type")], Symbol)
+
+
+def test_a_message_arrives_with_the_properties_with_which_it_was_sent() -> None:
+    """A message that mqtool sends and receives over AMQP 1.0 has the same body, id, properties and headers. Its address
+    is not one of them.
+    """
+    data = encode(Message(b"body", properties=PROPERTIES, message_id="id"), to="/queues/q")
+    found = decode(data, "q", 3, 4)
+    assert found == Delivery(b"body", "", "q", "q", False, {**PROPERTIES, "message_id": "id"}, 3, 4, settled=False)
+    assert decode(data, "q", 3, 4, settled=True).settled
+    assert decode(data, "q", 3, 4) == found  # what is cached is the same
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 70_000])
+@pytest.mark.parametrize("message_id", [None, "", "id", "i" * 300])
+@pytest.mark.parametrize("to", [None, "/queues/q"])
+@pytest.mark.parametrize("properties", [{}, {"app_id": "a"}, {"headers": {}}, {"priority": None}])
+def test_a_body_of_any_size_arrives_unchanged(
+    size: int, message_id: str | None, to: str | None, properties: dict[str, Any]
+) -> None:
+    """A body of any size arrives unchanged, with or without an id, an address or properties."""
+    body = bytes(number % 251 for number in range(size))
+    data = encode(Message(body, properties=properties, message_id=message_id), to=to)
+    sent = Amqp10Message.decode(data)
+    given = {name: value for name, value in properties.items() if value}
+    assert sent.properties == BareProperties(message_id, to=to, group_id=given.get("app_id"))
+    assert (sent.header, sent.message_annotations, sent.application_properties) == (MessageHeader(), {}, {})
+    expected = given if message_id is None else {**given, "message_id": message_id}
+    assert decode(data, "q", 1, 1) == Delivery(body, "", "q", "q", False, expected, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("persistent", "properties", "header"),
+    [
+        (True, {}, MessageHeader(durable=True)),
+        (False, {}, MessageHeader()),
+        (True, {"app_id": "a"}, MessageHeader(durable=True)),
+        (False, {"app_id": "a"}, MessageHeader()),
+        (False, {"delivery_mode": 2}, MessageHeader(durable=True)),
+        (True, {"delivery_mode": 1}, MessageHeader()),
+        (True, {"delivery_mode": 1, "priority": 0}, MessageHeader(durable=False, priority=UInt8(0))),
+        (False, {"priority": 255}, MessageHeader(durable=False, priority=UInt8(255))),
+        (False, {"expiration": "0"}, MessageHeader(durable=False, ttl=UInt32(0))),
+        (True, {"expiration": 4_294_967_295}, MessageHeader(durable=True, ttl=UInt32(4_294_967_295))),
+    ],
+)
+def test_a_message_is_durable_as_the_message_or_the_sender_says(
+    persistent: bool, properties: dict[str, Any], header: MessageHeader
+) -> None:
+    """A message with delivery mode 2 is durable. Without a delivery mode, it is durable if the sender is persistent."""
+    assert Amqp10Message.decode(encode(Message(b"", properties=properties), persistent=persistent)).header == header
+
+
+@pytest.mark.parametrize(
+    ("properties", "error", "hint"),
+    [
+        ({"cluster_id": "c"}, "AMQP 1.0 has no property cluster-id", "send it as a header: -H cluster-id=VALUE"),
+        ({"priority": 256}, "expiration None or priority 256 is too large, or not a number",
+         "an expiration is in milliseconds, up to 4294967295; a priority up to 255"),
+        ({"expiration": "1m"}, "expiration '1m' or priority None is too large, or not a number",
+         "an expiration is in milliseconds, up to 4294967295; a priority up to 255"),
+        ({"expiration": "4294967296"}, "expiration '4294967296' or priority None is too large, or not a number",
+         "an expiration is in milliseconds, up to 4294967295; a priority up to 255"),
+        ({"headers": {"h": [1]}}, "the header 'h' is a list, which AMQP 1.0 does not allow",
+         "put it into the body; headers that start with x- may be lists and objects"),
+        ({"headers": {"h": (1,)}}, "the header 'h' is a list, which AMQP 1.0 does not allow",
+         "put it into the body; headers that start with x- may be lists and objects"),
+        ({"headers": {"h": {"a": 1}}}, "the header 'h' is an object, which AMQP 1.0 does not allow",
+         "put it into the body; headers that start with x- may be lists and objects"),
+        ({"headers": {"h": 1 << 70}}, "the header 'h' is a number this large, which AMQP 1.0 does not allow",
+         "put it into the body; headers that start with x- may be lists and objects"),
+        ({"headers": {"x-h": 1 << 70}}, "the header 'x-h' is a number this large, which AMQP 1.0 does not allow",
+         "put it into the body; headers that start with x- may be lists and objects"),
+    ],
+)  # fmt: skip
+def test_what_amqp_1_0_cannot_express_is_an_error(properties: dict[str, Any], error: str, hint: str) -> None:
+    """A message with a property or a header that AMQP 1.0 cannot express is not sent: the error names it, and says what
+    to do instead.
+    """
+    with pytest.raises(BadData) as raised:
+        encode(Message(b"", properties=properties))
+    assert (str(raised.value), raised.value.hint) == (error, hint)
+
+
+def test_names_that_are_not_utf_8() -> None:
+    """Values of properties may contain bytes that are not UTF-8. The name of a header may not."""
+    properties = {"app_id": "\udcff", "type": "\udcfe"}
+    data = encode(Message(b"", properties=properties, message_id="\udcfd"), to="/queues/\udcfc")
+    for raw in (b"\xfc", b"\xfd", b"\xfe", b"\xff"):
+        assert raw in data
+    with pytest.raises(UsageError, match="not valid UTF-8"):
+        encode(Message(b"", properties={"headers": {"\udcff": 1}}))
+    only_id = encode(Message(b"", message_id="\udcfd"))
+    assert decode(only_id, "q", 1, 1).message_id == "\udcfd"
+    assert b"?" in encode(Message(b"", properties={"headers": {"x-é": 1}}))
+
+
+def received(**parts: Any) -> Delivery:
+    return decode(Amqp10Message(**{"body": data_section(b"body"), **parts}).encode(), "q", 1, 1)
+
+
+def test_a_delivery_has_the_exchange_and_the_routing_key_of_its_message() -> None:
+    """RabbitMQ writes the exchange and the routing key of a message to its annotations. Without them, the message came
+    from the default exchange with the queue's name as routing key. The type is an annotation, too.
+    """
+    annotations = {
+        Symbol("x-exchange"): "x", Symbol("x-routing-key"): "k", Symbol("x-basic-type"): "t",
+        Symbol("x-opt-rabbitmq-received-time"): Milliseconds(1_700_000_000_123),
+        Symbol("x-cc"): ["copy"], Symbol("x-own"): "o", Symbol("other"): 1, Symbol("t-other"): 2,
+    }  # fmt: skip
+    found = received(message_annotations=annotations)
+    assert (found.exchange, found.routing_key, found.queue) == ("x", "k", "q")
+    assert found.properties == {
+        "type": "t",
+        "headers": {"timestamp_in_ms": 1_700_000_000_123, "CC": ["copy"], "x-own": "o", "t-other": 2},
+    }
+    bare = received()
+    assert (bare.exchange, bare.routing_key, bare.properties) == ("", "q", {})
+    assert received(message_annotations={Symbol("x-routing-key"): ""}).routing_key == ""
+    late = {Symbol("x-opt-rabbitmq-received-time"): "no time"}
+    assert received(message_annotations=late).properties == {}
+
+
+def test_dead_letters_have_their_deaths_in_x_death() -> None:
+    """The deaths of a dead-lettered message are in x-death, with the names that AMQP 0-9-1 has for their fields."""
+    death = {
+        Symbol("queue"): "q", Symbol("reason"): Symbol("expired"), Symbol("count"): 2,
+        Symbol("first-time"): Milliseconds(1_700_000_000_000), Symbol("last-time"): Milliseconds(1_800_000_000_000),
+        Symbol("ttl"): 5000,
+    }  # fmt: skip
+    found = received(message_annotations={Symbol("x-opt-deaths"): [death, "no death"]})
+    assert found.headers == {
+        "x-death": [
+            {"queue": "q", "reason": "expired", "count": 2, "time": datetime.fromtimestamp(1_700_000_000, UTC),
+             "original-expiration": 5000}
+        ]
+    }  # fmt: skip
+
+
+def test_headers_come_from_application_properties_and_annotations() -> None:
+    """A delivery's headers are the application properties and the x- annotations of its message. If both have one of
+    the same name, it is the annotation, which the broker may have set.
+    """
+    found = received(
+        message_annotations={Symbol("x-n"): 1, Symbol("x-stream-offset"): 17},
+        application_properties={"x-n": 2, "h": "v"},
+    )
+    assert found.headers == {"x-n": 1, "h": "v", "x-stream-offset": 17}
+
+
+@pytest.mark.parametrize(
+    ("header", "redelivered"),
+    [
+        (MessageHeader(), False),
+        (MessageHeader(durable=True), False),
+        (MessageHeader(first_acquirer=True), False),
+        (MessageHeader(first_acquirer=False), True),
+        (MessageHeader(delivery_count=UInt32(2)), True),
+        (MessageHeader(delivery_count=UInt32(0)), False),
+        (MessageHeader(first_acquirer=True, delivery_count=UInt32(2)), False),
+    ],
+)
+def test_a_message_that_was_delivered_before_is_redelivered(header: MessageHeader, *, redelivered: bool) -> None:
+    """A delivery is redelivered if this is not the first time that its message was acquired or, if the broker does not
+    say so, if a delivery has failed.
+    """
+    for _ in range(2):
+        assert received(header=header).redelivered is redelivered
+
+
+def test_the_header_of_a_message_becomes_its_properties() -> None:
+    """The header's fields become the properties delivery mode, priority and expiration, if they are set."""
+    found = received(header=MessageHeader(durable=True, priority=UInt8(0), ttl=UInt32(0)))
+    assert found.properties == {"delivery_mode": 2, "priority": 0, "expiration": "0"}
+    assert received(header=MessageHeader(durable=False, first_acquirer=True)).properties == {}
+
+
+def test_properties_of_other_types_become_text() -> None:
+    """Properties that other clients send with other types become text. Fields that AMQP 0-9-1 does not have are left
+    out. A reply address of a queue becomes the queue's name; any other is kept.
+    """
+    found = received(
+        properties=BareProperties(
+            message_id=UInt32(5), user_id=b"\xff", to="/queues/q", subject="s", reply_to="/queues/a%20b",
+            correlation_id=b"c", absolute_expiry_time=Milliseconds(1), creation_time=Milliseconds(1_700_000_000_999),
+            group_id="g", group_sequence=UInt32(1), reply_to_group_id="r",
+        )
+    )  # fmt: skip
+    assert found.properties == {
+        "message_id": "5", "user_id": "\udcff", "reply_to": "a b", "correlation_id": "c",
+        "timestamp": 1_700_000_000, "app_id": "g",
+    }  # fmt: skip
+    assert (
+        received(properties=BareProperties(reply_to="/exchanges/x/a%20b")).properties["reply_to"] == "/exchanges/x/a b"
+    )
+    assert received(properties=BareProperties(creation_time="no time")).properties == {"timestamp": None}
+    assert received(properties=BareProperties(message_id=b"id")).properties == {"message_id": "id"}
+    assert received(properties=BareProperties(message_id="only an id")).properties == {"message_id": "only an id"}
+    assert received(properties=BareProperties(user_id=b"u")).properties == {"user_id": "u"}
+
+
+def test_a_reply_address_is_sent_as_it_is() -> None:
+    """A reply-to that is an address is sent unchanged. Any other is the name of a queue."""
+    for reply_to, expected in (("/exchanges/x/k", "/exchanges/x/k"), ("q 1", "/queues/q%201")):
+        assert Amqp10Message.decode(encode(Message(b"", properties={"reply_to": reply_to}))).properties == (
+            BareProperties(reply_to=expected)
+        )
+
+
+@pytest.mark.parametrize(
+    ("body", "expected", "kind"),
+    [
+        (data_section(b"one ") + data_section(b"two" * 100), b"one " + b"two" * 100, None),
+        (b"", b"", None),
+        (value_section("text"), b"text", None),
+        (value_section("text" * 100), b"text" * 100, None),
+        (value_section(b"bytes"), b"bytes", None),
+        (value_section(b"bytes" * 100), b"bytes" * 100, None),
+        (value_section(5), value_section(5), "amqp-1.0"),
+        (value_section({"a": 1}), value_section({"a": 1}), "amqp-1.0"),
+        (b"\x00\x53\x76\x45", b"\x00\x53\x76\x45", "amqp-1.0"),
+    ],
+    ids=["data", "none", "text", "long text", "bytes", "long bytes", "number", "map", "sequence"],
+)
+def test_a_body_that_is_not_bytes_keeps_its_encoding(body: bytes, expected: bytes, kind: str | None) -> None:
+    """A body of text or bytes is passed on as bytes. Any other value stays encoded, and the delivery has the type
+    amqp-1.0, so that sending it again sends the same value.
+    """
+    found = received(body=body, message_annotations={Symbol("x-basic-type"): "own"})
+    assert (found.body, found.properties["type"]) == (expected, kind or "own")
+    if kind:
+        again = encode(Message(found.body, properties={"type": kind, "app_id": "a"}))
+        assert Amqp10Message.decode(again) == Amqp10Message(properties=BareProperties(group_id="a"), body=body)
+
+
+@pytest.mark.parametrize("damage", ["section", "size", "body"])
+def test_a_message_that_cannot_be_decoded_is_passed_on_whole(damage: str) -> None:
+    """A message that is damaged is passed on whole, as the body of a delivery without properties."""
+    data = Amqp10Message(properties=BareProperties(message_id="id"), body=data_section(b"body")).encode()
+    broken = {"section": b"\x01" + data[1:], "size": data[:-1], "body": data + b"\x00\x53\x75\xb0\x00\x00\x01\x00x"}[
+        damage
+    ]
+    assert decode(broken, "q", 1, 2, settled=True) == Delivery(broken, "", "q", "q", False, {}, 1, 2, settled=True)
+
+
+def test_few_annotations_and_headers_are_kept_for_later_messages() -> None:
+    """Annotations and headers that repeat are decoded once, but at most 256 different ones, of less than 512 bytes, are
+    kept, so that a client's memory does not grow.
+    """
+    for cache in (sections._headers_cache, sections._annotations_cache):
+        cache.clear()
+    for number in range(300):
+        found = received(
+            header=MessageHeader(ttl=UInt32(number)), message_annotations={Symbol("x-n"): number, Symbol("x-t"): "t"}
+        )
+        assert (found.properties["expiration"], found.headers) == (str(number), {"x-n": number, "x-t": "t"})
+        assert 0 < len(sections._headers_cache) <= 256
+        assert 0 < len(sections._annotations_cache) <= 256
+    assert len(sections._annotations_cache) == 300 - 256
+    received(message_annotations={Symbol("x-long"): "x" * 600})
+    assert len(sections._annotations_cache) == 300 - 256
