@@ -53,6 +53,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/delays/holding.py": ("tests/unit/test_delay_holding.py",),
     "mqtool/work": ("tests/unit/test_retrying.py", *_CLIENT),
     "mqtool/work/deduplication.py": ("tests/unit/test_deduplication.py",),
+    "mqtool/work/held_messages.py": ("tests/unit/test_held_messages.py",),
     "mqtool/work/history.py": ("tests/unit/test_history.py",),
     "mqtool/work/policy_losses.py": ("tests/unit/test_queue_limits.py",),
     "mqtool/work/queue_limits.py": ("tests/unit/test_queue_limits.py",),
