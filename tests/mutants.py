@@ -52,6 +52,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/delays/destinations.py": ("tests/unit/test_delay_destinations.py",),
     "mqtool/delays/holding.py": ("tests/unit/test_delay_holding.py",),
     "mqtool/work": ("tests/unit/test_retrying.py", *_CLIENT),
+    "mqtool/work/conversion_plan.py": ("tests/unit/test_conversion_plan.py",),
     "mqtool/work/deduplication.py": ("tests/unit/test_deduplication.py",),
     "mqtool/work/held_messages.py": ("tests/unit/test_held_messages.py",),
     "mqtool/work/history.py": ("tests/unit/test_history.py",),
