@@ -1,5 +1,8 @@
 """Fixtures: an empty virtual host of the embedded broker, without a network or a disk, on a clock that tests set."""
 
+import asyncio
+from collections.abc import Iterator
+
 import pytest
 
 from mqtool.broker.embedded.model.ledger import Ledger
@@ -21,3 +24,11 @@ def ledger() -> Ledger:
 @pytest.fixture
 def vhost(clock: FakeClock, ledger: Ledger) -> VirtualHost:
     return VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop that runs only when a test says so."""
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()

@@ -52,13 +52,6 @@ async def _client(like: Like = Like.V4_3) -> _Client:
 
 
 @pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture
 def client(loop: asyncio.AbstractEventLoop) -> _Client:
     return loop.run_until_complete(_client())
 

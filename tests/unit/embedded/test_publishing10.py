@@ -1,0 +1,783 @@
+"""Publishing over AMQP 1.0: link credit, messages in several transfers, outcomes, and the counts of messages."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mqtool.broker.embedded.amqp10.incoming_link import LINK_CREDIT
+from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO, Broker
+from mqtool.broker.embedded.model.exchange import TRACE_EXCHANGE, BrokerExchange
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.profile import PROFILES, Like
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
+from mqtool.broker.embedded.model.totals import AMQP10, Publishes
+from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
+from mqtool.broker.embedded.model.virtual_host import Publication
+from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, data_section
+from mqtool.codecs.amqp10_values import Char, Symbol
+from mqtool.codecs.field_tables import UInt8, UInt32
+from tests.protocol.raw_amqp10 import (
+    ACCEPTED,
+    ATTACH,
+    DETACH,
+    DISPOSITION,
+    END,
+    FLOW,
+    REJECTED,
+    RELEASED,
+    SETTLED,
+    TRANSFER,
+    UNSETTLED,
+    Frame,
+    described,
+    message,
+)
+from tests.unit.embedded.memory_client10 import MemoryClient10, broker_like, broker_with
+
+ACCEPT, RELEASE = described(ACCEPTED), described(RELEASED)
+
+
+@pytest.fixture
+def broker(loop: asyncio.AbstractEventLoop) -> Broker:
+    return broker_like(loop)
+
+
+@pytest.fixture
+def client(loop: asyncio.AbstractEventLoop, broker: Broker) -> MemoryClient10:
+    return MemoryClient10(loop, broker)
+
+
+def bodies(broker: Broker, queue: str = "q") -> list[bytes]:
+    """The bodies of the messages in a queue."""
+    return [entry.message.body for entry in broker.vhosts["/"].queues[queue].backlog.in_memory()]
+
+
+def outcomes(frames: list[Frame]) -> list[tuple[int, int | None, Any]]:
+    """The first and the last delivery id, and the outcome, in the disposition frames."""
+    found = [frame for frame in frames if frame.code == DISPOSITION]
+    assert all(frame.field(0) is True and frame.field(3) is True for frame in found)
+    return [(frame.fields[1], frame.field(2), frame.field(4)) for frame in found]
+
+
+def credits_of(frames: list[Frame]) -> list[tuple[int, int, int]]:
+    """The handle, delivery count and credit in the flow frames of links."""
+    return [tuple(frame.fields[4:7]) for frame in frames if frame.code == FLOW and frame.field(4) is not None]
+
+
+def error_of(frames: list[Frame]) -> tuple[int, str, str | None]:
+    """The code of the last frame, which ends a link or the session, and its error."""
+    error = frames[-1].error
+    assert error is not None
+    return (frames[-1].code, *error)
+
+
+# Link credit
+
+
+@pytest.mark.parametrize(("initial", "count"), [(0, 0), (7, 7), (None, 0), (0xFFFFFFFF, 0xFFFFFFFF)])
+def test_a_publisher_gets_a_link_credit_of_170_from_its_initial_delivery_count_on(
+    client: MemoryClient10, initial: int | None, count: int
+) -> None:
+    """When an AMQP 1.0 publisher attaches a link, the broker grants a link credit of 170. The delivery count in the
+    flow frame is the initial-delivery-count in the attach frame, or 0 if there is none.
+    """
+    answer, flow = client.attach_sender("/queues/q", handle=3, count=initial)
+    assert (answer.code, flow.code) == (ATTACH, FLOW)
+    assert credits_of([flow]) == [(3, count, 170)]
+
+
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("initial", [0, 0xFFFFFFFF])
+def test_a_publisher_gets_new_link_credit_once_half_of_it_is_used(
+    client: MemoryClient10, *, initial: int, settled: bool
+) -> None:
+    """Once an AMQP 1.0 publisher has used half of its link credit, the broker grants a credit of 170 again, from the
+    delivery count on that the link has reached. No credit is granted earlier.
+    """
+    client.attach_sender("/queues/q", count=initial)
+    flows = [credits_of(client.publish(number, settled=settled)) for number in range(170)]
+    granted = {number: flow for number, flow in enumerate(flows, 1) if flow}
+    assert granted == {count: [(0, (initial + count) % 2**32, 170)] for count in (85, 170)}
+
+
+class SlowLedger(Ledger):
+    """A ledger whose disk syncs messages only when a test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[Callable[[], None]] = []
+
+    def after_commit(self, what: Callable[[], None]) -> None:
+        self.waiting.append(what)
+
+    def sync(self) -> None:
+        """Write a group of messages to disk."""
+        waiting, self.waiting = self.waiting, []
+        self.group += 1
+        for what in waiting:
+            what()
+
+
+@pytest.fixture
+def slow(loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> tuple[MemoryClient10, SlowLedger]:
+    """A client of a broker that stores each message on a slow disk."""
+    ledger = SlowLedger()
+    broker = broker_with(loop, PROFILES[Like.V4_3], ledger)
+    vhost = broker.vhosts["/"]
+    enqueue = vhost.enqueue
+    monkeypatch.setattr(vhost, "enqueue", lambda routing: enqueue(routing)._replace(stored=True))
+    return MemoryClient10(loop, broker), ledger
+
+
+def test_a_message_gets_its_outcome_once_it_is_on_disk(slow: tuple[MemoryClient10, SlowLedger]) -> None:
+    """The outcome of an AMQP 1.0 message that is stored on disk is sent once the message is synced to the disk. A later
+    message in another group of writes gets its outcome after that.
+    """
+    client, ledger = slow
+    client.attach_sender("/queues/q")
+    assert [*client.publish(0), *client.publish(1)] == []
+    ledger.group += 1
+    assert client.publish(2) == []
+    first, second = ledger.waiting
+    first()
+    assert outcomes(client.received()) == [(0, 1, ACCEPT)]
+    second()
+    assert outcomes(client.received()) == [(2, None, ACCEPT)]
+
+
+def test_a_publisher_gets_no_new_link_credit_while_170_messages_are_unsettled(
+    slow: tuple[MemoryClient10, SlowLedger],
+) -> None:
+    """While 170 messages of an AMQP 1.0 publisher are unsettled because they are not on disk yet, the broker grants no
+    new link credit. It does so once they are settled.
+    """
+    client, ledger = slow
+    client.attach_sender("/queues/q")
+    granted = {number: flow for number in range(1, 256) if (flow := credits_of(client.publish(number - 1)))}
+    assert granted == {85: [(0, 85, 170)]}
+    ledger.sync()
+    found = client.received()
+    assert outcomes(found) == [(0, 254, ACCEPT)]
+    assert credits_of(found) == [(0, 255, 170)]
+
+
+def test_the_credit_of_a_link_does_not_depend_on_unsettled_messages_below_the_limit(
+    slow: tuple[MemoryClient10, SlowLedger],
+) -> None:
+    """An AMQP 1.0 publisher with 169 unsettled messages gets new link credit when it has used half of its credit."""
+    client, ledger = slow
+    client.attach_sender("/queues/q")
+    for number in range(84):
+        client.publish(number)
+    ledger.sync()
+    client.received()
+    granted = {number: flow for number in range(84, 254) if (flow := credits_of(client.publish(number)))}
+    assert granted == {84: [(0, 85, 170)], 169: [(0, 170, 170)]}
+
+
+def test_no_link_credit_is_granted_on_a_session_that_has_ended(slow: tuple[MemoryClient10, SlowLedger]) -> None:
+    """If a session ends before its messages are on disk, the broker sends neither outcomes nor link credit for it
+    afterwards.
+    """
+    client, ledger = slow
+    client.attach_sender("/queues/q")
+    for number in range(100):
+        client.publish(number)
+    assert [frame.code for frame in client.send(END)] == [END]
+    ledger.sync()
+    assert client.received() == []
+
+
+@pytest.mark.parametrize("like", [Like.V4_0, Like.V4_3])
+def test_a_publisher_that_exceeds_its_link_credit_is_detached(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch, like: Like
+) -> None:
+    """If an AMQP 1.0 publisher sends more messages than its link credit allows, the broker detaches the link with
+    transfer-limit-exceeded, and does not add that message to the queue.
+    """
+    broker = broker_with(loop, PROFILES[like], SlowLedger())
+    vhost = broker.vhosts["/"]
+    enqueue = vhost.enqueue
+    monkeypatch.setattr(vhost, "enqueue", lambda routing: enqueue(routing)._replace(stored=True))
+    client = MemoryClient10(loop, broker)
+    client.attach_sender("/queues/q")
+    for number in range(85 + LINK_CREDIT):
+        client.publish(number)
+    assert error_of(client.publish(255)) == (DETACH, "amqp:link:transfer-limit-exceeded", None)
+    assert len(vhost.queues["q"]) == 255
+
+
+# Transfers
+
+
+def test_a_message_in_several_transfers_is_published_whole_and_counted_as_held_meanwhile(
+    client: MemoryClient10, broker: Broker
+) -> None:
+    """The parts of a message in several transfers count as memory of the connection until the message is complete. The
+    message is published as a whole, and settled once. Only the first transfer needs a delivery id.
+    """
+    client.attach_sender("/queues/q")
+    before = client.connection.held_bytes
+    whole = message(b"0123456789")
+    assert client.publish(4, whole[:5], more=True, settled=None) == []
+    assert client.connection.held_bytes == before + 5
+    assert client.publish(None, whole[5:7], more=True, settled=None) == []
+    assert client.connection.held_bytes == before + 7
+    assert outcomes(client.publish(4, whole[7:])) == [(4, None, ACCEPT)]
+    assert client.connection.held_bytes == before
+    assert bodies(broker) == [b"0123456789"]
+    assert outcomes(client.publish(5, message(b"next"))) == [(5, None, ACCEPT)]
+    assert bodies(broker) == [b"0123456789", b"next"]
+
+
+@pytest.mark.parametrize("later", [None, True])
+def test_the_first_transfer_says_whether_a_message_is_settled(client: MemoryClient10, later: bool | None) -> None:
+    """The settled flag of a message in several transfers is that of the first transfer. Later transfers may omit it."""
+    client.attach_sender("/queues/q")
+    client.publish(0, message()[:5], more=True, settled=True)
+    assert client.publish(0, message()[5:], settled=later) == []
+
+
+@pytest.mark.parametrize("how", ["aborted", "detached", "ended"])
+def test_an_incomplete_message_is_discarded(client: MemoryClient10, broker: Broker, how: str) -> None:
+    """If an AMQP 1.0 publisher aborts a message, or if it detaches its link or ends its session in the middle of one,
+    the broker discards the message and frees its memory.
+    """
+    before = client.connection.held_bytes
+    client.attach_sender("/queues/q")
+    attached = client.connection.held_bytes
+    client.publish(0, message()[:5], more=True)
+    if how == "aborted":
+        assert client.publish(0, b"", rest=(None, None, None, True)) == []
+        assert client.connection.held_bytes == attached
+        assert outcomes(client.publish(1)) == [(1, None, ACCEPT)]
+        assert bodies(broker) == [b"hello"]
+        return
+    found = client.send(DETACH, UInt32(0), True) if how == "detached" else client.send(END)
+    assert [frame.code for frame in found] == [DETACH if how == "detached" else END]
+    assert client.connection.held_bytes == before
+    assert bodies(broker) == []
+
+
+def test_an_aborted_message_does_not_use_credit(client: MemoryClient10) -> None:
+    """A message that an AMQP 1.0 publisher aborts does not count towards the link's delivery count or credit."""
+    client.attach_sender("/queues/q")
+    client.publish(0, b"x", rest=(None, None, None, True))
+    flows = [credits_of(client.publish(number)) for number in range(1, 86)]
+    assert [flow for flow in flows if flow] == [[(0, 85, 170)]]
+    assert flows[84]
+
+
+def test_a_transfer_without_a_delivery_id_detaches_the_link(client: MemoryClient10) -> None:
+    """If the first transfer of a message has no delivery id, the broker detaches the link with invalid-field."""
+    client.attach_sender("/queues/q")
+    assert error_of(client.publish(None)) == (
+        DETACH,
+        "amqp:invalid-field",
+        "the first transfer of a delivery has no delivery-id",
+    )
+
+
+DIFFERS = (
+    "field 'settled' of continuation transfer ({}) differs from (interpreted) field 'settled' on first transfer ({})"
+)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "text"),
+    [
+        (
+            (3, None),
+            (4, None),
+            "delivery-id of continuation transfer ({uint,4}) differs from delivery-id on first transfer (3)",
+        ),
+        ((0, None), (0, True), DIFFERS.format("true", "false")),
+        ((0, True), (0, False), DIFFERS.format("false", "true")),
+    ],
+)
+def test_a_transfer_that_contradicts_the_first_one_of_its_message_detaches_the_link(
+    client: MemoryClient10, first: tuple[int, bool | None], second: tuple[int, bool | None], text: str
+) -> None:
+    """If a later transfer of a message has another delivery id or another settled flag than the first, the broker
+    detaches the link with RabbitMQ's error text, and frees the memory of the message.
+    """
+    before = client.connection.held_bytes
+    client.attach_sender("/queues/q")
+    client.publish(first[0], message(), settled=first[1], more=True)
+    assert error_of(client.publish(second[0], b"", settled=second[1])) == (DETACH, "amqp:invalid-field", text)
+    assert client.connection.held_bytes == before
+
+
+@pytest.mark.parametrize(
+    ("mode", "settled", "text"),
+    [
+        (UNSETTLED, True, "sender settle mode is 'unsettled' but transfer settled flag is interpreted as being 'true'"),
+        (SETTLED, False, "sender settle mode is 'settled' but transfer settled flag is interpreted as being 'false'"),
+        (SETTLED, None, "sender settle mode is 'settled' but transfer settled flag is interpreted as being 'false'"),
+    ],
+)
+def test_a_settled_flag_that_contradicts_the_settle_mode_of_the_link_detaches_it(
+    client: MemoryClient10, broker: Broker, mode: UInt8, settled: bool | None, text: str
+) -> None:
+    """If the settled flag of a message contradicts the snd-settle-mode of its link, the broker detaches the link with
+    RabbitMQ's error text, and does not publish the message.
+    """
+    client.attach_sender("/queues/q", mode=mode)
+    assert error_of(client.publish(0, settled=settled)) == (DETACH, "amqp:invalid-field", text)
+    assert bodies(broker) == []
+
+
+@pytest.mark.parametrize(("mode", "settled"), [(UNSETTLED, False), (SETTLED, True), (None, True), (UInt8(2), False)])
+def test_a_message_is_published_if_its_settled_flag_suits_the_settle_mode_of_the_link(
+    client: MemoryClient10, broker: Broker, mode: UInt8 | None, settled: bool
+) -> None:
+    """A message is published if its settled flag suits the snd-settle-mode of its link. On a link in mode `mixed` or
+    without a mode, both values do.
+    """
+    client.attach_sender("/queues/q", mode=mode)
+    assert outcomes(client.publish(0, settled=settled)) == ([] if settled else [(0, None, ACCEPT)])
+    assert bodies(broker) == [b"hello"]
+
+
+def test_only_an_unsettled_message_must_not_ask_for_the_receiver_settle_mode_second(client: MemoryClient10) -> None:
+    """If an unsettled message asks for the rcv-settle-mode `second`, the broker detaches the link with not-implemented.
+    For a settled message the mode means nothing.
+    """
+    client.attach_sender("/queues/q")
+    assert client.publish(0, settled=True, rest=(UInt8(1),)) == []
+    assert outcomes(client.publish(1, rest=(UInt8(0),))) == [(1, None, ACCEPT)]
+    found = error_of(client.publish(2, rest=(UInt8(1),)))
+    assert found == (DETACH, "amqp:not-implemented", "rcv-settle-mode second not supported")
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_message_larger_than_the_maximum_message_size_ends_the_session(
+    loop: asyncio.AbstractEventLoop, parts: int
+) -> None:
+    """A message of exactly the maximum message size is accepted. If a message has one byte more, in one transfer or in
+    several, the broker ends the session with message-size-exceeded and frees its memory.
+    """
+    broker = broker_with(loop, PROFILES[Like.V4_3]._replace(largest_message=100))
+    client = MemoryClient10(loop, broker)
+    before = client.connection.held_bytes
+    client.attach_sender("/queues/q")
+    for number, size in enumerate((100, 101)):
+        whole = message(b"x" * (size - len(message(b""))))
+        assert len(whole) == size
+        if parts == 2:
+            client.publish(number, whole[:60], more=True)
+            whole = whole[60:]
+        found = client.publish(number, whole)
+        if not number:
+            assert outcomes(found) == [(0, None, ACCEPT)]
+    text = "message size (101 bytes) > maximum message size (100 bytes)"
+    assert error_of(found) == (END, "amqp:link:message-size-exceeded", text)
+    assert client.connection.held_bytes == before
+
+
+# Outcomes
+
+
+def test_a_malformed_message_detaches_the_link_and_is_not_counted(client: MemoryClient10, broker: Broker) -> None:
+    """If a message has no body section, the broker detaches the link with decode-error and says why, as RabbitMQ does.
+    The message does not count as published.
+    """
+    client.attach_sender("/queues/q")
+    text = "failed to parse message: missing_amqp_message_body"
+    assert error_of(client.publish(0, b"")) == (DETACH, "amqp:decode-error", text)
+    assert broker.totals.published[AMQP10] == Publishes()
+
+
+def test_a_message_with_a_property_of_the_wrong_type_detaches_the_link(client: MemoryClient10, broker: Broker) -> None:
+    """If a property of an AMQP 1.0 message has a value that AMQP 0-9-1 cannot have, the broker detaches the link with
+    decode-error and says why.
+    """
+    client.attach_sender("/queues/q")
+    wrong = Amqp10Message(application_properties={"a": Char("\ud800")}, body=data_section(b"x")).encode()
+    code, condition, text = error_of(client.publish(0, wrong))
+    assert (code, condition) == (DETACH, "amqp:decode-error")
+    assert str(text).startswith("failed to parse message: ")
+    assert bodies(broker) == []
+
+
+def test_messages_are_counted_by_their_outcomes(client: MemoryClient10, broker: Broker) -> None:
+    """The broker's metrics count the messages of AMQP 1.0 publishers: all, those whose publishers expect an outcome,
+    those accepted, those added to queues, and the unroutable ones, which are released or, if settled, dropped.
+    """
+    vhost = broker.vhosts["/"]
+    vhost.add_queue(QueueDeclaration("other", {}))
+    vhost.add_queue(QueueDeclaration("full", {"x-max-length": 0, "x-overflow": "reject-publish"}))
+    vhost.bind(vhost.exchanges["amq.fanout"], vhost.queues["q"], "", {})
+    vhost.bind(vhost.exchanges["amq.fanout"], vhost.queues["other"], "", {})
+    addresses = ("/queues/q", "/exchanges/amq.fanout", "/exchanges/amq.direct/none", "/queues/full")
+    for handle, address in enumerate(addresses):
+        client.attach_sender(address, handle=handle)
+    expected = Publishes()
+
+    def publish(number: int, handle: int, *, settled: bool = False, **more: int) -> None:
+        client.publish(number, handle=handle, settled=settled)
+        expected.add(Publishes(received=1, with_confirm=int(not settled), **more))
+        assert broker.totals.published[AMQP10] == expected
+
+    publish(0, 0, confirmed=1, routed=1)
+    publish(1, 0, settled=True, routed=1)
+    publish(2, 1, confirmed=1, routed=2)
+    publish(3, 2, returned=1)
+    publish(4, 2, settled=True, dropped=1)
+    publish(5, 3, routed=1)
+    publish(6, 3, settled=True, routed=1)
+    assert broker.dropped_unroutable == 2
+    counted = {name: vhost.exchanges[name].published_in for name in ("", "amq.fanout", "amq.direct")}
+    assert counted == {"": 4, "amq.fanout": 1, "amq.direct": 2}
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_settled_message_gets_no_outcome(client: MemoryClient10, *, settled: bool) -> None:
+    """A message that its AMQP 1.0 publisher sends settled gets no outcome, even if it is unroutable."""
+    client.attach_sender("/exchanges/amq.direct/none")
+    assert outcomes(client.publish(0, settled=settled)) == ([] if settled else [(0, None, RELEASE)])
+
+
+@pytest.mark.parametrize(("address", "to"), [("/queues/full", None), (None, "/queues/full")])
+def test_a_message_for_a_full_queue_is_rejected_with_the_name_of_the_queue(
+    client: MemoryClient10, broker: Broker, address: str | None, to: str | None
+) -> None:
+    """If a queue rejects a message because the queue is full, the outcome `rejected` contains the name of the queue and
+    the reason `maxlen`, whether the link's target or the message's property `to` names the queue.
+    """
+    broker.vhosts["/"].add_queue(QueueDeclaration("full", {"x-max-length": 0, "x-overflow": "reject-publish"}))
+    client.attach_sender(address)
+    [(_, _, state)] = outcomes(client.publish(0, message(**({} if to is None else {"to": to}))))
+    assert state.descriptor == REJECTED
+    assert state.value[0].value == [
+        "amqp:resource-limit-exceeded",
+        "queue 'full' exceeded maximum length",
+        {"queue": "full", "reason": "maxlen"},
+    ]
+    assert [*map(type, state.value[0].value[2])] == [Symbol, Symbol]
+    assert type(state.value[0].value[2][Symbol("reason")]) is Symbol
+
+
+def test_a_rejected_message_names_the_routing_key_if_the_target_is_an_exchange(
+    client: MemoryClient10, broker: Broker
+) -> None:
+    """If a message is published to an exchange and a full queue rejects it, the outcome names the routing key in place
+    of the queue.
+    """
+    vhost = broker.vhosts["/"]
+    full = vhost.add_queue(QueueDeclaration("full", {"x-max-length": 0, "x-overflow": "reject-publish"}))
+    vhost.bind(vhost.exchanges["amq.direct"], full, "key", {})
+    client.attach_sender("/exchanges/amq.direct/key")
+    [(_, _, state)] = outcomes(client.publish(0))
+    assert state.value[0].value[1] == "queue 'key' exceeded maximum length"
+
+
+def test_messages_without_a_target_are_rejected_or_published_one_by_one(client: MemoryClient10, broker: Broker) -> None:
+    """On a link without a target, a message without a valid address in `to` is rejected, and one for a missing exchange
+    too. They count towards the credit, and the link stays attached.
+    """
+    client.attach_sender(None)
+    refused = {
+        0: (message(), "amqp:precondition-failed", "anonymous terminus requires 'to' address to be set"),
+        1: (message(to="/what"), "amqp:precondition-failed", "bad 'to' address string: /what"),
+        2: (message(to="/exchanges/none/k"), "amqp:not-found", "no exchange 'none' in vhost '/'"),
+    }
+    for number, (payload, condition, text) in refused.items():
+        [(first, last, state)] = outcomes(client.publish(number, payload))
+        assert (first, last, state.descriptor, state.value[0].value[:2]) == (number, None, REJECTED, [condition, text])
+    assert outcomes(client.publish(3, message(b"1", to="/queues/q"))) == [(3, None, ACCEPT)]
+    assert outcomes(client.publish(4, message(to="/exchanges/amq.direct/k"))) == [(4, None, RELEASE)]
+    assert bodies(broker) == [b"1"]
+    for number in range(5, 84):
+        client.publish(number, message())
+    assert credits_of(client.publish(84, message())) == [(0, 85, 170)]
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_bad_address_of_a_settled_message_detaches_the_link_and_names_the_message(
+    client: MemoryClient10, *, settled: bool
+) -> None:
+    """On a link without a target, an address that is not valid detaches the link if the message is settled, because it
+    cannot be rejected. The error contains the delivery tag of the message.
+    """
+    client.attach_sender(None)
+    found = client.publish(5, message(to="/what"), settled=settled)
+    if not settled:
+        assert [frame.code for frame in found] == [DISPOSITION]
+        return
+    assert error_of(found) == (DETACH, "amqp:precondition-failed", "bad 'to' address string: /what")
+    info = found[-1].fields[2].value[2]
+    assert info == {"delivery-tag": b"\0\0\0\5"}
+    assert [*map(type, info)] == [Symbol]
+
+
+def test_the_error_about_a_settled_message_without_a_delivery_tag_has_an_empty_one(client: MemoryClient10) -> None:
+    """If a settled message without a delivery tag cannot be published, the error contains an empty delivery tag."""
+    client.attach_sender(None)
+    found = client.send(TRANSFER, UInt32(0), UInt32(1), None, UInt32(0), True, payload=message(to="/what"))
+    assert found[-1].fields[2].value[2] == {"delivery-tag": b""}
+
+
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("like", [Like.V4_0, Like.V4_3])
+def test_a_message_for_a_deleted_exchange_is_released_and_detaches_the_link(
+    loop: asyncio.AbstractEventLoop, like: Like, *, settled: bool
+) -> None:
+    """If the exchange of a link has been deleted, the next message is released, unless it is settled, and the link is
+    detached with not-found.
+    """
+    broker = broker_like(loop, like)
+    broker.vhosts["/"].add_exchange(BrokerExchange("x", "fanout"))
+    client = MemoryClient10(loop, broker)
+    client.attach_sender("/exchanges/x")
+    del broker.vhosts["/"].exchanges["x"]
+    found = client.publish(0, settled=settled)
+    assert outcomes(found) == ([] if settled else [(0, None, RELEASE)])
+    assert error_of(found) == (DETACH, "amqp:not-found", "no exchange 'x' in vhost '/'")
+    assert found[-1].fields[2].value[2:] in ([], [None])
+
+
+# Permissions
+
+
+@pytest.fixture
+def ann(loop: asyncio.AbstractEventLoop, broker: Broker) -> MemoryClient10:
+    """A client of a user who may write to the exchanges `amq.topic` and `inner`; her topics begin with `ann`."""
+    user = User.with_password("ann", "guest", [])
+    user.permissions["/"] = Permissions(write="^(amq.topic|inner)$")
+    user.topic_permissions["/", "amq.topic"] = TopicPermissions(write="^ann")
+    broker.users["ann"] = user
+    return MemoryClient10(loop, broker, user="ann")
+
+
+def cc(*keys: Any, to: str | None = None) -> bytes:
+    """A message with further routing keys."""
+    found = Amqp10Message(
+        message_annotations={Symbol("x-cc"): [*keys]}, properties=BareProperties(to=to), body=data_section(b"x")
+    )
+    return found.encode()
+
+
+@pytest.mark.parametrize(
+    ("to", "text"),
+    [
+        ("/exchanges/amq.fanout/k", "write access to exchange 'amq.fanout' in vhost '/' refused for user 'ann'"),
+        ("/queues/q", "write access to exchange 'amq.default' in vhost '/' refused for user 'ann'"),
+        ("/exchanges/none/k", "write access to exchange 'none' in vhost '/' refused for user 'ann'"),
+        (
+            "/exchanges/amq.topic/bob",
+            "write access to topic 'bob' in exchange 'amq.topic' in vhost '/' refused for user 'ann'",
+        ),
+    ],
+)
+def test_each_message_without_a_target_is_checked_against_the_users_permissions(
+    ann: MemoryClient10, to: str, text: str
+) -> None:
+    """On a link without a target, a message that its user may not publish ends the session with unauthorized-access,
+    whether the exchange exists or not.
+    """
+    ann.attach_sender(None)
+    assert outcomes(ann.publish(0, message(to="/exchanges/amq.topic/ann.1"))) == [(0, None, RELEASE)]
+    assert error_of(ann.publish(1, message(to=to))) == (END, "amqp:unauthorized-access", text)
+
+
+def test_topic_permissions_also_apply_to_further_routing_keys(ann: MemoryClient10) -> None:
+    """Topic permissions also apply to the routing keys in the annotation x-cc of an AMQP 1.0 message."""
+    ann.attach_sender("/exchanges/amq.topic/ann.1")
+    assert outcomes(ann.publish(0, cc("ann.2"))) == [(0, None, RELEASE)]
+    text = "write access to topic 'bob' in exchange 'amq.topic' in vhost '/' refused for user 'ann'"
+    assert error_of(ann.publish(1, cc("ann.2", "bob"))) == (END, "amqp:unauthorized-access", text)
+
+
+def test_a_message_to_an_internal_exchange_detaches_the_link(client: MemoryClient10, broker: Broker) -> None:
+    """A message for an internal exchange detaches its link with unauthorized-access."""
+    broker.vhosts["/"].add_exchange(BrokerExchange("inner", "fanout", internal=True))
+    client.attach_sender(None)
+    text = "forbidden to publish to internal exchange 'inner' in vhost '/'"
+    found = client.publish(0, message(to="/exchanges/inner/k"))
+    assert error_of(found) == (DETACH, "amqp:unauthorized-access", text)
+
+
+def test_a_message_whose_further_routing_keys_are_not_strings_is_rejected(
+    client: MemoryClient10, broker: Broker
+) -> None:
+    """If the annotation x-cc is not a list of strings, a message on a link without a target is rejected with
+    invalid-field, and published to no queue.
+    """
+    client.attach_sender(None)
+    [(_, _, state)] = outcomes(client.publish(0, cc(Symbol("q"), to="/queues/q")))
+    assert state.value[0].value[:2] == ["amqp:invalid-field", "bad value for 'x-cc' message-annotation: ['q']"]
+    assert bodies(broker) == []
+
+
+@pytest.mark.parametrize(
+    ("user_id", "tags", "accepted"),
+    [(b"guest", [], True), (b"ann", [], False), (b"ann", ["impersonator"], True), (None, [], True)],
+)
+def test_the_user_id_of_a_message_must_be_that_of_its_publisher(
+    client: MemoryClient10, broker: Broker, user_id: bytes | None, tags: list[str], accepted: bool
+) -> None:
+    """If the user-id of a message is not the name of the publisher's user, the broker detaches the link, unless the
+    user has the tag `impersonator`.
+    """
+    broker.users["guest"].tags[:] = tags
+    client.attach_sender("/queues/q")
+    found = client.publish(0, message(user_id=user_id))
+    if accepted:
+        assert outcomes(found) == [(0, None, ACCEPT)]
+        return
+    text = "user_id property set to 'ann' but authenticated user was 'guest'"
+    assert error_of(found) == (DETACH, "amqp:unauthorized-access", text)
+    assert bodies(broker) == []
+
+
+# Queues, replies and observers
+
+
+def test_deleting_a_queue_detaches_its_publishers_but_not_those_detached_before(
+    client: MemoryClient10, broker: Broker, loop: asyncio.AbstractEventLoop
+) -> None:
+    """When a queue is deleted, the links that publish to it are detached with resource-deleted. A handle that is in use
+    for another queue by then stays attached.
+    """
+    vhost = broker.vhosts["/"]
+    vhost.add_queue(QueueDeclaration("other", {}))
+    client.attach_sender("/queues/q", handle=1)
+    client.attach_sender("/queues/q", handle=2)
+    client.send(DETACH, UInt32(2), True)
+    client.attach_sender("/queues/other", handle=2)
+    loop.call_soon(vhost.deletions.soon, vhost.queues["q"])
+    found = client.received()
+    assert [(frame.code, frame.fields[0], frame.error) for frame in found] == [
+        (DETACH, 1, ("amqp:resource-deleted", None))
+    ]
+
+
+class ReplyChannel:
+    """A channel that waits for direct replies."""
+
+    def __init__(self) -> None:
+        self.replies: list[bytes] = []
+
+    def deliver_reply(self, message: Any) -> None:
+        self.replies.append(message.body)
+
+
+def test_a_direct_reply_is_delivered_to_the_channel_that_waits_for_it(client: MemoryClient10, broker: Broker) -> None:
+    """A message for the address of a direct reply is delivered to its requester and accepted. If the requester is gone,
+    the message is released. A queue is not needed.
+    """
+    asking = broker.reply_consumers["token"] = ReplyChannel()
+    client.attach_sender(None)
+    assert outcomes(client.publish(0, message(b"1", to=f"/queues/{DIRECT_REPLY_TO}.token"))) == [(0, None, ACCEPT)]
+    assert outcomes(client.publish(1, message(b"2", to=f"/queues/{DIRECT_REPLY_TO}.gone"))) == [(1, None, RELEASE)]
+    assert asking.replies == [b"1"]
+    counted = broker.totals.published[AMQP10]
+    assert (counted.confirmed, counted.returned, counted.routed) == (1, 1, 0)
+    assert broker.vhosts["/"].exchanges[""].published_in == 2
+
+
+def test_a_routing_key_like_that_of_a_direct_reply_is_routed_by_other_exchanges(
+    client: MemoryClient10, broker: Broker
+) -> None:
+    """Only the default exchange delivers direct replies: on another exchange, the same routing key is one like any
+    other.
+    """
+    vhost, key = broker.vhosts["/"], f"{DIRECT_REPLY_TO}.token"
+    asking = broker.reply_consumers["token"] = ReplyChannel()
+    vhost.bind(vhost.exchanges["amq.direct"], vhost.queues["q"], key, {})
+    client.attach_sender(f"/exchanges/amq.direct/{key}")
+    assert outcomes(client.publish(0)) == [(0, None, ACCEPT)]
+    assert (bodies(broker), asking.replies) == ([b"hello"], [])
+
+
+@pytest.mark.parametrize("tracing", [True, False])
+def test_the_firehose_copies_a_message_with_its_connection_channel_and_queues(
+    client: MemoryClient10, broker: Broker, *, tracing: bool
+) -> None:
+    """While message tracing is on, each message published over AMQP 1.0 is copied to the firehose with the name of its
+    connection, its channel, its user and its queues.
+    """
+    vhost = broker.vhosts["/"]
+    vhost.tracing = tracing
+    vhost.bind(vhost.exchanges[TRACE_EXCHANGE], vhost.add_queue(QueueDeclaration("copies", {})), "#", {})
+    client.attach_sender("/queues/q")
+    client.publish(0)
+    copies = [entry.message for entry in vhost.queues["copies"].backlog.in_memory()]
+    if not tracing:
+        assert copies == []
+        return
+    [copy] = copies
+    assert (copy.routing_key, copy.body) == ("publish.", b"hello")
+    headers = copy.properties.headers
+    names = ("connection", "channel", "user", "routed_queues")
+    assert [headers[name] for name in names] == [client.connection.name, 0, "guest", ["q"]]
+
+
+class Watcher:
+    """A display that shows the messages that no queue has received, and where messages come from."""
+
+    def __init__(self) -> None:
+        self.shown: dict[int, Any] = {}
+        self.publishing: dict[int, Any] = {}
+        self.skipped: set[bytes] = set()
+        self.unrouted: list[tuple[bytes, bool]] = []
+        self.sources: list[object] = []
+
+    def published(self, routing: Any) -> None:
+        self.sources.append(routing.source)
+
+    def unroutable(self, message: Any, *, returned: bool) -> None:
+        self.unrouted.append((message.body, returned))
+
+    def entered(self, *_: object) -> None:
+        """Do nothing."""
+
+
+def test_a_live_display_shows_who_published_a_message_and_which_were_unroutable(
+    client: MemoryClient10, broker: Broker
+) -> None:
+    """A live display is told which connection published a message, and which messages were unroutable, and whether
+    their publisher knows that.
+    """
+    watcher: Any = Watcher()
+    vhost = broker.vhosts["/"]
+    vhost.watcher = watcher
+    for queue in vhost.queues.values():
+        queue.watcher = watcher
+    client.attach_sender("/queues/q")
+    client.attach_sender("/exchanges/amq.direct/none", handle=1)
+    client.publish(0)
+    client.publish(1, message(b"1"), handle=1)
+    client.publish(2, message(b"2"), handle=1, settled=True)
+    assert watcher.sources[0] is client.connection
+    assert watcher.unrouted == [(b"1", True), (b"2", False)]
+
+
+class RejectingHooks:
+    """Test support that rejects each message."""
+
+    def __init__(self) -> None:
+        self.enqueued: list[tuple[object, bytes]] = []
+
+    def enqueue(self, vhost: Any, routing: Any) -> Publication:
+        self.enqueued.append((vhost, routing.message.body))
+        return Publication(routed=True, accepted=False, stored=False)
+
+    def confirm(self, data: bytes, send: Callable[[bytes], None]) -> None:
+        send(data)
+
+
+def test_a_fault_of_the_test_support_rejects_messages_over_amqp_1_0(client: MemoryClient10, broker: Broker) -> None:
+    """If a fault of the embedded broker rejects messages, those of AMQP 1.0 publishers are rejected, too, and no queue
+    gets them.
+    """
+    hooks: Any = RejectingHooks()
+    broker.hooks = hooks
+    client.attach_sender("/queues/q")
+    [(_, _, state)] = outcomes(client.publish(0))
+    assert state.descriptor == REJECTED
+    assert hooks.enqueued == [(broker.vhosts["/"], b"hello")]
+    assert bodies(broker) == []

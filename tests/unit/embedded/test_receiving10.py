@@ -1,0 +1,757 @@
+"""Receiving over AMQP 1.0: link credit, drain, deliveries, the active consumer, and direct replies."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from mqtool.broker.embedded.amqp10.outgoing_link import OutgoingLink, ReplyLink
+from mqtool.broker.embedded.model.amqp_message import BrokerMessage, ContentHeader, MessageProperties, encode_address
+from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO, Broker
+from mqtool.broker.embedded.model.consumers import Traffic
+from mqtool.broker.embedded.model.exchange import TRACE_EXCHANGE
+from mqtool.broker.embedded.model.profile import PROFILES, Like
+from mqtool.broker.embedded.model.queue import BrokerQueue
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
+from mqtool.broker.embedded.model.sectioned import parse
+from mqtool.broker.embedded.model.totals import AMQP10
+from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, data_section
+from mqtool.codecs.amqp10_values import Described, Symbol, ULong
+from mqtool.codecs.field_tables import Int32, UInt32
+from tests.protocol.raw_amqp10 import (
+    ACCEPTED,
+    ATTACH,
+    DETACH,
+    END,
+    FLOW,
+    MODIFIED,
+    RELEASED,
+    SETTLED,
+    TRANSFER,
+    Frame,
+    described,
+)
+from tests.unit.embedded.memory_client10 import MemoryClient10, broker_like, broker_with, encoded, fill, frames
+
+ACCEPT, RELEASE = described(ACCEPTED), described(RELEASED)
+
+
+@pytest.fixture
+def broker(loop: asyncio.AbstractEventLoop) -> Broker:
+    return broker_like(loop)
+
+
+@pytest.fixture
+def client(loop: asyncio.AbstractEventLoop, broker: Broker) -> MemoryClient10:
+    return MemoryClient10(loop, broker)
+
+
+@pytest.fixture
+def q(broker: Broker) -> BrokerQueue:
+    """The classic queue `q`."""
+    return broker.vhosts["/"].queues["q"]
+
+
+def add(broker: Broker, name: str, **arguments: Any) -> BrokerQueue:
+    """Declare a queue; `x_queue_type` stands for the argument x-queue-type."""
+    named = {each.replace("_", "-"): value for each, value in arguments.items()}
+    return broker.vhosts["/"].add_queue(QueueDeclaration(name, named, durable=True))
+
+
+def stream_with(broker: Broker, *bodies: bytes) -> BrokerQueue:
+    """Declare the stream `s`, and publish messages to it."""
+    stream = add(broker, "s", x_queue_type="stream")
+    fill(stream, *bodies)
+    return stream
+
+
+def bodies(found: list[Frame]) -> list[bytes | None]:
+    """The bodies of the messages in transfer frames."""
+    return [frame.body for frame in found if frame.code == TRANSFER]
+
+
+def flows(found: list[Frame]) -> list[tuple[Any, ...]]:
+    """From each flow frame of a link: handle, delivery count, credit, available, drain, echo, and properties."""
+    return [tuple(frame.field(number) for number in range(4, 11)) for frame in found if frame.code == FLOW]
+
+
+FIRST: tuple[Any, ...] = (*(None,) * 6, {Symbol("offset"): Described(Symbol("rabbitmq:stream-offset-spec"), "first")})
+
+# Link credit
+
+
+def test_a_receiver_gets_no_message_before_it_grants_credit(client: MemoryClient10, q: BrokerQueue) -> None:
+    """An AMQP 1.0 receiver gets messages only after it has granted link credit, and only as many."""
+    fill(q, b"1", b"2", b"3")
+    assert [frame.code for frame in client.attach_receiver("/queues/q")] == [ATTACH]
+    assert bodies(client.flow(0, 2)) == [b"1", b"2"]
+    assert bodies(client.flow(0, 1, count=2, seen=2)) == [b"3"]
+
+
+@pytest.mark.parametrize(
+    ("count", "credit", "left"), [(2, 5, 5), (0, 5, 3), (None, 5, 3), (0, 2, 0), (0, 1, 0), (2, None, 0)]
+)
+def test_credit_counts_from_the_delivery_count_that_the_receiver_has_seen(
+    client: MemoryClient10, q: BrokerQueue, count: int | None, credit: int | None, left: int
+) -> None:
+    """Link credit counts from the delivery count in the receiver's flow frame, or from 0 without one: messages that
+    were sent meanwhile use it up. A flow frame without link-credit takes the credit back.
+    """
+    fill(q, b"1", b"2")
+    client.attach_receiver("/queues/q", handle=4)
+    assert len(client.flow(4, 2)) == 2
+    found = client.flow(4, credit, count=count, seen=2, echo=True)
+    assert flows(found) == [(4, 2, left, 0, False, False, None)]
+
+
+def test_a_flow_frame_with_echo_tells_the_credit_and_how_many_messages_are_available(
+    client: MemoryClient10, q: BrokerQueue
+) -> None:
+    """The answer to a flow frame with echo contains the link's delivery count, the credit that is left and the number
+    of ready messages. Without echo, there is no answer.
+    """
+    fill(q, b"1", b"2", b"3")
+    client.attach_receiver("/queues/q")
+    found = client.flow(0, 1, echo=True)
+    assert (bodies(found), flows(found)) == ([b"1"], [(0, 1, 0, 2, False, False, None)])
+    assert flows(client.flow(0, 1, count=1, seen=1)) == []
+
+
+def test_credit_sent_together_with_attach_is_used_in_order(client: MemoryClient10, q: BrokerQueue) -> None:
+    """Flow frames that come in the same write as attach take effect in order after the answer to it."""
+    fill(q, b"1", b"2", b"3")
+    ends = described(0x28, "/queues/q"), described(0x29)
+    attach = encoded(ATTACH, "link", UInt32(0), True, None, None, *ends)
+    windows = (UInt32(0), UInt32(100), UInt32(0), UInt32(100))
+    given = [encoded(FLOW, *windows, UInt32(0), UInt32(0), UInt32(credit)) for credit in (3, 1)]
+    first, *rest = client.write_frames(attach + b"".join(given))
+    assert [frame.code for frame in frames(first)] == [ATTACH]
+    assert bodies(frames(b"".join(rest))) == [b"1", b"2", b"3"]
+
+
+def test_credit_of_a_link_that_is_detached_in_the_same_write_has_no_effect(
+    client: MemoryClient10, q: BrokerQueue
+) -> None:
+    """If an AMQP 1.0 receiver attaches a link, grants credit and detaches the link in one write, it gets no message."""
+    fill(q, b"1")
+    ends = described(0x28, "/queues/q"), described(0x29)
+    attach = encoded(ATTACH, "link", UInt32(0), True, None, None, *ends)
+    credit = encoded(FLOW, UInt32(0), UInt32(100), UInt32(0), UInt32(100), UInt32(0), UInt32(0), UInt32(5))
+    found = client.write_frames(attach + credit + encoded(DETACH, UInt32(0), True))
+    assert [frame.code for frame in frames(b"".join(found))] == [ATTACH, DETACH]
+    assert len(q) == 1
+    assert len(q.consumers) == 0
+
+
+# Drain
+
+
+def test_a_drain_uses_up_the_credit_and_tells_the_receiver(client: MemoryClient10, q: BrokerQueue) -> None:
+    """After a flow frame with drain, the broker sends the ready messages, advances the delivery count by the rest of
+    the credit, and answers with a credit of 0. Later flow frames do not say that the link drains.
+    """
+    fill(q, b"1", b"2")
+    client.attach_receiver("/queues/q")
+    found = client.flow(0, 10, drain=True)
+    assert (bodies(found), flows(found)) == ([b"1", b"2"], [(0, 10, 0, 0, True, False, None)])
+    assert flows(client.flow(0, 4, count=10, seen=2, echo=True)) == [(0, 10, 4, 0, False, False, None)]
+
+
+def test_a_drain_for_fewer_messages_than_there_are_tells_how_many_are_left(
+    client: MemoryClient10, q: BrokerQueue
+) -> None:
+    """If there are more messages than the drained credit, the answer to the drain contains the number of those left."""
+    fill(q, b"1", b"2", b"3")
+    client.attach_receiver("/queues/q")
+    found = client.flow(0, 2, drain=True, echo=True)
+    assert (bodies(found), flows(found)) == ([b"1", b"2"], [(0, 2, 0, 1, True, False, None)])
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+def test_a_drain_ends_once_a_slow_client_has_got_the_messages(
+    client: MemoryClient10, q: BrokerQueue, *, waiting: bool
+) -> None:
+    """While an AMQP 1.0 receiver reads too slowly, it gets no messages, and a drain ends only after it has got those
+    that wait. If none waits, the drain ends at once.
+    """
+    if waiting:
+        fill(q, b"1")
+    client.attach_receiver("/queues/q")
+    client.connection.pause_writing()
+    found = client.flow(0, 5, drain=True)
+    if not waiting:
+        assert flows(found) == [(0, 5, 0, 0, True, False, None)]
+        return
+    assert found == []
+    client.connection.resume_writing()
+    found = client.received()
+    assert (bodies(found), flows(found)) == ([b"1"], [(0, 5, 0, 0, True, False, None)])
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+def test_a_drain_ends_once_the_window_of_the_session_has_been_opened(
+    client: MemoryClient10, q: BrokerQueue, *, waiting: bool
+) -> None:
+    """While the incoming window of a session is closed, a drain ends only if no message waits. Once the client opens
+    the window, the messages are sent and the drain ends.
+    """
+    if waiting:
+        fill(q, b"1")
+    client.attach_receiver("/queues/q")
+    found = client.flow(0, 5, drain=True, window=0)
+    if not waiting:
+        assert flows(found) == [(0, 5, 0, 0, True, False, None)]
+        return
+    assert found == []
+    found = client.flow(window=9)
+    assert (bodies(found), flows(found)) == ([b"1"], [(0, 5, 0, 0, True, False, None)])
+
+
+def test_a_drain_ends_after_the_last_transfer_of_a_large_message(
+    loop: asyncio.AbstractEventLoop, broker: Broker, q: BrokerQueue
+) -> None:
+    """If the window of a session closes in the middle of a large message, a drain ends only after the rest of the
+    message has been sent.
+    """
+    client = MemoryClient10(loop, broker)
+    client.connection.frame_max = 512
+    fill(q, b"x" * 1000)
+    client.attach_receiver("/queues/q")
+    client.flow(window=1)
+    found = client.flow(0, 5, drain=True, window=1)
+    assert [(frame.code, frame.field(5)) for frame in found] == [(TRANSFER, True)]
+    found = client.flow(seen=1, window=9)
+    assert [frame.code for frame in found] == [TRANSFER, TRANSFER, FLOW]
+    assert [frame.field(5) for frame in found[:2]] == [True, False]
+    assert flows(found) == [(0, 5, 0, 0, True, False, None)]
+
+
+def test_a_drain_waits_for_messages_that_are_being_requeued(client: MemoryClient10, q: BrokerQueue) -> None:
+    """A drain ends only after messages that are just being requeued have been delivered again."""
+    fill(q, *[b"%d" % number for number in range(1000)])
+    client.attach_receiver("/queues/q")
+    client.attach_receiver("/queues/q", handle=1)
+    client.flow(0, 1000)
+    detach = encoded(DETACH, UInt32(0), True)
+    windows = (UInt32(1000), UInt32(2048), UInt32(0), UInt32(2048))
+    drain = encoded(FLOW, *windows, UInt32(1), UInt32(0), UInt32(1000), None, True)
+    client.write_frames(detach + drain)
+    assert len(q) == 0
+
+
+def test_the_drain_of_a_stream_ends_once_all_messages_have_been_read(client: MemoryClient10, broker: Broker) -> None:
+    """The drain of a link to a stream ends once the receiver has got the messages that the stream contains. The
+    answer says that no message is available, since a stream does not count them.
+    """
+    stream_with(broker, b"1", b"2", b"3")
+    client.attach_receiver("/queues/s", *FIRST)
+    found = client.flow(0, 10, drain=True)
+    assert (bodies(found), flows(found)) == ([b"1", b"2", b"3"], [(0, 10, 0, 0, True, False, None)])
+
+
+def test_a_drain_of_a_stream_with_more_messages_than_credit_says_that_none_is_available(
+    client: MemoryClient10, broker: Broker
+) -> None:
+    """If a stream contains more messages than the drained credit, the answer still says that none is available."""
+    stream_with(broker, b"1", b"2", b"3")
+    client.attach_receiver("/queues/s", *FIRST)
+    found = client.flow(0, 2, drain=True)
+    assert (bodies(found), flows(found)) == ([b"1", b"2"], [(0, 2, 0, 0, True, False, None)])
+
+
+# Deliveries
+
+
+def test_deliveries_have_successive_ids_on_a_session_and_successive_tags_on_a_link(
+    client: MemoryClient10, q: BrokerQueue, broker: Broker
+) -> None:
+    """Delivery ids count the deliveries of a session, and delivery tags those of a link."""
+    fill(q, b"1", b"2")
+    fill(add(broker, "other"), b"3")
+    for handle, queue in enumerate(("q", "other")):
+        client.attach_receiver(f"/queues/{queue}", handle=handle)
+    found = [*client.flow(0, 1), *client.flow(1, 1, seen=1), *client.flow(0, 1, count=1, seen=2)]
+    got = [(frame.fields[0], frame.fields[1], int.from_bytes(frame.fields[2])) for frame in found]
+    assert got == [(0, 0, 0), (1, 1, 0), (0, 2, 1)]
+    assert [frame.body for frame in found] == [b"1", b"3", b"2"]
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_deliveries_are_counted_by_queue_type(client: MemoryClient10, broker: Broker, *, settled: bool) -> None:
+    """The broker's metrics count deliveries over AMQP 1.0 by queue type, and among them the redelivered messages and
+    those sent settled. A message that is sent settled is acknowledged with that.
+    """
+    queue = add(broker, "qq", x_queue_type="quorum")
+    fill(queue, b"1", b"2")
+    client.attach_receiver("/queues/qq", mode=SETTLED if settled else None)
+    assert [frame.field(4) for frame in client.flow(0, 2) if frame.code == TRANSFER] == [settled] * 2
+    totals = broker.totals.delivered[AMQP10, "quorum"]
+    assert vars(totals) == vars(Traffic(delivered=2, delivered_no_ack=2 * settled))
+    session = client.connection.sessions[0]
+    assert [*session.unsettled] == ([] if settled else [0, 1])
+    if not settled:
+        assert session.unsettled[0].at <= client.connection.now()
+        client.settle(0, RELEASE)
+        client.flow(0, 1, count=2, seen=2)
+        assert (totals.delivered, totals.redelivered) == (3, 1)
+
+
+def test_a_redelivered_message_says_so(client: MemoryClient10, broker: Broker) -> None:
+    """A message that is delivered again has first-acquirer false. From a quorum queue it has the number of failed
+    deliveries in delivery-count, and the annotation x-acquired-count.
+    """
+    queue = add(broker, "qq", x_queue_type="quorum")
+    fill(queue, b"1")
+    client.attach_receiver("/queues/qq")
+    [first] = [frame.message for frame in client.flow(0, 1) if frame.code == TRANSFER]
+    assert (first.header.first_acquirer, first.header.delivery_count) == (True, 0)
+    assert Symbol("x-acquired-count") not in first.message_annotations
+    client.settle(0, described(MODIFIED, True))
+    [second] = [frame.message for frame in client.flow(0, 1, count=1, seen=1) if frame.code == TRANSFER]
+    assert (second.header.first_acquirer, second.header.delivery_count) == (False, 1)
+    assert second.message_annotations[Symbol("x-acquired-count")] == 1
+    assert [type(key) for key in second.message_annotations] == [Symbol] * len(second.message_annotations)
+
+
+def test_a_message_from_a_stream_has_its_offset(client: MemoryClient10, broker: Broker) -> None:
+    """A message from a stream has its offset in the annotation x-stream-offset. It stays in the stream, so the broker
+    does not keep it in memory while it is unsettled.
+    """
+    stream_with(broker, b"1", b"2")
+    client.attach_receiver("/queues/s", *FIRST)
+    found = [frame.message for frame in client.flow(0, 2) if frame.code == TRANSFER]
+    assert [message.message_annotations[Symbol("x-stream-offset")] for message in found] == [0, 1]
+    assert [each.entry.message.body for each in client.connection.sessions[0].unsettled.values()] == [b"", b""]
+
+
+def test_an_unsettled_message_of_a_queue_is_requeued_when_the_link_is_detached(
+    client: MemoryClient10, q: BrokerQueue
+) -> None:
+    """When a link is detached, its unsettled messages are requeued, marked as redelivered. The consumer is gone."""
+    fill(q, b"1")
+    client.attach_receiver("/queues/q")
+    client.flow(0, 5)
+    assert (len(q), len(q.consumers)) == (0, 1)
+    client.send(DETACH, UInt32(0), True)
+    assert (len(q), len(q.consumers)) == (1, 0)
+    client.attach_receiver("/queues/q", handle=1)
+    [again] = [frame.message for frame in client.flow(1, 1, seen=1) if frame.code == TRANSFER]
+    assert again.header.first_acquirer is False
+
+
+@pytest.mark.parametrize("limit", ["exact", "less", "none"])
+def test_a_message_larger_than_the_receivers_max_message_size_ends_the_session(
+    client: MemoryClient10, q: BrokerQueue, limit: str
+) -> None:
+    """A message of exactly the receiver's max-message-size is delivered. One of a byte more ends the session with
+    message-size-exceeded, and is requeued. 0 and no max-message-size mean no limit.
+    """
+    fill(q, b"x" * 100)
+    client.attach_receiver("/queues/q", handle=1)
+    [whole] = client.flow(1, 1)
+    size = len(whole.payload)
+    client.settle(0, RELEASE)
+    client.send(DETACH, UInt32(1), True)
+    # The delivery that is marked as redelivered is as large as the first one.
+    largest = {"exact": size, "less": size - 2, "none": 0}[limit]
+    client.attach_receiver("/queues/q", rest=(ULong(largest),))
+    found = client.flow(0, 1, seen=1)
+    if limit != "less":
+        assert bodies(found) == [b"x" * 100]
+        return
+    assert bodies(found) == []
+    assert found[-1].code == END
+    condition, text = found[-1].error or ("", "")
+    assert condition == "amqp:link:message-size-exceeded"
+    assert str(text).endswith(f" bytes) > maximum message size ({largest} bytes)")
+    assert str(text).startswith("message size (")
+    assert len(q) == 1
+
+
+def test_a_receiver_is_paused_while_it_reads_too_slowly(client: MemoryClient10, q: BrokerQueue) -> None:
+    """While a client does not read what the broker has sent, it gets no more messages. It gets them once it reads."""
+    fill(q, b"1")
+    client.attach_receiver("/queues/q")
+    client.connection.pause_writing()
+    assert client.flow(0, 1) == []
+    client.connection.resume_writing()
+    assert bodies(client.received()) == [b"1"]
+
+
+def test_a_receiver_is_paused_while_the_window_of_its_session_is_closed(client: MemoryClient10, q: BrokerQueue) -> None:
+    """While the incoming window of a session is closed, its receivers get no messages. They get them once it opens."""
+    fill(q, b"1")
+    client.attach_receiver("/queues/q")
+    assert client.flow(0, 1, window=0) == []
+    assert bodies(client.flow(window=1)) == [b"1"]
+
+
+def test_a_consumer_has_the_priority_and_the_tag_of_its_link(client: MemoryClient10, q: BrokerQueue) -> None:
+    """In the management API, the consumer of an AMQP 1.0 link has the link's handle as its tag. Its priority is the
+    link's property rabbitmq:priority, or 0. It is not exclusive.
+    """
+    client.attach_receiver("/queues/q", handle=3)
+    client.attach_receiver("/queues/q", handle=4, rest=(None, None, None, {Symbol("rabbitmq:priority"): Int32(5)}))
+    found: Any = [*q.consumers]
+    assert [(each.tag, each.priority, each.exclusive, each.no_ack) for each in found] == [
+        ("3", 0, False, False),
+        ("4", 5, False, False),
+    ]
+    assert [each.arguments for each in found] == [{}, {"x-priority": 5}]
+    assert [(each.name, each.address, each.queue_name) for each in found] == [
+        ("link-3", "/queues/q", "q"),
+        ("link-4", "/queues/q", "q"),
+    ]
+    assert {each.client for each in found} == {client.connection}
+    assert [(each.filters, each.dynamic, each.largest) for each in found] == [({}, False, 0)] * 2
+
+
+def test_a_temporary_queue_is_deleted_with_its_link(client: MemoryClient10, broker: Broker) -> None:
+    """A temporary queue that a link has created is deleted when the link is detached; another queue is not."""
+    client.attach_receiver("/queues/q", handle=1)
+    source = (None, None, None, True, None, None, None, None, None, Symbol("temporary-queue"))
+    [answer] = client.attach_receiver(None, *source)
+    name = str(answer.fields[5].value[0]).removeprefix("/queues/")
+    assert name in broker.vhosts["/"].queues
+    client.send(DETACH, UInt32(0), True)
+    client.send(DETACH, UInt32(1), True)
+    assert [*broker.vhosts["/"].queues] == ["q"]
+
+
+def test_deleting_a_queue_detaches_its_receivers(
+    client: MemoryClient10, broker: Broker, q: BrokerQueue, loop: asyncio.AbstractEventLoop
+) -> None:
+    """When a queue is deleted, its receivers are detached with resource-deleted, except a link that the client has
+    detached meanwhile.
+    """
+    client.attach_receiver("/queues/q", handle=2)
+    client.attach_receiver("/queues/q", handle=3)
+    client.send(DETACH, UInt32(3), True)
+    loop.call_soon(broker.vhosts["/"].deletions.soon, q)
+    found = client.received()
+    assert [(frame.code, frame.fields[0], frame.error) for frame in found] == [
+        (DETACH, 2, ("amqp:resource-deleted", None))
+    ]
+
+
+def test_a_link_that_was_detached_is_not_detached_again_when_its_queue_is_deleted(
+    client: MemoryClient10, q: BrokerQueue, loop: asyncio.AbstractEventLoop
+) -> None:
+    """If many consumers are cancelled in turns, a link that the client detaches before its turn is not detached again,
+    even if its handle is in use again.
+    """
+    client.attach_receiver("/queues/q")
+    [link] = q.consumers
+    client.send(DETACH, UInt32(0), True)
+    client.attach_receiver("/queues/q")
+    loop.call_soon(link.cancelled)
+    assert client.received() == []
+
+
+# Observers
+
+
+@pytest.mark.parametrize("tracing", [True, False])
+def test_the_firehose_copies_each_delivery(
+    client: MemoryClient10, broker: Broker, q: BrokerQueue, *, tracing: bool
+) -> None:
+    """While message tracing is on, each delivery over AMQP 1.0 is copied to the firehose with the name of its
+    connection, its channel, its user, and whether the message was redelivered.
+    """
+    vhost = broker.vhosts["/"]
+    copies = add(broker, "copies")
+    vhost.bind(vhost.exchanges[TRACE_EXCHANGE], copies, "deliver.#", {})
+    fill(q, b"1")
+    vhost.tracing = tracing
+    client.attach_receiver("/queues/q")
+    client.flow(0, 2)
+    client.settle(0, RELEASE)
+    found = [entry.message for entry in copies.backlog.in_memory()]
+    if not tracing:
+        assert found == []
+        return
+    assert [(copy.routing_key, copy.body) for copy in found] == [("deliver.q", b"1")] * 2
+    names = ("connection", "channel", "user", "redelivered")
+    shown = [[copy.properties.headers[name] for name in names] for copy in found]
+    assert shown == [[client.connection.name, 0, "guest", flag] for flag in (0, 1)]
+
+
+class Watcher:
+    """A live display that shows the messages at some positions."""
+
+    def __init__(self, *positions: int) -> None:
+        self.shown: dict[int, Any] = dict.fromkeys(positions)
+        self.publishing: dict[int, Any] = {}
+        self.skipped: set[bytes] = set()
+        self.events: list[tuple[Any, ...]] = []
+
+    def delivered(self, queue: Any, entry: Any, consumer: Any, *, no_ack: bool) -> None:
+        self.events.append((queue.name, entry.position, consumer.tag, no_ack))
+
+    def acknowledged(self, *_: object) -> None:
+        """Do nothing."""
+
+    def changed(self) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_live_display_is_told_of_the_deliveries_that_it_shows(
+    client: MemoryClient10, broker: Broker, q: BrokerQueue, *, settled: bool
+) -> None:
+    """A live display gets an event for each delivery over AMQP 1.0 of a message that it shows, and for each read from a
+    stream.
+    """
+    stream = stream_with(broker, b"1")
+    fill(q, b"1", b"2")
+    [first, _] = q.backlog.in_memory()
+    watcher: Any = Watcher(first.position)
+    q.watcher = stream.watcher = watcher
+    mode = SETTLED if settled else None
+    client.attach_receiver("/queues/q", mode=mode)
+    client.attach_receiver("/queues/s", *FIRST, handle=1, mode=mode)
+    client.flow(0, 2)
+    client.flow(1, 1, seen=2)
+    assert watcher.events == [("q", first.position, "0", settled), ("s", 0, "1", settled)]
+
+
+class Hooks:
+    """Test support that records acknowledgements."""
+
+    def __init__(self) -> None:
+        self.acknowledged: list[tuple[str, bytes]] = []
+
+    def acknowledge(self, queue: Any, entry: Any) -> bool:
+        self.acknowledged.append((queue.name, entry.message.body))
+        return True
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_recording_contains_messages_that_are_sent_settled_as_acknowledged(
+    client: MemoryClient10, broker: Broker, q: BrokerQueue, *, settled: bool
+) -> None:
+    """While the embedded broker records messages, one that it sends settled is recorded as acknowledged at once,
+    another one once it is accepted. The messages of streams are kept in memory meanwhile, so that they are recorded.
+    """
+    hooks: Any = Hooks()
+    broker.hooks = hooks
+    stream_with(broker, b"1")
+    fill(q, b"2")
+    mode = SETTLED if settled else None
+    client.attach_receiver("/queues/s", *FIRST, mode=mode)
+    client.attach_receiver("/queues/q", handle=1, mode=mode)
+    client.flow(0, 1)
+    client.flow(1, 1, seen=1)
+    assert hooks.acknowledged == ([("s", b"1"), ("q", b"2")] if settled else [])
+    if not settled:
+        client.settle(0, ACCEPT)
+        client.settle(1, ACCEPT)
+        assert hooks.acknowledged == [("s", b"1"), ("q", b"2")]
+
+
+# Filters of streams
+
+
+def sql(text: str) -> tuple[Any, ...]:
+    """The fields of a source with an SQL filter."""
+    wanted = {**FIRST[6], Symbol("sql-filter"): Described(Symbol("amqp:sql-filter"), text)}
+    return (*(None,) * 6, wanted)
+
+
+def fill_with_subjects(stream: BrokerQueue, *subjects: str) -> None:
+    """Publish messages whose application property `a` is given."""
+    for subject in subjects:
+        whole = Amqp10Message(
+            properties=BareProperties(), application_properties={"a": subject}, body=data_section(subject[:9].encode())
+        )
+        stream.publish(parse(whole.encode()).to("", stream.name, stream.profile))
+
+
+def test_a_receiver_with_an_sql_filter_gets_only_the_messages_that_match(
+    client: MemoryClient10, broker: Broker
+) -> None:
+    """A receiver of a stream with an SQL filter gets only the messages that match it. The answer to attach contains the
+    filters in effect.
+    """
+    stream = stream_with(broker)
+    fill_with_subjects(stream, "x", "y", "x")
+    [answer] = client.attach_receiver("/queues/s", *sql("a = 'x'"))
+    assert {*answer.fields[5].value[7]} == {"offset", "sql-filter"}
+    assert bodies(client.flow(0, 10)) == [b"x", b"x"]
+    [link] = broker.vhosts["/"].queues["s"].consumers
+    assert isinstance(link, OutgoingLink)
+    assert {*link.filters} == {"offset", "sql-filter"}
+
+
+def test_filters_that_take_too_long_detach_the_link(client: MemoryClient10, broker: Broker) -> None:
+    """If the filters of a link take too long for a message, the broker detaches the link with
+    resource-limit-exceeded. The message is not sent, nor a later one that the filters would select.
+    """
+    stream = stream_with(broker)
+    fill_with_subjects(stream, "a" * 100_000, "b")
+    client.attach_receiver("/queues/s", *sql(f"a = 'b' OR a LIKE '%{'a_' * 1900}b%'"), handle=2)
+    found = client.flow(2, 10)
+    assert [(frame.code, frame.fields[0]) for frame in found] == [(DETACH, 2)]
+    condition, text = found[0].error or ("", "")
+    assert condition == "amqp:resource-limit-exceeded"
+    assert str(text).startswith("the filters take too long: more than ")
+
+
+# Single active consumers
+
+
+@pytest.fixture
+def sac(broker: Broker) -> BrokerQueue:
+    """The quorum queue `sac` with a single active consumer."""
+    return add(broker, "sac", x_queue_type="quorum", x_single_active_consumer=True)
+
+
+def news(active: bool) -> dict[str, bool]:
+    return {"rabbitmq:active": active}
+
+
+def test_a_receiver_of_a_quorum_queue_is_told_whether_it_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
+    """When a receiver of a quorum queue with a single active consumer first grants credit, the broker tells it whether
+    it is active; not before, and not again. When it becomes active, it is told so.
+    """
+    fill(sac, b"1")
+    for handle in range(2):
+        assert [frame.code for frame in client.attach_receiver("/queues/sac", handle=handle)] == [ATTACH]
+    found = client.flow(1, 3)
+    assert flows(found) == [(1, 0, 3, 1, False, False, news(False))]
+    assert flows(client.flow(1, 3)) == []
+    found = client.flow(0, 5, echo=True)
+    assert (bodies(found), flows(found)) == ([b"1"], [(0, 1, 4, 0, False, False, news(True))])
+    assert flows(client.flow(0, 4, count=1, seen=1, echo=True)) == [(0, 1, 4, 0, False, False, None)]
+    found = client.send(DETACH, UInt32(0), True)
+    assert (bodies(found), flows(found)) == ([b"1"], [(1, 1, 2, 0, False, False, news(True))])
+    assert flows(client.flow(1, 5, count=1, seen=2)) == []
+
+
+def test_the_answer_to_a_drain_tells_whether_the_receiver_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
+    """If a receiver drains with its first credit, the answer to the drain also says whether it is the active one."""
+    client.attach_receiver("/queues/sac")
+    client.attach_receiver("/queues/sac", handle=1)
+    assert flows(client.flow(0, 3, drain=True)) == [(0, 3, 0, 0, True, False, news(True))]
+    assert flows(client.flow(1, 3, drain=True)) == [(1, 3, 0, 0, True, False, news(False))]
+    assert len(sac.consumers) == 2
+
+
+def test_receivers_of_a_quorum_queue_without_a_single_active_consumer_are_all_active(
+    client: MemoryClient10, broker: Broker
+) -> None:
+    """Each receiver of a quorum queue without a single active consumer is told that it is active."""
+    add(broker, "qq", x_queue_type="quorum")
+    client.attach_receiver("/queues/qq")
+    assert flows(client.flow(0, 3)) == [(0, 0, 3, 0, False, False, news(True))]
+
+
+@pytest.mark.parametrize(("like", "kind"), [(Like.V4_2, "quorum"), (Like.V4_3, "classic")])
+def test_other_receivers_are_not_told_whether_they_are_active(
+    loop: asyncio.AbstractEventLoop, like: Like, kind: str
+) -> None:
+    """Before RabbitMQ 4.3, and for a classic queue, a receiver is not told whether it is active."""
+    broker = broker_with(loop, PROFILES[like])
+    add(broker, "sac", x_queue_type=kind, x_single_active_consumer=True)
+    client = MemoryClient10(loop, broker)
+    client.attach_receiver("/queues/sac")
+    assert client.flow(0, 3) == []
+
+
+def test_a_session_that_has_ended_is_not_told_who_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
+    """When a session with two receivers of a queue ends, the second one is not told that it has become active."""
+    for handle in range(2):
+        client.attach_receiver("/queues/sac", handle=handle)
+        client.flow(handle, 3)
+    assert [frame.code for frame in client.send(END)] == [END]
+    assert len(sac.consumers) == 0
+
+
+# Direct replies
+
+_REPLIES = (
+    None,
+    None,
+    Symbol("link-detach"),
+    None,
+    True,
+    None,
+    None,
+    None,
+    None,
+    None,
+    Symbol("rabbitmq:volatile-queue"),
+)
+
+
+@pytest.fixture
+def replies(client: MemoryClient10) -> str:
+    """The routing key of the replies to a requester, whose link has the handle 0."""
+    [answer] = client.attach_receiver(*_REPLIES, mode=SETTLED)
+    return str(answer.fields[5].value[0]).removeprefix("/queues/")
+
+
+def reply(broker: Broker, key: str, body: bytes) -> None:
+    """Send a direct reply."""
+    header = ContentHeader.of(MessageProperties(b"\0\0"), len(body))
+    asking = broker.reply_consumers[key.removeprefix(f"{DIRECT_REPLY_TO}.")]
+    asking.deliver_reply(BrokerMessage(encode_address("", key), header, body))
+
+
+def test_direct_replies_are_sent_settled_while_the_requester_has_credit(
+    client: MemoryClient10, broker: Broker, replies: str
+) -> None:
+    """A requester gets direct replies settled, as long as it has granted credit; a reply without credit is dropped."""
+    reply(broker, replies, b"early")
+    assert client.received() == []
+    assert client.flow(0, 2) == []
+    for body in (b"1", b"2", b"3"):
+        reply(broker, replies, body)
+    found = client.received()
+    shown = [(frame.code, *frame.fields[:2], int.from_bytes(frame.fields[2]), frame.field(4)) for frame in found]
+    assert shown == [(TRANSFER, 0, 0, 0, True), (TRANSFER, 0, 1, 1, True)]
+    assert bodies(found) == [b"1", b"2"]
+    assert client.connection.sessions[0].unsettled == {}
+
+
+def test_a_requester_that_reads_slowly_gets_no_replies(client: MemoryClient10, broker: Broker, replies: str) -> None:
+    """A direct reply is dropped if the requester has more than 16 MiB of output that it has not read."""
+    client.flow(0, 5)
+    client.connection.write(b"x" * (16 * 1024 * 1024 + 1))
+    reply(broker, replies, b"1")
+    client.loop.run_until_complete(asyncio.sleep(0))
+    client.writes.clear()
+    assert client.received() == []
+    reply(broker, replies, b"2")
+    assert bodies(client.received()) == [b"2"]
+
+
+def test_a_requester_can_drain_its_credit_and_ask_for_an_echo(
+    client: MemoryClient10, broker: Broker, replies: str
+) -> None:
+    """A requester's drain ends at once, since replies are never queued. A flow frame with echo is answered."""
+    assert flows(client.flow(0, 3, echo=True)) == [(0, 0, 3, 0, False, False, None)]
+    assert flows(client.flow(0, 3)) == []
+    assert flows(client.flow(0, 3, drain=True, echo=True)) == [(0, 3, 0, 0, True, False, None)]
+    assert flows(client.flow(0, 1, count=3, echo=True)) == [(0, 3, 1, 0, False, False, None)]
+    assert flows(client.flow(window=0)) == []
+    reply(broker, replies, b"1")
+    assert client.received() == []
+
+
+def test_a_requester_gets_no_replies_after_its_link_is_detached(
+    client: MemoryClient10, broker: Broker, replies: str
+) -> None:
+    """When the link of a requester is detached, its replies have no destination any more."""
+    assert [f"{DIRECT_REPLY_TO}.{token}" for token in broker.reply_consumers] == [replies]
+    [link] = broker.reply_consumers.values()
+    assert isinstance(link, ReplyLink)
+    assert (link.name, link.tag, link.queue_name) == ("link-0", replies, replies)
+    assert (link.no_ack, link.largest, dict(link.filters)) == (True, 0, {})
+    assert link.address == f"/queues/{replies}"
+    client.send(DETACH, UInt32(0), True)
+    assert broker.reply_consumers == {}
+    other = MemoryClient10(client.loop, broker)
+    [answer] = other.attach_receiver(*_REPLIES, mode=SETTLED)
+    assert str(answer.fields[5].value[0]) != link.address
+    assert len(replies) == len(DIRECT_REPLY_TO) + 1 + 24

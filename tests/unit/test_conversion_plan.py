@@ -1,0 +1,724 @@
+"""Plans of conversions: what would change, what clients notice, and what prevents a conversion."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+from urllib.parse import unquote
+
+import pytest
+
+from mqtool.errors import AccessRefused, BadData, NotFound
+from mqtool.management import Management
+from mqtool.topology import Queue
+from mqtool.work.conversion_plan import (
+    PLAN,
+    ConversionNames,
+    ConversionPlan,
+    Definition,
+    Prospect,
+    Refusal,
+    bindings_of,
+    dead_letters,
+    plan_is_ours,
+    prospect,
+    unfinished,
+    view_of,
+)
+
+
+class FakeApi:
+    """A management API with these objects, by their paths. An object that is an error is raised.
+
+    Attributes:
+        columns: the columns that were asked for, by path.
+    """
+
+    def __init__(self, objects: Mapping[str, Any]) -> None:
+        self._objects = objects
+        self.columns: dict[str, tuple[str, ...] | str] = {}
+
+    def get(self, path: str, columns: str = "") -> Any:
+        if columns:
+            self.columns[unquote(path)] = columns
+        found = self._objects.get(unquote(path), NotFound(path))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def items(self, path: str, _columns: Sequence[str] = ()) -> Any:
+        return self.get(path)
+
+    def pages(self, path: str, columns: Sequence[str], **_: object) -> Iterator[dict[str, Any]]:
+        self.columns[unquote(path)] = tuple(columns)
+        for each in self.get(path):
+            yield {name: value for name, value in each.items() if name in columns}
+
+
+def view(type: str = "classic", **more: Any) -> dict[str, Any]:  # noqa: A002 - its name in the API
+    """The queue `jobs` as the management API describes it."""
+    return {"name": "jobs", "type": type, "durable": True, "arguments": {}, **more}
+
+
+def api_with(
+    queue: dict[str, Any] | None = None,
+    bindings: Sequence[dict[str, Any]] = (),
+    policies: Any = (),
+    operator: Any = (),
+    **more: Any,
+) -> Management:
+    """A management API with the queue `jobs` in the virtual host `v`."""
+    queue = view() if queue is None else queue
+    objects = {
+        "queues/v/jobs": queue,
+        "queues/v": [queue],
+        "queues/v/jobs/bindings": [{"source": ""}, *bindings],
+        "policies/v": policies,
+        "operator-policies/v": operator,
+        "exchanges/v/logs": {"type": "topic"},
+    }
+    return cast(Management, FakeApi({**objects, **more}))
+
+
+def found(to: str | None = "quorum", changes: Mapping[str, Any] = {}, **api: Any) -> Prospect:
+    """What a conversion of the queue `jobs` would do."""
+    return prospect(api_with(**api), "v", "jobs", to, changes)
+
+
+TOLD = "clients that declare 'jobs' with the old type or arguments get 406 PRECONDITION_FAILED"
+
+
+def test_a_queue_of_another_type_keeps_its_arguments() -> None:
+    """A conversion to another type keeps the queue's arguments and messages. Clients that declare the queue in the old
+    way will be refused; nothing prevents the conversion.
+    """
+    it = found(queue=view(arguments={"x-queue-type": "classic", "x-max-length": 5, "app": "a"}, messages_ready=3))
+    assert it.plan.queue == "jobs"
+    assert it.plan.source == Definition("classic", True, {"x-max-length": 5, "app": "a"})
+    assert it.plan.target == Definition("quorum", True, {"x-max-length": 5, "app": "a"})
+    assert (it.refusals, it.remarks, it.bindings, it.messages) == ([], [TOLD], [], 3)
+    assert it.plan.target.named("other") == Queue(
+        "other", True, arguments={"x-max-length": 5, "app": "a", "x-queue-type": "quorum"}
+    )
+
+
+def test_a_queue_that_the_api_describes_only_in_part_is_classic_and_empty() -> None:
+    """A queue without statistics counts as an empty classic queue."""
+    it = found(queue={"name": "jobs", "arguments": None, "message_bytes": None, "messages": None})
+    assert it.plan.source == Definition("classic", False, {})
+    assert (it.messages, it.plan.at_once) == (0, 500)
+    assert it.remarks == ["it becomes durable", TOLD]
+
+
+@pytest.mark.parametrize(("to", "durable"), [("classic", False), ("quorum", True), ("stream", True), (None, False)])
+def test_quorum_queues_and_streams_are_durable(to: str | None, durable: bool) -> None:
+    """A transient classic queue stays transient, unless it is converted to a quorum queue or a stream."""
+    it = found(to, {"x-max-length": 7}, queue=view(durable=False))
+    assert (it.plan.target.durable, it.plan.target.type) == (durable, to or "classic")
+    assert ("it becomes durable" in it.remarks) is durable
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "at_once"),
+    [
+        (0, 0, 500),
+        (10, 10, 500),
+        (1, 32 << 20, 1),
+        (1, 64 << 20, 1),
+        (2, 2 << 20, 32),
+        (1000, 1000 * (32 << 20) // 500, 500),
+        (1000, 1000 * (32 << 20) // 100, 100),
+    ],
+)
+def test_a_transaction_contains_at_most_500_messages_and_32_mib(count: int, size: int, at_once: int) -> None:
+    """A conversion moves up to 500 messages in a transaction, or fewer if messages are large: up to 32 MiB, and at
+    least one message.
+    """
+    assert found(queue=view(messages=count, message_bytes=size)).plan.at_once == at_once
+
+
+def test_a_queue_that_does_not_exist_is_not_found() -> None:
+    """If the queue does not exist, the error says so, with the most similar name, or the command that lists queues."""
+    api = api_with(**{"queues/v": [{"name": "jobs"}]})
+    with pytest.raises(NotFound) as missing:
+        prospect(api, "v", "job", None, {})
+    assert str(missing.value) == "queue 'job' does not exist in vhost 'v'"
+    assert missing.value.hint == "did you mean 'jobs'?"
+    with pytest.raises(NotFound) as missing:
+        prospect(api, "v", "other", None, {})
+    assert missing.value.hint == "'mqtool list queues' shows them"
+    assert cast(Any, api).columns["queues/v"] == ("name",)
+    assert view_of(api, "v", "other") is None
+    assert view_of(api, "v", "jobs") == view()
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("to", "kept"),
+    [
+        ("classic", "x-queue-mode x-queue-version x-queue-master-locator x-max-priority"),
+        ("quorum", "x-dead-letter-strategy x-delivery-limit x-max-in-memory-length x-max-in-memory-bytes"),
+        ("quorum", "x-quorum-initial-group-size x-delayed-retry-type x-delayed-retry-min x-delayed-retry-max"),
+        ("stream", "x-max-age x-stream-max-segment-size-bytes x-initial-cluster-size"),
+        ("classic quorum", "x-message-ttl x-expires x-max-length x-overflow x-single-active-consumer"),
+        ("classic quorum", "x-dead-letter-exchange x-dead-letter-routing-key"),
+        ("classic quorum stream", "x-max-length-bytes x-queue-leader-locator app"),
+    ],
+)
+def test_an_argument_is_kept_if_the_new_type_has_it(to: str, kept: str) -> None:
+    """A conversion keeps the arguments that the new type of queue has, and leaves out the others."""
+    for name in kept.split():
+        queue = view(arguments={name: 1})
+        types = [each for each in ("classic", "quorum", "stream") if found(each, queue=queue).plan.target.arguments]
+        assert types == to.split(), name
+
+
+def test_changed_arguments_are_set_or_removed() -> None:
+    """The arguments named in the command are set, and those with null are removed."""
+    queue = view(arguments={"x-max-length": 5, "x-expires": 7, "app": "a"})
+    it = found(None, {"x-max-length": 6, "x-expires": None, "new": 1}, queue=queue)
+    assert it.plan.target == Definition("classic", True, {"x-max-length": 6, "app": "a", "new": 1})
+    assert (it.refusals, it.remarks) == ([], [TOLD])
+
+
+def test_an_argument_that_the_new_type_lacks_is_left_out_with_a_remark() -> None:
+    """An argument without effect on messages is left out if the new type does not have it, and a remark says so; not if
+    the command names the argument.
+    """
+    queue = view(arguments={"x-queue-mode": "lazy", "x-queue-version": 2})
+    it = found(queue=queue)
+    assert it.refusals == []
+    assert it.remarks == [
+        "x-queue-mode is left out: quorum queues do not have it",
+        "x-queue-version is left out: quorum queues do not have it",
+        TOLD,
+    ]
+    assert found(changes={"x-queue-mode": None, "x-queue-version": None}, queue=queue).remarks == [TOLD]
+
+
+@pytest.mark.parametrize(
+    ("argument", "to", "why"),
+    [
+        ("x-max-priority", "quorum", "its messages have priorities, which quorum queues do not have"),
+        ("x-message-ttl", "stream", "its messages expire, which those of a stream do not"),
+        ("x-dead-letter-exchange", "stream", "it has dead letters, which a stream does not"),
+        ("x-max-length", "stream", "its length is limited in messages, which that of a stream is not"),
+        ("x-single-active-consumer", "stream", "it has a single active consumer, which a stream does not"),
+        ("x-expires", "stream", "it expires, which a stream does not"),
+        ("x-max-age", "quorum", "its messages expire by age, which those of quorum queues do not"),
+    ],
+)
+def test_an_argument_that_matters_must_be_left_out_explicitly(argument: str, to: str, why: str) -> None:
+    """If the new type lacks an argument that changes what happens to messages, the conversion is refused until the
+    command leaves the argument out.
+    """
+    queue = view(arguments={argument: 1})
+    assert found(to, queue=queue).refusals == [
+        Refusal(f"it has {argument}: {why}", f"to leave it out: --argument {argument}:=null")
+    ]
+    assert found(to, queue=queue).remarks == [TOLD]
+    assert found(to, {argument: None}, queue=queue).refusals == []
+
+
+# What prevents a conversion
+
+
+def test_a_queue_that_has_this_type_and_these_arguments_already_is_refused() -> None:
+    """A conversion that would change nothing is refused."""
+    assert found("classic").refusals == [
+        Refusal(
+            "it is a classic queue with these arguments already",
+            "name another type with --to, or arguments with --argument",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "what", "hint"),
+    [
+        (
+            {"exclusive": True},
+            "it is exclusive: it goes when its connection closes",
+            "change the client that declares it",
+        ),
+        (
+            {"auto_delete": True},
+            "it is auto-delete: it goes with its last consumer",
+            "change the client that declares it",
+        ),
+        (
+            {"type": "stream"},
+            "it is a stream: its messages stay when they are read",
+            "copy what you need: mqtool receive-stream --offset first --json --queue=jobs | mqtool send …",
+        ),
+    ],
+)
+def test_queues_that_would_not_survive_a_conversion_are_refused(more: dict[str, Any], what: str, hint: str) -> None:
+    """Exclusive queues, auto-delete queues and streams cannot be converted, and the hint says what to do instead."""
+    assert found(queue=view(**more)).refusals == [Refusal(what, hint)]
+
+
+def test_a_queue_with_a_name_reserved_for_the_broker_is_refused() -> None:
+    """A queue whose name starts with `amq.` cannot be converted, since no client can declare it."""
+    api = api_with(**{"queues/v/amq.gen-1": view(name="amq.gen-1"), "queues/v/amq.gen-1/bindings": [], "queues/v": []})
+    assert prospect(api, "v", "amq.gen-1", "quorum", {}).refusals == [
+        Refusal("names that start with 'amq.' are reserved for the broker", "clients cannot declare it anew")
+    ]
+
+
+@pytest.mark.parametrize("kind", ["direct", "fanout", "topic", "headers", "x-delayed-message", "x-consistent-hash"])
+def test_a_queue_that_is_bound_to_an_exchange_that_distributes_messages_is_refused(kind: str) -> None:
+    """A queue that is bound to an exchange for which one more binding changes where messages go, such as a consistent
+    hash exchange, cannot be converted. Other exchanges are no obstacle.
+    """
+    bindings = [{"source": "logs", "routing_key": key} for key in ("1", "2")]
+    api = api_with(bindings=bindings, **{"exchanges/v/logs": {"type": kind}})
+    it = prospect(api, "v", "jobs", "quorum", {})
+    assert it.bindings == bindings
+    assert cast(Any, api).columns == {"exchanges/v/logs": "type"}
+    refused = Refusal(
+        "it is bound to 'logs', an exchange of type x-consistent-hash: one more binding changes where messages go",
+        "unbind it first, and bind it again afterwards: mqtool exchange unbind logs jobs",
+    )
+    assert it.refusals == ([refused] if kind == "x-consistent-hash" else [])
+
+
+def consumer(tag: str, *, exclusive: bool = False, channel: str = "c") -> dict[str, Any]:
+    """A consumer as the management API describes it."""
+    details = {"user": "ann", "connection_name": "1.2.3.4:5", "name": channel}
+    return {"consumer_tag": tag, "exclusive": exclusive, "channel_details": details}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (1, "1 consumer would be cancelled: t0 of ann at 1.2.3.4:5"),
+        (5, f"5 consumers would be cancelled: {', '.join(f't{number} of ann at 1.2.3.4:5' for number in range(5))}"),
+        (
+            6,
+            f"6 consumers would be cancelled: {', '.join(f't{number} of ann at 1.2.3.4:5' for number in range(5))}"
+            " and 1 other",
+        ),
+        (
+            8,
+            f"8 consumers would be cancelled: {', '.join(f't{number} of ann at 1.2.3.4:5' for number in range(5))}"
+            " and 3 others",
+        ),
+    ],
+)
+def test_consumers_are_cancelled_only_with_force(count: int, text: str) -> None:
+    """If a queue has consumers, a conversion cancels them only with --force. The first five are named."""
+    consumers = [consumer(f"t{number}") for number in range(count)]
+    it = found(queue=view(consumer_details=consumers), **{"channels": [], "vhosts/v/channels": []})
+    assert it.refusals == [Refusal(text, "stop them, or cancel them with --force", is_final=False)]
+
+
+def test_an_exclusive_consumer_prevents_a_conversion() -> None:
+    """While a queue has an exclusive consumer, nobody else can consume its messages, so it cannot be converted."""
+    it = found(queue=view(consumer_details=[{"consumer_tag": "t", "exclusive": True}]), **{"vhosts/v/channels": []})
+    assert it.refusals == [
+        Refusal("consumer t of a user at ? is exclusive: nobody else can consume the messages", "stop it"),
+        Refusal(
+            "1 consumer would be cancelled: t of a user at ?", "stop them, or cancel them with --force", is_final=False
+        ),
+    ]
+
+
+@pytest.mark.parametrize(("count", "text"), [(1, "1 consumer"), (2, "2 consumers")])
+def test_consumers_that_are_only_counted_are_cancelled_only_with_force(count: int, text: str) -> None:
+    """If the broker reports only the number of consumers, they are cancelled only with --force, too."""
+    assert found(queue=view(consumers=count)).refusals == [
+        Refusal(f"{text} would be cancelled", "stop them, or say --force", is_final=False)
+    ]
+    assert found(queue=view(consumers=count, consumer_details=[])).refusals == []
+
+
+@pytest.mark.parametrize(("count", "text"), [(1, "1 message is"), (2, "2 messages are")])
+def test_unacknowledged_messages_prevent_a_conversion(count: int, text: str) -> None:
+    """Unacknowledged messages would be lost, so they prevent a conversion, even if no consumer is known."""
+    for more in ({}, {"consumer_details": []}, {"consumers": 0}):
+        assert found(queue=view(messages_unacknowledged=count, **more)).refusals == [
+            Refusal(
+                f"{text} unacknowledged, and would be lost",
+                "wait until their clients have acknowledged them, or stop the clients",
+            )
+        ]
+    assert found(queue=view(messages_unacknowledged=0)).refusals == []
+
+
+def test_a_queue_of_a_conversion_may_have_unacknowledged_messages() -> None:
+    """The unacknowledged messages of a queue that an earlier conversion declared do not prevent another one."""
+    ours = view(name="jobs.mqtool-convert", arguments={PLAN: "{}"}, messages_unacknowledged=5)
+    assert plan_is_ours(ours)
+    assert found(queue=ours).refusals == []
+    assert not plan_is_ours(view(name="jobs.mqtool-convert", arguments=None))
+    assert not plan_is_ours(view(arguments={PLAN: "{}"}))
+
+
+@pytest.mark.parametrize("to", ["classic", "quorum", "stream"])
+@pytest.mark.parametrize("channel", ["c", "other"])
+def test_a_prefetch_limit_for_a_whole_channel_prevents_a_conversion_to_another_type(to: str, channel: str) -> None:
+    """Quorum queues and streams refuse consumers whose channel has a prefetch limit of its own, so such a consumer
+    prevents a conversion to these types.
+    """
+    channels = [{"name": channel, "global_prefetch_count": 5}, {"name": "third", "global_prefetch_count": 0}]
+    queue = view(
+        consumer_details=[consumer("t"), {"consumer_tag": "u", "channel_details": None}, consumer("w", channel="third")]
+    )
+    api = api_with(queue, **{"vhosts/v/channels": channels})
+    refusals = prospect(api, "v", "jobs", to, {"new": 1}).refusals
+    final = [each for each in refusals if each.is_final]
+    assert final == (
+        [
+            Refusal(
+                f"consumer t of ann at 1.2.3.4:5 uses a prefetch limit for its whole channel, which {to} queues refuse",
+                "have it call basic.qos with global=false",
+            )
+        ]
+        if to != "classic" and channel == "c"
+        else []
+    )
+    columns = cast(Any, api).columns
+    assert columns == ({} if to == "classic" else {"vhosts/v/channels": ("name", "global_prefetch_count")})
+
+
+def rate(value: float | None) -> dict[str, Any]:
+    """Statistics with the rate of publishes."""
+    return {"message_stats": {"publish_details": {"rate": value}}}
+
+
+THROUGH_DEFAULT = (
+    "messages are published to it through the default exchange, 2.5/s: those published while it is replaced may be "
+    "lost, even if they are mandatory and confirmed"
+)
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_publishers_through_the_default_exchange_prevent_a_conversion_without_force(bound: bool) -> None:
+    """If messages are published to a queue through the default exchange, a conversion needs --force, since some may be
+    lost. All messages of a queue without bindings are.
+    """
+    stats = rate(2.5)["message_stats"]
+    incoming = [
+        {"exchange": {"name": "logs"}, "stats": rate(9)["message_stats"]},
+        {"exchange": {"name": ""}, "stats": stats},
+    ]
+    more = {"incoming": incoming, **rate(11.5)} if bound else rate(2.5)
+    it = found(queue=view(**more), bindings=[{"source": "logs"}] if bound else [])
+    assert it.refusals == [
+        Refusal(
+            THROUGH_DEFAULT,
+            "stop their publishers and wait ten seconds, since rates are averages, or accept the loss with --force",
+            is_final=False,
+        )
+    ]
+    assert it.remarks == [TOLD]
+
+
+@pytest.mark.parametrize(
+    ("more", "bound", "remarked"),
+    [
+        (rate(2.5), True, True),
+        ({**rate(2.5), "incoming": [{"exchange": {"name": "logs"}, "stats": rate(2.5)["message_stats"]}]}, True, False),
+        ({**rate(2.5), "incoming": [{"exchange": None, "stats": rate(2.5)["message_stats"]}]}, True, False),
+        ({"message_stats": None}, True, False),
+        ({"message_stats": {"publish_details": None}}, True, False),
+        (rate(0), True, False),
+        (rate(None), False, False),
+        ({}, False, False),
+    ],
+)
+def test_whether_clients_publish_through_the_default_exchange_may_be_unknown(
+    more: dict[str, Any], bound: bool, remarked: bool
+) -> None:
+    """If a bound queue gets messages, and the broker does not report through which exchange, a remark says that the
+    conversion may need --force. Otherwise nothing is said.
+    """
+    it = found(queue=view(**more), bindings=[{"source": "logs"}] if bound else [])
+    remark = (
+        "whether clients publish to it through the default exchange cannot be known in advance (that takes "
+        "management.rates_mode = detailed): if they do, it is not replaced without --force"
+    )
+    assert it.refusals == []
+    assert it.remarks == [TOLD, *([remark] if remarked else [])]
+
+
+# Policies
+
+
+def policy(name: str, pattern: str = "", to: str = "queues", **definition: Any) -> dict[str, Any]:
+    """A policy as the management API describes it."""
+    named = {key.replace("_", "-"): value for key, value in definition.items()}
+    return {"name": name, "pattern": pattern, "apply-to": to, "definition": named, "priority": 0}
+
+
+@pytest.mark.parametrize("limit", ["message-ttl", "expires", "max-length", "max-length-bytes", "delivery-limit"])
+@pytest.mark.parametrize("operator", [True, False])
+def test_a_policy_that_would_limit_the_queue_that_holds_the_messages_prevents_a_conversion(
+    limit: str, operator: bool
+) -> None:
+    """A policy with a limit that also matches the queue that holds the messages meanwhile would remove some of them, so
+    it prevents the conversion. A policy for the queue alone does not.
+    """
+    alone, both = policy("alone", "^jobs$", **{limit: 5}), policy("both", "^jobs", **{limit: 5}, x=1)
+    it = found(**({"operator": [alone, both]} if operator else {"policies": [alone, both]}))
+    assert it.refusals == [
+        Refusal(
+            f"policy 'both' ({limit}) would apply to 'jobs.mqtool-convert', which holds the messages meanwhile",
+            "give it a pattern that does not match this name, such as '^jobs$'",
+        )
+    ]
+
+
+def test_a_policy_for_the_queue_of_messages_that_are_published_meanwhile_prevents_a_conversion() -> None:
+    """A policy that matches only the queue for messages that are published during the conversion prevents it, too. All
+    its limits are named. A policy without limits or a definition, or for classic queues, does not.
+    """
+    policies = [
+        policy("m", "meanwhile$", max_length=5, expires=6, queue_leader_locator="balanced"),
+        policy("other", "", queue_leader_locator="balanced"),
+        policy("classic", "", "classic_queues", max_length=5),
+        {"name": "none", "pattern": "", "apply-to": "queues", "definition": None},
+    ]
+    [refusal] = found(policies=policies).refusals
+    assert refusal.what.startswith("policy 'm' (expires, max-length) would apply to 'jobs.mqtool-convert'")
+    assert refusal.is_final
+
+
+@pytest.mark.parametrize("by", ["argument", "policy"])
+def test_a_queue_that_rejects_messages_beyond_a_number_of_bytes_is_refused(by: str) -> None:
+    """A queue that rejects messages beyond a number of bytes cannot be converted, since messages that are published
+    meanwhile may not fit. It can be if the new arguments do not say so.
+    """
+    limits = {"overflow": "reject-publish", "max-length-bytes": 5}
+    arguments = {f"x-{name}": value for name, value in limits.items()}
+    refused = Refusal(
+        "it rejects messages beyond a number of bytes (max-length-bytes): those published meanwhile may not fit",
+        "limit its number of messages instead until it is converted",
+    )
+    if by == "policy":
+        assert found(policies=[policy("p", "^jobs$", **limits)]).refusals == [refused]
+        return
+    assert found(queue=view(arguments=arguments)).refusals == [refused]
+    assert found(changes={"x-overflow": None}, queue=view(arguments=arguments)).refusals == []
+    assert found(changes=arguments).refusals == [refused]
+
+
+@pytest.mark.parametrize("error", [AccessRefused("no"), NotFound("no")])
+def test_a_user_who_may_not_read_policies_gets_a_plan_without_them(error: Exception) -> None:
+    """If the user may not read one kind of policies, the plan considers the other."""
+    both = [policy("both", "^jobs", max_length=5)]
+    assert len(found(policies=error, operator=both).refusals) == 1
+    assert len(found(policies=both, operator=error).refusals) == 1
+    assert found(policies=error, operator=error).refusals == []
+
+
+@pytest.mark.parametrize(
+    ("given", "remark"),
+    [
+        (policy("p", "^jobs$", "classic_queues", app=1), "policy 'p' no longer applies: it is for classic_queues"),
+        (policy("p", "^jobs$", "quorum_queues", delivery_limit=5), "policy 'p' now applies: {\"delivery-limit\": 5}"),
+        (
+            {"name": "p", "pattern": "^jobs$", "apply-to": "quorum_queues", "definition": None},
+            "policy 'p' now applies: {}",
+        ),
+        ({"name": "p", "pattern": "^jobs$", "apply-to": "queues", "definition": None}, None),
+        (policy("p", "^jobs$", "queues", message_ttl=5), None),
+        (policy("p", "^other$", "queues", message_ttl=5), None),
+    ],
+)
+def test_policies_that_start_or_cease_to_apply_are_remarked(given: dict[str, Any], remark: str | None) -> None:
+    """A remark names each policy that no longer applies to the queue of the new type, or that applies only now."""
+    remarks = found(policies=[given]).remarks
+    assert remark in remarks if remark is not None else remarks == [TOLD]
+
+
+LOSES, CEASES = (
+    "policy 'p' loses {}: {} queues do not have it",
+    "policy 'p' no longer applies: {1} queues do not have {0}",
+)
+
+
+@pytest.mark.parametrize(
+    ("to", "definition", "what", "text"),
+    [
+        ("quorum", {"queue-version": 2, "max-priority": 5, "max-length": 3}, "queue-version, max-priority", LOSES),
+        ("stream", {"single-active-consumer": True}, "single-active-consumer", LOSES),
+        ("quorum", {"ha-mode": "all", "ha-sync-mode": "automatic"}, "ha-mode, ha-sync-mode", CEASES),
+        ("quorum", {"queue-mode": "lazy", "queue-version": 2}, "queue-mode", CEASES),
+        ("stream", {"max-length-bytes": 5, "message-ttl": 6}, "message-ttl", CEASES),
+    ],
+)
+def test_settings_of_a_policy_that_the_new_type_lacks_are_remarked(
+    to: str, definition: dict[str, Any], what: str, text: str
+) -> None:
+    """If a policy applies before and after, but the new type does not have some of its settings, a remark names them.
+    If they keep the policy from applying, the remark says that.
+    """
+    assert found(to, policies=[policy("p", "^jobs$", **definition)]).remarks == [text.format(what, to), TOLD]
+
+
+def test_messages_that_a_classic_queue_would_lose_in_a_restart_are_remarked() -> None:
+    """If a quorum queue is converted to a classic one, a remark says that a restart of the broker loses the messages
+    that are not persistent, and how to see them.
+    """
+    remark = (
+        "a restart of the broker loses its messages that are not persistent: quorum queues keep them, and do not count "
+        "them separately; to see them: mqtool peek jobs --where 'not delivery_mode=2'"
+    )
+    assert found("classic", queue=view("quorum")).remarks == [remark, TOLD]
+    assert found("classic", {"app": 1}).remarks == [TOLD]
+    assert found("quorum", {"app": 1}, queue=view("quorum")).remarks == [TOLD]
+
+
+# Bindings
+
+
+def test_the_bindings_of_a_queue_or_an_exchange_are_listed_without_that_of_the_default_exchange() -> None:
+    """The bindings of a queue do not contain the one to the default exchange. An exchange's bindings are those of which
+    it is the destination. What does not exist has none.
+    """
+    objects = {
+        "queues/v/jobs/bindings": [{"source": ""}, {"source": "a"}],
+        "exchanges/v/jobs/bindings/destination": [{"source": "b"}],
+    }
+    api = cast(Management, FakeApi(objects))
+    assert bindings_of(api, "v", "jobs") == [{"source": "a"}]
+    assert bindings_of(api, "v", "jobs", exchange=True) == [{"source": "b"}]
+    assert bindings_of(api, "v", "other") == bindings_of(api, "v", "other", exchange=True) == []
+
+
+# The texts of plans
+
+DEFINED = {"type": "classic", "durable": True, "arguments": {"x-max-length": 5}}
+PLANNED = {"queue": "jobs", "source": DEFINED, "target": {**DEFINED, "type": "quorum"}, "at_once": 7}
+
+
+def plan(**more: Any) -> ConversionPlan:
+    """Parse a plan with some other values."""
+    parsed = ConversionPlan.parsed(json.dumps({**PLANNED, **more})).proven(lambda _: True)
+    assert parsed is not None
+    return parsed
+
+
+def test_a_plan_is_stored_as_the_text_of_an_argument() -> None:
+    """A plan is stored as JSON, and read again as it was."""
+    arguments = {"x-max-length": 5}
+    written = ConversionPlan("jobs", Definition("classic", True, arguments), Definition("quorum", True, arguments), 7)
+    assert json.loads(written.as_text()) == PLANNED
+    assert plan() == written
+    assert ConversionPlan("jobs", written.source, written.target).at_once == 500
+
+
+@pytest.mark.parametrize("at_once", [1, 500])
+def test_the_size_of_a_plans_transactions_is_kept(at_once: int) -> None:
+    """A plan may have any size of transactions from 1 to 500."""
+    assert plan(at_once=at_once).at_once == at_once
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        7,
+        "",
+        "{",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        *(
+            json.dumps({**PLANNED, **more})
+            for more in (
+                {"queue": 1},
+                {"at_once": 0},
+                {"at_once": 501},
+                {"at_once": True},
+                {"at_once": "5"},
+                {"source": {}},
+                {"source": 5},
+                {"source": {**DEFINED, "type": "other"}},
+                {"source": {**DEFINED, "durable": 1}},
+                {"source": {**DEFINED, "arguments": []}},
+                {"target": {**DEFINED, "more": 1}},
+            )
+        ),
+        *(json.dumps({name: value for name, value in PLANNED.items() if name != left_out}) for left_out in PLANNED),
+    ],
+)
+def test_a_text_that_is_not_a_plan_is_refused(text: object) -> None:
+    """A text that is not a plan of a conversion is refused, and shown up to its first 200 characters."""
+    with pytest.raises(BadData) as refused:
+        ConversionPlan.parsed(text)
+    shown = repr(text)
+    assert str(refused.value) == (
+        f"the plan of a conversion cannot be read: {shown[:200]}{'…' if len(shown) > 200 else ''}"
+    )
+    assert refused.value.hint == "was it written by a newer mqtool?"
+
+
+def test_a_conversion_has_names_of_its_own() -> None:
+    """The queues and exchanges of a conversion are named after the queue."""
+    assert plan().names == ConversionNames.of("jobs")
+    assert [*ConversionNames.of("jobs")] == [
+        f"jobs.mqtool-convert{word}" for word in ("", ".meanwhile", ".through", ".into", ".back", ".lock", ".trial")
+    ]
+
+
+def holder(name: str, text: str) -> dict[str, Any]:
+    return {"name": name, "arguments": {PLAN: text}}
+
+
+def test_unfinished_conversions_are_found_by_the_queues_that_hold_their_messages() -> None:
+    """The plan of an unfinished conversion counts only on the queue that holds the messages of the queue to convert.
+    Others are listed with the reason why they do not count.
+    """
+    text = json.dumps(PLANNED)
+    queues = [
+        {"name": "jobs", "arguments": {}},
+        {"name": "a", "arguments": None},
+        holder("jobs.mqtool-convert", text),
+        holder("forged", text),
+        holder("broken", "{"),
+    ]
+    api = cast(Management, FakeApi({"queues/v": queues}))
+    it = unfinished(api, "v")
+    assert it.plans == {"jobs": plan()}
+    assert {name: str(error) for name, error in it.ignored.items()} == {
+        "forged": "it is for a queue whose messages are held in a queue with another name",
+        "broken": "the plan of a conversion cannot be read: '{'",
+    }
+    assert cast(Any, api).columns == {"queues/v": ("name", "arguments")}
+
+
+DLX, KEY = "x-dead-letter-exchange", "x-dead-letter-routing-key"
+
+
+def test_the_dead_letter_settings_of_a_queue_are_its_exchange_and_routing_key() -> None:
+    """The dead-letter settings of a definition are the arguments that say where dead letters go."""
+    assert dead_letters(Definition("classic", True, {DLX: "d", KEY: "k", "x-max-length": 5})) == {DLX: "d", KEY: "k"}
+    assert dead_letters(Definition("classic", True, {})) == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "now", "redirected"),
+    [
+        ({}, {}, {}, False),
+        ({}, {}, None, False),
+        ({}, {}, {DLX: "d"}, False),
+        ({DLX: "d"}, {DLX: "d"}, {DLX: "d"}, False),
+        ({DLX: "d"}, {}, {DLX: "d"}, False),
+        ({DLX: "d"}, {}, None, True),
+        ({DLX: "d"}, {DLX: "other"}, {DLX: "d"}, True),
+        ({DLX: "other"}, {DLX: "d"}, {DLX: "d"}, True),
+        ({DLX: "d", KEY: "k"}, {}, {DLX: "d"}, True),
+    ],
+)
+def test_a_plan_that_gives_a_queue_other_dead_letter_settings_is_noticed(
+    source: dict[str, Any], target: dict[str, Any], now: dict[str, Any] | None, redirected: bool
+) -> None:
+    """A plan that would send the dead letters of a queue elsewhere is noticed, because the conversion would declare the
+    queue with the rights of whoever continues it.
+    """
+    it = ConversionPlan("jobs", Definition("classic", True, source), Definition("quorum", True, target))
+    assert it.redirects(None if now is None else view(arguments=now)) is redirected

@@ -1,0 +1,610 @@
+"""Relays: what they declare and publish, when they acknowledge a message, and which wait queues they avoid."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pytest
+
+from mqtool.amqp import Receiving
+from mqtool.delays.wait_queues import LONGEST_IN_QUEUES
+from mqtool.errors import BadData, DeclaredDifferently, NotConfirmed, NotFound, Unavailable
+from mqtool.message import DUE, Confirmation, Delivery, Message, Receipt
+from mqtool.topology import Exchange, Queue
+from mqtool.work.delay_relay import Relay, RelayNames, WaitQueueChecks
+from mqtool.work.transfer import NotMoved
+
+#: The time of the tests, in seconds since 1970.
+NOW = 1_700_000_000.0
+NAMES = RelayNames.of("tasks")
+WAIT = "tasks.relayed.exchange.delay.5s"
+
+
+class FakeBroker:
+    """A broker, its connections and their channels, which behave as one.
+
+    Attributes:
+        answer: returns the broker's response to a message.
+        is_slow: confirm messages only when there is nothing more to publish.
+        has_looked: set once the relay has waited for an answer.
+        leader: returns what basic.get finds in a queue. Raises NotConfirmed if the queue has no leader.
+        published, acknowledged: the messages, and the tags of deliveries, in order.
+        patience: how long the relay has waited for deliveries, each time.
+    """
+
+    def __init__(self, *deliveries: Delivery, broker: str = "the embedded broker") -> None:
+        self.connection = self
+        self.broker_to_show = self.broker = broker
+        self.waiting = [*deliveries]
+        self.answer: Callable[[Message], Confirmation] = lambda _: Confirmation.CONFIRMED
+        self.leader: Callable[[str], object] = lambda _: None
+        self.published: list[Message] = []
+        self.acknowledged: list[int] = []
+        self.patience: list[float] = []
+        self.declared: list[Any] = []
+        self.connections = 0
+        self.closed = 0
+        self.is_open = True
+        self.is_slow = False
+        self.has_looked = threading.Event()
+
+    def consumer(self, queue: Queue, receiving: Receiving) -> "FakeBroker":
+        assert (queue, receiving) == (NAMES.intake, Receiving(200, acknowledge=False))
+        return self
+
+    def deliveries(self) -> Iterator[Delivery]:
+        while self.waiting:
+            yield self.waiting.pop(0)
+
+    def arrives(self, patience: float) -> bool:
+        """True if there is a delivery, or if the relay waits for nothing else and is stopped now."""
+        self.patience.append(patience)
+        if patience == 0.005:
+            self.has_looked.set()
+        return bool(self.waiting) or patience == 1.0
+
+    def publish(self, messages: Iterator[Message | None], *, mandatory: bool, window: int) -> Iterator[Receipt]:
+        assert (mandatory, window) == (True, 200)
+        unconfirmed: list[Receipt] = []
+        for message in messages:
+            if message is not None:
+                if message.body == b"cannot be encoded":
+                    raise BadData("no")
+                self.published.append(message)
+                unconfirmed.append(Receipt(message, self.answer(message), "why"))
+            if message is None or not self.is_slow:
+                yield from unconfirmed
+                unconfirmed.clear()
+
+    def acknowledge(self, *deliveries: Delivery) -> None:
+        self.acknowledged += [each.delivery_tag for each in deliveries]
+
+    @contextmanager
+    def beside(self) -> Iterator["FakeBroker"]:
+        self.connections += 1
+        yield self
+        self.closed += 1
+
+    def channel(self) -> "FakeBroker":
+        return self
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def depth_of(self, _: str) -> int:
+        return 0
+
+    def get(self, queue: str, within: float) -> object:
+        assert within == 10.0
+        return self.leader(queue)
+
+    def declare(self, thing: Any, **how: bool) -> Any:
+        self.declared.append((thing, how))
+        return thing
+
+    def bind(self, *things: Any, **how: Any) -> None:
+        self.declared.append((*things, how))
+
+    def ask(self, request: Any) -> None:
+        request(self, None)
+
+
+def job(tag: int, body: bytes = b"job", key: str = "eu", message_id: str | None = "m", **headers: Any) -> Delivery:
+    """A message in the relay's queue; `x_delay` stands for the header x-delay."""
+    named = {name.replace("x_", "x-"): value for name, value in headers.items()}
+    properties = {"headers": named or None, "message_id": message_id, "type": "t"}
+    return Delivery(body, "tasks", key, "tasks.relay", False, properties, tag)
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: NOW)
+
+
+class Relayed:
+    """A relay's warnings and counts, after it has relayed the messages of a broker."""
+
+    def __init__(self, broker: FakeBroker, dead: set[str] | None = None, **options: bool) -> None:
+        self.warnings: list[str] = []
+        self.counts = Counter({"delayed": 10})
+        channel: Any = broker
+        self.dead = set() if dead is None else dead
+        self.relay = Relay(channel, channel, NAMES, "me", self.warnings.append, self.counts, self.dead, **options)
+
+    def run(self) -> "Relayed":
+        self.relay.run()
+        assert self.relay.counts is self.counts
+        return self
+
+
+# What a relay declares
+
+
+def test_a_relay_has_an_entrance_a_queue_and_an_exchange_for_due_messages() -> None:
+    """The relay of the exchange `tasks` declares it as a fanout exchange, a quorum queue without a delivery limit, and
+    the exchange `tasks.relayed` of the wanted type; or it uses an existing exchange for due messages.
+    """
+    arguments = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
+    assert (
+        RelayNames(
+            Exchange("tasks", "fanout", durable=True),
+            Queue("tasks.relay", durable=True, arguments={**arguments, "x-mqtool-relay": "tasks.relayed"}),
+            Exchange("tasks.relayed", "direct", durable=True),
+            is_ours=True,
+        )
+        == NAMES
+    )
+    other = RelayNames.of("tasks", "topic", "due")
+    assert (other.out, other.is_ours) == (Exchange("due", "topic", durable=True), False)
+    assert other.intake.arguments["x-mqtool-relay"] == "due"
+
+
+class Declaring(FakeBroker):
+    """A broker that has some exchanges already, and refuses to declare others."""
+
+    def __init__(self, *has: str, refuses: str = "") -> None:
+        super().__init__()
+        self.has, self.refuses = has, refuses
+
+    def declare(self, thing: Any, **how: bool) -> Any:
+        if thing.name == self.refuses:
+            raise DeclaredDifferently("another type")
+        return super().declare(thing, **how)
+
+    def exchange_declare(self, name: str, *_: object, **__: object) -> None:
+        if name not in self.has:
+            raise NotFound(f"no exchange {name}")
+
+
+HOW = {"remember": False, "exactly": True}
+DECLARED = [(NAMES.entrance, HOW), (NAMES.intake, HOW), (NAMES.intake, NAMES.entrance, {"remember": False})]
+
+
+@pytest.mark.parametrize(
+    ("has", "keep_type", "first"),
+    [
+        ((), True, [(NAMES.out, HOW)]),
+        ((), False, [(NAMES.out, HOW)]),
+        (("tasks.relayed",), True, []),
+        (("tasks.relayed",), False, [(NAMES.out, HOW)]),
+    ],
+)
+def test_a_relay_declares_its_exchanges_and_its_queue(has: tuple[str, ...], *, keep_type: bool, first: Any) -> None:
+    """A relay declares its exchanges and its queue, and binds the queue. If no type is given, an existing exchange for
+    due messages is used whatever its type is.
+    """
+    broker = Declaring(*has)
+    NAMES.declare(cast(Any, broker), keep_type=keep_type)
+    assert broker.declared == [*first, *DECLARED]
+
+
+def test_a_relay_does_not_declare_the_exchange_of_somebody_else() -> None:
+    """If another exchange is to route due messages, it must exist, and is not declared."""
+    names = RelayNames.of("tasks", to="due")
+    broker = Declaring("due")
+    names.declare(cast(Any, broker), keep_type=False)
+    assert [thing.name for thing, *_ in broker.declared] == ["tasks", "tasks.relay", "tasks.relay"]
+    broker = Declaring()
+    with pytest.raises(NotFound):
+        names.declare(cast(Any, broker), keep_type=True)
+    assert broker.declared == []
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        (
+            "tasks",
+            "name another exchange, to which clients then publish; for one of the plugin, see 'mqtool delayed migrate "
+            "--help'",
+        ),
+        ("tasks.relay", "does it relay to another exchange? Once it is empty: mqtool queue delete tasks.relay"),
+    ],
+)
+def test_a_relay_says_what_to_do_if_its_exchange_or_queue_exists_with_other_settings(name: str, hint: str) -> None:
+    """If the exchange or the queue of a relay exists with other settings, the hint says what to do."""
+    with pytest.raises(DeclaredDifferently) as refused:
+        NAMES.declare(cast(Any, Declaring(refuses=name)), keep_type=True)
+    assert (str(refused.value), refused.value.hint) == ("another type", hint)
+
+
+# What a relay publishes
+
+
+def test_a_message_without_a_delay_is_published_at_once_as_it_is() -> None:
+    """A message without the header x-delay is published at once to the exchange for due messages, with its own routing
+    key and properties, but without headers of the broker or of an earlier delay.
+    """
+    headers = {"x_delivery-count": 1, "x_acquired-count": 2, DUE: 3, "mqtool-then": "4", "a": 5}
+    broker = FakeBroker(job(7, **headers), job(8))
+    relayed = Relayed(broker).run()
+    first, second = broker.published
+    assert (first.body, first.routing_key, first.exchange, first.message_id) == (b"job", "eu", "tasks.relayed", "m")
+    assert first.properties == {"type": "t", "user_id": None, "headers": {"a": 5}}
+    assert second.properties == {"type": "t", "user_id": None, "headers": None}
+    assert broker.acknowledged == [7, 8]
+    assert (relayed.counts, relayed.warnings) == ({"delayed": 10, "at once": 2}, [])
+    assert set(broker.patience) == {1.0}
+    assert broker.connections == 0
+
+
+@pytest.mark.parametrize(("user_id", "kept"), [("me", "me"), ("you", None), (None, None)])
+def test_the_user_id_of_another_user_is_removed(user_id: str | None, kept: str | None) -> None:
+    """A relay may not publish messages with the user_id of another user, so it removes it."""
+    delivery = job(1)
+    cast(dict[str, Any], delivery.properties)["user_id"] = user_id
+    broker = FakeBroker(delivery)
+    Relayed(broker).run()
+    assert broker.published[0].properties["user_id"] == kept
+
+
+def test_a_message_with_a_delay_waits_in_a_queue_for_it() -> None:
+    """A message with the header x-delay is published to a wait queue for this delay, once that has answered, with the
+    delay as its expiration, its due time, and x-delay as the plugin changes it.
+    """
+    broker = FakeBroker(job(7, x_delay=5000, a=1))
+    relayed = Relayed(broker).run()
+    [message] = broker.published
+    assert (message.body, message.routing_key, message.exchange, message.message_id) == (b"job", "eu", WAIT, "m")
+    headers = {"a": 1, DUE: int(NOW * 1000) + 5000, "x-delay": -5000}
+    assert message.properties == {"type": "t", "user_id": None, "headers": headers, "expiration": "5001"}
+    assert broker.acknowledged == [7]
+    assert relayed.counts == {"delayed": 11}
+    assert (broker.connections, broker.closed) == (1, 1)
+
+
+def test_a_relay_looks_every_5_ms_whether_a_wait_queue_has_answered() -> None:
+    """While a wait queue has not answered, a relay waits for deliveries for 5 ms at a time, so that the message is
+    published soon.
+    """
+    broker = FakeBroker(job(7, x_delay=5000))
+    broker.leader = lambda _: broker.has_looked.wait(30)
+    Relayed(broker).run()
+    assert set(broker.patience) == {1.0, 0.005}
+    assert len(broker.published) == 1
+
+
+def test_a_relay_waits_50_ms_for_more_messages_before_it_waits_for_confirms() -> None:
+    """While messages are unconfirmed, a relay waits for deliveries for 50 ms, and then for confirms."""
+    broker = FakeBroker(job(1), job(2))
+    broker.is_slow = True
+    Relayed(broker).run()
+    assert broker.patience == [1.0, 0.05, 0.05, 1.0]
+    assert broker.acknowledged == [1, 2]
+
+
+def test_several_messages_for_a_wait_queue_need_one_check() -> None:
+    """A relay asks each wait queue once whether it has a leader."""
+    asked: list[str] = []
+    broker = FakeBroker(*[job(tag, x_delay=5000) for tag in range(3)])
+    broker.leader = lambda queue: asked.append(queue)
+    Relayed(broker).run()
+    assert asked == [WAIT]
+    assert sorted(broker.acknowledged) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("published", "option", "left"),
+    [
+        (NOW * 1000 - 2000, True, 3000),
+        (NOW * 1000 - 2000, False, 5000),
+        (NOW * 1000 + 9000, True, 5000),
+        ("soon", True, 5000),
+        (NOW * 1000 - 90_000, True, 1),
+    ],
+)
+def test_with_by_timestamps_a_delay_counts_from_the_time_of_publication(
+    published: Any, option: bool, left: int
+) -> None:
+    """With --by-timestamps, the delay counts from the time in the header timestamp_in_ms, but not from one in the
+    future. The queue is at least as long as the rest of the delay.
+    """
+    given = int(published) if isinstance(published, float) else published
+    broker = FakeBroker(job(7, x_delay=5000, timestamp_in_ms=given))
+    Relayed(broker, by_timestamps=option).run()
+    [message] = broker.published
+    begun = given if option and isinstance(given, int) and given < NOW * 1000 else int(NOW * 1000)
+    assert message.properties["headers"][DUE] == begun + 5000
+    assert message.properties["expiration"] == str(left + 1)
+
+
+def test_an_invalid_delay_is_warned_of_and_ignored() -> None:
+    """A message whose x-delay is not a number is published at once, with a warning that names it."""
+    broker = FakeBroker(job(7, x_delay="soon"))
+    relayed = Relayed(broker).run()
+    assert broker.published[0].exchange == "tasks.relayed"
+    assert broker.published[0].properties["headers"] == {"x-delay": "soon"}
+    assert relayed.warnings == ["message m is not delayed: x-delay is not a number of milliseconds: 'soon'"]
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_delay_that_is_too_long_for_a_wait_queue_is_shortened_with_a_warning(more: int) -> None:
+    """A delay longer than the longest one in wait queues is shortened to that, with a warning."""
+    broker = FakeBroker(job(7, x_delay=LONGEST_IN_QUEUES + more))
+    relayed = Relayed(broker).run()
+    assert broker.published[0].properties["headers"][DUE] == int(NOW * 1000) + LONGEST_IN_QUEUES
+    longest = "49d16h2m47s295ms"
+    assert relayed.warnings == ([f"message m is delayed by {longest}, the most"] if more else [])
+
+
+def test_a_message_that_cannot_be_encoded_stays_in_the_queue() -> None:
+    """A message that cannot be published stays unacknowledged in the relay's queue, with a warning, and those after it
+    are relayed.
+    """
+    broker = FakeBroker(job(1), job(2, b"cannot be encoded"), job(3))
+    relayed = Relayed(broker).run()
+    assert broker.acknowledged == [1, 3]
+    assert relayed.warnings == ["message m stays in tasks.relay: no"]
+    assert relayed.counts["at once"] == 2
+
+
+# The broker's responses
+
+
+def test_an_unroutable_due_message_is_dropped_and_counted() -> None:
+    """A due message that the exchange cannot route is dropped, as the plugin does, and counted."""
+    broker = FakeBroker(job(7))
+    broker.answer = lambda _: Confirmation.RETURNED
+    relayed = Relayed(broker).run()
+    assert relayed.counts == {"delayed": 10, "unroutable": 1}
+    assert broker.acknowledged == [7]
+
+
+@pytest.mark.parametrize("delayed", [False, True])
+def test_a_message_that_a_full_queue_has_rejected_is_tried_again_after_a_second(*, delayed: bool) -> None:
+    """If a queue rejects a due message, the message waits for a second and is acknowledged then. Its x-delay shows that
+    only if it had one.
+    """
+    broker = FakeBroker(job(7, **({"x_delay": 0} if delayed else {})))
+    broker.answer = lambda message: (
+        Confirmation.NACKED if message.exchange == "tasks.relayed" else Confirmation.CONFIRMED
+    )
+    relayed = Relayed(broker).run()
+    assert [message.exchange for message in broker.published] == ["tasks.relayed", "tasks.relayed.exchange.delay.1s"]
+    again = {DUE: int(NOW * 1000) + 1000, **({"x-delay": -1000} if delayed else {})}
+    assert broker.published[1].properties["headers"] == again
+    assert broker.published[1].properties["expiration"] == "1001"
+    assert broker.acknowledged == [7]
+    assert relayed.counts == {"delayed": 11}
+
+
+@pytest.mark.parametrize("confirmation", [Confirmation.NACKED, Confirmation.RETURNED])
+def test_a_relay_ends_if_a_wait_queue_does_not_take_a_message(confirmation: Confirmation) -> None:
+    """If a wait queue does not take a message, the relay ends with an error, and the message stays in its queue."""
+    broker = FakeBroker(job(7, x_delay=5000))
+    broker.answer = lambda _: confirmation
+    with pytest.raises(NotMoved) as refused:
+        Relayed(broker).run()
+    assert str(refused.value) == "'eu' did not take message m: why"
+    assert broker.acknowledged == []
+    assert broker.closed == broker.connections == 1
+
+
+class Monotonic:
+    """A monotonic clock that passes only by sleeping."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 500.0
+        self.slept: list[float] = []
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+        monkeypatch.setattr("time.sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.mark.parametrize("broker_name", ["RabbitMQ 4.2", "the embedded broker"])
+def test_a_message_in_a_new_wait_queue_is_acknowledged_once_that_survives_a_kill_of_rabbitmq(
+    monkeypatch: pytest.MonkeyPatch, broker_name: str
+) -> None:
+    """RabbitMQ saves the name of a new quorum queue a moment after it has declared it. So a message in a new wait queue
+    is acknowledged 1.5 seconds later, even if the relay is being stopped. The embedded broker saves it at once.
+    """
+    clock = Monotonic(monkeypatch)
+    broker = FakeBroker(job(7, x_delay=5000), job(8), broker=broker_name)
+    acknowledged: list[tuple[float, int]] = []
+    monkeypatch.setattr(
+        broker, "acknowledge", lambda *given: acknowledged.extend((clock.now, each.delivery_tag) for each in given)
+    )
+    Relayed(broker).run()
+    later = 501.5 if broker_name == "RabbitMQ 4.2" else 500.0
+    assert sorted(acknowledged, key=lambda each: each[1]) == [(later, 7), (500.0, 8)]
+    assert sum(clock.slept) == later - 500
+
+
+# Wait queues without a leader
+
+
+def checking(broker: FakeBroker, dead: set[str]) -> tuple[WaitQueueChecks, list[str]]:
+    """The checks of wait queues, and their warnings."""
+    warnings: list[str] = []
+    return WaitQueueChecks(cast(Any, broker), dead, warnings.append), warnings
+
+
+def wait_for_changes(checks: WaitQueueChecks) -> None:
+    """Wait until queues have answered, on another thread."""
+    deadline = time.perf_counter() + 30
+    while not checks.have_changed(is_pressed=False):
+        assert time.perf_counter() < deadline, "no queue has answered"
+
+
+def test_a_wait_queue_is_used_once_it_has_answered() -> None:
+    """A relay uses a wait queue once the queue has answered. It asks each queue that it does not know once."""
+    asked: list[str] = []
+    broker = FakeBroker()
+    broker.leader = lambda queue: asked.append(queue)
+    checks, warnings = checking(broker, set())
+    with checks:
+        assert not checks.are_outstanding
+        assert not checks.have_changed(is_pressed=False)
+        assert not checks.have_answered(["a", "b"])
+        assert not checks.have_answered(["a"])
+        assert checks.are_outstanding
+        while checks.are_outstanding:
+            wait_for_changes(checks)
+        assert checks.have_answered(["a", "b"])
+        assert not checks.have_changed(is_pressed=False)
+    assert sorted(asked) == ["a", "b"]
+    assert (warnings, checks.avoided) == ([], set())
+    assert broker.connections == broker.closed == 1
+
+
+def no_leader(_: str) -> object:
+    raise NotConfirmed("no answer")
+
+
+def test_a_wait_queue_without_a_leader_is_avoided_with_a_warning() -> None:
+    """A wait queue that does not answer is avoided, also by later relays, and a warning says how to delete it."""
+    broker, dead = FakeBroker(), {"known"}
+    broker.leader = no_leader
+    checks, warnings = checking(broker, dead)
+    assert checks.avoided == {"known"}
+    with checks:
+        checks.have_answered(["a"])
+        wait_for_changes(checks)
+        assert not checks.have_answered(["a"])
+    assert checks.avoided == dead == {"known", "a"}
+    assert warnings == [
+        "wait queue 'a' has no leader, so messages wait in another queue; if RabbitMQ was killed just after it had "
+        "declared 'a', it is empty, and can only be deleted: mqtool queue delete a"
+    ]
+
+
+def test_a_wait_queue_that_has_been_deleted_is_used() -> None:
+    """A wait queue that does not exist any more counts as one that answers: the broker returns the message."""
+    broker = FakeBroker()
+
+    def deleted(_: str) -> object:
+        raise NotFound("no queue")
+
+    broker.leader = deleted
+    checks, warnings = checking(broker, set())
+    with checks:
+        checks.have_answered(["a"])
+        wait_for_changes(checks)
+        assert checks.have_answered(["a"])
+    assert warnings == []
+
+
+def test_a_check_opens_another_connection_if_the_broker_has_closed_the_first() -> None:
+    """If RabbitMQ closes the connection on which queues are checked, another one is opened, and the queue is asked
+    again. The first one is closed.
+    """
+    broker = FakeBroker()
+    lost = [Unavailable("lost")]
+
+    def answers(_: str) -> object:
+        if lost:
+            raise lost.pop()
+        return None
+
+    broker.leader = answers
+    checks, _ = checking(broker, set())
+    with checks:
+        checks.have_answered(["a"])
+        wait_for_changes(checks)
+        assert checks.have_answered(["a"])
+        assert (broker.connections, broker.closed) == (2, 1)
+    assert broker.closed == 2
+
+
+@pytest.mark.parametrize(
+    ("pressed", "seconds", "avoided"), [(False, 3.0, False), (False, 3.1, True), (True, 0.5, False), (True, 0.6, True)]
+)
+def test_a_slow_wait_queue_is_avoided_until_it_answers(
+    monkeypatch: pytest.MonkeyPatch, *, pressed: bool, seconds: float, avoided: bool
+) -> None:
+    """A wait queue that has not answered for three seconds, or for half a second while many messages wait, is avoided
+    until it answers. The queue that is used instead is not.
+    """
+    clock = Monotonic(monkeypatch)
+    may_answer = threading.Event()
+    broker = FakeBroker()
+    broker.leader = lambda _: may_answer.wait(30)
+    checks, warnings = checking(broker, set())
+    with checks:
+        checks.have_answered(["jobs.delay.5s", "jobs.delay.5s.2"])
+        clock.now += seconds
+        assert checks.have_changed(is_pressed=pressed) is avoided
+        assert checks.avoided == ({"jobs.delay.5s"} if avoided else set())
+        assert not checks.have_changed(is_pressed=pressed)
+        may_answer.set()
+        while checks.are_outstanding:
+            wait_for_changes(checks)
+        assert checks.avoided == set()
+    assert warnings == []
+
+
+def test_a_check_that_waits_when_the_relay_ends_opens_no_connection() -> None:
+    """When a relay has ended, its checks do not open another connection, and the relay does not wait for them."""
+    started, may_go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    broker = FakeBroker()
+
+    def lost(_: str) -> object:
+        started.set()
+        may_go_on.wait(30)
+        ended.set()
+        raise Unavailable("lost")
+
+    broker.leader = lost
+    checks, _ = checking(broker, set())
+    with checks:
+        checks.have_answered(["a"])
+        assert started.wait(30)
+    assert broker.closed == 1
+    may_go_on.set()
+    assert ended.wait(30)
+    with pytest.raises(Unavailable) as refused:
+        wait_for_changes(checks)
+    assert str(refused.value) == "the connection is closed"
+    assert broker.connections == 1
+
+
+def test_messages_wait_in_another_queue_if_theirs_has_no_leader() -> None:
+    """If the wait queue for a delay has no leader, the message waits in another queue. Messages without a delay, and
+    those for other queues, are not held up.
+    """
+    broker = FakeBroker(job(1, x_delay=5000), job(2), job(3, x_delay=2000))
+    broker.leader = lambda queue: no_leader(queue) if queue == WAIT else None
+    relayed = Relayed(broker).run()
+    assert {message.exchange for message in broker.published} == {
+        "tasks.relayed",
+        "tasks.relayed.exchange.delay.2s",
+        f"{WAIT}.2",
+    }
+    assert sorted(broker.acknowledged) == [1, 2, 3]
+    assert relayed.dead == {WAIT}
+    assert len(relayed.warnings) == 1
+
+
+def test_a_wait_queue_that_is_known_to_have_no_leader_is_not_asked() -> None:
+    """A relay does not use a wait queue that an earlier relay has found without a leader."""
+    asked: list[str] = []
+    broker = FakeBroker(job(1, x_delay=5000))
+    broker.leader = lambda queue: asked.append(queue)
+    Relayed(broker, {WAIT}).run()
+    assert asked == [f"{WAIT}.2"]

@@ -1,0 +1,532 @@
+"""The messages of a queue under conversion: what they look like while another queue holds them, and afterwards."""
+
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from mqtool.amqp import ChannelOwner, Connection
+from mqtool.codecs.field_tables import CLIENT, header_size, largest_payload
+from mqtool.delays import LONGEST
+from mqtool.errors import HeadersTooLarge, NotConfirmed, Unavailable
+from mqtool.management import Management
+from mqtool.message import Delivery, Message
+from mqtool.work.held_messages import HeldMessages, check_acknowledged, check_leader, has_leader, is_empty
+
+FRAME_MAX = 131_072
+HEADER = "mqtool-convert"
+
+
+def converting(user: str | None = None, frame_max: int = FRAME_MAX) -> HeldMessages:
+    """The conversion of the queue `jobs`."""
+    return HeldMessages("jobs", "into", "back", user, frame_max)
+
+
+def delivery(
+    headers: dict[str, Any] | None = None, body: bytes = b"job", exchange: str = "logs", key: str = "eu", **more: Any
+) -> Delivery:
+    """A message in the queue `jobs`."""
+    return Delivery(body, exchange, key, "jobs", False, {"headers": headers, **more}, 1)
+
+
+def taken(message: Message, queue: str = "jobs.held") -> Delivery:
+    """A message as it is delivered from the queue that it was published to."""
+    properties = {name: value for name, value in message.properties.items() if value is not None}
+    if message.message_id is not None:
+        properties["message_id"] = message.message_id
+    return Delivery(message.body, message.exchange or "", message.routing_key or "", queue, False, properties, 1)
+
+
+def set_ones(message: Message) -> dict[str, Any]:
+    """The properties of a message that are set."""
+    return {name: value for name, value in message.properties.items() if value is not None}
+
+
+ALL: dict[str, Any] = {
+    "content_type": "text/plain",
+    "delivery_mode": 2,
+    "priority": 7,
+    "expiration": "60000",
+    "correlation_id": "c",
+    "message_id": "m",
+    "type": "t",
+}
+KEPT: dict[str, Any] = {"CC": ["a"], "BCC": ["b"], "mqtool-exchange": "x", "mqtool-routing-key": "k"}
+
+
+@pytest.mark.parametrize("headers", [None, {"a": 1}, {"a": 1, **KEPT}, {HEADER: {"exchange": "x"}}, {HEADER: 3}, KEPT])
+@pytest.mark.parametrize("exchange", ["logs", ""])
+def test_a_converted_queue_has_each_message_as_it_was(headers: dict[str, Any] | None, exchange: str) -> None:
+    """After a conversion, each message of the queue has the body, the routing key, the properties and the headers with
+    which it was published, even headers of mqtool.
+    """
+    found = delivery(headers, exchange=exchange, key="eu", **ALL)
+    conversion = converting()
+    held = conversion.held(found)
+    back = conversion.returned(taken(held))
+    assert (back.body, back.routing_key, back.exchange, back.message_id) == (b"job", "eu", "back", "m")
+    wanted = {name: value for name, value in ALL.items() if name != "message_id"}
+    assert set_ones(back) == {**wanted, **({"headers": headers} if headers else {})}
+    assert conversion.users == 0
+
+
+def test_a_held_message_does_not_expire_or_overtake_others_and_is_not_copied() -> None:
+    """While another queue holds a message, the message has neither expiration nor priority, and no headers that request
+    copies or show where it was first published. They are in a header of mqtool.
+    """
+    held = converting().held(delivery({"a": 1, **KEPT, "x-delivery-count": 3, "x-acquired-count": 4}, **ALL))
+    table = CLIENT.encode_table({"a": 1, **KEPT})
+    assert (held.body, held.routing_key, held.exchange, held.message_id) == (table + b"job", "", "into", "m")
+    found = set_ones(held)
+    assert "message_id" not in held.properties
+    settings = {"exchange": "logs", "routing_key": "eu", "expiration": "60000", "priority": 7}
+    assert found.pop("headers") == {HEADER: {**settings, "packed": True}}
+    assert found == {name: ALL[name] for name in ("content_type", "delivery_mode", "correlation_id", "type")}
+
+
+def test_a_held_message_keeps_its_other_headers() -> None:
+    """A message without headers that affect its delivery keeps its body and its headers while another queue holds it.
+    The header of mqtool contains its exchange and routing key.
+    """
+    held = converting().held(delivery({"a": 1, "x-delivery-count": 3, "x-acquired-count": 4}))
+    assert held.body == b"job"
+    assert set_ones(held) == {"headers": {"a": 1, HEADER: {"exchange": "logs", "routing_key": "eu"}}}
+    held = converting().held(delivery(priority=0, expiration="5"))
+    settings = {"exchange": "logs", "routing_key": "eu", "priority": 0, "expiration": "5"}
+    assert set_ones(held) == {"headers": {HEADER: settings}}
+
+
+@pytest.mark.parametrize("name", [*KEPT, HEADER])
+def test_headers_that_affect_the_delivery_are_kept_in_the_body(name: str) -> None:
+    """If a message has headers that affect its delivery, all its headers are at the start of the body while another
+    queue holds the message.
+    """
+    headers = {"a": 1, name: KEPT.get(name, {"x": 1})}
+    held = converting().held(delivery(headers))
+    assert held.body == CLIENT.encode_table(headers) + b"job"
+    assert set_ones(held) == {"headers": {HEADER: {"exchange": "logs", "routing_key": "eu", "packed": True}}}
+    back = converting().returned(taken(held))
+    assert (back.body, set_ones(back)) == (b"job", {"headers": headers})
+
+
+@pytest.mark.parametrize("size", [8 << 20, (8 << 20) + 1])
+def test_a_large_body_gets_no_headers_added_to_it(size: int) -> None:
+    """If the body of a message is larger than 8 MiB, its headers are not added to it, since the broker limits its size:
+    those that affect the delivery are in mqtool's header.
+    """
+    body = b"x" * size
+    conversion = converting()
+    held = conversion.held(delivery({"a": 1, **KEPT}, body))
+    is_packed = size == 8 << 20
+    assert (len(held.body) > size) is is_packed
+    if not is_packed:
+        settings = {"exchange": "logs", "routing_key": "eu", **KEPT}
+        assert set_ones(held) == {"headers": {"a": 1, HEADER: settings}}
+    back = conversion.returned(taken(held))
+    assert (back.body == body, set_ones(back)) == (True, {"headers": {"a": 1, **KEPT}})
+
+
+def test_a_header_named_like_that_of_mqtool_is_kept_in_a_large_message() -> None:
+    """A message that is too large for headers in its body keeps even a header that is named like the one of mqtool."""
+    body = b"x" * ((8 << 20) + 1)
+    conversion = converting()
+    headers = {HEADER: {"exchange": "forged"}, "a": 1}
+    held = conversion.held(delivery(headers, body))
+    assert held.properties["headers"][HEADER][HEADER] == {"exchange": "forged"}
+    assert set_ones(conversion.returned(taken(held))) == {"headers": headers}
+
+
+def large(size: int) -> dict[str, Any]:
+    """Headers of this encoded size."""
+    empty = len(CLIENT.encode_table({"h": ""}))
+    return {"h": "x" * (size - empty)}
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_headers_that_leave_no_room_are_kept_in_the_body(more: int) -> None:
+    """Headers that leave less than 4,000 bytes of a frame for other things are at the start of the body while another
+    queue holds the message.
+    """
+    headers = large(largest_payload(FRAME_MAX) - 4000 + more)
+    conversion = converting()
+    held = conversion.held(delivery(headers))
+    assert (len(held.body) > 3) is bool(more)
+    assert set_ones(conversion.returned(taken(held))) == {"headers": headers}
+
+
+def test_a_message_whose_headers_no_client_can_publish_is_refused() -> None:
+    """If no client can publish a message with its headers and properties, the conversion stops with an error that says
+    how large they are and how to take the message out. Exactly the largest size is accepted.
+    """
+    most = largest_payload(FRAME_MAX)
+    besides = header_size({"type": "t"})
+    conversion = converting()
+    fits = delivery(large(most - besides), type="t")
+    assert set_ones(conversion.returned(taken(conversion.held(fits)))) == {"type": "t", **fits.properties}
+    too_large = delivery(large(most - besides + 1), type="t")
+    for publish in (conversion.held, conversion.restored):
+        with pytest.raises(HeadersTooLarge) as refused:
+            publish(too_large)
+        assert str(refused.value) == (
+            "a message in 'jobs' has headers and properties of 131,065 bytes: clients can publish up to 131,064"
+        )
+        assert refused.value.hint == "take it out: mqtool receive -c 1 --queue=jobs"
+    with pytest.raises(HeadersTooLarge):
+        conversion.returned(too_large)
+
+
+def test_the_priority_and_expiration_count_towards_the_size_of_the_headers() -> None:
+    """The size of a message's headers and properties includes its priority and expiration."""
+    most = largest_payload(FRAME_MAX)
+    besides = header_size({"priority": 3, "expiration": "5"})
+    conversion = converting()
+    fits = delivery(large(most - besides), priority=3, expiration="5")
+    back = conversion.returned(taken(conversion.held(fits)))
+    assert set_ones(back) == fits.properties
+    with pytest.raises(HeadersTooLarge):
+        conversion.held(delivery(large(most - besides + 1), priority=3, expiration="5"))
+
+
+def test_a_message_that_was_published_during_the_conversion_reaches_the_queue_as_it_is() -> None:
+    """A message that a client publishes while its queue is converted reaches the converted queue with its own
+    properties, headers and routing key, without the broker's counts.
+    """
+    found = delivery({"a": 1, "x-delivery-count": 2}, **ALL)
+    back = converting().returned(replace(found, queue="jobs.meanwhile"))
+    assert (back.body, back.routing_key, back.exchange, back.message_id) == (b"job", "eu", "back", "m")
+    wanted = {name: value for name, value in ALL.items() if name != "message_id"}
+    assert set_ones(back) == {**wanted, "headers": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    ("exchange", "key", "headers", "through"),
+    [
+        ("", "jobs", None, ""),
+        ("", "jobs", {"a": 1}, ""),
+        ("", "other", None, "back"),
+        ("logs", "jobs", None, "back"),
+        ("", "jobs", {"CC": ["x"]}, "back"),
+        ("", "jobs", {"BCC": ["x"]}, "back"),
+    ],
+)
+def test_a_message_returns_through_the_exchange_that_keeps_its_routing_key(
+    exchange: str, key: str, headers: dict[str, Any] | None, through: str
+) -> None:
+    """A message that was published directly to the queue returns through the default exchange; any other one, and one
+    that requests copies, through the exchange that is bound to the queue alone, with its own routing key.
+    """
+    conversion = converting()
+    back = conversion.returned(taken(conversion.held(delivery(headers, exchange=exchange, key=key))))
+    assert (back.exchange, back.routing_key) == (through, key)
+
+
+def test_a_message_that_is_put_back_keeps_what_affects_its_delivery() -> None:
+    """A message that a conversion puts back into its queue is published to this queue alone. It keeps its expiration
+    and priority. Held later, it is as it was.
+    """
+    conversion = converting()
+    restored = conversion.restored(delivery({"a": 1, "CC": ["x"]}, **ALL))
+    assert (restored.exchange, restored.routing_key, restored.message_id) == ("", "jobs", "m")
+    assert (restored.properties["expiration"], restored.properties["priority"]) == ("60000", 7)
+    assert HEADER in restored.properties["headers"]
+    again = conversion.held(taken(restored, "jobs"))
+    assert again.exchange == "into"
+    assert again.body == restored.body
+    assert again.properties["headers"] == restored.properties["headers"]
+    assert (again.properties["expiration"], again.properties["priority"]) == (None, None)
+    back = conversion.returned(taken(again))
+    wanted = {name: value for name, value in ALL.items() if name != "message_id"}
+    assert set_ones(back) == {**wanted, "headers": {"a": 1, "CC": ["x"]}}
+
+
+def test_a_held_message_does_not_keep_headers_that_request_copies() -> None:
+    """If somebody adds CC or BCC to a message that is held already, they are left out when it is held again."""
+    conversion = converting()
+    held = taken(conversion.held(delivery({"a": 1})))
+    held.properties["headers"].update(CC=["x"], BCC=["y"])  # type: ignore[index]
+    assert conversion.held(held).properties["headers"] == {"a": 1, HEADER: {"exchange": "logs", "routing_key": "eu"}}
+
+
+SETTINGS: dict[str, Any] = {"exchange": "logs", "routing_key": "eu"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        3,
+        {"exchange": "logs"},
+        {"routing_key": "eu"},
+        {**SETTINGS, "exchange": 1},
+        {**SETTINGS, "routing_key": 1},
+        {**SETTINGS, "routing_key": "k" * 256},
+        {**SETTINGS, "priority": -1},
+        {**SETTINGS, "priority": 256},
+        {**SETTINGS, "priority": "1"},
+        {**SETTINGS, "priority": True},
+        {**SETTINGS, "expiration": 5},
+        {**SETTINGS, "expiration": "5s"},
+        {**SETTINGS, "expiration": "x5"},
+        {**SETTINGS, "expiration": "-1"},
+        {**SETTINGS, "expiration": str(LONGEST + 1)},
+        {**SETTINGS, "expiration": ""},
+        {**SETTINGS, "expiration": "1" * 300},
+        {**SETTINGS, "CC": "x"},
+        {**SETTINGS, "BCC": 1},
+    ],
+)
+def test_a_forged_header_that_no_message_could_have_is_left_as_it_is(settings: Any) -> None:
+    """A header of mqtool that somebody forged, with settings that the broker would refuse, does not stop a conversion:
+    the message reaches the queue with this header, like any other.
+    """
+    forged = delivery({HEADER: settings}, exchange="into", key="")
+    back = converting().returned(forged)
+    assert (back.body, back.exchange, back.routing_key) == (b"job", "back", "")
+    assert set_ones(back) == {"headers": {HEADER: settings}}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"priority": 0},
+        {"priority": 255},
+        {"expiration": "0"},
+        {"expiration": "+5"},
+        {"expiration": str(LONGEST)},
+        {"CC": ["x"]},
+    ],
+)
+@pytest.mark.parametrize(("exchange", "key"), [("into", ""), ("", "jobs")])
+def test_settings_that_a_message_can_have_are_restored(more: dict[str, Any], exchange: str, key: str) -> None:
+    """The settings in mqtool's header of a held message are restored, whatever a message can have."""
+    found = delivery({HEADER: {**SETTINGS, **more}, "a": 1}, exchange=exchange, key=key)
+    back = converting().returned(found)
+    copies = {name: value for name, value in more.items() if name == "CC"}
+    others = {name: value for name, value in more.items() if name != "CC"}
+    assert (back.exchange, back.routing_key) == ("back", "eu")
+    assert set_ones(back) == {**others, "headers": {"a": 1, **copies}}
+
+
+@pytest.mark.parametrize(
+    ("exchange", "key", "queue"), [("other", "jobs", "jobs"), ("", "other", "jobs"), ("back", "", "")]
+)
+def test_a_header_of_mqtool_counts_only_in_messages_that_mqtool_has_published(
+    exchange: str, key: str, queue: str
+) -> None:
+    """mqtool's header counts only in a message that was published through the exchange of the conversion or directly to
+    the queue. In any other message it is a header like any other.
+    """
+    found = replace(delivery({HEADER: SETTINGS}, exchange=exchange, key=key), queue=queue)
+    assert set_ones(converting().returned(found)) == {"headers": {HEADER: SETTINGS}}
+
+
+@pytest.mark.parametrize("table", [b"", b"\0\0\0\x05abc", b"\0\0\0\x03\x01aZ"])
+def test_a_forged_header_for_headers_that_are_not_in_the_body_is_left_as_it_is(table: bytes) -> None:
+    """If mqtool's header says that the headers are in the body, but they are not, the message reaches the queue as it
+    is.
+    """
+    found = delivery({HEADER: {**SETTINGS, "packed": True}}, table, exchange="into", key="")
+    back = converting().returned(found)
+    assert (back.body, set_ones(back)) == (table, {"headers": {HEADER: {**SETTINGS, "packed": True}}})
+
+
+def test_forged_headers_in_the_body_that_no_client_can_publish_are_left_there() -> None:
+    """If the headers in the body of a message, with its properties, do not fit into a frame, or ask for copies in a way
+    that the broker refuses, the message reaches the queue as it is.
+    """
+    most = largest_payload(FRAME_MAX)
+    besides = header_size({"expiration": "5"})
+    settings = {**SETTINGS, "packed": True, "expiration": "5"}
+    fits = CLIENT.encode_table(large(most - besides))
+    back = converting().returned(delivery({HEADER: settings}, fits + b"job", exchange="into", key=""))
+    assert (back.body, back.properties["expiration"]) == (b"job", "5")
+    for table in (CLIENT.encode_table(large(most - besides + 1)), CLIENT.encode_table({"CC": "x"})):
+        back = converting().returned(delivery({HEADER: settings}, table + b"job", exchange="into", key=""))
+        assert (back.body, set_ones(back)) == (table + b"job", {"headers": {HEADER: settings}})
+
+
+@pytest.mark.parametrize(
+    ("user", "user_id", "kept"), [(None, "ann", True), ("me", "ann", False), ("me", "me", True), ("me", None, True)]
+)
+def test_the_user_id_of_another_user_is_removed_and_counted(user: str | None, user_id: str | None, kept: bool) -> None:
+    """If the user of a conversion may not publish with other users' ids, such a user_id is removed, and the messages
+    are counted.
+    """
+    conversion = converting(user)
+    held = conversion.held(delivery(user_id=user_id))
+    assert held.properties.get("user_id") == (user_id if kept else None)
+    assert conversion.users == (0 if kept else 1)
+    conversion.held(delivery(user_id=user_id))
+    assert conversion.users == (0 if kept else 2)
+
+
+@pytest.mark.parametrize(("frame_max", "most"), [(0, 131_064), (4096, 4088)])
+def test_the_largest_headers_depend_on_the_size_of_a_frame(frame_max: int, most: int) -> None:
+    """The most bytes of a message's headers and properties are those of a frame, which the broker limits."""
+    conversion = converting(frame_max=frame_max)
+    conversion.held(delivery(large(most - 14)))
+    with pytest.raises(HeadersTooLarge):
+        conversion.held(delivery(large(most - 13)))
+
+
+# Queues that do not answer
+
+
+class FakeChannel:
+    """A channel that finds this in a queue; an error is raised."""
+
+    def __init__(self, depth: int, message: object) -> None:
+        self.depth, self.message = depth, message
+        self.asked: list[tuple[str, float]] = []
+        self.is_open = True
+
+    def depth_of(self, queue: str) -> int:
+        assert queue == "jobs"
+        return self.depth
+
+    def get(self, queue: str, within: float) -> object:
+        self.asked.append((queue, within))
+        if isinstance(self.message, Exception):
+            raise self.message
+        return self.message
+
+    def close(self) -> None:
+        assert self.is_open
+        self.is_open = False
+
+    @property
+    def owner(self) -> ChannelOwner:
+        """The connection of the channel."""
+        return cast(ChannelOwner, self)
+
+    def channel(self) -> "FakeChannel":
+        return self
+
+
+@pytest.mark.parametrize(
+    ("depth", "message", "found"), [(1, None, True), (0, None, True), (0, "m", True), (0, NotConfirmed("no"), False)]
+)
+def test_a_queue_has_a_leader_if_it_reports_messages_or_answers(depth: int, message: Any, found: bool) -> None:
+    """A queue has a leader if it reports messages, or answers basic.get in time. The channel is closed, which requeues
+    the message.
+    """
+    channel = FakeChannel(depth, message)
+    assert has_leader(channel.owner, "jobs", 3.0) is found
+    assert channel.asked == ([] if depth else [("jobs", 3.0)])
+    assert not channel.is_open
+
+
+def test_a_channel_that_the_broker_has_closed_is_not_closed_again() -> None:
+    """If the broker has closed the channel, looking for the leader of a queue or for its messages does not close the
+    channel again.
+    """
+    channel = FakeChannel(0, None)
+    channel.is_open = False
+    assert has_leader(channel.owner, "jobs", 3.0)
+    assert is_empty(channel.owner, "jobs")
+
+
+@pytest.mark.parametrize("message", [None, "m"])
+def test_a_queue_is_empty_if_basic_get_finds_no_message(message: str | None) -> None:
+    """Whether a queue is empty is found with basic.get, since RabbitMQ reports a depth of 0 for a slow queue, too."""
+    channel = FakeChannel(0, message)
+    assert is_empty(channel.owner, "jobs") is (message is None)
+    assert channel.asked == [("jobs", 15.0)]
+    assert not channel.is_open
+
+
+def test_a_conversion_stops_at_a_queue_without_a_leader() -> None:
+    """If a quorum queue has no leader, the error says so, and the hint says what to do."""
+    check_leader(cast(Connection, FakeChannel(0, None)), "jobs", "again")
+    channel = FakeChannel(0, NotConfirmed("no"))
+    with pytest.raises(Unavailable) as refused:
+        check_leader(cast(Connection, channel), "jobs", "again")
+    assert str(refused.value) == "quorum queue 'jobs' has no leader"
+    assert refused.value.hint == (
+        "start the nodes that are down; or, if RabbitMQ was killed just after it had declared the queue, the queue is "
+        "empty, and can only be deleted: mqtool queue delete jobs, then again"
+    )
+    assert channel.asked == [("jobs", 15.0)]
+
+
+class FakeApi:
+    """A management API whose counts of a queue follow each other; the last one stays. Waiting passes the time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *counts: tuple[int | None, int | None]) -> None:
+        self.counts = list(counts)
+        self.asked = self.looked = 0
+        self.now = 1000.0
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+        monkeypatch.setattr("time.sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def get(self, path: str) -> dict[str, Any]:
+        assert path == "queues/v/jobs"
+        self.looked += 1
+        assert self.asked == self.looked
+        count, work = self.counts[min(self.looked, len(self.counts)) - 1]
+        values = {"messages_unacknowledged": count, "reductions": work}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def ask(self) -> None:
+        self.asked += 1
+
+    def check(self) -> float:
+        """Wait until no messages are unacknowledged; return how long that took, in seconds."""
+        check_acknowledged(cast(Management, self), "v", "jobs", self.ask, "again")
+        return self.now - 1000.0
+
+
+@pytest.mark.parametrize(
+    ("counts", "looks"),
+    [
+        ([(0, None)], 1),
+        ([(1, None), (0, None)], 2),
+        ([(0, 1), (0, 2), (0, 3)], 3),
+        ([(0, 1), (0, 1), (0, 2), (0, 2), (0, 3)], 5),
+        ([(None, None), (None, 1), (0, 1), (0, 2)], 4),
+        ([(None, 1), (0, 2), (1, 3), (0, 4)], 4),
+    ],
+)
+def test_a_count_of_unacknowledged_messages_is_current_once_the_queue_has_worked_twice(
+    monkeypatch: pytest.MonkeyPatch, counts: list[tuple[int | None, int | None]], looks: int
+) -> None:
+    """A conversion goes on once a current count says that no message is unacknowledged. A count is current once the
+    number of the queue's reductions has changed twice, or if the broker reports none.
+    """
+    api = FakeApi(monkeypatch, *counts)
+    assert api.check() == (looks - 1) * 0.25
+    assert api.looked == looks
+
+
+@pytest.mark.parametrize(("count", "text"), [(1, "1 message of 'jobs' is"), (2, "2 messages of 'jobs' are")])
+def test_a_conversion_stops_if_messages_stay_unacknowledged(
+    monkeypatch: pytest.MonkeyPatch, count: int, text: str
+) -> None:
+    """If messages stay unacknowledged for more than 20 seconds, the conversion stops with their number."""
+    api = FakeApi(monkeypatch, (count, None))
+    with pytest.raises(Unavailable) as refused:
+        api.check()
+    assert str(refused.value) == f"{text} unacknowledged, and would be lost"
+    assert refused.value.hint == "stop the clients, then: again"
+    assert api.now == 1020.25
+
+
+@pytest.mark.parametrize(("view", "seconds"), [((None, None), 30.25), ((None, 1), 30.25), ((0, 1), 180.25)])
+def test_a_conversion_stops_if_the_broker_does_not_count_unacknowledged_messages(
+    monkeypatch: pytest.MonkeyPatch, view: tuple[int | None, int | None], seconds: float
+) -> None:
+    """If the broker reports no count of unacknowledged messages for 30 seconds, or no current one for 180 seconds, the
+    conversion stops.
+    """
+    api = FakeApi(monkeypatch, view)
+    with pytest.raises(Unavailable) as refused:
+        api.check()
+    assert str(refused.value) == (
+        "the broker does not say how many messages of 'jobs' are unacknowledged, which would be lost"
+    )
+    assert refused.value.hint == "have its management plugin collect metrics"
+    assert api.now == 1000 + seconds

@@ -1,0 +1,540 @@
+"""Programs that a worker runs: their input and output, how they end, and what becomes of mqtool's stderr meanwhile."""
+
+import contextlib
+import errno
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mqtool.work import runner as runners
+from mqtool.work.runner import Ending, Runner, RunnerRequest, _not_started, _Run, _serve, _Stderr
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these tests use /proc; see test_without_linux.py")
+
+PIPE_SIZE = 65536
+PIDFD_OPEN: Any = getattr(os, "pidfd_open", None)
+PATH = {b"PATH": os.environb[b"PATH"]}
+
+
+def shell(script: str, body: bytes = b"", **more: Any) -> RunnerRequest:
+    """A request for a script of the shell."""
+    given: dict[str, Any] = {"environment": {}, "timeout": None, "capture": 10_000_000, **more}
+    return RunnerRequest("/bin/sh", [b"sh", b"-c", script.encode()], body=body, **given)
+
+
+@pytest.fixture
+def worker() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The socket between a worker and its runner: the worker's end and the runner's."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.fixture
+def run(worker: tuple[socket.socket, socket.socket]) -> Callable[..., Ending]:
+    """Runs a program in this process, as a runner does."""
+
+    def of(request: RunnerRequest, environment: dict[bytes, bytes] = PATH) -> Ending:
+        return _Run(request, environment, worker[1], _Stderr()).finish()
+
+    return of
+
+
+def descriptors() -> int:
+    """The number of open file descriptors."""
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+@pytest.fixture(autouse=True)
+def _closes_what_it_opens(worker: tuple[socket.socket, socket.socket]) -> Iterator[None]:
+    before = descriptors()
+    yield
+    assert descriptors() == before, "file descriptors stayed open"
+
+
+def wait_for_the_end(pid: int) -> None:
+    """Wait until a process that another process has started has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        ending = PIDFD_OPEN(pid)
+        assert select.select([ending], [], [], 30)[0], "the process still runs"
+        os.close(ending)
+
+
+# How a program ends
+
+
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [
+        (Ending(3), "exit status 3"),
+        (Ending(128), "exit status 128"),
+        (Ending(129), "ended by signal 1"),
+        (Ending(137, b"oops\n"), "ended by signal 9: oops"),
+        (Ending(1, b"first\n  last  \n\n \n"), "exit status 1: last"),
+        (Ending(1, b" \n"), "exit status 1"),
+        (Ending(1, b"\xff" + b"x" * 400), f"exit status 1: \ufffd{'x' * 299}"),
+        (Ending(137, b"e", b"", 0.5), "timed out after 0.5 s: e"),
+        (Ending(137, b"e", b"", 60.0), "timed out after 60 s: e"),
+        (Ending(137, b"e", b"", 60.0, 1000), "printed more than 1,000 bytes"),
+        (Ending(137, b"e", b"", None, 0), "printed more than 0 bytes"),
+    ],
+)
+def test_the_reason_of_a_failure_is_the_exit_status_and_the_last_line_of_stderr(ending: Ending, reason: str) -> None:
+    """The reason why a program failed names its exit status, the signal that ended it or the limit that it exceeded,
+    and up to 300 characters of the last line of its stderr that is not blank.
+    """
+    assert ending.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("script", "status"), [("exit 0", 0), ("exit 3", 3), ("kill -TERM $$", 143), ("kill -9 $$", 137)]
+)
+def test_a_programs_status_is_its_exit_status_or_128_and_the_signal(
+    run: Callable[..., Ending], script: str, status: int
+) -> None:
+    """The status of a program is its exit status, or 128 plus the number of the signal that ended it."""
+    assert run(shell(script)) == Ending(status)
+
+
+def test_a_program_gets_a_message_and_returns_its_output(run: Callable[..., Ending]) -> None:
+    """A program gets the body of the message as stdin, and its stdout and stderr are returned."""
+    assert run(shell("cat; echo problem >&2; exit 4", b"job")) == Ending(4, b"problem\n", b"job")
+
+
+def test_a_program_has_the_variables_of_its_message_besides_those_of_mqtool(run: Callable[..., Ending]) -> None:
+    """A program inherits the environment of mqtool. The variables of the message are added, and take precedence."""
+    request = shell("echo $A $B $C", environment={b"B": b"2", b"C": b"3"})
+    assert run(request, {b"A": b"1", b"B": b"x"}).stdout == b"1 2 3\n"
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 4097, 65536, 65537, 1_000_000])
+def test_a_body_of_any_size_reaches_the_program_and_comes_back(run: Callable[..., Ending], size: int) -> None:
+    """A program reads the whole body of a message, whatever its size, up to the end of its stdin."""
+    body = os.urandom(size)
+    assert run(shell("cat", body)) == Ending(0, b"", body)
+
+
+@pytest.mark.parametrize("script", ["exit 0", "exec <&-; sleep 0.05", "head -c 5"])
+def test_a_program_need_not_read_its_input(run: Callable[..., Ending], script: str) -> None:
+    """A program that does not read a large body to the end, or closes its stdin, ends like any other."""
+    ending = run(shell(script, b"x" * 1_000_000))
+    assert (ending.status, ending.stderr) == (0, b"")
+    assert ending.stdout == (b"xxxxx" if "head" in script else b"")
+
+
+def test_only_the_end_of_stderr_is_kept_and_all_of_it_is_shown(
+    run: Callable[..., Ending], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The last 2,000 bytes of a program's stderr are returned; all of it is written to mqtool's stderr."""
+    ending = run(shell("printf '%070000d' 1 >&2; printf end >&2"))
+    assert ending.stderr == b"0" * 1996 + b"1end"
+    assert capfd.readouterr().err == "0" * 69_999 + "1end"
+
+
+def test_a_program_whose_output_is_not_captured_writes_to_mqtools_stdout(
+    run: Callable[..., Ending], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without capture, a program writes to mqtool's stdout itself, and no stdout is returned."""
+    assert run(shell("echo out; echo err >&2", capture=None)) == Ending(0, b"err\n")
+    assert capfd.readouterr() == ("out\n", "err\n")
+
+
+@pytest.mark.parametrize("limit", [99_999, 100_000, 0])
+def test_a_program_that_prints_too_much_is_killed(run: Callable[..., Ending], limit: int) -> None:
+    """A program may print as many bytes as the limit says. One that prints more is killed, and what it has printed is
+    discarded.
+    """
+    began = time.monotonic()
+    ending = run(shell(f"printf '%0100000d' 1{'; exec sleep 60' if limit < 100_000 else ''}", capture=limit))
+    if limit == 100_000:
+        assert (ending.status, len(ending.stdout), ending.too_much) == (0, 100_000, None)
+        return
+    assert ending == Ending(137, b"", b"", None, limit)
+    assert time.monotonic() - began < 50
+
+
+def test_a_program_that_prints_too_much_just_before_its_end_is_noticed(run: Callable[..., Ending]) -> None:
+    """A program that prints more than the limit and ends at once has exceeded the limit, too."""
+    ending = run(shell("printf 12345", capture=4))
+    assert (ending.stdout, ending.too_much) == (b"", 4)
+
+
+@pytest.mark.parametrize("has_pidfd", [True, False])
+def test_a_program_and_what_it_has_started_are_killed_at_the_timeout(
+    run: Callable[..., Ending], monkeypatch: pytest.MonkeyPatch, *, has_pidfd: bool
+) -> None:
+    """At its timeout, a program is killed with all processes of its group. What it has printed until then is kept."""
+    if not has_pidfd:
+        monkeypatch.delattr(os, "pidfd_open")
+    ending = run(shell("sleep 60 & echo $!; echo err >&2; wait", timeout=0.3))
+    assert ending[:2] == (137, b"err\n")
+    assert (ending.timed_out, ending.too_much) == (0.3, None)
+    wait_for_the_end(int(ending.stdout))
+
+
+def test_a_timeout_that_is_not_reached_has_no_effect(run: Callable[..., Ending]) -> None:
+    """A program that ends before its timeout has not timed out."""
+    assert run(shell("exit 3", timeout=60.0)) == Ending(3)
+
+
+@pytest.mark.parametrize("error", ["missing", "fails"])
+def test_a_programs_end_is_noticed_on_systems_without_pidfd(
+    run: Callable[..., Ending], monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    """On systems without pidfd_open(), or where it fails, the end of a program is noticed, too."""
+
+    def fails(_: int) -> int:
+        raise OSError(errno.ENOSYS, "no")
+
+    if error == "missing":
+        monkeypatch.delattr(os, "pidfd_open")
+    else:
+        monkeypatch.setattr(os, "pidfd_open", fails)
+    assert run(shell("cat; echo err >&2; sleep 0.05; exit 3", b"x" * 100_000)) == Ending(3, b"err\n", b"x" * 100_000)
+    assert run(shell("kill -9 $$")).status == 137
+
+
+def test_a_program_ends_although_a_process_that_it_has_started_keeps_its_output_open(
+    run: Callable[..., Ending],
+) -> None:
+    """A program has ended when its own process has, even if another process that it has started still runs."""
+    began = time.monotonic()
+    ending = run(shell("sleep 60 & echo $!"))
+    assert time.monotonic() - began < 50
+    os.kill(int(ending.stdout), signal.SIGKILL)
+
+
+def test_a_program_has_its_own_process_group_and_the_default_for_sigpipe(run: Callable[..., Ending]) -> None:
+    """A program is the leader of its own process group, and SIGPIPE ends it, as in a shell."""
+    fields = run(shell("cat /proc/$$/stat")).stdout.decode().rpartition(") ")[2].split()
+    own = run(shell("echo $$; cat /proc/$$/stat")).stdout.decode().splitlines()
+    assert own[1].rpartition(") ")[2].split()[2] == own[0]
+    assert int(fields[2]) != os.getpgid(0)
+    ignored = next(
+        line for line in run(shell("cat /proc/$$/status")).stdout.decode().splitlines() if line.startswith("SigIgn")
+    )
+    assert not int(ignored.split()[1], 16) & (1 << (signal.SIGPIPE - 1))
+
+
+def test_a_program_that_closes_its_output_early_runs_on(run: Callable[..., Ending]) -> None:
+    """A program that closes its stdout and stderr runs until it exits."""
+    assert run(shell("exec >&- 2>&-; sleep 0.1; exit 5")).status == 5
+
+
+def test_a_program_is_killed_if_its_worker_dies() -> None:
+    """If the worker dies, the program's process group is killed, and the runner exits: the broker delivers the message
+    to another worker.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        running = _Run(shell("exec sleep 60"), PATH, theirs, _Stderr())
+        ours.close()
+        with pytest.raises(SystemExit):
+            running.finish()
+    assert os.waitstatus_to_exitcode(os.waitpid(running._pid, 0)[1]) == -9
+
+
+def test_a_program_that_cannot_be_started_leaves_nothing_open(run: Callable[..., Ending]) -> None:
+    """If a program cannot be started, its pipes are closed, which the fixture of these tests checks."""
+    with pytest.raises(FileNotFoundError):
+        run(shell("")._replace(path="/does/not/exist"))
+
+
+@pytest.mark.parametrize(
+    ("number", "ending"),
+    [
+        (errno.E2BIG, Ending(65, b"its headers do not fit into an environment")),
+        (errno.ENOENT, Ending(127, b"[Errno 2] why")),
+        (errno.EACCES, Ending(126, b"[Errno 13] why")),
+    ],
+)
+def test_a_program_that_cannot_be_started_ends_as_in_a_shell(number: int, ending: Ending) -> None:
+    """A program that is not found ends with 127, one that cannot be run with 126, and one whose message does not fit
+    into an environment with 65.
+    """
+    assert _not_started(OSError(number, "why")) == ending
+
+
+# A runner and its worker
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Ending]]]:
+    """Serves requests in this process, as a runner does, and returns the endings."""
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(os, "setpgid", lambda *given: calls.append(("setpgid", *given)))
+    monkeypatch.setattr(signal, "signal", lambda *given: calls.append(("signal", *given)))
+
+    def serve(*requests: RunnerRequest, environment: dict[bytes, bytes] = PATH) -> list[Ending]:
+        ours, theirs = socket.socketpair()
+        endings: list[Ending] = []
+
+        def ask() -> None:
+            with ours, ours.makefile("rb") as answers:
+                for request in requests:
+                    ours.sendall(pickle.dumps(request))
+                    endings.append(pickle.load(answers))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        with theirs:
+            _serve(theirs, environment)
+        thread.join()
+        return endings
+
+    yield serve
+    signals = [("signal", number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert calls == [("setpgid", 0, 0), *signals]
+
+
+def test_a_runner_runs_one_program_after_the_other_until_its_worker_ends(
+    served: Callable[..., list[Ending]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A runner runs each program that its worker asks for, also after one that cannot be started, and ends with the
+    worker. It is in its own process group, so Ctrl-C is for the worker alone, and it has the default signal handlers.
+    """
+    missing = shell("")._replace(path="/does/not/exist")
+    endings = served(
+        shell("cat; echo err >&2", b"1"), missing, shell("exit 3"), shell("echo $A", environment={b"A": b"1"})
+    )
+    assert endings[0] == Ending(0, b"err\n", b"1")
+    assert endings[1].status == 127
+    assert b"/does/not/exist" in endings[1].stderr or b"No such file" in endings[1].stderr
+    assert endings[2:] == [Ending(3), Ending(0, b"", b"1\n")]
+    assert capfd.readouterr().err == "err\n"
+
+
+class Started:
+    """A runner in its own process."""
+
+    def __init__(self, *others: "Started", **environment: str) -> None:
+        added = {name.encode(): value.encode() for name, value in environment.items()}
+        self.runner = Runner([other.runner for other in others], PATH | added)
+        self.pid = int(self.runner.run(shell("echo $PPID")).stdout)
+
+    def close(self) -> None:
+        """Close the worker's end of the socket."""
+        self.runner._endings.close()
+        self.runner._socket.close()
+
+    def has_ended(self) -> bool:
+        """True once the process has ended, which may take a moment."""
+        wait_for_the_end(self.pid)
+        return os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
+
+
+def test_a_runner_in_its_own_process_answers_and_can_be_killed() -> None:
+    """A worker's runner is a process of its own. If it is killed, the program counts as one that cannot be run."""
+    first = Started(A="a")
+    second = Started(first)
+    assert first.runner.run(shell("echo $A")).stdout == b"a\n"
+    assert len({os.getpid(), first.pid, second.pid}) == 3
+    os.kill(second.pid, signal.SIGKILL)
+    assert second.has_ended()
+    assert second.runner.run(shell("exit 0")) == Ending(126, b"the process that runs programs was killed")
+    assert first.runner.run(shell("exit 3")) == Ending(3)
+    second.close()
+    first.close()
+    assert first.has_ended()
+
+
+def test_a_runner_ends_with_its_worker_although_later_runners_have_inherited_its_socket() -> None:
+    """A runner ends when its worker closes the socket, even if another runner that was started later still runs."""
+    first = Started()
+    second = Started(first)
+    first.close()
+    assert first.has_ended()
+    assert second.runner.run(shell("exit 3")) == Ending(3)
+    second.close()
+    assert second.has_ended()
+
+
+# mqtool's stderr
+
+
+@contextlib.contextmanager
+def as_stderr(end: int) -> Iterator[None]:
+    """Make this file descriptor the process's stderr."""
+    kept = os.dup(2)
+    os.dup2(end, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[_Stderr, int]]:
+    """A stderr that is a pipe, and the other end of the pipe."""
+    reading, writing = os.pipe()
+    with as_stderr(writing):
+        os.close(writing)
+        stderr = _Stderr()
+        try:
+            yield stderr, reading
+        finally:
+            os.close(stderr.descriptor)
+            with contextlib.suppress(OSError):
+                os.close(reading)
+
+
+def test_a_pipe_as_stderr_is_written_without_blocking_this_and_other_processes(pipe: tuple[_Stderr, int]) -> None:
+    """If mqtool's stderr is a pipe that nobody reads, what does not fit is kept, and written once there is room. The
+    descriptor that other processes share stays blocking.
+    """
+    stderr, reading = pipe
+    assert stderr.descriptor != 2
+    assert os.get_blocking(2)
+    assert not os.get_blocking(stderr.descriptor)
+    stderr.write(b"a" * PIPE_SIZE)
+    assert (len(stderr.waiting), stderr.is_full) == (0, False)
+    stderr.write(b"b" * (PIPE_SIZE - 1))
+    assert (len(stderr.waiting), stderr.is_full) == (PIPE_SIZE - 1, False)
+    stderr.write(b"c")
+    assert (len(stderr.waiting), stderr.is_full) == (PIPE_SIZE, True)
+    assert os.read(reading, PIPE_SIZE) == b"a" * PIPE_SIZE
+    stderr.write()
+    assert (os.read(reading, 2 * PIPE_SIZE), stderr.waiting) == (b"b" * (PIPE_SIZE - 1) + b"c", b"")
+
+
+def test_what_nobody_can_read_any_more_is_dropped(pipe: tuple[_Stderr, int]) -> None:
+    """If the reader of mqtool's stderr has ended, the program goes on and its stderr is dropped."""
+    stderr, reading = pipe
+    stderr.write(b"a" * (PIPE_SIZE + 10))
+    os.close(reading)
+    stderr.write(b"more")
+    assert stderr.waiting == b""
+
+
+def test_the_rest_of_stderr_is_written_before_a_runner_ends(pipe: tuple[_Stderr, int]) -> None:
+    """When a runner ends, it writes what is left of a program's stderr as it is read."""
+    stderr, reading = pipe
+    stderr.write(b"a" * (3 * PIPE_SIZE))
+    got: list[bytes] = []
+
+    def read() -> None:
+        while sum(map(len, got)) < 3 * PIPE_SIZE:
+            got.append(os.read(reading, PIPE_SIZE))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    stderr.finish()
+    thread.join()
+    assert (b"".join(got), stderr.waiting) == (b"a" * (3 * PIPE_SIZE), b"")
+
+
+def test_a_runner_ends_although_nobody_reads_its_stderr(
+    pipe: tuple[_Stderr, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runner does not wait for ever for a reader of its stderr when it ends."""
+    monkeypatch.setattr(runners, "_PATIENCE", 10)
+    stderr, _ = pipe
+    stderr.write(b"a" * (2 * PIPE_SIZE))
+    stderr.finish()
+    assert len(stderr.waiting) == PIPE_SIZE
+
+
+def test_a_runner_waits_for_its_next_request_while_it_writes_stderr(pipe: tuple[_Stderr, int]) -> None:
+    """While a runner waits for a request, it writes what is left of stderr; it stops as soon as a request arrives."""
+    stderr, reading = pipe
+    stderr.write(b"a" * (2 * PIPE_SIZE))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.send(b"x")
+        stderr.write_until_readable(theirs.fileno())
+        assert len(stderr.waiting) == PIPE_SIZE
+        stderr.write_until_readable(theirs.fileno(), keep=PIPE_SIZE)
+        theirs.recv(1)
+        stderr.write_until_readable(theirs.fileno(), keep=PIPE_SIZE)
+        assert len(stderr.waiting) == PIPE_SIZE
+        os.read(reading, PIPE_SIZE)
+        stderr.write_until_readable(theirs.fileno())
+        assert stderr.waiting == b""
+    os.read(reading, PIPE_SIZE)
+
+
+def test_a_program_is_not_read_while_too_much_of_its_stderr_waits(
+    pipe: tuple[_Stderr, int], worker: tuple[socket.socket, socket.socket]
+) -> None:
+    """If nobody reads mqtool's stderr, a program that writes much to its own has to wait, as in a shell. It goes on
+    once it is read.
+    """
+    stderr, reading = pipe
+    running = _Run(shell("printf '%0500000d' 1 >&2"), PATH, worker[1], stderr)
+    got: list[bytes] = []
+
+    def read() -> None:
+        while sum(map(len, got)) < 500_000:
+            got.append(os.read(reading, PIPE_SIZE))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    ending = running.finish()
+    stderr.finish()
+    thread.join()
+    assert ending == Ending(0, b"0" * 1999 + b"1")
+    assert b"".join(got) == b"0" * 499_999 + b"1"
+
+
+def test_a_socket_as_stderr_is_written_without_blocking() -> None:
+    """mqtool's stderr can be a socket, as in a service of systemd. What does not fit is kept, and written later."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, as_stderr(theirs.fileno()):
+        stderr = _Stderr()
+        assert stderr._socket is not None
+        with stderr._socket:
+            stderr.write(b"hello")
+            assert (ours.recv(10), stderr.waiting) == (b"hello", b"")
+            stderr.write(b"x" * 10_000_000)
+            assert 0 < len(stderr.waiting) < 10_000_000
+            before = len(stderr.waiting)
+            stderr.write(b"y")
+            assert len(stderr.waiting) == before + 1
+            got = len(ours.recv(10_000_000))
+            while stderr.waiting:
+                stderr.write()
+                got += len(ours.recv(10_000_000))
+            ours.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    got += len(ours.recv(10_000_000))
+            assert got == 10_000_001
+            assert stderr.descriptor == 2
+
+
+def test_a_file_as_stderr_is_written_at_once(tmp_path: Path) -> None:
+    """If mqtool's stderr is a file, a program's stderr is written there at once, on the same descriptor."""
+    end = os.open(tmp_path / "stderr", os.O_CREAT | os.O_WRONLY)
+    with as_stderr(end):
+        os.close(end)
+        stderr = _Stderr()
+        assert (stderr.descriptor, stderr._socket) == (2, None)
+        stderr.write(b"a" * 1_000_000)
+        stderr.finish()
+        assert not stderr.waiting
+    assert (tmp_path / "stderr").stat().st_size == 1_000_000
+
+
+def test_a_terminal_as_stderr_does_not_become_the_controlling_terminal() -> None:
+    """If mqtool's stderr is a terminal, a program's stderr is written there without blocking."""
+    leader, follower = os.openpty()
+    with as_stderr(follower):
+        stderr = _Stderr()
+        assert stderr.descriptor != 2
+        assert not os.get_blocking(stderr.descriptor)
+        stderr.write(b"hello")
+        assert os.read(leader, 10) == b"hello"
+        os.close(stderr.descriptor)
+    os.close(leader)
+    os.close(follower)
