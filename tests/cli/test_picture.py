@@ -1104,6 +1104,24 @@ def test_a_consumers_box_shows_the_prefetch_limit(chromium: Any, tmp_path: Path)
     assert nodes["consumer reader"] == "auto-ack"
 
 
+def test_a_consumers_box_shows_its_link_credit_also_after_it_has_reconnected(chromium: Any, tmp_path: Path) -> None:
+    """In the picture of `mqtool ui`, the box of an AMQP 1.0 consumer shows its link credit, as the box of an AMQP 0-9-1
+    consumer shows the prefetch limit: also after the client has reconnected.
+    """
+    worker = {"label": "worker 1", "prefetch": None}
+    first, second = (f"10.0.0.7:{port} -> 10.0.0.1:5672/0" for port in (50001, 50002))
+    granted = {"kind": "moved", "queues": {}, "taken": [], "published": []}
+    records = [*jobs([{"name": first, **worker}]), {**granted, "t": 1000, "credit": [[first, 1]]}]
+    records += [each for each in jobs([{"name": second, **worker}], t=4000) if each["kind"] == "topology"]
+    records += [{**granted, "t": 5000, "credit": [[second, 20]]}, {"kind": "now", "t": 8000}]
+    page = recorded(chromium, tmp_path, records)
+    seen = []
+    for step in range(20):
+        seek(page, step / 20)
+        seen.append(page.nodes()["consumer worker 1"])
+    assert [says for says, _ in itertools.groupby(seen)] == ["consumer", "credit 1", "credit 20"]
+
+
 def test_a_client_that_consumes_again_is_one_consumer(chromium: Any, tmp_path: Path) -> None:
     """If a client cancels its consumer and starts another one on the same channel, the picture of `mqtool ui` shows a
     single consumer.

@@ -19,7 +19,7 @@ const LATEST = 1500;
  */
 const CAUSES = 6000;
 const QUICKEST = 0.25;
-/** A consumer with at least this prefetch limit does not wait until it is seen to acknowledge what it has. */
+/** A consumer with at least this prefetch limit or credit does not wait until it is seen to acknowledge what it has. */
 const LARGE_LIMIT = 10;
 const KEPT_MESSAGES = 1000;
 const KEPT_MOTIONS = 1500;
@@ -245,6 +245,7 @@ export function beginning(state) {
       [ready, unacked, state.counts.get(id)?.count ?? 0],
     ]),
   );
+  const credit = [...state.consumers.values()].flatMap((each) => (each.credit ? [[each.name, each.credit]] : []));
   const at = (record) => ({ ...record, t: state.t });
   return state.topology === null
     ? []
@@ -252,7 +253,7 @@ export function beginning(state) {
         at(state.about),
         at(state.topology),
         at({ kind: "snapshot", waiting }),
-        at({ kind: "moved", queues, taken: [], published: [] }),
+        at({ kind: "moved", queues, taken: [], published: [], credit }),
       ];
 }
 
@@ -526,13 +527,14 @@ function wait(state, key, node, fate, t0, t1, message) {
 }
 
 /**
- * When a copy leaves its node: once it has arrived there, and in turn; for a consumer, once its prefetch limit is seen
- * to allow it. Until then, it is seen to wait.
+ * When a copy leaves its node: once it has arrived there, and in turn; for a consumer, once its prefetch limit or credit
+ * is seen to allow it. Until then, it is seen to wait.
  */
 function leaves(state, copy, to, t) {
   const may = Math.max(t, copy.busyUntil);
-  const { prefetch, isUnknown } = state.consumers.get(to) ?? {};
-  const isLimited = isUnknown || prefetch === null || (prefetch > 0 && prefetch < LARGE_LIMIT);
+  const { prefetch, credit, isUnknown } = state.consumers.get(to) ?? {};
+  const limit = prefetch ?? credit ?? 1;
+  const isLimited = isUnknown || (limit > 0 && limit < LARGE_LIMIT);
   const settled = isLimited ? (state.settled.get(to) ?? 0) : 0;
   const start = inTurn(state, copy.node, to, Math.max(may, Math.min(settled, t + CAUSES)));
   const { details, place, number } = copy;
@@ -669,8 +671,8 @@ const HANDLERS = {
     }
     for (const each of record.consumers) {
       const id = newConsumerId(state, each.name, each.queue, each.label, true);
-      const { offset, since = state.t } = state.consumers.get(id) || {};
-      state.consumers.set(id, { id, offset, since, ...each, queue: queueId(each.queue), gone: 0 });
+      const { offset, credit, since = state.t } = state.consumers.get(id) || {};
+      state.consumers.set(id, { id, offset, credit, since, ...each, queue: queueId(each.queue), gone: 0 });
       belongs(state, queueId(each.queue), each.label);
     }
     for (const each of record.publishers || []) publisherOf(state, each.client, exchangeId(each.exchange));
@@ -742,6 +744,10 @@ const HANDLERS = {
     for (const [stream, name, offset] of record.stored || []) {
       const queue = queueId(stream);
       later(state, arrive.get(queue) ?? state.t, { kind: "stores", queue, stored: { name, offset } });
+    }
+    for (const [name, credit] of record.credit || []) {
+      const consumer = state.consumers.get(consumerId(state, name));
+      if (consumer) consumer.credit = credit;
     }
     const published = new Map();
     for (const publisher of state.publishers.values()) {

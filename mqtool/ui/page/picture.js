@@ -56,7 +56,8 @@ function fit(drawn, text, width) {
 
 /** How many messages a consumer may have unacknowledged; "" if nothing is known of it. */
 export function limitOf(consumer) {
-  if (consumer.prefetch === null || consumer.isUnknown) return "";
+  if (consumer.isUnknown) return "";
+  if (consumer.prefetch === null) return consumer.credit ? `credit ${number(consumer.credit)}` : "";
   if (consumer.isAutomatic) return "auto-ack";
   return consumer.prefetch ? `prefetch ${consumer.prefetch.toLocaleString("en")}` : "prefetch 0: no limit";
 }

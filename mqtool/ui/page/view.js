@@ -192,6 +192,7 @@ const groupOf = {
     offset: undefined,
     gone: 0,
     prefetch: sameOf(members, (each) => each.prefetch, null),
+    credit: sameOf(members, (each) => each.credit, undefined),
   }),
 };
 
