@@ -436,6 +436,33 @@ def test_no_message_covers_the_rate_of_an_arrow(chromium: Any, tmp_path: Path, w
     assert covered[2] == 0
 
 
+def rates(page: Page) -> list[str]:
+    """The rates of the arrows."""
+    return list(page.ask("return [...document.querySelectorAll('.rate')].map((e) => e.textContent).filter(Boolean)"))
+
+
+def test_the_rate_of_an_arrow_disappears_if_no_message_moves_any_more(chromium: Any, tmp_path: Path) -> None:
+    """If messages stop moving, the picture of `mqtool ui` soon removes the rates from the arrows, even if the broker
+    reports nothing more. In a recording, the recording's time counts: a rate stays while the recording is paused.
+    """
+    counted = [(0, 0), (1000, 100), (2000, 200)]
+    records = [
+        {"kind": "moved", "t": t, "queues": {"jobs": [n, 0, n]}, "taken": [], "published": [["boss", "", n]]}
+        for t, n in counted
+    ]
+    page = recorded(chromium, tmp_path, [*jobs(), *records, {"kind": "now", "t": 10_000}])
+    seen = []
+    for step in range(100):
+        seek(page, step / 100)
+        seen.append(rates(page))
+    assert [shown for shown, _ in itertools.groupby(seen)] == [[], ["100/s", "100/s"], []]
+    assert len([shown for shown in seen if shown]) <= 31
+    seek(page, 0.48)
+    assert rates(page) == ["100/s", "100/s"]
+    page.ask("document.querySelector('#pause').click()")
+    page.until(lambda: not rates(page), "no rate")
+
+
 #: The queue for the replies to an RPC client.
 REPLIES = "amq.gen-3QaZkCC08N2hJv-BxYH1Aw"
 

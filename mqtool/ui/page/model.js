@@ -30,8 +30,12 @@ const KEPT_OFFSETS = 12;
  * lists its channel; in a play, nobody has while the program in its terminal runs, or before the commands of the next scene.
  */
 const LINGERS = 2000;
-/** Milliseconds over which rates are measured. */
+/**
+ * Milliseconds over which rates are measured. If nothing has moved for twice as long, or for two of the intervals at which
+ * the broker is asked, a rate is no longer shown; at the latest after the longest time.
+ */
 const RATE_OVER = 1500;
+const LONGEST_RATE = 5000;
 
 /**
  * @typedef {object} Copy  a message in one queue, or in a delayed exchange
@@ -72,6 +76,8 @@ export function emptyState() {
     sentences: [],
     counts: new Map(),
     rates: new Map(),
+    /** When the broker last reported counts. */
+    countedAt: 0,
     seen: new Map(),
     lastDead: null,
     lately: new Map(),
@@ -312,11 +318,13 @@ function prune(state) {
 }
 
 /**
- * Show what is due by now, and drop publishers and consumers that had gone a while before, or before the end of a play.
+ * Show what is due by now, and drop old rates, and publishers and consumers that had gone a while before, or before the
+ * end of a play.
  * Messages may be seen to move seconds after they have moved: their publishers and consumers stay until then.
  */
 export function advanceTo(state, now) {
   showDue(state, now);
+  for (const [key, { until }] of state.rates) if (until <= now) state.rates.delete(key);
   const time = Math.min(now, state.rests);
   for (const nodes of [state.queues, state.exchanges]) {
     for (const [id, { isDeleted }] of nodes) if (isDeleted && !isStillSeen(state, id, now)) nodes.delete(id);
@@ -569,7 +577,7 @@ export function addressOf(state, { exchange, routing_key, headers }) {
 
 /**
  * Messages a second on an arrow. What several exchanges send to one queue is divided as the messages that were shown.
- * @returns {{rate: number, t: number, isExact: boolean} | undefined}
+ * @returns {{rate: number, isExact: boolean} | undefined}
  */
 export function rateOf(state, arrow) {
   if (!arrow.to.startsWith("q:") || arrow.kind === "publishes") {
@@ -585,7 +593,7 @@ export function rateOf(state, arrow) {
   const isDirect = [...state.publishers.values()].some((publisher) => publisher.targets.has(arrow.to));
   if (!all) return links === 1 && !isDirect ? { ...measured, isExact: true } : undefined;
   const share = (state.seen.get(arrow.key) || 0) / all;
-  return { rate: measured.rate * share, t: measured.t, isExact: share === 1 };
+  return { rate: measured.rate * share, isExact: share === 1 };
 }
 
 /** Let a published message go along its path to a queue or stream. */
@@ -720,12 +728,15 @@ const HANDLERS = {
   },
 
   moved(state, record) {
+    const lasts = Math.min(LONGEST_RATE, 2 * Math.max(RATE_OVER, record.t - state.countedAt));
+    state.countedAt = record.t;
     const measure = (key, count) => {
       const before = state.counts.get(key);
       if (!before || before.count > count) {
         state.counts.set(key, { count, t: record.t });
       } else if (record.t - before.t >= RATE_OVER) {
-        state.rates.set(key, { rate: ((count - before.count) * 1000) / (record.t - before.t), t: record.t });
+        const rate = ((count - before.count) * 1000) / (record.t - before.t);
+        state.rates.set(key, { rate, until: record.t + lasts });
         state.counts.set(key, { count, t: record.t });
       }
     };
@@ -763,7 +774,6 @@ const HANDLERS = {
     for (const [client, exchange, count] of record.published) list(client, exchangeId(exchange), count);
     for (const [client, stream, count] of record.appended || []) list(client, queueId(stream), count);
     for (const [key, count] of published) measure(key, count);
-    for (const [key, rate] of state.rates) if (rate.t < record.t - 3 * RATE_OVER) state.rates.delete(key);
   },
 
   published(state, event) {

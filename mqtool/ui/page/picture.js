@@ -369,10 +369,9 @@ export class Picture {
       const drawn = this.drawnArrows.get(arrow.key);
       if (!drawn) continue;
       const measured = arrow.parts.map((part) => rateOf(state, part)).filter(Boolean);
-      const recent = measured.filter((each) => now - each.t < 5000);
-      const rate = recent.reduce((sum, each) => sum + each.rate, 0);
+      const rate = measured.reduce((sum, each) => sum + each.rate, 0);
       const isFlow = rate > FLOW;
-      const about = recent.every((each) => each.isExact) ? "" : "about ";
+      const about = measured.every((each) => each.isExact) ? "" : "about ";
       const text = isFlow ? `${about}${number(Math.round(rate))}/s` : "";
       if (drawn.rateText !== text) {
         drawn.rate.textContent = text;
