@@ -859,17 +859,17 @@ def test_the_label_of_a_moving_message_does_not_cover_the_messages_in_a_queue(ch
 
 
 def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(chromium: Any, tmp_path: Path) -> None:
-    """While a message moves from a stream to a consumer, the picture of `mqtool ui` shows the message's offset beside
-    it, so that a viewer sees where each consumer starts.
+    """While messages move from a stream to a consumer, the picture of `mqtool ui` shows each message's own offset beside
+    it, even if the consumer gets them together, so that a viewer sees where each consumer starts.
     """
     records = jobs([{"name": "one/tag", "label": "third"}])
     records[1]["queues"][0]["type"] = "stream"
     for number in range(2):
         sent, ready = published(1000, number)
         records += [sent, {**ready, "what": "appended"}]
-    read = happens(4000, "read", 1, consumer="one/tag", offset=1, to=None)
-    page = recorded(chromium, tmp_path, [*records, read, {"kind": "now", "t": 8000}])
-    assert moving_labels(page, 80) == {"offset 1"}
+    records += [happens(4000, "read", number, consumer="one/tag", offset=1, to=None) for number in range(2)]
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 8000}])
+    assert moving_labels(page, 80) == {"offset 0", "offset 1"}
 
 
 def test_a_request_and_its_reply_have_the_same_correlation_id_beside_them(chromium: Any, tmp_path: Path) -> None:
@@ -1147,6 +1147,19 @@ def test_a_consumers_box_shows_its_link_credit_also_after_it_has_reconnected(chr
         seek(page, step / 20)
         seen.append(page.nodes()["consumer worker 1"])
     assert [says for says, _ in itertools.groupby(seen)] == ["consumer", "credit 1", "credit 20"]
+
+
+def test_a_client_that_is_called_after_its_role_has_its_name_once(chromium: Any, tmp_path: Path) -> None:
+    """In the picture of `mqtool ui`, the box and the panel of a client called "publisher" do not repeat that word."""
+    counts = {"kind": "moved", "queues": {}, "taken": [], "published": [["publisher", "", 1]]}
+    page = recorded(chromium, tmp_path, [*jobs(), {**counts, "t": 1000}, {**counts, "t": 5000}])
+    seek(page, 0.9)
+    (publisher,) = page.find(".node.p")
+    texts = [each.text for each in publisher.find_elements("css selector", "text")]
+    assert [each for each in texts if each] == ["publisher"]
+    assert publisher.get_attribute("aria-label") == "publisher"
+    publisher.click()
+    page.until(lambda: page.text("#facts").split() == ["Publisher", "name", "publisher"], "the panel")
 
 
 def test_a_client_that_consumes_again_is_one_consumer(chromium: Any, tmp_path: Path) -> None:

@@ -450,7 +450,7 @@ function forgetLost(state, queue, count) {
 
 /** Let a message be seen to end where it is. */
 function vanish(state, copy, fate, t) {
-  move(state, copy.key, [copy.node], fate, Math.max(t, copy.busyUntil), copy.details, END);
+  move(state, copy.key, [copy.node], fate, Math.max(t, copy.busyUntil), { details: copy.details }, END);
   state.copies.delete(copy.key);
 }
 
@@ -509,11 +509,16 @@ function publisherOf(state, client, target) {
   return id;
 }
 
-/** Let something move along nodes. Returns when it arrives. */
-function move(state, key, nodes, fate, start, details = undefined, last = HOP) {
+/**
+ * Let something move along nodes. Returns when it arrives.
+ * @param {{details?: any, place?: string, offset?: number, unknown?: string}} [message]  what is known of it: a message's
+ *   details, and the queue whose unacknowledged message it is; an offset; a name that no queue has
+ * @param {number} [last]  milliseconds from one node to the next
+ */
+function move(state, key, nodes, fate, start, message = {}, last = HOP) {
   const pace = nodes.length > 1 ? Math.max(QUICKEST, 1 - Math.max(0, start - state.t) / CAUSES) : 1;
   const t1 = start + Math.max(1, nodes.length - 1) * last * pace;
-  state.motions.push({ id: ++state.number, key, nodes, fate, t0: start, t1, details });
+  state.motions.push({ id: ++state.number, key, nodes, fate, t0: start, t1, ...message });
   return t1;
 }
 
@@ -604,7 +609,7 @@ function enter(state, message, queue, event, fate) {
       : (message.paths.get(queue) || [message.details.exchange, event.queue]).slice(0, -1).map(exchangeId);
   // Messages leave their exchange as they have come there.
   const start = path[0] === message.origin ? inTurn(state, path[0], queue, message.arrives) : message.arrives;
-  const arrives = move(state, `${queue}/${event.copy}`, [...path, queue], fate, start, message.details);
+  const arrives = move(state, `${queue}/${event.copy}`, [...path, queue], fate, start, { details: message.details });
   addCopy(state, queue, event, message.details, fate, arrives);
   if (message.from.confirms) reached(state, message.from, arrives, true);
 }
@@ -794,14 +799,14 @@ const HANDLERS = {
       origin = publisherOf(state, from.client, exchange);
       const start = inTurn(state, origin, exchange, acts(state, from, event.t));
       state.publishers.get(origin).gone = start;
-      arrives = move(state, `m${event.message}`, [origin, exchange], "ready", start, details);
+      arrives = move(state, `m${event.message}`, [origin, exchange], "ready", start, { details });
     } else if (from.queue !== undefined) {
       origin = queueOf(state, from.queue);
       const dead = state.lastDead && state.lastDead.queue === origin ? state.lastDead.arrives : event.t;
       const fate = from.reason === "expired" ? "expired" : "dead";
       const start = inTurn(state, origin, exchange, Math.max(dead, event.t));
       wait(state, `m${event.message}`, origin, fate, Math.max(dead, event.t), start, { details });
-      arrives = move(state, `m${event.message}`, [origin, exchange], fate, start, details);
+      arrives = move(state, `m${event.message}`, [origin, exchange], fate, start, { details });
     } else {
       arrives = Math.max(event.t, state.copies.get(`${exchange}/${from.copy}`)?.busyUntil ?? 0);
       state.copies.delete(`${exchange}/${from.copy}`);
@@ -826,14 +831,8 @@ const HANDLERS = {
     if (!message) return;
     const queue = queueOf(state, event.queue);
     const path = (message.paths.get(queue) || [message.details.exchange, event.queue]).slice(0, -1).map(exchangeId);
-    const arrives = move(
-      state,
-      `m${event.message} ${queue}`,
-      [...path, queue],
-      "ready",
-      message.arrives,
-      message.details,
-    );
+    const key = `m${event.message} ${queue}`;
+    const arrives = move(state, key, [...path, queue], "ready", message.arrives, { details: message.details });
     state.lately.set(`${queue} ${bodyKey(message.details)}`, arrives);
     if (state.lately.size > KEPT_MESSAGES) state.lately.delete(state.lately.keys().next().value);
   },
@@ -844,7 +843,9 @@ const HANDLERS = {
     const offset = event.details.headers["x-stream-offset"];
     const start = Math.max(event.t, state.lately.get(`${queue} ${bodyKey(event.details)}`) || 0);
     const turn = inTurn(state, queue, consumer, start);
-    const arrives = move(state, `${queue} ${event.t}`, [queue, consumer], "unacknowledged", turn, event.details);
+    const arrives = move(state, `${queue} ${event.t}`, [queue, consumer], "unacknowledged", turn, {
+      details: event.details,
+    });
     if (Number.isInteger(offset)) later(state, arrives, { kind: "reads", consumer, offset });
     reached(state, { client: state.consumers.get(consumer).label, connection: event.connection }, arrives);
   },
@@ -869,10 +870,9 @@ const HANDLERS = {
     // A client that subscribes again at once gets the same message again.
     if (!copy || state.motions.some((motion) => motion.key === key)) return;
     const start = inTurn(state, copy.place, consumer, Math.max(event.t, copy.busyUntil));
-    const offset = event.offset ?? event.copy;
-    const arrives = move(state, key, [copy.place, consumer], "stream", start, copy.details);
-    Object.assign(state.motions[state.motions.length - 1], { offset });
-    later(state, arrives, { kind: "reads", consumer, offset });
+    const message = { details: copy.details, offset: event.copy };
+    const arrives = move(state, key, [copy.place, consumer], "stream", start, message);
+    later(state, arrives, { kind: "reads", consumer, offset: event.offset ?? event.copy });
     if (event.to) reached(state, event.to, arrives);
   },
 
@@ -882,8 +882,7 @@ const HANDLERS = {
     let arrives = acts(state, from, t);
     if (reader) {
       const start = inTurn(state, reader, queue, arrives);
-      arrives = move(state, `${queue} stored ${state.number}`, [reader, queue], "stored", start);
-      Object.assign(state.motions[state.motions.length - 1], { offset });
+      arrives = move(state, `${queue} stored ${state.number}`, [reader, queue], "stored", start, { offset });
     }
     later(state, arrives, { kind: "stores", queue, stored: { name, offset } });
   },
@@ -897,10 +896,10 @@ const HANDLERS = {
     const exchange = exchangeOf(state, "");
     const publisher = publisherOf(state, from.client, exchange);
     const key = `unknown ${state.number}`;
-    const arrives = move(state, key, [publisher, exchange], "ready", acts(state, from, t));
+    const unknown = address.slice("/queues/".length);
+    const arrives = move(state, key, [publisher, exchange], "ready", acts(state, from, t), { unknown });
     state.publishers.get(publisher).gone = arrives;
-    reached(state, from, move(state, key, [exchange, publisher], "returned", arrives));
-    for (const motion of state.motions.slice(-2)) motion.unknown = address.slice("/queues/".length);
+    reached(state, from, move(state, key, [exchange, publisher], "returned", arrives, { unknown }));
   },
 
   delayed(state, event) {
@@ -914,19 +913,20 @@ const HANDLERS = {
     const message = state.messages.get(event.message);
     if (!message?.origin) return;
     const nodes = [message.exchange, message.origin];
-    const arrives = move(state, `m${event.message}`, nodes, "returned", message.arrives, message.details);
+    const arrives = move(state, `m${event.message}`, nodes, "returned", message.arrives, { details: message.details });
     if (message.from.client !== undefined) reached(state, message.from, arrives);
   },
 
   dropped(state, event) {
     const message = state.messages.get(event.message);
-    if (message) move(state, `m${event.message}`, [message.exchange], "dropped", message.arrives, message.details, END);
+    if (!message) return;
+    move(state, `m${event.message}`, [message.exchange], "dropped", message.arrives, { details: message.details }, END);
   },
 
   refused(state, event) {
     const message = state.messages.get(event.message);
     const nodes = message && [message.exchange, queueOf(state, event.queue)];
-    if (message) move(state, `m${event.message}`, nodes, "dropped", message.arrives, message.details);
+    if (message) move(state, `m${event.message}`, nodes, "dropped", message.arrives, { details: message.details });
   },
 
   delivered(state, event) {
@@ -935,11 +935,11 @@ const HANDLERS = {
     if (!copy) return;
     const start = leaves(state, copy, consumer, event.t);
     const fate = event.no_ack ? "acknowledged" : "unacknowledged";
-    copy.busyUntil = move(state, copy.key, [copy.place, consumer], fate, start, copy.details);
-    state.motions[state.motions.length - 1].place = copy.place;
+    const message = { details: copy.details, place: copy.place };
+    copy.busyUntil = move(state, copy.key, [copy.place, consumer], fate, start, message);
     if (event.to) reached(state, event.to, copy.busyUntil);
     if (event.no_ack) {
-      move(state, copy.key, [consumer], "acknowledged", copy.busyUntil, copy.details, END);
+      move(state, copy.key, [consumer], "acknowledged", copy.busyUntil, { details: copy.details }, END);
       state.copies.delete(copy.key);
     } else {
       Object.assign(copy, { node: consumer, fate });
@@ -950,7 +950,7 @@ const HANDLERS = {
     const copy = copyOf(state, event);
     if (!copy) return;
     const start = Math.max(event.t, copy.busyUntil);
-    move(state, copy.key, [copy.node], "acknowledged", start, copy.details, END);
+    move(state, copy.key, [copy.node], "acknowledged", start, { details: copy.details }, END);
     state.settled.set(copy.node, Math.max(start, state.settled.get(copy.node) ?? 0));
     state.copies.delete(copy.key);
   },
@@ -961,7 +961,7 @@ const HANDLERS = {
     const nodes = [copy.node, copy.place];
     const start = leaves(state, copy, copy.place, event.t);
     state.settled.set(copy.node, start);
-    copy.busyUntil = move(state, copy.key, nodes, "requeued", start, copy.details);
+    copy.busyUntil = move(state, copy.key, nodes, "requeued", start, { details: copy.details });
     Object.assign(copy, { node: copy.place, fate: "requeued" });
   },
 
@@ -971,7 +971,7 @@ const HANDLERS = {
     let arrives = Math.max(event.t, copy.busyUntil);
     if (copy.node !== copy.place) {
       const start = leaves(state, copy, copy.place, event.t);
-      arrives = move(state, copy.key, [copy.node, copy.place], "dead", start, copy.details);
+      arrives = move(state, copy.key, [copy.node, copy.place], "dead", start, { details: copy.details });
     }
     state.lastDead = { queue: copy.place, arrives };
     state.copies.delete(copy.key);
@@ -996,7 +996,7 @@ const HANDLERS = {
     const { from, to, message, details } = event;
     const server = [...state.consumers.values()].find(({ name }) => name?.startsWith(`${from.connection} (`))?.id;
     const nodes = [server ?? publisherOf(state, from.client, null), publisherOf(state, to.client, null)];
-    reached(state, to, move(state, `m${message}`, nodes, "ready", acts(state, from, event.t), details, 2 * HOP));
+    reached(state, to, move(state, `m${message}`, nodes, "ready", acts(state, from, event.t), { details }, 2 * HOP));
   },
 };
 

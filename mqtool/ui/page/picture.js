@@ -100,11 +100,16 @@ function describeJoined(state, moment, { joined }) {
 }
 
 /**
- * What a node is called, and its lines; `note` is below its box.
+ * What a node is called, and its lines; `note` is below its box. The line is empty if it only repeats the name.
  * @param {import("./model.js").Moment} moment
  * @returns {{role: string, name: string, line: string, note?: string}}
  */
 export function describe(state, moment, id) {
+  const described = describeNode(state, moment, id);
+  return described.line === described.name ? { ...described, line: "" } : described;
+}
+
+function describeNode(state, moment, id) {
   const kind = id[0];
   const node = nodeOf(state, id);
   if (node?.members) return describeGroup(node, moment);
@@ -292,7 +297,8 @@ export class Picture {
       let drawn = this.drawnNodes.get(id);
       if (!drawn) drawn = this.newNode(id);
       const { role, name, line, note = "" } = describe(state, this.moment, id);
-      const words = [`${role} ${name}: ${line}`, note].filter(Boolean).join(" · ");
+      const title = role === name ? name : `${role} ${name}`;
+      const words = [[title, line].filter(Boolean).join(": "), note].filter(Boolean).join(" · ");
       const where = `translate(${place.x - width / 2} ${place.y - height / 2})`;
       if (drawn.where !== where || drawn.width !== width) {
         drawn.group.setAttribute("transform", where);
