@@ -859,7 +859,7 @@ def test_the_label_of_a_moving_message_does_not_cover_the_messages_in_a_queue(ch
 
 
 def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(chromium: Any, tmp_path: Path) -> None:
-    """While messages move from a stream to a consumer, the picture of `mqtool ui` shows each message's own offset beside
+    """While messages move from a stream to a consumer, the picture of `mqtool ui` shows each one's own offset beside
     it, even if the consumer gets them together, so that a viewer sees where each consumer starts.
     """
     records = jobs([{"name": "one/tag", "label": "third"}])
@@ -1113,6 +1113,37 @@ def test_purged_and_lost_messages_are_marked_as_dropped(chromium: Any, tmp_path:
         if not seen or seen[-1] != fates:
             seen.append(fates)
     assert seen[-4:] == [["dropped", "ready"], ["ready"], ["dropped"], []]
+
+
+def test_messages_that_leave_a_queue_do_not_strike_out_the_number_of_the_others(chromium: Any, tmp_path: Path) -> None:
+    """If messages of a queue are dropped, the picture of `mqtool ui` does not draw their marks over the number of
+    messages that it does not draw. A purge removes that number at once.
+    """
+    records = jobs(ready=5000)
+    for number in range(12):
+        records += published(1000, number)
+    records += [happens(5000, "discarded", number, reason="maxlen") for number in range(6)]
+    for number in range(12, 24):
+        records += published(8000, number)
+    records.append({"kind": "moved", "t": 8001, "queues": {"jobs": [5018, 0, 5024]}, "taken": [], "published": []})
+    purged = {"kind": "event", "t": 8002, "what": "purged", "queue": "jobs"}
+    page = recorded(chromium, tmp_path, [*records, purged, {"kind": "now", "t": 12_000}])
+    ended = 0
+    for step in range(120):
+        seek(page, step / 120)
+        marks, number = page.ask(
+            """
+            const box = (each) => each.getBoundingClientRect().toJSON();
+            const number = document.querySelector(".node.q .more");
+            const marks = [...document.querySelectorAll(".dot.ended path")].map(box);
+            return [marks, number.textContent ? box(number) : null];
+            """
+        )
+        ended += len(marks)
+        assert not number or step <= 80, page.nodes()
+        for mark in marks if number else []:
+            assert mark["left"] > number["right"] or mark["top"] > number["bottom"] - 4, step
+    assert ended > 50
 
 
 def test_a_consumers_box_shows_the_prefetch_limit(chromium: Any, tmp_path: Path) -> None:

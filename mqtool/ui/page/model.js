@@ -633,7 +633,7 @@ const HANDLERS = {
 
   counted(state, { queue, uncopied }) {
     const found = state.queues.get(queue);
-    if (found) found.uncopied = uncopied;
+    if (found && !found.isDeleted) found.uncopied = uncopied;
   },
 
   passed(state, { queue }) {
@@ -988,6 +988,8 @@ const HANDLERS = {
     for (const copy of state.copies.values()) {
       if (copy.node === queue && copy.fate !== "stream") vanish(state, copy, "dropped", event.t);
     }
+    // What was counted before is not seen later.
+    state.due = state.due.filter(({ record }) => record.kind !== "counted" || record.queue !== queue);
     const { uncopied } = state.queues.get(queue);
     Object.assign(state.queues.get(queue), { uncopied: { ...uncopied, ready: 0 }, counted: "" });
   },

@@ -393,6 +393,7 @@ export class Picture {
     const ends = new Map();
     const labelled = [];
     const isFew = this.moment.moving.length <= FEW;
+    for (const id of this.places.places.keys()) this.drawRow(shown, id, now, seen);
     for (const motion of this.moment.moving) {
       const node = this.shown.drawn(motion.nodes[0]);
       const index = motion.nodes.length > 1 ? 0 : ends.get(node) || 0;
@@ -411,7 +412,6 @@ export class Picture {
       const how = motion.nodes.length > 1 ? "moving" : "moving ended";
       this.drawDot(`${motion.id}`, place, motion.fate, motion, end, how, isFree ? label : "");
     }
-    for (const id of this.places.places.keys()) this.drawRow(shown, id, now, seen);
     for (const [key, drawn] of this.drawnDots) {
       if (!seen.has(key)) {
         drawn.group.remove();
@@ -469,11 +469,13 @@ export class Picture {
     const legs = motion.nodes.length - 1;
     const done = (now - motion.t0) / (motion.t1 - motion.t0);
     if (legs === 0) {
-      const place = this.places.places.get(this.shown.drawn(motion.nodes[0]));
+      const id = this.shown.drawn(motion.nodes[0]);
+      const place = this.places.places.get(id);
       if (!place) return null;
-      // From the left, since messages at rest stand on the right.
+      // From the left, since messages at rest stand on the right; on the edge, if they would strike out their number.
       const { width, height } = this.places.size;
-      return { x: place.x - width / 2 + 20 + (index % 8) * (PITCH + 3), y: place.y + height / 2 - 13 };
+      const above = this.drawnNodes.get(id).moreText ? 0 : 13;
+      return { x: place.x - width / 2 + 20 + (index % 8) * (PITCH + 3), y: place.y + height / 2 - above };
     }
     const leg = Math.min(legs - 1, Math.floor(done * legs));
     const points = this.curve(this.shown.drawn(motion.nodes[leg]), this.shown.drawn(motion.nodes[leg + 1]));
