@@ -1068,6 +1068,30 @@ def test_the_name_of_a_tutorials_stream_is_not_cut(chromium: Any, tmp_path: Path
     assert page.ask("return document.querySelector('.node.q .name').textContent") == name
 
 
+@pytest.mark.parametrize("width", [768, 390])
+def test_as_much_of_a_long_name_is_shown_as_fits_its_box(chromium: Any, tmp_path: Path, width: int) -> None:
+    """If the name of a stream does not fit its box, the picture of `mqtool ui` shows as much of the name as fits. The
+    whole name is in the box's tooltip and in its label for screen readers.
+    """
+    name = "stream-offset-tracking-python"
+    readers = [{"name": f"{each}/tag", "label": f"reader {each}"} for each in range(2)]
+    page = recorded(chromium, tmp_path, json.loads(json.dumps(jobs(readers)).replace('"jobs"', f'"{name}"')))
+    page.resize(width)
+    seek(page, 1)
+    shown, needed, room = page.ask(
+        """
+        const text = document.querySelector(".node.q .name"), room = Number(text.getAttribute("textLength"));
+        text.removeAttribute("textLength");
+        return [text.textContent, text.getComputedTextLength(), room];
+        """
+    )
+    assert name.startswith(shown.removesuffix("…"))
+    assert room < needed <= room / 0.8 < needed * (len(shown) + 2) / len(shown)
+    (queue,) = page.find(".node.q")
+    assert name in queue.get_attribute("aria-label")
+    assert name in page.ask("return document.querySelector('.node.q title').textContent")
+
+
 def test_the_labels_of_messages_that_move_beside_each_other_do_not_overlap(chromium: Any, tmp_path: Path) -> None:
     """On a phone, the labels of two messages that move side by side do not overlap, however long the labels are."""
     records = jobs()

@@ -42,16 +42,20 @@ function element(name, attributes = {}, text = undefined) {
 /** A text that is a little too wide is drawn narrower, down to this part of its width. */
 const NARROWEST = 0.8;
 
-/** Set a text, narrower or cut if it does not fit a width. */
+/** Set a text, narrower if it does not fit a width, and cut only if it does not fit even then. */
 function fit(drawn, text, width) {
   drawn.removeAttribute("textLength");
-  drawn.textContent = cut(text, 30);
+  drawn.textContent = text;
   const needed = drawn.getComputedTextLength(); // 0 if the picture is hidden
-  if (needed > width && needed * NARROWEST <= width) {
+  if (text && !needed) drawn.textContent = cut(text, 15);
+  if (needed <= width) return;
+  const most = width / NARROWEST;
+  let length = Math.min(text.length, Math.ceil((text.length * most) / needed) + 4);
+  while (length > 1 && drawn.getComputedTextLength() > most) drawn.textContent = cut(text, length--);
+  if (drawn.getComputedTextLength() > width) {
     drawn.setAttribute("textLength", String(width));
     drawn.setAttribute("lengthAdjust", "spacingAndGlyphs");
-  } else if (needed > width) drawn.textContent = cut(text, Math.floor((drawn.textContent.length * width) / needed));
-  else if (!needed) drawn.textContent = cut(text, 15);
+  }
 }
 
 /** How many messages a consumer may have unacknowledged; "" if nothing is known of it. */
