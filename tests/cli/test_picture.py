@@ -299,6 +299,29 @@ def test_the_message_of_a_killed_worker_moves_back_to_its_queue(chromium: Any, t
     assert seen[-3:] == [("unacknowledged", "c:1/tag"), ("requeued", "q:jobs"), ("unacknowledged", "c:2/tag")]
 
 
+def test_a_worker_that_ends_is_drawn_with_all_its_messages_before_they_are_requeued(
+    chromium: Any, tmp_path: Path
+) -> None:
+    """If a worker gets three messages, acknowledges none and ends within milliseconds, the picture of `mqtool ui` first
+    draws all three at the worker. Only then, they move back to their queue.
+    """
+    records = jobs([{"name": "1/tag", "label": "worker 1", "prefetch": 0}])
+    to = {"consumer": "1/tag", "no_ack": False, "redelivered": False, "to": None}
+    for number in range(3):
+        records += [*published(1000, number), happens(1001, "delivered", number, **to)]
+    records += [happens(1002, "requeued", number, why="closed") for number in range(3)]
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 8000}])
+    most = 0
+    for step in range(160):
+        seek(page, step / 160)
+        assert differences(page) == []
+        most = max(most, page.dots().count(("unacknowledged", "c:1/tag")))
+        fates = {fate for fate, _ in page.dots("moving")}
+        assert not {"requeued", "unacknowledged"} <= fates, step
+    assert most == 3
+    assert page.dots() == [("requeued", "q:jobs")] * 3
+
+
 def test_a_message_lost_in_a_restart_disappears_from_the_picture(chromium: Any, tmp_path: Path) -> None:
     """If a queue has one message fewer after a restart of the broker, the picture of `mqtool ui` removes the message
     that was not persistent and keeps the persistent one.
@@ -815,6 +838,19 @@ def moving_labels(page: Page, steps: int) -> set[str]:
         seek(page, step / steps)
         texts |= set(page.ask("return [...document.querySelectorAll('.dot.moving text')].map((e) => e.textContent)"))
     return texts - {""}
+
+
+def test_a_message_of_a_tutorial_that_is_lost_has_its_body_beside_it(chromium: Any, tmp_path: Path) -> None:
+    """If a restart of the broker loses one of two messages, a tutorial's picture has its body beside its mark."""
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    records = [*begins, *jobs(), *published(1000, 0, "in pencil"), *published(1000, 1, "in ink")]
+    lost = {"kind": "moved", "t": 4000, "queues": {"jobs": [1, 0, 2]}, "taken": [], "published": []}
+    page = recorded(chromium, tmp_path, [*records, lost, {"kind": "now", "t": 8000}])
+    seen = set()
+    for step in range(80):
+        seek(page, step / 80)
+        seen |= set(page.ask("return [...document.querySelectorAll('.dot.ended text')].map((e) => e.textContent)"))
+    assert seen == {"in pencil"}
 
 
 def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tmp_path: Path) -> None:

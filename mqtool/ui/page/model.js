@@ -541,15 +541,15 @@ function wait(state, key, node, fate, t0, t1, message) {
 
 /**
  * When a copy leaves its node: once it has arrived there, and in turn; for a consumer, once its prefetch limit or credit
- * is seen to allow it. Until then, it is seen to wait.
+ * is seen to allow it. Until then, and until `notBefore`, it is seen to wait.
  */
-function leaves(state, copy, to, t) {
+function leaves(state, copy, to, t, notBefore = 0) {
   const may = Math.max(t, copy.busyUntil);
   const { prefetch, credit, isUnknown } = state.consumers.get(to) ?? {};
   const limit = prefetch ?? credit ?? 1;
   const isLimited = isUnknown || (limit > 0 && limit < LARGE_LIMIT);
   const settled = isLimited ? (state.settled.get(to) ?? 0) : 0;
-  const start = inTurn(state, copy.node, to, Math.max(may, Math.min(settled, t + CAUSES)));
+  const start = inTurn(state, copy.node, to, Math.max(may, Math.min(Math.max(settled, notBefore), t + CAUSES)));
   const { details, place, number } = copy;
   wait(state, copy.key, copy.node, copy.fate, may, start, { details, place, number });
   return start;
@@ -613,6 +613,9 @@ function enter(state, message, queue, event, fate) {
   addCopy(state, queue, event, message.details, fate, arrives);
   if (message.from.confirms) reached(state, message.from, arrives, true);
 }
+
+/** Why all messages of a consumer are requeued at once: its channel, connection or link has ended. */
+const ENDS = new Set(["closed", "lost", "detached"]);
 
 const HANDLERS = {
   ...PLAY_KINDS,
@@ -959,7 +962,10 @@ const HANDLERS = {
     const copy = copyOf(state, event);
     if (!copy) return;
     const nodes = [copy.node, copy.place];
-    const start = leaves(state, copy, copy.place, event.t);
+    // A consumer that ends is first seen with all messages that it has, and then gives back all of them.
+    const held = ENDS.has(event.why) ? [...state.copies.values()].filter(({ node }) => node === copy.node) : [];
+    const isSeen = Math.max(0, ...held.map(({ busyUntil }) => busyUntil + END));
+    const start = leaves(state, copy, copy.place, event.t, isSeen);
     state.settled.set(copy.node, start);
     copy.busyUntil = move(state, copy.key, nodes, "requeued", start, { details: copy.details });
     Object.assign(copy, { node: copy.place, fate: "requeued" });

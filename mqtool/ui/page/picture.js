@@ -409,11 +409,15 @@ export class Picture {
       // Unless that would cover the one before.
       const label = cut(visible(besideOf(state, motion, isFew)), LONGEST_ADDRESS);
       const half = label.length * LABEL.half;
-      const isFree = labelled.every(
-        (each) => Math.abs(each.x - place.x) > each.half + half || Math.abs(each.y - place.y) > LABEL.height,
-      );
-      if (label && isFree) labelled.push({ ...place, half });
-      const how = motion.nodes.length > 1 ? "moving" : "moving ended";
+      const isEnd = motion.nodes.length === 1;
+      const x = place.x + (isEnd ? LABEL.beside + half : 0);
+      const isFree =
+        labelled.every(
+          (each) => Math.abs(each.x - x) > each.half + half || Math.abs(each.y - place.y) > LABEL.height,
+        ) &&
+        (!isEnd || x + half < this.leftOfRow(end));
+      if (label && isFree) labelled.push({ x, y: place.y, half });
+      const how = isEnd ? "moving ended" : "moving";
       this.drawDot(`${motion.id}`, place, motion.fate, motion, end, how, isFree ? label : "");
     }
     for (const [key, drawn] of this.drawnDots) {
@@ -461,6 +465,13 @@ export class Picture {
     if (drawn.counted !== counted) drawn.group.dataset.counted = drawn.counted = counted;
     const text = more ? `+${number(more)}` : "";
     if (drawn.moreText !== text) drawn.more.textContent = drawn.moreText = text;
+  }
+
+  /** The left end of what is drawn in the row of a node. */
+  leftOfRow(id) {
+    const { moreText } = this.drawnNodes.get(id);
+    const drawn = moreText ? Infinity : (this.moment.resting.get(id)?.length ?? 0);
+    return this.placeInRow(id, drawn * PITCH).x;
   }
 
   placeInRow(id, from) {
@@ -548,13 +559,14 @@ export class Picture {
 
 /**
  * What is said beside a moving message: to its queue, what it is routed by; in a play, where that says nothing and few
- * messages move, its body. From a stream, its offset; if no queue has the name that the client asks for, that name.
+ * messages move, its body, also beside one that is lost. From a stream, its offset; if no queue has the name that the client asks for, that name.
  */
-function besideOf(state, { nodes, details, offset, unknown }, isFew) {
+function besideOf(state, { nodes, fate, details, offset, unknown }, isFew) {
   if (offset !== undefined) return isFew && offset >= 0 ? `offset ${number(offset)}` : "";
   if (unknown !== undefined) return cut(visible(unknown), SHORT);
   const address = nodes.some((id) => id[0] === "x") ? addressOf(state, details) : "";
-  const hasBody = state.play && isFew && nodes.length > 1 && typeof details.body === "string";
+  const isDone = nodes.length === 1 && fate === "acknowledged";
+  const hasBody = state.play && isFew && !isDone && typeof details.body === "string";
   if (address || !hasBody) return address;
   const id = details.properties.correlation_id;
   // Enough of it to tell the answers of a conversation apart.
