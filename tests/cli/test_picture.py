@@ -771,6 +771,24 @@ def test_an_idle_publisher_stays_in_the_picture_until_it_ends(chromium: Any, tmp
         assert ("publisher boss" in page.nodes()) == (at < 11_000), at
 
 
+def test_a_consumer_that_lived_too_short_for_the_topology_is_shown_as_closed(chromium: Any, tmp_path: Path) -> None:
+    """In a tutorial's picture, the box of a consumer says that the consumer is closed once its program has ended, even
+    if the program ended before the page asked the broker for its consumers.
+    """
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    goes_on = {"kind": "goes_on", "t": 800, "n": 20, "number": 1}
+    to = {"client": "worker 1", "connection": "10.0.0.7:50001 -> 10.0.0.1:5672", "protocol": "AMQP 0-9-1"}
+    got = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": to}
+    records = [*begins, *jobs(), goes_on, of_terminal(900, 21, "typed", "worker 1"), *published(1000, 0)]
+    records += [happens(1001, "delivered", 0, **got), happens(1002, "acknowledged", 0)]
+    records += [of_terminal(4000, 22, "finished", "worker 1"), {"kind": "now", "t": 8000}]
+    page = recorded(chromium, tmp_path, records)
+    seek(page, 0.4)
+    assert page.nodes()["consumer worker 1"] == "consumer"
+    seek(page, 1)
+    assert page.nodes()["consumer worker 1"] == "cancelled or closed"
+
+
 def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: Path) -> None:
     """If two clients with the same name are connected at the same time, the picture of `mqtool ui` shows two boxes."""
     records = reconnecting("Pika Python Client Library")

@@ -83,10 +83,14 @@ function describeGroup(node, moment) {
 
 const GONE = "cancelled or closed";
 
+/** Whether no program runs in the terminal with this name. */
+const hasFinished = ({ play }, name) => play?.terminals.some((each) => each.name === name && each.runs === null);
+
 /** What a consumer's box says below its name. */
 function lineOfConsumer(state, moment, consumer) {
   if (consumer.offset !== undefined) return `at offset ${number(consumer.offset)}`;
-  if (consumer.gone && !consumer.isUnknown && !hasMotion(state, consumer.id, moment.now)) return GONE;
+  const hasEnded = consumer.isUnknown ? hasFinished(state, consumer.label) : consumer.gone;
+  if (hasEnded && !hasMotion(state, consumer.id, moment.now)) return GONE;
   return limitOf(consumer);
 }
 
