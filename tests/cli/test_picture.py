@@ -299,8 +299,9 @@ def test_the_message_of_a_killed_worker_moves_back_to_its_queue(chromium: Any, t
     assert seen[-3:] == [("unacknowledged", "c:1/tag"), ("requeued", "q:jobs"), ("unacknowledged", "c:2/tag")]
 
 
+@pytest.mark.parametrize("why", ["closed", "released"])
 def test_a_worker_that_ends_is_drawn_with_all_its_messages_before_they_are_requeued(
-    chromium: Any, tmp_path: Path
+    chromium: Any, tmp_path: Path, why: str
 ) -> None:
     """If a worker gets three messages, acknowledges none and ends within milliseconds, the picture of `mqtool ui` first
     draws all three at the worker. Only then, they move back to their queue.
@@ -309,7 +310,7 @@ def test_a_worker_that_ends_is_drawn_with_all_its_messages_before_they_are_reque
     to = {"consumer": "1/tag", "no_ack": False, "redelivered": False, "to": None}
     for number in range(3):
         records += [*published(1000, number), happens(1001, "delivered", number, **to)]
-    records += [happens(1002, "requeued", number, why="closed") for number in range(3)]
+    records += [happens(1002, "requeued", number, why=why) for number in range(3)]
     page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 8000}])
     most = 0
     for step in range(160):

@@ -614,8 +614,11 @@ function enter(state, message, queue, event, fate) {
   if (message.from.confirms) reached(state, message.from, arrives, true);
 }
 
-/** Why all messages of a consumer are requeued at once: its channel, connection or link has ended. */
-const ENDS = new Set(["closed", "lost", "detached"]);
+/**
+ * Why all messages of a consumer are requeued together: its channel, connection or link has ended, or, over AMQP 1.0, it
+ * releases them before that.
+ */
+const ENDS = new Set(["closed", "lost", "detached", "released"]);
 
 const HANDLERS = {
   ...PLAY_KINDS,
