@@ -24,6 +24,7 @@ html_title = "mqtool"
 html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "../mqtool/ui/page/icon.svg"
 # '' and -- are what people type.
 smartquotes = False
 # Headings as targets, as GitHub has them.

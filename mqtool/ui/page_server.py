@@ -31,11 +31,12 @@ _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 
 _HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -236,6 +237,7 @@ def single_file(records: Iterable[Json]) -> bytes:
     code = "\n".join((_PAGE / f"{name}.js").read_text() for name in _MODULES)
     code = re.sub(r"^import .*;\n", "", re.sub(r"^export ", "", code, flags=re.MULTILINE), flags=re.MULTILINE)
     style = (_PAGE / "style.css").read_text()
+    icon = base64.b64encode((_PAGE / "icon.svg").read_bytes()).decode()
     lines = (json.dumps(record, separators=(",", ":")) for record in records)
     # No "<" can end the element early.
     data = "[\n" + ",\n".join(line.replace("<", "\\u003c") for line in lines) + "\n]"
@@ -245,6 +247,7 @@ def single_file(records: Iterable[Json]) -> bytes:
     )
     inlined = {
         '<link rel="stylesheet" href="style.css" />': f"<style>{style}</style>",
+        'href="icon.svg"': f'href="data:image/svg+xml;base64,{icon}"',
         '<script type="module" src="main.js"></script>': (
             f'<script type="application/json" id="recording">{data}</script>\n<script type="module">{code}</script>'
         ),

@@ -158,7 +158,7 @@ class _Counts:
             name: counts for name, counts in self._queues.items() if before.get(name) != counts or name in self.touched
         }
         self.touched.clear()
-        other = {name: found.get(name, []) for name in ("taken", "published", "appended", "read", "stored")}
+        other = {name: found.get(name, []) for name in ("taken", "published", "appended", "read", "stored", "credit")}
         return {"kind": "moved", "t": found["t"], "queues": changed, **other}
 
 
@@ -272,7 +272,7 @@ def _as_json(wiring: Wiring, clients: ClientNames) -> Json:
                 "name": known[0],
                 "label": known[1],
                 "queue": queue,
-                # Other protocols have credit instead, which changes with each message.
+                # Other protocols have credit instead. The embedded broker reports it in `moved`.
                 "prefetch": consumer.prefetch if consumer.channel else None,
                 "isAutomatic": not consumer.acknowledges,
             }

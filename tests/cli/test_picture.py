@@ -299,6 +299,30 @@ def test_the_message_of_a_killed_worker_moves_back_to_its_queue(chromium: Any, t
     assert seen[-3:] == [("unacknowledged", "c:1/tag"), ("requeued", "q:jobs"), ("unacknowledged", "c:2/tag")]
 
 
+@pytest.mark.parametrize("why", ["closed", "released"])
+def test_a_worker_that_ends_is_drawn_with_all_its_messages_before_they_are_requeued(
+    chromium: Any, tmp_path: Path, why: str
+) -> None:
+    """If a worker gets three messages, acknowledges none and ends within milliseconds, the picture of `mqtool ui` first
+    draws all three at the worker. Only then, they move back to their queue.
+    """
+    records = jobs([{"name": "1/tag", "label": "worker 1", "prefetch": 0}])
+    to = {"consumer": "1/tag", "no_ack": False, "redelivered": False, "to": None}
+    for number in range(3):
+        records += [*published(1000, number), happens(1001, "delivered", number, **to)]
+    records += [happens(1002, "requeued", number, why=why) for number in range(3)]
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 8000}])
+    most = 0
+    for step in range(160):
+        seek(page, step / 160)
+        assert differences(page) == []
+        most = max(most, page.dots().count(("unacknowledged", "c:1/tag")))
+        fates = {fate for fate, _ in page.dots("moving")}
+        assert not {"requeued", "unacknowledged"} <= fates, step
+    assert most == 3
+    assert page.dots() == [("requeued", "q:jobs")] * 3
+
+
 def test_a_message_lost_in_a_restart_disappears_from_the_picture(chromium: Any, tmp_path: Path) -> None:
     """If a queue has one message fewer after a restart of the broker, the picture of `mqtool ui` removes the message
     that was not persistent and keeps the persistent one.
@@ -434,6 +458,33 @@ def test_no_message_covers_the_rate_of_an_arrow(chromium: Any, tmp_path: Path, w
     assert covered[0] == 2, covered
     assert covered[1] > 4
     assert covered[2] == 0
+
+
+def rates(page: Page) -> list[str]:
+    """The rates of the arrows."""
+    return list(page.ask("return [...document.querySelectorAll('.rate')].map((e) => e.textContent).filter(Boolean)"))
+
+
+def test_the_rate_of_an_arrow_disappears_if_no_message_moves_any_more(chromium: Any, tmp_path: Path) -> None:
+    """If messages stop moving, the picture of `mqtool ui` soon removes the rates from the arrows, even if the broker
+    reports nothing more. In a recording, the recording's time counts: a rate stays while the recording is paused.
+    """
+    counted = [(0, 0), (1000, 100), (2000, 200)]
+    records = [
+        {"kind": "moved", "t": t, "queues": {"jobs": [n, 0, n]}, "taken": [], "published": [["boss", "", n]]}
+        for t, n in counted
+    ]
+    page = recorded(chromium, tmp_path, [*jobs(), *records, {"kind": "now", "t": 10_000}])
+    seen = []
+    for step in range(100):
+        seek(page, step / 100)
+        seen.append(rates(page))
+    assert [shown for shown, _ in itertools.groupby(seen)] == [[], ["100/s", "100/s"], []]
+    assert len([shown for shown in seen if shown]) <= 31
+    seek(page, 0.48)
+    assert rates(page) == ["100/s", "100/s"]
+    page.ask("document.querySelector('#pause').click()")
+    page.until(lambda: not rates(page), "no rate")
 
 
 #: The queue for the replies to an RPC client.
@@ -721,6 +772,24 @@ def test_an_idle_publisher_stays_in_the_picture_until_it_ends(chromium: Any, tmp
         assert ("publisher boss" in page.nodes()) == (at < 11_000), at
 
 
+def test_a_consumer_that_lived_too_short_for_the_topology_is_shown_as_closed(chromium: Any, tmp_path: Path) -> None:
+    """In a tutorial's picture, the box of a consumer says that the consumer is closed once its program has ended, even
+    if the program ended before the page asked the broker for its consumers.
+    """
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    goes_on = {"kind": "goes_on", "t": 800, "n": 20, "number": 1}
+    to = {"client": "worker 1", "connection": "10.0.0.7:50001 -> 10.0.0.1:5672", "protocol": "AMQP 0-9-1"}
+    got = {"consumer": "one/tag", "no_ack": False, "redelivered": False, "to": to}
+    records = [*begins, *jobs(), goes_on, of_terminal(900, 21, "typed", "worker 1"), *published(1000, 0)]
+    records += [happens(1001, "delivered", 0, **got), happens(1002, "acknowledged", 0)]
+    records += [of_terminal(4000, 22, "finished", "worker 1"), {"kind": "now", "t": 8000}]
+    page = recorded(chromium, tmp_path, records)
+    seek(page, 0.4)
+    assert page.nodes()["consumer worker 1"] == "consumer"
+    seek(page, 1)
+    assert page.nodes()["consumer worker 1"] == "cancelled or closed"
+
+
 def test_two_clients_with_the_same_name_are_two_boxes(chromium: Any, tmp_path: Path) -> None:
     """If two clients with the same name are connected at the same time, the picture of `mqtool ui` shows two boxes."""
     records = reconnecting("Pika Python Client Library")
@@ -790,6 +859,19 @@ def moving_labels(page: Page, steps: int) -> set[str]:
     return texts - {""}
 
 
+def test_a_message_of_a_tutorial_that_is_lost_has_its_body_beside_it(chromium: Any, tmp_path: Path) -> None:
+    """If a restart of the broker loses one of two messages, a tutorial's picture has its body beside its mark."""
+    begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
+    records = [*begins, *jobs(), *published(1000, 0, "in pencil"), *published(1000, 1, "in ink")]
+    lost = {"kind": "moved", "t": 4000, "queues": {"jobs": [1, 0, 2]}, "taken": [], "published": []}
+    page = recorded(chromium, tmp_path, [*records, lost, {"kind": "now", "t": 8000}])
+    seen = set()
+    for step in range(80):
+        seek(page, step / 80)
+        seen |= set(page.ask("return [...document.querySelectorAll('.dot.ended text')].map((e) => e.textContent)"))
+    assert seen == {"in pencil"}
+
+
 def test_a_moving_message_of_a_tutorial_has_its_body_beside_it(chromium: Any, tmp_path: Path) -> None:
     """In a tutorial's picture, a moving message has the beginning of its body beside it, unless many messages move at
     the same time.
@@ -832,17 +914,17 @@ def test_the_label_of_a_moving_message_does_not_cover_the_messages_in_a_queue(ch
 
 
 def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(chromium: Any, tmp_path: Path) -> None:
-    """While a message moves from a stream to a consumer, the picture of `mqtool ui` shows the message's offset beside
-    it, so that a viewer sees where each consumer starts.
+    """While messages move from a stream to a consumer, the picture of `mqtool ui` shows each one's own offset beside
+    it, even if the consumer gets them together, so that a viewer sees where each consumer starts.
     """
     records = jobs([{"name": "one/tag", "label": "third"}])
     records[1]["queues"][0]["type"] = "stream"
     for number in range(2):
         sent, ready = published(1000, number)
         records += [sent, {**ready, "what": "appended"}]
-    read = happens(4000, "read", 1, consumer="one/tag", offset=1, to=None)
-    page = recorded(chromium, tmp_path, [*records, read, {"kind": "now", "t": 8000}])
-    assert moving_labels(page, 80) == {"offset 1"}
+    records += [happens(4000, "read", number, consumer="one/tag", offset=1, to=None) for number in range(2)]
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 8000}])
+    assert moving_labels(page, 80) == {"offset 0", "offset 1"}
 
 
 def test_a_request_and_its_reply_have_the_same_correlation_id_beside_them(chromium: Any, tmp_path: Path) -> None:
@@ -1041,6 +1123,30 @@ def test_the_name_of_a_tutorials_stream_is_not_cut(chromium: Any, tmp_path: Path
     assert page.ask("return document.querySelector('.node.q .name').textContent") == name
 
 
+@pytest.mark.parametrize("width", [768, 390])
+def test_as_much_of_a_long_name_is_shown_as_fits_its_box(chromium: Any, tmp_path: Path, width: int) -> None:
+    """If the name of a stream does not fit its box, the picture of `mqtool ui` shows as much of the name as fits. The
+    whole name is in the box's tooltip and in its label for screen readers.
+    """
+    name = "stream-offset-tracking-python"
+    readers = [{"name": f"{each}/tag", "label": f"reader {each}"} for each in range(2)]
+    page = recorded(chromium, tmp_path, json.loads(json.dumps(jobs(readers)).replace('"jobs"', f'"{name}"')))
+    page.resize(width)
+    seek(page, 1)
+    shown, needed, room = page.ask(
+        """
+        const text = document.querySelector(".node.q .name"), room = Number(text.getAttribute("textLength"));
+        text.removeAttribute("textLength");
+        return [text.textContent, text.getComputedTextLength(), room];
+        """
+    )
+    assert name.startswith(shown.removesuffix("…"))
+    assert room < needed <= room / 0.8 < needed * (len(shown) + 2) / len(shown)
+    (queue,) = page.find(".node.q")
+    assert name in queue.get_attribute("aria-label")
+    assert name in page.ask("return document.querySelector('.node.q title').textContent")
+
+
 def test_the_labels_of_messages_that_move_beside_each_other_do_not_overlap(chromium: Any, tmp_path: Path) -> None:
     """On a phone, the labels of two messages that move side by side do not overlap, however long the labels are."""
     records = jobs()
@@ -1088,6 +1194,37 @@ def test_purged_and_lost_messages_are_marked_as_dropped(chromium: Any, tmp_path:
     assert seen[-4:] == [["dropped", "ready"], ["ready"], ["dropped"], []]
 
 
+def test_messages_that_leave_a_queue_do_not_strike_out_the_number_of_the_others(chromium: Any, tmp_path: Path) -> None:
+    """If messages of a queue are dropped, the picture of `mqtool ui` does not draw their marks over the number of
+    messages that it does not draw. A purge removes that number at once.
+    """
+    records = jobs(ready=5000)
+    for number in range(12):
+        records += published(1000, number)
+    records += [happens(5000, "discarded", number, reason="maxlen") for number in range(6)]
+    for number in range(12, 24):
+        records += published(8000, number)
+    records.append({"kind": "moved", "t": 8001, "queues": {"jobs": [5018, 0, 5024]}, "taken": [], "published": []})
+    purged = {"kind": "event", "t": 8002, "what": "purged", "queue": "jobs"}
+    page = recorded(chromium, tmp_path, [*records, purged, {"kind": "now", "t": 12_000}])
+    ended = 0
+    for step in range(120):
+        seek(page, step / 120)
+        marks, number = page.ask(
+            """
+            const box = (each) => each.getBoundingClientRect().toJSON();
+            const number = document.querySelector(".node.q .more");
+            const marks = [...document.querySelectorAll(".dot.ended path")].map(box);
+            return [marks, number.textContent ? box(number) : null];
+            """
+        )
+        ended += len(marks)
+        assert not number or step <= 80, page.nodes()
+        for mark in marks if number else []:
+            assert mark["left"] > number["right"] or mark["top"] > number["bottom"] - 4, step
+    assert ended > 50
+
+
 def test_a_consumers_box_shows_the_prefetch_limit(chromium: Any, tmp_path: Path) -> None:
     """In the picture of `mqtool ui`, a consumer's box shows the prefetch limit, or "no limit" if the limit is 0, or
     "auto-ack" if the consumer does not acknowledge messages.
@@ -1102,6 +1239,37 @@ def test_a_consumers_box_shows_the_prefetch_limit(chromium: Any, tmp_path: Path)
     assert nodes["consumer worker 1"] == "prefetch 1"
     assert nodes["consumer worker 2"] == "prefetch 0: no limit"
     assert nodes["consumer reader"] == "auto-ack"
+
+
+def test_a_consumers_box_shows_its_link_credit_also_after_it_has_reconnected(chromium: Any, tmp_path: Path) -> None:
+    """In the picture of `mqtool ui`, the box of an AMQP 1.0 consumer shows its link credit, as the box of an AMQP 0-9-1
+    consumer shows the prefetch limit: also after the client has reconnected.
+    """
+    worker = {"label": "worker 1", "prefetch": None}
+    first, second = (f"10.0.0.7:{port} -> 10.0.0.1:5672/0" for port in (50001, 50002))
+    granted = {"kind": "moved", "queues": {}, "taken": [], "published": []}
+    records = [*jobs([{"name": first, **worker}]), {**granted, "t": 1000, "credit": [[first, 1]]}]
+    records += [each for each in jobs([{"name": second, **worker}], t=4000) if each["kind"] == "topology"]
+    records += [{**granted, "t": 5000, "credit": [[second, 20]]}, {"kind": "now", "t": 8000}]
+    page = recorded(chromium, tmp_path, records)
+    seen = []
+    for step in range(20):
+        seek(page, step / 20)
+        seen.append(page.nodes()["consumer worker 1"])
+    assert [says for says, _ in itertools.groupby(seen)] == ["consumer", "credit 1", "credit 20"]
+
+
+def test_a_client_that_is_called_after_its_role_has_its_name_once(chromium: Any, tmp_path: Path) -> None:
+    """In the picture of `mqtool ui`, the box and the panel of a client called "publisher" do not repeat that word."""
+    counts = {"kind": "moved", "queues": {}, "taken": [], "published": [["publisher", "", 1]]}
+    page = recorded(chromium, tmp_path, [*jobs(), {**counts, "t": 1000}, {**counts, "t": 5000}])
+    seek(page, 0.9)
+    (publisher,) = page.find(".node.p")
+    texts = [each.text for each in publisher.find_elements("css selector", "text")]
+    assert [each for each in texts if each] == ["publisher"]
+    assert publisher.get_attribute("aria-label") == "publisher"
+    publisher.click()
+    page.until(lambda: page.text("#facts").split() == ["Publisher", "name", "publisher"], "the panel")
 
 
 def test_a_client_that_consumes_again_is_one_consumer(chromium: Any, tmp_path: Path) -> None:

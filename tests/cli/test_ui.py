@@ -14,6 +14,7 @@ from typing import Any
 import pika
 import pytest
 
+from mqtool.testing import EmbeddedBroker
 from tests import hostile
 from tests.brokers import TestBroker, large, on_any_broker, skip_or_fail
 from tests.cli.shell import Running, Shell, wait_until
@@ -162,6 +163,18 @@ def test_each_message_is_drawn_in_its_queue_or_at_its_consumer(shell: Shell, bro
     broker.api("POST", f"queues/{broker.vhost}/jobs/get", get)
     page.until(lambda: page.dots() == [("ready", "q:dead")], "the dead letter in its queue")
     assert page.complaints() == []
+
+
+def test_a_worker_over_amqp_1_0_is_drawn_with_its_credit(tmp_path: Path, chromium: Any) -> None:
+    """On the embedded broker, the page of `mqtool ui` shows the link credit of a worker that uses AMQP 1.0."""
+    with EmbeddedBroker(management_port=0) as broker:
+        urls = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.urls["http"]}
+        with Shell(tmp_path, {**urls, "MQTOOL_PROTOCOL": "amqp1.0"}) as shell:
+            ui = shell.start("mqtool", "ui", ready=False).wait_for_stdout("\n")
+            page = Page(chromium, ui.stdout.strip())
+            shell.start("mqtool", "worker", "-q", "jobs").wait_until_ready()
+            page.until(lambda: page.nodes().get("consumer mqtool") == "credit 1", "the credit")
+        chromium.get("about:blank")
 
 
 @on_any_broker

@@ -222,6 +222,23 @@ def test_events_name_the_protocol_of_publishers_and_consumers(broker: EmbeddedBr
         assert delivered["consumer"].startswith(delivered["to"]["connection"])
 
 
+def test_events_report_the_largest_link_credit_of_each_amqp_1_0_consumer(
+    broker: EmbeddedBroker, channel: BlockingChannel
+) -> None:
+    """The response to a request for events contains the link credit of each AMQP 1.0 consumer that has granted any. A
+    delivery uses up credit, but does not change this number, which is the most that the client has granted at once.
+    """
+    channel.queue_declare("q", durable=True)
+    events = Events(broker)
+    with RawAmqp10(broker.url) as client:
+        client.attach_receiver("/queues/q", credit=3)
+        client.attach_receiver("/queues/q", credit=0, handle=1)
+        channel.basic_publish("", "q", b"x")
+        *_, delivered = events.until("published", "ready", "delivered")
+        counts = events.get(after=events.snapshot["number"], timeout=0)
+        assert counts["credit"] == [[delivered["consumer"], 3]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"), [({"x-message-ttl": 1}, "expired"), ({"x-max-length": 0}, "maxlen")], ids=str
 )

@@ -1,7 +1,9 @@
 """The JavaScript modules of `mqtool ui` can be joined into one file, as recordings need."""
 
+import base64
 import re
 from collections import Counter
+from pathlib import Path
 
 from mqtool.ui import page_server
 
@@ -40,10 +42,19 @@ def test_javascript_modules_can_be_joined_into_one_file() -> None:
 
 
 def test_a_recording_of_mqtool_ui_is_one_file() -> None:
-    """A recording of `mqtool ui` is one HTML file that contains its styles and its code, and refers to no
+    """A recording of `mqtool ui` is one HTML file that contains its styles, its code and its icon, and refers to no
     other file.
     """
     page = page_server.single_file([{"kind": "about", "t": 0, "title": "</script><link>"}]).decode()
-    assert re.findall(r'(?:src|href)="([^"]*)"', page) == ["data:,"]
+    icon = base64.b64encode((page_server._PAGE / "icon.svg").read_bytes()).decode()
+    assert re.findall(r'(?:src|href)="([^"]*)"', page) == [f"data:image/svg+xml;base64,{icon}"]
     assert page.count("http-equiv") == page.count("<style>") == 1
     assert page.count("</script>") == page.count("<script") == 2
+
+
+def test_the_documentation_has_the_icon_of_the_page() -> None:
+    """The HTML documentation has the same icon as the page of `mqtool ui`."""
+    docs = Path(__file__).parents[2] / "docs"
+    (named,) = re.findall(r'^html_favicon = "(.*)"', (docs / "conf.py").read_text(), re.M)
+    assert (docs / named).samefile(page_server._PAGE / "icon.svg")
+    assert 'href="icon.svg"' in (page_server._PAGE / "index.html").read_text()

@@ -66,10 +66,7 @@ function listOf(copies) {
 function ofNode(state, shown, moment, id) {
   const joined = nodeOf(shown, id)?.joined;
   const { role, name, line } = describe(joined ? shown : state, moment, id);
-  const pairs = [
-    ["name", name],
-    ["now", line],
-  ];
+  const pairs = [["name", name], ...(line ? [["now", line]] : [])];
   const links = [...state.links.values()];
   if (id[0] === "x") {
     const exchange = state.exchanges.get(id);

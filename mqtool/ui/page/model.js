@@ -19,7 +19,7 @@ const LATEST = 1500;
  */
 const CAUSES = 6000;
 const QUICKEST = 0.25;
-/** A consumer with at least this prefetch limit does not wait until it is seen to acknowledge what it has. */
+/** A consumer with at least this prefetch limit or credit does not wait until it is seen to acknowledge what it has. */
 const LARGE_LIMIT = 10;
 const KEPT_MESSAGES = 1000;
 const KEPT_MOTIONS = 1500;
@@ -30,8 +30,12 @@ const KEPT_OFFSETS = 12;
  * lists its channel; in a play, nobody has while the program in its terminal runs, or before the commands of the next scene.
  */
 const LINGERS = 2000;
-/** Milliseconds over which rates are measured. */
+/**
+ * Milliseconds over which rates are measured. If nothing has moved for twice as long, or for two of the intervals at which
+ * the broker is asked, a rate is no longer shown; at the latest after the longest time.
+ */
 const RATE_OVER = 1500;
+const LONGEST_RATE = 5000;
 
 /**
  * @typedef {object} Copy  a message in one queue, or in a delayed exchange
@@ -72,6 +76,8 @@ export function emptyState() {
     sentences: [],
     counts: new Map(),
     rates: new Map(),
+    /** When the broker last reported counts. */
+    countedAt: 0,
     seen: new Map(),
     lastDead: null,
     lately: new Map(),
@@ -245,6 +251,7 @@ export function beginning(state) {
       [ready, unacked, state.counts.get(id)?.count ?? 0],
     ]),
   );
+  const credit = [...state.consumers.values()].flatMap((each) => (each.credit ? [[each.name, each.credit]] : []));
   const at = (record) => ({ ...record, t: state.t });
   return state.topology === null
     ? []
@@ -252,7 +259,7 @@ export function beginning(state) {
         at(state.about),
         at(state.topology),
         at({ kind: "snapshot", waiting }),
-        at({ kind: "moved", queues, taken: [], published: [] }),
+        at({ kind: "moved", queues, taken: [], published: [], credit }),
       ];
 }
 
@@ -311,11 +318,13 @@ function prune(state) {
 }
 
 /**
- * Show what is due by now, and drop publishers and consumers that had gone a while before, or before the end of a play.
+ * Show what is due by now, and drop old rates, and publishers and consumers that had gone a while before, or before the
+ * end of a play.
  * Messages may be seen to move seconds after they have moved: their publishers and consumers stay until then.
  */
 export function advanceTo(state, now) {
   showDue(state, now);
+  for (const [key, { until }] of state.rates) if (until <= now) state.rates.delete(key);
   const time = Math.min(now, state.rests);
   for (const nodes of [state.queues, state.exchanges]) {
     for (const [id, { isDeleted }] of nodes) if (isDeleted && !isStillSeen(state, id, now)) nodes.delete(id);
@@ -441,7 +450,7 @@ function forgetLost(state, queue, count) {
 
 /** Let a message be seen to end where it is. */
 function vanish(state, copy, fate, t) {
-  move(state, copy.key, [copy.node], fate, Math.max(t, copy.busyUntil), copy.details, END);
+  move(state, copy.key, [copy.node], fate, Math.max(t, copy.busyUntil), { details: copy.details }, END);
   state.copies.delete(copy.key);
 }
 
@@ -500,11 +509,16 @@ function publisherOf(state, client, target) {
   return id;
 }
 
-/** Let something move along nodes. Returns when it arrives. */
-function move(state, key, nodes, fate, start, details = undefined, last = HOP) {
+/**
+ * Let something move along nodes. Returns when it arrives.
+ * @param {{details?: any, place?: string, offset?: number, unknown?: string}} [message]  what is known of it: a message's
+ *   details, and the queue whose unacknowledged message it is; an offset; a name that no queue has
+ * @param {number} [last]  milliseconds from one node to the next
+ */
+function move(state, key, nodes, fate, start, message = {}, last = HOP) {
   const pace = nodes.length > 1 ? Math.max(QUICKEST, 1 - Math.max(0, start - state.t) / CAUSES) : 1;
   const t1 = start + Math.max(1, nodes.length - 1) * last * pace;
-  state.motions.push({ id: ++state.number, key, nodes, fate, t0: start, t1, details });
+  state.motions.push({ id: ++state.number, key, nodes, fate, t0: start, t1, ...message });
   return t1;
 }
 
@@ -526,15 +540,16 @@ function wait(state, key, node, fate, t0, t1, message) {
 }
 
 /**
- * When a copy leaves its node: once it has arrived there, and in turn; for a consumer, once its prefetch limit is seen
- * to allow it. Until then, it is seen to wait.
+ * When a copy leaves its node: once it has arrived there, and in turn; for a consumer, once its prefetch limit or credit
+ * is seen to allow it. Until then, and until `notBefore`, it is seen to wait.
  */
-function leaves(state, copy, to, t) {
+function leaves(state, copy, to, t, notBefore = 0) {
   const may = Math.max(t, copy.busyUntil);
-  const { prefetch, isUnknown } = state.consumers.get(to) ?? {};
-  const isLimited = isUnknown || prefetch === null || (prefetch > 0 && prefetch < LARGE_LIMIT);
+  const { prefetch, credit, isUnknown } = state.consumers.get(to) ?? {};
+  const limit = prefetch ?? credit ?? 1;
+  const isLimited = isUnknown || (limit > 0 && limit < LARGE_LIMIT);
   const settled = isLimited ? (state.settled.get(to) ?? 0) : 0;
-  const start = inTurn(state, copy.node, to, Math.max(may, Math.min(settled, t + CAUSES)));
+  const start = inTurn(state, copy.node, to, Math.max(may, Math.min(Math.max(settled, notBefore), t + CAUSES)));
   const { details, place, number } = copy;
   wait(state, copy.key, copy.node, copy.fate, may, start, { details, place, number });
   return start;
@@ -567,7 +582,7 @@ export function addressOf(state, { exchange, routing_key, headers }) {
 
 /**
  * Messages a second on an arrow. What several exchanges send to one queue is divided as the messages that were shown.
- * @returns {{rate: number, t: number, isExact: boolean} | undefined}
+ * @returns {{rate: number, isExact: boolean} | undefined}
  */
 export function rateOf(state, arrow) {
   if (!arrow.to.startsWith("q:") || arrow.kind === "publishes") {
@@ -583,7 +598,7 @@ export function rateOf(state, arrow) {
   const isDirect = [...state.publishers.values()].some((publisher) => publisher.targets.has(arrow.to));
   if (!all) return links === 1 && !isDirect ? { ...measured, isExact: true } : undefined;
   const share = (state.seen.get(arrow.key) || 0) / all;
-  return { rate: measured.rate * share, t: measured.t, isExact: share === 1 };
+  return { rate: measured.rate * share, isExact: share === 1 };
 }
 
 /** Let a published message go along its path to a queue or stream. */
@@ -594,10 +609,16 @@ function enter(state, message, queue, event, fate) {
       : (message.paths.get(queue) || [message.details.exchange, event.queue]).slice(0, -1).map(exchangeId);
   // Messages leave their exchange as they have come there.
   const start = path[0] === message.origin ? inTurn(state, path[0], queue, message.arrives) : message.arrives;
-  const arrives = move(state, `${queue}/${event.copy}`, [...path, queue], fate, start, message.details);
+  const arrives = move(state, `${queue}/${event.copy}`, [...path, queue], fate, start, { details: message.details });
   addCopy(state, queue, event, message.details, fate, arrives);
   if (message.from.confirms) reached(state, message.from, arrives, true);
 }
+
+/**
+ * Why all messages of a consumer are requeued together: its channel, connection or link has ended, or, over AMQP 1.0, it
+ * releases them before that.
+ */
+const ENDS = new Set(["closed", "lost", "detached", "released"]);
 
 const HANDLERS = {
   ...PLAY_KINDS,
@@ -618,7 +639,7 @@ const HANDLERS = {
 
   counted(state, { queue, uncopied }) {
     const found = state.queues.get(queue);
-    if (found) found.uncopied = uncopied;
+    if (found && !found.isDeleted) found.uncopied = uncopied;
   },
 
   passed(state, { queue }) {
@@ -669,8 +690,8 @@ const HANDLERS = {
     }
     for (const each of record.consumers) {
       const id = newConsumerId(state, each.name, each.queue, each.label, true);
-      const { offset, since = state.t } = state.consumers.get(id) || {};
-      state.consumers.set(id, { id, offset, since, ...each, queue: queueId(each.queue), gone: 0 });
+      const { offset, credit, since = state.t } = state.consumers.get(id) || {};
+      state.consumers.set(id, { id, offset, credit, since, ...each, queue: queueId(each.queue), gone: 0 });
       belongs(state, queueId(each.queue), each.label);
     }
     for (const each of record.publishers || []) publisherOf(state, each.client, exchangeId(each.exchange));
@@ -718,12 +739,15 @@ const HANDLERS = {
   },
 
   moved(state, record) {
+    const lasts = Math.min(LONGEST_RATE, 2 * Math.max(RATE_OVER, record.t - state.countedAt));
+    state.countedAt = record.t;
     const measure = (key, count) => {
       const before = state.counts.get(key);
       if (!before || before.count > count) {
         state.counts.set(key, { count, t: record.t });
       } else if (record.t - before.t >= RATE_OVER) {
-        state.rates.set(key, { rate: ((count - before.count) * 1000) / (record.t - before.t), t: record.t });
+        const rate = ((count - before.count) * 1000) / (record.t - before.t);
+        state.rates.set(key, { rate, until: record.t + lasts });
         state.counts.set(key, { count, t: record.t });
       }
     };
@@ -743,6 +767,10 @@ const HANDLERS = {
       const queue = queueId(stream);
       later(state, arrive.get(queue) ?? state.t, { kind: "stores", queue, stored: { name, offset } });
     }
+    for (const [name, credit] of record.credit || []) {
+      const consumer = state.consumers.get(consumerId(state, name));
+      if (consumer) consumer.credit = credit;
+    }
     const published = new Map();
     for (const publisher of state.publishers.values()) {
       if (publisher.isListed) publisher.gone = Math.max(publisher.gone, record.t);
@@ -757,7 +785,6 @@ const HANDLERS = {
     for (const [client, exchange, count] of record.published) list(client, exchangeId(exchange), count);
     for (const [client, stream, count] of record.appended || []) list(client, queueId(stream), count);
     for (const [key, count] of published) measure(key, count);
-    for (const [key, rate] of state.rates) if (rate.t < record.t - 3 * RATE_OVER) state.rates.delete(key);
   },
 
   published(state, event) {
@@ -778,14 +805,14 @@ const HANDLERS = {
       origin = publisherOf(state, from.client, exchange);
       const start = inTurn(state, origin, exchange, acts(state, from, event.t));
       state.publishers.get(origin).gone = start;
-      arrives = move(state, `m${event.message}`, [origin, exchange], "ready", start, details);
+      arrives = move(state, `m${event.message}`, [origin, exchange], "ready", start, { details });
     } else if (from.queue !== undefined) {
       origin = queueOf(state, from.queue);
       const dead = state.lastDead && state.lastDead.queue === origin ? state.lastDead.arrives : event.t;
       const fate = from.reason === "expired" ? "expired" : "dead";
       const start = inTurn(state, origin, exchange, Math.max(dead, event.t));
       wait(state, `m${event.message}`, origin, fate, Math.max(dead, event.t), start, { details });
-      arrives = move(state, `m${event.message}`, [origin, exchange], fate, start, details);
+      arrives = move(state, `m${event.message}`, [origin, exchange], fate, start, { details });
     } else {
       arrives = Math.max(event.t, state.copies.get(`${exchange}/${from.copy}`)?.busyUntil ?? 0);
       state.copies.delete(`${exchange}/${from.copy}`);
@@ -810,14 +837,8 @@ const HANDLERS = {
     if (!message) return;
     const queue = queueOf(state, event.queue);
     const path = (message.paths.get(queue) || [message.details.exchange, event.queue]).slice(0, -1).map(exchangeId);
-    const arrives = move(
-      state,
-      `m${event.message} ${queue}`,
-      [...path, queue],
-      "ready",
-      message.arrives,
-      message.details,
-    );
+    const key = `m${event.message} ${queue}`;
+    const arrives = move(state, key, [...path, queue], "ready", message.arrives, { details: message.details });
     state.lately.set(`${queue} ${bodyKey(message.details)}`, arrives);
     if (state.lately.size > KEPT_MESSAGES) state.lately.delete(state.lately.keys().next().value);
   },
@@ -828,7 +849,9 @@ const HANDLERS = {
     const offset = event.details.headers["x-stream-offset"];
     const start = Math.max(event.t, state.lately.get(`${queue} ${bodyKey(event.details)}`) || 0);
     const turn = inTurn(state, queue, consumer, start);
-    const arrives = move(state, `${queue} ${event.t}`, [queue, consumer], "unacknowledged", turn, event.details);
+    const arrives = move(state, `${queue} ${event.t}`, [queue, consumer], "unacknowledged", turn, {
+      details: event.details,
+    });
     if (Number.isInteger(offset)) later(state, arrives, { kind: "reads", consumer, offset });
     reached(state, { client: state.consumers.get(consumer).label, connection: event.connection }, arrives);
   },
@@ -853,10 +876,9 @@ const HANDLERS = {
     // A client that subscribes again at once gets the same message again.
     if (!copy || state.motions.some((motion) => motion.key === key)) return;
     const start = inTurn(state, copy.place, consumer, Math.max(event.t, copy.busyUntil));
-    const offset = event.offset ?? event.copy;
-    const arrives = move(state, key, [copy.place, consumer], "stream", start, copy.details);
-    Object.assign(state.motions[state.motions.length - 1], { offset });
-    later(state, arrives, { kind: "reads", consumer, offset });
+    const message = { details: copy.details, offset: event.copy };
+    const arrives = move(state, key, [copy.place, consumer], "stream", start, message);
+    later(state, arrives, { kind: "reads", consumer, offset: event.offset ?? event.copy });
     if (event.to) reached(state, event.to, arrives);
   },
 
@@ -866,8 +888,7 @@ const HANDLERS = {
     let arrives = acts(state, from, t);
     if (reader) {
       const start = inTurn(state, reader, queue, arrives);
-      arrives = move(state, `${queue} stored ${state.number}`, [reader, queue], "stored", start);
-      Object.assign(state.motions[state.motions.length - 1], { offset });
+      arrives = move(state, `${queue} stored ${state.number}`, [reader, queue], "stored", start, { offset });
     }
     later(state, arrives, { kind: "stores", queue, stored: { name, offset } });
   },
@@ -881,10 +902,10 @@ const HANDLERS = {
     const exchange = exchangeOf(state, "");
     const publisher = publisherOf(state, from.client, exchange);
     const key = `unknown ${state.number}`;
-    const arrives = move(state, key, [publisher, exchange], "ready", acts(state, from, t));
+    const unknown = address.slice("/queues/".length);
+    const arrives = move(state, key, [publisher, exchange], "ready", acts(state, from, t), { unknown });
     state.publishers.get(publisher).gone = arrives;
-    reached(state, from, move(state, key, [exchange, publisher], "returned", arrives));
-    for (const motion of state.motions.slice(-2)) motion.unknown = address.slice("/queues/".length);
+    reached(state, from, move(state, key, [exchange, publisher], "returned", arrives, { unknown }));
   },
 
   delayed(state, event) {
@@ -898,19 +919,20 @@ const HANDLERS = {
     const message = state.messages.get(event.message);
     if (!message?.origin) return;
     const nodes = [message.exchange, message.origin];
-    const arrives = move(state, `m${event.message}`, nodes, "returned", message.arrives, message.details);
+    const arrives = move(state, `m${event.message}`, nodes, "returned", message.arrives, { details: message.details });
     if (message.from.client !== undefined) reached(state, message.from, arrives);
   },
 
   dropped(state, event) {
     const message = state.messages.get(event.message);
-    if (message) move(state, `m${event.message}`, [message.exchange], "dropped", message.arrives, message.details, END);
+    if (!message) return;
+    move(state, `m${event.message}`, [message.exchange], "dropped", message.arrives, { details: message.details }, END);
   },
 
   refused(state, event) {
     const message = state.messages.get(event.message);
     const nodes = message && [message.exchange, queueOf(state, event.queue)];
-    if (message) move(state, `m${event.message}`, nodes, "dropped", message.arrives, message.details);
+    if (message) move(state, `m${event.message}`, nodes, "dropped", message.arrives, { details: message.details });
   },
 
   delivered(state, event) {
@@ -919,11 +941,11 @@ const HANDLERS = {
     if (!copy) return;
     const start = leaves(state, copy, consumer, event.t);
     const fate = event.no_ack ? "acknowledged" : "unacknowledged";
-    copy.busyUntil = move(state, copy.key, [copy.place, consumer], fate, start, copy.details);
-    state.motions[state.motions.length - 1].place = copy.place;
+    const message = { details: copy.details, place: copy.place };
+    copy.busyUntil = move(state, copy.key, [copy.place, consumer], fate, start, message);
     if (event.to) reached(state, event.to, copy.busyUntil);
     if (event.no_ack) {
-      move(state, copy.key, [consumer], "acknowledged", copy.busyUntil, copy.details, END);
+      move(state, copy.key, [consumer], "acknowledged", copy.busyUntil, { details: copy.details }, END);
       state.copies.delete(copy.key);
     } else {
       Object.assign(copy, { node: consumer, fate });
@@ -934,7 +956,7 @@ const HANDLERS = {
     const copy = copyOf(state, event);
     if (!copy) return;
     const start = Math.max(event.t, copy.busyUntil);
-    move(state, copy.key, [copy.node], "acknowledged", start, copy.details, END);
+    move(state, copy.key, [copy.node], "acknowledged", start, { details: copy.details }, END);
     state.settled.set(copy.node, Math.max(start, state.settled.get(copy.node) ?? 0));
     state.copies.delete(copy.key);
   },
@@ -943,9 +965,12 @@ const HANDLERS = {
     const copy = copyOf(state, event);
     if (!copy) return;
     const nodes = [copy.node, copy.place];
-    const start = leaves(state, copy, copy.place, event.t);
+    // A consumer that ends is first seen with all messages that it has, and then gives back all of them.
+    const held = ENDS.has(event.why) ? [...state.copies.values()].filter(({ node }) => node === copy.node) : [];
+    const isSeen = Math.max(0, ...held.map(({ busyUntil }) => busyUntil + END));
+    const start = leaves(state, copy, copy.place, event.t, isSeen);
     state.settled.set(copy.node, start);
-    copy.busyUntil = move(state, copy.key, nodes, "requeued", start, copy.details);
+    copy.busyUntil = move(state, copy.key, nodes, "requeued", start, { details: copy.details });
     Object.assign(copy, { node: copy.place, fate: "requeued" });
   },
 
@@ -955,7 +980,7 @@ const HANDLERS = {
     let arrives = Math.max(event.t, copy.busyUntil);
     if (copy.node !== copy.place) {
       const start = leaves(state, copy, copy.place, event.t);
-      arrives = move(state, copy.key, [copy.node, copy.place], "dead", start, copy.details);
+      arrives = move(state, copy.key, [copy.node, copy.place], "dead", start, { details: copy.details });
     }
     state.lastDead = { queue: copy.place, arrives };
     state.copies.delete(copy.key);
@@ -972,6 +997,8 @@ const HANDLERS = {
     for (const copy of state.copies.values()) {
       if (copy.node === queue && copy.fate !== "stream") vanish(state, copy, "dropped", event.t);
     }
+    // What was counted before is not seen later.
+    state.due = state.due.filter(({ record }) => record.kind !== "counted" || record.queue !== queue);
     const { uncopied } = state.queues.get(queue);
     Object.assign(state.queues.get(queue), { uncopied: { ...uncopied, ready: 0 }, counted: "" });
   },
@@ -980,7 +1007,7 @@ const HANDLERS = {
     const { from, to, message, details } = event;
     const server = [...state.consumers.values()].find(({ name }) => name?.startsWith(`${from.connection} (`))?.id;
     const nodes = [server ?? publisherOf(state, from.client, null), publisherOf(state, to.client, null)];
-    reached(state, to, move(state, `m${message}`, nodes, "ready", acts(state, from, event.t), details, 2 * HOP));
+    reached(state, to, move(state, `m${message}`, nodes, "ready", acts(state, from, event.t), { details }, 2 * HOP));
   },
 };
 

@@ -42,21 +42,26 @@ function element(name, attributes = {}, text = undefined) {
 /** A text that is a little too wide is drawn narrower, down to this part of its width. */
 const NARROWEST = 0.8;
 
-/** Set a text, narrower or cut if it does not fit a width. */
+/** Set a text, narrower if it does not fit a width, and cut only if it does not fit even then. */
 function fit(drawn, text, width) {
   drawn.removeAttribute("textLength");
-  drawn.textContent = cut(text, 30);
+  drawn.textContent = text;
   const needed = drawn.getComputedTextLength(); // 0 if the picture is hidden
-  if (needed > width && needed * NARROWEST <= width) {
+  if (text && !needed) drawn.textContent = cut(text, 15);
+  if (needed <= width) return;
+  const most = width / NARROWEST;
+  let length = Math.min(text.length, Math.ceil((text.length * most) / needed) + 4);
+  while (length > 1 && drawn.getComputedTextLength() > most) drawn.textContent = cut(text, length--);
+  if (drawn.getComputedTextLength() > width) {
     drawn.setAttribute("textLength", String(width));
     drawn.setAttribute("lengthAdjust", "spacingAndGlyphs");
-  } else if (needed > width) drawn.textContent = cut(text, Math.floor((drawn.textContent.length * width) / needed));
-  else if (!needed) drawn.textContent = cut(text, 15);
+  }
 }
 
 /** How many messages a consumer may have unacknowledged; "" if nothing is known of it. */
 export function limitOf(consumer) {
-  if (consumer.prefetch === null || consumer.isUnknown) return "";
+  if (consumer.isUnknown) return "";
+  if (consumer.prefetch === null) return consumer.credit ? `credit ${number(consumer.credit)}` : "";
   if (consumer.isAutomatic) return "auto-ack";
   return consumer.prefetch ? `prefetch ${consumer.prefetch.toLocaleString("en")}` : "prefetch 0: no limit";
 }
@@ -78,10 +83,14 @@ function describeGroup(node, moment) {
 
 const GONE = "cancelled or closed";
 
+/** Whether no program runs in the terminal with this name. */
+const hasFinished = ({ play }, name) => play?.terminals.some((each) => each.name === name && each.runs === null);
+
 /** What a consumer's box says below its name. */
 function lineOfConsumer(state, moment, consumer) {
   if (consumer.offset !== undefined) return `at offset ${number(consumer.offset)}`;
-  if (consumer.gone && !consumer.isUnknown && !hasMotion(state, consumer.id, moment.now)) return GONE;
+  const hasEnded = consumer.isUnknown ? hasFinished(state, consumer.label) : consumer.gone;
+  if (hasEnded && !hasMotion(state, consumer.id, moment.now)) return GONE;
   return limitOf(consumer);
 }
 
@@ -99,11 +108,16 @@ function describeJoined(state, moment, { joined }) {
 }
 
 /**
- * What a node is called, and its lines; `note` is below its box.
+ * What a node is called, and its lines; `note` is below its box. The line is empty if it only repeats the name.
  * @param {import("./model.js").Moment} moment
  * @returns {{role: string, name: string, line: string, note?: string}}
  */
 export function describe(state, moment, id) {
+  const described = describeNode(state, moment, id);
+  return described.line === described.name ? { ...described, line: "" } : described;
+}
+
+function describeNode(state, moment, id) {
   const kind = id[0];
   const node = nodeOf(state, id);
   if (node?.members) return describeGroup(node, moment);
@@ -291,7 +305,8 @@ export class Picture {
       let drawn = this.drawnNodes.get(id);
       if (!drawn) drawn = this.newNode(id);
       const { role, name, line, note = "" } = describe(state, this.moment, id);
-      const words = [`${role} ${name}: ${line}`, note].filter(Boolean).join(" · ");
+      const title = role === name ? name : `${role} ${name}`;
+      const words = [[title, line].filter(Boolean).join(": "), note].filter(Boolean).join(" · ");
       const where = `translate(${place.x - width / 2} ${place.y - height / 2})`;
       if (drawn.where !== where || drawn.width !== width) {
         drawn.group.setAttribute("transform", where);
@@ -368,10 +383,9 @@ export class Picture {
       const drawn = this.drawnArrows.get(arrow.key);
       if (!drawn) continue;
       const measured = arrow.parts.map((part) => rateOf(state, part)).filter(Boolean);
-      const recent = measured.filter((each) => now - each.t < 5000);
-      const rate = recent.reduce((sum, each) => sum + each.rate, 0);
+      const rate = measured.reduce((sum, each) => sum + each.rate, 0);
       const isFlow = rate > FLOW;
-      const about = recent.every((each) => each.isExact) ? "" : "about ";
+      const about = measured.every((each) => each.isExact) ? "" : "about ";
       const text = isFlow ? `${about}${number(Math.round(rate))}/s` : "";
       if (drawn.rateText !== text) {
         drawn.rate.textContent = text;
@@ -387,6 +401,7 @@ export class Picture {
     const ends = new Map();
     const labelled = [];
     const isFew = this.moment.moving.length <= FEW;
+    for (const id of this.places.places.keys()) this.drawRow(shown, id, now, seen);
     for (const motion of this.moment.moving) {
       const node = this.shown.drawn(motion.nodes[0]);
       const index = motion.nodes.length > 1 ? 0 : ends.get(node) || 0;
@@ -398,14 +413,17 @@ export class Picture {
       // Unless that would cover the one before.
       const label = cut(visible(besideOf(state, motion, isFew)), LONGEST_ADDRESS);
       const half = label.length * LABEL.half;
-      const isFree = labelled.every(
-        (each) => Math.abs(each.x - place.x) > each.half + half || Math.abs(each.y - place.y) > LABEL.height,
-      );
-      if (label && isFree) labelled.push({ ...place, half });
-      const how = motion.nodes.length > 1 ? "moving" : "moving ended";
+      const isEnd = motion.nodes.length === 1;
+      const x = place.x + (isEnd ? LABEL.beside + half : 0);
+      const isFree =
+        labelled.every(
+          (each) => Math.abs(each.x - x) > each.half + half || Math.abs(each.y - place.y) > LABEL.height,
+        ) &&
+        (!isEnd || x + half < this.leftOfRow(end));
+      if (label && isFree) labelled.push({ x, y: place.y, half });
+      const how = isEnd ? "moving ended" : "moving";
       this.drawDot(`${motion.id}`, place, motion.fate, motion, end, how, isFree ? label : "");
     }
-    for (const id of this.places.places.keys()) this.drawRow(shown, id, now, seen);
     for (const [key, drawn] of this.drawnDots) {
       if (!seen.has(key)) {
         drawn.group.remove();
@@ -453,6 +471,13 @@ export class Picture {
     if (drawn.moreText !== text) drawn.more.textContent = drawn.moreText = text;
   }
 
+  /** The left end of what is drawn in the row of a node. */
+  leftOfRow(id) {
+    const { moreText } = this.drawnNodes.get(id);
+    const drawn = moreText ? Infinity : (this.moment.resting.get(id)?.length ?? 0);
+    return this.placeInRow(id, drawn * PITCH).x;
+  }
+
   placeInRow(id, from) {
     const { x, y } = this.places.places.get(id);
     const { width, height } = this.places.size;
@@ -463,11 +488,13 @@ export class Picture {
     const legs = motion.nodes.length - 1;
     const done = (now - motion.t0) / (motion.t1 - motion.t0);
     if (legs === 0) {
-      const place = this.places.places.get(this.shown.drawn(motion.nodes[0]));
+      const id = this.shown.drawn(motion.nodes[0]);
+      const place = this.places.places.get(id);
       if (!place) return null;
-      // From the left, since messages at rest stand on the right.
+      // From the left, since messages at rest stand on the right; on the edge, if they would strike out their number.
       const { width, height } = this.places.size;
-      return { x: place.x - width / 2 + 20 + (index % 8) * (PITCH + 3), y: place.y + height / 2 - 13 };
+      const above = this.drawnNodes.get(id).moreText ? 0 : 13;
+      return { x: place.x - width / 2 + 20 + (index % 8) * (PITCH + 3), y: place.y + height / 2 - above };
     }
     const leg = Math.min(legs - 1, Math.floor(done * legs));
     const points = this.curve(this.shown.drawn(motion.nodes[leg]), this.shown.drawn(motion.nodes[leg + 1]));
@@ -536,13 +563,14 @@ export class Picture {
 
 /**
  * What is said beside a moving message: to its queue, what it is routed by; in a play, where that says nothing and few
- * messages move, its body. From a stream, its offset; if no queue has the name that the client asks for, that name.
+ * messages move, its body, also beside one that is lost. From a stream, its offset; if no queue has the name that the client asks for, that name.
  */
-function besideOf(state, { nodes, details, offset, unknown }, isFew) {
+function besideOf(state, { nodes, fate, details, offset, unknown }, isFew) {
   if (offset !== undefined) return isFew && offset >= 0 ? `offset ${number(offset)}` : "";
   if (unknown !== undefined) return cut(visible(unknown), SHORT);
   const address = nodes.some((id) => id[0] === "x") ? addressOf(state, details) : "";
-  const hasBody = state.play && isFew && nodes.length > 1 && typeof details.body === "string";
+  const isDone = nodes.length === 1 && fate === "acknowledged";
+  const hasBody = state.play && isFew && !isDone && typeof details.body === "string";
   if (address || !hasBody) return address;
   const id = details.properties.correlation_id;
   // Enough of it to tell the answers of a conversation apart.

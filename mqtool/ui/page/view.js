@@ -95,7 +95,7 @@ export class View {
     );
     if (state.play) this.join(shown, standsFor);
     const links = standsFor.size || own !== null ? merged(ways, shown, drawn) : ways;
-    return { ...shown, links, ways, drawn, messages: state.messages, motions: state.motions };
+    return { ...shown, links, ways, drawn, messages: state.messages, motions: state.motions, play: state.play };
   }
 
   /**
@@ -192,6 +192,7 @@ const groupOf = {
     offset: undefined,
     gone: 0,
     prefetch: sameOf(members, (each) => each.prefetch, null),
+    credit: sameOf(members, (each) => each.credit, undefined),
   }),
 };
 

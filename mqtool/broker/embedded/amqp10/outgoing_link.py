@@ -33,6 +33,7 @@ class Credit:
 
     Attributes:
         credit: how many messages the client accepts now.
+        largest_credit: the most credit that the client has granted so far.
         delivery_count: the number of messages sent, as a serial number. Draining advances it without sending messages.
         draining: True if the client has asked the broker to use up its credit now and to take back the rest.
     """
@@ -40,7 +41,7 @@ class Credit:
     def __init__(self, session: SessionState, handle: int) -> None:
         self.session = session
         self.handle = handle
-        self.credit = 0
+        self.credit = self.largest_credit = 0
         self.delivery_count = 0
         self.draining = False
 
@@ -48,6 +49,7 @@ class Credit:
         """Set the credit from the client's flow frame."""
         seen = 0 if flow.delivery_count is None else int(flow.delivery_count)
         self.credit = max(after(add(seen, flow.link_credit or 0), self.delivery_count), 0)
+        self.largest_credit = max(self.largest_credit, self.credit)
         self.draining = bool(flow.drain)
 
     def use(self) -> None:

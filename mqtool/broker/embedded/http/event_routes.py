@@ -15,6 +15,7 @@ from mqtool.broker.embedded.http.http_server import HttpAnswer, bad_request
 from mqtool.broker.embedded.http.message_routes import plain
 from mqtool.broker.embedded.http.queue_routes import moved
 from mqtool.broker.embedded.http.route_table import AnyConnection, Json, RouteCall, administrator, route
+from mqtool.broker.embedded.http.session_routes import links_of
 from mqtool.broker.embedded.model.amqp_message import BrokerMessage
 from mqtool.broker.embedded.model.backlog import BacklogEntry
 from mqtool.broker.embedded.model.broker import Broker
@@ -137,7 +138,7 @@ def events(call: RouteCall, name: str) -> HttpAnswer:
 
 
 def _counts(vhost: VirtualHost, connections: Iterable[AnyConnection], readers: dict[str | None, int]) -> Json:
-    """Return how many messages are in queues, how many were published and delivered, and stream readers' offsets."""
+    """Return the counts of queues, publishers and consumers, stream readers' offsets, and consumers' link credit."""
     channels = [
         (connection, channel)
         for connection in connections
@@ -161,6 +162,12 @@ def _counts(vhost: VirtualHost, connections: Iterable[AnyConnection], readers: d
         ]
         + [
             [reader.name, reader.sent] for each in streaming for reader in each.subscriptions if reader.sent is not None
+        ],
+        "credit": [
+            [_name(link, queue), link.flow.largest_credit]
+            for connection in connections
+            for link, queue in links_of(connection)
+            if link.flow.largest_credit
         ],
         "published": [
             [_client(connection), exchange, count]

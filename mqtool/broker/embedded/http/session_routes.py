@@ -36,13 +36,14 @@ def link_consumers(connection: AnyConnection) -> list[Callable[[], Json]]:
 
     As in RabbitMQ, their channel details are empty.
     """
-    found = [pair for session in sessions_of(connection) for pair in _consumers(session)]
-    return [partial(_consumer_view, link, queue, connection.broker.consumer_timeout) for link, queue in found]
+    timeout = connection.broker.consumer_timeout
+    return [partial(_consumer_view, link, queue, timeout) for link, queue in links_of(connection)]
 
 
-def _consumers(session: "Amqp10Session") -> list[tuple[Any, BrokerQueue]]:
+def links_of(connection: AnyConnection) -> list[tuple[Any, BrokerQueue]]:
     """Return the links that consume from queues, each with its queue. Links for direct replies are left out."""
-    links = [(link, getattr(link, "queue", None)) for link in session.outgoing.values()]
+    outgoing = [link for session in sessions_of(connection) for link in session.outgoing.values()]
+    links = [(link, getattr(link, "queue", None)) for link in outgoing]
     return [(link, queue) for link, queue in links if queue is not None and not queue.deleted]
 
 
