@@ -118,6 +118,7 @@ RABBITMQCTL = {
 _OF_VHOST = ("list_queues", "list_exchanges", "list_bindings", "list_consumers", "list_permissions")
 
 
+@large
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_list_prints_the_same_rows_as_rabbitmqctl(
     busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker

@@ -16,7 +16,7 @@ import pytest
 
 from mqtool.management import Management
 from mqtool.tutorials.stream_dialects import HELLO, StreamDialect
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker, large, on_any_broker
 from tests.cli.shell import IDLE, Shell, wait_until
 from tests.cli.test_tutorial import Watched
 from tests.protocol.raw_stream import OPEN, PUBLISH, RawStream, string
@@ -461,6 +461,7 @@ def test_receive_stream_skips_a_damaged_batch_with_a_warning(shell: Shell, broke
     assert "skipped 2 messages of stream 's' from offset 1: the batch does not consist of 2 messages" in read.stderr
 
 
+@large
 @on_any_broker
 def test_receive_stream_needs_little_memory_for_compressed_batches(shell: Shell, broker: TestBroker) -> None:
     """`receive-stream` decompresses one batch at a time, so that 600 MB of address space are enough to read a stream

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import IN_CI
+from tests.brokers import large
 from tests.protocol.costs import WIRES, World, measure
 from tests.protocol.loop_watch import LIMIT
 
 #: Of the costs in memory and with a data directory, every so-many-th is measured, each day others. `make siege` draws
 #: from all of them.
-EVERY = (3, 15) if IN_CI else (100, 100)
+EVERY = (3, 15)
 #: How many times the limit a turn may take here, since the machine is busy.
 ROOM = 2
 
 
+@large
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize("is_stored", [False, True], ids=["in memory", "with a data directory"])
 @pytest.mark.parametrize("wire", WIRES)

@@ -23,6 +23,7 @@ from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker, Nac
 
 from mqtool.broker.embedded import EmbeddedBroker, in_process
 from mqtool.broker.embedded.in_process import Vhost
+from tests.brokers import large
 from tests.protocol.conftest import Api
 
 ROOT = Path(__file__).parents[2]
@@ -529,6 +530,7 @@ OVER_VERSIONS = inspect.cleandoc("""
 """)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_amqp_like_runs_each_test_once_per_version_and_lists_tests_that_depend_on_the_version(
     tmp_path: Path, workers: str
@@ -579,6 +581,7 @@ OVERRIDDEN = {
 }
 
 
+@large
 def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path) -> None:
     """With `pytest --amqp-like`, a test whose own fixture amqp_broker ignores the requested version fails, and the
     error says how to change the fixture. After this change, the test passes with and without the option.
@@ -599,6 +602,7 @@ def test_amqp_like_fails_a_test_whose_broker_has_another_version(tmp_path: Path)
     assert "2 passed" in done.stdout, done.stdout + done.stderr
 
 
+@large
 def test_amqp_like_fails_a_test_that_it_cannot_run_once_per_version(tmp_path: Path) -> None:
     """With `pytest --amqp-like`, a test that gets the broker by getfixturevalue() fails, and the error says how to name
     the fixture instead. Without the option, the test passes.

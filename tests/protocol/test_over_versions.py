@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mqtool import version_changes
 from mqtool.version_changes import VersionRefusal
+from tests.brokers import large
 
 SUITE = inspect.cleandoc("""
     import base64
@@ -128,6 +129,7 @@ CAUSES = {
 }
 
 
+@large
 def test_amqp_like_names_the_operation_that_some_versions_refuse(tmp_path: Path) -> None:
     """If some versions of RabbitMQ refuse an operation of a user's test, such as declaring a transient queue, the
     summary of `pytest --amqp-like` names the operation and the line of the test, however the client reports the error.

@@ -20,7 +20,7 @@ from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
 from mqtool.broker.embedded.wire.amqp_channel import BrokerChannel
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Started, Wanted
-from tests.brokers import own_broker, rabbitmqctl
+from tests.brokers import large, own_broker, rabbitmqctl
 from tests.cli.shell import wait_until
 from tests.protocol.loop_watch import LoopWatch
 from tests.protocol.raw_amqp10 import ACCEPTED, TRANSFER, RawAmqp10, described
@@ -294,6 +294,7 @@ def test_queue_names_in_metrics_are_escaped(broker: EmbeddedBroker, name: str) -
     assert found.value("queue_messages", vhost="/", queue=escaped) == 0
 
 
+@large
 def test_metrics_of_many_queues_do_not_hold_up_other_clients() -> None:
     """While the broker serves the metrics of 10,000 queues, other clients wait for less than 0.25 s of processor time.
     The metrics are complete.

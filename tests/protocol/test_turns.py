@@ -50,6 +50,8 @@ from tests.protocol.raw_stream import (
     table,
 )
 
+pytestmark = large
+
 
 @pytest.fixture
 def broker() -> Iterator[EmbeddedBroker]:
@@ -494,7 +496,6 @@ def test_acknowledging_100000_messages_is_done_in_several_turns_of_the_event_loo
     assert len({*unacked}) > 2
 
 
-@large
 def test_a_message_for_40000_queues_does_not_hold_up_other_clients(tmp_path: Path) -> None:
     """While the broker adds a persistent message to 40,000 queues with a TTL and a maximum length, other clients wait
     for less than 0.25 s of processor time, however the message comes: by AMQP 0-9-1, with a confirm or in a
@@ -858,7 +859,6 @@ def test_totals_of_many_queues_do_not_hold_up_other_clients(managed: EmbeddedBro
     watch.check()
 
 
-@large
 def test_listing_or_exporting_many_bindings_does_not_hold_up_other_clients(managed: EmbeddedBroker) -> None:
     """While the management API lists or exports 400,000 bindings, other clients wait for less than 0.25 s of processor
     time.

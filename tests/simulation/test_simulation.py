@@ -23,7 +23,7 @@ BROKER = ROOT / "mqtool" / "broker" / "embedded"
 
 #: The suite is spread over processes, which take turns with parts of this many seeds.
 _PART = 50
-_SEEDS = 2000 if os.environ.get("CI") else 200
+_SEEDS = 2000 if os.environ.get("CI") else 50
 
 #: The first seed that finds a mutation must be below this one.
 _MOST_SEEDS = 1000
@@ -111,7 +111,7 @@ def test_a_history_of_the_simulation_does_not_depend_on_the_free_disk_space(monk
     assert simulate(draw(11)).digest == before
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
 @pytest.mark.timeout(3600)
 def test_the_simulation_finds_each_planted_defect(mutation: Mutation) -> None:
