@@ -292,8 +292,8 @@ MUTATIONS = (
     Mutation(
         "adds a message only to the first of its queues",
         "model/virtual_host.py",
-        "            if not queue.deleted:\n                routed = True\n",
-        "            if not queue.deleted and not routed:\n                routed = True\n",
+        "        if not queue.deleted:\n            routed = True\n",
+        "        if not queue.deleted and not routed:\n            routed = True\n",
     ),
     Mutation(
         "does not notice clients that have become silent",

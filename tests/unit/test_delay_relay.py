@@ -69,12 +69,14 @@ class FakeBroker:
     def publish(self, messages: Iterator[Message | None], *, mandatory: bool, window: int) -> Iterator[Receipt]:
         assert (mandatory, window) == (True, 200)
         unconfirmed: list[Receipt] = []
+        sequence = 0
         for message in messages:
             if message is not None:
                 if message.body == b"cannot be encoded":
                     raise BadData("no")
                 self.published.append(message)
-                unconfirmed.append(Receipt(message, self.answer(message), "why"))
+                sequence += 1
+                unconfirmed.append(Receipt(message, self.answer(message), "why", sequence))
             if message is None or not self.is_slow:
                 yield from unconfirmed
                 unconfirmed.clear()
