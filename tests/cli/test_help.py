@@ -144,7 +144,7 @@ def test_help_finds_a_command_by_its_alias(lonely_shell: Shell) -> None:
     ):
         expected = lonely_shell.run("mqtool", *meant.split(), "--help")
         assert expected.code == 0
-        for asked in (["help", *typed.split()], [*typed.split(), "--help"]):
+        for asked in (["help", *typed.split()], [*typed.split(), "--help"], ["-C", "prod", *typed.split(), "--help"]):
             assert lonely_shell.run("mqtool", *asked).stdout == expected.stdout
         assert f"'mqtool {typed}'" in expected.stdout
     assert "publish " not in overview()

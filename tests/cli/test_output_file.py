@@ -145,13 +145,19 @@ def test_receive_exits_with_2_if_its_output_file_cannot_be_created(shell: Shell,
 
 
 @on_any_broker
-def test_receive_to_a_file_ends_when_its_terminal_is_closed(shell: Shell, broker: TestBroker) -> None:
-    """When its terminal is closed, `receive -o` exits with 0. It does not mistake the terminal's SIGHUP for that of
-    logrotate.
+@pytest.mark.parametrize("keeps_stderr", [True, False], ids=["stderr", "stderr in a file"])
+def test_receive_to_a_file_ends_when_its_terminal_is_closed(
+    shell: Shell, broker: TestBroker, *, keeps_stderr: bool
+) -> None:
+    """When its terminal is closed, `receive -o` exits with 0, also if stderr goes to a file. It does not mistake the
+    terminal's SIGHUP for that of logrotate.
     """
+    shell.start_cold()  # the process itself needs the terminal
     pid, terminal = os.forkpty()
     if not pid:
         os.chdir(shell.directory)
+        if not keeps_stderr:
+            os.dup2(os.open("errors", os.O_WRONLY | os.O_CREAT), 2)
         os.execvpe("mqtool", ["mqtool", "receive", "-o", "app.log", "--ready-file", "ready"], shell.environment)
     wait_until((shell.directory / "ready").exists, "consuming")
     os.close(terminal)

@@ -98,18 +98,21 @@ def _empty_tree(*, completes: bool = False) -> typer.Typer:
 
 def without_aliases(words: Sequence[str]) -> list[str]:
     """Replace an alias at the start of a command line, such as `publish` or `queue ls`, with the command's name."""
-    for length in (2, 1):
-        if (meant := ALIASES.get(" ".join(words[:length]))) is not None:
-            return [*meant.split(), *words[length:]]
+    start = _start(words)
+    for end in (start + 2, start + 1):
+        if (meant := ALIASES.get(" ".join(words[start:end]))) is not None:
+            return [*words[:start], *meant.split(), *words[end:]]
     return [*words]
 
 
 def first_word(words: Sequence[str]) -> str:
     """Return the first word of a command line that is neither an option nor the value of -C; "" if there is none."""
-    rest = iter(words)
-    for word in rest:
-        if word in ("-C", "--context"):
-            next(rest, None)
-        elif not word.startswith("-"):
-            return word
-    return ""
+    return "".join(words[(start := _start(words)) : start + 1])
+
+
+def _start(words: Sequence[str]) -> int:
+    """Return the index of first_word(); the number of words if there is none."""
+    place = 0
+    while place < len(words) and words[place].startswith("-"):
+        place += 2 if words[place] in ("-C", "--context") else 1
+    return min(place, len(words))

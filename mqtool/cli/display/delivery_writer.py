@@ -260,10 +260,10 @@ def _append_to(path: Path) -> None:
         text = output.one_line(beginning.decode("utf-8", "replace")) + ("…" if cut_off > len(beginning) else "")
         output.notice(f"{path} ended with an incomplete line; removed its {cut_off:,} bytes: {text}")
     _start_new_line()
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # sigwait() may miss an ignored signal, and nohup ignores SIGHUP
-    threading.Thread(
-        target=_reopen_on_hup, args=(path, output.is_terminal(2)), name="mqtool-output", daemon=True
-    ).start()
+    # nohup ignores the signal: then the command outlives its terminal.
+    terminal = None if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else _controlling_terminal()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # sigwait() may miss an ignored signal
+    threading.Thread(target=_reopen_on_hup, args=(path, terminal), name="mqtool-output", daemon=True).start()
 
 
 def _start_new_line() -> None:
@@ -296,9 +296,17 @@ def _append_in(path: Path) -> None:
     output.continue_in(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), str(path))
 
 
-def _reopen_on_hup(path: Path, had_terminal: bool) -> None:
+def _controlling_terminal() -> int | None:
+    """Open the controlling terminal, if this process has one, wherever its output goes."""
+    try:
+        return os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return None
+
+
+def _reopen_on_hup(path: Path, terminal: int | None) -> None:
     while signal.sigwait({signal.SIGHUP}):
-        if had_terminal and not output.is_terminal(2):  # closing the terminal also sends HUP
+        if terminal is not None and not output.is_terminal(terminal):  # closing the terminal also sends HUP
             os.kill(os.getpid(), signal.SIGTERM)
             return
         try:
