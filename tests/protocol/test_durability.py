@@ -271,6 +271,8 @@ def test_no_confirmed_message_is_lost_when_the_broker_is_killed_twenty_times(pro
         assert got[0].redelivered or left[-1] not in first_seen
     assert len(left) == len(set(left))
     assert left == sorted(left)
+    assert confirmed, "no message was confirmed before a kill"
+    assert first_seen, "no message was consumed before a kill"
     assert confirmed <= first_seen | set(left), "a confirmed message is lost"
     assert "Traceback" not in process.log
 
