@@ -63,8 +63,9 @@ def test_durable_objects_and_persistent_messages_survive_a_restart(process: Brok
     channel.confirm_delivery()
     channel.basic_publish("x", "b.c", b"over the exchange between", mandatory=True)
     for gone in (channel.queue_declare, connection.channel().exchange_declare):
-        with pytest.raises(ChannelClosedByBroker):
+        with pytest.raises(ChannelClosedByBroker) as missing:
             gone("gone", passive=True)
+        assert missing.value.reply_code == 404
 
 
 def test_a_clean_restart_keeps_the_delivery_counts_of_a_quorum_queue(tmp_path: Path) -> None:
