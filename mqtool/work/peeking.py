@@ -28,7 +28,7 @@ from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, Timed
 from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
 from mqtool.offsets import FIRST, Offset
-from mqtool.spelling import pasteable
+from mqtool.spelling import counted, pasteable
 from mqtool.topology import Queue
 from mqtool.work import history
 from mqtool.work.transfer import elsewhere, fits, move, name_of, wait_for
@@ -256,16 +256,16 @@ class Look:
         hint = f"receive the messages, or move them: {pasteable('move --to QUEUE', self._queue)}"
         if count < limit:
             raise MqtoolError(
-                f"{name_of(head)} has been requeued {count} times, and {self._queue!r} drops it after {limit}: "
-                "peek leaves it, because one more look would be the last",
+                f"{name_of(head)} has been requeued {counted(count, 'time')}, "
+                f"and {self._queue!r} drops it after {limit}: peek leaves it, because one more look would be the last",
                 hint,
             )
         move(self._channel, head, _anew(head, self._queue, self._channel.connection.frame_max))
         self._newest_channel.stop()  # else the broker delivers the next message, which may be near the limit, too
         self._newest_channel.acknowledge(head)
         raise MqtoolError(
-            f"{name_of(head)} has come back {count} times, the limit of {self._queue!r}, which would have dropped it: "
-            "it is now at the end of the queue",
+            f"{name_of(head)} has come back {counted(count, 'time')}, the limit of {self._queue!r}, "
+            "which would have dropped it: it is now at the end of the queue",
             hint,
         )
 

@@ -349,6 +349,9 @@ def test_a_forged_destination_gets_no_message_before_it_is_due(shell: Shell, bro
     if command == "now":
         assert (result.code, depth(broker, "mallory")) == (3, 1)
         assert "stays in 'mallory.relay', which says that its messages are for exchange 'orders'" in result.stderr
+    else:
+        assert (result.code, depth(broker, "mallory")) == (0, 0), result.stderr
+        assert (depth(broker, "mallory.relay"), depth(broker, "mallory.wait.5m")) == (0, 0)
     assert all(depth(broker, queue) == 1 for queue in forged[:3])
 
 

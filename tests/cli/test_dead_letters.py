@@ -195,8 +195,9 @@ def test_dlq_redrive_loses_no_message_if_it_is_killed(shell: Shell, broker: Test
     # fmt: on
     first = shell.start("mqtool", "dlq", "redrive", "jobs", "--yes", "-v")
     first.wait_for_stderr("Redriven").process.send_signal(signal.SIGKILL)
-    first.wait()
+    assert first.wait().code == 128 + signal.SIGKILL
     wait_until(lambda: depth(broker, "jobs.dlq") + depth(broker, "jobs") >= count, "the rest to be requeued")
+    assert depth(broker, "jobs.dlq") > 0, "it was killed after the last message"
 
     second = shell.run("mqtool", "dlq", "redrive", "jobs")
 

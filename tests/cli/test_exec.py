@@ -387,7 +387,7 @@ def test_after_a_killed_runner_at_most_one_message_is_handled_twice(shell: Shell
     assert worker.wait().code == 1
     other = shell.start("mqtool", "worker", "-q", "jobs", *program)
     wait_until(lambda: len(set(finished.read_text().split())) == 200, "the other programs")
-    other.interrupt().wait()
+    assert other.interrupt().wait().code == 0
     lines = finished.read_text().split()
     assert sorted(set(lines), key=int) == [str(number) for number in range(1, 201)]
     assert len(lines) <= 200 + 1

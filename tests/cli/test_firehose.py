@@ -126,7 +126,8 @@ def test_the_next_tap_switches_off_the_firehose_of_a_killed_tap(shell: Shell, br
     killed = tapping(shell, "--all")
     killed.process.send_signal(signal.SIGKILL)
     killed.wait()
-    tapping(shell, "--all").interrupt().wait()
+    assert is_on(broker)
+    assert tapping(shell, "--all").interrupt().wait().code == 0
     assert not is_on(broker)
 
 

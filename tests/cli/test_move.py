@@ -163,9 +163,10 @@ def test_a_killed_move_loses_no_message(shell: Shell, broker: TestBroker, other:
         before = depth(other, "b")
         running = shell.start(*move, "-v")
         running.wait_for_stderr("Moved").process.send_signal(signal.SIGKILL)
-        running.wait()
+        assert running.wait().code == 128 + signal.SIGKILL
         assert depth(other, "b") > before
         wait_until(lambda: depth(broker, "a") + depth(other, "b") >= count, "all messages in one of the two queues")
+        assert depth(broker, "a") > 0, "it was killed after the last message"
 
     assert shell.run(*move).code == 0
 

@@ -120,7 +120,7 @@ def test_rotating_the_output_file_again_and_again_loses_no_message(shell: Shell)
     assert emitting.wait().code == 0
     files.append(log)
     wait_until(lambda: sum(len(lines_of(each)) for each in files) >= count, "all lines")
-    running.interrupt().wait()
+    assert running.interrupt().wait().code == 0
     assert len(files) > 2, "the file was never rotated while messages arrived"
     assert all(each.read_text().endswith("\n") for each in files if each.stat().st_size)
     assert [line for each in files for line in lines_of(each)] == [str(number) for number in range(1, count + 1)]

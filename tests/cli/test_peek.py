@@ -140,13 +140,19 @@ def test_peek_stops_before_messages_exceed_the_delivery_limit(shell: Shell, brok
     """
     ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
     command = ("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
-    for times in 1, 2:
+    for times in "1 time", "2 times":
         shown = shell.run(*command)
         assert shown.stdout.split() == ["0", "1", "2"]
-        assert f"requeued up to {times} times: after more than 3, 'jobs' drops them" in shown.stderr
+        assert f"requeued up to {times}: after more than 3, 'jobs' drops them" in shown.stderr
     stopped = shell.run(*command)
     assert (stopped.code, stopped.stdout) == (1, "")
     assert "has been requeued 2 times, and 'jobs' drops it after 3" in stopped.stderr
+    few = ("mqtool", "queue", "declare", "few", "--queue-type", "quorum", "--argument", "x-delivery-limit=2")
+    assert shell.run(*few).code == 0
+    assert shell.run("mqtool", "send", "-q", "few", "x").code == 0
+    first, second = (shell.run("mqtool", "peek", "few", "--raw", "--management", broker.management) for _ in range(2))
+    assert (first.stdout, first.code) == ("x\n", 0)
+    assert (second.code, "has been requeued 1 time, and 'few' drops it after 2" in second.stderr) == (1, True)
     for _ in range(6):
         assert shell.run(*command).code in (0, 1)
         wait_until(lambda: depth(broker, "jobs") == len(ids), "all messages requeued", 10)

@@ -81,8 +81,8 @@ def test_topology_shows_the_exchange_of_a_publisher_only_with_detailed_rates(
 
 
 def test_queue_convert_refuses_a_queue_with_unacknowledged_messages(shell: Shell, channel: Any) -> None:
-    """If a queue's messages were delivered a moment ago and are unacknowledged, `queue convert` refuses the queue, even
-    if the management API, whose counts are up to 5 s old, does not show these messages as unacknowledged yet.
+    """If a queue's messages were delivered a moment ago and are unacknowledged, `queue convert` exits with 69, even if
+    the management API, whose counts are up to 5 s old, does not show these messages as unacknowledged yet.
     """
     channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "classic"})
     channel.confirm_delivery()
@@ -92,7 +92,7 @@ def test_queue_convert_refuses_a_queue_with_unacknowledged_messages(shell: Shell
     for _ in range(10):
         assert channel.basic_get("jobs")[0] is not None
     refused = shell.run("mqtool", "queue", "convert", "jobs", "--yes")
-    assert refused.code != 0, refused.stderr
+    assert refused.code == 69, refused.stderr
     assert "unacknowledged, and would be lost" in refused.stderr
     channel.basic_nack(0, multiple=True)
     words = ("--resume", "jobs") if "--resume" in refused.stderr else ("jobs",)

@@ -142,17 +142,20 @@ def test_closed_connections_are_no_longer_counted(
     connections, channels or queues.
     """
 
+    declared = list[str]()
+
     def come_and_go() -> None:
         for _ in range(20):
             with RawClient(small.url) as client:
                 client.send(commands.Queue.Declare(exclusive=True))
-                client.expect(commands.Queue.DeclareOk)
+                declared.append(client.expect(commands.Queue.DeclareOk).queue)
 
     threads = [threading.Thread(target=come_and_go) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert len({*declared}) == 4 * 20
     api = api_of(small)
     deadline = time.monotonic() + 60
     while True:

@@ -63,8 +63,9 @@ def test_durable_objects_and_persistent_messages_survive_a_restart(process: Brok
     channel.confirm_delivery()
     channel.basic_publish("x", "b.c", b"over the exchange between", mandatory=True)
     for gone in (channel.queue_declare, connection.channel().exchange_declare):
-        with pytest.raises(ChannelClosedByBroker):
+        with pytest.raises(ChannelClosedByBroker) as missing:
             gone("gone", passive=True)
+        assert missing.value.reply_code == 404
 
 
 def test_a_clean_restart_keeps_the_delivery_counts_of_a_quorum_queue(tmp_path: Path) -> None:
@@ -271,6 +272,8 @@ def test_no_confirmed_message_is_lost_when_the_broker_is_killed_twenty_times(pro
         assert got[0].redelivered or left[-1] not in first_seen
     assert len(left) == len(set(left))
     assert left == sorted(left)
+    assert confirmed, "no message was confirmed before a kill"
+    assert first_seen, "no message was consumed before a kill"
     assert confirmed <= first_seen | set(left), "a confirmed message is lost"
     assert "Traceback" not in process.log
 

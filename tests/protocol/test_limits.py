@@ -150,6 +150,8 @@ def test_only_an_administrator_may_close_another_users_connections(
     assert [each["user"] for each in found] == [name]
     assert api("GET", "connections/username/nobody") == (200, [])
     assert api("DELETE", path, user=bob, password="secret")[0] >= 400  # 401, or RabbitMQ 3.10 crashes
+    connection.process_data_events(0)
+    assert [each["user"] for each in api("GET", path)[1]] == [name]
     assert api("DELETE", path)[0] == 204
     with pytest.raises(AMQPError):
         connection.process_data_events(5)

@@ -171,5 +171,6 @@ def test_a_permission_allows_only_matching_names(
     channel = connection.channel()
     channel.queue_declare("mine")
     channel.basic_publish("", "mine", b"x")
-    with pytest.raises(ChannelClosedByBroker):
+    with pytest.raises(ChannelClosedByBroker) as refused:
         channel.basic_get("mine")
+    assert refused.value.reply_code == 403

@@ -406,6 +406,7 @@ def test_x_delayed_message_exchanges_exist_up_to_4_2(broker: TestBroker, channel
         assert (code, text) == (406, "PRECONDITION_FAILED - unknown exchange type 'x-delayed-message'")
     elif broker.kind == "embedded":
         assert "x-delayed-message" in types
+        channel.exchange_declare("x", "x-delayed-message", arguments={"x-delayed-type": "direct"})
 
 
 def test_a_local_random_exchange_sends_each_message_to_one_queue(

@@ -683,7 +683,7 @@ def test_an_embedded_broker_that_imitates_4_0_or_4_3_checks_topic_permissions_fo
         with contextlib.closing(pika.BlockingConnection(pika.URLParameters(as_user(url, world)))) as connection:
             allowed = is_allowed(topic, checks_copies=True)
             assert (status < 300) is allowed, topic.name
-            with contextlib.nullcontext() if allowed else pytest.raises(ChannelClosedByBroker):
+            with contextlib.nullcontext() if allowed else pytest.raises(ChannelClosedByBroker, match="403"):
                 topic.channel(connection.channel())
 
 
@@ -736,8 +736,9 @@ def test_an_administrator_without_permissions_cannot_use_queues_or_exchanges(nat
                 assert row.links(client) == REFUSED, row.name
         if row.channel is not None:
             connection = pika.BlockingConnection(pika.URLParameters(as_user(url, world)))
-            with contextlib.closing(connection), pytest.raises(ChannelClosedByBroker):
+            with contextlib.closing(connection), pytest.raises(ChannelClosedByBroker) as refused:
                 row.channel(connection.channel())
+            assert refused.value.reply_code == 403, row.name
 
 
 def test_an_exclusive_queue_cannot_be_used_through_the_management_api(

@@ -20,6 +20,7 @@ from mqtool.cli.pipe.existence import require
 from mqtool.errors import Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.offsets import FIRST
+from mqtool.spelling import counted
 from mqtool.work import peeking
 from mqtool.work.peeking import How, PeekKind
 
@@ -96,7 +97,8 @@ def peek(
         output.notice(f"{ready - shown:,} more: -c N" if ready else "to see more: -c N")
     if kind.limit is not None and often >= kind.limit - _CLOSE:
         output.warning(
-            f"messages have been requeued up to {often + 1} times: after more than {kind.limit}, {queue!r} drops them"
+            f"messages have been requeued up to {counted(often + 1, 'time')}: "
+            f"after more than {kind.limit}, {queue!r} drops them"
         )
 
 

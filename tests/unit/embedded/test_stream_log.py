@@ -389,11 +389,9 @@ def test_an_incomplete_chunk_at_the_end_of_a_stream_is_moved_to_another_file(on_
         segment_files(tmp_path)[0].write_bytes(whole[:size])
         log = on_disk.open()
         assert (log.end, log.lost) == (2, size - sound)
+        assert whole[sound:size] in [path.read_bytes() for path in tmp_path.glob("damaged-*/*")]
         on_disk.add(b"d")
         assert on_disk.read() == [(0, b"a"), (1, b"b"), (2, b"d")]
-    kept = [path.read_bytes() for path in tmp_path.glob("damaged-*/*")]
-    assert kept
-    assert all(whole[sound:].startswith(each) for each in kept)
 
 
 @pytest.mark.parametrize("written", [0, 30])
