@@ -881,7 +881,7 @@ const HANDLERS = {
     const start = inTurn(state, queue, consumer, Math.max(event.t, oldest?.busyUntil ?? 0));
     const message = { details: copy?.details, offset: event.copy };
     const arrives = move(state, key, [queue, consumer], "stream", start, message);
-    later(state, arrives, { kind: "reads", consumer, offset: event.offset ?? event.copy });
+    later(state, arrives, { kind: "reads", consumer, offset: event.copy });
     if (event.to) reached(state, event.to, arrives);
   },
 
