@@ -882,6 +882,9 @@ const HANDLERS = {
     const message = { details: copy?.details, offset: event.copy };
     const arrives = move(state, key, [queue, consumer], "stream", start, message);
     later(state, arrives, { kind: "reads", consumer, offset: event.copy });
+    // With the last one that is drawn come those that are only counted.
+    state.due = state.due.filter(({ record }) => record.consumer !== consumer || !record.isLast);
+    later(state, arrives, { kind: "reads", consumer, offset: event.offset ?? event.copy, isLast: true });
     if (event.to) reached(state, event.to, arrives);
   },
 
