@@ -927,6 +927,33 @@ def test_a_message_moving_from_a_stream_to_a_consumer_has_its_offset_beside_it(c
     assert moving_labels(page, 80) == {"offset 0", "offset 1"}
 
 
+def test_a_reader_that_begins_at_an_old_message_is_drawn_with_its_offset(chromium: Any, tmp_path: Path) -> None:
+    """If a consumer reads a stream of twenty messages from the start, the picture of `mqtool ui` first moves the
+    message at offset 0 to it, although it draws only the last ten messages in the stream. The consumer's box tells the
+    offset of the latest message that has arrived, and in the end that of messages which are only counted.
+    """
+    records = jobs([{"name": "one/tag", "label": "third"}])
+    records[1]["queues"][0]["type"] = "stream"
+    for number in range(20):
+        sent, ready = published(1000, number)
+        records += [sent, {**ready, "what": "appended"}]
+    records += [happens(8000, "read", number, consumer="one/tag", offset=99, to=None) for number in range(20)]
+    page = recorded(chromium, tmp_path, [*records, {"kind": "now", "t": 12_000}])
+    seen: list[str] = []
+    lines: list[str] = []
+    for step in range(60):
+        seek(page, 0.65 + step / 300)
+        lines.append(page.nodes()["consumer third"])
+        seen += page.ask("return [...document.querySelectorAll('.dot.stream.moving text')].map((e) => e.textContent)")
+        assert differences(page) == []
+    assert next(each for each in seen if each) == "offset 0"
+    assert "offset 1" in seen
+    seek(page, 1)
+    told = [int(each.removeprefix("at offset ")) for each in lines if each.startswith("at offset ")]
+    assert told == sorted(told)
+    assert (told[0] < 5, page.nodes()["consumer third"]) == (True, "at offset 99")
+
+
 def test_a_request_and_its_reply_have_the_same_correlation_id_beside_them(chromium: Any, tmp_path: Path) -> None:
     """In a tutorial's picture, a moving RPC request has its body and the beginning of its correlation ID beside it, and
     so has the reply, so that a viewer sees which request the reply answers.

@@ -871,14 +871,20 @@ const HANDLERS = {
 
   read(state, event) {
     const copy = copyOf(state, event);
+    const queue = queueOf(state, event.queue);
     const consumer = consumerOf(state, event.consumer, event.queue, event.to);
-    const key = `${copy?.key} ${consumer}`;
+    const key = `${queue}/${event.copy} ${consumer}`;
     // A client that subscribes again at once gets the same message again.
-    if (!copy || state.motions.some((motion) => motion.key === key)) return;
-    const start = inTurn(state, copy.place, consumer, Math.max(event.t, copy.busyUntil));
-    const message = { details: copy.details, offset: event.copy };
-    const arrives = move(state, key, [copy.place, consumer], "stream", start, message);
-    later(state, arrives, { kind: "reads", consumer, offset: event.offset ?? event.copy });
+    if (state.motions.some((motion) => motion.key === key)) return;
+    // Only the latest messages of a stream are known. The others have arrived before these.
+    const [oldest] = copy ? [copy] : [...state.copies.values()].filter(({ place }) => place === queue);
+    const start = inTurn(state, queue, consumer, Math.max(event.t, oldest?.busyUntil ?? 0));
+    const message = { details: copy?.details, offset: event.copy };
+    const arrives = move(state, key, [queue, consumer], "stream", start, message);
+    later(state, arrives, { kind: "reads", consumer, offset: event.copy });
+    // With the last one that is drawn come those that are only counted.
+    state.due = state.due.filter(({ record }) => record.consumer !== consumer || !record.isLast);
+    later(state, arrives, { kind: "reads", consumer, offset: event.offset ?? event.copy, isLast: true });
     if (event.to) reached(state, event.to, arrives);
   },
 
