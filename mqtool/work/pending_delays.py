@@ -49,9 +49,10 @@ class WaitingMessages:
 
     def queues(self) -> Iterator[tuple[WaitQueue, int]]:
         """Yield the wait queues that have messages, each with its number of messages."""
-        for view in management.queues(self._api, self._vhost, ("name", "arguments", "exclusive")):
+        for view in management.queues(self._api, self._vhost, ("name", "arguments", "exclusive", "type")):
             queue = wait_queue_of(view)
-            if queue is None:
+            # In a stream, which no wait queue is, anyone may have written the exchange and key of a message.
+            if queue is None or view.get("type") == "stream":
                 continue
             if view.get("exclusive"):
                 self._skipped(queue.name, Exclusive("it is exclusive to another connection"))

@@ -20,6 +20,7 @@ from mqtool.message import Confirmation, Message
 from tests.brokers import IN_CI, TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
+from tests.cli.test_replay import forged as forge_in_stream
 from tests.mallory import KNOWN, Attack, Published, Scene, attacks, untouched
 
 #: In CI, and in long runs (MQTOOL_EXAMPLES), more attacks are tried. On RabbitMQ, each takes about a second.
@@ -314,6 +315,29 @@ def test_dlq_redrive_checks_that_the_queue_in_x_death_dead_letters_to_the_exchan
 
     assert "2 moved back from buried" in result.stderr
     assert (depth(broker, "by-argument"), depth(broker, "by-policy"), depth(broker, "buried")) == (1, 1, 2)
+
+
+def test_delayed_commands_ignore_a_stream_that_claims_to_hold_delayed_messages(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """A stream with the name and the arguments of a relay's queue is ignored by the `delayed` commands, since whoever may
+    write to the stream chooses the exchange and key of its messages.
+    """
+    if not broker.streams:
+        pytest.skip("this broker has no port for streams")
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    declare(broker, "mallory.relay", x_queue_type="stream", x_mqtool_relay="orders")
+    declare(broker, "mallory.2.relay", x_mqtool_relay="orders")
+    publish(broker, "", "mallory.2.relay", "honest")
+    forge_in_stream(broker, "mallory.relay", {})
+
+    shown = shell.run("mqtool", "delayed", "show", "--json")
+
+    assert [json.loads(line)["body"] for line in shown.stdout.splitlines()] == ["honest"], shown.stderr
+    listed = [json.loads(line) for line in shell.run("mqtool", "delayed", "ls", "--json").stdout.splitlines()]
+    assert [row["held_in"] for row in listed] == ["mallory.2.relay"]
+    cancelled = shell.run("mqtool", "delayed", "cancel", "--where", "size >= 0", "--yes")
+    assert (cancelled.code, "1 cancelled" in cancelled.stderr) == (0, True), cancelled.stderr
 
 
 @pytest.mark.parametrize("command", ["now", "cancel"])
