@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mqtool.amqp import Connection
+from mqtool.amqp import Connection, parse_addresses
 from mqtool.codecs.amqp10_message import Amqp10Message
 from mqtool.codecs.amqp10_values import Symbol
 from mqtool.message import Message
@@ -229,6 +229,22 @@ def test_a_message_goes_only_where_the_command_line_says(
     option = "--set-header" if "replay" in command else "-H"
     shell.run("mqtool", *command.split(), option, 'CC:=["payroll"]', stdin=lines)
     assert depth(broker, "payroll") == 2
+
+
+def test_a_copy_of_a_message_does_not_have_the_user_id_of_the_original(shell: Shell, broker: TestBroker) -> None:
+    """`send --json` removes the property user_id of a received message: the broker would refuse another user's, and
+    vouch for the sender's own, which a client may have forged in a stream. A user_id on the command line is sent.
+    """
+    user = parse_addresses(broker.url)[0].user
+    line = {"exchange": "", "routing_key": "jobs", "queue": "s", "redelivered": False, "headers": None, "body": "x"}
+    lines = "".join(json.dumps({**line, "properties": {"user_id": name}}) + "\n" for name in (user, "mallory"))
+
+    result = shell.run("mqtool", "send", "--json", "-q", "jobs", stdin=lines)
+
+    assert result.code == 0, result.stderr
+    given = shell.run("mqtool", "send", "--json", "-q", "jobs", "--property", f"user-id={user}", stdin=lines)
+    assert given.code == 0, given.stderr
+    assert [message["properties"] for message in received(shell)] == [{}, {}, *[{"user_id": user}] * 2]
 
 
 @on_any_broker

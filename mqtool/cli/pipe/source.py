@@ -389,6 +389,8 @@ class _Making:
             self._streams.see(leads_elsewhere=ndjson.leads_elsewhere(said))
             if self._exchange is not None or self._routing_key is not None:
                 message.properties = ndjson.without_copies(message.properties)
+            if message.received and "user_id" in message.properties:  # it names who published the original
+                message.properties = {name: value for name, value in message.properties.items() if name != "user_id"}
             self._overrule(message, has_properties=b'"properties"' in line)
             yield [message]
 
