@@ -141,10 +141,16 @@ class TopicTable(Generic[Item]):
     The patterns form a trie. match() reads the key word by word and keeps the set of nodes that can be reached, so its
     cost depends on the key and on the patterns that match so far, not on the number of bindings. A `#` at the end of a
     pattern matches the rest of any key, so match() adds its items at once and goes no further there.
+
+    Attributes:
+        steps: how many nodes the last match has compared with a word.
+        most_steps: a match that has taken more steps than this stops, and does not return all items.
     """
 
     def __init__(self) -> None:
         self._root: _Node[Item] = _Node()
+        self.steps = 0
+        self.most_steps = math.inf
 
     def add(self, key: str, arguments: Mapping[str, FieldValue], item: Item) -> None:  # noqa: ARG002
         node = self._root
@@ -169,6 +175,7 @@ class TopicTable(Generic[Item]):
     def match_any(self, keys: Collection[str], headers: Mapping[str, FieldValue]) -> Collection[Item]:  # noqa: ARG002
         # Items are collected only at the end: thousands of keys can lead to the same node.
         matched: dict[_Node[Item], None] = {}
+        self.steps = 0
         for key in keys:
             self._walk(key, matched)
         found: dict[Item, None] = {}
@@ -180,7 +187,11 @@ class TopicTable(Generic[Item]):
         """Add the nodes of the patterns that match a key to `matched`."""
         nodes: dict[_Node[Item], bool] = {}
         _enter(nodes, matched, self._root)
+        steps, most_steps = self.steps, self.most_steps
         for word in words_of(key):
+            steps += len(nodes)
+            if steps > most_steps:
+                break
             following: dict[_Node[Item], bool] = {}
             for node, stays in nodes.items():
                 if stays:
@@ -191,6 +202,7 @@ class TopicTable(Generic[Item]):
                     if child is not None and step != "#":
                         _enter(following, matched, child)
             nodes = following
+        self.steps = steps
         matched.update(dict.fromkeys(nodes))
 
 
