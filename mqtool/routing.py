@@ -230,7 +230,7 @@ class HeadersTable(Generic[Item]):
     def add(self, key: str, arguments: Mapping[str, FieldValue], item: Item) -> None:  # noqa: ARG002
         identity = canonical(arguments)
         if identity not in self._bindings:
-            self._bindings[identity] = _HeadersBinding(arguments)
+            self._bindings[identity] = _HeadersBinding(arguments, strict=self.strict_numbers)
         self._bindings[identity].items.add(item)
 
     def remove(self, key: str, arguments: Mapping[str, FieldValue], item: Item) -> None:  # noqa: ARG002
@@ -259,22 +259,23 @@ class HeadersTable(Generic[Item]):
 class _HeadersBinding(Generic[Item]):
     """The items bound with the same arguments to a headers exchange."""
 
-    def __init__(self, arguments: Mapping[str, FieldValue]) -> None:
+    def __init__(self, arguments: Mapping[str, FieldValue], *, strict: bool) -> None:
         self.items: _Counted[Item] = _Counted()
         self._is_any = arguments.get("x-match") in ("any", "any-with-x")
         self._wanted = wanted_headers(arguments)
         #: The headers that need only exist, and those that must have a value.
         self._names = {name for name, value in self._wanted if value is None}
-        self._values: set[tuple[str, _Comparable]] = set()
-        self._is_strict: bool | None = None
+        # Converted now: the first message would have to wait for the values of all bindings.
+        self._convert(strict=strict)
+
+    def _convert(self, *, strict: bool) -> None:
+        self._is_strict = strict
+        self._values = {(name, _comparable(value, strict=strict)) for name, value in self._wanted if value is not None}
 
     def match(self, names: Set[str], given: Set[tuple[str, _Comparable]], *, strict: bool) -> bool:
         """Return True if a message's headers match: their names, and their names with comparable values."""
         if strict is not self._is_strict:
-            self._is_strict = strict
-            self._values = {
-                (name, _comparable(value, strict=strict)) for name, value in self._wanted if value is not None
-            }
+            self._convert(strict=strict)
         if self._is_any:
             return not (names.isdisjoint(self._names) and given.isdisjoint(self._values))
         return self._names <= names and self._values <= given
