@@ -141,10 +141,16 @@ class TopicTable(Generic[Item]):
     The patterns form a trie. match() reads the key word by word and keeps the set of nodes that can be reached, so its
     cost depends on the key and on the patterns that match so far, not on the number of bindings. A `#` at the end of a
     pattern matches the rest of any key, so match() adds its items at once and goes no further there.
+
+    Attributes:
+        steps: how many nodes the last match has compared with a word.
+        most_steps: a match that has taken more steps than this stops, and does not return all items.
     """
 
     def __init__(self) -> None:
         self._root: _Node[Item] = _Node()
+        self.steps = 0
+        self.most_steps = math.inf
 
     def add(self, key: str, arguments: Mapping[str, FieldValue], item: Item) -> None:  # noqa: ARG002
         node = self._root
@@ -169,6 +175,7 @@ class TopicTable(Generic[Item]):
     def match_any(self, keys: Collection[str], headers: Mapping[str, FieldValue]) -> Collection[Item]:  # noqa: ARG002
         # Items are collected only at the end: thousands of keys can lead to the same node.
         matched: dict[_Node[Item], None] = {}
+        self.steps = 0
         for key in keys:
             self._walk(key, matched)
         found: dict[Item, None] = {}
@@ -180,7 +187,11 @@ class TopicTable(Generic[Item]):
         """Add the nodes of the patterns that match a key to `matched`."""
         nodes: dict[_Node[Item], bool] = {}
         _enter(nodes, matched, self._root)
+        steps, most_steps = self.steps, self.most_steps
         for word in words_of(key):
+            steps += len(nodes)
+            if steps > most_steps:
+                break
             following: dict[_Node[Item], bool] = {}
             for node, stays in nodes.items():
                 if stays:
@@ -191,6 +202,7 @@ class TopicTable(Generic[Item]):
                     if child is not None and step != "#":
                         _enter(following, matched, child)
             nodes = following
+        self.steps = steps
         matched.update(dict.fromkeys(nodes))
 
 
@@ -218,7 +230,7 @@ class HeadersTable(Generic[Item]):
     def add(self, key: str, arguments: Mapping[str, FieldValue], item: Item) -> None:  # noqa: ARG002
         identity = canonical(arguments)
         if identity not in self._bindings:
-            self._bindings[identity] = _HeadersBinding(arguments)
+            self._bindings[identity] = _HeadersBinding(arguments, strict=self.strict_numbers)
         self._bindings[identity].items.add(item)
 
     def remove(self, key: str, arguments: Mapping[str, FieldValue], item: Item) -> None:  # noqa: ARG002
@@ -247,22 +259,23 @@ class HeadersTable(Generic[Item]):
 class _HeadersBinding(Generic[Item]):
     """The items bound with the same arguments to a headers exchange."""
 
-    def __init__(self, arguments: Mapping[str, FieldValue]) -> None:
+    def __init__(self, arguments: Mapping[str, FieldValue], *, strict: bool) -> None:
         self.items: _Counted[Item] = _Counted()
         self._is_any = arguments.get("x-match") in ("any", "any-with-x")
         self._wanted = wanted_headers(arguments)
         #: The headers that need only exist, and those that must have a value.
         self._names = {name for name, value in self._wanted if value is None}
-        self._values: set[tuple[str, _Comparable]] = set()
-        self._is_strict: bool | None = None
+        # Converted now: the first message would have to wait for the values of all bindings.
+        self._convert(strict=strict)
+
+    def _convert(self, *, strict: bool) -> None:
+        self._is_strict = strict
+        self._values = {(name, _comparable(value, strict=strict)) for name, value in self._wanted if value is not None}
 
     def match(self, names: Set[str], given: Set[tuple[str, _Comparable]], *, strict: bool) -> bool:
         """Return True if a message's headers match: their names, and their names with comparable values."""
         if strict is not self._is_strict:
-            self._is_strict = strict
-            self._values = {
-                (name, _comparable(value, strict=strict)) for name, value in self._wanted if value is not None
-            }
+            self._convert(strict=strict)
         if self._is_any:
             return not (names.isdisjoint(self._names) and given.isdisjoint(self._values))
         return self._names <= names and self._values <= given

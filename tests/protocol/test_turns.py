@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from http.client import HTTPConnection
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -404,6 +404,53 @@ def test_routing_many_keys_in_cc_by_topic_bindings_does_not_hold_up_other_client
         assert channel.queue_declare("q299", passive=True).method.message_count == 1
         with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="too many exchanges on the way"):
             channel.basic_publish("x0", "k", b"", properties)
+    watch.check()
+
+
+def test_routing_by_thousands_of_topic_bindings_with_wildcards_does_not_hold_up_other_clients(
+    broker: EmbeddedBroker, watch: LoopWatch
+) -> None:
+    """If thousands of bindings of a topic exchange have wildcards after a `#`, the broker refuses to route a message
+    whose key has 127 words there. Other clients wait for less than 0.25 s of processor time. A message with a short key
+    is routed.
+    """
+    with RawClient(broker.url) as client:
+        client.send(commands.Queue.Declare(queue="q", nowait=True))
+        for words in product("*a", repeat=13):
+            key = f"#.a.{'.'.join(words)}"
+            client.send(commands.Queue.Bind(queue="q", exchange="amq.topic", routing_key=key, nowait=True))
+        client.send(commands.Basic.Publish(exchange="amq.topic", routing_key=".".join("a" * 14)))
+        client.socket.sendall(raw_frame(2, 1, struct.pack(">HHQH", 60, 0, 0, 0)))
+        client.send(commands.Queue.Declare(queue="q", passive=True))
+        assert client.expect(commands.Queue.DeclareOk).message_count == 1
+        watch.check()
+        client.send(commands.Basic.Publish(exchange="amq.topic", routing_key=".".join("a" * 127)))
+        client.socket.sendall(raw_frame(2, 1, struct.pack(">HHQH", 60, 0, 0, 0)))
+        assert "has too many bindings with wildcards" in client.expect(commands.Channel.Close).reply_text
+    watch.check()
+
+
+@large
+def test_the_first_message_after_large_headers_bindings_does_not_hold_up_other_clients(
+    broker: EmbeddedBroker, watch: LoopWatch
+) -> None:
+    """If a headers exchange has 60 bindings with lists of 60,000 items, the broker routes the first message to it, and
+    every later one, within 0.25 s of processor time.
+    """
+    with RawClient(broker.url) as client:
+        client.send(commands.Queue.Declare(queue="q", nowait=True))
+        marshalled = commands.Queue.Bind(queue="q", exchange="amq.headers", nowait=True).marshal()
+        for number in range(60):
+            arguments = b"\1nI" + number.to_bytes(4) + b"\1aA" + (120_000).to_bytes(4) + b"t\1" * 60_000
+            method = marshalled[:-4] + len(arguments).to_bytes(4) + arguments
+            client.socket.sendall(raw_frame(1, 1, struct.pack(">HH", 50, 20) + method))
+            client.send(commands.Queue.Declare(queue="q", passive=True))
+            client.expect(commands.Queue.DeclareOk)
+        for _ in range(2):
+            client.send(commands.Basic.Publish(exchange="amq.headers", routing_key=""))
+            client.socket.sendall(raw_frame(2, 1, struct.pack(">HHQH", 60, 0, 0, 0)))
+        client.send(commands.Queue.Declare(queue="q", passive=True))
+        assert client.expect(commands.Queue.DeclareOk).message_count == 0
     watch.check()
 
 

@@ -20,7 +20,7 @@ from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.codecs.field_tables import Int32, Int64, Table, Value
 from mqtool.field_values import FieldValue
-from mqtool.routing import TABLES, FanoutTable, HeadersTable, RoutingTable, canonical
+from mqtool.routing import TABLES, FanoutTable, HeadersTable, RoutingTable, TopicTable, canonical
 
 DELAYED, LOCAL_RANDOM = "x-delayed-message", "x-local-random"
 TYPES = (*TABLES, DELAYED, LOCAL_RANDOM)
@@ -56,6 +56,10 @@ class LocalRandomTable(FanoutTable[Any]):
 
 
 _TABLES: Mapping[str, type] = {**TABLES, LOCAL_RANDOM: LocalRandomTable}
+
+#: The words of a message's routing keys are compared at most this many times with words of topic bindings. Only long
+#: keys, and thousands of bindings with `*` or another `#` after a `#`, need more. RabbitMQ has no such limit.
+MOST_STEPS = 200_000
 
 
 class BrokerDestination(Protocol):
@@ -145,6 +149,8 @@ class BrokerExchange:
         self.routed_as = str(self.arguments["x-delayed-type"]) if self.delayed else self.kind
         # A routing table can contain values of any type; here they are queues and exchanges.
         self._table: RoutingTable[Any] = _TABLES[self.routed_as]()
+        if isinstance(self._table, TopicTable):
+            self._table.most_steps = MOST_STEPS
         self._bindings: dict[tuple[object, str, bytes], BrokerBinding] = {}
         self.apply(NOTHING)
         self.inbound: set[BrokerBinding] = set()
@@ -203,8 +209,16 @@ class BrokerExchange:
         return True
 
     def match(self, routing_keys: Collection[str], headers: dict[str, Value]) -> Collection[Any]:
-        """Return the queues and exchanges that the exchange routes a message to, without duplicates."""
+        """Return the queues and exchanges that the exchange routes a message to, without duplicates.
+
+        Some may be missing if `steps` is above MOST_STEPS afterwards.
+        """
         return self._table.match_any(routing_keys, headers)
+
+    @property
+    def steps(self) -> int:
+        """How many comparisons with words the last match() took in a topic exchange; 0 in others."""
+        return self._table.steps if isinstance(self._table, TopicTable) else 0
 
 
 def delay_of(message: BrokerMessage) -> int:

@@ -23,6 +23,7 @@ from mqtool.broker.embedded.model.declarations import check_headers_binding, che
 from mqtool.broker.embedded.model.deletions import Deletions
 from mqtool.broker.embedded.model.exchange import (
     LOCAL_RANDOM,
+    MOST_STEPS,
     PREDECLARED,
     TRACE_EXCHANGE,
     BrokerBinding,
@@ -47,6 +48,9 @@ from mqtool.codecs.field_tables import Table
 #: A message's routing keys (CC and BCC) are looked up at most this many times, in all exchanges on its way together.
 #: RabbitMQ has no such limit.
 _MOST_LOOKUPS = 50_000
+
+#: This many comparisons of words in topic exchanges take about as long as a lookup.
+_STEPS_OF_LOOKUP = 5
 
 #: How many milliseconds later a delayed message is published for which there is no memory.
 _RETRY_RELEASE = 1000
@@ -382,7 +386,8 @@ class VirtualHost:
             is_due: True if the delay of the message is over.
 
         Raises:
-            ChannelException: 406, the message has many routing keys, and there are many exchanges on the way.
+            ChannelException: 406, the message has many routing keys, and there are many exchanges on the way; or
+                there are too many topic bindings with wildcards.
             ConnectionException: 541, there is an x-delayed-message exchange on the way, but `x-delay` is not a number.
         """
         headers = message.headers
@@ -407,6 +412,7 @@ class VirtualHost:
                 destinations: Collection[BrokerDestination] = ()
             else:
                 destinations = self._matches(current, keys, message)
+                lookups += current.steps // _STEPS_OF_LOOKUP
             # A message that is held back also goes to the alternate exchange, like one that matches no binding.
             if not destinations and current.alternate in self.exchanges:
                 destinations = [self.exchanges[current.alternate]]
@@ -424,7 +430,12 @@ class VirtualHost:
     ) -> Collection[BrokerDestination]:
         if exchange.name == "":
             return [self.queues[key] for key in keys if key in self.queues]
-        return exchange.match(keys, message.headers)
+        found = exchange.match(keys, message.headers)
+        if exchange.steps > MOST_STEPS:
+            raise precondition_failed(
+                f"exchange '{exchange.name}' has too many bindings with wildcards for the routing key"
+            )
+        return found
 
     def _publish_dead(self, message: BrokerMessage, source: DeadLettered) -> Generator[None, None, bool]:
         """Publish a dead letter in steps. Returns True if at least one queue accepted it and none refused it."""
