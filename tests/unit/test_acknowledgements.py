@@ -39,6 +39,15 @@ def test_deliveries_handled_in_order_share_one_acknowledgement() -> None:
     assert [*tags.acknowledge([5, 8])] == [(8, True)]
 
 
+def test_the_first_delivery_is_not_acknowledged_with_later_ones() -> None:
+    """If a consumer handles later deliveries before the first one, they are acknowledged without `multiple`, so that
+    the first one can still be redelivered.
+    """
+    tags = AcknowledgedTags()
+    assert [*tags.acknowledge([2, 3])] == [(2, False), (3, False)]
+    assert [*tags.acknowledge([1])] == [(1, False)]
+
+
 class Loop:
     """The part of an I/O thread that acknowledgements need, run by hand."""
 
