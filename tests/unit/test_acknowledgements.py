@@ -39,6 +39,27 @@ def test_deliveries_handled_in_order_share_one_acknowledgement() -> None:
     assert [*tags.acknowledge([5, 8])] == [(8, True)]
 
 
+def test_the_first_delivery_is_not_acknowledged_with_later_ones() -> None:
+    """If a consumer handles later deliveries before the first one, they are acknowledged without `multiple`, so that
+    the first one can still be redelivered.
+    """
+    tags = AcknowledgedTags()
+    assert [*tags.acknowledge([2, 3])] == [(2, False), (3, False)]
+    assert [*tags.acknowledge([1])] == [(1, False)]
+
+
+def test_deliveries_share_an_acknowledgement_however_many_came_before() -> None:
+    """After a thousand deliveries, one that is handled early still does not keep later ones from sharing an
+    acknowledgement.
+    """
+    tags = AcknowledgedTags()
+    for tag in range(1, 1001):
+        assert [*tags.acknowledge([tag])] == [(tag, False)]
+    assert [*tags.acknowledge([1002])] == [(1002, False)]
+    assert [*tags.acknowledge([1001])] == [(1001, False)]
+    assert [*tags.acknowledge([1003, 1004])] == [(1004, True)]
+
+
 class Loop:
     """The part of an I/O thread that acknowledgements need, run by hand."""
 

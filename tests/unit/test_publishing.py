@@ -9,10 +9,10 @@ from pika import spec
 
 from mqtool.amqp import publisher
 from mqtool.amqp.channel import Channel
-from mqtool.amqp.publisher import _batches
+from mqtool.amqp.publisher import _batches, returned_message
 from mqtool.amqp.unconfirmed import LEADERLESS, WINDOW, Unconfirmed
 from mqtool.errors import BadData, NotConfirmed, Unavailable, UsageError
-from mqtool.message import Delivery, InBatches, Message, Receipt
+from mqtool.message import PROPERTIES, Delivery, InBatches, Message, Receipt
 from mqtool.topology import Exchange, Queue
 from tests.unit.scripted_broker import ScriptedBroker, scripted_broker
 
@@ -128,6 +128,14 @@ def test_a_returned_message_is_recognized(
     assert [each.confirmation for each in receipts] == [
         "returned" if number == expected else "confirmed" for number in range(len(given))
     ]
+
+
+def test_a_returned_message_equals_the_published_one() -> None:
+    """A returned message has the body, the id, the address and the properties with which it was published."""
+    given = {name: None for name in PROPERTIES if name != "message_id"} | {"app_id": "a", "headers": {"n": 1}}
+    returned = spec.Basic.Return(312, "NO_ROUTE", "x", "k")
+    found = returned_message(returned, spec.BasicProperties(app_id="a", headers={"n": 1}, message_id="id"), b"body")
+    assert found == Message(b"body", "k", "x", given, "id")
 
 
 def test_messages_are_sent_while_others_are_unconfirmed(broker: ScriptedBroker, waits: Waits) -> None:

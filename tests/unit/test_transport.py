@@ -1,0 +1,385 @@
+"""One AMQP 1.0 connection: login, frames and heartbeats, with a broker whose bytes are there before they are read."""
+
+import os
+import select
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mqtool.amqp import Address
+from mqtool.amqp10 import transport
+from mqtool.amqp10.transport import Transport
+from mqtool.codecs.amqp10_frames import (
+    AMQP_HEADER,
+    HEARTBEAT,
+    SASL,
+    SASL_HEADER,
+    Close,
+    Error,
+    Flow,
+    Open,
+    SaslInit,
+    SaslMechanisms,
+    SaslOutcome,
+    decode_performative,
+    frame,
+)
+from mqtool.codecs.amqp10_values import Array, Symbol
+from mqtool.errors import AccessRefused, MqtoolError, Unavailable
+
+ADDRESS = Address("127.0.0.1", 5672, "my vhost", "ann", "secret\udcff", names_user=True)
+MECHANISMS = frame(0, SaslMechanisms(Array([Symbol("PLAIN"), Symbol("EXTERNAL")])), SASL)
+LOGGED_IN = SASL_HEADER + MECHANISMS + frame(0, SaslOutcome(0), SASL)
+FLOW = frame(0, Flow(0, 1, 2, 3))
+
+
+def opened(**settings: Any) -> bytes:
+    """What a broker sends until the connection is open."""
+    return LOGGED_IN + AMQP_HEADER + frame(0, Open("broker", **settings))
+
+
+class Broker:
+    """The broker's end of a connection.
+
+    Attributes:
+        now: the time in seconds.
+        asked: the host, the port and the time limit of each connection that was opened.
+    """
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.asked: list[tuple[tuple[str, int], float]] = []
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.client = socket.create_connection(listener.getsockname())
+            self.socket = listener.accept()[0]
+        self.transport: Transport | None = None
+
+    def create_connection(self, address: tuple[str, int], timeout: float) -> socket.socket:
+        self.asked.append((address, timeout))
+        self.client.settimeout(10)
+        return self.client
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def connect(self, data: bytes, address: Address = ADDRESS, **options: Any) -> Transport:
+        """Send these bytes, and let mqtool log in. The end of the bytes is the end of the connection until then."""
+        self.socket.sendall(data)
+        self.transport = Transport(address, None, "name", **options)
+        return self.transport
+
+    def end(self) -> None:
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def received(self) -> bytes:
+        """The bytes that have arrived from mqtool, so far."""
+        data = b""
+        while select.select([self.socket], [], [], 0)[0] and (piece := self.socket.recv(1 << 20)):
+            data += piece
+        return data
+
+    def arrives(self, data: bytes) -> None:
+        """Send bytes, and wait until mqtool can read them."""
+        self.socket.sendall(data)
+        assert select.select([self.client], [], [], 10)[0]
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
+    broker = Broker()
+    monkeypatch.setattr(transport.socket, "create_connection", broker.create_connection)
+    monkeypatch.setattr(transport, "time", broker)
+    yield broker
+    broker.socket.close()
+    broker.client.close()
+    if broker.transport is not None:
+        broker.transport.close(politely=False)
+
+
+def split(data: bytes) -> list[bytes]:
+    """The bodies of frames."""
+    bodies = []
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        bodies.append(data[8:size])
+        data = data[size:]
+    return bodies
+
+
+def performatives(data: bytes) -> list[Any]:
+    return [decode_performative(body)[0] for body in split(data)]
+
+
+def test_a_connection_logs_in_and_opens_the_virtual_host(broker: Broker) -> None:
+    """A connection logs in with the user's name and password (SASL PLAIN), and opens the user's virtual host, with
+    frames of up to 128 KiB and a heartbeat of 60 seconds. It has a name that a user can recognize.
+    """
+    connected = broker.connect(opened(properties={Symbol("version"): "4.1.0", Symbol("product"): "RabbitMQ"}))
+    assert connected.properties == {"version": "4.1.0", "product": "RabbitMQ"}
+    assert {type(name) for name in connected.properties} == {str}
+    assert broker.asked == [(("127.0.0.1", 5672), 5.0)]
+    data = broker.received()
+    assert data.startswith(SASL_HEADER)
+    login, separator, rest = data.removeprefix(SASL_HEADER).partition(AMQP_HEADER)
+    assert separator
+    assert login[5] == SASL
+    assert performatives(login) == [SaslInit("PLAIN", b"\0ann\0secret\xff")]
+    [answer] = performatives(rest)
+    prefix, pid, unique = answer.container_id.rsplit("-", 2)
+    assert (prefix, pid, len(unique)) == ("name", str(os.getpid()), 8)
+    assert answer._replace(container_id="") == Open(
+        "",
+        hostname="vhost:my vhost",
+        max_frame_size=131_072,
+        channel_max=1,
+        idle_time_out=60_000,
+        properties={Symbol("product"): "mqtool", Symbol("connection_name"): "name"},
+    )
+    assert connected.fileno() == broker.client.fileno()
+
+
+@pytest.mark.parametrize(("heartbeat", "expected"), [(0, None), (7, 7000), (None, 60_000)])
+def test_a_heartbeat_of_0_turns_heartbeats_off(broker: Broker, heartbeat: int | None, expected: int | None) -> None:
+    """The URL's heartbeat is the time after which mqtool takes the connection for lost; 0 turns this off."""
+    broker.connect(opened(), ADDRESS._replace(heartbeat=heartbeat))
+    [answer] = performatives(broker.received().partition(AMQP_HEADER)[2])
+    assert answer.idle_time_out == expected
+
+
+@pytest.mark.parametrize(
+    ("offered", "names_user", "mechanism"),
+    [("EXTERNAL", False, "EXTERNAL"), ("EXTERNAL", True, "PLAIN"), ("ANONYMOUS", False, "PLAIN")],
+)
+def test_a_client_certificate_logs_in_if_no_user_is_named(
+    broker: Broker, offered: str, *, names_user: bool, mechanism: str
+) -> None:
+    """If the user gave no name, and the broker offers EXTERNAL, the client's certificate logs in. Otherwise, the user's
+    name and password do.
+    """
+    offer = frame(0, SaslMechanisms(Array([Symbol("PLAIN"), Symbol(offered)])), SASL)
+    data = SASL_HEADER + offer + opened().removeprefix(SASL_HEADER + MECHANISMS)
+    broker.connect(data, ADDRESS._replace(names_user=names_user))
+    [login] = performatives(broker.received().removeprefix(SASL_HEADER).partition(AMQP_HEADER)[0])
+    assert login.mechanism == mechanism
+    assert (login.initial_response == b"") is (mechanism == "EXTERNAL")
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "words"),
+    [
+        (b"", Unavailable, "127.0.0.1:5672 closed the connection during the handshake"),
+        (SASL_HEADER, Unavailable, "127.0.0.1:5672 closed the connection during the handshake"),
+        (SASL_HEADER[:5], Unavailable, "accepted the connection, but is not an AMQP 1.0 broker"),
+        (b"HTTP/1.1 400 Bad Request", Unavailable, "accepted the connection, but is not an AMQP 1.0 broker"),
+        (b"AMQP\0\0\x09\x01", Unavailable, "127.0.0.1:5672 does not speak AMQP 1.0"),
+        (SASL_HEADER + b"\0\0\0\x07\2\1\0\0" + bytes(50), Unavailable, "does not speak AMQP 1.0"),
+        (SASL_HEADER + b"\0\2\0\1\2\1\0\0" + bytes(50), Unavailable, "does not speak AMQP 1.0"),
+        (SASL_HEADER + b"\0\0\0\x10\1\1\0\0" + bytes(50), Unavailable, "does not speak AMQP 1.0"),
+        (SASL_HEADER + b"\0\0\0\x10\5\1\0\0" + bytes(50), Unavailable, "does not speak AMQP 1.0"),
+        (SASL_HEADER + MECHANISMS + frame(0, SaslOutcome(1), SASL), AccessRefused, "refused the login of user 'ann'"),
+        (SASL_HEADER + MECHANISMS + frame(0, Close()), AccessRefused, "refused the login of user 'ann'"),
+        (LOGGED_IN, AccessRefused, "cannot open vhost 'my vhost'"),
+        (LOGGED_IN + AMQP_HEADER, AccessRefused, "cannot open vhost 'my vhost'"),
+        (LOGGED_IN + AMQP_HEADER + frame(0, Close(Error(Symbol("c"), "the reason"))), AccessRefused, "^the reason$"),
+        (LOGGED_IN + AMQP_HEADER + FLOW, AccessRefused, "cannot open vhost 'my vhost'"),
+    ],
+)  # fmt: skip
+def test_a_login_that_fails_says_why(broker: Broker, data: bytes, kind: type[MqtoolError], words: str) -> None:
+    """If a connection cannot be opened, the error says whether the other end is no AMQP 1.0 broker, refused the login,
+    or refused the virtual host. The socket is closed.
+    """
+    broker.socket.sendall(data)
+    broker.end()
+    with pytest.raises(kind, match=words) as error:
+        Transport(ADDRESS, None, "name")
+    assert type(error.value) is kind
+    assert broker.client.fileno() == -1
+
+
+@pytest.mark.parametrize("data", [b"", SASL_HEADER, LOGGED_IN])
+def test_a_reconnection_that_ends_early_is_a_network_failure(broker: Broker, data: bytes) -> None:
+    """If a connection was open before, one that ends before it is open again is a failure of the network, not a
+    refusal, so mqtool tries again.
+    """
+    broker.socket.sendall(data)
+    broker.end()
+    with pytest.raises(Unavailable, match=r"^127\.0\.0\.1:5672 closed the connection before it was open$"):
+        Transport(ADDRESS, None, "name", logged_in_before=True)
+    assert broker.client.fileno() == -1
+
+
+def test_a_refused_connection_names_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If nothing listens on the broker's port, the error names the host and the port."""
+
+    def refuse(*_: object) -> socket.socket:
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(transport.socket, "create_connection", refuse)
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:5672"):
+        Transport(ADDRESS, None, "name")
+
+
+@pytest.mark.parametrize(
+    ("offered", "expected"), [(None, 131_072), (131_073, 131_072), (4096, 4096), (512, 512), (1, 512)]
+)
+def test_frames_are_as_large_as_both_ends_accept(broker: Broker, offered: int | None, expected: int) -> None:
+    """Frames are as large as the broker accepts, but have at most 128 KiB, and at least 512 bytes."""
+    assert broker.connect(opened(max_frame_size=offered)).frame_max == expected
+
+
+def test_frames_are_read_however_the_bytes_are_split(broker: Broker) -> None:
+    """Reading returns the bodies of the frames that have arrived. The rest of a frame may arrive later. Heartbeats have
+    no body, and frames may have extended headers.
+    """
+    connected = broker.connect(opened())
+    broker.arrives(FLOW[:3])
+    assert connected.read(1) == []
+    broker.arrives(FLOW[3:10])
+    assert connected.read(1) == []
+    broker.arrives(FLOW[10:] + HEARTBEAT + FLOW + FLOW[:8])
+    assert connected.read(1) == [FLOW[8:], FLOW[8:]]
+    broker.arrives(FLOW[8:])
+    assert connected.read(1) == [FLOW[8:]]
+    extended = (len(FLOW) + 4).to_bytes(4, "big") + b"\3\0\0\0" + b"more" + FLOW[8:]
+    broker.arrives(extended)
+    assert connected.read(1) == [FLOW[8:]]
+    largest = (131_072).to_bytes(4, "big") + b"\2\0\0\0" + bytes(131_064)
+    bodies: list[bytes] = []
+    broker.socket.sendall(largest)
+    while not bodies:
+        bodies = connected.read(10)
+    assert bodies == [bytes(131_064)]
+
+
+@pytest.mark.parametrize("size", [7, 131_073])
+def test_a_frame_of_an_impossible_size_ends_the_connection(broker: Broker, size: int) -> None:
+    """A frame that is smaller than its header, or larger than mqtool accepts, ends the connection."""
+    connected = broker.connect(opened())
+    broker.arrives(size.to_bytes(4, "big") + b"\2\0\0\0")
+    with pytest.raises(EOFError):
+        connected.read(1)
+
+
+def test_a_connection_that_the_broker_closes_is_lost(broker: Broker) -> None:
+    """When the broker closes the connection, reading fails, after the frames that arrived before."""
+    connected = broker.connect(opened())
+    broker.arrives(FLOW)
+    broker.end()
+    assert connected.read(1) == [FLOW[8:]]
+    with pytest.raises(EOFError):
+        connected.read(1)
+
+
+def test_reading_can_be_woken(broker: Broker) -> None:
+    """Reading returns early when another thread, or a signal handler, wakes it, and then waits again."""
+    connected = broker.connect(opened())
+    connected.wake()
+    connected.wake()
+    assert connected.read(3600) == []
+    broker.arrives(FLOW)
+    assert connected.read(3600) == [FLOW[8:]]
+    assert connected.read(0) == []
+
+
+def test_heartbeats_are_sent_in_a_third_of_the_brokers_time(broker: Broker) -> None:
+    """If the broker closes connections that are idle for 30 seconds, mqtool sends a heartbeat when it has sent nothing
+    for ten. If the broker has no such limit, mqtool sends none.
+    """
+    connected = broker.connect(opened(idle_time_out=30_000))
+    broker.received()
+    broker.now += 9.9
+    connected.read(0)
+    assert broker.received() == b""
+    assert connected._until_heartbeat(60) == pytest.approx(0.1)
+    assert connected._until_heartbeat(0.05) == 0.05
+    broker.now += 0.1
+    connected.read(60)
+    assert broker.received() == HEARTBEAT
+    broker.now += 5
+    connected.send([FLOW])
+    broker.now += 9.9
+    connected.read(0)
+    assert broker.received() == FLOW
+    broker.now += 50
+    assert connected._until_heartbeat(60) == 0
+
+
+def test_no_heartbeats_are_sent_to_a_broker_that_needs_none(broker: Broker) -> None:
+    """If the broker never closes idle connections, mqtool sends no heartbeats."""
+    connected = broker.connect(opened(), ADDRESS._replace(heartbeat=0))
+    broker.received()
+    broker.now += 100_000
+    assert connected.read(0) == []
+    assert broker.received() == b""
+    assert connected._until_heartbeat(60) == 60
+
+
+def test_a_silent_broker_is_lost_after_the_heartbeat_interval(broker: Broker) -> None:
+    """If the broker sends nothing for the heartbeat interval, not even a heartbeat, the connection is lost."""
+    connected = broker.connect(opened(), ADDRESS._replace(heartbeat=7))
+    broker.now += 5
+    broker.arrives(HEARTBEAT)
+    assert connected.read(1) == []
+    broker.now += 7
+    assert connected.read(0) == []
+    broker.now += 0.1
+    with pytest.raises(TimeoutError, match="the broker sent nothing, not even a heartbeat"):
+        connected.read(0)
+
+
+def test_frames_that_the_socket_does_not_accept_are_sent_later(broker: Broker) -> None:
+    """If the broker does not read, frames wait, and are sent in order while mqtool reads. Sending never blocks."""
+    connected = broker.connect(opened())
+    broker.received()
+    assert connected.unsent == 0
+    large = [frame(0, Close(Error(Symbol("c"), f"{number}" + "x" * 200_000))) for number in range(100)]
+    for each in large:
+        connected.send([each])
+    assert 0 < connected.unsent < len(b"".join(large))
+    data = b""
+    while connected.unsent:
+        data += broker.received()
+        connected.read(10)
+    while len(data) < len(b"".join(large)):
+        data += broker.socket.recv(1 << 20)
+    assert data == b"".join(large)
+
+
+def test_a_connection_says_goodbye_before_it_is_closed(broker: Broker) -> None:
+    """Closing a connection sends pending frames and Close, and waits for the broker's reply."""
+    connected = broker.connect(opened())
+    broker.received()
+    connected.send([FLOW])
+    broker.arrives(FLOW + frame(0, Close()))
+    connected.close()
+    assert broker.received() == FLOW + frame(0, Close())
+    assert broker.client.fileno() == -1
+
+
+def test_a_lost_connection_is_closed_without_goodbye(broker: Broker) -> None:
+    """A connection that is lost is closed at once, without Close. Sending on it, or waking it, does nothing."""
+    connected = broker.connect(opened())
+    broker.received()
+    connected.close(politely=False)
+    assert broker.received() == b""
+    assert broker.client.fileno() == -1
+    connected.wake()
+    connected.send([FLOW])
+
+
+def test_a_broker_that_does_not_say_goodbye_is_not_waited_for(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the broker does not reply to Close, closing ends after a second."""
+    connected = broker.connect(opened())
+    waits = list[float]()
+
+    def read(seconds: float) -> list[bytes]:
+        waits.append(seconds)
+        broker.now += seconds
+        return [FLOW[8:]]
+
+    monkeypatch.setattr(connected, "read", read)
+    connected.close()
+    assert sum(waits) == pytest.approx(1.0, abs=0.11)
+    assert broker.client.fileno() == -1
