@@ -16,7 +16,7 @@ from mqtool.broker.embedded.model.totals import AMQP10, Publishes
 from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import Publication
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, data_section
-from mqtool.codecs.amqp10_values import Char, Symbol
+from mqtool.codecs.amqp10_values import Symbol, encode
 from mqtool.codecs.field_tables import UInt8, UInt32
 from tests.protocol.raw_amqp10 import (
     ACCEPTED,
@@ -390,12 +390,12 @@ def test_a_malformed_message_detaches_the_link_and_is_not_counted(client: Memory
     assert broker.totals.published[AMQP10] == Publishes()
 
 
-def test_a_message_with_a_property_of_the_wrong_type_detaches_the_link(client: MemoryClient10, broker: Broker) -> None:
-    """If a property of an AMQP 1.0 message has a value that AMQP 0-9-1 cannot have, the broker detaches the link with
+def test_a_message_with_a_ttl_of_the_wrong_type_detaches_the_link(client: MemoryClient10, broker: Broker) -> None:
+    """If the header of an AMQP 1.0 message has a ttl that is not a number, the broker detaches the link with
     decode-error and says why.
     """
     client.attach_sender("/queues/q")
-    wrong = Amqp10Message(application_properties={"a": Char("\ud800")}, body=data_section(b"x")).encode()
+    wrong = encode(described(0x70, True, None, "soon")) + message()
     code, condition, text = error_of(client.publish(0, wrong))
     assert (code, condition) == (DETACH, "amqp:decode-error")
     assert str(text).startswith("failed to parse message: ")
