@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mqtool.broker.embedded.amqp10.addresses import PublishTarget
 from mqtool.broker.embedded.amqp10.incoming_link import LINK_CREDIT
 from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO, Broker
 from mqtool.broker.embedded.model.exchange import TRACE_EXCHANGE, BrokerExchange
@@ -86,6 +87,8 @@ def test_a_publisher_gets_a_link_credit_of_170_from_its_initial_delivery_count_o
     answer, flow = client.attach_sender("/queues/q", handle=3, count=initial)
     assert (answer.code, flow.code) == (ATTACH, FLOW)
     assert credits_of([flow]) == [(3, count, 170)]
+    link = client.connection.sessions[0].incoming[3]
+    assert (link.name, link.target) == ("link-3", PublishTarget("", "q", "q"))
 
 
 @pytest.mark.parametrize("settled", [False, True])
@@ -163,17 +166,16 @@ def test_a_publisher_gets_no_new_link_credit_while_170_messages_are_unsettled(
     assert credits_of(found) == [(0, 255, 170)]
 
 
-def test_the_credit_of_a_link_does_not_depend_on_unsettled_messages_below_the_limit(
+def test_a_publisher_gets_new_link_credit_while_169_messages_are_unsettled(
     slow: tuple[MemoryClient10, SlowLedger],
 ) -> None:
     """An AMQP 1.0 publisher with 169 unsettled messages gets new link credit when it has used half of its credit."""
     client, ledger = slow
     client.attach_sender("/queues/q")
-    for number in range(84):
-        client.publish(number)
+    client.publish(0)
     ledger.sync()
     client.received()
-    granted = {number: flow for number in range(84, 254) if (flow := credits_of(client.publish(number)))}
+    granted = {number: flow for number in range(1, 170) if (flow := credits_of(client.publish(number)))}
     assert granted == {84: [(0, 85, 170)], 169: [(0, 170, 170)]}
 
 
