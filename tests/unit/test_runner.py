@@ -526,7 +526,7 @@ def test_a_file_as_stderr_is_written_at_once(tmp_path: Path) -> None:
     assert (tmp_path / "stderr").stat().st_size == 1_000_000
 
 
-def test_a_terminal_as_stderr_does_not_become_the_controlling_terminal() -> None:
+def test_a_terminal_as_stderr_is_written_without_blocking() -> None:
     """If mqtool's stderr is a terminal, a program's stderr is written there without blocking."""
     leader, follower = os.openpty()
     with as_stderr(follower):

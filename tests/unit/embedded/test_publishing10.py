@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mqtool.broker.embedded.amqp10.addresses import PublishTarget
 from mqtool.broker.embedded.amqp10.incoming_link import LINK_CREDIT
 from mqtool.broker.embedded.model.broker import DIRECT_REPLY_TO, Broker
 from mqtool.broker.embedded.model.exchange import TRACE_EXCHANGE, BrokerExchange
@@ -16,7 +17,7 @@ from mqtool.broker.embedded.model.totals import AMQP10, Publishes
 from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import Publication
 from mqtool.codecs.amqp10_message import Amqp10Message, BareProperties, data_section
-from mqtool.codecs.amqp10_values import Char, Symbol
+from mqtool.codecs.amqp10_values import Symbol, encode
 from mqtool.codecs.field_tables import UInt8, UInt32
 from tests.protocol.raw_amqp10 import (
     ACCEPTED,
@@ -86,6 +87,8 @@ def test_a_publisher_gets_a_link_credit_of_170_from_its_initial_delivery_count_o
     answer, flow = client.attach_sender("/queues/q", handle=3, count=initial)
     assert (answer.code, flow.code) == (ATTACH, FLOW)
     assert credits_of([flow]) == [(3, count, 170)]
+    link = client.connection.sessions[0].incoming[3]
+    assert (link.name, link.target) == ("link-3", PublishTarget("", "q", "q"))
 
 
 @pytest.mark.parametrize("settled", [False, True])
@@ -163,17 +166,16 @@ def test_a_publisher_gets_no_new_link_credit_while_170_messages_are_unsettled(
     assert credits_of(found) == [(0, 255, 170)]
 
 
-def test_the_credit_of_a_link_does_not_depend_on_unsettled_messages_below_the_limit(
+def test_a_publisher_gets_new_link_credit_while_169_messages_are_unsettled(
     slow: tuple[MemoryClient10, SlowLedger],
 ) -> None:
     """An AMQP 1.0 publisher with 169 unsettled messages gets new link credit when it has used half of its credit."""
     client, ledger = slow
     client.attach_sender("/queues/q")
-    for number in range(84):
-        client.publish(number)
+    client.publish(0)
     ledger.sync()
     client.received()
-    granted = {number: flow for number in range(84, 254) if (flow := credits_of(client.publish(number)))}
+    granted = {number: flow for number in range(1, 170) if (flow := credits_of(client.publish(number)))}
     assert granted == {84: [(0, 85, 170)], 169: [(0, 170, 170)]}
 
 
@@ -390,12 +392,12 @@ def test_a_malformed_message_detaches_the_link_and_is_not_counted(client: Memory
     assert broker.totals.published[AMQP10] == Publishes()
 
 
-def test_a_message_with_a_property_of_the_wrong_type_detaches_the_link(client: MemoryClient10, broker: Broker) -> None:
-    """If a property of an AMQP 1.0 message has a value that AMQP 0-9-1 cannot have, the broker detaches the link with
+def test_a_message_with_a_ttl_of_the_wrong_type_detaches_the_link(client: MemoryClient10, broker: Broker) -> None:
+    """If the header of an AMQP 1.0 message has a ttl that is not a number, the broker detaches the link with
     decode-error and says why.
     """
     client.attach_sender("/queues/q")
-    wrong = Amqp10Message(application_properties={"a": Char("\ud800")}, body=data_section(b"x")).encode()
+    wrong = encode(described(0x70, True, None, "soon")) + message()
     code, condition, text = error_of(client.publish(0, wrong))
     assert (code, condition) == (DETACH, "amqp:decode-error")
     assert str(text).startswith("failed to parse message: ")

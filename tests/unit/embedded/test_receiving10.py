@@ -1,6 +1,7 @@
 """Receiving over AMQP 1.0: link credit, drain, deliveries, the active consumer, and direct replies."""
 
 import asyncio
+from itertools import count
 from typing import Any
 
 import pytest
@@ -183,9 +184,10 @@ def test_a_drain_ends_once_a_slow_client_has_got_the_messages(
         assert flows(found) == [(0, 5, 0, 0, True, False, None)]
         return
     assert found == []
-    client.connection.resume_writing()
-    found = client.received()
-    assert (bodies(found), flows(found)) == ([b"1"], [(0, 5, 0, 0, True, False, None)])
+    for expected in ([(0, 5, 0, 0, True, False, None)], []):
+        client.connection.resume_writing()
+        assert flows(client.received()) == expected
+        client.connection.pause_writing()
 
 
 @pytest.mark.parametrize("waiting", [True, False])
@@ -226,17 +228,39 @@ def test_a_drain_ends_after_the_last_transfer_of_a_large_message(
     assert flows(found) == [(0, 5, 0, 0, True, False, None)]
 
 
-def test_a_drain_waits_for_messages_that_are_being_requeued(client: MemoryClient10, q: BrokerQueue) -> None:
-    """A drain ends only after messages that are just being requeued have been delivered again."""
-    fill(q, *[b"%d" % number for number in range(1000)])
+@pytest.mark.parametrize("detaches", [False, True])
+def test_a_drain_waits_for_messages_that_are_being_requeued(
+    client: MemoryClient10, broker: Broker, q: BrokerQueue, monkeypatch: pytest.MonkeyPatch, *, detaches: bool
+) -> None:
+    """While messages are being requeued, in turns, the drain of another link does not end before it has got them. If
+    the client detaches that link meanwhile, the drain is not answered.
+    """
+    fill(q, *[b"%d" % number for number in range(100)])
     client.attach_receiver("/queues/q")
     client.attach_receiver("/queues/q", handle=1)
-    client.flow(0, 1000)
-    detach = encoded(DETACH, UInt32(0), True)
-    windows = (UInt32(1000), UInt32(2048), UInt32(0), UInt32(2048))
-    drain = encoded(FLOW, *windows, UInt32(1), UInt32(0), UInt32(1000), None, True)
-    client.write_frames(detach + drain)
-    assert len(q) == 0
+    client.flow(0, 100)
+    monkeypatch.setattr(broker.clock, "elapsed", count().__next__)
+    client.connection.data_received(encoded(DETACH, UInt32(0), True))
+    windows = (UInt32(100), UInt32(2048), UInt32(0), UInt32(2048))
+    client.connection.data_received(encoded(FLOW, *windows, UInt32(1), UInt32(0), UInt32(101), None, True))
+    if detaches:
+        client.connection.data_received(encoded(DETACH, UInt32(1), True))
+    found = client.received()
+    if not detaches:
+        assert (len(bodies(found)), flows(found)) == (100, [(1, 101, 0, 0, True, False, None)])
+        assert found[-1].code == FLOW
+        return
+    assert [frame.code for frame in found if frame.code != TRANSFER] == [DETACH, DETACH]
+
+
+def test_a_drain_whose_credit_is_used_up_ends_although_the_window_is_closed(
+    client: MemoryClient10, q: BrokerQueue
+) -> None:
+    """If the last message for a drained credit closes the window of the session, the drain ends at once."""
+    fill(q, b"1", b"2")
+    client.attach_receiver("/queues/q")
+    found = client.flow(0, 1, drain=True, window=1)
+    assert (bodies(found), flows(found)) == ([b"1"], [(0, 1, 0, 1, True, False, None)])
 
 
 def test_the_drain_of_a_stream_ends_once_all_messages_have_been_read(client: MemoryClient10, broker: Broker) -> None:
@@ -335,8 +359,8 @@ def test_an_unsettled_message_of_a_queue_is_requeued_when_the_link_is_detached(
     client.send(DETACH, UInt32(0), True)
     assert (len(q), len(q.consumers)) == (1, 0)
     client.attach_receiver("/queues/q", handle=1)
-    [again] = [frame.message for frame in client.flow(1, 1, seen=1) if frame.code == TRANSFER]
-    assert again.header.first_acquirer is False
+    [again] = client.flow(1, 1, seen=1)
+    assert (again.message.header.first_acquirer, again.body) == (False, b"1")
 
 
 @pytest.mark.parametrize("limit", ["exact", "less", "none"])
@@ -412,7 +436,9 @@ def test_a_temporary_queue_is_deleted_with_its_link(client: MemoryClient10, brok
     source = (None, None, None, True, None, None, None, None, None, Symbol("temporary-queue"))
     [answer] = client.attach_receiver(None, *source)
     name = str(answer.fields[5].value[0]).removeprefix("/queues/")
-    assert name in broker.vhosts["/"].queues
+    [link] = broker.vhosts["/"].queues[name].consumers
+    assert isinstance(link, OutgoingLink)
+    assert (link.filters, link.dynamic) == ({}, True)
     client.send(DETACH, UInt32(0), True)
     client.send(DETACH, UInt32(1), True)
     assert [*broker.vhosts["/"].queues] == ["q"]

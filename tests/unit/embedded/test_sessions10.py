@@ -1,0 +1,774 @@
+"""Sessions of AMQP 1.0: their windows, the outcomes of both sides, the errors that end them, and what is requeued."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mqtool.broker.embedded.amqp10.errors10 import INTERNAL_ERROR, SessionError
+from mqtool.broker.embedded.amqp10.session_state import NewAnnotations, add, after
+from mqtool.broker.embedded.model.amqp_errors import AmqpException
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.profile import PROFILES, Like
+from mqtool.broker.embedded.model.queue import BrokerQueue
+from mqtool.broker.embedded.model.queue_arguments import QueueDeclaration
+from mqtool.broker.embedded.model.totals import AMQP10
+from mqtool.codecs.amqp10_values import Described, Symbol, ULong
+from mqtool.codecs.field_tables import UInt32
+from tests.protocol.raw_amqp10 import (
+    ACCEPTED,
+    ATTACH,
+    BEGIN,
+    DETACH,
+    DISPOSITION,
+    END,
+    FLOW,
+    MODIFIED,
+    RECEIVED,
+    RECEIVER,
+    REJECTED,
+    RELEASED,
+    SENDER,
+    SETTLED,
+    SOURCE,
+    TARGET,
+    TRANSFER,
+    Frame,
+    described,
+    message,
+)
+from tests.unit.embedded.memory_client10 import MemoryClient10, broker_like, broker_with, encoded, fill, frames
+
+ACCEPT, RELEASE, REJECT = described(ACCEPTED), described(RELEASED), described(REJECTED)
+
+
+@pytest.fixture
+def broker(loop: asyncio.AbstractEventLoop) -> Broker:
+    return broker_like(loop)
+
+
+@pytest.fixture
+def client(loop: asyncio.AbstractEventLoop, broker: Broker) -> MemoryClient10:
+    return MemoryClient10(loop, broker)
+
+
+@pytest.fixture
+def q(broker: Broker) -> BrokerQueue:
+    """The classic queue `q`."""
+    return broker.vhosts["/"].queues["q"]
+
+
+def quorum(broker: Broker, **arguments: Any) -> BrokerQueue:
+    """Declare the quorum queue `qq` with a queue `dead` for its dead letters."""
+    named = {"x-queue-type": "quorum", "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead", **arguments}
+    vhost = broker.vhosts["/"]
+    vhost.add_queue(QueueDeclaration("dead", {}, durable=True))
+    return vhost.add_queue(QueueDeclaration("qq", named, durable=True))
+
+
+def bodies(queue: BrokerQueue) -> list[bytes]:
+    """The bodies of the ready messages in a queue."""
+    return [entry.message.body for entry in queue.backlog.in_memory()]
+
+
+def ended(found: list[Frame]) -> tuple[str, str | None] | None:
+    """The error of the end frame, which has to be the last frame."""
+    assert found[-1].code == END
+    return found[-1].error
+
+
+def receiving(client: MemoryClient10, queue: BrokerQueue, *contents: bytes) -> list[Frame]:
+    """Publish messages to a queue, and deliver all of them."""
+    fill(queue, *contents)
+    client.attach_receiver(f"/queues/{queue.name}")
+    return client.flow(0, len(contents))
+
+
+# Serial numbers
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "distance"),
+    [
+        (5, 3, 2),
+        (3, 5, -2),
+        (7, 7, 0),
+        (0, 0xFFFFFFFF, 1),
+        (0xFFFFFFFF, 0, -1),
+        (0x7FFFFFFF, 0, 0x7FFFFFFF),
+        (0x80000000, 0, -0x80000000),
+        (0x80000001, 0, -0x7FFFFFFF),
+    ],
+)
+def test_serial_numbers_wrap_around(one: int, other: int, distance: int) -> None:
+    """Delivery ids and delivery counts are serial numbers of 32 bits: 0 comes after 4,294,967,295."""
+    assert after(one, other) == distance
+    assert add(other, distance) == one
+
+
+# Windows
+
+
+def test_a_session_begins_with_a_window_of_400_transfers(client: MemoryClient10) -> None:
+    """The broker's begin frame has an incoming window of 400 transfers, an unlimited outgoing window, and up to 256
+    links.
+    """
+    fields = (None, UInt32(3), UInt32(5), UInt32(7))
+    other = MemoryClient10(client.loop, client.connection.broker, begin=False)
+    [begun] = other.send(BEGIN, *fields)
+    assert begun.fields == [0, 0, 400, 0xFFFFFFFF, 255]
+    assert other.connection.sessions[0].windows == {
+        "next_incoming_id": 3,
+        "incoming_window": 400,
+        "next_outgoing_id": 0,
+        "remote_incoming_window": 5,
+        "remote_outgoing_window": 7,
+    }
+
+
+@pytest.mark.parametrize(("wanted", "agreed"), [(0, 0), (7, 7), (255, 255), (256, 255), (0xFFFFFFFF, 255)])
+def test_a_client_may_allow_fewer_links(client: MemoryClient10, wanted: int, agreed: int) -> None:
+    """The handle-max of a session is the client's, if that is lower than 255. A link with a higher handle ends the
+    session.
+    """
+    other = MemoryClient10(client.loop, client.connection.broker, begin=False)
+    [begun] = other.send(BEGIN, None, UInt32(0), UInt32(9), UInt32(9), UInt32(wanted))
+    assert begun.fields[4] == agreed
+    assert [frame.code for frame in other.attach_receiver("/queues/q", handle=agreed)] == [ATTACH]
+    assert ended(other.attach_receiver("/queues/q", handle=agreed + 1)) == (
+        "amqp:connection:framing-error",
+        f"link handle value ({agreed + 1}) exceeds maximum link handle value ({agreed})",
+    )
+
+
+def windows(found: list[Frame]) -> list[tuple[int, int]]:
+    """The next-incoming-id and the incoming-window in the flow frames of a session."""
+    return [(frame.fields[0], frame.fields[1]) for frame in found if frame.code == FLOW and frame.field(4) is None]
+
+
+def test_the_window_opens_again_once_half_of_it_is_used(client: MemoryClient10) -> None:
+    """Once a client has used half of the incoming window, the broker opens it to 400 transfers again."""
+    client.attach_sender("/queues/q")
+    found = {number: window for number in range(1, 401) if (window := windows(client.publish(number - 1)))}
+    assert found == {200: [(200, 400)], 400: [(400, 400)]}
+    assert client.connection.sessions[0].windows["incoming_window"] == 400
+
+
+def test_an_alarm_closes_the_window_and_tolerates_what_was_sent_before(client: MemoryClient10, broker: Broker) -> None:
+    """During an alarm, the first transfer closes the window. Up to 400 transfers that the client sent before it learned
+    that are tolerated; one more ends the session. A flow frame then says that the window is 0.
+    """
+    client.attach_sender("/queues/q")
+    client.publish(0)
+    broker.alarms["disk"] = "low on disk"
+    assert windows(client.publish(1)) == [(1, 0)]
+    for number in range(2, 401):
+        assert windows(client.publish(number)) == []
+    assert client.connection.sessions[0].windows["incoming_window"] == 0
+    assert ended(client.publish(401)) == (
+        "amqp:session:window-violation",
+        "incoming window violation (tolerated excess tranfers: 400)",
+    )
+
+
+def test_the_window_opens_again_when_the_alarm_is_over(client: MemoryClient10, broker: Broker) -> None:
+    """When the last alarm is over, a window that the alarm has closed opens again, once; an open one stays."""
+    session = client.connection.sessions[0]
+    client.attach_sender("/queues/q")
+    session.reopen_window()
+    assert client.received() == []
+    broker.alarms["disk"] = "low on disk"
+    client.publish(0)
+    broker.alarms.clear()
+    session.reopen_window()
+    session.reopen_window()
+    assert windows(client.received()) == [(1, 400)]
+    assert windows([frame for number in range(1, 201) for frame in client.publish(number)]) == [(201, 400)]
+
+
+def test_a_session_that_begins_during_an_alarm_has_a_closed_window(client: MemoryClient10, broker: Broker) -> None:
+    """A session that begins during an alarm has an incoming window of 0, which opens when the alarm is over."""
+    broker.alarms["disk"] = "low on disk"
+    other = MemoryClient10(client.loop, broker, begin=False)
+    [begun] = other.send(BEGIN, None, UInt32(0), UInt32(9), UInt32(9))
+    assert begun.fields[2] == 0
+    [flow] = other.send(FLOW, UInt32(0), UInt32(9), UInt32(0), UInt32(9), None, None, None, None, None, True)
+    assert windows([flow]) == [(0, 0)]
+    broker.alarms.clear()
+    other.connection.sessions[0].reopen_window()
+    assert windows(other.received()) == [(0, 400)]
+
+
+def test_the_ids_and_windows_of_a_session_are_those_of_the_latest_flow_frame(client: MemoryClient10) -> None:
+    """A flow frame sets the client's windows and the next id that the broker expects. With echo, the broker answers
+    with its own.
+    """
+    assert client.send(FLOW, UInt32(0), UInt32(11), UInt32(13), UInt32(17)) == []
+    assert client.connection.sessions[0].windows == {
+        "next_incoming_id": 13,
+        "incoming_window": 400,
+        "next_outgoing_id": 0,
+        "remote_incoming_window": 11,
+        "remote_outgoing_window": 17,
+    }
+    [flow] = client.send(FLOW, None, UInt32(11), UInt32(13), UInt32(17), None, None, None, None, None, True)
+    assert flow.fields[:4] == [13, 400, 0, 0xFFFFFFFF]
+
+
+def test_transfers_wait_until_the_client_opens_its_window(
+    loop: asyncio.AbstractEventLoop, broker: Broker, q: BrokerQueue
+) -> None:
+    """Transfers of a large message that do not fit into the client's window wait, and count as memory of its
+    connection. They are sent as the client opens the window, whatever it has seen of those sent before.
+    """
+    client = MemoryClient10(loop, broker)
+    client.connection.frame_max = 512
+    fill(q, b"x" * 2000)
+    client.attach_receiver("/queues/q")
+    client.connection.count_held()
+    before = client.connection.held_bytes
+    found = client.flow(0, 1, window=2)
+    assert [frame.code for frame in found] == [TRANSFER, TRANSFER]
+    session = client.connection.sessions[0]
+    waiting = sum(map(len, session.backlog))
+    client.connection.count_held()
+    assert client.connection.held_bytes - before == waiting + 200  # an unsettled delivery counts 200 bytes
+    assert session.windows["next_outgoing_id"] == 2
+    assert session.windows["remote_incoming_window"] == 0
+    assert client.flow(seen=1, window=1) == []
+    assert len(client.flow(seen=1, window=2)) == 1
+    rest = client.flow(seen=3, window=100)
+    assert rest[-1].field(5) is False
+    client.connection.count_held()
+    assert client.connection.held_bytes - before == 200
+    assert session.windows["remote_incoming_window"] == 100 - len(rest)
+    whole = b"".join(frame.payload for frame in [*found, *rest])
+    assert whole.count(b"x") > 1400
+
+
+def test_a_flow_frame_for_transfers_that_were_never_sent_ends_the_session(
+    client: MemoryClient10, q: BrokerQueue
+) -> None:
+    """A client that claims to have received a transfer that was not sent breaks the protocol: the session ends."""
+    receiving(client, q, b"1")
+    assert client.flow(seen=1) == []
+    assert ended(client.flow(seen=2)) == (
+        "amqp:session:window-violation",
+        "next-incoming-id from FLOW (2) leads next-outgoing-id (1)",
+    )
+
+
+# Outcomes that the broker sends
+
+
+def dispositions(found: list[Frame]) -> list[tuple[Any, ...]]:
+    """The fields of the disposition frames: role, first, last, settled, state."""
+    return [tuple(frame.field(number) for number in range(5)) for frame in found if frame.code == DISPOSITION]
+
+
+def transfers(*numbers: int, handle: int = 0, settled: bool = False) -> bytes:
+    """Encoded transfers with these delivery ids."""
+    fields = [(UInt32(handle), UInt32(number), b"", UInt32(0), settled) for number in numbers]
+    return b"".join(encoded(TRANSFER, *each, payload=message()) for each in fields)
+
+
+def test_consecutive_messages_with_the_same_outcome_share_a_disposition(client: MemoryClient10) -> None:
+    """The outcomes of consecutive messages that are the same are sent in one frame; others in frames of their own.
+    Settled messages between them have no outcome. The largest delivery id is followed by 0.
+    """
+    client.attach_sender("/queues/q")
+    client.attach_sender("/exchanges/amq.direct/none", handle=1)
+    big = 0xFFFFFFFF
+    data = b"".join(
+        [
+            transfers(big - 1, big, 0),
+            transfers(1, handle=1),
+            transfers(2, 3, settled=True),
+            transfers(4),
+            transfers(6, 7),
+            transfers(8, handle=1),
+        ]
+    )
+    found = frames(b"".join(client.write_frames(data)))
+    assert dispositions(found) == [
+        (RECEIVER, big - 1, 0, True, ACCEPT),
+        (RECEIVER, 1, None, True, RELEASE),
+        (RECEIVER, 4, None, True, ACCEPT),
+        (RECEIVER, 6, 7, True, ACCEPT),
+        (RECEIVER, 8, None, True, RELEASE),
+    ]
+    assert client.publish(9, settled=True) == []
+
+
+class Holding:
+    """Test support that keeps the outcomes of published messages back."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[bytes, Callable[[bytes], None]]] = []
+
+    def enqueue(self, vhost: Any, routing: Any) -> Any:
+        return vhost.enqueue(routing)
+
+    def confirm(self, data: bytes, send: Callable[[bytes], None]) -> None:
+        self.kept.append((data, send))
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_outcomes_that_a_fault_delays_are_sent_unless_the_session_has_ended(
+    client: MemoryClient10, broker: Broker, *, is_open: bool
+) -> None:
+    """If a fault of the embedded broker delays confirms, the outcomes of AMQP 1.0 messages are delayed, too. They are
+    not sent once the session has ended. Settled messages have none.
+    """
+    hooks: Any = Holding()
+    broker.hooks = hooks
+    client.attach_sender("/queues/q")
+    assert client.publish(0) == []
+    assert client.publish(1, settled=True) == []
+    [(data, send)] = hooks.kept
+    if not is_open:
+        client.send(END)
+    send(data)
+    assert dispositions(client.received()) == ([(RECEIVER, 0, None, True, ACCEPT)] if is_open else [])
+
+
+def test_outcomes_that_are_due_are_sent_before_the_end_of_the_session(client: MemoryClient10) -> None:
+    """If a client publishes a message and ends the session in one write, it gets the outcome before the end frame."""
+    client.attach_sender("/queues/q")
+    found = frames(b"".join(client.write_frames(transfers(0) + encoded(END))))
+    assert [frame.code for frame in found] == [DISPOSITION, END]
+    assert found[-1].error is None
+    assert client.connection.sessions == {}
+    assert client.publish(1) == []
+
+
+# Outcomes that the client sends
+
+
+@pytest.mark.parametrize(
+    ("state", "ready", "dead", "counts"),
+    [
+        (ACCEPT, 0, 0, None),
+        (REJECT, 0, 1, None),
+        (RELEASE, 1, 0, (0, 1)),
+        (described(MODIFIED), 1, 0, (0, 1)),
+        (described(MODIFIED, False), 1, 0, (0, 1)),
+        (described(MODIFIED, True), 1, 0, (1, 1)),
+        (described(MODIFIED, True, False), 1, 0, (1, 1)),
+        (described(MODIFIED, True, True), 0, 1, None),
+        (described(MODIFIED, False, True), 0, 1, None),
+    ],
+)
+def test_an_outcome_acknowledges_dead_letters_or_requeues_a_message(
+    client: MemoryClient10, broker: Broker, state: Described, ready: int, dead: int, counts: tuple[int, int] | None
+) -> None:
+    """The outcome `accepted` acknowledges a message, `rejected` and undeliverable-here dead-letter it, `released` and
+    `modified` requeue it. Only delivery-failed counts towards the delivery limit.
+    """
+    queue = quorum(broker)
+    receiving(client, queue, b"1")
+    client.flow(0, 0, count=1, seen=1)
+    assert client.settle(0, state) == []
+    assert (len(queue), len(broker.vhosts["/"].queues["dead"]), queue.unacked) == (ready, dead, 0)
+    if counts is not None:
+        [entry] = queue.backlog.in_memory()
+        assert (entry.delivery_count, entry.acquired_count, entry.redelivered) == (*counts, True)
+    assert broker.totals.delivered[AMQP10, "quorum"].acknowledged == (state == ACCEPT)
+    assert client.connection.sessions[0].unsettled == {}
+
+
+@pytest.mark.parametrize("last", [None, 1, 3, 100])
+def test_a_disposition_settles_its_range_of_deliveries(
+    client: MemoryClient10, q: BrokerQueue, last: int | None
+) -> None:
+    """A disposition settles the deliveries from the first to the last one, or only the first one. Deliveries that do
+    not exist are ignored.
+    """
+    receiving(client, q, b"0", b"1", b"2", b"3", b"4")
+    until = None if last is None else UInt32(last)
+    assert client.send(DISPOSITION, RECEIVER, UInt32(1), until, True, ACCEPT) == []
+    left = {0, 1, 2, 3, 4} - {*range(1, (1 if last is None else last) + 1)}
+    assert {*client.connection.sessions[0].unsettled} == left
+    assert q.unacked == len(left)
+    client.send(DISPOSITION, RECEIVER, UInt32(0xFFFFFFFF), UInt32(0), True, ACCEPT)
+    assert {*client.connection.sessions[0].unsettled} == left - {0}
+
+
+def test_an_unsettled_disposition_is_answered_with_a_settled_one(client: MemoryClient10, q: BrokerQueue) -> None:
+    """If the client does not settle deliveries itself, the broker settles them with the same outcome and range. If
+    there are no unsettled deliveries, a disposition has no effect.
+    """
+    receiving(client, q, b"0", b"1")
+    [answer] = client.send(DISPOSITION, RECEIVER, UInt32(0), UInt32(1), None, ACCEPT)
+    assert dispositions([answer]) == [(SENDER, 0, 1, True, ACCEPT)]
+    assert client.send(DISPOSITION, RECEIVER, UInt32(0), UInt32(1), None, described(0x99)) == []
+
+
+def test_a_disposition_with_the_role_of_the_sender_ends_the_session(client: MemoryClient10) -> None:
+    """A disposition in the role of the sender ends the session with internal-error, as in RabbitMQ."""
+    found = client.send(DISPOSITION, SENDER, UInt32(0), None, True, ACCEPT)
+    assert ended(found) == ("amqp:internal-error", "Unexpected frame disposition")
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"),
+    [(None, "undefined"), (described(RECEIVED, UInt32(0), ULong(0)), "received"), (Symbol("accepted"), "symbol")],
+)
+def test_a_disposition_without_an_outcome_ends_the_session_and_requeues(
+    client: MemoryClient10, q: BrokerQueue, state: Any, shown: str
+) -> None:
+    """A disposition whose state is not an outcome ends the session, and its deliveries are requeued in order."""
+    receiving(client, q, b"0", b"1")
+    found = client.send(DISPOSITION, RECEIVER, UInt32(0), UInt32(1), True, state)
+    assert ended(found) == ("amqp:invalid-field", f"Unrecognised state: {shown} in DISPOSITION")
+    assert bodies(q) == [b"0", b"1"]
+
+
+@pytest.mark.parametrize("key", [Symbol("why"), "x-opt-why"])
+def test_an_outcome_with_a_reserved_annotation_ends_the_session(
+    client: MemoryClient10, q: BrokerQueue, key: str
+) -> None:
+    """An annotation whose name does not begin with `x-`, or is not a symbol, ends the session."""
+    receiving(client, q, b"0")
+    found = client.settle(0, described(MODIFIED, True, False, {key: "busy"}))
+    assert ended(found) == ("amqp:invalid-field", f"reserved annotation key in DISPOSITION: {key}")
+    assert bodies(q) == [b"0"]
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_annotations_of_an_outcome_are_kept_by_quorum_queues_only(
+    client: MemoryClient10, broker: Broker, q: BrokerQueue, kind: str
+) -> None:
+    """A quorum queue redelivers messages with the annotations of the outcome `modified`; a classic queue does not keep
+    them.
+    """
+    queue = quorum(broker) if kind == "quorum" else q
+    receiving(client, queue, b"0", b"1", b"2")
+    state = described(MODIFIED, True, False, {Symbol("x-opt-why"): "busy"})
+    client.send(DISPOSITION, RECEIVER, UInt32(0), UInt32(1), True, state)
+    found = [frame.message for frame in client.flow(0, 9, count=3, seen=3) if frame.code == TRANSFER]
+    why = [each.message_annotations.get(Symbol("x-opt-why")) for each in found]
+    assert why == (["busy", "busy"] if kind == "quorum" else [None, None])
+
+
+@pytest.mark.parametrize("excess", [False, True])
+def test_annotations_may_grow_the_headers_of_a_message_up_to_a_frame(
+    client: MemoryClient10, broker: Broker, *, excess: bool
+) -> None:
+    """Annotations of an outcome may grow the headers of a message only as far as they fit into a frame of AMQP 0-9-1.
+    Otherwise the session ends and the message is requeued without them.
+    """
+    queue = quorum(broker)
+    receiving(client, queue, b"0")
+    size = 128 * 1024 - 64 - 29 - (0 if excess else 100)
+    state = described(MODIFIED, True, False, {Symbol("x-opt-why"): "y" * size})
+    found = client.settle(0, state)
+    if excess:
+        assert ended(found) == (
+            "amqp:resource-limit-exceeded",
+            "the headers of a message would have more than 131008 bytes",
+        )
+    [entry] = queue.backlog.in_memory()
+    assert ("x-opt-why" in entry.message.headers) is not excess
+
+
+def test_annotations_that_amqp_0_9_1_cannot_express_are_refused() -> None:
+    """Annotations of an outcome that a queue cannot store are refused with invalid-field."""
+    with pytest.raises(SessionError) as refused:
+        NewAnnotations({Symbol("x-opt-why"): "\ud800"})
+    assert refused.value.error.condition == "amqp:invalid-field"
+    text = "message-annotations in DISPOSITION cannot be stored: 'utf-8' codec can't encode character"
+    assert str(refused.value).startswith(text)
+
+
+def test_annotations_are_not_stored_during_a_memory_alarm(client: MemoryClient10, broker: Broker) -> None:
+    """During a memory alarm, an outcome with annotations ends the session, and the message is requeued."""
+    queue = quorum(broker)
+    receiving(client, queue, b"0")
+    broker.alarms["memory"] = "low on memory"
+    found = client.settle(0, described(MODIFIED, True, False, {Symbol("x-opt-why"): "busy"}))
+    assert ended(found) == ("amqp:resource-limit-exceeded", "low on memory: message annotations are not stored")
+    assert bodies(queue) == [b"0"]
+
+
+def test_a_released_message_of_a_stream_is_not_put_back(client: MemoryClient10, broker: Broker) -> None:
+    """Whatever the outcome of a delivery from a stream, the stream keeps its messages as they are."""
+    stream = broker.vhosts["/"].add_queue(QueueDeclaration("s", {"x-queue-type": "stream"}, durable=True))
+    fill(stream, b"0", b"1", b"2", b"3")
+    first = {Symbol("offset"): Described(Symbol("rabbitmq:stream-offset-spec"), "first")}
+    client.attach_receiver("/queues/s", *(None,) * 6, first)
+    client.flow(0, 4)
+    for number, state in enumerate((ACCEPT, REJECT, RELEASE)):
+        assert client.settle(number, state) == []
+    client.send(DETACH, UInt32(0), True)
+    assert client.connection.sessions[0].unsettled == {}
+    client.attach_receiver("/queues/s", *(None,) * 6, first, handle=1)
+    assert [frame.body for frame in client.flow(1, 9, seen=4)] == [b"0", b"1", b"2", b"3"]
+
+
+class Recording:
+    """Test support that records outcomes, and loses acknowledgements of messages with the body `lost`."""
+
+    def __init__(self) -> None:
+        self.rejected_ones: list[tuple[str, bytes, bool]] = []
+
+    def acknowledge(self, _: Any, entry: Any) -> bool:
+        return bool(entry.message.body != b"lost")
+
+    def rejected(self, queue: Any, entry: Any, *, requeue: bool) -> None:
+        self.rejected_ones.append((queue.name, entry.message.body, requeue))
+
+
+def test_a_recording_contains_the_outcomes_of_amqp_1_0_clients(
+    client: MemoryClient10, broker: Broker, q: BrokerQueue
+) -> None:
+    """While the embedded broker records messages, it records which messages an AMQP 1.0 client rejects or releases, but
+    not those that the end of a session requeues. If a fault loses an acknowledgement, the message is requeued.
+    """
+    hooks: Any = Recording()
+    broker.hooks = hooks
+    receiving(client, q, b"lost", b"ok", b"reject", b"release", b"end")
+    client.flow(0, 0, count=5, seen=5)
+    client.send(DISPOSITION, RECEIVER, UInt32(0), UInt32(1), True, ACCEPT)
+    assert bodies(q) == [b"lost"]
+    client.settle(2, REJECT)
+    client.settle(3, RELEASE)
+    client.send(END)
+    assert hooks.rejected_ones == [("q", b"lost", True), ("q", b"reject", False), ("q", b"release", True)]
+    assert sorted(bodies(q)) == [b"end", b"lost", b"release"]
+    assert broker.totals.delivered[AMQP10, "classic"].acknowledged == 1
+
+
+# Links
+
+
+def test_a_handle_that_is_in_use_ends_the_session(client: MemoryClient10) -> None:
+    """Attaching a link with a handle that is in use ends the session, whether a publisher, a receiver or the management
+    node uses it.
+    """
+    paired = {Symbol("paired"): True}
+    ends = described(SOURCE, "/management"), described(TARGET)
+    for attach in (
+        lambda: client.attach_sender("/queues/q", handle=5),
+        lambda: client.attach_receiver("/queues/q", handle=5),
+        lambda: client.send(
+            ATTACH, "m", UInt32(5), RECEIVER, SETTLED, None, *ends, None, None, None, None, None, None, paired
+        ),
+    ):
+        attach()
+        found = client.attach_receiver("/queues/q", handle=5)
+        assert ended(found) == ("amqp:session:handle-in-use", "handle 5 is already associated with a link")
+        client.send(BEGIN, None, UInt32(0), UInt32(2048), UInt32(2048))
+
+
+def test_links_count_as_memory_of_their_connection(client: MemoryClient10, q: BrokerQueue) -> None:
+    """A link counts 4,000 bytes and the size of its attach frame as memory of its connection, until it is detached or
+    its session ends. A refused link does not count.
+    """
+    client.connection.count_held()
+    before = client.connection.held_bytes
+    client.attach_sender("/queues/q")
+    one = client.connection.held_bytes - before
+    assert 4000 < one < 4200
+    client.attach_receiver("/queues/q", handle=1)
+    assert 8000 < client.connection.held_bytes - before < 8400
+    client.attach_sender("/queues/none", handle=2)
+    assert 8000 < client.connection.held_bytes - before < 8400
+    client.send(DETACH, UInt32(1), True)
+    assert client.connection.held_bytes - before == one
+    client.attach_receiver("/queues/q", handle=1)
+    client.send(END)
+    assert client.connection.held_bytes == before
+
+
+def test_the_memory_of_transfers_that_wait_is_freed_with_the_session(
+    loop: asyncio.AbstractEventLoop, broker: Broker, q: BrokerQueue
+) -> None:
+    """When a session ends, its waiting transfers no longer count as memory, and its messages are requeued."""
+    client = MemoryClient10(loop, broker)
+    client.connection.frame_max = 512
+    client.connection.count_held()
+    before = client.connection.held_bytes
+    fill(q, b"x" * 2000)
+    client.attach_receiver("/queues/q")
+    client.flow(0, 1, window=2)
+    client.send(END)
+    client.connection.count_held()
+    assert client.connection.held_bytes == before
+    assert len(q) == 1
+
+
+@pytest.mark.parametrize("like", [Like.V4_0, Like.V4_3])
+@pytest.mark.parametrize("role", [SENDER, RECEIVER])
+def test_a_refused_link_is_attached_without_a_terminus_and_detached(
+    loop: asyncio.AbstractEventLoop, like: Like, *, role: bool
+) -> None:
+    """From RabbitMQ 4.2 on, a refused link is answered with an attach frame that lacks the broker's terminus, and
+    detached with the error. In earlier versions, the session ends.
+    """
+    client = MemoryClient10(loop, broker_with(loop, PROFILES[like]))
+    attach = client.attach_sender if role is SENDER else client.attach_receiver
+    found = attach("/queues/none", handle=3)
+    error = ("amqp:not-found", "no queue 'none' in vhost '/'")
+    if like is Like.V4_0:
+        assert ended(found) == error
+        return
+    answer, detach = found
+    assert (answer.code, answer.fields[:3]) == (ATTACH, ["link-3", 3, not role])
+    assert (answer.field(5) is None, answer.field(6) is None) == (role is RECEIVER, role is SENDER)
+    assert answer.field(9) == (None if role is SENDER else 0)
+    assert (detach.code, detach.fields[:2], detach.error) == (DETACH, [3, True], error)
+    assert attach("/queues/q", handle=3)[0].code == ATTACH
+
+
+class Watcher:
+    """A live display that shows the addresses that do not exist."""
+
+    def __init__(self) -> None:
+        self.unknown: list[tuple[object, object]] = []
+
+    def unknown_address(self, client: object, address: object) -> None:
+        self.unknown.append((client, address))
+
+    def changed(self) -> None:
+        """Do nothing."""
+
+
+def test_a_live_display_shows_publishers_whose_queue_does_not_exist(client: MemoryClient10, broker: Broker) -> None:
+    """A live display is told of a publisher whose queue does not exist, but not of a receiver, nor of other errors."""
+    watcher: Any = Watcher()
+    broker.vhosts["/"].watcher = watcher
+    client.attach_sender("/queues/none")
+    client.attach_receiver("/queues/none")
+    client.attach_sender("/what")
+    assert watcher.unknown == [(client.connection, "/queues/none")]
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_detach_frame_is_answered_in_kind(client: MemoryClient10, *, closed: bool) -> None:
+    """The client's detach frame is answered with one that closes the link only if the client's does. One for a handle
+    without a link is ignored.
+    """
+    client.attach_sender("/queues/q", handle=3)
+    client.attach_receiver("/queues/q", handle=4)
+    for handle in (3, 4):
+        [answer] = client.send(DETACH, UInt32(handle), closed)
+        assert (answer.code, answer.fields[:2]) == (DETACH, [handle, closed])
+        assert client.send(DETACH, UInt32(handle), closed) == []
+
+
+def test_only_the_messages_of_a_detached_link_are_requeued(
+    client: MemoryClient10, broker: Broker, q: BrokerQueue
+) -> None:
+    """Detaching a link requeues its own unsettled messages; those of other links stay unsettled."""
+    other = broker.vhosts["/"].add_queue(QueueDeclaration("other", {}))
+    fill(other, b"2")
+    receiving(client, q, b"0", b"1")
+    client.attach_receiver("/queues/other", handle=1)
+    client.flow(1, 1, seen=2)
+    client.send(DETACH, UInt32(0), True)
+    assert (bodies(q), bodies(other)) == ([b"0", b"1"], [])
+    assert [*client.connection.sessions[0].unsettled] == [2]
+
+
+@pytest.mark.parametrize("handle", [7, 0])
+def test_a_flow_frame_for_a_handle_without_a_link_ends_the_session(client: MemoryClient10, handle: int) -> None:
+    """A flow frame for a handle that no link has ends the session. One for a publisher's link is allowed."""
+    client.attach_sender("/queues/q")
+    found = client.flow(handle, 5)
+    if handle == 0:
+        assert found == []
+    else:
+        assert ended(found) == ("amqp:session:unattached-handle", "Unattached link handle: 7")
+
+
+def test_a_transfer_for_a_handle_without_a_link_ends_the_session(client: MemoryClient10) -> None:
+    """A transfer for a handle that no link has ends the session."""
+    assert ended(client.publish(0, handle=7)) == ("amqp:session:unattached-handle", "Unknown link handle: 7")
+
+
+def test_a_frame_that_does_not_belong_into_a_session_ends_it(client: MemoryClient10) -> None:
+    """A second begin frame on the channel of a session ends the session."""
+    found = client.send(BEGIN, None, UInt32(0), UInt32(9), UInt32(9))
+    assert ended(found) == ("amqp:internal-error", "Unexpected frame begin")
+
+
+# How sessions end
+
+
+@pytest.mark.parametrize("kind", ["quorum", "classic"])
+def test_the_end_of_a_session_requeues_its_unsettled_messages(
+    client: MemoryClient10, broker: Broker, q: BrokerQueue, kind: str
+) -> None:
+    """When a session ends, its links are gone, and its unsettled messages are requeued, which counts towards the
+    delivery limit of a quorum queue.
+    """
+    queue = quorum(broker) if kind == "quorum" else q
+    receiving(client, queue, b"0", b"1")
+    client.attach_sender("/queues/q", handle=1)
+    [answer] = client.send(END)
+    assert (answer.code, answer.error) == (END, None)
+    assert bodies(queue) == [b"0", b"1"]
+    assert len(queue.consumers) == 0
+    assert not q.publishers
+    counts = [entry.delivery_count for entry in queue.backlog.in_memory()]
+    assert counts == ([1, 1] if kind == "quorum" else [0, 0])
+
+
+def test_a_fault_ends_a_session_with_its_error(client: MemoryClient10) -> None:
+    """A fault of the embedded broker ends a session with the condition for its reply code, once."""
+    session = client.connection.sessions[0]
+    session.close(AmqpException(541, "broken"))
+    session.close(AmqpException(541, "broken"))
+    [frame] = client.received()
+    assert ended([frame]) == ("amqp:internal-error", "broken")
+
+
+def test_an_error_that_ends_a_session_is_sent_after_the_current_event(client: MemoryClient10) -> None:
+    """An error that ends a session is sent once the current event has been handled."""
+    session = client.connection.sessions[0]
+    session.fail(SessionError(INTERNAL_ERROR, "broken"))
+    assert session.is_open
+    assert ended(client.received()) == ("amqp:internal-error", "broken")
+
+
+# Consumer timeouts
+
+
+@pytest.mark.parametrize(("like", "kind"), [(Like.V4_3, "quorum"), (Like.V4_3, "classic"), (Like.V4_2, "quorum")])
+def test_a_delivery_that_stays_unsettled_too_long_is_released(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch, like: Like, kind: str
+) -> None:
+    """From RabbitMQ 4.3 on, a delivery of a quorum queue that stays unsettled for longer than the consumer timeout is
+    released with an unsettled disposition, and requeued. Other queues have no such limit.
+    """
+    broker = broker_with(loop, PROFILES[like])
+    queue = quorum(broker) if kind == "quorum" else broker.vhosts["/"].queues["q"]
+    client = MemoryClient10(loop, broker)
+    now = client.connection.now()
+    monkeypatch.setattr(client.connection, "now", lambda: now)
+    receiving(client, queue, b"0")
+    client.flow(0, 0, count=1, seen=1)
+    now += 5.0
+    receiving_later(client, queue)
+    now += 5.0
+    client.connection.check_consumers(10.0)
+    assert client.received() == []
+    now += 1.0
+    client.connection.check_consumers(10.0)
+    found = dispositions(client.received())
+    if (like, kind) != (Like.V4_3, "quorum"):
+        assert found == []
+        return
+    assert found == [(SENDER, 0, None, False, RELEASE)]
+    assert bodies(queue) == [b"0"]
+    assert [*client.connection.sessions[0].unsettled] == [1]
+    [entry] = queue.backlog.in_memory()
+    assert entry.delivery_count == 1
+
+
+def receiving_later(client: MemoryClient10, queue: BrokerQueue) -> None:
+    """Deliver one more message, which stays unsettled."""
+    fill(queue, b"later")
+    client.flow(0, 1, count=1, seen=1)
