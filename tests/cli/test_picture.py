@@ -78,6 +78,37 @@ def seek(page: Page, part: float) -> None:
     )
 
 
+#: The texts in the picture that are drawn over each other, or over a box, or over the line of another arrow. Moving
+#: messages pass over the empty parts of boxes, and over lines.
+_OVERLAPPING = """
+const box = (each) => each.getBoundingClientRect();
+const drawn = (selector) => [...document.querySelectorAll(`#picture ${selector}`)].filter((each) => each.textContent);
+const cross = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5
+  && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1.5;
+const fixed = drawn(".arrow-words text, .node .note"), moving = drawn(".dot.moving:not(.ended) text");
+const words = [...fixed, ...moving], names = drawn(".node :is(.name, .line)");
+const found = [];
+const note = (one, other) => cross(box(one), box(other)) && found.push([one.textContent, other.textContent]);
+words.forEach((each, index) => words.slice(0, index).forEach((other) => note(each, other)));
+for (const each of moving) for (const name of names) note(each, name);
+for (const each of fixed) for (const shape of drawn(".node"))
+  if (cross(box(each), box(shape.querySelector(".box")))) found.push([each.textContent, shape.dataset.id]);
+for (const each of fixed) for (const arrow of document.querySelectorAll(".arrow")) {
+  const { from, to } = arrow.dataset, path = arrow.querySelector("path"), words = each.closest(".arrow-words");
+  if (words?.dataset.arrow === `${from} ${to}`) continue;
+  const { left, right, top, bottom } = box(each);
+  for (let at = 0; at < path.getTotalLength(); at += 3) {
+    const { x, y } = path.getPointAtLength(at).matrixTransform(path.getScreenCTM());
+    if (left < x && x < right && top + 2 < y && y < bottom - 2) {
+      found.push([each.textContent, `${from} ${to}`]);
+      break;
+    }
+  }
+}
+return found;
+"""
+
+
 #: All plays except publisher-confirms, whose 30,000 messages may take minutes beside a browser.
 _SHOWN = [each for each in plays.PLAYS if each != "publisher-confirms"]
 
@@ -85,7 +116,8 @@ _SHOWN = [each for each in plays.PLAYS if each != "publisher-confirms"]
 @pytest.mark.parametrize("name", [pytest.param(each, marks=[] if each == "hello-world" else large) for each in _SHOWN])
 def test_the_counts_in_the_picture_agree_with_the_messages_drawn(lonely_shell: Shell, chromium: Any, name: str) -> None:
     """In the picture of `tutorial run --ui`, both live and replayed, each queue's counts equal the number of messages
-    drawn. Clients have the names of the tutorial's terminals, and no generated name is shown.
+    drawn. Clients have the names of the tutorial's terminals, and no generated name is shown. At widths of 1280, 768
+    and 390 pixels, no label lies over a box, another label, or another arrow.
     """
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     command = lonely_shell.start("mqtool", "tutorial", "run", name, "--ui", ready=False).wait_for_stdout("\n")
@@ -110,10 +142,14 @@ def test_the_counts_in_the_picture_agree_with_the_messages_drawn(lonely_shell: S
         assert "check failed" not in page.text("#narration")
         assert command.process.poll() is None, command.stderr
     moments = random.Random(name)
-    for _ in range(20):
-        moment = moments.random()
-        seek(page, moment)
-        assert differences(page) == [], moment
+    for width in (1280, 768, 390):
+        page.resize(width)
+        page.until(lambda: page.ask("return innerWidth") == width, "the window")  # noqa: B023
+        for _ in range(20):
+            moment = moments.random()
+            seek(page, moment)
+            assert differences(page) == [], moment
+            assert page.ask(_OVERLAPPING) == [], (width, moment)
     assert page.complaints() == []
     command.interrupt().wait()
     chromium.get("about:blank")
@@ -739,8 +775,8 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     chromium: Any, tmp_path: Path, kind: str, seen: str
 ) -> None:
     """While a message moves to a queue, the picture of `mqtool ui` shows the routing key beside the message or, after a
-    headers exchange, the message's headers. After a fanout exchange or the default exchange, there is no text beside
-    the message.
+    headers exchange, the message's headers, unless they would cover a name. After a fanout exchange or the default
+    exchange, there is no text beside the message.
     """
     name = "logs" if kind else ""
     records = [*jobs(), *published(1000, 0)]
@@ -750,11 +786,44 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     sent["paths"] = [[name, "jobs"]]
     sent["details"] |= {"exchange": name, "routing_key": "kern.info", "headers": {"format": "pdf", "pages": 3}}
     page = recorded(chromium, tmp_path, records)
-    texts = set()
+    texts = []
     for step in range(1, 20):
         seek(page, 0.2 + step / 60)
-        texts |= set(page.ask("return [...document.querySelectorAll('.dot.moving text')].map((e) => e.textContent)"))
-    assert texts == {seen}
+        texts += page.ask("return [...document.querySelectorAll('.dot.moving text')].map((e) => e.textContent)")
+    assert set(texts) <= {seen, ""}
+    assert texts.count(seen) > len(texts) / 2
+
+
+@pytest.mark.parametrize("width", [1280, 768, 390], ids="{} pixels".format)
+def test_the_labels_of_moving_messages_and_of_bindings_do_not_overlap(
+    chromium: Any, tmp_path: Path, width: int
+) -> None:
+    """While messages move through an exchange to three queues, no message's routing key covers the key of a binding,
+    the name of a box or another message's routing key, and no binding's key covers the line of another binding.
+    """
+    records = [*jobs(), *published(1000, 0)]
+    (queue,), (link,) = records[1]["queues"], records[1]["links"]
+    bindings = {"all": ["#"], "kernel": ["kern.*"], "critical": ["kern.*", "*.critical"]}
+    records[1] |= {
+        "exchanges": [{"name": "logs", "type": "topic", "alternate": None}],
+        "queues": [{**queue, "name": name} for name in bindings],
+        "links": [{**link, "from": "logs", "to": name, "keys": keys} for name, keys in bindings.items()],
+    }
+    sent = next(each for each in records if each.get("what") == "published")
+    sent["paths"] = [["logs", name] for name in bindings]
+    sent["details"] |= {"exchange": "logs", "routing_key": "anonymous.info"}
+    (ready,) = (each for each in records if each.get("what") == "ready")
+    records.remove(ready)
+    records += [{**ready, "queue": name, "copy": copy} for copy, name in enumerate(bindings)]
+    page = recorded(chromium, tmp_path, records)
+    page.resize(width)
+    page.until(lambda: page.ask("return innerWidth") == width, "the window")
+    seen = 0
+    for step in range(40):
+        seek(page, 0.2 + step / 120)
+        seen += "anonymous.info" in page.ask("return document.querySelector('#picture').textContent")
+        assert page.ask(_OVERLAPPING) == [], step
+    assert seen > 8
 
 
 @pytest.mark.parametrize("passes_exchange", [False, True], ids=["stream protocol", "default exchange"])

@@ -2,7 +2,7 @@
 
 import { FATES } from "./fates.js";
 import { Finder } from "./finder.js";
-import { arrowsOf, curveBetween, cut, labelsOf, Layout, pointOf } from "./layout.js";
+import { arrowsOf, besideMessage, curveBetween, cut, isOver, labelsOf, Layout, pointOf, takenBy } from "./layout.js";
 import { addressOf, hasMotion, labelOf, momentOf, rateOf } from "./model.js";
 import { offsetOf, visible } from "./sentences.js";
 import { View } from "./view.js";
@@ -24,11 +24,8 @@ const LONGEST_ADDRESS = 30;
 /** A body is cut to this length; beside more messages that move at once, bodies would cover each other. */
 const SHORT = 14;
 const FEW = 6;
-/**
- * The base of a label, from its moving message. Below, boxes are empty; above are their names. Half of a character. Where a
- * label is beside its message, how far.
- */
-const LABEL = { below: 21.5, above: -11.5, half: 3.6, beside: 10, height: 12 };
+/** Half of a character of a moving message's label. How far from the middle of an arrow a note is. */
+const LABEL = { half: 3.6, beside: 10 };
 /** From this rate on (messages a second), an arrow shows a flow. */
 const FLOW = 20;
 
@@ -244,6 +241,13 @@ export class Picture {
       }
     }
     const labels = labelsOf(this.places, arrows, (from, to) => this.curve(from, to));
+    this.labels = labels;
+    const streams = [...this.shown.queues.values()].filter(({ stored }) => stored !== undefined);
+    this.taken = takenBy(
+      this.places,
+      labels,
+      streams.map(({ id }) => id),
+    );
     for (const arrow of arrows) {
       const points = this.curve(arrow.from, arrow.to);
       if (!points.length) continue;
@@ -385,7 +389,7 @@ export class Picture {
   drawDots(shown, now, state) {
     const seen = new Set();
     const ends = new Map();
-    const labelled = [];
+    const taken = [...this.taken];
     const isFew = this.moment.moving.length <= FEW;
     for (const motion of this.moment.moving) {
       const node = this.shown.drawn(motion.nodes[0]);
@@ -395,15 +399,17 @@ export class Picture {
       if (!place) continue;
       seen.add(`${motion.id}`);
       const end = this.shown.drawn(motion.nodes[motion.nodes.length - 1]);
-      // Unless that would cover the one before.
       const label = cut(visible(besideOf(state, motion, isFew)), LONGEST_ADDRESS);
       const half = label.length * LABEL.half;
-      const isFree = labelled.every(
-        (each) => Math.abs(each.x - place.x) > each.half + half || Math.abs(each.y - place.y) > LABEL.height,
-      );
-      if (label && isFree) labelled.push({ ...place, half });
-      const how = motion.nodes.length > 1 ? "moving" : "moving ended";
-      this.drawDot(`${motion.id}`, place, motion.fate, motion, end, how, isFree ? label : "");
+      const isMoving = motion.nodes.length > 1;
+      // An offset moves above the one that was stored before, which is below its stream.
+      const sides =
+        isMoving && label ? besideMessage(this.places, this.labels, place, half, motion.fate === "stored") : [];
+      // Unless that would cover another label or the name of a box.
+      const at = sides.find((side) => !taken.some((each) => isOver(each, side)));
+      if (at) taken.push(at);
+      const how = isMoving ? "moving" : "moving ended";
+      this.drawDot(`${motion.id}`, place, motion.fate, motion, end, how, isMoving && !at ? "" : label, at);
     }
     for (const id of this.places.places.keys()) this.drawRow(shown, id, now, seen);
     for (const [key, drawn] of this.drawnDots) {
@@ -470,12 +476,13 @@ export class Picture {
       return { x: place.x - width / 2 + 20 + (index % 8) * (PITCH + 3), y: place.y + height / 2 - 13 };
     }
     const leg = Math.min(legs - 1, Math.floor(done * legs));
-    const points = this.curve(this.shown.drawn(motion.nodes[leg]), this.shown.drawn(motion.nodes[leg + 1]));
+    const [from, to] = [this.shown.drawn(motion.nodes[leg]), this.shown.drawn(motion.nodes[leg + 1])];
+    const points = this.curve(from, to);
     const part = done * legs - leg;
-    return points.length ? pointOf(points, part * part * (3 - 2 * part)) : null;
+    return points.length ? { ...pointOf(points, part * part * (3 - 2 * part)), from, to } : null;
   }
 
-  drawDot(key, place, fate, message, node, how, label = "") {
+  drawDot(key, place, fate, message, node, how, label = "", labelAt = null) {
     let drawn = this.drawnDots.get(key);
     if (!drawn) {
       const group = this.dots.appendChild(element("g", {}));
@@ -513,24 +520,10 @@ export class Picture {
       drawn.left.textContent = label;
       drawn.label = label;
     }
-    // An offset moves above the one that was stored before, which is below its stream.
-    if (label && how === "moving") this.keepInside(drawn.left, place, fate === "stored");
-  }
-
-  /** Move the label of a message that moves so that all of it is seen, and covers little; on demand, above it. */
-  keepInside(text, { x, y }, wantsAbove) {
-    const { width, height, narrow, size } = this.places;
-    const half = text.textContent.length * LABEL.half;
-    const right = LABEL.beside + half;
-    if (narrow && half < size.width / 4 && x + right + half < width) {
-      // Arrows lead down: what is beside them is between the boxes, too.
-      text.setAttribute("x", String(right));
-      text.setAttribute("y", "4");
-      return;
+    if (label && labelAt) {
+      drawn.left.setAttribute("x", String(labelAt.x - place.x));
+      drawn.left.setAttribute("y", String(labelAt.y - place.y));
     }
-    const isAbove = wantsAbove || narrow || y + LABEL.below + 4 > height;
-    text.setAttribute("x", String(Math.max(half, Math.min(width - half, x)) - x));
-    text.setAttribute("y", String(isAbove ? LABEL.above : LABEL.below));
   }
 }
 
