@@ -95,6 +95,10 @@ function describeJoined(state, moment, { joined }) {
   };
 }
 
+/** Whether a terminal shows this name, so that people look for it in the picture. */
+const isPrinted = ({ play }, name) =>
+  play?.terminals.some(({ lines }) => lines.some(({ text }) => text.includes(name))) === true;
+
 /**
  * What a node is called, and its lines; `note` is below its box.
  * @param {import("./model.js").Moment} moment
@@ -118,7 +122,7 @@ export function describe(state, moment, id) {
         : `${number(ready)} ready · ${number(unacked)} unacked`;
     return {
       role: queue.type === "stream" ? "stream" : `${queue.type} queue`.trim(),
-      name: visible(labelOf(queue)),
+      name: visible(isPrinted(state, queue.name) ? queue.name : labelOf(queue)),
       line,
       note: queue.stored && offsetOf(queue.stored),
     };

@@ -95,7 +95,7 @@ export class View {
     );
     if (state.play) this.join(shown, standsFor);
     const links = standsFor.size || own !== null ? merged(ways, shown, drawn) : ways;
-    return { ...shown, links, ways, drawn, messages: state.messages, motions: state.motions };
+    return { ...shown, links, ways, drawn, play: state.play, messages: state.messages, motions: state.motions };
   }
 
   /**
