@@ -1079,7 +1079,7 @@ def test_the_lines_of_a_terminal_are_in_order_after_a_jump_within_a_recording(ch
     assert shown == [*lines, "^C", "$ next"]
 
 
-@pytest.mark.parametrize("name", ["hello-python-stream", "delayed_logs.delayed"])
+@pytest.mark.parametrize("name", ["hello-python-stream", "delayed_logs.delayed", "WORKSHOPS.WM.illnesses.illicit"])
 def test_the_name_of_a_queue_fits_into_its_outline(chromium: Any, tmp_path: Path, name: str) -> None:
     """In the picture of `mqtool ui`, the name of a queue does not cross the outline of the cylinder that stands for the
     queue.

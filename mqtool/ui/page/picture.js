@@ -47,8 +47,14 @@ function fit(drawn, text, width) {
   if (needed > width && needed * NARROWEST <= width) {
     drawn.setAttribute("textLength", String(width));
     drawn.setAttribute("lengthAdjust", "spacingAndGlyphs");
-  } else if (needed > width) drawn.textContent = cut(text, Math.floor((drawn.textContent.length * width) / needed));
-  else if (!needed) drawn.textContent = cut(text, 15);
+  } else if (needed > width) {
+    // Its first letters may be wider than the others.
+    let length = Math.floor((drawn.textContent.length * width) / needed);
+    for (; length > 1; length -= 1) {
+      drawn.textContent = cut(text, length);
+      if (drawn.getComputedTextLength() <= width) break;
+    }
+  } else if (!needed) drawn.textContent = cut(text, 15);
 }
 
 /** How many messages a consumer may have unacknowledged; "" if nothing is known of it. */
@@ -393,7 +399,7 @@ export class Picture {
   drawDots(shown, now, state) {
     const seen = new Set();
     const ends = new Map();
-    const taken = [...this.taken];
+    const labelled = [];
     const isFew = this.moment.moving.length <= FEW;
     for (const motion of this.moment.moving) {
       const node = this.shown.drawn(motion.nodes[0]);
@@ -410,10 +416,11 @@ export class Picture {
       const sides =
         isMoving && label ? besideMessage(this.places, this.labels, place, half, motion.fate === "stored") : [];
       // Unless that would cover another label or the name of a box.
-      const at = sides.find((side) => !taken.some((each) => isOver(each, side)));
-      if (at) taken.push(at);
+      const at = sides.find((side) => !this.taken.some((each) => isOver(each, side)));
+      const isFree = at !== undefined && !labelled.some((each) => isOver(each, at));
+      if (isFree) labelled.push(at);
       const how = isMoving ? "moving" : "moving ended";
-      this.drawDot(`${motion.id}`, place, motion.fate, motion, end, how, isMoving && !at ? "" : label, at);
+      this.drawDot(`${motion.id}`, place, motion.fate, motion, end, how, isMoving && !isFree ? "" : label, at);
     }
     for (const id of this.places.places.keys()) this.drawRow(shown, id, now, seen);
     for (const [key, drawn] of this.drawnDots) {
