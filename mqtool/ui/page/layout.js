@@ -246,12 +246,13 @@ export function besideMessage(layout, labels, at, half, wantsAbove) {
   const isForward = end.layer > start.layer;
   const isKeyed = own !== undefined && own.lines.length > 0;
   const box = (x, y) => ({ x: within(x, half, width - half), y, half, height: 0 });
-  if (narrow && isForward) {
-    const top = start.y + size.height / 2;
-    const y = within(at.y, (isKeyed ? own.y + (own.lines.length - 1) * LINE : top) + 13, end.y - size.height / 2 - 4);
-    // What is beside an arrow that leads down does not reach the next one.
+  if (narrow && (isForward || start.layer - end.layer === 1)) {
+    const [upper, lower] = isForward ? [start, end] : [end, start];
+    const top = isForward && isKeyed ? own.y + (own.lines.length - 1) * LINE : upper.y + size.height / 2;
+    const y = within(at.y, top + 13, lower.y - size.height / 2 - 4);
+    // What is beside an arrow does not reach the next one.
     const x = at.x + BESIDE_ARROW + half;
-    const next = [...places.values()].filter((each) => each.layer === end.layer && each.x > end.x + 1);
+    const next = [...places.values()].filter((each) => each.layer === lower.layer && each.x > lower.x + 1);
     return [box(x + half < Math.min(width, ...next.map((each) => each.x)) ? x : at.x, y)];
   }
   const isAway = isKeyed && isForward && end.y > start.y;
