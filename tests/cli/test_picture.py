@@ -78,6 +78,37 @@ def seek(page: Page, part: float) -> None:
     )
 
 
+#: The texts in the picture that are drawn over each other, or over a box, or over the line of another arrow. Moving
+#: messages pass over the empty parts of boxes, and over lines.
+_OVERLAPPING = """
+const box = (each) => each.getBoundingClientRect();
+const drawn = (selector) => [...document.querySelectorAll(`#picture ${selector}`)].filter((each) => each.textContent);
+const cross = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5
+  && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1.5;
+const fixed = drawn(".arrow-words text, .node .note"), moving = drawn(".dot.moving:not(.ended) text");
+const words = [...fixed, ...moving], names = drawn(".node :is(.name, .line)");
+const found = [];
+const note = (one, other) => cross(box(one), box(other)) && found.push([one.textContent, other.textContent]);
+words.forEach((each, index) => words.slice(0, index).forEach((other) => note(each, other)));
+for (const each of moving) for (const name of names) note(each, name);
+for (const each of fixed) for (const shape of drawn(".node"))
+  if (cross(box(each), box(shape.querySelector(".box")))) found.push([each.textContent, shape.dataset.id]);
+for (const each of fixed) for (const arrow of document.querySelectorAll(".arrow")) {
+  const { from, to } = arrow.dataset, path = arrow.querySelector("path"), words = each.closest(".arrow-words");
+  if (words?.dataset.arrow === `${from} ${to}`) continue;
+  const { left, right, top, bottom } = box(each);
+  for (let at = 0; at < path.getTotalLength(); at += 3) {
+    const { x, y } = path.getPointAtLength(at).matrixTransform(path.getScreenCTM());
+    if (left < x && x < right && top + 2 < y && y < bottom - 2) {
+      found.push([each.textContent, `${from} ${to}`]);
+      break;
+    }
+  }
+}
+return found;
+"""
+
+
 #: All plays except publisher-confirms, whose 30,000 messages may take minutes beside a browser.
 _SHOWN = [each for each in plays.PLAYS if each != "publisher-confirms"]
 
@@ -85,7 +116,8 @@ _SHOWN = [each for each in plays.PLAYS if each != "publisher-confirms"]
 @pytest.mark.parametrize("name", [pytest.param(each, marks=[] if each == "hello-world" else large) for each in _SHOWN])
 def test_the_counts_in_the_picture_agree_with_the_messages_drawn(lonely_shell: Shell, chromium: Any, name: str) -> None:
     """In the picture of `tutorial run --ui`, both live and replayed, each queue's counts equal the number of messages
-    drawn. Clients have the names of the tutorial's terminals, and no generated name is shown.
+    drawn. Clients have the names of the tutorial's terminals, and no generated name is shown that no terminal shows. At
+    widths of 1280, 768 and 390 pixels, no label lies over a box, another label, or another arrow.
     """
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     command = lonely_shell.start("mqtool", "tutorial", "run", name, "--ui", ready=False).wait_for_stdout("\n")
@@ -106,14 +138,19 @@ def test_the_counts_in_the_picture_agree_with_the_messages_drawn(lonely_shell: S
         clients, queues = names(page)
         terminals |= set(page.ask("return [...document.querySelectorAll('.terminal h3')].map((e) => e.textContent)"))
         assert clients <= terminals
-        assert not [each for each in queues if re.search(r"\bgen-|[0-9a-f]{12}", each)]
+        printed = page.ask("return document.querySelector('#terminals').textContent")
+        assert not [each for each in queues if re.search(r"\bgen-|[0-9a-f]{12}", each) and each not in printed]
         assert "check failed" not in page.text("#narration")
         assert command.process.poll() is None, command.stderr
     moments = random.Random(name)
-    for _ in range(20):
-        moment = moments.random()
-        seek(page, moment)
-        assert differences(page) == [], moment
+    for width in (1280, 768, 390):
+        page.resize(width)
+        page.until(lambda: page.ask("return innerWidth") == width, "the window")  # noqa: B023
+        for _ in range(20):
+            moment = moments.random()
+            seek(page, moment)
+            assert differences(page) == [], moment
+            assert page.ask(_OVERLAPPING) == [], (width, moment)
     assert page.complaints() == []
     command.interrupt().wait()
     chromium.get("about:blank")
@@ -808,8 +845,8 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     chromium: Any, tmp_path: Path, kind: str, seen: str
 ) -> None:
     """While a message moves to a queue, the picture of `mqtool ui` shows the routing key beside the message or, after a
-    headers exchange, the message's headers. After a fanout exchange or the default exchange, there is no text beside
-    the message.
+    headers exchange, the message's headers, unless they would cover a name. After a fanout exchange or the default
+    exchange, there is no text beside the message.
     """
     name = "logs" if kind else ""
     records = [*jobs(), *published(1000, 0)]
@@ -819,11 +856,44 @@ def test_a_moving_message_has_its_routing_key_or_headers_beside_it(
     sent["paths"] = [[name, "jobs"]]
     sent["details"] |= {"exchange": name, "routing_key": "kern.info", "headers": {"format": "pdf", "pages": 3}}
     page = recorded(chromium, tmp_path, records)
-    texts = set()
+    texts = []
     for step in range(1, 20):
         seek(page, 0.2 + step / 60)
-        texts |= set(page.ask("return [...document.querySelectorAll('.dot.moving text')].map((e) => e.textContent)"))
-    assert texts == {seen}
+        texts += page.ask("return [...document.querySelectorAll('.dot.moving text')].map((e) => e.textContent)")
+    assert set(texts) <= {seen, ""}
+    assert texts.count(seen) > len(texts) / 2
+
+
+@pytest.mark.parametrize("width", [1280, 768, 390], ids="{} pixels".format)
+def test_the_labels_of_moving_messages_and_of_bindings_do_not_overlap(
+    chromium: Any, tmp_path: Path, width: int
+) -> None:
+    """While messages move through an exchange to three queues, no message's routing key covers the key of a binding,
+    the name of a box or another message's routing key, and no binding's key covers the line of another binding.
+    """
+    records = [*jobs(), *published(1000, 0)]
+    (queue,), (link,) = records[1]["queues"], records[1]["links"]
+    bindings = {"all": ["#"], "kernel": ["kern.*"], "critical": ["kern.*", "*.critical"]}
+    records[1] |= {
+        "exchanges": [{"name": "logs", "type": "topic", "alternate": None}],
+        "queues": [{**queue, "name": name} for name in bindings],
+        "links": [{**link, "from": "logs", "to": name, "keys": keys} for name, keys in bindings.items()],
+    }
+    sent = next(each for each in records if each.get("what") == "published")
+    sent["paths"] = [["logs", name] for name in bindings]
+    sent["details"] |= {"exchange": "logs", "routing_key": "anonymous.info"}
+    (ready,) = (each for each in records if each.get("what") == "ready")
+    records.remove(ready)
+    records += [{**ready, "queue": name, "copy": copy} for copy, name in enumerate(bindings)]
+    page = recorded(chromium, tmp_path, records)
+    page.resize(width)
+    page.until(lambda: page.ask("return innerWidth") == width, "the window")
+    seen = 0
+    for step in range(40):
+        seek(page, 0.2 + step / 120)
+        seen += "anonymous.info" in page.ask("return document.querySelector('#picture').textContent")
+        assert page.ask(_OVERLAPPING) == [], step
+    assert seen > 8
 
 
 @pytest.mark.parametrize("passes_exchange", [False, True], ids=["stream protocol", "default exchange"])
@@ -1118,7 +1188,7 @@ def test_the_lines_of_a_terminal_are_in_order_after_a_jump_within_a_recording(ch
     assert shown == [*lines, "^C", "$ next"]
 
 
-@pytest.mark.parametrize("name", ["hello-python-stream", "delayed_logs.delayed"])
+@pytest.mark.parametrize("name", ["hello-python-stream", "delayed_logs.delayed", "WORKSHOPS.WM.illnesses.illicit"])
 def test_the_name_of_a_queue_fits_into_its_outline(chromium: Any, tmp_path: Path, name: str) -> None:
     """In the picture of `mqtool ui`, the name of a queue does not cross the outline of the cylinder that stands for the
     queue.
@@ -1333,6 +1403,21 @@ def test_the_picture_shows_no_generated_names(chromium: Any, tmp_path: Path) -> 
     page = recorded(chromium, tmp_path, [*records, {**delivered, "queue": generated}])
     seek(page, 0.5)
     assert names(page) == ({"boss", "screen"}, {"jobs", "screen's queue"})
+
+
+def test_a_tutorials_picture_shows_a_generated_name_that_a_terminal_shows(chromium: Any, tmp_path: Path) -> None:
+    """Once a command in a tutorial has printed the generated name of a queue, the tutorial's picture shows that name,
+    because it is what the reader looks for. Before, the queue is "worker 1's queue".
+    """
+    generated = "amq.gen-3QaZkCC08N2hJv-BxYH1Aw"
+    records = json.loads(json.dumps(play()).replace('"jobs"', f'"{generated}"'))
+    line = {"t": 9000, "n": 0, "kind": "printed", "terminal": "boss", "line": f"logs\t{generated}"}
+    records.insert(next(index for index, each in enumerate(records) if each["t"] > 9000), line)
+    page = recorded(chromium, tmp_path, records)
+    seek(page, 0.3)
+    assert names(page)[1] == {"worker 1's queue"}
+    seek(page, 0.6)
+    assert names(page)[1] == {generated}
 
 
 @on_any_broker
@@ -1577,6 +1662,40 @@ def test_a_projected_tutorial_with_three_queues_and_charts_is_legible(chromium: 
     assert len(sizes) == 3
     assert min(sizes) >= 12
     assert page.ask("const main = document.querySelector('main'); return main.scrollHeight <= main.clientHeight")
+
+
+def test_the_picture_keeps_its_place_from_scene_to_scene(chromium: Any, tmp_path: Path) -> None:
+    """In a window of 1280×900 pixels, the picture of a tutorial has the same place and height in each scene, whether
+    the scene's text is short or long, and whether a scene has two or three terminals, charts or checks.
+    """
+    records = play()
+    texts = iter([("Send a task.", ""), ("The next task. " * 16, "What will the other worker do meanwhile? " * 4)])
+    for scene in (each for each in records if each["kind"] == "scene"):
+        scene["text"], scene["question"] = next(texts)
+    at = next(index for index, each in enumerate(records) if each["t"] > 8500)
+    charts = [{"title": "waiting", "unit": "", "values": [1, 2, 3], "first": 0}]
+    records[at:at] = [
+        {"t": 8600, "n": 0, "kind": "checked", "what": "both tasks were done " * 8, "ok": True},
+        {"t": 8600, "n": 0, "kind": "measured", "charts": charts},
+    ]
+    end = next(index for index, each in enumerate(records) if each["kind"] == "ends")
+    records[end:end] = [
+        {"t": 11000, "n": 0, "kind": "opened", "names": ["boss", "worker 1"]},
+        {"t": 11000, "n": 0, "kind": "scene", "number": 3, "text": "The end.", "waits": True, "pace": None},
+        {"t": 11100, "n": 0, "kind": "goes_on", "number": 3},
+    ]
+    numbers = itertools.count()
+    records = [{**each, "n": next(numbers)} if "n" in each else each for each in records]
+    page = recorded(chromium, tmp_path, records)
+    found = {}
+    for step in range(1, 20):
+        seek(page, step / 22)
+        frame = box(page, "#frame")
+        terminals = len(page.find(".terminal"))
+        charted = len(page.find("#charts figure"))
+        found[page.text("#scene"), terminals, charted] = (round(frame["top"]), round(frame["height"]))
+    assert {*found} >= {("Scene 1", 3, 0), ("Scene 2", 3, 0), ("Scene 2", 3, 1), ("Scene 3", 2, 0)}
+    assert len({*found.values()}) == 1, found
 
 
 def test_the_end_of_a_recording_still_shows_clients_and_queue(chromium: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from mqtool.tutorials import pages
 from mqtool.tutorials.dialects import NAMES, Dialect
 from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
 from mqtool.ui.page_server import single_file
-from tests.cli.test_picture import play
+from tests.cli.test_picture import box, play
 from tests.cli.test_ui import Page, chromium
 
 __all__ = ["chromium"]
@@ -98,6 +98,39 @@ def test_a_line_that_is_only_a_link_to_a_recording_embeds_the_recording(chromium
     assert not shown.find("header")[0].is_displayed()
     chromium.switch_to.default_content()
     assert shown.complaints() == []
+
+
+def test_an_embedded_recording_shows_three_queues_and_its_buttons_on_a_phone(chromium: Any, tmp_path: Path) -> None:
+    """On a screen that is 390 pixels wide, an embedded recording shows a picture with three queues beside each other in
+    full, below the scene's title and text, and nothing covers the button for the next scene.
+    """
+    records = play()
+    for topology in (each for each in records if each["kind"] == "topology"):
+        (queue,), (link,) = topology["queues"], topology["links"]
+        topology["queues"] += [{**queue, "name": name} for name in ("mail", "stock")]
+        topology["links"] += [{**link, "to": name} for name in ("mail", "stock")]
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "tutorials.html").write_bytes(single_file(records))
+    page = tmp_path / "page.html"
+    style = (ROOT / "docs" / "_static" / "site.css").read_text()
+    body = with_recordings("[Watch it](pictures/tutorials.html#work-queues)\n", lambda _: True)
+    page.write_text(f'<!doctype html><meta name="viewport" content="width=device-width"><style>{style}</style>{body}')
+    shown = Page(chromium, page.as_uri())
+    shown.resize(390)
+    shown.find("summary")[0].click()
+    chromium.switch_to.frame(shown.find("iframe")[0])
+    shown.until(lambda: len(shown.find(".node.q")) == 3 and shown.find("#chapters button"), "the picture")
+    frame, buttons, picture = box(shown, "#frame"), box(shown, "#buttons"), box(shown, "#picture")
+    assert picture["left"] >= frame["left"] - 1
+    assert picture["right"] <= frame["right"] + 1
+    assert box(shown, "#narration")["bottom"] <= picture["top"] < picture["bottom"] <= buttons["top"]
+    # Also where a long text moves the picture down.
+    shown.ask("document.querySelector('#view').style.marginTop = '8rem'")
+    assert box(shown, "#picture")["bottom"] > buttons["top"]
+    at = box(shown, "#next")
+    topmost = "return document.elementFromPoint(...arguments).id"
+    assert shown.ask(topmost, at["left"] + 9, at["top"] + 9) == "next"
+    chromium.switch_to.default_content()
 
 
 def test_a_page_does_not_link_to_recordings_that_have_not_been_made() -> None:

@@ -18,10 +18,15 @@ const LINE = 14;
 const LINES = 3;
 /** How far beside an arrow that leads down its rate begins, so that messages do not cover it. */
 const BESIDE_ARROW = 9;
+/** The base of a label, from its moving message. Below, boxes are empty; above are their names. */
+const BELOW_MESSAGE = 21.5;
+const ABOVE_MESSAGE = -11.5;
 /** Boxes are as wide as the longest name needs, if that is not wider than this, and layers beside each other have room. */
 const WIDEST = 236;
 const NAME = 7;
 const ROOM = 1290;
+/** The least room between layers if there are labels. */
+const LEAST_KEYED = 116;
 /** How much room there is at the sides for an offset that stands beside the arrow below its stream. */
 const NOTE = 68;
 
@@ -163,10 +168,13 @@ function gapsOf(count, places, size, narrow, arrows) {
     if (narrow) {
       // Labels of arrows to the same node are above each other, with a rate below each.
       used.set(to, (used.get(to) ?? 0) + lines.length * LINE);
-      gaps[gap] = Math.max(gaps[gap], used.get(to) + 34);
+      // The arrows beside the middle one must have spread out above its label.
+      const spread = [...places.values()].filter(({ layer }) => layer === gap + 1).length > 2 ? 22 : 0;
+      gaps[gap] = Math.max(gaps[gap], used.get(to) + 34 + spread);
     } else {
       const width = Math.max(...lines.map((line) => line.length)) * CHARACTER;
-      gaps[gap] = Math.max(gaps[gap], Math.ceil(width) + 26);
+      // The label of a message on its way is about as long.
+      gaps[gap] = Math.max(gaps[gap], LEAST_KEYED, Math.ceil(width) + 26);
     }
   }
   return gaps;
@@ -174,7 +182,7 @@ function gapsOf(count, places, size, narrow, arrows) {
 
 /**
  * Where the labels of arrows are: between two layers, so never over a node, and not over each other.
- * @returns {Map<string, {x: number, y: number, lines: string[], rate: number, beside: number}>}  by arrow; the middle of
+ * @returns {Map<string, {x: number, y: number, lines: string[], width: number, rate: number, beside: number}>}  by arrow; the middle of
  *   the first line's base, and how far below it the base of the rate is, and beside it
  */
 export function labelsOf(layout, arrows, curve) {
@@ -222,6 +230,69 @@ export function labelsOf(layout, arrows, curve) {
   }
   return labels;
 }
+
+/**
+ * Where the label of a message may be that moves along an arrow: between the boxes, if it fits there. The best place is
+ * first; it is on the other side of the arrow than the arrow's own label.
+ * @param {{x: number, y: number, from?: string, to?: string}} at  where the message is, and on which arrow
+ * @param {number} half  half of the label's width
+ * @param {boolean} wantsAbove  above the message
+ * @returns {Box[]}
+ */
+export function besideMessage(layout, labels, at, half, wantsAbove) {
+  const { places, narrow, size, width, height } = layout;
+  const [start, end] = [places.get(at.from), places.get(at.to)];
+  const own = labels.get(`${at.from} ${at.to}`);
+  const isForward = end.layer > start.layer;
+  const isKeyed = own !== undefined && own.lines.length > 0;
+  const box = (x, y) => ({ x: within(x, half, width - half), y, half, height: 0 });
+  if (narrow && (isForward || start.layer - end.layer === 1)) {
+    const [upper, lower] = isForward ? [start, end] : [end, start];
+    const top = isForward && isKeyed ? own.y + (own.lines.length - 1) * LINE : upper.y + size.height / 2;
+    const y = within(at.y, top + 13, lower.y - size.height / 2 - 4);
+    // What is beside an arrow does not reach the next one.
+    const x = at.x + BESIDE_ARROW + half;
+    const next = [...places.values()].filter((each) => each.layer === lower.layer && each.x > lower.x + 1);
+    return [box(x + half < Math.min(width, ...next.map((each) => each.x)) ? x : at.x, y)];
+  }
+  const isAway = isKeyed && isForward && end.y > start.y;
+  const isAbove = wantsAbove || narrow || isAway || at.y + BELOW_MESSAGE + 4 > height;
+  const [left, right] = [start.x + size.width / 2 + half + 4, end.x - size.width / 2 - half - 4];
+  const x = isForward && left <= right ? within(at.x, left, right) : at.x;
+  const sides = [box(x, at.y + BELOW_MESSAGE), box(x, at.y + ABOVE_MESSAGE)];
+  return isAbove ? sides.reverse() : sides;
+}
+
+const within = (value, low, high) => Math.max(low, Math.min(high, value));
+
+/**
+ * @typedef {object} Box  what a text covers
+ * @property {number} x     its middle
+ * @property {number} y     the base of its first line
+ * @property {number} half  half of its width
+ * @property {number} height  from its first to its last line
+ */
+
+/**
+ * What the labels of moving messages must not cover: the labels of arrows, the names in boxes, and the offsets below these
+ * streams.
+ */
+export function takenBy({ places, size, narrow }, labels, streams) {
+  const words = [...labels.values()].filter(({ lines }) => lines.length);
+  const half = size.width / 2;
+  const below = narrow ? [] : streams.map((id) => places.get(id));
+  return [
+    ...words.map(({ x, y, lines, width }) => ({ x, y, half: width / 2, height: (lines.length - 1) * LINE })),
+    ...[...places.values()].map(({ x, y }) => ({ x, y: y - size.height / 2 + 19, half, height: 15 })),
+    ...below.map(({ x, y }) => ({ x, y: y + size.height / 2 + 14, half, height: 0 })),
+  ];
+}
+
+/** Whether one text covers a part of another one. */
+export const isOver = (one, other) =>
+  Math.abs(one.x - other.x) < one.half + other.half + 2 &&
+  one.y - 11 < other.y + other.height + 3 &&
+  other.y - 11 < one.y + one.height + 3;
 
 /** How many exchanges come before each exchange. Circles end where they began. */
 function depthsOf(state) {

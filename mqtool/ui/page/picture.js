@@ -2,7 +2,7 @@
 
 import { FATES } from "./fates.js";
 import { Finder } from "./finder.js";
-import { arrowsOf, curveBetween, cut, labelsOf, Layout, pointOf } from "./layout.js";
+import { arrowsOf, besideMessage, curveBetween, cut, isOver, labelsOf, Layout, pointOf, takenBy } from "./layout.js";
 import { addressOf, hasMotion, labelOf, momentOf, rateOf } from "./model.js";
 import { offsetOf, visible } from "./sentences.js";
 import { View } from "./view.js";
@@ -24,11 +24,8 @@ const LONGEST_ADDRESS = 30;
 /** A body is cut to this length; beside more messages that move at once, bodies would cover each other. */
 const SHORT = 14;
 const FEW = 6;
-/**
- * The base of a label, from its moving message. Below, boxes are empty; above are their names. Half of a character. Where a
- * label is beside its message, how far.
- */
-const LABEL = { below: 21.5, above: -11.5, half: 3.6, beside: 10, height: 12 };
+/** Half of a character of a moving message's label. How far from the middle of an arrow a note is. */
+const LABEL = { half: 3.6, beside: 10 };
 /** From this rate on (messages a second), an arrow shows a flow. */
 const FLOW = 20;
 
@@ -107,6 +104,10 @@ function describeJoined(state, moment, { joined }) {
   };
 }
 
+/** Whether a terminal shows this name, so that people look for it in the picture. */
+const isPrinted = ({ play }, name) =>
+  play?.terminals.some(({ lines }) => lines.some(({ text }) => text.includes(name))) === true;
+
 /**
  * What a node is called, and its lines; `note` is below its box. The line is empty if it only repeats the name.
  * @param {import("./model.js").Moment} moment
@@ -135,7 +136,7 @@ function describeNode(state, moment, id) {
         : `${number(ready)} ready · ${number(unacked)} unacked`;
     return {
       role: queue.type === "stream" ? "stream" : `${queue.type} queue`.trim(),
-      name: visible(labelOf(queue)),
+      name: visible(isPrinted(state, queue.name) ? queue.name : labelOf(queue)),
       line,
       note: queue.stored && offsetOf(queue.stored),
     };
@@ -258,6 +259,13 @@ export class Picture {
       }
     }
     const labels = labelsOf(this.places, arrows, (from, to) => this.curve(from, to));
+    this.labels = labels;
+    const streams = [...this.shown.queues.values()].filter(({ stored }) => stored !== undefined);
+    this.taken = takenBy(
+      this.places,
+      labels,
+      streams.map(({ id }) => id),
+    );
     for (const arrow of arrows) {
       const points = this.curve(arrow.from, arrow.to);
       if (!points.length) continue;
@@ -410,19 +418,15 @@ export class Picture {
       if (!place) continue;
       seen.add(`${motion.id}`);
       const end = this.shown.drawn(motion.nodes[motion.nodes.length - 1]);
-      // Unless that would cover the one before.
       const label = cut(visible(besideOf(state, motion, isFew)), LONGEST_ADDRESS);
       const half = label.length * LABEL.half;
+      const at = label ? this.placeOfLabel(motion, place, half) : undefined;
+      // Unless that would cover the label of another message.
+      const isFree = at !== undefined && !labelled.some((each) => isOver(each, at));
+      if (isFree) labelled.push(at);
       const isEnd = motion.nodes.length === 1;
-      const x = place.x + (isEnd ? LABEL.beside + half : 0);
-      const isFree =
-        labelled.every(
-          (each) => Math.abs(each.x - x) > each.half + half || Math.abs(each.y - place.y) > LABEL.height,
-        ) &&
-        (!isEnd || x + half < this.leftOfRow(end));
-      if (label && isFree) labelled.push({ x, y: place.y, half });
       const how = isEnd ? "moving ended" : "moving";
-      this.drawDot(`${motion.id}`, place, motion.fate, motion, end, how, isFree ? label : "");
+      this.drawDot(`${motion.id}`, place, motion.fate, motion, end, how, isFree ? label : "", isEnd ? undefined : at);
     }
     for (const [key, drawn] of this.drawnDots) {
       if (!seen.has(key)) {
@@ -471,6 +475,19 @@ export class Picture {
     if (drawn.moreText !== text) drawn.more.textContent = drawn.moreText = text;
   }
 
+  /** Where the label of a message covers no name, no other label and no message at rest; undefined if nowhere. */
+  placeOfLabel(motion, place, half) {
+    if (motion.nodes.length === 1) {
+      const x = place.x + LABEL.beside + half;
+      return x + half < this.leftOfRow(this.shown.drawn(motion.nodes[0]))
+        ? { x, y: place.y, half, height: 0 }
+        : undefined;
+    }
+    // An offset moves above the one that was stored before, which is below its stream.
+    const sides = besideMessage(this.places, this.labels, place, half, motion.fate === "stored");
+    return sides.find((side) => !this.taken.some((each) => isOver(each, side)));
+  }
+
   /** The left end of what is drawn in the row of a node. */
   leftOfRow(id) {
     const { moreText } = this.drawnNodes.get(id);
@@ -497,12 +514,13 @@ export class Picture {
       return { x: place.x - width / 2 + 20 + (index % 8) * (PITCH + 3), y: place.y + height / 2 - above };
     }
     const leg = Math.min(legs - 1, Math.floor(done * legs));
-    const points = this.curve(this.shown.drawn(motion.nodes[leg]), this.shown.drawn(motion.nodes[leg + 1]));
+    const [from, to] = [this.shown.drawn(motion.nodes[leg]), this.shown.drawn(motion.nodes[leg + 1])];
+    const points = this.curve(from, to);
     const part = done * legs - leg;
-    return points.length ? pointOf(points, part * part * (3 - 2 * part)) : null;
+    return points.length ? { ...pointOf(points, part * part * (3 - 2 * part)), from, to } : null;
   }
 
-  drawDot(key, place, fate, message, node, how, label = "") {
+  drawDot(key, place, fate, message, node, how, label = "", labelAt = undefined) {
     let drawn = this.drawnDots.get(key);
     if (!drawn) {
       const group = this.dots.appendChild(element("g", {}));
@@ -540,24 +558,10 @@ export class Picture {
       drawn.left.textContent = label;
       drawn.label = label;
     }
-    // An offset moves above the one that was stored before, which is below its stream.
-    if (label && how === "moving") this.keepInside(drawn.left, place, fate === "stored");
-  }
-
-  /** Move the label of a message that moves so that all of it is seen, and covers little; on demand, above it. */
-  keepInside(text, { x, y }, wantsAbove) {
-    const { width, height, narrow, size } = this.places;
-    const half = text.textContent.length * LABEL.half;
-    const right = LABEL.beside + half;
-    if (narrow && half < size.width / 4 && x + right + half < width) {
-      // Arrows lead down: what is beside them is between the boxes, too.
-      text.setAttribute("x", String(right));
-      text.setAttribute("y", "4");
-      return;
+    if (label && labelAt) {
+      drawn.left.setAttribute("x", String(labelAt.x - place.x));
+      drawn.left.setAttribute("y", String(labelAt.y - place.y));
     }
-    const isAbove = wantsAbove || narrow || y + LABEL.below + 4 > height;
-    text.setAttribute("x", String(Math.max(half, Math.min(width - half, x)) - x));
-    text.setAttribute("y", String(isAbove ? LABEL.above : LABEL.below));
   }
 }
 

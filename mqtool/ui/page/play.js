@@ -515,7 +515,6 @@ export class Play {
     const names = JSON.stringify(terminals.map((each) => each.name));
     if (parent.dataset.names !== names) {
       parent.dataset.names = names;
-      parent.classList.toggle("many", terminals.length > 2);
       parent.replaceChildren(
         ...terminals.map(({ name }) => {
           const made = built("section", undefined, { class: "terminal" });

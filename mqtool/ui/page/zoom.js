@@ -3,6 +3,8 @@
 
 /** Without being asked, the picture becomes neither smaller nor larger than this, so that names can be read. */
 const SMALLEST = 0.92;
+/** In a page of documentation on a phone, three queues have less room. */
+const SMALLEST_EMBEDDED = 0.84;
 const LARGEST = 1.6;
 /** By hand, it becomes as large as this, and as small as it has to be to fit. */
 const CLOSEST = 4;
@@ -39,6 +41,10 @@ export class Zoom {
     return this.grip?.isDragging === true;
   }
 
+  get smallest() {
+    return document.body.classList.contains("embedded") ? SMALLEST_EMBEDDED : SMALLEST;
+  }
+
   /** The scale at which all of the picture is seen. */
   get fitting() {
     const { clientWidth, clientHeight } = this.frame;
@@ -54,7 +60,7 @@ export class Zoom {
   draw() {
     const whole = this.fitting;
     const { chosen } = this;
-    this.scale = chosen === "whole" ? whole : (chosen ?? Math.max(SMALLEST, whole));
+    this.scale = chosen === "whole" ? whole : (chosen ?? Math.max(this.smallest, whole));
     const { width, height } = this.size;
     const size = [width, height].map((side) => Math.floor(side * this.scale));
     if (this.drawn === size.join()) return;
@@ -78,7 +84,7 @@ export class Zoom {
     const at = { x: x ?? outer.left + outer.width / 2, y: y ?? outer.top + outer.height / 2 };
     const before = svg.getBoundingClientRect();
     const part = { x: (at.x - before.left) / before.width, y: (at.y - before.top) / before.height };
-    this.chosen = Math.min(CLOSEST, Math.max(Math.min(SMALLEST, this.fitting), this.scale * factor));
+    this.chosen = Math.min(CLOSEST, Math.max(Math.min(this.smallest, this.fitting), this.scale * factor));
     this.draw();
     const after = svg.getBoundingClientRect();
     frame.scrollLeft += after.left + part.x * after.width - at.x;
