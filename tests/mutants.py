@@ -49,6 +49,7 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
     "mqtool/amqp/consume_policies.py": ("tests/unit/test_policies.py",),
     "mqtool/amqp/publisher.py": (
         "tests/unit/test_acknowledgements.py",
+        "tests/unit/test_channel.py",
         "tests/unit/test_publisher.py",
         "tests/unit/test_publishing.py",
     ),

@@ -82,6 +82,7 @@ class ScriptedBroker:
         depth: the number of ready messages in each queue.
         got: what basic.get returns.
         notices: the sentences for the user.
+        largest_frame: the size of the largest frame received.
     """
 
     frame_max = 131_072
@@ -108,7 +109,9 @@ class ScriptedBroker:
         self._number = 0  # of the current channel
         self._tags: dict[int, int] = {}
         self._names = 0
+        self.largest_frame = 0
         self._content: tuple[spec.Basic.Publish, spec.BasicProperties, bytes] | None = None
+        self._size = 0  # of the body
         self._loop = IOLoop()
         self._pika = FastConnection(
             pika.ConnectionParameters(), custom_ioloop=self._loop, internal_connection_workflow=False
@@ -166,12 +169,15 @@ class ScriptedBroker:
     def _take(self, received: Any) -> None:
         number = received.channel_number
         if isinstance(received, frame.Header) and self._content is not None:
-            self._content = self._content[0], received.properties, b""
-            if not received.body_size:
+            self._content, self._size = (self._content[0], received.properties, b""), received.body_size
+            if not self._size:
                 self._published(number)
         elif isinstance(received, frame.Body) and self._content is not None:
-            self._content = (*self._content[:2], received.fragment)
-            self._published(number)
+            method, properties, body = self._content
+            self._content = method, properties, body + received.fragment
+            self.largest_frame = max(self.largest_frame, len(received.fragment) + 8)
+            if len(self._content[2]) == self._size:
+                self._published(number)
         elif isinstance(received, frame.Method):
             method = received.method
             if isinstance(method, spec.Basic.Publish):

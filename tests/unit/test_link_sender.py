@@ -419,7 +419,7 @@ def test_a_missing_outcome_raises_not_confirmed(broker: Broker) -> None:
     """If the broker reports no outcome within the confirm timeout, NotConfirmed says how many messages are unconfirmed,
     and which option waits longer. Receipts of earlier messages are yielded first.
     """
-    broker.steps = [lambda: broker.decide(b"1")]
+    broker.steps = [lambda: broker.decide(b"1"), lambda: setattr(broker, "now", broker.now + 2)]
     broker.confirm_timeout = 2.5
     sender = Sender(broker, QUEUE, persistent=False)
     receipts = sender.send(messages(b"1", b"2"))

@@ -130,6 +130,14 @@ def test_a_returned_message_is_recognized(
     ]
 
 
+def test_a_large_message_is_published_in_frames_that_the_broker_accepts(broker: ScriptedBroker) -> None:
+    """A message that is larger than the broker's frame-max is published in several frames."""
+    body = bytes(200_000)
+    assert len([*broker.channel().publish([Message(body)])]) == 1
+    assert bodies(broker) == [body]
+    assert broker.largest_frame == broker.frame_max
+
+
 def test_a_returned_message_equals_the_published_one() -> None:
     """A returned message has the body, the id, the address and the properties with which it was published."""
     given = {name: None for name in PROPERTIES if name != "message_id"} | {"app_id": "a", "headers": {"n": 1}}
@@ -261,6 +269,12 @@ def test_the_messages_before_an_invalid_one_are_published_with_their_numbers(bro
         next(receipts)
     assert (first, batch) == ([], [long, Message(b"6")])
     assert bodies(broker) == [b"1", b"2", b"3", b"4"]
+    last = [Message(b"7"), long]
+    receipts = broker.channel().publish(Batches(last), routing_key="q")
+    assert next(receipts).message.body == b"7"
+    with pytest.raises(UsageError, match="300 bytes"):
+        next(receipts)
+    assert last == [long]
     only = [long]
     with pytest.raises(UsageError, match="300 bytes"):
         next(broker.channel().publish(Batches(only), routing_key="q"))
