@@ -85,7 +85,7 @@ class ScriptedBroker:
         largest_frame: the size of the largest frame received.
     """
 
-    frame_max = 131_072
+    frame_max = 65_536
     comes_back = True
     cluster = "cluster"
 

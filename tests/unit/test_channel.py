@@ -251,8 +251,8 @@ def test_deliveries_acknowledged_together_share_one_acknowledgement(broker: Scri
     channel.acknowledge(late)
     assert late.settled
     assert not broker.has_progressed
-    channel.acknowledge(delivery(channel, 1), delivery(channel, 2))
-    assert broker.acks[2:] == [(2, True)]
+    channel.acknowledge(delivery(channel, 2), delivery(channel, 3))
+    assert broker.acks[2:] == [(2, False), (3, False)]  # the first delivery of this connection is still unacknowledged
 
 
 @pytest.mark.parametrize(
