@@ -486,6 +486,15 @@ def test_a_policy_for_the_queue_of_messages_that_are_published_meanwhile_prevent
     assert refusal.is_final
 
 
+@pytest.mark.parametrize("to", ["quorum_queues", "classic_queues"])
+def test_a_policy_for_quorum_queues_prevents_a_conversion_like_one_for_all(to: str) -> None:
+    """The queues that hold the messages are quorum queues, so a limit in a policy for quorum queues prevents a
+    conversion, and so does one that rejects messages beyond a number of bytes. A policy for classic queues does not.
+    """
+    limits = {"overflow": "reject-publish", "max-length-bytes": 5}
+    assert len(found(policies=[policy("p", "", to, **limits)]).refusals) == (2 if to == "quorum_queues" else 0)
+
+
 @pytest.mark.parametrize("by", ["argument", "policy"])
 def test_a_queue_that_rejects_messages_beyond_a_number_of_bytes_is_refused(by: str) -> None:
     """A queue that rejects messages beyond a number of bytes cannot be converted, since messages that are published
