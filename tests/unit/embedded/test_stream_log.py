@@ -1,6 +1,8 @@
 """The log of a stream: entries are read in order, from any offset, even after a crash."""
 
+import errno
 import gzip
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -361,6 +363,33 @@ def test_old_segments_are_deleted_by_size_and_age(bench: Bench) -> None:
     assert before < log.first_offset < log.end
 
 
+def test_messages_are_stored_although_the_oldest_segment_cannot_be_deleted(
+    on_disk: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the disk does not let the broker delete a stream's oldest segment, the log says so, and the stream's new
+    messages are stored and can be read all the same. The segment is deleted when the next one begins.
+    """
+    log = on_disk.open(segment_bytes=1_000, max_bytes=1_000)
+    on_disk.add(bytes(600))
+    with monkeypatch.context() as failing, caplog.at_level(logging.ERROR):
+        failing.setattr(Path, "unlink", raises(OSError(errno.EIO, "Input/output error")))
+        for _ in range(4):
+            on_disk.add(bytes(600))
+    assert (log.first_offset, [offset for offset, _ in on_disk.read()]) == (0, [0, 1, 2, 3, 4])
+    assert "cannot delete the oldest messages of a stream" in caplog.text
+    on_disk.add(bytes(600))
+    on_disk.add(bytes(600))
+    assert log.first_offset > 2
+    assert [offset for offset, _ in on_disk.read()] == [*range(log.first_offset, 7)]
+
+
+def raises(error: Exception) -> Callable[..., None]:
+    def function(*_: object, **__: object) -> None:
+        raise error
+
+    return function
+
+
 def test_publishing_ids_and_stored_offsets_survive_a_restart_and_the_deletion_of_a_segment(on_disk: Bench) -> None:
     """A stream keeps its publishing ids and stored offsets after a restart, even if the segment in which they were
     written is deleted. As in RabbitMQ, a stored offset before the first remaining message is lost.
@@ -392,6 +421,9 @@ def test_an_incomplete_chunk_at_the_end_of_a_stream_is_moved_to_another_file(on_
         assert whole[sound:size] in [path.read_bytes() for path in tmp_path.glob("damaged-*/*")]
         on_disk.add(b"d")
         assert on_disk.read() == [(0, b"a"), (1, b"b"), (2, b"d")]
+    # Even those that were found in the same second.
+    kept = {path.read_bytes() for path in tmp_path.glob("damaged-*/*")}
+    assert kept == {whole[sound : sound + 1], whole[sound : sound + 48], whole[sound:-1]}
 
 
 @pytest.mark.parametrize("written", [0, 30])

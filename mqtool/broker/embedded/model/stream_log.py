@@ -4,6 +4,7 @@ New messages are collected in a chunk until the ledger writes it (`prepare`, `wr
 confirmed and available to readers.
 """
 
+import logging
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,8 @@ from mqtool.broker.embedded.model.stream_segment import (
     parse_header,
     sound_chunks,
 )
+
+log = logging.getLogger(__name__)
 
 #: The default size of a segment, in bytes. RabbitMQ's 500 MB would take seconds to check at startup, and with smaller
 #: segments the size of a stream stays closer to its limits.
@@ -368,6 +371,12 @@ class StreamLog:
 
     def _forget_old(self) -> None:
         """Delete the oldest segments beyond the retention limits. Called only after adding one, as in RabbitMQ."""
+        try:
+            self._delete_old()
+        except OSError as error:  # the messages that have just been written must be confirmed all the same
+            log.error("cannot delete the oldest messages of a stream, until its next segment begins: %s", error)
+
+    def _delete_old(self) -> None:
         limits = self.retention
         while len(self._segments) > 1 and not self.deleted:
             first = self._segments[0]
@@ -382,8 +391,8 @@ class StreamLog:
                 too_large = first.last_timestamp < self._clock.now() - limits.max_age
             if not too_large:
                 return
-            del self._segments[0]
             first.data.delete()
+            del self._segments[0]
             self.last_chunk = self.end if self.last_chunk < self.first_offset else self.last_chunk
 
     def clear(self) -> None:

@@ -12,6 +12,7 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -71,8 +72,8 @@ class LogCheck:
             return None
         torn = self._readable and len(lost) == 1 and _is_torn(self._copy.read_bytes(), read, lost[0])
         kept = new_directory(self._database.parent)
-        self._copy.rename(kept / self._log.name)
-        shutil.copy(self._database, kept)
+        self._copy.rename(unused(kept / self._log.name))
+        shutil.copy(self._database, unused(kept / self._database.name))
         if torn:
             return (
                 "the last group of changes in the log is incomplete: nothing is lost if the broker was killed, or its "
@@ -138,6 +139,12 @@ def new_directory(parent: Path) -> Path:
     return path
 
 
+def unused(path: Path) -> Path:
+    """Return a path, with a number behind its name if there is such a file: two starts can be in the same second."""
+    paths = chain([path], (path.with_name(f"{path.name}.{number}") for number in count(2)))
+    return next(each for each in paths if not each.exists())
+
+
 def check_header(database: Path) -> None:
     """Raise DatabaseError if a file is not an SQLite database.
 
@@ -193,7 +200,7 @@ def salvage(database: Path, schema: str) -> str:
     kept = new_directory(database.parent)
     for path in [*database.parent.glob(f"{database.name}*")]:
         if path != new:
-            path.rename(kept / path.name)
+            path.rename(unused(kept / path.name))
     new.rename(database)
     gone = "some of its messages" if all_definitions else "some of its queues, exchanges, bindings or users"
     if all_definitions and all_messages:

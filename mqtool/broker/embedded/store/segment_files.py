@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mqtool.broker.embedded.model.ledger import SegmentData
-from mqtool.broker.embedded.store.damage import new_directory
+from mqtool.broker.embedded.store.damage import new_directory, unused
 from mqtool.broker.embedded.store.disk import DISK, Disk
 
 _SUFFIX = ".segment"
@@ -93,7 +93,7 @@ class SegmentFile:
 
     def cut(self, size: int) -> None:
         """Truncate to `size` bytes, and move the rest to a directory for damaged files."""
-        kept = new_directory(self._path.parents[2]) / f"stream-{self._path.parent.name}-{self._path.name}"
+        kept = unused(new_directory(self._path.parents[2]) / f"stream-{self._path.parent.name}-{self._path.name}")
         kept.touch(mode=0o600)
         with self._path.open("rb") as whole, kept.open("wb") as tail:
             whole.seek(size)
