@@ -248,8 +248,8 @@ MUTATIONS = (
     Mutation(
         "deletes the newest segments of a stream instead of the oldest",
         "model/stream_log.py",
-        "            first.data.delete()\n            del self._segments[0]",
-        "            first.data.delete()\n            del self._segments[-2]",
+        "                first.data.delete()\n                del self._segments[0]",
+        "                first.data.delete()\n                del self._segments[-2]",
     ),
     Mutation(
         "confirms a stream's messages before they are written",

@@ -371,29 +371,26 @@ class StreamLog:
 
     def _forget_old(self) -> None:
         """Delete the oldest segments beyond the retention limits. Called only after adding one, as in RabbitMQ."""
+        limits = self.retention
         try:
-            self._delete_old()
+            while len(self._segments) > 1 and not self.deleted:
+                first = self._segments[0]
+                too_large = limits.max_bytes is not None and self.size > limits.max_bytes
+                too_large = too_large or self._segments[1].base <= self._floor
+                # All messages of this segment are before the base of the next one.
+                if not too_large and limits.max_age is not None:
+                    if not first.is_indexed:
+                        first.index_some(INDEX_AT_ONCE)
+                        self._clock.take_turn(self._forget_old)
+                        return
+                    too_large = first.last_timestamp < self._clock.now() - limits.max_age
+                if not too_large:
+                    return
+                first.data.delete()
+                del self._segments[0]
+                self.last_chunk = self.end if self.last_chunk < self.first_offset else self.last_chunk
         except OSError as error:  # the messages that have just been written must be confirmed all the same
             log.error("cannot delete the oldest messages of a stream, until its next segment begins: %s", error)
-
-    def _delete_old(self) -> None:
-        limits = self.retention
-        while len(self._segments) > 1 and not self.deleted:
-            first = self._segments[0]
-            too_large = limits.max_bytes is not None and self.size > limits.max_bytes
-            too_large = too_large or self._segments[1].base <= self._floor
-            # All messages of this segment are before the base of the next one.
-            if not too_large and limits.max_age is not None:
-                if not first.is_indexed:
-                    first.index_some(INDEX_AT_ONCE)
-                    self._clock.take_turn(self._forget_old)
-                    return
-                too_large = first.last_timestamp < self._clock.now() - limits.max_age
-            if not too_large:
-                return
-            first.data.delete()
-            del self._segments[0]
-            self.last_chunk = self.end if self.last_chunk < self.first_offset else self.last_chunk
 
     def clear(self) -> None:
         """Delete all messages, publishing ids and stored offsets. Later messages do not reuse offsets."""
