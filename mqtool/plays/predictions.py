@@ -37,7 +37,7 @@ DIRECT = Question(
     "messages back; otherwise, the broker would drop it.",
 )
 NAMED_QUEUE = Question(
-    "A critical message is sent while no receiver runs. Does the receiver get the message when it starts again?",
+    "A critical message was sent while no receiver ran. Does the receiver get the message when it starts again?",
     "Yes. The queue has a name, so it was not deleted with the receiver. It has kept its bindings and the message.",
 )
 TWO_BINDINGS = Question(

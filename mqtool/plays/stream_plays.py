@@ -64,7 +64,7 @@ def _stream_offset_tracking(stage: Stage) -> None:
     stage.expect(
         "the receiver read the second hundred messages, and none of the first", (first >= 100, last - first), (True, 99)
     )
-    stage.say("To read the whole stream again, reset the offset.")
+    stage.say("Reset the offset: the receiver starts from the beginning again, and stops at the first marker.")
     third.run(f"mqtool offset reset {stage.name(_NAME)} subscriber_1")
     receiver.run(f"mqtool offset receive{stream}")
     stage.expect("the receiver read the stream from its start again", receiver.after(done), ["0 last_offset 99 "])

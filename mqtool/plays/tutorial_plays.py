@@ -37,8 +37,8 @@ HELLO_WORLD = Play(
 
 
 _QUICK_TASK = ["a", "b", "c", "d", "e"]
-#: Two dots are two seconds of work. In that time, the other worker handles all the quick tasks.
-_LONG_TASK = "long.."
+#: Three dots are three seconds of work. In that time, the picture, too, shows the other worker handle all quick tasks.
+_LONG_TASK = "long..."
 
 
 def _work_queues(stage: Stage) -> None:
@@ -55,8 +55,8 @@ def _work_queues(stage: Stage) -> None:
 def _fair_dispatch(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
     limit = "prefetch 1, in AMQP 1.0 a credit of 1" if stage.place.protocol else "prefetch 1"
     stage.say(
-        "Two workers share a queue. The boss sends a long task (two dots: two seconds of work) and five quick ones. "
-        f"With {limit}, a worker gets its next task only when it has finished the last one.",
+        "Two workers share a queue. The boss sends a long task (three dots: three seconds of work) and five quick "
+        f"ones. With {limit}, a worker gets its next task only when it has finished the last one.",
         predictions.FAIR_DISPATCH,
     )
     busy, other = _share(stage, boss, workers, f"mqtool worker{stage.declared_queue('task_queue')}")
@@ -118,7 +118,8 @@ def _killed_worker(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -
 
 def _forgotten_acknowledgement(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -> None:
     stage.say(
-        "The classic mistake: worker 1 does its tasks but never acknowledges them. To the broker, they are not done.",
+        "The classic mistake: worker 1 does its tasks but never acknowledges them. To the broker, they stay "
+        "unacknowledged, as if they were not done.",
         predictions.FORGOTTEN_ACKNOWLEDGEMENT,
     )
     shown = "-F 'Received %b, redelivered %R'"
@@ -270,8 +271,7 @@ def _queue_with_a_name(stage: Stage, emitter: Terminal, disk: Terminal, screen: 
     exchange = stage.exchange("direct_logs")
     receive = f"mqtool receive-log direct{exchange} error critical -q {stage.name('errors')} --declare"
     stage.say(
-        "So far, each queue was deleted when its receiver ended. Now give the queue a name, and end the receiver.",
-        predictions.NAMED_QUEUE,
+        "So far, each queue was deleted when its receiver ended. Now give the queue a name, and end the receiver."
     )
     disk.interrupt()
     screen.interrupt()
@@ -280,6 +280,10 @@ def _queue_with_a_name(stage: Stage, emitter: Terminal, disk: Terminal, screen: 
     disk.interrupt()
     emitter.run(f"mqtool emit-log direct{exchange} critical 'Disk full.'")
     emitter.run(f"mqtool emit-log direct{exchange} info 'All is well.'")
+    stage.say(
+        "The error waits in the queue; nobody asks for the info any more. Start the receiver again.",
+        predictions.NAMED_QUEUE,
+    )
     disk.start(receive)
     disk.wait_for("[x]", 1)
     disk.interrupt()
@@ -479,8 +483,9 @@ def _publisher_confirms(stage: Stage) -> None:
     (publisher,) = stage.terminals("publisher")
 
     stage.say(
-        f"Publish {_CONFIRM_COUNT:,} messages in three ways: waiting for each confirm, waiting once per "
-        f"{_CONFIRM_BATCH} messages, and handling confirms as they arrive. Which is fastest, and by how much?"
+        f"Publish {_CONFIRM_COUNT:,} messages in three ways, each with a queue of its own: waiting for each confirm, "
+        f"waiting once per {_CONFIRM_BATCH} messages, and handling confirms as they arrive. Which is fastest, and by "
+        "how much?"
     )
     publisher.run(f"mqtool publisher-confirms all -c {_CONFIRM_COUNT} --batch-size {_CONFIRM_BATCH}")
 
@@ -520,8 +525,8 @@ def _in_the_order_of_their_times(stage: Stage, sender: Terminal, receiver: Termi
     stage.say("Start a receiver. It gets messages when they are due.")
     receiver.start(f"mqtool receive-delayed{exchange}{stage.declared_queue('delay_queue')}")
     stage.say(
-        f"The first message is due in {_DELAY_LONG} seconds, the second in {_DELAY_SHORT}. Each send command ends "
-        "immediately: the messages wait in the broker."
+        f"'Wake up!' is due in {_DELAY_LONG} seconds; 'Tea is ready.' is sent after it, but is due in {_DELAY_SHORT}. "
+        "Each send command ends immediately: the messages wait in the broker."
     )
     sender.run(f"mqtool send-delayed{exchange} --delay {_DELAY_LONG}s 'Wake up!'")
     sender.run(f"mqtool send-delayed{exchange} --delay {_DELAY_SHORT}s 'Tea is ready.'")

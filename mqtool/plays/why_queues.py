@@ -93,8 +93,8 @@ def _asynchrony(stage: Stage) -> None:
     count, per_second = 8, 3.0
 
     stage.say(
-        f"Second reason: asynchrony. Packing an order takes {_PACK_SECONDS:g} s. First, the shop itself runs ./pack, "
-        "and the customer has to wait."
+        f"Second reason: asynchrony. Packing an order takes {_PACK_SECONDS:g} s. First, the shop itself runs ./pack: "
+        "it sends no message, the queue stays empty, and the customer has to wait."
     )
     _forget_orders(stage)
     packer.start(f"mqtool worker -q {packing} --declare --exec ./pack")
@@ -114,8 +114,8 @@ def _asynchrony(stage: Stage) -> None:
         by_hand = str(direct)
         direct.finish()
         stage.say(
-            f"A customer waited {by_hand}. Now the shop puts each order into a queue, and a worker runs the same "
-            "./pack at its own pace."
+            f"A customer waited {by_hand}. Now the shop only puts each order into a queue, and does not wait while a "
+            "worker runs the same ./pack."
         )
         queued = Shop(shop_terminal, f"mqtool new-task -q {packing} -l -v", _SENT)
         answered.append(queued)
@@ -125,7 +125,10 @@ def _asynchrony(stage: Stage) -> None:
     queued.finish()
     packer.interrupt()
     stage.expect(f"all {count} orders were packed", packer.count(_PACKED), count)
-    stage.say(f"Called directly: {by_hand}. Through the queue: {queued}.")
+    stage.say(
+        "All orders are packed, and the queue is empty. A customer waited "
+        f"{by_hand} when the shop called ./pack, and {queued} through the queue."
+    )
 
 
 def _forget_orders(stage: Stage) -> None:
@@ -169,9 +172,9 @@ def _peak_clipping(stage: Stage) -> None:
     longest = max(then - asked for then, asked in zip(done, shop.asked, strict=True))
     stage.expect(f"all {total} orders were packed, at the packer's own pace", packer.count(_PACKED), total)
     stage.say(
-        f"Up to {max(gauge.values[2]):,.0f} orders waited in the queue, one of them for {longest:.1f} s. If the shop "
-        "had called the packer itself, that customer would have waited as long. Through the queue, an answer took "
-        f"{shop}."
+        f"Now the queue is empty again. Up to {max(gauge.values[2]):,.0f} orders waited in it, one of them for "
+        f"{longest:.1f} s. If the shop had called the packer itself, that customer would have waited as long. Through "
+        f"the queue, an answer took {shop}."
     )
 
 
