@@ -135,8 +135,8 @@ def slow(loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> tu
 
 
 def test_a_message_gets_its_outcome_once_it_is_on_disk(slow: tuple[MemoryClient10, SlowLedger]) -> None:
-    """If an AMQP 1.0 message is to be stored on disk, the broker sends its outcome once the message is synced to disk.
-    A message in a later group of writes gets its outcome once that group is synced.
+    """If an AMQP 1.0 message is to be stored on disk, the broker sends the message's outcome once the message is synced
+    to disk. A message in a later group of writes gets its outcome once that group is synced.
     """
     client, ledger = slow
     client.attach_sender("/queues/q")
@@ -688,9 +688,7 @@ def test_a_direct_reply_is_delivered_to_the_channel_that_waits_for_it(client: Me
     assert broker.vhosts["/"].exchanges[""].published_in == 2
 
 
-def test_other_exchanges_than_the_default_exchange_deliver_no_direct_replies(
-    client: MemoryClient10, broker: Broker
-) -> None:
+def test_only_the_default_exchange_delivers_direct_replies(client: MemoryClient10, broker: Broker) -> None:
     """Only the default exchange delivers direct replies. Any other exchange routes a message whose routing key is the
     address of a direct reply by the exchange's bindings.
     """
