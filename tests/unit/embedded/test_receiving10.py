@@ -181,8 +181,8 @@ def test_the_answer_to_a_drain_contains_the_number_of_messages_left_in_the_queue
 def test_a_drain_completes_only_after_a_slow_receiver_has_got_the_waiting_messages(
     client: MemoryClient10, q: BrokerQueue, *, waiting: bool
 ) -> None:
-    """While an AMQP 1.0 receiver reads too slowly, the broker holds its messages back, and a drain completes only after
-    the waiting messages have been sent. If no messages wait, the drain completes at once.
+    """While an AMQP 1.0 receiver reads too slowly, the broker holds back the receiver's messages, and a drain completes
+    only after the waiting messages have been sent. If no messages wait, the drain completes at once.
     """
     if waiting:
         fill(q, b"1")
@@ -368,7 +368,7 @@ def test_an_unsettled_message_of_a_queue_is_requeued_when_the_link_is_detached(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
     """When a receiver detaches its link, the broker requeues the link's unsettled messages, marked as redelivered, and
-    removes its consumer from the queue.
+    removes the link's consumer from the queue.
     """
     fill(q, b"1")
     client.attach_receiver("/queues/q")
@@ -411,8 +411,8 @@ def test_a_message_larger_than_the_receivers_max_message_size_ends_the_session(
 
 
 def test_a_receiver_is_paused_while_it_reads_too_slowly(client: MemoryClient10, q: BrokerQueue) -> None:
-    """While a client does not read what the broker has sent, the broker holds its messages back. The broker sends them
-    once the client reads again.
+    """While a client does not read what the broker has sent, the broker holds back the messages of the client's
+    receivers. The broker sends these messages once the client reads again.
     """
     fill(q, b"1")
     client.attach_receiver("/queues/q")
@@ -425,8 +425,8 @@ def test_a_receiver_is_paused_while_it_reads_too_slowly(client: MemoryClient10, 
 def test_a_receiver_is_paused_while_the_clients_incoming_window_is_closed(
     client: MemoryClient10, q: BrokerQueue
 ) -> None:
-    """While a client's incoming window is closed, the broker holds the messages of the session's receivers back. The
-    broker sends them once the client opens the window.
+    """While a client's incoming window is closed, the broker holds back the messages of the session's receivers. The
+    broker sends these messages once the client opens the window.
     """
     fill(q, b"1")
     client.attach_receiver("/queues/q")
@@ -489,8 +489,8 @@ def test_deleting_a_queue_detaches_its_receivers(
 def test_a_link_that_was_detached_is_not_detached_again_when_its_queue_is_deleted(
     client: MemoryClient10, q: BrokerQueue, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """If the client detaches a link before the broker cancels its consumer, because the queue was deleted, the broker
-    does not detach the link again, even if the client has attached a new link with the same handle.
+    """When a queue is deleted, and the client detaches a link before the broker has cancelled the link's consumer, the
+    broker does not detach the link again, even if the client has attached a new link with the same handle.
     """
     client.attach_receiver("/queues/q")
     [link] = q.consumers
@@ -583,7 +583,7 @@ def test_a_message_that_is_sent_settled_is_recorded_as_acknowledged_at_once(
     client: MemoryClient10, broker: Broker, q: BrokerQueue, *, settled: bool
 ) -> None:
     """While the embedded broker records messages, it records a message that it sends settled as acknowledged at once,
-    and an unsettled one once the client accepts it. This includes messages of streams.
+    and an unsettled one once the client accepts it. The same is true of messages from streams.
     """
     hooks: Any = Hooks()
     broker.hooks = hooks
@@ -663,8 +663,8 @@ def news(active: bool) -> dict[str, bool]:
 
 
 def test_a_receiver_of_a_quorum_queue_is_told_whether_it_is_active(client: MemoryClient10, sac: BrokerQueue) -> None:
-    """When a receiver of a quorum queue with a single active consumer first grants credit, and not earlier, the broker
-    tells the receiver whether it is the active consumer. The broker tells it again only when it becomes the active one.
+    """The broker tells a receiver of a quorum queue with a single active consumer whether this receiver is the active
+    one when the receiver first grants credit, not earlier, and later only when the receiver becomes the active one.
     """
     fill(sac, b"1")
     for handle in range(2):
@@ -704,8 +704,8 @@ def test_receivers_of_a_quorum_queue_without_a_single_active_consumer_are_all_ac
 def test_receivers_of_a_classic_queue_and_before_rabbitmq_4_3_are_not_told_whether_they_are_active(
     loop: asyncio.AbstractEventLoop, like: Like, kind: str
 ) -> None:
-    """The broker does not tell receivers of a classic queue whether they are active. Nor does it tell receivers of a
-    quorum queue if it imitates a version of RabbitMQ before 4.3.
+    """The broker does not tell receivers of a classic queue whether they are active. If the broker imitates a version
+    of RabbitMQ before 4.3, it does not tell receivers of a quorum queue, either.
     """
     broker = broker_with(loop, PROFILES[like])
     add(broker, "sac", x_queue_type=kind, x_single_active_consumer=True)
@@ -806,8 +806,8 @@ def test_a_requester_can_drain_its_credit_and_ask_for_an_echo(
 def test_a_requester_gets_no_replies_after_its_link_is_detached(
     client: MemoryClient10, broker: Broker, replies: str
 ) -> None:
-    """When the link of a requester is detached, the broker no longer delivers replies to its address. A new requester
-    gets another address.
+    """When the link of a requester is detached, the broker no longer delivers replies to the link's address. A new
+    requester gets another address.
     """
     assert [f"{DIRECT_REPLY_TO}.{token}" for token in broker.reply_consumers] == [replies]
     [link] = broker.reply_consumers.values()
