@@ -160,8 +160,8 @@ def test_the_incoming_window_is_extended_once_half_of_it_is_used(client: MemoryC
 def test_an_alarm_closes_the_window_but_400_more_transfers_are_tolerated(
     client: MemoryClient10, broker: Broker
 ) -> None:
-    """At the first transfer during an alarm, the broker sends a flow frame with an incoming window of 0. It tolerates
-    up to 400 transfers that the client may have sent before it read this frame; one more ends the session.
+    """At the first transfer during an alarm, the broker sends a flow frame with an incoming window of 0. The broker
+    tolerates up to 400 transfers that the client may have sent before it read this frame; one more ends the session.
     """
     client.attach_sender("/queues/q")
     client.publish(0)
@@ -208,7 +208,7 @@ def test_a_session_that_begins_during_an_alarm_has_a_closed_window(client: Memor
 
 def test_the_ids_and_windows_of_a_session_are_those_of_the_latest_flow_frame(client: MemoryClient10) -> None:
     """A client's flow frame sets the client's windows, and the transfer id that the broker expects next. If the frame
-    asks for an echo, the broker answers with a flow frame that contains its own ids and windows.
+    asks for an echo, the broker answers with a flow frame that contains the broker's ids and windows.
     """
     assert client.send(FLOW, UInt32(0), UInt32(11), UInt32(13), UInt32(17)) == []
     assert client.connection.sessions[0].windows == {
@@ -376,8 +376,8 @@ def test_an_outcome_acknowledges_dead_letters_or_requeues_a_message(
     client: MemoryClient10, broker: Broker, state: Described, ready: int, dead: int, counts: tuple[int, int] | None
 ) -> None:
     """The outcome `accepted` acknowledges a message. `rejected`, and `modified` with undeliverable-here, dead-letter
-    the message. `released`, and any other `modified`, requeue it. Only `modified` with delivery-failed counts towards
-    the delivery limit.
+    the message. `released`, and any other `modified`, requeue the message. Only `modified` with delivery-failed counts
+    towards the delivery limit.
     """
     queue = quorum(broker)
     receiving(client, queue, b"1")
@@ -588,8 +588,8 @@ def test_a_handle_that_is_in_use_ends_the_session(client: MemoryClient10) -> Non
 
 
 def test_links_count_as_memory_of_their_connection(client: MemoryClient10, q: BrokerQueue) -> None:
-    """Until a link is detached or its session ends, 4,000 bytes and the size of its attach frame count as memory of its
-    connection. A refused link does not count.
+    """Until a link is detached or its session ends, 4,000 bytes and the size of the link's attach frame count as memory
+    of the connection. A refused link does not count.
     """
     client.connection.count_held()
     before = client.connection.held_bytes
@@ -663,8 +663,8 @@ class Watcher:
 
 
 def test_a_live_display_shows_publishers_whose_queue_does_not_exist(client: MemoryClient10, broker: Broker) -> None:
-    """If a publisher attaches a link to a queue that does not exist, a live display is told so. It is not told of such
-    receivers, nor of invalid addresses.
+    """A live display is told when a publisher attaches a link to a queue that does not exist. The display is not told
+    of receivers whose queue does not exist, nor of links with an invalid address.
     """
     watcher: Any = Watcher()
     broker.vhosts["/"].watcher = watcher
