@@ -285,8 +285,8 @@ def test_a_flow_frame_without_a_handle_extends_the_window_of_the_session(
 
 
 def test_a_disposition_applies_to_a_range_of_messages(broker: Broker, session: LinkConnection) -> None:
-    """The broker's disposition applies to all messages from its first to its last delivery id, or to one message if it
-    contains no last id. mqtool ignores the ids of messages that already have an outcome.
+    """The broker's disposition applies to all messages from its first to its last delivery id, or only to the first one
+    if the disposition contains no last id. mqtool ignores the ids of messages that already have an outcome.
     """
     sender = published(session, *(b"%d" % number for number in range(6)))
     broker.credit(0, 0, 9)
@@ -365,8 +365,9 @@ def test_a_message_rejected_by_an_unavailable_queue_is_sent_again_for_20_seconds
 def test_a_rejected_message_is_sent_again_if_a_node_could_not_be_reached(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, *, lacks_a_node: bool
 ) -> None:
-    """If mqtool could not reach a node of the cluster when it opened the connection, it sends a message again that an
-    unavailable queue has rejected, because the queue may have no leader yet. Otherwise, the rejection is final.
+    """If mqtool could not reach a node of the cluster when it opened the connection, and an unavailable queue rejects a
+    message, mqtool sends this message again, because the queue may have no leader yet. Otherwise, the rejection is
+    final.
     """
     failures = [Unavailable("no route to host")] * lacks_a_node
 
@@ -390,8 +391,8 @@ def test_a_rejected_message_is_sent_again_if_a_node_could_not_be_reached(
 def test_messages_without_an_outcome_are_sent_again_after_a_reconnection(
     broker: Broker, session: LinkConnection
 ) -> None:
-    """After a reconnection, mqtool attaches its links again. It first sends the messages without an outcome again, in
-    order, and then the messages that it has not sent yet. mqtool sends nothing while the connection is lost.
+    """After a reconnection, mqtool attaches its links again. mqtool first sends the messages without an outcome again,
+    in order, and then the messages that it has not sent yet. While the connection is lost, mqtool sends nothing.
     """
     sender = published(session, b"1", b"2", b"3", b"4")
     broker.credit(0, 0, 3)
@@ -630,9 +631,9 @@ def test_nothing_is_sent_when_a_session_ends_while_its_connection_is_lost(
 
 
 def test_a_link_that_the_broker_detaches_raises_an_error(broker: Broker, session: LinkConnection) -> None:
-    """If the broker detaches a link with an error, for example because its queue was deleted, mqtool answers with a
-    detach frame and raises the broker's error. If the broker's detach frame contains no error, or is for an unknown
-    handle, mqtool ignores the frame.
+    """If the broker detaches a link with an error, for example because the link's queue was deleted, mqtool answers
+    with a detach frame and raises the broker's error. A detach frame without an error is the answer to mqtool's own
+    detach frame. mqtool ignores a detach frame for an unknown handle.
     """
     receiver(session)
     broker.tell(Detach(40, closed=True))
@@ -689,5 +690,5 @@ def test_a_management_request_is_sent_settled(broker: Broker, session: LinkConne
 
 
 def test_the_names_of_links_are_random() -> None:
-    """Each link has a different name, so that the broker does not take it for a link of another client."""
+    """Each link has a different, random name, so that the broker does not take it for a link of another client."""
     assert len({new_name() for _ in range(100)}) == 100
