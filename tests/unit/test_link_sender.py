@@ -152,9 +152,9 @@ def test_an_outcome_becomes_a_confirmation_and_a_reason(
 
 
 def test_the_receipt_of_a_message_that_was_not_accepted_contains_the_exchange_and_routing_key(broker: Broker) -> None:
-    """If the broker does not accept a message, its receipt contains the message with the exchange and the routing key
-    to which it was published, so that it can be published again. The receipt of an accepted message contains the same
-    object that was published.
+    """If the broker does not accept a message, the receipt contains the message with the exchange and the routing key
+    to which the message was published, so that the message can be published again. The receipt of an accepted message
+    contains the same object that was published.
     """
     given = Message(b"1"), Message(b"2")
     broker.steps = [lambda: broker.decide(b"1", state=Rejected()), broker.decide]
@@ -291,9 +291,9 @@ def test_an_error_in_the_input_is_raised_after_earlier_amqp_1_0_messages_have_th
 
 
 def test_a_batch_is_sent_up_to_an_invalid_message_over_amqp_1_0(broker: Broker) -> None:
-    """If a batch contains an invalid message, an AMQP 1.0 sender sends the messages before it, and removes them from
-    the batch. The invalid message and all later ones stay in the batch, so that `send --failed-to` can write them to a
-    file.
+    """If a batch contains an invalid message, an AMQP 1.0 sender sends the messages before the invalid one, and removes
+    the sent messages from the batch. The invalid message and all later ones stay in the batch, so that `send
+    --failed-to` can write them to a file.
     """
     batch = [Message(b"1"), Message(b"2"), Message(b"3", properties={"cluster_id": "c"}), Message(b"4")]
 
@@ -442,8 +442,8 @@ def test_a_missing_outcome_raises_not_confirmed(broker: Broker) -> None:
 
 
 def test_a_sender_can_be_used_again_after_a_missing_outcome(broker: Broker) -> None:
-    """If an outcome does not arrive in time while the window is full, send() raises an error. If the outcome arrives
-    later, the next call of send() yields its receipt and sends more messages.
+    """If the outcome of a message does not arrive in time while the window is full, send() raises an error. If the
+    outcome arrives later, the next call of send() yields the receipt of this message, and sends more messages.
     """
     sender = Sender(broker, QUEUE, persistent=False)
     with pytest.raises(NotConfirmed):
