@@ -467,8 +467,8 @@ def test_a_receiver_that_must_stop_ends_after_the_current_delivery(broker: Broke
 
 def test_a_receiver_keeps_its_time_limits(broker: Broker) -> None:
     """A receiver ends after its idle timeout, which starts again with each delivery and does not run while the
-    connection is lost. After its total timeout, the receiver raises TimedOut. It never waits longer than the time that
-    is left.
+    connection is lost. After its total timeout, the receiver raises TimedOut. The receiver never waits longer than the
+    time that is left.
     """
     receiver = attached(broker, idle_timeout=2.0)
     broker.steps = [lambda: broker.deliver(receiver, b"1")]
