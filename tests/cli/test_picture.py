@@ -814,8 +814,8 @@ def test_an_idle_publisher_stays_in_the_picture_until_it_ends(chromium: Any, tmp
 def test_a_consumer_whose_program_ended_before_the_page_asked_for_consumers_is_shown_as_closed(
     chromium: Any, tmp_path: Path
 ) -> None:
-    """In a tutorial's picture, once a consumer's program has ended, the consumer's box says that the consumer is
-    closed, even if the program ended before the page asked the broker for its consumers.
+    """In a tutorial's picture, once a consumer's program has ended, the consumer's box says "cancelled or closed", even
+    if the program ended before the page asked the broker for its consumers.
     """
     begins = [each for each in play() if each["kind"] in ("session", "begins", "opened")]
     goes_on = {"kind": "goes_on", "t": 800, "n": 20, "number": 1}
