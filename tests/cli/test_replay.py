@@ -166,8 +166,9 @@ def test_a_message_read_from_a_stream_is_published_to_the_stream_and_not_to_a_fo
     shell: Shell, broker: TestBroker, connection: Connection, read: str, command: str
 ) -> None:
     """`recording replay` and `send --json` publish a message that was read from a stream to the stream, and print a
-    warning. They ignore the exchange and the routing key in the message, which its publisher may have forged, even if
-    the publisher has also forged an offset. With --trust-streams, they publish to this exchange and routing key.
+    warning. Both ignore the exchange and the routing key in the message, which its publisher may have forged, even if
+    the publisher has also forged an offset. With --trust-streams, both publish the message to this exchange and routing
+    key.
     """
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
@@ -233,9 +234,9 @@ def test_cc_and_bcc_of_an_input_message_have_no_effect_if_the_command_line_names
 
 
 def test_a_copy_of_a_message_does_not_have_the_user_id_of_the_original(shell: Shell, broker: TestBroker) -> None:
-    """`send --json` removes the property user_id of a received message. The broker would refuse the message if the
-    user_id names another user, and would vouch for the user_id if a forged one in a stream names the user of `send`. A
-    user_id on the command line is sent.
+    """`send --json` removes the property user_id of a received message. The broker would refuse a message with the
+    user_id of another user. If somebody had forged the user_id of a message in a stream to name the user of `send`, the
+    broker would accept the message, and so vouch for it. A user_id on the command line is sent.
     """
     user = parse_addresses(broker.url)[0].user
     line = {"exchange": "", "routing_key": "jobs", "queue": "s", "redelivered": False, "headers": None, "body": "x"}
