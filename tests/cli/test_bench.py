@@ -125,9 +125,7 @@ def _once_it_runs(tester: Shell, own: EmbeddedBroker, *options: str, then: Calla
 
 
 def _forge(broker: TestBroker) -> int:
-    """Publish messages to the queue of a `bench` run as soon as the queue is declared; return the number of
-    messages.
-    """
+    """Publish messages to the queue of a `bench` run as soon as the queue is declared; return how many."""
     names: list[str] = []
 
     def declared() -> bool:
