@@ -115,9 +115,7 @@ def _queue_of_drill(broker: TestBroker) -> str:
 
 
 def _intrude(broker: TestBroker, queue: str, place: Path) -> None:
-    """Publish messages like those of a drill to the drill's queue, as every client that can write to the queue may
-    do.
-    """
+    """Publish messages like a drill's to the drill's queue, as any client that can write to the queue may do."""
     properties: dict[str, Any] = {"delivery_mode": 2}
     ids = (None, "m-0", "m-20000", "evil", f"m-900 {place}", "\\c")
     bodies = ("message 0", "always fails", "bad data")
