@@ -143,8 +143,8 @@ def test_a_connection_logs_in_and_opens_the_virtual_host(broker: Broker) -> None
 
 @pytest.mark.parametrize(("heartbeat", "expected"), [(0, None), (7, 7000), (None, 60_000)])
 def test_a_heartbeat_of_0_turns_heartbeats_off(broker: Broker, heartbeat: int | None, expected: int | None) -> None:
-    """mqtool sends the heartbeat of the URL to the broker as its idle timeout, in milliseconds, or 60 seconds if the
-    URL has none. With a heartbeat of 0, mqtool sends no idle timeout.
+    """mqtool tells the broker an idle timeout, in milliseconds: the heartbeat of the URL, or 60 seconds if the URL has
+    none. With a heartbeat of 0, mqtool tells the broker no idle timeout.
     """
     broker.connect(opened(), ADDRESS._replace(heartbeat=heartbeat))
     [answer] = performatives(broker.received().partition(AMQP_HEADER)[2])
